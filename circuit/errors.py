@@ -1,0 +1,58 @@
+"""Every error a user can cause, each a sentence that says what to do next.
+
+    PersonaCircuitsError
+    ├── GraphError     a name that is not a node or an edge of this graph
+    ├── ModelError     a model that cannot be loaded, or cannot be decomposed
+    ├── TaskError      a pair file with faults; all of them are listed at once
+    ├── FileError      a circuit file that is not valid, or a path that cannot be used
+    └── OptionError    an option, or a combination of options, that makes no sense
+
+The command line turns these into exit code 2. Anything else is a bug and
+keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = [
+    "FileError",
+    "GraphError",
+    "ModelError",
+    "OptionError",
+    "PersonaCircuitsError",
+    "TaskError",
+    "listed",
+]
+
+
+class PersonaCircuitsError(Exception):
+    """Base of all errors that a user can cause and mend."""
+
+
+class GraphError(PersonaCircuitsError):
+    """A name is not a node or an edge of this graph."""
+
+
+class ModelError(PersonaCircuitsError):
+    """A model cannot be loaded, or cannot be written as a sum of nodes."""
+
+
+class TaskError(PersonaCircuitsError):
+    """A set of prompt pairs cannot be used."""
+
+
+class FileError(PersonaCircuitsError):
+    """A file is not what it should be, or cannot be written."""
+
+
+class OptionError(PersonaCircuitsError):
+    """An option has a value, or stands beside another option, that makes no sense."""
+
+
+def listed(headline: str, faults: Sequence[str], *, most: int = 20) -> str:
+    """One message out of many faults: the headline, a line each, and how many more there are."""
+    shown = [f"  {fault}" for fault in faults[:most]]
+    if len(faults) > most:
+        shown.append(f"  … and {len(faults) - most} more")
+    return "\n".join([headline, *shown])

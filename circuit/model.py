@@ -1,0 +1,492 @@
+"""A transformer written as a sum of nodes. The only module that knows the host library.
+
+TransformerLens' bridge holds the model with its own weights and numerics. This
+module takes each block apart into what an edge needs: the norm before attention,
+the query, key and value projections of each head, the attention itself given
+those three, each head's result, and the MLP. With them
+
+    residual stream = embeddings + sum of head results + attention biases + sum of MLP outputs
+
+and the stream into any head or MLP can be changed on its own. Nothing here
+depends on a model family's name: at load the blocks are put together again and
+must give the host's logits, otherwise the model is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from circuit.errors import ModelError
+from circuit.graph import Graph
+
+__all__ = ["DTYPES", "Block", "Context", "Model", "load_model"]
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+
+
+def load_model(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+) -> Model:
+    """Load a causal language model by hub name or from a local folder, without gradients.
+
+    Parameters
+    ----------
+    name
+        A Hugging Face folder (nothing is fetched) or a hub name such as ``gpt2``.
+    revision
+        Branch, tag or commit on the hub.
+    device
+        ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+    dtype
+        ``float32`` (use it for attribution), ``bfloat16``, ``float16`` or ``float64``.
+
+    Raises
+    ------
+    ModelError
+        The folder holds no model, the hub refuses, the device is absent, or the
+        model cannot be written as a sum of nodes.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    where = _device(device)
+    network, tokenizer = _load_pretrained(str(name), revision, DTYPES[dtype])
+    return wrap_model(network, tokenizer, name=str(name), revision=revision, device=where)
+
+
+def wrap_model(
+    network: Any,
+    tokenizer: Any,
+    *,
+    name: str,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+) -> Model:
+    """A ``Model`` around a Hugging Face causal language model that is already in memory.
+
+    The network is switched to evaluation mode, to eager attention, and its
+    parameters to ``requires_grad=False``.
+
+    Raises:
+        ModelError: it cannot be written as a sum of nodes.
+    """
+    from transformer_lens.model_bridge import TransformerBridge
+
+    _expand_grouped_heads(network)
+    network.eval().requires_grad_(False)
+    try:
+        with _quiet():
+            bridge = TransformerBridge.boot_transformers(
+                name,
+                hf_model=network,
+                tokenizer=tokenizer,
+                device=str(device),
+                dtype=network.dtype,
+            )
+    except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"{name}: TransformerLens cannot hold this model ({_first_line(error)}); "
+            "see its list of supported architectures"
+        ) from error
+    bridge.eval().requires_grad_(False)
+    model = Model(bridge, tokenizer, name, revision)
+    model.check_decomposition()
+    return model
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the host hands to each layer's attention besides the residual stream: masks, rotations."""
+
+    per_layer: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One layer, taken apart. Every function takes any number of rows.
+
+    Shapes: ``W_Q``, ``W_K``, ``W_V`` are ``[head, d_model, d_head]``, ``W_O`` is
+    ``[head, d_head, d_model]``, biases ``[head, d_head]``.
+    """
+
+    bridge: Any
+    layer: int
+    parallel: bool
+    n_heads: int
+    weights: dict[str, Float[Tensor, "head d_model d_head"]] = field(repr=False)
+    biases: dict[str, Float[Tensor, "head d_head"] | None] = field(repr=False)
+    W_O: Float[Tensor, "head d_head d_model"] = field(repr=False)
+
+    def attn_norm(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """The norm before attention; the identity where the model has none."""
+        return _apply(self.bridge, "ln1", x)
+
+    def project(self, slot: str, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos head d_head"]:
+        """Queries, keys or values of all heads from one shared, normed stream."""
+        out = getattr(self.bridge.attn, slot)(normed)
+        return out.unflatten(-1, (self.n_heads, -1)) if out.dim() == 3 else out
+
+    def project_each(
+        self, slot: str, normed: Float[Tensor, "head batch pos d_model"]
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Queries, keys or values where every head reads a normed stream of its own."""
+        heads, batch, pos, d_model = normed.shape
+        out = torch.bmm(normed.reshape(heads, batch * pos, d_model), self.weights[slot])
+        if (bias := self.biases[slot]) is not None:
+            out = out + bias[:, None, :]
+        return out.view(heads, batch, pos, -1).permute(1, 2, 0, 3)
+
+    def attention(
+        self,
+        q: Float[Tensor, "batch pos head d_head"],
+        k: Float[Tensor, "batch pos head d_head"],
+        v: Float[Tensor, "batch pos head d_head"],
+        context: Context,
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """The host's own attention, given q, k, v as projected (before any rotation or q/k norm)."""
+        attn = self.bridge.attn
+        flat = {slot: x.flatten(-2) for slot, x in zip("qkv", (q, k, v), strict=True)}
+        stubs = {getattr(attn, slot): _returning(x) for slot, x in flat.items()}
+        stubs[attn.o] = _identity
+        with _stubbed(stubs):
+            out = attn(hidden_states=flat["q"], **context.per_layer[self.layer])
+        z = out[0] if isinstance(out, tuple) else out
+        return z.unflatten(-1, (self.n_heads, -1))
+
+    def attn_out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
+        """What attention as a whole adds to the stream, its bias and a norm behind it included."""
+        return _apply(self.bridge, "ln1_post", self.bridge.attn.o(z.flatten(-2)))
+
+    def head_results(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head batch pos d_model"]:
+        """What each head adds to the stream; the bias belongs to no head.
+
+        Where a norm follows attention, a head's share is its result after that norm
+        with the scale that the norm has in this run.
+        """
+        batch, pos, heads, d_head = z.shape
+        results = torch.bmm(z.permute(2, 0, 1, 3).reshape(heads, batch * pos, d_head), self.W_O)
+        results = results.view(heads, batch, pos, -1)
+        if "ln1_post" in self.bridge.submodules:
+            results = results * _frozen_gain(self.bridge.ln1_post, self.bridge.attn.o(z.flatten(-2)))
+        return results
+
+    def slot_gradients(
+        self,
+        slot: str,
+        gradient: Float[Tensor, "batch pos head d_head"],
+        x: Float[Tensor, "batch pos d_model"],
+    ) -> Float[Tensor, "head batch pos d_model"]:
+        """Gradients with respect to each head's own stream, from those with respect to its q, k or v.
+
+        W g taken back through the norm before attention, at the stream ``x`` of that run.
+        """
+        batch, pos, heads, d_head = gradient.shape
+        flat = gradient.permute(2, 0, 1, 3).reshape(heads, batch * pos, d_head)
+        normed = torch.bmm(flat, self.weights[slot].transpose(1, 2)).view(heads, batch, pos, -1)
+        if "ln1" not in self.bridge.submodules:
+            return normed
+        with torch.enable_grad():
+            each = x.detach().expand_as(normed).clone().requires_grad_()
+            return torch.autograd.grad(self.attn_norm(each), each, normed)[0]
+
+    def mlp(self, x: Float[Tensor, "*rows pos d_model"]) -> Float[Tensor, "*rows pos d_model"]:
+        """The MLP block from the residual stream to what it adds, its norms included."""
+        has_own_norm = "ln2" in self.bridge.submodules
+        normed = _apply(self.bridge, "ln2", x) if has_own_norm else self.attn_norm(x) if self.parallel else x
+        out = self.bridge.mlp(normed)
+        return _apply(self.bridge, "ln2_post", out[0] if isinstance(out, tuple) else out)
+
+
+class Model:
+    """A causal language model with its graph, its tokenizer and its blocks.
+
+    Built by ``load_model``. ``graph`` gives the nodes, ``blocks`` the layers,
+    ``device`` and ``dtype`` are the weights'.
+    """
+
+    def __init__(self, bridge: Any, tokenizer: Any, name: str, revision: str | None) -> None:
+        config = bridge.cfg
+        parallel = bool(getattr(config, "parallel_attn_mlp", False))
+        self.bridge = bridge
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.graph = Graph(int(config.n_layers), int(config.n_heads), parallel)
+        self.d_model = int(config.d_model)
+        self.n_context = int(getattr(config, "n_ctx", 0) or 0) or None
+        self.blocks = tuple(_take_apart(block, i, self.graph, name) for i, block in enumerate(bridge.blocks))
+        weight = next(bridge.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+
+    def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
+        """The host's own forward pass, no part of this module involved."""
+        with torch.no_grad():
+            return self.bridge.original_model(tokens, use_cache=False).logits
+
+    def start(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Float[Tensor, "batch pos d_model"], Context]:
+        """The stream into the first block, and the context of every layer.
+
+        The host runs with attention and MLPs stubbed to zero, so this costs the
+        embedding and the norms. Rows must have one length and no padding; the
+        context is then that of any one row, and fits any number of them.
+        """
+        first: list[Tensor] = []
+        contexts: list[dict[str, Any]] = []
+
+        def attention_stub(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+            hidden = kwargs.pop("hidden_states", args[0] if args else None)
+            contexts.append(kwargs)
+            return torch.zeros_like(hidden), None
+
+        stubs: dict[Any, Callable[..., Any]] = {self.bridge.ln_final: _stop}
+        for block in self.blocks:
+            stubs |= {block.bridge.attn: attention_stub, block.bridge.mlp: torch.zeros_like}
+        hook = self.bridge.blocks[0].hook_in.register_forward_hook(lambda _m, _i, out: first.append(out))
+        try:
+            with _stubbed(stubs), torch.no_grad():
+                for part in (tokens, tokens[:1]):
+                    contexts.clear()
+                    with contextlib.suppress(_Stop):
+                        self.bridge.original_model(part, use_cache=False)
+        finally:
+            hook.remove()
+        return first[0], Context(tuple(contexts))
+
+    def unembed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        """Final norm and unembedding, with the host's soft cap if it has one."""
+        logits = self.bridge.unembed(self.bridge.ln_final(resid))
+        cap = getattr(_text_config(self.bridge.original_model.config), "final_logit_softcapping", None)
+        return cap * torch.tanh(logits / cap) if cap else logits
+
+    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
+        """The same logits as ``logits``, from the parts."""
+        resid, context = self.start(tokens)
+        for block in self.blocks:
+            normed = block.attn_norm(resid)
+            z = block.attention(*(block.project(slot, normed) for slot in "qkv"), context)
+            attn = block.attn_out(z)
+            mlp = block.mlp(resid if block.parallel else resid + attn)
+            resid = resid + attn + mlp
+        return self.unembed(resid)
+
+    def check_decomposition(self) -> None:
+        """Put the parts together and compare with the host.
+
+        Raises:
+            ModelError: the logits differ by more than the format's rounding explains.
+        """
+        vocab = int(self.bridge.cfg.d_vocab)
+        generator = torch.Generator().manual_seed(0)
+        length = min(8, self.n_context or 8)
+        tokens = torch.randint(0, vocab, (2, length), generator=generator).to(self.device)
+        bound = {torch.float32: 2e-4, torch.float64: 2e-4}.get(self.dtype, 0.1)
+        try:
+            with torch.no_grad():
+                host, ours = self.logits(tokens), self.forward(tokens)
+        except (RuntimeError, AttributeError, TypeError, IndexError) as error:
+            raise ModelError(
+                f"{self.name}: the blocks of this architecture cannot be taken apart into heads and MLPs "
+                f"({_first_line(error)})"
+            ) from error
+        gap = float((host - ours).abs().max() / host.abs().max().clamp(min=1.0))
+        if not gap <= bound:
+            raise ModelError(
+                f"{self.name}: put together from heads and MLPs the model gives other logits than it does as a "
+                f"whole (relative difference {gap:.2g}, allowed {bound:.2g}); its residual stream is not a plain "
+                "sum of nodes, so circuits in it would be wrong"
+            )
+
+
+def _take_apart(block: Any, layer: int, graph: Graph, name: str) -> Block:
+    parts = set(block.submodules)
+    lacking = {"attn", "mlp"} - parts
+    if lacking or not all(hasattr(block.attn, part) for part in "qkvo"):
+        what = " and ".join(sorted(lacking)) or "separate q, k, v and o projections"
+        raise ModelError(
+            f"{name}: layer {layer} has no {what}; circuits need a transformer in which every layer has "
+            "attention with heads and an MLP"
+        )
+    attn = block.attn
+    biases = {slot: _head_bias(attn, slot, graph.n_heads) for slot in "qkv"}
+    weights = {"q": attn.W_Q, "k": attn.W_K, "v": attn.W_V}
+    if any(weight.shape[0] != graph.n_heads for weight in weights.values()):
+        raise ModelError(
+            f"{name}: layer {layer} has {weights['k'].shape[0]} key-value heads for {graph.n_heads} query heads "
+            "and they could not be expanded to one each"
+        )
+    return Block(block, layer, graph.parallel, graph.n_heads, weights, biases, attn.W_O.contiguous())
+
+
+def _head_bias(attn: Any, slot: str, n_heads: int) -> Tensor | None:
+    bias = getattr(getattr(attn, slot), "bias", None)
+    return None if bias is None else bias.view(n_heads, -1)
+
+
+def _apply(bridge: Any, norm: str, x: Tensor) -> Tensor:
+    return getattr(bridge, norm)(x) if norm in bridge.submodules else x
+
+
+def _frozen_gain(norm: Any, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+    """The factor by which a root-mean-square norm multiplies each coordinate of ``x``.
+
+    Such a norm is r(x) w x with one number r per row. Its weight w is what it gives
+    for a large constant vector; r is then the exact ratio of two parallel vectors.
+    """
+    weight = norm(torch.full_like(x[..., :1, :].reshape(-1, x.shape[-1])[:1], 1e4)).view(-1)
+    direction = weight * x
+    scale = (norm(x) * direction).sum(-1, keepdim=True) / direction.square().sum(-1, keepdim=True)
+    return scale * weight
+
+
+class _Stop(Exception):
+    """Ends the host's forward pass once the context is known."""
+
+
+def _stop(*_: Any, **__: Any) -> None:
+    raise _Stop
+
+
+def _identity(x: Tensor, *_: Any, **__: Any) -> Tensor:
+    return x
+
+
+def _returning(x: Tensor) -> Callable[..., Tensor]:
+    return lambda *_, **__: x
+
+
+@contextlib.contextmanager
+def _stubbed(stubs: dict[Any, Callable[..., Any]]) -> Iterator[None]:
+    """Put other functions in the place of modules' ``forward``, and take them out again."""
+    try:
+        for module, stub in stubs.items():
+            module.__dict__["forward"] = stub
+        yield
+    finally:
+        for module in stubs:
+            module.__dict__.pop("forward", None)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {name!r} cannot be used here ({_first_line(error)}); use --device auto or cpu"
+        ) from error
+    return device
+
+
+def _load_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    local = Path(name).is_dir()
+    if local:
+        _check_folder(Path(name))
+    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"model folder {name} does not exist; give a Hugging Face folder or a hub name such as gpt2")
+    options = {"revision": revision, "local_files_only": local}
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            network = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, attn_implementation="eager", **options
+            )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        source = "the folder" if local else "the hub (or its local cache)"
+        raise ModelError(f"model {name} cannot be loaded from {source}: {_first_line(error)}") from error
+    return network, tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"model folder {folder} has no config.json; expected a Hugging Face model folder")
+    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+        raise ModelError(
+            f"model folder {folder} has a config.json but no weights; expected model.safetensors "
+            "(or shards with an index) beside it"
+        )
+
+
+def _expand_grouped_heads(network: Any) -> None:
+    """Give every query head its own copy of its group's key and value weights: the same function, plain heads."""
+    config = _text_config(network.config)
+    heads = getattr(config, "num_attention_heads", None)
+    groups = getattr(config, "num_key_value_heads", None)
+    if not heads or not groups or groups == heads:
+        return
+    repeat = heads // groups
+    for module in network.modules():
+        if getattr(module, "num_key_value_groups", 1) == 1 or not hasattr(module, "k_proj"):
+            continue
+        for projection in (module.k_proj, module.v_proj):
+            _repeat_rows(projection, groups, repeat)
+        norm = getattr(module, "k_norm", None)
+        if norm is not None and getattr(norm, "weight", None) is not None and norm.weight.numel() > module.head_dim:
+            norm.weight = torch.nn.Parameter(_repeated(norm.weight, groups, repeat))
+        module.num_key_value_groups = 1
+    config.num_key_value_heads = heads
+
+
+def _repeat_rows(linear: Any, groups: int, repeat: int) -> None:
+    linear.weight = torch.nn.Parameter(_repeated(linear.weight, groups, repeat))
+    linear.out_features = linear.weight.shape[0]
+    if linear.bias is not None:
+        linear.bias = torch.nn.Parameter(_repeated(linear.bias, groups, repeat))
+
+
+def _repeated(weight: Tensor, groups: int, repeat: int) -> Tensor:
+    return weight.detach().unflatten(0, (groups, -1)).repeat_interleave(repeat, dim=0).flatten(0, 1).contiguous()
+
+
+def _text_config(config: Any) -> Any:
+    return getattr(config, "text_config", None) or config
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The libraries' notes and progress bars are not the user's concern while a model loads."""
+    import warnings
+
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    root_level = logging.root.manager.disable
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(root_level)
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0]
+    return line if len(line) <= 200 else line[:199] + "…"

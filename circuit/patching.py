@@ -1,0 +1,255 @@
+"""The plain forward pass, node by node, and the patched one: the model with a set of edges corrupted.
+
+Everything that asks "what if this edge carried the other prompt's value" comes
+here. The stream into slot d is
+
+    x_d = resid_d + sum over cut edges s->d of (ablated_s - current_s)
+
+or, where fewer edges are kept than cut, the same from the other side
+
+    x_d = ablated resid_d + sum over kept edges s->d of (current_s - ablated_s)
+
+so the full circuit gives the clean logits and the empty circuit the corrupt ones.
+Many circuits run in one pass. Layers before the first cut edge are those of the
+clean run and are not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from circuit.graph import SLOTS
+from circuit.model import Block, Context, Model
+from circuit.task import Batch
+from metrics import Metric, Targets
+
+__all__ = ["Prepared", "Progress", "Run", "measure", "patched_logits", "prepare", "run", "targets_of"]
+
+Progress = Callable[[int, int], None]
+"""Called with the work done and the work there is; never called from another thread."""
+
+MASK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one forward pass leaves behind.
+
+    ``streams[l]`` enters layer l's attention and ``streams[-1]`` the final norm,
+    ``mids[l]`` enters layer l's MLP, each ``[batch, pos, d_model]``; ``qkv[l]`` are
+    the projections, each ``[batch, pos, head, d_head]``; ``contributions`` is what
+    every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into
+    the first block: the positions in it cancel in differences), without gradient;
+    ``logits`` are those of the last position, ``[batch, vocab]``.
+    """
+
+    streams: tuple[Tensor, ...]
+    mids: tuple[Tensor, ...]
+    qkv: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    contributions: Float[Tensor, "src batch pos d_model"]
+    logits: Float[Tensor, "batch vocab"]
+    context: Context
+
+
+def run(
+    model: Model,
+    embedded: Float[Tensor, "batch pos d_model"],
+    context: Context,
+) -> Run:
+    """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is."""
+    graph = model.graph
+    contributions = embedded.new_empty(graph.n_src, *embedded.shape, requires_grad=False)
+    contributions[0] = embedded.detach()
+    resid, streams, mids, qkv = embedded, [], [], []
+    for block in model.blocks:
+        normed = block.attn_norm(resid)
+        q, k, v = (block.project(slot, normed) for slot in SLOTS)
+        z = block.attention(q, k, v, context)
+        after = resid + block.attn_out(z)
+        # A view is a tensor of its own to autograd: its gradient is the MLP's path alone, without the skip.
+        mid = resid.view_as(resid) if block.parallel else after.view_as(after)
+        mlp = block.mlp(mid)
+        with torch.no_grad():
+            contributions[graph.heads_of(block.layer)] = block.head_results(z)
+            contributions[graph.mlp_of(block.layer)] = mlp
+        streams.append(resid)
+        mids.append(mid)
+        qkv.append((q, k, v))
+        resid = after + mlp
+    return Run((*streams, resid), tuple(mids), tuple(qkv), contributions, model.unembed(resid[:, -1]), context)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A batch with its clean and its corrupt run, and what its prompts are measured against."""
+
+    batch: Batch
+    clean: Run
+    corrupt: Run
+    targets: Targets
+
+
+def prepare(model: Model, batch: Batch) -> Prepared:
+    """Two forward passes: the clean and the corrupt prompts of a batch."""
+    with torch.no_grad():
+        clean, corrupt = (run(model, *model.start(tokens)) for tokens in (batch.clean, batch.corrupt))
+    return Prepared(batch, clean, corrupt, targets_of(batch, clean.logits))
+
+
+def targets_of(batch: Batch, reference: Float[Tensor, "batch vocab"]) -> Targets:
+    """The batch's answers, with the whole model's logits on the clean prompts as reference."""
+    return Targets(batch.answers, batch.wrong_answers, reference.detach())
+
+
+def measure(
+    model: Model,
+    prepared: Iterable[Prepared],
+    masks: Sequence[np.ndarray],
+    metric: Metric,
+    *,
+    progress: Progress | None = None,
+    max_bytes: int = MASK_BYTES,
+) -> Float[np.ndarray, "mask row"]:
+    """The metric of every row under every circuit.
+
+    Parameters
+    ----------
+    prepared
+        Batches; each is used once, so a generator keeps only one of them in memory.
+    masks
+        Kept edges of each circuit, bool ``[n_src, n_dst]``.
+    max_bytes
+        Bound on the node contributions held at a time; circuits that share a pass are
+        as many as fit.
+
+    Returns
+    -------
+    float64 array ``[mask, row]``, columns in the order of the rows' ``index``.
+    """
+    columns: dict[int, np.ndarray] = {}
+    for item in prepared:
+        values = [
+            metric(logits, item.targets).double().cpu().numpy()
+            for chunk in _chunks(masks, _masks_per_pass(model, item, max_bytes))
+            for logits in patched_logits(model, item, _mask_tensor(chunk, model))
+        ]
+        columns |= dict(zip(item.batch.indices, np.stack(values).T, strict=True))
+        if progress is not None:
+            progress(len(columns), len(columns))
+    return np.stack([columns[index] for index in sorted(columns)], axis=1)
+
+
+def patched_logits(
+    model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]
+) -> Float[Tensor, "mask batch vocab"]:
+    """Logits at the last position with every edge that is not kept carrying the corrupt run's value."""
+    with torch.no_grad():
+        walk = _Walk(model, item, kept)
+        for block in model.blocks[walk.first_layer :]:
+            walk.through(block)
+        return model.unembed(walk.output())
+
+
+class _Walk:
+    """The state of a patched pass: the current streams and, per source, ablated minus current."""
+
+    def __init__(self, model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]) -> None:
+        graph = model.graph
+        valid = torch.from_numpy(graph.valid.copy()).to(kept.device)
+        self.graph, self.item = graph, item
+        self.kept, self.cut = kept & valid, ~kept & valid
+        self.first_layer = self._first_cut_layer()
+        self.n_masks = len(kept)
+        start = item.clean.streams[self.first_layer]
+        self.n_shared = 1 + self.first_layer * (graph.n_heads + 1)
+        self.shared = (item.corrupt.contributions[: self.n_shared] - item.clean.contributions[: self.n_shared]).flatten(1)
+        self.own = start.new_empty(self.n_masks, graph.n_src - self.n_shared, start.numel())
+        self.shape = start.shape
+        self.resid = start.expand(self.n_masks, *self.shape)
+
+    def _first_cut_layer(self) -> int:
+        cut_slots = self.cut.any(dim=0).any(dim=0).nonzero()
+        return self.graph.slot_layer(int(cut_slots[0])) if len(cut_slots) else self.graph.n_layers
+
+    def through(self, block: Block) -> None:
+        """One layer: every head and the MLP read their own streams, and write."""
+        graph, item, layer = self.graph, self.item, block.layer
+        q, k, v = (self._project(block, i, slot) for i, slot in enumerate(SLOTS))
+        z = block.attention(q, k, v, item.clean.context)
+        results = block.head_results(z).unflatten(1, (self.n_masks, -1)).transpose(0, 1)
+        self._write(graph.heads_of(layer), results)
+        after = self.resid + block.attn_out(z).unflatten(0, (self.n_masks, -1))
+        slot = graph.mlp_slot_of(layer)
+        stream = self.resid if block.parallel else after
+        read = self._read(slice(slot, slot + 1), stream, item.corrupt.mids[layer])
+        mlp = block.mlp(stream if read is None else read[:, 0])
+        place = graph.mlp_of(layer)
+        self._write(slice(place, place + 1), mlp[:, None])
+        self.resid = after + mlp
+
+    def output(self) -> Float[Tensor, "mask batch d_model"]:
+        """The stream into the final norm at the last position."""
+        place = self.graph.n_dst - 1
+        read = self._read(slice(place, place + 1), self.resid, self.item.corrupt.streams[-1])
+        return (self.resid if read is None else read[:, 0])[:, :, -1]
+
+    def _project(self, block: Block, index: int, slot: str) -> Float[Tensor, "rows pos head d_head"]:
+        start = self.graph.head_slots_of(block.layer).start + index * self.graph.n_heads
+        slots = slice(start, start + self.graph.n_heads)
+        read = self._read(slots, self.resid, self.item.corrupt.streams[block.layer])
+        if read is None:
+            return block.project(slot, block.attn_norm(self.resid.flatten(0, 1)))
+        return block.project_each(slot, block.attn_norm(read).transpose(0, 1).flatten(1, 2))
+
+    def _read(
+        self, slots: slice, resid: Float[Tensor, "mask batch pos d_model"], ablated: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "mask slot batch pos d_model"] | None:
+        """The streams into some slots, from the side with fewer terms; None where nothing is cut."""
+        n = self.graph.n_reaching(slots.start)
+        cut, kept = self.cut[:, :n, slots], self.kept[:, :n, slots]
+        if not bool(cut.any()):
+            return None
+        if int(kept.sum()) < int(cut.sum()):
+            return ablated - self._sum(kept)
+        return resid[:, None] + self._sum(cut)
+
+    def _sum(self, chosen: Bool[Tensor, "mask src slot"]) -> Float[Tensor, "mask slot batch pos d_model"]:
+        """Sum over the chosen edges of ablated minus current, sources that no edge chooses left out."""
+        weights = chosen.transpose(1, 2).to(self.shared.dtype)
+        masks, slots, n = weights.shape
+        n_shared = min(n, self.n_shared)
+        total = (weights[..., :n_shared].reshape(masks * slots, n_shared) @ self.shared[:n_shared]).view(masks, slots, -1)
+        used = chosen[:, n_shared:].any(dim=2).any(dim=0).nonzero()[:, 0]
+        if len(used):
+            all_used = len(used) == n - n_shared
+            own = self.own[:, : n - n_shared] if all_used else self.own[:, used]
+            total = torch.baddbmm(total, weights[..., n_shared:][..., used], own)
+        return total.view(masks, slots, *self.shape)
+
+    def _write(self, sources: slice, values: Float[Tensor, "mask src batch pos d_model"]) -> None:
+        here = slice(sources.start - self.n_shared, sources.stop - self.n_shared)
+        ablated = self.item.corrupt.contributions[sources]
+        torch.sub(ablated, values, out=self.own[:, here].unflatten(-1, self.shape))
+
+
+def _masks_per_pass(model: Model, item: Prepared, max_bytes: int) -> int:
+    stream = item.clean.streams[0]
+    per_mask = (model.graph.n_src + 6 * model.graph.n_heads) * stream.numel() * stream.element_size()
+    return max(1, max_bytes // per_mask)
+
+
+def _chunks(masks: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    items = iter(masks)
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _mask_tensor(masks: Sequence[np.ndarray], model: Model) -> Bool[Tensor, "mask src dst"]:
+    return torch.from_numpy(np.stack(masks)).to(model.device)

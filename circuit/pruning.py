@@ -1,0 +1,226 @@
+"""From scores, or from the model itself, to a circuit.
+
+    threshold    keep |score| >= tau
+    top-n        keep the n largest |score| (or, signed, the n largest scores)
+    greedy       grow backward from logits, best edge first, so that the circuit is connected
+    acdc         try to remove every edge in reverse topological order, keep those that matter
+                 (Conmy et al. 2023, arXiv:2304.14997)
+    eap-acdc     threshold first, then ACDC on what is left, with the same tau on both
+
+After each of them dead ends are dropped to a fixed point; the result may be empty.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuit.errors import OptionError
+from circuit.graph import SLOTS, Graph
+from circuit.model import Model
+from circuit.patching import Prepared, Progress, measure
+from circuit.scores import Scores
+from circuit.subgraph import Circuit
+from metrics import METRICS, Metric
+
+__all__ = ["PRUNERS", "AcdcResult", "acdc", "greedy", "threshold", "top_n"]
+
+PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc")
+
+
+def threshold(scores: Scores, tau: float) -> Circuit:
+    """The edges with ``|score| >= tau``, in the metric's units.
+
+    Raises:
+        OptionError: ``tau`` is negative or not a number.
+    """
+    check_tau(tau)
+    return Circuit(scores.graph, (np.abs(scores.values) >= tau) & scores.graph.valid).without_dead_ends()
+
+
+def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
+    """The ``n`` edges with the largest |score|; ties go to the earlier edge.
+
+    ``signed`` takes the most negative scores first instead: those whose corruption
+    lowers the metric, the order of MIB's CPR numbers (arXiv:2504.13151) in our sign.
+
+    Raises:
+        OptionError: ``n`` is not between 1 and the number of edges.
+    """
+    _check_n(n, scores.graph)
+    src, dst = np.nonzero(scores.graph.valid)
+    strength = _strength(scores, signed)[src, dst]
+    order = np.lexsort((src, dst, -strength))[:n]
+    mask = np.zeros_like(scores.graph.valid)
+    mask[src[order], dst[order]] = True
+    return Circuit(scores.graph, mask).without_dead_ends()
+
+
+def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
+    """``n`` edges grown backward from ``logits``, always the strongest that the circuit can use next.
+
+    An edge can be used once its destination is ``logits`` or a node that already
+    writes into the circuit. What does not reach back to ``input`` is dropped at the
+    end, so that the circuit may hold fewer than ``n`` edges.
+
+    Raises:
+        OptionError: ``n`` is not between 1 and the number of edges.
+    """
+    graph = scores.graph
+    _check_n(n, graph)
+    strength = _strength(scores, signed)
+    mask = np.zeros_like(graph.valid)
+    slots_of = _slots_by_source(graph)
+    seen = np.zeros(graph.n_src, dtype=bool)
+    heap = _candidates(graph, strength, [graph.n_dst - 1])
+    heapq.heapify(heap)
+    while heap and n:
+        _, dst, src = heapq.heappop(heap)
+        mask[src, dst] = True
+        n -= 1
+        if not seen[src]:
+            seen[src] = True
+            for candidate in _candidates(graph, strength, slots_of[src]):
+                heapq.heappush(heap, candidate)
+    return Circuit(graph, mask).without_dead_ends()
+
+
+@dataclass(frozen=True)
+class AcdcResult:
+    """A circuit and what finding it cost.
+
+    ``passes`` are patched passes over all prompts, ``evaluated`` the candidate
+    circuits in them and ``wasted`` those whose assumption did not hold. ``changes``
+    holds, per edge tried, the change that its removal made when it was tried
+    (``nan`` for edges not tried).
+    """
+
+    circuit: Circuit
+    changes: np.ndarray
+    passes: int
+    evaluated: int
+    wasted: int
+
+
+def acdc(
+    model: Model,
+    prepared: Sequence[Prepared],
+    metric: Metric,
+    tau: float,
+    *,
+    start: Circuit | None = None,
+    candidates: int = 1,
+    progress: Progress | None = None,
+) -> AcdcResult:
+    """Remove every edge whose removal changes the metric by less than ``tau``.
+
+    Edges are tried by slot in reverse topological order and, within a slot, from the
+    last source to the first. With ``kl`` an edge goes iff KL(full || C without it) -
+    KL(full || C) < tau; with any other metric iff the absolute change is < tau (the
+    signed rule would optimise the metric instead of explaining the model).
+
+    ``candidates`` edges of one slot are tried per pass, each under the assumption
+    that those before it are removed; decisions up to and including the first that
+    must stay are valid, the rest is tried again. The circuit is the same for any number.
+
+    Raises:
+        OptionError: ``tau`` is negative or not a number, or ``candidates`` is below one.
+    """
+    check_tau(tau)
+    if candidates < 1:
+        raise OptionError(f"ACDC needs at least one candidate a pass, got {candidates}")
+    mask = (start or Circuit.full(model.graph)).mask.copy()
+    search = _AcdcSearch(model, prepared, metric, tau, mask, candidates)
+    search.run(progress)
+    circuit = Circuit(model.graph, mask).without_dead_ends()
+    return AcdcResult(circuit, search.changes, search.passes, search.evaluated, search.wasted)
+
+
+class _AcdcSearch:
+    """The running state of ACDC; ``mask`` is the circuit so far and is changed in place."""
+
+    def __init__(
+        self,
+        model: Model,
+        prepared: Sequence[Prepared],
+        metric: Metric,
+        tau: float,
+        mask: np.ndarray,
+        candidates: int,
+    ) -> None:
+        self.model, self.prepared, self.metric, self.tau = model, prepared, metric, tau
+        self.mask, self.candidates = mask, candidates
+        self.changes = np.full(mask.shape, np.nan)
+        self.passes = self.evaluated = self.wasted = 0
+        self.current = self._values([mask])[0]
+
+    def run(self, progress: Progress | None) -> None:
+        total, done = int(self.mask.sum()), 0
+        for slot in reversed(range(self.mask.shape[1])):
+            todo = [int(src) for src in np.flatnonzero(self.mask[:, slot])[::-1]]
+            while todo:
+                decided = self._decide(slot, todo[: self.candidates])
+                todo = todo[decided:]
+                done += decided
+                if progress is not None:
+                    progress(done, total)
+
+    def _decide(self, slot: int, sources: Sequence[int]) -> int:
+        """Try some edges of one slot at once; the number of decisions that hold."""
+        trials = []
+        for i in range(len(sources)):
+            trial = self.mask.copy()
+            trial[list(sources[: i + 1]), slot] = False
+            trials.append(trial)
+        values = self._values(trials)
+        for i, src in enumerate(sources):
+            change = self._change(values[i])
+            self.changes[src, slot] = change
+            if not change < self.tau:
+                self.wasted += len(sources) - i - 1
+                return i + 1
+            self.mask[src, slot] = False
+            self.current = values[i]
+        return len(sources)
+
+    def _values(self, masks: Sequence[np.ndarray]) -> np.ndarray:
+        self.passes += 1
+        self.evaluated += len(masks)
+        return measure(self.model, self.prepared, masks, self.metric).mean(axis=1)
+
+    def _change(self, value: float) -> float:
+        # The metric is -KL, so a growing divergence is a falling metric.
+        change = self.current - value
+        return float(change if self.metric is METRICS["kl"] else abs(change))
+
+
+def check_tau(tau: float) -> None:
+    """Raise ``OptionError`` unless ``tau`` is a finite number that is not negative."""
+    if not (math.isfinite(tau) and tau >= 0):
+        raise OptionError(f"threshold must be a number that is not negative, got {tau}")
+
+
+def _check_n(n: int, graph: Graph) -> None:
+    if not 1 <= n <= graph.n_edges:
+        raise OptionError(f"the number of edges to keep must be from 1 to {graph.n_edges}, got {n}")
+
+
+def _strength(scores: Scores, signed: bool) -> np.ndarray:
+    return -scores.values if signed else np.abs(scores.values)
+
+
+def _slots_by_source(graph: Graph) -> list[list[int]]:
+    slots: list[list[int]] = [[]]
+    for layer in range(graph.n_layers):
+        first = graph.head_slots_of(layer).start
+        slots += [[first + i * graph.n_heads + head for i in range(len(SLOTS))] for head in range(graph.n_heads)]
+        slots.append([graph.mlp_slot_of(layer)])
+    return slots
+
+
+def _candidates(graph: Graph, strength: np.ndarray, slots: Sequence[int]) -> list[tuple[float, int, int]]:
+    return [(-strength[src, dst], dst, src) for dst in slots for src in range(graph.n_reaching(dst))]

@@ -1,0 +1,60 @@
+"""Scores: one number per edge, the effect on the metric of corrupting that edge alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuit.errors import GraphError
+from circuit.graph import Edge, Graph
+
+__all__ = ["Scores"]
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """``values[src, dst]`` is m(edge corrupted) - m(clean), or an estimate of it, in metric units.
+
+    float64, shape ``[n_src, n_dst]``, zero where there is no edge, read-only. A
+    score above zero means that corrupting the edge raises the metric; as persona
+    metrics are higher for the clean prompt's persona, edges that carry it are negative.
+    """
+
+    graph: Graph
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        values = np.array(self.values, dtype=np.float64)
+        if values.shape != self.graph.valid.shape:
+            raise GraphError(f"scores of shape {values.shape}, expected {self.graph.valid.shape}")
+        values[~self.graph.valid] = 0.0
+        if not np.isfinite(values).all():
+            src, dst = np.argwhere(~np.isfinite(values))[0]
+            raise GraphError(
+                f"the score of {self.graph.edge(src, dst)} is {values[src, dst]}; scores must be finite. "
+                "Load the model in float32 if it ran in a shorter format"
+            )
+        values.setflags(write=False)
+        object.__setattr__(self, "values", values)
+
+    def __getitem__(self, edge: Edge | str) -> float:
+        return float(self.values[self.graph.index(edge)])
+
+    @classmethod
+    def of(cls, graph: Graph, scores: Mapping[str, float]) -> Scores:
+        """Scores from a mapping of edge names to numbers; edges that are not named score zero."""
+        values = np.zeros(graph.valid.shape)
+        for name, score in scores.items():
+            values[graph.index(name)] = score
+        return cls(graph, values)
+
+    def as_dict(self) -> dict[str, float]:
+        """Edge names to scores, for every edge of the graph."""
+        return {str(edge): self[edge] for edge in self.graph.edges()}
+
+    def of_nodes(self) -> dict[str, float]:
+        """Node scores: the sum over a source's outgoing edges."""
+        sums = self.values.sum(axis=1)
+        return {str(node): float(total) for node, total in zip(self.graph.src_nodes, sums, strict=True)}

@@ -1,0 +1,163 @@
+"""A circuit: the set of edges of a graph that is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+import numpy as np
+
+from circuit.errors import GraphError
+from circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
+from circuit.scores import Scores
+
+__all__ = ["Circuit", "from_networkx", "to_networkx"]
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """The kept edges of ``graph``; ``mask`` is bool, shape ``[n_src, n_dst]``, read-only."""
+
+    graph: Graph
+    mask: np.ndarray
+
+    def __post_init__(self) -> None:
+        mask = np.array(self.mask, dtype=bool)
+        if mask.shape != self.graph.valid.shape:
+            raise GraphError(f"circuit mask of shape {mask.shape}, expected {self.graph.valid.shape}")
+        if (mask & ~self.graph.valid).any():
+            src, dst = np.argwhere(mask & ~self.graph.valid)[0]
+            raise GraphError(f"circuit keeps {self.graph.edge(src, dst)}, which is not an edge of this graph")
+        mask.setflags(write=False)
+        object.__setattr__(self, "mask", mask)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Circuit)
+            and self.graph == other.graph
+            and bool((self.mask == other.mask).all())
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.graph, self.mask.tobytes()))
+
+    def __len__(self) -> int:
+        return int(self.mask.sum())
+
+    @classmethod
+    def full(cls, graph: Graph) -> Circuit:
+        """Every edge."""
+        return cls(graph, graph.valid)
+
+    @classmethod
+    def empty(cls, graph: Graph) -> Circuit:
+        """No edge."""
+        return cls(graph, np.zeros_like(graph.valid))
+
+    @classmethod
+    def of(cls, graph: Graph, edges: Iterable[Edge | str]) -> Circuit:
+        """The circuit of the given edges.
+
+        Raises:
+            GraphError: an edge is not in the graph.
+        """
+        mask = np.zeros_like(graph.valid)
+        for edge in edges:
+            mask[graph.index(edge)] = True
+        return cls(graph, mask)
+
+    def edges(self) -> list[Edge]:
+        """The kept edges, by slot in topological order, then by source."""
+        return [self.graph.edge(src, dst) for dst, src in np.argwhere(self.mask.T)]
+
+    def nodes(self) -> list[Node]:
+        """The nodes at either end of a kept edge: sources in order, ``logits`` last."""
+        ends = {end for edge in self.edges() for end in (edge.src, edge.dst)}
+        return [node for node in (*self.graph.src_nodes, LOGITS) if node in ends]
+
+    def src_names(self) -> list[str]:
+        """What ``real_circuits_1.json`` lists: ``input`` first, then the kept sources in order."""
+        return ["input", *(str(node) for node in self.nodes() if node not in (INPUT, LOGITS))]
+
+    def complement(self) -> Circuit:
+        """The edges of the graph that are not kept."""
+        return Circuit(self.graph, self.graph.valid & ~self.mask)
+
+    def without_dead_ends(self) -> Circuit:
+        """Drop nodes without an in-edge or an out-edge and edges without an end, to a fixed point.
+
+        What is left lies on a path from ``input`` to ``logits``; it may be empty.
+        """
+        mask = self.mask.copy()
+        while True:
+            alive = _live_sources(self.graph, mask)
+            pruned = mask & alive[:, None] & _slots_of(self.graph, alive)[None, :]
+            if (pruned == mask).all():
+                return Circuit(self.graph, pruned)
+            mask = pruned
+
+
+def _live_sources(graph: Graph, mask: np.ndarray) -> np.ndarray:
+    """Sources that are read by something and, but for ``input``, read something themselves."""
+    read = np.zeros(graph.n_src, dtype=bool)
+    read[0] = True
+    slot_read = mask.any(axis=0)
+    for layer in range(graph.n_layers):
+        heads = slot_read[graph.head_slots_of(layer)].reshape(len(SLOTS), graph.n_heads)
+        read[graph.heads_of(layer)] = heads.any(axis=0)
+        read[graph.mlp_of(layer)] = slot_read[graph.mlp_slot_of(layer)]
+    return read & mask.any(axis=1)
+
+
+def _slots_of(graph: Graph, alive: np.ndarray) -> np.ndarray:
+    """Slots of the given sources, and ``logits``; bool, shape ``[n_dst]``."""
+    slots = np.ones(graph.n_dst, dtype=bool)
+    for layer in range(graph.n_layers):
+        slots[graph.head_slots_of(layer)] = np.tile(alive[graph.heads_of(layer)], len(SLOTS))
+        slots[graph.mlp_slot_of(layer)] = alive[graph.mlp_of(layer)]
+    return slots
+
+
+def to_networkx(circuit: Circuit, scores: Scores | None = None) -> nx.DiGraph:
+    """The circuit as a directed graph over node names.
+
+    A DiGraph holds one edge per pair of nodes, so the slots of a head are
+    attributes of it: ``slots`` is such as ``"qk"`` (empty where the destination is
+    no head) and the scores are ``score_q``, ``score_k``, ``score_v`` or ``score``.
+    ``weight`` is the largest absolute score, 1 without scores. The graph's own
+    attributes hold the shape, so that ``from_networkx`` needs nothing else.
+    """
+    graph = circuit.graph
+    result = nx.DiGraph(n_layers=graph.n_layers, n_heads=graph.n_heads, parallel=graph.parallel)
+    for node in circuit.nodes():
+        result.add_node(str(node), kind=node.kind, layer=node.layer, head=node.head)
+    for edge in circuit.edges():
+        data = result.get_edge_data(str(edge.src), str(edge.dst)) or {"slots": "", "weight": 0.0}
+        data["slots"] += edge.slot or ""
+        if scores is not None:
+            score = scores[edge]
+            data[f"score_{edge.slot}" if edge.slot else "score"] = score
+            data["weight"] = max(data["weight"], abs(score))
+        else:
+            data["weight"] = 1.0
+        result.add_edge(str(edge.src), str(edge.dst), **data)
+    return result
+
+
+def from_networkx(graph: nx.DiGraph) -> Circuit:
+    """The circuit that ``to_networkx`` made this graph of.
+
+    Raises:
+        GraphError: the shape is missing, or an edge is not in the graph.
+    """
+    missing = {"n_layers", "n_heads", "parallel"} - set(graph.graph)
+    if missing:
+        raise GraphError(f"the networkx graph lacks the attributes {', '.join(sorted(missing))}")
+    shape = graph.graph
+    names = [
+        f"{src}->{dst}<{slot}>" if slot else f"{src}->{dst}"
+        for src, dst, slots in graph.edges(data="slots")
+        for slot in (slots or [""])
+    ]
+    return Circuit.of(Graph(int(shape["n_layers"]), int(shape["n_heads"]), bool(shape["parallel"])), names)
