@@ -62,9 +62,7 @@ def score(
     raise OptionError(f"method {method!r} is not one of {', '.join(METHODS)}")
 
 
-def eap(
-    model: Model, batches: Sequence[Batch], metric: Metric, *, progress: Progress | None = None
-) -> Scores:
+def eap(model: Model, batches: Sequence[Batch], metric: Metric, *, progress: Progress | None = None) -> Scores:
     """Edge attribution patching: two forward passes and one backward pass for all edges.
 
     Raises:
@@ -124,9 +122,7 @@ def eap_ig(
     return Scores(model.graph, total / _n_rows(batches))
 
 
-def exact(
-    model: Model, batches: Sequence[Batch], metric: Metric, *, progress: Progress | None = None
-) -> Scores:
+def exact(model: Model, batches: Sequence[Batch], metric: Metric, *, progress: Progress | None = None) -> Scores:
     """m(edge corrupted) - m(clean) for every edge, by a patched pass from the edge's layer on."""
     graph = model.graph
     total, done = np.zeros(graph.valid.shape), 0

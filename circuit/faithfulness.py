@@ -10,15 +10,15 @@ to one pair: they are averaged first and resampled together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from circuit.graph import Graph
 from circuit.model import Model
-from circuit.patching import Prepared, Progress, measure
-from circuit.pruning import greedy
-from circuit.attribution import random_scores
+from circuit.patching import Prepared, measure
+from circuit.pruning import slots_by_source
 from circuit.subgraph import Circuit
 from metrics import Metric
 
@@ -72,6 +72,10 @@ class FaithfulnessReport:
     random_mean: float | None
     random_sd: float | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as the circuit file holds them."""
+        return {**asdict(self), "random": list(self.random)}
+
 
 def evaluate(
     model: Model,
@@ -82,7 +86,6 @@ def evaluate(
     split: str,
     n_random: int = 10,
     seed: int = 0,
-    progress: Progress | None = None,
 ) -> FaithfulnessReport:
     """Faithfulness of a circuit, of its complement, and of random circuits of the same size.
 
@@ -91,7 +94,7 @@ def evaluate(
     prepared
         Gives the batches; called once.
     n_random
-        Number of random circuits, each connected and of (about) the circuit's size.
+        Number of random circuits, each connected and of the circuit's size.
     seed
         Of the random circuits and of the bootstrap.
     """
@@ -99,7 +102,7 @@ def evaluate(
     fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, circuit.complement()]
     controls = random_circuits(graph, len(circuit), n_random, seed=seed)
     masks = [c.mask for c in (*fixed, *controls)]
-    values = _per_pair(measure(model, prepared(), masks, metric, progress=progress), metric)
+    values = _per_pair(measure(model, prepared(), masks, metric), metric)
     full, empty = values[0], values[1]
 
     def faithfulness(index: int, size: int) -> Faithfulness:
@@ -122,26 +125,57 @@ def evaluate(
 
 
 def random_circuits(graph: Graph, n_edges: int, count: int, *, seed: int) -> list[Circuit]:
-    """Connected random circuits of ``n_edges`` edges: random scores, grown backward from ``logits``.
+    """Random circuits of exactly ``n_edges`` edges without dead ends; none where there is no edge to place.
 
-    Growing drops what does not reach ``input``, so it is given more edges until the
-    size is reached; the size is then that of the nearest try.
+    Each is a union of random paths from ``input`` to ``logits``, filled up with
+    random edges between the nodes on them. Circuits of more than half of all edges
+    are plain random subsets: hardly anything is a dead end there.
     """
-    if n_edges == 0:
-        return []
-    return [_random_circuit(graph, n_edges, seed + 1 + i) for i in range(count)]
+    seeds = np.random.SeedSequence(seed).spawn(count) if n_edges else []
+    return [_random_circuit(graph, n_edges, np.random.default_rng(one)) for one in seeds]
 
 
-def _random_circuit(graph: Graph, n_edges: int, seed: int) -> Circuit:
-    scores = random_scores(graph, seed=seed)
-    low, high = 1, graph.n_edges
-    while low < high:
-        middle = (low + high) // 2
-        if len(greedy(scores, middle)) < n_edges:
-            low = middle + 1
-        else:
-            high = middle
-    return min((greedy(scores, n) for n in (max(1, low - 1), low)), key=lambda c: abs(len(c) - n_edges))
+def _random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circuit:
+    if n_edges > graph.n_edges // 2:
+        places = np.argwhere(graph.valid)
+        return _with_edges(graph, rng.permutation(places)[:n_edges])
+    mask = np.zeros_like(graph.valid)
+    while True:
+        path = _random_path(graph, rng)
+        longer = mask.copy()
+        longer[tuple(np.transpose(path))] = True
+        if longer.sum() > n_edges:
+            break
+        mask = longer
+    return Circuit(graph, mask | _fill(graph, mask, n_edges - int(mask.sum()), rng))
+
+
+def _random_path(graph: Graph, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Edges from ``logits`` back to ``input``, every step uniform over what can be read."""
+    slots = slots_by_source(graph)
+    path, slot = [], graph.n_dst - 1
+    while True:
+        src = int(rng.integers(graph.n_reaching(slot)))
+        path.append((src, slot))
+        if src == 0:
+            return path
+        slot = int(rng.choice(slots[src]))
+
+
+def _fill(graph: Graph, mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """``n`` more random edges between nodes that are already on a path, or the shortest path if there is none."""
+    sources, slots = mask.any(axis=1), slots_by_source(graph)
+    sources[0] = True
+    readable = np.zeros(graph.n_dst, dtype=bool)
+    readable[[graph.n_dst - 1, *(slot for src in np.flatnonzero(sources) for slot in slots[src])]] = True
+    free = np.argwhere(graph.valid & ~mask & sources[:, None] & readable[None, :])
+    return _with_edges(graph, rng.permutation(free)[:n]).mask
+
+
+def _with_edges(graph: Graph, places: np.ndarray) -> Circuit:
+    mask = np.zeros_like(graph.valid)
+    mask[tuple(places.T)] = True
+    return Circuit(graph, mask)
 
 
 def _per_pair(values: np.ndarray, metric: Metric) -> np.ndarray:

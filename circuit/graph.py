@@ -83,8 +83,7 @@ def parse_node(name: str) -> Node:
     if match := _MLP.match(name):
         return Node("mlp", int(match[1]))
     raise GraphError(
-        f"{name!r} is not a node name; expected input, a{{layer}}.h{{head}}, m{{layer}} or logits, "
-        "such as a3.h2 or m0"
+        f"{name!r} is not a node name; expected input, a{{layer}}.h{{head}}, m{{layer}} or logits, such as a3.h2 or m0"
     )
 
 
@@ -101,9 +100,7 @@ def parse_edge(name: str) -> Edge:
     """
     match = _EDGE.match(name)
     if match is None:
-        raise GraphError(
-            f"{name!r} is not an edge name; expected src->dst such as a0.h1->a3.h2<k> or m0->logits"
-        )
+        raise GraphError(f"{name!r} is not an edge name; expected src->dst such as a0.h1->a3.h2<k> or m0->logits")
     edge = Edge(parse_node(match["src"]), parse_node(match["dst"]), match["slot"])  # type: ignore[arg-type]
     if (edge.dst.kind == "head") != (edge.slot is not None):
         wanted = "needs <q>, <k> or <v> behind it" if edge.slot is None else "takes no <q>, <k> or <v>"
@@ -131,8 +128,7 @@ class Graph:
     def __post_init__(self) -> None:
         if self.n_layers < 1 or self.n_heads < 1:
             raise GraphError(
-                f"a graph needs at least one layer and one head, got n_layers={self.n_layers}, "
-                f"n_heads={self.n_heads}"
+                f"a graph needs at least one layer and one head, got n_layers={self.n_layers}, n_heads={self.n_heads}"
             )
 
     @property

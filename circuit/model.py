@@ -15,6 +15,7 @@ must give the host's logits, otherwise the model is refused.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -90,6 +91,7 @@ def wrap_model(
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    fingerprint = _fingerprint(network)
     _expand_grouped_heads(network)
     network.eval().requires_grad_(False)
     try:
@@ -107,7 +109,7 @@ def wrap_model(
             "see its list of supported architectures"
         ) from error
     bridge.eval().requires_grad_(False)
-    model = Model(bridge, tokenizer, name, revision)
+    model = Model(bridge, tokenizer, name, revision, fingerprint)
     model.check_decomposition()
     return model
 
@@ -219,16 +221,17 @@ class Model:
     """A causal language model with its graph, its tokenizer and its blocks.
 
     Built by ``load_model``. ``graph`` gives the nodes, ``blocks`` the layers,
-    ``device`` and ``dtype`` are the weights'.
+    ``device`` and ``dtype`` are the weights', ``fingerprint`` tells models of one name apart.
     """
 
-    def __init__(self, bridge: Any, tokenizer: Any, name: str, revision: str | None) -> None:
+    def __init__(self, bridge: Any, tokenizer: Any, name: str, revision: str | None, fingerprint: str) -> None:
         config = bridge.cfg
         parallel = bool(getattr(config, "parallel_attn_mlp", False))
         self.bridge = bridge
         self.tokenizer = tokenizer
         self.name = name
         self.revision = revision
+        self.fingerprint = fingerprint
         self.graph = Graph(int(config.n_layers), int(config.n_heads), parallel)
         self.d_model = int(config.d_model)
         self.n_context = int(getattr(config, "n_ctx", 0) or 0) or None
@@ -313,6 +316,16 @@ class Model:
                 f"whole (relative difference {gap:.2g}, allowed {bound:.2g}); its residual stream is not a plain "
                 "sum of nodes, so circuits in it would be wrong"
             )
+
+
+def _fingerprint(network: Any) -> str:
+    """SHA-256 over the names, the shapes and 64 evenly spaced values of every weight."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(network.state_dict().items()):
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
+        digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.tobytes())
+    return digest.hexdigest()
 
 
 def _take_apart(block: Any, layer: int, graph: Graph, name: str) -> Block:
@@ -409,9 +422,7 @@ def _load_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> tup
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            network = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, attn_implementation="eager", **options
-            )
+            network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager", **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         source = "the folder" if local else "the hub (or its local cache)"
         raise ModelError(f"model {name} cannot be loaded from {source}: {_first_line(error)}") from error

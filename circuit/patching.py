@@ -114,7 +114,6 @@ def measure(
     masks: Sequence[np.ndarray],
     metric: Metric,
     *,
-    progress: Progress | None = None,
     max_bytes: int = MASK_BYTES,
 ) -> Float[np.ndarray, "mask row"]:
     """The metric of every row under every circuit.
@@ -141,8 +140,6 @@ def measure(
             for logits in patched_logits(model, item, _mask_tensor(chunk, model))
         ]
         columns |= dict(zip(item.batch.indices, np.stack(values).T, strict=True))
-        if progress is not None:
-            progress(len(columns), len(columns))
     return np.stack([columns[index] for index in sorted(columns)], axis=1)
 
 
@@ -169,7 +166,9 @@ class _Walk:
         self.n_masks = len(kept)
         start = item.clean.streams[self.first_layer]
         self.n_shared = 1 + self.first_layer * (graph.n_heads + 1)
-        self.shared = (item.corrupt.contributions[: self.n_shared] - item.clean.contributions[: self.n_shared]).flatten(1)
+        self.shared = (item.corrupt.contributions[: self.n_shared] - item.clean.contributions[: self.n_shared]).flatten(
+            1
+        )
         self.own = start.new_empty(self.n_masks, graph.n_src - self.n_shared, start.numel())
         self.shape = start.shape
         self.resid = start.expand(self.n_masks, *self.shape)
@@ -225,7 +224,9 @@ class _Walk:
         weights = chosen.transpose(1, 2).to(self.shared.dtype)
         masks, slots, n = weights.shape
         n_shared = min(n, self.n_shared)
-        total = (weights[..., :n_shared].reshape(masks * slots, n_shared) @ self.shared[:n_shared]).view(masks, slots, -1)
+        total = (weights[..., :n_shared].reshape(masks * slots, n_shared) @ self.shared[:n_shared]).view(
+            masks, slots, -1
+        )
         used = chosen[:, n_shared:].any(dim=2).any(dim=0).nonzero()[:, 0]
         if len(used):
             all_used = len(used) == n - n_shared

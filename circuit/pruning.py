@@ -20,14 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuit.errors import OptionError
-from circuit.graph import SLOTS, Graph
+from circuit.graph import SLOTS, Edge, Graph
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, measure
 from circuit.scores import Scores
 from circuit.subgraph import Circuit
 from metrics import METRICS, Metric
 
-__all__ = ["PRUNERS", "AcdcResult", "acdc", "greedy", "threshold", "top_n"]
+__all__ = ["PRUNERS", "AcdcResult", "acdc", "greedy", "slots_by_source", "threshold", "top_n"]
 
 PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc")
 
@@ -74,7 +74,7 @@ def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
     _check_n(n, graph)
     strength = _strength(scores, signed)
     mask = np.zeros_like(graph.valid)
-    slots_of = _slots_by_source(graph)
+    slots_of = slots_by_source(graph)
     seen = np.zeros(graph.n_src, dtype=bool)
     heap = _candidates(graph, strength, [graph.n_dst - 1])
     heapq.heapify(heap)
@@ -113,29 +113,44 @@ def acdc(
     tau: float,
     *,
     start: Circuit | None = None,
+    order: Sequence[Edge] | None = None,
     candidates: int = 1,
     progress: Progress | None = None,
 ) -> AcdcResult:
     """Remove every edge whose removal changes the metric by less than ``tau``.
 
-    Edges are tried by slot in reverse topological order and, within a slot, from the
-    last source to the first. With ``kl`` an edge goes iff KL(full || C without it) -
-    KL(full || C) < tau; with any other metric iff the absolute change is < tau (the
-    signed rule would optimise the metric instead of explaining the model).
+    With ``kl`` an edge goes iff KL(full || C without it) - KL(full || C) < tau; with
+    any other metric iff the absolute change is < tau (the signed rule would optimise
+    the metric instead of explaining the model).
 
-    ``candidates`` edges of one slot are tried per pass, each under the assumption
-    that those before it are removed; decisions up to and including the first that
-    must stay are valid, the rest is tried again. The circuit is the same for any number.
+    Parameters
+    ----------
+    prepared
+        All prompts, kept in memory for the whole search.
+    tau
+        In units of the metric.
+    start
+        The circuit to prune; all edges by default.
+    order
+        The order in which its edges are tried. By default slots in reverse topological
+        order and, within a slot, the last source first. The result depends on it.
+    candidates
+        Edges tried per pass, each under the assumption that those before it are
+        removed; decisions up to and including the first that must stay are valid, the
+        rest is tried again. The circuit is the same for any number.
 
-    Raises:
-        OptionError: ``tau`` is negative or not a number, or ``candidates`` is below one.
+    Raises
+    ------
+    OptionError
+        ``tau`` is negative or not a number, or ``candidates`` is below one.
     """
     check_tau(tau)
     if candidates < 1:
         raise OptionError(f"ACDC needs at least one candidate a pass, got {candidates}")
     mask = (start or Circuit.full(model.graph)).mask.copy()
-    search = _AcdcSearch(model, prepared, metric, tau, mask, candidates)
-    search.run(progress)
+    places = _reverse_topological(mask) if order is None else [model.graph.index(edge) for edge in order]
+    search = _AcdcSearch(model, prepared, metric, tau, mask)
+    search.run(places, candidates, progress)
     circuit = Circuit(model.graph, mask).without_dead_ends()
     return AcdcResult(circuit, search.changes, search.passes, search.evaluated, search.wasted)
 
@@ -144,48 +159,36 @@ class _AcdcSearch:
     """The running state of ACDC; ``mask`` is the circuit so far and is changed in place."""
 
     def __init__(
-        self,
-        model: Model,
-        prepared: Sequence[Prepared],
-        metric: Metric,
-        tau: float,
-        mask: np.ndarray,
-        candidates: int,
+        self, model: Model, prepared: Sequence[Prepared], metric: Metric, tau: float, mask: np.ndarray
     ) -> None:
-        self.model, self.prepared, self.metric, self.tau = model, prepared, metric, tau
-        self.mask, self.candidates = mask, candidates
+        self.model, self.prepared, self.metric, self.tau, self.mask = model, prepared, metric, tau, mask
         self.changes = np.full(mask.shape, np.nan)
         self.passes = self.evaluated = self.wasted = 0
         self.current = self._values([mask])[0]
 
-    def run(self, progress: Progress | None) -> None:
-        total, done = int(self.mask.sum()), 0
-        for slot in reversed(range(self.mask.shape[1])):
-            todo = [int(src) for src in np.flatnonzero(self.mask[:, slot])[::-1]]
-            while todo:
-                decided = self._decide(slot, todo[: self.candidates])
-                todo = todo[decided:]
-                done += decided
-                if progress is not None:
-                    progress(done, total)
+    def run(self, places: Sequence[tuple[int, int]], candidates: int, progress: Progress | None) -> None:
+        done = 0
+        while done < len(places):
+            done += self._decide(places[done : done + candidates])
+            if progress is not None:
+                progress(done, len(places))
 
-    def _decide(self, slot: int, sources: Sequence[int]) -> int:
-        """Try some edges of one slot at once; the number of decisions that hold."""
+    def _decide(self, places: Sequence[tuple[int, int]]) -> int:
+        """Try some edges at once; the number of decisions that hold."""
         trials = []
-        for i in range(len(sources)):
-            trial = self.mask.copy()
-            trial[list(sources[: i + 1]), slot] = False
-            trials.append(trial)
+        for i in range(len(places)):
+            trials.append((trials[-1] if trials else self.mask).copy())
+            trials[i][places[i]] = False
         values = self._values(trials)
-        for i, src in enumerate(sources):
+        for i, place in enumerate(places):
             change = self._change(values[i])
-            self.changes[src, slot] = change
+            self.changes[place] = change
             if not change < self.tau:
-                self.wasted += len(sources) - i - 1
+                self.wasted += len(places) - i - 1
                 return i + 1
-            self.mask[src, slot] = False
+            self.mask[place] = False
             self.current = values[i]
-        return len(sources)
+        return len(places)
 
     def _values(self, masks: Sequence[np.ndarray]) -> np.ndarray:
         self.passes += 1
@@ -196,6 +199,10 @@ class _AcdcSearch:
         # The metric is -KL, so a growing divergence is a falling metric.
         change = self.current - value
         return float(change if self.metric is METRICS["kl"] else abs(change))
+
+
+def _reverse_topological(mask: np.ndarray) -> list[tuple[int, int]]:
+    return [(src, dst) for dst, src in np.argwhere(mask.T)[::-1].tolist()]
 
 
 def check_tau(tau: float) -> None:
@@ -213,7 +220,8 @@ def _strength(scores: Scores, signed: bool) -> np.ndarray:
     return -scores.values if signed else np.abs(scores.values)
 
 
-def _slots_by_source(graph: Graph) -> list[list[int]]:
+def slots_by_source(graph: Graph) -> list[list[int]]:
+    """The slots through which each source reads: none for ``input``, three for a head, one for an MLP."""
     slots: list[list[int]] = [[]]
     for layer in range(graph.n_layers):
         first = graph.head_slots_of(layer).start

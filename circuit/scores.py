@@ -31,7 +31,7 @@ class Scores:
             raise GraphError(f"scores of shape {values.shape}, expected {self.graph.valid.shape}")
         values[~self.graph.valid] = 0.0
         if not np.isfinite(values).all():
-            src, dst = np.argwhere(~np.isfinite(values))[0]
+            src, dst = np.argwhere(~np.isfinite(values))[0].tolist()
             raise GraphError(
                 f"the score of {self.graph.edge(src, dst)} is {values[src, dst]}; scores must be finite. "
                 "Load the model in float32 if it ran in a shorter format"

@@ -27,17 +27,13 @@ class Circuit:
         if mask.shape != self.graph.valid.shape:
             raise GraphError(f"circuit mask of shape {mask.shape}, expected {self.graph.valid.shape}")
         if (mask & ~self.graph.valid).any():
-            src, dst = np.argwhere(mask & ~self.graph.valid)[0]
+            src, dst = np.argwhere(mask & ~self.graph.valid)[0].tolist()
             raise GraphError(f"circuit keeps {self.graph.edge(src, dst)}, which is not an edge of this graph")
         mask.setflags(write=False)
         object.__setattr__(self, "mask", mask)
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Circuit)
-            and self.graph == other.graph
-            and bool((self.mask == other.mask).all())
-        )
+        return isinstance(other, Circuit) and self.graph == other.graph and bool((self.mask == other.mask).all())
 
     def __hash__(self) -> int:
         return hash((self.graph, self.mask.tobytes()))
@@ -69,7 +65,7 @@ class Circuit:
 
     def edges(self) -> list[Edge]:
         """The kept edges, by slot in topological order, then by source."""
-        return [self.graph.edge(src, dst) for dst, src in np.argwhere(self.mask.T)]
+        return [self.graph.edge(src, dst) for dst, src in np.argwhere(self.mask.T).tolist()]
 
     def nodes(self) -> list[Node]:
         """The nodes at either end of a kept edge: sources in order, ``logits`` last."""

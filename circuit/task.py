@@ -187,7 +187,7 @@ def _items(path: Path, text: str, faults: list[str]) -> Iterator[tuple[str, int,
         yield from ((f"prompt {i}", i, item) for i, item in enumerate(whole["prompts"], 1))
         return
     if path.suffix == ".json" and text.lstrip().startswith("{") and "\n{" not in text.strip():
-        faults.append(_json_fault(text) or "expected {\"prompts\": [...]} in a .json file")
+        faults.append(_json_fault(text) or 'expected {"prompts": [...]} in a .json file')
         return
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():

@@ -1,0 +1,396 @@
+"""Circuits on disk: written atomically, read strictly, checked with every fault named.
+
+    circuit.json            the rich file; its JSON Schema is circuit/schemas/circuit.schema.json
+    real_circuits_1.json    exactly {"nodes": ["input", "a0.h1", …]}
+    scores.safetensors      every edge's score
+    EAP-IG's JSON           {"cfg", "nodes", "edges"}, in and out
+    GraphML                 out, for Gephi, Cytoscape and the like
+
+Only ``circuit.json`` and EAP-IG's JSON hold edges; a list of nodes is no circuit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+
+from circuit.errors import FileError, GraphError, listed
+from circuit.graph import Graph, parse_node
+from circuit.scores import Scores
+from circuit.subgraph import Circuit, to_networkx
+
+__all__ = [
+    "FORMAT",
+    "StoredCircuit",
+    "atomic",
+    "check_output_folder",
+    "circuit_record",
+    "faults_of",
+    "read_circuit",
+    "read_scores",
+    "replace_folder",
+    "schema",
+    "write_circuit",
+    "write_eap_ig",
+    "write_graphml",
+    "write_json",
+    "write_nodes",
+    "write_scores",
+]
+
+FORMAT = "persona-circuits/circuit"
+
+
+@dataclass(frozen=True)
+class StoredCircuit:
+    """A circuit read from a file.
+
+    ``scores`` are those of the edges the file names. ``record`` is the rich file as
+    it stands, None for EAP-IG's JSON.
+    """
+
+    circuit: Circuit
+    scores: Scores | None
+    record: dict[str, Any] | None
+    path: Path
+
+    def model_name(self) -> str | None:
+        """The model that the file says the circuit is of."""
+        return self.record["model"]["name"] if self.record else None
+
+
+def circuit_record(circuit: Circuit, scores: Scores | None, about: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``circuit.json`` holds: the circuit itself, and ``about`` it the remaining keys of the schema."""
+    nodes = [str(node) for node in circuit.nodes()]
+    edges = [{"edge": str(edge), "score": None if scores is None else scores[edge]} for edge in circuit.edges()]
+    counts = {
+        "nodes": len(nodes),
+        "edges": len(edges),
+        "graph_nodes": circuit.graph.n_src + 1,
+        "graph_edges": circuit.graph.n_edges,
+    }
+    return {"format": FORMAT, "version": 1, **about, "counts": counts, "nodes": nodes, "edges": edges}
+
+
+def read_circuit(path: str | Path) -> StoredCircuit:
+    """Read ``circuit.json`` or EAP-IG's JSON.
+
+    Raises:
+        FileError: it is missing, broken, of another kind, or at fault; all faults are listed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "circuit.json"
+    content = _read_json(path)
+    faults = _faults(content)
+    if faults:
+        raise FileError(listed(f"circuit file {path} has {len(faults)} fault(s):", faults))
+    if _kind(content) == "nodes":
+        raise FileError(
+            f"{path} lists nodes only; a circuit needs its edges: give the circuit.json that was written beside it"
+        )
+    return _from_eap_ig(content, path) if _kind(content) == "eap-ig" else _from_record(content, path)
+
+
+def faults_of(path: str | Path, graph: Graph | None = None) -> list[str]:
+    """Every fault of a circuit file of any kind, each with its place; empty if there is none.
+
+    With a ``graph`` the nodes must also be of that graph.
+    """
+    try:
+        content = _read_json(Path(path))
+    except FileError as error:
+        return [str(error)]
+    return _faults(content, graph)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of ``circuit.json``."""
+    text = resources.files("circuit").joinpath("schemas/circuit.schema.json").read_text("utf-8")
+    return json.loads(text)
+
+
+def write_circuit(record: Mapping[str, Any], path: str | Path) -> None:
+    """Write ``circuit.json`` from a ``circuit_record``, after checking it."""
+    faults = _faults(dict(record))
+    assert not faults, listed("the program made a circuit record that its own schema refuses:", faults)
+    write_json(record, path)
+
+
+def write_nodes(circuit: Circuit, path: str | Path) -> None:
+    """Write ``real_circuits_1.json``: the sources of the circuit, ``input`` first."""
+    write_json({"nodes": circuit.src_names()}, path)
+
+
+def write_scores(scores: Scores, path: str | Path) -> None:
+    """Write all scores as safetensors, float64 ``[n_src, n_dst]``, with the graph's shape."""
+    from safetensors.numpy import save
+
+    shape = np.array([scores.graph.n_layers, scores.graph.n_heads, scores.graph.parallel], dtype=np.int64)
+    data = save({"graph": shape, "scores": np.ascontiguousarray(scores.values)})
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def read_scores(path: str | Path) -> Scores:
+    """Read what ``write_scores`` wrote.
+
+    Raises:
+        FileError: the file is missing or holds something else.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors = load_file(str(path))
+        layers, heads, parallel = (int(value) for value in tensors["graph"])
+        return Scores(Graph(layers, heads, bool(parallel)), tensors["scores"])
+    except (OSError, SafetensorError, KeyError, ValueError, GraphError) as error:
+        raise FileError(
+            f"score file {path} cannot be used ({error}); expected a scores.safetensors of discover"
+        ) from error
+
+
+def write_eap_ig(circuit: Circuit, scores: Scores | None, path: str | Path, *, d_model: int | None = None) -> None:
+    """Write EAP-IG's JSON: every node and edge of the graph with ``in_graph`` and, for edges, ``score``.
+
+    Scores keep our sign, which is theirs too when their metric is ours. Without
+    scores every edge scores zero.
+    """
+    graph = circuit.graph
+    inside = set(circuit.nodes())
+    config = {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": graph.parallel}
+    content = {
+        "cfg": config | ({"d_model": d_model} if d_model else {}),
+        "nodes": {str(node): {"in_graph": node in inside} for node in (*graph.src_nodes, parse_node("logits"))},
+        "edges": {
+            str(edge): {"score": scores[edge] if scores else 0.0, "in_graph": bool(circuit.mask[graph.index(edge)])}
+            for edge in graph.edges()
+        },
+    }
+    write_json(content, path, indent=None)
+
+
+def write_graphml(circuit: Circuit, scores: Scores | None, path: str | Path) -> None:
+    """Write the circuit as GraphML; attributes as in ``to_networkx``."""
+    with atomic(path) as temporary:
+        nx.write_graphml(to_networkx(circuit, scores), temporary, named_key_ids=True)
+
+
+def write_json(content: Any, path: str | Path, *, indent: int | None = 1) -> None:
+    """Write JSON atomically, with a newline at the end; NaN and infinity are refused."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block succeeds and vanishes when it fails.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    path = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    except OSError as error:
+        raise FileError(
+            f"cannot write {path} ({error.strerror}); choose a folder that exists and can be written"
+        ) from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_output_folder(folder: str | Path) -> None:
+    """Make sure, before long work, that files can be put into ``folder``; it is made if its parent exists.
+
+    Raises:
+        FileError: it is a file, or cannot be made or written.
+    """
+    folder = Path(folder)
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise FileError(
+            f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"
+        ) from error
+    if made:
+        folder.rmdir()
+
+
+@contextlib.contextmanager
+def replace_folder(folder: str | Path) -> Iterator[Path]:
+    """A staging folder whose files move into ``folder`` together when the block succeeds; else nothing changes.
+
+    Files of other names that are already in ``folder`` stay.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as staging:
+        yield Path(staging)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(Path(staging).iterdir()):
+            os.replace(path, folder / path.name)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise FileError(f"file {path} cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise FileError(f"file {path} is not UTF-8 text (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        raise FileError(f"file {path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+
+
+def _kind(content: Any) -> str:
+    if isinstance(content, dict) and set(content) == {"nodes"}:
+        return "nodes"
+    if isinstance(content, dict) and {"cfg", "nodes", "edges"} <= set(content):
+        return "eap-ig"
+    return "circuit"
+
+
+def _faults(content: Any, graph: Graph | None = None) -> list[str]:
+    kind = _kind(content)
+    if kind == "nodes":
+        return _node_list_faults(content["nodes"], graph)
+    return _eap_ig_faults(content) if kind == "eap-ig" else _record_faults(content, graph)
+
+
+def _node_list_faults(nodes: Any, graph: Graph | None) -> list[str]:
+    if not isinstance(nodes, list) or not all(isinstance(name, str) for name in nodes):
+        return ["nodes: expected a list of node names"]
+    faults, places = [], []
+    for i, name in enumerate(nodes):
+        try:
+            node = parse_node(name)
+            if graph is not None:
+                graph.src_index(node)
+        except GraphError as error:
+            faults.append(f"nodes[{i}]: {error}")
+            continue
+        if name == "logits":
+            faults.append(f"nodes[{i}]: logits is not a source and does not belong here")
+        places.append((node.layer, node.kind == "mlp", node.head))
+    if nodes[:1] != ["input"]:
+        faults.append(f"nodes[0]: expected input first, got {nodes[0] if nodes else 'an empty list'}")
+    if len(set(nodes)) < len(nodes):
+        repeated = sorted({name for name in nodes if nodes.count(name) > 1})
+        faults.append(f"nodes: {', '.join(repeated)} more than once")
+    if places != sorted(places):
+        faults.append("nodes: not in layer order (heads by number, then the MLP, layer by layer)")
+    return faults
+
+
+def _record_faults(content: Any, graph: Graph | None) -> list[str]:
+    from jsonschema import Draft202012Validator
+
+    errors = sorted(
+        Draft202012Validator(schema()).iter_errors(content), key=lambda e: [str(p) for p in e.absolute_path]
+    )
+    if errors:
+        return [f"{_place(error.absolute_path)}: {error.message[:200]}" for error in errors]
+    own = _record_graph(content)
+    faults = []
+    if graph is not None and graph != own:
+        faults.append(f"model: the circuit is of {_describe(own)}, expected {_describe(graph)}")
+    edges = [item["edge"] for item in content["edges"]]
+    for i, name in enumerate(edges):
+        try:
+            own.index(name)
+        except GraphError as error:
+            faults.append(f"edges[{i}].edge: {error}")
+    if faults:
+        return faults
+    if len(set(edges)) < len(edges):
+        faults.append(f"edges: {len(edges) - len(set(edges))} named more than once")
+    circuit = Circuit.of(own, edges)
+    if content["nodes"] != [str(node) for node in circuit.nodes()]:
+        faults.append("nodes: not the ends of the edges in topological order")
+    expected = {
+        "nodes": len(circuit.nodes()),
+        "edges": len(circuit),
+        "graph_nodes": own.n_src + 1,
+        "graph_edges": own.n_edges,
+    }
+    faults += [
+        f"counts.{key}: {content['counts'][key]}, expected {value}"
+        for key, value in expected.items()
+        if content["counts"][key] != value
+    ]
+    return faults
+
+
+def _eap_ig_faults(content: dict[str, Any]) -> list[str]:
+    config = content["cfg"]
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), int) for key in ("n_layers", "n_heads")):
+        return ["cfg: expected an object with the whole numbers n_layers and n_heads"]
+    if not isinstance(content["edges"], dict):
+        return ["edges: expected an object of edge names"]
+    graph, faults = _eap_ig_graph(content), []
+    for name, info in content["edges"].items():
+        try:
+            graph.index(name)
+        except GraphError as error:
+            faults.append(f"edges[{name!r}]: {error}")
+        if not isinstance(info, dict) or not isinstance(info.get("in_graph"), bool):
+            faults.append(f"edges[{name!r}].in_graph: expected true or false")
+        elif not isinstance(info.get("score", 0.0), int | float):
+            faults.append(f"edges[{name!r}].score: expected a number")
+    return faults
+
+
+def _place(path: Any) -> str:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.lstrip(".") or "file"
+
+
+def _record_graph(record: Mapping[str, Any]) -> Graph:
+    model = record["model"]
+    return Graph(model["n_layers"], model["n_heads"], model["parallel"])
+
+
+def _eap_ig_graph(content: Mapping[str, Any]) -> Graph:
+    config = content["cfg"]
+    return Graph(config["n_layers"], config["n_heads"], bool(config.get("parallel_attn_mlp", False)))
+
+
+def _describe(graph: Graph) -> str:
+    return f"{graph.n_layers} layers with {graph.n_heads} heads" + (" (parallel)" if graph.parallel else "")
+
+
+def _from_record(content: dict[str, Any], path: Path) -> StoredCircuit:
+    graph = _record_graph(content)
+    known = {item["edge"]: item["score"] for item in content["edges"] if item["score"] is not None}
+    circuit = Circuit.of(graph, (item["edge"] for item in content["edges"]))
+    return StoredCircuit(circuit, Scores.of(graph, known) if known else None, content, path)
+
+
+def _from_eap_ig(content: dict[str, Any], path: Path) -> StoredCircuit:
+    graph = _eap_ig_graph(content)
+    edges = content["edges"]
+    circuit = Circuit.of(graph, (name for name, info in edges.items() if info["in_graph"]))
+    scores = Scores.of(graph, {name: float(info.get("score", 0.0)) for name, info in edges.items()})
+    return StoredCircuit(circuit, scores, None, path)

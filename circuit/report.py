@@ -1,0 +1,64 @@
+"""Plain summaries of results, for people's tables and for machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from circuit.discovery import Discovery
+from circuit.faithfulness import Faithfulness, FaithfulnessReport
+
+__all__ = ["faithfulness_rows", "strongest_edges", "summary"]
+
+
+def summary(discovery: Discovery) -> dict[str, Any]:
+    """What ``discover --json`` prints and ``summary.json`` holds."""
+    record = discovery.record
+    return {
+        "model": record["model"]["name"],
+        "pairs": record["task"]["source"],
+        "metric": record["task"]["metric"],
+        "n_pairs": record["task"]["n_pairs"],
+        "divergence": discovery.divergence,
+        "tau": discovery.tau,
+        "counts": record["counts"],
+        "nodes": discovery.circuit.src_names(),
+        "connected": len(discovery.circuit) > 0,
+        "acdc": discovery.acdc_cost,
+        "held_out": discovery.held_out,
+        "faithfulness": record["faithfulness"],
+        "strongest_edges": strongest_edges(discovery),
+    }
+
+
+def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any]]:
+    """The edges of the circuit with the largest |score|; empty without scores."""
+    if discovery.scores is None:
+        return []
+    edges = sorted(discovery.record["edges"], key=lambda item: (-abs(item["score"]), item["edge"]))
+    return edges[:count]
+
+
+def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, str, str, str, str, str]]:
+    """One line each for the circuit, its complement and the random circuits: name, edges, m, f, interval, mean ratio."""
+    rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
+    if report.random_mean is not None:
+        spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
+        name = f"random circuits ({len(report.random)})"
+        rows.append((name, str(report.circuit.n_edges), "", f"{report.random_mean:.3f}", spread, ""))
+    return rows
+
+
+def _row(name: str, value: Faithfulness) -> tuple[str, str, str, str, str, str]:
+    interval = "" if value.interval is None else f"{value.interval.low:.3f} to {value.interval.high:.3f}"
+    return (
+        name,
+        f"{value.n_edges:,}",
+        f"{value.m:+.3f}",
+        _number(value.ratio_of_means),
+        interval,
+        _number(value.mean_of_ratios),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"

@@ -1,0 +1,27 @@
+"""Where the data that comes with the project lies: beside the checkout, or inside the installed packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from circuit.errors import FileError
+
+__all__ = ["shipped"]
+
+
+def shipped(name: str) -> Path:
+    """The path of a shipped file or folder such as ``datasets/pairs_test.jsonl``.
+
+    A checkout (or an editable install) has ``datasets/`` beside the package, an
+    installed wheel has it inside.
+
+    Raises:
+        FileError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parent
+    for place in (package.parent / name, package / name):
+        if place.exists():
+            return place
+    raise FileError(
+        f"{name} did not come with this installation; install the project again, or give a path of your own"
+    )

@@ -1,0 +1,409 @@
+"""The command line: parses, calls the public API, prints, and sets the exit code.
+
+Exit codes: 0 done; 1 a demanded bar such as --min-faithfulness was missed; 2 bad
+input. Heavy imports happen inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from circuit.discovery import Discovery
+    from circuit.faithfulness import FaithfulnessReport
+
+app = typer.Typer(
+    help="Find, test and draw the circuit that carries a persona into a preference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Method = Literal["eap", "eap-ig", "exact", "random"]
+Prune = Literal["threshold", "top-n", "greedy", "acdc", "eap-acdc"]
+MetricName = Literal["persona-divergence", "logit-diff", "prob-diff", "kl"]
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+
+ModelOption = Annotated[str, typer.Option("--model", help="Hugging Face folder or hub name.")]
+PairsOption = Annotated[Path, typer.Option("--pairs", help="Prompt pairs: JSON Lines, or auto-circuit's JSON.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Format of the weights; float32 for attribution.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", help="Prompts per pass.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of random circuits, random scores and bootstraps.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+RandomOption = Annotated[int, typer.Option("--n-random", help="Random circuits of the same size to compare with.")]
+BarOption = Annotated[
+    float | None, typer.Option("--min-faithfulness", help="Exit with 1 if faithfulness is below this bar.")
+]
+CircuitArgument = Annotated[Path, typer.Argument(help="circuit.json, its folder, or EAP-IG's JSON.")]
+
+
+@app.command()
+def discover(
+    model: ModelOption,
+    pairs: PairsOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")],
+    method: Annotated[Method, typer.Option(help="How edges are scored.")] = "eap-ig",
+    prune: Annotated[Prune, typer.Option(help="How the circuit is chosen.")] = "threshold",
+    threshold: Annotated[
+        float | None, typer.Option(help="For threshold, acdc, eap-acdc.  [default: 0.01 of the divergence]")
+    ] = None,
+    threshold_on: Annotated[
+        Literal["score", "share"], typer.Option(help="Threshold in the metric's units, or as a share of |D|.")
+    ] = "share",
+    top_n: Annotated[int | None, typer.Option(help="Edges to keep, for top-n and greedy.")] = None,
+    metric: Annotated[MetricName, typer.Option(help="What the circuit is to explain.")] = "persona-divergence",
+    steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
+    ig_rule: Annotated[Literal["midpoint", "authors"], typer.Option(help="Where EAP-IG's points lie.")] = "midpoint",
+    candidates: Annotated[int, typer.Option(help="Edges that ACDC tries per pass; the result is the same.")] = 8,
+    train_split: Annotated[
+        str | None, typer.Option(help="Pairs to search on.  [default: train, or all if no split is named]")
+    ] = None,
+    eval_split: Annotated[
+        str | None, typer.Option(help="Pairs to measure on.  [default: test, or all if no split is named]")
+    ] = None,
+    n_random: RandomOption = 10,
+    min_faithfulness: BarOption = None,
+    strongest: Annotated[int, typer.Option(help="Edges to draw at most.")] = 150,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Search for the circuit of a set of prompt pairs, measure it on held-out pairs, write files and a picture."""
+    with _errors():
+        from circuit.discovery import Options
+        from circuit.files import check_output_folder
+        from circuit.task import load_task
+
+        options = Options(
+            method=method,
+            prune=prune,
+            threshold=threshold,
+            threshold_on=threshold_on,
+            top_n=top_n,
+            metric=metric,
+            steps=steps,
+            ig_rule=ig_rule,
+            seed=seed,
+            batch_size=batch_size,
+            candidates=candidates,
+            n_random=n_random,
+            train_split=train_split,
+            eval_split=eval_split,
+        ).checked()
+        task = load_task(pairs)
+        check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, model, revision, device, dtype)
+            from circuit.discovery import discover as search
+
+            found = search(loaded, task, options, stage=stage)
+            stage("files and picture")
+            _write_results(found, out, strongest)
+        _print_discovery(found, out, as_json)
+        _require(found.reports[-1].circuit.ratio_of_means, min_faithfulness)
+
+
+@app.command()
+def evaluate(
+    circuit: CircuitArgument,
+    pairs: PairsOption,
+    model: Annotated[
+        str | None, typer.Option(help="Hugging Face folder or hub name.  [default: the one the circuit names]")
+    ] = None,
+    metric: Annotated[
+        MetricName | None, typer.Option(help="What the circuit is to explain.  [default: the circuit's]")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Pairs to measure on.  [default: test, or all]")] = None,
+    n_random: RandomOption = 10,
+    min_faithfulness: BarOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the report to this JSON file too.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a circuit's faithfulness on prompt pairs, beside its complement and random circuits."""
+    with _errors():
+        from circuit.errors import OptionError
+        from circuit.files import read_circuit, write_json
+        from circuit.task import load_task
+
+        stored = read_circuit(circuit)
+        name = model or stored.model_name()
+        if name is None:
+            raise OptionError(f"{circuit} does not say which model it is of; give --model")
+        task = load_task(pairs)
+        about = stored.record["task"]["metric"] if stored.record else "persona-divergence"
+        with _progress() as stage:
+            loaded = _load(stage, name, revision, device, dtype)
+            _warn_of_other_weights(stored.record, loaded)
+            from circuit.discovery import evaluate_on
+
+            report = evaluate_on(
+                loaded,
+                task,
+                stored.circuit,
+                metric=metric or about,
+                split=split,
+                batch_size=batch_size,
+                n_random=n_random,
+                seed=seed,
+                stage=stage,
+            )
+        if out is not None:
+            write_json(report.as_dict(), out)
+        _print_report(report, as_json)
+        _require(report.circuit.ratio_of_means, min_faithfulness)
+
+
+@app.command()
+def draw(
+    circuit: CircuitArgument,
+    out: Annotated[Path, typer.Option("--out", help="Picture to write: .svg, .png, .pdf or .dot.")],
+    strongest: Annotated[int, typer.Option(help="Edges to draw at most.")] = 150,
+    title: Annotated[str | None, typer.Option(help="Line above the picture.  [default: the model's name]")] = None,
+) -> None:
+    """Draw a circuit: layers upward from input to logits, edges by strength and sign."""
+    with _errors():
+        from circuit.draw import draw as picture
+        from circuit.files import read_circuit
+
+        stored = read_circuit(circuit)
+        heading = title if title is not None else _title(stored.record)
+        report = picture(stored.circuit, out, scores=stored.scores, strongest=strongest, title=heading)
+        typer.echo(f"{out}: {report.shown} of {report.total} edges drawn")
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="circuit.json, real_circuits_1.json or EAP-IG's JSON.")],
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A circuit.json: nodes must be of its model's graph.")
+    ] = None,
+) -> None:
+    """Check circuit files and name every fault with its place."""
+    with _errors():
+        from circuit.files import faults_of, read_circuit
+
+        graph = read_circuit(against).circuit.graph if against else None
+        faulty = 0
+        for path in files:
+            faults = faults_of(path, graph)
+            faulty += bool(faults)
+            typer.echo(f"{path}: {'valid' if not faults else f'{len(faults)} fault(s)'}", err=bool(faults))
+            for fault in faults:
+                typer.echo(f"  {fault}", err=True)
+    raise typer.Exit(2 if faulty else 0)
+
+
+@app.command()
+def export(
+    circuit: CircuitArgument,
+    to: Annotated[Literal["eap-ig", "graphml", "dot", "nodes"], typer.Option(help="Format to write.")],
+    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+) -> None:
+    """Write a circuit in another format: EAP-IG's JSON, GraphML, DOT, or the list of nodes."""
+    with _errors():
+        from circuit import files
+
+        stored = files.read_circuit(circuit)
+        if to == "eap-ig":
+            files.write_eap_ig(stored.circuit, _all_scores(stored), out)
+        elif to == "graphml":
+            files.write_graphml(stored.circuit, stored.scores, out)
+        elif to == "nodes":
+            files.write_nodes(stored.circuit, out)
+        else:
+            from circuit.draw import draw as picture
+
+            picture(stored.circuit, out, scores=stored.scores, strongest=max(1, len(stored.circuit)), fmt="dot")
+        typer.echo(str(out))
+
+
+def _load(stage: Callable[[str], Any], name: str, revision: str | None, device: str, dtype: str) -> Any:
+    stage(f"loading {name}")
+    from circuit.model import load_model
+
+    return load_model(name, revision=revision, device=device, dtype=dtype)
+
+
+def _write_results(found: Discovery, out: Path, strongest: int) -> None:
+    """All files of a discovery, moved into place together."""
+    from circuit import files
+    from circuit.draw import draw as picture
+    from circuit.report import summary
+
+    with files.replace_folder(out) as staging:
+        files.write_circuit(found.record, staging / "circuit.json")
+        files.write_nodes(found.circuit, staging / "real_circuits_1.json")
+        if found.scores is not None:
+            files.write_scores(found.scores, staging / "scores.safetensors")
+        for suffix in ("svg", "png"):
+            path = staging / f"graph.{suffix}"
+            picture(found.circuit, path, scores=found.scores, strongest=strongest, title=_title(found.record))
+        files.write_json(summary(found), staging / "summary.json")
+
+
+def _title(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    return f"{Path(record['model']['name']).name}: {record['task']['metric']}, {Path(record['task']['source']).name}"
+
+
+def _all_scores(stored: Any) -> Any:
+    """The scores of every edge where they lie beside the circuit, else those of the circuit's own edges."""
+    from circuit.files import read_scores
+
+    beside = stored.path.parent / "scores.safetensors"
+    if stored.record is None or not beside.is_file():
+        return stored.scores
+    scores = read_scores(beside)
+    return scores if scores.graph == stored.circuit.graph else stored.scores
+
+
+def _warn_of_other_weights(record: dict[str, Any] | None, model: Any) -> None:
+    if record and record["model"]["fingerprint"] != model.fingerprint:
+        typer.echo(
+            f"note: the circuit was found in {record['model']['name']} with other weights than {model.name} has; "
+            "this measures a transfer",
+            err=True,
+        )
+
+
+def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
+    from circuit.report import summary
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **summary(found)}))
+        return
+    counts, task = found.record["counts"], found.record["task"]
+    typer.echo(f"divergence  {found.divergence:+.3f} {task['unit']} on {task['n_pairs']} pairs ({task['split']})")
+    if found.tau is not None:
+        typer.echo(f"threshold   {found.tau:.4g} {task['unit']}")
+    typer.echo(
+        f"circuit     {counts['edges']:,} of {counts['graph_edges']:,} edges, "
+        f"{counts['nodes']:,} of {counts['graph_nodes']:,} nodes"
+    )
+    if not len(found.circuit):
+        typer.echo("the circuit is empty: no path from input to logits is left; lower --threshold or raise --top-n")
+    if found.acdc_cost:
+        cost = found.acdc_cost
+        typer.echo(
+            f"ACDC        {cost['passes']:,} passes, {cost['evaluated']:,} circuits tried, {cost['wasted']:,} for nothing"
+        )
+    _print_edges(found)
+    for report in found.reports:
+        _print_report(report, as_json=False)
+    if not found.held_out:
+        typer.echo("no held-out pairs: the circuit was measured on the pairs it was found on; name splits in the file")
+    typer.echo(f"written to  {out}/")
+
+
+def _print_edges(found: Discovery) -> None:
+    from rich.table import Table
+
+    from circuit.report import strongest_edges
+
+    edges = strongest_edges(found)
+    if edges:
+        table = Table("edge", "score", title="strongest edges", title_justify="left")
+        for item in edges:
+            table.add_row(item["edge"], f"{item['score']:+.4f}")
+        _console().print(table, markup=False)
+
+
+def _print_report(report: FaithfulnessReport, as_json: bool) -> None:
+    from rich.table import Table
+
+    from circuit.report import faithfulness_rows
+
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+        return
+    table = Table(
+        "",
+        "edges",
+        f"m ({report.metric})",
+        "faithfulness",
+        "95 % interval",
+        "mean of ratios",
+        title=f"faithfulness on {report.n_pairs} pairs ({report.split}): "
+        f"m(full) {report.m_full:+.3f}, m(empty) {report.m_empty:+.3f}",
+        title_justify="left",
+    )
+    for row in faithfulness_rows(report):
+        table.add_row(*row)
+    _console().print(table)
+
+
+def _require(value: float | None, bar: float | None) -> None:
+    if bar is not None and (value is None or value < bar):
+        shown = "undefined" if value is None else f"{value:.3f}"
+        typer.echo(f"faithfulness {shown} is below the bar of {bar:g}", err=True)
+        raise typer.Exit(1)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Bars on standard error, one per stage; nothing where standard error is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
+
+        def stage(name: str) -> Callable[[int, int], None]:
+            for task in bars.tasks:
+                if task.total is None:
+                    bars.update(task.id, total=1, completed=1)
+            task_id = bars.add_task(name, total=None)
+            return lambda done, total: bars.update(task_id, completed=done, total=total)
+
+        yield stage
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """A user's error is one message on standard error and exit code 2; a bug keeps its traceback."""
+    from circuit.errors import PersonaCircuitsError
+
+    try:
+        yield
+    except PersonaCircuitsError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+import numpy as np
+import pytest
+import torch
+from conftest import DATA
+from tests_reference import Reference
+
+from circuit.attribution import eap, eap_ig, exact, random_scores, score
+from circuit.errors import OptionError
+from circuit.graph import Graph
+from circuit.patching import measure, prepare
+from circuit.subgraph import Circuit
+from circuit.task import batches, encode, with_swap_rows
+from metrics import METRICS
+
+LOGIT_DIFF = METRICS["logit-diff"]
+
+
+def groups(task, model, size=4, *, swap=False):
+    rows = encode(task, model)
+    return batches(with_swap_rows(rows) if swap else rows, size, "cpu")
+
+
+def relative_error(ours, theirs):
+    return np.abs(ours - theirs).max() / np.abs(theirs).max()
+
+
+def as_array(graph, scores):
+    return np.array([scores[str(edge)] for edge in graph.edges()])
+
+
+def test_eap_is_the_gradient_with_respect_to_the_edge_mask(tiny64, tiny_task):
+    """d m / d alpha at alpha = 1 is (current - corrupt) . gradient, by autograd through an independent forward."""
+    from transformers import AutoModelForCausalLM
+
+    reference = Reference(AutoModelForCausalLM.from_pretrained(DATA / "tiny-gpt2"))
+    graph = tiny64.graph
+    expected = np.zeros(graph.n_edges)
+    for batch in groups(tiny_task, tiny64):
+        alpha = {str(edge): torch.ones((), dtype=torch.float64, requires_grad=True) for edge in graph.edges()}
+        logits = reference.run(batch.clean, reference.plain(batch.corrupt), alpha)["logits"]
+        margin = logits.gather(1, batch.answers) - logits.gather(1, batch.wrong_answers)
+        margin.sum().backward()
+        expected -= np.array([alpha[str(edge)].grad.item() for edge in graph.edges()]) / len(tiny_task.pairs)
+    ours = as_array(graph, eap(tiny64, groups(tiny_task, tiny64), LOGIT_DIFF).as_dict())
+    assert relative_error(ours, expected) < 1e-10
+
+
+def test_eap_is_the_central_difference_of_partial_corruption(tiny64, tiny_task):
+    """No autograd anywhere: a tenth of a thousandth of an edge is corrupted, both ways, in the reference."""
+    from transformers import AutoModelForCausalLM
+
+    reference = Reference(AutoModelForCausalLM.from_pretrained(DATA / "tiny-gpt2"))
+    scores = eap(tiny64, groups(tiny_task, tiny64), LOGIT_DIFF)
+    for edge in ("input->a0.h1<k>", "a0.h2->a2.h3<q>", "m0->a1.h0<v>", "a1.h1->m1", "m1->m2", "a2.h0->logits"):
+        difference = 0.0
+        for batch in groups(tiny_task, tiny64):
+            corrupt = reference.plain(batch.corrupt)
+            for step in (1e-4, -1e-4):
+                logits = reference.run(batch.clean, corrupt, {edge: 1.0 - step})["logits"]
+                margin = logits.gather(1, batch.answers) - logits.gather(1, batch.wrong_answers)
+                difference += margin.sum().item() / (2 * step) / len(tiny_task.pairs)
+        assert scores[edge] == pytest.approx(difference, rel=1e-5, abs=1e-9)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("tiny", "tiny-gpt2"), ("craftgpt", None)])
+def test_eap_equals_auto_circuit(request, frozen, name, folder):
+    from circuit.task import load_task
+
+    model = request.getfixturevalue(name)
+    task = load_task(DATA / f"{name}_pairs.json")
+    scores = eap(model, groups(task, model), LOGIT_DIFF)
+    peer = frozen(f"autocircuit_{name}")
+    assert len(peer["scores"]) == model.graph.n_edges
+    theirs = np.array([peer["scores"][str(edge)] for edge in model.graph.edges()])
+    assert relative_error(as_array(model.graph, scores.as_dict()), theirs) < 1e-5
+    prepared = [prepare(model, part) for part in groups(task, model)]
+    clean = measure(model, prepared, [Circuit.full(model.graph).mask], LOGIT_DIFF).mean()
+    assert clean == pytest.approx(peer["clean_mean"], abs=1e-4)
+
+
+def test_eap_equals_transformer_lens_own_attribution(tiny64, tiny_task):
+    import sys
+
+    sys.path.insert(0, str(DATA.parent.parent / "benchmarks" / "peers"))
+    from transformerlens_scores import transformerlens_eap
+
+    prompts = [
+        {"clean": p.clean, "corrupt": p.corrupt, "answers": list(p.answers), "wrong_answers": list(p.wrong_answers)}
+        for p in tiny_task.pairs
+    ]
+    theirs = transformerlens_eap(DATA / "tiny-gpt2", prompts, dtype="float64")
+    ours = as_array(tiny64.graph, eap(tiny64, groups(tiny_task, tiny64), LOGIT_DIFF).as_dict())
+    assert relative_error(ours, as_array(tiny64.graph, theirs)) < 1e-9
+
+
+@pytest.mark.parametrize("metric", ["persona-divergence", "kl", "prob-diff"])
+def test_ig_scores_of_input_edges_sum_to_the_change_of_the_metric(tiny64, tiny_task, metric):
+    metric = METRICS[metric]
+    parts = groups(tiny_task, tiny64, swap=metric.swap_rows)
+    values = measure(
+        tiny64,
+        [prepare(tiny64, part) for part in parts],
+        [Circuit.full(tiny64.graph).mask, Circuit.empty(tiny64.graph).mask],
+        metric,
+    ).mean(axis=1)
+    gap = {}
+    for rule in ("midpoint", "authors"):
+        scores = eap_ig(tiny64, parts, metric, steps=40, rule=rule)
+        gap[rule] = abs(scores.values[0].sum() - (values[1] - values[0]))
+    assert gap["midpoint"] < 1e-3 * abs(values[1] - values[0])
+    assert gap["midpoint"] < gap["authors"]
+
+
+def test_ig_with_the_authors_rule_starts_at_the_corrupt_end(tiny, tiny_task):
+    """One step of it is the gradient at the corrupt run: EAP of the swapped pair with the sign turned."""
+    from dataclasses import replace
+
+    parts = groups(tiny_task, tiny)
+    turned = [replace(part, clean=part.corrupt, corrupt=part.clean) for part in parts]
+    ours = eap_ig(tiny, parts, LOGIT_DIFF, steps=1, rule="authors").values
+    np.testing.assert_allclose(ours, -eap(tiny, turned, LOGIT_DIFF).values, atol=1e-5)
+
+
+def test_exact_is_one_patched_pass_per_edge(tiny64, tiny_task):
+    parts = groups(tiny_task, tiny64)
+    scores = exact(tiny64, parts, LOGIT_DIFF)
+    prepared = [prepare(tiny64, part) for part in parts]
+    edges = list(tiny64.graph.edges())[::23]
+    masks = [Circuit.of(tiny64.graph, [edge]).complement().mask for edge in edges]
+    whole = measure(tiny64, prepared, [Circuit.full(tiny64.graph).mask], LOGIT_DIFF).mean()
+    np.testing.assert_allclose(
+        [scores[edge] for edge in edges], measure(tiny64, prepared, masks, LOGIT_DIFF).mean(axis=1) - whole, atol=1e-10
+    )
+
+
+def test_exact_equals_eap_on_a_linear_model(linear):
+    """Uniform attention, linear MLPs, and norms whose scale hardly moves: nothing is left to differ."""
+    model, task = linear
+    parts = groups(task, model)
+    first_order, whole = eap(model, parts, LOGIT_DIFF).values, exact(model, parts, LOGIT_DIFF).values
+    assert np.abs(whole).max() > 1e-3
+    assert relative_error(first_order, whole) < 1e-3
+
+
+def test_exact_differs_from_eap_on_a_model_that_is_not_linear(tiny64, tiny_task):
+    parts = groups(tiny_task, tiny64)
+    assert relative_error(eap(tiny64, parts, LOGIT_DIFF).values, exact(tiny64, parts, LOGIT_DIFF).values) > 0.05
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "exact"])
+def test_scores_do_not_depend_on_the_batch_size(tiny64, tiny_task, method):
+    one, many = (
+        score(tiny64, groups(tiny_task, tiny64, size), LOGIT_DIFF, method=method, steps=3).values for size in (1, 8)
+    )
+    np.testing.assert_allclose(one, many, atol=1e-10)
+
+
+def test_swapped_rows_cancel_a_prior(tiny64, tiny_task):
+    """The sum of scores over both directions does not change when a constant is added to every answer's logit."""
+    parts = groups(tiny_task, tiny64, swap=True)
+    before = eap(tiny64, parts, METRICS["persona-divergence"]).values
+    np.testing.assert_allclose(eap(tiny64, parts, LOGIT_DIFF).values, before, atol=0)
+    values = measure(tiny64, [prepare(tiny64, p) for p in parts], [Circuit.full(tiny64.graph).mask], LOGIT_DIFF)[0]
+    plain = groups(tiny_task, tiny64)
+    both = measure(
+        tiny64,
+        [prepare(tiny64, p) for p in plain],
+        [Circuit.full(tiny64.graph).mask, Circuit.empty(tiny64.graph).mask],
+        LOGIT_DIFF,
+    )
+    np.testing.assert_allclose(values.reshape(-1, 2).mean(axis=1), (both[0] - both[1]) / 2, atol=1e-10)
+
+
+def test_no_difference_between_the_prompts_scores_nothing(tiny, tiny_task):
+    from dataclasses import replace
+
+    parts = [replace(part, corrupt=part.clean) for part in groups(tiny_task, tiny)]
+    for method in ("eap", "eap-ig", "exact"):
+        assert np.abs(score(tiny, parts, LOGIT_DIFF, method=method).values).max() < 1e-6
+
+
+def test_plain_eap_refuses_kl_and_says_what_to_do(tiny, tiny_task):
+    with pytest.raises(OptionError, match="use --method eap-ig"):
+        eap(tiny, groups(tiny_task, tiny), METRICS["kl"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"steps": 0}, "at least one step"), ({"rule": "simpson"}, "simpson"), ({"method": "magic"}, "magic")],
+)
+def test_options_that_make_no_sense(tiny, tiny_task, options, says):
+    with pytest.raises(OptionError, match=says):
+        score(tiny, groups(tiny_task, tiny), LOGIT_DIFF, **{"method": "eap-ig", **options})
+
+
+def test_random_scores_are_seeded():
+    graph = Graph(2, 2)
+    assert (random_scores(graph, seed=1).values == random_scores(graph, seed=1).values).all()
+    assert (random_scores(graph, seed=1).values != random_scores(graph, seed=2).values).any()
+
+
+def test_progress_is_reported_to_the_end(tiny, tiny_task):
+    for method in ("eap", "eap-ig", "exact"):
+        seen = []
+        score(tiny, groups(tiny_task, tiny), LOGIT_DIFF, method=method, progress=lambda *a, seen=seen: seen.append(a))
+        assert seen[-1][0] == seen[-1][1] > 0
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """A two-layer GPT-2 in float64 whose only nonlinearity, the norms' scale, is swamped by a constant."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    from circuit.model import wrap_model
+    from circuit.task import load_task
+
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2")
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=16, vocab_size=len(tokenizer), n_positions=32, activation_function="linear",
+        tie_word_embeddings=False, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = GPT2LMHeadModel(config).double()
+    with torch.no_grad():
+        for block in network.transformer.h:
+            block.attn.c_attn.weight[:, :32] = 0.0
+            block.attn.c_attn.weight[:, 32:].normal_(std=0.5)
+            block.mlp.c_fc.weight.normal_(std=0.3)
+        network.transformer.wte.weight.normal_()
+        network.lm_head.weight.normal_()
+        network.transformer.wpe.weight[:, 0], network.transformer.wpe.weight[:, 1] = 1e3, -1e3
+        for name, norm in network.named_parameters():
+            if "ln_" in name and name.endswith("weight"):
+                norm.fill_(1e3 * (2 / 16) ** 0.5)
+    return wrap_model(network, tokenizer, name="linear"), load_task(DATA / "tiny_pairs.json")

@@ -1,0 +1,400 @@
+"""The picture of a circuit: what stands where, what it looks like, and what reaches the file."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from circuit import draw as module
+from circuit.draw import FORMATS, DrawReport, draw, to_agraph
+from circuit.errors import FileError, OptionError
+from circuit.graph import Graph
+from circuit.scores import Scores
+from circuit.subgraph import Circuit
+
+GRAPH = Graph(3, 4)
+SCORES = {
+    "input->a0.h1<v>": -0.4,
+    "a0.h1->m0": -0.3,
+    "m0->a2.h0<q>": 0.25,
+    "a0.h1->a2.h0<k>": -0.01,
+    "m0->a2.h3<v>": 0.0,
+    "a2.h0->m2": -0.2,
+    "a2.h3->logits": 0.1,
+    "m2->logits": -0.5,
+}
+
+
+@pytest.fixture
+def circuit() -> Circuit:
+    return Circuit.of(GRAPH, SCORES)
+
+
+@pytest.fixture
+def scores() -> Scores:
+    return Scores.of(GRAPH, SCORES)
+
+
+def dense(graph: Graph, seed: int = 0, share: float = 0.3) -> tuple[Circuit, Scores]:
+    """A random circuit with a share of all edges, and scores for all of them."""
+    rng = np.random.default_rng(seed)
+    mask = (rng.random(graph.valid.shape) < share) & graph.valid
+    return Circuit(graph, mask), Scores(graph, rng.normal(size=mask.shape))
+
+
+def center(picture, node: str) -> tuple[float, float]:
+    x, y = map(float, picture.get_node(node).attr["pos"].split(","))
+    return x, y
+
+
+def edge(picture, name: str):
+    src, rest = name.split("->")
+    return picture.get_edge(src, rest.split("<")[0], name)
+
+
+def curve(item) -> np.ndarray:
+    """The control points of an edge; shape ``[3 n + 1, 2]``."""
+    return np.array([list(map(float, point.split(","))) for point in item.attr["pos"].split(" ")[1:]])
+
+
+def on_curve(item) -> np.ndarray:
+    """Points along an edge, close to one another; shape ``[points, 2]``."""
+    points, t = curve(item), np.linspace(0, 1, 25)[:, None]
+    weights = ((1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3)
+    pieces = range(0, len(points) - 1, 3)
+    return np.concatenate([sum(w * points[i + k] for k, w in enumerate(weights)) for i in pieces])
+
+
+# --- where things are ----------------------------------------------------------------------
+
+
+def test_depth_grows_upwards(circuit, scores):
+    picture = to_agraph(circuit, scores=scores)
+    heights = [center(picture, node)[1] for node in ("input", "a0.h1", "m0", "a2.h0", "m2", "logits")]
+    assert all(low < high for low, high in pairwise(heights))
+    assert center(picture, "a2.h0")[1] == center(picture, "a2.h3")[1]
+    assert center(picture, "a2.h0")[0] < center(picture, "a2.h3")[0] < center(picture, "m2")[0]
+
+
+def test_parallel_layers_have_one_row():
+    graph = Graph(2, 2, parallel=True)
+    circuit = Circuit.of(graph, ["input->a0.h0<q>", "input->m0", "a0.h0->logits", "m0->logits"])
+    picture = to_agraph(circuit)
+    assert center(picture, "a0.h0")[1] == center(picture, "m0")[1]
+
+
+@pytest.mark.parametrize("graph", [Graph(4, 5), Graph(4, 5, parallel=True), Graph(3, 32), Graph(24, 2)])
+def test_nodes_do_not_overlap_and_edges_pass_beside_them(graph):
+    picture = to_agraph(*dense(graph)[:1], scores=dense(graph)[1], strongest=120)
+    boxes = {
+        str(node): (*center(picture, node), 36 * float(node.attr["width"]), 36 * float(node.attr["height"]))
+        for node in picture.nodes()
+    }
+    for one, (x, y, wide, tall) in boxes.items():
+        for other, (x2, y2, wide2, tall2) in boxes.items():
+            assert one == other or abs(x - x2) > wide + wide2 or abs(y - y2) > tall + tall2, (one, other)
+    for item in picture.edges(keys=True):
+        xs, ys = on_curve(picture.get_edge(*item)).T
+        assert (np.diff(ys) > -0.02).all(), f"{item} turns downwards"
+        for node, (x, y, wide, tall) in boxes.items():
+            inside = (abs(xs - x) < wide) & (abs(ys - y) < tall)
+            assert node in item[:2] or not inside.any(), f"{item} runs through {node}"
+
+
+def test_edges_leave_the_top_and_enter_their_port(circuit, scores):
+    picture = to_agraph(circuit, scores=scores)
+    x, y = center(picture, "a2.h0")
+    ends = {slot: curve(edge(picture, name))[-1] for slot, name in
+            (("q", "m0->a2.h0<q>"), ("k", "a0.h1->a2.h0<k>"))}  # fmt: skip
+    assert ends["q"][0] < x - 10 < ends["k"][0] < x + 10
+    assert all(y - 30 < end[1] < y for end in ends.values())
+    start = curve(edge(picture, "a2.h0->m2"))[0]
+    assert start == pytest.approx([x, y + module.HEAD[1] / 2], abs=0.02)
+    assert edge(picture, "m0->a2.h0<q>").attr["headport"] == "q"
+    assert edge(picture, "m2->logits").attr["headport"] == ""
+
+
+def test_layers_without_nodes_take_little_room_and_are_marked():
+    names = ["input->m0", "m0->m19", "m19->logits"]
+    picture = to_agraph(Circuit.of(Graph(20, 1), names))
+    close = to_agraph(Circuit.of(Graph(2, 1), ["input->m0", "m0->m1", "m1->logits"]))
+    assert center(picture, "m19")[1] - center(close, "m1")[1] < 40
+    assert "layers 1–18 empty" in picture.graph_attr["_background"]
+    assert "empty" not in close.graph_attr["_background"]
+
+
+def test_the_page_holds_everything():
+    for graph in (Graph(3, 2), Graph(3, 32), Graph(24, 2)):
+        circuit, scores = dense(graph)
+        picture = to_agraph(circuit, scores=scores)
+        left, low, right, high = map(float, picture.graph_attr["bb"].split(","))
+        points = np.concatenate([curve(picture.get_edge(*item)) for item in picture.edges(keys=True)])
+        assert (points > [left, low]).all()
+        assert (points < [right, high]).all()
+        assert right < 110 * graph.n_heads + 700  # points: a wrong unit is off by a factor of 72
+        assert high < 400 * graph.n_layers + 400
+
+
+# --- what things look like -----------------------------------------------------------------
+
+
+def test_only_nodes_of_shown_edges_are_drawn(circuit, scores):
+    picture = to_agraph(circuit, scores=scores)
+    assert set(picture.nodes()) == {str(node) for node in circuit.nodes()}
+    assert {item[2] for item in picture.edges(keys=True)} == set(SCORES)
+
+
+def test_dead_nodes_are_left_out_and_counted():
+    names = ["input->m0", "m0->logits", "input->a1.h0<q>"]  # nothing reads a1.h0
+    picture = to_agraph(Circuit.of(GRAPH, names))
+    assert set(picture.nodes()) == {"input", "m0", "logits"}
+    assert "2 of 3 edges; 1 left out, on no path from input to logits" in picture.graph_attr["_background"]
+
+
+def test_kinds_differ_in_shape_and_colour(circuit):
+    picture = to_agraph(circuit)
+    looks = {
+        tuple(picture.get_node(node).attr[key] for key in ("shape", "fillcolor")) for node in ("a2.h0", "m2", "input")
+    }
+    assert len(looks) == 3
+    assert picture.get_node("a2.h0").attr["shape"] != picture.get_node("m2").attr["shape"]
+
+
+def test_used_ports_are_filled(circuit):
+    picture = to_agraph(circuit)
+    label = picture.get_node("a2.h0").attr["label"]
+    filled = re.findall(r'port="(.)"[^>]*bgcolor', label)
+    assert filled == ["q", "k"]
+    assert re.findall(r">(.)</font></td>", label) == ["q", "k", "v"]
+
+
+def test_width_grows_with_the_size_of_the_score(circuit, scores):
+    picture = to_agraph(circuit, scores=scores)
+    ranked = sorted(SCORES, key=lambda name: abs(SCORES[name]))
+    widths = [float(edge(picture, name).attr["penwidth"]) for name in ranked]
+    assert all(thin < thick for thin, thick in pairwise(widths))
+    assert widths[0] == pytest.approx(module.THIN)
+    assert widths[-1] == pytest.approx(module.THICK)
+
+
+@pytest.mark.parametrize(
+    ("name", "color", "style"),
+    [
+        ("m2->logits", module.BLUE, "solid"),
+        ("a2.h3->logits", module.VERMILLION, "dashed"),
+        ("m0->a2.h3<v>", module.GREY, "solid"),
+    ],
+)
+def test_sign_is_told_by_colour_and_by_style(circuit, scores, name, color, style):
+    picture = to_agraph(circuit, scores=scores)
+    item = edge(picture, name)
+    assert item.attr["color"].startswith(color)
+    assert item.attr["style"] == style
+    assert float(item.attr["score"]) == SCORES[name]
+
+
+def test_without_scores_all_edges_look_the_same(circuit):
+    picture = to_agraph(circuit)
+    items = [picture.get_edge(*item).attr for item in picture.edges(keys=True)]
+    assert {(item["penwidth"], item["color"], item["style"]) for item in items} == {("1.100", module.GREY, None)}
+    assert "metric" not in picture.graph_attr["_background"]
+
+
+def test_the_legend_says_sign_and_scale(circuit, scores):
+    picture = to_agraph(circuit, scores=scores)
+    legend = picture.graph_attr["_background"]
+    for words in ("m(edge corrupted) − m(clean)", "it lowers the metric", "works against it", "metric units",
+                  "query (q)", "MLP of layer"):  # fmt: skip
+        assert words in legend
+    assert all(f"{number:.3g}" in legend for number in (0.5, 0.125, 0.03125))
+
+
+# --- how much is shown ---------------------------------------------------------------------
+
+
+def test_the_strongest_edges_are_shown_and_the_rest_is_counted(tmp_path, circuit, scores):
+    chain = Circuit.of(GRAPH, SCORES)
+    picture = to_agraph(chain, scores=scores, strongest=3)
+    assert {item[2] for item in picture.edges(keys=True)} == {"m2->logits", "input->a0.h1<v>", "a0.h1->m0"}
+    svg = tmp_path / "c.svg"
+    assert draw(circuit, svg, scores=scores, strongest=3) == DrawReport(3, 8, svg)
+    assert "3 strongest of 8 edges; 5 left out" in svg.read_text()
+
+
+def test_thousands_are_counted_readably():
+    circuit, scores = dense(Graph(12, 12), share=0.2)
+    picture = to_agraph(circuit, scores=scores)
+    assert re.search(r"150 strongest of \d,\d{3} edges; \d,\d{3} left out", picture.graph_attr["_background"])
+
+
+def test_without_scores_the_first_edges_are_shown(circuit):
+    picture = to_agraph(circuit, strongest=2)
+    assert {item[2] for item in picture.edges(keys=True)} == {str(item) for item in circuit.edges()[:2]}
+    assert "2 first of 8 edges in topological order; 6 left out" in picture.graph_attr["_background"]
+
+
+def test_an_empty_circuit_says_so(tmp_path):
+    path = tmp_path / "empty.svg"
+    assert draw(Circuit.empty(GRAPH), path, scores=Scores.of(GRAPH, {})) == DrawReport(0, 0, path)
+    svg = path.read_text()
+    assert "no edges" in svg
+    assert ">input<" in svg
+    assert ">logits<" in svg
+
+
+# --- files ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fmt", "magic"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF"), ("dot", b"digraph")]
+)
+def test_formats(tmp_path, circuit, scores, fmt, magic):
+    path = tmp_path / f"c.{fmt}"
+    draw(circuit, path, scores=scores, title='Ada & "Bo" <1> \\ Ünï')
+    assert path.read_bytes().lstrip().removeprefix(b"strict ").startswith(magic)
+    assert path.stat().st_size < 300_000
+    assert [item.name for item in tmp_path.iterdir()] == [path.name]
+
+
+def test_every_format_is_tested():
+    assert FORMATS == ("svg", "png", "pdf", "dot")
+
+
+def test_fmt_goes_before_the_ending(tmp_path, circuit):
+    draw(circuit, tmp_path / "picture.txt", fmt="dot")
+    assert "digraph" in (tmp_path / "picture.txt").read_text()
+
+
+def test_title_is_shown_as_it_is(tmp_path, circuit):
+    draw(circuit, tmp_path / "c.svg", title='Ada & "Bo" <1>\nnext')
+    assert "Ada &amp; &quot;Bo&quot; &lt;1&gt; next<" in (tmp_path / "c.svg").read_text()
+
+
+def test_same_input_same_bytes(tmp_path):
+    circuit, scores = dense(Graph(3, 3))
+    for fmt in ("svg", "dot", "png"):  # a PDF holds the time
+        for name in ("one", "two"):
+            draw(circuit, tmp_path / f"{name}.{fmt}", scores=scores, strongest=60)
+        assert (tmp_path / f"one.{fmt}").read_bytes() == (tmp_path / f"two.{fmt}").read_bytes(), fmt
+
+
+def test_large_pictures_keep_to_the_pixel_limit(monkeypatch, tmp_path, circuit):
+    monkeypatch.setattr(module, "PNG_PIXELS", 40_000.0)
+    draw(circuit, tmp_path / "c.png")
+    width, height = np.frombuffer((tmp_path / "c.png").read_bytes()[16:24], dtype=">u4")
+    assert 36_000 < width * height <= 41_000
+
+
+# --- fonts ---------------------------------------------------------------------------------
+
+
+def test_labels_are_drawn_on_a_machine_without_fonts(tmp_path, monkeypatch):
+    (tmp_path / "none").mkdir()
+    settings = tmp_path / "fonts.conf"
+    settings.write_text(f"<fontconfig><dir>{tmp_path / 'none'}</dir></fontconfig>")
+    path = tmp_path / "c.pdf"
+    draw(Circuit.empty(GRAPH), path)
+    with_fonts = undated(path)
+    monkeypatch.setenv("FONTCONFIG_FILE", str(settings))
+    draw(Circuit.empty(GRAPH), path)
+    assert undated(path) == with_fonts
+    assert b"PersonaCircuitsSans" in with_fonts
+
+
+def undated(pdf: Path) -> bytes:
+    return re.sub(rb"\(D:[^)]*\)", b"()", pdf.read_bytes())
+
+
+def test_letters_reach_the_pixels(tmp_path, monkeypatch):
+    assert pixels(tmp_path, "iiii") != pixels(tmp_path, "WWWW")
+    monkeypatch.setattr(module, "_font_environment", without_fonts)
+    assert pixels(tmp_path, "iiii") == pixels(tmp_path, "WWWW"), "without a font all letters are the same box"
+
+
+def pixels(folder: Path, title: str) -> bytes:
+    draw(Circuit.empty(GRAPH), folder / "c.png", title=title)
+    return (folder / "c.png").read_bytes()
+
+
+def without_fonts(folder: Path) -> dict[str, str]:
+    settings = folder / "fonts.conf"
+    settings.write_text(f"<fontconfig><dir>{folder}</dir></fontconfig>")
+    return {**os.environ, "FONTCONFIG_FILE": str(settings)}
+
+
+def test_drawing_leaves_the_package_as_it_was(tmp_path, circuit):
+    folder = Path(module.__file__).parent / "fonts"
+    draw(circuit, tmp_path / "c.png")
+    assert sorted(item.name for item in folder.iterdir()) == ["LICENSE", "PersonaCircuitsSans.ttf"]
+
+
+def test_the_font_is_small_and_its_licence_lies_beside_it():
+    folder = Path(module.__file__).parent / "fonts"
+    (font,) = folder.glob("*.ttf")
+    assert font.stat().st_size < 60_000
+    assert "Bitstream" in (folder / "LICENSE").read_text()
+    assert not {"Bitstream", "Vera", "Arev", "DejaVu"} & set(re.findall("[A-Z][a-z]+", font.name))
+
+
+# --- errors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["c.gif", "c", ".svg", "c.svg.txt"])
+def test_unknown_format(tmp_path, circuit, name):
+    with pytest.raises(OptionError, match=r"format is .*\.svg, \.png, \.pdf, \.dot"):
+        draw(circuit, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("strongest", [0, -1])
+def test_strongest_below_one(tmp_path, circuit, strongest):
+    with pytest.raises(OptionError, match="give 1 or more"):
+        draw(circuit, tmp_path / "c.dot", strongest=strongest)
+
+
+def test_scores_of_another_graph(tmp_path, circuit):
+    with pytest.raises(OptionError, match="scores are of Graph"):
+        draw(circuit, tmp_path / "c.dot", scores=Scores.of(Graph(2, 2), {}))
+
+
+def test_a_missing_folder(tmp_path, circuit):
+    with pytest.raises(FileError, match=r"missing.c\.dot: .*make its folder"):
+        draw(circuit, tmp_path / "missing" / "c.dot")
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path, circuit):
+    (tmp_path / "c.dot").mkdir()  # a folder cannot be replaced by a file
+    with pytest.raises(FileError, match=r"c\.dot"):
+        draw(circuit, tmp_path / "c.dot")
+    assert [item.name for item in tmp_path.iterdir()] == ["c.dot"]
+
+
+def test_graphviz_failing_keeps_the_old_file(tmp_path, circuit, monkeypatch):
+    path = tmp_path / "c.svg"
+    path.write_text("old")
+    monkeypatch.setattr(module, "_RENDER", "raise SystemExit('no such engine')")
+    with pytest.raises(FileError, match="no such engine"):
+        draw(circuit, path)
+    assert path.read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["c.svg"]
+
+
+def test_importing_is_light():
+    code = "import sys, circuit.draw; print({'pygraphviz', 'torch', 'circuit.model'} & set(sys.modules))"
+    root = Path(module.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_public_names_exist():
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} | {"FORMATS"}
+    assert set(module.__all__) <= defined

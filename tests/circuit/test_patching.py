@@ -1,0 +1,122 @@
+import numpy as np
+import pytest
+import torch
+from tests_reference import Reference
+
+from circuit.patching import measure, patched_logits, prepare
+from circuit.subgraph import Circuit
+from circuit.task import batches, encode
+from metrics import METRICS
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny, tiny_task):
+    return [prepare(tiny, batch) for batch in batches(encode(tiny_task, tiny), 3, "cpu")]
+
+
+def random_mask(graph, seed, share):
+    return graph.valid & (np.random.default_rng(seed).random(graph.valid.shape) < share)
+
+
+def tensor(*masks):
+    return torch.from_numpy(np.stack(masks))
+
+
+def test_plain_run_gives_the_hosts_logits(tiny, prepared):
+    for item in prepared:
+        torch.testing.assert_close(item.clean.logits, tiny.logits(item.batch.clean)[:, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_contributions_and_biases_sum_to_the_stream(tiny, prepared):
+    run = prepared[0].clean
+    biases = sum(block.bridge.attn.o.bias for block in tiny.blocks)
+    torch.testing.assert_close(run.contributions.sum(0) + biases, run.streams[-1], atol=1e-5, rtol=1e-5)
+
+
+def test_full_circuit_is_clean_and_empty_circuit_is_corrupt(tiny, prepared):
+    full, empty = Circuit.full(tiny.graph).mask, Circuit.empty(tiny.graph).mask
+    for item in prepared:
+        logits = patched_logits(tiny, item, tensor(full, empty))
+        torch.testing.assert_close(logits[0], item.clean.logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(logits[1], item.corrupt.logits, atol=1e-5, rtol=1e-5)
+        alone = patched_logits(tiny, item, tensor(full))
+        torch.testing.assert_close(alone[0], item.clean.logits, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.5, 0.9, 0.99])
+def test_equals_the_edge_by_edge_reference_in_float64(tiny64, tiny_task, share):
+    reference = Reference(load_network())
+    for item in (prepare(tiny64, batch) for batch in batches(encode(tiny_task, tiny64), 8, "cpu")):
+        masks = [random_mask(tiny64.graph, seed, share) for seed in range(2)]
+        ours = patched_logits(tiny64, item, tensor(*masks))
+        corrupt = reference.plain(item.batch.corrupt)
+        for mask, logits in zip(masks, ours, strict=True):
+            cut = Circuit(tiny64.graph, mask).complement()
+            theirs = reference.run(item.batch.clean, corrupt, {str(edge): 0.0 for edge in cut.edges()})["logits"]
+            torch.testing.assert_close(logits, theirs, atol=1e-9, rtol=1e-9)
+
+
+def test_many_circuits_at_once_are_the_circuits_one_by_one(tiny, prepared):
+    masks = [random_mask(tiny.graph, seed, share) for seed, share in enumerate((0.05, 0.5, 0.95))]
+    together = patched_logits(tiny, prepared[0], tensor(*masks))
+    for mask, logits in zip(masks, together, strict=True):
+        torch.testing.assert_close(patched_logits(tiny, prepared[0], tensor(mask))[0], logits, atol=1e-5, rtol=1e-5)
+
+
+def test_only_layers_from_the_first_cut_edge_on_are_run(tiny, prepared, monkeypatch):
+    ran = []
+    block = type(tiny.blocks[0])
+    attention = block.attention
+    monkeypatch.setattr(block, "attention", lambda self, *a: ran.append(self.layer) or attention(self, *a))
+    for edge, layers in (("input->logits", []), ("m0->a2.h1<q>", [2]), ("input->m0", [0, 1, 2])):
+        ran.clear()
+        patched_logits(tiny, prepared[0], tensor(Circuit.of(tiny.graph, [edge]).complement().mask))
+        assert ran == layers
+
+
+def test_measure_orders_columns_by_row_and_does_not_depend_on_memory(tiny, tiny_task, prepared):
+    masks = [random_mask(tiny.graph, seed, 0.5) for seed in range(5)]
+    metric = METRICS["logit-diff"]
+    values = measure(tiny, prepared, masks, metric)
+    assert values.shape == (5, len(tiny_task.pairs))
+    np.testing.assert_allclose(measure(tiny, prepared, masks, metric, max_bytes=1), values, atol=1e-5)
+    reordered = measure(tiny, [prepare(tiny, b) for b in batches(encode(tiny_task, tiny), 1, "cpu")], masks, metric)
+    np.testing.assert_allclose(reordered, values, atol=1e-5)
+
+
+def test_circuits_of_auto_circuit_score_the_same(tiny, prepared, frozen):
+    peer = frozen("autocircuit_tiny")
+    masks = [Circuit.of(tiny.graph, circuit["edges"]).mask for circuit in peer["circuits"]]
+    ours = measure(tiny, prepared, masks, METRICS["logit-diff"]).mean(axis=1)
+    np.testing.assert_allclose(ours, [circuit["mean_logit_diff"] for circuit in peer["circuits"]], atol=2e-5)
+
+
+def test_stubs_and_hooks_are_gone_after_success_and_after_an_exception(tiny, prepared, monkeypatch):
+    def state():
+        modules = list(tiny.bridge.modules())
+        return [("forward" in vars(m), len(m._forward_hooks), len(m._forward_pre_hooks)) for m in modules]
+
+    before = state()
+    patched_logits(tiny, prepared[0], tensor(random_mask(tiny.graph, 0, 0.5)))
+    tiny.start(prepared[0].batch.clean)
+    assert state() == before
+
+    def fails(*_args, **_kwargs):
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(tiny.bridge.blocks[1].attn, "_reconstruct_attention", fails)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        patched_logits(tiny, prepared[0], tensor(random_mask(tiny.graph, 0, 0.5)))
+    monkeypatch.undo()
+    with pytest.raises((RuntimeError, IndexError)):
+        tiny.start(torch.full((1, 3), 10**6))
+    assert state() == before
+
+
+def load_network():
+    from conftest import DATA
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(DATA / "tiny-gpt2")
+
+

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+
+from circuit.attribution import eap, exact
+from circuit.errors import OptionError
+from circuit.graph import Graph, parse_edge
+from circuit.patching import measure, prepare
+from circuit.pruning import acdc, greedy, threshold, top_n
+from circuit.scores import Scores
+from circuit.subgraph import Circuit
+from circuit.task import batches, encode, with_swap_rows
+from metrics import METRICS
+
+GRAPH = Graph(2, 2)
+PATH = {"input->m0": -3.0, "m0->a1.h0<v>": 2.0, "a1.h0->logits": -1.0, "input->m1": 5.0, "m0->logits": 0.5}
+
+
+@pytest.fixture
+def scores():
+    return Scores.of(GRAPH, PATH)
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny64, tiny_task):
+    rows = with_swap_rows(encode(tiny_task, tiny64)[:2])
+    return [prepare(tiny64, batch) for batch in batches(rows, 8, "cpu")]
+
+
+def test_threshold_keeps_by_magnitude_and_drops_dead_ends(scores):
+    assert threshold(scores, 1.0) == Circuit.of(GRAPH, ["input->m0", "m0->a1.h0<v>", "a1.h0->logits"])
+    assert threshold(scores, 0.5) == Circuit.of(GRAPH, [*list(PATH)[:3], "m0->logits"])
+    assert len(threshold(scores, 0.0)) == GRAPH.n_edges
+    assert len(threshold(scores, 9.0)) == 0
+
+
+@pytest.mark.parametrize("tau", [-1.0, float("nan"), float("inf")])
+def test_threshold_must_be_a_number_that_is_not_negative(scores, tau):
+    with pytest.raises(OptionError, match="not negative"):
+        threshold(scores, tau)
+
+
+def test_top_n_counts_before_dead_ends_are_dropped(scores):
+    assert len(top_n(scores, 1)) == 0
+    assert top_n(scores, 4) == Circuit.of(GRAPH, list(PATH)[:3])
+    assert len(top_n(scores, GRAPH.n_edges)) == GRAPH.n_edges
+
+
+def test_top_n_signed_takes_what_lowers_the_metric_first():
+    scores = Scores.of(GRAPH, {"input->m0": -3.0, "m0->logits": -1.0, "input->logits": 2.0})
+    assert top_n(scores, 2, signed=True) == Circuit.of(GRAPH, ["input->m0", "m0->logits"])
+    assert top_n(scores, 2) == Circuit.of(GRAPH, ["input->logits"])
+
+
+@pytest.mark.parametrize("n", [0, -1, GRAPH.n_edges + 1])
+@pytest.mark.parametrize("prune", [top_n, greedy])
+def test_n_must_be_a_number_of_edges(scores, prune, n):
+    with pytest.raises(OptionError, match=f"from 1 to {GRAPH.n_edges}"):
+        prune(scores, n)
+
+
+def test_greedy_grows_back_from_logits(scores):
+    assert greedy(scores, 3) == Circuit.of(GRAPH, ["input->m0", "m0->a1.h0<v>", "a1.h0->logits"])
+    assert greedy(scores, 1) == Circuit.empty(GRAPH)
+
+
+def test_greedy_finds_a_path_that_a_cut_by_size_loses():
+    values = np.random.default_rng(0).standard_normal(Graph(4, 4).valid.shape)
+    random = Scores(Graph(4, 4), values)
+    assert len(greedy(random, 30)) > len(top_n(random, 30))
+
+
+@pytest.mark.parametrize(("metric", "tau"), [("kl", 0.003), ("kl", 0.001), ("persona-divergence", 0.02), ("logit-diff", 0.1)])
+def test_acdc_in_batches_decides_as_one_edge_at_a_time(tiny64, prepared, metric, tau):
+    found = [acdc(tiny64, prepared, METRICS[metric], tau, candidates=k) for k in (1, 3, 16)]
+    assert found[0].circuit == found[1].circuit == found[2].circuit
+    np.testing.assert_allclose(found[0].changes, found[1].changes, atol=1e-9)
+    assert 0 < len(found[0].circuit) < tiny64.graph.n_edges
+    assert found[0].wasted == 0
+    assert found[0].passes == tiny64.graph.n_edges + 1 == found[0].evaluated
+    assert found[2].passes < found[1].passes < found[0].passes
+    assert found[2].evaluated == 1 + tiny64.graph.n_edges + found[2].wasted
+
+
+def test_acdc_is_the_algorithm_of_the_paper(tiny64, prepared):
+    """Written out: full passes, one edge at a time, sinks first."""
+    graph, metric, tau = tiny64.graph, METRICS["kl"], 0.01
+    mask = graph.valid.copy()
+    current = measure(tiny64, prepared, [mask], metric).mean()
+    for edge in reversed(list(graph.edges())):
+        mask[graph.index(edge)] = False
+        without = measure(tiny64, prepared, [mask], metric).mean()
+        if -without - -current < tau:
+            current = without
+        else:
+            mask[graph.index(edge)] = True
+    assert acdc(tiny64, prepared, metric, tau, candidates=4).circuit == Circuit(graph, mask).without_dead_ends()
+
+
+def test_acdc_equals_auto_circuit(tiny64, tiny_task, frozen):
+    """In its order, and on the rows that it uses: the same edges stay."""
+    peer = frozen("autocircuit_tiny_acdc")
+    rows = [encode(tiny_task, tiny64)[i] for i in peer["rows"]]
+    prepared = [prepare(tiny64, batch) for batch in batches(rows, 8, "cpu")]
+    order = [parse_edge(name) for name in peer["order"]]
+    found = acdc(tiny64, prepared, METRICS["kl"], peer["tau"], order=order, candidates=4)
+    kept = {str(edge) for edge in order if not found.changes[tiny64.graph.index(edge)] < peer["tau"]}
+    assert kept == set(peer["kept"])
+
+
+def test_acdc_extremes(tiny64, prepared):
+    assert len(acdc(tiny64, prepared, METRICS["kl"], 1e9, candidates=16).circuit) == 0
+    everything = acdc(tiny64, prepared, METRICS["persona-divergence"], 0.0, candidates=16)
+    assert len(everything.circuit) == tiny64.graph.n_edges
+
+
+def test_acdc_starts_from_a_given_circuit(tiny64, prepared, tiny_task):
+    rows = with_swap_rows(encode(tiny_task, tiny64)[:2])
+    start = threshold(eap(tiny64, batches(rows, 8, "cpu"), METRICS["persona-divergence"]), 0.05)
+    found = acdc(tiny64, prepared, METRICS["persona-divergence"], 0.05, start=start, candidates=4)
+    assert (found.circuit.mask <= start.mask).all()
+    assert found.evaluated - found.wasted == len(start) + 1
+    assert np.isnan(found.changes[~start.mask]).all()
+
+
+def test_acdc_refuses_what_makes_no_sense(tiny64, prepared):
+    with pytest.raises(OptionError, match="not negative"):
+        acdc(tiny64, prepared, METRICS["kl"], -0.1)
+    with pytest.raises(OptionError, match="at least one candidate"):
+        acdc(tiny64, prepared, METRICS["kl"], 0.1, candidates=0)
+
+
+def test_exact_scores_and_threshold_keep_what_matters_alone(tiny64, tiny_task, prepared):
+    rows = with_swap_rows(encode(tiny_task, tiny64)[:2])
+    metric = METRICS["persona-divergence"]
+    scores = exact(tiny64, batches(rows, 8, "cpu"), metric)
+    kept = threshold(scores, 0.05)
+    whole = measure(tiny64, prepared, [Circuit.full(tiny64.graph).mask], metric).mean()
+    for edge in kept.edges()[::7]:
+        without = Circuit.of(tiny64.graph, [edge]).complement().mask
+        assert abs(measure(tiny64, prepared, [without], metric).mean() - whole) >= 0.05

@@ -1,0 +1,57 @@
+"""Shared fixtures. Shapes in signatures are checked throughout: the import hook costs nothing in production."""
+
+from jaxtyping import install_import_hook
+
+_HOOK = install_import_hook(["circuit", "metrics"], "beartype.beartype")
+
+import json  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
+
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "tests" / "data"
+CRAFTGPT = ROOT.parent / "shared" / "models" / "craftgpt-5m"
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A seeded 3-layer, 4-head GPT-2 with perturbed norms and biases."""
+    from circuit.model import load_model
+
+    return load_model(DATA / "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def tiny64():
+    """The same in float64."""
+    from circuit.model import load_model
+
+    return load_model(DATA / "tiny-gpt2", dtype="float64")
+
+
+@pytest.fixture(scope="session")
+def tiny_task():
+    """Eight pairs of several lengths, in auto-circuit's format."""
+    from circuit.task import load_task
+
+    return load_task(DATA / "tiny_pairs.json")
+
+
+@pytest.fixture(scope="session")
+def craftgpt():
+    """The real chat model, where it is present."""
+    if not CRAFTGPT.is_dir():
+        pytest.skip(f"{CRAFTGPT.name} is not at ../shared/models")
+    from circuit.model import load_model
+
+    return load_model(CRAFTGPT)
+
+
+@pytest.fixture(scope="session")
+def frozen():
+    """Numbers frozen from other programs, by name."""
+    return lambda name: json.loads((DATA / f"{name}.json").read_text())
