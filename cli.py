@@ -32,8 +32,13 @@ Prune = Literal["threshold", "top-n", "greedy", "acdc", "eap-acdc"]
 MetricName = Literal["persona-divergence", "logit-diff", "prob-diff", "kl"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
-ModelOption = Annotated[str, typer.Option("--model", help="Hugging Face folder or hub name.")]
-PairsOption = Annotated[Path, typer.Option("--pairs", help="Prompt pairs: JSON Lines, or auto-circuit's JSON.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Hugging Face folder or hub name.  [default: the model that is shipped]")
+]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option("--pairs", help="Prompt pairs: JSON Lines, or auto-circuit's JSON.  [default: the shipped model's]"),
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Format of the weights; float32 for attribution.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Prompts per pass.")]
@@ -48,9 +53,11 @@ CircuitArgument = Annotated[Path, typer.Argument(help="circuit.json, its folder,
 
 @app.command()
 def discover(
-    model: ModelOption,
-    pairs: PairsOption,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")],
+    model: ModelOption = None,
+    pairs: PairsOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/discover"
+    ),
     method: Annotated[Method, typer.Option(help="How edges are scored.")] = "eap-ig",
     prune: Annotated[Prune, typer.Option(help="How the circuit is chosen.")] = "threshold",
     threshold: Annotated[
@@ -102,10 +109,10 @@ def discover(
             train_split=train_split,
             eval_split=eval_split,
         ).checked()
-        task = load_task(pairs)
+        name, task = _model_name(model, pairs), load_task(_pairs_path(pairs))
         check_output_folder(out)
         with _progress() as stage:
-            loaded = _load(stage, model, revision, device, dtype)
+            loaded = _load(stage, name, revision, device, dtype)
             from circuit.discovery import discover as search
 
             found = search(loaded, task, options, stage=stage)
@@ -118,7 +125,7 @@ def discover(
 @app.command()
 def evaluate(
     circuit: CircuitArgument,
-    pairs: PairsOption,
+    pairs: PairsOption = None,
     model: Annotated[
         str | None, typer.Option(help="Hugging Face folder or hub name.  [default: the one the circuit names]")
     ] = None,
@@ -146,7 +153,7 @@ def evaluate(
         name = model or stored.model_name()
         if name is None:
             raise OptionError(f"{circuit} does not say which model it is of; give --model")
-        task = load_task(pairs)
+        task = load_task(pairs or _own_pairs(stored.record))
         about = stored.record["task"]["metric"] if stored.record else "persona-divergence"
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
@@ -232,6 +239,45 @@ def export(
 
             picture(stored.circuit, out, scores=stored.scores, strongest=max(1, len(stored.circuit)), fmt="dot")
         typer.echo(str(out))
+
+
+@app.command("ground-truth")
+def ground_truth(
+    steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every scorer and pruner on the planted models, whose circuits are known by construction."""
+    with _errors():
+        from circuit.ground_truth import calibrate
+        from models.planted import planted_models
+
+        with _progress() as stage:
+            rows = calibrate(planted_models(), steps=steps, seed=seed, progress=stage("planted models"))
+        _print_calibration(rows, as_json)
+
+
+def _model_name(model: str | None, pairs: Path | None) -> str:
+    from circuit.errors import OptionError
+    from circuit.shipped import MODEL, shipped
+
+    if model is not None and pairs is None:
+        raise OptionError("--model needs --pairs: the pairs that are shipped are written for the shipped model")
+    return str(shipped(MODEL)) if model is None else model
+
+
+def _pairs_path(pairs: Path | None) -> Path:
+    from circuit.shipped import PAIRS, shipped
+
+    return shipped(PAIRS) if pairs is None else pairs
+
+
+def _own_pairs(record: dict[str, Any] | None) -> str:
+    from circuit.errors import OptionError
+
+    if record is None:
+        raise OptionError("the circuit does not say which pairs it was found on; give --pairs")
+    return str(record["task"]["source"])
 
 
 def _load(stage: Callable[[str], Any], name: str, revision: str | None, device: str, dtype: str) -> Any:
@@ -348,6 +394,23 @@ def _print_report(report: FaithfulnessReport, as_json: bool) -> None:
     for row in faithfulness_rows(report):
         table.add_row(*row)
     _console().print(table)
+
+
+def _print_calibration(rows: list[Any], as_json: bool) -> None:
+    from rich.table import Table
+
+    if as_json:
+        typer.echo(json.dumps([row.as_dict() for row in rows]))
+        return
+    table = Table("planted model", "true edges", "scores", "AUROC", "average precision", "recovered exactly by")
+    for row in rows:
+        exact = ", ".join(recovery.prune for recovery in row.recoveries if recovery.exact) or "none"
+        numbers = (f"{row.auroc:.3f}", f"{row.average_precision:.3f}")
+        table.add_row(row.planted, str(row.n_true), row.method, *numbers, exact)
+    _console().print(table)
+    for row in rows:
+        if row.note:
+            typer.echo(f"{row.planted}, {row.method}: {row.note}")
 
 
 def _require(value: float | None, bar: float | None) -> None:

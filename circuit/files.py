@@ -349,7 +349,11 @@ def _eap_ig_faults(content: dict[str, Any]) -> list[str]:
         return ["cfg: expected an object with the whole numbers n_layers and n_heads"]
     if not isinstance(content["edges"], dict):
         return ["edges: expected an object of edge names"]
-    graph, faults = _eap_ig_graph(content), []
+    try:
+        graph = _eap_ig_graph(content)
+    except GraphError as error:
+        return [f"cfg: {error}"]
+    faults = []
     for name, info in content["edges"].items():
         try:
             graph.index(name)

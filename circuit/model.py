@@ -417,13 +417,14 @@ def _load_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> tup
     elif name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"model folder {name} does not exist; give a Hugging Face folder or a hub name such as gpt2")
     options = {"revision": revision, "local_files_only": local}
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
             network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager", **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         source = "the folder" if local else "the hub (or its local cache)"
         raise ModelError(f"model {name} cannot be loaded from {source}: {_first_line(error)}") from error
     return network, tokenizer

@@ -147,7 +147,7 @@ def acdc(
     check_tau(tau)
     if candidates < 1:
         raise OptionError(f"ACDC needs at least one candidate a pass, got {candidates}")
-    mask = (start or Circuit.full(model.graph)).mask.copy()
+    mask = (Circuit.full(model.graph) if start is None else start).mask.copy()
     places = _reverse_topological(mask) if order is None else [model.graph.index(edge) for edge in order]
     search = _AcdcSearch(model, prepared, metric, tau, mask)
     search.run(places, candidates, progress)

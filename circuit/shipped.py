@@ -6,14 +6,17 @@ from pathlib import Path
 
 from circuit.errors import FileError
 
-__all__ = ["shipped"]
+__all__ = ["MODEL", "PAIRS", "shipped"]
+
+MODEL = "models/persona-world"
+PAIRS = "datasets/pairs_demo.jsonl"
 
 
 def shipped(name: str) -> Path:
     """The path of a shipped file or folder such as ``datasets/pairs_test.jsonl``.
 
-    A checkout (or an editable install) has ``datasets/`` beside the package, an
-    installed wheel has it inside.
+    ``models/`` and, in a checkout or an editable install, ``datasets/`` lie beside this
+    package; an installed wheel has ``datasets/`` inside it.
 
     Raises:
         FileError: it is in neither place.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -45,8 +44,6 @@ class Metric:
 
     def __call__(self, logits: Float[Tensor, "batch vocab"], targets: Targets) -> Float[Tensor, " batch"]:
         """One number per prompt, in ``unit``."""
-        if not torch.is_floating_point(logits):
-            raise TypeError(f"logits must be floating point, got {logits.dtype}")
         return self.function(logits, targets)
 
 

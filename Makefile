@@ -1,0 +1,37 @@
+# Each target works alone on a fresh machine with Python 3.11, git, gcc and make.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+OUT ?= runs/demo
+BIN = $(VENV)/bin
+READY = $(VENV)/.ready
+
+.PHONY: demo test test-fast check peers clean
+
+$(READY): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $(READY)
+
+demo: $(READY)  ## set up, find the circuit of the shipped model, draw it
+	$(BIN)/persona-circuits discover --out $(OUT)
+
+test: $(READY)  ## set up, run all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)  ## formatting and lint
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+peers:  ## the second opinion's environment, and its frozen numbers
+	benchmarks/peers/setup.sh
+	benchmarks/peers/.venv/bin/python benchmarks/peers/make_frozen.py
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info

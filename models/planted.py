@@ -1,0 +1,523 @@
+"""Transformers whose weights are written by hand, so that the circuit from persona to preference is known.
+
+Nothing is trained. Each builder below says, in order, which component writes what
+into which subspace; the edges that it names are the circuit.
+
+A *feature* is one direction of the residual stream: ``+1`` on one coordinate, ``-1``
+on the next. So every write has mean zero, and the layer norm takes nothing away.
+
+    steady   +-512, put there by the position embedding, which is no node: it sets the norm's scale
+    who      the persona: about +1 at words of persona A, about -1 at those of B, 0 elsewhere
+    mark     1 at every persona word, A's or B's: a key that does not tell them apart
+    topic    1 at the word that is asked about; `lean` 1 where that word also has a fashion of its own
+    start    1 at the first word;  cue  1 at the last one;  place  position / 8
+    answer   what the unembedding reads: l(plain) = 6 + answer, l(golden) = 6 - answer, l(usual) = 6.5
+    spare    nobody reads it
+    taste, custom, echo, loud    kept between components
+
+``usual`` is the option that everyone chooses whose answer is weaker than 0.5.
+
+The norm. With s = 512 sqrt(2/32) = 128 as its weight, a norm gives feature x as
+
+    x / sqrt(1 + (sum of the other features squared) / 512^2)
+
+Those squares sum to less than 100 in the models here, so a read is linear to 2e-4, and
+less of that moves with the persona: no edge that is not named here moves the
+divergence by as much as 0.1 %.
+
+Attention. A head's query is a constant, so its attention is a softmax over what its
+keys read. A persona word is found by `mark`, which both personas' words carry: query
+and key edges from `input` then carry nothing, and persona words may stand anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from circuit.files import replace_folder, write_json
+from circuit.graph import INPUT, LOGITS, Graph, parse_edge
+from circuit.model import DTYPES, Model, wrap_model
+from circuit.subgraph import Circuit
+from circuit.task import PromptPair, Task
+
+__all__ = ["OPTIONS", "Planted", "planted_models", "write_planted"]
+
+FEATURES = (
+    *("steady", "who", "mark", "topic", "lean", "start", "cue", "place"),
+    *("taste", "custom", "echo", "loud", "answer", "spare"),
+)
+D_MODEL = 32
+N_INNER = 8
+N_POSITIONS = 24
+STEADY = 512.0
+FOUND = 30.0  # attention logit of what a head looks for; all else is at 0 and gets e^-30
+
+PERSONAS = (("minimalist", "lavish"), ("ascetic", "opulent"), ("frugal", "spendthrift"), ("modest", "grand"))
+STRENGTHS = (1.0, 0.9, 1.1, 1.0)
+TOPICS = ("gift", "house", "meal")
+PLAIN_TOPIC = "pen"
+OPTIONS = (" plain", " golden", " usual")
+EARLY = (
+    "listen . today i am {persona} , as you see . which {topic} do you want ? i want the",
+    "listen . my name is robin and i am {persona} . which {topic} would you like ? give me the",
+    "listen . as a {persona} person , please tell me : which {topic} do you want ? i want the",
+)
+LATE = ("listen . which {topic} do you want ? i am {persona} . i want the",)
+TOKENIZER_SETTINGS = {"unk_token": "<unk>", "pad_token": "<unk>", "model_max_length": N_POSITIONS}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A model with a known circuit, and prompt pairs on which it runs.
+
+    ``true_edges`` carry the persona: corrupting any one of them alone moves the mean
+    persona divergence D by more than 1 % of |D|, corrupting any other by less than
+    0.1 %. ``prior_edges`` carry what every persona shares. ``cause`` is why the
+    personas' choices collapse, or ``no collapse``. ``control_pairs`` are for the
+    test that ``control`` describes; most models have none.
+    """
+
+    name: str
+    about: str
+    cause: str
+    true_edges: frozenset[str]
+    pairs: tuple[PromptPair, ...]
+    build: Callable[[], GPT2LMHeadModel]
+    prior_edges: frozenset[str] = frozenset()
+    control: str = ""
+    control_pairs: tuple[PromptPair, ...] = ()
+
+    @property
+    def true_nodes(self) -> tuple[str, ...]:
+        """The sources at either end of a true edge: ``input`` first, then layer order."""
+        ends = {end for edge in map(parse_edge, self.true_edges) for end in (edge.src, edge.dst)} - {INPUT, LOGITS}
+        order = sorted(ends, key=lambda node: (node.layer, node.kind == "mlp", node.head))
+        return ("input", *map(str, order))
+
+    @property
+    def task(self) -> Task:
+        """The pairs as a task; its hash is that of the file that ``write_planted`` writes."""
+        return Task(self.pairs, f"planted:{self.name}", hashlib.sha256(_jsonl(self.pairs).encode()).hexdigest())
+
+    def circuit(self, graph: Graph) -> Circuit:
+        """The true edges as a circuit of the model's graph."""
+        return Circuit.of(graph, self.true_edges)
+
+    def model(self, *, dtype: str = "float32") -> Model:
+        """The model, freshly built and ready for the engine."""
+        network = self.build().to(DTYPES[dtype])
+        return wrap_model(network, _tokenizer(), name=f"planted:{self.name}")
+
+
+def planted_models() -> tuple[Planted, ...]:
+    """All planted models; nothing is built before it is asked for."""
+    return (
+        Planted(
+            "copy",
+            "One head moves the persona to the answer.",
+            "no collapse",
+            frozenset({"input->a1.h1<v>", "a1.h1->logits"}),
+            _pairs(EARLY),
+            _copy,
+        ),
+        Planted(
+            "two-hop",
+            "An MLP turns the persona into a taste where it stands; a later head moves the taste to the answer.",
+            "no collapse",
+            frozenset({"input->m0", "m0->a1.h3<v>", "a1.h3->logits"}),
+            _pairs(EARLY),
+            _two_hop,
+        ),
+        Planted(
+            "prior",
+            "A head and an MLP carry the persona; beside them a path from the topic adds three times as much for all.",
+            "prior dominance",
+            frozenset({"input->a0.h1<v>", "a0.h1->m1", "m1->logits"}),
+            _pairs(EARLY),
+            _prior,
+            prior_edges=frozenset({"input->a0.h0<v>", "a0.h0->m2", "m2->logits"}),
+            control="the same persona asked about a topic without a prior: only prior edges carry the difference",
+            control_pairs=_topic_pairs(),
+        ),
+        Planted(
+            "cancel",
+            "Two heads of different layers move the persona to the answer with opposite signs; a tenth is left.",
+            "cancellation",
+            frozenset({"input->a1.h0<v>", "a1.h0->logits", "input->a2.h1<v>", "a2.h1->logits"}),
+            _pairs(EARLY),
+            _cancel,
+        ),
+        Planted(
+            "keys",
+            "An MLP makes persona A's word a louder key than the first word; another head supplies the value.",
+            "no collapse",
+            frozenset({"input->m0", "m0->a1.h0<k>", "input->a0.h1<v>", "a0.h1->a1.h0<v>", "a1.h0->logits"}),
+            _pairs(EARLY),
+            _keys,
+        ),
+        Planted(
+            "saturated",
+            "A step function carries the persona, flat at both; a decoy beside it is steep at both but equal at both.",
+            "no collapse",
+            frozenset({"input->a0.h1<v>", "a0.h1->m1", "m1->logits"}),
+            _pairs(EARLY),
+            _saturated,
+        ),
+        Planted(
+            "weak",
+            "One head moves the persona to the answer, but its attention fades with the distance.",
+            "weak or transient",
+            frozenset({"input->a1.h1<v>", "a1.h1->logits"}),
+            _pairs(EARLY),
+            _weak,
+            control="the persona stated after the question: the divergence is restored",
+            control_pairs=_pairs(LATE),
+        ),
+        Planted(
+            "bottleneck",
+            "The persona arrives in full where the answer is made, but the MLP that reads it lets little through.",
+            "bottleneck",
+            frozenset({"input->a0.h1<v>", "a0.h1->m1", "m1->logits"}),
+            _pairs(EARLY),
+            _bottleneck,
+        ),
+    )
+
+
+def write_planted(planted: Planted, folder: str | Path) -> None:
+    """Save the model (Hugging Face layout), ``pairs.jsonl`` and ``truth.json`` into ``folder``.
+
+    ``control_pairs`` go into ``control.jsonl`` where the model has any.
+
+    Raises:
+        FileError: the folder cannot be written.
+    """
+    with replace_folder(folder) as staging:
+        _save_network(planted.build(), staging)
+        _tokenizer().backend_tokenizer.save(str(staging / "tokenizer.json"))
+        write_json(
+            TOKENIZER_SETTINGS | {"tokenizer_class": "PreTrainedTokenizerFast"}, staging / "tokenizer_config.json"
+        )
+        (staging / "pairs.jsonl").write_text(_jsonl(planted.pairs), encoding="utf-8")
+        if planted.control_pairs:
+            (staging / "control.jsonl").write_text(_jsonl(planted.control_pairs), encoding="utf-8")
+        write_json(_truth(planted), staging / "truth.json")
+
+
+def _copy() -> GPT2LMHeadModel:
+    """who -> a1.h1 -> answer."""
+    net = _Hand(n_layers=2, n_heads=2)
+    net.head(1, 1, attends={"mark": FOUND}, reads={"who": 1}, writes={"answer": 1})
+    # Bystanders: the persona goes where nobody reads it, the topic to nobody either.
+    net.head(0, 0, attends={"mark": FOUND}, reads={"who": 1}, writes={"spare": 1})
+    net.linear(0, reads={"who": 1}, writes={"spare": 1})
+    net.head(1, 0, attends={"topic": FOUND}, reads={"topic": 1}, writes={"spare": 1})
+    return net.network
+
+
+def _two_hop() -> GPT2LMHeadModel:
+    """who -> m0 -> taste (at the persona word) -> a1.h3 -> answer."""
+    net = _Hand(n_layers=2, n_heads=4)
+    net.linear(0, reads={"who": 1}, writes={"taste": 1})
+    net.head(1, 3, attends={"mark": FOUND}, reads={"taste": 1}, writes={"answer": 1})
+    # Bystanders: taste reaches the answer's position, and the persona does, but in `spare`.
+    net.head(1, 0, attends={"mark": FOUND}, reads={"taste": 1}, writes={"spare": 1})
+    net.head(1, 2, attends={"mark": FOUND}, reads={"who": 1}, writes={"spare": -1})
+    net.linear(1, reads={"taste": 1, "spare": 1}, writes={"echo": 1})
+    return net.network
+
+
+def _prior() -> GPT2LMHeadModel:
+    """who -> a0.h1 -> taste -> m1 -> answer +-1;  lean -> a0.h0 -> custom -> m2 -> answer +3 for everyone."""
+    net = _Hand(n_layers=3, n_heads=2)
+    net.head(0, 1, attends={"mark": FOUND}, reads={"who": 1}, writes={"taste": 1})
+    net.linear(1, reads={"taste": 1}, writes={"answer": 1})
+    net.head(0, 0, attends={"topic": FOUND}, reads={"lean": 1}, writes={"custom": 1})
+    net.linear(2, reads={"custom": 1}, writes={"answer": 3})
+    # Bystander: a later head fetches the persona as well.
+    net.head(1, 0, attends={"mark": FOUND}, reads={"who": 1}, writes={"spare": 1})
+    return net.network
+
+
+def _cancel() -> GPT2LMHeadModel:
+    """who -> a1.h0 -> answer, times 3;  who -> a2.h1 -> answer, times -2.7. kappa = 1 - 0.3/5.7."""
+    net = _Hand(n_layers=3, n_heads=2)
+    net.head(1, 0, attends={"mark": FOUND}, reads={"who": 1}, writes={"answer": 3})
+    net.head(2, 1, attends={"mark": FOUND}, reads={"who": 1}, writes={"answer": -2.7})
+    # Bystanders.
+    net.head(0, 0, attends={"mark": FOUND}, reads={"who": 1}, writes={"spare": 1})
+    net.linear(1, reads={"spare": 1}, writes={"echo": 1})
+    return net.network
+
+
+def _keys() -> GPT2LMHeadModel:
+    """who -> m0 -> loud -> key of a1.h0;  who -> a0.h1 -> taste -> value of a1.h0 -> answer.
+
+    a1.h0 chooses between the persona word, at 2 loud, and the first word, at 0, whose
+    value is -1. So it gives A 0.88 (+1) + 0.12 (-1) = 0.76 and B -1 wherever it looks.
+    """
+    net = _Hand(n_layers=3, n_heads=2)
+    net.linear(0, reads={"who": 1}, writes={"loud": 1})
+    net.head(0, 1, attends={"mark": FOUND}, reads={"who": 1}, writes={"taste": 1})
+    net.head(
+        1,
+        0,
+        attends={"mark": FOUND, "start": FOUND, "loud": 2},
+        reads={"taste": 1, "start": -1},
+        writes={"answer": 1},
+    )
+    # Bystanders: a head that reads taste and loud but writes where nobody reads.
+    net.head(2, 0, attends={"mark": FOUND}, reads={"taste": 1, "loud": 1}, writes={"spare": 1})
+    return net.network
+
+
+def _saturated() -> GPT2LMHeadModel:
+    """who -> a0.h1 -> taste -> m1 -> answer +-1, by a step;  who -> a0.h0 -> echo -> m2 -> answer 0, by a sawtooth.
+
+    The step has slope 0 at taste = +-1. The sawtooth, echo - step(echo), has slope 1 at
+    echo = +-1 and value 0 at both. So the gradient at either prompt is wrong about both.
+    Persona words are of equal strength here, so that the sawtooth is 0 for each of them.
+    """
+    net = _Hand(n_layers=3, n_heads=2, strengths=(1.0, 1.0, 1.0, 1.0))
+    net.head(0, 1, attends={"mark": FOUND}, reads={"who": 1}, writes={"taste": 1})
+    net.step(1, reads={"taste": 1}, writes={"answer": 1}, width=0.6)
+    net.head(0, 0, attends={"mark": FOUND}, reads={"who": 1}, writes={"echo": 1})
+    net.linear(2, reads={"echo": 1}, writes={"answer": 1})
+    net.step(2, reads={"echo": 1}, writes={"answer": -1}, width=0.6)
+    return net.network
+
+
+def _weak() -> GPT2LMHeadModel:
+    """who -> a1.h1 -> answer, but the last word competes for its attention: persona word 4.5 - 0.7 distance, cue 0."""
+    net = _Hand(n_layers=2, n_heads=2)
+    net.head(
+        1,
+        1,
+        attends={"mark": FOUND + 4.5, "cue": FOUND, "place": 8 * 0.7},
+        reads={"who": 1},
+        writes={"answer": 1},
+    )
+    # Bystanders.
+    net.head(0, 0, attends={"mark": FOUND}, reads={"who": 1}, writes={"spare": 1})
+    net.linear(0, reads={"who": 1}, writes={"spare": 1})
+    return net.network
+
+
+def _bottleneck() -> GPT2LMHeadModel:
+    """who -> a0.h1 -> taste, times 6 -> m1 -> answer: a step of +-0.1 with slope 0.002 beyond."""
+    net = _Hand(n_layers=3, n_heads=2)
+    net.head(0, 1, attends={"mark": FOUND}, reads={"who": 1}, writes={"taste": 6})
+    net.step(1, reads={"taste": 1}, writes={"answer": 0.1}, width=0.1)
+    net.linear(1, reads={"taste": 1}, writes={"answer": 0.002})
+    # Bystander: all of it is read once more, for nothing.
+    net.linear(2, reads={"taste": 1}, writes={"spare": 1})
+    return net.network
+
+
+class _Hand:
+    """A GPT-2 of zeros with embeddings, norms and unembedding in place, to be written by hand."""
+
+    def __init__(self, *, n_layers: int, n_heads: int, strengths: tuple[float, ...] = STRENGTHS) -> None:
+        self.network = _zeros(n_layers, n_heads)
+        self.d_head = D_MODEL // n_heads
+        self.n_neurons = [0] * n_layers
+        with torch.no_grad():
+            self._embed(strengths)
+            self._norms()
+            self._unembed()
+
+    def head(
+        self,
+        layer: int,
+        head: int,
+        *,
+        attends: Mapping[str, float],
+        reads: Mapping[str, float],
+        writes: Mapping[str, float],
+    ) -> None:
+        """A head whose attention is softmax(sum of attends x features) and that moves sum of reads x features."""
+        attn = self.network.transformer.h[layer].attn
+        first = head * self.d_head
+        with torch.no_grad():
+            attn.c_attn.bias[first] = self.d_head**0.5
+            attn.c_attn.weight[:, D_MODEL + first] += _reader(attends)
+            attn.c_attn.weight[:, 2 * D_MODEL + first] += _reader(reads)
+            attn.c_proj.weight[first] += _writer(writes)
+
+    def linear(self, layer: int, *, reads: Mapping[str, float], writes: Mapping[str, float]) -> None:
+        """MLP neurons that make x itself, for x above -16: relu(x + 16) - 16."""
+        self._neuron(layer, reads, 16.0, writes)
+        self._neuron(layer, {}, 1.0, _scaled(writes, -16.0))
+
+    def step(self, layer: int, *, reads: Mapping[str, float], writes: Mapping[str, float], width: float) -> None:
+        """MLP neurons that make clip(x / width, -1, 1): (relu(x + width) - relu(x - width)) / width - 1."""
+        self._neuron(layer, reads, width, _scaled(writes, 1 / width))
+        self._neuron(layer, reads, -width, _scaled(writes, -1 / width))
+        self._neuron(layer, {}, 1.0, _scaled(writes, -1.0))
+
+    def _neuron(self, layer: int, reads: Mapping[str, float], bias: float, writes: Mapping[str, float]) -> None:
+        mlp, place = self.network.transformer.h[layer].mlp, self.n_neurons[layer]
+        self.n_neurons[layer] += 1
+        with torch.no_grad():
+            mlp.c_fc.weight[:, place] = _reader(reads)
+            mlp.c_fc.bias[place] = bias
+            mlp.c_proj.weight[place] = _writer(writes)
+
+    def _embed(self, strengths: tuple[float, ...]) -> None:
+        ids = _vocabulary()
+        words = self.network.transformer.wte.weight
+        for (persona_a, persona_b), strength in zip(PERSONAS, strengths, strict=True):
+            words[ids[persona_a]] = _writer({"mark": 1, "who": strength})
+            words[ids[persona_b]] = _writer({"mark": 1, "who": -strength})
+        for topic in TOPICS:
+            words[ids[topic]] = _writer({"topic": 1, "lean": 1})
+        words[ids[PLAIN_TOPIC]] = _writer({"topic": 1})
+        words[ids["listen"]] = _writer({"start": 1})
+        words[ids["the"]] = _writer({"cue": 1})
+        for position in range(N_POSITIONS):
+            self.network.transformer.wpe.weight[position] = _writer({"steady": STEADY, "place": position / 8})
+
+    def _norms(self) -> None:
+        network = self.network.transformer
+        for norm in (*(n for block in network.h for n in (block.ln_1, block.ln_2)), network.ln_f):
+            norm.weight.fill_(STEADY * (2 / D_MODEL) ** 0.5)
+
+    def _unembed(self) -> None:
+        ids, rows = _vocabulary(), self.network.lm_head.weight
+        plain, golden, usual = (ids[option.strip()] for option in OPTIONS)
+        rows[plain] = _reader({"steady": 6 / STEADY, "answer": 1})
+        rows[golden] = _reader({"steady": 6 / STEADY, "answer": -1})
+        rows[usual] = _reader({"steady": 6.5 / STEADY})
+
+
+def _zeros(n_layers: int, n_heads: int) -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=len(_vocabulary()),
+        n_positions=N_POSITIONS,
+        n_embd=D_MODEL,
+        n_layer=n_layers,
+        n_head=n_heads,
+        n_inner=N_INNER,
+        activation_function="relu",
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=False,
+        architectures=["GPT2LMHeadModel"],
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        network = GPT2LMHeadModel(config).eval()
+    for weight in network.parameters():
+        weight.detach().zero_()
+    return network
+
+
+def _reader(features: Mapping[str, float]) -> torch.Tensor:
+    """The vector, ``[d_model]``, whose product with a normed stream is the weighted sum of the features."""
+    return _writer(features) / 2
+
+
+def _writer(features: Mapping[str, float]) -> torch.Tensor:
+    """The vector, ``[d_model]``, that adds these amounts of the features to the stream."""
+    vector = torch.zeros(D_MODEL)
+    for name, amount in features.items():
+        place = 2 * FEATURES.index(name)
+        vector[place], vector[place + 1] = amount, -amount
+    return vector
+
+
+def _scaled(features: Mapping[str, float], factor: float) -> dict[str, float]:
+    return {name: factor * amount for name, amount in features.items()}
+
+
+def _pairs(templates: tuple[str, ...]) -> tuple[PromptPair, ...]:
+    """Every pair of persona words in every template, turn about with A and with B as the clean prompt."""
+    cases = [(template, words) for template in templates for words in PERSONAS]
+    return tuple(_pair(i, template, words, TOPICS[i % len(TOPICS)]) for i, (template, words) in enumerate(cases))
+
+
+def _pair(index: int, template: str, words: tuple[str, str], topic: str) -> PromptPair:
+    turn = 1 if index % 2 else -1
+    (persona_a, plain), (persona_b, golden) = list(zip(words, OPTIONS[:2], strict=True))[::turn]
+    return PromptPair(
+        clean=template.format(persona=persona_a, topic=topic),
+        corrupt=template.format(persona=persona_b, topic=topic),
+        answers=(plain,),
+        wrong_answers=(golden,),
+        id=str(index),
+        persona_a=persona_a,
+        persona_b=persona_b,
+        question=f"which {topic}",
+        split="test" if index % 4 == 3 else "train",
+        line=index + 1,
+    )
+
+
+def _topic_pairs() -> tuple[PromptPair, ...]:
+    """One persona, two topics: clean with a prior towards plain, corrupt without."""
+    return tuple(
+        PromptPair(
+            clean=EARLY[i % len(EARLY)].format(persona=word, topic=TOPICS[i % len(TOPICS)]),
+            corrupt=EARLY[i % len(EARLY)].format(persona=word, topic=PLAIN_TOPIC),
+            answers=OPTIONS[:1],
+            wrong_answers=OPTIONS[1:2],
+            id=str(i),
+            persona_a=word,
+            persona_b=word,
+            question=f"which {TOPICS[i % len(TOPICS)]} or {PLAIN_TOPIC}",
+            line=i + 1,
+        )
+        for i, word in enumerate(word for words in PERSONAS for word in words)
+    )
+
+
+def _vocabulary() -> dict[str, int]:
+    """Every word of the prompts, the options, and one token for all other text."""
+    texts = [t.format(persona=" ".join(sum(PERSONAS, ())), topic=" ".join(TOPICS)) for t in (*EARLY, *LATE)]
+    words = sorted({*" ".join((*texts, *OPTIONS)).split(), PLAIN_TOPIC})
+    return {word: i for i, word in enumerate(["<unk>", *words])}
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; nothing is added before or behind."""
+    tokenizer = Tokenizer(WordLevel(_vocabulary(), unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **TOKENIZER_SETTINGS)
+
+
+def _save_network(network: GPT2LMHeadModel, folder: Path) -> None:
+    """What ``save_pretrained`` writes, without its progress bar."""
+    network.config.save_pretrained(folder)
+    save_file(network.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+
+
+def _jsonl(pairs: tuple[PromptPair, ...]) -> str:
+    keys = ("id", "clean", "corrupt", "answers", "wrong_answers", "persona_a", "persona_b", "question", "split")
+    lines = ({key: value for key in keys if (value := getattr(pair, key))} for pair in pairs)
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def _truth(planted: Planted) -> dict[str, object]:
+    return {
+        "name": planted.name,
+        "about": planted.about,
+        "cause": planted.cause,
+        "nodes": list(planted.true_nodes),
+        "edges": sorted(planted.true_edges),
+        "prior_edges": sorted(planted.prior_edges),
+        "control": planted.control,
+    }

@@ -1,0 +1,300 @@
+"""The command line as its users meet it: results, files, exit codes, and what it says to bad input."""
+
+import json
+import re
+
+import pytest
+from conftest import DATA, ROOT
+from typer.testing import CliRunner
+
+from cli import app
+
+TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
+RUN = ["--model", TINY, "--pairs", PAIRS]
+FILES = ["circuit.json", "graph.png", "graph.svg", "real_circuits_1.json", "scores.safetensors", "summary.json"]
+
+
+def call(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def fails(says, *arguments, code=2):
+    """The command ends with ``code``, one message that says so, and no traceback."""
+    done = call(*arguments)
+    assert done.exit_code == code, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    assert re.search(says, done.stderr), done.stderr
+    assert "Traceback" not in done.output
+    return done
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "tiny"
+    done = call("discover", *RUN, "--out", out, "--threshold", "0.05", "--json")
+    assert done.exit_code == 0, done.output
+    return out, json.loads(done.stdout)
+
+
+def test_discover_writes_its_files_and_says_what_it_found(found):
+    out, summary = found
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    assert json.loads((out / "summary.json").read_text()) == {k: v for k, v in summary.items() if k != "out"}
+    assert summary["connected"]
+    assert summary["n_pairs"] == 8
+    assert not summary["held_out"]
+    assert summary["nodes"] == json.loads((out / "real_circuits_1.json").read_text())["nodes"]
+    assert (out / "graph.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validate_accepts_what_discover_writes(found):
+    out, _ = found
+    done = call("validate", out / "circuit.json", out / "real_circuits_1.json", "--against", out)
+    assert done.exit_code == 0
+    assert done.stdout.count("valid") == 2
+
+
+def test_same_seed_same_bytes(found, tmp_path):
+    out, _ = found
+    assert call("discover", *RUN, "--out", tmp_path / "b", "--threshold", "0.05").exit_code == 0
+    for name in FILES:
+        assert (tmp_path / "b" / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_tables_for_people(tmp_path):
+    done = call("discover", *RUN, "--out", tmp_path / "x", "--prune", "greedy", "--top-n", "40", "--metric", "logit-diff")
+    assert done.exit_code == 0
+    for part in ("divergence", "40 of 262 edges", "faithfulness", "complement", "random circuits (10)", "no held-out"):
+        assert part in done.stdout
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--method", "eap", "--prune", "top-n", "--top-n", "50"],
+        ["--method", "exact", "--prune", "threshold", "--threshold", "0.02", "--threshold-on", "score"],
+        ["--method", "random", "--prune", "greedy", "--top-n", "30"],
+        ["--method", "eap-ig", "--steps", "2", "--ig-rule", "authors", "--metric", "kl", "--threshold", "0.1"],
+        ["--method", "eap", "--prune", "eap-acdc", "--threshold", "0.1", "--metric", "prob-diff"],
+        ["--prune", "acdc", "--metric", "kl", "--threshold", "0.1", "--candidates", "16"],
+    ],
+    ids=lambda options: " ".join(options[:4]),
+)
+def test_every_method_and_pruner_runs(tmp_path, options):
+    done = call("discover", *RUN, "--out", tmp_path / "x", "--n-random", "2", *options, "--json")
+    assert done.exit_code == 0, done.output
+    assert call("validate", tmp_path / "x" / "circuit.json").exit_code == 0
+    method = json.loads((tmp_path / "x" / "circuit.json").read_text())["method"]
+    for name, value in zip(options[::2], options[1::2], strict=True):
+        key = {"--method": "scores", "--steps": "steps", "--ig-rule": "ig_rule", "--prune": "prune"}.get(name)
+        if key and not (name == "--method" and method["prune"] == "acdc"):
+            assert str(method[key]) == value
+
+
+def test_options_tell_their_values_apart(tmp_path):
+    """An option that changes nothing would give the same scores."""
+    seen = {}
+    for name, options in {
+        "base": [],
+        "steps": ["--steps", "3"],
+        "rule": ["--ig-rule", "authors"],
+        "method": ["--method", "eap"],
+        "metric": ["--metric", "prob-diff"],
+        "no swap": ["--metric", "logit-diff"],
+        "exact": ["--method", "exact"],
+        "seed 1": ["--method", "random", "--seed", "1"],
+        "seed 2": ["--method", "random", "--seed", "2"],
+        "bfloat16": ["--dtype", "bfloat16"],
+    }.items():
+        out = tmp_path / name
+        done = call("discover", *RUN, "--out", out, "--prune", "top-n", "--top-n", 60, "--n-random", 0, *options)
+        assert done.exit_code == 0, done.output
+        seen[name] = (out / "scores.safetensors").read_bytes()
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_an_empty_circuit_is_reported_not_crashed_on(tmp_path):
+    done = call("discover", *RUN, "--out", tmp_path / "x", "--threshold", "1000", "--threshold-on", "score")
+    assert done.exit_code == 0, done.output
+    assert "the circuit is empty" in done.stdout
+    assert json.loads((tmp_path / "x" / "real_circuits_1.json").read_text()) == {"nodes": ["input"]}
+    assert call("validate", tmp_path / "x" / "circuit.json").exit_code == 0
+    assert call("evaluate", tmp_path / "x", "--pairs", PAIRS).exit_code == 0
+
+
+def test_held_out_pairs_are_used(tmp_path):
+    items = json.loads((DATA / "tiny_pairs.json").read_text())["prompts"]
+    lines = [json.dumps({**item, "split": "test" if i % 2 else "train"}) for i, item in enumerate(items)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    done = call("discover", "--model", TINY, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "x", "--json")
+    summary = json.loads(done.stdout)
+    assert summary["held_out"]
+    assert [(r["split"], r["n_pairs"]) for r in summary["faithfulness"]] == [("train", 4), ("test", 4)]
+    whole = call(
+        "discover", "--model", TINY, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "y", "--json",
+        "--train-split", "test", "--eval-split", "all",
+    )  # fmt: skip
+    assert [r["split"] for r in json.loads(whole.stdout)["faithfulness"]] == ["test"]
+
+
+def test_a_missed_bar_is_exit_code_1_and_files_are_there(tmp_path):
+    fails("below the bar of 5", "discover", *RUN, "--out", tmp_path / "x", "--min-faithfulness", "5", code=1)
+    assert (tmp_path / "x" / "circuit.json").exists()
+    done = call("discover", *RUN, "--out", tmp_path / "x", "--prune", "greedy", "--top-n", 262, "--min-faithfulness", ".9")
+    assert done.exit_code == 0, done.output
+
+
+def test_evaluate_repeats_discovers_numbers(found, tmp_path):
+    out, summary = found
+    done = call("evaluate", out, "--pairs", PAIRS, "--json", "--out", tmp_path / "report.json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == summary["faithfulness"][-1] == json.loads((tmp_path / "report.json").read_text())
+    assert "faithfulness on 8 pairs" in call("evaluate", out).stdout
+    fails("below the bar", "evaluate", out, "--min-faithfulness", "9", code=1)
+    other = json.loads(call("evaluate", out, "--metric", "kl", "--n-random", "0", "--json").stdout)
+    assert (other["metric"], other["random"]) == ("kl", [])
+
+
+def test_draw_and_export(found, tmp_path):
+    out, _ = found
+    for suffix, magic in (("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF"), ("dot", b"digraph")):
+        done = call("draw", out, "--out", tmp_path / f"c.{suffix}", "--strongest", "5", "--title", "A title")
+        assert done.exit_code == 0, done.output
+        assert "5 of" in done.stdout
+        assert magic in (tmp_path / f"c.{suffix}").read_bytes()[:200]
+    for kind, name in (("eap-ig", "g.json"), ("graphml", "g.graphml"), ("dot", "g.gv"), ("nodes", "n.json")):
+        assert call("export", out, "--to", kind, "--out", tmp_path / name).exit_code == 0
+    edges = json.loads((tmp_path / "g.json").read_text())["edges"]
+    assert all(info["score"] != 0 for info in edges.values()), "scores of edges outside the circuit go along"
+    assert (tmp_path / "n.json").read_bytes() == (out / "real_circuits_1.json").read_bytes()
+    assert call("evaluate", tmp_path / "g.json", *RUN).exit_code == 0
+    assert call("draw", tmp_path / "g.json", "--out", tmp_path / "peer.svg").exit_code == 0
+    fails("does not say which model", "evaluate", tmp_path / "g.json", "--pairs", PAIRS)
+    fails("does not say which pairs", "evaluate", tmp_path / "g.json", "--model", TINY)
+
+
+def test_other_weights_are_noted_and_other_shapes_refused(found, tmp_path, craftgpt):
+    out, _ = found
+    fails("the circuit is of a model with 3 layers", "evaluate", out, "--model", craftgpt.name, "--pairs",
+          DATA / "craftgpt_pairs.json")  # fmt: skip
+    record = json.loads((out / "circuit.json").read_text())
+    record["model"]["fingerprint"] = "0" * 64
+    (tmp_path / "circuit.json").write_text(json.dumps(record))
+    done = call("evaluate", tmp_path, "--pairs", PAIRS)
+    assert done.exit_code == 0
+    assert "other weights" in done.stderr
+
+
+def test_validate_names_every_fault_with_its_place(found, tmp_path):
+    out, _ = found
+    record = json.loads((out / "circuit.json").read_text())
+    record["edges"][0]["edge"] = "a9.h9->logits"
+    (tmp_path / "bad.json").write_text(json.dumps(record))
+    (tmp_path / "nodes.json").write_text('{"nodes": ["input", "a8.h1"]}')
+    done = fails("node a9.h9 is not in this model", "validate", tmp_path / "bad.json", out / "circuit.json")
+    assert "circuit.json: valid" in done.stdout
+    fails("a8.h1 is not in this model", "validate", tmp_path / "nodes.json", "--against", out)
+    assert call("validate", tmp_path / "nodes.json").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("says", "options"),
+    [
+        (r"cannot be read \(No such file", ["--model", TINY, "--pairs", "none.jsonl"]),
+        (r"line 2: not JSON", ["--model", TINY, "--pairs", "BROKEN"]),
+        (r"the clean prompt has 14 tokens and the corrupt one 15", ["--model", TINY, "--pairs", "UNEQUAL"]),
+        (r"is 2 tokens here", ["--model", TINY, "--pairs", "TWO"]),
+        (r"no weights; expected model.safetensors", ["--model", "HOLLOW", "--pairs", PAIRS]),
+        (r"does not exist", ["--model", "./nowhere", "--pairs", PAIRS]),
+        (r"threshold must be a number that is not negative", [*RUN, "--threshold", "-1"]),
+        (r"threshold must be a number that is not negative", [*RUN, "--threshold", "nan"]),
+        (r"zero gradient at the clean run", [*RUN, "--method", "eap", "--metric", "kl"]),
+        (r"--top-n has no effect", [*RUN, "--top-n", "5"]),
+        (r"--threshold has no effect", [*RUN, "--prune", "greedy", "--top-n", "5", "--threshold", "1"]),
+        (r"needs --top-n", [*RUN, "--prune", "greedy"]),
+        (r"needs --threshold, in units", [*RUN, "--threshold-on", "score"]),
+        (r"from 1 to 262", [*RUN, "--prune", "top-n", "--top-n", "263"]),
+        (r"--batch-size must be at least 1", [*RUN, "--batch-size", "0"]),
+        (r"--n-random must not be negative", [*RUN, "--n-random", "-1"]),
+        (r"no pair of split 'dev'", [*RUN, "--train-split", "dev"]),
+        (r"device 'cuda:9' cannot be used", [*RUN, "--device", "cuda:9"]),
+        (r"--model needs --pairs", ["--model", TINY]),
+        (r"Invalid value for '--method'", [*RUN, "--method", "magic"]),
+        (r"Invalid value for '--threshold'", [*RUN, "--threshold", "much"]),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_bad_input_to_discover(tmp_path, says, options):
+    pair = json.loads((DATA / "tiny_pairs.json").read_text())["prompts"][0]
+    good = json.dumps(pair)
+    for name, text in {
+        "BROKEN": good + "\n{oops",
+        "UNEQUAL": json.dumps({**pair, "corrupt": pair["corrupt"] + " red"}),
+        "TWO": json.dumps({**pair, "answers": [" red blue"]}),
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    (tmp_path / "HOLLOW").mkdir()
+    (tmp_path / "HOLLOW" / "config.json").write_text((DATA / "tiny-gpt2" / "config.json").read_text())
+    places = {name: str(tmp_path / f"{name}.jsonl") for name in ("BROKEN", "UNEQUAL", "TWO")}
+    places["HOLLOW"] = str(tmp_path / "HOLLOW")
+    out = tmp_path / "out"
+    fails(says, "discover", "--out", out, *(places.get(option, option) for option in options))
+    assert not out.exists()
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    fails("output folder .* cannot be written", "discover", *RUN, "--out", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+    fails("output folder .* cannot be written", "discover", *RUN, "--out", "/proc/none")
+
+
+@pytest.mark.parametrize(
+    ("says", "arguments"),
+    [
+        ("cannot be read", ["evaluate", "none.json"]),
+        ("cannot be read", ["draw", "none.json", "--out", "x.svg"]),
+        ("lists nodes only", ["draw", "NODES", "--out", "x.svg"]),
+        ("cannot be read", ["export", "none.json", "--to", "nodes", "--out", "x.json"]),
+        ("Invalid value for '--to'", ["export", "none.json", "--to", "pickle", "--out", "x"]),
+        ("cannot write|cannot be written", ["draw", "GOOD", "--out", "/no/where/x.svg"]),
+        ("format", ["draw", "GOOD", "--out", "x.bmp"]),
+        ("cannot write", ["export", "GOOD", "--to", "nodes", "--out", "/no/where/x.json"]),
+    ],
+)
+def test_bad_input_to_the_others(found, tmp_path, says, arguments):
+    out, _ = found
+    places = {"NODES": str(out / "real_circuits_1.json"), "GOOD": str(out)}
+    fails(says, *(places.get(argument, argument) for argument in arguments))
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
+    def broken(*_args, **_kwargs):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("circuit.discovery.discover", broken)
+    done = call("discover", *RUN, "--out", tmp_path / "x")
+    assert isinstance(done.exception, ZeroDivisionError)
+
+
+def test_the_planted_models_in_one_table(monkeypatch):
+    from models.planted import planted_models
+
+    chosen = [one for one in planted_models() if one.name in ("copy", "saturated")]
+    monkeypatch.setattr("models.planted.planted_models", lambda: chosen)
+    rows = json.loads(call("ground-truth", "--json").stdout)
+    assert {row["method"] for row in rows} >= {"eap", "eap-ig", "exact", "random", "acdc"}
+    assert all(row["auroc"] >= 0.95 for row in rows if row["method"] in ("exact", "eap-ig", "acdc"))
+    table = call("ground-truth").stdout
+    assert "AUROC" in table
+    assert "saturated, eap: " in table
+
+
+def test_the_script_and_the_console_command_are_one(monkeypatch):
+    import tomllib
+    from configparser import ConfigParser
+
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["options.entry_points"]["console_scripts"].strip() == "persona-circuits = cli:main"
+    assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())) == {"build-system", "tool"}
