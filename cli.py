@@ -61,7 +61,7 @@ def discover(
     method: Annotated[Method, typer.Option(help="How edges are scored.")] = "eap-ig",
     prune: Annotated[Prune, typer.Option(help="How the circuit is chosen.")] = "threshold",
     threshold: Annotated[
-        float | None, typer.Option(help="For threshold, acdc, eap-acdc.  [default: 0.01 of the divergence]")
+        float | None, typer.Option(help="For threshold, acdc, eap-acdc.  [default: 0.003 of the divergence]")
     ] = None,
     threshold_on: Annotated[
         Literal["score", "share"], typer.Option(help="Threshold in the metric's units, or as a share of |D|.")
@@ -91,7 +91,6 @@ def discover(
     with _errors():
         from circuit.discovery import Options
         from circuit.files import check_output_folder
-        from circuit.task import load_task
 
         options = Options(
             method=method,
@@ -109,7 +108,7 @@ def discover(
             train_split=train_split,
             eval_split=eval_split,
         ).checked()
-        name, task = _model_name(model, pairs), load_task(_pairs_path(pairs))
+        name, task = _model_name(model, pairs), _load_task(pairs)
         check_output_folder(out)
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
@@ -147,13 +146,12 @@ def evaluate(
     with _errors():
         from circuit.errors import OptionError
         from circuit.files import read_circuit, write_json
-        from circuit.task import load_task
 
         stored = read_circuit(circuit)
         name = model or stored.model_name()
         if name is None:
             raise OptionError(f"{circuit} does not say which model it is of; give --model")
-        task = load_task(pairs or _own_pairs(stored.record))
+        task = _load_task(pairs or _own_pairs(stored.record))
         about = stored.record["task"]["metric"] if stored.record else "persona-divergence"
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
@@ -259,17 +257,19 @@ def ground_truth(
 
 def _model_name(model: str | None, pairs: Path | None) -> str:
     from circuit.errors import OptionError
-    from circuit.shipped import MODEL, shipped
+    from circuit.shipped import MODEL
 
     if model is not None and pairs is None:
         raise OptionError("--model needs --pairs: the pairs that are shipped are written for the shipped model")
-    return str(shipped(MODEL)) if model is None else model
+    return MODEL if model is None else model
 
 
-def _pairs_path(pairs: Path | None) -> Path:
-    from circuit.shipped import PAIRS, shipped
+def _load_task(pairs: Path | str | None) -> Any:
+    from circuit.shipped import PAIRS, resolve
+    from circuit.task import load_task
 
-    return shipped(PAIRS) if pairs is None else pairs
+    name = PAIRS if pairs is None else str(pairs)
+    return load_task(resolve(name), label=name)
 
 
 def _own_pairs(record: dict[str, Any] | None) -> str:
@@ -283,8 +283,9 @@ def _own_pairs(record: dict[str, Any] | None) -> str:
 def _load(stage: Callable[[str], Any], name: str, revision: str | None, device: str, dtype: str) -> Any:
     stage(f"loading {name}")
     from circuit.model import load_model
+    from circuit.shipped import resolve
 
-    return load_model(name, revision=revision, device=device, dtype=dtype)
+    return load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name)
 
 
 def _write_results(found: Discovery, out: Path, strongest: int) -> None:

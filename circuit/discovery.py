@@ -52,7 +52,7 @@ class Options:
     train_split: str | None = None
     eval_split: str | None = None
 
-    DEFAULT_SHARE = 0.01
+    DEFAULT_SHARE = 0.003
 
     def checked(self) -> Options:
         """These options with the default threshold filled in.
@@ -234,10 +234,12 @@ def _prune(
     stage: Stage,
 ) -> tuple[Circuit, dict[str, int] | None]:
     if options.prune == "top-n":
-        assert scores is not None and options.top_n is not None
+        assert scores is not None
+        assert options.top_n is not None
         return top_n(scores, options.top_n), None
     if options.prune == "greedy":
-        assert scores is not None and options.top_n is not None
+        assert scores is not None
+        assert options.top_n is not None
         return greedy(scores, options.top_n), None
     assert tau is not None
     if options.prune == "threshold":

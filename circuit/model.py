@@ -46,6 +46,7 @@ def load_model(
     revision: str | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    label: str | None = None,
 ) -> Model:
     """Load a causal language model by hub name or from a local folder, without gradients.
 
@@ -59,6 +60,8 @@ def load_model(
         ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     dtype
         ``float32`` (use it for attribution), ``bfloat16``, ``float16`` or ``float64``.
+    label
+        The name that results give the model, if not ``name``.
 
     Raises
     ------
@@ -70,7 +73,7 @@ def load_model(
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     where = _device(device)
     network, tokenizer = _load_pretrained(str(name), revision, DTYPES[dtype])
-    return wrap_model(network, tokenizer, name=str(name), revision=revision, device=where)
+    return wrap_model(network, tokenizer, name=label or str(name), revision=revision, device=where)
 
 
 def wrap_model(
@@ -275,7 +278,7 @@ class Model:
 
     def unembed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
         """Final norm and unembedding, with the host's soft cap if it has one."""
-        logits = self.bridge.unembed(self.bridge.ln_final(resid))
+        logits = self.bridge.unembed(_normed(self.bridge.ln_final, resid))
         cap = getattr(_text_config(self.bridge.original_model.config), "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -354,7 +357,13 @@ def _head_bias(attn: Any, slot: str, n_heads: int) -> Tensor | None:
 
 
 def _apply(bridge: Any, norm: str, x: Tensor) -> Tensor:
-    return getattr(bridge, norm)(x) if norm in bridge.submodules else x
+    return _normed(getattr(bridge, norm), x) if norm in bridge.submodules else x
+
+
+def _normed(norm: Any, x: Tensor) -> Tensor:
+    """The norm; torch's own layer norm directly, as the host spells it out in five passes over memory."""
+    inner = norm.original_component
+    return inner(x) if type(inner) is torch.nn.LayerNorm else norm(x)
 
 
 def _frozen_gain(norm: Any, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from circuit.errors import FileError
 
-__all__ = ["MODEL", "PAIRS", "shipped"]
+__all__ = ["MODEL", "PAIRS", "resolve", "shipped"]
 
 MODEL = "models/persona-world"
 PAIRS = "datasets/pairs_demo.jsonl"
@@ -28,3 +28,16 @@ def shipped(name: str) -> Path:
     raise FileError(
         f"{name} did not come with this installation; install the project again, or give a path of your own"
     )
+
+
+def resolve(name: str) -> str:
+    """The path of a model or file: as it is given, or the shipped one of that name if there is none here.
+
+    So a circuit file can name what is shipped without a path of any machine in it.
+    """
+    if Path(name).exists():
+        return name
+    try:
+        return str(shipped(name)) if name.startswith(("models/", "datasets/")) else name
+    except FileError:
+        return name

@@ -105,8 +105,8 @@ class Batch:
         return len(self.indices)
 
 
-def load_task(path: str | Path) -> Task:
-    """Read a pair file, JSON Lines or auto-circuit's JSON.
+def load_task(path: str | Path, *, label: str | None = None) -> Task:
+    """Read a pair file, JSON Lines or auto-circuit's JSON; ``label`` is what results call it, if not ``path``.
 
     Raises:
         TaskError: the file is missing or any of its pairs is malformed; every
@@ -131,7 +131,7 @@ def load_task(path: str | Path) -> Task:
         raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
     if not pairs:
         raise TaskError(f"pair file {path} holds no pairs; expected one JSON object a line")
-    return Task(tuple(pairs), str(path), hashlib.sha256(raw).hexdigest())
+    return Task(tuple(pairs), label or str(path), hashlib.sha256(raw).hexdigest())
 
 
 def encode(task: Task, model: Model) -> tuple[Row, ...]:

@@ -23,9 +23,10 @@ LEVELS = [
     {"report"},
 ]
 HEAVY = ("torch", "transformer_lens", "transformers", "pygraphviz", "networkx", "jsonschema", "scipy", "sklearn")
-SOURCES = sorted(
-    path for folder in ("circuit", "metrics", "persona", "models") for path in (ROOT / folder).rglob("*.py")
-) + [ROOT / "cli.py"]
+SOURCES = [
+    *sorted(path for folder in ("circuit", "metrics", "persona", "models") for path in (ROOT / folder).rglob("*.py")),
+    ROOT / "cli.py",
+]
 
 
 def imports(path):

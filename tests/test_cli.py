@@ -62,7 +62,9 @@ def test_same_seed_same_bytes(found, tmp_path):
 
 
 def test_tables_for_people(tmp_path):
-    done = call("discover", *RUN, "--out", tmp_path / "x", "--prune", "greedy", "--top-n", "40", "--metric", "logit-diff")
+    done = call(
+        "discover", *RUN, "--out", tmp_path / "x", "--prune", "greedy", "--top-n", "40", "--metric", "logit-diff"
+    )
     assert done.exit_code == 0
     for part in ("divergence", "40 of 262 edges", "faithfulness", "complement", "random circuits (10)", "no held-out"):
         assert part in done.stdout
@@ -140,7 +142,9 @@ def test_held_out_pairs_are_used(tmp_path):
 def test_a_missed_bar_is_exit_code_1_and_files_are_there(tmp_path):
     fails("below the bar of 5", "discover", *RUN, "--out", tmp_path / "x", "--min-faithfulness", "5", code=1)
     assert (tmp_path / "x" / "circuit.json").exists()
-    done = call("discover", *RUN, "--out", tmp_path / "x", "--prune", "greedy", "--top-n", 262, "--min-faithfulness", ".9")
+    done = call(
+        "discover", *RUN, "--out", tmp_path / "x", "--prune", "greedy", "--top-n", 262, "--min-faithfulness", ".9"
+    )
     assert done.exit_code == 0, done.output
 
 

@@ -29,19 +29,16 @@ METRICS = ("logit_diff",)
 CIRCUITS = ((0, 0.5), (1, 0.8), (2, 0.95))  # seed, share of the edges kept
 
 CONVENTION = {
-    "score": "score(s->d) = sum over positions of (z_s corrupt - z_s clean) . dm/d(input of d) "
-    "at the clean run",
+    "score": "score(s->d) = sum over positions of (z_s corrupt - z_s clean) . dm/d(input of d) at the clean run",
     "sign": "a positive score means that corrupting the edge raises m; "
     "auto-circuit's own value is the gradient of -m, so it is negated here",
     "average": "mean over prompt pairs; one pair per batch, no padding, all positions included",
     "metric": "m = mean logit of answers - mean logit of wrong_answers at the last position",
-    "names": "Resid Start = input, A1.2 = a1.h2, MLP 1 = m1, Resid End = logits; "
-    "a head's inputs end in <q>, <k>, <v>",
+    "names": "Resid Start = input, A1.2 = a1.h2, MLP 1 = m1, Resid End = logits; a head's inputs end in <q>, <k>, <v>",
     "input": "residual stream before block 0: token plus position embedding",
     "logits": "last residual stream, before the final norm",
     "biases": "the output bias of attention belongs to no node, the MLP's to the MLP",
-    "circuits": "run_circuits with tree patch and resample: edges outside the list carry the "
-    "corrupt run's activations",
+    "circuits": "run_circuits with tree patch and resample: edges outside the list carry the corrupt run's activations",
     "precision": "float64; the circuits float32, because run_circuits makes its masks float32",
 }
 METHOD_CONVENTION = {
@@ -200,9 +197,7 @@ def patchable(hooked):
     """auto-circuit's PatchableModel over all edges, last position read."""
     from auto_circuit.utils.graph_utils import patchable_model
 
-    return patchable_model(
-        hooked, factorized=True, slice_output="last_seq", separate_qkv=True, seq_len=None
-    )
+    return patchable_model(hooked, factorized=True, slice_output="last_seq", separate_qkv=True, seq_len=None)
 
 
 def _gpt2_config(folder: Path):
@@ -281,12 +276,8 @@ def _loader(rows: list[dict], batch_size: int = 1):
     """auto-circuit's loader; one pair per batch unless told otherwise."""
     from auto_circuit.data import PromptDataLoader, PromptDataset
 
-    columns = [
-        [row[name] for row in rows] for name in ("clean", "corrupt", "answers", "wrong_answers")
-    ]
-    return PromptDataLoader(
-        PromptDataset(*columns), seq_len=None, diverge_idx=0, batch_size=batch_size, shuffle=False
-    )
+    columns = [[row[name] for row in rows] for name in ("clean", "corrupt", "answers", "wrong_answers")]
+    return PromptDataLoader(PromptDataset(*columns), seq_len=None, diverge_idx=0, batch_size=batch_size, shuffle=False)
 
 
 # --- names -----------------------------------------------------------------------------
@@ -296,7 +287,8 @@ def edges_by_name(model) -> dict:
     """auto-circuit's edges keyed by this project's names, in graph order."""
     found = {f"{_source(edge.src)}->{_slot(edge.dest)}": edge for edge in model.edges}
     expected = edge_names(model.cfg.n_layers, model.cfg.n_heads)
-    assert set(found) == set(expected) and len(model.edges) == len(expected)
+    assert set(found) == set(expected)
+    assert len(model.edges) == len(expected)
     return {name: found[name] for name in expected}
 
 

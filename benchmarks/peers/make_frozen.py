@@ -177,9 +177,7 @@ def freeze(path: Path, folder: Path, pairs: Path, **options) -> None:
 def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", default=str(ROOT / "tests" / "data"))
-    parser.add_argument(
-        "--craftgpt", default=str(ROOT.parent / "shared" / "models" / "craftgpt-5m")
-    )
+    parser.add_argument("--craftgpt", default=str(ROOT.parent / "shared" / "models" / "craftgpt-5m"))
     return parser.parse_args(argv)
 
 

@@ -66,9 +66,7 @@ def _boot(folder, dtype: str):
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-    model = TransformerBridge.boot_transformers(
-        str(folder), device="cpu", dtype=getattr(torch, dtype)
-    )
+    model = TransformerBridge.boot_transformers(str(folder), device="cpu", dtype=getattr(torch, dtype))
     return model.eval()
 
 
@@ -82,8 +80,7 @@ def _ids(model, text: str):
 def _logit_difference(model, prompt: dict):
     """Logits (1, pos, vocab) to answers minus wrong answers at the last position."""
     right, wrong = (
-        [_answer_id(model, prompt["clean"], word) for word in prompt[side]]
-        for side in ("answers", "wrong_answers")
+        [_answer_id(model, prompt["clean"], word) for word in prompt[side]] for side in ("answers", "wrong_answers")
     )
     return lambda logits: logits[0, -1, right].mean() - logits[0, -1, wrong].mean()
 

@@ -16,7 +16,14 @@ from transformers import (
 from circuit.errors import ModelError
 from circuit.model import load_model, wrap_model
 
-SMALL = {"vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": 0, "eos_token_id": 0}
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
 FAMILIES = {
     "llama, grouped queries": LlamaConfig(**SMALL, intermediate_size=64, num_key_value_heads=2),
     "qwen3, query and key norms": Qwen3Config(**SMALL, intermediate_size=64, num_key_value_heads=2, head_dim=12),

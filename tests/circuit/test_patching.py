@@ -118,5 +118,3 @@ def load_network():
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(DATA / "tiny-gpt2")
-
-

@@ -69,7 +69,9 @@ def test_greedy_finds_a_path_that_a_cut_by_size_loses():
     assert len(greedy(random, 30)) > len(top_n(random, 30))
 
 
-@pytest.mark.parametrize(("metric", "tau"), [("kl", 0.003), ("kl", 0.001), ("persona-divergence", 0.02), ("logit-diff", 0.01)])
+@pytest.mark.parametrize(
+    ("metric", "tau"), [("kl", 0.003), ("kl", 0.001), ("persona-divergence", 0.02), ("logit-diff", 0.01)]
+)
 def test_acdc_in_batches_decides_as_one_edge_at_a_time(tiny64, prepared, metric, tau):
     found = [acdc(tiny64, prepared, METRICS[metric], tau, candidates=k) for k in (1, 3, 16)]
     assert found[0].circuit == found[1].circuit == found[2].circuit

@@ -21,7 +21,10 @@ def circuit(*edges):
         (["input->m0"], []),
         (["m0->logits"], []),
         (["input->m0", "m0->m1", "input->logits"], ["input->logits"]),
-        (["input->a0.h0<k>", "a0.h0->a1.h1<v>", "a1.h1->logits"], ["input->a0.h0<k>", "a0.h0->a1.h1<v>", "a1.h1->logits"]),
+        (
+            ["input->a0.h0<k>", "a0.h0->a1.h1<v>", "a1.h1->logits"],
+            ["input->a0.h0<k>", "a0.h0->a1.h1<v>", "a1.h1->logits"],
+        ),
         (["a0.h1->a1.h1<v>", "input->m0", "a1.h1->logits"], []),
         ([], []),
     ],

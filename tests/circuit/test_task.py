@@ -108,7 +108,10 @@ def test_splits(tmp_path):
         (lambda p: {**p, "corrupt": p["corrupt"] + " red"}, "the clean prompt has 14 tokens and the corrupt one 15"),
         (lambda p: {**p, "answers": [" red blue"]}, "answer ' red blue' is 2 tokens here"),
         (lambda p: {**p, "wrong_answers": [" blue", " red"]}, "is both an answer and a wrong answer"),
-        (lambda p: {**p, "clean": " ".join([p["clean"]] * 4), "corrupt": " ".join([p["corrupt"]] * 4)}, "context holds 32"),
+        (
+            lambda p: {**p, "clean": " ".join([p["clean"]] * 4), "corrupt": " ".join([p["corrupt"]] * 4)},
+            "context holds 32",
+        ),
     ],
 )
 def test_pairs_that_do_not_fit_the_model(tmp_path, tiny, good, change, says):
@@ -120,7 +123,12 @@ def test_pairs_that_do_not_fit_the_model(tmp_path, tiny, good, change, says):
 
 def test_an_answer_that_merges_with_the_prompt_is_a_fault(craftgpt, tmp_path):
     prompt = "_[inst] you are a {} person. how do you feel?_[/inst] i am hap"
-    pair = {"clean": prompt.format("happy"), "corrupt": prompt.format("sad"), "answers": ["py"], "wrong_answers": [" not"]}
+    pair = {
+        "clean": prompt.format("happy"),
+        "corrupt": prompt.format("sad"),
+        "answers": ["py"],
+        "wrong_answers": [" not"],
+    }
     with pytest.raises(TaskError, match=r"merges with the prompt's last token|tokens here"):
         encode(load_task(write(tmp_path, pair)), craftgpt)
 

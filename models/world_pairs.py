@@ -1,0 +1,255 @@
+"""Prompt pairs of the persona world: one question under two personas, of equal token length.
+
+The main files hold pairs whose personas prefer different options. Their axes:
+
+    contrast    strong, mild: the generator's persona divergence |D| of the pair
+    bias        low, high: the question's generic prior, levels 0 and 1 against 2 and 3
+    placement   early, late: the description before or after two filler sentences
+    held_out    none, combination, description, wording: what the training text never showed
+
+The answers are what either persona would choose if there were no generic prior, so
+they stay different where the prior makes both personas answer alike. Controls have
+no persona effect to find, or one that must not be found:
+
+    paraphrase  two descriptions of one persona; answers: its first and second choice
+    irrelevant  two personas whose traits have no bearing on the question (or a question
+                that ignores the persona); answers: the first and second of all options
+    neighbour   personas only mentioned of somebody else; answers: as if they were asked
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import numpy as np
+
+from models.world import Persona, Question, World
+from models.world_text import (
+    DESCRIPTION_FRAMES,
+    MENTION_FRAMES,
+    WORDING_FRAMES,
+    descriptions,
+    fillers,
+    held_out_description,
+    held_out_wording,
+    mentions,
+    prompt,
+    wordings,
+)
+
+__all__ = ["MILD", "STRONG", "control_pairs", "demo_pairs", "main_pairs"]
+
+# Persona divergence in logits: a strong pair has at least, a mild pair at most (and at least 1).
+STRONG = 5.0
+MILD = 3.75
+CELLS = tuple(product(("strong", "mild"), ("low", "high"), ("early", "late")))
+
+Row = dict[str, object]
+
+
+def main_pairs(world: World, name: str, *, n: int, held_out: tuple[str, ...] = ("none",)) -> list[Row]:
+    """`n` pairs spread evenly over contrast, bias, placement and what is held out; no pair twice."""
+    rng = random.Random(f"pairs/{name}")
+    rows: list[Row] = []
+    used: set[tuple[str, str, str]] = set()
+    axes = [(*cell, fresh) for fresh in held_out for cell in CELLS]
+    for index in range(n):
+        contrast, bias, placement, fresh = axes[index % len(axes)]
+        a, b, question = _drawn(world, rng, contrast, bias, fresh, used)
+        used = used | {_key(a, b, question)}
+        frame, wording = _wordings(world, (a, b), question, fresh, rng)
+        lines = rng.sample(fillers(), 2)
+        clean, corrupt = (
+            prompt(_placed(descriptions(p)[frame], lines, placement), wordings(question)[wording]) for p in (a, b)
+        )
+        axis = {"contrast": contrast, "bias": bias, "placement": placement, "control": "none", "held_out": fresh}
+        rows.append(_row(world, f"{name}-{index:03d}", name, clean, corrupt, (a, b), question, axis))
+    return rows
+
+
+def demo_pairs(world: World) -> list[Row]:
+    """32 short pairs of one token length, strong contrast, little prior; splits train and test."""
+    rng = random.Random("pairs/demo")
+    rows: list[Row] = []
+    used: set[tuple[str, str, str]] = set()
+    asked: set[str] = set()
+    while len(rows) < 32:
+        a, b, question = _drawn(world, rng, "strong", "low", "none", used)
+        if question.id in asked or " " in question.noun or not _differ(world, a, b, question):
+            continue
+        frames = {held_out_description(world, p) for p in (a, b)}
+        wording = next(i for i in (0, 2) if i != held_out_wording(world, question))
+        if 0 in frames:
+            continue
+        split = "train" if len(rows) < 16 else "test"
+        clean, corrupt = (prompt([descriptions(p)[0]], wordings(question)[wording]) for p in (a, b))
+        axis = {"contrast": "strong", "bias": "low", "placement": "early", "control": "none", "held_out": "none"}
+        rows.append(_row(world, f"demo-{len(rows):03d}", split, clean, corrupt, (a, b), question, axis))
+        used = used | {_key(a, b, question)}
+        asked = asked | {question.id} if len(rows) % 16 else set()
+    return rows
+
+
+def control_pairs(world: World, *, each: int) -> list[Row]:
+    """`each` pairs of every control."""
+    makers: dict[str, Callable[[World, random.Random], Iterator[tuple]]] = {
+        "paraphrase": _paraphrases,
+        "irrelevant": _irrelevants,
+        "neighbour": _neighbours,
+    }
+    rows: list[Row] = []
+    for control, maker in makers.items():
+        drawn = maker(world, random.Random(f"pairs/{control}"))
+        for index in range(each):
+            placement = ("early", "late")[index % 2]
+            personas, texts, question, wording, lines, choices = next(drawn)
+            clean, corrupt = (prompt(_placed(text, lines, placement), wording) for text in texts)
+            axis = {"contrast": "none", "bias": _bias(question), "placement": placement, "control": control}
+            axis["held_out"] = "none"
+            identifier = f"{control}-{index:03d}"
+            rows.append(_row(world, identifier, "test", clean, corrupt, personas, question, axis, choices))
+    return rows
+
+
+def _drawn(
+    world: World, rng: random.Random, contrast: str, bias: str, fresh: str, used: set[tuple[str, str, str]]
+) -> tuple[Persona, Persona, Question]:
+    """A pair of personas and a question that fit the axes and are not in `used`."""
+    while True:
+        question = rng.choice(world.questions)
+        a, b = rng.sample(world.personas, 2)
+        wanted = [world.is_held_out(p, question) == (fresh == "combination") for p in (a, b)]
+        same_frame = held_out_description(world, a) == held_out_description(world, b)
+        if _key(a, b, question) in used or not all(wanted) or (fresh == "description" and not same_frame):
+            continue
+        if _bias(question) == bias and _contrast(world, a, b, question) == contrast:
+            return a, b, question
+
+
+def _key(a: Persona, b: Persona, question: Question) -> tuple[str, str, str]:
+    return (*sorted((a.id, b.id)), question.id)
+
+
+def _contrast(world: World, a: Persona, b: Persona, question: Question) -> str | None:
+    first, second = world.preferred(a, question), world.preferred(b, question)
+    if first is None or second is None or first == second:
+        return None
+    difference = world.utilities(a, question) - world.utilities(b, question)
+    divergence = difference[first] - difference[second]
+    if divergence >= STRONG:
+        return "strong"
+    return "mild" if 1.0 <= divergence <= MILD else None
+
+
+def _differ(world: World, a: Persona, b: Persona, question: Question) -> bool:
+    """True where the two personas' most likely answers differ, prior included."""
+    first, second = (int(np.argmax(world.probabilities(p, question))) for p in (a, b))
+    return first == world.preferred(a, question) and second == world.preferred(b, question)
+
+
+def _bias(question: Question) -> str:
+    return "high" if question.prior_level >= 2 else "low"
+
+
+def _wordings(
+    world: World, personas: tuple[Persona, Persona], question: Question, fresh: str, rng: random.Random
+) -> tuple[int, int]:
+    """Indices of the description and the wording, known or new to the model as `fresh` says."""
+    new = {held_out_description(world, p) for p in personas}
+    known = [index for index in range(len(DESCRIPTION_FRAMES)) if index not in new]
+    frame = new.pop() if fresh == "description" else rng.choice(known)
+    held = held_out_wording(world, question)
+    asked = [index for index in range(len(WORDING_FRAMES)) if index != held]
+    return frame, held if fresh == "wording" else rng.choice(asked)
+
+
+def _paraphrases(world: World, rng: random.Random) -> Iterator[tuple]:
+    """Two descriptions of one persona: the second and sixth frame have equal length."""
+    while True:
+        persona, question = rng.choice(world.personas), rng.choice(world.questions)
+        choice = world.preferred(persona, question)
+        if held_out_description(world, persona) in (1, 5) or world.is_held_out(persona, question) or choice is None:
+            continue
+        texts = [descriptions(persona)[frame] for frame in (1, 5)]
+        second = next(i for i in _ranked(world.probabilities(persona, question)) if i != choice)
+        yield (persona, persona), texts, question, *_asked(world, question, rng), (choice, second)
+
+
+def _irrelevants(world: World, rng: random.Random) -> Iterator[tuple]:
+    while True:
+        question = rng.choice(world.questions)
+        a, b = rng.sample(world.personas, 2)
+        if any(world.utilities(p, question).any() or world.is_held_out(p, question) for p in (a, b)):
+            continue
+        if 0 in {held_out_description(world, p) for p in (a, b)}:
+            continue
+        texts = [descriptions(p)[0] for p in (a, b)]
+        first, second = _ranked(world.probabilities(a, question))[:2]
+        yield (a, b), texts, question, *_asked(world, question, rng), (first, second)
+
+
+def _neighbours(world: World, rng: random.Random) -> Iterator[tuple]:
+    used: set[tuple[str, str, str]] = set()
+    while True:
+        a, b, question = _drawn(world, rng, "strong", "low", "none", used)
+        used = used | {_key(a, b, question)}
+        frame = rng.randrange(len(MENTION_FRAMES))
+        texts = [mentions(p)[frame] for p in (a, b)]
+        choices = (world.preferred(a, question), world.preferred(b, question))
+        yield (a, b), texts, question, *_asked(world, question, rng), choices
+
+
+def _asked(world: World, question: Question, rng: random.Random) -> tuple[str, list[str]]:
+    """A wording that training shows, and one filler sentence."""
+    held = held_out_wording(world, question)
+    wording = rng.choice([text for index, text in enumerate(wordings(question)) if index != held])
+    return wording, rng.sample(fillers(), 1)
+
+
+def _ranked(probabilities: tuple[float, ...]) -> list[int]:
+    return sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
+
+
+def _placed(description: str, lines: list[str], placement: str) -> list[str]:
+    return [description, *lines] if placement == "early" else [*lines, description]
+
+
+def _row(
+    world: World,
+    identifier: str,
+    split: str,
+    clean: str,
+    corrupt: str,
+    personas: tuple[Persona, Persona],
+    question: Question,
+    axis: Row,
+    choices: tuple[int, int] | None = None,
+) -> Row:
+    a, b = personas
+    first, second = choices or (world.preferred(a, question), world.preferred(b, question))
+    nobody = axis["control"] == "neighbour"
+    shares = [world.probabilities(None if nobody else p, question) for p in personas]
+    margins = [float(np.log(share[first] / share[second])) for share in shares]
+    return {
+        "id": identifier,
+        "clean": clean,
+        "corrupt": corrupt,
+        "answers": [f" {question.words[first]}"],
+        "wrong_answers": [f" {question.words[second]}"],
+        "persona_a": a.id,
+        "persona_b": b.id,
+        "question": question.id,
+        "split": split,
+        "domain": question.domain,
+        **axis,
+        "prior_level": question.prior_level,
+        "candidates": [f" {word}" for word in question.words],
+        "generator": {
+            "p_a": [round(value, 6) for value in shares[0]],
+            "p_b": [round(value, 6) for value in shares[1]],
+            "divergence": round(margins[0] - margins[1], 6) + 0.0,
+            "collapses": _ranked(shares[0])[0] == _ranked(shares[1])[0],
+        },
+    }
