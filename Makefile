@@ -6,7 +6,7 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo test test-fast check peers clean
+.PHONY: demo circuit test test-fast check peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -17,6 +17,11 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 
 demo: $(READY)  ## set up, find the circuit of the shipped model, draw it
 	$(BIN)/persona-circuits discover --out $(OUT)
+
+circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
+	$(BIN)/persona-circuits discover --out runs/discover
+	cp runs/discover/real_circuits_1.json .
+	cp runs/discover/graph.png docs/images/persona-world.png
 
 test: $(READY)  ## set up, run all tests
 	$(BIN)/python -m pytest

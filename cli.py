@@ -350,7 +350,8 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
     if found.acdc_cost:
         cost = found.acdc_cost
         typer.echo(
-            f"ACDC        {cost['passes']:,} passes, {cost['evaluated']:,} circuits tried, {cost['wasted']:,} for nothing"
+            f"ACDC        {cost['passes']:,} passes, {cost['evaluated']:,} circuits tried, "
+            f"{cost['wasted']:,} of them for nothing"
         )
     _print_edges(found)
     for report in found.reports:

@@ -39,7 +39,7 @@ def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any
 
 
 def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, str, str, str, str, str]]:
-    """One line each for the circuit, its complement and the random circuits: name, edges, m, f, interval, mean ratio."""
+    """A line each for circuit, complement and random circuits: name, edges, m, f, interval, mean of ratios."""
     rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
     if report.random_mean is not None:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"

@@ -129,7 +129,7 @@ def test_folders_that_hold_no_model(tmp_path):
     with pytest.raises(ModelError, match=r"has no config\.json"):
         load_model(tmp_path)
     shutil.copy(DATA / "tiny-gpt2" / "config.json", tmp_path)
-    with pytest.raises(ModelError, match="no weights; expected model.safetensors"):
+    with pytest.raises(ModelError, match=r"no weights; expected model\.safetensors"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(ModelError, match="cannot be loaded from the folder"):
@@ -143,7 +143,7 @@ def test_names_that_the_hub_does_not_have(monkeypatch):
         raise OSError("nobody/nothing is not a local folder and is not a valid model identifier")
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuses)
-    with pytest.raises(ModelError, match="from the hub .* not a valid model identifier"):
+    with pytest.raises(ModelError, match=r"from the hub .* not a valid model identifier"):
         load_model("nobody/nothing")
 
 
@@ -163,7 +163,7 @@ def test_devices_and_formats_that_are_not_there(options, says):
 def test_a_model_without_attention_is_refused_with_the_reason(tokenizer):
     config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4)
     config.architectures = ["MambaForCausalLM"]
-    with pytest.raises(ModelError, match="needs? a transformer|cannot be taken apart|cannot hold"):
+    with pytest.raises(ModelError, match=r"needs? a transformer|cannot be taken apart|cannot hold"):
         wrap_model(AutoModelForCausalLM.from_config(config), tokenizer, name="mamba")
 
 
