@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -33,11 +33,11 @@ MetricName = Literal["persona-divergence", "logit-diff", "prob-diff", "kl"]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Hugging Face folder or hub name.  [default: the model that is shipped]")
+    str | None, typer.Option("--model", help="Hugging Face folder or hub name. (default: the model that is shipped)")
 ]
 PairsOption = Annotated[
     Path | None,
-    typer.Option("--pairs", help="Prompt pairs: JSON Lines, or auto-circuit's JSON.  [default: the shipped model's]"),
+    typer.Option("--pairs", help="Prompt pairs: JSON Lines, or auto-circuit's JSON. (default: the shipped model's)"),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Format of the weights; float32 for attribution.")]
@@ -61,7 +61,7 @@ def discover(
     method: Annotated[Method, typer.Option(help="How edges are scored.")] = "eap-ig",
     prune: Annotated[Prune, typer.Option(help="How the circuit is chosen.")] = "threshold",
     threshold: Annotated[
-        float | None, typer.Option(help="For threshold, acdc, eap-acdc.  [default: 0.003 of the divergence]")
+        float | None, typer.Option(help="For threshold, acdc, eap-acdc. (default: 0.003 of the divergence)")
     ] = None,
     threshold_on: Annotated[
         Literal["score", "share"], typer.Option(help="Threshold in the metric's units, or as a share of |D|.")
@@ -72,10 +72,10 @@ def discover(
     ig_rule: Annotated[Literal["midpoint", "authors"], typer.Option(help="Where EAP-IG's points lie.")] = "midpoint",
     candidates: Annotated[int, typer.Option(help="Edges that ACDC tries per pass; the result is the same.")] = 8,
     train_split: Annotated[
-        str | None, typer.Option(help="Pairs to search on.  [default: train, or all if no split is named]")
+        str | None, typer.Option(help="Pairs to search on. (default: train, or all if no split is named)")
     ] = None,
     eval_split: Annotated[
-        str | None, typer.Option(help="Pairs to measure on.  [default: test, or all if no split is named]")
+        str | None, typer.Option(help="Pairs to measure on. (default: test, or all if no split is named)")
     ] = None,
     n_random: RandomOption = 10,
     min_faithfulness: BarOption = None,
@@ -126,12 +126,12 @@ def evaluate(
     circuit: CircuitArgument,
     pairs: PairsOption = None,
     model: Annotated[
-        str | None, typer.Option(help="Hugging Face folder or hub name.  [default: the one the circuit names]")
+        str | None, typer.Option(help="Hugging Face folder or hub name. (default: the one the circuit names)")
     ] = None,
     metric: Annotated[
-        MetricName | None, typer.Option(help="What the circuit is to explain.  [default: the circuit's]")
+        MetricName | None, typer.Option(help="What the circuit is to explain. (default: the circuit's)")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Pairs to measure on.  [default: test, or all]")] = None,
+    split: Annotated[str | None, typer.Option(help="Pairs to measure on. (default: test, or all)")] = None,
     n_random: RandomOption = 10,
     min_faithfulness: BarOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the report to this JSON file too.")] = None,
@@ -180,7 +180,7 @@ def draw(
     circuit: CircuitArgument,
     out: Annotated[Path, typer.Option("--out", help="Picture to write: .svg, .png, .pdf or .dot.")],
     strongest: Annotated[int, typer.Option(help="Edges to draw at most.")] = 150,
-    title: Annotated[str | None, typer.Option(help="Line above the picture.  [default: the model's name]")] = None,
+    title: Annotated[str | None, typer.Option(help="Line above the picture. (default: the model's name)")] = None,
 ) -> None:
     """Draw a circuit: layers upward from input to logits, edges by strength and sign."""
     with _errors():
@@ -357,62 +357,61 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
     for report in found.reports:
         _print_report(report, as_json=False)
     if not found.held_out:
-        typer.echo("no held-out pairs: the circuit was measured on the pairs it was found on; name splits in the file")
-    typer.echo(f"written to  {out}/")
+        typer.echo(
+            "\nno held-out pairs: the circuit was measured on the pairs it was found on; name splits in the file"
+        )
+    typer.echo(f"\nwritten to  {out}/")
 
 
 def _print_edges(found: Discovery) -> None:
-    from rich.table import Table
-
     from circuit.report import strongest_edges
 
     edges = strongest_edges(found)
     if edges:
-        table = Table("edge", "score", title="strongest edges", title_justify="left")
-        for item in edges:
-            table.add_row(item["edge"], f"{item['score']:+.4f}")
-        _console().print(table, markup=False)
+        rows = [(item["edge"], f"{item['score']:+.4f}") for item in edges]
+        _print_table("strongest edges", ("edge", "score"), rows, texts=1)
 
 
 def _print_report(report: FaithfulnessReport, as_json: bool) -> None:
-    from rich.table import Table
-
     from circuit.report import faithfulness_rows
 
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
         return
-    table = Table(
-        "",
-        "edges",
-        f"m ({report.metric})",
-        "faithfulness",
-        "95 % interval",
-        "mean of ratios",
-        title=f"faithfulness on {report.n_pairs} pairs ({report.split}): "
-        f"m(full) {report.m_full:+.3f}, m(empty) {report.m_empty:+.3f}",
-        title_justify="left",
-    )
-    for row in faithfulness_rows(report):
-        table.add_row(*row)
-    _console().print(table)
+    title = f"faithfulness on {report.n_pairs} pairs ({report.split})"
+    ends = f"m = {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}"
+    columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios")
+    _print_table(f"{title}, {ends}", columns, faithfulness_rows(report), texts=1)
 
 
 def _print_calibration(rows: list[Any], as_json: bool) -> None:
-    from rich.table import Table
-
     if as_json:
         typer.echo(json.dumps([row.as_dict() for row in rows]))
         return
-    table = Table("planted model", "true edges", "scores", "AUROC", "average precision", "recovered exactly by")
+    columns = ("planted model", "scores", "recovered exactly by", "true edges", "AUROC", "average precision")
+    cells = []
     for row in rows:
         exact = ", ".join(recovery.prune for recovery in row.recoveries if recovery.exact) or "none"
-        numbers = (f"{row.auroc:.3f}", f"{row.average_precision:.3f}")
-        table.add_row(row.planted, str(row.n_true), row.method, *numbers, exact)
-    _console().print(table)
+        numbers = (str(row.n_true), f"{row.auroc:.3f}", f"{row.average_precision:.3f}")
+        cells.append((row.planted, row.method, exact, *numbers))
+    _print_table("planted models", columns, cells, texts=3)
     for row in rows:
-        if row.note:
+        if row.note and row.method != "random":
             typer.echo(f"{row.planted}, {row.method}: {row.note}")
+
+
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
+    """A title and a table whose first ``texts`` columns are text and whose others are numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < texts else "right")
+    for row in rows:
+        table.add_row(*row)
+    typer.echo(f"\n{title}")
+    _console().print(table)
 
 
 def _require(value: float | None, bar: float | None) -> None:

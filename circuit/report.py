@@ -43,7 +43,7 @@ def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, str, str, s
     rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
     if report.random_mean is not None:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
-        name = f"random circuits ({len(report.random)})"
+        name = f"random ({len(report.random)})"
         rows.append((name, str(report.circuit.n_edges), "", f"{report.random_mean:.3f}", spread, ""))
     return rows
 
