@@ -6,7 +6,7 @@ OUT ?= runs/demo
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo circuit test test-fast check peers clean
+.PHONY: demo circuit test test-fast check bench peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -33,6 +33,9 @@ check: $(READY)  ## formatting and lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+bench: $(READY)  ## attribution and evaluation against bare passes, in one run
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,min,max --benchmark-sort=name
 
 peers:  ## the second opinion's environment, and its frozen numbers
 	benchmarks/peers/setup.sh

@@ -49,15 +49,14 @@ BarOption = Annotated[
     float | None, typer.Option("--min-faithfulness", help="Exit with 1 if faithfulness is below this bar.")
 ]
 CircuitArgument = Annotated[Path, typer.Argument(help="circuit.json, its folder, or EAP-IG's JSON.")]
+LATEST = Path("runs/discover")
 
 
 @app.command()
 def discover(
     model: ModelOption = None,
     pairs: PairsOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
-        "runs/discover"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = LATEST,
     method: Annotated[Method, typer.Option(help="How edges are scored.")] = "eap-ig",
     prune: Annotated[Prune, typer.Option(help="How the circuit is chosen.")] = "threshold",
     threshold: Annotated[
@@ -123,7 +122,7 @@ def discover(
 
 @app.command()
 def evaluate(
-    circuit: CircuitArgument,
+    circuit: CircuitArgument = LATEST,
     pairs: PairsOption = None,
     model: Annotated[
         str | None, typer.Option(help="Hugging Face folder or hub name. (default: the one the circuit names)")
@@ -177,8 +176,8 @@ def evaluate(
 
 @app.command()
 def draw(
-    circuit: CircuitArgument,
     out: Annotated[Path, typer.Option("--out", help="Picture to write: .svg, .png, .pdf or .dot.")],
+    circuit: CircuitArgument = LATEST,
     strongest: Annotated[int, typer.Option(help="Edges to draw at most.")] = 150,
     title: Annotated[str | None, typer.Option(help="Line above the picture. (default: the model's name)")] = None,
 ) -> None:
@@ -217,9 +216,9 @@ def validate(
 
 @app.command()
 def export(
-    circuit: CircuitArgument,
     to: Annotated[Literal["eap-ig", "graphml", "dot", "nodes"], typer.Option(help="Format to write.")],
     out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    circuit: CircuitArgument = LATEST,
 ) -> None:
     """Write a circuit in another format: EAP-IG's JSON, GraphML, DOT, or the list of nodes."""
     with _errors():

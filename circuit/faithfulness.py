@@ -172,7 +172,8 @@ def _random_path(graph: Graph, rng: np.random.Generator) -> list[tuple[int, int]
 
 def _fill(graph: Graph, mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """At most ``n`` more random edges between nodes that are already on a path."""
-    sources, slots = mask.any(axis=1), slots_by_source(graph)
+    sources = np.asarray(mask.any(axis=1))
+    slots = slots_by_source(graph)
     readable = np.zeros(graph.n_dst, dtype=bool)
     readable[[graph.n_dst - 1, *(slot for src in np.flatnonzero(sources) for slot in slots[src])]] = True
     free = np.argwhere(graph.valid & ~mask & sources[:, None] & readable[None, :])

@@ -287,7 +287,8 @@ class Model:
         resid, context = self.start(tokens)
         for block in self.blocks:
             normed = block.attn_norm(resid)
-            z = block.attention(*(block.project(slot, normed) for slot in "qkv"), context)
+            q, k, v = (block.project(slot, normed) for slot in "qkv")
+            z = block.attention(q, k, v, context)
             attn = block.attn_out(z)
             mlp = block.mlp(resid if block.parallel else resid + attn)
             resid = resid + attn + mlp

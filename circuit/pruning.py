@@ -175,7 +175,7 @@ class _AcdcSearch:
 
     def _decide(self, places: Sequence[tuple[int, int]]) -> int:
         """Try some edges at once; the number of decisions that hold."""
-        trials = []
+        trials: list[np.ndarray] = []
         for i in range(len(places)):
             trials.append((trials[-1] if trials else self.mask).copy())
             trials[i][places[i]] = False

@@ -98,7 +98,7 @@ def _live_sources(graph: Graph, mask: np.ndarray) -> np.ndarray:
     """Sources that are read by something and, but for ``input``, read something themselves."""
     read = np.zeros(graph.n_src, dtype=bool)
     read[0] = True
-    slot_read = mask.any(axis=0)
+    slot_read = np.asarray(mask.any(axis=0))
     for layer in range(graph.n_layers):
         heads = slot_read[graph.head_slots_of(layer)].reshape(len(SLOTS), graph.n_heads)
         read[graph.heads_of(layer)] = heads.any(axis=0)
