@@ -80,7 +80,8 @@ def eap(model: Model, batches: Sequence[Batch], metric: Metric, *, progress: Pro
         embedded, context = model.start(batch.clean)
         clean = _differentiable_run(model, embedded, context)
         delta = corrupt.contributions - clean.contributions
-        total += _scores_at(model, clean, delta, metric, targets_of(batch, clean.logits))
+        targets = targets_of(batch, clean.logits)
+        total += _scores_at(model, clean, delta, metric, targets, _first_difference(batch))
         _report(progress, done, len(batches))
     return Scores(model.graph, total / _n_rows(batches))
 
@@ -113,10 +114,11 @@ def eap_ig(
         item = prepare(model, batch)
         delta = item.corrupt.contributions - item.clean.contributions
         start, end = item.corrupt.streams[0], item.clean.streams[0]
+        first = _first_difference(batch)
         for k in range(steps):
             share = (k + (0.5 if rule == "midpoint" else 0.0)) / steps
             between = _differentiable_run(model, start + share * (end - start), item.clean.context)
-            total += _scores_at(model, between, delta, metric, item.targets) / steps
+            total += _scores_at(model, between, delta, metric, item.targets, first) / steps
             done += 1
             _report(progress, done, steps * len(batches))
     return Scores(model.graph, total / _n_rows(batches))
@@ -170,30 +172,38 @@ def _scores_at(
     delta: Float[Tensor, "src batch pos d_model"],
     metric: Metric,
     targets: Targets,
+    first: int,
 ) -> Float[np.ndarray, "src dst"]:
-    """Sum over prompts and positions of delta . gradient, for every edge, with the gradient at one run."""
+    """Sum over prompts and positions from ``first`` on of delta . gradient, for every edge, the gradient at one run."""
     graph = model.graph
     reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
     with torch.enable_grad():
         value = metric(at.logits, targets).sum()
-    gradients = torch.autograd.grad(value, reads)
-    flat = delta.flatten(1)
+    *inner, last = (gradient[:, first:] for gradient in torch.autograd.grad(value, reads))
+    mids = inner[3 * graph.n_layers :]
+    flat = delta[:, :, first:].flatten(1)
     scores = torch.zeros(graph.valid.shape, dtype=torch.float64)
 
-    def into(slots: slice, gradient: Float[Tensor, "slot batch pos d_model"]) -> None:
-        n = graph.n_reaching(slots.start)
-        scores[:n, slots] = (flat[:n] @ gradient.flatten(1).T).double().cpu()
+    def into(slots: slice, n_sources: int, gradient: Float[Tensor, "slot batch pos d_model"]) -> None:
+        scores[:n_sources, slots] = (flat[:n_sources] @ gradient.flatten(1).T).double().cpu()
 
     for block in model.blocks:
-        layer = block.layer
-        for i, slot in enumerate(SLOTS):
-            start = graph.head_slots_of(layer).start + i * graph.n_heads
-            gradient = block.slot_gradients(slot, gradients[3 * layer + i], at.streams[layer])
-            into(slice(start, start + graph.n_heads), gradient)
-        mlp_slot = graph.mlp_slot_of(layer)
-        into(slice(mlp_slot, mlp_slot + 1), gradients[3 * graph.n_layers + layer][None])
-    into(slice(graph.n_dst - 1, graph.n_dst), gradients[-1][None])
-    return scores.numpy()
+        layer, heads = block.layer, inner[3 * block.layer : 3 * block.layer + 3]
+        x = at.streams[layer][:, first:]
+        parts = [block.slot_gradients(slot, heads[i], x) for i, slot in enumerate(SLOTS)]
+        # Heads of this layer do not reach its heads; the scores of such pairs are dropped with all that are no edges.
+        place = graph.mlp_slot_of(layer)
+        into(
+            slice(place - 3 * graph.n_heads, place + 1), graph.n_reaching(place), torch.cat([*parts, mids[layer][None]])
+        )
+    into(slice(graph.n_dst - 1, graph.n_dst), graph.n_src, last[None])
+    return np.where(graph.valid, scores.numpy(), 0.0)
+
+
+def _first_difference(batch: Batch) -> int:
+    """The first position at which any prompt differs from its pair; before it every delta is zero."""
+    differs = (batch.clean != batch.corrupt).any(dim=0).nonzero()
+    return int(differs[0]) if len(differs) else batch.clean.shape[1] - 1
 
 
 def _n_rows(batches: Sequence[Batch]) -> int:
