@@ -357,7 +357,7 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
         _print_report(report, as_json=False)
     if not found.held_out:
         typer.echo(
-            "\nno held-out pairs: the circuit was measured on the pairs it was found on; name splits in the file"
+            "\nnot held out: the circuit was measured on pairs that it was found on; name splits in the file"
         )
     typer.echo(f"\nwritten to  {out}/")
 

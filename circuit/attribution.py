@@ -130,7 +130,7 @@ def exact(model: Model, batches: Sequence[Batch], metric: Metric, *, progress: P
     total, done = np.zeros(graph.valid.shape), 0
     for batch in batches:
         item = prepare(model, batch)
-        whole = metric(item.clean.logits, item.targets).double().sum().item()
+        whole = metric(item.clean.logits, item.targets).cpu().double().sum().item()
         for slot in range(graph.n_dst):
             masks = _LazyMasks(graph, slot)
             total[: len(masks), slot] += measure(model, [item], masks, metric).sum(axis=1) - whole
@@ -185,7 +185,7 @@ def _scores_at(
     scores = torch.zeros(graph.valid.shape, dtype=torch.float64)
 
     def into(slots: slice, n_sources: int, gradient: Float[Tensor, "slot batch pos d_model"]) -> None:
-        scores[:n_sources, slots] = (flat[:n_sources] @ gradient.flatten(1).T).double().cpu()
+        scores[:n_sources, slots] = (flat[:n_sources] @ gradient.flatten(1).T).cpu().double()
 
     for block in model.blocks:
         layer, heads = block.layer, inner[3 * block.layer : 3 * block.layer + 3]

@@ -107,7 +107,7 @@ class Discovery:
 
     ``divergence`` is m(full) - m(empty) on the training pairs, ``tau`` the threshold in
     the metric's units, ``acdc_cost`` patched passes and circuits tried. ``held_out``
-    says whether ``reports[-1]`` is of pairs that the search did not see.
+    says whether all pairs of ``reports[-1]`` are pairs that the search did not see.
     """
 
     circuit: Circuit
@@ -129,8 +129,8 @@ def discover(model: Model, task: Task, options: Options, *, stage: Stage | None 
     options = options.checked()
     stage = stage or (lambda _name: lambda _done, _total: None)
     metric = METRICS[options.metric]
-    train = task.of_split(split_of(task, options.train_split, "train"))
-    held_out = task.of_split(split_of(task, options.eval_split, "test"))
+    train_split, test_split = split_of(task, options.train_split, "train"), split_of(task, options.eval_split, "test")
+    train, held_out = task.of_split(train_split), task.of_split(test_split)
     is_held_out = not set(train.pairs) & set(held_out.pairs)
     rows, held_rows = (_rows(encode(part, model), metric) for part in (train, held_out))
     groups = batches(rows, options.batch_size, model.device)
@@ -149,14 +149,12 @@ def discover(model: Model, task: Task, options: Options, *, stage: Stage | None 
             progress=stage(f"{options.method} scores"),
         )
     circuit, cost = _prune(model, groups, metric, scores, options, tau, stage)
-    splits = [(split_of(task, options.train_split, "train"), rows)]
-    if is_held_out:
-        splits.append((split_of(task, options.eval_split, "test"), held_rows))
+    splits = [(train_split, rows), (test_split, held_rows)] if test_split != train_split else [(train_split, rows)]
     reports = tuple(
         _report(model, part, metric, circuit, split, options, stage(f"faithfulness on {split}"))
         for split, part in splits
     )
-    about = _about(model, task, options, splits[0][0], len(train.pairs), divergence, tau, reports)
+    about = _about(model, task, options, train_split, len(train.pairs), divergence, tau, reports)
     record = circuit_record(circuit, scores, about)
     return Discovery(circuit, scores, divergence, tau, cost, reports, is_held_out, record)
 
@@ -207,7 +205,7 @@ def _divergence(model: Model, groups: Sequence[Batch], metric: Metric) -> float:
     for group in groups:
         item = prepare(model, group)
         span = metric(item.clean.logits, item.targets) - metric(item.corrupt.logits, item.targets)
-        spans.append(span.double().cpu().numpy())
+        spans.append(span.cpu().double().numpy())
     return float(np.concatenate(spans).mean())
 
 

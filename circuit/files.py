@@ -219,23 +219,20 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
 
 def check_output_folder(folder: str | Path) -> None:
-    """Make sure, before long work, that files can be put into ``folder``; it is made if its parent exists.
+    """Make sure, before long work, that ``folder`` can be made or written; nothing is left behind.
 
     Raises:
-        FileError: it is a file, or cannot be made or written.
+        FileError: it is a file, or its nearest existing parent cannot be written.
     """
     folder = Path(folder)
-    made = not folder.exists()
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise FileError(
             f"output folder {folder} cannot be written ({error.strerror}); choose another with --out"
         ) from error
-    if made:
-        folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -135,7 +135,7 @@ def measure(
     columns: dict[int, np.ndarray] = {}
     for item in prepared:
         values = [
-            metric(logits, item.targets).double().cpu().numpy()
+            metric(logits, item.targets).cpu().double().numpy()
             for chunk in _chunks(masks, _masks_per_pass(model, item, max_bytes))
             for logits in patched_logits(model, item, _mask_tensor(chunk, model))
         ]

@@ -66,7 +66,7 @@ def test_tables_for_people(tmp_path):
         "discover", *RUN, "--out", tmp_path / "x", "--prune", "greedy", "--top-n", "40", "--metric", "logit-diff"
     )
     assert done.exit_code == 0
-    for part in ("divergence", "40 of 262 edges", "faithfulness", "complement", "random (10)", "no held-out"):
+    for part in ("divergence", "40 of 262 edges", "faithfulness", "complement", "random (10)", "not held out"):
         assert part in done.stdout
 
 
@@ -136,7 +136,9 @@ def test_held_out_pairs_are_used(tmp_path):
         "discover", "--model", TINY, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "y", "--json",
         "--train-split", "test", "--eval-split", "all",
     )  # fmt: skip
-    assert [r["split"] for r in json.loads(whole.stdout)["faithfulness"]] == ["test"]
+    summary = json.loads(whole.stdout)
+    assert [(r["split"], r["n_pairs"]) for r in summary["faithfulness"]] == [("test", 4), ("all", 8)]
+    assert not summary["held_out"]
 
 
 def test_a_missed_bar_is_exit_code_1_and_files_are_there(tmp_path):
