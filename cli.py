@@ -42,7 +42,7 @@ PairsOption = Annotated[
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Format of the weights; float32 for attribution.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Prompts per pass.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of random circuits, random scores and bootstraps.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of random circuits, random scores and bootstraps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 RandomOption = Annotated[int, typer.Option("--n-random", help="Random circuits of the same size to compare with.")]
 BarOption = Annotated[
@@ -78,7 +78,7 @@ def discover(
     ] = None,
     n_random: RandomOption = 10,
     min_faithfulness: BarOption = None,
-    strongest: Annotated[int, typer.Option(help="Edges to draw at most.")] = 150,
+    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -178,7 +178,7 @@ def evaluate(
 def draw(
     out: Annotated[Path, typer.Option("--out", help="Picture to write: .svg, .png, .pdf or .dot.")],
     circuit: CircuitArgument = LATEST,
-    strongest: Annotated[int, typer.Option(help="Edges to draw at most.")] = 150,
+    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
     title: Annotated[str | None, typer.Option(help="Line above the picture. (default: the model's name)")] = None,
 ) -> None:
     """Draw a circuit: layers upward from input to logits, edges by strength and sign."""
@@ -252,6 +252,172 @@ def ground_truth(
         with _progress() as stage:
             rows = calibrate(planted_models(), steps=steps, seed=seed, progress=stage("planted models"))
         _print_calibration(rows, as_json)
+
+
+@app.command()
+def pairs(
+    personas: Annotated[Path, typer.Option(help="Personas: JSON Lines, CSV, or assistant-axis JSON (file or folder).")],
+    questions: Annotated[Path, typer.Option(help="Questions: JSON Lines, CSV, or a file of the Anthropic evals.")],
+    out: Annotated[Path, typer.Option("--out", help="Pair file to write, .jsonl.")],
+    model: ModelOption = None,
+    template: Annotated[str, typer.Option(help="raw, chat (the tokenizer's own), or a file.")] = "raw",
+    cue: Annotated[str | None, typer.Option(help="What the answer follows. (default: the template's)")] = None,
+    contrast: Annotated[str, typer.Option(help="all, opposed, or a CSV file persona_a,persona_b.")] = "all",
+    answers: Annotated[
+        Path | None, typer.Option(help="CSV persona,question,option: preferences that the questions do not hold.")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="What was dropped and why. (default: beside --out)")
+    ] = None,
+    max_pairs: Annotated[int, typer.Option(help="Pairs to write at most.")] = 1000,
+    per_question: Annotated[int | None, typer.Option(help="Pairs of one question at most, per split.")] = None,
+    test_share: Annotated[float, typer.Option(help="Share of persona pairs and wordings held out; 0: none.")] = 0.2,
+    leaks: Annotated[
+        Literal["drop", "keep", "only"], typer.Option(help="Pairs with an option in a persona's text.")
+    ] = "drop",
+    filler: Annotated[int, typer.Option(help="Filler sentences per prompt, from the template's list.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Of splits, order, wordings and filler.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Build prompt pairs for a model's tokenizer from personas, questions and templates."""
+    with _errors():
+        from circuit.files import check_output_folder
+        from circuit.shipped import MODEL, resolve
+        from persona import sources
+        from persona.pairs import PairOptions, build_pairs, write_pairs
+        from persona.prompts import load_tokenizer
+        from persona.templates import load_templates
+
+        options = PairOptions(
+            seed=seed,
+            max_pairs=max_pairs,
+            per_question=per_question,
+            test_share=test_share,
+            leaks=leaks,
+            filler=filler,
+        ).checked()
+        people, asked = sources.read_personas(resolve(str(personas))), sources.read_questions(resolve(str(questions)))
+        if answers is not None:
+            asked = sources.with_answers(asked, sources.read_answers(answers), people)
+        meetings = contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
+        for path in filter(None, (out, report)):
+            check_output_folder(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        reader = load_tokenizer(model or MODEL)
+        forms = load_templates(resolve(template), reader.tokenizer, cue=cue)
+        built = build_pairs(people, asked, reader, forms, contrast=meetings, options=options)
+        given = {"personas": str(personas), "questions": str(questions), "answers": answers and str(answers)}
+        beside = write_pairs(built, out, report, pairs=str(out), sources=given | {"contrast": contrast})
+        _print_built(built, out, beside, as_json)
+
+
+def _print_built(built: Any, out: Path, beside: Path, as_json: bool) -> None:
+    found = built.report()
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "report": str(beside), **found}))
+        return
+    splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
+    typer.echo(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}")
+    typer.echo(f"held out    {found['splits']['held_out']}")
+    if built.dropped:
+        rows = [(item.reason, item.examples[0], f"{item.count:,}") for item in built.dropped]
+        _print_table("dropped", ("reason", "for example", "combinations"), rows, texts=2)
+    for why, count in found["not_tried"].items():
+        typer.echo(f"not tried   {count:,} combinations {why}")
+    for key, says in (
+        ("leaks", "options in a persona's text"),
+        ("candidates_left_out", "options that are no candidate here"),
+        ("wordings_left_out", "wordings left out"),
+    ):
+        if found[key]:
+            typer.echo(f"note        {len(found[key]):,} {says}; see the report")
+    typer.echo(f"written to  {out}, {beside}")
+
+
+@app.command()
+def collapse(
+    model: ModelOption = None,
+    pairs: PairsOption = None,
+    controls: Annotated[
+        Path | None, typer.Option("--controls", help="More pairs, of which the controls are taken (key 'control').")
+    ] = None,
+    neutral: Annotated[
+        Path | None, typer.Option("--neutral", help="Wordings without a persona, JSON Lines; for b0 and the bias bin.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/collapse"
+    ),
+    split: Annotated[
+        str, typer.Option(help="Pairs to study; controls are taken of every split of --controls.")
+    ] = "all",
+    bias_cut: Annotated[
+        float, typer.Option(help="Bias is high where the default leads by so many logits under no persona.")
+    ] = 1.5,
+    n_resamples: Annotated[int, typer.Option(help="Draws of bootstraps and permutations.")] = 2000,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
+    with _errors():
+        from circuit.files import check_output_folder, replace_folder
+        from persona.collapse import StudyOptions, study_collapse
+        from persona.collapse_files import write_collapse
+        from persona.items import load_items, load_neutral
+
+        options = StudyOptions(split, batch_size, n_resamples, bias_cut, seed).checked()
+        name = _model_name(model, pairs)
+        shipped = pairs is None
+        files = [
+            _path_and_name(given, default if shipped else None)
+            for given, default in (
+                (pairs, "datasets/pairs_test.jsonl"),
+                (controls, "datasets/pairs_controls.jsonl"),
+                (neutral, "datasets/questions.jsonl"),
+            )
+        ]
+        items, more = (load_items(path, label=label) if path else None for path, label in files[:2])
+        wordings = load_neutral(files[2][0]) if files[2][0] else ()
+        check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, name, revision, device, dtype)
+            study = study_collapse(
+                loaded, items, controls=more, neutral=wordings, options=options, progress=stage("asking")
+            )
+            stage("files and figures")
+            with replace_folder(out) as staging:
+                write_collapse(study, staging)
+        _print_collapse(study, out, as_json)
+
+
+def _path_and_name(given: Path | None, default: str | None) -> tuple[str | None, str | None]:
+    """Where a file lies and what results call it; the shipped default where none is given."""
+    from circuit.shipped import resolve
+
+    name = default if given is None else str(given)
+    return (None, None) if name is None else (resolve(name), name)
+
+
+def _print_collapse(study: Any, out: Path, as_json: bool) -> None:
+    from persona.collapse_files import TABLE, collapse_record, group_rows
+
+    if as_json:
+        record = collapse_record(study)
+        del record["pairs"], record["questions"]
+        typer.echo(json.dumps({"out": str(out), **record}))
+        return
+    _print_table(f"persona collapse of {study.model}", TABLE, group_rows(study), texts=1)
+    if study.sigma_0 is not None:
+        typer.echo(
+            f"sigma_0     {study.sigma_0:.3f} logits over {study.n_paraphrases} paraphrase pairs; "
+            "last column: D and collapse of paraphrases"
+        )
+    for note in study.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to  {out}/")
 
 
 def _model_name(model: str | None, pairs: Path | None) -> str:
@@ -356,9 +522,7 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
     for report in found.reports:
         _print_report(report, as_json=False)
     if not found.held_out:
-        typer.echo(
-            "\nnot held out: the circuit was measured on pairs that it was found on; name splits in the file"
-        )
+        typer.echo("\nnot held out: the circuit was measured on pairs that it was found on; name splits in the file")
     typer.echo(f"\nwritten to  {out}/")
 
 
@@ -406,7 +570,7 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < texts else "right")
+        table.add_column(column, justify="left" if i < texts else "right", no_wrap=i == 0 or i >= texts)
     for row in rows:
         table.add_row(*row)
     typer.echo(f"\n{title}")
@@ -423,7 +587,7 @@ def _require(value: float | None, bar: float | None) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 110, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
 
 
 @contextlib.contextmanager

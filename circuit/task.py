@@ -17,18 +17,39 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from circuit.errors import TaskError, listed
-from circuit.model import Model
 
-__all__ = ["Batch", "PromptPair", "Row", "Task", "batches", "encode", "load_task", "with_swap_rows"]
+__all__ = [
+    "Batch",
+    "PromptPair",
+    "Reader",
+    "Row",
+    "Task",
+    "answer_id",
+    "batches",
+    "encode",
+    "load_task",
+    "prompt_faults",
+    "token_ids",
+    "with_swap_rows",
+]
 
 TEXT_KEYS = ("id", "persona_a", "persona_b", "question", "split")
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What reading prompts asks of a model; a ``Model`` is one, and so is a tokenizer with a name and a size."""
+
+    name: str
+    tokenizer: Any
+    n_context: int | None
 
 
 @dataclass(frozen=True)
@@ -134,7 +155,7 @@ def load_task(path: str | Path, *, label: str | None = None) -> Task:
     return Task(tuple(pairs), label or str(path), hashlib.sha256(raw).hexdigest())
 
 
-def encode(task: Task, model: Model) -> tuple[Row, ...]:
+def encode(task: Task, model: Reader) -> tuple[Row, ...]:
     """Token ids of every pair, checked.
 
     Raises:
@@ -257,20 +278,20 @@ def _repeated_ids(pairs: Sequence[PromptPair]) -> list[str]:
     return faults
 
 
-def _encode_pair(index: int, pair: PromptPair, model: Model, faults: list[str]) -> Row | None:
-    clean, corrupt = _ids(pair.clean, model), _ids(pair.corrupt, model)
-    found = [*_prompt_faults(clean, model), *_prompt_faults(corrupt, model)]
+def _encode_pair(index: int, pair: PromptPair, model: Reader, faults: list[str]) -> Row | None:
+    clean, corrupt = token_ids(pair.clean, model), token_ids(pair.corrupt, model)
+    found = [*prompt_faults(clean, model), *prompt_faults(corrupt, model)]
     if len(clean) != len(corrupt):
         found.append(
             f"the clean prompt has {len(clean)} tokens and the corrupt one {len(corrupt)}; "
             "choose wordings of equal length"
         )
     sides = [
-        [_answer_id(pair.clean, clean, text, model, found) for text in texts]
+        [answer_id(pair.clean, clean, text, model, found) for text in texts]
         for texts in (pair.answers, pair.wrong_answers)
     ]
     for text in (*pair.answers, *pair.wrong_answers):
-        _answer_id(pair.corrupt, corrupt, text, model, found)
+        answer_id(pair.corrupt, corrupt, text, model, found)
     if both := {i for i in sides[0] if i is not None} & set(sides[1]):
         names = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(both))
         found.append(f"{names} is both an answer and a wrong answer")
@@ -281,14 +302,15 @@ def _encode_pair(index: int, pair: PromptPair, model: Model, faults: list[str]) 
     return Row(index, tuple(clean), tuple(corrupt), answers, wrong)
 
 
-def _ids(text: str, model: Model) -> list[int]:
+def token_ids(text: str, model: Reader) -> list[int]:
     """The tokenizer's own ids, special tokens as it adds them, but never a second BOS before one in the text."""
     bos = model.tokenizer.bos_token
     has_own_bos = bool(bos) and text.startswith(bos)
     return list(model.tokenizer(text, add_special_tokens=not has_own_bos)["input_ids"])
 
 
-def _prompt_faults(ids: list[int], model: Model) -> list[str]:
+def prompt_faults(ids: list[int], model: Reader) -> list[str]:
+    """What is wrong with a prompt's ids: two BOS tokens, or more than the context holds."""
     faults = []
     bos = model.tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
@@ -298,9 +320,9 @@ def _prompt_faults(ids: list[int], model: Model) -> list[str]:
     return faults
 
 
-def _answer_id(prompt: str, ids: list[int], answer: str, model: Model, faults: list[str]) -> int | None:
+def answer_id(prompt: str, ids: list[int], answer: str, model: Reader, faults: list[str]) -> int | None:
     """The one token that ``answer`` adds behind ``prompt``; anything else is a fault."""
-    joined = _ids(prompt + answer, model)
+    joined = token_ids(prompt + answer, model)
     if joined[: len(ids)] != ids:
         faults.append(f"answer {answer!r} merges with the prompt's last token; start it with a space or change the cue")
     elif len(joined) != len(ids) + 1:

@@ -2,7 +2,7 @@
 
 from jaxtyping import install_import_hook
 
-_HOOK = install_import_hook(["circuit", "metrics"], "beartype.beartype")
+_HOOK = install_import_hook(["circuit", "metrics", "persona"], "beartype.beartype")
 
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -221,6 +221,8 @@ def test_validate_names_every_fault_with_its_place(found, tmp_path):
         (r"needs --threshold, in units", [*RUN, "--threshold-on", "score"]),
         (r"from 1 to 262", [*RUN, "--prune", "top-n", "--top-n", "263"]),
         (r"--batch-size must be at least 1", [*RUN, "--batch-size", "0"]),
+        (r"Invalid value for '--seed'", [*RUN, "--seed", "-1"]),
+        (r"Invalid value for '--strongest'", [*RUN, "--strongest", "0"]),
         (r"--n-random must not be negative", [*RUN, "--n-random", "-1"]),
         (r"no pair of split 'dev'", [*RUN, "--train-split", "dev"]),
         (r"device 'cuda:9' cannot be used", [*RUN, "--device", "cuda:9"]),
@@ -304,3 +306,40 @@ def test_the_script_and_the_console_command_are_one(monkeypatch):
     config.read(ROOT / "setup.cfg")
     assert config["options.entry_points"]["console_scripts"].strip() == "persona-circuits = cli:main"
     assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())) == {"build-system", "tool"}
+
+
+def test_pairs_are_built_and_can_be_searched(tmp_path):
+    out = tmp_path / "new" / "pairs.jsonl"
+    sources = ["--personas", "datasets/personas.jsonl", "--questions", "datasets/questions.jsonl"]
+    done = call("pairs", *sources, "--template", "datasets/templates.json", "--out", out, "--max-pairs", 10)
+    assert done.exit_code == 0, done.output
+    assert "kept        10 pairs (train 8, test 2)" in done.stdout
+    assert "no declared preference" in done.stdout
+    again = call("pairs", *sources, "--template", "datasets/templates.json", "--out", out, "--max-pairs", 10, "--json")
+    report = json.loads((tmp_path / "new" / "pairs.report.json").read_text())
+    assert json.loads(again.stdout)["dropped"] == report["dropped"]
+    assert len(out.read_text().splitlines()) == report["kept"] == 10
+
+
+def test_pairs_say_what_is_wrong(tmp_path):
+    out = tmp_path / "pairs.jsonl"
+    asked = ["--questions", "datasets/questions.jsonl", "--out", out]
+    (tmp_path / "one.csv").write_text("name,wording\nmonk,You are a monk.\n")
+    (tmp_path / "two.csv").write_text("name,wording\nmonk,You are a monk.\nking,You are a king.\n")
+    fails("needs two personas", "pairs", "--personas", tmp_path / "one.csv", *asked)
+    fails("no chat template", "pairs", "--personas", tmp_path / "two.csv", *asked, "--template", "chat")
+    fails("72 × no declared preference", "pairs", "--personas", tmp_path / "two.csv", *asked)
+    assert not out.exists()
+
+
+def test_collapse_of_the_shipped_model_with_no_arguments(tmp_path):
+    done = call("collapse", "--out", tmp_path / "c", "--n-resamples", "50", "--json")
+    assert done.exit_code == 0, done.output
+    names = {path.name for path in (tmp_path / "c").iterdir()}
+    assert any(name.endswith(".csv") for name in names)
+    assert any(name.endswith(".html") for name in names)
+    table = call("collapse", "--out", tmp_path / "c", "--n-resamples", "50").stdout
+    assert "sigma_0" in table
+    assert "persona collapse of models/persona-world" in table
+    fails("no pair of split", "collapse", "--out", tmp_path / "d", "--split", "nope")
+    assert not (tmp_path / "d").exists()

@@ -1,0 +1,128 @@
+"""Uncertainty of means over pairs that share personas and questions.
+
+Pairs with the same personas, or with the same question, are not independent. The
+two-way cluster bootstrap (Owen 2007, "the pigeonhole bootstrap") draws both kinds of
+clusters with replacement; a pair counts as often as its two clusters were drawn,
+multiplied. The sign-flip permutation turns the sign of all pairs of a cluster together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Estimate", "sign_flip", "two_way_difference", "two_way_mean"]
+
+BLOCK = 250  # resamples at a time, so that memory stays small
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % percentile interval; the interval is None where it cannot be known."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def two_way_mean(
+    values: Sequence[float],
+    first: Sequence[str],
+    second: Sequence[str],
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate | None:
+    """Mean of ``values`` with a two-way cluster bootstrap interval; None without values.
+
+    ``first`` and ``second`` name the clusters of each value. A single cluster of both
+    kinds gives no interval: nothing could be drawn differently.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if not len(x):
+        return None
+    return _estimate(lambda weights: _weighted_mean(weights, x), len(x), first, second, n_resamples, seed)
+
+
+def two_way_difference(
+    values: Sequence[float],
+    is_second_group: Sequence[bool],
+    first: Sequence[str],
+    second: Sequence[str],
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Estimate | None:
+    """Mean of the second group minus mean of the rest, both under the same draws; None if either is empty."""
+    x, late = np.asarray(values, dtype=np.float64), np.asarray(is_second_group, dtype=bool)
+    if late.all() or not late.any():
+        return None
+
+    def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _weighted_mean(weights[:, late], x[late]) - _weighted_mean(weights[:, ~late], x[~late])
+
+    return _estimate(difference, len(x), first, second, n_resamples, seed)
+
+
+def sign_flip(
+    values: Sequence[float], clusters: Sequence[str], *, n_resamples: int = 2000, seed: int = 0
+) -> float | None:
+    """Two-sided p of a mean of zero under random signs per cluster: (1 + b) / (1 + B); None without values.
+
+    b of B draws have an |mean| of at least the one found, so p is never 0. With k
+    clusters p can hardly fall below 2^(1-k).
+    """
+    x = np.asarray(values, dtype=np.float64)
+    if not len(x):
+        return None
+    codes, n_clusters = _codes(clusters)
+    sums = np.bincount(codes, weights=x, minlength=n_clusters)
+    rng = np.random.default_rng(seed)
+    found, extreme = abs(sums.sum()), 0
+    for block in _blocks(n_resamples):
+        signs = rng.choice((-1.0, 1.0), size=(block, n_clusters))
+        extreme += int((np.abs(signs @ sums) >= found * (1 - 1e-9)).sum())
+    return (1 + extreme) / (1 + n_resamples)
+
+
+def _estimate(
+    statistic: Statistic, n: int, first: Sequence[str], second: Sequence[str], n_resamples: int, seed: int
+) -> Estimate:
+    value = float(statistic(np.ones((1, n)))[0])
+    (codes_1, n_1), (codes_2, n_2) = _codes(first), _codes(second)
+    if n_1 == 1 and n_2 == 1:
+        return Estimate(value, None, None)
+    rng = np.random.default_rng(seed)
+    drawn = [
+        statistic(_drawn(rng, n_1, block)[:, codes_1] * _drawn(rng, n_2, block)[:, codes_2])
+        for block in _blocks(n_resamples)
+    ]
+    known = np.concatenate(drawn)
+    known = known[np.isfinite(known)]  # a draw that holds no pair at all says nothing
+    if not len(known):
+        return Estimate(value, None, None)
+    low, high = np.percentile(known, (2.5, 97.5))
+    return Estimate(value, float(low), float(high))
+
+
+def _drawn(rng: np.random.Generator, n_clusters: int, rows: int) -> NDArray[np.float64]:
+    """How often each cluster is drawn, ``[rows, n_clusters]``."""
+    return rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=rows).astype(np.float64)
+
+
+def _weighted_mean(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = weights.sum(1)
+    return np.divide(weights @ values, total, out=np.full(len(total), np.nan), where=total > 0)
+
+
+def _codes(clusters: Sequence[str]) -> tuple[NDArray[np.int64], int]:
+    names, codes = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
+    return codes.astype(np.int64), len(names)
+
+
+def _blocks(total: int) -> list[int]:
+    return [min(BLOCK, total - start) for start in range(0, total, BLOCK)]
