@@ -150,14 +150,14 @@ class Block:
         return out.unflatten(-1, (self.n_heads, -1)) if out.dim() == 3 else out
 
     def project_each(
-        self, slot: str, normed: Float[Tensor, "head batch pos d_model"]
+        self, slot: str, normed: Float[Tensor, "head batch pos d_model"], heads: Int[Tensor, " head"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """Queries, keys or values where every head reads a normed stream of its own."""
-        heads, batch, pos, d_model = normed.shape
-        out = torch.bmm(normed.reshape(heads, batch * pos, d_model), self.weights[slot])
+        """Queries, keys or values of the given heads, each of which reads a normed stream of its own."""
+        count, batch, pos, d_model = normed.shape
+        out = torch.bmm(normed.reshape(count, batch * pos, d_model), self.weights[slot][heads])
         if (bias := self.biases[slot]) is not None:
-            out = out + bias[:, None, :]
-        return out.view(heads, batch, pos, -1).permute(1, 2, 0, 3)
+            out = out + bias[heads, None, :]
+        return out.view(count, batch, pos, -1).permute(1, 2, 0, 3)
 
     def attention(
         self,

@@ -11,7 +11,7 @@ or, where fewer edges are kept than cut, the same from the other side
 
 so the full circuit gives the clean logits and the empty circuit the corrupt ones.
 Many circuits run in one pass. Layers before the first cut edge are those of the
-clean run and are not run again.
+clean run and are not run again; what no circuit gives anything to read is not run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from itertools import islice
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuit.graph import SLOTS
@@ -178,41 +178,63 @@ class _Walk:
         return self.graph.slot_layer(int(cut_slots[0])) if len(cut_slots) else self.graph.n_layers
 
     def through(self, block: Block) -> None:
-        """One layer: every head and the MLP read their own streams, and write."""
-        graph, item, layer = self.graph, self.item, block.layer
-        q, k, v = (self._project(block, i, slot) for i, slot in enumerate(SLOTS))
-        z = block.attention(q, k, v, item.clean.context)
-        results = block.head_results(z).unflatten(1, (self.n_masks, -1)).transpose(0, 1)
-        self._write(graph.heads_of(layer), results)
-        after = self.resid + block.attn_out(z).unflatten(0, (self.n_masks, -1))
-        slot = graph.mlp_slot_of(layer)
-        stream = self.resid if block.parallel else after
-        read = self._read(slice(slot, slot + 1), stream, item.corrupt.mids[layer])
-        mlp = block.mlp(stream if read is None else read[:, 0])
-        place = graph.mlp_of(layer)
-        self._write(slice(place, place + 1), mlp[:, None])
-        self.resid = after + mlp
+        """One layer: every head and the MLP read their own streams, and write.
+
+        What no circuit gives anything to read writes its ablated value and is not run.
+        """
+        graph, corrupt, layer = self.graph, self.item.corrupt, block.layer
+        heads, mlp_slot, mlp = graph.heads_of(layer), graph.mlp_slot_of(layer), graph.mlp_of(layer)
+        if bool(self.kept[:, :, graph.head_slots_of(layer)].any()):
+            q, k, v = (self._project(block, i, slot) for i, slot in enumerate(SLOTS))
+            z = block.attention(q, k, v, self.item.clean.context)
+            self._write(heads, block.head_results(z).unflatten(1, (self.n_masks, -1)).transpose(0, 1))
+            after = self.resid + block.attn_out(z).unflatten(0, (self.n_masks, -1))
+        else:
+            self._write_ablated(heads)
+            after = self.resid + (corrupt.streams[layer + 1] - corrupt.streams[layer] - corrupt.contributions[mlp])
+        if bool(self.kept[:, :, mlp_slot].any()):
+            stream = self.resid if block.parallel else after
+            read = self._read(self._slots(mlp_slot, 1), stream, corrupt.mids[layer])
+            added = block.mlp(stream if read is None else read[:, 0])
+            self._write(slice(mlp, mlp + 1), added[:, None])
+        else:
+            self._write_ablated(slice(mlp, mlp + 1))
+            added = corrupt.contributions[mlp]
+        self.resid = after + added
 
     def output(self) -> Float[Tensor, "mask batch d_model"]:
         """The stream into the final norm at the last position."""
-        place = self.graph.n_dst - 1
-        read = self._read(slice(place, place + 1), self.resid, self.item.corrupt.streams[-1])
+        read = self._read(self._slots(self.graph.n_dst - 1, 1), self.resid, self.item.corrupt.streams[-1])
         return (self.resid if read is None else read[:, 0])[:, :, -1]
 
+    def _slots(self, start: int, count: int) -> Int[Tensor, " slot"]:
+        return torch.arange(start, start + count, device=self.kept.device)
+
     def _project(self, block: Block, index: int, slot: str) -> Float[Tensor, "rows pos head d_head"]:
-        start = self.graph.head_slots_of(block.layer).start + index * self.graph.n_heads
-        slots = slice(start, start + self.graph.n_heads)
-        read = self._read(slots, self.resid, self.item.corrupt.streams[block.layer])
-        if read is None:
+        """Queries, keys or values of a layer; those of heads that no circuit lets read here are the ablated run's."""
+        corrupt, layer = self.item.corrupt, block.layer
+        slots = self._slots(self.graph.head_slots_of(layer).start + index * self.graph.n_heads, self.graph.n_heads)
+        live = self.kept[:, :, slots].any(dim=0).any(dim=0).nonzero()[:, 0]
+        ablated = corrupt.qkv[layer][index].expand(self.n_masks, -1, -1, -1, -1).flatten(0, 1)
+        if not len(live):
+            return ablated
+        read = self._read(slots[live], self.resid, corrupt.streams[layer])
+        if read is None and len(live) == len(slots):
             return block.project(slot, block.attn_norm(self.resid.flatten(0, 1)))
-        return block.project_each(slot, block.attn_norm(read).transpose(0, 1).flatten(1, 2))
+        if read is None:
+            read = self.resid[:, None].expand(-1, len(live), -1, -1, -1)
+        found = block.project_each(slot, block.attn_norm(read).transpose(0, 1).flatten(1, 2), live)
+        return found if len(live) == len(slots) else ablated.index_copy(2, live, found)
 
     def _read(
-        self, slots: slice, resid: Float[Tensor, "mask batch pos d_model"], ablated: Float[Tensor, "batch pos d_model"]
+        self,
+        slots: Int[Tensor, " slot"],
+        resid: Float[Tensor, "mask batch pos d_model"],
+        ablated: Float[Tensor, "batch pos d_model"],
     ) -> Float[Tensor, "mask slot batch pos d_model"] | None:
-        """The streams into some slots, from the side with fewer terms; None where nothing is cut."""
-        n = self.graph.n_reaching(slots.start)
-        cut, kept = self.cut[:, :n, slots], self.kept[:, :n, slots]
+        """The streams into slots of one kind, from the side with fewer terms; None where nothing is cut."""
+        n = self.graph.n_reaching(int(slots[0]))
+        cut, kept = self.cut[:, :n][..., slots], self.kept[:, :n][..., slots]
         if not bool(cut.any()):
             return None
         if int(kept.sum()) < int(cut.sum()):
@@ -238,6 +260,9 @@ class _Walk:
         here = slice(sources.start - self.n_shared, sources.stop - self.n_shared)
         ablated = self.item.corrupt.contributions[sources]
         torch.sub(ablated, values, out=self.own[:, here].unflatten(-1, self.shape))
+
+    def _write_ablated(self, sources: slice) -> None:
+        self.own[:, sources.start - self.n_shared : sources.stop - self.n_shared] = 0.0
 
 
 def _masks_per_pass(model: Model, item: Prepared, max_bytes: int) -> int:

@@ -74,6 +74,25 @@ def test_only_layers_from_the_first_cut_edge_on_are_run(tiny, prepared, monkeypa
         assert ran == layers
 
 
+def test_what_no_circuit_reads_is_not_run(tiny, prepared, monkeypatch):
+    ran = []
+    block = type(tiny.blocks[0])
+    for name in ("attention", "mlp"):
+        original = getattr(block, name)
+        note = lambda self, *a, original=original, name=name: ran.append((name, self.layer)) or original(self, *a)  # noqa: E731
+        monkeypatch.setattr(block, name, note)
+    edges = ["input->m0", "m0->a2.h1<v>", "a2.h1->logits"]
+    circuit = Circuit.of(tiny.graph, edges)
+    both = patched_logits(tiny, prepared[0], tensor(circuit.mask, Circuit.empty(tiny.graph).mask))
+    assert ran == [("mlp", 0), ("attention", 2)]
+    ran.clear()
+    torch.testing.assert_close(both[1], prepared[0].corrupt.logits, atol=1e-5, rtol=1e-5)
+    alone = patched_logits(tiny, prepared[0], tensor(Circuit.empty(tiny.graph).mask))
+    torch.testing.assert_close(alone[0], prepared[0].corrupt.logits, atol=0, rtol=0)
+    assert ran == []
+    assert not torch.allclose(both[0], prepared[0].corrupt.logits, atol=1e-4)
+
+
 def test_measure_orders_columns_by_row_and_does_not_depend_on_memory(tiny, tiny_task, prepared):
     masks = [random_mask(tiny.graph, seed, 0.5) for seed in range(5)]
     metric = METRICS["logit-diff"]
