@@ -356,7 +356,8 @@ def mask_gradient(model, edges, rows, ig_samples: int | None = None) -> dict[str
     """Edge scores from auto-circuit's mask gradient; `ig_samples` None is EAP.
 
     auto-circuit adds up the gradients of -m over batches and over sample points; the mean
-    over both, with the sign turned, is the score defined in CONVENTION.
+    over both, with the sign turned, is the score defined in CONVENTION. Scores are rounded to
+    12 decimals: the last digits differ with the number of threads.
     """
     from auto_circuit.prune_algos.mask_gradient import mask_gradient_prune_scores
 
@@ -370,7 +371,7 @@ def mask_gradient(model, edges, rows, ig_samples: int | None = None) -> dict[str
         integrated_grad_samples=ig_samples,
     )
     scale = -1.0 / (len(rows) * ((ig_samples or 0) + 1))
-    return {name: scale * edge.prune_score(values).item() for name, edge in edges.items()}
+    return {name: round(scale * edge.prune_score(values).item(), 12) for name, edge in edges.items()}
 
 
 def run_acdc(model, edges, rows, tau: float) -> dict:
