@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from circuit.attribution import IG_RULES, METHODS, score
 from circuit.errors import OptionError
 from circuit.faithfulness import FaithfulnessReport, evaluate
 from circuit.files import circuit_record
 from circuit.model import Model
-from circuit.patching import Prepared, Progress, prepare
+from circuit.patching import Prepared, Progress, divergence, prepare
 from circuit.pruning import PRUNERS, acdc, check_tau, greedy, threshold, top_n
 from circuit.scores import Scores
 from circuit.subgraph import Circuit
@@ -134,8 +132,8 @@ def discover(model: Model, task: Task, options: Options, *, stage: Stage | None 
     is_held_out = not set(train.pairs) & set(held_out.pairs)
     rows, held_rows = (_rows(encode(part, model), metric) for part in (train, held_out))
     groups = batches(rows, options.batch_size, model.device)
-    divergence = _divergence(model, groups, metric)
-    tau = _tau(options, divergence)
+    span = divergence((prepare(model, group) for group in groups), metric)
+    tau = _tau(options, span)
     scores = None
     if options.prune != "acdc":
         scores = score(
@@ -154,9 +152,9 @@ def discover(model: Model, task: Task, options: Options, *, stage: Stage | None 
         _report(model, part, metric, circuit, split, options, stage(f"faithfulness on {split}"))
         for split, part in splits
     )
-    about = _about(model, task, options, train_split, len(train.pairs), divergence, tau, reports)
+    about = _about(model, task, options, train_split, len(train.pairs), span, tau, reports)
     record = circuit_record(circuit, scores, about)
-    return Discovery(circuit, scores, divergence, tau, cost, reports, is_held_out, record)
+    return Discovery(circuit, scores, span, tau, cost, reports, is_held_out, record)
 
 
 def evaluate_on(
@@ -197,16 +195,6 @@ def split_of(task: Task, wanted: str | None, default: str) -> str:
 
 def _rows(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     return with_swap_rows(rows) if metric.swap_rows else tuple(rows)
-
-
-def _divergence(model: Model, groups: Sequence[Batch], metric: Metric) -> float:
-    """m(full) - m(empty), from the plain runs."""
-    spans = []
-    for group in groups:
-        item = prepare(model, group)
-        span = metric(item.clean.logits, item.targets) - metric(item.corrupt.logits, item.targets)
-        spans.append(span.cpu().double().numpy())
-    return float(np.concatenate(spans).mean())
 
 
 def _tau(options: Options, divergence: float) -> float | None:

@@ -24,7 +24,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from circuit.attribution import METHODS, random_scores, score
 from circuit.model import Model
-from circuit.patching import Prepared, Progress, prepare
+from circuit.patching import Prepared, Progress, divergence, prepare
 from circuit.pruning import acdc, greedy, threshold, top_n
 from circuit.scores import Scores
 from circuit.subgraph import Circuit
@@ -189,14 +189,8 @@ def _case(truth: GroundTruth, model: Model, metric: Metric, share: float) -> _Ca
     rows = encode(truth.task, model)
     groups = batches(with_swap_rows(rows) if metric.swap_rows else rows, BATCH_SIZE, model.device)
     prepared = [prepare(model, group) for group in groups]
-    span = _span(prepared, metric)
+    span = divergence(prepared, metric)
     return _Case(truth, model, metric, groups, prepared, span, share * abs(span))
-
-
-def _span(prepared: Sequence[Prepared], metric: Metric) -> float:
-    """m(full) - m(empty), from the plain runs."""
-    gaps = [metric(item.clean.logits, item.targets) - metric(item.corrupt.logits, item.targets) for item in prepared]
-    return float(torch.cat(gaps).double().mean())
 
 
 def _pruned(case: _Case, scores: Scores) -> dict[str, Circuit]:

@@ -30,7 +30,7 @@ from circuit.model import Block, Context, Model
 from circuit.task import Batch
 from metrics import Metric, Targets
 
-__all__ = ["Prepared", "Progress", "Run", "measure", "patched_logits", "prepare", "run", "targets_of"]
+__all__ = ["Prepared", "Progress", "Run", "divergence", "measure", "patched_logits", "prepare", "run", "targets_of"]
 
 Progress = Callable[[int, int], None]
 """Called with the work done and the work there is; never called from another thread."""
@@ -106,6 +106,12 @@ def prepare(model: Model, batch: Batch) -> Prepared:
 def targets_of(batch: Batch, reference: Float[Tensor, "batch vocab"]) -> Targets:
     """The batch's answers, with the whole model's logits on the clean prompts as reference."""
     return Targets(batch.answers, batch.wrong_answers, reference.detach())
+
+
+def divergence(prepared: Iterable[Prepared], metric: Metric) -> float:
+    """m(full) - m(empty) over all rows, from the plain runs; with persona metrics D."""
+    spans = [metric(item.clean.logits, item.targets) - metric(item.corrupt.logits, item.targets) for item in prepared]
+    return float(torch.cat(spans).cpu().double().mean())
 
 
 def measure(
