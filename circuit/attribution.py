@@ -1,38 +1,85 @@
-"""Edge scores: how much the metric moves when one edge carries the corrupt run's value.
+"""Edge scores: how much the metric moves when one edge carries its ablated value.
 
     eap         delta_s . grad_d at the clean run (Syed et al. 2023, arXiv:2310.10348)
-    eap-ig      the gradient averaged between the corrupt and the clean embeddings
+    eap-ig      the gradient averaged between the ablated and the clean embeddings
                 (EAP-IG inputs, Hanna et al. 2024, arXiv:2403.17806)
     exact       one patched forward pass per edge
     random      the control
 
-with delta_s = corrupt - clean output of the source, summed over positions and
+with delta_s = ablated - clean output of the source, summed over positions and
 averaged over prompts. Neither split copies of the residual stream nor gradients
 of parameters are taken: the gradient at a head's stream is the norm's Jacobian
 transposed times W_Q g_q, and all edges into a layer are one matrix product.
+
+A score is a sum over prompts and positions, so it can be given in parts: per
+prompt, or per named part of the prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from circuit import ranks
+from circuit.ablation import Ablation, corrupt
 from circuit.errors import OptionError
 from circuit.graph import SLOTS, Graph
 from circuit.model import Context, Model
-from circuit.patching import Progress, Run, measure, prepare, run, targets_of
+from circuit.patching import Progress, measure_rows, prepare
+from circuit.runs import Run, run, targets_of
 from circuit.scores import Scores
 from circuit.task import Batch
 from metrics import Metric, Targets
 
-__all__ = ["IG_RULES", "METHODS", "eap", "eap_ig", "exact", "random_scores", "score"]
+__all__ = [
+    "ACTIVATIONS",
+    "IG_RULES",
+    "METHODS",
+    "PARTS",
+    "ActivationCost",
+    "ScoreParts",
+    "activation_cost",
+    "eap",
+    "eap_ig",
+    "exact",
+    "random_scores",
+    "score",
+    "score_parts",
+]
 
 METHODS = ("eap", "eap-ig", "exact", "random")
 IG_RULES = ("midpoint", "authors")
+PARTS = ("row", "span")
+ACTIVATIONS = ("float32", "bfloat16")
+BLOCK_BYTES = 1 << 28
+"""Bound on the gradients at heads' streams that are held at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreParts:
+    """Scores that add up to those of all prompts and positions.
+
+    ``values`` is ``[part, src, dst]``, rows in float32, spans in float64. ``by="row"``: part i is the score of the row
+    with index i alone, and the whole is their mean. ``by="span"``: part i is what the
+    positions of the part ``names[i]`` of the prompts give, and the whole is their sum.
+    """
+
+    graph: Graph
+    by: str
+    names: tuple[str, ...]
+    values: Float[np.ndarray, "part src dst"]
+
+    def total(self) -> Scores:
+        """The scores of all prompts and positions."""
+        whole = self.values.astype(np.float64)
+        return Scores(self.graph, whole.mean(axis=0) if self.by == "row" else whole.sum(axis=0))
 
 
 def score(
@@ -44,46 +91,83 @@ def score(
     steps: int = 5,
     rule: str = "midpoint",
     seed: int = 0,
+    ablation: Ablation | None = None,
+    max_bytes: int = BLOCK_BYTES,
+    activations: str = "float32",
     progress: Progress | None = None,
 ) -> Scores:
     """Scores by the method's name; options that a method does not have are not looked at.
 
+    ``activations="bfloat16"`` multiplies matrices in that format (torch's autocast) and
+    adds up in float32; ``activation_cost`` says what that does to the scores.
+
     Raises:
         OptionError: the method or an option of it is unknown or makes no sense.
     """
-    if method == "eap":
-        return eap(model, batches, metric, progress=progress)
-    if method == "eap-ig":
-        return eap_ig(model, batches, metric, steps=steps, rule=rule, progress=progress)
+    more: dict[str, Any] = {"ablation": ablation, "max_bytes": max_bytes, "progress": progress}
+    if method in ("eap", "eap-ig"):
+        with _activations(model, activations):
+            if method == "eap":
+                return eap(model, batches, metric, **more)
+            return eap_ig(model, batches, metric, steps=steps, rule=rule, **more)
     if method == "exact":
-        return exact(model, batches, metric, progress=progress)
+        return exact(model, batches, metric, ablation=ablation, progress=progress)
     if method == "random":
         return random_scores(model.graph, seed=seed)
     raise OptionError(f"method {method!r} is not one of {', '.join(METHODS)}")
 
 
-def eap(model: Model, batches: Sequence[Batch], metric: Metric, *, progress: Progress | None = None) -> Scores:
+def score_parts(
+    model: Model,
+    batches: Sequence[Batch],
+    metric: Metric,
+    *,
+    by: str,
+    method: str = "eap-ig",
+    steps: int = 5,
+    rule: str = "midpoint",
+    ablation: Ablation | None = None,
+    max_bytes: int = BLOCK_BYTES,
+    progress: Progress | None = None,
+) -> ScoreParts:
+    """EAP or EAP-IG scores per row or per named part of the prompts, at the cost of the plain ones.
+
+    Raises:
+        OptionError: the method has no parts, or an option makes no sense.
+    """
+    if by not in PARTS or method not in ("eap", "eap-ig"):
+        raise OptionError(f"scores per {by} of --method {method}: expected row or span, of eap or eap-ig")
+    points = _points_of(metric, method, steps, rule)
+    names = _part_names(batches, by)
+    values = np.zeros((len(names), *model.graph.valid.shape), dtype=np.float32 if by == "row" else np.float64)
+    n_rows = _n_rows(batches)
+    for batch, at, delta, targets, share in _passes(model, batches, points, ablation, progress):
+        cells = _cells_of(batch, by, names)
+        found = _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, cells=[mask for _, mask in cells])
+        for (name, _), part in zip(cells, found, strict=True):
+            values[names.index(name)] += part * (share if by == "row" else share / n_rows)
+    if by == "span":
+        return ScoreParts(model.graph, by, names, ranks.summed(values))
+    every = ranks.gathered({int(name): value for name, value in zip(names, values, strict=True)})
+    order = sorted(every)
+    return ScoreParts(model.graph, by, tuple(map(str, order)), np.stack([every[index] for index in order]))
+
+
+def eap(
+    model: Model,
+    batches: Sequence[Batch],
+    metric: Metric,
+    *,
+    ablation: Ablation | None = None,
+    max_bytes: int = BLOCK_BYTES,
+    progress: Progress | None = None,
+) -> Scores:
     """Edge attribution patching: two forward passes and one backward pass for all edges.
 
     Raises:
         OptionError: the metric's gradient is zero at the clean run (KL).
     """
-    if metric.flat_at_clean:
-        raise OptionError(
-            f"metric {metric.name} has zero gradient at the clean run, so plain EAP would score every edge zero; "
-            "use --method eap-ig or exact, or --metric persona-divergence"
-        )
-    total = np.zeros(model.graph.valid.shape)
-    for done, batch in enumerate(batches, 1):
-        with torch.no_grad():
-            corrupt = run(model, *model.start(batch.corrupt))
-        embedded, context = model.start(batch.clean)
-        clean = _differentiable_run(model, embedded, context)
-        delta = corrupt.contributions - clean.contributions
-        targets = targets_of(batch, clean.logits)
-        total += _scores_at(model, clean, delta, metric, targets, _first_difference(batch))
-        _report(progress, done, len(batches))
-    return Scores(model.graph, total / _n_rows(batches))
+    return _whole(model, batches, metric, _points_of(metric, "eap", 1, "midpoint"), ablation, max_bytes, progress)
 
 
 def eap_ig(
@@ -93,50 +177,72 @@ def eap_ig(
     *,
     steps: int = 5,
     rule: str = "midpoint",
+    ablation: Ablation | None = None,
+    max_bytes: int = BLOCK_BYTES,
     progress: Progress | None = None,
 ) -> Scores:
-    """EAP with the gradient averaged over ``steps`` points between corrupt and clean embeddings.
+    """EAP with the gradient averaged over ``steps`` points between ablated and clean embeddings.
 
     ``rule="midpoint"`` takes the points (k - 1/2)/steps, k = 1..steps; ``"authors"``
-    takes (k - 1)/steps, from the corrupt end on, as the published code does. The
+    takes (k - 1)/steps, from the ablated end on, as the published code does. The
     scores of the edges that leave ``input`` sum to m(corrupt) - m(clean) in the limit
-    of many steps.
+    of many steps (with the corrupt ablation; others change more than the embeddings).
 
     Raises:
         OptionError: ``steps`` is less than one or the rule is unknown.
     """
-    if steps < 1:
-        raise OptionError(f"EAP-IG needs at least one step, got --steps {steps}")
-    if rule not in IG_RULES:
-        raise OptionError(f"integration rule {rule!r} is not one of {', '.join(IG_RULES)}")
-    total, done = np.zeros(model.graph.valid.shape), 0
-    for batch in batches:
-        item = prepare(model, batch)
-        delta = item.corrupt.contributions - item.clean.contributions
-        start, end = item.corrupt.streams[0], item.clean.streams[0]
-        first = _first_difference(batch)
-        for k in range(steps):
-            share = (k + (0.5 if rule == "midpoint" else 0.0)) / steps
-            between = _differentiable_run(model, start + share * (end - start), item.clean.context)
-            total += _scores_at(model, between, delta, metric, item.targets, first) / steps
-            done += 1
-            _report(progress, done, steps * len(batches))
-    return Scores(model.graph, total / _n_rows(batches))
+    return _whole(model, batches, metric, _points_of(metric, "eap-ig", steps, rule), ablation, max_bytes, progress)
 
 
-def exact(model: Model, batches: Sequence[Batch], metric: Metric, *, progress: Progress | None = None) -> Scores:
-    """m(edge corrupted) - m(clean) for every edge, by a patched pass from the edge's layer on."""
+def exact(
+    model: Model,
+    batches: Sequence[Batch],
+    metric: Metric,
+    *,
+    ablation: Ablation | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """m(edge ablated) - m(clean) for every edge, by a patched pass from the edge's layer on."""
     graph = model.graph
     total, done = np.zeros(graph.valid.shape), 0
     for batch in batches:
-        item = prepare(model, batch)
+        item = prepare(model, batch, ablation)
         whole = metric(item.clean.logits, item.targets).cpu().double().sum().item()
         for slot in range(graph.n_dst):
             masks = _LazyMasks(graph, slot)
-            total[: len(masks), slot] += measure(model, [item], masks, metric).sum(axis=1) - whole
+            total[: len(masks), slot] += sum(measure_rows(model, [item], masks, metric).values()) - whole
             done += len(masks)
             _report(progress, done, graph.n_edges * len(batches))
-    return Scores(graph, total / _n_rows(batches))
+    return Scores(graph, ranks.summed(total) / _n_rows(batches))
+
+
+@dataclass(frozen=True)
+class ActivationCost:
+    """Scores in a shorter format against float32: Pearson's r, and the largest difference over the largest score."""
+
+    activations: str
+    n_prompts: int
+    correlation: float
+    largest: float
+
+
+def activation_cost(
+    model: Model, batch: Batch, metric: Metric, activations: str, *, method: str = "eap", **how: Any
+) -> ActivationCost:
+    """What ``activations`` costs in agreement, on one batch.
+
+    Raises:
+        OptionError: the model is not in float32, or there is no such format.
+    """
+    valid = model.graph.valid
+    long, short = (
+        score(model, [batch], metric, method=method, activations=name, **how).values[valid]
+        for name in ("float32", activations)
+    )
+    r = float(np.corrcoef(long, short)[0, 1]) if long.any() and short.any() else float("nan")
+    return ActivationCost(
+        activations, len(batch), r, float(np.abs(long - short).max() / max(np.abs(long).max(), 1e-12))
+    )
 
 
 def random_scores(graph: Graph, *, seed: int) -> Scores:
@@ -161,9 +267,82 @@ class _LazyMasks(Sequence[np.ndarray]):
         return mask
 
 
+def _activations(model: Model, name: str) -> AbstractContextManager[Any]:
+    if name not in ACTIVATIONS:
+        raise OptionError(f"--activations {name!r} is not one of {', '.join(ACTIVATIONS)}")
+    if name == "float32":
+        return nullcontext()
+    if model.dtype != torch.float32:
+        raise OptionError(f"--activations {name} needs --dtype float32, the model is in {model.dtype}")
+    return torch.autocast(model.device.type, torch.bfloat16)
+
+
+def _points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[float, ...] | None:
+    """Where between the ablated (0) and the clean (1) embeddings the gradient is taken; None: at the clean run."""
+    if method == "eap":
+        if metric.flat_at_clean:
+            raise OptionError(
+                f"metric {metric.name} has zero gradient at the clean run, so plain EAP would score every edge zero; "
+                "use --method eap-ig or exact, or --metric persona-divergence"
+            )
+        return None
+    if steps < 1:
+        raise OptionError(f"EAP-IG needs at least one step, got --steps {steps}")
+    if rule not in IG_RULES:
+        raise OptionError(f"integration rule {rule!r} is not one of {', '.join(IG_RULES)}")
+    return tuple((k + (0.5 if rule == "midpoint" else 0.0)) / steps for k in range(steps))
+
+
+def _passes(
+    model: Model,
+    batches: Sequence[Batch],
+    points: tuple[float, ...] | None,
+    ablation: Ablation | None,
+    progress: Progress | None,
+) -> Iterator[tuple[Batch, Run, Tensor, Targets, float]]:
+    """Per batch and point: a run to differentiate, delta, the targets, and the point's share of the whole."""
+    ablate = ablation or corrupt
+    n_points = len(points or (1.0,))
+    for number, batch in enumerate(batches):
+        start = embedded, context = model.start(batch.clean, batch.clean_padding)
+        clean = _differentiable_run(model, *start) if points is None else _plain_run(model, *start)
+        ablated = ablate(model, batch, clean)
+        delta = ablated.contributions - clean.contributions
+        targets = targets_of(batch, clean.logits)
+        for k, point in enumerate(points or (1.0,), 1):
+            at = clean
+            if points is not None:
+                first = ablated.streams[0]
+                at = _differentiable_run(model, first + point * (embedded - first), context)
+            yield batch, at, delta, targets, 1.0 / n_points
+            _report(progress, number * n_points + k, n_points * len(batches))
+
+
+def _whole(
+    model: Model,
+    batches: Sequence[Batch],
+    metric: Metric,
+    points: tuple[float, ...] | None,
+    ablation: Ablation | None,
+    max_bytes: int,
+    progress: Progress | None,
+) -> Scores:
+    total = np.zeros(model.graph.valid.shape)
+    for batch, at, delta, targets, share in _passes(model, batches, points, ablation, progress):
+        # Other ablations change positions at which both prompts agree.
+        first = _first_difference(batch) if ablation is None or ablation is corrupt else 0
+        total += _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, first=first)[0] * share
+    return Scores(model.graph, ranks.summed(total) / _n_rows(batches))
+
+
 def _differentiable_run(model: Model, embedded: Float[Tensor, "batch pos d_model"], context: Context) -> Run:
     with torch.enable_grad():
         return run(model, embedded.detach().requires_grad_(), context)
+
+
+def _plain_run(model: Model, embedded: Float[Tensor, "batch pos d_model"], context: Context) -> Run:
+    with torch.no_grad():
+        return run(model, embedded, context)
 
 
 def _scores_at(
@@ -172,42 +351,81 @@ def _scores_at(
     delta: Float[Tensor, "src batch pos d_model"],
     metric: Metric,
     targets: Targets,
-    first: int,
-) -> Float[np.ndarray, "src dst"]:
-    """Sum over prompts and positions from ``first`` on of delta . gradient, for every edge, the gradient at one run."""
+    *,
+    max_bytes: int,
+    first: int = 0,
+    cells: Sequence[Bool[Tensor, "batch pos"]] | None = None,
+) -> Float[np.ndarray, "part src dst"]:
+    """Sum of delta . gradient over prompts and positions from ``first`` on, for every edge, the gradient at one run.
+
+    With ``cells`` a sum over each of these sets of places instead. Heads are taken as many
+    at a time as keep the gradients at their streams within ``max_bytes``.
+    """
     graph = model.graph
     reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
     with torch.enable_grad():
         value = metric(at.logits, targets).sum()
     *inner, last = (gradient[:, first:] for gradient in torch.autograd.grad(value, reads))
     mids = inner[3 * graph.n_layers :]
-    flat = delta[:, :, first:].flatten(1)
-    scores = torch.zeros(graph.valid.shape, dtype=torch.float64)
+
+    def parts_of(values: Float[Tensor, "n batch pos d_model"]) -> list[Float[Tensor, "n cells"]]:
+        return [values.flatten(1)] if cells is None else [values[:, mask].flatten(1) for mask in cells]
+
+    flat = parts_of(delta[:, :, first:])
+    scores = torch.zeros(len(flat), *graph.valid.shape, dtype=torch.float64)
 
     def into(slots: slice, n_sources: int, gradient: Float[Tensor, "slot batch pos d_model"]) -> None:
-        scores[:n_sources, slots] = (flat[:n_sources] @ gradient.flatten(1).T).cpu().double()
+        for i, (deltas, gradients) in enumerate(zip(flat, parts_of(gradient), strict=True)):
+            scores[i, :n_sources, slots] = (deltas[:n_sources] @ gradients.T).cpu().double()
 
+    # A gradient at a head's stream is held about four times while it goes back through the norm.
+    width = max(1, max_bytes // (4 * last.numel() * last.element_size()))
     for block in model.blocks:
-        layer, heads = block.layer, inner[3 * block.layer : 3 * block.layer + 3]
+        layer, heads, mlp = block.layer, inner[3 * block.layer : 3 * block.layer + 3], graph.mlp_slot_of(block.layer)
         x = at.streams[layer][:, first:]
-        parts = [block.slot_gradients(slot, heads[i], x) for i, slot in enumerate(SLOTS)]
-        # Heads of this layer do not reach its heads; the scores of such pairs are dropped with all that are no edges.
-        place = graph.mlp_slot_of(layer)
-        into(
-            slice(place - 3 * graph.n_heads, place + 1), graph.n_reaching(place), torch.cat([*parts, mids[layer][None]])
-        )
+        first_slot = graph.head_slots_of(layer).start
+        for start in range(0, 3 * graph.n_heads + 1, width):
+            stop = min(start + width, 3 * graph.n_heads + 1)
+            gradients = []
+            for i, slot in enumerate(SLOTS):
+                some = slice(max(start - i * graph.n_heads, 0), min(stop - i * graph.n_heads, graph.n_heads))
+                if some.start < some.stop:
+                    gradients.append(block.slot_gradients(slot, heads[i][:, :, some], x, some))
+            if stop > 3 * graph.n_heads:
+                gradients.append(mids[layer][None])
+            # Heads of this layer do not reach its heads; such pairs are dropped with all that are no edges.
+            into(slice(first_slot + start, first_slot + stop), graph.n_reaching(mlp), torch.cat(gradients))
     into(slice(graph.n_dst - 1, graph.n_dst), graph.n_src, last[None])
     return np.where(graph.valid, scores.numpy(), 0.0)
 
 
+def _part_names(batches: Sequence[Batch], by: str) -> tuple[str, ...]:
+    if by == "row":
+        return tuple(str(index) for index in sorted(index for batch in batches for index in batch.indices))
+    here = {(i, name): name for batch in batches for i, name in enumerate(batch.span_names)}
+    return tuple(dict.fromkeys(name for _, name in sorted(ranks.gathered(here).items())))
+
+
+def _cells_of(batch: Batch, by: str, names: tuple[str, ...]) -> list[tuple[str, Bool[Tensor, "batch pos"]]]:
+    """The places of a batch that belong to each part; places that are padding belong to none."""
+    if by == "span":
+        assert batch.spans is not None
+        return [(name, batch.spans == batch.span_names.index(name)) for name in batch.span_names]
+    rows = torch.arange(len(batch), device=batch.clean.device)[:, None].expand(batch.clean.shape)
+    return [(str(index), rows == i) for i, index in enumerate(batch.indices)]
+
+
 def _first_difference(batch: Batch) -> int:
     """The first position at which any prompt differs from its pair; before it every delta is zero."""
+    if batch.corrupt_to_clean is not None or batch.clean_padding is not None:
+        return 0
     differs = (batch.clean != batch.corrupt).any(dim=0).nonzero()
     return int(differs[0]) if len(differs) else batch.clean.shape[1] - 1
 
 
 def _n_rows(batches: Sequence[Batch]) -> int:
-    return sum(len(batch) for batch in batches)
+    """Of all processes."""
+    return int(ranks.summed(np.array([sum(len(batch) for batch in batches)], dtype=np.float64))[0])
 
 
 def _report(progress: Progress | None, done: int, total: int) -> None:

@@ -7,18 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from circuit.attribution import IG_RULES, METHODS, score
+from circuit import ranks
+from circuit.ablation import ABLATIONS, CONSTANT, Ablation, make_ablation
+from circuit.attribution import (
+    ACTIVATIONS,
+    IG_RULES,
+    METHODS,
+    ActivationCost,
+    ScoreParts,
+    activation_cost,
+    score,
+    score_parts,
+)
 from circuit.errors import OptionError
 from circuit.faithfulness import FaithfulnessReport, evaluate
 from circuit.files import circuit_record
 from circuit.model import Model
-from circuit.patching import Prepared, Progress, divergence, prepare
+from circuit.null_run import NullRun, null_run
+from circuit.patching import Prepared, Progress, effects, prepare
 from circuit.pruning import PRUNERS, acdc, check_tau, greedy, threshold, top_n
 from circuit.scores import Scores
+from circuit.span_study import SpanStudy, span_study
 from circuit.subgraph import Circuit
-from circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
+from circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swap_rows
 from metrics import METRICS, Metric
 
 __all__ = ["Discovery", "Options", "Stage", "discover", "evaluate_on", "split_of"]
@@ -41,11 +55,15 @@ class Options:
     threshold_on: str = "share"
     top_n: int | None = None
     metric: str = "persona-divergence"
+    ablation: str = "corrupt"
+    align: str = "equal"
+    by_span: bool = False
+    activations: str = "float32"
     steps: int = 5
     ig_rule: str = "midpoint"
     seed: int = 0
     batch_size: int = 32
-    candidates: int = 8
+    candidates: int | None = None
     n_random: int = 10
     train_split: str | None = None
     eval_split: str | None = None
@@ -64,11 +82,14 @@ class Options:
             ("threshold-on", self.threshold_on, ("score", "share")),
             ("metric", self.metric, tuple(METRICS)),
             ("ig-rule", self.ig_rule, IG_RULES),
+            ("ablation", self.ablation, ABLATIONS),
+            ("align", self.align, ALIGNMENTS),
+            ("activations", self.activations, ACTIVATIONS),
         ):
             if value not in allowed:
                 raise OptionError(f"--{name} {value!r} is not one of {', '.join(allowed)}")
         for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("candidates", self.candidates)):
-            if number < 1:
+            if number is not None and number < 1:
                 raise OptionError(f"--{name} must be at least 1, got {number}")
         if self.n_random < 0:
             raise OptionError(f"--n-random must not be negative, got {self.n_random}")
@@ -78,6 +99,12 @@ class Options:
                 f"--metric {self.metric} has zero gradient at the clean run, so plain EAP would score every edge "
                 "zero; use --method eap-ig or exact, or another --metric"
             )
+        if self.by_span and (self.prune == "acdc" or self.method not in ("eap", "eap-ig")):
+            raise OptionError("--by-span needs scores that are sums over positions: --method eap or eap-ig")
+        if self.activations != "float32" and (
+            self.by_span or self.prune == "acdc" or self.method not in ("eap", "eap-ig")
+        ):
+            raise OptionError("--activations bfloat16 is for the scores of --method eap or eap-ig, without --by-span")
         if self.threshold is None and self._uses_threshold():
             return Options(**{**asdict(self), "threshold": self.DEFAULT_SHARE})
         return self
@@ -103,9 +130,12 @@ class Options:
 class Discovery:
     """What was found: the circuit, every edge's score (None for plain ACDC), and how good it is where.
 
-    ``divergence`` is m(full) - m(empty) on the training pairs, ``tau`` the threshold in
+    ``divergence`` is m(clean) - m(corrupt) on the training pairs, ``tau`` the threshold in
     the metric's units, ``acdc_cost`` patched passes and circuits tried. ``held_out``
     says whether all pairs of ``reports[-1]`` are pairs that the search did not see.
+    ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
+    ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
+    a shorter format did to the scores of the first batch.
     """
 
     circuit: Circuit
@@ -116,45 +146,91 @@ class Discovery:
     reports: tuple[FaithfulnessReport, ...]
     held_out: bool
     record: dict[str, Any]
+    parts: ScoreParts | None = None
+    spans: SpanStudy | None = None
+    null: NullRun | None = None
+    cost: ActivationCost | None = None
 
 
-def discover(model: Model, task: Task, options: Options, *, stage: Stage | None = None) -> Discovery:
+def discover(
+    model: Model,
+    task: Task,
+    options: Options,
+    *,
+    null: Task | None = None,
+    state: Path | None = None,
+    stage: Stage | None = None,
+) -> Discovery:
     """Find the circuit of a task in a model and measure it on held-out pairs.
+
+    ``null`` are pairs of paraphrases of one persona, of equal and of unequal length: what
+    the contrast and its alignment give where there is nothing to find. ``state`` is a file
+    in which ACDC keeps its state, to go on from it after being stopped.
 
     Raises:
         OptionError, TaskError: before any long work.
     """
     options = options.checked()
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or _silent
     metric = METRICS[options.metric]
     train_split, test_split = split_of(task, options.train_split, "train"), split_of(task, options.eval_split, "test")
     train, held_out = task.of_split(train_split), task.of_split(test_split)
     is_held_out = not set(train.pairs) & set(held_out.pairs)
-    rows, held_rows = (_rows(encode(part, model), metric) for part in (train, held_out))
-    groups = batches(rows, options.batch_size, model.device)
-    span = divergence((prepare(model, group) for group in groups), metric)
-    tau = _tau(options, span)
-    scores = None
-    if options.prune != "acdc":
-        scores = score(
-            model,
-            groups,
-            metric,
-            method=options.method,
-            steps=options.steps,
-            rule=options.ig_rule,
-            seed=options.seed,
-            progress=stage(f"{options.method} scores"),
-        )
-    circuit, cost = _prune(model, groups, metric, scores, options, tau, stage)
+    rows, held_rows = (_rows(encode(part, model, align=options.align), metric) for part in (train, held_out))
+    quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
+    groups = batches(ranks.share(rows), options.batch_size, model.device)
+    ablation = _ablation(options.ablation, model, groups, stage)
+    d, whole = effects((prepare(model, group, ablation) for group in groups), metric)
+    tau = _tau(options, whole)
+    scores, parts = _scores(model, groups, metric, ablation, options, stage)
+    lost = None
+    if options.activations != "float32" and groups:
+        how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
+        lost = activation_cost(model, groups[0], metric, options.activations, ablation=ablation, **how)
+    spans = None
+    if parts is not None:
+        pairs = (prepare(model, group) for group in groups)
+        spans = span_study(model, parts, pairs, metric, seed=options.seed)
+    circuit, cost = _prune(model, groups, metric, scores, ablation, options, tau, state, stage)
     splits = [(train_split, rows), (test_split, held_rows)] if test_split != train_split else [(train_split, rows)]
     reports = tuple(
-        _report(model, part, metric, circuit, split, options, stage(f"faithfulness on {split}"))
+        _report(model, part, metric, ablation, circuit, split, options, stage(f"faithfulness on {split}"))
         for split, part in splits
     )
-    about = _about(model, task, options, train_split, len(train.pairs), span, tau, reports)
+    about = _about(model, task, options, train_split, len(train.pairs), d, tau, reports)
     record = circuit_record(circuit, scores, about)
-    return Discovery(circuit, scores, span, tau, cost, reports, is_held_out, record)
+    return Discovery(circuit, scores, d, tau, cost, reports, is_held_out, record, parts, spans, quiet, lost)
+
+
+def _silent(_name: str) -> Progress:
+    return lambda _done, _total: None
+
+
+def _ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stage) -> Ablation | None:
+    """The ablation of that name, with its constants from ``groups``; None for the corrupt one, which needs nothing."""
+    if name == "corrupt":
+        return None
+    progress = stage(f"{name} ablation") if name in CONSTANT else None
+    return make_ablation(name, model, groups, progress=progress)
+
+
+def _scores(
+    model: Model,
+    groups: Sequence[Batch],
+    metric: Metric,
+    ablation: Ablation | None,
+    options: Options,
+    stage: Stage,
+) -> tuple[Scores | None, ScoreParts | None]:
+    if options.prune == "acdc":
+        return None, None
+    progress = stage(f"{options.method} scores")
+    how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
+    if options.by_span:
+        parts = score_parts(model, groups, metric, by="span", ablation=ablation, progress=progress, **how)
+        return parts.total(), parts
+    how |= {"seed": options.seed, "activations": options.activations}
+    return score(model, groups, metric, ablation=ablation, progress=progress, **how), None
 
 
 def evaluate_on(
@@ -163,7 +239,10 @@ def evaluate_on(
     circuit: Circuit,
     *,
     metric: str,
+    ablation: str = "corrupt",
+    align: str = "equal",
     split: str | None = None,
+    train_split: str | None = None,
     batch_size: int = 32,
     n_random: int = 10,
     seed: int = 0,
@@ -171,21 +250,33 @@ def evaluate_on(
 ) -> FaithfulnessReport:
     """Faithfulness of a circuit on the pairs of one split (``test`` if there is one, else all).
 
+    Constants of an ablation are taken from ``train_split`` (``train`` if there is one, else all).
+
     Raises:
         OptionError, TaskError: the metric is unknown, or the pairs do not fit the model.
     """
     options = Options(
-        metric=metric, batch_size=batch_size, n_random=n_random, seed=seed, top_n=1, prune="top-n"
+        metric=metric,
+        ablation=ablation,
+        align=align,
+        batch_size=batch_size,
+        n_random=n_random,
+        seed=seed,
+        top_n=1,
+        prune="top-n",
     ).checked()
     if circuit.graph != model.graph:
         raise OptionError(
             f"the circuit is of a model with {circuit.graph.n_layers} layers and {circuit.graph.n_heads} heads, but "
             f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
         )
+    stage = stage or _silent
     name = split_of(task, split, "test")
-    rows = _rows(encode(task.of_split(name), model), METRICS[metric])
-    progress = (stage or (lambda _name: lambda _done, _total: None))(f"faithfulness on {name}")
-    return _report(model, rows, METRICS[metric], circuit, name, options, progress)
+    rows = _rows(encode(task.of_split(name), model, align=align), METRICS[metric])
+    constants_from = task.of_split(split_of(task, train_split, "train")) if ablation in CONSTANT else None
+    source = rows if constants_from is None else _rows(encode(constants_from, model, align=align), METRICS[metric])
+    made = _ablation(ablation, model, batches(ranks.share(source), batch_size, model.device), stage)
+    return _report(model, rows, METRICS[metric], made, circuit, name, options, stage(f"faithfulness on {name}"))
 
 
 def split_of(task: Task, wanted: str | None, default: str) -> str:
@@ -197,17 +288,17 @@ def _rows(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     return with_swap_rows(rows) if metric.swap_rows else tuple(rows)
 
 
-def _tau(options: Options, divergence: float) -> float | None:
+def _tau(options: Options, whole: float) -> float | None:
     if options.threshold is None:
         return None
     if options.threshold_on == "score":
         return options.threshold
-    if abs(divergence) < 1e-9:
+    if abs(whole) < 1e-9:
         raise OptionError(
-            "the metric is the same on clean and corrupt prompts, so a share of it is no threshold; "
+            "the metric is the same with every edge ablated as with none, so a share of the gap is no threshold; "
             "use --threshold-on score, or other pairs"
         )
-    return options.threshold * abs(divergence)
+    return options.threshold * abs(whole)
 
 
 def _prune(
@@ -215,8 +306,10 @@ def _prune(
     groups: Sequence[Batch],
     metric: Metric,
     scores: Scores | None,
+    ablation: Ablation | None,
     options: Options,
     tau: float | None,
+    state: Path | None,
     stage: Stage,
 ) -> tuple[Circuit, dict[str, int] | None]:
     if options.prune == "top-n":
@@ -232,8 +325,9 @@ def _prune(
         assert scores is not None
         return threshold(scores, tau), None
     start = threshold(scores, tau) if scores is not None else None
-    prepared = [prepare(model, group) for group in groups]
-    found = acdc(model, prepared, metric, tau, start=start, candidates=options.candidates, progress=stage("ACDC"))
+    prepared = [prepare(model, group, ablation) for group in groups]
+    how: dict[str, Any] = {"start": start, "candidates": options.candidates, "state": state, "progress": stage("ACDC")}
+    found = acdc(model, prepared, metric, tau, **how)
     return found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted}
 
 
@@ -241,16 +335,17 @@ def _report(
     model: Model,
     rows: Sequence[Row],
     metric: Metric,
+    ablation: Ablation | None,
     circuit: Circuit,
     split: str,
     options: Options,
     progress: Progress,
 ) -> FaithfulnessReport:
-    groups = batches(rows, options.batch_size, model.device)
+    groups = batches(ranks.share(rows), options.batch_size, model.device)
 
     def prepared() -> Iterator[Prepared]:
         for done, group in enumerate(groups, 1):
-            yield prepare(model, group)
+            yield prepare(model, group, ablation)
             progress(done, len(groups))
 
     return evaluate(model, prepared, metric, circuit, split=split, n_random=options.n_random, seed=options.seed)
@@ -287,6 +382,7 @@ def _about(
             "metric": metric.name,
             "unit": metric.unit,
             "swap_rows": metric.swap_rows,
+            "align": options.align,
             "divergence": divergence,
         },
         "method": {
@@ -299,7 +395,7 @@ def _about(
             "tau": tau,
             "top_n": options.top_n,
         },
-        "ablation": "corrupt",
+        "ablation": options.ablation,
         "seed": options.seed,
         "faithfulness": [report.as_dict() for report in reports],
         "versions": _versions(),

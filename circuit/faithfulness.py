@@ -22,7 +22,15 @@ from circuit.pruning import slots_by_source
 from circuit.subgraph import Circuit
 from metrics import Metric
 
-__all__ = ["Faithfulness", "FaithfulnessReport", "Interval", "evaluate", "random_circuits"]
+__all__ = [
+    "Faithfulness",
+    "FaithfulnessReport",
+    "Interval",
+    "bootstrap_ratio",
+    "evaluate",
+    "pairwise",
+    "random_circuits",
+]
 
 N_BOOTSTRAP = 2000
 FLAT = 1e-4  # below it, float32 logits of two passes differ by rounding alone
@@ -102,7 +110,7 @@ def evaluate(
     fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, circuit.complement()]
     controls = random_circuits(graph, len(circuit), n_random, seed=seed)
     masks = [c.mask for c in (*fixed, *controls)]
-    values = _per_pair(measure(model, prepared(), masks, metric), metric)
+    values = pairwise(measure(model, prepared(), masks, metric), metric)
     full, empty = values[0], values[1]
 
     def faithfulness(index: int, size: int) -> Faithfulness:
@@ -186,8 +194,8 @@ def _with_edges(graph: Graph, places: np.ndarray) -> Circuit:
     return Circuit(graph, mask)
 
 
-def _per_pair(values: np.ndarray, metric: Metric) -> np.ndarray:
-    """Average the two directions of each pair; ``[mask, pair]``."""
+def pairwise(values: np.ndarray, metric: Metric) -> np.ndarray:
+    """From one value per row to one per pair: the two directions of a swapped pair are averaged; ``[mask, pair]``."""
     return values.reshape(len(values), -1, 2).mean(axis=2) if metric.swap_rows else values
 
 
@@ -200,13 +208,13 @@ def _faithfulness(values: np.ndarray, full: np.ndarray, empty: np.ndarray, n_edg
         n_edges=n_edges,
         m=float(values.mean()),
         ratio_of_means=float((values - empty).mean() / span.mean()) if defined else None,
-        interval=_bootstrap(values - empty, span, seed) if defined else None,
+        interval=bootstrap_ratio(values - empty, span, seed) if defined else None,
         mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
         n_ratios=len(ratios),
     )
 
 
-def _bootstrap(numerator: np.ndarray, denominator: np.ndarray, seed: int) -> Interval | None:
+def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, seed: int) -> Interval | None:
     """95 % percentile interval of the ratio of means over resampled pairs; None for a single pair."""
     n = len(numerator)
     if n < 2:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -119,9 +120,26 @@ def wrap_model(
 
 @dataclass(frozen=True)
 class Context:
-    """What the host hands to each layer's attention besides the residual stream: masks, rotations."""
+    """What the host hands to each layer's attention besides the residual stream: masks, rotations.
+
+    ``n_rows`` is the number of rows that it tells apart: one where all rows have one
+    length, the batch's where rows are padded.
+    """
 
     per_layer: tuple[dict[str, Any], ...]
+    n_rows: int = 1
+
+    def of_layer(self, layer: int, rows: int) -> dict[str, Any]:
+        """The arguments of one layer for ``rows`` rows: the batch, or whole copies of it one after the other."""
+        if self.n_rows == 1:
+            return self.per_layer[layer]
+        return {name: self._tiled(value, rows // self.n_rows) for name, value in self.per_layer[layer].items()}
+
+    def _tiled(self, value: Any, copies: int) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(self._tiled(item, copies) for item in value)
+        per_row = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == self.n_rows
+        return value.repeat(copies, *[1] * (value.dim() - 1)) if per_row and copies > 1 else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +190,7 @@ class Block:
         stubs = {getattr(attn, slot): _returning(x) for slot, x in flat.items()}
         stubs[attn.o] = _identity
         with _stubbed(stubs):
-            out = attn(hidden_states=flat["q"], **context.per_layer[self.layer])
+            out = attn(hidden_states=flat["q"], **context.of_layer(self.layer, len(q)))
         z = out[0] if isinstance(out, tuple) else out
         return z.unflatten(-1, (self.n_heads, -1))
 
@@ -198,14 +216,15 @@ class Block:
         slot: str,
         gradient: Float[Tensor, "batch pos head d_head"],
         x: Float[Tensor, "batch pos d_model"],
+        some: slice = slice(None),
     ) -> Float[Tensor, "head batch pos d_model"]:
-        """Gradients with respect to each head's own stream, from those with respect to its q, k or v.
+        """Gradients with respect to each of some heads' own stream, from those with respect to its q, k or v.
 
         W g taken back through the norm before attention, at the stream ``x`` of that run.
         """
         batch, pos, heads, d_head = gradient.shape
         flat = gradient.permute(2, 0, 1, 3).reshape(heads, batch * pos, d_head)
-        normed = torch.bmm(flat, self.weights[slot].transpose(1, 2)).view(heads, batch, pos, -1)
+        normed = torch.bmm(flat, self.weights[slot][some].transpose(1, 2)).view(heads, batch, pos, -1)
         if "ln1" not in self.bridge.submodules:
             return normed
         with torch.enable_grad():
@@ -242,18 +261,35 @@ class Model:
         weight = next(bridge.parameters())
         self.device, self.dtype = weight.device, weight.dtype
 
-    def logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
-        """The host's own forward pass, no part of this module involved."""
+    def logits(
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """The host's own forward pass, no part of this module involved; ``padding`` as for ``start``."""
         with torch.no_grad():
-            return self.bridge.original_model(tokens, use_cache=False).logits
+            return self.bridge.original_model(tokens, **self._placed(tokens, padding)).logits
 
-    def start(self, tokens: Int[Tensor, "batch pos"]) -> tuple[Float[Tensor, "batch pos d_model"], Context]:
+    def start(
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Context]:
         """The stream into the first block, and the context of every layer.
 
         The host runs with attention and MLPs stubbed to zero, so this costs the
-        embedding and the norms. Rows must have one length and no padding; the
-        context is then that of any one row, and fits any number of them.
+        embedding and the norms. ``padding`` is the number of tokens on the left of
+        each row that are none: they are masked and not counted in positions. Without
+        it rows have one length, the context is that of any one row, and fits any
+        number of them.
         """
+        padded = padding is not None and bool(padding.any())
+        stream, contexts = self._probe(tokens, padding)
+        if not padded and len(tokens) > 1:
+            contexts = self._probe(tokens[:1], None)[1]
+        if not padded:
+            return stream, Context(contexts)
+        return stream, Context(tuple({k: _seeing(v) for k, v in layer.items()} for layer in contexts), len(tokens))
+
+    def _probe(
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None
+    ) -> tuple[Float[Tensor, "batch pos d_model"], tuple[dict[str, Any], ...]]:
         first: list[Tensor] = []
         contexts: list[dict[str, Any]] = []
 
@@ -267,14 +303,35 @@ class Model:
             stubs |= {block.bridge.attn: attention_stub, block.bridge.mlp: torch.zeros_like}
         hook = self.bridge.blocks[0].hook_in.register_forward_hook(lambda _m, _i, out: first.append(out))
         try:
-            with _stubbed(stubs), torch.no_grad():
-                for part in (tokens, tokens[:1]):
-                    contexts.clear()
-                    with contextlib.suppress(_Stop):
-                        self.bridge.original_model(part, use_cache=False)
+            with _stubbed(stubs), torch.no_grad(), contextlib.suppress(_Stop):
+                self.bridge.original_model(tokens, **self._placed(tokens, padding))
         finally:
             hook.remove()
-        return first[0], Context(tuple(contexts))
+        return first[0], tuple(contexts)
+
+    def _placed(self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None) -> dict[str, Any]:
+        """The host's arguments for rows that are padded on the left; nothing special where none is."""
+        if padding is None or not bool(padding.any()):
+            return {"use_cache": False}
+        places = torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]
+        placed = {"use_cache": False, "attention_mask": (places >= 0).long()}
+        takes = inspect.signature(type(self.bridge.original_model).forward).parameters
+        return placed | ({"position_ids": places.clamp(min=0)} if "position_ids" in takes else {})
+
+    def positions(self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None) -> Tensor:
+        """What the stream into the first block holds besides the tokens: learned positions, where there are any.
+
+        ``[batch, pos, d_model]``, or zeros of that shape for models that rotate queries and keys instead.
+        """
+        part = getattr(self.bridge, "pos_embed", None)
+        found: list[Tensor] = []
+        hook = part.register_forward_hook(lambda _m, _i, out: found.append(out)) if part is not None else None
+        try:
+            stream, _ = self._probe(tokens, padding)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return found[0].expand_as(stream) if found else torch.zeros_like(stream)
 
     def unembed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
         """Final norm and unembedding, with the host's soft cap if it has one."""
@@ -377,6 +434,21 @@ def _frozen_gain(norm: Any, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, 
     direction = weight * x
     scale = (norm(x) * direction).sum(-1, keepdim=True) / direction.square().sum(-1, keepdim=True)
     return scale * weight
+
+
+def _seeing(value: Any) -> Any:
+    """A mask ``[batch, 1, query, key]`` in which padding sees itself; anything else as it is.
+
+    A query that sees nothing has no softmax: what it gives (nan, in some formats) would
+    be multiplied by zero weights later and still spoil every row.
+    """
+    if not (isinstance(value, Tensor) and value.dim() == 4 and value.shape[-1] == value.shape[-2]):
+        return value
+    own = torch.eye(value.shape[-1], dtype=torch.bool, device=value.device)
+    if value.dtype == torch.bool:
+        return value | (own & ~value.any(-1, keepdim=True))
+    blind = value.amax(-1, keepdim=True) <= torch.finfo(torch.float16).min
+    return value.masked_fill(own & blind, 0.0)
 
 
 class _Stop(Exception):

@@ -1,7 +1,6 @@
-"""The plain forward pass, node by node, and the patched one: the model with a set of edges corrupted.
+"""The patched forward pass: the model with a set of edges ablated.
 
-Everything that asks "what if this edge carried the other prompt's value" comes
-here. The stream into slot d is
+Everything that asks "what if this edge carried another value" comes here. The stream into slot d is
 
     x_d = resid_d + sum over cut edges s->d of (ablated_s - current_s)
 
@@ -9,7 +8,8 @@ or, where fewer edges are kept than cut, the same from the other side
 
     x_d = ablated resid_d + sum over kept edges s->d of (current_s - ablated_s)
 
-so the full circuit gives the clean logits and the empty circuit the corrupt ones.
+so the full circuit gives the clean logits and the empty circuit those of the ablated
+values alone, with the corrupt prompts' values the corrupt logits.
 Many circuits run in one pass. Layers before the first cut edge are those of the
 clean run and are not run again; what no circuit gives anything to read is not run.
 """
@@ -25,12 +25,28 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from circuit import ranks
+from circuit.ablation import Ablated, Ablation
+from circuit.ablation import corrupt as by_corrupt
 from circuit.graph import SLOTS
-from circuit.model import Block, Context, Model
+from circuit.model import Block, Model
+from circuit.runs import Run, run, run_clean, run_corrupt, targets_of
 from circuit.task import Batch
 from metrics import Metric, Targets
 
-__all__ = ["Prepared", "Progress", "Run", "divergence", "measure", "patched_logits", "prepare", "run", "targets_of"]
+__all__ = [
+    "Prepared",
+    "Progress",
+    "Run",
+    "divergence",
+    "effects",
+    "measure",
+    "measure_rows",
+    "patched_logits",
+    "prepare",
+    "run",
+    "targets_of",
+]
 
 Progress = Callable[[int, int], None]
 """Called with the work done and the work there is; never called from another thread."""
@@ -39,79 +55,38 @@ MASK_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
-    """What one forward pass leaves behind.
-
-    ``streams[l]`` enters layer l's attention and ``streams[-1]`` the final norm,
-    ``mids[l]`` enters layer l's MLP, each ``[batch, pos, d_model]``; ``qkv[l]`` are
-    the projections, each ``[batch, pos, head, d_head]``; ``contributions`` is what
-    every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into
-    the first block: the positions in it cancel in differences), without gradient;
-    ``logits`` are those of the last position, ``[batch, vocab]``.
-    """
-
-    streams: tuple[Tensor, ...]
-    mids: tuple[Tensor, ...]
-    qkv: tuple[tuple[Tensor, Tensor, Tensor], ...]
-    contributions: Float[Tensor, "src batch pos d_model"]
-    logits: Float[Tensor, "batch vocab"]
-    context: Context
-
-
-def run(
-    model: Model,
-    embedded: Float[Tensor, "batch pos d_model"],
-    context: Context,
-) -> Run:
-    """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is."""
-    graph = model.graph
-    contributions = embedded.new_empty(graph.n_src, *embedded.shape, requires_grad=False)
-    contributions[0] = embedded.detach()
-    resid, streams, mids, qkv = embedded, [], [], []
-    for block in model.blocks:
-        normed = block.attn_norm(resid)
-        q, k, v = (block.project(slot, normed) for slot in SLOTS)
-        z = block.attention(q, k, v, context)
-        after = resid + block.attn_out(z)
-        # A view is a tensor of its own to autograd: its gradient is the MLP's path alone, without the skip.
-        mid = resid.view_as(resid) if block.parallel else after.view_as(after)
-        mlp = block.mlp(mid)
-        with torch.no_grad():
-            contributions[graph.heads_of(block.layer)] = block.head_results(z)
-            contributions[graph.mlp_of(block.layer)] = mlp
-        streams.append(resid)
-        mids.append(mid)
-        qkv.append((q, k, v))
-        resid = after + mlp
-    return Run((*streams, resid), tuple(mids), tuple(qkv), contributions, model.unembed(resid[:, -1]), context)
-
-
-@dataclass(frozen=True, eq=False)
 class Prepared:
-    """A batch with its clean and its corrupt run, and what its prompts are measured against."""
+    """A batch with its clean and its corrupt run, what cut edges carry, and what its prompts are measured against."""
 
     batch: Batch
     clean: Run
     corrupt: Run
+    ablated: Ablated
     targets: Targets
 
 
-def prepare(model: Model, batch: Batch) -> Prepared:
-    """Two forward passes: the clean and the corrupt prompts of a batch."""
-    with torch.no_grad():
-        clean, corrupt = (run(model, *model.start(tokens)) for tokens in (batch.clean, batch.corrupt))
-    return Prepared(batch, clean, corrupt, targets_of(batch, clean.logits))
-
-
-def targets_of(batch: Batch, reference: Float[Tensor, "batch vocab"]) -> Targets:
-    """The batch's answers, with the whole model's logits on the clean prompts as reference."""
-    return Targets(batch.answers, batch.wrong_answers, reference.detach())
+def prepare(model: Model, batch: Batch, ablation: Ablation | None = None) -> Prepared:
+    """The plain passes over both prompts of a batch, and the ablation, the corrupt one if none is given."""
+    clean, corrupt = run_clean(model, batch), run_corrupt(model, batch)
+    ablated = by_corrupt(model, batch, clean, corrupt) if ablation is None else ablation(model, batch, clean)
+    return Prepared(batch, clean, corrupt, ablated, targets_of(batch, clean.logits))
 
 
 def divergence(prepared: Iterable[Prepared], metric: Metric) -> float:
-    """m(full) - m(empty) over all rows, from the plain runs; with persona metrics D."""
-    spans = [metric(item.clean.logits, item.targets) - metric(item.corrupt.logits, item.targets) for item in prepared]
-    return float(torch.cat(spans).cpu().double().mean())
+    """m(clean prompts) - m(corrupt prompts) over all rows, from the plain runs; with persona metrics D."""
+    return effects(prepared, metric)[0]
+
+
+def effects(prepared: Iterable[Prepared], metric: Metric) -> tuple[float, float]:
+    """The divergence, and m(full) - m(empty), the ablation's whole effect; with the corrupt one both are the same."""
+    total, count = np.zeros(2), 0
+    for item in prepared:
+        clean = metric(item.clean.logits, item.targets)
+        others = (metric(logits, item.targets) for logits in (item.corrupt.logits, item.ablated.logits))
+        gaps = torch.stack([clean - other for other in others]).cpu().double()
+        total, count = total + gaps.sum(1).numpy(), count + gaps.shape[1]
+    *sums, n_rows = ranks.summed(np.array([*total, count], dtype=np.float64)).tolist()
+    return sums[0] / n_rows, sums[1] / n_rows
 
 
 def measure(
@@ -122,12 +97,12 @@ def measure(
     *,
     max_bytes: int = MASK_BYTES,
 ) -> Float[np.ndarray, "mask row"]:
-    """The metric of every row under every circuit.
+    """The metric of every row, of all processes, under every circuit.
 
     Parameters
     ----------
     prepared
-        Batches; each is used once, so a generator keeps only one of them in memory.
+        This process's batches; each is used once, so a generator keeps only one of them in memory.
     masks
         Kept edges of each circuit, bool ``[n_src, n_dst]``.
     max_bytes
@@ -138,6 +113,19 @@ def measure(
     -------
     float64 array ``[mask, row]``, columns in the order of the rows' ``index``.
     """
+    columns = ranks.gathered(measure_rows(model, prepared, masks, metric, max_bytes=max_bytes))
+    return np.stack([columns[index] for index in sorted(columns)], axis=1)
+
+
+def measure_rows(
+    model: Model,
+    prepared: Iterable[Prepared],
+    masks: Sequence[np.ndarray],
+    metric: Metric,
+    *,
+    max_bytes: int = MASK_BYTES,
+) -> dict[int, Float[np.ndarray, " mask"]]:
+    """The metric under every circuit, of this process's own rows by their ``index``."""
     columns: dict[int, np.ndarray] = {}
     for item in prepared:
         values = [
@@ -146,13 +134,13 @@ def measure(
             for logits in patched_logits(model, item, _mask_tensor(chunk, model))
         ]
         columns |= dict(zip(item.batch.indices, np.stack(values).T, strict=True))
-    return np.stack([columns[index] for index in sorted(columns)], axis=1)
+    return columns
 
 
 def patched_logits(
     model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]
 ) -> Float[Tensor, "mask batch vocab"]:
-    """Logits at the last position with every edge that is not kept carrying the corrupt run's value."""
+    """Logits at the last position with every edge that is not kept carrying its ablated value."""
     with torch.no_grad():
         walk = _Walk(model, item, kept)
         for block in model.blocks[walk.first_layer :]:
@@ -172,9 +160,8 @@ class _Walk:
         self.n_masks = len(kept)
         start = item.clean.streams[self.first_layer]
         self.n_shared = 1 + self.first_layer * (graph.n_heads + 1)
-        self.shared = (item.corrupt.contributions[: self.n_shared] - item.clean.contributions[: self.n_shared]).flatten(
-            1
-        )
+        shared = slice(0, self.n_shared)
+        self.shared = (item.ablated.contributions[shared] - item.clean.contributions[shared]).flatten(1)
         self.own = start.new_empty(self.n_masks, graph.n_src - self.n_shared, start.numel())
         self.shape = start.shape
         self.resid = start.expand(self.n_masks, *self.shape)
@@ -186,9 +173,9 @@ class _Walk:
     def through(self, block: Block) -> None:
         """One layer: every head and the MLP read their own streams, and write.
 
-        What no circuit gives anything to read writes its ablated value and is not run.
+        What no circuit gives anything to read is known beforehand and is not run.
         """
-        graph, corrupt, layer = self.graph, self.item.corrupt, block.layer
+        graph, layer = self.graph, block.layer
         heads, mlp_slot, mlp = graph.heads_of(layer), graph.mlp_slot_of(layer), graph.mlp_of(layer)
         if bool(self.kept[:, :, graph.head_slots_of(layer)].any()):
             q, k, v = (self._project(block, i, slot) for i, slot in enumerate(SLOTS))
@@ -196,35 +183,33 @@ class _Walk:
             self._write(heads, block.head_results(z).unflatten(1, (self.n_masks, -1)).transpose(0, 1))
             after = self.resid + block.attn_out(z).unflatten(0, (self.n_masks, -1))
         else:
-            self._write_ablated(heads)
-            after = self.resid + (corrupt.streams[layer + 1] - corrupt.streams[layer] - corrupt.contributions[mlp])
+            after = self.resid + self._write_idle(heads, layer)
         if bool(self.kept[:, :, mlp_slot].any()):
             stream = self.resid if block.parallel else after
-            read = self._read(self._slots(mlp_slot, 1), stream, corrupt.mids[layer])
+            read = self._read(self._slots(mlp_slot, 1), stream, self.item.ablated.mids[layer])
             added = block.mlp(stream if read is None else read[:, 0])
             self._write(slice(mlp, mlp + 1), added[:, None])
         else:
-            self._write_ablated(slice(mlp, mlp + 1))
-            added = corrupt.contributions[mlp]
+            added = self._write_idle(slice(mlp, mlp + 1), None)
         self.resid = after + added
 
     def output(self) -> Float[Tensor, "mask batch d_model"]:
         """The stream into the final norm at the last position."""
-        read = self._read(self._slots(self.graph.n_dst - 1, 1), self.resid, self.item.corrupt.streams[-1])
+        read = self._read(self._slots(self.graph.n_dst - 1, 1), self.resid, self.item.ablated.streams[-1])
         return (self.resid if read is None else read[:, 0])[:, :, -1]
 
     def _slots(self, start: int, count: int) -> Int[Tensor, " slot"]:
         return torch.arange(start, start + count, device=self.kept.device)
 
     def _project(self, block: Block, index: int, slot: str) -> Float[Tensor, "rows pos head d_head"]:
-        """Queries, keys or values of a layer; those of heads that no circuit lets read here are the ablated run's."""
-        corrupt, layer = self.item.corrupt, block.layer
+        """Queries, keys or values of a layer; those of heads that no circuit lets read here are the ablated ones."""
+        ablated_run, layer = self.item.ablated, block.layer
         slots = self._slots(self.graph.head_slots_of(layer).start + index * self.graph.n_heads, self.graph.n_heads)
         live = self.kept[:, :, slots].any(dim=0).any(dim=0).nonzero()[:, 0]
-        ablated = corrupt.qkv[layer][index].expand(self.n_masks, -1, -1, -1, -1).flatten(0, 1)
+        ablated = ablated_run.qkv[layer][index].expand(self.n_masks, -1, -1, -1, -1).flatten(0, 1)
         if not len(live):
             return ablated
-        read = self._read(slots[live], self.resid, corrupt.streams[layer])
+        read = self._read(slots[live], self.resid, ablated_run.streams[layer])
         if read is None and len(live) == len(slots):
             return block.project(slot, block.attn_norm(self.resid.flatten(0, 1)))
         if read is None:
@@ -264,11 +249,24 @@ class _Walk:
 
     def _write(self, sources: slice, values: Float[Tensor, "mask src batch pos d_model"]) -> None:
         here = slice(sources.start - self.n_shared, sources.stop - self.n_shared)
-        ablated = self.item.corrupt.contributions[sources]
+        ablated = self.item.ablated.contributions[sources]
         torch.sub(ablated, values, out=self.own[:, here].unflatten(-1, self.shape))
 
-    def _write_ablated(self, sources: slice) -> None:
-        self.own[:, sources.start - self.n_shared : sources.stop - self.n_shared] = 0.0
+    def _write_idle(self, sources: slice, layer: int | None) -> Float[Tensor, "batch pos d_model"]:
+        """Write what nodes make of ablated values alone; what they add to the stream.
+
+        ``layer`` is that of the heads, whose attention has a bias besides; None for an MLP.
+        """
+        ablated, idle = self.item.ablated, self.item.ablated.idle
+        here = self.own[:, sources.start - self.n_shared : sources.stop - self.n_shared]
+        if idle is not None:
+            here[:] = (ablated.contributions[sources] - idle.contributions[sources]).flatten(1)
+            return idle.contributions[sources.start] if layer is None else idle.attn[layer]
+        here[:] = 0.0
+        added = ablated.contributions[sources.start]
+        if layer is None:
+            return added
+        return ablated.streams[layer + 1] - ablated.streams[layer] - ablated.contributions[self.graph.mlp_of(layer)]
 
 
 def _masks_per_pass(model: Model, item: Prepared, max_bytes: int) -> int:

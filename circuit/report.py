@@ -27,7 +27,7 @@ def summary(discovery: Discovery) -> dict[str, Any]:
         "held_out": discovery.held_out,
         "faithfulness": record["faithfulness"],
         "strongest_edges": strongest_edges(discovery),
-    }
+    } | ({"null": discovery.null.as_dict()} if discovery.null else {})
 
 
 def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 Two formats are read. JSON Lines, one pair a line, with the keys ``clean``,
 ``corrupt``, ``answers``, ``wrong_answers`` and, if wanted, ``id``, ``persona_a``,
 ``persona_b``, ``question``, ``split``; and auto-circuit's JSON, ``{"prompts": [...]}``
-with the same four keys in every prompt. Other keys are kept out of the way.
+with the same four keys in every prompt. ``neutral``, the question under no persona,
+and ``spans``, the named parts of the prompts, are read where they are there. Other
+keys are kept out of the way.
 
-Both prompts of a pair must have the same number of tokens and every answer must
-be exactly one token *in its context*. All faults of a file are reported at once,
-with their lines.
+Both prompts of a pair must have the same number of tokens, unless they are aligned
+on the right, and every answer must be exactly one token *in its context*. All
+faults of a file are reported at once, with their lines.
 """
 
 from __future__ import annotations
@@ -20,16 +22,19 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuit.errors import TaskError, listed
+from circuit.alignment import alignment, shared_ends
+from circuit.errors import OptionError, TaskError, listed
 
 __all__ = [
+    "ALIGNMENTS",
     "Batch",
     "PromptPair",
     "Reader",
     "Row",
+    "Span",
     "Task",
     "answer_id",
     "batches",
@@ -41,6 +46,9 @@ __all__ = [
 ]
 
 TEXT_KEYS = ("id", "persona_a", "persona_b", "question", "split")
+ALIGNMENTS = ("equal", "right")
+OUTSIDE = "between"
+"""What the tokens between two parts of a prompt count to."""
 
 
 @runtime_checkable
@@ -53,12 +61,22 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True)
+class Span:
+    """A named part of a prompt: tokens ``start`` to ``end``, that one left out."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
 class PromptPair:
     """One question under persona A (``clean``) and persona B (``corrupt``).
 
     ``answers`` are the preference tokens of A, ``wrong_answers`` those of B, as
-    text that continues the prompt (so usually with a leading space). ``line`` is
-    the place in the file, from 1.
+    text that continues the prompt (so usually with a leading space). ``neutral`` is
+    the question under no persona. ``spans`` and ``corrupt_spans`` are the parts of
+    either prompt. ``line`` is the place in the file, from 1.
     """
 
     clean: str
@@ -70,6 +88,9 @@ class PromptPair:
     persona_b: str = ""
     question: str = ""
     split: str = ""
+    neutral: str = ""
+    spans: tuple[Span, ...] = ()
+    corrupt_spans: tuple[Span, ...] = ()
     line: int = 0
 
 
@@ -103,24 +124,42 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A pair as token ids; ``index`` is the row's place among all rows."""
+    """A pair as token ids; ``index`` is the place among all rows; ``neutral`` is empty where the file has none."""
 
     index: int
     clean: tuple[int, ...]
     corrupt: tuple[int, ...]
     answers: tuple[int, ...]
     wrong_answers: tuple[int, ...]
+    neutral: tuple[int, ...] = ()
+    spans: tuple[Span, ...] = ()
+    corrupt_spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Rows of one length, as tensors on the model's device; answers padded with -1."""
+    """Rows as tensors on the model's device; answers padded with -1.
+
+    Rows of one length have no padding. Otherwise prompts are padded on the left,
+    ``*_padding`` tokens each, and ``corrupt_to_clean`` and ``neutral_to_clean`` say
+    what of the other prompt stands against each place of the clean one; None where
+    every place stands against itself. ``spans`` numbers the part that a place of the
+    clean prompt belongs to, an index of ``span_names``; padding is -1.
+    """
 
     indices: tuple[int, ...]
     clean: Int[Tensor, "batch pos"]
-    corrupt: Int[Tensor, "batch pos"]
+    corrupt: Int[Tensor, "batch corrupt_pos"]
     answers: Int[Tensor, "batch n_answers"]
     wrong_answers: Int[Tensor, "batch n_wrong"]
+    clean_padding: Int[Tensor, " batch"] | None = None
+    corrupt_padding: Int[Tensor, " batch"] | None = None
+    corrupt_to_clean: Float[Tensor, "batch pos corrupt_pos"] | None = None
+    neutral: Int[Tensor, "batch neutral_pos"] | None = None
+    neutral_padding: Int[Tensor, " batch"] | None = None
+    neutral_to_clean: Float[Tensor, "batch pos neutral_pos"] | None = None
+    spans: Int[Tensor, "batch pos"] | None = None
+    span_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -155,16 +194,23 @@ def load_task(path: str | Path, *, label: str | None = None) -> Task:
     return Task(tuple(pairs), label or str(path), hashlib.sha256(raw).hexdigest())
 
 
-def encode(task: Task, model: Reader) -> tuple[Row, ...]:
+def encode(task: Task, model: Reader, *, align: str = "equal") -> tuple[Row, ...]:
     """Token ids of every pair, checked.
 
+    With ``align="right"`` the prompts of a pair may differ in length, as long as they
+    end alike; ``"equal"`` wants the same number of tokens.
+
     Raises:
-        TaskError: prompts of a pair differ in length, an answer is not one token
-            in its context, an answer stands on both sides, a prompt starts with
-            two BOS tokens or is longer than the model's context. All are listed.
+        OptionError: there is no such alignment.
+        TaskError: prompts of a pair differ in length, or have no common end to be
+            aligned on, an answer is not one token in its context, an answer stands on
+            both sides, a prompt starts with two BOS tokens or is longer than the
+            model's context, a span lies outside its prompt. All are listed.
     """
+    if align not in ALIGNMENTS:
+        raise OptionError(f"--align {align!r} is not one of {', '.join(ALIGNMENTS)}")
     faults: list[str] = []
-    rows = [_encode_pair(i, pair, model, faults) for i, pair in enumerate(task.pairs)]
+    rows = [_encode_pair(i, pair, model, align, faults) for i, pair in enumerate(task.pairs)]
     if faults:
         raise TaskError(listed(f"{task.source} does not fit {model.name}: {len(faults)} fault(s):", faults))
     return tuple(row for row in rows if row is not None)
@@ -177,25 +223,48 @@ def with_swap_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
     )
 
 
-def _swapped(row: Row) -> dict[str, tuple[int, ...]]:
+def _swapped(row: Row) -> dict[str, Any]:
     return {
         "clean": row.corrupt,
         "corrupt": row.clean,
         "answers": row.wrong_answers,
         "wrong_answers": row.answers,
+        "spans": row.corrupt_spans,
+        "corrupt_spans": row.spans,
     }
 
 
-def batches(rows: Sequence[Row], batch_size: int, device: torch.device | str) -> list[Batch]:
-    """Rows grouped by length (so nothing is padded), at most ``batch_size`` at a time, order kept within a length."""
-    by_length: dict[int, list[Row]] = {}
-    for row in rows:
-        by_length.setdefault(len(row.clean), []).append(row)
+def batches(
+    rows: Sequence[Row], batch_size: int, device: torch.device | str, *, uneven: bool | None = None
+) -> list[Batch]:
+    """At most ``batch_size`` rows at a time, from the shortest to the longest, order kept within a length.
+
+    Rows of one length make a batch, so that nothing is padded. With ``uneven`` rows of
+    several lengths fill a batch, padded on the left; the default where the prompts of a
+    pair differ in length.
+    """
+    if uneven is None:
+        uneven = any(len(set(_lengths(row))) > 1 for row in rows)
+    names = tuple(dict.fromkeys(name for row in rows for name in _part_names(row)))
+    by_length: dict[tuple[int, ...], list[Row]] = {}
+    for row in sorted(rows, key=_lengths):
+        by_length.setdefault(() if uneven else _lengths(row), []).append(row)
     return [
-        _batch(group[start : start + batch_size], device)
-        for _, group in sorted(by_length.items())
+        _batch(group[start : start + batch_size], device, names)
+        for group in by_length.values()
         for start in range(0, len(group), batch_size)
     ]
+
+
+def _part_names(row: Row) -> list[str]:
+    """The parts of both prompts, and OUTSIDE where a token of either is in none."""
+    sides = ((row.clean, row.spans), (row.corrupt, row.corrupt_spans))
+    covered = [len({i for span in spans for i in range(span.start, span.end)}) == len(ids) for ids, spans in sides]
+    return [*(span.name for _, spans in sides for span in spans), *([] if all(covered) else [OUTSIDE])]
+
+
+def _lengths(row: Row) -> tuple[int, ...]:
+    return len(row.clean), len(row.corrupt), len(row.neutral) or len(row.clean)
 
 
 def _items(path: Path, text: str, faults: list[str]) -> Iterator[tuple[str, int, Any]]:
@@ -246,6 +315,8 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
             if not _is_texts(item.get(key))
         ),
         *(f"{key!r} must be a string or a number" for key in TEXT_KEYS if not isinstance(item.get(key, ""), str | int)),
+        *(["'neutral' must be a non-empty string"] if not _is_text(item.get("neutral", "-")) else []),
+        *_span_faults(item.get("spans", {})),
     ]
     if found:
         faults += [f"{where}: {fault}" for fault in found]
@@ -253,7 +324,40 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
     extra = {key: str(item[key]) for key in TEXT_KEYS if key in item}
     answers, wrong = tuple(item["answers"]), tuple(item["wrong_answers"])
     extra.setdefault("id", str(line))
-    return PromptPair(item["clean"], item["corrupt"], answers, wrong, line=line, **extra)
+    spans, corrupt_spans = (_spans(item.get("spans", {}).get(side, {})) for side in ("clean", "corrupt"))
+    return PromptPair(
+        item["clean"],
+        item["corrupt"],
+        answers,
+        wrong,
+        **extra,
+        neutral=item.get("neutral", ""),
+        spans=spans,
+        corrupt_spans=corrupt_spans,
+        line=line,
+    )
+
+
+def _span_faults(value: Any) -> list[str]:
+    """``{"clean": {name: {"tokens": [start, end]}}, "corrupt": …}`` and nothing else."""
+    sides = value if isinstance(value, dict) else {"": None}
+    parts = [part for side in sides.values() for part in (side.values() if isinstance(side, dict) else [None])]
+    good = all(isinstance(part, dict) and _is_range(part.get("tokens")) for part in parts)
+    return [] if good else ["'spans' must give every part's 'tokens' as [start, end] for clean and corrupt"]
+
+
+def _is_range(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+        and 0 <= value[0] <= value[1]
+    )
+
+
+def _spans(parts: dict[str, Any]) -> tuple[Span, ...]:
+    found = (Span(name, *part["tokens"]) for name, part in parts.items())
+    return tuple(span for span in found if span.end > span.start)
 
 
 def _is_text(value: Any) -> bool:
@@ -278,20 +382,33 @@ def _repeated_ids(pairs: Sequence[PromptPair]) -> list[str]:
     return faults
 
 
-def _encode_pair(index: int, pair: PromptPair, model: Reader, faults: list[str]) -> Row | None:
+def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, faults: list[str]) -> Row | None:
     clean, corrupt = token_ids(pair.clean, model), token_ids(pair.corrupt, model)
-    found = [*prompt_faults(clean, model), *prompt_faults(corrupt, model)]
-    if len(clean) != len(corrupt):
-        found.append(
-            f"the clean prompt has {len(clean)} tokens and the corrupt one {len(corrupt)}; "
-            "choose wordings of equal length"
-        )
+    neutral = token_ids(pair.neutral, model) if pair.neutral else []
+    found = [fault for ids in (clean, corrupt, neutral) for fault in prompt_faults(ids, model)]
+    for name, other in (("corrupt", corrupt), *([("neutral", neutral)] if neutral else [])):
+        if len(other) != len(clean) and align == "equal":
+            found.append(
+                f"the clean prompt has {len(clean)} tokens and the {name} one {len(other)}; "
+                "choose wordings of equal length, or use --align right"
+            )
+        elif len(other) != len(clean) and not shared_ends(clean, other)[1]:
+            found.append(f"the clean and the {name} prompt do not end in the same token; there is nothing to align on")
+    for ids, spans in ((clean, pair.spans), (corrupt, pair.corrupt_spans)):
+        found += [
+            f"part {span.name!r} ends at token {span.end} of a prompt of {len(ids)}; "
+            "these spans are of another tokenizer"
+            for span in spans
+            if span.end > len(ids)
+        ]
+    found += _other_tokens(pair, clean, corrupt)
     sides = [
         [answer_id(pair.clean, clean, text, model, found) for text in texts]
         for texts in (pair.answers, pair.wrong_answers)
     ]
-    for text in (*pair.answers, *pair.wrong_answers):
-        answer_id(pair.corrupt, corrupt, text, model, found)
+    for prompt, ids in ((pair.corrupt, corrupt), *([(pair.neutral, neutral)] if neutral else [])):
+        for text in (*pair.answers, *pair.wrong_answers):
+            answer_id(prompt, ids, text, model, found)
     if both := {i for i in sides[0] if i is not None} & set(sides[1]):
         names = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(both))
         found.append(f"{names} is both an answer and a wrong answer")
@@ -299,7 +416,31 @@ def _encode_pair(index: int, pair: PromptPair, model: Reader, faults: list[str])
         faults += [f"line {pair.line} (id {pair.id}): {fault}" for fault in dict.fromkeys(found)]
         return None
     answers, wrong = (tuple(i for i in side if i is not None) for side in sides)
-    return Row(index, tuple(clean), tuple(corrupt), answers, wrong)
+    spans = pair.spans or _spans_by_difference(clean, corrupt)
+    corrupt_spans = pair.corrupt_spans or _spans_by_difference(corrupt, clean)
+    return Row(index, tuple(clean), tuple(corrupt), answers, wrong, tuple(neutral), spans, corrupt_spans)
+
+
+def _spans_by_difference(ids: list[int], other: list[int]) -> tuple[Span, ...]:
+    """The parts of a prompt whose file names none: what differs, what is before and after it, and the last token."""
+    begin, end = shared_ends(ids, other)
+    last = len(ids) - 1
+    marks = (("before", 0, begin), ("contrast", begin, len(ids) - end), ("after", len(ids) - end, last))
+    spans = [Span(name, start, min(stop, last)) for name, start, stop in marks if start < min(stop, last)]
+    return (*spans, Span("last", last, last + 1))
+
+
+def _other_tokens(pair: PromptPair, clean: list[int], corrupt: list[int]) -> list[str]:
+    """A persona contrast must change nothing but the persona, where the file says where that is."""
+    if pair.persona_a == pair.persona_b:
+        return []
+    outside = []
+    for ids, spans in ((clean, pair.spans), (corrupt, pair.corrupt_spans)):
+        persona = next((span for span in spans if span.name == "persona"), None)
+        if persona is None:
+            return []
+        outside.append(ids[: persona.start] + ids[persona.end :])
+    return [] if outside[0] == outside[1] else ["clean and corrupt differ outside the persona; ask the same question"]
 
 
 def token_ids(text: str, model: Reader) -> list[int]:
@@ -333,15 +474,56 @@ def answer_id(prompt: str, ids: list[int], answer: str, model: Reader, faults: l
     return None
 
 
-def _batch(rows: Sequence[Row], device: torch.device | str) -> Batch:
+def _batch(rows: Sequence[Row], device: torch.device | str, names: tuple[str, ...]) -> Batch:
     def table(lists: Sequence[tuple[int, ...]]) -> Tensor:
         width = max(len(ids) for ids in lists)
         return torch.tensor([[*ids, *[-1] * (width - len(ids))] for ids in lists], device=device)
 
+    clean, clean_padding = _padded([row.clean for row in rows], device)
+    corrupt, corrupt_padding = _padded([row.corrupt for row in rows], device)
+    has_neutral = all(row.neutral for row in rows)
+    neutral, neutral_padding = _padded([row.neutral for row in rows], device) if has_neutral else (None, None)
     return Batch(
         tuple(row.index for row in rows),
-        table([row.clean for row in rows]),
-        table([row.corrupt for row in rows]),
+        clean,
+        corrupt,
         table([row.answers for row in rows]),
         table([row.wrong_answers for row in rows]),
+        clean_padding,
+        corrupt_padding,
+        _aligned([(row.clean, row.corrupt) for row in rows], device),
+        neutral,
+        neutral_padding,
+        _aligned([(row.clean, row.neutral) for row in rows], device) if has_neutral else None,
+        _span_table(rows, names, device),
+        names,
     )
+
+
+def _padded(prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> tuple[Tensor, Tensor | None]:
+    """Prompts side by side, padded on the left with token 0, and how many tokens are padding; None where none is."""
+    width = max(map(len, prompts))
+    padding = [width - len(ids) for ids in prompts]
+    tokens = torch.tensor([[0] * gap + list(ids) for gap, ids in zip(padding, prompts, strict=True)], device=device)
+    return tokens, torch.tensor(padding, device=device) if any(padding) else None
+
+
+def _aligned(pairs: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], device: torch.device | str) -> Tensor | None:
+    if all(len(first) == len(second) for first, second in pairs):
+        return None
+    n, m = (max(map(len, side)) for side in zip(*pairs, strict=True))
+    shares = torch.zeros(len(pairs), n, m)
+    for row, (first, second) in enumerate(pairs):
+        shares[row, n - len(first) :, m - len(second) :] = alignment(first, second)
+    return shares.to(device)
+
+
+def _span_table(rows: Sequence[Row], names: tuple[str, ...], device: torch.device | str) -> Tensor:
+    width = max(len(row.clean) for row in rows)
+    table = torch.full((len(rows), width), -1)
+    for i, row in enumerate(rows):
+        start = width - len(row.clean)
+        table[i, start:] = names.index(OUTSIDE) if OUTSIDE in names else -1
+        for span in row.spans:
+            table[i, start + span.start : start + span.end] = names.index(span.name)
+    return table.to(device)

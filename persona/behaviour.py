@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 import metrics
+from circuit import ranks
 from circuit.errors import TaskError, listed
 from circuit.model import Model
 from circuit.task import PromptPair, Row, Task, batches, encode
@@ -152,7 +153,7 @@ def _answers(
     model: Model, rows: Sequence[Row], ids: Sequence[Sequence[int]], batch_size: int, progress: Progress
 ) -> list[_Answer]:
     answers: dict[int, _Answer] = {}
-    for batch in batches(rows, batch_size, model.device):
+    for batch in batches(ranks.share(rows), batch_size, model.device):
         same = torch.equal(batch.clean, batch.corrupt)
         clean = _last_logits(model, batch.clean)
         both = torch.stack([clean, clean if same else _last_logits(model, batch.corrupt)])
@@ -162,6 +163,7 @@ def _answers(
             log_probs = metrics.candidate_logits(both[:, place].log_softmax(-1), candidates)
             answers[index] = _Answer(log_probs, apart[place].item())
         progress(len(answers), len(rows))
+    answers = ranks.gathered(answers)
     return [answers[index] for index in range(len(rows))]
 
 

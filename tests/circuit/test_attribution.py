@@ -4,7 +4,7 @@ import torch
 from conftest import DATA
 from tests_reference import Reference
 
-from circuit.attribution import eap, eap_ig, exact, random_scores, score
+from circuit.attribution import activation_cost, eap, eap_ig, exact, random_scores, score
 from circuit.errors import OptionError
 from circuit.graph import Graph
 from circuit.patching import measure, prepare
@@ -233,3 +233,34 @@ def linear():
             if "ln_" in name and name.endswith("weight"):
                 norm.fill_(1e3 * (2 / 16) ** 0.5)
     return wrap_model(network, tokenizer, name="linear"), load_task(DATA / "tiny_pairs.json")
+
+
+@pytest.mark.parametrize("max_bytes", [1, 50_000, 1 << 28])
+def test_scores_do_not_depend_on_the_bound_on_memory(tiny64, tiny_task, max_bytes):
+    expected = eap(tiny64, groups(tiny_task, tiny64), LOGIT_DIFF).values
+    found = eap(tiny64, groups(tiny_task, tiny64), LOGIT_DIFF, max_bytes=max_bytes).values
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_the_bound_on_memory_bounds_the_gradients_held_at_a_time(tiny, tiny_task, monkeypatch):
+    held = []
+    block = type(tiny.blocks[0])
+    original = block.slot_gradients
+    monkeypatch.setattr(block, "slot_gradients", lambda self, *a: held.append(out := original(self, *a)) or out)
+    for max_bytes, most in ((1, 1), (1 << 28, tiny.graph.n_heads)):
+        held.clear()
+        eap(tiny, groups(tiny_task, tiny), LOGIT_DIFF, max_bytes=max_bytes)
+        assert max(len(x) for x in held) == most
+
+
+def test_short_activations_say_what_they_cost(tiny, tiny64, tiny_task):
+    batch = groups(tiny_task, tiny)[0]
+    same = activation_cost(tiny, batch, LOGIT_DIFF, "float32")
+    assert (same.correlation, same.largest) == (pytest.approx(1.0), 0.0)
+    cost = activation_cost(tiny, batch, LOGIT_DIFF, "bfloat16", method="eap-ig", steps=2)
+    assert 0.9 < cost.correlation < 1.0
+    assert 0.0 < cost.largest < 0.3
+    with pytest.raises(OptionError, match="needs --dtype float32"):
+        score(tiny64, [batch], LOGIT_DIFF, method="eap", activations="bfloat16")
+    with pytest.raises(OptionError, match="is not one of float32, bfloat16"):
+        score(tiny, [batch], LOGIT_DIFF, method="eap", activations="int8")

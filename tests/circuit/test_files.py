@@ -35,7 +35,7 @@ ABOUT = {
     },
     "task": {
         "source": "pairs.jsonl", "sha256": "1" * 64, "split": "train", "n_pairs": 3, "metric": "logit-diff",
-        "unit": "logits", "swap_rows": False, "divergence": 1.5,
+        "unit": "logits", "swap_rows": False, "align": "equal", "divergence": 1.5,
     },
     "method": {
         "scores": "eap", "steps": None, "ig_rule": None, "prune": "threshold", "threshold": 0.1,

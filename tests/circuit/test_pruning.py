@@ -1,9 +1,12 @@
 import numpy as np
 import pytest
+import torch
+from conftest import DATA
 
 from circuit.attribution import eap, exact
 from circuit.errors import OptionError
 from circuit.graph import Graph, parse_edge
+from circuit.model import wrap_model
 from circuit.patching import measure, prepare
 from circuit.pruning import acdc, greedy, threshold, top_n
 from circuit.scores import Scores
@@ -78,6 +81,7 @@ def test_acdc_in_batches_decides_as_one_edge_at_a_time(tiny64, prepared, metric,
     np.testing.assert_allclose(found[0].changes, found[1].changes, atol=1e-9)
     assert 0 < len(found[0].circuit) < tiny64.graph.n_edges
     assert found[0].wasted == 0
+    assert found[2].wasted > 0
     assert found[0].passes == tiny64.graph.n_edges + 1 == found[0].evaluated
     assert found[2].passes < found[1].passes < found[0].passes
     assert found[2].evaluated == 1 + tiny64.graph.n_edges + found[2].wasted
@@ -140,3 +144,91 @@ def test_exact_scores_and_threshold_keep_what_matters_alone(tiny64, tiny_task, p
     for edge in kept.edges()[::7]:
         without = Circuit.of(tiny64.graph, [edge]).complement().mask
         assert abs(measure(tiny64, prepared, [without], metric).mean() - whole) >= 0.05
+
+
+def random_network(seed):
+    """A two-layer GPT-2 with weights large enough for edges to matter."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2")
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=24, n_layer=2, n_head=3, n_positions=32)
+    network = GPT2LMHeadModel(config)
+    for parameter in network.parameters():
+        parameter.data.add_(0.25 * torch.randn_like(parameter))
+    return network, tokenizer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("metric", "tau"), [("kl", 0.0005), ("kl", 0.005), ("logit-diff", 0.02)])
+def test_batched_decisions_are_sequential_on_random_models(tiny_task, dtype, seed, metric, tau):
+    network, tokenizer = random_network(seed)
+    model = wrap_model(network.to(dtype), tokenizer, name="random")
+    prepared = [prepare(model, batch) for batch in batches(encode(tiny_task, model)[:4], 8, "cpu")]
+    one, many = (acdc(model, prepared, METRICS[metric], tau, candidates=k) for k in (1, 12))
+    kept = [~(found.changes[model.graph.valid] < tau) for found in (one, many)]
+    np.testing.assert_array_equal(*kept)
+    assert one.circuit == many.circuit
+    assert 0 < kept[0].sum() < model.graph.n_edges
+    assert many.passes < one.passes
+
+
+@pytest.mark.parametrize("name", ["two-hop", "cancel"])
+@pytest.mark.parametrize("metric", ["kl", "persona-divergence"])
+def test_batched_decisions_are_sequential_on_planted_models(name, metric):
+    from models.planted import planted_models
+
+    planted = next(item for item in planted_models() if item.name == name)
+    model = planted.model(dtype="float32")
+    rows = encode(planted.task, model)
+    prepared = [prepare(model, b) for b in batches(with_swap_rows(rows) if metric != "kl" else rows, 8, "cpu")]
+    for tau in (0.01, 0.3):
+        one, many = (acdc(model, prepared, METRICS[metric], tau, candidates=k) for k in (1, 12))
+        assert one.circuit == many.circuit
+
+
+def test_batches_shrink_where_many_edges_stay(tiny64, prepared):
+    """Nothing goes: with batches of one size 15 of 16 tries would be for nothing."""
+    everything = acdc(tiny64, prepared, METRICS["persona-divergence"], 0.0, candidates=16)
+    assert everything.wasted < 0.2 * tiny64.graph.n_edges
+
+
+def test_a_killed_search_goes_on_to_the_same_result(tiny64, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("circuit.pruning.SAVE_SECONDS", 0.0)
+    state, metric, tau = tmp_path / "acdc-state", METRICS["kl"], 0.003
+    whole = acdc(tiny64, prepared, metric, tau, candidates=4)
+
+    class Killed(Exception):
+        pass
+
+    def kill(done, total):
+        if done > total // 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        acdc(tiny64, prepared, metric, tau, candidates=4, state=state, progress=kill)
+    assert state.is_file()
+    started_at = []
+    again = acdc(tiny64, prepared, metric, tau, candidates=4, state=state, progress=lambda d, _t: started_at.append(d))
+    assert started_at[0] > tiny64.graph.n_edges // 3
+    assert again.circuit == whole.circuit
+    np.testing.assert_array_equal(again.changes, whole.changes)
+    assert (again.passes, again.evaluated, again.wasted) == (whole.passes, whole.evaluated, whole.wasted)
+    assert not state.exists()
+
+
+def test_the_state_of_another_search_is_not_taken(tiny64, prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr("circuit.pruning.SAVE_SECONDS", 0.0)
+    state = tmp_path / "acdc-state"
+
+    def kill(done, total):
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        acdc(tiny64, prepared, METRICS["kl"], 0.5, candidates=4, state=state, progress=kill)
+    found = acdc(tiny64, prepared, METRICS["kl"], 0.003, candidates=4, state=state)
+    assert found.circuit == acdc(tiny64, prepared, METRICS["kl"], 0.003, candidates=4).circuit
+    state.write_bytes(b"torn")
+    assert acdc(tiny64, prepared, METRICS["kl"], 0.003, candidates=4, state=state).circuit == found.circuit

@@ -1,0 +1,65 @@
+"""Scores by part of the prompt, as tables, arrays and heat maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from circuit.attribution import ScoreParts
+from circuit.span_study import SpanStudy, span_rows
+from circuit.subgraph import Circuit
+from persona.plots import heat_map, write_figures
+from persona.tables import write_arrays, write_csv
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = ["span_figures", "write_spans"]
+
+
+def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: Path, *, title: str) -> None:
+    """Write ``spans.safetensors`` (every edge), ``spans.csv`` (kept edges), ``span_layers.csv`` and the heat maps.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    axes = {"spans": parts.names, "axes": {"scores": ["span", "src", "dst"], "entry": ["layer", "span"]}}
+    arrays = {"scores": parts.values, "entry": study.entry, "persistence": study.persistence}
+    write_arrays(arrays, axes, folder / "spans.safetensors")
+    write_csv(span_rows(parts, circuit.mask), folder / "spans.csv")
+    write_csv(study.rows(), folder / "span_layers.csv")
+    write_figures(span_figures(study), folder, page="spans.html", title=title)
+
+
+def span_figures(study: SpanStudy) -> dict[str, Figure]:
+    """Entry shares, where edges from ``input`` enter, and causal persistence, by layer and part."""
+    layers = [*(str(layer) for layer in range(len(study.entry) - 1)), "logits"]
+    named = {"x": "part of the prompt", "y": "layer", "numbers": ".2f"}
+    return {
+        "span-persistence": heat_map(
+            study.persistence.tolist(),
+            layers,
+            study.names,
+            title="Causal persistence: what the stream into a layer carries of the divergence",
+            unit="share of D",
+            **named,
+        ),
+        "span-entry": heat_map(
+            study.entry.tolist(),
+            layers,
+            study.names,
+            title="Where a layer reads the contrast: share of |score| of its edges",
+            unit="share",
+            diverging=False,
+            **named,
+        ),
+        "span-input": heat_map(
+            study.from_input.tolist(),
+            layers,
+            study.names,
+            title="Where the contrast enters: share of |score| of the edges that leave input",
+            unit="share",
+            diverging=False,
+            **named,
+        ),
+    }
