@@ -29,7 +29,7 @@ from typing import Any
 from circuit.errors import TaskError, listed
 from circuit.task import PromptPair, load_task
 
-__all__ = ["AXES", "Item", "ItemFile", "Neutral", "load_items", "load_neutral", "neutral_prompts"]
+__all__ = ["AXES", "Item", "ItemFile", "Neutral", "load_items", "load_neutral", "neutral_prompts", "raw_pairs"]
 
 AXES = ("contrast", "bias", "placement", "held_out", "prior_level", "domain", "control")
 
@@ -99,7 +99,7 @@ def load_items(path: str | Path, *, label: str | None = None) -> ItemFile:
         TaskError: any pair, candidate list or axis is malformed; all faults are listed.
     """
     task = load_task(path, label=label)
-    raw = _raw_pairs(Path(path))
+    raw = raw_pairs(path)
     faults: list[str] = []
     items = tuple(_item(pair, raw[pair.line], faults) for pair in task.pairs)
     if faults:
@@ -147,9 +147,9 @@ def _question_lines(pair: PromptPair, wording: str) -> tuple[str, str] | None:
     return ends.pop() if len(ends) == 1 else None
 
 
-def _raw_pairs(path: Path) -> dict[int, Mapping[str, Any]]:
-    """Every pair of a file that ``load_task`` has accepted, by its ``line``."""
-    text = path.read_text("utf-8")
+def raw_pairs(path: str | Path) -> dict[int, Mapping[str, Any]]:
+    """Every pair of a file that ``load_task`` has accepted, all its keys, by its ``line``."""
+    text = Path(path).read_text("utf-8")
     try:
         whole = json.loads(text)
     except json.JSONDecodeError:
