@@ -92,8 +92,12 @@ def encode_prompt(prompt: Prompt, reader: Reader) -> Encoded:
     offsets = next(variant["offset_mapping"] for variant in variants if list(variant["input_ids"]) == ids)
     tokens = _token_spans(prompt.spans, offsets)
     parts = [i for name in PARTS for i in range(*tokens[name])]
-    unknown = next((i for i in parts if ids[i] == tokenizer.unk_token_id), None)
-    return Encoded(tuple(ids), tokens, "" if unknown is None else prompt.text[slice(*offsets[unknown])])
+    said = tokenizer.decode([tokenizer.unk_token_id]) if tokenizer.unk_token_id in ids else ""
+    # A tokenizer may use one token for what it does not know and for something that it does, such as a space.
+    unknown = (
+        text for i in parts if ids[i] == tokenizer.unk_token_id and (text := prompt.text[slice(*offsets[i])]) != said
+    )
+    return Encoded(tuple(ids), tokens, next(unknown, ""))
 
 
 def prompt_faults(encoded: Encoded, reader: Reader) -> list[str]:

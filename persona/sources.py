@@ -48,13 +48,17 @@ Item = tuple[str, Any]  # where it stands, and what stands there
 
 @dataclass(frozen=True)
 class Persona:
-    """Somebody to be, in paraphrases; ``opposite`` names the persona that is its contrary, if the source says so."""
+    """Somebody to be, in paraphrases; ``opposite`` names the persona that is its contrary, if the source says so.
+
+    ``held_out`` is the index of the wording that the source sets aside.
+    """
 
     name: str
     wordings: tuple[str, ...]
     traits: Mapping[str, float] = field(default_factory=dict)
     opposite: str = ""
     notes: tuple[str, ...] = ()
+    held_out: int | None = None
 
 
 @dataclass(frozen=True)
@@ -307,7 +311,7 @@ def _json_persona(item: Item, poles: Mapping[str, str], faults: _Faults) -> Pers
     """A line of this project's ``personas.jsonl``: ``id`` or ``name``, ``descriptions`` or ``wordings``, ``traits``."""
     where, row = item
     name, wordings = row.get("id", row.get("name")), row.get("descriptions", row.get("wordings"))
-    traits, opposite = row.get("traits", {}), row.get("opposite", "")
+    traits, opposite, held_out = row.get("traits", {}), row.get("opposite", ""), row.get("held_out_description")
     found = []
     if not _is_text(name):
         found.append(f"expected the keys id and descriptions (or name and wordings), got {_keys(row)}")
@@ -317,9 +321,15 @@ def _json_persona(item: Item, poles: Mapping[str, str], faults: _Faults) -> Pers
         found.append("'traits' must be an object of numbers")
     if not isinstance(opposite, str):
         found.append("'opposite' must be the name of a persona")
+    if held_out is not None and _is_texts(wordings) and held_out not in range(len(wordings)):
+        found.append(f"'held_out_description' must be the index of a description, got {held_out!r}")
     for fault in found:
         faults.add(where, fault)
-    return None if found else Persona(name, _distinct(wordings), _signed(traits, poles), opposite)
+    if found:
+        return None
+    distinct = _distinct(wordings)
+    place = None if held_out is None else distinct.index(wordings[held_out].strip())
+    return Persona(name, distinct, _signed(traits, poles), opposite, held_out=place)
 
 
 def _poles(path: Path) -> dict[str, str]:

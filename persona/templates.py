@@ -15,6 +15,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +54,16 @@ class Template:
     """One template, ready to be filled.
 
     ``text`` is the raw template or, for chat, the user's turn; ``cue`` is put in where a question
-    has none of its own; ``fillers`` are sentences to choose from. ``chat`` is the tokenizer's
-    template as it is used, ``system`` whether it takes a system turn.
+    has none of its own; ``fillers`` are sentences to choose from, ``neutral`` what may stand in the
+    persona's place where there is none. ``chat`` is the tokenizer's template as it is used,
+    ``system`` whether it takes a system turn.
     """
 
     name: str
     text: str
     cue: str = ""
     fillers: tuple[str, ...] = ()
+    neutral: tuple[str, ...] = field(default=(), repr=False)
     tokenizer: Any = field(default=None, repr=False, compare=False)
     chat: str = ""
     system: bool = False
@@ -102,9 +105,10 @@ class Template:
 def load_templates(spec: str, tokenizer: Any, *, cue: str | None = None) -> tuple[Template, ...]:
     """The templates that ``spec`` names: ``raw``, ``chat``, or a file.
 
-    A ``.json`` file holds ``template`` (or ``templates`` by name), and ``cue`` and ``filler`` if
-    wanted; or, as the project's ``templates.json``, ``cues`` with ``before_question`` and
-    ``answer_cue``. Any other file is one raw template. ``cue`` overrides every cue.
+    A ``.json`` file holds ``template`` (or ``templates`` by name), and ``cue``, ``filler`` and
+    ``neutral`` if wanted; or, as the project's ``templates.json``, ``cues`` with ``before_question``
+    and ``answer_cue``. There one or two lines of filler are neutral, as in the text that the shipped
+    model has learnt. Any other file is one raw template. ``cue`` overrides every cue.
 
     Raises:
         OptionError: ``chat`` is asked and the tokenizer has no chat template, or it cannot be rendered.
@@ -178,21 +182,25 @@ def _file_templates(path: Path) -> list[Template]:
 
 def _json_templates(content: Any, path: Path) -> list[Template]:
     try:
-        fillers = tuple(content.get("filler", ()))
+        fillers, neutral = tuple(content.get("filler", ())), tuple(content.get("neutral", ()))
         if "cues" in content:
+            neutral = neutral or (*fillers, *map("\n".join, permutations(fillers, 2)))
             return [
-                Template(f"{path.stem}-{i}", _of_cue(cue["before_question"]), cue["answer_cue"], fillers)
+                Template(f"{path.stem}-{i}", _of_cue(cue["before_question"]), cue["answer_cue"], fillers, neutral)
                 for i, cue in enumerate(content["cues"])
             ]
         named = content["templates"] if "templates" in content else {path.stem: content["template"]}
         found = [(name, text, content.get("cue", "A:")) for name, text in named.items()]
     except (AttributeError, KeyError, TypeError) as error:
         raise TaskError(
-            f"template {path}: expected 'template' (or 'templates' by name), 'cue' and 'filler' if wanted, or 'cues'"
+            f"template {path}: expected 'template' (or 'templates' by name), 'cue', 'filler' and 'neutral' if "
+            "wanted, or 'cues'"
         ) from error
     if not all(isinstance(text, str) for one in found for text in (*one, *fillers)):
         raise TaskError(f"template {path}: template, cue and every filler must be a string")
-    return [Template(name, text, cue, fillers) for name, text, cue in found]
+    if not all(isinstance(text, str) and text.strip() for text in neutral):
+        raise TaskError(f"template {path}: every neutral wording must be a string that says something")
+    return [Template(name, text, cue, fillers, neutral) for name, text, cue in found]
 
 
 def _of_cue(before: str) -> str:

@@ -11,7 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from circuit.errors import OptionError, TaskError
 from circuit.task import encode, load_task
-from persona.pairs import REASONS, PairOptions, build_pairs, default_report, write_pairs
+from persona.matching import REASONS
+from persona.pair_files import default_report, write_pairs
+from persona.pairs import PairOptions, build_pairs
 from persona.prompts import TokenizerOnly, load_tokenizer
 from persona.sources import Persona, Question, preferred, read_personas, read_questions
 from persona.templates import PARTS, Template, load_templates, option_list
@@ -259,10 +261,10 @@ def test_leaks_are_dropped_or_flagged_and_listed(small):
 
 @pytest.mark.parametrize("text", ["an ice cream", "an Ice-Cream!", "an icecream", "ICE  CREAM"])
 def test_an_option_is_found_in_any_case_and_spacing(text):
-    from persona.pairs import _leak_finder
+    from persona.matching import leak_finder
 
-    assert _leak_finder(("ice cream", "tea"))(f"You like {text}") == ["ice cream"]
-    assert _leak_finder(("ice cream", "tea"))("You like nice creams and steam") == []
+    assert leak_finder(("ice cream", "tea"))(f"You like {text}") == ["ice cream"]
+    assert leak_finder(("ice cream", "tea"))("You like nice creams and steam") == []
 
 
 def test_an_option_that_is_no_candidate_is_left_out_and_listed(small):
