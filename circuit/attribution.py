@@ -32,7 +32,7 @@ from circuit.ablation import Ablation, corrupt
 from circuit.errors import OptionError
 from circuit.graph import SLOTS, Graph
 from circuit.model import Context, Model
-from circuit.patching import Progress, measure_rows, prepare
+from circuit.patching import Progress, in_halves, measure_rows, prepare_each
 from circuit.runs import Run, run, targets_of
 from circuit.scores import Scores
 from circuit.task import Batch
@@ -141,11 +141,20 @@ def score_parts(
     names = _part_names(batches, by)
     values = np.zeros((len(names), *model.graph.valid.shape), dtype=np.float32 if by == "row" else np.float64)
     n_rows = _n_rows(batches)
-    for batch, at, delta, targets, share in _passes(model, batches, points, ablation, progress):
-        cells = _cells_of(batch, by, names)
-        found = _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, cells=[mask for _, mask in cells])
-        for (name, _), part in zip(cells, found, strict=True):
-            values[names.index(name)] += part * (share if by == "row" else share / n_rows)
+    place = {name: i for i, name in enumerate(names)}
+
+    def of_batch(batch: Batch) -> np.ndarray:
+        cells = _cells_of(batch, by)
+        total = np.zeros((len(cells), *model.graph.valid.shape))
+        for at, delta, targets, share in _passes(model, batch, points, ablation):
+            masks = [mask for _, mask in cells]
+            total += _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, cells=masks) * share
+        values[[place[name] for name, _ in cells]] += total if by == "row" else total / n_rows
+        return total
+
+    for done, batch in enumerate(batches, 1):
+        in_halves(of_batch, batch)
+        _report(progress, done, len(batches))
     if by == "span":
         return ScoreParts(model.graph, by, names, ranks.summed(values))
     every = ranks.gathered({int(name): value for name, value in zip(names, values, strict=True)})
@@ -205,8 +214,7 @@ def exact(
     """m(edge ablated) - m(clean) for every edge, by a patched pass from the edge's layer on."""
     graph = model.graph
     total, done = np.zeros(graph.valid.shape), 0
-    for batch in batches:
-        item = prepare(model, batch, ablation)
+    for item in prepare_each(model, batches, ablation):
         whole = metric(item.clean.logits, item.targets).cpu().double().sum().item()
         for slot in range(graph.n_dst):
             masks = _LazyMasks(graph, slot)
@@ -294,28 +302,21 @@ def _points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[floa
 
 
 def _passes(
-    model: Model,
-    batches: Sequence[Batch],
-    points: tuple[float, ...] | None,
-    ablation: Ablation | None,
-    progress: Progress | None,
-) -> Iterator[tuple[Batch, Run, Tensor, Targets, float]]:
-    """Per batch and point: a run to differentiate, delta, the targets, and the point's share of the whole."""
-    ablate = ablation or corrupt
-    n_points = len(points or (1.0,))
-    for number, batch in enumerate(batches):
-        start = embedded, context = model.start(batch.clean, batch.clean_padding)
-        clean = _differentiable_run(model, *start) if points is None else _plain_run(model, *start)
-        ablated = ablate(model, batch, clean)
-        delta = ablated.contributions - clean.contributions
-        targets = targets_of(batch, clean.logits)
-        for k, point in enumerate(points or (1.0,), 1):
-            at = clean
-            if points is not None:
-                first = ablated.streams[0]
-                at = _differentiable_run(model, first + point * (embedded - first), context)
-            yield batch, at, delta, targets, 1.0 / n_points
-            _report(progress, number * n_points + k, n_points * len(batches))
+    model: Model, batch: Batch, points: tuple[float, ...] | None, ablation: Ablation | None
+) -> Iterator[tuple[Run, Tensor, Targets, float]]:
+    """Per point: a run to differentiate, delta, the targets, and the point's share of the whole."""
+    start = embedded, context = model.start(batch.clean, batch.clean_padding)
+    clean = _differentiable_run(model, *start) if points is None else _plain_run(model, *start)
+    ablated = (ablation or corrupt)(model, batch, clean)
+    delta = ablated.contributions - clean.contributions
+    targets = targets_of(batch, clean.logits)
+    if points is None:
+        yield clean, delta, targets, 1.0
+        return
+    first = ablated.streams[0]
+    for point in points:
+        at = _differentiable_run(model, first + point * (embedded - first), context)
+        yield at, delta, targets, 1.0 / len(points)
 
 
 def _whole(
@@ -327,11 +328,18 @@ def _whole(
     max_bytes: int,
     progress: Progress | None,
 ) -> Scores:
-    total = np.zeros(model.graph.valid.shape)
-    for batch, at, delta, targets, share in _passes(model, batches, points, ablation, progress):
+    def of_batch(batch: Batch) -> np.ndarray:
         # Other ablations change positions at which both prompts agree.
         first = _first_difference(batch) if ablation is None or ablation is corrupt else 0
-        total += _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, first=first)[0] * share
+        total = np.zeros(model.graph.valid.shape)
+        for at, delta, targets, share in _passes(model, batch, points, ablation):
+            total += _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, first=first)[0] * share
+        return total
+
+    total = np.zeros(model.graph.valid.shape)
+    for done, batch in enumerate(batches, 1):
+        total += sum(in_halves(of_batch, batch))
+        _report(progress, done, len(batches))
     return Scores(model.graph, ranks.summed(total) / _n_rows(batches))
 
 
@@ -406,7 +414,7 @@ def _part_names(batches: Sequence[Batch], by: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for _, name in sorted(ranks.gathered(here).items())))
 
 
-def _cells_of(batch: Batch, by: str, names: tuple[str, ...]) -> list[tuple[str, Bool[Tensor, "batch pos"]]]:
+def _cells_of(batch: Batch, by: str) -> list[tuple[str, Bool[Tensor, "batch pos"]]]:
     """The places of a batch that belong to each part; places that are padding belong to none."""
     if by == "span":
         assert batch.spans is not None

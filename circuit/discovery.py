@@ -27,7 +27,7 @@ from circuit.faithfulness import FaithfulnessReport, evaluate
 from circuit.files import circuit_record
 from circuit.model import Model
 from circuit.null_run import NullRun, null_run
-from circuit.patching import Prepared, Progress, effects, prepare
+from circuit.patching import Prepared, Progress, effects, prepare_each
 from circuit.pruning import PRUNERS, acdc, check_tau, greedy, threshold, top_n
 from circuit.scores import Scores
 from circuit.span_study import SpanStudy, span_study
@@ -180,7 +180,7 @@ def discover(
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     groups = batches(ranks.share(rows), options.batch_size, model.device)
     ablation = _ablation(options.ablation, model, groups, stage)
-    d, whole = effects((prepare(model, group, ablation) for group in groups), metric)
+    d, whole = effects(prepare_each(model, groups, ablation), metric)
     tau = _tau(options, whole)
     scores, parts = _scores(model, groups, metric, ablation, options, stage)
     lost = None
@@ -189,8 +189,7 @@ def discover(
         lost = activation_cost(model, groups[0], metric, options.activations, ablation=ablation, **how)
     spans = None
     if parts is not None:
-        pairs = (prepare(model, group) for group in groups)
-        spans = span_study(model, parts, pairs, metric, seed=options.seed)
+        spans = span_study(model, parts, prepare_each(model, groups), metric, seed=options.seed)
     circuit, cost = _prune(model, groups, metric, scores, ablation, options, tau, state, stage)
     splits = [(train_split, rows), (test_split, held_rows)] if test_split != train_split else [(train_split, rows)]
     reports = tuple(
@@ -325,7 +324,7 @@ def _prune(
         assert scores is not None
         return threshold(scores, tau), None
     start = threshold(scores, tau) if scores is not None else None
-    prepared = [prepare(model, group, ablation) for group in groups]
+    prepared = list(prepare_each(model, groups, ablation))
     how: dict[str, Any] = {"start": start, "candidates": options.candidates, "state": state, "progress": stage("ACDC")}
     found = acdc(model, prepared, metric, tau, **how)
     return found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted}
@@ -345,7 +344,7 @@ def _report(
 
     def prepared() -> Iterator[Prepared]:
         for done, group in enumerate(groups, 1):
-            yield prepare(model, group, ablation)
+            yield from prepare_each(model, [group], ablation)
             progress(done, len(groups))
 
     return evaluate(model, prepared, metric, circuit, split=split, n_random=options.n_random, seed=options.seed)

@@ -15,6 +15,7 @@ must give the host's logits, otherwise the model is refused.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import inspect
 import logging
@@ -58,7 +59,9 @@ def load_model(
     revision
         Branch, tag or commit on the hub.
     device
-        ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or
+        ``balanced``: the layers over all GPUs, as the host library divides them. The state
+        of a run then lies on the first of them.
     dtype
         ``float32`` (use it for attribution), ``bfloat16``, ``float16`` or ``float64``.
     label
@@ -72,8 +75,10 @@ def load_model(
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    where = _device(device)
-    network, tokenizer = _load_pretrained(str(name), revision, DTYPES[dtype])
+    where = None if device == "balanced" else _device(device)
+    network, tokenizer = _load_pretrained(str(name), revision, DTYPES[dtype], "balanced" if where is None else None)
+    if where is None:
+        where = next(network.parameters()).device
     return wrap_model(network, tokenizer, name=label or str(name), revision=revision, device=where)
 
 
@@ -142,9 +147,23 @@ class Context:
         return value.repeat(copies, *[1] * (value.dim() - 1)) if per_row and copies > 1 else value
 
 
+def _where_the_layer_is(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run on the layer's device and give the result back where the first tensor came from."""
+
+    @functools.wraps(function)
+    def moved(self: Block, *args: Any) -> Tensor:
+        home = next(value.device for value in args if isinstance(value, Tensor))
+        here = self.W_O.device
+        if home == here:
+            return function(self, *args)
+        return function(self, *(x.to(here) if isinstance(x, Tensor) else x for x in args)).to(home)
+
+    return moved
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
-    """One layer, taken apart. Every function takes any number of rows.
+    """One layer, taken apart. Every function takes any number of rows, on any device.
 
     Shapes: ``W_Q``, ``W_K``, ``W_V`` are ``[head, d_model, d_head]``, ``W_O`` is
     ``[head, d_head, d_model]``, biases ``[head, d_head]``.
@@ -158,15 +177,18 @@ class Block:
     biases: dict[str, Float[Tensor, "head d_head"] | None] = field(repr=False)
     W_O: Float[Tensor, "head d_head d_model"] = field(repr=False)
 
+    @_where_the_layer_is
     def attn_norm(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """The norm before attention; the identity where the model has none."""
         return _apply(self.bridge, "ln1", x)
 
+    @_where_the_layer_is
     def project(self, slot: str, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos head d_head"]:
         """Queries, keys or values of all heads from one shared, normed stream."""
         out = getattr(self.bridge.attn, slot)(normed)
         return out.unflatten(-1, (self.n_heads, -1)) if out.dim() == 3 else out
 
+    @_where_the_layer_is
     def project_each(
         self, slot: str, normed: Float[Tensor, "head batch pos d_model"], heads: Int[Tensor, " head"]
     ) -> Float[Tensor, "batch pos head d_head"]:
@@ -177,6 +199,7 @@ class Block:
             out = out + bias[heads, None, :]
         return out.view(count, batch, pos, -1).permute(1, 2, 0, 3)
 
+    @_where_the_layer_is
     def attention(
         self,
         q: Float[Tensor, "batch pos head d_head"],
@@ -194,10 +217,12 @@ class Block:
         z = out[0] if isinstance(out, tuple) else out
         return z.unflatten(-1, (self.n_heads, -1))
 
+    @_where_the_layer_is
     def attn_out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """What attention as a whole adds to the stream, its bias and a norm behind it included."""
         return _apply(self.bridge, "ln1_post", self.bridge.attn.o(z.flatten(-2)))
 
+    @_where_the_layer_is
     def head_results(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head batch pos d_model"]:
         """What each head adds to the stream; the bias belongs to no head.
 
@@ -211,6 +236,7 @@ class Block:
             results = results * _frozen_gain(self.bridge.ln1_post, self.bridge.attn.o(z.flatten(-2)))
         return results
 
+    @_where_the_layer_is
     def slot_gradients(
         self,
         slot: str,
@@ -231,6 +257,7 @@ class Block:
             each = x.detach().expand_as(normed).clone().requires_grad_()
             return torch.autograd.grad(self.attn_norm(each), each, normed)[0]
 
+    @_where_the_layer_is
     def mlp(self, x: Float[Tensor, "*rows pos d_model"]) -> Float[Tensor, "*rows pos d_model"]:
         """The MLP block from the residual stream to what it adds, its norms included."""
         has_own_norm = "ln2" in self.bridge.submodules
@@ -335,7 +362,8 @@ class Model:
 
     def unembed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
         """Final norm and unembedding, with the host's soft cap if it has one."""
-        logits = self.bridge.unembed(_normed(self.bridge.ln_final, resid))
+        last = resid.to(self.bridge.unembed.W_U.device)
+        logits = self.bridge.unembed(_normed(self.bridge.ln_final, last)).to(resid.device)
         cap = getattr(_text_config(self.bridge.original_model.config), "final_logit_softcapping", None)
         return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -492,7 +520,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _load_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+def _load_pretrained(
+    name: str, revision: str | None, dtype: torch.dtype, device_map: str | None = None
+) -> tuple[Any, Any]:
     local = Path(name).is_dir()
     if local:
         _check_folder(Path(name))
@@ -505,7 +535,8 @@ def _load_pretrained(name: str, revision: str | None, dtype: torch.dtype) -> tup
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            network = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, attn_implementation="eager", **options)
+            how = {"dtype": dtype, "attn_implementation": "eager", "device_map": device_map}
+            network = AutoModelForCausalLM.from_pretrained(name, **how, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         source = "the folder" if local else "the hub (or its local cache)"
         raise ModelError(f"model {name} cannot be loaded from {source}: {_first_line(error)}") from error

@@ -16,9 +16,11 @@ clean run and are not run again; what no circuit gives anything to read is not r
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor
 from circuit import ranks
 from circuit.ablation import Ablated, Ablation
 from circuit.ablation import corrupt as by_corrupt
+from circuit.errors import ModelError
 from circuit.graph import SLOTS
 from circuit.model import Block, Model
 from circuit.runs import Run, run, run_clean, run_corrupt, targets_of
@@ -40,14 +43,18 @@ __all__ = [
     "Run",
     "divergence",
     "effects",
+    "in_halves",
     "measure",
     "measure_rows",
     "patched_logits",
     "prepare",
+    "prepare_each",
     "run",
     "targets_of",
 ]
 
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 Progress = Callable[[int, int], None]
 """Called with the work done and the work there is; never called from another thread."""
 
@@ -70,6 +77,33 @@ def prepare(model: Model, batch: Batch, ablation: Ablation | None = None) -> Pre
     clean, corrupt = run_clean(model, batch), run_corrupt(model, batch)
     ablated = by_corrupt(model, batch, clean, corrupt) if ablation is None else ablation(model, batch, clean)
     return Prepared(batch, clean, corrupt, ablated, targets_of(batch, clean.logits))
+
+
+def prepare_each(model: Model, batches: Iterable[Batch], ablation: Ablation | None = None) -> Iterator[Prepared]:
+    """``prepare`` for one batch after the other; a batch that does not fit the memory is taken in halves."""
+    for batch in batches:
+        yield from in_halves(lambda part: prepare(model, part, ablation), batch)
+
+
+def in_halves(work: Callable[[Batch], Result], batch: Batch) -> list[Result]:
+    """The work on a batch, or on its halves, or on their halves, where the device's memory runs out.
+
+    Raises:
+        ModelError: a single prompt does not fit.
+    """
+    try:
+        return [work(batch)]
+    except torch.OutOfMemoryError as error:
+        if len(batch) == 1:
+            raise ModelError(
+                f"a single prompt of {batch.clean.shape[1]} tokens does not fit the memory of {batch.clean.device}; "
+                "use --max-memory, a shorter --dtype, or a larger device"
+            ) from error
+    if batch.clean.is_cuda:
+        torch.cuda.empty_cache()
+    first, second = batch.halves()
+    logger.warning("out of memory with %d prompts at a time; going on with %d", len(batch), len(first))
+    return in_halves(work, first) + in_halves(work, second)
 
 
 def divergence(prepared: Iterable[Prepared], metric: Metric) -> float:
@@ -131,7 +165,7 @@ def measure_rows(
         values = [
             metric(logits, item.targets).cpu().double().numpy()
             for chunk in _chunks(masks, _masks_per_pass(model, item, max_bytes))
-            for logits in patched_logits(model, item, _mask_tensor(chunk, model))
+            for logits in _logits_of(model, item, chunk)
         ]
         columns |= dict(zip(item.batch.indices, np.stack(values).T, strict=True))
     return columns
@@ -146,6 +180,28 @@ def patched_logits(
         for block in model.blocks[walk.first_layer :]:
             walk.through(block)
         return model.unembed(walk.output())
+
+
+def _logits_of(model: Model, item: Prepared, masks: Sequence[np.ndarray]) -> Iterator[Float[Tensor, "batch vocab"]]:
+    """Per circuit; fewer at a time where the device's memory runs out."""
+    try:
+        found = patched_logits(model, item, _mask_tensor(masks, model))
+    except torch.OutOfMemoryError as error:
+        if len(masks) == 1:
+            raise ModelError(
+                f"one circuit on {len(item.batch)} prompts does not fit the memory of {model.device}; "
+                "use a smaller --batch-size"
+            ) from error
+        found = None
+    if found is not None:
+        yield from found
+        return
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    middle = len(masks) // 2
+    logger.warning("out of memory with %d circuits at a time; going on with %d", len(masks), middle)
+    for part in (masks[:middle], masks[middle:]):
+        yield from _logits_of(model, item, part)
 
 
 class _Walk:

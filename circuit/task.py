@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -163,6 +163,17 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The first and the second half of the rows."""
+        middle = (len(self) + 1) // 2
+        return self._rows(slice(0, middle)), self._rows(slice(middle, None))
+
+    def _rows(self, some: slice) -> Batch:
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        names = parts.pop("span_names")
+        cut: dict[str, Any] = {name: value if value is None else value[some] for name, value in parts.items()}
+        return Batch(**cut, span_names=names)
 
 
 def load_task(path: str | Path, *, label: str | None = None) -> Task:

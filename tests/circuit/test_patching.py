@@ -3,7 +3,9 @@ import pytest
 import torch
 from tests_reference import Reference
 
-from circuit.patching import measure, patched_logits, prepare
+from circuit.attribution import eap
+from circuit.errors import ModelError
+from circuit.patching import measure, patched_logits, prepare, prepare_each
 from circuit.subgraph import Circuit
 from circuit.task import batches, encode
 from metrics import METRICS
@@ -137,3 +139,36 @@ def load_network():
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(DATA / "tiny-gpt2")
+
+
+def limited(monkeypatch, model, most):
+    """The device holds ``most`` rows of an MLP's input at a time."""
+    block = type(model.blocks[0])
+    original = block.mlp
+
+    def mlp(self, x):
+        if x.numel() // (x.shape[-1] * x.shape[-2]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, x)
+
+    monkeypatch.setattr(block, "mlp", mlp)
+
+
+def test_out_of_memory_halves_the_batch_and_says_so(tiny64, tiny_task, monkeypatch, caplog):
+    groups = batches(encode(tiny_task, tiny64), 8, "cpu", uneven=True)
+    masks = [random_mask(tiny64.graph, seed, 0.5) for seed in range(5)]
+    metric = METRICS["logit-diff"]
+    expected = measure(tiny64, list(prepare_each(tiny64, groups)), masks, metric)
+    scores = eap(tiny64, groups, metric).values
+    limited(monkeypatch, tiny64, 3)
+    np.testing.assert_allclose(measure(tiny64, prepare_each(tiny64, groups), masks, metric), expected, atol=1e-10)
+    np.testing.assert_allclose(eap(tiny64, groups, metric).values, scores, atol=1e-10)
+    assert "out of memory with 8 prompts at a time; going on with 4" in caplog.text
+    assert "circuits at a time" in caplog.text
+
+
+def test_a_prompt_that_does_not_fit_is_said_so(tiny64, tiny_task, monkeypatch):
+    groups = batches(encode(tiny_task, tiny64), 8, "cpu")
+    limited(monkeypatch, tiny64, 0)
+    with pytest.raises(ModelError, match=r"a single prompt of .* does not fit the memory"):
+        list(prepare_each(tiny64, groups))
