@@ -76,7 +76,8 @@ class PromptPair:
     ``answers`` are the preference tokens of A, ``wrong_answers`` those of B, as
     text that continues the prompt (so usually with a leading space). ``neutral`` is
     the question under no persona. ``spans`` and ``corrupt_spans`` are the parts of
-    either prompt. ``line`` is the place in the file, from 1.
+    either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
+    truth values, as texts. ``line`` is the place in the file, from 1.
     """
 
     clean: str
@@ -91,7 +92,12 @@ class PromptPair:
     neutral: str = ""
     spans: tuple[Span, ...] = ()
     corrupt_spans: tuple[Span, ...] = ()
+    axes: tuple[tuple[str, str], ...] = ()
     line: int = 0
+
+    def axis(self, name: str) -> str:
+        """The value of one key of the file, of those above or of ``axes``; empty where the pair has none."""
+        return str(getattr(self, name)) if name in TEXT_KEYS else dict(self.axes).get(name, "")
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,35 @@ class Task:
             known = ", ".join(self.splits) or "none: no pair has a 'split'"
             raise TaskError(f"{self.source} has no pair of split {split!r}; its splits are: {known}")
         return replace(self, pairs=chosen)
+
+    def where(self, **values: str) -> Task:
+        """The pairs whose keys have these values, such as ``domain="food"``.
+
+        Raises:
+            TaskError: there is none.
+        """
+        chosen = tuple(pair for pair in self.pairs if all(pair.axis(key) == value for key, value in values.items()))
+        if chosen:
+            return replace(self, pairs=chosen)
+        for key in values:
+            found = sorted({pair.axis(key) for pair in self.pairs} - {""})
+            if not found:
+                raise TaskError(f"no pair of {self.source} has a {key!r}; give a key of its rows")
+            if values[key] not in found:
+                raise TaskError(f"no pair of {self.source} has {key} {values[key]!r}; there are: {', '.join(found)}")
+        wanted = " and ".join(f"{key} {value!r}" for key, value in values.items())
+        raise TaskError(f"no pair of {self.source} has {wanted} together")
+
+    def groups(self, key: str) -> dict[str, Task]:
+        """The pairs by the value of a key, in order of appearance; pairs without it are in no group.
+
+        Raises:
+            TaskError: no pair has the key.
+        """
+        values = [value for value in dict.fromkeys(pair.axis(key) for pair in self.pairs) if value]
+        if not values:
+            raise TaskError(f"no pair of {self.source} has a {key!r}; give a key of its rows")
+        return {value: self.where(**{key: value}) for value in values}
 
 
 @dataclass(frozen=True)
@@ -345,8 +380,16 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         neutral=item.get("neutral", ""),
         spans=spans,
         corrupt_spans=corrupt_spans,
+        axes=tuple(_axes(item)),
         line=line,
     )
+
+
+def _axes(item: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    known = {*TEXT_KEYS, "clean", "corrupt", "neutral"}
+    for key, value in item.items():
+        if key not in known and isinstance(value, str | int | float | bool):
+            yield key, str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _span_faults(value: Any) -> list[str]:
