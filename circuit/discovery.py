@@ -5,7 +5,7 @@ pairs -> token ids, checked -> scores per edge -> circuit -> faithfulness on hel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from circuit.subgraph import Circuit
 from circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swap_rows
 from metrics import METRICS, Metric
 
-__all__ = ["Discovery", "Options", "Stage", "discover", "evaluate_on", "split_of"]
+__all__ = ["Discovery", "Options", "Stage", "discover", "evaluate_on", "pairs_of", "split_of"]
 
 Stage = Callable[[str], Progress]
 """Called when a stage of the work begins, with its name; gives the stage's progress callback."""
@@ -67,6 +67,7 @@ class Options:
     n_random: int = 10
     train_split: str | None = None
     eval_split: str | None = None
+    where: tuple[tuple[str, str], ...] = ()
 
     DEFAULT_SHARE = 0.003
 
@@ -173,6 +174,7 @@ def discover(
     options = options.checked()
     stage = stage or _silent
     metric = METRICS[options.metric]
+    task = task.where(**dict(options.where))
     train_split, test_split = split_of(task, options.train_split, "train"), split_of(task, options.eval_split, "test")
     train, held_out = task.of_split(train_split), task.of_split(test_split)
     is_held_out = not set(train.pairs) & set(held_out.pairs)
@@ -242,6 +244,7 @@ def evaluate_on(
     align: str = "equal",
     split: str | None = None,
     train_split: str | None = None,
+    where: Mapping[str, str] | None = None,
     batch_size: int = 32,
     n_random: int = 10,
     seed: int = 0,
@@ -270,12 +273,31 @@ def evaluate_on(
             f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
         )
     stage = stage or _silent
+    task = task.where(**(where or {}))
     name = split_of(task, split, "test")
     rows = _rows(encode(task.of_split(name), model, align=align), METRICS[metric])
     constants_from = task.of_split(split_of(task, train_split, "train")) if ablation in CONSTANT else None
     source = rows if constants_from is None else _rows(encode(constants_from, model, align=align), METRICS[metric])
     made = _ablation(ablation, model, batches(ranks.share(source), batch_size, model.device), stage)
     return _report(model, rows, METRICS[metric], made, circuit, name, options, stage(f"faithfulness on {name}"))
+
+
+def pairs_of(
+    model: Model,
+    task: Task,
+    metric: Metric,
+    *,
+    align: str = "equal",
+    ablation: Ablation | None = None,
+    batch_size: int = 32,
+) -> Callable[[], Iterator[Prepared]]:
+    """What gives a task's batches, prepared one after the other, each time it is called.
+
+    Raises:
+        TaskError: the pairs do not fit the model.
+    """
+    groups = batches(ranks.share(_rows(encode(task, model, align=align), metric)), batch_size, model.device)
+    return lambda: prepare_each(model, groups, ablation)
 
 
 def split_of(task: Task, wanted: str | None, default: str) -> str:
@@ -382,6 +404,7 @@ def _about(
             "unit": metric.unit,
             "swap_rows": metric.swap_rows,
             "align": options.align,
+            "where": dict(options.where),
             "divergence": divergence,
         },
         "method": {

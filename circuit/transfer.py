@@ -149,7 +149,8 @@ def _findings(names: Sequence[str], cells: Sequence[Cell]) -> list[str]:
         elif cell.circuit == cell.contrast and high is not None and high >= INTACT:
             text = f"not necessary: ablating the circuit of {cell.circuit} leaves {cell.left:.2f} of its own effect"
         elif cell.circuit != cell.contrast and low is not None and low < INTACT:
-            text = f"no dissociation: ablating the circuit of {cell.circuit} leaves only {cell.left:.2f} of {cell.contrast}"
+            own, other = cell.circuit, cell.contrast
+            text = f"no dissociation: ablating the circuit of {own} leaves only {cell.left:.2f} of {other}"
         else:
             continue
         if text not in found:

@@ -1,4 +1,4 @@
-"""Scores by part of the prompt, as tables, arrays and heat maps."""
+"""Scores by part of the prompt, and circuits by contrast, as tables, arrays and heat maps."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from circuit.attribution import ScoreParts
 from circuit.span_study import SpanStudy, span_rows
+from circuit.storage import write_json
 from circuit.subgraph import Circuit
+from circuit.transfer import Specificity
 from persona.plots import heat_map, write_figures
 from persona.tables import write_arrays, write_csv
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-__all__ = ["span_figures", "write_spans"]
+__all__ = ["span_figures", "write_spans", "write_specificity"]
 
 
 def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: Path, *, title: str) -> None:
@@ -29,6 +31,27 @@ def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: P
     write_csv(span_rows(parts, circuit.mask), folder / "spans.csv")
     write_csv(study.rows(), folder / "span_layers.csv")
     write_figures(span_figures(study), folder, page="spans.html", title=title)
+
+
+def write_specificity(found: Specificity, folder: Path) -> None:
+    """Write ``specificity.json``, ``specificity.csv`` and the matrix as a heat map.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    write_json(found.as_dict(), folder / "specificity.json")
+    write_csv(found.as_dict()["cells"], folder / "specificity.csv")
+    figure = heat_map(
+        found.matrix().tolist(),
+        found.names,
+        found.names,
+        title="What is left of a contrast when a circuit is ablated",
+        x="contrast",
+        y="circuit ablated",
+        unit="share of the effect",
+        numbers=".2f",
+    )
+    write_figures({"specificity": figure}, folder, page="specificity.html", title="Specificity", notes=found.findings)
 
 
 def span_figures(study: SpanStudy) -> dict[str, Figure]:
