@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuit import ranks
@@ -58,8 +58,8 @@ METHODS = ("eap", "eap-ig", "exact", "random")
 IG_RULES = ("midpoint", "authors")
 PARTS = ("row", "span")
 ACTIVATIONS = ("float32", "bfloat16")
-BLOCK_BYTES = 1 << 28
-"""Bound on the gradients at heads' streams that are held at a time."""
+BLOCK_BYTES = 1 << 26
+"""Least bound on the gradients at heads' streams that are held at a time, where none is given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ def score(
     rule: str = "midpoint",
     seed: int = 0,
     ablation: Ablation | None = None,
-    max_bytes: int = BLOCK_BYTES,
+    max_bytes: int | None = None,
     activations: str = "float32",
     progress: Progress | None = None,
 ) -> Scores:
@@ -127,7 +127,7 @@ def score_parts(
     steps: int = 5,
     rule: str = "midpoint",
     ablation: Ablation | None = None,
-    max_bytes: int = BLOCK_BYTES,
+    max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> ScoreParts:
     """EAP or EAP-IG scores per row or per named part of the prompts, at the cost of the plain ones.
@@ -168,7 +168,7 @@ def eap(
     metric: Metric,
     *,
     ablation: Ablation | None = None,
-    max_bytes: int = BLOCK_BYTES,
+    max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Edge attribution patching: two forward passes and one backward pass for all edges.
@@ -187,7 +187,7 @@ def eap_ig(
     steps: int = 5,
     rule: str = "midpoint",
     ablation: Ablation | None = None,
-    max_bytes: int = BLOCK_BYTES,
+    max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """EAP with the gradient averaged over ``steps`` points between ablated and clean embeddings.
@@ -305,18 +305,77 @@ def _passes(
     model: Model, batch: Batch, points: tuple[float, ...] | None, ablation: Ablation | None
 ) -> Iterator[tuple[Run, Tensor, Targets, float]]:
     """Per point: a run to differentiate, delta, the targets, and the point's share of the whole."""
-    start = embedded, context = model.start(batch.clean, batch.clean_padding)
-    clean = _differentiable_run(model, *start) if points is None else _plain_run(model, *start)
-    ablated = (ablation or corrupt)(model, batch, clean)
-    delta = ablated.contributions - clean.contributions
+    embedded, context = model.start(batch.clean, batch.clean_padding)
+    clean, first, delta = _both_ends(model, batch, embedded, context, ablation, differentiable=points is None)
     targets = targets_of(batch, clean.logits)
     if points is None:
         yield clean, delta, targets, 1.0
         return
-    first = ablated.streams[0]
+    del clean
     for point in points:
-        at = _differentiable_run(model, first + point * (embedded - first), context)
+        with torch.enable_grad():
+            between = (first + point * (embedded - first)).requires_grad_()
+            at = run(model, between, context, contributions=False)
         yield at, delta, targets, 1.0 / len(points)
+
+
+def _both_ends(
+    model: Model,
+    batch: Batch,
+    embedded: Float[Tensor, "batch pos d_model"],
+    context: Context,
+    ablation: Ablation | None,
+    *,
+    differentiable: bool,
+) -> tuple[Run, Float[Tensor, "batch pos d_model"], Float[Tensor, "src batch pos d_model"]]:
+    """The clean run, the ablated stream into the first block, and ablated - clean of every source.
+
+    A corrupt prompt that is a clean prompt of the batch, as the swapped row of a pair has it,
+    is not run again, and one that stands in several rows is run once.
+    """
+
+    def clean_run(against: Tensor | None = None) -> Run:
+        with torch.set_grad_enabled(differentiable):
+            start = embedded.detach().requires_grad_(differentiable)
+            return run(model, start, context, against=against)
+
+    if ablation not in (None, corrupt) or batch.corrupt_to_clean is not None or batch.clean_padding is not None:
+        clean = clean_run()
+        ablated = (ablation or corrupt)(model, batch, clean)
+        return clean, ablated.streams[0], ablated.contributions - clean.contributions
+    place, missing = _shared_prompts(batch)
+    if len(missing) == len(batch):
+        first, values = _contributions(model, batch.corrupt)
+        clean = clean_run(against=values)
+        return clean, first, clean.contributions
+    clean = clean_run()
+    first, values = embedded, clean.contributions
+    if missing:
+        more = _contributions(model, batch.corrupt[missing])
+        first, values = torch.cat([first, more[0]]), torch.cat([values, more[1]], dim=1)
+    return clean, first[place], values[:, place].sub_(clean.contributions)
+
+
+def _contributions(
+    model: Model, tokens: Int[Tensor, "batch pos"]
+) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "src batch pos d_model"]]:
+    """The stream into the first block and every source's contribution, and nothing else of the run."""
+    embedded, context = model.start(tokens)
+    with torch.no_grad():
+        return embedded, run(model, embedded, context).contributions
+
+
+def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:
+    """Where each corrupt prompt stands among the clean ones and those missing there; and rows that have the latter."""
+    where = {tuple(ids): i for i, ids in enumerate(batch.clean.tolist())}
+    place: list[int] = []
+    missing: list[int] = []
+    for row, ids in enumerate(map(tuple, batch.corrupt.tolist())):
+        if ids not in where:
+            where[ids] = len(batch) + len(missing)
+            missing.append(row)
+        place.append(where[ids])
+    return place, missing
 
 
 def _whole(
@@ -325,7 +384,7 @@ def _whole(
     metric: Metric,
     points: tuple[float, ...] | None,
     ablation: Ablation | None,
-    max_bytes: int,
+    max_bytes: int | None,
     progress: Progress | None,
 ) -> Scores:
     def of_batch(batch: Batch) -> np.ndarray:
@@ -343,16 +402,6 @@ def _whole(
     return Scores(model.graph, ranks.summed(total) / _n_rows(batches))
 
 
-def _differentiable_run(model: Model, embedded: Float[Tensor, "batch pos d_model"], context: Context) -> Run:
-    with torch.enable_grad():
-        return run(model, embedded.detach().requires_grad_(), context)
-
-
-def _plain_run(model: Model, embedded: Float[Tensor, "batch pos d_model"], context: Context) -> Run:
-    with torch.no_grad():
-        return run(model, embedded, context)
-
-
 def _scores_at(
     model: Model,
     at: Run,
@@ -360,14 +409,15 @@ def _scores_at(
     metric: Metric,
     targets: Targets,
     *,
-    max_bytes: int,
+    max_bytes: int | None,
     first: int = 0,
     cells: Sequence[Bool[Tensor, "batch pos"]] | None = None,
 ) -> Float[np.ndarray, "part src dst"]:
     """Sum of delta . gradient over prompts and positions from ``first`` on, for every edge, the gradient at one run.
 
     With ``cells`` a sum over each of these sets of places instead. Heads are taken as many
-    at a time as keep the gradients at their streams within ``max_bytes``.
+    at a time as keep the gradients at their streams within ``max_bytes``, by default within
+    a quarter of what the differences hold.
     """
     graph = model.graph
     reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
@@ -386,6 +436,8 @@ def _scores_at(
         for i, (deltas, gradients) in enumerate(zip(flat, parts_of(gradient), strict=True)):
             scores[i, :n_sources, slots] = (deltas[:n_sources] @ gradients.T).cpu().double()
 
+    if max_bytes is None:
+        max_bytes = max(BLOCK_BYTES, delta.numel() * delta.element_size() // 4)
     # A gradient at a head's stream is held about four times while it goes back through the norm.
     width = max(1, max_bytes // (4 * last.numel() * last.element_size()))
     for block in model.blocks:

@@ -26,6 +26,7 @@ class Run:
     every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into
     the first block: the positions in it cancel in differences between prompts of one
     length), without gradient; ``logits`` are those of the last position, ``[batch, vocab]``.
+    Where contributions were not asked for, there are no sources in them.
     """
 
     streams: tuple[Tensor, ...]
@@ -40,11 +41,29 @@ def run(
     model: Model,
     embedded: Float[Tensor, "batch pos d_model"],
     context: Context,
+    *,
+    contributions: bool = True,
+    against: Float[Tensor, "src batch pos d_model"] | None = None,
 ) -> Run:
-    """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is."""
+    """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is.
+
+    Without ``contributions`` they are not computed. With ``against`` they are subtracted
+    from that tensor, in place, and it stands in the run in their stead: of a graph's many
+    sources only one such tensor then has to be held.
+    """
     graph = model.graph
-    contributions = embedded.new_empty(graph.n_src, *embedded.shape, requires_grad=False)
-    contributions[0] = embedded.detach()
+    written = against
+    if written is None:
+        written = embedded.new_empty(graph.n_src if contributions else 0, *embedded.shape, requires_grad=False)
+
+    def write(sources: slice, values: Tensor) -> None:
+        if against is not None:
+            written[sources] -= values
+        else:
+            written[sources] = values
+
+    if contributions:
+        write(slice(0, 1), embedded.detach()[None])
     resid, streams, mids, qkv = embedded, [], [], []
     for block in model.blocks:
         normed = block.attn_norm(resid)
@@ -54,14 +73,15 @@ def run(
         # A view is a tensor of its own to autograd: its gradient is the MLP's path alone, without the skip.
         mid = resid.view_as(resid) if block.parallel else after.view_as(after)
         mlp = block.mlp(mid)
-        with torch.no_grad():
-            contributions[graph.heads_of(block.layer)] = block.head_results(z)
-            contributions[graph.mlp_of(block.layer)] = mlp
+        if contributions:
+            with torch.no_grad():
+                write(graph.heads_of(block.layer), block.head_results(z))
+                write(slice(graph.mlp_of(block.layer), graph.mlp_of(block.layer) + 1), mlp[None])
         streams.append(resid)
         mids.append(mid)
         qkv.append((q, k, v))
         resid = after + mlp
-    return Run((*streams, resid), tuple(mids), tuple(qkv), contributions, model.unembed(resid[:, -1]), context)
+    return Run((*streams, resid), tuple(mids), tuple(qkv), written, model.unembed(resid[:, -1]), context)
 
 
 def run_clean(model: Model, batch: Batch) -> Run:
