@@ -22,7 +22,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -77,6 +77,8 @@ def draw(
     strongest: int = 150,
     title: str = "",
     fmt: str | None = None,
+    groups: Mapping[str, Circuit] | None = None,
+    scale: str = "|score|, in metric units",
 ) -> DrawReport:
     """Draw a circuit into a file; an existing file is replaced, in one step.
 
@@ -89,31 +91,44 @@ def draw(
         title: a line above the picture; letters other than Latin, Greek and
             Cyrillic show in SVG only.
         fmt: one of ``FORMATS``.
+        groups: at most four parts of the circuit by name, each edge in exactly one; edges
+            are then coloured by their part rather than by the sign of their score.
+        scale: what the legend says that the width is.
 
     Raises:
-        OptionError: the format is unknown, ``strongest`` is below 1, or the scores
-            are of another graph.
+        OptionError: the format is unknown, ``strongest`` is below 1, the scores are of
+            another graph, or the groups do not part the circuit's edges.
         FileError: the file cannot be written, or Graphviz does not draw.
     """
     path = Path(path)
     fmt = _format_of(path, fmt)
-    picture = to_agraph(circuit, scores=scores, strongest=strongest, title=title)
+    picture = to_agraph(circuit, scores=scores, strongest=strongest, title=title, groups=groups, scale=scale)
     _write(path, _rendered(picture, fmt))
     return DrawReport(picture.number_of_edges(), len(circuit), path)
 
 
-def to_agraph(circuit: Circuit, *, scores: Scores | None = None, strongest: int = 150, title: str = "") -> pgv.AGraph:
+def to_agraph(
+    circuit: Circuit,
+    *,
+    scores: Scores | None = None,
+    strongest: int = 150,
+    title: str = "",
+    groups: Mapping[str, Circuit] | None = None,
+    scale: str = "|score|, in metric units",
+) -> pgv.AGraph:
     """The picture as a Graphviz graph with every position set; the parameters are those of ``draw``.
 
     Nodes and edges are the circuit's own, keyed by their names; edges carry ``slot``
     and ``score``. Title, layer bands and legend are the graph's ``_background``.
 
     Raises:
-        OptionError: ``strongest`` is below 1, or the scores are of another graph.
+        OptionError: ``strongest`` is below 1, the scores are of another graph, or the
+            groups do not part the circuit's edges.
     """
     import pygraphviz as pgv
 
-    chosen = _choose(circuit, scores, strongest)
+    _check_groups(circuit, groups)
+    chosen = replace(_choose(circuit, scores, strongest), groups=groups, scale=scale)
     page = _Page.of(circuit.graph, chosen.edges)
     curves = _route(page, chosen)
     result = pgv.AGraph(strict=False, directed=True, name="circuit")
@@ -132,11 +147,16 @@ def to_agraph(circuit: Circuit, *, scores: Scores | None = None, strongest: int 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """The edges to draw, topological; their scores, if any; and the line that says what is missing."""
+    """The edges to draw, topological; their scores, if any; and the line that says what is missing.
+
+    With ``groups``, colour and style say which part an edge is in; ``scale`` is what the width means.
+    """
 
     edges: tuple[Edge, ...]
     scores: Mapping[Edge, float] | None
     note: str
+    groups: Mapping[str, Circuit] | None = None
+    scale: str = ""
 
     @cached_property
     def largest(self) -> float:
@@ -148,6 +168,14 @@ class _Chosen:
         if self.scores is None:
             return 1.1
         return _width(abs(self.scores[edge]), self.largest)
+
+    def look(self, edge: Edge) -> tuple[str, str]:
+        """Colour and style: by group, else by sign."""
+        if self.groups is not None:
+            place = next(i for i, part in enumerate(self.groups.values()) if part.mask[part.graph.index(edge)])
+            return _GROUP_LOOKS[place]
+        assert self.scores is not None
+        return _look(self.scores[edge])
 
 
 def _choose(circuit: Circuit, scores: Scores | None, strongest: int) -> _Chosen:
@@ -167,6 +195,19 @@ def _choose(circuit: Circuit, scores: Scores | None, strongest: int) -> _Chosen:
     edges = tuple(circuit.graph.edge(int(src), int(dst)) for dst, src in places[kept])
     note = _note(len(circuit), len(places), len(edges), ranked=scores is not None)
     return _Chosen(edges, None if scores is None else {edge: scores[edge] for edge in edges}, note)
+
+
+def _check_groups(circuit: Circuit, groups: Mapping[str, Circuit] | None) -> None:
+    """Every edge of the circuit must be in one group, and no other edge in any."""
+    if groups is None:
+        return
+    if len(groups) > len(_GROUP_LOOKS):
+        raise OptionError(f"{len(groups)} groups of edges; there are colours for {len(_GROUP_LOOKS)}, so give fewer")
+    if any(part.graph != circuit.graph for part in groups.values()):
+        raise OptionError(f"a group is of another graph than the circuit, which is of {circuit.graph}")
+    times = sum((part.mask.astype(int) for part in groups.values()), np.zeros(circuit.mask.shape, dtype=int))
+    if (times != circuit.mask).any():
+        raise OptionError("the groups do not part the circuit: each of its edges must be in exactly one of them")
 
 
 def _note(total: int, alive: int, shown: int, *, ranked: bool) -> str:
@@ -518,10 +559,12 @@ def _edge_attributes(chosen: _Chosen, edge: Edge, curve: _Points) -> dict[str, s
     }
     if edge.slot:
         attributes |= {"slot": edge.slot, "headport": edge.slot}
-    if chosen.scores is None:
+    if chosen.scores is None and chosen.groups is None:
         return attributes | {"color": GREY}
+    color, style = chosen.look(edge)
+    if chosen.scores is None:
+        return attributes | {"color": color, "style": style}
     score = chosen.scores[edge]
-    color, style = _look(score)
     return attributes | {
         "color": color + "D0",
         "style": style,
@@ -574,6 +617,9 @@ def _legend(left: float, top: float, chosen: _Chosen) -> Iterator[str]:
     """Node kinds, ports, signs and the width scale, from the top down."""
     yield _text(left, top - 12, 11.0, "Legend")
     yield from _legend_nodes(left, top - 44)
+    if chosen.groups is not None:
+        yield from _legend_groups(left, top - 136, chosen)
+        return
     if chosen.scores is None:
         yield _line(left, top - 133, 1.1, GREY, "solid")
         yield _text(left + 62, top - 136, 9.0, "kept edge (no scores given)")
@@ -581,7 +627,7 @@ def _legend(left: float, top: float, chosen: _Chosen) -> Iterator[str]:
     yield _text(left, top - 136, 9.0, "score = m(edge corrupted) − m(clean)")
     yield from _legend_signs(left, top - 158)
     if chosen.largest:
-        yield _text(left, top - 238, 9.0, "width: |score|, in metric units")
+        yield _text(left, top - 238, 9.0, f"width: {chosen.scale}")
         yield from _legend_widths(left, top - 258, chosen.largest)
 
 
@@ -592,6 +638,18 @@ def _legend_signs(left: float, y: float) -> Iterator[str]:
             yield _text(left + 62, y, 9.0, line)
             y -= 12
         y -= 8
+
+
+def _legend_groups(left: float, y: float, chosen: _Chosen) -> Iterator[str]:
+    """Every group with its number of edges in the whole circuit, and the width scale."""
+    assert chosen.groups is not None
+    for (name, part), look in zip(chosen.groups.items(), _GROUP_LOOKS, strict=False):
+        yield _line(left, y + 3, 2.4, *look)
+        yield _text(left + 62, y, 9.0, f"{name} ({len(part):,})")
+        y -= 20
+    if chosen.largest:
+        yield _text(left, y - 6, 9.0, f"width: {chosen.scale}")
+        yield from _legend_widths(left, y - 26, chosen.largest)
 
 
 def _legend_widths(left: float, y: float, largest: float) -> Iterator[str]:
@@ -607,7 +665,13 @@ _SIGNS = (
 )
 
 
+# By group: black, reddish purple (Okabe and Ito), and the two colours of the signs.
+_GROUP_LOOKS = ((INK, "solid"), ("#CC79A7", "solid"), (BLUE, "solid"), (VERMILLION, "dashed"))
+
+
 def _legend_height(chosen: _Chosen) -> float:
+    if chosen.groups is not None:
+        return 150.0 + 20 * len(chosen.groups) + (70 if chosen.largest else 0)
     if chosen.scores is None:
         return 150.0
     return 300.0 if chosen.largest else 240.0

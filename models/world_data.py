@@ -17,7 +17,7 @@ from pathlib import Path
 
 from models.world import GAIN, PRIOR, World, build_world
 from models.world_lexicon import FILLER
-from models.world_pairs import MILD, STRONG, Row, control_pairs, demo_pairs, main_pairs
+from models.world_pairs import MILD, STRONG, Row, control_pairs, demo_pairs, main_pairs, prior_pairs
 from models.world_text import (
     CUES,
     DESCRIPTION_FRAMES,
@@ -43,6 +43,7 @@ def world_files(world: World) -> dict[str, str]:
         "pairs_test.jsonl": main_pairs(world, "test", n=120, held_out=("combination", "description", "wording")),
         "pairs_controls.jsonl": control_pairs(world, each=40),
         "pairs_demo.jsonl": demo_pairs(world),
+        "pairs_prior.jsonl": prior_pairs(world),
     }
     files = {
         "personas.jsonl": _lines(_personas(world)),
@@ -231,6 +232,13 @@ most likely answers are the same (`collapses`). No option occurs in a persona's 
   prior, so they differ even where the prior makes both answer alike.
 - `pairs_demo.jsonl`: short prompts of one token length, strong contrast, little prior, and
   most likely answers that differ: for a quick search of a circuit, with a train and a test split.
+- `pairs_prior.jsonl`: the generic prior instead of the persona. `clean` and `corrupt` are the
+  prompts of one persona and two questions of level 2 or 3. `answers` are the first question's
+  default and another option of the second, `wrong_answers` the second's default and another option
+  of the first; the persona likes either question's two options equally. `generator` holds the two
+  distributions over either question's own options, and in `leads` the logits by which either
+  default leads the other option there. Test has neither a question nor a persona of train.
+  `docs/pairs.md` says why the margin has four words.
 """
 
 

@@ -15,6 +15,16 @@ no persona effect to find, or one that must not be found:
     irrelevant  two personas whose traits have no bearing on the question (or a question
                 that ignores the persona); answers: the first and second of all options
     neighbour   personas only mentioned of somebody else; answers: as if they were asked
+
+Prior pairs turn it round: one persona, two questions of strong and different defaults.
+The answers are the default of the first question and another option of the second, the
+wrong answers the default of the second and another option of the first:
+
+    margin = 1/2 [l(default 1) - l(other 1)] - 1/2 [l(default 2) - l(other 2)]
+
+A question raises its own options above all other words, whatever its prior: here that
+cancels, as each question has one option on either side. The persona is indifferent
+between the two options of either question, so it has no part in the margin.
 """
 
 from __future__ import annotations
@@ -39,7 +49,7 @@ from models.world_text import (
     wordings,
 )
 
-__all__ = ["MILD", "STRONG", "control_pairs", "demo_pairs", "main_pairs"]
+__all__ = ["MILD", "STRONG", "control_pairs", "demo_pairs", "main_pairs", "prior_pairs"]
 
 # Persona divergence in logits: a strong pair has at least, a mild pair at most (and at least 1).
 STRONG = 5.0
@@ -111,6 +121,90 @@ def control_pairs(world: World, *, each: int) -> list[Row]:
             identifier = f"{control}-{index:03d}"
             rows.append(_row(world, identifier, "test", clean, corrupt, personas, question, axis, choices))
     return rows
+
+
+def prior_pairs(world: World, *, each: int = 32) -> list[Row]:
+    """`each` short pairs per split: one persona, two questions of level 2 or 3 with other defaults.
+
+    Train has three fifths of the questions of either level and half of the personas, test the others.
+    """
+    rng = random.Random("pairs/prior")
+    rows: list[Row] = []
+    for split, questions, personas in _prior_splits(world, rng):
+        used: set[tuple[str, str]] = set()
+        while len(used) < each:
+            persona, both = rng.choice(personas), tuple(rng.sample(questions, 2))
+            key = (persona.id, "~".join(sorted(question.id for question in both)))
+            row = None if key in used else _prior_row(world, f"prior-{len(rows):03d}", split, persona, both, rng)
+            if row is not None:
+                used = used | {key}
+                rows.append(row)
+    return rows
+
+
+def _prior_splits(world: World, rng: random.Random) -> list[tuple[str, list[Question], list[Persona]]]:
+    """Questions with a strong default and a noun of one word, and personas, of train and of test."""
+    questions: tuple[list[Question], list[Question]] = ([], [])
+    for level in (2, 3):
+        asked = [q for q in world.questions if q.prior_level == level and not q.ignores_persona and " " not in q.noun]
+        rng.shuffle(asked)
+        cut = round(0.6 * len(asked))
+        questions[0].extend(asked[:cut])
+        questions[1].extend(asked[cut:])
+    personas = [p for p in world.personas if held_out_description(world, p) != 0]
+    rng.shuffle(personas)
+    return [("train", questions[0], personas[::2]), ("test", questions[1], personas[1::2])]
+
+
+def _prior_row(
+    world: World, identifier: str, split: str, persona: Persona, both: tuple[Question, ...], rng: random.Random
+) -> Row | None:
+    """The pair of two questions under one persona; None where training lacks one, or the persona takes a side."""
+    wording = next((i for i in (0, 2) if i not in {held_out_wording(world, q) for q in both}), None)
+    others = [_indifferent(world, persona, question) for question in both]
+    if wording is None or not all(others) or any(world.is_held_out(persona, q) for q in both):
+        return None
+    clean, corrupt = (prompt([descriptions(persona)[0]], wordings(question)[wording]) for question in both)
+    defaults = [f" {question.words[question.default]}" for question in both]
+    chosen = [rng.choice(options) for options in others]
+    against = [f" {question.words[option]}" for question, option in zip(both, chosen, strict=True)]
+    shares = [world.probabilities(persona, question) for question in both]
+    leads = [
+        float(np.log(share[question.default] / share[option]))
+        for share, question, option in zip(shares, both, chosen, strict=True)
+    ]
+    return {
+        "id": identifier,
+        "clean": clean,
+        "corrupt": corrupt,
+        "answers": [defaults[0], against[1]],
+        "wrong_answers": [defaults[1], against[0]],
+        "persona_a": persona.id,
+        "persona_b": persona.id,
+        "question": "~".join(question.id for question in both),
+        "split": split,
+        "domain": "~".join(question.domain for question in both),
+        "contrast": "prior",
+        "bias": "high",
+        "placement": "early",
+        "control": "prior",
+        "held_out": "none",
+        "prior_level": min(question.prior_level for question in both),
+        "candidates": [f" {word}" for question in both for word in question.words],
+        "generator": {
+            "p_a": [round(value, 6) for value in shares[0]],
+            "p_b": [round(value, 6) for value in shares[1]],
+            "leads": [round(lead, 6) for lead in leads],
+            "collapses": False,
+        },
+    }
+
+
+def _indifferent(world: World, persona: Persona, question: Question) -> list[int]:
+    """The options that the persona likes exactly as much as the question's default."""
+    utilities = world.utilities(persona, question)
+    level = utilities[question.default]
+    return [i for i in np.flatnonzero(np.isclose(utilities, level)).tolist() if i != question.default]
 
 
 def _drawn(
