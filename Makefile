@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 OUT ?= runs/demo
+THREADS ?= 1
+PEERS ?= benchmarks/peers/.venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo circuit test test-fast check bench peers clean
+.PHONY: demo circuit test test-fast check bench bench-gpu bench-growth bench-estimate peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -34,12 +36,24 @@ check: $(READY)  ## formatting and lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-bench: $(READY)  ## attribution and evaluation against bare passes, in one run
-	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,min,max --benchmark-sort=name
+bench: $(READY)  ## the engine, bare passes and peers on the CPU, in one run; writes benchmarks/README.md
+	mkdir -p runs
+	OMP_NUM_THREADS=$(THREADS) PERSONA_CIRCUITS_PEERS=$(abspath $(PEERS)) $(BIN)/python -m pytest benchmarks --threads $(THREADS) \
+		--benchmark-columns=median,min,max --benchmark-sort=name --benchmark-json=runs/bench.json
+	$(BIN)/python benchmarks/tables.py runs/bench.json
+
+bench-gpu: $(READY)  ## the same steps on CUDA, on larger shapes; writes benchmarks/README.md
+	$(BIN)/python benchmarks/gpu.py --readme benchmarks/README.md --out runs/bench-gpu.json
+
+bench-growth: $(READY)  ## time and memory against edges, tokens, prompts; writes benchmarks/README.md and growth.png
+	$(BIN)/python benchmarks/growth.py --threads $(THREADS) --readme benchmarks/README.md --out runs/bench-growth.json
+
+bench-estimate: $(READY)  ## what larger models would cost, on paper; writes benchmarks/README.md
+	$(BIN)/python benchmarks/estimate.py
 
 peers:  ## the second opinion's environment, and its frozen numbers
-	benchmarks/peers/setup.sh
-	benchmarks/peers/.venv/bin/python benchmarks/peers/make_frozen.py
+	benchmarks/peers/setup.sh $(PEERS)
+	$(PEERS)/bin/python benchmarks/peers/make_frozen.py
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info

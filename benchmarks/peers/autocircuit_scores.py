@@ -15,6 +15,7 @@ Runs inside the environment that setup.sh makes, never in the project's own:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -24,7 +25,7 @@ import random
 import sys
 from pathlib import Path
 
-METHODS = ("eap", "mask-ig", "acdc")
+METHODS = ("eap", "mask-ig", "eap-ig", "acdc")
 METRICS = ("logit_diff",)
 CIRCUITS = ((0, 0.5), (1, 0.8), (2, 0.95))  # seed, share of the edges kept
 
@@ -45,6 +46,8 @@ METHOD_CONVENTION = {
     "eap": "mask_gradient_prune_scores with mask_val=0",
     "mask-ig": "mask_gradient_prune_scores with integrated_grad_samples=n: every edge mask at "
     "k/n together, k = 0..n, the sum divided by n+1 here; it is not EAP-IG",
+    "eap-ig": "EAP-IG inputs put together from auto-circuit's parts, which has none of its own: the stream into the "
+    "first block at `shares` of the way from corrupt to clean, the mask gradient there, averaged over the points",
     "acdc": "acdc_prune_scores, KL(clean || circuit) at the last position, edge removed iff the "
     "KL grows by less than tau (signed); one batch of the rows that are as long as the first; "
     "`order` is the order in which edges were tried, `kept` what was left",
@@ -348,6 +351,10 @@ def run_method(model, edges, rows, method: str, *, ig_samples: int, tau: float) 
         return run_acdc(model, edges, rows, tau)
     if method == "eap":
         return {"scores": mask_gradient(model, edges, rows)}
+    if method == "eap-ig":
+        shares = [(k + 0.5) / ig_samples for k in range(ig_samples)]
+        values = eap_ig(model, [(_loader([row]), 1 / len(rows)) for row in rows], shares)
+        return {"shares": shares, "scores": {n: round(-e.prune_score(values).item(), 12) for n, e in edges.items()}}
     scores = mask_gradient(model, edges, rows, ig_samples=ig_samples)
     return {"ig_samples": ig_samples, "scores": scores}
 
@@ -372,6 +379,52 @@ def mask_gradient(model, edges, rows, ig_samples: int | None = None) -> dict[str
     )
     scale = -1.0 / (len(rows) * ((ig_samples or 0) + 1))
     return {name: round(scale * edge.prune_score(values).item(), 12) for name, edge in edges.items()}
+
+
+def eap_ig(model, loaders, shares, metric: str = "logit") -> dict:
+    """EAP-IG inputs out of auto-circuit's parts: its patched model, its wrappers, its mask gradient.
+
+    auto-circuit has no EAP-IG. At each point the stream into the first block is put between the
+    corrupt and the clean one (`shares` from the corrupt end on), and the activations to patch in are
+    the point's own plus corrupt - clean; the gradient with respect to a mask of zero is then
+    (corrupt - clean) . gradient at the point. `loaders` hold one batch each and come with the batch's
+    weight. Returns PruneScores in auto-circuit's sign, averaged.
+    """
+    from auto_circuit.utils.graph_utils import patch_mode, set_all_masks, train_mask_mode
+
+    with train_mask_mode(model):
+        set_all_masks(model, val=0.0)
+        for loader, weight in loaders:
+            (batch,) = loader
+            clean, corrupt = (outputs_of(model, tokens) for tokens in (batch.clean, batch.corrupt))
+            for share in shares:
+                with stream_at(model, corrupt[0] + share * (clean[0] - corrupt[0])):
+                    here = outputs_of(model, batch.clean)
+                    with patch_mode(model, here + corrupt - clean):
+                        loss = -difference(model(batch.clean)[model.out_slice], batch, metric)
+                        (loss * weight / len(shares)).backward()
+        return {wrapper.module_name: wrapper.patch_mask.grad.clone() for wrapper in model.dest_wrappers}
+
+
+def outputs_of(model, tokens):
+    """What every source writes, `[src, batch, pos, d_model]`, usable in a graph of gradients."""
+    from auto_circuit.utils.ablation_activations import src_ablations
+
+    return src_ablations(model, tokens).clone().detach()
+
+
+@contextlib.contextmanager
+def stream_at(model, stream):
+    """The stream into the first block replaced, by a hook of TransformerLens."""
+    with model.wrapped_model.hooks(fwd_hooks=[("blocks.0.hook_resid_pre", lambda _value, hook: stream.clone())]):
+        yield
+
+
+def difference(logits, batch, metric: str):
+    """auto-circuit's mean over a batch of answers minus wrong answers, in logits or in probability."""
+    from auto_circuit.utils.tensor_ops import batch_avg_answer_diff
+
+    return batch_avg_answer_diff(logits.softmax(-1) if metric == "prob" else logits, batch)
 
 
 def run_acdc(model, edges, rows, tau: float) -> dict:
@@ -453,7 +506,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="JSON file to write")
     parser.add_argument("--method", choices=METHODS, default="eap")
     parser.add_argument("--metric", choices=METRICS, default="logit_diff")
-    parser.add_argument("--ig-samples", type=int, default=5, help="for mask-ig: n of n+1 points")
+    parser.add_argument("--ig-samples", type=int, default=5, help="for mask-ig: n of n+1 points; for eap-ig: n points")
     parser.add_argument("--tau", type=float, default=0.01, help="for acdc")
     return parser.parse_args(argv)
 

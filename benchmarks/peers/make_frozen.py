@@ -6,8 +6,8 @@ Runs inside the environment that setup.sh makes:
 
 1. tiny-gpt2/: a seeded 3-layer GPT-2 with a word-level tokenizer, as a Hugging Face folder.
 2. tiny_pairs.json, craftgpt_pairs.json: prompt pairs in auto-circuit's format.
-3. autocircuit_tiny.json, autocircuit_tiny_mask_ig.json, autocircuit_tiny_acdc.json,
-   autocircuit_craftgpt.json: auto-circuit's numbers for them (autocircuit_scores.py).
+3. autocircuit_tiny.json, autocircuit_tiny_mask_ig.json, autocircuit_tiny_eap_ig.json,
+   autocircuit_tiny_acdc.json, autocircuit_craftgpt.json: auto-circuit's numbers for them (autocircuit_scores.py).
 
 The craftgpt numbers are skipped, saying so, where that model's folder is absent.
 """
@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         tiny = (out / "tiny-gpt2", out / "tiny_pairs.json")
         freeze(out / "autocircuit_tiny.json", *tiny)
         freeze(out / "autocircuit_tiny_mask_ig.json", *tiny, method="mask-ig")
+        freeze(out / "autocircuit_tiny_eap_ig.json", *tiny, method="eap-ig")
         freeze(out / "autocircuit_tiny_acdc.json", *tiny, method="acdc", tau=0.005)
         if craftgpt.is_dir():
             freeze(out / "autocircuit_craftgpt.json", craftgpt, out / "craftgpt_pairs.json")

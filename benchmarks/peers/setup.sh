@@ -3,12 +3,12 @@
 #
 #   benchmarks/peers/setup.sh [FOLDER]
 #
-# FOLDER is by default $PEERS_VENV, else .venv beside this script. PYTHON names the
+# FOLDER is by default $PERSONA_CIRCUITS_PEERS, else .venv beside this script. PYTHON names the
 # interpreter (3.10 to 3.12), by default python3.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-venv="${1:-${PEERS_VENV:-$here/.venv}}"
+venv="${1:-${PERSONA_CIRCUITS_PEERS:-$here/.venv}}"
 requirements="$here/requirements.txt"
 
 if ! "${PYTHON:-python3}" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))'; then

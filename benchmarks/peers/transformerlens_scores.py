@@ -29,24 +29,28 @@ def transformerlens_eap(folder, prompts, dtype: str = "float32") -> dict[str, fl
     Parameters
     ----------
     folder : a local Hugging Face folder that TransformerBridge can boot, plain heads only.
-    prompts : dictionaries with `clean`, `corrupt`, `answers`, `wrong_answers` (all text),
-        the two prompts of one dictionary equally long in tokens.
+    prompts : dictionaries with `clean`, `corrupt`, `answers`, `wrong_answers`, all text or all
+        token ids, the two prompts of one dictionary equally long in tokens.
     dtype : "float32" or "float64".
 
     Raises
     ------
     ValueError : no such folder, no prompts, unequal lengths, or an answer that is not one token.
     """
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder} is not a folder; give a local Hugging Face folder")
+    if not prompts:
+        raise ValueError("no prompts; give at least one pair")
+    return scores_of(boot(folder, dtype), prompts)
+
+
+def scores_of(model, prompts) -> dict[str, float]:
+    """The same for a model of `boot`, so that loading it can be left out of a time."""
     from transformer_lens.tools.analysis.attribution_patching import (
         EdgeAttributionConfig,
         attribution_patch,
     )
 
-    if not Path(folder).is_dir():
-        raise ValueError(f"{folder} is not a folder; give a local Hugging Face folder")
-    if not prompts:
-        raise ValueError("no prompts; give at least one pair")
-    model = _boot(folder, dtype)
     totals: defaultdict[str, float] = defaultdict(float)
     for prompt in prompts:
         clean, corrupt = (_ids(model, prompt[side]) for side in ("clean", "corrupt"))
@@ -62,7 +66,8 @@ def transformerlens_eap(folder, prompts, dtype: str = "float32") -> dict[str, fl
     return {edge: total / len(prompts) for edge, total in totals.items()}
 
 
-def _boot(folder, dtype: str):
+def boot(folder, dtype: str):
+    """The bridge around a local Hugging Face folder."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -70,10 +75,12 @@ def _boot(folder, dtype: str):
     return model.eval()
 
 
-def _ids(model, text: str):
-    """Token ids (1, pos), no special tokens."""
+def _ids(model, text):
+    """Token ids (1, pos), no special tokens; ids are taken as they are."""
     import torch
 
+    if not isinstance(text, str):
+        return torch.tensor([text])
     return torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
 
 
@@ -85,8 +92,10 @@ def _logit_difference(model, prompt: dict):
     return lambda logits: logits[0, -1, right].mean() - logits[0, -1, wrong].mean()
 
 
-def _answer_id(model, text: str, answer: str) -> int:
-    """The one id that the answer adds after its prompt."""
+def _answer_id(model, text, answer) -> int:
+    """The one id that the answer adds after its prompt; an id is taken as it is."""
+    if isinstance(answer, int):
+        return answer
     before, after = _ids(model, text)[0].tolist(), _ids(model, text + answer)[0].tolist()
     if after[:-1] != before:
         raise ValueError(f"answer {answer!r} is not one token after its prompt {text!r}")
