@@ -1,10 +1,11 @@
-"""The behavioural study as files and as rows of a table: JSON, three CSV tables, and a page of figures.
+"""The behavioural study as files and as rows of a table: JSON, three CSV tables, and figures.
 
     collapse.json    everything, with what it was made from
     pairs.csv        a line per pair, controls behind the study's own
     questions.csv    a line per question
     groups.csv       a line per value of an axis, the paraphrase controls beside it
     collapse.html    the figures; needs no network
+    *.png            each figure
 
 Numbers are rounded to six places, and what is not defined (PDR where b = D = 0, the
 required gain where D = 0) is null or empty. The same study gives the same bytes.
@@ -12,22 +13,18 @@ required gain where D = 0) is null or empty. The same study gives the same bytes
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from circuit.files import atomic, write_json
+from circuit.files import write_json
 from persona.collapse import CollapseStudy, Group, PairRow
 from persona.statistics import Estimate
+from persona.tables import interval, plain, write_csv
 
 __all__ = ["FORMAT", "TABLE", "collapse_record", "group_rows", "write_collapse"]
 
 FORMAT = "persona-circuits/collapse"
-PLACES = 6
 TABLE = ("pairs", "n", "D", "95 %", "p (D = 0)", "PDR", "collapse", "95 %", "agree", "mass", "paraphrases")
 
 
@@ -37,14 +34,14 @@ def write_collapse(study: CollapseStudy, folder: str | Path) -> None:
     Raises:
         FileError: the folder is missing or cannot be written.
     """
-    from persona.figures import collapse_page
+    from persona.figures import write_collapse_figures
 
     folder = Path(folder)
     record = collapse_record(study)
     write_json(record, folder / "collapse.json")
     for name in ("pairs", "questions", "groups"):
-        _write_text(_csv([_flat(row) for row in record[name]]), folder / f"{name}.csv")
-    _write_text(collapse_page(study), folder / "collapse.html")
+        write_csv(record[name], folder / f"{name}.csv")
+    write_collapse_figures(study, folder)
 
 
 def collapse_record(study: CollapseStudy) -> dict[str, Any]:
@@ -63,7 +60,7 @@ def collapse_record(study: CollapseStudy) -> dict[str, Any]:
         "questions": study.questions,
         "pairs": [_pair(row) for row in (*study.pairs, *study.control_pairs)],
     }
-    return _plain(record)
+    return plain(record)
 
 
 def group_rows(study: CollapseStudy) -> list[tuple[str, ...]]:
@@ -93,9 +90,7 @@ def _table_row(group: Group) -> tuple[str, ...]:
 
 
 def _interval(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return ""
-    return f"{estimate.low:.2f}, {estimate.high:.2f}"
+    return interval(estimate.low, estimate.high)
 
 
 def _pair(row: PairRow) -> dict[str, Any]:
@@ -135,43 +130,3 @@ def _pair(row: PairRow) -> dict[str, Any]:
         "log_probs_a": measure.log_probs_a,
         "log_probs_b": measure.log_probs_b,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Lists and dictionaries for tuples and dataclasses, rounded floats, None for what is no number."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return round(value, PLACES) + 0.0 if math.isfinite(value) else None
-    return value
-
-
-def _flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """One level of columns: ``summary.divergence.low``; lists are joined by `` | ``."""
-    found: dict[str, Any] = {}
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            found[f"{prefix}{key}"] = " | ".join(str(item).strip() for item in value)
-        else:
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _write_text(text: str, path: Path) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Figures of the behavioural study, as plotly figures and as one page that needs no network.
+"""Figures of the behavioural study, as plotly figures; ``persona.plots`` writes them.
 
 divergence against prior   every pair's |b| and D, and the lines |D| = 2 |b|: between them the
                            two declared tokens do not part, whatever the persona
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona.collapse import CollapseStudy, PairRow
+from persona.plots import DIVERGING, GREY, MISSING, figure_page, laid_out, write_figures
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -25,23 +26,20 @@ __all__ = [
     "divergence_by_persona",
     "divergence_by_placement",
     "divergence_by_prior",
+    "write_collapse_figures",
 ]
 
 COLOURS = {"apart": "#0072b2", "collapse": "#d55e00", "reversed": "#cc79a7", "no signal": "#999999"}
-GREY = "#bbbbbb"
-MISSING = "#e4e4e4"
-DIVERGING = [[0.0, "#b2182b"], [0.25, "#ef8a62"], [0.5, "#f7f7f7"], [0.75, "#67a9cf"], [1.0, "#2166ac"]]
+
+
+def write_collapse_figures(study: CollapseStudy, folder: Path) -> None:
+    """Write ``collapse.html`` and a PNG of each figure."""
+    write_figures(collapse_figures(study), folder, page="collapse.html", title=_title(study), notes=study.notes)
 
 
 def collapse_page(study: CollapseStudy) -> str:
-    """All figures on one HTML page, plotly's script included once; the same study gives the same text."""
-    figures = list(collapse_figures(study).items())
-    parts = [_part(name, figure, with_script=place == 0) for place, (name, figure) in enumerate(figures)]
-    notes = "".join(f"<p>{escape(note)}</p>" for note in study.notes)
-    title = escape(f"Persona collapse: {Path(study.model).name}")
-    head = f'<head><meta charset="utf-8"><title>{title}</title></head>'
-    body = f'<body style="font-family: sans-serif; max-width: 1100px; margin: auto"><h1>{title}</h1>{notes}'
-    return f"<!DOCTYPE html>\n<html>{head}{body}{''.join(parts)}</body></html>\n"
+    """All figures on one HTML page; the same study gives the same text."""
+    return figure_page(collapse_figures(study), _title(study), study.notes)
 
 
 def collapse_figures(study: CollapseStudy) -> dict[str, Figure]:
@@ -68,7 +66,7 @@ def divergence_by_prior(study: CollapseStudy) -> Figure:
             figure.add_trace(_points(rows, outcome, colour, "circle"))
     _add_collapse_lines(figure, study)
     axis = {"range": _range([row.measure.divergence for row in (*study.pairs, *paraphrases)])}
-    return _laid_out(figure, "Persona divergence against prior strength", "|b| (logits)", "D (logits)", yaxis=axis)
+    return laid_out(figure, "Persona divergence against prior strength", "|b| (logits)", "D (logits)", yaxis=axis)
 
 
 def divergence_by_persona(study: CollapseStudy) -> Figure | None:
@@ -88,7 +86,7 @@ def divergence_by_persona(study: CollapseStudy) -> Figure | None:
     values = [[means.get((persona, question)) for question in questions] for persona in personas]
     bar = {"title": "mean D"}
     trace = Heatmap(x=questions, y=personas, z=values, colorscale=DIVERGING, zmid=0, colorbar=bar, hoverongaps=False)
-    figure = _laid_out(Figure(trace), "Persona divergence by persona and question", "question", "persona")
+    figure = laid_out(Figure(trace), "Persona divergence by persona and question", "question", "persona")
     figure.update_xaxes(tickangle=-60, type="category", dtick=1, showgrid=False)
     figure.update_yaxes(type="category", dtick=1, autorange="reversed", showgrid=False)
     return figure.update_layout(height=260 + 15 * len(personas), plot_bgcolor=MISSING)
@@ -105,15 +103,14 @@ def divergence_by_placement(study: CollapseStudy) -> Figure | None:
     figure = Figure()
     if matched:
         _add_matched(figure, matched)
-        return _laid_out(figure, _placement_title(study), "D, persona placed early (logits)", "D, late (logits)")
+        return laid_out(figure, _placement_title(study), "D, persona placed early (logits)", "D, late (logits)")
     for name, colour in (("early", COLOURS["apart"]), ("late", COLOURS["collapse"])):
         figure.add_trace(_box(rows[name], name, colour))
-    return _laid_out(figure, _placement_title(study), "placement of the persona", "D (logits)")
+    return laid_out(figure, _placement_title(study), "placement of the persona", "D (logits)")
 
 
-def _part(name: str, figure: Figure, *, with_script: bool) -> str:
-    settings = {"displaylogo": False, "responsive": True}
-    return figure.to_html(full_html=False, include_plotlyjs=with_script, div_id=name, config=settings)
+def _title(study: CollapseStudy) -> str:
+    return f"Persona collapse: {Path(study.model).name}"
 
 
 def _points(rows: Sequence[PairRow], name: str, colour: str, symbol: str) -> Any:
@@ -202,16 +199,3 @@ def _placement_title(study: CollapseStudy) -> str:
         return "Early against late placement"
     interval = "" if difference.low is None else f" [{difference.low:+.2f}, {difference.high:+.2f}]"
     return f"Early against late placement: D late − early {difference.value:+.2f}{interval}"
-
-
-def _laid_out(figure: Figure, title: str, x: str, y: str, yaxis: dict[str, Any] | None = None) -> Figure:
-    grid = {"showgrid": True, "gridcolor": "#eeeeee", "zerolinecolor": "#cccccc"}
-    return figure.update_layout(
-        title=title,
-        template="none",
-        xaxis={"title": {"text": x, "standoff": 15}, "automargin": True, **grid},
-        yaxis={"title": {"text": y, "standoff": 15}, "automargin": True, **grid, **(yaxis or {})},
-        hovermode="closest",
-        height=560,
-        margin={"l": 90, "r": 30, "t": 60, "b": 70},
-    )

@@ -377,7 +377,8 @@ def test_the_same_study_gives_the_same_bytes(study, tmp_path):
         (tmp_path / name).mkdir()
         write_collapse(study, tmp_path / name)
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert names == ["collapse.html", "collapse.json", "groups.csv", "pairs.csv", "questions.csv"]
+    pictures = [f"{name}.png" for name in sorted(collapse_figures(study))]
+    assert names == ["collapse.html", "collapse.json", *pictures, "groups.csv", "pairs.csv", "questions.csv"]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     with pytest.raises(FileError):

@@ -1,0 +1,207 @@
+"""The prompts of a pair file as examples: each with its persona, question, template, wording, and named positions.
+
+A pair gives two examples, its ``clean`` prompt first. What a file does not say is taken
+from the text: the template is what stands around the question, the wording is the
+persona's text. With a file of personas the wording is its number there, so that the same
+form of different personas has one name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from circuit.errors import OptionError, TaskError, listed
+from circuit.task import PromptPair, Reader, answer_id
+from persona.items import Item, load_items
+from persona.positions import POSITIONS, Placed, locate
+from persona.sources import Persona
+
+__all__ = ["Example", "ExampleFile", "load_examples", "shared_positions"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt. ``pair`` is the place of its pair among the file's, ``is_clean`` its side.
+
+    ``answers`` and ``others`` are the ids of what this prompt's persona is to prefer and of
+    what the other one is to prefer; ``candidates`` those of all options, in the file's order.
+    """
+
+    pair: int
+    is_clean: bool
+    placed: Placed
+    persona: str
+    question: str
+    template: str
+    wording: str
+    split: str
+    answers: tuple[int, ...]
+    others: tuple[int, ...]
+    candidates: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ExampleFile:
+    """The examples of a pair file, two for each of ``items``; ``sha256`` is the file's."""
+
+    items: tuple[Item, ...]
+    examples: tuple[Example, ...]
+    source: str
+    sha256: str
+
+    @property
+    def uneven(self) -> int:
+        """How many pairs have prompts of different length."""
+        first, second = self.examples[::2], self.examples[1::2]
+        return sum(len(a.placed.ids) != len(b.placed.ids) for a, b in zip(first, second, strict=True))
+
+
+def load_examples(
+    path: str | Path,
+    reader: Reader,
+    *,
+    label: str | None = None,
+    split: str = "all",
+    tokens: tuple[str, str] | None = None,
+    personas: Sequence[Persona] = (),
+) -> ExampleFile:
+    """Read a pair file and lay its prompts out for one tokenizer.
+
+    Parameters
+    ----------
+    reader
+        The model, or anything else with its tokenizer.
+    label
+        What results call the file, if not ``path``.
+    tokens
+        Two words that take the place of every pair's answers and candidates: the first
+        persona's and the second's.
+    personas
+        Who the personas are; gives wordings their numbers.
+
+    Raises
+    ------
+    TaskError
+        The file cannot be read, has no such split, an answer is not one token in its
+        context, or a prompt has two BOS tokens or is too long; all faults are listed.
+    OptionError
+        ``tokens`` are no two single tokens behind every prompt.
+    """
+    found = load_items(path, label=label).of_split(split)
+    rows = _rows(Path(path))
+    wordings = {(who.name, text): str(i) for who in personas for i, text in enumerate(who.wordings)}
+    faults: list[str] = []
+    examples: list[Example] = []
+    for place, item in enumerate(found.items):
+        examples += _examples(place, item, rows[item.pair.line], reader, tokens, wordings, faults)
+    if faults and tokens is not None:
+        headline = (
+            f"--tokens: each word must be one token behind every prompt of {found.source}; {len(faults)} fault(s):"
+        )
+        raise OptionError(listed(headline, faults, most=4))
+    if faults:
+        raise TaskError(listed(f"{found.source} does not fit {reader.name}: {len(faults)} fault(s):", faults))
+    return ExampleFile(found.items, tuple(examples), found.source, found.sha256)
+
+
+def shared_positions(found: ExampleFile, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """The named positions that every prompt has, in their order; of ``wanted`` those, or an error.
+
+    Raises:
+        OptionError: a wanted position is unknown, or a prompt does not have it.
+    """
+    if unknown := [name for name in wanted if name not in POSITIONS]:
+        raise OptionError(f"--positions: {unknown[0]!r} is not one of {', '.join(POSITIONS)}")
+    shared = [name for name in POSITIONS if all(name in one.placed.places for one in found.examples)]
+    for name in wanted:
+        if name not in shared:
+            one = next(one for one in found.examples if name not in one.placed.places)
+            line = found.items[one.pair].pair.line
+            raise OptionError(
+                f"--positions {name}: the prompt of line {line} has no such place (persona and question are found by "
+                "'spans', or by comparing the two prompts); leave this position out, or build the file with the "
+                "pairs command"
+            )
+    return tuple(name for name in shared if not wanted or name in wanted)
+
+
+def _examples(
+    place: int,
+    item: Item,
+    row: Mapping[str, Any],
+    reader: Reader,
+    tokens: tuple[str, str] | None,
+    wordings: Mapping[tuple[str, str], str],
+    faults: list[str],
+) -> list[Example]:
+    pair = item.pair
+    own: list[str] = []
+    sides = locate(pair, reader, row.get("spans"), own)
+    texts = (pair.answers, pair.wrong_answers) if tokens is None else ((tokens[0],), (tokens[1],))
+    candidates = item.candidates if tokens is None else tokens
+    ids = [_ids(pair, side, (*texts[0], *texts[1], *candidates), reader, own) for side in sides]
+    if not own:
+        own += _answer_faults(texts, ids, reader)
+    faults += [f"line {pair.line} (id {pair.id}): {fault}" for fault in dict.fromkeys(own)]
+    if own:
+        return []
+    first, second = (tuple(ids[0][text] for text in side) for side in texts)
+    people = (pair.persona_a, pair.persona_b)
+    return [
+        Example(
+            pair=place,
+            is_clean=turn == 0,
+            placed=side,
+            persona=people[turn],
+            question=item.question,
+            template=str(row.get("template") or side.frame),
+            wording=_wording(row.get(f"wording_{'ab'[turn]}"), people[turn], side.persona, wordings),
+            split=pair.split,
+            answers=(first, second)[turn],
+            others=(second, first)[turn],
+            candidates=tuple(ids[0][text] for text in candidates),
+        )
+        for turn, side in enumerate(sides)
+    ]
+
+
+def _ids(pair: PromptPair, side: Placed, texts: Sequence[str], reader: Reader, faults: list[str]) -> dict[str, int]:
+    """The one token of every word behind this prompt, by the rule of ``circuit.task``; never by the word alone."""
+    found = {text: answer_id(side.text, list(side.ids), text, reader, faults) for text in dict.fromkeys(texts)}
+    unknown = reader.tokenizer.unk_token_id
+    faults += [
+        f"the tokenizer has no token for {text!r}; use a word (and case) that it knows"
+        for text, token in found.items()
+        if token is not None and token == unknown
+    ]
+    return {text: token for text, token in found.items() if token is not None}
+
+
+def _answer_faults(
+    texts: tuple[tuple[str, ...], tuple[str, ...]], ids: Sequence[Mapping[str, int]], reader: Reader
+) -> list[str]:
+    if ids[0] != ids[1]:
+        return ["an answer is another token behind the clean than behind the corrupt prompt; let both end alike"]
+    both = {ids[0][text] for text in texts[0]} & {ids[0][text] for text in texts[1]}
+    if len(set(ids[0].values())) < len(ids[0]) and not both:
+        return ["two candidates are the same token"]
+    return [f"{reader.tokenizer.decode([token])!r} is the answer of both personas" for token in sorted(both)]
+
+
+def _wording(given: Any, persona: str, text: str, known: Mapping[tuple[str, str], str]) -> str:
+    return str(given) if given is not None else known.get((persona, text), text)
+
+
+def _rows(path: Path) -> dict[int, Mapping[str, Any]]:
+    """The raw pairs of a file that ``load_items`` has accepted, by line."""
+    text = path.read_text("utf-8")
+    if text.lstrip().startswith("{") and '"prompts"' in text:
+        try:
+            return dict(enumerate(json.loads(text)["prompts"], 1))
+        except (json.JSONDecodeError, KeyError):
+            pass
+    return {number: json.loads(line) for number, line in enumerate(text.splitlines(), 1) if line.strip()}
