@@ -4,6 +4,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 OUT ?= runs/demo
 THREADS ?= 1
+WORKERS ?= 2
 PEERS ?= benchmarks/peers/.venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
@@ -26,10 +27,10 @@ circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
 	cp runs/discover/graph.png docs/images/persona-world.png
 
 test: $(READY)  ## set up, run all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(READY)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
 check: $(READY)  ## formatting and lint
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ruff

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,7 +30,19 @@ app = typer.Typer(
 
 Method = Literal["eap", "eap-ig", "exact", "random"]
 Prune = Literal["threshold", "top-n", "greedy", "acdc", "eap-acdc"]
+AblationName = Literal["corrupt", "neutral", "zero", "mean", "span-mean", "optimal"]
 MetricName = Literal["persona-divergence", "logit-diff", "prob-diff", "kl"]
+ExportFormat = Literal[
+    "eap-ig",
+    "graphml",
+    "dot",
+    "nodes",
+    "auto-circuit",
+    "auto-circuit-pairs",
+    "mib",
+    "mib-nodes",
+    "mib-circuits",
+]
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 ModelOption = Annotated[
@@ -39,7 +52,7 @@ PairsOption = Annotated[
     Path | None,
     typer.Option("--pairs", help="Prompt pairs: JSON Lines, or auto-circuit's JSON. (default: the shipped model's)"),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; balanced: over all GPUs.")]
 DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Format of the weights; float32 for attribution.")]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Prompts per pass.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of random circuits, random scores and bootstraps.")]
@@ -49,6 +62,71 @@ BarOption = Annotated[
     float | None, typer.Option("--min-faithfulness", help="Exit with 1 if faithfulness is below this bar.")
 ]
 CircuitArgument = Annotated[Path, typer.Argument(help="circuit.json, its folder, or EAP-IG's JSON.")]
+PositionsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--positions",
+        help="persona-end, question-end, question-word or prompt-end; may be repeated. (default: all there are)",
+    ),
+]
+PersonasOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--personas",
+        help="JSON Lines, CSV, or assistant-axis JSON (file or folder). (default: the shipped model's; with --model "
+        "datasets/vector_personas.jsonl)",
+    ),
+]
+QuestionsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--questions",
+        help="JSON Lines, CSV, or assistant-axis JSON. (default: the shipped model's; with --model "
+        "datasets/vector_questions.jsonl)",
+    ),
+]
+TemplateOption = Annotated[
+    str | None,
+    typer.Option("--template", help="raw, chat, or a file. (default: chat if the tokenizer has one, else raw)"),
+]
+WordingsOption = Annotated[int, typer.Option("--wordings", help="Wordings of each persona; 0: all.")]
+QuestionWordingsOption = Annotated[int, typer.Option("--question-wordings", help="Wordings of each question; 0: all.")]
+SamplesOption = Annotated[int, typer.Option("--samples", help="Responses to every prompt.")]
+MaxQuestionsOption = Annotated[int | None, typer.Option("--max-questions", help="The first so many questions.")]
+BaselineOption = Annotated[
+    str | None, typer.Option("--baseline", help="Persona to compare with. (default: 'default', or no persona at all)")
+]
+MaxNewOption = Annotated[int, typer.Option("--max-new-tokens", help="Tokens of a response at most.")]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="Of sampling; 0: the most likely token.")]
+TopPOption = Annotated[float, typer.Option("--top-p", help="Sample among the tokens that hold this share.")]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="Text that ends a response; may be repeated. (default: \\n, none for chat)"),
+]
+EndpointOption = Annotated[
+    str | None, typer.Option("--endpoint-model", help="Ask this model of an OpenAI-compatible endpoint.")
+]
+UrlOption = Annotated[
+    str | None, typer.Option("--base-url", help="The endpoint's address. (default: $OPENAI_BASE_URL, else OpenAI's)")
+]
+KeyOption = Annotated[
+    str | None,
+    typer.Option("--api-key", help="Better left to $OPENAI_API_KEY: other users of a machine see options."),
+]
+ConcurrencyOption = Annotated[int, typer.Option("--concurrency", help="Requests to the endpoint at a time.")]
+RetriesOption = Annotated[int, typer.Option("--max-retries", help="More tries after 429, 5xx and cut connections.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds to wait for an answer.")]
+LimitOption = Annotated[
+    Literal["max_tokens", "max_completion_tokens"],
+    typer.Option("--limit-field", help="What the endpoint calls the limit of an answer's length."),
+]
+AlignOption = Annotated[
+    Literal["equal", "right"],
+    typer.Option("--align", help="equal: prompts of one length; right: unequal personas, aligned on the common end."),
+]
+WhereOption = Annotated[
+    list[str] | None, typer.Option("--where", help="Only pairs with this value, KEY=VALUE; may be repeated.")
+]
 LATEST = Path("runs/discover")
 
 
@@ -66,16 +144,39 @@ def discover(
         Literal["score", "share"], typer.Option(help="Threshold in the metric's units, or as a share of |D|.")
     ] = "share",
     top_n: Annotated[int | None, typer.Option(help="Edges to keep, for top-n and greedy.")] = None,
+    target_faithfulness: Annotated[
+        float | None,
+        typer.Option(help="Instead of a size: the smallest circuit by |score| that reaches it on the training pairs."),
+    ] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Nested circuits over thresholds too: size against faithfulness.")
+    ] = False,
     metric: Annotated[MetricName, typer.Option(help="What the circuit is to explain.")] = "persona-divergence",
+    ablation: Annotated[AblationName, typer.Option(help="What an edge outside the circuit carries.")] = "corrupt",
+    align: AlignOption = "equal",
+    null: Annotated[
+        Path | None,
+        typer.Option("--null", help="Pairs of paraphrases of one persona: what D is where there is nothing."),
+    ] = None,
+    by_span: Annotated[
+        bool, typer.Option("--by-span", help="Scores by part of the prompt too, and where the contrast persists.")
+    ] = False,
     steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
     ig_rule: Annotated[Literal["midpoint", "authors"], typer.Option(help="Where EAP-IG's points lie.")] = "midpoint",
-    candidates: Annotated[int, typer.Option(help="Edges that ACDC tries per pass; the result is the same.")] = 8,
+    activations: Annotated[
+        Literal["float32", "bfloat16"],
+        typer.Option("--activations", help="Format of matrix products of the scores; what it costs is printed."),
+    ] = "float32",
+    candidates: Annotated[
+        int | None, typer.Option(help="Edges that ACDC tries per pass; the result is the same. (default: 8; GPU: 128)")
+    ] = None,
     train_split: Annotated[
         str | None, typer.Option(help="Pairs to search on. (default: train, or all if no split is named)")
     ] = None,
     eval_split: Annotated[
         str | None, typer.Option(help="Pairs to measure on. (default: test, or all if no split is named)")
     ] = None,
+    where: WhereOption = None,
     n_random: RandomOption = 10,
     min_faithfulness: BarOption = None,
     strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
@@ -87,7 +188,7 @@ def discover(
     as_json: JsonOption = False,
 ) -> None:
     """Search for the circuit of a set of prompt pairs, measure it on held-out pairs, write files and a picture."""
-    with _errors():
+    with _errors(), _processes() as first:
         from circuit.discovery import Options
         from circuit.files import check_output_folder
 
@@ -97,7 +198,13 @@ def discover(
             threshold=threshold,
             threshold_on=threshold_on,
             top_n=top_n,
+            target_faithfulness=target_faithfulness,
+            sweep=sweep,
             metric=metric,
+            ablation=ablation,
+            align=align,
+            by_span=by_span,
+            activations=activations,
             steps=steps,
             ig_rule=ig_rule,
             seed=seed,
@@ -106,17 +213,23 @@ def discover(
             n_random=n_random,
             train_split=train_split,
             eval_split=eval_split,
+            where=_conditions(where),
         ).checked()
         name, task = _model_name(model, pairs), _load_task(pairs)
+        quiet = _load_task(null) if null else None
         check_output_folder(out)
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
             from circuit.discovery import discover as search
 
-            found = search(loaded, task, options, stage=stage)
-            stage("files and picture")
-            _write_results(found, out, strongest)
-        _print_discovery(found, out, as_json)
+            state = out.with_name(f"{out.name}.acdc-state")
+            state.parent.mkdir(parents=True, exist_ok=True)
+            found = search(loaded, task, options, null=quiet, state=state, stage=stage)
+            if first:
+                stage("files and picture")
+                _write_results(found, out, strongest)
+        if first:
+            _print_discovery(found, out, as_json)
         _require(found.reports[-1].circuit.ratio_of_means, min_faithfulness)
 
 
@@ -130,7 +243,24 @@ def evaluate(
     metric: Annotated[
         MetricName | None, typer.Option(help="What the circuit is to explain. (default: the circuit's)")
     ] = None,
+    ablation: Annotated[
+        AblationName | None, typer.Option(help="What an edge outside the circuit carries. (default: the circuit's)")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Pairs to measure on. (default: test, or all)")] = None,
+    where: WhereOption = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--by", help="Measure on every value of this key of the pairs; may be repeated. (default: the usual)"
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few random circuits, permutations and edges: seconds instead of minutes.")
+    ] = False,
+    only_faithfulness: Annotated[
+        bool, typer.Option("--only-faithfulness", help="No tests beyond faithfulness and random circuits.")
+    ] = False,
+    save: Annotated[bool, typer.Option("--save/--no-save", help="Write the answer into the circuit's file.")] = True,
     n_random: RandomOption = 10,
     min_faithfulness: BarOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the report to this JSON file too.")] = None,
@@ -141,8 +271,8 @@ def evaluate(
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a circuit's faithfulness on prompt pairs, beside its complement and random circuits."""
-    with _errors():
+    """Put a circuit to the test on prompt pairs: faithfulness, hypothesis tests, completeness, transfer."""
+    with _errors(), _processes() as first:
         from circuit.errors import OptionError
         from circuit.files import read_circuit, write_json
 
@@ -151,27 +281,410 @@ def evaluate(
         if name is None:
             raise OptionError(f"{circuit} does not say which model it is of; give --model")
         task = _load_task(pairs or _own_pairs(stored.record))
-        about = stored.record["task"]["metric"] if stored.record else "persona-divergence"
+        about = stored.record or {"task": {"metric": "persona-divergence", "align": "equal"}, "ablation": "corrupt"}
+        setting = {"metric": metric or about["task"]["metric"], "ablation": ablation or about["ablation"]}
+        conditions = dict(_conditions(where)) or about["task"].get("where", {})
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
             _warn_of_other_weights(stored.record, loaded)
-            from circuit.discovery import evaluate_on
+            from circuit.discovery import ablation_for, evaluate_on, split_of
 
+            how = {"align": about["task"]["align"], "batch_size": batch_size, "seed": seed, "stage": stage}
             report = evaluate_on(
-                loaded,
-                task,
-                stored.circuit,
-                metric=metric or about,
-                split=split,
-                batch_size=batch_size,
-                n_random=n_random,
-                seed=seed,
-                stage=stage,
+                loaded, task, stored.circuit, split=split, where=conditions, n_random=n_random, **setting, **how
             )
-        if out is not None:
-            write_json(report.as_dict(), out)
-        _print_report(report, as_json)
+            results = None
+            if not only_faithfulness:
+                from circuit.battery import battery
+
+                chosen = task.where(**conditions)
+                chosen = chosen.of_split(split_of(chosen, split, "test"))
+                made = ablation_for(
+                    setting["ablation"], loaded, task, metric=setting["metric"], where=conditions, **how
+                )
+                results = battery(
+                    loaded,
+                    chosen,
+                    stored.circuit,
+                    metric=setting["metric"],
+                    ablation=made,
+                    by=by,
+                    quick=quick,
+                    state=stored.path.with_name(f"{stored.path.name}.state"),
+                    **how,
+                )
+        if save and first and stored.record is not None:
+            from circuit.battery import with_evaluation
+            from circuit.files import write_circuit
+
+            stamp = {"model": loaded.name, "fingerprint": loaded.fingerprint, "where": conditions, **setting}
+            stamp |= {"align": how["align"], "seed": seed, "quick": quick}
+            record = with_evaluation(stored.record, task, report.split, report, results, **stamp)
+            write_circuit(record, stored.path)
+        if out is not None and first:
+            write_json({**report.as_dict(), **(results.as_dict() if results else {})}, out)
+        if first and as_json:
+            typer.echo(json.dumps({**report.as_dict(), **(results.as_dict() if results else {})}))
+        elif first:
+            _print_report(report, as_json=False)
+            if results is not None:
+                _print_battery(results)
         _require(report.circuit.ratio_of_means, min_faithfulness)
+
+
+def _print_battery(results: Any) -> None:
+    tests = results.tests
+    rows = [
+        (row["test"], row["decision"], _shown(row["statistic"], 3), _shown(row["p"], 4), row["says"])
+        for row in tests.rows()
+    ]
+    title = f"hypothesis tests on {tests.n_pairs} pairs, level {rows and tests.outcomes[0].alpha:g}"
+    _print_table(title, ("test", "circuit", "statistic", "p", ""), [row[:4] for row in rows], texts=2)
+    for row in rows:
+        typer.echo(f"{row[0]}: {row[4]}")
+    typer.echo(f"\ncompleteness: {results.completeness.sentence}")
+    for key, parts in results.transfer.items():
+        cells = []
+        for part in parts:
+            bounds = f"{part.interval.low:.2f} to {part.interval.high:.2f}" if part.interval else ""
+            best = f"{max(part.outside):+.3f}" if part.outside else ""
+            holds = {True: "yes", False: "no", None: "undefined"}[part.holds]
+            cells.append((part.name, holds, str(part.n_pairs), _shown(part.faithfulness, 3), bounds, best))
+        columns = (key, "holds", "pairs", "faithfulness", "95 % interval", "best outside")
+        _print_table(f"transfer by {key}", columns, cells, texts=2)
+
+
+def _shown(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:.{places}f}"
+
+
+@app.command()
+def specificity(
+    circuits: Annotated[list[Path], typer.Argument(help="Two or more circuits, one per contrast: run folders.")],
+    names: Annotated[
+        str | None, typer.Option("--names", help="Names of the contrasts, with commas. (default: the folders')")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Hugging Face folder or hub name. (default: the one they name)")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Pairs to measure on. (default: test, or all)")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for specificity.json, CSV and heat map.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Ablate every circuit on every contrast: each should break its own and leave the others."""
+    with _errors():
+        from circuit.errors import OptionError
+        from circuit.files import check_output_folder, read_circuit, replace_folder
+
+        stored = [read_circuit(path) for path in circuits]
+        labels = names.split(",") if names else [path.parent.name if path.is_file() else path.name for path in circuits]
+        if len(stored) < 2 or len(set(labels)) != len(stored):
+            raise OptionError("specificity needs two or more circuits with names of their own; give --names a,b,c")
+        records = [one.record for one in stored]
+        tasks = [_load_task(_own_pairs(record)) for record in records]
+        if out is not None:
+            check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, model or records[0]["model"]["name"], None, device, dtype)
+            from circuit.discovery import pairs_of, split_of
+            from circuit.transfer import specificity as matrix
+            from metrics import METRICS
+
+            contrasts = {}
+            for label, one, task in zip(labels, stored, tasks, strict=True):
+                _warn_of_other_weights(one.record, loaded)
+                about = one.record["task"]
+                chosen = task.where(**about.get("where", {}))
+                chosen = chosen.of_split(split_of(chosen, split, "test"))
+                metric = METRICS[about["metric"]]
+                pairs = pairs_of(loaded, chosen, metric, align=about["align"], batch_size=batch_size)
+                contrasts[label] = (one.circuit, pairs, metric)
+            stage("every circuit on every contrast")
+            found = matrix(loaded, contrasts, seed=seed)
+        if out is not None:
+            from persona.span_figures import write_specificity
+
+            with replace_folder(out) as staging:
+                write_specificity(found, staging)
+        _print_specificity(found, as_json)
+
+
+def _print_specificity(found: Any, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(found.as_dict()))
+        return
+    cells = {(cell.circuit, cell.contrast): cell for cell in found.cells}
+    rows = []
+    for circuit in found.names:
+        row = [circuit]
+        for contrast in found.names:
+            cell = cells[circuit, contrast]
+            bounds = f" ({cell.interval.low:.2f} to {cell.interval.high:.2f})" if cell.interval else ""
+            row.append("undefined" if cell.left is None else f"{cell.left:.2f}{bounds}")
+        rows.append(row)
+    columns = ("ablated circuit of", *(f"left of {name}" for name in found.names))
+    _print_table("what is left of a contrast when a circuit is ablated", columns, rows, texts=1)
+    for text in found.findings:
+        typer.echo(text)
+
+
+@app.command()
+def curves(
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="circuit.json or its folder: its model, pairs and settings; its scores are one scorer."),
+    ] = None,
+    scorers: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: eap, eap-ig, exact, random; or scores.safetensors, a run's folder, a submission to "
+            "MIB."
+        ),
+    ] = "eap,eap-ig,random",
+    level: Annotated[
+        Literal["edge", "node", "both"], typer.Option(help="What is kept: edges, or nodes with all edges among them.")
+    ] = "edge",
+    order: Annotated[
+        Literal["absolute", "signed", "both"],
+        typer.Option(help="Largest |score| first, or first what lowers the metric most when it is corrupted."),
+    ] = "both",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Hugging Face folder or hub name. (default: the run's, else the shipped one)"),
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="Prompt pairs. (default: the run's, else the shipped model's)")
+    ] = None,
+    metric: Annotated[
+        MetricName | None, typer.Option(help="What is to be explained. (default: the run's, else persona-divergence)")
+    ] = None,
+    ablation: Annotated[
+        AblationName | None, typer.Option(help="What a cut edge carries. (default: the run's, else corrupt)")
+    ] = None,
+    align: Annotated[
+        Literal["equal", "right"] | None, typer.Option(help="As in discover. (default: the run's, else equal)")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
+    train_split: Annotated[str | None, typer.Option(help="Pairs to score on. (default: train, or all)")] = None,
+    split: Annotated[str | None, typer.Option(help="Pairs to measure on. (default: test, or all)")] = None,
+    where: WhereOption = None,
+    n_random: Annotated[int, typer.Option(help="Random orders of the scorer random.")] = 10,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("runs/curves"),
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Faithfulness over circuits of all sizes, for any number of scorers: CPR, CMD, tables and figures."""
+    with _errors(), _processes() as first:
+        from circuit.curve_study import CurveOptions, curve_study, read_scorer
+        from circuit.files import check_output_folder, read_circuit
+
+        stored = read_circuit(run) if run else None
+        own = stored.record if stored is not None else None
+        about = own or {"task": {"metric": "persona-divergence", "align": "equal"}, "ablation": "corrupt"}
+        conditions = _conditions(where) or tuple(about["task"].get("where", {}).items() if pairs is None else ())
+        named, given = _scorers(scorers, read_scorer)
+        if stored is not None and (scores := _all_scores(stored)) is not None:
+            given = {_run_name(stored): scores, **given}
+        options = CurveOptions(
+            scorers=named,
+            levels=("edge", "node") if level == "both" else (level,),
+            orders=("absolute", "signed") if order == "both" else (order,),
+            metric=metric or about["task"]["metric"],
+            ablation=ablation or about["ablation"],
+            align=align or about["task"]["align"],
+            where=conditions,
+            steps=steps,
+            n_random=n_random,
+            train_split=train_split,
+            eval_split=split,
+            batch_size=batch_size,
+            seed=seed,
+        ).checked()
+        name = model or (stored.model_name() if stored is not None else None)
+        task = _load_task(pairs or (_own_pairs(own) if own else None))
+        check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, _model_name(name, pairs) if own is None else str(name), revision, device, dtype)
+            _warn_of_other_weights(own, loaded)
+            marks = {"circuit": stored.circuit} if stored is not None else None
+            study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
+            if first:
+                stage("files and figures")
+                _write_curves(study, out)
+        if first:
+            _print_curves(study, out, as_json)
+
+
+def _scorers(text: str, read: Callable[[str], Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names of methods, and what was read from files and folders, by a name made of their path."""
+    from circuit.errors import OptionError
+
+    named, given = [], {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        path = Path(item)
+        if not path.exists():
+            named.append(item)
+            continue
+        plain = path.stem in ("scores", "importances") or path.is_dir()
+        name = path.absolute().parent.name if plain and not path.is_dir() else path.absolute().stem
+        if name in given:
+            raise OptionError(f"--scorers names two sources called {name}; rename one of the files or folders")
+        given[name] = read(item)
+    return tuple(named), given
+
+
+def _run_name(stored: Any) -> str:
+    return f"run {stored.path.absolute().parent.name}"
+
+
+def _write_curves(study: Any, out: Path) -> None:
+    from circuit.files import replace_folder
+    from persona.curve_figures import write_curves
+
+    about = study.about
+    with replace_folder(out) as staging:
+        write_curves(study, staging, title=f"{Path(about['model']['name']).name}: {study.report.metric}")
+
+
+def _print_curves(study: Any, out: Path, as_json: bool) -> None:
+    from circuit import curve_tables as tables
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **study.as_dict()}))
+        return
+    report = study.report
+    typer.echo(f"scored on   {study.about['scored_on']}; measured on {report.n_pairs} pairs ({report.split})")
+    typer.echo(f"m           {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}")
+    typer.echo(f"intervals   over {report.resampled}")
+    for level, n in report.n_units.items():
+        title = f"faithfulness by share of {n:,} {level}s"
+        _print_table(title, tables.CURVES, tables.curve_rows(report, level), texts=2)
+        _print_table("edges left without dead ends", tables.SIZES, tables.size_rows(report, level), texts=2)
+        _print_table("areas over the share", tables.AREAS, tables.area_rows(report, level), texts=2)
+    typer.echo("MIB takes CPR from the signed order and CMD from the absolute one; CPR has no upper bound")
+    for mark in report.marks:
+        f = "undefined" if mark.faithfulness is None else f"{mark.faithfulness:.3f}"
+        typer.echo(f"{mark.name:<12}{mark.n_edges:,} edges, {100 * mark.share:.2g} %: f {f}")
+    if not study.about["held_out"]:
+        typer.echo("\nnot held out: measured on pairs that edges were scored on; name splits in the file")
+    typer.echo(f"\nwritten to  {out}/")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Circuit A: circuit.json, its folder, or EAP-IG's JSON.")],
+    b: Annotated[Path, typer.Argument(help="Circuit B, of a model of the same shape.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write all of it to this JSON file too.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw the difference: .svg, .png, .pdf or .dot.")
+    ] = None,
+    pairs_a: Annotated[Path | None, typer.Option(help="Pairs of A. (default: those its file names)")] = None,
+    pairs_b: Annotated[Path | None, typer.Option(help="Pairs of B. (default: those its file names)")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model to measure both in. (default: those that the files name)")
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Compare the files only; run no model.")] = False,
+    n_draws: Annotated[int, typer.Option(help="Draws of every kind of chance.")] = 200,
+    n_random: RandomOption = 10,
+    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 200,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two circuits: overlap and scores against chance, opposite signs, each on the other's pairs."""
+    with _errors():
+        from circuit.comparison import compare as side_by_side
+        from circuit.comparison import cross_faithfulness, draw_difference, read_side
+        from circuit.files import write_json
+
+        sides = read_side(a), read_side(b)
+        with _progress() as stage:
+            found = side_by_side(*sides, n_draws=n_draws, seed=seed, progress=stage("random circuits"))
+            if not no_model:
+                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, device, dtype)
+                numbers = {"batch_size": batch_size, "n_random": n_random, "seed": seed}
+                found = found.with_cross(cross_faithfulness(*sides, grounds, stage=stage, **numbers), notes)
+            if picture is not None:
+                draw_difference(found, picture, strongest=strongest)
+        if out is not None:
+            write_json(found.as_dict(), out)
+        _print_comparison(found, [path for path in (out, picture) if path], as_json)
+
+
+def _grounds(
+    sides: Sequence[Any],
+    pairs: Sequence[Path | None],
+    model: str | None,
+    stage: Callable[[str], Any],
+    device: str,
+    dtype: str,
+) -> tuple[list[Any], list[str]]:
+    """What either side's circuit was found on, where pairs and model are here, and notes on what is not."""
+    from circuit.comparison import Ground
+    from circuit.errors import ModelError, TaskError
+
+    grounds: list[Any] = []
+    notes: list[str] = []
+    models: dict[str, Any] = {}
+    for letter, side, given in zip("AB", sides, pairs, strict=True):
+        if side.record is None:
+            notes.append(f"nothing is measured on {letter}'s pairs: {side.name} does not say how it was found")
+            continue
+        name, source = model or side.record["model"]["name"], given or _own_pairs(side.record)
+        try:
+            task = _load_task(source)
+            if name not in models:
+                models[name] = _load(stage, name, side.record["model"]["revision"], device, dtype)
+        except (TaskError, ModelError) as error:
+            if given is not None or model is not None:
+                raise
+            reason = str(error).splitlines()[0]
+            notes.append(f"nothing is measured on {letter}'s pairs: {reason}; see --pairs-a, --pairs-b and --model")
+            continue
+        if task.sha256 != side.record["task"]["sha256"]:
+            notes.append(f"{task.source} is not, byte for byte, the file that {letter} was found on")
+        if models[name].fingerprint != side.record["model"]["fingerprint"]:
+            notes.append(f"{letter} was found in other weights than {models[name].name} has")
+        grounds.append(Ground(letter, models[name], task, side.record))
+    return grounds, notes
+
+
+def _print_comparison(found: Any, written: Sequence[Path], as_json: bool) -> None:
+    from circuit import comparison_tables as tables
+
+    if as_json:
+        typer.echo(json.dumps({"written": [str(path) for path in written], **found.as_dict()}))
+        return
+    for letter, side in (("A", found.a), ("B", found.b)):
+        task = side.record["task"] if side.record else None
+        about = f": {task['metric']} on {task['n_pairs']} pairs of {task['source']} ({task['split']})" if task else ""
+        typer.echo(f"{letter}           {side.name}{about}")
+    if found.settings:
+        _print_table("warning: not found alike", tables.SETTINGS, tables.setting_rows(found), texts=3)
+    n_draws = found.edges.random.n if found.edges.random else 0
+    _print_table(f"overlap, chance over {n_draws} draws", tables.OVERLAP, tables.overlap_rows(found), texts=1)
+    if found.correlations:
+        _print_table("rank correlation", tables.CORRELATIONS, tables.correlation_rows(found), texts=1)
+        _print_table("edges of opposite sign", tables.SIGNS, tables.sign_rows(found), texts=1)
+    for title, opposite in (("strongest shared edges", False), ("strongest edges of opposite sign", True)):
+        if rows := tables.edge_rows(found, opposite=opposite):
+            _print_table(title, tables.EDGES, rows, texts=2)
+    if found.cross:
+        _print_table("each circuit on each one's held-out pairs", tables.CROSS, tables.cross_rows(found), texts=2)
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    for path in written:
+        typer.echo(f"written to  {path}")
 
 
 @app.command()
@@ -216,11 +729,14 @@ def validate(
 
 @app.command()
 def export(
-    to: Annotated[Literal["eap-ig", "graphml", "dot", "nodes"], typer.Option(help="Format to write.")],
-    out: Annotated[Path, typer.Option("--out", help="File to write.")],
+    to: Annotated[
+        ExportFormat,
+        typer.Option(help="Format to write."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File to write; for mib* the folder, named TASK_MODEL.")],
     circuit: CircuitArgument = LATEST,
 ) -> None:
-    """Write a circuit in another format: EAP-IG's JSON, GraphML, DOT, or the list of nodes."""
+    """Write a circuit as EAP-IG's JSON, GraphML, DOT, nodes; auto-circuit's scores or pairs; a submission to MIB."""
     with _errors():
         from circuit import files
 
@@ -231,11 +747,188 @@ def export(
             files.write_graphml(stored.circuit, stored.scores, out)
         elif to == "nodes":
             files.write_nodes(stored.circuit, out)
+        elif to == "auto-circuit":
+            from circuit.peer_files import write_autocircuit_scores
+
+            write_autocircuit_scores(_every_score(stored), out)
+        elif to == "auto-circuit-pairs":
+            from circuit.peer_files import write_autocircuit_pairs
+
+            source = _load_task(_own_pairs(stored.record))
+            write_autocircuit_pairs(source.of_split((stored.record or {})["task"]["split"]), out)
+        elif to.startswith("mib"):
+            _export_mib(stored, to, out)
         else:
             from circuit.draw import draw as picture
 
             picture(stored.circuit, out, scores=stored.scores, strongest=max(1, len(stored.circuit)), fmt="dot")
         typer.echo(str(out))
+
+
+def _export_mib(stored: Any, to: str, out: Path) -> None:
+    """Importances of edges or of nodes, or the nine circuits; all scores of the run are needed."""
+    from circuit import mib
+    from circuit.curves import NodeScores
+    from circuit.errors import OptionError
+    from circuit.shipped import resolve
+
+    scores, name = _every_score(stored), stored.model_name()
+    if name is None:
+        raise OptionError(f"{stored.path} does not say which model it is of, and MIB's files name its d_model")
+    width = mib.stream_width(resolve(name))
+    if to == "mib-circuits":
+        mib.write_circuits(scores, out, d_model=width)
+    else:
+        mib.write_importances(NodeScores.of(scores) if to == "mib-nodes" else scores, out, d_model=width)
+
+
+@app.command()
+def crosscheck(
+    run: CircuitArgument = LATEST,
+    pairs: PairsOption = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Hugging Face folder. (default: the one the circuit names)")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Pairs to use. (default: those searched on)")] = None,
+    n_pairs: Annotated[int, typer.Option(help="Pairs at most; 0: all of them.")] = 32,
+    steps: Annotated[int | None, typer.Option(help="Points of EAP-IG. (default: the run's, else 5)")] = None,
+    mask_ig: Annotated[bool, typer.Option(help="auto-circuit's own integrated gradients too.")] = True,
+    scores: Annotated[
+        Path | None, typer.Option(help="Do not run auto-circuit; compare with its scores in this .safetensors.")
+    ] = None,
+    peers: Annotated[
+        Path | None,
+        typer.Option(help="auto-circuit's environment. (default: $PERSONA_CIRCUITS_PEERS, else what make peers makes)"),
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Exit with 1 if a difference exceeds this share of the largest score.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the results. (default: the run's)")] = None,
+    batch_size: BatchOption = 16,
+    as_json: JsonOption = False,
+) -> None:
+    """Have auto-circuit compute a run's scores and its circuit's faithfulness again, and compare edge by edge."""
+    with _errors():
+        from circuit.crosscheck import CrosscheckOptions, compare_with_file, write_crosscheck
+        from circuit.crosscheck import crosscheck as check
+        from circuit.errors import OptionError
+        from circuit.files import check_output_folder, read_circuit
+        from circuit.peer_process import check_model, peers_python
+        from circuit.shipped import resolve
+
+        stored = read_circuit(run)
+        if scores is not None:
+            _print_agreements([found := compare_with_file(stored, scores)], as_json)
+            _require_agreement([found], tolerance)
+            return
+        name = model or stored.model_name()
+        if name is None:
+            raise OptionError(f"{run} does not say which model it is of; give --model")
+        options = CrosscheckOptions(split, n_pairs, batch_size, steps, mask_ig).checked()
+        check_model(resolve(name))
+        python, task = peers_python(peers), _load_task(pairs or _own_pairs(stored.record))
+        folder = out or stored.path.parent
+        check_output_folder(folder)
+        with _progress() as stage:
+            loaded = _load(stage, name, None, "cpu", "float32")
+            _warn_of_other_weights(stored.record, loaded)
+            result = check(loaded, resolve(name), stored, task, python, options, stage=stage)
+        write_crosscheck(result, folder)
+        _print_crosscheck(result, folder, as_json)
+        _require_agreement(result.scores, tolerance)
+
+
+def _print_crosscheck(result: Any, folder: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"out": str(folder), **result.as_dict()}))
+        return
+    from circuit.crosscheck import CONVENTIONS, circuit_rows
+
+    pairs = result.pairs
+    typer.echo(f"pairs       {pairs['n_pairs']} of {pairs['of']} ({pairs['split']}) of {pairs['source']}")
+    typer.echo(f"there       {', '.join(f'{name} {version}' for name, version in result.versions.items())}")
+    _print_agreements(result.scores, as_json=False)
+    title = f"circuit of {result.circuit.n_edges:,} edges, {result.metric}"
+    _print_table(title, ("", "here", "auto-circuit", "difference"), circuit_rows(result), texts=1)
+    _print_table("conventions", ("", "here", "auto-circuit"), CONVENTIONS, texts=3)
+    for note in result.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to  {folder / 'crosscheck.json'}, {folder / 'crosscheck.csv'}")
+
+
+def _print_agreements(agreements: Sequence[Any], as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from circuit.crosscheck import AGREEMENT_COLUMNS, agreement_rows
+
+    if as_json:
+        typer.echo(json.dumps([asdict(item) for item in agreements]))
+        return
+    _print_table("scores of all edges, here and there", AGREEMENT_COLUMNS, agreement_rows(agreements), texts=1)
+
+
+def _require_agreement(agreements: Sequence[Any], tolerance: float | None) -> None:
+    if tolerance is None:
+        return
+    far = [item for item in agreements if item.same_quantity and not item.relative <= tolerance]
+    for item in far:
+        typer.echo(f"{item.what}: {item.relative:.2g} of the largest score at {item.at}, above {tolerance:g}", err=True)
+    if far:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bench(
+    model: ModelOption = None,
+    pairs: PairsOption = None,
+    n_pairs: Annotated[int, typer.Option(help="Pairs of one length, in one batch.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Timed rounds of each step.")] = 3,
+    steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
+    edges: Annotated[int, typer.Option(help="Edges of the random circuit.")] = 200,
+    acdc_edges: Annotated[int, typer.Option(help="Edges that ACDC tries, spread over the graph; 0: none.")] = 96,
+    candidates: Annotated[int, typer.Option(help="Edges that ACDC tries per pass.")] = 8,
+    share: Annotated[float, typer.Option(help="ACDC's threshold as a share of |m(full) - m(empty)|.")] = 0.003,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the report to this JSON file too.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time scores, a circuit and ACDC on a model of your own against bare forward and backward passes."""
+    with _errors():
+        import os
+
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the memory counter's notes, read when torch is loaded
+        from circuit.bench import BenchOptions
+        from circuit.files import check_output_folder, write_json
+
+        options = BenchOptions(n_pairs, rounds, steps, edges, acdc_edges, candidates, share, seed).checked()
+        name, task = _model_name(model, pairs), _load_task(pairs)
+        if out is not None:
+            check_output_folder(out.parent)
+        from circuit.bench import bench as measure
+
+        with _progress() as stage:
+            where = {"revision": revision, "device": device, "dtype": dtype}
+            report = measure(name, task, options, stage=stage, **where)
+        if out is not None:
+            write_json(report.as_dict(), out)
+        _print_bench(report, as_json)
+
+
+def _print_bench(report: Any, as_json: bool) -> None:
+    from circuit.bench import COLUMNS, acdc_row, bench_rows
+
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+        return
+    place, pairs = report.machine, report.pairs
+    typer.echo(f"{place['name']}, {place['threads']} thread(s), torch {place['versions']['torch']}")
+    title = f"{report.model['name']}, {report.model['dtype']}, {pairs['n_pairs']} pairs of {pairs['n_tokens']} tokens"
+    _print_table(title, COLUMNS, bench_rows(report), texts=1)
+    if report.acdc is not None:
+        typer.echo(f"\n{acdc_row(report)}")
 
 
 @app.command("ground-truth")
@@ -276,6 +969,22 @@ def pairs(
         Literal["drop", "keep", "only"], typer.Option(help="Pairs with an option in a persona's text.")
     ] = "drop",
     filler: Annotated[int, typer.Option(help="Filler sentences per prompt, from the template's list.")] = 0,
+    align: Annotated[
+        Literal["equal", "right"],
+        typer.Option(help="right: where no paraphrases have equal token length, the nearest; see --null."),
+    ] = "equal",
+    null: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write pairs of two paraphrases of one persona. (default with --align right: beside --out)"
+        ),
+    ] = None,
+    neutral: Annotated[
+        bool, typer.Option("--neutral", help="Add the question under no persona to every pair, for --ablation neutral.")
+    ] = False,
+    neutral_wordings: Annotated[
+        Path | None, typer.Option(help="One neutral wording a line, for --neutral. (default: see docs/pairs.md)")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of splits, order, wordings and filler.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -284,7 +993,9 @@ def pairs(
         from circuit.files import check_output_folder
         from circuit.shipped import MODEL, resolve
         from persona import sources
-        from persona.pairs import PairOptions, build_pairs, write_pairs
+        from persona.neutral import read_neutral_wordings
+        from persona.pair_files import write_pairs
+        from persona.pairs import PairOptions, build_pairs
         from persona.prompts import load_tokenizer
         from persona.templates import load_templates
 
@@ -295,30 +1006,41 @@ def pairs(
             test_share=test_share,
             leaks=leaks,
             filler=filler,
+            align=align,
+            neutral=neutral or neutral_wordings is not None,
+            null=null is not None or align == "right",
         ).checked()
         people, asked = sources.read_personas(resolve(str(personas))), sources.read_questions(resolve(str(questions)))
         if answers is not None:
             asked = sources.with_answers(asked, sources.read_answers(answers), people)
         meetings = contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
-        for path in filter(None, (out, report)):
+        nobody = read_neutral_wordings(neutral_wordings) if neutral_wordings is not None else ()
+        for path in filter(None, (out, report, null)):
             check_output_folder(path.parent)
             path.parent.mkdir(parents=True, exist_ok=True)
         reader = load_tokenizer(model or MODEL)
         forms = load_templates(resolve(template), reader.tokenizer, cue=cue)
-        built = build_pairs(people, asked, reader, forms, contrast=meetings, options=options)
+        built = build_pairs(people, asked, reader, forms, contrast=meetings, options=options, neutral_wordings=nobody)
         given = {"personas": str(personas), "questions": str(questions), "answers": answers and str(answers)}
-        beside = write_pairs(built, out, report, pairs=str(out), sources=given | {"contrast": contrast})
-        _print_built(built, out, beside, as_json)
+        files = write_pairs(built, out, report, null, pairs=str(out), sources=given | {"contrast": contrast})
+        _print_built(built, files, as_json)
 
 
-def _print_built(built: Any, out: Path, beside: Path, as_json: bool) -> None:
+def _print_built(built: Any, files: dict[str, Path], as_json: bool) -> None:
     found = built.report()
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "report": str(beside), **found}))
+        typer.echo(json.dumps({**{name: str(path) for name, path in files.items()}, **found}))
         return
     splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
     typer.echo(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}")
     typer.echo(f"held out    {found['splits']['held_out']}")
+    if found["unequal"]["pairs"]:
+        typer.echo(f"unequal     {found['unequal']['pairs']:,} pairs, by {_by_tokens(found['unequal'])}")
+    if "null" in found:
+        _print_null(found["null"])
+    if "neutral" in found:
+        counts = ", ".join(f"{len(texts):,} of {source}" for source, texts in found["neutral"].items())
+        typer.echo(f"neutral     wordings: {counts}")
     if built.dropped:
         rows = [(item.reason, item.examples[0], f"{item.count:,}") for item in built.dropped]
         _print_table("dropped", ("reason", "for example", "combinations"), rows, texts=2)
@@ -331,6 +1053,81 @@ def _print_built(built: Any, out: Path, beside: Path, as_json: bool) -> None:
     ):
         if found[key]:
             typer.echo(f"note        {len(found[key]):,} {says}; see the report")
+    typer.echo(f"written to  {', '.join(map(str, files.values()))}")
+
+
+def _print_null(null: dict[str, Any]) -> None:
+    counts = f"{null['equal']:,} of equal length, {null['unequal']:,} of unequal"
+    by = f", by {_by_tokens(null)}" if null["by_tokens"] else ""
+    typer.echo(f"null        {null['pairs']:,} pairs of one persona's paraphrases ({counts}{by})")
+    for kind, count in null["pairs_without"].items():
+        if count:
+            typer.echo(f"note        {count:,} pair(s) have no null pair of {kind} length of their own")
+    for why, names in null["personas_without"].items():
+        shown = ", ".join([*names[:5], *(["…"] if len(names) > 5 else [])])
+        typer.echo(f"note        {len(names):,} persona(s) have not {why}: {shown}")
+
+
+def _by_tokens(counts: dict[str, Any]) -> str:
+    gaps = [int(gap) for gap in counts["by_tokens"]]
+    return f"{gaps[0]} to {gaps[-1]} tokens" if gaps[0] != gaps[-1] else f"{gaps[0]} token(s)"
+
+
+@app.command("prior-pairs")
+def prior_pairs(
+    pairs: Annotated[Path, typer.Option("--pairs", help="Persona pairs, whose prompts are met another way.")],
+    neutral: Annotated[
+        Path, typer.Option("--neutral", help="Wordings without a persona, JSON Lines; they tell a question's default.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Pair file to write, .jsonl.")],
+    model: ModelOption = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="What was dropped and why. (default: beside --out)")
+    ] = None,
+    min_lead: Annotated[
+        float, typer.Option(help="Logits by which a default must lead the other option under no persona.")
+    ] = 1.0,
+    max_pairs: Annotated[int, typer.Option(help="Pairs to write at most, per split.")] = 64,
+    seed: Annotated[int, typer.Option("--seed", help="Of the order.")] = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Pair the prompts of a persona for the generic prior: one persona, two questions with other defaults."""
+    with _errors():
+        from circuit.files import check_output_folder
+        from circuit.shipped import MODEL, resolve
+        from persona.items import load_items, load_neutral
+        from persona.prior_pairs import PriorOptions, build_prior_pairs, write_prior_pairs
+
+        options = PriorOptions(min_lead, max_pairs, batch_size, seed).checked()
+        items = load_items(resolve(str(pairs)), label=str(pairs))
+        wordings = load_neutral(resolve(str(neutral)))
+        for path in filter(None, (out, report)):
+            check_output_folder(path.parent)
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with _progress() as stage:
+            loaded = _load(stage, model or MODEL, revision, device, dtype)
+            built = build_prior_pairs(loaded, items, wordings, options=options, progress=stage("defaults"))
+        beside = write_prior_pairs(built, out, report)
+        _print_prior_pairs(built, out, beside, as_json)
+
+
+def _print_prior_pairs(built: Any, out: Path, beside: Path, as_json: bool) -> None:
+    found = built.report()
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "report": str(beside), **found}))
+        return
+    splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
+    forms = ", ".join(f"{name} {count}" for name, count in found["kept_by_form"].items())
+    typer.echo(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}; form: {forms}")
+    lead, contrast = found["mean_lead"], found["mean_expected"]
+    typer.echo(f"no persona  a default leads by {lead:.2f} logits on average; contrast {contrast:.2f}")
+    if found["dropped"]:
+        rows = [(item["reason"], item["examples"][0], f"{item['count']:,}") for item in found["dropped"]]
+        _print_table("dropped", ("reason", "for example", "rows or meetings"), rows, texts=2)
     typer.echo(f"written to  {out}, {beside}")
 
 
@@ -362,7 +1159,7 @@ def collapse(
     as_json: JsonOption = False,
 ) -> None:
     """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
-    with _errors():
+    with _errors(), _processes() as first:
         from circuit.files import check_output_folder, replace_folder
         from persona.collapse import StudyOptions, study_collapse
         from persona.collapse_files import write_collapse
@@ -387,10 +1184,97 @@ def collapse(
             study = study_collapse(
                 loaded, items, controls=more, neutral=wordings, options=options, progress=stage("asking")
             )
+            if first:
+                stage("files and figures")
+                with replace_folder(out) as staging:
+                    write_collapse(study, staging)
+        if first:
+            _print_collapse(study, out, as_json)
+
+
+@app.command()
+def explain(
+    model: ModelOption = None,
+    pairs: PairsOption = None,
+    controls: Annotated[
+        Path | None,
+        typer.Option("--controls", help="More pairs, of which the controls are taken; paraphrases give sigma_0."),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option("--by", help="pair, question, … any key of the rows; may be repeated. (default: question)"),
+    ] = None,
+    thresholds: Annotated[
+        Path | None, typer.Option("--thresholds", help="Thresholds, JSON, fixed before the run. (default: shipped)")
+    ] = None,
+    causal: Annotated[bool, typer.Option(help="Run the causal test that goes with each verdict.")] = True,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/explain"
+    ),
+    split: Annotated[
+        str, typer.Option(help="Pairs to explain; controls are taken of every split of --controls.")
+    ] = "all",
+    n_resamples: Annotated[int, typer.Option(help="Draws of bootstraps and permutations.")] = 2000,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
+    with _errors():
+        from circuit.files import check_output_folder, replace_folder
+        from persona.explain import ExplainOptions, load_pair_file
+        from persona.explain import explain as explain_pairs
+        from persona.explain_files import write_explanation
+        from persona.verdicts import load_thresholds
+
+        options = ExplainOptions(tuple(by or ("question",)), split, batch_size, n_resamples, causal, seed).checked()
+        limits, name, shipped = load_thresholds(thresholds), _model_name(model, pairs), pairs is None
+        files = [
+            _path_and_name(given, default if shipped else None)
+            for given, default in ((pairs, "datasets/pairs_test.jsonl"), (controls, "datasets/pairs_controls.jsonl"))
+        ]
+        study, more = (load_pair_file(path, label=label) if path else None for path, label in files)
+        check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, name, revision, device, dtype)
+            found = explain_pairs(loaded, study, controls=more, thresholds=limits, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
-                write_collapse(study, staging)
-        _print_collapse(study, out, as_json)
+                write_explanation(found, staging)
+        _print_explanation(found, out, as_json)
+
+
+def _print_explanation(found: Any, out: Path, as_json: bool) -> None:
+    from persona.explain_files import confusion_rows, explain_record, group_rows, table_columns
+
+    if as_json:
+        record = explain_record(found)
+        del record["pairs"]
+        typer.echo(json.dumps({"out": str(out), **record}))
+        return
+    parts = {"all": [found.overall], **{key: [g for g in found.groups if g.by == key] for key in found.options.by}}
+    for key, groups in (parts | {"control": found.controls}).items():
+        if groups:
+            title = f"why personas collapse in {found.model}" if key == "all" else f"by {key}"
+            _print_table(title, table_columns(key), group_rows(groups), texts=2)
+    columns, rows = confusion_rows(found)
+    if rows:
+        _print_table("verdicts by what the generator sets", columns, rows, texts=1)
+        given = found.agreement
+        kappa = "undefined" if given.kappa is None else f"{given.kappa:.3f}"
+        typer.echo(
+            f"agreement   {given.share:.3f} of {given.n} pairs (by chance {given.chance:.3f}), "
+            f"Cohen's kappa {kappa}, permutation p {given.p:.2g}"
+        )
+    if found.sigma_0 is not None:
+        typer.echo(f"sigma_0     {found.sigma_0:.3f} logits over {found.n_paraphrases} paraphrase pairs")
+    typer.echo(f"thresholds  {found.thresholds.source}, sha256 {found.thresholds.sha256[:12]}…")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to  {out}/")
 
 
 def _path_and_name(given: Path | None, default: str | None) -> tuple[str | None, str | None]:
@@ -420,6 +1304,695 @@ def _print_collapse(study: Any, out: Path, as_json: bool) -> None:
     typer.echo(f"written to  {out}/")
 
 
+@app.command()
+def probe(
+    model: ModelOption = None,
+    pairs: PairsOption = None,
+    test_pairs: Annotated[
+        Path | None, typer.Option("--test-pairs", help="Pairs of a second file, held out as 'split'.")
+    ] = None,
+    personas: Annotated[
+        Path | None, typer.Option(help="Personas with traits and wordings, as for pairs. (default: the shipped ones)")
+    ] = None,
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(help="identity, trait or preference; may be repeated. (default: all there are)"),
+    ] = None,
+    hold_out: Annotated[
+        list[str] | None,
+        typer.Option(help="question, template, wording, persona or split; may be repeated. (default: all there are)"),
+    ] = None,
+    positions: PositionsOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/probe"
+    ),
+    split: Annotated[str, typer.Option(help="Pairs to use.")] = "all",
+    every: Annotated[int, typer.Option(help="Probe behind every so many blocks, the last always.")] = 1,
+    folds: Annotated[int, typer.Option(help="Folds at most; no group is in two of them.")] = 5,
+    penalty: Annotated[float, typer.Option(help="C of the logistic regression: smaller is a stronger penalty.")] = 0.1,
+    repeats: Annotated[int, typer.Option(help="Shuffles of the labels, and control tasks.")] = 3,
+    n_resamples: Annotated[int, typer.Option(help="Draws of bootstraps and permutations.")] = 500,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Probe every layer for who the persona is, its traits and its preference, with controls; RSA, CKA and noise."""
+    with _errors():
+        from circuit.files import check_output_folder, replace_folder
+        from persona.examples import load_examples
+        from persona.probe import ProbeOptions, study_probes
+        from persona.probe_files import write_probes
+        from persona.sources import read_personas
+
+        options = ProbeOptions(
+            targets=tuple(targets or ()),
+            hold_outs=tuple(hold_out or ()),
+            positions=tuple(positions or ()),
+            every=every,
+            folds=folds,
+            penalty=penalty,
+            repeats=repeats,
+            n_resamples=n_resamples,
+            batch_size=batch_size,
+            seed=seed,
+        ).checked()
+        name = _model_name(model, pairs)
+        path, label = _path_and_name(pairs, "datasets/pairs_test.jsonl")
+        people, _ = _path_and_name(personas, "datasets/personas.jsonl" if pairs is None else None)
+        who = read_personas(people) if people else ()
+        check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, name, revision, device, dtype)
+            found = load_examples(path or "", loaded, label=label, split=split, personas=who)
+            test = test_pairs and load_examples(test_pairs, loaded, personas=who)
+            study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
+            stage("files and figures")
+            with replace_folder(out) as staging:
+                write_probes(study, staging)
+        _print_probes(study, out, as_json)
+
+
+def _print_probes(study: Any, out: Path, as_json: bool) -> None:
+    from persona.probe_files import GEOMETRY, TABLE, geometry_rows, probe_record, probe_rows
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **probe_record(study)}))
+        return
+    title = f"probes of {study.model}: {study.n_examples} prompts, {study.n_personas} personas"
+    _print_table(f"{title}, {study.n_questions} questions", TABLE, probe_rows(study), texts=4)
+    _print_table("geometry of personas, at the layer of their largest share", GEOMETRY, geometry_rows(study), texts=2)
+    for note in study.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to  {out}/")
+
+
+@app.command()
+def lens(
+    model: ModelOption = None,
+    pairs: PairsOption = None,
+    tokens: Annotated[
+        tuple[str, str] | None,
+        typer.Option("--tokens", help="Two words, the first persona's and the second's, for the pairs' own answers."),
+    ] = None,
+    positions: PositionsOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/lens"
+    ),
+    split: Annotated[str, typer.Option(help="Pairs to read.")] = "all",
+    n_resamples: Annotated[int, typer.Option(help="Draws of the bootstraps.")] = 2000,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Read preferences off every layer (logit lens), say where they are decided, and which nodes write them."""
+    with _errors():
+        from circuit.files import check_output_folder, replace_folder
+        from persona.examples import load_examples
+        from persona.lens import LensOptions, study_lens
+        from persona.lens_files import write_lens
+
+        options = LensOptions(tuple(positions or ()), batch_size, n_resamples, seed).checked()
+        name = _model_name(model, pairs)
+        path, label = _path_and_name(pairs, "datasets/pairs_test.jsonl")
+        check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, name, revision, device, dtype)
+            found = load_examples(path or "", loaded, label=label, split=split, tokens=tokens)
+            study = study_lens(loaded, found, tokens=tokens, options=options, progress=stage("reading layers"))
+            stage("files and figures")
+            with replace_folder(out) as staging:
+                write_lens(study, staging)
+        _print_lens(study, out, as_json)
+
+
+def _print_lens(study: Any, out: Path, as_json: bool) -> None:
+    from persona.lens_files import COMPONENTS, TABLE, component_rows, curve_rows, decision_lines, lens_record
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **lens_record(study)}))
+        return
+    title = f"logit lens of {study.model} at {study.positions[-1]}, {len(study.items)} pairs"
+    _print_table(title, TABLE, curve_rows(study), texts=1)
+    for line in decision_lines(study):
+        typer.echo(line)
+    if study.attribution.conserved:
+        _print_table("direct logit attribution of D, the largest", COMPONENTS, component_rows(study), texts=1)
+        typer.echo(f"conserved   the parts sum to D within {study.attribution.error:.1e} logits on every pair")
+    for note in study.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to  {out}/")
+
+
+@app.command()
+def respond(
+    model: ModelOption = None,
+    personas: PersonasOption = None,
+    questions: QuestionsOption = None,
+    template: TemplateOption = None,
+    cue: Annotated[str | None, typer.Option(help="What the response follows. (default: the template's)")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/responses"
+    ),
+    wordings: WordingsOption = 1,
+    question_wordings: QuestionWordingsOption = 1,
+    samples: SamplesOption = 1,
+    max_questions: MaxQuestionsOption = None,
+    baseline: BaselineOption = None,
+    max_new_tokens: MaxNewOption = 48,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 1.0,
+    stop: StopOption = None,
+    endpoint_model: EndpointOption = None,
+    base_url: UrlOption = None,
+    api_key: KeyOption = None,
+    concurrency: ConcurrencyOption = 8,
+    max_retries: RetriesOption = 8,
+    timeout: TimeoutOption = 120.0,
+    limit_field: LimitOption = "max_tokens",
+    system_turn: Annotated[bool, typer.Option(help="Persona as system turn of an endpoint, or before the user's.")] = (
+        True
+    ),
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the responses.")] = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Have a model, here or behind an endpoint, answer questions as every persona; goes on where it was stopped."""
+    with _errors():
+        from circuit.errors import OptionError
+        from circuit.files import check_output_folder
+        from persona.endpoint import Journal, endpoint
+        from persona.responses import Sampling, respond_remotely
+
+        if endpoint_model and (model or template):
+            raise OptionError("--endpoint-model asks an endpoint, --model and --template are of a local one: choose")
+        plan = {"wordings": wordings, "question_wordings": question_wordings, "samples": samples}
+        plan |= {"max_questions": max_questions}
+        wanted, sources = _exchanges(model or endpoint_model, personas, questions, baseline, **plan)
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed, _texts(stop)).checked()
+        check_output_folder(out)
+        if endpoint_model:
+            place = endpoint(
+                endpoint_model,
+                base_url=base_url,
+                key=api_key,
+                concurrency=concurrency,
+                max_retries=max_retries,
+                timeout=timeout,
+                limit=limit_field,
+            )
+            with _progress() as stage, Journal(out / "journal.jsonl") as journal:
+                tell = stage(f"asking {endpoint_model}")
+                found = respond_remotely(
+                    place, wanted, journal, sampling=sampling, system_turn=system_turn, progress=tell
+                )
+            about = {"model": endpoint_model, "address": place.address, "system_turn": system_turn}
+        else:
+            with _progress() as stage:
+                loaded = _load(stage, _shipped_or(model), revision, device, dtype)
+                found, about = _respond_here(loaded, wanted, template, cue, sampling, out, batch_size, stage, stop)
+        _write_responses(found, about | {"sources": sources}, out, baseline, as_json)
+
+
+@app.command()
+def vectors(
+    model: ModelOption = None,
+    responses: Annotated[
+        Path | None,
+        typer.Option("--responses", help="responses.jsonl of the respond command. (default: made here, as it would)"),
+    ] = None,
+    personas: PersonasOption = None,
+    questions: QuestionsOption = None,
+    template: TemplateOption = None,
+    cue: Annotated[str | None, typer.Option(help="What the response follows. (default: the template's)")] = None,
+    layer: Annotated[int | None, typer.Option(help="Block, from 0, behind which the vectors are shown.")] = None,
+    layer_fraction: Annotated[
+        float | None, typer.Option(help="The same as a share of the blocks; all are read and kept. (default: 0.5)")
+    ] = None,
+    compare_with: Annotated[
+        list[Path] | None, typer.Option("--compare", help="Folder of another model's vectors; may be repeated.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/vectors"
+    ),
+    wordings: WordingsOption = 1,
+    question_wordings: QuestionWordingsOption = 1,
+    samples: SamplesOption = 1,
+    max_questions: MaxQuestionsOption = None,
+    baseline: BaselineOption = None,
+    max_new_tokens: MaxNewOption = 48,
+    temperature: TemperatureOption = 0.7,
+    top_p: TopPOption = 1.0,
+    stop: StopOption = None,
+    n_permutations: Annotated[int, typer.Option(help="Of personas, when models are compared.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of responses and permutations.")] = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Mean activations of a model as every persona: cosines, components, assistant axis, other models beside."""
+    with _errors():
+        from circuit.files import check_output_folder, replace_folder
+        from circuit.shipped import resolve
+        from persona.response_files import read_responses
+        from persona.responses import Sampling, baseline_of, open_template
+        from persona.streams import chosen_layer
+        from persona.vector_files import geometry_of, read_vectors, write_vectors
+        from persona.vectors import persona_vectors
+
+        plan = {"wordings": wordings, "question_wordings": question_wordings, "samples": samples}
+        plan |= {"max_questions": max_questions}
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed, _texts(stop)).checked()
+        others = [read_vectors(path) for path in compare_with or ()]
+        said = None if responses is None else read_responses(responses)
+        wanted, about = ((), {}) if said else _exchanges(model, personas, questions, baseline, **plan)
+        check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, _shipped_or(model), revision, device, dtype)
+            at = chosen_layer(loaded.graph.n_layers, layer, layer_fraction)
+            if said is None:
+                made, record = _respond_here(loaded, wanted, template, cue, sampling, out, batch_size, stage, stop)
+                said, about = made.responses, record | {"sources": about}
+            else:
+                about = {"responses": str(responses)}
+            form = open_template(template and resolve(template), loaded.tokenizer, cue=cue)
+            reading = stage("reading the residual stream")
+            found = persona_vectors(loaded, said, form, cache=out / "cache", batch_size=batch_size, progress=reading)
+            geometry = geometry_of(found, at, baseline_of(found.personas, baseline))
+            comparison = _compared(geometry, others, layer_fraction, n_permutations, seed) if others else None
+            stage("files and figures")
+            with replace_folder(out) as staging:
+                write_vectors(geometry, about, staging, comparison=comparison)
+        _print_vectors(geometry, comparison, out, about, as_json)
+
+
+def _compared(geometry: Any, others: Sequence[Any], fraction: float | None, n_permutations: int, seed: int) -> Any:
+    """This model's personas beside the others', each at the layer that it was studied at, or all at one fraction."""
+    from persona.streams import chosen_layer
+    from persona.vector_comparison import compare_models
+    from persona.vector_files import StoredVectors
+
+    own = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared()
+    layers = [None if fraction is None else chosen_layer(side.vectors.n_layers, None, fraction) for side in others]
+    sides = [own, *(side.compared(at) for side, at in zip(others, layers, strict=True))]
+    return compare_models(sides, n_permutations=n_permutations, seed=seed)
+
+
+def _print_vectors(geometry: Any, comparison: Any, out: Path, about: dict[str, Any], as_json: bool) -> None:
+    from persona import vector_files as files
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **files.vector_record(geometry, about, comparison)}))
+        return
+    found = geometry.vectors
+    title = f"{len(found.personas)} persona vectors of {found.model} behind block {geometry.layer}, "
+    title += f"{len(found.questions)} questions"
+    _print_table(title, files.TABLE, files.persona_rows(geometry), texts=3)
+    _print_table("by layer (* shown above)", files.LAYERS, files.layer_rows(geometry), texts=1)
+    if comparison is not None:
+        title = f"how alike models arrange {len(comparison.personas)} personas"
+        _print_table(title, files.COMPARED, files.comparison_rows(comparison), texts=1)
+    for note in geometry.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to  {out}/")
+
+
+@app.command()
+def steer(
+    model: ModelOption = None,
+    pairs: PairsOption = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option(
+            "--fit", help="Pairs to fit directions on. (default: the train split, or the shipped train pairs)"
+        ),
+    ] = None,
+    direction: Annotated[
+        str | None,
+        typer.Option(
+            help="personas, pooled, pair, a folder of vectors, or FILE.safetensors:NAME[:ROW], such as a probe's. "
+            "(default: personas if all are fitted on, else pooled)"
+        ),
+    ] = None,
+    toward: Annotated[str | None, typer.Option(help="With a folder of vectors: the persona to steer to.")] = None,
+    away: Annotated[str | None, typer.Option(help="And the one to steer away from.")] = None,
+    layers: Annotated[
+        list[int] | None,
+        typer.Option("--layer", help="Block, from 0, to add behind; may be repeated. (default: four, evenly)"),
+    ] = None,
+    together: Annotated[bool, typer.Option("--together", help="All layers at once, not one at a time.")] = False,
+    positions: Annotated[
+        Literal["prompt-end", "all"], typer.Option(help="The prompt's last token and all after it, or all tokens.")
+    ] = "prompt-end",
+    strengths: Annotated[
+        str, typer.Option(help="Above 0, apart by commas; each is used with both signs.")
+    ] = "0.5,1,2,4",
+    ablate: Annotated[bool, typer.Option(help="Also take the direction out, from each layer on.")] = True,
+    n_controls: Annotated[int, typer.Option(help="Random directions of either kind to compare with.")] = 3,
+    kl_bound: Annotated[float, typer.Option(help="Bound on the mean KL on neutral prompts, in nats.")] = 0.1,
+    neutral: Annotated[
+        Path | None,
+        typer.Option(help="Neutral prompts, one a line. (default: the pairs' without the persona)"),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Pairs to steer. (default: test, or all if no split is named)")
+    ] = None,
+    max_pairs: Annotated[int, typer.Option(help="Pairs to steer at most, evenly taken.")] = 48,
+    generate: Annotated[int, typer.Option(min=0, help="Pairs whose prompts are continued, before and after.")] = 8,
+    max_new_tokens: MaxNewOption = 48,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    stop: StopOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/steer"
+    ),
+    n_resamples: Annotated[int, typer.Option(help="Draws of the bootstraps.")] = 2000,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Add a direction to the residual stream: persona effect, KL, flips against the required gain, what is said."""
+    with _errors():
+        from dataclasses import replace
+
+        from circuit.files import check_output_folder, replace_folder
+        from persona.directions import default_kind
+        from persona.examples import load_examples
+        from persona.responses import Sampling
+        from persona.steered_text import generate_steered
+        from persona.steering import SteerOptions, some_pairs, study_steering
+        from persona.steering_files import write_steering
+        from persona.streams import chosen_layer
+
+        numbers = _numbers(strengths)
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed, _texts(stop)).checked()
+        name, named = _model_name(model, pairs), _named_two(toward, away)
+        asked, fitted, splits = _steered_and_fitted(pairs, fit, split)
+        plain = _lines(neutral)
+        check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, name, revision, device, dtype)
+            n = loaded.graph.n_layers
+            chosen = tuple(layers or (chosen_layer(n, None, share) for share in (0.25, 0.5, 0.75, 0.9)))
+            options = SteerOptions(
+                chosen,
+                numbers,
+                positions,
+                together,
+                ablate,
+                n_controls,
+                kl_bound,
+                n_resamples,
+                seed,
+                batch_size,
+            ).checked()
+            here = load_examples(asked[0] or "", loaded, label=asked[1], split=splits[0])
+            there = load_examples(fitted[0] or "", loaded, label=fitted[1], split=splits[1])
+            kind = direction or default_kind(there.examples, here.examples)
+            study = study_steering(
+                loaded,
+                some_pairs(here, max_pairs),
+                there,
+                kind,
+                options,
+                toward=named,
+                neutral=plain,
+                progress=stage("steering"),
+            )
+            texts = ()
+            if generate:
+                telling = stage("texts before and after")
+                if stop is None and not loaded.tokenizer.chat_template:
+                    sampling = replace(sampling, stop=("\n",))
+                texts = generate_steered(
+                    loaded, study, study.streams, n_pairs=generate, sampling=sampling, progress=telling
+                )
+            stage("files and figures")
+            about = {"pairs": asked[1], "split": splits[0], "fitted_on": fitted[1], "fitting_split": splits[1]}
+            with replace_folder(out) as staging:
+                write_steering(study, texts, about, staging)
+        _print_steering(study, texts, about, out, as_json)
+
+
+def _steered_and_fitted(pairs: Path | None, fit: Path | None, split: str | None) -> Any:
+    """Paths and names of the pairs to steer and to fit on, and the split of each."""
+    from circuit.task import load_task
+
+    asked = _path_and_name(pairs, "datasets/pairs_test.jsonl")
+    known = load_task(asked[0] or "").splits
+    steered = split or ("test" if "test" in known else "all")
+    if fit is not None or pairs is None:
+        return asked, _path_and_name(fit, "datasets/pairs_train.jsonl"), (steered, "all")
+    return asked, asked, (steered, "train" if "train" in known and steered != "train" else "all")
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    from circuit.errors import OptionError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"--strengths {text!r} are not numbers apart by commas, such as 0.5,1,2") from error
+
+
+def _named_two(toward: str | None, away: str | None) -> tuple[str, str] | None:
+    from circuit.errors import OptionError
+
+    if (toward is None) != (away is None):
+        raise OptionError("--toward and --away go together: a direction leads from one persona to the other")
+    return None if toward is None or away is None else (toward, away)
+
+
+def _lines(path: Path | None) -> tuple[str, ...]:
+    from circuit.errors import FileError
+
+    if path is None:
+        return ()
+    try:
+        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(f"{path} cannot be read ({error}); expected one prompt a line") from error
+    if not lines:
+        raise FileError(f"{path} is empty; expected one prompt a line")
+    return tuple(line.replace("\\n", "\n") for line in lines)
+
+
+def _print_steering(study: Any, texts: Any, about: dict[str, Any], out: Path, as_json: bool) -> None:
+    from persona import steering_files as files
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **files.steering_record(study, texts, about)}))
+        return
+    title = f"steering {study.model} along {study.directions.kind}, {len(study.prompts)} pairs"
+    _print_table(f"{title}, at {study.options.positions}", files.TABLE, files.outcome_rows(study), texts=1)
+    title = f"largest strength with KL within {study.options.kl_bound:g} nats"
+    _print_table(title, files.BOUNDS, files.bound_rows(study), texts=1)
+    if texts:
+        where = "+".join(map(str, texts[0].layers))
+        title = f"{len(texts)} texts, steered behind layer {where}; perplexity is the unsteered model's"
+        _print_table(title, files.TEXTS, files.text_rows(texts), texts=1)
+    for note in study.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to  {out}/")
+
+
+@app.command()
+def rate(
+    responses: Annotated[
+        Path, typer.Option("--responses", help="responses.jsonl of the respond command, or lines like it.")
+    ] = Path("runs/responses/responses.jsonl"),
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Rate offline by this model's own likelihoods. (default: the shipped model)"),
+    ] = None,
+    template: TemplateOption = None,
+    cue: Annotated[str | None, typer.Option(help="What the response follows. (default: the template's)")] = None,
+    neutral: Annotated[str, typer.Option(help="Text in the persona's place to compare with, offline.")] = "",
+    endpoint_model: EndpointOption = None,
+    rater_prompt: Annotated[
+        Path | None, typer.Option("--rater-prompt", help="Has {persona}, {question}, {reply}. (default: our own)")
+    ] = None,
+    control: Annotated[bool, typer.Option(help="Have each response rated as another persona's too.")] = True,
+    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a rater's answer at most.")] = 16,
+    base_url: UrlOption = None,
+    api_key: KeyOption = None,
+    concurrency: ConcurrencyOption = 8,
+    max_retries: RetriesOption = 8,
+    timeout: TimeoutOption = 120.0,
+    limit_field: LimitOption = "max_tokens",
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/rate"
+    ),
+    n_resamples: Annotated[int, typer.Option(help="Draws of the bootstraps.")] = 2000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstraps.")] = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Rate how much of a persona shows in responses: by a model behind an endpoint, or offline by likelihoods."""
+    with _errors():
+        from circuit.errors import OptionError
+        from circuit.files import check_output_folder, replace_folder
+        from circuit.shipped import resolve
+        from persona import rating
+        from persona.endpoint import Journal, endpoint
+        from persona.rating_files import write_ratings
+        from persona.response_files import read_responses
+        from persona.responses import open_template
+
+        if endpoint_model and (model or template):
+            raise OptionError("--endpoint-model asks an endpoint, --model and --template are of a local one: choose")
+        said = read_responses(responses)
+        check_output_folder(out)
+        about: dict[str, Any] = {"responses": str(responses)}
+        with _progress() as stage:
+            if endpoint_model:
+                place = endpoint(
+                    endpoint_model,
+                    base_url=base_url,
+                    key=api_key,
+                    concurrency=concurrency,
+                    max_retries=max_retries,
+                    timeout=timeout,
+                    limit=limit_field,
+                )
+                prompt = rating.rater_prompt(rater_prompt)
+                about |= {"model": endpoint_model, "address": place.address, "prompt": prompt}
+                with Journal(out / "journal.jsonl") as journal:
+                    tell = stage(f"asking {endpoint_model}")
+                    found = rating.rate_remotely(
+                        place,
+                        said,
+                        journal,
+                        prompt=prompt,
+                        control=control,
+                        max_tokens=max_answer_tokens,
+                        progress=tell,
+                    )
+            else:
+                loaded = _load(stage, _shipped_or(model), revision, device, dtype)
+                form = open_template(template and resolve(template), loaded.tokenizer, cue=cue)
+                about |= {"model": loaded.name, "fingerprint": loaded.fingerprint, "template": form.about()}
+                about |= {"neutral": neutral}
+                tell = stage("likelihoods")
+                found = rating.rate_offline(
+                    loaded, said, form, neutral=neutral, batch_size=batch_size, progress=tell
+                )
+            whole, each = rating.summarise_ratings(found, n_resamples=n_resamples, seed=seed)
+            stage("files and figures")
+            with replace_folder(out) as staging:
+                write_ratings(found, (whole, *each), about, staging)
+        _print_ratings(found, (whole, *each), about, out, as_json)
+
+
+def _print_ratings(found: Any, summary: Any, about: dict[str, Any], out: Path, as_json: bool) -> None:
+    from persona.rating_files import TABLE, rating_record, rating_rows
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **rating_record(found, summary, about)}))
+        return
+    title = f"{len(found.rated):,} responses rated by {found.rater} ({found.unit})"
+    _print_table(title, TABLE, rating_rows(summary), texts=1)
+    if found.unparsable:
+        typer.echo(f"unparsable  {found.unparsable:,} answers of the rater are no rating; they are not guessed at")
+    for kind, counts in (("failed", found.failures), ("left out", found.left_out)):
+        for reason, count in counts.items():
+            typer.echo(f"{kind:<11} {count:,}: {reason}")
+    typer.echo(f"written to  {out}/")
+
+
+def _exchanges(
+    model: str | None, personas: Path | None, questions: Path | None, baseline: str | None, **plan: Any
+) -> Any:
+    """What is asked, and of which files it is made: the shipped model's own, or the general ones of any other."""
+    from circuit.shipped import resolve
+    from persona.responses import baseline_of, exchanges
+    from persona.sources import read_personas, read_questions
+
+    kind = "" if model is None else "vector_"
+    names = [
+        str(given) if given else f"datasets/{kind}{what}.jsonl"
+        for given, what in ((personas, "personas"), (questions, "questions"))
+    ]
+    people, asked = read_personas(resolve(names[0])), read_questions(resolve(names[1]))
+    wanted = exchanges(people, asked, **plan)
+    baseline_of([item.persona for item in wanted], baseline)
+    return wanted, dict(zip(("personas", "questions"), names, strict=True)) | plan
+
+
+def _respond_here(
+    loaded: Any,
+    wanted: Any,
+    template: str | None,
+    cue: str | None,
+    sampling: Any,
+    out: Path,
+    batch_size: int,
+    stage: Callable[[str], Any],
+    stop: list[str] | None,
+) -> Any:
+    """The local model's responses, kept in the folder's journal, and what they were made with."""
+    from dataclasses import asdict, replace
+
+    from circuit.shipped import resolve
+    from persona.endpoint import Journal
+    from persona.responses import open_template
+    from persona.responses import respond as answer
+
+    form = open_template(template and resolve(template), loaded.tokenizer, cue=cue)
+    if stop is None and not form.chat:
+        sampling = replace(sampling, stop=("\n",))
+    with Journal(out / "journal.jsonl") as journal:
+        tell = stage("responses")
+        found = answer(loaded, wanted, form, journal, sampling=sampling, batch_size=batch_size, progress=tell)
+    about = {"model": loaded.name, "fingerprint": loaded.fingerprint, "template": form.about()}
+    return found, about | {"sampling": asdict(sampling)}
+
+
+def _write_responses(found: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool) -> None:
+    from circuit.files import replace_folder
+    from persona.response_files import TABLE, summarise, summary_rows, write_response_study
+
+    with replace_folder(out) as staging:
+        write_response_study(found, about, staging, baseline=baseline)
+    summaries = summarise(found.responses, baseline)
+    counts = {"made": found.made, "remembered": found.remembered, "failures": dict(found.failures)}
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), "n": len(found.responses), **counts, **about}))
+        return
+    _print_table(f"{len(found.responses):,} responses of {about['model']}", TABLE, summary_rows(summaries), texts=2)
+    typer.echo(f"made now    {found.made:,}; remembered {found.remembered:,}")
+    for reason, count in found.failures.items():
+        typer.echo(f"failed      {count:,}: {reason}")
+    typer.echo(f"written to  {out}/")
+
+
+def _texts(stop: list[str] | None) -> tuple[str, ...]:
+    """Stop texts as they were meant: a shell makes it hard to give a line feed."""
+    return tuple(text.replace("\\n", "\n") for text in stop or ())
+
+
+def _shipped_or(model: str | None) -> str:
+    from circuit.shipped import MODEL
+
+    return MODEL if model is None else model
+
+
 def _model_name(model: str | None, pairs: Path | None) -> str:
     from circuit.errors import OptionError
     from circuit.shipped import MODEL
@@ -435,6 +2008,16 @@ def _load_task(pairs: Path | str | None) -> Any:
 
     name = PAIRS if pairs is None else str(pairs)
     return load_task(resolve(name), label=name)
+
+
+def _conditions(where: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """``KEY=VALUE`` taken apart."""
+    from circuit.errors import OptionError
+
+    found = [tuple(item.split("=", 1)) for item in where or ()]
+    if wrong := next((item for item, parts in zip(where or (), found, strict=True) if len(parts) != 2), None):
+        raise OptionError(f"--where {wrong!r} must be KEY=VALUE, such as domain=food")
+    return tuple((key.strip(), value.strip()) for key, value in found)
 
 
 def _own_pairs(record: dict[str, Any] | None) -> str:
@@ -468,6 +2051,14 @@ def _write_results(found: Discovery, out: Path, strongest: int) -> None:
             path = staging / f"graph.{suffix}"
             picture(found.circuit, path, scores=found.scores, strongest=strongest, title=_title(found.record))
         files.write_json(summary(found), staging / "summary.json")
+        if found.parts is not None and found.spans is not None:
+            from persona.span_figures import write_spans
+
+            write_spans(found.parts, found.spans, found.circuit, staging, title=_title(found.record))
+        if found.sweep is not None:
+            from persona.curve_figures import write_sweep
+
+            write_sweep(found.sweep, staging, title=_title(found.record))
 
 
 def _title(record: dict[str, Any] | None) -> str:
@@ -485,6 +2076,15 @@ def _all_scores(stored: Any) -> Any:
         return stored.scores
     scores = read_scores(beside)
     return scores if scores.graph == stored.circuit.graph else stored.scores
+
+
+def _every_score(stored: Any) -> Any:
+    from circuit.errors import OptionError
+
+    scores = _all_scores(stored)
+    if scores is None:
+        raise OptionError(f"{stored.path} has no scores; write those of a run that scored its edges")
+    return scores
 
 
 def _warn_of_other_weights(record: dict[str, Any] | None, model: Any) -> None:
@@ -506,6 +2106,8 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
     typer.echo(f"divergence  {found.divergence:+.3f} {task['unit']} on {task['n_pairs']} pairs ({task['split']})")
     if found.tau is not None:
         typer.echo(f"threshold   {found.tau:.4g} {task['unit']}")
+    if found.smallest is not None:
+        _print_smallest(found)
     typer.echo(
         f"circuit     {counts['edges']:,} of {counts['graph_edges']:,} edges, "
         f"{counts['nodes']:,} of {counts['graph_nodes']:,} nodes"
@@ -518,12 +2120,66 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
             f"ACDC        {cost['passes']:,} passes, {cost['evaluated']:,} circuits tried, "
             f"{cost['wasted']:,} of them for nothing"
         )
+    if found.cost is not None:
+        cost = found.cost
+        typer.echo(
+            f"activations {cost.activations}: r {cost.correlation:.5f} with float32 on {cost.n_prompts} prompts, "
+            f"largest difference {cost.largest:.2g} of the largest score"
+        )
     _print_edges(found)
+    if found.null is not None:
+        _print_null_run(found)
+    if found.spans is not None:
+        _print_spans(found)
+    if found.sweep is not None:
+        from circuit.curve_tables import sweep_columns, sweep_rows
+
+        title = "nested circuits; * no smaller one here is as close to the whole model on the pairs searched on"
+        _print_table(title, sweep_columns(found.sweep), sweep_rows(found.sweep), texts=0)
     for report in found.reports:
         _print_report(report, as_json=False)
     if not found.held_out:
         typer.echo("\nnot held out: the circuit was measured on pairs that it was found on; name splits in the file")
     typer.echo(f"\nwritten to  {out}/")
+
+
+def _print_smallest(found: Discovery) -> None:
+    least = found.smallest
+    assert least is not None
+    typer.echo(
+        f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by |score|, "
+        f"of {len(least.tried):,} sizes tried"
+    )
+    held = found.reports[-1].circuit.ratio_of_means
+    if found.confirmed is not None and held is not None:
+        typer.echo(f"held out    {held:.3f}: {'confirmed' if found.confirmed else 'not confirmed'}")
+    if least.relapses:
+        shown = ", ".join(f"{n:,}" for n in least.relapses[:5])
+        typer.echo(f"note: f does not grow steadily; larger sizes that miss the target: {shown}")
+
+
+def _print_null_run(found: Discovery) -> None:
+    null = found.null
+    assert null is not None
+    known = {name: value for name, value in null.as_dict().items() if isinstance(value, float)}
+    shown = {name: f"{known[name]:.3g}" if name in known else "unknown" for name in null.as_dict()}
+    within = f"{null.within:.0%}" if null.within is not None else "unknown"
+    typer.echo(
+        f"\nnull run    {null.n_equal} paraphrases of equal length: sigma_0 {shown['sigma_0']}; "
+        f"{null.n_unequal} of unequal length: {shown['unequal']}, {within} of them within 2 sigma_0\n"
+        f"            |D| with difference in length: rho {shown['gap_correlation']}, p {shown['p_gap']}; "
+        f"unequal ones spread more: p {shown['p_larger']}; shifted: p {shown['p_shift']}"
+    )
+
+
+def _print_spans(found: Discovery) -> None:
+    spans = found.spans
+    assert spans is not None
+    rows = []
+    for i, layer in enumerate([*map(str, range(len(spans.entry) - 1)), "logits"]):
+        cells = zip(spans.entry[i], spans.persistence[i], strict=True)
+        rows.append((layer, *(f"{entry:.2f} / {stays:+.2f}" for entry, stays in cells)))
+    _print_table("share of |score| read there / causal persistence", ("layer", *spans.names), rows, texts=1)
 
 
 def _print_edges(found: Discovery) -> None:
@@ -603,7 +2259,8 @@ def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bars:
+    hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bars:
 
         def stage(name: str) -> Callable[[int, int], None]:
             for task in bars.tasks:
@@ -623,8 +2280,18 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except PersonaCircuitsError as error:
-        typer.echo(f"error: {error}", err=True)
+        rank = int(os.environ.get("RANK", "0"))
+        typer.echo(f"{f'rank {rank}: ' if rank else ''}error: {error}", err=True)
         raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[bool]:
+    """Where torchrun started several processes they share the prompts; true in the one that prints and writes."""
+    from circuit import ranks
+
+    with ranks.processes():
+        yield ranks.is_first()
 
 
 def main() -> None:

@@ -81,6 +81,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     options = parser.parse_args()
+    if options.personas < 4 or options.personas % 2:
+        parser.error("--personas must be even and at least 4, so that everyone can meet someone in every round")
     torch.set_num_threads(options.threads)
     model = load_model(resolve(options.model), device=options.device, label=options.model)
     found = grid_speed(model, n_personas=options.personas, rounds=options.rounds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,21 @@ from circuit.attribution import (
 from circuit.errors import OptionError
 from circuit.faithfulness import FaithfulnessReport, evaluate
 from circuit.files import circuit_record
+from circuit.grid import LINEAR, Grid, grid_eap, grids_of, passes_of
 from circuit.model import Model
 from circuit.null_run import NullRun, null_run
 from circuit.patching import Prepared, Progress, effects, prepare_each
 from circuit.pruning import PRUNERS, acdc, check_tau, greedy, threshold, top_n
 from circuit.scores import Scores
+from circuit.sizes import Smallest, Sweep, check_target, smallest
+from circuit.sizes import sweep as nested
 from circuit.span_study import SpanStudy, span_study
 from circuit.subgraph import Circuit
 from circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swap_rows
+from circuit.uncertainty import Clusters
 from metrics import METRICS, Metric
 
-__all__ = ["Discovery", "Options", "Stage", "discover", "evaluate_on", "pairs_of", "split_of"]
+__all__ = ["Discovery", "Options", "Stage", "ablation_for", "discover", "evaluate_on", "pairs_of", "split_of"]
 
 Stage = Callable[[str], Progress]
 """Called when a stage of the work begins, with its name; gives the stage's progress callback."""
@@ -47,6 +52,8 @@ class Options:
 
     ``threshold`` is in units of the metric (``threshold_on="score"``) or a share of
     |m(full) - m(empty)| on the training pairs (``"share"``; with persona metrics that is |D|).
+    ``target_faithfulness`` takes the place of a size: the smallest circuit by |score| that reaches it on
+    the training pairs. ``sweep`` measures nested circuits over thresholds besides.
     """
 
     method: str = "eap-ig"
@@ -54,6 +61,8 @@ class Options:
     threshold: float | None = None
     threshold_on: str = "share"
     top_n: int | None = None
+    target_faithfulness: float | None = None
+    sweep: bool = False
     metric: str = "persona-divergence"
     ablation: str = "corrupt"
     align: str = "equal"
@@ -111,9 +120,22 @@ class Options:
         return self
 
     def _uses_threshold(self) -> bool:
-        return self.prune in ("threshold", "acdc", "eap-acdc")
+        return self.target_faithfulness is None and self.prune in ("threshold", "acdc", "eap-acdc")
 
     def _check_size(self) -> None:
+        if self.sweep and self.prune == "acdc":
+            raise OptionError("--sweep puts edges in the order of their scores, and --prune acdc has none")
+        if self.target_faithfulness is not None:
+            check_target(self.target_faithfulness)
+            for name, given in (("threshold", self.threshold), ("top-n", self.top_n)):
+                if given is not None:
+                    raise OptionError(f"--{name} and --target-faithfulness both set the size; give one of them")
+            if self.prune not in ("threshold", "top-n"):
+                raise OptionError(
+                    f"--target-faithfulness keeps the first edges by |score|, --prune {self.prune} chooses others; "
+                    "leave one of them out"
+                )
+            return
         if self._uses_threshold():
             if self.top_n is not None:
                 raise OptionError(f"--top-n has no effect with --prune {self.prune}; use --threshold, or --prune top-n")
@@ -136,7 +158,8 @@ class Discovery:
     says whether all pairs of ``reports[-1]`` are pairs that the search did not see.
     ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
     ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
-    a shorter format did to the scores of the first batch.
+    a shorter format did to the scores of the first batch. ``smallest`` is the search for
+    the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds.
     """
 
     circuit: Circuit
@@ -151,6 +174,16 @@ class Discovery:
     spans: SpanStudy | None = None
     null: NullRun | None = None
     cost: ActivationCost | None = None
+    smallest: Smallest | None = None
+    sweep: Sweep | None = None
+
+    @property
+    def confirmed(self) -> bool | None:
+        """Whether the faithfulness aimed at is reached on held-out pairs too; None without either."""
+        found = self.reports[-1].circuit.ratio_of_means
+        if self.smallest is None or not self.held_out or found is None:
+            return None
+        return found >= self.smallest.target
 
 
 def discover(
@@ -180,11 +213,11 @@ def discover(
     is_held_out = not set(train.pairs) & set(held_out.pairs)
     rows, held_rows = (_rows(encode(part, model, align=options.align), metric) for part in (train, held_out))
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
-    groups = batches(ranks.share(rows), options.batch_size, model.device)
+    groups = batches(_share(rows, metric), options.batch_size, model.device)
     ablation = _ablation(options.ablation, model, groups, stage)
     d, whole = effects(prepare_each(model, groups, ablation), metric)
     tau = _tau(options, whole)
-    scores, parts = _scores(model, groups, metric, ablation, options, stage)
+    scores, parts = _scores(model, groups, _grids(rows, metric, options), metric, ablation, options, stage)
     lost = None
     if options.activations != "float32" and groups:
         how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
@@ -192,15 +225,30 @@ def discover(
     spans = None
     if parts is not None:
         spans = span_study(model, parts, prepare_each(model, groups), metric, seed=options.seed)
-    circuit, cost = _prune(model, groups, metric, scores, ablation, options, tau, state, stage)
+    least = None
+    if options.target_faithfulness is not None:
+        assert scores is not None
+        tell = stage("smallest circuit")
+        batched = partial(prepare_each, model, groups, ablation)
+        least = smallest(model, batched, metric, scores, options.target_faithfulness, progress=tell)
+        circuit, cost = least.circuit, None
+    else:
+        circuit, cost = _prune(model, groups, metric, scores, ablation, options, tau, state, stage)
     splits = [(train_split, rows), (test_split, held_rows)] if test_split != train_split else [(train_split, rows)]
+    shared = {train_split: Clusters.of(train.pairs), test_split: Clusters.of(held_out.pairs)}
     reports = tuple(
-        _report(model, part, metric, ablation, circuit, split, options, stage(f"faithfulness on {split}"))
+        _report(
+            model, part, metric, ablation, circuit, split, options, stage(f"faithfulness on {split}"), shared[split]
+        )
         for split, part in splits
     )
+    row = _sweep(model, splits, metric, ablation, scores, options, shared, stage) if options.sweep else None
     about = _about(model, task, options, train_split, len(train.pairs), d, tau, reports)
+    if least is not None:
+        about["method"] |= {"prune": "top-n", "top_n": least.n, "target_faithfulness": least.target}
     record = circuit_record(circuit, scores, about)
-    return Discovery(circuit, scores, d, tau, cost, reports, is_held_out, record, parts, spans, quiet, lost)
+    measured = (d, tau, cost, reports, is_held_out)
+    return Discovery(circuit, scores, *measured, record, parts, spans, quiet, lost, least, row)
 
 
 def _silent(_name: str) -> Progress:
@@ -218,6 +266,7 @@ def _ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stage) ->
 def _scores(
     model: Model,
     groups: Sequence[Batch],
+    grids: Sequence[Grid],
     metric: Metric,
     ablation: Ablation | None,
     options: Options,
@@ -225,6 +274,9 @@ def _scores(
 ) -> tuple[Scores | None, ScoreParts | None]:
     if options.prune == "acdc":
         return None, None
+    if grids:
+        progress = stage(f"{options.method} scores of {len(grids)} persona grids")
+        return grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress), None
     progress = stage(f"{options.method} scores")
     how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
     if options.by_span:
@@ -232,6 +284,15 @@ def _scores(
         return parts.total(), parts
     how |= {"seed": options.seed, "activations": options.activations}
     return score(model, groups, metric, ablation=ablation, progress=progress, **how), None
+
+
+def _grids(rows: Sequence[Row], metric: Metric, options: Options) -> Sequence[Grid]:
+    """The persona grids of plain EAP, where they have fewer prompts than rows: the same scores from fewer passes."""
+    plain = options.ablation == "corrupt" and options.align == "equal" and options.activations == "float32"
+    if options.method != "eap" or options.prune == "acdc" or options.by_span or not plain or metric.name not in LINEAR:
+        return ()
+    grids = grids_of(rows)
+    return grids if passes_of(grids).forwards < len(rows) else ()
 
 
 def evaluate_on(
@@ -275,11 +336,35 @@ def evaluate_on(
     stage = stage or _silent
     task = task.where(**(where or {}))
     name = split_of(task, split, "test")
-    rows = _rows(encode(task.of_split(name), model, align=align), METRICS[metric])
-    constants_from = task.of_split(split_of(task, train_split, "train")) if ablation in CONSTANT else None
-    source = rows if constants_from is None else _rows(encode(constants_from, model, align=align), METRICS[metric])
-    made = _ablation(ablation, model, batches(ranks.share(source), batch_size, model.device), stage)
-    return _report(model, rows, METRICS[metric], made, circuit, name, options, stage(f"faithfulness on {name}"))
+    part = task.of_split(name)
+    rows = _rows(encode(part, model, align=align), METRICS[metric])
+    made = ablation_for(
+        ablation, model, task, metric=metric, align=align, train_split=train_split, batch_size=batch_size, stage=stage
+    )
+    tell = stage(f"faithfulness on {name}")
+    return _report(model, rows, METRICS[metric], made, circuit, name, options, tell, Clusters.of(part.pairs))
+
+
+def ablation_for(
+    name: str,
+    model: Model,
+    task: Task,
+    *,
+    metric: str,
+    align: str = "equal",
+    where: Mapping[str, str] | None = None,
+    train_split: str | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    stage: Stage | None = None,
+) -> Ablation | None:
+    """The ablation of that name; its constants are of ``train_split`` (``train`` if there is one, else all pairs)."""
+    source: Sequence[Row] = ()
+    if name in CONSTANT:
+        task = task.where(**(where or {}))
+        train = task.of_split(split_of(task, train_split, "train"))
+        source = _rows(encode(train, model, align=align), METRICS[metric])
+    return _ablation(name, model, batches(_share(source, METRICS[metric]), batch_size, model.device), stage or _silent)
 
 
 def pairs_of(
@@ -296,7 +381,8 @@ def pairs_of(
     Raises:
         TaskError: the pairs do not fit the model.
     """
-    groups = batches(ranks.share(_rows(encode(task, model, align=align), metric)), batch_size, model.device)
+    rows = _rows(encode(task, model, align=align), metric)
+    groups = batches(_share(rows, metric), batch_size, model.device)
     return lambda: prepare_each(model, groups, ablation)
 
 
@@ -307,6 +393,13 @@ def split_of(task: Task, wanted: str | None, default: str) -> str:
 
 def _rows(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     return with_swap_rows(rows) if metric.swap_rows else tuple(rows)
+
+
+def _share(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
+    """This process's rows; both directions of a pair stay together, as they share their forward passes."""
+    width = 2 if metric.swap_rows else 1
+    pairs = [rows[i : i + width] for i in range(0, len(rows), width)]
+    return tuple(row for pair in ranks.share(pairs) for row in pair)
 
 
 def _tau(options: Options, whole: float) -> float | None:
@@ -352,6 +445,25 @@ def _prune(
     return found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted}
 
 
+def _sweep(
+    model: Model,
+    splits: Sequence[tuple[str, Sequence[Row]]],
+    metric: Metric,
+    ablation: Ablation | None,
+    scores: Scores | None,
+    options: Options,
+    clusters: Mapping[str, Clusters],
+    stage: Stage,
+) -> Sweep:
+    assert scores is not None
+    prepared = {}
+    for name, rows in splits:
+        groups = batches(_share(rows, metric), options.batch_size, model.device)
+        prepared[name] = partial(prepare_each, model, groups, ablation)
+    how: dict[str, Any] = {"seed": options.seed, "clusters": clusters, "progress": stage("nested circuits")}
+    return nested(model, prepared, metric, scores, **how)
+
+
 def _report(
     model: Model,
     rows: Sequence[Row],
@@ -361,15 +473,17 @@ def _report(
     split: str,
     options: Options,
     progress: Progress,
+    clusters: Clusters,
 ) -> FaithfulnessReport:
-    groups = batches(ranks.share(rows), options.batch_size, model.device)
+    groups = batches(_share(rows, metric), options.batch_size, model.device)
 
     def prepared() -> Iterator[Prepared]:
         for done, group in enumerate(groups, 1):
             yield from prepare_each(model, [group], ablation)
             progress(done, len(groups))
 
-    return evaluate(model, prepared, metric, circuit, split=split, n_random=options.n_random, seed=options.seed)
+    how: dict[str, Any] = {"n_random": options.n_random, "seed": options.seed, "clusters": clusters}
+    return evaluate(model, prepared, metric, circuit, split=split, **how)
 
 
 def _about(

@@ -4,7 +4,8 @@
 
 The headline is the ratio of means over pairs; the mean of the pairs' ratios is a
 different number and stands beside it. Both directions of a swapped pair belong
-to one pair: they are averaged first and resampled together.
+to one pair: they are averaged first and resampled together. Pairs that share personas
+or questions are resampled by those, where the pair file names them (``circuit.uncertainty``).
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from circuit.model import Model
 from circuit.patching import Prepared, measure
 from circuit.pruning import slots_by_source
 from circuit.subgraph import Circuit
+from circuit.uncertainty import FLAT, N_BOOTSTRAP, Clusters, Interval, ratio_interval
 from metrics import Metric
 
 __all__ = [
+    "FLAT",
+    "N_BOOTSTRAP",
     "Faithfulness",
     "FaithfulnessReport",
     "Interval",
@@ -31,17 +35,6 @@ __all__ = [
     "pairwise",
     "random_circuits",
 ]
-
-N_BOOTSTRAP = 2000
-FLAT = 1e-4  # below it, float32 logits of two passes differ by rounding alone
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A percentile bootstrap interval over pairs."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,9 @@ class FaithfulnessReport:
     """A circuit, its complement and random circuits of its size on a set of pairs.
 
     ``random_mean`` and ``random_sd`` are over the random circuits' ``ratio_of_means``;
-    ``random`` holds each.
+    ``random`` holds each. ``effect_interval`` is of m(full) - m(empty), which with persona
+    metrics and the corrupt ablation is D. ``random_gap`` is the circuit's ratio of means minus
+    ``random_mean``, on the same pairs and draws. ``resampled`` says what the intervals are drawn over.
     """
 
     metric: str
@@ -79,6 +74,10 @@ class FaithfulnessReport:
     random: tuple[float, ...]
     random_mean: float | None
     random_sd: float | None
+    effect_interval: Interval | None = None
+    random_gap: float | None = None
+    random_gap_interval: Interval | None = None
+    resampled: str = "pairs"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit file holds them."""
@@ -94,6 +93,7 @@ def evaluate(
     split: str,
     n_random: int = 10,
     seed: int = 0,
+    clusters: Clusters | None = None,
 ) -> FaithfulnessReport:
     """Faithfulness of a circuit, of its complement, and of random circuits of the same size.
 
@@ -105,6 +105,9 @@ def evaluate(
         Number of random circuits, each connected and of the circuit's size.
     seed
         Of the random circuits and of the bootstrap.
+    clusters
+        Which of the pairs, in the order of their rows, share personas and questions; without
+        them pairs are resampled as if they shared nothing.
     """
     graph = model.graph
     fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, circuit.complement()]
@@ -113,22 +116,30 @@ def evaluate(
     values = pairwise(measure(model, prepared(), masks, metric), metric)
     full, empty = values[0], values[1]
 
+    span = full - empty
+
     def faithfulness(index: int, size: int) -> Faithfulness:
-        return _faithfulness(values[index], full, empty, size, seed)
+        return _faithfulness(values[index], full, empty, size, seed, clusters)
 
     random = [faithfulness(4 + i, len(control)).ratio_of_means for i, control in enumerate(controls)]
     known = [value for value in random if value is not None]
+    found = faithfulness(2, len(circuit))
+    gap = values[2] - values[4:].mean(axis=0) if known else None
     return FaithfulnessReport(
         metric=metric.name,
         split=split,
         n_pairs=values.shape[1],
         m_full=float(full.mean()),
         m_empty=float(empty.mean()),
-        circuit=faithfulness(2, len(circuit)),
+        circuit=found,
         complement=faithfulness(3, len(fixed[3])),
         random=tuple(known),
         random_mean=float(np.mean(known)) if known else None,
         random_sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        effect_interval=bootstrap_ratio(span, np.ones_like(span), seed, clusters),
+        random_gap=None if gap is None else float(gap.mean() / span.mean()),
+        random_gap_interval=None if gap is None else bootstrap_ratio(gap, span, seed, clusters),
+        resampled="pairs" if clusters is None else clusters.describe(),
     )
 
 
@@ -199,7 +210,9 @@ def pairwise(values: np.ndarray, metric: Metric) -> np.ndarray:
     return values.reshape(len(values), -1, 2).mean(axis=2) if metric.swap_rows else values
 
 
-def _faithfulness(values: np.ndarray, full: np.ndarray, empty: np.ndarray, n_edges: int, seed: int) -> Faithfulness:
+def _faithfulness(
+    values: np.ndarray, full: np.ndarray, empty: np.ndarray, n_edges: int, seed: int, clusters: Clusters | None
+) -> Faithfulness:
     span = full - empty
     usable = np.abs(span) > FLAT
     ratios = (values - empty)[usable] / span[usable]
@@ -208,17 +221,24 @@ def _faithfulness(values: np.ndarray, full: np.ndarray, empty: np.ndarray, n_edg
         n_edges=n_edges,
         m=float(values.mean()),
         ratio_of_means=float((values - empty).mean() / span.mean()) if defined else None,
-        interval=bootstrap_ratio(values - empty, span, seed) if defined else None,
+        interval=bootstrap_ratio(values - empty, span, seed, clusters) if defined else None,
         mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
         n_ratios=len(ratios),
     )
 
 
-def bootstrap_ratio(numerator: np.ndarray, denominator: np.ndarray, seed: int) -> Interval | None:
-    """95 % percentile interval of the ratio of means over resampled pairs; None for a single pair."""
+def bootstrap_ratio(
+    numerator: np.ndarray, denominator: np.ndarray, seed: int, clusters: Clusters | None = None
+) -> Interval | None:
+    """95 % interval of a ratio of means over pairs; None for a single pair.
+
+    Over ``clusters`` where they are given and can be drawn, else over resampled pairs.
+    """
     n = len(numerator)
     if n < 2:
         return None
+    if clusters is not None and clusters.by != "pairs":
+        return ratio_interval(numerator, denominator, clusters, seed=seed)
     picks = np.random.default_rng(seed).integers(0, n, size=(N_BOOTSTRAP, n))
     below = denominator[picks].mean(axis=1)
     ratios = numerator[picks].mean(axis=1)[np.abs(below) > FLAT] / below[np.abs(below) > FLAT]

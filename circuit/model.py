@@ -57,7 +57,7 @@ def load_model(
     name
         A Hugging Face folder (nothing is fetched) or a hub name such as ``gpt2``.
     revision
-        Branch, tag or commit on the hub.
+        Branch, tag or commit on the hub. The model's ``revision`` is then the commit that was loaded.
     device
         ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or
         ``balanced``: the layers over all GPUs, as the host library divides them. The state
@@ -79,7 +79,8 @@ def load_model(
     network, tokenizer = _load_pretrained(str(name), revision, DTYPES[dtype], "balanced" if where is None else None)
     if where is None:
         where = next(network.parameters()).device
-    return wrap_model(network, tokenizer, name=label or str(name), revision=revision, device=where)
+    commit = getattr(network.config, "_commit_hash", None) or revision
+    return wrap_model(network, tokenizer, name=label or str(name), revision=commit, device=where)
 
 
 def wrap_model(
@@ -100,11 +101,14 @@ def wrap_model(
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    network = _text_part(network, name)
     fingerprint = _fingerprint(network)
-    _expand_grouped_heads(network)
+    _expand_grouped_heads(network, name)
+    if network.dtype == torch.float64 and network._can_set_experts_implementation():
+        network.set_experts_implementation("eager")  # the host's fused product has no float64
     network.eval().requires_grad_(False)
     try:
-        with _quiet():
+        with _quiet(), _nothing_installed():
             bridge = TransformerBridge.boot_transformers(
                 name,
                 hf_model=network,
@@ -118,7 +122,12 @@ def wrap_model(
             "see its list of supported architectures"
         ) from error
     bridge.eval().requires_grad_(False)
-    model = Model(bridge, tokenizer, name, revision, fingerprint)
+    try:
+        model = Model(bridge, tokenizer, name, revision, fingerprint)
+    except (ValueError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"{name}: the attention of this architecture does not come apart into heads ({_first_line(error)})"
+        ) from error
     model.check_decomposition()
     return model
 
@@ -166,7 +175,8 @@ class Block:
     """One layer, taken apart. Every function takes any number of rows, on any device.
 
     Shapes: ``W_Q``, ``W_K``, ``W_V`` are ``[head, d_model, d_head]``, ``W_O`` is
-    ``[head, d_head, d_model]``, biases ``[head, d_head]``.
+    ``[head, d_head, d_model]``, biases ``[head, d_head]``. ``scale`` is the factor, if the
+    model has one, by which attention and MLP enter the stream; ``W_O`` has it in it.
     """
 
     bridge: Any
@@ -176,6 +186,9 @@ class Block:
     weights: dict[str, Float[Tensor, "head d_model d_head"]] = field(repr=False)
     biases: dict[str, Float[Tensor, "head d_head"] | None] = field(repr=False)
     W_O: Float[Tensor, "head d_head d_model"] = field(repr=False)
+    scale: float = 1.0
+    mlp_returns: int = 0
+    """How many values the host's MLP returns in a tuple; 0: a tensor."""
 
     @_where_the_layer_is
     def attn_norm(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
@@ -220,7 +233,7 @@ class Block:
     @_where_the_layer_is
     def attn_out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """What attention as a whole adds to the stream, its bias and a norm behind it included."""
-        return _apply(self.bridge, "ln1_post", self.bridge.attn.o(z.flatten(-2)))
+        return self._scaled(_apply(self.bridge, "ln1_post", self.bridge.attn.o(z.flatten(-2))))
 
     @_where_the_layer_is
     def head_results(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head batch pos d_model"]:
@@ -262,8 +275,12 @@ class Block:
         """The MLP block from the residual stream to what it adds, its norms included."""
         has_own_norm = "ln2" in self.bridge.submodules
         normed = _apply(self.bridge, "ln2", x) if has_own_norm else self.attn_norm(x) if self.parallel else x
-        out = self.bridge.mlp(normed)
-        return _apply(self.bridge, "ln2_post", out[0] if isinstance(out, tuple) else out)
+        out = self.bridge.mlp(normed.flatten(0, -3))  # experts take rows, positions and nothing before them
+        out = (out[0] if isinstance(out, tuple) else out).view(normed.shape)
+        return self._scaled(_apply(self.bridge, "ln2_post", out))
+
+    def _scaled(self, written: Tensor) -> Tensor:
+        return written if self.scale == 1.0 else written * self.scale
 
 
 class Model:
@@ -284,7 +301,8 @@ class Model:
         self.graph = Graph(int(config.n_layers), int(config.n_heads), parallel)
         self.d_model = int(config.d_model)
         self.n_context = int(getattr(config, "n_ctx", 0) or 0) or None
-        self.blocks = tuple(_take_apart(block, i, self.graph, name) for i, block in enumerate(bridge.blocks))
+        host = _text_config(bridge.original_model.config)
+        self.blocks = tuple(_take_apart(block, i, self.graph, name, host) for i, block in enumerate(bridge.blocks))
         weight = next(bridge.parameters())
         self.device, self.dtype = weight.device, weight.dtype
 
@@ -327,7 +345,7 @@ class Model:
 
         stubs: dict[Any, Callable[..., Any]] = {self.bridge.ln_final: _stop}
         for block in self.blocks:
-            stubs |= {block.bridge.attn: attention_stub, block.bridge.mlp: torch.zeros_like}
+            stubs |= {block.bridge.attn: attention_stub, block.bridge.mlp: _returning_nothing(block.mlp_returns)}
         hook = self.bridge.blocks[0].hook_in.register_forward_hook(lambda _m, _i, out: first.append(out))
         try:
             with _stubbed(stubs), torch.no_grad(), contextlib.suppress(_Stop):
@@ -361,11 +379,16 @@ class Model:
         return found[0].expand_as(stream) if found else torch.zeros_like(stream)
 
     def unembed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
-        """Final norm and unembedding, with the host's soft cap if it has one."""
-        last = resid.to(self.bridge.unembed.W_U.device)
-        logits = self.bridge.unembed(_normed(self.bridge.ln_final, last)).to(resid.device)
-        cap = getattr(_text_config(self.bridge.original_model.config), "final_logit_softcapping", None)
-        return cap * torch.tanh(logits / cap) if cap else logits
+        """Final norm and unembedding, with whatever the host does to logits behind it: a scale, a soft cap.
+
+        The host's own head is run, with its body stubbed to give the normed stream.
+        """
+        network = self.bridge.original_model
+        normed = _normed(self.bridge.ln_final, resid.to(self.bridge.unembed.W_U.device))
+        rows = normed.reshape(1, -1, normed.shape[-1])
+        with _stubbed({network.base_model: lambda *_, **__: _Body(rows)}):
+            logits = network(inputs_embeds=rows, use_cache=False).logits
+        return logits.view(*normed.shape[:-1], -1).to(resid.device)
 
     def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
         """The same logits as ``logits``, from the parts."""
@@ -393,7 +416,7 @@ class Model:
         try:
             with torch.no_grad():
                 host, ours = self.logits(tokens), self.forward(tokens)
-        except (RuntimeError, AttributeError, TypeError, IndexError) as error:
+        except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"{self.name}: the blocks of this architecture cannot be taken apart into heads and MLPs "
                 f"({_first_line(error)})"
@@ -417,7 +440,7 @@ def _fingerprint(network: Any) -> str:
     return digest.hexdigest()
 
 
-def _take_apart(block: Any, layer: int, graph: Graph, name: str) -> Block:
+def _take_apart(block: Any, layer: int, graph: Graph, name: str, config: Any) -> Block:
     parts = set(block.submodules)
     lacking = {"attn", "mlp"} - parts
     if lacking or not all(hasattr(block.attn, part) for part in "qkvo"):
@@ -434,7 +457,21 @@ def _take_apart(block: Any, layer: int, graph: Graph, name: str) -> Block:
             f"{name}: layer {layer} has {weights['k'].shape[0]} key-value heads for {graph.n_heads} query heads "
             "and they could not be expanded to one each"
         )
-    return Block(block, layer, graph.parallel, graph.n_heads, weights, biases, attn.W_O.contiguous())
+    scale = float(getattr(config, "residual_multiplier", None) or 1.0)
+    shared = (block, layer, graph.parallel, graph.n_heads, weights, biases)
+    return Block(*shared, (attn.W_O * scale).contiguous(), scale, _mlp_returns(block, attn.W_O, layer, name))
+
+
+def _mlp_returns(block: Any, like: Tensor, layer: int, name: str) -> int:
+    try:
+        with torch.no_grad():
+            out = block.mlp(like.new_zeros(1, 1, like.shape[-1]))
+    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+        raise ModelError(
+            f"{name}: layer {layer} has no MLP that is a function of the residual stream alone ({_first_line(error)}); "
+            "circuits need one whose output is added to the stream"
+        ) from error
+    return len(out) if isinstance(out, tuple) else 0
 
 
 def _head_bias(attn: Any, slot: str, n_heads: int) -> Tensor | None:
@@ -479,6 +516,20 @@ def _seeing(value: Any) -> Any:
     return value.masked_fill(own & blind, 0.0)
 
 
+class _Body:
+    """What a host's body gives its head: the last hidden state, and None for all else that it may ask for."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.last_hidden_state if place == 0 else () if isinstance(place, slice) else None
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
 class _Stop(Exception):
     """Ends the host's forward pass once the context is known."""
 
@@ -489,6 +540,15 @@ def _stop(*_: Any, **__: Any) -> None:
 
 def _identity(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
+
+
+def _returning_nothing(count: int) -> Callable[..., Any]:
+    """Zeros in the shape of the input, as the first of ``count`` values of a tuple if that is not 0."""
+
+    def stub(x: Tensor, *_: Any, **__: Any) -> Any:
+        return (torch.zeros_like(x), *[None] * (count - 1)) if count else torch.zeros_like(x)
+
+    return stub
 
 
 def _returning(x: Tensor) -> Callable[..., Tensor]:
@@ -538,9 +598,55 @@ def _load_pretrained(
             how = {"dtype": dtype, "attn_implementation": "eager", "device_map": device_map}
             network = AutoModelForCausalLM.from_pretrained(name, **how, **options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        reason = None if local else _hub_refusal(error, name, revision)
         source = "the folder" if local else "the hub (or its local cache)"
-        raise ModelError(f"model {name} cannot be loaded from {source}: {_first_line(error)}") from error
+        raise ModelError(reason or f"model {name} cannot be loaded from {source}: {_first_line(error)}") from error
     return network, tokenizer
+
+
+def _hub_refusal(error: BaseException, name: str, revision: str | None) -> str | None:
+    """What the hub refused and what to do about it; None where the hub had no part in it."""
+    from huggingface_hub import constants, errors, get_token
+
+    # The host library wraps the hub's errors in its own, with other words.
+    chain: list[BaseException] = []
+    at: BaseException | None = error
+    while at is not None and at not in chain:
+        chain.append(at)
+        at = at.__cause__ or at.__context__
+
+    def is_any(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in chain)
+
+    has_token = bool(get_token())
+    if is_any(errors.GatedRepoError):
+        page = f"https://huggingface.co/{name}"
+        grant = (
+            f"the token in use has no access: ask for it at {page} with the token's account, and give a fine-grained "
+            "token the right to read gated repositories"
+            if has_token
+            else f"accept its terms at {page}, make a read token at https://huggingface.co/settings/tokens, and set "
+            "HF_TOKEN to it"
+        )
+        return f"model {name} is gated; {grant}"
+    if is_any(errors.RevisionNotFoundError):
+        return f"model {name} has no revision {revision!r} on the hub; give a branch, a tag or a commit of it"
+    if is_any(errors.RepositoryNotFoundError):
+        private = "or the token in use may not see it" if has_token else "or it is private: then set HF_TOKEN"
+        return f"there is no model {name} on the hub, {private}; check the spelling, which is owner/name"
+    if constants.HF_HUB_OFFLINE or is_any(errors.OfflineModeIsEnabled):
+        return (
+            f"model {name} is not, or not whole, in the local cache, and HF_HUB_OFFLINE forbids fetching it; run "
+            f"'hf download {name}' where there is a network, unset HF_HUB_OFFLINE, or give a folder"
+        )
+    if is_any(errors.LocalEntryNotFoundError, ConnectionError):
+        return (
+            f"the hub cannot be reached and model {name} is not in the local cache; check the network "
+            "(HTTPS_PROXY, HF_ENDPOINT), or give a folder"
+        )
+    if (refused := next((one for one in chain if isinstance(one, errors.HfHubHTTPError)), None)) is not None:
+        return f"the hub did not give model {name} ({_first_line(refused)}); wait and try again"
+    return None
 
 
 def _check_folder(folder: Path) -> None:
@@ -553,31 +659,69 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _expand_grouped_heads(network: Any) -> None:
+def _text_part(network: Any, name: str) -> Any:
+    """The causal language model inside a model of several modalities, with its own weights; any other as it is."""
+    config = network.config.get_text_config(decoder=True)
+    if config is network.config:
+        return network
+    from transformers import AutoModelForCausalLM
+
+    try:
+        body = network.get_decoder()
+        with torch.device("meta"):
+            text = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        if type(body) is not type(text.base_model):
+            raise TypeError(f"its text part is a {type(body).__name__}")
+        setattr(text, text.base_model_prefix, body)
+        text.set_output_embeddings(network.get_output_embeddings())
+    except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
+        raise ModelError(
+            f"{name}: a model of several modalities whose text part is no language model by itself "
+            f"({_first_line(error)}); give a text model"
+        ) from error
+    text.config.architectures = [type(text).__name__]
+    body.config._attn_implementation = "eager"
+    text.generation_config = network.generation_config
+    return text
+
+
+def _expand_grouped_heads(network: Any, name: str) -> None:
     """Give every query head its own copy of its group's key and value weights: the same function, plain heads."""
     config = _text_config(network.config)
     heads = getattr(config, "num_attention_heads", None)
     groups = getattr(config, "num_key_value_heads", None)
     if not heads or not groups or groups == heads:
         return
+    if heads % groups:
+        raise ModelError(f"{name}: {heads} query heads do not divide into groups of {groups} key-value heads")
     repeat = heads // groups
     for module in network.modules():
-        if getattr(module, "num_key_value_groups", 1) == 1 or not hasattr(module, "k_proj"):
+        if getattr(module, "num_key_value_groups", 1) == 1:
             continue
-        for projection in (module.k_proj, module.v_proj):
-            _repeat_rows(projection, groups, repeat)
+        if hasattr(module, "k_proj"):
+            for projection in (module.k_proj, module.v_proj):
+                _repeat_rows(projection, 0, groups, repeat)
+        elif hasattr(module, "qkv_proj"):
+            _repeat_rows(module.qkv_proj, heads * module.head_dim, 2 * groups, repeat)
+        else:
+            continue
         norm = getattr(module, "k_norm", None)
         if norm is not None and getattr(norm, "weight", None) is not None and norm.weight.numel() > module.head_dim:
             norm.weight = torch.nn.Parameter(_repeated(norm.weight, groups, repeat))
         module.num_key_value_groups = 1
+        if hasattr(module, "num_key_value_heads"):
+            module.num_key_value_heads = heads
     config.num_key_value_heads = heads
 
 
-def _repeat_rows(linear: Any, groups: int, repeat: int) -> None:
-    linear.weight = torch.nn.Parameter(_repeated(linear.weight, groups, repeat))
+def _repeat_rows(linear: Any, start: int, groups: int, repeat: int) -> None:
+    """Repeat what lies behind the first ``start`` rows, ``groups`` heads one after the other."""
+    for name in ("weight", "bias"):
+        rows = getattr(linear, name)
+        if rows is not None:
+            both = torch.cat([rows.detach()[:start], _repeated(rows[start:], groups, repeat)])
+            setattr(linear, name, torch.nn.Parameter(both))
     linear.out_features = linear.weight.shape[0]
-    if linear.bias is not None:
-        linear.bias = torch.nn.Parameter(_repeated(linear.bias, groups, repeat))
 
 
 def _repeated(weight: Tensor, groups: int, repeat: int) -> Tensor:
@@ -586,6 +730,19 @@ def _repeated(weight: Tensor, groups: int, repeat: int) -> Tensor:
 
 def _text_config(config: Any) -> Any:
     return getattr(config, "text_config", None) or config
+
+
+@contextlib.contextmanager
+def _nothing_installed() -> Iterator[None]:
+    """Keep the host library from loading an image processor: where it cannot, it runs pip and changes the environment."""
+    from transformer_lens.model_bridge.sources.transformers import source
+
+    load = source.load_modality_processor
+    source.load_modality_processor = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        source.load_modality_processor = load
 
 
 @contextlib.contextmanager

@@ -27,7 +27,14 @@ def summary(discovery: Discovery) -> dict[str, Any]:
         "held_out": discovery.held_out,
         "faithfulness": record["faithfulness"],
         "strongest_edges": strongest_edges(discovery),
-    } | ({"null": discovery.null.as_dict()} if discovery.null else {})
+    } | _asked_for(discovery)
+
+
+def _asked_for(discovery: Discovery) -> dict[str, Any]:
+    found: dict[str, Any] = {"null": discovery.null.as_dict()} if discovery.null else {}
+    if discovery.smallest is not None:
+        found["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
+    return found | ({"sweep": discovery.sweep.as_dict()} if discovery.sweep else {})
 
 
 def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any]]:

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from circuit.uncertainty import blocks, cluster_codes, drawn, weighted_mean
+
 __all__ = ["Estimate", "sign_flip", "two_way_difference", "two_way_mean"]
 
-BLOCK = 250  # resamples at a time, so that memory stays small
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
@@ -45,7 +46,7 @@ def two_way_mean(
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
         return None
-    return _estimate(lambda weights: _weighted_mean(weights, x), len(x), first, second, n_resamples, seed)
+    return _estimate(lambda weights: weighted_mean(weights, x), len(x), first, second, n_resamples, seed)
 
 
 def two_way_difference(
@@ -63,7 +64,7 @@ def two_way_difference(
         return None
 
     def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        return _weighted_mean(weights[:, late], x[late]) - _weighted_mean(weights[:, ~late], x[~late])
+        return weighted_mean(weights[:, late], x[late]) - weighted_mean(weights[:, ~late], x[~late])
 
     return _estimate(difference, len(x), first, second, n_resamples, seed)
 
@@ -79,11 +80,11 @@ def sign_flip(
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
         return None
-    codes, n_clusters = _codes(clusters)
+    codes, n_clusters = cluster_codes(clusters)
     sums = np.bincount(codes, weights=x, minlength=n_clusters)
     rng = np.random.default_rng(seed)
     found, extreme = abs(sums.sum()), 0
-    for block in _blocks(n_resamples):
+    for block in blocks(n_resamples):
         signs = rng.choice((-1.0, 1.0), size=(block, n_clusters))
         extreme += int((np.abs(signs @ sums) >= found * (1 - 1e-9)).sum())
     return (1 + extreme) / (1 + n_resamples)
@@ -93,36 +94,17 @@ def _estimate(
     statistic: Statistic, n: int, first: Sequence[str], second: Sequence[str], n_resamples: int, seed: int
 ) -> Estimate:
     value = float(statistic(np.ones((1, n)))[0])
-    (codes_1, n_1), (codes_2, n_2) = _codes(first), _codes(second)
+    (codes_1, n_1), (codes_2, n_2) = cluster_codes(first), cluster_codes(second)
     if n_1 == 1 and n_2 == 1:
         return Estimate(value, None, None)
     rng = np.random.default_rng(seed)
-    drawn = [
-        statistic(_drawn(rng, n_1, block)[:, codes_1] * _drawn(rng, n_2, block)[:, codes_2])
-        for block in _blocks(n_resamples)
+    found = [
+        statistic(drawn(rng, n_1, block)[:, codes_1] * drawn(rng, n_2, block)[:, codes_2])
+        for block in blocks(n_resamples)
     ]
-    known = np.concatenate(drawn)
+    known = np.concatenate(found)
     known = known[np.isfinite(known)]  # a draw that holds no pair at all says nothing
     if not len(known):
         return Estimate(value, None, None)
     low, high = np.percentile(known, (2.5, 97.5))
     return Estimate(value, float(low), float(high))
-
-
-def _drawn(rng: np.random.Generator, n_clusters: int, rows: int) -> NDArray[np.float64]:
-    """How often each cluster is drawn, ``[rows, n_clusters]``."""
-    return rng.multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), size=rows).astype(np.float64)
-
-
-def _weighted_mean(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
-    total = weights.sum(1)
-    return np.divide(weights @ values, total, out=np.full(len(total), np.nan), where=total > 0)
-
-
-def _codes(clusters: Sequence[str]) -> tuple[NDArray[np.int64], int]:
-    names, codes = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
-    return codes.astype(np.int64), len(names)
-
-
-def _blocks(total: int) -> list[int]:
-    return [min(BLOCK, total - start) for start in range(0, total, BLOCK)]

@@ -8,19 +8,23 @@ import pytest
 from conftest import ROOT
 
 LEVELS = [
-    {"errors"},
-    {"graph"},
-    {"scores", "shipped"},
+    {"errors", "meter"},
+    {"graph", "ranks", "storage"},
+    {"scores", "shipped", "alignment"},
     {"subgraph"},
     {"model"},
     {"task"},
+    {"peer_process", "runs", "uncertainty"},
+    {"ablation", "null_run"},
     {"patching"},
     {"attribution"},
-    {"pruning"},
-    {"faithfulness"},
-    {"files", "draw"},
-    {"discovery", "ground_truth"},
-    {"report"},
+    {"grid", "pair_scores", "pruning"},
+    {"faithfulness", "matched"},
+    {"bench", "curves", "files", "draw", "measurements", "pairs_view", "span_study", "stability", "transfer"},
+    {"completeness", "hypothesis", "mib", "sizes"},
+    {"discovery", "ground_truth", "peer_files"},
+    {"battery", "comparison", "crosscheck", "curve_study", "curve_tables", "report"},
+    {"comparison_tables"},
 ]
 HEAVY = ("torch", "transformer_lens", "transformers", "pygraphviz", "networkx", "jsonschema", "scipy", "sklearn")
 SOURCES = [

@@ -14,6 +14,9 @@ RUN = ["--model", TINY, "--pairs", PAIRS]
 FILES = ["circuit.json", "graph.png", "graph.svg", "real_circuits_1.json", "scores.safetensors", "summary.json"]
 
 
+PLAIN = ["--only-faithfulness", "--no-save"]
+
+
 def call(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -121,7 +124,9 @@ def test_an_empty_circuit_is_reported_not_crashed_on(tmp_path):
     assert "the circuit is empty" in done.stdout
     assert json.loads((tmp_path / "x" / "real_circuits_1.json").read_text()) == {"nodes": ["input"]}
     assert call("validate", tmp_path / "x" / "circuit.json").exit_code == 0
-    assert call("evaluate", tmp_path / "x", "--pairs", PAIRS).exit_code == 0
+    done = call("evaluate", tmp_path / "x", "--pairs", PAIRS, "--quick")
+    assert done.exit_code == 0, done.output
+    assert call("validate", tmp_path / "x" / "circuit.json").exit_code == 0
 
 
 def test_held_out_pairs_are_used(tmp_path):
@@ -152,13 +157,61 @@ def test_a_missed_bar_is_exit_code_1_and_files_are_there(tmp_path):
 
 def test_evaluate_repeats_discovers_numbers(found, tmp_path):
     out, summary = found
-    done = call("evaluate", out, "--pairs", PAIRS, "--json", "--out", tmp_path / "report.json")
+    done = call("evaluate", out, "--pairs", PAIRS, *PLAIN, "--json", "--out", tmp_path / "report.json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == summary["faithfulness"][-1] == json.loads((tmp_path / "report.json").read_text())
-    assert "faithfulness on 8 pairs" in call("evaluate", out).stdout
-    fails("below the bar", "evaluate", out, "--min-faithfulness", "9", code=1)
-    other = json.loads(call("evaluate", out, "--metric", "kl", "--n-random", "0", "--json").stdout)
+    assert "faithfulness on 8 pairs" in call("evaluate", out, *PLAIN).stdout
+    fails("below the bar", "evaluate", out, *PLAIN, "--min-faithfulness", "9", code=1)
+    other = json.loads(call("evaluate", out, *PLAIN, "--metric", "kl", "--n-random", "0", "--json").stdout)
     assert (other["metric"], other["random"]) == ("kl", [])
+
+
+def test_evaluate_puts_the_circuit_to_the_test_and_writes_the_answer_into_its_file(found, tmp_path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(found[0], folder)
+    for _ in range(2):
+        done = call("evaluate", folder, "--quick", "--n-random", "2", "--by", "id")
+        assert done.exit_code == 0, done.output
+    for part in (
+        "equivalence",
+        "independence",
+        "sufficiency",
+        "necessity",
+        "minimality",
+        "completeness",
+        "transfer by id",
+    ):
+        assert part in done.stdout
+    assert call("validate", folder / "circuit.json").exit_code == 0
+    (one,) = json.loads((folder / "circuit.json").read_text())["evaluations"]
+    assert (one["split"], one["metric"], one["ablation"], one["quick"]) == (
+        "all",
+        "persona-divergence",
+        "corrupt",
+        True,
+    )
+    assert {outcome["name"] for outcome in one["tests"]["outcomes"]} >= {"equivalence", "minimality"}
+    assert [part["n_pairs"] for part in one["transfer"]["id"]] == [1] * 8
+    before = (folder / "circuit.json").read_bytes()
+    assert call("evaluate", folder, *PLAIN).exit_code == 0
+    assert (folder / "circuit.json").read_bytes() == before
+    fails("has a 'colour'", "evaluate", folder, "--quick", "--by", "colour")
+    fails("must be KEY=VALUE", "evaluate", folder, "--quick", "--where", "colour")
+
+
+def test_specificity_of_two_runs(found, tmp_path):
+    other = tmp_path / "other"
+    done = call("discover", *RUN, "--out", other, "--metric", "logit-diff", "--method", "eap", "--n-random", "0")
+    assert done.exit_code == 0, done.output
+    done = call("specificity", found[0], other, "--names", "persona,plain", "--out", tmp_path / "matrix")
+    assert done.exit_code == 0, done.output
+    assert "left of plain" in done.stdout
+    cells = json.loads((tmp_path / "matrix" / "specificity.json").read_text())["cells"]
+    assert [(cell["circuit"], cell["contrast"]) for cell in cells][:2] == [("persona", "persona"), ("persona", "plain")]
+    assert (tmp_path / "matrix" / "specificity.png").read_bytes()[:4] == b"\x89PNG"
+    fails("two or more circuits", "specificity", other)
 
 
 def test_draw_and_export(found, tmp_path):
@@ -173,7 +226,7 @@ def test_draw_and_export(found, tmp_path):
     edges = json.loads((tmp_path / "g.json").read_text())["edges"]
     assert all(info["score"] != 0 for info in edges.values()), "scores of edges outside the circuit go along"
     assert (tmp_path / "n.json").read_bytes() == (out / "real_circuits_1.json").read_bytes()
-    assert call("evaluate", tmp_path / "g.json", *RUN).exit_code == 0
+    assert call("evaluate", tmp_path / "g.json", *RUN, *PLAIN).exit_code == 0
     assert call("draw", tmp_path / "g.json", "--out", tmp_path / "peer.svg").exit_code == 0
     fails("does not say which model", "evaluate", tmp_path / "g.json", "--pairs", PAIRS)
     fails("does not say which pairs", "evaluate", tmp_path / "g.json", "--model", TINY)
@@ -186,7 +239,7 @@ def test_other_weights_are_noted_and_other_shapes_refused(found, tmp_path, craft
     record = json.loads((out / "circuit.json").read_text())
     record["model"]["fingerprint"] = "0" * 64
     (tmp_path / "circuit.json").write_text(json.dumps(record))
-    done = call("evaluate", tmp_path, "--pairs", PAIRS)
+    done = call("evaluate", tmp_path, "--pairs", PAIRS, *PLAIN)
     assert done.exit_code == 0
     assert "other weights" in done.stderr
 

@@ -1,0 +1,481 @@
+"""Persona vectors as files, figures and rows of a table.
+
+vectors.safetensors   means [persona, layer, d_model], halves [2, persona, layer, d_model] and, with
+                      a baseline, axis [layer, d_model]; metadata ``about`` says whose and of what
+vectors.json          every number of the chosen layer, curves over layers, the comparison
+personas.csv          a line per persona
+cosines.csv           centred cosines, a line per persona
+layers.csv            a line per layer
+cache/                what has been read off the model, a file per persona
+vectors.html, *.png   the figures
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from circuit.errors import FileError, TaskError
+from circuit.files import write_json
+from persona.tables import plain, write_arrays, write_csv
+from persona.vector_comparison import Compared, Comparison
+from persona.vectors import (
+    Components,
+    PersonaVectors,
+    Reliability,
+    assistant_axis,
+    axis_positions,
+    centred,
+    cosines,
+    principal_components,
+    reliability,
+    tree,
+)
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "COMPARED",
+    "FORMAT",
+    "LAYERS",
+    "TABLE",
+    "Geometry",
+    "StoredVectors",
+    "comparison_rows",
+    "geometry_of",
+    "layer_rows",
+    "persona_rows",
+    "read_vectors",
+    "vector_figures",
+    "vector_record",
+    "write_vectors",
+]
+
+FORMAT = "persona-circuits/vectors"
+TABLE = ("persona", "nearest", "farthest", "responses", "tokens", "length", "halves", "axis", "PC 1", "PC 2")
+LAYERS = ("layer", "halves agree", "with others", "identified", "PC 1", "PCs for 80 %", "|cos(axis, PC 1)|")
+COMPARED = ("models", "rho", "p")
+FAR = 0.1  # share by which a baseline's prompts may be shorter or longer before a note says so
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The personas' vectors behind one block, and what they look like there.
+
+    ``positions`` are those on the assistant axis; components are fitted without the baseline.
+    """
+
+    vectors: PersonaVectors
+    layer: int
+    baseline: str | None
+    cosines: Float[np.ndarray, "persona persona"]
+    components: Components
+    positions: Float[np.ndarray, " persona"] | None
+    own: Float[np.ndarray, " persona"]
+    order: tuple[int, ...]
+    tree: Float[np.ndarray, "merge 4"]
+    layers: tuple[dict[str, float | int | None], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVectors:
+    """Vectors read from a file, with the layer and baseline that they were studied with."""
+
+    vectors: PersonaVectors
+    layer: int
+    baseline: str | None
+
+    def compared(self, layer: int | None = None) -> Compared:
+        """As a side of a comparison, at its own layer if none is given."""
+        at = self.layer if layer is None else layer
+        return Compared(self.vectors.model, self.vectors.personas, self.vectors.at(at), at)
+
+
+def geometry_of(vectors: PersonaVectors, layer: int, baseline: str | None) -> Geometry:
+    """Everything about the personas behind one block, and its headline numbers behind all of them.
+
+    Raises:
+        TaskError: there are fewer than three personas, or two have exactly the same vector as their mean.
+    """
+    from scipy.cluster.hierarchy import leaves_list
+
+    if len(vectors.personas) < 3:
+        raise TaskError(
+            f"there are {len(vectors.personas)} personas; centred vectors of fewer than three say nothing: "
+            "two are each other's opposite whatever they are"
+        )
+    here = vectors.at(layer)
+    merges = tree(here)
+    at = None if baseline is None else vectors.personas.index(baseline)
+    return Geometry(
+        vectors=vectors,
+        layer=layer,
+        baseline=baseline,
+        cosines=cosines(here),
+        components=principal_components(here, without=at),
+        positions=None if baseline is None else axis_positions(vectors, baseline, layer),
+        own=np.diag(cosines(*vectors.halves[:, :, layer])),
+        order=tuple(int(i) for i in leaves_list(merges)),
+        tree=merges,
+        layers=tuple(_layer(vectors, i, baseline) for i in range(vectors.n_layers)),
+        notes=_notes(vectors, at),
+    )
+
+
+def write_vectors(
+    found: Geometry, about: Mapping[str, Any], folder: str | Path, *, comparison: Comparison | None = None
+) -> None:
+    """Write all files into ``folder``, which must exist; ``about`` is what the responses were made from.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    from persona.plots import write_figures
+
+    folder, vectors = Path(folder), found.vectors
+    record = vector_record(found, about, comparison)
+    write_json(record, folder / "vectors.json")
+    write_csv(record["personas"], folder / "personas.csv")
+    write_csv(record["layers"], folder / "layers.csv")
+    names = vectors.personas
+    table = [
+        {"persona": name, **dict(zip(names, row, strict=True))} for name, row in zip(names, found.cosines, strict=True)
+    ]
+    write_csv(table, folder / "cosines.csv")
+    arrays = {"means": vectors.means.astype(np.float32), "halves": vectors.halves.astype(np.float32)}
+    if found.baseline is not None:
+        arrays["axis"] = assistant_axis(vectors, found.baseline).astype(np.float32)
+    write_arrays(arrays, _about(found), folder / "vectors.safetensors")
+    title = f"Persona vectors of {Path(vectors.model).name} behind block {found.layer}"
+    figures = vector_figures(found, comparison)
+    write_figures(figures, folder, page="vectors.html", title=title, notes=found.notes)
+
+
+def read_vectors(path: str | Path) -> StoredVectors:
+    """Read ``vectors.safetensors``, or the folder that it is in.
+
+    Raises:
+        FileError: it cannot be read, or holds something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    path = path / "vectors.safetensors" if path.is_dir() else path
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})["about"])
+            means, halves = (file.get_tensor(name).astype(np.float64) for name in ("means", "halves"))
+        lists = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths")
+        kept: dict[str, Any] = {name: tuple(about[name]) for name in lists}
+        kept |= {name: about[name] for name in ("model", "fingerprint", "left_out")}
+        vectors = PersonaVectors(means=means, halves=halves, **kept)
+        return StoredVectors(vectors, about["layer"], about["baseline"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise FileError(
+            f"{path} cannot be used ({error}); expected the vectors.safetensors of persona-circuits vectors"
+        ) from error
+
+
+def vector_record(found: Geometry, about: Mapping[str, Any], comparison: Comparison | None = None) -> dict[str, Any]:
+    """Everything that was found, as plain values for JSON."""
+    vectors = found.vectors
+    names = [vectors.personas[i] for i in found.order]
+    record = {
+        "format": FORMAT,
+        "version": 1,
+        **_about(found),
+        "made_from": about,
+        "notes": found.notes,
+        "personas": _persona_records(found),
+        "layers": found.layers,
+        "explained": found.components.explained,
+        "order": names,
+        "tree": [{"merged": [int(a), int(b)], "distance": c, "size": int(d)} for a, b, c, d in found.tree],
+        "cosines": {name: found.cosines[i] for i, name in enumerate(vectors.personas)},
+    }
+    if comparison is not None:
+        record["comparison"] = asdict(comparison)
+    return plain(record)
+
+
+def persona_rows(found: Geometry) -> list[tuple[str, ...]]:
+    """The table for a terminal, columns as in ``TABLE``: ``length`` is of the centred vector, ``halves`` the cosine
+    of the vector's two halves, ``axis`` the place between the mean of all others (0) and the baseline (1)."""
+    return [
+        (
+            row["persona"],
+            f"{row['nearest']} {row['nearest_cosine']:+.2f}",
+            f"{row['farthest']} {row['farthest_cosine']:+.2f}",
+            str(row["responses"]),
+            str(row["tokens"]),
+            f"{row['length']:.2f}",
+            _number(row["halves"]),
+            _number(row["axis"]),
+            _number(row.get("pc1")),
+            _number(row.get("pc2")),
+        )
+        for row in plain(_persona_records(found))
+    ]
+
+
+def layer_rows(found: Geometry) -> list[tuple[str, ...]]:
+    """A row per layer, columns as in ``LAYERS``; the chosen layer is marked."""
+    return [
+        (
+            f"{row['layer']}{' *' if row['layer'] == found.layer else ''}",
+            _number(row["own"]),
+            _number(row["others"]),
+            _number(row["identified"]),
+            _number(row["pc1"]),
+            str(row["components_80"]),
+            _number(row["axis_pc1"]),
+        )
+        for row in plain(list(found.layers))
+    ]
+
+
+def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
+    """A row per two models, columns as in ``COMPARED``."""
+    names = [
+        f"{Path(name).name}, layer {layer}" for name, layer in zip(comparison.models, comparison.layers, strict=True)
+    ]
+    return [
+        (f"{names[j]} / {names[i]}", _number(comparison.similarity[i, j]), f"{comparison.p[i, j]:.4f}")
+        for i in range(len(names))
+        for j in range(i)
+    ]
+
+
+def vector_figures(found: Geometry, comparison: Comparison | None = None) -> dict[str, Figure]:
+    """The figures by name."""
+    figures = {"cosines": _cosine_figure(found), "components": _component_figure(found)}
+    figures["explained"] = _explained_figure(found)
+    if found.positions is not None:
+        figures["axis"] = _axis_figure(found)
+    figures["layers"] = _layer_figure(found)
+    if comparison is not None:
+        figures["models"] = _models_figure(comparison)
+        figures["joint-components"] = _joint_figure(comparison)
+    return figures
+
+
+def _about(found: Geometry) -> dict[str, Any]:
+    vectors = found.vectors
+    kept = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths", "model", "fingerprint", "left_out")
+    return {name: getattr(vectors, name) for name in kept} | {"layer": found.layer, "baseline": found.baseline}
+
+
+def _layer(vectors: PersonaVectors, layer: int, baseline: str | None) -> dict[str, float | int | None]:
+    at = None if baseline is None else vectors.personas.index(baseline)
+    components = principal_components(vectors.at(layer), without=at)
+    agree: Reliability = reliability(vectors, layer)
+    axis_pc1 = None
+    if baseline is not None:
+        axis = assistant_axis(vectors, baseline)[layer]
+        axis_pc1 = float(abs(components.axes[0] @ axis) / np.linalg.norm(axis))
+    enough = int(np.searchsorted(components.explained.cumsum(), 0.8) + 1)
+    return {
+        "layer": layer,
+        **asdict(agree),
+        "pc1": float(components.explained[0]),
+        "components_80": enough,
+        "axis_pc1": axis_pc1,
+    }
+
+
+def _notes(vectors: PersonaVectors, baseline: int | None) -> tuple[str, ...]:
+    notes = [f"{count:,} responses are left out: {why}" for why, count in vectors.left_out.items()]
+    if len(vectors.questions) < 2:
+        notes.append("a single question: nothing can be said of how reliable the vectors are")
+    if baseline is not None:
+        others = float(np.mean(np.delete(vectors.prompt_lengths, baseline)))
+        own = vectors.prompt_lengths[baseline]
+        if abs(own - others) > FAR * others:
+            notes.append(
+                f"the baseline's prompts have {own:.1f} tokens, the others' {others:.1f} on average: part of the axis "
+                "is position and length; a neutral persona of like length would be the better baseline"
+            )
+    return tuple(notes)
+
+
+def _persona_records(found: Geometry) -> list[dict[str, Any]]:
+    vectors, scores = found.vectors, found.components.scores
+    apart = found.cosines.copy()
+    np.fill_diagonal(apart, np.nan)
+    lengths = np.linalg.norm(centred(vectors.at(found.layer)), axis=1)
+    rows = []
+    for i, name in enumerate(vectors.personas):
+        near, far = int(np.nanargmax(apart[i])), int(np.nanargmin(apart[i]))
+        rows.append(
+            {
+                "persona": name,
+                "responses": vectors.n_responses[i],
+                "tokens": vectors.n_tokens[i],
+                "length": lengths[i],
+                "halves": found.own[i],
+                "axis": None if found.positions is None else found.positions[i],
+                **{f"pc{k + 1}": scores[i, k] for k in range(min(3, scores.shape[1]))},
+                "nearest": vectors.personas[near],
+                "nearest_cosine": apart[i, near],
+                "farthest": vectors.personas[far],
+                "farthest_cosine": apart[i, far],
+            }
+        )
+    return rows
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{value:+.2f}"
+
+
+def _cosine_figure(found: Geometry) -> Figure:
+    """The tree on the left, the heat map in its order on the right."""
+    from plotly.graph_objects import Heatmap, Scatter
+    from plotly.subplots import make_subplots
+    from scipy.cluster.hierarchy import dendrogram
+
+    from persona.plots import DIVERGING, GREY
+
+    order, n = list(found.order), len(found.order)
+    names = [found.vectors.personas[i] for i in order]
+    figure = make_subplots(rows=1, cols=2, column_widths=[0.16, 0.84], horizontal_spacing=0.13)
+    drawn = dendrogram(found.tree, no_plot=True)
+    for distances, places in zip(drawn["dcoord"], drawn["icoord"], strict=True):
+        line = {
+            "x": distances,
+            "y": [(place - 5) / 10 for place in places],
+            "mode": "lines",
+            "line": {"color": "#555555", "width": 1},
+        }
+        figure.add_trace(Scatter(**line, showlegend=False, hoverinfo="skip"), row=1, col=1)
+    grid, ticks = list(range(n)), {"tickvals": list(range(n)), "ticktext": names, "showgrid": False}
+    pairs = [[f"{a} / {b}" for b in names] for a in names]
+    cells = {"z": found.cosines[np.ix_(order, order)].tolist(), "colorscale": DIVERGING, "zmin": -1.0, "zmax": 1.0}
+    cells |= {"customdata": pairs, "hovertemplate": "%{customdata}: %{z:.2f}<extra></extra>"}
+    trace = Heatmap(x=grid, y=grid, colorbar={"title": {"text": "cosine"}}, **cells)
+    figure.add_trace(trace, row=1, col=2)
+    ends = [-0.5, n - 0.5]
+    figure.update_yaxes(range=ends, showticklabels=False, showgrid=False, zeroline=False, row=1, col=1)
+    figure.update_xaxes(autorange="reversed", title="1 - cosine", showgrid=False, gridcolor=GREY, row=1, col=1)
+    figure.update_yaxes(range=ends, **ticks, row=1, col=2)
+    figure.update_xaxes(range=ends, tickangle=-60, **ticks, row=1, col=2)
+    title = f"Cosines of centred persona vectors behind block {found.layer}"
+    return figure.update_layout(
+        title=title, template="none", height=240 + 20 * n, width=420 + 20 * n, margin={"t": 60, "b": 110}
+    )
+
+
+def _component_figure(found: Geometry) -> Figure:
+    """The first two components; a baseline that would squeeze all others into a corner is left out."""
+    from plotly.graph_objects import Figure, Scatter
+
+    from persona.plots import PALETTE, laid_out
+
+    scores, explained = found.components.scores, found.components.explained
+    names = found.vectors.personas
+    shown = [i for i in range(len(names)) if not (names[i] == found.baseline and _far_off(scores, i))]
+    second = scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores))
+    marker: dict[str, Any] = {"size": 9, "color": PALETTE[0]}
+    if found.positions is not None:
+        others = [float(found.positions[i]) for i in shown if names[i] != found.baseline]
+        marker |= {"color": found.positions[shown].tolist(), "colorscale": "Viridis", "showscale": True}
+        marker |= {"cmin": min(others), "cmax": max(others), "colorbar": {"title": {"text": "place on the axis"}}}
+    texts = {"text": [names[i] for i in shown], "textposition": "top center", "textfont": {"size": 10}}
+    points = {"x": scores[shown, 0].tolist(), "y": second[shown].tolist(), "mode": "markers+text"}
+    trace = Scatter(**points, **texts, marker=marker, showlegend=False)
+    without = "" if found.baseline is None else f" (fitted without {found.baseline})"
+    if len(shown) < len(names):
+        without = f" ({found.baseline} is far off and not shown)"
+    labels = [f"PC {k + 1} ({explained[k]:.0%} of variance)" if k < len(explained) else "" for k in (0, 1)]
+    title = f"Principal components of persona vectors behind block {found.layer}{without}"
+    return laid_out(Figure(trace), title, labels[0], labels[1]).update_layout(height=720)
+
+
+def _far_off(scores: Float[np.ndarray, "persona component"], place: int) -> bool:
+    others = np.delete(scores[:, :2], place, axis=0)
+    return bool(np.abs(scores[place, :2]).max() > 2 * np.abs(others).max())
+
+
+def _explained_figure(found: Geometry) -> Figure:
+    from plotly.graph_objects import Bar, Figure
+
+    from persona.plots import PALETTE, laid_out
+
+    explained = found.components.explained[:20]
+    places = [str(k + 1) for k in range(len(explained))]
+    figure = Figure(Bar(x=places, y=explained.tolist(), name="share", marker={"color": PALETTE[0]}))
+    title = "Variance explained by each component"
+    return laid_out(figure, title, "component", "share of variance").update_xaxes(type="category", showgrid=False)
+
+
+def _axis_figure(found: Geometry) -> Figure:
+    from plotly.graph_objects import Bar, Figure
+
+    from persona.plots import GREY, PALETTE, laid_out
+
+    assert found.positions is not None
+    order = np.argsort(-found.positions, kind="stable")
+    names = [found.vectors.personas[i] for i in order]
+    colours = [GREY if name == found.baseline else PALETTE[0] for name in names]
+    trace = Bar(
+        y=names, x=found.positions[order].tolist(), orientation="h", marker={"color": colours}, showlegend=False
+    )
+    title = f"Personas on the axis from the others' mean (0) to {found.baseline} (1), block {found.layer}"
+    figure = laid_out(Figure(trace), title, "place on the axis", "persona")
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
+    return figure.update_layout(height=200 + max(160, 18 * len(names)))
+
+
+def _layer_figure(found: Geometry) -> Figure:
+    from persona.plots import Curve, line_chart
+
+    at = [float(layer) for layer in range(len(found.layers))]
+    curves = [("halves agree", "own"), ("halves of different personas", "others"), ("identified", "identified")]
+    curves += [("variance on PC 1", "pc1"), ("|cos(axis, PC 1)|", "axis_pc1")]
+    drawn = [Curve(name, at, [row[key] for row in found.layers]) for name, key in curves]
+    drawn = [curve for curve in drawn if any(value is not None for value in curve.y)]
+    return line_chart(drawn, title="Persona vectors by layer", x="behind block", y="cosine or share")
+
+
+def _models_figure(comparison: Comparison) -> Figure:
+    from persona.plots import heat_map
+
+    names = [f"{i + 1}: {Path(name).name}" for i, name in enumerate(comparison.models)]
+    title = "How alike the models arrange the personas: Spearman's rho of their distances"
+    return heat_map(comparison.similarity.tolist(), names, names, title=title, x="", y="", unit="rho", numbers="+.2f")
+
+
+def _joint_figure(comparison: Comparison) -> Figure:
+    """Each persona once per model on the first two joint components, a line between its places."""
+    from plotly.graph_objects import Figure, Scatter
+
+    from persona.plots import GREY, PALETTE, laid_out
+
+    figure, scores = Figure(), comparison.scores
+    for i in range(len(comparison.personas)):
+        line = {
+            "x": scores[:, i, 0].tolist(),
+            "y": scores[:, i, 1].tolist(),
+            "mode": "lines",
+            "line": {"color": GREY, "width": 1},
+        }
+        figure.add_trace(Scatter(**line, showlegend=False, hoverinfo="skip"))
+    for m, name in enumerate(comparison.models):
+        figure.add_trace(
+            Scatter(
+                x=scores[m, :, 0].tolist(), y=scores[m, :, 1].tolist(), name=f"{m + 1}: {Path(name).name}",
+                mode="markers+text" if m == 0 else "markers", text=list(comparison.personas), textposition="top center",
+                textfont={"size": 10}, marker={"color": PALETTE[m % len(PALETTE)], "size": 8},
+            )
+        )  # fmt: skip
+    labels = [f"joint component {k + 1} ({comparison.explained[k]:.0%})" for k in (0, 1)]
+    laid_out(figure, "Joint principal components", labels[0], labels[1])
+    return figure.update_layout(height=720, showlegend=True)

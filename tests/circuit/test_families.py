@@ -1,0 +1,366 @@
+"""Every model family against Hugging Face, an edge-by-edge reference, autograd and exact patching."""
+
+import warnings
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, REFUSED, save
+from generic_reference import GenericReference
+from transformers import AutoModelForCausalLM
+
+from circuit.attribution import eap, exact
+from circuit.errors import ModelError
+from circuit.model import load_model
+from circuit.patching import measure, patched_logits, prepare
+from circuit.pruning import acdc
+from circuit.task import Batch, Row, batches
+from metrics import METRICS
+
+NAMES = list(FAMILIES)
+LOGIT_DIFF = METRICS["logit-diff"]
+TOLERANCE = 2e-5
+"""Of logits, in float64: some norms and rotations of the host compute in float32 whatever the weights are in."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_installed():
+    """The host library runs pip in some cases; a model that needs that must fail here."""
+    import subprocess
+
+    def refuse(*args, **_):
+        raise AssertionError(f"something would be installed: {args}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("check_call", "run", "Popen"):
+            patch.setattr(subprocess, name, refuse)
+        yield
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """From a name to the model, loaded from a folder, and the host's own network."""
+
+    @lru_cache(maxsize=None)
+    def load(name):
+        folder = save(name, tmp_path_factory.mktemp("family"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
+        if network._can_set_experts_implementation():
+            network.set_experts_implementation("eager")
+        return load_model(folder, dtype="float64"), network.eval().requires_grad_(False)
+
+    return load
+
+
+def pair_of_prompts(length=7, rows=2):
+    clean, corrupt = torch.randint(0, 64, (2, rows, length), generator=torch.Generator().manual_seed(1))
+    answers = torch.arange(1, rows + 1)[:, None]
+    return Batch(tuple(range(rows)), clean, corrupt, answers, answers + 10)
+
+
+def score_of(logits, batch):
+    rows = torch.arange(len(batch))
+    return (logits[rows, batch.answers[:, 0]] - logits[rows, batch.wrong_answers[:, 0]]).mean()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_are_hugging_faces(name, family):
+    model, network = family(name)
+    tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(tokens).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(model.logits(tokens), expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(model.forward(tokens), expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_circuit_is_clean_and_empty_is_corrupt(name, family):
+    model, network = family(name)
+    batch = pair_of_prompts()
+    valid = torch.from_numpy(model.graph.valid.copy())
+    full, empty = patched_logits(model, prepare(model, batch), torch.stack([valid, torch.zeros_like(valid)]))
+    with torch.no_grad():
+        clean, corrupt = (network(tokens).logits[:, -1] for tokens in (batch.clean, batch.corrupt))
+    assert (clean - corrupt).abs().max() > 0.1
+    torch.testing.assert_close(full, clean, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(empty, corrupt, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_edge_by_edge_reference(name, family):
+    """Random circuits, and every single edge's gradient by autograd through the reference."""
+    model, network = family(name)
+    if FAMILIES[name].no_reference:
+        pytest.skip(FAMILIES[name].no_reference)
+    graph, batch = model.graph, pair_of_prompts()
+    reference = GenericReference(network, parallel=graph.parallel)
+    with torch.no_grad():
+        clean, logits = reference.plain(batch.clean)
+        corrupt, _ = reference.plain(batch.corrupt)
+    item = prepare(model, batch)
+    torch.testing.assert_close(item.clean.logits, logits, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(item.clean.contributions, clean, atol=TOLERANCE, rtol=0)
+    rng = np.random.default_rng(0)
+    masks = [graph.valid & (rng.random(graph.valid.shape) < share) for share in (0.5, 0.9, 0.1)]
+    found = patched_logits(model, item, torch.from_numpy(np.stack(masks)))
+    for mask, ours in zip(masks, found, strict=True):
+        with torch.no_grad():
+            _, expected = reference.run(batch.clean, corrupt, torch.from_numpy(mask).double())
+        torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=0)
+    alpha = torch.ones(graph.valid.shape, dtype=torch.float64, requires_grad=True)
+    _, logits = reference.run(batch.clean, corrupt, alpha)
+    (slope,) = torch.autograd.grad(score_of(logits, batch), alpha)
+    scores, expected = eap(model, [batch], LOGIT_DIFF).values, -slope.numpy()
+    assert np.abs(expected).max() > 1e-2
+    assert np.abs(scores - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exact_patching_is_eap_to_first_order(name, family):
+    """Between two nearly equal embeddings."""
+    model, _ = family(name)
+    ours = model.bridge.original_model.get_input_embeddings().weight
+    kept = ours[6].clone()
+    clean = pair_of_prompts().clean.clone()
+    clean[clean == 6] = 7
+    clean[:, 2] = 5
+    corrupt = clean.clone()
+    corrupt[:, 2] = 6
+    batch = Batch((0, 1), clean, corrupt, torch.tensor([[1], [2]]), torch.tensor([[11], [12]]))
+    with torch.no_grad():
+        ours[6] = ours[5] + 3e-4 * torch.randn(ours.shape[1], generator=torch.Generator().manual_seed(2))
+    try:
+        first, whole = (f(model, [batch], LOGIT_DIFF).values for f in (eap, exact))
+    finally:
+        with torch.no_grad():
+            ours[6] = kept
+    assert np.abs(whole).max() > 1e-6
+    assert np.abs(first - whole).max() < 2e-2 * np.abs(whole).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_acdc_in_batches_is_acdc_edge_by_edge(name, family):
+    model, _ = family(name)
+    item = prepare(model, pair_of_prompts())
+    edges = [edge for i, edge in enumerate(reversed(list(model.graph.edges()))) if i % 6 == 0]
+    one, many = (acdc(model, [item], LOGIT_DIFF, 0.05, order=edges, candidates=n) for n in (1, 8))
+    assert (one.circuit.mask == many.circuit.mask).all()
+    np.testing.assert_allclose(one.changes, many.changes, atol=TOLERANCE)
+    assert 0 < (~np.isnan(one.changes)).sum()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_padded_prompts_are_the_prompts_alone(name, family):
+    model, _ = family(name)
+    generator = torch.Generator().manual_seed(3)
+    ids = lambda n: tuple(torch.randint(1, 64, (n,), generator=generator).tolist())  # noqa: E731
+    rows = [Row(i, ids(n), ids(n), (1,), (2,)) for i, n in enumerate((5, 8, 6))]
+    together = batches(rows, 3, "cpu", uneven=True)
+    alone = batches(rows, 1, "cpu")
+    masks = [model.graph.valid & (np.random.default_rng(0).random(model.graph.valid.shape) < 0.7)]
+    found = [
+        (measure(model, [prepare(model, batch) for batch in group], masks, LOGIT_DIFF), eap(model, group, LOGIT_DIFF))
+        for group in (together, alone)
+    ]
+    assert len(together) == 1
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=TOLERANCE)
+    np.testing.assert_allclose(found[0][1].values, found[1][1].values, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_streams_and_parts_for_lens_probes_and_vectors(name, family):
+    """The streams between blocks are the host's hidden states, and parts and biases add up to the last one."""
+    from persona.activations import trace
+
+    model, network = family(name)
+    tokens = pair_of_prompts().clean
+    with torch.no_grad():
+        hidden = network(tokens, output_hidden_states=True).hidden_states
+    seen = trace(model, tokens, torch.tensor([[3, 6], [3, 6]]), with_parts=True)
+    for point in range(model.graph.n_layers):
+        torch.testing.assert_close(seen.streams[point], hidden[point][:, [3, 6]], atol=TOLERANCE, rtol=0)
+    logits = model.unembed(seen.streams[-1][:, 1])
+    torch.testing.assert_close(logits, model.logits(tokens)[:, -1], atol=TOLERANCE, rtol=0)
+    if not FAMILIES[name].has("norms behind"):
+        whole = seen.parts.sum(0) + seen.biases.sum(0)
+        torch.testing.assert_close(whole, seen.streams[-1][:, 1], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("opt", "no MLP that is a function of the residual stream alone"),
+        ("bloom", "no MLP that is a function of the residual stream alone"),
+        ("falcon", "key-value heads"),
+    ],
+)
+def test_what_does_not_come_apart_is_refused_with_the_reason(name, says, tmp_path):
+    with pytest.raises(ModelError, match=says):
+        load_model(save(name, tmp_path))
+    assert name in REFUSED
+
+
+# The hard parts, one by one: each test shows that the part matters in its family, and is carried along.
+
+
+def network_without(name, tmp_path, **options):
+    """The family's weights under other options; what the model would be if a part were left out."""
+    from transformers import AutoConfig
+
+    folder = save(name, tmp_path)
+    config = AutoConfig.from_pretrained(folder)
+    for key, value in options.items():
+        setattr(config.get_text_config(), key, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float64, attn_implementation="eager"
+        ).eval()
+
+
+PARTS = {
+    "rope scaling": ("llama3.2", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    "partial rotary positions": (
+        "phi",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0}},
+    ),
+    "soft cap on attention": ("gemma2", {"attn_logit_softcapping": None}),
+    "soft cap on logits": ("gemma2", {"final_logit_softcapping": None}),
+    "sliding window": ("mistral", {"sliding_window": None}),
+    "sliding layers among global ones": ("gemma3", {"layer_types": ["full_attention", "full_attention"]}),
+    "parallel attention and MLP": ("neox, parallel", {"use_parallel_residual": False}),
+    "logit scale": ("cohere", {"logit_scale": 1.0}),
+    "scaled branches": ("granite", {"residual_multiplier": 1.0}),
+    "embedding multiplier": ("granite", {"embedding_multiplier": 1.0}),
+    "clipped queries, keys and values": ("olmo", {"clip_qkv": None}),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_part_matters_and_is_carried_along(part, family, tmp_path):
+    name, options = PARTS[part]
+    model, network = family(name)
+    tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, without = network(tokens).logits, network_without(name, tmp_path, **options)(tokens).logits
+    assert (expected - without).abs().max() > 1e-2
+    torch.testing.assert_close(model.forward(tokens), expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama3.2", "qwen2.5", "phi3", "gemma"])
+def test_grouped_queries_have_keys_and_values_of_their_own(name, family):
+    """Two heads of one group: cutting the value edge of the one is not cutting that of the other."""
+    model, network = family(name)
+    graph, block = model.graph, model.blocks[0]
+    assert all(block.weights[slot].shape[0] == graph.n_heads for slot in "qkv")
+    assert model.bridge.original_model.config.get_text_config().num_key_value_heads == graph.n_heads
+    assert network.config.get_text_config().num_key_value_heads < graph.n_heads
+    scores = exact(model, [pair_of_prompts()], LOGIT_DIFF).values
+    first, second = (scores[graph.index(f"input->a0.h{h}<v>")] for h in (0, 1))
+    assert abs(first - second) > 1e-6
+
+
+def test_attention_biases_are_each_heads_own(family):
+    model, _ = family("qwen2.5")
+    block = model.blocks[0]
+    assert all(block.biases[slot].abs().max() > 0.1 for slot in "qkv")
+    normed = torch.randn(4, 2, 5, model.d_model, dtype=torch.float64)
+    alone = block.project_each("k", normed, torch.arange(4))
+    shared = torch.stack([block.project("k", x)[:, :, h] for h, x in enumerate(normed)], 2)
+    torch.testing.assert_close(alone, shared)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma3", "olmo2"])
+def test_query_and_key_norms_are_in_attention(name, family):
+    """Twice the query is no other attention where queries are normed."""
+    model, _ = family(name)
+    _, context = model.start(pair_of_prompts().clean)
+    q, k, v = torch.randn(3, 2, 7, 4, model.blocks[0].weights["q"].shape[2], dtype=torch.float64)
+    once, twice = (model.blocks[0].attention(x, k, v, context) for x in (q, 2 * q))
+    torch.testing.assert_close(once, twice, atol=1e-4, rtol=0)
+    plain = family("llama2")[0]
+    _, context = plain.start(pair_of_prompts().clean)
+    q, k, v = torch.randn(3, 2, 7, 4, 6, dtype=torch.float64)
+    once, twice = (plain.blocks[0].attention(x, k, v, context) for x in (q, 2 * q))
+    assert (once - twice).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo2", "olmo3"])
+def test_norms_behind_components_divide_between_heads(name, family):
+    """Heads and the rest add up to what attention adds: with the scale of that run, head by head."""
+    model, _ = family(name)
+    block = model.blocks[0]
+    z = torch.randn(2, 5, 4, block.W_O.shape[1], dtype=torch.float64)
+    whole, shares = block.attn_out(z), block.head_results(z)
+    torch.testing.assert_close(shares.sum(0), whole, atol=1e-5, rtol=0)
+    assert (block.head_results(2 * z) - 2 * shares).abs().max() > 1e-2
+
+
+def test_attention_of_gpt_neo_is_not_scaled(family):
+    """softmax(q k) v by hand, without 1/sqrt(d_head), and with a window in the second layer."""
+    model, _ = family("gpt-neo")
+    _, context = model.start(pair_of_prompts().clean)
+    q, k, v = torch.randn(3, 2, 7, 4, 6, dtype=torch.float64)
+    places = torch.arange(7)
+    for layer, window in ((0, 7), (1, 3)):
+        hidden = (places[:, None] < places) | (places[:, None] - places >= window)
+        pattern = torch.einsum("bqhd,bkhd->bhqk", q, k).masked_fill(hidden, -torch.inf).softmax(-1)
+        expected = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+        torch.testing.assert_close(model.blocks[layer].attention(q, k, v, context), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("name", "tied"), [("llama3.2", True), ("llama2", False)])
+def test_tied_and_untied_embeddings(name, tied, family):
+    network = family(name)[0].bridge.original_model
+    into, out = network.get_input_embeddings().weight, network.get_output_embeddings().weight
+    assert torch.equal(into, out) == tied
+
+
+def test_embedding_scale_is_in_the_input(family):
+    model, network = family("gemma")
+    tokens = pair_of_prompts().clean
+    stream, _ = model.start(tokens)
+    table = network.state_dict()["model.embed_tokens.weight"]
+    torch.testing.assert_close(stream, table[tokens] * 24**0.5, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "gpt-oss"])
+def test_a_mixture_of_experts_is_one_node(name, family):
+    model, network = family(name)
+    assert model.graph.n_src == 1 + 2 * (4 + 1)
+    x = torch.randn(2, 5, model.d_model, dtype=torch.float64)
+    layer = network.get_decoder().layers[0]
+    with torch.no_grad():
+        out = layer.mlp(layer.post_attention_layernorm(x))
+    torch.testing.assert_close(
+        model.blocks[0].mlp(x), out[0] if isinstance(out, tuple) else out, atol=TOLERANCE, rtol=0
+    )
+
+
+def test_a_multimodal_model_is_its_text_part(family):
+    """No image tower in memory, the text part's class and configuration, and its weights' fingerprint."""
+    model, network = family("gemma3, multimodal")
+    host = model.bridge.original_model
+    assert type(host).__name__ == "Gemma3ForCausalLM"
+    assert not any("vision" in name for name, _ in host.named_parameters())
+    assert any("vision" in name for name, _ in network.named_parameters())
+    assert host.config.num_hidden_layers == model.graph.n_layers == 2
+
+
+def test_loading_cannot_install_anything(monkeypatch):
+    """Where the host library finds no image processor it installs one with pip; it is kept from looking."""
+    from transformer_lens.model_bridge.sources.transformers import source
+
+    from circuit.model import _nothing_installed
+
+    looked = []
+    monkeypatch.setattr(source, "load_modality_processor", lambda *_: looked.append("in"))
+    with _nothing_installed():
+        source.load_modality_processor("bridge", "config", "name", False, None)
+    assert not looked
+    source.load_modality_processor("bridge")
+    assert looked == ["in"]
