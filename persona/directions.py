@@ -74,6 +74,7 @@ def find_directions(
     steered_streams: Float[np.ndarray, "steered layer d_model"],
     *,
     toward: tuple[str, str] | None = None,
+    fingerprint: str = "",
 ) -> Directions:
     """The directions of the steered pairs. Examples come in twos, a pair's ``clean`` (persona A) first.
 
@@ -86,6 +87,8 @@ def find_directions(
         What directions are fitted on; not looked at for ``pair``.
     toward
         Personas of a file of vectors: steer every pair to the first, away from the second.
+    fingerprint
+        The model's: vectors of other weights are noted.
 
     Raises
     ------
@@ -109,7 +112,7 @@ def find_directions(
     elif kind == "personas":
         found = Directions(kind, _persona_differences(fitting, fitting_streams, names), False)
     else:
-        found = _from_file(kind, apart, names, toward)
+        found = _from_file(kind, apart, names, toward, fingerprint)
     if not (np.linalg.norm(found.vectors, axis=-1) > 0).all():
         raise TaskError(f"a direction of --direction {kind} is zero: two personas have the same stream there")
     return found
@@ -163,10 +166,11 @@ def _from_file(
     apart: Float[np.ndarray, "pair layer d_model"],
     names: Sequence[tuple[str, str]],
     toward: tuple[str, str] | None,
+    fingerprint: str,
 ) -> Directions:
     path, name, row = _parsed(spec)
     if name is None:
-        return _from_vectors(path, apart.shape[1:], names, toward)
+        return _from_vectors(path, apart.shape[1:], names, toward, fingerprint)
     if toward is not None:
         raise OptionError("--toward and --away name personas of a file of vectors, not rows of an array")
     array = _array(path, name, row, apart.shape[1:])
@@ -191,7 +195,11 @@ def _parsed(spec: str) -> tuple[Path, str | None, int | None]:
 
 
 def _from_vectors(
-    path: Path, shape: tuple[int, ...], names: Sequence[tuple[str, str]], toward: tuple[str, str] | None
+    path: Path,
+    shape: tuple[int, ...],
+    names: Sequence[tuple[str, str]],
+    toward: tuple[str, str] | None,
+    fingerprint: str,
 ) -> Directions:
     from persona.vector_files import read_vectors
 
@@ -206,7 +214,9 @@ def _from_vectors(
         )
     at = vectors.personas.index
     found = np.stack([vectors.means[at(a)] - vectors.means[at(b)] for a, b in wanted])
-    return Directions(str(path), found, toward is not None)
+    other = bool(fingerprint) and vectors.fingerprint != fingerprint
+    notes = (f"the vectors of {path} were read off other weights than the model has",) if other else ()
+    return Directions(str(path), found, toward is not None, notes)
 
 
 def _array(path: Path, name: str, row: int | None, shape: tuple[int, ...]) -> Float[np.ndarray, "layer d_model"]:

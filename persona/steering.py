@@ -245,7 +245,9 @@ def study_steering(
     size = options.batch_size
     there = prompt_end_streams(model, fitting.examples, batch_size=size)
     here = there if fitting is steered else prompt_end_streams(model, steered.examples, batch_size=size)
-    found = find_directions(kind, fitting.examples, there, steered.examples, here, toward=toward)
+    found = find_directions(
+        kind, fitting.examples, there, steered.examples, here, toward=toward, fingerprint=model.fingerprint
+    )
     plain, reference = _unsteered(model, prompts, size)
     groups = [options.layers] if options.together else [(layer,) for layer in options.layers]
     named = [

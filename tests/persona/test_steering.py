@@ -278,6 +278,11 @@ def test_directions_from_persona_vectors(pairs, tmp_path):
     examples = named(pairs.examples, [("a", "x"), ("b", "x"), ("c", "x"), ("a", "x")])
     found = find_directions(str(tmp_path), examples, streams, examples, streams)
     np.testing.assert_allclose(found.vectors, np.stack([means[0] - means[1], means[2] - means[0]]), atol=1e-6)
+    assert not find_directions(str(tmp_path), examples, streams, examples, streams, fingerprint="f").notes
+    assert (
+        "other weights"
+        in find_directions(str(tmp_path), examples, streams, examples, streams, fingerprint="g").notes[0]
+    )
     fixed = find_directions(str(tmp_path), examples, streams, examples, streams, toward=("c", "b"))
     np.testing.assert_allclose(fixed.vectors, np.stack([means[2] - means[1]] * 2), atol=1e-6)
     with pytest.raises(TaskError, match="no vector of d"):
