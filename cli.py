@@ -931,6 +931,91 @@ def _print_bench(report: Any, as_json: bool) -> None:
         typer.echo(f"\n{acdc_row(report)}")
 
 
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """List the model families that the tests cover, and what came of each check."""
+    with _errors():
+        from circuit.inspection import supported_families
+
+        found = supported_families()
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+            return
+        checks = list(found["families"][0]["checks"])
+        sign = {"passed": "yes", "skipped": "-", "failed": "no"}
+        cells = [
+            (one["name"], one["examples"], *(sign.get(one["checks"][check], "?") for check in checks))
+            for one in found["families"]
+        ]
+        _print_table("tested", ("family", "models", *map(str, range(1, len(checks) + 1))), cells, texts=2)
+        typer.echo("\n".join(f"{i}  {check}" for i, check in enumerate(checks, 1)))
+        refused = [(one["name"], one["examples"], one["reason"]) for one in found["refused"]]
+        _print_table("refused", ("family", "models", "reason"), refused, texts=3)
+        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        typer.echo(
+            f"\nrandom weights in each architecture; with {versions}. Any other model is tried, and refused\n"
+            "with the reason if it does not come apart: persona-circuits inspect MODEL"
+        )
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="Hugging Face folder or hub name.")],
+    pairs: Annotated[Path | None, typer.Option("--pairs", help="Prompt pairs to check against the tokenizer.")] = None,
+    align: AlignOption = "equal",
+    config_only: Annotated[
+        bool, typer.Option("--config-only", help="Read the configuration and no weights; the check is left out.")
+    ] = False,
+    tokens: Annotated[int, typer.Option(help="Tokens of a prompt. (with --pairs: the longest)")] = 64,
+    prompts: Annotated[int, typer.Option(help="Prompt pairs, both directions. (with --pairs: the file's)")] = 400,
+    on: Annotated[str, typer.Option("--on", help="GPU: RTX 4090, A100 80GB, H100 80GB or H200.")] = "H200",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a model's shape and graph, what each method would cost, and whether a pair file fits; 1 if it does not."""
+    with _errors():
+        from circuit.inspection import inspect_model
+        from circuit.shipped import resolve
+
+        task = _load_task(pairs) if pairs else None
+        options = {"tokens": tokens, "prompts": prompts, "device": on, "align": align, "revision": revision}
+        found = inspect_model(resolve(model), label=model, config_only=config_only, task=task, **options)
+        if as_json:
+            typer.echo(json.dumps(found.as_dict(), indent=2))
+        else:
+            _print_inspection(found)
+        if found.comes_apart is False or (found.pairs and found.pairs.fault):
+            raise typer.Exit(1)
+
+
+def _print_inspection(found: Any) -> None:
+    from circuit.estimate import state_bytes, weight_bytes
+
+    arch, graph = found.architecture, found.graph
+    typer.echo(
+        f"{arch.name}: {arch.layers} layers, {arch.heads} heads of width {arch.d_head} ({arch.kv_heads} key-value), "
+        f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, context {found.n_context or 'unknown'}\n"
+        f"parameters {arch.parameters / 1e9:.3g} G; {graph.n_src:,} sources, {graph.n_dst:,} slots, "
+        f"{graph.n_edges:,} edges"
+    )
+    says = {None: "not tried: only the configuration was read", True: "yes", False: found.fault}
+    typer.echo(f"comes apart into nodes: {says[found.comes_apart]}")
+    rows = []
+    for one in found.estimates:
+        fits = one.prompts_at_once > 0
+        times = [f"{one.eap_seconds:.3g}", f"{one.ig_seconds:.3g}", f"{one.acdc_hours:.3g}"] if fits else ["-"] * 3
+        sizes = [f"{weight_bytes(arch, one.dtype) / 1e9:.3g}"]
+        sizes.append(f"{state_bytes(arch, found.tokens, one.dtype) / 1e9:.3g}")
+        rows.append((one.dtype, *sizes, f"{one.prompts_at_once:,}" if fits else "none", *times))
+    columns = ("format", "weights, GB", "per prompt, GB", "prompts at once", "EAP, s", "EAP-IG, s", "ACDC, h")
+    title = f"estimated for {found.prompts:,} prompts of {found.tokens} tokens on one {found.device.name}"
+    _print_table(title, columns, rows, texts=1)
+    if found.pairs is not None:
+        fit = found.pairs
+        fine = f"{fit.n_pairs:,} pairs of {fit.source} fit, {fit.longest} tokens at most"
+        typer.echo(f"\npairs: {fit.fault or fine}")
+
+
 @app.command("ground-truth")
 def ground_truth(
     steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
@@ -1890,9 +1975,7 @@ def rate(
                 about |= {"model": loaded.name, "fingerprint": loaded.fingerprint, "template": form.about()}
                 about |= {"neutral": neutral}
                 tell = stage("likelihoods")
-                found = rating.rate_offline(
-                    loaded, said, form, neutral=neutral, batch_size=batch_size, progress=tell
-                )
+                found = rating.rate_offline(loaded, said, form, neutral=neutral, batch_size=batch_size, progress=tell)
             whole, each = rating.summarise_ratings(found, n_resamples=n_resamples, seed=seed)
             stage("files and figures")
             with replace_folder(out) as staging:

@@ -583,7 +583,8 @@ def _conclusion(
         return BackupSearch("found", f"Nodes outside take over: {told}.", tuple(parts), tuple(nodes))
     least = 0.5**n_pairs if n_pairs <= MOST_EXHAUSTIVE else 1 / (1 + N_SIGNS)
     if least * len(nodes) > alpha:
-        says = f"With {n_pairs} pairs no single node out of {len(nodes)} tested could be told from chance."
+        pairs = "1 pair" if n_pairs == 1 else f"{n_pairs} pairs"
+        says = f"With {pairs} no single node out of {len(nodes)} tested could be told from chance."
         return BackupSearch("undecided", says, tuple(parts), tuple(nodes))
     where = ", ".join(part.name for part in parts if part.searched)
     most = f"{nodes[0].node} with {nodes[0].growth.value:+.1%} without {nodes[0].part}"

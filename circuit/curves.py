@@ -316,7 +316,8 @@ class Pool:
         place = self._places.setdefault(np.packbits(circuit.mask).tobytes(), len(self._places))
         if place == len(self._edges):
             self._edges.append(len(circuit))
-            self._nodes.append(len(circuit.nodes()) if len(circuit) else 0)
+            # Without dead ends every node that reads also writes, but for the logits.
+            self._nodes.append(int(circuit.mask.any(axis=1).sum()) + bool(len(circuit)))
         return place
 
     def __len__(self) -> int:

@@ -38,6 +38,8 @@ MATCHINGS = ("layer", "type", "size")
 
 MOST_REPEATS = 0.02
 """With a larger share of walks that end where they began, the next wider matching is taken."""
+MOST_TRIES = 3
+"""Sets drawn outside a circuit for each one that is wanted, where the same is drawn again."""
 STEPS_PER_EDGE = 20
 FEWEST_STEPS, MOST_STEPS = 2000, 10_000
 MOST_MOVED = 3
@@ -119,17 +121,18 @@ def matched_circuits(circuit: Circuit, count: int, *, seed: int) -> Matched:
 
 
 def matched_outside(circuit: Circuit, count: int, *, seed: int) -> Matched:
-    """At most ``count`` random sets of edges outside ``circuit``, as many per cell; none where it holds most edges.
+    """``count`` random sets of edges outside ``circuit``, as many in every cell; none where it holds most edges.
 
     Where a cell holds too few other edges, the rest is drawn from the cells of the same
-    types, then from all edges. Sets to be cut need no connection, so dead ends are allowed. A set that is drawn
-    again is left out. The narrowest matching is taken at which at least half of them are left, or by size alone.
+    types, then from all edges. Sets to be cut need no connection, so dead ends are
+    allowed. All sets are different ones: the narrowest matching that offers so many is
+    taken, and by size alone there may be fewer.
     """
     if not count or not 0 < len(circuit) <= circuit.graph.n_edges - len(circuit):
         return _none(circuit, outside=True)
     for i in range(len(MATCHINGS)):
         found = _outside(circuit, count, MATCHINGS[i:], seed)
-        if 2 * len(found.circuits) >= count:
+        if len(found.circuits) == count:
             break
     return found
 
@@ -140,11 +143,14 @@ def _none(circuit: Circuit, *, outside: bool) -> Matched:
 
 def _outside(circuit: Circuit, count: int, matchings: Sequence[str], seed: int) -> Matched:
     """Sets matched in the first of ``matchings`` as far as its cells allow, then in the next."""
-    rngs = [np.random.default_rng(one) for one in np.random.SeedSequence(seed).spawn(count)]
     levels = [cells_of(circuit.graph, matching) for matching in matchings]
-    drawn = [_draw_outside(circuit, levels, rng) for rng in rngs]
-    found = tuple(dict.fromkeys(one for one, _ in drawn))
-    short = drawn[0][1]
+    drawn: dict[Circuit, np.ndarray] = {}
+    for one in np.random.SeedSequence(seed).spawn(MOST_TRIES * count):
+        other, short = _draw_outside(circuit, levels, np.random.default_rng(one))
+        drawn.setdefault(other, short)
+        if len(drawn) == count:
+            break
+    found = tuple(drawn)
     return Matched(
         circuits=found,
         matching=matchings[0],

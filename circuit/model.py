@@ -31,7 +31,7 @@ from torch import Tensor
 from circuit.errors import ModelError
 from circuit.graph import Graph
 
-__all__ = ["DTYPES", "Block", "Context", "Model", "load_model"]
+__all__ = ["DTYPES", "Block", "Context", "Model", "load_model", "load_skeleton"]
 
 DTYPES = {
     "float32": torch.float32,
@@ -81,6 +81,31 @@ def load_model(
         where = next(network.parameters()).device
     commit = getattr(network.config, "_commit_hash", None) or revision
     return wrap_model(network, tokenizer, name=label or str(name), revision=commit, device=where)
+
+
+def load_skeleton(name: str | Path, *, revision: str | None = None) -> tuple[Any, Any]:
+    """The network of a model on the meta device, from its configuration alone, and its tokenizer or None.
+
+    Raises:
+        ModelError: there is no configuration, the hub refuses, or it is no causal language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    where = str(name)
+    local = Path(where).is_dir()
+    options = {"revision": revision, "local_files_only": local}
+    try:
+        with _quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(where, **options)
+            network = AutoModelForCausalLM.from_config(config.get_text_config(decoder=True))
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = None if local else _hub_refusal(error, where, revision)
+        raise ModelError(reason or f"model {where} has no usable configuration: {_first_line(error)}") from error
+    try:
+        with _quiet():
+            return network, AutoTokenizer.from_pretrained(where, **options)
+    except (OSError, ValueError, KeyError, ImportError):
+        return network, None
 
 
 def wrap_model(
@@ -734,7 +759,7 @@ def _text_config(config: Any) -> Any:
 
 @contextlib.contextmanager
 def _nothing_installed() -> Iterator[None]:
-    """Keep the host library from loading an image processor: where it cannot, it runs pip and changes the environment."""
+    """Keep the host library from looking for an image processor: where it finds none, it runs pip to get one."""
     from transformer_lens.model_bridge.sources.transformers import source
 
     load = source.load_modality_processor

@@ -13,7 +13,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -372,9 +371,9 @@ class _Outcomes:
 
 def run_checks() -> dict[str, Any]:
     """Run the tests of all families; what ``circuit/families.json`` holds."""
+    from importlib.metadata import version
+
     import pytest
-    import transformer_lens
-    import transformers
 
     outcomes = _Outcomes()
     file = Path(__file__).resolve().parent / "circuit" / "test_families.py"
@@ -394,7 +393,7 @@ def run_checks() -> dict[str, Any]:
         {"name": name, "architecture": _architecture(family), "examples": family.examples, "reason": family.refused}
         for name, family in REFUSED.items()
     ]
-    versions = {"transformers": transformers.__version__, "transformer_lens": transformer_lens.__version__}
+    versions = {name: version(name) for name in ("torch", "transformers", "transformer_lens")}
     return {"versions": versions, "families": families, "refused": refused}
 
 

@@ -524,7 +524,8 @@ def test_the_whole_suite_on_the_smallest_shapes(tmp_path):
     """make bench, in small: every benchmark runs, and the tables are written from its results."""
     results, readme = tmp_path / "bench.json", tmp_path / "README.md"
     readme.write_text("<!-- bench:begin -->\n<!-- bench:end -->\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    inherited = {name: value for name, value in os.environ.items() if "XDIST" not in name}
+    environment = {**inherited, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     suite = ["-m", "pytest", "benchmarks", "--tiny", f"--benchmark-json={results}", "-q"]
     done = subprocess.run([sys.executable, *suite], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -115,6 +115,7 @@ def test_edge_curves_are_those_of_the_definition(tiny, prepared, scores, found, 
     f = slow_f(tiny, prepared, [circuit.mask for circuit in circuits])
     assert [point.asked for point in curve.points] == [int(share * n) for share in SHARES]
     assert [point.n_edges for point in curve.points] == [len(circuit) for circuit in circuits]
+    assert [point.n_nodes for point in curve.points] == [len(circuit.nodes()) for circuit in circuits]
     assert [point.faithfulness for point in curve.points] == pytest.approx(f, abs=2e-6)
     assert curve.cpr == pytest.approx(slow_area(f), abs=2e-6)
     assert curve.cmd == pytest.approx(slow_area([abs(1 - value) for value in f]), abs=2e-6)

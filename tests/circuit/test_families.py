@@ -1,7 +1,7 @@
 """Every model family against Hugging Face, an edge-by-edge reference, autograd and exact patching."""
 
 import warnings
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def nothing_is_installed():
 def family(tmp_path_factory):
     """From a name to the model, loaded from a folder, and the host's own network."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def load(name):
         folder = save(name, tmp_path_factory.mktemp("family"))
         with warnings.catch_warnings():
@@ -150,7 +150,7 @@ def test_acdc_in_batches_is_acdc_edge_by_edge(name, family):
     one, many = (acdc(model, [item], LOGIT_DIFF, 0.05, order=edges, candidates=n) for n in (1, 8))
     assert (one.circuit.mask == many.circuit.mask).all()
     np.testing.assert_allclose(one.changes, many.changes, atol=TOLERANCE)
-    assert 0 < (~np.isnan(one.changes)).sum()
+    assert (~np.isnan(one.changes)).any()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -69,13 +69,13 @@ def test_offline_and_not_in_the_cache(monkeypatch):
 
 def test_no_network(monkeypatch):
     refuse_with(monkeypatch, errors.LocalEntryNotFoundError("not there"))
-    with pytest.raises(ModelError, match="the hub cannot be reached .* HTTPS_PROXY"):
+    with pytest.raises(ModelError, match=r"the hub cannot be reached .*HTTPS_PROXY"):
         load_model(NAME)
 
 
 def test_the_hub_is_overloaded(monkeypatch):
     refuse_with(monkeypatch, refusal(errors.HfHubHTTPError, 503))
-    with pytest.raises(ModelError, match="did not give model .*503.* try again"):
+    with pytest.raises(ModelError, match=r"did not give model .*503.* try again"):
         load_model(NAME)
 
 
@@ -86,6 +86,7 @@ def test_the_revision_reaches_the_hub_and_the_commit_is_kept(monkeypatch, tiny):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: asked.append(k) or tiny.tokenizer)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: asked.append(k) or network)
     model = load_model(NAME, revision="main")
-    assert [options["revision"] for options in asked] == ["main", "main"]
-    assert not any(options["local_files_only"] for options in asked)
+    # The host library asks for a tokenizer of its own after these two.
+    assert [options["revision"] for options in asked[:2]] == ["main", "main"]
+    assert not any(options["local_files_only"] for options in asked[:2])
     assert model.revision == "0123abcd"

@@ -149,7 +149,7 @@ def test_sets_outside_are_different_ones():
     chain = Circuit.of(SMALL, ["input->a1.h0<v>", "a1.h0->logits"])
     found = matched_outside(chain, 40, seed=0)
     assert found.matching == "size"  # by layer there is one other set, by type nine
-    assert 20 <= len(found.circuits) == len(set(found.circuits)) <= 40
+    assert len(found.circuits) == len(set(found.circuits)) == found.n_different == 40
     assert all(len(other) == 2 for other in found.circuits)
 
 

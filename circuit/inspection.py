@@ -1,0 +1,169 @@
+"""What a model is before any long work: its nodes, what each method would cost on it, and whether a pair file fits.
+
+Sizes come from the configuration, so no weights are needed; times and memory are the
+arithmetic of ``circuit.estimate``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from circuit.errors import ModelError, OptionError, PersonaCircuitsError
+from circuit.estimate import (
+    BYTES,
+    DEVICES,
+    Architecture,
+    Device,
+    Estimate,
+    architecture_of,
+    estimate,
+    state_bytes,
+    weight_bytes,
+)
+from circuit.graph import Graph
+from circuit.model import load_model, load_skeleton
+from circuit.task import Task, encode
+
+__all__ = ["Inspection", "PairFit", "inspect_model", "supported_families"]
+
+
+@dataclass(frozen=True)
+class PairFit:
+    """Whether a pair file fits a tokenizer and a context; ``fault`` is empty if it does."""
+
+    source: str
+    n_pairs: int
+    longest: int
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Sizes, graph and cost of one model.
+
+    ``comes_apart`` is whether the loaded weights passed the engine's own check, None where
+    only the configuration was read; ``fault`` is the reason if they did not.
+    """
+
+    architecture: Architecture
+    n_context: int | None
+    graph: Graph
+    tokens: int
+    prompts: int
+    device: Device
+    estimates: tuple[Estimate, ...]
+    comes_apart: bool | None = None
+    fault: str = ""
+    pairs: PairFit | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; bytes are per prompt for ``state``, of the whole model for ``weights``."""
+        arch, graph = self.architecture, self.graph
+        return {
+            "architecture": {**asdict(arch), "parameters": arch.parameters},
+            "n_context": self.n_context,
+            "graph": {"sources": graph.n_src, "slots": graph.n_dst, "edges": graph.n_edges, "parallel": graph.parallel},
+            "assumed": {"tokens": self.tokens, "prompts": self.prompts, "device": self.device.name},
+            "cost": [
+                {
+                    "dtype": found.dtype,
+                    "weights_bytes": weight_bytes(arch, found.dtype),
+                    "state_bytes": state_bytes(arch, self.tokens, found.dtype),
+                    "prompts_at_once": found.prompts_at_once,
+                    "eap_seconds": found.eap_seconds,
+                    "eap_ig_seconds": found.ig_seconds,
+                    "acdc_hours": found.acdc_hours,
+                }
+                for found in self.estimates
+            ],
+            "comes_apart": self.comes_apart,
+            "fault": self.fault,
+            "pairs": asdict(self.pairs) if self.pairs else None,
+        }
+
+
+@dataclass
+class _Reader:
+    tokenizer: Any
+    name: str
+    n_context: int | None
+
+
+def inspect_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    label: str | None = None,
+    config_only: bool = False,
+    task: Task | None = None,
+    align: str = "equal",
+    tokens: int = 64,
+    prompts: int = 400,
+    device: str = "H200",
+) -> Inspection:
+    """Sizes and estimates from the configuration; unless ``config_only`` the weights are loaded on the CPU and checked.
+
+    Parameters
+    ----------
+    task
+        Pairs to check against the tokenizer and the context; their number, in both directions, and
+        their longest prompt then stand for ``prompts`` and ``tokens``.
+    device
+        One of ``estimate.DEVICES`` by name.
+
+    Raises
+    ------
+    ModelError
+        There is no configuration, or with ``task`` no tokenizer.
+    OptionError
+        The device is unknown, or a number is not positive.
+    """
+    chosen = next((one for one in DEVICES if one.name == device), None)
+    if chosen is None:
+        raise OptionError(f"--on {device!r} is not one of {', '.join(one.name for one in DEVICES)}")
+    if tokens < 2 or prompts < 1:
+        raise OptionError(f"at least 2 tokens and 1 prompt, got {tokens} and {prompts}")
+    network, tokenizer = load_skeleton(name, revision=revision)
+    config = network.config.get_text_config()
+    n_context = int(getattr(config, "max_position_embeddings", 0) or 0) or None
+    arch = architecture_of(network, label or name)
+    fit = _fit(task, _Reader(tokenizer, label or name, n_context), align) if task else None
+    if fit and not fit.fault:
+        tokens, prompts = fit.longest, 2 * fit.n_pairs
+    found = Inspection(
+        arch,
+        n_context,
+        arch.graph,
+        tokens,
+        prompts,
+        chosen,
+        tuple(estimate(arch, dtype, device=chosen, tokens=tokens, prompts=prompts) for dtype in BYTES),
+        pairs=fit,
+    )
+    return found if config_only else _checked(found, name, revision)
+
+
+def supported_families() -> dict[str, Any]:
+    """What the tests found of every model family: ``families``, ``refused`` and the ``versions`` they ran with."""
+    return json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
+
+
+def _checked(found: Inspection, name: str, revision: str | None) -> Inspection:
+    try:
+        model = load_model(name, revision=revision, device="cpu")
+    except ModelError as error:
+        return replace(found, comes_apart=False, fault=str(error))
+    return replace(found, comes_apart=True, graph=model.graph)
+
+
+def _fit(task: Task, reader: _Reader, align: str) -> PairFit:
+    if reader.tokenizer is None:
+        raise ModelError(f"model {reader.name} comes without a tokenizer, so pairs cannot be checked against it")
+    try:
+        rows = encode(task, reader, align=align)
+    except PersonaCircuitsError as error:
+        return PairFit(task.source, len(task.pairs), 0, str(error))
+    return PairFit(task.source, len(rows), max(len(ids) for row in rows for ids in (row.clean, row.corrupt)))
