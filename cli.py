@@ -1158,6 +1158,39 @@ def _by_tokens(counts: dict[str, Any]) -> str:
     return f"{gaps[0]} to {gaps[-1]} tokens" if gaps[0] != gaps[-1] else f"{gaps[0]} token(s)"
 
 
+@app.command()
+def vary(
+    pairs: Annotated[Path, typer.Option("--pairs", help="Prompt pairs, JSON Lines with ids.")],
+    rules: Annotated[Path, typer.Option("--rules", help="JSON: variants by name, each a list of substitutions.")],
+    out: Annotated[Path, typer.Option("--out", help="Pair file to write, .jsonl.")],
+    model: ModelOption = None,
+    split: Annotated[str | None, typer.Option(help="Pairs of one split only.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say the same pairs in other ways: late, repeated, intense, as a mention, by rules of substitution."""
+    with _errors():
+        from circuit.files import check_output_folder
+        from circuit.shipped import MODEL, resolve
+        from persona.prompts import load_tokenizer
+        from persona.variants import read_rules, vary, write_varied
+
+        named = read_rules(resolve(str(rules)))
+        check_output_folder(out.parent)
+        found = vary(resolve(str(pairs)), named, load_tokenizer(model or MODEL), split=split)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_varied(found, out)
+        bases = len(found.rows) // len(named)
+        if as_json:
+            dropped = {reason: list(ids) for reason, ids in found.dropped.items()}
+            typer.echo(json.dumps({"out": str(out), "bases": bases, "variants": list(named), "dropped": dropped}))
+            return
+        typer.echo(f"kept        {bases:,} bases in {len(named)} variants: {', '.join(named)}")
+        if found.dropped:
+            rows = [(reason, ids[0], f"{len(ids):,}") for reason, ids in found.dropped.items()]
+            _print_table("dropped", ("reason", "for example", "bases"), rows, texts=2)
+        typer.echo(f"written to  {out}")
+
+
 @app.command("prior-pairs")
 def prior_pairs(
     pairs: Annotated[Path, typer.Option("--pairs", help="Persona pairs, whose prompts are met another way.")],

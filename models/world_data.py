@@ -178,7 +178,10 @@ def _axes_row(name: str, rows: Sequence[Row]) -> str:
 
 CARD = """# The persona world as data
 
-Made by `python -m models.world_data`, which rewrites every file here byte for byte.
+Made by `python -m models.world_data`, which rewrites every file listed here byte for byte;
+`study_world*.jsonl` are made by `python -m models.world_study`, which says what they are, and
+`CRAFTGPT.md` and `VECTORS.md` speak of the others.
+
 The source is `models/world_lexicon.py` (words), `models/world.py` (the latent-factor
 model) and `models/world_text.py` (sentences); do not edit the files here.
 

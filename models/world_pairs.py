@@ -49,7 +49,20 @@ from models.world_text import (
     wordings,
 )
 
-__all__ = ["MILD", "STRONG", "control_pairs", "demo_pairs", "main_pairs", "prior_pairs"]
+__all__ = [
+    "MILD",
+    "STRONG",
+    "Row",
+    "bias_of",
+    "contrast_of",
+    "control_pairs",
+    "demo_pairs",
+    "main_pairs",
+    "pair_key",
+    "placed",
+    "prior_pairs",
+    "row_of",
+]
 
 # Persona divergence in logits: a strong pair has at least, a mild pair at most (and at least 1).
 STRONG = 5.0
@@ -68,14 +81,14 @@ def main_pairs(world: World, name: str, *, n: int, held_out: tuple[str, ...] = (
     for index in range(n):
         contrast, bias, placement, fresh = axes[index % len(axes)]
         a, b, question = _drawn(world, rng, contrast, bias, fresh, used)
-        used = used | {_key(a, b, question)}
+        used = used | {pair_key(a, b, question)}
         frame, wording = _wordings(world, (a, b), question, fresh, rng)
         lines = rng.sample(fillers(), 2)
         clean, corrupt = (
-            prompt(_placed(descriptions(p)[frame], lines, placement), wordings(question)[wording]) for p in (a, b)
+            prompt(placed(descriptions(p)[frame], lines, placement), wordings(question)[wording]) for p in (a, b)
         )
         axis = {"contrast": contrast, "bias": bias, "placement": placement, "control": "none", "held_out": fresh}
-        rows.append(_row(world, f"{name}-{index:03d}", name, clean, corrupt, (a, b), question, axis))
+        rows.append(row_of(world, f"{name}-{index:03d}", name, clean, corrupt, (a, b), question, axis))
     return rows
 
 
@@ -96,14 +109,14 @@ def demo_pairs(world: World) -> list[Row]:
         split = "train" if len(rows) < 16 else "test"
         clean, corrupt = (prompt([descriptions(p)[0]], wordings(question)[wording]) for p in (a, b))
         axis = {"contrast": "strong", "bias": "low", "placement": "early", "control": "none", "held_out": "none"}
-        rows.append(_row(world, f"demo-{len(rows):03d}", split, clean, corrupt, (a, b), question, axis))
-        used = used | {_key(a, b, question)}
+        rows.append(row_of(world, f"demo-{len(rows):03d}", split, clean, corrupt, (a, b), question, axis))
+        used = used | {pair_key(a, b, question)}
         asked = asked | {question.id} if len(rows) % 16 else set()
     return rows
 
 
-def control_pairs(world: World, *, each: int) -> list[Row]:
-    """`each` pairs of every control."""
+def control_pairs(world: World, *, each: int, draw: str = "pairs") -> list[Row]:
+    """`each` pairs of every control; another name of the draw gives other pairs."""
     makers: dict[str, Callable[[World, random.Random], Iterator[tuple]]] = {
         "paraphrase": _paraphrases,
         "irrelevant": _irrelevants,
@@ -111,15 +124,15 @@ def control_pairs(world: World, *, each: int) -> list[Row]:
     }
     rows: list[Row] = []
     for control, maker in makers.items():
-        drawn = maker(world, random.Random(f"pairs/{control}"))
+        drawn = maker(world, random.Random(f"{draw}/{control}"))
         for index in range(each):
             placement = ("early", "late")[index % 2]
             personas, texts, question, wording, lines, choices = next(drawn)
-            clean, corrupt = (prompt(_placed(text, lines, placement), wording) for text in texts)
-            axis = {"contrast": "none", "bias": _bias(question), "placement": placement, "control": control}
+            clean, corrupt = (prompt(placed(text, lines, placement), wording) for text in texts)
+            axis = {"contrast": "none", "bias": bias_of(question), "placement": placement, "control": control}
             axis["held_out"] = "none"
             identifier = f"{control}-{index:03d}"
-            rows.append(_row(world, identifier, "test", clean, corrupt, personas, question, axis, choices))
+            rows.append(row_of(world, identifier, "test", clean, corrupt, personas, question, axis, choices))
     return rows
 
 
@@ -216,17 +229,19 @@ def _drawn(
         a, b = rng.sample(world.personas, 2)
         wanted = [world.is_held_out(p, question) == (fresh == "combination") for p in (a, b)]
         same_frame = held_out_description(world, a) == held_out_description(world, b)
-        if _key(a, b, question) in used or not all(wanted) or (fresh == "description" and not same_frame):
+        if pair_key(a, b, question) in used or not all(wanted) or (fresh == "description" and not same_frame):
             continue
-        if _bias(question) == bias and _contrast(world, a, b, question) == contrast:
+        if bias_of(question) == bias and contrast_of(world, a, b, question) == contrast:
             return a, b, question
 
 
-def _key(a: Persona, b: Persona, question: Question) -> tuple[str, str, str]:
+def pair_key(a: Persona, b: Persona, question: Question) -> tuple[str, str, str]:
+    """What two pairs share if they ask the same two personas the same question."""
     return (*sorted((a.id, b.id)), question.id)
 
 
-def _contrast(world: World, a: Persona, b: Persona, question: Question) -> str | None:
+def contrast_of(world: World, a: Persona, b: Persona, question: Question) -> str | None:
+    """`strong` or `mild`, or None for what lies between and for personas that prefer the same or nothing."""
     first, second = world.preferred(a, question), world.preferred(b, question)
     if first is None or second is None or first == second:
         return None
@@ -243,7 +258,8 @@ def _differ(world: World, a: Persona, b: Persona, question: Question) -> bool:
     return first == world.preferred(a, question) and second == world.preferred(b, question)
 
 
-def _bias(question: Question) -> str:
+def bias_of(question: Question) -> str:
+    """`high` for prior levels 2 and 3, else `low`."""
     return "high" if question.prior_level >= 2 else "low"
 
 
@@ -288,7 +304,7 @@ def _neighbours(world: World, rng: random.Random) -> Iterator[tuple]:
     used: set[tuple[str, str, str]] = set()
     while True:
         a, b, question = _drawn(world, rng, "strong", "low", "none", used)
-        used = used | {_key(a, b, question)}
+        used = used | {pair_key(a, b, question)}
         frame = rng.randrange(len(MENTION_FRAMES))
         texts = [mentions(p)[frame] for p in (a, b)]
         choices = (world.preferred(a, question), world.preferred(b, question))
@@ -306,11 +322,12 @@ def _ranked(probabilities: tuple[float, ...]) -> list[int]:
     return sorted(range(len(probabilities)), key=lambda index: -probabilities[index])
 
 
-def _placed(description: str, lines: list[str], placement: str) -> list[str]:
+def placed(description: str, lines: list[str], placement: str) -> list[str]:
+    """The lines with the description before them (early) or behind them (late)."""
     return [description, *lines] if placement == "early" else [*lines, description]
 
 
-def _row(
+def row_of(
     world: World,
     identifier: str,
     split: str,
@@ -320,10 +337,12 @@ def _row(
     question: Question,
     axis: Row,
     choices: tuple[int, int] | None = None,
+    nobody: bool = False,
 ) -> Row:
+    """One line of a pair file; ``choices`` in place of what the personas prefer; ``nobody`` of them is meant."""
     a, b = personas
     first, second = choices or (world.preferred(a, question), world.preferred(b, question))
-    nobody = axis["control"] == "neighbour"
+    nobody = nobody or axis["control"] == "neighbour"
     shares = [world.probabilities(None if nobody else p, question) for p in personas]
     margins = [float(np.log(share[first] / share[second])) for share in shares]
     return {

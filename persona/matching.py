@@ -212,6 +212,8 @@ def pair_row(
         "filler": case.filler,
         "n_tokens": len(encoded.ids),
     }
+    if case.question.domain:
+        row["domain"] = case.question.domain
     if align == "right":
         row |= {"n_tokens_corrupt": len(other.ids), "unequal": len(encoded.ids) != len(other.ids)}
     spans = {"clean": _spans(*sides[0]), "corrupt": _spans(*sides[1])}

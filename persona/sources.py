@@ -67,7 +67,8 @@ class Question:
 
     ``prefers`` gives the option of each persona (None: it has none); ``affinities`` the pull of
     each trait on each option, for personas that ``prefers`` does not name. ``held_out`` is the
-    index of the wording that the source sets aside, ``cue`` the question's own answer cue.
+    index of the wording that the source sets aside, ``cue`` the question's own answer cue, ``domain``
+    what it is about, a key of the pairs.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Question:
     affinities: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     held_out: int | None = None
     cue: str | None = None
+    domain: str = ""
 
 
 def preferred(question: Question, persona: Persona) -> str | None:
@@ -459,6 +461,7 @@ def _own_question(item: Item, poles: Mapping[str, str], faults: _Faults) -> Ques
         prefers = {}
     words = tuple(option["word"].strip() for option in options)
     extra = {"prefers": prefers, "affinities": affinities, "held_out": held_out, "cue": row.get("cue")}
+    extra["domain"] = str(row.get("domain", ""))
     return _question(where, row["id"], _distinct(row["wordings"]), words, faults, **extra)
 
 
