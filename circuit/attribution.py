@@ -19,21 +19,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from circuit import ranks
 from circuit.ablation import Ablation, corrupt
 from circuit.errors import OptionError
 from circuit.graph import SLOTS, Graph
-from circuit.model import Context, Model
+from circuit.model import Model
 from circuit.patching import Progress, in_halves, measure_rows, prepare_each
-from circuit.runs import Run, run, targets_of
+from circuit.runs import Run, changes, contributions_of, run, targets_of
 from circuit.scores import Scores
 from circuit.task import Batch
 from metrics import Metric, Targets
@@ -146,7 +146,7 @@ def score_parts(
     def of_batch(batch: Batch) -> np.ndarray:
         cells = _cells_of(batch, by)
         total = np.zeros((len(cells), *model.graph.valid.shape))
-        for at, delta, targets, share in _passes(model, batch, points, ablation):
+        for at, delta, targets, share in _passes(model, batch, points, ablation, 0):
             masks = [mask for _, mask in cells]
             total += _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, cells=masks) * share
         values[[place[name] for name, _ in cells]] += total if by == "row" else total / n_rows
@@ -302,11 +302,13 @@ def _points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[floa
 
 
 def _passes(
-    model: Model, batch: Batch, points: tuple[float, ...] | None, ablation: Ablation | None
+    model: Model, batch: Batch, points: tuple[float, ...] | None, ablation: Ablation | None, first: int
 ) -> Iterator[tuple[Run, Tensor, Targets, float]]:
-    """Per point: a run to differentiate, delta, the targets, and the point's share of the whole."""
+    """Per point: a run to differentiate, delta from position ``first`` on, the targets, the point's share."""
     embedded, context = model.start(batch.clean, batch.clean_padding)
-    clean, first, delta = _both_ends(model, batch, embedded, context, ablation, differentiable=points is None)
+    with torch.set_grad_enabled(points is None):
+        clean = run(model, embedded.detach().requires_grad_(points is None), context, contributions=False)
+    start, delta = _ablated_start_and_delta(model, batch, clean, ablation, first)
     targets = targets_of(batch, clean.logits)
     if points is None:
         yield clean, delta, targets, 1.0
@@ -314,55 +316,32 @@ def _passes(
     del clean
     for point in points:
         with torch.enable_grad():
-            between = (first + point * (embedded - first)).requires_grad_()
+            between = (start + point * (embedded - start)).requires_grad_()
             at = run(model, between, context, contributions=False)
         yield at, delta, targets, 1.0 / len(points)
 
 
-def _both_ends(
-    model: Model,
-    batch: Batch,
-    embedded: Float[Tensor, "batch pos d_model"],
-    context: Context,
-    ablation: Ablation | None,
-    *,
-    differentiable: bool,
-) -> tuple[Run, Float[Tensor, "batch pos d_model"], Float[Tensor, "src batch pos d_model"]]:
-    """The clean run, the ablated stream into the first block, and ablated - clean of every source.
+def _ablated_start_and_delta(
+    model: Model, batch: Batch, clean: Run, ablation: Ablation | None, first: int
+) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "src batch late d_model"]]:
+    """The ablated stream into the first block, and ablated - clean of every source from position ``first`` on.
 
     A corrupt prompt that is a clean prompt of the batch, as the swapped row of a pair has it,
     is not run again, and one that stands in several rows is run once.
     """
-
-    def clean_run(against: Tensor | None = None) -> Run:
-        with torch.set_grad_enabled(differentiable):
-            start = embedded.detach().requires_grad_(differentiable)
-            return run(model, start, context, against=against)
-
     if ablation not in (None, corrupt) or batch.corrupt_to_clean is not None or batch.clean_padding is not None:
-        clean = clean_run()
-        ablated = (ablation or corrupt)(model, batch, clean)
-        return clean, ablated.streams[0], ablated.contributions - clean.contributions
+        whole = replace(clean, contributions=contributions_of(model, clean.written))
+        ablated = (ablation or corrupt)(model, batch, whole)
+        return ablated.streams[0], (ablated.contributions - whole.contributions)[:, :, first:]
     place, missing = _shared_prompts(batch)
-    if len(missing) == len(batch):
-        first, values = _contributions(model, batch.corrupt)
-        clean = clean_run(against=values)
-        return clean, first, clean.contributions
-    clean = clean_run()
-    first, values = embedded, clean.contributions
+    other = clean.written
     if missing:
-        more = _contributions(model, batch.corrupt[missing])
-        first, values = torch.cat([first, more[0]]), torch.cat([values, more[1]], dim=1)
-    return clean, first[place], values[:, place].sub_(clean.contributions)
-
-
-def _contributions(
-    model: Model, tokens: Int[Tensor, "batch pos"]
-) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "src batch pos d_model"]]:
-    """The stream into the first block and every source's contribution, and nothing else of the run."""
-    embedded, context = model.start(tokens)
-    with torch.no_grad():
-        return embedded, run(model, embedded, context).contributions
+        with torch.no_grad():
+            more = run(model, *model.start(batch.corrupt[missing]), contributions=False).written
+        other = more if len(missing) == len(batch) else other.joined(more)
+    if len(missing) < len(batch):
+        other = other.rows(place)
+    return other.embedded, changes(model, clean.written, other, first=first)
 
 
 def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:
@@ -391,7 +370,7 @@ def _whole(
         # Other ablations change positions at which both prompts agree.
         first = _first_difference(batch) if ablation is None or ablation is corrupt else 0
         total = np.zeros(model.graph.valid.shape)
-        for at, delta, targets, share in _passes(model, batch, points, ablation):
+        for at, delta, targets, share in _passes(model, batch, points, ablation, first):
             total += _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, first=first)[0] * share
         return total
 
@@ -405,7 +384,7 @@ def _whole(
 def _scores_at(
     model: Model,
     at: Run,
-    delta: Float[Tensor, "src batch pos d_model"],
+    delta: Float[Tensor, "src batch late d_model"],
     metric: Metric,
     targets: Targets,
     *,
@@ -413,7 +392,9 @@ def _scores_at(
     first: int = 0,
     cells: Sequence[Bool[Tensor, "batch pos"]] | None = None,
 ) -> Float[np.ndarray, "part src dst"]:
-    """Sum of delta . gradient over prompts and positions from ``first`` on, for every edge, the gradient at one run.
+    """Sum of delta . gradient over prompts and positions, for every edge, the gradient at one run.
+
+    ``delta`` holds the positions from ``first`` on; at those before, it is zero.
 
     With ``cells`` a sum over each of these sets of places instead. Heads are taken as many
     at a time as keep the gradients at their streams within ``max_bytes``, by default within
@@ -429,7 +410,7 @@ def _scores_at(
     def parts_of(values: Float[Tensor, "n batch pos d_model"]) -> list[Float[Tensor, "n cells"]]:
         return [values.flatten(1)] if cells is None else [values[:, mask].flatten(1) for mask in cells]
 
-    flat = parts_of(delta[:, :, first:])
+    flat = parts_of(delta)
     scores = torch.zeros(len(flat), *graph.valid.shape, dtype=torch.float64)
 
     def into(slots: slice, n_sources: int, gradient: Float[Tensor, "slot batch pos d_model"]) -> None:

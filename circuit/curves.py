@@ -32,7 +32,7 @@ from circuit.errors import GraphError, OptionError
 from circuit.faithfulness import bootstrap_ratio, pairwise
 from circuit.graph import Graph
 from circuit.model import Model
-from circuit.patching import MASK_BYTES, Prepared, Progress, measure
+from circuit.patching import Prepared, Progress, measure
 from circuit.pruning import slots_by_source
 from circuit.scores import Scores
 from circuit.subgraph import Circuit
@@ -66,8 +66,6 @@ __all__ = [
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 LEVELS = ("edge", "node")
 ORDERS = ("absolute", "signed")
-CPU_MASK_BYTES = 1 << 26
-"""On a CPU few circuits a pass are faster than many: their streams stay in the cache."""
 
 PreparedFactory = Callable[[], Iterable[Prepared]]
 
@@ -439,8 +437,7 @@ def measured(
 ) -> Measured:
     """Measure all circuits of a pool in one pass over the batches; both directions of a pair are averaged first."""
     order, masks = pool.by_size(progress)
-    max_bytes = CPU_MASK_BYTES if model.device.type == "cpu" else MASK_BYTES
-    rows = pairwise(measure(model, prepared, masks, metric, max_bytes=max_bytes), metric)
+    rows = pairwise(measure(model, prepared, masks, metric), metric)
     values = np.empty_like(rows)
     values[order] = rows
     means = values.mean(axis=1)

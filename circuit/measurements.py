@@ -14,7 +14,7 @@ from jaxtyping import Float
 from circuit import ranks
 from circuit.faithfulness import pairwise
 from circuit.model import Model
-from circuit.patching import MASK_BYTES, Prepared, Progress, measure
+from circuit.patching import Prepared, Progress, measure
 from circuit.storage import atomic
 from metrics import Metric
 
@@ -25,8 +25,6 @@ Source = Callable[[], Iterable[Prepared]]
 
 PART = 64
 """Circuits for which the batches are gone through once: the source is called once for each part."""
-CPU_MASK_BYTES = 1 << 26
-"""On a CPU one circuit a pass is two to three times as fast as many: its streams stay in the cache."""
 SAVE_SECONDS = 30.0
 
 
@@ -54,7 +52,6 @@ class Measurements:
     ) -> None:
         self.model, self.prepared, self.metric = model, prepared, metric
         self.total, self.progress, self.state = total, progress, state
-        self.bytes = CPU_MASK_BYTES if model.device.type == "cpu" else MASK_BYTES
         self.n_done, self.n_pairs, self.saved = 0, 0, time.monotonic()
         self.search = self._search() if state else ""
         self.known = ranks.gathered(_read(state, self.search) if ranks.is_first() else {}) if state else {}
@@ -89,7 +86,7 @@ class Measurements:
         return self.known[key]
 
     def _measured(self, masks: list[np.ndarray]) -> Float[np.ndarray, "mask pair"]:
-        return pairwise(measure(self.model, self.prepared(), masks, self.metric, max_bytes=self.bytes), self.metric)
+        return pairwise(measure(self.model, self.prepared(), masks, self.metric), self.metric)
 
     def _search(self) -> str:
         """Of the model, the metric, the prompts of all processes and what cut edges carry."""

@@ -228,13 +228,14 @@ class Block:
 
     @_where_the_layer_is
     def project_each(
-        self, slot: str, normed: Float[Tensor, "head batch pos d_model"], heads: Int[Tensor, " head"]
+        self, slot: str, normed: Float[Tensor, "head batch pos d_model"], heads: Int[Tensor, " head"] | None = None
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """Queries, keys or values of the given heads, each of which reads a normed stream of its own."""
+        """Queries, keys or values of the given heads (None: all), each of which reads a normed stream of its own."""
         count, batch, pos, d_model = normed.shape
-        out = torch.bmm(normed.reshape(count, batch * pos, d_model), self.weights[slot][heads])
-        if (bias := self.biases[slot]) is not None:
-            out = out + bias[heads, None, :]
+        weights, bias = self.weights[slot], self.biases[slot]
+        out = torch.bmm(normed.reshape(count, batch * pos, d_model), weights if heads is None else weights[heads])
+        if bias is not None:
+            out = out + (bias if heads is None else bias[heads])[:, None]
         return out.view(count, batch, pos, -1).permute(1, 2, 0, 3)
 
     @_where_the_layer_is
@@ -267,12 +268,37 @@ class Block:
         Where a norm follows attention, a head's share is its result after that norm
         with the scale that the norm has in this run.
         """
-        batch, pos, heads, d_head = z.shape
-        results = torch.bmm(z.permute(2, 0, 1, 3).reshape(heads, batch * pos, d_head), self.W_O)
-        results = results.view(heads, batch, pos, -1)
+        batch, pos, heads, _ = z.shape
+        results = torch.bmm(_by_head(z), self.W_O).view(heads, batch, pos, -1)
         if "ln1_post" in self.bridge.submodules:
             results = results * _frozen_gain(self.bridge.ln1_post, self.bridge.attn.o(z.flatten(-2)))
         return results
+
+    def write_head_results(
+        self, z: Float[Tensor, "batch pos head d_head"], out: Float[Tensor, "head batch pos d_model"]
+    ) -> None:
+        """``head_results`` into ``out``, without a copy where it can be had without."""
+        if self._plain(z, out):
+            torch.bmm(_by_head(z), self.W_O, out=out.flatten(1, 2))
+        else:
+            out.copy_(self.head_results(z))
+
+    def write_head_changes(
+        self,
+        before: Float[Tensor, "batch pos head d_head"],
+        after: Float[Tensor, "batch pos head d_head"],
+        out: Float[Tensor, "head batch pos d_model"],
+    ) -> None:
+        """Head results after less those before, into ``out``: one product, unless a norm follows attention."""
+        if self._plain(before, out):
+            torch.bmm(_by_head(after - before), self.W_O, out=out.flatten(1, 2))
+        else:
+            torch.sub(self.head_results(after), self.head_results(before), out=out)
+
+    def _plain(self, z: Tensor, out: Tensor) -> bool:
+        """Whether head results are z W_O and nothing more, here and in this format."""
+        same = z.device == out.device == self.W_O.device and z.dtype == out.dtype == self.W_O.dtype
+        return same and "ln1_post" not in self.bridge.submodules and not torch.is_autocast_enabled(z.device.type)
 
     @_where_the_layer_is
     def slot_gradients(
@@ -286,9 +312,8 @@ class Block:
 
         W g taken back through the norm before attention, at the stream ``x`` of that run.
         """
-        batch, pos, heads, d_head = gradient.shape
-        flat = gradient.permute(2, 0, 1, 3).reshape(heads, batch * pos, d_head)
-        normed = torch.bmm(flat, self.weights[slot][some].transpose(1, 2)).view(heads, batch, pos, -1)
+        batch, pos, heads, _ = gradient.shape
+        normed = torch.bmm(_by_head(gradient), self.weights[slot][some].transpose(1, 2)).view(heads, batch, pos, -1)
         if "ln1" not in self.bridge.submodules:
             return normed
         with torch.enable_grad():
@@ -512,6 +537,10 @@ def _normed(norm: Any, x: Tensor) -> Tensor:
     """The norm; torch's own layer norm directly, as the host spells it out in five passes over memory."""
     inner = norm.original_component
     return inner(x) if type(inner) is torch.nn.LayerNorm else norm(x)
+
+
+def _by_head(x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head rows d_head"]:
+    return x.permute(2, 0, 1, 3).reshape(x.shape[2], -1, x.shape[3])
 
 
 def _frozen_gain(norm: Any, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:

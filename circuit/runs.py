@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,34 @@ from circuit.model import Context, Model
 from circuit.task import Batch
 from metrics import Targets
 
-__all__ = ["Run", "run", "run_clean", "run_corrupt", "targets_of"]
+__all__ = ["Run", "Written", "changes", "contributions_of", "run", "run_clean", "run_corrupt", "targets_of"]
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What the parts of a run wrote, heads not yet told apart; without gradient.
+
+    ``embedded`` and ``mlps[l]`` are ``[batch, pos, d_model]``, ``z[l]`` is ``[batch, pos, head,
+    d_head]``: as much as three streams a layer, where every head's own result is one stream each.
+    """
+
+    embedded: Float[Tensor, "batch pos d_model"]
+    z: tuple[Float[Tensor, "batch pos head d_head"], ...]
+    mlps: tuple[Float[Tensor, "batch pos d_model"], ...]
+
+    def rows(self, which: Sequence[int] | slice) -> Written:
+        """Some rows, in this order."""
+        return Written(self.embedded[which], tuple(z[which] for z in self.z), tuple(m[which] for m in self.mlps))
+
+    def joined(self, more: Written) -> Written:
+        """These rows and ``more`` behind them."""
+        pairs = (
+            (self.embedded, more.embedded),
+            *zip(self.z, more.z, strict=True),
+            *zip(self.mlps, more.mlps, strict=True),
+        )
+        embedded, *rest = (torch.cat(pair) for pair in pairs)
+        return Written(embedded, tuple(rest[: len(self.z)]), tuple(rest[len(self.z) :]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +54,8 @@ class Run:
     every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into
     the first block: the positions in it cancel in differences between prompts of one
     length), without gradient; ``logits`` are those of the last position, ``[batch, vocab]``.
-    Where contributions were not asked for, there are no sources in them.
+    Where contributions were not asked for, there are no sources in them. ``written`` is
+    what they are made of.
     """
 
     streams: tuple[Tensor, ...]
@@ -35,36 +64,17 @@ class Run:
     contributions: Float[Tensor, "src batch pos d_model"]
     logits: Float[Tensor, "batch vocab"]
     context: Context
+    written: Written
 
 
 def run(
-    model: Model,
-    embedded: Float[Tensor, "batch pos d_model"],
-    context: Context,
-    *,
-    contributions: bool = True,
-    against: Float[Tensor, "src batch pos d_model"] | None = None,
+    model: Model, embedded: Float[Tensor, "batch pos d_model"], context: Context, *, contributions: bool = True
 ) -> Run:
     """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is.
 
-    Without ``contributions`` they are not computed. With ``against`` they are subtracted
-    from that tensor, in place, and it stands in the run in their stead: of a graph's many
-    sources only one such tensor then has to be held.
+    Without ``contributions`` they are not computed.
     """
-    graph = model.graph
-    written = against
-    if written is None:
-        written = embedded.new_empty(graph.n_src if contributions else 0, *embedded.shape, requires_grad=False)
-
-    def write(sources: slice, values: Tensor) -> None:
-        if against is not None:
-            written[sources] -= values
-        else:
-            written[sources] = values
-
-    if contributions:
-        write(slice(0, 1), embedded.detach()[None])
-    resid, streams, mids, qkv = embedded, [], [], []
+    resid, streams, mids, qkv, zs, mlps = embedded, [], [], [], [], []
     for block in model.blocks:
         normed = block.attn_norm(resid)
         q, k, v = (block.project(slot, normed) for slot in SLOTS)
@@ -73,15 +83,46 @@ def run(
         # A view is a tensor of its own to autograd: its gradient is the MLP's path alone, without the skip.
         mid = resid.view_as(resid) if block.parallel else after.view_as(after)
         mlp = block.mlp(mid)
-        if contributions:
-            with torch.no_grad():
-                write(graph.heads_of(block.layer), block.head_results(z))
-                write(slice(graph.mlp_of(block.layer), graph.mlp_of(block.layer) + 1), mlp[None])
         streams.append(resid)
         mids.append(mid)
         qkv.append((q, k, v))
+        zs.append(z.detach())
+        mlps.append(mlp.detach())
         resid = after + mlp
-    return Run((*streams, resid), tuple(mids), tuple(qkv), written, model.unembed(resid[:, -1]), context)
+    written = Written(embedded.detach(), tuple(zs), tuple(mlps))
+    every = contributions_of(model, written) if contributions else embedded.new_empty(0, *embedded.shape)
+    return Run((*streams, resid), tuple(mids), tuple(qkv), every, model.unembed(resid[:, -1]), context, written)
+
+
+def changes(
+    model: Model, before: Written, after: Written, *, first: int = 0
+) -> Float[Tensor, "src batch late d_model"]:
+    """What every source writes in one run less what it writes in another, from position ``first`` on."""
+    out = _room(model, before.embedded[:, first:])
+    with torch.no_grad():
+        torch.sub(after.embedded[:, first:], before.embedded[:, first:], out=out[0])
+        for block, z, other, mlp, other_mlp in zip(
+            model.blocks, before.z, after.z, before.mlps, after.mlps, strict=True
+        ):
+            heads = out[model.graph.heads_of(block.layer)]
+            block.write_head_changes(z[:, first:], other[:, first:], heads)
+            torch.sub(other_mlp[:, first:], mlp[:, first:], out=out[model.graph.mlp_of(block.layer)])
+    return out
+
+
+def contributions_of(model: Model, written: Written) -> Float[Tensor, "src batch pos d_model"]:
+    """What every source adds to the stream; one stream a source."""
+    out = _room(model, written.embedded)
+    with torch.no_grad():
+        out[0] = written.embedded
+        for block, z, mlp in zip(model.blocks, written.z, written.mlps, strict=True):
+            block.write_head_results(z, out[model.graph.heads_of(block.layer)])
+            out[model.graph.mlp_of(block.layer)] = mlp
+    return out
+
+
+def _room(model: Model, stream: Tensor) -> Tensor:
+    return stream.new_empty(model.graph.n_src, *stream.shape, requires_grad=False)
 
 
 def run_clean(model: Model, batch: Batch) -> Run:
