@@ -49,6 +49,7 @@ __all__ = [
     "eap",
     "eap_ig",
     "exact",
+    "gradients_at_slots",
     "random_scores",
     "score",
     "score_parts",
@@ -404,8 +405,7 @@ def _scores_at(
     reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
     with torch.enable_grad():
         value = metric(at.logits, targets).sum()
-    *inner, last = (gradient[:, first:] for gradient in torch.autograd.grad(value, reads))
-    mids = inner[3 * graph.n_layers :]
+    gradients = [gradient[:, first:] for gradient in torch.autograd.grad(value, reads)]
 
     def parts_of(values: Float[Tensor, "n batch pos d_model"]) -> list[Float[Tensor, "n cells"]]:
         return [values.flatten(1)] if cells is None else [values[:, mask].flatten(1) for mask in cells]
@@ -413,31 +413,52 @@ def _scores_at(
     flat = parts_of(delta)
     scores = torch.zeros(len(flat), *graph.valid.shape, dtype=torch.float64)
 
-    def into(slots: slice, n_sources: int, gradient: Float[Tensor, "slot batch pos d_model"]) -> None:
-        for i, (deltas, gradients) in enumerate(zip(flat, parts_of(gradient), strict=True)):
-            scores[i, :n_sources, slots] = (deltas[:n_sources] @ gradients.T).cpu().double()
-
     if max_bytes is None:
         max_bytes = max(BLOCK_BYTES, delta.numel() * delta.element_size() // 4)
-    # A gradient at a head's stream is held about four times while it goes back through the norm.
-    width = max(1, max_bytes // (4 * last.numel() * last.element_size()))
+    streams = [stream[:, first:] for stream in at.streams]
+    for slots, gradient in gradients_at_slots(model, streams, gradients, max_bytes=max_bytes):
+        n_sources = graph.n_reaching(slots.stop - 1)
+        for i, (deltas, part) in enumerate(zip(flat, parts_of(gradient), strict=True)):
+            scores[i, :n_sources, slots] = (deltas[:n_sources] @ part.T).cpu().double()
+    return np.where(graph.valid, scores.numpy(), 0.0)
+
+
+def gradients_at_slots(
+    model: Model,
+    streams: Sequence[Float[Tensor, "batch pos d_model"]],
+    gradients: Sequence[Tensor],
+    *,
+    max_bytes: int,
+) -> Iterator[tuple[slice, Float[Tensor, "slot batch pos d_model"]]]:
+    """Gradients at the stream of every slot, in the slots' order, a layer's or fewer at a time.
+
+    Parameters
+    ----------
+    streams
+        Into every block, of the run that is differentiated.
+    gradients
+        With respect to q, k and v of all layers in turn, to the MLPs' inputs, and to the last stream.
+    max_bytes
+        As many of a layer's slots at a time as are held within it, at least one.
+    """
+    graph, last = model.graph, gradients[-1]
     for block in model.blocks:
-        layer, heads, mlp = block.layer, inner[3 * block.layer : 3 * block.layer + 3], graph.mlp_slot_of(block.layer)
-        x = at.streams[layer][:, first:]
-        first_slot = graph.head_slots_of(layer).start
+        layer, begin = block.layer, graph.head_slots_of(block.layer).start
+        # Autograd holds a gradient about four times while it goes back through a norm.
+        held = last.nbytes * (1 if block.pullback else 4)
+        width = max(1, max_bytes // held)
         for start in range(0, 3 * graph.n_heads + 1, width):
             stop = min(start + width, 3 * graph.n_heads + 1)
-            gradients = []
+            out = last.new_empty(stop - start, *last.shape)
             for i, slot in enumerate(SLOTS):
                 some = slice(max(start - i * graph.n_heads, 0), min(stop - i * graph.n_heads, graph.n_heads))
                 if some.start < some.stop:
-                    gradients.append(block.slot_gradients(slot, heads[i][:, :, some], x, some))
+                    here = out[i * graph.n_heads + some.start - start :][: some.stop - some.start]
+                    block.slot_gradients(slot, gradients[3 * layer + i][:, :, some], streams[layer], here, some)
             if stop > 3 * graph.n_heads:
-                gradients.append(mids[layer][None])
-            # Heads of this layer do not reach its heads; such pairs are dropped with all that are no edges.
-            into(slice(first_slot + start, first_slot + stop), graph.n_reaching(mlp), torch.cat(gradients))
-    into(slice(graph.n_dst - 1, graph.n_dst), graph.n_src, last[None])
-    return np.where(graph.valid, scores.numpy(), 0.0)
+                out[-1] = gradients[3 * graph.n_layers + layer]
+            yield slice(begin + start, begin + stop), out
+    yield slice(graph.n_dst - 1, graph.n_dst), last[None]
 
 
 def _part_names(batches: Sequence[Batch], by: str) -> tuple[str, ...]:

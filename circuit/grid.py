@@ -31,9 +31,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuit import ranks
-from circuit.attribution import BLOCK_BYTES, ScoreParts
+from circuit.attribution import BLOCK_BYTES, ScoreParts, gradients_at_slots
 from circuit.errors import OptionError, TaskError, listed
-from circuit.graph import SLOTS, Graph
+from circuit.graph import Graph
 from circuit.model import Model
 from circuit.patching import Progress
 from circuit.runs import run
@@ -577,7 +577,8 @@ def _summed(model: Model, terms: _Terms, ends: _Ends) -> Float[np.ndarray, "src 
     for direction, gradients in enumerate(ends.gradients):
         weights = torch.from_numpy(terms.mixture(direction, len(gradients[-1]))).to(runs.dtype).to(runs.device)
         differences = (weights @ runs).flatten(1)
-        for slots, gradient in _at_slots(model, ends.streams, gradients):
+        streams = [stream[: len(gradients[-1])] for stream in ends.streams]
+        for slots, gradient in gradients_at_slots(model, streams, gradients, max_bytes=BLOCK_BYTES):
             n_sources = graph.n_reaching(slots.stop - 1)
             scores[:n_sources, slots] += (gradient.flatten(1) @ differences[:n_sources].T).T.cpu().double()
     return np.where(graph.valid, scores.numpy(), 0.0)
@@ -601,7 +602,7 @@ def _add_pairs(
         at = [run for run, _ in some]
         gradients = _combined(ends, at, [terms.shares[run][contrast] for run, contrast in some])
         streams = tuple(stream[at] for stream in ends.streams)
-        for slots, gradient in _joined(_at_slots(model, streams, gradients)):
+        for slots, gradient in _joined(gradients_at_slots(model, streams, gradients, max_bytes=BLOCK_BYTES)):
             for i, key in enumerate(some):
                 _add_products(model, ends, asked[key], slots, gradient[i].flatten(1), values, place)
 
@@ -665,24 +666,3 @@ def _joined(
         held.append(gradient.transpose(0, 1))
         stop = slots.stop
     yield slice(start, stop), torch.cat(held, dim=1)
-
-
-def _at_slots(
-    model: Model, streams: Sequence[Tensor], gradients: Sequence[Tensor]
-) -> Iterator[tuple[slice, Float[Tensor, "slot run pos d_model"]]]:
-    """Gradients at the streams into slots, all in their order, from those at q, k, v and MLPs of some runs."""
-    graph, last = model.graph, gradients[-1]
-    mids = gradients[3 * graph.n_layers :]
-    # A gradient at a head's stream is held about four times while it goes back through the norm.
-    width = max(1, BLOCK_BYTES // (4 * last.nbytes))
-    for block in model.blocks:
-        layer, mlp = block.layer, graph.mlp_slot_of(block.layer)
-        x = streams[layer][: len(last)]
-        for i, slot in enumerate(SLOTS):
-            begin = graph.head_slots_of(layer).start + i * graph.n_heads
-            for start in range(0, graph.n_heads, width):
-                some = slice(start, min(start + width, graph.n_heads))
-                gradient = block.slot_gradients(slot, gradients[3 * layer + i][:, :, some], x, some)
-                yield slice(begin + some.start, begin + some.stop), gradient
-        yield slice(mlp, mlp + 1), mids[layer][None]
-    yield slice(graph.n_dst - 1, graph.n_dst), last[None]

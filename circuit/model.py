@@ -33,6 +33,8 @@ from circuit.graph import Graph
 
 __all__ = ["DTYPES", "Block", "Context", "Model", "load_model", "load_skeleton"]
 
+EPSILONS = ("eps", "variance_epsilon", "epsilon")
+"""What the constant under a norm's root is called, in torch and in the host's models."""
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -196,6 +198,54 @@ def _where_the_layer_is(function: Callable[..., Tensor]) -> Callable[..., Tensor
 
 
 @dataclass(frozen=True, eq=False)
+class Pullback:
+    """Gradients taken back through a norm y = w c / sqrt(mean(c^2) + eps) + b, with c = x, or x less its mean.
+
+    With u = w g and n = c / sqrt(mean(c^2) + eps) that is (u - mean(u) - n mean(n u)) / sqrt(...), the
+    second term only where the norm centres. Autograd gives the same from a copy of x for every g.
+    """
+
+    weight: Float[Tensor, " d_model"]
+    eps: float
+    centred: bool
+
+    def __call__(self, gradients: Float[Tensor, "n batch pos d_model"], x: Float[Tensor, "batch pos d_model"]) -> None:
+        """Many gradients at one stream, in place."""
+        n, shape = len(gradients), x.shape[:-1]
+        normed, rate = self._normed(x)
+        gradients *= self.weight
+        along = torch.bmm(gradients.view(n, -1, x.shape[-1]).transpose(0, 1), normed.view(-1, x.shape[-1], 1))
+        along = along[..., 0].T.reshape(n, *shape, 1) / x.shape[-1]
+        if self.centred:
+            gradients -= gradients.mean(-1, keepdim=True)
+        gradients.addcmul_(normed, along, value=-1).mul_(rate)
+
+    def _normed(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``n`` and 1 / sqrt(...)."""
+        centred = x - x.mean(-1, keepdim=True) if self.centred else x
+        rate = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return centred * rate, rate
+
+    @classmethod
+    def of(cls, norm: Any, d_model: int, like: Tensor) -> Pullback | None:
+        """The form of a norm, found by trying: what gives its values on random streams; None where none does."""
+        module = norm.original_component
+        eps = next((float(getattr(module, name)) for name in EPSILONS if hasattr(module, name)), None)
+        own = getattr(module, "weight", None)
+        ones = torch.ones(d_model, device=like.device, dtype=like.dtype)
+        x = torch.randn(4, d_model, generator=torch.Generator().manual_seed(0)).to(like) * 3 + 1
+        with torch.no_grad():
+            expected, shift = norm(x), norm(torch.zeros_like(x))
+            for weight in (ones,) if own is None else (own.detach(), own.detach() + 1):
+                for centred in (True, False):
+                    form = cls(weight.to(like), eps or 0.0, centred)
+                    found = weight * form._normed(x)[0] + shift
+                    if eps is not None and bool(((found - expected).abs() <= 1e-5 * expected.abs().max()).all()):
+                        return form
+        return None
+
+
+@dataclass(frozen=True, eq=False)
 class Block:
     """One layer, taken apart. Every function takes any number of rows, on any device.
 
@@ -212,6 +262,8 @@ class Block:
     biases: dict[str, Float[Tensor, "head d_head"] | None] = field(repr=False)
     W_O: Float[Tensor, "head d_head d_model"] = field(repr=False)
     scale: float = 1.0
+    pullback: Pullback | None = None
+    """The norm before attention taken back, where it is one that can be written out."""
     mlp_returns: int = 0
     """How many values the host's MLP returns in a tuple; 0: a tensor."""
 
@@ -270,7 +322,7 @@ class Block:
         """
         batch, pos, heads, _ = z.shape
         results = torch.bmm(_by_head(z), self.W_O).view(heads, batch, pos, -1)
-        if "ln1_post" in self.bridge.submodules:
+        if self._normed_behind:
             results = results * _frozen_gain(self.bridge.ln1_post, self.bridge.attn.o(z.flatten(-2)))
         return results
 
@@ -278,7 +330,7 @@ class Block:
         self, z: Float[Tensor, "batch pos head d_head"], out: Float[Tensor, "head batch pos d_model"]
     ) -> None:
         """``head_results`` into ``out``, without a copy where it can be had without."""
-        if self._plain(z, out):
+        if self._plain(z, out) and not self._normed_behind:
             torch.bmm(_by_head(z), self.W_O, out=out.flatten(1, 2))
         else:
             out.copy_(self.head_results(z))
@@ -290,30 +342,45 @@ class Block:
         out: Float[Tensor, "head batch pos d_model"],
     ) -> None:
         """Head results after less those before, into ``out``: one product, unless a norm follows attention."""
-        if self._plain(before, out):
+        if self._plain(before, out) and not self._normed_behind:
             torch.bmm(_by_head(after - before), self.W_O, out=out.flatten(1, 2))
         else:
             torch.sub(self.head_results(after), self.head_results(before), out=out)
 
-    def _plain(self, z: Tensor, out: Tensor) -> bool:
-        """Whether head results are z W_O and nothing more, here and in this format."""
-        same = z.device == out.device == self.W_O.device and z.dtype == out.dtype == self.W_O.dtype
-        return same and "ln1_post" not in self.bridge.submodules and not torch.is_autocast_enabled(z.device.type)
+    def _plain(self, x: Tensor, out: Tensor) -> bool:
+        """Whether a product of ``x`` and this layer's weights can be written into ``out`` as it is."""
+        same = x.device == out.device == self.W_O.device and x.dtype == out.dtype == self.W_O.dtype
+        return same and not torch.is_autocast_enabled(x.device.type)
 
-    @_where_the_layer_is
+    @property
+    def _normed_behind(self) -> bool:
+        """Whether a norm follows attention."""
+        return "ln1_post" in self.bridge.submodules
+
     def slot_gradients(
         self,
         slot: str,
         gradient: Float[Tensor, "batch pos head d_head"],
         x: Float[Tensor, "batch pos d_model"],
+        out: Float[Tensor, "head batch pos d_model"],
         some: slice = slice(None),
-    ) -> Float[Tensor, "head batch pos d_model"]:
-        """Gradients with respect to each of some heads' own stream, from those with respect to its q, k or v.
+    ) -> None:
+        """Gradients with respect to each of some heads' own stream, into ``out``, from those at its q, k or v.
 
         W g taken back through the norm before attention, at the stream ``x`` of that run.
         """
-        batch, pos, heads, _ = gradient.shape
-        normed = torch.bmm(_by_head(gradient), self.weights[slot][some].transpose(1, 2)).view(heads, batch, pos, -1)
+        weights = self.weights[slot][some].transpose(1, 2)
+        if not self._plain(gradient, out) or (self.pullback is None and "ln1" in self.bridge.submodules):
+            out.copy_(self._slot_gradients(_by_head(gradient), weights, x))
+            return
+        torch.bmm(_by_head(gradient), weights, out=out.flatten(1, 2))
+        if self.pullback is not None:
+            self.pullback(out, x.detach())
+
+    @_where_the_layer_is
+    def _slot_gradients(self, gradient: Tensor, weights: Tensor, x: Tensor) -> Tensor:
+        """The same by autograd, for any norm."""
+        normed = torch.bmm(gradient, weights).view(len(gradient), *x.shape)
         if "ln1" not in self.bridge.submodules:
             return normed
         with torch.enable_grad():
@@ -509,7 +576,8 @@ def _take_apart(block: Any, layer: int, graph: Graph, name: str, config: Any) ->
         )
     scale = float(getattr(config, "residual_multiplier", None) or 1.0)
     shared = (block, layer, graph.parallel, graph.n_heads, weights, biases)
-    return Block(*shared, (attn.W_O * scale).contiguous(), scale, _mlp_returns(block, attn.W_O, layer, name))
+    pullback = Pullback.of(block.ln1, attn.W_O.shape[-1], attn.W_O) if "ln1" in parts else None
+    return Block(*shared, (attn.W_O * scale).contiguous(), scale, pullback, _mlp_returns(block, attn.W_O, layer, name))
 
 
 def _mlp_returns(block: Any, like: Tensor, layer: int, name: str) -> int:

@@ -246,11 +246,62 @@ def test_the_bound_on_memory_bounds_the_gradients_held_at_a_time(tiny, tiny_task
     held = []
     block = type(tiny.blocks[0])
     original = block.slot_gradients
-    monkeypatch.setattr(block, "slot_gradients", lambda self, *a: held.append(out := original(self, *a)) or out)
+
+    def watched(self, slot, gradient, x, out, some):
+        held.append(len(out))
+        original(self, slot, gradient, x, out, some)
+
+    monkeypatch.setattr(block, "slot_gradients", watched)
     for max_bytes, most in ((1, 1), (1 << 28, tiny.graph.n_heads)):
         held.clear()
         eap(tiny, groups(tiny_task, tiny), LOGIT_DIFF, max_bytes=max_bytes)
-        assert max(len(x) for x in held) == most
+        assert max(held) == most
+
+
+class OnePlus(torch.nn.Module):
+    """A root-mean-square norm whose factor is one more than its weight, as Gemma's."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.eps, self.weight = 0.1, torch.nn.Parameter(torch.zeros(size, dtype=torch.float64))
+
+    def forward(self, x):
+        return torch.nn.functional.rms_norm(x, x.shape[-1:], 1 + self.weight, self.eps)
+
+
+class Wrapped(torch.nn.Module):
+    """As the host library holds a norm."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.original_component = module
+
+    def forward(self, x):
+        return self.original_component(x)
+
+
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm", "one plus", "other"])
+def test_a_norm_taken_back_by_its_form_is_the_norm_taken_back_by_autograd(kind):
+    from circuit.model import Pullback
+
+    norms = {
+        "LayerNorm": torch.nn.LayerNorm(12, eps=0.1, dtype=torch.float64),
+        "RMSNorm": torch.nn.RMSNorm(12, eps=0.1, dtype=torch.float64),
+        "one plus": OnePlus(12),
+        "other": torch.nn.Tanh(),
+    }
+    module = norms[kind]
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    form = Pullback.of(Wrapped(module), 12, torch.zeros(1, dtype=torch.float64))
+    if kind == "other":
+        assert form is None
+        return
+    x, gradients = torch.randn(2, 3, 12, dtype=torch.float64), torch.randn(5, 2, 3, 12, dtype=torch.float64)
+    each = x.expand_as(gradients).clone().requires_grad_()
+    expected = torch.autograd.grad(module(each), each, gradients)[0]
+    form(gradients, x)
+    torch.testing.assert_close(gradients, expected)
 
 
 def test_short_activations_say_what_they_cost(tiny, tiny64, tiny_task):
