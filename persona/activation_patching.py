@@ -270,7 +270,7 @@ class _Sweep:
     def __init__(self, model: Model, found: ExampleFile, rows: Sequence[Row], options: PatchOptions) -> None:
         self.model, self.rows = model, rows
         self.groups = batches(rows, options.batch_size, model.device)
-        self.parts = parts_of(found, rows, options.parts)
+        self.parts = parts_of(found, rows, options.parts, model.tokenizer)
         self.sites = sites_of(model.graph, options.at, self.parts.names)
         self.steps = list(_steps(self.sites))
         self.whole, self.all = np.zeros(len(rows)), np.zeros(len(rows))
@@ -425,8 +425,8 @@ def _notes(
         )
     if ablated is not None and held_out is found:
         notes.append("the heads were ablated on the pairs that they were chosen on; name splits to hold some out")
-    if ablated is not None and len(ablated.random_left) < options.n_random:
-        notes.append(f"there are only {len(ablated.random_left)} other sets of as many heads in the same layers")
+    if ablated is not None and len(ablated.random_changed) < options.n_random:
+        notes.append(f"there are only {len(ablated.random_changed)} other sets of as many heads in the same layers")
     return tuple(notes)
 
 

@@ -31,7 +31,7 @@ from circuit.model import Model
 from circuit.node_patching import patched_nodes, per_pass, portions
 from circuit.patching import Prepared, Progress, prepare_each
 from circuit.task import Row, batches
-from circuit.uncertainty import Clusters
+from circuit.uncertainty import FLAT, Clusters
 from persona.examples import Example, ExampleFile
 from persona.explain_runs import margins
 from persona.statistics import Estimate, ratio_of_means
@@ -49,7 +49,7 @@ class HeadAblation:
     ``left`` is the share of D that is left. ``changed`` is the share of prompts whose most likely
     candidate is another than the whole model's, ``own`` the share that chooses its own persona's answer, of the whole
     model ``own_before``. ``p`` is of D, ``p_changed`` of the choices. ``random_left`` and ``random_changed``
-    have one value per random set.
+    have one value per random set, the first none where the pairs' mean D is zero.
     """
 
     heads: tuple[str, ...]
@@ -129,7 +129,8 @@ def ablate_heads(
         progress(done, len(groups))
     clusters = Clusters.of([item.pair for item in found.items])
     pairs = seen.margin[:, 0::2] + seen.margin[:, 1::2]
-    divergence, left = pairs[0], [one.value for one in ratio_of_means(pairs[1:], pairs[0], clusters, seed=seed)]
+    divergence, means = pairs[0], pairs.mean(1)
+    defined = abs(means[0]) > FLAT
     changed = (seen.choice[1:] != seen.choice[0]).mean(1)
     splits = sorted({item.pair.split for item in found.items})
     return HeadAblation(
@@ -137,14 +138,14 @@ def ablate_heads(
         ablation=ablation,
         split=" and ".join(filter(None, splits)) or "all",
         n_pairs=len(divergence),
-        divergence=float(divergence.mean()),
+        divergence=float(means[0]),
         left=ratio_of_means(pairs[1:2], divergence, clusters, seed=seed)[0],
         changed=float(changed[0]),
         own=float(seen.own[1].mean()),
         own_before=float(seen.own[0].mean()),
-        random_left=tuple(left[1:]),
+        random_left=tuple((means[2:] / means[0]).tolist()) if defined else (),
         random_changed=tuple(map(float, changed[1:])),
-        p=_rank(-np.sign(divergence.mean()) * pairs[1:].mean(1)),
+        p=_rank(-np.sign(means[0]) * means[1:]),
         p_changed=_rank(changed),
         left_by_pair=pairs[1],
         passes=seen.passes,

@@ -23,7 +23,7 @@ from circuit.files import write_json
 from persona.activation_patching import DIRECTIONS, PatchStudy
 from persona.head_ablation import HeadAblation
 from persona.patch_sites import ANSWER, EVERYWHERE, Site
-from persona.plots import GREY, PALETTE, heat_map, laid_out, write_figures
+from persona.plots import PALETTE, heat_map, laid_out, write_figures
 from persona.statistics import Estimate
 from persona.tables import interval, plain, write_arrays, write_csv
 
@@ -109,7 +109,7 @@ def stream_rows(study: PatchStudy) -> list[tuple[str, ...]]:
         return []
     values = _by_part(study, "stream", study.parts)
     return [
-        (_into(study, layer), *("" if value is None else f"{value:.2f}" for value in row))
+        (_into(study, layer), *("" if value is None else f"{_rounded(value, 2):.2f}" for value in row))
         for layer, row in enumerate(values)
     ]
 
@@ -155,16 +155,16 @@ def ablation_lines(study: PatchStudy) -> list[str]:
     one = study.ablation
     if one is None:
         return []
-    ends = _ends(one.left)
-    random = f"{len(one.random_left)} random sets of the same layers"
-    spread = f"{min(one.random_left):.2f} to {max(one.random_left):.2f}"
-    return [
-        f"ablated     {', '.join(one.heads)} ({one.ablation}) on {one.n_pairs} pairs ({one.split}), D "
-        f"{one.divergence:+.3f}",
-        f"D left      {one.left.value:.2f}" + (f" ({ends})" if ends else "") + f"; {random}: {spread}, p = {one.p:.2g}",
-        f"choices     {one.changed:.0%} of prompts choose otherwise; random sets {np.mean(one.random_changed):.0%}, "
-        f"p = {one.p_changed:.2g}; own persona's answer {one.own:.0%}, before {one.own_before:.0%}",
-    ]
+    heads = f"{', '.join(one.heads)} ({one.ablation}) on {one.n_pairs} pairs ({one.split}), D {one.divergence:+.3f}"
+    lines = [f"ablated     {heads}"]
+    if one.random_left:
+        ends = f" ({_ends(one.left)})" if one.left.low is not None else ""
+        spread = f"{min(one.random_left):.2f} to {max(one.random_left):.2f}"
+        random = f"{len(one.random_left)} random sets of the same layers {spread}"
+        lines.append(f"D left      {one.left.value:.2f}{ends}; {random}; p = {one.p:.2g}")
+    choices = f"{one.changed:.0%} of prompts choose otherwise; random sets {np.mean(one.random_changed):.0%}"
+    own = f"own persona's answer {one.own:.0%}, before {one.own_before:.0%}"
+    return [*lines, f"choices     {choices}; p = {one.p_changed:.2g}; {own}"]
 
 
 def patch_figures(study: PatchStudy) -> dict[str, Figure]:
@@ -184,7 +184,7 @@ def patch_figures(study: PatchStudy) -> dict[str, Figure]:
         found["patch-head-parts"] = _head_parts_map(study)
     if study.paths is not None:
         found["patch-paths"] = _paths_map(study)
-    if study.ablation is not None:
+    if study.ablation is not None and study.ablation.random_left:
         found["patch-ablation"] = _ablation_figure(study.ablation)
     return found
 
@@ -233,14 +233,11 @@ def _head_parts_map(study: PatchStudy) -> Figure:
 
 
 def _paths_map(study: PatchStudy) -> Figure:
+    """The strongest senders, in the model's order; all together are in the table."""
     assert study.paths is not None
-    shares = study.paths.shares["both"]
-    order = list(range(len(shares)))
-    if len(shares) > MOST_HEADS + 1:
-        sizes = [
-            max(abs(np.nan_to_num(one.value)) for one in row if one is not None) if any(row) else 0 for row in shares
-        ]
-        order = [*sorted(sorted(order[:-1], key=lambda i: -sizes[i])[:MOST_HEADS]), len(shares) - 1]
+    shares = study.paths.shares["both"][:-1]
+    sizes = [max((abs(np.nan_to_num(one.value)) for one in row if one is not None), default=0.0) for row in shares]
+    order = sorted(sorted(range(len(shares)), key=lambda i: -sizes[i])[:MOST_HEADS])
     cells = [[None if one is None else one.value for one in shares[i]] for i in order]
     names = [study.paths.senders[i] for i in order]
     return _map(study, cells, names, study.paths.receivers, "Direct paths, both directions", x="to", y="from")
@@ -258,23 +255,25 @@ def _map(
 ) -> Figure:
     numbers = "+.2f" if len(rows) * len(columns) <= MOST_NUMBERS and len(columns) <= 24 else ""
     full = f"{title} (D {study.mean_divergence.value:+.2f} logits, {len(study.items)} pairs)"
+    values = [[None if value is None else _rounded(value, 6) for value in row] for row in values]
     return heat_map(values, rows, columns, title=full, x=x, y=y, unit="share of D", numbers=numbers)
 
 
 def _ablation_figure(one: HeadAblation) -> Figure:
-    """How much of D random sets leave, and the chosen one."""
-    from plotly.graph_objects import Bar, Figure, Scatter
+    """Random sets by how much of D they leave, the chosen one as a line: what is to its left is as strong."""
+    from plotly.graph_objects import Figure, Scatter
 
-    counts, edges = np.histogram([*one.random_left, one.left.value], bins=30)
-    counts = np.histogram(one.random_left, bins=edges)[0]
-    middle = ((edges[:-1] + edges[1:]) / 2).tolist()
-    figure = Figure(Bar(x=middle, y=counts.tolist(), name="random sets", marker={"color": GREY}))
-    top = int(counts.max()) or 1
+    left = sorted(one.random_left)
+    marker = {"color": PALETTE[0], "size": 6}
+    rank = list(range(1, len(left) + 1))
+    figure = Figure(Scatter(x=left, y=rank, mode="markers", marker=marker, name="random sets"))
     line = {"color": PALETTE[1], "width": 3}
-    figure.add_trace(Scatter(x=[one.left.value] * 2, y=[0, top], mode="lines", line=line, name="chosen heads"))
-    shown = ", ".join(one.heads) if len(one.heads) <= 6 else f"{len(one.heads)} heads"
+    ends = [0, len(left)]
+    figure.add_trace(Scatter(x=[one.left.value] * 2, y=ends, mode="lines", line=line, name="chosen heads"))
+    shown = ", ".join(one.heads) if len(one.heads) <= 3 else f"{len(one.heads)} heads"
     title = f"D left without {shown} ({one.ablation}), and without random sets; p = {one.p:.2g}"
-    return laid_out(figure, title, "share of D that is left", "random sets").update_layout(showlegend=True)
+    laid_out(figure, title, "share of D that is left", "random sets that leave at most as much")
+    return figure.update_layout(showlegend=True)
 
 
 def _site_records(study: PatchStudy) -> list[dict[str, Any]]:
@@ -306,7 +305,8 @@ def _ablation_records(one: HeadAblation | None) -> list[dict[str, Any]]:
     if one is None:
         return []
     chosen = {"set": " ".join(one.heads), "left": one.left.value, "changed": one.changed}
-    random = zip(one.random_left, one.random_changed, strict=True)
+    left = one.random_left or [None] * len(one.random_changed)
+    random = zip(left, one.random_changed, strict=True)
     return [chosen, *({"set": f"random {i}", "left": left, "changed": new} for i, (left, new) in enumerate(random))]
 
 
@@ -354,7 +354,12 @@ def _label(site: Site) -> str:
 
 
 def _number(one: Estimate, places: int = 2) -> str:
-    return f"{one.value:+.{places}f}" if one.value == one.value else ""
+    return f"{_rounded(one.value, places):+.{places}f}" if one.value == one.value else ""
+
+
+def _rounded(value: float, places: int) -> float:
+    """Without the sign of a zero."""
+    return round(value, places) + 0.0
 
 
 def _ends(one: Estimate, places: int = 2) -> str:

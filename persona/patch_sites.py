@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,14 +82,16 @@ class Parts:
         return next((name for name in CONTRAST if name in self.names), None)
 
 
-def parts_of(found: ExampleFile, rows: Sequence[Row], mode: str) -> Parts:
+def parts_of(found: ExampleFile, rows: Sequence[Row], mode: str, tokenizer: Any = None) -> Parts:
     """The parts of every row; rows are the pairs of ``found`` in both directions.
+
+    With a tokenizer positions bear the token that stands there in all prompts, if it is one.
 
     Raises:
         OptionError: ``positions``, and the prompts differ in length.
     """
     if mode == "positions":
-        return _by_position(found, rows)
+        return _by_position(found, rows, tokenizer)
     if mode == "named":
         names = [name for name in shared_positions(found) if name != "prompt-end"]
         where = {row.index: _named(row, found.examples[row.index], names) for row in rows}
@@ -97,7 +100,8 @@ def parts_of(found: ExampleFile, rows: Sequence[Row], mode: str) -> Parts:
         where = {row.index: _spans(row, names) for row in rows}
     used = [i for i, _ in enumerate(names) if any(own[i].any() for own in where.values())]
     inside = {index: np.concatenate([own[used], _last(own.shape[1])]) for index, own in where.items()}
-    return Parts((*(names[i] for i in used), ANSWER), inside)
+    labels = [f"{name} (span)" if name in (ANSWER, EVERYWHERE) else name for name in (names[i] for i in used)]
+    return Parts((*labels, ANSWER), inside)
 
 
 def sites_of(graph: Graph, kinds: Sequence[str], parts: Sequence[str]) -> tuple[Site, ...]:
@@ -145,12 +149,14 @@ def _named(row: Row, one: Example, names: Sequence[str]) -> NDArray[np.bool_]:
     return table
 
 
-def _by_position(found: ExampleFile, rows: Sequence[Row]) -> Parts:
+def _by_position(found: ExampleFile, rows: Sequence[Row], tokenizer: Any) -> Parts:
     lengths = sorted({len(row.clean) for row in rows})
     if len(lengths) > 1:
         raise OptionError(
             f"--parts positions needs prompts of one length, and those of {found.source} have {lengths[0]} to "
             f"{lengths[-1]} tokens; use --parts spans or named, or choose pairs of one length"
         )
-    names = [str(place) for place in range(lengths[0] - 1)]
+    tokens = [{row.clean[place] for row in rows} for place in range(lengths[0] - 1)]
+    shared = [tokenizer.decode(list(ids)).strip() if tokenizer and len(ids) == 1 else "" for ids in tokens]
+    names = [f"{place} {text}".strip() for place, text in enumerate(shared)]
     return Parts((*names, ANSWER), {row.index: np.eye(lengths[0], dtype=bool) for row in rows})
