@@ -1683,8 +1683,9 @@ def _print_patch(study: Any, out: Path, as_json: bool) -> None:
     mean = study.mean_divergence
     ends = "" if mean.low is None else f" ({mean.low:+.3f} to {mean.high:+.3f})"
     typer.echo(f"divergence  {mean.value:+.3f} logits{ends} on {len(study.items)} pairs")
-    if study.weak is not None:
-        typer.echo(f"null        |D| is below 2 sigma_0 = {2 * study.null.sigma_0:.3f} on {study.weak} pairs")
+    if study.below_null is not None:
+        count = int(study.below_null.sum())
+        typer.echo(f"null        |D| is below 2 sigma_0 = {2 * study.null.sigma_0:.3f} on {count} pairs")
     if rows := stream_rows(study):
         _print_table("share of D that comes with the residual stream", stream_table(study), rows, texts=1)
     if rows := mover_rows(study):

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,8 +162,8 @@ class Mover:
 class PatchStudy:
     """Everything that was measured; ``divergence`` is D of every pair in logits.
 
-    ``passes`` counts forward passes, ``runs`` the patched prompts in them; ``weak`` the pairs with |D| below
-    twice the null's sigma_0, None without a null. ``attention`` is ``[side, pair, layer, head]``.
+    ``passes`` counts forward passes, ``runs`` the prompts in them. ``attention`` is the mass on the persona from the
+    answer, ``[side, pair, layer, head]``.
     """
 
     model: str
@@ -180,11 +182,16 @@ class PatchStudy:
     paths: Paths | None
     ablation: HeadAblation | None
     null: NullRun | None
-    weak: int | None
     passes: int
     runs: int
     resampled: str
     notes: tuple[str, ...] = field(default=())
+
+    @property
+    def below_null(self) -> NDArray[np.bool_] | None:
+        """The pairs whose |D| is below twice the null's sigma_0; None without one."""
+        sigma = None if self.null is None else self.null.sigma_0
+        return None if sigma is None else np.abs(self.divergence) < 2 * sigma
 
 
 def study_patching(
@@ -213,31 +220,25 @@ def study_patching(
         Prompts of a pair differ in length, and are not aligned.
     """
     options, stage = (options or PatchOptions()).checked(), stage or _silent
-    paths = parse_paths(model.graph, options.senders, options.receivers)
+    plan = parse_paths(model.graph, options.senders, options.receivers)
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
     rows = _rows(found, model, options.align)
-    apart = found if held_out is found else held_out
-    tested = rows if apart is found else _rows(apart, model, options.align)
+    apart = held_out is not found
+    tested = _rows(held_out, model, options.align) if apart else rows
     seen = _Sweep(model, found, rows, options)
+    how: dict[str, Any] = {"ablation": options.ablation, "n_random": options.n_random, "seed": options.seed}
+    without = partial(ablate_heads, model, held_out, tested, rows, batch_size=options.batch_size, **how)
+    ablated = without(named, progress=stage("ablating heads")) if named else None
     seen.run(stage("patching sites"))
     clusters = Clusters.of([item.pair for item in found.items])
     divergence = seen.by_pair(seen.whole)[0]
     effects = _effects(seen, divergence, clusters, options.seed)
-    movers = _movers(model.graph, effects, divergence, clusters, seen.attention(), options)
-    quiet = None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size)
-    sigma = quiet.sigma_0 if quiet is not None else None
-    walked = None
-    if paths is not None:
-        walked = patch_paths(
-            model, seen.groups, paths, divergence, clusters, seed=options.seed, progress=stage("patching paths")
-        )
-    ablated = None
-    if named or options.ablate_top is not None:
-        heads = named or tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
-        ablated = ablate_heads(
-            model, apart, tested, rows, heads, ablation=options.ablation, n_random=options.n_random,
-            batch_size=options.batch_size, seed=options.seed, progress=stage("ablating heads"),
-        )  # fmt: skip
+    movers = _movers(effects, divergence, clusters, seen.attention(), options)
+    if options.ablate_top is not None:
+        heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
+        ablated = without(heads, progress=stage("ablating heads"))
+    walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
+    walked = walk(plan, progress=stage("patching paths")) if plan is not None else None
     more = [part for part in (walked, ablated) if part is not None]
     return PatchStudy(
         model=model.name,
@@ -255,12 +256,11 @@ def study_patching(
         attention=seen.attention(),
         paths=walked,
         ablation=ablated,
-        null=quiet,
-        weak=None if sigma is None else int((np.abs(divergence) < 2 * sigma).sum()),
+        null=None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size),
         passes=seen.passes + sum(part.passes for part in more),
         runs=seen.runs + sum(part.runs for part in more),
         resampled=clusters.describe(),
-        notes=_notes(found, apart, divergence, effects, ablated, options),
+        notes=_notes(divergence, effects, ablated, apart, options),
     )
 
 
@@ -365,7 +365,6 @@ def _effects(seen: _Sweep, divergence: Float[np.ndarray, " pair"], clusters: Clu
 
 
 def _movers(
-    graph: Graph,
     effects: Effects,
     divergence: Float[np.ndarray, " pair"],
     clusters: Clusters,
@@ -404,11 +403,10 @@ def _movers(
 
 
 def _notes(
-    found: ExampleFile,
-    held_out: ExampleFile,
     divergence: Float[np.ndarray, " pair"],
     effects: Effects,
     ablated: HeadAblation | None,
+    apart: bool,
     options: PatchOptions,
 ) -> tuple[str, ...]:
     notes = []
@@ -423,7 +421,7 @@ def _notes(
             f"patching everything gives {effects.everything:.2f} of D, not 1: prompts of unequal length stand against "
             "each other place by place"
         )
-    if ablated is not None and held_out is found:
+    if ablated is not None and options.ablate_top is not None and not apart:
         notes.append("the heads were ablated on the pairs that they were chosen on; name splits to hold some out")
     if ablated is not None and len(ablated.random_changed) < options.n_random:
         notes.append(f"there are only {len(ablated.random_changed)} other sets of as many heads in the same layers")

@@ -127,30 +127,7 @@ def ablate_heads(
         for item in prepare_each(model, [group], how):
             seen.add(item)
         progress(done, len(groups))
-    clusters = Clusters.of([item.pair for item in found.items])
-    pairs = seen.margin[:, 0::2] + seen.margin[:, 1::2]
-    divergence, means = pairs[0], pairs.mean(1)
-    defined = abs(means[0]) > FLAT
-    changed = (seen.choice[1:] != seen.choice[0]).mean(1)
-    splits = sorted({item.pair.split for item in found.items})
-    return HeadAblation(
-        heads=tuple(str(model.graph.src_nodes[src]) for src in heads),
-        ablation=ablation,
-        split=" and ".join(filter(None, splits)) or "all",
-        n_pairs=len(divergence),
-        divergence=float(means[0]),
-        left=ratio_of_means(pairs[1:2], divergence, clusters, seed=seed)[0],
-        changed=float(changed[0]),
-        own=float(seen.own[1].mean()),
-        own_before=float(seen.own[0].mean()),
-        random_left=tuple((means[2:] / means[0]).tolist()) if defined else (),
-        random_changed=tuple(map(float, changed[1:])),
-        p=_rank(-np.sign(means[0]) * means[1:]),
-        p_changed=_rank(changed),
-        left_by_pair=pairs[1],
-        passes=seen.passes,
-        runs=seen.runs,
-    )
+    return _outcome(model.graph, found, heads, ablation, seen, seed)
 
 
 def other_sets(graph: Graph, heads: Heads, count: int, seed: int) -> list[Heads]:
@@ -222,6 +199,33 @@ class _Ablated:
         best = metrics.candidate_logits(logits, ids.to(logits.device)).argmax(-1).tolist()
         self.choice[place, at] = best
         self.own[place, at] = [one.candidates[i] in one.answers for one, i in zip(own, best, strict=True)]
+
+
+def _outcome(graph: Graph, found: ExampleFile, heads: Heads, ablation: str, seen: _Ablated, seed: int) -> HeadAblation:
+    clusters = Clusters.of([item.pair for item in found.items])
+    pairs = seen.margin[:, 0::2] + seen.margin[:, 1::2]
+    divergence, means = pairs[0], pairs.mean(1)
+    defined = abs(means[0]) > FLAT
+    changed = (seen.choice[1:] != seen.choice[0]).mean(1)
+    splits = sorted({item.pair.split for item in found.items})
+    return HeadAblation(
+        heads=tuple(str(graph.src_nodes[src]) for src in heads),
+        ablation=ablation,
+        split=" and ".join(filter(None, splits)) or "all",
+        n_pairs=len(divergence),
+        divergence=float(means[0]),
+        left=ratio_of_means(pairs[1:2], divergence, clusters, seed=seed)[0],
+        changed=float(changed[0]),
+        own=float(seen.own[1].mean()),
+        own_before=float(seen.own[0].mean()),
+        random_left=tuple((means[2:] / means[0]).tolist()) if defined else (),
+        random_changed=tuple(map(float, changed[1:])),
+        p=_rank(-np.sign(means[0]) * means[1:]),
+        p_changed=_rank(changed),
+        left_by_pair=pairs[1],
+        passes=seen.passes,
+        runs=seen.runs,
+    )
 
 
 def _rank(values: NDArray[np.float64]) -> float:

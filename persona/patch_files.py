@@ -84,7 +84,7 @@ def patch_record(study: PatchStudy) -> dict[str, Any]:
             "n_pairs": len(study.items),
             "divergence": asdict(study.mean_divergence),
             "resampled": study.resampled,
-            "null": None if study.null is None else {**study.null.as_dict(), "n_below": study.weak},
+            "null": None if study.null is None else {**study.null.as_dict(), "n_below": _count(study.below_null)},
             "everything": study.effects.everything,
             "parts": study.parts,
             "sites": _site_records(study),
@@ -311,14 +311,18 @@ def _ablation_records(one: HeadAblation | None) -> list[dict[str, Any]]:
 
 
 def _pair_records(study: PatchStudy) -> list[dict[str, Any]]:
-    bound = 2 * study.null.sigma_0 if study.null is not None and study.null.sigma_0 is not None else None
+    below = [None] * len(study.items) if study.below_null is None else study.below_null.tolist()
     rows = []
-    for item, value in zip(study.items, study.divergence.tolist(), strict=True):
+    for item, value, is_below in zip(study.items, study.divergence.tolist(), below, strict=True):
         pair = item.pair
         row = {"id": pair.id, "line": pair.line, "question": pair.question, "persona_a": pair.persona_a}
         row |= {"persona_b": pair.persona_b, "split": pair.split, "divergence": value}
-        rows.append(row | {"below_null": None if bound is None else abs(value) < bound})
+        rows.append(row | {"below_null": is_below})
     return rows
+
+
+def _count(marked: np.ndarray | None) -> int | None:
+    return None if marked is None else int(marked.sum())
 
 
 def _arrays(study: PatchStudy) -> dict[str, np.ndarray]:
