@@ -48,6 +48,7 @@ FORMAT = "persona-circuits/patch"
 MOVERS = ("head", "mover", "denoising", "95 %", "noising", "everywhere", "attention A", "B", "p (FDR)")
 PATHS = ("from", "to", "denoising", "95 %", "noising", "95 %")
 MOST_NUMBERS = 400  # cells of a heat map with numbers in them
+MOST_PARTS = 8  # columns of a terminal's table
 MOST_HEADS = 30  # rows of the map of heads by part
 
 
@@ -99,17 +100,17 @@ def patch_record(study: PatchStudy) -> dict[str, Any]:
 
 
 def stream_table(study: PatchStudy) -> tuple[str, ...]:
-    """Columns of ``stream_rows``."""
-    return ("into", *study.parts)
+    """Columns of ``stream_rows``: the parts, of many those where most comes along."""
+    return ("into", *(study.parts[i] for i in _shown_parts(study)))
 
 
 def stream_rows(study: PatchStudy) -> list[tuple[str, ...]]:
-    """Shares of D that come with the stream, both directions, a row per layer and a column per part."""
+    """Shares of D that come with the stream, both directions, a row per layer, columns as in ``stream_table``."""
     if "stream" not in study.options.at:
         return []
-    values = _by_part(study, "stream", study.parts)
+    values, shown = _by_part(study, "stream", study.parts), _shown_parts(study)
     return [
-        (_into(study, layer), *("" if value is None else f"{_rounded(value, 2):.2f}" for value in row))
+        (_into(study, layer), *("" if row[i] is None else f"{_rounded(row[i], 2):.2f}" for i in shown))
         for layer, row in enumerate(values)
     ]
 
@@ -187,6 +188,13 @@ def patch_figures(study: PatchStudy) -> dict[str, Figure]:
     if study.ablation is not None and study.ablation.random_left:
         found["patch-ablation"] = _ablation_figure(study.ablation)
     return found
+
+
+def _shown_parts(study: PatchStudy) -> list[int]:
+    """Places of the parts that a terminal has room for, in the order of the prompt."""
+    values = _by_part(study, "stream", study.parts)
+    sizes = [max(abs(np.nan_to_num(row[i] or 0.0)) for row in values) for i in range(len(study.parts))]
+    return sorted(sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MOST_PARTS])
 
 
 def _into(study: PatchStudy, layer: int) -> str:

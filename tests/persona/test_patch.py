@@ -25,7 +25,15 @@ from models.planted import planted_models, write_planted
 from persona.activation_patching import PatchOptions, study_patching
 from persona.examples import load_examples
 from persona.head_ablation import other_sets, parse_heads
-from persona.patch_files import ablation_lines, mover_rows, patch_figures, path_rows, stream_rows, write_patch
+from persona.patch_files import (
+    ablation_lines,
+    mover_rows,
+    patch_figures,
+    path_rows,
+    stream_rows,
+    stream_table,
+    write_patch,
+)
 from persona.patch_sites import ANSWER, EVERYWHERE, Site
 from persona.path_patching import parse_paths
 
@@ -196,6 +204,9 @@ def test_parts_say_which_tokens_are_patched(tiny64, found, tmp_path):
     assert [part.split()[0] for part in single.parts] == [*map(str, range(length - 1)), ANSWER]
     assert single.parts[1] == "1 are"  # both prompts have this token
     assert single.parts[3] == "3"  # happy, sad
+    assert len(stream_table(single)) == 9 < len(single.parts)
+    assert stream_table(single)[-1] == ANSWER
+    assert {len(row) for row in stream_rows(single)} == {9}
     at = one.examples[0].placed.places["persona-end"]
     for layer in range(4):
         sites = Site("stream", layer, single.parts[at]), Site("stream", layer, "persona-end")
@@ -414,7 +425,7 @@ def test_the_same_study_gives_the_same_files(study, tmp_path):
 
 
 def test_the_tables_rows_fit_their_columns(study):
-    from persona.patch_files import MOVERS, PATHS, stream_table
+    from persona.patch_files import MOVERS, PATHS
 
     assert {len(row) for row in mover_rows(study)} == {len(MOVERS)}
     assert {len(row) for row in path_rows(study)} == {len(PATHS)}
