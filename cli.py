@@ -1568,6 +1568,140 @@ def _print_lens(study: Any, out: Path, as_json: bool) -> None:
 
 
 @app.command()
+def patch(
+    model: ModelOption = None,
+    pairs: PairsOption = None,
+    at: Annotated[
+        str, typer.Option("--at", help="What is patched, of stream, attn, mlps, heads, head-parts; or none.")
+    ] = "stream,attn,mlps,heads",
+    parts: Annotated[
+        Literal["spans", "named", "positions"],
+        typer.Option("--parts", help="Parts of the prompt: the file's, named single tokens, or every position."),
+    ] = "spans",
+    senders: Annotated[
+        str, typer.Option("--from", help="Nodes that paths start at, such as a5.h2,m3. (default: all that reach --to)")
+    ] = "",
+    receivers: Annotated[
+        str, typer.Option("--to", help="Where direct paths end, such as 'a9.h10<v>,m4,logits'; a head is its q, k, v.")
+    ] = "",
+    ablate: Annotated[str, typer.Option("--ablate", help="Heads to ablate, such as a9.h10,a10.h5.")] = "",
+    ablate_top: Annotated[
+        int | None, typer.Option("--ablate-top", help="Ablate the first so many persona movers instead.")
+    ] = None,
+    ablation: Annotated[AblationName, typer.Option(help="What ablated heads write.")] = "corrupt",
+    n_random: Annotated[
+        int, typer.Option("--n-random", help="Random sets of as many heads in the same layers to compare with.")
+    ] = 100,
+    negligible: Annotated[
+        float, typer.Option("--negligible", help="Share of D up to which a head is no mover.")
+    ] = 0.01,
+    null: Annotated[
+        Path | None, typer.Option("--null", help="Pairs of paraphrases of one persona: how large D is without signal.")
+    ] = None,
+    align: AlignOption = "equal",
+    train_split: Annotated[
+        str | None, typer.Option(help="Pairs to patch. (default: train, or all if no split is named)")
+    ] = None,
+    eval_split: Annotated[
+        str | None, typer.Option(help="Pairs to ablate on. (default: test, or all if no split is named)")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/patch"
+    ),
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Patch streams, heads, MLPs and paths from one persona's run into the other's; rank the heads that carry it."""
+    with _errors():
+        from circuit.files import check_output_folder, replace_folder
+        from persona.activation_patching import PatchOptions, study_patching
+        from persona.patch_files import write_patch
+
+        options = PatchOptions(
+            at=() if at.strip() == "none" else _names(at),
+            parts=parts,
+            senders=_names(senders),
+            receivers=_names(receivers),
+            ablate=_names(ablate),
+            ablate_top=ablate_top,
+            ablation=ablation,
+            n_random=n_random,
+            align=align,
+            negligible=negligible,
+            batch_size=batch_size,
+            seed=seed,
+        ).checked()
+        name = _model_name(model, pairs)
+        quiet = _load_task(null) if null else None
+        check_output_folder(out)
+        with _progress() as stage:
+            loaded = _load(stage, name, revision, device, dtype)
+            found, held_out = _two_splits(loaded, pairs, train_split, eval_split)
+            study = study_patching(loaded, found, held_out, options=options, null=quiet, stage=stage)
+            stage("files and figures")
+            with replace_folder(out) as staging:
+                write_patch(study, staging)
+        _print_patch(study, out, as_json)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _two_splits(model: Any, pairs: Path | None, train: str | None, test: str | None) -> tuple[Any, Any]:
+    """The pairs to search on and those to test on; one and the same where the file names no splits."""
+    from circuit.discovery import split_of
+    from circuit.shipped import PAIRS, resolve
+    from persona.examples import load_examples
+
+    task, name = _load_task(pairs), PAIRS if pairs is None else str(pairs)
+    first, second = split_of(task, train, "train"), split_of(task, test, "test")
+    found = load_examples(resolve(name), model, label=name, split=first)
+    return found, found if second == first else load_examples(resolve(name), model, label=name, split=second)
+
+
+def _print_patch(study: Any, out: Path, as_json: bool) -> None:
+    from persona.patch_files import (
+        MOVERS,
+        PATHS,
+        ablation_lines,
+        mover_rows,
+        patch_record,
+        path_rows,
+        stream_rows,
+        stream_table,
+    )
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **patch_record(study)}))
+        return
+    mean = study.mean_divergence
+    ends = "" if mean.low is None else f" ({mean.low:+.3f} to {mean.high:+.3f})"
+    typer.echo(f"divergence  {mean.value:+.3f} logits{ends} on {len(study.items)} pairs")
+    if study.below_null is not None:
+        count = int(study.below_null.sum())
+        typer.echo(f"null        |D| is below 2 sigma_0 = {2 * study.null.sigma_0:.3f} on {count} pairs")
+    if rows := stream_rows(study):
+        _print_table("share of D that comes with the residual stream", stream_table(study), rows, texts=1)
+    if rows := mover_rows(study):
+        count = sum(one.is_mover for one in study.movers)
+        _print_table(f"persona movers: {count} of {len(study.movers)} heads, at the answer", MOVERS, rows, texts=2)
+    if rows := path_rows(study):
+        _print_table("direct paths, the largest to each receiver, and together", PATHS, rows, texts=2)
+    for line in ablation_lines(study):
+        typer.echo(line)
+    typer.echo(f"passes      {study.passes} forward passes, {study.runs} prompts in them")
+    for note in study.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"written to  {out}/")
+
+
+@app.command()
 def respond(
     model: ModelOption = None,
     personas: PersonasOption = None,

@@ -50,6 +50,8 @@ __all__ = [
     "drawn",
     "interval",
     "ratio_interval",
+    "ratio_intervals",
+    "ratio_p_values",
     "weighted_mean",
 ]
 
@@ -155,11 +157,15 @@ class Clusters:
 
     def spread(self, influence: Float[np.ndarray, "pair number"], *, confident: bool = False) -> float:
         """The root of the cluster-robust variances of all numbers together, the widest of all kinds of sharing."""
-        return max(way.spread(influence, confident) for way in self._ways.usable())
+        return max(way.spread(influence, confident) for way in self._usable)
+
+    def p_value(self, size: float, influence: Float[np.ndarray, " pair"], negligible: float = 0.0) -> float:
+        """Two-sided p that a number of this size is no larger than ``negligible``, the largest over all ways."""
+        return max(way.p_value(size, influence, negligible) for way in self._usable)
 
     @cached_property
-    def _ways(self) -> _Ways:
-        return _Ways(self.n, self.personas, self.questions)
+    def _usable(self) -> list[_Way]:
+        return _Ways(self.n, self.personas, self.questions).usable()
 
     def _counts(self, rng: np.random.Generator, rows: int) -> Float[np.ndarray, "draw pair"]:
         """How often each pair is drawn."""
@@ -230,6 +236,61 @@ def ratio_interval(
     return interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
 
 
+def ratio_intervals(
+    numerators: Float[np.ndarray, "number pair"],
+    denominator: Float[np.ndarray, " pair"],
+    clusters: Clusters,
+    *,
+    n_draws: int = N_BOOTSTRAP,
+    seed: int = 0,
+) -> tuple[Interval | None, ...]:
+    """``ratio_interval`` of many numerators over one denominator, the same numbers from one set of draws."""
+    if abs(denominator.mean()) <= FLAT or clusters.n < 2:
+        return (None,) * len(numerators)
+    weights = clusters.draws(n_draws=n_draws, seed=seed)
+    below = weights @ denominator
+    found = []
+    for numerator, influence in zip(numerators, _ratio_influences(numerators, denominator), strict=True):
+        own, stretch = float((weights @ influence).std()), 1.0
+        if clusters.by != "pairs" and own > 0:
+            stretch = clusters.spread(influence[:, None], confident=True) / own
+        above = numerator.mean() + stretch * (weights @ numerator - numerator.mean())
+        bottom = denominator.mean() + stretch * (below - denominator.mean())
+        known = np.abs(bottom) > FLAT
+        ends = np.percentile(above[known] / bottom[known], [2.5, 97.5]) if known.any() else None
+        found.append(None if ends is None else Interval(float(ends[0]), float(ends[1]), clusters.by))
+    return tuple(found)
+
+
+def ratio_p_values(
+    numerators: Float[np.ndarray, "number pair"],
+    denominator: Float[np.ndarray, " pair"],
+    clusters: Clusters,
+    *,
+    negligible: float = 0.0,
+) -> Float[np.ndarray, " number"]:
+    """Two-sided p, per number, that its ratio of means is no larger in size than ``negligible``.
+
+    A t test with the cluster-robust spread, to first order: the largest p over all kinds of sharing, as
+    intervals take the widest. With ``negligible`` 0 and pairs that share nothing it is the one-sample t test
+    of numerator - ratio * denominator. 1 for a single pair and where the denominator is zero.
+    """
+    if abs(denominator.mean()) <= FLAT or clusters.n < 2:
+        return np.ones(len(numerators))
+    ratios = np.abs(numerators.mean(1) / denominator.mean())
+    influences = _ratio_influences(numerators, denominator)
+    return np.array(
+        [clusters.p_value(ratio, influence, negligible) for ratio, influence in zip(ratios, influences, strict=True)]
+    )
+
+
+def _ratio_influences(
+    numerators: Float[np.ndarray, "number pair"], denominator: Float[np.ndarray, " pair"]
+) -> Float[np.ndarray, "number pair"]:
+    below = denominator.mean()
+    return (numerators - numerators.mean(1, keepdims=True) / below * denominator) / below
+
+
 @dataclass(frozen=True, eq=False)
 class _Way:
     """One kind of sharing: signed memberships whose products add up to 1 for pairs that share, and a model of it.
@@ -245,6 +306,13 @@ class _Way:
         found = sum(sign * float(((members.T @ influence) ** 2).sum()) for sign, members in self.terms)
         widening = stats.t.ppf(0.975, self.freedom) / NORMAL if confident else 1.0
         return widening * (self.correction * max(found, 0.0)) ** 0.5 / self.effects.shape[0]
+
+    def p_value(self, size: float, influence: Float[np.ndarray, " pair"], negligible: float) -> float:
+        spread = self.spread(influence[:, None], confident=False)
+        if spread <= 0:  # nothing varies along this way: it can only say whether the number is there
+            return float(size <= negligible)
+        ends = np.array([size - negligible, size + negligible]) / spread
+        return min(1.0, float(stats.t.sf(ends, self.freedom).sum()))
 
     @property
     def freedom(self) -> float:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from circuit.uncertainty import blocks, cluster_codes, drawn, weighted_mean
+from circuit.uncertainty import FLAT, Clusters, blocks, cluster_codes, drawn, ratio_intervals, weighted_mean
 
-__all__ = ["Estimate", "sign_flip", "two_way_difference", "two_way_mean"]
+__all__ = ["Estimate", "ratio_of_means", "sign_flip", "two_way_difference", "two_way_mean"]
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
@@ -67,6 +67,24 @@ def two_way_difference(
         return weighted_mean(weights[:, late], x[late]) - weighted_mean(weights[:, ~late], x[~late])
 
     return _estimate(difference, len(x), first, second, n_resamples, seed)
+
+
+def ratio_of_means(
+    numerators: NDArray[np.float64], denominator: NDArray[np.float64], clusters: Clusters, *, seed: int = 0
+) -> tuple[Estimate, ...]:
+    """Ratios of means over pairs, of ``numerators`` ``[number, pair]``, with their intervals over ``clusters``.
+
+    nan without an interval where the denominator's mean is zero.
+    """
+    below = float(denominator.mean())
+    bounds = ratio_intervals(numerators, denominator, clusters, seed=seed)
+    return tuple(
+        Estimate(
+            float(one.mean() / below) if abs(below) > FLAT else float("nan"),
+            *((None, None) if ends is None else (ends.low, ends.high)),
+        )
+        for one, ends in zip(numerators, bounds, strict=True)
+    )
 
 
 def sign_flip(

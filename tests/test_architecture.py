@@ -17,7 +17,7 @@ LEVELS = [
     {"inspection", "peer_process", "runs", "uncertainty"},
     {"ablation", "null_run"},
     {"patching"},
-    {"attribution"},
+    {"attribution", "node_patching"},
     {"grid", "pruning"},
     {"faithfulness", "matched"},
     {"bench", "curves", "files", "draw", "measurements", "span_study", "transfer"},
