@@ -326,8 +326,8 @@ class _Walk:
         if not bool(cut.any()):
             return None
         if int(kept.sum()) < int(cut.sum()):
-            return ablated - self._sum(kept)
-        return resid[:, None] + self._sum(cut)
+            return self._sum(kept).neg_().add_(ablated)
+        return self._sum(cut).add_(resid[:, None])
 
     def _sum(self, chosen: Bool[Tensor, "mask src slot"]) -> Float[Tensor, "mask slot batch pos d_model"]:
         """Sum over the chosen edges of ablated minus current, sources that no edge chooses left out."""
@@ -341,7 +341,7 @@ class _Walk:
         if len(used):
             all_used = len(used) == n - n_shared
             own = self.own[:, : n - n_shared] if all_used else self.own[:, used]
-            total = torch.baddbmm(total, weights[..., n_shared:][..., used], own)
+            total.baddbmm_(weights[..., n_shared:][..., used], own)
         return total.view(masks, slots, *self.shape)
 
     def _write(self, sources: slice, values: Float[Tensor, "mask src batch pos d_model"]) -> None:
