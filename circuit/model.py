@@ -327,13 +327,20 @@ class Block:
         return results
 
     def write_head_results(
-        self, z: Float[Tensor, "batch pos head d_head"], out: Float[Tensor, "head batch pos d_model"]
+        self,
+        z: Float[Tensor, "batch pos head d_head"],
+        out: Float[Tensor, "head batch pos d_model"],
+        *,
+        less_than: Float[Tensor, "head batch pos d_model"] | None = None,
     ) -> None:
-        """``head_results`` into ``out``, without a copy where it can be had without."""
-        if self._plain(z, out) and not self._normed_behind:
+        """``head_results`` into ``out``, or ``less_than`` less them; without a copy where it can be had without."""
+        if not self._plain(z, out) or self._normed_behind:
+            results = self.head_results(z)
+            out.copy_(results if less_than is None else less_than - results)
+        elif less_than is None:
             torch.bmm(_by_head(z), self.W_O, out=out.flatten(1, 2))
         else:
-            out.copy_(self.head_results(z))
+            torch.baddbmm(less_than.flatten(1, 2), _by_head(z), self.W_O, alpha=-1, out=out.flatten(1, 2))
 
     def write_head_changes(
         self,

@@ -239,7 +239,7 @@ class _Walk:
         if bool(self.kept[:, :, graph.head_slots_of(layer)].any()):
             q, k, v = self._projections(block)
             z = block.attention(q, k, v, self.item.clean.context)
-            self._write(heads, block.head_results(z).unflatten(1, (self.n_masks, -1)).transpose(0, 1))
+            self._write_heads(block, heads, z)
             after = self.resid + block.attn_out(z).unflatten(0, (self.n_masks, -1))
         else:
             after = self.resid + self._write_idle(heads, layer)
@@ -338,11 +338,18 @@ class _Walk:
             masks, slots, -1
         )
         used = chosen[:, n_shared:].any(dim=2).any(dim=0).nonzero()[:, 0]
-        if len(used):
-            all_used = len(used) == n - n_shared
-            own = self.own[:, : n - n_shared] if all_used else self.own[:, used]
-            total.baddbmm_(weights[..., n_shared:][..., used], own)
+        if 3 * len(used) > n - n_shared:  # choosing the used ones copies them
+            total.baddbmm_(weights[..., n_shared:], self.own[:, : n - n_shared])
+        elif len(used):
+            total.baddbmm_(weights[..., n_shared:][..., used], self.own[:, used])
         return total.view(masks, slots, *self.shape)
+
+    def _write_heads(self, block: Block, heads: slice, z: Float[Tensor, "rows pos head d_head"]) -> None:
+        if self.n_masks == 1:
+            here = self.own[0, heads.start - self.n_shared : heads.stop - self.n_shared].view(-1, *self.shape)
+            block.write_head_results(z, here, less_than=self.item.ablated.contributions[heads])
+        else:
+            self._write(heads, block.head_results(z).unflatten(1, (self.n_masks, -1)).transpose(0, 1))
 
     def _write(self, sources: slice, values: Float[Tensor, "mask src batch pos d_model"]) -> None:
         here = slice(sources.start - self.n_shared, sources.stop - self.n_shared)
