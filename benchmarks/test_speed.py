@@ -37,6 +37,7 @@ from circuit.scores import Scores
 SHAPES = (GPT2, GPT2_64, GROUPED, SMALL)
 STEPS = 5
 PEER_STEPS = 3
+LATE_EDGES = 748  # those into the logits, the last MLP and three heads of the last layer
 SAMPLE = 24  # edges that ACDC and exact patching try on large shapes
 
 
@@ -126,6 +127,16 @@ def test_acdc_sample(keep, subject):
     keep.info["agreement"] = acdc_text(subject.found["ACDC"], len(run.edges))
 
 
+@on(GPT2)
+def test_acdc_passes(keep, subject):
+    """How many passes a search takes where a pass is what costs: as many candidates as on a GPU."""
+    edges = all_edges_in_order(subject.model)[:LATE_EDGES]
+    run = replace(own_acdc(subject, edges), candidates=128)
+    what = f"ACDC, 128 candidates a pass, one of the last {len(edges)} edges"
+    keep(subject, "ACDC passes", what, remembered(subject, "ACDC passes", run), rounds=1, peak=False, per=len(edges))
+    keep.info["agreement"] = acdc_text(subject.found["ACDC passes"], len(edges))
+
+
 @on(SMALL)
 def test_acdc_of_all_edges(keep, subject):
     run = own_acdc(subject, all_edges_in_order(subject.model))
@@ -154,11 +165,12 @@ def test_exact_of_all_edges(keep, subject):
 def test_autocircuit_eap(keep, subject):
     own = Beside("EAP here", own_eap(subject))
     peak = subject.autocircuit.ask(do="eap", memory=True)["peak_bytes"]
-    peer_step(keep, subject, "auto-circuit: EAP", {"do": "eap"}, own, rounds=2, peak_bytes_there=peak)
+    rounds = 2 if subject.shape is SMALL else 1
+    peer_step(keep, subject, "auto-circuit: EAP", {"do": "eap"}, own, rounds=rounds, peak_bytes_there=peak)
     keep.info["agreement"] = scores_text(subject, "EAP")
 
 
-@on(GPT2, SMALL)
+@on(SMALL)
 def test_autocircuit_ig(keep, subject):
     """Its own integrated gradients: as many points, all masks at once, so another quantity."""
     own = Beside(f"EAP-IG here, {PEER_STEPS} steps", own_eap_ig(subject, PEER_STEPS))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from circuit.errors import OptionError
 from circuit.graph import SLOTS, Graph
 from circuit.model import Model
 from circuit.patching import Progress, in_halves, measure_rows, prepare_each
-from circuit.runs import Run, changes, contributions_of, run, targets_of
+from circuit.runs import Run, changes, run, targets_of
 from circuit.scores import Scores
 from circuit.task import Batch
 from metrics import Metric, Targets
@@ -307,8 +307,10 @@ def _passes(
 ) -> Iterator[tuple[Run, Tensor, Targets, float]]:
     """Per point: a run to differentiate, delta from position ``first`` on, the targets, the point's share."""
     embedded, context = model.start(batch.clean, batch.clean_padding)
+    short: dict[str, bool] = {"contributions": False, "answer_only": True}
+    own = short if _is_plain(batch, ablation) else {"contributions": True}
     with torch.set_grad_enabled(points is None):
-        clean = run(model, embedded.detach().requires_grad_(points is None), context, contributions=False)
+        clean = run(model, embedded.detach().requires_grad_(points is None), context, **own)
     start, delta = _ablated_start_and_delta(model, batch, clean, ablation, first)
     targets = targets_of(batch, clean.logits)
     if points is None:
@@ -318,7 +320,7 @@ def _passes(
     for point in points:
         with torch.enable_grad():
             between = (start + point * (embedded - start)).requires_grad_()
-            at = run(model, between, context, contributions=False)
+            at = run(model, between, context, **short)
         yield at, delta, targets, 1.0 / len(points)
 
 
@@ -330,19 +332,23 @@ def _ablated_start_and_delta(
     A corrupt prompt that is a clean prompt of the batch, as the swapped row of a pair has it,
     is not run again, and one that stands in several rows is run once.
     """
-    if ablation not in (None, corrupt) or batch.corrupt_to_clean is not None or batch.clean_padding is not None:
-        whole = replace(clean, contributions=contributions_of(model, clean.written))
-        ablated = (ablation or corrupt)(model, batch, whole)
-        return ablated.streams[0], (ablated.contributions - whole.contributions)[:, :, first:]
+    if not _is_plain(batch, ablation):
+        ablated = (ablation or corrupt)(model, batch, clean)
+        return ablated.streams[0], (ablated.contributions - clean.contributions)[:, :, first:]
     place, missing = _shared_prompts(batch)
     other = clean.written
     if missing:
         with torch.no_grad():
-            more = run(model, *model.start(batch.corrupt[missing]), contributions=False).written
+            more = run(model, *model.start(batch.corrupt[missing]), contributions=False, answer_only=True).written
         other = more if len(missing) == len(batch) else other.joined(more)
     if len(missing) < len(batch):
         other = other.rows(place)
     return other.embedded, changes(model, clean.written, other, first=first)
+
+
+def _is_plain(batch: Batch, ablation: Ablation | None) -> bool:
+    """Whether cut edges carry what the corrupt prompt has at the same place."""
+    return ablation in (None, corrupt) and batch.corrupt_to_clean is None and batch.clean_padding is None
 
 
 def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:
@@ -405,7 +411,8 @@ def _scores_at(
     reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
     with torch.enable_grad():
         value = metric(at.logits, targets).sum()
-    gradients = [gradient[:, first:] for gradient in torch.autograd.grad(value, reads)]
+    width = at.streams[0].shape[1]
+    gradients = [_at_the_end(gradient, width)[:, first:] for gradient in torch.autograd.grad(value, reads)]
 
     def parts_of(values: Float[Tensor, "n batch pos d_model"]) -> list[Float[Tensor, "n cells"]]:
         return [values.flatten(1)] if cells is None else [values[:, mask].flatten(1) for mask in cells]
@@ -421,6 +428,12 @@ def _scores_at(
         for i, (deltas, part) in enumerate(zip(flat, parts_of(gradient), strict=True)):
             scores[i, :n_sources, slots] = (deltas[:n_sources] @ part.T).cpu().double()
     return np.where(graph.valid, scores.numpy(), 0.0)
+
+
+def _at_the_end(gradient: Tensor, width: int) -> Tensor:
+    """A gradient at the last position alone, with zeros before it; others as they are."""
+    missing = width - gradient.shape[1]
+    return gradient if not missing else torch.nn.functional.pad(gradient, (0, 0, missing, 0))
 
 
 def gradients_at_slots(

@@ -27,7 +27,7 @@ class Written:
 
     embedded: Float[Tensor, "batch pos d_model"]
     z: tuple[Float[Tensor, "batch pos head d_head"], ...]
-    mlps: tuple[Float[Tensor, "batch pos d_model"], ...]
+    mlps: tuple[Float[Tensor, "batch _ d_model"], ...]
 
     def rows(self, which: Sequence[int] | slice) -> Written:
         """Some rows, in this order."""
@@ -68,25 +68,34 @@ class Run:
 
 
 def run(
-    model: Model, embedded: Float[Tensor, "batch pos d_model"], context: Context, *, contributions: bool = True
+    model: Model,
+    embedded: Float[Tensor, "batch pos d_model"],
+    context: Context,
+    *,
+    contributions: bool = True,
+    answer_only: bool = False,
 ) -> Run:
     """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is.
 
-    Without ``contributions`` they are not computed.
+    Without ``contributions`` they are not computed. With ``answer_only`` what lies behind the
+    last layer's attention is run at the last position alone, since nothing reads it elsewhere:
+    the last of ``streams``, of ``mids`` and of what MLPs wrote then have one position.
     """
     resid, streams, mids, qkv, zs, mlps = embedded, [], [], [], [], []
     for block in model.blocks:
         normed = block.attn_norm(resid)
         q, k, v = (block.project(slot, normed) for slot in SLOTS)
         z = block.attention(q, k, v, context)
+        streams.append(resid)
+        zs.append(z.detach())
+        if answer_only and block is model.blocks[-1]:
+            resid, z = resid[:, -1:], z[:, -1:]
         after = resid + block.attn_out(z)
         # A view is a tensor of its own to autograd: its gradient is the MLP's path alone, without the skip.
         mid = resid.view_as(resid) if block.parallel else after.view_as(after)
         mlp = block.mlp(mid)
-        streams.append(resid)
         mids.append(mid)
         qkv.append((q, k, v))
-        zs.append(z.detach())
         mlps.append(mlp.detach())
         resid = after + mlp
     written = Written(embedded.detach(), tuple(zs), tuple(mlps))
@@ -106,7 +115,11 @@ def changes(
         ):
             heads = out[model.graph.heads_of(block.layer)]
             block.write_head_changes(z[:, first:], other[:, first:], heads)
-            torch.sub(other_mlp[:, first:], mlp[:, first:], out=out[model.graph.mlp_of(block.layer)])
+            place = out[model.graph.mlp_of(block.layer)]
+            if mlp.shape[1] == 1 < before.embedded.shape[1]:  # of a run behind whose attention only the answer counts
+                place.zero_()[:, -1:] = other_mlp - mlp
+            else:
+                torch.sub(other_mlp[:, first:], mlp[:, first:], out=place)
     return out
 
 
