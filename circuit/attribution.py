@@ -422,7 +422,7 @@ def _scores_at(
 
     if max_bytes is None:
         max_bytes = max(BLOCK_BYTES, delta.numel() * delta.element_size() // 4)
-    streams = [stream[:, first:] for stream in at.streams]
+    streams = [stream[:, first:] for stream in at.streams[:-1]]
     for slots, gradient in gradients_at_slots(model, streams, gradients, max_bytes=max_bytes):
         n_sources = graph.n_reaching(slots.stop - 1)
         for i, (deltas, part) in enumerate(zip(flat, parts_of(gradient), strict=True)):
