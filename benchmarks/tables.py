@@ -18,6 +18,7 @@ from typing import Any
 
 from circuit.errors import FileError, PersonaCircuitsError
 from circuit.files import atomic
+from persona.tables import markdown_table
 
 README = Path(__file__).resolve().parent / "README.md"
 
@@ -54,12 +55,6 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)} of {machine['cores']} cores"
     return f"Measured on {machine['name']} ({machine['device']}), {threads}; {versions}."
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """A table whose first ``texts`` columns are text, the others numbers."""
-    rule = ["---"] * texts + ["---:"] * (len(columns) - texts)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (columns, rule, *rows))
 
 
 def replace_section(path: str | Path, name: str, text: str) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor
 from circuit.errors import ModelError
 from circuit.graph import Graph
 
-__all__ = ["DTYPES", "Block", "Context", "Model", "load_model", "load_skeleton"]
+__all__ = ["DTYPES", "NEURON_HOOKS", "Block", "Context", "Model", "load_model", "load_skeleton"]
 
 EPSILONS = ("eps", "variance_epsilon", "epsilon")
 """What the constant under a norm's root is called, in torch and in the host's models."""
@@ -41,6 +41,8 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+NEURON_HOOKS = {"post": "out", "pre": "in", "gate": "gate"}
+"""Places inside an MLP: what its down projection reads, and what its up and its gate projection write."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
 
@@ -403,6 +405,63 @@ class Block:
         out = (out[0] if isinstance(out, tuple) else out).view(normed.shape)
         return self._scaled(_apply(self.bridge, "ln2_post", out))
 
+    @contextlib.contextmanager
+    def on_neurons(self, hook: str, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        """Within the block this layer's neurons, ``[*rows, pos, neuron]``, go through a function whenever ``mlp`` runs.
+
+        It returns what takes their place, or None to leave them. ``hook`` is one of ``NEURON_HOOKS``: ``post`` is
+        what the down projection reads, ``pre`` what the up projection writes, ``gate`` what the gate's projection
+        writes before its activation.
+
+        Raises:
+            ModelError: this layer has no such place.
+        """
+        module = self._neurons(hook)
+        if hook == "post":
+            handle = module.register_forward_pre_hook(lambda _module, inputs: _replaced(change(inputs[0]), inputs))
+        else:
+            handle = module.register_forward_hook(lambda _module, _inputs, out: change(out))
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def n_neurons(self, hook: str) -> int:
+        """How many neurons there are at this place; found by running the MLP on a row of random numbers.
+
+        Raises:
+            ModelError: this layer has no such place, or what the down projection writes is not what the MLP gives.
+        """
+        x = torch.randn(1, 1, self.W_O.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        x = x.to(device=self.W_O.device, dtype=self.W_O.dtype)
+        seen: list[Tensor] = []
+        read: list[Tensor] = []
+        with torch.no_grad(), self.on_neurons(hook, seen.append), self.on_neurons("post", read.append):
+            out = self.bridge.mlp(x)
+        out = out[0] if isinstance(out, tuple) else out
+        with torch.no_grad():
+            whole = len(seen) == 1 and len(read) == 1 and torch.allclose(self.bridge.mlp.out(read[0]), out)
+        if not whole:
+            raise ModelError(
+                f"layer {self.layer}: the MLP does not run through a {NEURON_HOOKS[hook]!r} projection once and give "
+                "what its down projection writes; its neurons cannot be told"
+            )
+        return int(seen[0].shape[-1])
+
+    def _neurons(self, hook: str) -> Any:
+        """The projection that reads or writes the neurons, as the host library names it."""
+        mlp = self.bridge.mlp
+        if hasattr(mlp.original_component, "experts"):
+            raise ModelError(
+                f"layer {self.layer} is a mixture of experts: which neurons run depends on the token, so they have no "
+                "mean over prompts; choose a layer with one MLP"
+            )
+        if "out" not in mlp.submodules or NEURON_HOOKS[hook] not in mlp.submodules:
+            what = "gate" if hook == "gate" and "out" in mlp.submodules else "separate up and down projections"
+            other = "; use --hook post or --hook pre" if what == "gate" else ""
+            raise ModelError(f"layer {self.layer}: the MLP has no {what}{other}")
+        return getattr(mlp, NEURON_HOOKS[hook])
+
     def _scaled(self, written: Tensor) -> Tensor:
         return written if self.scale == 1.0 else written * self.scale
 
@@ -628,6 +687,11 @@ def _frozen_gain(norm: Any, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, 
     direction = weight * x
     scale = (norm(x) * direction).sum(-1, keepdim=True) / direction.square().sum(-1, keepdim=True)
     return scale * weight
+
+
+def _replaced(value: Tensor | None, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """A module's inputs with another first one; None to leave them."""
+    return None if value is None else (value, *inputs[1:])
 
 
 def _seeing(value: Any) -> Any:

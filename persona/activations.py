@@ -1,4 +1,4 @@
-"""The residual stream at named positions, between the blocks; and what every node wrote there at the last one.
+"""The residual stream at named positions, between the blocks; and what every node wrote there at one of them.
 
 ``point`` p is the stream after p blocks: 0 enters the first block, p leaves block p - 1
 and enters block p, the last one enters the final norm. Prompts are grouped by length and
@@ -17,7 +17,7 @@ from torch import Tensor
 from circuit.graph import SLOTS
 from circuit.model import Model
 
-__all__ = ["Progress", "Trace", "collect", "grouped", "point_names", "trace"]
+__all__ = ["Progress", "Trace", "collect", "grouped", "id_table", "point_names", "trace"]
 
 Progress = Callable[[int, int], None]
 
@@ -27,7 +27,7 @@ class Trace:
     """One forward pass, seen at the chosen positions.
 
     ``streams`` are ``[point, batch, position, d_model]``. ``parts`` is what every source of
-    the graph adds at the last token, ``[src, batch, d_model]``, and ``biases`` what attention
+    the graph adds at one token, ``[src, batch, d_model]``, and ``biases`` what attention
     adds there besides its heads, ``[layer, batch, d_model]``; both None unless asked for.
     """
 
@@ -42,17 +42,20 @@ def trace(
     places: Int[Tensor, "batch position"],
     *,
     with_parts: bool = False,
+    parts_at: Int[Tensor, " batch"] | None = None,
 ) -> Trace:
     """Run prompts of one length and keep the streams at ``places``, the token index of each named position.
 
-    Heads' results are kept for the last token alone, so the cost in memory is that of the streams.
+    Heads' results are kept for one token of each prompt, ``parts_at`` or the last, so the cost in
+    memory is that of the streams.
     """
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+    at = rows.new_full(rows.shape, tokens.shape[1] - 1) if parts_at is None else parts_at[:, None]
     graph = model.graph
     with torch.no_grad():
         resid, context = model.start(tokens)
         streams = [resid[rows, places]]
-        parts, biases = [resid[None, :, -1]], []
+        parts, biases = [resid[rows, at].transpose(0, 1)], []
         for block in model.blocks:
             normed = block.attn_norm(resid)
             q, k, v = (block.project(slot, normed) for slot in SLOTS)
@@ -60,8 +63,9 @@ def trace(
             after = resid + block.attn_out(z)
             mlp = block.mlp(resid if block.parallel else after)
             if with_parts:
-                parts += [block.head_results(z[:, -1:])[:, :, 0], mlp[None, :, -1]]
-                biases.append(block.attn_out(torch.zeros_like(z[:, -1:]))[:, 0])
+                here = z[rows, at]
+                parts += [block.head_results(here)[:, :, 0], mlp[rows, at].transpose(0, 1)]
+                biases.append(block.attn_out(torch.zeros_like(here))[:, 0])
             resid = after + mlp
             streams.append(resid[rows, places])
     if not with_parts:
@@ -110,6 +114,12 @@ def grouped(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         same = [i for i, other in enumerate(lengths) if other == length]
         for start in range(0, len(same), batch_size):
             yield same[start : start + batch_size]
+
+
+def id_table(lists: Sequence[Sequence[int]], *, width: int = 0) -> Int[Tensor, "row n"]:
+    """Lists of token ids as rows of one table, as wide as the longest or as ``width``; -1 stands for nothing."""
+    width = max(width, *(len(ids) for ids in lists))
+    return torch.tensor([[*ids, *[-1] * (width - len(ids))] for ids in lists])
 
 
 def point_names(n_layers: int) -> tuple[str, ...]:

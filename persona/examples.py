@@ -43,6 +43,11 @@ class Example:
     others: tuple[int, ...]
     candidates: tuple[int, ...]
 
+    @property
+    def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The pair's answers, persona A's first, whichever prompt this is."""
+        return (self.answers, self.others) if self.is_clean else (self.others, self.answers)
+
 
 @dataclass(frozen=True)
 class ExampleFile:

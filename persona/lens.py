@@ -38,7 +38,7 @@ import metrics
 from circuit.errors import OptionError
 from circuit.graph import Graph
 from circuit.model import Model
-from persona.activations import Progress, grouped, point_names, trace
+from persona.activations import Progress, grouped, id_table, point_names, trace
 from persona.examples import Example, ExampleFile, shared_positions
 from persona.items import Item
 from persona.positions import POSITIONS
@@ -303,7 +303,7 @@ class _Seen:
         at = torch.tensor([[one.placed.places[name] for name in self.positions] for one in own], device=model.device)
         last = torch.full((len(own), 1), tokens.shape[1] - 1, device=model.device)
         seen = trace(model, tokens, torch.cat([at, last], dim=1), with_parts=True)
-        sides = [_padded([_sides(one)[turn] for one in own], model) for turn in (0, 1)]
+        sides = [id_table([one.sides[turn] for one in own]).to(model.device) for turn in (0, 1)]
         for place in range(len(self.positions)):
             self._read(group, own, seen.streams[:, :, place], place, sides)
         resid = seen.streams[-1, :, -1].contiguous()
@@ -324,7 +324,7 @@ class _Seen:
         sides: Sequence[Int[Tensor, "batch n"]],
     ) -> None:
         """One position at every point, the last point first: its distribution is what the others are held against."""
-        candidates = _padded([one.candidates for one in own], self.model, width=self.most)
+        candidates = id_table([one.candidates for one in own], width=self.most).to(self.model.device)
         final: Tensor | None = None
         for point in reversed(range(len(streams))):
             with torch.no_grad():
@@ -353,16 +353,6 @@ class _Seen:
         ids = self.top[:, -1, self.positions.index(ANSWER)]
         texts = [self.model.tokenizer.decode([int(token)]) for token in ids]
         return tuple(zip(texts[0::2], texts[1::2], strict=True))
-
-
-def _sides(one: Example) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The pair's answers, persona A's first, whichever prompt this is."""
-    return (one.answers, one.others) if one.is_clean else (one.others, one.answers)
-
-
-def _padded(lists: Sequence[Sequence[int]], model: Model, width: int = 0) -> Int[Tensor, "batch n"]:
-    width = max(width, *(len(ids) for ids in lists))
-    return torch.tensor([[*ids, *[-1] * (width - len(ids))] for ids in lists], device=model.device)
 
 
 def _decisions(seen: _Seen, margin: NDArray[np.float64]) -> tuple[Decision, ...]:

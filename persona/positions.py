@@ -40,7 +40,7 @@ class Placed:
     """A prompt with its ids, the characters of persona and question, and its named positions.
 
     A part that was not found has no span, and no position. ``places`` are token indices;
-    ``persona_tokens`` is ``[start, end)``, empty where there is no persona.
+    ``persona_tokens`` and ``question_tokens`` are ``[start, end)``, empty where there is none.
     """
 
     text: str
@@ -48,6 +48,7 @@ class Placed:
     spans: Mapping[str, Span]
     places: Mapping[str, int]
     persona_tokens: Span = (0, 0)
+    question_tokens: Span = (0, 0)
 
     @property
     def persona(self) -> str:
@@ -97,8 +98,8 @@ def place(text: str, spans: Mapping[str, Span], reader: Reader, faults: list[str
     if "question" in spans:
         places["question-word"] = _last_word(encoded.ids, encoded.tokens["question"], reader)
     places["prompt-end"] = len(encoded.ids) - 1
-    tokens = encoded.tokens["persona"] if "persona" in spans else (0, 0)
-    return Placed(text, encoded.ids, dict(spans), {name: places[name] for name in POSITIONS if name in places}, tokens)
+    tokens = [encoded.tokens[name] if name in spans else (0, 0) for name in ("persona", "question")]
+    return Placed(text, encoded.ids, dict(spans), {name: places[name] for name in POSITIONS if name in places}, *tokens)
 
 
 def without_persona(placed: Placed, reader: Reader) -> Placed | None:

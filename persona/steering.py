@@ -33,7 +33,7 @@ from torch import Tensor
 import metrics
 from circuit.errors import OptionError, TaskError
 from circuit.model import Model
-from persona.activations import grouped
+from persona.activations import grouped, id_table
 from persona.directions import Directions, controls, find_directions, prompt_end_streams
 from persona.examples import ExampleFile
 from persona.positions import without_persona
@@ -682,13 +682,8 @@ def _enter(
 def _margins(
     logits: Float[Tensor, "batch vocab"], prompts: SteeredPrompts, group: Sequence[int]
 ) -> Float[np.ndarray, " batch"]:
-    sides = [_padded([answers[i] for i in group]) for answers in prompts.answers]
+    sides = [id_table([answers[i] for i in group]) for answers in prompts.answers]
     return metrics.logit_diff(logits, *sides).numpy()
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in rows])
 
 
 def _shared_prompts(first: ExampleFile, second: ExampleFile) -> bool:

@@ -18,7 +18,17 @@ import numpy as np
 
 from circuit.files import atomic
 
-__all__ = ["PLACES", "csv_text", "flat", "interval", "plain", "write_arrays", "write_csv", "write_text"]
+__all__ = [
+    "PLACES",
+    "csv_text",
+    "flat",
+    "interval",
+    "markdown_table",
+    "plain",
+    "write_arrays",
+    "write_csv",
+    "write_text",
+]
 
 PLACES = 6
 
@@ -59,6 +69,13 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
+    """A table whose first ``texts`` columns are text, the others numbers."""
+    rule = ["---"] * texts + ["---:"] * (len(columns) - texts)
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (columns, rule, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
