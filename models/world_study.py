@@ -26,6 +26,10 @@ personas, question, wording and answers, and differ in how the persona is brough
 By the generator all of a base have one divergence, and `mention` has none.
 
 `study_world_controls.jsonl`: other draws of the controls of `models.world_pairs`.
+
+`study2_world*.jsonl` are a second draw, for what a first look at the others suggested: test pairs
+and controls as above, and `study2_world_mentions.jsonl`, 96 pairs in which both personas are only
+mentioned.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ from pathlib import Path
 from models.world import Persona, Question, World, build_world
 from models.world_pairs import Row, bias_of, contrast_of, control_pairs, pair_key, placed, row_of
 from models.world_text import (
+    MENTION_FRAMES,
     descriptions,
     fillers,
     held_out_description,
@@ -50,7 +55,7 @@ from models.world_text import (
     wordings,
 )
 
-__all__ = ["HELD_OUT", "VARIANTS", "main", "study_files", "study_pairs", "variant_pairs"]
+__all__ = ["HELD_OUT", "VARIANTS", "main", "mention_pairs", "study_files", "study_pairs", "variant_pairs"]
 
 HELD_OUT = ("pair", "persona", "question", "template", "domain")
 VARIANTS = ("identity", "near", "far", "late", "rich", "repeated", "mention", "distractor")
@@ -79,13 +84,16 @@ def study_files(world: World) -> dict[str, str]:
         "study_world.jsonl": study_pairs(world),
         "study_world_controls.jsonl": control_pairs(world, each=40, draw="study"),
         "study_world_variants.jsonl": variant_pairs(world),
+        "study2_world.jsonl": [row for row in study_pairs(world, draw="study2") if row["split"] == "test"],
+        "study2_world_controls.jsonl": control_pairs(world, each=40, draw="study2"),
+        "study2_world_mentions.jsonl": mention_pairs(world, draw="study2"),
     }
     return {name: "".join(json.dumps(row) + "\n" for row in found) for name, found in rows.items()}
 
 
-def study_pairs(world: World) -> list[Row]:
+def study_pairs(world: World, *, draw: str = "study") -> list[Row]:
     """96 pairs to search on and 160 to test on, 32 for every way of being new; no pair twice."""
-    rng = random.Random("study/pairs")
+    rng = random.Random(f"{draw}/pairs")
     train, parts = _parts(world, rng)
     taken: Taken = set()
     rows = [
@@ -119,6 +127,22 @@ def variant_pairs(world: World) -> list[Row]:
             rows.append(
                 row_of(world, name, "test", clean, corrupt, (a, b), question, marks, nobody=variant == "mention")
             )
+    return rows
+
+
+def mention_pairs(world: World, *, draw: str) -> list[Row]:
+    """96 pairs of personas that are only mentioned, spread evenly over contrast and bias."""
+    rng = random.Random(f"{draw}/mentions")
+    everything = Part(world.personas, world.questions, tuple(range(RICH + 1)), tuple(range(5)))
+    taken: Taken = set()
+    rows = []
+    for i in range(96):
+        contrast, bias = list(product(("strong", "mild"), ("low", "high")))[i % 4]
+        a, b, question, _, wording = _drawn(world, rng, everything, contrast, bias, taken)
+        lines, frame = rng.sample(fillers(), 2), rng.randrange(len(MENTION_FRAMES))
+        clean, corrupt = (prompt([mentions(p)[frame], *lines], wordings(question)[wording]) for p in (a, b))
+        axis = {"contrast": contrast, "bias": bias, "placement": "early", "control": "none", "held_out": "none"}
+        rows.append(row_of(world, f"mention-{i:02d}", "test", clean, corrupt, (a, b), question, axis, nobody=True))
     return rows
 
 
