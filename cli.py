@@ -1892,7 +1892,7 @@ def steer(
     direction: Annotated[
         str | None,
         typer.Option(
-            help="personas, pooled, pair, a folder of vectors, or FILE.safetensors:NAME[:ROW], such as a probe's. "
+            help="personas, pooled, pair, readout, a folder of vectors, or FILE.safetensors:NAME[:ROW], such as a probe's. "
             "(default: personas if all are fitted on, else pooled)"
         ),
     ] = None,
@@ -2288,33 +2288,17 @@ def _load(stage: Callable[[str], Any], name: str, revision: str | None, device: 
 
 def _write_results(found: Discovery, out: Path, strongest: int) -> None:
     """All files of a discovery, moved into place together."""
-    from circuit import files
-    from circuit.draw import draw as picture
-    from circuit.report import summary
+    from circuit.files import replace_folder
+    from persona.discovery_files import write_discovery
 
-    with files.replace_folder(out) as staging:
-        files.write_circuit(found.record, staging / "circuit.json")
-        files.write_nodes(found.circuit, staging / "real_circuits_1.json")
-        if found.scores is not None:
-            files.write_scores(found.scores, staging / "scores.safetensors")
-        for suffix in ("svg", "png"):
-            path = staging / f"graph.{suffix}"
-            picture(found.circuit, path, scores=found.scores, strongest=strongest, title=_title(found.record))
-        files.write_json(summary(found), staging / "summary.json")
-        if found.parts is not None and found.spans is not None:
-            from persona.span_figures import write_spans
-
-            write_spans(found.parts, found.spans, found.circuit, staging, title=_title(found.record))
-        if found.sweep is not None:
-            from persona.curve_figures import write_sweep
-
-            write_sweep(found.sweep, staging, title=_title(found.record))
+    with replace_folder(out) as staging:
+        write_discovery(found, staging, strongest=strongest)
 
 
 def _title(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return ""
-    return f"{Path(record['model']['name']).name}: {record['task']['metric']}, {Path(record['task']['source']).name}"
+    from persona.discovery_files import title_of
+
+    return title_of(record)
 
 
 def _all_scores(stored: Any) -> Any:
