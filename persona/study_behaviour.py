@@ -14,7 +14,7 @@ from persona.collapse_files import write_collapse
 from persona.study_context import Context
 from persona.study_numbers import Estimates, Found, slug
 
-__all__ = ["MEASURES", "behaviour_numbers", "examples_of", "run_behaviour"]
+__all__ = ["MEASURES", "behaviour_numbers", "examples_of", "mean_of", "run_behaviour"]
 
 SOURCE = "behaviour/collapse.json"
 N_EXAMPLES = 3
@@ -36,6 +36,7 @@ MEDIANS: Mapping[str, tuple[Callable[[PairMeasure], float], str]] = {
     "pdr": (lambda one: one.prior_dominance, "median prior dominance |b| / (|b| + |D|/2)"),
     "required_gain": (lambda one: one.required_gain, "median required gain 2|b|/|D|"),
 }
+RANGES = {"share": (0.0, 1.0), "nats": (0.0, np.inf)}
 COMPARED = ("divergence", "divergence_abs", "collapse", "choice_information")
 
 
@@ -83,6 +84,13 @@ def chooses_own(one: PairMeasure) -> bool:
     return one.choice_a in pair.answers and one.choice_b in pair.wrong_answers
 
 
+def mean_of(estimates: Estimates, key: str, measures: Sequence[PairMeasure]) -> dict[str, Any]:
+    """The mean of one of ``MEASURES``, its interval within the range that it can have."""
+    value, _, unit = MEASURES[key]
+    within = (0.0, np.inf) if key.endswith("_abs") else RANGES.get(unit, (-np.inf, np.inf))
+    return estimates.mean([value(one) for one in measures], within=within)
+
+
 def examples_of(measures: Sequence[PairMeasure]) -> list[dict[str, Any]]:
     """Pairs to show: the largest D among those with two choices, and of those that collapse the largest and the least."""
     apart = sorted((one for one in measures if not one.collapses), key=lambda one: -one.divergence)
@@ -119,17 +127,16 @@ def _group(
     estimates = Estimates([one.item for one in measures], **draws)
     found.add(f"behaviour.{name}.n", len(measures), "pairs", source=SOURCE)
     for key, (value, what, unit) in MEASURES.items():
-        values = [value(one) for one in measures]
-        p = estimates.flips(values) if key == "divergence" else None
-        what = f"{what}; p: sign flips" if p is not None else what
-        found.add(f"behaviour.{name}.{key}", what=what, unit=unit, p=p, source=SOURCE, **estimates.mean(values))
+        p = estimates.flips([value(one) for one in measures]) if key == "divergence" else None
+        about = {"what": f"{what}; p: sign flips" if p is not None else what, "unit": unit, "source": SOURCE, "p": p}
+        found.add(f"behaviour.{name}.{key}", **about, **mean_of(estimates, key, measures))
     for key, (value, what) in MEDIANS.items():
         values = [value(one) for one in measures]
         found.add(f"behaviour.{name}.{key}", what=what, source=SOURCE, **estimates.median(values))
     if sigma is not None:
         quiet = [float(abs(one.divergence) < 2 * sigma) for one in measures]
         what = "share of pairs with |D| < 2 sigma_0"
-        found.add(f"behaviour.{name}.no_signal", what=what, unit="share", source=SOURCE, **estimates.mean(quiet))
+        found.add(f"behaviour.{name}.no_signal", what=what, unit="share", source=SOURCE, **estimates.share(quiet))
 
 
 def _against(

@@ -20,7 +20,8 @@ from persona.verdicts import VERDICTS
 __all__ = ["causes_numbers", "run_causes"]
 
 SOURCE = "causes/explain.json"
-MEANS = ("signal_persona", "signal_answer", "alignment", "cancellation")
+MEANS = {"signal_persona": "signal_persona", "signal_answer": "signal_answer", "alignment": "alignment",
+         "kappa": "cancellation"}  # fmt: skip
 
 
 def run_causes(context: Context, folder: Path) -> Found:
@@ -28,7 +29,7 @@ def run_causes(context: Context, folder: Path) -> Found:
     options = context.options
     by = tuple(axes_of(context.main)) or ("question",)
     how = ExplainOptions(by, "all", options.batch_size, options.n_resamples, True, options.seed)
-    study = explain(context.model, context.pairs, controls=context.controls, options=how, stage=context.stage)
+    study = explain(context.model, context.studied, controls=context.controls, options=how, stage=context.stage)
     write_explanation(study, folder)
     found = causes_numbers(study, axes_of(context.main), **context.draws)
     found.extras["verdicts"] = {row.item.pair.id: [row.verdict.name, row.verdict.why] for row in study.pairs}
@@ -64,15 +65,15 @@ def _shares(found: Found, subject: str, rows: Sequence[Explained], draws: Mappin
     estimates = Estimates([row.item for row in rows], **draws)
     found.add(f"causes.{subject}.n", len(rows), "pairs", source=SOURCE)
     for verdict in VERDICTS:
-        share = estimates.mean([float(row.verdict.name == verdict) for row in rows])
+        share = estimates.share([float(row.verdict.name == verdict) for row in rows])
         what = f"share of pairs whose verdict is {verdict}"
         found.add(f"causes.{subject}.{slug(verdict)}", what=what, unit="share", source=SOURCE, **share)
 
 
 def _means(found: Found, rows: Sequence[Explained], draws: Mapping[str, int]) -> None:
     estimates = Estimates([row.item for row in rows], **draws)
-    for key in MEANS:
-        values = [np.nan if (x := getattr(row.numbers, key)) is None else x for row in rows]
+    for key, field in MEANS.items():
+        values = [np.nan if (x := getattr(row.numbers, field)) is None else x for row in rows]
         found.add(f"causes.all.{key}", what=f"mean {key}", source=SOURCE, **estimates.mean(values))
     access = [np.nan if row.numbers.access is None else row.numbers.access for row in rows]
     found.add("causes.all.access", what="median access d ln|D| / dc", source=SOURCE, **estimates.median(access))
@@ -95,7 +96,7 @@ def _truth(found: Found, study: Explanation, draws: Mapping[str, int]) -> None:
         return
     judged = [row for row in (*study.pairs, *study.control_pairs) if row.expected is not None]
     right = [float(fits(str(row.expected), row.verdict.name)) for row in judged]
-    share = Estimates([row.item for row in judged], **draws).mean(right)
+    share = Estimates([row.item for row in judged], **draws).share(right)
     about = {"source": SOURCE}
     what = "share of verdicts that are what the generator sets; p: verdicts shuffled"
     found.add("causes.truth.share", what=what, unit="share", p=given.p, **about, **share)

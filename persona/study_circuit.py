@@ -22,13 +22,14 @@ from circuit.discovery import Discovery, Options, discover, pairs_of, split_of
 from circuit.errors import OptionError
 from circuit.files import write_circuit, write_json
 from circuit.report import strongest_edges
+from circuit.scores import Scores
 from circuit.subgraph import Circuit
 from circuit.task import Task
-from circuit.transfer import Specificity, specificity
+from circuit.transfer import Specificity, Transfer, specificity, transfer_within
 from metrics import METRICS
 from persona.discovery_files import write_discovery
 from persona.span_figures import write_specificity
-from persona.study_context import AXES, Context
+from persona.study_context import AXES, Context, some_of
 from persona.study_numbers import Found, slug
 
 __all__ = [
@@ -48,13 +49,14 @@ def run_circuit(context: Context, folder: Path) -> Found:
     """All searches and tests, the main circuit's files in ``folder`` and the others' in folders of their names."""
     found, options = Found(), context.options
     with found.attempt("circuit"):
-        main = _search(context, found, "circuit", _main_task(context), folder, prune="threshold",
-                       threshold=options.threshold)  # fmt: skip
+        how: dict[str, Any] = {"n_random": options.n_random, "threshold": options.threshold}
+        main = _search(context, context.main_task, folder, **how)
+        discovery_numbers(found, "circuit", main, "circuit/circuit.json")
         _extras(found, main)
-        with found.attempt("battery"):
+        with found.attempt("transfer and tests"):
             _battery(context, found, main, folder)
         with found.attempt("smallest circuit"):
-            _smallest(context, found, folder / "smallest")
+            _smallest(context, found, main, folder / "smallest")
         with found.attempt("ACDC"):
             _acdc(context, found, main, folder / "acdc")
         prior = None
@@ -153,21 +155,33 @@ def specificity_numbers(found: Found, results: Specificity) -> None:
     found.notes += [f"specificity: {text}" for text in results.findings]
 
 
-def _main_task(context: Context) -> Task:
-    kept = {item.pair.line for item in context.main}
-    return replace(context.task, pairs=tuple(pair for pair in context.task.pairs if pair.line in kept))
-
-
-def _search(context: Context, found: Found | None, name: str, task: Task, folder: Path, **how: Any) -> Discovery:
-    """One search with its files in ``folder``; its numbers under ``name`` in ``found``, if given."""
+def _search(
+    context: Context, task: Task, folder: Path, *, scores: Scores | None = None, n_random: int = 0, **how: Any
+) -> Discovery:
+    """One search with its files in ``folder``."""
     options = context.options
-    common = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
-    discovery = discover(context.model, task, Options(**common, **how).checked(), stage=context.stage)
-    folder.mkdir(exist_ok=True)
+    common = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size, "n_random": n_random}
+    chosen = Options(**common, **how).checked()
+    discovery = discover(context.model, task, chosen, scores=scores, stage=context.stage)
+    folder.mkdir(parents=True, exist_ok=True)
     write_discovery(discovery, folder)
-    if found is not None:
-        discovery_numbers(found, name, discovery, f"{name.replace('.', '/')}/circuit.json")
     return discovery
+
+
+def _few_of(context: Context, task: Task) -> Task:
+    """Held-out pairs of another file, at most ``max_pairs``."""
+    part = task.of_split(split_of(task, None, "test"))
+    return part if context.options.thorough else some_of(part, context.options.max_pairs)
+
+
+def _few(context: Context, task: Task) -> Task:
+    """At most ``max_pairs`` pairs to search on, the same number to measure on, or all of them where it is thorough."""
+    options = context.options
+    if options.thorough:
+        return task
+    names = dict.fromkeys(context.fitted_and_held_out)
+    parts = [some_of(task.of_split(name), options.max_pairs).pairs for name in names]
+    return replace(task, pairs=tuple(pair for part in parts for pair in part))
 
 
 def _extras(found: Found, main: Discovery) -> None:
@@ -177,32 +191,47 @@ def _extras(found: Found, main: Discovery) -> None:
 
 
 def _battery(context: Context, found: Found, main: Discovery, folder: Path) -> None:
-    task, options = _main_task(context), context.options
+    """Transfer on all held-out pairs, the tests that try many circuits on some of them; into the circuit's file."""
+    options, task = context.options, context.main_task
     chosen = task.of_split(split_of(task, None, "test"))
-    axes = [axis for axis in AXES if len({pair.axis(axis) for pair in chosen.pairs} - {""}) > 1]
-    how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "quick": options.quick}
-    results = battery(
-        context.model,
-        chosen,
-        main.circuit,
-        metric=METRIC,
-        by=axes,
-        n_random=options.n_random,
-        state=folder / "circuit.json.state",
-        stage=context.stage,
-        **how,
-    )
+    few = chosen if options.thorough else some_of(chosen, options.max_pairs)
+    how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "stage": context.stage}
+    results = battery(context.model, few, main.circuit, metric=METRIC, by=(), quick=not options.thorough, **how)
+    results = replace(results, transfer=_transfers(context, main.circuit, few if options.quick else chosen))
     stamp = {"model": context.model.name, "fingerprint": context.model.fingerprint, "where": {}, "metric": METRIC}
-    stamp |= {"ablation": "corrupt", "align": "equal", "seed": options.seed, "quick": options.quick}
+    stamp |= {"ablation": "corrupt", "align": "equal", "seed": options.seed, "quick": not options.thorough}
     report = main.reports[-1]
     record = with_evaluation(main.record, task, report.split, report, results, **stamp)
     write_circuit(record, folder / "circuit.json")
     battery_numbers(found, results)
 
 
-def _smallest(context: Context, found: Found, folder: Path) -> None:
+def _transfers(context: Context, circuit: Circuit, task: Task) -> dict[str, tuple[Transfer, ...]]:
+    """The circuit on every value of every axis, by key; the model runs once for all."""
+    parts = {
+        (axis, value): [place for place, pair in enumerate(task.pairs) if pair.axis(axis) == value]
+        for axis in AXES
+        for value in sorted({pair.axis(axis) for pair in task.pairs} - {""})
+    }
+    axes = [axis for axis in AXES if sum(axis == key for key, _ in parts) > 1]
+    if not axes:
+        return {}
+    context.stage("transfer")
+    names = {f"{axis}={value}": places for (axis, value), places in parts.items() if axis in axes}
+    pairs = pairs_of(context.model, task, METRICS[METRIC], batch_size=context.options.batch_size)
+    how = {"n_outside": context.options.n_random, "seed": context.options.seed}
+    every = transfer_within(context.model, circuit, pairs, names, METRICS[METRIC], **how)
+    return {
+        axis: tuple(replace(one, name=one.name.removeprefix(f"{axis}=")) for one in every
+                    if one.name.startswith(f"{axis}="))  # fmt: skip
+        for axis in axes
+    }
+
+
+def _smallest(context: Context, found: Found, main: Discovery, folder: Path) -> None:
+    """The sizes are tried on some of the training pairs with the scores of all; measured on some held-out ones."""
     target = context.options.target
-    least = _search(context, None, "", _main_task(context), folder, target_faithfulness=target)
+    least = _search(context, _few(context, context.main_task), folder, scores=main.scores, target_faithfulness=target)
     name, source = "circuit.smallest", "circuit/smallest/circuit.json"
     _size_and_faithfulness(found, name, least, source)
     what = f"whether f >= {target:g} on held-out pairs too"
@@ -210,8 +239,10 @@ def _smallest(context: Context, found: Found, folder: Path) -> None:
 
 
 def _acdc(context: Context, found: Found, main: Discovery, folder: Path) -> None:
+    """ACDC tries every edge that the threshold leaves, on some of the training pairs."""
     share = context.options.threshold
-    other = _search(context, None, "", _main_task(context), folder, prune="eap-acdc", threshold=share)
+    few = _few(context, context.main_task)
+    other = _search(context, few, folder, scores=main.scores, prune="eap-acdc", threshold=share)
     name, source = "circuit.acdc", "circuit/acdc/circuit.json"
     _size_and_faithfulness(found, name, other, source)
     shared, either = (int(op(main.circuit.mask, other.circuit.mask).sum()) for op in (np.logical_and, np.logical_or))
@@ -233,12 +264,12 @@ def _prior(context: Context, found: Found, main: Discovery, folder: Path) -> Dis
     """The circuit of the prior's pairs, and its comparison with the persona's."""
     assert context.prior is not None
     options, place = context.options, folder / "prior"
-    other = _search(context, found, "circuit.prior", context.prior, place, prune="threshold",
-                    threshold=options.threshold)  # fmt: skip
+    other = _search(context, context.prior, place, n_random=options.n_random, threshold=options.threshold)
+    discovery_numbers(found, "circuit.prior", other, "circuit/prior/circuit.json")
     sides = [replace(read_side(path), name=name) for path, name in ((folder, "persona"), (place, "prior"))]
     n_draws = 20 if options.quick else 200
     both = compare(*sides, n_draws=n_draws, seed=options.seed, progress=context.stage("chance overlap"))
-    tasks = (_main_task(context), context.prior)
+    tasks = (_few(context, context.main_task), _few_of(context, context.prior))
     grounds = [
         Ground(letter, context.model, task, one.record)
         for letter, task, one in zip("AB", tasks, (main, other), strict=True)
@@ -254,20 +285,21 @@ def _prior(context: Context, found: Found, main: Discovery, folder: Path) -> Dis
 def _specificity(
     context: Context, found: Found, main: Discovery, prior: Discovery | None, folder: Path
 ) -> None:
-    model, task, metric = context.model, _main_task(context), METRICS[METRIC]
-    size = context.options.batch_size
-    contrasts: dict[str, tuple[Circuit, Any, Any]] = {}
+    model, task, metric = context.model, context.main_task, METRICS[METRIC]
+    circuits: dict[str, tuple[Circuit, Task]] = {}
     for domain in _domains(context, task):
         where = (("domain", domain),)
-        own = _search(context, None, "", task, folder / slug(domain), where=where, threshold=context.options.threshold)
-        part = task.where(domain=domain)
-        pairs = pairs_of(model, part.of_split(split_of(part, None, "test")), metric, batch_size=size)
-        contrasts[domain] = (own.circuit, pairs, metric)
+        part = _few(context, task.where(domain=domain))
+        own = _search(context, part, folder / slug(domain), where=where, threshold=context.options.threshold)
+        circuits[domain] = (own.circuit, part)
     if prior is not None:
         assert context.prior is not None
-        for name, one, source in (("persona", main, task), ("prior", prior, context.prior)):
-            pairs = pairs_of(model, source.of_split(split_of(source, None, "test")), metric, batch_size=size)
-            contrasts[name] = (one.circuit, pairs, metric)
+        circuits |= {"persona": (main.circuit, task), "prior": (prior.circuit, context.prior)}
+    contrasts = {}
+    for name, (circuit, source) in circuits.items():
+        part = source.of_split(split_of(source, None, "test"))
+        part = part if context.options.thorough else some_of(part, context.options.max_pairs)
+        contrasts[name] = (circuit, pairs_of(model, part, metric, batch_size=context.options.batch_size), metric)
     if len(contrasts) < 2:
         raise OptionError("there are no two contrasts with pairs enough: two domains, or pairs for the prior")
     context.stage("every circuit on every contrast")

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 
 import metrics
@@ -22,8 +22,9 @@ from persona.examples import ExampleFile, load_examples
 from persona.explain import PairFile, load_pair_file
 from persona.items import Item
 from persona.sources import Persona, read_personas
+from persona.study_bias import DerivedBias, derived_bias, with_bias
 
-__all__ = ["AXES", "Context", "StudyFile", "StudyFiles", "StudyOptions", "axes_of"]
+__all__ = ["AXES", "Context", "StudyFile", "StudyFiles", "StudyOptions", "axes_of", "some_of"]
 
 AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
 Progress = Callable[[int, int], None]
@@ -74,19 +75,22 @@ class StudyFiles:
 class StudyOptions:
     """How the study is made; fixed before the run.
 
-    ``n_random`` matched random circuits, ``max_minimality`` edges tested for minimality; ``max_pairs`` pairs are patched
-    part by part and steered at most. ``probe_every``: probes behind every so many blocks. ``quick`` asks for the least
-    of everything. ``compact`` keeps no pages, no arrays and no pictures but PNG.
+    ``n_random`` random circuits stand beside a faithfulness; where many circuits are tried (hypothesis tests,
+    completeness, the smallest circuit, ACDC) it is on ``max_pairs`` pairs at most, evenly taken, and so are causal
+    persistence and steering. ``probe_every``: probes behind every so many blocks. ``quick`` asks for the least of
+    everything, ``thorough`` for the tests of ``evaluate`` as they are by default. ``compact`` keeps no pages, no arrays
+    and no pictures but PNG.
     """
 
     n_resamples: int = 2000
-    n_random: int = 100
-    max_pairs: int = 48
+    n_random: int = 3
+    max_pairs: int = 16
     steps: int = 5
     threshold: float = 0.003
     target: float = 0.9
     probe_every: int = 2
     quick: bool = False
+    thorough: bool = False
     compact: bool = False
     seed: int = 0
     batch_size: int = 32
@@ -106,9 +110,12 @@ class StudyOptions:
             )
         if self.seed < 0:
             raise OptionError(f"--seed is {self.seed}; it must be at least 0")
+        if self.quick and self.thorough:
+            raise OptionError("--quick and --thorough contradict each other; give one of them")
         if not self.quick:
             return self
-        return replace(self, n_resamples=min(self.n_resamples, 200), max_pairs=min(self.max_pairs, 8), steps=2)
+        return replace(self, n_resamples=min(self.n_resamples, 200), n_random=1, max_pairs=min(self.max_pairs, 4),
+                       steps=2)  # fmt: skip
 
 
 class Context:
@@ -120,7 +127,7 @@ class Context:
 
     def __init__(self, model: Model, files: StudyFiles, options: StudyOptions, stage: Stage) -> None:
         self.model, self.files, self.options, self.stage = model, files, options, stage
-        self.pairs = self._pair_file(files.pairs)
+        self.pairs = load_pair_file(files.pairs.path, label=files.pairs.label)
         self.controls = self._pair_file(files.controls)
         self.variants = self._pair_file(files.variants)
         self.task = load_task(files.pairs.path, label=files.pairs.label)
@@ -137,10 +144,20 @@ class Context:
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
-    @property
+    @cached_property
+    def studied(self) -> PairFile:
+        """The pairs that are asked and explained, held out where a split is named ``test``; with a derived bias."""
+        return with_bias(self.pairs, self.bias).of_split(self.fitted_and_held_out[1])
+
+    @cached_property
     def main(self) -> tuple[Item, ...]:
-        """The pairs of the study itself."""
-        return tuple(item for item in self.pairs.items.items if item.control == "none")
+        """The pairs of the study itself, without controls."""
+        return tuple(item for item in self.studied.items.items if item.control == "none")
+
+    @cached_property
+    def bias(self) -> DerivedBias | None:
+        """High or low bias by line, where rows have neutral prompts and no bias of their own; else None."""
+        return derived_bias(self.model, self.pairs, batch_size=self.options.batch_size, stage=self.stage)
 
     @property
     def draws(self) -> dict[str, int]:
@@ -157,7 +174,7 @@ class Context:
     @cached_property
     def measures(self) -> tuple[PairMeasure, ...]:
         """What the model answers to every pair, the controls behind them."""
-        everything = [*self.pairs.items.items, *self._control_items()]
+        everything = [*self.studied.items.items, *self._control_items()]
         source = self.pairs.items.source
         how = {"source": source, "batch_size": self.options.batch_size, "progress": self.stage("asking")}
         return measure_pairs(self.model, everything, **how)
@@ -169,8 +186,18 @@ class Context:
         return metrics.paraphrase_null(torch.tensor(null, dtype=torch.float64)).item() if null else None
 
     @cached_property
+    def main_task(self) -> Task:
+        """The pairs of all splits without controls, for circuits; with a derived bias among their keys."""
+        items = with_bias(self.pairs, self.bias).items.items
+        biases = {item.pair.line: item.axes.get("bias", "") for item in items if item.control == "none"}
+        pairs = tuple(one for one in self.task.pairs if one.line in biases)
+        if self.bias is not None:
+            pairs = tuple(replace(one, axes=(*one.axes, ("bias", biases[one.line]))) for one in pairs)
+        return replace(self.task, pairs=pairs)
+
+    @cached_property
     def plain_task(self) -> Task:
-        """The pairs of the study, their parts told from the prompts themselves: before, contrast, after, last."""
+        """The pairs of ``main``, their parts told from the prompts themselves: before, contrast, after, last."""
         kept = {item.pair.line for item in self.main}
         pairs = tuple(replace(one, spans=(), corrupt_spans=()) for one in self.task.pairs if one.line in kept)
         return replace(self.task, pairs=pairs)
@@ -192,6 +219,12 @@ class Context:
         return None if file is None else load_pair_file(file.path, label=file.label)
 
 
+def some_of(task: Task, n: int) -> Task:
+    """At most ``n`` of a task's pairs, evenly taken."""
+    places = np.unique(np.linspace(0, len(task.pairs) - 1, min(n, len(task.pairs))).round().astype(int))
+    return replace(task, pairs=tuple(task.pairs[place] for place in places))
+
+
 def axes_of(items: Sequence[Item]) -> dict[str, list[str]]:
     """The axes on which these pairs differ, each with its values: as ``AXES`` says, values in alphabetic order."""
     found: dict[str, list[str]] = {}
@@ -200,8 +233,3 @@ def axes_of(items: Sequence[Item]) -> dict[str, list[str]]:
         if len(values) > 1:
             found[axis] = values
     return found
-
-
-def about(file: StudyFile | None) -> dict[str, Any] | None:
-    """A file as results name it."""
-    return None if file is None else {"source": file.label, "sha256": file.sha256}

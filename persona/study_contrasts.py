@@ -15,6 +15,7 @@ correction is over all tests of the stage.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from numpy.typing import NDArray
 
 from circuit.uncertainty import cluster_codes
 from persona.behaviour import PairMeasure
+from persona.collapse import PARAPHRASE
 from persona.explain import ExplainOptions, PairFile, explain
 from persona.explain_files import write_explanation
 from persona.explain_groups import Explained
 from persona.items import Item
-from persona.study_behaviour import MEASURES
+from persona.study_behaviour import MEASURES, mean_of
 from persona.study_context import Context, axes_of
 from persona.study_numbers import Estimates, Found, number_rows, slug, with_holm
 from persona.tables import write_csv
@@ -56,6 +58,8 @@ def run_contrasts(context: Context, folder: Path) -> Found:
     found = Found()
     main = [one for one in context.measures if one.item.control == "none"]
     axes = axes_of([one.item for one in main])
+    if context.bias is not None:
+        found.notes.append(context.bias.note)
     if not axes:
         found.notes.append(f"{context.pairs.items.source} has no axis on which its pairs differ; nothing to contrast")
     for axis, values in axes.items():
@@ -154,9 +158,9 @@ def _level(found: Found, name: str, measures: Sequence[PairMeasure], draws: Mapp
     estimates = Estimates([one.item for one in measures], **draws)
     found.add(f"{name}.n", len(measures), "pairs", source=SOURCE)
     for key in COMPARED:
-        value, what, unit = MEASURES[key]
+        _, what, unit = MEASURES[key]
         about = {"what": what, "unit": unit, "source": SOURCE}
-        found.add(f"{name}.{key}", **about, **estimates.mean([value(one) for one in measures]))
+        found.add(f"{name}.{key}", **about, **mean_of(estimates, key, measures))
     key, what = GAIN
     gains = [one.required_gain for one in measures]
     found.add(f"{name}.{key}", what=what, source=SOURCE, **estimates.median(gains))
@@ -216,10 +220,19 @@ def _spread(found: Found, axis: str, measures: Sequence[PairMeasure], draws: Map
 def _variants(context: Context, file: PairFile, found: Found, folder: Path) -> None:
     options = context.options
     how = ExplainOptions(("variant",), "all", options.batch_size, options.n_resamples, False, options.seed)
-    study = explain(context.model, file, controls=context.controls, options=how, stage=context.stage)
+    study = explain(context.model, file, controls=_paraphrases(context.controls), options=how, stage=context.stage)
     (folder / "variants").mkdir()
     write_explanation(study, folder / "variants")
     variant_numbers(found, study.pairs, context.draws)
+
+
+def _paraphrases(file: PairFile | None) -> PairFile | None:
+    """What sigma_0 is made of; None without any."""
+    if file is None:
+        return None
+    kept = [pair for pair in zip(file.items.items, file.keys, strict=True) if pair[0].control == PARAPHRASE]
+    items = replace(file.items, items=tuple(item for item, _ in kept))
+    return PairFile(items, tuple(keys for _, keys in kept)) if kept else None
 
 
 def _variant(
@@ -229,12 +242,13 @@ def _variant(
     place = f"variants.{slug(name)}"
     found.add(f"{place}.n", len(own), "pairs with a partner", source=VARIANTS)
     mass = [one.numbers.mass for one in own]
-    found.add(f"{place}.mass", what="mean candidate mass", unit="share", source=VARIANTS, **estimates.mean(mass))
+    found.add(f"{place}.mass", what="mean candidate mass", unit="share", source=VARIANTS, **estimates.share(mass))
     for key, (value, what, unit) in PAIRED.items():
         here, there = (np.array([np.nan if (x := value(one)) is None else x for one in rows], dtype=np.float64)
                        for rows in (own, partners))  # fmt: skip
         about: dict[str, Any] = {"unit": unit, "source": VARIANTS}
-        found.add(f"{place}.{key}", what=what, **about, **estimates.mean(here))
+        mean = estimates.share(here) if unit == "share" else estimates.mean(here)
+        found.add(f"{place}.{key}", what=what, **about, **mean)
         if name == IDENTITY:
             continue
         p = estimates.flips(here - there)

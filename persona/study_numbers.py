@@ -107,9 +107,18 @@ class Estimates:
         """The two personas of each pair, in no order."""
         return [item.persona_pair for item in self.items]
 
-    def mean(self, values: Values) -> dict[str, Any]:
-        """``value`` and, with an interval, ``low`` and ``high``; nan among the values is left out of all weights."""
-        return self.ratio(values, np.ones(len(self.items)))
+    def mean(self, values: Values, *, within: tuple[float, float] = (-np.inf, np.inf)) -> dict[str, Any]:
+        """``value``, ``low`` and ``high``, the ends within the range that a mean of such values can have.
+
+        Values that are nan are left out.
+        """
+        found = self.ratio(values, np.ones(len(self.items)))
+        ends = {end: float(np.clip(found[end], *within)) for end in ("low", "high") if end in found}
+        return found | ends
+
+    def share(self, hits: Values) -> dict[str, Any]:
+        """The mean of numbers from 0 to 1."""
+        return self.mean(hits, within=(0.0, 1.0))
 
     def ratio(self, above: Values, below: Values) -> dict[str, Any]:
         """A ratio of means."""

@@ -222,7 +222,7 @@ def _analysis(study: Study, numbers: Numbers) -> Iterator[str]:
     columns = ("n", *(slug(verdict) for verdict in VERDICTS))
     yield _grid(numbers, "causes", subjects, columns, interval=False)
     yield _list(numbers, "causes.test.", "causes.truth.", *(f"causes.all.{key}" for key in (
-        "signal_persona", "signal_answer", "alignment", "access", "cancellation")))  # fmt: skip
+        "signal_persona", "signal_answer", "alignment", "access", "kappa")))  # fmt: skip
     for plan, found in study.plans:
         counts = ", ".join(f"{name} {n}" for name, n in Counter(one.outcome for one in found).items())
         yield f"### Predictions of {plan.source}\n\n{counts}."

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from persona.directions import default_kind
+from persona.examples import ExampleFile
 from persona.items import Item
 from persona.steering import Bound, Outcome, SteeringStudy, SteerOptions, some_pairs, study_steering
 from persona.steering_files import write_steering
@@ -17,6 +19,7 @@ from persona.study_numbers import Estimates, Found
 
 __all__ = ["gain_test_numbers", "run_steering", "steering_numbers"]
 
+PASSES = 4  # plain passes are so much cheaper than patched ones: steering takes more pairs
 DEPTHS = (0.25, 0.5, 0.75, 0.9)
 
 
@@ -24,7 +27,7 @@ def run_steering(context: Context, folder: Path) -> Found:
     """Both directions, fitted on train and added to test, each with the files of the ``steer`` command."""
     found, options = Found(), context.options
     fitted, steered = context.fitted_and_held_out
-    there, here = context.examples(fitted), some_pairs(context.examples(steered), options.max_pairs)
+    there, here = context.examples(fitted), some_pairs(context.examples(steered), PASSES * options.max_pairs)
     n = context.model.graph.n_layers
     depths = DEPTHS[1:3] if options.quick else DEPTHS
     how = SteerOptions(
@@ -35,23 +38,25 @@ def run_steering(context: Context, folder: Path) -> Found:
         seed=options.seed,
         batch_size=options.batch_size,
     )
+    own = here if fitted == steered else some_pairs(there, PASSES * options.max_pairs)
     for name, kind in (("mean", default_kind(there.examples, here.examples)), ("readout", "readout")):
         with found.attempt(f"steering along {name}"):
-            study = study_steering(context.model, here, there, kind, how, progress=context.stage(f"steering: {name}"))
+            layer = _chosen_layer(context, own, there, kind, replace(how, n_controls=1, ablate=False))
+            study = study_steering(context.model, here, there, kind, how, progress=context.stage(f"steering {name}"))
             (folder / name).mkdir()
             about = {"pairs": here.source, "split": steered, "fitted_on": there.source, "fitting_split": fitted}
             write_steering(study, (), about, folder / name)
-            steering_numbers(found, name, study)
+            steering_numbers(found, name, study, layer)
             if name == "mean":
                 gain_test_numbers(found, study, here.items, **context.draws)
                 found.notes.append(f"steering.mean is the direction {kind!r} of the steer command")
     return found
 
 
-def steering_numbers(found: Found, name: str, study: SteeringStudy) -> None:
-    """The layer with the largest gain within the KL bound, beside the controls there, and ablation."""
+def steering_numbers(found: Found, name: str, study: SteeringStudy, layer: int) -> None:
+    """The largest strength within the KL bound behind ``layer``, beside the controls there, and ablation."""
     source, n = f"steering/{name}/steer.json", len(study.prompts)
-    best = max(study.bounds, key=lambda bound: bound.outcome.gain)
+    best = next(bound for bound in study.bounds if bound.layers == (layer,))
     _bound(found, f"steering.{name}", best, study, source)
     random = best.gains.get("random", ())
     what = "largest gain of random directions at that layer and strength"
@@ -89,6 +94,12 @@ def gain_test_numbers(
     for key, (hits, cases, what) in counted.items():
         share = estimates.ratio(hits.sum(0), cases.sum(0)) | {"n": int(cases.sum())}
         found.add(f"steering.gain_test.{key}", what=what, unit="share", source="steering/mean/pairs.csv", **share)
+
+
+def _chosen_layer(context: Context, own: ExampleFile, there: ExampleFile, kind: str, how: SteerOptions) -> int:
+    """The layer with the largest gain within the KL bound on pairs that directions are fitted on."""
+    study = study_steering(context.model, own, there, kind, how, progress=context.stage("choosing a layer"))
+    return max(study.bounds, key=lambda bound: bound.outcome.gain).layers[0]
 
 
 def _bound(found: Found, name: str, best: Bound, study: SteeringStudy, source: str) -> None:

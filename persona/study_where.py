@@ -12,12 +12,13 @@ from circuit.discovery import pairs_of
 from circuit.faithfulness import Interval
 from circuit.span_study import persistence
 from metrics import METRICS
+from persona.examples import shared_positions
 from persona.lens import LensOptions, LensStudy, study_lens
 from persona.lens_files import write_lens
 from persona.plots import heat_map, write_figures
 from persona.probe import ProbeOptions, ProbeStudy, study_probes
 from persona.probe_files import write_probes
-from persona.study_context import Context
+from persona.study_context import Context, some_of
 from persona.study_numbers import Found, slug
 from persona.tables import write_csv
 
@@ -25,6 +26,7 @@ __all__ = ["lens_numbers", "persistence_numbers", "probe_numbers", "run_where"]
 
 PARTS = ("before", "contrast", "after", "last")
 HALF = 0.5
+PASSES = 4  # plain passes are so much cheaper than patched ones: persistence takes more pairs
 
 
 def run_where(context: Context, folder: Path) -> Found:
@@ -98,16 +100,17 @@ def persistence_numbers(
 
 
 def _probe(context: Context, folder: Path, found: Found) -> None:
-    options = context.options
-    every = max(options.probe_every, context.model.graph.n_layers) if options.quick else options.probe_every
-    how = ProbeOptions(
-        every=every, n_resamples=max(100, options.n_resamples // 4), batch_size=options.batch_size, seed=options.seed
-    )
-    if options.quick:
-        how = replace(how, repeats=1, folds=3, hold_outs=("question",), positions=("prompt-end",))
-    study = study_probes(
-        context.model, context.examples(), personas=context.personas, options=how, stage=context.stage
-    )
+    """Where it is not to be thorough: held out by question and by split, at the persona's end and the prompt's."""
+    options, examples = context.options, context.examples()
+    every = context.model.graph.n_layers if options.quick else options.probe_every
+    draws = max(100, options.n_resamples // 4)
+    how = ProbeOptions(every=every, n_resamples=draws, batch_size=options.batch_size, seed=options.seed)
+    if not options.thorough:
+        there = shared_positions(examples)
+        positions = tuple(name for name in ("persona-end", "prompt-end") if name in there)
+        is_split = context.fitted_and_held_out == ("train", "test")
+        how = replace(how, hold_outs=("question", "split") if is_split else ("question",), positions=positions, folds=3, repeats=1)
+    study = study_probes(context.model, examples, personas=context.personas, options=how, stage=context.stage)
     write_probes(study, folder)
     probe_numbers(found, study)
 
@@ -115,15 +118,14 @@ def _probe(context: Context, folder: Path, found: Found) -> None:
 def _lens(context: Context, folder: Path, found: Found) -> None:
     options = context.options
     how = LensOptions((), options.batch_size, options.n_resamples, options.seed)
-    study = study_lens(context.model, context.examples(), options=how, progress=context.stage("reading layers"))
+    study = study_lens(context.model, context.examples(context.fitted_and_held_out[1]), options=how, progress=context.stage("reading layers"))
     write_lens(study, folder)
     lens_numbers(found, study)
 
 
 def _persistence(context: Context, folder: Path, found: Found) -> None:
-    task, metric, options = context.plain_task, METRICS["persona-divergence"], context.options
-    chosen = np.unique(np.linspace(0, len(task.pairs) - 1, min(options.max_pairs, len(task.pairs))).round().astype(int))
-    task = replace(task, pairs=tuple(task.pairs[place] for place in chosen))
+    metric, options = METRICS["persona-divergence"], context.options
+    task = some_of(context.plain_task, PASSES * options.max_pairs)
     context.stage("causal persistence")
     prepared = pairs_of(context.model, task, metric, batch_size=options.batch_size)
     batches = list(prepared())
