@@ -199,9 +199,9 @@ def discover(
     """Find the circuit of a task in a model and measure it on held-out pairs.
 
     ``scores`` are those of an earlier search of the same method on the same model and training pairs, to be
-    pruned anew; without them edges are scored here. ``null`` are pairs of paraphrases of one persona, of equal and of unequal length: what
-    the contrast and its alignment give where there is nothing to find. ``state`` is a file
-    in which ACDC keeps its state, to go on from it after being stopped.
+    pruned anew; without them edges are scored here. ``null`` are pairs of paraphrases of one persona, of
+    equal and of unequal length: what the contrast and its alignment give where there is nothing to find.
+    ``state`` is a file in which ACDC keeps its state, to go on from it after being stopped.
 
     Raises:
         OptionError, TaskError: before any long work.

@@ -60,7 +60,7 @@ DROPPED = (".html", ".safetensors", ".svg")
 
 @dataclass(frozen=True)
 class StageResult:
-    """What came of a stage; ``reused``: it was finished before, with the same inputs. Plain ``extras`` are for the report."""
+    """What came of a stage; ``reused``: it was finished before, with the same inputs. ``extras`` are for the report."""
 
     name: str
     numbers: Numbers
@@ -71,7 +71,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Study:
-    """All of it. ``outcomes`` are by plan, in their order; ``missing`` are stages that were neither run nor finished."""
+    """All of it: outcomes by plan, in their order; ``missing`` are stages that were neither run nor finished."""
 
     model: str
     fingerprint: str

@@ -26,7 +26,11 @@ MEASURES: Mapping[str, tuple[Callable[[PairMeasure], float], str, str]] = {
     "collapse": (lambda one: float(one.collapses), "share of pairs with one most likely answer", "share"),
     "agree": (lambda one: float(one.agrees), "share of pairs with |b| >= |D|/2", "share"),
     "reversed": (lambda one: float(one.divergence < 0), "share of pairs with D < 0", "share"),
-    "own": (lambda one: float(chooses_own(one)), "share of pairs in which each persona chooses its own answer", "share"),
+    "own": (
+        lambda one: float(chooses_own(one)),
+        "share of pairs in which each persona chooses its own answer",
+        "share",
+    ),
     "choice_information": (lambda one: one.jensen_shannon, "mean information of the persona about the choice", "nats"),
     "soft_collapse": (lambda one: one.soft_collapse, "mean of 1 - I/Imax", "share"),
     "mass": (lambda one: (one.mass_a + one.mass_b) / 2, "mean probability of all candidates", "share"),
@@ -92,7 +96,7 @@ def mean_of(estimates: Estimates, key: str, measures: Sequence[PairMeasure]) -> 
 
 
 def examples_of(measures: Sequence[PairMeasure]) -> list[dict[str, Any]]:
-    """Pairs to show: the largest D among those with two choices, and of those that collapse the largest and the least."""
+    """Pairs to show: that of the largest D among those with two choices, and the largest and least of the others."""
     apart = sorted((one for one in measures if not one.collapses), key=lambda one: -one.divergence)
     same = sorted((one for one in measures if one.collapses), key=lambda one: -one.divergence)
     chosen = [("apart", one) for one in apart[:1]] + [("collapse", one) for one in same[:1]]

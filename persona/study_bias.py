@@ -8,9 +8,9 @@ above the median over all rows, else ``low``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os.path import commonprefix
+from itertools import takewhile
 
 import numpy as np
 
@@ -25,7 +25,7 @@ __all__ = ["DerivedBias", "derived_bias", "with_bias"]
 
 @dataclass(frozen=True)
 class DerivedBias:
-    """``levels`` by the row's line; ``own`` rows had their own neutral prompt only; ``cut`` is the median |b0|, logits."""
+    """``levels`` by the row's line; ``own`` rows had no neutral prompt but their own; ``cut`` is the median |b0|."""
 
     levels: Mapping[int, str]
     cut: float
@@ -82,12 +82,18 @@ def with_bias(file: PairFile, bias: DerivedBias | None) -> PairFile:
 
 
 def _wording(pair: PromptPair) -> str:
-    """How the pair asks: the common end of its prompts and the neutral one, from the first whole sentence or line on."""
+    """How the pair asks: the common end of its prompts and the neutral one, from the first whole sentence on."""
     texts = (pair.clean, pair.corrupt, pair.neutral)
-    end = commonprefix([text[::-1] for text in texts])[::-1]
+    end = texts[0][len(texts[0]) - shared_end(texts) :]
     starts = [place + 2 for mark in (". ", "? ", "! ") if (place := end.find(mark)) >= 0]
     starts += [place + 1] if (place := end.find("\n")) >= 0 else []
     return end[min(starts) :] if starts and min(starts) < len(end) else end
+
+
+def shared_end(texts: Sequence[str]) -> int:
+    """How many characters the texts have in common at their end."""
+    same = (len(set(chars)) == 1 for chars in zip(*(reversed(text) for text in texts), strict=False))
+    return sum(1 for _ in takewhile(bool, same))
 
 
 def _under_nobody(item: Item) -> Item:

@@ -1,4 +1,4 @@
-"""Stage ``causes`` of a study: why pairs collapse or do not, how often causal tests agree, and how often verdicts are right."""
+"""Stage ``causes`` of a study: why pairs collapse or do not, how often causal tests agree, and verdicts are right."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Whether the numbers in a text are in the results: each must be a result rounded to the digits that are shown.
 
-Left out, since they are no results: code (fenced, indented behind a blank line, or between backticks), targets of links, addresses, dates,
-the numbering of headings and lists, numbers that are part of a name (``a10.h5``, ``GPT-2``, ``3B``, ``v1``), arXiv ids, and what
-``allowed`` names. A percentage is compared with a hundred times the results. A text's number without a
-sign may be a result's size ("fell by 0.3"); with one it must have that sign.
+Left out, since they are no results: code (fenced, indented behind a blank line, or between backticks), targets of
+links, addresses, dates, the numbering of headings and lists, numbers that are part of a name (``a10.h5``, ``GPT-2``,
+``3B``, ``v1``), arXiv ids, and what ``allowed`` names. A percentage is compared with a hundred times the results. A
+text's number without a sign may be a result's size ("fell by 0.3"); with one it must have that sign.
 
 A number with few digits is found easily: among a thousand results most two-digit shares occur somewhere. The
 check finds what was mistyped, rounded wrongly or left from an earlier run; it does not say that a number stands beside
@@ -61,9 +61,7 @@ class Unfound:
         return f"line {self.line}: {self.number} is in no result: {self.text.strip()[:120]}"
 
 
-def unfound_numbers(
-    markdown: str, results: Iterable[str | Path], *, allowed: Iterable[str] = ALLOWED
-) -> list[Unfound]:
+def unfound_numbers(markdown: str, results: Iterable[str | Path], *, allowed: Iterable[str] = ALLOWED) -> list[Unfound]:
     """Every number of a Markdown text that is in none of the result files, in the text's order.
 
     Parameters
@@ -105,7 +103,9 @@ def result_values(results: Iterable[str | Path]) -> Float[np.ndarray, " value"]:
         try:
             found |= set(_of_json(json.loads(text)))
         except json.JSONDecodeError as error:
-            raise FileError(f"result file {path} is neither .csv nor JSON ({error.msg}, line {error.lineno})") from error
+            raise FileError(
+                f"result file {path} is neither .csv nor JSON ({error.msg}, line {error.lineno})"
+            ) from error
     return np.array(sorted(value for value in found if np.isfinite(value)))
 
 
@@ -124,8 +124,8 @@ def _blank(found: re.Match[str]) -> str:
 def _numbers(text: str) -> Iterator[tuple[int, re.Match[str]]]:
     """Every number that is no part of a name, with its line."""
     for found in NUMBER.finditer(text):
-        before, after = text[max(0, found.start() - 2) : found.start()], text[found.end() : found.end() + 1]
-        in_word = re.search(r"[^\W\d]$|_$|\d$|\d[.,]$|[^\W\d][-.]$", before) or re.match(r"[^\W\d]|_", after)
+        before, after = text[max(0, found.start() - 2) : found.start()], text[found.end() : found.end() + 2]
+        in_word = re.search(r"[^\W\d_]$|\w_$|\d$|\d[.,]$|[^\W\d][-.]$", before) or re.match(r"[^\W\d_]|_\w", after)
         signed_word = found["sign"] in ("-", "−") and re.search(r"\w$", before)
         if not in_word and not signed_word:
             yield text.count("\n", 0, found.start()) + 1, found

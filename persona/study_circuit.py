@@ -1,10 +1,10 @@
 """Stage ``circuit`` of a study: which edges carry the persona, which the prior, and what that circuit has to stand.
 
-    .               EAP-IG, threshold, found on train and measured on test; the tests of ``evaluate`` in its file
-    smallest/       the smallest circuit by |score| that reaches the target on train
-    acdc/           ACDC on what the threshold leaves
-    prior/          the circuit of the generic prior, and how it compares with that of the persona
-    specificity/    circuits of two domains, of persona and prior, each ablated on every one's pairs
+.               EAP-IG, threshold, found on train and measured on test; the tests of ``evaluate`` in its file
+smallest/       the smallest circuit by |score| that reaches the target on train
+acdc/           ACDC on what the threshold leaves
+prior/          the circuit of the generic prior, and how it compares with that of the persona
+specificity/    circuits of two domains, of persona and prior, each ablated on every one's pairs
 """
 
 from __future__ import annotations
@@ -222,8 +222,9 @@ def _transfers(context: Context, circuit: Circuit, task: Task) -> dict[str, tupl
     how = {"n_outside": context.options.n_random, "seed": context.options.seed}
     every = transfer_within(context.model, circuit, pairs, names, METRICS[METRIC], **how)
     return {
-        axis: tuple(replace(one, name=one.name.removeprefix(f"{axis}=")) for one in every
-                    if one.name.startswith(f"{axis}="))  # fmt: skip
+        axis: tuple(
+            replace(one, name=one.name.removeprefix(f"{axis}=")) for one in every if one.name.startswith(f"{axis}=")
+        )
         for axis in axes
     }
 
@@ -282,9 +283,7 @@ def _prior(context: Context, found: Found, main: Discovery, folder: Path) -> Dis
     return other
 
 
-def _specificity(
-    context: Context, found: Found, main: Discovery, prior: Discovery | None, folder: Path
-) -> None:
+def _specificity(context: Context, found: Found, main: Discovery, prior: Discovery | None, folder: Path) -> None:
     model, task, metric = context.model, context.main_task, METRICS[METRIC]
     circuits: dict[str, tuple[Circuit, Task]] = {}
     for domain in _domains(context, task):

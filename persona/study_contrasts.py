@@ -129,9 +129,7 @@ def permuted(
     return (1 + at_least) / (1 + n_resamples), what
 
 
-def _exchangeable(
-    codes: NDArray[np.int64], items: Sequence[Item]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
+def _exchangeable(codes: NDArray[np.int64], items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
     """The cluster of every pair, the group of every cluster within which labels are shuffled, and its name."""
     for what, names in (
         ("persona pairs", [item.persona_pair for item in items]),
@@ -257,8 +255,6 @@ def _variant(
         if key == "divergence":
             text = f"mean D of {name} / mean D of {IDENTITY}"
             found.add(f"{place}.divergence_ratio", what=text, source=VARIANTS, **estimates.ratio(here, there))
-
-
 
 
 def _figure(found: Found, folder: Path) -> None:

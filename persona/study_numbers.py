@@ -68,7 +68,7 @@ class Found:
         self.notes: list[str] = []
         self.extras: dict[str, Any] = {}
 
-    def add(self, name: str, value: float | bool | None, what: str, **about: Any) -> None:
+    def add(self, name: str, value: float | int | bool | None, what: str, **about: Any) -> None:
         """Enter a number; ``estimate`` among ``about`` is anything with ``low`` and ``high``, or None."""
         bounds = about.pop("estimate", None)
         if bounds is not None:
@@ -76,6 +76,7 @@ class Found:
         if value is None or not np.isfinite(value):
             return
         known = {key: one for key, one in about.items() if one is not None and one == one}
+        known |= {key: float(known[key]) for key in ("low", "high", "p") if key in known}
         assert name not in self.numbers, f"two numbers are called {name}"
         self.numbers[name] = Number(float(value), what, **known)
 
@@ -209,9 +210,7 @@ def slug(text: object) -> str:
 def number_rows(numbers: Mapping[str, Number]) -> list[dict[str, Any]]:
     """A row per number for CSV, all columns in every row."""
     columns = ("value", "low", "high", "n", "p", "p_holm", "unit", "what", "source")
-    return [
-        {"name": name, **{key: number.as_dict().get(key) for key in columns}} for name, number in numbers.items()
-    ]
+    return [{"name": name, **{key: number.as_dict().get(key) for key in columns}} for name, number in numbers.items()]
 
 
 def _weighted_medians(weights: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,8 +11,8 @@ A plan is a JSON list:
     interval within          the interval lies in [low, high]; all of it outside: what ``else`` says; across: undecided
     p below                  p, corrected where there is a correction, is below the value: supported, else undecided
 
-Of several conditions one that is refuted refutes, else one that is undecided leaves it open. Where a number is absent, or has
-no interval or p that is asked for, and no other condition refutes, the prediction is not tested.
+Of several conditions one that is refuted refutes. Else, where a number is absent, or has no interval or p that is
+asked for, the prediction is not tested; else one condition that is undecided leaves it open.
 """
 
 from __future__ import annotations
@@ -188,7 +188,8 @@ def _prediction(row: Mapping[str, Any]) -> Prediction:
 
 def _condition(row: Mapping[str, Any]) -> Condition:
     value = row["value"]
-    return Condition(row["number"], row["is"], tuple(value) if isinstance(value, list) else (value,))
+    ends = value if isinstance(value, list) else [value]
+    return Condition(row["number"], row["is"], tuple(float(end) for end in ends))
 
 
 def _outcome(one: Prediction, numbers: Mapping[str, Number]) -> Outcome:

@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 __all__ = ["report", "shown"]
 
 GOAL = (
-    "A persona collapses on a question where the model's most likely answer is the same under two personas that should "
-    "answer apart. The persona divergence D, in logits, is what the persona does to the two declared answers; the prior b "
-    "is what both personas share. This study asks where personas collapse, why, and which part of the model is involved."
+    "A persona collapses on a question where the model's most likely answer is the same under two personas that "
+    "should answer apart. The persona divergence D, in logits, is what the persona does to the two declared answers; "
+    "the prior b is what both personas share. This study asks where personas collapse, why, and which part of the "
+    "model is involved."
 )
 METHODS = {
-    "behaviour": ("collapse", "every pair asked under both personas; D, b, choices among all candidates, controls beside"),
+    "behaviour": ("collapse", "every pair under both personas: D, b, choices among all candidates, controls beside"),
     "contrasts": ("collapse, explain", "levels of the pairs' axes against each other, and variants of one pair"),
-    "causes": ("explain", "a verdict per pair by thresholds fixed beforehand, and the causal test that goes with it"),
+    "causes": ("explain", "a verdict per pair by thresholds fixed beforehand, and its causal test"),
     "where": ("probe, lens", "probes, the logit lens and causal persistence, by layer and position"),
     "circuit": ("discover, evaluate, compare, specificity", "circuits for D and for the prior, and their tests"),
-    "steering": ("steer", "the personas' mean difference and the readout added to the stream, random directions beside"),
+    "steering": ("steer", "the personas' mean difference and the readout added to the stream, random ones beside"),
     "patch": ("", "not part of this version"),
     "neurons": ("", "not part of this version"),
-}  # fmt: skip
+}
 
 
 def report(study: Study, context: Context, out: Path) -> str:
@@ -52,7 +53,7 @@ def report(study: Study, context: Context, out: Path) -> str:
         "## Analysis",
         *_analysis(study, numbers),
         "## Next Steps",
-        "TO WRITE: how persona control might be improved on this model, and what to run on a larger one. The same study:",
+        "TO WRITE: how persona control might be improved here, and what to run on a larger model. The same study:",
         "    persona-circuits study --model MODEL --pairs PAIRS --controls CONTROLS --out DIR --device cuda",
         "## Main Takeaways",
         "TO WRITE: three to five sentences, each with its number and its interval.",
@@ -109,7 +110,7 @@ def _example(place: int, example: Mapping[str, Any], verdict: Sequence[str] | No
     kind = "the personas part" if example["kind"] == "apart" else "the personas collapse"
     yield (
         f"### Example {place}: {kind} (`{example['id']}`)\n\nDeclared: {_quoted(example['answers'])} under A, "
-        f"{_quoted(example['wrong_answers'])} under B; D {example['divergence']:+.2f}, b {example['prior']:+.2f} logits."
+        f"{_quoted(example['wrong_answers'])} under B. D {example['divergence']:+.2f}, b {example['prior']:+.2f}."
         + (f" Verdict: {verdict[0]} ({verdict[1]})." if verdict else "")
     )
     for letter, side in zip("AB", example["sides"], strict=True):
@@ -125,8 +126,8 @@ def _method(study: Study) -> Iterator[str]:
     options = study.options
     yield (
         f"Intervals are 95 % ({options.n_resamples:,} draws), over personas and questions where pairs share them; seed "
-        f"{options.seed}. Circuits: EAP-IG with {options.steps} points, threshold {options.threshold:g} of |D|, searched on "
-        "train and measured on test. `docs/study.md` says what every number is."
+        f"{options.seed}. Circuits: EAP-IG with {options.steps} points, threshold {options.threshold:g} of |D|, searched "
+        "on train and measured on test. `docs/study.md` says what every number is."
         + (" **A quick run: few draws, few random circuits.**" if options.quick else "")
     )
     notes = [f"- {stage.name}: {note}" for stage in study.stages for note in stage.notes]
@@ -217,8 +218,11 @@ def _circuit(numbers: Numbers, extras: Mapping[str, Any], out: Path) -> Iterator
 
 def _analysis(study: Study, numbers: Numbers) -> Iterator[str]:
     yield "### Why pairs collapse"
-    subjects = [name.removeprefix("causes.").removesuffix(".n") for name in numbers
-                if name.startswith("causes.") and name.endswith(".n") and not name.startswith("causes.truth")]  # fmt: skip
+    subjects = [
+        name.removeprefix("causes.").removesuffix(".n")
+        for name in numbers
+        if name.startswith("causes.") and name.endswith(".n") and name != "causes.truth.n"
+    ]
     columns = ("n", *(slug(verdict) for verdict in VERDICTS))
     yield _grid(numbers, "causes", subjects, columns, interval=False)
     yield _list(numbers, "causes.test.", "causes.truth.", *(f"causes.all.{key}" for key in (

@@ -1,4 +1,4 @@
-"""Stage ``steering`` of a study: the personas' mean difference and the readout added to the stream, against random ones."""
+"""Stage ``steering`` of a study: the mean difference of personas and the readout, added, against random ones."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def steering_numbers(found: Found, name: str, study: SteeringStudy, layer: int) 
 def gain_test_numbers(
     found: Found, study: SteeringStudy, items: Sequence[Item], *, n_resamples: int = 2000, seed: int = 0
 ) -> None:
-    """Whether pairs part where their gain is above g* and only there, over all pairs with D > 0, layers and strengths."""
+    """Whether pairs part where their gain is above g* and only there: pairs with D > 0, all layers and strengths."""
     divergence, prior = study.plain[0] - study.plain[1], study.plain.mean(0)
     asked = divergence > 0
     if not asked.any():
@@ -85,7 +85,9 @@ def gain_test_numbers(
     swept = np.concatenate([margins[:, :, asked] for margins in study.margins.values()])
     parted = (swept[:, 0] > 0) & (swept[:, 1] < 0)
     above = (swept[:, 0] - swept[:, 1]) > 2 * np.abs(prior[asked])
-    estimates = Estimates([item for item, one in zip(items, asked, strict=True) if one], n_resamples=n_resamples, seed=seed)
+    estimates = Estimates(
+        [item for item, one in zip(items, asked, strict=True) if one], n_resamples=n_resamples, seed=seed
+    )
     counted = {
         "above": (parted & above, above, "share that part where the gain is above g*"),
         "below": (parted & ~above, ~above, "share that part where the gain is below g*"),

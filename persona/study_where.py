@@ -109,7 +109,9 @@ def _probe(context: Context, folder: Path, found: Found) -> None:
         there = shared_positions(examples)
         positions = tuple(name for name in ("persona-end", "prompt-end") if name in there)
         is_split = context.fitted_and_held_out == ("train", "test")
-        how = replace(how, hold_outs=("question", "split") if is_split else ("question",), positions=positions, folds=3, repeats=1)
+        how = replace(
+            how, hold_outs=("question", "split") if is_split else ("question",), positions=positions, folds=3, repeats=1
+        )
     study = study_probes(context.model, examples, personas=context.personas, options=how, stage=context.stage)
     write_probes(study, folder)
     probe_numbers(found, study)
@@ -118,7 +120,12 @@ def _probe(context: Context, folder: Path, found: Found) -> None:
 def _lens(context: Context, folder: Path, found: Found) -> None:
     options = context.options
     how = LensOptions((), options.batch_size, options.n_resamples, options.seed)
-    study = study_lens(context.model, context.examples(context.fitted_and_held_out[1]), options=how, progress=context.stage("reading layers"))
+    study = study_lens(
+        context.model,
+        context.examples(context.fitted_and_held_out[1]),
+        options=how,
+        progress=context.stage("reading layers"),
+    )
     write_lens(study, folder)
     lens_numbers(found, study)
 
