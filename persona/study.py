@@ -28,6 +28,7 @@ from persona.study_circuit import run_circuit
 from persona.study_context import Context, Stage, StudyFile, StudyFiles, StudyOptions
 from persona.study_contrasts import run_contrasts
 from persona.study_numbers import Found, Number, Numbers, number_rows
+from persona.study_patch import run_patch
 from persona.study_predictions import Outcome, Plan, outcome_records, outcomes
 from persona.study_report import report
 from persona.study_steering import run_steering
@@ -53,6 +54,7 @@ STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
     "where": run_where,
     "circuit": run_circuit,
     "steering": run_steering,
+    "patch": run_patch,
 }
 DROPPED = (".html", ".safetensors", ".svg")
 """What a compact study does not keep."""

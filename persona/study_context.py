@@ -24,9 +24,11 @@ from persona.items import Item
 from persona.sources import Persona, read_personas
 from persona.study_bias import DerivedBias, derived_bias, with_bias
 
-__all__ = ["AXES", "Context", "StudyFile", "StudyFiles", "StudyOptions", "axes_of", "some_of"]
+__all__ = ["AXES", "PASSES", "Context", "StudyFile", "StudyFiles", "StudyOptions", "axes_of", "some_of"]
 
 AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
+PASSES = 4
+"""So many times ``max_pairs`` where passes are plain: persistence, steering, patched heads."""
 Progress = Callable[[int, int], None]
 Stage = Callable[[str], Progress]
 

@@ -29,7 +29,7 @@ METHODS = {
     "where": ("probe, lens", "probes, the logit lens and causal persistence, by layer and position"),
     "circuit": ("discover, evaluate, compare, specificity", "circuits for D and for the prior, and their tests"),
     "steering": ("steer", "the personas' mean difference and the readout added to the stream, random ones beside"),
-    "patch": ("", "not part of this version"),
+    "patch": ("patch", "heads patched from one persona's run into the other's, the first movers ablated"),
     "neurons": ("", "not part of this version"),
 }
 
@@ -125,8 +125,8 @@ def _method(study: Study) -> Iterator[str]:
     yield _table(("stage", "commands", "what"), rows)
     options = study.options
     yield (
-        f"Intervals are 95 % ({options.n_resamples:,} draws), over personas and questions where pairs share them; seed "
-        f"{options.seed}. Circuits: EAP-IG with {options.steps} points, threshold {options.threshold:g} of |D|, searched "
+        f"Intervals are 95 % ({options.n_resamples:,} draws), over personas and questions that pairs share; seed "
+        f"{options.seed}. Circuits: EAP-IG with {options.steps} points, threshold {options.threshold:g} of |D|, found "
         "on train and measured on test. `docs/study.md` says what every number is."
         + (" **A quick run: few draws, few random circuits.**" if options.quick else "")
     )
@@ -165,6 +165,9 @@ def _results(numbers: Numbers, extras: Mapping[str, Mapping[str, Any]], out: Pat
                 ("layer", "strength", "kl", "gain", "parted", "flipped", "ablated"))  # fmt: skip
     yield _list(numbers, "steering.gain_test.", "steering.unsteered.")
     yield _figures(out, "steering/mean")
+    yield "### Persona movers"
+    yield _list(numbers, "patch.movers", "patch.mover.", "patch.ablated.")
+    yield _figures(out, "patch")
 
 
 def _where(numbers: Numbers, out: Path) -> Iterator[str]:

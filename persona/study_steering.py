@@ -14,12 +14,11 @@ from persona.items import Item
 from persona.steering import Bound, Outcome, SteeringStudy, SteerOptions, some_pairs, study_steering
 from persona.steering_files import write_steering
 from persona.streams import chosen_layer
-from persona.study_context import Context
+from persona.study_context import PASSES, Context
 from persona.study_numbers import Estimates, Found
 
 __all__ = ["gain_test_numbers", "run_steering", "steering_numbers"]
 
-PASSES = 4  # plain passes are so much cheaper than patched ones: steering takes more pairs
 DEPTHS = (0.25, 0.5, 0.75, 0.9)
 
 

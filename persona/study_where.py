@@ -18,7 +18,7 @@ from persona.lens_files import write_lens
 from persona.plots import heat_map, write_figures
 from persona.probe import ProbeOptions, ProbeStudy, study_probes
 from persona.probe_files import write_probes
-from persona.study_context import Context, some_of
+from persona.study_context import PASSES, Context, some_of
 from persona.study_numbers import Found, slug
 from persona.tables import write_csv
 
@@ -26,7 +26,6 @@ __all__ = ["lens_numbers", "persistence_numbers", "probe_numbers", "run_where"]
 
 PARTS = ("before", "contrast", "after", "last")
 HALF = 0.5
-PASSES = 4  # plain passes are so much cheaper than patched ones: persistence takes more pairs
 
 
 def run_where(context: Context, folder: Path) -> Found:

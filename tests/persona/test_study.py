@@ -368,7 +368,7 @@ def test_the_command_prints_what_it_did(files, tmp_path):
     call = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "out")])
     assert call.exit_code == 0, call.output
     assert "behaviour" in call.stdout
-    assert "not run     contrasts, causes, where, circuit, steering" in call.stdout
+    assert "not run     contrasts, causes, where, circuit, steering, patch" in call.stdout
     call = CliRunner().invoke(app, ["study", "--model", str(TINY), "--out", str(tmp_path / "no")])
     assert call.exit_code == 2
     assert "--model needs --pairs" in call.stderr
