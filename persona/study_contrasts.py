@@ -5,7 +5,9 @@ least as large. What is shuffled are the levels of whole clusters, the finest in
 
     persona pairs   where all pairs of two personas have one level (a strong contrast is one of the personas)
     questions       where all pairs of a question have (a bias is the question's)
-    pairs           otherwise, among the pairs of one question where levels differ there, else among all
+    pairs           otherwise, among the pairs of one question, where at least half of the pairs have a question
+                    that has several levels
+    groups          else: the pairs of one question and level, together
 
 Of three or more levels the standard deviation of their means is tested in the same way. Variants are compared
 with ``identity`` pair by pair, p by random signs of all pairs of two personas together. Holm's
@@ -42,6 +44,7 @@ COMPARED = ("divergence", "collapse", "agree", "prior_abs")
 SPREAD = ("divergence", "collapse", "prior_abs")
 ORDERS = (("strong", "mild"), ("high", "low"), ("late", "early"))
 IDENTITY = "identity"
+MIXED = 0.5
 GAIN = ("required_gain", "median required gain")
 PAIRED: Mapping[str, tuple[Callable[[Explained], float | None], str, str]] = {
     "divergence": (lambda one: one.measure.divergence, "mean D", "logits"),
@@ -139,9 +142,11 @@ def _exchangeable(codes: NDArray[np.int64], items: Sequence[Item]) -> tuple[NDAr
         if n < len(items) and all(len(set(codes[clusters == one])) == 1 for one in range(n)):
             return clusters, np.zeros(n, dtype=np.int64), what
     asked, n = cluster_codes([item.question for item in items])
-    mixed = any(len(set(codes[asked == one])) > 1 for one in range(n))
-    alone = np.arange(len(items))
-    return (alone, asked, "pairs of a question") if mixed else (alone, np.zeros(len(items), dtype=np.int64), "pairs")
+    is_mixed = np.array([len(set(codes[asked == one])) > 1 for one in range(n)])[asked]
+    if is_mixed.mean() >= MIXED:
+        return np.arange(len(items)), asked, "pairs of a question"
+    groups, n = cluster_codes([f"{question} {code}" for question, code in zip(asked, codes, strict=True)])
+    return groups, np.zeros(n, dtype=np.int64), "pairs" if n == len(items) else "groups of a question and level"
 
 
 def _comparisons(axis: str, values: Sequence[str]) -> list[tuple[str, str]]:

@@ -36,7 +36,7 @@ def rows(**more):
     for (i, (a, b)), (question, (first, second, third)), late in itertools.product(
         enumerate(PEOPLE), ASKED.items(), (False, True)
     ):
-        question_text = f"the best {question} is"
+        question_text = f"the best {question} is" if late else f"the {question} is"
         clean, corrupt = (
             f"she is a very{who} cook. {question_text}" if late else f"you are a{who} cook. now {question_text}"
             for who in (a, b)
@@ -306,7 +306,7 @@ def test_a_stage_that_cannot_run_says_why(model, tmp_path):
 
 
 def test_bias_is_derived_from_other_wordings(model, tmp_path):
-    neutral = {"early": "you are a cook. now the best drink is", "late": "she is a cook. the best drink is"}
+    neutral = {"early": "you are a cook. now the drink is", "late": "she is a cook. the best drink is"}
     content = [row | {"neutral": neutral[row["placement"]]} for row in rows() if row["question"] == "drink"]
     for row in content:
         del row["bias"]

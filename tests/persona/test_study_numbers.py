@@ -159,6 +159,17 @@ def test_permutations_within_questions_leave_questions_out_of_it():
     assert p > 0.5
 
 
+def test_few_mixed_questions_are_taken_in_groups():
+    """A level that is nearly the question's: shuffled within questions hardly anything would move."""
+    names = [(f"p{i}", f"q{i}", f"question {i // 4}") for i in range(40)]
+    codes = np.repeat([1, 0], 20)
+    codes[:2] = 0  # one question of ten has both
+    values = 2.0 * codes + RNG.normal(size=40)
+    p, what = permuted(gap(values), codes, items(names), n_resamples=999)
+    assert what == "groups of a question and level"
+    assert p <= 0.02
+
+
 def test_where_there_is_no_difference_p_is_uniform():
     names = [(f"p{i}", f"q{i}", f"question {i}") for i in range(20)]
     codes = np.arange(20) % 2
