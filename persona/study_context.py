@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from persona.examples import ExampleFile, load_examples
 from persona.explain import PairFile, load_pair_file
 from persona.items import Item
 from persona.sources import Persona, read_personas
+from persona.steering import some_pairs
 from persona.study_bias import DerivedBias, derived_bias, with_bias
 
 __all__ = ["AXES", "PASSES", "Context", "StudyFile", "StudyFiles", "StudyOptions", "axes_of", "some_of"]
@@ -29,6 +31,7 @@ __all__ = ["AXES", "PASSES", "Context", "StudyFile", "StudyFiles", "StudyOptions
 AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
 PASSES = 4
 """So many times ``max_pairs`` where passes are plain: persistence, steering, patched heads."""
+QUICK_PAIRS = 12
 Progress = Callable[[int, int], None]
 Stage = Callable[[str], Progress]
 
@@ -135,6 +138,8 @@ class Context:
         self.task = load_task(files.pairs.path, label=files.pairs.label)
         self.prior = None if files.prior is None else load_task(files.prior.path, label=files.prior.label)
         self.personas: tuple[Persona, ...] = () if files.personas is None else read_personas(files.personas.path)
+        if options.quick:
+            self._take_few()
 
     def digest(self, stage: str) -> str:
         """What a finished stage depends on, as one SHA-256: model, files and options."""
@@ -211,7 +216,21 @@ class Context:
             TaskError: they do not fit it.
         """
         file = self.files.pairs
-        return load_examples(file.path, self.model, label=file.label, split=split, personas=self.personas)
+        found = load_examples(file.path, self.model, label=file.label, split=split, personas=self.personas)
+        return some_pairs(found, 2 * QUICK_PAIRS) if self.options.quick else found
+
+    def _take_few(self) -> None:
+        """A few pairs of every split, controls of every kind, and bases with all their variants."""
+        self.pairs = _few(self.pairs, lambda item, _: item.pair.split or item.control, QUICK_PAIRS)
+        lines = {item.pair.line for item in self.pairs.items.items}
+        self.task = replace(self.task, pairs=tuple(pair for pair in self.task.pairs if pair.line in lines))
+        if self.controls is not None:
+            self.controls = _few(self.controls, lambda item, _: item.control, QUICK_PAIRS // 2)
+        if self.variants is not None:
+            self.variants = _few(self.variants, lambda _, keys: keys.get("variant"), QUICK_PAIRS // 2)
+        if self.prior is not None:
+            parts = [some_of(self.prior.of_split(name), QUICK_PAIRS // 2) for name in self.prior.splits or ("all",)]
+            self.prior = replace(self.prior, pairs=tuple(pair for part in parts for pair in part.pairs))
 
     def _control_items(self) -> Sequence[Item]:
         file = self.controls
@@ -225,6 +244,19 @@ def some_of(task: Task, n: int) -> Task:
     """At most ``n`` of a task's pairs, evenly taken."""
     places = np.unique(np.linspace(0, len(task.pairs) - 1, min(n, len(task.pairs))).round().astype(int))
     return replace(task, pairs=tuple(task.pairs[place] for place in places))
+
+
+def _few(file: PairFile, kind: Callable[[Item, Mapping[str, Any]], object], n: int) -> PairFile:
+    """The first ``n`` rows of every kind, in the file's order."""
+    seen: dict[object, int] = {}
+    kept = []
+    for item, keys in zip(file.items.items, file.keys, strict=True):
+        name = kind(item, keys)
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] <= n:
+            kept.append((item, keys))
+    items = replace(file.items, items=tuple(item for item, _ in kept))
+    return PairFile(items, tuple(keys for _, keys in kept))
 
 
 def axes_of(items: Sequence[Item]) -> dict[str, list[str]]:
