@@ -1736,7 +1736,7 @@ def study(
         bool, typer.Option("--thorough", help="All pairs, and the tests as evaluate makes them: hours on a CPU.")
     ] = False,
     compact: Annotated[
-        bool, typer.Option("--compact", help="Keep no HTML pages, arrays or SVG: what can be committed.")
+        bool, typer.Option("--compact", help="Keep tables, circuits and a few pictures: what can be committed.")
     ] = False,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
         "runs/study"

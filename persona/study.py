@@ -56,8 +56,15 @@ STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
     "steering": run_steering,
     "patch": run_patch,
 }
-DROPPED = (".html", ".safetensors", ".svg")
-"""What a compact study does not keep."""
+RECORDS = ("stage", "circuit", "real_circuits_1", "summary", "comparison", "specificity")
+PICTURES = (
+    *("divergence-by-prior", "levels-divergence", "levels-collapse", "verdicts", "signal", "persistence"),
+    *("lens-divergence", "probe-identity", "probe-preference", "graph", "difference", "specificity"),
+    *("gain", "flips", "movers"),
+)
+"""What a compact study keeps besides tables: records of circuits, and the pictures that say most."""
+SEARCHES = ("acdc", "smallest", "specificity")
+"""Of these folders of the stage ``circuit`` it keeps no picture of a graph."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ def _run(name: str, context: Context, folder: Path) -> StageResult:
         finally:
             context.stage = outer
         if context.options.compact:
-            for path in [path for path in place.rglob("*") if path.suffix in DROPPED]:
+            for path in [path for path in place.rglob("*") if path.is_file() and not _is_kept(path)]:
                 path.unlink()
         numbers = {key: number.as_dict() for key, number in found.numbers.items()}
         record = {"stage": name, "inputs": context.digest(name), "notes": found.notes}
@@ -177,6 +184,13 @@ def _run(name: str, context: Context, folder: Path) -> StageResult:
     finished = _finished(folder, name, context.digest(name))
     assert finished is not None, "a stage that was just written is finished"
     return StageResult(name, finished.numbers, finished.notes, finished.extras, reused=False)
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a compact study keeps this file."""
+    if path.suffix == ".png":
+        return path.stem in PICTURES and not (path.stem == "graph" and {*SEARCHES} & {*path.parts})
+    return path.suffix == ".csv" or (path.suffix == ".json" and path.stem in RECORDS)
 
 
 def _finished(folder: Path, name: str, digest: str) -> StageResult | None:

@@ -83,8 +83,8 @@ class StudyOptions:
     ``n_random`` random circuits stand beside a faithfulness; where many circuits are tried (hypothesis tests,
     completeness, the smallest circuit, ACDC) it is on ``max_pairs`` pairs at most, evenly taken, and so are causal
     persistence and steering. ``probe_every``: probes behind every so many blocks. ``quick`` asks for the least of
-    everything, ``thorough`` for the tests of ``evaluate`` as they are by default. ``compact`` keeps no pages, no arrays
-    and no pictures but PNG.
+    everything, ``thorough`` for the tests of ``evaluate`` as they are by default. ``compact`` keeps tables,
+    circuits and a few pictures.
     """
 
     n_resamples: int = 2000

@@ -123,19 +123,24 @@ def test_every_stage_gives_numbers_and_files(done):
     record = json.loads((out / "numbers.json").read_text())
     assert list(record["numbers"]) == list(study.numbers)
     assert len((out / "numbers.csv").read_text().splitlines()) == 1 + len(study.numbers)
-    for name in ("behaviour/collapse.json", "contrasts/variants/explain.json", "causes/explain.json"):
+    for name in ("behaviour/groups.csv", "contrasts/variants/pairs.csv", "causes/pairs.csv", "where/probe/probes.csv"):
         assert (out / name).is_file()
-    for name in ("where/probe/probe.json", "where/lens/lens.json", "where/persistence/persistence.csv"):
+    for name in ("where/lens/curves.csv", "where/persistence/persistence.csv", "steering/readout/outcomes.csv"):
         assert (out / name).is_file()
     for name in ("circuit.json", "real_circuits_1.json", "graph.png", "prior/comparison.json", "acdc/circuit.json"):
         assert (out / "circuit" / name).is_file()
-    assert (out / "steering/readout/steer.json").is_file()
+    assert (out / "patch/movers.csv").is_file()
 
 
-def test_a_compact_study_keeps_no_pages_and_no_arrays(done):
+def test_a_compact_study_keeps_tables_circuits_and_a_few_pictures(done, model, files, tmp_path):
     out, _ = done
-    assert not [path for path in out.rglob("*") if path.suffix in (".html", ".safetensors", ".svg")]
-    assert list(out.rglob("*.png"))
+    study = run_study(model, files, tmp_path, options=StudyOptions(**OPTIONS), only=["causes"])
+    assert {path.name for path in (tmp_path / "causes").iterdir()} > {"explain.json", "explain.html", "pairs.csv"}
+    assert {path.suffix for path in out.rglob("*") if path.is_file()} == {".json", ".csv", ".png", ".md"}
+    assert (out / "causes/pairs.csv").read_bytes() == (tmp_path / "causes/pairs.csv").read_bytes()
+    assert not (out / "causes/explain.json").exists()
+    assert not (out / "circuit/acdc/graph.png").exists()
+    assert study.stages[0].numbers == done[1].stages[2].numbers
 
 
 def test_every_name_is_in_the_documentation(done):
@@ -167,27 +172,23 @@ def _part(part):
     return re.sub(r"\b[A-Z]\d?(?=_)|(?<=_)[A-Z]\d?(?![a-z])", r"[\\w+]+", re.escape(part).replace(r"\_", "_"))
 
 
-def test_sources_are_files_of_the_study(done):
-    out, study = done
-    assert all((out / number.source).is_file() for number in study.numbers.values() if number.source)
+@pytest.fixture(scope="module")
+def whole(model, files, tmp_path_factory):
+    """Three stages with all of their files."""
+    out = tmp_path_factory.mktemp("whole")
+    stages = ["behaviour", "causes", "steering"]
+    return out, run_study(model, files, out, options=StudyOptions(**OPTIONS), only=stages).numbers
 
 
-def test_numbers_are_those_of_the_stages_own_files(done):
-    out, study = done
-    numbers = study.numbers
+def test_numbers_are_those_of_the_stages_own_files(whole):
+    out, numbers = whole
+    assert all((out / number.source).is_file() for number in numbers.values() if number.source)
     collapse = json.loads((out / "behaviour/collapse.json").read_text())
-    whole = collapse["groups"][0]["summary"]
-    assert numbers["behaviour.all.n"].value == whole["n"] == 12  # the held-out pairs
-    assert numbers["behaviour.all.divergence"].value == pytest.approx(whole["divergence"]["value"], abs=1e-5)
-    assert numbers["behaviour.all.divergence"].p == pytest.approx(whole["p_zero"], abs=1e-5)
+    summary = collapse["groups"][0]["summary"]
+    assert numbers["behaviour.all.n"].value == summary["n"] == 12  # the held-out pairs
+    assert numbers["behaviour.all.divergence"].value == pytest.approx(summary["divergence"]["value"], abs=1e-5)
+    assert numbers["behaviour.all.divergence"].p == pytest.approx(summary["p_zero"], abs=1e-5)
     assert numbers["behaviour.sigma_0"].value == pytest.approx(collapse["sigma_0"], abs=1e-5)
-    circuit = json.loads((out / "circuit/circuit.json").read_text())
-    assert numbers["circuit.edges"].value == circuit["counts"]["edges"]
-    held_out = circuit["faithfulness"][-1]
-    assert numbers["circuit.f.test"].value == pytest.approx(held_out["circuit"]["ratio_of_means"], abs=1e-5)
-    assert circuit["evaluations"][0]["transfer"].keys() >= {"contrast", "bias", "placement", "domain"}
-    passed = [one["decision"] for one in circuit["evaluations"][0]["tests"]["outcomes"]].count("passed")
-    assert numbers["circuit.test.passed"].value == passed
     explained = json.loads((out / "causes/explain.json").read_text())
     shares = [numbers[f"causes.all.{name}"].value for name in (
         "no_collapse", "prior_dominance", "cancellation", "weak_or_transient", "bottleneck", "not_a_preference",
@@ -198,6 +199,18 @@ def test_numbers_are_those_of_the_stages_own_files(done):
     layer = numbers["steering.mean.layer"].value
     (bound,) = [one for one in steered["bounds"] if one["layers"] == [layer]]
     assert numbers["steering.mean.gain"].value == pytest.approx(bound["outcome"]["gain"], abs=1e-5)
+
+
+def test_numbers_of_the_circuit_are_in_its_file(done):
+    out, study = done
+    numbers, circuit = study.numbers, json.loads((out / "circuit/circuit.json").read_text())
+    assert numbers["circuit.edges"].value == circuit["counts"]["edges"]
+    held_out = circuit["faithfulness"][-1]
+    assert numbers["circuit.f.test"].value == pytest.approx(held_out["circuit"]["ratio_of_means"], abs=1e-5)
+    (evaluation,) = circuit["evaluations"]
+    assert evaluation["transfer"].keys() >= {"contrast", "bias", "placement", "domain"}
+    passed = [one["decision"] for one in evaluation["tests"]["outcomes"]].count("passed")
+    assert numbers["circuit.test.passed"].value == passed
 
 
 def test_levels_and_their_differences_belong_together(done):
