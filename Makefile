@@ -6,10 +6,12 @@ OUT ?= runs/demo
 THREADS ?= 1
 WORKERS ?= 2
 PEERS ?= benchmarks/peers/.venv
+CRAFTGPT ?= ../shared/models/craftgpt-5m
+STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo circuit test test-fast check bench bench-gpu bench-growth bench-estimate peers clean
+.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -25,6 +27,14 @@ circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
 	$(BIN)/persona-circuits discover --out runs/discover
 	cp runs/discover/real_circuits_1.json .
 	cp runs/discover/graph.png docs/images/persona-world.png
+
+study: $(READY)  ## make the shipped study again, from nothing: logs/persona-world, and logs/craftgpt where that model is
+	rm -rf logs/persona-world
+	$(STUDY) --plan logs/plan_v1.persona-world.json --out logs/persona-world
+	if [ -d $(CRAFTGPT) ]; then rm -rf logs/craftgpt; $(STUDY) --model $(CRAFTGPT) --pairs datasets/study_craftgpt.jsonl \
+		--controls datasets/study_craftgpt_controls.jsonl --variants datasets/study_craftgpt_variants.jsonl \
+		--prior-pairs datasets/pairs_prior_craftgpt.jsonl --plan logs/plan_v1.craftgpt.json --threshold 0.01 \
+		--out logs/craftgpt; fi
 
 test: $(READY)  ## set up, run all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

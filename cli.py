@@ -1702,6 +1702,115 @@ def _print_patch(study: Any, out: Path, as_json: bool) -> None:
 
 
 @app.command()
+def study(
+    model: ModelOption = None,
+    pairs: PairsOption = None,
+    controls: Annotated[
+        Path | None, typer.Option("--controls", help="More pairs, of which the controls are taken (key 'control').")
+    ] = None,
+    variants: Annotated[
+        Path | None, typer.Option("--variants", help="Pairs said in other ways: keys 'variant' and 'base'.")
+    ] = None,
+    prior_pairs: Annotated[
+        Path | None, typer.Option("--prior-pairs", help="Pairs for the generic prior, of the prior-pairs command.")
+    ] = None,
+    personas: Annotated[
+        Path | None, typer.Option(help="Personas with traits and wordings, for probes. (default: the shipped ones)")
+    ] = None,
+    plan: Annotated[
+        list[Path] | None, typer.Option("--plan", help="Predictions, JSON, made before the run; may be repeated.")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Stages to run, apart by commas; see docs/study.md. (default: all)")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Of the circuits, as a share of |D|.")] = 0.003,
+    target_faithfulness: Annotated[float, typer.Option(help="Of the smallest circuit.")] = 0.9,
+    max_pairs: Annotated[
+        int, typer.Option(help="Pairs at most where many circuits are tried; four times as many are steered.")
+    ] = 16,
+    n_random: Annotated[int, typer.Option(help="Random circuits beside each faithfulness.")] = 3,
+    probe_every: Annotated[int, typer.Option(help="Probe behind every so many blocks.")] = 2,
+    n_resamples: Annotated[int, typer.Option(help="Draws of bootstraps and permutations.")] = 2000,
+    quick: Annotated[bool, typer.Option("--quick", help="The least of everything, to see that it runs.")] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="All pairs, and the tests as evaluate makes them: hours on a CPU.")
+    ] = False,
+    compact: Annotated[
+        bool, typer.Option("--compact", help="Keep tables, circuits and a few pictures: what can be committed.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
+        "runs/study"
+    ),
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Run every stage on one model: behaviour, causes, probes, circuits, steering; numbers, predictions, report."""
+    with _errors():
+        from circuit.files import check_output_folder
+        from persona.study import StudyOptions, run_study
+        from persona.study_predictions import load_plan
+
+        options = StudyOptions(
+            n_resamples=n_resamples,
+            n_random=n_random,
+            max_pairs=max_pairs,
+            threshold=threshold,
+            target=target_faithfulness,
+            probe_every=probe_every,
+            quick=quick,
+            thorough=thorough,
+            compact=compact,
+            seed=seed,
+            batch_size=batch_size,
+        ).checked()
+        name = _model_name(model, pairs)
+        files = _study_files(pairs, controls, variants, prior_pairs, personas)
+        plans = [load_plan(path) for path in plan or ()]
+        check_output_folder(out)
+        stages = tuple(part.strip() for part in only.split(",")) if only else ()
+        with _progress() as stage:
+            loaded = _load(stage, name, revision, device, dtype)
+            found = run_study(loaded, files, out, options=options, only=stages, plans=plans, stage=stage)
+        _print_study(found, out, as_json)
+
+
+def _study_files(pairs: Path | None, *others: Path | None) -> Any:
+    """The files of a study, the shipped model's where no pairs are given."""
+    from persona.study import StudyFile, StudyFiles
+
+    shipped = ("study_world", "study_world_controls", "study_world_variants", "pairs_prior", "personas")
+    found = []
+    for given, default in zip((pairs, *others), shipped, strict=True):
+        path, label = _path_and_name(given, f"datasets/{default}.jsonl" if pairs is None else None)
+        found.append(None if path is None else StudyFile.at(path, label))
+    return StudyFiles(*found)
+
+
+def _print_study(found: Any, out: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **found.record()}))
+        return
+    rows = [
+        (one.name, f"{len(one.numbers):,}", "finished before" if one.reused else "run", str(len(one.notes)))
+        for one in found.stages
+    ]
+    _print_table(f"study of {found.model}", ("stage", "numbers", "", "notes"), rows, texts=1)
+    for plan, outcomes in found.plans:
+        cells = [(one.id, one.outcome, "; ".join(one.why)) for one in outcomes]
+        _print_table(f"predictions of {plan.source}", ("id", "outcome", "numbers"), cells, texts=3)
+    for one in found.stages:
+        for note in one.notes:
+            typer.echo(f"note: {one.name}: {note}")
+    if found.missing:
+        typer.echo(f"not run     {', '.join(found.missing)}")
+    typer.echo(f"written to  {out}/: numbers.json, numbers.csv, report.md, a folder per stage")
+
+
+@app.command()
 def respond(
     model: ModelOption = None,
     personas: PersonasOption = None,
@@ -1892,7 +2001,7 @@ def steer(
     direction: Annotated[
         str | None,
         typer.Option(
-            help="personas, pooled, pair, a folder of vectors, or FILE.safetensors:NAME[:ROW], such as a probe's. "
+            help="personas, pooled, pair, readout, a folder of vectors, or FILE.safetensors:NAME[:ROW], as a probe's. "
             "(default: personas if all are fitted on, else pooled)"
         ),
     ] = None,
@@ -2495,33 +2604,17 @@ def _load(stage: Callable[[str], Any], name: str, revision: str | None, device: 
 
 def _write_results(found: Discovery, out: Path, strongest: int) -> None:
     """All files of a discovery, moved into place together."""
-    from circuit import files
-    from circuit.draw import draw as picture
-    from circuit.report import summary
+    from circuit.files import replace_folder
+    from persona.discovery_files import write_discovery
 
-    with files.replace_folder(out) as staging:
-        files.write_circuit(found.record, staging / "circuit.json")
-        files.write_nodes(found.circuit, staging / "real_circuits_1.json")
-        if found.scores is not None:
-            files.write_scores(found.scores, staging / "scores.safetensors")
-        for suffix in ("svg", "png"):
-            path = staging / f"graph.{suffix}"
-            picture(found.circuit, path, scores=found.scores, strongest=strongest, title=_title(found.record))
-        files.write_json(summary(found), staging / "summary.json")
-        if found.parts is not None and found.spans is not None:
-            from persona.span_figures import write_spans
-
-            write_spans(found.parts, found.spans, found.circuit, staging, title=_title(found.record))
-        if found.sweep is not None:
-            from persona.curve_figures import write_sweep
-
-            write_sweep(found.sweep, staging, title=_title(found.record))
+    with replace_folder(out) as staging:
+        write_discovery(found, staging, strongest=strongest)
 
 
 def _title(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return ""
-    return f"{Path(record['model']['name']).name}: {record['task']['metric']}, {Path(record['task']['source']).name}"
+    from persona.discovery_files import title_of
+
+    return title_of(record)
 
 
 def _all_scores(stored: Any) -> Any:

@@ -192,14 +192,16 @@ def discover(
     options: Options,
     *,
     null: Task | None = None,
+    scores: Scores | None = None,
     state: Path | None = None,
     stage: Stage | None = None,
 ) -> Discovery:
     """Find the circuit of a task in a model and measure it on held-out pairs.
 
-    ``null`` are pairs of paraphrases of one persona, of equal and of unequal length: what
-    the contrast and its alignment give where there is nothing to find. ``state`` is a file
-    in which ACDC keeps its state, to go on from it after being stopped.
+    ``scores`` are those of an earlier search of the same method on the same model and training pairs, to be
+    pruned anew; without them edges are scored here. ``null`` are pairs of paraphrases of one persona, of
+    equal and of unequal length: what the contrast and its alignment give where there is nothing to find.
+    ``state`` is a file in which ACDC keeps its state, to go on from it after being stopped.
 
     Raises:
         OptionError, TaskError: before any long work.
@@ -217,7 +219,9 @@ def discover(
     ablation = _ablation(options.ablation, model, groups, stage)
     d, whole = effects(prepare_each(model, groups, ablation), metric)
     tau = _tau(options, whole)
-    scores, parts = _scores(model, groups, _grids(rows, metric, options), metric, ablation, options, stage)
+    parts = None
+    if scores is None:
+        scores, parts = _scores(model, groups, _grids(rows, metric, options), metric, ablation, options, stage)
     lost = None
     if options.activations != "float32" and groups:
         how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}

@@ -23,7 +23,7 @@ from circuit.patching import Prepared, measure
 from circuit.subgraph import Circuit
 from metrics import Metric
 
-__all__ = ["Cell", "Specificity", "Transfer", "specificity", "transfer"]
+__all__ = ["Cell", "Specificity", "Transfer", "specificity", "transfer", "transfer_within"]
 
 Pairs = Callable[[], Iterable[Prepared]]
 """Gives the batches of a contrast; called once."""
@@ -97,6 +97,23 @@ def transfer(
         _transfer(name, pairwise(measure(model, pairs(), masks, metric), metric), seed)
         for name, pairs in grounds.items()
     )
+
+
+def transfer_within(
+    model: Model,
+    circuit: Circuit,
+    pairs: Pairs,
+    parts: Mapping[str, Sequence[int]],
+    metric: Metric,
+    *,
+    n_outside: int = 10,
+    seed: int = 0,
+) -> tuple[Transfer, ...]:
+    """``transfer`` to parts of one set of pairs, each given by the places of its pairs; the model runs once for all."""
+    outside = _outside(circuit, n_outside, seed)
+    masks = [Circuit.full(model.graph).mask, Circuit.empty(model.graph).mask, circuit.mask, *(c.mask for c in outside)]
+    values = pairwise(measure(model, pairs(), masks, metric), metric)
+    return tuple(_transfer(name, values[:, list(places)], seed) for name, places in parts.items())
 
 
 def specificity(model: Model, contrasts: Mapping[str, tuple[Circuit, Pairs, Metric]], *, seed: int = 0) -> Specificity:

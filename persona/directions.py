@@ -6,13 +6,16 @@
     pooled     mean over the fitting pairs of A's stream minus B's, one direction for all pairs:
                for pairs whose first persona is always of one kind
     pair       the pair's own difference: not held out; the upper bound and the positive control
+    readout    the direction in which the pair's own two answers are read out, A's minus B's: what would be
+               added if the persona wrote into the answer directly
     a file     persona vectors (the pair's two personas by name, or two named ones for all pairs),
                or any array of a safetensors file: a probe's weights
 
 Strength 1 adds the direction once. ``personas``, ``pooled`` and ``pair`` are differences between
 the two personas' streams, so +1/2 on A's prompts and -1/2 on B's doubles what the personas
 differ by along it. An array from a file has no such scale and gets it: its length is made the
-mean absolute difference of the fitting pairs along it, its sign that of A minus B.
+mean absolute difference of the fitting pairs along it, its sign that of A minus B. So is a
+readout's length, each fitting pair along its own; its sign is that of A's answer.
 """
 
 from __future__ import annotations
@@ -34,9 +37,10 @@ from persona.streams import mean_streams
 
 __all__ = ["KINDS", "Directions", "controls", "default_kind", "find_directions", "prompt_end_streams"]
 
-KINDS = ("personas", "pooled", "pair")
+KINDS = ("personas", "pooled", "pair", "readout")
 CONTROLS = ("random", "covariance")
 Streams = Float[np.ndarray, "example layer d_model"]
+Readouts = Float[np.ndarray, "pair d_model"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,7 @@ def find_directions(
     steered_streams: Float[np.ndarray, "steered layer d_model"],
     *,
     toward: tuple[str, str] | None = None,
+    readouts: tuple[Readouts, Readouts] | None = None,
     fingerprint: str = "",
 ) -> Directions:
     """The directions of the steered pairs. Examples come in twos, a pair's ``clean`` (persona A) first.
@@ -87,6 +92,8 @@ def find_directions(
         What directions are fitted on; not looked at for ``pair``.
     toward
         Personas of a file of vectors: steer every pair to the first, away from the second.
+    readouts
+        For ``readout``: the unit directions of the fitting and of the steered pairs' answers.
     fingerprint
         The model's: vectors of other weights are noted.
 
@@ -109,6 +116,9 @@ def find_directions(
         )
     elif kind == "pooled":
         found = Directions(kind, np.repeat(apart.mean(0)[None], len(names), 0), True)
+    elif kind == "readout":
+        assert readouts is not None, "whoever asks for readouts gives them"
+        found = Directions(kind, _readouts(apart, *readouts), False)
     elif kind == "personas":
         found = Directions(kind, _persona_differences(fitting, fitting_streams, names), False)
     else:
@@ -159,6 +169,14 @@ def _persona_differences(
     flat = streams.reshape(len(examples), -1)
     fitted = np.linalg.lstsq(design, flat, rcond=None)[0][: len(known)].reshape(len(known), *streams.shape[1:])
     return np.stack([fitted[known.index(a)] - fitted[known.index(b)] for a, b in names])
+
+
+def _readouts(
+    apart: Float[np.ndarray, "pair layer d_model"], fitting: Readouts, steered: Readouts
+) -> Float[np.ndarray, "pair layer d_model"]:
+    """Every steered pair's readout, at each layer as long as the fitting pairs differ along theirs."""
+    lengths = np.abs(np.einsum("pld,pd->pl", apart, fitting)).mean(0)
+    return steered[:, None] * lengths[:, None]
 
 
 def _from_file(

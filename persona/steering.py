@@ -36,6 +36,7 @@ from circuit.model import Model
 from persona.activations import grouped, id_table
 from persona.directions import Directions, controls, find_directions, prompt_end_streams
 from persona.examples import ExampleFile
+from persona.lens import read_out_direction
 from persona.positions import without_persona
 from persona.statistics import Estimate, two_way_mean
 from persona.streams import Change, on_streams
@@ -245,9 +246,9 @@ def study_steering(
     size = options.batch_size
     there = prompt_end_streams(model, fitting.examples, batch_size=size)
     here = there if fitting is steered else prompt_end_streams(model, steered.examples, batch_size=size)
-    found = find_directions(
-        kind, fitting.examples, there, steered.examples, here, toward=toward, fingerprint=model.fingerprint
-    )
+    readouts = (_readouts(model, fitting), _readouts(model, steered)) if kind == "readout" else None
+    how: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
+    found = find_directions(kind, fitting.examples, there, steered.examples, here, **how)
     plain, reference = _unsteered(model, prompts, size)
     groups = [options.layers] if options.together else [(layer,) for layer in options.layers]
     named = [
@@ -677,6 +678,15 @@ def _enter(
             margins[variant, kind - 1, pair] = _margins(logits[here], prompts, pair)
         elif reference is not None:
             kl[variant, pair] = metrics.kl(reference[pair].double(), logits[here]).clamp(min=0.0).numpy()
+
+
+def _readouts(model: Model, file: ExampleFile) -> Float[np.ndarray, "pair d_model"]:
+    """The direction, of length one, in which each pair's two answers are read out, A's minus B's."""
+    firsts = file.examples[::2]
+    sides = [
+        _padded(rows).to(model.device) for rows in ([one.answers for one in firsts], [one.others for one in firsts])
+    ]
+    return read_out_direction(model, *sides).double().cpu().numpy()
 
 
 def _margins(

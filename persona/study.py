@@ -1,0 +1,235 @@
+"""A whole study of one model: every stage in a row, its numbers in one table, predictions held against them, a report.
+
+1. every stage runs by the public function that its command uses and writes into its own folder, together with
+   ``stage.json``: its numbers, notes, and the SHA-256 of all that it depends on;
+2. a stage whose folder holds that SHA-256 is not run again;
+3. what a model or a file does not allow is a note and no error, and its numbers are absent;
+4. the numbers of all stages, plans of predictions, and the report are written anew every time.
+
+Nothing that is written depends on the clock: the same study gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from circuit.errors import FileError, OptionError
+from circuit.files import write_json
+from circuit.model import Model
+from persona.study_behaviour import run_behaviour
+from persona.study_causes import run_causes
+from persona.study_circuit import run_circuit
+from persona.study_context import Context, Stage, StudyFile, StudyFiles, StudyOptions
+from persona.study_contrasts import run_contrasts
+from persona.study_numbers import Found, Number, Numbers, number_rows
+from persona.study_patch import run_patch
+from persona.study_predictions import Outcome, Plan, outcome_records, outcomes
+from persona.study_report import report
+from persona.study_steering import run_steering
+from persona.study_where import run_where
+from persona.tables import plain, write_csv, write_text
+
+__all__ = [
+    "FORMAT",
+    "STAGES",
+    "StageResult",
+    "Study",
+    "StudyFile",
+    "StudyFiles",
+    "StudyOptions",
+    "run_study",
+]
+
+FORMAT = "persona-circuits/study"
+STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
+    "behaviour": run_behaviour,
+    "contrasts": run_contrasts,
+    "causes": run_causes,
+    "where": run_where,
+    "circuit": run_circuit,
+    "steering": run_steering,
+    "patch": run_patch,
+}
+RECORDS = ("stage", "circuit", "real_circuits_1", "summary", "comparison", "specificity")
+PICTURES = (
+    *("divergence-by-prior", "levels-divergence", "levels-collapse", "verdicts", "signal", "persistence"),
+    *("lens-divergence", "probe-identity", "probe-preference", "graph", "difference", "specificity"),
+    *("gain", "flips", "movers"),
+)
+"""What a compact study keeps besides tables: records of circuits, and the pictures that say most."""
+SEARCHES = ("acdc", "smallest", "specificity")
+"""Of these folders of the stage ``circuit`` it keeps no picture of a graph."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What came of a stage; ``reused``: it was finished before, with the same inputs. ``extras`` are for the report."""
+
+    name: str
+    numbers: Numbers
+    notes: tuple[str, ...]
+    extras: Mapping[str, Any]
+    reused: bool
+
+
+@dataclass(frozen=True)
+class Study:
+    """All of it: outcomes by plan, in their order; ``missing`` are stages that were neither run nor finished."""
+
+    model: str
+    fingerprint: str
+    files: StudyFiles
+    options: StudyOptions
+    stages: tuple[StageResult, ...]
+    missing: tuple[str, ...]
+    plans: tuple[tuple[Plan, tuple[Outcome, ...]], ...]
+
+    @property
+    def numbers(self) -> Numbers:
+        """The numbers of all stages, in their order."""
+        return {name: number for stage in self.stages for name, number in stage.numbers.items()}
+
+    def record(self) -> dict[str, Any]:
+        """What ``numbers.json`` holds."""
+        return {
+            "format": FORMAT,
+            "version": 1,
+            "model": {"name": self.model, "fingerprint": self.fingerprint},
+            "files": self.files.as_dict(),
+            "options": asdict(self.options),
+            "missing_stages": list(self.missing),
+            "notes": {stage.name: list(stage.notes) for stage in self.stages if stage.notes},
+            "numbers": {name: number.as_dict() for name, number in self.numbers.items()},
+        }
+
+
+def run_study(
+    model: Model,
+    files: StudyFiles,
+    out: str | Path,
+    *,
+    options: StudyOptions | None = None,
+    only: Sequence[str] = (),
+    plans: Sequence[Plan] = (),
+    stage: Stage | None = None,
+) -> Study:
+    """Run what is not finished, and write ``numbers.json``, ``numbers.csv``, ``predictions.*`` and ``report.md``.
+
+    Parameters
+    ----------
+    only
+        The stages to run; others count where they are finished. All, if empty.
+    stage
+        Called when a part of the work begins, with its name; gives the function that is told of progress.
+
+    Raises
+    ------
+    OptionError
+        There is no such stage, or a number among the options is out of range.
+    TaskError
+        A file is malformed; all its faults are listed.
+    FileError
+        A folder of ``out`` holds something else than a stage, or cannot be written.
+    """
+    options, out, stage = (options or StudyOptions()).checked(), Path(out), stage or _silent
+    if unknown := [name for name in only if name not in STAGES]:
+        raise OptionError(f"--only: {unknown[0]!r} is not one of {', '.join(STAGES)}")
+    context = Context(model, files, options, stage)
+    out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, StageResult] = {}
+    for name in STAGES:
+        finished = _finished(out / name, name, context.digest(name))
+        if finished is not None:
+            results[name] = finished
+        elif not only or name in only:
+            results[name] = _run(name, context, out / name)
+    found = tuple(results.values())
+    numbers = {name: number for one in found for name, number in one.numbers.items()}
+    judged = tuple((plan, outcomes(plan, numbers)) for plan in plans)
+    missing = tuple(name for name in STAGES if name not in results)
+    study = Study(model.name, model.fingerprint, files, options, found, missing, judged)
+    stage("numbers and report")
+    _write(study, context, out)
+    return study
+
+
+def _run(name: str, context: Context, folder: Path) -> StageResult:
+    """One stage in a folder beside its own, which takes its place when it is done."""
+    outer = context.stage
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as staging:
+        place = Path(staging) / name
+        place.mkdir()
+        context.stage = lambda part: outer(f"{name}: {part}")
+        try:
+            found = Found()
+            with found.attempt(name):
+                found = STAGES[name](context, place)
+        finally:
+            context.stage = outer
+        if context.options.compact:
+            for path in [path for path in place.rglob("*") if path.is_file() and not _is_kept(path)]:
+                path.unlink()
+        numbers = {key: number.as_dict() for key, number in found.numbers.items()}
+        record = {"stage": name, "inputs": context.digest(name), "notes": found.notes}
+        write_json(plain({**record, "extras": found.extras, "numbers": numbers}), place / "stage.json")
+        if folder.exists():
+            shutil.rmtree(folder)
+        shutil.move(place, folder)
+    finished = _finished(folder, name, context.digest(name))
+    assert finished is not None, "a stage that was just written is finished"
+    return StageResult(name, finished.numbers, finished.notes, finished.extras, reused=False)
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a compact study keeps this file."""
+    if path.suffix == ".png":
+        return path.stem in PICTURES and not (path.stem == "graph" and {*SEARCHES} & {*path.parts})
+    return path.suffix == ".csv" or (path.suffix == ".json" and path.stem in RECORDS)
+
+
+def _finished(folder: Path, name: str, digest: str) -> StageResult | None:
+    """A stage that was finished with these inputs; None if it was not.
+
+    Raises:
+        FileError: the folder holds something else, which must not be written over.
+    """
+    if not folder.exists():
+        return None
+    path = folder / "stage.json"
+    if not path.is_file():
+        if folder.is_dir() and not any(folder.iterdir()):
+            return None
+        raise FileError(f"{folder} is no stage of a study: it has no stage.json; choose another --out, or move it away")
+    try:
+        record = json.loads(path.read_text("utf-8"))
+        if record["stage"] != name or record["inputs"] != digest:
+            return None
+        numbers = {key: Number(**number) for key, number in record["numbers"].items()}
+        return StageResult(name, numbers, tuple(record["notes"]), record["extras"], reused=True)
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(study: Study, context: Context, out: Path) -> None:
+    write_json(study.record(), out / "numbers.json")
+    write_csv(number_rows(study.numbers), out / "numbers.csv")
+    if study.plans:
+        records = [outcome_records(plan, found) for plan, found in study.plans]
+        write_json({"format": "persona-circuits/predictions", "version": 1, "plans": records}, out / "predictions.json")
+        rows = [
+            {"plan": plan.source, "id": one.id, "outcome": one.outcome, "says": one.says, "why": "; ".join(one.why)}
+            for plan, found in study.plans
+            for one in found
+        ]
+        write_csv(rows, out / "predictions.csv")
+    write_text(report(study, context, out), out / "report.md")
+
+
+def _silent(_name: str) -> Callable[[int, int], None]:
+    return lambda _done, _total: None
