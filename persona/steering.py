@@ -684,7 +684,7 @@ def _readouts(model: Model, file: ExampleFile) -> Float[np.ndarray, "pair d_mode
     """The direction, of length one, in which each pair's two answers are read out, A's minus B's."""
     firsts = file.examples[::2]
     sides = [
-        _padded(rows).to(model.device) for rows in ([one.answers for one in firsts], [one.others for one in firsts])
+        id_table(rows).to(model.device) for rows in ([one.answers for one in firsts], [one.others for one in firsts])
     ]
     return read_out_direction(model, *sides).double().cpu().numpy()
 
