@@ -29,7 +29,8 @@ By the generator all of a base have one divergence, and `mention` has none.
 
 `study2_world*.jsonl` are a second draw, for what a first look at the others suggested: test pairs
 and controls as above, and `study2_world_mentions.jsonl`, 96 pairs in which both personas are only
-mentioned.
+mentioned. `study3_world.jsonl` is a third draw, train and test, with other personas, questions and
+words on either side.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def study_files(world: World) -> dict[str, str]:
         "study2_world.jsonl": [row for row in study_pairs(world, draw="study2") if row["split"] == "test"],
         "study2_world_controls.jsonl": control_pairs(world, each=40, draw="study2"),
         "study2_world_mentions.jsonl": mention_pairs(world, draw="study2"),
+        "study3_world.jsonl": study_pairs(world, draw="study3"),
     }
     return {name: "".join(json.dumps(row) + "\n" for row in found) for name, found in rows.items()}
 
