@@ -43,7 +43,7 @@ ExportFormat = Literal[
     "mib-nodes",
     "mib-circuits",
 ]
-Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+Dtype = Literal["float32", "bfloat16-weights", "bfloat16", "float16", "float64"]
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Hugging Face folder or hub name. (default: the model that is shipped)")
@@ -53,7 +53,19 @@ PairsOption = Annotated[
     typer.Option("--pairs", help="Prompt pairs: JSON Lines, or auto-circuit's JSON. (default: the shipped model's)"),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; balanced: over all GPUs.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Format of the weights; float32 for attribution.")]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype",
+        help="Of weights and computation; bfloat16-weights holds the weights in half the room and computes in float32.",
+    ),
+]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", help="Take so many prompts and circuits at a time that weights and work stay below, e.g. 8GiB."
+    ),
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Prompts per pass.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of random circuits, random scores and bootstraps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -183,6 +195,7 @@ def discover(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
@@ -219,7 +232,7 @@ def discover(
         quiet = _load_task(null) if null else None
         check_output_folder(out)
         with _progress() as stage:
-            loaded = _load(stage, name, revision, device, dtype)
+            loaded = _load(stage, name, revision, device, dtype, max_memory)
             from circuit.discovery import discover as search
 
             state = out.with_name(f"{out.name}.acdc-state")
@@ -267,6 +280,7 @@ def evaluate(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
@@ -285,7 +299,7 @@ def evaluate(
         setting = {"metric": metric or about["task"]["metric"], "ablation": ablation or about["ablation"]}
         conditions = dict(_conditions(where)) or about["task"].get("where", {})
         with _progress() as stage:
-            loaded = _load(stage, name, revision, device, dtype)
+            loaded = _load(stage, name, revision, device, dtype, max_memory)
             _warn_of_other_weights(stored.record, loaded)
             from circuit.discovery import ablation_for, evaluate_on, split_of
 
@@ -372,6 +386,7 @@ def specificity(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
 ) -> None:
@@ -389,7 +404,7 @@ def specificity(
         if out is not None:
             check_output_folder(out)
         with _progress() as stage:
-            loaded = _load(stage, model or records[0]["model"]["name"], None, device, dtype)
+            loaded = _load(stage, model or records[0]["model"]["name"], None, device, dtype, max_memory)
             from circuit.discovery import pairs_of, split_of
             from circuit.transfer import specificity as matrix
             from metrics import METRICS
@@ -477,6 +492,7 @@ def curves(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
@@ -512,7 +528,9 @@ def curves(
         task = _load_task(pairs or (_own_pairs(own) if own else None))
         check_output_folder(out)
         with _progress() as stage:
-            loaded = _load(stage, _model_name(name, pairs) if own is None else str(name), revision, device, dtype)
+            loaded = _load(
+                stage, _model_name(name, pairs) if own is None else str(name), revision, device, dtype, max_memory
+            )
             _warn_of_other_weights(own, loaded)
             marks = {"circuit": stored.circuit} if stored is not None else None
             study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
@@ -598,6 +616,7 @@ def compare(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
 ) -> None:
@@ -611,7 +630,7 @@ def compare(
         with _progress() as stage:
             found = side_by_side(*sides, n_draws=n_draws, seed=seed, progress=stage("random circuits"))
             if not no_model:
-                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, device, dtype)
+                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, (device, dtype, max_memory))
                 numbers = {"batch_size": batch_size, "n_random": n_random, "seed": seed}
                 found = found.with_cross(cross_faithfulness(*sides, grounds, stage=stage, **numbers), notes)
             if picture is not None:
@@ -626,8 +645,7 @@ def _grounds(
     pairs: Sequence[Path | None],
     model: str | None,
     stage: Callable[[str], Any],
-    device: str,
-    dtype: str,
+    where: tuple[str, str, str | None],
 ) -> tuple[list[Any], list[str]]:
     """What either side's circuit was found on, where pairs and model are here, and notes on what is not."""
     from circuit.comparison import Ground
@@ -644,7 +662,7 @@ def _grounds(
         try:
             task = _load_task(source)
             if name not in models:
-                models[name] = _load(stage, name, side.record["model"]["revision"], device, dtype)
+                models[name] = _load(stage, name, side.record["model"]["revision"], *where)
         except (TaskError, ModelError) as error:
             if given is not None or model is not None:
                 raise
@@ -2594,12 +2612,21 @@ def _own_pairs(record: dict[str, Any] | None) -> str:
     return str(record["task"]["source"])
 
 
-def _load(stage: Callable[[str], Any], name: str, revision: str | None, device: str, dtype: str) -> Any:
+def _load(
+    stage: Callable[[str], Any],
+    name: str,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    max_memory: str | None = None,
+) -> Any:
     stage(f"loading {name}")
+    from circuit.budget import parse_bytes
     from circuit.model import load_model
     from circuit.shipped import resolve
 
-    return load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name)
+    limit = None if max_memory is None else parse_bytes(max_memory)
+    return load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name, max_memory=limit)
 
 
 def _write_results(found: Discovery, out: Path, strongest: int) -> None:

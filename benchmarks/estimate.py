@@ -16,7 +16,7 @@ from tables import README, markdown_table, replace_section
 import circuit.estimate
 from circuit.errors import PersonaCircuitsError
 from circuit.estimate import (
-    BYTES,
+    FORMATS,
     H200,
     MODELS,
     Architecture,
@@ -34,7 +34,7 @@ from circuit.estimate import (
 )
 
 __all__ = [
-    "BYTES",
+    "FORMATS",
     "H200",
     "MODELS",
     "Architecture",
@@ -85,7 +85,7 @@ def time_table(**options: float) -> str:
     columns = ("", "format", "devices", "prompts at once", "floor, s", "EAP, s", "EAP-IG, s", "ACDC, h")
     rows = []
     for arch in MODELS:
-        for dtype in BYTES:
+        for dtype in FORMATS:
             for devices in (1, 8):
                 found = estimate(arch, dtype, devices=devices, **options)  # type: ignore[arg-type]
                 fits = found.prompts_at_once > 0

@@ -13,8 +13,8 @@ from typing import Any
 
 from circuit.errors import ModelError, OptionError, PersonaCircuitsError
 from circuit.estimate import (
-    BYTES,
     DEVICES,
+    FORMATS,
     Architecture,
     Device,
     Estimate,
@@ -140,7 +140,7 @@ def inspect_model(
         tokens,
         prompts,
         chosen,
-        tuple(estimate(arch, dtype, device=chosen, tokens=tokens, prompts=prompts) for dtype in BYTES),
+        tuple(estimate(arch, dtype, device=chosen, tokens=tokens, prompts=prompts) for dtype in FORMATS),
         pairs=fit,
     )
     return found if config_only else _checked(found, name, revision)

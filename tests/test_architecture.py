@@ -9,9 +9,9 @@ from conftest import ROOT
 
 LEVELS = [
     {"errors", "meter"},
-    {"graph", "ranks", "storage"},
+    {"graph", "held", "ranks", "storage"},
     {"scores", "shipped", "alignment", "estimate"},
-    {"subgraph"},
+    {"budget", "subgraph"},
     {"model"},
     {"task"},
     {"inspection", "peer_process", "runs", "uncertainty"},

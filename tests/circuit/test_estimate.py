@@ -58,8 +58,8 @@ def test_inspection_from_a_configuration_alone(tmp_path):
     found = inspect_model(str(tmp_path), config_only=True, device="A100 80GB")
     assert found.comes_apart is None
     assert (found.graph.n_layers, found.graph.n_heads) == (28, 24)
-    assert [one.dtype for one in found.estimates] == ["float32", "bfloat16"]
-    assert 0 < found.estimates[0].prompts_at_once < found.estimates[1].prompts_at_once
+    assert [one.dtype for one in found.estimates] == ["float32", "bfloat16-weights", "bfloat16"]
+    assert 0 < found.estimates[0].prompts_at_once < found.estimates[2].prompts_at_once
     with pytest.raises(OptionError, match="not one of RTX 4090"):
         inspect_model(str(tmp_path), config_only=True, device="abacus")
     with pytest.raises(ModelError, match="no usable configuration"):
