@@ -987,51 +987,72 @@ def inspect(
     tokens: Annotated[int, typer.Option(help="Tokens of a prompt. (with --pairs: the longest)")] = 64,
     prompts: Annotated[int, typer.Option(help="Prompt pairs, both directions. (with --pairs: the file's)")] = 400,
     on: Annotated[str, typer.Option("--on", help="GPU: RTX 4090, A100 80GB, H100 80GB or H200.")] = "H200",
+    max_memory: MaxMemoryOption = None,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0.0, help="What an hour of that GPU costs: prices of every step.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a model's shape and graph, what each method would cost, and whether a pair file fits; 1 if it does not."""
     with _errors():
+        from circuit.budget import parse_bytes
         from circuit.inspection import inspect_model
         from circuit.shipped import resolve
 
         task = _load_task(pairs) if pairs else None
+        limit = None if max_memory is None else parse_bytes(max_memory)
         options = {"tokens": tokens, "prompts": prompts, "device": on, "align": align, "revision": revision}
-        found = inspect_model(resolve(model), label=model, config_only=config_only, task=task, **options)
+        found = inspect_model(
+            resolve(model), label=model, config_only=config_only, task=task, max_memory=limit, **options
+        )
         if as_json:
             typer.echo(json.dumps(found.as_dict(), indent=2))
         else:
-            _print_inspection(found)
+            _print_inspection(found, price)
         if found.comes_apart is False or (found.pairs and found.pairs.fault):
             raise typer.Exit(1)
 
 
-def _print_inspection(found: Any) -> None:
-    from circuit.estimate import state_bytes, weight_bytes
-
+def _print_inspection(found: Any, price: float | None) -> None:
     arch, graph = found.architecture, found.graph
     typer.echo(
         f"{arch.name}: {arch.layers} layers, {arch.heads} heads of width {arch.d_head} ({arch.kv_heads} key-value), "
         f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, context {found.n_context or 'unknown'}\n"
         f"parameters {arch.parameters / 1e9:.3g} G; {graph.n_src:,} sources, {graph.n_dst:,} slots, "
-        f"{graph.n_edges:,} edges"
+        f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if found.comes_apart is None else ''}"
     )
     says = {None: "not tried: only the configuration was read", True: "yes", False: found.fault}
     typer.echo(f"comes apart into nodes: {says[found.comes_apart]}")
-    rows = []
-    for one in found.estimates:
-        fits = one.prompts_at_once > 0
-        times = [f"{one.eap_seconds:.3g}", f"{one.ig_seconds:.3g}", f"{one.acdc_hours:.3g}"] if fits else ["-"] * 3
-        sizes = [f"{weight_bytes(arch, one.dtype) / 1e9:.3g}"]
-        sizes.append(f"{state_bytes(arch, found.tokens, one.dtype) / 1e9:.3g}")
-        rows.append((one.dtype, *sizes, f"{one.prompts_at_once:,}" if fits else "none", *times))
-    columns = ("format", "weights, GB", "per prompt, GB", "prompts at once", "EAP, s", "EAP-IG, s", "ACDC, h")
-    title = f"estimated for {found.prompts:,} prompts of {found.tokens} tokens on one {found.device.name}"
-    _print_table(title, columns, rows, texts=1)
+    _print_costs(found, price)
     if found.pairs is not None:
         fit = found.pairs
         fine = f"{fit.n_pairs:,} pairs of {fit.source} fit, {fit.longest} tokens at most"
         typer.echo(f"\npairs: {fit.fault or fine}")
+
+
+def _print_costs(found: Any, price: float | None) -> None:
+    """Memory, time and, if an hour has a price, money for every step in every format."""
+    from circuit.estimate import weight_bytes
+
+    rows = []
+    for dtype, steps in found.costs.items():
+        for i, one in enumerate(steps):
+            fits = one.prompts_at_once > 0
+            head = (dtype, f"{weight_bytes(found.architecture, dtype) / 1e9:.3g}") if i == 0 else ("", "")
+            money = () if price is None else (f"{one.seconds / 3600 * price:,.2f}" if fits else "-",)
+            size, at_once = f"{one.bytes_per_prompt / 1e9:.3g}", f"{one.prompts_at_once:,}" if fits else "none fits"
+            rows.append((*head, one.step, size, at_once, _duration(one.seconds) if fits else "-", *money))
+    columns = ("format", "weights, GB", "step", "per prompt, GB", "prompts at once", "time")
+    title = f"estimated for {found.prompts:,} prompts of {found.tokens} tokens on one {found.device.name}"
+    title += "" if found.limit is None else f" within {found.limit / 1e9:.3g} GB"
+    _print_table(title, (*columns, *(() if price is None else ("cost",))), rows, texts=3)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
 @app.command("ground-truth")

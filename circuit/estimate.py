@@ -31,9 +31,9 @@ Memory beside the weights, per prompt, in numbers of the format:
     runs     = 2 (S + K) + W                both plain runs of a pair, 4 (S + K) + W where a cut edge carries neither
     circuit  = 2 S + T (4 H d + 6 d + 6 H h + c f) + 3 H T^2     one patched pass, for each circuit in it
 
-f is the MLP width that a token passes (c = 7 in experts, else 4 if it is gated and 5 if not), n the norms of a layer beyond
-two, and b = 1.3, or 2.6 where attention scores are capped. The constants are bounds on what torch's
-allocator counts for the families that the tests build. Times divide operations by the
+f is the MLP width that a token passes (c = 7 in experts, else 4 if it is gated and 5 if not), n the
+norms of a layer beyond two, and b = 1.3, or 2.6 where attention scores are capped. The constants are
+bounds on what torch's allocator counts for the families that the tests build. Times divide operations by the
 device's peak times an assumed efficiency, or bytes by its bandwidth where that is longer. They are
 estimates; no time here was measured.
 """
@@ -56,6 +56,7 @@ __all__ = [
     "Architecture",
     "Device",
     "Estimate",
+    "StepCost",
     "acdc_flops",
     "architecture_of",
     "backward_flops",
@@ -67,6 +68,7 @@ __all__ = [
     "run_bytes",
     "score_flops",
     "state_bytes",
+    "step_costs",
     "traffic_bytes",
     "weight_bytes",
 ]
@@ -131,7 +133,7 @@ class Device:
 
 
 FORMATS = ("float32", "bfloat16-weights", "bfloat16")
-"""Those of ``model.DTYPES`` that attribution may be wanted in; the second holds weights short and computes in float32."""
+"""Those of ``model.DTYPES`` to estimate; the second holds weights short and computes in float32."""
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bfloat16-weights": 2}
 STATE_BYTES = {**WEIGHT_BYTES, "bfloat16-weights": 4}
 H200 = Device("H200", {"float32": 66.9e12, "bfloat16": 989.4e12}, 141e9, 4.8e12, 450e9)
@@ -145,7 +147,7 @@ DEVICES = (
 MODELS = (
     Architecture("Llama-3.2-3B", 28, 24, 8, 128, 3072, 8192, 128256),
     Architecture("Llama-3.1-8B", 32, 32, 8, 128, 4096, 14336, 128256, tied=False),
-    Architecture("Gemma-2-27B", 46, 32, 16, 128, 4608, 36864, 256000),
+    Architecture("Gemma-2-27B", 46, 32, 16, 128, 4608, 36864, 256000, norms=4, capped=True),
 )
 
 
@@ -313,6 +315,52 @@ def estimate(
         seconds(eap_flops(arch, tokens, steps=steps)),
         trials / 3600,
     )
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step on all prompts: bytes per prompt beside the weights, prompts at a time (0: none fits), and seconds."""
+
+    step: str
+    bytes_per_prompt: int
+    prompts_at_once: int
+    seconds: float
+
+
+def step_costs(
+    arch: Architecture,
+    dtype: str,
+    *,
+    device: Device = H200,
+    tokens: int = 64,
+    prompts: int = 400,
+    steps: int = 5,
+    acdc_prompts: int = 16,
+    limit: int | None = None,
+    efficiency: float = 0.4,
+    waste: float = 0.3,
+) -> tuple[StepCost, ...]:
+    """Every method and what follows it, on one device, within ``limit`` bytes or nine tenths of its memory.
+
+    Exact patching tries every edge on all prompts, ACDC on ``acdc_prompts``; a circuit's faithfulness is both
+    plain runs, the circuit, its complement and ten random ones; a patched pass is counted as a whole forward.
+    """
+    how = {"device": device, "tokens": tokens, "prompts": prompts, "steps": steps, "acdc_prompts": acdc_prompts}
+    whole = estimate(arch, dtype, efficiency=efficiency, waste=waste, **how)  # type: ignore[arg-type]
+    rate = device.peak["float32" if STATE_BYTES[dtype] == 4 else dtype] * efficiency
+    room = (0.9 * device.memory if limit is None else min(limit, 0.9 * device.memory)) - weight_bytes(arch, dtype)
+    forward = prompts * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1) / rate
+    runs = run_bytes(arch, tokens, dtype)
+    one = runs + circuit_bytes(arch, tokens, dtype)
+    found = (
+        ("EAP", state_bytes(arch, tokens, dtype), whole.eap_seconds),
+        (f"EAP-IG, {steps} points", state_bytes(arch, tokens, dtype, steps=steps), whole.ig_seconds),
+        ("exact patching", one, acdc_flops(arch, tokens, waste=0.0) * prompts / rate),
+        (f"ACDC on {acdc_prompts} prompts", one, 3600 * whole.acdc_hours),
+        ("a circuit's faithfulness", one, 14 * forward),
+        ("1,000 more circuits", one, 1000 * forward),
+    )
+    return tuple(StepCost(name, each, max(0, int(room // each)), seconds) for name, each, seconds in found)
 
 
 def architecture_of(network: Any, name: str) -> Architecture:
