@@ -299,7 +299,7 @@ def evaluate(
         setting = {"metric": metric or about["task"]["metric"], "ablation": ablation or about["ablation"]}
         conditions = dict(_conditions(where)) or about["task"].get("where", {})
         with _progress() as stage:
-            loaded = _load(stage, name, revision, device, dtype, max_memory)
+            loaded = _load(stage, name, revision or _revision(stored.record, model), device, dtype, max_memory)
             _warn_of_other_weights(stored.record, loaded)
             from circuit.discovery import ablation_for, evaluate_on, split_of
 
@@ -404,7 +404,8 @@ def specificity(
         if out is not None:
             check_output_folder(out)
         with _progress() as stage:
-            loaded = _load(stage, model or records[0]["model"]["name"], None, device, dtype, max_memory)
+            pinned = _revision(records[0], model)
+            loaded = _load(stage, model or records[0]["model"]["name"], pinned, device, dtype, max_memory)
             from circuit.discovery import pairs_of, split_of
             from circuit.transfer import specificity as matrix
             from metrics import METRICS
@@ -2631,6 +2632,11 @@ def _own_pairs(record: dict[str, Any] | None) -> str:
     if record is None:
         raise OptionError("the circuit does not say which pairs it was found on; give --pairs")
     return str(record["task"]["source"])
+
+
+def _revision(record: dict[str, Any] | None, other_model: str | None) -> str | None:
+    """The commit that a circuit was found in, unless another model is asked for."""
+    return record["model"]["revision"] if record is not None and other_model is None else None
 
 
 def _load(

@@ -860,6 +860,8 @@ def _device(name: str) -> torch.device:
         raise ModelError(
             f"device {name!r} cannot be used here ({_first_line(error)}); use --device auto or cpu"
         ) from error
+    if device.type == "meta":
+        raise ModelError("device 'meta' is not one that computes; use --device auto, cpu, cuda or mps")
     return device
 
 

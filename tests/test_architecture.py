@@ -106,7 +106,8 @@ def test_nothing_is_pickled_and_no_device_is_spelt_out(path):
 
 
 FAMILY = re.compile(
-    r"gpt|llama|qwen|gemma|mistral|mixtral|olmo|neox|pythia|\bphi\d*\b|granite|cohere|falcon|bloom|stablelm|\bopt\b", re.I
+    r"gpt|llama|qwen|gemma|mistral|mixtral|olmo|neox|pythia|\bphi\d*\b|granite|cohere|falcon|bloom|stablelm|\bopt\b",
+    re.I,
 )
 LISTS_OF_MODELS = {"estimate.py": "MODELS", "peer_process.py": "check_model"}
 """Where models are named: examples of sizes to print, and what the other program can be given."""

@@ -9,7 +9,7 @@ import torch
 from conftest import DATA
 from families import FAMILIES, REFUSED, save
 from generic_reference import GenericReference
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit.attribution import eap, exact
 from circuit.errors import ModelError
@@ -50,6 +50,8 @@ def nothing_is_installed():
 def family(tmp_path_factory):
     """From a name to the model, loaded from a folder, and the host's own network."""
 
+    words = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2")
+
     @cache
     def load(name):
         folder = save(name, tmp_path_factory.mktemp("family"))
@@ -58,7 +60,9 @@ def family(tmp_path_factory):
             network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
         if network._can_set_experts_implementation():
             network.set_experts_implementation("eager")
-        return load_model(folder, dtype="float64"), network.eval().requires_grad_(False)
+        model = load_model(folder, dtype="float64")
+        model.tokenizer = words  # some families' own tokenizer classes make something else of its file
+        return model, network.eval().requires_grad_(False)
 
     return load
 
