@@ -49,14 +49,14 @@ class Budget:
         """Bytes beside the weights."""
         return self.limit - self.fixed
 
-    def score_rows(self, tokens: int, *, steps: int | None = None, plain: bool = True, mixed: bool = False) -> int:
-        """Prompts of so many tokens whose edges EAP, or EAP-IG, scores at a time; ``mixed`` as in ``state_bytes``.
+    def score_rows(self, tokens: int, *, steps: int | None = None, plain: bool = True) -> int:
+        """Prompts of so many tokens whose edges EAP, or EAP-IG, scores at a time.
 
         Raises:
             ModelError: not even one fits.
         """
         more = 0 if plain else run_bytes(self.arch, tokens, self.dtype, runs=OTHER - PLAIN)
-        return self._rows(state_bytes(self.arch, tokens, self.dtype, steps=steps, mixed=mixed) + more, tokens)
+        return self._rows(state_bytes(self.arch, tokens, self.dtype, steps=steps) + more, tokens)
 
     def circuit_rows(self, tokens: int, *, plain: bool = True) -> int:
         """Prompts whose runs are held, and on which at least one circuit is measured.

@@ -25,11 +25,12 @@ Memory beside the weights, per prompt, in numbers of the format:
     K = L T (2 d + 3 H h) + T d             streams, and projections of all layers
     A = L T (6 H h + c f + 3 n d) + b L H T^2   what autograd keeps besides of one forward pass
     R = L T (3 H h + d) + T d               gradients at all projections and MLP inputs
+    Z = L T (H h + d) + T d                 what the parts of one run wrote, heads not told apart
     W = T (H d + 4 H h + c f) + 3 H T^2     one layer at work
-    EAP      = max(2 S + K + A + T H d + 2 H T^2, 3.5 S + K + R)
-    EAP-IG   = max(2 S + K + W, S + 2 K + A, 2.5 S + 2 K + R)
-    runs     = 2 (S + K) + W                both plain runs of a pair, 4 (S + K) + W where a cut edge carries neither
-    circuit  = 2 S + T (4 H d + 6 d + 6 H h + c f) + 3 H T^2     one patched pass, for each circuit in it
+    EAP      = max(S + K + A + 4 Z + 2 H T^2, 1.6 S + K + R + 2 Z)
+    EAP-IG   = max(S + K + 4 Z + W, S + 2 K + A + 2 Z, 1.6 S + 2 K + R + 2 Z)
+    runs     = 2 (S + K + Z) + W            both plain runs of a pair, 4 (...) + W where a cut edge carries neither
+    circuit  = 2 S + T (14 H d + 6 d + 6 H h + c f) + 3 H T^2     one patched pass, for each circuit in it
 
 f is the MLP width that a token passes (c = 7 in experts, else 4 if it is gated and 5 if not), n the
 norms of a layer beyond two, and b = 1.3, or 2.6 where attention scores are capped. The constants are
@@ -198,37 +199,37 @@ def acdc_flops(arch: Architecture, tokens: int, *, waste: float) -> float:
     return arch.graph.n_edges * (1 + waste) * half
 
 
-def state_bytes(arch: Architecture, tokens: int, dtype: str, *, steps: int | None = None, mixed: bool = False) -> int:
-    """What EAP, or EAP-IG of so many steps, holds per prompt beside the weights; see the module's text.
-
-    ``mixed``: some of a batch's corrupt prompts are clean ones of it and some are not, which takes one more S.
-    """
-    sources, kept = _sources(arch, tokens), _kept(arch, tokens)
+def state_bytes(arch: Architecture, tokens: int, dtype: str, *, steps: int | None = None) -> int:
+    """What EAP, or EAP-IG of so many steps, holds per prompt beside the weights; see the module's text."""
+    sources, kept, written = _sources(arch, tokens), _kept(arch, tokens), _written(arch, tokens)
     norms = 3 * max(0, arch.norms - 2) * arch.d_model
     wide = 6 * arch.heads * arch.d_head + _mlp_width(arch) + norms
     graph = arch.layers * tokens * (wide + (2.6 if arch.capped else 1.3) * arch.heads * tokens)
     gradients = tokens * (arch.layers * (3 * arch.heads * arch.d_head + arch.d_model) + arch.d_model)
+    products = 1.6 * sources + kept + gradients + 2 * written
     if steps is None:
-        forward = 2 * sources + kept + graph + tokens * arch.heads * (arch.d_model + 2 * tokens)
-        numbers = max(forward, 3.5 * sources + kept + gradients)
+        numbers = max(sources + kept + graph + 4 * written + 2 * arch.heads * tokens * tokens, products)
     else:
-        ends = 2 * sources + kept + _working(arch, tokens)
-        numbers = max(ends, sources + 2 * kept + graph, 2.5 * sources + 2 * kept + gradients)
-    numbers += sources if mixed else 0
+        ends = sources + kept + 4 * written + _working(arch, tokens)
+        numbers = max(ends, sources + 2 * kept + graph + 2 * written, products + kept)
     return int((numbers + 4 * arch.vocab) * STATE_BYTES[dtype])
 
 
 def run_bytes(arch: Architecture, tokens: int, dtype: str, *, runs: int = 2) -> int:
     """So many plain runs of one prompt, kept with what every source writes."""
-    kept = runs * (_sources(arch, tokens) + _kept(arch, tokens) + arch.vocab)
+    kept = runs * (_sources(arch, tokens) + _kept(arch, tokens) + _written(arch, tokens) + arch.vocab)
     return (kept + _working(arch, tokens)) * STATE_BYTES[dtype]
 
 
 def circuit_bytes(arch: Architecture, tokens: int, dtype: str) -> int:
     """One circuit on one prompt in a patched pass, beside the runs."""
-    width = 4 * arch.heads * arch.d_model + 6 * arch.d_model + 6 * arch.heads * arch.d_head + _mlp_width(arch)
+    width = 14 * arch.heads * arch.d_model + 6 * arch.d_model + 6 * arch.heads * arch.d_head + _mlp_width(arch)
     numbers = 2 * _sources(arch, tokens) + tokens * (width + 3 * arch.heads * tokens)
     return (numbers + 4 * arch.vocab) * STATE_BYTES[dtype]
+
+
+def _written(arch: Architecture, tokens: int) -> int:
+    return tokens * (arch.layers * (arch.heads * arch.d_head + arch.d_model) + arch.d_model)
 
 
 def _working(arch: Architecture, tokens: int) -> int:

@@ -97,7 +97,7 @@ def test_measured_peaks_stay_below_the_limit_and_near_the_prediction(name):
 
 def test_corrupt_prompts_that_are_clean_elsewhere_take_more_and_are_counted():
     free = limited("gpt2", 1 << 40)
-    each = estimate.state_bytes(free.budget.arch, TOKENS, "float32", mixed=True)
+    each = estimate.state_bytes(free.budget.arch, TOKENS, "float32")
     model = limited("gpt2", free.budget.fixed + int(4.5 * each))
     clean = batch_of().clean
     answers = torch.arange(1, ROWS + 1)[:, None]
