@@ -50,7 +50,7 @@ def test_a_3b_shape_on_the_meta_device():
     arch = architecture_of(three_b(), "3B")
     assert arch.parameters == pytest.approx(3.21e9, rel=0.01)
     assert weight_bytes(arch, "float32") == pytest.approx(4 * (3.21e9 + 28 * 2 * 3072 * 128 * 16), rel=0.01)
-    assert state_bytes(arch, 64, "float32") > 3 * arch.graph.n_src * 3072 * 64 * 4
+    assert state_bytes(arch, 64, "float32") > arch.graph.n_src * 3072 * 64 * 4
 
 
 def test_inspection_from_a_configuration_alone(tmp_path):
