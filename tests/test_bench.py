@@ -455,6 +455,16 @@ def test_the_estimate_prints_its_arithmetic_and_writes_it(tmp_path, capsys):
     assert estimate.main(["--tokens", "1"]) == 2
 
 
+def test_the_costs_on_the_page_are_what_the_command_writes(tmp_path):
+    costs = tmp_path / "gpu.md"
+    costs.write_text("<!-- gpu-cost:begin -->\n<!-- gpu-cost:end -->\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- bench-estimate:begin -->\n<!-- bench-estimate:end -->\n")
+    assert estimate.main(["--readme", str(readme), "--gpu-page", str(costs)]) == 0
+    assert costs.read_text().strip() in (ROOT / "docs" / "gpu.md").read_text()
+    assert readme.read_text().strip() in (ROOT / "benchmarks" / "README.md").read_text()
+
+
 def test_formats_compares_whole_discoveries(tmp_path, capsys):
     """float32 is itself exactly; held weights differ, all of bfloat16 differs more."""
     page = tmp_path / "page.md"
