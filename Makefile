@@ -60,7 +60,8 @@ bench-growth: $(READY)  ## time and memory against edges, tokens, prompts; write
 	$(BIN)/python benchmarks/growth.py --threads $(THREADS) --readme benchmarks/README.md --out runs/bench-growth.json
 
 bench-formats: $(READY)  ## discoveries in shorter number formats against float32; writes docs/models.md
-	$(BIN)/python benchmarks/formats.py --page docs/models.md
+	$(BIN)/python benchmarks/formats.py --page docs/models.md --model models/persona-world --pairs datasets/pairs_demo.jsonl \
+		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl)
 
 bench-estimate: $(READY)  ## what larger models would cost, on paper; writes benchmarks/README.md
 	$(BIN)/python benchmarks/estimate.py --gpu-page docs/gpu.md
