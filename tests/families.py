@@ -350,7 +350,7 @@ CHECKS = {
     "test_acdc_in_batches_is_acdc_edge_by_edge": "ACDC batched",
     "test_padded_prompts_are_the_prompts_alone": "padding",
     "test_streams_and_parts_for_lens_probes_and_vectors": "streams",
-    "test_lens_probes_and_vectors_run": "lens, probes, vectors",
+    "test_lens_probes_vectors_and_neurons_run": "lens, probes, vectors, neurons",
 }
 RECORD = DATA.parent.parent / "circuit" / "families.json"
 PAGE = DATA.parent.parent / "docs" / "models.md"

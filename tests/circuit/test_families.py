@@ -21,6 +21,7 @@ from metrics import METRICS
 from persona.activations import collect, trace
 from persona.examples import load_examples
 from persona.lens import LensOptions, study_lens
+from persona.neurons import NeuronOptions, study_neurons
 from persona.probe import ProbeOptions, study_probes
 from persona.responses import Exchange, Response
 from persona.templates import load_templates
@@ -245,12 +246,25 @@ def _answer(persona, question, text):
     return Response(asked, text, "stop", "m")
 
 
-PATHS = {"lens": _lens, "probes": _probes, "vectors": _vectors}
+def _neurons(model, _network, found):
+    """Selection, ranks and ablations run; in a mixture of experts it is said why there are none."""
+    config = model.bridge.original_model.config.get_text_config()
+    experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts"))
+    options = NeuronOptions(n_random=2, max_pairs=2, top_k=2)
+    if experts:
+        with pytest.raises(ModelError, match="mixture of experts"):
+            study_neurons(model, found, options=options)
+        return
+    study = study_neurons(model, found, options=options)
+    assert len(study.ablations) == len(options.kinds)
+
+
+PATHS = {"lens": _lens, "probes": _probes, "vectors": _vectors, "neurons": _neurons}
 """What is asked of the persona inside a model, by the command's name; each takes the model, the host's, and pairs."""
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_lens_probes_and_vectors_run(name, family):
+def test_lens_probes_vectors_and_neurons_run(name, family):
     model, network = family(name)
     found = load_examples(DATA / "tiny_pairs.json", model)
     for check in PATHS.values():
