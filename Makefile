@@ -11,7 +11,7 @@ STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate peers clean
+.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate bench-formats peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -59,8 +59,12 @@ bench-gpu: $(READY)  ## the same steps on CUDA, on larger shapes; writes benchma
 bench-growth: $(READY)  ## time and memory against edges, tokens, prompts; writes benchmarks/README.md and growth.png
 	$(BIN)/python benchmarks/growth.py --threads $(THREADS) --readme benchmarks/README.md --out runs/bench-growth.json
 
+bench-formats: $(READY)  ## discoveries in shorter number formats against float32; writes docs/models.md
+	$(BIN)/python benchmarks/formats.py --page docs/models.md --model models/persona-world --pairs datasets/pairs_demo.jsonl \
+		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl)
+
 bench-estimate: $(READY)  ## what larger models would cost, on paper; writes benchmarks/README.md
-	$(BIN)/python benchmarks/estimate.py
+	$(BIN)/python benchmarks/estimate.py --gpu-page docs/gpu.md
 
 peers:  ## the second opinion's environment, and its frozen numbers
 	benchmarks/peers/setup.sh $(PEERS)

@@ -43,7 +43,7 @@ ExportFormat = Literal[
     "mib-nodes",
     "mib-circuits",
 ]
-Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+Dtype = Literal["float32", "bfloat16-weights", "bfloat16", "float16", "float64"]
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Hugging Face folder or hub name. (default: the model that is shipped)")
@@ -53,7 +53,19 @@ PairsOption = Annotated[
     typer.Option("--pairs", help="Prompt pairs: JSON Lines, or auto-circuit's JSON. (default: the shipped model's)"),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps; balanced: over all GPUs.")]
-DtypeOption = Annotated[Dtype, typer.Option("--dtype", help="Format of the weights; float32 for attribution.")]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype",
+        help="Of weights and computation; bfloat16-weights holds the weights in half the room and computes in float32.",
+    ),
+]
+MaxMemoryOption = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory", help="Take so many prompts and circuits at a time that weights and work stay below, e.g. 8GiB."
+    ),
+]
 BatchOption = Annotated[int, typer.Option("--batch-size", help="Prompts per pass.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Of random circuits, random scores and bootstraps.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -183,6 +195,7 @@ def discover(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
@@ -219,7 +232,7 @@ def discover(
         quiet = _load_task(null) if null else None
         check_output_folder(out)
         with _progress() as stage:
-            loaded = _load(stage, name, revision, device, dtype)
+            loaded = _load(stage, name, revision, device, dtype, max_memory)
             from circuit.discovery import discover as search
 
             state = out.with_name(f"{out.name}.acdc-state")
@@ -267,6 +280,7 @@ def evaluate(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
@@ -285,7 +299,7 @@ def evaluate(
         setting = {"metric": metric or about["task"]["metric"], "ablation": ablation or about["ablation"]}
         conditions = dict(_conditions(where)) or about["task"].get("where", {})
         with _progress() as stage:
-            loaded = _load(stage, name, revision, device, dtype)
+            loaded = _load(stage, name, revision or _revision(stored.record, model), device, dtype, max_memory)
             _warn_of_other_weights(stored.record, loaded)
             from circuit.discovery import ablation_for, evaluate_on, split_of
 
@@ -372,6 +386,7 @@ def specificity(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
 ) -> None:
@@ -389,7 +404,8 @@ def specificity(
         if out is not None:
             check_output_folder(out)
         with _progress() as stage:
-            loaded = _load(stage, model or records[0]["model"]["name"], None, device, dtype)
+            pinned = _revision(records[0], model)
+            loaded = _load(stage, model or records[0]["model"]["name"], pinned, device, dtype, max_memory)
             from circuit.discovery import pairs_of, split_of
             from circuit.transfer import specificity as matrix
             from metrics import METRICS
@@ -477,6 +493,7 @@ def curves(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
@@ -512,7 +529,9 @@ def curves(
         task = _load_task(pairs or (_own_pairs(own) if own else None))
         check_output_folder(out)
         with _progress() as stage:
-            loaded = _load(stage, _model_name(name, pairs) if own is None else str(name), revision, device, dtype)
+            loaded = _load(
+                stage, _model_name(name, pairs) if own is None else str(name), revision, device, dtype, max_memory
+            )
             _warn_of_other_weights(own, loaded)
             marks = {"circuit": stored.circuit} if stored is not None else None
             study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
@@ -598,6 +617,7 @@ def compare(
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
 ) -> None:
@@ -611,7 +631,7 @@ def compare(
         with _progress() as stage:
             found = side_by_side(*sides, n_draws=n_draws, seed=seed, progress=stage("random circuits"))
             if not no_model:
-                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, device, dtype)
+                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, (device, dtype, max_memory))
                 numbers = {"batch_size": batch_size, "n_random": n_random, "seed": seed}
                 found = found.with_cross(cross_faithfulness(*sides, grounds, stage=stage, **numbers), notes)
             if picture is not None:
@@ -626,8 +646,7 @@ def _grounds(
     pairs: Sequence[Path | None],
     model: str | None,
     stage: Callable[[str], Any],
-    device: str,
-    dtype: str,
+    where: tuple[str, str, str | None],
 ) -> tuple[list[Any], list[str]]:
     """What either side's circuit was found on, where pairs and model are here, and notes on what is not."""
     from circuit.comparison import Ground
@@ -644,7 +663,7 @@ def _grounds(
         try:
             task = _load_task(source)
             if name not in models:
-                models[name] = _load(stage, name, side.record["model"]["revision"], device, dtype)
+                models[name] = _load(stage, name, side.record["model"]["revision"], *where)
         except (TaskError, ModelError) as error:
             if given is not None or model is not None:
                 raise
@@ -969,51 +988,72 @@ def inspect(
     tokens: Annotated[int, typer.Option(help="Tokens of a prompt. (with --pairs: the longest)")] = 64,
     prompts: Annotated[int, typer.Option(help="Prompt pairs, both directions. (with --pairs: the file's)")] = 400,
     on: Annotated[str, typer.Option("--on", help="GPU: RTX 4090, A100 80GB, H100 80GB or H200.")] = "H200",
+    max_memory: MaxMemoryOption = None,
+    price: Annotated[
+        float | None, typer.Option("--price", min=0.0, help="What an hour of that GPU costs: prices of every step.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a model's shape and graph, what each method would cost, and whether a pair file fits; 1 if it does not."""
     with _errors():
+        from circuit.budget import parse_bytes
         from circuit.inspection import inspect_model
         from circuit.shipped import resolve
 
         task = _load_task(pairs) if pairs else None
+        limit = None if max_memory is None else parse_bytes(max_memory)
         options = {"tokens": tokens, "prompts": prompts, "device": on, "align": align, "revision": revision}
-        found = inspect_model(resolve(model), label=model, config_only=config_only, task=task, **options)
+        found = inspect_model(
+            resolve(model), label=model, config_only=config_only, task=task, max_memory=limit, **options
+        )
         if as_json:
             typer.echo(json.dumps(found.as_dict(), indent=2))
         else:
-            _print_inspection(found)
+            _print_inspection(found, price)
         if found.comes_apart is False or (found.pairs and found.pairs.fault):
             raise typer.Exit(1)
 
 
-def _print_inspection(found: Any) -> None:
-    from circuit.estimate import state_bytes, weight_bytes
-
+def _print_inspection(found: Any, price: float | None) -> None:
     arch, graph = found.architecture, found.graph
     typer.echo(
         f"{arch.name}: {arch.layers} layers, {arch.heads} heads of width {arch.d_head} ({arch.kv_heads} key-value), "
         f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, context {found.n_context or 'unknown'}\n"
         f"parameters {arch.parameters / 1e9:.3g} G; {graph.n_src:,} sources, {graph.n_dst:,} slots, "
-        f"{graph.n_edges:,} edges"
+        f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if found.comes_apart is None else ''}"
     )
     says = {None: "not tried: only the configuration was read", True: "yes", False: found.fault}
     typer.echo(f"comes apart into nodes: {says[found.comes_apart]}")
-    rows = []
-    for one in found.estimates:
-        fits = one.prompts_at_once > 0
-        times = [f"{one.eap_seconds:.3g}", f"{one.ig_seconds:.3g}", f"{one.acdc_hours:.3g}"] if fits else ["-"] * 3
-        sizes = [f"{weight_bytes(arch, one.dtype) / 1e9:.3g}"]
-        sizes.append(f"{state_bytes(arch, found.tokens, one.dtype) / 1e9:.3g}")
-        rows.append((one.dtype, *sizes, f"{one.prompts_at_once:,}" if fits else "none", *times))
-    columns = ("format", "weights, GB", "per prompt, GB", "prompts at once", "EAP, s", "EAP-IG, s", "ACDC, h")
-    title = f"estimated for {found.prompts:,} prompts of {found.tokens} tokens on one {found.device.name}"
-    _print_table(title, columns, rows, texts=1)
+    _print_costs(found, price)
     if found.pairs is not None:
         fit = found.pairs
         fine = f"{fit.n_pairs:,} pairs of {fit.source} fit, {fit.longest} tokens at most"
         typer.echo(f"\npairs: {fit.fault or fine}")
+
+
+def _print_costs(found: Any, price: float | None) -> None:
+    """Memory, time and, if an hour has a price, money for every step in every format."""
+    from circuit.estimate import weight_bytes
+
+    rows = []
+    for dtype, steps in found.costs.items():
+        for i, one in enumerate(steps):
+            fits = one.prompts_at_once > 0
+            head = (dtype, f"{weight_bytes(found.architecture, dtype) / 1e9:.3g}") if i == 0 else ("", "")
+            money = () if price is None else (f"{one.seconds / 3600 * price:,.2f}" if fits else "-",)
+            size, at_once = f"{one.bytes_per_prompt / 1e9:.3g}", f"{one.prompts_at_once:,}" if fits else "none fits"
+            rows.append((*head, one.step, size, at_once, _duration(one.seconds) if fits else "-", *money))
+    columns = ("format", "weights, GB", "step", "per prompt, GB", "prompts at once", "time")
+    title = f"estimated for {found.prompts:,} prompts of {found.tokens} tokens on one {found.device.name}"
+    title += "" if found.limit is None else f" within {found.limit / 1e9:.3g} GB"
+    _print_table(title, (*columns, *(() if price is None else ("cost",))), rows, texts=3)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
 @app.command("ground-truth")
@@ -2594,12 +2634,26 @@ def _own_pairs(record: dict[str, Any] | None) -> str:
     return str(record["task"]["source"])
 
 
-def _load(stage: Callable[[str], Any], name: str, revision: str | None, device: str, dtype: str) -> Any:
+def _revision(record: dict[str, Any] | None, other_model: str | None) -> str | None:
+    """The commit that a circuit was found in, unless another model is asked for."""
+    return record["model"]["revision"] if record is not None and other_model is None else None
+
+
+def _load(
+    stage: Callable[[str], Any],
+    name: str,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    max_memory: str | None = None,
+) -> Any:
     stage(f"loading {name}")
+    from circuit.budget import parse_bytes
     from circuit.model import load_model
     from circuit.shipped import resolve
 
-    return load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name)
+    limit = None if max_memory is None else parse_bytes(max_memory)
+    return load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name, max_memory=limit)
 
 
 def _write_results(found: Discovery, out: Path, strongest: int) -> None:

@@ -16,7 +16,8 @@ from tables import README, markdown_table, replace_section
 import circuit.estimate
 from circuit.errors import PersonaCircuitsError
 from circuit.estimate import (
-    BYTES,
+    DEVICES,
+    FORMATS,
     H200,
     MODELS,
     Architecture,
@@ -30,11 +31,12 @@ from circuit.estimate import (
     forward_flops,
     score_flops,
     state_bytes,
+    step_costs,
     weight_bytes,
 )
 
 __all__ = [
-    "BYTES",
+    "FORMATS",
     "H200",
     "MODELS",
     "Architecture",
@@ -85,7 +87,7 @@ def time_table(**options: float) -> str:
     columns = ("", "format", "devices", "prompts at once", "floor, s", "EAP, s", "EAP-IG, s", "ACDC, h")
     rows = []
     for arch in MODELS:
-        for dtype in BYTES:
+        for dtype in FORMATS:
             for devices in (1, 8):
                 found = estimate(arch, dtype, devices=devices, **options)  # type: ignore[arg-type]
                 fits = found.prompts_at_once > 0
@@ -93,6 +95,33 @@ def time_table(**options: float) -> str:
                 cells = [_number(value) for value in times] if fits else ["does not fit"] * 4
                 rows.append((arch.name, dtype, str(devices), str(found.prompts_at_once), *cells))
     return markdown_table(columns, rows, texts=2)
+
+
+def step_table(arch: Architecture, device: Device, price: float) -> str:
+    """Every step in every format on one device at a price of its hour, on the defaults' prompts."""
+    rows = []
+    for dtype in FORMATS:
+        for step in step_costs(arch, dtype, device=device):
+            fits = step.prompts_at_once > 0
+            times = [_minutes(step.seconds), f"{step.seconds / 3600 * price:,.2f}"] if fits else ["", ""]
+            at_once = f"{step.prompts_at_once:,}" if fits else "none fits"
+            rows.append((dtype, step.step, f"{step.bytes_per_prompt / 1e9:.3g}", at_once, *times))
+    columns = ("format", "step", "per prompt, GB", "prompts at once", "time", "cost")
+    said = (
+        f"{arch.name} on one {device.name} at {price:.2f} an hour, 400 prompts of 64 tokens: weights of "
+        + ", ".join(f"{weight_bytes(arch, dtype) / 1e9:.1f} GB in {dtype}" for dtype in FORMATS)
+    )
+    return f"{said}.\n\n{markdown_table(columns, rows, texts=2)}"
+
+
+def _minutes(seconds: float) -> str:
+    return (
+        f"{seconds:,.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:,.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:,.0f} h"
+    )
 
 
 def _number(value: float) -> str:
@@ -121,6 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--efficiency", type=float, default=0.4, help="share of the device's peak")
     parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--gpu-page", type=Path, help="write the steps of a 3B model into this page too")
     parser.add_argument("--no-write", action="store_true", help="print only")
     args = parser.parse_args(argv)
     if args.tokens < 2 or args.pairs < 1 or not 0 < args.efficiency <= 1:
@@ -131,6 +161,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if not args.no_write:
             replace_section(args.readme, "bench-estimate", text)
+            if args.gpu_page:
+                replace_section(args.gpu_page, "gpu-cost", step_table(MODELS[0], DEVICES[0], 0.40))
     except PersonaCircuitsError as error:
         print(f"estimate.py: {error}", file=sys.stderr)
         return 2

@@ -32,7 +32,7 @@ from circuit.ablation import Ablation, corrupt
 from circuit.errors import OptionError
 from circuit.graph import SLOTS, Graph
 from circuit.model import Model
-from circuit.patching import Progress, in_halves, measure_rows, prepare_each
+from circuit.patching import Progress, in_halves, is_plain, measure_rows, prepare_each
 from circuit.runs import Run, changes, run, targets_of
 from circuit.scores import Scores
 from circuit.task import Batch
@@ -154,7 +154,8 @@ def score_parts(
         return total
 
     for done, batch in enumerate(batches, 1):
-        in_halves(of_batch, batch)
+        for part in _fitting(model, batch, points, ablation):
+            in_halves(of_batch, part)
         _report(progress, done, len(batches))
     if by == "span":
         return ScoreParts(model.graph, by, names, ranks.summed(values))
@@ -383,9 +384,20 @@ def _whole(
 
     total = np.zeros(model.graph.valid.shape)
     for done, batch in enumerate(batches, 1):
-        total += sum(in_halves(of_batch, batch))
+        for part in _fitting(model, batch, points, ablation):
+            total += sum(in_halves(of_batch, part))
         _report(progress, done, len(batches))
     return Scores(model.graph, ranks.summed(total) / _n_rows(batches))
+
+
+def _fitting(
+    model: Model, batch: Batch, points: tuple[float, ...] | None, ablation: Ablation | None
+) -> tuple[Batch, ...]:
+    """The batch, or parts of it whose scores fit the model's budget."""
+    if model.budget is None:
+        return (batch,)
+    steps = None if points is None else len(points)
+    return batch.parts(model.budget.score_rows(batch.n_tokens, steps=steps, plain=is_plain(batch, ablation)))
 
 
 def _scores_at(
@@ -421,7 +433,7 @@ def _scores_at(
     scores = torch.zeros(len(flat), *graph.valid.shape, dtype=torch.float64)
 
     if max_bytes is None:
-        max_bytes = max(BLOCK_BYTES, delta.numel() * delta.element_size() // 4)
+        max_bytes = max(0 if model.budget else BLOCK_BYTES, delta.numel() * delta.element_size() // 4)
     streams = [stream[:, first:] for stream in at.streams[:-1]]
     for slots, gradient in gradients_at_slots(model, streams, gradients, max_bytes=max_bytes):
         n_sources = graph.n_reaching(slots.stop - 1)

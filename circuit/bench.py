@@ -360,7 +360,7 @@ def _about(model: Model) -> dict[str, Any]:
     return {
         "name": model.name,
         "fingerprint": model.fingerprint,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": model.format,
         "n_layers": graph.n_layers,
         "n_heads": graph.n_heads,
         "d_model": model.d_model,

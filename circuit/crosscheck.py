@@ -216,7 +216,7 @@ def crosscheck(
     values |= {f"auto-circuit {name}": from_prune_scores(_arrays(reply["scores"])) for name, reply in found[0].items()}
     agreements, notes = _agreements(values, stored, method_complete=len(chosen) == len(every), split=split)
     return Crosscheck(
-        model={"name": model.name, "fingerprint": model.fingerprint, "dtype": str(model.dtype).removeprefix("torch.")},
+        model={"name": model.name, "fingerprint": model.fingerprint, "dtype": model.format},
         pairs={"source": task.source, "sha256": task.sha256, "split": split, "n_pairs": len(chosen), "of": len(every)},
         metric=metric.name,
         points=points,

@@ -29,7 +29,7 @@ from circuit.files import circuit_record
 from circuit.grid import LINEAR, Grid, grid_eap, grids_of, passes_of
 from circuit.model import Model
 from circuit.null_run import NullRun, null_run
-from circuit.patching import Prepared, Progress, effects, prepare_each
+from circuit.patching import Prepared, Progress, effects, is_plain, prepare_each
 from circuit.pruning import PRUNERS, acdc, check_tau, greedy, threshold, top_n
 from circuit.scores import Scores
 from circuit.sizes import Smallest, Sweep, check_target, smallest
@@ -217,11 +217,15 @@ def discover(
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     groups = batches(_share(rows, metric), options.batch_size, model.device)
     ablation = _ablation(options.ablation, model, groups, stage)
+    if model.budget is not None and options.prune in ("acdc", "eap-acdc"):
+        plain = all(is_plain(batch, ablation) for batch in groups)
+        model.budget.check_held([batch.n_tokens for batch in groups for _ in batch.indices], plain=plain)
     d, whole = effects(prepare_each(model, groups, ablation), metric)
     tau = _tau(options, whole)
     parts = None
     if scores is None:
-        scores, parts = _scores(model, groups, _grids(rows, metric, options), metric, ablation, options, stage)
+        grids = _grids(model, rows, metric, options)
+        scores, parts = _scores(model, groups, grids, metric, ablation, options, stage)
     lost = None
     if options.activations != "float32" and groups:
         how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
@@ -264,6 +268,14 @@ def _ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stage) ->
     if name == "corrupt":
         return None
     progress = stage(f"{name} ablation") if name in CONSTANT else None
+    if model.budget is not None:
+        if name == "optimal":
+            raise OptionError(
+                "--ablation optimal learns on 16 prompts at a time and cannot be held to --max-memory; use another "
+                "ablation, or leave --max-memory out"
+            )
+        longest = max((batch.n_tokens for batch in groups), default=1)
+        groups = [part for batch in groups for part in batch.parts(model.budget.circuit_rows(longest, plain=False))]
     return make_ablation(name, model, groups, progress=progress)
 
 
@@ -290,8 +302,13 @@ def _scores(
     return score(model, groups, metric, ablation=ablation, progress=progress, **how), None
 
 
-def _grids(rows: Sequence[Row], metric: Metric, options: Options) -> Sequence[Grid]:
-    """The persona grids of plain EAP, where they have fewer prompts than rows: the same scores from fewer passes."""
+def _grids(model: Model, rows: Sequence[Row], metric: Metric, options: Options) -> Sequence[Grid]:
+    """The persona grids of plain EAP, where they have fewer prompts than rows: the same scores from fewer passes.
+
+    None where memory is limited: a grid holds the runs of all of its prompts.
+    """
+    if model.budget is not None:
+        return ()
     plain = options.ablation == "corrupt" and options.align == "equal" and options.activations == "float32"
     if options.method != "eap" or options.prune == "acdc" or options.by_span or not plain or metric.name not in LINEAR:
         return ()
@@ -507,7 +524,7 @@ def _about(
         "model": {
             "name": model.name,
             "revision": model.revision,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": model.format,
             "fingerprint": model.fingerprint,
             "n_layers": model.graph.n_layers,
             "n_heads": model.graph.n_heads,

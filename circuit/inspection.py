@@ -13,14 +13,13 @@ from typing import Any
 
 from circuit.errors import ModelError, OptionError, PersonaCircuitsError
 from circuit.estimate import (
-    BYTES,
     DEVICES,
+    FORMATS,
     Architecture,
     Device,
-    Estimate,
+    StepCost,
     architecture_of,
-    estimate,
-    state_bytes,
+    step_costs,
     weight_bytes,
 )
 from circuit.graph import Graph
@@ -42,7 +41,7 @@ class PairFit:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Sizes, graph and cost of one model.
+    """Sizes, graph and cost of one model; ``costs`` of every step by number format, within ``limit`` bytes.
 
     ``comes_apart`` is whether the loaded weights passed the engine's own check, None where
     only the configuration was read; ``fault`` is the reason if they did not.
@@ -54,30 +53,32 @@ class Inspection:
     tokens: int
     prompts: int
     device: Device
-    estimates: tuple[Estimate, ...]
+    costs: dict[str, tuple[StepCost, ...]]
+    limit: int | None = None
     comes_apart: bool | None = None
     fault: str = ""
     pairs: PairFit | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; bytes are per prompt for ``state``, of the whole model for ``weights``."""
+        """Plain values for JSON."""
         arch, graph = self.architecture, self.graph
         return {
             "architecture": {**asdict(arch), "parameters": arch.parameters},
             "n_context": self.n_context,
             "graph": {"sources": graph.n_src, "slots": graph.n_dst, "edges": graph.n_edges, "parallel": graph.parallel},
-            "assumed": {"tokens": self.tokens, "prompts": self.prompts, "device": self.device.name},
+            "assumed": {
+                "tokens": self.tokens,
+                "prompts": self.prompts,
+                "device": self.device.name,
+                "max_memory": self.limit,
+            },
             "cost": [
                 {
-                    "dtype": found.dtype,
-                    "weights_bytes": weight_bytes(arch, found.dtype),
-                    "state_bytes": state_bytes(arch, self.tokens, found.dtype),
-                    "prompts_at_once": found.prompts_at_once,
-                    "eap_seconds": found.eap_seconds,
-                    "eap_ig_seconds": found.ig_seconds,
-                    "acdc_hours": found.acdc_hours,
+                    "dtype": dtype,
+                    "weights_bytes": weight_bytes(arch, dtype),
+                    "steps": [asdict(step) for step in steps],
                 }
-                for found in self.estimates
+                for dtype, steps in self.costs.items()
             ],
             "comes_apart": self.comes_apart,
             "fault": self.fault,
@@ -103,6 +104,7 @@ def inspect_model(
     tokens: int = 64,
     prompts: int = 400,
     device: str = "H200",
+    max_memory: int | None = None,
 ) -> Inspection:
     """Sizes and estimates from the configuration; unless ``config_only`` the weights are loaded on the CPU and checked.
 
@@ -113,6 +115,8 @@ def inspect_model(
         their longest prompt then stand for ``prompts`` and ``tokens``.
     device
         One of ``estimate.DEVICES`` by name.
+    max_memory
+        Bytes that weights and work may take, if less than the device has.
 
     Raises
     ------
@@ -140,7 +144,11 @@ def inspect_model(
         tokens,
         prompts,
         chosen,
-        tuple(estimate(arch, dtype, device=chosen, tokens=tokens, prompts=prompts) for dtype in BYTES),
+        {
+            dtype: step_costs(arch, dtype, device=chosen, tokens=tokens, prompts=prompts, limit=max_memory)
+            for dtype in FORMATS
+        },
+        max_memory,
         pairs=fit,
     )
     return found if config_only else _checked(found, name, revision)

@@ -15,12 +15,13 @@ must give the host's logits, otherwise the model is refused.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import inspect
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuit.budget import Budget
 from circuit.errors import ModelError
+from circuit.estimate import architecture_of
 from circuit.graph import Graph
+from circuit.held import SHORT, Held
 
 __all__ = ["DTYPES", "NEURON_HOOKS", "Block", "Context", "Model", "load_model", "load_skeleton"]
 
@@ -40,9 +44,12 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "float64": torch.float64,
+    "bfloat16-weights": torch.bfloat16,
 }
 NEURON_HOOKS = {"post": "out", "pre": "in", "gate": "gate"}
 """Places inside an MLP: what its down projection reads, and what its up and its gate projection write."""
+HELD = "bfloat16-weights"
+"""The format whose weights are short and whose every computation is in float32."""
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
 
@@ -53,6 +60,7 @@ def load_model(
     device: str = "auto",
     dtype: str = "float32",
     label: str | None = None,
+    max_memory: int | None = None,
 ) -> Model:
     """Load a causal language model by hub name or from a local folder, without gradients.
 
@@ -67,24 +75,32 @@ def load_model(
         ``balanced``: the layers over all GPUs, as the host library divides them. The state
         of a run then lies on the first of them.
     dtype
-        ``float32`` (use it for attribution), ``bfloat16``, ``float16`` or ``float64``.
+        ``float32`` (use it for attribution), ``bfloat16-weights`` (weights rounded and held in
+        bfloat16, everything computed in float32), or ``bfloat16``, ``float16``, ``float64`` for
+        weights and computation alike.
     label
         The name that results give the model, if not ``name``.
+    max_memory
+        Bytes that weights and work may take together; scores and circuits take so many prompts at
+        a time that the predicted peak stays below it. Loading itself is not held to it.
 
     Raises
     ------
     ModelError
-        The folder holds no model, the hub refuses, the device is absent, or the
-        model cannot be written as a sum of nodes.
+        The folder holds no model, the hub refuses, the device is absent, the weights exceed
+        ``max_memory``, or the model cannot be written as a sum of nodes.
     """
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     where = None if device == "balanced" else _device(device)
     network, tokenizer = _load_pretrained(str(name), revision, DTYPES[dtype], "balanced" if where is None else None)
+    if dtype == HELD:
+        _restore_buffers(network)
     if where is None:
         where = next(network.parameters()).device
     commit = getattr(network.config, "_commit_hash", None) or revision
-    return wrap_model(network, tokenizer, name=label or str(name), revision=commit, device=where)
+    how = {"revision": commit, "device": where, "in_float32": dtype == HELD, "max_memory": max_memory}
+    return wrap_model(network, tokenizer, name=label or str(name), **how)
 
 
 def load_skeleton(name: str | Path, *, revision: str | None = None) -> tuple[Any, Any]:
@@ -119,11 +135,14 @@ def wrap_model(
     name: str,
     revision: str | None = None,
     device: torch.device | str = "cpu",
+    in_float32: bool = False,
+    max_memory: int | None = None,
 ) -> Model:
     """A ``Model`` around a Hugging Face causal language model that is already in memory.
 
     The network is switched to evaluation mode, to eager attention, and its
-    parameters to ``requires_grad=False``.
+    parameters to ``requires_grad=False``. With ``in_float32`` weights in a shorter format
+    stay so, and everything is computed in float32.
 
     Raises:
         ModelError: it cannot be written as a sum of nodes.
@@ -133,9 +152,11 @@ def wrap_model(
     network = _text_part(network, name)
     fingerprint = _fingerprint(network)
     _expand_grouped_heads(network, name)
+    arch = architecture_of(network, name) if max_memory is not None else None
     if network.dtype == torch.float64 and network._can_set_experts_implementation():
         network.set_experts_implementation("eager")  # the host's fused product has no float64
     network.eval().requires_grad_(False)
+    network.config.architectures = network.config.architectures or [type(network).__name__]
     try:
         with _quiet(), _nothing_installed():
             bridge = TransformerBridge.boot_transformers(
@@ -152,12 +173,14 @@ def wrap_model(
         ) from error
     bridge.eval().requires_grad_(False)
     try:
-        model = Model(bridge, tokenizer, name, revision, fingerprint)
+        model = Model(bridge, tokenizer, name, revision, fingerprint, in_float32=in_float32)
     except (ValueError, RuntimeError, AttributeError) as error:
         raise ModelError(
             f"{name}: the attention of this architecture does not come apart into heads ({_first_line(error)})"
         ) from error
     model.check_decomposition()
+    if max_memory is not None and arch is not None:
+        model.budget = Budget(max_memory, _fixed_bytes(model), arch, model.format)
     return model
 
 
@@ -192,9 +215,10 @@ def _where_the_layer_is(function: Callable[..., Tensor]) -> Callable[..., Tensor
     def moved(self: Block, *args: Any) -> Tensor:
         home = next(value.device for value in args if isinstance(value, Tensor))
         here = self.W_O.device
-        if home == here:
-            return function(self, *args)
-        return function(self, *(x.to(here) if isinstance(x, Tensor) else x for x in args)).to(home)
+        with contextlib.nullcontext() if self.held is None else self.held.long(self.bridge):
+            if home == here:
+                return function(self, *args)
+            return function(self, *(x.to(here) if isinstance(x, Tensor) else x for x in args)).to(home)
 
     return moved
 
@@ -268,6 +292,8 @@ class Block:
     """The norm before attention taken back, where it is one that can be written out."""
     mlp_returns: int = 0
     """How many values the host's MLP returns in a tuple; 0: a tensor."""
+    held: Held | None = None
+    """Where the weights are shorter than what is computed with them."""
 
     @_where_the_layer_is
     def attn_norm(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
@@ -287,9 +313,10 @@ class Block:
         """Queries, keys or values of the given heads (None: all), each of which reads a normed stream of its own."""
         count, batch, pos, d_model = normed.shape
         weights, bias = self.weights[slot], self.biases[slot]
-        out = torch.bmm(normed.reshape(count, batch * pos, d_model), weights if heads is None else weights[heads])
+        chosen = self._long(weights if heads is None else weights[heads])
+        out = torch.bmm(normed.reshape(count, batch * pos, d_model), chosen)
         if bias is not None:
-            out = out + (bias if heads is None else bias[heads])[:, None]
+            out = out + self._long(bias if heads is None else bias[heads])[:, None]
         return out.view(count, batch, pos, -1).permute(1, 2, 0, 3)
 
     @_where_the_layer_is
@@ -323,7 +350,7 @@ class Block:
         with the scale that the norm has in this run.
         """
         batch, pos, heads, _ = z.shape
-        results = torch.bmm(_by_head(z), self.W_O).view(heads, batch, pos, -1)
+        results = torch.bmm(_by_head(z), self._long(self.W_O)).view(heads, batch, pos, -1)
         if self._normed_behind:
             results = results * _frozen_gain(self.bridge.ln1_post, self.bridge.attn.o(z.flatten(-2)))
         return results
@@ -340,9 +367,9 @@ class Block:
             results = self.head_results(z)
             out.copy_(results if less_than is None else less_than - results)
         elif less_than is None:
-            torch.bmm(_by_head(z), self.W_O, out=out.flatten(1, 2))
+            torch.bmm(_by_head(z), self._long(self.W_O), out=out.flatten(1, 2))
         else:
-            torch.baddbmm(less_than.flatten(1, 2), _by_head(z), self.W_O, alpha=-1, out=out.flatten(1, 2))
+            torch.baddbmm(less_than.flatten(1, 2), _by_head(z), self._long(self.W_O), alpha=-1, out=out.flatten(1, 2))
 
     def write_head_changes(
         self,
@@ -352,13 +379,14 @@ class Block:
     ) -> None:
         """Head results after less those before, into ``out``: one product, unless a norm follows attention."""
         if self._plain(before, out) and not self._normed_behind:
-            torch.bmm(_by_head(after - before), self.W_O, out=out.flatten(1, 2))
+            torch.bmm(_by_head(after - before), self._long(self.W_O), out=out.flatten(1, 2))
         else:
             torch.sub(self.head_results(after), self.head_results(before), out=out)
 
     def _plain(self, x: Tensor, out: Tensor) -> bool:
         """Whether a product of ``x`` and this layer's weights can be written into ``out`` as it is."""
-        same = x.device == out.device == self.W_O.device and x.dtype == out.dtype == self.W_O.dtype
+        dtype = torch.float32 if self.held is not None else self.W_O.dtype
+        same = x.device == out.device == self.W_O.device and x.dtype == out.dtype == dtype
         return same and not torch.is_autocast_enabled(x.device.type)
 
     @property
@@ -378,7 +406,7 @@ class Block:
 
         W g taken back through the norm before attention, at the stream ``x`` of that run.
         """
-        weights = self.weights[slot][some].transpose(1, 2)
+        weights = self._long(self.weights[slot][some]).transpose(1, 2)
         if not self._plain(gradient, out) or (self.pullback is None and "ln1" in self.bridge.submodules):
             out.copy_(self._slot_gradients(_by_head(gradient), weights, x))
             return
@@ -465,15 +493,28 @@ class Block:
     def _scaled(self, written: Tensor) -> Tensor:
         return written if self.scale == 1.0 else written * self.scale
 
+    def _long(self, weight: Tensor) -> Tensor:
+        return weight if self.held is None else weight.float()
+
 
 class Model:
     """A causal language model with its graph, its tokenizer and its blocks.
 
     Built by ``load_model``. ``graph`` gives the nodes, ``blocks`` the layers,
-    ``device`` and ``dtype`` are the weights', ``fingerprint`` tells models of one name apart.
+    ``device`` is where the weights lie, ``dtype`` what is computed in, ``fingerprint`` tells models of
+    one name apart. ``budget`` is None where memory has no limit but the device's.
     """
 
-    def __init__(self, bridge: Any, tokenizer: Any, name: str, revision: str | None, fingerprint: str) -> None:
+    def __init__(
+        self,
+        bridge: Any,
+        tokenizer: Any,
+        name: str,
+        revision: str | None,
+        fingerprint: str,
+        *,
+        in_float32: bool = False,
+    ) -> None:
         config = bridge.cfg
         parallel = bool(getattr(config, "parallel_attn_mlp", False))
         self.bridge = bridge
@@ -488,6 +529,16 @@ class Model:
         self.blocks = tuple(_take_apart(block, i, self.graph, name, host) for i, block in enumerate(bridge.blocks))
         weight = next(bridge.parameters())
         self.device, self.dtype = weight.device, weight.dtype
+        self.budget: Budget | None = None
+        self.held = _hold(bridge) if in_float32 and weight.dtype in SHORT else None
+        if self.held is not None:
+            self.dtype = torch.float32
+            self.blocks = tuple(_held_block(block, self.held) for block in self.blocks)
+
+    @property
+    def format(self) -> str:
+        """The name of the format, one of ``DTYPES``."""
+        return HELD if self.held is not None else str(self.dtype).removeprefix("torch.")
 
     def logits(
         self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
@@ -567,7 +618,8 @@ class Model:
         The host's own head is run, with its body stubbed to give the normed stream.
         """
         network = self.bridge.original_model
-        normed = _normed(self.bridge.ln_final, resid.to(self.bridge.unembed.W_U.device))
+        with contextlib.nullcontext() if self.held is None else self.held.long(self.bridge.ln_final):
+            normed = _normed(self.bridge.ln_final, resid.to(self.bridge.unembed.W_U.device))
         rows = normed.reshape(1, -1, normed.shape[-1])
         with _stubbed({network.base_model: lambda *_, **__: _Body(rows)}):
             logits = network(inputs_embeds=rows, use_cache=False).logits
@@ -621,6 +673,44 @@ def _fingerprint(network: Any) -> str:
         sample = flat[:: max(1, len(flat) // 64)].float().cpu().numpy()
         digest.update(f"{name}{tuple(weight.shape)}".encode() + sample.tobytes())
     return digest.hexdigest()
+
+
+def _fixed_bytes(model: Model) -> int:
+    """What the weights take, each storage once, and the long copy of the largest part that runs at a time."""
+    network = model.bridge.original_model
+    own = [tensor for block in model.blocks for tensor in (*block.weights.values(), block.W_O)]
+    tensors = [*network.parameters(), *network.buffers(), *own]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    if model.held is None:
+        return sum(storages.values())
+    ends = [part for name in ("embed", "unembed") if (part := getattr(model.bridge, name, None)) is not None]
+    largest = max(sum(weight.numel() for weight in part.parameters()) for part in (*model.bridge.blocks, *ends))
+    return sum(storages.values()) + largest * 4
+
+
+def _hold(bridge: Any) -> Held:
+    """Every part of a model long while it runs; weights that are in none of them long for good."""
+    held = Held()
+    ends = [getattr(bridge, name, None) for name in ("embed", "pos_embed", "ln_final", "unembed")]
+    parts = [*bridge.blocks, *(part for part in ends if part is not None)]
+    for part in parts:
+        held.while_it_runs(part)
+    inside = {id(weight) for part in parts for weight in part.parameters()}
+    network = bridge.original_model
+    for weight in (*network.parameters(), *network.buffers()):
+        if id(weight) not in inside and weight.dtype in SHORT:
+            weight.data = weight.data.float()
+    return held
+
+
+def _held_block(block: Block, held: Held) -> Block:
+    """The block with weights that are long while it runs; its norm is written out again, now unrounded."""
+    pullback = None
+    if block.pullback is not None:
+        like = torch.zeros(1, device=block.W_O.device)
+        with held.long(block.bridge):
+            pullback = Pullback.of(block.bridge.ln1, block.W_O.shape[-1], like)
+    return replace(block, held=held, pullback=pullback)
 
 
 def _take_apart(block: Any, layer: int, graph: Graph, name: str, config: Any) -> Block:
@@ -770,6 +860,8 @@ def _device(name: str) -> torch.device:
         raise ModelError(
             f"device {name!r} cannot be used here ({_first_line(error)}); use --device auto or cpu"
         ) from error
+    if device.type == "meta":
+        raise ModelError("device 'meta' is not one that computes; use --device auto, cpu, cuda or mps")
     return device
 
 
@@ -795,6 +887,21 @@ def _load_pretrained(
         source = "the folder" if local else "the hub (or its local cache)"
         raise ModelError(reason or f"model {name} cannot be loaded from {source}: {_first_line(error)}") from error
     return network, tokenizer
+
+
+def _restore_buffers(network: Any) -> None:
+    """Constants that no file holds, such as the scale of embeddings, as they are in float32 and not rounded."""
+    from accelerate import init_empty_weights
+
+    config = copy.deepcopy(network.config)
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = torch.float32
+    with _quiet(), init_empty_weights(include_buffers=False):
+        fresh = dict(type(network)(config).named_buffers())
+    for name, buffer in network.named_buffers():
+        if buffer.dtype in SHORT and name in fresh:
+            owner, _, last = name.rpartition(".")
+            setattr(network.get_submodule(owner), last, fresh[name].float().to(buffer.device))
 
 
 def _hub_refusal(error: BaseException, name: str, revision: str | None) -> str | None:
@@ -927,15 +1034,19 @@ def _text_config(config: Any) -> Any:
 
 @contextlib.contextmanager
 def _nothing_installed() -> Iterator[None]:
-    """Keep the host library from looking for an image processor: where it finds none, it runs pip to get one."""
+    """Keep the host library from looking for an image processor: where it finds none, it runs pip to get one.
+
+    Nor does it load the tokenizer a second time, which would not be the revision that is pinned.
+    """
     from transformer_lens.model_bridge.sources.transformers import source
 
-    load = source.load_modality_processor
+    load, configure = source.load_modality_processor, source.configure_tokenizer
     source.load_modality_processor = lambda *_, **__: None
+    source.configure_tokenizer = lambda tokenizer, *_, **__: tokenizer
     try:
         yield
     finally:
-        source.load_modality_processor = load
+        source.load_modality_processor, source.configure_tokenizer = load, configure
 
 
 @contextlib.contextmanager

@@ -44,6 +44,7 @@ __all__ = [
     "divergence",
     "effects",
     "in_halves",
+    "is_plain",
     "masks_per_pass",
     "measure",
     "measure_rows",
@@ -52,6 +53,7 @@ __all__ = [
     "prepare_each",
     "run",
     "targets_of",
+    "within_budget",
 ]
 
 logger = logging.getLogger(__name__)
@@ -83,9 +85,25 @@ def prepare(model: Model, batch: Batch, ablation: Ablation | None = None) -> Pre
 
 
 def prepare_each(model: Model, batches: Iterable[Batch], ablation: Ablation | None = None) -> Iterator[Prepared]:
-    """``prepare`` for one batch after the other; a batch that does not fit the memory is taken in halves."""
+    """``prepare`` for one batch after the other, as many rows at a time as the model's budget allows.
+
+    A batch that does not fit the memory all the same is taken in halves.
+    """
     for batch in batches:
-        yield from in_halves(lambda part: prepare(model, part, ablation), batch)
+        for part in within_budget(model, batch, ablation):
+            yield from in_halves(lambda some: prepare(model, some, ablation), part)
+
+
+def within_budget(model: Model, batch: Batch, ablation: Ablation | None) -> tuple[Batch, ...]:
+    """The batch, or parts of it whose runs and one circuit on them fit the model's budget."""
+    if model.budget is None:
+        return (batch,)
+    return batch.parts(model.budget.circuit_rows(batch.n_tokens, plain=is_plain(batch, ablation)))
+
+
+def is_plain(batch: Batch, ablation: Ablation | None) -> bool:
+    """Whether cut edges carry the corrupt run's values place by place, which takes no further run."""
+    return (ablation is None or ablation is by_corrupt) and batch.corrupt_to_clean is None
 
 
 def in_halves(work: Callable[[Batch], Result], batch: Batch) -> list[Result]:
@@ -96,7 +114,9 @@ def in_halves(work: Callable[[Batch], Result], batch: Batch) -> list[Result]:
     """
     try:
         return [work(batch)]
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         if len(batch) == 1:
             raise ModelError(
                 f"a single prompt of {batch.clean.shape[1]} tokens does not fit the memory of {batch.clean.device}; "
@@ -107,6 +127,13 @@ def in_halves(work: Callable[[Batch], Result], batch: Batch) -> list[Result]:
     first, second = batch.halves()
     logger.warning("out of memory with %d prompts at a time; going on with %d", len(batch), len(first))
     return in_halves(work, first) + in_halves(work, second)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Also where the device has no exception of its own for it: Apple's, and the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")
+    )
 
 
 def divergence(prepared: Iterable[Prepared], metric: Metric) -> float:
@@ -189,7 +216,9 @@ def _logits_of(model: Model, item: Prepared, masks: Sequence[np.ndarray]) -> Ite
     """Per circuit; fewer at a time where the device's memory runs out."""
     try:
         found = patched_logits(model, item, _mask_tensor(masks, model))
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
         if len(masks) == 1:
             raise ModelError(
                 f"one circuit on {len(item.batch)} prompts does not fit the memory of {model.device}; "
@@ -379,7 +408,10 @@ def masks_per_pass(model: Model, item: Prepared, max_bytes: int | None = None) -
         max_bytes = CPU_MASK_BYTES if model.device.type == "cpu" else MASK_BYTES
     stream = item.clean.streams[0]
     per_mask = (model.graph.n_src + 6 * model.graph.n_heads) * stream.numel() * stream.element_size()
-    return max(1, max_bytes // per_mask)
+    fitting = max(1, max_bytes // per_mask)
+    if model.budget is None:
+        return fitting
+    return min(fitting, model.budget.circuits(item.batch.n_tokens, len(item.batch)))
 
 
 def _chunks(masks: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:

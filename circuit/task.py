@@ -204,6 +204,16 @@ class Batch:
         middle = (len(self) + 1) // 2
         return self._rows(slice(0, middle)), self._rows(slice(middle, None))
 
+    def parts(self, n: int) -> tuple[Batch, ...]:
+        """``n`` rows at a time; an even number, so that both directions of a pair stay together where they are two."""
+        n = n - n % 2 or 1
+        return (self,) if len(self) <= n else tuple(self._rows(slice(i, i + n)) for i in range(0, len(self), n))
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the longest of a row's prompts."""
+        return max(x.shape[1] for x in (self.clean, self.corrupt, self.neutral) if x is not None)
+
     def _rows(self, some: slice) -> Batch:
         parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         names = parts.pop("span_names")

@@ -1,6 +1,6 @@
 """Model families built from their Hugging Face configurations: two layers, four heads, random weights.
 
-    python -m tests.families --table     run the oracles on every family and write the table of docs/models.md
+    python -m tests.families --table     run the oracles on every family, write the tables of docs/models.md and README
 
 A family here is an architecture of the host library with the switches that make it hard.
 Nothing is downloaded; the weights are drawn from a seed, large enough that every part matters.
@@ -350,9 +350,11 @@ CHECKS = {
     "test_acdc_in_batches_is_acdc_edge_by_edge": "ACDC batched",
     "test_padded_prompts_are_the_prompts_alone": "padding",
     "test_streams_and_parts_for_lens_probes_and_vectors": "streams",
+    "test_lens_probes_vectors_and_neurons_run": "lens, probes, vectors, neurons",
 }
 RECORD = DATA.parent.parent / "circuit" / "families.json"
 PAGE = DATA.parent.parent / "docs" / "models.md"
+README = DATA.parent.parent / "README.md"
 START, END = "<!-- families: written by python -m tests.families --table -->", "<!-- end of families -->"
 
 
@@ -414,18 +416,35 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def short_table(record: dict[str, Any]) -> str:
+    """A row for each family: how many of the checks it passed, and which it did not."""
+    lines = ["| family | models | checks passed | what is hard in it |", "| --- | --- | --- | --- |"]
+    for one in record["families"]:
+        checks = one["checks"]
+        passed = sum(found == "passed" for found in checks.values())
+        other = [f"{name} {found}" for name, found in checks.items() if found != "passed"]
+        says = ": ".join(filter(None, [f"{passed} of {len(checks)}", "; ".join(other)]))
+        lines.append(f"| {one['name']} | {one['examples']} | {says} | {', '.join(one['parts'])} |")
+    return "\n".join(lines)
+
+
+def _write(page: Path, text: str) -> None:
+    before, rest = page.read_text().split(START)
+    page.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the checks and write the record and the table; 1 if a check failed."""
     parser = argparse.ArgumentParser(description="What works on which model family.")
-    parser.add_argument("--table", action="store_true", help="write circuit/families.json and docs/models.md")
+    parser.add_argument("--table", action="store_true", help="write circuit/families.json, docs/models.md and README")
     args = parser.parse_args(argv)
     record = run_checks()
     text = table(record)
     print(text)
     if args.table:
         RECORD.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        before, rest = PAGE.read_text().split(START)
-        PAGE.write_text(f"{before}{START}\n\n{text}\n\n{END}{rest.split(END)[1]}")
+        _write(PAGE, text)
+        _write(README, short_table(record))
     results = {value for one in record["families"] for value in one["checks"].values()}
     return 1 if results & {"failed", "not run"} else 0
 

@@ -31,6 +31,7 @@ from metrics import METRICS
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import estimate
+import formats
 import gpu
 import growth
 import tables
@@ -452,6 +453,31 @@ def test_the_estimate_prints_its_arithmetic_and_writes_it(tmp_path, capsys):
         assert part in printed
         assert part in path.read_text()
     assert estimate.main(["--tokens", "1"]) == 2
+
+
+def test_the_costs_on_the_page_are_what_the_command_writes(tmp_path):
+    costs = tmp_path / "gpu.md"
+    costs.write_text("<!-- gpu-cost:begin -->\n<!-- gpu-cost:end -->\n")
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- bench-estimate:begin -->\n<!-- bench-estimate:end -->\n")
+    assert estimate.main(["--readme", str(readme), "--gpu-page", str(costs)]) == 0
+    assert costs.read_text().strip() in (ROOT / "docs" / "gpu.md").read_text()
+    assert readme.read_text().strip() in (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_formats_compares_whole_discoveries(tmp_path, capsys):
+    """float32 is itself exactly; held weights differ, all of bfloat16 differs more."""
+    page = tmp_path / "page.md"
+    page.write_text("<!-- bench-formats:begin -->\n<!-- bench-formats:end -->\n")
+    given = ["--model", str(DATA / "tiny-gpt2"), "--pairs", str(DATA / "tiny_pairs.json"), "--method", "eap"]
+    assert formats.main([*given, "--threshold", "0.05", "--page", str(page)]) == 0
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1] for row in rows] == ["float32", "bfloat16-weights", "float32", "bfloat16"]
+    assert rows[0][4:6] == ["1.000000", "0"]
+    assert 0 < float(rows[1][5]) < float(rows[3][5])
+    assert "| tiny-gpt2 | bfloat16-weights |" in page.read_text()
+    assert formats.main(["--model", str(tmp_path), "--pairs", str(DATA / "tiny_pairs.json")]) == 2
+    assert "config.json" in capsys.readouterr().err
 
 
 # --- the other commands, on the smallest shapes ----------------------------------------------------

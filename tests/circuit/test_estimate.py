@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from conftest import DATA, ROOT
-from families import FAMILIES, REFUSED, network_of, save
+from families import FAMILIES, REFUSED, network_of, save, short_table, table
 from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
@@ -50,7 +50,7 @@ def test_a_3b_shape_on_the_meta_device():
     arch = architecture_of(three_b(), "3B")
     assert arch.parameters == pytest.approx(3.21e9, rel=0.01)
     assert weight_bytes(arch, "float32") == pytest.approx(4 * (3.21e9 + 28 * 2 * 3072 * 128 * 16), rel=0.01)
-    assert state_bytes(arch, 64, "float32") > 3 * arch.graph.n_src * 3072 * 64 * 4
+    assert state_bytes(arch, 64, "float32") > arch.graph.n_src * 3072 * 64 * 4
 
 
 def test_inspection_from_a_configuration_alone(tmp_path):
@@ -58,8 +58,16 @@ def test_inspection_from_a_configuration_alone(tmp_path):
     found = inspect_model(str(tmp_path), config_only=True, device="A100 80GB")
     assert found.comes_apart is None
     assert (found.graph.n_layers, found.graph.n_heads) == (28, 24)
-    assert [one.dtype for one in found.estimates] == ["float32", "bfloat16"]
-    assert 0 < found.estimates[0].prompts_at_once < found.estimates[1].prompts_at_once
+    assert list(found.costs) == ["float32", "bfloat16-weights", "bfloat16"]
+    long, held, short = (steps[0] for steps in found.costs.values())
+    assert 0 < long.prompts_at_once < held.prompts_at_once < short.prompts_at_once
+    assert long.bytes_per_prompt == held.bytes_per_prompt == 2 * short.bytes_per_prompt
+    by_name = {step.step: step.seconds for step in found.costs["float32"]}
+    assert by_name["EAP"] < by_name["EAP-IG, 5 points"] < by_name["ACDC on 16 prompts"] < by_name["exact patching"]
+    less = inspect_model(str(tmp_path), config_only=True, device="A100 80GB", max_memory=24 << 30)
+    assert 0 < less.costs["float32"][0].prompts_at_once < long.prompts_at_once
+    tight = inspect_model(str(tmp_path), config_only=True, device="A100 80GB", max_memory=4 << 30)
+    assert [step.prompts_at_once for step in tight.costs["float32"]] == [0] * 6
     with pytest.raises(OptionError, match="not one of RTX 4090"):
         inspect_model(str(tmp_path), config_only=True, device="abacus")
     with pytest.raises(ModelError, match="no usable configuration"):
@@ -73,8 +81,8 @@ def test_every_family_is_in_the_record_and_passed():
     assert [one["name"] for one in record["refused"]] == list(REFUSED)
     for one in record["families"]:
         assert set(one["checks"].values()) <= ({"passed", "skipped"} if one["note"] else {"passed"}), one["name"]
-    page = (ROOT / "docs" / "models.md").read_text()
-    assert all(f"| {name} |" in page for name in FAMILIES)
+    assert table(record) in (ROOT / "docs" / "models.md").read_text()
+    assert short_table(record) in (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -101,6 +109,17 @@ def test_inspect_says_whether_pairs_fit(command, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps({"clean": "a b", "corrupt": "a b c", "answers": [" a"], "wrong_answers": [" b"]}) + "\n")
     assert command("inspect", DATA / "tiny-gpt2", "--config-only", "--pairs", bad).exit_code == 1
+
+
+def test_prices_are_hours_times_the_price(command):
+    plain = command("inspect", DATA / "tiny-gpt2", "--config-only")
+    dear = command("inspect", DATA / "tiny-gpt2", "--config-only", "--price", "3600000", "--on", "A100 80GB")
+    assert (plain.exit_code, dear.exit_code) == (0, 0)
+    assert "cost" in dear.output
+    assert "cost" not in plain.output
+    found = json.loads(command("inspect", DATA / "tiny-gpt2", "--config-only", "--json", "--on", "A100 80GB").output)
+    seconds = found["cost"][0]["steps"][3]["seconds"]
+    assert f"{seconds * 1000:,.2f}" in dear.output
 
 
 def test_inspect_of_what_is_refused_and_of_nothing(command, tmp_path):

@@ -6,9 +6,10 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from conftest import DATA
 from families import FAMILIES, REFUSED, save
 from generic_reference import GenericReference
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from circuit.attribution import eap, exact
 from circuit.errors import ModelError
@@ -17,6 +18,14 @@ from circuit.patching import measure, patched_logits, prepare
 from circuit.pruning import acdc
 from circuit.task import Batch, Row, batches
 from metrics import METRICS
+from persona.activations import collect, trace
+from persona.examples import load_examples
+from persona.lens import LensOptions, study_lens
+from persona.neurons import NeuronOptions, study_neurons
+from persona.probe import ProbeOptions, study_probes
+from persona.responses import Exchange, Response
+from persona.templates import load_templates
+from persona.vectors import persona_vectors, spoken_tokens
 
 NAMES = list(FAMILIES)
 LOGIT_DIFF = METRICS["logit-diff"]
@@ -42,6 +51,8 @@ def nothing_is_installed():
 def family(tmp_path_factory):
     """From a name to the model, loaded from a folder, and the host's own network."""
 
+    words = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2")
+
     @cache
     def load(name):
         folder = save(name, tmp_path_factory.mktemp("family"))
@@ -50,7 +61,9 @@ def family(tmp_path_factory):
             network = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="eager")
         if network._can_set_experts_implementation():
             network.set_experts_implementation("eager")
-        return load_model(folder, dtype="float64"), network.eval().requires_grad_(False)
+        model = load_model(folder, dtype="float64")
+        model.tokenizer = words  # some families' own tokenizer classes make something else of its file
+        return model, network.eval().requires_grad_(False)
 
     return load
 
@@ -174,8 +187,6 @@ def test_padded_prompts_are_the_prompts_alone(name, family):
 @pytest.mark.parametrize("name", NAMES)
 def test_streams_and_parts_for_lens_probes_and_vectors(name, family):
     """The streams between blocks are the host's hidden states, and parts and biases add up to the last one."""
-    from persona.activations import trace
-
     model, network = family(name)
     tokens = pair_of_prompts().clean
     with torch.no_grad():
@@ -188,6 +199,76 @@ def test_streams_and_parts_for_lens_probes_and_vectors(name, family):
     if not FAMILIES[name].has("norms behind"):
         whole = seen.parts.sum(0) + seen.biases.sum(0)
         torch.testing.assert_close(whole, seen.streams[-1][:, 1], atol=TOLERANCE, rtol=0)
+
+
+def _lens(model, network, found):
+    """The last point is Hugging Face's logits, pair by pair; attributions add up to D or are said not to."""
+    study = study_lens(model, found, options=LensOptions(n_resamples=100))
+    one, place = found.examples[0], study.positions.index("prompt-end")
+    with torch.no_grad():
+        logits = network(torch.tensor([one.placed.ids])).logits[0, -1]
+    answers, others = (list(ids) for ids in ((one.answers, one.others) if one.is_clean else (one.others, one.answers)))
+    margin = logits[answers].mean() - logits[others].mean()
+    assert study.margin[0, 0, -1, place] == pytest.approx(float(margin), abs=TOLERANCE)
+    capped = bool(getattr(network.config.get_text_config(), "final_logit_softcapping", None))
+    assert study.attribution.conserved != capped
+    assert any("miss D" in note for note in study.notes) == capped
+
+
+def _probes(model, network, found):
+    """The streams that probes are fitted on are Hugging Face's, and every cell has a number."""
+    study = study_probes(model, found, options=ProbeOptions(n_resamples=100, repeats=1, folds=2))
+    assert study.points[0] == "embedding"
+    assert study.cells
+    assert study.cka[1, 1] == pytest.approx(1.0)
+    ids = found.examples[0].placed.ids
+    with torch.no_grad():
+        hidden = network(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    seen = collect(model, [ids], [[len(ids) - 1]])[0]
+    for point in range(model.graph.n_layers):
+        torch.testing.assert_close(seen[point, 0].double(), hidden[point][0, -1], atol=TOLERANCE, rtol=1e-6)
+
+
+def _vectors(model, network, _found):
+    """A persona's vector is the mean of Hugging Face's stream behind a block over the tokens that were said."""
+    (raw,) = load_templates("raw", model.tokenizer)
+    said = [_answer(who, asked, text) for who, text in (("happy", "red"), ("sad", "blue tea")) for asked in ("cats",)]
+    found = persona_vectors(model, said, raw)
+    spoken = spoken_tokens(said[1], model, raw)
+    with torch.no_grad():
+        hidden = network(torch.tensor([list(spoken.ids)]), output_hidden_states=True).hidden_states
+    expected = hidden[1][0, spoken.start :].mean(0).numpy()
+    np.testing.assert_allclose(found.means[1, 0], expected, atol=TOLERANCE)
+
+
+def _answer(persona, question, text):
+    asked = Exchange(persona, 0, question, 0, 0, f"you are {persona}.", f"you like {question}?")
+    return Response(asked, text, "stop", "m")
+
+
+def _neurons(model, _network, found):
+    """Selection, ranks and ablations run; in a mixture of experts it is said why there are none."""
+    config = model.bridge.original_model.config.get_text_config()
+    experts = any(getattr(config, name, None) for name in ("num_local_experts", "num_experts"))
+    options = NeuronOptions(n_random=2, max_pairs=2, top_k=2)
+    if experts:
+        with pytest.raises(ModelError, match="mixture of experts"):
+            study_neurons(model, found, options=options)
+        return
+    study = study_neurons(model, found, options=options)
+    assert len(study.ablations) == len(options.kinds)
+
+
+PATHS = {"lens": _lens, "probes": _probes, "vectors": _vectors, "neurons": _neurons}
+"""What is asked of the persona inside a model, by the command's name; each takes the model, the host's, and pairs."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_lens_probes_vectors_and_neurons_run(name, family):
+    model, network = family(name)
+    found = load_examples(DATA / "tiny_pairs.json", model)
+    for check in PATHS.values():
+        check(model, network, found)
 
 
 @pytest.mark.parametrize(
@@ -223,6 +304,7 @@ def network_without(name, tmp_path, **options):
 
 
 PARTS = {
+    "rotary positions": ("llama2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e-6}}),
     "rope scaling": ("llama3.2", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
     "partial rotary positions": (
         "phi",
@@ -262,6 +344,19 @@ def test_grouped_queries_have_keys_and_values_of_their_own(name, family):
     scores = exact(model, [pair_of_prompts()], LOGIT_DIFF).values
     first, second = (scores[graph.index(f"input->a0.h{h}<v>")] for h in (0, 1))
     assert abs(first - second) > 1e-6
+
+
+def test_attention_biases_matter(family, tmp_path):
+    """Without them the family's weights give other logits; with them the parts give the model's."""
+    model, network = family("qwen2.5")
+    tokens = pair_of_prompts().clean
+    bare = network_without("qwen2.5", tmp_path)
+    with torch.no_grad():
+        for name, weight in bare.named_parameters():
+            if name.endswith(("q_proj.bias", "k_proj.bias", "v_proj.bias")):
+                weight.zero_()
+        assert (bare(tokens).logits - network(tokens).logits).abs().max() > 1e-2
+        torch.testing.assert_close(model.forward(tokens), network(tokens).logits, atol=TOLERANCE, rtol=0)
 
 
 def test_attention_biases_are_each_heads_own(family):

@@ -1,13 +1,21 @@
 """Loading by hub name, with the hub's refusals simulated: each becomes one sentence with the next step."""
 
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import httpx
 import pytest
-from conftest import DATA
+from conftest import DATA, ROOT
 from huggingface_hub import constants, errors
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 from circuit.errors import ModelError
 from circuit.model import load_model
+from circuit.task import load_task
 
 NAME = "somebody/some-model"
 
@@ -86,7 +94,73 @@ def test_the_revision_reaches_the_hub_and_the_commit_is_kept(monkeypatch, tiny):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: asked.append(k) or tiny.tokenizer)
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: asked.append(k) or network)
     model = load_model(NAME, revision="main")
-    # The host library asks for a tokenizer of its own after these two.
-    assert [options["revision"] for options in asked[:2]] == ["main", "main"]
-    assert not any(options["local_files_only"] for options in asked[:2])
+    assert [options["revision"] for options in asked] == ["main", "main"], "and nothing else is asked for"
+    assert not any(options["local_files_only"] for options in asked)
     assert model.revision == "0123abcd"
+
+
+def test_what_was_found_in_a_commit_is_measured_in_it(monkeypatch, tmp_path):
+    """Commands that read a circuit load the commit that its file names, unless told otherwise."""
+    import cli
+
+    record = {"model": {"name": NAME, "revision": "0123abcd"}}
+    assert cli._revision(record, None) == "0123abcd"
+    assert cli._revision(record, "another/model") is None
+    assert cli._revision(None, None) is None
+    from circuit.discovery import Options, discover
+    from circuit.files import write_circuit
+
+    model = load_model(DATA / "tiny-gpt2")
+    model.revision, model.name = "0123abcd", NAME
+    found = discover(model, load_task(DATA / "tiny_pairs.json"), Options(method="eap", threshold=0.1, n_random=0))
+    write_circuit(found.record, tmp_path / "circuit.json")
+    asked = []
+    monkeypatch.setattr("circuit.model.load_model", lambda *args, **how: asked.append(how["revision"]) or model)
+    common = ["evaluate", str(tmp_path / "circuit.json"), "--only-faithfulness", "--no-save", "--n-random", "0"]
+    common += ["--pairs", str(DATA / "tiny_pairs.json")]
+    for more in ([], ["--revision", "v2"]):
+        assert CliRunner().invoke(cli.app, [*common, *more]).exit_code == 0
+    assert asked == ["0123abcd", "v2"]
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Refuses every model as a gated one, and remembers what it was asked with."""
+
+    def do_HEAD(self):
+        self.server.seen.append(self.headers.get("Authorization"))
+        self.send_response(403)
+        self.send_header("X-Error-Code", "GatedRepo")
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = HTTPServer(("127.0.0.1", 0), _Hub)
+    server.seen = []
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_a_hub_that_refuses_sees_the_token_of_the_environment_and_is_left_alone_offline(hub, offline, tmp_path):
+    """The whole command in a process of its own, against a hub on this machine."""
+    environment = {key: value for key, value in os.environ.items() if "proxy" not in key.lower()}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_TOKEN": "hf_secret"}
+    environment |= {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": str(int(offline)), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    command = [sys.executable, "-m", "cli", "inspect", NAME]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    says = "HF_HUB_OFFLINE forbids fetching it" if offline else "is gated; the token in use has no access"
+    assert says in done.stderr
+    assert "hf_secret" not in done.stdout + done.stderr
+    assert set(hub.seen) == (set() if offline else {"Bearer hf_secret"})

@@ -147,11 +147,26 @@ def test_names_that_the_hub_does_not_have(monkeypatch):
         load_model("nobody/nothing")
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has such a device")
+def test_apples_device_where_there_is_none():
+    with pytest.raises(ModelError, match=r"device 'mps' cannot be used here .* use --device auto or cpu"):
+        load_model(DATA / "tiny-gpt2", device="mps")
+
+
+@pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_cuda_where_there_is_any(monkeypatch, there, expected):
+    from circuit.model import _device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert _device("auto").type == expected
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"device": "cuda:7"}, "cannot be used here"),
         ({"device": "toaster"}, "cannot be used here"),
+        ({"device": "meta"}, "is not one that computes"),
         ({"dtype": "int8"}, "not one of"),
     ],
 )
