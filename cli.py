@@ -267,6 +267,17 @@ def evaluate(
             "--by", help="Measure on every value of this key of the pairs; may be repeated. (default: the usual)"
         ),
     ] = None,
+    null: Annotated[
+        Path | None,
+        typer.Option(
+            "--null",
+            help="Pairs of paraphrases of one persona: |D| within twice their spread is flat. (default: the shipped "
+            "model's, for it)",
+        ),
+    ] = None,
+    orders: Annotated[
+        int, typer.Option("--orders", min=0, help="Random orders in which ACDC's search is repeated; 0: none.")
+    ] = 3,
     quick: Annotated[
         bool, typer.Option("--quick", help="Few random circuits, permutations and edges: seconds instead of minutes.")
     ] = False,
@@ -277,6 +288,10 @@ def evaluate(
     n_random: RandomOption = 10,
     min_faithfulness: BarOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write the report to this JSON file too.")] = None,
+    tables: Annotated[
+        Path | None, typer.Option("--tables", help="Folder for every table as CSV, and figures; made if not there.")
+    ] = None,
+    strongest: Annotated[int, typer.Option(min=1, help="Edges of the run's picture, where it is drawn again.")] = 150,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
@@ -285,16 +300,21 @@ def evaluate(
     batch_size: BatchOption = 32,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a circuit to the test on prompt pairs: faithfulness, hypothesis tests, completeness, transfer."""
+    """Put a circuit to the test: faithfulness, hypothesis tests, completeness, stability, single pairs, transfer."""
     with _errors(), _processes() as first:
         from circuit.errors import OptionError
-        from circuit.files import read_circuit, write_json
+        from circuit.files import check_output_folder, read_circuit, write_json
 
         stored = read_circuit(circuit)
         name = model or stored.model_name()
         if name is None:
             raise OptionError(f"{circuit} does not say which model it is of; give --model")
+        if only_faithfulness and (left := [one for one, given in (("--null", null), ("--tables", tables)) if given]):
+            raise OptionError(f"{left[0]} has no effect with --only-faithfulness; leave one of them out")
         task = _load_task(pairs or _own_pairs(stored.record))
+        quiet = None if only_faithfulness else _null_task(null, name)
+        if tables is not None:
+            check_output_folder(tables)
         about = stored.record or {"task": {"metric": "persona-divergence", "align": "equal"}, "ablation": "corrupt"}
         setting = {"metric": metric or about["task"]["metric"], "ablation": ablation or about["ablation"]}
         conditions = dict(_conditions(where)) or about["task"].get("where", {})
@@ -323,30 +343,90 @@ def evaluate(
                     metric=setting["metric"],
                     ablation=made,
                     by=by,
+                    search=_searched_task(stored.record, task),
+                    record=stored.record,
+                    null=quiet,
+                    n_orders=orders,
                     quick=quick,
                     state=stored.path.with_name(f"{stored.path.name}.state"),
                     **how,
                 )
-        if save and first and stored.record is not None:
+        record = stored.record
+        if save and first and record is not None:
             from circuit.battery import with_evaluation
-            from circuit.files import write_circuit
 
             stamp = {"model": loaded.name, "fingerprint": loaded.fingerprint, "where": conditions, **setting}
             stamp |= {"align": how["align"], "seed": seed, "quick": quick}
-            record = with_evaluation(stored.record, task, report.split, report, results, **stamp)
-            write_circuit(record, stored.path)
+            record = with_evaluation(record, task, report.split, report, results, **stamp)
+            _save_evaluation(record, stored, strongest)
+        found = {**report.as_dict(), **({"stability": _stability(results), **results.as_dict()} if results else {})}
         if out is not None and first:
-            write_json({**report.as_dict(), **(results.as_dict() if results else {})}, out)
+            write_json(found, out)
+        if tables is not None and first:
+            from circuit.files import replace_folder
+            from persona.battery_files import write_battery
+
+            with replace_folder(tables) as staging:
+                write_battery(results, staging, title=_title(record) or f"{circuit}, {task.source}")
         if first and as_json:
-            typer.echo(json.dumps({**report.as_dict(), **(results.as_dict() if results else {})}))
+            typer.echo(json.dumps(found))
         elif first:
             _print_report(report, as_json=False)
             if results is not None:
-                _print_battery(results)
+                _print_battery(results, record)
         _require(report.circuit.ratio_of_means, min_faithfulness)
 
 
-def _print_battery(results: Any) -> None:
+def _null_task(null: Path | None, model: str) -> Any:
+    """Paraphrases of one persona: those of the file, or the shipped ones for the shipped model."""
+    from circuit.shipped import CONTROLS, MODEL
+
+    if null is not None:
+        return _load_task(null)
+    return _load_task(CONTROLS).where(control="paraphrase") if model == MODEL else None
+
+
+def _searched_task(record: dict[str, Any] | None, task: Any) -> Any:
+    """The whole pair file of the circuit's search; None where other pairs are asked for and its stability is known.
+
+    Where that file is not here it is the task in hand, and the reason is given later.
+    """
+    from circuit.errors import TaskError
+
+    if record is None or task.sha256 == record["task"]["sha256"]:
+        return task
+    if "stability" in record and not record["stability"]["quick"]:
+        return None
+    try:
+        return _load_task(record["task"]["source"])
+    except TaskError:
+        return task
+
+
+def _stability(results: Any) -> dict[str, Any]:
+    report = results.searched.report
+    return {"reason": results.searched.reason} if report is None else report.as_dict()
+
+
+def _save_evaluation(record: dict[str, Any], stored: Any, strongest: int) -> None:
+    """The answer into the circuit's file; where pictures of it lie beside it, they are drawn again with its marks."""
+    from circuit.draw import draw as picture
+    from circuit.files import read_circuit, write_circuit
+
+    write_circuit(record, stored.path)
+    marked = read_circuit(stored.path)
+    if marked.fringe is None:
+        return
+    for suffix in ("svg", "png"):
+        path = stored.path.with_name(f"graph.{suffix}")
+        if path.exists():
+            how = {"scores": marked.scores, "strongest": strongest, "title": _title(record)}
+            picture(marked.circuit, path, fringe=marked.fringe, **how)
+
+
+def _print_battery(results: Any, record: dict[str, Any] | None) -> None:
+    from circuit import battery_tables as tables
+
     tests = results.tests
     rows = [
         (row["test"], row["decision"], _shown(row["statistic"], 3), _shown(row["p"], 4), row["says"])
@@ -357,15 +437,47 @@ def _print_battery(results: Any) -> None:
     for row in rows:
         typer.echo(f"{row[0]}: {row[4]}")
     typer.echo(f"\ncompleteness: {results.completeness.sentence}")
+    typer.echo(f"backup: {results.completeness.backup.sentence}")
+    _print_stability(results.searched, (record or {}).get("stability"))
+    _print_pairs(results.pairs)
     for key, parts in results.transfer.items():
-        cells = []
-        for part in parts:
-            bounds = f"{part.interval.low:.2f} to {part.interval.high:.2f}" if part.interval else ""
-            best = f"{max(part.outside):+.3f}" if part.outside else ""
-            holds = {True: "yes", False: "no", None: "undefined"}[part.holds]
-            cells.append((part.name, holds, str(part.n_pairs), _shown(part.faithfulness, 3), bounds, best))
-        columns = (key, "holds", "pairs", "faithfulness", "95 % interval", "best outside")
-        _print_table(f"transfer by {key}", columns, cells, texts=2)
+        columns = ("on" if key == "pairs" else key, *tables.TRANSFER)
+        title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
+        _print_table(title, columns, tables.transfer_rows(parts), texts=2)
+    rows = tables.evaluation_rows(record or {})
+    if len(rows) > 1:
+        _print_table("all evaluations in the circuit's file", tables.EVALUATIONS, rows, texts=4)
+
+
+def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
+    from circuit import battery_tables as tables
+
+    if searched.report is None:
+        verdict = {True: "unstable", False: "stable", None: "unknown"}[(known or {}).get("unstable")]
+        earlier = f"found earlier, in the circuit's file: {verdict}" if known else f"not known; {searched.reason}"
+        typer.echo(f"\nstability: {earlier}")
+        return
+    title = f"stability: {searched.report.rule}, {searched.report.n_pairs} pairs searched on"
+    _print_table(title, tables.STABILITY, tables.stability_rows(searched.report), texts=1)
+    typer.echo(searched.report.sentence)
+    for note in searched.report.notes:
+        typer.echo(f"note: {note}")
+
+
+def _print_pairs(view: Any) -> None:
+    from circuit import battery_tables as tables
+
+    title = f"pair by pair; flat: |D| within {view.null:.3g} ({view.null_source})"
+    _print_table(title, tables.AVERAGES, tables.average_rows(view), texts=1)
+    for title, columns, rows, texts in (
+        ("distribution", tables.QUANTILES, tables.quantile_rows(view), 1),
+        ("worst pairs", tables.WORST, tables.worst_rows(view), 3),
+        ("groups of pairs", tables.GROUPS, tables.group_rows(view), 2),
+    ):
+        if rows:
+            _print_table(title, columns, rows, texts=texts)
+    for note in view.notes:
+        typer.echo(f"note: {note}")
 
 
 def _shown(value: float | None, places: int) -> str:
@@ -401,26 +513,33 @@ def specificity(
             raise OptionError("specificity needs two or more circuits with names of their own; give --names a,b,c")
         records = [one.record for one in stored]
         tasks = [_load_task(_own_pairs(record)) for record in records]
+        if other := next((one for one in stored if one.circuit.graph != stored[0].circuit.graph), None):
+            raise OptionError(f"{other.path} is a circuit of another graph than {stored[0].path}; give one model's")
         if out is not None:
             check_output_folder(out)
         with _progress() as stage:
             pinned = _revision(records[0], model)
             loaded = _load(stage, model or records[0]["model"]["name"], pinned, device, dtype, max_memory)
-            from circuit.discovery import pairs_of, split_of
+            from circuit.discovery import ablation_for, pairs_of, split_of
             from circuit.transfer import specificity as matrix
+            from circuit.uncertainty import Clusters
             from metrics import METRICS
 
-            contrasts = {}
+            contrasts, clusters = {}, {}
             for label, one, task in zip(labels, stored, tasks, strict=True):
                 _warn_of_other_weights(one.record, loaded)
                 about = one.record["task"]
-                chosen = task.where(**about.get("where", {}))
+                how = {"align": about["align"], "batch_size": batch_size}
+                conditions = about.get("where", {})
+                chosen = task.where(**conditions)
                 chosen = chosen.of_split(split_of(chosen, split, "test"))
-                metric = METRICS[about["metric"]]
-                pairs = pairs_of(loaded, chosen, metric, align=about["align"], batch_size=batch_size)
-                contrasts[label] = (one.circuit, pairs, metric)
-            stage("every circuit on every contrast")
-            found = matrix(loaded, contrasts, seed=seed)
+                more = {"metric": about["metric"], "where": conditions, "train_split": about["split"], "stage": stage}
+                made = ablation_for(one.record["ablation"], loaded, task, **more, **how)
+                pairs = pairs_of(loaded, chosen, METRICS[about["metric"]], ablation=made, **how)
+                contrasts[label] = (one.circuit, pairs, METRICS[about["metric"]])
+                clusters[label] = Clusters.of(chosen.pairs)
+            tell = stage("every circuit on every contrast")
+            found = matrix(loaded, contrasts, clusters=clusters, seed=seed, progress=tell)
         if out is not None:
             from persona.span_figures import write_specificity
 
@@ -698,6 +817,9 @@ def _print_comparison(found: Any, written: Sequence[Path], as_json: bool) -> Non
     for title, opposite in (("strongest shared edges", False), ("strongest edges of opposite sign", True)):
         if rows := tables.edge_rows(found, opposite=opposite):
             _print_table(title, tables.EDGES, rows, texts=2)
+    for letter in "AB":
+        if rows := tables.own_rows(found, letter):
+            _print_table(f"strongest edges of {letter} alone", tables.EDGES, rows, texts=2)
     if found.cross:
         _print_table("each circuit on each one's held-out pairs", tables.CROSS, tables.cross_rows(found), texts=2)
     for note in found.notes:
@@ -720,7 +842,8 @@ def draw(
 
         stored = read_circuit(circuit)
         heading = title if title is not None else _title(stored.record)
-        report = picture(stored.circuit, out, scores=stored.scores, strongest=strongest, title=heading)
+        how = {"scores": stored.scores, "strongest": strongest, "title": heading}
+        report = picture(stored.circuit, out, fringe=stored.fringe, **how)
         typer.echo(f"{out}: {report.shown} of {report.total} edges drawn")
 
 

@@ -131,11 +131,13 @@ def score_parts(
     max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> ScoreParts:
-    """EAP or EAP-IG scores per row or per named part of the prompts, at the cost of the plain ones.
+    """EAP or EAP-IG scores per row or per named part of the prompts, exact ones per row, at the cost of the plain ones.
 
     Raises:
         OptionError: the method has no parts, or an option makes no sense.
     """
+    if by == "row" and method == "exact":
+        return _exact_rows(model, batches, metric, ablation, progress)
     if by not in PARTS or method not in ("eap", "eap-ig"):
         raise OptionError(f"scores per {by} of --method {method}: expected row or span, of eap or eap-ig")
     points = _points_of(metric, method, steps, rule)
@@ -159,9 +161,7 @@ def score_parts(
         _report(progress, done, len(batches))
     if by == "span":
         return ScoreParts(model.graph, by, names, ranks.summed(values))
-    every = ranks.gathered({int(name): value for name, value in zip(names, values, strict=True)})
-    order = sorted(every)
-    return ScoreParts(model.graph, by, tuple(map(str, order)), np.stack([every[index] for index in order]))
+    return _rows_of_all({int(name): value for name, value in zip(names, values, strict=True)}, model.graph)
 
 
 def eap(
@@ -224,6 +224,33 @@ def exact(
             done += len(masks)
             _report(progress, done, graph.n_edges * len(batches))
     return Scores(graph, ranks.summed(total) / _n_rows(batches))
+
+
+def _exact_rows(
+    model: Model, batches: Sequence[Batch], metric: Metric, ablation: Ablation | None, progress: Progress | None
+) -> ScoreParts:
+    """What ``exact`` averages, row by row."""
+    graph, done = model.graph, 0
+    found: dict[int, np.ndarray] = {}
+    for item in prepare_each(model, batches, ablation):
+        whole = metric(item.clean.logits, item.targets).cpu().double().numpy()
+        rows = np.zeros((len(item.batch), *graph.valid.shape), dtype=np.float32)
+        for slot in range(graph.n_dst):
+            masks = _LazyMasks(graph, slot)
+            columns = measure_rows(model, [item], masks, metric)
+            for i, index in enumerate(item.batch.indices):
+                rows[i, : len(masks), slot] = columns[index] - whole[i]
+            done += len(masks)
+            _report(progress, done, graph.n_edges * len(batches))
+        found |= dict(zip(item.batch.indices, rows, strict=True))
+    return _rows_of_all(found, graph)
+
+
+def _rows_of_all(found: dict[int, np.ndarray], graph: Graph) -> ScoreParts:
+    """Every process's rows, in the order of their index."""
+    every = ranks.gathered(found)
+    order = sorted(every)
+    return ScoreParts(graph, "row", tuple(map(str, order)), np.stack([every[index] for index in order]))
 
 
 @dataclass(frozen=True)

@@ -71,6 +71,7 @@ OUTCOMES = {"format", "version", "task.divergence", "method.tau"}
 PAIRS = {"task.source", "task.sha256", "task.n_pairs"}
 NAMES = {"model.name", "model.revision"}  # of the same weights, by their fingerprint
 SECTIONS = ("model", "task", "method")
+STAMP = ("direction", "averaging", "order")  # the rest of the stamp stands in those sections
 
 
 @dataclass(frozen=True, eq=False)
@@ -420,7 +421,8 @@ def _leaves(record: Mapping[str, Any]) -> dict[str, Any]:
     """Every setting of a record under its dotted key: the single values, and those of ``SECTIONS``."""
     single = {key: value for key, value in record.items() if not isinstance(value, Mapping | list)}
     nested = {f"{section}.{key}": value for section in SECTIONS for key, value in record[section].items()}
-    return single | nested
+    stamp = {f"stamp.{key}": record.get("stamp", {}).get(key) for key in STAMP}
+    return single | nested | stamp
 
 
 def _notes(a: Side, b: Side) -> tuple[str, ...]:
@@ -431,6 +433,13 @@ def _notes(a: Side, b: Side) -> tuple[str, ...]:
             "above what those sizes allow"
         )
     notes += [f"{side.name} is an empty circuit" for side in (a, b) if not len(side.circuit)]
+    for side in (a, b):
+        stability = (side.record or {}).get("stability") or {}
+        if stability.get("unstable"):
+            notes.append(
+                f"{side.name} is unstable: resampled (by {stability['by']}) its search gives circuits with a mean "
+                f"Jaccard index of {stability['jaccard']:.2f} among each other"
+            )
     if not (a.known.sum() == b.known.sum() == a.circuit.graph.n_edges):
         notes.append("not every edge has a score on both sides: correlations have no chance level beside them")
     return tuple(notes)

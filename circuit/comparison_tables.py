@@ -18,6 +18,7 @@ __all__ = [
     "cross_rows",
     "edge_rows",
     "overlap_rows",
+    "own_rows",
     "setting_rows",
     "sign_rows",
 ]
@@ -79,7 +80,7 @@ def edge_rows(comparison: Comparison, *, opposite: bool, count: int = 8) -> Rows
 
     Strongest by the smaller of the two |score|, each as a share of that side's largest.
     """
-    known = [row for row in comparison.edge_rows() if row["score_a"] is not None and row["score_b"] is not None]
+    known = _scored_rows(comparison)
     if opposite:
         chosen = [row for row in known if row["score_a"] * row["score_b"] < 0]
     else:
@@ -94,6 +95,24 @@ def edge_rows(comparison: Comparison, *, opposite: bool, count: int = 8) -> Rows
         (row["edge"], names[row["group"]], f"{row['score_a']:+.4f}", f"{row['score_b']:+.4f}")
         for row in sorted(chosen, key=lambda row: (-strength(row), row["edge"]))[:count]
     ]
+
+
+def own_rows(comparison: Comparison, side: str, *, count: int = 8) -> Rows:
+    """The strongest edges of ``A`` or ``B`` that the other circuit does not have, by that side's own |score|."""
+    group, key = {"A": ("only_a", "score_a"), "B": ("only_b", "score_b")}[side]
+    chosen = [row for row in comparison.edge_rows() if row["group"] == group and row[key] is not None]
+    return [
+        (row["edge"], side, *(_score(row[name]) for name in ("score_a", "score_b")))
+        for row in sorted(chosen, key=lambda row: (-abs(row[key]), row["edge"]))[:count]
+    ]
+
+
+def _scored_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    return [row for row in comparison.edge_rows() if row["score_a"] is not None and row["score_b"] is not None]
+
+
+def _score(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:+.4f}"
 
 
 def cross_rows(comparison: Comparison) -> Rows:

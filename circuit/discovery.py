@@ -40,8 +40,23 @@ from circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swa
 from circuit.uncertainty import Clusters
 from metrics import METRICS, Metric
 
-__all__ = ["Discovery", "Options", "Stage", "ablation_for", "discover", "evaluate_on", "pairs_of", "split_of"]
+__all__ = [
+    "Discovery",
+    "Options",
+    "Stage",
+    "ablation_for",
+    "batches_of",
+    "discover",
+    "evaluate_on",
+    "pairs_of",
+    "split_of",
+]
 
+ORDERS = {
+    "threshold": "|score|, largest first",
+    "top-n": "|score|, largest first",
+    "greedy": "|score|, largest first, backward from logits",
+}
 Stage = Callable[[str], Progress]
 """Called when a stage of the work begins, with its name; gives the stage's progress callback."""
 
@@ -402,9 +417,18 @@ def pairs_of(
     Raises:
         TaskError: the pairs do not fit the model.
     """
-    rows = _rows(encode(task, model, align=align), metric)
-    groups = batches(_share(rows, metric), batch_size, model.device)
+    groups = batches_of(model, task, metric, align=align, batch_size=batch_size)
     return lambda: prepare_each(model, groups, ablation)
+
+
+def batches_of(model: Model, task: Task, metric: Metric, *, align: str = "equal", batch_size: int = 32) -> list[Batch]:
+    """This process's batches of a task, both directions of a pair in them where the metric wants both.
+
+    Raises:
+        TaskError: the pairs do not fit the model.
+    """
+    rows = _rows(encode(task, model, align=align), metric)
+    return batches(_share(rows, metric), batch_size, model.device)
 
 
 def split_of(task: Task, wanted: str | None, default: str) -> str:
@@ -554,8 +578,30 @@ def _about(
         },
         "ablation": options.ablation,
         "seed": options.seed,
+        "stamp": _stamp(options, metric, split),
         "faithfulness": [report.as_dict() for report in reports],
         "versions": _versions(),
+    }
+
+
+def _stamp(options: Options, metric: Metric, split: str) -> dict[str, Any]:
+    """What two circuits must share to be compared number by number."""
+    searched = options.prune in ("acdc", "eap-acdc")
+    if options.target_faithfulness is not None:
+        size = f"smallest with faithfulness >= {options.target_faithfulness:g}"
+    elif options.top_n is not None:
+        size = f"{options.top_n} edges"
+    else:
+        size = f"threshold {options.threshold:g}" + (" of the effect" if options.threshold_on == "share" else "")
+    return {
+        "ablation": options.ablation,
+        "metric": metric.name,
+        "direction": "noising",
+        "averaging": f"scores: mean over pairs{', both directions' if metric.swap_rows else ''}; f: ratio of means",
+        "split": split,
+        "size": size,
+        "order": "reverse topological, last source first" if searched else ORDERS[options.prune],
+        "seed": options.seed,
     }
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -57,6 +57,7 @@ ARROW = 4.0  # length of an arrow's head
 PITCH = 78.0  # from a head to the next one in its row
 MARGIN, LABELS, LEGEND = 18.0, 82.0, 214.0  # page margin; width of the layer labels and of the legend
 PNG_DPI, PNG_PIXELS, PNG_SIDE = 130.0, 24e6, 16000  # resolution, and what it gives way to
+FAINTNESS = "58"  # opacity of a fringe edge, in hexadecimal
 THIN, THICK = 0.6, 5.0  # line widths of the score 0 and of the largest |score|
 
 
@@ -79,6 +80,7 @@ def draw(
     fmt: str | None = None,
     groups: Mapping[str, Circuit] | None = None,
     scale: str = "|score|, in metric units",
+    fringe: Circuit | None = None,
 ) -> DrawReport:
     """Draw a circuit into a file; an existing file is replaced, in one step.
 
@@ -94,6 +96,8 @@ def draw(
         groups: at most four parts of the circuit by name, each edge in exactly one; edges
             are then coloured by their part rather than by the sign of their score.
         scale: what the legend says that the width is.
+        fringe: the edges that other pairs might not have given (``circuit.stability``): they are
+            drawn faint, and the legend counts them and the core's.
 
     Raises:
         OptionError: the format is unknown, ``strongest`` is below 1, the scores are of
@@ -102,7 +106,8 @@ def draw(
     """
     path = Path(path)
     fmt = _format_of(path, fmt)
-    picture = to_agraph(circuit, scores=scores, strongest=strongest, title=title, groups=groups, scale=scale)
+    how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}
+    picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, **how)
     _write(path, _rendered(picture, fmt))
     return DrawReport(picture.number_of_edges(), len(circuit), path)
 
@@ -115,6 +120,7 @@ def to_agraph(
     title: str = "",
     groups: Mapping[str, Circuit] | None = None,
     scale: str = "|score|, in metric units",
+    fringe: Circuit | None = None,
 ) -> pgv.AGraph:
     """The picture as a Graphviz graph with every position set; the parameters are those of ``draw``.
 
@@ -128,7 +134,9 @@ def to_agraph(
     import pygraphviz as pgv
 
     _check_groups(circuit, groups)
-    chosen = replace(_choose(circuit, scores, strongest), groups=groups, scale=scale)
+    if fringe is not None and (fringe.graph != circuit.graph or (fringe.mask & ~circuit.mask).any()):
+        raise OptionError("the fringe holds edges that are not the circuit's; give a part of it")
+    chosen = replace(_choose(circuit, scores, strongest), groups=groups, scale=scale, fringe=fringe, total=len(circuit))
     page = _Page.of(circuit.graph, chosen.edges)
     curves = _route(page, chosen)
     result = pgv.AGraph(strict=False, directed=True, name="circuit")
@@ -149,7 +157,8 @@ def to_agraph(
 class _Chosen:
     """The edges to draw, topological; their scores, if any; and the line that says what is missing.
 
-    With ``groups``, colour and style say which part an edge is in; ``scale`` is what the width means.
+    With ``groups``, colour and style say which part an edge is in; ``scale`` is what the width means. Edges of
+    ``fringe`` are faint; ``total`` is the number of the circuit's edges.
     """
 
     edges: tuple[Edge, ...]
@@ -157,6 +166,8 @@ class _Chosen:
     note: str
     groups: Mapping[str, Circuit] | None = None
     scale: str = ""
+    fringe: Circuit | None = None
+    total: int = 0
 
     @cached_property
     def largest(self) -> float:
@@ -168,6 +179,10 @@ class _Chosen:
         if self.scores is None:
             return 1.1
         return _width(abs(self.scores[edge]), self.largest)
+
+    def is_fringe(self, edge: Edge) -> bool:
+        """Whether the edge is to be drawn faint."""
+        return self.fringe is not None and bool(self.fringe.mask[self.fringe.graph.index(edge)])
 
     def look(self, edge: Edge) -> tuple[str, str]:
         """Colour and style: by group, else by sign."""
@@ -559,14 +574,17 @@ def _edge_attributes(chosen: _Chosen, edge: Edge, curve: _Points) -> dict[str, s
     }
     if edge.slot:
         attributes |= {"slot": edge.slot, "headport": edge.slot}
+    faint = chosen.is_fringe(edge)
+    if faint:
+        attributes |= {"part": "fringe"}
     if chosen.scores is None and chosen.groups is None:
-        return attributes | {"color": GREY}
+        return attributes | {"color": GREY + FAINTNESS if faint else GREY}
     color, style = chosen.look(edge)
     if chosen.scores is None:
-        return attributes | {"color": color, "style": style}
+        return attributes | {"color": color + FAINTNESS if faint else color, "style": style}
     score = chosen.scores[edge]
     return attributes | {
-        "color": color + "D0",
+        "color": color + (FAINTNESS if faint else "D0"),
         "style": style,
         "score": repr(score),
         "tooltip": f"{edge}  {score:+.4g}",
@@ -617,6 +635,8 @@ def _legend(left: float, top: float, chosen: _Chosen) -> Iterator[str]:
     """Node kinds, ports, signs and the width scale, from the top down."""
     yield _text(left, top - 12, 11.0, "Legend")
     yield from _legend_nodes(left, top - 44)
+    if chosen.fringe is not None:
+        yield from _legend_fringe(left, top - _legend_height(chosen) + FRINGE_ROOM - 14, chosen)
     if chosen.groups is not None:
         yield from _legend_groups(left, top - 136, chosen)
         return
@@ -652,6 +672,21 @@ def _legend_groups(left: float, y: float, chosen: _Chosen) -> Iterator[str]:
         yield from _legend_widths(left, y - 26, chosen.largest)
 
 
+def _legend_fringe(left: float, y: float, chosen: _Chosen) -> Iterator[str]:
+    """Core and fringe with their numbers of edges in the whole circuit."""
+    assert chosen.fringe is not None
+    n = len(chosen.fringe)
+    for color, lines in (
+        (INK, (f"core ({chosen.total - n:,}): in at least 90 %", "of the repeated searches")),
+        (INK + FAINTNESS, (f"fringe ({n:,}): less often; faint,", "whatever its colour")),
+    ):
+        yield _line(left, y + 3, 2.4, color, "solid")
+        for line in lines:
+            yield _text(left + 62, y, 9.0, line)
+            y -= 12
+        y -= 8
+
+
 def _legend_widths(left: float, y: float, largest: float) -> Iterator[str]:
     """The line widths of the largest |score|, of a quarter and of a sixteenth of it."""
     for place, part in enumerate((1.0, 0.25, 0.0625)):
@@ -669,12 +704,16 @@ _SIGNS = (
 _GROUP_LOOKS = ((INK, "solid"), ("#CC79A7", "solid"), (BLUE, "solid"), (VERMILLION, "dashed"))
 
 
+FRINGE_ROOM = 72.0  # height of what the legend says of core and fringe
+
+
 def _legend_height(chosen: _Chosen) -> float:
+    more = 0.0 if chosen.fringe is None else FRINGE_ROOM
     if chosen.groups is not None:
-        return 150.0 + 20 * len(chosen.groups) + (70 if chosen.largest else 0)
+        return 150.0 + 20 * len(chosen.groups) + (70 if chosen.largest else 0) + more
     if chosen.scores is None:
-        return 150.0
-    return 300.0 if chosen.largest else 240.0
+        return 150.0 + more
+    return (300.0 if chosen.largest else 240.0) + more
 
 
 def _legend_nodes(left: float, y: float) -> Iterator[str]:

@@ -24,6 +24,9 @@ from circuit.subgraph import Circuit
 from circuit.uncertainty import FLAT, N_BOOTSTRAP, Clusters, Interval, ratio_interval
 from metrics import Metric
 
+MOST_TRIES = 1000
+"""Random circuits, and paths, that are tried for one of exactly the size; only outside a circuit can there be none."""
+
 __all__ = [
     "FLAT",
     "N_BOOTSTRAP",
@@ -143,60 +146,74 @@ def evaluate(
     )
 
 
-def random_circuits(graph: Graph, n_edges: int, count: int, *, seed: int) -> list[Circuit]:
+def random_circuits(
+    graph: Graph, n_edges: int, count: int, *, seed: int, outside: Circuit | None = None
+) -> list[Circuit]:
     """Random circuits of exactly ``n_edges`` edges without dead ends; none where there is no edge to place.
 
     Each is a union of random paths from ``input`` to ``logits``, filled up with
     random edges between the nodes on them. Circuits of more than half of all edges
     are plain random subsets: hardly anything is a dead end there.
+
+    With ``outside`` they are made of edges that are not in that circuit, and of fewer than ``n_edges`` where
+    fewer lie on paths there, or hang together; none where no path from ``input`` to ``logits`` is left outside it.
     """
-    seeds = np.random.SeedSequence(seed).spawn(count) if n_edges else []
-    return [_random_circuit(graph, n_edges, np.random.default_rng(one)) for one in seeds]
+    free = (Circuit.full(graph) if outside is None else outside.complement().without_dead_ends()).mask
+    seeds = np.random.SeedSequence(seed).spawn(count) if n_edges and free.any() else []
+    return [_random_circuit(graph, free, n_edges, np.random.default_rng(one)) for one in seeds]
 
 
-def _random_circuit(graph: Graph, n_edges: int, rng: np.random.Generator) -> Circuit:
-    if n_edges > graph.n_edges // 2:
-        places = np.argwhere(graph.valid)
+def _random_circuit(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.Generator) -> Circuit:
+    n_free = int(free.sum())
+    if n_edges > n_free // 2:
+        places = np.argwhere(free)
         return _with_edges(graph, rng.permutation(places)[:n_edges])
-    while True:
-        mask = _random_paths(graph, n_edges, rng)
-        circuit = Circuit(graph, mask | _fill(graph, mask, n_edges - int(mask.sum()), rng))
+    best = Circuit.empty(graph)
+    for _ in range(MOST_TRIES):
+        mask = _random_paths(graph, free, n_edges, rng)
+        circuit = Circuit(graph, mask | _fill(graph, free, mask, n_edges - int(mask.sum()), rng))
         if len(circuit) == n_edges:
             return circuit
+        best = max(best, circuit, key=len)
+    return best
 
 
-def _random_paths(graph: Graph, n_edges: int, rng: np.random.Generator) -> np.ndarray:
-    """Random paths for as long as they fit into ``n_edges`` edges."""
+def _random_paths(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.Generator) -> np.ndarray:
+    """Random paths for as long as they fit into ``n_edges`` edges; one path where none is so short."""
     mask = np.zeros_like(graph.valid)
-    while True:
+    for _ in range(MOST_TRIES):
         longer = mask.copy()
-        longer[tuple(np.transpose(_random_path(graph, rng)))] = True
+        longer[tuple(np.transpose(_random_path(graph, free, rng)))] = True
         if longer.sum() <= n_edges:
             mask = longer
         elif mask.any():
             return mask
+    return mask if mask.any() else longer
 
 
-def _random_path(graph: Graph, rng: np.random.Generator) -> list[tuple[int, int]]:
+def _random_path(graph: Graph, free: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Edges from ``logits`` back to ``input``, every step uniform over what can be read."""
     slots = slots_by_source(graph)
     path, slot = [], graph.n_dst - 1
     while True:
-        src = int(rng.integers(graph.n_reaching(slot)))
+        readable = np.flatnonzero(free[:, slot])
+        src = int(readable[rng.integers(len(readable))])
         path.append((src, slot))
         if src == 0:
             return path
-        slot = int(rng.choice(slots[src]))
+        slot = int(rng.choice([one for one in slots[src] if free[:, one].any()]))
 
 
-def _fill(graph: Graph, mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def _fill(graph: Graph, free: np.ndarray, mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """At most ``n`` more random edges between nodes that are already on a path."""
+    if n <= 0:
+        return np.zeros_like(mask)
     sources = np.asarray(mask.any(axis=1))
     slots = slots_by_source(graph)
     readable = np.zeros(graph.n_dst, dtype=bool)
     readable[[graph.n_dst - 1, *(slot for src in np.flatnonzero(sources) for slot in slots[src])]] = True
-    free = np.argwhere(graph.valid & ~mask & sources[:, None] & readable[None, :])
-    return _with_edges(graph, rng.permutation(free)[:n]).mask
+    open_places = np.argwhere(free & ~mask & sources[:, None] & readable[None, :])
+    return _with_edges(graph, rng.permutation(open_places)[:n]).mask
 
 
 def _with_edges(graph: Graph, places: np.ndarray) -> Circuit:

@@ -62,6 +62,14 @@ class StoredCircuit:
     record: dict[str, Any] | None
     path: Path
 
+    @property
+    def fringe(self) -> Circuit | None:
+        """The edges that the file marks as fringe (``circuit.stability``); None where it marks none either way."""
+        marked = [item for item in (self.record or {"edges": []})["edges"] if "part" in item]
+        if not marked:
+            return None
+        return Circuit.of(self.circuit.graph, (item["edge"] for item in marked if item["part"] == "fringe"))
+
     def model_name(self) -> str | None:
         """The model that the file says the circuit is of."""
         return self.record["model"]["name"] if self.record else None
@@ -261,6 +269,11 @@ def _record_faults(content: Any, graph: Graph | None) -> list[str]:
     circuit = Circuit.of(own, edges)
     if content["nodes"] != [str(node) for node in circuit.nodes()]:
         faults.append("nodes: not the ends of the edges in topological order")
+    if (stability := content.get("stability")) is not None:
+        for part in ("core", "fringe"):
+            marked = sum(item.get("part") == part for item in content["edges"])
+            if marked != stability[part]:
+                faults.append(f"stability.{part}: {stability[part]}, expected {marked}, the edges so marked")
     expected = {
         "nodes": len(circuit.nodes()),
         "edges": len(circuit),

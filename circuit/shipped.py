@@ -6,10 +6,11 @@ from pathlib import Path
 
 from circuit.errors import FileError
 
-__all__ = ["MODEL", "PAIRS", "resolve", "shipped"]
+__all__ = ["CONTROLS", "MODEL", "PAIRS", "resolve", "shipped"]
 
 MODEL = "models/persona-world"
 PAIRS = "datasets/pairs_demo.jsonl"
+CONTROLS = "datasets/pairs_controls.jsonl"
 
 
 def shipped(name: str) -> Path:

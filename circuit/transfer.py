@@ -1,8 +1,9 @@
 """Does a circuit hold elsewhere, and is it of this contrast alone?
 
 Transfer: the same circuit on other pairs, personas, questions, templates or domains, each
-beside random circuits of its size. A circuit transfers where it explains the other pairs
-and circuits of units outside it do not.
+beside random circuits of its size that are made of edges outside it. A circuit transfers where it explains the
+other pairs and circuits of units outside it do not: that control is run, and where none can be made (the circuit
+leaves no path from ``input`` to ``logits`` outside it) nothing is claimed.
 
 Specificity: every circuit is ablated (its edges cut, all others kept) on every contrast. A
 contrast should break under its own circuit (low on the diagonal) and go on under the
@@ -17,16 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from circuit.faithfulness import Interval, bootstrap_ratio, pairwise, random_circuits
+from circuit.faithfulness import FLAT, Interval, bootstrap_ratio, pairwise, random_circuits
 from circuit.model import Model
-from circuit.patching import Prepared, measure
+from circuit.patching import Prepared, Progress, measure
 from circuit.subgraph import Circuit
+from circuit.uncertainty import Clusters
 from metrics import Metric
 
 __all__ = ["Cell", "Specificity", "Transfer", "specificity", "transfer", "transfer_within"]
 
 Pairs = Callable[[], Iterable[Prepared]]
 """Gives the batches of a contrast; called once."""
+EXPLAINS = 0.5
+"""A circuit transfers to pairs of whose effect it explains at least this share."""
 INTACT = 0.8
 """A contrast goes on under an ablation where it keeps at least this share of its effect."""
 
@@ -35,9 +39,10 @@ INTACT = 0.8
 class Transfer:
     """One circuit on one set of pairs.
 
-    ``faithfulness`` and ``outside`` (the best of the circuits made of edges outside it, of its
-    size) are ratios of means, None where the pairs have no effect to explain. ``holds``:
-    the circuit explains at least half and its interval lies above every outside circuit.
+    ``faithfulness`` and ``outside`` (circuits made of edges outside it, of its size or as near as there are;
+    ``n_outside_edges`` is their mean size) are ratios of means, None and none where the pairs have no effect to
+    explain. ``interval`` is over what ``Clusters`` of the pairs draw. ``holds``: the circuit explains at least half and
+    its interval lies above every outside circuit; None without an interval or a control.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Transfer:
     faithfulness: float | None
     interval: Interval | None
     outside: tuple[float, ...]
+    n_outside_edges: float | None
     holds: bool | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -87,16 +93,30 @@ def transfer(
     grounds: Mapping[str, Pairs],
     metric: Metric,
     *,
+    clusters: Mapping[str, Clusters] | None = None,
     n_outside: int = 10,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> tuple[Transfer, ...]:
-    """The circuit on every set of pairs, beside random circuits of its size that share no edge with it."""
-    outside = _outside(circuit, n_outside, seed)
-    masks = [Circuit.full(model.graph).mask, Circuit.empty(model.graph).mask, circuit.mask, *(c.mask for c in outside)]
-    return tuple(
-        _transfer(name, pairwise(measure(model, pairs(), masks, metric), metric), seed)
-        for name, pairs in grounds.items()
-    )
+    """The circuit on every set of pairs, beside random circuits of its size that share no edge with it.
+
+    Parameters
+    ----------
+    grounds
+        The sets of pairs by name.
+    clusters
+        By the same names, which of the pairs share personas and questions, for the intervals.
+    n_outside
+        Random circuits outside.
+    """
+    masks, size = _beside(circuit, n_outside, seed)
+    found = []
+    for name, pairs in grounds.items():
+        values = pairwise(measure(model, pairs(), masks, metric), metric)
+        found.append(_transfer(name, values, size, seed, (clusters or {}).get(name)))
+        if progress is not None:
+            progress(len(found), len(grounds))
+    return tuple(found)
 
 
 def transfer_within(
@@ -106,70 +126,109 @@ def transfer_within(
     parts: Mapping[str, Sequence[int]],
     metric: Metric,
     *,
+    clusters: Mapping[str, Clusters] | None = None,
     n_outside: int = 10,
     seed: int = 0,
 ) -> tuple[Transfer, ...]:
     """``transfer`` to parts of one set of pairs, each given by the places of its pairs; the model runs once for all."""
-    outside = _outside(circuit, n_outside, seed)
-    masks = [Circuit.full(model.graph).mask, Circuit.empty(model.graph).mask, circuit.mask, *(c.mask for c in outside)]
+    masks, size = _beside(circuit, n_outside, seed)
     values = pairwise(measure(model, pairs(), masks, metric), metric)
-    return tuple(_transfer(name, values[:, list(places)], seed) for name, places in parts.items())
+    by = clusters or {}
+    return tuple(_transfer(name, values[:, list(places)], size, seed, by.get(name)) for name, places in parts.items())
 
 
-def specificity(model: Model, contrasts: Mapping[str, tuple[Circuit, Pairs, Metric]], *, seed: int = 0) -> Specificity:
-    """Ablate each contrast's circuit on each contrast's pairs, with the contrast's own metric."""
+def specificity(
+    model: Model,
+    contrasts: Mapping[str, tuple[Circuit, Pairs, Metric]],
+    *,
+    clusters: Mapping[str, Clusters] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Specificity:
+    """Ablate each contrast's circuit on each contrast's pairs, with the contrast's own metric.
+
+    ``clusters`` say by contrast which of its pairs share personas and questions, for the intervals.
+    """
     names = tuple(contrasts)
     masks = [Circuit.full(model.graph).mask, Circuit.empty(model.graph).mask]
     masks += [circuit.complement().mask for circuit, _, _ in contrasts.values()]
     columns = []
     for name, (_, pairs, metric) in contrasts.items():
-        values = pairwise(measure(model, pairs(), masks, metric), metric)
-        columns.append([_cell(names[i], name, part, values[0], values[1], seed) for i, part in enumerate(values[2:])])
+        values, by = pairwise(measure(model, pairs(), masks, metric), metric), (clusters or {}).get(name)
+        ends = values[0], values[1]
+        columns.append([_cell(names[i], name, part, *ends, seed, by) for i, part in enumerate(values[2:])])
+        if progress is not None:
+            progress(len(columns), len(names))
     cells = tuple(columns[j][i] for i in range(len(names)) for j in range(len(names)))
     return Specificity(names, cells, tuple(_findings(names, cells)))
 
 
-def _outside(circuit: Circuit, count: int, seed: int) -> list[Circuit]:
-    """Random connected circuits of the circuit's size, without its edges; smaller where they overlap it."""
-    found = random_circuits(circuit.graph, len(circuit), count, seed=seed)
-    return [Circuit(circuit.graph, other.mask & ~circuit.mask).without_dead_ends() for other in found]
+def _beside(circuit: Circuit, n_outside: int, seed: int) -> tuple[list[np.ndarray], float | None]:
+    """The full, the empty and this circuit, and random ones outside it; and the mean size of those."""
+    outside = random_circuits(circuit.graph, len(circuit), n_outside, seed=seed, outside=circuit)
+    fixed = (Circuit.full(circuit.graph), Circuit.empty(circuit.graph), circuit)
+    size = float(np.mean([len(one) for one in outside])) if outside else None
+    return [one.mask for one in (*fixed, *outside)], size
 
 
-def _transfer(name: str, values: np.ndarray, seed: int) -> Transfer:
+def _transfer(name: str, values: np.ndarray, size: float | None, seed: int, clusters: Clusters | None) -> Transfer:
     full, empty, own = values[:3]
     span = full - empty
-    interval = bootstrap_ratio(own - empty, span, seed)
-    defined = abs(span.mean()) > 1e-4
+    defined = bool(abs(span.mean()) > FLAT)
+    interval = bootstrap_ratio(own - empty, span, seed, clusters) if defined else None
     ratio = float((own - empty).mean() / span.mean()) if defined else None
     outside = tuple(float((other - empty).mean() / span.mean()) for other in values[3:]) if defined else ()
     holds = None
-    if ratio is not None and interval is not None:
-        holds = bool(ratio >= 0.5 and interval.low > max(outside, default=-np.inf))
-    return Transfer(name, values.shape[1], float(span.mean()), ratio, interval, outside, holds)
+    if ratio is not None and interval is not None and outside:
+        holds = bool(ratio >= EXPLAINS and interval.low > max(outside))
+    return Transfer(name, values.shape[1], float(span.mean()), ratio, interval, outside, size, holds)
 
 
-def _cell(circuit: str, contrast: str, values: np.ndarray, full: np.ndarray, empty: np.ndarray, seed: int) -> Cell:
+def _cell(
+    circuit: str,
+    contrast: str,
+    values: np.ndarray,
+    full: np.ndarray,
+    empty: np.ndarray,
+    seed: int,
+    clusters: Clusters | None,
+) -> Cell:
     span = full - empty
-    if abs(span.mean()) <= 1e-4:
+    if abs(span.mean()) <= FLAT:
         return Cell(circuit, contrast, None, None)
     left = float((values - empty).mean() / span.mean())
-    return Cell(circuit, contrast, left, bootstrap_ratio(values - empty, span, seed))
+    return Cell(circuit, contrast, left, bootstrap_ratio(values - empty, span, seed, clusters))
 
 
 def _findings(names: Sequence[str], cells: Sequence[Cell]) -> list[str]:
     """A sentence for every circuit that does not break its own contrast, or breaks another's."""
     found = []
     for cell in cells:
-        low, high = (cell.interval.low, cell.interval.high) if cell.interval else (cell.left, cell.left)
-        if cell.left is None:
-            text = f"{cell.contrast}: no effect to explain, so nothing can be said of the circuit of {cell.circuit}"
-        elif cell.circuit == cell.contrast and high is not None and high >= INTACT:
-            text = f"not necessary: ablating the circuit of {cell.circuit} leaves {cell.left:.2f} of its own effect"
-        elif cell.circuit != cell.contrast and low is not None and low < INTACT:
-            own, other = cell.circuit, cell.contrast
-            text = f"no dissociation: ablating the circuit of {own} leaves only {cell.left:.2f} of {other}"
-        else:
-            continue
-        if text not in found:
+        text = _finding(cell)
+        if text is not None and text not in found:
             found.append(text)
     return found or [f"every circuit breaks its own contrast and leaves at least {INTACT} of the others"]
+
+
+def _finding(cell: Cell) -> str | None:
+    """What speaks against a dissociation in this cell; None where nothing does."""
+    if cell.left is None:
+        return f"{cell.contrast}: no effect to explain, so nothing can be said of the circuit of {cell.circuit}"
+    low, high = (cell.interval.low, cell.interval.high) if cell.interval else (cell.left, cell.left)
+    bounds = f" (95 % interval {low:.2f} to {high:.2f})"
+    ablating = f"ablating the circuit of {cell.circuit} leaves"
+    if cell.circuit == cell.contrast:
+        if cell.left >= INTACT:
+            return f"not necessary: {ablating} {cell.left:.2f} of its own effect"
+        return (
+            f"not shown to be necessary: {ablating} {cell.left:.2f} of its own effect{bounds}"
+            if high >= INTACT
+            else None
+        )
+    if cell.left < INTACT:
+        return f"no dissociation: {ablating} only {cell.left:.2f} of {cell.contrast}"
+    if cell.left > 1 / INTACT:
+        return f"no dissociation: {ablating} {cell.left:.2f} of {cell.contrast}, more than there was"
+    if low < INTACT or high > 1 / INTACT:
+        return f"dissociation not shown: {ablating} {cell.left:.2f} of {cell.contrast}{bounds}"
+    return None

@@ -20,12 +20,13 @@ LEVELS = [
     {"patching"},
     {"attribution", "node_patching"},
     {"grid", "pruning"},
-    {"faithfulness", "matched"},
-    {"bench", "curves", "files", "draw", "measurements", "span_study", "transfer"},
+    {"faithfulness", "matched", "pair_scores"},
+    {"bench", "curves", "files", "draw", "measurements", "pairs_view", "span_study", "stability", "transfer"},
     {"completeness", "hypothesis", "mib", "sizes"},
     {"discovery", "ground_truth", "peer_files"},
+    {"stability_study"},
     {"battery", "comparison", "crosscheck", "curve_study", "curve_tables", "report"},
-    {"comparison_tables"},
+    {"battery_tables", "comparison_tables"},
 ]
 HEAVY = ("torch", "transformer_lens", "transformers", "pygraphviz", "networkx", "jsonschema", "scipy", "sklearn")
 SOURCES = [
