@@ -7,10 +7,10 @@
     groups         pairs whose own edge scores differ in kind, with the circuit's faithfulness in each, so that
                    a mixture of circuits is not passed off as one
 
-Groups are sought among the pairs that are not flat. The pairs' score vectors are compared by cosine, put
+Groups are sought among the pairs that are not flat. The pairs' score vectors are brought to length one, put
 together by Ward's method, and cut into the number of groups with the largest mean silhouette. One group is a
-possible answer: the silhouette must be larger than in data of the same mean and covariance without
-groups, drawn from a normal distribution and treated alike (SigClust, Liu, Hayes, Nobel and Marron 2008).
+possible answer: two groups must explain more of the variance than they do in data of the same mean and covariance
+without groups, drawn from a normal distribution and treated alike (SigClust, Liu, Hayes, Nobel and Marron 2008).
 In that test B draws give p = (1 + b) / (1 + B).
 """
 
@@ -57,6 +57,8 @@ LEAST_GROUP, LEAST_SHARE = 3, 0.1
 """A group has at least so many pairs, and so large a share of them; a few odd pairs are no group."""
 MOST_PAIRS = 500
 """Of more pairs so many, drawn at random, are searched for groups: work grows with their square."""
+LEAST_COVERED = 0.9
+"""Share of the pairs that must be in groups for a cut to count."""
 ALPHA = 0.05
 
 
@@ -91,13 +93,15 @@ class Grouping:
     """How pairs fall into groups by their own scores.
 
     ``labels`` are -1 where a pair was left out, else the group, from 0, the largest first.
-    ``silhouette`` is the largest mean silhouette of 2 to 6 groups, ``p`` that of its test; ``n_best`` is
-    the number of groups it was found at. There is one group where p is above .05.
+    ``explained`` is the share of variance between two groups and ``p`` that of its test. ``silhouette`` is the
+    largest mean silhouette of 2 to 6 groups, ``n_best`` the number of groups it was found at. There is one group
+    where p is above .05.
     """
 
     labels: Int[np.ndarray, " pair"]
     n_groups: int
     n_best: int | None
+    explained: float | None
     silhouette: float | None
     p: float | None
 
@@ -143,7 +147,7 @@ class PairsView:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""
-        names = ("n_groups", "n_best", "silhouette", "p")
+        names = ("n_groups", "n_best", "explained", "silhouette", "p")
         return {
             "null": self.null,
             "null_source": self.null_source,
@@ -166,7 +170,7 @@ def pairs_view(
     *,
     scores: PairScores | None = None,
     rule: Rule | None = None,
-    divergences: Float[np.ndarray, " pair"] | None = None,
+    divergences: Float[np.ndarray, " known"] | None = None,
     sigma_0: float | None = None,
     n_worst: int = 10,
     n_draws: int = 199,
@@ -271,19 +275,27 @@ def group_pairs(
     labels = np.full(len(scores), -1, dtype=np.int64)
     labels[chosen] = 0
     if len(chosen) < LEAST_PAIRS:
-        return Grouping(labels, int(len(chosen) > 0), None, None, None)
+        return Grouping(labels, int(len(chosen) > 0), None, None, None, None)
     own = _cosines(gram[np.ix_(chosen, chosen)])
-    silhouette, found = _best_cut(own)
+    found = _cut(own)
     for turn in range(n_draws):
         mixing = _without_groups(own, rng)
-        reached += _best_cut(_cosines(mixing @ own @ mixing.T))[0] >= silhouette
+        reached += _cut(mixing @ own @ mixing.T).explained >= found.explained - 1e-9
         if progress is not None:
             progress(turn + 1, n_draws)
     p = (1 + reached) / (1 + n_draws)
-    n_best = int(found.max()) + 1
+    n_best = int(found.groups.max()) + 1
     if p <= ALPHA:
-        labels[chosen] = found
-    return Grouping(labels, n_best if p <= ALPHA else 1, n_best if silhouette > -1 else None, silhouette, p)
+        labels[chosen] = found.groups
+    known = found.explained > -1
+    return Grouping(
+        labels,
+        n_groups=n_best if p <= ALPHA else 1,
+        n_best=n_best if known else None,
+        explained=found.explained if known else None,
+        silhouette=found.silhouette if known else None,
+        p=p,
+    )
 
 
 def _cosines(gram: Float[np.ndarray, "pair pair"]) -> Float[np.ndarray, "pair pair"]:
@@ -305,28 +317,59 @@ def _without_groups(gram: Float[np.ndarray, "pair pair"], rng: np.random.Generat
     return 1 / n + scale[:, None] * (noise - noise.mean(axis=1, keepdims=True))
 
 
-def _best_cut(cosines: Float[np.ndarray, "pair pair"]) -> tuple[float, Int[np.ndarray, " pair"]]:
-    """The largest mean silhouette of 2 to 6 groups by Ward's method, and those groups, the largest first.
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """How points fall apart: what two groups explain of their variance, and the groups with the largest silhouette.
 
-    What is too small for a group is no group: such pairs have no part in the silhouette and go to the
-    nearest group. -1 where there are no two groups at any height.
+    ``explained`` is -1 where there are no two groups at any height, and ``silhouette`` then too.
     """
-    apart = np.maximum(1 - cosines, 0.0)
-    np.fill_diagonal(apart, 0.0)
-    apart = (apart + apart.T) / 2
-    # The squared distance of unit vectors is twice one minus their cosine.
-    tree = hierarchy.linkage(np.sqrt(2 * squareform(apart, checks=False)), method="ward")
+
+    explained: float
+    silhouette: float
+    groups: Int[np.ndarray, " pair"]
+
+
+def _cut(gram: Float[np.ndarray, "pair pair"]) -> _Cut:
+    """Two groups, and 2 to 6 groups, by Ward's method; the largest group first.
+
+    What is too small for a group is no group: such pairs have no part in the numbers and go to the
+    nearest group. A cut that leaves more than a tenth of the pairs in none is not looked at.
+    """
+    apart = _distances(gram)
+    tree = hierarchy.linkage(squareform(apart, checks=False), method="ward")
     n = len(apart)
-    best, groups = -1.0, np.ones((n, 1), dtype=bool)
+    explained, best, groups = -1.0, -1.0, np.ones((n, 1), dtype=bool)
     for k in range(2, min(2 * MOST_GROUPS, n // 2) + 1):
         found = hierarchy.fcluster(tree, k, criterion="maxclust")
         member = found[:, None] == np.arange(1, k + 1)
         member = member[:, member.sum(axis=0) >= max(LEAST_GROUP, LEAST_SHARE * n)]
+        if member.sum() < LEAST_COVERED * n:
+            continue
+        if member.shape[1] == 2:
+            explained = max(explained, _explained(apart, member))
         if 2 <= member.shape[1] <= MOST_GROUPS and (value := _silhouette(apart, member)) > best:
             best, groups = value, member
     groups = groups[:, np.argsort(-groups.sum(axis=0), kind="stable")]
     nearest = (apart @ groups / groups.sum(axis=0)).argmin(axis=1)
-    return best, np.where(groups.any(axis=1), groups.argmax(axis=1), nearest)
+    return _Cut(explained, best, np.where(groups.any(axis=1), groups.argmax(axis=1), nearest))
+
+
+def _explained(apart: Float[np.ndarray, "pair pair"], member: Bool[np.ndarray, "pair group"]) -> float:
+    """The share of the variance of the pairs in a group that lies between the groups."""
+    inside = member.any(axis=1)
+    squared, member = apart[np.ix_(inside, inside)] ** 2, member[inside].astype(np.float64)
+    sizes = member.sum(axis=0)
+    within = float((np.einsum("ig,ij,jg->g", member, squared, member) / (2 * sizes)).sum())
+    whole = float(squared.sum()) / (2 * len(squared))
+    return 1 - within / whole if whole > 0 else -1.0
+
+
+def _distances(gram: Float[np.ndarray, "pair pair"]) -> Float[np.ndarray, "pair pair"]:
+    """Euclidean distances of points from their products."""
+    sizes = np.diag(gram)
+    squared = np.maximum(sizes[:, None] + sizes - gram - gram.T, 0.0)
+    np.fill_diagonal(squared, 0.0)
+    return np.sqrt(squared)
 
 
 def _silhouette(apart: Float[np.ndarray, "pair pair"], member: Bool[np.ndarray, "pair group"]) -> float:
