@@ -1,14 +1,17 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from circuit.errors import TaskError
+from circuit.faithfulness import random_circuits
 from circuit.patching import measure, prepare
 from circuit.subgraph import Circuit
 from circuit.task import batches, encode, load_task, with_swap_rows
-from circuit.transfer import specificity, transfer
+from circuit.transfer import Cell, _finding, specificity, transfer
+from circuit.uncertainty import Clusters, Interval
 from metrics import METRICS
 from models.planted import planted_models
 
@@ -103,3 +106,62 @@ def test_pairs_are_chosen_by_their_keys(tmp_path):
         task.groups("colour")
     with pytest.raises(TaskError, match="domain 'travel' and level '2' together"):
         task.where(domain="travel", level="2")
+
+
+def test_circuits_outside_share_no_edge_and_have_the_size_where_there_is_room(tiny):
+    graph = tiny.graph
+    (circuit,) = random_circuits(graph, 30, 1, seed=1)
+    outside = random_circuits(graph, 30, 6, seed=2, outside=circuit)
+    assert len(set(outside)) == 6
+    for one in outside:
+        assert not (one.mask & circuit.mask).any()
+        assert len(one) == 30
+        assert one.without_dead_ends() == one
+    alone = Circuit(graph, graph.valid & ~Circuit.of(graph, ["input->logits"]).mask)
+    assert random_circuits(graph, 1, 3, seed=0, outside=Circuit.of(graph, ["input->logits"]))[0].mask.any()
+    assert random_circuits(graph, 5, 3, seed=0, outside=alone) == [Circuit.of(graph, ["input->logits"])] * 3
+    assert random_circuits(graph, 5, 3, seed=0, outside=Circuit.full(graph)) == []
+
+
+def test_without_a_control_or_an_interval_nothing_holds(planted):
+    item, model = planted
+    grounds = {"all": pairs_of(item.task, model)}
+    (found,) = transfer(model, Circuit.full(model.graph), grounds, DIVERGENCE)
+    assert (found.outside, found.n_outside_edges, found.holds) == ((), None, None)
+    assert found.faithfulness == pytest.approx(1.0)
+    one = {"one": pairs_of(replace(item.task, pairs=item.task.pairs[:1]), model)}
+    (found,) = transfer(model, item.circuit(model.graph), one, DIVERGENCE)
+    assert (found.interval, found.holds) == (None, None)
+
+
+def test_intervals_are_drawn_over_what_pairs_share(planted):
+    item, model = planted
+    grounds = {"all": pairs_of(item.task, model)}
+    part = Circuit.of(model.graph, ["input->m0", "m0->a1.h3<v>"])
+    names = [f"p{i}" for i in range(len(item.task.pairs))]
+    clusters = {"all": Clusters.named(names, [f"{name}'" for name in names], names)}
+    (plain,) = transfer(model, part, grounds, DIVERGENCE)
+    (shared,) = transfer(model, part, grounds, DIVERGENCE, clusters=clusters)
+    assert plain.interval.by == "pairs"
+    assert shared.interval.by == clusters["all"].by != "pairs"
+    cells = specificity(model, {"a": (part, grounds["all"], DIVERGENCE)}, clusters={"a": clusters["all"]}).cells
+    assert cells[0].interval.by == shared.interval.by
+
+
+@pytest.mark.parametrize(
+    ("circuit", "left", "bounds", "says"),
+    [
+        ("a", 0.9, (0.85, 0.95), "not necessary: ablating the circuit of a leaves 0.90 of its own"),
+        ("a", 0.5, (0.1, 0.9), "not shown to be necessary"),
+        ("a", 0.1, (0.0, 0.2), None),
+        ("b", 0.5, (0.4, 0.6), "no dissociation: ablating the circuit of b leaves only 0.50 of a"),
+        ("b", 1.5, (1.4, 1.6), "more than there was"),
+        ("b", 0.95, (0.6, 1.1), r"dissociation not shown: ablating the circuit of b leaves 0.95 of a \(95 % interval"),
+        ("b", 0.97, (0.9, 1.1), None),
+        ("b", 0.97, None, None),
+        ("a", None, None, "no effect to explain"),
+    ],
+)
+def test_every_kind_of_failed_dissociation_is_said(circuit, left, bounds, says):
+    found = _finding(Cell(circuit, "a", left, None if bounds is None else Interval(*bounds)))
+    assert found is None if says is None else re.search(says, found)
