@@ -109,7 +109,7 @@ def battery(
     n_resamples, n_orders
         Of the stability: resamples of the pairs, and random orders where the circuit is ACDC's.
     quick
-        Few random circuits, permutations, edges and resamples.
+        Few random circuits, permutations, edges and resamples; pairs are grouped by their EAP scores.
     state
         Measurements are kept beside this path, to go on from after a stop.
 
@@ -145,7 +145,8 @@ def battery(
     )
     setting = {"metric": metric, "ablation": ablation is None, "align": align}
     known = _same_pairs(searched.scores, search, record, task, setting)
-    scores = known or scores_of(model, task, measured, method=(record or {}).get("method"), stage=stage, **how)
+    method = {"scores": "eap"} if quick else (record or {}).get("method")
+    scores = known or scores_of(model, task, measured, method=method, stage=stage, **how)
     view = pairs_view(
         measured_pairs(model, pairs(), measured, circuit),
         task.pairs,
