@@ -173,6 +173,7 @@ def test_tables_and_figures_hold_all_of_it(results, tmp_path):
     assert len((tmp_path / "pairs.csv").read_text().splitlines()) == 9
 
 
+@pytest.mark.slow
 def test_a_stopped_battery_goes_on(tiny, tiny_task, found, tmp_path, monkeypatch):
     """After a stop behind the hypothesis tests their measurements are read and not made again."""
     from circuit import measurements
@@ -246,6 +247,7 @@ def test_evaluate_marks_file_and_picture(run, tmp_path):
     assert any("the edges so marked" in fault for fault in faults_of(tmp_path / "bad.json"))
 
 
+@pytest.mark.slow
 def test_the_transfer_table_over_pairs_and_models(run, tmp_path, tiny):
     shutil.copytree(run / "run", tmp_path / "run")
     shutil.copytree(TINY, tmp_path / "other-model")
@@ -283,9 +285,10 @@ def _other_weights(folder):
     save_file(weights, path, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_flat_pairs_stand_apart_with_a_null(run, tmp_path):
     shutil.copytree(run / "run", tmp_path / "run")
-    item = json.loads((DATA / "tiny_pairs.json").read_text())["prompts"][0]
+    item = json.loads((DATA / "tiny_pairs.json").read_text())["prompts"][3]
     (tmp_path / "null.jsonl").write_text(json.dumps({**item, "persona_a": "p", "persona_b": "p"}))
     plain, nulled = (
         json.loads(call("evaluate", tmp_path / "run", "--quick", "--no-save", "--json", *more).stdout)["pairs"]
@@ -345,6 +348,7 @@ def test_the_stamp_follows_the_options(tiny, tiny_task, options, size, order):
     assert (made.record["stamp"]["size"], made.record["stamp"]["order"]) == (size, order)
 
 
+@pytest.mark.slow
 def test_compare_says_direction_and_instability(run, tmp_path):
     shutil.copytree(run / "run", tmp_path / "b")
     record = json.loads((tmp_path / "b" / "circuit.json").read_text())
