@@ -155,9 +155,9 @@ def random_circuits(
     random edges between the nodes on them. Circuits of more than half of all edges
     are plain random subsets: hardly anything is a dead end there.
 
-    With ``outside`` they are made of edges that are not in that circuit: fewer than ``n_edges`` where fewer lie on paths
-    there, or hang together, more where not even one path is so short, and none where no path from ``input`` to
-    ``logits`` is left outside it.
+    With ``outside`` they are made of edges that are not in that circuit: fewer than ``n_edges`` where fewer lie on
+    paths there, or hang together, more where not even one path is so short, and none where no path from ``input``
+    to ``logits`` is left outside it.
     """
     free = (Circuit.full(graph) if outside is None else outside.complement().without_dead_ends()).mask
     seeds = np.random.SeedSequence(seed).spawn(count) if n_edges and free.any() else []
