@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from circuit.attribution import ScoreParts
 from circuit.span_study import SpanStudy, span_rows
 from circuit.storage import write_json
@@ -51,6 +53,10 @@ def write_specificity(found: Specificity, folder: Path) -> None:
         unit="share of the effect",
         numbers=".2f",
     )
+    # From nothing left to all of it: colours that followed the data would make a dissociation of any differences.
+    values = found.matrix()
+    most = max(1.0, float(np.abs(np.nan_to_num(values)).max()))
+    figure.update_traces(zmin=-most, zmax=most, zmid=None)
     write_figures({"specificity": figure}, folder, page="specificity.html", title="Specificity", notes=found.findings)
 
 
