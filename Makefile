@@ -66,6 +66,9 @@ bench-formats: $(READY)  ## discoveries in shorter number formats against float3
 bench-estimate: $(READY)  ## what larger models would cost, on paper; writes benchmarks/README.md
 	$(BIN)/python benchmarks/estimate.py --gpu-page docs/gpu.md
 
+notebooks: $(READY)  ## every notebook from its Markdown; the evidence is run
+	$(BIN)/python notebooks/build.py
+
 peers:  ## the second opinion's environment, and its frozen numbers
 	benchmarks/peers/setup.sh $(PEERS)
 	$(PEERS)/bin/python benchmarks/peers/make_frozen.py
