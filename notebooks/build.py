@@ -40,6 +40,7 @@ SURROUNDINGS = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
 }
 CODE = re.compile(r"(?P<ticks>(?<!`)(`+)(?!`).+?(?<!`)\2(?!`))", re.DOTALL)
 LINKS = re.compile(

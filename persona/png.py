@@ -30,14 +30,14 @@ WIDTH, HEIGHT, POINTS_PER_PIXEL, DPI = 1000, 560, 0.72, 200
 MOST_TICKS = 60
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """The figure as a PNG, 1000 pixels wide (or the figure's own width) at two pixels each."""
+def png_bytes(figure: Figure, *, dpi: int = DPI) -> bytes:
+    """The figure as a PNG, 1000 pixels wide (or the figure's own width) at two pixels each; ``dpi`` 100 is one each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Canvas
 
     layout = figure.layout
     size = ((layout.width or WIDTH) / 100, (layout.height or HEIGHT) / 100)
-    canvas = Canvas(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
+    canvas = Canvas(figsize=size, dpi=dpi, layout="constrained", facecolor="white")
     FigureCanvasAgg(canvas)
     for trace in figure.data:
         assert trace.type in DRAWN, f"no PNG of a {trace.type} trace; add it to persona/png.py"

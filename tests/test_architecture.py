@@ -81,6 +81,15 @@ def test_the_command_line_imports_nothing_heavy_at_the_top():
     assert "torch" not in top
 
 
+def test_the_tests_that_the_conventions_name_are_there():
+    named = set(re.findall(r"`(test_\w+(?:\.py)?)`", (ROOT / "docs" / "conventions.md").read_text()))
+    paths = list((ROOT / "tests").rglob("test_*.py"))
+    known = {path.name for path in paths} | {
+        name for path in paths for name in re.findall(r"def (test_\w+)", path.read_text())
+    }
+    assert named <= known, named - known
+
+
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['persona-circuits', '--help']\n"

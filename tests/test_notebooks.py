@@ -5,13 +5,14 @@ import json
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import CRAFTGPT, ROOT
 
 SPEC = importlib.util.spec_from_file_location("notebooks_build", ROOT / "notebooks" / "build.py")
 build = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = build
 SPEC.loader.exec_module(build)
 
+QUICKEST = "lens"
 WRITE_UP = [job for job in build.jobs() if not job.run]
 EVIDENCE = [job for job in build.jobs() if job.run]
 
@@ -54,6 +55,20 @@ def test_the_evidence_has_its_sources_cells_was_run_and_failed_nowhere(job):
 
 def test_no_notebook_is_without_a_source():
     assert {path.name for path in build.TARGET.glob("*.ipynb")} == {job.target.name for job in build.jobs()}
+
+
+@pytest.mark.slow
+def test_the_quickest_notebook_runs_again():
+    """Last digits belong to the kind of processor: what is compared is that cells give outputs of the same kinds."""
+    (job,) = (job for job in EVIDENCE if job.source.stem == QUICKEST)
+    again, shipped = json.loads(build.built(job)), json.loads(job.target.read_text())
+    assert len(again["cells"]) == len(shipped["cells"])
+    if CRAFTGPT.is_dir():
+        assert [_kinds(cell) for cell in again["cells"]] == [_kinds(cell) for cell in shipped["cells"]]
+
+
+def _kinds(cell):
+    return [(output["output_type"], sorted(output.get("data", ()))) for output in cell.get("outputs", ())]
 
 
 def test_a_cell_starts_at_every_heading_and_at_every_python_fence(tmp_path):

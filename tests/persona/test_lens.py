@@ -108,8 +108,8 @@ def test_the_last_row_is_the_models_logits_exactly(tiny, found):
     torch.testing.assert_close(lens, tiny.logits(tokens)[:, -1], atol=1e-5, rtol=1e-5)
 
 
-def test_every_row_is_the_norm_and_the_unembedding_of_hugging_faces_stream(tiny, found, study, network):
-    """Neither the final norm nor the last block may be left out: either way the numbers are others."""
+def test_neither_the_final_norm_nor_the_last_block_is_left_out(tiny, found, study, network):
+    """Every row is the norm and the unembedding of Hugging Face's stream; without either the numbers are others."""
     place = study.positions.index("prompt-end")
     wrong = {"no norm": 0.0, "a block early": 0.0}
     for i, one in enumerate(found.examples[:6]):

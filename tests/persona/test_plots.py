@@ -52,6 +52,7 @@ def test_a_png_is_twice_the_figures_size_and_always_the_same():
     assert first == second
     assert first.startswith(b"\x89PNG")
     assert Image.open(io.BytesIO(first)).size == (2000, 1120)
+    assert Image.open(io.BytesIO(png_bytes(chart(), dpi=80))).size == (800, 448)
 
 
 def test_lines_bands_and_legend_are_the_figures(drawn):

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from circuit.errors import FileError, OptionError
 from cli import app
-from persona import probe_fit
+from persona import activations, probe_fit
 from persona.examples import load_examples
+from persona.positions import without_persona
 from persona.probe import ProbeOptions, study_probes
 from persona.probe_files import GEOMETRY, TABLE, geometry_rows, probe_figures, probe_record, probe_rows, write_probes
 from persona.probe_fit import (
@@ -373,15 +374,25 @@ def test_traits_are_one_probe_each_and_their_mean(study):
     assert mean.directions is None
 
 
-def test_length_alone_is_caught(world, tmp_path):
-    """Words put in front of one label's prompts only, as padding one side does: the length control gives it away."""
+def test_padding_on_one_label_only_is_caught_and_none_is_made_here(world, tmp_path, monkeypatch):
+    """Words in front of one label's prompts only, as padding one side puts there: the length control gives it away.
+
+    Prompts of unequal length are run apart, each as its own tokens and nothing else.
+    """
     rows = [json.loads(line) for line in (DATASETS / "pairs_demo.jsonl").read_text().splitlines()]
     for row in rows:
         row["clean"] = "The moon looks bright just now.\n" + row["clean"]
     path = tmp_path / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run: list[list[int]] = []
+    own = activations.trace
+    monkeypatch.setattr(activations, "trace", lambda model, ids, at: run.extend(ids.tolist()) or own(model, ids, at))
+    uneven = load_examples(path, world)
     options = ProbeOptions(("preference",), ("question",), ("prompt-end",), folds=3, **QUICK)
-    study = study_probes(world, load_examples(path, world), options=options)
+    study = study_probes(world, uneven, options=options)
+    bare = [without_persona(one.placed, world).ids for one in uneven.examples]
+    assert len(set(map(len, run))) > 2
+    assert set(map(tuple, run)) == {one.placed.ids for one in uneven.examples} | set(bare)
     assert study.cells[0].controls.length.value == 1.0
     assert any("prompt length alone tells it (balanced accuracy 1.00)" in note for note in study.notes)
     assert "32 of 32 pairs have prompts of different length" in study.notes
