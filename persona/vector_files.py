@@ -233,8 +233,8 @@ def layer_rows(found: Geometry) -> list[tuple[str, ...]]:
             f"{row['layer']}{' *' if row['layer'] == found.layer else ''}",
             _number(row["own"]),
             _number(row["others"]),
-            _number(row["identified"]),
-            _number(row["pc1"]),
+            _share(row["identified"]),
+            _share(row["pc1"]),
             str(row["components_80"]),
             _number(row["axis_pc1"]),
         )
@@ -334,6 +334,10 @@ def _persona_records(found: Geometry) -> list[dict[str, Any]]:
 
 def _number(value: float | None) -> str:
     return "" if value is None or not np.isfinite(value) else f"{value:+.2f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{value:.2f}"
 
 
 def _cosine_figure(found: Geometry) -> Figure:
