@@ -38,7 +38,17 @@ from circuit.model import Model
 from circuit.patching import Progress
 from circuit.runs import run
 from circuit.scores import Scores
-from circuit.task import Reader, Row, Task, answer_id, encode, prompt_faults, token_ids, with_swap_rows
+from circuit.task import (
+    Reader,
+    Row,
+    Task,
+    answer_id,
+    encode,
+    lost_differences,
+    prompt_faults,
+    token_ids,
+    with_swap_rows,
+)
 from metrics import METRICS, Metric
 
 __all__ = [
@@ -176,6 +186,7 @@ def grid_of_texts(
     encoded = {name: token_ids(text, model) for name, text in prompts.items()}
     for name, ids in encoded.items():
         faults += [f"persona {name!r}: {fault}" for fault in prompt_faults(ids, model)]
+    faults += lost_differences({text: encoded[name] for name, text in prompts.items()}, model)
     if len(lengths := {len(ids) for ids in encoded.values()}) > 1:
         faults.append(f"the prompts have {min(lengths)} to {max(lengths)} tokens; choose wordings of equal length")
     tokens: dict[str, int] = {}

@@ -40,8 +40,11 @@ __all__ = [
     "batches",
     "encode",
     "load_task",
+    "lost_differences",
     "prompt_faults",
     "token_ids",
+    "token_offsets",
+    "unknown_pieces",
     "with_swap_rows",
 ]
 
@@ -450,6 +453,7 @@ def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, faults
     clean, corrupt = token_ids(pair.clean, model), token_ids(pair.corrupt, model)
     neutral = token_ids(pair.neutral, model) if pair.neutral else []
     found = [fault for ids in (clean, corrupt, neutral) for fault in prompt_faults(ids, model)]
+    found += lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model)
     for name, other in (("corrupt", corrupt), *([("neutral", neutral)] if neutral else [])):
         if len(other) != len(clean) and align == "equal":
             found.append(
@@ -523,6 +527,43 @@ def prompt_faults(ids: list[int], model: Reader) -> list[str]:
     if model.n_context and len(ids) > model.n_context:
         faults.append(f"a prompt has {len(ids)} tokens, the model's context holds {model.n_context}")
     return faults
+
+
+def lost_differences(prompts: Mapping[str, Sequence[int]], model: Reader) -> list[str]:
+    """What some of the prompts say and others do not, and the tokenizer can only write as its unknown token.
+
+    ``prompts`` are texts with their ids. Prompts that differ there only are one and the same to the model. What all
+    of them hold, such as a template's letters, takes no difference away and is let pass.
+    """
+    pieces = [{one.strip() for one in unknown_pieces(text, ids, model).values()} for text, ids in prompts.items()]
+    lost = set().union(*pieces) - set.intersection(*pieces) if pieces else set()
+    return [
+        f"the tokenizer cannot write {piece[:40]!r}, in which prompts differ; use words (and case) that it knows"
+        for piece in sorted(lost)
+    ]
+
+
+def unknown_pieces(text: str, ids: Sequence[int], model: Reader) -> dict[int, str]:
+    """By their places the tokens that stand for text which the tokenizer cannot write, with that text.
+
+    A tokenizer may use one token for what it does not know and for something that it does, such as a space; and one
+    without offsets does not say which text a token stands for.
+    """
+    tokenizer = model.tokenizer
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown not in ids or not getattr(tokenizer, "is_fast", False):
+        return {}
+    offsets, said = token_offsets(text, ids, model), tokenizer.decode([unknown])
+    pieces = {i: text[slice(*offsets[i])] for i, token in enumerate(ids) if token == unknown}
+    return {i: piece for i, piece in pieces.items() if piece.strip() and piece != said}
+
+
+def token_offsets(text: str, ids: Sequence[int], model: Reader) -> list[tuple[int, int]]:
+    """The characters that each of the text's tokens stands for; ``ids`` are those of ``token_ids``."""
+    variants = (
+        model.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True) for special in (True, False)
+    )
+    return next(variant["offset_mapping"] for variant in variants if list(variant["input_ids"]) == list(ids))
 
 
 def answer_id(prompt: str, ids: list[int], answer: str, model: Reader, faults: list[str]) -> int | None:

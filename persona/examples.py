@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit.errors import OptionError, TaskError, listed
-from circuit.task import PromptPair, Reader, answer_id
+from circuit.task import PromptPair, Reader, answer_id, lost_differences
 from persona.items import Item, load_items
 from persona.positions import POSITIONS, Placed, locate
 from persona.sources import Persona
@@ -146,6 +146,7 @@ def _examples(
     pair = item.pair
     own: list[str] = []
     sides = locate(pair, reader, row.get("spans"), own)
+    own += lost_differences({side.text: side.ids for side in sides}, reader)
     texts = (pair.answers, pair.wrong_answers) if tokens is None else ((tokens[0],), (tokens[1],))
     candidates = item.candidates if tokens is None else tokens
     ids = [_ids(pair, side, (*texts[0], *texts[1], *candidates), reader, own) for side in sides]

@@ -14,7 +14,7 @@ from typing import Any
 from circuit import task
 from circuit.errors import ModelError, OptionError
 from circuit.shipped import resolve
-from circuit.task import Reader, answer_id, token_ids
+from circuit.task import Reader, answer_id, token_ids, token_offsets, unknown_pieces
 from persona.templates import PARTS, Prompt
 
 __all__ = ["Candidates", "Encoded", "TokenizerOnly", "candidates", "encode_prompt", "load_tokenizer", "prompt_faults"]
@@ -86,18 +86,10 @@ def encode_prompt(prompt: Prompt, reader: Reader) -> Encoded:
     tokenizer, ids = reader.tokenizer, token_ids(prompt.text, reader)
     if not getattr(tokenizer, "is_fast", False):
         raise OptionError("this tokenizer gives no offsets, which the spans need; use the model's fast tokenizer")
-    variants = (
-        tokenizer(prompt.text, add_special_tokens=special, return_offsets_mapping=True) for special in (True, False)
-    )
-    offsets = next(variant["offset_mapping"] for variant in variants if list(variant["input_ids"]) == ids)
-    tokens = _token_spans(prompt.spans, offsets)
-    parts = [i for name in PARTS for i in range(*tokens[name])]
-    said = tokenizer.decode([tokenizer.unk_token_id]) if tokenizer.unk_token_id in ids else ""
-    # A tokenizer may use one token for what it does not know and for something that it does, such as a space.
-    unknown = (
-        text for i in parts if ids[i] == tokenizer.unk_token_id and (text := prompt.text[slice(*offsets[i])]) != said
-    )
-    return Encoded(tuple(ids), tokens, next(unknown, ""))
+    tokens = _token_spans(prompt.spans, token_offsets(prompt.text, ids, reader))
+    pieces = unknown_pieces(prompt.text, ids, reader)
+    parts = (i for name in PARTS for i in range(*tokens[name]))
+    return Encoded(tuple(ids), tokens, next((pieces[i] for i in parts if i in pieces), ""))
 
 
 def prompt_faults(encoded: Encoded, reader: Reader) -> list[str]:

@@ -177,20 +177,26 @@ def rate_offline(
     others = _rotated(own)
     rows: list[SpokenTokens] = []
     kept: list[Response] = []
-    left_out = {"no persona's text": len(responses) - len(own), "empty": 0, "too long": 0}
+    left_out = {"no persona's text": len(responses) - len(own), "empty": 0, "not in this tokenizer's words": 0}
+    left_out["too long"] = 0
     for one in own:
         texts = [one.exchange.system, neutral]
         texts += [others[one.exchange.persona].system] if one.exchange.persona in others else []
         each = [_under(one, text, model, template) for text in texts]
         if any(row.start >= len(row.ids) for row in each) or not one.text.strip():
             left_out["empty"] += 1
+        elif any(row.unknown for row in each):
+            left_out["not in this tokenizer's words"] += 1
         elif model.n_context and max(len(row.ids) for row in each) > model.n_context:
             left_out["too long"] += 1
         else:
             kept.append(one)
             rows += each
     if not kept:
-        raise TaskError("there is no response of a persona with a text that is not empty and fits the model's context")
+        raise TaskError(
+            "there is no response of a persona with a text that is not empty, is in the tokenizer's words and fits the "
+            "model's context"
+        )
     sums = [values.sum() for values in log_likelihoods(model, rows, batch_size=batch_size, progress=progress)]
     rated, place = [], 0
     for one in kept:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from circuit.errors import OptionError, TaskError, listed
 from circuit.model import Model
-from circuit.task import prompt_faults, token_ids
+from circuit.task import lost_differences, prompt_faults, token_ids
 from persona.endpoint import Chat, Endpoint, EndpointError, Journal, ask
 from persona.sources import Persona, Question
 from persona.templates import FIELDS, Template, load_templates
@@ -231,6 +231,7 @@ def respond(
         raise OptionError(f"batch-size is {batch_size}; it must be at least 1")
     prompts = [rendered(template, item.system, item.user) for item in wanted]
     ids = _prompt_ids(prompts, model)
+    _check_words(wanted, prompts, ids, model)
     keys = [_digest(model, row, item.sample, how) for row, item in zip(ids, wanted, strict=True)]
     todo = {key: (row, key) for key, row in zip(keys, ids, strict=True) if journal.get(key) is None}
     total, done = len(set(keys)), len(set(keys)) - len(todo)
@@ -361,6 +362,22 @@ def _prompt_ids(prompts: Sequence[str], model: Model) -> list[tuple[int, ...]]:
         faults = list(dict.fromkeys(faults))
         raise TaskError(listed(f"{len(faults)} prompt(s) cannot be put to {model.name}:", faults))
     return found
+
+
+def _check_words(
+    wanted: Sequence[Exchange], prompts: Sequence[str], ids: Sequence[tuple[int, ...]], model: Model
+) -> None:
+    """The tokenizer can write what prompts differ in; those with a persona's turn are not held against those without.
+
+    Raises:
+        TaskError: it cannot; all such texts are listed.
+    """
+    faults: list[str] = []
+    for with_persona in (True, False):
+        rows = zip(wanted, prompts, ids, strict=True)
+        faults += lost_differences({text: row for item, text, row in rows if bool(item.system) == with_persona}, model)
+    if faults:
+        raise TaskError(listed(f"these personas and questions cannot be put to {model.name}:", faults))
 
 
 def _by_length(items: Sequence[tuple[tuple[int, ...], str]], size: int) -> Iterator[list[tuple[tuple[int, ...], str]]]:

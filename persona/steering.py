@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 import metrics
-from circuit.errors import OptionError, TaskError
+from circuit.errors import OptionError, TaskError, listed
 from circuit.model import Model
 from persona.activations import grouped, id_table
 from persona.directions import Directions, controls, find_directions, prompt_end_streams
@@ -300,14 +300,18 @@ def steered_prompts(file: ExampleFile, model: Model, neutral: Sequence[str] = ()
     A pair in which no persona is found has the neutral prompt of another.
 
     Raises:
-        TaskError: no neutral prompt is given or found.
+        TaskError: no neutral prompt is given or found, or a given one cannot be put to the model.
     """
-    from circuit.task import token_ids
+    from circuit.task import prompt_faults, token_ids
 
     firsts, seconds = file.examples[::2], file.examples[1::2]
     if neutral:
         texts = tuple(neutral[i % len(neutral)] for i in range(len(firsts)))
         plainly = tuple(tuple(token_ids(text, model)) for text in texts)
+        at_fault = dict.fromkeys(zip(texts, plainly, strict=True))
+        faults = [f"{text[:80]!r}: {fault}" for text, ids in at_fault for fault in prompt_faults([*ids], model)]
+        if faults:
+            raise TaskError(listed(f"neutral prompts cannot be put to {model.name}:", faults))
     else:
         taken_out = [without_persona(one.placed, model) for one in firsts]
         there = [one for one in taken_out if one is not None]

@@ -29,7 +29,7 @@ from jaxtyping import Float
 
 from circuit.errors import OptionError, TaskError, listed
 from circuit.model import Model
-from circuit.task import prompt_faults, token_ids
+from circuit.task import prompt_faults, token_ids, unknown_pieces
 from persona.activations import grouped
 from persona.responses import Response, rendered
 from persona.streams import mean_streams
@@ -62,11 +62,13 @@ class SpokenTokens:
 
     ``merged`` says that the response's first token holds the end of the prompt, too, which
     happens where a text from elsewhere is put behind a prompt that does not end at a token's edge.
+    ``unknown`` is text of the response that the tokenizer cannot write, so that the model does not see it.
     """
 
     ids: tuple[int, ...]
     start: int
     merged: bool = False
+    unknown: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +158,7 @@ def persona_vectors(
     """
     spoken = [spoken_tokens(response, model, template) for response in responses]
     usable, left_out = _usable(responses, spoken, model)
-    shared = _shared_questions([responses[i] for i in usable])
+    shared = _shared_questions([responses[i] for i in usable], left_out)
     usable = [i for i in usable if responses[i].exchange.question in shared]
     by_persona: dict[str, list[int]] = {}
     for i in usable:
@@ -204,10 +206,10 @@ def spoken_tokens(response: Response, model: Model, template: Template | None = 
         )
     prompt = rendered(template, response.exchange.system, response.exchange.user)
     before, whole = token_ids(prompt, model), token_ids(prompt + response.text, model)
-    if whole[: len(before)] == before:
-        return SpokenTokens(tuple(whole), len(before))
-    start = _first_token_of(prompt, response.text, whole, model)
-    return SpokenTokens(tuple(whole), start, merged=True)
+    merged = whole[: len(before)] != before
+    start = _first_token_of(prompt, response.text, whole, model) if merged else len(before)
+    unknown = unknown_pieces(prompt + response.text, whole, model)
+    return SpokenTokens(tuple(whole), start, merged, next((text for at, text in unknown.items() if at >= start), ""))
 
 
 def centred(vectors: Vectors) -> Vectors:
@@ -287,10 +289,12 @@ def _usable(
     faults = {fault for row in spoken for fault in prompt_faults(list(row.ids), model) if "BOS" in fault}
     if faults:
         raise TaskError(listed(f"the responses cannot be put to {model.name}:", sorted(faults)))
-    usable, left_out = [], {"empty": 0, "too long": 0}
+    usable, left_out = [], {"empty": 0, "not in this tokenizer's words": 0, "too long": 0}
     for i, row in enumerate(spoken):
         if row.start >= len(row.ids) or not responses[i].text.strip():
             left_out["empty"] += 1
+        elif row.unknown:
+            left_out["not in this tokenizer's words"] += 1
         elif model.n_context and len(row.ids) > model.n_context:
             left_out["too long"] += 1
         else:
@@ -298,13 +302,16 @@ def _usable(
     return usable, {why: count for why, count in left_out.items() if count}
 
 
-def _shared_questions(responses: Sequence[Response]) -> list[str]:
+def _shared_questions(responses: Sequence[Response], left_out: Mapping[str, int]) -> list[str]:
     """The questions that every persona has a response to, in order of appearance."""
     asked: dict[str, dict[str, None]] = {}
     for one in responses:
         asked.setdefault(one.exchange.persona, {})[one.exchange.question] = None
     if len(asked) < 2:
-        raise TaskError(f"vectors need two personas or more with a response that is not empty, got {len(asked)}")
+        without = "".join(f"; {count:,} responses are left out: {why}" for why, count in left_out.items())
+        raise TaskError(
+            f"vectors need two personas or more with a response that can be read, got {len(asked)}{without}"
+        )
     shared = [name for name in next(iter(asked.values())) if all(name in own for own in asked.values())]
     if not shared:
         raise TaskError("there is no question that every persona has a response to, so their means cannot be compared")

@@ -5,7 +5,7 @@ import torch
 from conftest import CRAFTGPT, DATA, ROOT
 
 from circuit.errors import TaskError
-from circuit.task import batches, encode, load_task, with_swap_rows
+from circuit.task import batches, encode, load_task, token_ids, unknown_pieces, with_swap_rows
 
 GOOD = {"clean": "you are happy", "corrupt": "you are sad", "answers": [" red"], "wrong_answers": [" blue"]}
 
@@ -150,6 +150,27 @@ def test_two_bos_tokens_are_a_fault_and_one_in_the_text_is_not_doubled(tiny, goo
     twice = {**good, "clean": "redred" + good["clean"], "corrupt": "redred" + good["corrupt"]}
     with pytest.raises(TaskError, match="two BOS"):
         encode(load_task(write(tmp_path, twice)), tiny)
+
+
+def test_text_that_the_tokenizer_cannot_write_would_make_two_personas_one(craftgpt, tmp_path):
+    """Without the check both prompts are one and the same to the model, persona and all: D is zero and nobody knows."""
+    pair = {
+        "clean": "_[inst] you are a happy Zürich. how is the weather?_[/inst] the weather is",
+        "corrupt": "_[inst] you are a sad Zürich. how is the weather?_[/inst] the weather is",
+        "answers": [" nice"],
+        "wrong_answers": [" not"],
+    }
+    assert token_ids(pair["clean"], craftgpt) == token_ids(pair["corrupt"], craftgpt)
+    with pytest.raises(TaskError, match=r"2 fault(.|\n)*line 1(.|\n)*cannot write 'you are a happy Zürich"):
+        encode(load_task(write(tmp_path, pair)), craftgpt)
+    known = {key: value.replace("Zürich", "person") for key, value in pair.items() if isinstance(value, str)}
+    assert len(encode(load_task(write(tmp_path, pair | known)), craftgpt)) == 1
+    assert not unknown_pieces("a b", token_ids("a b", craftgpt), craftgpt)  # its unknown token also writes spaces
+
+
+def test_a_word_that_the_tokenizer_cannot_write_is_a_fault(tiny, good, tmp_path):
+    with pytest.raises(TaskError, match="cannot write 'xyzzy'"):
+        encode(load_task(write(tmp_path, {**good, "clean": good["clean"].replace(" ", " xyzzy ", 1)})), tiny)
 
 
 def test_answers_are_the_token_in_its_context_not_at_index_zero(tiny, tiny_task):

@@ -169,6 +169,18 @@ def test_two_bos_tokens_are_a_fault(world, tmp_path):
         load_examples(path, world)
 
 
+def test_personas_that_the_tokenizer_cannot_write_are_a_fault(small, tmp_path):
+    """A template's letters may be unknown to it, what the prompts differ in may not."""
+    row = {"clean": "you are a happy cook.\nQ: red or blue?\nA:", "answers": [" blue"], "wrong_answers": [" red"]}
+    row["corrupt"] = row["clean"].replace("happy", "sad")
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert len(load_examples(path, small).examples) == 2
+    path.write_text(json.dumps({**row, "corrupt": row["clean"].replace("happy", "wry")}) + "\n")
+    with pytest.raises(TaskError, match="cannot write 'wry', in which prompts differ"):
+        load_examples(path, small)
+
+
 def test_positions_that_are_not_there_are_refused_by_name(small, tmp_path):
     path = tmp_path / "pairs.jsonl"
     row = {"clean": "you are happy and like", "corrupt": "you are sad and like"}

@@ -235,6 +235,14 @@ def test_a_prompt_never_starts_with_two_bos_tokens(tiny, tmp_path):
         respond(model, exchanges(people, ASKED[:1]), load_templates(str(twice), tokenizer)[0], journal)
 
 
+def test_personas_that_the_tokenizer_cannot_write_are_refused(tiny, raw, tmp_path):
+    """To the model they would all be one persona, and all their answers one answer."""
+    people = [Persona(word, (f"you are a {word}.",)) for word in ("pirate", "wizard")]
+    with Journal(tmp_path / "j") as journal, pytest.raises(TaskError, match="cannot write 'pirate'") as error:
+        respond(tiny, exchanges(people, ASKED[:1], baseline=False), raw, journal)
+    assert "cannot write 'wizard'" in str(error.value)
+
+
 def test_a_prompt_that_fills_the_context(tiny, raw, tmp_path):
     n = tiny.n_context
     one = len(tiny.tokenizer("you you")["input_ids"]) - len(tiny.tokenizer("you")["input_ids"])

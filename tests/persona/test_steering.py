@@ -391,6 +391,8 @@ def test_neutral_prompts(tiny64, pairs):
     given = steered_prompts(pairs, tiny64, ["they like tea", "you"])
     assert given.texts[0][:3] == ("they like tea", "you", "they like tea")
     assert len(given.all) == 3 * len(given)
+    with pytest.raises(TaskError, match=r"'you you .*: a prompt has 60 tokens, the model's context holds"):
+        steered_prompts(pairs, tiny64, ["they like tea", " ".join(["you"] * 60)])
 
 
 def test_what_is_fitted_on_what_is_steered_is_called_so(tiny64, pairs, study):

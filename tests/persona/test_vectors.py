@@ -182,11 +182,14 @@ def test_what_cannot_be_read_is_left_out_and_counted(tiny, raw):
     long = " you" * 40
     said = [answer(name, q, " red") for name in ("happy", "sad") for q in ("tea", "red")]
     said += [answer("happy", "blue", ""), answer("happy", "tea", "  "), answer("sad", "tea", long)]
+    said += [answer("sad", "tea", " xyzzy")]
     found = persona_vectors(tiny, said, raw)
-    assert found.left_out == {"empty": 2, "too long": 1}
+    assert found.left_out == {"empty": 2, "not in this tokenizer's words": 1, "too long": 1}
     assert found.n_responses == (2, 2)
     with pytest.raises(TaskError, match="two personas or more"):
         persona_vectors(tiny, said[:2], raw)
+    with pytest.raises(TaskError, match=r"got 1; 1 responses are left out: not in this tokenizer's words"):
+        persona_vectors(tiny, [said[0], said[-1]], raw)
     with pytest.raises(TaskError, match="no question that every persona"):
         persona_vectors(tiny, [said[0], said[3]], raw)
 
