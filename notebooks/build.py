@@ -202,7 +202,6 @@ def _run(notebook: NotebookNode, source: Path) -> NotebookNode:
             timeout=SECONDS_PER_CELL,
             kernel_name="python3",
             record_timing=False,
-            coalesce_streams=True,
             resources={"metadata": {"path": str(TARGET)}},
             config=Config({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}}),
         )
@@ -222,9 +221,20 @@ def _cleaned(notebook: NotebookNode, source: Path, warn: Callable[[str], None] |
             if output.get("name") == "stderr" and warn is not None:
                 warn(f"{_shown(source)}, cell {place}: {output.text.rstrip()}")
         if cell.cell_type == "code":
-            cell.outputs = [output for output in outputs if output.get("name") != "stderr"]
+            cell.outputs = _joined([output for output in outputs if output.get("name") != "stderr"])
             _check_outputs(cell.outputs, f"{_shown(source)}, cell {place}")
     return notebook
+
+
+def _joined(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
+    """Printed text that stands together as one output: how it was cut up on its way depends on the hour."""
+    found: list[NotebookNode] = []
+    for output in outputs:
+        if found and output.output_type == found[-1].output_type == "stream":
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def _check_outputs(outputs: Sequence[Any], where: str) -> None:
