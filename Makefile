@@ -11,7 +11,7 @@ STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate bench-formats peers clean
+.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate bench-formats notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
