@@ -9,15 +9,16 @@ f, vocabulary V, with g = 3 matrices in a gated MLP and 2 in a plain one (2 oper
     bare forward   = P(G) + A + U(T)
     bare backward  = P(G) + 2 A + U(T)                         to the embeddings; no weight gradients
     floor          = 2 forwards + 1 backward
-    EAP            = 2 (P(H) + A + U(1)) + (P(H) + 2 A + U(1) - 2 T 3 d H h)
-                   + 2 * 2 T L H h d                           every head's own result, in both runs
+    unread    E    = 2 (T - 1) (d H h + g d f)                 behind the last attention, at all but the last position
+    EAP            = 2 (P(H) + A + U(1) - E) + (P(H) + 2 A + U(1) - E - 2 T 3 d H h)
+                   + 2 T L H h d                               every head's own result, of both runs' difference
                    + 3 * 2 T L H h d                           gradients at every head's q, k and v streams
                    + 2 T d (sum over layers of n_l (3 H + 1) + n_src)   the scores
 
 n_l is how many sources reach layer l's MLP. The engine repeats keys and values to one head
-each (G = H) and takes logits at the last position only. m steps of EAP-IG take the first two forwards
-once, and for each step one forward with its heads' results, the backward, the gradients and the
-scores. The backward pass ends at the first layer's q, k and v.
+each (G = H), and takes logits and what lies behind the last attention at the last position only. m steps of
+EAP-IG take the first two forwards and the heads' results once, and for each step one forward, the
+backward, the gradients and the scores. The backward pass ends at the first layer's q, k and v.
 
 Memory beside the weights, per prompt, in numbers of the format:
 
@@ -184,13 +185,14 @@ def score_flops(arch: Architecture, tokens: int) -> int:
 def eap_flops(arch: Architecture, tokens: int, *, steps: int | None = None) -> int:
     """EAP, or EAP-IG of so many steps, as the engine does it."""
     sizes = {"kv_heads": arch.heads, "logits": 1}
-    forward = forward_flops(arch, tokens, **sizes)
-    first = 2 * tokens * 3 * arch.heads * arch.d_head * arch.d_model
-    backward = backward_flops(arch, tokens, **sizes) - first
-    results = 2 * tokens * arch.layers * arch.heads * arch.d_head * arch.d_model
-    once = 2 * (forward + results)
+    attention = arch.heads * arch.d_head * arch.d_model
+    unread = 2 * (tokens - 1) * (arch.passed_matrices(0) // arch.layers - attention)
+    forward = forward_flops(arch, tokens, **sizes) - unread
+    backward = backward_flops(arch, tokens, **sizes) - unread - 2 * tokens * 3 * attention
+    results = 2 * tokens * arch.layers * attention
+    once = 2 * forward + results
     each = backward + 3 * results + score_flops(arch, tokens)
-    return once + each if steps is None else once + steps * (forward + results + each)
+    return once + each if steps is None else once + steps * (forward + each)
 
 
 def acdc_flops(arch: Architecture, tokens: int, *, waste: float) -> float:
