@@ -28,13 +28,20 @@ circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
 	cp runs/discover/real_circuits_1.json .
 	cp runs/discover/graph.png docs/images/persona-world.png
 
-study: $(READY)  ## make the shipped study again, from nothing: logs/persona-world, and logs/craftgpt where that model is
-	rm -rf logs/persona-world
+study: $(READY)  ## make the shipped study again, from nothing: all rounds on the shipped model, and on the chat model where it is
+	rm -rf logs/persona-world* logs/craftgpt*
 	$(STUDY) --plan logs/plan_v1.persona-world.json --out logs/persona-world
-	if [ -d $(CRAFTGPT) ]; then rm -rf logs/craftgpt; $(STUDY) --model $(CRAFTGPT) --pairs datasets/study_craftgpt.jsonl \
-		--controls datasets/study_craftgpt_controls.jsonl --variants datasets/study_craftgpt_variants.jsonl \
-		--prior-pairs datasets/pairs_prior_craftgpt.jsonl --plan logs/plan_v1.craftgpt.json --threshold 0.01 \
-		--out logs/craftgpt; fi
+	$(STUDY) --only behaviour,contrasts,causes --pairs datasets/study2_world.jsonl \
+		--controls datasets/study2_world_controls.jsonl --plan logs/plan_v2.persona-world.json --out logs/persona-world_draw2
+	$(STUDY) --only behaviour,contrasts,causes --pairs datasets/study2_world_mentions.jsonl \
+		--controls datasets/study2_world_controls.jsonl --plan logs/plan_v2.mentions.json --out logs/persona-world_mentions
+	$(STUDY) --only behaviour,where,patch --pairs datasets/study3_world.jsonl \
+		--controls datasets/study2_world_controls.jsonl --plan logs/plan_v3.persona-world.json --out logs/persona-world_draw3
+	if [ -d $(CRAFTGPT) ]; then for round in craftgpt:1 craftgpt_yesno:2 craftgpt_verb:3; do \
+		name=$${round%:*}; prior=; if [ $$name = craftgpt ]; then prior="--prior-pairs datasets/pairs_prior_craftgpt.jsonl"; fi; \
+		$(STUDY) --model $(CRAFTGPT) --threshold 0.01 --pairs datasets/study_$$name.jsonl $$prior \
+			--controls datasets/study_$${name}_controls.jsonl --variants datasets/study_$${name}_variants.jsonl \
+			--plan logs/plan_v$${round#*:}.craftgpt.json --out logs/$$name || exit 1; done; fi
 
 test: $(READY)  ## set up, run all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
