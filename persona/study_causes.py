@@ -110,11 +110,11 @@ def _by_layer(found: Found, rows: Sequence[Explained]) -> None:
     """Signal and readout alignment by layer, means over pairs."""
     for place in PLACES:
         curve = np.mean([row.inside.signal[place] for row in rows], axis=0)
-        _curve(found, f"where.signal.{place}", curve, f"mean signal at the {place}", len(rows))
+        _curve(found, f"where.signal.{place}", curve.tolist(), f"mean signal at the {place}", len(rows))
         found.add(f"where.signal.{place}.most", float(curve.max()), "the largest of any layer", source=SOURCE)
         found.add(f"where.signal.{place}.most_at", int(curve.argmax()), "the layer of it", unit="layer", source=SOURCE)
     eta = np.mean([row.inside.alignment for row in rows], axis=0)
-    _curve(found, "where.eta", eta, "mean readout alignment at the answer", len(rows))
+    _curve(found, "where.eta", eta.tolist(), "mean readout alignment at the answer", len(rows))
 
 
 def _curve(found: Found, name: str, values: Sequence[float], what: str, n: int) -> None:

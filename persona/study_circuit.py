@@ -26,6 +26,7 @@ from circuit.scores import Scores
 from circuit.subgraph import Circuit
 from circuit.task import Task
 from circuit.transfer import Specificity, Transfer, specificity, transfer_within
+from circuit.uncertainty import Clusters
 from metrics import METRICS
 from persona.discovery_files import write_discovery
 from persona.span_figures import write_specificity
@@ -113,6 +114,7 @@ def battery_numbers(found: Found, results: Battery) -> None:
         about = {"unit": "share", "n": len(edges), "source": source}
         found.add("circuit.test.superfluous", share, "share of tested edges that are superfluous", **about)
     _completeness(found, results, source)
+    _stability(found, results, source)
     _transfer(found, results, source)
 
 
@@ -196,6 +198,8 @@ def _battery(context: Context, found: Found, main: Discovery, folder: Path) -> N
     chosen = task.of_split(split_of(task, None, "test"))
     few = chosen if options.thorough else some_of(chosen, options.max_pairs)
     how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "stage": context.stage}
+    if not options.quick:
+        how |= {"search": task, "record": main.record}
     results = battery(context.model, few, main.circuit, metric=METRIC, by=(), quick=not options.thorough, **how)
     results = replace(results, transfer=_transfers(context, main.circuit, few if options.quick else chosen))
     stamp = {"model": context.model.name, "fingerprint": context.model.fingerprint, "where": {}, "metric": METRIC}
@@ -219,7 +223,8 @@ def _transfers(context: Context, circuit: Circuit, task: Task) -> dict[str, tupl
     context.stage("transfer")
     names = {f"{axis}={value}": places for (axis, value), places in parts.items() if axis in axes}
     pairs = pairs_of(context.model, task, METRICS[METRIC], batch_size=context.options.batch_size)
-    how = {"n_outside": context.options.n_random, "seed": context.options.seed}
+    clusters = {name: Clusters.of([task.pairs[place] for place in places]) for name, places in names.items()}
+    how = {"clusters": clusters, "n_outside": context.options.n_random, "seed": context.options.seed}
     every = transfer_within(context.model, circuit, pairs, names, METRICS[METRIC], **how)
     return {
         axis: tuple(
@@ -294,15 +299,16 @@ def _specificity(context: Context, found: Found, main: Discovery, prior: Discove
     if prior is not None:
         assert context.prior is not None
         circuits |= {"persona": (main.circuit, task), "prior": (prior.circuit, context.prior)}
-    contrasts = {}
+    contrasts, clusters = {}, {}
     for name, (circuit, source) in circuits.items():
         part = source.of_split(split_of(source, None, "test"))
         part = part if context.options.thorough else some_of(part, context.options.max_pairs)
         contrasts[name] = (circuit, pairs_of(model, part, metric, batch_size=context.options.batch_size), metric)
+        clusters[name] = Clusters.of(part.pairs)
     if len(contrasts) < 2:
         raise OptionError("there are no two contrasts with pairs enough: two domains, or pairs for the prior")
     context.stage("every circuit on every contrast")
-    results = specificity(model, contrasts, seed=context.options.seed)
+    results = specificity(model, contrasts, clusters=clusters, seed=context.options.seed)
     folder.mkdir(exist_ok=True)
     write_specificity(results, folder)
     specificity_numbers(found, results)
@@ -341,6 +347,21 @@ def _completeness(found: Found, results: Battery, source: str) -> None:
     taking = {one.node for one in report.backup.nodes if one.takes_over}
     if report.backup.parts:
         found.add("circuit.complete.backup", len(taking), "nodes outside that take over", source=source)
+
+
+def _stability(found: Found, results: Battery, source: str) -> None:
+    """Would other pairs have given another circuit: of the search's pairs, resampled."""
+    report = results.searched.report
+    if report is None:
+        found.notes.append(f"stability: {results.searched.reason}")
+        return
+    about = {"unit": "share", "n": report.n_pairs, "source": source}
+    what = f"edges that two resamples of {report.by} share, over those that either has"
+    found.add("circuit.stability.jaccard", report.jaccard, what, **about)
+    if len(report.circuit):
+        share = len(report.core) / len(report.circuit)
+        found.add("circuit.stability.core", share, "edges selected in at least 90 % of the resamples", **about)
+    found.notes += [f"stability: {note}" for note in report.notes]
 
 
 def _transfer(found: Found, results: Battery, source: str) -> None:

@@ -26,7 +26,7 @@ from persona.tables import plain
 
 __all__ = ["Estimates", "Found", "Number", "Numbers", "number_rows", "slug", "with_holm"]
 
-Values = Sequence[float] | NDArray[np.float64]
+Values = Sequence[float] | NDArray[Any]
 
 
 @dataclass(frozen=True)

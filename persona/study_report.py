@@ -207,7 +207,7 @@ def _circuit(numbers: Numbers, extras: Mapping[str, Any], out: Path) -> Iterator
     cells = [(name, *(shown(numbers.get(f"circuit.transfer.{name}{end}")) for end in ("", ".outside")),
               _passed(numbers.get(f"circuit.transfer.{name}.holds"))) for name in transfer]  # fmt: skip
     yield _table(("transfer to", "f", "best outside", "holds"), cells) if cells else ""
-    yield _list(numbers, "circuit.transfer.holds", "circuit.transfer.n", "circuit.specificity.")
+    yield _list(numbers, "circuit.transfer.holds", "circuit.transfer.n", "circuit.stability.", "circuit.specificity.")
     prior = [name for name in numbers if name.startswith("circuit.prior.") and ".f." not in name]
     yield _list(numbers, *(name for name in prior if name.split(".")[2] not in ("edges", "nodes", "heads", "mlps")))
     yield _list(numbers, "circuit.prior.f.")

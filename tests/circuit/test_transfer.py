@@ -10,7 +10,7 @@ from circuit.faithfulness import random_circuits
 from circuit.patching import measure, prepare
 from circuit.subgraph import Circuit
 from circuit.task import batches, encode, load_task, with_swap_rows
-from circuit.transfer import Cell, _finding, specificity, transfer
+from circuit.transfer import Cell, _finding, specificity, transfer, transfer_within
 from circuit.uncertainty import Clusters, Interval
 from metrics import METRICS
 from models.planted import planted_models
@@ -42,6 +42,21 @@ def test_the_true_circuit_transfers_and_what_is_outside_it_does_not(planted):
         assert max(part.outside) < 0.1
     wrong = transfer(model, Circuit.of(model.graph, ["input->logits"]), grounds, DIVERGENCE, n_outside=2)
     assert not any(part.holds for part in wrong)
+
+
+def test_parts_of_one_set_are_what_each_would_be_by_itself(tiny64, tiny_task):
+    circuit = Circuit.of(tiny64.graph, ["input->m0", "m0->logits", "input->logits"])
+    parts = {"even": [0, 2, 4, 6], "rest": [1, 3, 5, 7], "last": [7]}
+    grounds = {
+        name: pairs_of(replace(tiny_task, pairs=tuple(tiny_task.pairs[i] for i in places)), tiny64)
+        for name, places in parts.items()
+    }
+    expected = transfer(tiny64, circuit, grounds, DIVERGENCE, n_outside=2, seed=5)
+    found = transfer_within(tiny64, circuit, pairs_of(tiny_task, tiny64), parts, DIVERGENCE, n_outside=2, seed=5)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.name, one.n_pairs, one.holds) == (other.name, other.n_pairs, other.holds)
+        assert one.faithfulness == pytest.approx(other.faithfulness, rel=1e-9)
+        assert one.outside == pytest.approx(other.outside, rel=1e-9)
 
 
 def test_cells_are_the_complement_on_the_other_contrast(tiny64, tiny_task):

@@ -266,6 +266,25 @@ def test_directions_from_files(pairs, tmp_path):
             find_directions(spec, examples, streams, examples[:2], streams[:2], toward=toward)
 
 
+def test_the_readout_is_what_separates_the_two_answers(tiny64, pairs):
+    """Each pair's own, from the unembedding; as long as the fitting pairs differ along theirs; beyond a random one."""
+    study = study_steering(tiny64, pairs, pairs, "readout", SteerOptions((2,), strengths=(1.0,), ablate=False, **FAST))
+    streams = prompt_end_streams(tiny64, pairs.examples)
+    apart = streams[::2] - streams[1::2]
+    for i, one in enumerate(pairs.examples[::2]):
+        zero = torch.zeros(1, tiny64.d_model, dtype=tiny64.dtype, requires_grad=True)
+        logits = tiny64.unembed(zero)[0]
+        slope = torch.autograd.grad(logits[list(one.answers)].mean() - logits[list(one.others)].mean(), zero)[0][0]
+        unit = (slope / slope.norm()).numpy()
+        found = study.directions.vectors[i, 2]
+        assert found / np.linalg.norm(found) == pytest.approx(unit, abs=1e-9)
+    units = study.directions.vectors[:, 2] / np.linalg.norm(study.directions.vectors[:, 2], axis=-1, keepdims=True)
+    length = np.abs((apart[:, 2] * units).sum(-1)).mean()
+    assert np.linalg.norm(study.directions.vectors[:, 2], axis=-1) == pytest.approx(np.full(len(units), length))
+    assert outcome(study, 2, 1.0).gain > outcome(study, 2, 1.0, "random").gain
+    assert outcome(study, 2, -1.0).gain < 1
+
+
 def test_directions_from_persona_vectors(pairs, tmp_path):
     from persona.tables import write_arrays
 

@@ -250,8 +250,9 @@ def test_a_second_run_computes_nothing_and_writes_the_same(done, model, files, p
 
 def test_same_study_same_bytes(done, model, files, plan, tmp_path):
     out, _ = done
-    run_study(model, files, tmp_path, options=StudyOptions(compact=True, **OPTIONS), plans=[plan])
-    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+    stages = ["contrasts", "circuit", "patch"]
+    run_study(model, files, tmp_path, options=StudyOptions(compact=True, **OPTIONS), only=stages, plans=[plan])
+    for path in sorted(path for stage in stages for path in (out / stage).rglob("*") if path.is_file()):
         assert (tmp_path / path.relative_to(out)).read_bytes() == path.read_bytes(), path
 
 
@@ -291,7 +292,7 @@ def test_the_report_has_its_headings_and_its_pictures(done):
 def test_the_numbers_of_the_report_are_in_the_results(done):
     out, _ = done
     results = [out / "numbers.json", *out.rglob("*.json"), *out.rglob("*.csv")]
-    text = (out / "report.md").read_text()
+    text = re.sub("TO WRITE.*", "", (out / "report.md").read_text())
     assert unfound_numbers(text, results) == []
     broken = text.replace(shown(done[1].numbers["behaviour.all.divergence"]), "777.77", 1)
     assert [one.number for one in unfound_numbers(broken, results)] == ["777.77"]
