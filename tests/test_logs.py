@@ -1,0 +1,42 @@
+"""The study's write-up: every number in it is in a results file, every prediction of a plan was held against one."""
+
+import hashlib
+import json
+
+import pytest
+from conftest import ROOT
+
+from persona.study_check import unfound_numbers
+
+LOGS = ROOT / "logs"
+RESULTS = [*sorted(LOGS.glob("*/numbers.json")), *sorted(LOGS.glob("*/*/groups.csv"))]
+ROUNDS = {
+    "persona-world": "plan_v1.persona-world.json",
+    "craftgpt": "plan_v1.craftgpt.json",
+    "persona-world_draw2": "plan_v2.persona-world.json",
+    "persona-world_mentions": "plan_v2.mentions.json",
+    "craftgpt_yesno": "plan_v2.craftgpt.json",
+    "persona-world_draw3": "plan_v3.persona-world.json",
+    "craftgpt_verb": "plan_v3.craftgpt.json",
+}
+
+
+@pytest.mark.parametrize("name", ["documentation.md", "review.md"])
+def test_every_number_of_the_write_up_is_in_a_results_file(name):
+    unfound = unfound_numbers((LOGS / name).read_text(), RESULTS)
+    assert not unfound, "\n".join(map(str, unfound))
+
+
+def test_a_number_that_no_file_holds_is_found_out():
+    text = (LOGS / "documentation.md").read_text().replace("4.75 (4.18 to 5.41)", "7.773 (4.18 to 5.41)")
+    assert unfound_numbers(text, RESULTS)
+
+
+@pytest.mark.parametrize(("folder", "plan"), ROUNDS.items())
+def test_every_prediction_of_a_plan_has_its_outcome(folder, plan):
+    planned = json.loads((LOGS / plan).read_text())
+    (held,) = json.loads((LOGS / folder / "predictions.json").read_text())["plans"]
+    found = held["predictions"]
+    assert held["sha256"] == hashlib.sha256((LOGS / plan).read_bytes()).hexdigest()
+    assert [one["id"] for one in found] == [one["id"] for one in planned]
+    assert {one["outcome"] for one in found} <= {"supported", "refuted", "undecided", "not tested"}
