@@ -30,7 +30,6 @@ METHODS = {
     "circuit": ("discover, evaluate, compare, specificity", "circuits for D and for the prior, and their tests"),
     "steering": ("steer", "the personas' mean difference and the readout added to the stream, random ones beside"),
     "patch": ("patch", "heads patched from one persona's run into the other's, the first movers ablated"),
-    "neurons": ("", "not part of this version"),
 }
 
 
