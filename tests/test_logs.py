@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT
@@ -40,3 +44,17 @@ def test_every_prediction_of_a_plan_has_its_outcome(folder, plan):
     assert held["sha256"] == hashlib.sha256((LOGS / plan).read_bytes()).hexdigest()
     assert [one["id"] for one in found] == [one["id"] for one in planned]
     assert {one["outcome"] for one in found} <= {"supported", "refuted", "undecided", "not tested"}
+
+
+def test_the_code_in_the_code_walk_runs():
+    """Where the notebook made of it would run: in notebooks/."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (LOGS / "code_walk.md").read_text(), re.M | re.S)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(blocks)],
+        cwd=ROOT / "notebooks",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["(157,", "445)", "32491"]
