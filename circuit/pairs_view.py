@@ -57,6 +57,8 @@ LEAST_GROUP, LEAST_SHARE = 3, 0.1
 """A group has at least so many pairs, and so large a share of them; a few odd pairs are no group."""
 MOST_PAIRS = 500
 """Of more pairs so many, drawn at random, are searched for groups: work grows with their square."""
+ALIKE = 1e-9
+"""Scores of length one whose mean squared distance from their mean is less differ by rounding alone: one group."""
 LEAST_COVERED = 0.9
 """Share of the pairs that must be in groups for a cut to count."""
 ALPHA = 0.05
@@ -277,6 +279,8 @@ def group_pairs(
     if len(chosen) < LEAST_PAIRS:
         return Grouping(labels, int(len(chosen) > 0), None, None, None, None)
     own = _cosines(gram[np.ix_(chosen, chosen)])
+    if float(np.diag(_centred(own)).mean()) < ALIKE:
+        return Grouping(labels, 1, None, None, None, None)
     found = _cut(own)
     for turn in range(n_draws):
         mixing = _without_groups(own, rng)
@@ -303,6 +307,11 @@ def _cosines(gram: Float[np.ndarray, "pair pair"]) -> Float[np.ndarray, "pair pa
     return gram / lengths / lengths[:, None]
 
 
+def _centred(gram: Float[np.ndarray, "pair pair"]) -> Float[np.ndarray, "pair pair"]:
+    """The same products of the deviations from the mean."""
+    return gram - gram.mean(axis=0) - gram.mean(axis=1)[:, None] + gram.mean()
+
+
 def _without_groups(gram: Float[np.ndarray, "pair pair"], rng: np.random.Generator) -> Float[np.ndarray, "new pair"]:
     """Makes points of the sample's points that have their mean, their covariance and their distances, but no groups.
 
@@ -310,8 +319,7 @@ def _without_groups(gram: Float[np.ndarray, "pair pair"], rng: np.random.Generat
     the mean of one of the points, each used once: odd pairs are as odd as they were.
     """
     n = len(gram)
-    centred = gram - gram.mean(axis=0) - gram.mean(axis=1)[:, None] + gram.mean()
-    distances = np.sqrt(np.maximum(np.diag(centred), 0.0))
+    distances = np.sqrt(np.maximum(np.diag(_centred(gram)), 0.0))
     scale = rng.permutation(distances) / max(float(np.sqrt((distances**2).mean())), 1e-150)
     noise = rng.standard_normal((n, n)) / np.sqrt(n - 1)
     return 1 / n + scale[:, None] * (noise - noise.mean(axis=1, keepdims=True))

@@ -24,7 +24,7 @@ from persona.lens import LensOptions, study_lens
 from persona.neurons import NeuronOptions, study_neurons
 from persona.probe import ProbeOptions, study_probes
 from persona.responses import Exchange, Response
-from persona.templates import load_templates
+from persona.templates import Template
 from persona.vectors import persona_vectors, spoken_tokens
 
 NAMES = list(FAMILIES)
@@ -231,7 +231,7 @@ def _probes(model, network, found):
 
 def _vectors(model, network, _found):
     """A persona's vector is the mean of Hugging Face's stream behind a block over the tokens that were said."""
-    (raw,) = load_templates("raw", model.tokenizer)
+    raw = Template("plain", "{persona} {question}")  # in the tokenizer's own words
     said = [_answer(who, asked, text) for who, text in (("happy", "red"), ("sad", "blue tea")) for asked in ("cats",)]
     found = persona_vectors(model, said, raw)
     spoken = spoken_tokens(said[1], model, raw)

@@ -23,7 +23,7 @@ def test_the_spread_is_the_sum_over_pairs_that_share_something():
     influence = np.random.default_rng(0).normal(size=(len(codes), 2))
     influence -= influence.mean(axis=0)
     found = clusters_of(codes)
-    (way,) = [one for one in found._ways.usable() if len(one.terms) == 5]  # sharing a persona or a question
+    (way,) = [one for one in found._usable if len(one.terms) == 5]  # sharing a persona or a question
     total = 0.0
     for i, (a, b, q) in enumerate(codes):
         for j, (c, d, r) in enumerate(codes):
