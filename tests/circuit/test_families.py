@@ -232,7 +232,7 @@ def _probes(model, network, found):
 def _vectors(model, network, _found):
     """A persona's vector is the mean of Hugging Face's stream behind a block over the tokens that were said."""
     raw = Template("plain", "{persona} {question}")  # in the tokenizer's own words
-    said = [_answer(who, asked, text) for who, text in (("happy", "red"), ("sad", "blue tea")) for asked in ("cats",)]
+    said = [_answer(who, asked, text) for who, text in (("happy", " red"), ("sad", " blue tea")) for asked in ("cats",)]
     found = persona_vectors(model, said, raw)
     spoken = spoken_tokens(said[1], model, raw)
     with torch.no_grad():
