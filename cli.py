@@ -180,7 +180,10 @@ def discover(
         typer.Option("--activations", help="Format of matrix products of the scores; what it costs is printed."),
     ] = "float32",
     candidates: Annotated[
-        int | None, typer.Option(help="Edges that ACDC tries per pass; the result is the same. (default: 8; GPU: 128)")
+        int | None,
+        typer.Option(
+            help="Edges that ACDC tries per pass; the result is the same. (default: what fits one, at most 8; GPU: 128)"
+        ),
     ] = None,
     train_split: Annotated[
         str | None, typer.Option(help="Pairs to search on. (default: train, or all if no split is named)")
@@ -1028,7 +1031,10 @@ def bench(
     steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
     edges: Annotated[int, typer.Option(help="Edges of the random circuit.")] = 200,
     acdc_edges: Annotated[int, typer.Option(help="Edges that ACDC tries, spread over the graph; 0: none.")] = 96,
-    candidates: Annotated[int, typer.Option(help="Edges that ACDC tries per pass.")] = 8,
+    candidates: Annotated[
+        int | None,
+        typer.Option(help="Edges that ACDC tries per pass. (default: as many as share one, at most 8; GPU: 128)"),
+    ] = None,
     share: Annotated[float, typer.Option(help="ACDC's threshold as a share of |m(full) - m(empty)|.")] = 0.003,
     out: Annotated[Path | None, typer.Option("--out", help="Write the report to this JSON file too.")] = None,
     seed: SeedOption = 0,

@@ -94,7 +94,7 @@ class AcdcRun:
     item: Prepared
     edges: Sequence[Edge]
     tau: float
-    candidates: int = 8
+    candidates: int | None = None
 
     def __call__(self) -> AcdcResult:
         return acdc(self.model, [self.item], KL, self.tau, order=self.edges, candidates=self.candidates)

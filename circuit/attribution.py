@@ -149,9 +149,9 @@ def score_parts(
     def of_batch(batch: Batch) -> np.ndarray:
         cells = _cells_of(batch, by)
         total = np.zeros((len(cells), *model.graph.valid.shape))
-        for at, delta, targets, share in _passes(model, batch, points, ablation, 0):
+        for ends, delta, share in _passes(model, batch, metric, points, ablation, 0):
             masks = [mask for _, mask in cells]
-            total += _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, cells=masks) * share
+            total += _scores_at(model, ends, delta, max_bytes=max_bytes, cells=masks) * share
         values[[place[name] for name, _ in cells]] += total if by == "row" else total / n_rows
         return total
 
@@ -330,26 +330,55 @@ def _points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[floa
     return tuple((k + (0.5 if rule == "midpoint" else 0.0)) / steps for k in range(steps))
 
 
+@dataclass(frozen=True, eq=False)
+class _Ends:
+    """One run differentiated: the streams into its blocks and the gradients that ``gradients_at_slots`` takes.
+
+    Positions from the first difference on; without the graph, so that it need not be held beside delta.
+    """
+
+    streams: list[Float[Tensor, "batch late d_model"]]
+    gradients: list[Tensor]
+
+
+def _differentiated(at: Run, metric: Metric, targets: Targets, first: int) -> _Ends:
+    reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
+    with torch.enable_grad():
+        value = metric(at.logits, targets).sum()
+    width = at.streams[0].shape[1]
+    gradients = [_at_the_end(gradient, width)[:, first:] for gradient in torch.autograd.grad(value, reads)]
+    return _Ends([stream.detach()[:, first:] for stream in at.streams[:-1]], gradients)
+
+
 def _passes(
-    model: Model, batch: Batch, points: tuple[float, ...] | None, ablation: Ablation | None, first: int
-) -> Iterator[tuple[Run, Tensor, Targets, float]]:
-    """Per point: a run to differentiate, delta from position ``first`` on, the targets, the point's share."""
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    points: tuple[float, ...] | None,
+    ablation: Ablation | None,
+    first: int,
+) -> Iterator[tuple[_Ends, Tensor, float]]:
+    """Per point: the differentiated run, delta from position ``first`` on, and the point's share."""
     embedded, context = model.start(batch.clean, batch.clean_padding)
     short: dict[str, bool] = {"contributions": False, "answer_only": True}
     own = short if _is_plain(batch, ablation) else {"contributions": True}
     with torch.set_grad_enabled(points is None):
         clean = run(model, embedded.detach().requires_grad_(points is None), context, **own)
-    start, delta = _ablated_start_and_delta(model, batch, clean, ablation, first)
     targets = targets_of(batch, clean.logits)
-    if points is None:
-        yield clean, delta, targets, 1.0
-        return
+    ends = _differentiated(clean, metric, targets, first) if points is None else None
+    clean = clean.without_graph()
+    start, delta = _ablated_start_and_delta(model, batch, clean, ablation, first)
     del clean
-    for point in points:
+    if ends is not None:
+        yield ends, delta, 1.0
+        return
+    for point in points or ():
         with torch.enable_grad():
             between = (start + point * (embedded - start)).requires_grad_()
             at = run(model, between, context, **short)
-        yield at, delta, targets, 1.0 / len(points)
+        ends = _differentiated(at, metric, targets, first)
+        del at
+        yield ends, delta, 1.0 / len(points or ())
 
 
 def _ablated_start_and_delta(
@@ -405,8 +434,8 @@ def _whole(
         # Other ablations change positions at which both prompts agree.
         first = _first_difference(batch) if ablation is None or ablation is corrupt else 0
         total = np.zeros(model.graph.valid.shape)
-        for at, delta, targets, share in _passes(model, batch, points, ablation, first):
-            total += _scores_at(model, at, delta, metric, targets, max_bytes=max_bytes, first=first)[0] * share
+        for ends, delta, share in _passes(model, batch, metric, points, ablation, first):
+            total += _scores_at(model, ends, delta, max_bytes=max_bytes)[0] * share
         return total
 
     total = np.zeros(model.graph.valid.shape)
@@ -429,29 +458,19 @@ def _fitting(
 
 def _scores_at(
     model: Model,
-    at: Run,
+    ends: _Ends,
     delta: Float[Tensor, "src batch late d_model"],
-    metric: Metric,
-    targets: Targets,
     *,
     max_bytes: int | None,
-    first: int = 0,
-    cells: Sequence[Bool[Tensor, "batch pos"]] | None = None,
+    cells: Sequence[Bool[Tensor, "batch late"]] | None = None,
 ) -> Float[np.ndarray, "part src dst"]:
     """Sum of delta . gradient over prompts and positions, for every edge, the gradient at one run.
-
-    ``delta`` holds the positions from ``first`` on; at those before, it is zero.
 
     With ``cells`` a sum over each of these sets of places instead. Heads are taken as many
     at a time as keep the gradients at their streams within ``max_bytes``, by default within
     a quarter of what the differences hold.
     """
     graph = model.graph
-    reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
-    with torch.enable_grad():
-        value = metric(at.logits, targets).sum()
-    width = at.streams[0].shape[1]
-    gradients = [_at_the_end(gradient, width)[:, first:] for gradient in torch.autograd.grad(value, reads)]
 
     def parts_of(values: Float[Tensor, "n batch pos d_model"]) -> list[Float[Tensor, "n cells"]]:
         return [values.flatten(1)] if cells is None else [values[:, mask].flatten(1) for mask in cells]
@@ -461,8 +480,7 @@ def _scores_at(
 
     if max_bytes is None:
         max_bytes = max(0 if model.budget else BLOCK_BYTES, delta.numel() * delta.element_size() // 4)
-    streams = [stream[:, first:] for stream in at.streams[:-1]]
-    for slots, gradient in gradients_at_slots(model, streams, gradients, max_bytes=max_bytes):
+    for slots, gradient in gradients_at_slots(model, ends.streams, ends.gradients, max_bytes=max_bytes):
         n_sources = graph.n_reaching(slots.stop - 1)
         for i, (deltas, part) in enumerate(zip(flat, parts_of(gradient), strict=True)):
             scores[i, :n_sources, slots] = (deltas[:n_sources] @ part.T).cpu().double()

@@ -67,7 +67,7 @@ class BenchOptions:
     steps: int = 5
     edges: int = 200
     acdc_edges: int = 96
-    candidates: int = 8
+    candidates: int | None = None
     share: float = 0.003
     seed: int = 0
 
@@ -78,7 +78,8 @@ class BenchOptions:
             OptionError: a number is too small.
         """
         for name in ("n_pairs", "rounds", "steps", "edges", "candidates"):
-            if getattr(self, name) < 1:
+            number = getattr(self, name)
+            if number is not None and number < 1:
                 raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if self.acdc_edges < 0 or not self.share > 0:
             raise OptionError(

@@ -26,7 +26,7 @@ from circuit import ranks
 from circuit.errors import OptionError
 from circuit.graph import SLOTS, Edge, Graph
 from circuit.model import Model
-from circuit.patching import Prepared, Progress, measure
+from circuit.patching import Prepared, Progress, masks_per_pass, measure
 from circuit.scores import Scores
 from circuit.storage import atomic
 from circuit.subgraph import Circuit
@@ -147,8 +147,8 @@ def acdc(
         Edges tried per pass at most, each under the assumption that those before it are
         removed; decisions up to and including the first that must stay are valid, the
         rest is tried again. Fewer are tried where many edges stay. The circuit is the
-        same for any number. By default 8 on a CPU, where a wasted circuit costs time,
-        and 128 on an accelerator, where a pass does.
+        same for any number. By default 128 on an accelerator, where a pass costs time, and
+        on a CPU, where a wasted circuit does, as many as share a pass, at most 8.
     state
         File in which the search keeps its state, at most twice a minute. Where it is
         there and of the same search, the search goes on from it; it is removed at the end.
@@ -160,7 +160,7 @@ def acdc(
     """
     check_tau(tau)
     if candidates is None:
-        candidates = 8 if model.device.type == "cpu" else 128
+        candidates = _candidates_of(model, prepared)
     if candidates < 1:
         raise OptionError(f"ACDC needs at least one candidate a pass, got {candidates}")
     mask = (Circuit.full(model.graph) if start is None else start).mask.copy()
@@ -169,6 +169,12 @@ def acdc(
     search.run(places, state, progress)
     circuit = Circuit(model.graph, search.mask).without_dead_ends()
     return AcdcResult(circuit, search.changes, search.passes, search.evaluated, search.wasted)
+
+
+def _candidates_of(model: Model, prepared: Sequence[Prepared]) -> int:
+    if model.device.type != "cpu":
+        return 128
+    return min([8, *(masks_per_pass(model, item) for item in prepared)])
 
 
 class _AcdcSearch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -65,6 +65,12 @@ class Run:
     logits: Float[Tensor, "batch vocab"]
     context: Context
     written: Written
+
+    def without_graph(self) -> Run:
+        """The same numbers, without what autograd keeps to differentiate them."""
+        streams, mids = (tuple(x.detach() for x in values) for values in (self.streams, self.mids))
+        qkv = tuple((q.detach(), k.detach(), v.detach()) for q, k, v in self.qkv)
+        return replace(self, streams=streams, mids=mids, qkv=qkv, logits=self.logits.detach())
 
 
 def run(
