@@ -1340,14 +1340,15 @@ def vary(
     with _errors():
         from circuit.files import check_output_folder
         from circuit.shipped import MODEL, resolve
+        from persona.pair_files import write_rows
         from persona.prompts import load_tokenizer
-        from persona.variants import read_rules, vary, write_varied
+        from persona.variants import read_rules, vary
 
         named = read_rules(resolve(str(rules)))
         check_output_folder(out.parent)
         found = vary(resolve(str(pairs)), named, load_tokenizer(model or MODEL), split=split)
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_varied(found, out)
+        write_rows(found.rows, out)
         bases = len(found.rows) // len(named)
         if as_json:
             dropped = {reason: list(ids) for reason, ids in found.dropped.items()}

@@ -361,7 +361,7 @@ def _passes(
     """Per point: the differentiated run, delta from position ``first`` on, and the point's share."""
     embedded, context = model.start(batch.clean, batch.clean_padding)
     short: dict[str, bool] = {"contributions": False, "answer_only": True}
-    own = short if _is_plain(batch, ablation) else {"contributions": True}
+    own = short if _is_unpadded(batch, ablation) else {"contributions": True}
     with torch.set_grad_enabled(points is None):
         clean = run(model, embedded.detach().requires_grad_(points is None), context, **own)
     targets = targets_of(batch, clean.logits)
@@ -389,7 +389,7 @@ def _ablated_start_and_delta(
     A corrupt prompt that is a clean prompt of the batch, as the swapped row of a pair has it,
     is not run again, and one that stands in several rows is run once.
     """
-    if not _is_plain(batch, ablation):
+    if not _is_unpadded(batch, ablation):
         ablated = (ablation or corrupt)(model, batch, clean)
         return ablated.streams[0], (ablated.contributions - clean.contributions)[:, :, first:]
     place, missing = _shared_prompts(batch)
@@ -403,9 +403,9 @@ def _ablated_start_and_delta(
     return other.embedded, changes(model, clean.written, other, first=first)
 
 
-def _is_plain(batch: Batch, ablation: Ablation | None) -> bool:
-    """Whether cut edges carry what the corrupt prompt has at the same place."""
-    return ablation in (None, corrupt) and batch.corrupt_to_clean is None and batch.clean_padding is None
+def _is_unpadded(batch: Batch, ablation: Ablation | None) -> bool:
+    """Whether cut edges carry what the corrupt prompt has at the same place, and no row is padded."""
+    return is_plain(batch, ablation) and batch.clean_padding is None
 
 
 def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:

@@ -14,7 +14,7 @@ from circuit.model import Context, Model
 from circuit.task import Batch
 from metrics import Targets
 
-__all__ = ["Run", "Written", "changes", "contributions_of", "run", "run_clean", "run_corrupt", "targets_of"]
+__all__ = ["Run", "Written", "changes", "run", "run_clean", "run_corrupt", "targets_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def run(
         mlps.append(mlp.detach())
         resid = after + mlp
     written = Written(embedded.detach(), tuple(zs), tuple(mlps))
-    every = contributions_of(model, written) if contributions else embedded.new_empty(0, *embedded.shape)
+    every = _contributions(model, written) if contributions else embedded.new_empty(0, *embedded.shape)
     return Run((*streams, resid), tuple(mids), tuple(qkv), every, model.unembed(resid[:, -1]), context, written)
 
 
@@ -129,7 +129,7 @@ def changes(
     return out
 
 
-def contributions_of(model: Model, written: Written) -> Float[Tensor, "src batch pos d_model"]:
+def _contributions(model: Model, written: Written) -> Float[Tensor, "src batch pos d_model"]:
     """What every source adds to the stream; one stream a source."""
     out = _room(model, written.embedded)
     with torch.no_grad():

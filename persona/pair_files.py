@@ -16,7 +16,7 @@ from circuit.files import atomic, write_json
 from persona.matching import REASONS
 from persona.null_pairs import NullPairs, length_differences
 
-__all__ = ["Built", "Dropped", "Tally", "default_null", "default_report", "write_pairs"]
+__all__ = ["Built", "Dropped", "Tally", "default_null", "default_report", "write_pairs", "write_rows"]
 
 N_EXAMPLES = 5
 
@@ -84,13 +84,13 @@ def write_pairs(
         raise TaskError(f"no null pair can be made for {null}: {_without(built)}; add paraphrases")
     record = {**sources, **built.report()}
     if built.null is not None and built.null.rows:
-        _write_rows(built.null.rows, files["null_out"])
+        write_rows(built.null.rows, files["null_out"])
         record["null"] = {"file": str(files["null_out"]), **record["null"]}
     else:
         place = files.pop("null_out")
         if built.null is not None:
             place.unlink(missing_ok=True)
-    _write_rows(built.rows, files["out"])
+    write_rows(built.rows, files["out"])
     write_json(record, files["report"])
     return files
 
@@ -102,7 +102,8 @@ def _without(built: Built) -> str:
     return ", ".join(f"{len(names)} persona(s) have not {why}" for why, names in lacking) or "all have a fault"
 
 
-def _write_rows(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write rows as JSON Lines, whole or not at all."""
     with atomic(path) as temporary:
         lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
         temporary.write_text("".join(lines), encoding="utf-8")

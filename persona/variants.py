@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from circuit.errors import OptionError, TaskError, listed
-from circuit.storage import atomic
 from circuit.task import Reader, answer_id, prompt_faults, token_ids
 
-__all__ = ["Rules", "Varied", "read_rules", "vary", "write_varied"]
+__all__ = ["Rules", "Varied", "read_rules", "vary"]
 
 Rules = Mapping[str, Sequence[tuple[re.Pattern[str], str]]]
 DROPPED_KEYS = ("spans", "n_tokens", "template")
@@ -77,13 +76,6 @@ def vary(pairs: str | Path, rules: Rules, reader: Reader, *, split: str | None =
         reasons = [f"{len(ids)} × {reason} (such as {ids[0]})" for reason, ids in dropped.items()]
         raise TaskError(listed(f"no pair of {pairs} is left in every variant:", reasons))
     return Varied(tuple(rows), {reason: tuple(ids) for reason, ids in dropped.items()})
-
-
-def write_varied(varied: Varied, path: str | Path) -> None:
-    """Write the rows as JSON Lines, whole or not at all."""
-    with atomic(path) as temporary:
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in varied.rows)
-        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 class _Unfit(Exception):

@@ -8,8 +8,9 @@ from conftest import ROOT
 from circuit.errors import OptionError, TaskError
 from circuit.shipped import MODEL
 from circuit.task import encode, load_task
+from persona.pair_files import write_rows
 from persona.prompts import load_tokenizer
-from persona.variants import read_rules, vary, write_varied
+from persona.variants import read_rules, vary
 
 PAIRS = ROOT / "datasets" / "pairs_demo.jsonl"
 
@@ -37,7 +38,7 @@ def test_every_base_stands_in_every_variant_with_its_own_answers(tmp_path, reade
         assert (late["variant"], late["answers"]) == ("late", row["answers"])
         persona, question, cue = row["clean"].split("\n")
         assert late["clean"] == "\n".join([question, persona, cue])
-    write_varied(varied, tmp_path / "varied.jsonl")
+    write_rows(varied.rows, tmp_path / "varied.jsonl")
     assert len(encode(load_task(tmp_path / "varied.jsonl"), reader)) == len(varied.rows)
 
 
