@@ -145,6 +145,7 @@ def keep(benchmark, request):
             rounds=1 if tiny else rounds,
             warmup_rounds=0 if tiny or rounds == 1 else 1,
         )
+        subject.model.forget()
         benchmark.extra_info |= {
             "shape": subject.shape.title,
             "name": name,

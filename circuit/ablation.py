@@ -66,8 +66,8 @@ class Ablated:
     """The ablated value of every source, and the streams made of them, at the places of the clean prompts.
 
     Shapes are a run's. ``idle`` is None where a node that reads ablated values writes
-    its own ablated value, as in a plain run of the corrupt prompts. ``logits`` are the
-    empty circuit's.
+    its own ablated value, as in a plain run of the corrupt prompts; ``z[l]`` is then what the heads'
+    results are made of, None otherwise. ``logits`` are the empty circuit's.
     """
 
     streams: tuple[Tensor, ...]
@@ -76,6 +76,7 @@ class Ablated:
     contributions: Float[Tensor, "src batch pos d_model"]
     logits: Float[Tensor, "batch vocab"]
     idle: Idle | None = None
+    z: tuple[Float[Tensor, "batch pos head d_head"], ...] | None = None
 
 
 Ablation = Callable[[Model, Batch, Run], Ablated]
@@ -257,7 +258,7 @@ def ablated_by(model: Model, clean: Run, contributions: Float[Tensor, "src batch
 
 def _of_run(model: Model, clean: Run, other: Run, places: Float[Tensor, "batch pos other_pos"] | None) -> Ablated:
     if places is None:
-        return Ablated(other.streams, other.mids, other.qkv, other.contributions, other.logits)
+        return Ablated(other.streams, other.mids, other.qkv, other.contributions, other.logits, z=other.written.z)
     moved = torch.einsum("bpo,sbod->sbpd", places.to(other.contributions.dtype), other.contributions)
     return ablated_by(model, clean, moved)
 

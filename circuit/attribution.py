@@ -30,10 +30,11 @@ from torch import Tensor
 from circuit import ranks
 from circuit.ablation import Ablation, corrupt
 from circuit.errors import OptionError
-from circuit.graph import SLOTS, Graph
+from circuit.gradients import Ends, differentiated, gradients_at_slots
+from circuit.graph import Graph
 from circuit.model import Model
-from circuit.patching import Progress, in_halves, is_plain, measure_rows, prepare_each
-from circuit.runs import Run, changes, run, targets_of
+from circuit.patching import Progress, first_difference, in_halves, is_plain, measure_rows, prepare_each
+from circuit.runs import Prefix, Run, Written, changes, prefix_of, run, targets_of
 from circuit.scores import Scores
 from circuit.task import Batch
 from metrics import Metric, Targets
@@ -49,7 +50,6 @@ __all__ = [
     "eap",
     "eap_ig",
     "exact",
-    "gradients_at_slots",
     "random_scores",
     "score",
     "score_parts",
@@ -147,10 +147,10 @@ def score_parts(
     place = {name: i for i, name in enumerate(names)}
 
     def of_batch(batch: Batch) -> np.ndarray:
-        cells = _cells_of(batch, by)
+        cells, first = _cells_of(batch, by), first_difference(batch, ablation)
         total = np.zeros((len(cells), *model.graph.valid.shape))
-        for ends, delta, share in _passes(model, batch, metric, points, ablation, 0):
-            masks = [mask for _, mask in cells]
+        for ends, delta, share in _passes(model, batch, metric, points, ablation, first):
+            masks = [mask[:, first:] for _, mask in cells]
             total += _scores_at(model, ends, delta, max_bytes=max_bytes, cells=masks) * share
         values[[place[name] for name, _ in cells]] += total if by == "row" else total / n_rows
         return total
@@ -330,26 +330,6 @@ def _points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[floa
     return tuple((k + (0.5 if rule == "midpoint" else 0.0)) / steps for k in range(steps))
 
 
-@dataclass(frozen=True, eq=False)
-class _Ends:
-    """One run differentiated: the streams into its blocks and the gradients that ``gradients_at_slots`` takes.
-
-    Positions from the first difference on; without the graph, so that it need not be held beside delta.
-    """
-
-    streams: list[Float[Tensor, "batch late d_model"]]
-    gradients: list[Tensor]
-
-
-def _differentiated(at: Run, metric: Metric, targets: Targets, first: int) -> _Ends:
-    reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
-    with torch.enable_grad():
-        value = metric(at.logits, targets).sum()
-    width = at.streams[0].shape[1]
-    gradients = [_at_the_end(gradient, width)[:, first:] for gradient in torch.autograd.grad(value, reads)]
-    return _Ends([stream.detach()[:, first:] for stream in at.streams[:-1]], gradients)
-
-
 def _passes(
     model: Model,
     batch: Batch,
@@ -357,50 +337,77 @@ def _passes(
     points: tuple[float, ...] | None,
     ablation: Ablation | None,
     first: int,
-) -> Iterator[tuple[_Ends, Tensor, float]]:
-    """Per point: the differentiated run, delta from position ``first`` on, and the point's share."""
+) -> Iterator[tuple[Ends, Tensor, float]]:
+    """Per point: the differentiated run and delta, from position ``first`` on, and the point's share."""
+    plain = _is_unpadded(batch, ablation)
     embedded, context = model.start(batch.clean, batch.clean_padding)
-    short: dict[str, bool] = {"contributions": False, "answer_only": True}
-    own = short if _is_unpadded(batch, ablation) else {"contributions": True}
+    n_late = embedded.shape[1] - first
+    short: dict[str, Any] = {"contributions": False, "answer_only": True}
+    other, before = None, None
+    if plain and points is None:
+        _, missing = _shared_prompts(batch)
+        before = prefix_of(model, batch.clean[:, :first])
+        if first and before is None and len(missing) == len(batch):
+            with torch.no_grad():
+                at = run(model, *model.start(batch.corrupt), **short)
+            other, before = at.written.late(n_late), Prefix.of(at, first)
+            del at
     with torch.set_grad_enabled(points is None):
-        clean = run(model, embedded.detach().requires_grad_(points is None), context, **own)
+        late = embedded if before is None else embedded[:, first:]
+        own = short if plain else {"contributions": True}
+        clean = run(model, late.detach().requires_grad_(points is None), context, before=before, **own)
     targets = targets_of(batch, clean.logits)
-    ends = _differentiated(clean, metric, targets, first) if points is None else None
+    ends = _differentiated(model, clean, metric, targets).late(n_late) if points is None else None
     clean = clean.without_graph()
-    start, delta = _ablated_start_and_delta(model, batch, clean, ablation, first)
+    if points is not None:
+        before = Prefix.of(clean, first)
+    if not plain:
+        ablated = (ablation or corrupt)(model, batch, clean)
+        start, delta = ablated.streams[0], ablated.contributions - clean.contributions
+        del ablated
+    else:
+        written = clean.written.late(n_late)
+        if other is None:
+            other = _corrupt_written(model, batch, written, before)
+        start, delta = other.embedded, changes(model, written, other)
+        del written, other
     del clean
     if ends is not None:
         yield ends, delta, 1.0
         return
+    embedded = embedded[:, first:]
     for point in points or ():
         with torch.enable_grad():
             between = (start + point * (embedded - start)).requires_grad_()
-            at = run(model, between, context, **short)
-        ends = _differentiated(at, metric, targets, first)
+            at = run(model, between, context, before=before, **short)
+        ends = _differentiated(model, at, metric, targets)
         del at
         yield ends, delta, 1.0 / len(points or ())
 
 
-def _ablated_start_and_delta(
-    model: Model, batch: Batch, clean: Run, ablation: Ablation | None, first: int
-) -> tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "src batch late d_model"]]:
-    """The ablated stream into the first block, and ablated - clean of every source from position ``first`` on.
+def _differentiated(model: Model, at: Run, metric: Metric, targets: Targets) -> Ends:
+    with torch.enable_grad():
+        value = metric(at.logits, targets).sum()
+    return differentiated(model, at, value)
+
+
+def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix | None) -> Written:
+    """What a run of the corrupt prompts writes, at the positions of ``clean``, which is what the clean prompts' does.
 
     A corrupt prompt that is a clean prompt of the batch, as the swapped row of a pair has it,
     is not run again, and one that stands in several rows is run once.
     """
-    if not _is_unpadded(batch, ablation):
-        ablated = (ablation or corrupt)(model, batch, clean)
-        return ablated.streams[0], (ablated.contributions - clean.contributions)[:, :, first:]
     place, missing = _shared_prompts(batch)
-    other = clean.written
+    n_late = clean.embedded.shape[1]
+    other = clean
     if missing:
         with torch.no_grad():
-            more = run(model, *model.start(batch.corrupt[missing]), contributions=False, answer_only=True).written
+            embedded, context = model.start(batch.corrupt[missing])
+            own = None if before is None else before.rows(missing)
+            late = embedded if before is None else embedded[:, -n_late:]
+            more = run(model, late, context, contributions=False, answer_only=True, before=own).written.late(n_late)
         other = more if len(missing) == len(batch) else other.joined(more)
-    if len(missing) < len(batch):
-        other = other.rows(place)
-    return other.embedded, changes(model, clean.written, other, first=first)
+    return other if len(missing) == len(batch) else other.rows(place)
 
 
 def _is_unpadded(batch: Batch, ablation: Ablation | None) -> bool:
@@ -431,8 +438,7 @@ def _whole(
     progress: Progress | None,
 ) -> Scores:
     def of_batch(batch: Batch) -> np.ndarray:
-        # Other ablations change positions at which both prompts agree.
-        first = _first_difference(batch) if ablation is None or ablation is corrupt else 0
+        first = first_difference(batch, ablation)
         total = np.zeros(model.graph.valid.shape)
         for ends, delta, share in _passes(model, batch, metric, points, ablation, first):
             total += _scores_at(model, ends, delta, max_bytes=max_bytes)[0] * share
@@ -458,7 +464,7 @@ def _fitting(
 
 def _scores_at(
     model: Model,
-    ends: _Ends,
+    ends: Ends,
     delta: Float[Tensor, "src batch late d_model"],
     *,
     max_bytes: int | None,
@@ -473,62 +479,22 @@ def _scores_at(
     graph = model.graph
 
     def parts_of(values: Float[Tensor, "n batch pos d_model"]) -> list[Float[Tensor, "n cells"]]:
-        return [values.flatten(1)] if cells is None else [values[:, mask].flatten(1) for mask in cells]
+        if cells is None:
+            return [values.flatten(1)]
+        return [values[:, mask[:, -values.shape[2] :]].flatten(1) for mask in cells]
 
     flat = parts_of(delta)
+    at_answer = parts_of(delta[:, :, -1:])
     scores = torch.zeros(len(flat), *graph.valid.shape, dtype=torch.float64)
 
     if max_bytes is None:
         max_bytes = max(0 if model.budget else BLOCK_BYTES, delta.numel() * delta.element_size() // 4)
-    for slots, gradient in gradients_at_slots(model, ends.streams, ends.gradients, max_bytes=max_bytes):
+    for slots, gradient in gradients_at_slots(model, ends, max_bytes=max_bytes):
         n_sources = graph.n_reaching(slots.stop - 1)
-        for i, (deltas, part) in enumerate(zip(flat, parts_of(gradient), strict=True)):
+        there = flat if gradient.shape[2] == delta.shape[2] else at_answer
+        for i, (deltas, part) in enumerate(zip(there, parts_of(gradient), strict=True)):
             scores[i, :n_sources, slots] = (deltas[:n_sources] @ part.T).cpu().double()
     return np.where(graph.valid, scores.numpy(), 0.0)
-
-
-def _at_the_end(gradient: Tensor, width: int) -> Tensor:
-    """A gradient at the last position alone, with zeros before it; others as they are."""
-    missing = width - gradient.shape[1]
-    return gradient if not missing else torch.nn.functional.pad(gradient, (0, 0, missing, 0))
-
-
-def gradients_at_slots(
-    model: Model,
-    streams: Sequence[Float[Tensor, "batch pos d_model"]],
-    gradients: Sequence[Tensor],
-    *,
-    max_bytes: int,
-) -> Iterator[tuple[slice, Float[Tensor, "slot batch pos d_model"]]]:
-    """Gradients at the stream of every slot, in the slots' order, a layer's or fewer at a time.
-
-    Parameters
-    ----------
-    streams
-        Into every block, of the run that is differentiated.
-    gradients
-        With respect to q, k and v of all layers in turn, to the MLPs' inputs, and to the last stream.
-    max_bytes
-        As many of a layer's slots at a time as are held within it, at least one.
-    """
-    graph, last = model.graph, gradients[-1]
-    for block in model.blocks:
-        layer, begin = block.layer, graph.head_slots_of(block.layer).start
-        # Autograd holds a gradient about four times while it goes back through a norm.
-        held = last.nbytes * (1 if block.pullback else 4)
-        width = max(1, max_bytes // held)
-        for start in range(0, 3 * graph.n_heads + 1, width):
-            stop = min(start + width, 3 * graph.n_heads + 1)
-            out = last.new_empty(stop - start, *last.shape)
-            for i, slot in enumerate(SLOTS):
-                some = slice(max(start - i * graph.n_heads, 0), min(stop - i * graph.n_heads, graph.n_heads))
-                if some.start < some.stop:
-                    here = out[i * graph.n_heads + some.start - start :][: some.stop - some.start]
-                    block.slot_gradients(slot, gradients[3 * layer + i][:, :, some], streams[layer], here, some)
-            if stop > 3 * graph.n_heads:
-                out[-1] = gradients[3 * graph.n_layers + layer]
-            yield slice(begin + start, begin + stop), out
-    yield slice(graph.n_dst - 1, graph.n_dst), last[None]
 
 
 def _part_names(batches: Sequence[Batch], by: str) -> tuple[str, ...]:
@@ -545,14 +511,6 @@ def _cells_of(batch: Batch, by: str) -> list[tuple[str, Bool[Tensor, "batch pos"
         return [(name, batch.spans == batch.span_names.index(name)) for name in batch.span_names]
     rows = torch.arange(len(batch), device=batch.clean.device)[:, None].expand(batch.clean.shape)
     return [(str(index), rows == i) for i, index in enumerate(batch.indices)]
-
-
-def _first_difference(batch: Batch) -> int:
-    """The first position at which any prompt differs from its pair; before it every delta is zero."""
-    if batch.corrupt_to_clean is not None or batch.clean_padding is not None:
-        return 0
-    differs = (batch.clean != batch.corrupt).any(dim=0).nonzero()
-    return int(differs[0]) if len(differs) else batch.clean.shape[1] - 1
 
 
 def _n_rows(batches: Sequence[Batch]) -> int:

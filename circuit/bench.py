@@ -386,7 +386,7 @@ def _engine_costs(model: Model, batch: Batch, options: BenchOptions) -> dict[str
         f"EAP-IG, {options.steps} steps": lambda: eap_ig(model, [batch], METRIC, steps=options.steps),
         f"one random circuit of {n_edges:,} edges": lambda: patched_logits(model, item, kept),
     }
-    return costs_of(steps, model.device, rounds=options.rounds)
+    return costs_of(steps, model.device, rounds=options.rounds, before_peak=model.forget)
 
 
 def _lines(bare: dict[str, Cost], engine: dict[str, Cost], options: BenchOptions) -> tuple[Line, ...]:

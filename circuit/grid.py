@@ -31,12 +31,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from circuit import ranks
-from circuit.attribution import BLOCK_BYTES, ScoreParts, gradients_at_slots
+from circuit.attribution import BLOCK_BYTES, ScoreParts
 from circuit.errors import OptionError, TaskError, listed
+from circuit.gradients import Ends, differentiated, gradients_at_slots
 from circuit.graph import Graph
 from circuit.model import Model
 from circuit.patching import Progress
-from circuit.runs import run
+from circuit.runs import prefix_of, run
 from circuit.scores import Scores
 from circuit.task import (
     Reader,
@@ -417,8 +418,8 @@ class _Ends:
     """What the passes leave behind, from the first differing position on.
 
     ``streams[l]`` enters layer l's attention, ``[run, pos, d_model]``. ``gradients[j]`` are those of the
-    j-th contrast of each run's basis at q, k, v of every layer, then at the MLPs' and the final norm's
-    streams, for the runs that have a j-th: always the first.
+    j-th contrast of each run's basis, as ``circuit.gradients.Ends`` has them, for the runs that have a
+    j-th: always the first.
     """
 
     contributions: Float[Tensor, "src run pos d_model"]
@@ -558,17 +559,16 @@ def _pass(
     """Contributions and streams of some runs, and the gradients of their contrasts, without what autograd kept."""
     tokens = torch.tensor([list(ids) for ids in prompts], device=model.device)
     embedded, context = model.start(tokens)
-    n_directions = len(bases[0])
+    before, n_late, n_directions = prefix_of(model, tokens[:, :first]), tokens.shape[1] - first, len(bases[0])
+    embedded = embedded if before is None else embedded[:, first:]
     with torch.set_grad_enabled(n_directions > 0):
-        at = run(model, embedded.detach().requires_grad_(n_directions > 0), context)
-        reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
+        at = run(model, embedded.detach().requires_grad_(n_directions > 0), context, before=before)
         found = []
         for direction in range(n_directions):
             value = _value(at.logits, [basis[direction] for basis in bases])
-            held = torch.autograd.grad(value, reads, retain_graph=direction + 1 < n_directions)
-            found.append([gradient[:, first:] for gradient in held])
-    streams = [stream.detach()[:, first:] for stream in at.streams[:-1]]
-    return (at.contributions[:, :, first:], streams), found
+            ends = differentiated(model, at, value, retain=direction + 1 < n_directions)
+            found.append(list(ends.late(n_late).gradients))
+    return (at.contributions[:, :, -n_late:], [stream.detach()[:, -n_late:] for stream in at.streams[:-1]]), found
 
 
 def _value(logits: Float[Tensor, "batch vocab"], contrasts: Sequence[Contrast]) -> Float[Tensor, ""]:
@@ -588,8 +588,8 @@ def _summed(model: Model, terms: _Terms, ends: _Ends) -> Float[np.ndarray, "src 
     for direction, gradients in enumerate(ends.gradients):
         weights = torch.from_numpy(terms.mixture(direction, len(gradients[-1]))).to(runs.dtype).to(runs.device)
         differences = (weights @ runs).flatten(1)
-        streams = [stream[: len(gradients[-1])] for stream in ends.streams]
-        for slots, gradient in gradients_at_slots(model, streams, gradients, max_bytes=BLOCK_BYTES):
+        streams = [stream[: len(gradients[0])] for stream in ends.streams]
+        for slots, gradient in gradients_at_slots(model, Ends(streams, gradients), max_bytes=BLOCK_BYTES):
             n_sources = graph.n_reaching(slots.stop - 1)
             scores[:n_sources, slots] += (gradient.flatten(1) @ differences[:n_sources].T).T.cpu().double()
     return np.where(graph.valid, scores.numpy(), 0.0)
@@ -613,7 +613,8 @@ def _add_pairs(
         at = [run for run, _ in some]
         gradients = _combined(ends, at, [terms.shares[run][contrast] for run, contrast in some])
         streams = tuple(stream[at] for stream in ends.streams)
-        for slots, gradient in _joined(gradients_at_slots(model, streams, gradients, max_bytes=BLOCK_BYTES)):
+        at_slots = gradients_at_slots(model, Ends(streams, gradients), max_bytes=BLOCK_BYTES)
+        for slots, gradient in _joined(at_slots):
             for i, key in enumerate(some):
                 _add_products(model, ends, asked[key], slots, gradient[i].flatten(1), values, place)
 

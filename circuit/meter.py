@@ -42,7 +42,13 @@ class Cost:
 
 
 def costs_of(
-    steps: Mapping[str, Step], device: Any, *, rounds: int, warmup: int = 1, memory: bool = True
+    steps: Mapping[str, Step],
+    device: Any,
+    *,
+    rounds: int,
+    warmup: int = 1,
+    memory: bool = True,
+    before_peak: Callable[[], None] | None = None,
 ) -> dict[str, Cost]:
     """Costs of several steps, their rounds taken in turn, so that a machine that slows down slows all of them.
 
@@ -56,6 +62,8 @@ def costs_of(
         Timed and untimed rounds of each.
     memory
         Take the peak too, in one more round of each.
+    before_peak
+        Called before each of these, to let go of memory that is kept between rounds.
     """
     for _ in range(warmup):
         for step in steps.values():
@@ -64,9 +72,12 @@ def costs_of(
     for _ in range(rounds):
         for name, step in steps.items():
             seconds[name].append(seconds_of(step, device))
-    return {
-        name: Cost(tuple(seconds[name]), peak_bytes(step, device) if memory else None) for name, step in steps.items()
-    }
+    peaks: dict[str, int | None] = dict.fromkeys(steps)
+    for name, step in steps.items() if memory else ():
+        if before_peak is not None:
+            before_peak()
+        peaks[name] = peak_bytes(step, device)
+    return {name: Cost(tuple(seconds[name]), peaks[name]) for name in steps}
 
 
 def cost_of(step: Step, device: Any, *, rounds: int, warmup: int = 1, memory: bool = True) -> Cost:

@@ -20,7 +20,8 @@ import functools
 import hashlib
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from torch import Tensor
 from circuit.budget import Budget
 from circuit.errors import ModelError
 from circuit.estimate import architecture_of
-from circuit.graph import Graph
+from circuit.graph import SLOTS, Graph
 from circuit.held import SHORT, Held
 
 __all__ = ["DTYPES", "NEURON_HOOKS", "Block", "Context", "Model", "load_model", "load_skeleton"]
@@ -46,6 +47,12 @@ DTYPES = {
     "float64": torch.float64,
     "bfloat16-weights": torch.bfloat16,
 }
+ROOM_BYTES = 1 << 28
+"""As much memory is kept on a CPU between patched passes."""
+N_CONTEXTS = 4
+"""Contexts of whole rows, each of one length, that a model keeps."""
+CACHED_BYTES = 1 << 18
+"""From this size on a CPU takes streams one by one, which stay in its cache; smaller ones together, in fewer calls."""
 NEURON_HOOKS = {"post": "out", "pre": "in", "gate": "gate"}
 """Places inside an MLP: what its down projection reads, and what its up and its gate projection write."""
 HELD = "bfloat16-weights"
@@ -225,29 +232,73 @@ def _where_the_layer_is(function: Callable[..., Tensor]) -> Callable[..., Tensor
 
 @dataclass(frozen=True, eq=False)
 class Pullback:
-    """Gradients taken back through a norm y = w c / sqrt(mean(c^2) + eps) + b, with c = x, or x less its mean.
+    """Gradients taken back through heads' projections W and the norm before them.
 
-    With u = w g and n = c / sqrt(mean(c^2) + eps) that is (u - mean(u) - n mean(n u)) / sqrt(...), the
-    second term only where the norm centres. Autograd gives the same from a copy of x for every g.
+    The norm is y = w n + b, n = c / r, r = sqrt(mean(c^2) + eps), with c = x, or x less its mean. A
+    gradient g at what a head projects is at its stream, with u = w (W g),
+
+        (u - mean(u) - n mean(n u)) / r
+
+    where the second term is there if the norm centres. Both means are taken where g is, in d_head numbers
+    and not in d_model: mean(u) = g . mean(w W), and mean(n u) d_model = g . (projected - shift), as the head
+    projects W^T (w n) + shift. Autograd gives the same from a copy of x for every head.
     """
 
     weight: Float[Tensor, " d_model"]
     eps: float
     centred: bool
+    means: dict[str, Float[Tensor, "head d_head"]] = field(default_factory=dict, repr=False)
+    shifts: dict[str, Float[Tensor, "head d_head"]] = field(default_factory=dict, repr=False)
 
-    def __call__(self, gradients: Float[Tensor, "n batch pos d_model"], x: Float[Tensor, "batch pos d_model"]) -> None:
-        """Many gradients at one stream, in place."""
-        n, shape = len(gradients), x.shape[:-1]
-        normed, rate = self._normed(x)
-        gradients *= self.weight
-        along = torch.bmm(gradients.view(n, -1, x.shape[-1]).transpose(0, 1), normed.view(-1, x.shape[-1], 1))
-        along = along[..., 0].T.reshape(n, *shape, 1) / x.shape[-1]
+    def of_projections(self, block: Block) -> Pullback:
+        """The same with what the projections behind the norm make of its parts."""
+        zero = block.attn_norm(torch.zeros(1, 1, len(self.weight)).to(self.weight))
+        shifts = {slot: block.project(slot, zero)[0, 0] for slot in SLOTS}
+        return replace(
+            self,
+            means={
+                s: torch.einsum("d,hdk->hk", self.weight, w.to(zero)) / len(zero[0, 0])
+                for s, w in block.weights.items()
+            },
+            shifts=shifts,
+        )
+
+    def along(
+        self,
+        slot: str,
+        gradient: Float[Tensor, "batch pos head d_head"],
+        projected: Float[Tensor, "batch _ head d_head"],
+    ) -> Float[Tensor, "batch pos head"]:
+        """mean(n u) of every head."""
+        return (gradient * (projected - self.shifts[slot])).sum(-1) / len(self.weight)
+
+    def write(
+        self,
+        slot: str,
+        gradient: Float[Tensor, "batch pos head d_head"],
+        along: Float[Tensor, "batch pos head"],
+        x: tuple[Float[Tensor, "batch pos d_model"], Float[Tensor, "batch pos 1"]],
+        weights: Float[Tensor, "head d_model d_head"],
+        out: Float[Tensor, "head batch pos d_model"],
+        some: slice,
+    ) -> None:
+        """Some heads' gradients at their streams, into ``out``; ``x`` is what ``parts`` makes of these."""
+        normed, rate = x
+        heads, d_model, d_head = weights.shape
+        # One more column, for the mean: the product subtracts it.
+        matrix = weights.new_empty(heads, d_model, d_head + self.centred)
+        torch.mul(weights, self.weight[:, None], out=matrix[..., :d_head])
+        vectors = gradient.new_empty(heads, *normed.shape[:-1], d_head + self.centred)
+        gradient = gradient * rate[..., None]
+        vectors[..., :d_head] = gradient.permute(2, 0, 1, 3)
         if self.centred:
-            gradients -= gradients.mean(-1, keepdim=True)
-        gradients.addcmul_(normed, along, value=-1).mul_(rate)
+            matrix[..., d_head] = -1.0
+            vectors[..., d_head] = (gradient * self.means[slot][some]).sum(-1).permute(2, 0, 1)
+        torch.bmm(vectors.flatten(1, 2), matrix.transpose(1, 2), out=out.flatten(1, 2))
+        out.addcmul_(normed, (along * rate).permute(2, 0, 1)[..., None], value=-1)
 
-    def _normed(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """``n`` and 1 / sqrt(...)."""
+    def parts(self, x: Float[Tensor, "*rows d_model"]) -> tuple[Tensor, Tensor]:
+        """``n`` and 1 / r."""
         centred = x - x.mean(-1, keepdim=True) if self.centred else x
         rate = (centred.square().mean(-1, keepdim=True) + self.eps).rsqrt()
         return centred * rate, rate
@@ -265,7 +316,7 @@ class Pullback:
             for weight in (ones,) if own is None else (own.detach(), own.detach() + 1):
                 for centred in (True, False):
                     form = cls(weight.to(like), eps or 0.0, centred)
-                    found = weight * form._normed(x)[0] + shift
+                    found = weight * form.parts(x)[0] + shift
                     if eps is not None and bool(((found - expected).abs() <= 1e-5 * expected.abs().max()).all()):
                         return form
         return None
@@ -306,36 +357,66 @@ class Block:
         out = getattr(self.bridge.attn, slot)(normed)
         return out.unflatten(-1, (self.n_heads, -1)) if out.dim() == 3 else out
 
+    def project_own(
+        self,
+        slot: str,
+        streams: Float[Tensor, "some rows pos d_model"],
+        heads: Int[Tensor, " some"],
+        out: Float[Tensor, "rows pos head d_head"],
+    ) -> None:
+        """Queries, keys or values of some heads, each of which reads its own stream, into their places in ``out``."""
+        if streams.device.type == "cpu" and streams[0].nbytes >= CACHED_BYTES and self._plain(streams, out):
+            # One head at a time its normed stream stays in the cache, and no weights are gathered.
+            places, norm = out.flatten(0, 1), _norm_of(self.bridge, "ln1")
+            weights, bias = self._long(self.weights[slot]), self.biases[slot]
+            for stream, head in zip(streams.flatten(1, 2), heads.tolist(), strict=True):
+                place = places[:, head]
+                if bias is None:
+                    torch.mm(norm(stream), weights[head], out=place)
+                else:
+                    torch.addmm(self._long(bias[head]), norm(stream), weights[head], out=place)
+            return
+        out[:, :, heads] = self._project_each(slot, self.attn_norm(streams), heads).to(out)
+
     @_where_the_layer_is
-    def project_each(
-        self, slot: str, normed: Float[Tensor, "head batch pos d_model"], heads: Int[Tensor, " head"] | None = None
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """Queries, keys or values of the given heads (None: all), each of which reads a normed stream of its own."""
-        count, batch, pos, d_model = normed.shape
+    def _project_each(
+        self, slot: str, normed: Float[Tensor, "some rows pos d_model"], heads: Int[Tensor, " some"]
+    ) -> Float[Tensor, "rows pos some d_head"]:
+        count, rows, pos, d_model = normed.shape
         weights, bias = self.weights[slot], self.biases[slot]
-        chosen = self._long(weights if heads is None else weights[heads])
-        out = torch.bmm(normed.reshape(count, batch * pos, d_model), chosen)
+        every = count == self.n_heads
+        out = torch.bmm(normed.reshape(count, rows * pos, d_model), self._long(weights if every else weights[heads]))
         if bias is not None:
-            out = out + self._long(bias if heads is None else bias[heads])[:, None]
-        return out.view(count, batch, pos, -1).permute(1, 2, 0, 3)
+            out = out + self._long(bias[heads])[:, None]
+        return out.view(count, rows, pos, -1).permute(1, 2, 0, 3)
 
     @_where_the_layer_is
     def attention(
         self,
-        q: Float[Tensor, "batch pos head d_head"],
+        q: Float[Tensor, "batch query head d_head"],
         k: Float[Tensor, "batch pos head d_head"],
         v: Float[Tensor, "batch pos head d_head"],
         context: Context,
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """The host's own attention, given q, k, v as projected (before any rotation or q/k norm)."""
-        attn = self.bridge.attn
+        before: tuple[Tensor, Tensor] | None = None,
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """The host's own attention, given q, k, v as projected (before any rotation or q/k norm).
+
+        ``before`` are keys and values of the positions before those of ``k`` and ``v``, where these are not
+        all that the context has. Queries may be those of the last positions alone; so is then what comes back.
+        """
+        attn, n_queries = self.bridge.attn, q.shape[1]
+        if before is not None:
+            k, v = (_behind(held, x) for held, x in zip(before, (k, v), strict=True))
+        if (missing := k.shape[1] - n_queries) > 0:
+            # The host wants a query at every place; what these see is thrown away.
+            q = torch.nn.functional.pad(q, (0, 0, 0, 0, missing, 0))
         flat = {slot: x.flatten(-2) for slot, x in zip("qkv", (q, k, v), strict=True)}
         stubs = {getattr(attn, slot): _returning(x) for slot, x in flat.items()}
         stubs[attn.o] = _identity
         with _stubbed(stubs):
             out = attn(hidden_states=flat["q"], **context.of_layer(self.layer, len(q)))
         z = out[0] if isinstance(out, tuple) else out
-        return z.unflatten(-1, (self.n_heads, -1))
+        return z[:, -n_queries:].contiguous().unflatten(-1, (self.n_heads, -1))
 
     @_where_the_layer_is
     def attn_out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
@@ -369,7 +450,7 @@ class Block:
         elif less_than is None:
             torch.bmm(_by_head(z), self._long(self.W_O), out=out.flatten(1, 2))
         else:
-            torch.baddbmm(less_than.flatten(1, 2), _by_head(z), self._long(self.W_O), alpha=-1, out=out.flatten(1, 2))
+            out.copy_(less_than).flatten(1, 2).baddbmm_(_by_head(z), self._long(self.W_O), alpha=-1)
 
     def write_head_changes(
         self,
@@ -394,25 +475,45 @@ class Block:
         """Whether a norm follows attention."""
         return "ln1_post" in self.bridge.submodules
 
-    def slot_gradients(
+    def along(
         self,
         slot: str,
         gradient: Float[Tensor, "batch pos head d_head"],
-        x: Float[Tensor, "batch pos d_model"],
-        out: Float[Tensor, "head batch pos d_model"],
-        some: slice = slice(None),
-    ) -> None:
-        """Gradients with respect to each of some heads' own stream, into ``out``, from those at its q, k or v.
+        projected: Float[Tensor, "batch _ head d_head"],
+    ) -> Float[Tensor, "batch pos head"]:
+        """What ``slot_gradients`` needs besides the gradient at its heads' q, k or v: of that run, linear in it."""
+        if self.pullback is None:
+            return gradient.new_zeros(gradient.shape[:-1])
+        return self.pullback.along(slot, gradient, projected)
 
-        W g taken back through the norm before attention, at the stream ``x`` of that run.
+    def slot_gradients(
+        self,
+        gradients: Sequence[Float[Tensor, "batch _ head d_head"]],
+        along: Sequence[Float[Tensor, "batch _ head"]],
+        x: Float[Tensor, "batch pos d_model"],
+        out: Float[Tensor, "slot batch pos d_model"],
+        start: int = 0,
+    ) -> None:
+        """Gradients at heads' own streams, into ``out``, from those at their q, k and v.
+
+        W g taken back through the norm before attention, at the stream ``x`` of that run; ``along`` is the
+        method's of that name, for q, k and v. Slots are the q of every head, then k, then v; ``out``
+        is as many of them as it is long, from ``start`` on.
         """
-        weights = self._long(self.weights[slot][some]).transpose(1, 2)
-        if not self._plain(gradient, out) or (self.pullback is None and "ln1" in self.bridge.submodules):
-            out.copy_(self._slot_gradients(_by_head(gradient), weights, x))
-            return
-        torch.bmm(_by_head(gradient), weights, out=out.flatten(1, 2))
-        if self.pullback is not None:
-            self.pullback(out, x.detach())
+        parts = None if self.pullback is None else self.pullback.parts(x.detach())
+        for i, slot in enumerate(SLOTS):
+            some = slice(max(start - i * self.n_heads, 0), min(start + len(out) - i * self.n_heads, self.n_heads))
+            if some.start >= some.stop:
+                continue
+            begin = i * self.n_heads + some.start - start
+            here, gradient = out[begin : begin + some.stop - some.start], gradients[i][:, :, some]
+            weights = self._long(self.weights[slot][some])
+            if not self._plain(gradient, out) or (parts is None and "ln1" in self.bridge.submodules):
+                here.copy_(self._slot_gradients(_by_head(gradient), weights.transpose(1, 2), x))
+            elif parts is None or self.pullback is None:
+                torch.bmm(_by_head(gradient), weights.transpose(1, 2), out=here.flatten(1, 2))
+            else:
+                self.pullback.write(slot, gradient, along[i][:, :, some], parts, weights, here, some)
 
     @_where_the_layer_is
     def _slot_gradients(self, gradient: Tensor, weights: Tensor, x: Tensor) -> Tensor:
@@ -530,10 +631,30 @@ class Model:
         weight = next(bridge.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.budget: Budget | None = None
+        self._contexts: dict[tuple[int, bool], Context] = {}
+        self._room: Tensor | None = None
         self.held = _hold(bridge) if in_float32 and weight.dtype in SHORT else None
         if self.held is not None:
             self.dtype = torch.float32
             self.blocks = tuple(_held_block(block, self.held) for block in self.blocks)
+
+    def room(self, *shape: int) -> Tensor:
+        """Uninitialised memory for work that is over before it is asked for again.
+
+        On a CPU, whose fresh pages cost as much as what is written into them, it is kept from one time to the next,
+        up to ``ROOM_BYTES``, unless memory has a limit of its own.
+        """
+        size = math.prod(shape)
+        fresh = {"device": self.device, "dtype": self.dtype}
+        if self.device.type != "cpu" or self.budget is not None or size * self.dtype.itemsize > ROOM_BYTES:
+            return torch.empty(shape, **fresh)
+        if self._room is None or self._room.numel() < size:
+            self._room = torch.empty(size, **fresh)
+        return self._room[:size].view(shape)
+
+    def forget(self) -> None:
+        """Let go of the memory that ``room`` keeps, as who measures memory has to."""
+        self._room = None
 
     @property
     def format(self) -> str:
@@ -552,22 +673,28 @@ class Model:
     ) -> tuple[Float[Tensor, "batch pos d_model"], Context]:
         """The stream into the first block, and the context of every layer.
 
-        The host runs with attention and MLPs stubbed to zero, so this costs the
-        embedding and the norms. ``padding`` is the number of tokens on the left of
+        The host runs with attention and MLPs stubbed to zero: as far as the first block for the stream, and for
+        the context, of one row, once for every length. ``padding`` is the number of tokens on the left of
         each row that are none: they are masked and not counted in positions. Without
         it rows have one length, the context is that of any one row, and fits any
         number of them.
         """
-        padded = padding is not None and bool(padding.any())
+        if padding is None or not bool(padding.any()):
+            return self._probe(tokens, None, stream_only=True)[0], self._context_of_length(tokens[:1])
         stream, contexts = self._probe(tokens, padding)
-        if not padded and len(tokens) > 1:
-            contexts = self._probe(tokens[:1], None)[1]
-        if not padded:
-            return stream, Context(contexts)
         return stream, Context(tuple({k: _seeing(v) for k, v in layer.items()} for layer in contexts), len(tokens))
 
+    def _context_of_length(self, tokens: Int[Tensor, "1 pos"]) -> Context:
+        """The context of a row without padding; those of the last few lengths are kept."""
+        key = (tokens.shape[1], torch.is_autocast_enabled(self.device.type))
+        if key not in self._contexts:
+            if len(self._contexts) == N_CONTEXTS:
+                del self._contexts[next(iter(self._contexts))]
+            self._contexts[key] = Context(self._probe(tokens, None)[1])
+        return self._contexts[key]
+
     def _probe(
-        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None, *, stream_only: bool = False
     ) -> tuple[Float[Tensor, "batch pos d_model"], tuple[dict[str, Any], ...]]:
         first: list[Tensor] = []
         contexts: list[dict[str, Any]] = []
@@ -580,7 +707,13 @@ class Model:
         stubs: dict[Any, Callable[..., Any]] = {self.bridge.ln_final: _stop}
         for block in self.blocks:
             stubs |= {block.bridge.attn: attention_stub, block.bridge.mlp: _returning_nothing(block.mlp_returns)}
-        hook = self.bridge.blocks[0].hook_in.register_forward_hook(lambda _m, _i, out: first.append(out))
+
+        def seen(_module: Any, _inputs: Any, out: Tensor) -> None:
+            first.append(out)
+            if stream_only:
+                raise _Stop
+
+        hook = self.bridge.blocks[0].hook_in.register_forward_hook(seen)
         try:
             with _stubbed(stubs), torch.no_grad(), contextlib.suppress(_Stop):
                 self.bridge.original_model(tokens, **self._placed(tokens, padding))
@@ -619,7 +752,7 @@ class Model:
         """
         network = self.bridge.original_model
         with contextlib.nullcontext() if self.held is None else self.held.long(self.bridge.ln_final):
-            normed = _normed(self.bridge.ln_final, resid.to(self.bridge.unembed.W_U.device))
+            normed = _direct(self.bridge.ln_final)(resid.to(self.bridge.unembed.W_U.device))
         rows = normed.reshape(1, -1, normed.shape[-1])
         with _stubbed({network.base_model: lambda *_, **__: _Body(rows)}):
             logits = network(inputs_embeds=rows, use_cache=False).logits
@@ -710,6 +843,8 @@ def _held_block(block: Block, held: Held) -> Block:
         like = torch.zeros(1, device=block.W_O.device)
         with held.long(block.bridge):
             pullback = Pullback.of(block.bridge.ln1, block.W_O.shape[-1], like)
+            if pullback is not None:
+                pullback = pullback.of_projections(block)
     return replace(block, held=held, pullback=pullback)
 
 
@@ -733,7 +868,10 @@ def _take_apart(block: Any, layer: int, graph: Graph, name: str, config: Any) ->
     scale = float(getattr(config, "residual_multiplier", None) or 1.0)
     shared = (block, layer, graph.parallel, graph.n_heads, weights, biases)
     pullback = Pullback.of(block.ln1, attn.W_O.shape[-1], attn.W_O) if "ln1" in parts else None
-    return Block(*shared, (attn.W_O * scale).contiguous(), scale, pullback, _mlp_returns(block, attn.W_O, layer, name))
+    returns = _mlp_returns(block, attn.W_O, layer, name)
+    own = Block(*shared, (attn.W_O * scale).contiguous(), scale, None, returns)
+    with torch.no_grad():
+        return own if pullback is None else replace(own, pullback=pullback.of_projections(own))
 
 
 def _mlp_returns(block: Any, like: Tensor, layer: int, name: str) -> int:
@@ -754,17 +892,26 @@ def _head_bias(attn: Any, slot: str, n_heads: int) -> Tensor | None:
 
 
 def _apply(bridge: Any, norm: str, x: Tensor) -> Tensor:
-    return _normed(getattr(bridge, norm), x) if norm in bridge.submodules else x
+    return _norm_of(bridge, norm)(x)
 
 
-def _normed(norm: Any, x: Tensor) -> Tensor:
-    """The norm; torch's own layer norm directly, as the host spells it out in five passes over memory."""
-    inner = norm.original_component
-    return inner(x) if type(inner) is torch.nn.LayerNorm else norm(x)
+def _norm_of(bridge: Any, name: str) -> Callable[[Tensor], Tensor]:
+    """The norm of that name, the identity where a block has none."""
+    return _direct(getattr(bridge, name)) if name in bridge.submodules else _identity
+
+
+def _direct(norm: Any) -> Callable[[Tensor], Tensor]:
+    """The norm; torch's own layer norm itself, as the host spells it out in five passes over memory."""
+    return norm.original_component if type(norm.original_component) is torch.nn.LayerNorm else norm
 
 
 def _by_head(x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head rows d_head"]:
     return x.permute(2, 0, 1, 3).reshape(x.shape[2], -1, x.shape[3])
+
+
+def _behind(held: Float[Tensor, "batch before head d_head"], x: Float[Tensor, "rows pos head d_head"]) -> Tensor:
+    """``x`` with what is held of the positions before it, which is of one batch where ``x`` is of copies of it."""
+    return torch.cat([held.to(x).repeat(len(x) // len(held), 1, 1, 1), x], 1)
 
 
 def _frozen_gain(norm: Any, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:

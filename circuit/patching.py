@@ -10,8 +10,9 @@ or, where fewer edges are kept than cut, the same from the other side
 
 so the full circuit gives the clean logits and the empty circuit those of the ablated
 values alone, with the corrupt prompts' values the corrupt logits.
-Many circuits run in one pass. Layers before the first cut edge are those of the
-clean run and are not run again; what no circuit gives anything to read is not run.
+Many circuits run in one pass. Layers before the first cut edge and positions before the first
+difference are those of the clean run and are not run again; what no circuit gives
+anything to read is not run, nor what lies behind the last layer's keys and values but the answer.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from circuit import ranks
 from circuit.ablation import Ablated, Ablation
 from circuit.ablation import corrupt as by_corrupt
 from circuit.errors import ModelError
-from circuit.graph import SLOTS
+from circuit.graph import SLOTS, Slot
 from circuit.model import Block, Model
-from circuit.runs import Run, run, run_clean, run_corrupt, targets_of
+from circuit.runs import Prefix, Run, run, run_clean, run_corrupt, targets_of
 from circuit.task import Batch
 from metrics import Metric, Targets
 
@@ -43,6 +44,7 @@ __all__ = [
     "Run",
     "divergence",
     "effects",
+    "first_difference",
     "in_halves",
     "is_plain",
     "masks_per_pass",
@@ -62,26 +64,32 @@ Progress = Callable[[int, int], None]
 """Called with the work done and the work there is; never called from another thread."""
 
 MASK_BYTES = 1 << 30
+ROWS_AT_A_TIME = 64
+"""Sources that are added up at a time on a CPU: of more of them it cannot keep the pages' addresses at hand."""
 CPU_MASK_BYTES = 1 << 26
 """On a CPU one circuit of a large model a pass is two to three times as fast as many: its streams stay in the cache."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A batch with its clean and its corrupt run, what cut edges carry, and what its prompts are measured against."""
+    """A batch with its clean and its corrupt run, what cut edges carry, and what its prompts are measured against.
+
+    Before position ``first`` what cut edges carry is what the clean run has.
+    """
 
     batch: Batch
     clean: Run
     corrupt: Run
     ablated: Ablated
     targets: Targets
+    first: int = 0
 
 
 def prepare(model: Model, batch: Batch, ablation: Ablation | None = None) -> Prepared:
     """The plain passes over both prompts of a batch, and the ablation, the corrupt one if none is given."""
     clean, corrupt = run_clean(model, batch), run_corrupt(model, batch)
     ablated = by_corrupt(model, batch, clean, corrupt) if ablation is None else ablation(model, batch, clean)
-    return Prepared(batch, clean, corrupt, ablated, targets_of(batch, clean.logits))
+    return Prepared(batch, clean, corrupt, ablated, targets_of(batch, clean.logits), first_difference(batch, ablation))
 
 
 def prepare_each(model: Model, batches: Iterable[Batch], ablation: Ablation | None = None) -> Iterator[Prepared]:
@@ -104,6 +112,17 @@ def within_budget(model: Model, batch: Batch, ablation: Ablation | None) -> tupl
 def is_plain(batch: Batch, ablation: Ablation | None) -> bool:
     """Whether cut edges carry the corrupt run's values place by place, which takes no further run."""
     return (ablation is None or ablation is by_corrupt) and batch.corrupt_to_clean is None
+
+
+def first_difference(batch: Batch, ablation: Ablation | None) -> int:
+    """The first position at which any prompt differs from its pair; what is ablated is clean before it.
+
+    Zero for ablations that change positions at which both prompts agree, and for rows that are padded.
+    """
+    if not is_plain(batch, ablation) or batch.clean_padding is not None:
+        return 0
+    differs = (batch.clean != batch.corrupt).any(dim=0).nonzero()
+    return int(differs[0]) if len(differs) else batch.clean.shape[1] - 1
 
 
 def in_halves(work: Callable[[Batch], Result], batch: Batch) -> list[Result]:
@@ -236,8 +255,76 @@ def _logits_of(model: Model, item: Prepared, masks: Sequence[np.ndarray]) -> Ite
         yield from _logits_of(model, item, part)
 
 
+class _Differences:
+    """Ablated minus current of every source so far, at the places that a patched pass runs.
+
+    Sources before the first layer that any circuit changes are the same under all, and are computed when they
+    are asked for; those behind are each circuit's own, ``[mask, 1 + src, cell]``, below the stream that they change.
+    """
+
+    def __init__(self, item: Prepared, places: slice, n_shared: int, own: Float[Tensor, "mask row cell"]) -> None:
+        self.item, self.places, self.n_shared, self.own = item, places, n_shared, own
+        self.shape = item.clean.streams[0][:, places].shape
+        self._every: Tensor | None = None
+
+    def added_to(
+        self, base: Float[Tensor, "_ batch pos d_model"], chosen: Bool[Tensor, "mask src slot"], sign: int
+    ) -> Float[Tensor, "mask slot batch pos d_model"]:
+        """A stream and, with this sign, the sum over the chosen edges; sources that no edge chooses are left out."""
+        weights = sign * chosen.transpose(1, 2).to(self.own.dtype)
+        masks, slots, n = weights.shape
+        n_shared = min(n, self.n_shared)
+        used = chosen.any(dim=2).any(dim=0)
+        self.own[:, 0] = base.flatten(1)
+        weights_own = torch.cat([weights.new_ones(masks, slots, 1), weights[..., n_shared:]], 2)
+        own = self.own[:, : weights_own.shape[2]]
+        if 3 * int(used[n_shared:].sum()) <= n - n_shared:  # choosing the used ones copies them
+            rows = torch.cat([used.new_ones(1), used[n_shared:]]).nonzero()[:, 0]
+            weights_own, own = weights_own[..., rows], own[:, rows]
+        width = ROWS_AT_A_TIME if own.device.type == "cpu" else own.shape[1]
+        parts = list(zip(weights_own.split(width, 2), own.split(width, 1), strict=True))
+        if bool(used[:n_shared].any()):
+            which, shared = self._shared(used[:n_shared])
+            total = (weights[..., which].reshape(masks * slots, -1) @ shared).view(masks, slots, -1)
+        else:
+            total = torch.bmm(*parts.pop(0))
+        for part in parts:
+            total.baddbmm_(*part)
+        return total.view(masks, slots, *self.shape)
+
+    def _shared(self, used: Bool[Tensor, " src"]) -> tuple[slice | Int[Tensor, " some"], Float[Tensor, "some cell"]]:
+        """The shared sources that are used, or all where those are many, and their differences."""
+        if 3 * int(used.sum()) > len(used):
+            if self._every is None:
+                self._every = self._of(slice(self.n_shared))
+            return slice(len(used)), self._every[: len(used)]
+        which = used.nonzero()[:, 0]
+        return which, self._of(which)
+
+    def _of(self, which: Int[Tensor, " some"] | slice) -> Float[Tensor, "some cell"]:
+        ablated, clean = self.item.ablated.contributions, self.item.clean.contributions
+        return (ablated[:, :, self.places][which] - clean[:, :, self.places][which]).flatten(1)
+
+    def room(self, sources: slice) -> Float[Tensor, "mask src batch pos d_model"]:
+        """Where sources of the layer that runs are written."""
+        start, stop = (1 + place - self.n_shared for place in (sources.start, sources.stop))
+        return self.own[:, start:stop].unflatten(-1, self.shape)
+
+    def at_answer(self, n_src: int) -> _Differences:
+        """At the last position alone, with room for ``n_src`` sources."""
+        masks, n_rows, _ = self.own.shape
+        batch, _, d_model = self.shape
+        own = self.own.new_empty(masks, 1 + n_src - self.n_shared, batch * d_model)
+        own[:, 1:n_rows] = self.own[:, 1:].unflatten(-1, self.shape)[:, :, :, -1].flatten(2)
+        return _Differences(self.item, slice(-1, None), self.n_shared, own)
+
+
 class _Walk:
-    """The state of a patched pass: the current streams and, per source, ablated minus current."""
+    """The state of a patched pass: the current streams and, per source, ablated minus current.
+
+    Before the first position at which anything is ablated there are the clean run's keys and values, and
+    nothing is run. Behind the last layer's keys and values only the last position is run, as nothing reads the others.
+    """
 
     def __init__(self, model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]) -> None:
         graph = model.graph
@@ -246,17 +333,31 @@ class _Walk:
         self.kept, self.cut = kept & valid, ~kept & valid
         self.first_layer = self._first_cut_layer()
         self.n_masks = len(kept)
-        start = item.clean.streams[self.first_layer]
-        self.n_shared = 1 + self.first_layer * (graph.n_heads + 1)
-        shared = slice(0, self.n_shared)
-        self.shared = (item.ablated.contributions[shared] - item.clean.contributions[shared]).flatten(1)
-        self.own = start.new_empty(self.n_masks, graph.n_src - self.n_shared, start.numel())
-        self.shape = start.shape
-        self.resid = start.expand(self.n_masks, *self.shape)
+        self.places = slice(item.first, None)
+        self.before = Prefix.of(item.clean, item.first)
+        start = item.clean.streams[self.first_layer][:, self.places]
+        self.resid = start.expand(self.n_masks, *start.shape)
+        n_shared = 1 + self.first_layer * (graph.n_heads + 1)
+        if self.first_layer == 0:  # the input alone: it is cheaper to hold it for every circuit than to add it up apart
+            n_shared = 0
+        n_own = max(0, graph.heads_of(graph.n_layers - 1).start - n_shared)
+        own = model.room(self.n_masks, 1 + n_own, start.numel())
+        self.differences = _Differences(item, self.places, n_shared, own)
+        if self.first_layer == 0:
+            self.differences.room(slice(0, 1))[:] = (item.ablated.contributions[0] - item.clean.contributions[0])[
+                :, self.places
+            ]
+        if self.first_layer == graph.n_layers:
+            self._go_to_answer()
 
     def _first_cut_layer(self) -> int:
         cut_slots = self.cut.any(dim=0).any(dim=0).nonzero()
         return self.graph.slot_layer(int(cut_slots[0])) if len(cut_slots) else self.graph.n_layers
+
+    def _go_to_answer(self) -> None:
+        self.places = slice(-1, None)
+        self.differences = self.differences.at_answer(self.graph.n_src)
+        self.resid = self.resid[:, :, -1:]
 
     def through(self, block: Block) -> None:
         """One layer: every head and the MLP read their own streams, and write.
@@ -265,9 +366,14 @@ class _Walk:
         """
         graph, layer = self.graph, block.layer
         heads, mlp_slot, mlp = graph.heads_of(layer), graph.mlp_slot_of(layer), graph.mlp_of(layer)
-        if bool(self.kept[:, :, graph.head_slots_of(layer)].any()):
-            q, k, v = self._projections(block)
-            z = block.attention(q, k, v, self.item.clean.context)
+        live = bool(self.kept[:, :, graph.head_slots_of(layer)].any())
+        projected = self._projections(block, SLOTS if layer < graph.n_layers - 1 else SLOTS[1:]) if live else {}
+        if layer == graph.n_layers - 1:
+            self._go_to_answer()
+            projected |= self._projections(block, SLOTS[:1]) if live else {}
+        if live:
+            before = None if self.before is None else self.before.layers[layer]
+            z = block.attention(*(projected[slot] for slot in SLOTS), self.item.clean.context, before)
             self._write_heads(block, heads, z)
             after = self.resid + block.attn_out(z).unflatten(0, (self.n_masks, -1))
         else:
@@ -289,15 +395,15 @@ class _Walk:
     def _slots(self, start: int, count: int) -> Int[Tensor, " slot"]:
         return torch.arange(start, start + count, device=self.kept.device)
 
-    def _projections(self, block: Block) -> list[Float[Tensor, "rows pos head d_head"]]:
-        """Queries, keys and values of a layer.
+    def _projections(self, block: Block, which: Sequence[Slot]) -> dict[Slot, Float[Tensor, "rows pos head d_head"]]:
+        """Queries, keys or values of a layer.
 
         Heads that no circuit lets read there have the ablated ones, heads into which nothing
         is cut those of the common stream; the streams of all others are summed at once, so
         that every source is read once.
         """
         n_heads, first = self.graph.n_heads, self.graph.head_slots_of(block.layer).start
-        slots = self._slots(first, 3 * n_heads)
+        slots = self._slots(first + SLOTS.index(which[0]) * n_heads, len(which) * n_heads)
         live = self.kept[:, :, slots].any(dim=0).any(dim=0)
         own = live & self.cut[:, :, slots].any(dim=0).any(dim=0)
         common, streams = None, None
@@ -306,48 +412,41 @@ class _Walk:
         if bool(own.any()):
             read = self._read(slots[own.nonzero()[:, 0]], self.resid, self.item.ablated.streams[block.layer])
             assert read is not None, "something is cut in each of these slots"
-            streams = block.attn_norm(read).transpose(0, 1).flatten(1, 2)
-        found, begin = [], 0
-        for i, slot in enumerate(SLOTS):
+            streams = read.transpose(0, 1).flatten(1, 2)
+        found, begin = {}, 0
+        for i, slot in enumerate(which):
             here = slice(i * n_heads, (i + 1) * n_heads)
             heads = own[here].nonzero()[:, 0]
-            if len(heads) == n_heads:
-                assert streams is not None
-                found.append(block.project_each(slot, streams[begin : begin + n_heads]))
-            else:
-                some = None
-                if streams is not None and len(heads):
-                    some = block.project_each(slot, streams[begin : begin + len(heads)], heads)
-                found.append(self._with_heads(block, i, common, live[here], heads, some))
+            found[slot] = self._shared_heads(block, slot, common, live[here] & ~own[here], bool(own[here].all()))
+            if streams is not None and len(heads):
+                block.project_own(slot, streams[begin : begin + len(heads)], heads, found[slot])
             begin += len(heads)
         return found
 
-    def _with_heads(
+    def _shared_heads(
         self,
         block: Block,
-        index: int,
+        slot: Slot,
         common: Float[Tensor, "rows pos d_model"] | None,
-        live: Bool[Tensor, " head"],
-        heads: Int[Tensor, " some"],
-        values: Float[Tensor, "rows pos some d_head"] | None,
+        plain: Bool[Tensor, " head"],
+        nothing: bool,
     ) -> Float[Tensor, "rows pos head d_head"]:
-        """Queries, keys or values of a layer: some heads' own, the common stream's of other live ones, else ablated."""
-        ablated = self.item.ablated.qkv[block.layer][index].expand(self.n_masks, -1, -1, -1, -1).flatten(0, 1)
-        out = ablated
-        plain = live.clone()
-        plain[heads] = False
-        if bool(plain.any()):
-            assert common is not None
-            out = block.project(SLOTS[index], common)
-            if bool((~live).any()):
-                out = torch.where(live[:, None], out, ablated)
-        return out if values is None else out.index_copy(2, heads, values)
+        """Queries, keys or values to be written into: of the common stream for plain heads, else the ablated ones."""
+        ablated = self.item.ablated.qkv[block.layer][SLOTS.index(slot)][:, self.places]
+        ablated = ablated.expand(self.n_masks, -1, -1, -1, -1)
+        if nothing:
+            return ablated.new_empty(ablated.shape).flatten(0, 1)
+        if not bool(plain.any()):
+            return ablated.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+        assert common is not None
+        projected = block.project(slot, common)
+        return torch.where(plain[:, None], projected, ablated.flatten(0, 1))
 
     def _read(
         self,
         slots: Int[Tensor, " slot"],
         resid: Float[Tensor, "mask batch pos d_model"],
-        ablated: Float[Tensor, "batch pos d_model"],
+        ablated: Float[Tensor, "batch _ d_model"],
     ) -> Float[Tensor, "mask slot batch pos d_model"] | None:
         """The streams into slots of one kind, from the side with fewer terms; None where nothing is cut."""
         n = self.graph.n_reaching(int(slots[0]))
@@ -355,51 +454,40 @@ class _Walk:
         if not bool(cut.any()):
             return None
         if int(kept.sum()) < int(cut.sum()):
-            return self._sum(kept).neg_().add_(ablated)
-        return self._sum(cut).add_(resid[:, None])
-
-    def _sum(self, chosen: Bool[Tensor, "mask src slot"]) -> Float[Tensor, "mask slot batch pos d_model"]:
-        """Sum over the chosen edges of ablated minus current, sources that no edge chooses left out."""
-        weights = chosen.transpose(1, 2).to(self.shared.dtype)
-        masks, slots, n = weights.shape
-        n_shared = min(n, self.n_shared)
-        total = (weights[..., :n_shared].reshape(masks * slots, n_shared) @ self.shared[:n_shared]).view(
-            masks, slots, -1
-        )
-        used = chosen[:, n_shared:].any(dim=2).any(dim=0).nonzero()[:, 0]
-        if 3 * len(used) > n - n_shared:  # choosing the used ones copies them
-            total.baddbmm_(weights[..., n_shared:], self.own[:, : n - n_shared])
-        elif len(used):
-            total.baddbmm_(weights[..., n_shared:][..., used], self.own[:, used])
-        return total.view(masks, slots, *self.shape)
+            return self.differences.added_to(ablated[None, :, self.places], kept, -1)
+        return self.differences.added_to(resid, cut, 1)
 
     def _write_heads(self, block: Block, heads: slice, z: Float[Tensor, "rows pos head d_head"]) -> None:
         if self.n_masks == 1:
-            here = self.own[0, heads.start - self.n_shared : heads.stop - self.n_shared].view(-1, *self.shape)
-            block.write_head_results(z, here, less_than=self.item.ablated.contributions[heads])
+            ablated, room = self.item.ablated, self.differences.room(heads)[0]
+            if ablated.z is not None:
+                block.write_head_changes(z, ablated.z[block.layer][:, self.places], room)
+            else:
+                block.write_head_results(z, room, less_than=ablated.contributions[heads][:, :, self.places])
         else:
             self._write(heads, block.head_results(z).unflatten(1, (self.n_masks, -1)).transpose(0, 1))
 
     def _write(self, sources: slice, values: Float[Tensor, "mask src batch pos d_model"]) -> None:
-        here = slice(sources.start - self.n_shared, sources.stop - self.n_shared)
-        ablated = self.item.ablated.contributions[sources]
-        torch.sub(ablated, values, out=self.own[:, here].unflatten(-1, self.shape))
+        ablated = self.item.ablated.contributions[sources][:, :, self.places]
+        torch.sub(ablated, values, out=self.differences.room(sources))
 
     def _write_idle(self, sources: slice, layer: int | None) -> Float[Tensor, "batch pos d_model"]:
         """Write what nodes make of ablated values alone; what they add to the stream.
 
         ``layer`` is that of the heads, whose attention has a bias besides; None for an MLP.
         """
-        ablated, idle = self.item.ablated, self.item.ablated.idle
-        here = self.own[:, sources.start - self.n_shared : sources.stop - self.n_shared]
+        ablated, idle, here = self.item.ablated, self.item.ablated.idle, self.places
         if idle is not None:
-            here[:] = (ablated.contributions[sources] - idle.contributions[sources]).flatten(1)
-            return idle.contributions[sources.start] if layer is None else idle.attn[layer]
-        here[:] = 0.0
-        added = ablated.contributions[sources.start]
+            self.differences.room(sources)[:] = (ablated.contributions[sources] - idle.contributions[sources])[
+                :, :, here
+            ]
+            return (idle.contributions[sources.start] if layer is None else idle.attn[layer])[:, here]
+        self.differences.room(sources).zero_()
+        added = ablated.contributions[sources.start][:, here]
         if layer is None:
             return added
-        return ablated.streams[layer + 1] - ablated.streams[layer] - ablated.contributions[self.graph.mlp_of(layer)]
+        mlp = ablated.contributions[self.graph.mlp_of(layer)]
+        return ablated.streams[layer + 1][:, here] - ablated.streams[layer][:, here] - mlp[:, here]
 
 
 def masks_per_pass(model: Model, item: Prepared, max_bytes: int | None = None) -> int:

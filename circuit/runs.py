@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuit.graph import SLOTS
@@ -14,7 +14,10 @@ from circuit.model import Context, Model
 from circuit.task import Batch
 from metrics import Targets
 
-__all__ = ["Run", "Written", "changes", "run", "run_clean", "run_corrupt", "targets_of"]
+__all__ = ["Prefix", "Run", "Written", "changes", "prefix_of", "run", "run_clean", "run_corrupt", "targets_of"]
+
+WORTH_A_PASS = 128
+"""Places for whose sake a pass is made: one over few costs what reading the weights costs, as much as a hundred do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +29,17 @@ class Written:
     """
 
     embedded: Float[Tensor, "batch pos d_model"]
-    z: tuple[Float[Tensor, "batch pos head d_head"], ...]
+    z: tuple[Float[Tensor, "batch _ head d_head"], ...]
     mlps: tuple[Float[Tensor, "batch _ d_model"], ...]
 
     def rows(self, which: Sequence[int] | slice) -> Written:
         """Some rows, in this order."""
         return Written(self.embedded[which], tuple(z[which] for z in self.z), tuple(m[which] for m in self.mlps))
+
+    def late(self, n: int) -> Written:
+        """The last ``n`` positions, or the one that there is."""
+        z, mlps = (tuple(x[:, -n:] for x in values) for values in (self.z, self.mlps))
+        return Written(self.embedded[:, -n:], z, mlps)
 
     def joined(self, more: Written) -> Written:
         """These rows and ``more`` behind them."""
@@ -45,6 +53,24 @@ class Written:
 
 
 @dataclass(frozen=True, eq=False)
+class Prefix:
+    """Keys and values of every layer, ``[batch, before, head, d_head]``: all that later positions read of these."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, at: Run, first: int) -> Prefix | None:
+        """That before position ``first`` of a run; None if there is nothing."""
+        if not first:
+            return None
+        return cls(tuple((k[:, :first].detach(), v[:, :first].detach()) for _, k, v in at.qkv))
+
+    def rows(self, which: Sequence[int]) -> Prefix:
+        """Some rows, in this order."""
+        return Prefix(tuple((k[which], v[which]) for k, v in self.layers))
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
     """What one forward pass leaves behind.
 
@@ -55,7 +81,7 @@ class Run:
     the first block: the positions in it cancel in differences between prompts of one
     length), without gradient; ``logits`` are those of the last position, ``[batch, vocab]``.
     Where contributions were not asked for, there are no sources in them. ``written`` is
-    what they are made of.
+    what they are made of. Of a run that began behind a prefix, all of it is of the positions behind.
     """
 
     streams: tuple[Tensor, ...]
@@ -80,22 +106,28 @@ def run(
     *,
     contributions: bool = True,
     answer_only: bool = False,
+    before: Prefix | None = None,
 ) -> Run:
     """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is.
 
     Without ``contributions`` they are not computed. With ``answer_only`` what lies behind the
-    last layer's attention is run at the last position alone, since nothing reads it elsewhere:
-    the last of ``streams``, of ``mids`` and of what MLPs wrote then have one position.
+    last layer's keys and values is run at the last position alone, since nothing reads it elsewhere:
+    the last layer's queries, the last of ``streams``, of ``mids`` and of what was written then have one position,
+    and there are no contributions.
+    With ``before`` the stream is that behind these positions, and the context that of all of them.
     """
+    assert not (contributions and answer_only), "contributions have all positions"
     resid, streams, mids, qkv, zs, mlps = embedded, [], [], [], [], []
     for block in model.blocks:
         normed = block.attn_norm(resid)
-        q, k, v = (block.project(slot, normed) for slot in SLOTS)
-        z = block.attention(q, k, v, context)
         streams.append(resid)
+        at_answer = answer_only and block is model.blocks[-1]
+        if at_answer:
+            resid = resid[:, -1:]
+        q = block.project("q", normed[:, -1:] if at_answer else normed)
+        k, v = (block.project(slot, normed) for slot in SLOTS[1:])
+        z = block.attention(q, k, v, context, None if before is None else before.layers[block.layer])
         zs.append(z.detach())
-        if answer_only and block is model.blocks[-1]:
-            resid, z = resid[:, -1:], z[:, -1:]
         after = resid + block.attn_out(z)
         # A view is a tensor of its own to autograd: its gradient is the MLP's path alone, without the skip.
         mid = resid.view_as(resid) if block.parallel else after.view_as(after)
@@ -109,23 +141,37 @@ def run(
     return Run((*streams, resid), tuple(mids), tuple(qkv), every, model.unembed(resid[:, -1]), context, written)
 
 
-def changes(
-    model: Model, before: Written, after: Written, *, first: int = 0
-) -> Float[Tensor, "src batch late d_model"]:
-    """What every source writes in one run less what it writes in another, from position ``first`` on."""
-    out = _room(model, before.embedded[:, first:])
+def prefix_of(model: Model, tokens: Int[Tensor, "batch before"]) -> Prefix | None:
+    """What the first tokens of prompts leave to those behind them, run once for rows that share them.
+
+    None where that would save too few places to be worth a pass of its own, or where there are none.
+    """
+    if tokens.numel() < WORTH_A_PASS:
+        return None
+    different, place = torch.unique(tokens, dim=0, return_inverse=True)
+    if tokens.numel() - different.numel() < WORTH_A_PASS:
+        return None
     with torch.no_grad():
-        torch.sub(after.embedded[:, first:], before.embedded[:, first:], out=out[0])
+        at = run(model, *model.start(different), contributions=False, answer_only=True)
+    found = Prefix.of(at, tokens.shape[1])
+    return None if found is None else found.rows(place.tolist())
+
+
+def changes(model: Model, before: Written, after: Written) -> Float[Tensor, "src batch pos d_model"]:
+    """What every source writes in one run less what it writes in another."""
+    out = _room(model, before.embedded)
+    with torch.no_grad():
+        torch.sub(after.embedded, before.embedded, out=out[0])
         for block, z, other, mlp, other_mlp in zip(
             model.blocks, before.z, after.z, before.mlps, after.mlps, strict=True
         ):
-            heads = out[model.graph.heads_of(block.layer)]
-            block.write_head_changes(z[:, first:], other[:, first:], heads)
-            place = out[model.graph.mlp_of(block.layer)]
-            if mlp.shape[1] == 1 < before.embedded.shape[1]:  # of a run behind whose attention only the answer counts
+            heads, place = out[model.graph.heads_of(block.layer)], out[model.graph.mlp_of(block.layer)]
+            if mlp.shape[1] == 1 < before.embedded.shape[1]:  # of a run in which only the answer counts here
+                heads.zero_()[:, :, -1:] = block.head_results(other) - block.head_results(z)
                 place.zero_()[:, -1:] = other_mlp - mlp
             else:
-                torch.sub(other_mlp[:, first:], mlp[:, first:], out=place)
+                block.write_head_changes(z, other, heads)
+                torch.sub(other_mlp, mlp, out=place)
     return out
 
 

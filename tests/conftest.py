@@ -55,3 +55,14 @@ def craftgpt():
 def frozen():
     """Numbers frozen from other programs, by name."""
     return lambda name: json.loads((DATA / f"{name}.json").read_text())
+
+
+def pairs_that_begin_alike(vocab, *, rows=4, length=9, shared=3):
+    """Random pairs of token ids whose first ones are the same in all of them."""
+    from circuit.task import Batch
+
+    clean, corrupt = torch.randint(0, vocab, (2, rows, length), generator=torch.Generator().manual_seed(5))
+    clean[:, :shared] = corrupt[:, :shared] = clean[0, :shared]
+    corrupt[:, shared] = (clean[:, shared] + 1) % vocab
+    answers = torch.arange(1, rows + 1)[:, None]
+    return Batch(tuple(range(rows)), clean, corrupt, answers, answers + 5)

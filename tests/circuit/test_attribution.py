@@ -1,13 +1,16 @@
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
+from conftest import DATA, pairs_that_begin_alike
 from tests_reference import Reference
 
-from circuit.attribution import activation_cost, eap, eap_ig, exact, random_scores, score
+from circuit.attribution import activation_cost, eap, eap_ig, exact, random_scores, score, score_parts
 from circuit.errors import OptionError
 from circuit.graph import Graph
-from circuit.patching import measure, prepare
+from circuit.patching import first_difference, measure, prepare
 from circuit.subgraph import Circuit
 from circuit.task import batches, encode, with_swap_rows
 from metrics import METRICS
@@ -242,17 +245,69 @@ def test_scores_do_not_depend_on_the_bound_on_memory(tiny64, tiny_task, max_byte
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("worth", [1, 1 << 30])
+@pytest.mark.parametrize("swap", [False, True])
+def test_scores_do_not_depend_on_what_is_run_once(tiny64, tiny_task, monkeypatch, worth, swap):
+    """Positions that both prompts share: a pass of their own, the corrupt prompts' run, or each prompt's own."""
+    together = [*groups(tiny_task, tiny64, 8, swap=swap), pairs_that_begin_alike(50)]
+    methods = (eap, eap_ig, lambda *a: score_parts(*a, by="row", method="eap").total())
+    with monkeypatch.context() as patch:
+        patch.setattr("circuit.attribution.first_difference", lambda *_: 0)
+        expected = [method(tiny64, together, LOGIT_DIFF).values for method in methods]
+    monkeypatch.setattr("circuit.runs.WORTH_A_PASS", worth)
+    for method, whole in zip(methods, expected, strict=True):
+        assert np.abs(whole).max() > 1e-3
+        np.testing.assert_allclose(method(tiny64, together, LOGIT_DIFF).values, whole, atol=1e-7 * np.abs(whole).max())
+
+
+def test_shared_positions_are_run_once(tiny, tiny_task, monkeypatch):
+    """As many positions as every way needs, counted in the first layer's MLP."""
+    ran = []
+    block = type(tiny.blocks[0])
+    original = block.mlp
+
+    def counted(self, x):
+        if self.layer == 0:
+            ran.append(x.shape[:-1].numel())
+        return original(self, x)
+
+    monkeypatch.setattr(block, "mlp", counted)
+    alone = pairs_that_begin_alike(50, rows=4, length=9, shared=3)
+    clean, corrupt = torch.cat([alone.clean, alone.corrupt]), torch.cat([alone.corrupt, alone.clean])
+    swapped = replace(
+        alone,
+        indices=tuple(range(8)),
+        clean=clean,
+        corrupt=corrupt,
+        answers=alone.answers.repeat(2, 1),
+        wrong_answers=alone.wrong_answers.repeat(2, 1),
+    )
+    assert first_difference(alone, None) == first_difference(swapped, None) == 3
+    for method, batch, worth, expected in (
+        (eap, alone, 1 << 30, [4 * 9, 4 * 6]),  # corrupt, clean
+        (eap, alone, 1, [3, 4 * 6, 4 * 6]),  # what all share, clean, corrupt
+        (eap, swapped, 1 << 30, [8 * 9]),
+        (eap, swapped, 1, [3, 8 * 6]),
+        (lambda *a: eap_ig(*a, steps=2), alone, 1, [4 * 9, *[4 * 6] * 3]),  # clean, corrupt, two between
+        (lambda *a: eap_ig(*a, steps=2), swapped, 1, [8 * 9, *[8 * 6] * 2]),
+    ):
+        monkeypatch.setattr("circuit.runs.WORTH_A_PASS", worth)
+        ran.clear()
+        method(tiny, [batch], LOGIT_DIFF)
+        assert ran == expected
+
+
 def test_the_bound_on_memory_bounds_the_gradients_held_at_a_time(tiny, tiny_task, monkeypatch):
     held = []
     block = type(tiny.blocks[0])
     original = block.slot_gradients
 
-    def watched(self, slot, gradient, x, out, some):
+    def watched(self, gradients, along, x, out, start):
         held.append(len(out))
-        original(self, slot, gradient, x, out, some)
+        original(self, gradients, along, x, out, start)
 
     monkeypatch.setattr(block, "slot_gradients", watched)
-    for max_bytes, most in ((1, 1), (1 << 28, tiny.graph.n_heads)):
+    for max_bytes, most in ((1, 1), (1 << 28, 3 * tiny.graph.n_heads)):
         held.clear()
         eap(tiny, groups(tiny_task, tiny), LOGIT_DIFF, max_bytes=max_bytes)
         assert max(held) == most
@@ -297,11 +352,22 @@ def test_a_norm_taken_back_by_its_form_is_the_norm_taken_back_by_autograd(kind):
     if kind == "other":
         assert form is None
         return
-    x, gradients = torch.randn(2, 3, 12, dtype=torch.float64), torch.randn(5, 2, 3, 12, dtype=torch.float64)
-    each = x.expand_as(gradients).clone().requires_grad_()
-    expected = torch.autograd.grad(module(each), each, gradients)[0]
-    form(gradients, x)
-    torch.testing.assert_close(gradients, expected)
+    x, gradient = torch.randn(2, 3, 12, dtype=torch.float64), torch.randn(2, 3, 5, 4, dtype=torch.float64)
+    weights, bias = torch.randn(5, 12, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64)
+
+    def project(_slot, normed):
+        return torch.einsum("bpd,hdk->bphk", normed, weights) + bias
+
+    block = SimpleNamespace(attn_norm=module, project=project, weights=dict.fromkeys("qkv", weights))
+    form = form.of_projections(block)
+    each = x[:, :, None].expand(2, 3, 5, 12).clone().requires_grad_()
+    projected = torch.einsum("bphd,hdk->bphk", module(each), weights) + bias
+    expected = torch.autograd.grad(projected, each, gradient)[0].permute(2, 0, 1, 3)
+    along = form.along("k", gradient, project("k", module(x)))
+    for some in (slice(0, 5), slice(1, 3)):
+        out = torch.empty_like(expected[some])
+        form.write("k", gradient[:, :, some], along[:, :, some], form.parts(x), weights[some], out, some)
+        torch.testing.assert_close(out, expected[some])
 
 
 def test_short_activations_say_what_they_cost(tiny, tiny64, tiny_task):

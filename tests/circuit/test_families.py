@@ -16,6 +16,7 @@ from circuit.errors import ModelError
 from circuit.model import load_model
 from circuit.patching import measure, patched_logits, prepare
 from circuit.pruning import acdc
+from circuit.runs import Prefix, run
 from circuit.task import Batch, Row, batches
 from metrics import METRICS
 from persona.activations import collect, trace
@@ -68,8 +69,10 @@ def family(tmp_path_factory):
     return load
 
 
-def pair_of_prompts(length=7, rows=2):
+def pair_of_prompts(length=7, rows=2, shared=2):
+    """Pairs whose first tokens are the same."""
     clean, corrupt = torch.randint(0, 64, (2, rows, length), generator=torch.Generator().manual_seed(1))
+    corrupt[:, :shared] = clean[:, :shared]
     answers = torch.arange(1, rows + 1)[:, None]
     return Batch(tuple(range(rows)), clean, corrupt, answers, answers + 10)
 
@@ -359,14 +362,40 @@ def test_attention_biases_matter(family, tmp_path):
         torch.testing.assert_close(model.forward(tokens), network(tokens).logits, atol=TOLERANCE, rtol=0)
 
 
-def test_attention_biases_are_each_heads_own(family):
+@pytest.mark.parametrize("cached_bytes", [0, 1 << 30])
+def test_heads_that_read_their_own_streams_have_biases_of_their_own(cached_bytes, family, monkeypatch):
+    """Head by head, and together."""
+    monkeypatch.setattr("circuit.model.CACHED_BYTES", cached_bytes)
     model, _ = family("qwen2.5")
     block = model.blocks[0]
     assert all(block.biases[slot].abs().max() > 0.1 for slot in "qkv")
-    normed = torch.randn(4, 2, 5, model.d_model, dtype=torch.float64)
-    alone = block.project_each("k", normed, torch.arange(4))
-    shared = torch.stack([block.project("k", x)[:, :, h] for h, x in enumerate(normed)], 2)
-    torch.testing.assert_close(alone, shared)
+    streams = torch.randn(4, 2, 5, model.d_model, dtype=torch.float64)
+    expected = torch.stack([block.project("k", block.attn_norm(x))[:, :, h] for h, x in enumerate(streams)], 2)
+    for heads in ([0, 1, 2, 3], [1, 3]):
+        found = torch.zeros_like(expected)
+        block.project_own("k", streams[heads], torch.tensor(heads), found)
+        torch.testing.assert_close(found[:, :, heads], expected[:, :, heads])
+        assert not found[:, :, [h for h in range(4) if h not in heads]].any()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_behind_a_prefix_is_the_end_of_the_whole_run(name, family):
+    model, _ = family(name)
+    tokens = pair_of_prompts().clean
+    embedded, context = model.start(tokens)
+    with torch.no_grad():
+        whole = run(model, embedded, context)
+        behind = run(model, embedded[:, 3:], context, before=Prefix.of(whole, 3))
+        short = {"contributions": False, "answer_only": True}
+        answer = run(model, embedded[:, 3:], context, before=Prefix.of(whole, 3), **short)
+    close = {"atol": 1e-6, "rtol": 0}  # some families rotate in float32
+    torch.testing.assert_close(behind.contributions, whole.contributions[:, :, 3:], **close)
+    torch.testing.assert_close(behind.logits, whole.logits, **close)
+    torch.testing.assert_close(answer.logits, whole.logits, **close)
+    for layer, (q, k, v) in enumerate(whole.qkv):
+        for found, expected in zip(behind.qkv[layer], (q, k, v), strict=True):
+            torch.testing.assert_close(found, expected[:, 3:], **close)
+    assert [len(x[0]) for x in answer.written.z] == [4] * (len(whole.qkv) - 1) + [1]
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "olmo2"])

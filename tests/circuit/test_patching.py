@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from conftest import pairs_that_begin_alike
 from tests_reference import Reference
 
 from circuit.attribution import eap
@@ -63,6 +66,42 @@ def test_many_circuits_at_once_are_the_circuits_one_by_one(tiny, prepared):
     together = patched_logits(tiny, prepared[0], tensor(*masks))
     for mask, logits in zip(masks, together, strict=True):
         torch.testing.assert_close(patched_logits(tiny, prepared[0], tensor(mask))[0], logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
+@pytest.mark.parametrize("way", ["whole", "one by one", "few rows"])
+def test_no_way_of_going_through_a_pass_changes_it(tiny64, monkeypatch, share, way):
+    """Positions that both prompts share run again, streams taken one by one, sources added up a few at a time."""
+    item = prepare(tiny64, pairs_that_begin_alike(50))
+    assert item.first == 3
+    masks = tensor(*(random_mask(tiny64.graph, seed, share) for seed in range(2)))
+    with monkeypatch.context() as patch:
+        patch.setattr("circuit.model.CACHED_BYTES", 0 if way == "one by one" else 1 << 30)
+        patch.setattr("circuit.patching.ROWS_AT_A_TIME", 3 if way == "few rows" else 1 << 30)
+        other = replace(item, first=0) if way == "whole" else item
+        for some in (masks, masks[:1]):
+            expected = patched_logits(tiny64, item, some)
+            torch.testing.assert_close(patched_logits(tiny64, other, some), expected, atol=1e-10, rtol=1e-10)
+
+
+def test_positions_before_the_first_difference_are_not_run(tiny, monkeypatch):
+    widths = set()
+    block = type(tiny.blocks[0])
+    original = block.mlp
+    monkeypatch.setattr(block, "mlp", lambda self, x: widths.add((self.layer, x.shape[-2])) or original(self, x))
+    item = prepare(tiny, pairs_that_begin_alike(50, length=9, shared=3))
+    widths.clear()
+    patched_logits(tiny, item, tensor(random_mask(tiny.graph, 0, 0.5)))
+    last = tiny.graph.n_layers - 1
+    assert widths == {(layer, 6) for layer in range(last)} | {(last, 1)}
+
+
+def test_memory_of_a_pass_is_kept_on_a_cpu_and_let_go_of(tiny):
+    first = tiny.room(3, 40)
+    assert tiny.room(2, 5).data_ptr() == first.data_ptr()
+    assert tiny.room(5, 40).shape == (5, 40)
+    tiny.forget()
+    assert tiny._room is None
 
 
 def test_only_layers_from_the_first_cut_edge_on_are_run(tiny, prepared, monkeypatch):
