@@ -297,6 +297,19 @@ class Pullback:
         torch.bmm(vectors.flatten(1, 2), matrix.transpose(1, 2), out=out.flatten(1, 2))
         out.addcmul_(normed, (along * rate).permute(2, 0, 1)[..., None], value=-1)
 
+    def project(
+        self,
+        slot: str,
+        x: Float[Tensor, "row d_model"],
+        weights: Float[Tensor, "d_model d_head"],
+        head: int,
+        out: Float[Tensor, "row d_head"],
+    ) -> None:
+        """What a head projects of its own stream, without the normed stream; for a norm that does not centre."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        torch.mm(x, weights * self.weight[:, None], out=out)
+        out.mul_((length.square() / x.shape[-1] + self.eps).rsqrt()).add_(self.shifts[slot][head])
+
     def parts(self, x: Float[Tensor, "*rows d_model"]) -> tuple[Tensor, Tensor]:
         """``n`` and 1 / r."""
         centred = x - x.mean(-1, keepdim=True) if self.centred else x
@@ -371,7 +384,9 @@ class Block:
             weights, bias = self._long(self.weights[slot]), self.biases[slot]
             for stream, head in zip(streams.flatten(1, 2), heads.tolist(), strict=True):
                 place = places[:, head]
-                if bias is None:
+                if self.pullback is not None and not self.pullback.centred:
+                    self.pullback.project(slot, stream, weights[head], head, place)
+                elif bias is None:
                     torch.mm(norm(stream), weights[head], out=place)
                 else:
                     torch.addmm(self._long(bias[head]), norm(stream), weights[head], out=place)

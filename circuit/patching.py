@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -74,7 +74,8 @@ CPU_MASK_BYTES = 1 << 26
 class Prepared:
     """A batch with its clean and its corrupt run, what cut edges carry, and what its prompts are measured against.
 
-    Before position ``first`` what cut edges carry is what the clean run has.
+    Before position ``first`` what cut edges carry is what the clean run has. ``differences`` are ablated less clean
+    of every source from there on, where many circuits are to be tried on the batch.
     """
 
     batch: Batch
@@ -83,6 +84,12 @@ class Prepared:
     ablated: Ablated
     targets: Targets
     first: int = 0
+    differences: Float[Tensor, "src batch late d_model"] | None = None
+
+    def with_differences(self) -> Prepared:
+        """The same for many circuits: half as much memory again, and what they have in common is computed once."""
+        late = slice(self.first, None)
+        return replace(self, differences=self.ablated.contributions[:, :, late] - self.clean.contributions[:, :, late])
 
 
 def prepare(model: Model, batch: Batch, ablation: Ablation | None = None) -> Prepared:
@@ -302,6 +309,8 @@ class _Differences:
         return which, self._of(which)
 
     def _of(self, which: Int[Tensor, " some"] | slice) -> Float[Tensor, "some cell"]:
+        if self.item.differences is not None:
+            return self.item.differences[:, :, -self.shape[1] :][which].flatten(1)
         ablated, clean = self.item.ablated.contributions, self.item.clean.contributions
         return (ablated[:, :, self.places][which] - clean[:, :, self.places][which]).flatten(1)
 

@@ -163,6 +163,8 @@ def acdc(
         candidates = _candidates_of(model, prepared)
     if candidates < 1:
         raise OptionError(f"ACDC needs at least one candidate a pass, got {candidates}")
+    if model.budget is None:
+        prepared = [item.with_differences() for item in prepared]
     mask = (Circuit.full(model.graph) if start is None else start).mask.copy()
     places = _reverse_topological(mask) if order is None else [model.graph.index(edge) for edge in order]
     search = _AcdcSearch(model, prepared, metric, tau, mask, candidates)

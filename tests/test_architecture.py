@@ -16,7 +16,7 @@ LEVELS = [
     {"model"},
     {"task"},
     {"inspection", "peer_process", "runs", "uncertainty"},
-    {"ablation", "null_run"},
+    {"ablation", "gradients", "null_run"},
     {"patching"},
     {"attribution", "node_patching"},
     {"grid", "pruning"},
