@@ -17,7 +17,7 @@ prompt, or per named part of the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ from circuit.ablation import Ablation, corrupt
 from circuit.errors import OptionError
 from circuit.gradients import Ends, differentiated, gradients_at_slots
 from circuit.graph import Graph
-from circuit.model import Model
+from circuit.model import Context, Model
 from circuit.patching import Progress, first_difference, in_halves, is_plain, measure_rows, prepare_each
 from circuit.runs import Prefix, Run, Written, changes, prefix_of, run, targets_of
 from circuit.scores import Scores
@@ -59,6 +59,8 @@ METHODS = ("eap", "eap-ig", "exact", "random")
 IG_RULES = ("midpoint", "authors")
 PARTS = ("row", "span")
 ACTIVATIONS = ("float32", "bfloat16")
+SHORT: dict[str, Any] = {"contributions": False, "answer_only": True}
+"""A run of which only what it wrote and what the answer depends on is wanted."""
 BLOCK_BYTES = 1 << 26
 """Least bound on the gradients at heads' streams that are held at a time, where none is given."""
 
@@ -149,9 +151,12 @@ def score_parts(
     def of_batch(batch: Batch) -> np.ndarray:
         cells, first = _cells_of(batch, by), first_difference(batch, ablation)
         total = np.zeros((len(cells), *model.graph.valid.shape))
-        for ends, delta, share in _passes(model, batch, metric, points, ablation, first):
-            masks = [mask[:, first:] for _, mask in cells]
-            total += _scores_at(model, ends, delta, max_bytes=max_bytes, cells=masks) * share
+        masks = [mask[:, first:] for _, mask in cells]
+
+        def add(ends: Ends, delta: Tensor, share: float) -> None:
+            total[:] += _scores_at(model, ends, delta, max_bytes=max_bytes, cells=masks) * share
+
+        _passes(model, batch, metric, points, ablation, first, add)
         values[[place[name] for name, _ in cells]] += total if by == "row" else total / n_rows
         return total
 
@@ -337,52 +342,81 @@ def _passes(
     points: tuple[float, ...] | None,
     ablation: Ablation | None,
     first: int,
-) -> Iterator[tuple[Ends, Tensor, float]]:
-    """Per point: the differentiated run and delta, from position ``first`` on, and the point's share."""
-    plain = _is_unpadded(batch, ablation)
-    embedded, context = model.start(batch.clean, batch.clean_padding)
-    n_late = embedded.shape[1] - first
-    short: dict[str, Any] = {"contributions": False, "answer_only": True}
-    other, before = None, None
-    if plain and points is None:
-        _, missing = _shared_prompts(batch)
-        before = prefix_of(model, batch.clean[:, :first])
-        if first and before is None and len(missing) == len(batch):
-            with torch.no_grad():
-                at = run(model, *model.start(batch.corrupt), **short)
-            other, before = at.written.late(n_late), Prefix.of(at, first)
-            del at
+    use: Callable[[Ends, Tensor, float], None],
+) -> None:
+    """Call ``use`` per point with the differentiated run, delta from position ``first`` on, and the point's share."""
+    if not _is_unpadded(batch, ablation):
+        _general_passes(model, batch, metric, points, ablation or corrupt, use)
+        return
+    embedded, context = model.start(batch.clean)
+    n_late, start = embedded.shape[1] - first, None
+    before = None if points is not None else prefix_of(model, batch.clean[:, :first])
+    other: Written | None = None
+    if points is None and first and before is None and len(_shared_prompts(batch)[1]) == len(batch):
+        # The corrupt run goes first: what it leaves of the positions that both prompts share serves the clean one.
+        with torch.no_grad():
+            at = run(model, *model.start(batch.corrupt), **SHORT)
+        other, before = at.written.late(n_late), Prefix.of(at, first)
+        del at
     with torch.set_grad_enabled(points is None):
         late = embedded if before is None else embedded[:, first:]
-        own = short if plain else {"contributions": True}
-        clean = run(model, late.detach().requires_grad_(points is None), context, before=before, **own)
+        clean = run(model, late.detach().requires_grad_(points is None), context, before=before, **SHORT)
     targets = targets_of(batch, clean.logits)
     ends = _differentiated(model, clean, metric, targets).late(n_late) if points is None else None
-    clean = clean.without_graph()
     if points is not None:
         before = Prefix.of(clean, first)
-    if not plain:
-        ablated = (ablation or corrupt)(model, batch, clean)
-        start, delta = ablated.streams[0], ablated.contributions - clean.contributions
-        del ablated
-    else:
-        written = clean.written.late(n_late)
-        if other is None:
-            other = _corrupt_written(model, batch, written, before)
-        start, delta = other.embedded, changes(model, written, other)
-        del written, other
+    written = clean.written.late(n_late)
     del clean
+    if other is None:
+        other = _corrupt_written(model, batch, written, before)
+    start, embedded, delta = other.embedded, embedded[:, first:], changes(model, written, other)
+    del written, other
     if ends is not None:
-        yield ends, delta, 1.0
-        return
-    embedded = embedded[:, first:]
+        use(ends, delta, 1.0)
     for point in points or ():
-        with torch.enable_grad():
-            between = (start + point * (embedded - start)).requires_grad_()
-            at = run(model, between, context, before=before, **short)
-        ends = _differentiated(model, at, metric, targets)
-        del at
-        yield ends, delta, 1.0 / len(points or ())
+        ends = _between(model, metric, targets, start + point * (embedded - start), context, before)
+        use(ends, delta, 1.0 / len(points or ()))
+        del ends  # not held beside the next graph
+
+
+def _general_passes(
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    points: tuple[float, ...] | None,
+    ablation: Ablation,
+    use: Callable[[Ends, Tensor, float], None],
+) -> None:
+    """The same for any ablation and for rows that are padded, of all positions."""
+    embedded, context = model.start(batch.clean, batch.clean_padding)
+    with torch.set_grad_enabled(points is None):
+        clean = run(model, embedded.detach().requires_grad_(points is None), context)
+    targets = targets_of(batch, clean.logits)
+    ends = _differentiated(model, clean, metric, targets) if points is None else None
+    clean = clean.without_graph()
+    ablated = ablation(model, batch, clean)
+    start, delta = ablated.streams[0], ablated.contributions - clean.contributions
+    del clean, ablated
+    if ends is not None:
+        use(ends, delta, 1.0)
+    for point in points or ():
+        ends = _between(model, metric, targets, start + point * (embedded - start), context, None)
+        use(ends, delta, 1.0 / len(points or ()))
+        del ends
+
+
+def _between(
+    model: Model,
+    metric: Metric,
+    targets: Targets,
+    embedded: Float[Tensor, "batch late d_model"],
+    context: Context,
+    before: Prefix | None,
+) -> Ends:
+    """A run from embeddings between two prompts', differentiated."""
+    with torch.enable_grad():
+        at = run(model, embedded.requires_grad_(), context, before=before, **SHORT)
+    return _differentiated(model, at, metric, targets)
 
 
 def _differentiated(model: Model, at: Run, metric: Metric, targets: Targets) -> Ends:
@@ -405,7 +439,7 @@ def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix 
             embedded, context = model.start(batch.corrupt[missing])
             own = None if before is None else before.rows(missing)
             late = embedded if before is None else embedded[:, -n_late:]
-            more = run(model, late, context, contributions=False, answer_only=True, before=own).written.late(n_late)
+            more = run(model, late, context, before=own, **SHORT).written.late(n_late)
         other = more if len(missing) == len(batch) else other.joined(more)
     return other if len(missing) == len(batch) else other.rows(place)
 
@@ -440,8 +474,11 @@ def _whole(
     def of_batch(batch: Batch) -> np.ndarray:
         first = first_difference(batch, ablation)
         total = np.zeros(model.graph.valid.shape)
-        for ends, delta, share in _passes(model, batch, metric, points, ablation, first):
-            total += _scores_at(model, ends, delta, max_bytes=max_bytes)[0] * share
+
+        def add(ends: Ends, delta: Tensor, share: float) -> None:
+            total[:] += _scores_at(model, ends, delta, max_bytes=max_bytes)[0] * share
+
+        _passes(model, batch, metric, points, ablation, first, add)
         return total
 
     total = np.zeros(model.graph.valid.shape)

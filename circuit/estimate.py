@@ -213,7 +213,7 @@ def state_bytes(arch: Architecture, tokens: int, dtype: str, *, steps: int | Non
         numbers = max(sources + kept + graph + 4 * written + 2 * arch.heads * tokens * tokens, products)
     else:
         ends = sources + kept + 4 * written + _working(arch, tokens)
-        numbers = max(ends, sources + 2 * kept + graph + 2 * written, products + kept)
+        numbers = max(ends, sources + kept + graph + written, products + kept)
     return int((numbers + 4 * arch.vocab) * STATE_BYTES[dtype])
 
 

@@ -378,7 +378,8 @@ class Block:
         out: Float[Tensor, "rows pos head d_head"],
     ) -> None:
         """Queries, keys or values of some heads, each of which reads its own stream, into their places in ``out``."""
-        if streams.device.type == "cpu" and streams[0].nbytes >= CACHED_BYTES and self._plain(streams, out):
+        large = streams.device.type == "cpu" and streams[0].nbytes >= CACHED_BYTES and streams.dtype not in SHORT
+        if large and self._plain(streams, out):
             # One head at a time its normed stream stays in the cache, and no weights are gathered.
             places, norm = out.flatten(0, 1), _norm_of(self.bridge, "ln1")
             weights, bias = self._long(self.weights[slot]), self.biases[slot]

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import TypeVar
 
@@ -85,6 +86,11 @@ class Prepared:
     targets: Targets
     first: int = 0
     differences: Float[Tensor, "src batch late d_model"] | None = None
+
+    @cached_property
+    def before(self) -> Prefix | None:
+        """The clean run's keys and values before position ``first``."""
+        return Prefix.of(self.clean, self.first)
 
     def with_differences(self) -> Prepared:
         """The same for many circuits: half as much memory again, and what they have in common is computed once."""
@@ -343,7 +349,6 @@ class _Walk:
         self.first_layer = self._first_cut_layer()
         self.n_masks = len(kept)
         self.places = slice(item.first, None)
-        self.before = Prefix.of(item.clean, item.first)
         start = item.clean.streams[self.first_layer][:, self.places]
         self.resid = start.expand(self.n_masks, *start.shape)
         n_shared = 1 + self.first_layer * (graph.n_heads + 1)
@@ -381,7 +386,7 @@ class _Walk:
             self._go_to_answer()
             projected |= self._projections(block, SLOTS[:1]) if live else {}
         if live:
-            before = None if self.before is None else self.before.layers[layer]
+            before = None if self.item.before is None else self.item.before.layers[layer]
             z = block.attention(*(projected[slot] for slot in SLOTS), self.item.clean.context, before)
             self._write_heads(block, heads, z)
             after = self.resid + block.attn_out(z).unflatten(0, (self.n_masks, -1))

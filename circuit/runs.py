@@ -60,10 +60,10 @@ class Prefix:
 
     @classmethod
     def of(cls, at: Run, first: int) -> Prefix | None:
-        """That before position ``first`` of a run; None if there is nothing."""
+        """That before position ``first`` of a run, copied lest it hold the run; None if there is nothing."""
         if not first:
             return None
-        return cls(tuple((k[:, :first].detach(), v[:, :first].detach()) for _, k, v in at.qkv))
+        return cls(tuple((k[:, :first].detach().clone(), v[:, :first].detach().clone()) for _, k, v in at.qkv))
 
     def rows(self, which: Sequence[int]) -> Prefix:
         """Some rows, in this order."""

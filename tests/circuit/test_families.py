@@ -374,7 +374,9 @@ def test_heads_that_read_their_own_streams_have_biases_of_their_own(cached_bytes
     for heads in ([0, 1, 2, 3], [1, 3]):
         found = torch.zeros_like(expected)
         block.project_own("k", streams[heads], torch.tensor(heads), found)
-        torch.testing.assert_close(found[:, :, heads], expected[:, :, heads])
+        torch.testing.assert_close(
+            found[:, :, heads], expected[:, :, heads], atol=1e-6, rtol=0
+        )  # the host norms in float32
         assert not found[:, :, [h for h in range(4) if h not in heads]].any()
 
 
