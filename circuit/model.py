@@ -378,21 +378,21 @@ class Block:
         out: Float[Tensor, "rows pos head d_head"],
     ) -> None:
         """Queries, keys or values of some heads, each of which reads its own stream, into their places in ``out``."""
-        large = streams.device.type == "cpu" and streams[0].nbytes >= CACHED_BYTES and streams.dtype not in SHORT
-        if large and self._plain(streams, out):
-            # One head at a time its normed stream stays in the cache, and no weights are gathered.
-            places, norm = out.flatten(0, 1), _norm_of(self.bridge, "ln1")
-            weights, bias = self._long(self.weights[slot]), self.biases[slot]
-            for stream, head in zip(streams.flatten(1, 2), heads.tolist(), strict=True):
-                place = places[:, head]
-                if self.pullback is not None and not self.pullback.centred:
-                    self.pullback.project(slot, stream, weights[head], head, place)
-                elif bias is None:
-                    torch.mm(norm(stream), weights[head], out=place)
-                else:
-                    torch.addmm(self._long(bias[head]), norm(stream), weights[head], out=place)
+        large = streams.device.type == "cpu" and streams[0].nbytes >= CACHED_BYTES
+        if not large or self.held is not None or streams.dtype in SHORT or not self._plain(streams, out):
+            out[:, :, heads] = self._project_each(slot, self.attn_norm(streams), heads).to(out)
             return
-        out[:, :, heads] = self._project_each(slot, self.attn_norm(streams), heads).to(out)
+        # One head at a time its normed stream stays in the cache, and no weights are gathered.
+        places, norm = out.flatten(0, 1), _norm_of(self.bridge, "ln1")
+        weights, bias = self.weights[slot], self.biases[slot]
+        for stream, head in zip(streams.flatten(1, 2), heads.tolist(), strict=True):
+            place = places[:, head]
+            if self.pullback is not None and not self.pullback.centred:
+                self.pullback.project(slot, stream, weights[head], head, place)
+            elif bias is None:
+                torch.mm(norm(stream), weights[head], out=place)
+            else:
+                torch.addmm(bias[head], norm(stream), weights[head], out=place)
 
     @_where_the_layer_is
     def _project_each(
@@ -498,7 +498,7 @@ class Block:
         projected: Float[Tensor, "batch _ head d_head"],
     ) -> Float[Tensor, "batch pos head"]:
         """What ``slot_gradients`` needs besides the gradient at its heads' q, k or v: of that run, linear in it."""
-        if self.pullback is None:
+        if self.pullback is None or not self._plain(gradient, gradient):
             return gradient.new_zeros(gradient.shape[:-1])
         return self.pullback.along(slot, gradient, projected)
 
@@ -516,7 +516,8 @@ class Block:
         method's of that name, for q, k and v. Slots are the q of every head, then k, then v; ``out``
         is as many of them as it is long, from ``start`` on.
         """
-        parts = None if self.pullback is None else self.pullback.parts(x.detach())
+        plain = self._plain(gradients[0], out)
+        parts = self.pullback.parts(x.detach()) if plain and self.pullback is not None else None
         for i, slot in enumerate(SLOTS):
             some = slice(max(start - i * self.n_heads, 0), min(start + len(out) - i * self.n_heads, self.n_heads))
             if some.start >= some.stop:
@@ -524,7 +525,7 @@ class Block:
             begin = i * self.n_heads + some.start - start
             here, gradient = out[begin : begin + some.stop - some.start], gradients[i][:, :, some]
             weights = self._long(self.weights[slot][some])
-            if not self._plain(gradient, out) or (parts is None and "ln1" in self.bridge.submodules):
+            if not plain or (parts is None and "ln1" in self.bridge.submodules):
                 here.copy_(self._slot_gradients(_by_head(gradient), weights.transpose(1, 2), x))
             elif parts is None or self.pullback is None:
                 torch.bmm(_by_head(gradient), weights.transpose(1, 2), out=here.flatten(1, 2))
@@ -927,7 +928,8 @@ def _by_head(x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head r
 
 def _behind(held: Float[Tensor, "batch before head d_head"], x: Float[Tensor, "rows pos head d_head"]) -> Tensor:
     """``x`` with what is held of the positions before it, which is of one batch where ``x`` is of copies of it."""
-    return torch.cat([held.to(x).repeat(len(x) // len(held), 1, 1, 1), x], 1)
+    copies = len(x) // len(held)
+    return torch.cat([held.to(x) if copies == 1 else held.to(x).repeat(copies, 1, 1, 1), x], 1)
 
 
 def _frozen_gain(norm: Any, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:

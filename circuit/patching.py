@@ -247,7 +247,7 @@ def patched_logits(
 def _logits_of(model: Model, item: Prepared, masks: Sequence[np.ndarray]) -> Iterator[Float[Tensor, "batch vocab"]]:
     """Per circuit; fewer at a time where the device's memory runs out."""
     try:
-        found = patched_logits(model, item, _mask_tensor(masks, model))
+        found = patched_logits(model, item, torch.from_numpy(np.stack(masks)))
     except RuntimeError as error:
         if not _is_out_of_memory(error):
             raise
@@ -283,7 +283,10 @@ class _Differences:
     def added_to(
         self, base: Float[Tensor, "_ batch pos d_model"], chosen: Bool[Tensor, "mask src slot"], sign: int
     ) -> Float[Tensor, "mask slot batch pos d_model"]:
-        """A stream and, with this sign, the sum over the chosen edges; sources that no edge chooses are left out."""
+        """A stream and, with this sign, the sum over the chosen edges; sources that no edge chooses are left out.
+
+        ``chosen`` is on the CPU, so that what depends on it waits for no device.
+        """
         weights = sign * chosen.transpose(1, 2).to(self.own.dtype)
         masks, slots, n = weights.shape
         n_shared = min(n, self.n_shared)
@@ -295,10 +298,11 @@ class _Differences:
             rows = torch.cat([used.new_ones(1), used[n_shared:]]).nonzero()[:, 0]
             weights_own, own = weights_own[..., rows], own[:, rows]
         width = ROWS_AT_A_TIME if own.device.type == "cpu" else own.shape[1]
-        parts = list(zip(weights_own.split(width, 2), own.split(width, 1), strict=True))
+        parts = list(zip(weights_own.to(own.device).split(width, 2), own.split(width, 1), strict=True))
         if bool(used[:n_shared].any()):
             which, shared = self._shared(used[:n_shared])
-            total = (weights[..., which].reshape(masks * slots, -1) @ shared).view(masks, slots, -1)
+            total = weights[..., which].reshape(masks * slots, -1).to(own.device) @ shared
+            total = total.view(masks, slots, -1)
         else:
             total = torch.bmm(*parts.pop(0))
         for part in parts:
@@ -343,11 +347,14 @@ class _Walk:
 
     def __init__(self, model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]) -> None:
         graph = model.graph
-        valid = torch.from_numpy(graph.valid.copy()).to(kept.device)
+        # What is to be done is decided on the CPU, so that no device is waited for.
+        valid, kept = torch.from_numpy(graph.valid.copy()), kept.cpu()
         self.graph, self.item = graph, item
         self.kept, self.cut = kept & valid, ~kept & valid
-        self.first_layer = self._first_cut_layer()
+        self.n_kept, self.n_cut = (edges.sum((0, 1)) for edges in (self.kept, self.cut))
         self.n_masks = len(kept)
+        cut_slots = self.n_cut.nonzero()
+        self.first_layer = graph.slot_layer(int(cut_slots[0])) if len(cut_slots) else graph.n_layers
         self.places = slice(item.first, None)
         start = item.clean.streams[self.first_layer][:, self.places]
         self.resid = start.expand(self.n_masks, *start.shape)
@@ -358,15 +365,10 @@ class _Walk:
         own = model.room(self.n_masks, 1 + n_own, start.numel())
         self.differences = _Differences(item, self.places, n_shared, own)
         if self.first_layer == 0:
-            self.differences.room(slice(0, 1))[:] = (item.ablated.contributions[0] - item.clean.contributions[0])[
-                :, self.places
-            ]
+            change = item.ablated.contributions[0] - item.clean.contributions[0]
+            self.differences.room(slice(0, 1))[:] = change[:, self.places]
         if self.first_layer == graph.n_layers:
             self._go_to_answer()
-
-    def _first_cut_layer(self) -> int:
-        cut_slots = self.cut.any(dim=0).any(dim=0).nonzero()
-        return self.graph.slot_layer(int(cut_slots[0])) if len(cut_slots) else self.graph.n_layers
 
     def _go_to_answer(self) -> None:
         self.places = slice(-1, None)
@@ -380,7 +382,7 @@ class _Walk:
         """
         graph, layer = self.graph, block.layer
         heads, mlp_slot, mlp = graph.heads_of(layer), graph.mlp_slot_of(layer), graph.mlp_of(layer)
-        live = bool(self.kept[:, :, graph.head_slots_of(layer)].any())
+        live = bool(self.n_kept[graph.head_slots_of(layer)].any())
         projected = self._projections(block, SLOTS if layer < graph.n_layers - 1 else SLOTS[1:]) if live else {}
         if layer == graph.n_layers - 1:
             self._go_to_answer()
@@ -392,9 +394,9 @@ class _Walk:
             after = self.resid + block.attn_out(z).unflatten(0, (self.n_masks, -1))
         else:
             after = self.resid + self._write_idle(heads, layer)
-        if bool(self.kept[:, :, mlp_slot].any()):
+        if bool(self.n_kept[mlp_slot]):
             stream = self.resid if block.parallel else after
-            read = self._read(self._slots(mlp_slot, 1), stream, self.item.ablated.mids[layer])
+            read = self._read([mlp_slot], stream, self.item.ablated.mids[layer])
             added = block.mlp(stream if read is None else read[:, 0])
             self._write(slice(mlp, mlp + 1), added[:, None])
         else:
@@ -403,11 +405,8 @@ class _Walk:
 
     def output(self) -> Float[Tensor, "mask batch d_model"]:
         """The stream into the final norm at the last position."""
-        read = self._read(self._slots(self.graph.n_dst - 1, 1), self.resid, self.item.ablated.streams[-1])
+        read = self._read([self.graph.n_dst - 1], self.resid, self.item.ablated.streams[-1])
         return (self.resid if read is None else read[:, 0])[:, :, -1]
-
-    def _slots(self, start: int, count: int) -> Int[Tensor, " slot"]:
-        return torch.arange(start, start + count, device=self.kept.device)
 
     def _projections(self, block: Block, which: Sequence[Slot]) -> dict[Slot, Float[Tensor, "rows pos head d_head"]]:
         """Queries, keys or values of a layer.
@@ -417,14 +416,16 @@ class _Walk:
         that every source is read once.
         """
         n_heads, first = self.graph.n_heads, self.graph.head_slots_of(block.layer).start
-        slots = self._slots(first + SLOTS.index(which[0]) * n_heads, len(which) * n_heads)
-        live = self.kept[:, :, slots].any(dim=0).any(dim=0)
-        own = live & self.cut[:, :, slots].any(dim=0).any(dim=0)
+        start = first + SLOTS.index(which[0]) * n_heads
+        slots = slice(start, start + len(which) * n_heads)
+        live = self.n_kept[slots] > 0
+        own = live & (self.n_cut[slots] > 0)
         common, streams = None, None
         if bool((live & ~own).any()):
             common = block.attn_norm(self.resid.flatten(0, 1))
         if bool(own.any()):
-            read = self._read(slots[own.nonzero()[:, 0]], self.resid, self.item.ablated.streams[block.layer])
+            chosen = (start + own.nonzero()[:, 0]).tolist()
+            read = self._read(chosen, self.resid, self.item.ablated.streams[block.layer])
             assert read is not None, "something is cut in each of these slots"
             streams = read.transpose(0, 1).flatten(1, 2)
         found, begin = {}, 0
@@ -454,22 +455,21 @@ class _Walk:
             return ablated.clone(memory_format=torch.contiguous_format).flatten(0, 1)
         assert common is not None
         projected = block.project(slot, common)
-        return torch.where(plain[:, None], projected, ablated.flatten(0, 1))
+        return torch.where(plain[:, None].to(projected.device), projected, ablated.flatten(0, 1))
 
     def _read(
         self,
-        slots: Int[Tensor, " slot"],
+        slots: Sequence[int],
         resid: Float[Tensor, "mask batch pos d_model"],
         ablated: Float[Tensor, "batch _ d_model"],
     ) -> Float[Tensor, "mask slot batch pos d_model"] | None:
         """The streams into slots of one kind, from the side with fewer terms; None where nothing is cut."""
-        n = self.graph.n_reaching(int(slots[0]))
-        cut, kept = self.cut[:, :n][..., slots], self.kept[:, :n][..., slots]
-        if not bool(cut.any()):
+        n, n_kept, n_cut = self.graph.n_reaching(slots[0]), self.n_kept[slots].sum(), self.n_cut[slots].sum()
+        if not n_cut:
             return None
-        if int(kept.sum()) < int(cut.sum()):
-            return self.differences.added_to(ablated[None, :, self.places], kept, -1)
-        return self.differences.added_to(resid, cut, 1)
+        if n_kept < n_cut:
+            return self.differences.added_to(ablated[None, :, self.places], self.kept[:, :n, slots], -1)
+        return self.differences.added_to(resid, self.cut[:, :n, slots], 1)
 
     def _write_heads(self, block: Block, heads: slice, z: Float[Tensor, "rows pos head d_head"]) -> None:
         if self.n_masks == 1:
@@ -520,7 +520,3 @@ def _chunks(masks: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]
     items = iter(masks)
     while chunk := list(islice(items, size)):
         yield chunk
-
-
-def _mask_tensor(masks: Sequence[np.ndarray], model: Model) -> Bool[Tensor, "mask src dst"]:
-    return torch.from_numpy(np.stack(masks)).to(model.device)

@@ -260,6 +260,20 @@ def test_scores_do_not_depend_on_what_is_run_once(tiny64, tiny_task, monkeypatch
         np.testing.assert_allclose(method(tiny64, together, LOGIT_DIFF).values, whole, atol=1e-7 * np.abs(whole).max())
 
 
+def test_a_layer_that_lies_elsewhere_gives_the_same(tiny64, tiny_task, monkeypatch):
+    """What is written into place where a layer's weights are at hand is copied there where they are not."""
+    batch = groups(tiny_task, tiny64, 8)[0]
+    masks = [tiny64.graph.valid & (np.random.default_rng(i).random(tiny64.graph.valid.shape) < 0.5) for i in range(2)]
+
+    def values():
+        return eap(tiny64, [batch], LOGIT_DIFF).values, measure(tiny64, [prepare(tiny64, batch)], masks, LOGIT_DIFF)
+
+    expected = values()
+    monkeypatch.setattr(type(tiny64.blocks[0]), "_plain", lambda *_: False)
+    for found, wanted in zip(values(), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-10)
+
+
 def test_shared_positions_are_run_once(tiny, tiny_task, monkeypatch):
     """As many positions as every way needs, counted in the first layer's MLP."""
     ran = []
