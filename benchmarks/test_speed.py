@@ -59,6 +59,14 @@ def test_eap(keep, subject):
     keep(subject, "EAP", what, own_eap(subject), rounds=4, beside=floor(subject))
 
 
+@on(GPT2)
+def test_eap_with_nothing_shared(keep, subject):
+    """Pairs that differ from the first token on: no position is run once for both."""
+    model, batch = subject.model, differing_at_once(subject)
+    step = lambda: eap(model, [batch], LOGIT_DIFF)  # noqa: E731
+    keep(subject, "EAP, nothing shared", "EAP, prompts that begin apart", step, rounds=4, beside=floor(subject))
+
+
 @on(GPT2, GROUPED, SMALL)
 def test_eap_ig(keep, subject):
     step = own_eap_ig(subject, STEPS)
@@ -85,6 +93,14 @@ def test_one_circuit(keep, subject, place):
     size = circuit_sizes(subject.model)[place]
     step = one_circuit(subject.model, subject.item, size)
     keep(subject, f"circuit {place}", f"one circuit of {size:,} edges", step, rounds=4, beside=forward(subject))
+
+
+@on(GPT2)
+def test_one_circuit_with_nothing_shared(keep, subject):
+    size = circuit_sizes(subject.model)[4]
+    step = one_circuit(subject.model, prepare(subject.model, differing_at_once(subject)), size)
+    what = f"one circuit of {size:,} edges, prompts that begin apart"
+    keep(subject, "circuit 4, nothing shared", what, step, rounds=4, beside=forward(subject))
 
 
 @on(GPT2, GROUPED, SMALL)
@@ -253,6 +269,13 @@ def floor(subject, times=1):
 def forward(subject, times=1):
     """Bare forward passes."""
     return Beside("forward" if times == 1 else f"({times} × forward)", bare_forward(subject.bare, subject.batch), times)
+
+
+def differing_at_once(subject):
+    """The same pairs with another first token in the corrupt prompts."""
+    corrupt = subject.batch.corrupt.clone()
+    corrupt[:, 0] = (subject.batch.clean[:, 0] + 1) % subject.shape.vocab
+    return replace(subject.batch, corrupt=corrupt)
 
 
 def sequential(subject):

@@ -347,35 +347,60 @@ def _passes(
     """Call ``use`` per point with the differentiated run, delta from position ``first`` on, and the point's share."""
     if not _is_unpadded(batch, ablation):
         _general_passes(model, batch, metric, points, ablation or corrupt, use)
-        return
+    elif points is None:
+        _one_pass(model, batch, metric, first, use)
+    else:
+        _passes_between(model, batch, metric, points, first, use)
+
+
+def _one_pass(
+    model: Model, batch: Batch, metric: Metric, first: int, use: Callable[[Ends, Tensor, float], None]
+) -> None:
+    """At the clean run.
+
+    Positions that both prompts share are run once where there is a way: in a pass of their own, or in the
+    corrupt run, which then goes first. The clean run has no gradient there.
+    """
     embedded, context = model.start(batch.clean)
-    n_late, start = embedded.shape[1] - first, None
-    before = None if points is not None else prefix_of(model, batch.clean[:, :first])
-    other: Written | None = None
-    if points is None and first and before is None and len(_shared_prompts(batch)[1]) == len(batch):
-        # The corrupt run goes first: what it leaves of the positions that both prompts share serves the clean one.
+    n_late = embedded.shape[1] - first
+    before, other = prefix_of(model, batch.clean[:, :first]), None
+    if first and before is None and len(_shared_prompts(batch)[1]) == len(batch):
         with torch.no_grad():
             at = run(model, *model.start(batch.corrupt), **SHORT)
         other, before = at.written.late(n_late), Prefix.of(at, first)
         del at
-    with torch.set_grad_enabled(points is None):
-        late = embedded if before is None else embedded[:, first:]
-        clean = run(model, late.detach().requires_grad_(points is None), context, before=before, **SHORT)
-    targets = targets_of(batch, clean.logits)
-    ends = _differentiated(model, clean, metric, targets).late(n_late) if points is None else None
-    if points is not None:
-        before = Prefix.of(clean, first)
+    late = embedded if before is None else embedded[:, first:]
+    with torch.enable_grad():
+        clean = run(model, late.detach().requires_grad_(), context, before=before, **SHORT)
+    ends = _differentiated(model, clean, metric, targets_of(batch, clean.logits)).late(n_late)
     written = clean.written.late(n_late)
-    del clean
-    if other is None:
-        other = _corrupt_written(model, batch, written, before)
-    start, embedded, delta = other.embedded, embedded[:, first:], changes(model, written, other)
+    del clean  # its graph is not held beside what comes
+    delta = changes(model, written, other or _corrupt_written(model, batch, written, before))
     del written, other
-    if ends is not None:
-        use(ends, delta, 1.0)
-    for point in points or ():
+    use(ends, delta, 1.0)
+
+
+def _passes_between(
+    model: Model,
+    batch: Batch,
+    metric: Metric,
+    points: tuple[float, ...],
+    first: int,
+    use: Callable[[Ends, Tensor, float], None],
+) -> None:
+    """Between the corrupt and the clean embeddings, from the first position at which these differ on."""
+    embedded, context = model.start(batch.clean)
+    with torch.no_grad():
+        clean = run(model, embedded, context, **SHORT)
+    targets, before, embedded = targets_of(batch, clean.logits), Prefix.of(clean, first), embedded[:, first:]
+    written = clean.written.late(embedded.shape[1])
+    del clean
+    other = _corrupt_written(model, batch, written, before)
+    start, delta = other.embedded, changes(model, written, other)
+    del written, other
+    for point in points:
         ends = _between(model, metric, targets, start + point * (embedded - start), context, before)
-        use(ends, delta, 1.0 / len(points or ()))
+        use(ends, delta, 1.0 / len(points))
         del ends  # not held beside the next graph
 
 
