@@ -33,7 +33,7 @@ from circuit.errors import OptionError
 from circuit.gradients import Ends, differentiated, gradients_at_slots
 from circuit.graph import Graph
 from circuit.model import Context, Model
-from circuit.patching import Progress, first_difference, in_halves, is_plain, measure_rows, prepare_each
+from circuit.patching import Progress, first_difference, in_halves, is_plain, is_unpadded, measure_rows, prepare_each
 from circuit.runs import Prefix, Run, Written, changes, prefix_of, run, targets_of
 from circuit.scores import Scores
 from circuit.task import Batch
@@ -345,7 +345,7 @@ def _passes(
     use: Callable[[Ends, Tensor, float], None],
 ) -> None:
     """Call ``use`` per point with the differentiated run, delta from position ``first`` on, and the point's share."""
-    if not _is_unpadded(batch, ablation):
+    if not is_unpadded(batch, ablation):
         _general_passes(model, batch, metric, points, ablation or corrupt, use)
     elif points is None:
         _one_pass(model, batch, metric, first, use)
@@ -467,11 +467,6 @@ def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix 
             more = run(model, late, context, before=own, **SHORT).written.late(n_late)
         other = more if len(missing) == len(batch) else other.joined(more)
     return other if len(missing) == len(batch) else other.rows(place)
-
-
-def _is_unpadded(batch: Batch, ablation: Ablation | None) -> bool:
-    """Whether cut edges carry what the corrupt prompt has at the same place, and no row is padded."""
-    return is_plain(batch, ablation) and batch.clean_padding is None
 
 
 def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:

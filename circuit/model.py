@@ -250,6 +250,13 @@ class Pullback:
     means: dict[str, Float[Tensor, "head d_head"]] = field(default_factory=dict, repr=False)
     shifts: dict[str, Float[Tensor, "head d_head"]] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of_block(cls, block: Block, like: Tensor) -> Pullback | None:
+        """That of a block which has a norm before attention; None where the norm has no form that is known."""
+        form = cls.of(block.bridge.ln1, block.W_O.shape[-1], like)
+        with torch.no_grad():
+            return None if form is None else form.of_projections(block)
+
     def of_projections(self, block: Block) -> Pullback:
         """The same with what the projections behind the norm make of its parts."""
         zero = block.attn_norm(torch.zeros(1, 1, len(self.weight)).to(self.weight))
@@ -859,9 +866,7 @@ def _held_block(block: Block, held: Held) -> Block:
     if block.pullback is not None:
         like = torch.zeros(1, device=block.W_O.device)
         with held.long(block.bridge):
-            pullback = Pullback.of(block.bridge.ln1, block.W_O.shape[-1], like)
-            if pullback is not None:
-                pullback = pullback.of_projections(block)
+            pullback = Pullback.of_block(block, like)
     return replace(block, held=held, pullback=pullback)
 
 
@@ -884,11 +889,8 @@ def _take_apart(block: Any, layer: int, graph: Graph, name: str, config: Any) ->
         )
     scale = float(getattr(config, "residual_multiplier", None) or 1.0)
     shared = (block, layer, graph.parallel, graph.n_heads, weights, biases)
-    pullback = Pullback.of(block.ln1, attn.W_O.shape[-1], attn.W_O) if "ln1" in parts else None
-    returns = _mlp_returns(block, attn.W_O, layer, name)
-    own = Block(*shared, (attn.W_O * scale).contiguous(), scale, None, returns)
-    with torch.no_grad():
-        return own if pullback is None else replace(own, pullback=pullback.of_projections(own))
+    own = Block(*shared, (attn.W_O * scale).contiguous(), scale, None, _mlp_returns(block, attn.W_O, layer, name))
+    return replace(own, pullback=Pullback.of_block(own, attn.W_O)) if "ln1" in parts else own
 
 
 def _mlp_returns(block: Any, like: Tensor, layer: int, name: str) -> int:

@@ -48,6 +48,7 @@ __all__ = [
     "first_difference",
     "in_halves",
     "is_plain",
+    "is_unpadded",
     "masks_per_pass",
     "measure",
     "measure_rows",
@@ -127,12 +128,17 @@ def is_plain(batch: Batch, ablation: Ablation | None) -> bool:
     return (ablation is None or ablation is by_corrupt) and batch.corrupt_to_clean is None
 
 
+def is_unpadded(batch: Batch, ablation: Ablation | None) -> bool:
+    """Whether cut edges carry what the corrupt prompt has at the same place, and no row is padded."""
+    return is_plain(batch, ablation) and batch.clean_padding is None
+
+
 def first_difference(batch: Batch, ablation: Ablation | None) -> int:
     """The first position at which any prompt differs from its pair; what is ablated is clean before it.
 
     Zero for ablations that change positions at which both prompts agree, and for rows that are padded.
     """
-    if not is_plain(batch, ablation) or batch.clean_padding is not None:
+    if not is_unpadded(batch, ablation):
         return 0
     differs = (batch.clean != batch.corrupt).any(dim=0).nonzero()
     return int(differs[0]) if len(differs) else batch.clean.shape[1] - 1
@@ -288,8 +294,7 @@ class _Differences:
         ``chosen`` is on the CPU, so that what depends on it waits for no device.
         """
         weights = sign * chosen.transpose(1, 2).to(self.own.dtype)
-        masks, slots, n = weights.shape
-        n_shared = min(n, self.n_shared)
+        (masks, slots, n), n_shared = weights.shape, self.n_shared
         used = chosen.any(dim=2).any(dim=0)
         self.own[:, 0] = base.flatten(1)
         weights_own = torch.cat([weights.new_ones(masks, slots, 1), weights[..., n_shared:]], 2)
@@ -314,7 +319,7 @@ class _Differences:
         if 3 * int(used.sum()) > len(used):
             if self._every is None:
                 self._every = self._of(slice(self.n_shared))
-            return slice(len(used)), self._every[: len(used)]
+            return slice(None, self.n_shared), self._every
         which = used.nonzero()[:, 0]
         return which, self._of(which)
 
