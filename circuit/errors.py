@@ -22,12 +22,21 @@ __all__ = [
     "OptionError",
     "PersonaCircuitsError",
     "TaskError",
+    "cut",
     "listed",
 ]
 
+MAX_MESSAGE = 3500
+MAX_FAULT = 300
+"""Characters of a message, and of one fault in a list of them."""
+
 
 class PersonaCircuitsError(Exception):
-    """Base of all errors that a user can cause and mend."""
+    """Base of all errors that a user can cause and mend; a message that quotes too much is cut in its middle."""
+
+    def __init__(self, message: object = "") -> None:
+        # A lone surrogate, as in the name of a file that is not UTF-8, could not be printed.
+        super().__init__(cut(str(message).encode("utf-8", "backslashreplace").decode(), MAX_MESSAGE))
 
 
 class GraphError(PersonaCircuitsError):
@@ -52,7 +61,15 @@ class OptionError(PersonaCircuitsError):
 
 def listed(headline: str, faults: Sequence[str], *, most: int = 20) -> str:
     """One message out of many faults: the headline, a line each, and how many more there are."""
-    shown = [f"  {fault}" for fault in faults[:most]]
+    shown = [f"  {cut(fault, MAX_FAULT)}" for fault in faults[:most]]
     if len(faults) > most:
         shown.append(f"  … and {len(faults) - most} more")
     return "\n".join([headline, *shown])
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning and end where it has more than ``most`` characters."""
+    if len(text) <= most:
+        return text
+    tail = most // 3
+    return f"{text[: most - tail - 3]} … {text[len(text) - tail :]}"

@@ -12,6 +12,7 @@ Only ``circuit.json`` and EAP-IG's JSON hold edges; a list of nodes is no circui
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -23,6 +24,7 @@ import numpy as np
 
 from circuit.errors import FileError, GraphError, listed
 from circuit.graph import Graph, parse_node
+from circuit.reading import Kind, is_number, is_whole, read_json, read_tensors
 from circuit.scores import Scores
 from circuit.storage import atomic, check_output_folder, replace_folder, write_json
 from circuit.subgraph import Circuit, to_networkx
@@ -38,6 +40,7 @@ __all__ = [
     "read_scores",
     "replace_folder",
     "schema",
+    "schema_faults",
     "write_circuit",
     "write_eap_ig",
     "write_graphml",
@@ -47,6 +50,8 @@ __all__ = [
 ]
 
 FORMAT = "persona-circuits/circuit"
+CIRCUIT = Kind("circuit file")
+SCORES = Kind("score file", expected="a scores.safetensors of discover")
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def read_circuit(path: str | Path) -> StoredCircuit:
     path = Path(path)
     if path.is_dir():
         path = path / "circuit.json"
-    content = _read_json(path)
+    content = read_json(path, CIRCUIT)
     faults = _faults(content)
     if faults:
         raise FileError(listed(f"circuit file {path} has {len(faults)} fault(s):", faults))
@@ -109,15 +114,18 @@ def read_circuit(path: str | Path) -> StoredCircuit:
 
 
 def faults_of(path: str | Path, graph: Graph | None = None) -> list[str]:
-    """Every fault of a circuit file of any kind, each with its place; empty if there is none.
+    """Every fault of a circuit file of any kind, or of a ``scores.safetensors``, each with its place.
 
-    With a ``graph`` the nodes must also be of that graph.
+    With a ``graph`` the nodes must also be of that graph. What this finds no fault with, every command reads.
     """
+    path = Path(path)
     try:
-        content = _read_json(Path(path))
+        if path.suffix.lower() == ".safetensors":
+            own = read_scores(path).graph
+            return [] if graph in (None, own) else [f"the scores are of {_describe(own)}, expected {_describe(graph)}"]
+        return _faults(read_json(path / "circuit.json" if path.is_dir() else path, CIRCUIT), graph)
     except FileError as error:
         return [str(error)]
-    return _faults(content, graph)
 
 
 def schema() -> dict[str, Any]:
@@ -154,17 +162,15 @@ def read_scores(path: str | Path) -> Scores:
     Raises:
         FileError: the file is missing or holds something else.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
+    tensors = read_tensors(path, SCORES, only=("graph", "scores")).arrays
+    shape, values = tensors.get("graph"), tensors.get("scores")
+    if shape is None or values is None or shape.dtype.kind not in "iu" or shape.size != 3:
+        raise SCORES.faulty(path, "cannot be used (it has no 'graph' of three whole numbers, or no 'scores')")
     try:
-        tensors = load_file(str(path))
-        layers, heads, parallel = (int(value) for value in tensors["graph"])
-        return Scores(Graph(layers, heads, bool(parallel)), tensors["scores"])
-    except (OSError, SafetensorError, KeyError, ValueError, GraphError) as error:
-        raise FileError(
-            f"score file {path} cannot be used ({error}); expected a scores.safetensors of discover"
-        ) from error
+        layers, heads, parallel = (int(value) for value in shape.ravel())
+        return Scores(Graph(layers, heads, bool(parallel)), values)
+    except GraphError as error:
+        raise SCORES.faulty(path, f"cannot be used ({error})") from error
 
 
 def write_eap_ig(circuit: Circuit, scores: Scores | None, path: str | Path, *, d_model: int | None = None) -> None:
@@ -191,17 +197,6 @@ def write_graphml(circuit: Circuit, scores: Scores | None, path: str | Path) -> 
     """Write the circuit as GraphML; attributes as in ``to_networkx``."""
     with atomic(path) as temporary:
         nx.write_graphml(to_networkx(circuit, scores), temporary, named_key_ids=True)
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise FileError(f"file {path} cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise FileError(f"file {path} is not UTF-8 text (byte {error.start})") from error
-    except json.JSONDecodeError as error:
-        raise FileError(f"file {path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
 
 
 def _kind(content: Any) -> str:
@@ -237,7 +232,7 @@ def _node_list_faults(nodes: Any, graph: Graph | None) -> list[str]:
     if nodes[:1] != ["input"]:
         faults.append(f"nodes[0]: expected input first, got {nodes[0] if nodes else 'an empty list'}")
     if len(set(nodes)) < len(nodes):
-        repeated = sorted({name for name in nodes if nodes.count(name) > 1})
+        repeated = sorted(name for name, count in Counter(nodes).items() if count > 1)
         faults.append(f"nodes: {', '.join(repeated)} more than once")
     if places != sorted(places):
         faults.append("nodes: not in layer order (heads by number, then the MLP, layer by layer)")
@@ -245,15 +240,12 @@ def _node_list_faults(nodes: Any, graph: Graph | None) -> list[str]:
 
 
 def _record_faults(content: Any, graph: Graph | None) -> list[str]:
-    from jsonschema import Draft202012Validator
-
-    errors = sorted(
-        Draft202012Validator(schema()).iter_errors(content), key=lambda e: [str(p) for p in e.absolute_path]
-    )
-    if errors:
-        return [f"{_place(error.absolute_path)}: {error.message[:200]}" for error in errors]
-    own = _record_graph(content)
-    faults = []
+    if faults := schema_faults(content, schema()):
+        return faults
+    try:
+        own = _record_graph(content)
+    except GraphError as error:
+        return [f"model: {error}"]
     if graph is not None and graph != own:
         faults.append(f"model: the circuit is of {_describe(own)}, expected {_describe(graph)}")
     edges = [item["edge"] for item in content["edges"]]
@@ -290,8 +282,10 @@ def _record_faults(content: Any, graph: Graph | None) -> list[str]:
 
 def _eap_ig_faults(content: dict[str, Any]) -> list[str]:
     config = content["cfg"]
-    if not isinstance(config, dict) or not all(isinstance(config.get(key), int) for key in ("n_layers", "n_heads")):
+    if not isinstance(config, dict) or not all(is_whole(config.get(key)) for key in ("n_layers", "n_heads")):
         return ["cfg: expected an object with the whole numbers n_layers and n_heads"]
+    if not isinstance(config.get("parallel_attn_mlp", False), bool):
+        return ["cfg.parallel_attn_mlp: expected true or false"]
     if not isinstance(content["edges"], dict):
         return ["edges: expected an object of edge names"]
     try:
@@ -306,9 +300,22 @@ def _eap_ig_faults(content: dict[str, Any]) -> list[str]:
             faults.append(f"edges[{name!r}]: {error}")
         if not isinstance(info, dict) or not isinstance(info.get("in_graph"), bool):
             faults.append(f"edges[{name!r}].in_graph: expected true or false")
-        elif not isinstance(info.get("score", 0.0), int | float):
+        elif not is_number(info.get("score", 0.0)):
             faults.append(f"edges[{name!r}].score: expected a number")
     return faults
+
+
+def schema_faults(content: Any, schema: Mapping[str, Any]) -> list[str]:
+    """What a JSON Schema has against a value, each fault with its place; a whole number is one that is written so."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    )
+    validator = extend(Draft202012Validator, type_checker=types)(schema)
+    errors = sorted(validator.iter_errors(content), key=lambda error: [str(part) for part in error.absolute_path])
+    return [f"{_place(error.absolute_path)}: {error.message[:200]}" for error in errors]
 
 
 def _place(path: Any) -> str:

@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -29,9 +30,11 @@ __all__ = ["INPUT", "LOGITS", "SLOTS", "Edge", "Graph", "Node", "parse_edge", "p
 Kind = Literal["input", "head", "mlp", "logits"]
 Slot = Literal["q", "k", "v"]
 SLOTS: tuple[Slot, ...] = ("q", "k", "v")
+MAX_CELLS = 10**9
+"""Of the table of sources and slots, 8 bytes each where it holds scores; 126 layers of 128 heads have 789 million."""
 
-_HEAD = re.compile(r"a(0|[1-9]\d*)\.h(0|[1-9]\d*)\Z")
-_MLP = re.compile(r"m(0|[1-9]\d*)\Z")
+_HEAD = re.compile(r"a(0|[1-9][0-9]{0,8})\.h(0|[1-9][0-9]{0,8})\Z")
+_MLP = re.compile(r"m(0|[1-9][0-9]{0,8})\Z")
 _EDGE = re.compile(r"(?P<src>[^<>]+)->(?P<dst>[^<>]+?)(?:<(?P<slot>[qkv])>)?\Z")
 
 
@@ -126,9 +129,18 @@ class Graph:
     parallel: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise GraphError(f"{name} of a graph must be a whole number, got {value!r}")
         if self.n_layers < 1 or self.n_heads < 1:
             raise GraphError(
                 f"a graph needs at least one layer and one head, got n_layers={self.n_layers}, n_heads={self.n_heads}"
+            )
+        if self.n_src * self.n_dst > MAX_CELLS:
+            raise GraphError(
+                f"a graph of {self.n_layers} layers with {self.n_heads} heads has {self.n_src} sources and {self.n_dst} "
+                f"slots; at most {MAX_CELLS:,} pairs of them are held"
             )
 
     @property

@@ -15,6 +15,7 @@ from circuit import ranks
 from circuit.faithfulness import pairwise
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, measure
+from circuit.reading import read_state, tell_damaged
 from circuit.storage import atomic
 from metrics import Metric
 
@@ -54,7 +55,7 @@ class Measurements:
         self.total, self.progress, self.state = total, progress, state
         self.n_done, self.n_pairs, self.saved = 0, 0, time.monotonic()
         self.search = self._search() if state else ""
-        self.known = ranks.gathered(_read(state, self.search) if ranks.is_first() else {}) if state else {}
+        self.known = ranks.gathered(read_state(state, self.search) if ranks.is_first() else {}) if state else {}
 
     def of(self, masks: Iterable[np.ndarray]) -> Float[np.ndarray, "mask pair"]:
         """What each circuit scores; both directions of a swapped pair averaged."""
@@ -79,6 +80,9 @@ class Measurements:
         if not self.state:
             return self._measured(masks)
         key = hashlib.sha256(b"".join(np.packbits(mask).tobytes() for mask in masks)).hexdigest()
+        if key in self.known and (self.known[key].ndim != 2 or len(self.known[key]) != len(masks)):
+            tell_damaged(self.state, "it does not hold measurements of these circuits")
+            del self.known[key]
         if key not in self.known:
             self.known[key] = self._measured(masks)
             if ranks.is_first() and time.monotonic() - self.saved > SAVE_SECONDS:
@@ -105,16 +109,3 @@ class Measurements:
         with atomic(self.state) as temporary:
             temporary.write_bytes(save(self.known, metadata={"search": self.search}))
         self.saved = time.monotonic()
-
-
-def _read(state: Path, search: str) -> dict[str, np.ndarray]:
-    """What the file holds; nothing where there is none, or a torn one, or another search's."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(state, framework="numpy") as file:
-            if (file.metadata() or {}).get("search") != search:
-                return {}
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return {}

@@ -18,7 +18,6 @@ weighted by the share of its source's neurons that are kept; without neurons tha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from circuit.curves import SHARES, NodeScores, Scorer, ranked_edges
 from circuit.errors import FileError, ModelError
 from circuit.files import read_circuit, replace_folder, write_json
 from circuit.graph import Graph
+from circuit.reading import Kind, is_number, read_json
 from circuit.scores import Scores
 from circuit.subgraph import Circuit
 
@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 IMPORTANCES = "importances.json"
+SUBMISSION = Kind("file of a submission")
+NO_SCORE = float("nan")
 
 
 def write_importances(scores: Scores | NodeScores, folder: str | Path, *, d_model: int) -> None:
@@ -87,8 +89,8 @@ def read_submission(path: str | Path) -> Scorer:
     """
     path = Path(path)
     files = [path] if not path.is_dir() else sorted(path.glob("*.json"))
-    if not files or path.suffix in (".pt", ".pth"):
-        pickles = path.suffix in (".pt", ".pth") or (path.is_dir() and any(path.glob("*.pt")))
+    if not files or path.suffix.lower() in (".pt", ".pth"):
+        pickles = path.suffix.lower() in (".pt", ".pth") or (path.is_dir() and any(path.glob("*.pt")))
         why = "PyTorch pickles are not read here; write JSON with to_json of EAP-IG" if pickles else "no JSON is there"
         raise FileError(f"{path} cannot be read as a submission to MIB: {why}")
     if len(files) == 1:
@@ -154,8 +156,8 @@ def _importances(path: Path) -> Scores | NodeScores:
     graph, nodes = stored.circuit.graph, _nodes(path)
     if stored.scores.values.any():
         return Scores(graph, 0.0 - stored.scores.values)
-    values = [nodes.get(str(node), {}).get("score", float("nan")) for node in graph.src_nodes]
-    if not all(isinstance(value, int | float) for value in values):
+    values = [nodes.get(str(node), {}).get("score", NO_SCORE) for node in graph.src_nodes]
+    if not all(is_number(value) for value in values if value is not NO_SCORE):
         raise FileError(f"{path}: the score of a node is not a number")
     if np.isnan(values).all():
         raise FileError(f"{path} gives no edge and no node an importance; a single file of a submission must")
@@ -172,7 +174,7 @@ def _circuit(path: Path) -> Circuit:
 
 def _nodes(path: Path) -> Mapping[str, Mapping[str, Any]]:
     """``nodes`` of a file that ``read_circuit`` has checked, as far as that goes."""
-    nodes = json.loads(path.read_text("utf-8"))["nodes"]
+    nodes = read_json(path, SUBMISSION)["nodes"]
     if not isinstance(nodes, dict) or not all(isinstance(info, dict) for info in nodes.values()):
         raise FileError(f"{path}: nodes: expected an object of objects, as EAP-IG writes it")
     if any("neurons" in info or "neurons_scores" in info for info in nodes.values()):

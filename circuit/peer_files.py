@@ -27,6 +27,7 @@ import numpy as np
 from circuit.errors import FileError, GraphError, listed
 from circuit.files import atomic, write_json
 from circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
+from circuit.reading import Kind, read_tensors
 from circuit.scores import Scores
 from circuit.task import Task
 
@@ -40,8 +41,9 @@ __all__ = [
     "write_autocircuit_scores",
 ]
 
-_SLOT_MODULE = re.compile(r"blocks\.(0|[1-9]\d*)\.hook_([qkv])_input\Z")
-_NODE = re.compile(r"A(?P<layer>\d+)\.(?P<head>\d+)(?:\.(?P<slot>[QKV]))?\Z|MLP (?P<mlp>\d+)\Z")
+SCORES = Kind("score file", expected="auto-circuit's scores as safetensors")
+_SLOT_MODULE = re.compile(r"blocks\.(0|[1-9][0-9]{0,8})\.hook_([qkv])_input\Z")
+_NODE = re.compile(r"A(?P<layer>[0-9]{1,9})\.(?P<head>[0-9]{1,9})(?:\.(?P<slot>[QKV]))?\Z|MLP (?P<mlp>[0-9]{1,9})\Z")
 
 
 def write_autocircuit_pairs(task: Task, path: str | Path) -> None:
@@ -87,23 +89,14 @@ def read_autocircuit_scores(path: str | Path, *, n_batches: int = 1) -> Scores:
     FileError
         The file is missing, a pickle, or does not hold every module of a model.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     path = Path(path)
-    if path.suffix in (".pkl", ".pt", ".pth"):
+    if path.suffix.lower() in (".pkl", ".pt", ".pth"):
         raise FileError(
             f"{path} is a PyTorch pickle, which is not read here; in auto-circuit's environment run "
             f"benchmarks/peers/convert_scores.py {path.name} {path.stem}.safetensors"
         )
     try:
-        tensors = load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise FileError(
-            f"score file {path} cannot be read ({error}); expected auto-circuit's scores as safetensors"
-        ) from error
-    try:
-        return from_prune_scores(tensors, n_batches=n_batches)
+        return from_prune_scores(read_tensors(path, SCORES).arrays, n_batches=n_batches)
     except GraphError as error:
         raise FileError(f"score file {path}: {error}") from error
 

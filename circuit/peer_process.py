@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from circuit.errors import ModelError, OptionError, PersonaCircuitsError, TaskError
+from circuit.reading import Kind, read_json
 from circuit.shipped import shipped
 from circuit.task import Row
 from metrics import Metric
@@ -23,6 +24,7 @@ from metrics import Metric
 __all__ = ["ENVIRONMENT", "PEER_METRICS", "AutoCircuit", "autocircuit_rows", "check_model", "peers_python"]
 
 ENVIRONMENT = "PERSONA_CIRCUITS_PEERS"
+CONFIG = Kind("configuration", ModelError)
 PEER_METRICS = {"persona-divergence": "logit", "logit-diff": "logit", "prob-diff": "prob"}
 
 
@@ -34,10 +36,9 @@ def check_model(folder: str | Path) -> None:
             f"auto-circuit is handed a local Hugging Face folder, and {folder} is none; download the model and give "
             "its folder with --model"
         )
-    try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error})") from error
+    config = read_json(path, CONFIG)
+    if not isinstance(config, dict):
+        raise CONFIG.faulty(path, "holds no JSON object")
     kind, heads = config.get("model_type"), config.get("num_attention_heads")
     groups = config.get("num_key_value_heads", heads)
     reason = None

@@ -27,6 +27,7 @@ from circuit.errors import OptionError
 from circuit.graph import SLOTS, Edge, Graph
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, masks_per_pass, measure
+from circuit.reading import read_state, tell_damaged
 from circuit.scores import Scores
 from circuit.storage import atomic
 from circuit.subgraph import Circuit
@@ -271,25 +272,22 @@ class _AcdcSearch:
 
     def _resume(self, state: Path, key: str) -> None:
         """Go on from a saved state of this very search; another's is left alone until it is written over."""
-        found = ranks.gathered(_read_state(state, key) if ranks.is_first() else {})
+        found = ranks.gathered(self._state_of(state, key) if ranks.is_first() else {})
         if not found:
             return
         self.mask, self.changes = found["mask"].copy(), found["changes"].copy()
         self.done, self.passes, self.evaluated, self.wasted = found["counts"].tolist()
         self.current, self.rate = found["values"].tolist()
 
-
-def _read_state(state: Path, key: str) -> dict[str, np.ndarray]:
-    """The saved arrays of a search, none where there is no file, a torn one, or another search's."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(state, framework="numpy") as file:
-            if (file.metadata() or {}).get("search") != key:
-                return {}
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return {}
+    def _state_of(self, state: Path, key: str) -> dict[str, np.ndarray]:
+        """The saved arrays, none where they are not what ``_save`` writes."""
+        found = read_state(state, key)
+        expected = {"mask": (self.mask.shape, "b"), "changes": (self.mask.shape, "f")}
+        expected |= {"counts": ((4,), "i"), "values": ((2,), "f")}
+        if found and {name: (array.shape, array.dtype.kind) for name, array in found.items()} != expected:
+            tell_damaged(state, "it does not hold the arrays of a search")
+            return {}
+        return found
 
 
 def _reverse_topological(mask: np.ndarray) -> list[tuple[int, int]]:

@@ -40,6 +40,7 @@ from circuit.model import Model
 from circuit.pair_scores import PairScores, Rule
 from circuit.patching import Prepared, Progress
 from circuit.pruning import acdc
+from circuit.reading import read_state, tell_damaged
 from circuit.storage import atomic
 from circuit.subgraph import Circuit
 from circuit.uncertainty import Clusters
@@ -483,22 +484,18 @@ class _Kept:
             with atomic(self.state) as temporary:
                 temporary.write_bytes(save(self.found, metadata={"search": self.search}))
 
+    def _read(self) -> dict[str, np.ndarray]:
+        assert self.state is not None
+        found = read_state(self.state, self.search)
+        if any(mask.shape != self.graph.valid.shape or mask.dtype != np.bool_ for mask in found.values()):
+            tell_damaged(self.state, "it does not hold circuits of this model")
+            return {}
+        return found
+
     def done(self) -> None:
         """All runs are known: the file goes."""
         if self.state is not None and ranks.is_first():
             self.state.unlink(missing_ok=True)
-
-    def _read(self) -> dict[str, np.ndarray]:
-        from safetensors import SafetensorError, safe_open
-
-        assert self.state is not None
-        try:
-            with safe_open(self.state, framework="numpy") as file:
-                if (file.metadata() or {}).get("search") != self.search:
-                    return {}
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return {}
 
 
 def _random_order(graph: Graph, mask: Bool[np.ndarray, "src dst"], rng: np.random.Generator) -> list[Edge]:

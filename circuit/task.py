@@ -15,7 +15,7 @@ faults of a file are reported at once, with their lines.
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -27,6 +27,8 @@ from torch import Tensor
 
 from circuit.alignment import alignment, shared_ends
 from circuit.errors import OptionError, TaskError, listed
+from circuit.reading import Kind, NotJson, decoded, is_text, is_texts, is_whole, json_lines, parse_json, read_bytes
+from circuit.reading import table_kind
 
 __all__ = [
     "ALIGNMENTS",
@@ -40,6 +42,7 @@ __all__ = [
     "batches",
     "encode",
     "load_task",
+    "pair_items",
     "lost_differences",
     "prompt_faults",
     "token_ids",
@@ -49,7 +52,13 @@ __all__ = [
 ]
 
 TEXT_KEYS = ("id", "persona_a", "persona_b", "question", "split")
+OPTIONAL = (*TEXT_KEYS, "neutral", "spans")
+"""Keys whose null is read as if they were not there."""
 ALIGNMENTS = ("equal", "right")
+PAIRS = Kind("pair file", TaskError)
+READ = "one JSON object a line, or an array of them, with the keys clean, corrupt, answers and wrong_answers"
+ONE_VALUE = re.compile(r"\s*(\[|\{\s*\"prompts\")")
+"""How a file begins that is one JSON value and not one a line."""
 OUTSIDE = "between"
 """What the tokens between two parts of a prompt count to."""
 
@@ -232,19 +241,12 @@ def load_task(path: str | Path, *, label: str | None = None) -> Task:
             fault is listed with its line.
     """
     path = Path(path)
-    try:
-        raw = path.read_bytes()
-        text = raw.decode("utf-8")
-    except OSError as error:
-        raise TaskError(f"pair file {path} cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"pair file {path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    raw = read_bytes(path, PAIRS)
+    text = decoded(raw, path, PAIRS)
     faults: list[str] = []
-    pairs = [
-        pair
-        for where, line, item in _items(path, text, faults)
-        if (pair := _parse_pair(item, where, line, faults)) is not None
-    ]
+    items = list(pair_items(text, faults))
+    _check_kind(path, text, items)
+    pairs = [pair for where, line, item in items if (pair := _parse_pair(item, where, line, faults)) is not None]
     faults += _repeated_ids(pairs)
     if faults:
         raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
@@ -326,55 +328,78 @@ def _lengths(row: Row) -> tuple[int, ...]:
     return len(row.clean), len(row.corrupt), len(row.neutral) or len(row.clean)
 
 
-def _items(path: Path, text: str, faults: list[str]) -> Iterator[tuple[str, int, Any]]:
-    """The raw pairs with where they stand; broken JSON goes to ``faults``."""
-    whole = _as_auto_circuit(text)
-    if whole is not None:
-        if not isinstance(whole["prompts"], list):
-            faults.append("'prompts' must be a list of pairs")
+def pair_items(text: str, faults: list[str]) -> Iterator[tuple[str, int, Any]]:
+    """The raw pairs of a file's text, in any of its formats, with their places and numbers; others go to ``faults``.
+
+    A pair's number is its line or, in an array of pairs and in auto-circuit's JSON, its place there, from 1.
+    """
+    try:
+        whole = parse_json(text) if text.lstrip()[:1] in ("{", "[") else None
+    except NotJson as error:
+        if "\n{" not in text.strip() or ONE_VALUE.match(text):
+            faults += _whole_faults(error)
             return
-        yield from ((f"prompt {i}", i, item) for i, item in enumerate(whole["prompts"], 1))
-        return
-    if path.suffix == ".json" and text.lstrip().startswith("{") and "\n{" not in text.strip():
-        faults.append(_json_fault(text) or 'expected {"prompts": [...]} in a .json file')
-        return
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield f"line {number}", number, json.loads(line)
-            except json.JSONDecodeError as error:
-                faults.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
+        whole = None
+    named = "prompt" if isinstance(whole, dict) else "pair"
+    pairs = whole.get("prompts") if isinstance(whole, dict) else whole
+    if isinstance(pairs, list):
+        yield from ((f"{named} {i}", i, item) for i, item in enumerate(pairs, 1))
+    elif isinstance(whole, dict) and "prompts" in whole:
+        faults.append("'prompts' must be a list of pairs")
+    elif isinstance(whole, dict) and "clean" not in whole:
+        faults.append(f'expected {{"prompts": [...]}}, or {READ}')
+    elif isinstance(whole, dict):
+        number = text[: len(text) - len(text.lstrip())].count("\n") + 1
+        yield f"line {number}", number, whole
+    else:
+        yield from ((f"line {number}", number, item) for number, item in json_lines(text, faults))
 
 
-def _as_auto_circuit(text: str) -> dict[str, Any] | None:
-    try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    return whole if isinstance(whole, dict) and "prompts" in whole else None
+def _whole_faults(error: NotJson) -> list[str]:
+    if error.at is None:
+        return error.faults
+    return [f"line {error.at[0]}: not JSON ({error.faults[0]} at column {error.at[1]})"]
 
 
-def _json_fault(text: str) -> str | None:
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        return f"line {error.lineno}: not JSON ({error.msg} at column {error.colno})"
-    return None
+def _check_kind(path: Path, text: str, items: Sequence[tuple[str, int, Any]]) -> None:
+    """One sentence on a file that is no pair file at all, in the place of a fault for each of its lines.
+
+    Raises:
+        TaskError: it is a table, or auto-circuit's prompts as token ids.
+    """
+    if not items and (found := table_kind(text)):
+        first = next(line for line in text.split("\n") if line.strip())
+        ids = " (EAP-IG's, whose answers are token ids)" if "correct_idx" in first else ""
+        raise TaskError(
+            f"pair file {path} is {found}{ids} that begins {first.strip()[:80]!r}; pairs are read as {READ} "
+            "(docs/pairs.md)"
+        )
+    prompts = [item.get("clean") for _, _, item in items if isinstance(item, dict)]
+    if prompts and all(isinstance(prompt, list) for prompt in prompts):
+        raise TaskError(
+            f"pair file {path} holds prompts as tokens (lists, as in auto-circuit's tracr files), which are not read, "
+            f"since they fit one tokenizer only; decode them to text: {READ} are read"
+        )
 
 
 def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPair | None:
     if not isinstance(item, dict):
         faults.append(f"{where}: expected an object with clean, corrupt, answers, wrong_answers, got {_shape(item)}")
         return None
+    item = {key: value for key, value in item.items() if value is not None or key not in OPTIONAL}
     found = [
-        *(f"{key!r} must be a non-empty string" for key in ("clean", "corrupt") if not _is_text(item.get(key))),
+        *(f"{key!r} must be a non-empty string" for key in ("clean", "corrupt") if not is_text(item.get(key))),
         *(
             f"{key!r} must be a non-empty list of strings"
             for key in ("answers", "wrong_answers")
-            if not _is_texts(item.get(key))
+            if not is_texts(item.get(key))
         ),
-        *(f"{key!r} must be a string or a number" for key in TEXT_KEYS if not isinstance(item.get(key, ""), str | int)),
-        *(["'neutral' must be a non-empty string"] if not _is_text(item.get("neutral", "-")) else []),
+        *(
+            f"{key!r} must be a string or a whole number"
+            for key in TEXT_KEYS
+            if not isinstance(item.get(key, ""), str | int) or isinstance(item.get(key), bool)
+        ),
+        *(["'neutral' must be a non-empty string"] if not is_text(item.get("neutral", "-")) else []),
         *_span_faults(item.get("spans", {})),
     ]
     if found:
@@ -417,8 +442,8 @@ def _is_range(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 2
-        and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
-        and 0 <= value[0] <= value[1]
+        and all(map(is_whole, value))
+        and value[0] <= value[1]
     )
 
 
@@ -427,16 +452,8 @@ def _spans(parts: dict[str, Any]) -> tuple[Span, ...]:
     return tuple(span for span in found if span.end > span.start)
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
-
-
-def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_text(item) for item in value)
-
-
 def _shape(value: Any) -> str:
-    return {list: "a list", str: "a string", type(None): "null"}.get(type(value), "a number")
+    return {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
 
 
 def _repeated_ids(pairs: Sequence[PromptPair]) -> list[str]:

@@ -134,7 +134,7 @@ def test_scores_round_trip_and_repeat_byte_for_byte(tmp_path):
     assert back.graph == GRAPH
     assert (back.values == SCORES.values).all()
     (tmp_path / "c").write_bytes(b"xx")
-    with pytest.raises(FileError, match="cannot be used"):
+    with pytest.raises(FileError, match="cannot be read"):
         read_scores(tmp_path / "c")
 
 
