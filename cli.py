@@ -2309,13 +2309,12 @@ def _named_two(toward: str | None, away: str | None) -> tuple[str, str] | None:
 
 def _lines(path: Path | None) -> tuple[str, ...]:
     from circuit.errors import FileError
+    from circuit.reading import Kind, read_text
 
     if path is None:
         return ()
-    try:
-        lines = [line for line in path.read_text("utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"{path} cannot be read ({error}); expected one prompt a line") from error
+    kind = Kind("list of neutral prompts", expected="one prompt a line")
+    lines = [line for line in read_text(path, kind).split("\n") if line.strip()]
     if not lines:
         raise FileError(f"{path} is empty; expected one prompt a line")
     return tuple(line.replace("\\n", "\n") for line in lines)
@@ -3009,10 +3008,24 @@ def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """A user's error is one message on standard error and exit code 2; a bug keeps its traceback."""
+    import warnings
+
     from circuit.errors import PersonaCircuitsError
+    from circuit.reading import DamagedState
+
+    plainly = warnings.showwarning
+
+    def told(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, DamagedState):
+            typer.echo(f"note: {message}", err=True)
+        else:
+            plainly(message, category, *place)
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", DamagedState)
+            warnings.showwarning = told
+            yield
     except PersonaCircuitsError as error:
         rank = int(os.environ.get("RANK", "0"))
         typer.echo(f"{f'rank {rank}: ' if rank else ''}error: {error}", err=True)

@@ -139,8 +139,8 @@ class Graph:
             )
         if self.n_src * self.n_dst > MAX_CELLS:
             raise GraphError(
-                f"a graph of {self.n_layers} layers with {self.n_heads} heads has {self.n_src} sources and {self.n_dst} "
-                f"slots; at most {MAX_CELLS:,} pairs of them are held"
+                f"a graph of {self.n_layers} layers with {self.n_heads} heads has {self.n_src} sources and "
+                f"{self.n_dst} slots; at most {MAX_CELLS:,} pairs of them are held"
             )
 
     @property

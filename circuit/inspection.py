@@ -6,7 +6,6 @@ arithmetic of ``circuit.estimate``.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from circuit.estimate import (
 )
 from circuit.graph import Graph
 from circuit.model import load_model, load_skeleton
+from circuit.reading import Kind, read_json
 from circuit.task import Task, encode
 
 __all__ = ["Inspection", "PairFit", "inspect_model", "supported_families"]
@@ -156,7 +156,7 @@ def inspect_model(
 
 def supported_families() -> dict[str, Any]:
     """What the tests found of every model family: ``families``, ``refused`` and the ``versions`` they ran with."""
-    return json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
+    return read_json(Path(__file__).with_name("families.json"), Kind("list of families"))
 
 
 def _checked(found: Inspection, name: str, revision: str | None) -> Inspection:

@@ -15,7 +15,7 @@ from circuit import ranks
 from circuit.faithfulness import pairwise
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, measure
-from circuit.reading import read_state, tell_damaged
+from circuit.reading import read_state, state_metadata, tell_damaged
 from circuit.storage import atomic
 from metrics import Metric
 
@@ -107,5 +107,5 @@ class Measurements:
 
         assert self.state is not None
         with atomic(self.state) as temporary:
-            temporary.write_bytes(save(self.known, metadata={"search": self.search}))
+            temporary.write_bytes(save(self.known, metadata=state_metadata(self.search, self.known)))
         self.saved = time.monotonic()

@@ -27,7 +27,7 @@ from circuit.errors import OptionError
 from circuit.graph import SLOTS, Edge, Graph
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, masks_per_pass, measure
-from circuit.reading import read_state, tell_damaged
+from circuit.reading import read_state, state_metadata, tell_damaged
 from circuit.scores import Scores
 from circuit.storage import atomic
 from circuit.subgraph import Circuit
@@ -268,7 +268,7 @@ class _AcdcSearch:
             "values": np.array([self.current, self.rate]),
         }
         with atomic(state) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"search": key}))
+            temporary.write_bytes(save(tensors, metadata=state_metadata(key, tensors)))
 
     def _resume(self, state: Path, key: str) -> None:
         """Go on from a saved state of this very search; another's is left alone until it is written over."""

@@ -10,6 +10,7 @@ in a ``Kind``, the noun that its file goes by and the error that its faults are.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -39,6 +40,7 @@ __all__ = [
     "is_texts",
     "is_whole",
     "json_lines",
+    "json_of",
     "parse_json",
     "read_bytes",
     "read_json",
@@ -46,6 +48,7 @@ __all__ = [
     "read_state",
     "read_tensors",
     "read_text",
+    "state_metadata",
     "table_kind",
     "tell_damaged",
 ]
@@ -60,7 +63,13 @@ MAX_DIGITS = 100
 CHUNK = 2**20
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
-MAGIC = {b"GGUF": "gguf", b"PK\x03\x04": "pickle", b"\x80\x02": "pickle", b"\x93NUMPY": "numpy", b"version https://git-lfs": "lfs"}  # fmt: skip
+MAGIC = {
+    b"GGUF": "gguf",
+    b"PK\x03\x04": "pickle",
+    b"\x80\x02": "pickle",
+    b"\x93NUMPY": "numpy",
+    b"version https://git-lfs": "lfs",
+}
 ADVICE = {
     "pickle": "is a PyTorch pickle, which is not read, as reading one can run code; where you trust it, load it with "
     "torch.load and weights_only=True and write its tensors with safetensors.torch.save_file",
@@ -276,12 +285,27 @@ def read_state(path: str | Path | None, search: str) -> dict[str, np.ndarray]:
         return {}
     try:
         with safe_open(path, framework="numpy") as file:
-            if (file.metadata() or {}).get("search") != search:
+            metadata = file.metadata() or {}
+            if metadata.get("search") != search:
                 return {}
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         tell_damaged(path, error)
         return {}
+    if metadata != state_metadata(search, found):
+        tell_damaged(path, "its numbers are not those that were written")
+        return {}
+    return found
+
+
+def state_metadata(search: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """What the file of a stopped search says of itself: which search it is, and the SHA-256 of its arrays."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return {"search": search, "sha256": digest.hexdigest()}
 
 
 def tell_damaged(path: str | Path, why: object) -> None:
@@ -374,9 +398,7 @@ def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-STRICT = json.JSONDecoder(
-    parse_int=_integer, parse_float=_real, parse_constant=_constant, object_pairs_hook=_object
-)  # fmt: skip
+STRICT = json.JSONDecoder(parse_int=_integer, parse_float=_real, parse_constant=_constant, object_pairs_hook=_object)
 SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 

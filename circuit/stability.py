@@ -40,7 +40,7 @@ from circuit.model import Model
 from circuit.pair_scores import PairScores, Rule
 from circuit.patching import Prepared, Progress
 from circuit.pruning import acdc
-from circuit.reading import read_state, tell_damaged
+from circuit.reading import read_state, state_metadata, tell_damaged
 from circuit.storage import atomic
 from circuit.subgraph import Circuit
 from circuit.uncertainty import Clusters
@@ -482,7 +482,7 @@ class _Kept:
             from safetensors.numpy import save
 
             with atomic(self.state) as temporary:
-                temporary.write_bytes(save(self.found, metadata={"search": self.search}))
+                temporary.write_bytes(save(self.found, metadata=state_metadata(self.search, self.found)))
 
     def _read(self) -> dict[str, np.ndarray]:
         assert self.state is not None

@@ -27,8 +27,18 @@ from torch import Tensor
 
 from circuit.alignment import alignment, shared_ends
 from circuit.errors import OptionError, TaskError, listed
-from circuit.reading import Kind, NotJson, decoded, is_text, is_texts, is_whole, json_lines, parse_json, read_bytes
-from circuit.reading import table_kind
+from circuit.reading import (
+    Kind,
+    NotJson,
+    decoded,
+    is_text,
+    is_texts,
+    is_whole,
+    json_lines,
+    parse_json,
+    read_bytes,
+    table_kind,
+)
 
 __all__ = [
     "ALIGNMENTS",
@@ -42,8 +52,8 @@ __all__ = [
     "batches",
     "encode",
     "load_task",
-    "pair_items",
     "lost_differences",
+    "pair_items",
     "prompt_faults",
     "token_ids",
     "token_offsets",
@@ -439,12 +449,7 @@ def _span_faults(value: Any) -> list[str]:
 
 
 def _is_range(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(map(is_whole, value))
-        and value[0] <= value[1]
-    )
+    return isinstance(value, list) and len(value) == 2 and all(map(is_whole, value)) and value[0] <= value[1]
 
 
 def _spans(parts: dict[str, Any]) -> tuple[Span, ...]:

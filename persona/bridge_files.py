@@ -13,8 +13,7 @@ Read are: a circuit (``circuit.json``, EAP-IG's JSON, or a list of nodes), the m
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from circuit.errors import FileError, GraphError
 from circuit.files import faults_of, read_circuit, write_json
 from circuit.graph import Graph
+from circuit.reading import Kind, is_whole, read_json
 from persona.bridge import MATCHINGS, Bridge, LayerShare, NodeSet, SetOverlap, Share
 from persona.plots import GREY, PALETTE, Curve, heat_map, laid_out, line_chart, write_figures
 from persona.tables import interval, plain, write_arrays, write_csv
@@ -91,7 +91,7 @@ def read_movers(path: str | Path, graph: Graph) -> NodeSet:
     Raises:
         FileError: the file holds no movers, or those of another model's shape.
     """
-    path, content = _result(path, "patch", "movers")
+    path, content = _result(path, "patch", "movers", lambda row: isinstance(row.get("head"), str))
     names = [row["head"] for row in content["movers"] if row.get("is_mover")]
     universe = _places([row["head"] for row in content["movers"]], graph, path)
     return NodeSet("movers", _places(names, graph, path), universe, str(path))
@@ -103,7 +103,7 @@ def read_neuron_mlps(path: str | Path, graph: Graph) -> NodeSet:
     Raises:
         FileError: the file holds no selected neurons, or those of another model's shape.
     """
-    path, content = _result(path, "neurons", "selected")
+    path, content = _result(path, "neurons", "selected", lambda row: is_whole(row.get("layer")), "layers")
     nodes = _places([f"m{row['layer']}" for row in content["selected"]], graph, path)
     universe = _places([f"m{row['layer']}" for row in content["layers"]], graph, path)
     return NodeSet("neurons", nodes, universe, str(path))
@@ -115,7 +115,8 @@ def fingerprint_of(path: str | Path) -> str:
     found = [path / f"{name}.json" for name in ("patch", "neurons")] if path.is_dir() else [path]
     for file in found:
         if file.is_file():
-            return str(_json(file, "a result").get("model", {}).get("fingerprint", ""))
+            model = _json(file, "a result").get("model")
+            return str(model.get("fingerprint", "")) if isinstance(model, dict) else ""
     return ""
 
 
@@ -202,23 +203,27 @@ def bridge_figures(bridge: Bridge) -> dict[str, Figure]:
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise FileError(f"file {path} cannot be read ({error.strerror}); expected {what}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FileError(f"file {path} is not JSON; expected {what}") from error
+    kind = Kind("file", FileError, what)
+    content = read_json(path, kind)
     if not isinstance(content, dict):
-        raise FileError(f"file {path} holds no JSON object; expected {what}")
+        raise kind.faulty(path, "holds no JSON object")
     return content
 
 
-def _result(path: str | Path, command: str, key: str) -> tuple[Path, dict[str, Any]]:
+def _result(
+    path: str | Path, command: str, key: str, good: Callable[[Mapping[str, Any]], bool], *more: str
+) -> tuple[Path, dict[str, Any]]:
+    """A result's path and content; ``good`` says of each row of ``key``, and of ``more``, whether it is one."""
     path = Path(path)
     path = path / f"{command}.json" if path.is_dir() else path
     content = _json(path, f"the {command}.json of the {command} command")
+    kind = Kind("file", FileError, f"the {command}.json of the {command} command")
     if content.get("format") != f"persona-circuits/{command}" or not content.get(key):
-        raise FileError(f"{path} has no {key}; expected the {command}.json of the {command} command")
+        raise kind.faulty(path, f"has no {key}")
+    for name in (key, *more):
+        rows = content.get(name)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and good(row) for row in rows):
+            raise kind.faulty(path, f"has other {name} than the command writes")
     return path, content
 
 

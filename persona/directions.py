@@ -31,12 +31,14 @@ from jaxtyping import Float
 
 from circuit.errors import FileError, OptionError, TaskError
 from circuit.model import Model
+from circuit.reading import Kind, check_format, read_tensors
 from persona.activations import grouped
 from persona.examples import Example
 from persona.streams import mean_streams
 
 __all__ = ["KINDS", "Directions", "controls", "default_kind", "find_directions", "prompt_end_streams"]
 
+DIRECTION = Kind("direction file", expected="a safetensors file")
 KINDS = ("personas", "pooled", "pair", "readout")
 CONTROLS = ("random", "covariance")
 Streams = Float[np.ndarray, "example layer d_model"]
@@ -201,10 +203,12 @@ def _from_file(
 
 
 def _parsed(spec: str) -> tuple[Path, str | None, int | None]:
-    found = re.fullmatch(r"(.+\.safetensors)(?::([^:]+))?(?::(\d+))?", spec)
+    found = re.fullmatch(r"(.+\.safetensors)(?::([^:]+))?(?::([0-9]{1,9}))?", spec, re.IGNORECASE)
     if found is None and Path(spec).is_dir():
         return Path(spec) / "vectors.safetensors", None, None
     if found is None:
+        if Path(spec.split(":")[0]).is_file():
+            check_format(spec.split(":")[0], DIRECTION)
         raise OptionError(
             f"--direction {spec!r} is not one of {', '.join(KINDS)}, no folder of vectors and no FILE.safetensors:NAME"
         )
@@ -239,16 +243,10 @@ def _from_vectors(
 
 def _array(path: Path, name: str, row: int | None, shape: tuple[int, ...]) -> Float[np.ndarray, "layer d_model"]:
     """One vector per layer: the array's own, or its one vector for all."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        arrays = load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise FileError(f"{path} cannot be read ({error}); expected a safetensors file") from error
-    if name not in arrays:
-        raise FileError(f"{path} has no array {name!r}; it has {', '.join(sorted(arrays))}")
-    array = np.asarray(arrays[name], dtype=np.float64)
+    stored = read_tensors(path, DIRECTION, only=(name,))
+    if name not in stored.names:
+        raise FileError(f"{path} has no array {name!r}; it has {', '.join(stored.names)}")
+    array = np.asarray(stored.arrays[name], dtype=np.float64)
     if row is not None:
         if array.ndim < 2 or row >= len(array):
             raise FileError(f"{name} of {path} has shape {array.shape}; there is no row {row}")
@@ -260,6 +258,9 @@ def _array(path: Path, name: str, row: int | None, shape: tuple[int, ...]) -> Fl
         raise FileError(
             f"{name} of {path} has shape {array.shape}; expected {shape[1:]} or {shape}: name a row with :ROW"
         )
+    if not np.isfinite(array).all():
+        at = np.argwhere(~np.isfinite(array))[0].tolist()
+        raise FileError(f"{name} of {path} holds {array[tuple(at)]} (at {at}); a direction has finite numbers")
     if not (np.linalg.norm(array, axis=-1) > 0).all():
         raise FileError(f"{name} of {path} is zero at a layer; a direction has a length")
     return array

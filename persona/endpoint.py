@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from circuit.errors import FileError, OptionError, PersonaCircuitsError
+from circuit.reading import DamagedState, parse_json
 
 __all__ = ["Answer", "Answers", "Chat", "Endpoint", "EndpointError", "Journal", "ask", "endpoint"]
 
@@ -180,9 +182,11 @@ class Journal:
     def __len__(self) -> int:
         return len(self._found)
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """What stands under the key, or None."""
-        return self._found.get(key)
+    def get(self, key: str, **types: type) -> dict[str, Any] | None:
+        """What stands under the key; None where nothing does, or something without values of these types."""
+        found = self._found.get(key)
+        good = found is not None and all(isinstance(found.get(name), wanted) for name, wanted in types.items())
+        return found if good else None
 
     def add(self, key: str, value: Mapping[str, Any]) -> None:
         """Keep a result; it is in the file when this returns."""
@@ -197,12 +201,15 @@ class Journal:
             if not line.strip():
                 continue
             try:
-                item = json.loads(line)
+                item = parse_json(line.decode("utf-8"))
                 found[item.pop("key")] = item
             except (ValueError, KeyError, AttributeError, TypeError):
                 self.torn += 1
         if self.torn and not found and content.count(b"\n") > 1:
             raise FileError(f"{self.path} is no journal of answers; move it away or choose another folder with --out")
+        if self.torn:
+            count = f"{self.torn} line{'s' if self.torn > 1 else ''}"
+            warnings.warn(DamagedState(f"{count} of {self.path} cannot be read; that work is done again"), stacklevel=3)
         return found
 
 
@@ -220,15 +227,19 @@ def ask(place: Endpoint, requests: Sequence[Chat], journal: Journal, *, progress
         not recover; what has been answered is in the journal.
     """
     keys = [request.digest(place) for request in requests]
-    open_ones = {key: chat for key, chat in zip(keys, requests, strict=True) if journal.get(key) is None}
+    open_ones = {key: chat for key, chat in zip(keys, requests, strict=True) if _kept(journal, key) is None}
     remembered = len(set(keys)) - len(open_ones)
     failures: dict[str, str] = {}
     if open_ones:
         failures = _ask_all(place, open_ones, journal, progress or _silent, len(set(keys)))
-    kept = [journal.get(key) for key in keys]
+    kept = [_kept(journal, key) for key in keys]
     answers = tuple(None if item is None else Answer(item["text"], item["finish"], item["model"]) for item in kept)
     counts = {reason: list(failures.values()).count(reason) for reason in dict.fromkeys(failures.values())}
     return Answers(answers, len(open_ones) - len(failures), remembered, counts)
+
+
+def _kept(journal: Journal, key: str) -> dict[str, Any] | None:
+    return journal.get(key, text=str, finish=str, model=str)
 
 
 def _ask_all(

@@ -8,7 +8,6 @@ form of different personas has one name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from circuit.errors import OptionError, TaskError, listed
 from circuit.task import PromptPair, Reader, answer_id, lost_differences
-from persona.items import Item, load_items
+from persona.items import Item, load_items, raw_pairs
 from persona.positions import POSITIONS, Placed, locate
 from persona.sources import Persona
 
@@ -97,7 +96,7 @@ def load_examples(
         ``tokens`` are no two single tokens behind every prompt.
     """
     found = load_items(path, label=label).of_split(split)
-    rows = _rows(Path(path))
+    rows = raw_pairs(path)
     wordings = {(who.name, text): str(i) for who in personas for i, text in enumerate(who.wordings)}
     faults: list[str] = []
     examples: list[Example] = []
@@ -201,13 +200,3 @@ def _answer_faults(
 def _wording(given: Any, persona: str, text: str, known: Mapping[tuple[str, str], str]) -> str:
     return str(given) if given is not None else known.get((persona, text), text)
 
-
-def _rows(path: Path) -> dict[int, Mapping[str, Any]]:
-    """The raw pairs of a file that ``load_items`` has accepted, by line."""
-    text = path.read_text("utf-8")
-    if text.lstrip().startswith("{") and '"prompts"' in text:
-        try:
-            return dict(enumerate(json.loads(text)["prompts"], 1))
-        except (json.JSONDecodeError, KeyError):
-            pass
-    return {number: json.loads(line) for number, line in enumerate(text.splitlines(), 1) if line.strip()}

@@ -20,17 +20,18 @@ pair's prompt, of which everything before the line of the question is left out.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from circuit.errors import TaskError, listed
-from circuit.task import PromptPair, load_task
+from circuit.reading import Kind, read_json_lines, read_text
+from circuit.task import PAIRS, PromptPair, load_task, pair_items
 
 __all__ = ["AXES", "Item", "ItemFile", "Neutral", "load_items", "load_neutral", "neutral_prompts", "raw_pairs"]
 
+NEUTRAL = Kind("file of neutral wordings", TaskError)
 AXES = ("contrast", "bias", "placement", "held_out", "prior_level", "domain", "control")
 
 
@@ -114,7 +115,9 @@ def load_neutral(path: str | Path) -> tuple[Neutral, ...]:
         TaskError: the file is missing, or a line is of neither form; all faults are listed.
     """
     faults: list[str] = []
-    found = tuple(neutral for line, row in _lines(path, faults) for neutral in _neutrals(line, row, faults))
+    found = tuple(
+        neutral for line, row in read_json_lines(path, NEUTRAL, faults) for neutral in _neutrals(line, row, faults)
+    )
     if faults:
         raise TaskError(listed(f"file of neutral wordings {path} has {len(faults)} fault(s):", faults))
     if not found:
@@ -149,14 +152,7 @@ def _question_lines(pair: PromptPair, wording: str) -> tuple[str, str] | None:
 
 def raw_pairs(path: str | Path) -> dict[int, Mapping[str, Any]]:
     """Every pair of a file that ``load_task`` has accepted, all its keys, by its ``line``."""
-    text = Path(path).read_text("utf-8")
-    try:
-        whole = json.loads(text)
-    except json.JSONDecodeError:
-        whole = None
-    if isinstance(whole, dict) and "prompts" in whole:
-        return dict(enumerate(whole["prompts"], 1))
-    return {number: json.loads(line) for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+    return {number: item for _, number, item in pair_items(read_text(path, PAIRS), [])}
 
 
 def _item(pair: PromptPair, raw: Mapping[str, Any], faults: list[str]) -> Item:
@@ -178,21 +174,6 @@ def _candidate_faults(candidates: Any, declared: tuple[str, ...]) -> list[str]:
 
 def _axis_faults(raw: Mapping[str, Any]) -> list[str]:
     return [f"{key!r} must be a string or a number" for key in AXES if isinstance(raw.get(key), list | dict)]
-
-
-def _lines(path: str | Path, faults: list[str]) -> Iterator[tuple[int, Any]]:
-    try:
-        text = Path(path).read_text("utf-8")
-    except OSError as error:
-        raise TaskError(f"file of neutral wordings {path} cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"file of neutral wordings {path} is not UTF-8 text (byte {error.start})") from error
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                faults.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
 
 
 def _neutrals(line: int, row: Any, faults: list[str]) -> tuple[Neutral, ...]:

@@ -19,6 +19,7 @@ from itertools import combinations, islice, product
 from pathlib import Path
 
 from circuit.errors import TaskError
+from circuit.reading import Kind, read_text
 from circuit.task import Reader, token_ids
 from persona.matching import Case, Drop, Setting, Side, check_sides
 from persona.prompts import Encoded
@@ -36,6 +37,7 @@ __all__ = [
     "without_neutral",
 ]
 
+WORDINGS = Kind("list of neutral wordings", TaskError)
 NEUTRAL_NAMES = ("neutral", "default")
 BUILT_IN = "the built-in list"
 HEADS = (
@@ -92,12 +94,7 @@ def read_neutral_wordings(path: str | Path) -> tuple[str, ...]:
     Raises:
         TaskError: the file cannot be read or holds none.
     """
-    try:
-        lines = Path(path).read_text("utf-8-sig").splitlines()
-    except OSError as error:
-        raise TaskError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    lines = read_text(path, WORDINGS).split("\n")
     found = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not found:
         raise TaskError(f"{path} holds no neutral wording; write one a line, such as: You are a person.")
@@ -179,5 +176,5 @@ def _nearest(
 def _usable(case: Case, found: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
     """Those that hold no option and repeat no line of the filler."""
     for source, text in found:
-        if not case.leaks(text) and not any(line in case.filler for line in text.splitlines()):
+        if not case.leaks(text) and not any(line in case.filler for line in text.split("\n")):
             yield source, text

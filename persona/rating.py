@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from circuit.errors import FileError, OptionError, TaskError
+from circuit.errors import OptionError, TaskError
 from circuit.model import Model
+from circuit.reading import Kind, read_text
 from persona.endpoint import Chat, Endpoint, Journal, ask
 from persona.likelihood import log_likelihoods
 from persona.responses import Exchange, Response, rendered
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 HIGHEST = 3
+RATER_PROMPT = Kind("rater prompt")
 ANSWER = re.compile(r"\s*Rating:[ \t]*([0-3])[ \t]*\s*")
 FIELDS = ("persona", "question", "reply")
 Progress = Callable[[int, int], None]
@@ -97,10 +99,7 @@ def rater_prompt(path: str | Path | None = None) -> str:
     """
     if path is None:
         return resources.files("persona").joinpath("rater_prompt.txt").read_text("utf-8")
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(f"rater prompt {path} cannot be read ({error}); check the path") from error
+    text = read_text(path, RATER_PROMPT)
     if missing := [name for name in FIELDS if f"{{{name}}}" not in text]:
         raise OptionError(f"rater prompt {path} has no {{{missing[0]}}}; it needs {', '.join(FIELDS)}")
     return text

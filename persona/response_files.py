@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuit.errors import FileError, TaskError, listed
+from circuit.errors import TaskError, listed
 from circuit.files import atomic, write_json
+from circuit.reading import Kind, is_whole, read_json_lines
 from persona.responses import Exchange, Response, Responses, baseline_of
 from persona.tables import plain, write_csv
 
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 FORMAT = "persona-circuits/responses"
+RESPONSES = Kind("response file")
 TABLE = ("persona", "for example", "responses", "words", "ended", "empty", "distinct", "unlike baseline")
 TEXTS = ("persona", "question", "user", "response")
 
@@ -142,21 +144,12 @@ def read_responses(path: str | Path) -> tuple[Response, ...]:
         FileError: the file cannot be read.
         TaskError: lines are at fault; all are listed.
     """
-    path, faults, found = Path(path), [], []
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise FileError(f"response file {path} cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise FileError(f"response file {path} is not UTF-8 text (byte {error.start})") from error
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                found.append(_read_response(json.loads(line)))
-            except json.JSONDecodeError as error:
-                faults.append(f"line {number}: not JSON ({error.msg} at column {error.colno})")
-            except ValueError as error:
-                faults.append(f"line {number}: {error}")
+    path, faults, found = Path(path), list[str](), []
+    for number, row in read_json_lines(path, RESPONSES, faults):
+        try:
+            found.append(_read_response(row))
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
     if faults:
         raise TaskError(listed(f"response file {path} has {len(faults)} fault(s):", faults))
     if not found:
@@ -175,11 +168,11 @@ def _read_response(row: Any) -> Response:
     numbers = {key: row.get(key, 0) for key in ("wording", "question_wording", "sample")}
     others = {key: row.get(key, "") for key in ("system", "finish", "model", "fingerprint", "prompt")}
     ids = {key: row.get(key, []) for key in ("prompt_ids", "ids")}
-    if not all(isinstance(value, int) for value in numbers.values()):
+    if not all(map(is_whole, numbers.values())):
         raise ValueError(f"{', '.join(numbers)} must be whole numbers")
     if not all(isinstance(value, str) for value in others.values()):
         raise ValueError(f"{', '.join(others)} must be text")
-    if not all(isinstance(value, list) and all(isinstance(i, int) for i in value) for value in ids.values()):
+    if not all(isinstance(value, list) and all(map(is_whole, value)) for value in ids.values()):
         raise ValueError("prompt_ids and ids must be lists of token ids")
     exchange = Exchange(
         row["persona"], question=row["question"], system=others.pop("system"), user=row["user"], **numbers

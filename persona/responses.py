@@ -25,6 +25,7 @@ from torch import Tensor
 
 from circuit.errors import OptionError, TaskError, listed
 from circuit.model import Model
+from circuit.reading import is_whole
 from circuit.task import lost_differences, prompt_faults, token_ids
 from persona.endpoint import Chat, Endpoint, EndpointError, Journal, ask
 from persona.sources import Persona, Question
@@ -233,7 +234,7 @@ def respond(
     ids = _prompt_ids(prompts, model)
     _check_words(wanted, prompts, ids, model)
     keys = [_digest(model, row, item.sample, how) for row, item in zip(ids, wanted, strict=True)]
-    todo = {key: (row, key) for key, row in zip(keys, ids, strict=True) if journal.get(key) is None}
+    todo = {key: (row, key) for key, row in zip(keys, ids, strict=True) if _kept(journal, key) is None}
     total, done = len(set(keys)), len(set(keys)) - len(todo)
     for batch in _by_length(list(todo.values()), batch_size):
         said = continuations(model, [row for row, _ in batch], how, keys=[key for _, key in batch])
@@ -243,11 +244,17 @@ def respond(
         (progress or _silent)(done, total)
     responses = []
     for item, prompt, row, key in zip(wanted, prompts, ids, keys, strict=True):
-        kept = journal.get(key)
+        kept = _kept(journal, key)
         assert kept is not None, "every key was answered above"
         about = (model.name, model.fingerprint, prompt, tuple(row), tuple(kept["ids"]))
         responses.append(Response(item, kept["text"], kept["finish"], *about))
     return Responses(tuple(responses), len(todo), total - len(todo), {})
+
+
+def _kept(journal: Journal, key: str) -> dict[str, Any] | None:
+    """A response as the journal has it; None where a line of it is damaged, so that it is made again."""
+    found = journal.get(key, text=str, finish=str, ids=list)
+    return found if found is not None and all(map(is_whole, found["ids"])) else None
 
 
 def respond_remotely(

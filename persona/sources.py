@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,18 @@ from pathlib import Path
 from typing import Any
 
 from circuit.errors import TaskError, listed
+from circuit.reading import (
+    Kind,
+    NotJson,
+    is_number,
+    is_text,
+    is_whole,
+    json_lines,
+    parse_json,
+    read_json,
+    read_text,
+    table_kind,
+)
 
 __all__ = [
     "Persona",
@@ -41,6 +52,8 @@ TRAIT_FRAMES = (
     ('You score high on "{}".', 'You score low on "{}".'),
     ('The label "{}" fits you well.', 'The label "{}" fits you badly.'),
 )
+PERSONA_HEADER, QUESTION_HEADER = ("name", "wording"), ("id", "wording", "options")
+SOURCE = Kind("source", TaskError)
 EVAL_KEYS = ("question", "answer_matching_behavior", "answer_not_matching_behavior")
 
 Item = tuple[str, Any]  # where it stands, and what stands there
@@ -109,9 +122,9 @@ def read_personas(path: str | Path) -> tuple[Persona, ...]:
     if path.is_dir():
         files = sorted(path.glob("*.json"))
         found = [persona for file in files for persona in _axis_personas(file, faults)]
-    elif path.suffix == ".json":
+    elif path.suffix.lower() == ".json":
         found = _axis_personas(path, faults)
-    elif path.suffix == ".csv":
+    elif path.suffix.lower() == ".csv":
         found = _csv_personas(path, faults)
     else:
         found = _jsonl_personas(path, faults)
@@ -126,13 +139,13 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
         TaskError: the source cannot be read, is of no known format or has faults; all are listed.
     """
     path, faults = Path(path), _Faults()
-    if path.suffix == ".csv":
-        found = [_csv_question(item, faults) for item in _csv_rows(path, ("id", "wording", "options"), faults)]
-    elif path.suffix == ".json":
+    if path.suffix.lower() == ".csv":
+        found = [_csv_question(item, faults) for item in _csv_rows(path, QUESTION_HEADER, faults)]
+    elif path.suffix.lower() == ".json":
         found = _axis_questions(path, faults)
     else:
         poles = _poles(path)
-        found = [_json_question(item, path, poles, faults) for item in _json_lines(path, faults)]
+        found = [_json_question(item, path, poles, faults) for item in _json_lines(path, QUESTION_HEADER, faults)]
     merged = _merged(question for question in found if question is not None)
     faults.extend(_repeated("question", (question.id for question in merged)))
     return _checked(merged, faults, path, "questions")
@@ -230,37 +243,34 @@ def _merged(questions: Iterable[Question]) -> list[Question]:
     return list(found.values())
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8-sig")
-    except OSError as error:
-        raise TaskError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-
-
-def _json_lines(path: Path, faults: _Faults) -> Iterator[Item]:
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"line {number}"
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.add(where, f"not JSON ({error.msg} at column {error.colno})")
-            continue
-        if isinstance(item, dict):
-            yield where, item
+def _json_lines(path: Path, header: tuple[str, ...], faults: _Faults) -> Iterator[Item]:
+    """The objects of a JSON Lines file; ``header`` is what such a file has as CSV, and told where this is a table."""
+    text = read_text(path, SOURCE)
+    if found := table_kind(text):
+        raise TaskError(
+            f"{path} is {found}; {path.suffix or 'a file without a suffix'} is read as one JSON object a line, and a "
+            f"table only from a .csv apart by commas with the header {','.join(header)} (docs/pairs.md)"
+        )
+    for number, item in json_lines(text, faults):
+        if isinstance(item, dict):  # null says as much as an absent key
+            yield f"line {number}", {key: value for key, value in item.items() if value is not None}
         else:
-            faults.add(where, "expected an object")
+            faults.add(f"line {number}", "expected an object")
 
 
 def _csv_rows(path: Path, header: tuple[str, ...], faults: _Faults) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV file, stripped; the columns of ``header`` are filled in every row."""
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    text = read_text(path, SOURCE)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = [name.strip() for name in reader.fieldnames or ()]
         if missing := [name for name in header if name not in columns]:
+            found = table_kind(text)
+            if found and not found.endswith("commas"):
+                raise TaskError(
+                    f"{path} is {found}; a .csv is read apart by commas, with the header {','.join(header)} "
+                    "(docs/pairs.md)"
+                )
             faults.add("line 1", f"no column {', '.join(missing)}; expected the header {','.join(header)}")
             return
         reader.fieldnames = columns
@@ -280,7 +290,7 @@ def _csv_rows(path: Path, header: tuple[str, ...], faults: _Faults) -> Iterator[
 
 def _csv_personas(path: Path, faults: _Faults) -> list[Persona]:
     wordings: dict[str, list[str]] = {}
-    for where, row in _csv_rows(path, ("name", "wording"), faults):
+    for where, row in _csv_rows(path, PERSONA_HEADER, faults):
         own = wordings.setdefault(row["name"], [])
         if row["wording"] in own:
             faults.add(where, f"{row['name']} has this wording already")
@@ -302,7 +312,7 @@ def _csv_question(item: tuple[str, dict[str, str]], faults: _Faults) -> Question
 
 
 def _jsonl_personas(path: Path, faults: _Faults) -> list[Persona]:
-    items = list(_json_lines(path, faults))
+    items = list(_json_lines(path, PERSONA_HEADER, faults))
     if items and "answer_matching_behavior" in items[0][1]:
         return _eval_personas(path.stem)
     poles = _poles(path)
@@ -323,7 +333,7 @@ def _json_persona(item: Item, poles: Mapping[str, str], faults: _Faults) -> Pers
         found.append("'traits' must be an object of numbers")
     if not isinstance(opposite, str):
         found.append("'opposite' must be the name of a persona")
-    if held_out is not None and _is_texts(wordings) and held_out not in range(len(wordings)):
+    if held_out is not None and _is_texts(wordings) and not is_whole(held_out, 0, len(wordings) - 1):
         found.append(f"'held_out_description' must be the index of a description, got {held_out!r}")
     for fault in found:
         faults.add(where, fault)
@@ -339,10 +349,15 @@ def _poles(path: Path) -> dict[str, str]:
     beside = path.with_name("templates.json")
     if not beside.is_file():
         return {}
-    try:
-        return {trait["negative"]: trait["positive"] for trait in json.loads(_text(beside)).get("traits", [])}
-    except (json.JSONDecodeError, AttributeError, TypeError, KeyError) as error:
-        raise TaskError(f"{beside}: 'traits' must be a list of objects with 'positive' and 'negative'") from error
+    content = read_json(beside, SOURCE)
+    traits = content.get("traits", []) if isinstance(content, dict) else None
+    good = isinstance(traits, list) and all(
+        isinstance(trait, dict) and is_text(trait.get("negative")) and is_text(trait.get("positive"))
+        for trait in traits
+    )
+    if not good:
+        raise TaskError(f"{beside}: 'traits' must be a list of objects with 'positive' and 'negative'")
+    return {trait["negative"]: trait["positive"] for trait in traits}
 
 
 def _signed(values: Mapping[str, float], poles: Mapping[str, str]) -> dict[str, float]:
@@ -405,9 +420,12 @@ def _axis_questions(path: Path, faults: _Faults) -> list[Question]:
 
 def _whole_json(path: Path, faults: _Faults) -> Any:
     try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        faults.add(path.name, f"line {error.lineno}: not JSON ({error.msg} at column {error.colno})")
+        return parse_json(read_text(path, SOURCE))
+    except NotJson as error:
+        where = f"line {error.at[0]}: " if error.at else ""
+        column = f" at column {error.at[1]}" if error.at else ""
+        for fault in error.faults:
+            faults.add(path.name, f"{where}not JSON ({fault}{column})")
         return None
 
 
@@ -454,15 +472,19 @@ def _own_question(item: Item, poles: Mapping[str, str], faults: _Faults) -> Ques
         return None
     affinities = {o["word"].strip(): _signed(o["affinity"], poles) for o in options if "affinity" in o}
     held_out, prefers = row.get("held_out_wording"), row.get("prefers", {})
-    if held_out is not None and held_out not in range(len(row["wordings"])):
+    is_place = is_whole(held_out, 0, len(row["wordings"]) - 1)
+    if held_out is not None and not is_place:
         faults.add(where, f"'held_out_wording' must be the index of a wording, got {held_out!r}")
     if not isinstance(prefers, dict):
         faults.add(where, "'prefers' must be an object from persona to option")
         prefers = {}
-    words = tuple(option["word"].strip() for option in options)
-    extra = {"prefers": prefers, "affinities": affinities, "held_out": held_out, "cue": row.get("cue")}
-    extra["domain"] = str(row.get("domain", ""))
-    return _question(where, row["id"], _distinct(row["wordings"]), words, faults, **extra)
+    cue, domain = row.get("cue"), row.get("domain", "")
+    if not isinstance(cue, str | None) or not isinstance(domain, str | int | float):
+        faults.add(where, "'cue' must be a string, 'domain' a string or a number")
+    words, distinct = tuple(option["word"].strip() for option in options), _distinct(row["wordings"])
+    place = distinct.index(row["wordings"][held_out].strip()) if is_place else None
+    extra = {"prefers": prefers, "affinities": affinities, "held_out": place, "cue": cue, "domain": str(domain)}
+    return _question(where, row["id"], distinct, words, faults, **extra)
 
 
 def _question(
@@ -494,4 +516,4 @@ def _is_texts(value: Any) -> bool:
 
 
 def _is_numbers(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, int | float) for item in value.values())
+    return isinstance(value, dict) and all(map(is_number, value.values()))

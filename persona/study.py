@@ -11,6 +11,7 @@ Nothing that is written depends on the clock: the same study gives the same byte
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any
 from circuit.errors import FileError, OptionError
 from circuit.files import write_json
 from circuit.model import Model
+from circuit.reading import Kind, read_json, tell_damaged
 from persona.study_behaviour import run_behaviour
 from persona.study_causes import run_causes
 from persona.study_circuit import run_circuit
@@ -177,7 +179,8 @@ def _run(name: str, context: Context, folder: Path) -> StageResult:
                 path.unlink()
         numbers = {key: number.as_dict() for key, number in found.numbers.items()}
         record = {"stage": name, "inputs": context.digest(name), "notes": found.notes}
-        write_json(plain({**record, "extras": found.extras, "numbers": numbers}), place / "stage.json")
+        whole = plain({**record, "extras": found.extras, "numbers": numbers})
+        write_json({**whole, "content": _digest_of(whole)}, place / "stage.json")
         if folder.exists():
             shutil.rmtree(folder)
         shutil.move(place, folder)
@@ -207,13 +210,23 @@ def _finished(folder: Path, name: str, digest: str) -> StageResult | None:
             return None
         raise FileError(f"{folder} is no stage of a study: it has no stage.json; choose another --out, or move it away")
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = read_json(path, Kind("stage"))
         if record["stage"] != name or record["inputs"] != digest:
             return None
+        if record.get("content", _digest_of(record)) != _digest_of(record):
+            raise ValueError("it has been changed since it was written")
         numbers = {key: Number(**number) for key, number in record["numbers"].items()}
         return StageResult(name, numbers, tuple(record["notes"]), record["extras"], reused=True)
-    except (ValueError, KeyError, TypeError):
+    except (FileError, ValueError, KeyError, TypeError, AttributeError) as error:
+        tell_damaged(path, error)
         return None
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    """SHA-256 of what a stage found, so that a damaged file is not taken for it."""
+    found = {key: record[key] for key in ("extras", "notes", "numbers")}
+    as_read = json.loads(json.dumps(found))  # keys that are numbers become text
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def _write(study: Study, context: Context, out: Path) -> None:

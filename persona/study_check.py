@@ -12,8 +12,9 @@ the right words.
 
 from __future__ import annotations
 
+import contextlib
 import csv
-import json
+import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ import numpy as np
 from jaxtyping import Float
 
 from circuit.errors import FileError
+from circuit.reading import Kind, read_json, read_text
 
 __all__ = ["ALLOWED", "Unfound", "result_values", "unfound_numbers"]
 
+RESULT = Kind("result file", expected="a .csv, or JSON")
 ALLOWED = ("95",)
 """The level of all intervals."""
 
@@ -93,19 +96,10 @@ def result_values(results: Iterable[str | Path]) -> Float[np.ndarray, " value"]:
     """
     found: set[float] = set()
     for path in map(Path, results):
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FileError(f"result file {path} cannot be read ({error}); check the path") from error
-        if path.suffix == ".csv":
-            found |= set(_of_cells(text))
-            continue
-        try:
-            found |= set(_of_json(json.loads(text)))
-        except json.JSONDecodeError as error:
-            raise FileError(
-                f"result file {path} is neither .csv nor JSON ({error.msg}, line {error.lineno})"
-            ) from error
+        if path.suffix.lower() == ".csv":
+            found |= set(_of_cells(read_text(path, RESULT), path))
+        else:
+            found |= set(_of_json(read_json(path, RESULT)))
     return np.array(sorted(value for value in found if np.isfinite(value)))
 
 
@@ -152,10 +146,10 @@ def _of_json(value: Any) -> Iterator[float]:
         yield float(value)
 
 
-def _of_cells(text: str) -> Iterator[float]:
-    for row in csv.reader(text.splitlines()):
-        for cell in row:
-            try:
+def _of_cells(text: str, path: Path) -> Iterator[float]:
+    try:
+        for cell in (cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row):
+            with contextlib.suppress(ValueError):
                 yield float(cell)
-            except ValueError:
-                continue
+    except csv.Error as error:
+        raise FileError(f"result file {path} is not CSV ({error}); give a file that study writes") from error

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 import metrics
 from circuit.errors import OptionError, TaskError
 from circuit.model import Model
+from circuit.reading import Kind, read_bytes
 from circuit.task import Task, load_task
 from persona.behaviour import PairMeasure, measure_pairs
 from persona.collapse import PARAPHRASE
@@ -51,10 +51,7 @@ class StudyFile:
         Raises:
             TaskError: it cannot be read.
         """
-        try:
-            content = Path(path).read_bytes()
-        except OSError as error:
-            raise TaskError(f"file {label or path} cannot be read ({error.strerror}); check the path") from error
+        content = read_bytes(path, Kind("file", TaskError), label=label)
         return cls(path, label or path, hashlib.sha256(content).hexdigest())
 
 

@@ -18,13 +18,13 @@ asked for, the prediction is not tested; else one condition that is undecided le
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from circuit.errors import FileError, listed
+from circuit.reading import Kind, decoded, json_of, read_bytes
 from persona.study_numbers import Number
 from persona.tables import plain
 
@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = OUTCOMES = ("supported", "refuted", "undecided", "not tested")
+PLAN = Kind("plan")
 ONE = (">=", "<=", "interval above", "interval below", "p below")
 TWO = ("between", "interval within")
 CONDITION: dict[str, Any] = {
@@ -126,15 +127,8 @@ def load_plan(path: str | Path, *, label: str | None = None) -> Plan:
         FileError: it cannot be read, or a prediction is malformed; all faults are named with their places.
     """
     name = label or str(path)
-    try:
-        raw = Path(path).read_bytes()
-        content = json.loads(raw.decode("utf-8"))
-    except OSError as error:
-        raise FileError(f"plan {name} cannot be read ({error.strerror}); check the path") from error
-    except UnicodeDecodeError as error:
-        raise FileError(f"plan {name} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise FileError(f"plan {name} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+    raw = read_bytes(path, PLAN, label=name)
+    content = json_of(decoded(raw, name, PLAN), name, PLAN)
     if faults := _faults(content):
         raise FileError(listed(f"plan {name} has {len(faults)} fault(s):", faults))
     return Plan(tuple(_prediction(row) for row in content), name, hashlib.sha256(raw).hexdigest())

@@ -9,17 +9,20 @@ take from the clock is pinned, so the same input gives the same text on every da
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import re
 import string
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from circuit.errors import OptionError, TaskError
+from circuit.errors import OptionError, TaskError, cut
+from circuit.reading import Kind, read_json, read_text
 
 __all__ = ["FIELDS", "PARTS", "PINNED_DATE", "Prompt", "Template", "load_templates", "option_list"]
 
@@ -28,6 +31,10 @@ PARTS = ("persona", "filler", "question", "options")  # what has a span of its o
 RAW = "{persona}\n{filler}\nQ: {question}\n{cue}"
 CHAT = "{filler}\n{question}\nAnswer with one word: {options}."
 PROBE = "A persona stands here."
+TEMPLATE = Kind("template", TaskError, "raw, chat or the path of a file")
+CHAT_SECONDS = 10.0
+CHAT_GROWTH, CHAT_LENGTH = 20, 200_000
+"""How long a turn takes and becomes in a chat template at most: so many times its own length and so many characters."""
 PINNED_DATE = "01 Jan 2025"
 # strftime_now as the libraries offer it to templates, on the first of January 2025 at midnight; `+%}` keeps the
 # template's own first line feed.
@@ -167,27 +174,21 @@ def _check_fields(template: Template, source: str) -> None:
 
 
 def _file_templates(path: Path) -> list[Template]:
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise TaskError(f"template {path} cannot be read ({reason}); give raw, chat or the path of a file") from error
-    if path.suffix != ".json":
-        return [Template(path.stem, text.removesuffix("\n"), "A:")]
-    try:
-        return _json_templates(json.loads(text), path)
-    except json.JSONDecodeError as error:
-        raise TaskError(f"template {path} is not JSON: {error.msg} at line {error.lineno}") from error
+    if path.suffix.lower() == ".json":
+        return _json_templates(read_json(path, TEMPLATE), path)
+    return [Template(path.stem, read_text(path, TEMPLATE).removesuffix("\n"), "A:")]
 
 
 def _json_templates(content: Any, path: Path) -> list[Template]:
     try:
-        fillers, neutral = tuple(content.get("filler", ())), tuple(content.get("neutral", ()))
+        fillers, neutral = (_strings(content.get(key) or [], path) for key in ("filler", "neutral"))
         if "cues" in content:
+            cues = [(cue["before_question"], cue["answer_cue"]) for cue in content["cues"]]
+            _strings([text for cue in cues for text in cue], path)
             neutral = neutral or (*fillers, *map("\n".join, permutations(fillers, 2)))
             return [
-                Template(f"{path.stem}-{i}", _of_cue(cue["before_question"]), cue["answer_cue"], fillers, neutral)
-                for i, cue in enumerate(content["cues"])
+                Template(f"{path.stem}-{i}", _of_cue(before), answer, fillers, neutral)
+                for i, (before, answer) in enumerate(cues)
             ]
         named = content["templates"] if "templates" in content else {path.stem: content["template"]}
         found = [(name, text, content.get("cue", "A:")) for name, text in named.items()]
@@ -196,11 +197,18 @@ def _json_templates(content: Any, path: Path) -> list[Template]:
             f"template {path}: expected 'template' (or 'templates' by name), 'cue', 'filler' and 'neutral' if "
             "wanted, or 'cues'"
         ) from error
-    if not all(isinstance(text, str) for one in found for text in (*one, *fillers)):
-        raise TaskError(f"template {path}: template, cue and every filler must be a string")
-    if not all(isinstance(text, str) and text.strip() for text in neutral):
+    _strings([text for one in found for text in one], path)
+    if not found:
+        raise TaskError(f"template {path}: 'templates' is empty; give one by its name")
+    if not all(text.strip() for text in neutral):
         raise TaskError(f"template {path}: every neutral wording must be a string that says something")
     return [Template(name, text, cue, fillers, neutral) for name, text, cue in found]
+
+
+def _strings(values: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise TaskError(f"template {path}: template, cue, every filler and every neutral wording must be a string")
+    return tuple(values)
 
 
 def _of_cue(before: str) -> str:
@@ -210,28 +218,58 @@ def _of_cue(before: str) -> str:
 def _chat_template(tokenizer: Any) -> Template:
     if not getattr(tokenizer, "chat_template", None):
         raise OptionError("the tokenizer has no chat template; use --template raw, or a file with your own")
-    from jinja2.exceptions import TemplateError
-
     own = tokenizer.get_chat_template()
     chat = (CLOCK if "strftime_now" in own else "") + own
     try:
         if PROBE in _rendered(tokenizer, chat, PROBE, "A question?"):
             return Template("chat", CHAT, tokenizer=tokenizer, chat=chat, system=True)
-    except TemplateError:
+    except OptionError:
         pass  # no system turn: many templates say so by raising
-    try:
-        _rendered(tokenizer, chat, "", "A question?")
-    except TemplateError as error:
-        raise OptionError(f"the tokenizer's chat template cannot be rendered ({error}); use a raw template") from error
+    _rendered(tokenizer, chat, "", "A question?")
     return Template("chat", "{persona}\n\n" + CHAT, tokenizer=tokenizer, chat=chat)
 
 
 def _rendered(tokenizer: Any, chat: str, system: str, content: str) -> str:
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": content})
-    return tokenizer.apply_chat_template(
-        messages, chat_template=chat, tokenize=False, add_generation_prompt=True, **_settings(chat)
-    )
+    settings = {"chat_template": chat, "tokenize": False, "add_generation_prompt": True, **_settings(chat)}
+    try:
+        with _deadline(CHAT_SECONDS):
+            text = tokenizer.apply_chat_template(messages, **settings)
+    except Exception as error:  # a template is a program, and may fail in any way
+        reason = cut(" ".join(str(error).split()) or "no reason given", 200)
+        raise OptionError(
+            f"the tokenizer's chat template cannot be rendered ({type(error).__name__}: {reason}); use a raw template, "
+            "or a file with your own"
+        ) from error
+    if len(text) > CHAT_GROWTH * (len(system) + len(content)) + CHAT_LENGTH:
+        raise OptionError(
+            f"the tokenizer's chat template makes {len(text):,} characters of a turn of {len(content):,}; use a raw "
+            "template, or a file with your own"
+        )
+    return text
+
+
+@contextlib.contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Ends the rendering of a template that does not end, by looking at the clock at each line of it.
+
+    Jinja's sandbox bounds a single range, not loops inside loops.
+    """
+    end, before = time.monotonic() + seconds, sys.gettrace()
+
+    def watched(frame: Any, event: str, _: Any) -> Any:
+        if frame.f_code.co_filename not in ("<template>", "<unknown>"):
+            return None
+        if time.monotonic() > end:
+            raise TimeoutError(f"it does not end within {seconds:g} seconds")
+        return watched
+
+    sys.settrace(watched)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _settings(chat: str) -> dict[str, Any]:

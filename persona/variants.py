@@ -13,19 +13,21 @@ variant is dropped whole: what is compared is the same pairs.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from circuit.errors import OptionError, TaskError, listed
-from circuit.task import Reader, answer_id, prompt_faults, token_ids
+from circuit.errors import OptionError, TaskError, cut, listed
+from circuit.reading import Kind, is_text, read_json
+from circuit.task import Reader, answer_id, load_task, prompt_faults, token_ids
+from persona.items import raw_pairs
 
 __all__ = ["Rules", "Varied", "read_rules", "vary"]
 
 Rules = Mapping[str, Sequence[tuple[re.Pattern[str], str]]]
+RULES = Kind("rules", OptionError, "variants by name")
 DROPPED_KEYS = ("spans", "n_tokens", "template")
 
 
@@ -43,10 +45,7 @@ def read_rules(path: str | Path) -> Rules:
     Raises:
         OptionError: the file is not that, or a pattern is no regular expression; all faults are listed.
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OptionError(f"rules {path} cannot be read as JSON ({error}); expected variants by name") from error
+    found = read_json(path, RULES)
     if not isinstance(found, dict) or not found:
         raise OptionError(f'rules {path}: expected an object {{"variant": [["pattern", "replacement"], …]}}')
     faults: list[str] = []
@@ -86,29 +85,28 @@ def _compiled(name: str, steps: Any, faults: list[str]) -> tuple[tuple[re.Patter
     compiled = []
     for step in steps if isinstance(steps, list) else [steps]:
         if not (isinstance(step, list) and len(step) == 2 and all(isinstance(part, str) for part in step)):
-            faults.append(f"{name}: expected a list of [pattern, replacement], got {step!r}")
+            faults.append(f"{name}: expected a list of [pattern, replacement], got {cut(repr(step), 80)}")
             continue
         try:
             compiled.append((re.compile(step[0]), step[1]))
             compiled[-1][0].sub(step[1], "")
-        except (re.error, IndexError) as error:
+        except (re.error, IndexError, OverflowError, RecursionError) as error:
             faults.append(f"{name}: {step[0]!r} is no regular expression: {error}")
     return tuple(compiled)
 
 
 def _rows(path: str | Path) -> list[Mapping[str, Any]]:
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise TaskError(f"pair file {path} cannot be read as JSON Lines ({error})") from error
-    lacking = [
-        f"line {i}: expected the keys id, clean, corrupt, answers and wrong_answers"
-        for i, row in enumerate(rows, 1)
-        if not isinstance(row, dict) or not {"id", "clean", "corrupt", "answers", "wrong_answers"} <= row.keys()
-    ]
-    if lacking:
-        raise TaskError(listed(f"pair file {path} has {len(lacking)} fault(s):", lacking))
+    by_line = raw_pairs(path)
+    rows = [{**by_line[pair.line], "id": pair.id} for pair in load_task(path).pairs]
+    if faults := [fault for number, row in by_line.items() for fault in _candidate_faults(number, row)]:
+        raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
     return rows
+
+
+def _candidate_faults(number: int, row: Mapping[str, Any]) -> list[str]:
+    candidates = row.get("candidates", [])
+    good = isinstance(candidates, list) and all(map(is_text, candidates))
+    return [] if good else [f"line {number}: 'candidates' must be a list of strings"]
 
 
 def _rewritten(

@@ -12,8 +12,7 @@ vectors.html, *.png   the figures
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from circuit.errors import FileError, TaskError
+from circuit.errors import TaskError
 from circuit.files import write_json
+from circuit.reading import Kind, NotJson, is_number, is_text, is_whole, parse_json, read_tensors
 from persona.tables import plain, write_arrays, write_csv
 from persona.vector_comparison import Compared, Comparison
 from persona.vectors import (
@@ -59,6 +59,7 @@ __all__ = [
 ]
 
 FORMAT = "persona-circuits/vectors"
+VECTORS = Kind("file of vectors", expected="the vectors.safetensors of persona-circuits vectors")
 TABLE = ("persona", "nearest", "farthest", "responses", "tokens", "length", "halves", "axis", "PC 1", "PC 2")
 LAYERS = ("layer", "halves agree", "with others", "identified", "PC 1", "PCs for 80 %", "|cos(axis, PC 1)|")
 COMPARED = ("models", "rho", "p")
@@ -165,23 +166,46 @@ def read_vectors(path: str | Path) -> StoredVectors:
     Raises:
         FileError: it cannot be read, or holds something else.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = Path(path)
     path = path / "vectors.safetensors" if path.is_dir() else path
+    stored = read_tensors(path, VECTORS, only=("means", "halves"))
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})["about"])
-            means, halves = (file.get_tensor(name).astype(np.float64) for name in ("means", "halves"))
-        lists = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths")
-        kept: dict[str, Any] = {name: tuple(about[name]) for name in lists}
-        kept |= {name: about[name] for name in ("model", "fingerprint", "left_out")}
-        vectors = PersonaVectors(means=means, halves=halves, **kept)
-        return StoredVectors(vectors, about["layer"], about["baseline"])
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise FileError(
-            f"{path} cannot be used ({error}); expected the vectors.safetensors of persona-circuits vectors"
-        ) from error
+        about = parse_json(stored.metadata.get("about", "null"))
+    except NotJson as error:
+        raise VECTORS.faulty(path, f"cannot be used (its 'about' is not JSON: {error})") from error
+    if fault := _fault_of(about, stored.arrays):
+        raise VECTORS.faulty(path, f"cannot be used ({fault})")
+    lists = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths")
+    kept: dict[str, Any] = {name: tuple(about[name]) for name in lists}
+    kept |= {name: about[name] for name in ("model", "fingerprint", "left_out")}
+    means, halves = (stored.arrays[name].astype(np.float64) for name in ("means", "halves"))
+    return StoredVectors(PersonaVectors(means=means, halves=halves, **kept), about["layer"], about["baseline"])
+
+
+def _fault_of(about: Any, arrays: Mapping[str, np.ndarray]) -> str:
+    """What is wrong with stored vectors first, empty if nothing is; halves may be nan, means may not."""
+    means, halves = arrays.get("means"), arrays.get("halves")
+    if means is None or halves is None or means.ndim != 3 or halves.shape != (2, *means.shape) or not means.size:
+        return "it has no 'means' [persona, layer, d_model] with 'halves' [2, persona, layer, d_model]"
+    if not np.isfinite(means).all() or np.isinf(halves).any():
+        return "its vectors hold nan or infinity"
+    if not isinstance(about, dict):
+        return "its metadata has no 'about'"
+    lists: dict[str, Callable[[Any], bool]] = {"personas": is_text, "questions": is_text, "prompt_lengths": is_number}
+    lists |= {"n_responses": is_whole, "n_tokens": is_whole}
+    for name, good in lists.items():
+        values = about.get(name)
+        if not isinstance(values, list) or not all(map(good, values)):
+            return f"{name} is not the list that is expected"
+        if name != "questions" and len(values) != len(means):
+            return f"{name} has {len(values)} entries for {len(means)} personas"
+    if not all(isinstance(about.get(name), str) for name in ("model", "fingerprint")):
+        return "model and fingerprint must be text"
+    if not isinstance(about.get("left_out"), dict) or not all(map(is_whole, about["left_out"].values())):
+        return "left_out must be counts by reason"
+    if not is_whole(about.get("layer"), 0, means.shape[1] - 1):
+        return "layer must be one of the vectors' layers"
+    return "" if about.get("baseline") in (None, *about["personas"]) else "baseline must be one of the personas"
 
 
 def vector_record(found: Geometry, about: Mapping[str, Any], comparison: Comparison | None = None) -> dict[str, Any]:

@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from circuit.errors import OptionError, TaskError, listed
+from circuit.errors import FileError, OptionError, TaskError, listed
 from circuit.model import Model
+from circuit.reading import Kind, read_tensors, tell_damaged
 from circuit.task import prompt_faults, token_ids, unknown_pieces
 from persona.activations import grouped
 from persona.responses import Response, rendered
@@ -322,12 +323,9 @@ def _read(
     model: Model, rows: Sequence[SpokenTokens], asked: Sequence[int], cache: str | Path | None, batch_size: int
 ) -> tuple[Float[np.ndarray, "2 layer d_model"], Float[np.ndarray, "layer d_model"]]:
     """One persona's two half means and whole mean, from the cache where it has them."""
-    from safetensors.numpy import load_file
-
     key = _key(model, rows, asked)
     path = None if cache is None else Path(cache) / f"{key[:32]}.safetensors"
-    if path is not None and path.is_file():
-        stored = load_file(path)
+    if path is not None and path.is_file() and (stored := _cached(path, (model.graph.n_layers, model.d_model))):
         return stored["halves"], stored["mean"]
     found = _means(model, rows, asked, batch_size)
     halves = np.stack([_mean_of(found[half::2]) for half in (0, 1)])
@@ -337,6 +335,19 @@ def _read(
         about = {"key": key, "model": model.name, "fingerprint": model.fingerprint, "layers": "all"}
         write_arrays({"halves": halves, "mean": mean}, about | {"prompts": key, "n_responses": len(rows)}, path)
     return halves, mean
+
+
+def _cached(path: Path, shape: tuple[int, int]) -> Mapping[str, np.ndarray]:
+    """A persona's means as they were kept; none where the file is damaged, so that they are read anew."""
+    try:
+        stored = read_tensors(path, Kind("file of kept means")).arrays
+    except FileError as error:
+        tell_damaged(path, error)
+        return {}
+    if {name: array.shape for name, array in stored.items()} == {"halves": (2, *shape), "mean": shape}:
+        return stored
+    tell_damaged(path, "it does not hold one persona's means")
+    return {}
 
 
 def _means(

@@ -21,7 +21,6 @@ asked as well: what cancels or blocks the persona shrinks the paraphrases with i
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,11 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from circuit.errors import FileError, listed
+from circuit.reading import Kind, decoded, is_number, json_of, read_bytes
 
 __all__ = ["CAUSES", "FORMAT", "SHIPPED", "VERDICTS", "Numbers", "Thresholds", "Verdict", "judge", "load_thresholds"]
 
 FORMAT = "persona-circuits/thresholds"
 SHIPPED = "persona/thresholds.json"
+THRESHOLDS = Kind("thresholds")
 CAUSES = ("no collapse", "prior dominance", "cancellation", "weak or transient", "bottleneck")
 VERDICTS = (*CAUSES, "not a preference", "reversed", "undecided")
 SHARES = ("candidate_mass", "cancellation", "majority", "ablated_share", "patched_layers")
@@ -133,13 +134,8 @@ def load_thresholds(path: str | Path | None = None) -> Thresholds:
             all faults are listed.
     """
     where = Path(__file__).with_name("thresholds.json") if path is None else Path(path)
-    try:
-        raw = where.read_bytes()
-        record = json.loads(raw)
-    except OSError as error:
-        raise FileError(f"thresholds {where} cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise FileError(f"thresholds {where} is not JSON ({error})") from error
+    raw = read_bytes(where, THRESHOLDS)
+    record = json_of(decoded(raw, where, THRESHOLDS), where, THRESHOLDS)
     faults = _faults(record)
     if faults:
         raise FileError(listed(f"thresholds {where} has {len(faults)} fault(s):", faults))
@@ -224,4 +220,4 @@ def _entry_faults(name: str, entry: Any) -> list[str]:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+    return is_number(value) and value > 0
