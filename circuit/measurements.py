@@ -15,7 +15,7 @@ from circuit import ranks
 from circuit.faithfulness import pairwise
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, measure
-from circuit.storage import atomic
+from circuit.storage import write_bytes
 from metrics import Metric
 
 __all__ = ["Measurements", "Source"]
@@ -102,8 +102,7 @@ class Measurements:
         from safetensors.numpy import save
 
         assert self.state is not None
-        with atomic(self.state) as temporary:
-            temporary.write_bytes(save(self.known, metadata={"search": self.search}))
+        write_bytes(save(self.known, metadata={"search": self.search}), self.state)
         self.saved = time.monotonic()
 
 

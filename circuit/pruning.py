@@ -28,7 +28,7 @@ from circuit.graph import SLOTS, Edge, Graph
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, masks_per_pass, measure
 from circuit.scores import Scores
-from circuit.storage import atomic
+from circuit.storage import write_bytes
 from circuit.subgraph import Circuit
 from metrics import METRICS, Metric
 
@@ -266,8 +266,7 @@ class _AcdcSearch:
             "counts": np.array(counts, dtype=np.int64),
             "values": np.array([self.current, self.rate]),
         }
-        with atomic(state) as temporary:
-            temporary.write_bytes(save(tensors, metadata={"search": key}))
+        write_bytes(save(tensors, metadata={"search": key}), state)
 
     def _resume(self, state: Path, key: str) -> None:
         """Go on from a saved state of this very search; another's is left alone until it is written over."""

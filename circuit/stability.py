@@ -40,7 +40,7 @@ from circuit.model import Model
 from circuit.pair_scores import PairScores, Rule
 from circuit.patching import Prepared, Progress
 from circuit.pruning import acdc
-from circuit.storage import atomic
+from circuit.storage import write_bytes
 from circuit.subgraph import Circuit
 from circuit.uncertainty import Clusters
 from metrics import Metric
@@ -480,8 +480,7 @@ class _Kept:
         if self.state is not None and ranks.is_first():
             from safetensors.numpy import save
 
-            with atomic(self.state) as temporary:
-                temporary.write_bytes(save(self.found, metadata={"search": self.search}))
+            write_bytes(save(self.found, metadata={"search": self.search}), self.state)
 
     def done(self) -> None:
         """All runs are known: the file goes."""

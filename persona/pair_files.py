@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit.errors import OptionError, TaskError
-from circuit.files import atomic, write_json
+from circuit.storage import write_json, write_text
 from persona.matching import REASONS
 from persona.null_pairs import NullPairs, length_differences
 
@@ -104,9 +104,7 @@ def _without(built: Built) -> str:
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Write rows as JSON Lines, whole or not at all."""
-    with atomic(path) as temporary:
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        temporary.write_text("".join(lines), encoding="utf-8")
+    write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), path)
 
 
 def default_report(path: str | Path) -> Path:
