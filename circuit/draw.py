@@ -33,13 +33,13 @@ import numpy as np
 from circuit.errors import FileError, OptionError
 from circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
 from circuit.scores import Scores
-from circuit.storage import write_bytes
+from circuit.storage import check_output_file, write_bytes
 from circuit.subgraph import Circuit
 
 if TYPE_CHECKING:
     import pygraphviz as pgv
 
-__all__ = ["FORMATS", "DrawReport", "draw", "to_agraph"]
+__all__ = ["FORMATS", "DrawReport", "check_picture", "draw", "to_agraph"]
 
 FORMATS = ("svg", "png", "pdf", "dot")
 
@@ -766,6 +766,17 @@ def _counted(text: str) -> str:
 
 
 # --- the file ------------------------------------------------------------------------------
+
+
+def check_picture(path: str | Path) -> None:
+    """Make sure, before work, that a picture can be written there.
+
+    Raises:
+        OptionError: the ending is none of a picture's.
+        WriteError: the file cannot be written.
+    """
+    _format_of(Path(path), None)
+    check_output_file(path)
 
 
 def _format_of(path: Path, fmt: str | None) -> str:

@@ -33,8 +33,10 @@ __all__ = [
     "atomic",
     "check_output_file",
     "check_output_folder",
+    "replace_files",
     "replace_folder",
     "settle",
+    "working_folder",
     "write_bytes",
     "write_json",
     "write_text",
@@ -117,14 +119,11 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
         WriteError: the folder cannot be made or written, a file's name is a folder's there, or the disk is full.
     """
     folder = Path(folder)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    with _told(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with working_folder(folder), _told(folder):
         settle(folder)
         staging, handle = _locked_folder(folder)
-    try:
-        new = staging / "new"
-        with _told(folder):
+        try:
+            new = staging / "new"
             new.mkdir()
             yield new
             _check_kinds(new, folder)
@@ -132,9 +131,39 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
             with _undisturbed():
                 os.rename(new, staging / "ready")
                 _move(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def replace_files(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
+    """Temporary paths of files that take their places together when the block succeeds; else nothing changes.
+
+    Raises:
+        WriteError: as ``replace_folder``.
+    """
+    targets = [Path(os.path.realpath(path)) if Path(path).is_symlink() else Path(path) for path in paths]
+    with contextlib.ExitStack() as stack:
+        folders = dict.fromkeys(target.parent for target in targets)
+        staged = {folder: stack.enter_context(replace_folder(folder)) for folder in folders}
+        yield tuple(staged[target.parent] / target.name for target in targets)
+
+
+@contextlib.contextmanager
+def working_folder(folder: str | Path) -> Iterator[Path]:
+    """The folder, made if it is not there; if nothing is in it after the block, it is removed again.
+
+    Raises:
+        WriteError: it cannot be made.
+    """
+    folder = Path(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        os.close(handle)
         for place in made:
             with contextlib.suppress(OSError):
                 place.rmdir()
