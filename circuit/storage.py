@@ -228,10 +228,8 @@ def check_output_file(path: str | Path, *, makes_folder: bool = False) -> None:
     path = Path(path)
     with _told(path):
         _check_is_file(path)
-        nearest = _nearest(path if path.is_symlink() else path.parent)
-        if path.is_file():
-            nearest = Path(os.path.realpath(path)).parent
-        elif nearest != path.parent and not makes_folder:
+        nearest = Path(os.path.realpath(path)).parent if path.is_file() else _nearest(path)
+        if nearest != path.parent and not (path.is_file() or makes_folder):
             raise OSError(errno.ENOENT, f"there is no folder {path.parent}")
         settle(nearest)
         _probe(nearest)
