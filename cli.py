@@ -1,15 +1,20 @@
 """The command line: parses, calls the public API, prints, and sets the exit code.
 
 Exit codes: 0 done; 1 a demanded bar such as --min-faithfulness was missed; 2 bad
-input. Heavy imports happen inside the commands, so that --help answers at once.
+input, or a place that cannot be written; 130 Ctrl-C; 143 SIGTERM. Heavy imports
+happen inside the commands, so that --help answers at once.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -127,7 +132,11 @@ KeyOption = Annotated[
 ]
 ConcurrencyOption = Annotated[int, typer.Option("--concurrency", help="Requests to the endpoint at a time.")]
 RetriesOption = Annotated[int, typer.Option("--max-retries", help="More tries after 429, 5xx and cut connections.")]
-TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds to wait for an answer.")]
+TimeoutOption = Annotated[float, typer.Option("--timeout", help="Seconds to wait for an answer to begin or go on.")]
+DeadlineOption = Annotated[
+    float, typer.Option("--deadline", help="Seconds for the whole of an answer, with all tries; then it has failed.")
+]
+BytesOption = Annotated[int, typer.Option("--max-bytes", help="Bytes of a reply at most; then it has failed.")]
 LimitOption = Annotated[
     Literal["max_tokens", "max_completion_tokens"],
     typer.Option("--limit-field", help="What the endpoint calls the limit of an answer's length."),
@@ -204,9 +213,9 @@ def discover(
     as_json: JsonOption = False,
 ) -> None:
     """Search for the circuit of a set of prompt pairs, measure it on held-out pairs, write files and a picture."""
-    with _errors(), _processes() as first:
+    with _errors() as kept, _processes() as first:
         from circuit.discovery import Options
-        from circuit.files import check_output_folder
+        from circuit.storage import check_output_folder, working_folder
 
         options = Options(
             method=method,
@@ -234,12 +243,12 @@ def discover(
         name, task = _model_name(model, pairs), _load_task(pairs)
         quiet = _load_task(null) if null else None
         check_output_folder(out)
-        with _progress() as stage:
+        state = out / "acdc.state"
+        kept.append(lambda: f"what is searched so far is kept in {state}" if state.exists() else "")
+        with _progress() as stage, working_folder(out):
             loaded = _load(stage, name, revision, device, dtype, max_memory)
             from circuit.discovery import discover as search
 
-            state = out.with_name(f"{out.name}.acdc-state")
-            state.parent.mkdir(parents=True, exist_ok=True)
             found = search(loaded, task, options, null=quiet, state=state, stage=stage)
             if first:
                 stage("files and picture")
@@ -304,10 +313,12 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Put a circuit to the test: faithfulness, hypothesis tests, completeness, stability, single pairs, transfer."""
-    with _errors(), _processes() as first:
+    with _errors() as kept, _processes() as first:
         from circuit.errors import OptionError
-        from circuit.files import check_output_folder, read_circuit, write_json
+        from circuit.files import read_circuit
+        from circuit.storage import check_output_file, check_output_folder, settle, write_json
 
+        settle(circuit if circuit.is_dir() else circuit.parent)
         stored = read_circuit(circuit)
         name = model or stored.model_name()
         if name is None:
@@ -318,6 +329,11 @@ def evaluate(
         quiet = None if only_faithfulness else _null_task(null, name)
         if tables is not None:
             check_output_folder(tables)
+        for path in (stored.path if save and stored.record is not None else None, out):
+            if path is not None:
+                check_output_file(path)
+        state = _state_beside(stored.path)
+        kept.append(lambda: f"what is measured so far is kept in {state}" if _begun(state) else "")
         about = stored.record or {"task": {"metric": "persona-divergence", "align": "equal"}, "ablation": "corrupt"}
         setting = {"metric": metric or about["task"]["metric"], "ablation": ablation or about["ablation"]}
         conditions = dict(_conditions(where)) or about["task"].get("where", {})
@@ -351,7 +367,7 @@ def evaluate(
                     null=quiet,
                     n_orders=orders,
                     quick=quick,
-                    state=stored.path.with_name(f"{stored.path.name}.state"),
+                    state=state,
                     **how,
                 )
         record = stored.record
@@ -411,20 +427,36 @@ def _stability(results: Any) -> dict[str, Any]:
     return {"reason": results.searched.reason} if report is None else report.as_dict()
 
 
+def _state_beside(path: Path) -> Path | None:
+    """Where a circuit's evaluation is kept until it is whole; None where nothing can be written beside the file."""
+    from circuit.errors import WriteError
+    from circuit.storage import check_output_file
+
+    state = path.with_name(f"{path.name}.state")
+    try:
+        check_output_file(state)
+    except WriteError:
+        return None
+    return state
+
+
+def _begun(state: Path | None) -> bool:
+    return state is not None and any(state.parent.glob(f"{glob.escape(state.name)}*"))
+
+
 def _save_evaluation(record: dict[str, Any], stored: Any, strongest: int) -> None:
     """The answer into the circuit's file; where pictures of it lie beside it, they are drawn again with its marks."""
     from circuit.draw import draw as picture
     from circuit.files import read_circuit, write_circuit
+    from circuit.storage import replace_folder
 
-    write_circuit(record, stored.path)
-    marked = read_circuit(stored.path)
-    if marked.fringe is None:
-        return
-    for suffix in ("svg", "png"):
-        path = stored.path.with_name(f"graph.{suffix}")
-        if path.exists():
-            how = {"scores": marked.scores, "strongest": strongest, "title": _title(record)}
-            picture(marked.circuit, path, fringe=marked.fringe, **how)
+    with replace_folder(stored.path.parent) as staging:
+        write_circuit(record, staging / stored.path.name)
+        marked = read_circuit(staging / stored.path.name)
+        for name in ("graph.svg", "graph.png") if marked.fringe is not None else ():
+            if stored.path.with_name(name).exists():
+                how = {"scores": marked.scores, "strongest": strongest, "title": _title(record)}
+                picture(marked.circuit, staging / name, fringe=marked.fringe, **how)
 
 
 def _print_battery(results: Any, record: dict[str, Any] | None) -> None:
@@ -747,9 +779,14 @@ def compare(
     with _errors():
         from circuit.comparison import compare as side_by_side
         from circuit.comparison import cross_faithfulness, draw_difference, read_side
-        from circuit.files import write_json
+        from circuit.draw import check_picture
+        from circuit.storage import check_output_file, write_json
 
         sides = read_side(a), read_side(b)
+        if out is not None:
+            check_output_file(out)
+        if picture is not None:
+            check_picture(picture)
         with _progress() as stage:
             found = side_by_side(*sides, n_draws=n_draws, seed=seed, progress=stage("random circuits"))
             if not no_model:
@@ -840,9 +877,11 @@ def draw(
 ) -> None:
     """Draw a circuit: layers upward from input to logits, edges by strength and sign."""
     with _errors():
+        from circuit.draw import check_picture
         from circuit.draw import draw as picture
         from circuit.files import read_circuit
 
+        check_picture(out)
         stored = read_circuit(circuit)
         heading = title if title is not None else _title(stored.record)
         how = {"scores": stored.scores, "strongest": strongest, "title": heading}
@@ -885,6 +924,8 @@ def export(
     with _errors():
         from circuit import files
 
+        check = files.check_output_folder if to.startswith("mib") else files.check_output_file
+        check(out)
         stored = files.read_circuit(circuit)
         if to == "eap-ig":
             files.write_eap_ig(stored.circuit, _all_scores(stored), out)
@@ -973,7 +1014,7 @@ def crosscheck(
         check_model(resolve(name))
         python, task = peers_python(peers), _load_task(pairs or _own_pairs(stored.record))
         folder = out or stored.path.parent
-        check_output_folder(folder)
+        check_output_folder(out or folder.absolute())
         with _progress() as stage:
             loaded = _load(stage, name, None, "cpu", "float32")
             _warn_of_other_weights(stored.record, loaded)
@@ -1049,12 +1090,12 @@ def bench(
 
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the memory counter's notes, read when torch is loaded
         from circuit.bench import BenchOptions
-        from circuit.files import check_output_folder, write_json
+        from circuit.storage import check_output_file, write_json
 
         options = BenchOptions(n_pairs, rounds, steps, edges, acdc_edges, candidates, share, seed).checked()
         name, task = _model_name(model, pairs), _load_task(pairs)
         if out is not None:
-            check_output_folder(out.parent)
+            check_output_file(out)
         from circuit.bench import bench as measure
 
         with _progress() as stage:
@@ -1244,11 +1285,11 @@ def pairs(
 ) -> None:
     """Build prompt pairs for a model's tokenizer from personas, questions and templates."""
     with _errors():
-        from circuit.files import check_output_folder
         from circuit.shipped import MODEL, resolve
+        from circuit.storage import check_output_file
         from persona import sources
         from persona.neutral import read_neutral_wordings
-        from persona.pair_files import write_pairs
+        from persona.pair_files import default_null, default_report, write_pairs
         from persona.pairs import PairOptions, build_pairs
         from persona.prompts import load_tokenizer
         from persona.templates import load_templates
@@ -1269,9 +1310,10 @@ def pairs(
             asked = sources.with_answers(asked, sources.read_answers(answers), people)
         meetings = contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
         nobody = read_neutral_wordings(neutral_wordings) if neutral_wordings is not None else ()
-        for path in filter(None, (out, report, null)):
-            check_output_folder(path.parent)
-            path.parent.mkdir(parents=True, exist_ok=True)
+        check_output_file(out, makes_folder=True)
+        for path in (report or default_report(out), (null or default_null(out)) if options.null else None):
+            if path is not None:
+                check_output_file(path, makes_folder=True)
         reader = load_tokenizer(model or MODEL)
         forms = load_templates(resolve(template), reader.tokenizer, cue=cue)
         built = build_pairs(people, asked, reader, forms, contrast=meetings, options=options, neutral_wordings=nobody)
@@ -1338,17 +1380,17 @@ def vary(
 ) -> None:
     """Say the same pairs in other ways: late, repeated, intense, as a mention, by rules of substitution."""
     with _errors():
-        from circuit.files import check_output_folder
         from circuit.shipped import MODEL, resolve
+        from circuit.storage import check_output_file, working_folder
         from persona.pair_files import write_rows
         from persona.prompts import load_tokenizer
         from persona.variants import read_rules, vary
 
         named = read_rules(resolve(str(rules)))
-        check_output_folder(out.parent)
+        check_output_file(out, makes_folder=True)
         found = vary(resolve(str(pairs)), named, load_tokenizer(model or MODEL), split=split)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_rows(found.rows, out)
+        with working_folder(out.parent):
+            write_rows(found.rows, out)
         bases = len(found.rows) // len(named)
         if as_json:
             dropped = {reason: list(ids) for reason, ids in found.dropped.items()}
@@ -1385,17 +1427,17 @@ def prior_pairs(
 ) -> None:
     """Pair the prompts of a persona for the generic prior: one persona, two questions with other defaults."""
     with _errors():
-        from circuit.files import check_output_folder
         from circuit.shipped import MODEL, resolve
+        from circuit.storage import check_output_file
         from persona.items import load_items, load_neutral
+        from persona.pair_files import default_report
         from persona.prior_pairs import PriorOptions, build_prior_pairs, write_prior_pairs
 
         options = PriorOptions(min_lead, max_pairs, batch_size, seed).checked()
         items = load_items(resolve(str(pairs)), label=str(pairs))
         wordings = load_neutral(resolve(str(neutral)))
-        for path in filter(None, (out, report)):
-            check_output_folder(path.parent)
-            path.parent.mkdir(parents=True, exist_ok=True)
+        check_output_file(out, makes_folder=True)
+        check_output_file(report or default_report(out), makes_folder=True)
         with _progress() as stage:
             loaded = _load(stage, model or MODEL, revision, device, dtype)
             built = build_prior_pairs(loaded, items, wordings, options=options, progress=stage("defaults"))
@@ -1919,7 +1961,7 @@ def study(
     as_json: JsonOption = False,
 ) -> None:
     """Run every stage on one model: behaviour, causes, probes, circuits, steering; numbers, predictions, report."""
-    with _errors():
+    with _errors() as kept:
         from circuit.files import check_output_folder
         from persona.study import StudyOptions, run_study
         from persona.study_predictions import load_plan
@@ -1942,6 +1984,7 @@ def study(
         plans = [load_plan(path) for path in plan or ()]
         check_output_folder(out)
         stages = tuple(part.strip() for part in only.split(",")) if only else ()
+        kept.append(lambda: f"the stages that were finished are kept in {out}")
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
             found = run_study(loaded, files, out, options=options, only=stages, plans=plans, stage=stage)
@@ -2005,6 +2048,8 @@ def respond(
     concurrency: ConcurrencyOption = 8,
     max_retries: RetriesOption = 8,
     timeout: TimeoutOption = 120.0,
+    deadline: DeadlineOption = 900.0,
+    max_bytes: BytesOption = 4 * 2**20,
     limit_field: LimitOption = "max_tokens",
     system_turn: Annotated[bool, typer.Option(help="Persona as system turn of an endpoint, or before the user's.")] = (
         True
@@ -2017,9 +2062,9 @@ def respond(
     as_json: JsonOption = False,
 ) -> None:
     """Have a model, here or behind an endpoint, answer questions as every persona; goes on where it was stopped."""
-    with _errors():
+    with _errors() as kept:
         from circuit.errors import OptionError
-        from circuit.files import check_output_folder
+        from circuit.storage import check_output_file, check_output_folder
         from persona.endpoint import Journal, endpoint
         from persona.responses import Sampling, respond_remotely
 
@@ -2030,6 +2075,8 @@ def respond(
         wanted, sources = _exchanges(model or endpoint_model, personas, questions, baseline, **plan)
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, _texts(stop)).checked()
         check_output_folder(out)
+        check_output_file(out / "journal.jsonl", makes_folder=True)
+        kept.append(lambda: _journalled(out))
         if endpoint_model:
             place = endpoint(
                 endpoint_model,
@@ -2038,6 +2085,8 @@ def respond(
                 concurrency=concurrency,
                 max_retries=max_retries,
                 timeout=timeout,
+                deadline=deadline,
+                max_bytes=max_bytes,
                 limit=limit_field,
             )
             with _progress() as stage, Journal(out / "journal.jsonl") as journal:
@@ -2092,9 +2141,9 @@ def vectors(
     as_json: JsonOption = False,
 ) -> None:
     """Mean activations of a model as every persona: cosines, components, assistant axis, other models beside."""
-    with _errors():
-        from circuit.files import check_output_folder, replace_folder
+    with _errors() as kept:
         from circuit.shipped import resolve
+        from circuit.storage import check_output_file, check_output_folder, replace_folder
         from persona.response_files import read_responses
         from persona.responses import Sampling, baseline_of, open_template
         from persona.streams import chosen_layer
@@ -2108,6 +2157,9 @@ def vectors(
         said = None if responses is None else read_responses(responses)
         wanted, about = ((), {}) if said else _exchanges(model, personas, questions, baseline, **plan)
         check_output_folder(out)
+        check_output_folder(out / "cache")
+        check_output_file(out / "journal.jsonl", makes_folder=True)
+        kept.append(lambda: _journalled(out))
         with _progress() as stage:
             loaded = _load(stage, _shipped_or(model), revision, device, dtype)
             at = chosen_layer(loaded.graph.n_layers, layer, layer_fraction)
@@ -2569,6 +2621,8 @@ def rate(
     concurrency: ConcurrencyOption = 8,
     max_retries: RetriesOption = 8,
     timeout: TimeoutOption = 120.0,
+    deadline: DeadlineOption = 900.0,
+    max_bytes: BytesOption = 4 * 2**20,
     limit_field: LimitOption = "max_tokens",
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
         "runs/rate"
@@ -2582,10 +2636,10 @@ def rate(
     as_json: JsonOption = False,
 ) -> None:
     """Rate how much of a persona shows in responses: by a model behind an endpoint, or offline by likelihoods."""
-    with _errors():
+    with _errors() as kept:
         from circuit.errors import OptionError
-        from circuit.files import check_output_folder, replace_folder
         from circuit.shipped import resolve
+        from circuit.storage import check_output_file, check_output_folder, replace_folder
         from persona import rating
         from persona.endpoint import Journal, endpoint
         from persona.rating_files import write_ratings
@@ -2596,6 +2650,8 @@ def rate(
             raise OptionError("--endpoint-model asks an endpoint, --model and --template are of a local one: choose")
         said = read_responses(responses)
         check_output_folder(out)
+        check_output_file(out / "journal.jsonl", makes_folder=True)
+        kept.append(lambda: _journalled(out))
         about: dict[str, Any] = {"responses": str(responses)}
         with _progress() as stage:
             if endpoint_model:
@@ -2606,6 +2662,8 @@ def rate(
                     concurrency=concurrency,
                     max_retries=max_retries,
                     timeout=timeout,
+                    deadline=deadline,
+                    max_bytes=max_bytes,
                     limit=limit_field,
                 )
                 prompt = rating.rater_prompt(rater_prompt)
@@ -2715,6 +2773,13 @@ def _write_responses(found: Any, about: dict[str, Any], out: Path, baseline: str
     for reason, count in found.failures.items():
         typer.echo(f"failed      {count:,}: {reason}")
     typer.echo(f"written to  {out}/")
+
+
+def _journalled(out: Path) -> str:
+    """How many answers a stopped command leaves for the next."""
+    path = out / "journal.jsonl"
+    n = path.read_bytes().count(b"\n") if path.is_file() else 0
+    return f"{n:,} answers are kept in {path}" if n else ""
 
 
 def _texts(stop: list[str] | None) -> tuple[str, ...]:
@@ -3006,11 +3071,69 @@ def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """A user's error is one message on standard error and exit code 2; a bug keeps its traceback."""
+def _errors() -> Iterator[list[Callable[[], str]]]:
+    """A user's error is one message on standard error and exit code 2; a bug keeps its traceback.
+
+    Ctrl-C and SIGTERM are a line and 130 or 143. What the block puts into the list that it is given says then what
+    is kept for the next run, or nothing.
+    """
+    from circuit.errors import PersonaCircuitsError
+
+    rank = int(os.environ.get("RANK", "0"))
+    who = f"rank {rank}: " if rank else ""
+    kept: list[Callable[[], str]] = []
+    with _signals() as came, _damage_told():
+        try:
+            yield kept
+        except BaseException as error:
+            if came or isinstance(error, KeyboardInterrupt):
+                typer.echo(f"{who}{_stopped(kept)}", err=True)
+                raise typer.Exit(128 + (came or [signal.SIGINT])[0]) from None
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                place = error.filename or "a temporary file"
+                typer.echo(f"{who}error: cannot write {place}: {error.strerror}; free some space", err=True)
+            elif isinstance(error, PersonaCircuitsError):
+                typer.echo(f"{who}error: {error}", err=True)
+            else:
+                raise
+            raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end the block with KeyboardInterrupt; which came is in the list. A second ends the process."""
+    came: list[int] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+def _stopped(kept: Sequence[Callable[[], str]]) -> str:
+    """What a stopped command leaves, and how to go on."""
+    if said := "; ".join(filter(None, (tell() for tell in kept))):
+        return f"stopped: {said}; the same command goes on from there"
+    return "stopped: no file is half-written; the same command begins anew"
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """A saved state that cannot be used is a note on standard error; other warnings are as they were."""
     import warnings
 
-    from circuit.errors import PersonaCircuitsError
     from circuit.reading import DamagedState
 
     plainly = warnings.showwarning
@@ -3021,15 +3144,10 @@ def _errors() -> Iterator[None]:
         else:
             plainly(message, category, *place)
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", DamagedState)
-            warnings.showwarning = told
-            yield
-    except PersonaCircuitsError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        typer.echo(f"{f'rank {rank}: ' if rank else ''}error: {error}", err=True)
-        raise typer.Exit(2) from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamagedState)
+        warnings.showwarning = told
+        yield
 
 
 @contextlib.contextmanager

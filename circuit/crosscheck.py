@@ -23,12 +23,13 @@ import numpy as np
 from circuit.attribution import eap, eap_ig
 from circuit.discovery import split_of
 from circuit.errors import OptionError
-from circuit.files import StoredCircuit, atomic, read_scores, write_json
+from circuit.files import StoredCircuit, read_scores
 from circuit.model import Model
 from circuit.patching import measure, prepare
 from circuit.peer_files import autocircuit_name, from_prune_scores, read_autocircuit_scores
 from circuit.peer_process import PEER_METRICS, AutoCircuit, autocircuit_rows, check_model
 from circuit.scores import Scores
+from circuit.storage import replace_folder, write_json
 from circuit.subgraph import Circuit
 from circuit.task import Batch, Task, batches, encode, with_swap_rows
 from metrics import METRICS, Metric
@@ -280,14 +281,13 @@ def write_crosscheck(result: Crosscheck, folder: str | Path) -> None:
     Raises:
         FileError: the folder cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(result.as_dict(), folder / "crosscheck.json")
     rows = result.edges()
-    with atomic(folder / "crosscheck.csv") as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    with replace_folder(folder) as staging:
+        write_json(result.as_dict(), staging / "crosscheck.json")
+        with (staging / "crosscheck.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 AGREEMENT_COLUMNS = ("", "Pearson", "Spearman", "difference", "relative", "at", "top edges")

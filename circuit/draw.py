@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -34,12 +33,13 @@ import numpy as np
 from circuit.errors import FileError, OptionError
 from circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
 from circuit.scores import Scores
+from circuit.storage import check_output_file, write_bytes
 from circuit.subgraph import Circuit
 
 if TYPE_CHECKING:
     import pygraphviz as pgv
 
-__all__ = ["FORMATS", "DrawReport", "draw", "to_agraph"]
+__all__ = ["FORMATS", "DrawReport", "check_picture", "draw", "to_agraph"]
 
 FORMATS = ("svg", "png", "pdf", "dot")
 
@@ -108,7 +108,7 @@ def draw(
     fmt = _format_of(path, fmt)
     how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}
     picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, **how)
-    _write(path, _rendered(picture, fmt))
+    write_bytes(_rendered(picture, fmt), path)
     return DrawReport(picture.number_of_edges(), len(circuit), path)
 
 
@@ -768,6 +768,17 @@ def _counted(text: str) -> str:
 # --- the file ------------------------------------------------------------------------------
 
 
+def check_picture(path: str | Path) -> None:
+    """Make sure, before work, that a picture can be written there.
+
+    Raises:
+        OptionError: the ending is none of a picture's.
+        WriteError: the file cannot be written.
+    """
+    _format_of(Path(path), None)
+    check_output_file(path)
+
+
 def _format_of(path: Path, fmt: str | None) -> str:
     found = (fmt or path.suffix.lstrip(".")).lower()
     if found not in FORMATS:
@@ -833,18 +844,3 @@ def _font_environment(folder: Path) -> dict[str, str]:
         encoding="utf-8",
     )
     return {**os.environ, "FONTCONFIG_FILE": str(settings)}
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Put the bytes into a new file beside ``path`` that then takes its place; nothing stays if that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise FileError(
-            f"cannot write the picture {path}: {error.strerror or error}; "
-            "make its folder, or choose a path in a folder that you may write to"
-        ) from error

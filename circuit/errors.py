@@ -5,6 +5,7 @@
     ├── ModelError     a model that cannot be loaded, or cannot be decomposed
     ├── TaskError      a pair file with faults; all of them are listed at once
     ├── FileError      a circuit file that is not valid, or a path that cannot be used
+    │   └── WriteError a file or folder that cannot be written
     └── OptionError    an option, or a combination of options, that makes no sense
 
 The command line turns these into exit code 2. Anything else is a bug and
@@ -22,6 +23,7 @@ __all__ = [
     "OptionError",
     "PersonaCircuitsError",
     "TaskError",
+    "WriteError",
     "cut",
     "listed",
 ]
@@ -53,6 +55,10 @@ class TaskError(PersonaCircuitsError):
 
 class FileError(PersonaCircuitsError):
     """A file is not what it should be, or cannot be written."""
+
+
+class WriteError(FileError):
+    """A file or folder cannot be written; what was there before is as it was."""
 
 
 class OptionError(PersonaCircuitsError):

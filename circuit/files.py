@@ -26,13 +26,14 @@ from circuit.errors import FileError, GraphError, listed
 from circuit.graph import Graph, parse_node
 from circuit.reading import Kind, is_number, is_whole, read_json, read_tensors
 from circuit.scores import Scores
-from circuit.storage import atomic, check_output_folder, replace_folder, write_json
+from circuit.storage import atomic, check_output_file, check_output_folder, replace_folder, write_bytes, write_json
 from circuit.subgraph import Circuit, to_networkx
 
 __all__ = [
     "FORMAT",
     "StoredCircuit",
     "atomic",
+    "check_output_file",
     "check_output_folder",
     "circuit_record",
     "faults_of",
@@ -152,8 +153,7 @@ def write_scores(scores: Scores, path: str | Path) -> None:
 
     shape = np.array([scores.graph.n_layers, scores.graph.n_heads, scores.graph.parallel], dtype=np.int64)
     data = save({"graph": shape, "scores": np.ascontiguousarray(scores.values)})
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
+    write_bytes(data, path)
 
 
 def read_scores(path: str | Path) -> Scores:

@@ -16,7 +16,7 @@ from circuit.faithfulness import pairwise
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, measure
 from circuit.reading import read_state, state_metadata, tell_damaged
-from circuit.storage import atomic
+from circuit.storage import write_bytes
 from metrics import Metric
 
 __all__ = ["Measurements", "Source"]
@@ -106,6 +106,5 @@ class Measurements:
         from safetensors.numpy import save
 
         assert self.state is not None
-        with atomic(self.state) as temporary:
-            temporary.write_bytes(save(self.known, metadata=state_metadata(self.search, self.known)))
+        write_bytes(save(self.known, metadata=state_metadata(self.search, self.known)), self.state)
         self.saved = time.monotonic()

@@ -25,10 +25,10 @@ from pathlib import Path
 import numpy as np
 
 from circuit.errors import FileError, GraphError, listed
-from circuit.files import atomic, write_json
 from circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
 from circuit.reading import Kind, read_tensors
 from circuit.scores import Scores
+from circuit.storage import write_bytes, write_json
 from circuit.task import Task
 
 __all__ = [
@@ -72,8 +72,7 @@ def write_autocircuit_scores(scores: Scores, path: str | Path) -> None:
     from safetensors.numpy import save
 
     data = save({name: values.astype(np.float32) for name, values in prune_scores(scores).items()})
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
+    write_bytes(data, path)
 
 
 def read_autocircuit_scores(path: str | Path, *, n_batches: int = 1) -> Scores:

@@ -29,7 +29,7 @@ from circuit.model import Model
 from circuit.patching import Prepared, Progress, masks_per_pass, measure
 from circuit.reading import read_state, state_metadata, tell_damaged
 from circuit.scores import Scores
-from circuit.storage import atomic
+from circuit.storage import write_bytes
 from circuit.subgraph import Circuit
 from metrics import METRICS, Metric
 
@@ -267,8 +267,7 @@ class _AcdcSearch:
             "counts": np.array(counts, dtype=np.int64),
             "values": np.array([self.current, self.rate]),
         }
-        with atomic(state) as temporary:
-            temporary.write_bytes(save(tensors, metadata=state_metadata(key, tensors)))
+        write_bytes(save(tensors, metadata=state_metadata(key, tensors)), state)
 
     def _resume(self, state: Path, key: str) -> None:
         """Go on from a saved state of this very search; another's is left alone until it is written over."""

@@ -41,7 +41,7 @@ from circuit.pair_scores import PairScores, Rule
 from circuit.patching import Prepared, Progress
 from circuit.pruning import acdc
 from circuit.reading import read_state, state_metadata, tell_damaged
-from circuit.storage import atomic
+from circuit.storage import write_bytes
 from circuit.subgraph import Circuit
 from circuit.uncertainty import Clusters
 from metrics import Metric
@@ -481,8 +481,7 @@ class _Kept:
         if self.state is not None and ranks.is_first():
             from safetensors.numpy import save
 
-            with atomic(self.state) as temporary:
-                temporary.write_bytes(save(self.found, metadata=state_metadata(self.search, self.found)))
+            write_bytes(save(self.found, metadata=state_metadata(self.search, self.found)), self.state)
 
     def _read(self) -> dict[str, np.ndarray]:
         assert self.state is not None

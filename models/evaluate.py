@@ -28,7 +28,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import random
 import sys
 from collections.abc import Sequence
@@ -42,6 +41,7 @@ from tokenizers import Tokenizer
 from transformers import GPT2LMHeadModel
 
 from circuit.errors import FileError, PersonaCircuitsError
+from circuit.storage import write_text
 from models.evaluate_pairs import PairQuality, pair_groups, pair_quality
 from models.network import next_token_logits
 from models.world import Persona, Question, World, build_world
@@ -278,24 +278,18 @@ def _write(folder: Path, report: _Report) -> None:
     names = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
     hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
     content = {"sha256": hashes, **_rounded(asdict(report))}
-    _replace(folder / "quality.json", json.dumps(content, indent=2, sort_keys=True) + "\n")
+    write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", folder / "quality.json")
     card = folder / "README.md"
     if card.exists():
         before, _, rest = card.read_text(encoding="utf-8").partition("<!-- quality -->\n")
         _, _, after = rest.partition("<!-- end of quality -->")
-        _replace(card, f"{before}<!-- quality -->\n{_tables(report)}\n<!-- end of quality -->{after}")
+        write_text(f"{before}<!-- quality -->\n{_tables(report)}\n<!-- end of quality -->{after}", card)
 
 
 def _rounded(value: object) -> object:
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
     return round(value, 4) if isinstance(value, float) else value
-
-
-def _replace(path: Path, text: str) -> None:
-    waiting = path.with_name(f"{path.name}.writing")
-    waiting.write_text(text, encoding="utf-8")
-    os.replace(waiting, path)
 
 
 if __name__ == "__main__":

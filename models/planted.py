@@ -39,15 +39,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from circuit.files import replace_folder, write_json
 from circuit.graph import INPUT, LOGITS, Graph, parse_edge
 from circuit.model import DTYPES, Model, wrap_model
+from circuit.storage import replace_folder, write_bytes, write_json, write_text
 from circuit.subgraph import Circuit
 from circuit.task import PromptPair, Task
 
@@ -209,9 +209,9 @@ def write_planted(planted: Planted, folder: str | Path) -> None:
         write_json(
             TOKENIZER_SETTINGS | {"tokenizer_class": "PreTrainedTokenizerFast"}, staging / "tokenizer_config.json"
         )
-        (staging / "pairs.jsonl").write_text(_jsonl(planted.pairs), encoding="utf-8")
+        write_text(_jsonl(planted.pairs), staging / "pairs.jsonl")
         if planted.control_pairs:
-            (staging / "control.jsonl").write_text(_jsonl(planted.control_pairs), encoding="utf-8")
+            write_text(_jsonl(planted.control_pairs), staging / "control.jsonl")
         write_json(_truth(planted), staging / "truth.json")
 
 
@@ -501,8 +501,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def _save_network(network: GPT2LMHeadModel, folder: Path) -> None:
     """What ``save_pretrained`` writes, without its progress bar."""
     network.config.save_pretrained(folder)
-    save_file(network.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)
+    write_bytes(save(network.state_dict(), metadata={"format": "pt"}), folder / "model.safetensors")
 
 
 def _jsonl(pairs: tuple[PromptPair, ...]) -> str:

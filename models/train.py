@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,12 +32,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
 from circuit.errors import FileError, OptionError, PersonaCircuitsError
+from circuit.storage import write_bytes, write_text
 from models.documents import Batch, BatchMaker
 from models.evaluate import Quality, cases_of, measure
 from models.network import build_model, logits_at
@@ -293,9 +293,7 @@ def _save_checkpoint(run: _Run, config: TrainingConfig, out: Path) -> None:
         for moment, value in run.optimizer.state.get(parameter, {}).items():
             tensors[f"{moment}.{name}"] = value.contiguous()
     about = {"step": str(run.step), "config": json.dumps(asdict(config), sort_keys=True)}
-    waiting = out / f"{CHECKPOINT}.writing"
-    save_file(tensors, waiting, metadata=about)
-    os.replace(waiting, out / CHECKPOINT)
+    write_bytes(save(tensors, metadata=about), out / CHECKPOINT)
 
 
 def _load_checkpoint(run: _Run, config: TrainingConfig, path: Path) -> None:
@@ -331,10 +329,9 @@ def _save_folder(model: GPT2LMHeadModel, tokenizer: Tokenizer, config: TrainingC
     model.config.save_pretrained(out)
     model.generation_config.save_pretrained(out)
     weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    save_file(weights, out / "model.safetensors.writing", metadata={"format": "pt"})
-    os.replace(out / "model.safetensors.writing", out / "model.safetensors")
+    write_bytes(save(weights, metadata={"format": "pt"}), out / "model.safetensors")
     save_tokenizer(tokenizer, out)
-    (out / "training.json").write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+    write_text(json.dumps(asdict(config), indent=2) + "\n", out / "training.json")
 
 
 if __name__ == "__main__":

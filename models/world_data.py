@@ -10,11 +10,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from circuit.storage import write_text
 from models.world import GAIN, PRIOR, World, build_world
 from models.world_lexicon import FILLER
 from models.world_pairs import MILD, STRONG, Row, control_pairs, demo_pairs, main_pairs, prior_pairs
@@ -59,9 +59,7 @@ def write_world(out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, text in world_files(build_world()).items():
-        waiting = out / f"{name}.writing"
-        waiting.write_bytes(text.encode("utf-8"))
-        os.replace(waiting, out / name)
+        write_text(text, out / name)
         paths.append(out / name)
     return paths
 

@@ -150,15 +150,14 @@ def mention_pairs(world: World, *, draw: str) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; prints the names of the files."""
-    from circuit.storage import atomic
+    from circuit.storage import write_text
 
     parser = argparse.ArgumentParser(prog="python -m models.world_study", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "datasets", help="folder")
     out = parser.parse_args(argv).out
     out.mkdir(parents=True, exist_ok=True)
     for name, text in study_files(build_world()).items():
-        with atomic(out / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(text, out / name)
         print(out / name)
     return 0
 

@@ -16,6 +16,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
+from circuit.storage import write_text
 from models.world import World
 from models.world_text import all_lines
 
@@ -56,9 +57,9 @@ def build_tokenizer(world: World) -> Tokenizer:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write `tokenizer.json` and `tokenizer_config.json` into the folder."""
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_text(tokenizer.to_str(pretty=True), folder / "tokenizer.json")
     text = json.dumps(SETTINGS, indent=2, sort_keys=True) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    write_text(text, folder / "tokenizer_config.json")
 
 
 def _words(world: World) -> list[str]:

@@ -5,9 +5,13 @@ What one request comes to:
     answered                      written to the journal at once; never asked again
     400, 422, no chat completion  a failure of that request, counted; a later run asks it again
     401, 403, 404                 the whole run ends: no other request would do better
+    late, too large               a failure of that request, counted: ``deadline`` bounds an answer with all its
+                                  tries, ``max_bytes`` its size; a later run asks it again
     429, 5xx, cut connection      asked again after 0.5 s, 1 s, 2 s, … at most 8 s, or what Retry-After
                                   says (the ``openai`` client's own back-off); after the last try
                                   the run ends, and another run goes on where it stopped
+
+Ctrl-C ends ``ask`` at once: nothing waits for answers that are on their way.
 
 The key is in the ``Endpoint`` and nowhere else: not in its ``repr``, in no file, no log and no
 message, even where the server sends it back.
@@ -19,16 +23,18 @@ import hashlib
 import json
 import os
 import threading
+import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from circuit.errors import FileError, OptionError, PersonaCircuitsError
 from circuit.reading import DamagedState, parse_json
+from circuit.storage import append
 
 __all__ = ["Answer", "Answers", "Chat", "Endpoint", "EndpointError", "Journal", "ask", "endpoint"]
 
@@ -52,6 +58,7 @@ class Endpoint:
 
     ``limit`` is the name of the field that bounds the answer's length: newer models of
     OpenAI know ``max_completion_tokens`` only, other servers mostly ``max_tokens``.
+    ``timeout`` bounds each wait for the server, ``deadline`` an answer with all its tries, both in seconds.
     """
 
     model: str
@@ -61,6 +68,8 @@ class Endpoint:
     max_retries: int = 8
     timeout: float = 120.0
     limit: str = "max_tokens"
+    deadline: float = 900.0
+    max_bytes: int = 4 * 2**20
 
     @property
     def address(self) -> str:
@@ -84,6 +93,8 @@ def endpoint(
     max_retries: int = 8,
     timeout: float = 120.0,
     limit: str = "max_tokens",
+    deadline: float = 900.0,
+    max_bytes: int = 4 * 2**20,
     environment: Mapping[str, str] | None = None,
 ) -> Endpoint:
     """An endpoint from options, and from OPENAI_BASE_URL and OPENAI_API_KEY where an option is None.
@@ -97,7 +108,7 @@ def endpoint(
     secret = (env.get("OPENAI_API_KEY", "") if key is None else key).strip()
     if not secret.isprintable() or not secret.isascii() or " " in secret:
         raise OptionError("the API key has spaces or characters that no key has; check for a bad copy (not shown here)")
-    made = Endpoint(model, url, secret, concurrency, max_retries, timeout, limit)
+    made = Endpoint(model, url, secret, concurrency, max_retries, timeout, limit, deadline, max_bytes)
     _check(made)
     if not secret and url == DEFAULT_URL:
         raise EndpointError("no API key: set OPENAI_API_KEY, or give the --base-url of a server that needs none")
@@ -192,7 +203,7 @@ class Journal:
         """Keep a result; it is in the file when this returns."""
         line = json.dumps({"key": key, **value}, ensure_ascii=False).encode() + b"\n"
         with self._lock:
-            self._file.write(line)
+            append(self._file, line, self.path)
             self._found[key] = dict(value)
 
     def _parsed(self, content: bytes) -> dict[str, dict[str, Any]]:
@@ -227,51 +238,110 @@ def ask(place: Endpoint, requests: Sequence[Chat], journal: Journal, *, progress
         not recover; what has been answered is in the journal.
     """
     keys = [request.digest(place) for request in requests]
-    open_ones = {key: chat for key, chat in zip(keys, requests, strict=True) if _kept(journal, key) is None}
+    open_ones = {key: chat for key, chat in zip(keys, requests, strict=True) if _remembered(journal, key) is None}
     remembered = len(set(keys)) - len(open_ones)
     failures: dict[str, str] = {}
     if open_ones:
         failures = _ask_all(place, open_ones, journal, progress or _silent, len(set(keys)))
-    kept = [_kept(journal, key) for key in keys]
+    kept = [_remembered(journal, key) for key in keys]
     answers = tuple(None if item is None else Answer(item["text"], item["finish"], item["model"]) for item in kept)
     counts = {reason: list(failures.values()).count(reason) for reason in dict.fromkeys(failures.values())}
     return Answers(answers, len(open_ones) - len(failures), remembered, counts)
 
 
-def _kept(journal: Journal, key: str) -> dict[str, Any] | None:
+def _remembered(journal: Journal, key: str) -> dict[str, Any] | None:
     return journal.get(key, text=str, finish=str, model=str)
+
+
+Outcome = Answer | str | BaseException
 
 
 def _ask_all(
     place: Endpoint, requests: Mapping[str, Chat], journal: Journal, progress: Progress, total: int
 ) -> dict[str, str]:
-    """Ask what is open; reasons by key for what failed on its own."""
+    """Ask what is open; reasons by key for what failed on its own.
+
+    Answers come from threads that nobody waits for when this one is stopped.
+    """
     client = _client(place)
+    told: SimpleQueue[tuple[str, Outcome]] = SimpleQueue()
     failures: dict[str, str] = {}
     waiting = iter(requests.items())
-    running: dict[Future[str], str] = {}
+    running: dict[str, float] = {}
     done = total - len(requests)
-    pool = ThreadPoolExecutor(place.concurrency, thread_name_prefix="endpoint")
     try:
         while True:
             while len(running) < place.concurrency and (following := next(waiting, None)) is not None:
-                key, chat = following
-                running[pool.submit(_ask_one, client, place, key, chat, journal)] = key
+                running[following[0]] = time.monotonic() + place.deadline
+                threading.Thread(target=_tell, args=(told, client, place, *following), daemon=True).start()
             if not running:
                 return failures
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                key = running.pop(future)
-                if reason := future.result():
-                    failures[key] = reason
-                done += 1
-                progress(done, total)
+            key, outcome = _next(told, running, place)
+            if reason := _kept(key, outcome, journal):
+                failures[key] = reason
+            done += 1
+            progress(done, total)
             if len(failures) >= GIVE_UP and len(failures) == done - (total - len(requests)):
                 raise _ended(place, f"the first {len(failures)} requests all failed: {reason}", journal)
     except _Fatal as error:
+        last = {key: min(end, time.monotonic() + place.timeout) for key, end in running.items()}
+        for key, outcome in _others(told, last, place):
+            _keep_if_answered(key, outcome, journal)
         raise _ended(place, str(error), journal) from None
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        while not told.empty():
+            _keep_if_answered(*told.get(), journal)
         client.close()
+
+
+def _tell(told: SimpleQueue[tuple[str, Outcome]], client: Any, place: Endpoint, key: str, chat: Chat) -> None:
+    """Ask in a thread of its own; what came of it, errors too, is told to the one that waits."""
+    try:
+        outcome: Outcome = _ask_one(client, place, chat)
+    except _Over as error:
+        outcome = str(error)
+    except BaseException as error:
+        outcome = error
+    told.put((key, outcome))
+
+
+def _next(told: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], place: Endpoint) -> tuple[str, Outcome]:
+    """What came of the next request that ends, or whose time is over; it runs no longer."""
+    while True:
+        soonest = min(running, key=running.__getitem__)
+        try:
+            key, outcome = told.get(timeout=max(0.0, running[soonest] - time.monotonic()))
+        except Empty:
+            del running[soonest]
+            return soonest, f"no whole answer within {place.deadline:g} s"
+        if running.pop(key, None) is not None:
+            return key, outcome
+
+
+def _others(
+    told: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], place: Endpoint
+) -> Iterator[tuple[str, Outcome]]:
+    while running:
+        yield _next(told, running, place)
+
+
+def _kept(key: str, outcome: Outcome, journal: Journal) -> str:
+    """Keep an answer; the reason where there is none."""
+    if isinstance(outcome, BaseException):
+        raise outcome
+    if isinstance(outcome, str):
+        return outcome
+    journal.add(key, asdict(outcome))
+    return ""
+
+
+def _keep_if_answered(key: str, outcome: Outcome, journal: Journal) -> None:
+    if isinstance(outcome, Answer):
+        journal.add(key, asdict(outcome))
+
+
+class _Over(BaseException):
+    """A reply is larger or later than it may be. No Exception, which the client would take for a cut connection."""
 
 
 class _Fatal(Exception):
@@ -285,8 +355,8 @@ def _ended(place: Endpoint, why: str, journal: Journal) -> EndpointError:
     )
 
 
-def _ask_one(client: Any, place: Endpoint, key: str, chat: Chat, journal: Journal) -> str:
-    """Ask, and keep the answer; the reason where this request alone cannot be answered, else an empty string."""
+def _ask_one(client: Any, place: Endpoint, chat: Chat) -> Answer | str:
+    """The answer, or the reason where this request alone cannot be answered."""
     import openai
 
     try:
@@ -311,8 +381,7 @@ def _ask_one(client: Any, place: Endpoint, key: str, chat: Chat, journal: Journa
         return "the reply is no chat completion (its content is not text)"
     if len(place.key) >= SECRET:
         kept = {name: place.scrubbed(value) for name, value in kept.items()}
-    journal.add(key, kept)
-    return ""
+    return Answer(**kept)
 
 
 def _message(error: Any) -> str:
@@ -337,8 +406,47 @@ def _client(place: Endpoint) -> Any:
     except ImportError as error:
         raise OptionError("asking an endpoint needs the openai package: pip install 'persona-circuits[api]'") from error
     return openai.OpenAI(
-        api_key=place.key or NO_KEY, base_url=place.base_url, max_retries=place.max_retries, timeout=place.timeout
+        api_key=place.key or NO_KEY,
+        base_url=place.base_url,
+        max_retries=place.max_retries,
+        timeout=place.timeout,
+        default_headers={"Accept-Encoding": "identity"},
+        http_client=openai.DefaultHttpxClient(event_hooks={"response": [_bound(place)]}),
     )
+
+
+def _bound(place: Endpoint) -> Callable[[Any], None]:
+    """Has a reply end with ``_Over`` where its body is larger than ``max_bytes`` or goes on beyond ``deadline``."""
+
+    def bound(response: Any) -> None:
+        stream = response.stream
+        if response.headers.get("content-encoding", "identity") != "identity":  # a small body could hold a large one
+            raise _Over("the reply is compressed, which was not asked for")
+
+        class Bounded(type(stream)):  # type: ignore[misc]  # which HTTP library it is of is the client's affair
+            def __init__(self) -> None:
+                """Holds nothing of its own."""
+
+            def __iter__(self) -> Iterator[bytes]:
+                yield from _within(place, stream)
+
+            def close(self) -> None:
+                stream.close()
+
+        response.stream = Bounded()
+
+    return bound
+
+
+def _within(place: Endpoint, stream: Any) -> Iterator[bytes]:
+    size, end = 0, time.monotonic() + place.deadline
+    for part in stream:
+        size += len(part)
+        if size > place.max_bytes:
+            raise _Over(f"the reply is larger than {place.max_bytes:,} bytes")
+        if time.monotonic() > end:
+            raise _Over(f"no whole answer within {place.deadline:g} s")
+        yield part
 
 
 def _check(place: Endpoint) -> None:
@@ -349,11 +457,12 @@ def _check(place: Endpoint) -> None:
         usable = False
     if not usable:
         raise OptionError("--base-url is no http address; expected one like http://localhost:8000/v1")
-    for name, least in (("concurrency", 1), ("max_retries", 0)):
+    for name, least in (("concurrency", 1), ("max_retries", 0), ("max_bytes", 1)):
         if getattr(place, name) < least:
             raise OptionError(f"{name.replace('_', '-')} is {getattr(place, name)}; it must be at least {least}")
-    if not place.timeout > 0:
-        raise OptionError(f"timeout is {place.timeout:g} s; it must be above 0")
+    for name in ("timeout", "deadline"):
+        if not 0 < getattr(place, name) <= threading.TIMEOUT_MAX:
+            raise OptionError(f"{name} is {getattr(place, name):g} s; it must be above 0, and no more than centuries")
     if place.limit not in LIMITS:
         raise OptionError(f"limit {place.limit!r} is not one of {', '.join(LIMITS)}")
 

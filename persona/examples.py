@@ -199,4 +199,3 @@ def _answer_faults(
 
 def _wording(given: Any, persona: str, text: str, known: Mapping[tuple[str, str], str]) -> str:
     return str(given) if given is not None else known.get((persona, text), text)
-

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from circuit.errors import OptionError, TaskError
-from circuit.files import atomic, write_json
+from circuit.storage import replace_files, write_json, write_text
 from persona.matching import REASONS
 from persona.null_pairs import NullPairs, length_differences
 
@@ -83,15 +83,17 @@ def write_pairs(
     if null is not None and not (built.null and built.null.rows):
         raise TaskError(f"no null pair can be made for {null}: {_without(built)}; add paraphrases")
     record = {**sources, **built.report()}
-    if built.null is not None and built.null.rows:
-        write_rows(built.null.rows, files["null_out"])
+    nulls = () if built.null is None else built.null.rows
+    unused = None if nulls else files.pop("null_out")
+    if nulls:
         record["null"] = {"file": str(files["null_out"]), **record["null"]}
-    else:
-        place = files.pop("null_out")
-        if built.null is not None:
-            place.unlink(missing_ok=True)
-    write_rows(built.rows, files["out"])
-    write_json(record, files["report"])
+    with replace_files(*files.values()) as staged:
+        write_rows(built.rows, staged[0])
+        write_json(record, staged[1])
+        if nulls:
+            write_rows(nulls, staged[2])
+    if unused is not None and built.null is not None:
+        unused.unlink(missing_ok=True)
     return files
 
 
@@ -104,9 +106,7 @@ def _without(built: Built) -> str:
 
 def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Write rows as JSON Lines, whole or not at all."""
-    with atomic(path) as temporary:
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-        temporary.write_text("".join(lines), encoding="utf-8")
+    write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), path)
 
 
 def default_report(path: str | Path) -> Path:

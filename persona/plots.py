@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from circuit.files import atomic
+from circuit.storage import write_bytes
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -65,8 +65,7 @@ def write_figures(
     files = {f"{name}.png": png_bytes(figure) for name, figure in figures.items()}
     files[page] = figure_page(figures, title, notes).encode()
     for name, content in files.items():
-        with atomic(folder / name) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(content, folder / name)
 
 
 def figure_page(figures: Mapping[str, Figure], title: str, notes: Sequence[str] = ()) -> str:

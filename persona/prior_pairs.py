@@ -35,8 +35,8 @@ import numpy as np
 import torch
 
 from circuit.errors import OptionError, TaskError, listed
-from circuit.files import atomic, write_json
 from circuit.model import Model
+from circuit.storage import replace_files, write_json, write_text
 from circuit.task import PromptPair, Task, encode, token_ids
 from persona.items import Item, ItemFile, Neutral, neutral_prompts
 
@@ -164,10 +164,9 @@ def write_prior_pairs(built: PriorPairs, path: str | Path, report: str | Path | 
     report = path.with_suffix(".report.json") if report is None else Path(report)
     if report.resolve() == path.resolve():
         raise OptionError(f"--out and --report must be different files, both are {path}")
-    write_json({"pairs": str(path), **built.report()}, report)
-    with atomic(path) as temporary:
-        lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in built.rows)
-        temporary.write_text("".join(lines), encoding="utf-8")
+    with replace_files(path, report) as (pairs, beside):
+        write_json({"pairs": str(path), **built.report()}, beside)
+        write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in built.rows), pairs)
     return report
 
 

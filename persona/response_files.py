@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from circuit.errors import TaskError, listed
-from circuit.files import atomic, write_json
 from circuit.reading import Kind, is_whole, read_json_lines
+from circuit.storage import write_json, write_text
 from persona.responses import Exchange, Response, Responses, baseline_of
 from persona.tables import plain, write_csv
 
@@ -133,8 +133,7 @@ def write_responses(responses: Sequence[Response], path: str | Path) -> None:
             row |= {"fingerprint": one.fingerprint, "prompt": one.prompt}
             row |= {"prompt_ids": list(one.prompt_ids), "ids": list(one.ids)}
         lines.append(json.dumps(row, ensure_ascii=False))
-    with atomic(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_text("".join(f"{line}\n" for line in lines), path)
 
 
 def read_responses(path: str | Path) -> tuple[Response, ...]:

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from circuit.errors import FileError, OptionError
-from circuit.files import write_json
 from circuit.model import Model
 from circuit.reading import Kind, read_json, tell_damaged
+from circuit.storage import replace_folder, write_json
 from persona.study_behaviour import run_behaviour
 from persona.study_causes import run_causes
 from persona.study_circuit import run_circuit
@@ -143,7 +141,8 @@ def run_study(
     if unknown := [name for name in only if name not in STAGES]:
         raise OptionError(f"--only: {unknown[0]!r} is not one of {', '.join(STAGES)}")
     context = Context(model, files, options, stage)
-    out.mkdir(parents=True, exist_ok=True)
+    for name in STAGES:
+        _finished(out / name, name, "")  # a folder that is no stage is refused before the first one runs
     results: dict[str, StageResult] = {}
     for name in STAGES:
         finished = _finished(out / name, name, context.digest(name))
@@ -162,10 +161,10 @@ def run_study(
 
 
 def _run(name: str, context: Context, folder: Path) -> StageResult:
-    """One stage in a folder beside its own, which takes its place when it is done."""
+    """One stage in a staging folder of its name, which takes the place of the old one when it is done."""
     outer = context.stage
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as staging:
-        place = Path(staging) / name
+    with replace_folder(folder.parent) as staging:
+        place = staging / name
         place.mkdir()
         context.stage = lambda part: outer(f"{name}: {part}")
         try:
@@ -181,9 +180,6 @@ def _run(name: str, context: Context, folder: Path) -> StageResult:
         record = {"stage": name, "inputs": context.digest(name), "notes": found.notes}
         whole = plain({**record, "extras": found.extras, "numbers": numbers})
         write_json({**whole, "content": _digest_of(whole)}, place / "stage.json")
-        if folder.exists():
-            shutil.rmtree(folder)
-        shutil.move(place, folder)
     finished = _finished(folder, name, context.digest(name))
     assert finished is not None, "a stage that was just written is finished"
     return StageResult(name, finished.numbers, finished.notes, finished.extras, reused=False)
@@ -230,6 +226,11 @@ def _digest_of(record: Mapping[str, Any]) -> str:
 
 
 def _write(study: Study, context: Context, out: Path) -> None:
+    with replace_folder(out) as staging:
+        _write_into(staging, study, report(study, context, out))
+
+
+def _write_into(out: Path, study: Study, text: str) -> None:
     write_json(study.record(), out / "numbers.json")
     write_csv(number_rows(study.numbers), out / "numbers.csv")
     if study.plans:
@@ -241,7 +242,7 @@ def _write(study: Study, context: Context, out: Path) -> None:
             for one in found
         ]
         write_csv(rows, out / "predictions.csv")
-    write_text(report(study, context, out), out / "report.md")
+    write_text(text, out / "report.md")
 
 
 def _silent(_name: str) -> Callable[[int, int], None]:

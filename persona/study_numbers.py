@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from circuit.errors import PersonaCircuitsError
+from circuit.errors import PersonaCircuitsError, WriteError
 from circuit.hypothesis import holm
 from circuit.uncertainty import Clusters, interval, weighted_mean
 from persona.items import Item
@@ -85,6 +85,8 @@ class Found:
         """A part of a stage that these pairs or this model may not allow: the reason becomes a note."""
         try:
             yield
+        except WriteError:
+            raise
         except PersonaCircuitsError as error:
             lines = str(error).splitlines()
             self.notes.append(f"{what}: {lines[0]}" + (f" {lines[1].strip()}" if len(lines) > 1 else ""))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from circuit.files import atomic
+from circuit.storage import write_bytes, write_text
 
 __all__ = [
     "PLACES",
@@ -97,18 +97,7 @@ def write_arrays(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any], pat
 
     tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     data = save(tensors, metadata={"about": json.dumps(plain(about), ensure_ascii=False)})
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def write_text(text: str, path: str | Path) -> None:
-    """Write a text file in one step.
-
-    Raises:
-        FileError: the folder is missing or cannot be written.
-    """
-    with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(data, path)
 
 
 def interval(low: float | None, high: float | None, places: int = 2) -> str:

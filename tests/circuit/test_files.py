@@ -220,7 +220,7 @@ def test_output_folders_are_checked_before_work(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="cannot be written"):
         check_output_folder(tmp_path / "file")
-    with pytest.raises(FileError, match="choose another with --out"):
+    with pytest.raises(FileError, match="choose a place"):
         check_output_folder("/proc/nothing/here")
 
 

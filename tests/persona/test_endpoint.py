@@ -297,3 +297,91 @@ def test_a_killed_run_loses_nothing(server, tmp_path):
     again = server.seen[before:]
     assert not kept & set(again)
     assert len(again) == 40 - len(kept)
+
+
+def drip(server, *, gap, n=10_000):
+    """Has the server send a reply that never ends: a space at a time."""
+
+    def act(handler, what, text, body):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(n))
+        handler.end_headers()
+        for _ in range(n):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(gap)
+
+    server.act = act
+
+
+def test_an_answer_that_never_ends_is_given_up_at_the_deadline(server, tmp_path):
+    drip(server, gap=0.02)  # each wait is far below the timeout, all of them together are not
+    begun = time.monotonic()
+    with Journal(tmp_path / "j.jsonl") as journal:
+        found = ask(place(server, deadline=0.4, timeout=30.0), chats(2), journal)
+    assert time.monotonic() - begun < 5
+    assert found.answers == (None, None)
+    assert dict(found.failures) == {"no whole answer within 0.4 s": 2}
+
+
+def test_a_server_that_never_answers_is_given_up_at_the_deadline_with_all_its_tries(server, tmp_path):
+    server.plan = lambda text, turn: 20.0
+    begun = time.monotonic()
+    with Journal(tmp_path / "j.jsonl") as journal:
+        found = ask(place(server, deadline=0.5, timeout=0.2, max_retries=8), chats(1), journal)
+    assert time.monotonic() - begun < 5
+    assert dict(found.failures) == {"no whole answer within 0.5 s": 1}
+
+
+def test_an_answer_that_is_too_large_fails_alone_and_is_asked_once(server, tmp_path):
+    server.plan = lambda text, turn: ("say", "x" * 5000) if text == "question 1" else None
+    with Journal(tmp_path / "j.jsonl") as journal:
+        found = ask(place(server, max_bytes=2000, max_retries=3), chats(3), journal)
+    assert [answer is None for answer in found.answers] == [False, True, False]
+    assert dict(found.failures) == {"the reply is larger than 2,000 bytes": 1}
+    assert server.seen.count("question 1") == 1
+
+
+def test_a_compressed_answer_is_not_unpacked(server, tmp_path):
+    def act(handler, what, text, body):
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", "5")
+        handler.end_headers()
+        handler.wfile.write(b"12345")
+
+    server.act = act
+    with Journal(tmp_path / "j.jsonl") as journal:
+        found = ask(place(server), chats(1), journal)
+    assert dict(found.failures) == {"the reply is compressed, which was not asked for": 1}
+
+
+def test_what_was_answered_before_the_end_is_kept_though_others_are_on_their_way(server, tmp_path):
+    server.plan = lambda text, turn: {"question 0": 0.4, "question 1": 401}.get(text)
+    with Journal(tmp_path / "j.jsonl") as journal, pytest.raises(EndpointError, match="1 answers are kept"):
+        ask(place(server, concurrency=2), chats(6), journal)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stalled_server_does_not_hold_a_stopped_command(server, tmp_path, number):
+    server.plan = lambda text, turn: 60.0 if len(server.seen) > 3 else None
+    command = [sys.executable, str(ROOT / "cli.py"), "respond", "--endpoint-model", "toy", "--base-url", server.url]
+    command += ["--api-key", KEY, "--out", str(tmp_path / "out"), "--max-questions", "3", "--concurrency", "2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "out" / "journal.jsonl"
+    ready = time.monotonic() + 90
+    while len(server.seen) < 5 and time.monotonic() < ready and child.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.3)
+    begun = time.monotonic()
+    child.send_signal(number)
+    _, says = child.communicate(timeout=60)
+    assert time.monotonic() - begun < 10
+    assert child.returncode == 128 + number
+    assert "Traceback" not in says
+    lines = [line for line in says.splitlines() if line.strip()]
+    kept = len(journal.read_text().splitlines())
+    assert kept >= 1
+    assert lines == [f"stopped: {kept} answers are kept in {journal}; the same command goes on from there"]
