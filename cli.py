@@ -140,6 +140,7 @@ WhereOption = Annotated[
     list[str] | None, typer.Option("--where", help="Only pairs with this value, KEY=VALUE; may be repeated.")
 ]
 LATEST = Path("runs/discover")
+LONGEST_NAME, LONGEST_CELL, LONGEST_LINE = 60, 400, 2000  # characters shown: of a row's name, a cell, a line
 
 
 @app.command()
@@ -2960,11 +2961,28 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < texts else "right", no_wrap=i == 0 or i >= texts)
+        table.add_column(_cell(column, LONGEST_CELL), justify="left" if i < texts else "right", no_wrap=i == 0 or i >= texts)
     for row in rows:
-        table.add_row(*row)
-    typer.echo(f"\n{title}")
+        table.add_row(*(_cell(cell, LONGEST_CELL if i else LONGEST_NAME) for i, cell in enumerate(row)))
+    _say(f"\n{title}")
     _console().print(table)
+
+
+def _cell(text: str, most: int) -> Any:
+    """A cell as it reads: no markup, nothing that a terminal obeys, on one line, not without end."""
+    from rich.text import Text
+
+    from circuit.printable import one_line
+
+    return Text(one_line(text, most))
+
+
+def _say(text: object, *, err: bool = False) -> None:
+    """Every line that is printed goes this way: what a terminal would obey is shown, endless lines are cut."""
+    from circuit.printable import shortened, visible
+
+    lines = visible(text).split("\n")
+    typer.echo("\n".join(shortened(line, LONGEST_LINE) for line in lines), err=err)
 
 
 def _require(value: float | None, bar: float | None) -> None:
@@ -2986,9 +3004,11 @@ def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from circuit.printable import one_line
+
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -3000,7 +3020,7 @@ def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
             for task in bars.tasks:
                 if task.total is None:
                     bars.update(task.id, total=1, completed=1)
-            task_id = bars.add_task(name, total=None)
+            task_id = bars.add_task(one_line(name, 80), total=None)
             return lambda done, total: bars.update(task_id, completed=done, total=total)
 
         yield stage

@@ -13,6 +13,7 @@ the right words.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -153,7 +154,7 @@ def _of_json(value: Any) -> Iterator[float]:
 
 
 def _of_cells(text: str) -> Iterator[float]:
-    for row in csv.reader(text.splitlines()):
+    for row in csv.reader(io.StringIO(text, newline="")):
         for cell in row:
             try:
                 yield float(cell)
