@@ -10,7 +10,8 @@ What one request comes to:
                                   the run ends, and another run goes on where it stopped
 
 The key is in the ``Endpoint`` and nowhere else: not in its ``repr``, in no file, no log and no
-message, even where the server sends it back.
+message, even where the server sends it back (``persona.scrubbing``). So is what the address holds
+beside the address: user name, password and parameters.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from circuit.errors import FileError, OptionError, PersonaCircuitsError
+from persona.scrubbing import bare_address, scrubbed, secrets_of
 
 __all__ = ["Answer", "Answers", "Chat", "Endpoint", "EndpointError", "Journal", "ask", "endpoint"]
 
-HIDDEN = "[key]"
 NO_KEY = "none"  # what servers that want no key are sent: the client insists on one
 DEFAULT_URL = "https://api.openai.com/v1"
 GIVE_UP = 16  # failures without a single answer, after which nothing else is asked
@@ -53,24 +55,34 @@ class Endpoint:
     """
 
     model: str
-    base_url: str
+    base_url: str = field(repr=False)
     key: str = field(default="", repr=False)
     concurrency: int = 8
     max_retries: int = 8
     timeout: float = 120.0
     limit: str = "max_tokens"
 
-    @property
+    @cached_property
+    def secrets(self) -> tuple[str, ...]:
+        """The key, and what the base URL holds of that kind."""
+        return secrets_of(self.key, self.base_url)
+
+    @cached_property
     def address(self) -> str:
-        """The base URL without user name, password and query: what files and messages may hold."""
-        parts = urlsplit(self.base_url)
-        host = parts.hostname or ""
-        host = (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else "")
-        return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+        """The base URL without user name, password, query and keys: what files and messages may hold."""
+        return bare_address(self.base_url, self.secrets)
 
     def scrubbed(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self.key, HIDDEN) if self.key else text
+        """A message without the secrets and without parts of them; what is to be cut is cut behind this."""
+        return scrubbed(text, self.secrets)
+
+    def scrubbed_answer(self, text: str) -> str:
+        """An answer without the secrets: whole ones, and none so short that it may be a word.
+
+        Halves of surrogate pairs, which no file may hold, are U+FFFD.
+        """
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return scrubbed(text, [one for one in self.secrets if len(one) >= SECRET], parts=False)
 
 
 def endpoint(
@@ -281,7 +293,7 @@ def _ask_one(client: Any, place: Endpoint, key: str, chat: Chat, journal: Journa
     try:
         reply = client.chat.completions.create(model=place.model, **chat.body(place.limit))
     except openai.APIStatusError as error:
-        reason = place.scrubbed(f"status {error.status_code}: {_message(error)}")
+        reason = f"status {error.status_code}: {_message(error, place)}"
         if error.status_code in PER_REQUEST:
             return reason
         raise _Fatal(reason + _advice(error.status_code)) from None
@@ -298,16 +310,14 @@ def _ask_one(client: Any, place: Endpoint, key: str, chat: Chat, journal: Journa
         return "the reply is no chat completion (it has no choices)"
     if not all(isinstance(value, str) for value in kept.values()):
         return "the reply is no chat completion (its content is not text)"
-    if len(place.key) >= SECRET:
-        kept = {name: place.scrubbed(value) for name, value in kept.items()}
-    journal.add(key, kept)
+    journal.add(key, {name: place.scrubbed_answer(value) for name, value in kept.items()})
     return ""
 
 
-def _message(error: Any) -> str:
-    """The server's own sentence, short and on one line."""
+def _message(error: Any, place: Endpoint) -> str:
+    """The server's own sentence without the key, on one line, and only then cut."""
     body = error.body if isinstance(error.body, dict) else {}
-    text = " ".join(str(body.get("message") or error.message).split())
+    text = " ".join(place.scrubbed(str(body.get("message") or error.message)).split())
     return text if len(text) <= 200 else text[:199] + "…"
 
 
@@ -325,9 +335,10 @@ def _client(place: Endpoint) -> Any:
         import openai
     except ImportError as error:
         raise OptionError("asking an endpoint needs the openai package: pip install 'persona-circuits[api]'") from error
-    return openai.OpenAI(
-        api_key=place.key or NO_KEY, base_url=place.base_url, max_retries=place.max_retries, timeout=place.timeout
-    )
+    parts = urlsplit(place.base_url)
+    url, query = urlunsplit((*parts[:3], "", "")), dict(parse_qsl(parts.query))  # the client would write behind a query
+    how = {"max_retries": place.max_retries, "timeout": place.timeout, "default_query": query}
+    return openai.OpenAI(api_key=place.key or NO_KEY, base_url=url, **how)
 
 
 def _check(place: Endpoint) -> None:

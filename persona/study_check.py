@@ -12,8 +12,6 @@ the right words.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -25,6 +23,7 @@ import numpy as np
 from jaxtyping import Float
 
 from circuit.errors import FileError
+from persona.tables import csv_lines
 
 __all__ = ["ALLOWED", "Unfound", "result_values", "unfound_numbers"]
 
@@ -154,7 +153,7 @@ def _of_json(value: Any) -> Iterator[float]:
 
 
 def _of_cells(text: str) -> Iterator[float]:
-    for row in csv.reader(io.StringIO(text, newline="")):
+    for row in csv_lines(text):
         for cell in row:
             try:
                 yield float(cell)

@@ -24,6 +24,7 @@ from circuit.printable import visible
 
 __all__ = [
     "PLACES",
+    "csv_lines",
     "csv_rows",
     "csv_text",
     "flat",
@@ -92,12 +93,26 @@ def csv_rows(path: str | Path) -> list[dict[str, str]]:
     """
     try:
         with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            names, *lines = [[_as_given(cell) for cell in line] for line in csv.reader(file, strict=True)] or [[]]
+            names, *lines = csv_lines(file.read()) or [[]]
     except OSError as error:
         raise FileError(f"table {path} cannot be read ({error.strerror}); check the path") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"table {path} is no CSV in UTF-8 ({error}); give one that this program wrote") from error
     return [dict(zip(names, line, strict=False)) for line in lines]
+
+
+def csv_lines(text: str) -> list[list[str]]:
+    """The cells of a CSV text as they were given, of any length.
+
+    Raises:
+        csv.Error: the text is no CSV.
+    """
+    limit = csv.field_size_limit(max(len(text), 1))
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""))
+        return [[_as_given(cell) for cell in line] for line in reader]
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _inert(cell: Any) -> Any:

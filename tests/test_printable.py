@@ -5,12 +5,12 @@ import csv
 import io
 import json
 import re
-from dataclasses import replace
 from html import unescape
 
+import networkx
+import pygraphviz
 import pytest
 from conftest import DATA, ROOT
-from PIL import Image
 from typer.testing import CliRunner
 
 import cli
@@ -20,9 +20,7 @@ from circuit.graph import Graph
 from circuit.printable import one_line, shortened, visible
 from circuit.scores import Scores
 from circuit.subgraph import Circuit, from_networkx
-from circuit.task import load_task
-from persona.collapse_files import write_collapse
-from persona.plots import Curve, figure_page, heat_map, line_chart, line_panels, write_figures
+from persona.plots import Curve, figure_page, heat_map, line_chart, line_panels
 from persona.png import png_bytes
 from persona.tables import csv_rows, csv_text, markdown_cell, markdown_code, markdown_table, write_csv
 
@@ -45,7 +43,7 @@ NASTY = {
     "table": "a|b\nc\td\re\r\nf",
     "Markdown": "`a` ``b`` [x](javascript:alert(1)) ![i](http://localhost/x.png) <img src=x>",
     "template": "{0} %s %{x} ${y} %(z)s",
-    "quotes": "\\N \"q\" 'q' \\\" \\",
+    "quotes": '\\N "q" \'q\' \\" \\',
     "path": "../../etc/passwd",
     "underscore": "_hidden",
     "long": "x" * 200_000,
@@ -53,19 +51,6 @@ NASTY = {
 }
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200f\u200b\u2028\ud800-\udfff]")
 names = pytest.mark.parametrize("name", NASTY.values(), ids=NASTY)
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """A pair file of which every text that is not asked of the model is nasty."""
-    path = tmp_path_factory.mktemp("nasty") / "pairs.jsonl"
-    plain = json.loads((DATA / "tiny_pairs.json").read_text())["prompts"]
-    lines = [
-        {**plain[i % len(plain)], "id": f"{name}#", "persona_a": name, "persona_b": f"not {name}", "question": name}
-        for i, name in enumerate(NASTY.values())
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 def call(*arguments):
@@ -129,30 +114,56 @@ def test_nothing_is_printed_past_the_one_helper():
             assert id(node) in inside or is_json, f"cli.py, line {node.lineno}"
 
 
-@pytest.mark.parametrize("command", ["collapse"])
-def test_commands_show_and_write_nasty_names(command, pairs, tmp_path):
-    done = call(command, "--model", DATA / "tiny-gpt2", "--pairs", pairs, "--out", tmp_path / "out", "--n-resamples", 50)
+FEW = ("markup", "escape", "formula", "script", "mathematics", "table", "long")
+
+
+@pytest.mark.slow
+def test_collapse_shows_and_writes_nasty_names(tmp_path):
+    """Every text of the pair file that is not asked of the model is nasty."""
+    plain = json.loads((DATA / "tiny_pairs.json").read_text())["prompts"]
+    texts = [NASTY[kind] for kind in FEW]
+    lines = [
+        {**pair, "id": f"{text}#", "persona_a": text, "persona_b": f"not {text}", "question": text}
+        for pair, text in zip(plain, texts, strict=False)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "out"
+    where = ("--model", DATA / "tiny-gpt2", "--pairs", tmp_path / "pairs.jsonl", "--out", out, "--n-resamples", 50)
+    done = call("collapse", *where)
     assert done.exit_code == 0, done.output
     assert not CONTROL.search(done.output)
-    rows = csv_rows(tmp_path / "out" / "pairs.csv")
-    assert [row["persona_a"] for row in rows] == list(NASTY.values())
-    record = json.loads((tmp_path / "out" / "collapse.json").read_text())
-    assert [row["persona_a"] for row in record["pairs"]] == list(NASTY.values())
-    page = (tmp_path / "out" / "collapse.html").read_text()
-    assert "<script>alert" not in page
-    assert "<img" not in page.replace("plotly", "")[-200_000:]
+    assert [row["persona_a"] for row in csv_rows(out / "pairs.csv")] == texts
+    assert [row["persona_a"] for row in json.loads((out / "collapse.json").read_text())["pairs"]] == texts
+    assert "<script>alert" not in (out / "collapse.html").read_text()
+
+
+def test_respond_shows_and_writes_nasty_names(tmp_path):
+    texts = [NASTY[kind] for kind in FEW]
+    people = [{"id": text, "wordings": ["you are a cook."]} for text in texts]
+    asked = [{"id": text, "question": "you like tea?"} for text in texts[:2]]
+    for name, rows in (("people", people), ("asked", asked)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    where = ("--personas", tmp_path / "people.jsonl", "--questions", tmp_path / "asked.jsonl", "--max-new-tokens", 3)
+    done = call("respond", "--model", DATA / "tiny-gpt2", *where, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    assert not CONTROL.search(done.output)
+    assert "[/] [/inst] [bold red]x[/bold red]" in done.output
+    assert [row["persona"] for row in csv_rows(tmp_path / "out" / "personas.csv")] == ["default", *texts]
+    assert "<script>alert" not in (tmp_path / "out" / "responses.html").read_text()
 
 
 @names
 def test_csv_has_no_formula_and_comes_back_as_it_was(name, tmp_path):
     rows = [{"name": name, name: -1.5, "n": -3}, {"name": "plain", name: 2.5e-7, "n": None}]
     write_csv(rows, tmp_path / "a.csv")
+    limit = csv.field_size_limit(1_000_000)
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:
         cells = [cell for line in csv.reader(file) for cell in line]
+    csv.field_size_limit(limit)
     for cell in cells:
         assert cell[:1] not in ("=", "@", "\t", "\r", "\n", "＝")
         assert cell[:1] not in ("+", "-") or float(cell) is not None
-    assert cells[3:6] == [cells[0] if name == "name" else cells[3], "-1.5", "-3"]
+    assert cells[4:6] == ["-1.5", "-3"]
     back = csv_rows(tmp_path / "a.csv")
     assert back == [{"name": name, name: "-1.5", "n": "-3"}, {"name": "plain", name: "0.0", "n": ""}]
 
@@ -205,15 +216,25 @@ def test_pages_show_names_as_text(name):
     assert all(re.fullmatch(r"([^<>]|<br>)*", text) for text in texts)
 
 
-@names
-def test_pictures_of_charts_show_names_as_text(name, drawn_texts, recwarn):
-    for figure in charts(name).values():
-        texts, picture = drawn_texts(figure)
-        assert Image.open(io.BytesIO(picture)).width == 2000
-        assert all(not CONTROL.search(text) for text in texts)
-        wanted = shortened(visible(name).replace("\t", " "), 80).replace("$", r"\$").removeprefix("_")
-        assert any(wanted in text for text in texts)
-    assert not [one for one in recwarn if "Glyph" in str(one.message) and not any(map("＝".__eq__, name))]
+def test_pictures_of_charts_show_names_as_text(drawn_texts):
+    texts = [
+        NASTY[kind] for kind in ("markup", "escape", "bidirectional", "closing", "mathematics", "underscore", "long")
+    ]
+    curves = [Curve(text, texts, [float(place)] * len(texts)) for place, text in enumerate(texts)]
+    table = [[1.0] * len(texts)] * len(texts)
+    figures = (
+        line_chart(curves, title=texts[0], x=texts[1], y=texts[2]),
+        line_panels({text: [curves[0]] for text in texts[:4]}, title="", x="", y=""),
+        heat_map(table, texts, texts, title="", x="", y="", unit=NASTY["mathematics"]),
+    )
+    for figure in figures:
+        shown = drawn_texts(figure)
+        assert not any(CONTROL.search(text) for text in shown)
+        for text in texts[: 4 if len(figure.layout.annotations) else None]:
+            wanted = shortened(visible(text).replace("\t", " "), 80).replace("$", r"\$")
+            assert wanted in {one.removeprefix(" ") if wanted[0] == "_" else one for one in shown} or any(
+                one.startswith(wanted[:79]) for one in shown
+            )
 
 
 @pytest.fixture
@@ -227,28 +248,32 @@ def drawn_texts(monkeypatch):
     monkeypatch.setattr(Canvas, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k))[1])
 
     def drawn(figure):
-        picture = png_bytes(figure, dpi=200)
-        return [text.get_text() for text in kept[-1].findobj(Text)], picture
+        png_bytes(figure, dpi=20)
+        return [text.get_text() for text in kept[-1].findobj(Text)]
 
     return drawn
 
 
-@names
-def test_pictures_of_circuits_have_names_as_titles(name, tmp_path):
+@pytest.mark.parametrize(
+    "kinds",
+    [("escape", "C1", "bidirectional", "invisible", "NUL", "script", "quotes", "mathematics", "formula"), ("long",),
+     ("closing", "table", "Markdown")],
+    ids=lambda kinds: kinds[0],
+)  # fmt: skip
+def test_pictures_of_circuits_have_names_as_titles(kinds, tmp_path):
+    title = " ".join(NASTY[kind] for kind in kinds)
     graph = Graph(2, 2)
     circuit = Circuit.of(graph, ["input->a0.h1<q>", "a0.h1->m1", "m1->logits"])
     for fmt in ("svg", "dot"):
-        draw(circuit, tmp_path / f"x.{fmt}", title=name)
-        content = (tmp_path / f"x.{fmt}").read_text()
-        assert "<script>" not in content.replace("<script>", "", content.count("-<script>"))
-        assert not CONTROL.search(content)
+        draw(circuit, tmp_path / f"x.{fmt}", title=title)
+        assert not CONTROL.search((tmp_path / f"x.{fmt}").read_text())
     svg = (tmp_path / "x.svg").read_text()
     assert not re.search(r"<(script|b|img)\b", svg)
-    width = float(re.search(r'width="(\d+)', svg)[1])
-    assert width < 3000
-    assert from_networkx(__import__("networkx").read_graphml(_graphml(circuit, tmp_path))) == circuit
+    assert float(re.search(r'width="(\d+)', svg)[1]) < 3000
+    assert len(pygraphviz.AGraph(str(tmp_path / "x.dot")).edges()) == 3
 
 
-def _graphml(circuit, folder):
-    write_graphml(circuit, Scores.of(circuit.graph, {}), folder / "x.graphml")
-    return folder / "x.graphml"
+def test_graphml_holds_names_of_nodes_alone(tmp_path):
+    circuit = Circuit.of(Graph(2, 2), ["input->a0.h1<q>", "a0.h1->m1", "m1->logits"])
+    write_graphml(circuit, Scores.of(circuit.graph, {"m1->logits": -1.5}), tmp_path / "x.graphml")
+    assert from_networkx(networkx.read_graphml(tmp_path / "x.graphml")) == circuit
