@@ -149,6 +149,7 @@ WhereOption = Annotated[
     list[str] | None, typer.Option("--where", help="Only pairs with this value, KEY=VALUE; may be repeated.")
 ]
 LATEST = Path("runs/discover")
+LONGEST_NAME, LONGEST_CELL, LONGEST_LINE = 60, 400, 2000  # characters shown: of a row's name, a cell, a line
 
 
 @app.command()
@@ -470,9 +471,9 @@ def _print_battery(results: Any, record: dict[str, Any] | None) -> None:
     title = f"hypothesis tests on {tests.n_pairs} pairs, level {rows and tests.outcomes[0].alpha:g}"
     _print_table(title, ("test", "circuit", "statistic", "p", ""), [row[:4] for row in rows], texts=2)
     for row in rows:
-        typer.echo(f"{row[0]}: {row[4]}")
-    typer.echo(f"\ncompleteness: {results.completeness.sentence}")
-    typer.echo(f"backup: {results.completeness.backup.sentence}")
+        _say(f"{row[0]}: {row[4]}")
+    _say(f"\ncompleteness: {results.completeness.sentence}")
+    _say(f"backup: {results.completeness.backup.sentence}")
     _print_stability(results.searched, (record or {}).get("stability"))
     _print_pairs(results.pairs)
     for key, parts in results.transfer.items():
@@ -490,13 +491,13 @@ def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
     if searched.report is None:
         verdict = {True: "unstable", False: "stable", None: "unknown"}[(known or {}).get("unstable")]
         earlier = f"found earlier, in the circuit's file: {verdict}" if known else f"not known; {searched.reason}"
-        typer.echo(f"\nstability: {earlier}")
+        _say(f"\nstability: {earlier}")
         return
     title = f"stability: {searched.report.rule}, {searched.report.n_pairs} pairs searched on"
     _print_table(title, tables.STABILITY, tables.stability_rows(searched.report), texts=1)
-    typer.echo(searched.report.sentence)
+    _say(searched.report.sentence)
     for note in searched.report.notes:
-        typer.echo(f"note: {note}")
+        _say(f"note: {note}")
 
 
 def _print_pairs(view: Any) -> None:
@@ -512,7 +513,7 @@ def _print_pairs(view: Any) -> None:
         if rows:
             _print_table(title, columns, rows, texts=texts)
     for note in view.notes:
-        typer.echo(f"note: {note}")
+        _say(f"note: {note}")
 
 
 def _shown(value: float | None, places: int) -> str:
@@ -599,7 +600,7 @@ def _print_specificity(found: Any, as_json: bool) -> None:
     columns = ("ablated circuit of", *(f"left of {name}" for name in found.names))
     _print_table("what is left of a contrast when a circuit is ablated", columns, rows, texts=1)
     for text in found.findings:
-        typer.echo(text)
+        _say(text)
 
 
 @app.command()
@@ -734,21 +735,21 @@ def _print_curves(study: Any, out: Path, as_json: bool) -> None:
         typer.echo(json.dumps({"out": str(out), **study.as_dict()}))
         return
     report = study.report
-    typer.echo(f"scored on   {study.about['scored_on']}; measured on {report.n_pairs} pairs ({report.split})")
-    typer.echo(f"m           {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}")
-    typer.echo(f"intervals   over {report.resampled}")
+    _say(f"scored on   {study.about['scored_on']}; measured on {report.n_pairs} pairs ({report.split})")
+    _say(f"m           {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}")
+    _say(f"intervals   over {report.resampled}")
     for level, n in report.n_units.items():
         title = f"faithfulness by share of {n:,} {level}s"
         _print_table(title, tables.CURVES, tables.curve_rows(report, level), texts=2)
         _print_table("edges left without dead ends", tables.SIZES, tables.size_rows(report, level), texts=2)
         _print_table("areas over the share", tables.AREAS, tables.area_rows(report, level), texts=2)
-    typer.echo("MIB takes CPR from the signed order and CMD from the absolute one; CPR has no upper bound")
+    _say("MIB takes CPR from the signed order and CMD from the absolute one; CPR has no upper bound")
     for mark in report.marks:
         f = "undefined" if mark.faithfulness is None else f"{mark.faithfulness:.3f}"
-        typer.echo(f"{mark.name:<12}{mark.n_edges:,} edges, {100 * mark.share:.2g} %: f {f}")
+        _say(f"{mark.name:<12}{mark.n_edges:,} edges, {100 * mark.share:.2g} %: f {f}")
     if not study.about["held_out"]:
-        typer.echo("\nnot held out: measured on pairs that edges were scored on; name splits in the file")
-    typer.echo(f"\nwritten to  {out}/")
+        _say("\nnot held out: measured on pairs that edges were scored on; name splits in the file")
+    _say(f"\nwritten to  {out}/")
 
 
 @app.command()
@@ -846,7 +847,7 @@ def _print_comparison(found: Any, written: Sequence[Path], as_json: bool) -> Non
     for letter, side in (("A", found.a), ("B", found.b)):
         task = side.record["task"] if side.record else None
         about = f": {task['metric']} on {task['n_pairs']} pairs of {task['source']} ({task['split']})" if task else ""
-        typer.echo(f"{letter}           {side.name}{about}")
+        _say(f"{letter}           {side.name}{about}")
     if found.settings:
         _print_table("warning: not found alike", tables.SETTINGS, tables.setting_rows(found), texts=3)
     n_draws = found.edges.random.n if found.edges.random else 0
@@ -863,9 +864,9 @@ def _print_comparison(found: Any, written: Sequence[Path], as_json: bool) -> Non
     if found.cross:
         _print_table("each circuit on each one's held-out pairs", tables.CROSS, tables.cross_rows(found), texts=2)
     for note in found.notes:
-        typer.echo(f"note: {note}")
+        _say(f"note: {note}")
     for path in written:
-        typer.echo(f"written to  {path}")
+        _say(f"written to  {path}")
 
 
 @app.command()
@@ -886,7 +887,7 @@ def draw(
         heading = title if title is not None else _title(stored.record)
         how = {"scores": stored.scores, "strongest": strongest, "title": heading}
         report = picture(stored.circuit, out, fringe=stored.fringe, **how)
-        typer.echo(f"{out}: {report.shown} of {report.total} edges drawn")
+        _say(f"{out}: {report.shown} of {report.total} edges drawn")
 
 
 @app.command()
@@ -905,9 +906,9 @@ def validate(
         for path in files:
             faults = faults_of(path, graph)
             faulty += bool(faults)
-            typer.echo(f"{path}: {'valid' if not faults else f'{len(faults)} fault(s)'}", err=bool(faults))
+            _say(f"{path}: {'valid' if not faults else f'{len(faults)} fault(s)'}", err=bool(faults))
             for fault in faults:
-                typer.echo(f"  {fault}", err=True)
+                _say(f"  {fault}", err=True)
     raise typer.Exit(2 if faulty else 0)
 
 
@@ -948,7 +949,7 @@ def export(
             from circuit.draw import draw as picture
 
             picture(stored.circuit, out, scores=stored.scores, strongest=max(1, len(stored.circuit)), fmt="dot")
-        typer.echo(str(out))
+        _say(str(out))
 
 
 def _export_mib(stored: Any, to: str, out: Path) -> None:
@@ -1031,15 +1032,15 @@ def _print_crosscheck(result: Any, folder: Path, as_json: bool) -> None:
     from circuit.crosscheck import CONVENTIONS, circuit_rows
 
     pairs = result.pairs
-    typer.echo(f"pairs       {pairs['n_pairs']} of {pairs['of']} ({pairs['split']}) of {pairs['source']}")
-    typer.echo(f"there       {', '.join(f'{name} {version}' for name, version in result.versions.items())}")
+    _say(f"pairs       {pairs['n_pairs']} of {pairs['of']} ({pairs['split']}) of {pairs['source']}")
+    _say(f"there       {', '.join(f'{name} {version}' for name, version in result.versions.items())}")
     _print_agreements(result.scores, as_json=False)
     title = f"circuit of {result.circuit.n_edges:,} edges, {result.metric}"
     _print_table(title, ("", "here", "auto-circuit", "difference"), circuit_rows(result), texts=1)
     _print_table("conventions", ("", "here", "auto-circuit"), CONVENTIONS, texts=3)
     for note in result.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {folder / 'crosscheck.json'}, {folder / 'crosscheck.csv'}")
+        _say(f"note: {note}")
+    _say(f"written to  {folder / 'crosscheck.json'}, {folder / 'crosscheck.csv'}")
 
 
 def _print_agreements(agreements: Sequence[Any], as_json: bool) -> None:
@@ -1058,7 +1059,7 @@ def _require_agreement(agreements: Sequence[Any], tolerance: float | None) -> No
         return
     far = [item for item in agreements if item.same_quantity and not item.relative <= tolerance]
     for item in far:
-        typer.echo(f"{item.what}: {item.relative:.2g} of the largest score at {item.at}, above {tolerance:g}", err=True)
+        _say(f"{item.what}: {item.relative:.2g} of the largest score at {item.at}, above {tolerance:g}", err=True)
     if far:
         raise typer.Exit(1)
 
@@ -1113,11 +1114,11 @@ def _print_bench(report: Any, as_json: bool) -> None:
         typer.echo(json.dumps(report.as_dict()))
         return
     place, pairs = report.machine, report.pairs
-    typer.echo(f"{place['name']}, {place['threads']} thread(s), torch {place['versions']['torch']}")
+    _say(f"{place['name']}, {place['threads']} thread(s), torch {place['versions']['torch']}")
     title = f"{report.model['name']}, {report.model['dtype']}, {pairs['n_pairs']} pairs of {pairs['n_tokens']} tokens"
     _print_table(title, COLUMNS, bench_rows(report), texts=1)
     if report.acdc is not None:
-        typer.echo(f"\n{acdc_row(report)}")
+        _say(f"\n{acdc_row(report)}")
 
 
 @app.command()
@@ -1137,11 +1138,11 @@ def models(as_json: JsonOption = False) -> None:
             for one in found["families"]
         ]
         _print_table("tested", ("family", "models", *map(str, range(1, len(checks) + 1))), cells, texts=2)
-        typer.echo("\n".join(f"{i}  {check}" for i, check in enumerate(checks, 1)))
+        _say("\n".join(f"{i}  {check}" for i, check in enumerate(checks, 1)))
         refused = [(one["name"], one["examples"], one["reason"]) for one in found["refused"]]
         _print_table("refused", ("family", "models", "reason"), refused, texts=3)
         versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        typer.echo(
+        _say(
             f"\nrandom weights in each architecture; with {versions}. Any other model is tried, and refused\n"
             "with the reason if it does not come apart: persona-circuits inspect MODEL"
         )
@@ -1187,19 +1188,19 @@ def inspect(
 
 def _print_inspection(found: Any, price: float | None) -> None:
     arch, graph = found.architecture, found.graph
-    typer.echo(
+    _say(
         f"{arch.name}: {arch.layers} layers, {arch.heads} heads of width {arch.d_head} ({arch.kv_heads} key-value), "
         f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, context {found.n_context or 'unknown'}\n"
         f"parameters {arch.parameters / 1e9:.3g} G; {graph.n_src:,} sources, {graph.n_dst:,} slots, "
         f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if found.comes_apart is None else ''}"
     )
     says = {None: "not tried: only the configuration was read", True: "yes", False: found.fault}
-    typer.echo(f"comes apart into nodes: {says[found.comes_apart]}")
+    _say(f"comes apart into nodes: {says[found.comes_apart]}")
     _print_costs(found, price)
     if found.pairs is not None:
         fit = found.pairs
         fine = f"{fit.n_pairs:,} pairs of {fit.source} fit, {fit.longest} tokens at most"
-        typer.echo(f"\npairs: {fit.fault or fine}")
+        _say(f"\npairs: {fit.fault or fine}")
 
 
 def _print_costs(found: Any, price: float | None) -> None:
@@ -1328,40 +1329,40 @@ def _print_built(built: Any, files: dict[str, Path], as_json: bool) -> None:
         typer.echo(json.dumps({**{name: str(path) for name, path in files.items()}, **found}))
         return
     splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
-    typer.echo(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}")
-    typer.echo(f"held out    {found['splits']['held_out']}")
+    _say(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}")
+    _say(f"held out    {found['splits']['held_out']}")
     if found["unequal"]["pairs"]:
-        typer.echo(f"unequal     {found['unequal']['pairs']:,} pairs, by {_by_tokens(found['unequal'])}")
+        _say(f"unequal     {found['unequal']['pairs']:,} pairs, by {_by_tokens(found['unequal'])}")
     if "null" in found:
         _print_null(found["null"])
     if "neutral" in found:
         counts = ", ".join(f"{len(texts):,} of {source}" for source, texts in found["neutral"].items())
-        typer.echo(f"neutral     wordings: {counts}")
+        _say(f"neutral     wordings: {counts}")
     if built.dropped:
         rows = [(item.reason, item.examples[0], f"{item.count:,}") for item in built.dropped]
         _print_table("dropped", ("reason", "for example", "combinations"), rows, texts=2)
     for why, count in found["not_tried"].items():
-        typer.echo(f"not tried   {count:,} combinations {why}")
+        _say(f"not tried   {count:,} combinations {why}")
     for key, says in (
         ("leaks", "options in a persona's text"),
         ("candidates_left_out", "options that are no candidate here"),
         ("wordings_left_out", "wordings left out"),
     ):
         if found[key]:
-            typer.echo(f"note        {len(found[key]):,} {says}; see the report")
-    typer.echo(f"written to  {', '.join(map(str, files.values()))}")
+            _say(f"note        {len(found[key]):,} {says}; see the report")
+    _say(f"written to  {', '.join(map(str, files.values()))}")
 
 
 def _print_null(null: dict[str, Any]) -> None:
     counts = f"{null['equal']:,} of equal length, {null['unequal']:,} of unequal"
     by = f", by {_by_tokens(null)}" if null["by_tokens"] else ""
-    typer.echo(f"null        {null['pairs']:,} pairs of one persona's paraphrases ({counts}{by})")
+    _say(f"null        {null['pairs']:,} pairs of one persona's paraphrases ({counts}{by})")
     for kind, count in null["pairs_without"].items():
         if count:
-            typer.echo(f"note        {count:,} pair(s) have no null pair of {kind} length of their own")
+            _say(f"note        {count:,} pair(s) have no null pair of {kind} length of their own")
     for why, names in null["personas_without"].items():
         shown = ", ".join([*names[:5], *(["…"] if len(names) > 5 else [])])
-        typer.echo(f"note        {len(names):,} persona(s) have not {why}: {shown}")
+        _say(f"note        {len(names):,} persona(s) have not {why}: {shown}")
 
 
 def _by_tokens(counts: dict[str, Any]) -> str:
@@ -1396,11 +1397,11 @@ def vary(
             dropped = {reason: list(ids) for reason, ids in found.dropped.items()}
             typer.echo(json.dumps({"out": str(out), "bases": bases, "variants": list(named), "dropped": dropped}))
             return
-        typer.echo(f"kept        {bases:,} bases in {len(named)} variants: {', '.join(named)}")
+        _say(f"kept        {bases:,} bases in {len(named)} variants: {', '.join(named)}")
         if found.dropped:
             rows = [(reason, ids[0], f"{len(ids):,}") for reason, ids in found.dropped.items()]
             _print_table("dropped", ("reason", "for example", "bases"), rows, texts=2)
-        typer.echo(f"written to  {out}")
+        _say(f"written to  {out}")
 
 
 @app.command("prior-pairs")
@@ -1452,13 +1453,13 @@ def _print_prior_pairs(built: Any, out: Path, beside: Path, as_json: bool) -> No
         return
     splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
     forms = ", ".join(f"{name} {count}" for name, count in found["kept_by_form"].items())
-    typer.echo(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}; form: {forms}")
+    _say(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}; form: {forms}")
     lead, contrast = found["mean_lead"], found["mean_expected"]
-    typer.echo(f"no persona  a default leads by {lead:.2f} logits on average; contrast {contrast:.2f}")
+    _say(f"no persona  a default leads by {lead:.2f} logits on average; contrast {contrast:.2f}")
     if found["dropped"]:
         rows = [(item["reason"], item["examples"][0], f"{item['count']:,}") for item in found["dropped"]]
         _print_table("dropped", ("reason", "for example", "rows or meetings"), rows, texts=2)
-    typer.echo(f"written to  {out}, {beside}")
+    _say(f"written to  {out}, {beside}")
 
 
 @app.command()
@@ -1595,16 +1596,16 @@ def _print_explanation(found: Any, out: Path, as_json: bool) -> None:
         _print_table("verdicts by what the generator sets", columns, rows, texts=1)
         given = found.agreement
         kappa = "undefined" if given.kappa is None else f"{given.kappa:.3f}"
-        typer.echo(
+        _say(
             f"agreement   {given.share:.3f} of {given.n} pairs (by chance {given.chance:.3f}), "
             f"Cohen's kappa {kappa}, permutation p {given.p:.2g}"
         )
     if found.sigma_0 is not None:
-        typer.echo(f"sigma_0     {found.sigma_0:.3f} logits over {found.n_paraphrases} paraphrase pairs")
-    typer.echo(f"thresholds  {found.thresholds.source}, sha256 {found.thresholds.sha256[:12]}…")
+        _say(f"sigma_0     {found.sigma_0:.3f} logits over {found.n_paraphrases} paraphrase pairs")
+    _say(f"thresholds  {found.thresholds.source}, sha256 {found.thresholds.sha256[:12]}…")
     for note in found.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {out}/")
+        _say(f"note: {note}")
+    _say(f"written to  {out}/")
 
 
 def _path_and_name(given: Path | None, default: str | None) -> tuple[str | None, str | None]:
@@ -1625,13 +1626,13 @@ def _print_collapse(study: Any, out: Path, as_json: bool) -> None:
         return
     _print_table(f"persona collapse of {study.model}", TABLE, group_rows(study), texts=1)
     if study.sigma_0 is not None:
-        typer.echo(
+        _say(
             f"sigma_0     {study.sigma_0:.3f} logits over {study.n_paraphrases} paraphrase pairs; "
             "last column: D and collapse of paraphrases"
         )
     for note in study.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {out}/")
+        _say(f"note: {note}")
+    _say(f"written to  {out}/")
 
 
 @app.command()
@@ -1715,8 +1716,8 @@ def _print_probes(study: Any, out: Path, as_json: bool) -> None:
     _print_table(f"{title}, {study.n_questions} questions", TABLE, probe_rows(study), texts=4)
     _print_table("geometry of personas, at the layer of their largest share", GEOMETRY, geometry_rows(study), texts=2)
     for note in study.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {out}/")
+        _say(f"note: {note}")
+    _say(f"written to  {out}/")
 
 
 @app.command()
@@ -1770,13 +1771,13 @@ def _print_lens(study: Any, out: Path, as_json: bool) -> None:
     title = f"logit lens of {study.model} at {study.positions[-1]}, {len(study.items)} pairs"
     _print_table(title, TABLE, curve_rows(study), texts=1)
     for line in decision_lines(study):
-        typer.echo(line)
+        _say(line)
     if study.attribution.conserved:
         _print_table("direct logit attribution of D, the largest", COMPONENTS, component_rows(study), texts=1)
-        typer.echo(f"conserved   the parts sum to D within {study.attribution.error:.1e} logits on every pair")
+        _say(f"conserved   the parts sum to D within {study.attribution.error:.1e} logits on every pair")
     for note in study.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {out}/")
+        _say(f"note: {note}")
+    _say(f"written to  {out}/")
 
 
 @app.command()
@@ -1894,10 +1895,10 @@ def _print_patch(study: Any, out: Path, as_json: bool) -> None:
         return
     mean = study.mean_divergence
     ends = "" if mean.low is None else f" ({mean.low:+.3f} to {mean.high:+.3f})"
-    typer.echo(f"divergence  {mean.value:+.3f} logits{ends} on {len(study.items)} pairs")
+    _say(f"divergence  {mean.value:+.3f} logits{ends} on {len(study.items)} pairs")
     if study.below_null is not None:
         count = int(study.below_null.sum())
-        typer.echo(f"null        |D| is below 2 sigma_0 = {2 * study.null.sigma_0:.3f} on {count} pairs")
+        _say(f"null        |D| is below 2 sigma_0 = {2 * study.null.sigma_0:.3f} on {count} pairs")
     if rows := stream_rows(study):
         _print_table("share of D that comes with the residual stream", stream_table(study), rows, texts=1)
     if rows := mover_rows(study):
@@ -1906,11 +1907,11 @@ def _print_patch(study: Any, out: Path, as_json: bool) -> None:
     if rows := path_rows(study):
         _print_table("direct paths, the largest to each receiver, and together", PATHS, rows, texts=2)
     for line in ablation_lines(study):
-        typer.echo(line)
-    typer.echo(f"passes      {study.passes} forward passes, {study.runs} prompts in them")
+        _say(line)
+    _say(f"passes      {study.passes} forward passes, {study.runs} prompts in them")
     for note in study.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {out}/")
+        _say(f"note: {note}")
+    _say(f"written to  {out}/")
 
 
 @app.command()
@@ -2017,10 +2018,10 @@ def _print_study(found: Any, out: Path, as_json: bool) -> None:
         _print_table(f"predictions of {plan.source}", ("id", "outcome", "numbers"), cells, texts=3)
     for one in found.stages:
         for note in one.notes:
-            typer.echo(f"note: {one.name}: {note}")
+            _say(f"note: {one.name}: {note}")
     if found.missing:
-        typer.echo(f"not run     {', '.join(found.missing)}")
-    typer.echo(f"written to  {out}/: numbers.json, numbers.csv, report.md, a folder per stage")
+        _say(f"not run     {', '.join(found.missing)}")
+    _say(f"written to  {out}/: numbers.json, numbers.csv, report.md, a folder per stage")
 
 
 @app.command()
@@ -2206,8 +2207,8 @@ def _print_vectors(geometry: Any, comparison: Any, out: Path, about: dict[str, A
         title = f"how alike models arrange {len(comparison.personas)} personas"
         _print_table(title, files.COMPARED, files.comparison_rows(comparison), texts=1)
     for note in geometry.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {out}/")
+        _say(f"note: {note}")
+    _say(f"written to  {out}/")
 
 
 @app.command()
@@ -2387,8 +2388,8 @@ def _print_steering(study: Any, texts: Any, about: dict[str, Any], out: Path, as
         title = f"{len(texts)} texts, steered behind layer {where}; perplexity is the unsteered model's"
         _print_table(title, files.TEXTS, files.text_rows(texts), texts=1)
     for note in study.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {out}/")
+        _say(f"note: {note}")
+    _say(f"written to  {out}/")
 
 
 @app.command()
@@ -2485,14 +2486,14 @@ def _print_neurons(study: Any, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"out": str(out), **neuron_record(study)}))
         return
-    typer.echo(headline(study))
+    _say(headline(study))
     for title, columns, rows, texts in tables(study):
         _print_table(title, columns, rows, texts=texts)
     if study.ablations:
-        typer.echo(f"intervals   {study.clusters}")
+        _say(f"intervals   {study.clusters}")
     for note in study.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {out}/")
+        _say(f"note: {note}")
+    _say(f"written to  {out}/")
 
 
 @app.command()
@@ -2576,7 +2577,7 @@ def bridge(
         _print_bridge(study, out, as_json)
         for path in (movers, neurons):
             if path and files.fingerprint_of(path) not in ("", loaded.fingerprint):
-                typer.echo(f"note: {path} is of other weights than {loaded.name} has", err=True)
+                _say(f"note: {path} is of other weights than {loaded.name} has", err=True)
 
 
 def _print_bridge(study: Any, out: Path, as_json: bool) -> None:
@@ -2585,17 +2586,17 @@ def _print_bridge(study: Any, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"out": str(out), **files.bridge_record(study)}))
         return
-    typer.echo(f"direction   {study.direction}, at {study.options.position}; {len(study.pairs)} pairs")
+    _say(f"direction   {study.direction}, at {study.options.position}; {len(study.pairs)} pairs")
     title = "share of the vector's projection that the circuit's nodes write, beside random sets of nodes"
     _print_table(title, files.LAYERS, files.layer_rows(study), texts=1)
     _print_table(f"largest writers behind block {study.layer}", files.NODES, files.node_rows(study), texts=1)
     _print_table("overlap of sets of nodes", files.OVERLAPS, files.overlap_rows(study), texts=1)
-    typer.echo(f"movers      {study.movers.source}")
-    typer.echo(f"conserved   the parts sum to the projection within {study.error:.1e} of the largest stream")
-    typer.echo(f"intervals   {study.clusters}")
+    _say(f"movers      {study.movers.source}")
+    _say(f"conserved   the parts sum to the projection within {study.error:.1e} of the largest stream")
+    _say(f"intervals   {study.clusters}")
     for note in study.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"written to  {out}/")
+        _say(f"note: {note}")
+    _say(f"written to  {out}/")
 
 
 @app.command()
@@ -2702,11 +2703,11 @@ def _print_ratings(found: Any, summary: Any, about: dict[str, Any], out: Path, a
     title = f"{len(found.rated):,} responses rated by {found.rater} ({found.unit})"
     _print_table(title, TABLE, rating_rows(summary), texts=1)
     if found.unparsable:
-        typer.echo(f"unparsable  {found.unparsable:,} answers of the rater are no rating; they are not guessed at")
+        _say(f"unparsable  {found.unparsable:,} answers of the rater are no rating; they are not guessed at")
     for kind, counts in (("failed", found.failures), ("left out", found.left_out)):
         for reason, count in counts.items():
-            typer.echo(f"{kind:<11} {count:,}: {reason}")
-    typer.echo(f"written to  {out}/")
+            _say(f"{kind:<11} {count:,}: {reason}")
+    _say(f"written to  {out}/")
 
 
 def _exchanges(
@@ -2769,10 +2770,10 @@ def _write_responses(found: Any, about: dict[str, Any], out: Path, baseline: str
         typer.echo(json.dumps({"out": str(out), "n": len(found.responses), **counts, **about}))
         return
     _print_table(f"{len(found.responses):,} responses of {about['model']}", TABLE, summary_rows(summaries), texts=2)
-    typer.echo(f"made now    {found.made:,}; remembered {found.remembered:,}")
+    _say(f"made now    {found.made:,}; remembered {found.remembered:,}")
     for reason, count in found.failures.items():
-        typer.echo(f"failed      {count:,}: {reason}")
-    typer.echo(f"written to  {out}/")
+        _say(f"failed      {count:,}: {reason}")
+    _say(f"written to  {out}/")
 
 
 def _journalled(out: Path) -> str:
@@ -2887,7 +2888,7 @@ def _every_score(stored: Any) -> Any:
 
 def _warn_of_other_weights(record: dict[str, Any] | None, model: Any) -> None:
     if record and record["model"]["fingerprint"] != model.fingerprint:
-        typer.echo(
+        _say(
             f"note: the circuit was found in {record['model']['name']} with other weights than {model.name} has; "
             "this measures a transfer",
             err=True,
@@ -2901,26 +2902,26 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
         typer.echo(json.dumps({"out": str(out), **summary(found)}))
         return
     counts, task = found.record["counts"], found.record["task"]
-    typer.echo(f"divergence  {found.divergence:+.3f} {task['unit']} on {task['n_pairs']} pairs ({task['split']})")
+    _say(f"divergence  {found.divergence:+.3f} {task['unit']} on {task['n_pairs']} pairs ({task['split']})")
     if found.tau is not None:
-        typer.echo(f"threshold   {found.tau:.4g} {task['unit']}")
+        _say(f"threshold   {found.tau:.4g} {task['unit']}")
     if found.smallest is not None:
         _print_smallest(found)
-    typer.echo(
+    _say(
         f"circuit     {counts['edges']:,} of {counts['graph_edges']:,} edges, "
         f"{counts['nodes']:,} of {counts['graph_nodes']:,} nodes"
     )
     if not len(found.circuit):
-        typer.echo("the circuit is empty: no path from input to logits is left; lower --threshold or raise --top-n")
+        _say("the circuit is empty: no path from input to logits is left; lower --threshold or raise --top-n")
     if found.acdc_cost:
         cost = found.acdc_cost
-        typer.echo(
+        _say(
             f"ACDC        {cost['passes']:,} passes, {cost['evaluated']:,} circuits tried, "
             f"{cost['wasted']:,} of them for nothing"
         )
     if found.cost is not None:
         cost = found.cost
-        typer.echo(
+        _say(
             f"activations {cost.activations}: r {cost.correlation:.5f} with float32 on {cost.n_prompts} prompts, "
             f"largest difference {cost.largest:.2g} of the largest score"
         )
@@ -2937,23 +2938,23 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
     for report in found.reports:
         _print_report(report, as_json=False)
     if not found.held_out:
-        typer.echo("\nnot held out: the circuit was measured on pairs that it was found on; name splits in the file")
-    typer.echo(f"\nwritten to  {out}/")
+        _say("\nnot held out: the circuit was measured on pairs that it was found on; name splits in the file")
+    _say(f"\nwritten to  {out}/")
 
 
 def _print_smallest(found: Discovery) -> None:
     least = found.smallest
     assert least is not None
-    typer.echo(
+    _say(
         f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by |score|, "
         f"of {len(least.tried):,} sizes tried"
     )
     held = found.reports[-1].circuit.ratio_of_means
     if found.confirmed is not None and held is not None:
-        typer.echo(f"held out    {held:.3f}: {'confirmed' if found.confirmed else 'not confirmed'}")
+        _say(f"held out    {held:.3f}: {'confirmed' if found.confirmed else 'not confirmed'}")
     if least.relapses:
         shown = ", ".join(f"{n:,}" for n in least.relapses[:5])
-        typer.echo(f"note: f does not grow steadily; larger sizes that miss the target: {shown}")
+        _say(f"note: f does not grow steadily; larger sizes that miss the target: {shown}")
 
 
 def _print_null_run(found: Discovery) -> None:
@@ -2962,7 +2963,7 @@ def _print_null_run(found: Discovery) -> None:
     known = {name: value for name, value in null.as_dict().items() if isinstance(value, float)}
     shown = {name: f"{known[name]:.3g}" if name in known else "unknown" for name in null.as_dict()}
     within = f"{null.within:.0%}" if null.within is not None else "unknown"
-    typer.echo(
+    _say(
         f"\nnull run    {null.n_equal} paraphrases of equal length: sigma_0 {shown['sigma_0']}; "
         f"{null.n_unequal} of unequal length: {shown['unequal']}, {within} of them within 2 sigma_0\n"
         f"            |D| with difference in length: rho {shown['gap_correlation']}, p {shown['p_gap']}; "
@@ -3014,7 +3015,7 @@ def _print_calibration(rows: list[Any], as_json: bool) -> None:
     _print_table("planted models", columns, cells, texts=3)
     for row in rows:
         if row.note and row.method != "random":
-            typer.echo(f"{row.planted}, {row.method}: {row.note}")
+            _say(f"{row.planted}, {row.method}: {row.note}")
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
@@ -3024,17 +3025,36 @@ def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i < texts else "right", no_wrap=i == 0 or i >= texts)
+        table.add_column(
+            _cell(column, LONGEST_CELL), justify="left" if i < texts else "right", no_wrap=i == 0 or i >= texts
+        )
     for row in rows:
-        table.add_row(*row)
-    typer.echo(f"\n{title}")
+        table.add_row(*(_cell(cell, LONGEST_CELL if i else LONGEST_NAME) for i, cell in enumerate(row)))
+    _say(f"\n{title}")
     _console().print(table)
+
+
+def _cell(text: str, most: int) -> Any:
+    """A cell as it reads: no markup, nothing that a terminal obeys, on one line, not without end."""
+    from rich.text import Text
+
+    from circuit.printable import one_line
+
+    return Text(one_line(text, most))
+
+
+def _say(text: object, *, err: bool = False) -> None:
+    """Every line that is printed goes this way: what a terminal would obey is shown, endless lines are cut."""
+    from circuit.printable import shortened, visible
+
+    lines = visible(text).split("\n")
+    typer.echo("\n".join(shortened(line, LONGEST_LINE) for line in lines), err=err)
 
 
 def _require(value: float | None, bar: float | None) -> None:
     if bar is not None and (value is None or value < bar):
         shown = "undefined" if value is None else f"{value:.3f}"
-        typer.echo(f"faithfulness {shown} is below the bar of {bar:g}", err=True)
+        _say(f"faithfulness {shown} is below the bar of {bar:g}", err=True)
         raise typer.Exit(1)
 
 
@@ -3050,9 +3070,11 @@ def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from circuit.printable import one_line
+
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -3064,7 +3086,7 @@ def _progress() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
             for task in bars.tasks:
                 if task.total is None:
                     bars.update(task.id, total=1, completed=1)
-            task_id = bars.add_task(name, total=None)
+            task_id = bars.add_task(one_line(name, 80), total=None)
             return lambda done, total: bars.update(task_id, completed=done, total=total)
 
         yield stage
@@ -3087,13 +3109,13 @@ def _errors() -> Iterator[list[Callable[[], str]]]:
             yield kept
         except BaseException as error:
             if came or isinstance(error, KeyboardInterrupt):
-                typer.echo(f"{who}{_stopped(kept)}", err=True)
+                _say(f"{who}{_stopped(kept)}", err=True)
                 raise typer.Exit(128 + (came or [signal.SIGINT])[0]) from None
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 place = error.filename or "a temporary file"
-                typer.echo(f"{who}error: cannot write {place}: {error.strerror}; free some space", err=True)
+                _say(f"{who}error: cannot write {place}: {error.strerror}; free some space", err=True)
             elif isinstance(error, PersonaCircuitsError):
-                typer.echo(f"{who}error: {error}", err=True)
+                _say(f"{who}error: {error}", err=True)
             else:
                 raise
             raise typer.Exit(2) from None
@@ -3140,7 +3162,7 @@ def _damage_told() -> Iterator[None]:
 
     def told(message: Warning | str, category: type[Warning], *place: Any) -> None:
         if issubclass(category, DamagedState):
-            typer.echo(f"note: {message}", err=True)
+            _say(f"note: {message}", err=True)
         else:
             plainly(message, category, *place)
 

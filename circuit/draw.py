@@ -32,6 +32,7 @@ import numpy as np
 
 from circuit.errors import FileError, OptionError
 from circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
+from circuit.printable import shortened
 from circuit.scores import Scores
 from circuit.storage import check_output_file, write_bytes
 from circuit.subgraph import Circuit
@@ -57,6 +58,7 @@ ARROW = 4.0  # length of an arrow's head
 PITCH = 78.0  # from a head to the next one in its row
 MARGIN, LABELS, LEGEND = 18.0, 82.0, 214.0  # page margin; width of the layer labels and of the legend
 PNG_DPI, PNG_PIXELS, PNG_SIDE = 130.0, 24e6, 16000  # resolution, and what it gives way to
+LONGEST = 200  # characters of a title
 FAINTNESS = "58"  # opacity of a fringe edge, in hexadecimal
 THIN, THICK = 0.6, 5.0  # line widths of the score 0 and of the largest |score|
 
@@ -606,7 +608,7 @@ def _background(page: _Page, chosen: _Chosen, title: str) -> dict[str, str]:
     left, middle, legend = page.left - LABELS, (page.left + page.right) / 2, page.right + 26
     top = page.top + 24
     drawn = [_text(left, top, 9.5, chosen.note, FAINT)]
-    if title := "".join(letter if letter.isprintable() else " " for letter in title).replace("\\", "∖").strip():
+    if title := shortened("".join(x if x.isprintable() else " " for x in title).replace("\\", "∖").strip(), LONGEST):
         top += 20
         drawn.append(_text(left, top, 15.0, title))
     if not chosen.edges:

@@ -14,7 +14,8 @@ What one request comes to:
 Ctrl-C ends ``ask`` at once: nothing waits for answers that are on their way.
 
 The key is in the ``Endpoint`` and nowhere else: not in its ``repr``, in no file, no log and no
-message, even where the server sends it back.
+message, even where the server sends it back (``persona.scrubbing``). So is what the address holds
+beside the address: user name, password and parameters.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from circuit.errors import FileError, OptionError, PersonaCircuitsError
 from circuit.reading import DamagedState, parse_json
 from circuit.storage import append
+from persona.scrubbing import bare_address, scrubbed, secrets_of
 
 __all__ = ["Answer", "Answers", "Chat", "Endpoint", "EndpointError", "Journal", "ask", "endpoint"]
 
-HIDDEN = "[key]"
 NO_KEY = "none"  # what servers that want no key are sent: the client insists on one
 DEFAULT_URL = "https://api.openai.com/v1"
 GIVE_UP = 16  # failures without a single answer, after which nothing else is asked
@@ -62,7 +64,7 @@ class Endpoint:
     """
 
     model: str
-    base_url: str
+    base_url: str = field(repr=False)
     key: str = field(default="", repr=False)
     concurrency: int = 8
     max_retries: int = 8
@@ -71,17 +73,27 @@ class Endpoint:
     deadline: float = 900.0
     max_bytes: int = 4 * 2**20
 
-    @property
+    @cached_property
+    def secrets(self) -> tuple[str, ...]:
+        """The key, and what the base URL holds of that kind."""
+        return secrets_of(self.key, self.base_url)
+
+    @cached_property
     def address(self) -> str:
-        """The base URL without user name, password and query: what files and messages may hold."""
-        parts = urlsplit(self.base_url)
-        host = parts.hostname or ""
-        host = (f"[{host}]" if ":" in host else host) + (f":{parts.port}" if parts.port else "")
-        return urlunsplit((parts.scheme, host, parts.path.rstrip("/"), "", ""))
+        """The base URL without user name, password, query and keys: what files and messages may hold."""
+        return bare_address(self.base_url, self.secrets)
 
     def scrubbed(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self.key, HIDDEN) if self.key else text
+        """A message without the secrets and without parts of them; what is to be cut is cut behind this."""
+        return scrubbed(text, self.secrets)
+
+    def scrubbed_answer(self, text: str) -> str:
+        """An answer without the secrets: whole ones, and none so short that it may be a word.
+
+        Halves of surrogate pairs, which no file may hold, are U+FFFD.
+        """
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return scrubbed(text, [one for one in self.secrets if len(one) >= SECRET], parts=False)
 
 
 def endpoint(
@@ -362,7 +374,7 @@ def _ask_one(client: Any, place: Endpoint, chat: Chat) -> Answer | str:
     try:
         reply = client.chat.completions.create(model=place.model, **chat.body(place.limit))
     except openai.APIStatusError as error:
-        reason = place.scrubbed(f"status {error.status_code}: {_message(error)}")
+        reason = f"status {error.status_code}: {_message(error, place)}"
         if error.status_code in PER_REQUEST:
             return reason
         raise _Fatal(reason + _advice(error.status_code)) from None
@@ -379,15 +391,13 @@ def _ask_one(client: Any, place: Endpoint, chat: Chat) -> Answer | str:
         return "the reply is no chat completion (it has no choices)"
     if not all(isinstance(value, str) for value in kept.values()):
         return "the reply is no chat completion (its content is not text)"
-    if len(place.key) >= SECRET:
-        kept = {name: place.scrubbed(value) for name, value in kept.items()}
-    return Answer(**kept)
+    return Answer(**{name: place.scrubbed_answer(value) for name, value in kept.items()})
 
 
-def _message(error: Any) -> str:
-    """The server's own sentence, short and on one line."""
+def _message(error: Any, place: Endpoint) -> str:
+    """The server's own sentence without the key, on one line, and only then cut."""
     body = error.body if isinstance(error.body, dict) else {}
-    text = " ".join(str(body.get("message") or error.message).split())
+    text = " ".join(place.scrubbed(str(body.get("message") or error.message)).split())
     return text if len(text) <= 200 else text[:199] + "…"
 
 
@@ -405,11 +415,14 @@ def _client(place: Endpoint) -> Any:
         import openai
     except ImportError as error:
         raise OptionError("asking an endpoint needs the openai package: pip install 'persona-circuits[api]'") from error
+    parts = urlsplit(place.base_url)
+    url, query = urlunsplit((*parts[:3], "", "")), dict(parse_qsl(parts.query))  # the client would write behind a query
     return openai.OpenAI(
         api_key=place.key or NO_KEY,
-        base_url=place.base_url,
+        base_url=url,
         max_retries=place.max_retries,
         timeout=place.timeout,
+        default_query=query,
         default_headers={"Accept-Encoding": "identity"},
         http_client=openai.DefaultHttpxClient(event_hooks={"response": [_bound(place)]}),
     )

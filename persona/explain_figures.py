@@ -11,7 +11,6 @@ confusion          expected classes by verdicts
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +110,7 @@ def _points(rows: Sequence[Explained], name: str, colour: str, symbol: str) -> A
 def _label(row: Explained) -> str:
     pair = row.item.pair
     who = f"{pair.persona_a} / {pair.persona_b}: {row.item.question}" if pair.persona_a else pair.id
-    return escape(f"{who} → {row.measure.choice_a.strip()} / {row.measure.choice_b.strip()}; {row.verdict.why}")
+    return f"{who} → {row.measure.choice_a.strip()} / {row.measure.choice_b.strip()}; {row.verdict.why}"
 
 
 Lines = Callable[[Sequence[Explained]], dict[str, tuple[Any, str]]]

@@ -10,7 +10,6 @@ early against late         D by placement; where the same two personas meet the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +150,7 @@ def _label(row: PairRow) -> str:
     measure = row.measure
     pair = measure.item.pair
     who = f"{pair.persona_a} / {pair.persona_b}: {pair.question}" if pair.question else pair.id
-    return escape(f"{who} → {measure.choice_a.strip()} / {measure.choice_b.strip()}")
+    return f"{who} → {measure.choice_a.strip()} / {measure.choice_b.strip()}"
 
 
 def _matched(early: Sequence[PairRow], late: Sequence[PairRow]) -> list[tuple[PairRow, PairRow]]:

@@ -4,6 +4,9 @@ A figure is made once, as a plotly figure. ``write_figures`` writes all of a com
 figures on one HTML page, plotly's script included once, and each of them as a PNG drawn
 by ``persona.png``. The same figures give the same bytes.
 
+Texts of a figure are plain: names of personas, answers and questions go in as they are, line
+feeds break lines. plotly would read them as HTML; they are escaped here, when the page is written.
+
 ``laid_out``, ``heat_map`` and ``line_chart`` are the house style. Colours are told apart
 by colour-blind readers too (Okabe and Ito; the diverging scale is ColorBrewer's RdBu).
 """
@@ -16,6 +19,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuit.printable import shortened, visible
 from circuit.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -39,6 +43,7 @@ __all__ = [
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8a8a8a")
 GREY, MISSING = "#bbbbbb", "#e4e4e4"
 DIVERGING = [[0.0, "#b2182b"], [0.25, "#ef8a62"], [0.5, "#f7f7f7"], [0.75, "#67a9cf"], [1.0, "#2166ac"]]
+LONGEST_TEXT = 300  # characters of a text that are shown on a page
 SEQUENTIAL = [[0.0, "#fff7ec"], [0.25, "#fdd49e"], [0.5, "#fc8d59"], [0.75, "#d7301f"], [1.0, "#7f0000"]]
 
 
@@ -71,9 +76,9 @@ def write_figures(
 def figure_page(figures: Mapping[str, Figure], title: str, notes: Sequence[str] = ()) -> str:
     """All figures on one HTML page, plotly's script included once."""
     parts = [_part(name, figure, with_script=place == 0) for place, (name, figure) in enumerate(figures.items())]
-    lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
-    head = f'<head><meta charset="utf-8"><title>{escape(title)}</title></head>'
-    body = f'<body style="font-family: sans-serif; max-width: 1100px; margin: auto"><h1>{escape(title)}</h1>{lines}'
+    title, lines = escape(visible(title)), "".join(f"<p>{escape(visible(note))}</p>" for note in notes)
+    head = f'<head><meta charset="utf-8"><title>{title}</title></head>'
+    body = f'<body style="font-family: sans-serif; max-width: 1100px; margin: auto"><h1>{title}</h1>{lines}'
     return f"<!DOCTYPE html>\n<html>{head}{body}{''.join(parts)}</body></html>\n"
 
 
@@ -206,5 +211,20 @@ def _curve_traces(curve: Curve, colour: str) -> list[Any]:
 
 
 def _part(name: str, figure: Figure, *, with_script: bool) -> str:
+    from plotly.io import to_html
+
     settings = {"displaylogo": False, "responsive": True}
-    return figure.to_html(full_html=False, include_plotlyjs=with_script, div_id=name, config=settings)
+    content, how = _escaped(figure.to_dict()), {"config": settings, "div_id": name, "full_html": False}
+    return to_html(content, include_plotlyjs=with_script, validate=False, **how)
+
+
+def _escaped(value: Any, key: str = "") -> Any:
+    """The figure with its texts as HTML that reads as they do; templates and packed numbers are our own, no texts."""
+    if isinstance(value, Mapping):
+        return {name: _escaped(item, name) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(item, key) for item in value]
+    if not isinstance(value, str) or key == "bdata" or key.endswith("template"):
+        return value
+    # plotly knows &lt;, &gt; and &amp;, but no entity for quotes, which need none here
+    return escape(shortened(visible(value), LONGEST_TEXT, distinct=True), quote=False).replace("\n", "<br>")

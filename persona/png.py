@@ -3,7 +3,8 @@
 plotly's own way to PNG runs a Chrome, which a fresh machine does not have. Of plotly this
 knows what the project's figures use: the traces scatter, heatmap, bar and box; subplots
 in a grid; lines, rectangles and texts laid over them. A trace of another kind is our own
-mistake and fails. Nothing of matplotlib's global state is touched.
+mistake and fails. Texts are plain, as in ``persona.plots``: no markup and no mathematics, whatever
+is in them. Nothing of matplotlib's global state is touched.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from html import unescape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from circuit.printable import shortened, visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +30,7 @@ SYMBOLS = {"circle": "o", "x": "x", "square": "s", "diamond": "D", "cross": "P",
 SYMBOLS |= {"circle-open": "o", "triangle-down": "v", "square-open": "s", "diamond-open": "D"}
 WIDTH, HEIGHT, POINTS_PER_PIXEL, DPI = 1000, 560, 0.72, 200
 MOST_TICKS = 60
+LONGEST_NAME, LONGEST_TEXT = 80, 200  # characters of a tick's or a legend's name, and of any other text
 
 
 def png_bytes(figure: Figure, *, dpi: int = DPI) -> bytes:
@@ -108,12 +111,13 @@ class _Panel:
         if axis.showticklabels is False:
             ticks([])
         elif axis.tickvals is not None:
-            ticks(self.places(which, axis.tickvals), [_plain(str(t)) for t in axis.ticktext or axis.tickvals], **angle)
+            ticks(self.places(which, axis.tickvals), [_name(t) for t in axis.ticktext or axis.tickvals], **angle)
         elif names:
             step = max(1, -(-len(names) // MOST_TICKS))
+            shown = [_name(name) for name in names[::step]]
             if which == "x" and not axis.tickangle and sum(map(len, names)) > 110:
                 angle = {"rotation": 60, "ha": "right", "rotation_mode": "anchor"}
-            ticks(range(0, len(names), step), [_plain(name) for name in names[::step]], **angle)
+            ticks(range(0, len(names), step), shown, **angle)
 
     def _overlays(self, figure: Figure) -> None:
         own = {"x": self.names[0], "y": self.names[1]}
@@ -330,7 +334,7 @@ def _draw_bars(panel: _Panel, mode: str | None) -> None:
                 pile[key] = start[i] + value
         colours = trace.marker.color or default
         paint = [_colour(item) for item in colours] if _is_list(colours) else _colour(colours)
-        style = {"color": paint, "alpha": trace.opacity, "label": trace.name if trace.showlegend is not False else None}
+        style = {"color": paint, "alpha": trace.opacity, "label": _label(trace)}
         if across:
             panel.axes.barh(place, length, width, left=start, **style)
         else:
@@ -371,12 +375,19 @@ def _reference(reference: str | None, name: str, is_first: bool) -> str:
 
 
 def _label(trace: Any) -> str | None:
-    return _plain(trace.name) if trace.name and trace.showlegend is not False else None
+    if not trace.name or trace.showlegend is False:
+        return None
+    name = _name(trace.name)
+    return f" {name}" if name.startswith("_") else name  # matplotlib's legends leave out names that begin with "_"
 
 
-def _plain(text: str) -> str:
-    """Plotly's texts are HTML; a dollar sign would be mathematics to matplotlib."""
-    return unescape(re.sub(r"<[^<>]*>", "", re.sub(r"<br ?/?>", "\n", str(text)))).replace("$", r"\$")
+def _name(text: Any) -> str:
+    return _plain(text, LONGEST_NAME)
+
+
+def _plain(text: Any, most: int = LONGEST_TEXT) -> str:
+    """As it reads: a dollar sign would be mathematics to matplotlib, and it has no picture of a control character."""
+    return shortened(visible(text).replace("\t", " "), most).replace("$", r"\$")
 
 
 def _colour(text: Any) -> Any:

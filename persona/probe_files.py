@@ -260,7 +260,7 @@ def _controls(study: ProbeStudy) -> Figure:
     names |= {"dropped": "without the persona", "length": "length only"}
     for row, position in enumerate(study.positions):
         cells = [cell for cell in study.cells if cell.position == position]
-        x = [f"{cell.kind}<br>{cell.hold_out}" for cell in cells]
+        x = [f"{cell.kind}\n{cell.hold_out}" for cell in cells]
         for place, (key, label) in enumerate(names.items()):
             values = [cell.best.balanced if key == "probe" else getattr(cell.controls, key) for cell in cells]
             y = [None if one is None else one.value for one in values]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from jaxtyping import Float
 
 from circuit.errors import FileError
 from circuit.reading import Kind, read_json, read_text
+from persona.tables import csv_lines
 
 __all__ = ["ALLOWED", "Unfound", "result_values", "unfound_numbers"]
 
@@ -148,7 +148,7 @@ def _of_json(value: Any) -> Iterator[float]:
 
 def _of_cells(text: str, path: Path) -> Iterator[float]:
     try:
-        for cell in (cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row):
+        for cell in (cell for row in csv_lines(text) for cell in row):
             with contextlib.suppress(ValueError):
                 yield float(cell)
     except csv.Error as error:

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from circuit.printable import visible
 from persona.study_context import AXES, Context
 from persona.study_numbers import Number, Numbers, slug
+from persona.tables import markdown_cell, markdown_code
 from persona.verdicts import VERDICTS
 
 if TYPE_CHECKING:
@@ -108,14 +110,16 @@ def _data(study: Study, context: Context, behaviour: Mapping[str, Any], causes: 
 def _example(place: int, example: Mapping[str, Any], verdict: Sequence[str] | None) -> Iterator[str]:
     kind = "the personas part" if example["kind"] == "apart" else "the personas collapse"
     yield (
-        f"### Example {place}: {kind} (`{example['id']}`)\n\nDeclared: {_quoted(example['answers'])} under A, "
-        f"{_quoted(example['wrong_answers'])} under B. D {example['divergence']:+.2f}, b {example['prior']:+.2f}."
+        f"### Example {place}: {kind} ({markdown_code(example['id'])})\n\n"
+        f"Declared: {_quoted(example['answers'])} under A, {_quoted(example['wrong_answers'])} under B. "
+        f"D {example['divergence']:+.2f}, b {example['prior']:+.2f}."
         + (f" Verdict: {verdict[0]} ({verdict[1]})." if verdict else "")
     )
     for letter, side in zip("AB", example["sides"], strict=True):
-        quoted = "\n".join(f"    {line}" for line in side["prompt"].splitlines())
-        top = ", ".join(f"`{text.strip()}` {p:.3f}" for text, p in side["top"])
-        yield f"Persona {letter}{f' ({name})' if (name := side['persona']) else ''}; most likely: {top}"
+        quoted = "\n".join(f"    {line}" for line in visible(side["prompt"]).removesuffix("\n").split("\n"))
+        top = ", ".join(f"{markdown_code(text)} {p:.3f}" for text, p in side["top"])
+        name = markdown_cell(side["persona"])
+        yield f"Persona {letter}{f' ({name})' if name else ''}; most likely: {top}"
         yield quoted
 
 
@@ -303,7 +307,7 @@ def _picture(out: Path, path: str, text: str) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    cells = [[markdown_cell(cell) for cell in row] for row in rows]
     head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "\n".join([*head, *("| " + " | ".join(row) + " |" for row in cells)])
 
@@ -314,7 +318,7 @@ def _counts(values: Iterator[str]) -> str:
 
 
 def _quoted(texts: Sequence[str]) -> str:
-    return ", ".join(f"`{text.strip()}`" for text in texts)
+    return ", ".join(map(markdown_code, texts))
 
 
 def _p(number: Number) -> str:

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 LEVELS = [
-    {"errors", "meter"},
+    {"errors", "meter", "printable"},
     {"graph", "held", "ranks", "reading", "storage"},
     {"scores", "shipped", "alignment", "estimate"},
     {"budget", "subgraph"},

@@ -19,7 +19,8 @@ class Server:
 
     def __init__(self):
         self.plan = lambda text, turn: None
-        self.seen, self.bodies, self.keys = [], [], []
+        self.says = ""  # in an error, if not the usual
+        self.seen, self.bodies, self.keys, self.paths = [], [], [], []
         self.busy = self.most_busy = 0
         self.lock = threading.Lock()
 
@@ -34,6 +35,7 @@ class Server:
             self.seen.append(text)
             self.bodies.append(body)
             self.keys.append(handler.headers["Authorization"])
+            self.paths.append(handler.path)
             turn = self.turn(text)
             self.busy += 1
             self.most_busy = max(self.most_busy, self.busy)
@@ -50,7 +52,7 @@ class Server:
             handler.connection.shutdown(socket.SHUT_RDWR)
             handler.close_connection = True
         elif isinstance(what, int) and not isinstance(what, bool):
-            says = f"no: {handler.headers['Authorization']} is not welcome"
+            says = self.says or f"no: {handler.headers['Authorization']} is not welcome"
             self.send(handler, what, json.dumps({"error": {"message": says}}).encode())
         elif what == "html":
             self.send(handler, 200, b"<html>hello</html>", kind="text/html")

@@ -61,7 +61,7 @@ def test_lines_bands_and_legend_are_the_figures(drawn):
     np.testing.assert_array_equal(first.get_xydata()[:2], [[0, 1], [1, 2]])
     assert np.isnan(first.get_xydata()[2, 1])
     assert second.get_linestyle() == "--"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "two &"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["one", "two <b>&amp;</b>"]
     band = axes.patches[0].get_xy()
     assert {tuple(point) for point in band} == {(0, 0.5), (0, 1.5), (1, 1.5), (1, 2.5)}
     assert axes.figure.get_suptitle() == r"A title, \$5"
