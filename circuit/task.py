@@ -162,7 +162,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A pair as token ids; ``index`` is the place among all rows; ``neutral`` is empty where the file has none."""
+    """A pair as token ids; ``index`` is the place among all rows; ``neutral`` is empty where the file has none.
+
+    ``id`` is the pair's, for messages.
+    """
 
     index: int
     clean: tuple[int, ...]
@@ -172,6 +175,7 @@ class Row:
     neutral: tuple[int, ...] = ()
     spans: tuple[Span, ...] = ()
     corrupt_spans: tuple[Span, ...] = ()
+    id: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +186,7 @@ class Batch:
     ``*_padding`` tokens each, and ``corrupt_to_clean`` and ``neutral_to_clean`` say
     what of the other prompt stands against each place of the clean one; None where
     every place stands against itself. ``spans`` numbers the part that a place of the
-    clean prompt belongs to, an index of ``span_names``; padding is -1.
+    clean prompt belongs to, an index of ``span_names``; padding is -1. ``ids`` are the pairs'.
     """
 
     indices: tuple[int, ...]
@@ -198,9 +202,14 @@ class Batch:
     neutral_to_clean: Float[Tensor, "batch pos neutral_pos"] | None = None
     spans: Int[Tensor, "batch pos"] | None = None
     span_names: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def name(self, row: int) -> str:
+        """What messages call a row: its pair's id."""
+        return f"pair {self.ids[row]}" if self.ids else f"row {self.indices[row]}"
 
     def halves(self) -> tuple[Batch, Batch]:
         """The first and the second half of the rows."""
@@ -486,7 +495,7 @@ def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, faults
     answers, wrong = (tuple(i for i in side if i is not None) for side in sides)
     spans = pair.spans or _spans_by_difference(clean, corrupt)
     corrupt_spans = pair.corrupt_spans or _spans_by_difference(corrupt, clean)
-    return Row(index, tuple(clean), tuple(corrupt), answers, wrong, tuple(neutral), spans, corrupt_spans)
+    return Row(index, tuple(clean), tuple(corrupt), answers, wrong, tuple(neutral), spans, corrupt_spans, pair.id)
 
 
 def _spans_by_difference(ids: list[int], other: list[int]) -> tuple[Span, ...]:
@@ -602,6 +611,7 @@ def _batch(rows: Sequence[Row], device: torch.device | str, names: tuple[str, ..
         _aligned([(row.clean, row.neutral) for row in rows], device) if has_neutral else None,
         _span_table(rows, names, device),
         names,
+        tuple(row.id for row in rows) if all(row.id for row in rows) else (),
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 import metrics
 from circuit import ranks
 from circuit.errors import TaskError, listed
+from circuit.finite import check_finite
 from circuit.model import Model
 from circuit.task import PromptPair, Row, Task, batches, encode
 from persona.items import Item, Neutral, neutral_prompts
@@ -157,6 +158,7 @@ def _answers(
         same = torch.equal(batch.clean, batch.corrupt)
         clean = _last_logits(model, batch.clean)
         both = torch.stack([clean, clean if same else _last_logits(model, batch.corrupt)])
+        check_finite(both.transpose(0, 1), batch.name)
         apart = metrics.jensen_shannon(*both)
         for place, index in enumerate(batch.indices):
             candidates = torch.tensor(ids[index]).expand(2, -1)

@@ -36,6 +36,7 @@ import torch
 
 from circuit.errors import OptionError, TaskError, listed
 from circuit.files import atomic, write_json
+from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
 from circuit.task import PromptPair, Task, encode, token_ids
 from persona.items import Item, ItemFile, Neutral, neutral_prompts
@@ -292,6 +293,7 @@ def _log_probs(
             part = group[start : start + batch_size]
             tokens = torch.tensor([ids for _, ids in part], device=model.device)
             answers = model.logits(tokens)[:, -1].cpu().double().log_softmax(-1)
+            check_finite(answers, of_prompts(model, tokens))
             for (prompt, ids), row in zip(part, answers, strict=True):
                 found[prompt] = {text: float(row[i]) for text, i in _answer_ids(prompt, ids, options, model).items()}
             progress(len(found), len(prompts))
