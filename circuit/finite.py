@@ -8,7 +8,7 @@ where its numbers are about to leave the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +23,6 @@ SHOWN = 60
 
 Name = Callable[[int], str]
 """From the place of a row to what messages call it."""
-
-
-class _HasTokenizer(Protocol):
-    tokenizer: Any
 
 
 def check_finite(values: Tensor | np.ndarray, name: Name, what: str = "logits") -> None:
@@ -45,8 +41,8 @@ def check_finite(values: Tensor | np.ndarray, name: Name, what: str = "logits") 
     )
 
 
-def of_prompts(model: _HasTokenizer, prompts: Sequence[Sequence[int]] | Tensor) -> Name:
-    """Calls rows by the end of their prompts."""
+def of_prompts(model: Any, prompts: Sequence[Sequence[int]] | Tensor) -> Name:
+    """Calls rows by the end of their prompts, in the words of the model's tokenizer."""
 
     def name(row: int) -> str:
         ids = [int(token) for token in prompts[row]]

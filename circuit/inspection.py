@@ -91,6 +91,7 @@ class _Reader:
     tokenizer: Any
     name: str
     n_context: int | None
+    n_vocab: int
 
 
 def inspect_model(
@@ -134,7 +135,7 @@ def inspect_model(
     config = network.config.get_text_config()
     n_context = int(getattr(config, "max_position_embeddings", 0) or 0) or None
     arch = architecture_of(network, label or name)
-    fit = _fit(task, _Reader(tokenizer, label or name, n_context), align) if task else None
+    fit = _fit(task, _Reader(tokenizer, label or name, n_context, arch.vocab), align) if task else None
     if fit and not fit.fault:
         tokens, prompts = fit.longest, 2 * fit.n_pairs
     found = Inspection(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -108,8 +108,10 @@ def measure_pairs(
     extra = {(prompt, item.candidates): (item, prompt) for item, prompt in every_neutral}
     everything = [*items, *(item for item, _ in extra.values())]
     pairs = [_asking(item, item.pair.clean, item.pair.corrupt, item.pair.id) for item in items]
-    pairs += [_asking(item, prompt, prompt, f"{item.pair.id}, neutral") for item, prompt in extra.values()]
-    rows = encode(Task(tuple(pairs), source, ""), model)
+    rows = list(encode(Task(tuple(pairs), source, ""), model))
+    plain = [_asking(item, prompt, prompt, f"{item.pair.id}, neutral") for item, prompt in extra.values()]
+    bare = encode(Task(tuple(plain), source, ""), model, alike=True)
+    pairs, rows = pairs + plain, rows + [replace(row, index=row.index + len(rows)) for row in bare]
     ids = _candidate_ids(pairs, rows, everything, source)
     answers = _answers(model, rows, ids, batch_size, progress or _silent)
     known = dict(zip(extra, answers[len(items) :], strict=True))
@@ -131,7 +133,7 @@ def _asking(item: Item, clean: str, corrupt: str, name: str) -> PromptPair:
     """The item's candidates, all of them, behind two prompts; in this order: declared wrong answers last."""
     pair = item.pair
     rest = tuple(text for text in item.candidates if text not in pair.wrong_answers)
-    return PromptPair(clean, corrupt, rest, pair.wrong_answers, id=name, line=pair.line)
+    return PromptPair(clean, corrupt, rest, pair.wrong_answers, id=name, line=pair.line, unit=pair.unit)
 
 
 def _candidate_ids(
@@ -144,7 +146,7 @@ def _candidate_ids(
         id_of = dict(zip(texts, ids, strict=True))
         found.append([id_of[text] for text in item.candidates])
         if len(set(ids)) < len(ids):
-            faults.append(f"line {pair.line} (id {pair.id}): two candidates are the same token")
+            faults.append(f"{pair.place}: two candidates are the same token")
     if faults:
         raise TaskError(listed(f"{source} has {len(faults)} fault(s):", faults))
     return found

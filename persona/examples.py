@@ -125,9 +125,9 @@ def shared_positions(found: ExampleFile, wanted: Sequence[str] = ()) -> tuple[st
     for name in wanted:
         if name not in shared:
             one = next(one for one in found.examples if name not in one.placed.places)
-            line = found.items[one.pair].pair.line
+            place = found.items[one.pair].pair.place
             raise OptionError(
-                f"--positions {name}: the prompt of line {line} has no such place (persona and question are found by "
+                f"--positions {name}: the prompt of {place} has no such place (persona and question are found by "
                 "'spans', or by comparing the two prompts); leave this position out, or build the file with the "
                 "pairs command"
             )
@@ -152,7 +152,7 @@ def _examples(
     ids = [_ids(pair, side, (*texts[0], *texts[1], *candidates), reader, own) for side in sides]
     if not own:
         own += _answer_faults(texts, ids, reader)
-    faults += [f"line {pair.line} (id {pair.id}): {fault}" for fault in dict.fromkeys(own)]
+    faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(own)]
     if own:
         return []
     first, second = (tuple(ids[0][text] for text in side) for side in texts)

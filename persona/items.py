@@ -163,7 +163,7 @@ def _item(pair: PromptPair, raw: Mapping[str, Any], faults: list[str]) -> Item:
     declared = (*pair.answers, *pair.wrong_answers)
     candidates = raw.get("candidates", list(declared))
     found = [*_candidate_faults(candidates, declared), *_axis_faults(raw)]
-    faults += [f"line {pair.line} (id {pair.id}): {fault}" for fault in found]
+    faults += [f"{pair.place}: {fault}" for fault in found]
     axes = {key: str(raw[key]) for key in AXES if raw.get(key) is not None}
     return Item(pair, declared if found else tuple(candidates), axes)
 
