@@ -30,6 +30,7 @@ from circuit.errors import OptionError, TaskError, listed
 
 __all__ = [
     "ALIGNMENTS",
+    "ALIKE",
     "Batch",
     "PromptPair",
     "Reader",
@@ -48,12 +49,13 @@ __all__ = [
     "token_ids",
     "token_offsets",
     "unknown_pieces",
-    "without_end",
     "with_swap_rows",
+    "without_end",
 ]
 
 TEXT_KEYS = ("id", "persona_a", "persona_b", "question", "split")
 ALIGNMENTS = ("equal", "right")
+ALIKE = "clean and corrupt are the same tokens, so nothing can differ between them; take the pair out"
 OUTSIDE = "between"
 """What the tokens between two parts of a prompt count to."""
 
@@ -541,9 +543,9 @@ def _encode_pair(
     clean, corrupt = token_ids(pair.clean, model), token_ids(pair.corrupt, model)
     neutral = token_ids(pair.neutral, model) if pair.neutral else []
     found = [fault for ids in (clean, corrupt, neutral) for fault in prompt_faults(ids, model)]
-    found += lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model)
-    if clean == corrupt and not alike:
-        found.append("clean and corrupt are the same tokens, so nothing can differ between them; take the pair out")
+    found += (lost := lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model))
+    if clean == corrupt and not alike and not lost:
+        found.append(ALIKE)
     for name, other in (("corrupt", corrupt), *([("neutral", neutral)] if neutral else [])):
         if len(other) != len(clean) and align == "equal":
             found.append(

@@ -14,10 +14,10 @@ from circuit import ranks
 from circuit.errors import TaskError, listed
 from circuit.finite import check_finite
 from circuit.model import Model
-from circuit.task import PromptPair, Row, Task, batches, encode
-from persona.items import Item, Neutral, neutral_prompts
+from circuit.task import PromptPair, Row, Task, batches, encode, fitting
+from persona.items import Item, ItemFile, Neutral, neutral_prompts
 
-__all__ = ["LOW_MASS", "NeutralPrior", "PairMeasure", "measure_pairs"]
+__all__ = ["LOW_MASS", "NeutralPrior", "PairMeasure", "fitting_items", "measure_pairs"]
 
 LOW_MASS = 0.2
 Progress = Callable[[int, int], None]
@@ -119,6 +119,18 @@ def measure_pairs(
         _measure(item, answer, [known[prompt, item.candidates] for prompt in many])
         for item, answer, many in zip(items, answers, asked, strict=False)
     )
+
+
+def fitting_items(found: ItemFile, model: Model, *, split: str = "all") -> ItemFile:
+    """The items that fit a model, all their candidates with them; ``source`` then says how many do.
+
+    Raises:
+        TaskError: none fits.
+    """
+    chosen = found.of_split(split)
+    asked = tuple(_asking(item, item.pair.clean, item.pair.corrupt, item.pair.id) for item in chosen.items)
+    fit = {pair.id for pair in fitting(Task(asked, found.source, found.sha256), model).pairs}
+    return chosen.only([item for item in chosen.items if item.pair.id in fit])
 
 
 @dataclass(frozen=True, eq=False)

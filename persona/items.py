@@ -82,6 +82,13 @@ class ItemFile:
             raise TaskError(f"{self.source} has no pair of split {split!r}; its splits are: {known or 'none'}")
         return replace(self, items=chosen)
 
+    def only(self, fit: Sequence[Item]) -> ItemFile:
+        """Those of the items that fit a model; ``source`` says how many do, wherever it is named."""
+        if len(fit) == len(self.items):
+            return self
+        source = f"{self.source} ({len(fit)} of {len(self.items)} pairs, that fit)"
+        return replace(self, items=tuple(fit), source=source)
+
 
 @dataclass(frozen=True)
 class Neutral:
@@ -104,7 +111,8 @@ def load_items(path: str | Path, *, label: str | None = None) -> ItemFile:
     items = tuple(_item(pair, raw[pair.line], faults) for pair in task.pairs)
     if faults:
         raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
-    return ItemFile(items, task.source, task.sha256)
+    repeats = f" ({task.repeated} repeated left out)" if task.repeated else ""
+    return ItemFile(items, task.source + repeats, task.sha256)
 
 
 def load_neutral(path: str | Path) -> tuple[Neutral, ...]:

@@ -15,7 +15,7 @@ LEVELS = [
     {"budget", "subgraph"},
     {"model"},
     {"task"},
-    {"inspection", "peer_process", "runs", "uncertainty"},
+    {"inspection", "overlap", "peer_process", "runs", "uncertainty"},
     {"ablation", "gradients", "null_run"},
     {"patching"},
     {"attribution", "node_patching"},
