@@ -821,6 +821,8 @@ def _grounds(
             task = _load_task(source)
             if name not in models:
                 models[name] = _load(stage, name, side.record["model"]["revision"], *where)
+            about = side.record["task"]
+            task = _fitted(task, models[name], about["align"], bool(about.get("unfit")))
         except (TaskError, ModelError) as error:
             if given is not None or model is not None:
                 raise
@@ -1197,7 +1199,7 @@ def _write_fitting(path: str, fit: Any, out: Path) -> None:
     from persona.items import raw_pairs
 
     if not fit.fitting:
-        raise TaskError(f"no pair of {fit.source} fits, so {out} is not written; choose other wordings or another model")
+        raise TaskError(f"no pair of {fit.source} fits, so {out} is not written; choose other wordings")
     rows, wanted = raw_pairs(path), set(fit.fitting)
     lines = [json.dumps(rows[pair.line]) for pair in load_task(path).pairs if pair.id in wanted]
     with atomic(out) as temporary:
