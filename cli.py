@@ -148,6 +148,9 @@ AlignOption = Annotated[
 WhereOption = Annotated[
     list[str] | None, typer.Option("--where", help="Only pairs with this value, KEY=VALUE; may be repeated.")
 ]
+FittingOption = Annotated[
+    bool, typer.Option("--fitting", help="Go on with the pairs that fit the model; the others are counted.")
+]
 LATEST = Path("runs/discover")
 LONGEST_NAME, LONGEST_CELL, LONGEST_LINE = 60, 400, 2000  # characters shown: of a row's name, a cell, a line
 
@@ -211,6 +214,7 @@ def discover(
     max_memory: MaxMemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Search for the circuit of a set of prompt pairs, measure it on held-out pairs, write files and a picture."""
@@ -250,6 +254,7 @@ def discover(
             loaded = _load(stage, name, revision, device, dtype, max_memory)
             from circuit.discovery import discover as search
 
+            task, quiet = (_fitted(one, loaded, align, fitting) for one in (task, quiet))
             found = search(loaded, task, options, null=quiet, state=state, stage=stage)
             if first:
                 stage("files and picture")
@@ -311,6 +316,7 @@ def evaluate(
     max_memory: MaxMemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Put a circuit to the test: faithfulness, hypothesis tests, completeness, stability, single pairs, transfer."""
@@ -344,6 +350,14 @@ def evaluate(
             from circuit.discovery import ablation_for, evaluate_on, split_of
 
             how = {"align": about["task"]["align"], "batch_size": batch_size, "seed": seed, "stage": stage}
+            searched = _searched_task(stored.record, task)
+            few = fitting or bool(about["task"].get("unfit"))
+            same = searched is task
+            task, quiet = (_fitted(one, loaded, how["align"], few) for one in (task, quiet))
+            searched = task if same else _fitted(searched, loaded, how["align"], few)
+            chosen = task.where(**conditions)
+            chosen = chosen.of_split(split_of(chosen, split, "test"))
+            shared = _shared_with_search(stored.record, searched, chosen, loaded)
             report = evaluate_on(
                 loaded, task, stored.circuit, split=split, where=conditions, n_random=n_random, **setting, **how
             )
@@ -351,8 +365,6 @@ def evaluate(
             if not only_faithfulness:
                 from circuit.battery import battery
 
-                chosen = task.where(**conditions)
-                chosen = chosen.of_split(split_of(chosen, split, "test"))
                 made = ablation_for(
                     setting["ablation"], loaded, task, metric=setting["metric"], where=conditions, **how
                 )
@@ -363,7 +375,7 @@ def evaluate(
                     metric=setting["metric"],
                     ablation=made,
                     by=by,
-                    search=_searched_task(stored.record, task),
+                    search=searched,
                     record=stored.record,
                     null=quiet,
                     n_orders=orders,
@@ -377,9 +389,11 @@ def evaluate(
 
             stamp = {"model": loaded.name, "fingerprint": loaded.fingerprint, "where": conditions, **setting}
             stamp |= {"align": how["align"], "seed": seed, "quick": quick}
-            record = with_evaluation(record, task, report.split, report, results, **stamp)
+            record = with_evaluation(record, task, report.split, report, results, shared, **stamp)
             _save_evaluation(record, stored, strongest)
         found = {**report.as_dict(), **({"stability": _stability(results), **results.as_dict()} if results else {})}
+        found |= task.counts
+        found |= {} if shared is None else {"held_out": shared.held_out, "shared": shared.as_dict()}
         if out is not None and first:
             write_json(found, out)
         if tables is not None and first:
@@ -394,7 +408,19 @@ def evaluate(
             _print_report(report, as_json=False)
             if results is not None:
                 _print_battery(results, record)
+            if shared is not None and shared.note:
+                _say(f"\n{shared.note}")
         _require(report.circuit.ratio_of_means, min_faithfulness)
+
+
+def _shared_with_search(record: dict[str, Any] | None, searched: Any, chosen: Any, model: Any) -> Any:
+    """What the pairs have in common with those that the circuit was found on; None where these are not known."""
+    from circuit.overlap import overlap_of_tasks
+
+    if record is None or searched is None or searched.sha256 != record["task"]["sha256"]:
+        return None
+    found_on = searched.where(**record["task"].get("where", {})).of_split(record["task"]["split"])
+    return overlap_of_tasks(found_on, chosen, model)
 
 
 def _null_task(null: Path | None, model: str) -> Any:
@@ -536,6 +562,7 @@ def specificity(
     dtype: DtypeOption = "float32",
     max_memory: MaxMemoryOption = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ablate every circuit on every contrast: each should break its own and leave the others."""
@@ -562,9 +589,10 @@ def specificity(
             from metrics import METRICS
 
             contrasts, clusters = {}, {}
-            for label, one, task in zip(labels, stored, tasks, strict=True):
+            for label, one, every in zip(labels, stored, tasks, strict=True):
                 _warn_of_other_weights(one.record, loaded)
                 about = one.record["task"]
+                task = _fitted(every, loaded, about["align"], fitting or bool(about.get("unfit")))
                 how = {"align": about["align"], "batch_size": batch_size}
                 conditions = about.get("where", {})
                 chosen = task.where(**conditions)
@@ -651,6 +679,7 @@ def curves(
     max_memory: MaxMemoryOption = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Faithfulness over circuits of all sizes, for any number of scorers: CPR, CMD, tables and figures."""
@@ -688,6 +717,7 @@ def curves(
                 stage, _model_name(name, pairs) if own is None else str(name), revision, device, dtype, max_memory
             )
             _warn_of_other_weights(own, loaded)
+            task = _fitted(task, loaded, options.align, fitting or bool(about["task"].get("unfit")))
             marks = {"circuit": stored.circuit} if stored is not None else None
             study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
             if first:
@@ -734,6 +764,8 @@ def _print_curves(study: Any, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"out": str(out), **study.as_dict()}))
         return
+    from circuit.overlap import Overlap
+
     report = study.report
     _say(f"scored on   {study.about['scored_on']}; measured on {report.n_pairs} pairs ({report.split})")
     _say(f"m           {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}")
@@ -747,8 +779,11 @@ def _print_curves(study: Any, out: Path, as_json: bool) -> None:
     for mark in report.marks:
         f = "undefined" if mark.faithfulness is None else f"{mark.faithfulness:.3f}"
         _say(f"{mark.name:<12}{mark.n_edges:,} edges, {100 * mark.share:.2g} %: f {f}")
-    if not study.about["held_out"]:
-        _say("\nnot held out: measured on pairs that edges were scored on; name splits in the file")
+    if report.m_full < report.m_empty:
+        _say("reversed: m(full) is below m(empty); see whether clean and corrupt are the wrong way round")
+    shared = Overlap(**study.about["shared"])
+    if shared.note:
+        _say(f"\n{shared.note}")
     _say(f"\nwritten to  {out}/")
 
 
@@ -824,6 +859,8 @@ def _grounds(
             task = _load_task(source)
             if name not in models:
                 models[name] = _load(stage, name, side.record["model"]["revision"], *where)
+            about = side.record["task"]
+            task = _fitted(task, models[name], about["align"], bool(about.get("unfit")))
         except (TaskError, ModelError) as error:
             if given is not None or model is not None:
                 raise
@@ -992,6 +1029,7 @@ def crosscheck(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the results. (default: the run's)")] = None,
     batch_size: BatchOption = 16,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Have auto-circuit compute a run's scores and its circuit's faithfulness again, and compare edge by edge."""
@@ -1019,6 +1057,7 @@ def crosscheck(
         with _progress() as stage:
             loaded = _load(stage, name, None, "cpu", "float32")
             _warn_of_other_weights(stored.record, loaded)
+            task = _fitted(task, loaded, "equal", fitting or bool((stored.record or {"task": {}})["task"].get("unfit")))
             result = check(loaded, resolve(name), stored, task, python, options, stage=stage)
         write_crosscheck(result, folder)
         _print_crosscheck(result, folder, as_json)
@@ -1164,14 +1203,20 @@ def inspect(
         float | None, typer.Option("--price", min=0.0, help="What an hour of that GPU costs: prices of every step.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    write_fitting: Annotated[
+        Path | None, typer.Option("--write-fitting", help="Pair file to write: those of --pairs that fit, .jsonl.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print a model's shape and graph, what each method would cost, and whether a pair file fits; 1 if it does not."""
     with _errors():
         from circuit.budget import parse_bytes
+        from circuit.errors import OptionError
         from circuit.inspection import inspect_model
         from circuit.shipped import resolve
 
+        if write_fitting is not None and pairs is None:
+            raise OptionError("--write-fitting needs --pairs, the file of which the fitting pairs are written")
         task = _load_task(pairs) if pairs else None
         limit = None if max_memory is None else parse_bytes(max_memory)
         options = {"tokens": tokens, "prompts": prompts, "device": on, "align": align, "revision": revision}
@@ -1182,8 +1227,25 @@ def inspect(
             typer.echo(json.dumps(found.as_dict(), indent=2))
         else:
             _print_inspection(found, price)
-        if found.comes_apart is False or (found.pairs and found.pairs.fault):
+        if write_fitting is not None:
+            _write_fitting(resolve(str(pairs)), found.pairs, write_fitting)
+        if found.comes_apart is False or (found.pairs and found.pairs.fault and write_fitting is None):
             raise typer.Exit(1)
+
+
+def _write_fitting(path: str, fit: Any, out: Path) -> None:
+    """The rows of a pair file that fit, all their keys with them, as JSON Lines."""
+    from circuit.errors import TaskError
+    from circuit.storage import write_text
+    from circuit.task import load_task
+    from persona.items import raw_pairs
+
+    if not fit.fitting:
+        raise TaskError(f"no pair of {fit.source} fits, so {out} is not written; choose other wordings")
+    rows, wanted = raw_pairs(path), set(fit.fitting)
+    lines = [json.dumps(rows[pair.line]) for pair in load_task(path).pairs if pair.id in wanted]
+    write_text("".join(f"{line}\n" for line in lines), out)
+    _say(f"written to  {out}: {len(lines):,} of {fit.n_pairs:,} pairs", err=True)
 
 
 def _print_inspection(found: Any, price: float | None) -> None:
@@ -1201,6 +1263,8 @@ def _print_inspection(found: Any, price: float | None) -> None:
         fit = found.pairs
         fine = f"{fit.n_pairs:,} pairs of {fit.source} fit, {fit.longest} tokens at most"
         _say(f"\npairs: {fit.fault or fine}")
+        if fit.repeated:
+            _say(f"note: {fit.repeated} rows say the same as others before them; they are left out everywhere")
 
 
 def _print_costs(found: Any, price: float | None) -> None:
@@ -1487,11 +1551,13 @@ def collapse(
     dtype: DtypeOption = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
     with _errors(), _processes() as first:
         from circuit.files import check_output_folder, replace_folder
+        from persona.behaviour import fitting_items
         from persona.collapse import StudyOptions, study_collapse
         from persona.collapse_files import write_collapse
         from persona.items import load_items, load_neutral
@@ -1512,6 +1578,8 @@ def collapse(
         check_output_folder(out)
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
+            if fitting:
+                items, more = (one and fitting_items(one, loaded) for one in (items, more))
             study = study_collapse(
                 loaded, items, controls=more, neutral=wordings, options=options, progress=stage("asking")
             )
@@ -1551,6 +1619,7 @@ def explain(
     dtype: DtypeOption = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
@@ -1571,6 +1640,8 @@ def explain(
         check_output_folder(out)
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
+            if fitting:
+                study, more = (one and one.fitting(loaded) for one in (study, more))
             found = explain_pairs(loaded, study, controls=more, thresholds=limits, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
@@ -1668,6 +1739,7 @@ def probe(
     dtype: DtypeOption = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Probe every layer for who the persona is, its traits and its preference, with controls; RSA, CKA and noise."""
@@ -1697,8 +1769,8 @@ def probe(
         check_output_folder(out)
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
-            found = load_examples(path or "", loaded, label=label, split=split, personas=who)
-            test = test_pairs and load_examples(test_pairs, loaded, personas=who)
+            found = load_examples(path or "", loaded, label=label, split=split, personas=who, fitting=fitting)
+            test = test_pairs and load_examples(test_pairs, loaded, personas=who, fitting=fitting)
             study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
@@ -1739,6 +1811,7 @@ def lens(
     dtype: DtypeOption = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Read preferences off every layer (logit lens), say where they are decided, and which nodes write them."""
@@ -1754,7 +1827,7 @@ def lens(
         check_output_folder(out)
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
-            found = load_examples(path or "", loaded, label=label, split=split, tokens=tokens)
+            found = load_examples(path or "", loaded, label=label, split=split, tokens=tokens, fitting=fitting)
             study = study_lens(loaded, found, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")
             with replace_folder(out) as staging:
@@ -1826,6 +1899,7 @@ def patch(
     dtype: DtypeOption = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Patch streams, heads, MLPs and paths from one persona's run into the other's; rank the heads that carry it."""
@@ -1853,7 +1927,8 @@ def patch(
         check_output_folder(out)
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
-            found, held_out = _two_splits(loaded, pairs, train_split, eval_split)
+            found, held_out = _two_splits(loaded, pairs, train_split, eval_split, align if fitting else None)
+            quiet = _fitted(quiet, loaded, align, fitting)
             study = study_patching(loaded, found, held_out, options=options, null=quiet, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
@@ -1866,16 +1941,22 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _two_splits(model: Any, pairs: Path | None, train: str | None, test: str | None) -> tuple[Any, Any]:
-    """The pairs to search on and those to test on; one and the same where the file names no splits."""
+def _two_splits(
+    model: Any, pairs: Path | None, train: str | None, test: str | None, fit: str | None
+) -> tuple[Any, Any]:
+    """The pairs to search on and those to test on; one and the same where the file names no splits.
+
+    With ``fit``, an alignment, those of them that fit the model.
+    """
     from circuit.discovery import split_of
     from circuit.shipped import PAIRS, resolve
     from persona.examples import load_examples
 
     task, name = _load_task(pairs), PAIRS if pairs is None else str(pairs)
     first, second = split_of(task, train, "train"), split_of(task, test, "test")
-    found = load_examples(resolve(name), model, label=name, split=first)
-    return found, found if second == first else load_examples(resolve(name), model, label=name, split=second)
+    how = {"label": name, "fitting": fit is not None, "align": fit}
+    found = load_examples(resolve(name), model, split=first, **how)
+    return found, found if second == first else load_examples(resolve(name), model, split=second, **how)
 
 
 def _print_patch(study: Any, out: Path, as_json: bool) -> None:
@@ -2266,6 +2347,7 @@ def steer(
     dtype: DtypeOption = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add a direction to the residual stream: persona effect, KL, flips against the required gain, what is said."""
@@ -2303,8 +2385,8 @@ def steer(
                 seed,
                 batch_size,
             ).checked()
-            here = load_examples(asked[0] or "", loaded, label=asked[1], split=splits[0])
-            there = load_examples(fitted[0] or "", loaded, label=fitted[1], split=splits[1])
+            here = load_examples(asked[0] or "", loaded, label=asked[1], split=splits[0], fitting=fitting)
+            there = load_examples(fitted[0] or "", loaded, label=fitted[1], split=splits[1], fitting=fitting)
             kind = direction or default_kind(there.examples, here.examples)
             study = study_steering(
                 loaded,
@@ -2437,6 +2519,7 @@ def neurons(
     dtype: DtypeOption = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the MLP neurons that tell two personas apart: a null, cross-validation, ablation beside random ones."""
@@ -2472,7 +2555,11 @@ def neurons(
         check_output_folder(out)
         with _progress() as stage:
             loaded = _load(stage, name, revision, device, dtype)
-            found = {key: load_examples(path, loaded, label=label) for key, (path, label) in files.items() if path}
+            found = {
+                key: load_examples(path, loaded, label=label, fitting=fitting)
+                for key, (path, label) in files.items()
+                if path
+            }
             study = study_neurons(loaded, *held_out_files(**found), options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
@@ -2536,6 +2623,7 @@ def bridge(
     dtype: DtypeOption = "float32",
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """From persona vectors to a circuit: who writes the vector, the circuit's share, overlap with other findings."""
@@ -2567,8 +2655,8 @@ def bridge(
             }
             from circuit.shipped import resolve
 
-            found = load_examples(resolve(given), loaded, label=given)
-            held = load_examples(test_pairs, loaded) if test_pairs else None
+            found = load_examples(resolve(given), loaded, label=given, fitting=fitting)
+            held = load_examples(test_pairs, loaded, fitting=fitting) if test_pairs else None
             fit, measured, _ = held_out_files(found, held)
             study = build_bridge(loaded, named, fit, measured, options=options, stage=stage, **sets)
             stage("files and figures")
@@ -2811,6 +2899,19 @@ def _load_task(pairs: Path | str | None) -> Any:
     return load_task(resolve(name), label=name)
 
 
+def _fitted(task: Any, model: Any, align: str, fitting: bool) -> Any:
+    """The task, or the pairs of it that fit; rows that are not used are told of. None stays None."""
+    from circuit import ranks
+    from circuit.task import fitting as those_that_fit
+
+    if task is None:
+        return None
+    found = those_that_fit(task, model, align=align) if fitting else task
+    for note in found.notes if ranks.is_first() else ():
+        _say(f"note: {found.source}: {note}", err=True)
+    return found
+
+
 def _conditions(where: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
     """``KEY=VALUE`` taken apart."""
     from circuit.errors import OptionError
@@ -2937,8 +3038,8 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
         _print_table(title, sweep_columns(found.sweep), sweep_rows(found.sweep), texts=0)
     for report in found.reports:
         _print_report(report, as_json=False)
-    if not found.held_out:
-        _say("\nnot held out: the circuit was measured on pairs that it was found on; name splits in the file")
+    if found.shared is not None and found.shared.note:
+        _say(f"\n{found.shared.note}")
     _say(f"\nwritten to  {out}/")
 
 
@@ -2998,8 +3099,12 @@ def _print_report(report: FaithfulnessReport, as_json: bool) -> None:
         return
     title = f"faithfulness on {report.n_pairs} pairs ({report.split})"
     ends = f"m = {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}"
+    if report.n_reversed is not None:
+        ends += f"; {report.n_reversed} reversed"
     columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios")
     _print_table(f"{title}, {ends}", columns, faithfulness_rows(report), texts=1)
+    if report.reversal:
+        _say(report.reversal)
 
 
 def _print_calibration(rows: list[Any], as_json: bool) -> None:

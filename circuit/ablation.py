@@ -24,6 +24,7 @@ from torch import Tensor
 
 from circuit import ranks
 from circuit.errors import OptionError, TaskError
+from circuit.finite import check_finite
 from circuit.graph import SLOTS
 from circuit.model import Model
 from circuit.runs import Run, run, run_clean, run_corrupt
@@ -101,6 +102,7 @@ def neutral(model: Model, batch: Batch, clean: Run) -> Ablated:
         )
     with torch.no_grad():
         other = run(model, *model.start(batch.neutral, batch.neutral_padding))
+    check_finite(other.logits, lambda row: f"the neutral prompt of {batch.name(row)}")
     return _of_run(model, clean, other, batch.neutral_to_clean)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from circuit import ranks
 from circuit.ablation import Ablation, corrupt
 from circuit.errors import OptionError
+from circuit.finite import check_finite
 from circuit.gradients import Ends, differentiated, gradients_at_slots
 from circuit.graph import Graph
 from circuit.model import Context, Model
@@ -367,11 +368,13 @@ def _one_pass(
     if first and before is None and len(_shared_prompts(batch)[1]) == len(batch):
         with torch.no_grad():
             at = run(model, *model.start(batch.corrupt), **SHORT)
+        check_finite(at.logits, batch.name)
         other, before = at.written.late(n_late), Prefix.of(at, first)
         del at
     late = embedded if before is None else embedded[:, first:]
     with torch.enable_grad():
         clean = run(model, late.detach().requires_grad_(), context, before=before, **SHORT)
+    check_finite(clean.logits, batch.name)
     ends = _differentiated(model, clean, metric, targets_of(batch, clean.logits)).late(n_late)
     written = clean.written.late(n_late)
     del clean  # its graph is not held beside what comes
@@ -392,6 +395,7 @@ def _passes_between(
     embedded, context = model.start(batch.clean)
     with torch.no_grad():
         clean = run(model, embedded, context, **SHORT)
+    check_finite(clean.logits, batch.name)
     targets, before, embedded = targets_of(batch, clean.logits), Prefix.of(clean, first), embedded[:, first:]
     written = clean.written.late(embedded.shape[1])
     del clean
@@ -416,6 +420,7 @@ def _general_passes(
     embedded, context = model.start(batch.clean, batch.clean_padding)
     with torch.set_grad_enabled(points is None):
         clean = run(model, embedded.detach().requires_grad_(points is None), context)
+    check_finite(clean.logits, batch.name)
     targets = targets_of(batch, clean.logits)
     ends = _differentiated(model, clean, metric, targets) if points is None else None
     clean = clean.without_graph()
@@ -464,7 +469,9 @@ def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix 
             embedded, context = model.start(batch.corrupt[missing])
             own = None if before is None else before.rows(missing)
             late = embedded if before is None else embedded[:, -n_late:]
-            more = run(model, late, context, before=own, **SHORT).written.late(n_late)
+            at = run(model, late, context, before=own, **SHORT)
+        check_finite(at.logits, lambda row: batch.name(missing[row]))
+        more = at.written.late(n_late)
         other = more if len(missing) == len(batch) else other.joined(more)
     return other if len(missing) == len(batch) else other.rows(place)
 

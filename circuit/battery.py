@@ -25,6 +25,7 @@ from circuit.faithfulness import FaithfulnessReport
 from circuit.hypothesis import HypothesisReport, hypothesis_tests
 from circuit.model import Model
 from circuit.null_run import NullRun, null_run
+from circuit.overlap import Overlap
 from circuit.pair_scores import PairScores
 from circuit.pairs_view import PairsView, divergences_of, measured_pairs, pairs_view
 from circuit.patching import Progress
@@ -203,17 +204,25 @@ def _same_pairs(
 
 
 def with_evaluation(
-    record: Mapping[str, Any], task: Task, split: str, report: FaithfulnessReport, results: Battery | None, **stamp: Any
+    record: Mapping[str, Any],
+    task: Task,
+    split: str,
+    report: FaithfulnessReport,
+    results: Battery | None,
+    shared: Overlap | None = None,
+    **stamp: Any,
 ) -> dict[str, Any]:
     """The circuit's record with this evaluation; an earlier one of the same pairs, split and setting gives way.
 
-    Its stability, and frequency and part of every edge, are written where they are known.
+    ``shared`` is what its pairs have in common with those searched on, where these are known. Its stability, and
+    frequency and part of every edge, are written where they are known.
     """
     what = {"source": task.source, "sha256": task.sha256, "split": split, **stamp}
     earlier = [
         one for one in record.get("evaluations", []) if any(one.get(key) != value for key, value in what.items())
     ]
-    new = {**what, "faithfulness": report.as_dict(), **(results.as_dict() if results else {})}
+    known = {} if shared is None else {"held_out": shared.held_out, "shared": shared.as_dict()}
+    new = {**what, **task.counts, **known, "faithfulness": report.as_dict(), **(results.as_dict() if results else {})}
     how = {"seed": stamp.get("seed", 0), "quick": stamp.get("quick", False)}
     marked = marked_record(record, results.searched.report if results else None, **how)
     return {**marked, "evaluations": [*earlier, new]}

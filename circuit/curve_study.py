@@ -16,6 +16,7 @@ from circuit.errors import OptionError
 from circuit.files import read_scores
 from circuit.mib import read_submission
 from circuit.model import Model
+from circuit.overlap import Overlap, overlap
 from circuit.patching import Progress
 from circuit.scores import Scores
 from circuit.subgraph import Circuit
@@ -124,6 +125,7 @@ def curve_study(
         for wanted, name in ((options.train_split, "train"), (options.eval_split, "test"))
     )
     rows = encode(chosen.of_split(train), model, align=options.align)
+    shared = overlap(rows, encode(chosen.of_split(held_out), model, align=options.align))
     rows = with_swap_rows(rows) if metric.swap_rows else rows
     groups = batches(ranks.share(rows), options.batch_size, model.device)
     how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
@@ -157,8 +159,7 @@ def curve_study(
         clusters=Clusters.of(chosen.of_split(held_out).pairs),
         progress=stage(f"circuits on {held_out}"),
     )
-    apart = not set(chosen.of_split(train).pairs) & set(chosen.of_split(held_out).pairs)
-    return CurveStudy(report, scores, _about(model, chosen, options, train, apart))
+    return CurveStudy(report, scores, _about(model, chosen, options, train, shared))
 
 
 def read_scorer(path: str | Path) -> Scorer:
@@ -174,12 +175,13 @@ def read_scorer(path: str | Path) -> Scorer:
     return read_scores(beside) if beside.is_file() else read_submission(path)
 
 
-def _about(model: Model, task: Task, options: CurveOptions, train: str, apart: bool) -> dict[str, Any]:
+def _about(model: Model, task: Task, options: CurveOptions, train: str, shared: Overlap) -> dict[str, Any]:
     return {
         "model": {"name": model.name, "revision": model.revision, "fingerprint": model.fingerprint},
-        "pairs": {"source": task.source, "sha256": task.sha256, "where": dict(options.where)},
+        "pairs": {"source": task.source, "sha256": task.sha256, "where": dict(options.where), **task.counts},
         "scored_on": train,
-        "held_out": apart,
+        "held_out": shared.held_out,
+        "shared": shared.as_dict(),
         "ablation": options.ablation,
         "align": options.align,
         "steps": options.steps if "eap-ig" in options.scorers else None,

@@ -29,6 +29,7 @@ from circuit.files import circuit_record
 from circuit.grid import LINEAR, Grid, grid_eap, grids_of, passes_of
 from circuit.model import Model
 from circuit.null_run import NullRun, null_run
+from circuit.overlap import Overlap, overlap
 from circuit.patching import Prepared, Progress, effects, is_plain, prepare_each
 from circuit.pruning import PRUNERS, acdc, check_tau, greedy, threshold, top_n
 from circuit.scores import Scores
@@ -174,7 +175,8 @@ class Discovery:
     ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
     ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
     a shorter format did to the scores of the first batch. ``smallest`` is the search for
-    the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds.
+    the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds. ``shared`` is
+    what pairs searched on and pairs measured on have in common.
     """
 
     circuit: Circuit
@@ -191,6 +193,7 @@ class Discovery:
     cost: ActivationCost | None = None
     smallest: Smallest | None = None
     sweep: Sweep | None = None
+    shared: Overlap | None = None
 
     @property
     def confirmed(self) -> bool | None:
@@ -227,8 +230,8 @@ def discover(
     task = task.where(**dict(options.where))
     train_split, test_split = split_of(task, options.train_split, "train"), split_of(task, options.eval_split, "test")
     train, held_out = task.of_split(train_split), task.of_split(test_split)
-    is_held_out = not set(train.pairs) & set(held_out.pairs)
     rows, held_rows = (_rows(encode(part, model, align=options.align), metric) for part in (train, held_out))
+    common = overlap(rows, held_rows)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     groups = batches(_share(rows, metric), options.batch_size, model.device)
     ablation = _ablation(options.ablation, model, groups, stage)
@@ -270,8 +273,8 @@ def discover(
     if least is not None:
         about["method"] |= {"prune": "top-n", "top_n": least.n, "target_faithfulness": least.target}
     record = circuit_record(circuit, scores, about)
-    measured = (d, tau, cost, reports, is_held_out)
-    return Discovery(circuit, scores, *measured, record, parts, spans, quiet, lost, least, row)
+    measured = (d, tau, cost, reports, common.held_out)
+    return Discovery(circuit, scores, *measured, record, parts, spans, quiet, lost, least, row, common)
 
 
 def _silent(_name: str) -> Progress:
@@ -565,6 +568,7 @@ def _about(
             "align": options.align,
             "where": dict(options.where),
             "divergence": divergence,
+            **task.counts,
         },
         "method": {
             "scores": options.method if scored else None,

@@ -65,6 +65,8 @@ class FaithfulnessReport:
     ``random`` holds each. ``effect_interval`` is of m(full) - m(empty), which with persona
     metrics and the corrupt ablation is D. ``random_gap`` is the circuit's ratio of means minus
     ``random_mean``, on the same pairs and draws. ``resampled`` says what the intervals are drawn over.
+    ``n_reversed`` counts the pairs on which m(full) is below m(empty): with persona metrics and the corrupt ablation
+    those of negative D.
     """
 
     metric: str
@@ -81,6 +83,18 @@ class FaithfulnessReport:
     random_gap: float | None = None
     random_gap_interval: Interval | None = None
     resampled: str = "pairs"
+    n_reversed: int | None = None
+
+    @property
+    def reversal(self) -> str:
+        """What is to be said of a contrast that runs the other way as a whole; empty where it does not."""
+        if self.m_full >= self.m_empty:
+            return ""
+        return (
+            f"reversed: m(full) is below m(empty) by {self.m_empty - self.m_full:.3f}, so the model prefers the wrong "
+            "answers more under the clean prompts; see whether answers and wrong_answers, or clean and corrupt, are "
+            "the wrong way round"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit file holds them."""
@@ -143,6 +157,7 @@ def evaluate(
         random_gap=None if gap is None else float(gap.mean() / span.mean()),
         random_gap_interval=None if gap is None else bootstrap_ratio(gap, span, seed, clusters),
         resampled="pairs" if clusters is None else clusters.describe(),
+        n_reversed=int((span < 0).sum()),
     )
 
 

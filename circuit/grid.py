@@ -33,6 +33,7 @@ from torch import Tensor
 from circuit import ranks
 from circuit.attribution import BLOCK_BYTES, ScoreParts
 from circuit.errors import OptionError, TaskError, listed
+from circuit.finite import check_finite, of_prompts
 from circuit.gradients import Ends, differentiated, gradients_at_slots
 from circuit.graph import Graph
 from circuit.model import Model
@@ -563,6 +564,7 @@ def _pass(
     embedded = embedded if before is None else embedded[:, first:]
     with torch.set_grad_enabled(n_directions > 0):
         at = run(model, embedded.detach().requires_grad_(n_directions > 0), context, before=before)
+        check_finite(at.logits, of_prompts(model, prompts))
         found = []
         for direction in range(n_directions):
             value = _value(at.logits, [basis[direction] for basis in bases])

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuit.errors import ModelError, OptionError, PersonaCircuitsError
+from circuit.errors import ModelError, OptionError, TaskError
 from circuit.estimate import (
     DEVICES,
     FORMATS,
@@ -24,19 +24,24 @@ from circuit.estimate import (
 from circuit.graph import Graph
 from circuit.model import load_model, load_skeleton
 from circuit.reading import Kind, read_json
-from circuit.task import Task, encode
+from circuit.task import Task, encode, fitting
 
 __all__ = ["Inspection", "PairFit", "inspect_model", "supported_families"]
 
 
 @dataclass(frozen=True)
 class PairFit:
-    """Whether a pair file fits a tokenizer and a context; ``fault`` is empty if it does."""
+    """Whether a pair file fits a tokenizer and a context; ``fault`` is empty if it does.
+
+    ``fitting`` are the ids of the pairs that do, ``repeated`` counts rows that say what others before them say.
+    """
 
     source: str
     n_pairs: int
     longest: int
     fault: str = ""
+    fitting: tuple[str, ...] = ()
+    repeated: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class Inspection:
             ],
             "comes_apart": self.comes_apart,
             "fault": self.fault,
-            "pairs": asdict(self.pairs) if self.pairs else None,
+            "pairs": _as_counts(self.pairs) if self.pairs else None,
         }
 
 
@@ -91,6 +96,7 @@ class _Reader:
     tokenizer: Any
     name: str
     n_context: int | None
+    n_vocab: int
 
 
 def inspect_model(
@@ -134,7 +140,7 @@ def inspect_model(
     config = network.config.get_text_config()
     n_context = int(getattr(config, "max_position_embeddings", 0) or 0) or None
     arch = architecture_of(network, label or name)
-    fit = _fit(task, _Reader(tokenizer, label or name, n_context), align) if task else None
+    fit = _fit(task, _Reader(tokenizer, label or name, n_context, arch.vocab), align) if task else None
     if fit and not fit.fault:
         tokens, prompts = fit.longest, 2 * fit.n_pairs
     found = Inspection(
@@ -171,7 +177,19 @@ def _fit(task: Task, reader: _Reader, align: str) -> PairFit:
     if reader.tokenizer is None:
         raise ModelError(f"model {reader.name} comes without a tokenizer, so pairs cannot be checked against it")
     try:
-        rows = encode(task, reader, align=align)
-    except PersonaCircuitsError as error:
-        return PairFit(task.source, len(task.pairs), 0, str(error))
-    return PairFit(task.source, len(rows), max(len(ids) for row in rows for ids in (row.clean, row.corrupt)))
+        fit = fitting(task, reader, align=align)
+    except TaskError as error:
+        return PairFit(task.source, len(task.pairs), 0, str(error), repeated=task.repeated)
+    rows = encode(fit, reader, align=align)
+    fault = ""
+    if fit.unfit:
+        try:
+            encode(task, reader, align=align)
+        except TaskError as error:
+            fault = str(error)
+    longest = max(len(ids) for row in rows for ids in (row.clean, row.corrupt))
+    return PairFit(task.source, len(task.pairs), longest, fault, tuple(row.id for row in rows), task.repeated)
+
+
+def _as_counts(fit: PairFit) -> dict[str, Any]:
+    return {**asdict(fit), "fitting": len(fit.fitting)}

@@ -650,6 +650,7 @@ class Model:
         self.graph = Graph(int(config.n_layers), int(config.n_heads), parallel)
         self.d_model = int(config.d_model)
         self.n_context = int(getattr(config, "n_ctx", 0) or 0) or None
+        self.n_vocab = int(bridge.original_model.get_input_embeddings().weight.shape[0])
         host = _text_config(bridge.original_model.config)
         self.blocks = tuple(_take_apart(block, i, self.graph, name, host) for i, block in enumerate(bridge.blocks))
         weight = next(bridge.parameters())

@@ -60,7 +60,7 @@ def null_run(model: Model, task: Task, *, align: str = "right", batch_size: int 
     """
     if other := next((pair for pair in task.pairs if pair.persona_a != pair.persona_b), None):
         raise TaskError(
-            f"{task.source}, line {other.line}: {other.persona_a!r} and {other.persona_b!r} are two personas; the null "
+            f"{task.source}, {other.place}: {other.persona_a!r} and {other.persona_b!r} are two personas; the null "
             "run takes two paraphrases of one"
         )
     rows = encode(task, model, align=align)

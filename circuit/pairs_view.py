@@ -402,7 +402,7 @@ def _row(
 ) -> PairRow:
     group = None if grouping is None or grouping.labels[place] < 0 else int(grouping.labels[place])
     f = float(moved / effect) if abs(effect) > FLAT else None
-    name = pair.id or f"line {pair.line}"
+    name = pair.id or f"{pair.unit} {pair.line}"
     return PairRow(name, pair.persona_a, pair.persona_b, pair.question, divergence, float(effect), f, flat, group)
 
 

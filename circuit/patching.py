@@ -33,6 +33,7 @@ from circuit import ranks
 from circuit.ablation import Ablated, Ablation
 from circuit.ablation import corrupt as by_corrupt
 from circuit.errors import ModelError
+from circuit.finite import check_finite
 from circuit.graph import SLOTS, Slot
 from circuit.model import Block, Model
 from circuit.runs import Prefix, Run, run, run_clean, run_corrupt, targets_of
@@ -103,6 +104,8 @@ def prepare(model: Model, batch: Batch, ablation: Ablation | None = None) -> Pre
     """The plain passes over both prompts of a batch, and the ablation, the corrupt one if none is given."""
     clean, corrupt = run_clean(model, batch), run_corrupt(model, batch)
     ablated = by_corrupt(model, batch, clean, corrupt) if ablation is None else ablation(model, batch, clean)
+    if ablated.logits is not corrupt.logits:
+        check_finite(ablated.logits, lambda row: f"{batch.name(row)} with every edge cut")
     return Prepared(batch, clean, corrupt, ablated, targets_of(batch, clean.logits), first_difference(batch, ablation))
 
 
@@ -186,6 +189,7 @@ def effects(prepared: Iterable[Prepared], metric: Metric) -> tuple[float, float]
         clean = metric(item.clean.logits, item.targets)
         others = (metric(logits, item.targets) for logits in (item.corrupt.logits, item.ablated.logits))
         gaps = torch.stack([clean - other for other in others]).cpu().double()
+        check_finite(gaps.T, item.batch.name, f"values of {metric.name}")
         total, count = total + gaps.sum(1).numpy(), count + gaps.shape[1]
     *sums, n_rows = ranks.summed(np.array([*total, count], dtype=np.float64)).tolist()
     return sums[0] / n_rows, sums[1] / n_rows
@@ -235,7 +239,9 @@ def measure_rows(
             for chunk in _chunks(masks, masks_per_pass(model, item, max_bytes))
             for logits in _logits_of(model, item, chunk)
         ]
-        columns |= dict(zip(item.batch.indices, np.stack(values).T, strict=True))
+        rows = np.stack(values).T
+        check_finite(rows, item.batch.name, f"values of {metric.name}")
+        columns |= dict(zip(item.batch.indices, rows, strict=True))
     return columns
 
 

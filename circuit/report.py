@@ -25,6 +25,7 @@ def summary(discovery: Discovery) -> dict[str, Any]:
         "connected": len(discovery.circuit) > 0,
         "acdc": discovery.acdc_cost,
         "held_out": discovery.held_out,
+        "shared": None if discovery.shared is None else discovery.shared.as_dict(),
         "faithfulness": record["faithfulness"],
         "strongest_edges": strongest_edges(discovery),
     } | _asked_for(discovery)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuit.finite import check_finite
 from circuit.graph import SLOTS
 from circuit.model import Context, Model
 from circuit.task import Batch
@@ -193,13 +194,17 @@ def _room(model: Model, stream: Tensor) -> Tensor:
 def run_clean(model: Model, batch: Batch) -> Run:
     """The plain pass over a batch's clean prompts, without gradient."""
     with torch.no_grad():
-        return run(model, *model.start(batch.clean, batch.clean_padding))
+        found = run(model, *model.start(batch.clean, batch.clean_padding))
+    check_finite(found.logits, batch.name)
+    return found
 
 
 def run_corrupt(model: Model, batch: Batch) -> Run:
     """The plain pass over a batch's corrupt prompts, at their own places, without gradient."""
     with torch.no_grad():
-        return run(model, *model.start(batch.corrupt, batch.corrupt_padding))
+        found = run(model, *model.start(batch.corrupt, batch.corrupt_padding))
+    check_finite(found.logits, batch.name)
+    return found
 
 
 def targets_of(batch: Batch, reference: Float[Tensor, "batch vocab"]) -> Targets:

@@ -23,6 +23,7 @@ from torch import Tensor
 from circuit import ranks
 from circuit.attribution import ScoreParts
 from circuit.faithfulness import Interval, bootstrap_ratio, pairwise
+from circuit.finite import check_finite
 from circuit.graph import SLOTS, Graph
 from circuit.model import Model
 from circuit.patching import Prepared
@@ -129,7 +130,9 @@ def _moved(model: Model, item: Prepared, metric: Metric, names: tuple[str, ...])
         stream = torch.where(masks[..., None], ablated.streams[layer], clean.streams[layer])
         logits = _from_layer(model, stream.flatten(0, 1), item, layer).unflatten(0, (len(names), -1))
         found += [base - metric(part, item.targets) for part in logits]
-    return torch.stack(found, dim=1).cpu().double().numpy()
+    values = torch.stack(found, dim=1).cpu().double().numpy()
+    check_finite(values, item.batch.name, f"values of {metric.name}")
+    return values
 
 
 def _from_layer(

@@ -42,6 +42,7 @@ from circuit.reading import (
 
 __all__ = [
     "ALIGNMENTS",
+    "ALIKE",
     "Batch",
     "PromptPair",
     "Reader",
@@ -50,15 +51,19 @@ __all__ = [
     "Task",
     "answer_id",
     "batches",
+    "beyond_embedding",
     "encode",
+    "fitting",
     "load_task",
     "lost_differences",
+    "misfit",
     "pair_items",
     "prompt_faults",
     "token_ids",
     "token_offsets",
     "unknown_pieces",
     "with_swap_rows",
+    "without_end",
 ]
 
 TEXT_KEYS = ("id", "persona_a", "persona_b", "question", "split")
@@ -69,6 +74,7 @@ PAIRS = Kind("pair file", TaskError)
 READ = "one JSON object a line, or an array of them, with the keys clean, corrupt, answers and wrong_answers"
 ONE_VALUE = re.compile(r"\s*(\[|\{\s*\"prompts\")")
 """How a file begins that is one JSON value and not one a line."""
+ALIKE = "clean and corrupt are the same tokens, so nothing can differ between them; take the pair out"
 OUTSIDE = "between"
 """What the tokens between two parts of a prompt count to."""
 
@@ -99,7 +105,7 @@ class PromptPair:
     text that continues the prompt (so usually with a leading space). ``neutral`` is
     the question under no persona. ``spans`` and ``corrupt_spans`` are the parts of
     either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
-    truth values, as texts. ``line`` is the place in the file, from 1.
+    truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``.
     """
 
     clean: str
@@ -116,6 +122,12 @@ class PromptPair:
     corrupt_spans: tuple[Span, ...] = ()
     axes: tuple[tuple[str, str], ...] = ()
     line: int = 0
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """What messages call it: by its place in the file, and its id."""
+        return f"{self.unit} {self.line} (id {self.id})"
 
     def axis(self, name: str) -> str:
         """The value of one key of the file, of those above or of ``axes``; empty where the pair has none."""
@@ -124,11 +136,36 @@ class PromptPair:
 
 @dataclass(frozen=True)
 class Task:
-    """The pairs of a file; ``sha256`` is the file's."""
+    """The pairs of a file; ``sha256`` is the file's.
+
+    ``repeated`` counts rows of the file that say the same as one before them, ``unfit`` those that ``fitting`` left
+    out; neither are among ``pairs``.
+    """
 
     pairs: tuple[PromptPair, ...]
     source: str
     sha256: str
+    repeated: int = 0
+    unfit: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of rows of the file that are not used."""
+        one, many = "pair says the same as one before it and is", "pairs say the same as others before them and are"
+        return (
+            *([f"{self.repeated} {one if self.repeated == 1 else many} left out"] if self.repeated else []),
+            *([f"{self.unfit} of {self.n_read} pairs do not fit and are left out"] if self.unfit else []),
+        )
+
+    @property
+    def n_read(self) -> int:
+        """How many pairs there are, those that do not fit among them."""
+        return len(self.pairs) + self.unfit
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows of the file are not used, by why, where there are any; as records hold it."""
+        return {name: n for name in ("repeated", "unfit") if (n := getattr(self, name))}
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -181,7 +218,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Row:
-    """A pair as token ids; ``index`` is the place among all rows; ``neutral`` is empty where the file has none."""
+    """A pair as token ids; ``index`` is the place among all rows; ``neutral`` is empty where the file has none.
+
+    ``id`` is the pair's, for messages.
+    """
 
     index: int
     clean: tuple[int, ...]
@@ -191,6 +231,7 @@ class Row:
     neutral: tuple[int, ...] = ()
     spans: tuple[Span, ...] = ()
     corrupt_spans: tuple[Span, ...] = ()
+    id: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +242,7 @@ class Batch:
     ``*_padding`` tokens each, and ``corrupt_to_clean`` and ``neutral_to_clean`` say
     what of the other prompt stands against each place of the clean one; None where
     every place stands against itself. ``spans`` numbers the part that a place of the
-    clean prompt belongs to, an index of ``span_names``; padding is -1.
+    clean prompt belongs to, an index of ``span_names``; padding is -1. ``ids`` are the pairs'.
     """
 
     indices: tuple[int, ...]
@@ -217,9 +258,14 @@ class Batch:
     neutral_to_clean: Float[Tensor, "batch pos neutral_pos"] | None = None
     spans: Int[Tensor, "batch pos"] | None = None
     span_names: tuple[str, ...] = ()
+    ids: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def name(self, row: int) -> str:
+        """What messages call a row: its pair's id."""
+        return f"pair {self.ids[row]}" if self.ids else f"row {self.indices[row]}"
 
     def halves(self) -> tuple[Batch, Batch]:
         """The first and the second half of the rows."""
@@ -262,10 +308,23 @@ def load_task(path: str | Path, *, label: str | None = None) -> Task:
         raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
     if not pairs:
         raise TaskError(f"pair file {path} holds no pairs; expected one JSON object a line")
-    return Task(tuple(pairs), label or str(path), hashlib.sha256(raw).hexdigest())
+    kept = _said_once(pairs)
+    return Task(kept, label or str(path), hashlib.sha256(raw).hexdigest(), repeated=len(pairs) - len(kept))
 
 
-def encode(task: Task, model: Reader, *, align: str = "equal") -> tuple[Row, ...]:
+def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:
+    """The pairs less those whose prompts and answers stand before them in the same split.
+
+    They would add nothing but weight, and make every interval narrower than the data does.
+    """
+    seen: dict[tuple[Any, ...], PromptPair] = {}
+    for pair in pairs:
+        said = (pair.clean, pair.corrupt, frozenset(pair.answers), frozenset(pair.wrong_answers), pair.neutral)
+        seen.setdefault((*said, pair.split), pair)
+    return tuple(seen.values())
+
+
+def encode(task: Task, model: Reader, *, align: str = "equal", alike: bool = False) -> tuple[Row, ...]:
     """Token ids of every pair, checked.
 
     With ``align="right"`` the prompts of a pair may differ in length, as long as they
@@ -275,16 +334,44 @@ def encode(task: Task, model: Reader, *, align: str = "equal") -> tuple[Row, ...
         OptionError: there is no such alignment.
         TaskError: prompts of a pair differ in length, or have no common end to be
             aligned on, an answer is not one token in its context, an answer stands on
-            both sides, a prompt starts with two BOS tokens or is longer than the
-            model's context, a span lies outside its prompt. All are listed.
+            both sides or twice on one, both prompts are the same tokens (unless they may be
+            ``alike``), a prompt has a BOS too many, is longer than the model's context or holds a
+            token without an embedding, a span lies outside its prompt. All are listed.
     """
+    rows, faults = _encoded(task, model, align, alike)
+    if faults:
+        raise TaskError(misfit(task.source, model.name, len(rows), rows.count(None), faults))
+    return tuple(row for row in rows if row is not None)
+
+
+def fitting(task: Task, model: Reader, *, align: str = "equal") -> Task:
+    """The pairs that fit a model; ``unfit`` counts the others.
+
+    Raises:
+        OptionError: there is no such alignment.
+        TaskError: none fits; what is wrong is listed.
+    """
+    rows, faults = _encoded(task, model, align, alike=False)
+    kept = tuple(pair for pair, row in zip(task.pairs, rows, strict=True) if row is not None)
+    if not kept:
+        raise TaskError(misfit(task.source, model.name, len(rows), len(rows), faults))
+    return replace(task, pairs=kept, unfit=task.unfit + len(rows) - len(kept))
+
+
+def misfit(source: str, name: str, n: int, unfit: int, faults: Sequence[str]) -> str:
+    """The message on pairs that do not fit: how many, what is wrong, and how to go on with the others."""
+    said = listed(f"{source} does not fit {name}: {unfit:,} of {n:,} pairs do not, {len(faults):,} fault(s):", faults)
+    left = n - unfit
+    way = f"to go on with the {left:,} that fit, use --fitting, or write them with inspect --write-fitting"
+    return f"{said}\n  {way}" if left else said
+
+
+def _encoded(task: Task, model: Reader, align: str, alike: bool) -> tuple[list[Row | None], list[str]]:
+    """A row for every pair, None where it does not fit, and all faults."""
     if align not in ALIGNMENTS:
         raise OptionError(f"--align {align!r} is not one of {', '.join(ALIGNMENTS)}")
     faults: list[str] = []
-    rows = [_encode_pair(i, pair, model, align, faults) for i, pair in enumerate(task.pairs)]
-    if faults:
-        raise TaskError(listed(f"{task.source} does not fit {model.name}: {len(faults)} fault(s):", faults))
-    return tuple(row for row in rows if row is not None)
+    return [_encode_pair(i, pair, model, align, alike, faults) for i, pair in enumerate(task.pairs)], faults
 
 
 def with_swap_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -430,6 +517,7 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         corrupt_spans=corrupt_spans,
         axes=tuple(_axes(item)),
         line=line,
+        unit=where.split()[0],
     )
 
 
@@ -466,16 +554,18 @@ def _repeated_ids(pairs: Sequence[PromptPair]) -> list[str]:
     faults = []
     for pair in pairs:
         if pair.id in seen:
-            faults.append(f"line {pair.line}: id {pair.id!r} is already used in line {seen[pair.id]}")
+            faults.append(f"{pair.unit} {pair.line}: id {pair.id!r} is already used in {pair.unit} {seen[pair.id]}")
         seen.setdefault(pair.id, pair.line)
     return faults
 
 
-def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, faults: list[str]) -> Row | None:
+def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, alike: bool, faults: list[str]) -> Row | None:
     clean, corrupt = token_ids(pair.clean, model), token_ids(pair.corrupt, model)
     neutral = token_ids(pair.neutral, model) if pair.neutral else []
     found = [fault for ids in (clean, corrupt, neutral) for fault in prompt_faults(ids, model)]
-    found += lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model)
+    found += (lost := lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model))
+    if clean == corrupt and not alike and not lost:
+        found.append(ALIKE)
     for name, other in (("corrupt", corrupt), *([("neutral", neutral)] if neutral else [])):
         if len(other) != len(clean) and align == "equal":
             found.append(
@@ -502,13 +592,20 @@ def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, faults
     if both := {i for i in sides[0] if i is not None} & set(sides[1]):
         names = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(both))
         found.append(f"{names} is both an answer and a wrong answer")
+    for ids in sides:
+        known = [i for i in ids if i is not None]
+        found += [
+            f"answer {model.tokenizer.decode([i])!r} stands {known.count(i)} times on one side; name every token once"
+            for i in dict.fromkeys(known)
+            if known.count(i) > 1
+        ]
     if found:
-        faults += [f"line {pair.line} (id {pair.id}): {fault}" for fault in dict.fromkeys(found)]
+        faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(found)]
         return None
     answers, wrong = (tuple(i for i in side if i is not None) for side in sides)
     spans = pair.spans or _spans_by_difference(clean, corrupt)
     corrupt_spans = pair.corrupt_spans or _spans_by_difference(corrupt, clean)
-    return Row(index, tuple(clean), tuple(corrupt), answers, wrong, tuple(neutral), spans, corrupt_spans)
+    return Row(index, tuple(clean), tuple(corrupt), answers, wrong, tuple(neutral), spans, corrupt_spans, pair.id)
 
 
 def _spans_by_difference(ids: list[int], other: list[int]) -> tuple[Span, ...]:
@@ -534,21 +631,54 @@ def _other_tokens(pair: PromptPair, clean: list[int], corrupt: list[int]) -> lis
 
 
 def token_ids(text: str, model: Reader) -> list[int]:
-    """The tokenizer's own ids, special tokens as it adds them, but never a second BOS before one in the text."""
+    """The tokenizer's own ids, special tokens as it adds them in front.
+
+    Never a second BOS before one in the text, and nothing behind the text: a model that reads EOS is done.
+    """
     bos = model.tokenizer.bos_token
     has_own_bos = bool(bos) and text.startswith(bos)
-    return list(model.tokenizer(text, add_special_tokens=not has_own_bos)["input_ids"])
+    ids = list(model.tokenizer(text, add_special_tokens=not has_own_bos)["input_ids"])
+    return without_end(ids, text, model.tokenizer)
+
+
+def without_end(ids: list[int], text: str, tokenizer: Any) -> list[int]:
+    """The ids less those that the tokenizer appends to every text, as with ``add_eos_token``."""
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    if not ids or ids[-1] not in ends:
+        return ids
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    begin = next((i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain), None)
+    return ids if begin is None or not plain else ids[: begin + len(plain)]
 
 
 def prompt_faults(ids: list[int], model: Reader) -> list[str]:
-    """What is wrong with a prompt's ids: two BOS tokens, or more than the context holds."""
+    """What is wrong with a prompt's ids: a BOS too many, more than the context holds, tokens without an embedding."""
     faults = []
-    bos = model.tokenizer.bos_token_id
+    bos, eos = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         faults.append("a prompt starts with two BOS tokens; take one out of the text")
+    elif bos is not None and bos != eos and (place := _inner_bos(ids, bos, eos)) is not None:
+        faults.append(f"a prompt holds BOS inside, at token {place}; take it out of the text or the template")
     if model.n_context and len(ids) > model.n_context:
         faults.append(f"a prompt has {len(ids)} tokens, the model's context holds {model.n_context}")
-    return faults
+    return faults + beyond_embedding(ids, model)
+
+
+def _inner_bos(ids: Sequence[int], bos: int, eos: int | None) -> int | None:
+    """The first place of a BOS behind other tokens; turns of a conversation may each begin with one, behind an EOS."""
+    return next((i for i in range(1, len(ids)) if ids[i] == bos and ids[i - 1] != eos), None)
+
+
+def beyond_embedding(ids: Sequence[int], model: Reader) -> list[str]:
+    """Tokens of which the tokenizer knows and the model does not, as when they were added to the tokenizer alone."""
+    size = getattr(model, "n_vocab", None)
+    if size is None or not ids or max(ids) < size:
+        return []
+    return [
+        f"token {model.tokenizer.convert_ids_to_tokens(token)} (id {token}) is beyond the model's {size:,} embeddings; "
+        "use words that it has a token for, or resize its embeddings and train them"
+        for token in sorted({token for token in ids if token >= size})
+    ]
 
 
 def lost_differences(prompts: Mapping[str, Sequence[int]], model: Reader) -> list[str]:
@@ -585,20 +715,32 @@ def token_offsets(text: str, ids: Sequence[int], model: Reader) -> list[tuple[in
     variants = (
         model.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True) for special in (True, False)
     )
-    return next(variant["offset_mapping"] for variant in variants if list(variant["input_ids"]) == list(ids))
+    n = len(ids)  # the tokenizer may append an EOS, which is none of the text's
+    return next(variant["offset_mapping"][:n] for variant in variants if list(variant["input_ids"])[:n] == list(ids))
 
 
 def answer_id(prompt: str, ids: list[int], answer: str, model: Reader, faults: list[str]) -> int | None:
     """The one token that ``answer`` adds behind ``prompt``; anything else is a fault."""
     joined = token_ids(prompt + answer, model)
     if joined[: len(ids)] != ids:
-        faults.append(f"answer {answer!r} merges with the prompt's last token; start it with a space or change the cue")
+        faults.append(f"answer {answer!r} merges with the prompt's last token; {_unmerged(prompt, answer)}")
     elif len(joined) != len(ids) + 1:
         pieces = model.tokenizer.convert_ids_to_tokens(joined[len(ids) :])
         faults.append(f"answer {answer!r} is {len(pieces)} tokens here ({', '.join(map(repr, pieces))}), expected one")
+    elif beyond := beyond_embedding(joined[-1:], model):
+        faults += [f"answer {answer!r}: {fault}" for fault in beyond]
     else:
         return joined[-1]
     return None
+
+
+def _unmerged(prompt: str, answer: str) -> str:
+    """What to do about an answer that merges with the prompt; a tokenizer may keep spaces at the ends of words."""
+    if not answer[:1].isspace():
+        return "start it with a space or change the cue"
+    if prompt[-1:].isspace():
+        return "the prompt ends in a space and the answer starts with one: leave one of them out"
+    return "this tokenizer keeps a space with the word before it: move the answer's space to the end of the prompt"
 
 
 def _batch(rows: Sequence[Row], device: torch.device | str, names: tuple[str, ...]) -> Batch:
@@ -624,6 +766,7 @@ def _batch(rows: Sequence[Row], device: torch.device | str, names: tuple[str, ..
         _aligned([(row.clean, row.neutral) for row in rows], device) if has_neutral else None,
         _span_table(rows, names, device),
         names,
+        tuple(row.id for row in rows) if all(row.id for row in rows) else (),
     )
 
 

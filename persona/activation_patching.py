@@ -34,6 +34,7 @@ from torch import Tensor
 
 from circuit.ablation import ABLATIONS
 from circuit.errors import OptionError
+from circuit.finite import check_finite
 from circuit.graph import Graph
 from circuit.model import Model
 from circuit.node_patching import patched_nodes, patched_stream, per_pass, portions
@@ -340,7 +341,9 @@ def _rows(found: ExampleFile, model: Model, align: str) -> tuple[Row, ...]:
 
 
 def _margins(logits: Float[Tensor, "batch vocab"], batch: Batch) -> NDArray[np.float64]:
-    return margins(logits.double(), batch).cpu().numpy()
+    found = margins(logits.double(), batch).cpu().numpy()
+    check_finite(found, batch.name, "margins")
+    return found
 
 
 def _attention_mass(

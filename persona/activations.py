@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from circuit.finite import check_finite, of_prompts
 from circuit.graph import SLOTS
 from circuit.model import Model
 
@@ -48,6 +49,9 @@ def trace(
 
     Heads' results are kept for one token of each prompt, ``parts_at`` or the last, so the cost in
     memory is that of the streams.
+
+    Raises:
+        ModelError: a stream is not finite.
     """
     rows = torch.arange(len(tokens), device=tokens.device)[:, None]
     at = rows.new_full(rows.shape, tokens.shape[1] - 1) if parts_at is None else parts_at[:, None]
@@ -68,11 +72,13 @@ def trace(
                 biases.append(block.attn_out(torch.zeros_like(here))[:, 0])
             resid = after + mlp
             streams.append(resid[rows, places])
+    seen = torch.stack(streams)
+    check_finite(seen.transpose(0, 1), of_prompts(model, tokens), "streams")
     if not with_parts:
-        return Trace(torch.stack(streams))
+        return Trace(seen)
     joined = torch.cat(parts)
     assert len(joined) == graph.n_src, "one part per source of the graph"
-    return Trace(torch.stack(streams), joined, torch.stack(biases))
+    return Trace(seen, joined, torch.stack(biases))
 
 
 def collect(

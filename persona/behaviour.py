@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +12,12 @@ from torch import Tensor
 import metrics
 from circuit import ranks
 from circuit.errors import TaskError, listed
+from circuit.finite import check_finite
 from circuit.model import Model
-from circuit.task import PromptPair, Row, Task, batches, encode
-from persona.items import Item, Neutral, neutral_prompts
+from circuit.task import PromptPair, Row, Task, batches, encode, fitting
+from persona.items import Item, ItemFile, Neutral, neutral_prompts
 
-__all__ = ["LOW_MASS", "NeutralPrior", "PairMeasure", "measure_pairs"]
+__all__ = ["LOW_MASS", "NeutralPrior", "PairMeasure", "fitting_items", "measure_pairs"]
 
 LOW_MASS = 0.2
 Progress = Callable[[int, int], None]
@@ -107,8 +108,10 @@ def measure_pairs(
     extra = {(prompt, item.candidates): (item, prompt) for item, prompt in every_neutral}
     everything = [*items, *(item for item, _ in extra.values())]
     pairs = [_asking(item, item.pair.clean, item.pair.corrupt, item.pair.id) for item in items]
-    pairs += [_asking(item, prompt, prompt, f"{item.pair.id}, neutral") for item, prompt in extra.values()]
-    rows = encode(Task(tuple(pairs), source, ""), model)
+    rows = list(encode(Task(tuple(pairs), source, ""), model))
+    plain = [_asking(item, prompt, prompt, f"{item.pair.id}, neutral") for item, prompt in extra.values()]
+    bare = encode(Task(tuple(plain), source, ""), model, alike=True)
+    pairs, rows = pairs + plain, rows + [replace(row, index=row.index + len(rows)) for row in bare]
     ids = _candidate_ids(pairs, rows, everything, source)
     answers = _answers(model, rows, ids, batch_size, progress or _silent)
     known = dict(zip(extra, answers[len(items) :], strict=True))
@@ -116,6 +119,18 @@ def measure_pairs(
         _measure(item, answer, [known[prompt, item.candidates] for prompt in many])
         for item, answer, many in zip(items, answers, asked, strict=False)
     )
+
+
+def fitting_items(found: ItemFile, model: Model, *, split: str = "all") -> ItemFile:
+    """The items that fit a model, all their candidates with them; ``source`` then says how many do.
+
+    Raises:
+        TaskError: none fits.
+    """
+    chosen = found.of_split(split)
+    asked = tuple(_asking(item, item.pair.clean, item.pair.corrupt, item.pair.id) for item in chosen.items)
+    fit = {pair.id for pair in fitting(Task(asked, found.source, found.sha256), model).pairs}
+    return chosen.only([item for item in chosen.items if item.pair.id in fit])
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +145,7 @@ def _asking(item: Item, clean: str, corrupt: str, name: str) -> PromptPair:
     """The item's candidates, all of them, behind two prompts; in this order: declared wrong answers last."""
     pair = item.pair
     rest = tuple(text for text in item.candidates if text not in pair.wrong_answers)
-    return PromptPair(clean, corrupt, rest, pair.wrong_answers, id=name, line=pair.line)
+    return PromptPair(clean, corrupt, rest, pair.wrong_answers, id=name, line=pair.line, unit=pair.unit)
 
 
 def _candidate_ids(
@@ -143,7 +158,7 @@ def _candidate_ids(
         id_of = dict(zip(texts, ids, strict=True))
         found.append([id_of[text] for text in item.candidates])
         if len(set(ids)) < len(ids):
-            faults.append(f"line {pair.line} (id {pair.id}): two candidates are the same token")
+            faults.append(f"{pair.place}: two candidates are the same token")
     if faults:
         raise TaskError(listed(f"{source} has {len(faults)} fault(s):", faults))
     return found
@@ -157,6 +172,7 @@ def _answers(
         same = torch.equal(batch.clean, batch.corrupt)
         clean = _last_logits(model, batch.clean)
         both = torch.stack([clean, clean if same else _last_logits(model, batch.corrupt)])
+        check_finite(both.transpose(0, 1), batch.name)
         apart = metrics.jensen_shannon(*both)
         for place, index in enumerate(batch.indices):
             candidates = torch.tensor(ids[index]).expand(2, -1)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from circuit.errors import OptionError, TaskError, listed
-from circuit.task import PromptPair, Reader, answer_id, lost_differences
-from persona.items import Item, load_items, raw_pairs
+from circuit.task import ALIKE, PromptPair, Reader, Task, answer_id, lost_differences, misfit
+from circuit.task import fitting as those_that_fit
+from persona.items import Item, ItemFile, load_items, raw_pairs
 from persona.positions import POSITIONS, Placed, locate
 from persona.sources import Persona
 
@@ -72,6 +73,8 @@ def load_examples(
     split: str = "all",
     tokens: tuple[str, str] | None = None,
     personas: Sequence[Persona] = (),
+    fitting: bool = False,
+    align: str | None = None,
 ) -> ExampleFile:
     """Read a pair file and lay its prompts out for one tokenizer.
 
@@ -86,6 +89,9 @@ def load_examples(
         persona's and the second's.
     personas
         Who the personas are; gives wordings their numbers.
+    fitting
+        Go on with the pairs that fit, and say in ``source`` how many do; with ``align`` those of which both
+        prompts can be run side by side too, one of ``circuit.task.ALIGNMENTS``.
 
     Raises
     ------
@@ -99,17 +105,29 @@ def load_examples(
     rows = raw_pairs(path)
     wordings = {(who.name, text): str(i) for who in personas for i, text in enumerate(who.wordings)}
     faults: list[str] = []
+    fit: list[Item] = []
     examples: list[Example] = []
-    for place, item in enumerate(found.items):
-        examples += _examples(place, item, rows[item.pair.line], reader, tokens, wordings, faults)
+    able = _side_by_side(found, reader, align) if fitting and align else found.items
+    for item in able:
+        own = _examples(len(fit), item, rows[item.pair.line], reader, tokens, wordings, faults)
+        examples += own
+        fit += [item] if own else []
+    if fitting and fit:
+        found, faults = found.only(fit), []
     if faults and tokens is not None:
         headline = (
             f"--tokens: each word must be one token behind every prompt of {found.source}; {len(faults)} fault(s):"
         )
         raise OptionError(listed(headline, faults, most=4))
     if faults:
-        raise TaskError(listed(f"{found.source} does not fit {reader.name}: {len(faults)} fault(s):", faults))
+        raise TaskError(misfit(found.source, reader.name, len(found.items), len(found.items) - len(fit), faults))
     return ExampleFile(found.items, tuple(examples), found.source, found.sha256)
+
+
+def _side_by_side(found: ItemFile, reader: Reader, align: str) -> list[Item]:
+    task = Task(tuple(item.pair for item in found.items), found.source, found.sha256)
+    able = {pair.id for pair in those_that_fit(task, reader, align=align).pairs}
+    return [item for item in found.items if item.pair.id in able]
 
 
 def shared_positions(found: ExampleFile, wanted: Sequence[str] = ()) -> tuple[str, ...]:
@@ -124,9 +142,9 @@ def shared_positions(found: ExampleFile, wanted: Sequence[str] = ()) -> tuple[st
     for name in wanted:
         if name not in shared:
             one = next(one for one in found.examples if name not in one.placed.places)
-            line = found.items[one.pair].pair.line
+            place = found.items[one.pair].pair.place
             raise OptionError(
-                f"--positions {name}: the prompt of line {line} has no such place (persona and question are found by "
+                f"--positions {name}: the prompt of {place} has no such place (persona and question are found by "
                 "'spans', or by comparing the two prompts); leave this position out, or build the file with the "
                 "pairs command"
             )
@@ -145,13 +163,15 @@ def _examples(
     pair = item.pair
     own: list[str] = []
     sides = locate(pair, reader, row.get("spans"), own)
-    own += lost_differences({side.text: side.ids for side in sides}, reader)
+    own += (lost := lost_differences({side.text: side.ids for side in sides}, reader))
+    if sides[0].ids == sides[1].ids and not lost:
+        own.append(ALIKE)
     texts = (pair.answers, pair.wrong_answers) if tokens is None else ((tokens[0],), (tokens[1],))
     candidates = item.candidates if tokens is None else tokens
     ids = [_ids(pair, side, (*texts[0], *texts[1], *candidates), reader, own) for side in sides]
     if not own:
         own += _answer_faults(texts, ids, reader)
-    faults += [f"line {pair.line} (id {pair.id}): {fault}" for fault in dict.fromkeys(own)]
+    faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(own)]
     if own:
         return []
     first, second = (tuple(ids[0][text] for text in side) for side in texts)

@@ -23,7 +23,7 @@ import metrics
 from circuit.errors import OptionError, TaskError
 from circuit.model import Model
 from circuit.task import PromptPair, Row, Task, answer_id, encode
-from persona.behaviour import PairMeasure, measure_pairs
+from persona.behaviour import PairMeasure, fitting_items, measure_pairs
 from persona.explain_causal import TESTS, Asked, Outcome, flip_gain, run_test
 from persona.explain_groups import Explained, Group, group_of, groups_by, is_label
 from persona.explain_inside import Inside, look_inside
@@ -60,6 +60,16 @@ class PairFile:
         chosen = self.items.of_split(split)
         by_line = {item.pair.line: keys for item, keys in zip(self.items.items, self.keys, strict=True)}
         return PairFile(chosen, tuple(by_line[item.pair.line] for item in chosen.items))
+
+    def fitting(self, model: Model) -> PairFile:
+        """The rows that fit a model; the source then says how many do.
+
+        Raises:
+            TaskError: none fits.
+        """
+        by_line = {item.pair.line: keys for item, keys in zip(self.items.items, self.keys, strict=True)}
+        fit = fitting_items(self.items, model)
+        return PairFile(fit, tuple(by_line[item.pair.line] for item in fit.items))
 
     @property
     def known(self) -> tuple[str, ...]:

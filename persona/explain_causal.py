@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import metrics
+from circuit.finite import check_finite
 from circuit.model import Model
 from circuit.task import Row
 from persona.explain_inside import Inside
@@ -267,7 +268,9 @@ def _pushed(stream: Float[Tensor, "batch pos d_model"], push: Float[Tensor, "bat
 
 def _divergence(both: Both, logits: Sequence[Tensor]) -> Float[Tensor, " batch"]:
     a, b = (margins(each, both.batch) for each in logits)
-    return metrics.persona_divergence(a, b).double().cpu()
+    found = metrics.persona_divergence(a, b).double().cpu()
+    check_finite(found, both.batch.name, "margins")
+    return found
 
 
 def _choices(logits: Float[Tensor, "batch vocab"], items: Sequence[Asked]) -> list[int]:

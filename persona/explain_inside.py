@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import metrics
+from circuit.finite import check_finite
 from circuit.model import Model
 from circuit.task import Row
 from persona.explain_runs import Both, both_runs, can_come_nearer, margins, nearer, replay
@@ -183,7 +184,9 @@ def _slope(model: Model, both: Both) -> Float[Tensor, " batch"] | None:
             margins(replay(model, run.streams[0], nearer(run.context, both, boost)), both.batch) for run in both.runs
         )
         ends.append(a - b)
-    return ((ends[0] - ends[1]).double() / (2 * STEP)).cpu()
+    slope = ((ends[0] - ends[1]).double() / (2 * STEP)).cpu()
+    check_finite(slope, both.batch.name, "margins")
+    return slope
 
 
 def _with_signal(inside: Inside, gaps: Float[Tensor, "place layer"], scale: Float[Tensor, "place layer"]) -> Inside:

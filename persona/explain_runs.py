@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import metrics
+from circuit.finite import check_finite
 from circuit.graph import SLOTS
 from circuit.model import Context, Model
 from circuit.patching import Run, run
@@ -165,6 +166,7 @@ def _run(
     with torch.set_grad_enabled(gradients):
         embedded, context = model.start(tokens)
         result = run(model, embedded.detach().requires_grad_(gradients), context)
+        check_finite(result.logits, batch.name)
         if not gradients:
             return result, ()
         found = torch.autograd.grad(margins(result.logits, batch).sum(), result.streams)

@@ -26,6 +26,7 @@ from torch import Tensor
 import metrics
 from circuit.ablation import CONSTANT, make_ablation
 from circuit.errors import GraphError, OptionError
+from circuit.finite import check_finite
 from circuit.graph import Graph
 from circuit.model import Model
 from circuit.node_patching import patched_nodes, per_pass, portions
@@ -192,7 +193,9 @@ class _Ablated:
 
     def _read(self, place: int, logits: Float[Tensor, "batch vocab"], item: Prepared) -> None:
         at = list(item.batch.indices)
-        self.margin[place, at] = margins(logits.double(), item.batch).cpu().numpy()
+        found = margins(logits.double(), item.batch).cpu().numpy()
+        check_finite(found, item.batch.name, "margins")
+        self.margin[place, at] = found
         own = [self.examples[index] for index in at]
         width = max(len(one.candidates) for one in own)
         ids = torch.tensor([[*one.candidates, *[-1] * (width - len(one.candidates))] for one in own])

@@ -83,6 +83,13 @@ class ItemFile:
             raise TaskError(f"{self.source} has no pair of split {split!r}; its splits are: {known or 'none'}")
         return replace(self, items=chosen)
 
+    def only(self, fit: Sequence[Item]) -> ItemFile:
+        """Those of the items that fit a model; ``source`` says how many do, wherever it is named."""
+        if len(fit) == len(self.items):
+            return self
+        source = f"{self.source} ({len(fit)} of {len(self.items)} pairs, that fit)"
+        return replace(self, items=tuple(fit), source=source)
+
 
 @dataclass(frozen=True)
 class Neutral:
@@ -105,7 +112,8 @@ def load_items(path: str | Path, *, label: str | None = None) -> ItemFile:
     items = tuple(_item(pair, raw[pair.line], faults) for pair in task.pairs)
     if faults:
         raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
-    return ItemFile(items, task.source, task.sha256)
+    repeats = f" ({task.repeated} repeated left out)" if task.repeated else ""
+    return ItemFile(items, task.source + repeats, task.sha256)
 
 
 def load_neutral(path: str | Path) -> tuple[Neutral, ...]:
@@ -159,7 +167,7 @@ def _item(pair: PromptPair, raw: Mapping[str, Any], faults: list[str]) -> Item:
     declared = (*pair.answers, *pair.wrong_answers)
     candidates = raw.get("candidates", list(declared))
     found = [*_candidate_faults(candidates, declared), *_axis_faults(raw)]
-    faults += [f"line {pair.line} (id {pair.id}): {fault}" for fault in found]
+    faults += [f"{pair.place}: {fault}" for fault in found]
     axes = {key: str(raw[key]) for key in AXES if raw.get(key) is not None}
     return Item(pair, declared if found else tuple(candidates), axes)
 

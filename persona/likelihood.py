@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
 from persona.activations import grouped
 from persona.vectors import SpokenTokens
@@ -30,7 +31,9 @@ def log_likelihoods(
     done = 0
     for group in grouped([len(row.ids) for row in rows], batch_size):
         tokens = torch.tensor([rows[i].ids for i in group], device=model.device)
-        for i, values in zip(group, _of_next(model, tokens), strict=True):
+        every = _of_next(model, tokens)
+        check_finite(every, of_prompts(model, tokens), "log probabilities")
+        for i, values in zip(group, every, strict=True):
             assert rows[i].start >= 1, "something stands before the response"
             found[i] = values[rows[i].start - 1 :]
         done += len(group)

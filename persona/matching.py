@@ -152,7 +152,8 @@ def check_sides(sides: tuple[Side, Side], setting: Setting) -> None:
         if side.unknown:
             raise Drop("unknown word", repr(side.unknown))
         for fault in prompt_faults(side, setting.reader):
-            raise Drop("two BOS tokens" if "BOS" in fault else "too long", fault)
+            reason = "two BOS tokens" if "BOS" in fault else "beyond the embedding" if "beyond" in fault else "too long"
+            raise Drop(reason, fault)
     (_, clean), (_, corrupt) = sides
     if setting.align == "equal" and len(clean.ids) != len(corrupt.ids):
         raise Drop("unequal length", f"tokens {len(clean.ids)} and {len(corrupt.ids)}")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 import metrics
 from circuit.errors import ModelError, OptionError
+from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
 from circuit.runs import run
 from persona.activations import Progress, grouped, id_table
@@ -224,7 +225,9 @@ class _Side:
 
     def _margin(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
         copies = len(logits) // len(self.tokens)
-        return metrics.logit_diff(logits.double().cpu(), *(ids.repeat(copies, 1) for ids in self.answers))
+        found = metrics.logit_diff(logits.double().cpu(), *(ids.repeat(copies, 1) for ids in self.answers))
+        check_finite(found.view(copies, -1).T, of_prompts(self.model, self.tokens), "margins")
+        return found
 
     def _inside(self) -> Bool[Tensor, "row pos"]:
         inside = torch.zeros(self.tokens.shape, dtype=torch.bool)
@@ -252,7 +255,9 @@ def _passing(model: Model, tokens: Int[Tensor, "batch pos"], neurons: Neurons) -
             hooks.enter_context(model.blocks[layer].on_neurons(neurons.hook, _keeping(found, layer)))
         replay(model, *model.start(tokens))
     for layer in layers:
-        yield layer, found.pop(layer).double().cpu()
+        values = found.pop(layer).double().cpu()
+        check_finite(values, of_prompts(model, tokens), "neurons")
+        yield layer, values
 
 
 def _keeping(found: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from circuit.errors import GraphError, OptionError
+from circuit.finite import check_finite
 from circuit.graph import INPUT, SLOTS, Edge, Graph, parse_edge, parse_node
 from circuit.model import Model
 from circuit.node_patching import per_pass, portions
@@ -145,7 +146,9 @@ def _of_receiver(
         for mask, sources in zip(kept, sets[some], strict=True):
             mask[np.ix_(sources, slots)] = False
         logits = patched_logits(model, item, torch.from_numpy(kept).to(model.device))
-        found += [(base - margins(one.double(), item.batch)).cpu().numpy() for one in logits]
+        moved = [(base - margins(one.double(), item.batch)).cpu().numpy() for one in logits]
+        check_finite(np.stack(moved, axis=1), item.batch.name, "margins")
+        found += moved
         passes += 1
     return dict(zip((*reach, len(senders)), found, strict=True)), passes
 

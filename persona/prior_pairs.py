@@ -35,9 +35,10 @@ import numpy as np
 import torch
 
 from circuit.errors import OptionError, TaskError, listed
+from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
 from circuit.storage import replace_files, write_json, write_text
-from circuit.task import PromptPair, Task, encode, token_ids
+from circuit.task import PromptPair, Task, beyond_embedding, encode, token_ids, without_end
 from persona.items import Item, ItemFile, Neutral, neutral_prompts
 
 __all__ = ["REASONS", "PriorOptions", "PriorPairs", "build_prior_pairs", "write_prior_pairs"]
@@ -291,6 +292,7 @@ def _log_probs(
             part = group[start : start + batch_size]
             tokens = torch.tensor([ids for _, ids in part], device=model.device)
             answers = model.logits(tokens)[:, -1].cpu().double().log_softmax(-1)
+            check_finite(answers, of_prompts(model, tokens))
             for (prompt, ids), row in zip(part, answers, strict=True):
                 found[prompt] = {text: float(row[i]) for text, i in _answer_ids(prompt, ids, options, model).items()}
             progress(len(found), len(prompts))
@@ -300,11 +302,13 @@ def _log_probs(
 def _answer_ids(prompt: str, ids: list[int], options: Sequence[str], model: Model) -> dict[str, int]:
     """The options that are one token behind the prompt; the rule is ``circuit.task.answer_id``'s, for many at once."""
     own_bos = bool(model.tokenizer.bos_token) and prompt.startswith(model.tokenizer.bos_token)
-    joined = model.tokenizer([prompt + text for text in options], add_special_tokens=not own_bos)["input_ids"]
+    texts = [prompt + text for text in options]
+    joined = model.tokenizer(texts, add_special_tokens=not own_bos)["input_ids"]
+    joined = [without_end(list(after), text, model.tokenizer) for text, after in zip(texts, joined, strict=True)]
     return {
         text: after[-1]
         for text, after in zip(options, joined, strict=True)
-        if len(after) == len(ids) + 1 and list(after[:-1]) == ids
+        if len(after) == len(ids) + 1 and after[:-1] == ids and not beyond_embedding(after[-1:], model)
     }
 
 

@@ -25,11 +25,15 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")
 
 @dataclass(frozen=True)
 class TokenizerOnly:
-    """What reading prompts asks of a model, without its weights: the tokenizer, and how much the context holds."""
+    """What reading prompts asks of a model, without its weights: the tokenizer, how much the context holds, and words.
+
+    ``n_vocab`` is the number of its embeddings.
+    """
 
     tokenizer: Any
     name: str = "the model"
     n_context: int | None = None
+    n_vocab: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,13 @@ def load_tokenizer(name: str) -> TokenizerOnly:
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     inner = getattr(config, "text_config", None) or config
     sizes = [size for key in CONTEXT_KEYS if isinstance(size := getattr(inner, key, None), int)]
-    return TokenizerOnly(tokenizer, name=name, n_context=sizes[0] if sizes else None)
+    n_vocab = getattr(inner, "vocab_size", None)
+    return TokenizerOnly(
+        tokenizer,
+        name=name,
+        n_context=sizes[0] if sizes else None,
+        n_vocab=n_vocab if isinstance(n_vocab, int) else None,
+    )
 
 
 def encode_prompt(prompt: Prompt, reader: Reader) -> Encoded:
@@ -93,7 +103,7 @@ def encode_prompt(prompt: Prompt, reader: Reader) -> Encoded:
 
 
 def prompt_faults(encoded: Encoded, reader: Reader) -> list[str]:
-    """What ``circuit.task`` has against these ids: a second BOS, or more than the context holds."""
+    """What ``circuit.task`` has against these ids, such as a second BOS, or more than the context holds."""
     return task.prompt_faults(list(encoded.ids), reader)
 
 

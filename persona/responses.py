@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuit.errors import OptionError, TaskError, listed
+from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
 from circuit.reading import is_whole
 from circuit.task import lost_differences, prompt_faults, token_ids
@@ -414,7 +415,9 @@ def _uniform(key: str, n: int) -> Float[np.ndarray, " n"]:
 def _next_logits(model: Model, tokens: Int[Tensor, "batch pos"], past: Any) -> tuple[Float[Tensor, "batch vocab"], Any]:
     with torch.no_grad():
         out = model.bridge.original_model(tokens, past_key_values=past, use_cache=True)
-    return out.logits[:, -1].float().cpu().double(), out.past_key_values
+    logits = out.logits[:, -1].float().cpu().double()
+    check_finite(logits, of_prompts(model, tokens))
+    return logits, out.past_key_values
 
 
 def _drawn(logits: Float[Tensor, "batch vocab"], draws: Float[np.ndarray, " batch"], sampling: Sampling) -> list[int]:

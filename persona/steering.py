@@ -32,6 +32,7 @@ from torch import Tensor
 
 import metrics
 from circuit.errors import OptionError, TaskError, listed
+from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
 from persona.activations import grouped, id_table
 from persona.directions import Directions, controls, find_directions, prompt_end_streams
@@ -411,6 +412,7 @@ def steered_logits(
             rows = (tokens if before is None else tokens[:, -1:]).repeat_interleave(len(variants), dim=0)
             with on_streams(model, changes(cells)):
                 logits = _last(model, rows, before, len(variants))
+            check_finite(logits, lambda row, cells=cells: of_prompts(model, prompts)(cells[row][1]))
             yield cells, logits  # the changes end here: whoever asks may run the model in between
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from circuit.errors import OptionError
+from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
 
 __all__ = ["chosen_layer", "mean_streams", "on_streams"]
@@ -46,6 +47,9 @@ def mean_streams(
 
     Rows have one length and no padding; every row has a position marked. The sums are of
     float32 at least, whatever the weights are.
+
+    Raises:
+        ModelError: one is not finite.
     """
     found: dict[int, Tensor] = {}
     share = inside.to(torch.promote_types(model.dtype, torch.float32))
@@ -59,7 +63,9 @@ def mean_streams(
 
     with on_streams(model, {layer: reading(layer) for layer in range(model.graph.n_layers)}):
         model.logits(tokens)
-    return torch.stack([found[layer] for layer in range(model.graph.n_layers)], dim=1)
+    means = torch.stack([found[layer] for layer in range(model.graph.n_layers)], dim=1)
+    check_finite(means, of_prompts(model, tokens), "streams")
+    return means
 
 
 def chosen_layer(n_layers: int, layer: int | None, fraction: float | None) -> int:

@@ -287,7 +287,7 @@ def _usable(
     responses: Sequence[Response], spoken: Sequence[SpokenTokens], model: Model
 ) -> tuple[list[int], dict[str, int]]:
     """Places of the responses that have a token and fit the context, and the others by reason."""
-    faults = {fault for row in spoken for fault in prompt_faults(list(row.ids), model) if "BOS" in fault}
+    faults = {fault for row in spoken for fault in prompt_faults(list(row.ids), model) if "context holds" not in fault}
     if faults:
         raise TaskError(listed(f"the responses cannot be put to {model.name}:", sorted(faults)))
     usable, left_out = [], {"empty": 0, "not in this tokenizer's words": 0, "too long": 0}
@@ -383,8 +383,8 @@ def _first_token_of(prompt: str, text: str, ids: Sequence[int], model: Model) ->
         raise OptionError("this tokenizer gives no offsets, which the response's span needs; use the fast tokenizer")
     for special in (True, False):
         read = tokenizer(prompt + text, add_special_tokens=special, return_offsets_mapping=True)
-        if list(read["input_ids"]) == list(ids):
-            ends = [end for _, end in read["offset_mapping"]]
+        if list(read["input_ids"])[: len(ids)] == list(ids):
+            ends = [end for _, end in read["offset_mapping"][: len(ids)]]
             return next((i for i, end in enumerate(ends) if end > len(prompt)), len(ids))
     raise AssertionError("the ids were made by this tokenizer, one way or the other")
 

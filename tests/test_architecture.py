@@ -10,12 +10,12 @@ from conftest import ROOT
 
 LEVELS = [
     {"errors", "meter", "printable"},
-    {"graph", "held", "ranks", "reading", "storage"},
+    {"finite", "graph", "held", "ranks", "reading", "storage"},
     {"scores", "shipped", "alignment", "estimate"},
     {"budget", "subgraph"},
     {"model"},
     {"task"},
-    {"inspection", "peer_process", "runs", "uncertainty"},
+    {"inspection", "overlap", "peer_process", "runs", "uncertainty"},
     {"ablation", "gradients", "null_run"},
     {"patching"},
     {"attribution", "node_patching"},

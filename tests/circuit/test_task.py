@@ -40,7 +40,8 @@ def test_auto_circuits_json_unchanged(tiny_task):
 
 
 def test_ids_default_to_the_line(tmp_path):
-    assert [pair.id for pair in load_task(write(tmp_path, GOOD, "", GOOD)).pairs] == ["1", "3"]
+    other = {**GOOD, "clean": "another prompt"}
+    assert [pair.id for pair in load_task(write(tmp_path, GOOD, "", other)).pairs] == ["1", "3"]
 
 
 def test_every_fault_is_listed_with_its_line_in_one_error(tmp_path):
@@ -137,17 +138,18 @@ def test_two_bos_tokens_are_a_fault_and_one_in_the_text_is_not_doubled(tiny, goo
     from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2", bos_token="red")
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2", bos_token="<b>")
     bos = tokenizer.bos_token_id
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="red $A", special_tokens=[("red", bos)])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<b> $A", special_tokens=[("<b>", bos)])
     monkeypatch.setattr(tiny, "tokenizer", tokenizer)
+    monkeypatch.setattr(tiny, "n_vocab", len(tokenizer))
     good = {**good, "answers": [" tea"], "wrong_answers": [" blue"]}
     row = encode(load_task(write(tmp_path, good)), tiny)[0]
     assert row.clean[0] == bos
     assert bos not in row.clean[1:2]
-    own = {**good, "clean": "red" + good["clean"], "corrupt": "red" + good["corrupt"]}
+    own = {**good, "clean": "<b>" + good["clean"], "corrupt": "<b>" + good["corrupt"]}
     assert encode(load_task(write(tmp_path, own)), tiny)[0].clean.count(bos) == row.clean.count(bos)
-    twice = {**good, "clean": "redred" + good["clean"], "corrupt": "redred" + good["corrupt"]}
+    twice = {**good, "clean": "<b><b>" + good["clean"], "corrupt": "<b><b>" + good["corrupt"]}
     with pytest.raises(TaskError, match="two BOS"):
         encode(load_task(write(tmp_path, twice)), tiny)
 

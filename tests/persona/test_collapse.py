@@ -145,8 +145,8 @@ def test_all_faults_of_the_extra_keys_are_listed(tmp_path):
     path = written(
         tmp_path / "pairs.jsonl",
         pair(candidates=[" yes"], id="one"),
-        pair(candidates="yes", id="two"),
-        pair(candidates=[" no", " yes", " no"], placement=["late"], id="three"),
+        pair(candidates="yes", id="two", corrupt="another prompt"),
+        pair(candidates=[" no", " yes", " no"], placement=["late"], id="three", corrupt="a third prompt"),
     )
     with pytest.raises(TaskError) as caught:
         load_items(path)
