@@ -29,6 +29,7 @@ from circuit.overlap import Overlap
 from circuit.pair_scores import PairScores
 from circuit.pairs_view import PairsView, divergences_of, measured_pairs, pairs_view
 from circuit.patching import Progress
+from circuit.rounding import Rounding
 from circuit.stability import N_RESAMPLES
 from circuit.stability_study import ORDERS, Searched, marked_record, rule_of, scores_of, search_again
 from circuit.subgraph import Circuit
@@ -148,14 +149,17 @@ def battery(
     known = _same_pairs(searched.scores, search, record, task, setting)
     method = {"scores": "eap"} if quick else (record or {}).get("method")
     scores = known or scores_of(model, task, measured, method=method, stage=stage, **how)
+    watch = Rounding(model, measured)
+    values = measured_pairs(model, pairs(), measured, circuit, watch=watch)
     view = pairs_view(
-        measured_pairs(model, pairs(), measured, circuit),
+        values,
         task.pairs,
         circuit,
         scores=scores,
         rule=rule_of(record),
         divergences=divergences_of(pairs(), swapped=measured.swap_rows),
         sigma_0=None if quiet is None else quiet.sigma_0,
+        rounding=watch.floor,
         n_draws=QUICK_DRAWS if quick else DRAWS,
         seed=seed,
         progress=stage("groups of pairs"),

@@ -36,7 +36,7 @@ from circuit.measurements import Measurements, Source
 from circuit.model import Model
 from circuit.patching import Progress
 from circuit.subgraph import Circuit
-from circuit.uncertainty import FLAT, Clusters, Interval, interval, ratio_interval
+from circuit.uncertainty import Clusters, Interval, interval, is_zero, ratio_interval
 from metrics import Metric
 
 __all__ = [
@@ -286,7 +286,7 @@ def completeness_report(
         "quick": quick,
         "seed": seed,
     }
-    if abs(study.span.mean()) <= FLAT:
+    if is_zero(study.span, measured.rounding):
         measured.done()
         return _undefined(about)
     random, gaps = study.knockouts("random nodes", study.random_nodes(inside, n_random))
@@ -529,8 +529,8 @@ class _Study:
         """Pairs that choose, and pairs that are measured; all for both where a half is too small or shows nothing."""
         order = rng.permutation(len(self.span))
         halves = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
-        enough = len(order) >= FEWEST_TO_SPLIT and all(abs(self.span[half].mean()) > FLAT for half in halves)
-        return halves if enough else (np.sort(order), np.sort(order))
+        flat = any(is_zero(self.span[half], self.measured.rounding) for half in halves if len(half))
+        return halves if len(order) >= FEWEST_TO_SPLIT and not flat else (np.sort(order), np.sort(order))
 
     def _names(self, nodes: Sequence[int]) -> tuple[str, ...]:
         return tuple(str(self.graph.src_nodes[node]) for node in nodes)

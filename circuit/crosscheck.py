@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 FORMAT = "persona-circuits/crosscheck"
-FLAT = 1e-4  # below it, float32 logits of two passes differ by rounding alone
+EQUAL = 1e-6  # of the larger one: two means of m that differ by less differ by float32's rounding alone
 CONVENTIONS = (
     ("edge", "a0.h1->a2.h3<q>", "A0.1->A2.3.Q"),
     ("ends", "input, logits", "Resid Start, Resid End"),
@@ -376,7 +376,7 @@ def _faithfulness(full: float, empty: float, m: float) -> dict[str, float | None
         "full": full,
         "empty": empty,
         "circuit": m,
-        "faithfulness": (m - empty) / span if abs(span) > 1e-4 else None,
+        "faithfulness": (m - empty) / span if abs(span) > EQUAL * max(abs(full), abs(empty)) else None,
     }
 
 

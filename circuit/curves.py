@@ -34,9 +34,10 @@ from circuit.graph import Graph
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, measure
 from circuit.pruning import slots_by_source
+from circuit.rounding import Rounding
 from circuit.scores import Scores
 from circuit.subgraph import Circuit
-from circuit.uncertainty import FLAT, Clusters, Interval
+from circuit.uncertainty import LEAST_SHARE, Clusters, Interval, is_zero
 from circuit.uncertainty import interval as interval_of
 from metrics import Metric
 
@@ -420,9 +421,9 @@ class Measured:
     def _under(self, weights: NDArray[np.float64], places: Sequence[int]) -> NDArray[np.float64]:
         """f of some circuits under weights of the pairs, ``[draw, circuit]``; nan where it is not defined."""
         full, empty = self.values[self.pool.full], self.values[self.pool.empty]
-        below = (weights @ (full - empty))[:, None]
+        below, whole = (weights @ (full - empty))[:, None], abs(float((full - empty).mean()))
         above = weights @ (self.values[list(places)] - empty).T
-        return np.divide(above, below, out=np.full_like(above, np.nan), where=np.abs(below) > FLAT)
+        return np.divide(above, below, out=np.full_like(above, np.nan), where=np.abs(below) > LEAST_SHARE * whole)
 
 
 def measured(
@@ -437,12 +438,14 @@ def measured(
 ) -> Measured:
     """Measure all circuits of a pool in one pass over the batches; both directions of a pair are averaged first."""
     order, masks = pool.by_size(progress)
-    rows = pairwise(measure(model, prepared, masks, metric), metric)
+    watch = Rounding(model, metric)
+    rows = pairwise(measure(model, watch.watched(prepared), masks, metric), metric)
     values = np.empty_like(rows)
     values[order] = rows
     means = values.mean(axis=1)
     span = means[pool.full] - means[pool.empty]
-    f = (means - means[pool.empty]) / span if abs(span) > FLAT else None
+    defined = not is_zero(values[pool.full] - values[pool.empty], watch.floor)
+    f = (means - means[pool.empty]) / span if defined else None
     return Measured(pool, values, f, clusters or Clusters(values.shape[1], None, None), seed)
 
 

@@ -32,6 +32,7 @@ from circuit.null_run import NullRun, null_run
 from circuit.overlap import Overlap, overlap
 from circuit.patching import Prepared, Progress, effects, is_plain, prepare_each
 from circuit.pruning import PRUNERS, acdc, check_tau, greedy, threshold, top_n
+from circuit.rounding import Rounding
 from circuit.scores import Scores
 from circuit.sizes import Smallest, Sweep, check_target, smallest
 from circuit.sizes import sweep as nested
@@ -238,8 +239,9 @@ def discover(
     if model.budget is not None and options.prune in ("acdc", "eap-acdc"):
         plain = all(is_plain(batch, ablation) for batch in groups)
         model.budget.check_held([batch.n_tokens for batch in groups for _ in batch.indices], plain=plain)
-    d, whole = effects(prepare_each(model, groups, ablation), metric)
-    tau = _tau(options, whole)
+    watch = Rounding(model, metric)
+    d, whole = effects(watch.watched(prepare_each(model, groups, ablation)), metric)
+    tau = _tau(options, whole, watch.floor)
     parts = None
     if scores is None:
         grids = _grids(model, rows, metric, options)
@@ -450,12 +452,12 @@ def _share(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     return tuple(row for pair in ranks.share(pairs) for row in pair)
 
 
-def _tau(options: Options, whole: float) -> float | None:
+def _tau(options: Options, whole: float, rounding: float) -> float | None:
     if options.threshold is None:
         return None
     if options.threshold_on == "score":
         return options.threshold
-    if abs(whole) < 1e-9:
+    if abs(whole) <= rounding:
         raise OptionError(
             "the metric is the same with every edge ablated as with none, so a share of the gap is no threshold; "
             "use --threshold-on score, or other pairs"

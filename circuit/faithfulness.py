@@ -3,7 +3,8 @@
     f(C) = (m(C) - m(empty)) / (m(full) - m(empty))
 
 The headline is the ratio of means over pairs; the mean of the pairs' ratios is a
-different number and stands beside it. Both directions of a swapped pair belong
+different number, and so is their median, which no pair with a tiny effect can move: both
+stand beside it. Both directions of a swapped pair belong
 to one pair: they are averaged first and resampled together. Pairs that share personas
 or questions are resampled by those, where the pair file names them (``circuit.uncertainty``).
 """
@@ -20,16 +21,15 @@ from circuit.graph import Graph
 from circuit.model import Model
 from circuit.patching import Prepared, measure
 from circuit.pruning import slots_by_source
+from circuit.rounding import Rounding, tolerance
 from circuit.subgraph import Circuit
-from circuit.uncertainty import FLAT, N_BOOTSTRAP, Clusters, Interval, ratio_interval
+from circuit.uncertainty import Clusters, Interval, is_zero, ratio_interval
 from metrics import Metric
 
 MOST_TRIES = 200
 """Random circuits, and paths, that are tried for one of exactly the size; only outside a circuit can there be none."""
 
 __all__ = [
-    "FLAT",
-    "N_BOOTSTRAP",
     "Faithfulness",
     "FaithfulnessReport",
     "Interval",
@@ -46,7 +46,8 @@ class Faithfulness:
 
     ``m`` is the mean metric. ``ratio_of_means`` and ``mean_of_ratios`` are None where
     the behaviour to explain, m(full) - m(empty), is zero; pairs whose own is zero are
-    left out of the mean of ratios (``n_ratios`` are in).
+    left out of the mean and the median of ratios (``n_ratios`` are in). Zero is what rounding alone may leave
+    (``circuit.rounding``), for a pair also less than 1e-4 of the mean.
     """
 
     n_edges: int
@@ -55,6 +56,7 @@ class Faithfulness:
     interval: Interval | None
     mean_of_ratios: float | None
     n_ratios: int
+    median_of_ratios: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class FaithfulnessReport:
     ``random_mean`` and ``random_sd`` are over the random circuits' ``ratio_of_means``;
     ``random`` holds each. ``effect_interval`` is of m(full) - m(empty), which with persona
     metrics and the corrupt ablation is D. ``random_gap`` is the circuit's ratio of means minus
-    ``random_mean``, on the same pairs and draws. ``resampled`` says what the intervals are drawn over.
-    ``n_reversed`` counts the pairs on which m(full) is below m(empty): with persona metrics and the corrupt ablation
-    those of negative D.
+    ``random_mean``, on the same pairs and draws. ``resampled`` says what the intervals are drawn over,
+    ``rounding`` how far rounding alone moves the metric. ``n_reversed`` counts the pairs on which m(full) is below
+    m(empty): with persona metrics and the corrupt ablation those of negative D.
     """
 
     metric: str
@@ -84,6 +86,7 @@ class FaithfulnessReport:
     random_gap_interval: Interval | None = None
     resampled: str = "pairs"
     n_reversed: int | None = None
+    rounding: float = 0.0
 
     @property
     def reversal(self) -> str:
@@ -130,13 +133,15 @@ def evaluate(
     fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, circuit.complement()]
     controls = random_circuits(graph, len(circuit), n_random, seed=seed)
     masks = [c.mask for c in (*fixed, *controls)]
-    values = pairwise(measure(model, prepared(), masks, metric), metric)
+    watch = Rounding(model, metric)
+    values = pairwise(measure(model, watch.watched(prepared()), masks, metric), metric)
+    rounding = watch.floor
     full, empty = values[0], values[1]
 
     span = full - empty
 
     def faithfulness(index: int, size: int) -> Faithfulness:
-        return _faithfulness(values[index], full, empty, size, seed, clusters)
+        return _faithfulness(values[index], full, empty, size, seed, clusters, rounding)
 
     random = [faithfulness(4 + i, len(control)).ratio_of_means for i, control in enumerate(controls)]
     known = [value for value in random if value is not None]
@@ -156,8 +161,9 @@ def evaluate(
         effect_interval=bootstrap_ratio(span, np.ones_like(span), seed, clusters),
         random_gap=None if gap is None else float(gap.mean() / span.mean()),
         random_gap_interval=None if gap is None else bootstrap_ratio(gap, span, seed, clusters),
-        resampled="pairs" if clusters is None else clusters.describe(),
+        resampled=(clusters or Clusters(len(span), None, None)).describe(),
         n_reversed=int((span < 0).sum()),
+        rounding=rounding,
     )
 
 
@@ -244,12 +250,18 @@ def pairwise(values: np.ndarray, metric: Metric) -> np.ndarray:
 
 
 def _faithfulness(
-    values: np.ndarray, full: np.ndarray, empty: np.ndarray, n_edges: int, seed: int, clusters: Clusters | None
+    values: np.ndarray,
+    full: np.ndarray,
+    empty: np.ndarray,
+    n_edges: int,
+    seed: int,
+    clusters: Clusters | None,
+    rounding: float = 0.0,
 ) -> Faithfulness:
     span = full - empty
-    usable = np.abs(span) > FLAT
+    usable = np.abs(span) > tolerance(span, rounding)
     ratios = (values - empty)[usable] / span[usable]
-    defined = abs(span.mean()) > FLAT
+    defined = not is_zero(span, rounding)
     return Faithfulness(
         n_edges=n_edges,
         m=float(values.mean()),
@@ -257,23 +269,14 @@ def _faithfulness(
         interval=bootstrap_ratio(values - empty, span, seed, clusters) if defined else None,
         mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
         n_ratios=len(ratios),
+        median_of_ratios=float(np.median(ratios)) if len(ratios) else None,
     )
 
 
 def bootstrap_ratio(
     numerator: np.ndarray, denominator: np.ndarray, seed: int, clusters: Clusters | None = None
 ) -> Interval | None:
-    """95 % interval of a ratio of means over pairs; None for a single pair.
-
-    Over ``clusters`` where they are given and can be drawn, else over resampled pairs.
-    """
-    n = len(numerator)
-    if n < 2:
+    """95 % interval of a ratio of means over pairs, over ``clusters`` where they are given; None for a single pair."""
+    if len(numerator) < 2:
         return None
-    if clusters is not None and clusters.by != "pairs":
-        return ratio_interval(numerator, denominator, clusters, seed=seed)
-    picks = np.random.default_rng(seed).integers(0, n, size=(N_BOOTSTRAP, n))
-    below = denominator[picks].mean(axis=1)
-    ratios = numerator[picks].mean(axis=1)[np.abs(below) > FLAT] / below[np.abs(below) > FLAT]
-    low, high = np.percentile(ratios, [2.5, 97.5]) if len(ratios) else (np.nan, np.nan)
-    return Interval(float(low), float(high)) if len(ratios) else None
+    return ratio_interval(numerator, denominator, clusters or Clusters(len(numerator), None, None), seed=seed)

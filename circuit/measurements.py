@@ -16,6 +16,7 @@ from circuit.faithfulness import pairwise
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, measure
 from circuit.reading import read_state, state_metadata, tell_damaged
+from circuit.rounding import Rounding
 from circuit.storage import write_bytes
 from metrics import Metric
 
@@ -27,6 +28,8 @@ Source = Callable[[], Iterable[Prepared]]
 PART = 64
 """Circuits for which the batches are gone through once: the source is called once for each part."""
 SAVE_SECONDS = 30.0
+ROUNDING = "rounding"
+"""The key, beside those of the parts, under which the state file keeps how far rounding moves the metric."""
 
 
 class Measurements:
@@ -54,6 +57,7 @@ class Measurements:
         self.model, self.prepared, self.metric = model, prepared, metric
         self.total, self.progress, self.state = total, progress, state
         self.n_done, self.n_pairs, self.saved = 0, 0, time.monotonic()
+        self._watch = Rounding(model, metric)
         self.search = self._search() if state else ""
         self.known = ranks.gathered(read_state(state, self.search) if ranks.is_first() else {}) if state else {}
 
@@ -68,6 +72,11 @@ class Measurements:
         if found:
             self.n_pairs = found[0].shape[1]
         return np.concatenate(found) if found else np.zeros((0, self.n_pairs))
+
+    @property
+    def rounding(self) -> float:
+        """How far rounding alone moves the metric on these pairs, once something is measured."""
+        return float(self.known[ROUNDING][0]) if ROUNDING in self.known else self._watch.floor
 
     def done(self) -> None:
         """There is no more to measure: the bar is full, and the state file goes."""
@@ -90,7 +99,11 @@ class Measurements:
         return self.known[key]
 
     def _measured(self, masks: list[np.ndarray]) -> Float[np.ndarray, "mask pair"]:
-        return pairwise(measure(self.model, self.prepared(), masks, self.metric), self.metric)
+        prepared = self._watch.watched(self.prepared()) if not self._watch.floor else self.prepared()
+        found = pairwise(measure(self.model, prepared, masks, self.metric), self.metric)
+        if self.state:
+            self.known.setdefault(ROUNDING, np.array([self._watch.floor]))
+        return found
 
     def _search(self) -> str:
         """Of the model, the metric, the prompts of all processes and what cut edges carry."""

@@ -31,7 +31,7 @@ __all__ = ["PairScores", "Rule", "pair_scores"]
 
 MAX_BYTES = 1 << 30
 NO_EFFECT = 1e-9
-"""Below it, in the metric's units, there is nothing of which a threshold could be a share."""
+"""Of the largest |score|: a whole effect up to it is rounding, nothing that a threshold could be a share of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ class Rule:
         if self.tau is not None:
             return threshold(scores, self.tau)
         assert self.share is not None
-        if abs(whole) < NO_EFFECT:
+        if abs(whole) <= NO_EFFECT * float(np.abs(scores.values).max()):
             return Circuit.empty(scores.graph)
         return threshold(scores, self.share * abs(whole))
 

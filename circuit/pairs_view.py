@@ -32,9 +32,10 @@ from circuit.faithfulness import bootstrap_ratio, pairwise
 from circuit.model import Model
 from circuit.pair_scores import PairScores, Rule
 from circuit.patching import Prepared, Progress, measure
+from circuit.rounding import Rounding, tolerance
 from circuit.subgraph import Circuit
 from circuit.task import PromptPair
-from circuit.uncertainty import FLAT, Clusters, Interval
+from circuit.uncertainty import Clusters, Interval, is_zero
 from metrics import METRICS, Metric
 
 __all__ = [
@@ -66,12 +67,13 @@ ALPHA = 0.05
 
 @dataclass(frozen=True)
 class Averages:
-    """Both orders of averaging over some pairs, None where their mean effect, or each effect, is zero."""
+    """Ratio of means, and mean and median of ratios, over some pairs; None where the mean, or each effect, is zero."""
 
     n_pairs: int
     effect: float | None
     ratio_of_means: float | None
     mean_of_ratios: float | None
+    median_of_ratios: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def pairs_view(
     rule: Rule | None = None,
     divergences: Float[np.ndarray, " known"] | None = None,
     sigma_0: float | None = None,
+    rounding: float = 0.0,
     n_worst: int = 10,
     n_draws: int = 199,
     seed: int = 0,
@@ -196,6 +199,8 @@ def pairs_view(
     sigma_0
         Spread of D over paraphrases of one persona, in logits (``circuit.null_run``): pairs with |D| within twice that
         are flat. Without it only those within rounding are.
+    rounding
+        How far rounding alone moves the metric (``circuit.rounding``).
     n_draws
         Of the test for groups.
 
@@ -207,26 +212,29 @@ def pairs_view(
     _check(values, pairs, scores, divergences, sigma_0, n_draws)
     full, empty, own = values
     effect, moved = full - empty, own - empty
-    null = FLAT if sigma_0 is None else max(2 * sigma_0, FLAT)
+    least = tolerance(effect, rounding)
     d = effect if divergences is None else divergences
-    flat = (np.abs(d) <= null) | (np.abs(effect) <= FLAT)
+    null = max(2 * (sigma_0 or 0.0), tolerance(d, rounding if divergences is None else 0.0))
+    flat = (np.abs(d) <= null) | (np.abs(effect) <= least)
     grouping = None
     if scores is not None:
         grouping = group_pairs(scores, np.flatnonzero(~flat), n_draws=n_draws, seed=seed, progress=progress)
     known = [None] * len(pairs) if divergences is None else divergences.tolist()
-    rows = tuple(_row(pair, known[i], effect[i], moved[i], bool(flat[i]), grouping, i) for i, pair in enumerate(pairs))
+    rows = tuple(
+        _row(pair, known[i], effect[i], moved[i], bool(flat[i]), grouping, i, least) for i, pair in enumerate(pairs)
+    )
     ratios = moved[~flat] / effect[~flat]
     by_distance = sorted((row for row in rows if not row.flat), key=lambda row: -abs(1 - (row.faithfulness or 0.0)))
     groups: tuple[PairGroup, ...] = ()
     if grouping is not None:
         members = [np.flatnonzero(grouping.labels == label) for label in range(grouping.n_groups)]
-        groups = tuple(_group(effect, moved, pairs, circuit, scores, rule, places, seed) for places in members)
+        groups = tuple(_group(effect, moved, pairs, circuit, scores, rule, places, seed, least) for places in members)
     return PairsView(
         null=null,
         null_source="rounding" if sigma_0 is None else "2 sigma_0 of |D|",
-        every=_averages(effect, moved),
-        signal=_averages(effect[~flat], moved[~flat]),
-        flat=_averages(effect[flat], moved[flat]),
+        every=_averages(effect, moved, least),
+        signal=_averages(effect[~flat], moved[~flat], least),
+        flat=_averages(effect[flat], moved[flat], least),
         quantiles=_quantiles(ratios),
         rows=rows,
         worst=tuple(by_distance[:n_worst]),
@@ -237,11 +245,14 @@ def pairs_view(
 
 
 def measured_pairs(
-    model: Model, prepared: Iterable[Prepared], metric: Metric, circuit: Circuit
+    model: Model, prepared: Iterable[Prepared], metric: Metric, circuit: Circuit, *, watch: Rounding | None = None
 ) -> Float[np.ndarray, "three pair"]:
-    """The metric of each pair under the full, the empty and this circuit; both directions averaged."""
+    """The metric of each pair under the full, the empty and this circuit; both directions averaged.
+
+    ``watch`` sees the batches go by.
+    """
     masks = [Circuit.full(model.graph).mask, Circuit.empty(model.graph).mask, circuit.mask]
-    return pairwise(measure(model, prepared, masks, metric), metric)
+    return pairwise(measure(model, prepared if watch is None else watch.watched(prepared), masks, metric), metric)
 
 
 def divergences_of(prepared: Iterable[Prepared], *, swapped: bool) -> Float[np.ndarray, " pair"]:
@@ -399,21 +410,24 @@ def _row(
     flat: bool,
     grouping: Grouping | None,
     place: int,
+    least: float,
 ) -> PairRow:
     group = None if grouping is None or grouping.labels[place] < 0 else int(grouping.labels[place])
-    f = float(moved / effect) if abs(effect) > FLAT else None
+    f = float(moved / effect) if abs(effect) > least else None
     name = pair.id or f"{pair.unit} {pair.line}"
     return PairRow(name, pair.persona_a, pair.persona_b, pair.question, divergence, float(effect), f, flat, group)
 
 
-def _averages(effect: np.ndarray, moved: np.ndarray) -> Averages:
-    usable = np.abs(effect) > FLAT
+def _averages(effect: np.ndarray, moved: np.ndarray, least: float) -> Averages:
+    usable = np.abs(effect) > least
+    ratios = moved[usable] / effect[usable]
     mean = float(effect.mean()) if len(effect) else None
     return Averages(
         n_pairs=len(effect),
         effect=mean,
-        ratio_of_means=float(moved.mean() / mean) if mean is not None and abs(mean) > FLAT else None,
-        mean_of_ratios=float((moved[usable] / effect[usable]).mean()) if usable.any() else None,
+        ratio_of_means=float(moved.mean() / mean) if mean is not None and not is_zero(effect, least) else None,
+        mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
+        median_of_ratios=float(np.median(ratios)) if len(ratios) else None,
     )
 
 
@@ -432,6 +446,7 @@ def _group(
     rule: Rule | None,
     places: np.ndarray,
     seed: int,
+    least: float,
 ) -> PairGroup:
     inside = [pairs[i] for i in places]
     own = None
@@ -440,7 +455,7 @@ def _group(
         weights[places] = 1 / len(places)
         own = rule.circuit(scores.mean(weights), float(effect[places].mean()))
     joint = 0 if own is None else int((own.mask | circuit.mask).sum())
-    averages = _averages(effect[places], moved[places])
+    averages = _averages(effect[places], moved[places], least)
     known = averages.ratio_of_means is not None
     return PairGroup(
         averages=averages,

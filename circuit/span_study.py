@@ -27,6 +27,7 @@ from circuit.finite import check_finite
 from circuit.graph import SLOTS, Graph
 from circuit.model import Model
 from circuit.patching import Prepared
+from circuit.uncertainty import is_zero
 from metrics import Metric
 
 __all__ = ["SpanStudy", "entry_shares", "persistence", "span_rows", "span_study"]
@@ -103,7 +104,7 @@ def persistence(
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
     intervals = tuple(tuple(bootstrap_ratio(cell, whole, seed) for cell in layer) for layer in moved)
     mean = whole.mean()
-    ratios = moved.mean(-1) / mean if abs(mean) > 1e-9 else np.full(moved.shape[:2], np.nan)
+    ratios = moved.mean(-1) / mean if not is_zero(whole) else np.full(moved.shape[:2], np.nan)
     return ratios, intervals
 
 

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from circuit.faithfulness import FLAT, Interval, bootstrap_ratio, pairwise, random_circuits
+from circuit.faithfulness import Interval, bootstrap_ratio, pairwise, random_circuits
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, measure
+from circuit.rounding import Rounding
 from circuit.subgraph import Circuit
-from circuit.uncertainty import Clusters
+from circuit.uncertainty import Clusters, is_zero
 from metrics import Metric
 
 __all__ = ["Cell", "Specificity", "Transfer", "specificity", "transfer", "transfer_within"]
@@ -112,8 +113,8 @@ def transfer(
     masks, size = _beside(circuit, n_outside, seed)
     found = []
     for name, pairs in grounds.items():
-        values = pairwise(measure(model, pairs(), masks, metric), metric)
-        found.append(_transfer(name, values, size, seed, (clusters or {}).get(name)))
+        values, rounding = _measured(model, pairs(), masks, metric)
+        found.append(_transfer(name, values, size, seed, (clusters or {}).get(name), rounding))
         if progress is not None:
             progress(len(found), len(grounds))
     return tuple(found)
@@ -132,9 +133,11 @@ def transfer_within(
 ) -> tuple[Transfer, ...]:
     """``transfer`` to parts of one set of pairs, each given by the places of its pairs; the model runs once for all."""
     masks, size = _beside(circuit, n_outside, seed)
-    values = pairwise(measure(model, pairs(), masks, metric), metric)
+    values, rounding = _measured(model, pairs(), masks, metric)
     by = clusters or {}
-    return tuple(_transfer(name, values[:, list(places)], size, seed, by.get(name)) for name, places in parts.items())
+    return tuple(
+        _transfer(name, values[:, list(places)], size, seed, by.get(name), rounding) for name, places in parts.items()
+    )
 
 
 def specificity(
@@ -154,13 +157,22 @@ def specificity(
     masks += [circuit.complement().mask for circuit, _, _ in contrasts.values()]
     columns = []
     for name, (_, pairs, metric) in contrasts.items():
-        values, by = pairwise(measure(model, pairs(), masks, metric), metric), (clusters or {}).get(name)
+        (values, rounding), by = _measured(model, pairs(), masks, metric), (clusters or {}).get(name)
         ends = values[0], values[1]
-        columns.append([_cell(names[i], name, part, *ends, seed, by) for i, part in enumerate(values[2:])])
+        columns.append([_cell(names[i], name, part, *ends, seed, by, rounding) for i, part in enumerate(values[2:])])
         if progress is not None:
             progress(len(columns), len(names))
     cells = tuple(columns[j][i] for i in range(len(names)) for j in range(len(names)))
     return Specificity(names, cells, tuple(_findings(names, cells)))
+
+
+def _measured(
+    model: Model, prepared: Iterable[Prepared], masks: Sequence[np.ndarray], metric: Metric
+) -> tuple[np.ndarray, float]:
+    """What circuits score on each pair, ``[mask, pair]``, and how far rounding alone moves it."""
+    watch = Rounding(model, metric)
+    values = pairwise(measure(model, watch.watched(prepared), masks, metric), metric)
+    return values, watch.floor
 
 
 def _beside(circuit: Circuit, n_outside: int, seed: int) -> tuple[list[np.ndarray], float | None]:
@@ -171,10 +183,12 @@ def _beside(circuit: Circuit, n_outside: int, seed: int) -> tuple[list[np.ndarra
     return [one.mask for one in (*fixed, *outside)], size
 
 
-def _transfer(name: str, values: np.ndarray, size: float | None, seed: int, clusters: Clusters | None) -> Transfer:
+def _transfer(
+    name: str, values: np.ndarray, size: float | None, seed: int, clusters: Clusters | None, rounding: float
+) -> Transfer:
     full, empty, own = values[:3]
     span = full - empty
-    defined = bool(abs(span.mean()) > FLAT)
+    defined = not is_zero(span, rounding)
     interval = bootstrap_ratio(own - empty, span, seed, clusters) if defined else None
     ratio = float((own - empty).mean() / span.mean()) if defined else None
     outside = tuple(float((other - empty).mean() / span.mean()) for other in values[3:]) if defined else ()
@@ -192,9 +206,10 @@ def _cell(
     empty: np.ndarray,
     seed: int,
     clusters: Clusters | None,
+    rounding: float,
 ) -> Cell:
     span = full - empty
-    if abs(span.mean()) <= FLAT:
+    if is_zero(span, rounding):
         return Cell(circuit, contrast, None, None)
     left = float((values - empty).mean() / span.mean())
     return Cell(circuit, contrast, left, bootstrap_ratio(values - empty, span, seed, clusters))

@@ -22,8 +22,9 @@ first order, the robust one times the t quantile of its degrees of freedom. The 
 2.5th to the 97.5th percentile of the number under these weights.
 
 A way with fewer than two degrees of freedom (two personas, two questions) says nothing of
-others and is not drawn; where neither is, pairs are resampled. ``Interval.by`` and
-``Clusters.note`` say so.
+others and is not drawn; where neither is, pairs are resampled, and their spread is widened in the
+same way: by the t quantile of n - 1 degrees of freedom, and from the bootstrap's variance to the unbiased
+one. ``Interval.by`` and ``Clusters.note`` say what was drawn. Coverage, by simulation: ``docs/statistics.md``.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import sparse, stats
 
+from circuit.permutations import Permutations, permutations_of
 from circuit.task import PromptPair
 
 __all__ = [
-    "FLAT",
     "N_BOOTSTRAP",
     "Clusters",
     "Interval",
@@ -49,6 +50,7 @@ __all__ = [
     "cluster_codes",
     "drawn",
     "interval",
+    "is_zero",
     "ratio_interval",
     "ratio_intervals",
     "ratio_p_values",
@@ -57,7 +59,8 @@ __all__ = [
 
 N_BOOTSTRAP = 2000
 BLOCK = 250  # resamples at a time, so that memory stays small
-FLAT = 1e-4  # below it, float32 logits of two passes differ by rounding alone
+NOTHING = 1e-9  # of the mean |value|: a smaller mean is a sum that cancels but for rounding in float64
+LEAST_SHARE = 1e-4  # of a denominator: draws under which less of it is left are left out
 STEP = 1e-6  # of a finite difference in one pair's weight
 LEAST_FREEDOM = 2.0 - 1e-6
 NORMAL = 1.959963984540054  # its 97.5th percentile
@@ -80,13 +83,15 @@ class Clusters:
     """Which pairs share a persona, on either side, or a question.
 
     ``personas`` (of A and of B) and ``questions`` are codes from 0, ``[pair]`` each, None where
-    they are not drawn; ``note`` says why not.
+    they are not drawn; ``note`` says why not. ``all_named`` are the codes of whatever is named for every pair, drawn
+    or not.
     """
 
     n: int
     personas: tuple[NDArray[np.int64], NDArray[np.int64]] | None
     questions: NDArray[np.int64] | None
     note: str = ""
+    all_named: tuple[tuple[NDArray[np.int64], NDArray[np.int64]] | None, NDArray[np.int64] | None] = (None, None)
 
     @classmethod
     def of(cls, pairs: Sequence[PromptPair]) -> Clusters:
@@ -108,7 +113,9 @@ class Clusters:
             for name, found, count in (("personas", personas, n_personas), ("questions", questions, n_questions))
             if not found
         ]
-        return cls(n, (both[:n], both[n:]) if personas else None, asked if questions else None, "; ".join(notes))
+        codes = (both[:n], both[n:]) if all((*persona_a, *persona_b)) else None, asked if all(question) else None
+        drawn = codes[0] if personas else None, codes[1] if questions else None
+        return cls(n, *drawn, "; ".join(notes), codes)
 
     @property
     def by(self) -> str:
@@ -146,11 +153,9 @@ class Clusters:
 
         ``influence`` is what each pair adds to each number, of mean zero over pairs: the number
         changes by ``weights @ influence``. ``confident`` widens by the t quantile over the
-        normal one, as an interval needs. Where no clusters are drawn it is the plain bootstrap over pairs.
+        normal one, as an interval needs.
         """
         found = self.draws(n_draws=n_draws, seed=seed)
-        if self.by == "pairs":
-            return found
         own = float((found @ influence).var(axis=0).sum())
         stretch = self.spread(influence, confident=confident) / own**0.5 if own > 0 else 1.0
         return 1 / self.n + stretch * (found - 1 / self.n)
@@ -162,6 +167,27 @@ class Clusters:
     def p_value(self, size: float, influence: Float[np.ndarray, " pair"], negligible: float = 0.0) -> float:
         """Two-sided p that a number of this size is no larger than ``negligible``, the largest over all ways."""
         return max(way.p_value(size, influence, negligible) for way in self._usable)
+
+    def effective(self, influence: Float[np.ndarray, " pair"]) -> float:
+        """How many pairs that share nothing would tell a mean as well as these do (Korn and Graubard 1998).
+
+        n over the design effect, times the square of the t quantile of n - 1 degrees of freedom over that of the
+        widest way; where nothing varies, ``independent``. At most n.
+        """
+        own = self._usable[0].spread(influence[:, None], confident=True)
+        if own <= 0:
+            return self.independent
+        return self.n * (own / self.spread(influence[:, None], confident=True)) ** 2
+
+    @property
+    def independent(self) -> float:
+        """The number of independent clusters of the coarsest way: its degrees of freedom and one."""
+        return min(way.freedom + 1 for way in self._usable)
+
+    @cached_property
+    def permutations(self) -> Permutations:
+        """Those under which what pairs share stays as it is."""
+        return permutations_of(self.n, *self.all_named)
 
     @cached_property
     def _usable(self) -> list[_Way]:
@@ -224,13 +250,14 @@ def ratio_interval(
     seed: int = 0,
 ) -> Interval | None:
     """The interval of a ratio of means; draws whose denominator is zero are left out."""
-    below = denominator.mean()
-    if abs(below) <= FLAT:
+    if is_zero(denominator):
         return None
+    below = denominator.mean()
 
     def ratio(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         bottom = weights @ denominator
-        return np.divide(weights @ numerator, bottom, out=np.full(len(bottom), np.nan), where=np.abs(bottom) > FLAT)
+        known = np.abs(bottom) > LEAST_SHARE * abs(below)
+        return np.divide(weights @ numerator, bottom, out=np.full(len(bottom), np.nan), where=known)
 
     influence = (numerator - numerator.mean() / below * denominator) / below
     return interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
@@ -245,18 +272,17 @@ def ratio_intervals(
     seed: int = 0,
 ) -> tuple[Interval | None, ...]:
     """``ratio_interval`` of many numerators over one denominator, the same numbers from one set of draws."""
-    if abs(denominator.mean()) <= FLAT or clusters.n < 2:
+    if is_zero(denominator) or clusters.n < 2:
         return (None,) * len(numerators)
     weights = clusters.draws(n_draws=n_draws, seed=seed)
     below = weights @ denominator
     found = []
     for numerator, influence in zip(numerators, _ratio_influences(numerators, denominator), strict=True):
-        own, stretch = float((weights @ influence).std()), 1.0
-        if clusters.by != "pairs" and own > 0:
-            stretch = clusters.spread(influence[:, None], confident=True) / own
+        own = float((weights @ influence).std())
+        stretch = clusters.spread(influence[:, None], confident=True) / own if own > 0 else 1.0
         above = numerator.mean() + stretch * (weights @ numerator - numerator.mean())
         bottom = denominator.mean() + stretch * (below - denominator.mean())
-        known = np.abs(bottom) > FLAT
+        known = np.abs(bottom) > LEAST_SHARE * abs(denominator.mean())
         ends = np.percentile(above[known] / bottom[known], [2.5, 97.5]) if known.any() else None
         found.append(None if ends is None else Interval(float(ends[0]), float(ends[1]), clusters.by))
     return tuple(found)
@@ -275,13 +301,18 @@ def ratio_p_values(
     intervals take the widest. With ``negligible`` 0 and pairs that share nothing it is the one-sample t test
     of numerator - ratio * denominator. 1 for a single pair and where the denominator is zero.
     """
-    if abs(denominator.mean()) <= FLAT or clusters.n < 2:
+    if is_zero(denominator) or clusters.n < 2:
         return np.ones(len(numerators))
     ratios = np.abs(numerators.mean(1) / denominator.mean())
     influences = _ratio_influences(numerators, denominator)
     return np.array(
         [clusters.p_value(ratio, influence, negligible) for ratio, influence in zip(ratios, influences, strict=True)]
     )
+
+
+def is_zero(values: Float[np.ndarray, " pair"], rounding: float = 0.0) -> bool:
+    """Whether the mean is zero: within what rounding alone moves it, here and in the passes that gave the values."""
+    return bool(abs(values.mean()) <= max(rounding, NOTHING * float(np.abs(values).mean())))
 
 
 def _ratio_influences(

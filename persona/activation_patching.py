@@ -41,7 +41,7 @@ from circuit.node_patching import patched_nodes, patched_stream, per_pass, porti
 from circuit.null_run import NullRun, null_run
 from circuit.patching import Prepared, Progress, prepare_each
 from circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swap_rows
-from circuit.uncertainty import FLAT, Clusters, ratio_p_values
+from circuit.uncertainty import Clusters, is_zero, ratio_p_values
 from persona.examples import ExampleFile
 from persona.explain_runs import margins
 from persona.head_ablation import HeadAblation, ablate_heads, parse_heads
@@ -417,7 +417,7 @@ def _notes(
         notes.append(
             f"D is below zero on {reversed_pairs} of {len(divergence)} pairs: their personas prefer the other way"
         )
-    if abs(divergence.mean()) <= FLAT:
+    if is_zero(divergence):
         notes.append("the mean D is zero, so no share of it is defined")
     if abs(effects.everything - 1) > 0.01:
         notes.append(

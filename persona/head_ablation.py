@@ -32,7 +32,7 @@ from circuit.model import Model
 from circuit.node_patching import patched_nodes, per_pass, portions
 from circuit.patching import Prepared, Progress, prepare_each
 from circuit.task import Row, batches
-from circuit.uncertainty import FLAT, Clusters
+from circuit.uncertainty import Clusters, is_zero
 from persona.examples import Example, ExampleFile
 from persona.explain_runs import margins
 from persona.statistics import Estimate, ratio_of_means
@@ -208,7 +208,7 @@ def _outcome(graph: Graph, found: ExampleFile, heads: Heads, ablation: str, seen
     clusters = Clusters.of([item.pair for item in found.items])
     pairs = seen.margin[:, 0::2] + seen.margin[:, 1::2]
     divergence, means = pairs[0], pairs.mean(1)
-    defined = abs(means[0]) > FLAT
+    defined = not is_zero(divergence)
     changed = (seen.choice[1:] != seen.choice[0]).mean(1)
     splits = sorted({item.pair.split for item in found.items})
     return HeadAblation(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from circuit.uncertainty import FLAT, Clusters, blocks, cluster_codes, drawn, ratio_intervals, weighted_mean
+from circuit.uncertainty import Clusters, blocks, cluster_codes, drawn, is_zero, ratio_intervals, weighted_mean
 
 __all__ = ["Estimate", "ratio_of_means", "sign_flip", "two_way_difference", "two_way_mean"]
 
@@ -80,7 +80,7 @@ def ratio_of_means(
     bounds = ratio_intervals(numerators, denominator, clusters, seed=seed)
     return tuple(
         Estimate(
-            float(one.mean() / below) if abs(below) > FLAT else float("nan"),
+            float(one.mean() / below) if not is_zero(denominator) else float("nan"),
             *((None, None) if ends is None else (ends.low, ends.high)),
         )
         for one, ends in zip(numerators, bounds, strict=True)

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 LEVELS = [
     {"errors", "meter", "printable"},
-    {"finite", "graph", "held", "ranks", "reading", "storage"},
+    {"finite", "graph", "held", "permutations", "ranks", "reading", "storage"},
     {"scores", "shipped", "alignment", "estimate"},
     {"budget", "subgraph"},
     {"model"},
@@ -18,7 +18,7 @@ LEVELS = [
     {"inspection", "overlap", "peer_process", "runs", "uncertainty"},
     {"ablation", "gradients", "null_run"},
     {"patching"},
-    {"attribution", "node_patching"},
+    {"attribution", "node_patching", "rounding"},
     {"grid", "pruning"},
     {"faithfulness", "matched", "pair_scores"},
     {"bench", "curves", "files", "draw", "measurements", "pairs_view", "span_study", "stability", "transfer"},
