@@ -26,7 +26,7 @@ from circuit import ranks
 from circuit.errors import OptionError, TaskError
 from circuit.finite import check_finite
 from circuit.graph import SLOTS
-from circuit.model import Model
+from circuit.model import Block, Model
 from circuit.runs import Run, run, run_clean, run_corrupt
 from circuit.task import Batch
 
@@ -231,31 +231,43 @@ def make_ablation(
 
 
 def ablated_by(model: Model, clean: Run, contributions: Float[Tensor, "src batch pos d_model"]) -> Ablated:
-    """The streams that these contributions make in the places of the clean run's, and what idle nodes make of them."""
+    """The streams that these contributions make in the places of the clean run's, and what idle nodes make of them.
+
+    They are added up anew, not as changes of the clean streams: nothing but zeros is exactly zero.
+    """
     graph = model.graph
     with torch.no_grad():
-        difference = contributions - clean.contributions
-        offset = difference[0].clone()
+        stream = contributions[0]
         streams, mids, qkv, attn = [], [], [], []
         idle = contributions.clone()
         for block in model.blocks:
             heads, mlp = graph.heads_of(block.layer), graph.mlp_of(block.layer)
-            stream = clean.streams[block.layer] + offset
             normed = block.attn_norm(stream)
             q, k, v = (block.project(slot, normed) for slot in SLOTS)
             z = block.attention(q, k, v, clean.context)
-            offset += difference[heads].sum(0)
-            mid = stream if block.parallel else clean.mids[block.layer] + offset
+            after = stream + contributions[heads].sum(0) + _bias(model, block, clean)
+            mid = stream if block.parallel else after
             idle[heads] = block.head_results(z)
             idle[mlp] = block.mlp(mid)
             attn.append(block.attn_out(z))
-            offset += difference[mlp]
             streams.append(stream)
             mids.append(mid)
             qkv.append((q, k, v))
-        streams.append(clean.streams[-1] + offset)
+            stream = after + contributions[mlp]
+        streams.append(stream)
         logits = model.unembed(streams[-1][:, -1])
     return Ablated(tuple(streams), tuple(mids), tuple(qkv), contributions, logits, Idle(idle, tuple(attn)))
+
+
+def _bias(model: Model, block: Block, clean: Run) -> Tensor | float:
+    """What the clean run's attention adds that no head wrote; exactly nothing where it has no bias.
+
+    As a difference of streams it would be rounding, which a norm of a stream of zeros makes large.
+    """
+    if not block.has_attn_bias:
+        return 0.0
+    heads, mlp = (clean.contributions[at] for at in (model.graph.heads_of(block.layer), model.graph.mlp_of(block.layer)))
+    return clean.streams[block.layer + 1] - clean.streams[block.layer] - mlp - heads.sum(0)
 
 
 def _of_run(model: Model, clean: Run, other: Run, places: Float[Tensor, "batch pos other_pos"] | None) -> Ablated:

@@ -327,7 +327,7 @@ class Pullback:
     def of(cls, norm: Any, d_model: int, like: Tensor) -> Pullback | None:
         """The form of a norm, found by trying: what gives its values on random streams; None where none does."""
         module = norm.original_component
-        eps = next((float(getattr(module, name)) for name in EPSILONS if hasattr(module, name)), None)
+        eps = _epsilon(module)
         own = getattr(module, "weight", None)
         ones = torch.ones(d_model, device=like.device, dtype=like.dtype)
         x = torch.randn(4, d_model, generator=torch.Generator().manual_seed(0)).to(like) * 3 + 1
@@ -497,6 +497,12 @@ class Block:
     def _normed_behind(self) -> bool:
         """Whether a norm follows attention."""
         return "ln1_post" in self.bridge.submodules
+
+    @property
+    def has_attn_bias(self) -> bool:
+        """Whether attention adds something that belongs to no head."""
+        parts = [self.bridge.attn.o, *([self.bridge.ln1_post] if self._normed_behind else [])]
+        return any(getattr(part.original_component, "bias", None) is not None for part in parts)
 
     def along(
         self,
@@ -938,13 +944,23 @@ def _behind(held: Float[Tensor, "batch before head d_head"], x: Float[Tensor, "r
 def _frozen_gain(norm: Any, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
     """The factor by which a root-mean-square norm multiplies each coordinate of ``x``.
 
-    Such a norm is r(x) w x with one number r per row. Its weight w is what it gives
-    for a large constant vector; r is then the exact ratio of two parallel vectors.
+    Such a norm is r(x) w x with one number r = 1 / sqrt(mean(x^2) + eps) per row. Its weight w is what it gives
+    for a large constant vector; r is then the exact ratio of two parallel vectors. Where x is zero, or so
+    small that its square is, there is no ratio, and r is computed: 1 / sqrt(eps) at zero.
     """
     weight = norm(torch.full_like(x[..., :1, :].reshape(-1, x.shape[-1])[:1], 1e4)).view(-1)
     direction = weight * x
-    scale = (norm(x) * direction).sum(-1, keepdim=True) / direction.square().sum(-1, keepdim=True)
-    return scale * weight
+    squares, tiny = direction.square().sum(-1, keepdim=True), torch.finfo(x.dtype).tiny
+    scale = (norm(x) * direction).sum(-1, keepdim=True) / squares.clamp(min=tiny)
+    # The least eps is that with which zero has a root in the format.
+    eps = _epsilon(norm.original_component) or tiny
+    own = (x.float().square().mean(-1, keepdim=True) + eps).rsqrt().to(x.dtype)
+    return torch.where(squares < tiny, own, scale) * weight
+
+
+def _epsilon(norm: torch.nn.Module) -> float | None:
+    """The constant under a norm's root, None where it has none by a name that is known."""
+    return next((float(value) for name in EPSILONS if (value := getattr(norm, name, None)) is not None), None)
 
 
 def _replaced(value: Tensor | None, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:

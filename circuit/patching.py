@@ -474,11 +474,16 @@ class _Walk:
         resid: Float[Tensor, "mask batch pos d_model"],
         ablated: Float[Tensor, "batch _ d_model"],
     ) -> Float[Tensor, "mask slot batch pos d_model"] | None:
-        """The streams into slots of one kind, from the side with fewer terms; None where nothing is cut."""
+        """The streams into slots of one kind, from the side with fewer terms; None where nothing is cut.
+
+        A stream of which most is cut may be all zeros. As what is left of a whole one it would be rounding, which
+        a norm makes large, so that one such slot decides; a corrupt run's streams are never that small.
+        """
         n, n_kept, n_cut = self.graph.n_reaching(slots[0]), self.n_kept[slots].sum(), self.n_cut[slots].sum()
         if not n_cut:
             return None
-        if n_kept < n_cut:
+        mostly_cut = self.kept[:, :n, slots].sum(1) < self.cut[:, :n, slots].sum(1)
+        if n_kept < n_cut or (self.item.ablated.idle is not None and bool(mostly_cut.any())):
             return self.differences.added_to(ablated[None, :, self.places], self.kept[:, :n, slots], -1)
         return self.differences.added_to(resid, self.cut[:, :n, slots], 1)
 

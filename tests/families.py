@@ -349,6 +349,8 @@ CHECKS = {
     "test_exact_patching_is_eap_to_first_order": "exact = EAP, first order",
     "test_acdc_in_batches_is_acdc_edge_by_edge": "ACDC batched",
     "test_padded_prompts_are_the_prompts_alone": "padding",
+    "test_zero_ablation_edge_by_edge": "zero ablation, edge by edge",
+    "test_circuits_share_a_pass_at_any_batch_size": "aligned right, passes shared",
     "test_streams_and_parts_for_lens_probes_and_vectors": "streams",
     "test_lens_probes_vectors_and_neurons_run": "lens, probes, vectors, neurons",
 }

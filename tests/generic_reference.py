@@ -85,11 +85,11 @@ class GenericReference:
         values, fixed, slot = [stream], torch.zeros_like(stream), 0
 
         def read(n: int, at: int) -> Tensor:
-            total = fixed + sum(values[:n])
             if alpha is None or corrupt is None:
-                return total
-            gaps = torch.stack([corrupt[s] - values[s] for s in range(n)])
-            return total + torch.einsum("s,sbpd->bpd", 1.0 - alpha[:n, at], gaps)
+                return fixed + sum(values[:n])
+            # Not the whole less what is cut: what is cut from zeros would be rounding.
+            kept = torch.einsum("s,sbpd->bpd", alpha[:n, at], torch.stack(values[:n]))
+            return fixed + kept + torch.einsum("s,sbpd->bpd", 1.0 - alpha[:n, at], corrupt[:n])
 
         for layout, context in zip(self.layouts, contexts, strict=True):
             before = len(values)
@@ -124,6 +124,8 @@ class GenericReference:
         assert bias is not None
         if layout.behind_attn is not None:
             whole = sum(results) + bias
+            # Of zeros there is no quotient: the factor is that of something small beside the norm's constant.
+            whole = torch.where((whole == 0.0).all(-1, keepdim=True), 1e-9, whole)
             gain = layout.behind_attn(whole) / whole
             results, bias = [x * gain for x in results], bias * gain
         return [x * self.scale for x in results], bias * self.scale

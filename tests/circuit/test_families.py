@@ -11,6 +11,7 @@ from families import FAMILIES, REFUSED, save
 from generic_reference import GenericReference
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from circuit.ablation import zero
 from circuit.attribution import eap, exact
 from circuit.errors import ModelError
 from circuit.model import load_model
@@ -185,6 +186,51 @@ def test_padded_prompts_are_the_prompts_alone(name, family):
     assert len(together) == 1
     np.testing.assert_allclose(found[0][0], found[1][0], atol=TOLERANCE)
     np.testing.assert_allclose(found[0][1].values, found[1][1].values, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_zero_ablation_edge_by_edge(name, family):
+    """Nothing in place of what is cut: streams of zeros are zeros, whichever norms read them and stand behind them."""
+    model, network = family(name)
+    if FAMILIES[name].no_reference:
+        pytest.skip(FAMILIES[name].no_reference)
+    graph, batch = model.graph, pair_of_prompts()
+    reference = GenericReference(network, parallel=graph.parallel)
+    nothing = torch.zeros(graph.n_src, *batch.clean.shape, model.d_model, dtype=torch.float64)
+    nothing[0] = model.positions(batch.clean)
+    rng = np.random.default_rng(0)
+    masks = [graph.valid & (rng.random(graph.valid.shape) < share) for share in (0.0, 0.1, 0.5, 0.9)]
+    found = patched_logits(model, prepare(model, batch, zero), torch.from_numpy(np.stack(masks)))
+    for mask, ours in zip(masks, found, strict=True):
+        with torch.no_grad():
+            _, expected = reference.run(batch.clean, nothing, torch.from_numpy(mask).double())
+        torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(found[0][0], found[0][1], atol=TOLERANCE, rtol=0)  # with nothing kept prompts are alike
+
+
+UNEVEN = ((7, 10), (11, 8), (9, 9), (6, 12), (8, 7))
+"""Tokens of a clean and of a corrupt prompt."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_circuits_share_a_pass_at_any_batch_size(name, family):
+    """Prompts of unequal length, aligned on the right: alone or padded beside others, one circuit a pass or all."""
+    model, _ = family(name)
+    generator = torch.Generator().manual_seed(3)
+    ids = lambda n: tuple(torch.randint(1, 64, (n,), generator=generator).tolist())  # noqa: E731
+    end = ids(3)
+    rows = [Row(i, ids(n - 3) + end, ids(m - 3) + end, (1,), (2,)) for i, (n, m) in enumerate(UNEVEN)]
+    valid = model.graph.valid
+    some = [valid & (np.random.default_rng(i).random(valid.shape) < share) for i, share in enumerate((0.7, 0.3, 0.1))]
+    masks = [valid, np.zeros_like(valid), *some]
+    for ablation in (None, zero):
+        found = []
+        for size in (1, 2, 5):
+            prepared = [prepare(model, batch, ablation) for batch in batches(rows, size, "cpu")]
+            found += [measure(model, prepared, masks, LOGIT_DIFF, max_bytes=bound) for bound in (None, 1)]
+        assert np.ptp(found[0], axis=0).min() > 1e-3
+        for other in found[1:]:
+            np.testing.assert_allclose(other, found[0], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", NAMES)
