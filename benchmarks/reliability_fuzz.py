@@ -28,9 +28,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
 from circuit.errors import PersonaCircuitsError
 from circuit.files import circuit_record, faults_of, read_circuit, read_scores
 from circuit.graph import Graph
@@ -60,6 +57,7 @@ from persona.verdicts import load_thresholds
 
 __all__ = ["LONGEST", "READERS", "Reader", "mutations", "outcome", "table"]
 
+ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 4000
 """Characters of a message."""
 GRAPH = Graph(2, 2)
@@ -213,19 +211,20 @@ DTYPES = (
 def mutations(reader: Reader) -> SearchStrategy[bytes]:
     """Files made of the reader's valid one: its values changed, then perhaps its bytes."""
     changed = _changed_tensors(reader) if reader.kind == "tensors" else _changed_values(reader)
-    return st.one_of(changed, _changed_bytes(st.just(encoded(reader, reader.valid))), _changed_bytes(changed))
+    return st.one_of(changed, changed, _changed_bytes(st.just(encoded(reader, reader.valid))), _changed_bytes(changed))
 
 
 def _changed_values(reader: Reader) -> SearchStrategy[bytes]:
     if reader.kind not in ("json", "jsonl"):
         return _changed_text(encoded(reader, reader.valid))
     places = list(_places(reader.valid))
+    own = st.sampled_from([_at(reader.valid, place) for place in places])
 
     @st.composite
     def changed(draw: Any) -> bytes:
         value = deepcopy(reader.valid)
         for _ in range(draw(st.sampled_from((1, 1, 1, 2, 3)))):
-            value = _changed_at(value, draw(st.sampled_from(places)), draw(HOW), draw(ODD))
+            value = _changed_at(value, draw(st.sampled_from(places)), draw(HOW), draw(ODD | own))
         return encoded(reader, value if reader.kind == "json" else _rows(value), ascii_only=draw(st.booleans()))
 
     return changed()
@@ -251,17 +250,23 @@ def _places(value: Any, before: tuple[Any, ...] = ()) -> Iterable[tuple[Any, ...
         yield from _places(part, (*before, key))
 
 
+def _at(value: Any, place: tuple[Any, ...]) -> Any:
+    for key in place:
+        value = value[key]
+    return value
+
+
 def _changed_at(value: Any, place: tuple[Any, ...], how: str, odd: Any) -> Any:
     """The value with another at a place, or without it; as it is where the place is gone by now."""
     if not place:
-        return odd if how == "put" else value
+        return deepcopy(odd) if how == "put" else value
     holder = value
     try:
         for key in place[:-1]:
             holder = holder[key]
         own = holder[place[-1]]
         if how == "put":
-            holder[place[-1]] = odd
+            holder[place[-1]] = deepcopy(odd)
         elif how == "wrap":
             holder[place[-1]] = [own]
         elif how == "repeat" and isinstance(holder, list):
@@ -287,7 +292,7 @@ def _changed_bytes(contents: SearchStrategy[bytes]) -> SearchStrategy[bytes]:
     @st.composite
     def changed(draw: Any) -> bytes:
         content = bytearray(draw(contents))
-        for _ in range(draw(st.integers(1, 4))):
+        for _ in range(draw(st.sampled_from((1, 1, 1, 2, 4)))):
             at = draw(st.integers(0, max(0, len(content) - 1)))
             kind = draw(st.sampled_from(("flip", "put", "cut", "end", "again")))
             if kind == "flip" and content:
@@ -417,7 +422,11 @@ PLAN = [
     {"id": "a", "says": "it is large", "number": "D", "is": ">=", "value": 1},
     {"id": "b", "says": "both", "all": [{"number": "D", "is": "between", "value": [0, 1]}], "else": "undecided"},
 ]
-CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
+NEUTRALS = [{"id": "q", "wordings": ["a", "b"]}, {"question": "q", "wording": "a", "prompt": "a:"}]
 NUMBER = {"value": 1.5, "low": 1.0, "high": 2.0, "n": 3, "what": "a number", "source": "behaviour"}
 MOVERS = {
     "format": "persona-circuits/patch",
@@ -543,47 +552,132 @@ READERS: tuple[Reader, ...] = (
     Reader("pair file, an array", "json", "pairs.json", PAIRS, load_task),
     Reader("pair file, auto-circuit's", "json", "prompts.json", {"prompts": PROMPTS}, load_task),
     Reader("pair file with candidates", "jsonl", "items.jsonl", PAIRS, load_items),
-    Reader("pair file against a tokenizer", "jsonl", "examples.jsonl", PAIRS, lambda path: load_examples(path, _tiny())),
-    Reader("neutral wordings by question", "jsonl", "neutral.jsonl", [{"id": "q", "wordings": ["a", "b"]}, {"question": "q", "wording": "a", "prompt": "a:"}], load_neutral),
-    Reader("list of neutral wordings", "text", "neutral.txt", "You are a person.\nYou are here.\n", read_neutral_wordings),
+    Reader(
+        "pair file against a tokenizer", "jsonl", "examples.jsonl", PAIRS, lambda path: load_examples(path, _tiny())
+    ),
+    Reader("neutral wordings by question", "jsonl", "neutral.jsonl", NEUTRALS, load_neutral),
+    Reader(
+        "list of neutral wordings", "text", "neutral.txt", "You are a person.\nYou are here.\n", read_neutral_wordings
+    ),
     Reader("circuit.json", "json", "circuit.json", _record(), _read_circuit),
     Reader("EAP-IG's JSON", "json", "graph.json", _eap_ig(), _read_circuit),
     Reader("list of nodes", "json", "nodes.json", {"nodes": ["input", "a0.h1", "m1"]}, read_nodes),
     Reader("nodes of a circuit", "json", "circuit-of.json", _eap_ig(), lambda path: read_nodes(path).of(GRAPH)),
     Reader("submission to MIB, edges", "json", "importances.json", _eap_ig(), read_submission),
     Reader("submission to MIB, nodes", "json", "importances-of-nodes.json", _mib_nodes(), read_submission),
-    Reader("scores.safetensors", "tensors", "scores.safetensors", _arrays({"graph": np.array([2, 2, 0]), "scores": _scores().values.copy()}), _read_scores),
-    Reader("auto-circuit's scores", "tensors", "peer.safetensors", _arrays(prune_scores(_scores())), read_autocircuit_scores),
+    Reader(
+        "scores.safetensors",
+        "tensors",
+        "scores.safetensors",
+        _arrays({"graph": np.array([2, 2, 0]), "scores": _scores().values.copy()}),
+        _read_scores,
+    ),
+    Reader(
+        "auto-circuit's scores",
+        "tensors",
+        "peer.safetensors",
+        _arrays(prune_scores(_scores())),
+        read_autocircuit_scores,
+    ),
     Reader("state of a search", "tensors", "acdc.state", _state(), lambda path: read_state(path, "search")),
-    Reader("auto-circuit's config.json", "json", "config.json", {"model_type": "gpt2", "num_attention_heads": 2, "scale_attn_weights": True}, lambda path: check_model(path.parent)),
+    Reader(
+        "auto-circuit's config.json",
+        "json",
+        "config.json",
+        {"model_type": "gpt2", "num_attention_heads": 2, "scale_attn_weights": True},
+        lambda path: check_model(path.parent),
+    ),
     Reader("personas", "jsonl", "personas.jsonl", PERSONAS, read_personas),
-    Reader("personas, CSV", "csv", "personas.csv", 'name,wording\nmonk,"You are a monk, so."\nking,You are a king.\n', read_personas),
+    Reader(
+        "personas, CSV",
+        "csv",
+        "personas.csv",
+        'name,wording\nmonk,"You are a monk, so."\nking,You are a king.\n',
+        read_personas,
+    ),
     Reader("personas, assistant-axis", "json", "role.json", ROLE, read_personas),
-    Reader("personas, Anthropic's evals", "jsonl", "evals.jsonl", EVALS, lambda path: (read_personas(path), read_questions(path))),
+    Reader(
+        "personas, Anthropic's evals",
+        "jsonl",
+        "evals.jsonl",
+        EVALS,
+        lambda path: (read_personas(path), read_questions(path)),
+    ),
     Reader("questions", "jsonl", "questions.jsonl", QUESTIONS, read_questions),
-    Reader("questions, CSV", "csv", "questions.csv", "id,wording,options,prefers\nhome,Which home?,hut|palace,monk=hut|king=palace\n", read_questions),
+    Reader(
+        "questions, CSV",
+        "csv",
+        "questions.csv",
+        "id,wording,options,prefers\nhome,Which home?,hut|palace,monk=hut|king=palace\n",
+        read_questions,
+    ),
     Reader("questions, assistant-axis", "json", "role-questions.json", ROLE, read_questions),
     Reader("answers", "csv", "answers.csv", "persona,question,option\nmonk,home,hut\nking,home,palace\n", read_answers),
     Reader("contrast", "csv", "contrast.csv", "persona_a,persona_b\nmonk,king\nmonk,actor\n", read_contrast),
     Reader("template", "text", "template.txt", "{persona}\n{filler}\nQ: {question}\n{options}\n{cue}", _read_template),
-    Reader("template, JSON", "json", "template.json", {"template": "{persona}\n{question}\n{cue}", "cue": "A:", "filler": ["So."], "neutral": ["You are."]}, _read_template),
-    Reader("templates with cues", "json", "templates.json", {"cues": [{"before_question": "Q: ", "answer_cue": "A:"}], "filler": ["So.", "Then."]}, _read_template),
+    Reader(
+        "template, JSON",
+        "json",
+        "template.json",
+        {"template": "{persona}\n{question}\n{cue}", "cue": "A:", "filler": ["So."], "neutral": ["You are."]},
+        _read_template,
+    ),
+    Reader(
+        "templates with cues",
+        "json",
+        "templates.json",
+        {"cues": [{"before_question": "Q: ", "answer_cue": "A:"}], "filler": ["So.", "Then."]},
+        _read_template,
+    ),
     Reader("chat template", "text", "chat.jinja", CHAT, _read_chat_template),
     Reader("rules of vary", "json", "rules.json", {"plain": [], "late": [["You (.*?)\\.", "\\1 you."]]}, read_rules),
     Reader("pair file of vary", "jsonl", "vary.jsonl", PAIRS, lambda path: vary(path, {"plain": ()}, _tiny())),
     Reader("responses", "jsonl", "responses.jsonl", [RESPONSE, RESPONSE | {"persona": "king"}], read_responses),
-    Reader("journal", "jsonl", "journal.jsonl", [{"key": "k", "text": "a", "finish": "stop", "ids": [1]}, {"key": "l", "text": "b", "finish": "stop", "model": "m"}], _read_journal),
-    Reader("vectors.safetensors", "tensors", "vectors.safetensors", _vectors(), lambda path: read_vectors(path).compared()),
-    Reader("direction file", "tensors", "direction.safetensors", _arrays({"w": np.ones((2, 4), np.float32)}), lambda path: directions._array(path, "w", None, (2, 4))),
+    Reader(
+        "journal",
+        "jsonl",
+        "journal.jsonl",
+        [
+            {"key": "k", "text": "a", "finish": "stop", "ids": [1]},
+            {"key": "l", "text": "b", "finish": "stop", "model": "m"},
+        ],
+        _read_journal,
+    ),
+    Reader(
+        "vectors.safetensors", "tensors", "vectors.safetensors", _vectors(), lambda path: read_vectors(path).compared()
+    ),
+    Reader(
+        "direction file",
+        "tensors",
+        "direction.safetensors",
+        _arrays({"w": np.ones((2, 4), np.float32)}),
+        lambda path: directions._array(path, "w", None, (2, 4)),
+    ),
     Reader("rater's prompt", "text", "rater.txt", "Persona: {persona}\n{question}\n{reply}\nRating: N\n", rater_prompt),
     Reader("patch.json", "json", "patch.json", MOVERS, lambda path: (fingerprint_of(path), read_movers(path, GRAPH))),
-    Reader("neurons.json", "json", "neurons.json", NEURONS, lambda path: (fingerprint_of(path), read_neuron_mlps(path, GRAPH))),
-    Reader("thresholds", "json", "thresholds.json", json.loads((ROOT / "persona/thresholds.json").read_text("utf-8")), load_thresholds),
+    Reader(
+        "neurons.json",
+        "json",
+        "neurons.json",
+        NEURONS,
+        lambda path: (fingerprint_of(path), read_neuron_mlps(path, GRAPH)),
+    ),
+    Reader(
+        "thresholds",
+        "json",
+        "thresholds.json",
+        json.loads((ROOT / "persona/thresholds.json").read_text("utf-8")),
+        load_thresholds,
+    ),
     Reader("plan of predictions", "json", "plan.json", PLAN, load_plan),
-    Reader("stage of a study", "json", "stage.json", _stage(), lambda path: study._finished(path.parent, "behaviour", "d")),
-    Reader("results, JSON", "json", "results.json", {"a": [1, 2.5], "b": {"c": None}}, lambda path: result_values([path])),
+    Reader(
+        "stage of a study", "json", "stage.json", _stage(), lambda path: study._finished(path.parent, "behaviour", "d")
+    ),
+    Reader(
+        "results, JSON", "json", "results.json", {"a": [1, 2.5], "b": {"c": None}}, lambda path: result_values([path])
+    ),
     Reader("results, CSV", "csv", "results.csv", "a,b\n1,2.5\nx,\n", lambda path: result_values([path])),
-)  # fmt: skip
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -119,7 +119,7 @@ def test_a_json_file_lists_all_of_its_faults(tmp_path):
     with pytest.raises(TaskError, match=r"(?s)note .*a has 2 fault\(s\):\n  a: NaN is no number\n  b\[0\]: 1e999"):
         read_json(tmp_path / "a", NOTES)
     (tmp_path / "a").write_text('{"a":\n nope}')
-    with pytest.raises(FileError, match="file .* is not JSON: Expecting value at line 2, column 2; expected a song"):
+    with pytest.raises(FileError, match=r"file .* is not JSON: Expecting value at line 2, column 2; expected a song"):
         read_json(tmp_path / "a", Kind("file", expected="a song"))
 
 
@@ -237,7 +237,7 @@ def test_validate_knows_scores_and_numbers_that_are_none(tmp_path):
     save_file({"graph": torch.tensor([2, 2, 0]), "scores": values}, tmp_path / "bad.safetensors")
     assert "the score of input->a0.h0<q> is nan" in faults_of(tmp_path / "bad.safetensors")[0]
     (tmp_path / "bad.json").write_text(
-        '{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {},\n "edges": {"m0->logits": {"in_graph": true, "score": NaN}}}'
+        '{"cfg": {"n_layers": 1, "n_heads": 1}, "nodes": {}, "edges": {"m0->logits": {"in_graph": true, "score": NaN}}}'
     )
     assert "edges.m0->logits.score: NaN is no number" in faults_of(tmp_path / "bad.json")[0]
 
@@ -289,6 +289,7 @@ def test_what_is_no_pair_file_is_one_sentence(tmp_path, name, text, says):
     assert "one JSON object a line" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_lines_are_read(tmp_path):
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(PAIR)}\n" * 100_000)
     faults = []
