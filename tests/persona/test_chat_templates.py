@@ -199,7 +199,7 @@ def test_what_a_report_says_can_be_rendered_again(tokenizer):
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not end within"),
         ("{% for a in range(99999999) %}{% endfor %}", "OverflowError"),
-        ("{% for a in range(90000) %}{{ messages[-1].content }}{% endfor %}", "makes [0-9,]+ characters"),
+        ("{{ messages[-1].content * 90000 }}", "makes [0-9,]+ characters"),
     ],
 )
 def test_a_template_that_fails_or_does_not_end_is_refused(tokenizer, monkeypatch, chat, says):

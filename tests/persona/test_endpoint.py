@@ -263,7 +263,9 @@ def test_a_torn_last_line_is_passed_over_and_the_next_begins_after_it(tmp_path):
 def test_damaged_entries_are_told_of_and_not_used(tmp_path):
     path = tmp_path / "j.jsonl"
     path.write_text('{"key": "a", "text": "1", "ids": [1]}\n{"key": "b", "text": 5}\n' + '{"key": ' + "[" * 2000 + "\n")
-    with pytest.warns(DamagedState, match=r"1 line of .*j\.jsonl cannot be read"), Journal(path) as journal:
+    with pytest.warns(DamagedState, match=r"1 line of .*j\.jsonl cannot be read"):
+        journal = Journal(path)
+    with journal:
         assert journal.torn == 1
         assert journal.get("a", text=str, ids=list) == {"text": "1", "ids": [1]}
         assert journal.get("a", text=str, finish=str) is None
