@@ -443,11 +443,12 @@ def pair_items(text: str, faults: list[str]) -> Iterator[tuple[str, int, Any]]:
         yield from ((f"{named} {i}", i, item) for i, item in enumerate(pairs, 1))
     elif isinstance(whole, dict) and "prompts" in whole:
         faults.append("'prompts' must be a list of pairs")
-    elif isinstance(whole, dict) and "clean" not in whole:
-        faults.append(f'expected {{"prompts": [...]}}, or {READ}')
     elif isinstance(whole, dict):
         number = text[: len(text) - len(text.lstrip())].count("\n") + 1
-        yield f"line {number}", number, whole
+        if "clean" in whole:
+            yield f"line {number}", number, whole
+        else:
+            faults.append(f'line {number}: expected {{"prompts": [...]}}, or {READ}')
     else:
         yield from ((f"line {number}", number, item) for number, item in json_lines(text, faults))
 

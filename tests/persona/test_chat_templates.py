@@ -11,7 +11,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from circuit.errors import OptionError
 from circuit.task import PromptPair, Task, encode
+from persona import templates
 from persona.pairs import PairOptions, build_pairs
 from persona.prompts import TokenizerOnly
 from persona.sources import Persona, Question
@@ -186,3 +188,24 @@ def test_what_a_report_says_can_be_rendered_again(tokenizer):
     turns = [{"role": "system", "content": PERSONA}, {"role": "user", "content": ASKED}]
     text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **settings)
     assert text == RENDERED["llama"][2]
+
+
+@pytest.mark.parametrize(
+    ("chat", "says"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ messages[7].content }}", "cannot be rendered"),
+        ("{% if %}", "TemplateSyntaxError"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "does not end within"),
+        ("{% for a in range(99999999) %}{% endfor %}", "OverflowError"),
+        ("{{ messages[-1].content * 90000 }}", "makes [0-9,]+ characters"),
+    ],
+)
+def test_a_template_that_fails_or_does_not_end_is_refused(tokenizer, monkeypatch, chat, says):
+    monkeypatch.setattr(templates, "CHAT_SECONDS", 0.3)
+    tokenizer.chat_template = chat
+    with pytest.raises(OptionError, match=says) as caught:
+        load_templates("chat", tokenizer)
+    assert "raw template" in str(caught.value)
+    assert len(str(caught.value)) < 400

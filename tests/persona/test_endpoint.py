@@ -14,6 +14,7 @@ from conftest import ROOT
 from tests_loopback import KEY, serving
 
 from circuit.errors import FileError, OptionError
+from circuit.reading import DamagedState
 from persona.endpoint import Chat, EndpointError, Journal, ask, endpoint
 
 
@@ -257,6 +258,18 @@ def test_a_torn_last_line_is_passed_over_and_the_next_begins_after_it(tmp_path):
         with Journal(path) as journal:
             assert journal.get("c") == {"text": "3"}
             assert journal.get("a") == {"text": "é"}
+
+
+def test_damaged_entries_are_told_of_and_not_used(tmp_path):
+    path = tmp_path / "j.jsonl"
+    path.write_text('{"key": "a", "text": "1", "ids": [1]}\n{"key": "b", "text": 5}\n' + '{"key": ' + "[" * 2000 + "\n")
+    with pytest.warns(DamagedState, match=r"1 line of .*j\.jsonl cannot be read"):
+        journal = Journal(path)
+    with journal:
+        assert journal.torn == 1
+        assert journal.get("a", text=str, ids=list) == {"text": "1", "ids": [1]}
+        assert journal.get("a", text=str, finish=str) is None
+        assert journal.get("b", text=str) is None
 
 
 def test_a_file_that_is_no_journal_is_not_written_into(tmp_path):

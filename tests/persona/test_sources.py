@@ -218,6 +218,41 @@ def test_all_faults_of_a_file_are_named_with_their_places(write, reader, name, c
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("p.tsv", "name\twording\na\tA.\n", "apart by tabs; .tsv is read as"),
+        ("p.csv", "name;wording\na;A, B.\n", "apart by semicolons; a .csv is read apart by commas"),
+        ("p.txt", "name,wording\na,A.\n" * 500, "apart by commas; .txt is read as"),
+    ],
+)
+def test_a_table_of_another_kind_is_one_sentence(write, name, content, says):
+    with pytest.raises(TaskError, match=re.escape(says)) as caught:
+        read_personas(write(name, content))
+    assert "header name,wording" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_suffixes_are_of_either_case_and_separators_stay_in_texts(write):
+    assert read_personas(write("P.CSV", "\ufeffname,wording\r\na,A.\r\n")) == (Persona("a", ("A.",)),)
+    assert read_personas(write("R.JSON", {"instruction": [{"pos": "A."}]})) == (Persona("R", ("A.",)),)
+    line = json.dumps({"id": "a", "wordings": ["A\u2028b\u0085."]}, ensure_ascii=False)
+    assert read_personas(write("p.jsonl", f"\ufeff{line}\r\n"))[0].wordings == ("A\u2028b\u0085.",)
+
+
+def test_null_is_no_key(write):
+    row = {"id": "a", "wordings": ["A."], "traits": None, "opposite": None}
+    assert read_personas(write("p.jsonl", [row])) == (Persona("a", ("A.",)),)
+    asked = {"id": "q", "wordings": ["Q?"], "options": None, "prefers": None, "cue": None, "domain": None}
+    assert read_questions(write("q.jsonl", [asked])) == (Question("q", ("Q?",), ()),)
+
+
+def test_the_wording_that_is_held_out_is_found_among_those_that_differ(write):
+    row = {"id": "q", "wordings": ["A?", " A?", "B?"], "options": ["x", "y"], "held_out_wording": 2}
+    (question,) = read_questions(write("q.jsonl", [row]))
+    assert question.wordings[question.held_out] == "B?"
+
+
 @pytest.mark.parametrize("reader", [read_personas, read_questions, read_answers, read_contrast])
 def test_a_file_that_cannot_be_read(reader, tmp_path):
     with pytest.raises(TaskError, match="cannot be read"):

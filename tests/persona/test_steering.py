@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import DATA, ROOT
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 from transformers import AutoTokenizer, Gemma2Config, GPTNeoXConfig, LlamaConfig
 from typer.testing import CliRunner
 
@@ -254,6 +255,24 @@ def test_directions_from_files(pairs, tmp_path):
         (f"{path}:zero", "is zero"),
         (f"{tmp_path}/none.safetensors:w", "cannot be read"),
         (path, "cannot be used"),
+    ):
+        with pytest.raises(FileError, match=error):
+            find_directions(spec, examples, streams, examples[:2], streams[:2])
+    torch_file = {"half": torch.tensor(weights[:1]).bfloat16(), "nan": torch.full((32,), float("nan"))}
+    torch_file |= {"inf": torch.full((32,), float("inf")), "f8": torch.tensor(weights[1:2]).to(torch.float8_e4m3fn)}
+    save_torch(torch_file, tmp_path / "t.SAFETENSORS")
+    for name in ("half", "f8"):
+        found = find_directions(f"{tmp_path}/t.SAFETENSORS:{name}", examples, streams, examples[:2], streams[:2])
+        unit = torch_file[name][0].double().numpy()
+        cosine = found.vectors[0, 0] @ unit / np.linalg.norm(found.vectors[0, 0]) / np.linalg.norm(unit)
+        assert abs(cosine) == pytest.approx(1, abs=1e-6)
+    (tmp_path / "v.pt").write_bytes(b"PK")
+    (tmp_path / "v.gguf").write_bytes(b"GGUF")
+    for spec, error in (
+        (f"{tmp_path}/t.SAFETENSORS:nan", r"nan of .* holds nan \(at \[0, 0\]\)"),
+        (f"{tmp_path}/t.SAFETENSORS:inf", "holds inf"),
+        (f"{tmp_path}/v.pt", "PyTorch pickle.*save_file"),
+        (f"{tmp_path}/v.gguf:w", "GGUF.*save_file"),
     ):
         with pytest.raises(FileError, match=error):
             find_directions(spec, examples, streams, examples[:2], streams[:2])

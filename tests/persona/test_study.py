@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from circuit.errors import FileError, OptionError, TaskError
 from circuit.model import load_model
+from circuit.reading import DamagedState
 from persona import study as engine
 from persona.explain import load_pair_file
 from persona.study import STAGES, StudyFile, StudyFiles, StudyOptions, run_study
@@ -389,3 +390,25 @@ def test_the_command_prints_what_it_did(files, tmp_path):
     call = CliRunner().invoke(app, [*map(str, arguments), "--plan", str(tmp_path / "none.json")])
     assert call.exit_code == 2
     assert "cannot be read" in call.stderr
+
+
+def test_a_damaged_stage_is_told_of_and_run_again(tmp_path):
+    record = {"stage": "s", "inputs": "d", "notes": ["n"], "extras": {"a": [1]}}
+    record |= {"numbers": {"D": {"value": 1.5, "what": "w"}}}
+    record |= {"content": engine._digest_of(record)}
+    path = tmp_path / "stage.json"
+    path.write_text(json.dumps(record))
+    found = engine._finished(tmp_path, "s", "d")
+    assert (found.numbers["D"].value, found.extras, found.reused) == (1.5, {"a": [1]}, True)
+    assert engine._finished(tmp_path, "s", "other") is None
+    for damaged in (
+        json.dumps(record | {"extras": {"a": [2]}}),
+        json.dumps(record)[:-9],
+        json.dumps([record]),
+        json.dumps(record | {"numbers": [1]}),
+        "[" * 5000,
+        "\x00",
+    ):
+        path.write_text(damaged)
+        with pytest.warns(DamagedState, match="is damaged .* its work begins anew"):
+            assert engine._finished(tmp_path, "s", "d") is None

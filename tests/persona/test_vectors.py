@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA, ROOT
+from safetensors import safe_open
+from safetensors.numpy import save
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -355,8 +357,32 @@ def test_files_come_back_and_are_the_same_bytes(tiny, said, tmp_path):
     assert stored.compared().layer == 1
     np.testing.assert_array_equal(stored.compared(2).vectors, stored.vectors.at(2))
     (tmp_path / "a" / "vectors.safetensors").write_bytes(b"not this")
-    with pytest.raises(FileError, match="cannot be used"):
+    with pytest.raises(FileError, match=r"cannot be read .*; expected the vectors\.safetensors"):
         read_vectors(tmp_path / "a")
+
+
+def test_what_a_file_of_vectors_says_of_itself_is_checked(tiny, said, tmp_path):
+    write_vectors(geometry_of(persona_vectors(tiny, said), 1, "default"), {"responses": "x"}, tmp_path)
+    path = tmp_path / "vectors.safetensors"
+    with safe_open(path, framework="numpy") as file:
+        arrays, about = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    for change, says in (
+        ({"layer": 99}, "layer must be one of"),
+        ({"layer": 1.0}, "layer must be one of"),
+        ({"baseline": "nobody"}, "baseline must be"),
+        ({"personas": ["a"]}, "personas has 1 entries"),
+        ({"personas": "abc"}, "personas is not the list"),
+        ({"n_tokens": None}, "n_tokens is not the list"),
+        ({"model": 3}, "must be text"),
+        ({"left_out": []}, "left_out must be counts"),
+    ):
+        path.write_bytes(save(arrays, {**about, "about": json.dumps(json.loads(about["about"]) | change)}))
+        with pytest.raises(FileError, match=says):
+            read_vectors(path)
+    arrays["means"][0, 0, 0] = np.nan
+    path.write_bytes(save(arrays, about))
+    with pytest.raises(FileError, match="nan or infinity"):
+        read_vectors(path)
 
 
 def test_too_few_personas_have_no_geometry():
@@ -408,7 +434,7 @@ def test_the_commands(files, tmp_path):
         (["--layer", 9], "layer 9"),
         (["--layer", 1, "--layer-fraction", 0.5], "not both"),
         (["--baseline", "nobody"], "nobody"),
-        (["--compare", tmp_path], "cannot be used"),
+        (["--compare", tmp_path], "cannot be read"),
         (["--responses", tmp_path / "none.jsonl"], "cannot be read"),
         (["--template", "chat"], "no chat template"),
     ):
