@@ -266,7 +266,9 @@ def _bias(model: Model, block: Block, clean: Run) -> Tensor | float:
     """
     if not block.has_attn_bias:
         return 0.0
-    heads, mlp = (clean.contributions[at] for at in (model.graph.heads_of(block.layer), model.graph.mlp_of(block.layer)))
+    heads, mlp = (
+        clean.contributions[at] for at in (model.graph.heads_of(block.layer), model.graph.mlp_of(block.layer))
+    )
     return clean.streams[block.layer + 1] - clean.streams[block.layer] - mlp - heads.sum(0)
 
 

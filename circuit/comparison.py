@@ -33,7 +33,7 @@ from circuit.draw import DrawReport, draw
 from circuit.errors import FileError, OptionError
 from circuit.faithfulness import FaithfulnessReport, random_circuits
 from circuit.files import StoredCircuit, read_circuit, read_scores
-from circuit.graph import Edge, Graph
+from circuit.graph import Graph
 from circuit.model import Model
 from circuit.scores import Scores
 from circuit.subgraph import Circuit
@@ -217,9 +217,11 @@ class Comparison:
     def edge_rows(self) -> list[dict[str, Any]]:
         """Every edge of either circuit: its group, a key of ``GROUPS``, and both scores (None where unknown)."""
         return [
-            {"edge": str(edge), "group": group, "score_a": _score(self.a, edge), "score_b": _score(self.b, edge)}
+            {"edge": edge, "group": group, "score_a": first, "score_b": second}
             for group, circuit in groups(self.a, self.b).items()
-            for edge in circuit.edges()
+            for edge, first, second in zip(
+                circuit.edge_names(), _scores_of(self.a, circuit), _scores_of(self.b, circuit), strict=True
+            )
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -624,8 +626,13 @@ def _opposite(a: Side, b: Side) -> np.ndarray:
     return a.known & b.known & (a.scores.values * b.scores.values < 0)
 
 
-def _score(side: Side, edge: Edge) -> float | None:
-    return side.scores[edge] if side.scores is not None and side.known[side.circuit.graph.index(edge)] else None
+def _scores_of(side: Side, circuit: Circuit) -> list[float | None]:
+    """This side's scores of a circuit's edges, in their order; None where it has none."""
+    if side.scores is None:
+        return [None] * len(circuit)
+    inside = circuit.mask.T
+    pairs = zip(side.scores.values.T[inside].tolist(), side.known.T[inside].tolist(), strict=True)
+    return [score if known else None for score, known in pairs]
 
 
 def _side_record(side: Side) -> dict[str, Any]:

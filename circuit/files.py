@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,7 @@ import networkx as nx
 import numpy as np
 
 from circuit.errors import FileError, GraphError, listed
-from circuit.graph import Graph, parse_node
+from circuit.graph import LOGITS, Graph, parse_node
 from circuit.reading import Kind, is_number, is_whole, read_json, read_tensors
 from circuit.scores import Scores
 from circuit.storage import atomic, check_output_file, check_output_folder, replace_folder, write_bytes, write_json
@@ -84,7 +84,8 @@ class StoredCircuit:
 def circuit_record(circuit: Circuit, scores: Scores | None, about: Mapping[str, Any]) -> dict[str, Any]:
     """What ``circuit.json`` holds: the circuit itself, and ``about`` it the remaining keys of the schema."""
     nodes = [str(node) for node in circuit.nodes()]
-    edges = [{"edge": str(edge), "score": None if scores is None else scores[edge]} for edge in circuit.edges()]
+    known = [None] * len(circuit) if scores is None else scores.values.T[circuit.mask.T].tolist()
+    edges = [{"edge": edge, "score": score} for edge, score in zip(circuit.edge_names(), known, strict=True)]
     counts = {
         "nodes": len(nodes),
         "edges": len(edges),
@@ -182,15 +183,27 @@ def write_eap_ig(circuit: Circuit, scores: Scores | None, path: str | Path, *, d
     graph = circuit.graph
     inside = set(circuit.nodes())
     config = {"n_layers": graph.n_layers, "n_heads": graph.n_heads, "parallel_attn_mlp": graph.parallel}
-    content = {
+    head = {
         "cfg": config | ({"d_model": d_model} if d_model else {}),
-        "nodes": {str(node): {"in_graph": node in inside} for node in (*graph.src_nodes, parse_node("logits"))},
-        "edges": {
-            str(edge): {"score": scores[edge] if scores else 0.0, "in_graph": bool(circuit.mask[graph.index(edge)])}
-            for edge in graph.edges()
-        },
+        "nodes": {str(node): {"in_graph": node in inside} for node in (*graph.src_nodes, LOGITS)},
     }
-    write_json(content, path, indent=None)
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(head).removesuffix("}") + ', "edges": {')
+        file.writelines(_eap_ig_edges(circuit, scores))
+        file.write("}}\n")
+
+
+def _eap_ig_edges(circuit: Circuit, scores: Scores | None) -> Iterator[str]:
+    """All edges as JSON, a slot's at a time: a large graph has millions, which need not be held together."""
+    graph = circuit.graph
+    for dst, slot in enumerate(graph.slot_names):
+        n = graph.n_reaching(dst)
+        values = [0.0] * n if scores is None else scores.values[:n, dst].tolist()
+        edges = {
+            f"{source}->{slot}": {"score": score, "in_graph": kept}
+            for source, score, kept in zip(graph.src_names, values, circuit.mask[:n, dst].tolist(), strict=False)
+        }
+        yield (", " if dst else "") + json.dumps(edges)[1:-1]
 
 
 def write_graphml(circuit: Circuit, scores: Scores | None, path: str | Path) -> None:

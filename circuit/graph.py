@@ -177,12 +177,32 @@ class Graph:
         return (*slots, (LOGITS, None))
 
     @cached_property
+    def src_names(self) -> tuple[str, ...]:
+        """The names of ``src_nodes``; with ``slot_names`` an edge's name is ``src->slot``."""
+        return tuple(map(str, self.src_nodes))
+
+    @cached_property
+    def slot_names(self) -> tuple[str, ...]:
+        """The names of ``dst_slots``, as they stand behind the arrow of an edge: ``a0.h1<q>``, ``m0``, ``logits``."""
+        return tuple(f"{node}<{slot}>" if slot else str(node) for node, slot in self.dst_slots)
+
+    @cached_property
     def valid(self) -> np.ndarray:
         """Which source reaches which slot; bool, shape ``[n_src, n_dst]``, read-only."""
         reach = np.array([self.n_reaching(slot) for slot in range(self.n_dst)])
         valid = np.arange(self.n_src)[:, None] < reach[None, :]
         valid.setflags(write=False)
         return valid
+
+    @cached_property
+    def slots_by_source(self) -> tuple[tuple[int, ...], ...]:
+        """The slots through which each source reads: none for ``input``, three for a head, one for an MLP."""
+        slots: list[tuple[int, ...]] = [()]
+        for layer in range(self.n_layers):
+            first = self.head_slots_of(layer).start
+            slots += [tuple(first + i * self.n_heads + head for i in range(len(SLOTS))) for head in range(self.n_heads)]
+            slots.append((self.mlp_slot_of(layer),))
+        return tuple(slots)
 
     def n_reaching(self, slot: int) -> int:
         """How many of the first sources reach this slot; they are always a prefix of ``src_nodes``."""
@@ -221,7 +241,10 @@ class Graph:
         Raises:
             GraphError: the edge is not in this graph.
         """
-        edge = parse_edge(edge) if isinstance(edge, str) else edge
+        if isinstance(edge, str):
+            if (place := self._place_of(edge)) is not None:
+                return place
+            edge = parse_edge(edge)
         if edge.src == LOGITS:
             raise GraphError(f"edge {edge}: logits writes nothing, it cannot be a source")
         if edge.dst == INPUT:
@@ -233,6 +256,17 @@ class Graph:
                 + (" (attention and MLP are parallel in this model)" if self.parallel else "")
             )
         return src, dst
+
+    def _place_of(self, name: str) -> tuple[int, int] | None:
+        """Row and column by the two halves of a name, without parsing it; None where a fault is to be named."""
+        sources, slots = self._places
+        src, _, dst = name.partition("->")
+        row, column = sources.get(src), slots.get(dst)
+        return (row, column) if row is not None and column is not None and self.valid[row, column] else None
+
+    @cached_property
+    def _places(self) -> tuple[dict[str, int], dict[str, int]]:
+        return tuple({name: i for i, name in enumerate(names)} for names in (self.src_names, self.slot_names))  # type: ignore[return-value]
 
     def src_index(self, node: Node | str) -> int:
         """Place of a source in ``src_nodes``.

@@ -24,7 +24,7 @@ import numpy as np
 
 from circuit import ranks
 from circuit.errors import OptionError
-from circuit.graph import SLOTS, Edge, Graph
+from circuit.graph import Edge, Graph
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, masks_per_pass, measure
 from circuit.reading import read_state, state_metadata, tell_damaged
@@ -308,14 +308,9 @@ def _strength(scores: Scores, signed: bool) -> np.ndarray:
     return -scores.values if signed else np.abs(scores.values)
 
 
-def slots_by_source(graph: Graph) -> list[list[int]]:
+def slots_by_source(graph: Graph) -> tuple[tuple[int, ...], ...]:
     """The slots through which each source reads: none for ``input``, three for a head, one for an MLP."""
-    slots: list[list[int]] = [[]]
-    for layer in range(graph.n_layers):
-        first = graph.head_slots_of(layer).start
-        slots += [[first + i * graph.n_heads + head for i in range(len(SLOTS))] for head in range(graph.n_heads)]
-        slots.append([graph.mlp_slot_of(layer)])
-    return slots
+    return graph.slots_by_source
 
 
 def _candidates(graph: Graph, strength: np.ndarray, slots: Sequence[int]) -> list[tuple[float, int, int]]:

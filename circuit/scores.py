@@ -52,7 +52,12 @@ class Scores:
 
     def as_dict(self) -> dict[str, float]:
         """Edge names to scores, for every edge of the graph."""
-        return {str(edge): self[edge] for edge in self.graph.edges()}
+        sources, slots = self.graph.src_names, self.graph.slot_names
+        return {
+            f"{source}->{slot}": score
+            for dst, slot in enumerate(slots)
+            for source, score in zip(sources, self.values[: self.graph.n_reaching(dst), dst].tolist(), strict=False)
+        }
 
     def of_nodes(self) -> dict[str, float]:
         """Node scores: the sum over a source's outgoing edges."""

@@ -67,10 +67,17 @@ class Circuit:
         """The kept edges, by slot in topological order, then by source."""
         return [self.graph.edge(src, dst) for dst, src in np.argwhere(self.mask.T).tolist()]
 
+    def edge_names(self) -> list[str]:
+        """The names of ``edges``, in that order."""
+        sources, slots = self.graph.src_names, self.graph.slot_names
+        return [f"{sources[src]}->{slots[dst]}" for dst, src in np.argwhere(self.mask.T).tolist()]
+
     def nodes(self) -> list[Node]:
         """The nodes at either end of a kept edge: sources in order, ``logits`` last."""
-        ends = {end for edge in self.edges() for end in (edge.src, edge.dst)}
-        return [node for node in (*self.graph.src_nodes, LOGITS) if node in ends]
+        graph = self.graph
+        ends = self.mask.any(axis=1) | _reading_sources(graph, self.mask)
+        found = [graph.src_nodes[src] for src in np.flatnonzero(ends).tolist()]
+        return [*found, LOGITS] if self.mask[:, -1].any() else found
 
     def src_names(self) -> list[str]:
         """What ``real_circuits_1.json`` lists: ``input`` first, then the kept sources in order."""
@@ -96,14 +103,20 @@ class Circuit:
 
 def _live_sources(graph: Graph, mask: np.ndarray) -> np.ndarray:
     """Sources that are read by something and, but for ``input``, read something themselves."""
-    read = np.zeros(graph.n_src, dtype=bool)
+    read = _reading_sources(graph, mask)
     read[0] = True
+    return read & mask.any(axis=1)
+
+
+def _reading_sources(graph: Graph, mask: np.ndarray) -> np.ndarray:
+    """Sources that read something; bool, shape ``[n_src]``."""
+    read = np.zeros(graph.n_src, dtype=bool)
     slot_read = np.asarray(mask.any(axis=0))
     for layer in range(graph.n_layers):
         heads = slot_read[graph.head_slots_of(layer)].reshape(len(SLOTS), graph.n_heads)
         read[graph.heads_of(layer)] = heads.any(axis=0)
         read[graph.mlp_of(layer)] = slot_read[graph.mlp_slot_of(layer)]
-    return read & mask.any(axis=1)
+    return read
 
 
 def _slots_of(graph: Graph, alive: np.ndarray) -> np.ndarray:

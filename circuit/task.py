@@ -371,7 +371,8 @@ def _encoded(task: Task, model: Reader, align: str, alike: bool) -> tuple[list[R
     if align not in ALIGNMENTS:
         raise OptionError(f"--align {align!r} is not one of {', '.join(ALIGNMENTS)}")
     faults: list[str] = []
-    return [_encode_pair(i, pair, model, align, alike, faults) for i, pair in enumerate(task.pairs)], faults
+    able = enumerate(_read_ahead(task, model))
+    return [_encode_pair(i, pair, reader, align, alike, faults) for i, (pair, reader) in able], faults
 
 
 def with_swap_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -558,6 +559,59 @@ def _repeated_ids(pairs: Sequence[PromptPair]) -> list[str]:
             faults.append(f"{pair.unit} {pair.line}: id {pair.id!r} is already used in {pair.unit} {seen[pair.id]}")
         seen.setdefault(pair.id, pair.line)
     return faults
+
+
+AT_ONCE = 2000
+"""Pairs whose texts are tokenized together."""
+
+
+class _ReadAhead:
+    """A reader, and its tokenizer, that take the ids of some texts from what was tokenized before, all at once.
+
+    Whatever else is asked of them is asked of those behind them, attributes once.
+    """
+
+    def __init__(self, behind: Any, **known: Any) -> None:
+        self.__dict__.update(known, behind=behind)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.__dict__.setdefault(name, getattr(self.__dict__["behind"], name))
+
+    def __call__(self, text: Any, *, add_special_tokens: bool = True, **options: Any) -> Any:
+        ids = None if options or not isinstance(text, str) else self.known.get((text, add_special_tokens))
+        return {"input_ids": ids} if ids is not None else self.behind(
+            text, add_special_tokens=add_special_tokens, **options
+        )  # fmt: skip
+
+
+def _read_ahead(task: Task, model: Reader) -> Iterator[tuple[PromptPair, Reader]]:
+    """Every pair with a reader that knows its texts: one call of the tokenizer for thousands of texts, not one each."""
+    like = {"name": model.name, "n_context": model.n_context}
+    for start in range(0, len(task.pairs), AT_ONCE):
+        some = task.pairs[start : start + AT_ONCE]
+        tokenizer = _ReadAhead(model.tokenizer, known=_many_token_ids(_texts(some), model.tokenizer))
+        yield from ((pair, reader) for reader in [_ReadAhead(model, tokenizer=tokenizer, **like)] for pair in some)
+
+
+def _texts(pairs: Sequence[PromptPair]) -> list[str]:
+    """What ``_encode_pair`` asks the ids of, each once: the prompts, and the prompts with every answer behind them."""
+    ends = [("", *pair.answers, *pair.wrong_answers) for pair in pairs]
+    prompts = [(pair.clean, pair.corrupt, *([pair.neutral] if pair.neutral else [])) for pair in pairs]
+    return list(dict.fromkeys(a + b for some, own in zip(prompts, ends, strict=True) for a in some for b in own))
+
+
+def _many_token_ids(texts: Sequence[str], tokenizer: Any) -> dict[tuple[str, bool], list[int]]:
+    """The ids that ``token_ids`` asks a tokenizer for, by text and with special tokens or without, in two calls."""
+    if not getattr(tokenizer, "is_fast", False):
+        return {}
+    bos = tokenizer.bos_token
+    found: dict[tuple[str, bool], list[int]] = {}
+    for special in (True, False):
+        some = [text for text in texts if (bool(bos) and text.startswith(bos)) != special]
+        if some:
+            read = tokenizer(some, add_special_tokens=special, return_attention_mask=False)["input_ids"]
+            found |= {(text, special): list(ids) for text, ids in zip(some, read, strict=True)}
+    return found
 
 
 def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, alike: bool, faults: list[str]) -> Row | None:
