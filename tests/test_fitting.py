@@ -43,7 +43,7 @@ FIT = ["1", "3", "4", "5", "6", "9", "10", "11"]
 
 
 def test_inspect_counts_pairs_and_writes_those_that_fit(mixed, tmp_path):
-    asked = ["inspect", "--model", TINY, "--config-only", "--pairs", mixed]
+    asked = ["inspect", TINY, "--config-only", "--pairs", mixed]
     done = call(*asked)
     assert done.exit_code == 1
     for part in ("3 of 11 pairs do not, 4 fault(s)", "prompt 2 (id 2)", "--write-fitting"):
@@ -54,17 +54,17 @@ def test_inspect_counts_pairs_and_writes_those_that_fit(mixed, tmp_path):
     assert "8 of 11 pairs" in done.stderr
     whole = json.loads(mixed.read_text())["prompts"]
     assert [json.loads(line) for line in out.read_text().splitlines()] == [whole[int(i) - 1] for i in FIT]
-    assert call("inspect", "--model", TINY, "--config-only", "--pairs", out).exit_code == 0
+    assert call("inspect", TINY, "--config-only", "--pairs", out).exit_code == 0
     found = json.loads(call(*asked, "--json").stdout)["pairs"]
     assert (found["n_pairs"], found["fitting"]) == (11, 8)
 
 
 def test_inspect_says_which_option_is_missing_and_writes_no_empty_file(mixed, tmp_path):
     out = tmp_path / "fit.jsonl"
-    assert call("inspect", "--model", TINY, "--config-only", "--write-fitting", out).exit_code == 2
+    assert call("inspect", TINY, "--config-only", "--write-fitting", out).exit_code == 2
     rows = json.loads(mixed.read_text())["prompts"]
     (tmp_path / "none.json").write_text(json.dumps({"prompts": [rows[1]]}))
-    done = call("inspect", "--model", TINY, "--config-only", "--pairs", tmp_path / "none.json", "--write-fitting", out)
+    done = call("inspect", TINY, "--config-only", "--pairs", tmp_path / "none.json", "--write-fitting", out)
     assert done.exit_code == 2
     assert "no pair of" in done.stderr
     assert not out.exists()
@@ -84,7 +84,8 @@ def test_discover_and_evaluate_go_on_and_the_record_counts(mixed, tmp_path):
     plain = call("discover", "--model", TINY, "--pairs", DATA / "tiny_pairs.json", "--out", tmp_path / "plain", *QUICK)
     assert plain.exit_code == 0
     assert read_circuit(tmp_path / "plain").record["edges"] == read_circuit(tmp_path / "run").record["edges"]
-    again = call("evaluate", tmp_path / "run", "--only-faithfulness", "--json")  # the record says that some are left out
+    # the record says that some are left out, so evaluate need not be told
+    again = call("evaluate", tmp_path / "run", "--only-faithfulness", "--json")
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["unfit"] == 3
     assert read_circuit(tmp_path / "run").record["evaluations"][-1]["unfit"] == 3
@@ -123,6 +124,6 @@ def test_a_command_of_personas_goes_on(command, mixed, tmp_path):
     refused = call(*asked)
     assert refused.exit_code == 2
     assert "--fitting" in refused.stderr
-    done = call(*asked, "--fitting", "--n-resamples", "20")
+    done = call(*asked, "--fitting", "--n-resamples", "100")
     assert done.exit_code == 0, done.output
     assert any("of 11 pairs, that fit" in path.read_text() for path in (tmp_path / "out").glob("*.json"))
