@@ -11,7 +11,7 @@ from circuit.files import read_circuit
 from circuit.task import load_task
 from cli import app
 from persona.behaviour import fitting_items, measure_pairs
-from persona.examples import load_examples
+from persona.examples import leak, load_examples
 from persona.explain import load_pair_file
 from persona.items import load_items
 
@@ -127,3 +127,15 @@ def test_a_command_of_personas_goes_on(command, mixed, tmp_path):
     done = call(*asked, "--fitting", "--n-resamples", "100")
     assert done.exit_code == 0, done.output
     assert any("of 11 pairs, that fit" in path.read_text() for path in (tmp_path / "out").glob("*.json"))
+
+
+def test_examples_of_one_file_leak_into_those_of_another_by_their_tokens(tiny, tmp_path):
+    rows = json.loads((DATA / "tiny_pairs.json").read_text())["prompts"]
+    files = []
+    for name, some in (("fit", rows[:4]), ("held", rows[3:6]), ("apart", rows[4:])):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps({**row, "id": f"{name} {i}"}) + "\n" for i, row in enumerate(some)))
+        files.append(load_examples(path, tiny))
+    fit, held, apart = files
+    assert leak(fit, held).startswith("not held out: 1 of the 3 pairs measured on")
+    assert leak(fit, apart) == ""
