@@ -206,6 +206,7 @@ def build_bridge(
     measured = held or fit
     for file in (fit, measured):
         shared_positions(file, (options.position,))
+    leaks = None if held is None else leak(fit, held)
     found = _decomposed(model, fit, held, options, stage)
     parts = found.parts
     clusters = Clusters.of([item.pair for item in measured.items])
@@ -231,7 +232,7 @@ def build_bridge(
         conserved=found.error <= TOLERANCE,
         layers=layers,
         overlaps=_overlaps(model.graph, circuit, own_movers, neurons),
-        notes=(*found.directions.notes, *_notes(model.graph, leak(fit, held) if held else None, circuit, own_movers, neurons, found.error)),
+        notes=(*found.directions.notes, *_notes(model.graph, leaks, circuit, own_movers, neurons, found.error)),
     )
 
 
