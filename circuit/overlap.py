@@ -8,7 +8,7 @@ from typing import Any
 
 from circuit.task import Reader, Row, Task, token_ids
 
-__all__ = ["Overlap", "overlap", "overlap_of_tasks"]
+__all__ = ["Overlap", "overlap", "overlap_of_prompts", "overlap_of_tasks"]
 
 Prompts = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -51,12 +51,12 @@ class Overlap:
 
 def overlap(searched: Sequence[Row], measured: Sequence[Row]) -> Overlap:
     """The pairs and prompts of ``measured`` that ``searched`` holds too."""
-    return _overlap(*([(row.clean, row.corrupt) for row in rows] for rows in (searched, measured)))
+    return overlap_of_prompts(*([(row.clean, row.corrupt) for row in rows] for rows in (searched, measured)))
 
 
 def overlap_of_tasks(searched: Task, measured: Task, model: Reader) -> Overlap:
     """The same of pairs that are not encoded yet, whether or not all of them fit."""
-    return _overlap(
+    return overlap_of_prompts(
         *(
             [(tuple(token_ids(pair.clean, model)), tuple(token_ids(pair.corrupt, model))) for pair in task.pairs]
             for task in (searched, measured)
@@ -64,7 +64,8 @@ def overlap_of_tasks(searched: Task, measured: Task, model: Reader) -> Overlap:
     )
 
 
-def _overlap(searched: Sequence[Prompts], measured: Sequence[Prompts]) -> Overlap:
+def overlap_of_prompts(searched: Sequence[Prompts], measured: Sequence[Prompts]) -> Overlap:
+    """The same of pairs of prompts as token ids."""
     pairs, other_pairs = ({frozenset(pair) for pair in some} for some in (measured, searched))
     prompts, other = ({ids for pair in some for ids in pair} for some in (measured, searched))
     return Overlap(len(pairs & other_pairs), len(pairs), len(prompts & other), len(prompts))

@@ -42,7 +42,7 @@ from circuit.null_run import NullRun, null_run
 from circuit.patching import Prepared, Progress, prepare_each
 from circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swap_rows
 from circuit.uncertainty import Clusters, is_zero, ratio_p_values
-from persona.examples import ExampleFile
+from persona.examples import ExampleFile, leak
 from persona.explain_runs import margins
 from persona.head_ablation import HeadAblation, ablate_heads, parse_heads
 from persona.items import Item
@@ -261,7 +261,7 @@ def study_patching(
         passes=seen.passes + sum(part.passes for part in more),
         runs=seen.runs + sum(part.runs for part in more),
         resampled=clusters.describe(),
-        notes=_notes(divergence, effects, ablated, apart, options),
+        notes=_notes(divergence, effects, ablated, leak(found, held_out) if apart else None, options),
     )
 
 
@@ -409,7 +409,7 @@ def _notes(
     divergence: Float[np.ndarray, " pair"],
     effects: Effects,
     ablated: HeadAblation | None,
-    apart: bool,
+    leaks: str | None,
     options: PatchOptions,
 ) -> tuple[str, ...]:
     notes = []
@@ -424,8 +424,10 @@ def _notes(
             f"patching everything gives {effects.everything:.2f} of D, not 1: prompts of unequal length stand against "
             "each other place by place"
         )
-    if ablated is not None and options.ablate_top is not None and not apart:
+    if ablated is not None and options.ablate_top is not None and leaks is None:
         notes.append("the heads were ablated on the pairs that they were chosen on; name splits to hold some out")
+    elif ablated is not None and leaks:
+        notes.append(leaks)
     if ablated is not None and len(ablated.random_changed) < options.n_random:
         notes.append(f"there are only {len(ablated.random_changed)} other sets of as many heads in the same layers")
     return tuple(notes)

@@ -42,7 +42,7 @@ from circuit.model import Model
 from circuit.uncertainty import Clusters, Interval, interval, ratio_interval, weighted_mean
 from persona.activations import Progress, grouped, trace
 from persona.directions import Directions, default_kind, find_directions
-from persona.examples import Example, ExampleFile, shared_positions
+from persona.examples import Example, ExampleFile, leak, shared_positions
 from persona.neuron_statistics import overlap
 from persona.positions import POSITIONS
 
@@ -206,6 +206,7 @@ def build_bridge(
     measured = held or fit
     for file in (fit, measured):
         shared_positions(file, (options.position,))
+    leaks = None if held is None else leak(fit, held)
     found = _decomposed(model, fit, held, options, stage)
     parts = found.parts
     clusters = Clusters.of([item.pair for item in measured.items])
@@ -231,7 +232,7 @@ def build_bridge(
         conserved=found.error <= TOLERANCE,
         layers=layers,
         overlaps=_overlaps(model.graph, circuit, own_movers, neurons),
-        notes=(*found.directions.notes, *_notes(model.graph, held, circuit, own_movers, neurons, found.error)),
+        notes=(*found.directions.notes, *_notes(model.graph, leaks, circuit, own_movers, neurons, found.error)),
     )
 
 
@@ -450,15 +451,17 @@ def _layers(graph: Graph, places: frozenset[int]) -> frozenset[int]:
 
 def _notes(
     graph: Graph,
-    held: ExampleFile | None,
+    leaks: str | None,
     circuit: NodeSet,
     movers: NodeSet,
     neurons: NodeSet | None,
     error: float,
 ) -> tuple[str, ...]:
     notes = []
-    if held is None:
+    if leaks is None:
         notes.append("not held out: directions are fitted on the pairs that they are measured on")
+    elif leaks:
+        notes.append(leaks)
     if error > TOLERANCE:
         notes.append(f"the parts miss the projection by {error:.2g} of the largest stream: do not use them")
     nodes: Sequence[Node] = graph.src_nodes

@@ -436,6 +436,11 @@ def _notes(main: Sequence[PairRow], sigma: float | None) -> list[str]:
     ):
         if source in sources:
             notes.append(f"{text} ({sum(row.bias_source == source for row in main)} of {len(main)} pairs)")
+    divergences = [row.measure.divergence for row in main]
+    if turned := sum(value < 0 for value in divergences):
+        notes.append(f"D is below zero on {turned} of {len(main)} pairs: their personas prefer the other way")
+    if sum(divergences) < 0:
+        notes.append("the mean D is below zero: see whether clean and corrupt, or both answers, changed places")
     low = sum(row.measure.low_mass for row in main)
     if low:
         notes.append(f"{low} of {len(main)} pairs have candidate mass below 0.2: there the question is at fault")

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from circuit.errors import OptionError, TaskError, listed
+from circuit.overlap import overlap_of_prompts
 from circuit.task import ALIKE, PromptPair, Reader, Task, answer_id, lost_differences, misfit
 from circuit.task import fitting as those_that_fit
 from persona.items import Item, ItemFile, load_items, raw_pairs
 from persona.positions import POSITIONS, Placed, locate
 from persona.sources import Persona
 
-__all__ = ["Example", "ExampleFile", "load_examples", "shared_positions"]
+__all__ = ["Example", "ExampleFile", "leak", "load_examples", "shared_positions"]
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,21 @@ def load_examples(
     if faults:
         raise TaskError(misfit(found.source, reader.name, len(found.items), len(found.items) - len(fit), faults))
     return ExampleFile(found.items, tuple(examples), found.source, found.sha256)
+
+
+def leak(fitted: ExampleFile, measured: ExampleFile) -> str:
+    """What is to be said of pairs measured on whose prompts, as tokens, were fitted on; empty where there are none."""
+    sides = [
+        [(one.placed.ids, other.placed.ids) for one, other in zip(f.examples[::2], f.examples[1::2], strict=True)]
+        for f in (fitted, measured)
+    ]
+    found = overlap_of_prompts(*sides)
+    if found.held_out:
+        return ""
+    return (
+        f"not held out: {found.pairs} of the {found.n_pairs} pairs measured on have the prompts of pairs that were "
+        "selected or fitted on, whatever their ids"
+    )
 
 
 def _side_by_side(found: ItemFile, reader: Reader, align: str) -> list[Item]:

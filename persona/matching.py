@@ -38,6 +38,7 @@ REASONS = {
     "unknown word": "the tokenizer cannot write a word of the prompt or of an option; use words (and case) it knows",
     "two BOS tokens": "the prompt starts with two BOS tokens; take one out of the template",
     "too long": "the prompt does not fit the model's context",
+    "beyond the embedding": "the tokenizer has tokens that the model has no embedding for; use other words",
     "option in the persona": "a persona's text holds an option; add paraphrases without it, or use --leaks keep",
     "no option in the persona": "--leaks only asks for personas whose text holds an option",
     "no neutral wording of equal length": "no neutral wording gives a prompt of the pair's token length; "

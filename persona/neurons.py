@@ -25,7 +25,7 @@ from circuit.graph import Graph
 from circuit.model import NEURON_HOOKS, Model
 from circuit.uncertainty import Clusters, Interval, cluster_codes, interval, ratio_interval, weighted_mean
 from persona.activations import Progress
-from persona.examples import Example, ExampleFile
+from persona.examples import Example, ExampleFile, leak
 from persona.neuron_runs import KINDS, NEURON_POSITIONS, Neurons, Readings, ablated, neurons_of, read_neurons
 from persona.neuron_statistics import (
     LEAST_NULL,
@@ -286,7 +286,8 @@ def study_neurons(
         clusters=Clusters.of([item.pair for item in some.items]).describe(),
         n_null=len(null.items) if null is not None else 0,
     )
-    return replace(study, notes=_notes(study))
+    leaks = leak(fit, held) if held is not None else ""
+    return replace(study, notes=(*([leaks] if leaks else []), *_notes(study)))
 
 
 def _read(

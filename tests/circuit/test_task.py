@@ -5,7 +5,18 @@ import torch
 from conftest import CRAFTGPT, DATA, ROOT
 
 from circuit.errors import TaskError
-from circuit.task import batches, encode, load_task, token_ids, unknown_pieces, with_swap_rows
+from circuit.task import (
+    answer_id,
+    batches,
+    encode,
+    fitting,
+    load_task,
+    prompt_faults,
+    token_ids,
+    token_offsets,
+    unknown_pieces,
+    with_swap_rows,
+)
 
 GOOD = {"clean": "you are happy", "corrupt": "you are sad", "answers": [" red"], "wrong_answers": [" blue"]}
 
@@ -210,3 +221,142 @@ def test_the_shipped_pairs_for_the_chat_model_fit_it(craftgpt):
     train, test = task.of_split("train").pairs, task.of_split("test").pairs
     assert not {p.question for p in train} & {p.question for p in test}
     assert CRAFTGPT.name == "craftgpt-5m"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda p: {**p, "corrupt": p["clean"]}, "clean and corrupt are the same tokens, so nothing can differ"),
+        (lambda p: {**p, "answers": [" blue", " blue"]}, "answer ' blue' stands 2 times on one side"),
+        (lambda p: {**p, "neutral": p["clean"] + " red"}, "the clean prompt has 14 tokens and the neutral one 15"),
+    ],
+)
+def test_prompts_and_answers_that_are_the_same_are_a_fault(tmp_path, tiny, good, change, says):
+    with pytest.raises(TaskError, match=says):
+        encode(load_task(write(tmp_path, change(good))), tiny)
+
+
+def test_prompts_may_be_alike_where_that_is_asked_for(tmp_path, tiny, good):
+    (row,) = encode(load_task(write(tmp_path, {**good, "corrupt": good["clean"]})), tiny, alike=True)
+    assert row.clean == row.corrupt
+
+
+def with_tokenizer(tiny, monkeypatch, pattern=None, **more):
+    """The tiny model with the tokenizer changed: other special tokens, and what is put around every text."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2", **more)
+    if pattern:
+        names = [name for name in pattern.split() if name != "$A"]
+        special = [(name, tokenizer.convert_tokens_to_ids(name)) for name in names]
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=pattern, special_tokens=special)
+    monkeypatch.setattr(tiny, "tokenizer", tokenizer)
+    return tokenizer
+
+
+def test_an_eos_that_the_tokenizer_appends_is_none_of_the_prompts_tokens(tiny, good, tmp_path, monkeypatch):
+    task = load_task(write(tmp_path, good))
+    plain = encode(task, tiny)
+    tokenizer = with_tokenizer(tiny, monkeypatch, "$A <e>", eos_token="<e>")
+    assert tokenizer(good["clean"])["input_ids"][-1] == tokenizer.eos_token_id
+    assert encode(task, tiny) == plain
+    ids = token_ids(good["clean"], tiny)
+    assert tokenizer.eos_token_id not in ids
+    assert len(token_offsets(good["clean"], ids, tiny)) == len(ids)
+    assert token_ids(good["clean"] + "<e>", tiny) == [*ids, tokenizer.eos_token_id]  # the text's own stays
+
+
+def test_an_eos_is_dropped_and_a_bos_in_front_is_not(tiny, good, monkeypatch):
+    tokenizer = with_tokenizer(tiny, monkeypatch, "<b> $A <e>", bos_token="<b>", eos_token="<e>")
+    plain = tokenizer(good["clean"], add_special_tokens=False)["input_ids"]
+    assert token_ids(good["clean"], tiny) == [tokenizer.bos_token_id, *plain]
+    assert token_ids("<b>" + good["clean"], tiny) == [tokenizer.bos_token_id, *plain]
+
+
+def test_an_appended_token_that_is_bos_as_well_is_dropped_too(tiny, good, monkeypatch):
+    tokenizer = with_tokenizer(tiny, monkeypatch, "<e> $A <e>", bos_token="<e>", eos_token="<e>")
+    plain = tokenizer(good["clean"], add_special_tokens=False)["input_ids"]
+    assert token_ids(good["clean"], tiny) == [tokenizer.eos_token_id, *plain]
+
+
+def test_a_bos_inside_a_prompt_is_a_fault_unless_a_turn_begins_there(tiny, good, monkeypatch):
+    tokenizer = with_tokenizer(tiny, monkeypatch, "<b> $A", bos_token="<b>", eos_token="<e>")
+    monkeypatch.setattr(tiny, "n_vocab", len(tokenizer))
+    for text, fine in (
+        (good["clean"], True),
+        ("system: be kind.\n<b>" + good["clean"], False),
+        ("you are<e><b>" + good["clean"], True),
+    ):
+        faults = prompt_faults(token_ids(text, tiny), tiny)
+        assert (faults == []) is fine
+        assert fine or faults[0].startswith("a prompt holds BOS inside, at token ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: {**p, "clean": "<p> " + p["clean"], "corrupt": "<p> " + p["corrupt"]},
+        lambda p: {**p, "answers": ["<p>"]},
+        lambda p: {**p, "neutral": p["clean"].replace("happy", "<p>")},
+    ],
+)
+def test_tokens_beyond_the_embedding_are_named(tiny, good, tmp_path, monkeypatch, change):
+    tokenizer = with_tokenizer(tiny, monkeypatch)
+    tokenizer.add_tokens(["<p>"], special_tokens=True)
+    new = tokenizer.convert_tokens_to_ids("<p>")
+    assert new == tiny.n_vocab
+    task = load_task(write(tmp_path, good, change(good)))
+    with pytest.raises(TaskError, match=rf"token <p> \(id {new}\) is beyond the model's {new} embeddings") as caught:
+        encode(task, tiny)
+    assert "line 1" not in str(caught.value)
+
+
+def test_a_tokenizer_that_keeps_spaces_with_the_word_before_gets_advice_that_fits(tiny):
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<unk>", "so", "so ", "I ", "feel ", "happy", "happy ", " "]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"\w+ ?"), "isolated")
+    reader = replace_tokenizer(PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>"))
+    for prompt, answer, says in (
+        ("I feel so", " happy", "move the answer's space to the end of the prompt"),
+        ("I feel so", "happy", "start it with a space or change the cue"),
+    ):
+        faults = []
+        assert answer_id(prompt, token_ids(prompt, reader), answer, reader, faults) is None
+        assert says in faults[0]
+    faults = []
+    prompt = "I feel so "
+    assert answer_id(prompt, token_ids(prompt, reader), "happy", reader, faults) == words.index("happy")
+    assert not faults
+
+
+def replace_tokenizer(tokenizer):
+    from persona.prompts import TokenizerOnly
+
+    return TokenizerOnly(tokenizer)
+
+
+def test_those_that_fit_are_kept_and_the_others_counted(tiny, good, tmp_path):
+    long = {**good, "corrupt": good["corrupt"] + " red"}
+    several = {**good, "answers": [" red blue", " tea cats"]}
+    prompts = {"prompts": [good, long, several, {**good, "clean": good["corrupt"], "corrupt": good["clean"]}]}
+    task = load_task(write(tmp_path, prompts, name="pairs.json"))
+    with pytest.raises(TaskError) as caught:
+        encode(task, tiny)
+    said = str(caught.value)
+    assert "2 of 4 pairs do not, 3 fault(s)" in said
+    assert "prompt 2 (id 2): the clean prompt has" in said
+    assert "line" not in said
+    assert "to go on with the 2 that fit, use --fitting, or write them with inspect --write-fitting" in said
+    found = fitting(task, tiny)
+    assert ([pair.id for pair in found.pairs], found.unfit, found.counts) == (["1", "4"], 2, {"unfit": 2})
+    assert found.notes == ("2 of 4 pairs do not fit and are left out",)
+    assert fitting(found, tiny) == found
+    assert len(encode(found, tiny)) == 2
+    assert len(fitting(task, tiny, align="right").pairs) == 2  # their ends differ
+    with pytest.raises(TaskError, match="2 of 2 pairs do not") as caught:
+        fitting(load_task(write(tmp_path, long, several)), tiny)
+    assert "--fitting" not in str(caught.value)

@@ -314,6 +314,8 @@ def test_words_that_the_tokenizer_cannot_write():
 def test_a_prompt_that_does_not_fit(small):
     with pytest.raises(TaskError, match=r"too long.*context holds 8"):
         build(TokenizerOnly(small, n_context=8), template=load_templates("raw", small)[0])
+    with pytest.raises(TaskError, match=r"beyond the embedding.*beyond the model's 9 embeddings"):
+        build(TokenizerOnly(small, n_vocab=9), template=load_templates("raw", small)[0])
 
 
 def test_parts_on_other_tokens():
