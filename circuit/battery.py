@@ -133,7 +133,15 @@ def battery(
         more: dict[str, Any] = {"n_resamples": n_resamples, "n_orders": n_orders, "batch_size": batch_size}
         searched = search_again(model, search, circuit, record, state=kept["search"], stage=stage, **more, **common)
     tests = hypothesis_tests(
-        model, pairs, measured, circuit, n_random=n_random, state=kept["tests"], progress=stage("tests"), **common
+        model,
+        pairs,
+        measured,
+        circuit,
+        n_random=n_random,
+        clusters=clusters,
+        state=kept["tests"],
+        progress=stage("tests"),
+        **common,
     )
     complete = completeness_report(
         model,

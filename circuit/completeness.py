@@ -320,12 +320,25 @@ def shares(
     return tuple(Share(float(row.mean() / span.mean()), ratio_interval(row, span, drawn, seed=seed)) for row in values)
 
 
-def growth_p(growth: Float[np.ndarray, "node pair"], *, seed: int = 0) -> Float[np.ndarray, " node"]:
+def growth_p(
+    growth: Float[np.ndarray, "node pair"], *, seed: int = 0, clusters: Clusters | None = None
+) -> Float[np.ndarray, " node"]:
     """One-sided sign-flip p per node, of H0 that its growth is symmetric about zero or below.
 
     With at most 16 pairs the share of all 2^n sign patterns whose mean is at least the
     one found; with more, (1 + b) / (1 + B) over B = 50,000 random patterns. With n pairs p is at least 2^-n.
+    Pairs that share personas or questions are not flipped each for itself with right: with ``clusters`` p is no smaller
+    than that of a t test with their spread, nor than 2^-k with k independent clusters.
     """
+    p = _flipped(growth, seed)
+    if clusters is None or clusters.by == "pairs":
+        return p
+    means = growth.mean(1)
+    shared = [clusters.p_above(float(mean), row - mean) for mean, row in zip(means, growth, strict=True)]
+    return np.maximum(np.maximum(p, shared), 0.5**clusters.independent)
+
+
+def _flipped(growth: Float[np.ndarray, "node pair"], seed: int) -> Float[np.ndarray, " node"]:
     n = growth.shape[1]
     found = growth.sum(1) - 1e-9 * np.abs(growth).sum(1)
     at_least, tried = np.zeros(len(growth)), 0
@@ -433,7 +446,7 @@ class _Study:
             else Part(cuts[i].name, self._names(cuts[i].nodes), f_left[i], False)
             for i in order
         ]
-        return _conclusion(parts, nodes, len(self.span), alpha, negligible)
+        return _conclusion(parts, nodes, self.clusters, alpha, negligible)
 
     def _growth(
         self,
@@ -450,7 +463,7 @@ class _Study:
         before = self.full - self.measured.of(one.of(valid) for one in singles)
         after = [left[i] - self.measured.of(one.of(cut.of(valid)) for one in singles) for i, cut in enumerate(cuts)]
         growth = np.concatenate([values - before for values in after])
-        p = growth_p(growth * np.sign(scale) - negligible * abs(scale), seed=self.seed)
+        p = growth_p(growth * np.sign(scale) - negligible * abs(scale), seed=self.seed, clusters=self.clusters)
         adjusted = stats.false_discovery_control(p)
         means = growth.mean(1) / scale
         order = np.argsort(-means, kind="stable").tolist()
@@ -572,7 +585,7 @@ def _signs(n: int, seed: int) -> Iterator[Float[np.ndarray, "pattern pair"]]:
 
 
 def _conclusion(
-    parts: Sequence[Part], nodes: Sequence[Backup], n_pairs: int, alpha: float, negligible: float
+    parts: Sequence[Part], nodes: Sequence[Backup], clusters: Clusters, alpha: float, negligible: float
 ) -> BackupSearch:
     taking = [part for part in parts if part.found]
     if not nodes:
@@ -581,7 +594,9 @@ def _conclusion(
     if taking:
         told = "; ".join(_told(part) for part in taking)
         return BackupSearch("found", f"Nodes outside take over: {told}.", tuple(parts), tuple(nodes))
+    n_pairs = clusters.n
     least = 0.5**n_pairs if n_pairs <= MOST_EXHAUSTIVE else 1 / (1 + N_SIGNS)
+    least = max(least, 0.5**clusters.independent)
     if least * len(nodes) > alpha:
         pairs = "1 pair" if n_pairs == 1 else f"{n_pairs} pairs"
         says = f"With {pairs} no single node out of {len(nodes)} tested could be told from chance."

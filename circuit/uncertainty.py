@@ -168,6 +168,10 @@ class Clusters:
         """Two-sided p that a number of this size is no larger than ``negligible``, the largest over all ways."""
         return max(way.p_value(size, influence, negligible) for way in self._usable)
 
+    def p_above(self, value: float, influence: Float[np.ndarray, " pair"]) -> float:
+        """One-sided p that a number is at most zero, by a t test with the spread, the largest over all ways."""
+        return max(way.p_above(value, influence) for way in self._usable)
+
     def effective(self, influence: Float[np.ndarray, " pair"]) -> float:
         """How many pairs that share nothing would tell a mean as well as these do (Korn and Graubard 1998).
 
@@ -344,6 +348,10 @@ class _Way:
             return float(size <= negligible)
         ends = np.array([size - negligible, size + negligible]) / spread
         return min(1.0, float(stats.t.sf(ends, self.freedom).sum()))
+
+    def p_above(self, value: float, influence: Float[np.ndarray, " pair"]) -> float:
+        spread = self.spread(influence[:, None], confident=False)
+        return float(stats.t.sf(value / spread, self.freedom)) if spread > 0 else float(value <= 0)
 
     @property
     def freedom(self) -> float:
