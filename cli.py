@@ -2831,7 +2831,7 @@ def _warn_of_other_weights(record: dict[str, Any] | None, model: Any) -> None:
 
 
 def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
-    from circuit.report import summary
+    from circuit.report import completeness_lines, summary
 
     if as_json:
         typer.echo(json.dumps({"out": str(out), **summary(found)}))
@@ -2840,6 +2840,8 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
     typer.echo(f"divergence  {found.divergence:+.3f} {task['unit']} on {task['n_pairs']} pairs ({task['split']})")
     if found.tau is not None:
         typer.echo(f"threshold   {found.tau:.4g} {task['unit']}")
+    if found.completeness is not None:
+        typer.echo("\n".join(completeness_lines(found.completeness)))
     if found.smallest is not None:
         _print_smallest(found)
     typer.echo(

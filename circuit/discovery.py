@@ -18,8 +18,10 @@ from circuit.attribution import (
     IG_RULES,
     METHODS,
     ActivationCost,
+    Completeness,
     ScoreParts,
     activation_cost,
+    completeness_of,
     score,
     score_parts,
 )
@@ -174,7 +176,8 @@ class Discovery:
     ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
     ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
     a shorter format did to the scores of the first batch. ``smallest`` is the search for
-    the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds.
+    the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds. ``completeness`` is how
+    nearly EAP-IG's scores add up to the effect, None for other scores.
     """
 
     circuit: Circuit
@@ -191,6 +194,7 @@ class Discovery:
     cost: ActivationCost | None = None
     smallest: Smallest | None = None
     sweep: Sweep | None = None
+    completeness: Completeness | None = None
 
     @property
     def confirmed(self) -> bool | None:
@@ -241,6 +245,9 @@ def discover(
     if scores is None:
         grids = _grids(model, rows, metric, options)
         scores, parts = _scores(model, groups, grids, metric, ablation, options, stage)
+    summed = None
+    if scores is not None and options.method == "eap-ig":
+        summed = completeness_of(scores, groups, whole, steps=options.steps, ablation=options.ablation)
     lost = None
     if options.activations != "float32" and groups:
         how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
@@ -269,9 +276,11 @@ def discover(
     about = _about(model, task, options, train_split, len(train.pairs), d, tau, reports)
     if least is not None:
         about["method"] |= {"prune": "top-n", "top_n": least.n, "target_faithfulness": least.target}
+    if summed is not None:
+        about["method"] |= {"completeness": summed.as_dict()}
     record = circuit_record(circuit, scores, about)
     measured = (d, tau, cost, reports, is_held_out)
-    return Discovery(circuit, scores, *measured, record, parts, spans, quiet, lost, least, row)
+    return Discovery(circuit, scores, *measured, record, parts, spans, quiet, lost, least, row, summed)
 
 
 def _silent(_name: str) -> Progress:
