@@ -327,9 +327,8 @@ def evaluate(
             from circuit.discovery import ablation_for, evaluate_on, split_of
 
             how = {"align": about["task"]["align"], "batch_size": batch_size, "seed": seed, "stage": stage}
-            report = evaluate_on(
-                loaded, task, stored.circuit, split=split, where=conditions, n_random=n_random, **setting, **how
-            )
+            more = {"n_random": n_random, "scores": stored.scores}
+            report = evaluate_on(loaded, task, stored.circuit, split=split, where=conditions, **more, **setting, **how)
             results = None
             if not only_faithfulness:
                 from circuit.battery import battery

@@ -268,7 +268,16 @@ def discover(
     shared = {train_split: Clusters.of(train.pairs), test_split: Clusters.of(held_out.pairs)}
     reports = tuple(
         _report(
-            model, part, metric, ablation, circuit, split, options, stage(f"faithfulness on {split}"), shared[split]
+            model,
+            part,
+            metric,
+            ablation,
+            circuit,
+            scores,
+            split,
+            options,
+            stage(f"faithfulness on {split}"),
+            shared[split],
         )
         for split, part in splits
     )
@@ -354,9 +363,12 @@ def evaluate_on(
     batch_size: int = 32,
     n_random: int = 10,
     seed: int = 0,
+    scores: Scores | None = None,
     stage: Stage | None = None,
 ) -> FaithfulnessReport:
     """Faithfulness of a circuit on the pairs of one split (``test`` if there is one, else all).
+
+    ``scores``, of its edges, say which of them are cut alone.
 
     Constants of an ablation are taken from ``train_split`` (``train`` if there is one, else all).
 
@@ -387,7 +399,7 @@ def evaluate_on(
         ablation, model, task, metric=metric, align=align, train_split=train_split, batch_size=batch_size, stage=stage
     )
     tell = stage(f"faithfulness on {name}")
-    return _report(model, rows, METRICS[metric], made, circuit, name, options, tell, Clusters.of(part.pairs))
+    return _report(model, rows, METRICS[metric], made, circuit, scores, name, options, tell, Clusters.of(part.pairs))
 
 
 def ablation_for(
@@ -524,6 +536,7 @@ def _report(
     metric: Metric,
     ablation: Ablation | None,
     circuit: Circuit,
+    scores: Scores | None,
     split: str,
     options: Options,
     progress: Progress,
@@ -536,7 +549,7 @@ def _report(
             yield from prepare_each(model, [group], ablation)
             progress(done, len(groups))
 
-    how: dict[str, Any] = {"n_random": options.n_random, "seed": options.seed, "clusters": clusters}
+    how: dict[str, Any] = {"n_random": options.n_random, "seed": options.seed, "clusters": clusters, "scores": scores}
     return evaluate(model, prepared, metric, circuit, split=split, **how)
 
 

@@ -61,11 +61,15 @@ def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any
 
 
 def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, str, str, str, str, str]]:
-    """A line each for circuit, complement and random circuits: name, edges, m, f, interval, mean of ratios."""
+    """A line each for a circuit and its controls: name, edges, m, f, interval, mean of ratios."""
     rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
+    if report.complement_with_reads is not None:
+        rows.append(_row("and layer 0's reads", report.complement_with_reads))
+    if report.without_edge is not None:
+        rows.append(_row(f"all but {report.edge}", report.without_edge))
     if report.random_mean is not None:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
-        name = f"random ({len(report.random)})"
+        name = f"random, matched ({len(report.random)})"
         rows.append((name, str(report.circuit.n_edges), "", f"{report.random_mean:.3f}", spread, ""))
     return rows
 

@@ -149,8 +149,8 @@ def test_completeness_says_where_it_does_not_hold(tiny, tiny_task):
     assert (zero.completeness.effect, zero.completeness.gap) == (None, None)
     assert "--ablation zero changes more than the embeddings" in completeness_lines(zero.completeness)[0]
     assert discover(tiny, tiny_task, Options(method="eap", **how | {"steps": 5})).completeness is None
-    first = tiny_task.pairs[0]
-    longer = replace(tiny_task, pairs=(replace(first, clean=first.clean.replace(" ", " very ", 1)), *tiny_task.pairs[1:]))
+    first, *others = tiny_task.pairs
+    longer = replace(tiny_task, pairs=(replace(first, clean=first.clean.replace(" ", " very ", 1)), *others))
     uneven = discover(tiny, longer, Options(align="right", **how))
     assert "unequal length" in uneven.completeness.reason
 
