@@ -358,9 +358,8 @@ def evaluate(
             chosen = task.where(**conditions)
             chosen = chosen.of_split(split_of(chosen, split, "test"))
             shared = _shared_with_search(stored.record, searched, chosen, loaded)
-            report = evaluate_on(
-                loaded, task, stored.circuit, split=split, where=conditions, n_random=n_random, **setting, **how
-            )
+            more = {"n_random": n_random, "scores": stored.scores}
+            report = evaluate_on(loaded, task, stored.circuit, split=split, where=conditions, **more, **setting, **how)
             results = None
             if not only_faithfulness:
                 from circuit.battery import battery
@@ -2999,7 +2998,7 @@ def _warn_of_other_weights(record: dict[str, Any] | None, model: Any) -> None:
 
 
 def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
-    from circuit.report import summary
+    from circuit.report import completeness_lines, summary
 
     if as_json:
         typer.echo(json.dumps({"out": str(out), **summary(found)}))
@@ -3008,6 +3007,8 @@ def _print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
     _say(f"divergence  {found.divergence:+.3f} {task['unit']} on {task['n_pairs']} pairs ({task['split']})")
     if found.tau is not None:
         _say(f"threshold   {found.tau:.4g} {task['unit']}")
+    if found.completeness is not None:
+        _say("\n".join(completeness_lines(found.completeness)))
     if found.smallest is not None:
         _print_smallest(found)
     _say(

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuit.faithfulness import random_circuits
 from circuit.graph import Edge
+from circuit.matched import random_circuits
 from circuit.meter import Step
 from circuit.model import Model
 from circuit.patching import Prepared, divergence, measure, patched_logits

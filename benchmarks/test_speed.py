@@ -30,7 +30,7 @@ from steps import (
 from circuit.attribution import eap, eap_ig, exact
 from circuit.bench import acdc_sample, bare_forward, bare_passes
 from circuit.crosscheck import agreement
-from circuit.faithfulness import random_circuits
+from circuit.matched import random_circuits
 from circuit.patching import measure, prepare
 from circuit.peer_files import from_prune_scores
 from circuit.scores import Scores

@@ -266,10 +266,9 @@ def _bias(model: Model, block: Block, clean: Run) -> Tensor | float:
     """
     if not block.has_attn_bias:
         return 0.0
-    heads, mlp = (
-        clean.contributions[at] for at in (model.graph.heads_of(block.layer), model.graph.mlp_of(block.layer))
-    )
-    return clean.streams[block.layer + 1] - clean.streams[block.layer] - mlp - heads.sum(0)
+    graph, layer = model.graph, block.layer
+    wrote = clean.contributions[graph.heads_of(layer)].sum(0) + clean.contributions[graph.mlp_of(layer)]
+    return clean.streams[layer + 1] - clean.streams[layer] - wrote
 
 
 def _of_run(model: Model, clean: Run, other: Run, places: Float[Tensor, "batch pos other_pos"] | None) -> Ablated:

@@ -46,8 +46,10 @@ __all__ = [
     "METHODS",
     "PARTS",
     "ActivationCost",
+    "Completeness",
     "ScoreParts",
     "activation_cost",
+    "completeness_of",
     "eap",
     "eap_ig",
     "exact",
@@ -286,6 +288,51 @@ def activation_cost(
     return ActivationCost(
         activations, len(batch), r, float(np.abs(long - short).max() / max(np.abs(long).max(), 1e-12))
     )
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """What EAP-IG's points leave open: the scores of the edges that leave ``input`` sum to the effect in the limit.
+
+    The completeness of integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365). ``attributed`` is that sum,
+    ``effect`` m(ablated) - m(clean), and ``gap`` the difference as a share of |effect|. Where the path between the
+    embeddings does not end in the ablated run, ``effect`` and ``gap`` are None and ``reason`` says why.
+    """
+
+    steps: int
+    attributed: float
+    effect: float | None = None
+    gap: float | None = None
+    reason: str = ""
+
+    MOST = 0.05
+
+    @property
+    def wide(self) -> bool:
+        """Whether the gap is larger than 5 %."""
+        return self.gap is not None and self.gap > self.MOST
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as the circuit file holds them."""
+        return {"attributed": self.attributed, "effect": self.effect, "gap": self.gap, "reason": self.reason}
+
+
+def completeness_of(
+    scores: Scores, batches: Sequence[Batch], whole: float, *, steps: int, ablation: str = "corrupt"
+) -> Completeness:
+    """How far EAP-IG's scores miss ``-whole``, m(full) - m(empty) on the same prompts, at no further pass.
+
+    It holds where a run from the ablated embeddings is the ablated run: the corrupt or the neutral prompt's, of the
+    clean one's length. With constants, and with prompts of unequal length, more is ablated than the embeddings.
+    """
+    attributed = float(scores.values[0].sum())
+    moved = {"corrupt": "corrupt_to_clean", "neutral": "neutral_to_clean"}.get(ablation)
+    if moved is None:
+        return Completeness(steps, attributed, reason=f"--ablation {ablation} changes more than the embeddings")
+    if any(getattr(batch, moved) is not None for batch in batches):
+        return Completeness(steps, attributed, reason="prompts of unequal length are moved onto each other's places")
+    gap = abs(attributed + whole) / abs(whole) if whole else None
+    return Completeness(steps, attributed, -whole, gap, "" if whole else "the ablation has no effect")
 
 
 def random_scores(graph: Graph, *, seed: int) -> Scores:

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from circuit.attribution import eap, eap_ig
 from circuit.errors import OptionError, TaskError
-from circuit.faithfulness import random_circuits
 from circuit.graph import Edge, Graph
+from circuit.matched import random_circuits
 from circuit.meter import Cost, Step, costs_of, seconds_of
 from circuit.model import DTYPES, Model, load_model
 from circuit.patching import divergence, patched_logits, prepare, targets_of

@@ -31,9 +31,10 @@ from jaxtyping import Bool, Float
 from circuit.discovery import Stage, evaluate_on
 from circuit.draw import DrawReport, draw
 from circuit.errors import FileError, OptionError
-from circuit.faithfulness import FaithfulnessReport, random_circuits
+from circuit.faithfulness import FaithfulnessReport
 from circuit.files import StoredCircuit, read_circuit, read_scores
 from circuit.graph import Graph
+from circuit.matched import random_circuits
 from circuit.model import Model
 from circuit.scores import Scores
 from circuit.subgraph import Circuit

@@ -18,8 +18,10 @@ from circuit.attribution import (
     IG_RULES,
     METHODS,
     ActivationCost,
+    Completeness,
     ScoreParts,
     activation_cost,
+    completeness_of,
     score,
     score_parts,
 )
@@ -177,7 +179,8 @@ class Discovery:
     ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
     a shorter format did to the scores of the first batch. ``smallest`` is the search for
     the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds. ``shared`` is
-    what pairs searched on and pairs measured on have in common.
+    what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
+    scores add up to the effect, None for other scores.
     """
 
     circuit: Circuit
@@ -195,6 +198,7 @@ class Discovery:
     smallest: Smallest | None = None
     sweep: Sweep | None = None
     shared: Overlap | None = None
+    completeness: Completeness | None = None
 
     @property
     def confirmed(self) -> bool | None:
@@ -246,6 +250,9 @@ def discover(
     if scores is None:
         grids = _grids(model, rows, metric, options)
         scores, parts = _scores(model, groups, grids, metric, ablation, options, stage)
+    summed = None
+    if scores is not None and options.method == "eap-ig":
+        summed = completeness_of(scores, groups, whole, steps=options.steps, ablation=options.ablation)
     lost = None
     if options.activations != "float32" and groups:
         how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
@@ -266,7 +273,16 @@ def discover(
     shared = {train_split: Clusters.of(train.pairs), test_split: Clusters.of(held_out.pairs)}
     reports = tuple(
         _report(
-            model, part, metric, ablation, circuit, split, options, stage(f"faithfulness on {split}"), shared[split]
+            model,
+            part,
+            metric,
+            ablation,
+            circuit,
+            scores,
+            split,
+            options,
+            stage(f"faithfulness on {split}"),
+            shared[split],
         )
         for split, part in splits
     )
@@ -274,9 +290,11 @@ def discover(
     about = _about(model, task, options, train_split, len(train.pairs), d, tau, reports)
     if least is not None:
         about["method"] |= {"prune": "top-n", "top_n": least.n, "target_faithfulness": least.target}
+    if summed is not None:
+        about["method"] |= {"completeness": summed.as_dict()}
     record = circuit_record(circuit, scores, about)
     measured = (d, tau, cost, reports, common.held_out)
-    return Discovery(circuit, scores, *measured, record, parts, spans, quiet, lost, least, row, common)
+    return Discovery(circuit, scores, *measured, record, parts, spans, quiet, lost, least, row, common, summed)
 
 
 def _silent(_name: str) -> Progress:
@@ -350,9 +368,12 @@ def evaluate_on(
     batch_size: int = 32,
     n_random: int = 10,
     seed: int = 0,
+    scores: Scores | None = None,
     stage: Stage | None = None,
 ) -> FaithfulnessReport:
     """Faithfulness of a circuit on the pairs of one split (``test`` if there is one, else all).
+
+    ``scores``, of its edges, say which of them are cut alone.
 
     Constants of an ablation are taken from ``train_split`` (``train`` if there is one, else all).
 
@@ -383,7 +404,7 @@ def evaluate_on(
         ablation, model, task, metric=metric, align=align, train_split=train_split, batch_size=batch_size, stage=stage
     )
     tell = stage(f"faithfulness on {name}")
-    return _report(model, rows, METRICS[metric], made, circuit, name, options, tell, Clusters.of(part.pairs))
+    return _report(model, rows, METRICS[metric], made, circuit, scores, name, options, tell, Clusters.of(part.pairs))
 
 
 def ablation_for(
@@ -520,6 +541,7 @@ def _report(
     metric: Metric,
     ablation: Ablation | None,
     circuit: Circuit,
+    scores: Scores | None,
     split: str,
     options: Options,
     progress: Progress,
@@ -532,7 +554,7 @@ def _report(
             yield from prepare_each(model, [group], ablation)
             progress(done, len(groups))
 
-    how: dict[str, Any] = {"n_random": options.n_random, "seed": options.seed, "clusters": clusters}
+    how: dict[str, Any] = {"n_random": options.n_random, "seed": options.seed, "clusters": clusters, "scores": scores}
     return evaluate(model, prepared, metric, circuit, split=split, **how)
 
 

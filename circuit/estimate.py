@@ -346,7 +346,8 @@ def step_costs(
     """Every method and what follows it, on one device, within ``limit`` bytes or nine tenths of its memory.
 
     Exact patching tries every edge on all prompts, ACDC on ``acdc_prompts``; a circuit's faithfulness is both
-    plain runs, the circuit, its complement and ten random ones; a patched pass is counted as a whole forward.
+    plain runs, the circuit, its complement with and without layer 0's reads, four single edges, ten random circuits
+    and the two ends; a patched pass is counted as a whole forward.
     """
     how = {"device": device, "tokens": tokens, "prompts": prompts, "steps": steps, "acdc_prompts": acdc_prompts}
     whole = estimate(arch, dtype, efficiency=efficiency, waste=waste, **how)  # type: ignore[arg-type]
@@ -360,7 +361,7 @@ def step_costs(
         (f"EAP-IG, {steps} points", state_bytes(arch, tokens, dtype, steps=steps), whole.ig_seconds),
         ("exact patching", one, acdc_flops(arch, tokens, waste=0.0) * prompts / rate),
         (f"ACDC on {acdc_prompts} prompts", one, 3600 * whole.acdc_hours),
-        ("a circuit's faithfulness", one, 14 * forward),
+        ("a circuit's faithfulness", one, 21 * forward),
         ("1,000 more circuits", one, 1000 * forward),
     )
     return tuple(StepCost(name, each, max(0, int(room // each)), seconds) for name, each, seconds in found)

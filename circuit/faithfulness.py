@@ -7,27 +7,33 @@ different number, and so is their median, which no pair with a tiny effect can m
 stand beside it. Both directions of a swapped pair belong
 to one pair: they are averaged first and resampled together. Pairs that share personas
 or questions are resampled by those, where the pair file names them (``circuit.uncertainty``).
+
+A ratio means something beside controls that could have been as high: random circuits with as many
+edges per layer and kind, so that they read the embedding through layer 0 as the circuit does; the
+complement, which is nearly always cut off from the embedding, again with those reads; and the whole
+model without one edge, as a single one can carry everything. ``N_TRIED`` patched passes at most look for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from circuit.graph import Graph
+from circuit.graph import Edge
+from circuit.matched import Matched, matched_circuits
 from circuit.model import Model
 from circuit.patching import Prepared, measure
-from circuit.pruning import slots_by_source
 from circuit.rounding import Rounding, tolerance
+from circuit.scores import Scores
 from circuit.subgraph import Circuit
 from circuit.uncertainty import Clusters, Interval, is_zero, ratio_interval
 from metrics import Metric
 
-MOST_TRIES = 200
-"""Random circuits, and paths, that are tried for one of exactly the size; only outside a circuit can there be none."""
+N_TRIED = 4
+"""Edges that are cut alone at most: the read of the first MLP, and the strongest."""
 
 __all__ = [
     "Faithfulness",
@@ -36,7 +42,6 @@ __all__ = [
     "bootstrap_ratio",
     "evaluate",
     "pairwise",
-    "random_circuits",
 ]
 
 
@@ -69,6 +74,9 @@ class FaithfulnessReport:
     ``random_mean``, on the same pairs and draws. ``resampled`` says what the intervals are drawn over,
     ``rounding`` how far rounding alone moves the metric. ``n_reversed`` counts the pairs on which m(full) is below
     m(empty): with persona metrics and the corrupt ablation those of negative D.
+    The random circuits are matched, ``matching`` says how. ``complement_with_reads`` keeps what layer 0 reads of
+    ``input`` besides; ``without_edge`` is the whole model less the edge ``edge``, the one of ``n_tried`` edges of
+    the circuit whose loss alone changes f most.
     """
 
     metric: str
@@ -87,6 +95,11 @@ class FaithfulnessReport:
     resampled: str = "pairs"
     n_reversed: int | None = None
     rounding: float = 0.0
+    matching: Matched | None = None
+    complement_with_reads: Faithfulness | None = None
+    edge: str | None = None
+    without_edge: Faithfulness | None = None
+    n_tried: int = 0
 
     @property
     def reversal(self) -> str:
@@ -101,7 +114,8 @@ class FaithfulnessReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit file holds them."""
-        return {**asdict(self), "random": list(self.random)}
+        matching = self.matching.as_dict() if self.matching else None
+        return {**asdict(replace(self, matching=None)), "random": list(self.random), "matching": matching}
 
 
 def evaluate(
@@ -114,25 +128,32 @@ def evaluate(
     n_random: int = 10,
     seed: int = 0,
     clusters: Clusters | None = None,
+    scores: Scores | None = None,
 ) -> FaithfulnessReport:
-    """Faithfulness of a circuit, of its complement, and of random circuits of the same size.
+    """Faithfulness of a circuit, of its complement, and of random circuits like it.
+
+    Takes 5 + ``n_random`` patched passes over the pairs, and ``N_TRIED`` more at most for single edges.
 
     Parameters
     ----------
     prepared
         Gives the batches; called once.
     n_random
-        Number of random circuits, each connected and of the circuit's size.
+        Number of random circuits, each with as many edges per layer and kind, and like the circuit without dead ends.
     seed
         Of the random circuits and of the bootstrap.
     clusters
         Which of the pairs, in the order of their rows, share personas and questions; without
         them pairs are resampled as if they shared nothing.
+    scores
+        Of the circuit's edges: those with the largest |score| are tried alone.
     """
     graph = model.graph
-    fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, circuit.complement()]
-    controls = random_circuits(graph, len(circuit), n_random, seed=seed)
-    masks = [c.mask for c in (*fixed, *controls)]
+    rest = circuit.complement()
+    fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, rest, _with_reads(rest)]
+    matched, tried = matched_circuits(circuit, n_random, seed=seed), _alone(circuit, scores)
+    first = len(fixed) + len(tried)
+    masks = [c.mask for c in (*fixed, *(Circuit.of(graph, [edge]).complement() for edge in tried), *matched.circuits)]
     watch = Rounding(model, metric)
     values = pairwise(measure(model, watch.watched(prepared()), masks, metric), metric)
     rounding = watch.floor
@@ -143,10 +164,11 @@ def evaluate(
     def faithfulness(index: int, size: int) -> Faithfulness:
         return _faithfulness(values[index], full, empty, size, seed, clusters, rounding)
 
-    random = [faithfulness(4 + i, len(control)).ratio_of_means for i, control in enumerate(controls)]
+    random = [faithfulness(first + i, len(one)).ratio_of_means for i, one in enumerate(matched.circuits)]
     known = [value for value in random if value is not None]
     found = faithfulness(2, len(circuit))
-    gap = values[2] - values[4:].mean(axis=0) if known else None
+    gap = values[2] - values[first:].mean(axis=0) if known else None
+    largest = int(np.abs(values[len(fixed) : first].mean(axis=1) - full.mean()).argmax()) if tried else None
     return FaithfulnessReport(
         metric=metric.name,
         split=split,
@@ -164,84 +186,33 @@ def evaluate(
         resampled=(clusters or Clusters(len(span), None, None)).describe(),
         n_reversed=int((span < 0).sum()),
         rounding=rounding,
+        matching=matched,
+        complement_with_reads=faithfulness(4, len(fixed[4])),
+        edge=None if largest is None else str(tried[largest]),
+        without_edge=None if largest is None else faithfulness(len(fixed) + largest, graph.n_edges - 1),
+        n_tried=len(tried),
     )
 
 
-def random_circuits(
-    graph: Graph, n_edges: int, count: int, *, seed: int, outside: Circuit | None = None
-) -> list[Circuit]:
-    """Random circuits of exactly ``n_edges`` edges without dead ends; none where there is no edge to place.
-
-    Each is a union of random paths from ``input`` to ``logits``, filled up with
-    random edges between the nodes on them. Circuits of more than half of all edges
-    are plain random subsets: hardly anything is a dead end there.
-
-    With ``outside`` they are made of edges that are not in that circuit: fewer than ``n_edges`` where fewer lie on
-    paths there, or hang together, more where not even one path is so short, and none where no path from ``input``
-    to ``logits`` is left outside it.
-    """
-    free = (Circuit.full(graph) if outside is None else outside.complement().without_dead_ends()).mask
-    seeds = np.random.SeedSequence(seed).spawn(count) if n_edges and free.any() else []
-    return [_random_circuit(graph, free, n_edges, np.random.default_rng(one)) for one in seeds]
-
-
-def _random_circuit(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.Generator) -> Circuit:
-    n_free = int(free.sum())
-    if n_edges > n_free // 2:
-        places = np.argwhere(free)
-        return _with_edges(graph, rng.permutation(places)[:n_edges])
-    best = Circuit.empty(graph)
-    for _ in range(MOST_TRIES):
-        mask = _random_paths(graph, free, n_edges, rng)
-        circuit = Circuit(graph, mask | _fill(graph, free, mask, n_edges - int(mask.sum()), rng))
-        if len(circuit) >= n_edges:  # more where not even one path is so short
-            return circuit
-        best = max(best, circuit, key=len)
-    return best
-
-
-def _random_paths(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.Generator) -> np.ndarray:
-    """Random paths for as long as they fit into ``n_edges`` edges; one path where none is so short."""
-    mask = np.zeros_like(graph.valid)
-    for _ in range(MOST_TRIES):
-        longer = mask.copy()
-        longer[tuple(np.transpose(_random_path(graph, free, rng)))] = True
-        if longer.sum() <= n_edges:
-            mask = longer
-        elif mask.any():
-            return mask
-    return mask if mask.any() else longer
-
-
-def _random_path(graph: Graph, free: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Edges from ``logits`` back to ``input``, every step uniform over what can be read."""
-    slots = slots_by_source(graph)
-    path, slot = [], graph.n_dst - 1
-    while True:
-        readable = np.flatnonzero(free[:, slot])
-        src = int(readable[rng.integers(len(readable))])
-        path.append((src, slot))
-        if src == 0:
-            return path
-        slot = int(rng.choice([one for one in slots[src] if free[:, one].any()]))
-
-
-def _fill(graph: Graph, free: np.ndarray, mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """At most ``n`` more random edges between nodes that are already on a path."""
-    if n <= 0:
-        return np.zeros_like(mask)
-    sources = np.asarray(mask.any(axis=1))
-    slots = slots_by_source(graph)
-    readable = np.zeros(graph.n_dst, dtype=bool)
-    readable[[graph.n_dst - 1, *(slot for src in np.flatnonzero(sources) for slot in slots[src])]] = True
-    open_places = np.argwhere(free & ~mask & sources[:, None] & readable[None, :])
-    return _with_edges(graph, rng.permutation(open_places)[:n]).mask
-
-
-def _with_edges(graph: Graph, places: np.ndarray) -> Circuit:
-    mask = np.zeros_like(graph.valid)
-    mask[tuple(places.T)] = True
+def _with_reads(circuit: Circuit) -> Circuit:
+    """The circuit and all that layer 0 reads of ``input``."""
+    graph, mask = circuit.graph, circuit.mask.copy()
+    mask[0, : graph.mlp_slot_of(0) + 1] = True
     return Circuit(graph, mask)
+
+
+def _alone(circuit: Circuit, scores: Scores | None) -> list[Edge]:
+    """Edges of the circuit of which one may carry it: what the first MLP reads of ``input``, then by |score|.
+
+    Where edges have no scores, what else leaves ``input``, in the order of the graph.
+    """
+    edges, graph = circuit.edges(), circuit.graph
+    first = [edge for edge in edges if graph.index(edge) == (0, graph.mlp_slot_of(0))]
+    if scores is None:
+        others = [edge for edge in edges if graph.index(edge)[0] == 0]
+    else:
+        others = sorted(edges, key=lambda edge: -abs(scores[edge]))
+    return list(dict.fromkeys([*first, *others]))[:N_TRIED]
 
 
 def pairwise(values: np.ndarray, metric: Metric) -> np.ndarray:

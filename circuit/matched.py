@@ -17,6 +17,9 @@ from ranks are exact (Besag and Clifford 1989, doi:10.1093/biomet/76.4.633).
 In small graphs a cell often has no other edge to offer. Where too many of the walks end
 at the given circuit itself, the layers are given up and only the types matched, and
 after that only the size.
+
+``random_circuits`` makes circuits of a size alone, where there is no circuit to be like, or none that its edges
+may be of.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from circuit.graph import Graph, Node
 from circuit.pruning import slots_by_source
 from circuit.subgraph import Circuit
 
-__all__ = ["MATCHINGS", "Matched", "matched_circuits", "matched_outside"]
+__all__ = ["MATCHINGS", "Matched", "matched_circuits", "matched_outside", "random_circuits"]
 
 MATCHINGS = ("layer", "type", "size")
 """What a cell is: edges of one layer and type at both ends, of one type at both ends, or all edges."""
@@ -47,12 +50,15 @@ EXCHANGES = 50
 """Of E edges a step exchanges nodes with chance 50 / E, at most 1/4: it looks at all E."""
 BLOCK = 1000
 
+MOST_PATHS = 200
+"""Random circuits, and paths, that are tried for one of exactly the size; only outside a circuit can there be none."""
+
 Place = tuple[int, int]
 Step = dict[int, Place]
 """New places of edges, by their number."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Matched:
     """Random circuits and how they were matched.
 
@@ -365,3 +371,80 @@ class _Walk:
             ends = {node for src, slot in (*old, *new) for node in (src, reader[slot])} - {0, self.space.graph.n_src}
             if all((into[node] > 0) == (out[node] > 0) for node in ends):
                 return
+
+
+def random_circuits(
+    graph: Graph, n_edges: int, count: int, *, seed: int, outside: Circuit | None = None
+) -> list[Circuit]:
+    """Random circuits of exactly ``n_edges`` edges without dead ends; none where there is no edge to place.
+
+    Each is a union of random paths from ``input`` to ``logits``, filled up with
+    random edges between the nodes on them. Circuits of more than half of all edges
+    are plain random subsets: hardly anything is a dead end there.
+
+    With ``outside`` they are made of edges that are not in that circuit: fewer than ``n_edges`` where fewer lie on
+    paths there, or hang together, more where not even one path is so short, and none where no path from ``input``
+    to ``logits`` is left outside it.
+    """
+    free = (Circuit.full(graph) if outside is None else outside.complement().without_dead_ends()).mask
+    seeds = np.random.SeedSequence(seed).spawn(count) if n_edges and free.any() else []
+    return [_random_circuit(graph, free, n_edges, np.random.default_rng(one)) for one in seeds]
+
+
+def _random_circuit(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.Generator) -> Circuit:
+    n_free = int(free.sum())
+    if n_edges > n_free // 2:
+        places = np.argwhere(free)
+        return _with_edges(graph, rng.permutation(places)[:n_edges])
+    best = Circuit.empty(graph)
+    for _ in range(MOST_PATHS):
+        mask = _random_paths(graph, free, n_edges, rng)
+        circuit = Circuit(graph, mask | _fill(graph, free, mask, n_edges - int(mask.sum()), rng))
+        if len(circuit) >= n_edges:  # more where not even one path is so short
+            return circuit
+        best = max(best, circuit, key=len)
+    return best
+
+
+def _random_paths(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.Generator) -> np.ndarray:
+    """Random paths for as long as they fit into ``n_edges`` edges; one path where none is so short."""
+    mask = np.zeros_like(graph.valid)
+    for _ in range(MOST_PATHS):
+        longer = mask.copy()
+        longer[tuple(np.transpose(_random_path(graph, free, rng)))] = True
+        if longer.sum() <= n_edges:
+            mask = longer
+        elif mask.any():
+            return mask
+    return mask if mask.any() else longer
+
+
+def _random_path(graph: Graph, free: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """Edges from ``logits`` back to ``input``, every step uniform over what can be read."""
+    slots = slots_by_source(graph)
+    path, slot = [], graph.n_dst - 1
+    while True:
+        readable = np.flatnonzero(free[:, slot])
+        src = int(readable[rng.integers(len(readable))])
+        path.append((src, slot))
+        if src == 0:
+            return path
+        slot = int(rng.choice([one for one in slots[src] if free[:, one].any()]))
+
+
+def _fill(graph: Graph, free: np.ndarray, mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """At most ``n`` more random edges between nodes that are already on a path."""
+    if n <= 0:
+        return np.zeros_like(mask)
+    sources = np.asarray(mask.any(axis=1))
+    slots = slots_by_source(graph)
+    readable = np.zeros(graph.n_dst, dtype=bool)
+    readable[[graph.n_dst - 1, *(slot for src in np.flatnonzero(sources) for slot in slots[src])]] = True
+    open_places = np.argwhere(free & ~mask & sources[:, None] & readable[None, :])
+    return _with_edges(graph, rng.permutation(open_places)[:n]).mask
+
+
+def _with_edges(graph: Graph, places: np.ndarray) -> Circuit:
+    mask = np.zeros_like(graph.valid)
+    mask[tuple(places.T)] = True
+    return Circuit(graph, mask)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from circuit.attribution import Completeness
 from circuit.discovery import Discovery
 from circuit.faithfulness import Faithfulness, FaithfulnessReport
 
-__all__ = ["faithfulness_rows", "strongest_edges", "summary"]
+__all__ = ["completeness_lines", "faithfulness_rows", "strongest_edges", "summary"]
 
 
 def summary(discovery: Discovery) -> dict[str, Any]:
@@ -35,7 +36,21 @@ def _asked_for(discovery: Discovery) -> dict[str, Any]:
     found: dict[str, Any] = {"null": discovery.null.as_dict()} if discovery.null else {}
     if discovery.smallest is not None:
         found["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
+    if discovery.completeness is not None:
+        found["completeness"] = discovery.completeness.as_dict()
     return found | ({"sweep": discovery.sweep.as_dict()} if discovery.sweep else {})
+
+
+def completeness_lines(found: Completeness) -> list[str]:
+    """What EAP-IG's scores sum to, and a warning where that is more than 5 % off."""
+    if found.gap is None:
+        return [f"EAP-IG      edges that leave input sum to {found.attributed:+.3f}; unchecked: {found.reason}"]
+    line = (
+        f"EAP-IG      edges that leave input sum to {found.attributed:+.3f} of {found.effect:+.3f}: "
+        f"{found.gap:.1%} off with {found.steps} steps"
+    )
+    warning = f"warning: more than {found.MOST:.0%} off: the points are too few; use --steps {4 * found.steps} or more"
+    return [line, warning] if found.wide else [line]
 
 
 def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any]]:
@@ -47,11 +62,15 @@ def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any
 
 
 def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, str, str, str, str, str]]:
-    """A line each for circuit, complement and random circuits: name, edges, m, f, interval, mean of ratios."""
+    """A line each for a circuit and its controls: name, edges, m, f, interval, mean of ratios."""
     rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
+    if report.complement_with_reads is not None:
+        rows.append(_row("and layer 0's reads", report.complement_with_reads))
+    if report.without_edge is not None:
+        rows.append(_row(f"all but {report.edge}", report.without_edge))
     if report.random_mean is not None:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
-        name = f"random ({len(report.random)})"
+        name = f"random, matched ({len(report.random)})"
         rows.append((name, str(report.circuit.n_edges), "", f"{report.random_mean:.3f}", spread, ""))
     return rows
 

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from circuit.faithfulness import Interval, bootstrap_ratio, pairwise, random_circuits
+from circuit.faithfulness import Interval, bootstrap_ratio, pairwise
+from circuit.matched import random_circuits
 from circuit.model import Model
 from circuit.patching import Prepared, Progress, measure
 from circuit.rounding import Rounding

@@ -7,12 +7,14 @@ import torch
 from conftest import DATA, pairs_that_begin_alike
 from tests_reference import Reference
 
-from circuit.attribution import activation_cost, eap, eap_ig, exact, random_scores, score, score_parts
+from circuit.attribution import Completeness, activation_cost, eap, eap_ig, exact, random_scores, score, score_parts
+from circuit.discovery import Options, discover
 from circuit.errors import OptionError
 from circuit.graph import Graph
 from circuit.patching import first_difference, measure, prepare
+from circuit.report import completeness_lines
 from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
+from circuit.task import batches, encode, token_ids, with_swap_rows
 from metrics import METRICS
 
 LOGIT_DIFF = METRICS["logit-diff"]
@@ -112,6 +114,53 @@ def test_ig_scores_of_input_edges_sum_to_the_change_of_the_metric(tiny64, tiny_t
         gap[rule] = abs(scores.values[0].sum() - (values[1] - values[0]))
     assert gap["midpoint"] < 1e-3 * abs(values[1] - values[0])
     assert gap["midpoint"] < gap["authors"]
+
+
+@pytest.mark.parametrize("ablation", ["corrupt", "neutral"])
+def test_completeness_is_an_independent_sum_and_closes_with_the_steps(tiny64, tiny_task, ablation):
+    """The names of edges, and Hugging Face's own logits, against what discover prints."""
+    pairs = tuple(replace(pair, neutral=pair.clean.replace(" happy", " calm")) for pair in tiny_task.pairs)
+    task, gaps = replace(tiny_task, pairs=pairs), []
+    effect = np.mean([margin_of(tiny64, p, getattr(p, ablation)) - margin_of(tiny64, p, p.clean) for p in task.pairs])
+    for steps in (1, 5, 40):
+        options = Options(metric="logit-diff", ablation=ablation, steps=steps, n_random=0)
+        found = discover(tiny64, task, options)
+        by_name = found.scores.as_dict()
+        total = sum(score for edge, score in by_name.items() if edge.startswith("input->"))
+        summed = found.completeness
+        assert summed.attributed == pytest.approx(total, rel=1e-12)
+        assert summed.effect == pytest.approx(effect, rel=1e-9)
+        assert summed.gap == pytest.approx(abs(total - effect) / abs(effect), rel=1e-9)
+        assert found.record["method"]["completeness"] == summed.as_dict()
+        gaps.append(summed.gap)
+    assert gaps[0] > gaps[1] > 10 * gaps[2]
+    assert gaps[2] < 0.01
+
+
+def margin_of(model, pair, text):
+    logits = model.bridge.original_model(torch.tensor([token_ids(text, model)])).logits[0, -1]
+    answer, wrong = (token_ids(words[0], model)[-1] for words in (pair.answers, pair.wrong_answers))
+    return float(logits[answer] - logits[wrong])
+
+
+def test_completeness_says_where_it_does_not_hold(tiny, tiny_task):
+    how = {"metric": "logit-diff", "n_random": 0, "steps": 1}
+    zero = discover(tiny, tiny_task, Options(ablation="zero", **how))
+    assert (zero.completeness.effect, zero.completeness.gap) == (None, None)
+    assert "--ablation zero changes more than the embeddings" in completeness_lines(zero.completeness)[0]
+    assert discover(tiny, tiny_task, Options(method="eap", **how | {"steps": 5})).completeness is None
+    first, *others = tiny_task.pairs
+    longer = replace(tiny_task, pairs=(replace(first, clean=first.clean.replace(" ", " very ", 1)), *others))
+    uneven = discover(tiny, longer, Options(align="right", **how))
+    assert "unequal length" in uneven.completeness.reason
+
+
+def test_a_wide_gap_is_warned_of_with_what_to_do():
+    near, far = (Completeness(5, -1.0, -1.0 - gap, gap) for gap in (0.049, 0.06))
+    assert len(completeness_lines(near)) == 1
+    (line, warning) = completeness_lines(far)
+    assert "6.0% off with 5 steps" in line
+    assert "use --steps 20 or more" in warning
 
 
 def test_ig_with_the_authors_rule_starts_at_the_corrupt_end(tiny, tiny_task):

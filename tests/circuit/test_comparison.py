@@ -26,9 +26,9 @@ from circuit.comparison_tables import edge_rows, overlap_rows, setting_rows
 from circuit.discovery import Options, discover
 from circuit.draw import draw, to_agraph
 from circuit.errors import OptionError
-from circuit.faithfulness import random_circuits
 from circuit.files import write_circuit, write_eap_ig, write_scores
 from circuit.graph import Graph
+from circuit.matched import random_circuits
 from circuit.scores import Scores
 from circuit.subgraph import Circuit
 from circuit.task import Task

@@ -8,9 +8,8 @@ import pytest
 from scipy import stats
 
 import circuit.matched as module
-from circuit.faithfulness import random_circuits
 from circuit.graph import Graph
-from circuit.matched import MATCHINGS, matched_circuits, matched_outside
+from circuit.matched import MATCHINGS, matched_circuits, matched_outside, random_circuits
 from circuit.subgraph import Circuit
 
 SMALL = Graph(2, 2)

@@ -9,8 +9,8 @@ from scipy import sparse
 
 from circuit import stability as module
 from circuit.errors import OptionError
-from circuit.faithfulness import random_circuits
 from circuit.graph import Graph
+from circuit.matched import random_circuits
 from circuit.pair_scores import PairScores, Rule
 from circuit.patching import prepare
 from circuit.pruning import acdc

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from circuit.errors import TaskError
-from circuit.faithfulness import random_circuits
+from circuit.matched import random_circuits
 from circuit.patching import measure, prepare
 from circuit.subgraph import Circuit
 from circuit.task import batches, encode, load_task, with_swap_rows
