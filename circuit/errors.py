@@ -22,6 +22,7 @@ __all__ = [
     "OptionError",
     "PersonaCircuitsError",
     "TaskError",
+    "first_line",
     "listed",
 ]
 
@@ -56,3 +57,10 @@ def listed(headline: str, faults: Sequence[str], *, most: int = 20) -> str:
     if len(faults) > most:
         shown.append(f"  … and {len(faults) - most} more")
     return "\n".join([headline, *shown])
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says, cut to 200 characters."""
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0]
+    return line if len(line) <= 200 else line[:199] + "…"
