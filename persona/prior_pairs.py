@@ -37,6 +37,7 @@ import torch
 from circuit.errors import OptionError, TaskError, listed
 from circuit.files import atomic, write_json
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.task import PromptPair, Task, encode, token_ids
 from persona.items import Item, ItemFile, Neutral, neutral_prompts
 
@@ -61,7 +62,7 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class PriorOptions:
+class PriorOptions(PlainNumbers):
     """How prior pairs are chosen: ``min_lead`` in logits without a persona, ``max_pairs`` per split."""
 
     min_lead: float = 1.0

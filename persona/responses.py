@@ -25,6 +25,7 @@ from torch import Tensor
 
 from circuit.errors import OptionError, TaskError, listed
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.task import lost_differences, prompt_faults, token_ids
 from persona.endpoint import Chat, Endpoint, EndpointError, Journal, ask
 from persona.sources import Persona, Question
@@ -68,7 +69,7 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(PlainNumbers):
     """How responses are drawn. Temperature 0 takes the most likely token; ``stop`` ends a response and is no part."""
 
     max_new_tokens: int = 48

@@ -33,6 +33,7 @@ from torch import Tensor
 import metrics
 from circuit.errors import OptionError, TaskError, listed
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from persona.activations import grouped, id_table
 from persona.directions import Directions, controls, find_directions, prompt_end_streams
 from persona.examples import ExampleFile
@@ -68,7 +69,7 @@ Margins = Float[np.ndarray, "2 pair"]  # A's prompts, B's prompts
 
 
 @dataclass(frozen=True)
-class SteerOptions:
+class SteerOptions(PlainNumbers):
     """What is steered and how; fixed before the run.
 
     ``layers`` are steered one at a time, or all at once if ``together``. ``positions`` is

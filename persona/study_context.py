@@ -16,6 +16,7 @@ import torch
 import metrics
 from circuit.errors import OptionError, TaskError
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.task import Task, load_task
 from persona.behaviour import PairMeasure, measure_pairs
 from persona.collapse import PARAPHRASE
@@ -77,7 +78,7 @@ class StudyFiles:
 
 
 @dataclass(frozen=True)
-class StudyOptions:
+class StudyOptions(PlainNumbers):
     """How the study is made; fixed before the run.
 
     ``n_random`` random circuits stand beside a faithfulness; where many circuits are tried (hypothesis tests,

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 LEVELS = [
     {"errors", "meter"},
-    {"checkpoint", "float64", "graph", "held", "ranks", "storage"},
+    {"checkpoint", "float64", "graph", "held", "options", "ranks", "storage"},
     {"scores", "shipped", "alignment", "estimate"},
     {"budget", "subgraph"},
     {"model"},
