@@ -25,6 +25,7 @@ from circuit.graph import Edge, Graph
 from circuit.matched import random_circuits
 from circuit.meter import Cost, Step, costs_of, seconds_of
 from circuit.model import DTYPES, Model, load_model
+from circuit.options import PlainNumbers
 from circuit.patching import divergence, patched_logits, prepare, targets_of
 from circuit.pruning import acdc
 from circuit.shipped import resolve
@@ -55,7 +56,7 @@ METRIC = METRICS["logit-diff"]  # its gradient is not zero at the clean run, and
 
 
 @dataclass(frozen=True)
-class BenchOptions:
+class BenchOptions(PlainNumbers):
     """What ``bench`` measures.
 
     ``edges`` is the size of the random circuit, ``acdc_edges`` how many edges ACDC tries

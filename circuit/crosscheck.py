@@ -25,6 +25,7 @@ from circuit.discovery import split_of
 from circuit.errors import OptionError
 from circuit.files import StoredCircuit, read_scores
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.patching import measure, prepare
 from circuit.peer_files import autocircuit_name, from_prune_scores, read_autocircuit_scores
 from circuit.peer_process import PEER_METRICS, AutoCircuit, autocircuit_rows, check_model
@@ -65,7 +66,7 @@ CONVENTIONS = (
 
 
 @dataclass(frozen=True)
-class CrosscheckOptions:
+class CrosscheckOptions(PlainNumbers):
     """``split`` None is the one that the run searched on; ``n_pairs`` 0 takes all of its pairs."""
 
     split: str | None = None

@@ -16,6 +16,7 @@ from circuit.errors import OptionError
 from circuit.files import read_scores
 from circuit.mib import read_submission
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.overlap import Overlap, overlap
 from circuit.patching import Progress
 from circuit.scores import Scores
@@ -28,7 +29,7 @@ __all__ = ["CurveOptions", "CurveStudy", "curve_study", "read_scorer"]
 
 
 @dataclass(frozen=True)
-class CurveOptions:
+class CurveOptions(PlainNumbers):
     """What ``curve_study`` does; ``scorers`` are methods to run, ``random`` among them asks for the band."""
 
     scorers: tuple[str, ...] = ("eap", "eap-ig", "random")

@@ -31,6 +31,7 @@ from circuit.files import circuit_record
 from circuit.grid import LINEAR, Grid, grid_eap, grids_of, passes_of
 from circuit.model import Model
 from circuit.null_run import NullRun, null_run
+from circuit.options import PlainNumbers
 from circuit.overlap import Overlap, overlap
 from circuit.patching import Prepared, Progress, effects, is_plain, prepare_each
 from circuit.pruning import PRUNERS, acdc, check_tau, greedy, threshold, top_n
@@ -66,7 +67,7 @@ Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(PlainNumbers):
     """What ``discover`` does, with the defaults of the command line.
 
     ``threshold`` is in units of the metric (``threshold_on="score"``) or a share of

@@ -25,6 +25,7 @@ __all__ = [
     "TaskError",
     "WriteError",
     "cut",
+    "first_line",
     "listed",
 ]
 
@@ -79,3 +80,10 @@ def cut(text: str, most: int) -> str:
         return text
     tail = most // 3
     return f"{text[: most - tail - 3]} … {text[len(text) - tail :]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library's error says, cut to 200 characters."""
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0]
+    return line if len(line) <= 200 else line[:199] + "…"

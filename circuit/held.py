@@ -43,8 +43,8 @@ class Held:
             for weight, data in short:
                 weight.data = data
 
-    def while_it_runs(self, part: torch.nn.Module) -> None:
-        """Make the part's own calls enter ``long``."""
+    def while_it_runs(self, part: torch.nn.Module) -> tuple[Any, Any]:
+        """Make the part's own calls enter ``long``, until the hooks that are returned are removed."""
         entered: list[contextlib.AbstractContextManager[None]] = []
 
         def before(*_: Any) -> None:
@@ -54,8 +54,7 @@ class Held:
         def after(*_: Any) -> None:
             entered.pop().__exit__(None, None, None)
 
-        part.register_forward_pre_hook(before)
-        part.register_forward_hook(after, always_call=True)
+        return part.register_forward_pre_hook(before), part.register_forward_hook(after, always_call=True)
 
     def _keep(self, saved: Tensor) -> Any:
         """What autograd keeps: in place of a long copy, or of a view of one, the short weight and the view's shape."""

@@ -9,7 +9,8 @@ those three, each head's result, and the MLP. With them
 
 and the stream into any head or MLP can be changed on its own. Nothing here
 depends on a model family's name: at load the blocks are put together again and
-must give the host's logits, otherwise the model is refused.
+must give the logits that Hugging Face's own network gave before anything of it was replaced, otherwise the model
+is refused.
 """
 
 from __future__ import annotations
@@ -31,12 +32,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from circuit.budget import Budget
-from circuit.errors import ModelError
+from circuit.checkpoint import check_finite, check_folder, check_keys, check_place, lacks_tokenizer, stored_tensors
+from circuit.errors import ModelError, first_line
 from circuit.estimate import architecture_of
+from circuit.float64 import Wide
 from circuit.graph import SLOTS, Graph
 from circuit.held import SHORT, Held
 
-__all__ = ["DTYPES", "NEURON_HOOKS", "Block", "Context", "Model", "load_model", "load_skeleton"]
+__all__ = ["DTYPES", "NEURON_HOOKS", "Block", "Context", "Model", "load_model", "load_reader", "load_skeleton"]
 
 EPSILONS = ("eps", "variance_epsilon", "epsilon")
 """What the constant under a norm's root is called, in torch and in the host's models."""
@@ -57,7 +60,6 @@ NEURON_HOOKS = {"post": "out", "pre": "in", "gate": "gate"}
 """Places inside an MLP: what its down projection reads, and what its up and its gate projection write."""
 HELD = "bfloat16-weights"
 """The format whose weights are short and whose every computation is in float32."""
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
 
 
 def load_model(
@@ -116,23 +118,38 @@ def load_skeleton(name: str | Path, *, revision: str | None = None) -> tuple[Any
     Raises:
         ModelError: there is no configuration, the hub refuses, or it is no causal language model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     where = str(name)
-    local = Path(where).is_dir()
-    options = {"revision": revision, "local_files_only": local}
+    config, tokenizer = load_reader(where, revision=revision)
+    with _reading(where, revision, "configuration", local=True), torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config.get_text_config(decoder=True), trust_remote_code=False)
+    if Path(where).is_dir() and any(Path(where).glob("*.safetensors")):
+        _check_stored(where, config)
+    return network, tokenizer
+
+
+def load_reader(name: str, *, revision: str | None = None, need_tokenizer: bool = False) -> tuple[Any, Any]:
+    """The configuration and the tokenizer of a model, no weights; None for a tokenizer that cannot be read.
+
+    Raises:
+        ModelError: there is no configuration or, with ``need_tokenizer``, no tokenizer, or the hub refuses.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    local = check_place(name)
+    if local:
+        check_folder(Path(name), weights=False)
+    options = _reading_options(revision, local)
     try:
-        with _quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(where, **options)
-            network = AutoModelForCausalLM.from_config(config.get_text_config(decoder=True))
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        reason = None if local else _hub_refusal(error, where, revision)
-        raise ModelError(reason or f"model {where} has no usable configuration: {_first_line(error)}") from error
-    try:
-        with _quiet():
-            return network, AutoTokenizer.from_pretrained(where, **options)
-    except (OSError, ValueError, KeyError, ImportError):
-        return network, None
+        with _reading(name, revision, "tokenizer", local=local):
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except ModelError:
+        if need_tokenizer:
+            raise
+        tokenizer = None
+    with _reading(name, revision, "configuration", local=local):
+        return AutoConfig.from_pretrained(name, **options), tokenizer
 
 
 def wrap_model(
@@ -157,12 +174,16 @@ def wrap_model(
     from transformer_lens.model_bridge import TransformerBridge
 
     network = _text_part(network, name)
+    check_finite(network, name)
     fingerprint = _fingerprint(network)
-    _expand_grouped_heads(network, name)
-    arch = architecture_of(network, name) if max_memory is not None else None
     if network.dtype == torch.float64 and network._can_set_experts_implementation():
         network.set_experts_implementation("eager")  # the host's fused product has no float64
-    network.eval().requires_grad_(False)
+    own = _own_logits(network, name, device, in_float32=in_float32)
+    wide = Wide() if network.dtype == torch.float64 else None
+    if wide is not None:
+        _widen_buffers(network, wide)
+    _expand_grouped_heads(network, name)
+    arch = architecture_of(network, name) if max_memory is not None else None
     network.config.architectures = network.config.architectures or [type(network).__name__]
     try:
         with _quiet(), _nothing_installed():
@@ -175,17 +196,19 @@ def wrap_model(
             )
     except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
         raise ModelError(
-            f"{name}: TransformerLens cannot hold this model ({_first_line(error)}); "
+            f"{name}: TransformerLens cannot hold this model ({first_line(error)}); "
             "see its list of supported architectures"
         ) from error
     bridge.eval().requires_grad_(False)
+    if wide is not None:
+        wide.while_they_run(dict.fromkeys([*bridge.modules(), *network.modules()]))
     try:
         model = Model(bridge, tokenizer, name, revision, fingerprint, in_float32=in_float32)
     except (ValueError, RuntimeError, AttributeError) as error:
         raise ModelError(
-            f"{name}: the attention of this architecture does not come apart into heads ({_first_line(error)})"
+            f"{name}: the attention of this architecture does not come apart into heads ({first_line(error)})"
         ) from error
-    model.check_decomposition()
+    model.check_decomposition(own)
     if max_memory is not None and arch is not None:
         model.budget = Budget(max_memory, _fixed_bytes(model), arch, model.format)
     return model
@@ -753,13 +776,7 @@ class Model:
         return first[0], tuple(contexts)
 
     def _placed(self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None) -> dict[str, Any]:
-        """The host's arguments for rows that are padded on the left; nothing special where none is."""
-        if padding is None or not bool(padding.any()):
-            return {"use_cache": False}
-        places = torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]
-        placed = {"use_cache": False, "attention_mask": (places >= 0).long()}
-        takes = inspect.signature(type(self.bridge.original_model).forward).parameters
-        return placed | ({"position_ids": places.clamp(min=0)} if "position_ids" in takes else {})
+        return _placed(self.bridge.original_model, tokens, padding)
 
     def positions(self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None) -> Tensor:
         """What the stream into the first block holds besides the tokens: learned positions, where there are any.
@@ -789,9 +806,11 @@ class Model:
             logits = network(inputs_embeds=rows, use_cache=False).logits
         return logits.view(*normed.shape[:-1], -1).to(resid.device)
 
-    def forward(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos vocab"]:
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
         """The same logits as ``logits``, from the parts."""
-        resid, context = self.start(tokens)
+        resid, context = self.start(tokens, padding)
         for block in self.blocks:
             normed = block.attn_norm(resid)
             q, k, v = (block.project(slot, normed) for slot in "qkv")
@@ -801,32 +820,106 @@ class Model:
             resid = resid + attn + mlp
         return self.unembed(resid)
 
-    def check_decomposition(self) -> None:
-        """Put the parts together and compare with the host.
+    def check_decomposition(self, own: OwnLogits | None = None) -> None:
+        """Put the parts together and compare with the host, and both with the network's own logits of before.
 
         Raises:
             ModelError: the logits differ by more than the format's rounding explains.
         """
-        vocab = int(self.bridge.cfg.d_vocab)
-        generator = torch.Generator().manual_seed(0)
-        length = min(8, self.n_context or 8)
-        tokens = torch.randint(0, vocab, (2, length), generator=generator).to(self.device)
-        bound = {torch.float32: 2e-4, torch.float64: 2e-4}.get(self.dtype, 0.1)
+        tokens, padding = _trial(self.bridge.original_model, self.device)
+        bound = {torch.float32: 2e-4, torch.float64: 1e-9}.get(self.dtype, 0.1)
         try:
             with torch.no_grad():
                 host, ours = self.logits(tokens), self.forward(tokens)
+                padded = None if own is None else self.forward(tokens, padding)
         except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
                 f"{self.name}: the blocks of this architecture cannot be taken apart into heads and MLPs "
-                f"({_first_line(error)})"
+                f"({first_line(error)})"
             ) from error
-        gap = float((host - ours).abs().max() / host.abs().max().clamp(min=1.0))
+        if own is not None and padded is not None:
+            # In float64 the network's own norms were still in float32, in short formats all of it was.
+            than, why = (
+                "Hugging Face's own network",
+                "TransformerLens does not compute all that this configuration asks",
+            )
+            self._compare(own.plain, host, own.bound, "held by TransformerLens", than, why)
+            if bool(own.padded.isfinite().all()):  # eager attention of float64 gives NaN where rows are padded
+                self._compare(own.padded, own.without_padding(padded), own.bound, "with padded rows", than, why)
+        why = "its residual stream is not a plain sum of nodes"
+        self._compare(host, ours, bound, "put together from heads and MLPs", "it does as a whole", why)
+
+    def _compare(self, expected: Tensor, found: Tensor, bound: float, how: str, than: str, why: str) -> None:
+        scale = float(expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
+        gap = float((expected - found).abs().max()) / scale
         if not gap <= bound:
             raise ModelError(
-                f"{self.name}: put together from heads and MLPs the model gives other logits than it does as a "
-                f"whole (relative difference {gap:.2g}, allowed {bound:.2g}); its residual stream is not a plain "
-                "sum of nodes, so circuits in it would be wrong"
+                f"{self.name}: {how} the model gives other logits than {than} (relative difference {gap:.2g}, "
+                f"allowed {bound:.2g}); {why}, so circuits in it would be wrong"
             )
+
+
+@dataclass(frozen=True)
+class OwnLogits:
+    """What a network gave for the trial's rows, whole and padded on the left, before anything of it was replaced."""
+
+    plain: Float[Tensor, "batch pos vocab"]
+    padded: Float[Tensor, "rows vocab"]
+    padding: Int[Tensor, " batch"]
+    bound: float
+
+    def without_padding(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "rows vocab"]:
+        """The rows that are no padding."""
+        return _unpadded(logits, self.padding)
+
+
+def _own_logits(network: Any, name: str, device: torch.device | str, *, in_float32: bool) -> OwnLogits:
+    """Run the network as Hugging Face made it, in eager attention; with ``in_float32`` its weights are long then."""
+    network.eval().requires_grad_(False)
+    if not any("_hf_hook" in vars(part) for part in network.modules()):
+        network.to(device)  # else it lies on several devices
+    held, short = Held(), network.dtype in SHORT
+    parts = [part for part in network.modules() if part._parameters] if in_float32 and short else []
+    hooks = [hook for part in parts for hook in held.while_it_runs(part)]
+    tokens, padding = _trial(network, next(network.parameters()).device)
+    try:
+        network.set_attn_implementation("eager")
+        with torch.no_grad():
+            rows = [network(tokens, **_placed(network, tokens, pad)).logits for pad in (None, padding)]
+    except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(
+            f"{name}: the model does not run on {len(tokens)} rows of tokens ({first_line(error)})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not bool(rows[0].isfinite().all()):
+        short_name = str(network.dtype).removeprefix("torch.")
+        raise ModelError(f"{name}: its logits are not finite in {short_name}; load it in float32")
+    return OwnLogits(rows[0], _unpadded(rows[1], padding), padding, 0.1 if short and not in_float32 else 2e-4)
+
+
+def _trial(network: Any, device: torch.device) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"]]:
+    """Two rows of random tokens, and how many of each are padding where rows are to be padded."""
+    config = network.config.get_text_config()
+    length = min(8, int(getattr(config, "max_position_embeddings", 0) or 8))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, int(config.vocab_size), (2, length), generator=generator)
+    return tokens.to(device), torch.tensor([0, length // 3], device=device)
+
+
+def _placed(network: Any, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None) -> dict[str, Any]:
+    """The host's arguments for rows that are padded on the left; nothing special where none is."""
+    if padding is None or not bool(padding.any()):
+        return {"use_cache": False}
+    places = torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]
+    placed = {"use_cache": False, "attention_mask": (places >= 0).long()}
+    takes = inspect.signature(type(network).forward).parameters
+    return placed | ({"position_ids": places.clamp(min=0)} if "position_ids" in takes else {})
+
+
+def _unpadded(logits: Float[Tensor, "batch pos vocab"], padding: Int[Tensor, " batch"]) -> Float[Tensor, "rows vocab"]:
+    return logits[torch.arange(logits.shape[1], device=logits.device) >= padding[:, None]]
 
 
 def _fingerprint(network: Any) -> str:
@@ -906,7 +999,7 @@ def _mlp_returns(block: Any, like: Tensor, layer: int, name: str) -> int:
             out = block.mlp(like.new_zeros(1, 1, like.shape[-1]))
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise ModelError(
-            f"{name}: layer {layer} has no MLP that is a function of the residual stream alone ({_first_line(error)}); "
+            f"{name}: layer {layer} has no MLP that is a function of the residual stream alone ({first_line(error)}); "
             "circuits need one whose output is added to the stream"
         ) from error
     return len(out) if isinstance(out, tuple) else 0
@@ -1042,7 +1135,7 @@ def _device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"device {name!r} cannot be used here ({_first_line(error)}); use --device auto or cpu"
+            f"device {name!r} cannot be used here ({first_line(error)}); use --device auto or cpu"
         ) from error
     if device.type == "meta":
         raise ModelError("device 'meta' is not one that computes; use --device auto, cpu, cuda or mps")
@@ -1052,40 +1145,113 @@ def _device(name: str) -> torch.device:
 def _load_pretrained(
     name: str, revision: str | None, dtype: torch.dtype, device_map: str | None = None
 ) -> tuple[Any, Any]:
-    local = Path(name).is_dir()
-    if local:
-        _check_folder(Path(name))
-    elif name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"model folder {name} does not exist; give a Hugging Face folder or a hub name such as gpt2")
-    options = {"revision": revision, "local_files_only": local}
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    local = check_place(name)
+    if local:
+        check_folder(Path(name))
+    options = _reading_options(revision, local)
+    with _reading(name, revision, "tokenizer", local=local):
+        _refuse_adapter(name, revision, local)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    with _reading(name, revision, local=local):
+        how = {"dtype": dtype, "attn_implementation": "eager", "device_map": device_map}
+        how |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        network, info = AutoModelForCausalLM.from_pretrained(name, **how, **options)
+    check_keys(name, network, info)
+    return network, tokenizer
+
+
+def _reading_options(revision: str | None, local: bool) -> dict[str, Any]:
+    """What every reading of the host library is told: no code of the model's own is run, and nobody is asked."""
+    return {"revision": revision, "local_files_only": local, "trust_remote_code": False}
+
+
+@contextlib.contextmanager
+def _reading(name: str, revision: str | None, part: str = "", *, local: bool) -> Iterator[None]:
+    """What the host library raises while it reads a model's files is the files' fault; the reason in one sentence."""
     try:
         with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
-            how = {"dtype": dtype, "attn_implementation": "eager", "device_map": device_map}
-            network = AutoModelForCausalLM.from_pretrained(name, **how, **options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        reason = None if local else _hub_refusal(error, name, revision)
+            yield
+    except ModelError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            reason = f"model {name} needs code of its own, which is not run; give a model that the host library knows"
+        elif not local and "named model.safetensors" in str(error):
+            reason = (
+                f"model {name} has no model.safetensors on the hub; pickled weights are not read, as they may run "
+                "code: choose a --revision that has safetensors, or convert them and give the folder"
+            )
+        elif local and part == "tokenizer" and lacks_tokenizer(Path(name)):
+            reason = f"model folder {name} has no tokenizer files; expected tokenizer.json beside the weights"
+        else:
+            reason = None if local else _hub_refusal(error, name, revision)
         source = "the folder" if local else "the hub (or its local cache)"
-        raise ModelError(reason or f"model {name} cannot be loaded from {source}: {_first_line(error)}") from error
-    return network, tokenizer
+        what = f"the {part} of {name}" if part else f"model {name}"
+        raise ModelError(reason or f"{what} cannot be loaded from {source}: {first_line(error)}") from error
+
+
+def _refuse_adapter(name: str, revision: str | None, local: bool) -> None:
+    """An adapter on the hub would be applied, or not, as a library happens to be installed."""
+    from transformers.utils import find_adapter_config_file
+
+    if not local and find_adapter_config_file(name, revision=revision):
+        raise ModelError(
+            f"model {name} holds a LoRA adapter, which is not applied; merge it into its base model "
+            "(merge_and_unload of peft), save the result and give its folder"
+        )
+
+
+def _check_stored(folder: str, config: Any) -> None:
+    """Hold the heads of a folder's files against the model, as loading would, without the weights."""
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "quantization_config", None) is not None:
+        return  # what is stored then are not the model's own weights
+    with torch.device("meta"):
+        stored = {key: torch.empty(shape) for key, shape in stored_tensors(Path(folder)).items()}
+    how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": "meta"}
+    with _reading(folder, None, local=True):
+        with torch.device("meta"):
+            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        network, info = kind.from_pretrained(None, config=config, state_dict=stored, **how)
+    check_keys(folder, network, info)
 
 
 def _restore_buffers(network: Any) -> None:
     """Constants that no file holds, such as the scale of embeddings, as they are in float32 and not rounded."""
+    fresh = _fresh_buffers(network, torch.float32)
+    for name, buffer in network.named_buffers():
+        if buffer.dtype in SHORT and name in fresh:
+            _set_buffer(network, name, fresh[name].float().to(buffer.device))
+
+
+def _widen_buffers(network: Any, wide: Wide) -> None:
+    """Constants that no file holds computed anew in float64, where what is there is the same number rounded."""
+    with wide.on():
+        fresh = _fresh_buffers(network, torch.float64)
+    for name, buffer in dict(network.named_buffers()).items():
+        if buffer.is_floating_point() and name in fresh and fresh[name].shape == buffer.shape:
+            whole = fresh[name].to(buffer.device, torch.float64)
+            if torch.allclose(whole, buffer.double(), rtol=1e-6, atol=0):
+                _set_buffer(network, name, whole)
+
+
+def _set_buffer(network: Any, name: str, value: Tensor) -> None:
+    owner, _, last = name.rpartition(".")
+    setattr(network.get_submodule(owner), last, value)
+
+
+def _fresh_buffers(network: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The constants of a new network of the same configuration, whose weights are not made."""
     from accelerate import init_empty_weights
 
     config = copy.deepcopy(network.config)
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
-        part.dtype = torch.float32
+        part.dtype = dtype
     with _quiet(), init_empty_weights(include_buffers=False):
-        fresh = dict(type(network)(config).named_buffers())
-    for name, buffer in network.named_buffers():
-        if buffer.dtype in SHORT and name in fresh:
-            owner, _, last = name.rpartition(".")
-            setattr(network.get_submodule(owner), last, fresh[name].float().to(buffer.device))
+        return dict(type(network)(config).named_buffers())
 
 
 def _hub_refusal(error: BaseException, name: str, revision: str | None) -> str | None:
@@ -1129,18 +1295,8 @@ def _hub_refusal(error: BaseException, name: str, revision: str | None) -> str |
             "(HTTPS_PROXY, HF_ENDPOINT), or give a folder"
         )
     if (refused := next((one for one in chain if isinstance(one, errors.HfHubHTTPError)), None)) is not None:
-        return f"the hub did not give model {name} ({_first_line(refused)}); wait and try again"
+        return f"the hub did not give model {name} ({first_line(refused)}); wait and try again"
     return None
-
-
-def _check_folder(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"model folder {folder} has no config.json; expected a Hugging Face model folder")
-    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
-        raise ModelError(
-            f"model folder {folder} has a config.json but no weights; expected model.safetensors "
-            "(or shards with an index) beside it"
-        )
 
 
 def _text_part(network: Any, name: str) -> Any:
@@ -1161,7 +1317,7 @@ def _text_part(network: Any, name: str) -> Any:
     except (ValueError, AttributeError, TypeError, NotImplementedError) as error:
         raise ModelError(
             f"{name}: a model of several modalities whose text part is no language model by itself "
-            f"({_first_line(error)}); give a text model"
+            f"({first_line(error)}); give a text model"
         ) from error
     text.config.architectures = [type(text).__name__]
     body.config._attn_implementation = "eager"
@@ -1254,9 +1410,3 @@ def _quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    line = text.splitlines()[0]
-    return line if len(line) <= 200 else line[:199] + "…"

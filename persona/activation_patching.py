@@ -39,6 +39,7 @@ from circuit.graph import Graph
 from circuit.model import Model
 from circuit.node_patching import patched_nodes, patched_stream, per_pass, portions
 from circuit.null_run import NullRun, null_run
+from circuit.options import PlainNumbers
 from circuit.patching import Prepared, Progress, prepare_each
 from circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swap_rows
 from circuit.uncertainty import Clusters, is_zero, ratio_p_values
@@ -58,7 +59,7 @@ Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
-class PatchOptions:
+class PatchOptions(PlainNumbers):
     """What is patched. ``senders`` empty: all that reach a receiver; ``receivers`` empty: no paths.
 
     ``ablate`` names heads, ``ablate_top`` takes the first so many movers instead. ``negligible`` is the

@@ -39,6 +39,7 @@ from scipy import stats
 from circuit.errors import OptionError
 from circuit.graph import Graph, Node
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.uncertainty import Clusters, Interval, interval, ratio_interval, weighted_mean
 from persona.activations import Progress, grouped, trace
 from persona.directions import Directions, default_kind, find_directions
@@ -66,7 +67,7 @@ Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
-class BridgeOptions:
+class BridgeOptions(PlainNumbers):
     """``layer`` is where nodes are listed and movers taken from, the last if None; shares are of every layer.
 
     ``direction`` is as for steering, chosen by the pairs if empty. ``top_k`` movers are taken where no file names them.

@@ -23,6 +23,7 @@ import torch
 import metrics
 from circuit.errors import OptionError
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from persona.behaviour import PairMeasure, measure_pairs
 from persona.items import ItemFile, Neutral
 from persona.statistics import Estimate, sign_flip, two_way_difference, two_way_mean
@@ -45,7 +46,7 @@ FEW_CLUSTERS = 8
 
 
 @dataclass(frozen=True)
-class StudyOptions:
+class StudyOptions(PlainNumbers):
     """How the study is made; fixed before the run.
 
     ``bias_cut`` is in logits: the bias is high where the most likely candidate, asked

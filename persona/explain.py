@@ -22,6 +22,7 @@ import torch
 import metrics
 from circuit.errors import OptionError, TaskError
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.task import PromptPair, Row, Task, answer_id, encode
 from persona.behaviour import PairMeasure, fitting_items, measure_pairs
 from persona.explain_causal import TESTS, Asked, Outcome, flip_gain, run_test
@@ -79,7 +80,7 @@ class PairFile:
 
 
 @dataclass(frozen=True)
-class ExplainOptions:
+class ExplainOptions(PlainNumbers):
     """What is explained and how; fixed before the run. ``by`` are keys of the rows, or ``pair``.
 
     Without ``causal`` no test is run.

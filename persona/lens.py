@@ -38,6 +38,7 @@ import metrics
 from circuit.errors import OptionError
 from circuit.graph import Graph
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from persona.activations import Progress, grouped, id_table, point_names, trace
 from persona.examples import Example, ExampleFile, shared_positions
 from persona.items import Item
@@ -62,7 +63,7 @@ TOLERANCE = 1e-3  # of what the attributions may miss, in logits or relative to 
 
 
 @dataclass(frozen=True)
-class LensOptions:
+class LensOptions(PlainNumbers):
     """``positions`` are the named positions to look at, all that every prompt has if empty."""
 
     positions: tuple[str, ...] = ()

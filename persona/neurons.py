@@ -23,6 +23,7 @@ from scipy import stats
 from circuit.errors import OptionError, TaskError
 from circuit.graph import Graph
 from circuit.model import NEURON_HOOKS, Model
+from circuit.options import PlainNumbers
 from circuit.uncertainty import Clusters, Interval, cluster_codes, interval, ratio_interval, weighted_mean
 from persona.activations import Progress
 from persona.examples import Example, ExampleFile, leak
@@ -60,7 +61,7 @@ Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
-class NeuronOptions:
+class NeuronOptions(PlainNumbers):
     """``layers``: all if empty. ``everywhere``: neurons are changed at every token, not at the position alone.
 
     ``max_pairs`` is how many held-out pairs are ablated, ``least`` how many pairs a group has at

@@ -23,6 +23,7 @@ from functools import lru_cache
 from typing import Any
 
 from circuit.errors import OptionError, TaskError, listed
+from circuit.options import PlainNumbers
 from circuit.task import ALIGNMENTS, PromptPair, Reader, Span, Task, encode
 from persona.matching import REASONS, Case, Drop, Setting, Side, leak_finder, matched, pair_row, setting
 from persona.neutral import Neutrals, NeutralSide, neutral_side, neutrals, without_neutral
@@ -39,7 +40,7 @@ LEAKS = ("drop", "keep", "only")
 
 
 @dataclass(frozen=True)
-class PairOptions:
+class PairOptions(PlainNumbers):
     """How pairs are chosen.
 
     ``test_share`` is the share of meetings, and of question wordings, that is held out (0: no

@@ -37,6 +37,7 @@ import torch
 from circuit.errors import OptionError, TaskError, listed
 from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.storage import replace_files, write_json, write_text
 from circuit.task import PromptPair, Task, beyond_embedding, encode, token_ids, without_end
 from persona.items import Item, ItemFile, Neutral, neutral_prompts
@@ -62,7 +63,7 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class PriorOptions:
+class PriorOptions(PlainNumbers):
     """How prior pairs are chosen: ``min_lead`` in logits without a persona, ``max_pairs`` per split."""
 
     min_lead: float = 1.0

@@ -35,6 +35,7 @@ from jaxtyping import Float, Int
 
 from circuit.errors import OptionError
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from persona.activations import Progress, collect, point_names
 from persona.examples import ExampleFile, shared_positions
 from persona.geometry import Place, geometry_by_place
@@ -66,7 +67,7 @@ Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
-class ProbeOptions:
+class ProbeOptions(PlainNumbers):
     """``targets``, ``hold_outs`` and ``positions``: all that the file has, if empty.
 
     ``every`` leaves out layers: every so many blocks, the first and the last point always.

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from circuit import task
-from circuit.errors import ModelError, OptionError
+from circuit.errors import OptionError
+from circuit.model import load_reader
 from circuit.shipped import resolve
 from circuit.task import Reader, answer_id, token_ids, token_offsets, unknown_pieces
 from persona.templates import PARTS, Prompt
@@ -59,18 +59,7 @@ def load_tokenizer(name: str) -> TokenizerOnly:
     Raises:
         ModelError: there is no tokenizer, or it cannot be loaded.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    place = resolve(name)
-    local = Path(place).is_dir()
-    if not local and (place.startswith((".", "/", "~")) or place.count("/") > 1):
-        raise ModelError(f"model folder {name} does not exist; give a Hugging Face folder or a hub name such as gpt2")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-        config = AutoConfig.from_pretrained(place, local_files_only=local)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"the tokenizer of {name} cannot be loaded: {line}") from error
+    config, tokenizer = load_reader(resolve(name), need_tokenizer=True)
     # Transformers would warn of the first prompt that is too long; here that is a reason in the report.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     inner = getattr(config, "text_config", None) or config

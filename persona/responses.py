@@ -26,6 +26,7 @@ from torch import Tensor
 from circuit.errors import OptionError, TaskError, listed
 from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.reading import is_whole
 from circuit.task import lost_differences, prompt_faults, token_ids
 from persona.endpoint import Chat, Endpoint, EndpointError, Journal, ask
@@ -70,7 +71,7 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class Sampling(PlainNumbers):
     """How responses are drawn. Temperature 0 takes the most likely token; ``stop`` ends a response and is no part."""
 
     max_new_tokens: int = 48

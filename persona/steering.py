@@ -34,6 +34,7 @@ import metrics
 from circuit.errors import OptionError, TaskError, listed
 from circuit.finite import check_finite, of_prompts
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from persona.activations import grouped, id_table
 from persona.directions import Directions, controls, find_directions, prompt_end_streams
 from persona.examples import ExampleFile
@@ -69,7 +70,7 @@ Margins = Float[np.ndarray, "2 pair"]  # A's prompts, B's prompts
 
 
 @dataclass(frozen=True)
-class SteerOptions:
+class SteerOptions(PlainNumbers):
     """What is steered and how; fixed before the run.
 
     ``layers`` are steered one at a time, or all at once if ``together``. ``positions`` is

@@ -15,6 +15,7 @@ import torch
 import metrics
 from circuit.errors import OptionError, TaskError
 from circuit.model import Model
+from circuit.options import PlainNumbers
 from circuit.reading import Kind, read_bytes
 from circuit.task import Task, load_task
 from persona.behaviour import PairMeasure, measure_pairs
@@ -74,7 +75,7 @@ class StudyFiles:
 
 
 @dataclass(frozen=True)
-class StudyOptions:
+class StudyOptions(PlainNumbers):
     """How the study is made; fixed before the run.
 
     ``n_random`` random circuits stand beside a faithfulness; where many circuits are tried (hypothesis tests,

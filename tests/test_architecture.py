@@ -10,7 +10,7 @@ from conftest import ROOT
 
 LEVELS = [
     {"errors", "meter", "printable"},
-    {"finite", "graph", "held", "permutations", "ranks", "reading", "storage"},
+    {"checkpoint", "finite", "float64", "graph", "held", "options", "permutations", "ranks", "reading", "storage"},
     {"scores", "shipped", "alignment", "estimate"},
     {"budget", "subgraph"},
     {"model"},

@@ -40,6 +40,7 @@ def clean_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("transformers.utils.find_adapter_config_file", lambda *_, **__: None)
 
 
 def test_gated_without_a_token(monkeypatch):
@@ -92,11 +93,29 @@ def test_the_revision_reaches_the_hub_and_the_commit_is_kept(monkeypatch, tiny):
     network = AutoModelForCausalLM.from_pretrained(DATA / "tiny-gpt2")
     network.config._commit_hash = "0123abcd"
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: asked.append(k) or tiny.tokenizer)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: asked.append(k) or network)
+    info = {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **k: asked.append(k) or (network, info))
     model = load_model(NAME, revision="main")
     assert [options["revision"] for options in asked] == ["main", "main"], "and nothing else is asked for"
-    assert not any(options["local_files_only"] for options in asked)
+    assert not any(options["local_files_only"] or options["trust_remote_code"] for options in asked)
     assert model.revision == "0123abcd"
+
+
+def test_an_adapter_on_the_hub_is_refused(monkeypatch):
+    monkeypatch.setattr("transformers.utils.find_adapter_config_file", lambda *_, **__: "adapter_config.json")
+    with pytest.raises(ModelError, match=f"{NAME} holds a LoRA adapter, which is not applied; merge it"):
+        load_model(NAME)
+
+
+def test_pickled_weights_on_the_hub_are_not_read(monkeypatch, tiny):
+    def refuses(*_args, **how):
+        assert how["use_safetensors"]
+        raise OSError(f"{NAME} does not appear to have a file named model.safetensors or model.safetensors.index.json")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: tiny.tokenizer)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuses)
+    with pytest.raises(ModelError, match=f"{NAME} has no model.safetensors on the hub; pickled weights are not read"):
+        load_model(NAME)
 
 
 def test_what_was_found_in_a_commit_is_measured_in_it(monkeypatch, tmp_path):

@@ -7,6 +7,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     LlamaConfig,
     MambaConfig,
@@ -132,7 +134,7 @@ def test_folders_that_hold_no_model(tmp_path):
     with pytest.raises(ModelError, match=r"no weights; expected model\.safetensors"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not a model")
-    with pytest.raises(ModelError, match="cannot be loaded from the folder"):
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged or no safetensors file"):
         load_model(tmp_path)
     with pytest.raises(ModelError, match="does not exist"):
         load_model("./no/such/folder")
@@ -142,6 +144,7 @@ def test_names_that_the_hub_does_not_have(monkeypatch):
     def refuses(*_args, **_kwargs):
         raise OSError("nobody/nothing is not a local folder and is not a valid model identifier")
 
+    monkeypatch.setattr("transformers.utils.find_adapter_config_file", lambda *_, **__: None)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuses)
     with pytest.raises(ModelError, match=r"from the hub .* not a valid model identifier"):
         load_model("nobody/nothing")
@@ -188,3 +191,61 @@ def test_a_stream_that_is_no_plain_sum_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(block, "mlp", lambda self, x: 1.5 * mlp(self, x))
     with pytest.raises(ModelError, match="not a plain sum of nodes"):
         tiny.check_decomposition()
+
+
+def small_gpt2(**options):
+    torch.manual_seed(0)
+    network = GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_embd=24, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0, **options)
+    ).eval()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.copy_(0.3 * torch.randn(weight.shape))
+    return network
+
+
+ODD = {
+    "unscaled": (small_gpt2, {"scale_attn_weights": False}),
+    "by layer": (small_gpt2, {"scale_attn_by_inverse_layer_idx": True}),
+    "upcast": (small_gpt2, {"reorder_and_upcast_attn": True}),
+    "unscaled, upcast": (small_gpt2, {"scale_attn_weights": False, "reorder_and_upcast_attn": True}),
+    "untied": (small_gpt2, {"tie_word_embeddings": False}),
+    "biases": (lambda **how: network_of(LlamaConfig(**SMALL, **how)), {"attention_bias": True, "mlp_bias": True}),
+    "wide heads": (lambda **how: network_of(LlamaConfig(**SMALL, **how)), {"head_dim": 16}),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_configurations_give_the_networks_own_logits_or_are_refused(case, tokenizer):
+    """The reference is what the network gave before the host library replaced its attention."""
+    make, options = ODD[case]
+    network = make(**options)
+    tokens = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(tokens).logits
+    if "unscaled" in case:
+        with pytest.raises(ModelError, match="held by TransformerLens the model gives other logits than Hugging Face"):
+            wrap_model(network, tokenizer, name=case)
+    else:
+        model = wrap_model(network, tokenizer, name=case)
+        assert (model.forward(tokens) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16-weights", "float64"])
+def test_the_bound_is_relative_to_the_logits(tokenizer, dtype):
+    """Logits a million times smaller are held to the same digits."""
+    network = small_gpt2(scale_attn_weights=False, tie_word_embeddings=False)
+    with torch.no_grad():
+        network.lm_head.weight *= 1e-6
+    held = {"in_float32": True} if dtype == "bfloat16-weights" else {}
+    network.to({"float64": torch.float64, "float32": torch.float32}.get(dtype, torch.bfloat16))
+    with pytest.raises(ModelError, match=r"other logits than Hugging Face's own network \(relative difference 0\.\d+"):
+        wrap_model(network, tokenizer, name="small logits", **held)
+
+
+def test_logits_that_are_no_numbers_are_refused_at_load(tokenizer):
+    network = small_gpt2().half()
+    with torch.no_grad():
+        network.transformer.wte.weight.mul_(1e5).clamp_(-6e4, 6e4)
+    with pytest.raises(ModelError, match="logits are not finite in float16; load it in float32"):
+        wrap_model(network, tokenizer, name="overflow")

@@ -1,0 +1,79 @@
+"""Options made in a loop over numpy arrays are those made by hand, and their results can be written."""
+
+from dataclasses import fields
+
+import jaxtyping
+import numpy as np
+import pytest
+
+from circuit.bench import BenchOptions
+from circuit.crosscheck import CrosscheckOptions
+from circuit.curve_study import CurveOptions
+from circuit.discovery import Options, discover
+from circuit.errors import OptionError
+from circuit.files import read_circuit, write_circuit
+from persona import collapse, study_context
+from persona.activation_patching import PatchOptions
+from persona.bridge import BridgeOptions
+from persona.explain import ExplainOptions
+from persona.lens import LensOptions
+from persona.neurons import NeuronOptions
+from persona.pairs import PairOptions
+from persona.prior_pairs import PriorOptions
+from persona.probe import ProbeOptions
+from persona.responses import Sampling
+from persona.steering import SteerOptions
+
+ALL = [
+    *(Options, CurveOptions, BenchOptions, CrosscheckOptions, collapse.StudyOptions, study_context.StudyOptions),
+    *(PatchOptions, BridgeOptions, ExplainOptions, LensOptions, NeuronOptions, PairOptions, PriorOptions),
+    *(ProbeOptions, Sampling, SteerOptions),
+]
+VALUES = {"int": (np.int64(7), 7), "float": (np.float32(0.25), 0.25), "bool": (np.bool_(True), True)}
+
+
+@pytest.fixture(autouse=True)
+def as_in_production():
+    """Shapes and types of arguments are checked in tests only, and would refuse what is to be converted."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
+def test_numbers_of_numpy_become_pythons(kind):
+    """Every number of every set of options, inside tuples too."""
+    wanted = {field.name: str(field.type).removesuffix(" | None") for field in fields(kind)}
+    given = {name: VALUES[type_] for name, type_ in wanted.items() if type_ in VALUES}
+    given |= {
+        name: ((VALUES[type_[6:-5]][0],), (VALUES[type_[6:-5]][1],))
+        for name, type_ in wanted.items()
+        if type_.startswith("tuple[") and type_[6:-5] in VALUES
+    }
+    assert given
+    needed = {"layers": (1,), "strengths": (1.0,)} if kind is SteerOptions else {}
+    made = kind(**{**needed, **{name: numpys for name, (numpys, _) in given.items()}})
+    for name, (_, expected) in given.items():
+        found = getattr(made, name)
+        assert (found, repr(found)) == (expected, repr(expected)), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prune": "top-n", "top_n": np.int64(20), "threshold": None},
+        {"seed": np.int64(3)},
+        {"threshold": np.float32(0.01)},
+        {"sweep": np.bool_(True), "steps": np.array(2)},
+    ],
+)
+def test_what_was_found_with_them_can_be_written(tiny, tiny_task, tmp_path, options):
+    found = discover(tiny, tiny_task, Options(**{"threshold": 0.1, "n_random": 0, **options}))
+    write_circuit(found.record, tmp_path / "circuit.json")
+    assert read_circuit(tmp_path / "circuit.json")
+
+
+def test_a_fraction_where_a_whole_number_is_wanted():
+    assert Options(top_n=20.0).top_n == 20
+    with pytest.raises(OptionError, match=r"top_n must be a whole number, got 2\.5"):
+        Options(top_n=np.float64(2.5))
