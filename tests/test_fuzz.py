@@ -7,16 +7,18 @@ PERSONA_CIRCUITS_FUZZ=10000 python -m pytest tests/test_fuzz.py
 import contextlib
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT
+from conftest import DATA, ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from circuit.errors import PersonaCircuitsError
+from circuit.errors import ModelError, PersonaCircuitsError
 from circuit.reading import parse_json
+from persona.prompts import load_tokenizer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -60,6 +62,22 @@ def test_a_folder_an_empty_file_or_no_file_is_no_bug(reader, tmp_path):
         make(tmp_path / reader.file)
         with contextlib.suppress(PersonaCircuitsError):
             reader.read(tmp_path / reader.file)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_damaged_tokenizer_is_refused_in_a_sentence(name, tmp_path):
+    folder = shutil.copytree(DATA / "tiny-gpt2", tmp_path / "model")
+    whole = json.loads((folder / name).read_text())
+    odd = ["", "[]", "null", "\0", '{"a":' * 2000, *(json.dumps({**whole, key: {"a": [1]}}) for key in list(whole)[:9])]
+    refused = 0
+    for text in odd:
+        (folder / name).write_text(text)
+        try:
+            load_tokenizer(str(folder))
+        except ModelError as error:
+            assert str(error).startswith("the tokenizer of ")
+            refused += 1
+    assert refused > 5
 
 
 def test_bugs_are_counted():
