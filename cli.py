@@ -852,7 +852,9 @@ def draw(
 
 @app.command()
 def validate(
-    files: Annotated[list[Path], typer.Argument(help="circuit.json, real_circuits_1.json, scores.safetensors or EAP-IG's JSON.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="circuit.json, real_circuits_1.json, scores.safetensors or EAP-IG's JSON.")
+    ],
     against: Annotated[
         Path | None, typer.Option("--against", help="A circuit.json: nodes must be of its model's graph.")
     ] = None,
