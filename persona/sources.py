@@ -360,9 +360,9 @@ def _poles(path: Path) -> dict[str, str]:
     return {trait["negative"]: trait["positive"] for trait in traits}
 
 
-def _signed(values: Mapping[str, float], poles: Mapping[str, str]) -> dict[str, float]:
+def _signed(values: Mapping[str, int | float], poles: Mapping[str, str]) -> dict[str, float]:
     """Numbers by trait, a negative pole as its positive one with the other sign."""
-    return {poles.get(name, name): -value if name in poles else value for name, value in values.items()}
+    return {poles.get(name, name): float(-value if name in poles else value) for name, value in values.items()}
 
 
 def _eval_personas(trait: str) -> list[Persona]:
