@@ -340,7 +340,7 @@ def _changed_array(arrays: dict[str, Any], name: str, kind: str, number: int) ->
         twice = torch.cat([flat, flat]).reshape(2, *tensor.shape)
         shapes = (flat, flat[:1], flat[:0], tensor[None], torch.zeros(()), twice)
         return {**arrays, name: shapes[number % len(shapes)]}
-    if kind == "value":
+    if kind == "value" and tensor.numel():
         flat = tensor.clone().reshape(-1)
         if flat.dtype.is_floating_point:
             flat[number % len(flat)] = (float("nan"), float("inf"), 1e30, 0.0)[number % 4]

@@ -289,7 +289,7 @@ def read_state(path: str | Path | None, search: str) -> dict[str, np.ndarray]:
             if metadata.get("search") != search:
                 return {}
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last: a format of no array
         tell_damaged(path, error)
         return {}
     if metadata != state_metadata(search, found):

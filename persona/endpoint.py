@@ -225,7 +225,10 @@ class Journal:
                 continue
             try:
                 item = parse_json(line.decode("utf-8"))
-                found[item.pop("key")] = item
+                key = item.pop("key")
+                if not isinstance(key, str):
+                    raise TypeError("a key is text")
+                found[key] = item
             except (ValueError, KeyError, AttributeError, TypeError):
                 self.torn += 1
         if self.torn and not found and content.count(b"\n") > 1:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from circuit.errors import TaskError, listed
+from circuit.errors import TaskError, cut, listed
 from circuit.reading import (
     Kind,
     NotJson,
@@ -360,9 +360,9 @@ def _poles(path: Path) -> dict[str, str]:
     return {trait["negative"]: trait["positive"] for trait in traits}
 
 
-def _signed(values: Mapping[str, float], poles: Mapping[str, str]) -> dict[str, float]:
+def _signed(values: Mapping[str, int | float], poles: Mapping[str, str]) -> dict[str, float]:
     """Numbers by trait, a negative pole as its positive one with the other sign."""
-    return {poles.get(name, name): -value if name in poles else value for name, value in values.items()}
+    return {poles.get(name, name): float(-value if name in poles else value) for name, value in values.items()}
 
 
 def _eval_personas(trait: str) -> list[Persona]:
@@ -478,9 +478,14 @@ def _own_question(item: Item, poles: Mapping[str, str], faults: _Faults) -> Ques
     if not isinstance(prefers, dict):
         faults.add(where, "'prefers' must be an object from persona to option")
         prefers = {}
+    for name, option in prefers.items():
+        if not isinstance(option, str | None):
+            faults.add(where, f"{name} prefers {cut(repr(option), 80)}, which is no option's name")
+    prefers = {name: option for name, option in prefers.items() if isinstance(option, str | None)}
     cue, domain = row.get("cue"), row.get("domain", "")
     if not isinstance(cue, str | None) or not isinstance(domain, str | int | float):
         faults.add(where, "'cue' must be a string, 'domain' a string or a number")
+        return None
     words, distinct = tuple(option["word"].strip() for option in options), _distinct(row["wordings"])
     place = distinct.index(row["wordings"][held_out].strip()) if is_place else None
     extra = {"prefers": prefers, "affinities": affinities, "held_out": place, "cue": cue, "domain": str(domain)}

@@ -96,8 +96,9 @@ def _compiled(name: str, steps: Any, faults: list[str]) -> tuple[tuple[re.Patter
 
 
 def _rows(path: str | Path) -> list[Mapping[str, Any]]:
+    pairs = load_task(path).pairs
     by_line = raw_pairs(path)
-    rows = [{**by_line[pair.line], "id": pair.id} for pair in load_task(path).pairs]
+    rows = [{**by_line[pair.line], "id": pair.id} for pair in pairs]
     if faults := [fault for number, row in by_line.items() for fault in _candidate_faults(number, row)]:
         raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
     return rows

@@ -179,7 +179,7 @@ def read_vectors(path: str | Path) -> StoredVectors:
     kept: dict[str, Any] = {name: tuple(about[name]) for name in lists}
     kept |= {name: about[name] for name in ("model", "fingerprint", "left_out")}
     means, halves = (stored.arrays[name].astype(np.float64) for name in ("means", "halves"))
-    return StoredVectors(PersonaVectors(means=means, halves=halves, **kept), about["layer"], about["baseline"])
+    return StoredVectors(PersonaVectors(means=means, halves=halves, **kept), about["layer"], about.get("baseline"))
 
 
 def _fault_of(about: Any, arrays: Mapping[str, np.ndarray]) -> str:

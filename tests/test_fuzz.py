@@ -7,22 +7,24 @@ PERSONA_CIRCUITS_FUZZ=10000 python -m pytest tests/test_fuzz.py
 import contextlib
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT
+from conftest import DATA, ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from circuit.errors import PersonaCircuitsError
+from circuit.errors import ModelError, PersonaCircuitsError
 from circuit.reading import parse_json
+from persona.prompts import load_tokenizer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from reliability_fuzz import READERS, counted, encoded, mutations, outcome, table
 
-EXAMPLES = int(os.environ.get("PERSONA_CIRCUITS_FUZZ", "200"))
+EXAMPLES = int(os.environ.get("PERSONA_CIRCUITS_FUZZ", "100"))
 FAST = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -56,10 +58,26 @@ def test_a_damaged_file_is_read_or_refused_in_a_sentence(reader, tmp_path):
 def test_a_folder_an_empty_file_or_no_file_is_no_bug(reader, tmp_path):
     outcome(reader, b"", tmp_path)
     (tmp_path / reader.file).unlink()
-    for make in (lambda path: None, lambda path: path.mkdir()):
-        make(tmp_path / reader.file)
+    (tmp_path / "folder" / reader.file).mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "folder"):
         with contextlib.suppress(PersonaCircuitsError):
-            reader.read(tmp_path / reader.file)
+            reader.read(folder / reader.file)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_damaged_tokenizer_is_refused_in_a_sentence(name, tmp_path):
+    folder = shutil.copytree(DATA / "tiny-gpt2", tmp_path / "model")
+    whole = json.loads((folder / name).read_text())
+    odd = ["", "[]", "null", "\0", '{"a":' * 2000, *(json.dumps({**whole, key: {"a": [1]}}) for key in list(whole)[:9])]
+    refused = []
+    for text in odd:
+        (folder / name).write_text(text)
+        try:
+            load_tokenizer(str(folder))
+        except ModelError as error:
+            refused.append(str(error))
+    assert len(refused) > 5
+    assert all(message.startswith("the tokenizer of ") for message in refused)
 
 
 def test_bugs_are_counted():

@@ -250,7 +250,7 @@ def test_movers_are_heads_and_neurons_are_mlps(tiny64, found, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("no json", "is not JSON; expected the patch.json"),
+        ("no json", "is not JSON: .*; expected the patch.json"),
         ("[]", "holds no JSON object"),
         ('{"format": "persona-circuits/lens"}', "has no movers; expected the patch.json of the patch command"),
         (

@@ -449,7 +449,7 @@ def test_a_template_with_faults(small, tmp_path, name, content, says):
 
 
 def test_a_template_that_is_not_there(small):
-    with pytest.raises(TaskError, match="give raw, chat or the path"):
+    with pytest.raises(TaskError, match="expected raw, chat or the path"):
         load_templates("chatty", small)
 
 
