@@ -9,6 +9,7 @@ from test_cli import PLAIN, RUN, call, fails
 from tests_disks import mounted
 
 import circuit.model
+import cli
 from circuit.errors import TaskError, WriteError
 from persona.study_numbers import Found
 
@@ -38,7 +39,7 @@ TO_FILES = {
     "export": ["RUN", "--to", "eap-ig"],
     "bench": [],
     "pairs": [*TEXTS, "--template", "raw"],
-    "vary": ["--pairs", DATASETS / "pairs_test.jsonl", "--rules", DATASETS / "study2_variants.json"],
+    "vary": ["--pairs", DATASETS / "pairs_test.jsonl", "--rules", DATASETS / "study_craftgpt_variants.json"],
     "prior-pairs": ["--pairs", DATASETS / "pairs_test.jsonl", "--neutral", DATASETS / "questions.jsonl"],
 }
 
@@ -89,9 +90,8 @@ def test_a_file_is_checked_before_work(given, tmp_path, command, place, says):
 @pytest.mark.parametrize("command", ["draw", "compare"])
 def test_a_picture_is_checked_before_work(given, tmp_path, command):
     (tmp_path / "folder.svg").mkdir()
-    option = (
-        ["draw", *given(["RUN"]), "--out"] if command == "draw" else ["compare", *given(["RUN", "RUN"]), "--picture"]
-    )
+    arguments = {"draw": ["RUN", "--out"], "compare": ["RUN", "RUN", "--picture"]}[command]
+    option = [command, *given(arguments)]
     fails("it is a folder", *option, tmp_path / "folder.svg")
     fails("format is 'bmp'", *option, tmp_path / "x.bmp")
 
@@ -112,7 +112,7 @@ def test_a_run_whose_folder_is_read_only(run, tmp_path, monkeypatch):
         before = {path.name: path.read_bytes() for path in there.iterdir()}
         remount("ro")
         assert call("evaluate", there, *PLAIN).exit_code == 0
-        assert call("evaluate", there, "--no-save", "--quick", "--orders", "0").exit_code == 0
+        assert cli._state_beside(there / "circuit.json") is None
         monkeypatch.setattr(circuit.model, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
         fails(r"disk/run/circuit\.json: Read-only file system", "evaluate", there, "--only-faithfulness")
         assert {path.name: path.read_bytes() for path in there.iterdir()} == before
@@ -127,14 +127,16 @@ def test_a_stage_that_cannot_be_written_is_no_note():
         raise WriteError("the disk is full")
 
 
-@pytest.mark.parametrize(("command", "says"), [("lens", "no file is half-written; .* begins anew"),
-                                               ("study", "finished are kept in .*out; .* goes on from there")])  # fmt: skip
-def test_a_stopped_command_says_what_is_kept(tmp_path, monkeypatch, command, says):
+STOPPED = {"lens": "no file is half-written; .* begins anew", "study": "are kept in .*out; .* goes on from there"}
+
+
+@pytest.mark.parametrize("command", STOPPED)
+def test_a_stopped_command_says_what_is_kept(tmp_path, monkeypatch, command):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(circuit.model, "load_model", stop)
-    done = fails(f"^stopped: .*{says}$", command, "--out", tmp_path / "out", code=130)
+    done = fails(f"^stopped: .*{STOPPED[command]}$", command, "--out", tmp_path / "out", code=130)
     assert re.fullmatch(r"[^\n]+\n", done.stderr)
 
 

@@ -1,4 +1,4 @@
-"""The true commands, stopped at random moments and on disks that refuse; ``make reliability`` runs the same at length."""
+"""The true commands, stopped at random moments and on disks that refuse; at length: ``make reliability``."""
 
 import os
 import sys
