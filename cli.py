@@ -3231,13 +3231,13 @@ def _errors() -> Iterator[list[Callable[[], str]]]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the block with KeyboardInterrupt; which came is in the list. A second ends the process."""
+    """Ctrl-C and SIGTERM end the block with ``_Stopped``; which came is in the list. A second ends the process."""
     came: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:
         came.append(number)
         signal.signal(number, signal.SIG_DFL)
-        raise KeyboardInterrupt
+        raise _Stopped
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
@@ -3250,6 +3250,10 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number in ours:
             signal.signal(number, before[number])
+
+
+class _Stopped(BaseException):
+    """A signal came. No KeyboardInterrupt, of which typer says something of its own."""
 
 
 def _stopped(kept: Sequence[Callable[[], str]]) -> str:
@@ -3291,7 +3295,11 @@ def _processes() -> Iterator[bool]:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    try:
+        with _errors():
+            app()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
 
 
 if __name__ == "__main__":

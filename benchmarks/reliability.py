@@ -98,15 +98,25 @@ class Server:
             print(json.dumps(asked), file=self.process.stdin, flush=True)
             pid = self._told()
             if stop is not None:
-                time.sleep(stop[0])
+                _wait_until(errors.name + ".moving" if slow else None, stop[0])
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, stop[1])
             print("wait", file=self.process.stdin, flush=True)
-            return os.waitstatus_to_exitcode(self._told()), errors.read()
+            code = os.waitstatus_to_exitcode(self._told())
+            Path(errors.name + ".moving").unlink(missing_ok=True)
+            return code, errors.read()
 
     def _told(self) -> int:
         assert self.process.stdout is not None
         return int(self.process.stdout.readline())
+
+
+def _wait_until(file: str | None, seconds: float) -> None:
+    """Wait so many seconds, counted from when the file is there."""
+    until = time.monotonic() + 60
+    while file is not None and not os.path.exists(file) and time.monotonic() < until:
+        time.sleep(0.005)
+    time.sleep(seconds)
 
 
 def serve() -> None:
@@ -116,6 +126,7 @@ def serve() -> None:
     import plotly.graph_objects  # noqa: F401
     import torch
 
+    import cli  # noqa: F401
     from circuit import discovery, draw, mib  # noqa: F401
     from circuit.model import load_model
     from circuit.shipped import MODEL
@@ -146,6 +157,7 @@ def _child(asked: dict[str, Any]) -> None:
     real = os.replace
 
     def slow(*where: Any) -> None:
+        Path(asked["errors"] + ".moving").touch()
         time.sleep(asked["slow"])
         real(*where)
 
@@ -207,16 +219,12 @@ def _prepared(command: Command, server: Server, place: Path) -> Subject:
     _must(server, command.old, work)
     shutil.copytree(work, place / "before")
     old = visible(work / "out")
-    took = []
-    for slow in (SLOW, 0.0):
-        shutil.rmtree(work)
-        shutil.copytree(place / "before", work)
-        begun = time.monotonic()
-        _must(server, command.new, work, slow=slow)
-        took.append(time.monotonic() - begun)
+    begun = time.monotonic()
+    _must(server, command.new, work)
+    took = time.monotonic() - begun
     new = visible(work / "out")
     assert old != new, f"{command.name}: old and new content are the same"
-    return Subject(command, server, place, old, new, slow=took[0], plain=took[1])
+    return Subject(command, server, place, old, new, took)
 
 
 def _must(server: Server, arguments: Sequence[str], place: Path, *, slow: float = 0.0) -> None:
@@ -226,22 +234,21 @@ def _must(server: Server, arguments: Sequence[str], place: Path, *, slow: float 
 
 @dataclass(frozen=True)
 class Subject:
-    """A command with its contents and the seconds that it takes, with slow renames and without."""
+    """A command with its contents and the seconds that it takes."""
 
     command: Command
     server: Server
     place: Path
     old: dict[str, bytes]
     new: dict[str, bytes]
-    slow: float
-    plain: float
+    took: float
 
     def kill(self, number: int, draw: random.Random, *, writing: bool) -> Kill:
         """Kill one run, look at what is there, run again, look once more."""
         work = self.place / "work"
         shutil.rmtree(work)
         shutil.copytree(self.place / "before", work)
-        moment = draw.uniform(min(self.plain, self.slow) * 0.9, self.slow) if writing else draw.uniform(0, self.plain)
+        moment = draw.uniform(0, SLOW * (len(self.new) + 1) if writing else self.took)
         how = {"slow": SLOW if writing else 0.0, "stop": (moment, number)}
         code, says = self.server.run(self.command.new, work, **how)
         left = self._left(work / "out", number)
@@ -252,11 +259,11 @@ class Subject:
         assert code != 128 + number or says.startswith("stopped: "), about + says
         assert len(says.strip().splitlines()) <= 1, about + says
         assert left, f"{about}neither the old nor the new content: {sorted(visible(work / 'out'))}"
-        code, says = self.server.run(self.command.new, work)
-        assert code == 0, f"{about}rerun: {code}: {says}"
+        again, said = self.server.run(self.command.new, work)
+        assert again == 0, f"{about}rerun: {again}: {said}"
         assert visible(work / "out") == self.new, f"{about}the rerun's files differ"
         assert not [*work.rglob(f"{HIDDEN}*")], f"{about}hidden files are left after the rerun"
-        return Kill(self.command.name, number, writing, -number if code else code, left, says)
+        return Kill(self.command.name, number, writing, code, left, says)
 
     def _left(self, out: Path, number: int) -> str:
         found = visible(out)
