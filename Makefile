@@ -11,7 +11,7 @@ STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate bench-formats reliability notebooks peers clean
+.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate bench-formats bench-load reliability notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -69,6 +69,9 @@ bench-growth: $(READY)  ## time and memory against edges, tokens, prompts; write
 bench-formats: $(READY)  ## discoveries in shorter number formats against float32; writes docs/models.md
 	$(BIN)/python benchmarks/formats.py --page docs/models.md --model models/persona-world --pairs datasets/pairs_demo.jsonl \
 		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl)
+
+bench-load: $(READY)  ## what large files cost; writes docs/performance.md; BEFORE=CHECKOUT measures an older state beside it
+	$(BIN)/python benchmarks/load.py $(if $(BEFORE),--before $(BEFORE))
 
 bench-estimate: $(READY)  ## what larger models would cost, on paper; writes benchmarks/README.md
 	$(BIN)/python benchmarks/estimate.py --gpu-page docs/gpu.md

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from circuit import ranks
 from circuit.ablation import ABLATIONS, CONSTANT, Ablation, make_ablation
 from circuit.attribution import (
@@ -610,6 +612,11 @@ def _about(
         "stamp": _stamp(options, metric, split),
         "faithfulness": [report.as_dict() for report in reports],
         "versions": _versions(),
+        "computation": {
+            "threads": torch.get_num_threads(),
+            "batch_size": options.batch_size,
+            "processes": ranks.size(),
+        },
     }
 
 
