@@ -26,7 +26,6 @@ from circuit.measurements import Measurements
 from circuit.patching import measure, prepare
 from circuit.subgraph import Circuit
 from circuit.task import batches, encode, with_swap_rows
-from circuit.uncertainty import Clusters
 from metrics import METRICS
 from models.planted import planted_models
 
