@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -432,14 +432,20 @@ def _print_battery(results: Any, record: dict[str, Any] | None) -> None:
 
     tests = results.tests
     rows = [
-        (row["test"], row["decision"], _shown(row["statistic"], 3), _shown(row["p"], 4), row["says"])
+        (
+            *(row["test"], row["decision"], _shown(row["statistic"], 3), _shown(row["p"], 4), _shown(row["p_holm"], 4)),
+            *(row["could_show"], row["says"]),
+        )
         for row in tests.rows()
     ]
     title = f"hypothesis tests on {tests.n_pairs} pairs, level {rows and tests.outcomes[0].alpha:g}"
-    _print_table(title, ("test", "circuit", "statistic", "p", ""), [row[:4] for row in rows], texts=2)
+    columns = ("test", "circuit", "statistic", "p", "p (Holm)", "could have shown")
+    _print_table(title, columns, [row[:6] for row in rows], texts=2)
+    typer.echo(f"tested over {tests.resampled}")
     for row in rows:
-        typer.echo(f"{row[0]}: {row[4]}")
+        typer.echo(f"{row[0]}: {row[6]}")
     typer.echo(f"\ncompleteness: {results.completeness.sentence}")
+    typer.echo(f"intervals over {tests.resampled}")
     typer.echo(f"backup: {results.completeness.backup.sentence}")
     _print_stability(results.searched, (record or {}).get("stability"))
     _print_pairs(results.pairs)
@@ -447,6 +453,7 @@ def _print_battery(results: Any, record: dict[str, Any] | None) -> None:
         columns = ("on" if key == "pairs" else key, *tables.TRANSFER)
         title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
         _print_table(title, columns, tables.transfer_rows(parts), texts=2)
+        typer.echo(f"intervals over {_drawn(part.interval for part in parts)}")
     rows = tables.evaluation_rows(record or {})
     if len(rows) > 1:
         _print_table("all evaluations in the circuit's file", tables.EVALUATIONS, rows, texts=4)
@@ -479,8 +486,15 @@ def _print_pairs(view: Any) -> None:
     ):
         if rows:
             _print_table(title, columns, rows, texts=texts)
+    if len(view.groups) > 1:
+        typer.echo(f"intervals over {_drawn(group.interval for group in view.groups)}")
     for note in view.notes:
         typer.echo(f"note: {note}")
+
+
+def _drawn(intervals: Iterable[Any]) -> str:
+    """What intervals were drawn over, each way once."""
+    return ", or ".join(dict.fromkeys(one.by for one in intervals if one is not None)) or "nothing: there is none"
 
 
 def _shown(value: float | None, places: int) -> str:
@@ -2933,8 +2947,9 @@ def _print_report(report: FaithfulnessReport, as_json: bool) -> None:
         return
     title = f"faithfulness on {report.n_pairs} pairs ({report.split})"
     ends = f"m = {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}"
-    columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios")
+    columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")
     _print_table(f"{title}, {ends}", columns, faithfulness_rows(report), texts=1)
+    typer.echo(f"faithfulness is a ratio of means; intervals over {report.resampled}")
 
 
 def _print_calibration(rows: list[Any], as_json: bool) -> None:
