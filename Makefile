@@ -11,7 +11,7 @@ STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 
-.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate bench-formats bench-load reliability notebooks peers clean
+.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate bench-formats bench-load reliability coverage notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -78,6 +78,9 @@ bench-estimate: $(READY)  ## what larger models would cost, on paper; writes ben
 
 reliability: $(READY)  ## kills, full and read-only disks, broken files; writes docs/reliability.md
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/reliability.py --page docs/reliability.md
+
+coverage: $(READY)  ## coverage of intervals and level of tests, by simulation; writes docs/statistics.md
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/coverage.py --page docs/statistics.md
 
 notebooks: $(READY)  ## every notebook from its Markdown; the evidence is run
 	$(BIN)/python notebooks/build.py

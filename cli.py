@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -490,14 +490,20 @@ def _print_battery(results: Any, record: dict[str, Any] | None) -> None:
 
     tests = results.tests
     rows = [
-        (row["test"], row["decision"], _shown(row["statistic"], 3), _shown(row["p"], 4), row["says"])
+        (
+            *(row["test"], row["decision"], _shown(row["statistic"], 3), _shown(row["p"], 4), _shown(row["p_holm"], 4)),
+            *(row["could_show"], row["says"]),
+        )
         for row in tests.rows()
     ]
     title = f"hypothesis tests on {tests.n_pairs} pairs, level {rows and tests.outcomes[0].alpha:g}"
-    _print_table(title, ("test", "circuit", "statistic", "p", ""), [row[:4] for row in rows], texts=2)
+    columns = ("test", "circuit", "statistic", "p", "p (Holm)", "could have shown")
+    _print_table(title, columns, [row[:6] for row in rows], texts=2)
+    _say(f"tested over {tests.resampled}")
     for row in rows:
-        _say(f"{row[0]}: {row[4]}")
+        _say(f"{row[0]}: {row[6]}")
     _say(f"\ncompleteness: {results.completeness.sentence}")
+    _say(f"intervals over {tests.resampled}")
     _say(f"backup: {results.completeness.backup.sentence}")
     _print_stability(results.searched, (record or {}).get("stability"))
     _print_pairs(results.pairs)
@@ -505,6 +511,7 @@ def _print_battery(results: Any, record: dict[str, Any] | None) -> None:
         columns = ("on" if key == "pairs" else key, *tables.TRANSFER)
         title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
         _print_table(title, columns, tables.transfer_rows(parts), texts=2)
+        _say(f"intervals over {_drawn(part.interval for part in parts)}")
     rows = tables.evaluation_rows(record or {})
     if len(rows) > 1:
         _print_table("all evaluations in the circuit's file", tables.EVALUATIONS, rows, texts=4)
@@ -537,8 +544,15 @@ def _print_pairs(view: Any) -> None:
     ):
         if rows:
             _print_table(title, columns, rows, texts=texts)
+    if len(view.groups) > 1:
+        _say(f"intervals over {_drawn(group.interval for group in view.groups)}")
     for note in view.notes:
         _say(f"note: {note}")
+
+
+def _drawn(intervals: Iterable[Any]) -> str:
+    """What intervals were drawn over, each way once."""
+    return ", or ".join(dict.fromkeys(one.by for one in intervals if one is not None)) or "nothing: there is none"
 
 
 def _shown(value: float | None, places: int) -> str:
@@ -3104,8 +3118,9 @@ def _print_report(report: FaithfulnessReport, as_json: bool) -> None:
     ends = f"m = {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}"
     if report.n_reversed is not None:
         ends += f"; {report.n_reversed} reversed"
-    columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios")
+    columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")
     _print_table(f"{title}, {ends}", columns, faithfulness_rows(report), texts=1)
+    _say(f"faithfulness is a ratio of means; intervals over {report.resampled}")
     if report.reversal:
         _say(report.reversal)
 

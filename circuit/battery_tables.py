@@ -32,7 +32,7 @@ __all__ = [
 Rows = list[tuple[str, ...]]
 
 STABILITY = ("drawn", "repeats", "mean Jaccard", "5 % to 95 %", "with the circuit", "edges, least to most")
-AVERAGES = ("pairs", "", "m(full) - m(empty)", "ratio of means", "mean of ratios")
+AVERAGES = ("pairs", "", "m(full) - m(empty)", "ratio of means", "mean of ratios", "median of ratios")
 QUANTILES = ("f of single pairs", "least", "5 %", "25 %", "median", "75 %", "95 %", "most")
 WORST = ("pair", "personas", "question", "D", "f", "group")
 GROUPS = (
@@ -145,7 +145,8 @@ def tables(results: Battery) -> dict[str, list[dict[str, Any]]]:
 
 def _averages(name: str, part: Averages) -> tuple[str, ...]:
     effect = "undefined" if part.effect is None else f"{part.effect:+.3f}"
-    return name, str(part.n_pairs), effect, _number(part.ratio_of_means), _number(part.mean_of_ratios)
+    ratios = (part.ratio_of_means, part.mean_of_ratios, part.median_of_ratios)
+    return name, str(part.n_pairs), effect, *map(_number, ratios)
 
 
 def _worst(row: PairRow) -> tuple[str, ...]:

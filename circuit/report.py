@@ -61,8 +61,8 @@ def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any
     return edges[:count]
 
 
-def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, str, str, str, str, str]]:
-    """A line each for a circuit and its controls: name, edges, m, f, interval, mean of ratios."""
+def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
+    """A line each for a circuit and its controls: name, edges, m, f, interval, mean and median of ratios."""
     rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
     if report.complement_with_reads is not None:
         rows.append(_row("and layer 0's reads", report.complement_with_reads))
@@ -71,11 +71,11 @@ def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, str, str, s
     if report.random_mean is not None:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
         name = f"random, matched ({len(report.random)})"
-        rows.append((name, str(report.circuit.n_edges), "", f"{report.random_mean:.3f}", spread, ""))
+        rows.append((name, str(report.circuit.n_edges), "", f"{report.random_mean:.3f}", spread, "", ""))
     return rows
 
 
-def _row(name: str, value: Faithfulness) -> tuple[str, str, str, str, str, str]:
+def _row(name: str, value: Faithfulness) -> tuple[str, ...]:
     interval = "" if value.interval is None else f"{value.interval.low:.3f} to {value.interval.high:.3f}"
     return (
         name,
@@ -84,6 +84,7 @@ def _row(name: str, value: Faithfulness) -> tuple[str, str, str, str, str, str]:
         _number(value.ratio_of_means),
         interval,
         _number(value.mean_of_ratios),
+        _number(value.median_of_ratios),
     )
 
 

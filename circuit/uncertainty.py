@@ -59,6 +59,7 @@ __all__ = [
 
 N_BOOTSTRAP = 2000
 BLOCK = 250  # resamples at a time, so that memory stays small
+CANCELS = 1e-7  # of the influence's size: draws under which it varies by less cancel it but for rounding
 NOTHING = 1e-9  # of the mean |value|: a smaller mean is a sum that cancels but for rounding in float64
 LEAST_SHARE = 1e-4  # of a denominator: draws under which less of it is left are left out
 STEP = 1e-6  # of a finite difference in one pair's weight
@@ -156,8 +157,9 @@ class Clusters:
         normal one, as an interval needs.
         """
         found = self.draws(n_draws=n_draws, seed=seed)
-        own = float((found @ influence).var(axis=0).sum())
-        stretch = self.spread(influence, confident=confident) / own**0.5 if own > 0 else 1.0
+        own = float((found @ influence).var(axis=0).sum()) ** 0.5
+        varies = own > CANCELS * float((influence**2).sum(axis=1).mean()) ** 0.5
+        stretch = self.spread(influence, confident=confident) / own if varies else 1.0
         return 1 / self.n + stretch * (found - 1 / self.n)
 
     def spread(self, influence: Float[np.ndarray, "pair number"], *, confident: bool = False) -> float:

@@ -312,7 +312,7 @@ def _group(
 
 def _summary(rows: Sequence[PairRow], options: StudyOptions, sigma: float | None) -> Summary:
     measures = [row.measure for row in rows]
-    personas = [measure.item.persona_pair for measure in measures]
+    personas = [measure.item.personas for measure in measures]
     questions = [measure.item.question for measure in measures]
     draws = {"n_resamples": options.n_resamples, "seed": options.seed}
 
@@ -322,11 +322,11 @@ def _summary(rows: Sequence[PairRow], options: StudyOptions, sigma: float | None
         return estimate
 
     d = [measure.divergence for measure in measures]
-    p_zero = sign_flip(d, personas, **draws)
+    p_zero = sign_flip(d, personas, questions, **draws)
     assert p_zero is not None, "a group has pairs"
     return Summary(
         n=len(rows),
-        n_persona_pairs=len(set(personas)),
+        n_persona_pairs=len({measure.item.persona_pair for measure in measures}),
         n_questions=len(set(questions)),
         divergence=mean(d),
         p_zero=p_zero,
@@ -418,7 +418,7 @@ def _placement(main: Sequence[PairRow], options: StudyOptions) -> Estimate | Non
     return two_way_difference(
         [row.measure.divergence for row in placed],
         [row.axis("placement") == "late" for row in placed],
-        [row.measure.item.persona_pair for row in placed],
+        [row.measure.item.personas for row in placed],
         [row.measure.item.question for row in placed],
         n_resamples=options.n_resamples,
         seed=options.seed,

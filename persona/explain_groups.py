@@ -99,7 +99,7 @@ def group_of(key: str, value: str, rows: Sequence[Explained], *, majority: float
     agrees = [row.outcome.agrees for row in rows]
     estimate = two_way_mean(
         [row.measure.divergence for row in rows],
-        [row.item.persona_pair for row in rows],
+        [row.item.personas for row in rows],
         [row.item.question for row in rows],
         n_resamples=n_resamples,
         seed=seed,

@@ -54,6 +54,13 @@ class Item:
         return self.pair.question or f"pair {self.pair.id}"
 
     @property
+    def personas(self) -> tuple[str, str]:
+        """The two personas, or the pair's id for both where the file names none."""
+        if not (self.pair.persona_a and self.pair.persona_b):
+            return f"pair {self.pair.id}", f"pair {self.pair.id}"
+        return self.pair.persona_a, self.pair.persona_b
+
+    @property
     def persona_pair(self) -> str:
         """The two personas in no order, or the pair's id where the file names none."""
         if not (self.pair.persona_a and self.pair.persona_b):

@@ -1,9 +1,8 @@
 """Uncertainty of means over pairs that share personas and questions.
 
-Pairs with the same personas, or with the same question, are not independent. The
-two-way cluster bootstrap (Owen 2007, "the pigeonhole bootstrap") draws both kinds of
-clusters with replacement; a pair counts as often as its two clusters were drawn,
-multiplied. The sign-flip permutation turns the sign of all pairs of a cluster together.
+Pairs that share a persona, on either side, or a question are not independent: two persona pairs with one
+persona in common have half of what they are in common. Intervals and tests are those of the engine
+(``circuit.uncertainty``), over personas and questions. ``docs/statistics.md`` has coverage and levels by simulation.
 """
 
 from __future__ import annotations
@@ -14,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from circuit.uncertainty import Clusters, blocks, cluster_codes, drawn, is_zero, ratio_intervals, weighted_mean
+from circuit.uncertainty import Clusters, blocks, cluster_codes, interval, is_zero, ratio_intervals, weighted_mean
 
 __all__ = ["Estimate", "ratio_of_means", "sign_flip", "two_way_difference", "two_way_mean"]
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Name = str | tuple[str, str]
+"""One persona, or the two of a pair in any order."""
 
 
 @dataclass(frozen=True)
@@ -32,28 +33,28 @@ class Estimate:
 
 def two_way_mean(
     values: Sequence[float],
-    first: Sequence[str],
-    second: Sequence[str],
+    personas: Sequence[Name],
+    questions: Sequence[str],
     *,
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate | None:
-    """Mean of ``values`` with a two-way cluster bootstrap interval; None without values.
+    """Mean of ``values`` with its interval over personas and questions; None without values.
 
-    ``first`` and ``second`` name the clusters of each value. A single cluster of both
+    ``personas`` and ``questions`` name what each value is of. A single name of both
     kinds gives no interval: nothing could be drawn differently.
     """
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
         return None
-    return _estimate(lambda weights: weighted_mean(weights, x), len(x), first, second, n_resamples, seed)
+    return _estimate(lambda weights: weights @ x, personas, questions, n_resamples, seed)
 
 
 def two_way_difference(
     values: Sequence[float],
     is_second_group: Sequence[bool],
-    first: Sequence[str],
-    second: Sequence[str],
+    personas: Sequence[Name],
+    questions: Sequence[str],
     *,
     n_resamples: int = 2000,
     seed: int = 0,
@@ -66,7 +67,7 @@ def two_way_difference(
     def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         return weighted_mean(weights[:, late], x[late]) - weighted_mean(weights[:, ~late], x[~late])
 
-    return _estimate(difference, len(x), first, second, n_resamples, seed)
+    return _estimate(difference, personas, questions, n_resamples, seed)
 
 
 def ratio_of_means(
@@ -88,41 +89,53 @@ def ratio_of_means(
 
 
 def sign_flip(
-    values: Sequence[float], clusters: Sequence[str], *, n_resamples: int = 2000, seed: int = 0
+    values: Sequence[float],
+    personas: Sequence[Name],
+    questions: Sequence[str] | None = None,
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
 ) -> float | None:
-    """Two-sided p of a mean of zero under random signs per cluster: (1 + b) / (1 + B); None without values.
+    """Two-sided p of a mean of zero; None without values.
 
-    b of B draws have an |mean| of at least the one found, so p is never 0. With k
-    clusters p can hardly fall below 2^(1-k).
+    The signs of all values of a persona pair are flipped together, or of a question where there is one persona pair
+    alone: (1 + b) / (1 + B), where b of B draws have an |mean| of at least the one found, so p is never 0 and with k
+    of them hardly below 2^(1-k). Without ``questions`` none are shared. Persona pairs with a persona in common
+    must not be flipped apart, so p is no smaller than that of a t test with the cluster-robust spread over
+    personas and questions.
     """
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
         return None
-    codes, n_clusters = cluster_codes(clusters)
+    questions = [""] * len(x) if questions is None else questions
+    clusters = _clusters(personas, questions)
+    pairs = [" / ".join(sorted(one)) for one in map(_both, personas)]
+    codes, n_clusters = cluster_codes(pairs if len(set(pairs)) > 1 else questions)
     sums = np.bincount(codes, weights=x, minlength=n_clusters)
     rng = np.random.default_rng(seed)
     found, extreme = abs(sums.sum()), 0
     for block in blocks(n_resamples):
         signs = rng.choice((-1.0, 1.0), size=(block, n_clusters))
         extreme += int((np.abs(signs @ sums) >= found * (1 - 1e-9)).sum())
-    return (1 + extreme) / (1 + n_resamples)
+    p = (1 + extreme) / (1 + n_resamples)
+    return p if clusters.by == "pairs" else max(p, clusters.p_value(abs(float(x.mean())), x - x.mean()))
 
 
 def _estimate(
-    statistic: Statistic, n: int, first: Sequence[str], second: Sequence[str], n_resamples: int, seed: int
+    statistic: Statistic, personas: Sequence[Name], questions: Sequence[str], n_resamples: int, seed: int
 ) -> Estimate:
-    value = float(statistic(np.ones((1, n)))[0])
-    (codes_1, n_1), (codes_2, n_2) = cluster_codes(first), cluster_codes(second)
-    if n_1 == 1 and n_2 == 1:
+    n = len(questions)
+    value = float(statistic(np.full((1, n), 1 / n))[0])
+    if len({frozenset(one) for one in map(_both, personas)}) == len(set(questions)) == 1:
         return Estimate(value, None, None)
-    rng = np.random.default_rng(seed)
-    found = [
-        statistic(drawn(rng, n_1, block)[:, codes_1] * drawn(rng, n_2, block)[:, codes_2])
-        for block in blocks(n_resamples)
-    ]
-    known = np.concatenate(found)
-    known = known[np.isfinite(known)]  # a draw that holds no pair at all says nothing
-    if not len(known):
-        return Estimate(value, None, None)
-    low, high = np.percentile(known, (2.5, 97.5))
-    return Estimate(value, float(low), float(high))
+    found = interval(statistic, _clusters(personas, questions), n_draws=n_resamples, seed=seed)
+    return Estimate(value, None, None) if found is None else Estimate(value, found.low, found.high)
+
+
+def _clusters(personas: Sequence[Name], questions: Sequence[str]) -> Clusters:
+    first, second = zip(*map(_both, personas), strict=True)
+    return Clusters.named(first, second, questions)
+
+
+def _both(name: Name) -> tuple[str, str]:
+    return (name, name) if isinstance(name, str) else name

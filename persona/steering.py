@@ -120,7 +120,7 @@ class SteeredPrompts:
     neutral: tuple[tuple[int, ...], ...]
     answers: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
     texts: tuple[tuple[str, ...], tuple[str, ...]]  # of the neutral prompts, and of B's
-    personas: tuple[str, ...]
+    personas: tuple[tuple[str, str], ...]
     questions: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -328,7 +328,7 @@ def steered_prompts(file: ExampleFile, model: Model, neutral: Sequence[str] = ()
         plainly,
         (tuple(one.answers for one in firsts), tuple(one.others for one in firsts)),
         (texts, tuple(one.placed.text for one in seconds)),
-        tuple(" / ".join(sorted((a.persona, b.persona))) for a, b in zip(firsts, seconds, strict=True)),
+        tuple((a.persona, b.persona) for a, b in zip(firsts, seconds, strict=True)),
         tuple(one.question for one in firsts),
     )
 

@@ -191,7 +191,7 @@ def _pair_records(study: SteeringStudy) -> list[dict[str, Any]]:
     for i, name in enumerate(study.ids):
         row: dict[str, Any] = {
             "id": name,
-            "personas": study.prompts.personas[i],
+            "personas": " / ".join(sorted(study.prompts.personas[i])),
             "question": study.prompts.questions[i],
         }
         row |= {"divergence": divergence[i], "prior": prior[i]}

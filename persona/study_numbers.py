@@ -105,11 +105,6 @@ class Estimates:
         names = [item.question for item in self.items]
         return Clusters.named([pair.persona_a for pair in pairs], [pair.persona_b for pair in pairs], names)
 
-    @property
-    def persona_pairs(self) -> list[str]:
-        """The two personas of each pair, in no order."""
-        return [item.persona_pair for item in self.items]
-
     def mean(self, values: Values, *, within: tuple[float, float] = (-np.inf, np.inf)) -> dict[str, Any]:
         """``value``, ``low`` and ``high``, the ends within the range that a mean of such values can have.
 
@@ -164,8 +159,9 @@ class Estimates:
         """The p of a mean of zero, by random signs of all pairs of two personas together."""
         x = np.asarray(values, dtype=np.float64)
         known = np.isfinite(x)
-        names = [name for name, one in zip(self.persona_pairs, known, strict=True) if one]
-        return sign_flip(x[known].tolist(), names, n_resamples=self.n_resamples, seed=self.seed)
+        items = [item for item, one in zip(self.items, known, strict=True) if one]
+        names = [item.personas for item in items], [item.question for item in items]
+        return sign_flip(x[known].tolist(), *names, n_resamples=self.n_resamples, seed=self.seed)
 
     def _median(
         self, values: Values, first: Bool[np.ndarray, " pair"], other: Bool[np.ndarray, " pair"] | None

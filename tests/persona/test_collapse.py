@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA, ROOT
+from scipy import stats
 
 from circuit.errors import FileError, OptionError, TaskError
 from persona.behaviour import measure_pairs
@@ -80,7 +81,7 @@ def test_the_interval_is_as_wide_as_the_clusters_make_it(kind):
     values, first, second = crossed(effect)
     found = two_way_mean(values, first, second, n_resamples=4000)
     assert found.value == pytest.approx(levels.mean())
-    width = 2 * 1.96 * levels.std() / math.sqrt(20)
+    width = 2 * stats.t.ppf(0.975, 19) * levels.std(ddof=1) / math.sqrt(20)
     assert found.high - found.low == pytest.approx(width, rel=0.1)
     cells = [str(i) for i in range(len(values))]
     naive = two_way_mean(values, cells, ["q"] * len(values), n_resamples=1000)
@@ -111,7 +112,43 @@ def test_sign_flip_against_all_signs():
     signs = np.array(list(itertools.product((-1, 1), repeat=8)))
     exact = np.mean(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9)
     found = sign_flip(list(values), clusters, n_resamples=20_000)
-    assert found == pytest.approx(exact, abs=0.01)
+    t = stats.ttest_1samp(sums / 3, 0).pvalue  # of the clusters' means, the same size each
+    assert found == pytest.approx(max(exact, t), abs=0.01)
+
+
+def additive(rng, pairs, n_questions):
+    """D of every persona pair under every question: the effects of both personas and of the question, and its own."""
+    n = 1 + max(max(pair) for pair in pairs)
+    persona, question = rng.normal(size=n), 0.5 * rng.normal(size=n_questions)
+    rows = [(a, b, q) for a, b in pairs for q in range(n_questions)]
+    values = [persona[a] + persona[b] + question[q] + 0.5 * rng.normal() for a, b, q in rows]
+    return values, [(f"p{a}", f"p{b}") for a, b, _ in rows], [f"q{q}" for *_, q in rows]
+
+
+@pytest.mark.parametrize(("n_personas", "cover", "level"), [(4, 0.85, 0.13), (8, 0.88, 0.1), (30, 0.9, 0.1)])
+def test_coverage_and_level_where_persona_pairs_share_personas(n_personas, cover, level):
+    """Every persona pair as a cluster of its own covers half and rejects a third to a half of the true nulls."""
+    pairs = list(itertools.combinations(range(n_personas), 2))
+    if n_personas == 30:
+        pairs = [pairs[i] for i in np.random.default_rng(0).permutation(len(pairs))[:40]]
+    rng, trials, covered, rejected = np.random.default_rng(7), 100, 0, 0
+    for seed in range(trials):
+        values, personas, questions = additive(rng, pairs, 4)
+        found = two_way_mean(values, personas, questions, n_resamples=200, seed=seed)
+        covered += found.low <= 0 <= found.high
+        rejected += sign_flip(values, personas, questions, n_resamples=199, seed=seed) <= 0.05
+    assert covered / trials >= cover
+    assert rejected / trials <= level
+
+
+def test_one_persona_pair_is_flipped_per_question():
+    values, personas, questions = (
+        [1.0, 1.1, 0.9, 1.2, 1.0, 0.8] * 2,
+        [("a", "b")] * 12,
+        [f"q{i % 6}" for i in range(12)],
+    )
+    assert sign_flip(values, personas, questions, n_resamples=1999) == pytest.approx(2 / 64, abs=0.015)
+    assert sign_flip(values, personas, n_resamples=99) == 1
 
 
 def test_sign_flip_is_never_zero_and_even_under_the_null():
