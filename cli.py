@@ -153,10 +153,15 @@ FittingOption = Annotated[
 ]
 LATEST = Path("runs/discover")
 LONGEST_NAME, LONGEST_CELL, LONGEST_LINE = 60, 400, 2000  # characters shown: of a row's name, a cell, a line
+ASKING = ("base_url", "api_key", "concurrency", "max_retries", "timeout", "deadline", "max_bytes", "limit_field")
+"""Options of asking an endpoint, by their parameters' names."""
+RUNNING = ("device", "dtype", "revision", "batch_size")
+"""Of running a model here."""
 
 
 @app.command()
 def discover(
+    context: typer.Context,
     model: ModelOption = None,
     pairs: PairsOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = LATEST,
@@ -219,6 +224,15 @@ def discover(
 ) -> None:
     """Search for the circuit of a set of prompt pairs, measure it on held-out pairs, write files and a picture."""
     with _errors() as kept, _processes() as first:
+        by_score = prune != "acdc"
+        sized = target_faithfulness is not None or prune in ("top-n", "greedy")
+        _refuse_idle(
+            context,
+            (by_score, "a --prune that goes by scores", ["method"]),
+            (by_score and method == "eap-ig", "scores of --method eap-ig", ["steps", "ig_rule"]),
+            (prune in ("acdc", "eap-acdc"), "--prune acdc or eap-acdc", ["candidates"]),
+            (not sized, "a --threshold", ["threshold_on"]),
+        )
         from circuit.discovery import Options
         from circuit.storage import check_output_folder, working_folder
 
@@ -266,6 +280,7 @@ def discover(
 
 @app.command()
 def evaluate(
+    context: typer.Context,
     circuit: CircuitArgument = LATEST,
     pairs: PairsOption = None,
     model: Annotated[
@@ -321,12 +336,23 @@ def evaluate(
 ) -> None:
     """Put a circuit to the test: faithfulness, hypothesis tests, completeness, stability, single pairs, transfer."""
     with _errors() as kept, _processes() as first:
+        _refuse_idle(
+            context,
+            (not only_faithfulness, "an evaluation without --only-faithfulness", ["by", "orders", "quick"]),
+            (save, "a picture that is drawn again, without --no-save", ["strongest"]),
+        )
         from circuit.errors import OptionError
         from circuit.files import read_circuit
         from circuit.storage import check_output_file, check_output_folder, settle, write_json
 
         settle(circuit if circuit.is_dir() else circuit.parent)
         stored = read_circuit(circuit)
+        searched = (stored.record or {}).get("method", {}).get("prune") in ("acdc", "eap-acdc")
+        _refuse_idle(
+            context,
+            (stored.record is not None, "a circuit.json; what else is read is never written", ["save"]),
+            (searched, "a circuit found by ACDC", ["orders"]),
+        )
         name = model or stored.model_name()
         if name is None:
             raise OptionError(f"{circuit} does not say which model it is of; give --model")
@@ -646,6 +672,7 @@ def _print_specificity(found: Any, as_json: bool) -> None:
 
 @app.command()
 def curves(
+    context: typer.Context,
     run: Annotated[
         Path | None,
         typer.Argument(help="circuit.json or its folder: its model, pairs and settings; its scores are one scorer."),
@@ -705,6 +732,13 @@ def curves(
         about = own or {"task": {"metric": "persona-divergence", "align": "equal"}, "ablation": "corrupt"}
         conditions = _conditions(where) or tuple(about["task"].get("where", {}).items() if pairs is None else ())
         named, given = _scorers(scorers, read_scorer)
+        fitted = (ablation or about["ablation"]) in ("mean", "span-mean", "optimal")
+        _refuse_idle(
+            context,
+            ("eap-ig" in named, "the scorer eap-ig", ["steps"]),
+            ("random" in named, "the scorer random", ["n_random"]),
+            (fitted or bool(set(named) - {"random"}), "a scorer that is run, or constants, on these", ["train_split"]),
+        )
         if stored is not None and (scores := _all_scores(stored)) is not None:
             given = {_run_name(stored): scores, **given}
         options = CurveOptions(
@@ -802,6 +836,7 @@ def _print_curves(study: Any, out: Path, as_json: bool) -> None:
 
 @app.command()
 def compare(
+    context: typer.Context,
     a: Annotated[Path, typer.Argument(help="Circuit A: circuit.json, its folder, or EAP-IG's JSON.")],
     b: Annotated[Path, typer.Argument(help="Circuit B, of a model of the same shape.")],
     out: Annotated[Path | None, typer.Option("--out", help="Write all of it to this JSON file too.")] = None,
@@ -826,6 +861,12 @@ def compare(
 ) -> None:
     """Compare two circuits: overlap and scores against chance, opposite signs, each on the other's pairs."""
     with _errors():
+        measured = ["pairs_a", "pairs_b", "model", "n_random", "device", "dtype", "max_memory", "batch_size"]
+        _refuse_idle(
+            context,
+            (not no_model, "a model that is run, without --no-model", measured),
+            (picture is not None, "a --picture", ["strongest"]),
+        )
         from circuit.comparison import compare as side_by_side
         from circuit.comparison import cross_faithfulness, draw_difference, read_side
         from circuit.draw import check_picture
@@ -1023,6 +1064,7 @@ def _export_mib(stored: Any, to: str, out: Path) -> None:
 
 @app.command()
 def crosscheck(
+    context: typer.Context,
     run: CircuitArgument = LATEST,
     pairs: PairsOption = None,
     model: Annotated[
@@ -1049,6 +1091,8 @@ def crosscheck(
 ) -> None:
     """Have auto-circuit compute a run's scores and its circuit's faithfulness again, and compare edge by edge."""
     with _errors():
+        run_there = ["pairs", "model", "split", "n_pairs", "steps", "mask_ig", "peers", "out", "batch_size"]
+        _refuse_idle(context, (scores is None, "a run of auto-circuit, without --scores", run_there))
         from circuit.crosscheck import CrosscheckOptions, compare_with_file, write_crosscheck
         from circuit.crosscheck import crosscheck as check
         from circuit.errors import OptionError
@@ -1120,6 +1164,7 @@ def _require_agreement(agreements: Sequence[Any], tolerance: float | None) -> No
 
 @app.command()
 def bench(
+    context: typer.Context,
     model: ModelOption = None,
     pairs: PairsOption = None,
     n_pairs: Annotated[int, typer.Option(help="Pairs of one length, in one batch.")] = 8,
@@ -1141,6 +1186,7 @@ def bench(
 ) -> None:
     """Time scores, a circuit and ACDC on a model of your own against bare forward and backward passes."""
     with _errors():
+        _refuse_idle(context, (acdc_edges > 0, "--acdc-edges above 0", ["candidates", "share"]))
         import os
 
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the memory counter's notes, read when torch is loaded
@@ -1204,6 +1250,7 @@ def models(as_json: JsonOption = False) -> None:
 
 @app.command()
 def inspect(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Hugging Face folder or hub name.")],
     pairs: Annotated[Path | None, typer.Option("--pairs", help="Prompt pairs to check against the tokenizer.")] = None,
     align: AlignOption = "equal",
@@ -1225,6 +1272,12 @@ def inspect(
 ) -> None:
     """Print a model's shape and graph, what each method would cost, and whether a pair file fits; 1 if it does not."""
     with _errors():
+        _refuse_idle(
+            context,
+            (pairs is not None, "--pairs", ["align"]),
+            (pairs is None, "prompts that no --pairs tell", ["tokens", "prompts"]),
+            (not as_json, "the table, without --json", ["price"]),
+        )
         from circuit.budget import parse_bytes
         from circuit.errors import OptionError
         from circuit.inspection import inspect_model
@@ -1232,6 +1285,7 @@ def inspect(
 
         if write_fitting is not None and pairs is None:
             raise OptionError("--write-fitting needs --pairs, the file of which the fitting pairs are written")
+        _refuse_revision(resolve(model), revision)
         task = _load_task(pairs) if pairs else None
         limit = None if max_memory is None else parse_bytes(max_memory)
         options = {"tokens": tokens, "prompts": prompts, "device": on, "align": align, "revision": revision}
@@ -1543,6 +1597,7 @@ def _print_prior_pairs(built: Any, out: Path, beside: Path, as_json: bool) -> No
 
 @app.command()
 def collapse(
+    context: typer.Context,
     model: ModelOption = None,
     pairs: PairsOption = None,
     controls: Annotated[
@@ -1571,6 +1626,7 @@ def collapse(
 ) -> None:
     """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
     with _errors(), _processes() as first:
+        _refuse_idle(context, (neutral is not None or pairs is None, "--neutral", ["bias_cut"]))
         from circuit.files import check_output_folder, replace_folder
         from persona.behaviour import fitting_items
         from persona.collapse import StudyOptions, study_collapse
@@ -1870,6 +1926,7 @@ def _print_lens(study: Any, out: Path, as_json: bool) -> None:
 
 @app.command()
 def patch(
+    context: typer.Context,
     model: ModelOption = None,
     pairs: PairsOption = None,
     at: Annotated[
@@ -1919,6 +1976,12 @@ def patch(
 ) -> None:
     """Patch streams, heads, MLPs and paths from one persona's run into the other's; rank the heads that carry it."""
     with _errors():
+        cut = bool(ablate) or ablate_top is not None
+        _refuse_idle(
+            context,
+            (cut, "--ablate or --ablate-top", ["ablation", "n_random", "eval_split"]),
+            ("heads" in _names(at), "--at heads", ["negligible"]),
+        )
         from circuit.files import check_output_folder, replace_folder
         from persona.activation_patching import PatchOptions, study_patching
         from persona.patch_files import write_patch
@@ -2122,6 +2185,7 @@ def _print_study(found: Any, out: Path, as_json: bool) -> None:
 
 @app.command()
 def respond(
+    context: typer.Context,
     model: ModelOption = None,
     personas: PersonasOption = None,
     questions: QuestionsOption = None,
@@ -2160,6 +2224,12 @@ def respond(
 ) -> None:
     """Have a model, here or behind an endpoint, answer questions as every persona; goes on where it was stopped."""
     with _errors() as kept:
+        _refuse_idle(
+            context,
+            (endpoint_model is not None, "--endpoint-model", [*ASKING, "system_turn"]),
+            (endpoint_model is None, "a model that is run here", ["cue", *RUNNING]),
+            (temperature > 0, "--temperature above 0", ["top_p"]),
+        )
         from circuit.errors import OptionError
         from circuit.storage import check_output_file, check_output_folder
         from persona.endpoint import Journal, endpoint
@@ -2201,6 +2271,7 @@ def respond(
 
 @app.command()
 def vectors(
+    context: typer.Context,
     model: ModelOption = None,
     responses: Annotated[
         Path | None,
@@ -2239,6 +2310,14 @@ def vectors(
 ) -> None:
     """Mean activations of a model as every persona: cosines, components, assistant axis, other models beside."""
     with _errors() as kept:
+        said_here = ["personas", "questions", "wordings", "question_wordings", "samples", "max_questions"]
+        said_here += ["max_new_tokens", "temperature", "top_p", "stop"]
+        _refuse_idle(
+            context,
+            (responses is None, "responses made here, without --responses", said_here),
+            (temperature > 0, "--temperature above 0", ["top_p"]),
+            (bool(compare_with), "--compare", ["n_permutations"]),
+        )
         from circuit.shipped import resolve
         from circuit.storage import check_output_file, check_output_folder, replace_folder
         from persona.response_files import read_responses
@@ -2309,6 +2388,7 @@ def _print_vectors(geometry: Any, comparison: Any, out: Path, about: dict[str, A
 
 @app.command()
 def steer(
+    context: typer.Context,
     model: ModelOption = None,
     pairs: PairsOption = None,
     fit: Annotated[
@@ -2367,6 +2447,12 @@ def steer(
 ) -> None:
     """Add a direction to the residual stream: persona effect, KL, flips against the required gain, what is said."""
     with _errors():
+        _refuse_idle(
+            context,
+            (generate > 0, "--generate above 0", ["max_new_tokens", "temperature", "top_p", "stop"]),
+            (temperature > 0, "--temperature above 0", ["top_p"]),
+            (layers is None or len(set(layers)) > 1, "more than one --layer", ["together"]),
+        )
         from dataclasses import replace
 
         from circuit.files import check_output_folder, replace_folder
@@ -2600,6 +2686,7 @@ def _print_neurons(study: Any, out: Path, as_json: bool) -> None:
 
 @app.command()
 def bridge(
+    context: typer.Context,
     circuit: Annotated[
         Path, typer.Argument(help="circuit.json, its folder, EAP-IG's JSON, or a list of nodes.")
     ] = LATEST,
@@ -2643,6 +2730,7 @@ def bridge(
 ) -> None:
     """From persona vectors to a circuit: who writes the vector, the circuit's share, overlap with other findings."""
     with _errors():
+        _refuse_idle(context, (movers is None, "movers that are found here, without --movers", ["top_k"]))
         from circuit.errors import OptionError
         from circuit.files import check_output_folder, replace_folder
         from circuit.shipped import PAIRS
@@ -2704,6 +2792,7 @@ def _print_bridge(study: Any, out: Path, as_json: bool) -> None:
 
 @app.command()
 def rate(
+    context: typer.Context,
     responses: Annotated[
         Path, typer.Option("--responses", help="responses.jsonl of the respond command, or lines like it.")
     ] = Path("runs/responses/responses.jsonl"),
@@ -2741,6 +2830,11 @@ def rate(
 ) -> None:
     """Rate how much of a persona shows in responses: by a model behind an endpoint, or offline by likelihoods."""
     with _errors() as kept:
+        _refuse_idle(
+            context,
+            (endpoint_model is not None, "--endpoint-model", [*ASKING, "rater_prompt", "control", "max_answer_tokens"]),
+            (endpoint_model is None, "a model that is run here", ["cue", "neutral", *RUNNING]),
+        )
         from circuit.errors import OptionError
         from circuit.shipped import resolve
         from circuit.storage import check_output_file, check_output_folder, replace_folder
@@ -2963,6 +3057,7 @@ def _load(
     from circuit.model import load_model
     from circuit.shipped import resolve
 
+    _refuse_revision(resolve(name), revision)
     limit = None if max_memory is None else parse_bytes(max_memory)
     return load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name, max_memory=limit)
 
@@ -3172,6 +3267,31 @@ def _say(text: object, *, err: bool = False) -> None:
 
     lines = visible(text).split("\n")
     typer.echo("\n".join(shortened(line, LONGEST_LINE) for line in lines), err=err)
+
+
+def _refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]]) -> None:
+    """Refuse options that were given and would do nothing.
+
+    A rule is whether there is what its options act on, what that is, and the options by their parameters' names.
+    """
+    from circuit.errors import OptionError
+
+    flags = {one.name: one.opts[0] for one in context.command.params}
+    for there, what, names in rules:
+        for name in names if not there else ():
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise OptionError(f"{flags[name]} has no effect here: it is for {what}; leave one of them out")
+
+
+def _refuse_revision(model: str, revision: str | None) -> None:
+    """A folder has no revisions."""
+    from circuit.errors import OptionError
+
+    if revision is not None and Path(model).is_dir():
+        raise OptionError(
+            f"--revision has no effect here: it is for a model of the hub, and {model} is a folder; leave it out"
+        )
 
 
 def _require(value: float | None, bar: float | None) -> None:

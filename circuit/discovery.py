@@ -159,6 +159,11 @@ class Options(PlainNumbers):
                 )
             return
         if self._uses_threshold():
+            if self.method == "random" and self.prune != "acdc" and self.threshold_on == "share":
+                raise OptionError(
+                    "random scores have no unit, so a share of |D| keeps all of them or none; use --prune top-n "
+                    "--top-n N, or --threshold-on score, in standard deviations"
+                )
             if self.top_n is not None:
                 raise OptionError(f"--top-n has no effect with --prune {self.prune}; use --threshold, or --prune top-n")
             if self.threshold is not None:

@@ -69,7 +69,7 @@ def test_tables_for_people(tmp_path):
         "discover", *RUN, "--out", tmp_path / "x", "--prune", "greedy", "--top-n", "40", "--metric", "logit-diff"
     )
     assert done.exit_code == 0
-    for part in ("divergence", "40 of 262 edges", "faithfulness", "complement", "random (10)", "not held out"):
+    for part in ("divergence", "40 of 262 edges", "faithfulness", "complement", "random, matched (10)", "not held out"):
         assert part in done.stdout
 
 
