@@ -15,7 +15,7 @@ from circuit.finite import check_finite, of_prompts
 from circuit.model import load_model
 from circuit.patching import measure, prepare
 from circuit.task import batches, encode, with_swap_rows
-from metrics import METRICS
+from metrics import METRICS, Metric
 
 DISCOVER = ["--threshold", "0.05"]
 COMMANDS = {
@@ -93,18 +93,15 @@ def test_a_circuit_whose_metric_is_no_number_names_its_pair(tiny, tiny_task):
     item = prepare(tiny, batch)
     sound = METRICS["logit-diff"]
 
-    class Broken:
-        name = "broken"
-
-        def __call__(self, logits, targets):
-            values = sound(logits, targets).clone()
-            values[1] = torch.nan
-            return values
+    def function(logits, targets):
+        values = sound(logits, targets).clone()
+        values[1] = torch.nan
+        return values
 
     full = tiny.graph.valid
     assert measure(tiny, [item], [full], sound).shape == (1, len(batch))
     with pytest.raises(ModelError, match=f"values of broken of {batch.name(1)} are nan"):
-        measure(tiny, [item], [full], Broken())
+        measure(tiny, [item], [full], Metric("broken", function, "logits"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
