@@ -3059,7 +3059,10 @@ def _load(
 
     _refuse_revision(resolve(name), revision)
     limit = None if max_memory is None else parse_bytes(max_memory)
-    return load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name, max_memory=limit)
+    model = load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name, max_memory=limit)
+    for note in model.notes:
+        typer.echo(f"note: {note}", err=True)
+    return model
 
 
 def _write_results(found: Discovery, out: Path, strongest: int) -> None:

@@ -102,14 +102,16 @@ def load_model(
     if dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     where = None if device == "balanced" else _device(device)
-    network, tokenizer = _load_pretrained(str(name), revision, DTYPES[dtype], "balanced" if where is None else None)
+    spread = "balanced" if where is None else None
+    network, tokenizer, notes = _load_pretrained(str(name), revision, DTYPES[dtype], spread)
     if dtype == HELD:
         _restore_buffers(network)
-    if where is None:
-        where = next(network.parameters()).device
+    where = where or next(network.parameters()).device
     commit = getattr(network.config, "_commit_hash", None) or revision
     how = {"revision": commit, "device": where, "in_float32": dtype == HELD, "max_memory": max_memory}
-    return wrap_model(network, tokenizer, name=label or str(name), **how)
+    model = wrap_model(network, tokenizer, name=label or str(name), **how)
+    model.notes = (*notes, *model.notes)
+    return model
 
 
 def load_skeleton(name: str | Path, *, revision: str | None = None) -> tuple[Any, Any]:
@@ -171,8 +173,6 @@ def wrap_model(
     Raises:
         ModelError: it cannot be written as a sum of nodes.
     """
-    from transformer_lens.model_bridge import TransformerBridge
-
     network = _text_part(network, name)
     check_finite(network, name)
     fingerprint = _fingerprint(network)
@@ -184,9 +184,30 @@ def wrap_model(
         _widen_buffers(network, wide)
     _expand_grouped_heads(network, name)
     arch = architecture_of(network, name) if max_memory is not None else None
+    bridge, said = _bridge_of(network, tokenizer, name, device)
+    bridge.eval().requires_grad_(False)
+    if wide is not None:
+        wide.while_they_run(dict.fromkeys([*bridge.modules(), *network.modules()]))
+    try:
+        model = Model(bridge, tokenizer, name, revision, fingerprint, in_float32=in_float32)
+    except (ValueError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"{name}: the attention of this architecture does not come apart into heads ({first_line(error)})"
+        ) from error
+    model.check_decomposition(own)
+    model.notes = tuple(said)
+    if max_memory is not None and arch is not None:
+        model.budget = Budget(max_memory, _fixed_bytes(model), arch, model.format)
+    return model
+
+
+def _bridge_of(network: Any, tokenizer: Any, name: str, device: torch.device | str) -> tuple[Any, list[str]]:
+    """The host library's model around the network, and what it had to say."""
+    from transformer_lens.model_bridge import TransformerBridge
+
     network.config.architectures = network.config.architectures or [type(network).__name__]
     try:
-        with _quiet(), _nothing_installed():
+        with _quiet() as said, _nothing_installed():
             bridge = TransformerBridge.boot_transformers(
                 name,
                 hf_model=network,
@@ -199,19 +220,7 @@ def wrap_model(
             f"{name}: TransformerLens cannot hold this model ({first_line(error)}); "
             "see its list of supported architectures"
         ) from error
-    bridge.eval().requires_grad_(False)
-    if wide is not None:
-        wide.while_they_run(dict.fromkeys([*bridge.modules(), *network.modules()]))
-    try:
-        model = Model(bridge, tokenizer, name, revision, fingerprint, in_float32=in_float32)
-    except (ValueError, RuntimeError, AttributeError) as error:
-        raise ModelError(
-            f"{name}: the attention of this architecture does not come apart into heads ({first_line(error)})"
-        ) from error
-    model.check_decomposition(own)
-    if max_memory is not None and arch is not None:
-        model.budget = Budget(max_memory, _fixed_bytes(model), arch, model.format)
-    return model
+    return bridge, said
 
 
 @dataclass(frozen=True)
@@ -656,7 +665,8 @@ class Model:
 
     Built by ``load_model``. ``graph`` gives the nodes, ``blocks`` the layers,
     ``device`` is where the weights lie, ``dtype`` what is computed in, ``fingerprint`` tells models of
-    one name apart. ``budget`` is None where memory has no limit but the device's.
+    one name apart. ``budget`` is None where memory has no limit but the device's. ``notes`` is what the host library
+    had to say while it read the files.
     """
 
     def __init__(
@@ -685,6 +695,7 @@ class Model:
         weight = next(bridge.parameters())
         self.device, self.dtype = weight.device, weight.dtype
         self.budget: Budget | None = None
+        self.notes: tuple[str, ...] = ()
         self._contexts: dict[tuple[int, bool], Context] = {}
         self._room: Tensor | None = None
         self.held = _hold(bridge) if in_float32 and weight.dtype in SHORT else None
@@ -1144,22 +1155,22 @@ def _device(name: str) -> torch.device:
 
 def _load_pretrained(
     name: str, revision: str | None, dtype: torch.dtype, device_map: str | None = None
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any, tuple[str, ...]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     local = check_place(name)
     if local:
         check_folder(Path(name))
     options = _reading_options(revision, local)
-    with _reading(name, revision, "tokenizer", local=local):
+    with _reading(name, revision, "tokenizer", local=local) as of_tokenizer:
         _refuse_adapter(name, revision, local)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    with _reading(name, revision, local=local):
+    with _reading(name, revision, local=local) as of_weights:
         how = {"dtype": dtype, "attn_implementation": "eager", "device_map": device_map}
         how |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         network, info = AutoModelForCausalLM.from_pretrained(name, **how, **options)
     check_keys(name, network, info)
-    return network, tokenizer
+    return network, tokenizer, tuple(dict.fromkeys([*of_tokenizer, *of_weights]))
 
 
 def _reading_options(revision: str | None, local: bool) -> dict[str, Any]:
@@ -1168,11 +1179,11 @@ def _reading_options(revision: str | None, local: bool) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _reading(name: str, revision: str | None, part: str = "", *, local: bool) -> Iterator[None]:
+def _reading(name: str, revision: str | None, part: str = "", *, local: bool) -> Iterator[list[str]]:
     """What the host library raises while it reads a model's files is the files' fault; the reason in one sentence."""
     try:
-        with _quiet():
-            yield
+        with _quiet() as said:
+            yield said
     except ModelError:
         raise
     except Exception as error:
@@ -1389,24 +1400,44 @@ def _nothing_installed() -> Iterator[None]:
         source.load_modality_processor, source.configure_tokenizer = load, configure
 
 
+class _Kept(logging.Handler):
+    """Keeps what is said instead of showing it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.notes: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        # The report of missing and surplus weights is what ``check_keys`` refuses by.
+        if "LOAD REPORT" not in text and text not in self.notes:
+            self.notes.append(text)
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The libraries' notes and progress bars are not the user's concern while a model loads."""
+def _quiet() -> Iterator[list[str]]:
+    """Keep what the libraries have to say while a model loads, but for progress and what is deprecated in them."""
     import warnings
 
     from transformers.utils import logging as hf_logging
 
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    root_level = logging.root.manager.disable
-    hf_logging.set_verbosity_error()
+    bars, level, kept = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity(), _Kept()
+    loggers = [logging.getLogger(name) for name in (None, "transformers", "transformer_lens")]
+    before = [logger.handlers for logger in loggers]
     hf_logging.disable_progress_bar()
-    logging.disable(logging.WARNING)
+    hf_logging.set_verbosity_warning()
+    for logger in loggers:
+        logger.handlers = [kept]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", PendingDeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield kept.notes
     finally:
-        logging.disable(root_level)
+        kept.notes.extend(" ".join(str(one.message).split()) for one in caught)
+        for logger, handlers in zip(loggers, before, strict=True):
+            logger.handlers = handlers
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()

@@ -331,3 +331,27 @@ def test_a_configuration_without_weights_can_be_inspected(folder):
 
 def test_the_small_model_of_the_tests_is_read(tiny):
     assert load_skeleton(DATA / "tiny-gpt2")[0].config.n_layer == tiny.graph.n_layers
+
+
+def test_what_the_host_library_says_is_kept_and_shown(folder, monkeypatch, capsys):
+    """Not a warning of it is swallowed; nothing is printed by the library itself."""
+    import logging
+    import warnings
+
+    from transformers import AutoTokenizer
+
+    place, read = folder(), AutoTokenizer.from_pretrained
+
+    def speaks(*args, **how):
+        logging.getLogger("transformers.somewhere").warning("a tokenizer\n of another kind")
+        warnings.warn("rope parameters are odd", UserWarning, stacklevel=1)
+        warnings.warn("will go", FutureWarning, stacklevel=1)
+        return read(*args, **how)
+
+    assert load_model(place).notes == ()
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", speaks)
+    handlers = logging.getLogger("transformers").handlers
+    assert load_model(place).notes == ("a tokenizer of another kind", "rope parameters are odd")
+    assert logging.getLogger("transformers").handlers is handlers
+    cli._load(lambda _: None, str(place), None, "cpu", "float32")
+    assert "note: a tokenizer of another kind" in capsys.readouterr().err
