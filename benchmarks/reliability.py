@@ -404,7 +404,7 @@ def full_in_writing(subject: Subject) -> str:
 
 
 def _refused(subject: Subject, *, free: int, says: str) -> str:
-    with _on_disk(subject, "4m") as work:
+    with _on_disk(subject, "16m") as work:
         keep = work / "out" / "keep"
         keep.write_bytes(bytes(4096 * free))
         with contextlib.suppress(OSError), (work / "out" / "filler").open("wb", buffering=0) as filler:
