@@ -30,9 +30,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuit.budget import Budget
+from circuit.budget import PROCESS_BYTES, Budget
 from circuit.errors import ModelError
-from circuit.estimate import architecture_of
+from circuit.estimate import Architecture, architecture_of
 from circuit.graph import SLOTS, Graph
 from circuit.held import SHORT, Held
 
@@ -187,7 +187,8 @@ def wrap_model(
         ) from error
     model.check_decomposition()
     if max_memory is not None and arch is not None:
-        model.budget = Budget(max_memory, _fixed_bytes(model), arch, model.format)
+        process = PROCESS_BYTES if model.device.type == "cpu" else 0
+        model.budget = Budget(max_memory, _fixed_bytes(model) + process, arch, model.format, process)
     return model
 
 
@@ -681,6 +682,14 @@ class Model:
         if self._room is None or self._room.numel() < size:
             self._room = torch.empty(size, **fresh)
         return self._room[:size].view(shape)
+
+    def architecture(self) -> Architecture:
+        """The sizes, for estimates; keys and values are counted once per query head, as they are held.
+
+        Raises:
+            ModelError: the configuration does not say them.
+        """
+        return architecture_of(self.bridge.original_model, self.name)
 
     def forget(self) -> None:
         """Let go of the memory that ``room`` keeps, as who measures memory has to."""
