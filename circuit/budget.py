@@ -2,6 +2,9 @@
 
 The prediction is the arithmetic of ``circuit.estimate`` and the weights as they lie in memory. Half of what
 the weights leave is for the runs of a batch's prompts, half for the circuits that are tried on them.
+
+On a CPU the limit is the whole process's, so that Python and its libraries are counted too, by a constant: what they
+take is a little different in every run, and the number of prompts at a time must not be.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ UNITS = {"": 1, "B": 1} | {
     for power, letter in enumerate("KMGT", 1)
     for suffix, base in (("B", 1000), ("iB", 1024))
 }
+PROCESS_BYTES = 600 << 20
+"""Python, torch and the host libraries when a model has been loaded, the weights left out: 530 MiB were measured."""
 PLAIN, OTHER = 2, 6
 """Plain runs that a pair takes at most at a time: where a cut edge carries the corrupt run's value, and otherwise."""
 
@@ -26,6 +31,8 @@ PLAIN, OTHER = 2, 6
 @dataclass(frozen=True)
 class Budget:
     """What a model may take: ``limit`` bytes of which ``fixed`` are its weights; ``dtype`` as in ``model.DTYPES``.
+
+    ``process`` bytes of ``fixed`` are no weights but the process itself.
 
     Raises:
         ModelError: the weights alone exceed the limit.
@@ -35,13 +42,16 @@ class Budget:
     fixed: int
     arch: Architecture
     dtype: str
+    process: int = 0
 
     def __post_init__(self) -> None:
         if self.room <= 0:
             short = "" if self.dtype.startswith("bfloat16") else "--dtype bfloat16-weights, "
+            more = f", Python and its libraries {shown_bytes(self.process)}" if self.process else ""
             raise ModelError(
-                f"the weights of {self.arch.name} take {shown_bytes(self.fixed)} in {self.dtype}, and --max-memory "
-                f"allows {shown_bytes(self.limit)}; use {short}a higher limit, or a smaller model"
+                f"the weights of {self.arch.name} take {shown_bytes(self.fixed - self.process)} in {self.dtype}"
+                f"{more}, and --max-memory allows {shown_bytes(self.limit)}; use {short}a higher limit, or a smaller "
+                "model"
             )
 
     @property

@@ -5,6 +5,7 @@ pairs -> token ids, checked -> scores per edge -> circuit -> faithfulness on hel
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,7 +28,9 @@ from circuit.attribution import (
     score,
     score_parts,
 )
+from circuit.budget import OTHER, PLAIN, shown_bytes
 from circuit.errors import OptionError
+from circuit.estimate import held_bytes
 from circuit.faithfulness import FaithfulnessReport, evaluate
 from circuit.files import circuit_record
 from circuit.grid import LINEAR, Grid, grid_eap, grids_of, passes_of
@@ -59,6 +62,9 @@ __all__ = [
     "split_of",
 ]
 
+logger = logging.getLogger(__name__)
+MUCH_BYTES = 1 << 30
+"""From here on it is said what ACDC holds."""
 ORDERS = {
     "threshold": "|score|, largest first",
     "top-n": "|score|, largest first",
@@ -248,9 +254,8 @@ def discover(
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     groups = batches(_share(rows, metric), options.batch_size, model.device)
     ablation = _ablation(options.ablation, model, groups, stage)
-    if model.budget is not None and options.prune in ("acdc", "eap-acdc"):
-        plain = all(is_plain(batch, ablation) for batch in groups)
-        model.budget.check_held([batch.n_tokens for batch in groups for _ in batch.indices], plain=plain)
+    if options.prune in ("acdc", "eap-acdc"):
+        _check_held(model, groups, ablation)
     watch = Rounding(model, metric)
     d, whole = effects(watch.watched(prepare_each(model, groups, ablation)), metric)
     tau = _tau(options, whole, watch.floor)
@@ -303,6 +308,23 @@ def discover(
     record = circuit_record(circuit, scores, about)
     measured = (d, tau, cost, reports, common.held_out)
     return Discovery(circuit, scores, *measured, record, parts, spans, quiet, lost, least, row, common, summed)
+
+
+def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None) -> None:
+    """That what ACDC keeps of all prompts is within the budget; where there is none, how much that is."""
+    plain = all(is_plain(batch, ablation) for batch in groups)
+    lengths = [batch.n_tokens for batch in groups for _ in batch.indices]
+    if model.budget is not None:
+        model.budget.check_held(lengths, plain=plain)
+        return
+    needed = held_bytes(model.architecture(), lengths, model.format, runs=PLAIN if plain else OTHER)
+    if needed > MUCH_BYTES:
+        logger.warning(
+            "ACDC keeps the runs of all %d prompts: about %s beside the weights; use fewer pairs (--where) or "
+            "--max-memory to bound it",
+            len(lengths),
+            shown_bytes(needed),
+        )
 
 
 def _silent(_name: str) -> Progress:

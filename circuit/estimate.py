@@ -42,6 +42,7 @@ estimates; no time here was measured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,7 @@ __all__ = [
     "estimate",
     "floor_flops",
     "forward_flops",
+    "held_bytes",
     "run_bytes",
     "score_flops",
     "state_bytes",
@@ -221,6 +223,12 @@ def run_bytes(arch: Architecture, tokens: int, dtype: str, *, runs: int = 2) -> 
     """So many plain runs of one prompt, kept with what every source writes."""
     kept = runs * (_sources(arch, tokens) + _kept(arch, tokens) + _written(arch, tokens) + arch.vocab)
     return (kept + _working(arch, tokens)) * STATE_BYTES[dtype]
+
+
+def held_bytes(arch: Architecture, lengths: Sequence[int], dtype: str, *, runs: int = 2) -> int:
+    """The runs of prompts of these lengths, held together, and every source's difference, as ACDC does."""
+    sources = sum(_sources(arch, tokens) for tokens in lengths) * STATE_BYTES[dtype]
+    return sum(run_bytes(arch, tokens, dtype, runs=runs) for tokens in lengths) + sources
 
 
 def circuit_bytes(arch: Architecture, tokens: int, dtype: str) -> int:

@@ -31,10 +31,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from circuit.budget import Budget
+from circuit.budget import PROCESS_BYTES, Budget
 from circuit.checkpoint import check_finite, check_folder, check_keys, check_place, lacks_tokenizer, stored_tensors
 from circuit.errors import ModelError, first_line
-from circuit.estimate import architecture_of
+from circuit.estimate import Architecture, architecture_of
 from circuit.float64 import Wide
 from circuit.graph import SLOTS, Graph
 from circuit.held import SHORT, Held
@@ -197,7 +197,8 @@ def wrap_model(
     model.check_decomposition(own)
     model.notes = tuple(said)
     if max_memory is not None and arch is not None:
-        model.budget = Budget(max_memory, _fixed_bytes(model), arch, model.format)
+        process = PROCESS_BYTES if model.device.type == "cpu" else 0
+        model.budget = Budget(max_memory, _fixed_bytes(model) + process, arch, model.format, process)
     return model
 
 
@@ -716,6 +717,14 @@ class Model:
         if self._room is None or self._room.numel() < size:
             self._room = torch.empty(size, **fresh)
         return self._room[:size].view(shape)
+
+    def architecture(self) -> Architecture:
+        """The sizes, for estimates; keys and values are counted once per query head, as they are held.
+
+        Raises:
+            ModelError: the configuration does not say them.
+        """
+        return architecture_of(self.bridge.original_model, self.name)
 
     def forget(self) -> None:
         """Let go of the memory that ``room`` keeps, as who measures memory has to."""

@@ -14,14 +14,14 @@ from families import FAMILIES, network_of
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from circuit import estimate
+from circuit import discovery, estimate
 from circuit.attribution import eap, eap_ig
-from circuit.budget import Budget, parse_bytes, shown_bytes
+from circuit.budget import PROCESS_BYTES, Budget, parse_bytes, shown_bytes
 from circuit.discovery import Options, discover
 from circuit.errors import ModelError, OptionError
 from circuit.meter import peak_bytes
 from circuit.model import load_model, wrap_model
-from circuit.patching import measure, prepare_each
+from circuit.patching import measure, prepare, prepare_each
 from circuit.task import Batch
 from metrics import METRICS
 
@@ -84,10 +84,11 @@ def test_measured_peaks_stay_below_the_limit_and_near_the_prediction(name):
         }
         for method, work in works.items():
             work()
-            found = model.budget.fixed + peak_bytes(work, "cpu")
+            weights = model.budget.fixed - model.budget.process
+            found = weights + peak_bytes(work, "cpu")
             rows = min(ROWS, model.budget.score_rows(TOKENS, steps=steps[method]))
-            predicted = model.budget.score_peak(TOKENS, rows, steps=steps[method])
-            assert found <= predicted <= model.budget.limit, (method, swapped, found / predicted)
+            predicted = model.budget.score_peak(TOKENS, rows, steps=steps[method]) - model.budget.process
+            assert found <= predicted <= model.budget.limit - model.budget.process, (method, swapped, found / predicted)
             assert found > 0.5 * predicted, (method, swapped, found / predicted)
     masks = [model.graph.valid & (np.random.default_rng(i).random(model.graph.valid.shape) < 0.5) for i in range(6)]
     patched = lambda: measure(model, prepare_each(model, [batch]), masks, LOGIT_DIFF)  # noqa: E731
@@ -200,6 +201,69 @@ def test_discovery_under_a_limit_finds_the_same_circuit(tiny_task, ablation):
     assert found[0].reports[-1].m_full == pytest.approx(found[1].reports[-1].m_full, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_acdc_holds_is_estimated_and_said(name, caplog, monkeypatch):
+    """Allocator's count of all runs and differences held together, against the estimate and the note."""
+    model = wrap_model(larger(name), AutoTokenizer.from_pretrained(DATA / "tiny-gpt2"), name=name)
+    batch, kept = batch_of(), []
+    prepare(model, batch)
+    keep = lambda: kept.extend(item.with_differences() for item in prepare_each(model, [batch]))  # noqa: E731
+    found = peak_bytes(keep, "cpu")
+    expected = estimate.held_bytes(model.architecture(), [TOKENS] * ROWS, "float32")
+    assert 0.6 * expected < found <= expected, found / expected
+    discovery._check_held(model, [batch], None)
+    assert not caplog.records
+    monkeypatch.setattr(discovery, "MUCH_BYTES", expected - 1)
+    discovery._check_held(model, [batch], None)
+    assert f"ACDC keeps the runs of all 6 prompts: about {shown_bytes(expected)}" in caplog.text
+
+
+WHOLE = """
+import sys, torch
+torch.set_num_threads(1)
+from circuit.model import load_model
+from circuit.attribution import eap
+from circuit.task import Batch
+from metrics import METRICS
+model = load_model(sys.argv[1], max_memory=int(sys.argv[2]))
+clean, corrupt = torch.randint(1, 64, (2, 24, 100), generator=torch.Generator().manual_seed(0))
+answers = torch.arange(24)[:, None]
+rows = model.budget.score_rows(100)
+eap(model, [Batch(tuple(range(24)), clean, corrupt, answers, answers + 20)], METRICS["logit-diff"])
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+print(rows, int(status["VmHWM"].split()[0]) * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_the_whole_process_stays_below_the_limit(tmp_path):
+    """A model of 80 MB in a process of its own: the largest resident set, libraries and loading included.
+
+    Not getrusage's, which a child has from the process that started it.
+    """
+    import shutil
+    import subprocess
+    import sys
+
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the largest resident set is read from /proc")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 64, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6}
+    more = {"num_attention_heads": 8, "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 0}
+    LlamaForCausalLM(LlamaConfig(**sizes, **more)).save_pretrained(tmp_path)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DATA / "tiny-gpt2" / file, tmp_path)
+    limit = 900 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", WHOLE, str(tmp_path), str(limit)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows, peak = map(int, done.stdout.split())
+    assert rows < 24
+    assert 0.6 * limit < peak <= limit, peak / limit
+
+
 @pytest.fixture
 def command():
     import cli
@@ -209,7 +273,7 @@ def command():
 
 def test_the_option_on_the_command_line(command, tmp_path):
     common = ("discover", "--model", DATA / "tiny-gpt2", "--pairs", DATA / "tiny_pairs.json", "--method", "eap")
-    done = command(*common, "--max-memory", "2MiB", "--json", "--out", tmp_path / "a")
+    done = command(*common, "--max-memory", str(PROCESS_BYTES + (2 << 20)), "--json", "--out", tmp_path / "a")
     assert done.exit_code == 0, done.output
     free = command(*common, "--json", "--out", tmp_path / "b")
     limited, unlimited = (json.loads(one.stdout) for one in (done, free))
@@ -217,7 +281,7 @@ def test_the_option_on_the_command_line(command, tmp_path):
     assert [limited[key] for key in ("counts", "nodes", "tau")] == [
         unlimited[key] for key in ("counts", "nodes", "tau")
     ]
-    for size, says in (("10kB", "the weights of"), ("some", "is no size")):
+    for size, says in (("500MB", "Python and its libraries 600.0 MiB"), ("some", "is no size")):
         done = command(*common, "--max-memory", size, "--out", tmp_path / "c")
         assert done.exit_code == 2
         assert says in done.output
