@@ -399,8 +399,8 @@ def full_at_once(subject: Subject) -> str:
 
 
 def full_in_writing(subject: Subject) -> str:
-    """Room for two pages: enough for the check, too little for the results."""
-    return _refused(subject, free=2, says="No space left on device")
+    """Room for one page: enough for the check, too little for the results."""
+    return _refused(subject, free=1, says="No space left on device")
 
 
 def _refused(subject: Subject, *, free: int, says: str) -> str:
