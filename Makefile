@@ -49,10 +49,11 @@ test: $(READY)  ## set up, run all tests
 test-fast: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
-check: $(READY)  ## formatting and lint
+check: $(READY)  ## formatting, lint, and the directions of imports
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest tests/test_architecture.py
 
 bench: $(READY)  ## the engine, bare passes and peers on the CPU, in one run; writes benchmarks/README.md
 	mkdir -p runs

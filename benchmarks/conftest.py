@@ -20,11 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 from shapes import GPT2, GPT2_64, GROUPED, SMALL, Shape, rows_of
 from steps import Beside, kl_threshold
 
-from circuit.bench import machine
-from circuit.errors import OptionError
-from circuit.meter import Step, peak_bytes, seconds_of
-from circuit.patching import prepare
-from circuit.peer_process import AutoCircuit, peers_python
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.forward import prepare
+from persona_circuits.circuit.peers import AutoCircuit, peers_python
+from persona_circuits.circuit.profiling import Step, machine, peak_bytes, seconds_of
 
 
 def pytest_addoption(parser):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from circuit.completeness import growth_p
-from circuit.hypothesis import equivalence, hsic
-from circuit.uncertainty import Clusters, ratio_interval, ratio_intervals
+from persona_circuits.circuit.evaluation.completeness import growth_p
+from persona_circuits.circuit.evaluation.hypothesis import equivalence, hsic
+from persona_circuits.circuit.statistics import Clusters, ratio_interval, ratio_intervals
 
 BEGIN, END = "<!-- coverage: begin -->", "<!-- coverage: end -->"
 SIZES = (4, 8, 16, 64)

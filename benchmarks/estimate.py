@@ -2,7 +2,7 @@
 
 python benchmarks/estimate.py [--tokens 64] [--pairs 200] [--efficiency 0.4]
 
-The formulas are those of ``circuit.estimate``.
+The formulas are those of ``circuit.cost.passes``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ from pathlib import Path
 
 from tables import README, markdown_table, replace_section
 
-import circuit.estimate
-from circuit.errors import PersonaCircuitsError
-from circuit.estimate import (
+from persona_circuits.circuit.cost import (
     DEVICES,
     FORMATS,
     H200,
@@ -29,11 +27,13 @@ from circuit.estimate import (
     estimate,
     floor_flops,
     forward_flops,
+    passes,
     score_flops,
     state_bytes,
     step_costs,
     weight_bytes,
 )
+from persona_circuits.circuit.errors import PersonaCircuitsError
 
 __all__ = [
     "FORMATS",
@@ -130,7 +130,7 @@ def _number(value: float) -> str:
 
 def section(tokens: int, pairs: int, efficiency: float) -> str:
     """What the command prints and writes."""
-    formulas = (circuit.estimate.__doc__ or "").split("\n\n", 1)[1].strip()
+    formulas = (passes.__doc__ or "").split("\n\n", 1)[1].strip()
     assumed = (
         f"Prompts of {tokens} tokens; {pairs} pairs in both directions, so {2 * pairs} prompt pairs; EAP-IG in 5 "
         f"steps; ACDC on 16 prompt pairs with 30 % of all trials for nothing. {H200.name}: "

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 from tables import markdown_table, replace_section
 
-from circuit.discovery import Discovery, Options, discover
-from circuit.errors import PersonaCircuitsError
-from circuit.model import load_model
-from circuit.shipped import MODEL, PAIRS, resolve
-from circuit.task import load_task
+from persona_circuits.circuit.discovery import Discovery, Options, discover
+from persona_circuits.circuit.errors import PersonaCircuitsError
+from persona_circuits.circuit.model import load_model
+from persona_circuits.circuit.task import MODEL, load_task, resolve
+from persona_circuits.circuit.task.shipped_files import PAIRS
 
 FORMATS = (("float32", "float32"), ("bfloat16-weights", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32"))
 """Of the weights, and of the products that scores are made with."""

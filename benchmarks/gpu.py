@@ -24,15 +24,25 @@ from shapes import GPU_SHAPES, Shape
 from steps import LOGIT_DIFF, AcdcRun, all_edges_in_order, circuit_sizes, full_forwards, kl_threshold, one_circuit
 from tables import README, machine_line, markdown_table, replace_section
 
-from circuit.attribution import eap, eap_ig
-from circuit.bench import acdc_sample, bare_forward, bare_passes, held_bytes, machine
-from circuit.crosscheck import agreement
-from circuit.errors import PersonaCircuitsError
-from circuit.files import write_json
-from circuit.meter import Cost, Step, cost_of, costs_of, seconds_of
-from circuit.patching import prepare
-from circuit.scores import Scores
-from circuit.task import Batch
+from persona_circuits.circuit.attribution import eap, eap_ig
+from persona_circuits.circuit.errors import PersonaCircuitsError
+from persona_circuits.circuit.forward import prepare
+from persona_circuits.circuit.peers import agreement
+from persona_circuits.circuit.profiling import (
+    Cost,
+    Step,
+    acdc_sample,
+    bare_forward,
+    bare_passes,
+    cost_of,
+    costs_of,
+    held_bytes,
+    machine,
+    seconds_of,
+)
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.storage import write_json
+from persona_circuits.circuit.task import Batch
 
 DTYPES = ("float32", "bfloat16")
 STEPS = 5

@@ -29,15 +29,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from circuit.attribution import eap
-from circuit.bench import machine
-from circuit.grid import Grid, GridPair, grid_eap, grid_of_texts, grid_parts, passes_of, separate_passes
-from circuit.meter import Cost, Step, costs_of
-from circuit.model import Model, load_model
-from circuit.shipped import MODEL, resolve, shipped
-from circuit.task import Batch, Row, batches, token_ids
-from metrics import METRICS
-from persona.sources import Persona, Question, preferred, read_personas, read_questions
+from persona_circuits.circuit.attribution import (
+    Grid,
+    GridPair,
+    eap,
+    grid_eap,
+    grid_of_texts,
+    grid_parts,
+    passes_of,
+    separate_passes,
+)
+from persona_circuits.circuit.model import Model, load_model
+from persona_circuits.circuit.profiling import Cost, Step, costs_of, machine
+from persona_circuits.circuit.task import MODEL, Batch, Row, batches, resolve, shipped, token_ids
+from persona_circuits.metrics import METRICS
+from persona_circuits.persona.data import Persona, Question, preferred, read_personas, read_questions
 
 METRIC = METRICS["persona-divergence"]
 PROMPT = "{persona}\nQ: {question}\nA:"

@@ -24,11 +24,10 @@ from shapes import Shape
 from steps import LOGIT_DIFF
 from tables import README, machine_line, markdown_table, replace_section
 
-from circuit.attribution import eap
-from circuit.bench import bare_passes, machine
-from circuit.errors import PersonaCircuitsError
-from circuit.files import atomic, write_json
-from circuit.meter import Cost, costs_of
+from persona_circuits.circuit.attribution import eap
+from persona_circuits.circuit.errors import PersonaCircuitsError
+from persona_circuits.circuit.profiling import Cost, bare_passes, costs_of, machine
+from persona_circuits.circuit.storage import atomic, write_json
 
 BASE = Shape("base", "gpt2", 4, 8, 256, 1024, 1000, tokens=32, pairs=8)
 FLOOR, EAP = "floor", "EAP"
@@ -76,7 +75,7 @@ def axes(base: Shape = BASE, *, doublings: int = 4) -> tuple[Axis, ...]:
 
 
 def _edges(shape: Shape) -> int:
-    from circuit.graph import Graph
+    from persona_circuits.circuit.graph import Graph
 
     return Graph(shape.layers, shape.heads).n_edges
 

@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     table = markdown_table(columns, rows)
     print(table)
     if not options.tiny:
-        from circuit.bench import machine
+        from persona_circuits.circuit.profiling import machine
 
         replace_section(options.page, "load", f"{machine_line({**machine('cpu'), 'threads': 1})}\n\n{table}")
     return 0
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def _check_pairs(folder: Path, sizes: dict[str, int]) -> Callable[[], object]:
     from transformers import AutoTokenizer
 
-    from circuit.task import encode, load_task
+    from persona_circuits.circuit.task import encode, load_task
 
     class Reader:
         tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "persona-world")
@@ -63,26 +63,26 @@ def _check_pairs(folder: Path, sizes: dict[str, int]) -> Callable[[], object]:
 
 
 def _read(folder: Path, sizes: dict[str, int]) -> Callable[[], object]:
-    from circuit.files import read_circuit
+    from persona_circuits.circuit.io import read_circuit
 
     return lambda: read_circuit(folder / "a.json")
 
 
 def _validate(folder: Path, sizes: dict[str, int]) -> Callable[[], object]:
-    from circuit.files import faults_of
+    from persona_circuits.circuit.io import faults_of
 
     return lambda: faults_of(folder / "circuit.json")
 
 
 def _compare(folder: Path, sizes: dict[str, int]) -> Callable[[], object]:
-    from circuit.comparison import compare, read_side
+    from persona_circuits.circuit.assessment.comparison import compare, read_side
 
     sides = [folder / "a.json", folder / "b.json"]
     return lambda: compare(*map(read_side, sides), n_draws=sizes["draws"]).as_dict()
 
 
 def _export(folder: Path, sizes: dict[str, int]) -> Callable[[], object]:
-    from circuit.files import write_eap_ig
+    from persona_circuits.circuit.io import write_eap_ig
 
     circuit, scores = _random(sizes["export"], sizes["export"], sizes["edges"], 0)
     return lambda: write_eap_ig(circuit, scores, folder / "export.json")
@@ -105,9 +105,9 @@ def _random(layers: int, heads: int, edges: int, seed: int):
     """A circuit of random edges with random scores."""
     import numpy as np
 
-    from circuit.graph import Graph
-    from circuit.scores import Scores
-    from circuit.subgraph import Circuit
+    from persona_circuits.circuit.graph import Graph
+    from persona_circuits.circuit.scores import Scores
+    from persona_circuits.circuit.subgraph import Circuit
 
     graph, rng = Graph(layers, heads), np.random.default_rng(seed)
     mask = np.zeros(graph.valid.shape, dtype=bool)
@@ -118,7 +118,7 @@ def _random(layers: int, heads: int, edges: int, seed: int):
 
 def _make(folder: Path, sizes: dict[str, int]) -> None:
     """The files that the steps read."""
-    from circuit.files import circuit_record, write_eap_ig
+    from persona_circuits.circuit.io import circuit_record, write_eap_ig
 
     lines = (ROOT / "datasets" / "pairs_demo.jsonl").read_text(encoding="utf-8").splitlines()
     with (folder / "pairs.jsonl").open("w", encoding="utf-8") as file:

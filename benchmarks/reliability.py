@@ -126,12 +126,18 @@ def serve() -> None:
     import plotly.graph_objects  # noqa: F401
     import torch
 
-    import cli  # noqa: F401
-    from circuit import discovery, draw, mib  # noqa: F401
-    from circuit.model import load_model
-    from circuit.shipped import MODEL
-    from persona import discovery_files, pairs, png, response_files, responses  # noqa: F401
-    from persona.prompts import load_tokenizer
+    from persona_circuits import cli  # noqa: F401
+    from persona_circuits.circuit.discovery import search as discovery  # noqa: F401
+    from persona_circuits.circuit.drawing import render as draw  # noqa: F401
+    from persona_circuits.circuit.figures import png  # noqa: F401
+    from persona_circuits.circuit.model import load_model
+    from persona_circuits.circuit.peers import mib  # noqa: F401
+    from persona_circuits.circuit.reporting import discovery as discovery_files  # noqa: F401
+    from persona_circuits.circuit.task import MODEL
+    from persona_circuits.persona.data import load_tokenizer
+    from persona_circuits.persona.pairs import build as pairs  # noqa: F401
+    from persona_circuits.persona.responses import generate as responses  # noqa: F401
+    from persona_circuits.persona.responses import report as response_files  # noqa: F401
 
     load_tokenizer(MODEL)  # what these import late is there for every child
     load_model(TINY)
@@ -152,7 +158,7 @@ def _child(asked: dict[str, Any]) -> None:
     with open(asked["errors"], "w") as errors, open(os.devnull, "r+") as none:
         for stream, number in ((none, 0), (none, 1), (errors, 2)):
             os.dup2(stream.fileno(), number)
-    from circuit import storage
+    from persona_circuits.circuit.storage import writing as storage
 
     real = os.replace
 
@@ -166,7 +172,7 @@ def _child(asked: dict[str, Any]) -> None:
     sys.argv = ["persona-circuits", *asked["arguments"]]
     code: Any = 1
     try:
-        import cli
+        from persona_circuits import cli
 
         cli.main()
     except SystemExit as end:
@@ -272,7 +278,7 @@ class Subject:
                 return name
         if number != signal.SIGKILL:
             return ""
-        from circuit.storage import settle
+        from persona_circuits.circuit.storage import settle
 
         copy = out.with_name("copy")
         shutil.copytree(out, copy)
@@ -290,7 +296,7 @@ def visible(folder: Path) -> dict[str, bytes]:
 
 def kill_table(found: Sequence[Kill]) -> str:
     """A row per command."""
-    from persona.tables import markdown_table
+    from persona_circuits.circuit.figures import markdown_table
 
     columns = (
         "command",
@@ -450,7 +456,7 @@ DISKS = {
 
 def disk_table(found: Sequence[tuple[str, str, str]]) -> str:
     """A row per disk, a column per command."""
-    from persona.tables import markdown_table
+    from persona_circuits.circuit.figures import markdown_table
 
     names = list(dict.fromkeys(name for name, _, _ in found))
     cells = {(disk, name): says for name, disk, says in found}

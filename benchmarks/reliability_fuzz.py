@@ -28,32 +28,32 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
-from circuit.errors import PersonaCircuitsError
-from circuit.files import circuit_record, faults_of, read_circuit, read_scores
-from circuit.graph import Graph
-from circuit.mib import read_submission
-from circuit.peer_files import prune_scores, read_autocircuit_scores
-from circuit.peer_process import check_model
-from circuit.reading import DamagedState, read_state, state_metadata
-from circuit.scores import Scores
-from circuit.subgraph import Circuit
-from circuit.task import load_task
-from persona import directions, study
-from persona.bridge_files import fingerprint_of, read_movers, read_neuron_mlps, read_nodes
-from persona.endpoint import Journal
-from persona.examples import load_examples
-from persona.items import load_items, load_neutral
-from persona.neutral import read_neutral_wordings
-from persona.prompts import load_tokenizer
-from persona.rating import rater_prompt
-from persona.response_files import read_responses
-from persona.sources import read_answers, read_contrast, read_personas, read_questions
-from persona.study_check import result_values
-from persona.study_predictions import load_plan
-from persona.templates import load_templates
-from persona.variants import read_rules, vary
-from persona.vector_files import read_vectors
-from persona.verdicts import load_thresholds
+from persona_circuits.circuit.errors import PersonaCircuitsError
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, read_scores
+from persona_circuits.circuit.peers import check_model, prune_scores, read_autocircuit_scores, read_submission
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.storage import DamagedState, read_state, state_metadata
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import load_task
+from persona_circuits.persona.bridge import fingerprint_of, read_movers, read_neuron_mlps, read_nodes
+from persona_circuits.persona.data import (
+    load_examples,
+    load_items,
+    load_neutral,
+    load_templates,
+    load_tokenizer,
+    read_answers,
+    read_contrast,
+    read_personas,
+    read_questions,
+)
+from persona_circuits.persona.explanation import load_thresholds
+from persona_circuits.persona.pairs import read_neutral_wordings, read_rules, vary
+from persona_circuits.persona.responses import Journal, rater_prompt, read_responses
+from persona_circuits.persona.study import load_plan, result_values
+from persona_circuits.persona.study import run as study
+from persona_circuits.persona.vectors import directions, read_vectors
 
 __all__ = ["LONGEST", "READERS", "Reader", "mutations", "outcome", "table"]
 
@@ -539,7 +539,7 @@ def _read_template(path: Path) -> None:
 
 
 def _read_chat_template(path: Path) -> None:
-    from circuit.reading import Kind, read_text
+    from persona_circuits.circuit.storage import Kind, read_text
 
     tokenizer = deepcopy(_tiny().tokenizer)
     tokenizer.chat_template = read_text(path, Kind("chat template"))
@@ -666,7 +666,7 @@ READERS: tuple[Reader, ...] = (
         "thresholds",
         "json",
         "thresholds.json",
-        json.loads((ROOT / "persona/thresholds.json").read_text("utf-8")),
+        json.loads((ROOT / "persona/explanation/thresholds.json").read_text("utf-8")),
         load_thresholds,
     ),
     Reader("plan of predictions", "json", "plan.json", PLAN, load_plan),

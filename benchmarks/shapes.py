@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from circuit.model import DTYPES, Model, wrap_model
-from circuit.shipped import MODEL, resolve
-from circuit.task import Batch
+from persona_circuits.circuit.model import DTYPES, Model, wrap_model
+from persona_circuits.circuit.task import MODEL, Batch, resolve
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 

@@ -1,6 +1,6 @@
 """What is timed, once for all benchmarks: the engine's public functions as steps without arguments.
 
-The bare passes they are compared with are ``circuit.bench.bare_passes`` and ``bare_forward``.
+The bare passes they are compared with are ``circuit.profiling.benchmark.bare_passes`` and ``bare_forward``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from circuit.graph import Edge
-from circuit.matched import random_circuits
-from circuit.meter import Step
-from circuit.model import Model
-from circuit.patching import Prepared, divergence, measure, patched_logits
-from circuit.pruning import AcdcResult, acdc
-from metrics import METRICS
+from persona_circuits.circuit.evaluation import random_circuits
+from persona_circuits.circuit.forward import Prepared, divergence, measure, patched_logits
+from persona_circuits.circuit.graph import Edge
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.profiling import Step
+from persona_circuits.circuit.pruning import AcdcResult, acdc
+from persona_circuits.metrics import METRICS
 
 LOGIT_DIFF, KL = METRICS["logit-diff"], METRICS["kl"]
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from circuit.errors import FileError, PersonaCircuitsError
-from circuit.files import atomic
-from persona.tables import markdown_table
+from persona_circuits.circuit.errors import FileError, PersonaCircuitsError
+from persona_circuits.circuit.figures import markdown_table
+from persona_circuits.circuit.storage import atomic
 
 README = Path(__file__).resolve().parent / "README.md"
 

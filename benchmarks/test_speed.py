@@ -3,7 +3,7 @@
     make bench
 
 No test asserts a time. Peaks are those of torch's allocator beyond what was held when a step
-began, from one more round of it (``circuit.meter``), here and in auto-circuit's process alike.
+began, from one more round of it (``circuit.profiling.meter``), here and in auto-circuit's process alike.
 Before every round of a step the step that it is compared with runs once: the ratio is the
 median over such pairs, so that a machine that slows down slows both.
 """
@@ -27,13 +27,12 @@ from steps import (
     single_edges,
 )
 
-from circuit.attribution import eap, eap_ig, exact
-from circuit.bench import acdc_sample, bare_forward, bare_passes
-from circuit.crosscheck import agreement
-from circuit.matched import random_circuits
-from circuit.patching import measure, prepare
-from circuit.peer_files import from_prune_scores
-from circuit.scores import Scores
+from persona_circuits.circuit.attribution import eap, eap_ig, exact
+from persona_circuits.circuit.evaluation import random_circuits
+from persona_circuits.circuit.forward import measure, prepare
+from persona_circuits.circuit.peers import agreement, from_prune_scores
+from persona_circuits.circuit.profiling import acdc_sample, bare_forward, bare_passes
+from persona_circuits.circuit.scores import Scores
 
 SHAPES = (GPT2, GPT2_64, GROUPED, SMALL)
 STEPS = 5

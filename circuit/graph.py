@@ -23,16 +23,25 @@ from typing import Literal
 
 import numpy as np
 
-from circuit.errors import GraphError
+from persona_circuits.circuit.errors import GraphError
 
-__all__ = ["INPUT", "LOGITS", "SLOTS", "Edge", "Graph", "Node", "parse_edge", "parse_node"]
+__all__ = [
+    "INPUT",
+    "LOGITS",
+    "SLOTS",
+    "Edge",
+    "Graph",
+    "Node",
+    "Slot",
+    "parse_edge",
+    "parse_node",
+]
 
 Kind = Literal["input", "head", "mlp", "logits"]
 Slot = Literal["q", "k", "v"]
 SLOTS: tuple[Slot, ...] = ("q", "k", "v")
 MAX_CELLS = 10**9
 """Of the table of sources and slots, 8 bytes each where it holds scores; 126 layers of 128 heads have 789 million."""
-
 _HEAD = re.compile(r"a(0|[1-9][0-9]{0,8})\.h(0|[1-9][0-9]{0,8})\Z")
 _MLP = re.compile(r"m(0|[1-9][0-9]{0,8})\Z")
 _EDGE = re.compile(r"(?P<src>[^<>]+)->(?P<dst>[^<>]+?)(?:<(?P<slot>[qkv])>)?\Z")

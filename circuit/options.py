@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from circuit.errors import OptionError
+from persona_circuits.circuit.errors import OptionError
 
-__all__ = ["PlainNumbers"]
+__all__ = [
+    "PlainNumbers",
+]
 
 
 class PlainNumbers:

@@ -11,7 +11,11 @@ from __future__ import annotations
 import hashlib
 import re
 
-__all__ = ["one_line", "shortened", "visible"]
+__all__ = [
+    "one_line",
+    "shortened",
+    "visible",
+]
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and line feed, delete, C1

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuit.errors import GraphError
-from circuit.graph import Edge, Graph
+from persona_circuits.circuit.errors import GraphError
+from persona_circuits.circuit.graph import Edge, Graph
 
-__all__ = ["Scores"]
+__all__ = [
+    "Scores",
+]
 
 
 @dataclass(frozen=True, eq=False)

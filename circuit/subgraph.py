@@ -8,11 +8,15 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 
-from circuit.errors import GraphError
-from circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
-from circuit.scores import Scores
+from persona_circuits.circuit.errors import GraphError
+from persona_circuits.circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
+from persona_circuits.circuit.scores import Scores
 
-__all__ = ["Circuit", "from_networkx", "to_networkx"]
+__all__ = [
+    "Circuit",
+    "from_networkx",
+    "to_networkx",
+]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,6 @@
 """Functions from logits to one number per prompt, pair or question. A leaf: torch and nothing else of this project."""
 
-from metrics.choice import (
+from persona_circuits.metrics.choice import (
     candidate_logits,
     candidate_mass,
     choice_information,
@@ -11,10 +11,7 @@ from metrics.choice import (
     modal_share,
     soft_collapse,
 )
-from metrics.contract import METRICS, Metric, Targets
-from metrics.divergences import jensen_shannon, kl
-from metrics.margins import logit_diff, persona_divergence, prob_diff
-from metrics.persona import (
+from persona_circuits.metrics.collapse import (
     cancellation,
     neutral_prior,
     paraphrase_null,
@@ -23,7 +20,10 @@ from metrics.persona import (
     prior_dominance,
     required_gain,
 )
-from metrics.variance import VarianceShares, centred, variance_shares
+from persona_circuits.metrics.contract import METRICS, Metric, Targets
+from persona_circuits.metrics.divergences import jensen_shannon, kl
+from persona_circuits.metrics.margins import logit_diff, persona_divergence, prob_diff
+from persona_circuits.metrics.variance import VarianceShares, centred, variance_shares
 
 __all__ = [
     "METRICS",

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from metrics.divergences import kl
-from metrics.margins import logit_diff, prob_diff
+from persona_circuits.metrics.divergences import kl
+from persona_circuits.metrics.margins import logit_diff, prob_diff
 
-__all__ = ["METRICS", "Metric", "Targets"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "Targets",
+]
 
 
 @dataclass(frozen=True, eq=False)

@@ -267,7 +267,7 @@ def _chosen(names: Sequence[str], convert: bool) -> list[Job]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the notebooks that are asked for; 1 if one cannot be made."""
-    from circuit.storage import atomic
+    from persona_circuits.circuit.storage import atomic
 
     parser = argparse.ArgumentParser(description="Make notebooks from the Markdown in logs/ and notebooks/src/.")
     parser.add_argument("names", nargs="*", help="names of Markdown files, without .md; all if left out")

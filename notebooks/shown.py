@@ -27,7 +27,7 @@ def figure(drawn: Figure) -> Image:
     """A plotly figure as a PNG of 900 pixels, drawn without a browser."""
     from IPython.display import Image
 
-    from persona.png import png_bytes
+    from persona_circuits.circuit.figures import png_bytes
 
     return Image(png_bytes(drawn, dpi=90))
 

@@ -1,1 +1,8 @@
-"""Personas: where their texts come from, what they do to a preference, and how the model carries it."""
+"""Personas: where their texts come from, what they do to a preference, and how the model carries it.
+
+Every name is imported when it is first used; ``__init__.pyi`` beside this file says where each is from.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,7 +2,9 @@
 
 from jaxtyping import install_import_hook
 
-_HOOK = install_import_hook(["circuit", "metrics", "persona"], "beartype.beartype")
+_HOOK = install_import_hook(
+    [f"persona_circuits.{name}" for name in ("circuit", "metrics", "persona")], "beartype.beartype"
+)
 
 import json  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -20,7 +22,7 @@ CRAFTGPT = ROOT.parent / "shared" / "models" / "craftgpt-5m"
 @pytest.fixture(scope="session")
 def tiny():
     """A seeded 3-layer, 4-head GPT-2 with perturbed norms and biases."""
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     return load_model(DATA / "tiny-gpt2")
 
@@ -28,7 +30,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def tiny64():
     """The same in float64."""
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     return load_model(DATA / "tiny-gpt2", dtype="float64")
 
@@ -36,7 +38,7 @@ def tiny64():
 @pytest.fixture(scope="session")
 def tiny_task():
     """Eight pairs of several lengths, in auto-circuit's format."""
-    from circuit.task import load_task
+    from persona_circuits.circuit.task import load_task
 
     return load_task(DATA / "tiny_pairs.json")
 
@@ -46,7 +48,7 @@ def craftgpt():
     """The real chat model, where it is present."""
     if not CRAFTGPT.is_dir():
         pytest.skip(f"{CRAFTGPT.name} is not at ../shared/models")
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     return load_model(CRAFTGPT)
 
@@ -59,7 +61,7 @@ def frozen():
 
 def pairs_that_begin_alike(vocab, *, rows=4, length=9, shared=3):
     """Random pairs of token ids whose first ones are the same in all of them."""
-    from circuit.task import Batch
+    from persona_circuits.circuit.task import Batch
 
     clean, corrupt = torch.randint(0, vocab, (2, rows, length), generator=torch.Generator().manual_seed(5))
     clean[:, :shared] = corrupt[:, :shared] = clean[0, :shared]

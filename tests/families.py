@@ -354,7 +354,7 @@ CHECKS = {
     "test_streams_and_parts_for_lens_probes_and_vectors": "streams",
     "test_lens_probes_vectors_and_neurons_run": "lens, probes, vectors, neurons",
 }
-RECORD = DATA.parent.parent / "circuit" / "families.json"
+RECORD = DATA.parent.parent / "circuit" / "profiling" / "families.json"
 PAGE = DATA.parent.parent / "docs" / "models.md"
 README = DATA.parent.parent / "README.md"
 START, END = "<!-- families: written by python -m tests.families --table -->", "<!-- end of families -->"
@@ -374,7 +374,7 @@ class _Outcomes:
 
 
 def run_checks() -> dict[str, Any]:
-    """Run the tests of all families; what ``circuit/families.json`` holds."""
+    """Run the tests of all families; what ``circuit/profiling/families.json`` holds."""
     from importlib.metadata import version
 
     import pytest
@@ -438,7 +438,7 @@ def _write(page: Path, text: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the checks and write the record and the table; 1 if a check failed."""
     parser = argparse.ArgumentParser(description="What works on which model family.")
-    parser.add_argument("--table", action="store_true", help="write circuit/families.json, docs/models.md and README")
+    parser.add_argument("--table", action="store_true", help="write families.json, docs/models.md and README")
     args = parser.parse_args(argv)
     record = run_checks()
     text = table(record)

@@ -4,34 +4,43 @@ import ast
 import re
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 from conftest import ROOT
 
-LEVELS = [
-    {"errors", "meter", "printable"},
-    {"checkpoint", "finite", "float64", "graph", "held", "options", "permutations", "ranks", "reading", "storage"},
-    {"scores", "shipped", "alignment", "estimate"},
-    {"budget", "subgraph"},
-    {"model"},
-    {"task"},
-    {"inspection", "overlap", "peer_process", "runs", "uncertainty"},
-    {"ablation", "gradients", "null_run"},
-    {"patching"},
-    {"attribution", "node_patching", "rounding"},
-    {"grid", "pruning"},
-    {"matched"},
-    {"faithfulness", "pair_scores"},
-    {"bench", "curves", "files", "draw", "measurements", "pairs_view", "span_study", "stability", "transfer"},
-    {"completeness", "hypothesis", "mib", "sizes"},
-    {"discovery", "ground_truth", "peer_files"},
-    {"stability_study"},
-    {"battery", "comparison", "crosscheck", "curve_study", "curve_tables", "report"},
-    {"battery_tables", "comparison_tables"},
+FLOORS = [
+    {"circuit.errors", "circuit.parallel", "circuit.printable", "metrics"},
+    {"circuit.graph", "circuit.options", "circuit.storage"},
+    {"circuit.cost", "circuit.figures", "circuit.scores", "circuit.task", "models.world"},
+    {"circuit.model", "circuit.statistics", "circuit.subgraph", "models.training"},
+    {"circuit.drawing", "circuit.forward", "circuit.io", "models.planted", "persona.data", "persona.streams"},
+    {
+        "circuit.attribution",
+        "circuit.pruning",
+        "persona.behaviour",
+        "persona.lens",
+        "persona.pairs",
+        "persona.responses",
+    },
+    {"circuit.evaluation", "persona.explanation", "persona.probing"},
+    {"circuit.discovery", "circuit.profiling", "persona.patching", "persona.vectors"},
+    {"circuit.peers", "persona.steering"},
+    {"circuit.assessment", "persona.neurons"},
+    {"circuit.reporting", "persona.bridge"},
+    {"persona.study"},
+    {"commands"},
+    {"cli"},
 ]
+"""Rooms from the ground up: each imports lower floors only."""
+NAME = "persona_circuits."
 HEAVY = ("torch", "transformer_lens", "transformers", "pygraphviz", "networkx", "jsonschema", "scipy", "sklearn")
 SOURCES = [
-    *sorted(path for folder in ("circuit", "metrics", "persona", "models") for path in (ROOT / folder).rglob("*.py")),
+    *sorted(
+        path
+        for folder in ("circuit", "metrics", "persona", "models", "commands")
+        for path in (ROOT / folder).rglob("*.py")
+    ),
     ROOT / "cli.py",
 ]
 
@@ -47,39 +56,70 @@ def imports(path):
             yield from ((f"{node.module}", node in top) for _ in node.names[:1])
 
 
-def level(module):
-    return next(i for i, names in enumerate(LEVELS) if module in names)
+def room(module):
+    """The room of a module of this project: the first two parts of its name, one for metrics, commands and cli."""
+    parts = module.split(".")
+    return ".".join(parts[:2]) if parts[0] in ("circuit", "persona", "models") else parts[0]
 
 
-def test_every_module_of_the_engine_has_its_place():
-    modules = {path.stem for path in (ROOT / "circuit").glob("*.py")} - {"__init__"}
-    assert modules == set().union(*LEVELS)
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "circuit").glob("[!_]*.py")), ids=lambda p: p.stem)
-def test_the_engine_imports_downward_only(path):
-    for name, _ in imports(path):
-        if name.startswith("circuit."):
-            assert level(name.split(".")[1]) < level(path.stem), f"{path.stem} imports {name}"
-        assert not name.startswith(("persona", "models", "cli")), f"{path.stem} imports {name}"
+def imported_rooms(path):
+    """The rooms that a file imports from, itself left out."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith(NAME):
+            inner = node.module[len(NAME) :]
+            known = inner if "." in inner or inner in ("metrics", "commands") else None
+            yield from ({room(known)} if known else {room(f"{inner}.{a.name}".lstrip(".")) for a in node.names})
+
+
+def test_every_room_has_its_floor():
+    rooms = {room(module_of(path)) for path in SOURCES} - {"circuit", "persona", "models"}
+    assert rooms == set().union(*FLOORS)
+    assert sum(map(len, FLOORS)) == len(rooms)
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name != "__init__.py"], ids=module_of)
+def test_imports_lead_downward_only(path):
+    floor = {name: i for i, names in enumerate(FLOORS) for name in names}
+    own = room(module_of(path))
+    for name in set(imported_rooms(path)) - {own}:
+        assert floor[name] < floor[own], f"{module_of(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=module_of)
+def test_everything_is_imported_by_its_whole_name(path):
+    own = {"circuit", "metrics", "persona", "models", "commands", "cli"}
+    assert not own & {name.split(".")[0] for name, _ in imports(path)}
 
 
 def test_metrics_are_a_leaf():
     for path in (ROOT / "metrics").glob("*.py"):
         for name, _ in imports(path):
-            assert name.split(".")[0] in {"metrics", "torch", "jaxtyping", "__future__", "collections", "dataclasses"}
+            assert not name.startswith(NAME) or name.startswith(f"{NAME}metrics")
+            assert name.split(".")[0] in {
+                "persona_circuits",
+                "torch",
+                "jaxtyping",
+                "__future__",
+                "collections",
+                "dataclasses",
+            }
 
 
-def test_only_the_model_module_knows_the_host_library():
+def test_only_the_model_package_knows_the_host_library():
     for path in SOURCES:
         if "transformer_lens" in {name.split(".")[0] for name, _ in imports(path)}:
-            assert path.name == "model.py"
+            assert path.parent.name == "model"
 
 
-def test_the_command_line_imports_nothing_heavy_at_the_top():
-    top = {name.split(".")[0] for name, at_top in imports(ROOT / "cli.py") if at_top}
-    assert not top & {*HEAVY, "circuit", "metrics", "models", "persona", "numpy"} - {"circuit"}
-    assert "torch" not in top
+@pytest.mark.parametrize("path", [ROOT / "cli.py", *sorted((ROOT / "commands").glob("*.py"))], ids=lambda p: p.stem)
+def test_the_command_line_imports_nothing_heavy_at_the_top(path):
+    for name, at_top in imports(path):
+        assert not at_top or name.split(".")[0] not in {*HEAVY, "numpy"}
+        assert not at_top or not name.startswith(NAME) or name.startswith((f"{NAME}commands", f"{NAME}circuit.errors"))
 
 
 def test_the_tests_that_the_conventions_name_are_there():
@@ -94,7 +134,7 @@ def test_the_tests_that_the_conventions_name_are_there():
 def test_help_loads_nothing_heavy():
     code = (
         "import sys; sys.argv = ['persona-circuits', '--help']\n"
-        "try:\n import cli; cli.main()\nexcept SystemExit: pass\n"
+        "try:\n from persona_circuits import cli; cli.main()\nexcept SystemExit: pass\n"
         f"loaded = [name for name in {HEAVY!r} if name in sys.modules]; assert not loaded, loaded"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
@@ -120,7 +160,7 @@ FAMILY = re.compile(
     r"gpt|llama|qwen|gemma|mistral|mixtral|olmo|neox|pythia|\bphi\d*\b|granite|cohere|falcon|bloom|stablelm|\bopt\b",
     re.I,
 )
-LISTS_OF_MODELS = {"estimate.py": "MODELS", "peer_process.py": "check_model"}
+LISTS_OF_MODELS = {"sizes.py": "MODELS", "process.py": "check_model"}
 """Where models are named: examples of sizes to print, and what the other program can be given."""
 
 
@@ -137,7 +177,9 @@ def family_names(path):
             yield getattr(node, "lineno", 0), str(found)
 
 
-@pytest.mark.parametrize("path", [path for path in SOURCES if "models" not in path.parts[-2:-1]], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in SOURCES if room(module_of(path)).split(".")[0] != "models"], ids=module_of
+)
 def test_nothing_depends_on_a_familys_name(path):
     """What the engine needs it asks the host library or the configuration."""
     named = list(family_names(path))
@@ -160,14 +202,23 @@ def test_a_familys_name_would_be_found(tmp_path):
 
 
 def test_public_names_exist():
-    import circuit
-    import metrics
+    import persona_circuits
 
-    for module in (circuit, metrics):
-        for name in module.__all__:
-            assert getattr(module, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        circuit.nothing  # noqa: B018
-    for path in (ROOT / "circuit").glob("[!_]*.py"):
-        module = __import__(f"circuit.{path.stem}", fromlist=["__all__"])
-        assert all(hasattr(module, name) for name in module.__all__), path
+    for package in (persona_circuits, persona_circuits.circuit, persona_circuits.metrics, persona_circuits.persona):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        persona_circuits.nothing  # noqa: B018
+    for path in SOURCES:
+        module = import_module((NAME + module_of(path)).removesuffix(".__init__"))
+        assert all(hasattr(module, name) for name in getattr(module, "__all__", ())), path
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name == "__init__.py"], ids=module_of)
+def test_a_packages_first_file_only_names_what_it_offers(path):
+    for node in ast.parse(path.read_text()).body:
+        assert isinstance(node, (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign)), ast.unparse(node)
+
+
+def test_no_file_is_long():
+    assert not [module_of(path) for path in SOURCES if len(path.read_text().splitlines()) > 500]

@@ -19,14 +19,27 @@ from test_cli import call, fails
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from circuit import bench as bench_module
-from circuit.attribution import eap, eap_ig
-from circuit.bench import BenchOptions, acdc_sample, bare_forward, bare_passes, bench, held_bytes, one_batch
-from circuit.errors import OptionError, TaskError
-from circuit.graph import Graph
-from circuit.meter import Cost, cost_of, costs_of, peak_bytes, process_peak_bytes, seconds_of
-from circuit.task import batches, encode
-from metrics import METRICS
+from persona_circuits.circuit.attribution import eap, eap_ig
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.profiling import (
+    BenchOptions,
+    Cost,
+    acdc_sample,
+    bare_forward,
+    bare_passes,
+    bench,
+    cost_of,
+    costs_of,
+    held_bytes,
+    one_batch,
+    peak_bytes,
+    process_peak_bytes,
+    seconds_of,
+)
+from persona_circuits.circuit.profiling import benchmark as bench_module
+from persona_circuits.circuit.task import batches, encode
+from persona_circuits.metrics import METRICS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
@@ -250,7 +263,7 @@ def test_the_steps_measure_circuits(monkeypatch):
     """The full forwards run every layer for every edge, and many circuits are as many as they say."""
     import steps as module
 
-    from circuit.patching import patched_logits, prepare
+    from persona_circuits.circuit.forward import patched_logits, prepare
 
     model = SMALL.model()
     item = prepare(model, SMALL.batch())

@@ -7,7 +7,7 @@ import pytest
 from conftest import DATA, ROOT
 from typer.testing import CliRunner
 
-from cli import app
+from persona_circuits.cli import app
 
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
 RUN = ["--model", TINY, "--pairs", PAIRS]
@@ -336,16 +336,16 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
     def broken(*_args, **_kwargs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("circuit.discovery.discover", broken)
+    monkeypatch.setattr("persona_circuits.circuit.discovery.search.discover", broken)
     done = call("discover", *RUN, "--out", tmp_path / "x")
     assert isinstance(done.exception, ZeroDivisionError)
 
 
 def test_the_planted_models_in_one_table(monkeypatch):
-    from models.planted import planted_models
+    from persona_circuits.models.planted import planted_models
 
     chosen = [one for one in planted_models() if one.name in ("copy", "saturated")]
-    monkeypatch.setattr("models.planted.planted_models", lambda: chosen)
+    monkeypatch.setattr("persona_circuits.models.planted.circuits.planted_models", lambda: chosen)
     rows = json.loads(call("ground-truth", "--json").stdout)
     assert {row["method"] for row in rows} >= {"eap", "eap-ig", "exact", "random", "acdc"}
     assert all(row["auroc"] >= 0.95 for row in rows if row["method"] in ("exact", "eap-ig", "acdc"))

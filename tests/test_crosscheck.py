@@ -14,25 +14,37 @@ import torch
 from conftest import CRAFTGPT, DATA
 from test_cli import call, fails
 
-from circuit.attribution import eap_ig
-from circuit.crosscheck import CrosscheckOptions, agreement, crosscheck
-from circuit.errors import FileError, GraphError, ModelError, OptionError, PersonaCircuitsError, TaskError
-from circuit.files import read_circuit, read_scores
-from circuit.graph import Graph
-from circuit.peer_files import (
+from persona_circuits.circuit.attribution import eap_ig
+from persona_circuits.circuit.errors import (
+    FileError,
+    GraphError,
+    ModelError,
+    OptionError,
+    PersonaCircuitsError,
+    TaskError,
+)
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.io import read_circuit, read_scores
+from persona_circuits.circuit.peers import (
+    AutoCircuit,
+    CrosscheckOptions,
+    agreement,
     autocircuit_edge,
     autocircuit_name,
+    autocircuit_rows,
+    check_model,
+    crosscheck,
     from_prune_scores,
+    peers_python,
     prune_scores,
     read_autocircuit_scores,
     write_autocircuit_pairs,
     write_autocircuit_scores,
 )
-from circuit.peer_process import AutoCircuit, autocircuit_rows, check_model, peers_python
-from circuit.scores import Scores
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, load_task
-from metrics import METRICS
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, load_task
+from persona_circuits.metrics import METRICS
 
 TINY, PAIRS = DATA / "tiny-gpt2", DATA / "tiny_pairs.json"
 LOGIT_DIFF = METRICS["logit-diff"]
@@ -447,7 +459,7 @@ def test_score_files_pass_through_auto_circuits_format(python, tmp_path):
     """safetensors, PyTorch's file in its environment, safetensors: the same bytes; anything unsafe is refused."""
     import subprocess
 
-    from circuit.shipped import shipped
+    from persona_circuits.circuit.task import shipped
 
     write_autocircuit_scores(numbered(Graph(2, 3)), tmp_path / "a.safetensors")
     script = shipped("benchmarks/peers/convert_scores.py")

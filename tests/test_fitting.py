@@ -6,14 +6,13 @@ import pytest
 from conftest import DATA
 from typer.testing import CliRunner
 
-from circuit.errors import TaskError
-from circuit.files import read_circuit
-from circuit.task import load_task
-from cli import app
-from persona.behaviour import fitting_items, measure_pairs
-from persona.examples import leak, load_examples
-from persona.explain import load_pair_file
-from persona.items import load_items
+from persona_circuits.circuit.errors import TaskError
+from persona_circuits.circuit.io import read_circuit
+from persona_circuits.circuit.task import load_task
+from persona_circuits.cli import app
+from persona_circuits.persona.behaviour import fitting_items, measure_pairs
+from persona_circuits.persona.data import leak, load_examples, load_items
+from persona_circuits.persona.explanation import load_pair_file
 
 TINY = str(DATA / "tiny-gpt2")
 QUICK = ["--threshold", "0.05", "--n-random", "2"]

@@ -16,9 +16,9 @@ from conftest import DATA, ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from circuit.errors import ModelError, PersonaCircuitsError
-from circuit.reading import parse_json
-from persona.prompts import load_tokenizer
+from persona_circuits.circuit.errors import ModelError, PersonaCircuitsError
+from persona_circuits.circuit.storage import parse_json
+from persona_circuits.persona.data import load_tokenizer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 

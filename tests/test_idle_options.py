@@ -5,10 +5,10 @@ import typer
 from conftest import DATA
 from typer.testing import CliRunner
 
-import cli
-from circuit.files import write_eap_ig
-from circuit.graph import Graph
-from circuit.subgraph import Circuit
+from persona_circuits import cli
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.io import write_eap_ig
+from persona_circuits.circuit.subgraph import Circuit
 
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
 RUN = ["--model", TINY, "--pairs", PAIRS]
@@ -19,6 +19,8 @@ ASKING = {
     "--concurrency": "2",
     "--max-retries": "1",
     "--timeout": "1",
+    "--deadline": "9",
+    "--max-bytes": "9",
     "--limit-field": "max_completion_tokens",
 }
 RUNNING = {"--device": "cpu", "--dtype": "float64", "--revision": "main", "--batch-size": "2"}
@@ -57,7 +59,15 @@ IDLE = [
     (
         "crosscheck",
         ["x", "--scores", "y.safetensors"],
-        {"--pairs": "p", "--model": "m", "--split": "all", "--n-pairs": "3", "--steps": "3", "--mask-ig": None}
+        {
+            "--pairs": "p",
+            "--model": "m",
+            "--split": "all",
+            "--n-pairs": "3",
+            "--steps": "3",
+            "--mask-ig": None,
+            "--fitting": None,
+        }
         | {"--peers": "e", "--out": "o", "--batch-size": "2"},
     ),
     ("bench", [*RUN, "--acdc-edges", "0"], {"--candidates": "2", "--share": "0.1"}),
@@ -130,17 +140,18 @@ ELSEWHERE = {
     "patch": {"--from", "--ablate-top"},
     "steer": {"--toward", "--away"},
     "bridge": {"--toward", "--away"},
+    "inspect": {"--write-fitting"},
 }
 """Refused in other words, by the options' own checks; tested with those commands."""
 ALWAYS = {
     "discover": "--model --pairs --out --prune --target-faithfulness --sweep --metric --ablation --align --null "
     "--train-split --eval-split --where --n-random --min-faithfulness --strongest --seed --device "
-    "--dtype --max-memory --batch-size --json",
+    "--dtype --max-memory --batch-size --fitting --json",
     "evaluate": "--pairs --model --metric --ablation --split --where --only-faithfulness --n-random "
-    "--min-faithfulness --out --seed --device --dtype --max-memory --revision --batch-size --json",
-    "specificity": "--names --model --split --out --seed --device --dtype --max-memory --batch-size --json",
+    "--min-faithfulness --out --seed --device --dtype --max-memory --revision --batch-size --fitting --json",
+    "specificity": "--names --model --split --out --seed --device --dtype --max-memory --batch-size --fitting --json",
     "curves": "--scorers --level --order --model --pairs --metric --ablation --align --split --where --out "
-    "--seed --device --dtype --max-memory --revision --batch-size --json",
+    "--seed --device --dtype --max-memory --revision --batch-size --fitting --json",
     "compare": "--out --picture --no-model --n-draws --seed --json",
     "draw": "--out --strongest --title",
     "validate": "--against",
@@ -158,15 +169,15 @@ ALWAYS = {
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
     "collapse": "--model --pairs --controls --neutral --out --split --n-resamples --seed --device --dtype "
-    "--revision --batch-size --json",
+    "--revision --batch-size --fitting --json",
     "explain": "--model --pairs --controls --by --thresholds --causal --out --split --n-resamples --seed "
-    "--device --dtype --batch-size --json",
+    "--device --dtype --batch-size --fitting --json",
     "probe": "--model --pairs --test-pairs --personas --targets --hold-out --positions --out --split --every "
-    "--folds --penalty --repeats --n-resamples --seed --device --dtype --batch-size --json",
+    "--folds --penalty --repeats --n-resamples --seed --device --dtype --batch-size --fitting --json",
     "lens": "--model --pairs --tokens --positions --out --split --n-resamples --seed --device --dtype "
-    "--batch-size --json",
+    "--batch-size --fitting --json",
     "patch": "--model --pairs --at --parts --to --ablate --null --align --train-split --out --seed --device "
-    "--dtype --batch-size --json",
+    "--dtype --batch-size --fitting --json",
     "study": "--model --pairs --controls --variants --prior-pairs --personas --plan --only --threshold "
     "--target-faithfulness --max-pairs --n-random --probe-every --n-resamples --quick --thorough "
     "--compact --out --seed --device --dtype --revision --batch-size --json",
@@ -176,12 +187,12 @@ ALWAYS = {
     "--device --dtype --revision --batch-size --json",
     "steer": "--model --pairs --fit --direction --layer --positions --strengths --ablate --n-controls "
     "--kl-bound --neutral --split --max-pairs --generate --out --n-resamples --seed --device --dtype "
-    "--batch-size --json",
+    "--batch-size --fitting --json",
     "neurons": "--model --pairs --test-pairs --null --layer --hook --position --pool --top-k --level --ablation "
     "--ablate-at --n-random --max-pairs --min-group --n-draws --out --seed --device --dtype "
-    "--batch-size --json",
+    "--batch-size --fitting --json",
     "bridge": "--model --pairs --test-pairs --movers --neurons --position --layer --direction --n-random --out "
-    "--seed --device --dtype --revision --batch-size --json",
+    "--seed --device --dtype --revision --batch-size --fitting --json",
     "rate": "--responses --model --template --endpoint-model --out --n-resamples --seed --json",
 }
 """Always with an effect."""

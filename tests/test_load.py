@@ -10,14 +10,14 @@ from conftest import DATA
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-import circuit.task as task_module
-from circuit.errors import GraphError, TaskError
-from circuit.files import circuit_record, write_eap_ig
-from circuit.graph import Graph, parse_edge
-from circuit.scores import Scores
-from circuit.subgraph import Circuit
-from circuit.task import Task, encode, load_task
-from cli import app
+from persona_circuits.circuit.errors import GraphError, TaskError
+from persona_circuits.circuit.graph import Graph, parse_edge
+from persona_circuits.circuit.io import circuit_record, write_eap_ig
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import Task, encode, load_task
+from persona_circuits.circuit.task import encoding as task_module
+from persona_circuits.cli import app
 
 GRAPHS = [Graph(1, 1), Graph(3, 2), Graph(2, 3, parallel=True)]
 

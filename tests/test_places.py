@@ -8,10 +8,10 @@ from conftest import ROOT
 from test_cli import PLAIN, RUN, call, fails
 from tests_disks import mounted
 
-import circuit.model
-import cli
-from circuit.errors import TaskError, WriteError
-from persona.study_numbers import Found
+from persona_circuits.circuit import model as model_package
+from persona_circuits.circuit.errors import TaskError, WriteError
+from persona_circuits.commands.evaluation import _state_beside
+from persona_circuits.persona.study import Found
 
 DATASETS = ROOT / "datasets"
 TEXTS = ["--personas", DATASETS / "personas.jsonl", "--questions", DATASETS / "questions.jsonl"]
@@ -56,7 +56,7 @@ def given(run, tmp_path, monkeypatch):
     """Arguments with places put in; no model may be loaded."""
     line = '{"persona": "a", "question": "q", "user": "Hi?", "system": "You are a.", "response": "Yes."}\n'
     (tmp_path / "said.jsonl").write_text(line)
-    monkeypatch.setattr(circuit.model, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(model_package, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     places = {"RUN": run, "RESPONSES": tmp_path / "said.jsonl"}
     return lambda arguments: [places.get(one, one) for one in arguments]
 
@@ -112,8 +112,8 @@ def test_a_run_whose_folder_is_read_only(run, tmp_path, monkeypatch):
         before = {path.name: path.read_bytes() for path in there.iterdir()}
         remount("ro")
         assert call("evaluate", there, *PLAIN).exit_code == 0
-        assert cli._state_beside(there / "circuit.json") is None
-        monkeypatch.setattr(circuit.model, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+        assert _state_beside(there / "circuit.json") is None
+        monkeypatch.setattr(model_package, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
         fails(r"disk/run/circuit\.json: Read-only file system", "evaluate", there, "--only-faithfulness")
         assert {path.name: path.read_bytes() for path in there.iterdir()} == before
 
@@ -135,7 +135,7 @@ def test_a_stopped_command_says_what_is_kept(tmp_path, monkeypatch, command):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(circuit.model, "load_model", stop)
+    monkeypatch.setattr(model_package, "load_model", stop)
     done = fails(f"^stopped: .*{STOPPED[command]}$", command, "--out", tmp_path / "out", code=130)
     assert re.fullmatch(r"[^\n]+\n", done.stderr)
 
@@ -144,5 +144,5 @@ def test_a_full_disk_elsewhere_is_one_sentence(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device", "/tmp/x")
 
-    monkeypatch.setattr(circuit.model, "load_model", full)
+    monkeypatch.setattr(model_package, "load_model", full)
     fails("cannot write /tmp/x: No space left on device; free some space", "lens", "--out", tmp_path / "out")

@@ -13,16 +13,28 @@ import pytest
 from conftest import DATA, ROOT
 from typer.testing import CliRunner
 
-import cli
-from circuit.draw import draw
-from circuit.files import write_graphml
-from circuit.graph import Graph
-from circuit.printable import one_line, shortened, visible
-from circuit.scores import Scores
-from circuit.subgraph import Circuit, from_networkx
-from persona.plots import Curve, figure_page, heat_map, line_chart, line_panels
-from persona.png import png_bytes
-from persona.tables import csv_rows, csv_text, markdown_cell, markdown_code, markdown_table, write_csv
+from persona_circuits import cli
+from persona_circuits.circuit.drawing import draw
+from persona_circuits.circuit.figures import (
+    Curve,
+    csv_rows,
+    csv_text,
+    figure_page,
+    heat_map,
+    line_chart,
+    line_panels,
+    markdown_cell,
+    markdown_code,
+    markdown_table,
+    png_bytes,
+    write_csv,
+)
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.io import write_graphml
+from persona_circuits.circuit.printable import one_line, shortened, visible
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit, from_networkx
+from persona_circuits.commands import terminal
 
 NASTY = {
     "markup": "[/] [/inst] [bold red]x[/bold red] :smile: \\[a]",
@@ -77,7 +89,7 @@ def test_escapes_are_those_of_json_and_cut_names_stay_apart():
 
 @names
 def test_a_table_shows_the_name_in_its_title_its_header_and_its_cells(name, capsys):
-    cli._print_table(name, (name, "n", name), [(name, "1", name)], texts=1)
+    terminal.print_table(name, (name, "n", name), [(name, "1", name)], texts=1)
     said = capsys.readouterr().out
     assert not CONTROL.search(said)
     assert len(said) < 6000
@@ -87,9 +99,9 @@ def test_a_table_shows_the_name_in_its_title_its_header_and_its_cells(name, caps
 
 def test_a_bar_shows_markup_as_text(monkeypatch):
     screen = io.StringIO()
-    monkeypatch.setattr(cli.sys, "stderr", screen)
+    monkeypatch.setattr(terminal.sys, "stderr", screen)
     screen.isatty = lambda: True
-    with cli._progress() as stage:
+    with terminal.progress_bars() as stage:
         for name in NASTY.values():
             stage(name)(1, 2)
     assert "[/] [/inst] [bold red]x[/bold red]" in screen.getvalue()
@@ -105,13 +117,13 @@ def test_errors_and_notes_show_what_they_name(tmp_path):
 
 def test_nothing_is_printed_past_the_one_helper():
     """JSON needs no help: it is ASCII, with everything else escaped."""
-    tree = ast.parse((ROOT / "cli.py").read_text())
-    helper = next(node for node in tree.body if getattr(node, "name", "") == "_say")
+    trees = {path: ast.parse(path.read_text()) for path in [ROOT / "cli.py", *(ROOT / "commands").glob("*.py")]}
+    helper = next(node for tree in trees.values() for node in tree.body if getattr(node, "name", "") == "say")
     inside = {id(node) for node in ast.walk(helper)}
-    for node in ast.walk(tree):
+    for path, node in ((path, node) for path, tree in trees.items() for node in ast.walk(tree)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("typer.echo", "print", "click.echo"):
             is_json = ast.unparse(node.args[0]).startswith("json.dumps(") and "ensure_ascii" not in ast.unparse(node)
-            assert id(node) in inside or is_json, f"cli.py, line {node.lineno}"
+            assert id(node) in inside or is_json, f"{path.name}, line {node.lineno}"
 
 
 FEW = ("markup", "escape", "formula", "script", "mathematics", "table", "long")
@@ -170,7 +182,7 @@ def test_csv_has_no_formula_and_comes_back_as_it_was(name, tmp_path):
 
 def test_numbers_stay_numbers_in_csv():
     values = {"a": -1.5, "b": "-1.5", "c": "+2", "d": "-1e-05", "e": [-0.5, 1.25], "f": "-", "g": "-1.5 apples"}
-    from persona.tables import flat
+    from persona_circuits.circuit.figures import flat
 
     assert csv_text([flat(values)]).split("\n")[1] == "-1.5,-1.5,+2,-1e-05,-0.5 | 1.25,'-,'-1.5 apples"
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import DATA, ROOT
 
-from circuit import ranks
+from persona_circuits.circuit import parallel as ranks
 
 
 def launch(arguments, n):
@@ -48,7 +48,7 @@ def launch(arguments, n):
     ids=["scores", "acdc"],
 )
 def test_two_processes_find_what_one_finds(tmp_path, more):
-    from circuit.files import read_circuit, read_scores
+    from persona_circuits.circuit.io import read_circuit, read_scores
 
     base = ["discover", "--model", str(DATA / "tiny-gpt2"), "--pairs", str(DATA / "tiny_pairs.json")]
     base += ["--batch-size", "3", "--n-random", "3", "--json"]

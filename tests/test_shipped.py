@@ -6,9 +6,10 @@ import pytest
 from conftest import ROOT
 from typer.testing import CliRunner
 
-from circuit.errors import FileError
-from circuit.shipped import MODEL, PAIRS, resolve, shipped
-from cli import app
+from persona_circuits.circuit.errors import FileError
+from persona_circuits.circuit.task import MODEL, resolve, shipped
+from persona_circuits.circuit.task.shipped_files import PAIRS
+from persona_circuits.cli import app
 
 
 def call(*arguments):

@@ -2,7 +2,7 @@
 
     PYTHON autocircuit_worker.py
 
-Runs inside the environment that setup.sh makes. `circuit.peer_process.AutoCircuit` is the other
+Runs inside the environment that setup.sh makes. `circuit.peers.process.AutoCircuit` is the other
 end; the benchmarks use it too, so that a model is loaded once and then timed.
 
     {"do": "load", "model": FOLDER, "rows": [...], "dtype": "float32", "threads": 1, "batch_size": 16}
@@ -239,7 +239,7 @@ def lists(scores):
 def measured_peak(step):
     """Peak of the allocator in one run, and of the process so far."""
     sys.path.append(str(Path(__file__).resolve().parents[2]))
-    from circuit.meter import peak_bytes, process_peak_bytes
+    from persona_circuits.circuit.profiling import peak_bytes, process_peak_bytes
 
     return {"peak_bytes": peak_bytes(step, "cpu"), "process_peak_bytes": process_peak_bytes()}
 

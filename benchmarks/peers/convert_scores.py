@@ -7,7 +7,7 @@ Runs inside the environment that setup.sh makes, since auto-circuit saves with P
 
 A file of `save_cache` holds scores by module ("blocks.0.hook_q_input": [head, src], ...), or
 dictionaries of such dictionaries; `--key` then says which. Nothing but tensors, numbers, text and
-dictionaries is unpickled. Values, names and signs are left as they are: `circuit.peer_files`
+dictionaries is unpickled. Values, names and signs are left as they are: `circuit.peers.autocircuit`
 reads and writes the safetensors.
 """
 

@@ -6,15 +6,14 @@ import torch
 from conftest import DATA
 from tests_reference import Reference
 
-from circuit.ablation import ABLATIONS, make_ablation, mean, optimal
-from circuit.attribution import eap, eap_ig, exact
-from circuit.discovery import Options, discover, evaluate_on
-from circuit.errors import OptionError, TaskError
-from circuit.faithfulness import evaluate
-from circuit.patching import effects, patched_logits, prepare
-from circuit.subgraph import Circuit
-from circuit.task import Span, batches, encode, token_ids, with_swap_rows
-from metrics import METRICS, kl
+from persona_circuits.circuit.attribution import eap, eap_ig, exact
+from persona_circuits.circuit.discovery import Options, discover, evaluate_on
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.evaluation import evaluate
+from persona_circuits.circuit.forward import ABLATIONS, effects, make_ablation, mean, optimal, patched_logits, prepare
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import Span, batches, encode, token_ids, with_swap_rows
+from persona_circuits.metrics import METRICS, kl
 
 LOGIT_DIFF = METRICS["logit-diff"]
 
@@ -164,7 +163,7 @@ def test_scores_are_first_order_in_the_ablation(tiny64, groups, name):
     ablation = make_ablation(name, tiny64, groups)
 
     def slightly(model, batch, clean):
-        from circuit.ablation import ablated_by
+        from persona_circuits.circuit.forward import ablated_by
 
         ablated = ablation(model, batch, clean)
         return ablated_by(model, clean, clean.contributions + 1e-5 * (ablated.contributions - clean.contributions))
@@ -209,7 +208,8 @@ def test_discover_and_evaluate_take_the_same_constants(tiny, task):
     both = replace(task, pairs=tuple(replace(p, split="train" if i < 5 else "test") for i, p in enumerate(task.pairs)))
     options = Options(method="eap", ablation="mean", metric="logit-diff", n_random=1)
     found = discover(tiny, both, options)
-    again = evaluate_on(tiny, both, found.circuit, metric="logit-diff", ablation="mean", n_random=1)
+    how = {"metric": "logit-diff", "ablation": "mean", "n_random": 1}
+    again = evaluate_on(tiny, both, found.circuit, scores=found.scores, **how)
     assert again == found.reports[-1]
     assert found.record["ablation"] == "mean"
     other = evaluate_on(tiny, both, found.circuit, metric="logit-diff", ablation="zero", n_random=1)

@@ -8,16 +8,24 @@ from conftest import DATA
 from scipy import stats
 from tests_reference import Reference
 
-from circuit.alignment import alignment, shared_ends
-from circuit.attribution import eap, eap_ig, score_parts
-from circuit.errors import OptionError, TaskError
-from circuit.model import wrap_model
-from circuit.null_run import null_run
-from circuit.patching import measure, patched_logits, prepare
-from circuit.runs import run
-from circuit.subgraph import Circuit
-from circuit.task import PromptPair, Task, batches, encode, load_task, token_ids, with_swap_rows
-from metrics import METRICS
+from persona_circuits.circuit.attribution import eap, eap_ig, score_parts
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.evaluation import null_run
+from persona_circuits.circuit.forward import measure, patched_logits, prepare, run
+from persona_circuits.circuit.model import wrap_model
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import (
+    PromptPair,
+    Task,
+    alignment,
+    batches,
+    encode,
+    load_task,
+    shared_ends,
+    token_ids,
+    with_swap_rows,
+)
+from persona_circuits.metrics import METRICS
 
 LOGIT_DIFF = METRICS["logit-diff"]
 
@@ -173,7 +181,7 @@ def agreement_with_exact(model, groups, n_edges):
 
 def test_aligned_scores_agree_with_exact_patching_as_well_as_equal_length_ones():
     """Learned positions: the same personas in a shorter and a longer wording, on the model that is shipped."""
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     model = load_model(DATA.parent.parent / "models" / "persona-world")
     people = {
@@ -251,14 +259,14 @@ def test_scores_by_span_and_by_row_add_up_to_the_whole(tiny64, unequal):
 
 
 def replace_span(name, start, end):
-    from circuit.task import Span
+    from persona_circuits.circuit.task import Span
 
     return Span(name, start, end)
 
 
 def test_a_span_holds_what_its_positions_give(tiny64, tiny_task):
     """Edges into the logits read the last position only, so all their score lies in the part that holds it."""
-    from circuit.task import Span
+    from persona_circuits.circuit.task import Span
 
     pairs = []
     for pair in tiny_task.pairs:

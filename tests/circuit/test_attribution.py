@@ -7,15 +7,24 @@ import torch
 from conftest import DATA, pairs_that_begin_alike
 from tests_reference import Reference
 
-from circuit.attribution import Completeness, activation_cost, eap, eap_ig, exact, random_scores, score, score_parts
-from circuit.discovery import Options, discover
-from circuit.errors import OptionError
-from circuit.graph import Graph
-from circuit.patching import first_difference, measure, prepare
-from circuit.report import completeness_lines
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, token_ids, with_swap_rows
-from metrics import METRICS
+from persona_circuits.circuit.attribution import (
+    Completeness,
+    activation_cost,
+    eap,
+    eap_ig,
+    exact,
+    random_scores,
+    score,
+    score_parts,
+)
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.forward import first_difference, measure, prepare
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.reporting import completeness_lines
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, token_ids, with_swap_rows
+from persona_circuits.metrics import METRICS
 
 LOGIT_DIFF = METRICS["logit-diff"]
 
@@ -69,7 +78,7 @@ def test_eap_is_the_central_difference_of_partial_corruption(tiny64, tiny_task):
 
 @pytest.mark.parametrize(("name", "folder"), [("tiny", "tiny-gpt2"), ("craftgpt", None)])
 def test_eap_equals_auto_circuit(request, frozen, name, folder):
-    from circuit.task import load_task
+    from persona_circuits.circuit.task import load_task
 
     model = request.getfixturevalue(name)
     task = load_task(DATA / f"{name}_pairs.json")
@@ -263,8 +272,8 @@ def linear():
     """A two-layer GPT-2 in float64 whose only nonlinearity, the norms' scale, is swamped by a constant."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    from circuit.model import wrap_model
-    from circuit.task import load_task
+    from persona_circuits.circuit.model import wrap_model
+    from persona_circuits.circuit.task import load_task
 
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2")
     config = GPT2Config(
@@ -301,9 +310,9 @@ def test_scores_do_not_depend_on_what_is_run_once(tiny64, tiny_task, monkeypatch
     together = [*groups(tiny_task, tiny64, 8, swap=swap), pairs_that_begin_alike(50)]
     methods = (eap, eap_ig, lambda *a: score_parts(*a, by="row", method="eap").total())
     with monkeypatch.context() as patch:
-        patch.setattr("circuit.attribution.first_difference", lambda *_: 0)
+        patch.setattr("persona_circuits.circuit.attribution.methods.first_difference", lambda *_: 0)
         expected = [method(tiny64, together, LOGIT_DIFF).values for method in methods]
-    monkeypatch.setattr("circuit.runs.WORTH_A_PASS", worth)
+    monkeypatch.setattr("persona_circuits.circuit.forward.plain.WORTH_A_PASS", worth)
     for method, whole in zip(methods, expected, strict=True):
         assert np.abs(whole).max() > 1e-3
         np.testing.assert_allclose(method(tiny64, together, LOGIT_DIFF).values, whole, atol=1e-7 * np.abs(whole).max())
@@ -354,7 +363,7 @@ def test_shared_positions_are_run_once(tiny, tiny_task, monkeypatch):
         (lambda *a: eap_ig(*a, steps=2), alone, 1, [4 * 9, *[4 * 6] * 3]),  # clean, corrupt, two between
         (lambda *a: eap_ig(*a, steps=2), swapped, 1, [8 * 9, *[8 * 6] * 2]),
     ):
-        monkeypatch.setattr("circuit.runs.WORTH_A_PASS", worth)
+        monkeypatch.setattr("persona_circuits.circuit.forward.plain.WORTH_A_PASS", worth)
         ran.clear()
         method(tiny, [batch], LOGIT_DIFF)
         assert ran == expected
@@ -400,7 +409,7 @@ class Wrapped(torch.nn.Module):
 
 @pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm", "one plus", "other"])
 def test_a_norm_taken_back_by_its_form_is_the_norm_taken_back_by_autograd(kind):
-    from circuit.model import Pullback
+    from persona_circuits.circuit.model import Pullback
 
     norms = {
         "LayerNorm": torch.nn.LayerNorm(12, eps=0.1, dtype=torch.float64),

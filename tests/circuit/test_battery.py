@@ -10,18 +10,16 @@ import pytest
 from conftest import DATA
 from typer.testing import CliRunner
 
-from circuit import battery as module
-from circuit.battery import battery, with_evaluation
-from circuit.battery_tables import evaluation_rows, tables
-from circuit.discovery import Options, discover
-from circuit.draw import to_agraph
-from circuit.errors import OptionError
-from circuit.files import faults_of, read_circuit, write_circuit
-from circuit.stability_study import marked_record, rule_of, search_again
-from circuit.subgraph import Circuit
-from circuit.task import load_task
-from cli import app
-from persona.battery_files import write_battery
+from persona_circuits.circuit.assessment import battery, marked_record, rule_of, search_again, with_evaluation
+from persona_circuits.circuit.assessment import evaluation as module
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.drawing import to_agraph
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.io import faults_of, read_circuit, write_circuit
+from persona_circuits.circuit.reporting import evaluation_rows, tables, write_battery
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import load_task
+from persona_circuits.cli import app
 
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
 SMALL = Options(threshold=0.05, n_random=2, method="eap")
@@ -176,7 +174,7 @@ def test_tables_and_figures_hold_all_of_it(results, tmp_path):
 @pytest.mark.slow
 def test_a_stopped_battery_goes_on(tiny, tiny_task, found, tmp_path, monkeypatch):
     """After a stop behind the hypothesis tests their measurements are read and not made again."""
-    from circuit import measurements
+    from persona_circuits.circuit.evaluation import measurements
 
     monkeypatch.setattr(measurements, "SAVE_SECONDS", 0.0)
     state, made = tmp_path / "x.state", []

@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -14,16 +16,16 @@ from families import FAMILIES, network_of
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from circuit import discovery, estimate
-from circuit.attribution import eap, eap_ig
-from circuit.budget import PROCESS_BYTES, Budget, parse_bytes, shown_bytes
-from circuit.discovery import Options, discover
-from circuit.errors import ModelError, OptionError
-from circuit.meter import peak_bytes
-from circuit.model import load_model, wrap_model
-from circuit.patching import measure, prepare, prepare_each
-from circuit.task import Batch
-from metrics import METRICS
+from persona_circuits.circuit.attribution import eap, eap_ig
+from persona_circuits.circuit.cost import PROCESS_BYTES, Budget, held_bytes, parse_bytes, shown_bytes, sizes
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.discovery import search as discovery
+from persona_circuits.circuit.errors import ModelError, OptionError
+from persona_circuits.circuit.forward import measure, prepare, prepare_each
+from persona_circuits.circuit.model import load_model, wrap_model
+from persona_circuits.circuit.profiling import peak_bytes
+from persona_circuits.circuit.task import Batch
+from persona_circuits.metrics import METRICS
 
 LOGIT_DIFF = METRICS["logit-diff"]
 TOKENS, ROWS = 48, 6
@@ -72,7 +74,7 @@ def batch_of(rows=ROWS, swapped=False):
 def test_measured_peaks_stay_below_the_limit_and_near_the_prediction(name):
     """Allocator peaks of EAP, EAP-IG and circuits under a limit that leaves room for about half of the batch."""
     free = limited(name, 1 << 40)
-    each = estimate.state_bytes(free.budget.arch, TOKENS, "float32")
+    each = sizes.state_bytes(free.budget.arch, TOKENS, "float32")
     model = limited(name, free.budget.fixed + int(4.5 * each))
     assert model.budget.score_rows(TOKENS) == 4
     for swapped in (True, False)[: 2 if name == "gpt2" else 1]:
@@ -98,7 +100,7 @@ def test_measured_peaks_stay_below_the_limit_and_near_the_prediction(name):
 
 def test_corrupt_prompts_that_are_clean_elsewhere_take_more_and_are_counted():
     free = limited("gpt2", 1 << 40)
-    each = estimate.state_bytes(free.budget.arch, TOKENS, "float32")
+    each = sizes.state_bytes(free.budget.arch, TOKENS, "float32")
     model = limited("gpt2", free.budget.fixed + int(4.5 * each))
     clean = batch_of().clean
     answers = torch.arange(1, ROWS + 1)[:, None]
@@ -112,7 +114,7 @@ def test_corrupt_prompts_that_are_clean_elsewhere_take_more_and_are_counted():
 def test_without_the_limit_the_peak_is_above_it():
     """The control: the same batch with no limit takes more."""
     free = limited("gpt2", 1 << 40)
-    limit = free.budget.fixed + int(4.5 * estimate.state_bytes(free.budget.arch, TOKENS, "float32"))
+    limit = free.budget.fixed + int(4.5 * sizes.state_bytes(free.budget.arch, TOKENS, "float32"))
     twice = batch_of(rows=12)
     work = lambda: eap(free, [twice], LOGIT_DIFF)  # noqa: E731
     work()
@@ -122,15 +124,14 @@ def test_without_the_limit_the_peak_is_above_it():
 def test_a_limit_changes_no_number(tiny_task):
     whole = load_model(DATA / "tiny-gpt2", dtype="float64")
     arch = load_model(DATA / "tiny-gpt2", dtype="float64", max_memory=1 << 40).budget
-    limit = arch.fixed + int(4.2 * estimate.state_bytes(arch.arch, 16, "float64"))
+    limit = arch.fixed + int(4.2 * sizes.state_bytes(arch.arch, 16, "float64"))
     small = load_model(DATA / "tiny-gpt2", dtype="float64", max_memory=limit)
     batch = batch_of_tiny(whole, tiny_task)
     seen = []
-    from circuit import attribution
-
-    original = attribution._passes
+    attribution = sys.modules[eap.__module__]
+    original = attribution.gradient_passes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attribution, "_passes", lambda m, b, *more: seen.append(len(b)) or original(m, b, *more))
+        patch.setattr(attribution, "gradient_passes", lambda m, b, *more: seen.append(len(b)) or original(m, b, *more))
         ours = eap(small, [batch], LOGIT_DIFF)
     assert max(seen) < len(batch)
     assert len(seen) > 1
@@ -141,7 +142,7 @@ def test_a_limit_changes_no_number(tiny_task):
 
 
 def batch_of_tiny(model, task):
-    from circuit.task import batches, encode, with_swap_rows
+    from persona_circuits.circuit.task import batches, encode, with_swap_rows
 
     found = batches(with_swap_rows(encode(task, model)), 32, "cpu")
     return max(found, key=len)
@@ -149,8 +150,8 @@ def batch_of_tiny(model, task):
 
 def test_a_3b_class_model_by_arithmetic():
     """More rows would exceed the limit, fewer would not; half-size weights leave room for more."""
-    arch = estimate.MODELS[0]
-    weights = {name: estimate.weight_bytes(arch, name) for name in estimate.FORMATS}
+    arch = sizes.MODELS[0]
+    weights = {name: sizes.weight_bytes(arch, name) for name in sizes.FORMATS}
     long, held = (Budget(24 << 30, weights[name], arch, name) for name in ("float32", "bfloat16-weights"))
     for budget in (long, held):
         rows = budget.score_rows(64)
@@ -184,7 +185,7 @@ def test_shown():
 
 def test_acdc_and_learned_constants_say_what_they_cannot_hold(tiny_task):
     free = load_model(DATA / "tiny-gpt2", max_memory=1 << 40).budget
-    model = load_model(DATA / "tiny-gpt2", max_memory=free.fixed + 6 * estimate.state_bytes(free.arch, 12, "float32"))
+    model = load_model(DATA / "tiny-gpt2", max_memory=free.fixed + 6 * sizes.state_bytes(free.arch, 12, "float32"))
     with pytest.raises(ModelError, match=r"ACDC keeps the runs of all 16 prompts: .* use fewer pairs"):
         discover(model, tiny_task, Options(prune="acdc", threshold=0.1))
     with pytest.raises(OptionError, match="cannot be held to --max-memory"):
@@ -194,7 +195,7 @@ def test_acdc_and_learned_constants_say_what_they_cannot_hold(tiny_task):
 @pytest.mark.parametrize("ablation", ["corrupt", "zero", "mean"])
 def test_discovery_under_a_limit_finds_the_same_circuit(tiny_task, ablation):
     free = load_model(DATA / "tiny-gpt2", max_memory=1 << 40).budget
-    limit = free.fixed + 12 * estimate.state_bytes(free.arch, 14, "float32")
+    limit = free.fixed + 12 * sizes.state_bytes(free.arch, 14, "float32")
     options = Options(method="eap", ablation=ablation, threshold=0.01)
     found = [discover(load_model(DATA / "tiny-gpt2", max_memory=given), tiny_task, options) for given in (limit, None)]
     assert (found[0].circuit.mask == found[1].circuit.mask).all()
@@ -209,7 +210,7 @@ def test_what_acdc_holds_is_estimated_and_said(name, caplog, monkeypatch):
     prepare(model, batch)
     keep = lambda: kept.extend(item.with_differences() for item in prepare_each(model, [batch]))  # noqa: E731
     found = peak_bytes(keep, "cpu")
-    expected = estimate.held_bytes(model.architecture(), [TOKENS] * ROWS, "float32")
+    expected = held_bytes(model.architecture(), [TOKENS] * ROWS, "float32")
     assert 0.6 * expected < found <= expected, found / expected
     discovery._check_held(model, [batch], None)
     assert not caplog.records
@@ -221,10 +222,7 @@ def test_what_acdc_holds_is_estimated_and_said(name, caplog, monkeypatch):
 WHOLE = """
 import sys, torch
 torch.set_num_threads(1)
-from circuit.model import load_model
-from circuit.attribution import eap
-from circuit.task import Batch
-from metrics import METRICS
+from persona_circuits import METRICS, Batch, eap, load_model
 model = load_model(sys.argv[1], max_memory=int(sys.argv[2]))
 clean, corrupt = torch.randint(1, 64, (2, 24, 100), generator=torch.Generator().manual_seed(0))
 answers = torch.arange(24)[:, None]
@@ -266,7 +264,7 @@ def test_the_whole_process_stays_below_the_limit(tmp_path):
 
 @pytest.fixture
 def command():
-    import cli
+    from persona_circuits import cli
 
     return lambda *args: CliRunner().invoke(cli.app, [str(arg) for arg in args])
 
@@ -293,12 +291,12 @@ def test_running_out_of_memory_is_said_on_the_command_line(tmp_path):
     import sys
 
     code = (
-        "import sys, torch, cli, circuit.attribution as a\n"
-        "whole = a._passes\n"
+        "import sys, torch\nfrom persona_circuits import cli, eap\n"
+        "a = sys.modules[eap.__module__]\nwhole = a.gradient_passes\n"
         "def passes(model, batch, *more):\n"
         "    if len(batch) > 4: raise torch.OutOfMemoryError('CUDA out of memory')\n"
         "    return whole(model, batch, *more)\n"
-        "a._passes = passes\n"
+        "a.gradient_passes = passes\n"
         "sys.argv = ['persona-circuits', *sys.argv[1:]]\n"
         "cli.main()\n"
     )

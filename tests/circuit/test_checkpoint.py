@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-import cli
-from circuit.errors import ModelError
-from circuit.model import load_model, load_skeleton
-from persona.prompts import load_tokenizer
+from persona_circuits import cli
+from persona_circuits.circuit.errors import ModelError
+from persona_circuits.circuit.model import load_model, load_skeleton
+from persona_circuits.commands import terminal
+from persona_circuits.persona.data import load_tokenizer
 from tests.families import FAMILIES, network_of, save
 
 KINDS = ("llama2", "gpt2", "gemma3")
@@ -189,7 +190,7 @@ def test_code_of_the_model_is_not_run_and_nobody_is_asked(folder, tmp_path, monk
 def test_yes_on_standard_input_is_not_read(folder, tmp_path):
     """The whole command in a process of its own: the next program on the same input still gets the line."""
     place = custom(folder(), tmp_path / "ran")
-    command = f"{sys.executable} -m cli inspect {place}; read answer; echo got $answer"
+    command = f"{sys.executable} -m persona_circuits.cli inspect {place}; read answer; echo got $answer"
     done = subprocess.run(["sh", "-c", command], input="y\n", cwd=ROOT, capture_output=True, text=True)
     assert "needs code of its own, which is not run" in done.stderr
     assert done.stdout.strip() == "got y"
@@ -353,5 +354,5 @@ def test_what_the_host_library_says_is_kept_and_shown(folder, monkeypatch, capsy
     handlers = logging.getLogger("transformers").handlers
     assert load_model(place).notes == ("a tokenizer of another kind", "rope parameters are odd")
     assert logging.getLogger("transformers").handlers is handlers
-    cli._load(lambda _: None, str(place), None, "cpu", "float32")
+    terminal.load(lambda _: None, str(place), None, "cpu", "float32")
     assert "note: a tokenizer of another kind" in capsys.readouterr().err

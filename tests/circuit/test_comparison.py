@@ -9,8 +9,7 @@ from conftest import DATA
 from scipy import stats
 from typer.testing import CliRunner
 
-from circuit import comparison as module
-from circuit.comparison import (
+from persona_circuits.circuit.assessment.comparison import (
     GROUPS,
     Ground,
     Side,
@@ -21,19 +20,23 @@ from circuit.comparison import (
     read_side,
     relative_scores,
     settings_apart,
+    statistics,
 )
-from circuit.comparison_tables import edge_rows, overlap_rows, setting_rows
-from circuit.discovery import Options, discover
-from circuit.draw import draw, to_agraph
-from circuit.errors import OptionError
-from circuit.files import write_circuit, write_eap_ig, write_scores
-from circuit.graph import Graph
-from circuit.matched import random_circuits
-from circuit.scores import Scores
-from circuit.subgraph import Circuit
-from circuit.task import Task
-from cli import app
-from models.planted import Planted, _Hand, _topic_pairs, planted_models
+from persona_circuits.circuit.assessment.comparison import study as module
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.drawing import draw, to_agraph
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation import random_circuits
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.io import write_circuit, write_eap_ig, write_scores
+from persona_circuits.circuit.reporting import edge_rows, overlap_rows, setting_rows
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import Task
+from persona_circuits.cli import app
+from persona_circuits.models.planted import Planted, planted_models
+from persona_circuits.models.planted.circuits import _topic_pairs
+from persona_circuits.models.planted.network import Hand
 
 GRAPH = Graph(3, 4)
 A = {"input->m0": -1.0, "m0->a2.h0<v>": 0.5, "a2.h0->logits": -0.4, "m0->logits": -0.3}
@@ -203,7 +206,7 @@ def test_scores_of_the_circuits_alone_have_no_chance_level():
 def test_signs_against_their_exact_distribution():
     a, b = noise(30, size=60), noise(31, size=60)
     for item, where in zip(
-        module._all_signs(a, b, 4000, np.random.default_rng(0)),
+        statistics.all_signs(a, b, 4000, np.random.default_rng(0)),
         (a.circuit.mask & b.circuit.mask, a.circuit.mask | b.circuit.mask),
         strict=True,
     ):
@@ -396,7 +399,7 @@ def _override():
 
     who -> a0.h1 -> taste;  lean -> a0.h0 -> custom;  m1: taste + custom -> answer;  m2: taste - custom / 2 -> answer.
     """
-    net = _Hand(n_layers=3, n_heads=2)
+    net = Hand(n_layers=3, n_heads=2)
     net.head(0, 1, attends={"mark": 30.0}, reads={"who": 1}, writes={"taste": 1})
     net.head(0, 0, attends={"topic": 30.0}, reads={"lean": 1}, writes={"custom": 1})
     net.linear(1, reads={"taste": 1, "custom": 1}, writes={"answer": 1})

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from circuit.completeness import completeness_report, growth_p, shares
-from circuit.errors import OptionError
-from circuit.patching import measure, prepare
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
-from circuit.uncertainty import Clusters
-from metrics import METRICS
-from models.planted import EARLY, Planted, _Hand, _pairs, planted_models
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation.completeness import completeness_report, growth_p, shares
+from persona_circuits.circuit.forward import measure, prepare
+from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
+from persona_circuits.models.planted import EARLY, Planted, planted_models
+from persona_circuits.models.planted.circuits import _pairs
+from persona_circuits.models.planted.network import Hand
 
 DIVERGENCE = METRICS["persona-divergence"]
 FOUND = 30.0
@@ -27,7 +29,7 @@ def backup_network():
     Where both prompts agree m2 adds nothing. With a1.h0 corrupted, echo and answer are those of
     the other persona, -1, the taste is still +1, and m2 adds 2: the answer is +1 again.
     """
-    net = _Hand(n_layers=3, n_heads=2)
+    net = Hand(n_layers=3, n_heads=2)
     net.head(0, 1, attends={"mark": FOUND}, reads={"who": 1}, writes={"taste": 1})
     net.head(1, 0, attends={"mark": FOUND}, reads={"who": 1}, writes={"answer": 1, "echo": 1})
     net.linear(2, reads={"taste": 1, "echo": -1}, writes={"answer": 1})
@@ -260,7 +262,7 @@ def test_progress_ends_full():
 
 
 def test_it_goes_on_from_a_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr("circuit.measurements.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("persona_circuits.circuit.evaluation.measurements.SAVE_SECONDS", 0.0)
     state, calls = tmp_path / "state", []
 
     def stop(done, total):

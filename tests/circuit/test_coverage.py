@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from circuit.hypothesis import hsic
-from circuit.permutations import permutations_of
+from persona_circuits.circuit.evaluation.hypothesis import hsic
+from persona_circuits.circuit.statistics import permutations_of
 
 SPEC = importlib.util.spec_from_file_location("coverage_of", ROOT / "benchmarks" / "coverage.py")
 simulated = importlib.util.module_from_spec(SPEC)

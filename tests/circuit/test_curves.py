@@ -15,26 +15,34 @@ from scipy import stats
 from tests_reference import Reference
 from typer.testing import CliRunner
 
-from circuit import curves as module
-from circuit.ablation import make_ablation
-from circuit.attribution import eap, eap_ig, random_scores
-from circuit.curve_study import CurveOptions, curve_study, read_scorer
-from circuit.curve_tables import area_rows, curve_records, curve_rows, size_rows
-from circuit.curves import SHARES, NodeScores, Pool, area, curve_report, measured, ranked_edges
-from circuit.discovery import Options, discover
-from circuit.errors import GraphError, OptionError
-from circuit.faithfulness import bootstrap_ratio, pairwise
-from circuit.files import write_scores
-from circuit.graph import Graph
-from circuit.patching import measure, prepare
-from circuit.pruning import threshold, top_n
-from circuit.scores import Scores
-from circuit.sizes import pareto, smallest, sweep
-from circuit.subgraph import Circuit, to_networkx
-from circuit.task import batches, encode, with_swap_rows
-from circuit.uncertainty import Clusters, ratio_interval
-from cli import app
-from metrics import METRICS
+from persona_circuits.circuit.assessment import CurveOptions, curve_study, read_scorer
+from persona_circuits.circuit.attribution import eap, eap_ig, random_scores
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.errors import GraphError, OptionError
+from persona_circuits.circuit.evaluation import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation.curves import (
+    SHARES,
+    NodeScores,
+    Pool,
+    area,
+    curve_report,
+    measured,
+    pareto,
+    ranked_edges,
+    smallest,
+    sweep,
+)
+from persona_circuits.circuit.forward import make_ablation, measure, prepare
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.io import write_scores
+from persona_circuits.circuit.pruning import threshold, top_n
+from persona_circuits.circuit.reporting import area_rows, curve_records, curve_rows, size_rows
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.statistics import Clusters, ratio_interval
+from persona_circuits.circuit.subgraph import Circuit, to_networkx
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.cli import app
+from persona_circuits.metrics import METRICS
 
 METRIC = METRICS["persona-divergence"]
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
@@ -235,7 +243,7 @@ def test_all_circuits_are_measured_in_one_call_and_each_once(tiny, prepared, sco
         calls.append([np.packbits(mask).tobytes() for mask in masks])
         return measure(model, items, masks, metric, **options)
 
-    monkeypatch.setattr(module, "measure", counted)
+    monkeypatch.setattr("persona_circuits.circuit.evaluation.curves.nested.measure", counted)
     told = []
     report(
         tiny,
@@ -420,7 +428,7 @@ def test_with_a_grid_of_every_size_it_is_the_smallest_of_all(tiny, prepared, sco
 
 
 def test_the_search_tries_few_sizes_and_the_same_circuit_once(tiny, prepared, scores, monkeypatch):
-    import circuit.sizes as sizes
+    from persona_circuits.circuit.evaluation.curves import sizes
 
     seen = []
 
@@ -441,8 +449,8 @@ def test_impossible_targets(tiny, prepared, scores, target):
 
 
 def test_a_planted_circuit_is_found_at_its_own_size():
-    from circuit.attribution import exact
-    from models.planted import planted_models
+    from persona_circuits.circuit.attribution import exact
+    from persona_circuits.models.planted import planted_models
 
     planted = next(one for one in planted_models() if one.name == "two-hop")
     model = planted.model()
@@ -517,9 +525,9 @@ def split_task(tiny_task):
     return replace(tiny_task, pairs=pairs)
 
 
-def test_discovery_by_target_says_whether_held_out_pairs_confirm_it(tiny, tiny_task):
+def test_discovery_by_target_says_whether_held_out_pairs_confirm_it(tiny64, tiny_task):
     task = split_task(tiny_task)
-    found = discover(tiny, task, Options(target_faithfulness=0.9, n_random=1, sweep=True))
+    found = discover(tiny64, task, Options(target_faithfulness=0.9, n_random=1, sweep=True))
     assert found.circuit == found.smallest.circuit == top_n(found.scores, found.smallest.n)
     assert found.reports[0].circuit.ratio_of_means == pytest.approx(found.smallest.faithfulness, abs=1e-6)
     assert found.confirmed is (found.reports[1].circuit.ratio_of_means >= 0.9)
@@ -527,7 +535,7 @@ def test_discovery_by_target_says_whether_held_out_pairs_confirm_it(tiny, tiny_t
     assert (method["prune"], method["top_n"], method["threshold"]) == ("top-n", found.smallest.n, None)
     assert method["target_faithfulness"] == 0.9
     assert list(found.sweep.n_pairs.items()) == [("train", 5), ("test", 3)]
-    seen = discover(tiny, tiny_task, Options(target_faithfulness=0.5, n_random=0))
+    seen = discover(tiny64, tiny_task, Options(target_faithfulness=0.5, n_random=0))
     assert seen.confirmed is None
 
 
@@ -563,7 +571,9 @@ def test_options_of_a_study(tiny, tiny_task, scores, says, options):
 
 
 def test_scorers_that_do_not_fit_are_refused_before_any_work(tiny, tiny_task, monkeypatch):
-    monkeypatch.setattr("circuit.curve_study.encode", lambda *_, **__: pytest.fail("work was begun"))
+    monkeypatch.setattr(
+        "persona_circuits.circuit.assessment.curves.encode", lambda *_, **__: pytest.fail("work was begun")
+    )
     with pytest.raises(OptionError, match="scorer mine is of a model with 2 layers"):
         curve_study(tiny, tiny_task, CurveOptions(), given={"mine": random_scores(Graph(2, 2), seed=0)})
     with pytest.raises(OptionError, match="names no scorer"):

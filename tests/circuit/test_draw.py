@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from circuit import draw as module
-from circuit.draw import FORMATS, DrawReport, draw, to_agraph
-from circuit.errors import FileError, OptionError
-from circuit.graph import Graph
-from circuit.scores import Scores
-from circuit.subgraph import Circuit
+from persona_circuits.circuit.drawing import FORMATS, DrawReport, draw, style, to_agraph
+from persona_circuits.circuit.drawing import render as module
+from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit
 
 GRAPH = Graph(3, 4)
 SCORES = {
@@ -181,15 +181,15 @@ def test_width_grows_with_the_size_of_the_score(circuit, scores):
     ranked = sorted(SCORES, key=lambda name: abs(SCORES[name]))
     widths = [float(edge(picture, name).attr["penwidth"]) for name in ranked]
     assert all(thin < thick for thin, thick in pairwise(widths))
-    assert widths[0] == pytest.approx(module.THIN)
-    assert widths[-1] == pytest.approx(module.THICK)
+    assert widths[0] == pytest.approx(style.THIN)
+    assert widths[-1] == pytest.approx(style.THICK)
 
 
 @pytest.mark.parametrize(
     ("name", "color", "style"),
     [
-        ("m2->logits", module.BLUE, "solid"),
-        ("a2.h3->logits", module.VERMILLION, "dashed"),
+        ("m2->logits", style.BLUE, "solid"),
+        ("a2.h3->logits", style.VERMILLION, "dashed"),
         ("m0->a2.h3<v>", module.GREY, "solid"),
     ],
 )
@@ -388,8 +388,8 @@ def test_graphviz_failing_keeps_the_old_file(tmp_path, circuit, monkeypatch):
 
 
 def test_importing_is_light():
-    code = "import sys, circuit.draw; print({'pygraphviz', 'torch', 'circuit.model'} & set(sys.modules))"
-    root = Path(module.__file__).parents[1]
+    code = "import sys, persona_circuits.circuit.drawing; print({'pygraphviz', 'torch'} & set(sys.modules))"
+    root = Path(module.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 

@@ -9,9 +9,9 @@ from families import FAMILIES, REFUSED, network_of, save, short_table, table
 from transformers import AutoModelForCausalLM, LlamaConfig
 from typer.testing import CliRunner
 
-from circuit.errors import ModelError, OptionError
-from circuit.estimate import architecture_of, state_bytes, weight_bytes
-from circuit.inspection import inspect_model, supported_families
+from persona_circuits.circuit.cost import architecture_of, state_bytes, weight_bytes
+from persona_circuits.circuit.errors import ModelError, OptionError
+from persona_circuits.circuit.profiling import inspect_model, supported_families
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_every_family_is_in_the_record_and_passed():
 
 @pytest.fixture
 def command():
-    import cli
+    from persona_circuits import cli
 
     return lambda *args: CliRunner().invoke(cli.app, [str(arg) for arg in args])
 

@@ -1,15 +1,14 @@
 import numpy as np
 import pytest
 
-from circuit.attribution import eap_ig
-from circuit.faithfulness import N_TRIED, evaluate
-from circuit.graph import Graph
-from circuit.matched import cells_of, matched_circuits, random_circuits
-from circuit.patching import measure, prepare
-from circuit.pruning import greedy
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
-from metrics import METRICS
+from persona_circuits.circuit.attribution import eap_ig
+from persona_circuits.circuit.evaluation import N_TRIED, cells_of, evaluate, matched_circuits, random_circuits
+from persona_circuits.circuit.forward import measure, prepare
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.pruning import greedy
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
 
 METRIC = METRICS["persona-divergence"]
 
@@ -54,7 +53,7 @@ def test_the_numbers_are_those_of_the_definition(tiny64, tiny_task):
 
 
 def test_the_true_circuit_beats_random_ones():
-    from models.planted import planted_models
+    from persona_circuits.models.planted import planted_models
 
     planted = next(one for one in planted_models() if one.name == "two-hop")
     model = planted.model()
@@ -110,7 +109,7 @@ def test_the_edge_that_carries_most_alone_is_named(tiny, prepared, groups, score
 
 def test_one_edge_that_carries_everything_is_seen():
     """The planted circuit hangs on single edges: cut alone, one takes all of it, where the complement says nothing."""
-    from models.planted import planted_models
+    from persona_circuits.models.planted import planted_models
 
     planted = next(one for one in planted_models() if one.name == "two-hop")
     model = planted.model()

@@ -11,23 +11,20 @@ from families import FAMILIES, REFUSED, save
 from generic_reference import GenericReference
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from circuit.ablation import zero
-from circuit.attribution import eap, exact
-from circuit.errors import ModelError
-from circuit.model import load_model
-from circuit.patching import measure, patched_logits, prepare
-from circuit.pruning import acdc
-from circuit.runs import Prefix, run
-from circuit.task import Batch, Row, batches
-from metrics import METRICS
-from persona.activations import collect, trace
-from persona.examples import load_examples
-from persona.lens import LensOptions, study_lens
-from persona.neurons import NeuronOptions, study_neurons
-from persona.probe import ProbeOptions, study_probes
-from persona.responses import Exchange, Response
-from persona.templates import Template
-from persona.vectors import persona_vectors, spoken_tokens
+from persona_circuits.circuit.attribution import eap, exact
+from persona_circuits.circuit.errors import ModelError
+from persona_circuits.circuit.forward import Prefix, measure, patched_logits, prepare, run, zero
+from persona_circuits.circuit.model import load_model, nothing_installed
+from persona_circuits.circuit.pruning import acdc
+from persona_circuits.circuit.task import Batch, Row, batches
+from persona_circuits.metrics import METRICS
+from persona_circuits.persona.data import Template, load_examples
+from persona_circuits.persona.lens import LensOptions, study_lens
+from persona_circuits.persona.neurons import NeuronOptions, study_neurons
+from persona_circuits.persona.probing import ProbeOptions, study_probes
+from persona_circuits.persona.responses import Exchange, Response, spoken_tokens
+from persona_circuits.persona.streams import collect, trace
+from persona_circuits.persona.vectors import persona_vectors
 
 NAMES = list(FAMILIES)
 LOGIT_DIFF = METRICS["logit-diff"]
@@ -411,7 +408,7 @@ def test_attention_biases_matter(family, tmp_path):
 @pytest.mark.parametrize("cached_bytes", [0, 1 << 30])
 def test_heads_that_read_their_own_streams_have_biases_of_their_own(cached_bytes, family, monkeypatch):
     """Head by head, and together."""
-    monkeypatch.setattr("circuit.model.CACHED_BYTES", cached_bytes)
+    monkeypatch.setattr("persona_circuits.circuit.model.block.CACHED_BYTES", cached_bytes)
     model, _ = family("qwen2.5")
     block = model.blocks[0]
     assert all(block.biases[slot].abs().max() > 0.1 for slot in "qkv")
@@ -527,11 +524,9 @@ def test_loading_cannot_install_anything(monkeypatch):
     """Where the host library finds no image processor it installs one with pip; it is kept from looking."""
     from transformer_lens.model_bridge.sources.transformers import source
 
-    from circuit.model import _nothing_installed
-
     looked = []
     monkeypatch.setattr(source, "load_modality_processor", lambda *_: looked.append("in"))
-    with _nothing_installed():
+    with nothing_installed():
         source.load_modality_processor("bridge", "config", "name", False, None)
     assert not looked
     source.load_modality_processor("bridge")

@@ -4,26 +4,23 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from circuit.errors import FileError
-from circuit.files import (
-    atomic,
-    check_output_folder,
+from persona_circuits.circuit.errors import FileError
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.io import (
     circuit_record,
     faults_of,
     read_circuit,
     read_scores,
-    replace_folder,
     schema,
     write_circuit,
     write_eap_ig,
     write_graphml,
-    write_json,
     write_nodes,
     write_scores,
 )
-from circuit.graph import Graph
-from circuit.scores import Scores
-from circuit.subgraph import Circuit, from_networkx
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.storage import atomic, check_output_folder, replace_folder, write_json
+from persona_circuits.circuit.subgraph import Circuit, from_networkx
 
 GRAPH = Graph(2, 2)
 CIRCUIT = Circuit.of(GRAPH, ["input->a0.h1<v>", "a0.h1->m1", "m1->logits", "input->m1"])

@@ -9,13 +9,13 @@ import torch
 from conftest import DATA
 from typer.testing import CliRunner
 
-import cli
-from circuit.errors import ModelError
-from circuit.finite import check_finite, of_prompts
-from circuit.model import load_model
-from circuit.patching import measure, prepare
-from circuit.task import batches, encode, with_swap_rows
-from metrics import METRICS, Metric
+from persona_circuits import cli
+from persona_circuits.circuit.errors import ModelError
+from persona_circuits.circuit.forward import measure, prepare
+from persona_circuits.circuit.model import load_model, of_prompts
+from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS, Metric
 
 DISCOVER = ["--threshold", "0.05"]
 COMMANDS = {
@@ -72,7 +72,7 @@ def overflowing(value=3e38):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_makes_a_result_of_values_that_are_no_numbers(command, pairs, run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_load", lambda *_: overflowing())
+    monkeypatch.setattr("persona_circuits.circuit.model.load_model", lambda *_, **__: overflowing())
     name, out = command.split()[0], tmp_path / "out"
     given = [str(run_folder)] if name in ("evaluate", "bridge") else []
     model = [] if name == "evaluate" else ["--model", "tiny"]

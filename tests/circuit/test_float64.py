@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import gelu, silu
 
-from circuit.float64 import Wide
-from circuit.model import load_model
+from persona_circuits.circuit.model import Wide, load_model
 from tests.families import D_HEAD, FAMILIES, HEADS, WIDTH, network_of, save
 
 TOKENS = torch.randint(0, 64, (2, 9), generator=torch.Generator().manual_seed(3))

@@ -1,7 +1,7 @@
 import pytest
 
-from circuit.errors import GraphError
-from circuit.graph import INPUT, LOGITS, Edge, Graph, Node, parse_edge, parse_node
+from persona_circuits.circuit.errors import GraphError
+from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Graph, Node, parse_edge, parse_node
 
 
 @pytest.mark.parametrize(

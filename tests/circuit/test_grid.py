@@ -9,24 +9,26 @@ import pytest
 import torch
 from conftest import ROOT
 
-from circuit import ranks
-from circuit.attribution import eap, eap_ig, score_parts
-from circuit.errors import OptionError, TaskError
-from circuit.grid import (
+from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.attribution import (
     Grid,
     GridPair,
     Passes,
+    eap,
+    eap_ig,
     grid_eap,
     grid_of_personas,
     grid_of_texts,
     grid_parts,
     grids_of,
     passes_of,
+    score_parts,
     separate_passes,
     task_grids,
 )
-from circuit.task import Row, batches, encode, load_task, with_swap_rows
-from metrics import METRICS
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.task import Row, batches, encode, load_task, with_swap_rows
+from persona_circuits.metrics import METRICS
 
 DIVERGENCE = METRICS["persona-divergence"]
 
@@ -104,7 +106,7 @@ def test_a_grid_scores_what_its_pairs_score_one_by_one(tiny64, grid):
 
 
 def test_it_does_so_in_float32_on_the_shipped_model():
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     model = load_model(ROOT / "models" / "persona-world")
     wordings = [json.loads(line)["descriptions"][0] for line in (ROOT / "datasets" / "personas.jsonl").open()]
@@ -237,8 +239,8 @@ def test_a_grid_that_is_too_large_is_divided(tiny64, monkeypatch):
 def test_slots_in_blocks_are_the_same(tiny64, monkeypatch):
     grid = crossed_grid()
     whole, parts = grid_eap(tiny64, [grid]).values, grid_parts(tiny64, [grid]).values
-    monkeypatch.setattr("circuit.grid.BLOCK_BYTES", 1)
-    monkeypatch.setattr("circuit.grid.PRODUCT_BYTES", 1)
+    monkeypatch.setattr("persona_circuits.circuit.attribution.grid_scores.BLOCK_BYTES", 1)
+    monkeypatch.setattr("persona_circuits.circuit.attribution.grid_scores.PRODUCT_BYTES", 1)
     assert relative_error(grid_eap(tiny64, [grid]).values, whole) < 1e-12
     assert relative_error(grid_parts(tiny64, [grid]).values, parts) < 1e-6
 

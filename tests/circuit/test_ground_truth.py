@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from circuit.ground_truth import BAR, GroundTruth, calibrate
-from models.planted import planted_models
+from persona_circuits.circuit.assessment import BAR, GroundTruth, calibrate
+from persona_circuits.models.planted import planted_models
 
 PLANTED = {planted.name: planted for planted in planted_models()}
 NAMES = tuple(PLANTED)

@@ -11,14 +11,13 @@ from conftest import DATA
 from families import FAMILIES, network_of, save
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from circuit.attribution import activation_cost, eap, eap_ig
-from circuit.discovery import Options, discover
-from circuit.held import SHORT, Held
-from circuit.meter import peak_bytes
-from circuit.model import load_model, wrap_model
-from circuit.patching import measure, prepare
-from circuit.task import Batch, batches, encode, with_swap_rows
-from metrics import METRICS
+from persona_circuits.circuit.attribution import activation_cost, eap, eap_ig
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.forward import measure, prepare
+from persona_circuits.circuit.model import SHORT, Held, load_model, wrap_model
+from persona_circuits.circuit.profiling import peak_bytes
+from persona_circuits.circuit.task import Batch, batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
 
 LOGIT_DIFF = METRICS["logit-diff"]
 

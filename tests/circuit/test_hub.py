@@ -13,9 +13,9 @@ from huggingface_hub import constants, errors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from circuit.errors import ModelError
-from circuit.model import load_model
-from circuit.task import load_task
+from persona_circuits.circuit.errors import ModelError
+from persona_circuits.circuit.model import load_model
+from persona_circuits.circuit.task import load_task
 
 NAME = "somebody/some-model"
 
@@ -120,25 +120,28 @@ def test_pickled_weights_on_the_hub_are_not_read(monkeypatch, tiny):
 
 def test_what_was_found_in_a_commit_is_measured_in_it(monkeypatch, tmp_path):
     """Commands that read a circuit load the commit that its file names, unless told otherwise."""
-    import cli
+    from persona_circuits.cli import app
+    from persona_circuits.commands.terminal import revision_of
 
     record = {"model": {"name": NAME, "revision": "0123abcd"}}
-    assert cli._revision(record, None) == "0123abcd"
-    assert cli._revision(record, "another/model") is None
-    assert cli._revision(None, None) is None
-    from circuit.discovery import Options, discover
-    from circuit.files import write_circuit
+    assert revision_of(record, None) == "0123abcd"
+    assert revision_of(record, "another/model") is None
+    assert revision_of(None, None) is None
+    from persona_circuits.circuit.discovery import Options, discover
+    from persona_circuits.circuit.io import write_circuit
 
     model = load_model(DATA / "tiny-gpt2")
     model.revision, model.name = "0123abcd", NAME
     found = discover(model, load_task(DATA / "tiny_pairs.json"), Options(method="eap", threshold=0.1, n_random=0))
     write_circuit(found.record, tmp_path / "circuit.json")
     asked = []
-    monkeypatch.setattr("circuit.model.load_model", lambda *args, **how: asked.append(how["revision"]) or model)
+    monkeypatch.setattr(
+        "persona_circuits.circuit.model.load_model", lambda *args, **how: asked.append(how["revision"]) or model
+    )
     common = ["evaluate", str(tmp_path / "circuit.json"), "--only-faithfulness", "--no-save", "--n-random", "0"]
     common += ["--pairs", str(DATA / "tiny_pairs.json")]
     for more in ([], ["--revision", "v2"]):
-        assert CliRunner().invoke(cli.app, [*common, *more]).exit_code == 0
+        assert CliRunner().invoke(app, [*common, *more]).exit_code == 0
     assert asked == ["0123abcd", "v2"]
 
 

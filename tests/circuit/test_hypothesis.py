@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from circuit.errors import OptionError
-from circuit.hypothesis import (
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation import Measurements
+from persona_circuits.circuit.evaluation.hypothesis import (
     corrected,
     equivalence,
     holm,
@@ -22,12 +23,11 @@ from circuit.hypothesis import (
     partial_necessity,
     sufficiency,
 )
-from circuit.measurements import Measurements
-from circuit.patching import measure, prepare
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
-from metrics import METRICS
-from models.planted import planted_models
+from persona_circuits.circuit.forward import measure, prepare
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
+from persona_circuits.models.planted import planted_models
 
 DIVERGENCE = METRICS["persona-divergence"]
 PLANTED = {planted.name: planted for planted in planted_models()}
@@ -37,7 +37,7 @@ CHECKED = {"n_random": 20, "n_permutations": 199}
 @pytest.fixture(autouse=True)
 def _short_walks(monkeypatch):
     """Circuits here are of a few edges; that ranks hold for walks of any length is tested with the walks."""
-    monkeypatch.setattr("circuit.matched.FEWEST_STEPS", 300)
+    monkeypatch.setattr("persona_circuits.circuit.evaluation.matched.FEWEST_STEPS", 300)
 
 
 def most(trials, level):
@@ -526,7 +526,7 @@ def test_progress_counts_every_circuit_measured():
 
 
 def test_what_was_measured_before_a_stop_is_not_measured_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("circuit.measurements.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("persona_circuits.circuit.evaluation.measurements.SAVE_SECONDS", 0.0)
     model, prepared = planted("copy")
     state, calls = tmp_path / "state", []
 
@@ -540,7 +540,10 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(tmp_path, monkeyp
         report_on("copy", state=state, progress=stop)
     assert state.is_file()
     runs = []
-    monkeypatch.setattr("circuit.measurements.measure", lambda *args, **kw: runs.append(1) or measure(*args, **kw))
+    monkeypatch.setattr(
+        "persona_circuits.circuit.evaluation.measurements.measure",
+        lambda *args, **kw: runs.append(1) or measure(*args, **kw),
+    )
     assert report_on("copy", state=state).as_dict() == expected.as_dict()
     resumed = len(runs)
     assert not state.exists()

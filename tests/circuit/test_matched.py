@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import circuit.matched as module
-from circuit.graph import Graph
-from circuit.matched import MATCHINGS, matched_circuits, matched_outside, random_circuits
-from circuit.subgraph import Circuit
+from persona_circuits.circuit.evaluation import MATCHINGS, matched_circuits, matched_outside, random_circuits
+from persona_circuits.circuit.evaluation import matched as module
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.subgraph import Circuit
 
 SMALL = Graph(2, 2)
 

@@ -8,18 +8,24 @@ import pytest
 from conftest import DATA
 from typer.testing import CliRunner
 
-from circuit.attribution import eap, random_scores
-from circuit.curves import SHARES, NodeScores, area, curve_report
-from circuit.errors import FileError, ModelError, OptionError
-from circuit.graph import Graph
-from circuit.mib import read_submission, stream_width, weighted_edge_count, write_circuits, write_importances
-from circuit.patching import prepare
-from circuit.pruning import top_n
-from circuit.scores import Scores
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
-from cli import app
-from metrics import METRICS
+from persona_circuits.circuit.attribution import eap, random_scores
+from persona_circuits.circuit.errors import FileError, ModelError, OptionError
+from persona_circuits.circuit.evaluation.curves import SHARES, NodeScores, area, curve_report
+from persona_circuits.circuit.forward import prepare
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.peers import (
+    read_submission,
+    stream_width,
+    weighted_edge_count,
+    write_circuits,
+    write_importances,
+)
+from persona_circuits.circuit.pruning import top_n
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.cli import app
+from persona_circuits.metrics import METRICS
 
 GRAPH = Graph(3, 4)
 ONE = Graph(1, 1)

@@ -15,8 +15,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from circuit.errors import ModelError
-from circuit.model import load_model, wrap_model
+from persona_circuits.circuit.errors import ModelError
+from persona_circuits.circuit.model import load_model, wrap_model
 
 SMALL = {
     "vocab_size": 64,
@@ -73,8 +73,8 @@ def test_other_families_come_apart_too(family, tokenizer):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_patched_ends_and_sum_of_contributions_in_other_families(family, tokenizer):
-    from circuit.patching import patched_logits, prepare
-    from circuit.task import Batch
+    from persona_circuits.circuit.forward import patched_logits, prepare
+    from persona_circuits.circuit.task import Batch
 
     model = wrap_model(network_of(FAMILIES[family]), tokenizer, name=family)
     clean, corrupt = torch.randint(0, 64, (2, 2, 7), generator=torch.Generator().manual_seed(1))
@@ -91,9 +91,9 @@ def test_patched_ends_and_sum_of_contributions_in_other_families(family, tokeniz
 @pytest.mark.parametrize("family", FAMILIES)
 def test_first_order_in_other_families(family, tokenizer):
     """Between two nearly equal prompts, EAP is exact patching."""
-    from circuit.attribution import eap, exact
-    from circuit.task import Batch
-    from metrics import METRICS
+    from persona_circuits.circuit.attribution import eap, exact
+    from persona_circuits.circuit.task import Batch
+    from persona_circuits.metrics import METRICS
 
     network = network_of(FAMILIES[family]).double()
     with torch.no_grad():
@@ -158,7 +158,7 @@ def test_apples_device_where_there_is_none():
 
 @pytest.mark.parametrize(("there", "expected"), [(True, "cuda"), (False, "cpu")])
 def test_auto_is_cuda_where_there_is_any(monkeypatch, there, expected):
-    from circuit.model import _device
+    from persona_circuits.circuit.model.loading import _device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
     assert _device("auto").type == expected

@@ -7,10 +7,9 @@ import torch
 from families import DATA, FAMILIES, network_of
 from transformers import AutoTokenizer
 
-from circuit.model import wrap_model
-from circuit.node_patching import patched_nodes, patched_stream, portions
-from circuit.patching import patched_logits, prepare
-from circuit.task import Row, batches
+from persona_circuits.circuit.forward import patched_logits, patched_nodes, patched_stream, portions, prepare
+from persona_circuits.circuit.model import wrap_model
+from persona_circuits.circuit.task import Row, batches
 
 LENGTH = 7
 

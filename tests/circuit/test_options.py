@@ -6,23 +6,23 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from circuit.bench import BenchOptions
-from circuit.crosscheck import CrosscheckOptions
-from circuit.curve_study import CurveOptions
-from circuit.discovery import Options, discover
-from circuit.errors import OptionError
-from circuit.files import read_circuit, write_circuit
-from persona import collapse, study_context
-from persona.activation_patching import PatchOptions
-from persona.bridge import BridgeOptions
-from persona.explain import ExplainOptions
-from persona.lens import LensOptions
-from persona.neurons import NeuronOptions
-from persona.pairs import PairOptions
-from persona.prior_pairs import PriorOptions
-from persona.probe import ProbeOptions
-from persona.responses import Sampling
-from persona.steering import SteerOptions
+from persona_circuits.circuit.assessment import CurveOptions
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.io import read_circuit, write_circuit
+from persona_circuits.circuit.peers import CrosscheckOptions
+from persona_circuits.circuit.profiling import BenchOptions
+from persona_circuits.persona.behaviour import collapse
+from persona_circuits.persona.bridge import BridgeOptions
+from persona_circuits.persona.explanation import ExplainOptions
+from persona_circuits.persona.lens import LensOptions
+from persona_circuits.persona.neurons import NeuronOptions
+from persona_circuits.persona.pairs import PairOptions, PriorOptions
+from persona_circuits.persona.patching import PatchOptions
+from persona_circuits.persona.probing import ProbeOptions
+from persona_circuits.persona.responses import Sampling
+from persona_circuits.persona.steering import SteerOptions
+from persona_circuits.persona.study import context as study_context
 
 ALL = [
     *(Options, CurveOptions, BenchOptions, CrosscheckOptions, collapse.StudyOptions, study_context.StudyOptions),

@@ -6,10 +6,9 @@ import pytest
 from conftest import DATA
 from typer.testing import CliRunner
 
-from circuit.files import read_circuit
-from circuit.overlap import Overlap, overlap, overlap_of_tasks
-from circuit.task import Row, encode, load_task
-from cli import app
+from persona_circuits.circuit.io import read_circuit
+from persona_circuits.circuit.task import Overlap, Row, encode, load_task, overlap, overlap_of_tasks
+from persona_circuits.cli import app
 
 TINY = str(DATA / "tiny-gpt2")
 QUICK = ["--threshold", "0.05", "--n-random", "2"]

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from circuit.attribution import score
-from circuit.errors import OptionError
-from circuit.graph import Graph
-from circuit.pair_scores import PairScores, Rule, pair_scores
-from circuit.patching import effects, prepare
-from circuit.pruning import greedy, threshold, top_n
-from circuit.scores import Scores
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
-from metrics import METRICS
+from persona_circuits.circuit.attribution import score
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation import PairScores, Rule, pair_scores
+from persona_circuits.circuit.forward import effects, prepare
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.pruning import greedy, threshold, top_n
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
 
 GRAPH = Graph(2, 2)
 

@@ -6,15 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from circuit.errors import OptionError
-from circuit.graph import Graph
-from circuit.pair_scores import PairScores, Rule, pair_scores
-from circuit.pairs_view import divergences_of, group_pairs, measured_pairs, pairs_view
-from circuit.patching import prepare
-from circuit.subgraph import Circuit
-from circuit.task import PromptPair, batches, encode, with_swap_rows
-from metrics import METRICS
-from models.planted import planted_models
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation import (
+    PairScores,
+    Rule,
+    divergences_of,
+    group_pairs,
+    measured_pairs,
+    pair_scores,
+    pairs_view,
+)
+from persona_circuits.circuit.forward import prepare
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import PromptPair, batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
+from persona_circuits.models.planted import planted_models
 
 GRAPH = Graph(2, 2)
 DIVERGENCE = METRICS["persona-divergence"]

@@ -6,12 +6,12 @@ import torch
 from conftest import pairs_that_begin_alike
 from tests_reference import Reference
 
-from circuit.attribution import eap
-from circuit.errors import ModelError
-from circuit.patching import measure, patched_logits, prepare, prepare_each
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode
-from metrics import METRICS
+from persona_circuits.circuit.attribution import eap
+from persona_circuits.circuit.errors import ModelError
+from persona_circuits.circuit.forward import measure, patched_logits, prepare, prepare_each
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode
+from persona_circuits.metrics import METRICS
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +76,8 @@ def test_no_way_of_going_through_a_pass_changes_it(tiny64, monkeypatch, share, w
     assert item.first == 3
     masks = tensor(*(random_mask(tiny64.graph, seed, share) for seed in range(2)))
     with monkeypatch.context() as patch:
-        patch.setattr("circuit.model.CACHED_BYTES", 0 if way == "one by one" else 1 << 30)
-        patch.setattr("circuit.patching.ROWS_AT_A_TIME", 3 if way == "few rows" else 1 << 30)
+        patch.setattr("persona_circuits.circuit.model.block.CACHED_BYTES", 0 if way == "one by one" else 1 << 30)
+        patch.setattr("persona_circuits.circuit.forward.patched.ROWS_AT_A_TIME", 3 if way == "few rows" else 1 << 30)
         other = replace(item, first=0) if way == "whole" else item
         for some in (masks, masks[:1]):
             expected = patched_logits(tiny64, item, some)

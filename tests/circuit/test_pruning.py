@@ -3,16 +3,16 @@ import pytest
 import torch
 from conftest import DATA
 
-from circuit.attribution import eap, exact
-from circuit.errors import OptionError
-from circuit.graph import Graph, parse_edge
-from circuit.model import wrap_model
-from circuit.patching import measure, prepare
-from circuit.pruning import acdc, greedy, threshold, top_n
-from circuit.scores import Scores
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
-from metrics import METRICS
+from persona_circuits.circuit.attribution import eap, exact
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.forward import measure, prepare
+from persona_circuits.circuit.graph import Graph, parse_edge
+from persona_circuits.circuit.model import wrap_model
+from persona_circuits.circuit.pruning import acdc, greedy, threshold, top_n
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
 
 GRAPH = Graph(2, 2)
 PATH = {"input->m0": -3.0, "m0->a1.h0<v>": 2.0, "a1.h0->logits": -1.0, "input->m1": 5.0, "m0->logits": 0.5}
@@ -177,7 +177,7 @@ def test_batched_decisions_are_sequential_on_random_models(tiny_task, dtype, see
 @pytest.mark.parametrize("name", ["two-hop", "cancel"])
 @pytest.mark.parametrize("metric", ["kl", "persona-divergence"])
 def test_batched_decisions_are_sequential_on_planted_models(name, metric):
-    from models.planted import planted_models
+    from persona_circuits.models.planted import planted_models
 
     planted = next(item for item in planted_models() if item.name == name)
     model = planted.model(dtype="float32")
@@ -195,7 +195,7 @@ def test_batches_shrink_where_many_edges_stay(tiny64, prepared):
 
 
 def test_a_killed_search_goes_on_to_the_same_result(tiny64, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("circuit.pruning.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("persona_circuits.circuit.pruning.acdc.SAVE_SECONDS", 0.0)
     state, metric, tau = tmp_path / "acdc-state", METRICS["kl"], 0.003
     whole = acdc(tiny64, prepared, metric, tau, candidates=4)
 
@@ -219,7 +219,7 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny64, prepared, tmp_path, 
 
 
 def test_the_state_of_another_search_is_not_taken(tiny64, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("circuit.pruning.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("persona_circuits.circuit.pruning.acdc.SAVE_SECONDS", 0.0)
     state = tmp_path / "acdc-state"
 
     def kill(done, total):

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from circuit import reading
-from circuit.errors import FileError, PersonaCircuitsError, TaskError, listed
-from circuit.files import faults_of, read_circuit, write_scores
-from circuit.graph import Graph, parse_node
-from circuit.reading import (
+from persona_circuits.circuit.errors import FileError, PersonaCircuitsError, TaskError, listed
+from persona_circuits.circuit.graph import Graph, parse_node
+from persona_circuits.circuit.io import faults_of, read_circuit, write_scores
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.storage import (
     DamagedState,
     Kind,
     NotJson,
@@ -21,11 +21,11 @@ from circuit.reading import (
     read_state,
     read_tensors,
     read_text,
+    reading,
     state_metadata,
     table_kind,
 )
-from circuit.scores import Scores
-from circuit.task import load_task
+from persona_circuits.circuit.task import load_task
 
 NOTES = Kind("note", TaskError)
 PAIR = {"clean": "A b", "corrupt": "C b", "answers": [" x"], "wrong_answers": [" y"]}

@@ -5,12 +5,12 @@ import pytest
 import torch
 from conftest import DATA
 
-from circuit.attribution import eap_ig, score_parts
-from circuit.patching import prepare
-from circuit.span_study import entry_shares, persistence, span_rows, span_study
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
-from metrics import METRICS
+from persona_circuits.circuit.attribution import eap_ig, score_parts
+from persona_circuits.circuit.evaluation import entry_shares, persistence, span_rows, span_study
+from persona_circuits.circuit.forward import prepare
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
 
 DIVERGENCE = METRICS["persona-divergence"]
 

@@ -7,19 +7,24 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from circuit import stability as module
-from circuit.errors import OptionError
-from circuit.graph import Graph
-from circuit.matched import random_circuits
-from circuit.pair_scores import PairScores, Rule
-from circuit.patching import prepare
-from circuit.pruning import acdc
-from circuit.stability import jaccard_of, mean_jaccard, order_dependence, order_report, stability_report
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
-from circuit.uncertainty import Clusters
-from metrics import METRICS
-from models.planted import planted_models
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation import PairScores, Rule, random_circuits
+from persona_circuits.circuit.evaluation.stability import (
+    jaccard_of,
+    mean_jaccard,
+    order_dependence,
+    order_report,
+    stability_report,
+)
+from persona_circuits.circuit.evaluation.stability import orders as order_module
+from persona_circuits.circuit.forward import prepare
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.pruning import acdc
+from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
+from persona_circuits.models.planted import planted_models
 
 GRAPH = Graph(3, 4)
 DIVERGENCE = METRICS["persona-divergence"]
@@ -241,7 +246,7 @@ def part_of(graph, n=90):
 def test_random_orders_keep_to_the_rule(parallel):
     graph = Graph(3, 2, parallel=parallel)
     rng = np.random.default_rng(0)
-    orders = [module._random_order(graph, graph.valid, rng) for _ in range(2)]
+    orders = [order_module._random_order(graph, graph.valid, rng) for _ in range(2)]
     assert orders[0] != orders[1]
     for order in orders:
         assert sorted(map(str, order)) == sorted(map(str, graph.edges()))
@@ -271,7 +276,7 @@ def test_where_edges_stand_in_for_each_other_the_order_decides(tiny, searched):
     default = acdc(tiny, searched, DIVERGENCE, tau, start=start).circuit
     found = order_dependence(tiny, searched, DIVERGENCE, tau, start=start, default=default, n_orders=2, seed=1)
     rng = np.random.default_rng(1)
-    orders = [module._random_order(tiny.graph, start.mask, rng) for _ in range(2)]
+    orders = [order_module._random_order(tiny.graph, start.mask, rng) for _ in range(2)]
     circuits = [default, *(acdc(tiny, searched, DIVERGENCE, tau, start=start, order=one).circuit for one in orders)]
     pairs = [jaccard_of(a, b) for a, b in combinations(circuits, 2)]
     assert found.sizes == tuple(map(len, circuits))
@@ -289,7 +294,7 @@ def test_orders_go_on_after_a_stop(tiny, searched, tmp_path, monkeypatch):
     state = tmp_path / "orders"
     how = {"start": part_of(tiny.graph, 40)}
     whole = order_dependence(tiny, searched, DIVERGENCE, 0.05, n_orders=2, **how)
-    run, calls = module.acdc, []
+    run, calls = order_module.acdc, []
 
     def stopped(*arguments, **options):
         calls.append(options["order"])
@@ -297,7 +302,7 @@ def test_orders_go_on_after_a_stop(tiny, searched, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return run(*arguments, **options)
 
-    monkeypatch.setattr(module, "acdc", stopped)
+    monkeypatch.setattr(order_module, "acdc", stopped)
     with pytest.raises(KeyboardInterrupt):
         order_dependence(tiny, searched, DIVERGENCE, 0.05, n_orders=2, state=state, **how)
     assert state.exists()

@@ -16,9 +16,8 @@ import pytest
 from conftest import ROOT
 from tests_disks import mounted
 
-from circuit import storage
-from circuit.errors import WriteError
-from circuit.storage import (
+from persona_circuits.circuit.errors import WriteError
+from persona_circuits.circuit.storage import (
     PREFIX,
     append,
     check_output_file,
@@ -31,6 +30,7 @@ from circuit.storage import (
     write_json,
     write_text,
 )
+from persona_circuits.circuit.storage import writing as storage
 
 FILES = {"a.json": b"1", "b.csv": b"2", "c.png": b"3"}
 
@@ -208,7 +208,7 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path, monkeypatch, number):
 def test_permissions_are_what_the_umask_leaves(tmp_path):
     code = """
         import os, sys
-        from circuit.storage import replace_folder, write_text
+        from persona_circuits.circuit.storage import replace_folder, write_text
         os.umask(int(sys.argv[1], 8))
         write_text("x", sys.argv[2] + "/file")
         with replace_folder(sys.argv[2] + "/folder") as staging:

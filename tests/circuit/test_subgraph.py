@@ -2,10 +2,10 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from circuit.errors import GraphError
-from circuit.graph import Graph
-from circuit.scores import Scores
-from circuit.subgraph import Circuit, from_networkx, to_networkx
+from persona_circuits.circuit.errors import GraphError
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit, from_networkx, to_networkx
 
 GRAPH = Graph(2, 2)
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from circuit.attribution import eap, eap_ig, score_parts
-from circuit.task import Row, batches, encode, with_swap_rows
-from metrics import METRICS
+from persona_circuits.circuit.attribution import eap, eap_ig, score_parts
+from persona_circuits.circuit.task import Row, batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
 
 DIVERGENCE = METRICS["persona-divergence"]
 
@@ -108,7 +108,7 @@ def test_padded_rows_are_run_at_their_own_places(tiny64, monkeypatch):
 
 
 def test_other_ablations_are_not_taken_for_the_corrupt_one(tiny64, tiny_task):
-    from circuit.ablation import zero
+    from persona_circuits.circuit.forward import zero
 
     rows = with_swap_rows(encode(tiny_task, tiny64))
     ablated = eap(tiny64, batches(rows, 4, "cpu"), DIVERGENCE, ablation=zero).values

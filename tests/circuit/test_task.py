@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import CRAFTGPT, DATA, ROOT
 
-from circuit.errors import TaskError
-from circuit.task import (
+from persona_circuits.circuit.errors import TaskError
+from persona_circuits.circuit.task import (
     answer_id,
     batches,
     encode,
@@ -334,7 +334,7 @@ def test_a_tokenizer_that_keeps_spaces_with_the_word_before_gets_advice_that_fit
 
 
 def replace_tokenizer(tokenizer):
-    from persona.prompts import TokenizerOnly
+    from persona_circuits.persona.data import TokenizerOnly
 
     return TokenizerOnly(tokenizer)
 

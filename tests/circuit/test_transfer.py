@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from circuit.errors import TaskError
-from circuit.matched import random_circuits
-from circuit.patching import measure, prepare
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, load_task, with_swap_rows
-from circuit.transfer import Cell, _finding, specificity, transfer, transfer_within
-from circuit.uncertainty import Clusters, Interval
-from metrics import METRICS
-from models.planted import planted_models
+from persona_circuits.circuit.errors import TaskError
+from persona_circuits.circuit.evaluation import Cell, random_circuits, specificity, transfer, transfer_within
+from persona_circuits.circuit.evaluation.dissociation import _finding
+from persona_circuits.circuit.forward import measure, prepare
+from persona_circuits.circuit.statistics import Clusters, Interval
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, load_task, with_swap_rows
+from persona_circuits.metrics import METRICS
+from persona_circuits.models.planted import planted_models
 
 DIVERGENCE = METRICS["persona-divergence"]
 

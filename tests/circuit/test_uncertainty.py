@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from circuit.uncertainty import Clusters, interval, ratio_interval
+from persona_circuits.circuit.statistics import Clusters, interval, ratio_interval
 
 
 def crossed(n_personas, n_questions):

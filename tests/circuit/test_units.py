@@ -5,20 +5,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from circuit.completeness import completeness_report
-from circuit.discovery import Options, _tau
-from circuit.errors import OptionError
-from circuit.faithfulness import evaluate
-from circuit.hypothesis import equivalence, hypothesis_tests, independence, minimality, partial_necessity, sufficiency
-from circuit.pairs_view import measured_pairs, pairs_view
-from circuit.patching import effects, prepare
-from circuit.rounding import Rounding
-from circuit.subgraph import Circuit
-from circuit.task import batches, encode, with_swap_rows
-from circuit.transfer import transfer
-from circuit.uncertainty import Clusters
-from metrics import METRICS
-from models.planted import planted_models
+from persona_circuits.circuit.discovery import Options
+from persona_circuits.circuit.discovery.search import _tau
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation import evaluate, measured_pairs, pairs_view, transfer
+from persona_circuits.circuit.evaluation.completeness import completeness_report
+from persona_circuits.circuit.evaluation.hypothesis import (
+    equivalence,
+    hypothesis_tests,
+    independence,
+    minimality,
+    partial_necessity,
+    sufficiency,
+)
+from persona_circuits.circuit.forward import Rounding, effects, prepare
+from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
+from persona_circuits.models.planted import planted_models
 
 METRIC = METRICS["persona-divergence"]
 UNITS = [2.0**-10, 2.0**10]

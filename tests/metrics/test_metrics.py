@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from metrics import METRICS, Targets, kl, logit_diff, persona_divergence, prob_diff
+from persona_circuits.metrics import METRICS, Targets, kl, logit_diff, persona_divergence, prob_diff
 
 
 @pytest.fixture

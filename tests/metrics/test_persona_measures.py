@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-import metrics
-from metrics import (
+from persona_circuits import metrics
+from persona_circuits.metrics import (
     cancellation,
     candidate_logits,
     candidate_mass,
@@ -48,7 +48,7 @@ def random_case(dtype):
 
 def model_case(model, path):
     """The same from a model and a pair file."""
-    from circuit.task import batches, encode, load_task
+    from persona_circuits.circuit.task import batches, encode, load_task
 
     task = load_task(path)
     extra = [json.loads(line) for line in path.read_text().splitlines()]
@@ -68,7 +68,7 @@ def model_case(model, path):
 def case(request):
     kind = request.param
     if kind == "persona-world":
-        from circuit.model import load_model
+        from persona_circuits.circuit.model import load_model
 
         return model_case(load_model(ROOT / "models" / "persona-world"), ROOT / "datasets" / "pairs_test.jsonl")
     if kind == "craftgpt":

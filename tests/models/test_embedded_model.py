@@ -12,9 +12,9 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from models.evaluate import MODEL_FOLDER, SPLITS, cases_of, main, measure
-from models.world import build_world
-from models.world_tokenizer import build_tokenizer
+from persona_circuits.models.training import MODEL_FOLDER, SPLITS, cases_of, measure
+from persona_circuits.models.training.evaluate import main
+from persona_circuits.models.world import build_tokenizer, build_world
 
 WORLD = build_world()
 QUALITY = MODEL_FOLDER / "quality.json"
@@ -104,7 +104,7 @@ def test_a_model_that_never_learned_fails_the_same_measure(tokenizer, model):
 
 def test_the_card_states_the_command_and_the_numbers(quality):
     card = (MODEL_FOLDER / "README.md").read_text(encoding="utf-8")
-    assert "python -m models.train" in card
+    assert "python -m persona_circuits.models.training.train" in card
     assert f"{quality['splits']['seen']['correlation']:.3f}" in card
 
 

@@ -11,11 +11,16 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
-from models.evaluate import MODEL_FOLDER, SPLITS, cases_of, quality_of
-from models.evaluate_pairs import divergences
-from models.network import build_model, next_token_logits
-from models.world import build_world
-from models.world_text import held_out_wording, wordings
+from persona_circuits.models.training import (
+    MODEL_FOLDER,
+    SPLITS,
+    build_model,
+    cases_of,
+    divergences,
+    next_token_logits,
+    quality_of,
+)
+from persona_circuits.models.world import build_world, held_out_wording, wordings
 
 WORLD = build_world()
 CASES = cases_of(WORLD, "seen", most=600)

@@ -10,13 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from circuit.errors import FileError, OptionError
-from models.documents import BatchMaker
-from models.network import build_model, logits_at
-from models.train import SMOKE, TrainingConfig, main, train
-from models.world import build_world
-from models.world_text import CUES
-from models.world_tokenizer import build_tokenizer
+from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.models.training import SMOKE, TrainingConfig, build_model, logits_at
+from persona_circuits.models.training.train import main, train
+from persona_circuits.models.world import CUES, BatchMaker, build_tokenizer, build_world
 
 TINY = TrainingConfig(steps=6, tokens=256, d_model=24, n_layers=2, n_heads=2, seed=3)
 

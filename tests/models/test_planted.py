@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from circuit.attribution import exact
-from circuit.ground_truth import support
-from circuit.model import load_model
-from circuit.task import batches, encode, load_task, with_swap_rows
-from metrics import METRICS
-from models.planted import D_MODEL, OPTIONS, STEADY, STRENGTHS, planted_models, write_planted
+from persona_circuits.circuit.assessment import support
+from persona_circuits.circuit.attribution import exact
+from persona_circuits.circuit.model import load_model
+from persona_circuits.circuit.task import batches, encode, load_task, with_swap_rows
+from persona_circuits.metrics import METRICS
+from persona_circuits.models.planted import D_MODEL, OPTIONS, STEADY, STRENGTHS, planted_models, write_planted
 
 PLANTED = {planted.name: planted for planted in planted_models()}
 every = pytest.mark.parametrize("name", PLANTED)

@@ -9,10 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from circuit.model import load_model
-from circuit.task import encode, load_task
-from models.world import PRIOR, build_world
-from models.world_text import descriptions, held_out_description, held_out_wording, prompt, wordings
+from persona_circuits.circuit.model import load_model
+from persona_circuits.circuit.task import encode, load_task
+from persona_circuits.models.world import (
+    PRIOR,
+    build_world,
+    descriptions,
+    held_out_description,
+    held_out_wording,
+    prompt,
+    wordings,
+)
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "datasets" / "pairs_prior.jsonl"

@@ -10,11 +10,13 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from models.world import PRIOR, build_world
-from models.world_text import (
+from persona_circuits.models.world import (
     CUES,
+    PRIOR,
     Answer,
     all_lines,
+    build_tokenizer,
+    build_world,
     descriptions,
     document,
     fillers,
@@ -24,7 +26,6 @@ from models.world_text import (
     prompt,
     wordings,
 )
-from models.world_tokenizer import build_tokenizer
 
 WORLD = build_world()
 

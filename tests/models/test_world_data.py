@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from models.world import build_world
-from models.world_data import world_files, write_world
-from models.world_text import held_out_description, held_out_wording
+from persona_circuits.models.world import build_world, held_out_description, held_out_wording, world_files, write_world
 
 ROOT = Path(__file__).parents[2]
 WORLD = build_world()

@@ -6,9 +6,16 @@ from collections import Counter
 import pytest
 from conftest import ROOT
 
-from models.world import build_world
-from models.world_study import HELD_OUT, VARIANTS, study_files, study_pairs, variant_pairs
-from models.world_text import descriptions, held_out_description
+from persona_circuits.models.world import (
+    HELD_OUT,
+    VARIANTS,
+    build_world,
+    descriptions,
+    held_out_description,
+    study_files,
+    study_pairs,
+    variant_pairs,
+)
 
 WORLD = build_world()
 PERSONAS = {p.id: p for p in WORLD.personas}
@@ -16,7 +23,9 @@ PERSONAS = {p.id: p for p in WORLD.personas}
 
 def test_the_shipped_files_are_made_again():
     for name, text in study_files(WORLD).items():
-        assert (ROOT / "datasets" / name).read_text() == text, f"{name}: run python -m models.world_study"
+        assert (ROOT / "datasets" / name).read_text() == text, (
+            f"{name}: run python -m persona_circuits.models.world.study"
+        )
 
 
 def test_every_cell_is_as_large_as_every_other():

@@ -11,25 +11,29 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from circuit.errors import FileError, OptionError
-from circuit.graph import Graph
-from circuit.model import wrap_model
-from cli import app
-from models.planted import planted_models, write_planted
-from persona.activations import trace
-from persona.bridge import BridgeOptions, NodeSet, build_bridge, random_sets, three_way
-from persona.bridge_files import (
+from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.model import wrap_model
+from persona_circuits.cli import app
+from persona_circuits.models.planted import planted_models, write_planted
+from persona_circuits.persona.bridge import (
+    BridgeOptions,
+    NodeSet,
     bridge_figures,
+    build_bridge,
     fingerprint_of,
     layer_rows,
     node_rows,
     overlap_rows,
+    random_sets,
     read_movers,
     read_neuron_mlps,
     read_nodes,
+    three_way,
     write_bridge,
 )
-from persona.examples import load_examples
+from persona_circuits.persona.data import load_examples
+from persona_circuits.persona.streams import trace
 from tests.families import FAMILIES, network_of
 
 PAIRS = DATA / "tiny_pairs.json"
@@ -116,14 +120,13 @@ def test_the_parts_sum_to_the_projection(tiny64, family, position):
 
 def test_conservation_fails_when_a_head_is_left_out(tiny64, found, monkeypatch):
     """The check is no identity."""
-    from persona import bridge
 
     def without_a_head(*arguments, **settings):
         seen = trace(*arguments, **settings)
         seen.parts[2] = 0
         return seen
 
-    monkeypatch.setattr(bridge, "trace", without_a_head)
+    monkeypatch.setattr("persona_circuits.persona.bridge.parts.trace", without_a_head)
     study = build_bridge(tiny64, nodes(tiny64.graph, "input"), found, options=QUICK)
     assert not study.conserved
     assert "the parts miss the projection" in " ".join(study.notes)

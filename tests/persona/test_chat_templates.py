@@ -11,13 +11,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from circuit.errors import OptionError
-from circuit.task import PromptPair, Task, encode
-from persona import templates
-from persona.pairs import PairOptions, build_pairs
-from persona.prompts import TokenizerOnly
-from persona.sources import Persona, Question
-from persona.templates import load_templates
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.task import PromptPair, Task, encode
+from persona_circuits.persona.data import Persona, Question, TokenizerOnly, load_templates, templates
+from persona_circuits.persona.pairs import PairOptions, build_pairs
 
 LLAMA = (
     "{{- bos_token }}"

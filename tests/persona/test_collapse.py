@@ -12,13 +12,29 @@ import torch
 from conftest import DATA, ROOT
 from scipy import stats
 
-from circuit.errors import FileError, OptionError, TaskError
-from persona.behaviour import measure_pairs
-from persona.collapse import StudyOptions, study_collapse, summarise
-from persona.collapse_files import TABLE, collapse_record, group_rows, write_collapse
-from persona.figures import collapse_figures, collapse_page, divergence_by_placement
-from persona.items import Neutral, load_items, load_neutral, neutral_prompts
-from persona.statistics import sign_flip, two_way_difference, two_way_mean
+from persona_circuits.circuit.errors import FileError, OptionError, TaskError
+from persona_circuits.persona.behaviour import (
+    TABLE,
+    StudyOptions,
+    collapse_figures,
+    collapse_page,
+    collapse_record,
+    divergence_by_placement,
+    group_rows,
+    measure_pairs,
+    study_collapse,
+    summarise,
+    write_collapse,
+)
+from persona_circuits.persona.data import (
+    Neutral,
+    load_items,
+    load_neutral,
+    neutral_prompts,
+    sign_flip,
+    two_way_difference,
+    two_way_mean,
+)
 
 DATASETS = ROOT / "datasets"
 QUICK = StudyOptions(n_resamples=200)
@@ -26,7 +42,7 @@ QUICK = StudyOptions(n_resamples=200)
 
 @pytest.fixture(scope="module")
 def world():
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     return load_model(ROOT / "models" / "persona-world")
 

@@ -13,9 +13,9 @@ import pytest
 from conftest import ROOT
 from tests_loopback import KEY, serving
 
-from circuit.errors import FileError, OptionError
-from circuit.reading import DamagedState
-from persona.endpoint import Chat, EndpointError, Journal, ask, endpoint
+from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.circuit.storage import DamagedState
+from persona_circuits.persona.responses import Chat, EndpointError, Journal, ask, endpoint
 
 
 @pytest.fixture(autouse=True)
@@ -284,7 +284,7 @@ def test_a_file_that_is_no_journal_is_not_written_into(tmp_path):
 
 CHILD = """
     import sys
-    from persona.endpoint import Chat, Journal, ask, endpoint
+    from persona_circuits.persona.responses import Chat, Journal, ask, endpoint
     place = endpoint("toy", base_url=sys.argv[1], key="k", concurrency=2)
     with Journal(sys.argv[2]) as journal:
         ask(place, [Chat((("system", "You are kind."), ("user", f"question {i}")), 20) for i in range(40)], journal)

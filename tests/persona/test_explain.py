@@ -11,18 +11,35 @@ from conftest import CRAFTGPT, DATA, ROOT
 from sklearn.metrics import cohen_kappa_score
 from typer.testing import CliRunner
 
-from circuit.errors import FileError, OptionError, TaskError
-from circuit.model import load_model
-from circuit.task import Task, encode
-from models.planted import OPTIONS, planted_models, write_planted
-from persona import explain_causal, explain_runs
-from persona.explain import ExplainOptions, explain, load_pair_file
-from persona.explain_causal import TESTS, Asked, flip_gain, run_test
-from persona.explain_figures import explain_figures
-from persona.explain_files import confusion_rows, explain_record, write_explanation
-from persona.explain_inside import look_inside
-from persona.explain_truth import NO_EFFECT, agreement, expected_of, fits
-from persona.verdicts import VERDICTS, Numbers, Verdict, judge, load_thresholds
+from persona_circuits.circuit.errors import FileError, OptionError, TaskError
+from persona_circuits.circuit.model import load_model
+from persona_circuits.circuit.task import Task, encode
+from persona_circuits.models.planted import OPTIONS, planted_models, write_planted
+from persona_circuits.persona.explanation import (
+    NO_EFFECT,
+    TESTS,
+    VERDICTS,
+    Asked,
+    ExplainOptions,
+    Numbers,
+    Verdict,
+    agreement,
+    confusion_rows,
+    expected_of,
+    explain,
+    explain_figures,
+    explain_record,
+    fits,
+    flip_gain,
+    judge,
+    load_pair_file,
+    load_thresholds,
+    look_inside,
+    run_test,
+    write_explanation,
+)
+from persona_circuits.persona.explanation import causal as explain_causal
+from persona_circuits.persona.explanation import runs as explain_runs
 
 PLANTED = {planted.name: planted for planted in planted_models()}
 LIMITS = load_thresholds()
@@ -31,7 +48,7 @@ DATASETS = ROOT / "datasets"
 
 
 def call(*arguments):
-    from cli import app
+    from persona_circuits.cli import app
 
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
@@ -158,8 +175,8 @@ def test_raised_attention_does_what_a_late_placement_does(planted):
 
 
 def _measures(model, pairs):
-    from persona.behaviour import measure_pairs
-    from persona.items import Item
+    from persona_circuits.persona.behaviour import measure_pairs
+    from persona_circuits.persona.data.items import Item
 
     return measure_pairs(model, [Item(pair, OPTIONS, {}) for pair in pairs])
 
@@ -368,22 +385,16 @@ def test_the_opposing_nodes_are_the_fewest_that_make_the_share():
     assert not explain_causal._opposing([1.0, 2.0], 0.9).any()
 
 
-def test_equal_prompts_have_no_persona_and_no_verdict_of_one(tmp_path):
+def test_equal_prompts_are_refused(tmp_path):
     pair = PLANTED["copy"].pairs[0]
     same = dataclasses.replace(pair, corrupt=pair.clean)
-    found = explain(
-        PLANTED["copy"].model(),
-        load_pair_file(lines(tmp_path / "pairs.jsonl", rows_of([same]))),
-        options=ExplainOptions(**QUICK),
-    )
-    (row,) = found.pairs
-    assert (row.measure.divergence, row.verdict.name, row.flip_gain) == (0.0, "weak or transient", math.inf)
-    assert row.outcome.agrees is False
-    assert any("one question and two personas" in note for note in found.notes)
+    file = load_pair_file(lines(tmp_path / "pairs.jsonl", rows_of([same])))
+    with pytest.raises(TaskError, match="clean and corrupt are the same tokens"):
+        explain(PLANTED["copy"].model(), file, options=ExplainOptions(**QUICK))
 
 
 def test_a_model_whose_attention_takes_no_mask_is_said_to_have_none(planted, monkeypatch, tmp_path):
-    for module in ("persona.explain_inside", "persona.explain_causal"):
+    for module in ("persona_circuits.persona.explanation.inside", "persona_circuits.persona.explanation.causal"):
         monkeypatch.setattr(f"{module}.can_come_nearer", lambda context: False)
     pairs = load_pair_file(lines(tmp_path / "pairs.jsonl", rows_of(PLANTED["copy"].pairs[:2])))
     found = explain(PLANTED["copy"].model(), pairs, options=ExplainOptions(**QUICK))
@@ -395,7 +406,7 @@ def test_a_model_whose_attention_takes_no_mask_is_said_to_have_none(planted, mon
 
 def test_contributions_that_do_not_add_up_are_not_used(monkeypatch, tmp_path):
     """As under a soft cap: the sums miss D."""
-    from persona import explain as module
+    from persona_circuits.persona.explanation import study as module
 
     seen = module.look_inside
     monkeypatch.setattr(
@@ -473,13 +484,13 @@ def test_the_null_is_of_paraphrases_and_the_floor_stands_for_it():
 def test_the_shipped_thresholds_say_why_and_bear_their_hash():
     import hashlib
 
-    raw = (ROOT / "persona" / "thresholds.json").read_bytes()
+    raw = (ROOT / "persona" / "explanation" / "thresholds.json").read_bytes()
     assert LIMITS.sha256 == hashlib.sha256(raw).hexdigest()
     assert all(len(entry["why"]) > 40 for entry in json.loads(raw)["thresholds"].values())
 
 
 def altered(tmp_path, change):
-    record = json.loads((ROOT / "persona" / "thresholds.json").read_text())
+    record = json.loads((ROOT / "persona" / "explanation" / "thresholds.json").read_text())
     change(record["thresholds"])
     path = tmp_path / "limits.json"
     path.write_text(json.dumps(record))
@@ -531,7 +542,7 @@ def test_other_thresholds_give_other_verdicts(planted, tmp_path):
 
 
 def test_groups_have_the_majority_s_verdict(planted):
-    from persona.explain_groups import group_of
+    from persona_circuits.persona.explanation import group_of
 
     rows = list(planted("copy")[1].pairs[:4])
     other = Verdict("prior dominance", "for the test")

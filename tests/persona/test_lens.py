@@ -11,15 +11,27 @@ from conftest import CRAFTGPT, DATA, ROOT
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-import metrics
-from circuit.errors import FileError, OptionError
-from circuit.model import wrap_model
-from circuit.patching import run
-from cli import app
-from persona.activations import collect, grouped, trace
-from persona.examples import load_examples
-from persona.lens import LensOptions, component_names, decision, read_out, read_out_direction, study_lens
-from persona.lens_files import component_rows, curve_rows, decision_lines, lens_figures, lens_record, write_lens
+from persona_circuits import metrics
+from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.circuit.forward import run
+from persona_circuits.circuit.model import wrap_model
+from persona_circuits.cli import app
+from persona_circuits.persona.data import load_examples
+from persona_circuits.persona.lens import (
+    LensOptions,
+    component_names,
+    component_rows,
+    curve_rows,
+    decision,
+    decision_lines,
+    lens_figures,
+    lens_record,
+    read_out,
+    read_out_direction,
+    study_lens,
+    write_lens,
+)
+from persona_circuits.persona.streams import collect, grouped, trace
 
 QUICK = LensOptions(n_resamples=100)
 PAIRS = DATA / "tiny_pairs.json"
@@ -150,9 +162,9 @@ def test_probabilities_and_kl_are_of_the_whole_vocabulary(tiny, found, study):
 
 
 def test_divergence_is_that_of_the_behavioural_study():
-    from circuit.model import load_model
-    from persona.behaviour import measure_pairs
-    from persona.items import load_items
+    from persona_circuits.circuit.model import load_model
+    from persona_circuits.persona.behaviour import measure_pairs
+    from persona_circuits.persona.data import load_items
 
     world = load_model(ROOT / "models" / "persona-world")
     path = ROOT / "datasets" / "pairs_demo.jsonl"
@@ -213,7 +225,7 @@ def test_attributions_sum_to_d_in_float64(tiny64):
 
 def test_conservation_fails_when_a_component_is_left_out(tiny64, monkeypatch):
     """The check is no identity: without the attention biases the sum is another."""
-    from persona import lens
+    from persona_circuits.persona.lens import study as lens
 
     def without_biases(*arguments, **settings):
         seen = trace(*arguments, **settings)
@@ -356,7 +368,7 @@ def test_files_hold_what_was_measured(study, folder):
 
 
 def test_the_tables_rows_fit_their_columns(study):
-    from persona.lens_files import COMPONENTS, TABLE
+    from persona_circuits.persona.lens import COMPONENTS, TABLE
 
     assert {len(row) for row in curve_rows(study)} == {len(TABLE)}
     assert {len(row) for row in component_rows(study)} == {len(COMPONENTS)}

@@ -11,25 +11,34 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from circuit.errors import ModelError, OptionError, TaskError
-from circuit.model import wrap_model
-from cli import app
-from models.planted import planted_models, write_planted
-from persona.examples import load_examples
-from persona.neuron_files import ablation_rows, headline, neuron_figures, neuron_record, write_neurons
-from persona.neuron_runs import ablated, neurons_of, read_neurons, tokens_at
-from persona.neuron_statistics import (
+from persona_circuits.circuit.errors import ModelError, OptionError, TaskError
+from persona_circuits.circuit.model import wrap_model
+from persona_circuits.cli import app
+from persona_circuits.models.planted import planted_models, write_planted
+from persona_circuits.persona.data import load_examples
+from persona_circuits.persona.neurons import (
     COARSE,
     ROUNDING,
+    NeuronOptions,
+    ablated,
+    ablation_rows,
     at_rounding,
     effect_size,
     grouped_means,
+    headline,
+    held_out_files,
+    neuron_figures,
+    neuron_record,
+    neurons_of,
     overlap,
     pooled,
     rank_neurons,
     ranks,
+    read_neurons,
+    study_neurons,
+    tokens_at,
+    write_neurons,
 )
-from persona.neurons import NeuronOptions, held_out_files, study_neurons
 from tests.families import FAMILIES, network_of
 
 PAIRS = DATA / "tiny_pairs.json"
@@ -370,7 +379,6 @@ def test_differences_and_effects_are_numpys(tiny64, found, study):
 
 
 def test_random_sets_have_the_selections_layers_and_none_of_its_neurons(tiny64, found, study, monkeypatch):
-    from persona import neurons as module
 
     seen = {}
 
@@ -378,7 +386,7 @@ def test_random_sets_have_the_selections_layers_and_none_of_its_neurons(tiny64, 
         seen["sets"] = arguments[3]
         return ablated(*arguments, **settings)
 
-    monkeypatch.setattr(module, "ablated", spy)
+    monkeypatch.setattr("persona_circuits.persona.neurons.ablation.ablated", spy)
     again = study_neurons(tiny64, found, options=QUICK)
     own, others = seen["sets"][0], seen["sets"][1:]
     assert np.flatnonzero(own).tolist() == sorted(study.selected)

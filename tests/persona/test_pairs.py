@@ -9,14 +9,23 @@ from conftest import DATA, ROOT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from circuit.errors import OptionError, TaskError
-from circuit.task import encode, load_task
-from persona.matching import REASONS
-from persona.pair_files import default_report, write_pairs
-from persona.pairs import PairOptions, build_pairs
-from persona.prompts import TokenizerOnly, load_tokenizer
-from persona.sources import Persona, Question, preferred, read_personas, read_questions
-from persona.templates import PARTS, Template, load_templates, option_list
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.task import encode, load_task
+from persona_circuits.persona.data import (
+    PARTS,
+    Persona,
+    Question,
+    Template,
+    TokenizerOnly,
+    load_templates,
+    load_tokenizer,
+    option_list,
+    preferred,
+    read_personas,
+    read_questions,
+)
+from persona_circuits.persona.pairs import PairOptions, build_pairs, default_report, write_pairs
+from persona_circuits.persona.pairs.matching import REASONS
 
 DATASETS = ROOT / "datasets"
 CORPUS = """You are a humble monk. You are a famous actor. You are a monk, and you pray. You like tea and cake.
@@ -94,7 +103,7 @@ def test_the_pairs_fit_the_model_they_are_built_for(built, world, tmp_path):
 
 
 def test_a_bare_tokenizer_and_a_whole_model_give_the_same(personas, questions, world):
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     some = personas[:6], questions[:6]
     templates = load_templates("raw", world.tokenizer)
@@ -261,7 +270,7 @@ def test_leaks_are_dropped_or_flagged_and_listed(small):
 
 @pytest.mark.parametrize("text", ["an ice cream", "an Ice-Cream!", "an icecream", "ICE  CREAM"])
 def test_an_option_is_found_in_any_case_and_spacing(text):
-    from persona.matching import leak_finder
+    from persona_circuits.persona.pairs import leak_finder
 
     assert leak_finder(("ice cream", "tea"))(f"You like {text}") == ["ice cream"]
     assert leak_finder(("ice cream", "tea"))("You like nice creams and steam") == []
@@ -366,7 +375,7 @@ def test_chat(small, chat):
 
 
 def load(row):
-    from circuit.task import PromptPair, Task
+    from persona_circuits.circuit.task import PromptPair, Task
 
     pair = PromptPair(row["clean"], row["corrupt"], tuple(row["answers"]), tuple(row["wrong_answers"]))
     return Task((pair,), "here", "")

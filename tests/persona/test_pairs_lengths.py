@@ -12,14 +12,27 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from circuit.errors import OptionError, TaskError
-from circuit.task import encode, load_task
-from persona.neutral import built_in_wordings, read_neutral_wordings
-from persona.pair_files import default_null, write_pairs
-from persona.pairs import PairOptions, build_pairs
-from persona.prompts import TokenizerOnly, load_tokenizer
-from persona.sources import Persona, Question, preferred, read_personas, read_questions
-from persona.templates import Template, load_templates
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.task import encode, load_task
+from persona_circuits.persona.data import (
+    Persona,
+    Question,
+    Template,
+    TokenizerOnly,
+    load_templates,
+    load_tokenizer,
+    preferred,
+    read_personas,
+    read_questions,
+)
+from persona_circuits.persona.pairs import (
+    PairOptions,
+    build_pairs,
+    built_in_wordings,
+    default_null,
+    read_neutral_wordings,
+    write_pairs,
+)
 
 DATASETS = ROOT / "datasets"
 ROLES = ROOT.parent / "shared" / "data" / "assistant_axis" / "roles_instructions"
@@ -324,8 +337,8 @@ def test_neutral_prompts_have_the_length_of_the_pair(world, tmp_path):
 
 
 def test_under_the_neutral_prompts_the_shipped_model_answers_by_its_prior(right):
-    from circuit.model import load_model
-    from models.world import build_world
+    from persona_circuits.circuit.model import load_model
+    from persona_circuits.models.world import build_world
 
     model, made = load_model(ROOT / "models" / "persona-world"), build_world()
     questions = {question.id: question for question in made.questions}
@@ -483,7 +496,7 @@ def call(*arguments):
 
 
 def app():
-    from cli import app
+    from persona_circuits.cli import app
 
     return app
 

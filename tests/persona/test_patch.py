@@ -15,27 +15,31 @@ from tests_reference import Reference
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from circuit.errors import FileError, OptionError, TaskError
-from circuit.graph import Graph
-from circuit.model import load_model
-from circuit.task import load_task
-from circuit.uncertainty import Clusters, ratio_interval, ratio_intervals, ratio_p_values
-from cli import app
-from models.planted import planted_models, write_planted
-from persona.activation_patching import PatchOptions, study_patching
-from persona.examples import load_examples
-from persona.head_ablation import other_sets, parse_heads
-from persona.patch_files import (
+from persona_circuits.circuit.errors import FileError, OptionError, TaskError
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.model import load_model
+from persona_circuits.circuit.statistics import Clusters, ratio_interval, ratio_intervals, ratio_p_values
+from persona_circuits.circuit.task import load_task
+from persona_circuits.cli import app
+from persona_circuits.models.planted import planted_models, write_planted
+from persona_circuits.persona.data import load_examples
+from persona_circuits.persona.patching import (
+    ANSWER,
+    EVERYWHERE,
+    PatchOptions,
+    Site,
     ablation_lines,
     mover_rows,
+    other_sets,
+    parse_heads,
+    parse_paths,
     patch_figures,
     path_rows,
     stream_rows,
     stream_table,
+    study_patching,
     write_patch,
 )
-from persona.patch_sites import ANSWER, EVERYWHERE, Site
-from persona.path_patching import parse_paths
 
 PAIRS = DATA / "tiny_pairs.json"
 TINY = DATA / "tiny-gpt2"
@@ -425,7 +429,7 @@ def test_the_same_study_gives_the_same_files(study, tmp_path):
 
 
 def test_the_tables_rows_fit_their_columns(study):
-    from persona.patch_files import MOVERS, PATHS
+    from persona_circuits.persona.patching import MOVERS, PATHS
 
     assert {len(row) for row in mover_rows(study)} == {len(MOVERS)}
     assert {len(row) for row in path_rows(study)} == {len(PATHS)}

@@ -7,10 +7,17 @@ import pytest
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from circuit.errors import FileError
-from persona import png
-from persona.plots import Curve, figure_page, heat_map, line_chart, line_panels, write_figures
-from persona.png import png_bytes
+from persona_circuits.circuit.errors import FileError
+from persona_circuits.circuit.figures import (
+    Curve,
+    figure_page,
+    heat_map,
+    line_chart,
+    line_panels,
+    png,
+    png_bytes,
+    write_figures,
+)
 
 
 @pytest.fixture

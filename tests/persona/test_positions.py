@@ -5,12 +5,18 @@ import json
 import pytest
 from conftest import CRAFTGPT, DATA, ROOT
 
-from circuit.errors import OptionError, TaskError
-from circuit.task import PromptPair, load_task
-from persona.examples import load_examples, shared_positions
-from persona.positions import POSITIONS, locate, without_persona
-from persona.prompts import TokenizerOnly, load_tokenizer
-from persona.sources import read_personas
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.task import PromptPair, load_task
+from persona_circuits.persona.data import (
+    POSITIONS,
+    TokenizerOnly,
+    load_examples,
+    load_tokenizer,
+    locate,
+    read_personas,
+    shared_positions,
+    without_persona,
+)
 
 DATASETS = ROOT / "datasets"
 

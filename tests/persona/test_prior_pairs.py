@@ -11,17 +11,21 @@ import torch
 from conftest import CRAFTGPT, ROOT
 from typer.testing import CliRunner
 
-from circuit.errors import OptionError, TaskError
-from circuit.model import load_model
-from circuit.task import encode, load_task
-from cli import app
-from models.world import build_world
-from persona.items import load_items, load_neutral
-from persona.pair_files import write_pairs
-from persona.pairs import PairOptions, build_pairs
-from persona.prior_pairs import REASONS, PriorOptions, build_prior_pairs, write_prior_pairs
-from persona.sources import read_personas, read_questions
-from persona.templates import load_templates
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.model import load_model
+from persona_circuits.circuit.task import encode, load_task
+from persona_circuits.cli import app
+from persona_circuits.models.world import build_world
+from persona_circuits.persona.data import load_items, load_neutral, load_templates, read_personas, read_questions
+from persona_circuits.persona.pairs import (
+    PairOptions,
+    PriorOptions,
+    build_pairs,
+    build_prior_pairs,
+    write_pairs,
+    write_prior_pairs,
+)
+from persona_circuits.persona.pairs.prior_choice import REASONS
 
 DATASETS = ROOT / "datasets"
 QUESTIONS = {question.id: question for question in build_world().questions}

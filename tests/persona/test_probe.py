@@ -12,26 +12,32 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
-from circuit.errors import FileError, OptionError
-from cli import app
-from persona import activations, probe_fit
-from persona.examples import load_examples
-from persona.positions import without_persona
-from persona.probe import ProbeOptions, study_probes
-from persona.probe_files import GEOMETRY, TABLE, geometry_rows, probe_figures, probe_record, probe_rows, write_probes
-from persona.probe_fit import (
+from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.cli import app
+from persona_circuits.persona.data import load_examples, read_personas, without_persona
+from persona_circuits.persona.probing import (
+    GEOMETRY,
+    TABLE,
     Predicted,
+    ProbeOptions,
     cross_validate,
     explicit_fold,
     folds_by_group,
+    geometry_rows,
     joined,
     mean_scores,
     predict_chosen,
     probe_directions,
+    probe_figures,
+    probe_record,
+    probe_rows,
     score,
+    study_probes,
     two_way_weights,
+    write_probes,
 )
-from persona.sources import read_personas
+from persona_circuits.persona.probing import fit as probe_fit
+from persona_circuits.persona.streams import read as activations
 
 DATASETS = ROOT / "datasets"
 ONCE = np.ones((1, 60))
@@ -295,7 +301,7 @@ def test_the_mean_over_targets_is_resampled_together():
 
 @pytest.fixture(scope="module")
 def world():
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     return load_model(ROOT / "models" / "persona-world")
 

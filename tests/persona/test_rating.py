@@ -10,15 +10,25 @@ from conftest import DATA, ROOT
 from tests_loopback import KEY, serving
 from typer.testing import CliRunner
 
-from circuit.errors import FileError, OptionError, TaskError
-from cli import app
-from persona.endpoint import Journal, endpoint
-from persona.rating import parsed, rate_offline, rate_remotely, rater_prompt, summarise_ratings
-from persona.rating_files import write_ratings
-from persona.response_files import write_responses
-from persona.responses import Exchange, Response, Sampling, exchanges, respond
-from persona.sources import Persona, Question, read_personas, read_questions
-from persona.templates import load_templates
+from persona_circuits.circuit.errors import FileError, OptionError, TaskError
+from persona_circuits.cli import app
+from persona_circuits.persona.data import Persona, Question, load_templates, read_personas, read_questions
+from persona_circuits.persona.responses import (
+    Exchange,
+    Journal,
+    Response,
+    Sampling,
+    endpoint,
+    exchanges,
+    parsed,
+    rate_offline,
+    rate_remotely,
+    rater_prompt,
+    respond,
+    summarise_ratings,
+    write_ratings,
+    write_responses,
+)
 
 PEOPLE = [Persona(word, (f"you are a {word} cook.",)) for word in ("happy", "sad", "calm")]
 ASKED = [Question(name, (f"you like {name}?",), ()) for name in ("red", "blue")]
@@ -178,7 +188,7 @@ def test_what_cannot_be_rated_offline_is_counted(tiny, raw):
 
 
 def test_the_shipped_model_finds_its_own_answers_likelier_as_the_persona_that_gave_them(tmp_path):
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     world = load_model(ROOT / "models" / "persona-world")
     template = load_templates("raw", world.tokenizer)[0]
@@ -200,7 +210,7 @@ def test_the_shipped_model_finds_its_own_answers_likelier_as_the_persona_that_ga
 
 
 def test_summaries_of_what_is_not_rated():
-    from persona.rating import Rated, Ratings
+    from persona_circuits.persona.responses import Rated, Ratings
 
     rated = tuple(Rated(reply(who, "red", "x"), value, None) for who, value in (("a", None), ("b", 2.0), ("b", 1.0)))
     whole, (first, second) = summarise_ratings(Ratings("r", "u", rated, 1, {}, {}), n_resamples=20)

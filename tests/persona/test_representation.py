@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from persona.representation import (
+from persona_circuits.persona.probing import (
     centred_by_group,
     grouped_hsic,
     indicators,

@@ -9,23 +9,28 @@ from conftest import DATA, ROOT
 from tests_loopback import serving
 from transformers import AutoTokenizer, Gemma2Config, GPTNeoXConfig, LlamaConfig, Qwen3Config
 
-from circuit.errors import FileError, OptionError, TaskError
-from persona import responses as module
-from persona.endpoint import EndpointError, Journal, endpoint
-from persona.response_files import read_responses, summarise, summary_rows, write_response_study, write_responses
-from persona.responses import (
+from persona_circuits.circuit.errors import FileError, OptionError, TaskError
+from persona_circuits.persona.data import Persona, Question, Template, load_templates, read_personas, read_questions
+from persona_circuits.persona.responses import (
+    EndpointError,
     Exchange,
+    Journal,
     Response,
     Responses,
     Sampling,
     continuations,
+    endpoint,
     exchanges,
+    read_responses,
     rendered,
     respond,
     respond_remotely,
+    summarise,
+    summary_rows,
+    write_response_study,
+    write_responses,
 )
-from persona.sources import Persona, Question, read_personas, read_questions
-from persona.templates import Template, load_templates
+from persona_circuits.persona.responses import generate as module
 
 PEOPLE = [
     Persona("cook", ("you are a happy cook.", "you are a calm and happy cook.")),
@@ -114,7 +119,7 @@ def slowly(model, prompt, steps):
 def test_the_cache_changes_nothing_in_any_family(family):
     from transformers import AutoModelForCausalLM
 
-    from circuit.model import wrap_model
+    from persona_circuits.circuit.model import wrap_model
 
     torch.manual_seed(1)
     network = AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation="eager").double()
@@ -174,7 +179,7 @@ def test_tokens_are_drawn_from_the_model_s_distribution():
 
 
 def test_the_end_token_and_a_stop_text_end_a_response_and_are_no_part_of_it(tmp_path):
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     model = load_model(ROOT / "models" / "persona-world")
     template = load_templates("raw", model.tokenizer)[0]
@@ -214,7 +219,7 @@ def test_a_prompt_never_starts_with_two_bos_tokens(tiny, tmp_path):
     """A tokenizer that adds a BOS, and a chat template that writes one: the classic double BOS."""
     from tokenizers.processors import TemplateProcessing
 
-    from circuit.model import wrap_model
+    from persona_circuits.circuit.model import wrap_model
 
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<end> $A", special_tokens=[("<end>", 0)])

@@ -11,8 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests_loopback import KEY, serving
 
-from persona.endpoint import Chat, EndpointError, Journal, ask, endpoint
-from persona.scrubbing import PART, bare_address, scrubbed, secrets_of
+from persona_circuits.persona.responses import (
+    PART,
+    Chat,
+    EndpointError,
+    Journal,
+    ask,
+    bare_address,
+    endpoint,
+    scrubbed,
+    secrets_of,
+)
 
 LONG = "sk-proj-" + 'aZ9/+=_.~&<"' + "0123456789abcdef"
 WRITINGS = {

@@ -6,8 +6,8 @@ import re
 import pytest
 from conftest import ROOT
 
-from circuit.errors import TaskError
-from persona.sources import (
+from persona_circuits.circuit.errors import TaskError
+from persona_circuits.persona.data import (
     Persona,
     Question,
     preferred,
@@ -44,7 +44,7 @@ def statement(yes=" Yes", no=" No", **other):
 
 
 def test_the_shipped_personas_and_questions_prefer_what_their_world_says():
-    from models.world import build_world
+    from persona_circuits.models.world import build_world
 
     world = build_world()
     personas = read_personas(ROOT / "datasets" / "personas.jsonl")

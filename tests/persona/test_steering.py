@@ -12,29 +12,36 @@ from safetensors.torch import save_file as save_torch
 from transformers import AutoTokenizer, Gemma2Config, GPTNeoXConfig, LlamaConfig
 from typer.testing import CliRunner
 
-import metrics
-from circuit.errors import FileError, OptionError, TaskError
-from circuit.task import encode, load_task
-from cli import app
-from persona import steering as module
-from persona.directions import controls, default_kind, find_directions, prompt_end_streams
-from persona.examples import load_examples
-from persona.likelihood import log_likelihoods, perplexity, repetition
-from persona.responses import Sampling, continuations
-from persona.steered_text import generate_steered, readability, steered_layers
-from persona.steering import (
+from persona_circuits import metrics
+from persona_circuits.circuit.errors import FileError, OptionError, TaskError
+from persona_circuits.circuit.task import encode, load_task
+from persona_circuits.cli import app
+from persona_circuits.persona.data import load_examples
+from persona_circuits.persona.responses import (
+    Sampling,
+    SpokenTokens,
+    continuations,
+    log_likelihoods,
+    perplexity,
+    repetition,
+)
+from persona_circuits.persona.steering import (
     SteeredPrompts,
     SteerOptions,
     added,
+    generate_steered,
+    readability,
+    runs,
     some_pairs,
+    steered_layers,
     steered_logits,
     steered_prompts,
     study_steering,
     without_direction,
+    write_steering,
 )
-from persona.steering_files import write_steering
-from persona.streams import on_streams
-from persona.vectors import SpokenTokens
+from persona_circuits.persona.streams import on_streams
+from persona_circuits.persona.vectors import controls, default_kind, find_directions, prompt_end_streams
 
 PAIRS = DATA / "tiny_pairs.json"
 FAST = {"n_controls": 1, "n_resamples": 20}
@@ -105,7 +112,7 @@ FAMILIES = {
 def test_the_cached_way_is_the_whole_way_in_other_families(family):
     from transformers import AutoModelForCausalLM
 
-    from circuit.model import wrap_model
+    from persona_circuits.circuit.model import wrap_model
 
     torch.manual_seed(1)
     network = AutoModelForCausalLM.from_config(FAMILIES[family], attn_implementation="eager").double()
@@ -152,7 +159,7 @@ def test_kl_is_measured_at_the_output_not_where_the_vector_goes_in(tiny64, pairs
     prompts = steered_prompts(pairs, tiny64)
     n, last = len(prompts), tiny64.graph.n_layers - 1
     options = SteerOptions((0,), **FAST).checked()
-    run = module._Run(tiny64, prompts, options, *module._unsteered(tiny64, prompts, 32), lambda *_: None, 1, 1)
+    run = runs.Run(tiny64, prompts, options, *study.unsteered(tiny64, prompts, 32), lambda *_: None, 1, 1)
     ones = np.ones((n, tiny64.d_model))
     [unseen] = run.measure([({last: ones}, 100.0)])
     np.testing.assert_allclose(unseen.kl, 0, atol=1e-8)
@@ -305,7 +312,7 @@ def test_the_readout_is_what_separates_the_two_answers(tiny64, pairs):
 
 
 def test_directions_from_persona_vectors(pairs, tmp_path):
-    from persona.tables import write_arrays
+    from persona_circuits.circuit.figures import write_arrays
 
     rng = np.random.default_rng(0)
     streams, means = rng.normal(size=(4, 3, 32)), rng.normal(size=(3, 3, 32)).astype(np.float32)
@@ -336,7 +343,7 @@ def run_of(plain):
     names = tuple(f"p{i}" for i in range(n))
     prompts = SteeredPrompts((empty, empty), empty, (empty, empty), (names, names), names, names)
     options = SteerOptions((0,), **FAST).checked()
-    run = object.__new__(module._Run)
+    run = object.__new__(runs.Run)
     run.prompts, run.options, run.plain = prompts, options, plain
     return run
 
@@ -346,7 +353,7 @@ def test_flips_happen_exactly_above_the_required_gain():
     rng = np.random.default_rng(0)
     d, b = rng.uniform(0.5, 3, size=60), rng.normal(size=60) * 2
     plain = np.stack([b + d / 2, b - d / 2])
-    run, item = run_of(plain), module._Named("direction", -1, {})
+    run, item = run_of(plain), runs.Named("direction", -1, {})
     needed = metrics.required_gain(torch.from_numpy(b), torch.from_numpy(d)).numpy()
     for gain in (-1.0, 0.5, 1.0, 1.7, 3.0):
         found = run._outcome((0,), item, 1.0, np.stack([b + gain * d / 2, b - gain * d / 2]), np.zeros(60))
@@ -364,10 +371,10 @@ def test_flips_happen_exactly_above_the_required_gain():
 
 def test_pairs_without_a_persona_effect_are_not_asked():
     plain = np.array([[1.0, -1.0, 2.0], [2.0, 1.0, 1.0]])  # D = -1, -2, 1
-    found = run_of(plain)._outcome((0,), module._Named("direction", -1, {}), 1.0, plain, np.zeros(3))
+    found = run_of(plain)._outcome((0,), runs.Named("direction", -1, {}), 1.0, plain, np.zeros(3))
     assert found.n_asked == 1
     assert (found.above, found.flipped, found.n_collapsed) == (0, 0, 1)
-    none = run_of(plain[:, :2])._outcome((0,), module._Named("direction", -1, {}), 1.0, plain[:, :2], np.zeros(2))
+    none = run_of(plain[:, :2])._outcome((0,), runs.Named("direction", -1, {}), 1.0, plain[:, :2], np.zeros(2))
     assert (none.above, none.agree, none.flipped) == (None, None, None)
 
 

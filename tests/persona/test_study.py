@@ -9,17 +9,26 @@ import pytest
 from conftest import DATA, ROOT
 from typer.testing import CliRunner
 
-from circuit.errors import FileError, OptionError, TaskError
-from circuit.model import load_model
-from circuit.reading import DamagedState
-from persona import study as engine
-from persona.explain import load_pair_file
-from persona.study import STAGES, StudyFile, StudyFiles, StudyOptions, run_study
-from persona.study_bias import derived_bias, with_bias
-from persona.study_check import unfound_numbers
-from persona.study_context import Context, axes_of, some_of
-from persona.study_predictions import load_plan
-from persona.study_report import shown
+from persona_circuits.circuit.errors import FileError, OptionError, TaskError
+from persona_circuits.circuit.model import load_model
+from persona_circuits.circuit.storage import DamagedState
+from persona_circuits.persona.explanation import load_pair_file
+from persona_circuits.persona.study import (
+    STAGES,
+    Context,
+    StudyFile,
+    StudyFiles,
+    StudyOptions,
+    axes_of,
+    derived_bias,
+    load_plan,
+    run_study,
+    shown,
+    some_of,
+    unfound_numbers,
+    with_bias,
+)
+from persona_circuits.persona.study import run as engine
 
 TINY = DATA / "tiny-gpt2"
 OPTIONS = {"n_resamples": 100, "max_pairs": 4, "n_random": 1, "steps": 2}
@@ -377,7 +386,7 @@ def test_bad_input_is_one_sentence(model, files, tmp_path):
 
 
 def test_the_command_prints_what_it_did(files, tmp_path):
-    from cli import app
+    from persona_circuits.cli import app
 
     arguments = ["study", "--model", TINY, "--pairs", files.pairs.path, "--quick", "--only", "behaviour"]
     call = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "out")])

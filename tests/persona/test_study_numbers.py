@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 
-from circuit.task import PromptPair
-from circuit.uncertainty import Clusters, interval, weighted_mean
-from persona.items import Item
-from persona.study_contrasts import permuted
-from persona.study_numbers import Estimates, Found, Number, number_rows, slug, with_holm
+from persona_circuits.circuit.statistics import Clusters, interval, weighted_mean
+from persona_circuits.circuit.task import PromptPair
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.study import Estimates, Found, Number, number_rows, slug, with_holm
+from persona_circuits.persona.study.stages import permuted
 
 
 def items(names, **axes):
@@ -81,7 +81,7 @@ def test_one_pair_has_a_number_and_no_interval():
 
 
 def test_weighted_medians_are_those_of_repeated_values():
-    from persona.study_numbers import _weighted_medians
+    from persona_circuits.persona.study.numbers import _weighted_medians
 
     x = RNG.normal(size=7)
     weights = RNG.integers(0, 4, size=(30, 7)).astype(float)

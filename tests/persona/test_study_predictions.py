@@ -4,9 +4,8 @@ import json
 
 import pytest
 
-from circuit.errors import FileError
-from persona.study_numbers import Number
-from persona.study_predictions import load_plan, outcome_records, outcomes
+from persona_circuits.circuit.errors import FileError
+from persona_circuits.persona.study import Number, load_plan, outcome_records, outcomes
 
 NUMBERS = {
     "a": Number(0.5, "", low=0.4, high=0.6, p=0.01, p_holm=0.2),

@@ -5,12 +5,10 @@ import json
 import pytest
 from conftest import ROOT
 
-from circuit.errors import OptionError, TaskError
-from circuit.shipped import MODEL
-from circuit.task import encode, load_task
-from persona.pair_files import write_rows
-from persona.prompts import load_tokenizer
-from persona.variants import read_rules, vary
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.task import MODEL, encode, load_task
+from persona_circuits.persona.data import load_tokenizer
+from persona_circuits.persona.pairs import read_rules, vary, write_rows
 
 PAIRS = ROOT / "datasets" / "pairs_demo.jsonl"
 

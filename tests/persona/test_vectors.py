@@ -11,28 +11,36 @@ from safetensors.numpy import save
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
-from circuit.errors import FileError, OptionError, TaskError
-from cli import app
-from persona import vectors as module
-from persona.endpoint import Journal
-from persona.response_files import read_responses
-from persona.responses import Exchange, Response, Sampling, exchanges, respond
-from persona.sources import Persona, Question, read_personas, read_questions
-from persona.streams import chosen_layer, mean_streams, on_streams
-from persona.templates import load_templates
-from persona.vector_comparison import Compared, compare_models
-from persona.vector_files import geometry_of, read_vectors, write_vectors
-from persona.vectors import (
+from persona_circuits.circuit.errors import FileError, OptionError, TaskError
+from persona_circuits.cli import app
+from persona_circuits.persona.data import Persona, Question, load_templates, read_personas, read_questions
+from persona_circuits.persona.responses import (
+    Exchange,
+    Journal,
+    Response,
+    Sampling,
+    exchanges,
+    read_responses,
+    respond,
+    spoken_tokens,
+)
+from persona_circuits.persona.streams import chosen_layer, mean_streams, on_streams
+from persona_circuits.persona.vectors import (
+    Compared,
     PersonaVectors,
     assistant_axis,
     axis_positions,
+    compare_models,
     cosines,
+    geometry_of,
     persona_vectors,
     principal_components,
+    read_vectors,
     reliability,
-    spoken_tokens,
     tree,
+    write_vectors,
 )
+from persona_circuits.persona.vectors import vectors as module
 
 WORDS = ["happy", "sad", "calm", "angry"]
 PEOPLE = [Persona(word, (f"you are a {word} cook.", f"you are very {word}.")) for word in WORDS]
@@ -104,7 +112,7 @@ def test_a_vector_is_the_mean_over_the_response_s_tokens_and_no_others(tiny64, r
 
 def test_the_first_token_is_in_also_in_raw_format(tmp_path):
     """One-word answers of a raw prompt: skipping the first token of the response leaves nothing at all."""
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     world = load_model(ROOT / "models" / "persona-world")
     template = load_templates("raw", world.tokenizer)[0]
@@ -132,7 +140,7 @@ def test_a_text_from_elsewhere_is_tokenized_behind_its_prompt(tiny, raw):
 
 def test_a_response_that_merges_with_its_prompt_keeps_its_first_token(tmp_path):
     """The prompt ends in a space that the tokenizer puts into the response's first token."""
-    from circuit.model import load_model
+    from persona_circuits.circuit.model import load_model
 
     world = load_model(ROOT / "models" / "persona-world")
     tokenizer = world.tokenizer
@@ -147,7 +155,7 @@ def test_a_response_that_merges_with_its_prompt_keeps_its_first_token(tmp_path):
 def test_no_second_bos_in_front_of_a_response(tiny):
     from tokenizers.processors import TemplateProcessing
 
-    from circuit.model import wrap_model
+    from persona_circuits.circuit.model import wrap_model
 
     tokenizer = AutoTokenizer.from_pretrained(DATA / "tiny-gpt2")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<end> $A", special_tokens=[("<end>", 0)])

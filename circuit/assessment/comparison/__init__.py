@@ -1,0 +1,33 @@
+"""Two circuits side by side: what they share, against what chance shares."""
+
+from persona_circuits.circuit.assessment.comparison.sides import (
+    GROUPS,
+    Side,
+    groups,
+    read_side,
+    relative_scores,
+    settings_apart,
+)
+from persona_circuits.circuit.assessment.comparison.statistics import Ground, Null, Overlap
+from persona_circuits.circuit.assessment.comparison.study import (
+    Comparison,
+    compare,
+    cross_faithfulness,
+    draw_difference,
+)
+
+__all__ = [
+    "GROUPS",
+    "Comparison",
+    "Ground",
+    "Null",
+    "Overlap",
+    "Side",
+    "compare",
+    "cross_faithfulness",
+    "draw_difference",
+    "groups",
+    "read_side",
+    "relative_scores",
+    "settings_apart",
+]

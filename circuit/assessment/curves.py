@@ -1,0 +1,194 @@
+"""Curves of a model and a pair file: scores from the training pairs, faithfulness on the held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.attribution import IG_RULES, METHODS, score
+from persona_circuits.circuit.discovery import ablation_for, pairs_of, split_of
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation.curves import LEVELS, ORDERS, CurveReport, Scorer, check_scorers, curve_report
+from persona_circuits.circuit.forward import ABLATIONS, Progress
+from persona_circuits.circuit.io import read_scores
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.peers import read_submission
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import ALIGNMENTS, Overlap, Task, batches, encode, overlap, with_swap_rows
+from persona_circuits.metrics import METRICS
+
+__all__ = [
+    "CurveOptions",
+    "CurveStudy",
+    "curve_study",
+    "read_scorer",
+]
+
+
+@dataclass(frozen=True)
+class CurveOptions(PlainNumbers):
+    """What ``curve_study`` does; ``scorers`` are methods to run, ``random`` among them asks for the band."""
+
+    scorers: tuple[str, ...] = ("eap", "eap-ig", "random")
+    levels: tuple[str, ...] = ("edge",)
+    orders: tuple[str, ...] = ORDERS
+    metric: str = "persona-divergence"
+    ablation: str = "corrupt"
+    align: str = "equal"
+    where: tuple[tuple[str, str], ...] = ()
+    steps: int = 5
+    ig_rule: str = "midpoint"
+    n_random: int = 10
+    train_split: str | None = None
+    eval_split: str | None = None
+    batch_size: int = 32
+    seed: int = 0
+
+    def checked(self) -> CurveOptions:
+        """These options.
+
+        Raises:
+            OptionError: a value is unknown or impossible.
+        """
+        for name, values, allowed in (
+            ("scorers", self.scorers, METHODS),
+            ("level", self.levels, LEVELS),
+            ("order", self.orders, ORDERS),
+            ("metric", (self.metric,), tuple(METRICS)),
+            ("ablation", (self.ablation,), ABLATIONS),
+            ("align", (self.align,), ALIGNMENTS),
+            ("ig-rule", (self.ig_rule,), IG_RULES),
+        ):
+            if unknown := [value for value in values if value not in allowed]:
+                more = ", or a file or folder of scores that is there" if name == "scorers" else ""
+                raise OptionError(f"--{name} {unknown[0]!r} is not one of {', '.join(allowed)}{more}")
+        for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("n-random", self.n_random)):
+            if number < 1:
+                raise OptionError(f"--{name} must be at least 1, got {number}")
+        if METRICS[self.metric].flat_at_clean and "eap" in self.scorers:
+            raise OptionError(
+                f"--metric {self.metric} has zero gradient at the clean run, so plain EAP would score every edge zero; "
+                "leave eap out of --scorers, or take another --metric"
+            )
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class CurveStudy:
+    """The curves, the scores that were computed for them by name, and what all of it was made from."""
+
+    report: CurveReport
+    scores: dict[str, Scores]
+    about: dict[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, without the scores."""
+        return {**self.about, **self.report.as_dict()}
+
+
+def curve_study(
+    model: Model,
+    task: Task,
+    options: CurveOptions,
+    *,
+    given: Mapping[str, Scorer] | None = None,
+    marks: Mapping[str, Circuit] | None = None,
+    stage: Callable[[str], Progress] | None = None,
+) -> CurveStudy:
+    """Score on the training split, measure every scorer's circuits on the other.
+
+    Parameters
+    ----------
+    given
+        Further scorers by name: scores that are there already, or the circuits of a submission.
+    marks
+        Circuits to measure beside the curves.
+
+    Raises
+    ------
+    OptionError, TaskError
+        Before any long work.
+    """
+    options = options.checked()
+    if doubled := set(given or {}) & set(options.scorers):
+        raise OptionError(f"two scorers are called {min(doubled)}; rename the file or folder of scores")
+    if not options.scorers and not given:
+        raise OptionError("--scorers names no scorer; expected some of eap, eap-ig, exact, random, or files of scores")
+    check_scorers(model.graph, given or {}, options.levels, options.orders)
+    stage = stage or (lambda _name: lambda _done, _total: None)
+    metric = METRICS[options.metric]
+    chosen = task.where(**dict(options.where))
+    train, held_out = (
+        split_of(chosen, wanted, name)
+        for wanted, name in ((options.train_split, "train"), (options.eval_split, "test"))
+    )
+    rows = encode(chosen.of_split(train), model, align=options.align)
+    shared = overlap(rows, encode(chosen.of_split(held_out), model, align=options.align))
+    rows = with_swap_rows(rows) if metric.swap_rows else rows
+    groups = batches(ranks.share(rows), options.batch_size, model.device)
+    how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
+    ablation = ablation_for(options.ablation, model, chosen, metric=metric.name, train_split=train, stage=stage, **how)
+    prepared = pairs_of(model, chosen.of_split(held_out), metric, ablation=ablation, **how)
+    scores = {
+        name: score(
+            model,
+            groups,
+            metric,
+            method=name,
+            steps=options.steps,
+            rule=options.ig_rule,
+            ablation=ablation,
+            progress=stage(f"{name} scores"),
+        )
+        for name in dict.fromkeys(options.scorers)
+        if name != "random"
+    }
+    report = curve_report(
+        model,
+        prepared,
+        metric,
+        {**scores, **(given or {})},
+        split=held_out,
+        levels=options.levels,
+        orders=options.orders,
+        n_random=options.n_random if "random" in options.scorers else 0,
+        seed=options.seed,
+        marks=marks,
+        clusters=Clusters.of(chosen.of_split(held_out).pairs),
+        progress=stage(f"circuits on {held_out}"),
+    )
+    return CurveStudy(report, scores, _about(model, chosen, options, train, shared))
+
+
+def read_scorer(path: str | Path) -> Scorer:
+    """Scores or circuits from a ``scores.safetensors``, a run's folder with one in it, or a submission to MIB.
+
+    Raises:
+        FileError: it is none of these, or at fault.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_scores(path)
+    beside = path / "scores.safetensors"
+    return read_scores(beside) if beside.is_file() else read_submission(path)
+
+
+def _about(model: Model, task: Task, options: CurveOptions, train: str, shared: Overlap) -> dict[str, Any]:
+    return {
+        "model": {"name": model.name, "revision": model.revision, "fingerprint": model.fingerprint},
+        "pairs": {"source": task.source, "sha256": task.sha256, "where": dict(options.where), **task.counts},
+        "scored_on": train,
+        "held_out": shared.held_out,
+        "shared": shared.as_dict(),
+        "ablation": options.ablation,
+        "align": options.align,
+        "steps": options.steps if "eap-ig" in options.scorers else None,
+        "ig_rule": options.ig_rule if "eap-ig" in options.scorers else None,
+        "seed": options.seed,
+    }

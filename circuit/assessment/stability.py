@@ -1,0 +1,236 @@
+"""The stability of a stored circuit: its search's pairs scored again, one by one, and its rule applied to resamples.
+
+Everything is as the circuit's file says: pairs and split, metric, alignment, ablation, scores, pruning. What the file
+does not say, or this model or pair file cannot repeat, is not guessed: ``None`` with the reason.
+
+    scores and a rule     pairs are resampled, no pass is repeated (``circuit.evaluation.stability.report``)
+    ACDC                  the search is repeated in random orders; each run costs what the search did
+    random scores         nothing to resample: they do not depend on pairs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit.discovery import Stage, ablation_for, batches_of
+from persona_circuits.circuit.evaluation import PairScores, Rule, pair_scores
+from persona_circuits.circuit.evaluation.stability import (
+    N_RESAMPLES,
+    StabilityReport,
+    order_dependence,
+    order_report,
+    stability_report,
+)
+from persona_circuits.circuit.forward import Ablation, prepare_each
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.pruning import threshold
+from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import Task
+from persona_circuits.metrics import METRICS, Metric
+
+__all__ = [
+    "ORDERS",
+    "Searched",
+    "marked_record",
+    "rule_of",
+    "scores_of",
+    "search_again",
+]
+
+ORDERS = 3
+"""Random orders in which ACDC is repeated."""
+QUICK_RESAMPLES, QUICK_EDGES = 100, 600
+"""With ``quick``: resamples, and edges to try up to which ACDC is repeated, in one random order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """What ``search_again`` found: ``report`` and the pairs' scores, or ``reason`` why there is no report."""
+
+    report: StabilityReport | None
+    scores: PairScores | None = None
+    reason: str = ""
+
+
+def search_again(
+    model: Model,
+    task: Task,
+    circuit: Circuit,
+    record: Mapping[str, Any],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    n_orders: int = ORDERS,
+    batch_size: int = 32,
+    seed: int = 0,
+    quick: bool = False,
+    state: Path | None = None,
+    stage: Stage | None = None,
+) -> Searched:
+    """The stability of the circuit that ``record`` is the file of.
+
+    Parameters
+    ----------
+    task
+        The whole pair file of the search; the record says which of its pairs were searched on.
+    n_resamples, n_orders
+        Resamples of the pairs for circuits made of scores, random orders for ACDC; 0 orders leave ACDC out.
+    quick
+        At most 100 resamples, and one order where ACDC has at most 600 edges to try.
+    state
+        Beside this path ACDC keeps its state, to go on from after a stop.
+
+    Raises
+    ------
+    OptionError, TaskError
+        The pairs do not fit the model, or a number is impossible.
+    """
+    stage = stage or (lambda _name: lambda _done, _total: None)
+    reason = _not_repeatable(model, task, record)
+    if reason:
+        return Searched(None, reason=reason)
+    about = record["task"]
+    train = task.where(**about.get("where", {})).of_split(about["split"])
+    how: dict[str, Any] = {"method": record["method"], "align": about["align"], "batch_size": batch_size}
+    how |= {"ablation": _ablation(model, task, record, batch_size), "stage": stage}
+    if record["method"]["prune"] in ("acdc", "eap-acdc"):
+        return _orders(model, train, circuit, record, n_orders, seed, quick, state, how)
+    if record["method"]["scores"] == "random":
+        return Searched(None, reason="random scores do not depend on the pairs, so there is nothing to resample")
+    scores = scores_of(model, train, METRICS[about["metric"]], **how)
+    report = stability_report(
+        scores,
+        circuit,
+        Rule.of_record(record["method"]),
+        clusters=Clusters.of(train.pairs),
+        n_resamples=min(n_resamples, QUICK_RESAMPLES) if quick else n_resamples,
+        seed=seed,
+        progress=stage("circuits of resampled pairs"),
+    )
+    return Searched(report, scores)
+
+
+def scores_of(
+    model: Model,
+    part: Task,
+    metric: Metric,
+    *,
+    method: Mapping[str, Any] | None = None,
+    align: str = "equal",
+    ablation: Ablation | None = None,
+    batch_size: int = 32,
+    stage: Stage | None = None,
+) -> PairScores:
+    """Every pair's scores on ``part``, as ``method``, that of a circuit's file, scores edges.
+
+    Where that has no scores of single pairs (ACDC, random) or none of this metric, those of EAP-IG.
+    """
+    stage = stage or (lambda _name: lambda _done, _total: None)
+    asked = (method or {}).get("scores")
+    scored = (
+        asked if asked in ("eap", "eap-ig", "exact") and not (asked == "eap" and metric.flat_at_clean) else "eap-ig"
+    )
+    return pair_scores(
+        model,
+        batches_of(model, part, metric, align=align, batch_size=batch_size),
+        metric,
+        method=scored,
+        steps=(method or {}).get("steps") or 5,
+        rule=(method or {}).get("ig_rule") or "midpoint",
+        ablation=ablation,
+        progress=stage(f"{scored} scores, pair by pair"),
+    )
+
+
+def rule_of(record: Mapping[str, Any] | None) -> Rule | None:
+    """How the circuit of this file was made of scores; None where it was not, or nothing says how."""
+    if record is None or record["method"]["prune"] in ("acdc", "eap-acdc"):
+        return None
+    return Rule.of_record(record["method"])
+
+
+def marked_record(
+    record: Mapping[str, Any], report: StabilityReport | None, *, seed: int = 0, quick: bool = False
+) -> dict[str, Any]:
+    """The circuit's record with its stability, and with frequency and part of every edge; an earlier one gives way.
+
+    Without a report the record keeps what it has. ``seed`` and ``quick`` are those of the report.
+    """
+    if report is None:
+        return dict(record)
+    core = report.core
+    edges: list[dict[str, Any]] = []
+    for item in record["edges"]:
+        plain = {"edge": item["edge"], "score": item["score"]}
+        frequency = report.of_edge(item["edge"])
+        if frequency is not None:
+            inside = bool(core.mask[core.graph.index(item["edge"])])
+            plain |= {"frequency": frequency, "part": "core" if inside else "fringe"}
+        edges.append(plain)
+    return {**record, "stability": {**report.as_dict(), "seed": seed, "quick": quick}, "edges": edges}
+
+
+def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:
+    """Why this model and pair file cannot repeat the search; empty where they can."""
+    if task.sha256 != record["task"]["sha256"]:
+        return f"{task.source} is not the file that the circuit was found on, so its search is not repeated"
+    if model.fingerprint != record["model"]["fingerprint"]:
+        return f"the circuit was found in other weights than {model.name} has, so its search is not repeated"
+    return ""
+
+
+def _ablation(model: Model, task: Task, record: Mapping[str, Any], batch_size: int) -> Any:
+    about = record["task"]
+    return ablation_for(
+        record["ablation"],
+        model,
+        task,
+        metric=about["metric"],
+        align=about["align"],
+        where=about.get("where", {}),
+        train_split=about["split"],
+        batch_size=batch_size,
+        seed=record["seed"],
+    )
+
+
+def _orders(
+    model: Model,
+    train: Task,
+    circuit: Circuit,
+    record: Mapping[str, Any],
+    n_orders: int,
+    seed: int,
+    quick: bool,
+    state: Path | None,
+    how: Mapping[str, Any],
+) -> Searched:
+    """ACDC again in random orders, from the same start."""
+    method, metric = record["method"], METRICS[record["task"]["metric"]]
+    start, scores = None, None
+    if method["prune"] == "eap-acdc":
+        if method["scores"] == "random":
+            return Searched(None, reason="ACDC began with a choice by random scores, which is not repeated")
+        scores = scores_of(model, train, metric, **how)
+        start = threshold(scores.mean(), method["tau"])
+    n_tried = model.graph.n_edges if start is None else len(start)
+    if quick:
+        n_orders = min(n_orders, 1 if n_tried <= QUICK_EDGES else 0)
+    if not n_orders:
+        why = f"ACDC, with {n_tried:,} edges to try, is not repeated in other orders"
+        return Searched(None, scores, f"{why} with --quick" if quick else why)
+    groups = batches_of(model, train, metric, align=how["align"], batch_size=how["batch_size"])
+    prepared = list(prepare_each(model, groups, how["ablation"]))
+    more: dict[str, Any] = {
+        "seed": seed,
+        "state": state,
+        "progress": how["stage"](f"ACDC in {n_orders} other order(s)"),
+    }
+    order = order_dependence(
+        model, prepared, metric, method["tau"], start=start, default=circuit, n_orders=n_orders, **more
+    )
+    rule = f"{method['prune']} {method['tau']:.4g}"
+    return Searched(order_report(circuit, order, rule, len(train.pairs)), scores)

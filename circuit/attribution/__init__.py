@@ -1,0 +1,55 @@
+"""Scores of edges: EAP, EAP-IG, exact patching, and persona grids."""
+
+from persona_circuits.circuit.attribution.eap import ACTIVATIONS, IG_RULES, eap, eap_ig
+from persona_circuits.circuit.attribution.exact import exact
+from persona_circuits.circuit.attribution.grid import (
+    Grid,
+    GridPair,
+    Passes,
+    grid_of_personas,
+    grid_of_texts,
+    grids_of,
+    separate_passes,
+    task_grids,
+)
+from persona_circuits.circuit.attribution.grid_scores import LINEAR, grid_eap, grid_parts, passes_of
+from persona_circuits.circuit.attribution.methods import (
+    METHODS,
+    ActivationCost,
+    Completeness,
+    activation_cost,
+    completeness_of,
+    random_scores,
+    score,
+    score_parts,
+)
+from persona_circuits.circuit.attribution.parts import ScoreParts
+
+__all__ = [
+    "ACTIVATIONS",
+    "IG_RULES",
+    "LINEAR",
+    "METHODS",
+    "ActivationCost",
+    "Completeness",
+    "Grid",
+    "GridPair",
+    "Passes",
+    "ScoreParts",
+    "activation_cost",
+    "completeness_of",
+    "eap",
+    "eap_ig",
+    "exact",
+    "grid_eap",
+    "grid_of_personas",
+    "grid_of_texts",
+    "grid_parts",
+    "grids_of",
+    "passes_of",
+    "random_scores",
+    "score",
+    "score_parts",
+    "separate_passes",
+    "task_grids",
+]

@@ -1,0 +1,56 @@
+"""What passes cost in operations, bytes and time, and a limit on memory."""
+
+from persona_circuits.circuit.cost.budget import OTHER, PLAIN, PROCESS_BYTES, Budget, parse_bytes, shown_bytes
+from persona_circuits.circuit.cost.passes import (
+    Estimate,
+    StepCost,
+    acdc_flops,
+    eap_flops,
+    estimate,
+    held_bytes,
+    score_flops,
+    step_costs,
+)
+from persona_circuits.circuit.cost.sizes import (
+    DEVICES,
+    FORMATS,
+    H200,
+    MODELS,
+    Architecture,
+    Device,
+    architecture_of,
+    backward_flops,
+    floor_flops,
+    forward_flops,
+    state_bytes,
+    weight_bytes,
+)
+
+__all__ = [
+    "DEVICES",
+    "FORMATS",
+    "H200",
+    "MODELS",
+    "OTHER",
+    "PLAIN",
+    "PROCESS_BYTES",
+    "Architecture",
+    "Budget",
+    "Device",
+    "Estimate",
+    "StepCost",
+    "acdc_flops",
+    "architecture_of",
+    "backward_flops",
+    "eap_flops",
+    "estimate",
+    "floor_flops",
+    "forward_flops",
+    "held_bytes",
+    "parse_bytes",
+    "score_flops",
+    "shown_bytes",
+    "state_bytes",
+    "step_costs",
+    "weight_bytes",
+]

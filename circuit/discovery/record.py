@@ -1,0 +1,111 @@
+"""What circuit.json says of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.discovery.options import ORDERS, Options
+from persona_circuits.circuit.evaluation import FaithfulnessReport
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.task import Task
+from persona_circuits.metrics import METRICS, Metric
+
+__all__ = [
+    "description",
+]
+
+
+def description(
+    model: Model,
+    task: Task,
+    options: Options,
+    split: str,
+    n_pairs: int,
+    divergence: float,
+    tau: float | None,
+    reports: Sequence[FaithfulnessReport],
+) -> dict[str, Any]:
+    metric = METRICS[options.metric]
+    scored = options.prune != "acdc"
+    uses_ig = scored and options.method == "eap-ig"
+    return {
+        "model": {
+            "name": model.name,
+            "revision": model.revision,
+            "dtype": model.format,
+            "fingerprint": model.fingerprint,
+            "n_layers": model.graph.n_layers,
+            "n_heads": model.graph.n_heads,
+            "parallel": model.graph.parallel,
+        },
+        "task": {
+            "source": task.source,
+            "sha256": task.sha256,
+            "split": split,
+            "n_pairs": n_pairs,
+            "metric": metric.name,
+            "unit": metric.unit,
+            "swap_rows": metric.swap_rows,
+            "align": options.align,
+            "where": dict(options.where),
+            "divergence": divergence,
+            **task.counts,
+        },
+        "method": {
+            "scores": options.method if scored else None,
+            "steps": options.steps if uses_ig else None,
+            "ig_rule": options.ig_rule if uses_ig else None,
+            "prune": options.prune,
+            "threshold": options.threshold,
+            "threshold_on": options.threshold_on if options.threshold is not None else None,
+            "tau": tau,
+            "top_n": options.top_n,
+        },
+        "ablation": options.ablation,
+        "seed": options.seed,
+        "stamp": _stamp(options, metric, split),
+        "faithfulness": [report.as_dict() for report in reports],
+        "versions": _versions(),
+        "computation": {
+            "threads": torch.get_num_threads(),
+            "batch_size": options.batch_size,
+            "processes": ranks.size(),
+        },
+    }
+
+
+def _stamp(options: Options, metric: Metric, split: str) -> dict[str, Any]:
+    """What two circuits must share to be compared number by number."""
+    searched = options.prune in ("acdc", "eap-acdc")
+    if options.target_faithfulness is not None:
+        size = f"smallest with faithfulness >= {options.target_faithfulness:g}"
+    elif options.top_n is not None:
+        size = f"{options.top_n} edges"
+    else:
+        size = f"threshold {options.threshold:g}" + (" of the effect" if options.threshold_on == "share" else "")
+    return {
+        "ablation": options.ablation,
+        "metric": metric.name,
+        "direction": "noising",
+        "averaging": f"scores: mean over pairs{', both directions' if metric.swap_rows else ''}; f: ratio of means",
+        "split": split,
+        "size": size,
+        "order": "reverse topological, last source first" if searched else ORDERS[options.prune],
+        "seed": options.seed,
+    }
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("persona-circuits", "torch", "transformer-lens", "transformers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

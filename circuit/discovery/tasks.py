@@ -1,0 +1,112 @@
+"""Batches, splits and ablations of a task: what every study of a circuit begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.discovery.options import Stage
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, Progress, make_ablation, prepare_each
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS, Metric
+
+__all__ = [
+    "ablation_for",
+    "batches_of",
+    "named_ablation",
+    "own_rows",
+    "pairs_of",
+    "rows_of",
+    "silent",
+    "split_of",
+]
+
+
+def silent(_name: str) -> Progress:
+    return lambda _done, _total: None
+
+
+def named_ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stage) -> Ablation | None:
+    """The ablation of that name, with its constants from ``groups``; None for the corrupt one, which needs nothing."""
+    if name == "corrupt":
+        return None
+    progress = stage(f"{name} ablation") if name in CONSTANT else None
+    if model.budget is not None:
+        if name == "optimal":
+            raise OptionError(
+                "--ablation optimal learns on 16 prompts at a time and cannot be held to --max-memory; use another "
+                "ablation, or leave --max-memory out"
+            )
+        longest = max((batch.n_tokens for batch in groups), default=1)
+        groups = [part for batch in groups for part in batch.parts(model.budget.circuit_rows(longest, plain=False))]
+    return make_ablation(name, model, groups, progress=progress)
+
+
+def ablation_for(
+    name: str,
+    model: Model,
+    task: Task,
+    *,
+    metric: str,
+    align: str = "equal",
+    where: Mapping[str, str] | None = None,
+    train_split: str | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    stage: Stage | None = None,
+) -> Ablation | None:
+    """The ablation of that name; its constants are of ``train_split`` (``train`` if there is one, else all pairs)."""
+    source: Sequence[Row] = ()
+    if name in CONSTANT:
+        task = task.where(**(where or {}))
+        train = task.of_split(split_of(task, train_split, "train"))
+        source = rows_of(encode(train, model, align=align), METRICS[metric])
+    return named_ablation(
+        name, model, batches(own_rows(source, METRICS[metric]), batch_size, model.device), stage or silent
+    )
+
+
+def pairs_of(
+    model: Model,
+    task: Task,
+    metric: Metric,
+    *,
+    align: str = "equal",
+    ablation: Ablation | None = None,
+    batch_size: int = 32,
+) -> Callable[[], Iterator[Prepared]]:
+    """What gives a task's batches, prepared one after the other, each time it is called.
+
+    Raises:
+        TaskError: the pairs do not fit the model.
+    """
+    groups = batches_of(model, task, metric, align=align, batch_size=batch_size)
+    return lambda: prepare_each(model, groups, ablation)
+
+
+def batches_of(model: Model, task: Task, metric: Metric, *, align: str = "equal", batch_size: int = 32) -> list[Batch]:
+    """This process's batches of a task, both directions of a pair in them where the metric wants both.
+
+    Raises:
+        TaskError: the pairs do not fit the model.
+    """
+    rows = rows_of(encode(task, model, align=align), metric)
+    return batches(own_rows(rows, metric), batch_size, model.device)
+
+
+def split_of(task: Task, wanted: str | None, default: str) -> str:
+    """The split to use: the one asked for, else ``default`` if the file has it, else all pairs."""
+    return wanted if wanted is not None else default if default in task.splits else "all"
+
+
+def rows_of(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
+    return with_swap_rows(rows) if metric.swap_rows else tuple(rows)
+
+
+def own_rows(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
+    """This process's rows; both directions of a pair stay together, as they share their forward passes."""
+    width = 2 if metric.swap_rows else 1
+    pairs = [rows[i : i + width] for i in range(0, len(rows), width)]
+    return tuple(row for pair in ranks.share(pairs) for row in pair)

@@ -1,0 +1,182 @@
+"""Colours, sizes and line widths of the picture, and the edges that are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.graph import Edge, Node
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit
+
+__all__ = [
+    "ARROW",
+    "BAND",
+    "BAR",
+    "DARK",
+    "FAINT",
+    "FAINTNESS",
+    "FONT",
+    "FORMATS",
+    "GREY",
+    "GROUP_LOOKS",
+    "HEAD",
+    "HEAD_FILL",
+    "HEAD_LINE",
+    "INK",
+    "LABELS",
+    "LEGEND",
+    "MARGIN",
+    "MLP",
+    "MLP_FILL",
+    "MLP_LINE",
+    "PITCH",
+    "PORT_FILL",
+    "Chosen",
+    "Widths",
+    "chosen_edges",
+    "edge_look",
+    "line_width",
+]
+
+FORMATS = ("svg", "png", "pdf", "dot")
+# Colours that are told apart by colour-blind readers too (Okabe and Ito).
+BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#8A8A8A"
+INK, FAINT, BAND, DARK = "#222222", "#767676", "#F4F5F7", "#4A4F57"
+HEAD_FILL, HEAD_LINE, PORT_FILL = "#FFF6DC", "#A8791A", "#F3D58B"
+MLP_FILL, MLP_LINE = "#DDF1E9", "#00795A"
+FONT = "Persona Circuits Sans,DejaVu Sans,Verdana,sans-serif"
+HEAD = (54.0, 34.0)  # width and height of a head's box
+MLP = (48.0, 30.0)
+BAR = 22.0  # height of input and logits
+ARROW = 4.0  # length of an arrow's head
+PITCH = 78.0  # from a head to the next one in its row
+MARGIN, LABELS, LEGEND = 18.0, 82.0, 214.0  # page margin; width of the layer labels and of the legend
+FAINTNESS = "58"  # opacity of a fringe edge, in hexadecimal
+THIN, THICK = 0.6, 5.0  # line widths of the score 0 and of the largest |score|
+
+
+# --- which edges ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The edges to draw, topological; their scores, if any; and the line that says what is missing.
+
+    With ``groups``, colour and style say which part an edge is in; ``scale`` is what the width means. Edges of
+    ``fringe`` are faint; ``total`` is the number of the circuit's edges.
+    """
+
+    edges: tuple[Edge, ...]
+    scores: Mapping[Edge, float] | None
+    note: str
+    groups: Mapping[str, Circuit] | None = None
+    scale: str = ""
+    fringe: Circuit | None = None
+    total: int = 0
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest ``|score|`` drawn; 0 without scores."""
+        return max(map(abs, self.scores.values()), default=0.0) if self.scores else 0.0
+
+    def width(self, edge: Edge) -> float:
+        """Line width of an edge: the root of ``|score|``, so that weak edges stay visible."""
+        if self.scores is None:
+            return 1.1
+        return line_width(abs(self.scores[edge]), self.largest)
+
+    def is_fringe(self, edge: Edge) -> bool:
+        """Whether the edge is to be drawn faint."""
+        return self.fringe is not None and bool(self.fringe.mask[self.fringe.graph.index(edge)])
+
+    def look(self, edge: Edge) -> tuple[str, str]:
+        """Colour and style: by group, else by sign."""
+        if self.groups is not None:
+            place = next(i for i, part in enumerate(self.groups.values()) if part.mask[part.graph.index(edge)])
+            return GROUP_LOOKS[place]
+        assert self.scores is not None
+        return edge_look(self.scores[edge])
+
+
+def chosen_edges(circuit: Circuit, scores: Scores | None, strongest: int) -> Chosen:
+    if strongest < 1:
+        raise OptionError(f"strongest is {strongest}; it is how many edges to draw, so give 1 or more")
+    if scores is not None and scores.graph != circuit.graph:
+        raise OptionError(
+            f"the scores are of {scores.graph} but the circuit is of {circuit.graph}; "
+            "pass the scores that the circuit was found with"
+        )
+    alive = circuit.without_dead_ends().mask
+    places = np.argwhere(alive.T)  # destination and source of each edge, in topological order
+    if scores is None:
+        kept = np.arange(len(places))[:strongest]
+    else:
+        kept = np.sort(np.argsort(-np.abs(scores.values.T[alive.T]), kind="stable")[:strongest])
+    edges = tuple(circuit.graph.edge(int(src), int(dst)) for dst, src in places[kept])
+    note = _note(len(circuit), len(places), len(edges), ranked=scores is not None)
+    return Chosen(edges, None if scores is None else {edge: scores[edge] for edge in edges}, note)
+
+
+def _note(total: int, alive: int, shown: int, *, ranked: bool) -> str:
+    """The line that says how many of the circuit's edges are shown, which, and why others are not."""
+    if total == 0:
+        return "an empty circuit: no edges"
+    if shown == total:
+        return "its only edge" if total == 1 else f"all {total:,} edges"
+    if shown == alive:
+        return f"{shown:,} of {total:,} edges; {total - shown:,} left out, on no path from input to logits"
+    which, order = ("strongest", "") if ranked else ("first", " in topological order")
+    dead = f" ({total - alive:,} of them on no path from input to logits)" if alive < total else ""
+    return f"{shown:,} {which} of {total:,} edges{order}; {total - shown:,} left out{dead}"
+
+
+def line_width(score: float, largest: float) -> float:
+    return THIN + (THICK - THIN) * (score / largest) ** 0.5 if largest else THIN
+
+
+@dataclass(frozen=True)
+class Widths:
+    """What lies beside what, from the bars' ``left`` end on: the heads, centred, then the MLP column.
+
+    ``room`` is the height left free below a row, where edges turn: more in a wider picture.
+    """
+
+    heads: float
+    bar: float
+    left: float
+    room: float
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[Node]]) -> Widths:
+        most = max((sum(node.kind == "head" for node in row) for row in rows), default=0)
+        mlps = any(node.kind == "mlp" for row in rows for node in row)
+        heads = HEAD[0] + PITCH * (most - 1) if most else 0.0
+        bar = max(220.0, heads + 56 + (MLP[0] + 40 if mlps else 0))
+        return cls(heads, bar, MARGIN + LABELS, min(120.0, 30 + 0.05 * bar))
+
+    @property
+    def middle(self) -> float:
+        return self.left + self.bar / 2
+
+    def x(self, row: Sequence[Node], node: Node) -> float:
+        """Centre of a node of a row."""
+        if node.kind == "mlp":
+            return self.left + self.bar - 28 - MLP[0] / 2
+        heads = sum(other.kind == "head" for other in row)
+        return self.left + 28 + self.heads / 2 + PITCH * (row.index(node) - (heads - 1) / 2)
+
+
+def edge_look(score: float) -> tuple[str, str]:
+    """Colour and style by sign."""
+    if score == 0:
+        return GREY, "solid"
+    return (BLUE, "solid") if score < 0 else (VERMILLION, "dashed")
+
+
+# By group: black, reddish purple (Okabe and Ito), and the two colours of the signs.
+GROUP_LOOKS = ((INK, "solid"), ("#CC79A7", "solid"), (BLUE, "solid"), (VERMILLION, "dashed"))

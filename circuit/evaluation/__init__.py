@@ -1,0 +1,63 @@
+"""Measures of a circuit: faithfulness and what stands beside it."""
+
+from persona_circuits.circuit.evaluation.by_pair import PairRow, PairsView, divergences_of, measured_pairs, pairs_view
+from persona_circuits.circuit.evaluation.dissociation import Cell, Specificity, specificity
+from persona_circuits.circuit.evaluation.faithfulness import (
+    N_TRIED,
+    Faithfulness,
+    FaithfulnessReport,
+    bootstrap_ratio,
+    evaluate,
+    pairwise,
+)
+from persona_circuits.circuit.evaluation.groups import Averages, group_pairs
+from persona_circuits.circuit.evaluation.matched import (
+    MATCHINGS,
+    cells_of,
+    matched_circuits,
+    matched_outside,
+    random_circuits,
+)
+from persona_circuits.circuit.evaluation.measurements import Measurements
+from persona_circuits.circuit.evaluation.null import NullRun, null_run
+from persona_circuits.circuit.evaluation.scores_by_pair import PairScores, Rule, pair_scores
+from persona_circuits.circuit.evaluation.spans import SpanStudy, entry_shares, persistence, span_rows, span_study
+from persona_circuits.circuit.evaluation.transfers import Transfer, transfer, transfer_within
+
+__all__ = [
+    "MATCHINGS",
+    "N_TRIED",
+    "Averages",
+    "Cell",
+    "Faithfulness",
+    "FaithfulnessReport",
+    "Measurements",
+    "NullRun",
+    "PairRow",
+    "PairScores",
+    "PairsView",
+    "Rule",
+    "SpanStudy",
+    "Specificity",
+    "Transfer",
+    "bootstrap_ratio",
+    "cells_of",
+    "divergences_of",
+    "entry_shares",
+    "evaluate",
+    "group_pairs",
+    "matched_circuits",
+    "matched_outside",
+    "measured_pairs",
+    "null_run",
+    "pair_scores",
+    "pairs_view",
+    "pairwise",
+    "persistence",
+    "random_circuits",
+    "span_rows",
+    "span_study",
+    "specificity",
+    "transfer",
+    "transfer_within",
+]

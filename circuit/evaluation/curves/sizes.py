@@ -1,0 +1,293 @@
+"""How large a circuit has to be: the smallest one that reaches a faithfulness, and all sizes in a row.
+
+Edges enter in the order of |score|. f need not grow with every edge, so the smallest size is
+the first that reaches the target among those tried: a grid of sizes, evenly spaced in their
+logarithm, is tried from below, several sizes a pass, until one reaches it; the gap below that one is
+then cut, several sizes a pass, until the size one smaller is known to miss the target. This is
+bisection on the monotone envelope, max f up to a size, as far as it was measured. A size that
+reaches the target between two of the grid that both miss it can be passed over; tried sizes above the
+one found that miss the target again are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation.curves.nested import Measured, measured
+from persona_circuits.circuit.evaluation.curves.points import Pool, PreparedFactory, ranked_edges
+from persona_circuits.circuit.forward import Progress
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.statistics import Clusters, Interval
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.metrics import Metric
+
+__all__ = [
+    "Smallest",
+    "Sweep",
+    "check_target",
+    "pareto",
+    "smallest",
+    "sweep",
+]
+
+N_GRID = 32
+"""Sizes from one edge to all, of which those up to the first that reaches the target are tried."""
+N_AT_ONCE = 8
+N_THRESHOLDS = 24
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that was tried: the ``n`` first edges, the ``n_edges`` of them that are no dead ends, and f."""
+
+    n: int
+    n_edges: int
+    faithfulness: float
+
+
+@dataclass(frozen=True, eq=False)
+class Smallest:
+    """The smallest circuit that reaches ``target``, on the pairs it was searched on.
+
+    ``top_n(scores, n)`` gives ``circuit`` again. ``relapses`` are tried sizes above ``n`` that
+    miss the target: where there are any, f does not grow steadily and the size is less certain.
+    """
+
+    target: float
+    n: int
+    faithfulness: float
+    circuit: Circuit
+    tried: tuple[Size, ...]
+
+    @property
+    def relapses(self) -> tuple[int, ...]:
+        """Tried sizes above ``n`` that miss the target."""
+        return tuple(size.n for size in self.tried if size.n > self.n and size.faithfulness < self.target)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, without the circuit."""
+        return {
+            "target": self.target,
+            "n": self.n,
+            "n_edges": len(self.circuit),
+            "faithfulness": self.faithfulness,
+            "relapses": list(self.relapses),
+            "tried": [asdict(size) for size in self.tried],
+        }
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """The circuit of one threshold: the edges with |score| >= ``tau``, in units of the metric.
+
+    ``share`` is tau over |m(full) - m(empty)| on the first split. ``asked`` edges reach the threshold,
+    ``n_edges`` of them are no dead ends. ``faithfulness`` and ``intervals`` are by split.
+    ``on_front``: no smaller circuit here is as close to f = 1 on the first split.
+    """
+
+    tau: float
+    share: float
+    asked: int
+    n_edges: int
+    n_nodes: int
+    faithfulness: dict[str, float]
+    intervals: dict[str, Interval | None]
+    on_front: bool
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Nested circuits over thresholds, from the smallest to all edges; ``n_pairs`` is by split."""
+
+    metric: str
+    n_pairs: dict[str, int]
+    points: tuple[SweepPoint, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def smallest(
+    model: Model,
+    prepared: PreparedFactory,
+    metric: Metric,
+    scores: Scores,
+    target: float,
+    *,
+    n_grid: int = N_GRID,
+    progress: Progress | None = None,
+) -> Smallest:
+    """The smallest circuit, edges by |score|, with f >= ``target``.
+
+    Parameters
+    ----------
+    prepared
+        Gives the batches; called once a round.
+    target
+        Above 0, at most 1; the whole model reaches 1 by definition.
+    progress
+        Told of every circuit, anew for every batch of every round.
+
+    Raises
+    ------
+    OptionError
+        The target is out of range, or m(full) - m(empty) is zero on these pairs.
+    """
+    check_target(target)
+    search = _Search(model, prepared, metric, scores, target, progress)
+    grid = np.unique(np.geomspace(1, model.graph.n_edges, n_grid).round().astype(int)).tolist()
+    for start in range(0, len(grid), N_AT_ONCE):
+        search.try_sizes(grid[start : start + N_AT_ONCE])
+        if search.reached:
+            break
+    low, n = search.bracket()
+    while n - low > 1:
+        search.try_sizes(np.linspace(low, n, min(N_AT_ONCE, n - low - 1) + 2).round().astype(int)[1:-1].tolist())
+        low, n = search.bracket()
+    tried = tuple(Size(i, *search.known[i]) for i in sorted(search.known))
+    return Smallest(target, n, search.known[n][1], search.circuit(n), tried)
+
+
+def sweep(
+    model: Model,
+    prepared: Mapping[str, PreparedFactory],
+    metric: Metric,
+    scores: Scores,
+    *,
+    n_thresholds: int = N_THRESHOLDS,
+    seed: int = 0,
+    clusters: Mapping[str, Clusters] | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Nested circuits over thresholds on one split or several, and the front of size against faithfulness.
+
+    Thresholds are the |score| of edges at ranks evenly spaced in their logarithm, down to the last
+    edge's; those that give the same circuit are one point, at the highest of them.
+
+    Parameters
+    ----------
+    prepared
+        By split; each is called once. The front is that of the first.
+    clusters
+        By split, what its pairs share, for the intervals; without it pairs are resampled.
+
+    Raises
+    ------
+    OptionError
+        m(full) - m(empty) is zero on one of the splits.
+    """
+    pool = Pool(model.graph)
+    strength = np.abs(scores.values)
+    ordered = np.sort(strength[model.graph.valid])[::-1]
+    ranks = np.unique(np.geomspace(1, len(ordered), n_thresholds).round().astype(int))
+    steps: dict[int, tuple[float, int]] = {}
+    for tau in np.unique(ordered[ranks - 1])[::-1].tolist():
+        mask = (strength >= tau) & model.graph.valid
+        steps.setdefault(pool.add(mask), (tau, int(mask.sum())))
+    how: dict[str, Any] = {"seed": seed, "progress": progress}
+    shared = clusters or {}
+    found = {
+        name: measured(model, factory(), metric, pool, clusters=shared.get(name), **how)
+        for name, factory in prepared.items()
+    }
+    f = {name: _defined(values, f"split {name}") for name, values in found.items()}
+    first = next(iter(found.values()))
+    span = abs(first.m(pool.full) - first.m(pool.empty))
+    points = [
+        SweepPoint(
+            tau=tau,
+            share=tau / span,
+            asked=asked,
+            n_edges=pool.n_edges(place),
+            n_nodes=pool.n_nodes(place),
+            faithfulness={name: float(values[place]) for name, values in f.items()},
+            intervals={name: values.interval(place) for name, values in found.items()},
+            on_front=False,
+        )
+        for place, (tau, asked) in steps.items()
+    ]
+    name = next(iter(prepared))
+    front = pareto([point.n_edges for point in points], [abs(1 - point.faithfulness[name]) for point in points])
+    marked = tuple(replace(point, on_front=i in front) for i, point in enumerate(points))
+    return Sweep(metric.name, {split: values.n_pairs for split, values in found.items()}, marked)
+
+
+def pareto(costs: Sequence[int | float], losses: Sequence[int | float]) -> frozenset[int]:
+    """The places at which no other has both less or equal cost and less or equal loss, one of them less.
+
+    Examples:
+        >>> sorted(pareto([1, 2, 3, 3], [0.9, 0.5, 0.7, 0.1]))
+        [0, 1, 3]
+    """
+    points = list(zip(costs, losses, strict=True))
+
+    def beaten(point: tuple[int | float, int | float]) -> bool:
+        return any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
+
+    return frozenset(i for i, point in enumerate(points) if not beaten(point))
+
+
+def check_target(target: float) -> None:
+    """Raise ``OptionError`` unless 0 < target <= 1."""
+    if not 0 < target <= 1:
+        raise OptionError(f"--target-faithfulness must be above 0 and at most 1 (the whole model), got {target}")
+
+
+class _Search:
+    """What is known of sizes: ``known[n]`` is the number of edges without dead ends, and f."""
+
+    def __init__(
+        self,
+        model: Model,
+        prepared: PreparedFactory,
+        metric: Metric,
+        scores: Scores,
+        target: float,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.prepared, self.metric, self.target, self.progress = model, prepared, metric, target, progress
+        self.src, self.dst = ranked_edges(scores)
+        self.known: dict[int, tuple[int, float]] = {}
+        self.seen: dict[Circuit, float] = {}
+
+    def circuit(self, n: int) -> Circuit:
+        mask = np.zeros_like(self.model.graph.valid)
+        mask[self.src[:n], self.dst[:n]] = True
+        return Circuit(self.model.graph, mask).without_dead_ends()
+
+    def try_sizes(self, sizes: Sequence[int]) -> None:
+        circuits = {n: self.circuit(n) for n in sizes if n not in self.known}
+        if new := [circuit for circuit in circuits.values() if circuit not in self.seen]:
+            pool = Pool(self.model.graph)
+            places = [pool.add(circuit.mask) for circuit in new]
+            values = measured(self.model, self.prepared(), self.metric, pool, progress=self.progress)
+            f = _defined(values, "the pairs that are searched on")
+            self.seen |= {circuit: float(f[place]) for circuit, place in zip(new, places, strict=True)}
+        self.known |= {n: (len(circuit), self.seen[circuit]) for n, circuit in circuits.items()}
+
+    @property
+    def reached(self) -> bool:
+        return any(f >= self.target for _, f in self.known.values())
+
+    def bracket(self) -> tuple[int, int]:
+        """The last tried size below the first that reaches the target, and that one; all edges always do."""
+        most = self.model.graph.n_edges
+        first = min((n for n, (_, f) in self.known.items() if f >= self.target), default=most)
+        return max((n for n in self.known if n < first), default=0), first
+
+
+def _defined(values: Measured, where: str) -> np.ndarray:
+    """f of every circuit of the pool."""
+    if values.f is None:
+        raise OptionError(
+            f"the metric is the same with every edge ablated as with none on {where}, so there is nothing for a "
+            "circuit to be faithful to; use other pairs, another --metric or another --ablation"
+        )
+    return values.f

@@ -1,0 +1,252 @@
+"""How much of the behaviour a circuit explains, with the raw terms beside every ratio.
+
+    f(C) = (m(C) - m(empty)) / (m(full) - m(empty))
+
+The headline is the ratio of means over pairs; the mean of the pairs' ratios is a
+different number, and so is their median, which no pair with a tiny effect can move: both
+stand beside it. Both directions of a swapped pair belong
+to one pair: they are averaged first and resampled together. Pairs that share personas
+or questions are resampled by those, where the pair file names them (``circuit.statistics.intervals``).
+
+A ratio means something beside controls that could have been as high: random circuits with as many
+edges per layer and kind, so that they read the embedding through layer 0 as the circuit does; the
+complement, which is nearly always cut off from the embedding, again with those reads; and the whole
+model without one edge, as a single one can carry everything. ``N_TRIED`` patched passes at most look for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from persona_circuits.circuit.evaluation.matched import Matched, matched_circuits
+from persona_circuits.circuit.forward import Prepared, Rounding, measure, tolerance
+from persona_circuits.circuit.graph import Edge
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.statistics import Clusters, Interval, is_zero, ratio_interval
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.metrics import Metric
+
+__all__ = [
+    "N_TRIED",
+    "Faithfulness",
+    "FaithfulnessReport",
+    "bootstrap_ratio",
+    "evaluate",
+    "pairwise",
+]
+
+N_TRIED = 4
+"""Edges that are cut alone at most: the read of the first MLP, and the strongest."""
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """One circuit's faithfulness.
+
+    ``m`` is the mean metric. ``ratio_of_means`` and ``mean_of_ratios`` are None where
+    the behaviour to explain, m(full) - m(empty), is zero; pairs whose own is zero are
+    left out of the mean and the median of ratios (``n_ratios`` are in). Zero is what rounding alone may leave
+    (``circuit.forward.rounding``), for a pair also less than 1e-4 of the mean.
+    """
+
+    n_edges: int
+    m: float
+    ratio_of_means: float | None
+    interval: Interval | None
+    mean_of_ratios: float | None
+    n_ratios: int
+    median_of_ratios: float | None = None
+
+
+@dataclass(frozen=True)
+class FaithfulnessReport:
+    """A circuit, its complement and random circuits of its size on a set of pairs.
+
+    ``random_mean`` and ``random_sd`` are over the random circuits' ``ratio_of_means``;
+    ``random`` holds each. ``effect_interval`` is of m(full) - m(empty), which with persona
+    metrics and the corrupt ablation is D. ``random_gap`` is the circuit's ratio of means minus
+    ``random_mean``, on the same pairs and draws. ``resampled`` says what the intervals are drawn over,
+    ``rounding`` how far rounding alone moves the metric. ``n_reversed`` counts the pairs on which m(full) is below
+    m(empty): with persona metrics and the corrupt ablation those of negative D.
+    The random circuits are matched, ``matching`` says how. ``complement_with_reads`` keeps what layer 0 reads of
+    ``input`` besides; ``without_edge`` is the whole model less the edge ``edge``, the one of ``n_tried`` edges of
+    the circuit whose loss alone changes f most.
+    """
+
+    metric: str
+    split: str
+    n_pairs: int
+    m_full: float
+    m_empty: float
+    circuit: Faithfulness
+    complement: Faithfulness
+    random: tuple[float, ...]
+    random_mean: float | None
+    random_sd: float | None
+    effect_interval: Interval | None = None
+    random_gap: float | None = None
+    random_gap_interval: Interval | None = None
+    resampled: str = "pairs"
+    n_reversed: int | None = None
+    rounding: float = 0.0
+    matching: Matched | None = None
+    complement_with_reads: Faithfulness | None = None
+    edge: str | None = None
+    without_edge: Faithfulness | None = None
+    n_tried: int = 0
+
+    @property
+    def reversal(self) -> str:
+        """What is to be said of a contrast that runs the other way as a whole; empty where it does not."""
+        if self.m_full >= self.m_empty:
+            return ""
+        return (
+            f"reversed: m(full) is below m(empty) by {self.m_empty - self.m_full:.3f}, so the model prefers the wrong "
+            "answers more under the clean prompts; see whether answers and wrong_answers, or clean and corrupt, are "
+            "the wrong way round"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as the circuit file holds them."""
+        matching = self.matching.as_dict() if self.matching else None
+        return {**asdict(replace(self, matching=None)), "random": list(self.random), "matching": matching}
+
+
+def evaluate(
+    model: Model,
+    prepared: Callable[[], Iterable[Prepared]],
+    metric: Metric,
+    circuit: Circuit,
+    *,
+    split: str,
+    n_random: int = 10,
+    seed: int = 0,
+    clusters: Clusters | None = None,
+    scores: Scores | None = None,
+) -> FaithfulnessReport:
+    """Faithfulness of a circuit, of its complement, and of random circuits like it.
+
+    Takes 5 + ``n_random`` patched passes over the pairs, and ``N_TRIED`` more at most for single edges.
+
+    Parameters
+    ----------
+    prepared
+        Gives the batches; called once.
+    n_random
+        Number of random circuits, each with as many edges per layer and kind, and like the circuit without dead ends.
+    seed
+        Of the random circuits and of the bootstrap.
+    clusters
+        Which of the pairs, in the order of their rows, share personas and questions; without
+        them pairs are resampled as if they shared nothing.
+    scores
+        Of the circuit's edges: those with the largest |score| are tried alone.
+    """
+    graph = model.graph
+    rest = circuit.complement()
+    fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, rest, _with_reads(rest)]
+    matched, tried = matched_circuits(circuit, n_random, seed=seed), _alone(circuit, scores)
+    first = len(fixed) + len(tried)
+    masks = [c.mask for c in (*fixed, *(Circuit.of(graph, [edge]).complement() for edge in tried), *matched.circuits)]
+    watch = Rounding(model, metric)
+    values = pairwise(measure(model, watch.watched(prepared()), masks, metric), metric)
+    rounding = watch.floor
+    full, empty = values[0], values[1]
+
+    span = full - empty
+
+    def faithfulness(index: int, size: int) -> Faithfulness:
+        return _faithfulness(values[index], full, empty, size, seed, clusters, rounding)
+
+    random = [faithfulness(first + i, len(one)).ratio_of_means for i, one in enumerate(matched.circuits)]
+    known = [value for value in random if value is not None]
+    found = faithfulness(2, len(circuit))
+    gap = values[2] - values[first:].mean(axis=0) if known else None
+    largest = int(np.abs(values[len(fixed) : first].mean(axis=1) - full.mean()).argmax()) if tried else None
+    return FaithfulnessReport(
+        metric=metric.name,
+        split=split,
+        n_pairs=values.shape[1],
+        m_full=float(full.mean()),
+        m_empty=float(empty.mean()),
+        circuit=found,
+        complement=faithfulness(3, len(fixed[3])),
+        random=tuple(known),
+        random_mean=float(np.mean(known)) if known else None,
+        random_sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        effect_interval=bootstrap_ratio(span, np.ones_like(span), seed, clusters),
+        random_gap=None if gap is None else float(gap.mean() / span.mean()),
+        random_gap_interval=None if gap is None else bootstrap_ratio(gap, span, seed, clusters),
+        resampled=(clusters or Clusters(len(span), None, None)).describe(),
+        n_reversed=int((span < 0).sum()),
+        rounding=rounding,
+        matching=matched,
+        complement_with_reads=faithfulness(4, len(fixed[4])),
+        edge=None if largest is None else str(tried[largest]),
+        without_edge=None if largest is None else faithfulness(len(fixed) + largest, graph.n_edges - 1),
+        n_tried=len(tried),
+    )
+
+
+def _with_reads(circuit: Circuit) -> Circuit:
+    """The circuit and all that layer 0 reads of ``input``."""
+    graph, mask = circuit.graph, circuit.mask.copy()
+    mask[0, : graph.mlp_slot_of(0) + 1] = True
+    return Circuit(graph, mask)
+
+
+def _alone(circuit: Circuit, scores: Scores | None) -> list[Edge]:
+    """Edges of the circuit of which one may carry it: what the first MLP reads of ``input``, then by |score|.
+
+    Where edges have no scores, what else leaves ``input``, in the order of the graph.
+    """
+    edges, graph = circuit.edges(), circuit.graph
+    first = [edge for edge in edges if graph.index(edge) == (0, graph.mlp_slot_of(0))]
+    if scores is None:
+        others = [edge for edge in edges if graph.index(edge)[0] == 0]
+    else:
+        others = sorted(edges, key=lambda edge: -abs(scores[edge]))
+    return list(dict.fromkeys([*first, *others]))[:N_TRIED]
+
+
+def pairwise(values: np.ndarray, metric: Metric) -> np.ndarray:
+    """From one value per row to one per pair: the two directions of a swapped pair are averaged; ``[mask, pair]``."""
+    return values.reshape(len(values), -1, 2).mean(axis=2) if metric.swap_rows else values
+
+
+def _faithfulness(
+    values: np.ndarray,
+    full: np.ndarray,
+    empty: np.ndarray,
+    n_edges: int,
+    seed: int,
+    clusters: Clusters | None,
+    rounding: float = 0.0,
+) -> Faithfulness:
+    span = full - empty
+    usable = np.abs(span) > tolerance(span, rounding)
+    ratios = (values - empty)[usable] / span[usable]
+    defined = not is_zero(span, rounding)
+    return Faithfulness(
+        n_edges=n_edges,
+        m=float(values.mean()),
+        ratio_of_means=float((values - empty).mean() / span.mean()) if defined else None,
+        interval=bootstrap_ratio(values - empty, span, seed, clusters) if defined else None,
+        mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
+        n_ratios=len(ratios),
+        median_of_ratios=float(np.median(ratios)) if len(ratios) else None,
+    )
+
+
+def bootstrap_ratio(
+    numerator: np.ndarray, denominator: np.ndarray, seed: int, clusters: Clusters | None = None
+) -> Interval | None:
+    """95 % interval of a ratio of means over pairs, over ``clusters`` where they are given; None for a single pair."""
+    if len(numerator) < 2:
+        return None
+    return ratio_interval(numerator, denominator, clusters or Clusters(len(numerator), None, None), seed=seed)

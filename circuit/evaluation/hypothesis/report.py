@@ -1,0 +1,334 @@
+"""Five tests of the claim that a circuit is responsible for a behaviour (Shi et al. 2024, arXiv:2410.13032).
+
+With s(X) the metric of a pair under circuit X, M the whole model, C the circuit:
+
+    equivalence    H0 |P(s(C) > s(M)) - 1/2| < eps: the circuit is above the model as often as below
+    independence   H0 what M without C still does is independent of what M does
+    sufficiency    H0 C is no closer to M than random circuits matched by layer, type and size
+    necessity      H0 knocking C out of M changes no more than knocking out matched random edges outside C
+    minimality     H0 every edge, alone removed from C, changes more than a random edge does, per edge
+
+The first two and the last state what a good circuit does, so the circuit *fails* where
+H0 is rejected; for sufficiency and necessity it *passes* where H0 is rejected. A circuit does
+not pass because a test had no power: equivalence passes where the opposite H0, |P - 1/2| >= eps, is
+rejected (two one-sided tests), independence where a correlation of .5 would have been found four times in five.
+What could not have come out otherwise on so few pairs or random circuits is ``undecided``,
+what has no object ``not applicable``. The five p-values are corrected for each other (Holm 1979): a
+decision that rests on a rejection at level ``alpha`` alone, and not at ``alpha`` after correction, is ``undecided``.
+Every test says what it could have shown.
+
+Where this differs from the paper and its code:
+
+- The indicator of s(C) > s(M) is tested, not the mean difference, and ties count one
+  half: a circuit that equals the model passes.
+- Differences below a ``negligible`` share (1 %) of m(full) - m(empty) are ties: a sign
+  test calls every systematic difference a failure, one of a millionth as well. The p
+  without that allowance stands beside it.
+- Pairs that share personas or questions are not independent: equivalence counts as many pairs as would tell
+  as much if they shared nothing (Korn and Graubard 1998), and independence permutes only what is
+  exchangeable (``circuit.statistics.permutations``). ``docs/statistics.md`` has the levels by simulation.
+- Ties are what rounding leaves (``circuit.forward.rounding``), in units of the metric.
+- Independence is tested on m - m(empty). With the corrupt ablation the raw metrics of model and
+  of an empty complement are D/2 and -D/2, as dependent as can be.
+- p-values from B random draws are (1 + b) / (1 + B), never 0. The paper's
+  binomial test against a quantile stands beside them.
+- Necessity compares with random edges outside the circuit: of a chain every
+  random set that shares one edge with it does as much.
+- The random edges of minimality come from matched random circuits, removed
+  from the circuit inflated by one; alone such a circuit does nothing and any edge would
+  beat its edges.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation.hypothesis.edge_tests import EdgeTest, minimality
+from persona_circuits.circuit.evaluation.hypothesis.outcomes import (
+    ALPHA,
+    EPS,
+    NEGLIGIBLE,
+    NOT_APPLICABLE,
+    QUANTILE,
+    UNDECIDED,
+    Outcome,
+    holm,
+)
+from persona_circuits.circuit.evaluation.hypothesis.tests import (
+    equivalence,
+    independence,
+    partial_necessity,
+    sufficiency,
+)
+from persona_circuits.circuit.evaluation.matched import Matched, matched_circuits, matched_outside
+from persona_circuits.circuit.evaluation.measurements import Measurements, Source
+from persona_circuits.circuit.forward import Progress, tolerance
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.metrics import Metric
+
+__all__ = [
+    "HypothesisReport",
+    "corrected",
+    "hypothesis_tests",
+]
+
+QUICK_RANDOM, QUICK_PERMUTATIONS, QUICK_EDGES = 19, 199, 10
+"""With 19 random circuits the least p is 1/20, just enough at level .05, but not for one of five tests."""
+
+
+@dataclass(frozen=True, eq=False)
+class HypothesisReport:
+    """All tests of one circuit on one set of pairs."""
+
+    metric: str
+    n_pairs: int
+    n_edges: int
+    m_full: float
+    m_empty: float
+    m_circuit: float
+    m_complement: float
+    negligible: float
+    quick: bool
+    seed: int
+    random: dict[str, Any]
+    outside: dict[str, Any]
+    outcomes: tuple[Outcome, ...]
+    edges: tuple[EdgeTest, ...]
+    rounding: float = 0.0
+    resampled: str = "pairs"
+
+    def __getitem__(self, name: str) -> Outcome:
+        """The test of that name."""
+        return next(outcome for outcome in self.outcomes if outcome.name == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as files hold them."""
+        return asdict(self)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per test, for tables."""
+        return [
+            {
+                "test": outcome.name,
+                "decision": outcome.decision,
+                "statistic": outcome.statistic,
+                "p": outcome.p,
+                "p_holm": outcome.p_holm,
+                "alpha": outcome.alpha,
+                "could_show": outcome.could_show,
+                "says": outcome.sentence,
+            }
+            for outcome in self.outcomes
+        ]
+
+    def edge_rows(self) -> list[dict[str, Any]]:
+        """A row per edge tested for minimality, the least necessary first."""
+        return [asdict(edge) for edge in sorted(self.edges, key=lambda edge: (edge.share, edge.change, edge.edge))]
+
+
+def hypothesis_tests(
+    model: Model,
+    prepared: Source,
+    metric: Metric,
+    circuit: Circuit,
+    *,
+    n_random: int = 100,
+    n_permutations: int = 1000,
+    alpha: float = ALPHA,
+    eps: float = EPS,
+    quantile: float = QUANTILE,
+    negligible: float = NEGLIGIBLE,
+    max_edges: int = 500,
+    clusters: Clusters | None = None,
+    seed: int = 0,
+    quick: bool = False,
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> HypothesisReport:
+    """Every test of the module on the pairs of ``prepared``.
+
+    Parameters
+    ----------
+    prepared
+        Gives the batches; called once for every 64 circuits measured, so a list is best
+        where memory allows.
+    n_random
+        Matched random circuits, for sufficiency, necessity and minimality.
+    n_permutations
+        Of the pairs, for independence.
+    eps
+        How far from an even chance still counts as even.
+    quantile
+        Share of random edges that an edge has to beat, and of random circuits in the
+        paper's form of sufficiency and necessity.
+    negligible
+        Share of |m(full) - m(empty)| up to which a difference on a pair counts as none.
+    max_edges
+        More edges than that are not all tested for minimality but a random choice of them.
+    clusters
+        Personas and questions that the pairs share; pairs count as independent without it.
+    quick
+        19 random circuits, 199 permutations, 10 edges: seconds instead of minutes on a small model. Sufficiency
+        and necessity have their numbers, but so few random circuits leave them undecided.
+    progress
+        Called with the circuits measured and all that there are to measure.
+    state
+        File in which measurements are kept, to go on from after a stop; removed at the end.
+
+    Raises
+    ------
+    OptionError
+        A level, share or number is impossible.
+    """
+    _check(n_random, n_permutations, alpha, eps, quantile, negligible, max_edges)
+    if quick:
+        n_random, n_permutations = min(n_random, QUICK_RANDOM), min(n_permutations, QUICK_PERMUTATIONS)
+        max_edges = min(max_edges, QUICK_EDGES)
+    matched, outside = (draw(circuit, n_random, seed=seed) for draw in (matched_circuits, matched_outside))
+    inflated, lacking = _inflated(circuit, matched, seed)
+    tested = _tested(circuit, max_edges, seed)
+    total = 4 + len(matched.circuits) + len(outside.circuits) + 2 * len(inflated) + len(tested)
+    measured = Measurements(model, prepared, metric, total=total, progress=progress, state=state)
+    whole = [Circuit.full(model.graph), Circuit.empty(model.graph), circuit, circuit.complement()]
+    full, empty, alone, without = measured.of(one.mask for one in whole)
+    random = measured.of(one.mask for one in matched.circuits)
+    random_without = measured.of(one.complement().mask for one in outside.circuits)
+    random_changes = _changes(measured.of(inflated), measured.of(lacking))
+    changes = _changes(alone[None], measured.of(_without_each(circuit, tested)))
+    measured.done()
+
+    tie, clusters = tolerance(full - empty, measured.rounding), clusters or Clusters(len(full), None, None)
+    least = max(negligible * float(np.abs((full - empty).mean())), tie)
+    level: dict[str, Any] = {"alpha": alpha, "quantile": quantile, "tie": tie}
+    common: dict[str, Any] = {"alpha": alpha, "negligible": least, "tie": tie, "clusters": clusters}
+    names = [str(model.graph.edge(*place)) for place in tested]
+    minimal, edges = minimality(changes, random_changes, names, n_edges=len(circuit), **level)
+    outcomes: tuple[Outcome, ...] = (
+        equivalence(alone, full, eps=eps, **common),
+        independence(without - empty, full - empty, n_permutations=n_permutations, seed=seed, **common),
+        sufficiency(alone, full, random, is_same=[one == circuit for one in matched.circuits], **level),
+        partial_necessity(without, full, random_without, **level),
+        minimal,
+    )
+    if (reason := _nothing_to_test(full, empty, measured.rounding)) is not None:
+        outcomes, edges = tuple(_not_applicable(outcome, reason) for outcome in outcomes), ()
+    elif metric.flat_at_clean:
+        reason = f"{metric.name} measures the distance from the model itself, so no circuit can be above it"
+        outcomes = (_not_applicable(outcomes[0], reason), *outcomes[1:])
+    outcomes = corrected(outcomes)
+    return HypothesisReport(
+        metric=metric.name,
+        n_pairs=len(full),
+        n_edges=len(circuit),
+        m_full=float(full.mean()),
+        m_empty=float(empty.mean()),
+        m_circuit=float(alone.mean()),
+        m_complement=float(without.mean()),
+        negligible=least,
+        quick=quick,
+        seed=seed,
+        random=matched.as_dict(),
+        outside=outside.as_dict(),
+        outcomes=outcomes,
+        edges=edges,
+        rounding=measured.rounding,
+        resampled=clusters.describe(),
+    )
+
+
+def corrected(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """The tests with p-values corrected for each other (Holm); what is rejected without it alone is undecided."""
+    places = [i for i, one in enumerate(outcomes) if one.p is not None]
+    adjusted = holm(np.array([outcomes[i].deciding for i in places], dtype=float))
+    found = list(outcomes)
+    for i, p in zip(places, adjusted.tolist(), strict=True):
+        one, deciding = outcomes[i], outcomes[i].deciding
+        found[i] = replace(one, p_holm=p)
+        if deciding is not None and deciding <= one.alpha < p:
+            sentence = f"{one.sentence} Corrected for {len(places)} tests p is {p:.2g}: undecided."
+            fewest = math.ceil(len(places) / one.alpha - 1e-9) - 1
+            if one.details.get("n_random", fewest) < fewest and one.name != "minimality":
+                sentence = f"{sentence[:-1]}; it takes at least {fewest} random ones."
+            found[i] = replace(found[i], decision=UNDECIDED, sentence=sentence)
+    return tuple(found)
+
+
+def _inflated(circuit: Circuit, matched: Matched, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The circuit with each random one added, and the same lacking one edge, drawn from those added."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+    whole, lacking = [], []
+    for other in matched.circuits:
+        added = np.argwhere(other.mask & ~circuit.mask)
+        if len(added):
+            whole.append(circuit.mask | other.mask)
+            lacking.append(_lacking(whole[-1], added[rng.integers(len(added))]))
+    return whole, lacking
+
+
+def _tested(circuit: Circuit, most: int, seed: int) -> list[tuple[int, int]]:
+    """Places of the circuit's edges, in order; a random choice of them where there are more than ``most``."""
+    places = [(src, slot) for slot, src in np.argwhere(circuit.mask.T).tolist()]
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
+    chosen = np.sort(rng.permutation(len(places))[:most])
+    return [places[i] for i in chosen]
+
+
+def _without_each(circuit: Circuit, places: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    return (_lacking(circuit.mask, place) for place in places)
+
+
+def _lacking(mask: np.ndarray, place: Sequence[int] | np.ndarray) -> np.ndarray:
+    smaller = mask.copy()
+    smaller[tuple(place)] = False
+    return smaller
+
+
+def _changes(
+    before: Float[np.ndarray, "#mask pair"], after: Float[np.ndarray, "mask pair"]
+) -> Float[np.ndarray, " mask"]:
+    return np.abs(before - after).mean(1) if len(after) else np.zeros(0)
+
+
+def _nothing_to_test(
+    full: Float[np.ndarray, " pair"], empty: Float[np.ndarray, " pair"], rounding: float
+) -> str | None:
+    if np.abs(full - empty).max() > rounding:
+        return None
+    return (
+        "with every edge ablated the metric is the same as with none: there is no behaviour that a circuit could have"
+    )
+
+
+def _not_applicable(outcome: Outcome, reason: str) -> Outcome:
+    sentence = f"{reason[0].upper()}{reason[1:]}."
+    nothing: dict[str, Any] = {"statistic": None, "p": None, "details": {}, "could_show": ""}
+    return replace(outcome, decision=NOT_APPLICABLE, sentence=sentence, **nothing)
+
+
+def _check(
+    n_random: int,
+    n_permutations: int,
+    alpha: float,
+    eps: float,
+    quantile: float,
+    negligible: float,
+    max_edges: int,
+) -> None:
+    for name, number in (("random circuits", n_random), ("permutations", n_permutations), ("edges to test", max_edges)):
+        if number < 1:
+            raise OptionError(f"the number of {name} must be at least 1, got {number}")
+    for name, share, most in (("alpha", alpha, 1.0), ("eps", eps, 0.5), ("the quantile", quantile, 1.0)):
+        if not 0 < share < most:
+            raise OptionError(f"{name} must lie between 0 and {most:g}, got {share:g}")
+    if not 0 <= negligible < 1:
+        raise OptionError(f"the share that is negligible must be at least 0 and below 1, got {negligible:g}")

@@ -1,0 +1,144 @@
+"""How far an exact search depends on the order in which it tries edges."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy import sparse
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation.stability.resampling import Kept, jaccard_of, mean_jaccard
+from persona_circuits.circuit.forward import Prepared, Progress
+from persona_circuits.circuit.graph import Edge, Graph
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.pruning import acdc
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.metrics import Metric
+
+__all__ = [
+    "OrderDependence",
+    "order_dependence",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class OrderDependence:
+    """ACDC in its own order and in ``n_orders`` random ones.
+
+    ``sizes`` are the circuits' numbers of edges, its own order's first. ``jaccard`` is the mean over pairs of runs, its
+    own order's among them; ``to_circuit`` the mean of the random ones against its own. ``frequency`` is the share of
+    runs that keep an edge; ``always`` counts edges kept in every run, ``ever`` those kept in any. ``passes`` is what
+    the runs cost here.
+    """
+
+    n_orders: int
+    tau: float
+    sizes: tuple[int, ...]
+    jaccard: float | None
+    to_circuit: float | None
+    frequency: Float[np.ndarray, "src dst"]
+    always: int
+    ever: int
+    passes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, without the frequencies."""
+        names = ("n_orders", "tau", "jaccard", "to_circuit", "always", "ever", "passes")
+        return {**{name: getattr(self, name) for name in names}, "sizes": list(self.sizes)}
+
+
+def order_dependence(
+    model: Model,
+    prepared: Sequence[Prepared],
+    metric: Metric,
+    tau: float,
+    *,
+    start: Circuit | None = None,
+    default: Circuit | None = None,
+    n_orders: int = 3,
+    candidates: int | None = None,
+    seed: int = 0,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> OrderDependence:
+    """Run ACDC again in random orders; each run costs what the search itself did.
+
+    Parameters
+    ----------
+    prepared, metric, tau, start, candidates
+        As for ``acdc``.
+    default
+        What ACDC found in its own order, if that is known; otherwise it is run once more.
+    state
+        Beside this path the run in progress keeps its state and finished ones their circuits, to go on from after
+        a stop; all of it is removed at the end.
+
+    Raises
+    ------
+    OptionError
+        No order is asked for.
+    """
+    if n_orders < 1:
+        raise OptionError(f"ACDC in {n_orders} random orders tells nothing; ask for at least one")
+    mask = (Circuit.full(model.graph) if start is None else start).mask
+    rng = np.random.default_rng(seed)
+    random = [_random_order(model.graph, mask, rng) for _ in range(n_orders)]
+    orders = random if default is not None else [None, *random]
+    circuits, passes = [] if default is None else [default], 0
+    kept = Kept(state, model, prepared, metric, f"{tau!r} {seed} {n_orders}", mask)
+    for turn, edges in enumerate(orders):
+        if (known := kept.of(turn)) is None:
+            how: dict[str, Any] = {"start": start, "order": edges, "candidates": candidates, "state": kept.path(turn)}
+            found = acdc(model, prepared, metric, tau, progress=_share_of(progress, turn, len(orders)), **how)
+            known = found.circuit
+            passes += found.passes
+            kept.add(turn, known)
+        circuits.append(known)
+    kept.done()
+    masks = np.array([one.mask for one in circuits])
+    to_default = [value for one in circuits[1:] if (value := jaccard_of(one, circuits[0])) is not None]
+    return OrderDependence(
+        n_orders=n_orders,
+        tau=tau,
+        sizes=tuple(map(len, circuits)),
+        jaccard=mean_jaccard(sparse.csr_array(masks.reshape(len(masks), -1))),
+        to_circuit=float(np.mean(to_default)) if to_default else None,
+        frequency=masks.mean(axis=0),
+        always=int(masks.all(axis=0).sum()),
+        ever=int(masks.any(axis=0).sum()),
+        passes=passes,
+    )
+
+
+def _random_order(graph: Graph, mask: Bool[np.ndarray, "src dst"], rng: np.random.Generator) -> list[Edge]:
+    """The edges of ``mask`` so that none comes before those that its reader writes to, otherwise at random.
+
+    Slots whose nodes write to one another stand in layers, so edges are shuffled within a layer's heads, within
+    its MLP (both together where they read one stream), and within the logits.
+    """
+    places = []
+    for slots in _levels(graph):
+        into = np.argwhere(mask[:, slots])
+        rng.shuffle(into)
+        places += [(int(src), int(slot) + slots.start) for src, slot in into]
+    return [graph.edge(src, dst) for src, dst in places]
+
+
+def _levels(graph: Graph) -> Iterator[slice]:
+    """Slots from the logits down; within each none of the nodes writes to another's."""
+    yield slice(graph.n_dst - 1, graph.n_dst)
+    for layer in reversed(range(graph.n_layers)):
+        heads, mlp = graph.head_slots_of(layer), graph.mlp_slot_of(layer)
+        yield from [slice(heads.start, mlp + 1)] if graph.parallel else [slice(mlp, mlp + 1), heads]
+
+
+def _share_of(progress: Progress | None, turn: int, total: int) -> Progress | None:
+    if progress is None:
+        return None
+    tell = progress
+    return lambda done, whole: tell(turn * whole + done, total * whole)

@@ -1,0 +1,77 @@
+"""A metric of circuits: many masks, many batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+from jaxtyping import Float
+
+from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.forward.patched import logits_of, masks_per_pass
+from persona_circuits.circuit.forward.prepared import Prepared
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.metrics import Metric
+
+__all__ = [
+    "measure",
+    "measure_rows",
+]
+
+
+def measure(
+    model: Model,
+    prepared: Iterable[Prepared],
+    masks: Sequence[np.ndarray],
+    metric: Metric,
+    *,
+    max_bytes: int | None = None,
+) -> Float[np.ndarray, "mask row"]:
+    """The metric of every row, of all processes, under every circuit.
+
+    Parameters
+    ----------
+    prepared
+        This process's batches; each is used once, so a generator keeps only one of them in memory.
+    masks
+        Kept edges of each circuit, bool ``[n_src, n_dst]``.
+    max_bytes
+        Bound on the node contributions held at a time; circuits that share a pass are
+        as many as fit. By default 64 MiB on a CPU and 1 GiB elsewhere.
+
+    Returns
+    -------
+    float64 array ``[mask, row]``, columns in the order of the rows' ``index``.
+    """
+    columns = ranks.gathered(measure_rows(model, prepared, masks, metric, max_bytes=max_bytes))
+    return np.stack([columns[index] for index in sorted(columns)], axis=1)
+
+
+def measure_rows(
+    model: Model,
+    prepared: Iterable[Prepared],
+    masks: Sequence[np.ndarray],
+    metric: Metric,
+    *,
+    max_bytes: int | None = None,
+) -> dict[int, Float[np.ndarray, " mask"]]:
+    """The metric under every circuit, of this process's own rows by their ``index``."""
+    columns: dict[int, np.ndarray] = {}
+    for item in prepared:
+        values = [
+            metric(logits, item.targets).cpu().double().numpy()
+            for chunk in _chunks(masks, masks_per_pass(model, item, max_bytes))
+            for logits in logits_of(model, item, chunk)
+        ]
+        rows = np.stack(values).T
+        check_finite(rows, item.batch.name, f"values of {metric.name}")
+        columns |= dict(zip(item.batch.indices, rows, strict=True))
+    return columns
+
+
+def _chunks(masks: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    items = iter(masks)
+    while chunk := list(islice(items, size)):
+        yield chunk

@@ -1,0 +1,125 @@
+"""The plain forward pass with the output of chosen nodes, or the stream between layers, taken from another run.
+
+A node that is patched at a position writes its ablated value there; all that reads it, now or
+later, is computed anew. It is what ``patching`` does where every edge that leaves the node is
+cut, but here all readers share one stream, so a pass costs what a plain one costs, and it may
+be confined to positions. Layers before the first patched node are the clean run's.
+
+What a node is patched with is the batch's ablation: with the corrupt prompts (the
+default) one run's value in the other run, "activation patching" (Vig et al. 2020,
+arXiv:2004.12265; Meng et al. 2022, arXiv:2202.05262; its pitfalls: Zhang and Nanda 2023, arXiv:2309.16042).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from persona_circuits.circuit.forward.patched import MASK_BYTES
+from persona_circuits.circuit.forward.prepared import Prepared
+from persona_circuits.circuit.graph import SLOTS
+from persona_circuits.circuit.model import Block, Model
+
+__all__ = [
+    "patched_nodes",
+    "patched_stream",
+    "per_pass",
+    "portions",
+]
+
+CPU_BYTES = 1 << 25
+"""On a CPU a few patches a pass are faster than many: their streams stay in the cache."""
+
+
+def patched_nodes(
+    model: Model,
+    item: Prepared,
+    chosen: Bool[Tensor, "patch src"],
+    where: Bool[Tensor, "patch batch pos"],
+) -> Float[Tensor, "patch batch vocab"]:
+    """Logits at the last position, with each patch's chosen nodes ablated at its positions.
+
+    Parameters
+    ----------
+    chosen
+        Sources of the graph; any number of them, of any layers. All heads of a layer are its
+        attention output, all sources the whole run.
+    where
+        Positions of the clean prompts.
+    """
+    graph, clean, ablated = model.graph, item.clean, item.ablated
+    first = _first_layer(model, chosen)
+    patch, batch = where.shape[:2]
+    with torch.no_grad():
+        resid = clean.streams[first].expand(patch, -1, -1, -1)
+        if bool(chosen[:, 0].any()):
+            change = ablated.contributions[0] - clean.contributions[0]
+            resid = resid + torch.where((chosen[:, 0, None, None] & where)[..., None], change, 0.0)
+        for block in model.blocks[first:]:
+            heads, mlp = chosen[:, graph.heads_of(block.layer)], chosen[:, graph.mlp_of(block.layer)]
+            z = _attention(block, resid.flatten(0, 1), item)
+            after = resid + block.attn_out(z).unflatten(0, (patch, batch))
+            if bool(heads.any()):
+                after = after + _exchange(block, z, item, heads, where, model)
+            added = block.mlp(resid if block.parallel else after)
+            if bool(mlp.any()):
+                own = ablated.contributions[graph.mlp_of(block.layer)]
+                added = torch.where((mlp[:, None, None] & where)[..., None], own, added)
+            resid = after + added
+        return model.unembed(resid[:, :, -1])
+
+
+def patched_stream(
+    model: Model, item: Prepared, layer: int, where: Bool[Tensor, "patch batch pos"]
+) -> Float[Tensor, "patch batch vocab"]:
+    """Logits at the last position, with the stream into ``layer`` (``n_layers``: into the final norm) ablated."""
+    with torch.no_grad():
+        resid = torch.where(where[..., None], item.ablated.streams[layer], item.clean.streams[layer])
+        for block in model.blocks[layer:]:
+            z = _attention(block, resid.flatten(0, 1), item)
+            after = resid + block.attn_out(z).unflatten(0, where.shape[:2])
+            resid = after + block.mlp(resid if block.parallel else after)
+        return model.unembed(resid[:, :, -1])
+
+
+def per_pass(model: Model, item: Prepared, streams: int) -> int:
+    """How many patches share a pass, if each holds so many streams at a time."""
+    stream = item.clean.streams[0]
+    bound = CPU_BYTES if model.device.type == "cpu" else MASK_BYTES
+    return max(1, bound // (streams * stream.numel() * stream.element_size()))
+
+
+def portions(total: int, size: int) -> Iterator[slice]:
+    """``total`` patches, ``size`` at a time."""
+    yield from (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def _first_layer(model: Model, chosen: Bool[Tensor, "patch src"]) -> int:
+    used = chosen.any(0).nonzero()[:, 0]
+    if not len(used):
+        return model.graph.n_layers
+    return max(0, model.graph.src_nodes[int(used[0])].layer)
+
+
+def _attention(block: Block, rows: Float[Tensor, "rows pos d_model"], item: Prepared) -> Tensor:
+    normed = block.attn_norm(rows)
+    q, k, v = (block.project(slot, normed) for slot in SLOTS)
+    return block.attention(q, k, v, item.clean.context)
+
+
+def _exchange(
+    block: Block,
+    z: Float[Tensor, "rows pos head d_head"],
+    item: Prepared,
+    chosen: Bool[Tensor, "patch head"],
+    where: Bool[Tensor, "patch batch pos"],
+    model: Model,
+) -> Float[Tensor, "patch batch pos d_model"]:
+    """Ablated minus current results, of the chosen heads at the chosen positions."""
+    current = block.head_results(z).unflatten(1, where.shape[:2])
+    weights = chosen.T.to(current.dtype)
+    ablated = torch.einsum("hp,hbtd->pbtd", weights, item.ablated.contributions[model.graph.heads_of(block.layer)])
+    return torch.where(where[..., None], ablated - torch.einsum("hp,hpbtd->pbtd", weights, current), 0.0)

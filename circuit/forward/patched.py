@@ -1,0 +1,330 @@
+"""The patched forward pass: the model with a set of edges ablated.
+
+Everything that asks "what if this edge carried another value" comes here. The stream into slot d is
+
+    x_d = resid_d + sum over cut edges s->d of (ablated_s - current_s)
+
+or, where fewer edges are kept than cut, the same from the other side
+
+    x_d = ablated resid_d + sum over kept edges s->d of (current_s - ablated_s)
+
+so the full circuit gives the clean logits and the empty circuit those of the ablated
+values alone, with the corrupt prompts' values the corrupt logits.
+Many circuits run in one pass. Layers before the first cut edge and positions before the first
+difference are those of the clean run and are not run again; what no circuit gives
+anything to read is not run, nor what lies behind the last layer's keys and values but the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from persona_circuits.circuit.errors import ModelError
+from persona_circuits.circuit.forward.prepared import Prepared, is_out_of_memory, logger
+from persona_circuits.circuit.graph import SLOTS, Slot
+from persona_circuits.circuit.model import Block, Model
+
+__all__ = [
+    "MASK_BYTES",
+    "logits_of",
+    "masks_per_pass",
+    "patched_logits",
+]
+
+MASK_BYTES = 1 << 30
+ROWS_AT_A_TIME = 64
+"""Sources that are added up at a time on a CPU: of more of them it cannot keep the pages' addresses at hand."""
+CPU_MASK_BYTES = 1 << 26
+"""On a CPU one circuit of a large model a pass is two to three times as fast as many: its streams stay in the cache."""
+
+
+def patched_logits(
+    model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]
+) -> Float[Tensor, "mask batch vocab"]:
+    """Logits at the last position with every edge that is not kept carrying its ablated value."""
+    with torch.no_grad():
+        walk = _Walk(model, item, kept)
+        for block in model.blocks[walk.first_layer :]:
+            walk.through(block)
+        return model.unembed(walk.output())
+
+
+def logits_of(model: Model, item: Prepared, masks: Sequence[np.ndarray]) -> Iterator[Float[Tensor, "batch vocab"]]:
+    """Per circuit; fewer at a time where the device's memory runs out."""
+    try:
+        found = patched_logits(model, item, torch.from_numpy(np.stack(masks)))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(masks) == 1:
+            raise ModelError(
+                f"one circuit on {len(item.batch)} prompts does not fit the memory of {model.device}; "
+                "use a smaller --batch-size"
+            ) from error
+        found = None
+    if found is not None:
+        yield from found
+        return
+    if model.device.type == "cuda":
+        torch.cuda.empty_cache()
+    middle = len(masks) // 2
+    logger.warning("out of memory with %d circuits at a time; going on with %d", len(masks), middle)
+    for part in (masks[:middle], masks[middle:]):
+        yield from logits_of(model, item, part)
+
+
+class _Differences:
+    """Ablated minus current of every source so far, at the places that a patched pass runs.
+
+    Sources before the first layer that any circuit changes are the same under all, and are computed when they
+    are asked for; those behind are each circuit's own, ``[mask, 1 + src, cell]``, below the stream that they change.
+    """
+
+    def __init__(self, item: Prepared, places: slice, n_shared: int, own: Float[Tensor, "mask row cell"]) -> None:
+        self.item, self.places, self.n_shared, self.own = item, places, n_shared, own
+        self.shape = item.clean.streams[0][:, places].shape
+        self._every: Tensor | None = None
+
+    def added_to(
+        self, base: Float[Tensor, "_ batch pos d_model"], chosen: Bool[Tensor, "mask src slot"], sign: int
+    ) -> Float[Tensor, "mask slot batch pos d_model"]:
+        """A stream and, with this sign, the sum over the chosen edges; sources that no edge chooses are left out.
+
+        ``chosen`` is on the CPU, so that what depends on it waits for no device.
+        """
+        weights = sign * chosen.transpose(1, 2).to(self.own.dtype)
+        (masks, slots, n), n_shared = weights.shape, self.n_shared
+        used = chosen.any(dim=2).any(dim=0)
+        self.own[:, 0] = base.flatten(1)
+        weights_own = torch.cat([weights.new_ones(masks, slots, 1), weights[..., n_shared:]], 2)
+        own = self.own[:, : weights_own.shape[2]]
+        if 3 * int(used[n_shared:].sum()) <= n - n_shared:  # choosing the used ones copies them
+            rows = torch.cat([used.new_ones(1), used[n_shared:]]).nonzero()[:, 0]
+            weights_own, own = weights_own[..., rows], own[:, rows]
+        width = ROWS_AT_A_TIME if own.device.type == "cpu" else own.shape[1]
+        parts = list(zip(weights_own.to(own.device).split(width, 2), own.split(width, 1), strict=True))
+        if bool(used[:n_shared].any()):
+            which, shared = self._shared(used[:n_shared])
+            total = weights[..., which].reshape(masks * slots, -1).to(own.device) @ shared
+            total = total.view(masks, slots, -1)
+        else:
+            total = torch.bmm(*parts.pop(0))
+        for part in parts:
+            total.baddbmm_(*part)
+        return total.view(masks, slots, *self.shape)
+
+    def _shared(self, used: Bool[Tensor, " src"]) -> tuple[slice | Int[Tensor, " some"], Float[Tensor, "some cell"]]:
+        """The shared sources that are used, or all where those are many, and their differences."""
+        if 3 * int(used.sum()) > len(used):
+            if self._every is None:
+                self._every = self._of(slice(self.n_shared))
+            return slice(None, self.n_shared), self._every
+        which = used.nonzero()[:, 0]
+        return which, self._of(which)
+
+    def _of(self, which: Int[Tensor, " some"] | slice) -> Float[Tensor, "some cell"]:
+        if self.item.differences is not None:
+            return self.item.differences[:, :, -self.shape[1] :][which].flatten(1)
+        ablated, clean = self.item.ablated.contributions, self.item.clean.contributions
+        return (ablated[:, :, self.places][which] - clean[:, :, self.places][which]).flatten(1)
+
+    def room(self, sources: slice) -> Float[Tensor, "mask src batch pos d_model"]:
+        """Where sources of the layer that runs are written."""
+        start, stop = (1 + place - self.n_shared for place in (sources.start, sources.stop))
+        return self.own[:, start:stop].unflatten(-1, self.shape)
+
+    def at_answer(self, n_src: int) -> _Differences:
+        """At the last position alone, with room for ``n_src`` sources."""
+        masks, n_rows, _ = self.own.shape
+        batch, _, d_model = self.shape
+        own = self.own.new_empty(masks, 1 + n_src - self.n_shared, batch * d_model)
+        own[:, 1:n_rows] = self.own[:, 1:].unflatten(-1, self.shape)[:, :, :, -1].flatten(2)
+        return _Differences(self.item, slice(-1, None), self.n_shared, own)
+
+
+class _Walk:
+    """The state of a patched pass: the current streams and, per source, ablated minus current.
+
+    Before the first position at which anything is ablated there are the clean run's keys and values, and
+    nothing is run. Behind the last layer's keys and values only the last position is run, as nothing reads the others.
+    """
+
+    def __init__(self, model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]) -> None:
+        graph = model.graph
+        # What is to be done is decided on the CPU, so that no device is waited for.
+        valid, kept = torch.from_numpy(graph.valid.copy()), kept.cpu()
+        self.graph, self.item = graph, item
+        self.kept, self.cut = kept & valid, ~kept & valid
+        self.n_kept, self.n_cut = (edges.sum((0, 1)) for edges in (self.kept, self.cut))
+        self.n_masks = len(kept)
+        cut_slots = self.n_cut.nonzero()
+        self.first_layer = graph.slot_layer(int(cut_slots[0])) if len(cut_slots) else graph.n_layers
+        self.places = slice(item.first, None)
+        start = item.clean.streams[self.first_layer][:, self.places]
+        self.resid = start.expand(self.n_masks, *start.shape)
+        n_shared = 1 + self.first_layer * (graph.n_heads + 1)
+        if self.first_layer == 0:  # the input alone: it is cheaper to hold it for every circuit than to add it up apart
+            n_shared = 0
+        n_own = max(0, graph.heads_of(graph.n_layers - 1).start - n_shared)
+        own = model.room(self.n_masks, 1 + n_own, start.numel())
+        self.differences = _Differences(item, self.places, n_shared, own)
+        if self.first_layer == 0:
+            change = item.ablated.contributions[0] - item.clean.contributions[0]
+            self.differences.room(slice(0, 1))[:] = change[:, self.places]
+        if self.first_layer == graph.n_layers:
+            self._go_to_answer()
+
+    def _go_to_answer(self) -> None:
+        self.places = slice(-1, None)
+        self.differences = self.differences.at_answer(self.graph.n_src)
+        self.resid = self.resid[:, :, -1:]
+
+    def through(self, block: Block) -> None:
+        """One layer: every head and the MLP read their own streams, and write.
+
+        What no circuit gives anything to read is known beforehand and is not run.
+        """
+        graph, layer = self.graph, block.layer
+        heads, mlp_slot, mlp = graph.heads_of(layer), graph.mlp_slot_of(layer), graph.mlp_of(layer)
+        live = bool(self.n_kept[graph.head_slots_of(layer)].any())
+        projected = self._projections(block, SLOTS if layer < graph.n_layers - 1 else SLOTS[1:]) if live else {}
+        if layer == graph.n_layers - 1:
+            self._go_to_answer()
+            projected |= self._projections(block, SLOTS[:1]) if live else {}
+        if live:
+            before = None if self.item.before is None else self.item.before.layers[layer]
+            z = block.attention(*(projected[slot] for slot in SLOTS), self.item.clean.context, before)
+            self._write_heads(block, heads, z)
+            after = self.resid + block.attn_out(z).unflatten(0, (self.n_masks, -1))
+        else:
+            after = self.resid + self._write_idle(heads, layer)
+        if bool(self.n_kept[mlp_slot]):
+            stream = self.resid if block.parallel else after
+            read = self._read([mlp_slot], stream, self.item.ablated.mids[layer])
+            added = block.mlp(stream if read is None else read[:, 0])
+            self._write(slice(mlp, mlp + 1), added[:, None])
+        else:
+            added = self._write_idle(slice(mlp, mlp + 1), None)
+        self.resid = after + added
+
+    def output(self) -> Float[Tensor, "mask batch d_model"]:
+        """The stream into the final norm at the last position."""
+        read = self._read([self.graph.n_dst - 1], self.resid, self.item.ablated.streams[-1])
+        return (self.resid if read is None else read[:, 0])[:, :, -1]
+
+    def _projections(self, block: Block, which: Sequence[Slot]) -> dict[Slot, Float[Tensor, "rows pos head d_head"]]:
+        """Queries, keys or values of a layer.
+
+        Heads that no circuit lets read there have the ablated ones, heads into which nothing
+        is cut those of the common stream; the streams of all others are summed at once, so
+        that every source is read once.
+        """
+        n_heads, first = self.graph.n_heads, self.graph.head_slots_of(block.layer).start
+        start = first + SLOTS.index(which[0]) * n_heads
+        slots = slice(start, start + len(which) * n_heads)
+        live = self.n_kept[slots] > 0
+        own = live & (self.n_cut[slots] > 0)
+        common, streams = None, None
+        if bool((live & ~own).any()):
+            common = block.attn_norm(self.resid.flatten(0, 1))
+        if bool(own.any()):
+            chosen = (start + own.nonzero()[:, 0]).tolist()
+            read = self._read(chosen, self.resid, self.item.ablated.streams[block.layer])
+            assert read is not None, "something is cut in each of these slots"
+            streams = read.transpose(0, 1).flatten(1, 2)
+        found, begin = {}, 0
+        for i, slot in enumerate(which):
+            here = slice(i * n_heads, (i + 1) * n_heads)
+            heads = own[here].nonzero()[:, 0]
+            found[slot] = self._shared_heads(block, slot, common, live[here] & ~own[here], bool(own[here].all()))
+            if streams is not None and len(heads):
+                block.project_own(slot, streams[begin : begin + len(heads)], heads, found[slot])
+            begin += len(heads)
+        return found
+
+    def _shared_heads(
+        self,
+        block: Block,
+        slot: Slot,
+        common: Float[Tensor, "rows pos d_model"] | None,
+        plain: Bool[Tensor, " head"],
+        nothing: bool,
+    ) -> Float[Tensor, "rows pos head d_head"]:
+        """Queries, keys or values to be written into: of the common stream for plain heads, else the ablated ones."""
+        ablated = self.item.ablated.qkv[block.layer][SLOTS.index(slot)][:, self.places]
+        ablated = ablated.expand(self.n_masks, -1, -1, -1, -1)
+        if nothing:
+            return ablated.new_empty(ablated.shape).flatten(0, 1)
+        if not bool(plain.any()):
+            return ablated.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+        assert common is not None
+        projected = block.project(slot, common)
+        return torch.where(plain[:, None].to(projected.device), projected, ablated.flatten(0, 1))
+
+    def _read(
+        self,
+        slots: Sequence[int],
+        resid: Float[Tensor, "mask batch pos d_model"],
+        ablated: Float[Tensor, "batch _ d_model"],
+    ) -> Float[Tensor, "mask slot batch pos d_model"] | None:
+        """The streams into slots of one kind, from the side with fewer terms; None where nothing is cut.
+
+        A stream of which most is cut may be all zeros. As what is left of a whole one it would be rounding, which
+        a norm makes large, so that one such slot decides; a corrupt run's streams are never that small.
+        """
+        n, n_kept, n_cut = self.graph.n_reaching(slots[0]), self.n_kept[slots].sum(), self.n_cut[slots].sum()
+        if not n_cut:
+            return None
+        mostly_cut = self.kept[:, :n, slots].sum(1) < self.cut[:, :n, slots].sum(1)
+        if n_kept < n_cut or (self.item.ablated.idle is not None and bool(mostly_cut.any())):
+            return self.differences.added_to(ablated[None, :, self.places], self.kept[:, :n, slots], -1)
+        return self.differences.added_to(resid, self.cut[:, :n, slots], 1)
+
+    def _write_heads(self, block: Block, heads: slice, z: Float[Tensor, "rows pos head d_head"]) -> None:
+        if self.n_masks == 1:
+            ablated, room = self.item.ablated, self.differences.room(heads)[0]
+            if ablated.z is not None:
+                block.write_head_changes(z, ablated.z[block.layer][:, self.places], room)
+            else:
+                block.write_head_results(z, room, less_than=ablated.contributions[heads][:, :, self.places])
+        else:
+            self._write(heads, block.head_results(z).unflatten(1, (self.n_masks, -1)).transpose(0, 1))
+
+    def _write(self, sources: slice, values: Float[Tensor, "mask src batch pos d_model"]) -> None:
+        ablated = self.item.ablated.contributions[sources][:, :, self.places]
+        torch.sub(ablated, values, out=self.differences.room(sources))
+
+    def _write_idle(self, sources: slice, layer: int | None) -> Float[Tensor, "batch pos d_model"]:
+        """Write what nodes make of ablated values alone; what they add to the stream.
+
+        ``layer`` is that of the heads, whose attention has a bias besides; None for an MLP.
+        """
+        ablated, idle, here = self.item.ablated, self.item.ablated.idle, self.places
+        if idle is not None:
+            self.differences.room(sources)[:] = (ablated.contributions[sources] - idle.contributions[sources])[
+                :, :, here
+            ]
+            return (idle.contributions[sources.start] if layer is None else idle.attn[layer])[:, here]
+        self.differences.room(sources).zero_()
+        added = ablated.contributions[sources.start][:, here]
+        if layer is None:
+            return added
+        mlp = ablated.contributions[self.graph.mlp_of(layer)]
+        return ablated.streams[layer + 1][:, here] - ablated.streams[layer][:, here] - mlp[:, here]
+
+
+def masks_per_pass(model: Model, item: Prepared, max_bytes: int | None = None) -> int:
+    """How many circuits share a pass: as many as hold their nodes' contributions within the bound, at least one."""
+    if max_bytes is None:
+        max_bytes = CPU_MASK_BYTES if model.device.type == "cpu" else MASK_BYTES
+    stream = item.clean.streams[0]
+    per_mask = (model.graph.n_src + 6 * model.graph.n_heads) * stream.numel() * stream.element_size()
+    fitting = max(1, max_bytes // per_mask)
+    if model.budget is None:
+        return fitting
+    return min(fitting, model.budget.circuits(item.batch.n_tokens, len(item.batch)))

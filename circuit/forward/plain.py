@@ -1,0 +1,222 @@
+"""The plain forward pass, node by node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from persona_circuits.circuit.graph import SLOTS
+from persona_circuits.circuit.model import Context, Model
+from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.task import Batch
+from persona_circuits.metrics import Targets
+
+__all__ = [
+    "Prefix",
+    "Run",
+    "Written",
+    "changes",
+    "prefix_of",
+    "run",
+    "run_clean",
+    "run_corrupt",
+    "targets_of",
+]
+
+WORTH_A_PASS = 128
+"""Places for whose sake a pass is made: one over few costs what reading the weights costs, as much as a hundred do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """What the parts of a run wrote, heads not yet told apart; without gradient.
+
+    ``embedded`` and ``mlps[l]`` are ``[batch, pos, d_model]``, ``z[l]`` is ``[batch, pos, head,
+    d_head]``: as much as three streams a layer, where every head's own result is one stream each.
+    """
+
+    embedded: Float[Tensor, "batch pos d_model"]
+    z: tuple[Float[Tensor, "batch _ head d_head"], ...]
+    mlps: tuple[Float[Tensor, "batch _ d_model"], ...]
+
+    def rows(self, which: Sequence[int] | slice) -> Written:
+        """Some rows, in this order."""
+        return Written(self.embedded[which], tuple(z[which] for z in self.z), tuple(m[which] for m in self.mlps))
+
+    def late(self, n: int) -> Written:
+        """The last ``n`` positions, or the one that there is."""
+        z, mlps = (tuple(x[:, -n:] for x in values) for values in (self.z, self.mlps))
+        return Written(self.embedded[:, -n:], z, mlps)
+
+    def joined(self, more: Written) -> Written:
+        """These rows and ``more`` behind them."""
+        pairs = (
+            (self.embedded, more.embedded),
+            *zip(self.z, more.z, strict=True),
+            *zip(self.mlps, more.mlps, strict=True),
+        )
+        embedded, *rest = (torch.cat(pair) for pair in pairs)
+        return Written(embedded, tuple(rest[: len(self.z)]), tuple(rest[len(self.z) :]))
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Keys and values of every layer, ``[batch, before, head, d_head]``: all that later positions read of these."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, at: Run, first: int) -> Prefix | None:
+        """That before position ``first`` of a run, copied lest it hold the run; None if there is nothing."""
+        if not first:
+            return None
+        return cls(tuple((k[:, :first].detach().clone(), v[:, :first].detach().clone()) for _, k, v in at.qkv))
+
+    def rows(self, which: Sequence[int]) -> Prefix:
+        """Some rows, in this order."""
+        return Prefix(tuple((k[which], v[which]) for k, v in self.layers))
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What one forward pass leaves behind.
+
+    ``streams[l]`` enters layer l's attention and ``streams[-1]`` the final norm,
+    ``mids[l]`` enters layer l's MLP, each ``[batch, pos, d_model]``; ``qkv[l]`` are
+    the projections, each ``[batch, pos, head, d_head]``; ``contributions`` is what
+    every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into
+    the first block: the positions in it cancel in differences between prompts of one
+    length), without gradient; ``logits`` are those of the last position, ``[batch, vocab]``.
+    Where contributions were not asked for, there are no sources in them. ``written`` is
+    what they are made of. Of a run that began behind a prefix, all of it is of the positions behind.
+    """
+
+    streams: tuple[Tensor, ...]
+    mids: tuple[Tensor, ...]
+    qkv: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    contributions: Float[Tensor, "src batch pos d_model"]
+    logits: Float[Tensor, "batch vocab"]
+    context: Context
+    written: Written
+
+    def without_graph(self) -> Run:
+        """The same numbers, without what autograd keeps to differentiate them."""
+        streams, mids = (tuple(x.detach() for x in values) for values in (self.streams, self.mids))
+        qkv = tuple((q.detach(), k.detach(), v.detach()) for q, k, v in self.qkv)
+        return replace(self, streams=streams, mids=mids, qkv=qkv, logits=self.logits.detach())
+
+
+def run(
+    model: Model,
+    embedded: Float[Tensor, "batch pos d_model"],
+    context: Context,
+    *,
+    contributions: bool = True,
+    answer_only: bool = False,
+    before: Prefix | None = None,
+) -> Run:
+    """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is.
+
+    Without ``contributions`` they are not computed. With ``answer_only`` what lies behind the
+    last layer's keys and values is run at the last position alone, since nothing reads it elsewhere:
+    the last layer's queries, the last of ``streams``, of ``mids`` and of what was written then have one position,
+    and there are no contributions.
+    With ``before`` the stream is that behind these positions, and the context that of all of them.
+    """
+    assert not (contributions and answer_only), "contributions have all positions"
+    resid, streams, mids, qkv, zs, mlps = embedded, [], [], [], [], []
+    for block in model.blocks:
+        normed = block.attn_norm(resid)
+        streams.append(resid)
+        at_answer = answer_only and block is model.blocks[-1]
+        if at_answer:
+            resid = resid[:, -1:]
+        q = block.project("q", normed[:, -1:] if at_answer else normed)
+        k, v = (block.project(slot, normed) for slot in SLOTS[1:])
+        z = block.attention(q, k, v, context, None if before is None else before.layers[block.layer])
+        zs.append(z.detach())
+        after = resid + block.attn_out(z)
+        # A view is a tensor of its own to autograd: its gradient is the MLP's path alone, without the skip.
+        mid = resid.view_as(resid) if block.parallel else after.view_as(after)
+        mlp = block.mlp(mid)
+        mids.append(mid)
+        qkv.append((q, k, v))
+        mlps.append(mlp.detach())
+        resid = after + mlp
+    written = Written(embedded.detach(), tuple(zs), tuple(mlps))
+    every = _contributions(model, written) if contributions else embedded.new_empty(0, *embedded.shape)
+    return Run((*streams, resid), tuple(mids), tuple(qkv), every, model.unembed(resid[:, -1]), context, written)
+
+
+def prefix_of(model: Model, tokens: Int[Tensor, "batch before"]) -> Prefix | None:
+    """What the first tokens of prompts leave to those behind them, run once for rows that share them.
+
+    None where that would save too few places to be worth a pass of its own, or where there are none.
+    """
+    if tokens.numel() < WORTH_A_PASS:
+        return None
+    different, place = torch.unique(tokens, dim=0, return_inverse=True)
+    if tokens.numel() - different.numel() < WORTH_A_PASS:
+        return None
+    with torch.no_grad():
+        at = run(model, *model.start(different), contributions=False, answer_only=True)
+    found = Prefix.of(at, tokens.shape[1])
+    return None if found is None else found.rows(place.tolist())
+
+
+def changes(model: Model, before: Written, after: Written) -> Float[Tensor, "src batch pos d_model"]:
+    """What every source writes in one run less what it writes in another."""
+    out = _room(model, before.embedded)
+    with torch.no_grad():
+        torch.sub(after.embedded, before.embedded, out=out[0])
+        for block, z, other, mlp, other_mlp in zip(
+            model.blocks, before.z, after.z, before.mlps, after.mlps, strict=True
+        ):
+            heads, place = out[model.graph.heads_of(block.layer)], out[model.graph.mlp_of(block.layer)]
+            if mlp.shape[1] == 1 < before.embedded.shape[1]:  # of a run in which only the answer counts here
+                heads.zero_()[:, :, -1:] = block.head_results(other) - block.head_results(z)
+                place.zero_()[:, -1:] = other_mlp - mlp
+            else:
+                block.write_head_changes(z, other, heads)
+                torch.sub(other_mlp, mlp, out=place)
+    return out
+
+
+def _contributions(model: Model, written: Written) -> Float[Tensor, "src batch pos d_model"]:
+    """What every source adds to the stream; one stream a source."""
+    out = _room(model, written.embedded)
+    with torch.no_grad():
+        out[0] = written.embedded
+        for block, z, mlp in zip(model.blocks, written.z, written.mlps, strict=True):
+            block.write_head_results(z, out[model.graph.heads_of(block.layer)])
+            out[model.graph.mlp_of(block.layer)] = mlp
+    return out
+
+
+def _room(model: Model, stream: Tensor) -> Tensor:
+    return stream.new_empty(model.graph.n_src, *stream.shape, requires_grad=False)
+
+
+def run_clean(model: Model, batch: Batch) -> Run:
+    """The plain pass over a batch's clean prompts, without gradient."""
+    with torch.no_grad():
+        found = run(model, *model.start(batch.clean, batch.clean_padding))
+    check_finite(found.logits, batch.name)
+    return found
+
+
+def run_corrupt(model: Model, batch: Batch) -> Run:
+    """The plain pass over a batch's corrupt prompts, at their own places, without gradient."""
+    with torch.no_grad():
+        found = run(model, *model.start(batch.corrupt, batch.corrupt_padding))
+    check_finite(found.logits, batch.name)
+    return found
+
+
+def targets_of(batch: Batch, reference: Float[Tensor, "batch vocab"]) -> Targets:
+    """The batch's answers, with the whole model's logits on the clean prompts as reference."""
+    return Targets(batch.answers, batch.wrong_answers, reference.detach())

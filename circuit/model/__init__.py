@@ -1,0 +1,28 @@
+"""A transformer as a sum of nodes."""
+
+from persona_circuits.circuit.model.block import NEURON_HOOKS, Block, Context
+from persona_circuits.circuit.model.finite import of_prompts
+from persona_circuits.circuit.model.float64 import Wide
+from persona_circuits.circuit.model.loading import DTYPES, load_model, load_reader, load_skeleton, wrap_model
+from persona_circuits.circuit.model.mixed_precision import SHORT, Held
+from persona_circuits.circuit.model.model import Model
+from persona_circuits.circuit.model.norm import Pullback
+from persona_circuits.circuit.model.stubs import nothing_installed
+
+__all__ = [
+    "DTYPES",
+    "NEURON_HOOKS",
+    "SHORT",
+    "Block",
+    "Context",
+    "Held",
+    "Model",
+    "Pullback",
+    "Wide",
+    "load_model",
+    "load_reader",
+    "load_skeleton",
+    "nothing_installed",
+    "of_prompts",
+    "wrap_model",
+]

@@ -1,0 +1,341 @@
+"""Models from a folder, from the hub, or already in memory. Only this package knows the host library."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from persona_circuits.circuit.cost import PROCESS_BYTES, Budget, architecture_of
+from persona_circuits.circuit.errors import ModelError, first_line
+from persona_circuits.circuit.model.checkpoint import (
+    check_finite,
+    check_folder,
+    check_keys,
+    check_place,
+    lacks_tokenizer,
+    stored_tensors,
+)
+from persona_circuits.circuit.model.float64 import Wide
+from persona_circuits.circuit.model.hub import hub_refusal
+from persona_circuits.circuit.model.mixed_precision import SHORT, Held
+from persona_circuits.circuit.model.model import HELD, Model, OwnLogits, fixed_bytes, placed_on, trial_run, unpadded
+from persona_circuits.circuit.model.stubs import nothing_installed, quiet
+from persona_circuits.circuit.model.weights import (
+    expand_grouped_heads,
+    fingerprint_of,
+    fresh_buffers,
+    restore_buffers,
+    set_buffer,
+    text_part,
+)
+
+__all__ = [
+    "DTYPES",
+    "load_model",
+    "load_reader",
+    "load_skeleton",
+    "wrap_model",
+]
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+    "bfloat16-weights": torch.bfloat16,
+}
+
+
+def load_model(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    label: str | None = None,
+    max_memory: int | None = None,
+) -> Model:
+    """Load a causal language model by hub name or from a local folder, without gradients.
+
+    Parameters
+    ----------
+    name
+        A Hugging Face folder (nothing is fetched) or a hub name such as ``gpt2``.
+    revision
+        Branch, tag or commit on the hub. The model's ``revision`` is then the commit that was loaded.
+    device
+        ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or
+        ``balanced``: the layers over all GPUs, as the host library divides them. The state
+        of a run then lies on the first of them.
+    dtype
+        ``float32`` (use it for attribution), ``bfloat16-weights`` (weights rounded and held in
+        bfloat16, everything computed in float32), or ``bfloat16``, ``float16``, ``float64`` for
+        weights and computation alike.
+    label
+        The name that results give the model, if not ``name``.
+    max_memory
+        Bytes that weights and work may take together; scores and circuits take so many prompts at
+        a time that the predicted peak stays below it. Loading itself is not held to it.
+
+    Raises
+    ------
+    ModelError
+        The folder holds no model, the hub refuses, the device is absent, the weights exceed
+        ``max_memory``, or the model cannot be written as a sum of nodes.
+    """
+    if dtype not in DTYPES:
+        raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    where = None if device == "balanced" else _device(device)
+    spread = "balanced" if where is None else None
+    network, tokenizer, notes = _load_pretrained(str(name), revision, DTYPES[dtype], spread)
+    if dtype == HELD:
+        restore_buffers(network)
+    where = where or next(network.parameters()).device
+    commit = getattr(network.config, "_commit_hash", None) or revision
+    how = {"revision": commit, "device": where, "in_float32": dtype == HELD, "max_memory": max_memory}
+    model = wrap_model(network, tokenizer, name=label or str(name), **how)
+    model.notes = (*notes, *model.notes)
+    return model
+
+
+def load_skeleton(name: str | Path, *, revision: str | None = None) -> tuple[Any, Any]:
+    """The network of a model on the meta device, from its configuration alone, and its tokenizer or None.
+
+    Raises:
+        ModelError: there is no configuration, the hub refuses, or it is no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    where = str(name)
+    config, tokenizer = load_reader(where, revision=revision)
+    with _reading(where, revision, "configuration", local=True), torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config.get_text_config(decoder=True), trust_remote_code=False)
+    if Path(where).is_dir() and any(Path(where).glob("*.safetensors")):
+        _check_stored(where, config)
+    return network, tokenizer
+
+
+def load_reader(name: str, *, revision: str | None = None, need_tokenizer: bool = False) -> tuple[Any, Any]:
+    """The configuration and the tokenizer of a model, no weights; None for a tokenizer that cannot be read.
+
+    Raises:
+        ModelError: there is no configuration or, with ``need_tokenizer``, no tokenizer, or the hub refuses.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    local = check_place(name)
+    if local:
+        check_folder(Path(name), weights=False)
+    options = _reading_options(revision, local)
+    try:
+        with _reading(name, revision, "tokenizer", local=local):
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except ModelError:
+        if need_tokenizer:
+            raise
+        tokenizer = None
+    with _reading(name, revision, "configuration", local=local):
+        return AutoConfig.from_pretrained(name, **options), tokenizer
+
+
+def wrap_model(
+    network: Any,
+    tokenizer: Any,
+    *,
+    name: str,
+    revision: str | None = None,
+    device: torch.device | str = "cpu",
+    in_float32: bool = False,
+    max_memory: int | None = None,
+) -> Model:
+    """A ``Model`` around a Hugging Face causal language model that is already in memory.
+
+    The network is switched to evaluation mode, to eager attention, and its
+    parameters to ``requires_grad=False``. With ``in_float32`` weights in a shorter format
+    stay so, and everything is computed in float32.
+
+    Raises:
+        ModelError: it cannot be written as a sum of nodes.
+    """
+    network = text_part(network, name)
+    check_finite(network, name)
+    fingerprint = fingerprint_of(network)
+    if network.dtype == torch.float64 and network._can_set_experts_implementation():
+        network.set_experts_implementation("eager")  # the host's fused product has no float64
+    own = _own_logits(network, name, device, in_float32=in_float32)
+    wide = Wide() if network.dtype == torch.float64 else None
+    if wide is not None:
+        _widen_buffers(network, wide)
+    expand_grouped_heads(network, name)
+    arch = architecture_of(network, name) if max_memory is not None else None
+    bridge, said = _bridge_of(network, tokenizer, name, device)
+    bridge.eval().requires_grad_(False)
+    if wide is not None:
+        wide.while_they_run(dict.fromkeys([*bridge.modules(), *network.modules()]))
+    try:
+        model = Model(bridge, tokenizer, name, revision, fingerprint, in_float32=in_float32)
+    except (ValueError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"{name}: the attention of this architecture does not come apart into heads ({first_line(error)})"
+        ) from error
+    model.check_decomposition(own)
+    model.notes = tuple(said)
+    if max_memory is not None and arch is not None:
+        process = PROCESS_BYTES if model.device.type == "cpu" else 0
+        model.budget = Budget(max_memory, fixed_bytes(model) + process, arch, model.format, process)
+    return model
+
+
+def _bridge_of(network: Any, tokenizer: Any, name: str, device: torch.device | str) -> tuple[Any, list[str]]:
+    """The host library's model around the network, and what it had to say."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    network.config.architectures = network.config.architectures or [type(network).__name__]
+    try:
+        with quiet() as said, nothing_installed():
+            bridge = TransformerBridge.boot_transformers(
+                name,
+                hf_model=network,
+                tokenizer=tokenizer,
+                device=str(device),
+                dtype=network.dtype,
+            )
+    except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
+        raise ModelError(
+            f"{name}: TransformerLens cannot hold this model ({first_line(error)}); "
+            "see its list of supported architectures"
+        ) from error
+    return bridge, said
+
+
+def _own_logits(network: Any, name: str, device: torch.device | str, *, in_float32: bool) -> OwnLogits:
+    """Run the network as Hugging Face made it, in eager attention; with ``in_float32`` its weights are long then."""
+    network.eval().requires_grad_(False)
+    if not any("_hf_hook" in vars(part) for part in network.modules()):
+        network.to(device)  # else it lies on several devices
+    held, short = Held(), network.dtype in SHORT
+    parts = [part for part in network.modules() if part._parameters] if in_float32 and short else []
+    hooks = [hook for part in parts for hook in held.while_it_runs(part)]
+    tokens, padding = trial_run(network, next(network.parameters()).device)
+    try:
+        network.set_attn_implementation("eager")
+        with torch.no_grad():
+            rows = [network(tokens, **placed_on(network, tokens, pad)).logits for pad in (None, padding)]
+    except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
+        raise ModelError(
+            f"{name}: the model does not run on {len(tokens)} rows of tokens ({first_line(error)})"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not bool(rows[0].isfinite().all()):
+        short_name = str(network.dtype).removeprefix("torch.")
+        raise ModelError(f"{name}: its logits are not finite in {short_name}; load it in float32")
+    return OwnLogits(rows[0], unpadded(rows[1], padding), padding, 0.1 if short and not in_float32 else 2e-4)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {name!r} cannot be used here ({first_line(error)}); use --device auto or cpu"
+        ) from error
+    if device.type == "meta":
+        raise ModelError("device 'meta' is not one that computes; use --device auto, cpu, cuda or mps")
+    return device
+
+
+def _load_pretrained(
+    name: str, revision: str | None, dtype: torch.dtype, device_map: str | None = None
+) -> tuple[Any, Any, tuple[str, ...]]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    local = check_place(name)
+    if local:
+        check_folder(Path(name))
+    options = _reading_options(revision, local)
+    with _reading(name, revision, "tokenizer", local=local) as of_tokenizer:
+        _refuse_adapter(name, revision, local)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    with _reading(name, revision, local=local) as of_weights:
+        how = {"dtype": dtype, "attn_implementation": "eager", "device_map": device_map}
+        how |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        network, info = AutoModelForCausalLM.from_pretrained(name, **how, **options)
+    check_keys(name, network, info)
+    return network, tokenizer, tuple(dict.fromkeys([*of_tokenizer, *of_weights]))
+
+
+def _reading_options(revision: str | None, local: bool) -> dict[str, Any]:
+    """What every reading of the host library is told: no code of the model's own is run, and nobody is asked."""
+    return {"revision": revision, "local_files_only": local, "trust_remote_code": False}
+
+
+@contextlib.contextmanager
+def _reading(name: str, revision: str | None, part: str = "", *, local: bool) -> Iterator[list[str]]:
+    """What the host library raises while it reads a model's files is the files' fault; the reason in one sentence."""
+    try:
+        with quiet() as said:
+            yield said
+    except ModelError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            reason = f"model {name} needs code of its own, which is not run; give a model that the host library knows"
+        elif not local and "named model.safetensors" in str(error):
+            reason = (
+                f"model {name} has no model.safetensors on the hub; pickled weights are not read, as they may run "
+                "code: choose a --revision that has safetensors, or convert them and give the folder"
+            )
+        elif local and part == "tokenizer" and lacks_tokenizer(Path(name)):
+            reason = f"model folder {name} has no tokenizer files; expected tokenizer.json beside the weights"
+        else:
+            reason = None if local else hub_refusal(error, name, revision)
+        source = "the folder" if local else "the hub (or its local cache)"
+        what = f"the {part} of {name}" if part else f"model {name}"
+        raise ModelError(reason or f"{what} cannot be loaded from {source}: {first_line(error)}") from error
+
+
+def _refuse_adapter(name: str, revision: str | None, local: bool) -> None:
+    """An adapter on the hub would be applied, or not, as a library happens to be installed."""
+    from transformers.utils import find_adapter_config_file
+
+    if not local and find_adapter_config_file(name, revision=revision):
+        raise ModelError(
+            f"model {name} holds a LoRA adapter, which is not applied; merge it into its base model "
+            "(merge_and_unload of peft), save the result and give its folder"
+        )
+
+
+def _check_stored(folder: str, config: Any) -> None:
+    """Hold the heads of a folder's files against the model, as loading would, without the weights."""
+    from transformers import AutoModelForCausalLM
+
+    if getattr(config, "quantization_config", None) is not None:
+        return  # what is stored then are not the model's own weights
+    with torch.device("meta"):
+        stored = {key: torch.empty(shape) for key, shape in stored_tensors(Path(folder)).items()}
+    how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": "meta"}
+    with _reading(folder, None, local=True):
+        with torch.device("meta"):
+            kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+        network, info = kind.from_pretrained(None, config=config, state_dict=stored, **how)
+    check_keys(folder, network, info)
+
+
+def _widen_buffers(network: Any, wide: Wide) -> None:
+    """Constants that no file holds computed anew in float64, where what is there is the same number rounded."""
+    with wide.on():
+        fresh = fresh_buffers(network, torch.float64)
+    for name, buffer in dict(network.named_buffers()).items():
+        if buffer.is_floating_point() and name in fresh and fresh[name].shape == buffer.shape:
+            whole = fresh[name].to(buffer.device, torch.float64)
+            if torch.allclose(whole, buffer.double(), rtol=1e-6, atol=0):
+                set_buffer(network, name, whole)

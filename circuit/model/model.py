@@ -1,0 +1,345 @@
+"""A transformer written as a sum of nodes.
+
+TransformerLens' bridge holds the model with its own weights and numerics. This
+package takes each block apart into what an edge needs: the norm before attention,
+the query, key and value projections of each head, the attention itself given
+those three, each head's result, and the MLP. With them
+
+    residual stream = embeddings + sum of head results + attention biases + sum of MLP outputs
+
+and the stream into any head or MLP can be changed on its own. Nothing here
+depends on a model family's name: at load the blocks are put together again and
+must give the host's logits, otherwise the model is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from persona_circuits.circuit.cost import Architecture, Budget, architecture_of
+from persona_circuits.circuit.errors import ModelError, first_line
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.model.block import Block, Context, take_apart
+from persona_circuits.circuit.model.mixed_precision import SHORT, Held
+from persona_circuits.circuit.model.norm import Pullback, direct
+from persona_circuits.circuit.model.stubs import Body, Stop, returning_nothing, seeing, stop, stubbed_forward
+from persona_circuits.circuit.model.weights import text_config_of
+
+__all__ = [
+    "HELD",
+    "Model",
+    "OwnLogits",
+    "fixed_bytes",
+    "placed_on",
+    "trial_run",
+    "unpadded",
+]
+
+ROOM_BYTES = 1 << 28
+"""As much memory is kept on a CPU between patched passes."""
+N_CONTEXTS = 4
+"""Contexts of whole rows, each of one length, that a model keeps."""
+HELD = "bfloat16-weights"
+"""The format whose weights are short and whose every computation is in float32."""
+
+
+class Model:
+    """A causal language model with its graph, its tokenizer and its blocks.
+
+    Built by ``load_model``. ``graph`` gives the nodes, ``blocks`` the layers,
+    ``device`` is where the weights lie, ``dtype`` what is computed in, ``fingerprint`` tells models of
+    one name apart. ``budget`` is None where memory has no limit but the device's. ``notes`` is what the host library
+    had to say while it read the files.
+    """
+
+    def __init__(
+        self,
+        bridge: Any,
+        tokenizer: Any,
+        name: str,
+        revision: str | None,
+        fingerprint: str,
+        *,
+        in_float32: bool = False,
+    ) -> None:
+        config = bridge.cfg
+        parallel = bool(getattr(config, "parallel_attn_mlp", False))
+        self.bridge = bridge
+        self.tokenizer = tokenizer
+        self.name = name
+        self.revision = revision
+        self.fingerprint = fingerprint
+        self.graph = Graph(int(config.n_layers), int(config.n_heads), parallel)
+        self.d_model = int(config.d_model)
+        self.n_context = int(getattr(config, "n_ctx", 0) or 0) or None
+        self.n_vocab = int(bridge.original_model.get_input_embeddings().weight.shape[0])
+        host = text_config_of(bridge.original_model.config)
+        self.blocks = tuple(take_apart(block, i, self.graph, name, host) for i, block in enumerate(bridge.blocks))
+        weight = next(bridge.parameters())
+        self.device, self.dtype = weight.device, weight.dtype
+        self.budget: Budget | None = None
+        self.notes: tuple[str, ...] = ()
+        self._contexts: dict[tuple[int, bool], Context] = {}
+        self._room: Tensor | None = None
+        self.held = _hold(bridge) if in_float32 and weight.dtype in SHORT else None
+        if self.held is not None:
+            self.dtype = torch.float32
+            self.blocks = tuple(_held_block(block, self.held) for block in self.blocks)
+
+    def room(self, *shape: int) -> Tensor:
+        """Uninitialised memory for work that is over before it is asked for again.
+
+        On a CPU, whose fresh pages cost as much as what is written into them, it is kept from one time to the next,
+        up to ``ROOM_BYTES``, unless memory has a limit of its own.
+        """
+        size = math.prod(shape)
+        fresh = {"device": self.device, "dtype": self.dtype}
+        if self.device.type != "cpu" or self.budget is not None or size * self.dtype.itemsize > ROOM_BYTES:
+            return torch.empty(shape, **fresh)
+        if self._room is None or self._room.numel() < size:
+            self._room = torch.empty(size, **fresh)
+        return self._room[:size].view(shape)
+
+    def architecture(self) -> Architecture:
+        """The sizes, for estimates; keys and values are counted once per query head, as they are held.
+
+        Raises:
+            ModelError: the configuration does not say them.
+        """
+        return architecture_of(self.bridge.original_model, self.name)
+
+    def forget(self) -> None:
+        """Let go of the memory that ``room`` keeps, as who measures memory has to."""
+        self._room = None
+
+    @property
+    def format(self) -> str:
+        """The name of the format, one of ``DTYPES``."""
+        return HELD if self.held is not None else str(self.dtype).removeprefix("torch.")
+
+    def logits(
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """The host's own forward pass, no part of this module involved; ``padding`` as for ``start``."""
+        with torch.no_grad():
+            return self.bridge.original_model(tokens, **self._placed(tokens, padding)).logits
+
+    def start(
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Context]:
+        """The stream into the first block, and the context of every layer.
+
+        The host runs with attention and MLPs stubbed to zero: as far as the first block for the stream, and for
+        the context, of one row, once for every length. ``padding`` is the number of tokens on the left of
+        each row that are none: they are masked and not counted in positions. Without
+        it rows have one length, the context is that of any one row, and fits any
+        number of them.
+        """
+        if padding is None or not bool(padding.any()):
+            return self._probe(tokens, None, stream_only=True)[0], self._context_of_length(tokens[:1])
+        stream, contexts = self._probe(tokens, padding)
+        return stream, Context(tuple({k: seeing(v) for k, v in layer.items()} for layer in contexts), len(tokens))
+
+    def _context_of_length(self, tokens: Int[Tensor, "1 pos"]) -> Context:
+        """The context of a row without padding; those of the last few lengths are kept."""
+        key = (tokens.shape[1], torch.is_autocast_enabled(self.device.type))
+        if key not in self._contexts:
+            if len(self._contexts) == N_CONTEXTS:
+                del self._contexts[next(iter(self._contexts))]
+            self._contexts[key] = Context(self._probe(tokens, None)[1])
+        return self._contexts[key]
+
+    def _probe(
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None, *, stream_only: bool = False
+    ) -> tuple[Float[Tensor, "batch pos d_model"], tuple[dict[str, Any], ...]]:
+        first: list[Tensor] = []
+        contexts: list[dict[str, Any]] = []
+
+        def attention_stub(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+            hidden = kwargs.pop("hidden_states", args[0] if args else None)
+            contexts.append(kwargs)
+            return torch.zeros_like(hidden), None
+
+        stubs: dict[Any, Callable[..., Any]] = {self.bridge.ln_final: stop}
+        for block in self.blocks:
+            stubs |= {block.bridge.attn: attention_stub, block.bridge.mlp: returning_nothing(block.mlp_returns)}
+
+        def seen(_module: Any, _inputs: Any, out: Tensor) -> None:
+            first.append(out)
+            if stream_only:
+                raise Stop
+
+        hook = self.bridge.blocks[0].hook_in.register_forward_hook(seen)
+        try:
+            with stubbed_forward(stubs), torch.no_grad(), contextlib.suppress(Stop):
+                self.bridge.original_model(tokens, **self._placed(tokens, padding))
+        finally:
+            hook.remove()
+        return first[0], tuple(contexts)
+
+    def _placed(self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None) -> dict[str, Any]:
+        return placed_on(self.bridge.original_model, tokens, padding)
+
+    def positions(self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None) -> Tensor:
+        """What the stream into the first block holds besides the tokens: learned positions, where there are any.
+
+        ``[batch, pos, d_model]``, or zeros of that shape for models that rotate queries and keys instead.
+        """
+        part = getattr(self.bridge, "pos_embed", None)
+        found: list[Tensor] = []
+        hook = part.register_forward_hook(lambda _m, _i, out: found.append(out)) if part is not None else None
+        try:
+            stream, _ = self._probe(tokens, padding)
+        finally:
+            if hook is not None:
+                hook.remove()
+        return found[0].expand_as(stream) if found else torch.zeros_like(stream)
+
+    def unembed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
+        """Final norm and unembedding, with whatever the host does to logits behind it: a scale, a soft cap.
+
+        The host's own head is run, with its body stubbed to give the normed stream.
+        """
+        network = self.bridge.original_model
+        with contextlib.nullcontext() if self.held is None else self.held.long(self.bridge.ln_final):
+            normed = direct(self.bridge.ln_final)(resid.to(self.bridge.unembed.W_U.device))
+        rows = normed.reshape(1, -1, normed.shape[-1])
+        with stubbed_forward({network.base_model: lambda *_, **__: Body(rows)}):
+            logits = network(inputs_embeds=rows, use_cache=False).logits
+        return logits.view(*normed.shape[:-1], -1).to(resid.device)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """The same logits as ``logits``, from the parts."""
+        resid, context = self.start(tokens, padding)
+        for block in self.blocks:
+            normed = block.attn_norm(resid)
+            q, k, v = (block.project(slot, normed) for slot in "qkv")
+            z = block.attention(q, k, v, context)
+            attn = block.attn_out(z)
+            mlp = block.mlp(resid if block.parallel else resid + attn)
+            resid = resid + attn + mlp
+        return self.unembed(resid)
+
+    def check_decomposition(self, own: OwnLogits | None = None) -> None:
+        """Put the parts together and compare with the host, and both with the network's own logits of before.
+
+        Raises:
+            ModelError: the logits differ by more than the format's rounding explains.
+        """
+        tokens, padding = trial_run(self.bridge.original_model, self.device)
+        bound = {torch.float32: 2e-4, torch.float64: 1e-9}.get(self.dtype, 0.1)
+        try:
+            with torch.no_grad():
+                host, ours = self.logits(tokens), self.forward(tokens)
+                padded = None if own is None else self.forward(tokens, padding)
+        except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
+            raise ModelError(
+                f"{self.name}: the blocks of this architecture cannot be taken apart into heads and MLPs "
+                f"({first_line(error)})"
+            ) from error
+        if own is not None and padded is not None:
+            # In float64 the network's own norms were still in float32, in short formats all of it was.
+            than, why = (
+                "Hugging Face's own network",
+                "TransformerLens does not compute all that this configuration asks",
+            )
+            self._compare(own.plain, host, own.bound, "held by TransformerLens", than, why)
+            if bool(own.padded.isfinite().all()):  # eager attention of float64 gives NaN where rows are padded
+                self._compare(own.padded, own.without_padding(padded), own.bound, "with padded rows", than, why)
+        why = "its residual stream is not a plain sum of nodes"
+        self._compare(host, ours, bound, "put together from heads and MLPs", "it does as a whole", why)
+
+    def _compare(self, expected: Tensor, found: Tensor, bound: float, how: str, than: str, why: str) -> None:
+        scale = float(expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
+        gap = float((expected - found).abs().max()) / scale
+        if not gap <= bound:
+            raise ModelError(
+                f"{self.name}: {how} the model gives other logits than {than} (relative difference {gap:.2g}, "
+                f"allowed {bound:.2g}); {why}, so circuits in it would be wrong"
+            )
+
+
+@dataclass(frozen=True)
+class OwnLogits:
+    """What a network gave for the trial's rows, whole and padded on the left, before anything of it was replaced."""
+
+    plain: Float[Tensor, "batch pos vocab"]
+    padded: Float[Tensor, "rows vocab"]
+    padding: Int[Tensor, " batch"]
+    bound: float
+
+    def without_padding(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "rows vocab"]:
+        """The rows that are no padding."""
+        return unpadded(logits, self.padding)
+
+
+def trial_run(network: Any, device: torch.device) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"]]:
+    """Two rows of random tokens, and how many of each are padding where rows are to be padded."""
+    config = network.config.get_text_config()
+    length = min(8, int(getattr(config, "max_position_embeddings", 0) or 8))
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, int(config.vocab_size), (2, length), generator=generator)
+    return tokens.to(device), torch.tensor([0, length // 3], device=device)
+
+
+def placed_on(network: Any, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None) -> dict[str, Any]:
+    """The host's arguments for rows that are padded on the left; nothing special where none is."""
+    if padding is None or not bool(padding.any()):
+        return {"use_cache": False}
+    places = torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]
+    placed = {"use_cache": False, "attention_mask": (places >= 0).long()}
+    takes = inspect.signature(type(network).forward).parameters
+    return placed | ({"position_ids": places.clamp(min=0)} if "position_ids" in takes else {})
+
+
+def unpadded(logits: Float[Tensor, "batch pos vocab"], padding: Int[Tensor, " batch"]) -> Float[Tensor, "rows vocab"]:
+    return logits[torch.arange(logits.shape[1], device=logits.device) >= padding[:, None]]
+
+
+def fixed_bytes(model: Model) -> int:
+    """What the weights take, each storage once, and the long copy of the largest part that runs at a time."""
+    network = model.bridge.original_model
+    own = [tensor for block in model.blocks for tensor in (*block.weights.values(), block.W_O)]
+    tensors = [*network.parameters(), *network.buffers(), *own]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    if model.held is None:
+        return sum(storages.values())
+    ends = [part for name in ("embed", "unembed") if (part := getattr(model.bridge, name, None)) is not None]
+    largest = max(sum(weight.numel() for weight in part.parameters()) for part in (*model.bridge.blocks, *ends))
+    return sum(storages.values()) + largest * 4
+
+
+def _hold(bridge: Any) -> Held:
+    """Every part of a model long while it runs; weights that are in none of them long for good."""
+    held = Held()
+    ends = [getattr(bridge, name, None) for name in ("embed", "pos_embed", "ln_final", "unembed")]
+    parts = [*bridge.blocks, *(part for part in ends if part is not None)]
+    for part in parts:
+        held.while_it_runs(part)
+    inside = {id(weight) for part in parts for weight in part.parameters()}
+    network = bridge.original_model
+    for weight in (*network.parameters(), *network.buffers()):
+        if id(weight) not in inside and weight.dtype in SHORT:
+            weight.data = weight.data.float()
+    return held
+
+
+def _held_block(block: Block, held: Held) -> Block:
+    """The block with weights that are long while it runs; its norm is written out again, now unrounded."""
+    pullback = None
+    if block.pullback is not None:
+        like = torch.zeros(1, device=block.W_O.device)
+        with held.long(block.bridge):
+            pullback = Pullback.of_block(block, like)
+    return replace(block, held=held, pullback=pullback)

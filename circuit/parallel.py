@@ -1,0 +1,95 @@
+"""Work that is shared by several processes, started by torchrun; with one process everything here does nothing.
+
+Prompts are split over the ranks. What a rank finds for its prompts is put together by
+``gathered`` (values by key) or ``summed`` (arrays that add up), after which every rank
+holds the same and goes on alike; only rank 0 prints and writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+__all__: list[str] = []
+
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
+Item = TypeVar("Item")
+
+
+def launched() -> int:
+    """The number of processes that the launcher started, one without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def processes() -> Iterator[None]:
+    """Join the other processes for the time of a block: NCCL where every rank has a GPU of its own, else Gloo."""
+    if launched() == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    has_own_gpu = torch.cuda.device_count() > local
+    if has_own_gpu:
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_own_gpu else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def size() -> int:
+    """How many processes share the work now."""
+    return _world()[1]
+
+
+def is_first() -> bool:
+    """Whether this process is the one that prints and writes."""
+    return _world()[0] == 0
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """This rank's part of the items: every n-th, so that long and short ones are mixed."""
+    rank, n = _world()
+    return items if n == 1 else items[rank::n]
+
+
+def gathered(found: Mapping[Key, Value]) -> dict[Key, Value]:
+    """What all ranks found, by key; keys are told apart by the prompts they belong to."""
+    _, n = _world()
+    if n == 1:
+        return dict(found)
+    import torch.distributed as dist
+
+    parts: list[dict[Key, Value]] = [{}] * n
+    dist.all_gather_object(parts, dict(found))
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def summed(values: np.ndarray) -> np.ndarray:
+    """The sum of all ranks' arrays, in float64 and in the order of the ranks, so that every rank has the same bits."""
+    _, n = _world()
+    if n == 1:
+        return values
+    import torch
+    import torch.distributed as dist
+
+    total = torch.from_numpy(np.array(values, dtype=np.float64))
+    dist.all_reduce(total)
+    return total.numpy()
+
+
+def _world() -> tuple[int, int]:
+    if launched() == 1:
+        return 0, 1
+    import torch.distributed as dist
+
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

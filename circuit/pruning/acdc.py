@@ -1,0 +1,235 @@
+"""From scores, or from the model itself, to a circuit.
+
+    threshold    keep |score| >= tau
+    top-n        keep the n largest |score| (or, signed, the n largest scores)
+    greedy       grow backward from logits, best edge first, so that the circuit is connected
+    acdc         try to remove every edge in reverse topological order, keep those that matter
+                 (Conmy et al. 2023, arXiv:2304.14997)
+    eap-acdc     threshold first, then ACDC on what is left, with the same tau on both
+
+After each of them dead ends are dropped to a fixed point; the result may be empty.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.forward import Prepared, Progress, masks_per_pass, measure
+from persona_circuits.circuit.graph import Edge
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.pruning.select import check_tau
+from persona_circuits.circuit.storage import read_state, state_metadata, tell_damaged, write_bytes
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.metrics import METRICS, Metric
+
+__all__ = [
+    "AcdcResult",
+    "acdc",
+]
+
+SAVE_SECONDS = 30.0
+MEMORY = 16
+"""Decisions over which ACDC remembers how many edges stay."""
+
+
+@dataclass(frozen=True)
+class AcdcResult:
+    """A circuit and what finding it cost.
+
+    ``passes`` are patched passes over all prompts, ``evaluated`` the candidate
+    circuits in them and ``wasted`` those whose assumption did not hold. ``changes``
+    holds, per edge tried, the change that its removal made when it was tried
+    (``nan`` for edges not tried).
+    """
+
+    circuit: Circuit
+    changes: np.ndarray
+    passes: int
+    evaluated: int
+    wasted: int
+
+
+def acdc(
+    model: Model,
+    prepared: Sequence[Prepared],
+    metric: Metric,
+    tau: float,
+    *,
+    start: Circuit | None = None,
+    order: Sequence[Edge] | None = None,
+    candidates: int | None = None,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> AcdcResult:
+    """Remove every edge whose removal changes the metric by less than ``tau``.
+
+    With ``kl`` an edge goes iff KL(full || C without it) - KL(full || C) < tau; with
+    any other metric iff the absolute change is < tau (the signed rule would optimise
+    the metric instead of explaining the model).
+
+    Parameters
+    ----------
+    prepared
+        All prompts, kept in memory for the whole search.
+    tau
+        In units of the metric.
+    start
+        The circuit to prune; all edges by default.
+    order
+        The order in which its edges are tried. By default slots in reverse topological
+        order and, within a slot, the last source first. The result depends on it.
+    candidates
+        Edges tried per pass at most, each under the assumption that those before it are
+        removed; decisions up to and including the first that must stay are valid, the
+        rest is tried again. Fewer are tried where many edges stay. The circuit is the
+        same for any number. By default 128 on an accelerator, where a pass costs time, and
+        on a CPU, where a wasted circuit does, as many as share a pass, at most 8.
+    state
+        File in which the search keeps its state, at most twice a minute. Where it is
+        there and of the same search, the search goes on from it; it is removed at the end.
+
+    Raises
+    ------
+    OptionError
+        ``tau`` is negative or not a number, or ``candidates`` is below one.
+    """
+    check_tau(tau)
+    if candidates is None:
+        candidates = _candidates_of(model, prepared)
+    if candidates < 1:
+        raise OptionError(f"ACDC needs at least one candidate a pass, got {candidates}")
+    if model.budget is None:
+        prepared = [item.with_differences() for item in prepared]
+    mask = (Circuit.full(model.graph) if start is None else start).mask.copy()
+    places = _reverse_topological(mask) if order is None else [model.graph.index(edge) for edge in order]
+    search = _AcdcSearch(model, prepared, metric, tau, mask, candidates)
+    search.run(places, state, progress)
+    circuit = Circuit(model.graph, search.mask).without_dead_ends()
+    return AcdcResult(circuit, search.changes, search.passes, search.evaluated, search.wasted)
+
+
+def _candidates_of(model: Model, prepared: Sequence[Prepared]) -> int:
+    if model.device.type != "cpu":
+        return 128
+    return min([8, *(masks_per_pass(model, item) for item in prepared)])
+
+
+class _AcdcSearch:
+    """The running state of ACDC; ``mask`` is the circuit so far, ``rate`` the recent share of edges that stay."""
+
+    def __init__(
+        self,
+        model: Model,
+        prepared: Sequence[Prepared],
+        metric: Metric,
+        tau: float,
+        mask: np.ndarray,
+        candidates: int,
+    ) -> None:
+        self.model, self.prepared, self.metric, self.tau, self.mask = model, prepared, metric, tau, mask
+        self.candidates = candidates
+        self.changes = np.full(mask.shape, np.nan)
+        self.done = self.passes = self.evaluated = self.wasted = 0
+        self.rate = 1.0 / candidates
+        self.current = self._values([mask])[0]
+
+    def run(self, places: Sequence[tuple[int, int]], state: Path | None, progress: Progress | None) -> None:
+        key = self._key(places) if state else ""
+        if state:
+            self._resume(state, key)
+        saved = time.monotonic()
+        while self.done < len(places):
+            self.done += self._decide(places[self.done : self.done + self._width()])
+            if progress is not None:
+                progress(self.done, len(places))
+            if state and ranks.is_first() and time.monotonic() - saved > SAVE_SECONDS:
+                self._save(state, key)
+                saved = time.monotonic()
+        if state and ranks.is_first():
+            state.unlink(missing_ok=True)
+
+    def _width(self) -> int:
+        """As many as are expected to hold together half the time: few where many edges stay."""
+        return max(1, min(self.candidates, int(0.7 / max(self.rate, 1e-9))))
+
+    def _decide(self, places: Sequence[tuple[int, int]]) -> int:
+        """Try some edges at once; the number of decisions that hold."""
+        trials: list[np.ndarray] = []
+        for i in range(len(places)):
+            trials.append((trials[-1] if trials else self.mask).copy())
+            trials[i][places[i]] = False
+        values = self._values(trials)
+        for i, place in enumerate(places):
+            change = self._change(values[i])
+            self.changes[place] = change
+            stays = not change < self.tau
+            self.rate += (float(stays) - self.rate) / MEMORY
+            if stays:
+                self.wasted += len(places) - i - 1
+                return i + 1
+            self.mask[place] = False
+            self.current = values[i]
+        return len(places)
+
+    def _values(self, masks: Sequence[np.ndarray]) -> np.ndarray:
+        self.passes += 1
+        self.evaluated += len(masks)
+        return measure(self.model, self.prepared, masks, self.metric).mean(axis=1)
+
+    def _change(self, value: float) -> float:
+        # The metric is -KL, so a growing divergence is a falling metric.
+        change = self.current - value
+        return float(change if self.metric is METRICS["kl"] else abs(change))
+
+    def _key(self, places: Sequence[tuple[int, int]]) -> str:
+        """Of the search: model, prompts, metric, threshold, edges and their order, and what cut edges carry."""
+        digest = hashlib.sha256(f"{self.model.fingerprint} {self.metric.name} {self.tau!r} {self.current!r}".encode())
+        digest.update(np.asarray(places, dtype=np.int64).tobytes())
+        for item in self.prepared:
+            digest.update(item.batch.clean.cpu().numpy().tobytes() + item.batch.corrupt.cpu().numpy().tobytes())
+            digest.update(item.ablated.logits.float().cpu().numpy().tobytes())
+        own = digest.hexdigest()
+        return hashlib.sha256("".join(sorted(ranks.gathered({own: own}))).encode()).hexdigest()
+
+    def _save(self, state: Path, key: str) -> None:
+        from safetensors.numpy import save
+
+        counts = [self.done, self.passes, self.evaluated, self.wasted]
+        tensors = {
+            "mask": self.mask,
+            "changes": self.changes,
+            "counts": np.array(counts, dtype=np.int64),
+            "values": np.array([self.current, self.rate]),
+        }
+        write_bytes(save(tensors, metadata=state_metadata(key, tensors)), state)
+
+    def _resume(self, state: Path, key: str) -> None:
+        """Go on from a saved state of this very search; another's is left alone until it is written over."""
+        found = ranks.gathered(self._state_of(state, key) if ranks.is_first() else {})
+        if not found:
+            return
+        self.mask, self.changes = found["mask"].copy(), found["changes"].copy()
+        self.done, self.passes, self.evaluated, self.wasted = found["counts"].tolist()
+        self.current, self.rate = found["values"].tolist()
+
+    def _state_of(self, state: Path, key: str) -> dict[str, np.ndarray]:
+        """The saved arrays, none where they are not what ``_save`` writes."""
+        found = read_state(state, key)
+        expected = {"mask": (self.mask.shape, "b"), "changes": (self.mask.shape, "f")}
+        expected |= {"counts": ((4,), "i"), "values": ((2,), "f")}
+        if found and {name: (array.shape, array.dtype.kind) for name, array in found.items()} != expected:
+            tell_damaged(state, "it does not hold the arrays of a search")
+            return {}
+        return found
+
+
+def _reverse_topological(mask: np.ndarray) -> list[tuple[int, int]]:
+    return [(src, dst) for dst, src in np.argwhere(mask.T)[::-1].tolist()]

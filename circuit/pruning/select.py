@@ -1,0 +1,106 @@
+"""Circuits chosen by scores alone: a threshold, the largest, grown from the logits."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.subgraph import Circuit
+
+__all__ = [
+    "PRUNERS",
+    "check_tau",
+    "greedy",
+    "slots_by_source",
+    "threshold",
+    "top_n",
+]
+
+PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc")
+
+
+def threshold(scores: Scores, tau: float) -> Circuit:
+    """The edges with ``|score| >= tau``, in the metric's units.
+
+    Raises:
+        OptionError: ``tau`` is negative or not a number.
+    """
+    check_tau(tau)
+    return Circuit(scores.graph, (np.abs(scores.values) >= tau) & scores.graph.valid).without_dead_ends()
+
+
+def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
+    """The ``n`` edges with the largest |score|; ties go to the earlier edge.
+
+    ``signed`` takes the most negative scores first instead: those whose corruption
+    lowers the metric, the order of MIB's CPR numbers (arXiv:2504.13151) in our sign.
+
+    Raises:
+        OptionError: ``n`` is not between 1 and the number of edges.
+    """
+    _check_n(n, scores.graph)
+    src, dst = np.nonzero(scores.graph.valid)
+    strength = _strength(scores, signed)[src, dst]
+    order = np.lexsort((src, dst, -strength))[:n]
+    mask = np.zeros_like(scores.graph.valid)
+    mask[src[order], dst[order]] = True
+    return Circuit(scores.graph, mask).without_dead_ends()
+
+
+def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
+    """``n`` edges grown backward from ``logits``, always the strongest that the circuit can use next.
+
+    An edge can be used once its destination is ``logits`` or a node that already
+    writes into the circuit. What does not reach back to ``input`` is dropped at the
+    end, so that the circuit may hold fewer than ``n`` edges.
+
+    Raises:
+        OptionError: ``n`` is not between 1 and the number of edges.
+    """
+    graph = scores.graph
+    _check_n(n, graph)
+    strength = _strength(scores, signed)
+    mask = np.zeros_like(graph.valid)
+    slots_of = slots_by_source(graph)
+    seen = np.zeros(graph.n_src, dtype=bool)
+    heap = _candidates(graph, strength, [graph.n_dst - 1])
+    heapq.heapify(heap)
+    while heap and n:
+        _, dst, src = heapq.heappop(heap)
+        mask[src, dst] = True
+        n -= 1
+        if not seen[src]:
+            seen[src] = True
+            for candidate in _candidates(graph, strength, slots_of[src]):
+                heapq.heappush(heap, candidate)
+    return Circuit(graph, mask).without_dead_ends()
+
+
+def check_tau(tau: float) -> None:
+    """Raise ``OptionError`` unless ``tau`` is a finite number that is not negative."""
+    if not (math.isfinite(tau) and tau >= 0):
+        raise OptionError(f"threshold must be a number that is not negative, got {tau}")
+
+
+def _check_n(n: int, graph: Graph) -> None:
+    if not 1 <= n <= graph.n_edges:
+        raise OptionError(f"the number of edges to keep must be from 1 to {graph.n_edges}, got {n}")
+
+
+def _strength(scores: Scores, signed: bool) -> np.ndarray:
+    return -scores.values if signed else np.abs(scores.values)
+
+
+def slots_by_source(graph: Graph) -> tuple[tuple[int, ...], ...]:
+    """The slots through which each source reads: none for ``input``, three for a head, one for an MLP."""
+    return graph.slots_by_source
+
+
+def _candidates(graph: Graph, strength: np.ndarray, slots: Sequence[int]) -> list[tuple[float, int, int]]:
+    return [(-strength[src, dst], dst, src) for dst in slots for src in range(graph.n_reaching(dst))]

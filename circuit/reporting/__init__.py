@@ -1,0 +1,40 @@
+"""What the command line and files say of circuits."""
+
+from persona_circuits.circuit.reporting.comparison import edge_rows, overlap_rows, setting_rows
+from persona_circuits.circuit.reporting.curve_tables import (
+    area_rows,
+    curve_records,
+    curve_rows,
+    size_rows,
+    sweep_columns,
+    sweep_rows,
+)
+from persona_circuits.circuit.reporting.curves import write_curves
+from persona_circuits.circuit.reporting.discovery import title_of, write_discovery
+from persona_circuits.circuit.reporting.evaluation import write_battery
+from persona_circuits.circuit.reporting.evaluation_tables import evaluation_rows, tables
+from persona_circuits.circuit.reporting.record import completeness_lines, faithfulness_rows, strongest_edges, summary
+from persona_circuits.circuit.reporting.spans import write_specificity
+
+__all__ = [
+    "area_rows",
+    "completeness_lines",
+    "curve_records",
+    "curve_rows",
+    "edge_rows",
+    "evaluation_rows",
+    "faithfulness_rows",
+    "overlap_rows",
+    "setting_rows",
+    "size_rows",
+    "strongest_edges",
+    "summary",
+    "sweep_columns",
+    "sweep_rows",
+    "tables",
+    "title_of",
+    "write_battery",
+    "write_curves",
+    "write_discovery",
+    "write_specificity",
+]

@@ -1,0 +1,183 @@
+"""Curves and sweeps as rows of tables, for people and for CSV."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from persona_circuits.circuit.evaluation.curves import (
+    SHARES,
+    BandPoint,
+    CurveReport,
+    FaithfulnessCurve,
+    Point,
+    Spread,
+    Sweep,
+)
+from persona_circuits.circuit.statistics import Interval
+
+__all__ = [
+    "area_rows",
+    "curve_records",
+    "curve_rows",
+    "size_rows",
+    "sweep_columns",
+    "sweep_records",
+    "sweep_rows",
+]
+
+Rows = list[tuple[str, ...]]
+PERCENT = tuple(f"{100 * share:g} %" for share in SHARES[:-1])
+CURVES = ("scorer", "order", *PERCENT)
+SIZES = CURVES
+AREAS = ("scorer", "order", "CPR", "95 % interval", "CMD", "95 % interval")
+
+
+def curve_rows(report: CurveReport, level: str) -> Rows:
+    """f by share, below the whole model; of the band the mean, the lowest and the highest."""
+    rows = [
+        (curve.scorer, curve.order, *(_number(point.faithfulness, 2) for point in curve.points[:-1]))
+        for curve in report.curves
+        if curve.level == level
+    ]
+    for band in report.bands:
+        if band.level == level:
+            for which in ("mean", "low", "high"):
+                values = (_of(point.faithfulness, which) for point in band.points[:-1])
+                rows.append((f"random ({band.n})", which, *(_number(value, 2) for value in values)))
+    return rows
+
+
+def size_rows(report: CurveReport, level: str) -> Rows:
+    """Edges left without dead ends, by share; first how many edges or nodes the share comes to."""
+    curves = [curve for curve in report.curves if curve.level == level]
+    bands = [band for band in report.bands if band.level == level]
+    asked = [curve.points for curve in curves if curve.order != "given"] + [band.points for band in bands]
+    rows: Rows = [(f"{level}s asked for", "", *(f"{p.asked:,}" for p in asked[0][:-1]))] if asked else []
+    rows += [(curve.scorer, curve.order, *(f"{p.n_edges:,}" for p in curve.points[:-1])) for curve in curves]
+    return rows + [
+        (f"random ({band.n})", "mean", *(f"{point.n_edges:,.0f}" for point in band.points[:-1])) for band in bands
+    ]
+
+
+def area_rows(report: CurveReport, level: str) -> Rows:
+    """CPR and CMD; the band's with its ends in the place of intervals."""
+    rows: Rows = [
+        (
+            curve.scorer,
+            curve.order,
+            _number(curve.cpr, 3),
+            _interval(curve.cpr_interval),
+            _number(curve.cmd, 3),
+            _interval(curve.cmd_interval),
+        )
+        for curve in report.curves
+        if curve.level == level
+    ]
+    for band in report.bands:
+        if band.level == level:
+            ends = [(_number(_of(item, "mean"), 3), _ends(item)) for item in (band.cpr, band.cmd)]
+            rows.append((f"random ({band.n})", "lowest to highest", *ends[0], *ends[1]))
+    return rows
+
+
+def curve_records(report: CurveReport) -> list[dict[str, Any]]:
+    """A line per circuit of every curve, and per share of every band, with plain values."""
+    return [_point_record(curve, point) for curve in report.curves for point in curve.points] + [
+        _band_record(band.level, band.n, point) for band in report.bands for point in band.points
+    ]
+
+
+def sweep_columns(sweep: Sweep) -> tuple[str, ...]:
+    """The columns of ``sweep_rows``."""
+    splits = [column for name, n in sweep.n_pairs.items() for column in (f"f on {name} ({n})", "95 % interval")]
+    return "threshold", "share", "edges", "nodes", *splits, "front"
+
+
+def sweep_rows(sweep: Sweep) -> Rows:
+    """A line per circuit, from the smallest on; what lies on the front is marked."""
+    return [
+        (
+            f"{point.tau:.4g}",
+            f"{point.share:.2g}",
+            f"{point.n_edges:,}",
+            f"{point.n_nodes:,}",
+            *(
+                cell
+                for name in sweep.n_pairs
+                for cell in (f"{point.faithfulness[name]:.3f}", _interval(point.intervals[name]))
+            ),
+            "*" if point.on_front else "",
+        )
+        for point in sweep.points
+    ]
+
+
+def sweep_records(sweep: Sweep) -> list[dict[str, Any]]:
+    """The same with plain values."""
+    return [
+        {
+            "tau": point.tau,
+            "share": point.share,
+            "asked": point.asked,
+            "n_edges": point.n_edges,
+            "n_nodes": point.n_nodes,
+            **{
+                f"{key}.{name}": value
+                for name in sweep.n_pairs
+                for key, value in _measured(point.faithfulness[name], point.intervals[name]).items()
+            },
+            "on_front": point.on_front,
+        }
+        for point in sweep.points
+    ]
+
+
+def _point_record(curve: FaithfulnessCurve, point: Point) -> dict[str, Any]:
+    return {
+        "scorer": curve.scorer,
+        "level": curve.level,
+        "order": curve.order,
+        "share": point.share,
+        "asked": point.asked,
+        "n_edges": point.n_edges,
+        "n_nodes": point.n_nodes,
+        "m": point.m,
+        **_measured(point.faithfulness, point.interval),
+    }
+
+
+def _band_record(level: str, n: int, point: BandPoint) -> dict[str, Any]:
+    return {
+        "scorer": f"random ({n})",
+        "level": level,
+        "order": "random",
+        "share": point.share,
+        "asked": point.asked,
+        "n_edges": point.n_edges,
+        "n_nodes": None,
+        "m": None,
+        "faithfulness": _of(point.faithfulness, "mean"),
+        "low": _of(point.faithfulness, "low"),
+        "high": _of(point.faithfulness, "high"),
+    }
+
+
+def _measured(faithfulness: float | None, interval: Interval | None) -> dict[str, Any]:
+    low, high = (None, None) if interval is None else (interval.low, interval.high)
+    return {"faithfulness": faithfulness, "low": low, "high": high}
+
+
+def _of(spread: Spread | None, which: str) -> float | None:
+    return None if spread is None else getattr(spread, which)
+
+
+def _ends(spread: Spread | None) -> str:
+    return "" if spread is None else f"{spread.low:.3f} to {spread.high:.3f}"
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:.3f} to {interval.high:.3f}"
+
+
+def _number(value: float | None, places: int) -> str:
+    return "undefined" if value is None else f"{round(value, places) + 0.0:.{places}f}"

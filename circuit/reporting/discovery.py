@@ -1,0 +1,48 @@
+"""A discovery as files: the circuit, its nodes, all scores, the picture, and what was asked for besides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit.discovery import Discovery
+from persona_circuits.circuit.drawing import draw
+from persona_circuits.circuit.io import circuits as files
+from persona_circuits.circuit.reporting.record import summary
+
+__all__ = [
+    "title_of",
+    "write_discovery",
+]
+
+
+def write_discovery(found: Discovery, folder: Path, *, strongest: int = 150) -> None:
+    """Write all files into ``folder``, which must exist; the picture has the ``strongest`` edges at most.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    files.write_circuit(found.record, folder / "circuit.json")
+    files.write_nodes(found.circuit, folder / "real_circuits_1.json")
+    if found.scores is not None:
+        files.write_scores(found.scores, folder / "scores.safetensors")
+    title = title_of(found.record)
+    for suffix in ("svg", "png"):
+        draw(found.circuit, folder / f"graph.{suffix}", scores=found.scores, strongest=strongest, title=title)
+    files.write_json(summary(found), folder / "summary.json")
+    if found.parts is not None and found.spans is not None:
+        from persona_circuits.circuit.reporting.spans import write_spans
+
+        write_spans(found.parts, found.spans, found.circuit, folder, title=title)
+    if found.sweep is not None:
+        from persona_circuits.circuit.reporting.curves import write_sweep
+
+        write_sweep(found.sweep, folder, title=title)
+
+
+def title_of(record: Mapping[str, Any] | None) -> str:
+    """The line above a picture: model, metric and pair file; empty for a circuit of which nothing is known."""
+    if record is None:
+        return ""
+    return f"{Path(record['model']['name']).name}: {record['task']['metric']}, {Path(record['task']['source']).name}"

@@ -1,0 +1,97 @@
+"""Plain summaries of results, for people's tables and for machines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from persona_circuits.circuit.attribution import Completeness
+from persona_circuits.circuit.discovery import Discovery
+from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport
+
+__all__ = [
+    "completeness_lines",
+    "faithfulness_rows",
+    "strongest_edges",
+    "summary",
+]
+
+
+def summary(discovery: Discovery) -> dict[str, Any]:
+    """What ``discover --json`` prints and ``summary.json`` holds."""
+    record = discovery.record
+    return {
+        "model": record["model"]["name"],
+        "pairs": record["task"]["source"],
+        "metric": record["task"]["metric"],
+        "n_pairs": record["task"]["n_pairs"],
+        "divergence": discovery.divergence,
+        "tau": discovery.tau,
+        "counts": record["counts"],
+        "nodes": discovery.circuit.src_names(),
+        "connected": len(discovery.circuit) > 0,
+        "acdc": discovery.acdc_cost,
+        "held_out": discovery.held_out,
+        "shared": None if discovery.shared is None else discovery.shared.as_dict(),
+        "faithfulness": record["faithfulness"],
+        "strongest_edges": strongest_edges(discovery),
+    } | _asked_for(discovery)
+
+
+def _asked_for(discovery: Discovery) -> dict[str, Any]:
+    found: dict[str, Any] = {"null": discovery.null.as_dict()} if discovery.null else {}
+    if discovery.smallest is not None:
+        found["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
+    if discovery.completeness is not None:
+        found["completeness"] = discovery.completeness.as_dict()
+    return found | ({"sweep": discovery.sweep.as_dict()} if discovery.sweep else {})
+
+
+def completeness_lines(found: Completeness) -> list[str]:
+    """What EAP-IG's scores sum to, and a warning where that is more than 5 % off."""
+    if found.gap is None:
+        return [f"EAP-IG      edges that leave input sum to {found.attributed:+.3f}; unchecked: {found.reason}"]
+    line = (
+        f"EAP-IG      edges that leave input sum to {found.attributed:+.3f} of {found.effect:+.3f}: "
+        f"{found.gap:.1%} off with {found.steps} steps"
+    )
+    warning = f"warning: more than {found.MOST:.0%} off: the points are too few; use --steps {4 * found.steps} or more"
+    return [line, warning] if found.wide else [line]
+
+
+def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any]]:
+    """The edges of the circuit with the largest |score|; empty without scores."""
+    if discovery.scores is None:
+        return []
+    edges = sorted(discovery.record["edges"], key=lambda item: (-abs(item["score"]), item["edge"]))
+    return edges[:count]
+
+
+def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
+    """A line each for a circuit and its controls: name, edges, m, f, interval, mean and median of ratios."""
+    rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
+    if report.complement_with_reads is not None:
+        rows.append(_row("and layer 0's reads", report.complement_with_reads))
+    if report.without_edge is not None:
+        rows.append(_row(f"all but {report.edge}", report.without_edge))
+    if report.random_mean is not None:
+        spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
+        name = f"random, matched ({len(report.random)})"
+        rows.append((name, str(report.circuit.n_edges), "", f"{report.random_mean:.3f}", spread, "", ""))
+    return rows
+
+
+def _row(name: str, value: Faithfulness) -> tuple[str, ...]:
+    interval = "" if value.interval is None else f"{value.interval.low:.3f} to {value.interval.high:.3f}"
+    return (
+        name,
+        f"{value.n_edges:,}",
+        f"{value.m:+.3f}",
+        _number(value.ratio_of_means),
+        interval,
+        _number(value.mean_of_ratios),
+        _number(value.median_of_ratios),
+    )
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"

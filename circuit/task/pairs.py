@@ -1,0 +1,144 @@
+"""Prompt pairs, their named parts, and the task that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from persona_circuits.circuit.errors import TaskError
+
+__all__ = [
+    "TEXT_KEYS",
+    "PromptPair",
+    "Span",
+    "Task",
+]
+
+TEXT_KEYS = ("id", "persona_a", "persona_b", "question", "split")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A named part of a prompt: tokens ``start`` to ``end``, that one left out."""
+
+    name: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class PromptPair:
+    """One question under persona A (``clean``) and persona B (``corrupt``).
+
+    ``answers`` are the preference tokens of A, ``wrong_answers`` those of B, as
+    text that continues the prompt (so usually with a leading space). ``neutral`` is
+    the question under no persona. ``spans`` and ``corrupt_spans`` are the parts of
+    either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
+    truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``.
+    """
+
+    clean: str
+    corrupt: str
+    answers: tuple[str, ...]
+    wrong_answers: tuple[str, ...]
+    id: str = ""
+    persona_a: str = ""
+    persona_b: str = ""
+    question: str = ""
+    split: str = ""
+    neutral: str = ""
+    spans: tuple[Span, ...] = ()
+    corrupt_spans: tuple[Span, ...] = ()
+    axes: tuple[tuple[str, str], ...] = ()
+    line: int = 0
+    unit: str = "line"
+
+    @property
+    def place(self) -> str:
+        """What messages call it: by its place in the file, and its id."""
+        return f"{self.unit} {self.line} (id {self.id})"
+
+    def axis(self, name: str) -> str:
+        """The value of one key of the file, of those above or of ``axes``; empty where the pair has none."""
+        return str(getattr(self, name)) if name in TEXT_KEYS else dict(self.axes).get(name, "")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The pairs of a file; ``sha256`` is the file's.
+
+    ``repeated`` counts rows of the file that say the same as one before them, ``unfit`` those that ``fitting`` left
+    out; neither are among ``pairs``.
+    """
+
+    pairs: tuple[PromptPair, ...]
+    source: str
+    sha256: str
+    repeated: int = 0
+    unfit: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of rows of the file that are not used."""
+        one, many = "pair says the same as one before it and is", "pairs say the same as others before them and are"
+        return (
+            *([f"{self.repeated} {one if self.repeated == 1 else many} left out"] if self.repeated else []),
+            *([f"{self.unfit} of {self.n_read} pairs do not fit and are left out"] if self.unfit else []),
+        )
+
+    @property
+    def n_read(self) -> int:
+        """How many pairs there are, those that do not fit among them."""
+        return len(self.pairs) + self.unfit
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many rows of the file are not used, by why, where there are any; as records hold it."""
+        return {name: n for name in ("repeated", "unfit") if (n := getattr(self, name))}
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The names of the splits, in order of appearance; empty where none is named."""
+        return tuple(dict.fromkeys(pair.split for pair in self.pairs if pair.split))
+
+    def of_split(self, split: str) -> Task:
+        """The pairs of one split; ``all`` gives every pair.
+
+        Raises:
+            TaskError: the file has no such split.
+        """
+        if split == "all":
+            return self
+        chosen = tuple(pair for pair in self.pairs if pair.split == split)
+        if not chosen:
+            known = ", ".join(self.splits) or "none: no pair has a 'split'"
+            raise TaskError(f"{self.source} has no pair of split {split!r}; its splits are: {known}")
+        return replace(self, pairs=chosen)
+
+    def where(self, **values: str) -> Task:
+        """The pairs whose keys have these values, such as ``domain="food"``.
+
+        Raises:
+            TaskError: there is none.
+        """
+        chosen = tuple(pair for pair in self.pairs if all(pair.axis(key) == value for key, value in values.items()))
+        if chosen:
+            return replace(self, pairs=chosen)
+        for key in values:
+            found = sorted({pair.axis(key) for pair in self.pairs} - {""})
+            if not found:
+                raise TaskError(f"no pair of {self.source} has a {key!r}; give a key of its rows")
+            if values[key] not in found:
+                raise TaskError(f"no pair of {self.source} has {key} {values[key]!r}; there are: {', '.join(found)}")
+        wanted = " and ".join(f"{key} {value!r}" for key, value in values.items())
+        raise TaskError(f"no pair of {self.source} has {wanted} together")
+
+    def groups(self, key: str) -> dict[str, Task]:
+        """The pairs by the value of a key, in order of appearance; pairs without it are in no group.
+
+        Raises:
+            TaskError: no pair has the key.
+        """
+        values = [value for value in dict.fromkeys(pair.axis(key) for pair in self.pairs) if value]
+        if not values:
+            raise TaskError(f"no pair of {self.source} has a {key!r}; give a key of its rows")
+        return {value: self.where(**{key: value}) for value in values}

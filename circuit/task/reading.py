@@ -1,0 +1,214 @@
+"""A task read from a pair file: JSON Lines, or auto-circuit's JSON.
+
+JSON Lines hold one pair a line, with the keys ``clean``, ``corrupt``, ``answers``,
+``wrong_answers`` and, if wanted, ``id``, ``persona_a``, ``persona_b``, ``question``,
+``split``; auto-circuit's JSON is ``{"prompts": [...]}`` with the same four keys in every
+prompt. ``neutral``, the question under no persona, and ``spans``, the named parts of the
+prompts, are read where they are there. All faults of a file are reported at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit.errors import TaskError, listed
+from persona_circuits.circuit.storage import (
+    Kind,
+    NotJson,
+    decoded,
+    is_text,
+    is_texts,
+    is_whole,
+    json_lines,
+    parse_json,
+    read_bytes,
+    table_kind,
+)
+from persona_circuits.circuit.task.pairs import TEXT_KEYS, PromptPair, Span, Task
+
+__all__ = [
+    "PAIRS",
+    "load_task",
+    "pair_items",
+]
+
+OPTIONAL = (*TEXT_KEYS, "neutral", "spans")
+"""Keys whose null is read as if they were not there."""
+PAIRS = Kind("pair file", TaskError)
+READ = "one JSON object a line, or an array of them, with the keys clean, corrupt, answers and wrong_answers"
+ONE_VALUE = re.compile(r"\s*(\[|\{\s*\"prompts\")")
+"""How a file begins that is one JSON value and not one a line."""
+
+
+def load_task(path: str | Path, *, label: str | None = None) -> Task:
+    """Read a pair file, JSON Lines or auto-circuit's JSON; ``label`` is what results call it, if not ``path``.
+
+    Raises:
+        TaskError: the file is missing or any of its pairs is malformed; every
+            fault is listed with its line.
+    """
+    path = Path(path)
+    raw = read_bytes(path, PAIRS)
+    text = decoded(raw, path, PAIRS)
+    faults: list[str] = []
+    items = list(pair_items(text, faults))
+    _check_kind(path, text, items)
+    pairs = [pair for where, line, item in items if (pair := _parse_pair(item, where, line, faults)) is not None]
+    faults += _repeated_ids(pairs)
+    if faults:
+        raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
+    if not pairs:
+        raise TaskError(f"pair file {path} holds no pairs; expected one JSON object a line")
+    kept = _said_once(pairs)
+    return Task(kept, label or str(path), hashlib.sha256(raw).hexdigest(), repeated=len(pairs) - len(kept))
+
+
+def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:
+    """The pairs less those whose prompts and answers stand before them in the same split.
+
+    They would add nothing but weight, and make every interval narrower than the data does.
+    """
+    seen: dict[tuple[Any, ...], PromptPair] = {}
+    for pair in pairs:
+        said = (pair.clean, pair.corrupt, frozenset(pair.answers), frozenset(pair.wrong_answers), pair.neutral)
+        seen.setdefault((*said, pair.split), pair)
+    return tuple(seen.values())
+
+
+def pair_items(text: str, faults: list[str]) -> Iterator[tuple[str, int, Any]]:
+    """The raw pairs of a file's text, in any of its formats, with their places and numbers; others go to ``faults``.
+
+    A pair's number is its line or, in an array of pairs and in auto-circuit's JSON, its place there, from 1.
+    """
+    try:
+        whole = parse_json(text) if text.lstrip()[:1] in ("{", "[") else None
+    except NotJson as error:
+        if "\n{" not in text.strip() or ONE_VALUE.match(text):
+            faults += _whole_faults(error)
+            return
+        whole = None
+    named = "prompt" if isinstance(whole, dict) else "pair"
+    pairs = whole.get("prompts") if isinstance(whole, dict) else whole
+    if isinstance(pairs, list):
+        yield from ((f"{named} {i}", i, item) for i, item in enumerate(pairs, 1))
+    elif isinstance(whole, dict) and "prompts" in whole:
+        faults.append("'prompts' must be a list of pairs")
+    elif isinstance(whole, dict):
+        number = text[: len(text) - len(text.lstrip())].count("\n") + 1
+        if "clean" in whole:
+            yield f"line {number}", number, whole
+        else:
+            faults.append(f'line {number}: expected {{"prompts": [...]}}, or {READ}')
+    else:
+        yield from ((f"line {number}", number, item) for number, item in json_lines(text, faults))
+
+
+def _whole_faults(error: NotJson) -> list[str]:
+    if error.at is None:
+        return error.faults
+    return [f"line {error.at[0]}: not JSON ({error.faults[0]} at column {error.at[1]})"]
+
+
+def _check_kind(path: Path, text: str, items: Sequence[tuple[str, int, Any]]) -> None:
+    """One sentence on a file that is no pair file at all, in the place of a fault for each of its lines.
+
+    Raises:
+        TaskError: it is a table, or auto-circuit's prompts as token ids.
+    """
+    if not items and (found := table_kind(text)):
+        first = next(line for line in text.split("\n") if line.strip())
+        ids = " (EAP-IG's, whose answers are token ids)" if "correct_idx" in first else ""
+        raise TaskError(
+            f"pair file {path} is {found}{ids} that begins {first.strip()[:80]!r}; pairs are read as {READ} "
+            "(docs/pairs.md)"
+        )
+    prompts = [item.get("clean") for _, _, item in items if isinstance(item, dict)]
+    if prompts and all(isinstance(prompt, list) for prompt in prompts):
+        raise TaskError(
+            f"pair file {path} holds prompts as tokens (lists, as in auto-circuit's tracr files), which are not read, "
+            f"since they fit one tokenizer only; decode them to text: {READ} are read"
+        )
+
+
+def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPair | None:
+    if not isinstance(item, dict):
+        faults.append(f"{where}: expected an object with clean, corrupt, answers, wrong_answers, got {_shape(item)}")
+        return None
+    item = {key: value for key, value in item.items() if value is not None or key not in OPTIONAL}
+    found = [
+        *(f"{key!r} must be a non-empty string" for key in ("clean", "corrupt") if not is_text(item.get(key))),
+        *(
+            f"{key!r} must be a non-empty list of strings"
+            for key in ("answers", "wrong_answers")
+            if not is_texts(item.get(key))
+        ),
+        *(
+            f"{key!r} must be a string or a whole number"
+            for key in TEXT_KEYS
+            if not isinstance(item.get(key, ""), str | int) or isinstance(item.get(key), bool)
+        ),
+        *(["'neutral' must be a non-empty string"] if not is_text(item.get("neutral", "-")) else []),
+        *_span_faults(item.get("spans", {})),
+    ]
+    if found:
+        faults += [f"{where}: {fault}" for fault in found]
+        return None
+    extra = {key: str(item[key]) for key in TEXT_KEYS if key in item}
+    answers, wrong = tuple(item["answers"]), tuple(item["wrong_answers"])
+    extra.setdefault("id", str(line))
+    spans, corrupt_spans = (_spans(item.get("spans", {}).get(side, {})) for side in ("clean", "corrupt"))
+    return PromptPair(
+        item["clean"],
+        item["corrupt"],
+        answers,
+        wrong,
+        **extra,
+        neutral=item.get("neutral", ""),
+        spans=spans,
+        corrupt_spans=corrupt_spans,
+        axes=tuple(_axes(item)),
+        line=line,
+        unit=where.split()[0],
+    )
+
+
+def _axes(item: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    known = {*TEXT_KEYS, "clean", "corrupt", "neutral"}
+    for key, value in item.items():
+        if key not in known and isinstance(value, str | int | float | bool):
+            yield key, str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _span_faults(value: Any) -> list[str]:
+    """``{"clean": {name: {"tokens": [start, end]}}, "corrupt": …}`` and nothing else."""
+    sides = value if isinstance(value, dict) else {"": None}
+    parts = [part for side in sides.values() for part in (side.values() if isinstance(side, dict) else [None])]
+    good = all(isinstance(part, dict) and _is_range(part.get("tokens")) for part in parts)
+    return [] if good else ["'spans' must give every part's 'tokens' as [start, end] for clean and corrupt"]
+
+
+def _is_range(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_whole, value)) and value[0] <= value[1]
+
+
+def _spans(parts: dict[str, Any]) -> tuple[Span, ...]:
+    found = (Span(name, *part["tokens"]) for name, part in parts.items())
+    return tuple(span for span in found if span.end > span.start)
+
+
+def _shape(value: Any) -> str:
+    return {list: "a list", str: "a string", bool: "true or false", type(None): "null"}.get(type(value), "a number")
+
+
+def _repeated_ids(pairs: Sequence[PromptPair]) -> list[str]:
+    seen: dict[str, int] = {}
+    faults = []
+    for pair in pairs:
+        if pair.id in seen:
+            faults.append(f"{pair.unit} {pair.line}: id {pair.id!r} is already used in {pair.unit} {seen[pair.id]}")
+        seen.setdefault(pair.id, pair.line)
+    return faults

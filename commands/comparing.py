@@ -1,0 +1,343 @@
+"""Circuits and scorers side by side: curves, compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from persona_circuits.commands.options import (
+    AblationName,
+    BatchOption,
+    DeviceOption,
+    DtypeOption,
+    FittingOption,
+    JsonOption,
+    MaxMemoryOption,
+    MetricName,
+    RandomOption,
+    SeedOption,
+    WhereOption,
+)
+from persona_circuits.commands.terminal import (
+    conditions_of,
+    errors_as_exit_codes,
+    fitted_task,
+    in_processes,
+    load,
+    model_name,
+    own_pairs,
+    print_table,
+    progress_bars,
+    read_task,
+    refuse_idle,
+    say,
+    warn_of_other_weights,
+)
+
+__all__ = [
+    "all_scores",
+]
+
+
+def curves(
+    context: typer.Context,
+    run: Annotated[
+        Path | None,
+        typer.Argument(help="circuit.json or its folder: its model, pairs and settings; its scores are one scorer."),
+    ] = None,
+    scorers: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: eap, eap-ig, exact, random; or scores.safetensors, a run's folder, a submission to "
+            "MIB."
+        ),
+    ] = "eap,eap-ig,random",
+    level: Annotated[
+        Literal["edge", "node", "both"], typer.Option(help="What is kept: edges, or nodes with all edges among them.")
+    ] = "edge",
+    order: Annotated[
+        Literal["absolute", "signed", "both"],
+        typer.Option(help="Largest |score| first, or first what lowers the metric most when it is corrupted."),
+    ] = "both",
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Hugging Face folder or hub name. (default: the run's, else the shipped one)"),
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option("--pairs", help="Prompt pairs. (default: the run's, else the shipped model's)")
+    ] = None,
+    metric: Annotated[
+        MetricName | None, typer.Option(help="What is to be explained. (default: the run's, else persona-divergence)")
+    ] = None,
+    ablation: Annotated[
+        AblationName | None, typer.Option(help="What a cut edge carries. (default: the run's, else corrupt)")
+    ] = None,
+    align: Annotated[
+        Literal["equal", "right"] | None, typer.Option(help="As in discover. (default: the run's, else equal)")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
+    train_split: Annotated[str | None, typer.Option(help="Pairs to score on. (default: train, or all)")] = None,
+    split: Annotated[str | None, typer.Option(help="Pairs to measure on. (default: test, or all)")] = None,
+    where: WhereOption = None,
+    n_random: Annotated[int, typer.Option(help="Random orders of the scorer random.")] = 10,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("runs/curves"),
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    batch_size: BatchOption = 32,
+    fitting: FittingOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Faithfulness over circuits of all sizes, for any number of scorers: CPR, CMD, tables and figures."""
+    with errors_as_exit_codes(), in_processes() as first:
+        from persona_circuits.circuit.assessment import CurveOptions, curve_study, read_scorer
+        from persona_circuits.circuit.io import read_circuit
+        from persona_circuits.circuit.storage import check_output_folder
+
+        stored = read_circuit(run) if run else None
+        own = stored.record if stored is not None else None
+        about = own or {"task": {"metric": "persona-divergence", "align": "equal"}, "ablation": "corrupt"}
+        conditions = conditions_of(where) or tuple(about["task"].get("where", {}).items() if pairs is None else ())
+        named, given = _scorers(scorers, read_scorer)
+        fitted = (ablation or about["ablation"]) in ("mean", "span-mean", "optimal")
+        refuse_idle(
+            context,
+            ("eap-ig" in named, "the scorer eap-ig", ["steps"]),
+            ("random" in named, "the scorer random", ["n_random"]),
+            (fitted or bool(set(named) - {"random"}), "a scorer that is run, or constants, on these", ["train_split"]),
+        )
+        if stored is not None and (scores := all_scores(stored)) is not None:
+            given = {_run_name(stored): scores, **given}
+        options = CurveOptions(
+            scorers=named,
+            levels=("edge", "node") if level == "both" else (level,),
+            orders=("absolute", "signed") if order == "both" else (order,),
+            metric=metric or about["task"]["metric"],
+            ablation=ablation or about["ablation"],
+            align=align or about["task"]["align"],
+            where=conditions,
+            steps=steps,
+            n_random=n_random,
+            train_split=train_split,
+            eval_split=split,
+            batch_size=batch_size,
+            seed=seed,
+        ).checked()
+        name = model or (stored.model_name() if stored is not None else None)
+        task = read_task(pairs or (own_pairs(own) if own else None))
+        check_output_folder(out)
+        with progress_bars() as stage:
+            loaded = load(
+                stage, model_name(name, pairs) if own is None else str(name), revision, device, dtype, max_memory
+            )
+            warn_of_other_weights(own, loaded)
+            task = fitted_task(task, loaded, options.align, fitting or bool(about["task"].get("unfit")))
+            marks = {"circuit": stored.circuit} if stored is not None else None
+            study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
+            if first:
+                stage("files and figures")
+                _write_curves(study, out)
+        if first:
+            _print_curves(study, out, as_json)
+
+
+def _scorers(text: str, read: Callable[[str], Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names of methods, and what was read from files and folders, by a name made of their path."""
+    from persona_circuits.circuit.errors import OptionError
+
+    named, given = [], {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        path = Path(item)
+        if not path.exists():
+            named.append(item)
+            continue
+        plain = path.stem in ("scores", "importances") or path.is_dir()
+        name = path.absolute().parent.name if plain and not path.is_dir() else path.absolute().stem
+        if name in given:
+            raise OptionError(f"--scorers names two sources called {name}; rename one of the files or folders")
+        given[name] = read(item)
+    return tuple(named), given
+
+
+def _run_name(stored: Any) -> str:
+    return f"run {stored.path.absolute().parent.name}"
+
+
+def _write_curves(study: Any, out: Path) -> None:
+    from persona_circuits.circuit.reporting import write_curves
+    from persona_circuits.circuit.storage import replace_folder
+
+    about = study.about
+    with replace_folder(out) as staging:
+        write_curves(study, staging, title=f"{Path(about['model']['name']).name}: {study.report.metric}")
+
+
+def _print_curves(study: Any, out: Path, as_json: bool) -> None:
+    from persona_circuits.circuit.reporting import curve_tables as tables
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **study.as_dict()}))
+        return
+    from persona_circuits.circuit.task import Overlap
+
+    report = study.report
+    say(f"scored on   {study.about['scored_on']}; measured on {report.n_pairs} pairs ({report.split})")
+    say(f"m           {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}")
+    say(f"intervals   over {report.resampled}")
+    for level, n in report.n_units.items():
+        title = f"faithfulness by share of {n:,} {level}s"
+        print_table(title, tables.CURVES, tables.curve_rows(report, level), texts=2)
+        print_table("edges left without dead ends", tables.SIZES, tables.size_rows(report, level), texts=2)
+        print_table("areas over the share", tables.AREAS, tables.area_rows(report, level), texts=2)
+    say("MIB takes CPR from the signed order and CMD from the absolute one; CPR has no upper bound")
+    for mark in report.marks:
+        f = "undefined" if mark.faithfulness is None else f"{mark.faithfulness:.3f}"
+        say(f"{mark.name:<12}{mark.n_edges:,} edges, {100 * mark.share:.2g} %: f {f}")
+    if report.m_full < report.m_empty:
+        say("reversed: m(full) is below m(empty); see whether clean and corrupt are the wrong way round")
+    shared = Overlap(**study.about["shared"])
+    if shared.note:
+        say(f"\n{shared.note}")
+    say(f"\nwritten to  {out}/")
+
+
+def compare(
+    context: typer.Context,
+    a: Annotated[Path, typer.Argument(help="Circuit A: circuit.json, its folder, or EAP-IG's JSON.")],
+    b: Annotated[Path, typer.Argument(help="Circuit B, of a model of the same shape.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Write all of it to this JSON file too.")] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw the difference: .svg, .png, .pdf or .dot.")
+    ] = None,
+    pairs_a: Annotated[Path | None, typer.Option(help="Pairs of A. (default: those its file names)")] = None,
+    pairs_b: Annotated[Path | None, typer.Option(help="Pairs of B. (default: those its file names)")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Model to measure both in. (default: those that the files name)")
+    ] = None,
+    no_model: Annotated[bool, typer.Option("--no-model", help="Compare the files only; run no model.")] = False,
+    n_draws: Annotated[int, typer.Option(help="Draws of every kind of chance.")] = 200,
+    n_random: RandomOption = 10,
+    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 200,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "float32",
+    max_memory: MaxMemoryOption = None,
+    batch_size: BatchOption = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two circuits: overlap and scores against chance, opposite signs, each on the other's pairs."""
+    with errors_as_exit_codes():
+        measured = ["pairs_a", "pairs_b", "model", "n_random", "device", "dtype", "max_memory", "batch_size"]
+        refuse_idle(
+            context,
+            (not no_model, "a model that is run, without --no-model", measured),
+            (picture is not None, "a --picture", ["strongest"]),
+        )
+        from persona_circuits.circuit.assessment.comparison import compare as side_by_side
+        from persona_circuits.circuit.assessment.comparison import cross_faithfulness, draw_difference, read_side
+        from persona_circuits.circuit.drawing import check_picture
+        from persona_circuits.circuit.storage import check_output_file, write_json
+
+        sides = read_side(a), read_side(b)
+        if out is not None:
+            check_output_file(out)
+        if picture is not None:
+            check_picture(picture)
+        with progress_bars() as stage:
+            found = side_by_side(*sides, n_draws=n_draws, seed=seed, progress=stage("random circuits"))
+            if not no_model:
+                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, (device, dtype, max_memory))
+                numbers = {"batch_size": batch_size, "n_random": n_random, "seed": seed}
+                found = found.with_cross(cross_faithfulness(*sides, grounds, stage=stage, **numbers), notes)
+            if picture is not None:
+                draw_difference(found, picture, strongest=strongest)
+        if out is not None:
+            write_json(found.as_dict(), out)
+        _print_comparison(found, [path for path in (out, picture) if path], as_json)
+
+
+def _grounds(
+    sides: Sequence[Any],
+    pairs: Sequence[Path | None],
+    model: str | None,
+    stage: Callable[[str], Any],
+    where: tuple[str, str, str | None],
+) -> tuple[list[Any], list[str]]:
+    """What either side's circuit was found on, where pairs and model are here, and notes on what is not."""
+    from persona_circuits.circuit.assessment.comparison import Ground
+    from persona_circuits.circuit.errors import ModelError, TaskError
+
+    grounds: list[Any] = []
+    notes: list[str] = []
+    models: dict[str, Any] = {}
+    for letter, side, given in zip("AB", sides, pairs, strict=True):
+        if side.record is None:
+            notes.append(f"nothing is measured on {letter}'s pairs: {side.name} does not say how it was found")
+            continue
+        name, source = model or side.record["model"]["name"], given or own_pairs(side.record)
+        try:
+            task = read_task(source)
+            if name not in models:
+                models[name] = load(stage, name, side.record["model"]["revision"], *where)
+            about = side.record["task"]
+            task = fitted_task(task, models[name], about["align"], bool(about.get("unfit")))
+        except (TaskError, ModelError) as error:
+            if given is not None or model is not None:
+                raise
+            reason = str(error).splitlines()[0]
+            notes.append(f"nothing is measured on {letter}'s pairs: {reason}; see --pairs-a, --pairs-b and --model")
+            continue
+        if task.sha256 != side.record["task"]["sha256"]:
+            notes.append(f"{task.source} is not, byte for byte, the file that {letter} was found on")
+        if models[name].fingerprint != side.record["model"]["fingerprint"]:
+            notes.append(f"{letter} was found in other weights than {models[name].name} has")
+        grounds.append(Ground(letter, models[name], task, side.record))
+    return grounds, notes
+
+
+def _print_comparison(found: Any, written: Sequence[Path], as_json: bool) -> None:
+    from persona_circuits.circuit.reporting import comparison as tables
+
+    if as_json:
+        typer.echo(json.dumps({"written": [str(path) for path in written], **found.as_dict()}))
+        return
+    for letter, side in (("A", found.a), ("B", found.b)):
+        task = side.record["task"] if side.record else None
+        about = f": {task['metric']} on {task['n_pairs']} pairs of {task['source']} ({task['split']})" if task else ""
+        say(f"{letter}           {side.name}{about}")
+    if found.settings:
+        print_table("warning: not found alike", tables.SETTINGS, tables.setting_rows(found), texts=3)
+    n_draws = found.edges.random.n if found.edges.random else 0
+    print_table(f"overlap, chance over {n_draws} draws", tables.OVERLAP, tables.overlap_rows(found), texts=1)
+    if found.correlations:
+        print_table("rank correlation", tables.CORRELATIONS, tables.correlation_rows(found), texts=1)
+        print_table("edges of opposite sign", tables.SIGNS, tables.sign_rows(found), texts=1)
+    for title, opposite in (("strongest shared edges", False), ("strongest edges of opposite sign", True)):
+        if rows := tables.edge_rows(found, opposite=opposite):
+            print_table(title, tables.EDGES, rows, texts=2)
+    for letter in "AB":
+        if rows := tables.own_rows(found, letter):
+            print_table(f"strongest edges of {letter} alone", tables.EDGES, rows, texts=2)
+    if found.cross:
+        print_table("each circuit on each one's held-out pairs", tables.CROSS, tables.cross_rows(found), texts=2)
+    for note in found.notes:
+        say(f"note: {note}")
+    for path in written:
+        say(f"written to  {path}")
+
+
+def all_scores(stored: Any) -> Any:
+    """The scores of every edge where they lie beside the circuit, else those of the circuit's own edges."""
+    from persona_circuits.circuit.io import read_scores
+
+    beside = stored.path.parent / "scores.safetensors"
+    if stored.record is None or not beside.is_file():
+        return stored.scores
+    scores = read_scores(beside)
+    return scores if scores.graph == stored.circuit.graph else stored.scores

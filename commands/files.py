@@ -1,0 +1,124 @@
+"""Files of circuits: draw, validate, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona_circuits.commands.comparing import all_scores
+from persona_circuits.commands.options import LATEST, CircuitArgument, ExportFormat
+from persona_circuits.commands.printing import picture_title
+from persona_circuits.commands.terminal import errors_as_exit_codes, own_pairs, read_task, say
+
+__all__: list[str] = []
+
+
+def draw(
+    out: Annotated[Path, typer.Option("--out", help="Picture to write: .svg, .png, .pdf or .dot.")],
+    circuit: CircuitArgument = LATEST,
+    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
+    title: Annotated[str | None, typer.Option(help="Line above the picture. (default: the model's name)")] = None,
+) -> None:
+    """Draw a circuit: layers upward from input to logits, edges by strength and sign."""
+    with errors_as_exit_codes():
+        from persona_circuits.circuit.drawing import check_picture
+        from persona_circuits.circuit.drawing import draw as picture
+        from persona_circuits.circuit.io import read_circuit
+
+        check_picture(out)
+        stored = read_circuit(circuit)
+        heading = title if title is not None else picture_title(stored.record)
+        how = {"scores": stored.scores, "strongest": strongest, "title": heading}
+        report = picture(stored.circuit, out, fringe=stored.fringe, **how)
+        say(f"{out}: {report.shown} of {report.total} edges drawn")
+
+
+def validate(
+    files: Annotated[
+        list[Path], typer.Argument(help="circuit.json, real_circuits_1.json, scores.safetensors or EAP-IG's JSON.")
+    ],
+    against: Annotated[
+        Path | None, typer.Option("--against", help="A circuit.json: nodes must be of its model's graph.")
+    ] = None,
+) -> None:
+    """Check circuit files and name every fault with its place."""
+    with errors_as_exit_codes():
+        from persona_circuits.circuit.io import faults_of, read_circuit
+
+        graph = read_circuit(against).circuit.graph if against else None
+        faulty = 0
+        for path in files:
+            faults = faults_of(path, graph)
+            faulty += bool(faults)
+            say(f"{path}: {'valid' if not faults else f'{len(faults)} fault(s)'}", err=bool(faults))
+            for fault in faults:
+                say(f"  {fault}", err=True)
+    raise typer.Exit(2 if faulty else 0)
+
+
+def export(
+    to: Annotated[
+        ExportFormat,
+        typer.Option(help="Format to write."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="File to write; for mib* the folder, named TASK_MODEL.")],
+    circuit: CircuitArgument = LATEST,
+) -> None:
+    """Write a circuit as EAP-IG's JSON, GraphML, DOT, nodes; auto-circuit's scores or pairs; a submission to MIB."""
+    with errors_as_exit_codes():
+        from persona_circuits.circuit import io as files
+        from persona_circuits.circuit.storage import check_output_file, check_output_folder
+
+        check = check_output_folder if to.startswith("mib") else check_output_file
+        check(out)
+        stored = files.read_circuit(circuit)
+        if to == "eap-ig":
+            files.write_eap_ig(stored.circuit, all_scores(stored), out)
+        elif to == "graphml":
+            files.write_graphml(stored.circuit, stored.scores, out)
+        elif to == "nodes":
+            files.write_nodes(stored.circuit, out)
+        elif to == "auto-circuit":
+            from persona_circuits.circuit.peers import write_autocircuit_scores
+
+            write_autocircuit_scores(_every_score(stored), out)
+        elif to == "auto-circuit-pairs":
+            from persona_circuits.circuit.peers import write_autocircuit_pairs
+
+            source = read_task(own_pairs(stored.record))
+            write_autocircuit_pairs(source.of_split((stored.record or {})["task"]["split"]), out)
+        elif to.startswith("mib"):
+            _export_mib(stored, to, out)
+        else:
+            from persona_circuits.circuit.drawing import draw as picture
+
+            picture(stored.circuit, out, scores=stored.scores, strongest=max(1, len(stored.circuit)), fmt="dot")
+        say(str(out))
+
+
+def _export_mib(stored: Any, to: str, out: Path) -> None:
+    """Importances of edges or of nodes, or the nine circuits; all scores of the run are needed."""
+    from persona_circuits.circuit.errors import OptionError
+    from persona_circuits.circuit.evaluation.curves import NodeScores
+    from persona_circuits.circuit.peers import mib
+    from persona_circuits.circuit.task import resolve
+
+    scores, name = _every_score(stored), stored.model_name()
+    if name is None:
+        raise OptionError(f"{stored.path} does not say which model it is of, and MIB's files name its d_model")
+    width = mib.stream_width(resolve(name))
+    if to == "mib-circuits":
+        mib.write_circuits(scores, out, d_model=width)
+    else:
+        mib.write_importances(NodeScores.of(scores) if to == "mib-nodes" else scores, out, d_model=width)
+
+
+def _every_score(stored: Any) -> Any:
+    from persona_circuits.circuit.errors import OptionError
+
+    scores = all_scores(stored)
+    if scores is None:
+        raise OptionError(f"{stored.path} has no scores; write those of a run that scored its edges")
+    return scores

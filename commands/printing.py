@@ -1,0 +1,246 @@
+"""Tables of circuits and searches for the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from persona_circuits.commands.terminal import print_table, say, shown_text
+
+if TYPE_CHECKING:
+    from persona_circuits.circuit.discovery import Discovery
+    from persona_circuits.circuit.evaluation import FaithfulnessReport
+
+__all__ = [
+    "picture_title",
+    "print_battery",
+    "print_calibration",
+    "print_discovery",
+    "print_report",
+    "write_results",
+]
+
+
+def print_battery(results: Any, record: dict[str, Any] | None) -> None:
+    from persona_circuits.circuit.reporting import evaluation_tables as tables
+
+    tests = results.tests
+    rows = [
+        (
+            *(
+                row["test"],
+                row["decision"],
+                shown_text(row["statistic"], 3),
+                shown_text(row["p"], 4),
+                shown_text(row["p_holm"], 4),
+            ),
+            *(row["could_show"], row["says"]),
+        )
+        for row in tests.rows()
+    ]
+    title = f"hypothesis tests on {tests.n_pairs} pairs, level {rows and tests.outcomes[0].alpha:g}"
+    columns = ("test", "circuit", "statistic", "p", "p (Holm)", "could have shown")
+    print_table(title, columns, [row[:6] for row in rows], texts=2)
+    say(f"tested over {tests.resampled}")
+    for row in rows:
+        say(f"{row[0]}: {row[6]}")
+    say(f"\ncompleteness: {results.completeness.sentence}")
+    say(f"intervals over {tests.resampled}")
+    say(f"backup: {results.completeness.backup.sentence}")
+    _print_stability(results.searched, (record or {}).get("stability"))
+    _print_pairs(results.pairs)
+    for key, parts in results.transfer.items():
+        columns = ("on" if key == "pairs" else key, *tables.TRANSFER)
+        title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
+        print_table(title, columns, tables.transfer_rows(parts), texts=2)
+        say(f"intervals over {_drawn(part.interval for part in parts)}")
+    rows = tables.evaluation_rows(record or {})
+    if len(rows) > 1:
+        print_table("all evaluations in the circuit's file", tables.EVALUATIONS, rows, texts=4)
+
+
+def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
+    from persona_circuits.circuit.reporting import evaluation_tables as tables
+
+    if searched.report is None:
+        verdict = {True: "unstable", False: "stable", None: "unknown"}[(known or {}).get("unstable")]
+        earlier = f"found earlier, in the circuit's file: {verdict}" if known else f"not known; {searched.reason}"
+        say(f"\nstability: {earlier}")
+        return
+    title = f"stability: {searched.report.rule}, {searched.report.n_pairs} pairs searched on"
+    print_table(title, tables.STABILITY, tables.stability_rows(searched.report), texts=1)
+    say(searched.report.sentence)
+    for note in searched.report.notes:
+        say(f"note: {note}")
+
+
+def _print_pairs(view: Any) -> None:
+    from persona_circuits.circuit.reporting import evaluation_tables as tables
+
+    title = f"pair by pair; flat: |D| within {view.null:.3g} ({view.null_source})"
+    print_table(title, tables.AVERAGES, tables.average_rows(view), texts=1)
+    for title, columns, rows, texts in (
+        ("distribution", tables.QUANTILES, tables.quantile_rows(view), 1),
+        ("worst pairs", tables.WORST, tables.worst_rows(view), 3),
+        ("groups of pairs", tables.GROUPS, tables.group_rows(view), 2),
+    ):
+        if rows:
+            print_table(title, columns, rows, texts=texts)
+    if len(view.groups) > 1:
+        say(f"intervals over {_drawn(group.interval for group in view.groups)}")
+    for note in view.notes:
+        say(f"note: {note}")
+
+
+def _drawn(intervals: Iterable[Any]) -> str:
+    """What intervals were drawn over, each way once."""
+    return ", or ".join(dict.fromkeys(one.by for one in intervals if one is not None)) or "nothing: there is none"
+
+
+def write_results(found: Discovery, out: Path, strongest: int) -> None:
+    """All files of a discovery, moved into place together."""
+    from persona_circuits.circuit.reporting import write_discovery
+    from persona_circuits.circuit.storage import replace_folder
+
+    with replace_folder(out) as staging:
+        write_discovery(found, staging, strongest=strongest)
+
+
+def picture_title(record: dict[str, Any] | None) -> str:
+    from persona_circuits.circuit.reporting import title_of
+
+    return title_of(record)
+
+
+def print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
+    from persona_circuits.circuit.reporting import completeness_lines, summary
+
+    if as_json:
+        typer.echo(json.dumps({"out": str(out), **summary(found)}))
+        return
+    counts, task = found.record["counts"], found.record["task"]
+    say(f"divergence  {found.divergence:+.3f} {task['unit']} on {task['n_pairs']} pairs ({task['split']})")
+    if found.tau is not None:
+        say(f"threshold   {found.tau:.4g} {task['unit']}")
+    if found.completeness is not None:
+        say("\n".join(completeness_lines(found.completeness)))
+    if found.smallest is not None:
+        _print_smallest(found)
+    say(
+        f"circuit     {counts['edges']:,} of {counts['graph_edges']:,} edges, "
+        f"{counts['nodes']:,} of {counts['graph_nodes']:,} nodes"
+    )
+    if not len(found.circuit):
+        say("the circuit is empty: no path from input to logits is left; lower --threshold or raise --top-n")
+    if found.acdc_cost:
+        cost = found.acdc_cost
+        say(
+            f"ACDC        {cost['passes']:,} passes, {cost['evaluated']:,} circuits tried, "
+            f"{cost['wasted']:,} of them for nothing"
+        )
+    if found.cost is not None:
+        cost = found.cost
+        say(
+            f"activations {cost.activations}: r {cost.correlation:.5f} with float32 on {cost.n_prompts} prompts, "
+            f"largest difference {cost.largest:.2g} of the largest score"
+        )
+    _print_edges(found)
+    if found.null is not None:
+        _print_null_run(found)
+    if found.spans is not None:
+        _print_spans(found)
+    if found.sweep is not None:
+        from persona_circuits.circuit.reporting import sweep_columns, sweep_rows
+
+        title = "nested circuits; * no smaller one here is as close to the whole model on the pairs searched on"
+        print_table(title, sweep_columns(found.sweep), sweep_rows(found.sweep), texts=0)
+    for report in found.reports:
+        print_report(report, as_json=False)
+    if found.shared is not None and found.shared.note:
+        say(f"\n{found.shared.note}")
+    say(f"\nwritten to  {out}/")
+
+
+def _print_smallest(found: Discovery) -> None:
+    least = found.smallest
+    assert least is not None
+    say(
+        f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by |score|, "
+        f"of {len(least.tried):,} sizes tried"
+    )
+    held = found.reports[-1].circuit.ratio_of_means
+    if found.confirmed is not None and held is not None:
+        say(f"held out    {held:.3f}: {'confirmed' if found.confirmed else 'not confirmed'}")
+    if least.relapses:
+        shown = ", ".join(f"{n:,}" for n in least.relapses[:5])
+        say(f"note: f does not grow steadily; larger sizes that miss the target: {shown}")
+
+
+def _print_null_run(found: Discovery) -> None:
+    null = found.null
+    assert null is not None
+    known = {name: value for name, value in null.as_dict().items() if isinstance(value, float)}
+    shown = {name: f"{known[name]:.3g}" if name in known else "unknown" for name in null.as_dict()}
+    within = f"{null.within:.0%}" if null.within is not None else "unknown"
+    say(
+        f"\nnull run    {null.n_equal} paraphrases of equal length: sigma_0 {shown['sigma_0']}; "
+        f"{null.n_unequal} of unequal length: {shown['unequal']}, {within} of them within 2 sigma_0\n"
+        f"            |D| with difference in length: rho {shown['gap_correlation']}, p {shown['p_gap']}; "
+        f"unequal ones spread more: p {shown['p_larger']}; shifted: p {shown['p_shift']}"
+    )
+
+
+def _print_spans(found: Discovery) -> None:
+    spans = found.spans
+    assert spans is not None
+    rows = []
+    for i, layer in enumerate([*map(str, range(len(spans.entry) - 1)), "logits"]):
+        cells = zip(spans.entry[i], spans.persistence[i], strict=True)
+        rows.append((layer, *(f"{entry:.2f} / {stays:+.2f}" for entry, stays in cells)))
+    print_table("share of |score| read there / causal persistence", ("layer", *spans.names), rows, texts=1)
+
+
+def _print_edges(found: Discovery) -> None:
+    from persona_circuits.circuit.reporting import strongest_edges
+
+    edges = strongest_edges(found)
+    if edges:
+        rows = [(item["edge"], f"{item['score']:+.4f}") for item in edges]
+        print_table("strongest edges", ("edge", "score"), rows, texts=1)
+
+
+def print_report(report: FaithfulnessReport, as_json: bool) -> None:
+    from persona_circuits.circuit.reporting import faithfulness_rows
+
+    if as_json:
+        typer.echo(json.dumps(report.as_dict()))
+        return
+    title = f"faithfulness on {report.n_pairs} pairs ({report.split})"
+    ends = f"m = {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}"
+    if report.n_reversed is not None:
+        ends += f"; {report.n_reversed} reversed"
+    columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")
+    print_table(f"{title}, {ends}", columns, faithfulness_rows(report), texts=1)
+    say(f"faithfulness is a ratio of means; intervals over {report.resampled}")
+    if report.reversal:
+        say(report.reversal)
+
+
+def print_calibration(rows: list[Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps([row.as_dict() for row in rows]))
+        return
+    columns = ("planted model", "scores", "recovered exactly by", "true edges", "AUROC", "average precision")
+    cells = []
+    for row in rows:
+        exact = ", ".join(recovery.prune for recovery in row.recoveries if recovery.exact) or "none"
+        numbers = (str(row.n_true), f"{row.auroc:.3f}", f"{row.average_precision:.3f}")
+        cells.append((row.planted, row.method, exact, *numbers))
+    print_table("planted models", columns, cells, texts=3)
+    for row in rows:
+        if row.note and row.method != "random":
+            say(f"{row.planted}, {row.method}: {row.note}")

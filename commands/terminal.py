@@ -1,0 +1,407 @@
+"""What every command does at its edges: load, print, report progress, turn errors into exit codes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+__all__ = [
+    "by_token_count",
+    "conditions_of",
+    "duration",
+    "errors_as_exit_codes",
+    "fitted_task",
+    "in_processes",
+    "lines_of",
+    "load",
+    "model_name",
+    "names_of",
+    "numbers_of",
+    "own_pairs",
+    "path_and_name",
+    "print_table",
+    "progress_bars",
+    "read_task",
+    "refuse_idle",
+    "refuse_revision",
+    "require",
+    "revision_of",
+    "say",
+    "say_drawn",
+    "shipped_or",
+    "shown_text",
+    "texts_of",
+    "two_splits",
+    "warn_of_other_weights",
+]
+
+LONGEST_NAME, LONGEST_CELL, LONGEST_LINE = 60, 400, 2000  # characters shown: of a row's name, a cell, a line
+
+
+def shown_text(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:.{places}f}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
+
+
+def by_token_count(counts: dict[str, Any]) -> str:
+    gaps = [int(gap) for gap in counts["by_tokens"]]
+    return f"{gaps[0]} to {gaps[-1]} tokens" if gaps[0] != gaps[-1] else f"{gaps[0]} token(s)"
+
+
+def path_and_name(given: Path | None, default: str | None) -> tuple[str | None, str | None]:
+    """Where a file lies and what results call it; the shipped default where none is given."""
+    from persona_circuits.circuit.task import resolve
+
+    name = default if given is None else str(given)
+    return (None, None) if name is None else (resolve(name), name)
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def two_splits(model: Any, pairs: Path | None, train: str | None, test: str | None, fit: str | None) -> tuple[Any, Any]:
+    """The pairs to search on and those to test on; one and the same where the file names no splits.
+
+    With ``fit``, an alignment, those of them that fit the model.
+    """
+    from persona_circuits.circuit.discovery import split_of
+    from persona_circuits.circuit.task import resolve
+    from persona_circuits.circuit.task.shipped_files import PAIRS
+    from persona_circuits.persona.data import load_examples
+
+    task, name = read_task(pairs), PAIRS if pairs is None else str(pairs)
+    first, second = split_of(task, train, "train"), split_of(task, test, "test")
+    how = {"label": name, "fitting": fit is not None, "align": fit}
+    found = load_examples(resolve(name), model, split=first, **how)
+    return found, found if second == first else load_examples(resolve(name), model, split=second, **how)
+
+
+def numbers_of(text: str) -> tuple[float, ...]:
+    from persona_circuits.circuit.errors import OptionError
+
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"--strengths {text!r} are not numbers apart by commas, such as 0.5,1,2") from error
+
+
+def lines_of(path: Path | None) -> tuple[str, ...]:
+    from persona_circuits.circuit.errors import FileError
+    from persona_circuits.circuit.storage import Kind, read_text
+
+    if path is None:
+        return ()
+    kind = Kind("list of neutral prompts", expected="one prompt a line")
+    lines = [line for line in read_text(path, kind).split("\n") if line.strip()]
+    if not lines:
+        raise FileError(f"{path} is empty; expected one prompt a line")
+    return tuple(line.replace("\\n", "\n") for line in lines)
+
+
+def texts_of(stop: list[str] | None) -> tuple[str, ...]:
+    """Stop texts as they were meant: a shell makes it hard to give a line feed."""
+    return tuple(text.replace("\\n", "\n") for text in stop or ())
+
+
+def shipped_or(model: str | None) -> str:
+    from persona_circuits.circuit.task import MODEL
+
+    return MODEL if model is None else model
+
+
+def model_name(model: str | None, pairs: Path | None) -> str:
+    from persona_circuits.circuit.errors import OptionError
+    from persona_circuits.circuit.task import MODEL
+
+    if model is not None and pairs is None:
+        raise OptionError("--model needs --pairs: the pairs that are shipped are written for the shipped model")
+    return MODEL if model is None else model
+
+
+def read_task(pairs: Path | str | None) -> Any:
+    from persona_circuits.circuit.task import load_task, resolve
+    from persona_circuits.circuit.task.shipped_files import PAIRS
+
+    name = PAIRS if pairs is None else str(pairs)
+    return load_task(resolve(name), label=name)
+
+
+def conditions_of(where: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
+    """``KEY=VALUE`` taken apart."""
+    from persona_circuits.circuit.errors import OptionError
+
+    found = [tuple(item.split("=", 1)) for item in where or ()]
+    if wrong := next((item for item, parts in zip(where or (), found, strict=True) if len(parts) != 2), None):
+        raise OptionError(f"--where {wrong!r} must be KEY=VALUE, such as domain=food")
+    return tuple((key.strip(), value.strip()) for key, value in found)
+
+
+def own_pairs(record: dict[str, Any] | None) -> str:
+    from persona_circuits.circuit.errors import OptionError
+
+    if record is None:
+        raise OptionError("the circuit does not say which pairs it was found on; give --pairs")
+    return str(record["task"]["source"])
+
+
+def revision_of(record: dict[str, Any] | None, other_model: str | None) -> str | None:
+    """The commit that a circuit was found in, unless another model is asked for."""
+    return record["model"]["revision"] if record is not None and other_model is None else None
+
+
+def load(
+    stage: Callable[[str], Any],
+    name: str,
+    revision: str | None,
+    device: str,
+    dtype: str,
+    max_memory: str | None = None,
+) -> Any:
+    stage(f"loading {name}")
+    from persona_circuits.circuit.cost import parse_bytes
+    from persona_circuits.circuit.model import load_model
+    from persona_circuits.circuit.task import resolve
+
+    refuse_revision(resolve(name), revision)
+    limit = None if max_memory is None else parse_bytes(max_memory)
+    model = load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name, max_memory=limit)
+    for note in model.notes:
+        say(f"note: {note}", err=True)
+    return model
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
+    """A title and a table whose first ``texts`` columns are text and whose others are numbers."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(
+            _cell(column, LONGEST_CELL), justify="left" if i < texts else "right", no_wrap=i == 0 or i >= texts
+        )
+    for row in rows:
+        table.add_row(*(_cell(cell, LONGEST_CELL if i else LONGEST_NAME) for i, cell in enumerate(row)))
+    say(f"\n{title}")
+    _console().print(table)
+
+
+def _cell(text: str, most: int) -> Any:
+    """A cell as it reads: no markup, nothing that a terminal obeys, on one line, not without end."""
+    from rich.text import Text
+
+    from persona_circuits.circuit.printable import one_line
+
+    return Text(one_line(text, most))
+
+
+def say(text: object, *, err: bool = False) -> None:
+    """Every line that is printed goes this way: what a terminal would obey is shown, endless lines are cut."""
+    from persona_circuits.circuit.printable import shortened, visible
+
+    lines = visible(text).split("\n")
+    typer.echo("\n".join(shortened(line, LONGEST_LINE) for line in lines), err=err)
+
+
+def say_drawn(personas: Sequence[Any], questions: Sequence[str]) -> None:
+    """What the intervals of the tables above are drawn over."""
+    from persona_circuits.persona.data import drawn_over
+
+    say(f"intervals   over {drawn_over(personas, questions)}")
+
+
+def refuse_revision(model: str, revision: str | None) -> None:
+    """A folder has no revisions."""
+    from persona_circuits.circuit.errors import OptionError
+
+    if revision is not None and Path(model).is_dir():
+        raise OptionError(
+            f"--revision has no effect here: it is for a model of the hub, and {model} is a folder; leave it out"
+        )
+
+
+def require(value: float | None, bar: float | None) -> None:
+    if bar is not None and (value is None or value < bar):
+        shown = "undefined" if value is None else f"{value:.3f}"
+        say(f"faithfulness {shown} is below the bar of {bar:g}", err=True)
+        raise typer.Exit(1)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Bars on standard error, one per stage; nothing where standard error is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from persona_circuits.circuit.printable import one_line
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bars:
+
+        def stage(name: str) -> Callable[[int, int], None]:
+            for task in bars.tasks:
+                if task.total is None:
+                    bars.update(task.id, total=1, completed=1)
+            task_id = bars.add_task(one_line(name, 80), total=None)
+            return lambda done, total: bars.update(task_id, completed=done, total=total)
+
+        yield stage
+
+
+@contextlib.contextmanager
+def errors_as_exit_codes() -> Iterator[list[Callable[[], str]]]:
+    """A user's error is one message on standard error and exit code 2; a bug keeps its traceback.
+
+    Ctrl-C and SIGTERM are a line and 130 or 143. What the block puts into the list that it is given says then what
+    is kept for the next run, or nothing.
+    """
+    from persona_circuits.circuit.errors import PersonaCircuitsError
+
+    rank = int(os.environ.get("RANK", "0"))
+    who = f"rank {rank}: " if rank else ""
+    kept: list[Callable[[], str]] = []
+    with _signals() as came, _damage_told():
+        try:
+            yield kept
+        except BaseException as error:
+            if came or isinstance(error, KeyboardInterrupt):
+                say(f"{who}{_stopped(kept)}", err=True)
+                raise typer.Exit(128 + (came or [signal.SIGINT])[0]) from None
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                place = error.filename or "a temporary file"
+                say(f"{who}error: cannot write {place}: {error.strerror}; free some space", err=True)
+            elif isinstance(error, PersonaCircuitsError):
+                say(f"{who}error: {error}", err=True)
+            else:
+                raise
+            raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Ctrl-C and SIGTERM end the block with ``_Stopped``; which came is in the list. A second ends the process."""
+    came: list[int] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise _Stopped
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    if threading.current_thread() is not threading.main_thread():
+        ours = []
+    for number in ours:
+        signal.signal(number, stop)
+    try:
+        yield came
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
+class _Stopped(BaseException):
+    """A signal came. No KeyboardInterrupt, of which typer says something of its own."""
+
+
+def _stopped(kept: Sequence[Callable[[], str]]) -> str:
+    """What a stopped command leaves, and how to go on."""
+    if said := "; ".join(filter(None, (tell() for tell in kept))):
+        return f"stopped: {said}; the same command goes on from there"
+    return "stopped: no file is half-written; the same command begins anew"
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """A saved state that cannot be used is a note on standard error; other warnings are as they were."""
+    import warnings
+
+    from persona_circuits.circuit.storage import DamagedState
+
+    plainly = warnings.showwarning
+
+    def told(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        if issubclass(category, DamagedState):
+            say(f"note: {message}", err=True)
+        else:
+            plainly(message, category, *place)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DamagedState)
+        warnings.showwarning = told
+        yield
+
+
+@contextlib.contextmanager
+def in_processes() -> Iterator[bool]:
+    """Where torchrun started several processes they share the prompts; true in the one that prints and writes."""
+    from persona_circuits.circuit import parallel as ranks
+
+    with ranks.processes():
+        yield ranks.is_first()
+
+
+def fitted_task(task: Any, model: Any, align: str, fitting: bool) -> Any:
+    """The task, or the pairs of it that fit; rows that are not used are told of. None stays None."""
+    from persona_circuits.circuit import parallel as ranks
+    from persona_circuits.circuit.task import fitting as those_that_fit
+
+    if task is None:
+        return None
+    found = those_that_fit(task, model, align=align) if fitting else task
+    for note in found.notes if ranks.is_first() else ():
+        say(f"note: {found.source}: {note}", err=True)
+    return found
+
+
+def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]]) -> None:
+    """Refuse options that were given and would do nothing.
+
+    A rule is whether there is what its options act on, what that is, and the options by their parameters' names.
+    """
+    from persona_circuits.circuit.errors import OptionError
+
+    flags = {one.name: one.opts[0] for one in context.command.params}
+    for there, what, names in rules:
+        for name in names if not there else ():
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise OptionError(f"{flags[name]} has no effect here: it is for {what}; leave one of them out")
+
+
+def warn_of_other_weights(record: dict[str, Any] | None, model: Any) -> None:
+    if record and record["model"]["fingerprint"] != model.fingerprint:
+        say(
+            f"note: the circuit was found in {record['model']['name']} with other weights than {model.name} has; "
+            "this measures a transfer",
+            err=True,
+        )

@@ -1,0 +1,74 @@
+"""The behavioural study: where two personas get one answer, and whether persona or prior decides.
+
+1. every pair is asked under both personas, its question without one in other wordings,
+   and the paraphrase controls like any pair (``persona.behaviour.measure``);
+2. sigma_0, the spread of D over paraphrases of one persona, says which D are no signal;
+3. every pair gets a bias bin, from its neutral wordings where there are any;
+4. pairs are summed up together and along each axis, with the paraphrases of the same
+   value of that axis beside them (all paraphrases where it has none);
+5. every question is summed up over the personas that it was put to.
+
+Intervals are two-way cluster bootstraps over persona pairs and questions; the p of
+D = 0 flips the signs of all pairs of two personas together (``persona.data.statistics``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.model import Model
+from persona_circuits.persona.behaviour.measure import measure_pairs
+from persona_circuits.persona.behaviour.options import CollapseStudy, StudyOptions
+from persona_circuits.persona.behaviour.summary import summarise
+from persona_circuits.persona.data import ItemFile, Neutral
+
+__all__ = [
+    "study_collapse",
+]
+
+
+def study_collapse(
+    model: Model,
+    pairs: ItemFile,
+    *,
+    controls: ItemFile | None = None,
+    neutral: Sequence[Neutral] = (),
+    options: StudyOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CollapseStudy:
+    """Measure persona collapse on a model.
+
+    Parameters
+    ----------
+    pairs
+        The pairs of the study; rows with a ``control`` are controls.
+    controls
+        More pairs, of which the rows with a ``control`` are taken, whatever their split.
+    neutral
+        Wordings without a persona; those that a pair itself uses are left out for it.
+    progress
+        Called with the number of prompts done and of all.
+
+    Raises
+    ------
+    OptionError
+        A number among the options is out of range.
+    TaskError
+        No pair is left to study, or one does not fit the model's tokenizer.
+    """
+    options = (options or StudyOptions()).checked()
+    chosen = pairs.of_split(options.split)
+    items = [*chosen.items, *(item for item in (controls.items if controls else ()) if item.control != "none")]
+    if all(item.control != "none" for item in items):
+        raise OptionError(f"{pairs.source} holds controls only; give a file with pairs of two personas as well")
+    measures = measure_pairs(
+        model,
+        items,
+        source=pairs.source if controls is None else f"{pairs.source} with {controls.source}",
+        neutral=neutral,
+        batch_size=options.batch_size,
+        progress=progress,
+    )
+    sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
+    return summarise(measures, options, model=model.name, fingerprint=model.fingerprint, sources=sources)

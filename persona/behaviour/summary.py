@@ -1,0 +1,261 @@
+"""Rows of a collapse study added up, by group and by question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from persona_circuits import metrics
+from persona_circuits.persona.behaviour.measure import PairMeasure
+from persona_circuits.persona.behaviour.options import (
+    AXES,
+    PARAPHRASE,
+    CollapseStudy,
+    Group,
+    PairRow,
+    QuestionSummary,
+    StudyOptions,
+    Summary,
+)
+from persona_circuits.persona.data import Estimate, sign_flip, two_way_difference, two_way_mean
+
+__all__ = [
+    "summarise",
+]
+
+FEW_CLUSTERS = 8
+
+
+def summarise(
+    measures: Sequence[PairMeasure],
+    options: StudyOptions,
+    *,
+    model: str,
+    fingerprint: str = "",
+    sources: tuple[tuple[str, str], ...] = (),
+) -> CollapseStudy:
+    """The study from its measures, no model involved."""
+    null = [m.divergence for m in measures if m.item.control == PARAPHRASE]
+    sigma = metrics.paraphrase_null(torch.tensor(null, dtype=torch.float64)).item() if null else None
+    rows = tuple(_row(measure, sigma, options.bias_cut) for measure in measures)
+    main = tuple(row for row in rows if row.measure.item.control == "none")
+    others = tuple(row for row in rows if row.measure.item.control != "none")
+    paraphrases = [row for row in others if row.measure.item.control == PARAPHRASE]
+    return CollapseStudy(
+        model=model,
+        fingerprint=fingerprint,
+        sources=sources,
+        options=options,
+        sigma_0=sigma,
+        n_paraphrases=len(null),
+        overall=_group("all", "all", main, paraphrases, options, sigma),
+        groups=tuple(_groups(main, paraphrases, options, sigma)),
+        controls=tuple(_control_groups(others, options, sigma)),
+        questions=_questions(main, paraphrases),
+        placement=_placement(main, options),
+        pairs=main,
+        control_pairs=others,
+        notes=tuple(_notes(main, sigma)),
+    )
+
+
+def _row(measure: PairMeasure, sigma: float | None, cut: float) -> PairRow:
+    declared = measure.item.axes.get("bias", "")
+    bias, source = (declared, "file") if declared else ("unknown", "none")
+    if measure.neutral is not None:
+        bias, source = "high" if measure.neutral.lead >= cut else "low", "neutral"
+    return PairRow(measure, bias, source, _outcome(measure, sigma))
+
+
+def _outcome(measure: PairMeasure, sigma: float | None) -> str:
+    if sigma is not None and abs(measure.divergence) < 2 * sigma:
+        return "no signal"
+    if measure.divergence < 0:
+        return "reversed"
+    return "collapse" if measure.collapses else "apart"
+
+
+def _groups(
+    main: Sequence[PairRow], paraphrases: Sequence[PairRow], options: StudyOptions, sigma: float | None
+) -> list[Group]:
+    """One group per value of every axis on which the pairs differ, values in alphabetic order."""
+    found = []
+    for axis in AXES:
+        values = sorted({row.axis(axis) for row in main})
+        for value in values if len(values) > 1 else ():
+            inside = [row for row in main if row.axis(axis) == value]
+            found.append(_group(axis, value or "not given", inside, paraphrases, options, sigma))
+    return found
+
+
+def _control_groups(others: Sequence[PairRow], options: StudyOptions, sigma: float | None) -> list[Group]:
+    names = dict.fromkeys(row.measure.item.control for row in others)
+    return [
+        _group("control", name, [r for r in others if r.measure.item.control == name], (), options, sigma)
+        for name in names
+    ]
+
+
+def _group(
+    axis: str,
+    value: str,
+    rows: Sequence[PairRow],
+    paraphrases: Sequence[PairRow],
+    options: StudyOptions,
+    sigma: float | None,
+) -> Group:
+    matched = [row for row in paraphrases if row.axis(axis) == value]
+    beside = matched or paraphrases
+    control = _summary(beside, options, sigma) if beside else None
+    return Group(axis, value, _summary(rows, options, sigma), control, bool(matched) or axis == "all")
+
+
+def _summary(rows: Sequence[PairRow], options: StudyOptions, sigma: float | None) -> Summary:
+    measures = [row.measure for row in rows]
+    personas = [measure.item.personas for measure in measures]
+    questions = [measure.item.question for measure in measures]
+    draws = {"n_resamples": options.n_resamples, "seed": options.seed}
+
+    def mean(values: Sequence[float]) -> Estimate:
+        estimate = two_way_mean(values, personas, questions, **draws)
+        assert estimate is not None, "a group has pairs"
+        return estimate
+
+    d = [measure.divergence for measure in measures]
+    p_zero = sign_flip(d, personas, questions, **draws)
+    assert p_zero is not None, "a group has pairs"
+    return Summary(
+        n=len(rows),
+        n_persona_pairs=len({measure.item.persona_pair for measure in measures}),
+        n_questions=len(set(questions)),
+        divergence=mean(d),
+        p_zero=p_zero,
+        prior=mean([measure.prior for measure in measures]),
+        dominance=_quartiles([measure.prior_dominance for measure in measures]),
+        collapse=mean([float(measure.collapses) for measure in measures]),
+        agree=_mean([measure.agrees for measure in measures]),
+        reversed=_mean([measure.divergence < 0 for measure in measures]),
+        no_signal=None if sigma is None else _mean([row.outcome == "no signal" for row in rows]),
+        jensen_shannon=mean([measure.jensen_shannon for measure in measures]),
+        soft_collapse=_mean([measure.soft_collapse for measure in measures]),
+        mass=_mean([(measure.mass_a + measure.mass_b) / 2 for measure in measures]),
+        low_mass=_mean([measure.low_mass for measure in measures]),
+    )
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float] | None:
+    known = [value for value in values if np.isfinite(value)]
+    if not known:
+        return None
+    low, middle, high = np.percentile(known, (25, 50, 75))
+    return float(low), float(middle), float(high)
+
+
+def _mean(values: Sequence[float | bool]) -> float:
+    return float(np.mean(values))
+
+
+def _questions(main: Sequence[PairRow], paraphrases: Sequence[PairRow]) -> tuple[QuestionSummary, ...]:
+    names = sorted({row.measure.item.question for row in main})
+    return tuple(
+        _question(name, *([r for r in rows if r.measure.item.question == name] for rows in (main, paraphrases)))
+        for name in names
+    )
+
+
+def _question(name: str, rows: Sequence[PairRow], paraphrases: Sequence[PairRow]) -> QuestionSummary:
+    measures, controls = [row.measure for row in rows], [row.measure for row in paraphrases]
+    leads = [measure.neutral.lead for measure in measures if measure.neutral is not None]
+    logits = _persona_logits(measures)
+    biases = {row.bias for row in rows}
+    return QuestionSummary(
+        question=name,
+        domain=measures[0].item.axes.get("domain", ""),
+        n=len(measures),
+        n_personas=len({p for m in measures for p in (m.item.pair.persona_a, m.item.pair.persona_b) if p}),
+        divergence=_mean([measure.divergence for measure in measures]),
+        prior=_mean([measure.prior for measure in measures]),
+        neutral_lead=_mean(leads) if leads else None,
+        bias=biases.pop() if len(biases) == 1 else "mixed",
+        collapse=_mean([measure.collapses for measure in measures]),
+        mass=_mean([(measure.mass_a + measure.mass_b) / 2 for measure in measures]),
+        **_many_personas(logits),
+        paraphrase_n=len(controls),
+        paraphrase_collapse=_mean([m.collapses for m in controls]) if controls else None,
+        paraphrase_soft_collapse=_mean([m.soft_collapse for m in controls]) if controls else None,
+    )
+
+
+def _persona_logits(measures: Sequence[PairMeasure]) -> torch.Tensor | None:
+    """``[persona, candidate]``, each the mean over its prompts; None without two personas and one candidate list."""
+    order = sorted(measures[0].item.candidates)
+    if any(sorted(measure.item.candidates) != order for measure in measures):
+        return None
+    found: dict[str, list[list[float]]] = {}
+    for measure in measures:
+        pair = measure.item.pair
+        for persona, values in ((pair.persona_a, measure.log_probs_a), (pair.persona_b, measure.log_probs_b)):
+            place = dict(zip(measure.item.candidates, values, strict=True))
+            found.setdefault(persona, []).append([place[text] for text in order])
+    if len(found) < 2 or "" in found:
+        return None
+    return torch.tensor([np.mean(found[persona], axis=0).tolist() for persona in sorted(found)], dtype=torch.float64)
+
+
+def _many_personas(logits: torch.Tensor | None) -> dict[str, float | None]:
+    measures = {
+        "modal_share": metrics.modal_share,
+        "effective_preferences": metrics.effective_preferences,
+        "choice_information": metrics.choice_information,
+        "soft_collapse": metrics.soft_collapse,
+        "prior_share": lambda values: metrics.variance_shares(values).prior,
+    }
+    return {name: None if logits is None else measure(logits).item() for name, measure in measures.items()}
+
+
+def _placement(main: Sequence[PairRow], options: StudyOptions) -> Estimate | None:
+    placed = [row for row in main if row.axis("placement") in ("early", "late")]
+    return two_way_difference(
+        [row.measure.divergence for row in placed],
+        [row.axis("placement") == "late" for row in placed],
+        [row.measure.item.personas for row in placed],
+        [row.measure.item.question for row in placed],
+        n_resamples=options.n_resamples,
+        seed=options.seed,
+    )
+
+
+def _notes(main: Sequence[PairRow], sigma: float | None) -> list[str]:
+    """What a reader of the numbers must know."""
+    notes = []
+    if sigma is None:
+        notes.append("no paraphrase controls: sigma_0 is unknown, so no pair can be called 'no signal'")
+    sources = {row.bias_source for row in main}
+    for source, text in (
+        ("file", "the bias bin is the pair file's own where no neutral wording was left"),
+        ("none", "the bias bin is unknown where there is neither a neutral wording nor a 'bias' in the file"),
+    ):
+        if source in sources:
+            notes.append(f"{text} ({sum(row.bias_source == source for row in main)} of {len(main)} pairs)")
+    divergences = [row.measure.divergence for row in main]
+    if turned := sum(value < 0 for value in divergences):
+        notes.append(f"D is below zero on {turned} of {len(main)} pairs: their personas prefer the other way")
+    if sum(divergences) < 0:
+        notes.append("the mean D is below zero: see whether clean and corrupt, or both answers, changed places")
+    low = sum(row.measure.low_mass for row in main)
+    if low:
+        notes.append(f"{low} of {len(main)} pairs have candidate mass below 0.2: there the question is at fault")
+    n_personas = len({row.measure.item.persona_pair for row in main})
+    if n_personas < FEW_CLUSTERS:
+        least = 2.0 ** (1 - n_personas)
+        notes.append(f"{n_personas} persona pair(s) only: the p of D = 0 can hardly fall below {least:.2g}")
+    if any(row.measure.item.candidates == _declared(row) for row in main):
+        notes.append("some pairs name no further candidates: collapse there is over the two declared sides alone")
+    return notes
+
+
+def _declared(row: PairRow) -> tuple[str, ...]:
+    pair = row.measure.item.pair
+    return (*pair.answers, *pair.wrong_answers)

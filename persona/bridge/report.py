@@ -1,0 +1,350 @@
+"""The bridge from persona vectors to a circuit as files, figures and rows of tables; and the files that it reads.
+
+bridge.json           summary: shares by layer, overlaps, the nodes behind one layer, with what they were made from
+layers.csv            a line per layer: the circuit's share of the projection, beside random sets of nodes
+nodes.csv             a line per part of the stream behind the chosen layer: what it writes along the vector
+overlaps.csv          a line per two or three sets of nodes
+bridge.safetensors    what every part writes, per pair and layer; metadata ``about`` names the axes
+bridge.html, *.png    the figures
+
+Read are: a circuit (``circuit.json``, EAP-IG's JSON, or a list of nodes), the movers of ``patch``
+(``patch.json``), and the neurons of ``neurons`` (``neurons.json``); of each its folder will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_circuits.circuit.errors import FileError, GraphError
+from persona_circuits.circuit.figures import (
+    GREY,
+    Curve,
+    heat_map,
+    interval,
+    laid_out,
+    line_chart,
+    plain,
+    write_arrays,
+    write_csv,
+    write_figures,
+)
+from persona_circuits.circuit.figures.plots import PALETTE
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.io import faults_of, read_circuit
+from persona_circuits.circuit.storage import Kind, is_whole, read_json, write_json
+from persona_circuits.persona.bridge.bridge import Bridge, LayerShare, NodeSet, SetOverlap, Share
+from persona_circuits.persona.bridge.parts import MATCHINGS
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "bridge_figures",
+    "fingerprint_of",
+    "layer_rows",
+    "node_rows",
+    "overlap_rows",
+    "read_movers",
+    "read_neuron_mlps",
+    "read_nodes",
+    "write_bridge",
+]
+
+FORMAT = "persona-circuits/bridge"
+LAYERS = ("behind", "projection", "circuit", "share", "95 %", "by layer", "p", "by type", "p", "written", "p")
+NODES = ("node", "writes", "95 %", "share", "in")
+OVERLAPS = ("sets", "sizes", "of", "shared", "chance", "p", "which")
+
+
+class CircuitNodes:
+    """The names of a circuit's nodes, and its file's record, None where that is a bare list or EAP-IG's."""
+
+    def __init__(self, names: Sequence[str], record: Mapping[str, Any] | None, path: Path) -> None:
+        self.names, self.record, self.path = tuple(names), record, path
+
+    def of(self, graph: Graph) -> NodeSet:
+        """The nodes as places of a graph.
+
+        Raises:
+            FileError: a node is not in this graph.
+        """
+        return NodeSet("circuit", _places(self.names, graph, self.path), _sources(graph), str(self.path))
+
+
+def read_nodes(path: str | Path) -> CircuitNodes:
+    """Read the nodes of a circuit from any of its files.
+
+    Raises:
+        FileError: the file is missing, broken, or at fault.
+    """
+    path = Path(path)
+    path = path / "circuit.json" if path.is_dir() else path
+    content = _json(path, "a circuit")
+    if set(content) == {"nodes"}:
+        if faults := faults_of(path):
+            raise FileError(f"{path} is no list of nodes: {faults[0]}")
+        return CircuitNodes(content["nodes"], None, path)
+    stored = read_circuit(path)
+    return CircuitNodes(stored.circuit.src_names(), stored.record, path)
+
+
+def read_movers(path: str | Path, graph: Graph) -> NodeSet:
+    """The heads that ``patch`` calls movers, out of all heads.
+
+    Raises:
+        FileError: the file holds no movers, or those of another model's shape.
+    """
+    path, content = _result(path, "patch", "movers", lambda row: isinstance(row.get("head"), str))
+    names = [row["head"] for row in content["movers"] if row.get("is_mover")]
+    universe = _places([row["head"] for row in content["movers"]], graph, path)
+    return NodeSet("movers", _places(names, graph, path), universe, str(path))
+
+
+def read_neuron_mlps(path: str | Path, graph: Graph) -> NodeSet:
+    """The MLPs that hold a neuron which ``neurons`` selected, out of those of the layers it looked at.
+
+    Raises:
+        FileError: the file holds no selected neurons, or those of another model's shape.
+    """
+    path, content = _result(path, "neurons", "selected", lambda row: is_whole(row.get("layer")), "layers")
+    nodes = _places([f"m{row['layer']}" for row in content["selected"]], graph, path)
+    universe = _places([f"m{row['layer']}" for row in content["layers"]], graph, path)
+    return NodeSet("neurons", nodes, universe, str(path))
+
+
+def fingerprint_of(path: str | Path) -> str:
+    """The fingerprint of the model that a result of ``patch`` or ``neurons`` names; empty where it names none."""
+    path = Path(path)
+    found = [path / f"{name}.json" for name in ("patch", "neurons")] if path.is_dir() else [path]
+    for file in found:
+        if file.is_file():
+            model = _json(file, "a result").get("model")
+            return str(model.get("fingerprint", "")) if isinstance(model, dict) else ""
+    return ""
+
+
+def write_bridge(bridge: Bridge, folder: str | Path) -> None:
+    """Write all files into ``folder``, which must exist.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    folder = Path(folder)
+    write_json(bridge_record(bridge), folder / "bridge.json")
+    write_csv([asdict(one) for one in bridge.layers], folder / "layers.csv")
+    write_csv(_node_records(bridge), folder / "nodes.csv")
+    write_csv([_overlap_record(bridge, one) for one in bridge.overlaps], folder / "overlaps.csv")
+    axes = {"parts": "pair layer part", "projections": "pair layer", "part": _part_names(bridge), "pair": bridge.pairs}
+    write_arrays({"parts": bridge.parts, "projections": bridge.projections}, axes, folder / "bridge.safetensors")
+    write_figures(bridge_figures(bridge), folder, page="bridge.html", title=_title(bridge), notes=bridge.notes)
+
+
+def bridge_record(bridge: Bridge) -> dict[str, Any]:
+    """The summary, as plain values for JSON."""
+    sets = {"circuit": bridge.circuit, "movers": bridge.movers, "neurons": bridge.neurons}
+    return plain(
+        {
+            "format": FORMAT,
+            "version": 1,
+            "model": {"name": bridge.model, "fingerprint": bridge.fingerprint},
+            "sources": {name: {"source": a, "sha256": b} for name, (a, b) in bridge.sources.items()},
+            "options": asdict(bridge.options),
+            "direction": bridge.direction,
+            "layer": bridge.layer,
+            "n_pairs": len(bridge.pairs),
+            "clusters": bridge.clusters,
+            "conserved": bridge.conserved,
+            "error": float(f"{bridge.error:.3g}"),
+            "sets": {name: _set_record(bridge, one) for name, one in sets.items() if one is not None},
+            "layers": [asdict(one) for one in bridge.layers],
+            "nodes": _node_records(bridge),
+            "overlaps": [_overlap_record(bridge, one) for one in bridge.overlaps],
+            "notes": bridge.notes,
+        }
+    )
+
+
+def layer_rows(bridge: Bridge) -> list[tuple[str, ...]]:
+    """The circuit's share behind every block, columns as in ``LAYERS``."""
+    return [_layer_cells(one) for one in bridge.layers]
+
+
+def node_rows(bridge: Bridge, most: int = 12) -> list[tuple[str, ...]]:
+    """The parts that write most behind the chosen layer, columns as in ``NODES``."""
+    return [
+        (
+            row["node"],
+            f"{row['writes']:+.3f}",
+            interval(row["low"], row["high"]),
+            "" if row["share"] is None else f"{row['share']:+.1%}",
+            ", ".join(name for name in ("circuit", "movers", "neurons") if row[name]),
+        )
+        for row in _node_records(bridge)[:most]
+    ]
+
+
+def overlap_rows(bridge: Bridge) -> list[tuple[str, ...]]:
+    """What sets of nodes share, columns as in ``OVERLAPS``."""
+    rows = []
+    for one in bridge.overlaps:
+        names = _shared_names(bridge, one)
+        shown = " ".join(names[:6]) + (" …" if len(names) > 6 else "")
+        sizes = ", ".join(map(str, one.sizes))
+        numbers = (sizes, str(one.universe), str(len(names)), f"{one.expected:.2f}", f"{one.p:.3g}", shown)
+        by = " (by layer)" if one.by == "layers" else ""
+        rows.append((" + ".join(one.names) + by, *numbers))
+    return rows
+
+
+def bridge_figures(bridge: Bridge) -> dict[str, Figure]:
+    """The figures, by name."""
+    return {
+        "bridge-shares": _share_figure(bridge),
+        "bridge-nodes": _node_figure(bridge),
+        "bridge-map": _map_figure(bridge),
+    }
+
+
+def _json(path: Path, what: str) -> dict[str, Any]:
+    kind = Kind("file", FileError, what)
+    content = read_json(path, kind)
+    if not isinstance(content, dict):
+        raise kind.faulty(path, "holds no JSON object")
+    return content
+
+
+def _result(
+    path: str | Path, command: str, key: str, good: Callable[[Mapping[str, Any]], bool], *more: str
+) -> tuple[Path, dict[str, Any]]:
+    """A result's path and content; ``good`` says of each row of ``key``, and of ``more``, whether it is one."""
+    path = Path(path)
+    path = path / f"{command}.json" if path.is_dir() else path
+    content = _json(path, f"the {command}.json of the {command} command")
+    kind = Kind("file", FileError, f"the {command}.json of the {command} command")
+    if content.get("format") != f"persona-circuits/{command}" or not content.get(key):
+        raise kind.faulty(path, f"has no {key}")
+    for name in (key, *more):
+        rows = content.get(name)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and good(row) for row in rows):
+            raise kind.faulty(path, f"has other {name} than the command writes")
+    return path, content
+
+
+def _places(names: Sequence[str], graph: Graph, path: Path) -> frozenset[int]:
+    try:
+        return frozenset(graph.src_index(name) for name in names)
+    except GraphError as error:
+        raise FileError(f"{path} is of another model's shape: {error}") from error
+
+
+def _sources(graph: Graph) -> frozenset[int]:
+    """All nodes that write but ``input``, which every circuit has."""
+    return frozenset(range(1, graph.n_src))
+
+
+def _title(bridge: Bridge) -> str:
+    return f"Persona vector and circuit: {Path(bridge.model).name}, {Path(bridge.sources['pairs'][0]).name}"
+
+
+def _part_names(bridge: Bridge) -> list[str]:
+    return [*map(str, bridge.graph.src_nodes), *(f"b{layer}" for layer in range(bridge.graph.n_layers))]
+
+
+def _set_record(bridge: Bridge, one: NodeSet) -> dict[str, Any]:
+    names = [str(bridge.graph.src_nodes[place]) for place in sorted(one.nodes)]
+    return {"name": one.name, "source": one.source, "nodes": names, "universe": len(one.universe)}
+
+
+def _overlap_record(bridge: Bridge, one: SetOverlap) -> dict[str, Any]:
+    return asdict(one) | {"shared": _shared_names(bridge, one)}
+
+
+def _shared_names(bridge: Bridge, one: SetOverlap) -> list[str]:
+    return [f"layer {at}" if one.by == "layers" else str(bridge.graph.src_nodes[at]) for at in one.shared]
+
+
+def _node_records(bridge: Bridge) -> list[dict[str, Any]]:
+    """The parts up to the chosen layer, the largest first; ``share`` is of the mean projection."""
+    own, total = bridge.parts[:, bridge.layer].mean(0), bridge.projections[:, bridge.layer].mean()
+    sets = {"circuit": bridge.circuit, "movers": bridge.movers, "neurons": bridge.neurons}
+    rows = []
+    for place, name in enumerate(_part_names(bridge)):
+        if _layer_of(bridge.graph, place) <= bridge.layer:
+            around = bridge.intervals[place]
+            row = {"node": name, "writes": float(own[place]), "share": own[place] / total if total else None}
+            row |= {"low": around.low if around else None, "high": around.high if around else None}
+            rows.append(row | {key: one is not None and place in one.nodes for key, one in sets.items()})
+    return sorted(rows, key=lambda row: -abs(row["writes"]))
+
+
+def _layer_of(graph: Graph, part: int) -> int:
+    return graph.src_nodes[part].layer if part < graph.n_src else part - graph.n_src
+
+
+def _layer_cells(one: LayerShare) -> tuple[str, ...]:
+    share, around = one.share, one.share.interval
+    cells = [str(one.layer), f"{one.projection:+.3f}", f"{one.n_circuit} of {one.n_nodes}"]
+    cells += ["" if share.value is None else f"{share.value:.1%}"]
+    cells += [f"{around.low:.0%}, {around.high:.0%}" if around else ""]
+    for matching in MATCHINGS:
+        cells += list(_chance_cells(share, matching))
+    cells += ["" if one.written.value is None else f"{one.written.value:.1%}", _chance_cells(one.written, "type")[1]]
+    return tuple(cells)
+
+
+def _chance_cells(share: Share, matching: str) -> tuple[str, str]:
+    """The middle 95 % of random sets and p; nothing where only one set can be drawn."""
+    if matching not in share.chance or share.chance[matching][3] is None:
+        return "", ""
+    _, low, high, p = share.chance[matching]
+    return f"{low:.0%}, {high:.0%}", f"{p:.3g}"
+
+
+def _share_figure(bridge: Bridge) -> Figure:
+    """The circuit's share by layer, random sets' middle 95 % as bands."""
+    layers = [str(one.layer) for one in bridge.layers]
+    curves = [
+        Curve(
+            "circuit",
+            layers,
+            [one.share.value for one in bridge.layers],
+            [one.share.interval.low if one.share.interval else None for one in bridge.layers],
+            [one.share.interval.high if one.share.interval else None for one in bridge.layers],
+        )
+    ]
+    for matching, colour in zip(MATCHINGS, (PALETTE[1], GREY), strict=True):
+        found = [one.share.chance.get(matching, (None,) * 4) for one in bridge.layers]
+        columns = [list(column) for column in zip(*found, strict=True)][:3]
+        curves.append(Curve(f"random, by {matching}", layers, *columns, dash="dot", colour=colour))
+    title = f"Share of the persona vector's projection that the circuit writes ({bridge.options.position})"
+    return line_chart(curves, title=title, x="behind block", y="share of the projection")
+
+
+def _node_figure(bridge: Bridge, most: int = 25) -> Figure:
+    """The largest writers behind the chosen layer, those of the circuit in colour."""
+    from plotly.graph_objects import Bar, Figure
+
+    rows = _node_records(bridge)[:most]
+    figure = Figure()
+    for inside, name, colour in ((True, "in the circuit", PALETTE[0]), (False, "not in it", GREY)):
+        values = [row["writes"] if row["circuit"] == inside else 0.0 for row in rows]
+        figure.add_trace(Bar(x=[row["node"] for row in rows], y=values, name=name, marker={"color": colour}))
+    title = f"What nodes write along the persona vector behind block {bridge.layer} ({bridge.options.position})"
+    laid_out(figure, title, "node", "projection (A - B)").update_xaxes(type="category", tickangle=-60)
+    return figure.update_layout(barmode="relative", showlegend=True)
+
+
+def _map_figure(bridge: Bridge) -> Figure:
+    """Heads, the MLP and the attention bias of every layer, along the vector behind the chosen one."""
+    graph, means = bridge.graph, bridge.parts[:, bridge.layer].mean(0)
+    rows = [
+        [*means[graph.heads_of(at)], means[graph.mlp_of(at)], means[graph.n_src + at]] for at in range(bridge.layer + 1)
+    ]
+    columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
+    names = [f"layer {at}" for at in range(bridge.layer + 1)]
+    title = f"Along the persona vector behind block {bridge.layer} (input {means[0]:+.2f}, sum {means.sum():+.2f})"
+    few = "+.2f" if len(rows) * len(columns) <= 400 else ""
+    return heat_map(rows, names, columns, title=title, x="", y="", unit="projection", numbers=few)

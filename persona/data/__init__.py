@@ -1,0 +1,74 @@
+"""Personas, questions, templates and the positions of their tokens."""
+
+from persona_circuits.persona.data.examples import Example, ExampleFile, leak, load_examples, shared_positions
+from persona_circuits.persona.data.items import ItemFile, Neutral, load_items, load_neutral, neutral_prompts, raw_pairs
+from persona_circuits.persona.data.positions import POSITIONS, Placed, locate, without_persona
+from persona_circuits.persona.data.prompts import (
+    Encoded,
+    TokenizerOnly,
+    candidates,
+    encode_prompt,
+    load_tokenizer,
+    prompt_faults,
+)
+from persona_circuits.persona.data.sources import (
+    read_answers,
+    read_contrast,
+    read_personas,
+    read_questions,
+    with_answers,
+)
+from persona_circuits.persona.data.statistics import (
+    Estimate,
+    drawn_over,
+    ratio_of_means,
+    sign_flip,
+    two_way_difference,
+    two_way_mean,
+)
+from persona_circuits.persona.data.templates import FIELDS, PARTS, Prompt, Template, load_templates, option_list
+from persona_circuits.persona.data.values import Persona, Question, preferred
+
+__all__ = [
+    "FIELDS",
+    "PARTS",
+    "POSITIONS",
+    "Encoded",
+    "Estimate",
+    "Example",
+    "ExampleFile",
+    "ItemFile",
+    "Neutral",
+    "Persona",
+    "Placed",
+    "Prompt",
+    "Question",
+    "Template",
+    "TokenizerOnly",
+    "candidates",
+    "drawn_over",
+    "encode_prompt",
+    "leak",
+    "load_examples",
+    "load_items",
+    "load_neutral",
+    "load_templates",
+    "load_tokenizer",
+    "locate",
+    "neutral_prompts",
+    "option_list",
+    "preferred",
+    "prompt_faults",
+    "ratio_of_means",
+    "raw_pairs",
+    "read_answers",
+    "read_contrast",
+    "read_personas",
+    "read_questions",
+    "shared_positions",
+    "sign_flip",
+    "two_way_difference",
+    "two_way_mean",
+    "with_answers",
+    "without_persona",
+]

@@ -1,0 +1,251 @@
+"""The prompts of a pair file as examples: each with its persona, question, template, wording, and named positions.
+
+A pair gives two examples, its ``clean`` prompt first. What a file does not say is taken
+from the text: the template is what stands around the question, the wording is the
+persona's text. With a file of personas the wording is its number there, so that the same
+form of different personas has one name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit.errors import OptionError, TaskError, listed
+from persona_circuits.circuit.task import (
+    ALIKE,
+    PromptPair,
+    Reader,
+    Task,
+    answer_id,
+    lost_differences,
+    misfit,
+    overlap_of_prompts,
+)
+from persona_circuits.circuit.task import fitting as those_that_fit
+from persona_circuits.persona.data.items import Item, ItemFile, load_items, raw_pairs
+from persona_circuits.persona.data.positions import POSITIONS, Placed, locate
+from persona_circuits.persona.data.values import Persona
+
+__all__ = [
+    "Example",
+    "ExampleFile",
+    "leak",
+    "load_examples",
+    "shared_positions",
+]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt. ``pair`` is the place of its pair among the file's, ``is_clean`` its side.
+
+    ``answers`` and ``others`` are the ids of what this prompt's persona is to prefer and of
+    what the other one is to prefer; ``candidates`` those of all options, in the file's order.
+    """
+
+    pair: int
+    is_clean: bool
+    placed: Placed
+    persona: str
+    question: str
+    template: str
+    wording: str
+    split: str
+    answers: tuple[int, ...]
+    others: tuple[int, ...]
+    candidates: tuple[int, ...]
+
+    @property
+    def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The pair's answers, persona A's first, whichever prompt this is."""
+        return (self.answers, self.others) if self.is_clean else (self.others, self.answers)
+
+
+@dataclass(frozen=True)
+class ExampleFile:
+    """The examples of a pair file, two for each of ``items``; ``sha256`` is the file's."""
+
+    items: tuple[Item, ...]
+    examples: tuple[Example, ...]
+    source: str
+    sha256: str
+
+    @property
+    def uneven(self) -> int:
+        """How many pairs have prompts of different length."""
+        first, second = self.examples[::2], self.examples[1::2]
+        return sum(len(a.placed.ids) != len(b.placed.ids) for a, b in zip(first, second, strict=True))
+
+
+def load_examples(
+    path: str | Path,
+    reader: Reader,
+    *,
+    label: str | None = None,
+    split: str = "all",
+    tokens: tuple[str, str] | None = None,
+    personas: Sequence[Persona] = (),
+    fitting: bool = False,
+    align: str | None = None,
+) -> ExampleFile:
+    """Read a pair file and lay its prompts out for one tokenizer.
+
+    Parameters
+    ----------
+    reader
+        The model, or anything else with its tokenizer.
+    label
+        What results call the file, if not ``path``.
+    tokens
+        Two words that take the place of every pair's answers and candidates: the first
+        persona's and the second's.
+    personas
+        Who the personas are; gives wordings their numbers.
+    fitting
+        Go on with the pairs that fit, and say in ``source`` how many do; with ``align`` those of which both
+        prompts can be run side by side too, one of ``circuit.task.batching.ALIGNMENTS``.
+
+    Raises
+    ------
+    TaskError
+        The file cannot be read, has no such split, an answer is not one token in its
+        context, or a prompt has two BOS tokens or is too long; all faults are listed.
+    OptionError
+        ``tokens`` are no two single tokens behind every prompt.
+    """
+    found = load_items(path, label=label).of_split(split)
+    rows = raw_pairs(path)
+    wordings = {(who.name, text): str(i) for who in personas for i, text in enumerate(who.wordings)}
+    faults: list[str] = []
+    fit: list[Item] = []
+    examples: list[Example] = []
+    able = _side_by_side(found, reader, align) if fitting and align else found.items
+    for item in able:
+        own = _examples(len(fit), item, rows[item.pair.line], reader, tokens, wordings, faults)
+        examples += own
+        fit += [item] if own else []
+    if fitting and fit:
+        found, faults = found.only(fit), []
+    if faults and tokens is not None:
+        headline = (
+            f"--tokens: each word must be one token behind every prompt of {found.source}; {len(faults)} fault(s):"
+        )
+        raise OptionError(listed(headline, faults, most=4))
+    if faults:
+        raise TaskError(misfit(found.source, reader.name, len(found.items), len(found.items) - len(fit), faults))
+    return ExampleFile(found.items, tuple(examples), found.source, found.sha256)
+
+
+def leak(fitted: ExampleFile, measured: ExampleFile) -> str:
+    """What is to be said of pairs measured on whose prompts, as tokens, were fitted on; empty where there are none."""
+    sides = [
+        [(one.placed.ids, other.placed.ids) for one, other in zip(f.examples[::2], f.examples[1::2], strict=True)]
+        for f in (fitted, measured)
+    ]
+    found = overlap_of_prompts(*sides)
+    if found.held_out:
+        return ""
+    return (
+        f"not held out: {found.pairs} of the {found.n_pairs} pairs measured on have the prompts of pairs that were "
+        "selected or fitted on, whatever their ids"
+    )
+
+
+def _side_by_side(found: ItemFile, reader: Reader, align: str) -> list[Item]:
+    task = Task(tuple(item.pair for item in found.items), found.source, found.sha256)
+    able = {pair.id for pair in those_that_fit(task, reader, align=align).pairs}
+    return [item for item in found.items if item.pair.id in able]
+
+
+def shared_positions(found: ExampleFile, wanted: Sequence[str] = ()) -> tuple[str, ...]:
+    """The named positions that every prompt has, in their order; of ``wanted`` those, or an error.
+
+    Raises:
+        OptionError: a wanted position is unknown, or a prompt does not have it.
+    """
+    if unknown := [name for name in wanted if name not in POSITIONS]:
+        raise OptionError(f"--positions: {unknown[0]!r} is not one of {', '.join(POSITIONS)}")
+    shared = [name for name in POSITIONS if all(name in one.placed.places for one in found.examples)]
+    for name in wanted:
+        if name not in shared:
+            one = next(one for one in found.examples if name not in one.placed.places)
+            place = found.items[one.pair].pair.place
+            raise OptionError(
+                f"--positions {name}: the prompt of {place} has no such place (persona and question are found by "
+                "'spans', or by comparing the two prompts); leave this position out, or build the file with the "
+                "pairs command"
+            )
+    return tuple(name for name in shared if not wanted or name in wanted)
+
+
+def _examples(
+    place: int,
+    item: Item,
+    row: Mapping[str, Any],
+    reader: Reader,
+    tokens: tuple[str, str] | None,
+    wordings: Mapping[tuple[str, str], str],
+    faults: list[str],
+) -> list[Example]:
+    pair = item.pair
+    own: list[str] = []
+    sides = locate(pair, reader, row.get("spans"), own)
+    own += (lost := lost_differences({side.text: side.ids for side in sides}, reader))
+    if sides[0].ids == sides[1].ids and not lost:
+        own.append(ALIKE)
+    texts = (pair.answers, pair.wrong_answers) if tokens is None else ((tokens[0],), (tokens[1],))
+    candidates = item.candidates if tokens is None else tokens
+    ids = [_ids(pair, side, (*texts[0], *texts[1], *candidates), reader, own) for side in sides]
+    if not own:
+        own += _answer_faults(texts, ids, reader)
+    faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(own)]
+    if own:
+        return []
+    first, second = (tuple(ids[0][text] for text in side) for side in texts)
+    people = (pair.persona_a, pair.persona_b)
+    return [
+        Example(
+            pair=place,
+            is_clean=turn == 0,
+            placed=side,
+            persona=people[turn],
+            question=item.question,
+            template=str(row.get("template") or side.frame),
+            wording=_wording(row.get(f"wording_{'ab'[turn]}"), people[turn], side.persona, wordings),
+            split=pair.split,
+            answers=(first, second)[turn],
+            others=(second, first)[turn],
+            candidates=tuple(ids[0][text] for text in candidates),
+        )
+        for turn, side in enumerate(sides)
+    ]
+
+
+def _ids(pair: PromptPair, side: Placed, texts: Sequence[str], reader: Reader, faults: list[str]) -> dict[str, int]:
+    """The one token of every word behind this prompt, by the rule of ``circuit.task``; never by the word alone."""
+    found = {text: answer_id(side.text, list(side.ids), text, reader, faults) for text in dict.fromkeys(texts)}
+    unknown = reader.tokenizer.unk_token_id
+    faults += [
+        f"the tokenizer has no token for {text!r}; use a word (and case) that it knows"
+        for text, token in found.items()
+        if token is not None and token == unknown
+    ]
+    return {text: token for text, token in found.items() if token is not None}
+
+
+def _answer_faults(
+    texts: tuple[tuple[str, ...], tuple[str, ...]], ids: Sequence[Mapping[str, int]], reader: Reader
+) -> list[str]:
+    if ids[0] != ids[1]:
+        return ["an answer is another token behind the clean than behind the corrupt prompt; let both end alike"]
+    both = {ids[0][text] for text in texts[0]} & {ids[0][text] for text in texts[1]}
+    if len(set(ids[0].values())) < len(ids[0]) and not both:
+        return ["two candidates are the same token"]
+    return [f"{reader.tokenizer.decode([token])!r} is the answer of both personas" for token in sorted(both)]
+
+
+def _wording(given: Any, persona: str, text: str, known: Mapping[tuple[str, str], str]) -> str:
+    return str(given) if given is not None else known.get((persona, text), text)

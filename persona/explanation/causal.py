@@ -1,0 +1,316 @@
+"""The causal test that goes with each verdict, run on the model.
+
+    no collapse        patching    inside the model A's stream in one part of the prompt (the persona, what lies
+                                   between it and the answer, these two, or the answer) is put into B's run, and
+                                   B's into A's: for one and the same part and layer each run must then choose what
+                                   the other one chose
+    prior dominance    gain        in every layer, what attention brings to the answer and in which the personas
+                                   differ is drawn apart to g times, all that reads it is run anew: above the
+                                   predicted gain the choices must part, below it they must not. Said besides: the
+                                   same of the final stream alone, which is near to arithmetic
+    cancellation       ablation    the strongest nodes that contribute against the persona write the mean of both
+                                   runs at the answer, all behind them is run anew: D must be restored
+    weak or transient  nearness    attention on the persona is raised everywhere behind it: D must be restored
+    bottleneck         steering    at the answer, where the persona's signal first has half of its most, a push
+                                   along the readout (the gradient of m) must restore D, and the persona's own
+                                   difference, drawn apart by a push as long, must not
+
+Each can fail. ``says`` holds the numbers of a test, in logits unless they are gains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from persona_circuits import metrics
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.task import Row
+from persona_circuits.persona.explanation.inside import Inside
+from persona_circuits.persona.explanation.runs import (
+    Both,
+    Removed,
+    both_runs,
+    can_come_nearer,
+    margins,
+    nearer,
+    replay,
+    scaled,
+)
+from persona_circuits.persona.explanation.verdicts import Thresholds
+
+__all__ = [
+    "TESTS",
+    "Asked",
+    "Outcome",
+    "flip_gain",
+    "run_test",
+]
+
+TESTS = {
+    "no collapse": "patching",
+    "prior dominance": "gain",
+    "cancellation": "ablation",
+    "weak or transient": "nearness",
+    "bottleneck": "steering",
+}
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A pair that is to be tested: its ids, its candidates' ids, what is known of it, and the D to be restored."""
+
+    row: Row
+    candidates: tuple[int, ...]
+    inside: Inside
+    flip_gain: float
+    restored: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a test found; ``why`` in words. ``agrees`` is None where it was not run."""
+
+    test: str
+    agrees: bool | None
+    says: Mapping[str, float]
+    why: str = ""
+
+
+def run_test(
+    model: Model,
+    test: str,
+    asked: Sequence[Asked],
+    thresholds: Thresholds,
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> tuple[Outcome, ...]:
+    """One of the five tests on every pair, in the order of ``asked``."""
+    runner = _RUNNERS[test]
+    by_index = {item.row.index: item for item in asked}
+    found: dict[int, Outcome] = {}
+    for both in both_runs(model, [item.row for item in asked], batch_size, gradients=test == "steering"):
+        items = [by_index[index] for index in both.batch.indices]
+        found |= dict(zip(both.batch.indices, runner(model, both, items, thresholds), strict=True))
+        if progress is not None:
+            progress(len(found), len(asked))
+    return tuple(found[item.row.index] for item in asked)
+
+
+def flip_gain(log_probs_a: Sequence[float], log_probs_b: Sequence[float]) -> float:
+    """How much the persona effect must grow until the two personas choose apart, over all candidates.
+
+    With the candidates' mean logits l and half differences d, gain g gives A the logits
+    l + g d and B l - g d. Which candidate is largest along l + g d only moves to larger d as g
+    grows, so the choices are one up to a gain and two beyond it. For two candidates it is
+    g* = 2|b| / |D|. 1 is the model as it is; infinite where the personas differ in nothing.
+    """
+    a, b = (torch.tensor(values, dtype=torch.float64) for values in (log_probs_a, log_probs_b))
+    level, slope = (a + b) / 2, (a - b) / 2
+    top = int(level.argmax())
+    rise, behind = slope - slope[top], level[top] - level
+    crossing = torch.where(rise != 0, behind / rise.abs().clamp(min=1e-300), torch.inf)
+    return float(crossing.min())
+
+
+def _patching(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
+    own = list(zip(*(_choices(run.logits, items) for run in both.runs), strict=True))
+    moved: list[list[str]] = [[] for _ in items]
+    shares: list[dict[str, float]] = [{} for _ in items]
+    for layer in _inner_layers(model.graph.n_layers, thresholds.patched_layers):
+        for name, marked in _patched_places(both).items():
+            logits = _exchanged(model, both, layer, marked)
+            chosen = zip(*(_choices(each, items) for each in logits), strict=True)
+            for i, (new, share) in enumerate(zip(chosen, _persistence(both, logits[1]), strict=True)):
+                place = f"{name} at {layer}"
+                shares[i][f"P {place}"] = share
+                moved[i] += [place] if own[i][0] != own[i][1] and new == own[i][::-1] else []
+    return [
+        Outcome("patching", bool(where), says, f"moved by: {', '.join(where) or 'no part of the prompt'}")
+        for where, says in zip(moved, shares, strict=True)
+    ]
+
+
+def _inner_layers(n_layers: int, parts: Sequence[float]) -> list[int]:
+    """Layers at these parts of the depth, neither the first stream nor, if there is another, the last."""
+    return sorted({max(1, min(n_layers - 1, round(n_layers * part))) for part in parts})
+
+
+def _patched_places(both: Both) -> dict[str, Bool[Tensor, "batch pos"]]:
+    answer = torch.zeros_like(both.inside)
+    answer[:, -1] = True
+    parts = {"persona": both.inside, "between": both.between, "answer": answer}
+    return parts | {"persona and between": both.inside | both.between}
+
+
+def _exchanged(model: Model, both: Both, layer: int, marked: Bool[Tensor, "batch pos"]) -> list[Tensor]:
+    """Logits of both runs with the other one's stream at the marked places."""
+    a, b = both.runs
+    return [
+        replay(
+            model,
+            torch.where(marked[..., None], other.streams[layer], run.streams[layer]),
+            run.context,
+            layer=layer,
+        )
+        for run, other in ((a, b), (b, a))
+    ]
+
+
+def _persistence(both: Both, patched: Float[Tensor, "batch vocab"]) -> list[float]:
+    """P = [m(x_B with A's stream) - m(x_B)] / D."""
+    m_a, m_b = (margins(run.logits, both.batch) for run in both.runs)
+    return ((margins(patched, both.batch) - m_b) / (m_a - m_b)).tolist()
+
+
+def _gain(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
+    gains = torch.tensor([item.flip_gain for item in items], device=both.inside.device)
+    finite = gains.nan_to_num(posinf=1.0).to(model.dtype)
+    ends = (finite * thresholds.gain_margin, finite / thresholds.gain_margin)
+    inside = [_apart(scaled(model, both, gain), items) for gain in ends]
+    final = [_apart(_drawn_apart(model, both, gain), items) for gain in ends]
+    outcomes = []
+    for i, item in enumerate(items):
+        if item.flip_gain == float("inf"):
+            outcomes.append(Outcome("gain", None, {}, "the personas differ in nothing; no gain parts them"))
+            continue
+        agrees, at_the_end = (above[i] and not below[i] for above, below in (inside, final))
+        says = {"gain": item.flip_gain, "agrees in the final stream": float(at_the_end)}
+        outcomes.append(Outcome("gain", agrees, says, _gain_says(item.flip_gain, inside[0][i], inside[1][i])))
+    return outcomes
+
+
+def _gain_says(gain: float, above: bool, below: bool) -> str:
+    return f"gain {gain:.2f}: {'parts' if above else 'does not part'} above, {'parts' if below else 'does not'} below"
+
+
+def _ablation(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
+    chosen = torch.stack([_opposing(item.inside.contributions, thresholds.ablated_share) for item in items])
+    mean = torch.stack([run.contributions[:, :, -1] for run in both.runs]).mean(0)
+    removed = Removed(chosen.to(mean.device), mean)
+    d = _divergence(both, [run.logits for run in both.runs])
+    logits = []
+    for run in both.runs:
+        start = run.streams[0].clone()
+        start[:, -1] += removed.shift(slice(0, 1), run.contributions[:1, :, -1])
+        logits.append(replay(model, start, run.context, removed=removed))
+    return [
+        Outcome(
+            "ablation",
+            before < item.restored <= after,
+            {"D": before, "D without": after, "nodes": float(n)},
+            f"D {before:+.2f} to {after:+.2f} without {n} nodes",
+        )
+        for item, before, after, n in zip(
+            items, d.tolist(), _divergence(both, logits).tolist(), chosen.sum(1).tolist(), strict=True
+        )
+    ]
+
+
+def _nearness(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
+    if not can_come_nearer(both.clean.context):
+        return [Outcome("nearness", None, {}, "this model's attention takes no mask of numbers")] * len(items)
+    now = _divergence(both, [run.logits for run in both.runs]).tolist()
+    found = {
+        boost: _divergence(
+            both, [replay(model, run.streams[0], nearer(run.context, both, boost)) for run in both.runs]
+        ).tolist()
+        for boost in thresholds.nearness
+    }
+    outcomes = []
+    for i, item in enumerate(items):
+        best = max(found, key=lambda boost: found[boost][i])
+        says = {"D": now[i]} | {f"D at {boost:g}": values[i] for boost, values in found.items()}
+        why = f"D {now[i]:+.2f} to {found[best][i]:+.2f} at attention logits {best:g} higher"
+        outcomes.append(Outcome("nearness", now[i] < item.restored <= found[best][i], says, why))
+    return outcomes
+
+
+def _steering(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
+    assert both.gradients is not None, "run_test asks for gradients"
+    layers = [_arrival(item.inside.signal["answer"]) for item in items]
+    steered, amplified = (torch.zeros(len(items), dtype=torch.float64) for _ in range(2))
+    for layer in sorted(set(layers)):
+        here = torch.tensor([at == layer for at in layers])
+        gap = both.difference(layer)[:, -1]
+        along = torch.nn.functional.normalize(both.gradients[layer][:, -1], dim=-1)
+        pushes = (along * gap.norm(dim=-1, keepdim=True), gap)
+        size = (thresholds.amplification - 1) / 2
+        for out, push in zip((steered, amplified), pushes, strict=True):
+            logits = [
+                replay(model, _pushed(run.streams[layer], sign * size * push), run.context, layer=layer)
+                for run, sign in zip(both.runs, (1, -1), strict=True)
+            ]
+            out[here] = _divergence(both, logits)[here]
+    return [
+        Outcome(
+            "steering",
+            bool(along >= item.restored > drawn),
+            {"layer": float(layer), "D steered": along, "D amplified": drawn},
+            f"D {along:+.2f} along the readout, {drawn:+.2f} with the persona amplified",
+        )
+        for item, layer, along, drawn in zip(items, layers, steered.tolist(), amplified.tolist(), strict=True)
+    ]
+
+
+_RUNNERS = {
+    "patching": _patching,
+    "gain": _gain,
+    "ablation": _ablation,
+    "nearness": _nearness,
+    "steering": _steering,
+}
+
+
+def _drawn_apart(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> list[Tensor]:
+    """Logits of both runs with the answer's final streams at ``gain`` times their difference, about their mean."""
+    last = model.graph.n_layers
+    push = ((gain - 1) / 2)[:, None] * both.difference(last)[:, -1]
+    ends = zip(both.runs, (1, -1), strict=True)
+    return [replay(model, _pushed(run.streams[last], sign * push), run.context, layer=last) for run, sign in ends]
+
+
+def _pushed(stream: Float[Tensor, "batch pos d_model"], push: Float[Tensor, "batch d_model"]) -> Tensor:
+    return torch.cat([stream[:, :-1], stream[:, -1:] + push[:, None]], dim=1)
+
+
+def _divergence(both: Both, logits: Sequence[Tensor]) -> Float[Tensor, " batch"]:
+    a, b = (margins(each, both.batch) for each in logits)
+    found = metrics.persona_divergence(a, b).double().cpu()
+    check_finite(found, both.batch.name, "margins")
+    return found
+
+
+def _choices(logits: Float[Tensor, "batch vocab"], items: Sequence[Asked]) -> list[int]:
+    """The place of each row's most likely candidate."""
+    longest = max(len(item.candidates) for item in items)
+    ids = [[*item.candidates, *[-1] * (longest - len(item.candidates))] for item in items]
+    table: Int[Tensor, "batch candidate"] = torch.tensor(ids, device=logits.device)
+    return metrics.candidate_logits(logits, table).argmax(-1).tolist()
+
+
+def _apart(logits: Sequence[Tensor], items: Sequence[Asked]) -> list[bool]:
+    a, b = (_choices(each, items) for each in logits)
+    return [x != y for x, y in zip(a, b, strict=True)]
+
+
+def _opposing(contributions: Sequence[float], share: float) -> Bool[Tensor, " src"]:
+    """The fewest nodes that make this share of all contributions below zero."""
+    against = torch.tensor(contributions, dtype=torch.float64).clamp(max=0).neg()
+    ordered, order = against.sort(descending=True, stable=True)
+    before = ordered.cumsum(0) - ordered
+    chosen = torch.zeros(len(against), dtype=torch.bool)
+    chosen[order] = (ordered > 0) & (before < share * against.sum())
+    return chosen
+
+
+def _arrival(signal: Sequence[float]) -> int:
+    """The first layer at which the signal has half of its most."""
+    return next(layer for layer, value in enumerate(signal) if value >= max(signal) / 2)

@@ -1,0 +1,198 @@
+"""What the two runs of a pair show inside the model.
+
+    signal        at the persona's last token, between it and the answer (mean over places), and at
+                  the answer, per layer: |h_A - h_B| against what two arbitrary prompts of the
+                  file differ there, sqrt(2 E|h - mean h|^2). 1: as much as any two prompts; what is in every
+                  prompt alike is in neither number
+    alignment     eta(l) = cos(h_A - h_B, grad of m) at the answer, the gradient averaged over both runs
+    contributions of every node into the logits, under A minus under B: the edges into the logits
+    cancellation  kappa of those (``metrics.cancellation``); the two sides' sums
+    access        dD/dc, c an amount added to all attention logits on the persona (a central difference)
+
+Contributions are exact: the final norm is linear but for one scale per run, and each run keeps
+its own (``persona.lens.study.read_out``). They and what is no node's (biases) add up to D, unless the
+logits are bent behind the norm (a soft cap); ``conservation`` is what they miss it by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from persona_circuits import metrics
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.task import Row
+from persona_circuits.persona.explanation.runs import Both, both_runs, can_come_nearer, margins, nearer, replay
+from persona_circuits.persona.lens import read_out
+
+__all__ = [
+    "PLACES",
+    "Inside",
+    "look_inside",
+]
+
+PLACES = ("persona", "between", "answer")
+STEP = 0.5  # of the central difference, in attention logits
+ROUNDING = 1e-9
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Inside:
+    """One pair; layers count from what enters the first block to what the final norm reads.
+
+    ``persona`` is the first and the last place at which the prompts differ. A place that a
+    pair does not have has signal 0. ``contributions`` are in the order of the graph's
+    sources; ``remainder`` is what no node contributes, ``conservation`` the error of the
+    sum, ``slope`` dD/dc, None where the model's attention takes no mask of numbers.
+    """
+
+    persona: tuple[int, int]
+    n_tokens: int
+    signal: Mapping[str, tuple[float, ...]]
+    alignment: tuple[float, ...]
+    contributions: tuple[float, ...]
+    remainder: float
+    conservation: float
+    cancellation: float
+    slope: float | None
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """The sums of the contributions above and below zero."""
+        return (
+            sum((x for x in self.contributions if x > 0), 0.0),
+            sum((x for x in self.contributions if x < 0), 0.0),
+        )
+
+    def most(self, place: str) -> float:
+        """The largest signal of any layer at a place."""
+        return max(self.signal[place])
+
+
+def look_inside(
+    model: Model, rows: Sequence[Row], *, batch_size: int = 32, progress: Progress | None = None
+) -> tuple[Inside, ...]:
+    """Both runs of every row with their gradients, and four more for ``slope``.
+
+    Parameters
+    ----------
+    rows
+        Encoded pairs of equal length each; ``index`` is the place among the results.
+    """
+    spread = _Spread(model.graph.n_layers + 1, model.d_model)
+    found: dict[int, Inside] = {}
+    gaps: dict[int, Tensor] = {}
+    for both in both_runs(model, rows, batch_size, gradients=True):
+        spread.add(both)
+        gaps |= dict(zip(both.batch.indices, _gaps(both), strict=True))
+        found |= dict(zip(both.batch.indices, _of_batch(model, both), strict=True))
+        if progress is not None:
+            progress(len(found), len(rows))
+    scale = spread.of_two()
+    return tuple(_with_signal(found[row.index], gaps[row.index], scale) for row in rows)
+
+
+class _Spread:
+    """Sums from which the spread of the streams at each place and layer follows, over all prompts of the file."""
+
+    def __init__(self, n_layers: int, d_model: int) -> None:
+        self.sums = torch.zeros(len(PLACES), n_layers, d_model, dtype=torch.float64)
+        self.squares = torch.zeros(len(PLACES), n_layers, dtype=torch.float64)
+        self.counts = torch.zeros(len(PLACES), dtype=torch.float64)
+
+    def add(self, both: Both) -> None:
+        for place, marked in enumerate(_places(both)):
+            for run in both.runs:
+                values = torch.stack([stream[marked] for stream in run.streams]).cpu().double()
+                self.sums[place] += values.sum(1)
+                self.squares[place] += values.square().sum((1, 2))
+                self.counts[place] += values.shape[1]
+
+    def of_two(self) -> Float[Tensor, "place layer"]:
+        """sqrt(2 E|h - mean h|^2); 0 where all prompts are alike but for rounding."""
+        n = self.counts.clamp(min=1)[:, None]
+        whole = self.squares / n
+        spread = whole - (self.sums / n[..., None]).square().sum(-1)
+        return torch.where(spread > ROUNDING * whole, 2 * spread, 0.0).clamp(min=0).sqrt()
+
+
+def _places(both: Both) -> tuple[Tensor, ...]:
+    """Bool ``[batch, pos]`` for each of ``PLACES``."""
+    places = torch.arange(both.inside.shape[1], device=both.inside.device)
+    return places == both.end[:, None], both.between, (places == len(places) - 1).expand_as(both.inside)
+
+
+def _gaps(both: Both) -> Float[Tensor, "batch place layer"]:
+    """Root mean square over the places of |h_A - h_B|; 0 where a row has no such place."""
+    layers = range(len(both.clean.streams))
+    squares = torch.stack([both.difference(layer).double().square().sum(-1) for layer in layers])
+    means = [(squares * marked).sum(-1) / marked.sum(-1).clamp(min=1) for marked in _places(both)]
+    return torch.stack(means).sqrt().permute(2, 0, 1).cpu()
+
+
+def _of_batch(model: Model, both: Both) -> list[Inside]:
+    """All but the signal, which needs every batch."""
+    alignment = _alignment(both)
+    own, whole = _contributions(model, both)
+    slope = _slope(model, both)
+    d = (margins(both.clean.logits, both.batch) - margins(both.corrupt.logits, both.batch)).double().cpu()
+    kappa = metrics.cancellation(own)
+    first = both.inside.int().argmax(1)
+    return [
+        Inside(
+            persona=(int(first[place]), int(both.end[place])),
+            n_tokens=both.inside.shape[1],
+            signal={},
+            alignment=tuple(alignment[place].tolist()),
+            contributions=tuple(own[place].tolist()),
+            remainder=(whole[place] - own[place].sum()).item(),
+            conservation=(whole[place] - d[place]).item(),
+            cancellation=kappa[place].item(),
+            slope=None if slope is None else slope[place].item(),
+        )
+        for place in range(len(both.batch))
+    ]
+
+
+def _alignment(both: Both) -> Float[Tensor, "batch layer"]:
+    assert both.gradients is not None, "look_inside asks for gradients"
+    differences = torch.stack([both.difference(layer)[:, -1] for layer in range(len(both.clean.streams))])
+    cosine = torch.nn.functional.cosine_similarity(differences.double(), both.gradients[:, :, -1].double(), dim=-1)
+    return cosine.T.cpu()
+
+
+def _contributions(model: Model, both: Both) -> tuple[Float[Tensor, "batch src"], Float[Tensor, " batch"]]:
+    """Every node's part of the margin under A minus under B, and the same of the whole final stream."""
+    parts, wholes = [], []
+    for run in both.runs:
+        final = run.streams[-1][:, -1]
+        direction = read_out(model, final, both.batch.answers, both.batch.wrong_answers).double()
+        parts.append(torch.einsum("sbd,bd->bs", run.contributions[:, :, -1].double(), direction))
+        wholes.append((final.double() * direction).sum(1))
+    return (parts[0] - parts[1]).cpu(), (wholes[0] - wholes[1]).cpu()
+
+
+def _slope(model: Model, both: Both) -> Float[Tensor, " batch"] | None:
+    """dD/dc by a central difference."""
+    if not can_come_nearer(both.clean.context):
+        return None
+    ends = []
+    for boost in (STEP, -STEP):
+        a, b = (
+            margins(replay(model, run.streams[0], nearer(run.context, both, boost)), both.batch) for run in both.runs
+        )
+        ends.append(a - b)
+    slope = ((ends[0] - ends[1]).double() / (2 * STEP)).cpu()
+    check_finite(slope, both.batch.name, "margins")
+    return slope
+
+
+def _with_signal(inside: Inside, gaps: Float[Tensor, "place layer"], scale: Float[Tensor, "place layer"]) -> Inside:
+    signal = torch.where(scale > 0, gaps / scale.masked_fill(scale == 0, 1.0), 0.0)
+    return replace(inside, signal={name: tuple(signal[place].tolist()) for place, name in enumerate(PLACES)})

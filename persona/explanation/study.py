@@ -1,0 +1,365 @@
+"""Why each pair collapses or does not: numbers, a verdict from them, and a causal test of the verdict.
+
+1. every pair, and every control, is asked under both personas (``persona.behaviour.measure``);
+2. sigma_0 is the spread of D over the paraphrase controls;
+3. both runs are looked into (``persona.explanation.inside``);
+4. the numbers give a verdict by thresholds that a file fixes beforehand (``persona.explanation.verdicts``);
+5. the causal test that goes with it is run on the model (``persona.explanation.causal``);
+6. pairs are summed up together and by any key of their rows;
+7. where the rows say how they were generated, verdicts are compared with it (``persona.explanation.truth``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from persona_circuits import metrics
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
+from persona_circuits.persona.behaviour import PairMeasure, fitting_items, measure_pairs
+from persona_circuits.persona.data import ItemFile, load_items, raw_pairs
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.explanation.causal import TESTS, Asked, Outcome, flip_gain, run_test
+from persona_circuits.persona.explanation.groups import Explained, Group, group_of, groups_by, is_label
+from persona_circuits.persona.explanation.inside import Inside, look_inside
+from persona_circuits.persona.explanation.truth import Agreement, agreement, expected_of
+from persona_circuits.persona.explanation.verdicts import Numbers, Thresholds, judge, load_thresholds
+
+__all__ = [
+    "ExplainOptions",
+    "Explanation",
+    "PairFile",
+    "explain",
+    "load_pair_file",
+]
+
+PARAPHRASE = "paraphrase"
+Progress = Callable[[int, int], None]
+Stage = Callable[[str], Progress]
+
+
+@dataclass(frozen=True)
+class PairFile:
+    """The items of a pair file, and all keys of every row."""
+
+    items: ItemFile
+    keys: tuple[Mapping[str, Any], ...]
+
+    def of_split(self, split: str) -> PairFile:
+        """The rows of one split; ``all`` gives every row.
+
+        Raises:
+            TaskError: the file has no such split.
+        """
+        chosen = self.items.of_split(split)
+        by_line = {item.pair.line: keys for item, keys in zip(self.items.items, self.keys, strict=True)}
+        return PairFile(chosen, tuple(by_line[item.pair.line] for item in chosen.items))
+
+    def fitting(self, model: Model) -> PairFile:
+        """The rows that fit a model; the source then says how many do.
+
+        Raises:
+            TaskError: none fits.
+        """
+        by_line = {item.pair.line: keys for item, keys in zip(self.items.items, self.keys, strict=True)}
+        fit = fitting_items(self.items, model)
+        return PairFile(fit, tuple(by_line[item.pair.line] for item in fit.items))
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Keys that can tell pairs apart: those with text or a number."""
+        found = dict.fromkeys(key for keys in self.keys for key, value in keys.items() if is_label(value))
+        return tuple(key for key in found if key not in ("clean", "corrupt", "neutral"))
+
+
+@dataclass(frozen=True)
+class ExplainOptions(PlainNumbers):
+    """What is explained and how; fixed before the run. ``by`` are keys of the rows, or ``pair``.
+
+    Without ``causal`` no test is run.
+    """
+
+    by: tuple[str, ...] = ("question",)
+    split: str = "all"
+    batch_size: int = 32
+    n_resamples: int = 2000
+    causal: bool = True
+    seed: int = 0
+
+    def checked(self) -> ExplainOptions:
+        """Itself.
+
+        Raises:
+            OptionError: a number is out of its range.
+        """
+        for name in ("batch_size", "n_resamples"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0:
+            raise OptionError(f"seed is {self.seed}; it must be at least 0")
+        return self
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that was found. ``pairs`` and ``controls`` in the files' order."""
+
+    model: str
+    fingerprint: str
+    sources: tuple[tuple[str, str], ...]
+    options: ExplainOptions
+    thresholds: Thresholds
+    sigma_0: float | None
+    n_paraphrases: int
+    overall: Group
+    groups: tuple[Group, ...]
+    controls: tuple[Group, ...]
+    agreement: Agreement | None
+    pairs: tuple[Explained, ...]
+    control_pairs: tuple[Explained, ...]
+    nodes: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def load_pair_file(path: str | Path, *, label: str | None = None) -> PairFile:
+    """Read a pair file with all keys of its rows; ``label`` is what results call it, if not ``path``.
+
+    Raises:
+        TaskError: any pair, candidate list or axis is malformed; all faults are listed.
+    """
+    items = load_items(path, label=label)
+    raw = raw_pairs(path)
+    return PairFile(items, tuple(raw[item.pair.line] for item in items.items))
+
+
+def explain(
+    model: Model,
+    pairs: PairFile,
+    *,
+    controls: PairFile | None = None,
+    thresholds: Thresholds | None = None,
+    options: ExplainOptions | None = None,
+    stage: Stage | None = None,
+) -> Explanation:
+    """Say of every pair why it collapses or does not.
+
+    Parameters
+    ----------
+    pairs
+        Prompts of equal length in each pair; rows with a ``control`` are controls.
+    controls
+        More pairs, of which the rows with a ``control`` are taken, whatever their split.
+    thresholds
+        Those that are shipped, if none are given.
+    stage
+        Called when a stage of the work begins, with its name; gives the stage's progress callback.
+
+    Raises
+    ------
+    OptionError
+        A number among the options is out of range, or no row has a key to group by.
+    TaskError
+        No pair is left, or one does not fit the model's tokenizer, or its prompts differ in length.
+    """
+    options, thresholds = (options or ExplainOptions()).checked(), thresholds or load_thresholds()
+    stage = stage or _silent
+    chosen = pairs.of_split(options.split)
+    _check(chosen, options)
+    more = _of_controls(controls)
+    items, keys = (*chosen.items.items, *more.items), (*chosen.keys, *more.keys)
+    source = chosen.items.source if not more.items else f"{chosen.items.source} with {more.source}"
+    measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
+    null = [measure.divergence for measure in measures if measure.item.control == PARAPHRASE]
+    sigma = metrics.paraphrase_null(torch.tensor(null, dtype=torch.float64)).item() if null else None
+    rows = encode(Task(tuple(_bare(item.pair) for item in items), source, ""), model)
+    seen = look_inside(model, rows, batch_size=options.batch_size, progress=stage("looking inside"))
+    found = [
+        _judged(measure, inside, row_keys, sigma, thresholds, model)
+        for measure, inside, row_keys in zip(measures, seen, keys, strict=True)
+    ]
+    outcomes = _tested(model, found, rows, sigma, thresholds, options, stage)
+    done = [replace(one, outcome=outcome) for one, outcome in zip(found, outcomes, strict=True)]
+    sources = tuple((file.items.source, file.items.sha256) for file in (pairs, controls) if file is not None)
+    return _summed(model, done, sigma, len(null), thresholds, options, sources)
+
+
+@dataclass(frozen=True)
+class _Controls:
+    items: tuple[Item, ...]
+    keys: tuple[Mapping[str, Any], ...]
+    source: str
+
+
+def _of_controls(file: PairFile | None) -> _Controls:
+    if file is None:
+        return _Controls((), (), "")
+    kept = [(i, k) for i, k in zip(file.items.items, file.keys, strict=True) if i.control != "none"]
+    return _Controls(tuple(i for i, _ in kept), tuple(k for _, k in kept), file.items.source)
+
+
+def _check(pairs: PairFile, options: ExplainOptions) -> None:
+    if all(item.control != "none" for item in pairs.items.items):
+        raise TaskError(f"every pair of {pairs.items.source} ({options.split}) is a control; none is left to explain")
+    known = pairs.known
+    for key in options.by:
+        if key not in ("pair", "question") and key not in known:
+            raise OptionError(
+                f"--by {key}: no pair of {pairs.items.source} has a key {key!r}; its keys are: "
+                f"{', '.join(dict.fromkeys(('pair', *known)))}"
+            )
+
+
+def _bare(pair: PromptPair) -> PromptPair:
+    return PromptPair(pair.clean, pair.corrupt, pair.answers, pair.wrong_answers, id=pair.id, line=pair.line)
+
+
+def _judged(
+    measure: PairMeasure,
+    inside: Inside,
+    keys: Mapping[str, Any],
+    sigma: float | None,
+    thresholds: Thresholds,
+    model: Model,
+) -> Explained:
+    numbers = _numbers(measure, inside, sigma, thresholds, model.d_model)
+    return Explained(
+        keys=keys,
+        measure=measure,
+        inside=inside,
+        numbers=numbers,
+        flip_gain=flip_gain(measure.log_probs_a, measure.log_probs_b),
+        verdict=judge(numbers, thresholds),
+        outcome=Outcome("", None, {}),
+        expected=expected_of(keys),
+    )
+
+
+def _numbers(
+    measure: PairMeasure, inside: Inside, sigma: float | None, thresholds: Thresholds, d_model: int
+) -> Numbers:
+    d, null = measure.divergence, thresholds.null(sigma)
+    least = null if sigma is not None else 0.0
+    size = max(abs(d), least)
+    conserved = abs(inside.conservation) <= thresholds.conservation * max(1.0, abs(d))
+    return Numbers(
+        divergence=d,
+        null=null,
+        mass=min(measure.mass_a, measure.mass_b),
+        one_choice=measure.collapses,
+        signal_persona=inside.most("persona"),
+        signal_answer=inside.most("answer"),
+        access=None if inside.slope is None or size == 0 else math.copysign(1.0, d) * inside.slope / size,
+        alignment=inside.alignment[-1],
+        aligned=thresholds.aligned(d_model),
+        cancellation=inside.cancellation if conserved else None,
+        stronger_side=max(inside.sides[0], -inside.sides[1]) if conserved else None,
+    )
+
+
+def _tested(
+    model: Model,
+    found: Sequence[Explained],
+    rows: Sequence[Row],
+    sigma: float | None,
+    thresholds: Thresholds,
+    options: ExplainOptions,
+    stage: Stage,
+) -> list[Outcome]:
+    """The outcome of every pair's own test, in the order of ``found``."""
+    outcomes = [_not_run(one, options) for one in found]
+    for cause, test in TESTS.items() if options.causal else ():
+        places = [place for place, one in enumerate(found) if one.verdict.name == cause]
+        asked = [_asked(model, found[place], rows[place], thresholds.restored(sigma)) for place in places]
+        if asked:
+            progress = stage(f"causal test: {test}")
+            results = run_test(model, test, asked, thresholds, batch_size=options.batch_size, progress=progress)
+            for place, result in zip(places, results, strict=True):
+                outcomes[place] = result
+    return outcomes
+
+
+def _not_run(one: Explained, options: ExplainOptions) -> Outcome:
+    test = TESTS.get(one.verdict.name, "")
+    return Outcome(test, None, {}, "not asked for" if test and not options.causal else "no test for this verdict")
+
+
+def _asked(model: Model, one: Explained, row: Row, restored: float) -> Asked:
+    ids = [answer_id(one.item.pair.clean, list(row.clean), text, model, []) for text in one.item.candidates]
+    return Asked(row, tuple(i for i in ids if i is not None), one.inside, one.flip_gain, restored)
+
+
+def _summed(
+    model: Model,
+    done: Sequence[Explained],
+    sigma: float | None,
+    n_paraphrases: int,
+    thresholds: Thresholds,
+    options: ExplainOptions,
+    sources: tuple[tuple[str, str], ...],
+) -> Explanation:
+    main = tuple(one for one in done if one.item.control == "none")
+    others = tuple(one for one in done if one.item.control != "none")
+    judged = [one for one in done if one.expected is not None]
+    settings: dict[str, Any] = {
+        "majority": thresholds.majority,
+        "n_resamples": options.n_resamples,
+        "seed": options.seed,
+    }
+    return Explanation(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        sources=sources,
+        options=options,
+        thresholds=thresholds,
+        sigma_0=sigma,
+        n_paraphrases=n_paraphrases,
+        overall=group_of("all", "all", main, **settings),
+        groups=tuple(group for key in options.by for group in groups_by(key, main, **settings)),
+        controls=groups_by("control", others, **settings),
+        agreement=agreement(
+            [str(one.expected) for one in judged],
+            [one.verdict.name for one in judged],
+            n_permutations=options.n_resamples,
+            seed=options.seed,
+        ),
+        pairs=main,
+        control_pairs=others,
+        nodes=tuple(str(node) for node in model.graph.src_nodes),
+        notes=tuple(_notes(main, sigma, thresholds)),
+    )
+
+
+def _notes(main: Sequence[Explained], sigma: float | None, thresholds: Thresholds) -> list[str]:
+    """What a reader of the verdicts must know."""
+    notes, n = [], len(main)
+    if sigma is None:
+        notes.append(
+            "no paraphrase controls: sigma_0 is unknown, and the floor of "
+            f"{thresholds.divergence_floor:.2f} logits stands for 2 sigma_0; give controls with --controls"
+        )
+    unknown = sum(row.numbers.cancellation is None for row in main)
+    if unknown:
+        notes.append(
+            f"{unknown} of {n} pairs: contributions do not add up to D (soft cap, or weights in half precision), "
+            "so kappa is unknown and cancellation cannot be found"
+        )
+    if any(row.inside.slope is None for row in main):
+        notes.append("this model's attention takes no mask of numbers: access is unknown, nearness cannot be tested")
+    if len({row.item.question for row in main}) == 1 and len({row.item.persona_pair for row in main}) == 1:
+        notes.append("one question and two personas only: prompts differ in little else, so all signals are large")
+    if any(row.item.candidates == (*row.item.pair.answers, *row.item.pair.wrong_answers) for row in main):
+        notes.append("some pairs name no further candidates: one choice or two is then of the two declared sides alone")
+    return notes
+
+
+def _silent(name: str) -> Progress:
+    """No progress is wanted."""
+    return lambda done, total: None

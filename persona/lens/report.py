@@ -1,0 +1,327 @@
+"""The logit lens as files, figures and rows of a table.
+
+lens.json            summary: curves, decisions, attributions, with what they were made from
+curves.csv           a line per point and position: means over pairs with intervals
+pairs.csv            a line per pair: D, the decision, the final tokens
+components.csv       a line per node (and attention bias): its share of D
+lens.safetensors     everything per pair, point and position; metadata ``about`` names the axes
+lens.html, *.png     the figures
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persona_circuits.circuit.figures import (
+    Curve,
+    heat_map,
+    interval,
+    laid_out,
+    line_chart,
+    plain,
+    write_arrays,
+    write_csv,
+    write_figures,
+)
+from persona_circuits.circuit.storage import write_json
+from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.lens.readout import component_names
+from persona_circuits.persona.lens.study import ANSWER, LensStudy
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "COMPONENTS",
+    "TABLE",
+    "component_rows",
+    "curve_rows",
+    "decision_lines",
+    "lens_figures",
+    "lens_record",
+    "write_lens",
+]
+
+FORMAT = "persona-circuits/lens"
+TABLE = ("after", "D", "95 %", "p (own)", "p (other)", "options", "KL")
+COMPONENTS = ("node", "share of D", "logits", "95 %")
+DECIDED = {
+    "pivot": "first point with half of D",
+    "jump": "block that moves D most",
+    "stable_from": "point from which D keeps its sign",
+    "choice_a": "point from which A's choice stays",
+    "choice_b": "point from which B's choice stays",
+}
+
+
+def write_lens(study: LensStudy, folder: str | Path) -> None:
+    """Write all files into ``folder``, which must exist.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    folder = Path(folder)
+    write_json(lens_record(study), folder / "lens.json")
+    write_csv(_curve_records(study), folder / "curves.csv")
+    write_csv(_pair_records(study), folder / "pairs.csv")
+    write_csv(_component_records(study), folder / "components.csv")
+    write_arrays(_arrays(study), _axes(study), folder / "lens.safetensors")
+    write_figures(lens_figures(study), folder, page="lens.html", title=_title(study), notes=study.notes)
+
+
+def lens_record(study: LensStudy) -> dict[str, Any]:
+    """The summary, as plain values for JSON."""
+    return plain(
+        {
+            "format": FORMAT,
+            "version": 1,
+            "model": {"name": study.model, "fingerprint": study.fingerprint},
+            "source": {"source": study.source, "sha256": study.sha256},
+            "tokens": study.tokens,
+            "options": asdict(study.options),
+            "n_pairs": len(study.items),
+            "points": study.points,
+            "positions": study.positions,
+            "curves": study.curves,
+            "decision": _decision_summary(study),
+            "attribution": {
+                "conserved": study.attribution.conserved,
+                "error": study.attribution.error,
+                "components": _component_records(study),
+            },
+            "notes": study.notes,
+        }
+    )
+
+
+def curve_rows(study: LensStudy) -> list[tuple[str, ...]]:
+    """The table for a terminal, a row per point at the last position, columns as in ``TABLE``.
+
+    Probabilities are means over prompts: of the answers of the prompt's own persona, of
+    the other one's, and of all options together.
+    """
+    place = len(study.positions) - 1
+
+    def number(name: str, point: int, form: str) -> str:
+        return format(study.curves[name][point][place].value, form)
+
+    return [
+        (
+            after,
+            number("divergence", point, "+.2f"),
+            _interval(study.curves["divergence"][point][place]),
+            number("answer", point, ".3f"),
+            number("other", point, ".3f"),
+            number("mass", point, ".3f"),
+            number("kl", point, ".3f"),
+        )
+        for point, after in enumerate(study.points)
+    ]
+
+
+def component_rows(study: LensStudy, most: int = 10) -> list[tuple[str, ...]]:
+    """The largest attributions for a terminal, columns as in ``COMPONENTS``; none where they are not conserved."""
+    return [
+        (
+            row["component"],
+            "" if row["share"] is None else f"{row['share']:.1%}",
+            f"{row['value']:+.3f}",
+            interval(row["low"], row["high"]),
+        )
+        for row in _component_records(study)[:most]
+    ]
+
+
+def decision_lines(study: LensStudy) -> list[str]:
+    """The decision in words: the median pair and the middle half of the pairs."""
+    names = study.points
+    lines = []
+    for key, summary in _decision_summary(study).items():
+        if summary["n"]:
+            label = [
+                f"block {summary[q]:.0f}" if key == "jump" else names[round(summary[q])] for q in ("median", "q1", "q3")
+            ]
+            lines.append(f"{DECIDED[key]}: {label[0]} (half of {summary['n']} pairs: {label[1]} to {label[2]})")
+    return lines
+
+
+def lens_figures(study: LensStudy) -> dict[str, Figure]:
+    """The figures that this study has data for, by name."""
+    found = {
+        "lens-divergence": _divergence_chart(study),
+        "lens-divergence-map": _map(study, "divergence", "Mean D by layer and position", "D (logits)", "+.2f"),
+        "lens-options": _options_chart(study),
+        "lens-kl": _kl_chart(study),
+        "lens-decision": _decision_figure(study),
+    }
+    if study.attribution.conserved:
+        found["attribution"] = _attribution_map(study)
+        found["attribution-sum"] = _attribution_sum(study)
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _title(study: LensStudy) -> str:
+    words = f", {study.tokens[0]!r} against {study.tokens[1]!r}" if study.tokens else ""
+    return f"Logit lens: {Path(study.model).name}, {Path(study.source).name}{words}"
+
+
+def _curve_records(study: LensStudy) -> list[dict[str, Any]]:
+    return [
+        {"point": point, "after": after, "position": position}
+        | {name: asdict(rows[point][place]) for name, rows in study.curves.items()}
+        for point, after in enumerate(study.points)
+        for place, position in enumerate(study.positions)
+    ]
+
+
+def _pair_records(study: LensStudy) -> list[dict[str, Any]]:
+    rows = []
+    for place, item in enumerate(study.items):
+        pair = item.pair
+        row: dict[str, Any] = {"id": pair.id, "line": pair.line, "question": pair.question}
+        row |= {"persona_a": pair.persona_a, "persona_b": pair.persona_b, "split": pair.split}
+        if study.decisions:
+            row |= {"divergence": study.divergence[place, -1, study.positions.index(ANSWER)]}
+            row |= asdict(study.decisions[place])
+            row |= dict(zip(("final_token_a", "final_token_b"), study.top_texts[place], strict=True))
+        rows.append(row)
+    return rows
+
+
+def _component_records(study: LensStudy) -> list[dict[str, Any]]:
+    """The largest first; ``share`` is of the mean D."""
+    if not study.attribution.conserved:
+        return []
+    total = sum(estimate.value for estimate in study.attribution.estimates)
+    rows = [
+        {"component": name, **asdict(estimate), "share": estimate.value / total if total else None}
+        for name, estimate in zip(component_names(study.graph), study.attribution.estimates, strict=True)
+    ]
+    return sorted(rows, key=lambda row: -abs(row["value"]))
+
+
+def _decision_summary(study: LensStudy) -> dict[str, dict[str, Any]]:
+    found = {}
+    for key in DECIDED if study.decisions else ():
+        values = [getattr(one, key) for one in study.decisions if getattr(one, key) is not None]
+        quartiles = np.percentile(values, (25, 50, 75), method="nearest").tolist() if values else [None] * 3
+        found[key] = dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {"n": len(values)}
+    return found
+
+
+def _arrays(study: LensStudy) -> dict[str, np.ndarray]:
+    arrays = {
+        "divergence": study.divergence,
+        "margin": study.margin,
+        "log_probs": study.log_probs,
+        "mass": study.mass,
+        "kl": study.kl,
+        "top": study.top,
+    }
+    return arrays | ({"attribution": study.attribution.values} if study.attribution.conserved else {})
+
+
+def _axes(study: LensStudy) -> dict[str, Any]:
+    return {
+        "divergence": "pair point position",
+        "margin, mass, kl, top": "side pair point position",
+        "log_probs": "side pair point position candidate",
+        "attribution": "pair component",
+        "side": ["A", "B"],
+        "pair": [item.pair.id for item in study.items],
+        "point": study.points,
+        "position": study.positions,
+        "component": component_names(study.graph),
+        "candidate": [item.candidates for item in study.items] if study.tokens is None else study.tokens,
+    }
+
+
+def _divergence_chart(study: LensStudy) -> Figure:
+    curves = [_curve(study, "divergence", place, position) for place, position in enumerate(study.positions)]
+    return line_chart(curves, title="Persona divergence through the lens", x="residual stream after", y="D (logits)")
+
+
+def _curve(study: LensStudy, name: str, place: int, label: str, dash: str = "solid") -> Curve:
+    column = [row[place] for row in study.curves[name]]
+    values = [estimate.value for estimate in column]
+    return Curve(label, study.points, values, [one.low for one in column], [one.high for one in column], dash)
+
+
+def _options_chart(study: LensStudy) -> Figure:
+    place, position = len(study.positions) - 1, study.positions[-1]
+    labels = {"answer": "own persona's answer", "other": "other persona's answer", "mass": "all options"}
+    dashes = {"mass": "dot"}
+    curves = [_curve(study, name, place, label, dash=dashes.get(name, "solid")) for name, label in labels.items()]
+    title = f"Probability of the options at {position}, mean over prompts"
+    return line_chart(curves, title=title, x="residual stream after", y="probability", yaxis={"range": [0, 1]})
+
+
+def _kl_chart(study: LensStudy) -> Figure:
+    """On a logarithmic axis, without the last point: there it is zero."""
+    curves = []
+    for place, position in enumerate(study.positions):
+        values = [row[place].value for row in study.curves["kl"]]
+        curves.append(Curve(position, study.points, [value if value > 0 else None for value in values]))
+    title = "Distance from the model's own distribution, mean over prompts (after the last block it is 0)"
+    return line_chart(
+        curves, title=title, x="residual stream after", y="KL(final || lens) (nats)", yaxis={"type": "log"}
+    )
+
+
+def _map(study: LensStudy, name: str, title: str, unit: str, numbers: str) -> Figure:
+    values = [[row[place].value for row in study.curves[name]] for place in range(len(study.positions))]
+    few = numbers if len(study.points) <= 24 else ""
+    return heat_map(
+        values, study.positions, study.points, title=title, x="residual stream after", y="", unit=unit, numbers=few
+    )
+
+
+def _decision_figure(study: LensStudy) -> Figure | None:
+    """How many pairs are decided at each point."""
+    if not study.decisions:
+        return None
+    from plotly.graph_objects import Bar, Figure
+
+    figure = Figure()
+    names = {"pivot": "half of D reached", "stable_from": "sign of D stable", "choice_a": "choice of A stable"}
+    names["choice_b"] = "choice of B stable"
+    for key, label in names.items():
+        values = [getattr(one, key) for one in study.decisions]
+        counts = [sum(value == point for value in values) for point in range(len(study.points))]
+        figure.add_trace(Bar(x=list(study.points), y=counts, name=label))
+    title = f"Where {len(study.items)} pairs are decided"
+    return laid_out(figure, title, "residual stream after", "pairs").update_layout(barmode="group")
+
+
+def _attribution_map(study: LensStudy) -> Figure:
+    """Heads, the MLP and the attention bias of every layer."""
+    graph, means = study.graph, [one.value for one in study.attribution.estimates]
+    rows = [
+        [*means[graph.heads_of(layer)], means[graph.mlp_of(layer)], means[graph.n_src + layer]]
+        for layer in range(graph.n_layers)
+    ]
+    columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
+    names = [f"layer {layer}" for layer in range(graph.n_layers)]
+    title = f"Direct logit attribution of D (sum {sum(means):+.2f} logits, input {means[0]:+.2f})"
+    few = "+.2f" if graph.n_layers * (graph.n_heads + 2) <= 400 else ""
+    return heat_map(rows, names, columns, title=title, x="", y="", unit="logits", numbers=few)
+
+
+def _attribution_sum(study: LensStudy) -> Figure:
+    """Attributions added up by layer: with the final norm's scale they lead to D itself."""
+    graph, values = study.graph, study.attribution.values.mean(0)
+    heads = [0.0, *(float(values[graph.heads_of(layer)].sum()) for layer in range(graph.n_layers))]
+    mlps = [0.0, *(float(values[graph.mlp_of(layer)]) for layer in range(graph.n_layers))]
+    biases = [float(values[0]), *map(float, values[graph.n_src :])]
+    total = np.cumsum([heads, mlps, biases], axis=1)
+    parts = (("sum", total.sum(0), "solid"), ("heads", total[0], "dash"), ("MLPs", total[1], "dot"))
+    curves = [Curve(name, study.points, line.tolist(), dash=dash) for name, line, dash in parts]
+    return line_chart(curves, title="Direct logit attribution of D, added up", x="up to", y="logits")
+
+
+def _interval(estimate: Estimate) -> str:
+    return interval(estimate.low, estimate.high)

@@ -1,0 +1,334 @@
+"""The logit lens on both prompts of a pair: where along the depth the preference appears, and who writes it.
+
+For the stream x after p blocks at a named position (nostalgebraist 2020; the final norm
+included, as in arXiv:2303.08112, section 2):
+
+    lens(x) = unembed(final norm(x)),  after the last block the model's own logits
+    m(x)    = mean logit of persona A's answers - mean logit of B's
+    D       = m under A - m under B
+    KL      = KL(final || lens), final: the model's own distribution at the same position, in nats
+
+The decision, per pair and read off D at the prompt's end with its final sign:
+
+    pivot         the first point where D has its final sign and at least half its final size
+    largest jump  the block that moves D most towards its final sign
+    stable from   the first point from which on D keeps its final sign
+    choice        the first point from which on the most likely candidate stays the final one, per persona
+
+Direct logit attribution: with the final norm's scale of each run held fixed, m is a sum
+over what every node wrote, and so is D = sum over nodes of a(A) - a(B). The norm's map and
+scale are found from ``unembed`` itself: a layer norm or root-mean-square norm is
+x -> r(x) W P x + b with W and P constant, so the gradient at x = 0 is that map but for a
+factor, and r(x) follows from any other read-out. The sum is checked against D on every pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from persona_circuits import metrics
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.persona.data import POSITIONS, Estimate, Example, ExampleFile, shared_positions, two_way_mean
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.lens.readout import Decision, decision, read_out
+from persona_circuits.persona.streams import Progress, grouped, id_table, point_names, trace
+
+__all__ = [
+    "ANSWER",
+    "LensOptions",
+    "LensStudy",
+    "study_lens",
+]
+
+ANSWER = "prompt-end"
+TOLERANCE = 1e-3  # of what the attributions may miss, in logits or relative to the largest of them
+
+
+@dataclass(frozen=True)
+class LensOptions(PlainNumbers):
+    """``positions`` are the named positions to look at, all that every prompt has if empty."""
+
+    positions: tuple[str, ...] = ()
+    batch_size: int = 32
+    n_resamples: int = 2000
+    seed: int = 0
+
+    def checked(self) -> LensOptions:
+        """These options.
+
+        Raises:
+            OptionError: one of them makes no sense.
+        """
+        for name, least in (("batch_size", 1), ("n_resamples", 100)):
+            if getattr(self, name) < least:
+                option = name.replace("_", "-")
+                raise OptionError(f"--{option} must be at least {least}, got {getattr(self, name)}")
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """Direct logit attribution of D, in logits.
+
+    ``values`` are ``[pair, component]`` in the order of ``component_names``; ``error`` is the
+    largest |sum - D| of a pair, ``conserved`` whether that is rounding. Where it is not (the
+    model caps its logits, or its norm is of another kind) the values are not to be used.
+    """
+
+    values: NDArray[np.float64]
+    estimates: tuple[Estimate, ...]
+    error: float
+    conserved: bool
+
+
+@dataclass(frozen=True, eq=False)
+class LensStudy:
+    """Everything that was measured.
+
+    ``margin``, ``kl`` and ``mass`` are ``[side, pair, point, position]`` (sides: A, B),
+    ``log_probs`` the candidates', ``[side, pair, point, position, candidate]``, nan where a
+    question has fewer; ``top`` the most likely token of all, same shape as ``margin``.
+    ``answer`` and ``other`` are the probabilities of the answers of a prompt's own persona
+    and of the other one. ``curves`` are means over pairs with their intervals, by name,
+    ``[point][position]``.
+    """
+
+    model: str
+    fingerprint: str
+    source: str
+    sha256: str
+    tokens: tuple[str, str] | None
+    options: LensOptions
+    graph: Graph
+    positions: tuple[str, ...]
+    items: tuple[Item, ...]
+    margin: NDArray[np.float64]
+    log_probs: NDArray[np.float64]
+    answer: NDArray[np.float64]
+    other: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    top: NDArray[np.int64]
+    top_texts: tuple[tuple[str, str], ...]
+    decisions: tuple[Decision, ...]
+    curves: dict[str, tuple[tuple[Estimate, ...], ...]]
+    attribution: Attribution
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def divergence(self) -> NDArray[np.float64]:
+        """D, ``[pair, point, position]``, in logits."""
+        return self.margin[0] - self.margin[1]
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The names of the points, ``embedding`` first."""
+        return point_names(self.graph.n_layers)
+
+
+def study_lens(
+    model: Model,
+    found: ExampleFile,
+    *,
+    tokens: tuple[str, str] | None = None,
+    options: LensOptions | None = None,
+    progress: Progress | None = None,
+) -> LensStudy:
+    """Read every prompt of ``found`` through the lens, and attribute D to the nodes.
+
+    Parameters
+    ----------
+    found
+        Of ``load_examples``, which has checked it against this model's tokenizer.
+    tokens
+        The words that were given to ``load_examples`` too, for the record.
+    progress
+        Called with the number of prompts done and of all.
+
+    Raises
+    ------
+    OptionError
+        An option makes no sense, or a position is asked for that a prompt does not have.
+    """
+    options = (options or LensOptions()).checked()
+    positions = shared_positions(found, options.positions)
+    seen = _Seen(model, found, positions)
+    total, done = len(found.examples), 0
+    for group in grouped([len(one.placed.ids) for one in found.examples], options.batch_size):
+        seen.add(group)
+        done += len(group)
+        if progress is not None:
+            progress(done, total)
+    margin = seen.by_side(seen.margin)
+    decisions = _decisions(seen, margin) if ANSWER in positions else ()
+    names = [[item.personas for item in found.items], [item.question for item in found.items]]
+    attribution = _attribution(seen, names, options)
+    return LensStudy(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        source=found.source,
+        sha256=found.sha256,
+        tokens=tokens,
+        options=options,
+        graph=model.graph,
+        positions=positions,
+        items=found.items,
+        margin=margin,
+        log_probs=seen.by_side(seen.log_probs),
+        answer=seen.by_side(seen.answer),
+        other=seen.by_side(seen.other),
+        mass=seen.by_side(seen.mass),
+        kl=seen.by_side(seen.kl),
+        top=seen.by_side(seen.top),
+        top_texts=seen.final_texts(),
+        decisions=decisions,
+        curves=_curves(seen, margin, names, options),
+        attribution=attribution,
+        notes=_notes(found, positions, options, attribution),
+    )
+
+
+class _Seen:
+    """The arrays of a study while they are filled, a row per prompt."""
+
+    def __init__(self, model: Model, found: ExampleFile, positions: tuple[str, ...]) -> None:
+        self.model, self.examples, self.positions = model, found.examples, positions
+        n, points = len(found.examples), len(model.blocks) + 1
+        shape = (n, points, len(positions))
+        self.most = max(len(one.candidates) for one in found.examples)
+        self.margin, self.answer, self.other, self.mass, self.kl = (np.full(shape, np.nan) for _ in range(5))
+        self.log_probs = np.full((*shape, self.most), np.nan)
+        self.top = np.zeros(shape, dtype=np.int64)
+        self.attributed = np.zeros((n, model.graph.n_src + model.graph.n_layers))
+        self.final_margin = np.zeros(n)
+
+    def add(self, group: list[int]) -> None:
+        """Run prompts of one length and read them."""
+        model, own = self.model, [self.examples[i] for i in group]
+        tokens = torch.tensor([one.placed.ids for one in own], device=model.device)
+        at = torch.tensor([[one.placed.places[name] for name in self.positions] for one in own], device=model.device)
+        last = torch.full((len(own), 1), tokens.shape[1] - 1, device=model.device)
+        seen = trace(model, tokens, torch.cat([at, last], dim=1), with_parts=True)
+        sides = [id_table([one.sides[turn] for one in own]).to(model.device) for turn in (0, 1)]
+        for place in range(len(self.positions)):
+            self._read(group, own, seen.streams[:, :, place], place, sides)
+        resid = seen.streams[-1, :, -1].contiguous()
+        direction = read_out(model, resid, *sides)
+        assert seen.parts is not None
+        assert seen.biases is not None
+        parts = torch.cat([seen.parts, seen.biases])
+        self.attributed[group] = torch.einsum("cbd,bd->bc", parts.double(), direction.double()).cpu().numpy()
+        with torch.no_grad():
+            self.final_margin[group] = metrics.logit_diff(model.unembed(resid).double(), *sides).cpu().numpy()
+
+    def _read(
+        self,
+        group: list[int],
+        own: Sequence[Example],
+        streams: Float[Tensor, "point batch d_model"],
+        place: int,
+        sides: Sequence[Int[Tensor, "batch n"]],
+    ) -> None:
+        """One position at every point, the last point first: its distribution is what the others are held against."""
+        candidates = id_table([one.candidates for one in own], width=self.most).to(self.model.device)
+        final: Tensor | None = None
+        for point in reversed(range(len(streams))):
+            with torch.no_grad():
+                logits = self.model.unembed(streams[point].contiguous())
+            log_probs = logits.double().log_softmax(-1)
+            final = log_probs if final is None else final
+            here = (group, point, place)
+            self.margin[here] = metrics.logit_diff(logits.double(), *sides).cpu().numpy()
+            self.kl[here] = (final.exp() * (final - log_probs)).sum(-1).clamp(min=0.0).cpu().numpy()
+            self.top[here] = logits.argmax(-1).cpu().numpy()
+            shown = metrics.candidate_logits(log_probs, candidates)
+            self.mass[here] = shown.exp().sum(-1).cpu().numpy()
+            self.log_probs[here] = shown.masked_fill(candidates < 0, torch.nan).cpu().numpy()
+            both = [metrics.candidate_logits(log_probs, ids).exp().sum(-1).cpu().numpy() for ids in sides]
+            is_clean = np.array([one.is_clean for one in own])
+            self.answer[here], self.other[here] = np.where(is_clean, *both), np.where(is_clean, *reversed(both))
+
+    def by_side(self, values: NDArray) -> NDArray:
+        """``[prompt, …]`` as ``[side, pair, …]``."""
+        return np.stack([values[0::2], values[1::2]])
+
+    def final_texts(self) -> tuple[tuple[str, str], ...]:
+        """The model's own most likely next token of every pair, under A and B; empty without the answer's place."""
+        if ANSWER not in self.positions:
+            return ()
+        ids = self.top[:, -1, self.positions.index(ANSWER)]
+        texts = [self.model.tokenizer.decode([int(token)]) for token in ids]
+        return tuple(zip(texts[0::2], texts[1::2], strict=True))
+
+
+def _decisions(seen: _Seen, margin: NDArray[np.float64]) -> tuple[Decision, ...]:
+    place = seen.positions.index(ANSWER)
+    divergence = (margin[0] - margin[1])[..., place]
+    best = seen.by_side(np.nanargmax(seen.log_probs[:, :, place], axis=-1))
+    return tuple(
+        decision(divergence[pair], best[0, pair].tolist(), best[1, pair].tolist()) for pair in range(len(divergence))
+    )
+
+
+def _curves(
+    seen: _Seen, margin: NDArray[np.float64], names: Sequence[Sequence[str]], options: LensOptions
+) -> dict[str, tuple[tuple[Estimate, ...], ...]]:
+    answer, other, kl, mass = (seen.by_side(x) for x in (seen.answer, seen.other, seen.kl, seen.mass))
+    values = {
+        "divergence": margin[0] - margin[1],
+        "prior": margin.mean(0),
+        "answer": answer.mean(0),
+        "other": other.mean(0),
+        "mass": mass.mean(0),
+        "kl": kl.mean(0),
+    }
+    return {
+        name: tuple(
+            tuple(_mean(array[:, point, place], names, options) for place in range(array.shape[2]))
+            for point in range(array.shape[1])
+        )
+        for name, array in values.items()
+    }
+
+
+def _mean(values: NDArray[np.float64], names: Sequence[Sequence[str]], options: LensOptions) -> Estimate:
+    found = two_way_mean(values.tolist(), *names, n_resamples=options.n_resamples, seed=options.seed)
+    assert found is not None, "a file of pairs has a pair"
+    return found
+
+
+def _attribution(seen: _Seen, names: Sequence[Sequence[str]], options: LensOptions) -> Attribution:
+    """a(A) - a(B) of every component, held against D."""
+    values = seen.attributed[0::2] - seen.attributed[1::2]
+    divergence = seen.final_margin[0::2] - seen.final_margin[1::2]
+    missed = np.abs(values.sum(1) - divergence)
+    within = missed <= TOLERANCE * np.maximum(1.0, np.abs(values).max(1))  # False for nan too
+    estimates = tuple(_mean(column, names, options) for column in values.T)
+    return Attribution(values, estimates, float(missed.max()), bool(within.all()))
+
+
+def _notes(
+    found: ExampleFile, positions: Sequence[str], options: LensOptions, attribution: Attribution
+) -> tuple[str, ...]:
+    notes = []
+    if not options.positions and len(positions) < len(POSITIONS):
+        missing = ", ".join(name for name in POSITIONS if name not in positions)
+        notes.append(f"not every prompt has such a place: {missing}")
+    if found.uneven:
+        notes.append(f"{found.uneven} of {len(found.items)} pairs have prompts of different length")
+    if not attribution.conserved:
+        notes.append(
+            f"the attributions miss D by up to {attribution.error:.3g} logits and are not written: the model caps its "
+            "logits, its final norm is of another kind, or the format is too coarse"
+        )
+    return tuple(notes)

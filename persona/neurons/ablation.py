@@ -1,0 +1,102 @@
+"""What goes when chosen neurons go, beside random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.statistics import Clusters, interval, ratio_interval, weighted_mean
+from persona_circuits.persona.data import ExampleFile
+from persona_circuits.persona.neurons.options import Ablation, NeuronOptions
+from persona_circuits.persona.neurons.ranking import Ranking
+from persona_circuits.persona.neurons.runs import Neurons, Readings, ablated
+from persona_circuits.persona.streams import Progress
+
+__all__ = [
+    "ablations_of",
+]
+
+
+def ablations_of(
+    model: Model,
+    some: ExampleFile,
+    neurons: Neurons,
+    ranking: Ranking,
+    fitted: Readings,
+    selected: Sequence[int],
+    options: NeuronOptions,
+    progress: Progress,
+) -> tuple[Ablation, ...]:
+    if not selected or not options.kinds:
+        return ()
+    sets = np.concatenate([_mask(selected, len(neurons))[None], _random_sets(neurons, ranking, selected, options)])
+    before, after = ablated(
+        model,
+        some,
+        neurons,
+        sets,
+        options.kinds,
+        position=None if options.everywhere else options.position,
+        means=fitted.everywhere if options.everywhere else fitted.values.mean(0),
+        batch_size=options.batch_size,
+        progress=progress,
+    )
+    clusters = Clusters.of([item.pair for item in some.items])
+    return tuple(
+        _ablation(kind, before, found, clusters, options.seed) for kind, found in zip(options.kinds, after, strict=True)
+    )
+
+
+def _ablation(
+    kind: str,
+    before: Float[np.ndarray, " pair"],
+    after: Float[np.ndarray, "set pair"],
+    clusters: Clusters,
+    seed: int,
+) -> Ablation:
+    changes = after - before
+    effects = changes.mean(1)
+    extreme = int((np.abs(effects[1:]) >= abs(effects[0]) * (1 - 1e-9)).sum())
+    kept = ratio_interval(after[0], before, clusters, seed=seed)
+    return Ablation(
+        kind=kind,
+        before=before,
+        after=after[0],
+        random=effects[1:],
+        change=float(effects[0]),
+        change_interval=interval(lambda weights: weighted_mean(weights, changes[0]), clusters, seed=seed),
+        kept=float(after[0].mean() / before.mean()) if kept is not None else None,
+        kept_interval=kept,
+        p=(1 + extreme) / len(effects),
+    )
+
+
+def _mask(places: Sequence[int], n: int) -> Bool[np.ndarray, " neuron"]:
+    found = np.zeros(n, dtype=bool)
+    found[list(places)] = True
+    return found
+
+
+def _random_sets(
+    neurons: Neurons, ranking: Ranking, selected: Sequence[int], options: NeuronOptions
+) -> Bool[np.ndarray, "set neuron"]:
+    """As many neurons of each layer as are selected there, of those that are neither selected nor at rounding level."""
+    rng = np.random.default_rng(options.seed)
+    sets = np.zeros((options.n_random, len(neurons)), dtype=bool)
+    chosen = _mask(selected, len(neurons))
+    free = ~ranking.rounding & ~chosen
+    for layer in np.unique(neurons.layers[chosen]):
+        own = neurons.layers == layer
+        count, pool = int((own & chosen).sum()), np.flatnonzero(own & free)
+        if len(pool) <= count:
+            raise OptionError(
+                f"layer {layer} has {count} of the selected neurons and {len(pool)} others above rounding to draw "
+                "random ones from; lower --top-k"
+            )
+        for row in sets:
+            row[rng.choice(pool, size=count, replace=False)] = True
+    return sets

@@ -1,0 +1,199 @@
+"""Figures of a neuron study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persona_circuits.circuit.figures import GREY, heat_map, laid_out
+from persona_circuits.circuit.figures.plots import PALETTE
+from persona_circuits.circuit.statistics import Interval
+from persona_circuits.persona.neurons.options import GROUP_KINDS, Group, NeuronStudy
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "ablation_records",
+    "axes",
+    "jaccards",
+    "label",
+    "layer_records",
+    "neuron_figures",
+    "of_kind",
+]
+
+MOST_POINTS = 4000
+MOST_GROUPS = 40
+
+
+def neuron_figures(study: NeuronStudy) -> dict[str, Figure]:
+    """The figures that this study has data for, by name."""
+    found = {
+        "neurons-layers": _layer_figure(study),
+        "neurons-transfer": _transfer_figure(study),
+        "neurons-ranks": _rank_figure(study),
+        "neurons-jaccard": _jaccard_figure(study),
+        "neurons-ablation": _ablation_figure(study),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def layer_records(study: NeuronStudy) -> list[dict[str, int]]:
+    ranking, chosen = study.ranking, np.zeros(len(study.neurons), dtype=bool)
+    chosen[list(study.selected)] = True
+    rows = []
+    for layer in np.unique(study.neurons.layers):
+        own = study.neurons.own(int(layer))
+        counts = (ranking.rounding[own], study.silent[own], ranking.q[own] <= study.options.level, chosen[own])
+        row = {"layer": int(layer), "neurons": own.stop - own.start}
+        rows.append(row | dict(zip(("rounding", "silent", "q_at_level", "selected"), map(_count, counts), strict=True)))
+    return rows
+
+
+def _count(marks: np.ndarray) -> int:
+    return int(marks.sum())
+
+
+def label(group: Group) -> str:
+    return f"{group.kind}: {group.name}" + (" (held out)" if group.held_out else "")
+
+
+def ablation_records(study: NeuronStudy) -> list[dict[str, Any]]:
+    rows = []
+    for one in study.ablations:
+        low, high = np.percentile(one.random, (2.5, 97.5))
+        ends = {"low": one.change_interval, "kept_low": one.kept_interval}
+        rows.append(
+            {
+                "kind": one.kind,
+                "pairs": len(one.before),
+                "before": one.before.mean(),
+                "after": one.after.mean(),
+                "change": one.change,
+                **_ends(ends["low"], ""),
+                "kept": one.kept,
+                **_ends(ends["kept_low"], "kept_"),
+                "random_mean": one.random.mean(),
+                "random_low": low,
+                "random_high": high,
+                "n_random": len(one.random),
+                "p": one.p,
+            }
+        )
+    return rows
+
+
+def _ends(found: Interval | None, prefix: str) -> dict[str, float | None]:
+    return {f"{prefix}low": found.low if found else None, f"{prefix}high": found.high if found else None}
+
+
+def of_kind(study: NeuronStudy, kind: str) -> list[Group]:
+    return [group for group in study.groups if group.kind == kind][:MOST_GROUPS]
+
+
+def jaccards(study: NeuronStudy, kind: str) -> dict[str, Any]:
+    """Jaccard's index of every two groups' own lists."""
+    groups = of_kind(study, kind)
+    lists = [set(group.own) for group in groups]
+    values = [[len(a & b) / len(a | b) if a | b else None for b in lists] for a in lists]
+    return {"groups": [label(group) for group in groups], "values": values}
+
+
+def axes(study: NeuronStudy) -> dict[str, Any]:
+    return {
+        "mean": "side neuron",
+        "before, KIND_after": "ablated pair",
+        "KIND_random": "random set",
+        "all others": "neuron",
+        "side": ["A", "B"],
+        "ablated pair": study.ablated_pairs,
+    }
+
+
+def _layer_figure(study: NeuronStudy) -> Figure:
+    from plotly.graph_objects import Bar, Figure
+
+    rows = layer_records(study)
+    layers = [str(row["layer"]) for row in rows]
+    figure = Figure()
+    for key, name in (("q_at_level", f"q <= {study.options.level:g}"), ("selected", "selected")):
+        figure.add_trace(Bar(x=layers, y=[row[key] for row in rows], name=name))
+    title = f"Contrastive neurons by layer ({study.options.hook}, {study.options.position})"
+    laid_out(figure, title, "layer", "neurons").update_xaxes(type="category")
+    return figure.update_layout(barmode="group", showlegend=True)
+
+
+def _transfer_figure(study: NeuronStudy) -> Figure | None:
+    """Differences on the fitting pairs against those on the held-out ones."""
+    if study.held is None or not study.selected:
+        return None
+    from plotly.graph_objects import Figure, Scatter
+
+    signed = study.options.pool == "mean"
+    sides = [side.difference if signed else side.size for side in (study.fit, study.held)]
+    figure = Figure()
+    order = [int(place) for place in study.ranking.order]
+    others = [place for place in order if place not in set(study.selected)]
+    shown = others[:: -(-len(others) // MOST_POINTS)] if others else []
+    for name, places, colour in (("other neurons", shown, GREY), ("selected", study.selected, PALETTE[1])):
+        x, y = (values[list(places)].tolist() for values in sides)
+        text = [study.neurons.name(place) for place in places]
+        marker = {"color": colour, "size": 5 if colour == GREY else 8}
+        figure.add_trace(Scatter(x=x, y=y, mode="markers", name=name, marker=marker, hovertext=text))
+    title = f"{'Mean difference A - B' if signed else 'Root mean square of A - B'}: fitted and held-out pairs"
+    return laid_out(figure, title, "fitted pairs", "held-out pairs").update_layout(showlegend=True)
+
+
+def _rank_figure(study: NeuronStudy) -> Figure | None:
+    """Of every selected neuron the share of neurons that rank behind it, in each couple of personas or other group."""
+    kind = next((kind for kind in GROUP_KINDS if of_kind(study, kind)), None)
+    if kind is None or not study.selected:
+        return None
+    groups = of_kind(study, kind)
+    values = [
+        [1 - (group.ranks[turn] - 1) / max(group.overlap.universe - 1, 1) for group in groups]
+        for turn in range(len(study.selected))
+    ]
+    names = [study.neurons.name(place) for place in study.selected]
+    columns = [group.name + (" *" if group.held_out else "") for group in groups]
+    title = f"Selected neurons in each group by {kind}: share of neurons that rank behind (* held out)"
+    return heat_map(values, names, columns, title=title, x="", y="", unit="share", diverging=False)
+
+
+def _jaccard_figure(study: NeuronStudy) -> Figure | None:
+    kind = next((kind for kind in GROUP_KINDS if len(of_kind(study, kind)) > 1), None)
+    if kind is None:
+        return None
+    groups = of_kind(study, kind)
+    names = [group.name + (" *" if group.held_out else "") for group in groups]
+    k = len(groups[0].own)
+    title = f"Jaccard of the first {k} neurons of every two groups by {kind} (* held out)"
+    values = jaccards(study, kind)["values"]
+    few = ".2f" if len(groups) <= 15 else ""
+    return heat_map(values, names, names, title=title, x="", y="", unit="Jaccard", diverging=False, numbers=few)
+
+
+def _ablation_figure(study: NeuronStudy) -> Figure | None:
+    """Changes of D by random sets as boxes, by the selected neurons as points with intervals."""
+    if not study.ablations:
+        return None
+    from plotly.graph_objects import Box, Figure, Scatter
+
+    figure = Figure()
+    for one in study.ablations:
+        marker = {"color": GREY}
+        figure.add_trace(Box(y=one.random.tolist(), name=one.kind, marker=marker, boxpoints="all", showlegend=False))
+    rows = ablation_records(study)
+    error = {
+        "type": "data",
+        "array": [(row["high"] if row["high"] is not None else row["change"]) - row["change"] for row in rows],
+        "arrayminus": [row["change"] - (row["low"] if row["low"] is not None else row["change"]) for row in rows],
+    }
+    points = {"x": [row["kind"] for row in rows], "y": [float(row["change"]) for row in rows]}
+    marker = {"color": PALETTE[1], "size": 10, "symbol": "diamond"}
+    name = f"{len(study.selected)} selected neurons, 95 %"
+    figure.add_trace(Scatter(**points, mode="markers", name=name, marker=marker, error_y=error))
+    title = f"Change of D by ablation on {len(rows and study.ablations[0].before)} pairs; grey: random neurons"
+    return laid_out(figure, title, "neurons set to", "change of D (logits)").update_layout(showlegend=True)

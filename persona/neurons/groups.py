@@ -1,0 +1,133 @@
+"""Groups of pairs between which neurons are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+from persona_circuits.circuit.statistics import cluster_codes
+from persona_circuits.persona.data import Example, ExampleFile
+from persona_circuits.persona.neurons.options import GROUP_KINDS, Group, NeuronOptions
+from persona_circuits.persona.neurons.ranking import Ranking, overlap, ranks, z_of
+from persona_circuits.persona.neurons.runs import Readings
+
+__all__ = [
+    "chosen_neurons",
+    "couples_of",
+    "groups_of",
+    "turned_differences",
+]
+
+
+def chosen_neurons(found: ExampleFile, places: Sequence[int]) -> ExampleFile:
+    examples = tuple(found.examples[2 * i + side] for i in places for side in (0, 1))
+    return replace(found, items=tuple(found.items[i] for i in places), examples=examples)
+
+
+def turned_differences(file: ExampleFile, differences: Float[np.ndarray, "pair neuron"], pool: str) -> np.ndarray:
+    """Differences as they are pooled: for ``rms`` from the persona whose name comes first to the other."""
+    if pool == "mean":
+        return differences
+    signs = [-1.0 if item.pair.persona_a > item.pair.persona_b else 1.0 for item in file.items]
+    return differences * np.array(signs)[:, None]
+
+
+def couples_of(file: ExampleFile) -> Int[np.ndarray, " pair"]:
+    """The two personas of every pair, in no order, as a code."""
+    return cluster_codes([item.persona_pair for item in file.items])[0]
+
+
+def groups_of(
+    fit: ExampleFile,
+    held: ExampleFile | None,
+    read: dict[str, Readings],
+    ranking: Ranking,
+    selected: Sequence[int],
+    options: NeuronOptions,
+) -> tuple[Group, ...]:
+    found = []
+    files = {"fit": fit} | ({"held": held} if held is not None else {})
+    for kind in GROUP_KINDS:
+        labels = {name: np.array(_labels(file, kind)) for name, file in files.items()}
+        if len({label for some in labels.values() for label in some} - {""}) < 2:
+            continue
+        for name, file in files.items():
+            for label in dict.fromkeys(label for label in labels[name].tolist() if label):
+                own = labels[name] == label
+                others = ~own if name == "fit" else np.ones(len(fit.items), dtype=bool)
+                if min(own.sum(), others.sum()) >= options.least:
+                    two = _part(file, read[name], own), _part(fit, read["fit"], others)
+                    found.append(_group(kind, label, name == "held", *two, ranking, selected, options))
+    return tuple(found)
+
+
+def _part(file: ExampleFile, read: Readings, chosen: Bool[np.ndarray, " pair"]) -> tuple[ExampleFile, np.ndarray]:
+    return chosen_neurons(file, np.flatnonzero(chosen).tolist()), read.differences[chosen]
+
+
+def _labels(file: ExampleFile, kind: str) -> list[str]:
+    """Of every pair the group it is in; empty where the file does not say.
+
+    A wording has the number of its persona's text among those of the file, by order of appearance.
+    """
+    firsts: Sequence[Example] = file.examples[::2]
+    if kind == "personas":
+        return [item.persona_pair if item.pair.persona_a else "" for item in file.items]
+    if kind == "domain":
+        return [item.axes.get("domain", "") for item in file.items]
+    if kind == "template":
+        return [one.template for one in firsts]
+    texts: dict[str, list[str]] = {}
+    labels = []
+    for one in firsts:
+        known = texts.setdefault(one.persona, [])
+        if one.wording not in known:
+            known.append(one.wording)
+        labels.append(f"wording {known.index(one.wording)}")
+    return labels
+
+
+def _group(
+    kind: str,
+    label: str,
+    held_out: bool,
+    mine: tuple[ExampleFile, np.ndarray],
+    rest: tuple[ExampleFile, np.ndarray],
+    ranking: Ranking,
+    selected: Sequence[int],
+    options: NeuronOptions,
+) -> Group:
+    turned = [turned_differences(file, differences, options.pool) for file, differences in (mine, rest)]
+    z = [
+        z_of(values, couples_of(file), ranking, options.pool)
+        for (file, _), values in zip((mine, rest), turned, strict=True)
+    ]
+    places = [ranks(values) for values in z]
+    lists = [_first(values, options.top_k) for values in places]
+    signed = options.pool == "mean"
+    means = [values.mean(0) for values in turned] if signed else z
+    live = ~ranking.rounding
+    same = [np.sign(means[0][place]) == np.sign(means[1][place]) for place in lists[1]] if signed else []
+    varied = live.sum() > 1 and all(np.ptp(values[live]) > 0 for values in means)
+    return Group(
+        kind=kind,
+        name=label,
+        held_out=held_out,
+        n_pairs=len(mine[0].items),
+        overlap=overlap(lists[1], lists[0], int(live.sum())),
+        median_rank=float(np.median(places[0][lists[1]])) if lists[1] else np.nan,
+        same_sign=float(np.mean(same)) if same else np.nan,
+        rho=float(stats.spearmanr(means[0][live], means[1][live]).statistic) if varied else np.nan,
+        own=tuple(lists[0]),
+        ranks=tuple(int(places[0][place]) for place in selected),
+    )
+
+
+def _first(places: Int[np.ndarray, " neuron"], n: int) -> list[int]:
+    """The neurons with the first ``n`` ranks, the first one first."""
+    chosen = np.flatnonzero((places > 0) & (places <= n))
+    return chosen[np.argsort(places[chosen])].tolist()

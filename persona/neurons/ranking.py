@@ -1,0 +1,253 @@
+"""Which neurons tell two personas apart: pooled differences, a null, and the control of false discoveries.
+
+x_i = activation under A - activation under B, for pair i. Pairs of the same two personas are averaged
+first, g = 1 … G, so that a couple that was asked more does not count for more. Two ways to pool:
+
+    mean   T = |mean of the G means|                     A is of one kind throughout
+    rms    T = root of the mean of the squared means     any two personas, in whatever order
+
+Z = T / (s + median of s over neurons), s being a neuron's spread; the median keeps neurons of tiny spread
+from the top (Tusher, Tibshirani and Chu 2001). p is a permutation p over draws of a null, of all
+neurons together, since each is in units of its own spread: p = (1 + b) / (1 + B). Two nulls:
+
+    sign-flip    for ``mean``: the G means with random signs, s their root mean square. Neurons are correlated, and
+                 all signs agree by chance in 2^(1-G) of draws, for all of them at once: with few couples
+                 a low q is no proof
+    paraphrase   G times a paraphrase pair's persona is drawn, with a random sign, s being the root mean square
+                 over these personas; of the draws it is found on the other half of them, so that it is
+                 as independent as T's
+
+``rms`` has the paraphrase null alone. ``mean`` has to pass both where there are paraphrases: p is the larger
+one, since where personas differ by more than wordings do, so does their mean, whatever its sign.
+Neurons are ranked by p, and of equal p by Z.
+
+q is Benjamini and Hochberg's (1995). A neuron whose T is within ``ROUNDING`` units in the last place of
+its activation (``COARSE`` in half precision) is at rounding level: it has no Z, no p, and no rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+__all__ = [
+    "COARSE",
+    "LEAST_NULL",
+    "POOLS",
+    "ROUNDING",
+    "Overlap",
+    "Ranking",
+    "at_rounding",
+    "effect_size",
+    "grouped_means",
+    "overlap",
+    "pooled",
+    "rank_neurons",
+    "ranks",
+    "z_of",
+]
+
+POOLS = ("mean", "rms")
+ROUNDING = 64  # units in the last place: a sum of thousands of terms, rounded at each, is off by tens of them
+COARSE = 8  # of formats whose sums are kept in a finer one, and rounded once
+FINE = 2.0**-23  # epsilon of float32
+LEAST_NULL = 4  # personas with paraphrases, two in each half
+Differences = Float[np.ndarray, "pair neuron"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """Of every neuron T, Z, p and q; nan where ``rounding``. ``order`` are the ranked ones, the smallest p first.
+
+    ``scale`` is what T was divided by, ``null`` is ``paraphrase``, ``sign-flip`` or both, ``n_groups`` is G.
+    """
+
+    size: Float[np.ndarray, " neuron"]
+    z: Float[np.ndarray, " neuron"]
+    p: Float[np.ndarray, " neuron"]
+    q: Float[np.ndarray, " neuron"]
+    scale: Float[np.ndarray, " neuron"]
+    rounding: Bool[np.ndarray, " neuron"]
+    order: Int[np.ndarray, " ranked"]
+    null: str
+    n_groups: int
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two lists out of ``universe`` share; ``p`` is hypergeometric, of sharing as many or more.
+
+    ``first`` and ``second`` are their lengths, ``expected`` is how many two random lists share;
+    ``jaccard`` is None where both are empty.
+    """
+
+    first: int
+    second: int
+    shared: int
+    universe: int
+    expected: float
+    jaccard: float | None
+    p: float
+
+
+def rank_neurons(
+    differences: Differences,
+    groups: Int[np.ndarray, " pair"],
+    rounding: Bool[np.ndarray, " neuron"],
+    *,
+    pool: str = "mean",
+    null: Float[np.ndarray, "null neuron"] | None = None,
+    null_groups: Int[np.ndarray, " null"] | None = None,
+    n_draws: int = 200,
+    seed: int = 0,
+) -> Ranking:
+    """Rank neurons by p, and by Z where it is the same.
+
+    Parameters
+    ----------
+    differences, groups
+        x_i, and the couple of personas of each pair as a code from 0.
+    null, null_groups
+        The same of paraphrase pairs, grouped by persona, at least ``LEAST_NULL`` of them. Without
+        them signs alone are flipped, which ``rms`` does not allow.
+    """
+    assert pool == "mean" or null is not None, "the signs of squares cannot be flipped"
+    means = grouped_means(differences, groups)
+    size = pooled(means, pool)
+    live = ~rounding
+    rng = np.random.default_rng(seed)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    if pool == "mean":
+        scale = _steadied(np.sqrt(np.square(means).mean(0)), live)
+        found.append((size / scale, _flipped(means, n_draws, rng) / scale))
+    if null is not None and null_groups is not None:
+        among = grouped_means(null, null_groups)
+        own = _steadied(np.sqrt(np.square(among).mean(0)), live)
+        found.append((size / own, _paraphrased(among, len(means), live, pool, n_draws, rng)))
+        scale = scale if pool == "mean" else own
+    z = np.where(live, size / scale, np.nan)
+    p, q = np.full(len(z), np.nan), np.full(len(z), np.nan)
+    if live.any():
+        p[live] = np.max([_pooled_p(values[live], draws[:, live]) for values, draws in found], axis=0)
+        q[live] = stats.false_discovery_control(p[live])
+    ranked = np.flatnonzero(live)
+    order = ranked[np.lexsort((-z[ranked], p[ranked]))]
+    names = ("sign-flip",) if null is None else ("paraphrase",) if pool == "rms" else ("paraphrase", "sign-flip")
+    return Ranking(size, z, p, q, scale, rounding, order, " and ".join(names), len(means))
+
+
+def z_of(
+    differences: Differences, groups: Int[np.ndarray, " pair"], ranking: Ranking, pool: str
+) -> Float[np.ndarray, " neuron"]:
+    """Z of other pairs, nan for neurons that the ranking leaves out.
+
+    The spread is the paraphrases' for ``rms``; for ``mean`` that of the pairs' own couples, and of the
+    pairs themselves where there are fewer than three couples.
+    """
+    means = grouped_means(differences, groups)
+    scale = ranking.scale
+    if pool == "mean":
+        means = means if len(means) > 2 else differences
+        scale = _steadied(np.sqrt(np.square(means).mean(0)), ~ranking.rounding)
+    return np.where(ranking.rounding, np.nan, pooled(means, pool) / scale)
+
+
+def grouped_means(values: Differences, groups: Int[np.ndarray, " pair"]) -> Float[np.ndarray, "group neuron"]:
+    """The mean of every group, in the order of their codes."""
+    codes = np.unique(groups, return_inverse=True)[1]
+    sums = np.zeros((int(codes.max()) + 1, values.shape[1]))
+    np.add.at(sums, codes, values)
+    return sums / np.bincount(codes)[:, None]
+
+
+def pooled(means: Float[np.ndarray, "*draw group neuron"], pool: str) -> Float[np.ndarray, "*draw neuron"]:
+    """T of groups' means."""
+    return np.abs(means.mean(-2)) if pool == "mean" else np.sqrt(np.square(means).mean(-2))
+
+
+def at_rounding(
+    size: Float[np.ndarray, " neuron"],
+    largest: Float[np.ndarray, " neuron"],
+    layers: Int[np.ndarray, " neuron"],
+    epsilon: float,
+) -> Bool[np.ndarray, " neuron"]:
+    """Whether a difference is within ``ROUNDING`` units in the last place of its activation.
+
+    ``largest`` is a neuron's largest |activation|; where that is below the root mean square of
+    these over its layer the latter stands in: an activation is a sum whose terms are as large as
+    the layer's, and so are its errors. ``epsilon`` is the format's.
+    """
+    bound = largest.copy()
+    for layer in np.unique(layers):
+        own = layers == layer
+        bound[own] = np.maximum(largest[own], np.sqrt(np.square(largest[own]).mean()))
+    units = ROUNDING if epsilon <= FINE else COARSE
+    return size <= units * epsilon * bound
+
+
+def effect_size(differences: Differences) -> Float[np.ndarray, " neuron"]:
+    """Mean over standard deviation of paired differences (Cohen's d_z); nan where that is zero or there is one pair."""
+    if len(differences) < 2:
+        return np.full(differences.shape[1], np.nan)
+    spread = differences.std(0, ddof=1)
+    return np.divide(differences.mean(0), spread, out=np.full(len(spread), np.nan), where=spread > 0)
+
+
+def ranks(z: Float[np.ndarray, " neuron"]) -> Int[np.ndarray, " neuron"]:
+    """Places from 1, the largest first; 0 where there is no number."""
+    found = np.zeros(len(z), dtype=np.int64)
+    known = np.flatnonzero(np.isfinite(z))
+    found[known[np.argsort(-z[known], kind="stable")]] = np.arange(1, len(known) + 1)
+    return found
+
+
+def overlap(first: Sequence[int], second: Sequence[int], universe: int) -> Overlap:
+    """How much two lists share, against random lists of their lengths."""
+    a, b = set(first), set(second)
+    shared, union = len(a & b), len(a | b)
+    p = float(stats.hypergeom.sf(shared - 1, universe, len(a), len(b)))
+    expected = len(a) * len(b) / universe if universe else 0.0
+    return Overlap(len(a), len(b), shared, universe, expected, shared / union if union else None, min(p, 1.0))
+
+
+def _steadied(spread: Float[np.ndarray, " neuron"], live: Bool[np.ndarray, " neuron"]) -> Float[np.ndarray, " neuron"]:
+    """The spread plus its median over neurons above rounding; one where that leaves zero, which divides zeros alone."""
+    whole = spread + (np.median(spread[live]) if live.any() else 0.0)
+    return np.where(whole > 0, whole, 1.0)
+
+
+def _flipped(
+    means: Float[np.ndarray, "group neuron"], n_draws: int, rng: np.random.Generator
+) -> Float[np.ndarray, "draw neuron"]:
+    signs = rng.choice((-1.0, 1.0), size=(n_draws, len(means)))
+    return np.abs(signs @ means) / len(means)
+
+
+def _paraphrased(
+    among: Float[np.ndarray, "group neuron"],
+    n_groups: int,
+    live: Bool[np.ndarray, " neuron"],
+    pool: str,
+    n_draws: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "draw neuron"]:
+    """Z of draws of the null: T from one half of the personas, the spread from the other."""
+    found = []
+    for _ in range(n_draws):
+        halves = np.array_split(rng.permutation(len(among)), 2)
+        from_, other = halves if rng.random() < 0.5 else halves[::-1]
+        drawn = among[rng.choice(from_, size=n_groups)] * rng.choice((-1.0, 1.0), size=(n_groups, 1))
+        scale = _steadied(np.sqrt(np.square(among[other]).mean(0)), live)
+        found.append(pooled(drawn, pool) / scale)
+    return np.stack(found)
+
+
+def _pooled_p(z: Float[np.ndarray, " neuron"], draws: Float[np.ndarray, "draw neuron"]) -> Float[np.ndarray, " neuron"]:
+    """(1 + b) / (1 + B), over the draws of all neurons together."""
+    every = np.sort(draws.ravel())
+    at_least = len(every) - np.searchsorted(every, z * (1 - 1e-9), side="left")
+    return (1.0 + at_least) / (1.0 + len(every))

@@ -1,0 +1,276 @@
+"""Contrastive neurons as files, figures and rows of tables.
+
+neurons.json          summary: selected neurons, layers, groups, ablations, with what they were made from;
+                      p and q as logarithms, since they lie far below the places that files keep
+neurons.md            the tables of the terminal, in Markdown
+neurons.csv           a line per selected neuron
+groups.csv            a line per group of pairs: the list from the others against its own
+ranks.csv             a line per selected neuron, a column per group: its rank there
+ablations.csv         a line per kind of ablation
+neurons.safetensors   every neuron's numbers; metadata ``about`` names the axes
+neurons.html, *.png   the figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona_circuits.circuit.figures import interval, markdown_table, plain, write_arrays, write_csv, write_figures
+from persona_circuits.circuit.storage import write_json, write_text
+from persona_circuits.persona.neurons.figures import (
+    ablation_records,
+    axes,
+    jaccards,
+    label,
+    layer_records,
+    neuron_figures,
+    of_kind,
+)
+from persona_circuits.persona.neurons.options import GROUP_KINDS, Group, NeuronStudy, Side
+from persona_circuits.persona.neurons.ranking import ranks
+
+__all__ = [
+    "ablation_rows",
+    "headline",
+    "neuron_record",
+    "tables",
+    "write_neurons",
+]
+
+FORMAT = "persona-circuits/neurons"
+SIZES = ("neuron", "under A", "under B", "rms of A - B", "q", "held out rms", "rank")
+TABLE = ("neuron", "under A", "under B", "A - B", "d", "q", "held out A - B", "95 %", "d", "rank")
+LAYERS = ("layer", "neurons", "rounding", "silent", "q at level", "selected")
+GROUPS = ("groups by", "pairs", "groups", "shared", "by chance", "Jaccard", "median rank", "same sign", "rho")
+ABLATIONS = ("neurons set to", "D", "D then", "change", "95 %", "kept", "random", "p")
+
+
+def write_neurons(study: NeuronStudy, folder: str | Path) -> None:
+    """Write all files into ``folder``, which must exist.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    folder = Path(folder)
+    write_json(neuron_record(study), folder / "neurons.json")
+    write_text(_markdown(study), folder / "neurons.md")
+    write_csv(_selected(study), folder / "neurons.csv")
+    write_csv([_group_record(group) for group in study.groups], folder / "groups.csv")
+    write_csv(_rank_records(study), folder / "ranks.csv")
+    write_csv(ablation_records(study), folder / "ablations.csv")
+    write_arrays(_arrays(study), axes(study), folder / "neurons.safetensors")
+    write_figures(neuron_figures(study), folder, page="neurons.html", title=_title(study), notes=study.notes)
+
+
+def neuron_record(study: NeuronStudy) -> dict[str, Any]:
+    """The summary, as plain values for JSON."""
+    ranking = study.ranking
+    return plain(
+        {
+            "format": FORMAT,
+            "version": 1,
+            "model": {
+                "name": study.model,
+                "fingerprint": study.fingerprint,
+                "n_layers": study.graph.n_layers,
+                "n_heads": study.graph.n_heads,
+            },
+            "sources": {name: {"source": a, "sha256": b} for name, (a, b) in study.sources.items()},
+            "options": asdict(study.options),
+            "n_pairs": {"fit": study.fit.n_pairs, "held_out": study.held.n_pairs if study.held else 0},
+            "null": {"kind": ranking.null, "pairs": study.n_null, "couples": ranking.n_groups},
+            "counts": {
+                "neurons": len(study.neurons),
+                "rounding": int(ranking.rounding.sum()),
+                "silent": int(study.silent.sum()),
+                "q_at_level": study.n_discovered,
+            },
+            "layers": layer_records(study),
+            "selected": _selected(study),
+            "groups": [_group_record(group) for group in study.groups],
+            "jaccard": {kind: jaccards(study, kind) for kind in GROUP_KINDS if len(of_kind(study, kind)) > 1},
+            "ablations": ablation_records(study),
+            "ablated_pairs": study.ablated_pairs,
+            "clusters": study.clusters,
+            "notes": study.notes,
+        }
+    )
+
+
+def headline(study: NeuronStudy) -> str:
+    """What was found, in one line."""
+    ranking, options = study.ranking, study.options
+    whole, rounding = len(study.neurons), int(ranking.rounding.sum())
+    words = {"paraphrase": f"{study.n_null} paraphrase pairs", "sign-flip": "random signs"}
+    null = " and ".join(words[name] for name in ranking.null.split(" and "))
+    return (
+        f"{whole:,} neurons ({options.hook}, {options.position}); {rounding:,} at rounding level, "
+        f"{int(study.silent.sum()):,} of them silent; {study.n_discovered:,} of the other {whole - rounding:,} "
+        f"with q <= {options.level:g} against {null}"
+    )
+
+
+def tables(study: NeuronStudy) -> Iterator[tuple[str, Sequence[str], list[tuple[str, ...]], int]]:
+    """Every table of a study: its title, its columns, its rows, and how many of the columns are text."""
+    if study.selected:
+        yield "Neurons", SIZES if study.options.pool == "rms" else TABLE, neuron_rows(study), 1
+    yield "By layer", LAYERS, layer_rows(study), 1
+    if study.groups:
+        yield "The list from other pairs in each group", GROUPS, group_rows(study), 2
+    if study.ablations:
+        yield "Ablation", ABLATIONS, ablation_rows(study), 1
+
+
+def neuron_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
+    """The selected neurons for a terminal, columns as in ``TABLE``, or ``SIZES`` where differences have no sign."""
+    if study.options.pool == "rms":
+        return [_size_cells(row) for row in _selected(study)]
+    return [
+        (
+            row["name"],
+            f"{row['under_a']:+.3f}",
+            f"{row['under_b']:+.3f}",
+            f"{row['difference']:+.3f}",
+            _number(row["effect"], "+.2f"),
+            f"{10 ** row['log10_q']:.2g}",
+            _number(row["held_difference"], "+.3f"),
+            interval(row["low"], row["high"]),
+            _number(row["held_effect"], "+.2f"),
+            "" if row["held_rank"] is None else f"{row['held_rank']:,}",
+        )
+        for row in _selected(study)
+    ]
+
+
+def _size_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    rank = "" if row["held_rank"] is None else f"{row['held_rank']:,}"
+    numbers = (f"{row['under_a']:+.3f}", f"{row['under_b']:+.3f}", f"{row['size']:.3f}", f"{10 ** row['log10_q']:.2g}")
+    return (row["name"], *numbers, _number(row["held_size"], ".3f"), rank)
+
+
+def layer_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
+    """Neurons by layer, columns as in ``LAYERS``."""
+    return [tuple(f"{value:,}" for value in row.values()) for row in layer_records(study)]
+
+
+def group_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
+    """Cross-validation by kind of group, means over groups, columns as in ``GROUPS``."""
+    rows = []
+    for kind in GROUP_KINDS:
+        for held_out in (False, True):
+            own = [group for group in study.groups if (group.kind, group.held_out) == (kind, held_out)]
+            if own:
+                shared = f"{np.mean([one.overlap.shared for one in own]):.1f} of {own[0].overlap.first}"
+                numbers = (
+                    f"{np.mean([one.overlap.expected for one in own]):.2f}",
+                    f"{np.mean([one.overlap.jaccard or 0.0 for one in own]):.3f}",
+                    f"{np.median([one.median_rank for one in own]):,.0f} of {own[0].overlap.universe:,}",
+                    "" if study.options.pool == "rms" else f"{np.nanmean([one.same_sign for one in own]):.0%}",
+                    _number(float(np.mean([one.rho for one in own])), "+.2f"),
+                )
+                rows.append((kind, "held out" if held_out else "fitted", str(len(own)), shared, *numbers))
+    return rows
+
+
+def ablation_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
+    """What the ablations do to D, columns as in ``ABLATIONS``; ``random`` is the middle 95 % of the random changes."""
+    rows = []
+    for row in ablation_records(study):
+        kept = "" if row["kept"] is None else f"{row['kept']:.0%}"
+        around = interval(row["random_low"], row["random_high"], 3)
+        numbers = (f"{row['before']:+.3f}", f"{row['after']:+.3f}", f"{row['change']:+.3f}")
+        rows.append((row["kind"], *numbers, interval(row["low"], row["high"], 3), kept, around, f"{row['p']:.3g}"))
+    return rows
+
+
+def _title(study: NeuronStudy) -> str:
+    return f"Contrastive neurons: {Path(study.model).name}, {Path(study.sources['pairs'][0]).name}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None or value != value else format(value, form)
+
+
+def _selected(study: NeuronStudy) -> list[dict[str, Any]]:
+    ranking, neurons, fit, held = study.ranking, study.neurons, study.fit, study.held
+    measured = held or fit
+    places = _places(held)
+    rows = []
+    for turn, place in enumerate(study.selected):
+        around = measured.intervals[turn]
+        rows.append(
+            {
+                "rank": turn + 1,
+                "name": neurons.name(place),
+                "layer": int(neurons.layers[place]),
+                "neuron": int(neurons.numbers[place]),
+                "under_a": float(study.means[0, place]),
+                "under_b": float(study.means[1, place]),
+                "difference": float(fit.difference[place]),
+                "size": float(ranking.size[place]),
+                "effect": float(fit.effect[place]),
+                "z": float(ranking.z[place]),
+                "log10_p": float(np.log10(ranking.p[place])),
+                "log10_q": float(np.log10(ranking.q[place])),
+                "held_difference": None if held is None else float(held.difference[place]),
+                "low": around.low if around else None,
+                "high": around.high if around else None,
+                "held_size": None if held is None else float(held.size[place]),
+                "held_effect": None if held is None else float(held.effect[place]),
+                "held_rank": None if held is None else int(places[place]),
+            }
+        )
+    return rows
+
+
+def _places(side: Side | None) -> np.ndarray:
+    return ranks(side.z) if side is not None else np.zeros(0, dtype=np.int64)
+
+
+def _group_record(group: Group) -> dict[str, Any]:
+    names = ("kind", "name", "held_out", "n_pairs", "median_rank", "same_sign", "rho")
+    found = asdict(group.overlap)
+    found["log10_p"] = float(np.log10(found.pop("p")))
+    return {name: getattr(group, name) for name in names} | {"overlap": found}
+
+
+def _rank_records(study: NeuronStudy) -> list[dict[str, Any]]:
+    return [
+        {"neuron": study.neurons.name(place)} | {label(group): group.ranks[turn] for group in study.groups}
+        for turn, place in enumerate(study.selected)
+    ]
+
+
+def _arrays(study: NeuronStudy) -> dict[str, np.ndarray]:
+    ranking = study.ranking
+    arrays = {
+        "layer": study.neurons.layers.astype(np.int64),
+        "neuron": study.neurons.numbers.astype(np.int64),
+        "mean": study.means,
+        "difference": study.fit.difference,
+        "effect": study.fit.effect,
+        "size": ranking.size,
+        "scale": ranking.scale,
+        "z": ranking.z,
+        "p": ranking.p,
+        "q": ranking.q,
+        "rounding": ranking.rounding,
+    }
+    if study.held is not None:
+        arrays |= {"held_difference": study.held.difference, "held_effect": study.held.effect, "held_z": study.held.z}
+    for one in study.ablations:
+        arrays |= {f"{one.kind}_after": one.after, f"{one.kind}_random": one.random, "before": one.before}
+    return arrays
+
+
+def _markdown(study: NeuronStudy) -> str:
+    parts = [f"# {_title(study)}", headline(study)]
+    for title, columns, rows, texts in tables(study):
+        parts += [f"## {title}", markdown_table(columns, rows, texts=texts)]
+    parts += [f"Intervals: {study.clusters}." if study.ablations else "", *(f"Note: {note}." for note in study.notes)]
+    return "\n\n".join(part for part in parts if part) + "\n"

@@ -1,0 +1,347 @@
+"""Prompt pairs for one tokenizer, built from personas, questions and templates.
+
+1. Personas meet: all unordered pairs, the opposed ones, or those of a list.
+2. Meetings, and wordings of questions, are divided between train and test.
+3. For a meeting, a question and a template: what either persona prefers, as the source says.
+4. Of all paraphrases of the two, those two that ``persona.pairs.matching`` puts first and finds sound.
+5. If wanted, the same question under no persona (``persona.pairs.neutral``); where no wording fits,
+   the next two paraphrases are tried.
+6. What fails is dropped with its reason; reasons, counts and examples are the report.
+7. If wanted, null pairs: two paraphrases of one persona (``persona.pairs.null``).
+
+Chance (which meetings are tested, the order, wordings, filler) comes from the seed alone; filler
+is chosen without regard to the personas. No model is asked what it prefers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+from persona_circuits.circuit.errors import OptionError, TaskError, listed
+from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.task import ALIGNMENTS, PromptPair, Reader, Span, Task, encode
+from persona_circuits.persona.data import Persona, Question, Template, TokenizerOnly, candidates, preferred
+from persona_circuits.persona.pairs.matching import (
+    REASONS,
+    Case,
+    Drop,
+    Setting,
+    Side,
+    leak_finder,
+    matched,
+    pair_row,
+    setting,
+)
+from persona_circuits.persona.pairs.neutral import Neutrals, NeutralSide, neutral_side, neutrals, without_neutral
+from persona_circuits.persona.pairs.null import Made, null_pairs
+from persona_circuits.persona.pairs.report import Built, Tally
+from persona_circuits.persona.pairs.splits import Split, divided, in_turn, meetings
+
+__all__ = [
+    "PairOptions",
+    "build_pairs",
+]
+
+LEAKS = ("drop", "keep", "only")
+
+
+@dataclass(frozen=True)
+class PairOptions(PlainNumbers):
+    """How pairs are chosen.
+
+    ``test_share`` is the share of meetings, and of question wordings, that is held out (0: no
+    splits); ``per_question`` the most pairs of one question; ``filler`` the sentences per prompt.
+    ``align`` is ``equal`` or ``right``, which takes paraphrases of unequal length where there are no
+    equal ones. ``neutral`` adds the question under no persona to every pair; ``null`` makes pairs of
+    two paraphrases of one persona, too.
+    """
+
+    seed: int = 0
+    max_pairs: int = 1000
+    per_question: int | None = None
+    test_share: float = 0.2
+    leaks: str = "drop"
+    filler: int = 0
+    align: str = "equal"
+    neutral: bool = False
+    null: bool = False
+
+    def checked(self) -> PairOptions:
+        """These options.
+
+        Raises:
+            OptionError: one of them makes no sense.
+        """
+        if self.max_pairs < 1 or (self.per_question is not None and self.per_question < 1):
+            raise OptionError("--max-pairs and --per-question must be at least 1")
+        if not 0 <= self.test_share < 1:
+            raise OptionError(f"--test-share must be at least 0 and below 1, got {self.test_share:g}")
+        if self.leaks not in LEAKS:
+            raise OptionError(f"--leaks must be one of {', '.join(LEAKS)}, got {self.leaks!r}")
+        if self.align not in ALIGNMENTS:
+            raise OptionError(f"--align must be one of {', '.join(ALIGNMENTS)}, got {self.align!r}")
+        if self.filler < 0:
+            raise OptionError(f"--filler must not be negative, got {self.filler}")
+        return self
+
+
+def build_pairs(
+    personas: Sequence[Persona],
+    questions: Sequence[Question],
+    tokenizer_or_model: Any,
+    templates: Template | Sequence[Template],
+    *,
+    contrast: str | Sequence[tuple[str, str]] = "all",
+    options: PairOptions | None = None,
+    neutral_wordings: Sequence[str] = (),
+) -> Built:
+    """Pairs of prompts that differ in the persona only, ready for ``circuit.task.batching``.
+
+    Parameters
+    ----------
+    tokenizer_or_model
+        A Hugging Face tokenizer, ``persona.data.prompts.load_tokenizer``'s, or a loaded model.
+    contrast
+        ``all``, ``opposed`` (personas that name each other as opposite), or pairs of names,
+        of which the first becomes ``clean``.
+    neutral_wordings
+        What stands in the persona's place in ``neutral``, instead of the sources of ``persona.pairs.neutral``.
+
+    Raises
+    ------
+    TaskError
+        Fewer than two personas, a contrast that is not there, or no pair left (with the reasons).
+    OptionError
+        An option makes no sense, or filler is asked of a template that has none.
+    """
+    options = (options or PairOptions()).checked()
+    templates = (templates,) if isinstance(templates, Template) else tuple(templates)
+    _check_fillers(templates, options)
+    somebody, nobody = without_neutral(personas) if options.neutral else (personas, ())
+    met = meetings(somebody, contrast)
+    reader = tokenizer_or_model if isinstance(tokenizer_or_model, Reader) else TokenizerOnly(tokenizer_or_model)
+    tally = Tally()
+    closed = [question for question in questions if question.options]
+    for question in questions:
+        if not question.options:
+            tally.drop("open question", question.id, len(met) * len(templates))
+    splits, statement = divided(met, closed, seed=options.seed, share=options.test_share, most=options.max_pairs)
+    tally.skip("in neither split", _between(splits, met, closed) * len(templates))
+    how = setting(reader, align=options.align, leaks=options.leaks, seed=options.seed)
+    neutral = neutrals(neutral_wordings, nobody, reader) if options.neutral else None
+    make = _maker(how, options, neutral, tally)
+    made = tuple(one for split in splits for one in _filled(split, templates, options, make, tally))
+    if not made:
+        raise TaskError(_nothing_left(tally))
+    made, held_out = _without_lone_split(made, splits, statement)
+    null = null_pairs(made, how) if options.null else None
+    rows = tuple(dict(one.row) for one in made)
+    _check_rows([*rows, *(null.rows if null else ())], reader, options.align)
+    about = _about(reader, templates, options, held_out, personas, tally)
+    return Built(rows, tally.dropped(), about, null)
+
+
+def _check_fillers(templates: Sequence[Template], options: PairOptions) -> None:
+    for template in templates:
+        if options.filler and ("{filler}" not in template.text or len(template.fillers) < options.filler):
+            raise OptionError(
+                f"template {template.name} has {len(template.fillers)} filler sentences and --filler asks for "
+                f"{options.filler}; give a JSON template with {{filler}} and a 'filler' list"
+            )
+
+
+def _filled(
+    split: Split,
+    templates: Sequence[Template],
+    options: PairOptions,
+    make: Callable[..., Made],
+    tally: Tally,
+) -> Iterator[Made]:
+    """The pairs of a split: in turn one pair of each question and template, until the quota is met."""
+    made: dict[str, int] = {}
+    left = len(templates) * len(split.asked) * len(split.meetings)
+    for meeting, question, indices, template in in_turn(split, templates, options.seed):
+        if sum(made.values()) >= split.quota:
+            tally.skip("beyond --max-pairs", left)
+            return
+        left -= 1
+        if options.per_question and made.get(question.id, 0) >= options.per_question:
+            tally.skip("beyond --per-question", 1)
+            continue
+        try:
+            one = make(meeting, question, indices, template)
+        except Drop as drop:
+            names = f"{meeting[0].name} and {meeting[1].name}, {question.id}"
+            tally.drop(drop.reason, f"{names}: {drop.detail}" if drop.detail else names)
+            continue
+        tally.tried += 1
+        made[question.id] = made.get(question.id, 0) + 1
+        yield Made(one.case, {**one.row, **({"split": split.name} if split.name else {})})
+
+
+def _between(splits: Sequence[Split], met: Sequence[Any], questions: Sequence[Question]) -> int:
+    """Meetings and questions of different splits, which are asked in neither."""
+    if sum(len(split.meetings) for split in splits) > len(met):
+        return 0  # the meetings are shared, and every question is in a split
+    return sum(len(split.meetings) * (len(questions) - len(split.asked)) for split in splits)
+
+
+def _without_lone_split(
+    made: tuple[Made, ...], splits: Sequence[Split], statement: Mapping[str, Any]
+) -> tuple[tuple[Made, ...], Mapping[str, Any]]:
+    """Where one of two splits came out empty, no split is named: half a division would be none."""
+    empty = [split.name for split in splits if not any(one.row.get("split", "") == split.name for one in made)]
+    if not empty:
+        return made, statement
+    bare = tuple(Made(one.case, {key: value for key, value in one.row.items() if key != "split"}) for one in made)
+    return bare, {**statement, "held_out": f"nothing: no pair was left for {empty[0]}, so no split is named"}
+
+
+def _maker(how: Setting, options: PairOptions, nobody: Neutrals | None, tally: Tally) -> Callable[..., Made]:
+    """A function from a combination to its pair, which raises ``Drop`` where there is none."""
+    finders = lru_cache(maxsize=None)(leak_finder)
+
+    def make(
+        meeting: tuple[Persona, Persona], question: Question, indices: tuple[int, ...], template: Template
+    ) -> Made:
+        answers = _preferences(*meeting, question)
+        rng = random.Random("/".join([str(options.seed), *(p.name for p in meeting), question.id, template.name]))
+        filler = _filler(template, question, options)
+        case = Case(*meeting, question, rng.choice(indices), template, filler, finders(question.options))
+        wordings, sides, neutral = _first_sound(case, how, nobody, rng)
+        everything = sides if neutral is None else (*sides, (neutral.prompt, neutral.encoded))
+        listed_options, tokens = _candidates(everything, answers, question, how.reader, tally)
+        leaked = _leaked(case, wordings, options, tally)
+        row = pair_row(case, wordings, sides, tokens, listed_options, leaked, align=options.align)
+        if neutral is not None:
+            tally.note("neutral", neutral.source, neutral.wording)
+            row |= {"neutral": neutral.prompt.text, "neutral_wording": neutral.wording}
+            row |= {"n_tokens_neutral": len(neutral.encoded.ids)} if options.align == "right" else {}
+        return Made(case, row)
+
+    return make
+
+
+def _first_sound(
+    case: Case, how: Setting, nobody: Neutrals | None, rng: random.Random
+) -> tuple[tuple[int, int], tuple[Side, Side], NeutralSide | None]:
+    """The first two sound paraphrases and, if wanted, a neutral wording that goes with them."""
+    fault: Drop | None = None
+    for wordings, sides in matched(case, how, rng):
+        if nobody is None:
+            return wordings, sides, None
+        try:
+            return wordings, sides, neutral_side(case, wordings, sides, nobody, how)
+        except Drop as drop:
+            fault = fault or drop
+    assert fault is not None, "matched gives a pair of paraphrases or raises"
+    raise fault
+
+
+def _preferences(a: Persona, b: Persona, question: Question) -> tuple[str, str]:
+    first, second = preferred(question, a), preferred(question, b)
+    if first is None or second is None:
+        raise Drop("no declared preference", (a if first is None else b).name)
+    if first == second:
+        raise Drop("same preference", first)
+    return first, second
+
+
+def _filler(template: Template, question: Question, options: PairOptions) -> str:
+    """Sentences that depend on question and template only, so they cannot give a persona away."""
+    rng = random.Random(f"{options.seed}/filler/{question.id}/{template.name}")
+    return " ".join(rng.sample(template.fillers, options.filler))
+
+
+def _candidates(
+    sides: Sequence[Side],
+    answers: tuple[str, str],
+    question: Question,
+    reader: Reader,
+    tally: Tally,
+) -> tuple[list[str], tuple[str, str]]:
+    """All options that are one token here, and the two preferred ones among them, as they follow the prompt."""
+    order = list(dict.fromkeys([*answers, *question.options]))
+    found = candidates(sides, order, reader)
+    for text, (reason, sentence) in found.faults.items():
+        if text.strip() in answers:
+            raise Drop(reason, sentence)
+        tally.note("left_out", f"{question.id}: {sentence}", question.id)
+    usable = {text.strip(): text for text in found.ids}
+    return [usable[option] for option in question.options if option in usable], (usable[answers[0]], usable[answers[1]])
+
+
+def _leaked(case: Case, wordings: tuple[int, int], options: PairOptions, tally: Tally) -> list[str]:
+    """The options that stand in the texts of the two personas."""
+    found: dict[str, None] = {}
+    for persona, text in zip((case.a, case.b), case.texts(wordings), strict=True):
+        for option in case.leaks(text):
+            tally.note("leaks", f"{persona.name}: {option!r} in {text!r}", case.question.id)
+            found[option] = None
+    if found and options.leaks == "drop":
+        raise Drop("option in the persona", ", ".join(found))
+    if not found and options.leaks == "only":
+        raise Drop("no option in the persona")
+    return list(found)
+
+
+def _nothing_left(tally: Tally) -> str:
+    total = sum(tally.counts.values())
+    reasons = [
+        f"{item.count} × {item.reason}: {REASONS[item.reason]} (such as {item.examples[0]})" for item in tally.dropped()
+    ]
+    return listed(f"no pair is left of {total} combination(s) of personas, question and template:", reasons)
+
+
+def _check_rows(rows: Sequence[Mapping[str, Any]], reader: Reader, align: str) -> None:
+    """The files must pass the check that every reader of them makes; anything else is our own mistake."""
+    pairs = tuple(
+        PromptPair(
+            row["clean"],
+            row["corrupt"],
+            tuple(row["answers"]),
+            tuple(row["wrong_answers"]),
+            row["id"],
+            row["persona_a"],
+            row["persona_b"],
+            neutral=row.get("neutral", ""),
+            spans=_spans(row["spans"]["clean"]),
+            corrupt_spans=_spans(row["spans"]["corrupt"]),
+            line=i,
+        )
+        for i, row in enumerate(rows, 1)
+    )
+    encode(Task(pairs, "the pairs built", ""), reader, align=align)
+
+
+def _spans(parts: Mapping[str, Mapping[str, Sequence[int]]]) -> tuple[Span, ...]:
+    return tuple(Span(name, *part["tokens"]) for name, part in parts.items())
+
+
+def _about(
+    reader: Reader,
+    templates: Sequence[Template],
+    options: PairOptions,
+    statement: Mapping[str, Any],
+    personas: Sequence[Persona],
+    tally: Tally,
+) -> dict[str, Any]:
+    leaks, left_out, nobody = (tally.notes[kind] for kind in ("leaks", "left_out", "neutral"))
+    return {
+        "tried": tally.tried,
+        "not_tried": tally.not_tried,
+        "splits": dict(statement),
+        "leaks": [{"what": what, "combinations": len(where)} for what, where in leaks.items()],
+        "candidates_left_out": [{"what": what, "combinations": len(where)} for what, where in left_out.items()],
+        **({"neutral": {source: dict(Counter(texts)) for source, texts in nobody.items()}} if nobody else {}),
+        "wordings_left_out": [note for persona in personas for note in persona.notes],
+        "options": asdict(options),
+        "model": reader.name,
+        "context": reader.n_context,
+        "templates": [template.about() for template in templates],
+    }

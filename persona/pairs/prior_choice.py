@@ -1,0 +1,221 @@
+"""The model's own leaning under a neutral prompt, and who leans otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.model import Model, of_prompts
+from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.task import PromptPair, beyond_embedding, token_ids, without_end
+from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
+from persona_circuits.persona.data.items import Item
+
+__all__ = [
+    "REASONS",
+    "Asked",
+    "Drop",
+    "PriorOptions",
+    "Progress",
+    "Tally",
+    "leanings_of",
+    "study_items",
+]
+
+Progress = Callable[[int, int], None]
+N_EXAMPLES = 5
+REASONS = {
+    "no other wording": "the default is unknown: --neutral has no wording of the question but the row's own",
+    "only one question": "the two personas are asked one question only in this split",
+    "same default": "both questions have the same default",
+    "unequal length": "the two prompts differ in token length",
+    "other text before the question": "the two prompts differ before the question: another wording or other filler",
+    "no other option": "every option but the default is preferred by one of the personas and not the other",
+    "options in part the same": "one question has one of the other's two options, so its lift would not cancel",
+    "weak default": "without a persona the default leads the other option by less than --min-lead",
+    "prior of the words": "without a persona the contrast is below --min-lead: the default leads as much behind "
+    "the other question, so its prior is not the question's",
+    "does not fit the model": "a word is not one token behind the other question's prompt",
+    "asked already": "the same persona and questions are in another pair",
+}
+
+
+@dataclass(frozen=True)
+class PriorOptions(PlainNumbers):
+    """How prior pairs are chosen: ``min_lead`` in logits without a persona, ``max_pairs`` per split."""
+
+    min_lead: float = 1.0
+    max_pairs: int = 64
+    batch_size: int = 32
+    seed: int = 0
+
+    def checked(self) -> PriorOptions:
+        """These options.
+
+        Raises:
+            OptionError: one of them makes no sense.
+        """
+        if not self.min_lead >= 0:
+            raise OptionError(f"--min-lead must not be negative, got {self.min_lead:g}")
+        if self.max_pairs < 2:
+            raise OptionError(f"--max-pairs must be at least 2, one for either persona, got {self.max_pairs}")
+        if self.batch_size < 1:
+            raise OptionError(f"--batch-size must be at least 1, got {self.batch_size}")
+        return self
+
+
+@dataclass
+class Tally:
+    """What was dropped; the one thing here that grows."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def drop(self, reason: str, example: str) -> None:
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        shown = self.examples.setdefault(reason, [])
+        if len(shown) < N_EXAMPLES:
+            shown.append(example)
+
+    def dropped(self) -> dict[str, tuple[int, tuple[str, ...]]]:
+        order = sorted(self.counts, key=lambda reason: (-self.counts[reason], reason))
+        return {reason: (self.counts[reason], tuple(self.examples[reason])) for reason in order}
+
+    def lines(self) -> list[str]:
+        found = self.dropped().items()
+        return [f"{n} × {reason}: {REASONS[reason]} (such as {shown[0]})" for reason, (n, shown) in found]
+
+
+class Drop(Exception):
+    """Two rows make no prior pairs: the reason, a key of REASONS, and what is special here."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+class Asked:
+    """A row of the pair file: its prompts by persona, what the personas prefer, and how the model leans without one."""
+
+    def __init__(self, item: Item, leaning: Mapping[str, float], model: Model) -> None:
+        pair = item.pair
+        self.item, self.leaning, self.model = item, leaning, model
+        self.options = tuple(text for text in item.candidates if text in leaning)
+        self.question, self.split = pair.question, pair.split
+        self.personas = (pair.persona_a, pair.persona_b)
+        self.prompts = dict(zip(self.personas, (pair.clean, pair.corrupt), strict=True))
+        self.ids = {persona: token_ids(prompt, model) for persona, prompt in self.prompts.items()}
+        self.starts = dict(zip(self.personas, _starts(pair, *self.ids.values()), strict=True))
+        self.preferred = (set(pair.answers), set(pair.wrong_answers))
+        self.default = max(self.options, key=lambda text: leaning[text])
+
+    def lead(self, other: str) -> float:
+        """Logits by which the default leads the other option without a persona."""
+        return self.leaning[self.default] - self.leaning[other]
+
+    def balances(self, other: str) -> bool:
+        """Whether default and other option are both preferred, by one persona each, or by neither."""
+        default, another = ([text in side for side in self.preferred] for text in (self.default, other))
+        return sum(default) == sum(another) and (default != another or not any(default))
+
+    def other(self) -> str:
+        """The other option: step 4 of the module."""
+        rest = [text for text in self.options if text != self.default and self.balances(text)]
+        if not rest:
+            raise Drop("no other option", self.question)
+        return min(rest, key=lambda text: self.leaning[text])
+
+
+def study_items(items: ItemFile) -> list[Item]:
+    """The rows with two personas and a question, controls left out.
+
+    Raises:
+        TaskError: there are none.
+    """
+    found = [
+        item
+        for item in items.items
+        if item.control == "none" and item.pair.question and item.pair.persona_a != item.pair.persona_b
+    ]
+    if not found:
+        raise TaskError(
+            f"{items.source} has no pair that names its question and two personas "
+            "('question', 'persona_a', 'persona_b'); build one with persona-circuits pairs"
+        )
+    return found
+
+
+def leanings_of(
+    model: Model,
+    items: Sequence[Item],
+    neutral: Sequence[Neutral],
+    batch_size: int,
+    progress: Progress,
+) -> dict[int, dict[str, float]]:
+    """Per item with another wording: mean log probability without a persona of every option of the whole file.
+
+    An option that is not one token behind one of the prompts is left out.
+    """
+    wordings = tuple(neutral)
+    prompts = {place: found for place, item in enumerate(items) if (found := neutral_prompts(item, wordings))}
+    unique = list(dict.fromkeys(prompt for found in prompts.values() for prompt in found))
+    options = list(dict.fromkeys(text for item in items for text in item.candidates))
+    known = _log_probs(model, unique, options, batch_size, progress)
+    return {
+        place: {
+            text: float(np.mean([known[prompt][text] for prompt in found]))
+            for text in options
+            if all(text in known[prompt] for prompt in found)
+        }
+        for place, found in prompts.items()
+    }
+
+
+def _log_probs(
+    model: Model, prompts: Sequence[str], options: Sequence[str], batch_size: int, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """Per prompt: log probability over the whole vocabulary of every option that is one token there."""
+    by_length: dict[int, list[tuple[str, list[int]]]] = {}
+    for prompt in prompts:
+        ids = token_ids(prompt, model)
+        by_length.setdefault(len(ids), []).append((prompt, ids))
+    found: dict[str, dict[str, float]] = {}
+    for group in by_length.values():
+        for start in range(0, len(group), batch_size):
+            part = group[start : start + batch_size]
+            tokens = torch.tensor([ids for _, ids in part], device=model.device)
+            answers = model.logits(tokens)[:, -1].cpu().double().log_softmax(-1)
+            check_finite(answers, of_prompts(model, tokens))
+            for (prompt, ids), row in zip(part, answers, strict=True):
+                found[prompt] = {text: float(row[i]) for text, i in _answer_ids(prompt, ids, options, model).items()}
+            progress(len(found), len(prompts))
+    return found
+
+
+def _answer_ids(prompt: str, ids: list[int], options: Sequence[str], model: Model) -> dict[str, int]:
+    """The options that are one token behind the prompt; the rule is ``circuit.task.answer_id``'s, for many at once."""
+    own_bos = bool(model.tokenizer.bos_token) and prompt.startswith(model.tokenizer.bos_token)
+    texts = [prompt + text for text in options]
+    joined = model.tokenizer(texts, add_special_tokens=not own_bos)["input_ids"]
+    joined = [without_end(list(after), text, model.tokenizer) for text, after in zip(texts, joined, strict=True)]
+    return {
+        text: after[-1]
+        for text, after in zip(options, joined, strict=True)
+        if len(after) == len(ids) + 1 and after[:-1] == ids and not beyond_embedding(after[-1:], model)
+    }
+
+
+def _starts(pair: PromptPair, clean: Sequence[int], corrupt: Sequence[int]) -> tuple[int, int]:
+    """The first token of either prompt's question; where the file has no spans, the first one after the personas."""
+    spans = [next((s.start for s in side if s.name == "question"), None) for side in (pair.spans, pair.corrupt_spans)]
+    if spans[0] is not None and spans[1] is not None:
+        return spans[0], spans[1]
+    same = 0
+    while same < min(len(clean), len(corrupt)) and clean[-1 - same] == corrupt[-1 - same]:
+        same += 1
+    return len(clean) - same, len(corrupt) - same

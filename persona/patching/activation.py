@@ -1,0 +1,449 @@
+"""Activation patching between two personas: what one part of the model carries, put into the other's run.
+
+For a pair with D = m(x_A) - m(x_B), and a site (a stream, an attention or MLP output, a head; at
+some positions):
+
+    denoising    [m(x_B, site from x_A) - m(x_B)] / D    what the site alone brings over from A to B
+    noising      [m(x_A) - m(x_A, site from x_B)] / D    what is lost in A when the site is B's
+    both         their mean
+
+(Vig et al. 2020, arXiv:2004.12265; Meng et al. 2022, arXiv:2202.05262; the words are those of
+Heimersheim and Nanda 2024, arXiv:2404.15255.) With the personas exchanged, denoising is
+noising and noising is denoising, so the two numbers are both directions of the swap. A
+site whose effect others can make up for has little noising; one that needs others, little denoising.
+Shares are ratios of means over pairs, with intervals over personas and questions.
+
+Persona movers: the heads ranked by denoising at the answer's position alone, the place where a
+head can write the preference. Each has a p that its share is no larger than a negligible one
+in size (cluster-robust t test), corrected over all heads (Benjamini and Hochberg 1995).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from scipy import stats
+from torch import Tensor
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation import NullRun, null_run
+from persona_circuits.circuit.forward import (
+    ABLATIONS,
+    Prepared,
+    Progress,
+    patched_nodes,
+    patched_stream,
+    per_pass,
+    portions,
+    prepare_each,
+)
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.statistics import Clusters, is_zero, ratio_p_values
+from persona_circuits.circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swap_rows
+from persona_circuits.persona.data import Estimate, ExampleFile, leak, ratio_of_means
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.explanation import margins
+from persona_circuits.persona.patching.heads import HeadAblation, ablate_heads, parse_heads
+from persona_circuits.persona.patching.paths import Paths, parse_paths, patch_paths
+from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, KINDS, MODES, Site, parts_of, sites_of
+
+__all__ = [
+    "DIRECTIONS",
+    "PatchOptions",
+    "PatchStudy",
+    "study_patching",
+]
+
+DIRECTIONS = ("noising", "denoising")
+"""The order of the two rows of a swapped pair: B's site in A's run, and A's in B's."""
+Stage = Callable[[str], Progress]
+
+
+@dataclass(frozen=True)
+class PatchOptions(PlainNumbers):
+    """What is patched. ``senders`` empty: all that reach a receiver; ``receivers`` empty: no paths.
+
+    ``ablate`` names heads, ``ablate_top`` takes the first so many movers instead. ``negligible`` is the
+    share of D up to which a head is no mover, ``alpha`` the false discovery rate.
+    """
+
+    at: tuple[str, ...] = ("stream", "attn", "mlps", "heads")
+    parts: str = "spans"
+    senders: tuple[str, ...] = ()
+    receivers: tuple[str, ...] = ()
+    ablate: tuple[str, ...] = ()
+    ablate_top: int | None = None
+    ablation: str = "corrupt"
+    n_random: int = 100
+    align: str = "equal"
+    negligible: float = 0.01
+    alpha: float = 0.05
+    batch_size: int = 32
+    seed: int = 0
+
+    def checked(self) -> PatchOptions:
+        """These options.
+
+        Raises:
+            OptionError: a value is unknown or impossible, or an option would have no effect.
+        """
+        for name, value, allowed in (
+            *(("at", kind, KINDS) for kind in self.at),
+            ("parts", self.parts, MODES),
+            ("ablation", self.ablation, ABLATIONS),
+            ("align", self.align, ALIGNMENTS),
+        ):
+            if value not in allowed:
+                raise OptionError(f"--{name} {value!r} is not one of {', '.join(allowed)}")
+        for name, number in (("batch-size", self.batch_size), ("n-random", self.n_random)):
+            if number < 1:
+                raise OptionError(f"--{name} must be at least 1, got {number}")
+        if not 0 <= self.negligible < 1:
+            raise OptionError(f"--negligible is a share of D, from 0 to below 1, got {self.negligible:g}")
+        if self.senders and not self.receivers:
+            raise OptionError("--from names the senders of paths and needs --to, such as --to logits")
+        self._check_ablation()
+        if not (self.at or self.receivers or self.ablate):
+            raise OptionError("nothing to do: give --at, --to or --ablate")
+        return self
+
+    def _check_ablation(self) -> None:
+        if self.ablate and self.ablate_top is not None:
+            raise OptionError("--ablate and --ablate-top both name the heads to ablate; give one of them")
+        if self.ablate_top is not None and self.ablate_top < 1:
+            raise OptionError(f"--ablate-top must be at least 1, got {self.ablate_top}")
+        if self.ablate_top is not None and "heads" not in self.at:
+            raise OptionError("--ablate-top takes the first movers, which --at heads finds; add heads to --at")
+        if self.ablation != "corrupt" and not self.ablate and self.ablate_top is None:
+            raise OptionError(
+                f"--ablation {self.ablation} is what ablated heads write and needs --ablate or --ablate-top; sites and "
+                "paths are always patched with the other persona's run"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Effects:
+    """What patching moved, in logits: ``values`` ``[direction, site, pair]``, to be divided by ``divergence``.
+
+    ``shares`` has the estimates of ``noising``, ``denoising`` and ``both``, one per site. ``everything``
+    is the share that comes with all sites at once: 1, unless prompts of unequal length are aligned.
+    """
+
+    sites: tuple[Site, ...]
+    values: Float[np.ndarray, "direction site pair"]
+    shares: Mapping[str, tuple[Estimate, ...]]
+    everything: float
+
+    def share(self, direction: str, site: Site) -> Estimate:
+        """The estimate of one site."""
+        return self.shares[direction][self.sites.index(site)]
+
+
+@dataclass(frozen=True)
+class Mover:
+    """A head at the answer's position. ``everywhere`` is its share (both directions) at all positions.
+
+    ``is_mover``: ``p_adjusted`` is at most alpha and the share is above zero. ``attention_a`` and ``_b`` are
+    the mass of its attention from the answer to the persona in either run, mean over pairs; None where the
+    prompts show no persona.
+    """
+
+    head: str
+    layer: int
+    index: int
+    denoising: Estimate
+    noising: Estimate
+    everywhere: Estimate
+    p: float
+    p_adjusted: float
+    is_mover: bool
+    attention_a: float | None
+    attention_b: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class PatchStudy:
+    """Everything that was measured; ``divergence`` is D of every pair in logits.
+
+    ``passes`` counts forward passes, ``runs`` the prompts in them. ``attention`` is the mass on the persona from the
+    answer, ``[side, pair, layer, head]``.
+    """
+
+    model: str
+    fingerprint: str
+    source: str
+    sha256: str
+    options: PatchOptions
+    graph: Graph
+    items: tuple[Item, ...]
+    parts: tuple[str, ...]
+    divergence: Float[np.ndarray, " pair"]
+    mean_divergence: Estimate
+    effects: Effects
+    movers: tuple[Mover, ...]
+    attention: NDArray[np.float64] | None
+    paths: Paths | None
+    ablation: HeadAblation | None
+    null: NullRun | None
+    passes: int
+    runs: int
+    resampled: str
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def below_null(self) -> NDArray[np.bool_] | None:
+        """The pairs whose |D| is below twice the null's sigma_0; None without one."""
+        sigma = None if self.null is None else self.null.sigma_0
+        return None if sigma is None else np.abs(self.divergence) < 2 * sigma
+
+
+def study_patching(
+    model: Model,
+    found: ExampleFile,
+    held_out: ExampleFile,
+    *,
+    options: PatchOptions | None = None,
+    null: Task | None = None,
+    stage: Stage | None = None,
+) -> PatchStudy:
+    """Patch every site and path on the pairs of ``found``; ablate heads on those of ``held_out``.
+
+    Parameters
+    ----------
+    found, held_out
+        Of ``load_examples``, which has checked them against this model's tokenizer.
+    null
+        Pairs of two paraphrases of one persona: how large D is where there is nothing.
+
+    Raises
+    ------
+    OptionError
+        An option makes no sense for this model or these pairs.
+    TaskError
+        Prompts of a pair differ in length, and are not aligned.
+    """
+    options, stage = (options or PatchOptions()).checked(), stage or _silent
+    plan = parse_paths(model.graph, options.senders, options.receivers)
+    named = parse_heads(model.graph, options.ablate, options.ablate_top)
+    rows = _rows(found, model, options.align)
+    apart = held_out is not found
+    tested = _rows(held_out, model, options.align) if apart else rows
+    seen = _Sweep(model, found, rows, options)
+    how: dict[str, Any] = {"ablation": options.ablation, "n_random": options.n_random, "seed": options.seed}
+    without = partial(ablate_heads, model, held_out, tested, rows, batch_size=options.batch_size, **how)
+    ablated = without(named, progress=stage("ablating heads")) if named else None
+    seen.run(stage("patching sites"))
+    clusters = Clusters.of([item.pair for item in found.items])
+    divergence = seen.by_pair(seen.whole)[0]
+    effects = _effects(seen, divergence, clusters, options.seed)
+    movers = _movers(effects, divergence, clusters, seen.attention(), options)
+    if options.ablate_top is not None:
+        heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
+        ablated = without(heads, progress=stage("ablating heads"))
+    walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
+    walked = walk(plan, progress=stage("patching paths")) if plan is not None else None
+    more = [part for part in (walked, ablated) if part is not None]
+    return PatchStudy(
+        model=model.name,
+        fingerprint=model.fingerprint,
+        source=found.source,
+        sha256=found.sha256,
+        options=options,
+        graph=model.graph,
+        items=found.items,
+        parts=seen.parts.names,
+        divergence=divergence,
+        mean_divergence=ratio_of_means(divergence[None], np.ones_like(divergence), clusters, seed=options.seed)[0],
+        effects=effects,
+        movers=movers,
+        attention=seen.attention(),
+        paths=walked,
+        ablation=ablated,
+        null=None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size),
+        passes=seen.passes + sum(part.passes for part in more),
+        runs=seen.runs + sum(part.runs for part in more),
+        resampled=clusters.describe(),
+        notes=_notes(divergence, effects, ablated, leak(found, held_out) if apart else None, options),
+    )
+
+
+class _Sweep:
+    """The arrays of a study while they are filled, a value per row."""
+
+    def __init__(self, model: Model, found: ExampleFile, rows: Sequence[Row], options: PatchOptions) -> None:
+        self.model, self.rows = model, rows
+        self.groups = batches(rows, options.batch_size, model.device)
+        self.parts = parts_of(found, rows, options.parts, model.tokenizer)
+        self.sites = sites_of(model.graph, options.at, self.parts.names)
+        self.steps = list(_steps(self.sites))
+        self.whole, self.all = np.zeros(len(rows)), np.zeros(len(rows))
+        self.moved = np.zeros((len(rows), len(self.sites)))
+        self.wants_attention = "heads" in options.at and self.parts.contrast is not None
+        self.mass = np.full((len(rows), model.graph.n_layers, model.graph.n_heads), np.nan)
+        self.passes = self.runs = 0
+
+    def run(self, progress: Progress) -> None:
+        total, done = len(self.groups) * max(1, len(self.steps)), 0
+        for group in self.groups:
+            for item in prepare_each(self.model, [group]):
+                self._plain(item)
+                for chosen in self.steps:
+                    self._patch(item, chosen)
+                    done += 1
+                    progress(min(done, total), total)
+
+    def by_pair(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """``[row, …]`` as ``[direction, pair, …]``."""
+        return np.stack([values[0::2], values[1::2]])
+
+    def attention(self) -> NDArray[np.float64] | None:
+        """``[side, pair, layer, head]``."""
+        return self.by_pair(self.mass) if self.wants_attention else None
+
+    def _plain(self, item: Prepared) -> None:
+        at, base = list(item.batch.indices), _margins(item.clean.logits, item.batch)
+        self.whole[at] = base - _margins(item.corrupt.logits, item.batch)
+        self.all[at] = base - _margins(item.ablated.logits, item.batch)
+        self.passes, self.runs = self.passes + 2, self.runs + 2 * len(at)
+        if self.wants_attention:
+            inside = self.parts.masks(item.batch)[self.parts.contrast or ""]
+            self.mass[at] = _attention_mass(self.model, item, inside)
+
+    def _patch(self, item: Prepared, chosen: Sequence[int]) -> None:
+        """Sites of one layer, and all streams or no streams, in as few passes as the memory allows."""
+        masks, base = self.parts.masks(item.batch), _margins(item.clean.logits, item.batch)
+        sites = [self.sites[i] for i in chosen]
+        for some in portions(len(sites), per_pass(self.model, item, self.model.graph.n_heads + 8)):
+            where = torch.stack([masks[site.part] for site in sites[some]])
+            logits = self._logits(item, sites[some], where)
+            values = np.stack([base - _margins(part, item.batch) for part in logits], axis=1)
+            self.moved[np.ix_(item.batch.indices, chosen[some])] = values
+            self.passes, self.runs = self.passes + 1, self.runs + where.shape[0] * where.shape[1]
+
+    def _logits(self, item: Prepared, sites: Sequence[Site], where: Bool[Tensor, "patch batch pos"]) -> Tensor:
+        if sites[0].kind == "stream":
+            return patched_stream(self.model, item, sites[0].layer, where)
+        nodes = torch.zeros(len(sites), self.model.graph.n_src, dtype=torch.bool, device=where.device)
+        for i, site in enumerate(sites):
+            nodes[i, site.sources(self.model.graph)] = True
+        return patched_nodes(self.model, item, nodes, where)
+
+
+def _steps(sites: Sequence[Site]) -> Iterator[list[int]]:
+    """The places of sites that begin at one layer and can share passes."""
+    by_start: dict[tuple[bool, int], list[int]] = {}
+    for i, site in enumerate(sites):
+        by_start.setdefault((site.kind == "stream", site.layer), []).append(i)
+    yield from by_start.values()
+
+
+def _rows(found: ExampleFile, model: Model, align: str) -> tuple[Row, ...]:
+    task = Task(tuple(item.pair for item in found.items), found.source, found.sha256)
+    return with_swap_rows(encode(task, model, align=align))
+
+
+def _margins(logits: Float[Tensor, "batch vocab"], batch: Batch) -> NDArray[np.float64]:
+    found = margins(logits.double(), batch).cpu().numpy()
+    check_finite(found, batch.name, "margins")
+    return found
+
+
+def _attention_mass(
+    model: Model, item: Prepared, inside: Bool[Tensor, "batch pos"]
+) -> Float[np.ndarray, "batch layer head"]:
+    """Attention from the last position to the marked ones: what arrives there of values that are 1 at those, else 0."""
+    found = []
+    with torch.no_grad():
+        for block in model.blocks:
+            q, k, v = item.clean.qkv[block.layer]
+            z = block.attention(q, k, inside[..., None, None].to(v.dtype).expand_as(v).contiguous(), item.clean.context)
+            found.append(z[:, -1].double().mean(-1))
+    return torch.stack(found, dim=1).cpu().numpy()
+
+
+def _effects(seen: _Sweep, divergence: Float[np.ndarray, " pair"], clusters: Clusters, seed: int) -> Effects:
+    values = seen.by_pair(seen.moved).transpose(0, 2, 1)
+    numerators = {"noising": values[0], "denoising": values[1], "both": values.mean(0)}
+    shares = {name: ratio_of_means(one, divergence, clusters, seed=seed) for name, one in numerators.items()}
+    whole = ratio_of_means(seen.by_pair(seen.all).mean(0)[None], divergence, clusters, seed=seed)[0]
+    return Effects(seen.sites, values, shares, whole.value)
+
+
+def _movers(
+    effects: Effects,
+    divergence: Float[np.ndarray, " pair"],
+    clusters: Clusters,
+    attention: NDArray[np.float64] | None,
+    options: PatchOptions,
+) -> tuple[Mover, ...]:
+    """All heads, the largest share first; none where heads were not patched."""
+    if "heads" not in options.at:
+        return ()
+    at = [i for i, site in enumerate(effects.sites) if site.kind == "head" and site.part == ANSWER]
+    p = ratio_p_values(effects.values[1, at], divergence, clusters, negligible=options.negligible)
+    adjusted = stats.false_discovery_control(p)
+    mass = None if attention is None else np.nanmean(attention, axis=1)
+    found = []
+    for i, one, corrected in zip(at, p, adjusted, strict=True):
+        site = effects.sites[i]
+        share = effects.shares["denoising"][i]
+        shown = (None, None) if mass is None else [float(side[site.layer, site.head]) for side in mass]
+        found.append(
+            Mover(
+                head=site.name,
+                layer=site.layer,
+                index=site.head,
+                denoising=share,
+                noising=effects.shares["noising"][i],
+                everywhere=effects.share("both", Site("head", site.layer, EVERYWHERE, site.head)),
+                p=float(one),
+                p_adjusted=float(corrected),
+                is_mover=bool(corrected <= options.alpha and share.value > 0),
+                attention_a=shown[0],
+                attention_b=shown[1],
+            )
+        )
+    order = sorted(found, key=lambda mover: (-np.nan_to_num(mover.denoising.value), mover.layer, mover.index))
+    return tuple(order)
+
+
+def _notes(
+    divergence: Float[np.ndarray, " pair"],
+    effects: Effects,
+    ablated: HeadAblation | None,
+    leaks: str | None,
+    options: PatchOptions,
+) -> tuple[str, ...]:
+    notes = []
+    if reversed_pairs := int((divergence < 0).sum()):
+        notes.append(
+            f"D is below zero on {reversed_pairs} of {len(divergence)} pairs: their personas prefer the other way"
+        )
+    if is_zero(divergence):
+        notes.append("the mean D is zero, so no share of it is defined")
+    if abs(effects.everything - 1) > 0.01:
+        notes.append(
+            f"patching everything gives {effects.everything:.2f} of D, not 1: prompts of unequal length stand against "
+            "each other place by place"
+        )
+    if ablated is not None and options.ablate_top is not None and leaks is None:
+        notes.append("the heads were ablated on the pairs that they were chosen on; name splits to hold some out")
+    elif ablated is not None and leaks:
+        notes.append(leaks)
+    if ablated is not None and len(ablated.random_changed) < options.n_random:
+        notes.append(f"there are only {len(ablated.random_changed)} other sets of as many heads in the same layers")
+    return tuple(notes)
+
+
+def _silent(_: str) -> Progress:
+    return lambda _done, _total: None

@@ -1,0 +1,247 @@
+"""What a set of heads is worth: D and choices without it, beside random sets of as many heads in the same layers.
+
+An ablated head writes, at every position and in both runs of a pair, what the ablation
+says (``circuit.forward.ablation``): the other persona's value (resample), a mean, nothing. What is
+left of D is [m(x_A) - m(x_B)] with the heads ablated over the same without. With
+the other persona's values it goes from 1 to -1, since all heads and MLPs exchanged is
+the personas exchanged: it is 1 - noising - denoising of the set.
+
+p = (1 + b) / (1 + B), b of B random sets leaving at most as much of D as the chosen one
+(Phipson and Smyth 2010, arXiv:1603.05766). Heads that are chosen for their effect are to be chosen on other pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from persona_circuits import metrics
+from persona_circuits.circuit.errors import GraphError, OptionError
+from persona_circuits.circuit.forward import (
+    CONSTANT,
+    Prepared,
+    Progress,
+    make_ablation,
+    patched_nodes,
+    per_pass,
+    portions,
+    prepare_each,
+)
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.statistics import Clusters, is_zero
+from persona_circuits.circuit.task import Row, batches
+from persona_circuits.persona.data import Estimate, Example, ExampleFile, ratio_of_means
+from persona_circuits.persona.explanation import margins
+
+__all__ = [
+    "HeadAblation",
+    "ablate_heads",
+    "other_sets",
+    "parse_heads",
+]
+
+Heads = tuple[int, ...]
+"""Places among the graph's sources."""
+
+
+@dataclass(frozen=True)
+class HeadAblation:
+    """A set of heads ablated, and random sets of as many heads in each layer.
+
+    ``left`` is the share of D that is left. ``changed`` is the share of prompts whose most likely
+    candidate is another than the whole model's, ``own`` the share that chooses its own persona's answer, of the whole
+    model ``own_before``. ``p`` is of D, ``p_changed`` of the choices. ``random_left`` and ``random_changed``
+    have one value per random set, the first none where the pairs' mean D is zero.
+    """
+
+    heads: tuple[str, ...]
+    ablation: str
+    split: str
+    n_pairs: int
+    divergence: float
+    left: Estimate
+    changed: float
+    own: float
+    own_before: float
+    random_left: tuple[float, ...]
+    random_changed: tuple[float, ...]
+    p: float
+    p_changed: float
+    left_by_pair: NDArray[np.float64]
+    passes: int
+    runs: int
+
+
+def parse_heads(graph: Graph, names: Sequence[str], top: int | None = None) -> Heads:
+    """The heads of these names.
+
+    Raises:
+        OptionError: a name is no head of this model, or more heads are asked for than there are.
+    """
+    n_heads = graph.n_layers * graph.n_heads
+    if top is not None and top >= n_heads:
+        raise OptionError(f"--ablate-top {top}: the model has {n_heads} heads; take fewer, so that others are left")
+    try:
+        found = tuple(dict.fromkeys(graph.src_index(name) for name in names))
+    except GraphError as error:
+        raise OptionError(f"--ablate: {error}") from error
+    for name, src in zip(dict.fromkeys(names), found, strict=True):
+        if graph.src_nodes[src].kind != "head":
+            raise OptionError(f"--ablate {name}: only heads can be ablated here, such as a0.h1")
+    return found
+
+
+def ablate_heads(
+    model: Model,
+    found: ExampleFile,
+    rows: Sequence[Row],
+    training: Sequence[Row],
+    heads: Heads,
+    *,
+    ablation: str,
+    n_random: int,
+    batch_size: int,
+    seed: int,
+    progress: Progress,
+) -> HeadAblation:
+    """Ablate the heads, and random sets, on the pairs of ``found``.
+
+    Parameters
+    ----------
+    rows
+        Those pairs in both directions.
+    training
+        Rows from which an ablation's constants are taken.
+
+    Raises
+    ------
+    OptionError
+        There is no other set of as many heads in the same layers.
+    TaskError
+        The pairs lack what the ablation needs.
+    """
+    sets = [heads, *other_sets(model.graph, heads, n_random, seed)]
+    source = batches(training, batch_size, model.device) if ablation in CONSTANT else []
+    how = make_ablation(ablation, model, source)
+    groups = batches(rows, batch_size, model.device)
+    seen = _Ablated(model, found.examples, sets, len(rows))
+    for done, group in enumerate(groups, 1):
+        for item in prepare_each(model, [group], how):
+            seen.add(item)
+        progress(done, len(groups))
+    return _outcome(model.graph, found, heads, ablation, seen, seed)
+
+
+def other_sets(graph: Graph, heads: Heads, count: int, seed: int) -> list[Heads]:
+    """At most ``count`` different random sets of as many heads in every layer, none of them the given one.
+
+    Raises:
+        OptionError: there is none.
+    """
+    by_layer = {src: graph.src_nodes[src].layer for src in heads}
+    sizes = {layer: list(by_layer.values()).count(layer) for layer in sorted(set(by_layer.values()))}
+    possible = math.prod(math.comb(graph.n_heads, size) for size in sizes.values()) - 1
+    if not possible:
+        raise OptionError(
+            "the heads to ablate are all heads of their layers, so there are no others of the same layers to compare "
+            "with; leave one out"
+        )
+    rng, chosen = np.random.default_rng(seed), frozenset(heads)
+    if possible <= 4 * count:
+        every = [one for one in _every(graph, sizes) if frozenset(one) != chosen]
+        return [every[i] for i in rng.permutation(len(every))[:count]]
+    found: dict[frozenset[int], Heads] = {}
+    while len(found) < count:
+        one = tuple(src for layer, size in sizes.items() for src in _drawn(graph, layer, size, rng))
+        if frozenset(one) != chosen:
+            found.setdefault(frozenset(one), one)
+    return list(found.values())
+
+
+def _every(graph: Graph, sizes: dict[int, int]) -> Iterator[Heads]:
+    layers = [graph.heads_of(layer) for layer in sizes]
+    parts = (combinations(range(own.start, own.stop), size) for own, size in zip(layers, sizes.values(), strict=True))
+    yield from (tuple(src for part in one for src in part) for one in product(*parts))
+
+
+def _drawn(graph: Graph, layer: int, size: int, rng: np.random.Generator) -> list[int]:
+    start = graph.heads_of(layer).start
+    return sorted((start + rng.permutation(graph.n_heads)[:size]).tolist())
+
+
+class _Ablated:
+    """Margins and choices of every row, of the whole model first and then under every set."""
+
+    def __init__(self, model: Model, examples: Sequence[Example], sets: Sequence[Heads], n_rows: int) -> None:
+        self.model, self.examples, self.sets = model, examples, sets
+        self.margin = np.zeros((len(sets) + 1, n_rows))
+        self.choice = np.zeros((len(sets) + 1, n_rows), dtype=np.int64)
+        self.own = np.zeros((len(sets) + 1, n_rows), dtype=bool)
+        self.passes = self.runs = 0
+
+    def add(self, item: Prepared) -> None:
+        graph, n_rows = self.model.graph, len(item.batch)
+        self._read(0, item.clean.logits, item)
+        for some in portions(len(self.sets), per_pass(self.model, item, 3 * graph.n_heads + 8)):
+            chosen = torch.zeros(some.stop - some.start, graph.n_src, dtype=torch.bool, device=self.model.device)
+            for i, heads in enumerate(self.sets[some]):
+                chosen[i, list(heads)] = True
+            everywhere = torch.ones(len(chosen), *item.batch.clean.shape, dtype=torch.bool, device=chosen.device)
+            for place, logits in enumerate(patched_nodes(self.model, item, chosen, everywhere), some.start + 1):
+                self._read(place, logits, item)
+            self.passes, self.runs = self.passes + 1, self.runs + len(chosen) * n_rows
+        self.passes, self.runs = self.passes + 2, self.runs + 2 * n_rows
+
+    def _read(self, place: int, logits: Float[Tensor, "batch vocab"], item: Prepared) -> None:
+        at = list(item.batch.indices)
+        found = margins(logits.double(), item.batch).cpu().numpy()
+        check_finite(found, item.batch.name, "margins")
+        self.margin[place, at] = found
+        own = [self.examples[index] for index in at]
+        width = max(len(one.candidates) for one in own)
+        ids = torch.tensor([[*one.candidates, *[-1] * (width - len(one.candidates))] for one in own])
+        best = metrics.candidate_logits(logits, ids.to(logits.device)).argmax(-1).tolist()
+        self.choice[place, at] = best
+        self.own[place, at] = [one.candidates[i] in one.answers for one, i in zip(own, best, strict=True)]
+
+
+def _outcome(graph: Graph, found: ExampleFile, heads: Heads, ablation: str, seen: _Ablated, seed: int) -> HeadAblation:
+    clusters = Clusters.of([item.pair for item in found.items])
+    pairs = seen.margin[:, 0::2] + seen.margin[:, 1::2]
+    divergence, means = pairs[0], pairs.mean(1)
+    defined = not is_zero(divergence)
+    changed = (seen.choice[1:] != seen.choice[0]).mean(1)
+    splits = sorted({item.pair.split for item in found.items})
+    return HeadAblation(
+        heads=tuple(str(graph.src_nodes[src]) for src in heads),
+        ablation=ablation,
+        split=" and ".join(filter(None, splits)) or "all",
+        n_pairs=len(divergence),
+        divergence=float(means[0]),
+        left=ratio_of_means(pairs[1:2], divergence, clusters, seed=seed)[0],
+        changed=float(changed[0]),
+        own=float(seen.own[1].mean()),
+        own_before=float(seen.own[0].mean()),
+        random_left=tuple((means[2:] / means[0]).tolist()) if defined else (),
+        random_changed=tuple(map(float, changed[1:])),
+        p=_rank(-np.sign(means[0]) * means[1:]),
+        p_changed=_rank(changed),
+        left_by_pair=pairs[1],
+        passes=seen.passes,
+        runs=seen.runs,
+    )
+
+
+def _rank(values: NDArray[np.float64]) -> float:
+    """p of the first value among all: (1 + how many of the others are as large) / (1 + how many others)."""
+    return float((1 + (values[1:] >= values[0]).sum()) / len(values))

@@ -1,0 +1,377 @@
+"""Activation patching as files, figures and rows of a table.
+
+patch.json           summary: D, shares of every site, movers, paths, ablation, with what they were made from
+sites.csv            a line per site: shares by direction with intervals
+movers.csv           a line per head, the largest first
+paths.csv            a line per path, where any was asked for
+ablation.csv         a line per random set, after that of the chosen heads, where any were ablated
+pairs.csv            a line per pair: D, and whether it is below twice the null's spread
+patch.safetensors    what every site and path moved, per pair and direction; metadata ``about`` names the axes
+patch.html, *.png    the figures
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persona_circuits.circuit.figures import heat_map, interval, laid_out, plain, write_arrays, write_csv, write_figures
+from persona_circuits.circuit.figures.plots import PALETTE
+from persona_circuits.circuit.storage import write_json
+from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.patching.activation import DIRECTIONS, PatchStudy
+from persona_circuits.persona.patching.heads import HeadAblation
+from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, Site
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "MOVERS",
+    "PATHS",
+    "ablation_lines",
+    "mover_rows",
+    "patch_figures",
+    "patch_record",
+    "path_rows",
+    "stream_rows",
+    "stream_table",
+    "write_patch",
+]
+
+FORMAT = "persona-circuits/patch"
+MOVERS = ("head", "mover", "denoising", "95 %", "noising", "everywhere", "attention A", "B", "p (FDR)")
+PATHS = ("from", "to", "denoising", "95 %", "noising", "95 %")
+MOST_NUMBERS = 400  # cells of a heat map with numbers in them
+MOST_PARTS = 8  # columns of a terminal's table
+MOST_HEADS = 30  # rows of the map of heads by part
+
+
+def write_patch(study: PatchStudy, folder: str | Path) -> None:
+    """Write all files into ``folder``, which must exist.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    folder = Path(folder)
+    write_json(patch_record(study), folder / "patch.json")
+    tables = {"sites": _site_records(study), "movers": _mover_records(study), "pairs": _pair_records(study)}
+    tables |= {"paths": _path_records(study), "ablation": _ablation_records(study.ablation)}
+    for name, rows in tables.items():
+        if rows:
+            write_csv(rows, folder / f"{name}.csv")
+    write_arrays(_arrays(study), _axes(study), folder / "patch.safetensors")
+    title = f"Activation patching: {Path(study.model).name}, {Path(study.source).name}"
+    write_figures(patch_figures(study), folder, page="patch.html", title=title, notes=study.notes)
+
+
+def patch_record(study: PatchStudy) -> dict[str, Any]:
+    """The summary, as plain values for JSON."""
+    ablation = None
+    if study.ablation is not None:
+        ablation = {name: value for name, value in asdict(study.ablation).items() if name != "left_by_pair"}
+    return plain(
+        {
+            "format": FORMAT,
+            "version": 1,
+            "model": {"name": study.model, "fingerprint": study.fingerprint},
+            "source": {"source": study.source, "sha256": study.sha256},
+            "options": asdict(study.options),
+            "n_pairs": len(study.items),
+            "divergence": asdict(study.mean_divergence),
+            "resampled": study.resampled,
+            "null": None if study.null is None else {**study.null.as_dict(), "n_below": _count(study.below_null)},
+            "everything": study.effects.everything,
+            "parts": study.parts,
+            "sites": _site_records(study),
+            "movers": _mover_records(study),
+            "paths": _path_records(study),
+            "ablation": ablation,
+            "passes": study.passes,
+            "runs": study.runs,
+            "notes": study.notes,
+        }
+    )
+
+
+def stream_table(study: PatchStudy) -> tuple[str, ...]:
+    """Columns of ``stream_rows``: the parts, of many those where most comes along."""
+    return ("into", *(study.parts[i] for i in _shown_parts(study)))
+
+
+def stream_rows(study: PatchStudy) -> list[tuple[str, ...]]:
+    """Shares of D that come with the stream, both directions, a row per layer, columns as in ``stream_table``."""
+    if "stream" not in study.options.at:
+        return []
+    values, shown = _by_part(study, "stream", study.parts), _shown_parts(study)
+    return [
+        (_into(study, layer), *("" if row[i] is None else f"{_rounded(row[i], 2):.2f}" for i in shown))
+        for layer, row in enumerate(values)
+    ]
+
+
+def mover_rows(study: PatchStudy, most: int = 10) -> list[tuple[str, ...]]:
+    """The first heads for a terminal, columns as in ``MOVERS``."""
+    return [
+        (
+            one.head,
+            "yes" if one.is_mover else "",
+            _number(one.denoising),
+            _ends(one.denoising),
+            _number(one.noising),
+            _number(one.everywhere),
+            "" if one.attention_a is None else f"{one.attention_a:.2f}",
+            "" if one.attention_b is None else f"{one.attention_b:.2f}",
+            f"{one.p_adjusted:.2g}",
+        )
+        for one in study.movers[:most]
+    ]
+
+
+def path_rows(study: PatchStudy, most: int = 10) -> list[tuple[str, ...]]:
+    """The largest paths to every receiver for a terminal, and all together, columns as in ``PATHS``."""
+    if study.paths is None:
+        return []
+    rows = []
+    for place, receiver in enumerate(study.paths.receivers):
+        both = [row[place] for row in study.paths.shares["both"]]
+        known = [i for i, one in enumerate(both[:-1]) if one is not None]
+        order = sorted(known, key=lambda i: -abs(np.nan_to_num(both[i].value)))[:most]  # type: ignore[union-attr]
+        for i in (*order, len(both) - 1):
+            noising, denoising = (study.paths.shares[name][i][place] for name in DIRECTIONS)
+            assert noising is not None
+            assert denoising is not None
+            cells = (_number(denoising, 3), _ends(denoising, 3), _number(noising, 3), _ends(noising, 3))
+            rows.append((study.paths.senders[i], receiver, *cells))
+    return rows
+
+
+def ablation_lines(study: PatchStudy) -> list[str]:
+    """The ablation in words."""
+    one = study.ablation
+    if one is None:
+        return []
+    heads = f"{', '.join(one.heads)} ({one.ablation}) on {one.n_pairs} pairs ({one.split}), D {one.divergence:+.3f}"
+    lines = [f"ablated     {heads}"]
+    if one.random_left:
+        ends = f" ({_ends(one.left)})" if one.left.low is not None else ""
+        spread = f"{min(one.random_left):.2f} to {max(one.random_left):.2f}"
+        random = f"{len(one.random_left)} random sets of the same layers {spread}"
+        lines.append(f"D left      {one.left.value:.2f}{ends}; {random}; p = {one.p:.2g}")
+    choices = f"{one.changed:.0%} of prompts choose otherwise; random sets {np.mean(one.random_changed):.0%}"
+    own = f"own persona's answer {one.own:.0%}, before {one.own_before:.0%}"
+    return [*lines, f"choices     {choices}; p = {one.p_changed:.2g}; {own}"]
+
+
+def patch_figures(study: PatchStudy) -> dict[str, Figure]:
+    """The figures that this study has data for, by name."""
+    at, found = study.options.at, {}
+    if "stream" in at:
+        found["patch-stream"] = _layers_map(study, "stream", "Residual stream, by layer and part of the prompt")
+    if "attn" in at:
+        found["patch-attention"] = _layers_map(study, "attn", "Attention outputs, by layer and part of the prompt")
+    if "mlps" in at:
+        found["patch-mlps"] = _layers_map(study, "mlp", "MLP outputs, by layer and part of the prompt")
+    if "heads" in at:
+        found["patch-heads"] = _heads_map(study, "both", EVERYWHERE, "Heads at all positions, both directions")
+        title = "Heads at the answer alone, denoising: what each brings over"
+        found["patch-movers"] = _heads_map(study, "denoising", ANSWER, title)
+    if "head-parts" in at:
+        found["patch-head-parts"] = _head_parts_map(study)
+    if study.paths is not None:
+        found["patch-paths"] = _paths_map(study)
+    if study.ablation is not None and study.ablation.random_left:
+        found["patch-ablation"] = _ablation_figure(study.ablation)
+    return found
+
+
+def _shown_parts(study: PatchStudy) -> list[int]:
+    """Places of the parts that a terminal has room for, in the order of the prompt."""
+    values = _by_part(study, "stream", study.parts)
+    sizes = [max(abs(np.nan_to_num(row[i] or 0.0)) for row in values) for i in range(len(study.parts))]
+    return sorted(sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MOST_PARTS])
+
+
+def _into(study: PatchStudy, layer: int) -> str:
+    return "logits" if layer == study.graph.n_layers else f"block {layer}"
+
+
+def _by_part(study: PatchStudy, kind: str, parts: Sequence[str]) -> list[list[float | None]]:
+    """Shares of both directions, ``[layer][part]``."""
+    values = {
+        (site.layer, site.part): one.value
+        for site, one in zip(study.effects.sites, study.effects.shares["both"], strict=True)
+        if site.kind == kind
+    }
+    layers = study.graph.n_layers + (kind == "stream")
+    return [[values.get((layer, part)) for part in parts] for layer in range(layers)]
+
+
+def _layers_map(study: PatchStudy, kind: str, title: str) -> Figure:
+    parts = study.parts if kind == "stream" else (*study.parts, EVERYWHERE)
+    values = _by_part(study, kind, parts)
+    names = [_into(study, layer) if kind == "stream" else f"layer {layer}" for layer in range(len(values))]
+    return _map(study, values, names, parts, title, x="part of the prompt")
+
+
+def _heads_map(study: PatchStudy, direction: str, part: str, title: str) -> Figure:
+    values: list[list[float | None]] = [[None] * study.graph.n_heads for _ in range(study.graph.n_layers)]
+    for site, one in zip(study.effects.sites, study.effects.shares[direction], strict=True):
+        if site.kind == "head" and site.part == part:
+            values[site.layer][site.head] = one.value
+    columns = [f"h{head}" for head in range(study.graph.n_heads)]
+    return _map(study, values, [f"layer {layer}" for layer in range(study.graph.n_layers)], columns, title, x="")
+
+
+def _head_parts_map(study: PatchStudy) -> Figure:
+    """The heads with the largest shares at any part."""
+    values: dict[str, dict[str, float]] = {}
+    for site, one in zip(study.effects.sites, study.effects.shares["both"], strict=True):
+        if site.kind == "head" and site.part != EVERYWHERE:
+            values.setdefault(site.name, {})[site.part] = one.value
+    order = sorted(values, key=lambda name: -max(np.nan_to_num(np.abs(list(values[name].values())))))[:MOST_HEADS]
+    kept = [name for name in values if name in order]
+    cells = [[values[name].get(part) for part in study.parts] for name in kept]
+    return _map(study, cells, kept, study.parts, "Heads by part of the prompt, both directions", x="part of the prompt")
+
+
+def _paths_map(study: PatchStudy) -> Figure:
+    """The strongest senders, in the model's order; all together are in the table."""
+    assert study.paths is not None
+    shares = study.paths.shares["both"][:-1]
+    sizes = [max((abs(np.nan_to_num(one.value)) for one in row if one is not None), default=0.0) for row in shares]
+    order = sorted(sorted(range(len(shares)), key=lambda i: -sizes[i])[:MOST_HEADS])
+    cells = [[None if one is None else one.value for one in shares[i]] for i in order]
+    names = [study.paths.senders[i] for i in order]
+    return _map(study, cells, names, study.paths.receivers, "Direct paths, both directions", x="to", y="from")
+
+
+def _map(
+    study: PatchStudy,
+    values: Sequence[Sequence[float | None]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    *,
+    x: str,
+    y: str = "",
+) -> Figure:
+    numbers = "+.2f" if len(rows) * len(columns) <= MOST_NUMBERS and len(columns) <= 24 else ""
+    full = f"{title} (D {study.mean_divergence.value:+.2f} logits, {len(study.items)} pairs)"
+    values = [[None if value is None else _rounded(value, 6) for value in row] for row in values]
+    return heat_map(values, rows, columns, title=full, x=x, y=y, unit="share of D", numbers=numbers)
+
+
+def _ablation_figure(one: HeadAblation) -> Figure:
+    """Random sets by how much of D they leave, the chosen one as a line: what is to its left is as strong."""
+    from plotly.graph_objects import Figure, Scatter
+
+    left = sorted(one.random_left)
+    marker = {"color": PALETTE[0], "size": 6}
+    rank = list(range(1, len(left) + 1))
+    figure = Figure(Scatter(x=left, y=rank, mode="markers", marker=marker, name="random sets"))
+    line = {"color": PALETTE[1], "width": 3}
+    ends = [0, len(left)]
+    figure.add_trace(Scatter(x=[one.left.value] * 2, y=ends, mode="lines", line=line, name="chosen heads"))
+    shown = ", ".join(one.heads) if len(one.heads) <= 3 else f"{len(one.heads)} heads"
+    title = f"D left without {shown} ({one.ablation}), and without random sets; p = {one.p:.2g}"
+    laid_out(figure, title, "share of D that is left", "random sets that leave at most as much")
+    return figure.update_layout(showlegend=True)
+
+
+def _site_records(study: PatchStudy) -> list[dict[str, Any]]:
+    return [
+        {"site": site.name, **asdict(site), "head": site.head if site.kind == "head" else None}
+        | {name: asdict(shares[i]) for name, shares in study.effects.shares.items()}
+        for i, site in enumerate(study.effects.sites)
+    ]
+
+
+def _mover_records(study: PatchStudy) -> list[dict[str, Any]]:
+    return [asdict(one) for one in study.movers]
+
+
+def _path_records(study: PatchStudy) -> list[dict[str, Any]]:
+    paths = study.paths
+    if paths is None:
+        return []
+    return [
+        {"from": sender, "to": receiver}
+        | {name: asdict(found) for name, rows in paths.shares.items() if (found := rows[i][j]) is not None}
+        for j, receiver in enumerate(paths.receivers)
+        for i, sender in enumerate(paths.senders)
+        if paths.shares["both"][i][j] is not None
+    ]
+
+
+def _ablation_records(one: HeadAblation | None) -> list[dict[str, Any]]:
+    if one is None:
+        return []
+    chosen = {"set": " ".join(one.heads), "left": one.left.value, "changed": one.changed}
+    left = one.random_left or [None] * len(one.random_changed)
+    random = zip(left, one.random_changed, strict=True)
+    return [chosen, *({"set": f"random {i}", "left": left, "changed": new} for i, (left, new) in enumerate(random))]
+
+
+def _pair_records(study: PatchStudy) -> list[dict[str, Any]]:
+    below = [None] * len(study.items) if study.below_null is None else study.below_null.tolist()
+    rows = []
+    for item, value, is_below in zip(study.items, study.divergence.tolist(), below, strict=True):
+        pair = item.pair
+        row = {"id": pair.id, "line": pair.line, "question": pair.question, "persona_a": pair.persona_a}
+        row |= {"persona_b": pair.persona_b, "split": pair.split, "divergence": value}
+        rows.append(row | {"below_null": is_below})
+    return rows
+
+
+def _count(marked: np.ndarray | None) -> int | None:
+    return None if marked is None else int(marked.sum())
+
+
+def _arrays(study: PatchStudy) -> dict[str, np.ndarray]:
+    arrays = {"divergence": study.divergence, "sites": study.effects.values}
+    if study.paths is not None:
+        arrays["paths"] = study.paths.values
+    if study.attention is not None:
+        arrays["attention"] = study.attention
+    if study.ablation is not None:
+        arrays["ablated_divergence"] = study.ablation.left_by_pair
+    return arrays
+
+
+def _axes(study: PatchStudy) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "divergence": "pair",
+        "sites": "direction site pair",
+        "paths": "direction sender receiver pair",
+        "attention": "side pair layer head",
+        "ablated_divergence": "held-out pair",
+        "direction": DIRECTIONS,
+        "side": ["A", "B"],
+        "pair": [item.pair.id for item in study.items],
+        "site": [_label(site) for site in study.effects.sites],
+    }
+    if study.paths is not None:
+        about |= {"sender": study.paths.senders, "receiver": study.paths.receivers}
+    return about
+
+
+def _label(site: Site) -> str:
+    return f"{site.name} @ {site.part}"
+
+
+def _number(one: Estimate, places: int = 2) -> str:
+    return f"{_rounded(one.value, places):+.{places}f}" if one.value == one.value else ""
+
+
+def _rounded(value: float, places: int) -> float:
+    """Without the sign of a zero."""
+    return round(value, places) + 0.0
+
+
+def _ends(one: Estimate, places: int = 2) -> str:
+    return interval(one.low, one.high, places)

@@ -1,0 +1,304 @@
+"""Logistic probes that are tested on what they have not seen, and what is chosen is chosen on the training folds.
+
+For one target, one way of holding out, and one position:
+
+1. The examples are divided into folds so that no group (question, wording, …) is in two of them.
+   The two prompts of a pair are nearly the same and have opposite labels, so a fold is not
+   fitted on the partner of a prompt that it tests: it would learn to be wrong.
+2. Within the training part of a fold the same is done again. These inner folds give each
+   layer's balanced accuracy and, for two classes, the threshold with the largest one.
+3. A probe fitted on the whole training part, with that threshold, predicts the test part.
+4. The fold's layer is the one that is best on the inner folds; the headline number joins the
+   predictions of all folds, each at its own layer. No test example has had a say in it.
+
+Features are standardised on the training part. With more features than examples they are
+first turned into the span of the training examples, which leaves the fit as it is (the
+penalty does not see a rotation) and makes it fast.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.probing.folds import Features, Fold, Labels
+
+__all__ = [
+    "Predicted",
+    "Scored",
+    "cross_validate",
+    "joined",
+    "mean_scores",
+    "predict_chosen",
+    "probe_directions",
+    "score",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """What probes say of the examples that they were not fitted on.
+
+    ``fold`` is -1 for examples that no fold tests. ``scores`` are log odds for two classes
+    (one column), log probabilities otherwise; they are comparable within a fold only.
+    """
+
+    labels: Labels
+    predicted: Labels
+    scores: Float[np.ndarray, "example column"]
+    fold: Labels
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Accuracy, balanced accuracy and area under the ROC curve, with 95 % intervals.
+
+    For more than two classes the area is the mean over classes, each against the rest.
+    ``draws`` are the resampled values, ``[3, 1 + n_resamples]``, the first column as found.
+    """
+
+    accuracy: Estimate
+    balanced: Estimate
+    auc: Estimate
+    draws: Float[np.ndarray, "3 draw"]
+
+
+def cross_validate(
+    layers: Sequence[Features], labels: Labels, folds: Sequence[Fold], *, penalty: float, symmetric: bool = False
+) -> tuple[list[Predicted], list[int]]:
+    """Predictions at every layer, and the layer of every fold that is best within its training part.
+
+    Parameters
+    ----------
+    layers
+        Features of all examples at each layer.
+    penalty
+        scikit-learn's ``C``: the inverse of the strength of the squared penalty.
+    symmetric
+        Turning the sign of an example's features swaps its label: no intercept, no
+        centring, and the threshold is zero.
+    """
+    n_classes = int(labels.max()) + 1
+    found = [_empty(labels, n_classes) for _ in layers]
+    chosen = []
+    for turn, fold in enumerate(folds):
+        quality = []
+        for one, features in zip(found, layers, strict=True):
+            held, threshold = _within(features, labels, fold, n_classes, penalty, symmetric)
+            quality.append(held)
+            _predict(one, features, labels, fold, turn, threshold, penalty, symmetric)
+        chosen.append(int(np.argmax(quality)))
+    return found, chosen
+
+
+def predict_chosen(
+    layers: Sequence[Features],
+    labels: Labels,
+    folds: Sequence[Fold],
+    chosen: Sequence[int],
+    *,
+    penalty: float,
+    symmetric: bool = False,
+) -> Predicted:
+    """Predictions with every fold's layer given: for controls, which are asked at the layers that the probe chose."""
+    n_classes = int(labels.max()) + 1
+    found = _empty(labels, n_classes)
+    for turn, (fold, layer) in enumerate(zip(folds, chosen, strict=True)):
+        needs_threshold = n_classes == 2 and not symmetric
+        threshold = _within(layers[layer], labels, fold, n_classes, penalty, symmetric)[1] if needs_threshold else 0.0
+        _predict(found, layers[layer], labels, fold, turn, threshold, penalty, symmetric)
+    return found
+
+
+def probe_directions(features: Features, labels: Labels, *, penalty: float) -> Float[np.ndarray, "direction feature"]:
+    """The probe fitted on all examples, as directions of length one in the features' own units.
+
+    One direction for two classes, towards the second; else one per class. Zero where no feature varies.
+    """
+    centred = features - features.mean(0)
+    scale = _scale(centred)
+    x = centred / scale
+    basis = np.linalg.svd(x, full_matrices=False)[2].T if x.shape[1] > x.shape[0] else np.eye(x.shape[1])
+    probe = _fitted(x @ basis, labels, penalty)
+    found = probe.coef_ @ basis.T / scale
+    length = np.linalg.norm(found, axis=1, keepdims=True)
+    return np.divide(found, length, out=np.zeros_like(found), where=length > 0)
+
+
+def joined(by_layer: Sequence[Predicted], chosen: Sequence[int]) -> Predicted:
+    """The predictions of every fold at its own layer."""
+    first = by_layer[0]
+    found = Predicted(first.labels, first.predicted.copy(), first.scores.copy(), first.fold)
+    for turn, layer in enumerate(chosen):
+        here = first.fold == turn
+        found.predicted[here], found.scores[here] = by_layer[layer].predicted[here], by_layer[layer].scores[here]
+    return found
+
+
+def score(found: Predicted, weights: Float[np.ndarray, "draw example"]) -> Scored:
+    """The three measures over all tested examples; ``weights`` as of ``two_way_weights``."""
+    here = found.fold >= 0
+    w, labels, fold = weights[:, here], found.labels[here], found.fold[here]
+    correct = found.predicted[here] == labels
+    draws = np.stack(
+        [_ratio(w @ correct, w.sum(1)), _balanced(w, labels, correct), _auc(w, labels, found.scores[here], fold)]
+    )
+    return _scored(draws)
+
+
+def mean_scores(several: Sequence[Scored]) -> Scored:
+    """The mean over several targets, resampled together."""
+    with np.errstate(invalid="ignore"):
+        return _scored(np.stack([one.draws for one in several]).mean(0))
+
+
+def _within(
+    features: Features, labels: Labels, fold: Fold, n_classes: int, penalty: float, symmetric: bool
+) -> tuple[float, float]:
+    """Balanced accuracy within the training part, and the threshold that gives it."""
+    places, scores = [], []
+    for fit, held in fold.inner:
+        places.append(held)
+        scores.append(_scores(features[fit], labels[fit], features[held], n_classes, penalty, symmetric))
+    if not places:
+        return 0.0, 0.0
+    own, found = labels[np.concatenate(places)], np.concatenate(scores)
+    threshold = _threshold(found[:, 0], own) if n_classes == 2 and not symmetric else 0.0
+    correct = _decide(found, threshold) == own
+    return float(_balanced(np.ones((1, len(own))), own, correct)[0]), threshold
+
+
+def _threshold(scores: Float[np.ndarray, " held"], labels: Int[np.ndarray, " held"]) -> float:
+    """Between two neighbouring scores, where balanced accuracy is largest; of equals the one nearest to zero."""
+    ordered = np.unique(scores)
+    cuts = np.concatenate([[ordered[0] - 1.0], (ordered[1:] + ordered[:-1]) / 2, [ordered[-1] + 1.0]])
+    above = scores[None] > cuts[:, None]
+    right = [side[:, labels == label].mean(1) for label, side in ((1, above), (0, ~above)) if label in labels]
+    quality = np.sum(right, axis=0)
+    best = np.flatnonzero(quality >= quality.max() - 1e-12)
+    return float(cuts[best[np.argmin(np.abs(cuts[best]))]])
+
+
+def _predict(
+    found: Predicted,
+    features: Features,
+    labels: Labels,
+    fold: Fold,
+    turn: int,
+    threshold: float,
+    penalty: float,
+    symmetric: bool,
+) -> None:
+    n_classes = max(2, found.scores.shape[1])
+    scores = _scores(features[fold.train], labels[fold.train], features[fold.test], n_classes, penalty, symmetric)
+    found.scores[fold.test], found.predicted[fold.test] = scores, _decide(scores, threshold)
+    found.fold[fold.test] = turn
+
+
+def _decide(scores: Float[np.ndarray, "held column"], threshold: float) -> Int[np.ndarray, " held"]:
+    return scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > threshold).astype(np.int64)
+
+
+def _scores(
+    fit: Features,
+    labels: Labels,
+    held: Float[np.ndarray, "held feature"],
+    n_classes: int,
+    penalty: float,
+    symmetric: bool,
+) -> Float[np.ndarray, "held column"]:
+    """Log odds for two classes, else log probabilities, -inf for classes that are not there to be learned."""
+    classes = np.unique(labels)
+    columns = 1 if n_classes == 2 else n_classes
+    if len(classes) < 2:
+        return np.tile(np.where(np.arange(n_classes) == classes[0], 0.0, -np.inf), (len(held), 1))[:, -columns:]
+    centre = np.zeros(fit.shape[1]) if symmetric else fit.mean(0)
+    scale = _scale(fit - centre)
+    x, y = (fit - centre) / scale, (held - centre) / scale
+    if x.shape[1] > x.shape[0]:
+        basis = np.linalg.svd(x, full_matrices=False)[2].T
+        x, y = x @ basis, y @ basis
+    probe = _fitted(x, labels, penalty, fit_intercept=not symmetric)
+    if n_classes == 2:
+        return probe.decision_function(y)[:, None]
+    scores = np.full((len(held), columns), -np.inf)
+    scores[:, classes] = probe.predict_log_proba(y)
+    return scores
+
+
+def _scale(features: Features) -> Float[np.ndarray, " feature"]:
+    """Root mean squares, 1 where a feature does not vary."""
+    spread = np.sqrt((features**2).mean(0))
+    return np.where(spread < 1e-9 * max(1.0, float(np.abs(features).max())), 1.0, spread)
+
+
+def _fitted(x: Features, labels: Labels, penalty: float, **settings: Any) -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    with warnings.catch_warnings():  # many personas in a small file are what is asked for
+        warnings.filterwarnings("ignore", message="The number of unique classes")
+        return LogisticRegression(C=penalty, max_iter=1000, tol=1e-3, **settings).fit(x, labels)
+
+
+def _empty(labels: Labels, n_classes: int) -> Predicted:
+    n = len(labels)
+    columns = 1 if n_classes == 2 else n_classes
+    return Predicted(labels, np.zeros(n, np.int64), np.zeros((n, columns)), np.full(n, -1, np.int64))
+
+
+def _balanced(
+    weights: Float[np.ndarray, "draw example"],
+    labels: Int[np.ndarray, " example"],
+    correct: Bool[np.ndarray, " example"],
+) -> Float[np.ndarray, " draw"]:
+    """Mean over classes of the share that is right; classes that a draw does not hold are left out of its mean."""
+    member = np.eye(int(labels.max()) + 1)[labels]
+    recall = _ratio(weights @ (member * correct[:, None]), weights @ member)
+    known = np.isfinite(recall)
+    return _ratio(np.where(known, recall, 0.0).sum(1), known.sum(1))
+
+
+def _auc(
+    weights: Float[np.ndarray, "draw example"],
+    labels: Int[np.ndarray, " example"],
+    scores: Float[np.ndarray, "example column"],
+    fold: Int[np.ndarray, " example"],
+) -> Float[np.ndarray, " draw"]:
+    """Share of pairs of a class and not of it, within a fold, that the scores order rightly; ties count half."""
+    areas = []
+    for label, column in [(1, 0)] if scores.shape[1] == 1 else [(i, i) for i in range(scores.shape[1])]:
+        right, total = np.zeros(len(weights)), np.zeros(len(weights))
+        for turn in np.unique(fold):
+            inside, other = (np.flatnonzero((fold == turn) & ((labels == label) == side)) for side in (True, False))
+            if len(inside) and len(other):
+                a, b = scores[inside, column][:, None], scores[other, column][None]
+                ordered = (a > b) + 0.5 * (a == b)
+                right += ((weights[:, inside] @ ordered) * weights[:, other]).sum(1)
+                total += weights[:, inside].sum(1) * weights[:, other].sum(1)
+        areas.append(_ratio(right, total))
+    every = np.stack(areas)
+    known = np.isfinite(every)
+    return _ratio(np.where(known, every, 0.0).sum(0), known.sum(0))
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
+
+
+def _scored(draws: Float[np.ndarray, "3 draw"]) -> Scored:
+    accuracy, balanced, auc = (_estimate(row) for row in draws)
+    return Scored(accuracy, balanced, auc, draws)
+
+
+def _estimate(draws: Float[np.ndarray, " draw"]) -> Estimate:
+    known = draws[1:][np.isfinite(draws[1:])]
+    if not len(known) or not np.isfinite(draws[0]):
+        return Estimate(float(draws[0]), None, None)
+    low, high = np.percentile(known, (2.5, 97.5))
+    return Estimate(float(draws[0]), float(low), float(high))

@@ -1,0 +1,95 @@
+"""Folds by group, and how much every row counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+__all__ = [
+    "Features",
+    "Fold",
+    "Labels",
+    "explicit_fold",
+    "folds_by_group",
+    "two_way_weights",
+]
+
+Labels = Int[np.ndarray, " example"]
+Features = Float[np.ndarray, "example feature"]
+Places = Int[np.ndarray, " _"]
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Places of the examples to fit on and to test on, and the same again within the training part."""
+
+    train: Int[np.ndarray, " train"]
+    test: Int[np.ndarray, " test"]
+    inner: tuple[tuple[Places, Places], ...]
+
+
+def folds_by_group(
+    groups: Sequence[str], pairs: Sequence[int], fallback: Sequence[str], *, n_outer: int = 5, n_inner: int = 3
+) -> tuple[Fold, ...]:
+    """Folds that no group is in two of; none where all examples are of one group.
+
+    ``pairs`` names the pair of each example. The inner folds are by the same groups, or by
+    ``fallback`` where a training part has one group only. Folds without anything to be
+    fitted on are left out.
+    """
+    if len(set(groups)) < 2:
+        return ()
+    names = _Names(np.asarray(groups, dtype=object), np.asarray(pairs), np.asarray(fallback, dtype=object))
+    outer = _group_split(np.arange(len(groups)), names.groups, names.pairs, n_outer)
+    return tuple(Fold(train, test, _inner(train, names, n_inner)) for train, test in outer)
+
+
+def explicit_fold(
+    train: Sequence[int], test: Sequence[int], groups: Sequence[str], pairs: Sequence[int], *, n_inner: int = 3
+) -> tuple[Fold, ...]:
+    """One fold that somebody has chosen, its inner folds by group."""
+    fit, names = np.asarray(train, dtype=np.int64), np.asarray(groups, dtype=object)
+    known = _Names(names, np.asarray(pairs), np.asarray(pairs).astype(object))
+    return (Fold(fit, np.asarray(test, dtype=np.int64), _inner(fit, known, n_inner)),)
+
+
+def two_way_weights(
+    first: Sequence[str], second: Sequence[str], *, n_resamples: int, seed: int
+) -> Float[np.ndarray, "draw example"]:
+    """How often an example counts: once in the first row, then as a two-way cluster bootstrap draws it (Owen 2007)."""
+    rng = np.random.default_rng(seed)
+    counts = np.ones((n_resamples, len(first)))
+    for clusters in (first, second):
+        names, codes = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
+        if len(names) > 1:
+            counts *= rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_resamples)[:, codes]
+    return np.concatenate([np.ones((1, len(first))), counts])
+
+
+@dataclass(frozen=True, eq=False)
+class _Names:
+    groups: np.ndarray
+    pairs: np.ndarray
+    fallback: np.ndarray
+
+
+def _group_split(
+    places: Int[np.ndarray, " place"], names: np.ndarray, pairs: np.ndarray, most: int
+) -> list[tuple[Places, Places]]:
+    from sklearn.model_selection import GroupKFold
+
+    codes = np.unique(names[places].astype(str), return_inverse=True)[1]
+    splitter = GroupKFold(min(most, int(codes.max()) + 1))
+    splits = ((places[fit], places[held]) for fit, held in splitter.split(places, groups=codes))
+    apart = ((fit[~np.isin(pairs[fit], pairs[held])], held) for fit, held in splits)
+    return [(fit, held) for fit, held in apart if len(fit)]
+
+
+def _inner(train: Int[np.ndarray, " train"], names: _Names, n_inner: int) -> tuple[tuple[Places, Places], ...]:
+    for candidate in (names.groups, names.fallback):
+        if len(set(candidate[train])) > 1:
+            return tuple(_group_split(train, candidate, names.pairs, n_inner))
+    return ()

@@ -1,0 +1,327 @@
+"""The probes as files, figures and rows of a table.
+
+probe.json           everything but the arrays, with what it was made from
+probes.csv           a line per target, hold-out and position: the headline, and its controls
+curves.csv           a line per target, hold-out, position and layer
+geometry.csv         a line per position and layer: signal to noise, CKA, RSA
+probe.safetensors    the probes' directions, CKA between all layers and positions; metadata ``about`` names the axes
+probe.html, *.png    the figures
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persona_circuits.circuit.figures import (
+    GREY,
+    Curve,
+    heat_map,
+    interval,
+    laid_out,
+    line_panels,
+    plain,
+    write_arrays,
+    write_csv,
+    write_figures,
+)
+from persona_circuits.circuit.figures.plots import PALETTE
+from persona_circuits.circuit.storage import write_json
+from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.probing.fit import Scored
+from persona_circuits.persona.probing.geometry import Place
+from persona_circuits.persona.probing.options import KINDS, Cell, ProbeStudy
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "GEOMETRY",
+    "TABLE",
+    "geometry_rows",
+    "probe_figures",
+    "probe_record",
+    "probe_rows",
+    "write_probes",
+]
+
+FORMAT = "persona-circuits/probe"
+TABLE = ("target", "held out", "position", "after", "acc.", "bal.", "95 %", "AUC", "shuf.", "task", "drop.", "length")
+GEOMETRY = (
+    "position",
+    "after",
+    "share",
+    "95 %",
+    "SNR",
+    "CKA persona",
+    "CKA answer",
+    "RSA traits",
+    "RSA answer",
+)
+CONTROLS = ("shuffled", "task", "dropped", "length")
+
+
+def write_probes(study: ProbeStudy, folder: str | Path) -> None:
+    """Write all files into ``folder``, which must exist.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    folder = Path(folder)
+    write_json(probe_record(study), folder / "probe.json")
+    write_csv([_cell_record(study, cell) for cell in _all(study)], folder / "probes.csv")
+    write_csv([row for cell in _all(study) for row in _curve_records(study, cell)], folder / "curves.csv")
+    write_csv([_place_record(study, place) for place in study.places], folder / "geometry.csv")
+    arrays, axes = _arrays(study)
+    write_arrays(arrays, axes, folder / "probe.safetensors")
+    title = f"Probes: {Path(study.model).name}, {Path(study.sources[0][0]).name}"
+    write_figures(probe_figures(study), folder, page="probe.html", title=title, notes=study.notes)
+
+
+def probe_record(study: ProbeStudy) -> dict[str, Any]:
+    """Everything but the arrays, as plain values for JSON."""
+    return plain(
+        {
+            "format": FORMAT,
+            "version": 1,
+            "model": {"name": study.model, "fingerprint": study.fingerprint},
+            "sources": [{"source": source, "sha256": sha256} for source, sha256 in study.sources],
+            "options": asdict(study.options),
+            "n_prompts": study.n_examples,
+            "n_personas": study.n_personas,
+            "n_questions": study.n_questions,
+            "points": study.points,
+            "positions": study.positions,
+            "probes": [{**_cell_record(study, cell), "curve": _curve_records(study, cell)} for cell in _all(study)],
+            "geometry": [_place_record(study, place) for place in study.places],
+            "notes": study.notes,
+        }
+    )
+
+
+def probe_rows(study: ProbeStudy) -> list[tuple[str, ...]]:
+    """The table for a terminal, columns as in ``TABLE``; the mean over traits stands for all of them.
+
+    In brackets the number of classes, or of traits. Accuracy, balanced accuracy with its
+    interval, and the balanced accuracies of the controls: shuffled labels, control task,
+    without the persona's text, length only.
+    """
+    return [_row(study, cell) for cell in study.cells]
+
+
+def geometry_rows(study: ProbeStudy) -> list[tuple[str, ...]]:
+    """For every position the point with the persona's largest share of the variance, columns as in ``GEOMETRY``."""
+    rows: list[tuple[str, ...]] = []
+    for index, position in enumerate(study.positions):
+        here = [place for place in study.places if place.position == index]
+        best = max(here, key=lambda place: np.nan_to_num(place.geometry.share.value, nan=-np.inf))
+        rows.append(
+            (
+                position,
+                study.points[best.point],
+                f"{best.geometry.share.value:.2f}",
+                _interval(best.geometry.share),
+                "" if np.isnan(best.geometry.ratio) else f"{best.geometry.ratio:.2f}",
+                f"{best.cka_persona:.2f}",
+                f"{best.cka_answer:.2f}",
+                "" if best.rsa_traits is None else f"{best.rsa_traits.value:.2f} (p {best.rsa_traits.p:.3f})",
+                "" if best.rsa_answer is None else f"{best.rsa_answer.value:.2f} (p {best.rsa_answer.p:.3f})",
+            )
+        )
+    return rows
+
+
+def probe_figures(study: ProbeStudy) -> dict[str, Figure]:
+    """The figures that this study has data for, by name."""
+    found = {f"probe-{kind}": _curves(study, kind) for kind in KINDS}
+    found |= {"probe-controls": _controls(study), "probe-geometry": _geometry(study), "probe-cka": _cka(study)}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _all(study: ProbeStudy) -> tuple[Cell, ...]:
+    return (*study.cells, *study.traits)
+
+
+def _row(study: ProbeStudy, cell: Cell) -> tuple[str, ...]:
+    controls = cell.controls
+    return (
+        f"{cell.target} ({cell.n_targets if cell.n_targets > 1 else cell.n_classes})",
+        cell.hold_out,
+        cell.position,
+        study.points[cell.layer],
+        f"{cell.best.accuracy.value:.2f}",
+        f"{cell.best.balanced.value:.2f}",
+        _interval(cell.best.balanced),
+        f"{cell.best.auc.value:.2f}",
+        *("" if one is None else f"{one.value:.2f}" for one in (getattr(controls, key) for key in CONTROLS)),
+    )
+
+
+def _name(cell: Cell) -> str:
+    return f"trait (mean of {cell.n_targets})" if cell.n_targets > 1 else cell.target
+
+
+def _cell_record(study: ProbeStudy, cell: Cell) -> dict[str, Any]:
+    return {
+        "target": cell.target,
+        "kind": cell.kind,
+        "n_targets": cell.n_targets,
+        "hold_out": cell.hold_out,
+        "position": cell.position,
+        "after": study.points[cell.layer],
+        "point": study.at[cell.layer],
+        "points_by_fold": [study.at[layer] for layer in cell.layers],
+        "n": cell.n,
+        "n_classes": cell.n_classes,
+        "n_groups": cell.n_groups,
+        "chance": cell.chance,
+        **_scores(cell.best),
+        "selectivity": cell.controls.selectivity(cell.best.balanced.value),
+        "controls": {key: None if one is None else asdict(one) for key, one in _controls_of(cell).items()},
+    }
+
+
+def _controls_of(cell: Cell) -> dict[str, Estimate | None]:
+    return {key: getattr(cell.controls, key) for key in CONTROLS}
+
+
+def _curve_records(study: ProbeStudy, cell: Cell) -> list[dict[str, Any]]:
+    where = {"target": cell.target, "hold_out": cell.hold_out, "position": cell.position}
+    return [
+        {**where, "point": point, "after": after, **_scores(scored)}
+        for point, after, scored in zip(study.at, study.points, cell.curve, strict=True)
+    ]
+
+
+def _scores(scored: Scored) -> dict[str, Any]:
+    return {"accuracy": asdict(scored.accuracy), "balanced": asdict(scored.balanced), "auc": asdict(scored.auc)}
+
+
+def _place_record(study: ProbeStudy, place: Place) -> dict[str, Any]:
+    return {
+        "position": study.positions[place.position],
+        "point": study.at[place.point],
+        "after": study.points[place.point],
+        "signal": place.geometry.signal,
+        "noise": place.geometry.noise,
+        "share": asdict(place.geometry.share),
+        "signal_to_noise": place.geometry.ratio,
+        "cka_persona": place.cka_persona,
+        "cka_answer": place.cka_answer,
+        "rsa_traits": None if place.rsa_traits is None else asdict(place.rsa_traits),
+        "rsa_answer": None if place.rsa_answer is None else asdict(place.rsa_answer),
+    }
+
+
+def _arrays(study: ProbeStudy) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Directions of the first way of holding out, by target and position."""
+    arrays: dict[str, np.ndarray] = {"cka": study.cka}
+    directions: dict[str, Any] = {}
+    for cell in _all(study):
+        name = f"direction/{cell.target}/{cell.position}"
+        if cell.directions is not None and name not in arrays:
+            arrays[name] = cell.directions.astype(np.float32)
+            classes = cell.classes[1:] if cell.n_classes == 2 else cell.classes
+            directions[name] = {"point": study.at[cell.layer], "classes": classes}
+    places = [f"{study.positions[place.position]} {study.points[place.point]}" for place in study.places]
+    axes = {"cka": "place place", "place": places, "direction": "class d_model", "directions": directions}
+    return arrays, axes
+
+
+def _curves(study: ProbeStudy, kind: str) -> Figure | None:
+    """Balanced accuracy by layer, a panel per way of holding out, a line per position."""
+    cells = [cell for cell in study.cells if cell.kind == kind]
+    if not cells:
+        return None
+    panels: dict[str, list[Curve]] = {}
+    for cell in cells:
+        values = [scored.balanced for scored in cell.curve]
+        panels.setdefault(f"held out by {cell.hold_out}", []).append(
+            Curve(
+                cell.position,
+                study.points,
+                [one.value for one in values],
+                [one.low for one in values],
+                [one.high for one in values],
+                colour=PALETTE[study.positions.index(cell.position)],
+            )
+        )
+    for name, curves in panels.items():
+        chance = next(cell.chance for cell in cells if name.endswith(cell.hold_out))
+        flat = [chance] * len(study.points)
+        curves.append(Curve("chance", study.points, flat, dash="dash", colour=GREY, markers=False))
+    title = f"Probe for {_name(cells[0]) if kind == 'trait' else kind}: balanced accuracy by layer"
+    return line_panels(
+        panels, title=title, x="residual stream after", y="balanced accuracy", yaxis={"range": [0, 1.02]}
+    )
+
+
+def _controls(study: ProbeStudy) -> Figure:
+    """The headline beside its controls, a panel per position."""
+    from plotly.graph_objects import Bar
+    from plotly.subplots import make_subplots
+
+    n = len(study.positions)
+    figure = make_subplots(n, 1, subplot_titles=list(study.positions), vertical_spacing=0.32 / n)
+    names = {"probe": "probe", "shuffled": "shuffled labels", "task": "control task"}
+    names |= {"dropped": "without the persona", "length": "length only"}
+    for row, position in enumerate(study.positions):
+        cells = [cell for cell in study.cells if cell.position == position]
+        x = [f"{cell.kind}\n{cell.hold_out}" for cell in cells]
+        for place, (key, label) in enumerate(names.items()):
+            values = [cell.best.balanced if key == "probe" else getattr(cell.controls, key) for cell in cells]
+            y = [None if one is None else one.value for one in values]
+            bar = Bar(x=x, y=y, name=label, legendgroup=label, marker={"color": PALETTE[place]}, showlegend=row == 0)
+            if key == "probe":
+                low, high = ([getattr(one, end) for one in values] for end in ("low", "high"))
+                up = [0.0 if b is None else b - a for a, b in zip(y, high, strict=True)]
+                down = [0.0 if b is None else a - b for a, b in zip(y, low, strict=True)]
+                bar.error_y = {"array": up, "arrayminus": down, "color": "#444444", "thickness": 1}
+            figure.add_trace(bar, row=row + 1, col=1)
+    laid_out(figure, "Probes and their controls, each at the layer chosen on the training folds", "", "")
+    figure.update_yaxes(range=[0, 1.02], title={"text": "balanced accuracy"}, showgrid=True, gridcolor="#eeeeee")
+    return figure.update_layout(barmode="group", showlegend=True, height=120 + 240 * n)
+
+
+def _geometry(study: ProbeStudy) -> Figure:
+    """Signal to noise, CKA and RSA by layer, a line per position."""
+
+    def curves(value: Any) -> list[Curve]:
+        found = []
+        for place, position in enumerate(study.positions):
+            values = [value(one) for one in study.places if one.position == place]
+            y = [None if one is None or one != one else one for one in values]
+            found.append(Curve(position, study.points, y, colour=PALETTE[place]))
+        return found
+
+    panels = {
+        "persona's share of the variance": curves(lambda one: one.geometry.share.value),
+        "CKA with who the persona is": curves(lambda one: one.cka_persona),
+        "CKA with the last layer at the answer": curves(lambda one: one.cka_answer),
+    }
+    for key, title in (("rsa_traits", "RSA with the traits"), ("rsa_answer", "RSA with the last layer at the answer")):
+        if any(getattr(place, key) is not None for place in study.places):
+            panels[title] = curves(lambda one, key=key: getattr(one, key) and getattr(one, key).value)
+    return line_panels(panels, title="Geometry of personas, centred per question", x="residual stream after", y="")
+
+
+def _cka(study: ProbeStudy) -> Figure:
+    names = [f"{study.positions[place.position]}, {study.points[place.point]}" for place in study.places]
+    figure = heat_map(
+        np.clip(study.cka, -1, 1).tolist(),
+        names,
+        names,
+        title="Linear CKA between layers and positions, centred per question, without bias",
+        x="",
+        y="",
+        unit="CKA",
+    )
+    figure.update_xaxes(tickangle=-60)
+    return figure.update_layout(height=300 + 14 * len(names))
+
+
+def _interval(estimate: Estimate) -> str:
+    return interval(estimate.low, estimate.high)

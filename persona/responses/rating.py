@@ -1,0 +1,281 @@
+"""How much of a persona shows in what was said: rated by a model behind an endpoint, or by the model itself, offline.
+
+    autorater   a shipped prompt, a scale from 0 to 3, and an answer that is read strictly: one line
+                ``Rating: N``. Anything else is counted as unparsable and is not guessed at.
+    offline     log p(response | persona's prompt) - log p(response | neutral prompt), under the model,
+                in nats; above zero the persona makes the response more likely. Beside it the same for
+                the prompt of another persona, which must be lower if the number means anything.
+
+The control of both is the rotation of personas: every response is also rated as if it were of
+the next persona in the list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.storage import Kind, read_text
+from persona_circuits.persona.data import Estimate, Template, two_way_mean
+from persona_circuits.persona.responses.journal import Journal
+from persona_circuits.persona.responses.likelihood import log_likelihoods
+from persona_circuits.persona.responses.plan import Exchange, Response, rendered
+from persona_circuits.persona.responses.remote import Chat, Endpoint, ask
+from persona_circuits.persona.responses.tokens import SpokenTokens, spoken_tokens
+
+__all__ = [
+    "PersonaRating",
+    "Rated",
+    "Ratings",
+    "parsed",
+    "rate_offline",
+    "rate_remotely",
+    "rater_prompt",
+    "summarise_ratings",
+]
+
+HIGHEST = 3
+RATER_PROMPT = Kind("rater prompt")
+ANSWER = re.compile(r"\s*Rating:[ \t]*([0-3])[ \t]*\s*")
+FIELDS = ("persona", "question", "reply")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Rated:
+    """One response's rating and that of the same response as another persona's; None where there is none.
+
+    Of the autorater 0 to 3, and ``said`` is its own answer. Offline the difference in log
+    likelihood to the neutral prompt, over the whole response, in nats; ``per_token`` the same
+    per token.
+    """
+
+    response: Response
+    rating: float | None
+    control: float | None
+    per_token: float | None = None
+    said: str = ""
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """All ratings. ``unparsable`` are answers that were no rating, ``failures`` requests without an answer,
+    ``left_out`` responses that could not be rated; with their counts."""
+
+    rater: str
+    unit: str
+    rated: tuple[Rated, ...]
+    unparsable: int
+    failures: Mapping[str, int]
+    left_out: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class PersonaRating:
+    """One persona: mean rating, mean of the control, and share of responses rated above their own control."""
+
+    persona: str
+    n: int
+    rating: Estimate | None
+    control: Estimate | None
+    above_control: float | None
+    unrated: int
+
+
+def rater_prompt(path: str | Path | None = None) -> str:
+    """The rater's prompt, the shipped one without a path; it has the fields {persona}, {question} and {reply}.
+
+    Raises:
+        FileError: the file cannot be read.
+        OptionError: a field is missing.
+    """
+    if path is None:
+        return resources.files("persona_circuits.persona.responses").joinpath("rater_prompt.txt").read_text("utf-8")
+    text = read_text(path, RATER_PROMPT)
+    if missing := [name for name in FIELDS if f"{{{name}}}" not in text]:
+        raise OptionError(f"rater prompt {path} has no {{{missing[0]}}}; it needs {', '.join(FIELDS)}")
+    return text
+
+
+def parsed(answer: str) -> int | None:
+    """The rating in ``Rating: N``, N from 0 to 3, with nothing else in the answer but white space; else None."""
+    found = ANSWER.fullmatch(answer)
+    return int(found[1]) if found else None
+
+
+def rate_remotely(
+    place: Endpoint,
+    responses: Sequence[Response],
+    journal: Journal,
+    *,
+    prompt: str | None = None,
+    control: bool = True,
+    max_tokens: int = 16,
+    progress: Progress | None = None,
+) -> Ratings:
+    """Ratings by a model behind an endpoint, at temperature 0; the baseline's empty persona is not rated.
+
+    Raises:
+        EndpointError: the endpoint ends the run.
+        TaskError: there is no response of a persona with a text.
+    """
+    text = rater_prompt() if prompt is None else prompt
+    own = [one for one in responses if one.exchange.system]
+    if not own:
+        raise TaskError("there is no response of a persona with a text; nothing can be rated")
+    others = _rotated(own) if control else {}
+    asked = [_rating_request(text, one.exchange.system, one, max_tokens) for one in own]
+    beside = [
+        _rating_request(text, others[one.exchange.persona].system, one, max_tokens)
+        for one in own
+        if one.exchange.persona in others
+    ]
+    found = ask(place, [*asked, *beside], journal, progress=progress)
+    answers = ["" if one is None else one.text for one in found.answers]
+    values = [None if one is None else parsed(one.text) for one in found.answers]
+    unparsable = sum(one is not None and parsed(one.text) is None for one in found.answers)
+    controls = iter(values[len(own) :])
+    rated = []
+    for one, answer, value in zip(own, answers, values, strict=False):
+        other = next(controls) if one.exchange.persona in others else None
+        rated.append(Rated(one, _number(value), _number(other), said=answer))
+    skipped = len(responses) - len(own)
+    left_out = {"no persona's text": skipped} if skipped else {}
+    return Ratings(
+        f"{place.model} at {place.address}", f"0 to {HIGHEST}", tuple(rated), unparsable, found.failures, left_out
+    )
+
+
+def rate_offline(
+    model: Model,
+    responses: Sequence[Response],
+    template: Template,
+    *,
+    neutral: str = "",
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Ratings:
+    """Ratings by the model's own likelihoods; ``neutral`` is the text in the place of the persona's, none by default.
+
+    The responses' own token ids are used where they are this model's.
+
+    Raises:
+        OptionError: this model's responses were made with another template.
+        TaskError: there is no response that can be rated.
+    """
+    own = [one for one in responses if one.exchange.system and one.exchange.system != neutral]
+    _same_template(own, model, template)
+    others = _rotated(own)
+    rows: list[SpokenTokens] = []
+    kept: list[Response] = []
+    left_out = {"no persona's text": len(responses) - len(own), "empty": 0, "not in this tokenizer's words": 0}
+    left_out["too long"] = 0
+    for one in own:
+        texts = [one.exchange.system, neutral]
+        texts += [others[one.exchange.persona].system] if one.exchange.persona in others else []
+        each = [_under(one, text, model, template) for text in texts]
+        if any(row.start >= len(row.ids) for row in each) or not one.text.strip():
+            left_out["empty"] += 1
+        elif any(row.unknown for row in each):
+            left_out["not in this tokenizer's words"] += 1
+        elif model.n_context and max(len(row.ids) for row in each) > model.n_context:
+            left_out["too long"] += 1
+        else:
+            kept.append(one)
+            rows += each
+    if not kept:
+        raise TaskError(
+            "there is no response of a persona with a text that is not empty, is in the tokenizer's words and fits the "
+            "model's context"
+        )
+    sums = [values.sum() for values in log_likelihoods(model, rows, batch_size=batch_size, progress=progress)]
+    rated, place = [], 0
+    for one in kept:
+        width = 3 if one.exchange.persona in others else 2
+        mine, plain, *other = sums[place : place + width]
+        n_tokens = len(rows[place].ids) - rows[place].start
+        control = float(other[0] - plain) if other else None
+        rated.append(Rated(one, float(mine - plain), control, float(mine - plain) / n_tokens))
+        place += width
+    counts = {why: count for why, count in left_out.items() if count}
+    return Ratings(model.name, "nats", tuple(rated), 0, {}, counts)
+
+
+def summarise_ratings(
+    ratings: Ratings, *, n_resamples: int = 2000, seed: int = 0
+) -> tuple[PersonaRating, tuple[PersonaRating, ...]]:
+    """Over all personas, and per persona in order of appearance, with bootstraps over personas and questions."""
+    names = list(dict.fromkeys(one.response.exchange.persona for one in ratings.rated))
+
+    def summary(name: str, own: Sequence[Rated]) -> PersonaRating:
+        both = [one for one in own if one.rating is not None and one.control is not None]
+        above = [(one.rating or 0.0) > (one.control or 0.0) for one in both]
+        return PersonaRating(
+            name,
+            len(own),
+            _mean(own, [one.rating for one in own], n_resamples, seed),
+            _mean(own, [one.control for one in own], n_resamples, seed),
+            float(np.mean(above)) if above else None,
+            sum(one.rating is None for one in own),
+        )
+
+    by_name = [[one for one in ratings.rated if one.response.exchange.persona == name] for name in names]
+    return summary("all", ratings.rated), tuple(summary(name, own) for name, own in zip(names, by_name, strict=True))
+
+
+def _rotated(responses: Sequence[Response]) -> dict[str, Exchange]:
+    """For each persona an exchange of the next one in the list, the first after the last; none of a single persona."""
+    first: dict[str, Exchange] = {}
+    for one in responses:
+        first.setdefault(one.exchange.persona, one.exchange)
+    names = list(first)
+    return {name: first[names[(i + 1) % len(names)]] for i, name in enumerate(names)} if len(names) > 1 else {}
+
+
+def _rating_request(text: str, persona: str, response: Response, max_tokens: int) -> Chat:
+    values = {"persona": persona, "question": response.exchange.user, "reply": response.text.strip()}
+    # In one pass: a reply that holds "{question}" must not be filled in again.
+    filled = re.sub(r"\{(persona|question|reply)\}", lambda found: values[found[1]], text)
+    return Chat((("user", filled),), max_tokens, temperature=0.0)
+
+
+def _under(response: Response, system: str, model: Model, template: Template) -> SpokenTokens:
+    """The response behind the prompt of another persona's text; its own ids are kept where they are this model's."""
+    if system == response.exchange.system:
+        return spoken_tokens(response, model, template)
+    exchange = replace(response.exchange, system=system)
+    plain = replace(response, exchange=exchange, prompt_ids=(), ids=(), fingerprint="")
+    if not (response.ids and response.fingerprint == model.fingerprint):
+        return spoken_tokens(plain, model, template)
+    before = spoken_tokens(replace(plain, text=""), model, template).ids
+    return SpokenTokens((*before, *response.ids), len(before))
+
+
+def _same_template(responses: Sequence[Response], model: Model, template: Template) -> None:
+    for one in responses:
+        if one.prompt and one.fingerprint == model.fingerprint:
+            here = rendered(template, one.exchange.system, one.exchange.user)
+            if here != one.prompt:
+                raise OptionError(
+                    f"the responses were made with another template: theirs gives {one.prompt!r}, this one {here!r}; "
+                    "give the same --template and --cue"
+                )
+
+
+def _mean(own: Sequence[Rated], values: Sequence[float | None], n_resamples: int, seed: int) -> Estimate | None:
+    known = [(value, one.response.exchange) for value, one in zip(values, own, strict=True) if value is not None]
+    if not known:
+        return None
+    personas, questions = [item.persona for _, item in known], [item.question for _, item in known]
+    return two_way_mean([value for value, _ in known], personas, questions, n_resamples=n_resamples, seed=seed)
+
+
+def _number(value: int | None) -> float | None:
+    return None if value is None else float(value)

@@ -1,0 +1,127 @@
+"""Ratings as files, figures and rows of a table.
+
+ratings.csv        a line per response
+rating.json        means per persona, with what they were made from
+personas.csv       the same, a line per persona
+rating.html, *.png the figures
+journal.jsonl      the autorater's answers so far, by key; the next run goes on from there
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_circuits.circuit.figures import interval, plain, write_csv
+from persona_circuits.circuit.storage import write_json
+from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.responses.rating import PersonaRating, Ratings
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "TABLE",
+    "rating_figures",
+    "rating_record",
+    "rating_rows",
+    "write_ratings",
+]
+
+FORMAT = "persona-circuits/rate"
+TABLE = ("persona", "responses", "rating", "95 %", "as another", "95 %", "above it", "unrated")
+
+
+def write_ratings(
+    ratings: Ratings, summary: Sequence[PersonaRating], about: Mapping[str, Any], folder: str | Path
+) -> None:
+    """Write all files but the journal into ``folder``, which must exist; ``summary`` begins with all personas.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    from persona_circuits.circuit.figures import write_figures
+
+    folder = Path(folder)
+    write_json(rating_record(ratings, summary, about), folder / "rating.json")
+    write_csv([asdict(one) for one in summary], folder / "personas.csv")
+    rows = [
+        {
+            **vars(one.response.exchange),
+            "response": one.response.text,
+            "rating": one.rating,
+            "control": one.control,
+            "per_token": one.per_token,
+            "said": one.said,
+        }
+        for one in ratings.rated
+    ]
+    write_csv(rows, folder / "ratings.csv")
+    title = f"Persona ratings by {Path(ratings.rater).name}"
+    write_figures(rating_figures(ratings, summary[1:]), folder, page="rating.html", title=title)
+
+
+def rating_record(ratings: Ratings, summary: Sequence[PersonaRating], about: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything but the responses, as plain values for JSON."""
+    record = {
+        "format": FORMAT,
+        "version": 1,
+        "rater": ratings.rater,
+        "unit": ratings.unit,
+        "made_from": about,
+        "n": len(ratings.rated),
+        "unparsable": ratings.unparsable,
+        "failures": ratings.failures,
+        "left_out": ratings.left_out,
+        "all": summary[0],
+        "personas": summary[1:],
+    }
+    return plain(record)
+
+
+def rating_rows(summary: Sequence[PersonaRating]) -> list[tuple[str, ...]]:
+    """The table for a terminal, columns as in ``TABLE``."""
+    return [
+        (
+            one.persona,
+            str(one.n),
+            *_shown(one.rating),
+            *_shown(one.control),
+            "" if one.above_control is None else f"{one.above_control:.2f}",
+            str(one.unrated),
+        )
+        for one in summary
+    ]
+
+
+def rating_figures(ratings: Ratings, summary: Sequence[PersonaRating]) -> dict[str, Figure]:
+    """Every persona's mean rating with its interval, and the same responses rated as another persona's."""
+    from plotly.graph_objects import Bar, Figure
+
+    from persona_circuits.circuit.figures import GREY, laid_out
+    from persona_circuits.circuit.figures.plots import PALETTE
+
+    known = sorted((one for one in summary if one.rating is not None), key=lambda one: -(one.rating or NONE).value)
+    figure = Figure()
+    for name, colour, which in (("own persona", PALETTE[0], "rating"), ("another persona", GREY, "control")):
+        values = [(one.persona, getattr(one, which)) for one in known if getattr(one, which) is not None]
+        ends = [(value.value, value.low, value.high) for _, value in values]
+        error = {
+            "type": "data",
+            "array": [0.0 if high is None else high - value for value, _, high in ends],
+            "arrayminus": [0.0 if low is None else value - low for value, low, _ in ends],
+        }
+        bars = {"y": [persona for persona, _ in values], "x": [value for value, _, _ in ends], "error_x": error}
+        figure.add_trace(Bar(**bars, name=name, orientation="h", marker={"color": colour}))
+    laid_out(figure, "How much of the persona shows in what was said", f"mean rating ({ratings.unit})", "persona")
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
+    return {"ratings": figure.update_layout(height=220 + max(160, 26 * len(known)), barmode="group", showlegend=True)}
+
+
+NONE = Estimate(0.0, None, None)
+
+
+def _shown(estimate: Estimate | None) -> tuple[str, str]:
+    return ("", "") if estimate is None else (f"{estimate.value:+.2f}", interval(estimate.low, estimate.high))

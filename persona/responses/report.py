@@ -1,0 +1,215 @@
+"""Responses as files, a figure and rows of a table.
+
+responses.jsonl   a line per response; ``read_responses`` reads it back
+responses.json    what they were made from, and a summary per persona
+personas.csv      that summary, a line per persona
+responses.html, *.png   the figures
+journal.jsonl     what has been answered so far, by key; the next run goes on from there
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from persona_circuits.circuit.errors import TaskError, listed
+from persona_circuits.circuit.figures import plain, write_csv
+from persona_circuits.circuit.storage import Kind, is_whole, read_json_lines, write_json, write_text
+from persona_circuits.persona.responses.plan import Exchange, Response, Responses, baseline_of
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "TABLE",
+    "read_responses",
+    "summarise",
+    "summary_rows",
+    "write_response_study",
+    "write_responses",
+]
+
+FORMAT = "persona-circuits/responses"
+RESPONSES = Kind("response file")
+TABLE = ("persona", "for example", "responses", "words", "ended", "empty", "distinct", "unlike baseline")
+TEXTS = ("persona", "question", "user", "response")
+
+
+@dataclass(frozen=True)
+class PersonaSummary:
+    """One persona's responses: mean words, and shares that ended by themselves, are empty, are different texts.
+
+    ``unlike_baseline``: the share whose text is not that of the baseline persona to the same
+    question, wording and sample; None for the baseline itself, or where there is none.
+    ``example`` is the text that occurs most often, the first of these.
+    """
+
+    persona: str
+    n: int
+    words: float
+    ended: float
+    empty: float
+    distinct: float
+    unlike_baseline: float | None
+    example: str
+
+
+def summarise(responses: Sequence[Response], baseline: str | None = None) -> tuple[PersonaSummary, ...]:
+    """A summary per persona, in order of appearance.
+
+    Raises:
+        OptionError: the named baseline is not among the personas.
+    """
+    names = list(dict.fromkeys(one.exchange.persona for one in responses))
+    base = baseline_of(names, baseline)
+    plainly = {_put(one.exchange): one.text for one in responses if one.exchange.persona == base}
+    return tuple(_summary([one for one in responses if one.exchange.persona == name], base, plainly) for name in names)
+
+
+def summary_rows(summaries: Sequence[PersonaSummary]) -> list[tuple[str, ...]]:
+    """The table for a terminal, columns as in ``TABLE``."""
+    return [
+        (
+            one.persona,
+            _short(one.example),
+            str(one.n),
+            f"{one.words:.1f}",
+            f"{one.ended:.2f}",
+            f"{one.empty:.2f}",
+            f"{one.distinct:.2f}",
+            "" if one.unlike_baseline is None else f"{one.unlike_baseline:.2f}",
+        )
+        for one in summaries
+    ]
+
+
+def write_response_study(
+    found: Responses, about: Mapping[str, Any], folder: str | Path, *, baseline: str | None = None
+) -> None:
+    """Write all files but the journal into ``folder``, which must exist; ``about`` is what they were made from.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+        OptionError: the named baseline is not among the personas.
+    """
+    from persona_circuits.circuit.figures import write_figures
+
+    folder = Path(folder)
+    summaries = summarise(found.responses, baseline)
+    write_responses(found.responses, folder / "responses.jsonl")
+    record = {"format": FORMAT, "version": 1, **about, "n": len(found.responses), "failures": found.failures}
+    write_json(plain({**record, "personas": [asdict(one) for one in summaries]}), folder / "responses.json")
+    write_csv([asdict(one) for one in summaries], folder / "personas.csv")
+    title = f"Responses of {Path(str(about['model'])).name}"
+    write_figures(response_figures(summaries), folder, page="responses.html", title=title)
+
+
+def response_figures(summaries: Sequence[PersonaSummary]) -> dict[str, Figure]:
+    """How long each persona speaks and, with a baseline, how often it says something else."""
+    found = {"length": _bars(summaries, [one.words for one in summaries], "Length of responses", "words")}
+    others = [one for one in summaries if one.unlike_baseline is not None]
+    if others:
+        others.sort(key=lambda one: -(one.unlike_baseline or 0.0))
+        values = [one.unlike_baseline or 0.0 for one in others]
+        title = "Responses that are not the baseline's to the same question"
+        found["unlike-baseline"] = _bars(others, values, title, "share")
+    return found
+
+
+def write_responses(responses: Sequence[Response], path: str | Path) -> None:
+    """One JSON object a line: the exchange's fields, and the response's."""
+    lines = []
+    for one in responses:
+        row = {**vars(one.exchange), "response": one.text, "finish": one.finish, "model": one.model}
+        if one.prompt_ids:
+            row |= {"fingerprint": one.fingerprint, "prompt": one.prompt}
+            row |= {"prompt_ids": list(one.prompt_ids), "ids": list(one.ids)}
+        lines.append(json.dumps(row, ensure_ascii=False))
+    write_text("".join(f"{line}\n" for line in lines), path)
+
+
+def read_responses(path: str | Path) -> tuple[Response, ...]:
+    """What ``write_responses`` wrote, or lines of persona, question, user and response made elsewhere.
+
+    Raises:
+        FileError: the file cannot be read.
+        TaskError: lines are at fault; all are listed.
+    """
+    path, faults, found = Path(path), list[str](), []
+    for number, row in read_json_lines(path, RESPONSES, faults):
+        try:
+            found.append(_read_response(row))
+        except ValueError as error:
+            faults.append(f"line {number}: {error}")
+    if faults:
+        raise TaskError(listed(f"response file {path} has {len(faults)} fault(s):", faults))
+    if not found:
+        raise TaskError(f"response file {path} holds no responses; persona-circuits respond writes one")
+    return tuple(found)
+
+
+TEXTS = ("persona", "question", "user", "response")
+
+
+def _read_response(row: Any) -> Response:
+    if not isinstance(row, dict):
+        raise ValueError("expected an object")
+    if missing := [key for key in TEXTS if not isinstance(row.get(key), str)]:
+        raise ValueError(f"{', '.join(missing)} must be text")
+    numbers = {key: row.get(key, 0) for key in ("wording", "question_wording", "sample")}
+    others = {key: row.get(key, "") for key in ("system", "finish", "model", "fingerprint", "prompt")}
+    ids = {key: row.get(key, []) for key in ("prompt_ids", "ids")}
+    if not all(map(is_whole, numbers.values())):
+        raise ValueError(f"{', '.join(numbers)} must be whole numbers")
+    if not all(isinstance(value, str) for value in others.values()):
+        raise ValueError(f"{', '.join(others)} must be text")
+    if not all(isinstance(value, list) and all(map(is_whole, value)) for value in ids.values()):
+        raise ValueError("prompt_ids and ids must be lists of token ids")
+    exchange = Exchange(
+        row["persona"], question=row["question"], system=others.pop("system"), user=row["user"], **numbers
+    )
+    prompt_ids, own = (tuple(value) for value in ids.values())
+    return Response(exchange, row["response"], **others, prompt_ids=prompt_ids, ids=own)
+
+
+def _summary(own: Sequence[Response], base: str | None, plainly: Mapping[tuple[Any, ...], str]) -> PersonaSummary:
+    texts = [one.text.strip() for one in own]
+    compared = [one for one in own if one.exchange.persona != base and _put(one.exchange) in plainly]
+    unlike = [one.text.strip() != plainly[_put(one.exchange)].strip() for one in compared]
+    return PersonaSummary(
+        persona=own[0].exchange.persona,
+        n=len(own),
+        words=sum(len(text.split()) for text in texts) / len(own),
+        ended=sum(one.finish == "stop" for one in own) / len(own),
+        empty=sum(not text for text in texts) / len(own),
+        distinct=len(set(texts)) / len(own),
+        unlike_baseline=sum(unlike) / len(unlike) if unlike else None,
+        example=Counter(texts).most_common(1)[0][0],
+    )
+
+
+def _put(exchange: Exchange) -> tuple[Any, ...]:
+    """The question as it was put, whoever was asked."""
+    return (exchange.question, exchange.question_wording, exchange.sample)
+
+
+def _short(text: str, most: int = 40) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def _bars(summaries: Sequence[PersonaSummary], values: Sequence[float], title: str, unit: str) -> Figure:
+    from plotly.graph_objects import Bar, Figure
+
+    from persona_circuits.circuit.figures import laid_out
+    from persona_circuits.circuit.figures.plots import PALETTE
+
+    names = [one.persona for one in summaries]
+    trace = Bar(y=names, x=list(values), orientation="h", marker={"color": PALETTE[0]})
+    figure = laid_out(Figure(trace), title, unit, "persona")
+    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
+    return figure.update_layout(height=200 + max(160, 18 * len(names)), showlegend=False)

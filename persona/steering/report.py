@@ -1,0 +1,326 @@
+"""Steering as files, figures and rows of a table.
+
+steer.json               every outcome and bound, with what they were made from
+outcomes.csv             a line per layer, control, draw and strength
+pairs.csv                a line per pair: D, b and g* unsteered; margins by layer and strength
+generations.jsonl        a line per text, before and after
+readability.csv          a summary of them per control and strength
+directions.safetensors   the directions, [pair, layer, d_model]; metadata ``about`` names the axes
+steer.html, *.png        the figures
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from persona_circuits.circuit.figures import plain, write_arrays, write_csv
+from persona_circuits.circuit.storage import write_json, write_text
+from persona_circuits.persona.steering.options import Outcome, SteeringStudy
+from persona_circuits.persona.steering.text import Generation, Readability, readability
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+__all__ = [
+    "BOUNDS",
+    "TABLE",
+    "TEXTS",
+    "bound_rows",
+    "outcome_rows",
+    "steering_figures",
+    "text_rows",
+    "write_steering",
+]
+
+FORMAT = "persona-circuits/steer"
+TABLE = ("layer", "strength", "D", "gain", "random", "covariance", "b moves", "parted", "gain > g*", "agree", "KL")
+BOUNDS = ("layer", "strength", "KL", "gain", "random", "covariance", "parted", "flipped")
+TEXTS = ("", "strength", "texts", "tokens", "ended", "perplexity", "repetition", "changed")
+CONTROLS = ("random", "covariance")
+
+
+def write_steering(
+    study: SteeringStudy, generations: Sequence[Generation], about: Mapping[str, Any], folder: str | Path
+) -> None:
+    """Write all files into ``folder``, which must exist; ``about`` is what was steered and fitted on.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    from persona_circuits.circuit.figures import write_figures
+
+    folder = Path(folder)
+    write_json(steering_record(study, generations, about), folder / "steer.json")
+    write_csv([_flat(outcome) for outcome in study.outcomes], folder / "outcomes.csv")
+    write_csv(_pair_records(study), folder / "pairs.csv")
+    lines = [json.dumps(plain(asdict(one)), ensure_ascii=False) + "\n" for one in generations]
+    write_text("".join(lines), folder / "generations.jsonl")
+    write_csv([asdict(one) for one in readability(generations)], folder / "readability.csv")
+    axes = {"directions": "pair layer d_model", "pair": study.ids, "kind": study.directions.kind}
+    arrays = {"directions": study.directions.vectors.astype(np.float32)}
+    write_arrays(
+        arrays, axes | {"model": study.model, "fingerprint": study.fingerprint}, folder / "directions.safetensors"
+    )
+    title = f"Steering {Path(study.model).name}: {study.directions.kind}"
+    write_figures(steering_figures(study, generations), folder, page="steer.html", title=title, notes=study.notes)
+
+
+def steering_record(
+    study: SteeringStudy, generations: Sequence[Generation], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything but texts and vectors, as plain values for JSON."""
+    record = {
+        "format": FORMAT,
+        "version": 1,
+        "model": {"name": study.model, "fingerprint": study.fingerprint},
+        "made_from": about,
+        "direction": study.directions.kind,
+        "shared": study.directions.shared,
+        "held_out": study.held_out,
+        "options": asdict(study.options),
+        "n_pairs": len(study.prompts),
+        "notes": study.notes,
+        "outcomes": study.outcomes,
+        "bounds": study.bounds,
+        "readability": readability(generations),
+    }
+    return plain(record)
+
+
+def outcome_rows(study: SteeringStudy) -> list[tuple[str, ...]]:
+    """The table for a terminal, columns as in ``TABLE``: the direction, with the controls' gains (least to most)."""
+    return [
+        (
+            _layers(one),
+            "ablated" if one.strength is None else f"{one.strength:+g}",
+            f"{one.divergence.value:+.2f}",
+            f"{one.gain:+.2f}",
+            *(_span([other.gain for other in _beside(study, one, control)]) for control in CONTROLS),
+            f"{one.prior_shift:.2f}",
+            f"{one.parted:.2f}",
+            _share(one.above),
+            _share(one.agree),
+            f"{one.kl.value:.3f}",
+        )
+        for one in study.outcomes
+        if one.control == "direction"
+    ]
+
+
+def bound_rows(study: SteeringStudy) -> list[tuple[str, ...]]:
+    """The largest strengths within the KL bound, columns as in ``BOUNDS``."""
+    return [
+        (
+            _layers(bound.outcome),
+            f"{'≥ ' if bound.is_largest else ''}{bound.strength:.3g}",
+            f"{bound.outcome.kl.value:.3f}",
+            f"{bound.outcome.gain:+.2f}",
+            *(_span(bound.gains[control]) for control in CONTROLS),
+            f"{bound.outcome.parted:.2f}",
+            "" if bound.outcome.flipped is None else f"{bound.outcome.flipped:.2f} of {bound.outcome.n_collapsed}",
+        )
+        for bound in study.bounds
+    ]
+
+
+def text_rows(generations: Sequence[Generation]) -> list[tuple[str, ...]]:
+    """How readable the texts are, columns as in ``TEXTS``."""
+    return [
+        (
+            one.control,
+            f"{one.strength:.3g}",
+            str(one.n),
+            f"{one.tokens:.1f}",
+            f"{one.ended:.2f}",
+            "" if one.perplexity is None else f"{one.perplexity:.2f}",
+            "" if one.repetition is None else f"{one.repetition:.3f}",
+            f"{one.changed:.2f}",
+        )
+        for one in readability(generations)
+    ]
+
+
+def steering_figures(study: SteeringStudy, generations: Sequence[Generation]) -> dict[str, Figure]:
+    """The figures by name."""
+    figures = {
+        "gain": _sweep(study, lambda one: one.gain, "Gain of the persona's effect, D(s) / D(0)", "gain"),
+        "kl": _kl_figure(study),
+        "gain-by-kl": _trade_figure(study),
+        "flips": _flip_figure(study),
+    }
+    summaries = readability(generations)
+    if any(one.perplexity is not None for one in summaries):
+        figures["readability"] = _text_figure(summaries)
+    return figures
+
+
+def _beside(study: SteeringStudy, one: Outcome, control: str) -> list[Outcome]:
+    key = (one.layers, one.strength)
+    return [other for other in study.outcomes if other.control == control and (other.layers, other.strength) == key]
+
+
+def _layers(one: Outcome) -> str:
+    return "+".join(map(str, one.layers))
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = f"{min(values):+.2f}", f"{max(values):+.2f}"
+    return low if low == high else f"{low}…{high}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _flat(outcome: Outcome) -> dict[str, Any]:
+    return {**asdict(outcome), "layers": _layers(outcome)}
+
+
+def _pair_records(study: SteeringStudy) -> list[dict[str, Any]]:
+    divergence, prior = study.plain[0] - study.plain[1], study.plain.mean(0)
+    signed = [*(-s for s in study.options.strengths[::-1]), *study.options.strengths]
+    rows = []
+    for i, name in enumerate(study.ids):
+        row: dict[str, Any] = {
+            "id": name,
+            "personas": " / ".join(sorted(study.prompts.personas[i])),
+            "question": study.prompts.questions[i],
+        }
+        row |= {"divergence": divergence[i], "prior": prior[i]}
+        row["required_gain"] = 2 * abs(prior[i]) / abs(divergence[i]) if divergence[i] else None
+        for layers, margins in study.margins.items():
+            for s, (a, b) in zip(signed, margins[:, :, i], strict=True):
+                row |= {f"{layers} {s:+g} margin A": a, f"{layers} {s:+g} margin B": b}
+        rows.append(row)
+    return rows
+
+
+def _swept(study: SteeringStudy, control: str, layers: tuple[int, ...]) -> list[Outcome]:
+    return [
+        one
+        for one in study.outcomes
+        if one.control == control and one.layers == layers and one.strength is not None and one.draw <= 0
+    ]
+
+
+def _groups(study: SteeringStudy) -> list[tuple[int, ...]]:
+    return list(dict.fromkeys(one.layers for one in study.outcomes))
+
+
+def _sweep(study: SteeringStudy, value: Any, title: str, unit: str) -> Figure:
+    """A curve per layer, its controls dotted in the same colour; all draws' mean."""
+    from persona_circuits.circuit.figures import Curve, line_chart
+    from persona_circuits.circuit.figures.plots import PALETTE
+
+    curves = []
+    for place, layers in enumerate(_groups(study)):
+        own = _swept(study, "direction", layers)
+        name, colour = f"layer {'+'.join(map(str, layers))}", PALETTE[place % len(PALETTE)]
+        points = [(float(one.strength or 0.0), value(one)) for one in own] + [(0.0, 1.0)]
+        points.sort()
+        curves.append(Curve(name, [x for x, _ in points], [y for _, y in points], colour=colour))
+        for control, dash in (("random", "dot"), ("covariance", "dash")):
+            beside = [
+                (float(one.strength or 0.0), float(np.mean([value(other) for other in _beside(study, one, control)])))
+                for one in own
+            ] + [(0.0, 1.0)]
+            beside.sort()
+            x, y = [a for a, _ in beside], [b for _, b in beside]
+            curves.append(Curve(f"{name}, {control}", x, y, dash=dash, colour=colour, markers=False))
+    return line_chart(curves, title=title, x="strength", y=unit)
+
+
+def _kl_figure(study: SteeringStudy) -> Figure:
+    from persona_circuits.circuit.figures import GREY, Curve, line_chart
+
+    curves = []
+    for layers in _groups(study):
+        own = [one for one in _swept(study, "direction", layers) if (one.strength or 0) > 0]
+        low, high = [one.kl.low for one in own], [one.kl.high for one in own]
+        x, y = [float(one.strength or 0.0) for one in own], [one.kl.value for one in own]
+        curves.append(Curve(f"layer {'+'.join(map(str, layers))}", x, y, low, high))
+    most = study.options.strengths[-1]
+    bound = study.options.kl_bound
+    curves.append(Curve(f"bound {bound:g}", [0.0, most], [bound, bound], dash="dash", colour=GREY, markers=False))
+    return line_chart(curves, title="KL from the unsteered model on neutral prompts", x="strength", y="KL (nats)")
+
+
+def _trade_figure(study: SteeringStudy) -> Figure:
+    """What a gain costs: every layer and strength, the controls beside."""
+    from plotly.graph_objects import Figure, Scatter
+
+    from persona_circuits.circuit.figures import GREY, laid_out
+    from persona_circuits.circuit.figures.plots import PALETTE
+
+    figure = Figure()
+    for control, colour in zip(CONTROLS, (GREY, "#8a8a8a"), strict=True):
+        points = [one for one in study.outcomes if one.control == control and (one.strength or 0) > 0]
+        style = {"color": colour, "symbol": "x" if control == "random" else "diamond", "size": 7}
+        x, y = [one.kl.value for one in points], [one.gain for one in points]
+        figure.add_trace(Scatter(x=x, y=y, mode="markers", name=control, marker=style))
+    for place, layers in enumerate(_groups(study)):
+        own = [one for one in _swept(study, "direction", layers) if (one.strength or 0) > 0]
+        style = {"color": PALETTE[place % len(PALETTE)], "size": 7}
+        x, y = [one.kl.value for one in own], [one.gain for one in own]
+        text = [f"strength {one.strength:g}" for one in own if one.strength is not None]
+        name = f"layer {'+'.join(map(str, layers))}"
+        line = {"color": style["color"], "width": 2}
+        figure.add_trace(Scatter(x=x, y=y, mode="lines+markers", name=name, text=text, marker=style, line=line))
+    return laid_out(figure, "Gain against its cost", "KL on neutral prompts (nats)", "gain").update_layout(
+        showlegend=True
+    )
+
+
+def _flip_figure(study: SteeringStudy) -> Figure:
+    """Every pair at every layer and signed strength: D(s)/2 against its |b|, and whether its tokens part.
+
+    Above the line the gain is above g* = 2 |b| / |D|.
+    """
+    from plotly.graph_objects import Figure, Scatter
+
+    from persona_circuits.circuit.figures import laid_out
+    from persona_circuits.circuit.figures.plots import PALETTE
+
+    divergence, prior = study.plain[0] - study.plain[1], np.abs(study.plain.mean(0))
+    asked = divergence > 0
+    points: dict[bool, tuple[list[float], list[float]]] = {True: ([], []), False: ([], [])}
+    for margins in study.margins.values():
+        for a, b in margins:
+            for x, y, parted in zip(prior[asked], (a - b)[asked] / 2, ((a > 0) & (b < 0))[asked], strict=True):
+                points[bool(parted)][0].append(float(x))
+                points[bool(parted)][1].append(float(y))
+    figure = Figure()
+    for parted, name, colour in ((True, "tokens part", PALETTE[0]), (False, "tokens do not part", PALETTE[1])):
+        x, y = points[parted]
+        marker = {"color": colour, "size": 6, "opacity": 0.5}
+        figure.add_trace(Scatter(x=x, y=y, mode="markers", name=f"{name} ({len(x)})", marker=marker))
+    most = float(prior.max()) * 1.05
+    line = {"color": "black", "dash": "dash", "width": 1}
+    figure.add_trace(Scatter(x=[0.0, most], y=[0.0, most], mode="lines", line=line, name="gain = g*"))
+    title = "The tokens of a pair must part where its gain is above g*"
+    laid_out(figure, title, "|b| of the unsteered model (logits)", "D(s) / 2 (logits)")
+    return figure.update_layout(showlegend=True)
+
+
+def _text_figure(summaries: Sequence[Readability]) -> Figure:
+    from persona_circuits.circuit.figures import Curve, line_chart
+
+    first = next(one for one in summaries if one.control == "unsteered")
+    curves = []
+    for control in ("direction", "random"):
+        own = [first, *(one for one in summaries if one.control == control)]
+        x = [one.strength for one in own]
+        curves.append(Curve(f"perplexity, {control}", x, [one.perplexity for one in own], dash=_dash(control)))
+    return line_chart(
+        curves, title="Readability: the unsteered model's perplexity", x="strength", y="median perplexity"
+    )
+
+
+def _dash(control: str) -> str:
+    return "solid" if control == "direction" else "dot"

@@ -1,0 +1,202 @@
+"""What a steered model says: the same prompts and random numbers, before and after.
+
+Persona B's prompt and the neutral prompt of a pair are steered towards A. Readability is
+the unsteered model's own: the perplexity that it has on the text, and how much of it is
+repeated. A vector that breaks the model shows in both, whatever it does to preferences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from persona_circuits.circuit.model import Model
+from persona_circuits.persona.responses import (
+    Said,
+    Sampling,
+    SpokenTokens,
+    continuations,
+    log_likelihoods,
+    perplexity,
+    repetition,
+)
+from persona_circuits.persona.steering.options import SteeringStudy
+from persona_circuits.persona.steering.passes import added
+from persona_circuits.persona.streams import Change, grouped, on_streams
+from persona_circuits.persona.vectors import controls
+
+__all__ = [
+    "Generation",
+    "Readability",
+    "generate_steered",
+    "readability",
+    "steered_layers",
+]
+
+PLAIN = "unsteered"
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One continuation. ``kind`` is ``B`` or ``neutral``; ``control`` is ``unsteered``, ``direction`` or ``random``.
+
+    ``perplexity`` is the unsteered model's, ``repetition`` the share of trigrams that occurred
+    before; nan where the text is too short. ``changed``: it is not the unsteered text.
+    """
+
+    pair: str
+    kind: str
+    toward: str
+    control: str
+    strength: float
+    layers: tuple[int, ...]
+    prompt: str
+    text: str
+    n_tokens: int
+    finish: str
+    perplexity: float
+    repetition: float
+    changed: bool
+
+
+@dataclass(frozen=True)
+class Readability:
+    """The generations of one control and strength: medians and means over those that have a number, None without."""
+
+    control: str
+    strength: float
+    n: int
+    tokens: float
+    ended: float
+    perplexity: float | None
+    repetition: float | None
+    changed: float
+
+
+def steered_layers(study: SteeringStudy) -> tuple[int, ...]:
+    """The layers whose gain at the KL bound is largest: where text is generated."""
+    return max(study.bounds, key=lambda bound: bound.outcome.gain).layers
+
+
+def generate_steered(
+    model: Model,
+    study: SteeringStudy,
+    streams: np.ndarray,
+    *,
+    n_pairs: int,
+    sampling: Sampling,
+    strengths: Sequence[float] = (),
+    progress: Progress | None = None,
+) -> tuple[Generation, ...]:
+    """Continue the prompts of ``n_pairs`` pairs, evenly taken, unsteered, steered, and with a random control.
+
+    Parameters
+    ----------
+    streams
+        ``[example, layer, d_model]``, for the control.
+    strengths
+        Without them the largest within the KL bound and the largest of the sweep.
+    """
+    layers = steered_layers(study)
+    bound = next(item for item in study.bounds if item.layers == layers)
+    used = tuple(sorted(set(strengths or (bound.strength, study.options.strengths[-1]))))
+    own = {layer: study.directions.vectors[:, layer] for layer in layers}
+    random = {
+        layer: controls(each, streams[:, layer], n=1, seed=study.options.seed * 1000 + layer)["random"][0]
+        for layer, each in own.items()
+    }
+    plan = [
+        (PLAIN, 0.0, own),
+        *((name, s, each) for s in used for name, each in (("direction", own), ("random", random))),
+    ]
+    chosen = np.unique(np.linspace(0, len(study.prompts) - 1, min(n_pairs, len(study.prompts))).round().astype(int))
+    prompts = [(int(i), "B", study.prompts.sides[1][i]) for i in chosen]
+    prompts += [(int(i), "neutral", study.prompts.neutral[i]) for i in chosen]
+    said: dict[tuple[int, int], Said] = {}
+    for turn, (_, strength, vectors) in enumerate(plan):
+        for group in grouped([len(ids) for _, _, ids in prompts], study.options.batch_size):
+            rows = {
+                layer: torch.from_numpy(strength * each[[prompts[k][0] for k in group]])
+                for layer, each in vectors.items()
+            }
+            changes = added(rows, study.options.positions) if strength else {}
+            texts = continuations(
+                model,
+                [prompts[k][2] for k in group],
+                sampling,
+                keys=[f"{sampling.seed} {prompts[k][0]} {prompts[k][1]}" for k in group],
+                changed=partial(_within, model, changes),
+            )
+            said |= {(turn, k): one for k, one in zip(group, texts, strict=True)}
+        if progress is not None:
+            progress(turn + 1, len(plan))
+    return _generations(model, study, layers, plan, prompts, said)
+
+
+def readability(generations: Sequence[Generation]) -> tuple[Readability, ...]:
+    """A summary per control and strength, in order of appearance."""
+    groups: dict[tuple[str, float], list[Generation]] = {}
+    for one in generations:
+        groups.setdefault((one.control, one.strength), []).append(one)
+    return tuple(
+        Readability(
+            control,
+            strength,
+            len(own),
+            float(np.mean([one.n_tokens for one in own])),
+            float(np.mean([one.finish == "stop" for one in own])),
+            _over([one.perplexity for one in own], np.median),
+            _over([one.repetition for one in own], np.mean),
+            float(np.mean([one.changed for one in own])),
+        )
+        for (control, strength), own in groups.items()
+    )
+
+
+def _within(model: Model, changes: Mapping[int, Change], _first: int) -> AbstractContextManager[None]:
+    return on_streams(model, changes)
+
+
+def _generations(
+    model: Model,
+    study: SteeringStudy,
+    layers: tuple[int, ...],
+    plan: Sequence[tuple[str, float, Mapping[int, np.ndarray]]],
+    prompts: Sequence[tuple[int, str, tuple[int, ...]]],
+    said: Mapping[tuple[int, int], Said],
+) -> tuple[Generation, ...]:
+    order = [(turn, k) for k in range(len(prompts)) for turn in range(len(plan))]
+    rows = [SpokenTokens((*prompts[k][2], *said[turn, k].ids), len(prompts[k][2])) for turn, k in order]
+    values = log_likelihoods(model, rows, batch_size=study.options.batch_size)
+    found = []
+    for (turn, k), row, likely in zip(order, rows, values, strict=True):
+        (i, kind, _), one, (control, strength, _) = prompts[k], said[turn, k], plan[turn]
+        found.append(
+            Generation(
+                pair=study.ids[i],
+                kind=kind,
+                toward=study.first_personas[i],
+                control=control,
+                strength=strength,
+                layers=layers,
+                prompt=study.prompts.texts[kind == "B"][i],
+                text=one.text,
+                n_tokens=len(one.ids),
+                finish=one.finish,
+                perplexity=perplexity(likely),
+                repetition=repetition(row.ids[row.start :]),
+                changed=one.ids != said[0, k].ids,
+            )
+        )
+    return tuple(found)
+
+
+def _over(values: Sequence[float], how: Callable[[Sequence[float]], np.floating]) -> float | None:
+    known = [value for value in values if np.isfinite(value)]
+    return float(how(known)) if known else None

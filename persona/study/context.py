@@ -1,0 +1,275 @@
+"""What the stages of a study share: the model, the files, the options, and what more than one stage needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+
+from persona_circuits import metrics
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.storage import Kind, read_bytes
+from persona_circuits.circuit.task import Task, load_task
+from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_pairs
+from persona_circuits.persona.data import ExampleFile, Persona, load_examples, read_personas
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.explanation import PairFile, load_pair_file
+from persona_circuits.persona.steering import some_pairs
+from persona_circuits.persona.study.bias import DerivedBias, derived_bias, with_bias
+
+__all__ = [
+    "AXES",
+    "PASSES",
+    "Context",
+    "Stage",
+    "StudyFile",
+    "StudyFiles",
+    "StudyOptions",
+    "axes_of",
+    "some_of",
+]
+
+AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
+PASSES = 4
+"""So many times ``max_pairs`` where passes are plain: persistence, steering, patched heads."""
+QUICK_PAIRS = 12
+Progress = Callable[[int, int], None]
+Stage = Callable[[str], Progress]
+
+
+@dataclass(frozen=True)
+class StudyFile:
+    """A file of the study: where it lies, what results call it, and its SHA-256."""
+
+    path: str
+    label: str
+    sha256: str
+
+    @classmethod
+    def at(cls, path: str, label: str | None = None) -> StudyFile:
+        """The file of that path.
+
+        Raises:
+            TaskError: it cannot be read.
+        """
+        content = read_bytes(path, Kind("file", TaskError), label=label)
+        return cls(path, label or path, hashlib.sha256(content).hexdigest())
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """What is studied. ``pairs`` alone is needed; ``personas`` give probes their traits and wordings."""
+
+    pairs: StudyFile
+    controls: StudyFile | None = None
+    variants: StudyFile | None = None
+    prior: StudyFile | None = None
+    personas: StudyFile | None = None
+
+    def as_dict(self) -> dict[str, dict[str, str] | None]:
+        """Names and SHA-256, by role."""
+        return {
+            role: None if (file := getattr(self, role)) is None else {"source": file.label, "sha256": file.sha256}
+            for role in ("pairs", "controls", "variants", "prior", "personas")
+        }
+
+
+@dataclass(frozen=True)
+class StudyOptions(PlainNumbers):
+    """How the study is made; fixed before the run.
+
+    ``n_random`` random circuits stand beside a faithfulness; where many circuits are tried (hypothesis tests,
+    completeness, the smallest circuit, ACDC) it is on ``max_pairs`` pairs at most, evenly taken, and so are causal
+    persistence and steering. ``probe_every``: probes behind every so many blocks. ``quick`` asks for the least of
+    everything, ``thorough`` for the tests of ``evaluate`` as they are by default. ``compact`` keeps tables,
+    circuits and a few pictures.
+    """
+
+    n_resamples: int = 2000
+    n_random: int = 3
+    max_pairs: int = 16
+    steps: int = 5
+    threshold: float = 0.003
+    target: float = 0.9
+    probe_every: int = 2
+    quick: bool = False
+    thorough: bool = False
+    compact: bool = False
+    seed: int = 0
+    batch_size: int = 32
+
+    def checked(self) -> StudyOptions:
+        """Itself, with the least of everything where it is to be quick.
+
+        Raises:
+            OptionError: a number is out of its range.
+        """
+        for name in ("n_resamples", "n_random", "max_pairs", "steps", "probe_every", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.threshold < 1 or not 0 < self.target <= 1:
+            raise OptionError(
+                f"threshold {self.threshold:g} and target {self.target:g} are shares: above 0, the target at most 1"
+            )
+        if self.seed < 0:
+            raise OptionError(f"--seed is {self.seed}; it must be at least 0")
+        if self.quick and self.thorough:
+            raise OptionError("--quick and --thorough contradict each other; give one of them")
+        if not self.quick:
+            return self
+        return replace(self, n_resamples=min(self.n_resamples, 200), n_random=1, max_pairs=min(self.max_pairs, 4),
+                       steps=2)  # fmt: skip
+
+
+class Context:
+    """One study's model, files and options. What several stages need is computed once, when first asked for.
+
+    Raises:
+        TaskError: a pair file is malformed; all its faults are listed.
+    """
+
+    def __init__(self, model: Model, files: StudyFiles, options: StudyOptions, stage: Stage) -> None:
+        self.model, self.files, self.options, self.stage = model, files, options, stage
+        self.pairs = load_pair_file(files.pairs.path, label=files.pairs.label)
+        self.controls = self._pair_file(files.controls)
+        self.variants = self._pair_file(files.variants)
+        self.task = load_task(files.pairs.path, label=files.pairs.label)
+        self.prior = None if files.prior is None else load_task(files.prior.path, label=files.prior.label)
+        self.personas: tuple[Persona, ...] = () if files.personas is None else read_personas(files.personas.path)
+        if options.quick:
+            self._take_few()
+
+    def digest(self, stage: str) -> str:
+        """What a finished stage depends on, as one SHA-256: model, files and options."""
+        about = {
+            "stage": stage,
+            "model": self.model.fingerprint,
+            "files": self.files.as_dict(),
+            "options": asdict(self.options),
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def studied(self) -> PairFile:
+        """The pairs that are asked and explained, held out where a split is named ``test``; with a derived bias."""
+        return with_bias(self.pairs, self.bias).of_split(self.fitted_and_held_out[1])
+
+    @cached_property
+    def main(self) -> tuple[Item, ...]:
+        """The pairs of the study itself, without controls."""
+        return tuple(item for item in self.studied.items.items if item.control == "none")
+
+    @cached_property
+    def bias(self) -> DerivedBias | None:
+        """High or low bias by line, where rows have neutral prompts and no bias of their own; else None."""
+        return derived_bias(self.model, self.pairs, batch_size=self.options.batch_size, stage=self.stage)
+
+    @property
+    def draws(self) -> dict[str, int]:
+        """Draws and seed of bootstraps and permutations."""
+        return {"n_resamples": self.options.n_resamples, "seed": self.options.seed}
+
+    @property
+    def fitted_and_held_out(self) -> tuple[str, str]:
+        """The splits to search and to measure on; ``all`` twice where none are named."""
+        splits = self.task.splits
+        fitted = "train" if "train" in splits else "all"
+        return fitted, "test" if "test" in splits else "all"
+
+    @cached_property
+    def measures(self) -> tuple[PairMeasure, ...]:
+        """What the model answers to every pair, the controls behind them."""
+        everything = [*self.studied.items.items, *self._control_items()]
+        source = self.pairs.items.source
+        how = {"source": source, "batch_size": self.options.batch_size, "progress": self.stage("asking")}
+        return measure_pairs(self.model, everything, **how)
+
+    @cached_property
+    def sigma_0(self) -> float | None:
+        """The spread of D over paraphrases; None without any."""
+        null = [one.divergence for one in self.measures if one.item.control == PARAPHRASE]
+        return metrics.paraphrase_null(torch.tensor(null, dtype=torch.float64)).item() if null else None
+
+    @cached_property
+    def main_task(self) -> Task:
+        """The pairs of all splits without controls, for circuits; with a derived bias among their keys."""
+        items = with_bias(self.pairs, self.bias).items.items
+        biases = {item.pair.line: item.axes.get("bias", "") for item in items if item.control == "none"}
+        pairs = tuple(one for one in self.task.pairs if one.line in biases)
+        if self.bias is not None:
+            pairs = tuple(replace(one, axes=(*one.axes, ("bias", biases[one.line]))) for one in pairs)
+        return replace(self.task, pairs=pairs)
+
+    @cached_property
+    def plain_task(self) -> Task:
+        """The pairs of ``main``, their parts told from the prompts themselves: before, contrast, after, last."""
+        kept = {item.pair.line for item in self.main}
+        pairs = tuple(replace(one, spans=(), corrupt_spans=()) for one in self.task.pairs if one.line in kept)
+        return replace(self.task, pairs=pairs)
+
+    def examples(self, split: str = "all") -> ExampleFile:
+        """The prompts of the pair file, laid out for the model's tokenizer.
+
+        Raises:
+            TaskError: they do not fit it.
+        """
+        file = self.files.pairs
+        found = load_examples(file.path, self.model, label=file.label, split=split, personas=self.personas)
+        return some_pairs(found, 2 * QUICK_PAIRS) if self.options.quick else found
+
+    def _take_few(self) -> None:
+        """A few pairs of every split, controls of every kind, and bases with all their variants."""
+        self.pairs = _few(self.pairs, lambda item, _: item.pair.split or item.control, QUICK_PAIRS)
+        lines = {item.pair.line for item in self.pairs.items.items}
+        self.task = replace(self.task, pairs=tuple(pair for pair in self.task.pairs if pair.line in lines))
+        if self.controls is not None:
+            self.controls = _few(self.controls, lambda item, _: item.control, QUICK_PAIRS // 2)
+        if self.variants is not None:
+            self.variants = _few(self.variants, lambda _, keys: keys.get("variant"), QUICK_PAIRS // 2)
+        if self.prior is not None:
+            parts = [some_of(self.prior.of_split(name), QUICK_PAIRS // 2) for name in self.prior.splits or ("all",)]
+            self.prior = replace(self.prior, pairs=tuple(pair for part in parts for pair in part.pairs))
+
+    def _control_items(self) -> Sequence[Item]:
+        file = self.controls
+        return [item for item in file.items.items if item.control != "none"] if file is not None else ()
+
+    def _pair_file(self, file: StudyFile | None) -> PairFile | None:
+        return None if file is None else load_pair_file(file.path, label=file.label)
+
+
+def some_of(task: Task, n: int) -> Task:
+    """At most ``n`` of a task's pairs, evenly taken."""
+    places = np.unique(np.linspace(0, len(task.pairs) - 1, min(n, len(task.pairs))).round().astype(int))
+    return replace(task, pairs=tuple(task.pairs[place] for place in places))
+
+
+def _few(file: PairFile, kind: Callable[[Item, Mapping[str, Any]], object], n: int) -> PairFile:
+    """The first ``n`` rows of every kind, in the file's order."""
+    seen: dict[object, int] = {}
+    kept = []
+    for item, keys in zip(file.items.items, file.keys, strict=True):
+        name = kind(item, keys)
+        seen[name] = seen.get(name, 0) + 1
+        if seen[name] <= n:
+            kept.append((item, keys))
+    items = replace(file.items, items=tuple(item for item, _ in kept))
+    return PairFile(items, tuple(keys for _, keys in kept))
+
+
+def axes_of(items: Sequence[Item]) -> dict[str, list[str]]:
+    """The axes on which these pairs differ, each with its values: as ``AXES`` says, values in alphabetic order."""
+    found: dict[str, list[str]] = {}
+    for axis in AXES:
+        values = sorted({item.axes.get(axis, "") for item in items} - {""})
+        if len(values) > 1:
+            found[axis] = values
+    return found

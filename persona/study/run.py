@@ -1,0 +1,201 @@
+"""A whole study of one model: every stage in a row, its numbers in one table, predictions held against them, a report.
+
+1. every stage runs by the public function that its command uses and writes into its own folder, together with
+   ``stage.json``: its numbers, notes, and the SHA-256 of all that it depends on;
+2. a stage whose folder holds that SHA-256 is not run again;
+3. what a model or a file does not allow is a note and no error, and its numbers are absent;
+4. the numbers of all stages, plans of predictions, and the report are written anew every time.
+
+Nothing that is written depends on the clock: the same study gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.circuit.figures import plain, write_csv
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.storage import Kind, read_json, replace_folder, tell_damaged, write_json, write_text
+from persona_circuits.persona.study.context import Context, Stage, StudyFiles, StudyOptions
+from persona_circuits.persona.study.numbers import Found, Number, number_rows
+from persona_circuits.persona.study.predictions import Plan, outcome_records, outcomes
+from persona_circuits.persona.study.report import report
+from persona_circuits.persona.study.stages import (
+    run_behaviour,
+    run_causes,
+    run_circuit,
+    run_contrasts,
+    run_patch,
+    run_steering,
+    run_where,
+)
+from persona_circuits.persona.study.values import StageResult, Study
+
+__all__ = [
+    "STAGES",
+    "run_study",
+]
+
+STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
+    "behaviour": run_behaviour,
+    "contrasts": run_contrasts,
+    "causes": run_causes,
+    "where": run_where,
+    "circuit": run_circuit,
+    "steering": run_steering,
+    "patch": run_patch,
+}
+RECORDS = ("stage", "circuit", "real_circuits_1", "summary", "comparison", "specificity")
+PICTURES = (
+    *("divergence-by-prior", "levels-divergence", "levels-collapse", "verdicts", "signal", "persistence"),
+    *("lens-divergence", "probe-identity", "probe-preference", "graph", "difference", "specificity"),
+    *("gain", "flips", "movers"),
+)
+"""What a compact study keeps besides tables: records of circuits, and the pictures that say most."""
+SEARCHES = ("acdc", "smallest", "specificity")
+"""Of these folders of the stage ``circuit`` it keeps no picture of a graph."""
+
+
+def run_study(
+    model: Model,
+    files: StudyFiles,
+    out: str | Path,
+    *,
+    options: StudyOptions | None = None,
+    only: Sequence[str] = (),
+    plans: Sequence[Plan] = (),
+    stage: Stage | None = None,
+) -> Study:
+    """Run what is not finished, and write ``numbers.json``, ``numbers.csv``, ``predictions.*`` and ``report.md``.
+
+    Parameters
+    ----------
+    only
+        The stages to run; others count where they are finished. All, if empty.
+    stage
+        Called when a part of the work begins, with its name; gives the function that is told of progress.
+
+    Raises
+    ------
+    OptionError
+        There is no such stage, or a number among the options is out of range.
+    TaskError
+        A file is malformed; all its faults are listed.
+    FileError
+        A folder of ``out`` holds something else than a stage, or cannot be written.
+    """
+    options, out, stage = (options or StudyOptions()).checked(), Path(out), stage or _silent
+    if unknown := [name for name in only if name not in STAGES]:
+        raise OptionError(f"--only: {unknown[0]!r} is not one of {', '.join(STAGES)}")
+    context = Context(model, files, options, stage)
+    for name in STAGES:
+        _finished(out / name, name, "")  # a folder that is no stage is refused before the first one runs
+    results: dict[str, StageResult] = {}
+    for name in STAGES:
+        finished = _finished(out / name, name, context.digest(name))
+        if finished is not None:
+            results[name] = finished
+        elif not only or name in only:
+            results[name] = _run(name, context, out / name)
+    found = tuple(results.values())
+    numbers = {name: number for one in found for name, number in one.numbers.items()}
+    judged = tuple((plan, outcomes(plan, numbers)) for plan in plans)
+    missing = tuple(name for name in STAGES if name not in results)
+    study = Study(model.name, model.fingerprint, files, options, found, missing, judged)
+    stage("numbers and report")
+    _write(study, context, out)
+    return study
+
+
+def _run(name: str, context: Context, folder: Path) -> StageResult:
+    """One stage in a staging folder of its name, which takes the place of the old one when it is done."""
+    outer = context.stage
+    with replace_folder(folder.parent) as staging:
+        place = staging / name
+        place.mkdir()
+        context.stage = lambda part: outer(f"{name}: {part}")
+        try:
+            found = Found()
+            with found.attempt(name):
+                found = STAGES[name](context, place)
+        finally:
+            context.stage = outer
+        if context.options.compact:
+            for path in [path for path in place.rglob("*") if path.is_file() and not _is_kept(path)]:
+                path.unlink()
+        numbers = {key: number.as_dict() for key, number in found.numbers.items()}
+        record = {"stage": name, "inputs": context.digest(name), "notes": found.notes}
+        whole = plain({**record, "extras": found.extras, "numbers": numbers})
+        write_json({**whole, "content": _digest_of(whole)}, place / "stage.json")
+    finished = _finished(folder, name, context.digest(name))
+    assert finished is not None, "a stage that was just written is finished"
+    return StageResult(name, finished.numbers, finished.notes, finished.extras, reused=False)
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a compact study keeps this file."""
+    if path.suffix == ".png":
+        return path.stem in PICTURES and not (path.stem == "graph" and {*SEARCHES} & {*path.parts})
+    return path.suffix == ".csv" or (path.suffix == ".json" and path.stem in RECORDS)
+
+
+def _finished(folder: Path, name: str, digest: str) -> StageResult | None:
+    """A stage that was finished with these inputs; None if it was not.
+
+    Raises:
+        FileError: the folder holds something else, which must not be written over.
+    """
+    if not folder.exists():
+        return None
+    path = folder / "stage.json"
+    if not path.is_file():
+        if folder.is_dir() and not any(folder.iterdir()):
+            return None
+        raise FileError(f"{folder} is no stage of a study: it has no stage.json; choose another --out, or move it away")
+    try:
+        record = read_json(path, Kind("stage"))
+        if record["stage"] != name or record["inputs"] != digest:
+            return None
+        if record.get("content", _digest_of(record)) != _digest_of(record):
+            raise ValueError("it has been changed since it was written")
+        numbers = {key: Number(**number) for key, number in record["numbers"].items()}
+        return StageResult(name, numbers, tuple(record["notes"]), record["extras"], reused=True)
+    except (FileError, ValueError, KeyError, TypeError, AttributeError) as error:
+        tell_damaged(path, error)
+        return None
+
+
+def _digest_of(record: Mapping[str, Any]) -> str:
+    """SHA-256 of what a stage found, so that a damaged file is not taken for it."""
+    found = {key: record[key] for key in ("extras", "notes", "numbers")}
+    as_read = json.loads(json.dumps(found))  # keys that are numbers become text
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def _write(study: Study, context: Context, out: Path) -> None:
+    with replace_folder(out) as staging:
+        _write_into(staging, study, report(study, context, out))
+
+
+def _write_into(out: Path, study: Study, text: str) -> None:
+    write_json(study.record(), out / "numbers.json")
+    write_csv(number_rows(study.numbers), out / "numbers.csv")
+    if study.plans:
+        records = [outcome_records(plan, found) for plan, found in study.plans]
+        write_json({"format": "persona-circuits/predictions", "version": 1, "plans": records}, out / "predictions.json")
+        rows = [
+            {"plan": plan.source, "id": one.id, "outcome": one.outcome, "says": one.says, "why": "; ".join(one.why)}
+            for plan, found in study.plans
+            for one in found
+        ]
+        write_csv(rows, out / "predictions.csv")
+    write_text(text, out / "report.md")
+
+
+def _silent(_name: str) -> Callable[[int, int], None]:
+    return lambda _done, _total: None

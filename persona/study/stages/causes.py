@@ -1,0 +1,128 @@
+"""Stage ``causes`` of a study: why pairs collapse or do not, how often causal tests agree, and verdicts are right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from persona_circuits.persona.explanation import (
+    PLACES,
+    TESTS,
+    VERDICTS,
+    Explained,
+    ExplainOptions,
+    Explanation,
+    explain,
+    fits,
+    write_explanation,
+)
+from persona_circuits.persona.study.context import Context, axes_of
+from persona_circuits.persona.study.numbers import Estimates, Found, slug
+
+__all__ = [
+    "run_causes",
+]
+
+SOURCE = "causes/explain.json"
+MEANS = {"signal_persona": "signal_persona", "signal_answer": "signal_answer", "alignment": "alignment",
+         "kappa": "cancellation"}  # fmt: skip
+
+
+def run_causes(context: Context, folder: Path) -> Found:
+    """Every pair explained as the ``explain`` command does, its files in ``folder``, and its numbers."""
+    options = context.options
+    by = tuple(axes_of(context.main)) or ("question",)
+    how = ExplainOptions(by, "all", options.batch_size, options.n_resamples, True, options.seed)
+    study = explain(context.model, context.studied, controls=context.controls, options=how, stage=context.stage)
+    write_explanation(study, folder)
+    found = causes_numbers(study, axes_of(context.main), **context.draws)
+    found.extras["verdicts"] = {row.item.pair.id: [row.verdict.name, row.verdict.why] for row in study.pairs}
+    return found
+
+
+def causes_numbers(
+    study: Explanation, axes: Mapping[str, Sequence[str]], *, n_resamples: int = 2000, seed: int = 0
+) -> Found:
+    """Shares of verdicts by group, causal tests, truth, and the signal by layer (``where.signal``, ``where.eta``)."""
+    found, draws = Found(), {"n_resamples": n_resamples, "seed": seed}
+    rows = study.pairs
+    subjects: dict[str, Sequence[Explained]] = {"all": rows}
+    subjects["collapsed"] = [row for row in rows if row.measure.collapses]
+    for row in study.control_pairs:
+        name = f"control.{slug(row.item.control)}"
+        subjects[name] = [*subjects.get(name, ()), row]
+    for axis, values in axes.items():
+        for value in values:
+            subjects[f"{slug(axis)}.{slug(value)}"] = [row for row in rows if row.label(axis) == value]
+    for name, here in subjects.items():
+        if here:
+            _shares(found, name, here, draws)
+    _means(found, rows, draws)
+    _tests(found, rows)
+    _truth(found, study, draws)
+    _by_layer(found, rows)
+    found.notes += study.notes
+    return found
+
+
+def _shares(found: Found, subject: str, rows: Sequence[Explained], draws: Mapping[str, int]) -> None:
+    estimates = Estimates([row.item for row in rows], **draws)
+    found.add(f"causes.{subject}.n", len(rows), "pairs", source=SOURCE)
+    for verdict in VERDICTS:
+        share = estimates.share([float(row.verdict.name == verdict) for row in rows])
+        what = f"share of pairs whose verdict is {verdict}"
+        found.add(f"causes.{subject}.{slug(verdict)}", what=what, unit="share", source=SOURCE, **share)
+
+
+def _means(found: Found, rows: Sequence[Explained], draws: Mapping[str, int]) -> None:
+    estimates = Estimates([row.item for row in rows], **draws)
+    for key, field in MEANS.items():
+        values = [np.nan if (x := getattr(row.numbers, field)) is None else x for row in rows]
+        found.add(f"causes.all.{key}", what=f"mean {key}", source=SOURCE, **estimates.mean(values))
+    access = [np.nan if row.numbers.access is None else row.numbers.access for row in rows]
+    found.add("causes.all.access", what="median access d ln|D| / dc", source=SOURCE, **estimates.median(access))
+
+
+def _tests(found: Found, rows: Sequence[Explained]) -> None:
+    ran = [row for row in rows if row.outcome.agrees is not None]
+    groups = {slug(verdict): [row for row in ran if row.verdict.name == verdict] for verdict in TESTS} | {"all": ran}
+    for name, here in groups.items():
+        if here:
+            share = float(np.mean([bool(row.outcome.agrees) for row in here]))
+            what = "share of causal tests that agree with the verdict"
+            found.add(f"causes.test.{name}", share, what, unit="share", n=len(here), source=SOURCE)
+
+
+def _truth(found: Found, study: Explanation, draws: Mapping[str, int]) -> None:
+    """Of the study's pairs and of its controls but paraphrases; intervals of the share, p of shuffled verdicts."""
+    given = study.agreement
+    if given is None:
+        return
+    judged = [row for row in (*study.pairs, *study.control_pairs) if row.expected is not None]
+    right = [float(fits(str(row.expected), row.verdict.name)) for row in judged]
+    share = Estimates([row.item for row in judged], **draws).share(right)
+    about = {"source": SOURCE}
+    what = "share of verdicts that are what the generator sets; p: verdicts shuffled"
+    found.add("causes.truth.share", what=what, unit="share", p=given.p, **about, **share)
+    found.add("causes.truth.chance", given.chance, "share by chance", unit="share", n=given.n, **about)
+    found.add("causes.truth.kappa", given.kappa, "Cohen's kappa of verdict and generator", n=given.n, **about)
+    found.add("causes.truth.correct", sum(right), "verdicts that are what the generator sets", n=given.n, **about)
+    found.add("causes.truth.n", given.n, "verdicts that the generator can judge", **about)
+
+
+def _by_layer(found: Found, rows: Sequence[Explained]) -> None:
+    """Signal and readout alignment by layer, means over pairs."""
+    for place in PLACES:
+        curve = np.mean([row.inside.signal[place] for row in rows], axis=0)
+        _curve(found, f"where.signal.{place}", curve.tolist(), f"mean signal at the {place}", len(rows))
+        found.add(f"where.signal.{place}.most", float(curve.max()), "the largest of any layer", source=SOURCE)
+        found.add(f"where.signal.{place}.most_at", int(curve.argmax()), "the layer of it", unit="layer", source=SOURCE)
+    eta = np.mean([row.inside.alignment for row in rows], axis=0)
+    _curve(found, "where.eta", eta.tolist(), "mean readout alignment at the answer", len(rows))
+
+
+def _curve(found: Found, name: str, values: Sequence[float], what: str, n: int) -> None:
+    for layer, value in enumerate(values):
+        found.add(f"{name}.{layer}", float(value), f"{what}, layer {layer}", n=n, source=SOURCE)

@@ -1,0 +1,247 @@
+"""Stage ``circuit`` of a study: which edges carry the persona, which the prior, and what that circuit has to stand.
+
+.               EAP-IG, threshold, found on train and measured on test; the tests of ``evaluate`` in its file
+smallest/       the smallest circuit by |score| that reaches the target on train
+acdc/           ACDC on what the threshold leaves
+prior/          the circuit of the generic prior, and how it compares with that of the persona
+specificity/    circuits of two domains, of persona and prior, each ablated on every one's pairs
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona_circuits.circuit.assessment import battery, with_evaluation
+from persona_circuits.circuit.assessment.comparison import (
+    Ground,
+    compare,
+    cross_faithfulness,
+    draw_difference,
+    read_side,
+)
+from persona_circuits.circuit.discovery import Discovery, Options, discover, pairs_of, split_of
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation import Transfer, specificity, transfer_within
+from persona_circuits.circuit.io import write_circuit
+from persona_circuits.circuit.reporting import strongest_edges, write_discovery, write_specificity
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.storage import write_json
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import Task
+from persona_circuits.metrics import METRICS
+from persona_circuits.persona.study.context import AXES, Context, some_of
+from persona_circuits.persona.study.numbers import Found, slug
+from persona_circuits.persona.study.stages.circuit_numbers import (
+    METRIC,
+    battery_numbers,
+    comparison_numbers,
+    discovery_numbers,
+    faithfulness_of,
+    specificity_numbers,
+)
+
+__all__ = [
+    "run_circuit",
+]
+
+FEWEST = 4
+"""A domain needs so many pairs to search on and to measure on to have a circuit of its own."""
+
+
+def run_circuit(context: Context, folder: Path) -> Found:
+    """All searches and tests, the main circuit's files in ``folder`` and the others' in folders of their names."""
+    found, options = Found(), context.options
+    with found.attempt("circuit"):
+        how: dict[str, Any] = {"n_random": options.n_random, "threshold": options.threshold}
+        main = _search(context, context.main_task, folder, **how)
+        discovery_numbers(found, "circuit", main, "circuit/circuit.json")
+        _extras(found, main)
+        with found.attempt("transfer and tests"):
+            _battery(context, found, main, folder)
+        with found.attempt("smallest circuit"):
+            _smallest(context, found, main, folder / "smallest")
+        with found.attempt("ACDC"):
+            _acdc(context, found, main, folder / "acdc")
+        prior = None
+        if context.prior is None:
+            found.notes.append("circuit of the prior: no prior pairs; give a file with --prior-pairs")
+        else:
+            with found.attempt("circuit of the prior"):
+                prior = _prior(context, found, main, folder)
+        with found.attempt("specificity"):
+            _specificity(context, found, main, prior, folder / "specificity")
+    return found
+
+
+def _search(
+    context: Context, task: Task, folder: Path, *, scores: Scores | None = None, n_random: int = 0, **how: Any
+) -> Discovery:
+    """One search with its files in ``folder``."""
+    options = context.options
+    common = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size, "n_random": n_random}
+    chosen = Options(**common, **how).checked()
+    discovery = discover(context.model, task, chosen, scores=scores, stage=context.stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_discovery(discovery, folder)
+    return discovery
+
+
+def _few_of(context: Context, task: Task) -> Task:
+    """Held-out pairs of another file, at most ``max_pairs``."""
+    part = task.of_split(split_of(task, None, "test"))
+    return part if context.options.thorough else some_of(part, context.options.max_pairs)
+
+
+def _few(context: Context, task: Task) -> Task:
+    """At most ``max_pairs`` pairs to search on, the same number to measure on, or all of them where it is thorough."""
+    options = context.options
+    if options.thorough:
+        return task
+    names = dict.fromkeys(context.fitted_and_held_out)
+    parts = [some_of(task.of_split(name), options.max_pairs).pairs for name in names]
+    return replace(task, pairs=tuple(pair for part in parts for pair in part))
+
+
+def _extras(found: Found, main: Discovery) -> None:
+    found.extras["nodes"] = main.circuit.src_names()
+    found.extras["strongest_edges"] = strongest_edges(main)
+    found.extras["held_out"] = main.held_out
+
+
+def _battery(context: Context, found: Found, main: Discovery, folder: Path) -> None:
+    """Transfer on all held-out pairs, the tests that try many circuits on some of them; into the circuit's file."""
+    options, task = context.options, context.main_task
+    chosen = task.of_split(split_of(task, None, "test"))
+    few = chosen if options.thorough else some_of(chosen, options.max_pairs)
+    how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "stage": context.stage}
+    if not options.quick:
+        how |= {"search": task, "record": main.record}
+    results = battery(context.model, few, main.circuit, metric=METRIC, by=(), quick=not options.thorough, **how)
+    results = replace(results, transfer=_transfers(context, main.circuit, few if options.quick else chosen))
+    stamp = {"model": context.model.name, "fingerprint": context.model.fingerprint, "where": {}, "metric": METRIC}
+    stamp |= {"ablation": "corrupt", "align": "equal", "seed": options.seed, "quick": not options.thorough}
+    report = main.reports[-1]
+    record = with_evaluation(main.record, task, report.split, report, results, **stamp)
+    write_circuit(record, folder / "circuit.json")
+    battery_numbers(found, results)
+
+
+def _transfers(context: Context, circuit: Circuit, task: Task) -> dict[str, tuple[Transfer, ...]]:
+    """The circuit on every value of every axis, by key; the model runs once for all."""
+    parts = {
+        (axis, value): [place for place, pair in enumerate(task.pairs) if pair.axis(axis) == value]
+        for axis in AXES
+        for value in sorted({pair.axis(axis) for pair in task.pairs} - {""})
+    }
+    axes = [axis for axis in AXES if sum(axis == key for key, _ in parts) > 1]
+    if not axes:
+        return {}
+    context.stage("transfer")
+    names = {f"{axis}={value}": places for (axis, value), places in parts.items() if axis in axes}
+    pairs = pairs_of(context.model, task, METRICS[METRIC], batch_size=context.options.batch_size)
+    clusters = {name: Clusters.of([task.pairs[place] for place in places]) for name, places in names.items()}
+    how = {"clusters": clusters, "n_outside": context.options.n_random, "seed": context.options.seed}
+    every = transfer_within(context.model, circuit, pairs, names, METRICS[METRIC], **how)
+    return {
+        axis: tuple(
+            replace(one, name=one.name.removeprefix(f"{axis}=")) for one in every if one.name.startswith(f"{axis}=")
+        )
+        for axis in axes
+    }
+
+
+def _smallest(context: Context, found: Found, main: Discovery, folder: Path) -> None:
+    """The sizes are tried on some of the training pairs with the scores of all; measured on some held-out ones."""
+    target = context.options.target
+    least = _search(context, _few(context, context.main_task), folder, scores=main.scores, target_faithfulness=target)
+    name, source = "circuit.smallest", "circuit/smallest/circuit.json"
+    _size_and_faithfulness(found, name, least, source)
+    what = f"whether f >= {target:g} on held-out pairs too"
+    found.add(f"{name}.confirmed", least.confirmed, what, source=source)
+
+
+def _acdc(context: Context, found: Found, main: Discovery, folder: Path) -> None:
+    """ACDC tries every edge that the threshold leaves, on some of the training pairs."""
+    share = context.options.threshold
+    few = _few(context, context.main_task)
+    other = _search(context, few, folder, scores=main.scores, prune="eap-acdc", threshold=share)
+    name, source = "circuit.acdc", "circuit/acdc/circuit.json"
+    _size_and_faithfulness(found, name, other, source)
+    shared, either = (int(op(main.circuit.mask, other.circuit.mask).sum()) for op in (np.logical_and, np.logical_or))
+    found.add(f"{name}.shared", shared, "edges shared with the threshold circuit", n=len(other.circuit), source=source)
+    jaccard = shared / either if either else None
+    found.add(f"{name}.jaccard", jaccard, "shared edges over all of either", unit="share", source=source)
+
+
+def _size_and_faithfulness(found: Found, name: str, discovery: Discovery, source: str) -> None:
+    n_edges = discovery.circuit.graph.n_edges
+    found.add(f"{name}.edges", len(discovery.circuit), "edges", n=n_edges, source=source)
+    found.add(f"{name}.share", len(discovery.circuit) / n_edges, "share of all edges", unit="share", source=source)
+    for key, report in zip(("train", "test"), discovery.reports, strict=False):
+        what = f"faithfulness ({report.split})"
+        faithfulness_of(found, f"{name}.f.{key}", report.circuit, what, report.n_pairs, source)
+
+
+def _prior(context: Context, found: Found, main: Discovery, folder: Path) -> Discovery:
+    """The circuit of the prior's pairs, and its comparison with the persona's."""
+    assert context.prior is not None
+    options, place = context.options, folder / "prior"
+    other = _search(context, context.prior, place, n_random=options.n_random, threshold=options.threshold)
+    discovery_numbers(found, "circuit.prior", other, "circuit/prior/circuit.json")
+    sides = [replace(read_side(path), name=name) for path, name in ((folder, "persona"), (place, "prior"))]
+    n_draws = 20 if options.quick else 200
+    both = compare(*sides, n_draws=n_draws, seed=options.seed, progress=context.stage("chance overlap"))
+    tasks = (_few(context, context.main_task), _few_of(context, context.prior))
+    grounds = [
+        Ground(letter, context.model, task, one.record)
+        for letter, task, one in zip("AB", tasks, (main, other), strict=True)
+    ]
+    numbers = {"batch_size": options.batch_size, "n_random": 0, "seed": options.seed}
+    both = both.with_cross(cross_faithfulness(*sides, grounds, stage=context.stage, **numbers))
+    write_json(both.as_dict(), place / "comparison.json")
+    draw_difference(both, place / "difference.png")
+    comparison_numbers(found, both)
+    return other
+
+
+def _specificity(context: Context, found: Found, main: Discovery, prior: Discovery | None, folder: Path) -> None:
+    model, task, metric = context.model, context.main_task, METRICS[METRIC]
+    circuits: dict[str, tuple[Circuit, Task]] = {}
+    for domain in _domains(context, task):
+        where = (("domain", domain),)
+        part = _few(context, task.where(domain=domain))
+        own = _search(context, part, folder / slug(domain), where=where, threshold=context.options.threshold)
+        circuits[domain] = (own.circuit, part)
+    if prior is not None:
+        assert context.prior is not None
+        circuits |= {"persona": (main.circuit, task), "prior": (prior.circuit, context.prior)}
+    contrasts, clusters = {}, {}
+    for name, (circuit, source) in circuits.items():
+        part = source.of_split(split_of(source, None, "test"))
+        part = part if context.options.thorough else some_of(part, context.options.max_pairs)
+        contrasts[name] = (circuit, pairs_of(model, part, metric, batch_size=context.options.batch_size), metric)
+        clusters[name] = Clusters.of(part.pairs)
+    if len(contrasts) < 2:
+        raise OptionError("there are no two contrasts with pairs enough: two domains, or pairs for the prior")
+    context.stage("every circuit on every contrast")
+    results = specificity(model, contrasts, clusters=clusters, seed=context.options.seed)
+    folder.mkdir(exist_ok=True)
+    write_specificity(results, folder)
+    specificity_numbers(found, results)
+
+
+def _domains(context: Context, task: Task) -> list[str]:
+    """The two domains with the most pairs, the first of equals, where both splits have enough of them; else none."""
+    counts: dict[str, int] = {}
+    for domain in dict.fromkeys(pair.axis("domain") for pair in task.pairs):
+        here = [pair for pair in task.pairs if pair.axis("domain") == domain]
+        sizes = [sum(split in (pair.split, "all") for pair in here) for split in context.fitted_and_held_out]
+        if domain and min(sizes) >= FEWEST:
+            counts[domain] = len(here)
+    chosen = sorted(counts, key=lambda name: -counts[name])[:2]
+    return chosen if len(chosen) == 2 else []

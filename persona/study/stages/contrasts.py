@@ -1,0 +1,280 @@
+"""Stage ``contrasts`` of a study: levels of the pairs' axes against each other, and variants of one pair.
+
+Of two levels of an axis the difference is tested by permutation: p = (1 + b) / (1 + B), b of B shuffles at
+least as large. What is shuffled are the levels of whole clusters, the finest in which the axis is constant:
+
+    persona pairs   where all pairs of two personas have one level (a strong contrast is one of the personas)
+    questions       where all pairs of a question have (a bias is the question's)
+    pairs           otherwise, among the pairs of one question, where at least half of the pairs have a question
+                    that has several levels
+    groups          else: the pairs of one question and level, together
+
+Of three or more levels the standard deviation of their means is tested in the same way. Variants are compared
+with ``identity`` pair by pair, p by random signs of all pairs of two personas together. Holm's
+correction is over all tests of the stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from persona_circuits.circuit.figures import write_csv
+from persona_circuits.circuit.statistics import cluster_codes
+from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.explanation import Explained, ExplainOptions, PairFile, explain, write_explanation
+from persona_circuits.persona.study.context import Context, axes_of
+from persona_circuits.persona.study.numbers import Estimates, Found, number_rows, slug, with_holm
+from persona_circuits.persona.study.stages.behaviour import MEASURES, mean_of
+
+__all__ = [
+    "permuted",
+    "run_contrasts",
+]
+
+SOURCE, VARIANTS = "contrasts/contrasts.csv", "contrasts/variants/pairs.csv"
+COMPARED = ("divergence", "collapse", "agree", "prior_abs")
+SPREAD = ("divergence", "collapse", "prior_abs")
+ORDERS = (("strong", "mild"), ("high", "low"), ("late", "early"))
+IDENTITY = "identity"
+MIXED = 0.5
+GAIN = ("required_gain", "median required gain")
+PAIRED: Mapping[str, tuple[Callable[[Explained], float | None], str, str]] = {
+    "divergence": (lambda one: one.measure.divergence, "mean D", "logits"),
+    "collapse": (lambda one: float(one.measure.collapses), "share of pairs with one most likely answer", "share"),
+    "access": (lambda one: one.numbers.access, "mean access d ln|D| / dc", ""),
+    "signal_persona": (lambda one: one.numbers.signal_persona, "mean signal at the persona", ""),
+    "signal_answer": (lambda one: one.numbers.signal_answer, "mean signal at the answer", ""),
+}
+Statistic = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+
+
+def run_contrasts(context: Context, folder: Path) -> Found:
+    """All levels of all axes, differences, and the variants where a file of them is given; ``contrasts.csv``."""
+    found = Found()
+    main = [one for one in context.measures if one.item.control == "none"]
+    axes = axes_of([one.item for one in main])
+    if context.bias is not None:
+        found.notes.append(context.bias.note)
+    if not axes:
+        found.notes.append(f"{context.pairs.items.source} has no axis on which its pairs differ; nothing to contrast")
+    for axis, values in axes.items():
+        axis_numbers(found, axis, values, main, context.draws)
+    if context.variants is None:
+        found.notes.append("no file of variants; give one with --variants")
+    else:
+        with found.attempt("variants"):
+            _variants(context, context.variants, found, folder)
+    found.numbers = with_holm(found.numbers)
+    found.add("contrasts.n_tests", sum(one.p is not None for one in found.numbers.values()), "tests that Holm's "
+              "correction is over")  # fmt: skip
+    write_csv(number_rows(found.numbers), folder / "contrasts.csv")
+    _figure(found, folder)
+    return found
+
+
+def axis_numbers(
+    found: Found, axis: str, values: Sequence[str], measures: Sequence[PairMeasure], draws: Mapping[str, int]
+) -> None:
+    """Every level of an axis by itself, and levels against each other."""
+    levels = np.array([one.item.axes.get(axis, "") for one in measures])
+    for value in values:
+        here = [one for one, level in zip(measures, levels, strict=True) if level == value]
+        _level(found, f"contrasts.{slug(axis)}.{slug(value)}", here, draws)
+    for first, second in _comparisons(axis, values):
+        pairs = [one for one, level in zip(measures, levels, strict=True) if level in (first, second)]
+        _difference(found, axis, first, second, pairs, draws)
+    if len(values) > 2:
+        _spread(found, axis, [one for one, level in zip(measures, levels, strict=True) if level], draws)
+
+
+def variant_numbers(found: Found, rows: Sequence[Explained], draws: Mapping[str, int]) -> None:
+    """Every variant against ``identity`` of the same ``base``; rows without a partner are left out."""
+    identity = {one.label("base"): one for one in rows if one.label("variant") == IDENTITY}
+    names = [name for name in dict.fromkeys(one.label("variant") for one in rows) if name]
+    for name in names:
+        own = [one for one in rows if one.label("variant") == name and one.label("base") in identity]
+        if own:
+            _variant(found, name, own, [identity[one.label("base")] for one in own], draws)
+    lost = sum(one.label("variant") in names and one.label("base") not in identity for one in rows)
+    if lost:
+        found.notes.append(f"variants: {lost} rows have no variant {IDENTITY!r} of the same 'base' and are left out")
+
+
+def permuted(
+    statistic: Statistic,
+    codes: NDArray[np.int64],
+    items: Sequence[Item],
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, str]:
+    """The p of a statistic of the pairs' levels ``codes`` under shuffles, and what was shuffled.
+
+    ``statistic`` takes levels ``[draw, pair]`` and gives a number a draw, larger where levels are further apart.
+    """
+    clusters, within, what = _exchangeable(codes, items)
+    labels = np.array([codes[clusters == cluster][0] for cluster in range(int(clusters.max()) + 1)])
+    rng = np.random.default_rng(seed)
+    places = np.argsort(within, kind="stable")
+    shuffled = np.empty((n_resamples, len(labels)), dtype=np.int64)
+    for row in shuffled:
+        row[places] = labels[np.lexsort((rng.random(len(labels)), within))]
+    observed = float(statistic(codes[None])[0])
+    at_least = int((statistic(shuffled[:, clusters]) >= observed * (1 - 1e-9) - 1e-12).sum())
+    return (1 + at_least) / (1 + n_resamples), what
+
+
+def _exchangeable(codes: NDArray[np.int64], items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
+    """The cluster of every pair, the group of every cluster within which labels are shuffled, and its name."""
+    for what, names in (
+        ("persona pairs", [item.persona_pair for item in items]),
+        ("questions", [item.question for item in items]),
+    ):
+        clusters, n = cluster_codes(names)
+        if n < len(items) and all(len(set(codes[clusters == one])) == 1 for one in range(n)):
+            return clusters, np.zeros(n, dtype=np.int64), what
+    asked, n = cluster_codes([item.question for item in items])
+    is_mixed = np.array([len(set(codes[asked == one])) > 1 for one in range(n)])[asked]
+    if is_mixed.mean() >= MIXED:
+        return np.arange(len(items)), asked, "pairs of a question"
+    groups, n = cluster_codes([f"{question} {code}" for question, code in zip(asked, codes, strict=True)])
+    return groups, np.zeros(n, dtype=np.int64), "pairs" if n == len(items) else "groups of a question and level"
+
+
+def _comparisons(axis: str, values: Sequence[str]) -> list[tuple[str, str]]:
+    if len(values) == 2:
+        return [next((order for order in ORDERS if set(order) == set(values)), (values[0], values[1]))]
+    if axis == "held_out" and "none" in values:
+        return [(value, "none") for value in values if value != "none"]
+    return []
+
+
+def _level(found: Found, name: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]) -> None:
+    estimates = Estimates([one.item for one in measures], **draws)
+    found.add(f"{name}.n", len(measures), "pairs", source=SOURCE)
+    for key in COMPARED:
+        _, what, unit = MEASURES[key]
+        about = {"what": what, "unit": unit, "source": SOURCE}
+        found.add(f"{name}.{key}", **about, **mean_of(estimates, key, measures))
+    key, what = GAIN
+    gains = [one.required_gain for one in measures]
+    found.add(f"{name}.{key}", what=what, source=SOURCE, **estimates.median(gains))
+
+
+def _difference(
+    found: Found, axis: str, first: str, second: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]
+) -> None:
+    items = [one.item for one in measures]
+    estimates = Estimates(items, **draws)
+    is_first = np.array([item.axes.get(axis) == first for item in items])
+    codes = is_first.astype(np.int64)
+    name = f"contrasts.{slug(axis)}.{slug(first)}_minus_{slug(second)}"
+    for key in (*COMPARED, GAIN[0]):
+        is_gain = key == GAIN[0]
+        value = (lambda one: one.required_gain) if is_gain else MEASURES[key][0]
+        values = np.array([value(one) for one in measures])
+        gap = estimates.median_difference(values, is_first) if is_gain else estimates.difference(values, is_first)
+        p, shuffled = permuted(_gap(values, medians=is_gain), codes, items, **draws)
+        text = GAIN[1] if is_gain else MEASURES[key][1]
+        what = f"{text}: {first} minus {second}; p: levels of {shuffled} shuffled"
+        unit = "" if is_gain else MEASURES[key][2]
+        found.add(f"{name}.{key}", what=what, unit=unit, p=p, source=SOURCE, **gap)
+
+
+def _gap(values: Float[np.ndarray, " pair"], *, medians: bool) -> Statistic:
+    """|difference| of two levels, 0 where it is not defined (both medians infinite)."""
+
+    def statistic(codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        if not medians:
+            counts = codes.sum(1)
+            return np.abs(codes @ values / counts - (1 - codes) @ values / (codes.shape[1] - counts))
+        with np.errstate(invalid="ignore"):
+            gaps = [np.median(values[row == 1]) - np.median(values[row == 0]) for row in codes]
+        return np.nan_to_num(np.abs(gaps), nan=0.0, posinf=np.inf)
+
+    return statistic
+
+
+def _spread(found: Found, axis: str, measures: Sequence[PairMeasure], draws: Mapping[str, int]) -> None:
+    items = [one.item for one in measures]
+    codes, n = cluster_codes([item.axes[axis] for item in items])
+    for key in SPREAD:
+        value, what, unit = MEASURES[key]
+        values = np.array([value(one) for one in measures])
+
+        def statistic(shuffled: NDArray[np.int64], values: NDArray[np.float64] = values) -> NDArray[np.float64]:
+            is_level = [shuffled == level for level in range(n)]
+            return np.std([here @ values / here.sum(1) for here in is_level], axis=0)
+
+        p, units = permuted(statistic, codes, items, **draws)
+        text = f"{what}: standard deviation over the {n} levels of {axis}; p: levels of {units} shuffled"
+        about = {"unit": unit, "n": len(items), "p": p, "source": SOURCE}
+        found.add(f"contrasts.{slug(axis)}.spread.{key}", float(statistic(codes[None])[0]), text, **about)
+
+
+def _variants(context: Context, file: PairFile, found: Found, folder: Path) -> None:
+    options = context.options
+    how = ExplainOptions(("variant",), "all", options.batch_size, options.n_resamples, False, options.seed)
+    study = explain(context.model, file, controls=_paraphrases(context.controls), options=how, stage=context.stage)
+    (folder / "variants").mkdir()
+    write_explanation(study, folder / "variants")
+    variant_numbers(found, study.pairs, context.draws)
+
+
+def _paraphrases(file: PairFile | None) -> PairFile | None:
+    """What sigma_0 is made of; None without any."""
+    if file is None:
+        return None
+    kept = [pair for pair in zip(file.items.items, file.keys, strict=True) if pair[0].control == PARAPHRASE]
+    items = replace(file.items, items=tuple(item for item, _ in kept))
+    return PairFile(items, tuple(keys for _, keys in kept)) if kept else None
+
+
+def _variant(
+    found: Found, name: str, own: Sequence[Explained], partners: Sequence[Explained], draws: Mapping[str, int]
+) -> None:
+    estimates = Estimates([one.item for one in own], **draws)
+    place = f"variants.{slug(name)}"
+    found.add(f"{place}.n", len(own), "pairs with a partner", source=VARIANTS)
+    mass = [one.numbers.mass for one in own]
+    found.add(f"{place}.mass", what="mean candidate mass", unit="share", source=VARIANTS, **estimates.share(mass))
+    for key, (value, what, unit) in PAIRED.items():
+        here, there = (np.array([np.nan if (x := value(one)) is None else x for one in rows], dtype=np.float64)
+                       for rows in (own, partners))  # fmt: skip
+        about: dict[str, Any] = {"unit": unit, "source": VARIANTS}
+        mean = estimates.share(here) if unit == "share" else estimates.mean(here)
+        found.add(f"{place}.{key}", what=what, **about, **mean)
+        if name == IDENTITY:
+            continue
+        p = estimates.flips(here - there)
+        text = f"{what}: {name} minus {IDENTITY}, paired; p: sign flips"
+        found.add(f"{place}.{key}_difference", what=text, p=p, **about, **estimates.mean(here - there))
+        if key == "divergence":
+            text = f"mean D of {name} / mean D of {IDENTITY}"
+            found.add(f"{place}.divergence_ratio", what=text, source=VARIANTS, **estimates.ratio(here, there))
+
+
+def _figure(found: Found, folder: Path) -> None:
+    """Mean D and collapse of every level and variant with their intervals."""
+    from persona_circuits.circuit.figures import write_figures
+    from persona_circuits.persona.study.stages.figures import level_figure
+
+    figures = {}
+    for key, title in (("divergence", "Mean D by level"), ("collapse", "Collapse rate by level")):
+        rows = {
+            name.removeprefix("contrasts.").removesuffix(f".{key}"): one
+            for name, one in found.numbers.items()
+            if name.endswith(f".{key}") and "_minus_" not in name and ".spread." not in name
+        }
+        if rows:
+            figures[f"levels-{key}"] = level_figure(rows, title)
+    if figures:
+        write_figures(figures, folder, page="contrasts.html", title="Contrasts", notes=found.notes)

@@ -1,0 +1,182 @@
+"""Stage ``where`` of a study: what can be read at which layer and position, and what the stream there still does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from persona_circuits.circuit.discovery import pairs_of
+from persona_circuits.circuit.evaluation import persistence
+from persona_circuits.circuit.figures import heat_map, write_csv, write_figures
+from persona_circuits.circuit.statistics import Interval
+from persona_circuits.metrics import METRICS
+from persona_circuits.persona.data import shared_positions
+from persona_circuits.persona.lens import LensOptions, LensStudy, study_lens, write_lens
+from persona_circuits.persona.probing import ProbeOptions, ProbeStudy, study_probes, write_probes
+from persona_circuits.persona.study.context import PASSES, Context, some_of
+from persona_circuits.persona.study.numbers import Found, slug
+
+__all__ = [
+    "run_where",
+]
+
+PARTS = ("before", "contrast", "after", "last")
+HALF = 0.5
+
+
+def run_where(context: Context, folder: Path) -> Found:
+    """Probes, the logit lens and causal persistence, each with its files in a folder of its name."""
+    found = Found()
+    for name, run in (("probe", _probe), ("lens", _lens), ("persistence", _persistence)):
+        (folder / name).mkdir()
+        with found.attempt(name):
+            run(context, folder / name, found)
+        if not any((folder / name).iterdir()):
+            (folder / name).rmdir()
+    return found
+
+
+def probe_numbers(found: Found, study: ProbeStudy) -> None:
+    """Every probe at its chosen layer with its controls; traits as their mean."""
+    source = "where/probe/probes.csv"
+    for cell in study.cells:
+        name = f"where.probe.{slug(cell.kind)}.{slug(cell.hold_out)}.{slug(cell.position)}"
+        best, controls = cell.best.balanced, cell.controls
+        what = f"balanced accuracy of {cell.kind}, held out by {cell.hold_out}, at {cell.position}"
+        found.add(f"{name}.balanced", best.value, what, estimate=best, unit="share", n=cell.n, source=source)
+        found.add(f"{name}.chance", cell.chance, "by guessing", unit="share", source=source)
+        found.add(f"{name}.layer", study.at[cell.layer], "layer chosen on training folds", unit="layer", source=source)
+        selectivity = controls.selectivity(best.value)
+        found.add(f"{name}.selectivity", selectivity, "probe minus control task", unit="share", source=source)
+        for key in ("shuffled", "task", "dropped", "length"):
+            control = getattr(controls, key)
+            if control is not None:
+                what = f"balanced accuracy of the control {key}"
+                found.add(f"{name}.{key}", control.value, what, estimate=control, unit="share", source=source)
+    found.notes += [f"probe: {note}" for note in study.notes]
+
+
+def lens_numbers(found: Found, study: LensStudy) -> None:
+    """D by layer at the last token, where it is decided, and which kinds of nodes write it."""
+    place, n = len(study.positions) - 1, len(study.items)
+    for layer, row in enumerate(study.curves["divergence"]):
+        what = f"D read by the logit lens after {layer} blocks"
+        about = {"unit": "logits", "n": n, "source": "where/lens/curves.csv"}
+        found.add(f"where.lens.divergence.{layer}", row[place].value, what, estimate=row[place], **about)
+    decided = study.decisions
+    for key, what in (
+        ("pivot", "first layer with half of D"),
+        ("jump", "block that moves D most"),
+        ("stable_from", "layer from which D keeps its sign"),
+    ):
+        values = [x for one in decided if (x := getattr(one, key)) is not None]
+        _median(found, f"where.lens.{key}", values, what)
+    choices = [max(one.choice_a, one.choice_b) for one in decided]
+    _median(found, "where.lens.choice", choices, "layer from which both choices stay")
+    _parts(found, study)
+    found.notes += [f"lens: {note}" for note in study.notes]
+
+
+def persistence_numbers(
+    found: Found, names: Sequence[str], values: np.ndarray, intervals: Sequence[Sequence[Interval | None]], n: int
+) -> None:
+    """Causal persistence by part and layer, and where the last token and the contrast hold half."""
+    source = "where/persistence/persistence.csv"
+    for t, part in enumerate(names):
+        for layer in range(len(values)):
+            what = f"share of D in the stream into layer {layer} at: {part}"
+            about = {"estimate": intervals[layer][t], "unit": "share", "n": n, "source": source}
+            found.add(f"where.persistence.{slug(part)}.{layer}", float(values[layer, t]), what, **about)
+    for part, name, last in (("last", "answer_half", False), ("contrast", "contrast_half", True)):
+        here = np.flatnonzero(values[:, names.index(part)] >= HALF) if part in names else []
+        if len(here):
+            what = f"{'last' if last else 'first'} layer at which {part} holds half of the causal effect"
+            found.add(f"where.persistence.{name}", int(here[-1 if last else 0]), what, unit="layer", source=source)
+
+
+def _probe(context: Context, folder: Path, found: Found) -> None:
+    """Where it is not to be thorough: held out by question and by split, at the persona's end and the prompt's."""
+    options, examples = context.options, context.examples()
+    every = context.model.graph.n_layers if options.quick else options.probe_every
+    draws = max(100, options.n_resamples // 4)
+    how = ProbeOptions(every=every, n_resamples=draws, batch_size=options.batch_size, seed=options.seed)
+    if not options.thorough:
+        there = shared_positions(examples)
+        positions = tuple(name for name in ("persona-end", "prompt-end") if name in there)
+        is_split = context.fitted_and_held_out == ("train", "test")
+        how = replace(
+            how, hold_outs=("question", "split") if is_split else ("question",), positions=positions, folds=3, repeats=1
+        )
+    study = study_probes(context.model, examples, personas=context.personas, options=how, stage=context.stage)
+    write_probes(study, folder)
+    probe_numbers(found, study)
+
+
+def _lens(context: Context, folder: Path, found: Found) -> None:
+    options = context.options
+    how = LensOptions((), options.batch_size, options.n_resamples, options.seed)
+    study = study_lens(
+        context.model,
+        context.examples(context.fitted_and_held_out[1]),
+        options=how,
+        progress=context.stage("reading layers"),
+    )
+    write_lens(study, folder)
+    lens_numbers(found, study)
+
+
+def _persistence(context: Context, folder: Path, found: Found) -> None:
+    metric, options = METRICS["persona-divergence"], context.options
+    task = some_of(context.plain_task, PASSES * options.max_pairs)
+    context.stage("causal persistence")
+    prepared = pairs_of(context.model, task, metric, batch_size=options.batch_size)
+    batches = list(prepared())
+    present = {name for item in batches for name in item.batch.span_names}
+    names = tuple(name for name in PARTS if name in present)
+    values, intervals = persistence(context.model, batches, metric, names, seed=options.seed)
+    layers = [*map(str, range(len(values) - 1)), "final"]
+    rows = [
+        {"layer": layer, "part": name, "persistence": values[i, t]}
+        | {end: None if (one := intervals[i][t]) is None else getattr(one, end) for end in ("low", "high")}
+        for i, layer in enumerate(layers)
+        for t, name in enumerate(names)
+    ]
+    write_csv(rows, folder / "persistence.csv")
+    figure = heat_map(
+        values.tolist(),
+        layers,
+        list(names),
+        title="Share of D that comes with the stream (causal persistence)",
+        x="part of the prompt",
+        y="into layer",
+        unit="share of D",
+        numbers=".2f",
+    )
+    write_figures({"persistence": figure}, folder, page="persistence.html", title="Causal persistence")
+    persistence_numbers(found, names, values, intervals, len(task.pairs))
+
+
+def _median(found: Found, name: str, values: Sequence[int], what: str) -> None:
+    if values:
+        about = {"unit": "layer", "n": len(values), "source": "where/lens/pairs.csv"}
+        low, middle, high = (float(x) for x in np.percentile(values, (25, 50, 75)))
+        found.add(name, middle, f"{what}: median pair (middle half {low:g} to {high:g})", **about)
+
+
+def _parts(found: Found, study: LensStudy) -> None:
+    """What heads, MLPs, the embedding and the attention biases write straight into the answer, as shares of D."""
+    attribution, graph = study.attribution, study.graph
+    if not attribution.conserved:
+        return
+    sums = attribution.values.sum(0)
+    if abs(sums.sum()) < 1e-9:
+        return
+    kinds = [{"head": "heads", "mlp": "mlps"}.get(node.kind, node.kind) for node in graph.src_nodes]
+    kinds += ["biases"] * graph.n_layers
+    for kind in ("heads", "mlps", "input", "biases"):
+        share = float(sum(x for x, name in zip(sums, kinds, strict=True) if name == kind) / sums.sum())
+        what = f"direct contributions of {kind} to D, as a share of D"
+        found.add(f"where.lens.from.{kind}", share, what, unit="share", source="where/lens/components.csv")

@@ -1,0 +1,271 @@
+"""Directions to steer along: for every pair a vector from persona B to persona A, behind every block.
+
+    personas   difference of the two personas' means at the prompt's end. Personas meet different
+               questions, so the means are those of the additive model stream = question + persona,
+               fitted by least squares
+    pooled     mean over the fitting pairs of A's stream minus B's, one direction for all pairs:
+               for pairs whose first persona is always of one kind
+    pair       the pair's own difference: not held out; the upper bound and the positive control
+    readout    the direction in which the pair's own two answers are read out, A's minus B's: what would be
+               added if the persona wrote into the answer directly
+    a file     persona vectors (the pair's two personas by name, or two named ones for all pairs),
+               or any array of a safetensors file: a probe's weights
+
+Strength 1 adds the direction once. ``personas``, ``pooled`` and ``pair`` are differences between
+the two personas' streams, so +1/2 on A's prompts and -1/2 on B's doubles what the personas
+differ by along it. An array from a file has no such scale and gets it: its length is made the
+mean absolute difference of the fitting pairs along it, its sign that of A minus B. So is a
+readout's length, each fitting pair along its own; its sign is that of A's answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from persona_circuits.circuit.errors import FileError, OptionError, TaskError
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.storage import Kind, check_format, read_tensors
+from persona_circuits.persona.data import Example
+from persona_circuits.persona.streams import grouped, mean_streams
+
+__all__ = [
+    "Directions",
+    "controls",
+    "default_kind",
+    "find_directions",
+    "prompt_end_streams",
+]
+
+DIRECTION = Kind("direction file", expected="a safetensors file")
+KINDS = ("personas", "pooled", "pair", "readout")
+CONTROLS = ("random", "covariance")
+Streams = Float[np.ndarray, "example layer d_model"]
+Readouts = Float[np.ndarray, "pair d_model"]
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """A vector per pair and layer, from B to A; ``shared`` says that it is one and the same for all pairs."""
+
+    kind: str
+    vectors: Float[np.ndarray, "pair layer d_model"]
+    shared: bool
+    notes: tuple[str, ...] = ()
+
+
+def prompt_end_streams(model: Model, examples: Sequence[Example], *, batch_size: int = 32) -> Streams:
+    """The stream behind every block at each prompt's last token, in float64."""
+    found = np.empty((len(examples), model.graph.n_layers, model.d_model))
+    for group in grouped([len(one.placed.ids) for one in examples], batch_size):
+        tokens = torch.tensor([examples[i].placed.ids for i in group], device=model.device)
+        last = torch.zeros_like(tokens, dtype=torch.bool)
+        last[:, -1] = True
+        found[group] = mean_streams(model, tokens, last).double().numpy()
+    return found
+
+
+def default_kind(fitting: Sequence[Example], steered: Sequence[Example]) -> str:
+    """``personas`` where every steered persona has a name and is fitted on, else ``pooled``."""
+    known = {one.persona for one in fitting if one.persona}
+    return "personas" if {one.persona for one in steered} <= known else "pooled"
+
+
+def find_directions(
+    kind: str,
+    fitting: Sequence[Example],
+    fitting_streams: Streams,
+    steered: Sequence[Example],
+    steered_streams: Float[np.ndarray, "steered layer d_model"],
+    *,
+    toward: tuple[str, str] | None = None,
+    readouts: tuple[Readouts, Readouts] | None = None,
+    fingerprint: str = "",
+) -> Directions:
+    """The directions of the steered pairs. Examples come in twos, a pair's ``clean`` (persona A) first.
+
+    Parameters
+    ----------
+    kind
+        One of ``KINDS``, or a file: ``vectors.safetensors`` (or its folder), or
+        ``FILE.safetensors:NAME`` or ``…:NAME:ROW`` for an array of any other.
+    fitting, fitting_streams
+        What directions are fitted on; not looked at for ``pair``.
+    toward
+        Personas of a file of vectors: steer every pair to the first, away from the second.
+    readouts
+        For ``readout``: the unit directions of the fitting and of the steered pairs' answers.
+    fingerprint
+        The model's: vectors of other weights are noted.
+
+    Raises
+    ------
+    OptionError
+        There is no such kind, or ``toward`` stands beside one that has no names.
+    TaskError
+        A steered persona does not occur in what is fitted on, or its direction is zero.
+    FileError
+        The file cannot be used.
+    """
+    apart = fitting_streams[::2] - fitting_streams[1::2]
+    names = [(a.persona, b.persona) for a, b in zip(steered[::2], steered[1::2], strict=True)]
+    if toward is not None and kind in KINDS:
+        raise OptionError(f"--toward and --away name personas of a file of vectors; --direction is {kind}")
+    if kind == "pair":
+        found = Directions(
+            kind, steered_streams[::2] - steered_streams[1::2], False, ("each pair's own: not held out",)
+        )
+    elif kind == "pooled":
+        found = Directions(kind, np.repeat(apart.mean(0)[None], len(names), 0), True)
+    elif kind == "readout":
+        assert readouts is not None, "whoever asks for readouts gives them"
+        found = Directions(kind, _readouts(apart, *readouts), False)
+    elif kind == "personas":
+        found = Directions(kind, _persona_differences(fitting, fitting_streams, names), False)
+    else:
+        found = _from_file(kind, apart, names, toward, fingerprint)
+    if not (np.linalg.norm(found.vectors, axis=-1) > 0).all():
+        raise TaskError(f"a direction of --direction {kind} is zero: two personas have the same stream there")
+    return found
+
+
+def controls(
+    directions: Float[np.ndarray, "pair d_model"],
+    streams: Float[np.ndarray, "example d_model"],
+    *,
+    n: int,
+    seed: int,
+) -> dict[str, Float[np.ndarray, "draw pair d_model"]]:
+    """Directions that mean nothing, each as long as the one that it stands beside, the same of each draw for all pairs.
+
+    ``random`` are uniform over all directions; ``covariance`` are drawn with the covariance of
+    the given streams, so they are as typical of the model's activity as any difference there.
+    """
+    rng = np.random.default_rng(seed)
+    spread = streams - streams.mean(0)
+    drawn = {
+        "random": rng.normal(size=(n, directions.shape[-1])),
+        "covariance": rng.normal(size=(n, len(streams))) @ spread / np.sqrt(len(streams)),
+    }
+    lengths = np.linalg.norm(directions, axis=-1)[None, :, None]
+    return {
+        name: lengths * (rows / np.linalg.norm(rows, axis=-1, keepdims=True))[:, None] for name, rows in drawn.items()
+    }
+
+
+def _persona_differences(
+    examples: Sequence[Example], streams: Streams, names: Sequence[tuple[str, str]]
+) -> Float[np.ndarray, "pair layer d_model"]:
+    known = list(dict.fromkeys(one.persona for one in examples))
+    if missing := sorted({name for pair in names for name in pair if name not in known or not name}):
+        shown = ", ".join(name or "(no name)" for name in missing[:12])
+        raise TaskError(
+            f"{len(missing)} personas are steered but not fitted on: {shown}; "
+            "use --direction pooled, or fit on pairs that have them"
+        )
+    asked = list(dict.fromkeys(one.question for one in examples))
+    design = np.zeros((len(examples), len(known) + len(asked)))
+    for row, one in enumerate(examples):
+        design[row, known.index(one.persona)] = design[row, len(known) + asked.index(one.question)] = 1.0
+    flat = streams.reshape(len(examples), -1)
+    fitted = np.linalg.lstsq(design, flat, rcond=None)[0][: len(known)].reshape(len(known), *streams.shape[1:])
+    return np.stack([fitted[known.index(a)] - fitted[known.index(b)] for a, b in names])
+
+
+def _readouts(
+    apart: Float[np.ndarray, "pair layer d_model"], fitting: Readouts, steered: Readouts
+) -> Float[np.ndarray, "pair layer d_model"]:
+    """Every steered pair's readout, at each layer as long as the fitting pairs differ along theirs."""
+    lengths = np.abs(np.einsum("pld,pd->pl", apart, fitting)).mean(0)
+    return steered[:, None] * lengths[:, None]
+
+
+def _from_file(
+    spec: str,
+    apart: Float[np.ndarray, "pair layer d_model"],
+    names: Sequence[tuple[str, str]],
+    toward: tuple[str, str] | None,
+    fingerprint: str,
+) -> Directions:
+    path, name, row = _parsed(spec)
+    if name is None:
+        return _from_vectors(path, apart.shape[1:], names, toward, fingerprint)
+    if toward is not None:
+        raise OptionError("--toward and --away name personas of a file of vectors, not rows of an array")
+    array = _array(path, name, row, apart.shape[1:])
+    unit = array / np.linalg.norm(array, axis=-1, keepdims=True)
+    along = np.einsum("pld,ld->pl", apart, unit)
+    signs = np.where(along.mean(0) < 0, -1.0, 1.0)
+    scaled = unit * (signs * np.abs(along).mean(0))[:, None]
+    notes = (f"the sign of {name} was turned at layer(s) {', '.join(map(str, np.flatnonzero(signs < 0)))}",)
+    return Directions(spec, np.repeat(scaled[None], len(names), 0), True, notes if (signs < 0).any() else ())
+
+
+def _parsed(spec: str) -> tuple[Path, str | None, int | None]:
+    found = re.fullmatch(r"(.+\.safetensors)(?::([^:]+))?(?::([0-9]{1,9}))?", spec, re.IGNORECASE)
+    if found is None and Path(spec).is_dir():
+        return Path(spec) / "vectors.safetensors", None, None
+    if found is None:
+        if Path(spec.split(":")[0]).is_file():
+            check_format(spec.split(":")[0], DIRECTION)
+        raise OptionError(
+            f"--direction {spec!r} is not one of {', '.join(KINDS)}, no folder of vectors and no FILE.safetensors:NAME"
+        )
+    path, name, row = found.groups()
+    return Path(path), name, None if row is None else int(row)
+
+
+def _from_vectors(
+    path: Path,
+    shape: tuple[int, ...],
+    names: Sequence[tuple[str, str]],
+    toward: tuple[str, str] | None,
+    fingerprint: str,
+) -> Directions:
+    from persona_circuits.persona.vectors.storage import read_vectors
+
+    vectors = read_vectors(path).vectors
+    if vectors.means.shape[1:] != shape:
+        raise FileError(f"{path} has vectors of shape {vectors.means.shape[1:]}, the model's streams are {shape}")
+    wanted = [toward] * len(names) if toward is not None else names
+    if missing := sorted({name for pair in wanted for name in pair if name not in vectors.personas}):
+        raise TaskError(
+            f"{path} has no vector of {', '.join(missing[:12])}; it has {', '.join(vectors.personas[:40])}; "
+            "--toward and --away name two for all pairs"
+        )
+    at = vectors.personas.index
+    found = np.stack([vectors.means[at(a)] - vectors.means[at(b)] for a, b in wanted])
+    other = bool(fingerprint) and vectors.fingerprint != fingerprint
+    notes = (f"the vectors of {path} were read off other weights than the model has",) if other else ()
+    return Directions(str(path), found, toward is not None, notes)
+
+
+def _array(path: Path, name: str, row: int | None, shape: tuple[int, ...]) -> Float[np.ndarray, "layer d_model"]:
+    """One vector per layer: the array's own, or its one vector for all."""
+    stored = read_tensors(path, DIRECTION, only=(name,))
+    if name not in stored.names:
+        raise FileError(f"{path} has no array {name!r}; it has {', '.join(stored.names)}")
+    array = np.asarray(stored.arrays[name], dtype=np.float64)
+    if row is not None:
+        if array.ndim < 2 or row >= len(array):
+            raise FileError(f"{name} of {path} has shape {array.shape}; there is no row {row}")
+        array = array[row]
+    array = array[0] if array.ndim == 2 and len(array) == 1 else array
+    if array.shape == shape[1:]:
+        array = np.repeat(array[None], shape[0], 0)
+    if array.shape != shape:
+        raise FileError(
+            f"{name} of {path} has shape {array.shape}; expected {shape[1:]} or {shape}: name a row with :ROW"
+        )
+    if not np.isfinite(array).all():
+        at = np.argwhere(~np.isfinite(array))[0].tolist()
+        raise FileError(f"{name} of {path} holds {array[tuple(at)]} (at {at}); a direction has finite numbers")
+    if not (np.linalg.norm(array, axis=-1) > 0).all():
+        raise FileError(f"{name} of {path} is zero at a layer; a direction has a length")
+    return array
