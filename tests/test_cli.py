@@ -229,7 +229,7 @@ def test_draw_and_export(found, tmp_path):
     edges = json.loads((tmp_path / "g.json").read_text())["edges"]
     assert all(info["score"] != 0 for info in edges.values()), "scores of edges outside the circuit go along"
     assert (tmp_path / "n.json").read_bytes() == (out / "real_circuits_1.json").read_bytes()
-    assert call("evaluate", tmp_path / "g.json", *RUN, *PLAIN).exit_code == 0
+    assert call("evaluate", tmp_path / "g.json", *RUN, "--only-faithfulness").exit_code == 0
     assert call("draw", tmp_path / "g.json", "--out", tmp_path / "peer.svg").exit_code == 0
     fails("does not say which model", "evaluate", tmp_path / "g.json", "--pairs", PAIRS)
     fails("does not say which pairs", "evaluate", tmp_path / "g.json", "--model", TINY)
@@ -336,7 +336,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
     def broken(*_args, **_kwargs):
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("persona_circuits.circuit.discovery.search.discover", broken)
+    monkeypatch.setattr("persona_circuits.circuit.discovery.discover", broken)
     done = call("discover", *RUN, "--out", tmp_path / "x")
     assert isinstance(done.exception, ZeroDivisionError)
 
@@ -360,7 +360,7 @@ def test_the_script_and_the_console_command_are_one(monkeypatch):
 
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
-    assert config["options.entry_points"]["console_scripts"].strip() == "persona-circuits = cli:main"
+    assert config["options.entry_points"]["console_scripts"].strip() == "persona-circuits = persona_circuits.cli:main"
     assert set(tomllib.loads((ROOT / "pyproject.toml").read_text())) == {"build-system", "tool"}
 
 

@@ -82,7 +82,8 @@ def test_the_tokenizer_is_called_twice_for_thousands_of_pairs():
     reader = Reader()
     rows = encode(many, reader)
     assert reader.tokenizer.calls <= 2 * 2
-    assert [replace(row, index=0) for row in rows[8:16]] == [replace(row, index=0) for row in encode(task, Reader())]
+    alone = encode(task, Reader())
+    assert [replace(row, index=0, id="") for row in rows[8:16]] == [replace(row, index=0, id="") for row in alone]
 
 
 @pytest.mark.parametrize("graph", GRAPHS, ids=str)

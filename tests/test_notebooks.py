@@ -128,7 +128,7 @@ def test_cells_are_run_in_one_kernel_and_two_builds_give_the_same_bytes(tmp_path
     job = job_of(
         "# T\n\n```python\nimport sys\nx = {'b', 'a'}\nprint(x)\nprint('kept', file=sys.stderr)\nprint(0)\n"
         "display(2)\nprint(1)\n```\n"
-        "```python\nimport circuit\ncircuit.Graph(1, 1).n_src\n```\n",
+        "```python\nimport persona_circuits\npersona_circuits.Graph(1, 1).n_src\n```\n",
         tmp_path,
     )
     warnings = []

@@ -53,7 +53,7 @@ def background(page: Page, chosen: Chosen, title: str) -> dict[str, str]:
     low, high = min(0.0, page.top - _legend_height(chosen)) - MARGIN, top + 15 + MARGIN
     paper = _rectangle(0.0, low, right, high, "#FFFFFF")
     return {
-        "background": " ".join([paper, *_bands(page), *drawn, *_legend(legend, page.top, chosen)]),
+        "_background": " ".join([paper, *_bands(page), *drawn, *_legend(legend, page.top, chosen)]),
         "bb": f"0,{low:.2f},{right:.2f},{high:.2f}",
     }
 

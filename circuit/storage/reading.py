@@ -263,7 +263,8 @@ def check_format(path: str | Path, kind: Kind) -> None:
             head = file.read(64)
     except (OSError, ValueError) as error:
         raise kind.unreadable(path, getattr(error, "strerror", None) or error) from error
-    found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), found)
+    if head[8:9] != b"{":  # safetensors: eight bytes of length, which may look like anything, then JSON
+        found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), found)
     if found is not None:
         raise kind.error(f"{kind.noun} {path} {ADVICE[found]}")
 

@@ -9,7 +9,7 @@ coverage and levels by simulation.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,8 @@ def two_way_mean(
     x = np.asarray(values, dtype=np.float64)
     if not len(x):
         return None
-    return _estimate(lambda weights: weights @ x, personas, questions, n_resamples, seed)
+    found = _estimate(lambda weights: weights @ x, personas, questions, n_resamples, seed)
+    return replace(found, value=float(x.mean()))
 
 
 def two_way_difference(

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -281,7 +282,7 @@ def _decisions(seen: _Seen, margin: NDArray[np.float64]) -> tuple[Decision, ...]
 
 
 def _curves(
-    seen: _Seen, margin: NDArray[np.float64], names: Sequence[Sequence[str]], options: LensOptions
+    seen: _Seen, margin: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions
 ) -> dict[str, tuple[tuple[Estimate, ...], ...]]:
     answer, other, kl, mass = (seen.by_side(x) for x in (seen.answer, seen.other, seen.kl, seen.mass))
     values = {
@@ -301,13 +302,13 @@ def _curves(
     }
 
 
-def _mean(values: NDArray[np.float64], names: Sequence[Sequence[str]], options: LensOptions) -> Estimate:
+def _mean(values: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions) -> Estimate:
     found = two_way_mean(values.tolist(), *names, n_resamples=options.n_resamples, seed=options.seed)
     assert found is not None, "a file of pairs has a pair"
     return found
 
 
-def _attribution(seen: _Seen, names: Sequence[Sequence[str]], options: LensOptions) -> Attribution:
+def _attribution(seen: _Seen, names: Sequence[Sequence[Any]], options: LensOptions) -> Attribution:
     """a(A) - a(B) of every component, held against D."""
     values = seen.attributed[0::2] - seen.attributed[1::2]
     divergence = seen.final_margin[0::2] - seen.final_margin[1::2]

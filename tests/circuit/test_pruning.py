@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -195,7 +197,7 @@ def test_batches_shrink_where_many_edges_stay(tiny64, prepared):
 
 
 def test_a_killed_search_goes_on_to_the_same_result(tiny64, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("persona_circuits.circuit.pruning.acdc.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules[acdc.__module__], "SAVE_SECONDS", 0.0)
     state, metric, tau = tmp_path / "acdc-state", METRICS["kl"], 0.003
     whole = acdc(tiny64, prepared, metric, tau, candidates=4)
 
@@ -219,7 +221,7 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny64, prepared, tmp_path, 
 
 
 def test_the_state_of_another_search_is_not_taken(tiny64, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr("persona_circuits.circuit.pruning.acdc.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(sys.modules[acdc.__module__], "SAVE_SECONDS", 0.0)
     state = tmp_path / "acdc-state"
 
     def kill(done, total):

@@ -274,7 +274,7 @@ def test_a_line_is_appended_whole_or_not_at_all(tmp_path):
 
 WRITER = """
     import os, sys, time
-    from circuit import storage
+    from persona_circuits.circuit.storage import writing as storage
     n, place = int(sys.argv[1]), sys.argv[2]
     real = os.replace
     count = 0
@@ -320,7 +320,7 @@ def test_what_a_killed_process_left_is_finished_or_removed(tmp_path, n):
 def test_a_signal_while_files_move_waits_until_they_are_there(tmp_path):
     code = """
         import os, signal, sys
-        from circuit import storage
+        from persona_circuits.circuit.storage import writing as storage
         real = os.replace
         def loud(a, b):
             os.kill(os.getpid(), signal.SIGINT)

@@ -25,10 +25,8 @@ from persona_circuits.persona.neurons import (
     at_rounding,
     effect_size,
     grouped_means,
-    headline,
     held_out_files,
     neuron_figures,
-    neuron_record,
     neurons_of,
     overlap,
     pooled,
@@ -252,19 +250,13 @@ def test_a_planted_neuron_is_found_and_carries_d(tmp_path):
 # Statistics
 
 
-def test_two_identical_prompts_are_at_rounding_level(tiny, tmp_path):
-    """In float32, in batches of other company: every difference is called rounding and nothing is ranked."""
+def test_two_identical_prompts_are_refused(tiny, tmp_path):
     path = tmp_path / "same.jsonl"
     prompts = [f"you are a {who} cook. red or blue? answer:" for who in ("happy", "sad", "calm")]
     row = {"answers": [" blue"], "wrong_answers": [" red"]}
     path.write_text("".join(json.dumps({"clean": text, "corrupt": text, **row}) + "\n" for text in prompts))
-    study = study_neurons(tiny, load_examples(path, tiny), options=NeuronOptions(batch_size=2, n_draws=20))
-    assert study.ranking.rounding.all()
-    assert study.selected == ()
-    assert np.isnan(study.ranking.q).all()
-    assert study.ablations == ()
-    assert "at rounding level" in headline(study)
-    assert neuron_record(study)["selected"] == []
+    with pytest.raises(TaskError, match="clean and corrupt are the same tokens"):
+        load_examples(path, tiny)
 
 
 @pytest.mark.parametrize(("epsilon", "units"), [(2.0**-52, ROUNDING), (2.0**-23, ROUNDING), (2.0**-7, COARSE)])

@@ -159,7 +159,9 @@ def test_kl_is_measured_at_the_output_not_where_the_vector_goes_in(tiny64, pairs
     prompts = steered_prompts(pairs, tiny64)
     n, last = len(prompts), tiny64.graph.n_layers - 1
     options = SteerOptions((0,), **FAST).checked()
-    run = runs.Run(tiny64, prompts, options, *study.unsteered(tiny64, prompts, 32), lambda *_: None, 1, 1)
+    from persona_circuits.persona.steering.study import _unsteered
+
+    run = runs.Run(tiny64, prompts, options, *_unsteered(tiny64, prompts, 32), lambda *_: None, 1, 1)
     ones = np.ones((n, tiny64.d_model))
     [unseen] = run.measure([({last: ones}, 100.0)])
     np.testing.assert_allclose(unseen.kl, 0, atol=1e-8)
@@ -341,7 +343,8 @@ def run_of(plain):
     n = plain.shape[1]
     empty = tuple(() for _ in range(n))
     names = tuple(f"p{i}" for i in range(n))
-    prompts = SteeredPrompts((empty, empty), empty, (empty, empty), (names, names), names, names)
+    both = tuple((name, name) for name in names)
+    prompts = SteeredPrompts((empty, empty), empty, (empty, empty), (names, names), both, names)
     options = SteerOptions((0,), **FAST).checked()
     run = object.__new__(runs.Run)
     run.prompts, run.options, run.plain = prompts, options, plain

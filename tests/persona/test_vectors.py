@@ -443,7 +443,7 @@ def test_the_commands(files, tmp_path):
         (["--layer", 1, "--layer-fraction", 0.5], "not both"),
         (["--baseline", "nobody"], "nobody"),
         (["--compare", tmp_path], "cannot be read"),
-        (["--responses", tmp_path / "none.jsonl"], "cannot be read"),
+        (["--responses", tmp_path / "none.jsonl"], "--personas has no effect here"),
         (["--template", "chat"], "no chat template"),
     ):
         done = call("vectors", *tiny, *files, "--out", tmp_path / "x", *options)

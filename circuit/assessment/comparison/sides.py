@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 Move = tuple[np.ndarray, ...]
 """What ``numpy.ix_`` gives: where every value of an array ``[src, dst]`` comes from."""
 # What follows from a search rather than being set for it; and what says which pairs it ran on.
-OUTCOMES = {"format", "version", "task.divergence", "method.tau"}
+OUTCOMES = {"format", "version", "task.divergence", "method.tau", "method.completeness"}
 PAIRS = {"task.source", "task.sha256", "task.n_pairs"}
 NAMES = {"model.name", "model.revision"}  # of the same weights, by their fingerprint
 SECTIONS = ("model", "task", "method")
