@@ -6,7 +6,10 @@ import pytest
 from conftest import ROOT
 from typer.testing import CliRunner
 
+from persona_circuits import METRICS, Circuit, load_model, load_task, measure
+from persona_circuits.circuit.discovery import pairs_of
 from persona_circuits.circuit.errors import FileError
+from persona_circuits.circuit.evaluation.matched import random_circuits
 from persona_circuits.circuit.task import MODEL, resolve, shipped
 from persona_circuits.circuit.task.shipped_files import PAIRS
 from persona_circuits.cli import app
@@ -39,8 +42,19 @@ def test_the_circuit_is_connected_and_far_better_than_random_on_held_out_pairs(d
     assert held_out["split"] == "test"
     assert held_out["circuit"]["ratio_of_means"] > 0.6
     assert held_out["circuit"]["interval"]["low"] > 0.5
-    assert max(held_out["random"]) < 0.1
+    assert max(held_out["random"]) < held_out["circuit"]["interval"]["low"], "random circuits that read what it reads"
+    assert max(of_circuits_by_size_alone(summary)) < 0.1
     assert abs(held_out["complement"]["ratio_of_means"]) < 0.1
+
+
+def of_circuits_by_size_alone(summary):
+    """Faithfulness, on the held-out pairs, of random circuits that are like the circuit in nothing but their size."""
+    model, metric = load_model(resolve(MODEL)), METRICS["persona-divergence"]
+    circuits = random_circuits(model.graph, summary["faithfulness"][-1]["circuit"]["n_edges"], 5, seed=0)
+    masks = [one.mask for one in (Circuit.full(model.graph), Circuit.empty(model.graph), *circuits)]
+    prepared = pairs_of(model, load_task(shipped(PAIRS)).of_split("test"), metric)
+    full, empty, *found = measure(model, prepared(), masks, metric).mean(1)
+    return [(m - empty) / (full - empty) for m in found]
 
 
 def test_no_path_of_this_machine_is_in_the_files(demo):

@@ -195,7 +195,8 @@ def _file_templates(path: Path) -> list[Template]:
 
 def _json_templates(content: Any, path: Path) -> list[Template]:
     try:
-        fillers, neutral = (_strings(content.get(key) or [], path) for key in ("filler", "neutral"))
+        fillers = _strings(content.get("filler") or [], path)
+        neutral = _neutral(content.get("neutral") or [], path)
         if "cues" in content:
             cues = [(cue["before_question"], cue["answer_cue"]) for cue in content["cues"]]
             _strings([text for cue in cues for text in cue], path)
@@ -214,14 +215,18 @@ def _json_templates(content: Any, path: Path) -> list[Template]:
     _strings([text for one in found for text in one], path)
     if not found:
         raise TaskError(f"template {path}: 'templates' is empty; give one by its name")
-    if not all(text.strip() for text in neutral):
-        raise TaskError(f"template {path}: every neutral wording must be a string that says something")
     return [Template(name, text, cue, fillers, neutral) for name, text, cue in found]
 
 
 def _strings(values: Any, path: Path) -> tuple[str, ...]:
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        raise TaskError(f"template {path}: template, cue, every filler and every neutral wording must be a string")
+        raise TaskError(f"template {path}: template, cue and every filler must be a string")
+    return tuple(values)
+
+
+def _neutral(values: Any, path: Path) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(text, str) and text.strip() for text in values):
+        raise TaskError(f"template {path}: every neutral wording must be a string that says something")
     return tuple(values)
 
 

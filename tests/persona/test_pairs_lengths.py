@@ -449,7 +449,7 @@ def test_a_template_may_hold_neutral_wordings(words, tmp_path):
     assert built.report()["neutral"] == {"the template": {"be here now today": 1}}
     for wrong in ([" "], [3]):
         path.write_text(json.dumps({"template": text, "neutral": wrong}))
-        with pytest.raises(TaskError, match="every neutral wording must be a string"):
+        with pytest.raises(TaskError, match="every neutral wording must be a string that says something"):
             load_templates(str(path), None)
 
 

@@ -489,7 +489,7 @@ def test_the_command_writes_and_prints(tmp_path):
         (["--ablate-top", 12], "the model has 12 heads"),
         (["--ablate-top", 2, "--at", "stream"], "add heads to --at"),
         (["--ablation", "zero"], "it is for --ablate or --ablate-top"),
-        (["--n-random", 0], "--n-random must be at least 1"),
+        (["--ablate-top", 2, "--n-random", 0], "--n-random must be at least 1"),
         (["--negligible", 1], "--negligible is a share of D"),
         (["--ablate", "a0.h0,a0.h1,a0.h2,a0.h3"], "all heads of their layers"),
         (["--parts", "positions"], "--parts positions needs prompts of one length"),
