@@ -52,7 +52,9 @@ def report_on(scores, rule=RULE, **options):
 def test_numbers_are_those_of_the_definition():
     scores = noisy()
     found = report_on(scores, seed=3)
-    weights = Clusters(12, None, None).draws(n_draws=40, seed=3)
+    plain, each = Clusters(12, None, None).draws(n_draws=40, seed=3), scores.values.astype(np.float64)
+    wanted, drawn = each.var(axis=0, ddof=1).sum() / 12, (plain @ each).var(axis=0).sum()
+    weights = 1 / 12 + (wanted / drawn) ** 0.5 * (plain - 1 / 12)  # means spread as unbiased variances say
     sets = []
     for row in weights:
         mean = np.zeros(GRAPH.valid.shape)

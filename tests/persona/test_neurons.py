@@ -114,9 +114,9 @@ def test_positions_are_read_apart(tiny64, found, bare, position):
 @pytest.mark.parametrize("hook", ["post", "pre", "gate"])
 @pytest.mark.parametrize("family", ["llama3.2", "phi3", "gemma2"])
 def test_gated_families_give_their_own_projections(tiny64, family, hook):
-    """Two networks of one seed: one is wrapped, the other stays bare."""
-    model = wrap_model(network_of(FAMILIES[family]).double(), tiny64.tokenizer, name=family)
-    bare = network_of(FAMILIES[family]).double()
+    """Two networks of one seed: one is wrapped, the other stays bare. In float32, which is the bare one's own."""
+    model = wrap_model(network_of(FAMILIES[family]), tiny64.tokenizer, name=family)
+    bare = network_of(FAMILIES[family])
     neurons = neurons_of(model, hook, [1])
     ids = [3, 5, 7, 11, 13]
     mlp = bare.model.layers[1].mlp
@@ -130,7 +130,6 @@ def test_gated_families_give_their_own_projections(tiny64, family, hook):
     found = {}
     with model.blocks[1].on_neurons(hook, lambda x: found.update(x=x)):
         model.forward(torch.tensor([ids]))
-    # the host computes the rotations of some families in float32
     torch.testing.assert_close(found["x"][0], values, atol=2e-6, rtol=0)
     assert float(values.abs().max()) > 0.1
     assert len(neurons) == values.shape[-1]
