@@ -7,11 +7,14 @@ _HOOK = install_import_hook(
 )
 
 import json  # noqa: E402
+import signal  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in the background, whose children would ignore Ctrl-C too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 
 ROOT = Path(__file__).resolve().parent.parent
