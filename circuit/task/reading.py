@@ -38,6 +38,8 @@ __all__ = [
 
 OPTIONAL = (*TEXT_KEYS, "neutral", "spans")
 """Keys whose null is read as if they were not there."""
+PARTS = ("control", "variant")
+"""Keys of rows that are compared with each other: one text may stand in several of these parts, as a control does."""
 PAIRS = Kind("pair file", TaskError)
 READ = "one JSON object a line, or an array of them, with the keys clean, corrupt, answers and wrong_answers"
 ONE_VALUE = re.compile(r"\s*(\[|\{\s*\"prompts\")")
@@ -63,11 +65,11 @@ def load_task(path: str | Path, *, label: str | None = None) -> Task:
         raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
     if not pairs:
         raise TaskError(f"pair file {path} holds no pairs; expected one JSON object a line")
-    kept = _said_once(pairs)
+    kept = _said_once(pairs, {line: tuple(str(item.get(key)) for key in PARTS) for _, line, item in items})
     return Task(kept, label or str(path), hashlib.sha256(raw).hexdigest(), repeated=len(pairs) - len(kept))
 
 
-def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:
+def _said_once(pairs: Sequence[PromptPair], parts: dict[int, tuple[str, ...]]) -> tuple[PromptPair, ...]:
     """The pairs less those whose prompts and answers stand before them in the same split.
 
     They would add nothing but weight, and make every interval narrower than the data does.
@@ -75,7 +77,7 @@ def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:
     seen: dict[tuple[Any, ...], PromptPair] = {}
     for pair in pairs:
         said = (pair.clean, pair.corrupt, frozenset(pair.answers), frozenset(pair.wrong_answers), pair.neutral)
-        seen.setdefault((*said, pair.split), pair)
+        seen.setdefault((*said, pair.split, parts[pair.line]), pair)
     return tuple(seen.values())
 
 

@@ -2,7 +2,7 @@
 
 Rewrites every file of `datasets/` that this world owns, byte for byte the same each
 time: personas, questions, templates, pair files, and the dataset card with counts
-and hashes. The source is `models/world_lexicon.py`, `world.py` and `world_text.py`.
+and hashes. The source is `lexicon.py`, `world.py` and `text.py` beside this file.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ Made by `python -m persona_circuits.models.world.data`, which rewrites every fil
 `study_world*.jsonl` are made by `python -m persona_circuits.models.world.study`, which says what they are, and
 `CRAFTGPT.md` and `VECTORS.md` speak of the others.
 
-The source is `models/world_lexicon.py` (words), `models/world.py` (the latent-factor
-model) and `models/world_text.py` (sentences); do not edit the files here.
+The source is `models/world/lexicon.py` (words), `models/world/world.py` (the latent-factor
+model) and `models/world/text.py` (sentences); do not edit the files here.
 
 All text is invented for this project; no person, survey or model was asked.
 Licence: that of the project.

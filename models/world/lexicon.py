@@ -1,6 +1,6 @@
 """The authored words of the persona world: traits, personas, questions, options, filler.
 
-This file and `world_text.py` are the source; every file under `datasets/` is derived
+This file and `text.py` are the source; every file under `datasets/` is derived
 from them. Each table is a block of text with one entry per line, so that a person can
 read and change it.
 

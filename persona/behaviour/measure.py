@@ -93,6 +93,7 @@ def measure_pairs(
     neutral: Sequence[Neutral] = (),
     batch_size: int = 32,
     progress: Progress | None = None,
+    alike: bool = False,
 ) -> tuple[PairMeasure, ...]:
     """Ask every item under both personas, and its question without one where ``neutral`` has other wordings.
 
@@ -102,6 +103,8 @@ def measure_pairs(
         What messages call the items.
     progress
         Called with the number of prompts done and of all.
+    alike
+        An item's two prompts may be one, as where only its prior is wanted.
 
     Raises
     ------
@@ -113,7 +116,7 @@ def measure_pairs(
     extra = {(prompt, item.candidates): (item, prompt) for item, prompt in every_neutral}
     everything = [*items, *(item for item, _ in extra.values())]
     pairs = [_asking(item, item.pair.clean, item.pair.corrupt, item.pair.id) for item in items]
-    rows = list(encode(Task(tuple(pairs), source, ""), model))
+    rows = list(encode(Task(tuple(pairs), source, ""), model, alike=alike))
     plain = [_asking(item, prompt, prompt, f"{item.pair.id}, neutral") for item, prompt in extra.values()]
     bare = encode(Task(tuple(plain), source, ""), model, alike=True)
     pairs, rows = pairs + plain, rows + [replace(row, index=row.index + len(rows)) for row in bare]

@@ -66,7 +66,7 @@ def derived_bias(
     how = {"source": file.items.source, "batch_size": batch_size}
     found = measure_pairs(model, items, neutral=tuple(wordings), progress=progress, **how)
     alone = [item for item, one in zip(items, found, strict=True) if one.neutral is None]
-    own = measure_pairs(model, [_under_nobody(item) for item in alone], **how) if alone else ()
+    own = measure_pairs(model, [_under_nobody(item) for item in alone], alike=True, **how) if alone else ()
     b0 = {one.item.pair.line: one.neutral.margin for one in found if one.neutral is not None}
     b0 |= {one.item.pair.line: one.prior for one in own}
     cut = float(np.median(np.abs(list(b0.values()))))

@@ -209,14 +209,14 @@ def _circuit(numbers: Numbers, extras: Mapping[str, Any], out: Path) -> Iterator
     cells = [(name, shown(numbers[f"circuit.test.{name}"]), _p(numbers[f"circuit.test.{name}"]),
               _passed(numbers.get(f"circuit.test.{name}.passed"))) for name in tests]  # fmt: skip
     yield _table(("test", "statistic", "p", "passed"), cells) if cells else ""
-    transfer = _parts(numbers, "circuit.specificity", 2, ".holds")
+    transfer = _parts(numbers, "circuit.transfer", 2, ".holds")
     cells = [(name, *(shown(numbers.get(f"circuit.transfer.{name}{end}")) for end in ("", ".outside")),
               _passed(numbers.get(f"circuit.transfer.{name}.holds"))) for name in transfer]  # fmt: skip
     yield _table(("transfer to", "f", "best outside", "holds"), cells) if cells else ""
     yield _list(
         numbers,
-        "circuit.specificity.holds",
-        "circuit.specificity.n",
+        "circuit.transfer.holds",
+        "circuit.transfer.n",
         "circuit.stability.",
         "circuit.specificity.",
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import DATA
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.assessment import battery, marked_record, rule_of, search_again, with_evaluation
@@ -16,6 +17,7 @@ from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.drawing import to_agraph
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.io import faults_of, read_circuit, write_circuit
+from persona_circuits.circuit.model import load_model
 from persona_circuits.circuit.reporting import evaluation_rows, tables, write_battery
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import load_task
@@ -23,6 +25,7 @@ from persona_circuits.cli import app
 
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
 SMALL = Options(threshold=0.05, n_random=2, method="eap")
+MOODS = (" happy", " calm", " bold")
 QUICK = {"metric": "persona-divergence", "quick": True, "n_random": 3}
 
 
@@ -97,11 +100,21 @@ def test_one_pair_and_two_pairs(tiny, tiny_task, tmp_path, n):
     assert results.pairs.grouping.n_groups == 1
 
 
-def test_a_constant_metric(tiny, tiny_task, found, tmp_path):
-    """Two prompts that are one: whatever is cut, nothing changes."""
-    same = tuple(replace(pair, corrupt=pair.clean) for pair in tiny_task.pairs[:3])
-    task = replace(tiny_task, pairs=same)
-    results = battery(tiny, task, found.circuit, search=task, record=found.record, **QUICK)
+def test_a_constant_metric(tiny, tiny_task, tmp_path):
+    """Two words with one embedding: whatever is cut, nothing changes."""
+    folder = shutil.copytree(TINY, tmp_path / "one-mood")
+    weights = load_file(folder / "model.safetensors")
+    happy, sad = (tiny.tokenizer(mood)["input_ids"][0] for mood in (" happy", " sad"))
+    weights["transformer.wte.weight"][sad] = weights["transformer.wte.weight"][happy]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    clean = [pair.clean.replace(mood, " happy") for pair, mood in zip(tiny_task.pairs, MOODS, strict=False)]
+    same = (
+        replace(p, clean=c, corrupt=c.replace("happy", "sad")) for p, c in zip(tiny_task.pairs, clean, strict=False)
+    )
+    task = replace(tiny_task, pairs=tuple(same))
+    model = load_model(folder)
+    found = discover(model, tiny_task, SMALL)
+    results = battery(model, task, found.circuit, search=task, record=found.record, **QUICK)
     record = evaluated(found, task, results, tmp_path)
     (everything,) = results.transfer["pairs"]
     assert (everything.faithfulness, everything.interval, everything.holds) == (None, None, None)

@@ -99,7 +99,7 @@ def replace_corrupt(item):
 def test_pairs_are_chosen_by_their_keys(tmp_path):
     rows = [
         {
-            "clean": "a",
+            "clean": f"a {d} {n}",
             "corrupt": "b",
             "answers": [" x"],
             "wrong_answers": [" y"],

@@ -168,14 +168,14 @@ def _transfer(found: Found, results: Battery, source: str) -> None:
     if defined:
         held = sum(bool(part.holds) for part in defined)
         found.add(
-            "circuit.specificity.holds",
+            "circuit.transfer.holds",
             held,
             "parts to which the circuit transfers",
             n=len(defined),
             source=source,
         )
         found.add(
-            "circuit.specificity.n",
+            "circuit.transfer.n",
             len(defined),
             "parts on which transfer is defined",
             source=source,
