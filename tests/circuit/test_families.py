@@ -205,7 +205,7 @@ def test_zero_ablation_edge_by_edge(name, family):
     torch.testing.assert_close(found[0][0], found[0][1], atol=TOLERANCE, rtol=0)  # with nothing kept prompts are alike
 
 
-UNEVEN = ((7, 10), (11, 8), (9, 9), (6, 12), (8, 7))
+UNEVEN = ((7, 10), (11, 8), (9, 9))
 """Tokens of a clean and of a corrupt prompt."""
 
 
@@ -218,11 +218,11 @@ def test_circuits_share_a_pass_at_any_batch_size(name, family):
     end = ids(3)
     rows = [Row(i, ids(n - 3) + end, ids(m - 3) + end, (1,), (2,)) for i, (n, m) in enumerate(UNEVEN)]
     valid = model.graph.valid
-    some = [valid & (np.random.default_rng(i).random(valid.shape) < share) for i, share in enumerate((0.7, 0.3, 0.1))]
-    masks = [valid, np.zeros_like(valid), *some]
+    some = [valid & (np.random.default_rng(i).random(valid.shape) < share) for i, share in enumerate((0.7, 0.1))]
+    masks = [np.zeros_like(valid), *some]
     for ablation in (None, zero):
         found = []
-        for size in (1, 2, 5):
+        for size in (1, 2, 3):
             prepared = [prepare(model, batch, ablation) for batch in batches(rows, size, "cpu")]
             found += [measure(model, prepared, masks, LOGIT_DIFF, max_bytes=bound) for bound in (None, 1)]
         assert np.ptp(found[0], axis=0).min() > 1e-3
