@@ -75,7 +75,7 @@ def test_greedy_finds_a_path_that_a_cut_by_size_loses():
 
 
 @pytest.mark.parametrize(
-    ("metric", "tau"), [("kl", 0.003), ("kl", 0.001), ("persona-divergence", 0.02), ("logit-diff", 0.01)]
+    ("metric", "tau"), [("kl", 0.001), ("persona-divergence", 0.02), ("logit-diff", 0.01)]
 )
 def test_acdc_in_batches_decides_as_one_edge_at_a_time(tiny64, prepared, metric, tau):
     found = [acdc(tiny64, prepared, METRICS[metric], tau, candidates=k) for k in (1, 3, 16)]
@@ -161,8 +161,7 @@ def random_network(seed):
     return network, tokenizer
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("dtype", "seed"), [(torch.float32, 0), (torch.float64, 1)])
 @pytest.mark.parametrize(("metric", "tau"), [("kl", 0.0005), ("kl", 0.005), ("logit-diff", 0.02)])
 def test_batched_decisions_are_sequential_on_random_models(tiny_task, dtype, seed, metric, tau):
     network, tokenizer = random_network(seed)
