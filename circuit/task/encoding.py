@@ -293,8 +293,14 @@ def prompt_faults(ids: list[int], model: Reader) -> list[str]:
 
 
 def _inner_bos(ids: Sequence[int], bos: int, eos: int | None) -> int | None:
-    """The first place of a BOS behind other tokens; turns of a conversation may each begin with one, behind an EOS."""
-    return next((i for i in range(1, len(ids)) if ids[i] == bos and ids[i - 1] != eos), None)
+    """The first place of a BOS after other tokens; each turn of a conversation may begin with one, once an EOS has
+    ended the turn before it, whatever stands between the two (ChatML puts a line break there)."""
+    ended = False
+    for place, token in enumerate(ids):
+        if token == bos and place and not ended:
+            return place
+        ended = token == eos or (ended and token != bos)
+    return None
 
 
 def beyond_embedding(ids: Sequence[int], model: Reader) -> list[str]:
