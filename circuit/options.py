@@ -74,7 +74,7 @@ class Field(NamedTuple):
 
 
 @cache
-def options_of(kind: type) -> tuple[Field, ...]:
+def options_of(kind: Any) -> tuple[Field, ...]:
     """The fields of an options dataclass that are options of the command line, in order."""
     found = []
     hints = _hints(kind)
@@ -86,7 +86,7 @@ def options_of(kind: type) -> tuple[Field, ...]:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind, include_extras=True)
 
 

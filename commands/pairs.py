@@ -59,9 +59,8 @@ def pairs(
         from persona_circuits.persona.data import load_templates, load_tokenizer, sources
         from persona_circuits.persona.pairs import build_pairs, read_neutral_wordings, write_pairs
 
-        made = {"neutral": options.neutral or neutral_wordings is not None}
-        made["null"] = null is not None or options.align == "right"
-        options = replace(options, **made).checked()
+        worded, quiet = neutral_wordings is not None, null is not None or options.align == "right"
+        options = replace(options, neutral=options.neutral or worded, null=quiet).checked()
         people, asked = _people_and_questions(personas, questions, answers)
         meetings = contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
         nobody = read_neutral_wordings(neutral_wordings) if neutral_wordings is not None else ()

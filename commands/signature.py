@@ -55,7 +55,7 @@ class But:
 class Group(NamedTuple):
     """An options dataclass among a command's parameters: its type and the fields that are offered, with defaults."""
 
-    kind: type
+    kind: Any
     fields: tuple[Field, ...]
 
     def made(self, given: dict[str, Any]) -> Any:
@@ -113,7 +113,7 @@ def _parameter(field: Field) -> inspect.Parameter:
     how: dict[str, Any] = {"help": option.help}
     if option.min is not None:
         how["min"] = option.min
-    hint = Annotated[_shown_type(field), typer.Option(*named, **how)]
+    hint = Annotated[_shown_type(field), typer.Option(*named, **how)]  # type: ignore
     empty = inspect.Parameter.empty if default is MISSING else default
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=empty)
 
@@ -123,10 +123,10 @@ def _shown_type(field: Field) -> Any:
     if field.option.given is not None:
         return field.option.given | None if _repeated(field) else field.option.given
     if _repeated(field):
-        return list[get_args(field.type)[0]] | None  # type: ignore[misc]
+        return list[get_args(field.type)[0]] | None  # type: ignore
     if not field.option.choices:
         return field.type
-    chosen = Literal[field.option.choices]  # type: ignore[valid-type]
+    chosen: Any = Literal[field.option.choices]  # type: ignore
     return chosen | None if type(None) in get_args(field.type) else chosen
 
 

@@ -103,7 +103,7 @@ class CurveOptions(PlainNumbers):
         for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("n-random", self.n_random)):
             if number < 1:
                 raise OptionError(f"--{name} must be at least 1, got {number}")
-        if METRICS[self.metric].flat_at_clean and "eap" in self.scorers:
+        if METRICS[str(self.metric)].flat_at_clean and "eap" in self.scorers:
             raise OptionError(
                 f"--metric {self.metric} has zero gradient at the clean run, so plain EAP would score every edge zero; "
                 "leave eap out of --scorers, or take another --metric"
