@@ -2,170 +2,139 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from persona_circuits.commands.options import (
-    BatchOption,
-    DeviceOption,
-    DtypeOption,
-    FittingOption,
-    JsonOption,
-    ModelOption,
-    PairsOption,
-    SeedOption,
-)
+from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
+from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     in_processes,
     load,
-    model_name,
     path_and_name,
     print_table,
     progress_bars,
     refuse_idle,
     say,
     say_drawn,
+    show,
 )
+from persona_circuits.persona.behaviour.options import StudyOptions
+from persona_circuits.persona.explanation.options import ExplainOptions
 
 __all__: list[str] = []
 
 
+@with_options
 def collapse(
     context: typer.Context,
-    model: ModelOption = None,
-    pairs: PairsOption = None,
+    *,
+    source: Source,
     controls: Annotated[
         Path | None, typer.Option("--controls", help="More pairs, of which the controls are taken (key 'control').")
     ] = None,
     neutral: Annotated[
         Path | None, typer.Option("--neutral", help="Wordings without a persona, JSON Lines; for b0 and the bias bin.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
-        "runs/collapse"
-    ),
-    split: Annotated[
-        str, typer.Option(help="Pairs to study; controls are taken of every split of --controls.")
-    ] = "all",
-    bias_cut: Annotated[
-        float, typer.Option(help="Bias is high where the default leads by so many logits under no persona.")
-    ] = 1.5,
-    n_resamples: Annotated[int, typer.Option(help="Draws of bootstraps and permutations.")] = 2000,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    batch_size: BatchOption = 32,
-    fitting: FittingOption = False,
+    out: OutOption = Path("runs/collapse"),
+    options: StudyOptions,
+    loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
 ) -> None:
     """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
     with errors_as_exit_codes(), in_processes() as first:
-        refuse_idle(context, (neutral is not None or pairs is None, "--neutral", ["bias_cut"]))
+        refuse_idle(context, (neutral is not None or source.shipped, "--neutral", ["bias_cut"]))
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.behaviour import StudyOptions, fitting_items, study_collapse, write_collapse
+        from persona_circuits.persona.behaviour import collapse_record, fitting_items, study_collapse, write_collapse
         from persona_circuits.persona.data import load_items, load_neutral
 
-        options = StudyOptions(split, batch_size, n_resamples, bias_cut, seed).checked()
-        name = model_name(model, pairs)
-        shipped = pairs is None
-        files = [
-            path_and_name(given, default if shipped else None)
-            for given, default in (
-                (pairs, "datasets/pairs_test.jsonl"),
-                (controls, "datasets/pairs_controls.jsonl"),
-                (neutral, "datasets/questions.jsonl"),
-            )
-        ]
+        options, name = options.checked(), source.name()
+        given = {"pairs_test": source.pairs, "pairs_controls": controls, "questions": neutral}
+        files = _files(given, source)
         items, more = (load_items(path, label=label) if path else None for path, label in files[:2])
         wordings = load_neutral(files[2][0]) if files[2][0] else ()
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, name, revision, device, dtype)
-            if fitting:
+            loaded = load(stage, name, loading)
+            if loading.fitting:
                 items, more = (one and fitting_items(one, loaded) for one in (items, more))
-            study = study_collapse(
-                loaded, items, controls=more, neutral=wordings, options=options, progress=stage("asking")
-            )
+            how = {"controls": more, "neutral": wordings, "options": options, "progress": stage("asking")}
+            study = study_collapse(loaded, items, **how)
             if first:
                 stage("files and figures")
                 with replace_folder(out) as staging:
                     write_collapse(study, staging)
         if first:
-            _print_collapse(study, out, as_json)
+            tables = partial(_print_collapse, study)
+            show(
+                as_json,
+                lambda: _without(collapse_record(study), "pairs", "questions"),
+                tables,
+                out=out,
+                notes=study.notes,
+            )
 
 
+@with_options
 def explain(
-    model: ModelOption = None,
-    pairs: PairsOption = None,
+    *,
+    source: Source,
     controls: Annotated[
         Path | None,
         typer.Option("--controls", help="More pairs, of which the controls are taken; paraphrases give sigma_0."),
     ] = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option("--by", help="pair, question, … any key of the rows; may be repeated. (default: question)"),
-    ] = None,
     thresholds: Annotated[
         Path | None, typer.Option("--thresholds", help="Thresholds, JSON, fixed before the run. (default: shipped)")
     ] = None,
-    causal: Annotated[bool, typer.Option(help="Run the causal test that goes with each verdict.")] = True,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
-        "runs/explain"
-    ),
-    split: Annotated[
-        str, typer.Option(help="Pairs to explain; controls are taken of every split of --controls.")
-    ] = "all",
-    n_resamples: Annotated[int, typer.Option(help="Draws of bootstraps and permutations.")] = 2000,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    batch_size: BatchOption = 32,
-    fitting: FittingOption = False,
+    out: OutOption = Path("runs/explain"),
+    options: ExplainOptions,
+    loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
 ) -> None:
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.persona.explanation import explain as explain_pairs
         from persona_circuits.persona.explanation import (
-            ExplainOptions,
+            explain_record,
             load_pair_file,
             load_thresholds,
             write_explanation,
         )
-        from persona_circuits.persona.explanation import explain as explain_pairs
 
-        options = ExplainOptions(tuple(by or ("question",)), split, batch_size, n_resamples, causal, seed).checked()
-        limits, name, shipped = load_thresholds(thresholds), model_name(model, pairs), pairs is None
-        files = [
-            path_and_name(given, default if shipped else None)
-            for given, default in ((pairs, "datasets/pairs_test.jsonl"), (controls, "datasets/pairs_controls.jsonl"))
-        ]
+        options = options.checked()
+        limits, name = load_thresholds(thresholds), source.name()
+        files = _files({"pairs_test": source.pairs, "pairs_controls": controls}, source)
         study, more = (load_pair_file(path, label=label) if path else None for path, label in files)
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, name, revision, device, dtype)
-            if fitting:
+            loaded = load(stage, name, loading)
+            if loading.fitting:
                 study, more = (one and one.fitting(loaded) for one in (study, more))
             found = explain_pairs(loaded, study, controls=more, thresholds=limits, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_explanation(found, staging)
-        _print_explanation(found, out, as_json)
+        tables = partial(_print_explanation, found)
+        show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
 
 
-def _print_explanation(found: Any, out: Path, as_json: bool) -> None:
-    from persona_circuits.persona.explanation import confusion_rows, explain_record, group_rows, table_columns
+def _files(given: dict[str, Path | None], source: Source) -> list[tuple[str | None, str | None]]:
+    """Path and name of every file: the one that is given, else the shipped one where the pairs are the shipped ones."""
+    return [path_and_name(path, f"datasets/{name}.jsonl" if source.shipped else None) for name, path in given.items()]
 
-    if as_json:
-        record = explain_record(found)
-        del record["pairs"]
-        typer.echo(json.dumps({"out": str(out), **record}))
-        return
+
+def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """What is printed of a record: not what there is of every pair."""
+    return {key: value for key, value in record.items() if key not in keys}
+
+
+def _print_explanation(found: Any) -> None:
+    from persona_circuits.persona.explanation import confusion_rows, group_rows, table_columns
+
     parts = {"all": [found.overall], **{key: [g for g in found.groups if g.by == key] for key in found.options.by}}
     for key, groups in (parts | {"control": found.controls}).items():
         if groups:
@@ -185,19 +154,11 @@ def _print_explanation(found: Any, out: Path, as_json: bool) -> None:
     if found.sigma_0 is not None:
         say(f"sigma_0     {found.sigma_0:.3f} logits over {found.n_paraphrases} paraphrase pairs")
     say(f"thresholds  {found.thresholds.source}, sha256 {found.thresholds.sha256[:12]}…")
-    for note in found.notes:
-        say(f"note: {note}")
-    say(f"written to  {out}/")
 
 
-def _print_collapse(study: Any, out: Path, as_json: bool) -> None:
-    from persona_circuits.persona.behaviour import TABLE, collapse_record, group_rows
+def _print_collapse(study: Any) -> None:
+    from persona_circuits.persona.behaviour import TABLE, group_rows
 
-    if as_json:
-        record = collapse_record(study)
-        del record["pairs"], record["questions"]
-        typer.echo(json.dumps({"out": str(out), **record}))
-        return
     print_table(f"persona collapse of {study.model}", TABLE, group_rows(study), texts=1)
     items = [row.measure.item for row in study.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
@@ -206,6 +167,3 @@ def _print_collapse(study: Any, out: Path, as_json: bool) -> None:
             f"sigma_0     {study.sigma_0:.3f} logits over {study.n_paraphrases} paraphrase pairs; "
             "last column: D and collapse of paraphrases"
         )
-    for note in study.notes:
-        say(f"note: {note}")
-    say(f"written to  {out}/")

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import (
-    ORDERS,
+    NOT_SEARCHED,
     Searched,
+    Subject,
     marked_record,
     rule_of,
     scores_of,
@@ -41,7 +43,6 @@ from persona_circuits.circuit.evaluation import (
 )
 from persona_circuits.circuit.evaluation.completeness import CompletenessReport, completeness_report
 from persona_circuits.circuit.evaluation.hypothesis import HypothesisReport, hypothesis_tests
-from persona_circuits.circuit.evaluation.stability import N_RESAMPLES
 from persona_circuits.circuit.forward import Ablation, Progress, Rounding
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.statistics import Clusters
@@ -59,7 +60,6 @@ AXES = ("held_out", "domain", "template", "placement")
 """Keys of the pairs by which transfer is looked at where no other is asked for."""
 DRAWS, QUICK_DRAWS = 199, 39
 """Of the test for groups of pairs."""
-NOT_SEARCHED = Searched(None, reason="it is not said how the circuit was found")
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,21 +91,11 @@ class Battery:
 def battery(
     model: Model,
     task: Task,
-    circuit: Circuit,
+    subject: Subject,
+    options: EvaluationOptions,
     *,
-    metric: str,
     ablation: Ablation | None = None,
-    align: str = "equal",
-    by: Sequence[str] | None = None,
-    search: Task | None = None,
-    record: Mapping[str, Any] | None = None,
     null: Task | None = None,
-    n_random: int = 100,
-    n_resamples: int = N_RESAMPLES,
-    n_orders: int = ORDERS,
-    batch_size: int = 32,
-    seed: int = 0,
-    quick: bool = False,
     state: Path | None = None,
     stage: Callable[[str], Progress] | None = None,
 ) -> Battery:
@@ -113,20 +103,12 @@ def battery(
 
     Parameters
     ----------
-    by
-        Keys of the pairs; the circuit is measured on every value of each, beside circuits
-        outside it. By default those of ``AXES`` that split the pairs.
-    search, record
-        The whole pair file that the circuit was found on, and the circuit's file, for its stability; without them
-        it is not known.
+    subject
+        The circuit; its stability is known only with its record and the pair file of its search.
+    ablation
+        That of ``options``, with its constants; None for corrupt activations.
     null
         Pairs of two paraphrases of one persona: D is flat within twice its spread over them.
-    n_random
-        Random circuits of the hypothesis tests.
-    n_resamples, n_orders
-        Of the stability: resamples of the pairs, and random orders where the circuit is ACDC's.
-    quick
-        Few random circuits, permutations, edges and resamples; pairs are grouped by their EAP scores.
     state
         Measurements are kept beside this path, to go on from after a stop.
 
@@ -135,6 +117,15 @@ def battery(
     TaskError, OptionError
         A key that no pair has; an impossible number.
     """
+    options = options.settled()
+    metric, align, batch_size, seed, quick = (
+        str(options.metric),
+        str(options.align),
+        options.batch_size,
+        options.seed,
+        options.quick,
+    )
+    circuit, record, search = subject.circuit, subject.record, subject.search
     stage = stage or (lambda _name: lambda _done, _total: None)
     measured, clusters = METRICS[metric], Clusters.of(task.pairs)
     how: dict[str, Any] = {"align": align, "ablation": ablation, "batch_size": batch_size}
@@ -143,16 +134,13 @@ def battery(
     common: dict[str, Any] = {"seed": seed, "quick": quick}
     names = ("search", "tests", "complete")
     kept = {name: None if state is None else state.with_name(f"{state.name}.{name}") for name in names}
-    searched = NOT_SEARCHED
-    if search is not None and record is not None:
-        more: dict[str, Any] = {"n_resamples": n_resamples, "n_orders": n_orders, "batch_size": batch_size}
-        searched = search_again(model, search, circuit, record, state=kept["search"], stage=stage, **more, **common)
+    searched = search_again(model, subject, options, state=kept["search"], stage=stage)
     tests = hypothesis_tests(
         model,
         pairs,
         measured,
         circuit,
-        n_random=n_random,
+        n_random=options.n_tested,
         clusters=clusters,
         state=kept["tests"],
         progress=stage("tests"),
@@ -188,7 +176,12 @@ def battery(
         progress=stage("groups of pairs"),
     )
     return Battery(
-        tests, complete, _transfers(model, task, circuit, measured, by, how, common, stage), view, quiet, searched
+        tests,
+        complete,
+        _transfers(model, task, circuit, measured, options.by, how, common, stage),
+        view,
+        quiet,
+        searched,
     )
 
 

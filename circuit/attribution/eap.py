@@ -27,6 +27,7 @@ from torch import Tensor
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution.gradients import Ends, differentiated, gradients_at_slots
+from persona_circuits.circuit.choices import ACTIVATIONS, IG_RULES
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import (
     Ablation,
@@ -64,8 +65,6 @@ __all__ = [
     "scores_at",
 ]
 
-IG_RULES = ("midpoint", "authors")
-ACTIVATIONS = ("float32", "bfloat16")
 SHORT: dict[str, Any] = {"contributions": False, "answer_only": True}
 """A run of which only what it wrote and what the answer depends on is wanted."""
 BLOCK_BYTES = 1 << 26

@@ -27,6 +27,7 @@ from persona_circuits.circuit.attribution.eap import (
 from persona_circuits.circuit.attribution.exact import exact, exact_rows, rows_of_all
 from persona_circuits.circuit.attribution.gradients import Ends
 from persona_circuits.circuit.attribution.parts import PARTS, ScoreParts
+from persona_circuits.circuit.choices import METHODS
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import Ablation, Progress, first_difference, in_halves
 from persona_circuits.circuit.graph import Graph
@@ -45,8 +46,6 @@ __all__ = [
     "score",
     "score_parts",
 ]
-
-METHODS = ("eap", "eap-ig", "exact", "random")
 
 
 def score(

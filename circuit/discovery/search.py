@@ -28,7 +28,7 @@ from persona_circuits.circuit.attribution import (
     score_parts,
 )
 from persona_circuits.circuit.cost import OTHER, PLAIN, held_bytes, shown_bytes
-from persona_circuits.circuit.discovery.options import Options, Stage
+from persona_circuits.circuit.discovery.options import MeasureOptions, Options, Stage
 from persona_circuits.circuit.discovery.record import description
 from persona_circuits.circuit.discovery.tasks import ablation_for, named_ablation, own_rows, rows_of, silent, split_of
 from persona_circuits.circuit.errors import OptionError
@@ -242,16 +242,8 @@ def evaluate_on(
     model: Model,
     task: Task,
     circuit: Circuit,
+    setting: MeasureOptions | None = None,
     *,
-    metric: str,
-    ablation: str = "corrupt",
-    align: str = "equal",
-    split: str | None = None,
-    train_split: str | None = None,
-    where: Mapping[str, str] | None = None,
-    batch_size: int = 32,
-    n_random: int = 10,
-    seed: int = 0,
     scores: Scores | None = None,
     stage: Stage | None = None,
 ) -> FaithfulnessReport:
@@ -259,36 +251,23 @@ def evaluate_on(
 
     ``scores``, of its edges, say which of them are cut alone.
 
-    Constants of an ablation are taken from ``train_split`` (``train`` if there is one, else all).
-
     Raises:
         OptionError, TaskError: the metric is unknown, or the pairs do not fit the model.
     """
-    options = Options(
-        metric=metric,
-        ablation=ablation,
-        align=align,
-        batch_size=batch_size,
-        n_random=n_random,
-        seed=seed,
-        top_n=1,
-        prune="top-n",
-    ).checked()
+    setting = (setting or MeasureOptions()).checked()
     if circuit.graph != model.graph:
         raise OptionError(
             f"the circuit is of a model with {circuit.graph.n_layers} layers and {circuit.graph.n_heads} heads, but "
             f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
         )
-    stage = stage or silent
-    task = task.where(**(where or {}))
-    name = split_of(task, split, "test")
+    stage, metric = stage or silent, METRICS[str(setting.metric)]
+    task = task.where(**dict(setting.where))
+    name = split_of(task, setting.split, "test")
     part = task.of_split(name)
-    rows = rows_of(encode(part, model, align=align), METRICS[metric])
-    made = ablation_for(
-        ablation, model, task, metric=metric, align=align, train_split=train_split, batch_size=batch_size, stage=stage
-    )
+    rows = rows_of(encode(part, model, align=str(setting.align)), metric)
+    made = ablation_for(model, task, setting, stage)
     tell = stage(f"faithfulness on {name}")
-    return _report(model, rows, METRICS[metric], made, circuit, scores, name, options, tell, Clusters.of(part.pairs))
+    return _report(model, rows, metric, made, circuit, scores, name, setting, tell, Clusters.of(part.pairs))
 
 
 def _tau(options: Options, whole: float, rounding: float) -> float | None:
@@ -361,7 +340,7 @@ def _report(
     circuit: Circuit,
     scores: Scores | None,
     split: str,
-    options: Options,
+    options: Options | MeasureOptions,
     progress: Progress,
     clusters: Clusters,
 ) -> FaithfulnessReport:

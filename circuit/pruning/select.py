@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from persona_circuits.circuit.choices import PRUNERS
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.scores import Scores
@@ -21,8 +22,6 @@ __all__ = [
     "threshold",
     "top_n",
 ]
-
-PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc")
 
 
 def threshold(scores: Scores, tau: float) -> Circuit:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from persona_circuits.circuit.choices import ALIGNMENTS
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.task.aligning import shared_ends
 from persona_circuits.circuit.task.pairs import PromptPair, Span, Task
@@ -34,7 +35,6 @@ __all__ = [
     "without_end",
 ]
 
-ALIGNMENTS = ("equal", "right")
 ALIKE = "clean and corrupt are the same tokens, so nothing can differ between them; take the pair out"
 
 

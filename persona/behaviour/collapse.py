@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
 from persona_circuits.persona.behaviour.measure import measure_pairs
-from persona_circuits.persona.behaviour.options import CollapseStudy, StudyOptions
+from persona_circuits.persona.behaviour.options import StudyOptions
+from persona_circuits.persona.behaviour.results import CollapseStudy
 from persona_circuits.persona.behaviour.summary import summarise
 from persona_circuits.persona.data import ItemFile, Neutral
 

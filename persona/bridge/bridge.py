@@ -38,10 +38,10 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Graph, Node
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.statistics import Clusters, Interval, interval, ratio_interval, weighted_mean
+from persona_circuits.persona.bridge.options import BridgeOptions
 from persona_circuits.persona.bridge.parts import (
     MATCHINGS,
     TOLERANCE,
-    BridgeOptions,
     Stage,
     decomposed_run,
     random_sets,

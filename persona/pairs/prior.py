@@ -38,16 +38,8 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.storage import replace_files, write_json, write_text
 from persona_circuits.circuit.task import PromptPair, Task, encode
 from persona_circuits.persona.data import ItemFile, Neutral
-from persona_circuits.persona.pairs.prior_choice import (
-    REASONS,
-    Asked,
-    Drop,
-    PriorOptions,
-    Progress,
-    Tally,
-    leanings_of,
-    study_items,
-)
+from persona_circuits.persona.pairs.options import PriorOptions
+from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, Drop, Progress, Tally, leanings_of, study_items
 
 __all__ = [
     "build_prior_pairs",

@@ -32,10 +32,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import NullRun, null_run
 from persona_circuits.circuit.forward import (
-    ABLATIONS,
     Prepared,
     Progress,
     patched_nodes,
@@ -47,19 +45,18 @@ from persona_circuits.circuit.forward import (
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.statistics import Clusters, is_zero, ratio_p_values
-from persona_circuits.circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swap_rows
+from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.persona.data import Estimate, ExampleFile, leak, ratio_of_means
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation import margins
 from persona_circuits.persona.patching.heads import HeadAblation, ablate_heads, parse_heads
+from persona_circuits.persona.patching.options import PatchOptions
 from persona_circuits.persona.patching.paths import Paths, parse_paths, patch_paths
-from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, KINDS, MODES, Site, parts_of, sites_of
+from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, Site, parts_of, sites_of
 
 __all__ = [
     "DIRECTIONS",
-    "PatchOptions",
     "PatchStudy",
     "study_patching",
 ]
@@ -67,68 +64,6 @@ __all__ = [
 DIRECTIONS = ("noising", "denoising")
 """The order of the two rows of a swapped pair: B's site in A's run, and A's in B's."""
 Stage = Callable[[str], Progress]
-
-
-@dataclass(frozen=True)
-class PatchOptions(PlainNumbers):
-    """What is patched. ``senders`` empty: all that reach a receiver; ``receivers`` empty: no paths.
-
-    ``ablate`` names heads, ``ablate_top`` takes the first so many movers instead. ``negligible`` is the
-    share of D up to which a head is no mover, ``alpha`` the false discovery rate.
-    """
-
-    at: tuple[str, ...] = ("stream", "attn", "mlps", "heads")
-    parts: str = "spans"
-    senders: tuple[str, ...] = ()
-    receivers: tuple[str, ...] = ()
-    ablate: tuple[str, ...] = ()
-    ablate_top: int | None = None
-    ablation: str = "corrupt"
-    n_random: int = 100
-    align: str = "equal"
-    negligible: float = 0.01
-    alpha: float = 0.05
-    batch_size: int = 32
-    seed: int = 0
-
-    def checked(self) -> PatchOptions:
-        """These options.
-
-        Raises:
-            OptionError: a value is unknown or impossible, or an option would have no effect.
-        """
-        for name, value, allowed in (
-            *(("at", kind, KINDS) for kind in self.at),
-            ("parts", self.parts, MODES),
-            ("ablation", self.ablation, ABLATIONS),
-            ("align", self.align, ALIGNMENTS),
-        ):
-            if value not in allowed:
-                raise OptionError(f"--{name} {value!r} is not one of {', '.join(allowed)}")
-        for name, number in (("batch-size", self.batch_size), ("n-random", self.n_random)):
-            if number < 1:
-                raise OptionError(f"--{name} must be at least 1, got {number}")
-        if not 0 <= self.negligible < 1:
-            raise OptionError(f"--negligible is a share of D, from 0 to below 1, got {self.negligible:g}")
-        if self.senders and not self.receivers:
-            raise OptionError("--from names the senders of paths and needs --to, such as --to logits")
-        self._check_ablation()
-        if not (self.at or self.receivers or self.ablate):
-            raise OptionError("nothing to do: give --at, --to or --ablate")
-        return self
-
-    def _check_ablation(self) -> None:
-        if self.ablate and self.ablate_top is not None:
-            raise OptionError("--ablate and --ablate-top both name the heads to ablate; give one of them")
-        if self.ablate_top is not None and self.ablate_top < 1:
-            raise OptionError(f"--ablate-top must be at least 1, got {self.ablate_top}")
-        if self.ablate_top is not None and "heads" not in self.at:
-            raise OptionError("--ablate-top takes the first movers, which --at heads finds; add heads to --at")
-        if self.ablation != "corrupt" and not self.ablate and self.ablate_top is None:
-            raise OptionError(
-                f"--ablation {self.ablation} is what ablated heads write and needs --ablate or --ablate-top; sites and "
-                "paths are always patched with the other persona's run"
-            )
 
 
 @dataclass(frozen=True, eq=False)

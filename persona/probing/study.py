@@ -45,17 +45,8 @@ from persona_circuits.persona.probing.fit import (
 )
 from persona_circuits.persona.probing.folds import Fold
 from persona_circuits.persona.probing.geometry import geometry_by_place
-from persona_circuits.persona.probing.options import (
-    ANSWER,
-    HOLD_OUTS,
-    KINDS,
-    Cell,
-    Controls,
-    ProbeOptions,
-    ProbeStudy,
-    Stage,
-    no_stage,
-)
+from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
+from persona_circuits.persona.probing.results import ANSWER, Cell, Controls, ProbeStudy, Stage, no_stage
 from persona_circuits.persona.probing.targets import Data, Target, planned_probes
 
 __all__ = [

@@ -26,6 +26,7 @@ from persona_circuits.circuit.storage import Kind, read_text
 from persona_circuits.persona.data import Estimate, Template, two_way_mean
 from persona_circuits.persona.responses.journal import Journal
 from persona_circuits.persona.responses.likelihood import log_likelihoods
+from persona_circuits.persona.responses.options import RatingOptions
 from persona_circuits.persona.responses.plan import Exchange, Response, rendered
 from persona_circuits.persona.responses.remote import Chat, Endpoint, ask
 from persona_circuits.persona.responses.tokens import SpokenTokens, spoken_tokens
@@ -116,8 +117,8 @@ def rate_remotely(
     journal: Journal,
     *,
     prompt: str | None = None,
-    control: bool = True,
-    max_tokens: int = 16,
+    control: bool = RatingOptions.control,
+    max_tokens: int = RatingOptions.max_answer_tokens,
     progress: Progress | None = None,
 ) -> Ratings:
     """Ratings by a model behind an endpoint, at temperature 0; the baseline's empty persona is not rated.
@@ -158,8 +159,8 @@ def rate_offline(
     responses: Sequence[Response],
     template: Template,
     *,
-    neutral: str = "",
-    batch_size: int = 32,
+    neutral: str = RatingOptions.neutral,
+    batch_size: int = RatingOptions.batch_size,
     progress: Progress | None = None,
 ) -> Ratings:
     """Ratings by the model's own likelihoods; ``neutral`` is the text in the place of the persona's, none by default.
@@ -209,7 +210,7 @@ def rate_offline(
 
 
 def summarise_ratings(
-    ratings: Ratings, *, n_resamples: int = 2000, seed: int = 0
+    ratings: Ratings, *, n_resamples: int = RatingOptions.n_resamples, seed: int = RatingOptions.seed
 ) -> tuple[PersonaRating, tuple[PersonaRating, ...]]:
     """Over all personas, and per persona in order of appearance, with bootstraps over personas and questions."""
     names = list(dict.fromkeys(one.response.exchange.persona for one in ratings.rated))

@@ -32,15 +32,9 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
 from persona_circuits.persona.data import ExampleFile
 from persona_circuits.persona.lens import read_out_direction
-from persona_circuits.persona.steering.options import (
-    Margins,
-    Progress,
-    SteeredPrompts,
-    SteeringStudy,
-    SteerOptions,
-    Vectors,
-)
+from persona_circuits.persona.steering.options import SteerOptions
 from persona_circuits.persona.steering.passes import steered_logits, steered_prompts
+from persona_circuits.persona.steering.results import Margins, Progress, SteeredPrompts, SteeringStudy, Vectors
 from persona_circuits.persona.steering.runs import Named, Run, enter
 from persona_circuits.persona.streams import id_table
 from persona_circuits.persona.vectors import Directions, controls, find_directions, prompt_end_streams

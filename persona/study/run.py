@@ -21,8 +21,9 @@ from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.figures import plain, write_csv
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.storage import Kind, read_json, replace_folder, tell_damaged, write_json, write_text
-from persona_circuits.persona.study.context import Context, Stage, StudyFiles, StudyOptions
+from persona_circuits.persona.study.context import Context, Stage, StudyFiles
 from persona_circuits.persona.study.numbers import Found, Number, number_rows
+from persona_circuits.persona.study.options import StudyOptions
 from persona_circuits.persona.study.predictions import Plan, outcome_records, outcomes
 from persona_circuits.persona.study.report import report
 from persona_circuits.persona.study.stages import (

@@ -1,0 +1,16 @@
+from .curves import CurveStudy as CurveStudy
+from .curves import curve_study as curve_study
+from .curves import read_scorer as read_scorer
+from .evaluation import Battery as Battery
+from .evaluation import battery as battery
+from .evaluation import with_evaluation as with_evaluation
+from .ground_truth import BAR as BAR
+from .ground_truth import GroundTruth as GroundTruth
+from .ground_truth import calibrate as calibrate
+from .ground_truth import support as support
+from .options import CurveOptions as CurveOptions
+from .options import EvaluationOptions as EvaluationOptions
+from .stability import Subject as Subject
+from .stability import marked_record as marked_record
+from .stability import rule_of as rule_of
+from .stability import search_again as search_again

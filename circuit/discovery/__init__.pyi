@@ -1,0 +1,10 @@
+from .options import MeasureOptions as MeasureOptions
+from .options import Options as Options
+from .options import Stage as Stage
+from .search import Discovery as Discovery
+from .search import discover as discover
+from .search import evaluate_on as evaluate_on
+from .tasks import ablation_for as ablation_for
+from .tasks import batches_of as batches_of
+from .tasks import pairs_of as pairs_of
+from .tasks import split_of as split_of
