@@ -11,6 +11,8 @@ averaged over prompts. Neither split copies of the residual stream nor gradients
 of parameters are taken: the gradient at a head's stream is the norm's Jacobian
 transposed times W_Q g_q, and all edges into a layer are one matrix product.
 
+``eap_by_definition`` is both of the first two written out; ``eap`` and ``eap_ig`` give the same numbers from less work.
+
 A score is a sum over prompts and positions, so it can be given in parts: per
 prompt, or per named part of the prompts.
 """
@@ -44,6 +46,7 @@ from persona_circuits.circuit.forward import (
     run,
     targets_of,
 )
+from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Context, Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.scores import Scores
@@ -55,6 +58,7 @@ __all__ = [
     "BLOCK_BYTES",
     "IG_RULES",
     "eap",
+    "eap_by_definition",
     "eap_ig",
     "fitting",
     "gradient_passes",
@@ -70,6 +74,60 @@ SHORT: dict[str, Any] = {"contributions": False, "answer_only": True}
 """A run of which only what it wrote and what the answer depends on is wanted."""
 BLOCK_BYTES = 1 << 26
 """Least bound on the gradients at heads' streams that are held at a time, where none is given."""
+
+
+def eap_by_definition(
+    model: Model, batches: Sequence[Batch], metric: Metric, points: Sequence[float] = (1.0,)
+) -> Scores:
+    """Edge attribution patching as it is defined (Syed et al. 2023, arXiv:2310.10348), in plain autograd.
+
+        score(s -> d) = (corrupt output of s - clean output of s) . gradient of m at the input of d
+
+    summed over positions, averaged over prompts. The gradient is taken at the clean run; with other ``points`` it is
+    averaged over runs from between the corrupt (0) and the clean (1) embeddings (EAP-IG, arXiv:2403.17806).
+
+    Nobody needs it but a reader and the tests: every head has a copy of the stream for each of q, k and v. Prompts
+    are not padded, and cut edges carry the corrupt prompt's value.
+    """
+    graph, total = model.graph, np.zeros(model.graph.valid.shape)
+    for batch in batches:
+        embedded, context = model.start(batch.clean)
+        clean, logits, _ = _read_apart(model, embedded, context)
+        corrupt, _, _ = _read_apart(model, *model.start(batch.corrupt))
+        for point in points:
+            between = corrupt[0] + point * (clean[0] - corrupt[0])
+            _, at_point, inputs = _read_apart(model, between, context)
+            m = metric(at_point, targets_of(batch, logits)).sum()
+            for slot, gradient in enumerate(torch.autograd.grad(m, inputs)):
+                n = graph.n_reaching(slot)
+                of_sources = torch.einsum("sbpd,bpd->s", corrupt[:n] - clean[:n], gradient)
+                total[:n, slot] += of_sources.cpu().double().numpy() / len(points)
+    return Scores(graph, total / sum(len(batch) for batch in batches))
+
+
+def _read_apart(
+    model: Model, embedded: Float[Tensor, "batch pos d_model"], context: Context
+) -> tuple[Float[Tensor, "src batch pos d_model"], Float[Tensor, "batch vocab"], list[Tensor]]:
+    """What every source writes, the logits, and what every slot reads: each a copy of the stream, in the slots' order."""
+    stream = embedded.detach().requires_grad_()
+    written, inputs = [stream], []
+
+    def read(x: Tensor) -> Tensor:
+        inputs.append(x.clone())
+        return inputs[-1]
+
+    with torch.enable_grad():
+        for block in model.blocks:
+            heads = [
+                [block.project(slot, block.attn_norm(read(stream)))[:, :, head] for head in range(model.graph.n_heads)]
+                for slot in SLOTS
+            ]
+            z = block.attention(*(torch.stack(of_slot, dim=2) for of_slot in heads), context)
+            after = stream + block.attn_out(z)
+            mlp = block.mlp(read(stream if block.parallel else after))
+            written += [*block.head_results(z), mlp]
+            stream = after + mlp
+        return torch.stack(written).detach(), model.unembed(read(stream)[:, -1]), inputs
 
 
 def eap(

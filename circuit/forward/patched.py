@@ -46,7 +46,11 @@ CPU_MASK_BYTES = 1 << 26
 def patched_logits(
     model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]
 ) -> Float[Tensor, "mask batch vocab"]:
-    """Logits at the last position with every edge that is not kept carrying its ablated value."""
+    """Logits at the last position where slot d reads x_d = sum of (s->d kept ? current_s : ablated_s), and biases.
+
+    ``kept`` is bool, ``[mask, src, dst]``, one circuit a mask. "Current" is what the source writes in this very pass,
+    given what its own slots read.
+    """
     with torch.no_grad():
         walk = _Walk(model, item, kept)
         for block in model.blocks[walk.first_layer :]:
