@@ -108,7 +108,7 @@ def eap_by_definition(
 def _read_apart(
     model: Model, embedded: Float[Tensor, "batch pos d_model"], context: Context
 ) -> tuple[Float[Tensor, "src batch pos d_model"], Float[Tensor, "batch vocab"], list[Tensor]]:
-    """What every source writes, the logits, and what every slot reads: each a copy of the stream, in the slots' order."""
+    """What every source writes, the logits, and what every slot reads, each a copy of the stream."""
     stream = embedded.detach().requires_grad_()
     written, inputs = [stream], []
 
