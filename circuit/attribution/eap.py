@@ -33,9 +33,11 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import (
     Ablation,
     Prefix,
+    Prepared,
     Progress,
     Run,
     Written,
+    bare,
     changes,
     corrupt,
     first_difference,
@@ -132,7 +134,7 @@ def _read_apart(
 
 def eap(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     *,
     ablation: Ablation | None = None,
@@ -140,6 +142,8 @@ def eap(
     progress: Progress | None = None,
 ) -> Scores:
     """Edge attribution patching: two forward passes and one backward pass for all edges.
+
+    ``batches`` may be prepared ones, with the same ablation: the plain runs that they hold are not made again.
 
     Raises:
         OptionError: the metric's gradient is zero at the clean run (KL).
@@ -149,7 +153,7 @@ def eap(
 
 def eap_ig(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     *,
     steps: int = 5,
@@ -189,24 +193,33 @@ def points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[float
 
 def gradient_passes(
     model: Model,
-    batch: Batch,
+    batch: Batch | Prepared,
     metric: Metric,
     points: tuple[float, ...] | None,
     ablation: Ablation | None,
     first: int,
     use: Callable[[Ends, Tensor, float], None],
 ) -> None:
-    """Call ``use`` per point with the differentiated run, delta from position ``first`` on, and the point's share."""
+    """Call ``use`` per point with the differentiated run, delta from position ``first`` on, and the point's share.
+
+    Plain runs that a prepared batch holds are not made again.
+    """
+    item, batch = batch if isinstance(batch, Prepared) else None, bare(batch)
     if not is_unpadded(batch, ablation):
-        _general_passes(model, batch, metric, points, ablation or corrupt, use)
+        _general_passes(model, batch, item, metric, points, ablation or corrupt, use)
     elif points is None:
-        _one_pass(model, batch, metric, first, use)
+        _one_pass(model, batch, item, metric, first, use)
     else:
-        _passes_between(model, batch, metric, points, first, use)
+        _passes_between(model, batch, item, metric, points, first, use)
 
 
 def _one_pass(
-    model: Model, batch: Batch, metric: Metric, first: int, use: Callable[[Ends, Tensor, float], None]
+    model: Model,
+    batch: Batch,
+    item: Prepared | None,
+    metric: Metric,
+    first: int,
+    use: Callable[[Ends, Tensor, float], None],
 ) -> None:
     """At the clean run.
 
@@ -215,7 +228,10 @@ def _one_pass(
     """
     embedded, context = model.start(batch.clean)
     n_late = embedded.shape[1] - first
-    before, other = prefix_of(model, batch.clean[:, :first]), None
+    if item is None:
+        before, other = prefix_of(model, batch.clean[:, :first]), None
+    else:
+        before, other = item.before, item.corrupt.written.answer_only().late(n_late)
     if first and before is None and len(_shared_prompts(batch)[1]) == len(batch):
         with torch.no_grad():
             at = run(model, *model.start(batch.corrupt), **SHORT)
@@ -237,20 +253,23 @@ def _one_pass(
 def _passes_between(
     model: Model,
     batch: Batch,
+    item: Prepared | None,
     metric: Metric,
     points: tuple[float, ...],
     first: int,
     use: Callable[[Ends, Tensor, float], None],
 ) -> None:
     """Between the corrupt and the clean embeddings, from the first position at which these differ on."""
-    embedded, context = model.start(batch.clean)
-    with torch.no_grad():
-        clean = run(model, embedded, context, **SHORT)
-    check_finite(clean.logits, batch.name)
-    targets, before, embedded = targets_of(batch, clean.logits), Prefix.of(clean, first), embedded[:, first:]
-    written = clean.written.late(embedded.shape[1])
+    clean = _clean_run(model, batch) if item is None else item.clean
+    n_late = clean.streams[0].shape[1] - first
+    embedded, context = clean.streams[0][:, first:], clean.context
+    targets, before = targets_of(batch, clean.logits), Prefix.of(clean, first)
+    written = clean.written.late(n_late) if item is None else clean.written.answer_only().late(n_late)
     del clean
-    other = _corrupt_written(model, batch, written, before)
+    if item is None:
+        other = _corrupt_written(model, batch, written, before)
+    else:
+        other = item.corrupt.written.answer_only().late(n_late)
     start, delta = other.embedded, changes(model, written, other)
     del written, other
     for point in points:
@@ -259,24 +278,37 @@ def _passes_between(
         del ends  # not held beside the next graph
 
 
+def _clean_run(model: Model, batch: Batch) -> Run:
+    embedded, context = model.start(batch.clean)
+    with torch.no_grad():
+        clean = run(model, embedded, context, **SHORT)
+    check_finite(clean.logits, batch.name)
+    return clean
+
+
 def _general_passes(
     model: Model,
     batch: Batch,
+    item: Prepared | None,
     metric: Metric,
     points: tuple[float, ...] | None,
     ablation: Ablation,
     use: Callable[[Ends, Tensor, float], None],
 ) -> None:
     """The same for any ablation and for rows that are padded, of all positions."""
-    embedded, context = model.start(batch.clean, batch.clean_padding)
-    with torch.set_grad_enabled(points is None):
-        clean = run(model, embedded.detach().requires_grad_(points is None), context)
-    check_finite(clean.logits, batch.name)
+    if item is not None and points is not None:
+        clean = item.clean
+    else:
+        embedded, context = model.start(batch.clean, batch.clean_padding)
+        with torch.set_grad_enabled(points is None):
+            clean = run(model, embedded.detach().requires_grad_(points is None), context)
+        check_finite(clean.logits, batch.name)
     targets = targets_of(batch, clean.logits)
     ends = _differentiated(model, clean, metric, targets) if points is None else None
     clean = clean.without_graph()
-    ablated = ablation(model, batch, clean)
-    start, delta = ablated.streams[0], ablated.contributions - clean.contributions
+    ablated = ablation(model, batch, clean) if item is None else item.ablated
+    embedded, context, start = clean.streams[0], clean.context, ablated.streams[0]
+    delta = ablated.contributions - clean.contributions
     del clean, ablated
     if ends is not None:
         use(ends, delta, 1.0)
@@ -342,14 +374,14 @@ def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:
 
 def _whole(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     points: tuple[float, ...] | None,
     ablation: Ablation | None,
     max_bytes: int | None,
     progress: Progress | None,
 ) -> Scores:
-    def of_batch(batch: Batch) -> np.ndarray:
+    def of_batch(batch: Batch | Prepared) -> np.ndarray:
         first = first_difference(batch, ablation)
         total = np.zeros(model.graph.valid.shape)
 
@@ -368,11 +400,12 @@ def _whole(
 
 
 def fitting(
-    model: Model, batch: Batch, points: tuple[float, ...] | None, ablation: Ablation | None
-) -> tuple[Batch, ...]:
+    model: Model, batch: Batch | Prepared, points: tuple[float, ...] | None, ablation: Ablation | None
+) -> tuple[Batch | Prepared, ...]:
     """The batch, or parts of it whose scores fit the model's budget."""
     if model.budget is None:
         return (batch,)
+    batch = bare(batch)
     steps = None if points is None else len(points)
     return batch.parts(model.budget.score_rows(batch.n_tokens, steps=steps, plain=is_plain(batch, ablation)))
 
@@ -412,7 +445,7 @@ def scores_at(
     return np.where(graph.valid, scores.numpy(), 0.0)
 
 
-def n_rows_of(batches: Sequence[Batch]) -> int:
+def n_rows_of(batches: Sequence[Batch | Prepared]) -> int:
     """Of all processes."""
     return int(ranks.summed(np.array([sum(len(batch) for batch in batches)], dtype=np.float64))[0])
 

@@ -9,7 +9,7 @@ import numpy as np
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution.eap import n_rows_of, report
 from persona_circuits.circuit.attribution.parts import ScoreParts
-from persona_circuits.circuit.forward import Ablation, Progress, measure_rows, prepare_each
+from persona_circuits.circuit.forward import Ablation, Prepared, Progress, measure_rows, prepare_each
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.scores import Scores
@@ -25,7 +25,7 @@ __all__ = [
 
 def exact(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     *,
     ablation: Ablation | None = None,
@@ -45,7 +45,11 @@ def exact(
 
 
 def exact_rows(
-    model: Model, batches: Sequence[Batch], metric: Metric, ablation: Ablation | None, progress: Progress | None
+    model: Model,
+    batches: Sequence[Batch | Prepared],
+    metric: Metric,
+    ablation: Ablation | None,
+    progress: Progress | None,
 ) -> ScoreParts:
     """What ``exact`` averages, row by row."""
     graph, done = model.graph, 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 
 from persona_circuits.circuit.attribution import ACTIVATIONS, IG_RULES, METHODS
+from persona_circuits.circuit.discovery.own_metrics import AnyMetric, metric_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves import check_target
 from persona_circuits.circuit.forward import ABLATIONS, Progress
@@ -46,7 +47,7 @@ class Options(PlainNumbers):
     top_n: int | None = None
     target_faithfulness: float | None = None
     sweep: bool = False
-    metric: str = "persona-divergence"
+    metric: AnyMetric = "persona-divergence"
     ablation: str = "corrupt"
     align: str = "equal"
     by_span: bool = False
@@ -73,7 +74,7 @@ class Options(PlainNumbers):
             ("method", self.method, METHODS),
             ("prune", self.prune, PRUNERS),
             ("threshold-on", self.threshold_on, ("score", "share")),
-            ("metric", self.metric, tuple(METRICS)),
+            ("metric", self.metric if isinstance(self.metric, str) else next(iter(METRICS)), tuple(METRICS)),
             ("ig-rule", self.ig_rule, IG_RULES),
             ("ablation", self.ablation, ABLATIONS),
             ("align", self.align, ALIGNMENTS),
@@ -87,9 +88,10 @@ class Options(PlainNumbers):
         if self.n_random < 0:
             raise OptionError(f"--n-random must not be negative, got {self.n_random}")
         self._check_size()
-        if METRICS[self.metric].flat_at_clean and self.method == "eap" and self.prune != "acdc":
+        metric = metric_of(self.metric)
+        if metric.flat_at_clean and self.method == "eap" and self.prune != "acdc":
             raise OptionError(
-                f"--metric {self.metric} has zero gradient at the clean run, so plain EAP would score every edge "
+                f"--metric {metric.name} has zero gradient at the clean run, so plain EAP would score every edge "
                 "zero; use --method eap-ig or exact, or another --metric"
             )
         if self.by_span and (self.prune == "acdc" or self.method not in ("eap", "eap-ig")):
@@ -99,7 +101,7 @@ class Options(PlainNumbers):
         ):
             raise OptionError("--activations bfloat16 is for the scores of --method eap or eap-ig, without --by-span")
         if self.threshold is None and self._uses_threshold():
-            return Options(**{**asdict(self), "threshold": self.DEFAULT_SHARE})
+            return replace(self, threshold=self.DEFAULT_SHARE)
         return self
 
     def _uses_threshold(self) -> bool:

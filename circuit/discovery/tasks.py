@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.discovery.options import Stage
+from persona_circuits.circuit.discovery.own_metrics import AnyMetric, metric_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, Progress, make_ablation, prepare_each
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
-from persona_circuits.metrics import METRICS, Metric
+from persona_circuits.metrics import Metric
 
 __all__ = [
     "ablation_for",
@@ -49,7 +50,7 @@ def ablation_for(
     model: Model,
     task: Task,
     *,
-    metric: str,
+    metric: AnyMetric,
     align: str = "equal",
     where: Mapping[str, str] | None = None,
     train_split: str | None = None,
@@ -62,10 +63,9 @@ def ablation_for(
     if name in CONSTANT:
         task = task.where(**(where or {}))
         train = task.of_split(split_of(task, train_split, "train"))
-        source = rows_of(encode(train, model, align=align), METRICS[metric])
-    return named_ablation(
-        name, model, batches(own_rows(source, METRICS[metric]), batch_size, model.device), stage or silent
-    )
+        source = rows_of(encode(train, model, align=align), metric_of(metric))
+    groups = batches(own_rows(source, metric_of(metric)), batch_size, model.device)
+    return named_ablation(name, model, groups, stage or silent)
 
 
 def pairs_of(
