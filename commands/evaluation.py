@@ -127,7 +127,7 @@ def evaluate(
         if only_faithfulness and (left := [one for one, given in (("--null", null), ("--tables", tables)) if given]):
             raise OptionError(f"{left[0]} has no effect with --only-faithfulness; leave one of them out")
         task = read_task(pairs or own_pairs(stored.record))
-        quiet = None if only_faithfulness else _null_task(null, name)
+        quiet = read_task(null) if null is not None else None
         if tables is not None:
             check_output_folder(tables)
         for path in (stored.path if save and stored.record is not None else None, out):
@@ -135,116 +135,52 @@ def evaluate(
                 check_output_file(path)
         state = _state_beside(stored.path)
         kept.append(lambda: f"what is measured so far is kept in {state}" if _begun(state) else "")
-        about = stored.record or {"task": {"metric": "persona-divergence", "align": "equal"}, "ablation": "corrupt"}
-        setting = {"metric": metric or about["task"]["metric"], "ablation": ablation or about["ablation"]}
-        conditions = dict(conditions_of(where)) or about["task"].get("where", {})
         with progress_bars() as stage:
             loaded = load(stage, name, revision or revision_of(stored.record, model), device, dtype, max_memory)
             warn_of_other_weights(stored.record, loaded)
-            from persona_circuits.circuit.discovery import ablation_for, evaluate_on, split_of
+            from persona_circuits.circuit.assessment import EvaluationOptions, evaluate_circuit
+            from persona_circuits.circuit.task import fitting as those_that_fit
 
-            how = {"align": about["task"]["align"], "batch_size": batch_size, "seed": seed, "stage": stage}
-            searched = _searched_task(stored.record, task)
-            few = fitting or bool(about["task"].get("unfit"))
-            same = searched is task
-            task, quiet = (fitted_task(one, loaded, how["align"], few) for one in (task, quiet))
-            searched = task if same else fitted_task(searched, loaded, how["align"], few)
-            chosen = task.where(**conditions)
-            chosen = chosen.of_split(split_of(chosen, split, "test"))
-            shared = _shared_with_search(stored.record, searched, chosen, loaded)
-            more = {"n_random": n_random, "scores": stored.scores}
-            report = evaluate_on(loaded, task, stored.circuit, split=split, where=conditions, **more, **setting, **how)
-            results = None
-            if not only_faithfulness:
-                from persona_circuits.circuit.assessment import battery
-
-                made = ablation_for(
-                    setting["ablation"], loaded, task, metric=setting["metric"], where=conditions, **how
-                )
-                results = battery(
-                    loaded,
-                    chosen,
-                    stored.circuit,
-                    metric=setting["metric"],
-                    ablation=made,
-                    by=by,
-                    search=searched,
-                    record=stored.record,
-                    null=quiet,
-                    n_orders=orders,
-                    quick=quick,
-                    state=state,
-                    **how,
-                )
+            if fitting:
+                align = (stored.record or {"task": {"align": "equal"}})["task"]["align"]
+                task = those_that_fit(task, loaded, align=align)
+            options = EvaluationOptions(
+                metric=metric,
+                ablation=ablation,
+                split=split,
+                where=conditions_of(where),
+                n_random=n_random,
+                seed=seed,
+                batch_size=batch_size,
+                by=tuple(by) if by else None,
+                orders=orders,
+                quick=quick,
+            )
+            how = {"null": quiet, "tested": not only_faithfulness, "state": state, "stage": stage}
+            found = evaluate_circuit(loaded, stored, task, options, **how)
+        for note in found.notes if first else ():
+            say(f"note: {note}", err=True)
         record = stored.record
         if save and first and record is not None:
-            from persona_circuits.circuit.assessment import with_evaluation
-
-            stamp = {"model": loaded.name, "fingerprint": loaded.fingerprint, "where": conditions, **setting}
-            stamp |= {"align": how["align"], "seed": seed, "quick": quick}
-            record = with_evaluation(record, task, report.split, report, results, shared, **stamp)
-            _save_evaluation(record, stored, strongest)
-        found = {**report.as_dict(), **({"stability": _stability(results), **results.as_dict()} if results else {})}
-        found |= task.counts
-        found |= {} if shared is None else {"held_out": shared.held_out, "shared": shared.as_dict()}
+            found.save(stored.path, strongest=strongest)
+            record = found.record
         if out is not None and first:
-            write_json(found, out)
+            write_json(found.as_dict(), out)
         if tables is not None and first:
             from persona_circuits.circuit.reporting import write_battery
             from persona_circuits.circuit.storage import replace_folder
 
             with replace_folder(tables) as staging:
-                write_battery(results, staging, title=picture_title(record) or f"{circuit}, {task.source}")
+                write_battery(found.results, staging, title=picture_title(record) or f"{circuit}, {task.source}")
         if first and as_json:
-            typer.echo(json.dumps(found))
+            typer.echo(json.dumps(found.as_dict()))
         elif first:
-            print_report(report, as_json=False)
-            if results is not None:
-                print_battery(results, record)
-            if shared is not None and shared.note:
-                say(f"\n{shared.note}")
-        require(report.circuit.ratio_of_means, min_faithfulness)
-
-
-def _shared_with_search(record: dict[str, Any] | None, searched: Any, chosen: Any, model: Any) -> Any:
-    """What the pairs have in common with those that the circuit was found on; None where these are not known."""
-    from persona_circuits.circuit.task import overlap_of_tasks
-
-    if record is None or searched is None or searched.sha256 != record["task"]["sha256"]:
-        return None
-    found_on = searched.where(**record["task"].get("where", {})).of_split(record["task"]["split"])
-    return overlap_of_tasks(found_on, chosen, model)
-
-
-def _null_task(null: Path | None, model: str) -> Any:
-    """Paraphrases of one persona: those of the file, or the shipped ones for the shipped model."""
-    from persona_circuits.circuit.task import CONTROLS, MODEL
-
-    if null is not None:
-        return read_task(null)
-    return read_task(CONTROLS).where(control="paraphrase") if model == MODEL else None
-
-
-def _searched_task(record: dict[str, Any] | None, task: Any) -> Any:
-    """The whole pair file of the circuit's search; None where other pairs are asked for and its stability is known.
-
-    Where that file is not here it is the task in hand, and the reason is given later.
-    """
-    from persona_circuits.circuit.errors import TaskError
-
-    if record is None or task.sha256 == record["task"]["sha256"]:
-        return task
-    if "stability" in record and not record["stability"]["quick"]:
-        return None
-    try:
-        return read_task(record["task"]["source"])
-    except TaskError:
-        return task
-
-
-def _stability(results: Any) -> dict[str, Any]:
-    report = results.searched.report
-    return {"reason": results.searched.reason} if report is None else report.as_dict()
+            print_report(found.report, as_json=False)
+            if found.results is not None:
+                print_battery(found.results, record)
+            if found.shared is not None and found.shared.note:
+                say(f"\n{found.shared.note}")
+        require(found.report.circuit.ratio_of_means, min_faithfulness)
 
 
 def _state_beside(path: Path) -> Path | None:
@@ -262,21 +198,6 @@ def _state_beside(path: Path) -> Path | None:
 
 def _begun(state: Path | None) -> bool:
     return state is not None and any(state.parent.glob(f"{glob.escape(state.name)}*"))
-
-
-def _save_evaluation(record: dict[str, Any], stored: Any, strongest: int) -> None:
-    """The answer into the circuit's file; where pictures of it lie beside it, they are drawn again with its marks."""
-    from persona_circuits.circuit.drawing import draw as picture
-    from persona_circuits.circuit.io import read_circuit, write_circuit
-    from persona_circuits.circuit.storage import replace_folder
-
-    with replace_folder(stored.path.parent) as staging:
-        write_circuit(record, staging / stored.path.name)
-        marked = read_circuit(staging / stored.path.name)
-        for name in ("graph.svg", "graph.png") if marked.fringe is not None else ():
-            if stored.path.with_name(name).exists():
-                how = {"scores": marked.scores, "strongest": strongest, "title": picture_title(record)}
-                picture(marked.circuit, staging / name, fringe=marked.fringe, **how)
 
 
 def specificity(

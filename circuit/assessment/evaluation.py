@@ -13,7 +13,7 @@ file, with frequency and part (core or fringe) at every edge.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from persona_circuits.circuit.assessment.stability import (
     scores_of,
     search_again,
 )
-from persona_circuits.circuit.discovery import pairs_of
+from persona_circuits.circuit.discovery import AnyMetric, batches_of, metric_of, pairs_of
 from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.evaluation import (
     FaithfulnessReport,
@@ -42,15 +42,17 @@ from persona_circuits.circuit.evaluation import (
 from persona_circuits.circuit.evaluation.completeness import CompletenessReport, completeness_report
 from persona_circuits.circuit.evaluation.hypothesis import HypothesisReport, hypothesis_tests
 from persona_circuits.circuit.evaluation.stability import N_RESAMPLES
-from persona_circuits.circuit.forward import Ablation, Progress, Rounding
+from persona_circuits.circuit.forward import Ablation, KeptRuns, Progress, Rounding
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Overlap, Task
-from persona_circuits.metrics import METRICS, Metric
+from persona_circuits.metrics import Metric
 
 __all__ = [
     "Battery",
+    "Ground",
+    "all_tests",
     "battery",
     "with_evaluation",
 ]
@@ -93,7 +95,7 @@ def battery(
     task: Task,
     circuit: Circuit,
     *,
-    metric: str,
+    metric: AnyMetric,
     ablation: Ablation | None = None,
     align: str = "equal",
     by: Sequence[str] | None = None,
@@ -136,98 +138,139 @@ def battery(
         A key that no pair has; an impossible number.
     """
     stage = stage or (lambda _name: lambda _done, _total: None)
-    measured, clusters = METRICS[metric], Clusters.of(task.pairs)
-    how: dict[str, Any] = {"align": align, "ablation": ablation, "batch_size": batch_size}
-    pairs = pairs_of(model, task, measured, **how)
-    quiet = null_run(model, null, align=align, batch_size=batch_size) if null is not None else None
-    common: dict[str, Any] = {"seed": seed, "quick": quick}
-    names = ("search", "tests", "complete")
-    kept = {name: None if state is None else state.with_name(f"{state.name}.{name}") for name in names}
-    searched = NOT_SEARCHED
-    if search is not None and record is not None:
-        more: dict[str, Any] = {"n_resamples": n_resamples, "n_orders": n_orders, "batch_size": batch_size}
-        searched = search_again(model, search, circuit, record, state=kept["search"], stage=stage, **more, **common)
+    setting = (model, task, circuit, metric_of(metric), ablation, align, batch_size, seed, quick)
+    ground = Ground(*setting, tuple(by) if by is not None else None, n_random, n_resamples, n_orders, state, stage)
+    return all_tests(ground, search, record, null, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What all tests of one circuit have in common: the pairs, the setting, and where what is measured is kept."""
+
+    model: Model
+    task: Task
+    circuit: Circuit
+    metric: Metric
+    ablation: Ablation | None
+    align: str
+    batch_size: int
+    seed: int
+    quick: bool
+    by: tuple[str, ...] | None = None
+    n_random: int = 100
+    n_resamples: int = N_RESAMPLES
+    n_orders: int = ORDERS
+    state: Path | None = None
+    stage: Callable[[str], Progress] = field(default=lambda _name: lambda _done, _total: None)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How pairs become batches."""
+        return {"align": self.align, "ablation": self.ablation, "batch_size": self.batch_size}
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What everything that draws is told."""
+        return {"seed": self.seed, "quick": self.quick}
+
+    def kept(self, name: str) -> Path | None:
+        """Where the measurements of one test are kept, to go on from after a stop."""
+        return None if self.state is None else self.state.with_name(f"{self.state.name}.{name}")
+
+    def runs(self) -> KeptRuns:
+        """The pairs, run plain once for all tests."""
+        how = {"align": self.align, "batch_size": self.batch_size}
+        return KeptRuns(self.model, batches_of(self.model, self.task, self.metric, **how), self.ablation)
+
+
+def all_tests(
+    ground: Ground,
+    search: Task | None,
+    record: Mapping[str, Any] | None,
+    null: Task | None,
+    search_ablation: Ablation | None,
+) -> Battery:
+    """All tests; ``search_ablation`` is that of the circuit's search, where it is made already."""
+    how = {"align": ground.align, "batch_size": ground.batch_size}
+    quiet = null_run(ground.model, null, **how) if null is not None else None
+    searched = _stability(ground, search, record, search_ablation)
+    runs = ground.runs()
+    what = (ground.model, runs, ground.metric, ground.circuit)
+    more: dict[str, Any] = {"clusters": Clusters.of(ground.task.pairs), **ground.common}
     tests = hypothesis_tests(
-        model,
-        pairs,
-        measured,
-        circuit,
-        n_random=n_random,
-        clusters=clusters,
-        state=kept["tests"],
-        progress=stage("tests"),
-        **common,
+        *what, n_random=ground.n_random, state=ground.kept("tests"), progress=ground.stage("tests"), **more
     )
-    complete = completeness_report(
-        model,
-        pairs,
-        measured,
-        circuit,
-        clusters=clusters,
-        state=kept["complete"],
-        progress=stage("completeness"),
-        **common,
+    complete = completeness_report(*what, state=ground.kept("complete"), progress=ground.stage("completeness"), **more)
+    known = _same_pairs(ground, searched.scores, search, record)
+    return Battery(
+        tests, complete, _transfers(ground), _pair_by_pair(ground, runs, known, record, quiet), quiet, searched
     )
-    setting = {"metric": metric, "ablation": ablation is None, "align": align}
-    known = _same_pairs(searched.scores, search, record, task, setting)
-    method = {"scores": "eap"} if quick else (record or {}).get("method")
-    scores = known or scores_of(model, task, measured, method=method, stage=stage, **how)
-    watch = Rounding(model, measured)
-    values = measured_pairs(model, pairs(), measured, circuit, watch=watch)
-    view = pairs_view(
-        values,
+
+
+def _stability(
+    ground: Ground, search: Task | None, record: Mapping[str, Any] | None, ablation: Ablation | None
+) -> Searched:
+    if search is None or record is None:
+        return NOT_SEARCHED
+    how: dict[str, Any] = {"n_resamples": ground.n_resamples, "n_orders": ground.n_orders, "ablation": ablation}
+    how |= {"batch_size": ground.batch_size, "state": ground.kept("search"), "stage": ground.stage, **ground.common}
+    return search_again(ground.model, search, ground.circuit, record, **how)
+
+
+def _pair_by_pair(
+    ground: Ground,
+    runs: KeptRuns,
+    known: PairScores | None,
+    record: Mapping[str, Any] | None,
+    quiet: NullRun | None,
+) -> PairsView:
+    """The circuit on every pair alone, and groups of pairs that use other edges."""
+    model, task, metric, circuit = ground.model, ground.task, ground.metric, ground.circuit
+    method = {"scores": "eap"} if ground.quick else (record or {}).get("method")
+    scores = known or scores_of(model, task, metric, method=method, stage=ground.stage, **ground.how)
+    watch = Rounding(model, metric)
+    return pairs_view(
+        measured_pairs(model, runs(), metric, circuit, watch=watch),
         task.pairs,
         circuit,
         scores=scores,
         rule=rule_of(record),
-        divergences=divergences_of(pairs(), swapped=measured.swap_rows),
+        divergences=divergences_of(runs(), swapped=metric.swap_rows),
         sigma_0=None if quiet is None else quiet.sigma_0,
         rounding=watch.floor,
-        n_draws=QUICK_DRAWS if quick else DRAWS,
-        seed=seed,
-        progress=stage("groups of pairs"),
-    )
-    return Battery(
-        tests, complete, _transfers(model, task, circuit, measured, by, how, common, stage), view, quiet, searched
+        n_draws=QUICK_DRAWS if ground.quick else DRAWS,
+        seed=ground.seed,
+        progress=ground.stage("groups of pairs"),
     )
 
 
-def _transfers(
-    model: Model,
-    task: Task,
-    circuit: Circuit,
-    metric: Metric,
-    by: Sequence[str] | None,
-    how: Mapping[str, Any],
-    common: Mapping[str, Any],
-    stage: Callable[[str], Progress],
-) -> dict[str, tuple[Transfer, ...]]:
+def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
     """On all pairs, and on those of every value of the keys."""
     found: dict[str, tuple[Transfer, ...]] = {}
-    for key in ("pairs", *(_axes(task) if by is None else by)):
-        parts = {"all": task} if key == "pairs" else task.groups(key)
-        grounds = {value: pairs_of(model, part, metric, **how) for value, part in parts.items()}
+    for key in ("pairs", *(_axes(ground.task) if ground.by is None else ground.by)):
+        parts = {"all": ground.task} if key == "pairs" else ground.task.groups(key)
+        grounds = {value: pairs_of(ground.model, part, ground.metric, **ground.how) for value, part in parts.items()}
         clusters = {value: Clusters.of(part.pairs) for value, part in parts.items()}
-        more = {"clusters": clusters, "n_outside": 3 if common["quick"] else 10, "seed": common["seed"]}
-        tell = stage("transfer" if key == "pairs" else f"transfer by {key}")
-        found[key] = transfer(model, circuit, grounds, metric, progress=tell, **more)
+        more = {"clusters": clusters, "n_outside": 3 if ground.quick else 10, "seed": ground.seed}
+        tell = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
+        found[key] = transfer(ground.model, ground.circuit, grounds, ground.metric, progress=tell, **more)
     return found
 
 
 def _same_pairs(
-    scores: PairScores | None,
-    search: Task | None,
-    record: Mapping[str, Any] | None,
-    task: Task,
-    setting: Mapping[str, Any],
+    ground: Ground, scores: PairScores | None, search: Task | None, record: Mapping[str, Any] | None
 ) -> PairScores | None:
     """The search's scores, where these are its pairs and its setting."""
     if scores is None or search is None or record is None:
         return None
-    about = record["task"]
-    own = {"metric": about["metric"], "ablation": record["ablation"] == "corrupt", "align": about["align"]}
+    about, plain = record["task"], ground.ablation is None
+    same = (about["metric"], record["ablation"] == "corrupt", about["align"]) == (
+        ground.metric.name,
+        plain,
+        ground.align,
+    )
     searched = search.where(**about.get("where", {})).of_split(about["split"])
-    return scores if own == setting and setting["ablation"] and searched.pairs == task.pairs else None
+    return scores if same and plain and searched.pairs == ground.task.pairs else None
 
 
 def with_evaluation(

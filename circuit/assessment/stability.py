@@ -67,6 +67,7 @@ def search_again(
     batch_size: int = 32,
     seed: int = 0,
     quick: bool = False,
+    ablation: Ablation | None = None,
     state: Path | None = None,
     stage: Stage | None = None,
 ) -> Searched:
@@ -80,6 +81,8 @@ def search_again(
         Resamples of the pairs for circuits made of scores, random orders for ACDC; 0 orders leave ACDC out.
     quick
         At most 100 resamples, and one order where ACDC has at most 600 edges to try.
+    ablation
+        That of the record, where it is made already; without it, it is made of the record's pairs.
     state
         Beside this path ACDC keeps its state, to go on from after a stop.
 
@@ -95,7 +98,7 @@ def search_again(
     about = record["task"]
     train = task.where(**about.get("where", {})).of_split(about["split"])
     how: dict[str, Any] = {"method": record["method"], "align": about["align"], "batch_size": batch_size}
-    how |= {"ablation": _ablation(model, task, record, batch_size), "stage": stage}
+    how |= {"ablation": ablation or _ablation(model, task, record, batch_size), "stage": stage}
     if record["method"]["prune"] in ("acdc", "eap-acdc"):
         return _orders(model, train, circuit, record, n_orders, seed, quick, state, how)
     if record["method"]["scores"] == "random":
@@ -177,6 +180,10 @@ def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:
     """Why this model and pair file cannot repeat the search; empty where they can."""
     if task.sha256 != record["task"]["sha256"]:
         return f"{task.source} is not the file that the circuit was found on, so its search is not repeated"
+    if record["task"]["metric"] not in METRICS:
+        return (
+            f"the circuit was found with a metric of its own, {record['task']['metric']}, so its search is not repeated"
+        )
     if model.fingerprint != record["model"]["fingerprint"]:
         return f"the circuit was found in other weights than {model.name} has, so its search is not repeated"
     return ""

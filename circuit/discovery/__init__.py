@@ -2,7 +2,7 @@
 
 from persona_circuits.circuit.discovery.options import Options, Stage
 from persona_circuits.circuit.discovery.own_metrics import AnyMetric, metric_of
-from persona_circuits.circuit.discovery.search import Discovery, discover, evaluate_on
+from persona_circuits.circuit.discovery.search import Discovery, discover, evaluate_on, report_of
 from persona_circuits.circuit.discovery.tasks import ablation_for, batches_of, pairs_of, split_of
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "evaluate_on",
     "metric_of",
     "pairs_of",
+    "report_of",
     "split_of",
 ]

@@ -16,12 +16,15 @@ from persona_circuits.circuit.discovery.options import Options, Stage
 from persona_circuits.circuit.discovery.own_metrics import AnyMetric, metric_of
 from persona_circuits.circuit.discovery.record import description
 from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, silent, split_of
+from persona_circuits.circuit.discovery.writing import write_discovery
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, SpanStudy, null_run
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
+from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import circuit_record
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Overlap, Task, encode
 
@@ -29,6 +32,7 @@ __all__ = [
     "Discovery",
     "discover",
     "evaluate_on",
+    "report_of",
 ]
 
 
@@ -71,6 +75,17 @@ class Discovery:
         if self.smallest is None or not self.held_out or found is None:
             return None
         return found >= self.smallest.target
+
+    def write(self, folder: str | Path, *, strongest: int = 150) -> None:
+        """Write what the command ``discover`` writes: circuit, nodes, scores, pictures, summary; all or nothing.
+
+        The folder is made if it is not there. The picture has the ``strongest`` edges at most.
+
+        Raises:
+            WriteError: the folder cannot be written.
+        """
+        with replace_folder(folder) as staging:
+            write_discovery(self, staging, strongest=strongest)
 
 
 def discover(
@@ -158,17 +173,36 @@ def evaluate_on(
         top_n=1,
         prune="top-n",
     ).checked()
+    stage = stage or silent
+    task = task.where(**(where or {}))
+    name = split_of(task, split, "test")
+    made = ablation_for(
+        ablation, model, task, metric=metric, align=align, train_split=train_split, batch_size=batch_size, stage=stage
+    )
+    return report_of(model, task.of_split(name), circuit, options, made, name, scores, stage)
+
+
+def report_of(
+    model: Model,
+    part: Task,
+    circuit: Circuit,
+    options: Options,
+    ablation: Ablation | None,
+    split: str,
+    scores: Scores | None,
+    stage: Stage,
+) -> FaithfulnessReport:
+    """Faithfulness on all pairs of ``part``, which is called ``split``, with an ablation that is made already.
+
+    Raises:
+        OptionError: the circuit is of another graph than the model.
+    """
     if circuit.graph != model.graph:
         raise OptionError(
             f"the circuit is of a model with {circuit.graph.n_layers} layers and {circuit.graph.n_heads} heads, but "
             f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
         )
-    stage, measured = stage or silent, metric_of(metric)
-    task = task.where(**(where or {}))
-    name = split_of(task, split, "test")
-    rows = rows_of(encode(task.of_split(name), model, align=align), measured)
-    made = ablation_for(
-        ablation, model, task, metric=metric, align=align, train_split=train_split, batch_size=batch_size, stage=stage
-    )
-    part = stages.part_of(model, task.of_split(name), rows, name, measured, made, batch_size)
-    return stages.report_on(model, part, measured, circuit, scores, options, stage)
+    metric = metric_of(options.metric)
+    rows = rows_of(encode(part, model, align=options.align), metric)
+    here = stages.part_of(model, part, rows, split, metric, ablation, options.batch_size)
+    return stages.report_on(model, here, metric, circuit, scores, options, stage)

@@ -1,0 +1,322 @@
+"""The evaluation of a circuit, as a researcher asks for it: a circuit, its model, and perhaps other pairs.
+
+What is not said is as the circuit's file says it: pairs, metric, ablation, alignment, conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit.assessment.evaluation import Battery, Ground, all_tests, with_evaluation
+from persona_circuits.circuit.assessment.options import EvaluationOptions
+from persona_circuits.circuit.discovery import (
+    AnyMetric,
+    Discovery,
+    Options,
+    Stage,
+    ablation_for,
+    metric_of,
+    report_of,
+    split_of,
+)
+from persona_circuits.circuit.discovery.tasks import silent
+from persona_circuits.circuit.discovery.writing import title_of
+from persona_circuits.circuit.drawing import draw
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.evaluation import FaithfulnessReport
+from persona_circuits.circuit.forward import ABLATIONS, Ablation
+from persona_circuits.circuit.io import StoredCircuit, read_circuit, write_circuit
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.storage import replace_folder
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import (
+    CONTROLS,
+    MODEL,
+    Overlap,
+    Task,
+    fitting,
+    load_task,
+    overlap_of_tasks,
+    resolve,
+)
+
+__all__ = [
+    "Evaluation",
+    "evaluate_circuit",
+]
+
+UNKNOWN: dict[str, Any] = {"task": {"metric": "persona-divergence", "align": "equal"}, "ablation": "corrupt"}
+"""The setting of a circuit of which no file says anything."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A circuit's faithfulness on a set of pairs, and what else it was put to.
+
+    ``results`` are the tests, None where only faithfulness was asked for. ``shared`` is what the pairs have in
+    common with those searched on, where these are known. ``record`` is the circuit's file with this in it, None for a
+    circuit without one. ``notes`` are to be said of rows of the pair files that are not used.
+    """
+
+    report: FaithfulnessReport
+    results: Battery | None
+    shared: Overlap | None
+    record: dict[str, Any] | None
+    task: Task
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as the command ``evaluate`` prints them."""
+        found = self.report.as_dict()
+        if self.results is not None:
+            stability = self.results.searched.report
+            known = {"reason": self.results.searched.reason} if stability is None else stability.as_dict()
+            found |= {"stability": known, **self.results.as_dict()}
+        found |= self.task.counts
+        return found | (
+            {} if self.shared is None else {"held_out": self.shared.held_out, "shared": self.shared.as_dict()}
+        )
+
+    def save(self, path: str | Path, *, strongest: int = 150) -> None:
+        """Write the answer into the circuit's file; pictures that lie beside it are drawn again, with its marks.
+
+        Raises:
+            OptionError: the circuit has no file.
+            WriteError: the folder cannot be written.
+        """
+        if self.record is None:
+            raise OptionError("the circuit was given without its file, so there is none to write its evaluation into")
+        path = Path(path)
+        with replace_folder(path.parent) as staging:
+            write_circuit(self.record, staging / path.name)
+            marked = read_circuit(staging / path.name)
+            for name in ("graph.svg", "graph.png") if marked.fringe is not None else ():
+                if path.with_name(name).exists():
+                    how = {"scores": marked.scores, "strongest": strongest, "title": title_of(self.record)}
+                    draw(marked.circuit, staging / name, fringe=marked.fringe, **how)
+
+
+def evaluate_circuit(
+    model: Model,
+    circuit: StoredCircuit | Discovery | Circuit,
+    task: Task | None = None,
+    options: EvaluationOptions | None = None,
+    *,
+    null: Task | None = None,
+    tested: bool = True,
+    state: Path | None = None,
+    stage: Stage | None = None,
+) -> Evaluation:
+    """Put a circuit to the test: all that the command ``evaluate`` does.
+
+    Parameters
+    ----------
+    circuit
+        What ``discover`` or ``read_circuit`` gave, or a bare ``Circuit``, of whose search nothing is known.
+    task
+        The pairs to measure on; by default the file that the circuit was found on, of which a split can be held out.
+    options
+        By default as the circuit's file says.
+    tested
+        False leaves out every test beyond faithfulness and its random circuits.
+    null
+        Pairs of paraphrases of one persona: |D| within twice their spread is flat. By default the shipped ones for
+        the shipped model.
+    state
+        Measurements are kept beside this path, to go on from after a stop.
+
+    Returns
+    -------
+    The report of faithfulness, the tests, and the circuit's record with both in it; ``save`` writes that.
+
+    Raises
+    ------
+    OptionError
+        The circuit is of another graph than the model, an option is unknown, or no pairs are given or named.
+    TaskError
+        The pairs do not fit the model, or have no such key or split.
+    """
+    stage = stage or silent
+    options = options or EvaluationOptions()
+    asked = _asked(model, circuit, task, options, _null_task(null, model) if tested else None)
+    made = asked.ablation(stage)
+    how = Options(
+        metric=asked.metric,
+        ablation=asked.ablation_name,
+        align=asked.align,
+        batch_size=options.batch_size,
+        n_random=options.n_random,
+        seed=options.seed,
+        prune="top-n",
+        top_n=1,
+    ).checked()
+    report = report_of(model, asked.chosen, asked.circuit, how, made, asked.split, asked.scores, stage)
+    results = _battery(asked, made, state, stage) if tested else None
+    record = None
+    if asked.record is not None:
+        stamp = {"model": model.name, "fingerprint": model.fingerprint, "where": asked.where}
+        stamp |= {"metric": metric_of(asked.metric).name, "ablation": asked.ablation_name, "align": asked.align}
+        stamp |= {"seed": options.seed, "quick": options.quick}
+        record = with_evaluation(asked.record, asked.task, report.split, report, results, asked.shared, **stamp)
+    return Evaluation(report, results, asked.shared, record, asked.task, asked.notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What was asked for, with the gaps filled from the circuit's file."""
+
+    model: Model
+    circuit: Circuit
+    scores: Scores | None
+    record: dict[str, Any] | None
+    task: Task
+    chosen: Task
+    split: str
+    where: dict[str, str]
+    metric: AnyMetric
+    ablation_name: str
+    align: str
+    search: Task | None
+    null: Task | None
+    shared: Overlap | None
+    options: EvaluationOptions
+
+    def ablation(self, stage: Stage) -> Ablation | None:
+        """What cut edges carry; constants are learned once, here."""
+        return ablation_for(
+            self.ablation_name,
+            self.model,
+            self.task,
+            metric=self.metric,
+            align=self.align,
+            where=self.where,
+            batch_size=self.options.batch_size,
+            seed=self.options.seed,
+            stage=stage,
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Of all pair files, each once."""
+        tasks = [one for one in (self.task, self.null, self.search) if one is not None]
+        return tuple(dict.fromkeys(f"{one.source}: {note}" for one in tasks for note in one.notes))
+
+    @property
+    def searches_ablation(self) -> bool:
+        """Whether the constants made for these pairs are those of the circuit's search."""
+        if self.record is None or self.search is not self.task:
+            return False
+        about = self.record["task"]
+        own = (self.record["ablation"], about["align"], about.get("where", {}), about["split"])
+        return own == (self.ablation_name, self.align, self.where, split_of(self.task, None, "train"))
+
+
+def _asked(
+    model: Model,
+    given: StoredCircuit | Discovery | Circuit,
+    task: Task | None,
+    options: EvaluationOptions,
+    null: Task | None,
+) -> _Asked:
+    circuit, scores, record = (given, None, None) if isinstance(given, Circuit) else _parts_of(given)
+    if circuit.graph != model.graph:
+        raise OptionError(
+            f"the circuit is of a model with {circuit.graph.n_layers} layers and {circuit.graph.n_heads} heads, but "
+            f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
+        )
+    about: Mapping[str, Any] = record or UNKNOWN
+    ablation, align = options.ablation or about["ablation"], options.align or about["task"]["align"]
+    if ablation not in ABLATIONS:
+        raise OptionError(f"ablation {ablation!r} is not one of {', '.join(ABLATIONS)}")
+    metric = about["task"]["metric"] if options.metric is None else options.metric
+    metric_of(metric)
+    task = _own_task(record) if task is None else task
+    fit = bool(task.unfit or about["task"].get("unfit"))
+    whole, quiet, search = (
+        one if one is None or one.unfit or not fit else fitting(one, model, align=align)
+        for one in (task, null, _searched_task(record, task))
+    )
+    assert whole is not None
+    if search is not None and search.sha256 == whole.sha256:
+        search = whole
+    where = dict(options.where) or about["task"].get("where", {})
+    chosen = whole.where(**where)
+    split = split_of(chosen, options.split, "test")
+    chosen = chosen.of_split(split)
+    shared = _shared_with_search(record, search, chosen, model)
+    return _Asked(
+        model, circuit, scores, record, whole, chosen, split, where, metric, ablation, align, search, quiet, shared,
+        options,
+    )  # fmt: skip
+
+
+def _parts_of(given: StoredCircuit | Discovery) -> tuple[Circuit, Scores | None, dict[str, Any] | None]:
+    return given.circuit, given.scores, given.record
+
+
+def _battery(asked: _Asked, made: Ablation | None, state: Path | None, stage: Stage) -> Battery:
+    options = asked.options
+    ground = Ground(
+        model=asked.model,
+        task=asked.chosen,
+        circuit=asked.circuit,
+        metric=metric_of(asked.metric),
+        ablation=made,
+        align=asked.align,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        quick=options.quick,
+        by=options.by,
+        n_random=options.n_tested,
+        n_resamples=options.n_resamples,
+        n_orders=options.orders,
+        state=state,
+        stage=stage,
+    )
+    return all_tests(ground, asked.search, asked.record, asked.null, made if asked.searches_ablation else None)
+
+
+def _own_task(record: Mapping[str, Any] | None) -> Task:
+    if record is None:
+        raise OptionError("the circuit does not say which pairs it was found on; give the pairs to measure on")
+    return _named(str(record["task"]["source"]))
+
+
+def _named(source: str) -> Task:
+    return load_task(resolve(source), label=source)
+
+
+def _null_task(null: Task | None, model: Model) -> Task | None:
+    """Paraphrases of one persona: those given, or the shipped ones for the shipped model."""
+    if null is not None:
+        return null
+    return _named(CONTROLS).where(control="paraphrase") if model.name == MODEL else None
+
+
+def _searched_task(record: Mapping[str, Any] | None, task: Task) -> Task | None:
+    """The whole pair file of the circuit's search; None where other pairs are asked for and its stability is known.
+
+    Where that file is not here it is the task in hand, and the reason is given later.
+    """
+    if record is None or task.sha256 == record["task"]["sha256"]:
+        return task
+    if "stability" in record and not record["stability"]["quick"]:
+        return None
+    try:
+        return _named(record["task"]["source"])
+    except TaskError:
+        return task
+
+
+def _shared_with_search(
+    record: Mapping[str, Any] | None, searched: Task | None, chosen: Task, model: Model
+) -> Overlap | None:
+    """What the pairs have in common with those that the circuit was found on; None where these are not known."""
+    if record is None or searched is None or searched.sha256 != record["task"]["sha256"]:
+        return None
+    found_on = searched.where(**record["task"].get("where", {})).of_split(record["task"]["split"])
+    return overlap_of_tasks(found_on, chosen, model)
