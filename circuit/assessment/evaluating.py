@@ -30,6 +30,7 @@ from persona_circuits.circuit.evaluation import FaithfulnessReport
 from persona_circuits.circuit.forward import ABLATIONS, Ablation
 from persona_circuits.circuit.io import StoredCircuit, read_circuit, write_circuit
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.printable import html_table
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit
@@ -53,7 +54,7 @@ UNKNOWN: dict[str, Any] = {"task": {"metric": "persona-divergence", "align": "eq
 """The setting of a circuit of which no file says anything."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """A circuit's faithfulness on a set of pairs, and what else it was put to.
 
@@ -68,6 +69,18 @@ class Evaluation:
     record: dict[str, Any] | None
     task: Task
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        tested = "" if self.results is None else f", {self.results!r}"
+        return f"Evaluation({self.report!r}{tested})"
+
+    def _repr_html_(self) -> str:
+        if self.results is None:
+            return self.report._repr_html_()
+        tests = self.results.tests
+        rows = [(one.name, one.decision, one.sentence) for one in tests.outcomes]
+        more = html_table(f"hypothesis tests on {tests.n_pairs} pairs", ("test", "circuit", "says"), rows)
+        return f"{self.report._repr_html_()}{more}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the command ``evaluate`` prints them."""

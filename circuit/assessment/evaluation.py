@@ -64,7 +64,7 @@ DRAWS, QUICK_DRAWS = 199, 39
 NOT_SEARCHED = Searched(None, reason="it is not said how the circuit was found")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Battery:
     """The tests of one circuit on one set of pairs.
 
@@ -78,6 +78,12 @@ class Battery:
     pairs: PairsView
     null: NullRun | None = None
     searched: Searched = NOT_SEARCHED
+
+    def __repr__(self) -> str:
+        stability = self.searched.report
+        unstable = None if stability is None else stability.unstable
+        verdict = {None: "unknown", True: "unstable", False: "stable"}[unstable]
+        return f"Battery({self.tests!r}, {self.pairs!r}, stability {verdict})"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit's file holds them; stability apart."""

@@ -15,14 +15,17 @@ from persona_circuits.circuit.discovery import stages
 from persona_circuits.circuit.discovery.options import Options, Stage
 from persona_circuits.circuit.discovery.own_metrics import AnyMetric, metric_of
 from persona_circuits.circuit.discovery.record import description
+from persona_circuits.circuit.discovery.summary import strongest_edges
 from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, silent, split_of
-from persona_circuits.circuit.discovery.writing import write_discovery
+from persona_circuits.circuit.discovery.writing import title_of, write_discovery
+from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, SpanStudy, null_run
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
 from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import circuit_record
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.printable import html_table
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit
@@ -36,7 +39,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Discovery:
     """What was found: the circuit, every edge's score (None for plain ACDC), and how good it is where.
 
@@ -67,6 +70,25 @@ class Discovery:
     sweep: Sweep | None = None
     shared: Overlap | None = None
     completeness: Completeness | None = None
+
+    def __repr__(self) -> str:
+        task = self.record["task"]
+        found = ", ".join(f"{one.circuit.shown} ({one.split})" for one in self.reports)
+        held = "held out" if self.held_out else "not held out"
+        effect = f"{task['metric']} {self.divergence:+.3f} on {task['n_pairs']} pairs ({task['split']})"
+        return f"Discovery({self.circuit!r}, {found}, {held}; {effect})"
+
+    def _repr_html_(self) -> str:
+        edges = [(item["edge"], f"{item['score']:+.4f}") for item in strongest_edges(self)]
+        table = html_table("the strongest edges", ("edge", "score"), edges) if edges else ""
+        reports = "".join(report._repr_html_() for report in self.reports)
+        return f"{self._repr_svg_() or ''}{html_table(repr(self), (), ())}{reports}{table}"
+
+    def _repr_svg_(self) -> str | None:
+        """The picture; None of an empty circuit."""
+        if not len(self.circuit):
+            return None
+        return draw(self.circuit, scores=self.scores, title=title_of(self.record)).svg
 
     @property
     def confirmed(self) -> bool | None:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -70,16 +70,23 @@ PNG_DPI, PNG_PIXELS, PNG_SIDE = 130.0, 24e6, 16000  # resolution, and what it gi
 
 @dataclass(frozen=True)
 class DrawReport:
-    """What was drawn: ``shown`` of the circuit's ``total`` edges, in the file ``path``."""
+    """What was drawn: ``shown`` of the circuit's ``total`` edges, in the file ``path``, or as the text ``svg``.
+
+    A notebook shows the picture where there is no file.
+    """
 
     shown: int
     total: int
-    path: Path
+    path: Path | None
+    svg: str | None = field(default=None, repr=False)
+
+    def _repr_svg_(self) -> str | None:
+        return self.svg
 
 
 def draw(
     circuit: Circuit,
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     scores: Scores | None = None,
     strongest: int = 150,
@@ -111,11 +118,14 @@ def draw(
             another graph, or the groups do not part the circuit's edges.
         FileError: the file cannot be written, or Graphviz does not draw.
     """
-    path = Path(path)
-    fmt = _format_of(path, fmt)
+    path = None if path is None else Path(path)
+    fmt = "svg" if path is None else _format_of(path, fmt)
     how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}
     picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, **how)
-    write_bytes(_rendered(picture, fmt), path)
+    drawn = _rendered(picture, fmt)
+    if path is None:
+        return DrawReport(picture.number_of_edges(), len(circuit), None, drawn.decode("utf-8"))
+    write_bytes(drawn, path)
     return DrawReport(picture.number_of_edges(), len(circuit), path)
 
 

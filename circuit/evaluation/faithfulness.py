@@ -27,6 +27,7 @@ from persona_circuits.circuit.evaluation.matched import Matched, matched_circuit
 from persona_circuits.circuit.forward import Prepared, Rounding, measure, tolerance
 from persona_circuits.circuit.graph import Edge
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.printable import html_table
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, Interval, is_zero, ratio_interval
 from persona_circuits.circuit.subgraph import Circuit
@@ -45,7 +46,7 @@ N_TRIED = 4
 """Edges that are cut alone at most: the read of the first MLP, and the strongest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Faithfulness:
     """One circuit's faithfulness.
 
@@ -63,8 +64,19 @@ class Faithfulness:
     n_ratios: int
     median_of_ratios: float | None = None
 
+    def __repr__(self) -> str:
+        return f"Faithfulness({self.shown}, {self.n_edges:,} edges, m {self.m:+.3f})"
 
-@dataclass(frozen=True)
+    @property
+    def shown(self) -> str:
+        """f and its interval, in words."""
+        if self.ratio_of_means is None:
+            return "f undefined"
+        bounds = "" if self.interval is None else f" [{self.interval.low:.3f}, {self.interval.high:.3f}]"
+        return f"f {self.ratio_of_means:.3f}{bounds}"
+
+
+@dataclass(frozen=True, repr=False)
 class FaithfulnessReport:
     """A circuit, its complement and random circuits of its size on a set of pairs.
 
@@ -100,6 +112,20 @@ class FaithfulnessReport:
     edge: str | None = None
     without_edge: Faithfulness | None = None
     n_tried: int = 0
+
+    def __repr__(self) -> str:
+        random = "" if self.random_mean is None else f"; random circuits {self.random_mean:.3f}"
+        where = f"{self.n_pairs} pairs ({self.split}), {self.metric}"
+        return f"FaithfulnessReport({self.circuit.shown} of {self.circuit.n_edges:,} edges on {where}{random})"
+
+    def _repr_html_(self) -> str:
+        named = {"circuit": self.circuit, "complement": self.complement}
+        if self.without_edge is not None:
+            named[f"all but {self.edge}"] = self.without_edge
+        rows = [(name, one.n_edges, f"{one.m:+.3f}", one.shown) for name, one in named.items()]
+        if self.random_mean is not None:
+            rows.append((f"random ({len(self.random)})", self.circuit.n_edges, "", f"f {self.random_mean:.3f}"))
+        return html_table(repr(self), ("", "edges", "m", "faithfulness"), rows)
 
     @property
     def reversal(self) -> str:

@@ -109,7 +109,7 @@ class Planted:
     def model(self, *, dtype: str = "float32") -> Model:
         """The model, freshly built and ready for the engine."""
         network = self.build().to(DTYPES[dtype])
-        return wrap_model(network, build_tokenizer(), name=f"planted:{self.name}")
+        return wrap_model(network, build_tokenizer(), name=f"planted:{self.name}", copy=False)
 
 
 def planted_models() -> tuple[Planted, ...]:

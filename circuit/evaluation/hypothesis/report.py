@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,7 @@ from persona_circuits.circuit.evaluation.measurements import Measurements, Sourc
 from persona_circuits.circuit.forward import Progress, tolerance
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.storage import frame_of
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
@@ -130,6 +131,18 @@ class HypothesisReport:
             }
             for outcome in self.outcomes
         ]
+
+    def __repr__(self) -> str:
+        decisions = ", ".join(f"{one.name} {one.decision}" for one in self.outcomes)
+        return f"HypothesisReport({self.n_edges} edges on {self.n_pairs} pairs: {decisions})"
+
+    def to_frame(self) -> Any:
+        """A pandas table with a row per edge tested for minimality, the least necessary first.
+
+        Raises:
+            OptionError: pandas is not installed.
+        """
+        return frame_of(self.edge_rows(), [field.name for field in fields(EdgeTest)])
 
     def edge_rows(self) -> list[dict[str, Any]]:
         """A row per edge tested for minimality, the least necessary first."""
