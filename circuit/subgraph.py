@@ -32,7 +32,7 @@ class Circuit:
     >>> from persona_circuits import Circuit, Graph
     >>> circuit = Circuit.of(Graph(2, 2), ["input->m0", "m0->logits"])
     >>> circuit
-    Circuit(2 of 41 edges, 3 of 8 nodes; 2 layers, 2 heads)
+    Circuit(2 of 46 edges, 3 of 8 nodes; 2 layers, 2 heads)
     >>> "m0->logits" in circuit, [str(edge) for edge in circuit - Circuit.of(circuit.graph, ["input->m0"])]
     (True, ['m0->logits'])
     """
@@ -192,6 +192,21 @@ def to_networkx(circuit: Circuit, scores: Scores | None = None) -> nx.DiGraph:
     no head) and the scores are ``score_q``, ``score_k``, ``score_v`` or ``score``.
     ``weight`` is the largest absolute score, 1 without scores. The graph's own
     attributes hold the shape, so that ``from_networkx`` needs nothing else.
+
+    Parameters
+    ----------
+    scores
+        Of the edges, in metric units.
+
+    Returns
+    -------
+    A ``networkx.DiGraph``.
+
+    Examples
+    --------
+    >>> graph = to_networkx(Circuit.of(Graph(2, 2), ["input->a0.h1<q>", "input->a0.h1<k>", "a0.h1->logits"]))
+    >>> graph["input"]["a0.h1"]["slots"], sorted(graph)
+    ('qk', ['a0.h1', 'input', 'logits'])
     """
     graph = circuit.graph
     result = nx.DiGraph(n_layers=graph.n_layers, n_heads=graph.n_heads, parallel=graph.parallel)

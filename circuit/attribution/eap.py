@@ -141,12 +141,35 @@ def eap(
     max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """Edge attribution patching: two forward passes and one backward pass for all edges.
+    """Edge attribution patching (arXiv:2310.10348): two forward passes, one backward pass for all edges.
 
-    ``batches`` may be prepared ones, with the same ablation: the plain runs that they hold are not made again.
+    Parameters
+    ----------
+    batches
+        Of ``batches``, or prepared ones with the same ablation, whose plain runs are then not made again.
+    metric
+        One of ``METRICS``; a score is in its unit.
+    ablation
+        What a cut edge carries; the corrupt prompt's value by default.
+    max_bytes
+        Bound on the gradients at heads' streams that are held at a time.
+    progress
+        Called with the batches done and of all.
 
-    Raises:
-        OptionError: the metric's gradient is zero at the clean run (KL).
+    Returns
+    -------
+    A score for every edge, float64 ``[n_src, n_dst]``: an estimate of m(edge corrupted) - m(clean), mean over prompts.
+
+    Raises
+    ------
+    OptionError
+        The metric's gradient is zero at the clean run (KL).
+
+    Examples
+    --------
+    >>> scores = eap(model, batches(encode(task, model), 8, "cpu"), METRICS["logit-diff"])
+    >>> scores
+    Scores(110 edges, the strongest a1.h3->logits -4)
     """
     return _whole(model, batches, metric, points_of(metric, "eap", 1, "midpoint"), ablation, max_bytes, progress)
 
@@ -162,15 +185,35 @@ def eap_ig(
     max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """EAP with the gradient averaged over ``steps`` points between ablated and clean embeddings.
+    """EAP with the gradient averaged between ablated and clean embeddings (arXiv:2403.17806).
 
-    ``rule="midpoint"`` takes the points (k - 1/2)/steps, k = 1..steps; ``"authors"``
-    takes (k - 1)/steps, from the ablated end on, as the published code does. The
-    scores of the edges that leave ``input`` sum to m(corrupt) - m(clean) in the limit
-    of many steps (with the corrupt ablation; others change more than the embeddings).
+    The scores of the edges that leave ``input`` sum to m(corrupt) - m(clean) in the limit of many steps (with the
+    corrupt ablation; others change more than the embeddings).
 
-    Raises:
-        OptionError: ``steps`` is less than one or the rule is unknown.
+    Parameters
+    ----------
+    batches, metric, ablation, max_bytes, progress
+        As for ``eap``.
+    steps
+        Points at which the gradient is taken.
+    rule
+        ``"midpoint"``: (k - 1/2)/steps, k = 1..steps; ``"authors"``: (k - 1)/steps, from the ablated end on, as the
+        published code does.
+
+    Returns
+    -------
+    A score for every edge, as of ``eap``.
+
+    Raises
+    ------
+    OptionError
+        ``steps`` is less than one or the rule is unknown.
+
+    Examples
+    --------
+    >>> scores = eap_ig(model, batches(encode(task, model), 8, "cpu"), METRICS["logit-diff"], steps=3)
+    >>> round(scores["a1.h3->logits"], 2)
+    -4.0
     """
     return _whole(model, batches, metric, points_of(metric, "eap-ig", steps, rule), ablation, max_bytes, progress)
 

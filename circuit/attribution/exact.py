@@ -31,7 +31,25 @@ def exact(
     ablation: Ablation | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """m(edge ablated) - m(clean) for every edge, by a patched pass from the edge's layer on."""
+    """Exact patching: m(edge ablated) - m(clean) for every edge, by a patched pass from the edge's layer on.
+
+    Parameters
+    ----------
+    batches, metric, ablation
+        As for ``eap``.
+    progress
+        Called with the edges done and of all, over all batches.
+
+    Returns
+    -------
+    The score of every edge, in the metric's unit, mean over prompts; nothing of it is an estimate.
+
+    Examples
+    --------
+    >>> scores = exact(model, batches(encode(task, model), 8, "cpu"), METRICS["logit-diff"])
+    >>> round(scores["a1.h3->logits"], 2)
+    -4.0
+    """
     graph = model.graph
     total, done = np.zeros(graph.valid.shape), 0
     for item in prepare_each(model, batches, ablation):

@@ -208,7 +208,12 @@ def completeness_of(
 
 
 def random_scores(graph: Graph, *, seed: int) -> Scores:
-    """Standard normal scores, the control."""
+    """Standard normal scores, the control.
+
+    Returns
+    -------
+    A score for every edge; the same seed gives the same ones.
+    """
     return Scores(graph, np.random.default_rng(seed).standard_normal(graph.valid.shape))
 
 

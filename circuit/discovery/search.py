@@ -82,7 +82,8 @@ class Discovery:
         edges = [(item["edge"], f"{item['score']:+.4f}") for item in strongest_edges(self)]
         table = html_table("the strongest edges", ("edge", "score"), edges) if edges else ""
         reports = "".join(report._repr_html_() for report in self.reports)
-        return f"{self._repr_svg_() or ''}{html_table(repr(self), (), ())}{reports}{table}"
+        picture = self._repr_svg_() or ""
+        return f"{picture[picture.find('<svg') :]}{html_table(repr(self), (), ())}{reports}{table}"
 
     def _repr_svg_(self) -> str | None:
         """The picture; None of an empty circuit."""
@@ -122,13 +123,41 @@ def discover(
 ) -> Discovery:
     """Find the circuit of a task in a model and measure it on held-out pairs.
 
-    ``scores`` are those of an earlier search of the same method on the same model and training pairs, to be
-    pruned anew; without them edges are scored here. ``null`` are pairs of paraphrases of one persona, of
-    equal and of unequal length: what the contrast and its alignment give where there is nothing to find.
-    ``state`` is a file in which ACDC keeps its state, to go on from it after being stopped.
+    Parameters
+    ----------
+    task
+        The pairs, those to search on and those held out in splits of their own (``train`` and ``test``, or as the
+        options say); without splits all of them are both.
+    options
+        How edges are scored and pruned, the metric, the ablation; ``Options()`` is what the command does.
+    null
+        Pairs of paraphrases of one persona, of equal and of unequal length: what the contrast and its alignment give
+        where there is nothing to find.
+    scores
+        Of an earlier search of the same method on the same model and training pairs, to be pruned anew; without them
+        edges are scored here.
+    state
+        A file in which ACDC keeps its state, to go on from it after being stopped.
+    stage
+        Called when a stage of the work begins, with its name; gives the function that is told of progress.
 
-    Raises:
-        OptionError, TaskError: before any long work.
+    Returns
+    -------
+    The circuit, every edge's score, the faithfulness on either split beside its controls, and the record of all of
+    it, which ``write`` puts into files.
+
+    Raises
+    ------
+    OptionError, TaskError
+        Before any long work.
+
+    Examples
+    --------
+    >>> found = discover(model, task, Options(metric="logit-diff", n_random=2))
+    >>> found.circuit.edge_names()
+    ['input->m0', 'm0->a1.h3<v>', 'a1.h3->logits']
+    >>> round(found.reports[-1].circuit.ratio_of_means, 3)
+    1.0
     """
     options, stage = options.checked(), stage or silent
     setting = stages.set_up(model, task, options, stage)
@@ -182,8 +211,14 @@ def evaluate_on(
 
     Constants of an ablation are taken from ``train_split`` (``train`` if there is one, else all).
 
-    Raises:
-        OptionError, TaskError: the metric is unknown, or the pairs do not fit the model.
+    Returns
+    -------
+    The report of faithfulness, in units of the metric, beside random circuits and the complement.
+
+    Raises
+    ------
+    OptionError, TaskError
+        The metric is unknown, or the pairs do not fit the model.
     """
     options = Options(
         metric=metric,

@@ -96,28 +96,51 @@ def draw(
     scale: str = "|score|, in metric units",
     fringe: Circuit | None = None,
 ) -> DrawReport:
-    """Draw a circuit into a file; an existing file is replaced, in one step.
+    """Draw a circuit into a file, or for a notebook; an existing file is replaced, in one step.
 
-    Parameters:
-        circuit: what to draw; nodes on no path from ``input`` to ``logits`` are left out.
-        path: the file. Its ending says the format, unless ``fmt`` does.
-        scores: width and style of the edges, in metric units. Without them all
-            edges look the same, and the first ones in topological order are drawn.
-        strongest: at most so many edges are drawn, those of the largest ``|score|``.
-        title: a line above the picture; letters other than Latin, Greek and
-            Cyrillic show in SVG only.
-        fmt: one of ``FORMATS``.
-        groups: at most four parts of the circuit by name, each edge in exactly one; edges
-            are then coloured by their part rather than by the sign of their score.
-        scale: what the legend says that the width is.
-        fringe: the edges that other pairs might not have given (``circuit.evaluation.stability.report``): they are
-            drawn faint, and the legend counts them and the core's.
+    Parameters
+    ----------
+    circuit
+        What to draw; nodes on no path from ``input`` to ``logits`` are left out.
+    path
+        The file. Its ending says the format, unless ``fmt`` does. Without a file the picture is SVG text.
+    scores
+        Width and style of the edges, in metric units. Without them all edges look the same, and the first ones in
+        topological order are drawn.
+    strongest
+        At most so many edges are drawn, those of the largest ``|score|``.
+    title
+        A line above the picture; letters other than Latin, Greek and Cyrillic show in SVG only.
+    fmt
+        One of ``FORMATS``.
+    groups
+        At most four parts of the circuit by name, each edge in exactly one; edges are then coloured by their part
+        rather than by the sign of their score.
+    scale
+        What the legend says that the width is.
+    fringe
+        The edges that other pairs might not have given (``circuit.evaluation.stability.report``): they are drawn
+        faint, and the legend counts them and the core's.
 
-    Raises:
-        OptionError: the format is unknown, ``strongest`` is below 1, the scores are of
-            another graph, or the groups do not part the circuit's edges.
-        FileError: the file cannot be written, or Graphviz does not draw.
+    Returns
+    -------
+    How many edges are shown, of how many, and where; a notebook shows the picture where there is no file.
+
+    Raises
+    ------
+    OptionError
+        The format is unknown, ``strongest`` is below 1, the scores are of another graph, or the groups do not part the
+        circuit's edges.
+    FileError
+        The file cannot be written, or Graphviz does not draw.
+
+    Examples
+    --------
+    >>> draw(Circuit.of(Graph(2, 2), ["input->m0", "m0->logits"]))
+    DrawReport(shown=2, total=2, path=None)
     """
+    if path is None and fmt not in (None, "svg"):
+        raise OptionError(f"without a file the picture is SVG text, so {fmt!r} has no effect; give a path")
     path = None if path is None else Path(path)
     fmt = "svg" if path is None else _format_of(path, fmt)
     how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}

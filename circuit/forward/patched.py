@@ -48,8 +48,28 @@ def patched_logits(
 ) -> Float[Tensor, "mask batch vocab"]:
     """Logits at the last position where slot d reads x_d = sum of (s->d kept ? current_s : ablated_s), and biases.
 
-    ``kept`` is bool, ``[mask, src, dst]``, one circuit a mask. "Current" is what the source writes in this very pass,
-    given what its own slots read.
+    "Current" is what the source writes in this very pass, given what its own slots read.
+
+    Parameters
+    ----------
+    item
+        Of ``prepare``: a batch with its plain runs and what cut edges carry.
+    kept
+        Bool ``[mask, src, dst]``, the kept edges of one circuit a mask; they share a pass.
+
+    Returns
+    -------
+    ``[mask, batch, vocab]``. The full circuit gives the clean logits, the empty one the ablated.
+
+    Examples
+    --------
+    >>> (batch,) = batches(encode(task, model)[:2], 8, "cpu")
+    >>> full = torch.from_numpy(model.graph.valid.copy())
+    >>> logits = patched_logits(model, prepare(model, batch), torch.stack([full, ~full]))
+    >>> logits.shape == (2, 2, model.logits(batch.clean).shape[-1])
+    True
+    >>> torch.allclose(logits[0], model.logits(batch.clean)[:, -1], atol=1e-3)
+    True
     """
     with torch.no_grad():
         walk = _Walk(model, item, kept)

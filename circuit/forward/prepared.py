@@ -90,7 +90,22 @@ class Prepared:
 
 
 def prepare(model: Model, batch: Batch, ablation: Ablation | None = None) -> Prepared:
-    """The plain passes over both prompts of a batch, and the ablation, the corrupt one if none is given."""
+    """The plain passes over both prompts of a batch, and what cut edges carry.
+
+    Parameters
+    ----------
+    ablation
+        What cut edges carry; the corrupt prompt's values if none is given.
+
+    Returns
+    -------
+    The batch with both runs and the ablated values, as patched passes take it.
+
+    Raises
+    ------
+    ModelError
+        Logits are not finite.
+    """
     clean, corrupt = run_clean(model, batch), run_corrupt(model, batch)
     ablated = by_corrupt(model, batch, clean, corrupt) if ablation is None else ablation(model, batch, clean)
     if ablated.logits is not corrupt.logits:

@@ -82,6 +82,10 @@ def load_model(
         Bytes that weights and work may take together; scores and circuits take so many prompts at
         a time that the predicted peak stays below it. Loading itself is not held to it.
 
+    Returns
+    -------
+    The model, taken apart into heads and MLPs, and checked against its own logits.
+
     Raises
     ------
     ModelError

@@ -125,10 +125,20 @@ def acdc(
         File in which the search keeps its state, at most twice a minute. Where it is
         there and of the same search, the search goes on from it; it is removed at the end.
 
+    Returns
+    -------
+    The circuit, the change that each removal made, and what the search cost.
+
     Raises
     ------
     OptionError
         ``tau`` is negative or not a number, or ``candidates`` is below one.
+
+    Examples
+    --------
+    >>> prepared = [prepare(model, batch) for batch in batches(encode(task, model), 8, "cpu")]
+    >>> acdc(model, prepared, METRICS["logit-diff"], 0.1).circuit.edge_names()
+    ['input->m0', 'm0->a1.h3<v>', 'a1.h3->logits']
     """
     check_tau(tau)
     if candidates is None:

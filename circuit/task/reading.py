@@ -49,11 +49,21 @@ ONE_VALUE = re.compile(r"\s*(\[|\{\s*\"prompts\")")
 
 
 def load_task(path: str | Path, *, label: str | None = None) -> Task:
-    """Read a pair file, JSON Lines or auto-circuit's JSON; ``label`` is what results call it, if not ``path``.
+    """Read a pair file, JSON Lines or auto-circuit's JSON.
 
-    Raises:
-        TaskError: the file is missing or any of its pairs is malformed; every
-            fault is listed with its line.
+    Parameters
+    ----------
+    label
+        What results call it, if not ``path``.
+
+    Returns
+    -------
+    The pairs, each once.
+
+    Raises
+    ------
+    TaskError
+        The file is missing or any of its pairs is malformed; every fault is listed with its line.
     """
     path = Path(path)
     raw = read_bytes(path, PAIRS)

@@ -225,6 +225,10 @@ def study_patching(
     null
         Pairs of two paraphrases of one persona: how large D is where there is nothing.
 
+    Returns
+    -------
+    The effect of every site and path, in shares of D, the heads that move it, and ablations beside random heads.
+
     Raises
     ------
     OptionError

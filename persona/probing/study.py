@@ -85,6 +85,10 @@ def study_probes(
     stage
         Called with what begins; gives the function that is told of progress.
 
+    Returns
+    -------
+    Accuracies by layer and position, with intervals and the null of permuted labels, and the geometry.
+
     Raises
     ------
     OptionError

@@ -70,6 +70,10 @@ def study_steering(
     neutral
         Prompts for the KL; without them every pair's own prompt with the persona taken out.
 
+    Returns
+    -------
+    Margins, gains and KL for every strength and direction, beside controls.
+
     Raises
     ------
     OptionError
