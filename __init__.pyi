@@ -1,7 +1,11 @@
 from . import circuit as circuit
 from . import metrics as metrics
 from . import persona as persona
+from .circuit.assessment.evaluating import Evaluation as Evaluation
+from .circuit.assessment.evaluating import evaluate_circuit as evaluate_circuit
+from .circuit.assessment.options import EvaluationOptions as EvaluationOptions
 from .circuit.attribution.eap import eap as eap
+from .circuit.attribution.eap import eap_by_definition as eap_by_definition
 from .circuit.attribution.eap import eap_ig as eap_ig
 from .circuit.attribution.exact import exact as exact
 from .circuit.attribution.methods import random_scores as random_scores
@@ -23,6 +27,7 @@ from .circuit.model.loading import load_model as load_model
 from .circuit.model.loading import wrap_model as wrap_model
 from .circuit.model.model import Model as Model
 from .circuit.pruning.acdc import acdc as acdc
+from .circuit.pruning.acdc import acdc_by_definition as acdc_by_definition
 from .circuit.pruning.select import greedy as greedy
 from .circuit.pruning.select import threshold as threshold
 from .circuit.pruning.select import top_n as top_n

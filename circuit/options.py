@@ -20,6 +20,7 @@ from persona_circuits.circuit.errors import OptionError
 __all__ = [
     "AblationName",
     "Alignment",
+    "AnyMetric",
     "BatchSize",
     "Field",
     "IgRule",
@@ -99,7 +100,7 @@ def check_choices(options: Any) -> None:
     for field in options_of(type(options)):
         value = getattr(options, field.name)
         for one in value if isinstance(value, tuple) else (value,):
-            if field.option.choices and one is not None and one not in field.option.choices:
+            if field.option.choices and isinstance(one, str) and one not in field.option.choices:
                 raise OptionError(f"{field.flag} {one!r} is not one of {', '.join(field.option.choices)}")
 
 
@@ -174,7 +175,9 @@ RandomCircuits = Annotated[int, Option("Random circuits of the same size to comp
 Resamples = Annotated[int, Option("Draws of bootstraps and permutations.")]
 Steps = Annotated[int, Option("Points of EAP-IG.")]
 IgRule = Annotated[str, Option("Where EAP-IG's points lie.", choices=IG_RULES)]
-MetricName = Annotated[str, Option("What the circuit is to explain.", choices=METRIC_NAMES)]
+AnyMetric = Any  # str | metrics.Metric | Callable, but this module loads none of that
+"""The name of a metric, or a ``Metric``, or a function (logits, targets) -> one number per prompt, higher is better."""
+MetricName = Annotated[AnyMetric, Option("What the circuit is to explain.", choices=METRIC_NAMES)]
 AblationName = Annotated[str, Option("What an edge outside the circuit carries.", choices=ABLATIONS)]
 Alignment = Annotated[
     str,

@@ -75,19 +75,26 @@ def evaluate(
         if name is None:
             raise OptionError(f"{circuit} does not say which model it is of; give --model")
         task = read_task(pairs or own_pairs(stored.record))
-        quiet = None if asked.only_faithfulness else _null_task(asked.null, name)
+        quiet = read_task(asked.null) if asked.null is not None else None
         _check_places(stored, asked)
         state = _state_beside(stored.path)
         kept.append(lambda: f"what is measured so far is kept in {state}" if _begun(state) else "")
-        job = Job(stored, options.settled(stored.record).checked(), task, quiet, state)
+        options = options.settled(stored.record).checked()
         with progress_bars() as stage:
             pinned = loading.revision or revision_of(stored.record, asked.model)
             loaded = load(stage, name, replace(loading, revision=pinned))
             warn_of_other_weights(stored.record, loaded)
-            found = job.run(loaded, stage, fitting=loading.fitting, tested=not asked.only_faithfulness)
+            from persona_circuits.circuit.assessment import evaluate_circuit
+            from persona_circuits.circuit.task import fitting as those_that_fit
+
+            task = those_that_fit(task, loaded, align=str(options.align)) if loading.fitting else task
+            how = {"null": quiet, "tested": not asked.only_faithfulness, "state": state, "stage": stage}
+            found = evaluate_circuit(loaded, stored, task, options, **how)
         if first:
-            record = _written(found, job, loaded, asked, title=f"{circuit}, {found.task.source}")
-            show(as_json, found.as_dict, lambda: _print_evaluation(found, record))
+            for note in found.notes:
+                say(f"note: {note}", err=True)
+            _write(found, stored, asked, title=f"{circuit}, {found.task.source}")
+            show(as_json, found.as_dict, lambda: _print_evaluation(found))
         require(found.report.circuit.ratio_of_means, min_faithfulness)
 
 
@@ -127,126 +134,26 @@ def _check_places(stored: Any, asked: Asked) -> None:
             check_output_file(path)
 
 
-@dataclass(frozen=True)
-class Job:
-    """A circuit to evaluate, on which pairs and how."""
-
-    stored: Any
-    options: EvaluationOptions
-    task: Any
-    quiet: Any
-    state: Path | None
-
-    def run(self, model: Any, stage: Callable[[str], Any], *, fitting: bool, tested: bool) -> Evaluated:
-        from persona_circuits.circuit.assessment import Subject, battery
-        from persona_circuits.circuit.discovery import ablation_for, evaluate_on, split_of
-
-        record, options = self.stored.record, self.options
-        searched = _searched_task(record, self.task)
-        few = fitting or bool((record or {"task": {}})["task"].get("unfit"))
-        task, quiet = (fitted_task(one, model, str(options.align), few) for one in (self.task, self.quiet))
-        searched = task if searched is self.task else fitted_task(searched, model, str(options.align), few)
-        chosen = task.where(**dict(options.where))
-        chosen = chosen.of_split(split_of(chosen, options.split, "test"))
-        shared = _shared_with_search(record, searched, chosen, model)
-        report = evaluate_on(model, task, self.stored.circuit, options, scores=self.stored.scores, stage=stage)
-        results = None
-        if tested:
-            made = ablation_for(model, task, options, stage)
-            subject = Subject(self.stored.circuit, record, searched)
-            how = {"ablation": made, "null": quiet, "state": self.state, "stage": stage}
-            results = battery(model, chosen, subject, options, **how)
-        return Evaluated(task, report, results, shared)
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The pairs, what was found on them, and what they share with those of the search."""
-
-    task: Any
-    report: Any
-    results: Any
-    shared: Any
-
-    def as_dict(self) -> dict[str, Any]:
-        found = self.report.as_dict()
-        if self.results is not None:
-            found |= {"stability": _stability(self.results), **self.results.as_dict()}
-        found |= self.task.counts
-        return found | (
-            {} if self.shared is None else {"held_out": self.shared.held_out, "shared": self.shared.as_dict()}
-        )
-
-
-def _written(found: Evaluated, job: Job, model: Any, asked: Asked, title: str) -> dict[str, Any] | None:
-    """The circuit's record, with the evaluation if it is saved; all that is asked for is written."""
-    from persona_circuits.circuit.assessment import with_evaluation
+def _write(found: Any, stored: Any, asked: Asked, title: str) -> None:
+    """All that is asked for."""
     from persona_circuits.circuit.reporting import write_battery
     from persona_circuits.circuit.storage import replace_folder, write_json
 
-    record, options = job.stored.record, job.options
-    if asked.save and record is not None:
-        stamp = {"model": model.name, "fingerprint": model.fingerprint, "where": dict(options.where)}
-        stamp |= {name: getattr(options, name) for name in ("metric", "ablation", "align", "seed", "quick")}
-        record = with_evaluation(
-            record, found.task, found.report.split, found.report, found.results, found.shared, **stamp
-        )
-        _save_evaluation(record, job.stored, asked.strongest)
+    if asked.save and found.record is not None:
+        found.save(stored.path, strongest=asked.strongest)
     if asked.out is not None:
         write_json(found.as_dict(), asked.out)
     if asked.tables is not None:
         with replace_folder(asked.tables) as staging:
-            write_battery(found.results, staging, title=picture_title(record) or title)
-    return record
+            write_battery(found.results, staging, title=picture_title(found.record) or title)
 
 
-def _print_evaluation(found: Evaluated, record: dict[str, Any] | None) -> None:
+def _print_evaluation(found: Any) -> None:
     print_report(found.report)
     if found.results is not None:
-        print_battery(found.results, record)
+        print_battery(found.results, found.record)
     if found.shared is not None and found.shared.note:
         say(f"\n{found.shared.note}")
-
-
-def _shared_with_search(record: dict[str, Any] | None, searched: Any, chosen: Any, model: Any) -> Any:
-    """What the pairs have in common with those that the circuit was found on; None where these are not known."""
-    from persona_circuits.circuit.task import overlap_of_tasks
-
-    if record is None or searched is None or searched.sha256 != record["task"]["sha256"]:
-        return None
-    found_on = searched.where(**record["task"].get("where", {})).of_split(record["task"]["split"])
-    return overlap_of_tasks(found_on, chosen, model)
-
-
-def _null_task(null: Path | None, model: str) -> Any:
-    """Paraphrases of one persona: those of the file, or the shipped ones for the shipped model."""
-    from persona_circuits.circuit.task import CONTROLS, MODEL
-
-    if null is not None:
-        return read_task(null)
-    return read_task(CONTROLS).where(control="paraphrase") if model == MODEL else None
-
-
-def _searched_task(record: dict[str, Any] | None, task: Any) -> Any:
-    """The whole pair file of the circuit's search; None where other pairs are asked for and its stability is known.
-
-    Where that file is not here it is the task in hand, and the reason is given later.
-    """
-    from persona_circuits.circuit.errors import TaskError
-
-    if record is None or task.sha256 == record["task"]["sha256"]:
-        return task
-    if "stability" in record and not record["stability"]["quick"]:
-        return None
-    try:
-        return read_task(record["task"]["source"])
-    except TaskError:
-        return task
-
-
-def _stability(results: Any) -> dict[str, Any]:
-    report = results.searched.report
-    return {"reason": results.searched.reason} if report is None else report.as_dict()
 
 
 def _state_beside(path: Path) -> Path | None:
@@ -264,21 +171,6 @@ def _state_beside(path: Path) -> Path | None:
 
 def _begun(state: Path | None) -> bool:
     return state is not None and any(state.parent.glob(f"{glob.escape(state.name)}*"))
-
-
-def _save_evaluation(record: dict[str, Any], stored: Any, strongest: int) -> None:
-    """The answer into the circuit's file; where pictures of it lie beside it, they are drawn again with its marks."""
-    from persona_circuits.circuit.drawing import draw as picture
-    from persona_circuits.circuit.io import read_circuit, write_circuit
-    from persona_circuits.circuit.storage import replace_folder
-
-    with replace_folder(stored.path.parent) as staging:
-        write_circuit(record, staging / stored.path.name)
-        marked = read_circuit(staging / stored.path.name)
-        for name in ("graph.svg", "graph.png") if marked.fringe is not None else ():
-            if stored.path.with_name(name).exists():
-                how = {"scores": marked.scores, "strongest": strongest, "title": picture_title(record)}
-                picture(marked.circuit, staging / name, fringe=marked.fringe, **how)
 
 
 @with_options

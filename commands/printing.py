@@ -100,11 +100,7 @@ def _drawn(intervals: Iterable[Any]) -> str:
 
 def write_results(found: Discovery, out: Path, strongest: int) -> None:
     """All files of a discovery, moved into place together."""
-    from persona_circuits.circuit.reporting import write_discovery
-    from persona_circuits.circuit.storage import replace_folder
-
-    with replace_folder(out) as staging:
-        write_discovery(found, staging, strongest=strongest)
+    found.write(out, strongest=strongest)
 
 
 def picture_title(record: dict[str, Any] | None) -> str:

@@ -1,6 +1,8 @@
 from .curves import CurveStudy as CurveStudy
 from .curves import curve_study as curve_study
 from .curves import read_scorer as read_scorer
+from .evaluating import Evaluation as Evaluation
+from .evaluating import evaluate_circuit as evaluate_circuit
 from .evaluation import Battery as Battery
 from .evaluation import battery as battery
 from .evaluation import with_evaluation as with_evaluation

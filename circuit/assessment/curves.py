@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,15 @@ from persona_circuits.circuit.attribution import score
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, pairs_of, split_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves import CurveReport, Scorer, check_scorers, curve_report
-from persona_circuits.circuit.forward import Progress
+from persona_circuits.circuit.forward import Ablation, Progress
 from persona_circuits.circuit.io import read_scores
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.peers import read_submission
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.circuit.task import Overlap, Task, batches, encode, overlap, with_swap_rows
-from persona_circuits.metrics import METRICS
+from persona_circuits.circuit.task import Batch, Overlap, Task, batches, encode, overlap, with_swap_rows
+from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
     "CurveStudy",
@@ -87,20 +87,7 @@ def curve_study(
     setting = MeasureOptions(metric=metric.name, ablation=options.ablation, train_split=train, **how)
     ablation = ablation_for(model, chosen, setting, stage)
     prepared = pairs_of(model, chosen.of_split(held_out), metric, ablation=ablation, **how)
-    scores = {
-        name: score(
-            model,
-            groups,
-            metric,
-            method=name,
-            steps=options.steps,
-            rule=options.ig_rule,
-            ablation=ablation,
-            progress=stage(f"{name} scores"),
-        )
-        for name in dict.fromkeys(options.scorers)
-        if name != "random"
-    }
+    scores = _scores(model, groups, metric, options, ablation, stage)
     report = curve_report(
         model,
         prepared,
@@ -116,6 +103,23 @@ def curve_study(
         progress=stage(f"circuits on {held_out}"),
     )
     return CurveStudy(report, scores, _about(model, chosen, options, train, shared))
+
+
+def _scores(
+    model: Model,
+    groups: Sequence[Batch],
+    metric: Metric,
+    options: CurveOptions,
+    ablation: Ablation | None,
+    stage: Callable[[str], Progress],
+) -> dict[str, Scores]:
+    """Those of every method that scores edges."""
+    how: dict[str, Any] = {"steps": options.steps, "rule": options.ig_rule, "ablation": ablation}
+    return {
+        name: score(model, groups, metric, method=name, progress=stage(f"{name} scores"), **how)
+        for name in dict.fromkeys(options.scorers)
+        if name != "random"
+    }
 
 
 def read_scorer(path: str | Path) -> Scorer:

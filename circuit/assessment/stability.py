@@ -72,13 +72,15 @@ def search_again(
     subject: Subject,
     options: EvaluationOptions,
     *,
+    ablation: Ablation | None = None,
     state: Path | None = None,
     stage: Stage | None = None,
 ) -> Searched:
     """The stability of a circuit, whose record says which pairs of its search's file were searched on.
 
-    ``state``: beside this path ACDC keeps its state, to go on from after a stop. With ``options.quick`` there are at
-    most 100 resamples, and one order where ACDC has at most 600 edges to try.
+    ``ablation`` is that of the record, where it is made already. ``state``: beside this path ACDC keeps its state, to
+    go on from after a stop. With ``options.quick`` there are at most 100 resamples, and one order where ACDC has at
+    most 600 edges to try.
 
     Raises
     ------
@@ -96,7 +98,7 @@ def search_again(
     train = task.where(**about.get("where", {})).of_split(about["split"])
     how: dict[str, Any] = {"method": record["method"], "align": about["align"], "batch_size": options.batch_size}
     setting = MeasureOptions(train_split=about["split"], batch_size=options.batch_size).settled(record)
-    how |= {"ablation": ablation_for(model, task, setting), "stage": stage}
+    how |= {"ablation": ablation or ablation_for(model, task, setting), "stage": stage}
     if record["method"]["prune"] in ("acdc", "eap-acdc"):
         return _orders(model, train, circuit, record, options, state, how)
     if record["method"]["scores"] == "random":
@@ -178,6 +180,10 @@ def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:
     """Why this model and pair file cannot repeat the search; empty where they can."""
     if task.sha256 != record["task"]["sha256"]:
         return f"{task.source} is not the file that the circuit was found on, so its search is not repeated"
+    if record["task"]["metric"] not in METRICS:
+        return (
+            f"the circuit was found with a metric of its own, {record['task']['metric']}, so its search is not repeated"
+        )
     if model.fingerprint != record["model"]["fingerprint"]:
         return f"the circuit was found in other weights than {model.name} has, so its search is not repeated"
     return ""

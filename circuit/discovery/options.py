@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
 from persona_circuits.circuit.choices import (
@@ -19,6 +19,7 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import (
     AblationName,
     Alignment,
+    AnyMetric,
     BatchSize,
     IgRule,
     MetricName,
@@ -111,11 +112,12 @@ class Options(PlainNumbers):
         if self.n_random < 0:
             raise OptionError(f"--n-random must not be negative, got {self.n_random}")
         self._check_size()
-        from persona_circuits.metrics import METRICS
+        from persona_circuits.circuit.discovery.own_metrics import metric_of
 
-        if METRICS[self.metric].flat_at_clean and self.method == "eap" and self.prune != "acdc":
+        metric = metric_of(self.metric)
+        if metric.flat_at_clean and self.method == "eap" and self.prune != "acdc":
             raise OptionError(
-                f"--metric {self.metric} has zero gradient at the clean run, so plain EAP would score every edge "
+                f"--metric {metric.name} has zero gradient at the clean run, so plain EAP would score every edge "
                 "zero; use --method eap-ig or exact, or another --metric"
             )
         if self.by_span and (self.prune == "acdc" or self.method not in ("eap", "eap-ig")):
@@ -125,7 +127,7 @@ class Options(PlainNumbers):
         ):
             raise OptionError("--activations bfloat16 is for the scores of --method eap or eap-ig, without --by-span")
         if self.threshold is None and self._uses_threshold():
-            return Options(**{**asdict(self), "threshold": self.DEFAULT_SHARE})
+            return replace(self, threshold=self.DEFAULT_SHARE)
         return self
 
     def _uses_threshold(self) -> bool:
@@ -176,7 +178,7 @@ class MeasureOptions(PlainNumbers):
     """
 
     metric: Annotated[
-        str | None, Option("What the circuit is to explain. (default: the circuit's)", choices=METRIC_NAMES)
+        AnyMetric | None, Option("What the circuit is to explain. (default: the circuit's)", choices=METRIC_NAMES)
     ] = None
     ablation: Annotated[
         str | None, Option("What an edge outside the circuit carries. (default: the circuit's)", choices=ABLATIONS)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.discovery.options import MeasureOptions, Stage
+from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, Progress, make_ablation, prepare_each
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
-from persona_circuits.metrics import METRICS, Metric
+from persona_circuits.metrics import Metric
 
 __all__ = [
     "ablation_for",
@@ -47,7 +48,7 @@ def named_ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stag
 def ablation_for(model: Model, task: Task, setting: MeasureOptions, stage: Stage | None = None) -> Ablation | None:
     """The setting's ablation; its constants are of ``train_split`` (``train`` if there is one, else all pairs)."""
     setting = setting.settled()
-    name, metric = str(setting.ablation), METRICS[str(setting.metric)]
+    name, metric = str(setting.ablation), metric_of(setting.metric)
     source: Sequence[Row] = ()
     if name in CONSTANT:
         task = task.where(**dict(setting.where))

@@ -26,8 +26,10 @@ from persona_circuits.circuit.forward.plain import (
     targets_of,
 )
 from persona_circuits.circuit.forward.prepared import (
+    KeptRuns,
     Prepared,
     Progress,
+    bare,
     divergence,
     effects,
     first_difference,
@@ -43,6 +45,7 @@ __all__ = [
     "ABLATIONS",
     "CONSTANT",
     "Ablation",
+    "KeptRuns",
     "Prefix",
     "Prepared",
     "Progress",
@@ -50,6 +53,7 @@ __all__ = [
     "Run",
     "Written",
     "ablated_by",
+    "bare",
     "changes",
     "corrupt",
     "divergence",

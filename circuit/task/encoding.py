@@ -68,16 +68,27 @@ class Row:
 def encode(task: Task, model: Reader, *, align: str = "equal", alike: bool = False) -> tuple[Row, ...]:
     """Token ids of every pair, checked.
 
-    With ``align="right"`` the prompts of a pair may differ in length, as long as they
-    end alike; ``"equal"`` wants the same number of tokens.
+    Parameters
+    ----------
+    align
+        ``"equal"`` wants the same number of tokens in both prompts of a pair; with ``"right"`` they may differ in
+        length, as long as they end alike.
+    alike
+        Both prompts of a pair may be the same tokens.
 
-    Raises:
-        OptionError: there is no such alignment.
-        TaskError: prompts of a pair differ in length, or have no common end to be
-            aligned on, an answer is not one token in its context, an answer stands on
-            both sides or twice on one, both prompts are the same tokens (unless they may be
-            ``alike``), a prompt has a BOS too many, is longer than the model's context or holds a
-            token without an embedding, a span lies outside its prompt. All are listed.
+    Returns
+    -------
+    A row per pair, in their order.
+
+    Raises
+    ------
+    OptionError
+        There is no such alignment.
+    TaskError
+        Prompts of a pair differ in length, or have no common end to be aligned on, an answer is not one token in its
+        context, an answer stands on both sides or twice on one, both prompts are the same tokens, a prompt has a BOS
+        too many, is longer than the model's context or holds a token without an embedding, a span lies outside its
+        prompt. All are listed.
     """
     rows, faults = _encoded(task, model, align, alike)
     if faults:
@@ -117,7 +128,12 @@ def _encoded(task: Task, model: Reader, align: str, alike: bool) -> tuple[list[R
 
 
 def with_swap_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Every row followed by itself seen from persona B, so that the generic prior cancels in the mean."""
+    """Every row followed by itself seen from persona B, so that the generic prior cancels in the mean.
+
+    Returns
+    -------
+    Twice as many rows; the two directions of pair i are rows 2 i and 2 i + 1.
+    """
     return tuple(
         replace(row, index=2 * row.index + turn, **(_swapped(row) if turn else {})) for row in rows for turn in (0, 1)
     )

@@ -51,6 +51,10 @@ def study_collapse(
     progress
         Called with the number of prompts done and of all.
 
+    Returns
+    -------
+    Divergence, prior, collapse and mass of every pair and control, and their means with intervals.
+
     Raises
     ------
     OptionError

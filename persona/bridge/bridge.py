@@ -159,6 +159,10 @@ def build_bridge(
     movers, neurons
         Sets that files name; without ``movers`` those of this decomposition are taken.
 
+    Returns
+    -------
+    What every node writes along the direction, the circuit's share of it, and random nodes beside.
+
     Raises
     ------
     OptionError

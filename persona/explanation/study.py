@@ -133,6 +133,10 @@ def explain(
     stage
         Called when a stage of the work begins, with its name; gives the stage's progress callback.
 
+    Returns
+    -------
+    A verdict for every pair, with the numbers and the causal test that it rests on.
+
     Raises
     ------
     OptionError

@@ -132,6 +132,10 @@ def study_lens(
     progress
         Called with the number of prompts done and of all.
 
+    Returns
+    -------
+    By layer and position, what the stream says of the answers; what every node adds to D, in logits.
+
     Raises
     ------
     OptionError

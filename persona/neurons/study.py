@@ -98,6 +98,10 @@ def study_neurons(
     stage
         Names a step and gives its progress.
 
+    Returns
+    -------
+    The neurons found, their null, and what ablating them does beside random ones.
+
     Raises
     ------
     OptionError

@@ -69,6 +69,10 @@ def build_pairs(
     neutral_wordings
         What stands in the persona's place in ``neutral``, instead of the sources of ``persona.pairs.neutral``.
 
+    Returns
+    -------
+    The rows of a pair file, with what was left out and why.
+
     Raises
     ------
     TaskError

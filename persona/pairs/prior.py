@@ -88,6 +88,10 @@ def build_prior_pairs(
     progress
         Called with the neutral prompts asked and all of them.
 
+    Returns
+    -------
+    The rows of a pair file whose contrast is the prior, with what was left out and why.
+
     Raises
     ------
     TaskError

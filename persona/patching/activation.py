@@ -160,6 +160,10 @@ def study_patching(
     null
         Pairs of two paraphrases of one persona: how large D is where there is nothing.
 
+    Returns
+    -------
+    The effect of every site and path, in shares of D, the heads that move it, and ablations beside random heads.
+
     Raises
     ------
     OptionError
@@ -172,10 +176,8 @@ def study_patching(
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
     rows = _rows(found, model, options.align)
     apart = held_out is not found
-    tested = _rows(held_out, model, options.align) if apart else rows
     seen = _Sweep(model, found, rows, options)
-    how: dict[str, Any] = {"ablation": options.ablation, "n_random": options.n_random, "seed": options.seed}
-    without = partial(ablate_heads, model, held_out, tested, rows, batch_size=options.batch_size, **how)
+    without = _ablating(model, held_out, _rows(held_out, model, options.align) if apart else rows, rows, options)
     ablated = without(named, progress=stage("ablating heads")) if named else None
     seen.run(stage("patching sites"))
     clusters = Clusters.of([item.pair for item in found.items])
@@ -210,6 +212,14 @@ def study_patching(
         resampled=clusters.describe(),
         notes=_notes(divergence, effects, ablated, leak(found, held_out) if apart else None, options),
     )
+
+
+def _ablating(
+    model: Model, held_out: ExampleFile, tested: Sequence[Row], rows: Sequence[Row], options: PatchOptions
+) -> Callable[..., HeadAblation]:
+    """What ablates some heads on the held-out pairs."""
+    how: dict[str, Any] = {"ablation": options.ablation, "n_random": options.n_random, "seed": options.seed}
+    return partial(ablate_heads, model, held_out, tested, rows, batch_size=options.batch_size, **how)
 
 
 class _Sweep:

@@ -25,7 +25,7 @@ A probe at chance does not say that the model has lost the persona; see arXiv:21
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -76,6 +76,10 @@ def study_probes(
     stage
         Called with what begins; gives the function that is told of progress.
 
+    Returns
+    -------
+    Accuracies by layer and position, with intervals and the null of permuted labels, and the geometry.
+
     Raises
     ------
     OptionError
@@ -87,12 +91,7 @@ def study_probes(
     data = Data(model, everything, positions, personas, options, stage)
     notes: list[str] = []
     plan = planned_probes(data, len(found.examples), test is not None, notes)
-    progress, cells = stage("fitting probes"), []
-    total = len(plan) * len(positions)
-    for target, hold_out, folds, here in plan:
-        for position in range(len(positions)):
-            cells.append(_cell(data, target, hold_out, folds, here, position))
-            progress(len(cells), total)
+    cells = _cells(data, plan, len(positions), stage("fitting probes"))
     places, cka = geometry_by_place(
         data.streams,
         data.personas,
@@ -123,6 +122,16 @@ def study_probes(
         cka=cka,
         notes=(*notes, *_notes(data, shown)),
     )
+
+
+def _cells(data: Data, plan: Sequence[Any], n_positions: int, progress: Callable[[int, int], None]) -> list[Cell]:
+    """Every planned probe at every position."""
+    cells: list[Cell] = []
+    for target, hold_out, folds, here in plan:
+        for position in range(n_positions):
+            cells.append(_cell(data, target, hold_out, folds, here, position))
+            progress(len(cells), len(plan) * n_positions)
+    return cells
 
 
 def _together(found: ExampleFile, test: ExampleFile | None) -> ExampleFile:

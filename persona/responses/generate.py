@@ -54,6 +54,10 @@ def respond(
 ) -> Responses:
     """Responses of the local model, from the journal where it has them.
 
+    Returns
+    -------
+    The responses, in the order of what was wanted.
+
     Raises
     ------
     OptionError

@@ -123,9 +123,16 @@ def rate_remotely(
 ) -> Ratings:
     """Ratings by a model behind an endpoint, at temperature 0; the baseline's empty persona is not rated.
 
-    Raises:
-        EndpointError: the endpoint ends the run.
-        TaskError: there is no response of a persona with a text.
+    Returns
+    -------
+    A rating for every response with a persona, as the judge gave it.
+
+    Raises
+    ------
+    EndpointError
+        The endpoint ends the run.
+    TaskError
+        There is no response of a persona with a text.
     """
     text = rater_prompt() if prompt is None else prompt
     own = [one for one in responses if one.exchange.system]
@@ -167,9 +174,16 @@ def rate_offline(
 
     The responses' own token ids are used where they are this model's.
 
-    Raises:
-        OptionError: this model's responses were made with another template.
-        TaskError: there is no response that can be rated.
+    Returns
+    -------
+    A rating for every response that can be rated, in the ratings' ``unit``.
+
+    Raises
+    ------
+    OptionError
+        This model's responses were made with another template.
+    TaskError
+        There is no response that can be rated.
     """
     own = [one for one in responses if one.exchange.system and one.exchange.system != neutral]
     _same_template(own, model, template)

@@ -81,6 +81,10 @@ def run_study(
     stage
         Called when a part of the work begins, with its name; gives the function that is told of progress.
 
+    Returns
+    -------
+    The named numbers, the predictions held against them, and which stages were run.
+
     Raises
     ------
     OptionError

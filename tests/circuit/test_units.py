@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from persona_circuits.circuit.discovery import Options
-from persona_circuits.circuit.discovery.search import _tau
+from persona_circuits.circuit.discovery.stages import _tau
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import evaluate, measured_pairs, pairs_view, transfer
 from persona_circuits.circuit.evaluation.completeness import completeness_report

@@ -187,15 +187,7 @@ def completeness_report(
     total += (len(types) + 1 + (1 + n_parts) * len(outside)) if n_parts else 0
     measured = Measurements(model, prepared, metric, total=total, progress=progress, state=state)
     study = Study(measured, circuit, clusters, seed)
-    about: dict[str, Any] = {
-        "metric": metric.name,
-        "n_pairs": len(study.span),
-        "n_edges": len(circuit),
-        "m_full": float(study.full.mean()),
-        "m_empty": float(study.empty.mean()),
-        "quick": quick,
-        "seed": seed,
-    }
+    about = {"metric": metric.name, "n_edges": len(circuit), "quick": quick, "seed": seed, **_ends(study)}
     if is_zero(study.span, measured.rounding):
         measured.done()
         return _undefined(about)
@@ -216,6 +208,12 @@ def completeness_report(
         backup=backup,
         **about,
     )
+
+
+def _ends(study: Study) -> dict[str, Any]:
+    """On how many pairs, and the metric of the whole model and of nothing."""
+    means = {"m_full": float(study.full.mean()), "m_empty": float(study.empty.mean())}
+    return {"n_pairs": len(study.span), **means}
 
 
 def _types(graph: Graph, inside: Sequence[int]) -> list[Cut]:

@@ -27,7 +27,7 @@ from persona_circuits.circuit.discovery import Discovery, MeasureOptions, Option
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import Transfer, specificity, transfer_within
 from persona_circuits.circuit.io import write_circuit
-from persona_circuits.circuit.reporting import strongest_edges, write_discovery, write_specificity
+from persona_circuits.circuit.reporting import strongest_edges, write_specificity
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.storage import write_json
@@ -86,8 +86,7 @@ def _search(
     common = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size, "n_random": n_random}
     chosen = Options(**common, **how).checked()
     discovery = discover(context.model, task, chosen, scores=scores, stage=context.stage)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_discovery(discovery, folder)
+    discovery.write(folder)
     return discovery
 
 
