@@ -12,7 +12,7 @@ file, with frequency and part (core or fringe) at every edge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,13 @@ from persona_circuits.circuit.evaluation import (
     pairs_view,
     transfer,
 )
-from persona_circuits.circuit.evaluation.completeness import CompletenessReport, completeness_report
-from persona_circuits.circuit.evaluation.hypothesis import HypothesisReport, hypothesis_tests
-from persona_circuits.circuit.forward import Ablation, Progress, Rounding
+from persona_circuits.circuit.evaluation.completeness import (
+    CompletenessOptions,
+    CompletenessReport,
+    completeness_report,
+)
+from persona_circuits.circuit.evaluation.hypothesis import HypothesisOptions, HypothesisReport, hypothesis_tests
+from persona_circuits.circuit.forward import Ablation, Prepared, Progress, Rounding
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -118,70 +122,55 @@ def battery(
         A key that no pair has; an impossible number.
     """
     options = options.settled()
-    metric, align, batch_size, seed, quick = (
-        str(options.metric),
-        str(options.align),
-        options.batch_size,
-        options.seed,
-        options.quick,
-    )
-    circuit, record, search = subject.circuit, subject.record, subject.search
     stage = stage or (lambda _name: lambda _done, _total: None)
-    measured, clusters = METRICS[metric], Clusters.of(task.pairs)
-    how: dict[str, Any] = {"align": align, "ablation": ablation, "batch_size": batch_size}
-    pairs = pairs_of(model, task, measured, **how)
-    quiet = null_run(model, null, align=align, batch_size=batch_size) if null is not None else None
-    common: dict[str, Any] = {"seed": seed, "quick": quick}
+    metric, clusters = METRICS[str(options.metric)], Clusters.of(task.pairs)
+    how: dict[str, Any] = {"align": options.align, "ablation": ablation, "batch_size": options.batch_size}
+    pairs = pairs_of(model, task, metric, **how)
+    quiet = None
+    if null is not None:
+        quiet = null_run(model, null, align=str(options.align), batch_size=options.batch_size)
     names = ("search", "tests", "complete")
     kept = {name: None if state is None else state.with_name(f"{state.name}.{name}") for name in names}
     searched = search_again(model, subject, options, state=kept["search"], stage=stage)
-    tests = hypothesis_tests(
-        model,
-        pairs,
-        measured,
-        circuit,
-        n_random=options.n_tested,
-        clusters=clusters,
-        state=kept["tests"],
-        progress=stage("tests"),
-        **common,
-    )
-    complete = completeness_report(
-        model,
-        pairs,
-        measured,
-        circuit,
-        clusters=clusters,
-        state=kept["complete"],
-        progress=stage("completeness"),
-        **common,
-    )
-    setting = {"metric": metric, "ablation": ablation is None, "align": align}
-    known = _same_pairs(searched.scores, search, record, task, setting)
-    method = {"scores": "eap"} if quick else (record or {}).get("method")
-    scores = known or scores_of(model, task, measured, method=method, stage=stage, **how)
-    watch = Rounding(model, measured)
-    values = measured_pairs(model, pairs(), measured, circuit, watch=watch)
-    view = pairs_view(
+    what, few = (model, pairs, metric, subject.circuit), {"seed": options.seed, "quick": options.quick}
+    asked = HypothesisOptions(n_random=options.n_tested, **few)
+    tests = hypothesis_tests(*what, asked, clusters=clusters, state=kept["tests"], progress=stage("tests"))
+    more = {"clusters": clusters, "state": kept["complete"], "progress": stage("completeness")}
+    complete = completeness_report(*what, CompletenessOptions(**few), **more)
+    known = _same_pairs(searched.scores, subject, task, options, ablation)
+    method = {"scores": "eap"} if options.quick else (subject.record or {}).get("method")
+    scores = known or scores_of(model, task, metric, method=method, stage=stage, **how)
+    sigma_0 = None if quiet is None else quiet.sigma_0
+    view = _view(what, task, scores, subject, sigma_0, options, stage("groups of pairs"))
+    moved = _transfers(model, task, subject.circuit, metric, options, how, stage)
+    return Battery(tests, complete, moved, view, quiet, searched)
+
+
+def _view(
+    what: tuple[Model, Callable[[], Iterator[Prepared]], Metric, Circuit],
+    task: Task,
+    scores: PairScores,
+    subject: Subject,
+    sigma_0: float | None,
+    options: EvaluationOptions,
+    progress: Progress,
+) -> PairsView:
+    """The circuit pair by pair."""
+    model, pairs, metric, circuit = what
+    watch = Rounding(model, metric)
+    values = measured_pairs(model, pairs(), metric, circuit, watch=watch)
+    return pairs_view(
         values,
         task.pairs,
         circuit,
         scores=scores,
-        rule=rule_of(record),
-        divergences=divergences_of(pairs(), swapped=measured.swap_rows),
-        sigma_0=None if quiet is None else quiet.sigma_0,
+        rule=rule_of(subject.record),
+        divergences=divergences_of(pairs(), swapped=metric.swap_rows),
+        sigma_0=sigma_0,
         rounding=watch.floor,
-        n_draws=QUICK_DRAWS if quick else DRAWS,
-        seed=seed,
-        progress=stage("groups of pairs"),
-    )
-    return Battery(
-        tests,
-        complete,
-        _transfers(model, task, circuit, measured, options.by, how, common, stage),
-        view,
-        quiet,
-        searched,
+        n_draws=QUICK_DRAWS if options.quick else DRAWS,
+        seed=options.seed,
+        progress=progress,
     )
 
 
@@ -190,37 +179,34 @@ def _transfers(
     task: Task,
     circuit: Circuit,
     metric: Metric,
-    by: Sequence[str] | None,
+    options: EvaluationOptions,
     how: Mapping[str, Any],
-    common: Mapping[str, Any],
     stage: Callable[[str], Progress],
 ) -> dict[str, tuple[Transfer, ...]]:
     """On all pairs, and on those of every value of the keys."""
     found: dict[str, tuple[Transfer, ...]] = {}
-    for key in ("pairs", *(_axes(task) if by is None else by)):
+    for key in ("pairs", *(_axes(task) if options.by is None else options.by)):
         parts = {"all": task} if key == "pairs" else task.groups(key)
         grounds = {value: pairs_of(model, part, metric, **how) for value, part in parts.items()}
         clusters = {value: Clusters.of(part.pairs) for value, part in parts.items()}
-        more = {"clusters": clusters, "n_outside": 3 if common["quick"] else 10, "seed": common["seed"]}
+        more = {"clusters": clusters, "n_outside": 3 if options.quick else 10, "seed": options.seed}
         tell = stage("transfer" if key == "pairs" else f"transfer by {key}")
         found[key] = transfer(model, circuit, grounds, metric, progress=tell, **more)
     return found
 
 
 def _same_pairs(
-    scores: PairScores | None,
-    search: Task | None,
-    record: Mapping[str, Any] | None,
-    task: Task,
-    setting: Mapping[str, Any],
+    scores: PairScores | None, subject: Subject, task: Task, options: EvaluationOptions, ablation: Ablation | None
 ) -> PairScores | None:
     """The search's scores, where these are its pairs and its setting."""
-    if scores is None or search is None or record is None:
+    record, search = subject.record, subject.search
+    if scores is None or search is None or record is None or ablation is not None:
         return None
     about = record["task"]
-    own = {"metric": about["metric"], "ablation": record["ablation"] == "corrupt", "align": about["align"]}
+    own = (about["metric"], record["ablation"], about["align"])
     searched = search.where(**about.get("where", {})).of_split(about["split"])
-    return scores if own == setting and setting["ablation"] and searched.pairs == task.pairs else None
+    same = own == (options.metric, "corrupt", options.align)
+    return scores if same and searched.pairs == task.pairs else None
 
 
 def with_evaluation(
