@@ -150,6 +150,10 @@ def _print_curves(study: Any) -> None:
     say("")
 
 
+MEASURED = ("pairs_a", "pairs_b", "model", "n_random", "device", "dtype", "max_memory", "batch_size")
+"""Options of a comparison that runs a model, by their parameters' names."""
+
+
 @with_options
 def compare(
     context: typer.Context,
@@ -174,12 +178,8 @@ def compare(
 ) -> None:
     """Compare two circuits: overlap and scores against chance, opposite signs, each on the other's pairs."""
     with errors_as_exit_codes():
-        measured = ["pairs_a", "pairs_b", "model", "n_random", "device", "dtype", "max_memory", "batch_size"]
-        refuse_idle(
-            context,
-            (not no_model, "a model that is run, without --no-model", measured),
-            (picture is not None, "a --picture", ["strongest"]),
-        )
+        drawn = (picture is not None, "a --picture", ["strongest"])
+        refuse_idle(context, (not no_model, "a model that is run, without --no-model", MEASURED), drawn)
         from persona_circuits.circuit.assessment.comparison import compare as side_by_side
         from persona_circuits.circuit.assessment.comparison import cross_faithfulness, draw_difference, read_side
         from persona_circuits.circuit.drawing import check_picture

@@ -14,7 +14,7 @@ from persona_circuits.circuit.options import Option
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption, Source
 from persona_circuits.commands.parts import named_two
 from persona_circuits.commands.signature import But, Only, Without, with_options
-from persona_circuits.commands.speech import Asked, Form, StopOption, exchanges_of, journalled, respond_here
+from persona_circuits.commands.speech import Asked, Form, StopOption, check_journal, exchanges_of, respond_here
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     lines_of,
@@ -59,15 +59,8 @@ def vectors(
 ) -> None:
     """Mean activations of a model as every persona: cosines, components, assistant axis, other models beside."""
     with errors_as_exit_codes() as kept:
-        said_here = ["personas", "questions", "wordings", "question_wordings", "samples", "max_questions"]
-        said_here += ["max_new_tokens", "temperature", "top_p", "stop"]
-        refuse_idle(
-            context,
-            (responses is None, "responses made here, without --responses", said_here),
-            (sampling.temperature > 0, "--temperature above 0", ["top_p"]),
-            (bool(compare_with), "--compare", ["n_permutations"]),
-        )
-        from persona_circuits.circuit.storage import check_output_file, check_output_folder, replace_folder
+        _refuse_idle(context, sampling, made=responses is None, compared=bool(compare_with))
+        from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.responses import baseline_of, read_responses
         from persona_circuits.persona.streams import chosen_layer
         from persona_circuits.persona.vectors import geometry_of, persona_vectors, read_vectors, write_vectors
@@ -78,10 +71,8 @@ def vectors(
         others = [read_vectors(path) for path in compare_with or ()]
         said = None if responses is None else read_responses(responses)
         wanted, about = ((), {}) if said else exchanges_of(model, asked, plan)
-        check_output_folder(out)
+        check_journal(out, kept)
         check_output_folder(out / "cache")
-        check_output_file(out / "journal.jsonl", makes_folder=True)
-        kept.append(lambda: journalled(out))
         with progress_bars() as stage:
             loaded = load(stage, shipped_or(model), loading)
             at = chosen_layer(loaded.graph.n_layers, options.layer, options.layer_fraction)
@@ -100,6 +91,17 @@ def vectors(
                 write_vectors(geometry, about, staging, comparison=comparison)
         tables = partial(_print_vectors, geometry, comparison)
         show(as_json, lambda: vector_record(geometry, about, comparison), tables, out=out, notes=geometry.notes)
+
+
+def _refuse_idle(context: typer.Context, sampling: Sampling, *, made: bool, compared: bool) -> None:
+    said_here = ["personas", "questions", "wordings", "question_wordings", "samples", "max_questions"]
+    said_here += ["max_new_tokens", "temperature", "top_p", "stop"]
+    refuse_idle(
+        context,
+        (made, "responses made here, without --responses", said_here),
+        (sampling.temperature > 0, "--temperature above 0", ["top_p"]),
+        (compared, "--compare", ["n_permutations"]),
+    )
 
 
 def _compared(geometry: Any, others: Sequence[Any], options: VectorOptions) -> Any:

@@ -30,8 +30,8 @@ __all__ = [
     "Asked",
     "Form",
     "StopOption",
+    "check_journal",
     "exchanges_of",
-    "journalled",
     "respond_here",
 ]
 
@@ -119,7 +119,7 @@ def respond(
         _check_one_model(endpoint_model, model, form)
         wanted, sources = exchanges_of(model or endpoint_model, asked, plan)
         sampling = replace(sampling, stop=texts_of(stop)).checked()
-        _check_journal(out, kept)
+        check_journal(out, kept)
         if endpoint_model:
             turn = {"sampling": sampling, "system_turn": system_turn}
             found, about = _respond_there(endpoint_model, asking, wanted, out, turn)
@@ -175,7 +175,7 @@ def rate(
 
         _check_one_model(endpoint_model, model, form)
         said = read_responses(responses)
-        _check_journal(out, kept)
+        check_journal(out, kept)
         with progress_bars() as stage:
             if endpoint_model:
                 found, about = _rate_there(endpoint_model, asking, said, options, rater_prompt, out, stage)
@@ -225,7 +225,7 @@ def _check_one_model(endpoint_model: str | None, model: str | None, form: Form) 
         raise OptionError("--endpoint-model asks an endpoint, --model and --template are of a local one: choose")
 
 
-def _check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
+def check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
     """That the folder and its journal can be written; a stop says what the journal holds."""
     from persona_circuits.circuit.storage import check_output_file, check_output_folder
 

@@ -41,8 +41,12 @@ from persona_circuits.circuit.evaluation import (
     pairs_view,
     transfer,
 )
-from persona_circuits.circuit.evaluation.completeness import CompletenessReport, completeness_report
-from persona_circuits.circuit.evaluation.hypothesis import HypothesisReport, hypothesis_tests
+from persona_circuits.circuit.evaluation.completeness import (
+    CompletenessOptions,
+    CompletenessReport,
+    completeness_report,
+)
+from persona_circuits.circuit.evaluation.hypothesis import HypothesisOptions, HypothesisReport, hypothesis_tests
 from persona_circuits.circuit.forward import Ablation, KeptRuns, Progress, Rounding
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.statistics import Clusters
@@ -152,11 +156,6 @@ class Ground:
         """How pairs become batches."""
         return {"align": self.options.align, "ablation": self.ablation, "batch_size": self.options.batch_size}
 
-    @property
-    def common(self) -> dict[str, Any]:
-        """What everything that draws is told."""
-        return {"seed": self.options.seed, "quick": self.options.quick}
-
     def kept(self, name: str) -> Path | None:
         """Where the measurements of one test are kept, to go on from after a stop."""
         return None if self.state is None else self.state.with_name(f"{self.state.name}.{name}")
@@ -177,11 +176,12 @@ def all_tests(ground: Ground, null: Task | None) -> Battery:
     searched = search_again(ground.model, subject, options, **known)
     runs = ground.runs()
     what = (ground.model, runs, ground.metric, subject.circuit)
-    more: dict[str, Any] = {"clusters": Clusters.of(ground.task.pairs), **ground.common}
-    tests = hypothesis_tests(
-        *what, n_random=options.n_tested, state=ground.kept("tests"), progress=ground.stage("tests"), **more
-    )
-    complete = completeness_report(*what, state=ground.kept("complete"), progress=ground.stage("completeness"), **more)
+    clusters, few = Clusters.of(ground.task.pairs), {"seed": options.seed, "quick": options.quick}
+    asked = HypothesisOptions(n_random=options.n_tested, **few)
+    more: dict[str, Any] = {"clusters": clusters, "state": ground.kept("tests"), "progress": ground.stage("tests")}
+    tests = hypothesis_tests(*what, asked, **more)
+    more |= {"state": ground.kept("complete"), "progress": ground.stage("completeness")}
+    complete = completeness_report(*what, CompletenessOptions(**few), **more)
     view = _pair_by_pair(ground, runs, _same_pairs(ground, searched.scores), quiet)
     return Battery(tests, complete, _transfers(ground), view, quiet, searched)
 

@@ -287,7 +287,7 @@ def test_a_file_that_is_no_journal_is_not_written_into(tmp_path):
 
 CHILD = """
     import sys
-    from persona_circuits.persona.responses import Chat, Journal, ask, endpoint
+    from persona_circuits.persona.responses import Chat, EndpointOptions, Journal, ask, endpoint
     place = endpoint("toy", EndpointOptions(base_url=sys.argv[1], api_key="k", concurrency=2))
     with Journal(sys.argv[2]) as journal:
         ask(place, [Chat((("system", "You are kind."), ("user", f"question {i}")), 20) for i in range(40)], journal)

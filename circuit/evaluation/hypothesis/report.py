@@ -72,12 +72,14 @@ from persona_circuits.circuit.evaluation.matched import Matched, matched_circuit
 from persona_circuits.circuit.evaluation.measurements import Measurements, Source
 from persona_circuits.circuit.forward import Progress, tolerance
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.storage import frame_of
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
 __all__ = [
+    "HypothesisOptions",
     "HypothesisReport",
     "corrected",
     "hypothesis_tests",
@@ -149,32 +151,12 @@ class HypothesisReport:
         return [asdict(edge) for edge in sorted(self.edges, key=lambda edge: (edge.share, edge.change, edge.edge))]
 
 
-def hypothesis_tests(
-    model: Model,
-    prepared: Source,
-    metric: Metric,
-    circuit: Circuit,
-    *,
-    n_random: int = 100,
-    n_permutations: int = 1000,
-    alpha: float = ALPHA,
-    eps: float = EPS,
-    quantile: float = QUANTILE,
-    negligible: float = NEGLIGIBLE,
-    max_edges: int = 500,
-    clusters: Clusters | None = None,
-    seed: int = 0,
-    quick: bool = False,
-    progress: Progress | None = None,
-    state: Path | None = None,
-) -> HypothesisReport:
-    """Every test of the module on the pairs of ``prepared``.
+@dataclass(frozen=True)
+class HypothesisOptions(PlainNumbers):
+    """How the tests are made.
 
     Parameters
     ----------
-    prepared
-        Gives the batches; called once for every 64 circuits measured, so a list is best
-        where memory allows.
     n_random
         Matched random circuits, for sufficiency, necessity and minimality.
     n_permutations
@@ -188,11 +170,66 @@ def hypothesis_tests(
         Share of |m(full) - m(empty)| up to which a difference on a pair counts as none.
     max_edges
         More edges than that are not all tested for minimality but a random choice of them.
-    clusters
-        Personas and questions that the pairs share; pairs count as independent without it.
     quick
         19 random circuits, 199 permutations, 10 edges: seconds instead of minutes on a small model. Sufficiency
         and necessity have their numbers, but so few random circuits leave them undecided.
+    """
+
+    n_random: int = 100
+    n_permutations: int = 1000
+    alpha: float = ALPHA
+    eps: float = EPS
+    quantile: float = QUANTILE
+    negligible: float = NEGLIGIBLE
+    max_edges: int = 500
+    seed: int = 0
+    quick: bool = False
+
+    def checked(self) -> HypothesisOptions:
+        """These options, with few of everything where it is to be quick.
+
+        Raises:
+            OptionError: a level, share or number is impossible.
+        """
+        for name, number in (
+            ("random circuits", self.n_random),
+            ("permutations", self.n_permutations),
+            ("edges to test", self.max_edges),
+        ):
+            if number < 1:
+                raise OptionError(f"the number of {name} must be at least 1, got {number}")
+        shares = (("alpha", self.alpha, 1.0), ("eps", self.eps, 0.5), ("the quantile", self.quantile, 1.0))
+        for name, share, most in shares:
+            if not 0 < share < most:
+                raise OptionError(f"{name} must lie between 0 and {most:g}, got {share:g}")
+        if not 0 <= self.negligible < 1:
+            raise OptionError(f"the share that is negligible must be at least 0 and below 1, got {self.negligible:g}")
+        if not self.quick:
+            return self
+        few = {"n_random": QUICK_RANDOM, "n_permutations": QUICK_PERMUTATIONS, "max_edges": QUICK_EDGES}
+        return replace(self, **{name: min(getattr(self, name), most) for name, most in few.items()})
+
+
+def hypothesis_tests(
+    model: Model,
+    prepared: Source,
+    metric: Metric,
+    circuit: Circuit,
+    options: HypothesisOptions | None = None,
+    *,
+    clusters: Clusters | None = None,
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> HypothesisReport:
+    """Every test of the module on the pairs of ``prepared``.
+
+    Parameters
+    ----------
+    prepared
+        Gives the batches; called once for every 64 circuits measured, so a list is best
+        where memory allows.
+    clusters
+        Personas and questions that the pairs share; pairs count as independent without it.
     progress
         Called with the circuits measured and all that there are to measure.
     state
@@ -203,19 +240,16 @@ def hypothesis_tests(
     OptionError
         A level, share or number is impossible.
     """
-    _check(n_random, n_permutations, alpha, eps, quantile, negligible, max_edges)
-    if quick:
-        n_random, n_permutations = min(n_random, QUICK_RANDOM), min(n_permutations, QUICK_PERMUTATIONS)
-        max_edges = min(max_edges, QUICK_EDGES)
-    drawn = _Drawn.of(circuit, n_random, max_edges, seed)
+    options = (options or HypothesisOptions()).checked()
+    drawn = _Drawn.of(circuit, options.n_random, options.max_edges, options.seed)
     measured = Measurements(model, prepared, metric, total=drawn.n_circuits, progress=progress, state=state)
     found = _measured(measured, circuit, drawn)
 
     tie, clusters = tolerance(found.full - found.empty, measured.rounding), clusters or Clusters(found.n, None, None)
-    least = max(negligible * float(np.abs((found.full - found.empty).mean())), tie)
-    level: dict[str, Any] = {"alpha": alpha, "quantile": quantile, "tie": tie}
-    common: dict[str, Any] = {"alpha": alpha, "negligible": least, "tie": tie, "clusters": clusters}
-    how: dict[str, Any] = {"eps": eps, "n_permutations": n_permutations, "seed": seed}
+    least = max(options.negligible * float(np.abs((found.full - found.empty).mean())), tie)
+    level: dict[str, Any] = {"alpha": options.alpha, "quantile": options.quantile, "tie": tie}
+    common: dict[str, Any] = {"alpha": options.alpha, "negligible": least, "tie": tie, "clusters": clusters}
+    how: dict[str, Any] = {"eps": options.eps, "n_permutations": options.n_permutations, "seed": options.seed}
     outcomes, edges = _outcomes(found, circuit, drawn, level, common, **how)
     outcomes, edges = _applicable(outcomes, edges, metric, _nothing_to_test(found.full, found.empty, measured.rounding))
     return HypothesisReport(
@@ -224,8 +258,8 @@ def hypothesis_tests(
         n_edges=len(circuit),
         **found.means(),
         negligible=least,
-        quick=quick,
-        seed=seed,
+        quick=options.quick,
+        seed=options.seed,
         random=drawn.matched.as_dict(),
         outside=drawn.outside.as_dict(),
         outcomes=corrected(outcomes),
@@ -398,22 +432,3 @@ def _not_applicable(outcome: Outcome, reason: str) -> Outcome:
     sentence = f"{reason[0].upper()}{reason[1:]}."
     nothing: dict[str, Any] = {"statistic": None, "p": None, "details": {}, "could_show": ""}
     return replace(outcome, decision=NOT_APPLICABLE, sentence=sentence, **nothing)
-
-
-def _check(
-    n_random: int,
-    n_permutations: int,
-    alpha: float,
-    eps: float,
-    quantile: float,
-    negligible: float,
-    max_edges: int,
-) -> None:
-    for name, number in (("random circuits", n_random), ("permutations", n_permutations), ("edges to test", max_edges)):
-        if number < 1:
-            raise OptionError(f"the number of {name} must be at least 1, got {number}")
-    for name, share, most in (("alpha", alpha, 1.0), ("eps", eps, 0.5), ("the quantile", quantile, 1.0)):
-        if not 0 < share < most:
-            raise OptionError(f"{name} must lie between 0 and {most:g}, got {share:g}")
-    if not 0 <= negligible < 1:
-        raise OptionError(f"the share that is negligible must be at least 0 and below 1, got {negligible:g}")
