@@ -138,7 +138,7 @@ def neurons(
 
 
 def _print_neurons(study: Any, out: Path, as_json: bool) -> None:
-    from persona_circuits.persona.neurons import headline, neuron_record, tables
+    from persona_circuits.persona.neurons import has_intervals, headline, neuron_record, tables
 
     if as_json:
         typer.echo(json.dumps({"out": str(out), **neuron_record(study)}))
@@ -146,8 +146,8 @@ def _print_neurons(study: Any, out: Path, as_json: bool) -> None:
     say(headline(study))
     for title, columns, rows, texts in tables(study):
         print_table(title, columns, rows, texts=texts)
-    if study.ablations:
-        say(f"intervals   {study.clusters}")
+    if has_intervals(study):
+        say(f"intervals   over {study.clusters}")
     for note in study.notes:
         say(f"note: {note}")
     say(f"written to  {out}/")
@@ -252,7 +252,7 @@ def _print_bridge(study: Any, out: Path, as_json: bool) -> None:
     print_table("overlap of sets of nodes", files.OVERLAPS, files.overlap_rows(study), texts=1)
     say(f"movers      {study.movers.source}")
     say(f"conserved   the parts sum to the projection within {study.error:.1e} of the largest stream")
-    say(f"intervals   {study.clusters}")
+    say(f"intervals   over {study.clusters}")
     for note in study.notes:
         say(f"note: {note}")
     say(f"written to  {out}/")

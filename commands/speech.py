@@ -251,13 +251,14 @@ def rate(
 
 def _print_ratings(found: Any, summary: Any, about: dict[str, Any], out: Path, as_json: bool) -> None:
     from persona_circuits.persona.responses import rating_record, rating_rows
-    from persona_circuits.persona.responses.rating_report import TABLE
+    from persona_circuits.persona.responses.rating_report import TABLE, rated_over
 
     if as_json:
         typer.echo(json.dumps({"out": str(out), **rating_record(found, summary, about)}))
         return
     title = f"{len(found.rated):,} responses rated by {found.rater} ({found.unit})"
     print_table(title, TABLE, rating_rows(summary), texts=1)
+    say(f"intervals   over {rated_over(found)}; of one persona over questions")
     if found.unparsable:
         say(f"unparsable  {found.unparsable:,} answers of the rater are no rating; they are not guessed at")
     for kind, counts in (("failed", found.failures), ("left out", found.left_out)):

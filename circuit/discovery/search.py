@@ -146,7 +146,8 @@ def discover(
         lost = activation_cost(model, groups[0], metric, options.activations, ablation=ablation, **how)
     spans = None
     if parts is not None:
-        spans = span_study(model, parts, prepare_each(model, groups), metric, seed=options.seed)
+        about = {"seed": options.seed, "clusters": Clusters.of(train.pairs)}
+        spans = span_study(model, parts, prepare_each(model, groups), metric, **about)
     least = None
     if options.target_faithfulness is not None:
         assert scores is not None

@@ -13,7 +13,14 @@ from persona_circuits.persona.neurons.ranking import (
     rank_neurons,
     ranks,
 )
-from persona_circuits.persona.neurons.report import ablation_rows, headline, neuron_record, tables, write_neurons
+from persona_circuits.persona.neurons.report import (
+    ablation_rows,
+    has_intervals,
+    headline,
+    neuron_record,
+    tables,
+    write_neurons,
+)
 from persona_circuits.persona.neurons.runs import ablated, neurons_of, read_neurons, tokens_at
 from persona_circuits.persona.neurons.study import held_out_files, study_neurons
 
@@ -26,6 +33,7 @@ __all__ = [
     "at_rounding",
     "effect_size",
     "grouped_means",
+    "has_intervals",
     "headline",
     "held_out_files",
     "neuron_figures",

@@ -9,7 +9,7 @@ from persona_circuits.persona.probing.fit import (
     probe_directions,
     score,
 )
-from persona_circuits.persona.probing.folds import explicit_fold, folds_by_group, two_way_weights
+from persona_circuits.persona.probing.folds import Sample, explicit_fold, folds_by_group
 from persona_circuits.persona.probing.options import ProbeOptions, ProbeStudy
 from persona_circuits.persona.probing.report import (
     GEOMETRY,
@@ -40,6 +40,7 @@ __all__ = [
     "Predicted",
     "ProbeOptions",
     "ProbeStudy",
+    "Sample",
     "centred_by_group",
     "cross_validate",
     "explicit_fold",
@@ -60,7 +61,6 @@ __all__ = [
     "score",
     "signal_to_noise",
     "study_probes",
-    "two_way_weights",
     "unbiased_hsic",
     "write_probes",
 ]
