@@ -20,6 +20,7 @@ from persona_circuits.persona.data.sources import (
 )
 from persona_circuits.persona.data.statistics import (
     Estimate,
+    clusters_of,
     drawn_over,
     ratio_of_means,
     sign_flip,
@@ -46,6 +47,7 @@ __all__ = [
     "Template",
     "TokenizerOnly",
     "candidates",
+    "clusters_of",
     "drawn_over",
     "encode_prompt",
     "leak",

@@ -24,7 +24,7 @@ from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
 from persona_circuits.persona.behaviour import PairMeasure, fitting_items, measure_pairs
-from persona_circuits.persona.data import ItemFile, load_items, raw_pairs
+from persona_circuits.persona.data import ItemFile, clusters_of, load_items, raw_pairs
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.causal import TESTS, Asked, Outcome, flip_gain, run_test
 from persona_circuits.persona.explanation.groups import Explained, Group, group_of, groups_by, is_label
@@ -302,6 +302,9 @@ def _summed(
         agreement=agreement(
             [str(one.expected) for one in judged],
             [one.verdict.name for one in judged],
+            clusters=clusters_of([one.item.personas for one in judged], [one.item.question for one in judged])
+            if judged
+            else None,
             n_permutations=options.n_resamples,
             seed=options.seed,
         ),

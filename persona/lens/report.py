@@ -28,7 +28,7 @@ from persona_circuits.circuit.figures import (
     write_figures,
 )
 from persona_circuits.circuit.storage import write_json
-from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.data import Estimate, drawn_over
 from persona_circuits.persona.lens.readout import component_names
 from persona_circuits.persona.lens.study import ANSWER, LensStudy
 
@@ -86,6 +86,7 @@ def lens_record(study: LensStudy) -> dict[str, Any]:
             "n_pairs": len(study.items),
             "points": study.points,
             "positions": study.positions,
+            "resampled": drawn_over([i.personas for i in study.items], [i.question for i in study.items]),
             "curves": study.curves,
             "decision": _decision_summary(study),
             "attribution": {

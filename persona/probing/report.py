@@ -94,6 +94,7 @@ def probe_record(study: ProbeStudy) -> dict[str, Any]:
             "n_prompts": study.n_examples,
             "n_personas": study.n_personas,
             "n_questions": study.n_questions,
+            "resampled": study.resampled,
             "points": study.points,
             "positions": study.positions,
             "probes": [{**_cell_record(study, cell), "curve": _curve_records(study, cell)} for cell in _all(study)],

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.figures import interval, plain, write_csv
 from persona_circuits.circuit.storage import write_json
-from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.data import Estimate, clusters_of
 from persona_circuits.persona.responses.rating import PersonaRating, Ratings
 
 if TYPE_CHECKING:
@@ -63,6 +63,14 @@ def write_ratings(
     write_figures(rating_figures(ratings, summary[1:]), folder, page="rating.html", title=title)
 
 
+def rated_over(ratings: Ratings) -> str:
+    """What the intervals over all responses are drawn over, for people."""
+    asked = [one.response.exchange for one in ratings.rated]
+    if not asked:
+        return "nothing: no response is rated"
+    return clusters_of([one.persona for one in asked], [one.question for one in asked]).describe("responses")
+
+
 def rating_record(ratings: Ratings, summary: Sequence[PersonaRating], about: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the responses, as plain values for JSON."""
     record = {
@@ -75,6 +83,7 @@ def rating_record(ratings: Ratings, summary: Sequence[PersonaRating], about: Map
         "unparsable": ratings.unparsable,
         "failures": ratings.failures,
         "left_out": ratings.left_out,
+        "resampled": rated_over(ratings),
         "all": summary[0],
         "personas": summary[1:],
     }

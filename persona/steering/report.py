@@ -21,6 +21,7 @@ import numpy as np
 
 from persona_circuits.circuit.figures import plain, write_arrays, write_csv
 from persona_circuits.circuit.storage import write_json, write_text
+from persona_circuits.persona.data import drawn_over
 from persona_circuits.persona.steering.results import Outcome, SteeringStudy
 from persona_circuits.persona.steering.text import Generation, Readability, readability
 
@@ -86,6 +87,7 @@ def steering_record(
         "options": asdict(study.options),
         "n_pairs": len(study.prompts),
         "notes": study.notes,
+        "resampled": drawn_over(study.prompts.personas, study.prompts.questions),
         "outcomes": study.outcomes,
         "bounds": study.bounds,
         "readability": readability(generations),
