@@ -1,4 +1,4 @@
-"""Files of circuits: draw, validate, export."""
+"""Files of circuits and figures: draw, validate, export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from persona_circuits.commands.comparing import all_scores
 from persona_circuits.commands.options import LATEST, CircuitArgument, ExportFormat
 from persona_circuits.commands.printing import picture_title
-from persona_circuits.commands.terminal import errors_as_exit_codes, own_pairs, read_task, say
+from persona_circuits.commands.terminal import errors_as_exit_codes, names_of, own_pairs, read_task, say
 
 __all__: list[str] = []
 
@@ -33,6 +33,26 @@ def draw(
         how = {"scores": stored.scores, "strongest": strongest, "title": heading}
         report = picture(stored.circuit, out, fringe=stored.fringe, **how)
         say(f"{out}: {report.shown} of {report.total} edges drawn")
+
+
+def figures(
+    page: Annotated[Path, typer.Argument(help="An HTML page of figures, or the folder of a result that has one.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files; made if not there.")],
+    formats: Annotated[str, typer.Option(help="Of png, svg and pdf, with commas.")] = "svg,pdf",
+    width: Annotated[
+        str, typer.Option(help="single: one column of a paper, 3.3 inches; double: both, 6.9 inches.")
+    ] = "double",
+) -> None:
+    """Draw a result's figures again as a paper takes them: SVG, PDF or PNG, with their font, as wide as a column."""
+    with errors_as_exit_codes():
+        from persona_circuits.circuit.figures import redraw
+        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+
+        check_output_folder(out)
+        with replace_folder(out) as staging:
+            written = redraw(page, staging, formats=names_of(formats), width=width)
+        for path in written:
+            say(str(out / path.name))
 
 
 def validate(

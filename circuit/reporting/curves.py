@@ -10,18 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_circuits.circuit.assessment import CurveStudy
 from persona_circuits.circuit.evaluation.curves import Band, CurveReport, FaithfulnessCurve, Sweep
-from persona_circuits.circuit.figures import Curve, line_chart, plain, write_csv, write_figures
-from persona_circuits.circuit.figures.plots import PALETTE
+from persona_circuits.circuit.figures import (
+    PALETTE,
+    Axis,
+    Chart,
+    Curve,
+    Points,
+    line_chart,
+    plain,
+    write_csv,
+    write_figures,
+)
 from persona_circuits.circuit.io import write_scores
 from persona_circuits.circuit.reporting.curve_tables import curve_records, sweep_records
 from persona_circuits.circuit.storage import write_json
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "write_curves",
@@ -61,7 +67,7 @@ def write_sweep(sweep: Sweep, folder: Path, *, title: str) -> None:
     write_figures(sweep_figures(sweep), folder, page="sweep.html", title=title)
 
 
-def curve_figures(report: CurveReport) -> dict[str, Figure]:
+def curve_figures(report: CurveReport) -> dict[str, Chart]:
     """Per level f by share, and f by the edges that are left; the circuits that stand beside the curves are marked."""
     found = {}
     for level in report.n_units:
@@ -73,45 +79,40 @@ def curve_figures(report: CurveReport) -> dict[str, Figure]:
     return found
 
 
-def sweep_figures(sweep: Sweep) -> dict[str, Figure]:
+def sweep_figures(sweep: Sweep) -> dict[str, Chart]:
     """f by the number of edges, a line per split, with the front of the first split marked."""
-    from plotly.graph_objects import Scatter
-
     shown = [point for point in sweep.points if point.n_edges]
     x = [point.n_edges for point in shown]
-    lines = []
+    marks: list[Curve | Points] = []
     for name, n in sweep.n_pairs.items():
         intervals = [point.intervals[name] for point in shown]
         f = [point.faithfulness[name] for point in shown]
-        lines.append(Curve(f"{name} ({n} pairs)", x, f, _each(intervals, "low"), _each(intervals, "high")))
-    figure = line_chart(lines, title="Nested circuits over thresholds", x="edges", y=FAITHFULNESS)
+        marks.append(Curve(f"{name} ({n} pairs)", x, f, _each(intervals, "low"), _each(intervals, "high")))
     first, front = next(iter(sweep.n_pairs)), [point for point in shown if point.on_front]
-    marker = {"symbol": "circle-open", "size": 12, "color": "#000000"}
-    places = {"x": [point.n_edges for point in front], "y": [point.faithfulness[first] for point in front]}
-    figure.add_trace(Scatter(**places, mode="markers", name=f"front, {first}", marker=marker))
-    return {"sweep": _with_whole_model(figure)}
+    f, look = [point.faithfulness[first] for point in front], {"symbol": "circle-open", "size": 12, "colour": "#000000"}
+    marks.append(Points(f"front, {first}", [point.n_edges for point in front], f, **look))
+    return {"sweep": _chart(marks, "Nested circuits over thresholds", "edges")}
 
 
-def _by_share(report: CurveReport, level: str, curves: list[FaithfulnessCurve], bands: list[Band]) -> Figure:
+def _by_share(report: CurveReport, level: str, curves: list[FaithfulnessCurve], bands: list[Band]) -> Chart:
     lines = [_line(curve, curves, [point.share for point in curve.points]) for curve in curves]
     for band in bands:
         mean, low, high = (_each([point.faithfulness for point in band.points], key) for key in ("mean", "low", "high"))
         x = [point.share for point in band.points]
         lines.append(Curve(f"random ({band.n})", x, mean, low, high, colour="#8a8a8a", dash="dot"))
     title = f"Faithfulness by share of {report.n_units[level]:,} {level}s, {report.n_pairs} pairs ({report.split})"
-    figure = line_chart(lines, title=title, x=f"share of {level}s kept, before dead ends are dropped", y=FAITHFULNESS)
-    return _with_whole_model(_with_marks(figure, report, by_share=True) if level == "edge" else figure)
+    marks = _marks(report, by_share=True) if level == "edge" else []
+    return _chart([*lines, *marks], title, f"share of {level}s kept, before dead ends are dropped")
 
 
-def _by_edges(report: CurveReport, level: str, curves: list[FaithfulnessCurve]) -> Figure:
+def _by_edges(report: CurveReport, level: str, curves: list[FaithfulnessCurve]) -> Chart:
     lines = []
     for curve in curves:
         points = [point for point in curve.points if point.n_edges]
         whole = FaithfulnessCurve(curve.scorer, curve.level, curve.order, tuple(points), None, None, None, None)
         lines.append(_line(whole, curves, [point.n_edges for point in points]))
     title = f"Faithfulness by edges left, circuits chosen by {level}, {report.n_pairs} pairs ({report.split})"
-    figure = line_chart(lines, title=title, x="edges left without dead ends", y=FAITHFULNESS)
-    return _with_whole_model(_with_marks(figure, report, by_share=False))
+    return _chart([*lines, *_marks(report, by_share=False)], title, "edges left without dead ends")
 
 
 def _line(curve: FaithfulnessCurve, curves: list[FaithfulnessCurve], x: list[float] | list[int]) -> Curve:
@@ -134,18 +135,16 @@ def _each(items: Sequence[Any], key: str) -> list[float | None]:
     return [None if item is None else getattr(item, key) for item in items]
 
 
-def _with_marks(figure: Figure, report: CurveReport, *, by_share: bool) -> Figure:
-    from plotly.graph_objects import Scatter
-
-    for mark in report.marks:
-        if mark.n_edges and mark.faithfulness is not None:
-            x = mark.share if by_share else mark.n_edges
-            marker = {"symbol": "star", "size": 13, "color": "#000000"}
-            name = f"{mark.name} ({mark.n_edges:,} edges)"
-            figure.add_trace(Scatter(x=[x], y=[mark.faithfulness], mode="markers", name=name, marker=marker))
-    return figure
+def _marks(report: CurveReport, *, by_share: bool) -> list[Points]:
+    """The circuits that stand beside the curves."""
+    look: dict[str, Any] = {"symbol": "star", "size": 13, "colour": "#000000"}
+    return [
+        Points(f"{one.name} ({one.n_edges:,} edges)", [one.share if by_share else one.n_edges], [f], **look)
+        for one in report.marks
+        if one.n_edges and (f := one.faithfulness) is not None
+    ]
 
 
-def _with_whole_model(figure: Figure) -> Figure:
-    figure.add_hline(1.0, line_dash="dot", line_color="black", line_width=1)
-    return figure.update_xaxes(type="log")
+def _chart(marks: Sequence[Curve | Points], title: str, x: str) -> Chart:
+    """With a line where the whole model is."""
+    return line_chart(marks, title=title, x=Axis(x, log=True), y=FAITHFULNESS, lines={"y": 1.0})

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from persona_circuits.circuit.attribution import ScoreParts
 from persona_circuits.circuit.evaluation import SpanStudy, Specificity, span_rows
-from persona_circuits.circuit.figures import heat_map, write_arrays, write_csv, write_figures
+from persona_circuits.circuit.figures import (
+    Chart,
+    heat_map,
+    write_arrays,
+    write_csv,
+    write_figures,
+)
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.subgraph import Circuit
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "write_spans",
@@ -44,6 +46,8 @@ def write_specificity(found: Specificity, folder: Path) -> None:
     """
     write_json(found.as_dict(), folder / "specificity.json")
     write_csv(found.as_dict()["cells"], folder / "specificity.csv")
+    # From nothing left to all of it: colours that followed the data would make a dissociation of any differences.
+    most = max(1.0, float(np.abs(np.nan_to_num(found.matrix())).max()))
     figure = heat_map(
         found.matrix().tolist(),
         found.names,
@@ -53,18 +57,15 @@ def write_specificity(found: Specificity, folder: Path) -> None:
         y="circuit ablated",
         unit="share of the effect",
         numbers=".2f",
+        ends=(-most, most),
     )
-    # From nothing left to all of it: colours that followed the data would make a dissociation of any differences.
-    values = found.matrix()
-    most = max(1.0, float(np.abs(np.nan_to_num(values)).max()))
-    figure.update_traces(zmin=-most, zmax=most, zmid=None)
     write_figures({"specificity": figure}, folder, page="specificity.html", title="Specificity", notes=found.findings)
 
 
-def span_figures(study: SpanStudy) -> dict[str, Figure]:
+def span_figures(study: SpanStudy) -> dict[str, Chart]:
     """Entry shares, where edges from ``input`` enter, and causal persistence, by layer and part."""
     layers = [*(str(layer) for layer in range(len(study.entry) - 1)), "logits"]
-    named = {"x": "part of the prompt", "y": "layer", "numbers": ".2f"}
+    named = {"x": "part of the prompt", "y": "layer", "numbers": ".2f", "upward": True}
     return {
         "span-persistence": heat_map(
             study.persistence.tolist(),
