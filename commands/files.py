@@ -20,6 +20,7 @@ def draw(
     circuit: CircuitArgument = LATEST,
     strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
     title: Annotated[str | None, typer.Option(help="Line above the picture. (default: the model's name)")] = None,
+    width: Annotated[str, typer.Option(help="Scaled to a paper's columns: single, double. (default: not)")] = "",
 ) -> None:
     """Draw a circuit: layers upward from input to logits, edges by strength and sign."""
     with errors_as_exit_codes():
@@ -31,7 +32,7 @@ def draw(
         stored = read_circuit(circuit)
         heading = title if title is not None else picture_title(stored.record)
         how = {"scores": stored.scores, "strongest": strongest, "title": heading}
-        report = picture(stored.circuit, out, fringe=stored.fringe, **how)
+        report = picture(stored.circuit, out, fringe=stored.fringe, width=width, **how)
         say(f"{out}: {report.shown} of {report.total} edges drawn")
 
 

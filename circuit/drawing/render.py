@@ -2,9 +2,9 @@
 
 Positions are known, so they are computed here and Graphviz only draws:
 
-1. choose the edges (the strongest ones) and the nodes at their ends;
+1. choose the edges (those of the strongest paths) and the nodes at their ends;
 2. stack the rows: per layer its heads, above them its MLP in a column of its own;
-3. give every edge its place at a port, and lead it around the nodes in between;
+3. give every edge its place at a port, bundle those that go the same way, lead them around the nodes in between;
 4. write all of it into one Graphviz graph, legend and layer bands as its background;
 5. render that in a process of its own, where the shipped font is the only font.
 
@@ -15,6 +15,7 @@ Lengths are points (1/72 inch), ``y`` points up. Graphviz reads ``pos`` in point
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,7 @@ from persona_circuits.circuit.drawing.style import (
     chosen_edges,
 )
 from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.circuit.figures.paper import TALLEST, WIDTHS
 from persona_circuits.circuit.graph import SLOTS, Edge, Node
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import check_output_file, write_bytes
@@ -65,6 +67,7 @@ __all__ = [
     "to_agraph",
 ]
 
+PAPER_DPI = 600.0  # of a picture that is scaled to a paper's columns
 PNG_DPI, PNG_PIXELS, PNG_SIDE = 130.0, 24e6, 16000  # resolution, and what it gives way to
 
 
@@ -88,6 +91,7 @@ def draw(
     groups: Mapping[str, Circuit] | None = None,
     scale: str = "|score|, in metric units",
     fringe: Circuit | None = None,
+    width: str = "",
 ) -> DrawReport:
     """Draw a circuit into a file; an existing file is replaced, in one step.
 
@@ -95,8 +99,9 @@ def draw(
         circuit: what to draw; nodes on no path from ``input`` to ``logits`` are left out.
         path: the file. Its ending says the format, unless ``fmt`` does.
         scores: width and style of the edges, in metric units. Without them all
-            edges look the same, and the first ones in topological order are drawn.
-        strongest: at most so many edges are drawn, those of the largest ``|score|``.
+            edges look the same, and the first paths are drawn.
+        strongest: at most so many edges are drawn, those of the paths from ``input`` to ``logits`` whose weakest
+            edge is strongest; one whole path at least.
         title: a line above the picture; letters other than Latin, Greek and
             Cyrillic show in SVG only.
         fmt: one of ``FORMATS``.
@@ -105,16 +110,21 @@ def draw(
         scale: what the legend says that the width is.
         fringe: the edges that other pairs might not have given (``circuit.evaluation.stability.report``): they are
             drawn faint, and the legend counts them and the core's.
+        width: ``single`` or ``double``: no wider than so many columns of a paper, and no taller than its page.
 
     Raises:
-        OptionError: the format is unknown, ``strongest`` is below 1, the scores are of
-            another graph, or the groups do not part the circuit's edges.
+        OptionError: the format or the width is unknown, ``strongest`` is below 1, the scores
+            are of another graph, or the groups do not part the circuit's edges.
         FileError: the file cannot be written, or Graphviz does not draw.
     """
     path = Path(path)
     fmt = _format_of(path, fmt)
     how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}
+    if width not in ("", *WIDTHS):
+        raise OptionError(f"{width!r} is no width of a paper's column; give {' or '.join(WIDTHS)}")
     picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, **how)
+    if width:
+        picture.graph_attr["size"] = f"{WIDTHS[width]},{TALLEST}"
     write_bytes(_rendered(picture, fmt), path)
     return DrawReport(picture.number_of_edges(), len(circuit), path)
 
@@ -278,7 +288,9 @@ def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
     """
     if fmt == "dot":
         return picture.to_string().encode()
-    dpi = _dpi(picture.graph_attr["bb"]) if fmt == "png" else 72.0
+    dpi = 72.0
+    if fmt == "png":
+        dpi = PAPER_DPI if picture.graph_attr.get("size") else _dpi(picture.graph_attr["bb"])
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", _RENDER, fmt, f"{dpi:.2f}"],
@@ -291,6 +303,8 @@ def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
             f"Graphviz drew no {fmt}: {done.stderr.decode(errors='replace').strip()[-300:]}; "
             "install pygraphviz again, or write a .dot file and draw it with your own Graphviz"
         )
+    if fmt == "pdf":  # which holds the time
+        return re.sub(rb"\(D:\d{14}", b"(D:19700101000000", done.stdout)
     return done.stdout
 
 

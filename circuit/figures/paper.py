@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FORMATS",
+    "TALLEST",
     "WIDTHS",
     "paper",
     "png_bytes",

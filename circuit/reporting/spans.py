@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from persona_circuits.circuit.attribution import ScoreParts
+from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.evaluation import SpanStudy, Specificity, span_rows
 from persona_circuits.circuit.figures import (
     Chart,
@@ -19,13 +20,18 @@ from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = [
+    "edges_by_part",
     "write_spans",
     "write_specificity",
 ]
 
+MOST_PARTS = 4  # colours of edges in a picture
+
 
 def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: Path, *, title: str) -> None:
-    """Write ``spans.safetensors`` (every edge), ``spans.csv`` (kept edges), ``span_layers.csv`` and the heat maps.
+    """Write ``spans.safetensors`` (every edge), ``spans.csv`` (kept edges), ``span_layers.csv``, and the pictures.
+
+    ``span-graph`` is the circuit with every edge in the colour of the part of the prompt that gives most of its score.
 
     Raises:
         FileError: the folder is missing or cannot be written.
@@ -36,6 +42,20 @@ def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: P
     write_csv(span_rows(parts, circuit.mask), folder / "spans.csv")
     write_csv(study.rows(), folder / "span_layers.csv")
     write_figures(span_figures(study), folder, page="spans.html", title=title)
+    how = {"scores": parts.total(), "groups": edges_by_part(parts, circuit), "title": title}
+    for suffix in ("svg", "png"):
+        draw(circuit, folder / f"span-graph.{suffix}", **how)
+
+
+def edges_by_part(parts: ScoreParts, circuit: Circuit) -> dict[str, Circuit]:
+    """The circuit's edges by the part with the largest ``|score|``: the parts of most edges, the others together."""
+    largest = np.where(circuit.mask, np.abs(parts.values).argmax(0), -1)
+    counts = [int((largest == place).sum()) for place in range(len(parts.names))]
+    order = [place for place in sorted(range(len(counts)), key=lambda place: -counts[place]) if counts[place]]
+    shown = order if len(order) <= MOST_PARTS else order[: MOST_PARTS - 1]
+    found = {parts.names[place]: Circuit(circuit.graph, largest == place) for place in shown}
+    rest = np.isin(largest, order[len(shown) :])
+    return found | ({"other parts": Circuit(circuit.graph, rest)} if rest.any() else {})
 
 
 def write_specificity(found: Specificity, folder: Path) -> None:
