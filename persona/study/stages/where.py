@@ -155,6 +155,7 @@ def _persistence(context: Context, folder: Path, found: Found) -> None:
         y="into layer",
         unit="share of D",
         numbers=".2f",
+        upward=True,
     )
     write_figures({"persistence": figure}, folder, page="persistence.html", title="Causal persistence")
     persistence_numbers(found, names, values, intervals, len(task.pairs))
