@@ -492,3 +492,21 @@ def test_public_names_exist():
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} | {"FORMATS"}
     assert set(module.__all__) <= defined
+
+
+def test_edges_are_parted_by_the_part_of_the_prompt_that_gives_most_of_them():
+    from persona_circuits.circuit.attribution import ScoreParts
+    from persona_circuits.circuit.reporting.spans import edges_by_part
+
+    circuit, _ = dense(Graph(4, 4))
+    values = np.random.default_rng(1).normal(size=(6, *circuit.mask.shape)) * circuit.graph.valid
+    parts = ScoreParts(circuit.graph, "span", tuple("abcdef"), values)
+    found = edges_by_part(parts, circuit)
+    assert len(found) == 4
+    assert sum(len(one) for one in found.values()) == len(circuit)
+    assert [len(one) for one in found.values()][:3] == sorted((len(one) for one in found.values()), reverse=True)[1:]
+    for name, one in list(found.items())[:-1]:
+        for item in one.edges():
+            own = np.abs([values[(place, *circuit.graph.index(item))] for place in range(6)])
+            assert "abcdef"[own.argmax()] == name
+    to_agraph(circuit, scores=parts.total(), groups=found)
