@@ -72,21 +72,17 @@ def collapse(
         options = StudyOptions(split, batch_size, n_resamples, bias_cut, seed).checked()
         name = model_name(model, pairs)
         shipped = pairs is None
-        files = [
-            path_and_name(given, default if shipped else None)
-            for given, default in (
-                (pairs, "datasets/pairs_test.jsonl"),
-                (controls, "datasets/pairs_controls.jsonl"),
-                (neutral, "datasets/questions.jsonl"),
-            )
-        ]
-        items, more = (load_items(path, label=label) if path else None for path, label in files[:2])
-        wordings = load_neutral(files[2][0]) if files[2][0] else ()
+        path, label = path_and_name(pairs, "datasets/pairs_test.jsonl")
+        beside, called = path_and_name(controls, "datasets/pairs_controls.jsonl" if shipped else None)
+        plain, _ = path_and_name(neutral, "datasets/questions.jsonl" if shipped else None)
+        items = load_items(path, label=label)
+        more = load_items(beside, label=called) if beside else None
+        wordings = load_neutral(plain) if plain else ()
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, name, revision, device, dtype)
             if fitting:
-                items, more = (one and fitting_items(one, loaded) for one in (items, more))
+                items, more = fitting_items(items, loaded), more and fitting_items(more, loaded)
             study = study_collapse(
                 loaded, items, controls=more, neutral=wordings, options=options, progress=stage("asking")
             )
@@ -141,16 +137,14 @@ def explain(
 
         options = ExplainOptions(tuple(by or ("question",)), split, batch_size, n_resamples, causal, seed).checked()
         limits, name, shipped = load_thresholds(thresholds), model_name(model, pairs), pairs is None
-        files = [
-            path_and_name(given, default if shipped else None)
-            for given, default in ((pairs, "datasets/pairs_test.jsonl"), (controls, "datasets/pairs_controls.jsonl"))
-        ]
-        study, more = (load_pair_file(path, label=label) if path else None for path, label in files)
+        path, label = path_and_name(pairs, "datasets/pairs_test.jsonl")
+        beside, called = path_and_name(controls, "datasets/pairs_controls.jsonl" if shipped else None)
+        study, more = load_pair_file(path, label=label), load_pair_file(beside, label=called) if beside else None
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, name, revision, device, dtype)
             if fitting:
-                study, more = (one and one.fitting(loaded) for one in (study, more))
+                study, more = study.fitting(loaded), more and more.fitting(loaded)
             found = explain_pairs(loaded, study, controls=more, thresholds=limits, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:

@@ -253,7 +253,7 @@ def compare(
             found = side_by_side(*sides, n_draws=n_draws, seed=seed, progress=stage("random circuits"))
             if not no_model:
                 grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, (device, dtype, max_memory))
-                numbers = {"batch_size": batch_size, "n_random": n_random, "seed": seed}
+                numbers: dict[str, Any] = {"batch_size": batch_size, "n_random": n_random, "seed": seed}
                 found = found.with_cross(cross_faithfulness(*sides, grounds, stage=stage, **numbers), notes)
             if picture is not None:
                 draw_difference(found, picture, strongest=strongest)

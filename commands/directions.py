@@ -106,7 +106,7 @@ def vectors(
         from persona_circuits.persona.streams import chosen_layer
         from persona_circuits.persona.vectors import geometry_of, persona_vectors, read_vectors, write_vectors
 
-        plan = {"wordings": wordings, "question_wordings": question_wordings, "samples": samples}
+        plan: dict[str, Any] = {"wordings": wordings, "question_wordings": question_wordings, "samples": samples}
         plan |= {"max_questions": max_questions}
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, texts_of(stop)).checked()
         others = [read_vectors(path) for path in compare_with or ()]
@@ -281,7 +281,7 @@ def steer(
                 neutral=plain,
                 progress=stage("steering"),
             )
-            texts = ()
+            texts: Any = ()
             if generate:
                 telling = stage("texts before and after")
                 if stop is None and not loaded.tokenizer.chat_template:

@@ -187,7 +187,7 @@ def bench(
         from persona_circuits.circuit.profiling import bench as measure
 
         with progress_bars() as stage:
-            where = {"revision": revision, "device": device, "dtype": dtype}
+            where: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype}
             report = measure(name, task, options, stage=stage, **where)
         if out is not None:
             write_json(report.as_dict(), out)
@@ -273,10 +273,9 @@ def inspect(
         refuse_revision(resolve(model), revision)
         task = read_task(pairs) if pairs else None
         limit = None if max_memory is None else parse_bytes(max_memory)
-        options = {"tokens": tokens, "prompts": prompts, "device": on, "align": align, "revision": revision}
-        found = inspect_model(
-            resolve(model), label=model, config_only=config_only, task=task, max_memory=limit, **options
-        )
+        options: dict[str, Any] = {"tokens": tokens, "prompts": prompts, "device": on, "align": align, "task": task}
+        options |= {"config_only": config_only, "max_memory": limit}
+        found = inspect_model(resolve(model), label=model, revision=revision, **options)
         if as_json:
             typer.echo(json.dumps(found.as_dict(), indent=2))
         else:

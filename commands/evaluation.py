@@ -143,7 +143,12 @@ def evaluate(
             warn_of_other_weights(stored.record, loaded)
             from persona_circuits.circuit.discovery import ablation_for, evaluate_on, split_of
 
-            how = {"align": about["task"]["align"], "batch_size": batch_size, "seed": seed, "stage": stage}
+            how: dict[str, Any] = {
+                "align": about["task"]["align"],
+                "batch_size": batch_size,
+                "seed": seed,
+                "stage": stage,
+            }
             searched = _searched_task(stored.record, task)
             few = fitting or bool(about["task"].get("unfit"))
             same = searched is task
@@ -152,8 +157,8 @@ def evaluate(
             chosen = task.where(**conditions)
             chosen = chosen.of_split(split_of(chosen, split, "test"))
             shared = _shared_with_search(stored.record, searched, chosen, loaded)
-            more = {"n_random": n_random, "scores": stored.scores}
-            report = evaluate_on(loaded, task, stored.circuit, split=split, where=conditions, **more, **setting, **how)
+            more: dict[str, Any] = {"n_random": n_random, "scores": stored.scores, **setting, **how}
+            report = evaluate_on(loaded, task, stored.circuit, split=split, where=conditions, **more)
             results = None
             if not only_faithfulness:
                 from persona_circuits.circuit.assessment import battery
@@ -189,7 +194,7 @@ def evaluate(
         found |= {} if shared is None else {"held_out": shared.held_out, "shared": shared.as_dict()}
         if out is not None and first:
             write_json(found, out)
-        if tables is not None and first:
+        if tables is not None and results is not None and first:
             from persona_circuits.circuit.reporting import write_battery
             from persona_circuits.circuit.storage import replace_folder
 
@@ -275,7 +280,7 @@ def _save_evaluation(record: dict[str, Any], stored: Any, strongest: int) -> Non
         marked = read_circuit(staging / stored.path.name)
         for name in ("graph.svg", "graph.png") if marked.fringe is not None else ():
             if stored.path.with_name(name).exists():
-                how = {"scores": marked.scores, "strongest": strongest, "title": picture_title(record)}
+                how: dict[str, Any] = {"scores": marked.scores, "strongest": strongest, "title": picture_title(record)}
                 picture(marked.circuit, staging / name, fringe=marked.fringe, **how)
 
 
@@ -307,8 +312,8 @@ def specificity(
         labels = names.split(",") if names else [path.parent.name if path.is_file() else path.name for path in circuits]
         if len(stored) < 2 or len(set(labels)) != len(stored):
             raise OptionError("specificity needs two or more circuits with names of their own; give --names a,b,c")
-        records = [one.record for one in stored]
-        tasks = [read_task(own_pairs(record)) for record in records]
+        tasks = [read_task(own_pairs(one.record)) for one in stored]
+        records = [one.record for one in stored if one.record is not None]  # all: without one there are no pairs
         if other := next((one for one in stored if one.circuit.graph != stored[0].circuit.graph), None):
             raise OptionError(f"{other.path} is a circuit of another graph than {stored[0].path}; give one model's")
         if out is not None:
@@ -322,16 +327,16 @@ def specificity(
             from persona_circuits.metrics import METRICS
 
             contrasts, clusters = {}, {}
-            for label, one, every in zip(labels, stored, tasks, strict=True):
-                warn_of_other_weights(one.record, loaded)
-                about = one.record["task"]
+            for label, one, record, every in zip(labels, stored, records, tasks, strict=True):
+                warn_of_other_weights(record, loaded)
+                about = record["task"]
                 task = fitted_task(every, loaded, about["align"], fitting or bool(about.get("unfit")))
                 how = {"align": about["align"], "batch_size": batch_size}
                 conditions = about.get("where", {})
                 chosen = task.where(**conditions)
                 chosen = chosen.of_split(split_of(chosen, split, "test"))
                 more = {"metric": about["metric"], "where": conditions, "train_split": about["split"], "stage": stage}
-                made = ablation_for(one.record["ablation"], loaded, task, **more, **how)
+                made = ablation_for(record["ablation"], loaded, task, **more, **how)
                 pairs = pairs_of(loaded, chosen, METRICS[about["metric"]], ablation=made, **how)
                 contrasts[label] = (one.circuit, pairs, METRICS[about["metric"]])
                 clusters[label] = Clusters.of(chosen.pairs)

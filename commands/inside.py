@@ -101,7 +101,7 @@ def probe(
         with progress_bars() as stage:
             loaded = load(stage, name, revision, device, dtype)
             found = load_examples(path or "", loaded, label=label, split=split, personas=who, fitting=fitting)
-            test = test_pairs and load_examples(test_pairs, loaded, personas=who, fitting=fitting)
+            test = None if test_pairs is None else load_examples(test_pairs, loaded, personas=who, fitting=fitting)
             study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:

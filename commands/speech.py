@@ -114,7 +114,7 @@ def respond(
 
         if endpoint_model and (model or template):
             raise OptionError("--endpoint-model asks an endpoint, --model and --template are of a local one: choose")
-        plan = {"wordings": wordings, "question_wordings": question_wordings, "samples": samples}
+        plan: dict[str, Any] = {"wordings": wordings, "question_wordings": question_wordings, "samples": samples}
         plan |= {"max_questions": max_questions}
         wanted, sources = exchanges_of(model or endpoint_model, personas, questions, baseline, **plan)
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, texts_of(stop)).checked()

@@ -96,7 +96,7 @@ def load_model(
         restore_buffers(network)
     where = where or next(network.parameters()).device
     commit = getattr(network.config, "_commit_hash", None) or revision
-    how = {"revision": commit, "device": where, "in_float32": dtype == HELD, "max_memory": max_memory}
+    how: dict[str, Any] = {"revision": commit, "device": where, "in_float32": dtype == HELD, "max_memory": max_memory}
     model = wrap_model(network, tokenizer, name=label or str(name), **how)
     model.notes = (*notes, *model.notes)
     return model
@@ -287,6 +287,7 @@ def _reading(name: str, revision: str | None, part: str = "", *, local: bool) ->
     except ModelError:
         raise
     except Exception as error:
+        reason: str | None
         if "trust_remote_code" in str(error):
             reason = f"model {name} needs code of its own, which is not run; give a model that the host library knows"
         elif not local and "named model.safetensors" in str(error):

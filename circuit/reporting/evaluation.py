@@ -97,8 +97,8 @@ def _transfer(parts: list[tuple[str, Transfer]]) -> Figure:
     bars = {
         "type": "data",
         "symmetric": False,
-        "array": [0.0 if high is None else max(0.0, high - value) for value, (_, high) in zip(f, ends, strict=True)],
-        "arrayminus": [0.0 if low is None else max(0.0, value - low) for value, (low, _) in zip(f, ends, strict=True)],
+        "array": [_arm(value, high) for value, (_, high) in zip(f, ends, strict=True)],
+        "arrayminus": [_arm(low, value) for value, (low, _) in zip(f, ends, strict=True)],
     }
     outside = [max(part.outside, default=None) for _, part in parts]
     marker = {"color": PALETTE[0], "size": 9}
@@ -108,3 +108,8 @@ def _transfer(parts: list[tuple[str, Transfer]]) -> Figure:
     figure.add_hline(1.0, line_dash="dot", line_color="black", line_width=1)
     figure = laid_out(figure, "Faithfulness by pairs", "pairs, by their keys", "faithfulness f")
     return figure.update_xaxes(type="category", tickangle=-45).update_layout(showlegend=True)
+
+
+def _arm(low: float | None, high: float | None) -> float:
+    """How long an error bar is, from one to the other; nothing where one is not known."""
+    return 0.0 if low is None or high is None else max(0.0, high - low)

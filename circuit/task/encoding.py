@@ -42,9 +42,14 @@ ALIKE = "clean and corrupt are the same tokens, so nothing can differ between th
 class Reader(Protocol):
     """What reading prompts asks of a model; a ``Model`` is one, and so is a tokenizer with a name and a size."""
 
-    name: str
-    tokenizer: Any
-    n_context: int | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def n_context(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -220,8 +225,8 @@ def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, alike:
     if both := {i for i in sides[0] if i is not None} & set(sides[1]):
         names = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(both))
         found.append(f"{names} is both an answer and a wrong answer")
-    for ids in sides:
-        known = [i for i in ids if i is not None]
+    for side in sides:
+        known = [i for i in side if i is not None]
         found += [
             f"answer {model.tokenizer.decode([i])!r} stands {known.count(i)} times on one side; name every token once"
             for i in dict.fromkeys(known)
@@ -316,7 +321,7 @@ def lost_differences(prompts: Mapping[str, Sequence[int]], model: Reader) -> lis
     of them hold, such as a template's letters, takes no difference away and is let pass.
     """
     pieces = [{one.strip() for one in unknown_pieces(text, ids, model).values()} for text, ids in prompts.items()]
-    lost = set().union(*pieces) - set.intersection(*pieces) if pieces else set()
+    lost = {one for some in pieces for one in some if not all(one in other for other in pieces)}
     return [
         f"the tokenizer cannot write {piece[:40]!r}, in which prompts differ; use words (and case) that it knows"
         for piece in sorted(lost)

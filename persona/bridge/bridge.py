@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -266,7 +267,7 @@ def _intervals(values: Float[np.ndarray, "pair part"], clusters: Clusters, seed:
     """Of the mean of every column."""
     influence = (values - values.mean(0)) / len(values)
     return tuple(
-        interval(lambda weights, x=x: weighted_mean(weights, x), clusters, influence=own, seed=seed)
+        interval(partial(weighted_mean, values=x), clusters, influence=own, seed=seed)
         for x, own in zip(values.T, influence.T, strict=True)
     )
 

@@ -172,7 +172,7 @@ def study_lens(
             progress(done, total)
     margin = seen.by_side(seen.margin)
     decisions = _decisions(seen, margin) if ANSWER in positions else ()
-    names = [[item.personas for item in found.items], [item.question for item in found.items]]
+    names: list[Sequence[Any]] = [[item.personas for item in found.items], [item.question for item in found.items]]
     attribution = _attribution(seen, names, options)
     return LensStudy(
         model=model.name,

@@ -192,8 +192,8 @@ def _ablation_figure(study: NeuronStudy) -> Figure | None:
         "arrayminus": [row["change"] - (row["low"] if row["low"] is not None else row["change"]) for row in rows],
     }
     points = {"x": [row["kind"] for row in rows], "y": [float(row["change"]) for row in rows]}
-    marker = {"color": PALETTE[1], "size": 10, "symbol": "diamond"}
+    large = {"color": PALETTE[1], "size": 10, "symbol": "diamond"}
     name = f"{len(study.selected)} selected neurons, 95 %"
-    figure.add_trace(Scatter(**points, mode="markers", name=name, marker=marker, error_y=error))
+    figure.add_trace(Scatter(**points, mode="markers", name=name, marker=large, error_y=error))
     title = f"Change of D by ablation on {len(rows and study.ablations[0].before)} pairs; grey: random neurons"
     return laid_out(figure, title, "neurons set to", "change of D (logits)").update_layout(showlegend=True)

@@ -181,7 +181,7 @@ def ablated(
         for k, kind in enumerate(kinds):
             for rows in np.array_split(np.arange(len(sets)), -(-len(sets) * len(group) // ROWS)):
                 a, b = (mine.changed(sets[rows], kind, means, other) for mine, other in (both, reversed(both)))
-                after[k][np.ix_(rows, group)] = (a - b).numpy()
+                after[k][rows[:, None], group] = (a - b).numpy()
         done += len(group)
         if progress is not None:
             progress(done, len(found.items))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -200,7 +201,7 @@ def _side(file: ExampleFile, read: Readings, ranking: Ranking, selected: Sequenc
     clusters = Clusters.of([item.pair for item in file.items])
     intervals = [
         interval(
-            lambda weights, x=differences[:, place]: weighted_mean(weights, x),
+            partial(weighted_mean, values=differences[:, place]),
             clusters,
             influence=(differences[:, place] - differences[:, place].mean()) / len(differences),
             seed=options.seed,

@@ -98,7 +98,7 @@ def _compiled(name: str, steps: Any, faults: list[str]) -> tuple[tuple[re.Patter
     return tuple(compiled)
 
 
-def _rows(path: str | Path) -> list[Mapping[str, Any]]:
+def _rows(path: str | Path) -> list[dict[str, Any]]:
     pairs = load_task(path).pairs
     by_line = raw_pairs(path)
     rows = [{**by_line[pair.line], "id": pair.id} for pair in pairs]

@@ -240,8 +240,9 @@ def study_patching(
     tested = _rows(held_out, model, options.align) if apart else rows
     seen = _Sweep(model, found, rows, options)
     how: dict[str, Any] = {"ablation": options.ablation, "n_random": options.n_random, "seed": options.seed}
-    without = partial(ablate_heads, model, held_out, tested, rows, batch_size=options.batch_size, **how)
-    ablated = without(named, progress=stage("ablating heads")) if named else None
+    how |= {"batch_size": options.batch_size}
+    without = partial(ablate_heads, model, held_out, tested, rows)
+    ablated = without(named, progress=stage("ablating heads"), **how) if named else None
     seen.run(stage("patching sites"))
     clusters = Clusters.of([item.pair for item in found.items])
     divergence = seen.by_pair(seen.whole)[0]
@@ -249,7 +250,7 @@ def study_patching(
     movers = _movers(effects, divergence, clusters, seen.attention(), options)
     if options.ablate_top is not None:
         heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
-        ablated = without(heads, progress=stage("ablating heads"))
+        ablated = without(heads, progress=stage("ablating heads"), **how)
     walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
     walked = walk(plan, progress=stage("patching paths")) if plan is not None else None
     more = [part for part in (walked, ablated) if part is not None]

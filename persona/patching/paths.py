@@ -79,8 +79,9 @@ def parse_paths(graph: Graph, senders: Sequence[str], receivers: Sequence[str]) 
         raise OptionError(f"--to: {error}") from error
     for src in sources if senders else ():
         if not any(graph.valid[src, list(slots)].any() for _, slots in targets):
-            name = graph.src_nodes[src]
-            raise OptionError(f"--from {name}: it comes before none of {', '.join(receivers)}, so no path leads there")
+            raise OptionError(
+                f"--from {graph.src_nodes[src]}: it comes before none of {', '.join(receivers)}, so no path leads there"
+            )
     for name, slots in targets:
         if not graph.valid[np.ix_(sources, slots)].any():
             raise OptionError(f"--to {name}: none of the senders comes before it")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def derived_bias(
         return None
     progress = stage("asking without a persona") if stage else None
     wordings = dict.fromkeys(Neutral(item.question, _wording(item.pair), item.pair.neutral) for item in items)
-    how = {"source": file.items.source, "batch_size": batch_size}
+    how: dict[str, Any] = {"source": file.items.source, "batch_size": batch_size}
     found = measure_pairs(model, items, neutral=tuple(wordings), progress=progress, **how)
     alone = [item for item, one in zip(items, found, strict=True) if one.neutral is None]
     own = measure_pairs(model, [_under_nobody(item) for item in alone], alike=True, **how) if alone else ()

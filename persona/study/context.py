@@ -189,8 +189,8 @@ class Context:
         """What the model answers to every pair, the controls behind them."""
         everything = [*self.studied.items.items, *self._control_items()]
         source = self.pairs.items.source
-        how = {"source": source, "batch_size": self.options.batch_size, "progress": self.stage("asking")}
-        return measure_pairs(self.model, everything, **how)
+        size, progress = self.options.batch_size, self.stage("asking")
+        return measure_pairs(self.model, everything, source=source, batch_size=size, progress=progress)
 
     @cached_property
     def sigma_0(self) -> float | None:

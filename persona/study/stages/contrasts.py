@@ -162,7 +162,7 @@ def _level(found: Found, name: str, measures: Sequence[PairMeasure], draws: Mapp
     found.add(f"{name}.n", len(measures), "pairs", source=SOURCE)
     for key in COMPARED:
         _, what, unit = MEASURES[key]
-        about = {"what": what, "unit": unit, "source": SOURCE}
+        about: dict[str, Any] = {"what": what, "unit": unit, "source": SOURCE}
         found.add(f"{name}.{key}", **about, **mean_of(estimates, key, measures))
     key, what = GAIN
     gains = [one.required_gain for one in measures]
