@@ -12,11 +12,12 @@ from persona_circuits.circuit.attribution import IG_RULES, METHODS, score
 from persona_circuits.circuit.discovery import ablation_for, pairs_of, split_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves import LEVELS, ORDERS, CurveReport, Scorer, check_scorers, curve_report
-from persona_circuits.circuit.forward import ABLATIONS, Progress
+from persona_circuits.circuit.forward import ABLATIONS
 from persona_circuits.circuit.io import read_scores
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.peers import read_submission
+from persona_circuits.circuit.progress import Progress, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -121,7 +122,7 @@ def curve_study(
     if not options.scorers and not given:
         raise OptionError("--scorers names no scorer; expected some of eap, eap-ig, exact, random, or files of scores")
     check_scorers(model.graph, given or {}, options.levels, options.orders)
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     metric = METRICS[options.metric]
     chosen = task.where(**dict(options.where))
     train, held_out = (

@@ -42,8 +42,9 @@ from persona_circuits.circuit.evaluation import (
 from persona_circuits.circuit.evaluation.completeness import CompletenessReport, completeness_report
 from persona_circuits.circuit.evaluation.hypothesis import HypothesisReport, hypothesis_tests
 from persona_circuits.circuit.evaluation.stability import N_RESAMPLES
-from persona_circuits.circuit.forward import Ablation, Progress, Rounding
+from persona_circuits.circuit.forward import Ablation, Rounding
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, untold_stage
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Overlap, Task
@@ -135,7 +136,7 @@ def battery(
     TaskError, OptionError
         A key that no pair has; an impossible number.
     """
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     measured, clusters = METRICS[metric], Clusters.of(task.pairs)
     how: dict[str, Any] = {"align": align, "ablation": ablation, "batch_size": batch_size}
     pairs = pairs_of(model, task, measured, **how)

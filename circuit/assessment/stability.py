@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.discovery import Stage, ablation_for, batches_of
+from persona_circuits.circuit.discovery import ablation_for, batches_of
 from persona_circuits.circuit.evaluation import PairScores, Rule, pair_scores
 from persona_circuits.circuit.evaluation.stability import (
     N_RESAMPLES,
@@ -26,6 +26,7 @@ from persona_circuits.circuit.evaluation.stability import (
 )
 from persona_circuits.circuit.forward import Ablation, prepare_each
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.pruning import threshold
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -88,7 +89,7 @@ def search_again(
     OptionError, TaskError
         The pairs do not fit the model, or a number is impossible.
     """
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     reason = _not_repeatable(model, task, record)
     if reason:
         return Searched(None, reason=reason)
@@ -128,7 +129,7 @@ def scores_of(
 
     Where that has no scores of single pairs (ACDC, random) or none of this metric, those of EAP-IG.
     """
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     asked = (method or {}).get("scores")
     scored = (
         asked if asked in ("eap", "eap-ig", "exact") and not (asked == "eap" and metric.flat_at_clean) else "eap-ig"

@@ -31,7 +31,6 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import (
     Ablation,
     Prefix,
-    Progress,
     Run,
     Written,
     changes,
@@ -46,6 +45,7 @@ from persona_circuits.circuit.forward import (
 )
 from persona_circuits.circuit.model import Context, Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric, Targets

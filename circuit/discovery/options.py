@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from persona_circuits.circuit.attribution import ACTIVATIONS, IG_RULES, METHODS
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves import check_target
-from persona_circuits.circuit.forward import ABLATIONS, Progress
+from persona_circuits.circuit.forward import ABLATIONS
 from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.pruning import PRUNERS, check_tau
 from persona_circuits.circuit.task import ALIGNMENTS
@@ -17,7 +16,6 @@ from persona_circuits.metrics import METRICS
 __all__ = [
     "ORDERS",
     "Options",
-    "Stage",
 ]
 
 ORDERS = {
@@ -25,8 +23,6 @@ ORDERS = {
     "top-n": "|score|, largest first",
     "greedy": "|score|, largest first, backward from logits",
 }
-Stage = Callable[[str], Progress]
-"""Called when a stage of the work begins, with its name; gives the stage's progress callback."""
 
 
 @dataclass(frozen=True)

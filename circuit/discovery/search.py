@@ -28,16 +28,17 @@ from persona_circuits.circuit.attribution import (
     score_parts,
 )
 from persona_circuits.circuit.cost import OTHER, PLAIN, held_bytes, shown_bytes
-from persona_circuits.circuit.discovery.options import Options, Stage
+from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.circuit.discovery.record import description
-from persona_circuits.circuit.discovery.tasks import ablation_for, named_ablation, own_rows, rows_of, silent, split_of
+from persona_circuits.circuit.discovery.tasks import ablation_for, named_ablation, own_rows, rows_of, split_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, SpanStudy, evaluate, null_run, span_study
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep, smallest
 from persona_circuits.circuit.evaluation.curves import sweep as nested
-from persona_circuits.circuit.forward import Ablation, Prepared, Progress, Rounding, effects, is_plain, prepare_each
+from persona_circuits.circuit.forward import Ablation, Prepared, Rounding, effects, is_plain, prepare_each
 from persona_circuits.circuit.io import circuit_record
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, Stage, untold_stage
 from persona_circuits.circuit.pruning import acdc, greedy, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
@@ -118,7 +119,7 @@ def discover(
         OptionError, TaskError: before any long work.
     """
     options = options.checked()
-    stage = stage or silent
+    stage = stage or untold_stage
     metric = METRICS[options.metric]
     task = task.where(**dict(options.where))
     train_split, test_split = split_of(task, options.train_split, "train"), split_of(task, options.eval_split, "test")
@@ -279,7 +280,7 @@ def evaluate_on(
             f"the circuit is of a model with {circuit.graph.n_layers} layers and {circuit.graph.n_heads} heads, but "
             f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
         )
-    stage = stage or silent
+    stage = stage or untold_stage
     task = task.where(**(where or {}))
     name = split_of(task, split, "test")
     part = task.of_split(name)

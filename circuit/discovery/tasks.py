@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from persona_circuits.circuit import parallel as ranks
-from persona_circuits.circuit.discovery.options import Stage
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, Progress, make_ablation, prepare_each
+from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, make_ablation, prepare_each
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS, Metric
 
@@ -19,13 +19,8 @@ __all__ = [
     "own_rows",
     "pairs_of",
     "rows_of",
-    "silent",
     "split_of",
 ]
-
-
-def silent(_name: str) -> Progress:
-    return lambda _done, _total: None
 
 
 def named_ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stage) -> Ablation | None:
@@ -64,7 +59,7 @@ def ablation_for(
         train = task.of_split(split_of(task, train_split, "train"))
         source = rows_of(encode(train, model, align=align), METRICS[metric])
     return named_ablation(
-        name, model, batches(own_rows(source, METRICS[metric]), batch_size, model.device), stage or silent
+        name, model, batches(own_rows(source, METRICS[metric]), batch_size, model.device), stage or untold_stage
     )
 
 

@@ -27,7 +27,6 @@ from persona_circuits.circuit.forward.plain import (
 )
 from persona_circuits.circuit.forward.prepared import (
     Prepared,
-    Progress,
     divergence,
     effects,
     first_difference,
@@ -45,7 +44,6 @@ __all__ = [
     "Ablation",
     "Prefix",
     "Prepared",
-    "Progress",
     "Rounding",
     "Run",
     "Written",

@@ -25,7 +25,6 @@ from persona_circuits.metrics import Metric, Targets
 
 __all__ = [
     "Prepared",
-    "Progress",
     "divergence",
     "effects",
     "first_difference",
@@ -40,8 +39,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-Progress = Callable[[int, int], None]
-"""Called with the work done and the work there is; never called from another thread."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ import torch
 from persona_circuits.circuit.cost import PROCESS_BYTES, Budget, architecture_of
 from persona_circuits.circuit.errors import ModelError, first_line
 from persona_circuits.circuit.model.checkpoint import (
-    check_finite,
     check_folder,
     check_keys,
     check_place,
+    check_weights,
     lacks_tokenizer,
     stored_tensors,
 )
@@ -162,7 +162,7 @@ def wrap_model(
         ModelError: it cannot be written as a sum of nodes.
     """
     network = text_part(network, name)
-    check_finite(network, name)
+    check_weights(network, name)
     fingerprint = fingerprint_of(network)
     if network.dtype == torch.float64 and network._can_set_experts_implementation():
         network.set_experts_implementation("eager")  # the host's fused product has no float64

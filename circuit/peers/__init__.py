@@ -12,7 +12,6 @@ from persona_circuits.circuit.peers.agreement import (
     write_crosscheck,
 )
 from persona_circuits.circuit.peers.autocircuit import (
-    autocircuit_edge,
     autocircuit_name,
     from_prune_scores,
     prune_scores,
@@ -36,7 +35,6 @@ __all__ = [
     "CrosscheckOptions",
     "agreement",
     "agreement_rows",
-    "autocircuit_edge",
     "autocircuit_name",
     "autocircuit_rows",
     "check_model",

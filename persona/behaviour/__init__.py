@@ -3,7 +3,6 @@
 from persona_circuits.persona.behaviour.collapse import study_collapse
 from persona_circuits.persona.behaviour.figures import (
     collapse_figures,
-    collapse_page,
     divergence_by_placement,
     divergence_by_prior,
 )
@@ -19,7 +18,6 @@ __all__ = [
     "PairMeasure",
     "StudyOptions",
     "collapse_figures",
-    "collapse_page",
     "collapse_record",
     "divergence_by_placement",
     "divergence_by_prior",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_circuits.circuit.figures import DIVERGING, GREY, MISSING, figure_page, laid_out, write_figures
+from persona_circuits.circuit.figures import DIVERGING, GREY, MISSING, laid_out, write_figures
 from persona_circuits.persona.behaviour.options import CollapseStudy, PairRow
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "collapse_figures",
-    "collapse_page",
     "divergence_by_placement",
     "divergence_by_prior",
     "write_collapse_figures",
@@ -33,11 +32,6 @@ COLOURS = {"apart": "#0072b2", "collapse": "#d55e00", "reversed": "#cc79a7", "no
 def write_collapse_figures(study: CollapseStudy, folder: Path) -> None:
     """Write ``collapse.html`` and a PNG of each figure."""
     write_figures(collapse_figures(study), folder, page="collapse.html", title=_title(study), notes=study.notes)
-
-
-def collapse_page(study: CollapseStudy) -> str:
-    """All figures on one HTML page; the same study gives the same text."""
-    return figure_page(collapse_figures(study), _title(study), study.notes)
 
 
 def collapse_figures(study: CollapseStudy) -> dict[str, Figure]:

@@ -38,12 +38,12 @@ from jaxtyping import Bool, Float
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Graph, Node
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, Interval, interval, ratio_interval, weighted_mean
 from persona_circuits.persona.bridge.parts import (
     MATCHINGS,
     TOLERANCE,
     BridgeOptions,
-    Stage,
     decomposed_run,
     random_sets,
     three_way,
@@ -168,7 +168,7 @@ def build_bridge(
         No direction can be fitted, or read.
     """
     options = (options or BridgeOptions()).checked()
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     layer = _layer(model, options)
     measured = held or fit
     for file in (fit, measured):

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from persona_circuits import metrics
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
 from persona_circuits.persona.behaviour import PairMeasure, fitting_items, measure_pairs
 from persona_circuits.persona.data import ItemFile, load_items, raw_pairs
@@ -42,8 +43,6 @@ __all__ = [
 ]
 
 PARAPHRASE = "paraphrase"
-Progress = Callable[[int, int], None]
-Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def explain(
         No pair is left, or one does not fit the model's tokenizer, or its prompts differ in length.
     """
     options, thresholds = (options or ExplainOptions()).checked(), thresholds or load_thresholds()
-    stage = stage or _silent
+    stage = stage or untold_stage
     chosen = pairs.of_split(options.split)
     _check(chosen, options)
     more = _of_controls(controls)
@@ -358,8 +357,3 @@ def _notes(main: Sequence[Explained], sigma: float | None, thresholds: Threshold
     if any(row.item.candidates == (*row.item.pair.answers, *row.item.pair.wrong_answers) for row in main):
         notes.append("some pairs name no further candidates: one choice or two is then of the two declared sides alone")
     return notes
-
-
-def _silent(name: str) -> Progress:
-    """No progress is wanted."""
-    return lambda done, total: None

@@ -39,10 +39,11 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.data import POSITIONS, Estimate, Example, ExampleFile, shared_positions, two_way_mean
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.lens.readout import Decision, decision, read_out
-from persona_circuits.persona.streams import Progress, grouped, id_table, point_names, trace
+from persona_circuits.persona.streams import grouped, id_table, point_names, trace
 
 __all__ = [
     "ANSWER",

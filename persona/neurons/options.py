@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +14,6 @@ from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.persona.neurons.ranking import POOLS, Overlap, Ranking
 from persona_circuits.persona.neurons.runs import KINDS, NEURON_POSITIONS, Neurons
-from persona_circuits.persona.streams import Progress
 
 __all__ = [
     "GROUP_KINDS",
@@ -25,12 +23,10 @@ __all__ = [
     "NeuronOptions",
     "NeuronStudy",
     "Side",
-    "Stage",
 ]
 
 GROUP_KINDS = ("personas", "domain", "template", "wording")
 SOURCES = {"fit": "pairs", "held": "held_out", "null": "null"}
-Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)

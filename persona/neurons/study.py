@@ -21,11 +21,12 @@ import torch
 
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, cluster_codes, interval, weighted_mean
 from persona_circuits.persona.data import ExampleFile, leak
 from persona_circuits.persona.neurons.ablation import ablations_of
 from persona_circuits.persona.neurons.groups import chosen_neurons, couples_of, groups_of, turned_differences
-from persona_circuits.persona.neurons.options import SOURCES, NeuronOptions, NeuronStudy, Side, Stage
+from persona_circuits.persona.neurons.options import SOURCES, NeuronOptions, NeuronStudy, Side
 from persona_circuits.persona.neurons.ranking import (
     LEAST_NULL,
     Ranking,
@@ -108,7 +109,7 @@ def study_neurons(
         Too few personas have paraphrases.
     """
     options = (options or NeuronOptions()).checked()
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     _check_null(null, options)
     neurons = neurons_of(model, options.hook, options.layers)
     files = {name: file for name, file in (("fit", fit), ("held", held), ("null", null)) if file is not None}

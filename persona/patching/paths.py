@@ -18,10 +18,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from persona_circuits.circuit.errors import GraphError, OptionError
-from persona_circuits.circuit.forward import Prepared, Progress, patched_logits, per_pass, portions, prepare_each
+from persona_circuits.circuit.forward import Prepared, patched_logits, per_pass, portions, prepare_each
 from persona_circuits.circuit.graph import INPUT, SLOTS, Edge, Graph, parse_edge, parse_node
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.task import Batch
 from persona_circuits.persona.data import Estimate, ratio_of_means

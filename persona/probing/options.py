@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +9,11 @@ from jaxtyping import Float
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.probing.fit import Scored
 from persona_circuits.persona.probing.geometry import Place
-from persona_circuits.persona.streams import Progress, point_names
+from persona_circuits.persona.streams import point_names
 
 __all__ = [
     "ANSWER",
@@ -23,14 +23,12 @@ __all__ = [
     "Controls",
     "ProbeOptions",
     "ProbeStudy",
-    "Stage",
     "no_stage",
 ]
 
 KINDS = ("identity", "trait", "preference")
 HOLD_OUTS = ("question", "template", "wording", "persona", "split")
 ANSWER = "prompt-end"
-Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage
 from persona_circuits.persona.data import POSITIONS, Estimate, ExampleFile, Persona, shared_positions
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.probing.fit import (
@@ -53,7 +54,6 @@ from persona_circuits.persona.probing.options import (
     Controls,
     ProbeOptions,
     ProbeStudy,
-    Stage,
     no_stage,
 )
 from persona_circuits.persona.probing.targets import Data, Target, planned_probes

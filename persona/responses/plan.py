@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ from persona_circuits.persona.data import FIELDS, Persona, Question, Template, l
 
 __all__ = [
     "Exchange",
-    "Progress",
     "Response",
     "Responses",
     "Said",
@@ -24,7 +23,6 @@ __all__ = [
 ]
 
 BASELINE = "default"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

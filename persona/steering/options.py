@@ -23,7 +23,6 @@ __all__ = [
     "Margins",
     "Measured",
     "Outcome",
-    "Progress",
     "SteerOptions",
     "SteeredPrompts",
     "SteeringStudy",
@@ -33,7 +32,6 @@ __all__ = [
 POSITIONS = ("prompt-end", "all")
 REFINEMENTS = 4
 SINGLE_TOKENS = 4  # rows of one token behind a cache that share a pass, for each row of a whole prompt
-Progress = Callable[[int, int], None]
 Cell = tuple[int, int]  # a variant and a prompt, by their places
 Changes = Callable[[Sequence[Cell]], Mapping[int, Change]]
 Vectors = Mapping[int, np.ndarray]  # by layer, a row per pair

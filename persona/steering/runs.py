@@ -12,6 +12,7 @@ from torch import Tensor
 
 from persona_circuits import metrics
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.data import Estimate, two_way_mean
 from persona_circuits.persona.steering.options import (
     REFINEMENTS,
@@ -20,7 +21,6 @@ from persona_circuits.persona.steering.options import (
     Margins,
     Measured,
     Outcome,
-    Progress,
     SteeredPrompts,
     SteerOptions,
     Vectors,

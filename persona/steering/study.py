@@ -30,11 +30,11 @@ from torch import Tensor
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.persona.data import ExampleFile
 from persona_circuits.persona.lens import read_out_direction
 from persona_circuits.persona.steering.options import (
     Margins,
-    Progress,
     SteeredPrompts,
     SteeringStudy,
     SteerOptions,
@@ -94,7 +94,7 @@ def study_steering(
         for layers in groups
         for item in _named({layer: found.vectors[:, layer] for layer in layers}, there, options)
     ]
-    run = Run(model, prompts, options, plain, reference, progress or _silent, len(groups), len(named))
+    run = Run(model, prompts, options, plain, reference, progress or untold, len(groups), len(named))
     swept = run.measure([(item.vectors, s) for _, item in named for s in options.strengths])
     steps = len(options.strengths)
     of_each = [swept[i * steps : (i + 1) * steps] for i in range(len(named))]
@@ -181,7 +181,3 @@ def _notes(found: Directions, held_out: bool) -> tuple[str, ...]:
     if not held_out and found.kind != "pair":
         notes.append("not held out: directions were fitted on prompts that are steered")
     return tuple(notes)
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""

@@ -1,7 +1,6 @@
 """The whole study of one model."""
 
 from persona_circuits.persona.study.bias import derived_bias, with_bias
-from persona_circuits.persona.study.check import result_values, unfound_numbers
 from persona_circuits.persona.study.context import Context, StudyFile, StudyFiles, StudyOptions, axes_of, some_of
 from persona_circuits.persona.study.numbers import Estimates, Found, Number, number_rows, slug, with_holm
 from persona_circuits.persona.study.predictions import load_plan, outcome_records, outcomes
@@ -23,12 +22,10 @@ __all__ = [
     "number_rows",
     "outcome_records",
     "outcomes",
-    "result_values",
     "run_study",
     "shown",
     "slug",
     "some_of",
-    "unfound_numbers",
     "with_bias",
     "with_holm",
 ]

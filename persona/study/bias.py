@@ -8,7 +8,7 @@ above the median over all rows, else ``low``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.task import PromptPair
 from persona_circuits.persona.behaviour import measure_pairs
 from persona_circuits.persona.data import Neutral
@@ -52,7 +53,7 @@ def derived_bias(
     file: PairFile,
     *,
     batch_size: int = 32,
-    stage: Callable[[str], Callable[[int, int], None]] | None = None,
+    stage: Stage | None = None,
 ) -> DerivedBias | None:
     """The bias of every row that is no control; None where a row has a bias already or has no neutral prompt.
 

@@ -16,6 +16,7 @@ from persona_circuits import metrics
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.storage import Kind, read_bytes
 from persona_circuits.circuit.task import Task, load_task
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_pairs
@@ -29,7 +30,6 @@ __all__ = [
     "AXES",
     "PASSES",
     "Context",
-    "Stage",
     "StudyFile",
     "StudyFiles",
     "StudyOptions",
@@ -41,8 +41,6 @@ AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
 PASSES = 4
 """So many times ``max_pairs`` where passes are plain: persistence, steering, patched heads."""
 QUICK_PAIRS = 12
-Progress = Callable[[int, int], None]
-Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)

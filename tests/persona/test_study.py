@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import DATA, ROOT
+from tests_numbers import unfound_numbers
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.errors import FileError, OptionError, TaskError
@@ -25,7 +26,6 @@ from persona_circuits.persona.study import (
     run_study,
     shown,
     some_of,
-    unfound_numbers,
     with_bias,
 )
 from persona_circuits.persona.study import run as engine

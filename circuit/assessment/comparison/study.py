@@ -30,7 +30,6 @@ from persona_circuits.circuit.assessment.comparison.sides import (
     LABELS,
     SECTIONS,
     Move,
-    Progress,
     Setting,
     Side,
     groups,
@@ -46,11 +45,12 @@ from persona_circuits.circuit.assessment.comparison.statistics import (
     all_overlaps,
     all_signs,
 )
-from persona_circuits.circuit.discovery import Stage, evaluate_on
+from persona_circuits.circuit.discovery import evaluate_on
 from persona_circuits.circuit.drawing import DrawReport, draw
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import FaithfulnessReport
 from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.progress import Progress, Stage
 from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = [

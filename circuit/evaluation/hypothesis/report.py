@@ -70,8 +70,9 @@ from persona_circuits.circuit.evaluation.hypothesis.tests import (
 )
 from persona_circuits.circuit.evaluation.matched import Matched, matched_circuits, matched_outside
 from persona_circuits.circuit.evaluation.measurements import Measurements, Source
-from persona_circuits.circuit.forward import Progress, tolerance
+from persona_circuits.circuit.forward import tolerance
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
