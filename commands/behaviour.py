@@ -127,24 +127,21 @@ def explain(
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.explanation import (
-            ExplainOptions,
-            load_pair_file,
-            load_thresholds,
-            write_explanation,
-        )
+        from persona_circuits.persona.behaviour import fitting_items
+        from persona_circuits.persona.data import load_items
+        from persona_circuits.persona.explanation import ExplainOptions, load_thresholds, write_explanation
         from persona_circuits.persona.explanation import explain as explain_pairs
 
         options = ExplainOptions(tuple(by or ("question",)), split, batch_size, n_resamples, causal, seed).checked()
         limits, name, shipped = load_thresholds(thresholds), model_name(model, pairs), pairs is None
         path, label = path_and_name(pairs, "datasets/pairs_test.jsonl")
         beside, called = path_and_name(controls, "datasets/pairs_controls.jsonl" if shipped else None)
-        study, more = load_pair_file(path, label=label), load_pair_file(beside, label=called) if beside else None
+        study, more = load_items(path, label=label), load_items(beside, label=called) if beside else None
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, name, revision, device, dtype)
             if fitting:
-                study, more = study.fitting(loaded), more and more.fitting(loaded)
+                study, more = fitting_items(study, loaded), more and fitting_items(more, loaded)
             found = explain_pairs(loaded, study, controls=more, thresholds=limits, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:

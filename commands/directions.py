@@ -234,7 +234,7 @@ def steer(
         from dataclasses import replace
 
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.data import load_examples
+        from persona_circuits.persona.data import examples_of
         from persona_circuits.persona.responses import Sampling
         from persona_circuits.persona.steering import (
             SteerOptions,
@@ -268,8 +268,8 @@ def steer(
                 seed,
                 batch_size,
             ).checked()
-            here = load_examples(asked[0] or "", loaded, label=asked[1], split=splits[0], fitting=fitting)
-            there = load_examples(fitted[0] or "", loaded, label=fitted[1], split=splits[1], fitting=fitting)
+            here = examples_of(asked[0], loaded, split=splits[0], fitting=fitting)
+            there = examples_of(fitted[0], loaded, split=splits[1], fitting=fitting)
             kind = direction or default_kind(there.examples, here.examples)
             study = study_steering(
                 loaded,
@@ -297,14 +297,16 @@ def steer(
 
 
 def _steered_and_fitted(pairs: Path | None, fit: Path | None, split: str | None) -> Any:
-    """Paths and names of the pairs to steer and to fit on, and the split of each."""
-    from persona_circuits.circuit.task import load_task
+    """The pairs to steer and those to fit on, with their names, and the split of each."""
+    from persona_circuits.persona.data import load_items
 
-    asked = path_and_name(pairs, "datasets/pairs_test.jsonl")
-    known = load_task(asked[0] or "").splits
+    path, label = path_and_name(pairs, "datasets/pairs_test.jsonl")
+    asked = load_items(path, label=label), label
+    known = {item.pair.split for item in asked[0].items}
     steered = split or ("test" if "test" in known else "all")
     if fit is not None or pairs is None:
-        return asked, path_and_name(fit, "datasets/pairs_train.jsonl"), (steered, "all")
+        path, label = path_and_name(fit, "datasets/pairs_train.jsonl")
+        return asked, (load_items(path, label=label), label), (steered, "all")
     return asked, asked, (steered, "train" if "train" in known and steered != "train" else "all")
 
 

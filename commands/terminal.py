@@ -90,11 +90,11 @@ def two_splits(model: Any, pairs: Path | None, train: str | None, test: str | No
     from persona_circuits.circuit.discovery import split_of
     from persona_circuits.circuit.task import resolve
     from persona_circuits.circuit.task.shipped_files import PAIRS
-    from persona_circuits.persona.data import load_examples
+    from persona_circuits.persona.data import examples_of, items_of
 
     task, name = read_task(pairs), PAIRS if pairs is None else str(pairs)
     first, second = split_of(task, train, "train"), split_of(task, test, "test")
-    read = partial(load_examples, resolve(name), model, label=name, fitting=fit is not None, align=fit)
+    read = partial(examples_of, items_of(task, resolve(name)), model, fitting=fit is not None, align=fit)
     found = read(split=first)
     return found, found if second == first else read(split=second)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from persona_circuits.circuit.errors import TaskError
 
@@ -34,6 +36,7 @@ class PromptPair:
     the question under no persona. ``spans`` and ``corrupt_spans`` are the parts of
     either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
     truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``.
+    ``row`` is what the file holds, every key of it; empty for a pair of no file.
     """
 
     clean: str
@@ -51,6 +54,7 @@ class PromptPair:
     axes: tuple[tuple[str, str], ...] = ()
     line: int = 0
     unit: str = "line"
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def place(self) -> str:

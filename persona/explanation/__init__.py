@@ -12,7 +12,7 @@ from persona_circuits.persona.explanation.report import (
     write_explanation,
 )
 from persona_circuits.persona.explanation.runs import margins, replay
-from persona_circuits.persona.explanation.study import ExplainOptions, Explanation, PairFile, explain, load_pair_file
+from persona_circuits.persona.explanation.study import ExplainOptions, Explanation, explain
 from persona_circuits.persona.explanation.truth import NO_EFFECT, agreement, expected_of, fits
 from persona_circuits.persona.explanation.verdicts import VERDICTS, Numbers, Verdict, judge, load_thresholds
 
@@ -26,7 +26,6 @@ __all__ = [
     "Explained",
     "Explanation",
     "Numbers",
-    "PairFile",
     "Verdict",
     "agreement",
     "confusion_rows",
@@ -39,7 +38,6 @@ __all__ = [
     "group_of",
     "group_rows",
     "judge",
-    "load_pair_file",
     "load_thresholds",
     "look_inside",
     "margins",
