@@ -128,11 +128,11 @@ def serve() -> None:
 
     from persona_circuits import cli  # noqa: F401
     from persona_circuits.circuit.discovery import search as discovery  # noqa: F401
+    from persona_circuits.circuit.discovery import writing as discovery_files  # noqa: F401
     from persona_circuits.circuit.drawing import render as draw  # noqa: F401
     from persona_circuits.circuit.figures import png  # noqa: F401
     from persona_circuits.circuit.model import load_model
     from persona_circuits.circuit.peers import mib  # noqa: F401
-    from persona_circuits.circuit.reporting import discovery as discovery_files  # noqa: F401
     from persona_circuits.circuit.task import MODEL
     from persona_circuits.persona.data import load_tokenizer
     from persona_circuits.persona.pairs import build as pairs  # noqa: F401

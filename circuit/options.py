@@ -1,17 +1,107 @@
-"""Options hold Python's own numbers, whatever a caller's loop over numpy arrays gives."""
+"""Options: frozen dataclasses whose fields say, once, what an option is, does and is by default.
+
+    n_random: Annotated[int, Option("Random circuits of the same size to compare with.")] = 10
+
+The library is called with such a dataclass, and the command line makes its own options from the same fields
+(``commands.signature``): name, type, help and default stand here alone. A field without an ``Option`` is the
+library's. These modules import nothing heavy, so that ``--help`` answers at once.
+"""
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
-import numpy as np
-
+from persona_circuits.circuit.choices import ABLATIONS, ALIGNMENTS, IG_RULES, METRIC_NAMES
 from persona_circuits.circuit.errors import OptionError
 
 __all__ = [
+    "AblationName",
+    "Alignment",
+    "AnyMetric",
+    "BatchSize",
+    "Field",
+    "IgRule",
+    "MetricName",
+    "Option",
     "PlainNumbers",
+    "Positions",
+    "RandomCircuits",
+    "Resamples",
+    "Seed",
+    "Steps",
+    "Where",
+    "check_choices",
+    "conditions_of",
+    "names_of",
+    "numbers_of",
+    "options_of",
 ]
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field of an options dataclass is on the command line.
+
+    ``name`` is the flag where it is not the field's own name. ``given`` and ``read`` are for a field that is written in
+    another way than it is kept: the type of what is given, and what turns that into the field's value; ``shown`` is
+    its default as it would be given, where that is not the field's parts with commas between them.
+    A field of type ``tuple`` is an option that may be repeated, unless it is read from one text.
+    """
+
+    help: str
+    name: str | None = None
+    choices: tuple[str, ...] = ()
+    min: int | float | None = None
+    given: Any = None
+    read: Callable[[Any], Any] | None = None
+    shown: Any = None
+
+
+class Field(NamedTuple):
+    """A field with an ``Option``: its name, its type without the ``Option``, the option and the default."""
+
+    name: str
+    type: Any
+    option: Option
+    default: Any
+
+    @property
+    def flag(self) -> str:
+        """``--n-random``, say."""
+        return self.option.name or f"--{self.name.replace('_', '-')}"
+
+
+@cache
+def options_of(kind: Any) -> tuple[Field, ...]:
+    """The fields of an options dataclass that are options of the command line, in order."""
+    found = []
+    hints = _hints(kind)
+    for field in fields(kind):
+        hint = hints[field.name]
+        if get_origin(hint) is Annotated and (marks := [one for one in get_args(hint)[1:] if isinstance(one, Option)]):
+            found.append(Field(field.name, get_args(hint)[0], marks[-1], field.default))
+    return tuple(found)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def check_choices(options: Any) -> None:
+    """That every option with choices has one of them.
+
+    Raises:
+        OptionError: one has not.
+    """
+    for field in options_of(type(options)):
+        value = getattr(options, field.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if field.option.choices and isinstance(one, str) and one not in field.option.choices:
+                raise OptionError(f"{field.flag} {one!r} is not one of {', '.join(field.option.choices)}")
 
 
 class PlainNumbers:
@@ -22,19 +112,82 @@ class PlainNumbers:
     """
 
     def __post_init__(self) -> None:
+        hints = _hints(type(self))
         for field in fields(self):  # type: ignore[arg-type]
             value = _plain(getattr(self, field.name))
-            kinds = str(field.type).split(" | ")
-            if isinstance(value, float) and "int" in kinds and "float" not in kinds:
+            kinds = _kinds(hints[field.name])
+            if isinstance(value, float) and int in kinds and float not in kinds:
                 if not value.is_integer():
                     raise OptionError(f"{field.name} must be a whole number, got {value!r}")
                 value = int(value)
             object.__setattr__(self, field.name, value)
 
 
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type that there is."""
+    plain = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    return get_args(plain) or (plain,)
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0):
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     if type(value) in (tuple, list):
         return type(value)(_plain(one) for one in value)
     return value
+
+
+def names_of(text: str) -> tuple[str, ...]:
+    """What stands between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers_of(text: str) -> tuple[float, ...]:
+    """Numbers apart by commas.
+
+    Raises:
+        OptionError: one of them is no number.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise OptionError(f"--strengths {text!r} are not numbers apart by commas, such as 0.5,1,2") from error
+
+
+def conditions_of(where: list[str]) -> tuple[tuple[str, str], ...]:
+    """``KEY=VALUE`` taken apart.
+
+    Raises:
+        OptionError: one has no ``=``.
+    """
+    found = []
+    for item in where:
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise OptionError(f"--where {item!r} must be KEY=VALUE, such as domain=food")
+        found.append((key.strip(), value.strip()))
+    return tuple(found)
+
+
+BatchSize = Annotated[int, Option("Prompts per pass.")]
+Seed = Annotated[int, Option("Of random circuits, random scores and bootstraps.", min=0)]
+RandomCircuits = Annotated[int, Option("Random circuits of the same size to compare with.")]
+Resamples = Annotated[int, Option("Draws of bootstraps and permutations.")]
+Steps = Annotated[int, Option("Points of EAP-IG.")]
+IgRule = Annotated[str, Option("Where EAP-IG's points lie.", choices=IG_RULES)]
+AnyMetric = Any  # str | metrics.Metric | Callable, but this module loads none of that
+"""The name of a metric, or a ``Metric``, or a function (logits, targets) -> one number per prompt, higher is better."""
+MetricName = Annotated[AnyMetric, Option("What the circuit is to explain.", choices=METRIC_NAMES)]
+AblationName = Annotated[str, Option("What an edge outside the circuit carries.", choices=ABLATIONS)]
+Alignment = Annotated[
+    str,
+    Option("equal: prompts of one length; right: unequal personas, aligned on the common end.", choices=ALIGNMENTS),
+]
+Positions = Annotated[
+    tuple[str, ...],
+    Option("persona-end, question-end, question-word or prompt-end; may be repeated. (default: all there are)"),
+]
+Where = Annotated[
+    tuple[tuple[str, str], ...],
+    Option("Only pairs with this value, KEY=VALUE; may be repeated.", given=list[str], read=conditions_of),
+]

@@ -9,9 +9,12 @@ feeds and tabs stay. Nothing here belongs into data files: those keep the text a
 from __future__ import annotations
 
 import hashlib
+import html
 import re
+from collections.abc import Sequence
 
 __all__ = [
+    "html_table",
     "one_line",
     "shortened",
     "visible",
@@ -38,6 +41,17 @@ def one_line(text: object, most: int | None = None) -> str:
     """The same on one line, tabs and line feeds as spaces, and no longer than ``most`` characters."""
     line = visible(re.sub(r"[\t\r\n]+", " ", str(text)))
     return line if most is None else shortened(line, most)
+
+
+def html_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table as a notebook shows it."""
+    head = "".join(f"<th>{_in_html(column)}</th>" for column in columns)
+    body = "".join(f"<tr>{''.join(f'<td>{_in_html(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<p>{_in_html(title)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _in_html(text: object) -> str:
+    return html.escape(one_line(text, 200))
 
 
 def shortened(text: str, most: int, *, distinct: bool = False) -> str:

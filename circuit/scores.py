@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from persona_circuits.circuit.errors import GraphError
 from persona_circuits.circuit.graph import Edge, Graph
+from persona_circuits.circuit.storage import frame_of
 
 __all__ = [
     "Scores",
 ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Scores:
     """``values[src, dst]`` is m(edge corrupted) - m(clean), or an estimate of it, in metric units.
 
@@ -40,6 +42,25 @@ class Scores:
             )
         values.setflags(write=False)
         object.__setattr__(self, "values", values)
+
+    def __repr__(self) -> str:
+        if not self.values.any():
+            return f"Scores({self.graph.n_edges:,} edges, all zero)"
+        src, dst = np.unravel_index(int(np.abs(self.values).argmax()), self.values.shape)
+        strongest = f"{self.graph.edge(int(src), int(dst))} {self.values[src, dst]:+.4g}"
+        return f"Scores({self.graph.n_edges:,} edges, the strongest {strongest})"
+
+    def to_frame(self) -> Any:
+        """A pandas table with a row per edge: ``edge``, ``source``, ``slot`` and ``score``, the strongest first.
+
+        Raises:
+            OptionError: pandas is not installed.
+        """
+        by_size = sorted(self.as_dict().items(), key=lambda item: -abs(item[1]))
+        columns = ("edge", "source", "slot", "score")
+        return frame_of(
+            [dict(zip(columns, (name, *name.split("->"), score), strict=True)) for name, score in by_size], columns
+        )
 
     def __getitem__(self, edge: Edge | str) -> float:
         return float(self.values[self.graph.index(edge)])

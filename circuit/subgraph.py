@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import networkx as nx
@@ -10,6 +10,7 @@ import numpy as np
 
 from persona_circuits.circuit.errors import GraphError
 from persona_circuits.circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
+from persona_circuits.circuit.printable import html_table
 from persona_circuits.circuit.scores import Scores
 
 __all__ = [
@@ -19,9 +20,22 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Circuit:
-    """The kept edges of ``graph``; ``mask`` is bool, shape ``[n_src, n_dst]``, read-only."""
+    """The kept edges of ``graph``; ``mask`` is bool, shape ``[n_src, n_dst]``, read-only.
+
+    A circuit is a set of edges: ``edge in circuit``, ``for edge in circuit``, ``len(circuit)``, and ``a & b``,
+    ``a | b`` and ``a - b`` of circuits of one graph.
+
+    Examples
+    --------
+    >>> from persona_circuits import Circuit, Graph
+    >>> circuit = Circuit.of(Graph(2, 2), ["input->m0", "m0->logits"])
+    >>> circuit
+    Circuit(2 of 46 edges, 3 of 8 nodes; 2 layers, 2 heads)
+    >>> "m0->logits" in circuit, [str(edge) for edge in circuit - Circuit.of(circuit.graph, ["input->m0"])]
+    (True, ['m0->logits'])
+    """
 
     graph: Graph
     mask: np.ndarray
@@ -44,6 +58,44 @@ class Circuit:
 
     def __len__(self) -> int:
         return int(self.mask.sum())
+
+    def __iter__(self) -> Iterator[Edge]:
+        return iter(self.edges())
+
+    def __contains__(self, edge: Edge | str) -> bool:
+        return bool(self.mask[self.graph.index(edge)])
+
+    def __and__(self, other: Circuit) -> Circuit:
+        """The edges of both."""
+        return Circuit(self.graph, self.mask & self._mask_of(other))
+
+    def __or__(self, other: Circuit) -> Circuit:
+        """The edges of either."""
+        return Circuit(self.graph, self.mask | self._mask_of(other))
+
+    def __sub__(self, other: Circuit) -> Circuit:
+        """The edges of this one that the other has not."""
+        return Circuit(self.graph, self.mask & ~self._mask_of(other))
+
+    def _mask_of(self, other: Circuit) -> np.ndarray:
+        if other.graph != self.graph:
+            shapes = [f"{one.graph.n_layers} layers of {one.graph.n_heads} heads" for one in (self, other)]
+            raise GraphError(f"circuits of two graphs, {' and '.join(shapes)}; edges are shared within one model only")
+        return other.mask
+
+    def __repr__(self) -> str:
+        graph = self.graph
+        counts = f"{len(self):,} of {graph.n_edges:,} edges, {len(self.nodes()):,} of {graph.n_src + 1:,} nodes"
+        return f"Circuit({counts}; {graph.n_layers} layers, {graph.n_heads} heads)"
+
+    def _repr_html_(self) -> str:
+        slots = {node: [str(edge.src) for edge in self if edge.dst == node] for node in self.nodes()[::-1]}
+        rows = [(node, len(sources), ", ".join(sources)) for node, sources in slots.items() if sources]
+        return html_table(repr(self), ("node", "edges", "reads"), rows)
+
+    def to_networkx(self, scores: Scores | None = None) -> nx.DiGraph:
+        """The circuit as a directed graph over node names; see the function ``to_networkx``."""
+        return to_networkx(self, scores)
 
     @classmethod
     def full(cls, graph: Graph) -> Circuit:
@@ -140,6 +192,21 @@ def to_networkx(circuit: Circuit, scores: Scores | None = None) -> nx.DiGraph:
     no head) and the scores are ``score_q``, ``score_k``, ``score_v`` or ``score``.
     ``weight`` is the largest absolute score, 1 without scores. The graph's own
     attributes hold the shape, so that ``from_networkx`` needs nothing else.
+
+    Parameters
+    ----------
+    scores
+        Of the edges, in metric units.
+
+    Returns
+    -------
+    A ``networkx.DiGraph``.
+
+    Examples
+    --------
+    >>> graph = to_networkx(Circuit.of(Graph(2, 2), ["input->a0.h1<q>", "input->a0.h1<k>", "a0.h1->logits"]))
+    >>> graph["input"]["a0.h1"]["slots"], sorted(graph)
+    ('qk', ['a0.h1', 'input', 'logits'])
     """
     graph = circuit.graph
     result = nx.DiGraph(n_layers=graph.n_layers, n_heads=graph.n_heads, parallel=graph.parallel)

@@ -2,161 +2,141 @@
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from persona_circuits.commands.options import (
-    BatchOption,
-    DeviceOption,
-    DtypeOption,
-    FittingOption,
-    JsonOption,
-    ModelOption,
-    PairsOption,
-    SeedOption,
-)
+from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
+from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     in_processes,
     load,
-    model_name,
     path_and_name,
     print_table,
     progress_bars,
     refuse_idle,
     say,
     say_drawn,
+    show,
 )
+from persona_circuits.persona.behaviour.options import StudyOptions
+from persona_circuits.persona.explanation.options import ExplainOptions
 
 __all__: list[str] = []
 
 
+@with_options
 def collapse(
     context: typer.Context,
-    model: ModelOption = None,
-    pairs: PairsOption = None,
+    *,
+    source: Source,
     controls: Annotated[
         Path | None, typer.Option("--controls", help="More pairs, of which the controls are taken (key 'control').")
     ] = None,
     neutral: Annotated[
         Path | None, typer.Option("--neutral", help="Wordings without a persona, JSON Lines; for b0 and the bias bin.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
-        "runs/collapse"
-    ),
-    split: Annotated[
-        str, typer.Option(help="Pairs to study; controls are taken of every split of --controls.")
-    ] = "all",
-    bias_cut: Annotated[
-        float, typer.Option(help="Bias is high where the default leads by so many logits under no persona.")
-    ] = 1.5,
-    n_resamples: Annotated[int, typer.Option(help="Draws of bootstraps and permutations.")] = 2000,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    batch_size: BatchOption = 32,
-    fitting: FittingOption = False,
+    out: OutOption = Path("runs/collapse"),
+    options: StudyOptions,
+    loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
 ) -> None:
     """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
     with errors_as_exit_codes(), in_processes() as first:
-        refuse_idle(context, (neutral is not None or pairs is None, "--neutral", ["bias_cut"]))
+        refuse_idle(context, (neutral is not None or source.shipped, "--neutral", ["bias_cut"]))
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.behaviour import StudyOptions, fitting_items, study_collapse, write_collapse
-        from persona_circuits.persona.data import load_items, load_neutral
+        from persona_circuits.persona.behaviour import collapse_record, fitting_items, study_collapse, write_collapse
+        from persona_circuits.persona.data import load_neutral
 
-        options = StudyOptions(split, batch_size, n_resamples, bias_cut, seed).checked()
-        name = model_name(model, pairs)
-        shipped = pairs is None
-        path, label = path_and_name(pairs, "datasets/pairs_test.jsonl")
-        beside, called = path_and_name(controls, "datasets/pairs_controls.jsonl" if shipped else None)
-        plain, _ = path_and_name(neutral, "datasets/questions.jsonl" if shipped else None)
-        items = load_items(path, label=label)
-        more = load_items(beside, label=called) if beside else None
+        options, name = options.checked(), source.name()
+        items, more = _items(source.pairs, controls, source)
+        plain, _ = _file(neutral, "questions", source)
         wordings = load_neutral(plain) if plain else ()
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, name, revision, device, dtype)
-            if fitting:
-                items, more = fitting_items(items, loaded), more and fitting_items(more, loaded)
-            study = study_collapse(
-                loaded, items, controls=more, neutral=wordings, options=options, progress=stage("asking")
-            )
+            loaded = load(stage, name, loading)
+            if loading.fitting:
+                items, more = (one and fitting_items(one, loaded) for one in (items, more))
+            how = {"controls": more, "neutral": wordings, "options": options, "progress": stage("asking")}
+            study = study_collapse(loaded, items, **how)
             if first:
                 stage("files and figures")
                 with replace_folder(out) as staging:
                     write_collapse(study, staging)
         if first:
-            _print_collapse(study, out, as_json)
+            tables = partial(_print_collapse, study)
+            show(
+                as_json,
+                lambda: _without(collapse_record(study), "pairs", "questions"),
+                tables,
+                out=out,
+                notes=study.notes,
+            )
 
 
+@with_options
 def explain(
-    model: ModelOption = None,
-    pairs: PairsOption = None,
+    *,
+    source: Source,
     controls: Annotated[
         Path | None,
         typer.Option("--controls", help="More pairs, of which the controls are taken; paraphrases give sigma_0."),
     ] = None,
-    by: Annotated[
-        list[str] | None,
-        typer.Option("--by", help="pair, question, … any key of the rows; may be repeated. (default: question)"),
-    ] = None,
     thresholds: Annotated[
         Path | None, typer.Option("--thresholds", help="Thresholds, JSON, fixed before the run. (default: shipped)")
     ] = None,
-    causal: Annotated[bool, typer.Option(help="Run the causal test that goes with each verdict.")] = True,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
-        "runs/explain"
-    ),
-    split: Annotated[
-        str, typer.Option(help="Pairs to explain; controls are taken of every split of --controls.")
-    ] = "all",
-    n_resamples: Annotated[int, typer.Option(help="Draws of bootstraps and permutations.")] = 2000,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    batch_size: BatchOption = 32,
-    fitting: FittingOption = False,
+    out: OutOption = Path("runs/explain"),
+    options: ExplainOptions,
+    loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
 ) -> None:
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.behaviour import fitting_items
-        from persona_circuits.persona.data import load_items
-        from persona_circuits.persona.explanation import ExplainOptions, load_thresholds, write_explanation
         from persona_circuits.persona.explanation import explain as explain_pairs
+        from persona_circuits.persona.explanation import explain_record, load_thresholds, write_explanation
 
-        options = ExplainOptions(tuple(by or ("question",)), split, batch_size, n_resamples, causal, seed).checked()
-        limits, name, shipped = load_thresholds(thresholds), model_name(model, pairs), pairs is None
-        path, label = path_and_name(pairs, "datasets/pairs_test.jsonl")
-        beside, called = path_and_name(controls, "datasets/pairs_controls.jsonl" if shipped else None)
-        study, more = load_items(path, label=label), load_items(beside, label=called) if beside else None
+        options = options.checked()
+        limits, name = load_thresholds(thresholds), source.name()
+        study, more = _items(source.pairs, controls, source)
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, name, revision, device, dtype)
-            if fitting:
-                study, more = fitting_items(study, loaded), more and fitting_items(more, loaded)
+            loaded = load(stage, name, loading)
+            if loading.fitting:
+                study, more = (one and fitting_items(one, loaded) for one in (study, more))
             found = explain_pairs(loaded, study, controls=more, thresholds=limits, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_explanation(found, staging)
-        _print_explanation(found, out, as_json)
+        tables = partial(_print_explanation, found)
+        show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
 
 
-def _print_explanation(found: Any, out: Path, as_json: bool) -> None:
-    from persona_circuits.persona.explanation import confusion_rows, explain_record, group_rows, table_columns
+def _items(pairs: Path | None, controls: Path | None, source: Source) -> list[Any]:
+    """The pairs and the controls; None for controls that nobody gave."""
+    from persona_circuits.persona.data import load_items
 
-    if as_json:
-        record = explain_record(found)
-        del record["pairs"]
-        typer.echo(json.dumps({"out": str(out), **record}))
-        return
+    files = _file(pairs, "pairs_test", source), _file(controls, "pairs_controls", source)
+    return [load_items(path, label=label) if path else None for path, label in files]
+
+
+def _file(given: Path | None, name: str, source: Source) -> tuple[str | None, str | None]:
+    """Path and name of a file: the one that is given, else the shipped one where the pairs are the shipped ones."""
+    return path_and_name(given, f"datasets/{name}.jsonl" if source.shipped else None)
+
+
+def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """What is printed of a record: not what there is of every pair."""
+    return {key: value for key, value in record.items() if key not in keys}
+
+
+def _print_explanation(found: Any) -> None:
+    from persona_circuits.persona.explanation import confusion_rows, group_rows, table_columns
+
     parts = {"all": [found.overall], **{key: [g for g in found.groups if g.by == key] for key in found.options.by}}
     for key, groups in (parts | {"control": found.controls}).items():
         if groups:
@@ -176,19 +156,11 @@ def _print_explanation(found: Any, out: Path, as_json: bool) -> None:
     if found.sigma_0 is not None:
         say(f"sigma_0     {found.sigma_0:.3f} logits over {found.n_paraphrases} paraphrase pairs")
     say(f"thresholds  {found.thresholds.source}, sha256 {found.thresholds.sha256[:12]}…")
-    for note in found.notes:
-        say(f"note: {note}")
-    say(f"written to  {out}/")
 
 
-def _print_collapse(study: Any, out: Path, as_json: bool) -> None:
-    from persona_circuits.persona.behaviour import TABLE, collapse_record, group_rows
+def _print_collapse(study: Any) -> None:
+    from persona_circuits.persona.behaviour import TABLE, group_rows
 
-    if as_json:
-        record = collapse_record(study)
-        del record["pairs"], record["questions"]
-        typer.echo(json.dumps({"out": str(out), **record}))
-        return
     print_table(f"persona collapse of {study.model}", TABLE, group_rows(study), texts=1)
     items = [row.measure.item for row in study.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
@@ -197,6 +169,3 @@ def _print_collapse(study: Any, out: Path, as_json: bool) -> None:
             f"sigma_0     {study.sigma_0:.3f} logits over {study.n_paraphrases} paraphrase pairs; "
             "last column: D and collapse of paraphrases"
         )
-    for note in study.notes:
-        say(f"note: {note}")
-    say(f"written to  {out}/")

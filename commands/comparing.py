@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from persona_circuits.commands.options import (
-    AblationName,
-    BatchOption,
-    DeviceOption,
-    DtypeOption,
-    FittingOption,
-    JsonOption,
-    MaxMemoryOption,
-    MetricName,
-    RandomOption,
-    SeedOption,
-    WhereOption,
-)
+from persona_circuits.circuit.assessment.options import ComparisonOptions, CurveOptions
+from persona_circuits.circuit.discovery.options import MeasureOptions
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.commands.options import JsonOption, Loading, Source
+from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
-    conditions_of,
     errors_as_exit_codes,
     fitted_task,
     in_processes,
     load,
-    model_name,
     own_pairs,
     print_table,
     progress_bars,
     read_task,
     refuse_idle,
     say,
+    show,
     warn_of_other_weights,
 )
 
@@ -43,26 +34,14 @@ __all__ = [
 ]
 
 
+@with_options
 def curves(
     context: typer.Context,
+    *,
     run: Annotated[
         Path | None,
         typer.Argument(help="circuit.json or its folder: its model, pairs and settings; its scores are one scorer."),
     ] = None,
-    scorers: Annotated[
-        str,
-        typer.Option(
-            help="Comma-separated: eap, eap-ig, exact, random; or scores.safetensors, a run's folder, a submission to "
-            "MIB."
-        ),
-    ] = "eap,eap-ig,random",
-    level: Annotated[
-        Literal["edge", "node", "both"], typer.Option(help="What is kept: edges, or nodes with all edges among them.")
-    ] = "edge",
-    order: Annotated[
-        Literal["absolute", "signed", "both"],
-        typer.Option(help="Largest |score| first, or first what lowers the metric most when it is corrupted."),
-    ] = "both",
     model: Annotated[
         str | None,
         typer.Option("--model", help="Hugging Face folder or hub name. (default: the run's, else the shipped one)"),
@@ -70,89 +49,57 @@ def curves(
     pairs: Annotated[
         Path | None, typer.Option("--pairs", help="Prompt pairs. (default: the run's, else the shipped model's)")
     ] = None,
-    metric: Annotated[
-        MetricName | None, typer.Option(help="What is to be explained. (default: the run's, else persona-divergence)")
-    ] = None,
-    ablation: Annotated[
-        AblationName | None, typer.Option(help="What a cut edge carries. (default: the run's, else corrupt)")
-    ] = None,
-    align: Annotated[
-        Literal["equal", "right"] | None, typer.Option(help="As in discover. (default: the run's, else equal)")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
-    train_split: Annotated[str | None, typer.Option(help="Pairs to score on. (default: train, or all)")] = None,
-    split: Annotated[str | None, typer.Option(help="Pairs to measure on. (default: test, or all)")] = None,
-    where: WhereOption = None,
-    n_random: Annotated[int, typer.Option(help="Random orders of the scorer random.")] = 10,
+    options: CurveOptions,
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")] = Path("runs/curves"),
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    max_memory: MaxMemoryOption = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    batch_size: BatchOption = 32,
-    fitting: FittingOption = False,
+    loading: Loading,
     as_json: JsonOption = False,
 ) -> None:
     """Faithfulness over circuits of all sizes, for any number of scorers: CPR, CMD, tables and figures."""
     with errors_as_exit_codes(), in_processes() as first:
-        from persona_circuits.circuit.assessment import CurveOptions, curve_study, read_scorer
+        from persona_circuits.circuit.assessment import curve_study, read_scorer
         from persona_circuits.circuit.io import read_circuit
         from persona_circuits.circuit.storage import check_output_folder
 
         stored = read_circuit(run) if run else None
         own = stored.record if stored is not None else None
-        about = own or {"task": {"metric": "persona-divergence", "align": "equal"}, "ablation": "corrupt"}
-        conditions = conditions_of(where) or tuple(about["task"].get("where", {}).items() if pairs is None else ())
-        named, given = _scorers(scorers, read_scorer)
-        fitted = (ablation or about["ablation"]) in ("mean", "span-mean", "optimal")
-        refuse_idle(
-            context,
-            ("eap-ig" in named, "the scorer eap-ig", ["steps"]),
-            ("random" in named, "the scorer random", ["n_random"]),
-            (fitted or bool(set(named) - {"random"}), "a scorer that is run, or constants, on these", ["train_split"]),
-        )
+        named, given = _scorers(options.scorers, read_scorer)
         if stored is not None and (scores := all_scores(stored)) is not None:
             given = {_run_name(stored): scores, **given}
-        options = CurveOptions(
-            scorers=named,
-            levels=("edge", "node") if level == "both" else (level,),
-            orders=("absolute", "signed") if order == "both" else (order,),
-            metric=metric or about["task"]["metric"],
-            ablation=ablation or about["ablation"],
-            align=align or about["task"]["align"],
-            where=conditions,
-            steps=steps,
-            n_random=n_random,
-            train_split=train_split,
-            eval_split=split,
-            batch_size=batch_size,
-            seed=seed,
-        ).checked()
+        where = tuple(own["task"].get("where", {}).items()) if own and pairs is None else ()
+        options = replace(options.settled(own), scorers=named, where=options.where or where)
+        _refuse_idle(context, options)
+        options = options.checked()
         name = model or (stored.model_name() if stored is not None else None)
         task = read_task(pairs or (own_pairs(own) if own else None))
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(
-                stage, model_name(name, pairs) if own is None else str(name), revision, device, dtype, max_memory
-            )
+            loaded = load(stage, Source(name, pairs).name() if own is None else str(name), loading)
             warn_of_other_weights(own, loaded)
-            task = fitted_task(task, loaded, options.align, fitting or bool(about["task"].get("unfit")))
+            few = loading.fitting or bool(own and own["task"].get("unfit"))
+            task = fitted_task(task, loaded, str(options.align), few)
             marks = {"circuit": stored.circuit} if stored is not None else None
             study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
             if first:
                 stage("files and figures")
                 _write_curves(study, out)
         if first:
-            _print_curves(study, out, as_json)
+            show(as_json, study.as_dict, lambda: _print_curves(study), out=out)
 
 
-def _scorers(text: str, read: Callable[[str], Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _refuse_idle(context: typer.Context, options: CurveOptions) -> None:
+    run = bool(set(options.scorers) - {"random"}) or options.ablation in ("mean", "span-mean", "optimal")
+    refuse_idle(
+        context,
+        ("eap-ig" in options.scorers, "the scorer eap-ig", ["steps"]),
+        ("random" in options.scorers, "the scorer random", ["n_random"]),
+        (run, "a scorer that is run, or constants, on these", ["train_split"]),
+    )
+
+
+def _scorers(items: Sequence[str], read: Callable[[str], Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Names of methods, and what was read from files and folders, by a name made of their path."""
-    from persona_circuits.circuit.errors import OptionError
-
     named, given = [], {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
+    for item in items:
         path = Path(item)
         if not path.exists():
             named.append(item)
@@ -178,12 +125,8 @@ def _write_curves(study: Any, out: Path) -> None:
         write_curves(study, staging, title=f"{Path(about['model']['name']).name}: {study.report.metric}")
 
 
-def _print_curves(study: Any, out: Path, as_json: bool) -> None:
+def _print_curves(study: Any) -> None:
     from persona_circuits.circuit.reporting import curve_tables as tables
-
-    if as_json:
-        typer.echo(json.dumps({"out": str(out), **study.as_dict()}))
-        return
     from persona_circuits.circuit.task import Overlap
 
     report = study.report
@@ -204,11 +147,17 @@ def _print_curves(study: Any, out: Path, as_json: bool) -> None:
     shared = Overlap(**study.about["shared"])
     if shared.note:
         say(f"\n{shared.note}")
-    say(f"\nwritten to  {out}/")
+    say("")
 
 
+MEASURED = ("pairs_a", "pairs_b", "model", "n_random", "device", "dtype", "max_memory", "batch_size")
+"""Options of a comparison that runs a model, by their parameters' names."""
+
+
+@with_options
 def compare(
     context: typer.Context,
+    *,
     a: Annotated[Path, typer.Argument(help="Circuit A: circuit.json, its folder, or EAP-IG's JSON.")],
     b: Annotated[Path, typer.Argument(help="Circuit B, of a model of the same shape.")],
     out: Annotated[Path | None, typer.Option("--out", help="Write all of it to this JSON file too.")] = None,
@@ -221,24 +170,16 @@ def compare(
         str | None, typer.Option("--model", help="Model to measure both in. (default: those that the files name)")
     ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Compare the files only; run no model.")] = False,
-    n_draws: Annotated[int, typer.Option(help="Draws of every kind of chance.")] = 200,
-    n_random: RandomOption = 10,
+    options: ComparisonOptions,
     strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 200,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    max_memory: MaxMemoryOption = None,
-    batch_size: BatchOption = 32,
+    setting: Annotated[MeasureOptions, Only("n_random", "seed", "batch_size")],
+    loading: Annotated[Loading, Without("revision", "fitting")],
     as_json: JsonOption = False,
 ) -> None:
     """Compare two circuits: overlap and scores against chance, opposite signs, each on the other's pairs."""
     with errors_as_exit_codes():
-        measured = ["pairs_a", "pairs_b", "model", "n_random", "device", "dtype", "max_memory", "batch_size"]
-        refuse_idle(
-            context,
-            (not no_model, "a model that is run, without --no-model", measured),
-            (picture is not None, "a --picture", ["strongest"]),
-        )
+        drawn = (picture is not None, "a --picture", ["strongest"])
+        refuse_idle(context, (not no_model, "a model that is run, without --no-model", MEASURED), drawn)
         from persona_circuits.circuit.assessment.comparison import compare as side_by_side
         from persona_circuits.circuit.assessment.comparison import cross_faithfulness, draw_difference, read_side
         from persona_circuits.circuit.drawing import check_picture
@@ -250,16 +191,18 @@ def compare(
         if picture is not None:
             check_picture(picture)
         with progress_bars() as stage:
-            found = side_by_side(*sides, n_draws=n_draws, seed=seed, progress=stage("random circuits"))
+            how = {"seed": setting.seed, "progress": stage("random circuits")}
+            found = side_by_side(*sides, n_draws=options.n_draws, **how)
             if not no_model:
-                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, (device, dtype, max_memory))
-                numbers: dict[str, Any] = {"batch_size": batch_size, "n_random": n_random, "seed": seed}
-                found = found.with_cross(cross_faithfulness(*sides, grounds, stage=stage, **numbers), notes)
+                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, loading)
+                found = found.with_cross(cross_faithfulness(*sides, grounds, setting, stage=stage), notes)
             if picture is not None:
                 draw_difference(found, picture, strongest=strongest)
         if out is not None:
             write_json(found.as_dict(), out)
-        _print_comparison(found, [path for path in (out, picture) if path], as_json)
+        written = [path for path in (out, picture) if path]
+        record = {"written": [str(path) for path in written]}
+        show(as_json, lambda: record | found.as_dict(), lambda: _print_comparison(found, written))
 
 
 def _grounds(
@@ -267,7 +210,7 @@ def _grounds(
     pairs: Sequence[Path | None],
     model: str | None,
     stage: Callable[[str], Any],
-    where: tuple[str, str, str | None],
+    loading: Loading,
 ) -> tuple[list[Any], list[str]]:
     """What either side's circuit was found on, where pairs and model are here, and notes on what is not."""
     from persona_circuits.circuit.assessment.comparison import Ground
@@ -284,7 +227,7 @@ def _grounds(
         try:
             task = read_task(source)
             if name not in models:
-                models[name] = load(stage, name, side.record["model"]["revision"], *where)
+                models[name] = load(stage, name, replace(loading, revision=side.record["model"]["revision"]))
             about = side.record["task"]
             task = fitted_task(task, models[name], about["align"], bool(about.get("unfit")))
         except (TaskError, ModelError) as error:
@@ -301,12 +244,9 @@ def _grounds(
     return grounds, notes
 
 
-def _print_comparison(found: Any, written: Sequence[Path], as_json: bool) -> None:
+def _print_comparison(found: Any, written: Sequence[Path]) -> None:
     from persona_circuits.circuit.reporting import comparison as tables
 
-    if as_json:
-        typer.echo(json.dumps({"written": [str(path) for path in written], **found.as_dict()}))
-        return
     for letter, side in (("A", found.a), ("B", found.b)):
         task = side.record["task"] if side.record else None
         about = f": {task['metric']} on {task['n_pairs']} pairs of {task['source']} ({task['split']})" if task else ""

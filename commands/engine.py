@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from persona_circuits.commands.options import (
-    LATEST,
-    AlignOption,
-    BatchOption,
-    CircuitArgument,
-    DeviceOption,
-    DtypeOption,
-    FittingOption,
-    JsonOption,
-    MaxMemoryOption,
-    ModelOption,
-    PairsOption,
-    SeedOption,
-)
+from persona_circuits.circuit.discovery.options import Options
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.peers.options import CrosscheckOptions
+from persona_circuits.circuit.profiling.options import BenchOptions, InspectOptions
+from persona_circuits.commands.options import LATEST, CircuitArgument, JsonOption, Loading, PairsOption, Source
 from persona_circuits.commands.printing import print_calibration
+from persona_circuits.commands.signature import Only, with_options
 from persona_circuits.commands.terminal import (
     duration,
     errors_as_exit_codes,
     fitted_task,
     load,
-    model_name,
     own_pairs,
     print_table,
     progress_bars,
@@ -37,23 +29,23 @@ from persona_circuits.commands.terminal import (
     refuse_idle,
     refuse_revision,
     say,
+    show,
     warn_of_other_weights,
 )
 
 __all__: list[str] = []
 
 
+@with_options
 def crosscheck(
     context: typer.Context,
+    *,
     run: CircuitArgument = LATEST,
     pairs: PairsOption = None,
     model: Annotated[
         str | None, typer.Option("--model", help="Hugging Face folder. (default: the one the circuit names)")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Pairs to use. (default: those searched on)")] = None,
-    n_pairs: Annotated[int, typer.Option(help="Pairs at most; 0: all of them.")] = 32,
-    steps: Annotated[int | None, typer.Option(help="Points of EAP-IG. (default: the run's, else 5)")] = None,
-    mask_ig: Annotated[bool, typer.Option(help="auto-circuit's own integrated gradients too.")] = True,
+    options: CrosscheckOptions,
     scores: Annotated[
         Path | None, typer.Option(help="Do not run auto-circuit; compare with its scores in this .safetensors.")
     ] = None,
@@ -65,78 +57,70 @@ def crosscheck(
         float | None, typer.Option(help="Exit with 1 if a difference exceeds this share of the largest score.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the results. (default: the run's)")] = None,
-    batch_size: BatchOption = 16,
-    fitting: FittingOption = False,
+    loading: Annotated[Loading, Only("fitting")],
     as_json: JsonOption = False,
 ) -> None:
     """Have auto-circuit compute a run's scores and its circuit's faithfulness again, and compare edge by edge."""
     with errors_as_exit_codes():
         run_there = ["pairs", "model", "split", "n_pairs", "steps", "mask_ig", "peers", "out", "batch_size", "fitting"]
         refuse_idle(context, (scores is None, "a run of auto-circuit, without --scores", run_there))
-        from persona_circuits.circuit.errors import OptionError
         from persona_circuits.circuit.io import read_circuit
-        from persona_circuits.circuit.peers import (
-            CrosscheckOptions,
-            check_model,
-            compare_with_file,
-            peers_python,
-            write_crosscheck,
-        )
-        from persona_circuits.circuit.peers import crosscheck as check
+        from persona_circuits.circuit.peers import compare_with_file, write_crosscheck
         from persona_circuits.circuit.storage import check_output_folder
-        from persona_circuits.circuit.task import resolve
 
         stored = read_circuit(run)
         if scores is not None:
-            _print_agreements([found := compare_with_file(stored, scores)], as_json)
-            _require_agreement([found], tolerance)
+            agreements = [compare_with_file(stored, scores)]
+            show(as_json, lambda: [asdict(one) for one in agreements], lambda: _print_agreements(agreements))
+            _require_agreement(agreements, tolerance)
             return
         name = model or stored.model_name()
         if name is None:
             raise OptionError(f"{run} does not say which model it is of; give --model")
-        options = CrosscheckOptions(split, n_pairs, batch_size, steps, mask_ig).checked()
-        check_model(resolve(name))
-        python, task = peers_python(peers), read_task(pairs or own_pairs(stored.record))
         folder = out or stored.path.parent
         check_output_folder(out or folder.absolute())
-        with progress_bars() as stage:
-            loaded = load(stage, name, None, "cpu", "float32")
-            warn_of_other_weights(stored.record, loaded)
-            task = fitted_task(
-                task, loaded, "equal", fitting or bool((stored.record or {"task": {}})["task"].get("unfit"))
-            )
-            result = check(loaded, resolve(name), stored, task, python, options, stage=stage)
+        task = read_task(pairs or own_pairs(stored.record))
+        result = _checked_there(stored, name, task, peers, options.checked(), loading.fitting)
         write_crosscheck(result, folder)
-        _print_crosscheck(result, folder, as_json)
+        written = [folder / "crosscheck.json", folder / "crosscheck.csv"]
+        how = {"out": folder, "notes": result.notes, "written": written}
+        show(as_json, result.as_dict, lambda: _print_crosscheck(result), **how)
         _require_agreement(result.scores, tolerance)
 
 
-def _print_crosscheck(result: Any, folder: Path, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"out": str(folder), **result.as_dict()}))
-        return
+def _checked_there(
+    stored: Any, name: str, task: Any, peers: Path | None, options: CrosscheckOptions, fitting: bool
+) -> Any:
+    """What auto-circuit finds, in an environment of its own, on the same pairs."""
+    from persona_circuits.circuit.peers import check_model, peers_python
+    from persona_circuits.circuit.peers import crosscheck as check
+    from persona_circuits.circuit.task import resolve
+
+    check_model(resolve(name))
+    python = peers_python(peers)
+    with progress_bars() as stage:
+        loaded = load(stage, name, Loading(device="cpu"))
+        warn_of_other_weights(stored.record, loaded)
+        few = fitting or bool((stored.record or {"task": {}})["task"].get("unfit"))
+        task = fitted_task(task, loaded, "equal", few)
+        return check(loaded, resolve(name), stored, task, python, options, stage=stage)
+
+
+def _print_crosscheck(result: Any) -> None:
     from persona_circuits.circuit.peers import CONVENTIONS, circuit_rows
 
     pairs = result.pairs
     say(f"pairs       {pairs['n_pairs']} of {pairs['of']} ({pairs['split']}) of {pairs['source']}")
     say(f"there       {', '.join(f'{name} {version}' for name, version in result.versions.items())}")
-    _print_agreements(result.scores, as_json=False)
+    _print_agreements(result.scores)
     title = f"circuit of {result.circuit.n_edges:,} edges, {result.metric}"
     print_table(title, ("", "here", "auto-circuit", "difference"), circuit_rows(result), texts=1)
     print_table("conventions", ("", "here", "auto-circuit"), CONVENTIONS, texts=3)
-    for note in result.notes:
-        say(f"note: {note}")
-    say(f"written to  {folder / 'crosscheck.json'}, {folder / 'crosscheck.csv'}")
 
 
-def _print_agreements(agreements: Sequence[Any], as_json: bool) -> None:
-    from dataclasses import asdict
-
+def _print_agreements(agreements: Sequence[Any]) -> None:
     from persona_circuits.circuit.peers import AGREEMENT_COLUMNS, agreement_rows
 
-    if as_json:
-        typer.echo(json.dumps([asdict(item) for item in agreements]))
-        return
     print_table("scores of all edges, here and there", AGREEMENT_COLUMNS, agreement_rows(agreements), texts=1)
 
 
@@ -150,56 +134,41 @@ def _require_agreement(agreements: Sequence[Any], tolerance: float | None) -> No
         raise typer.Exit(1)
 
 
+@with_options
 def bench(
     context: typer.Context,
-    model: ModelOption = None,
-    pairs: PairsOption = None,
-    n_pairs: Annotated[int, typer.Option(help="Pairs of one length, in one batch.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Timed rounds of each step.")] = 3,
-    steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
-    edges: Annotated[int, typer.Option(help="Edges of the random circuit.")] = 200,
-    acdc_edges: Annotated[int, typer.Option(help="Edges that ACDC tries, spread over the graph; 0: none.")] = 96,
-    candidates: Annotated[
-        int | None,
-        typer.Option(help="Edges that ACDC tries per pass. (default: as many as share one, at most 8; GPU: 128)"),
-    ] = None,
-    share: Annotated[float, typer.Option(help="ACDC's threshold as a share of |m(full) - m(empty)|.")] = 0.003,
+    *,
+    source: Source,
+    options: BenchOptions,
     out: Annotated[Path | None, typer.Option("--out", help="Write the report to this JSON file too.")] = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
+    loading: Annotated[Loading, Only("device", "dtype", "revision")],
     as_json: JsonOption = False,
 ) -> None:
     """Time scores, a circuit and ACDC on a model of your own against bare forward and backward passes."""
     with errors_as_exit_codes():
-        refuse_idle(context, (acdc_edges > 0, "--acdc-edges above 0", ["candidates", "share"]))
+        refuse_idle(context, (options.acdc_edges > 0, "--acdc-edges above 0", ["candidates", "share"]))
         import os
 
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # the memory counter's notes, read when torch is loaded
-        from persona_circuits.circuit.profiling import BenchOptions
         from persona_circuits.circuit.storage import check_output_file, write_json
 
-        options = BenchOptions(n_pairs, rounds, steps, edges, acdc_edges, candidates, share, seed).checked()
-        name, task = model_name(model, pairs), read_task(pairs)
+        options = options.checked()
+        name, task = source.name(), read_task(source.pairs)
         if out is not None:
             check_output_file(out)
         from persona_circuits.circuit.profiling import bench as measure
 
         with progress_bars() as stage:
-            where: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype}
+            where = {"revision": loading.revision, "device": loading.device, "dtype": loading.dtype}
             report = measure(name, task, options, stage=stage, **where)
         if out is not None:
             write_json(report.as_dict(), out)
-        _print_bench(report, as_json)
+        show(as_json, report.as_dict, lambda: _print_bench(report))
 
 
-def _print_bench(report: Any, as_json: bool) -> None:
+def _print_bench(report: Any) -> None:
     from persona_circuits.circuit.profiling import COLUMNS, acdc_row, bench_rows
 
-    if as_json:
-        typer.echo(json.dumps(report.as_dict()))
-        return
     place, pairs = report.machine, report.pairs
     say(f"{place['name']}, {place['threads']} thread(s), torch {place['versions']['torch']}")
     title = f"{report.model['name']}, {report.model['dtype']}, {pairs['n_pairs']} pairs of {pairs['n_tokens']} tokens"
@@ -214,45 +183,41 @@ def models(as_json: JsonOption = False) -> None:
         from persona_circuits.circuit.profiling import supported_families
 
         found = supported_families()
-        if as_json:
-            typer.echo(json.dumps(found, indent=2))
-            return
-        checks = list(found["families"][0]["checks"])
-        sign = {"passed": "yes", "skipped": "-", "failed": "no"}
-        cells = [
-            (one["name"], one["examples"], *(sign.get(one["checks"][check], "?") for check in checks))
-            for one in found["families"]
-        ]
-        print_table("tested", ("family", "models", *map(str, range(1, len(checks) + 1))), cells, texts=2)
-        say("\n".join(f"{i}  {check}" for i, check in enumerate(checks, 1)))
-        refused = [(one["name"], one["examples"], one["reason"]) for one in found["refused"]]
-        print_table("refused", ("family", "models", "reason"), refused, texts=3)
-        versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-        say(
-            f"\nrandom weights in each architecture; with {versions}. Any other model is tried, and refused\n"
-            "with the reason if it does not come apart: persona-circuits inspect MODEL"
-        )
+        show(as_json, lambda: found, lambda: _print_families(found), indent=2)
 
 
+def _print_families(found: Any) -> None:
+    checks = list(found["families"][0]["checks"])
+    sign = {"passed": "yes", "skipped": "-", "failed": "no"}
+    cells = [
+        (one["name"], one["examples"], *(sign.get(one["checks"][check], "?") for check in checks))
+        for one in found["families"]
+    ]
+    print_table("tested", ("family", "models", *map(str, range(1, len(checks) + 1))), cells, texts=2)
+    say("\n".join(f"{i}  {check}" for i, check in enumerate(checks, 1)))
+    refused = [(one["name"], one["examples"], one["reason"]) for one in found["refused"]]
+    print_table("refused", ("family", "models", "reason"), refused, texts=3)
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    say(
+        f"\nrandom weights in each architecture; with {versions}. Any other model is tried, and refused\n"
+        "with the reason if it does not come apart: persona-circuits inspect MODEL"
+    )
+
+
+@with_options
 def inspect(
     context: typer.Context,
+    *,
     model: Annotated[str, typer.Argument(help="Hugging Face folder or hub name.")],
     pairs: Annotated[Path | None, typer.Option("--pairs", help="Prompt pairs to check against the tokenizer.")] = None,
-    align: AlignOption = "equal",
-    config_only: Annotated[
-        bool, typer.Option("--config-only", help="Read the configuration and no weights; the check is left out.")
-    ] = False,
-    tokens: Annotated[int, typer.Option(help="Tokens of a prompt. (with --pairs: the longest)")] = 64,
-    prompts: Annotated[int, typer.Option(help="Prompt pairs, both directions. (with --pairs: the file's)")] = 400,
-    on: Annotated[str, typer.Option("--on", help="GPU: RTX 4090, A100 80GB, H100 80GB or H200.")] = "H200",
-    max_memory: MaxMemoryOption = None,
+    options: InspectOptions,
     price: Annotated[
         float | None, typer.Option("--price", min=0.0, help="What an hour of that GPU costs: prices of every step.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
     write_fitting: Annotated[
         Path | None, typer.Option("--write-fitting", help="Pair file to write: those of --pairs that fit, .jsonl.")
     ] = None,
+    loading: Annotated[Loading, Only("max_memory", "revision")],
     as_json: JsonOption = False,
 ) -> None:
     """Print a model's shape and graph, what each method would cost, and whether a pair file fits; 1 if it does not."""
@@ -264,22 +229,17 @@ def inspect(
             (not as_json, "the table, without --json", ["price"]),
         )
         from persona_circuits.circuit.cost import parse_bytes
-        from persona_circuits.circuit.errors import OptionError
         from persona_circuits.circuit.profiling import inspect_model
         from persona_circuits.circuit.task import resolve
 
         if write_fitting is not None and pairs is None:
             raise OptionError("--write-fitting needs --pairs, the file of which the fitting pairs are written")
-        refuse_revision(resolve(model), revision)
+        refuse_revision(resolve(model), loading.revision)
         task = read_task(pairs) if pairs else None
-        limit = None if max_memory is None else parse_bytes(max_memory)
-        options: dict[str, Any] = {"tokens": tokens, "prompts": prompts, "device": on, "align": align, "task": task}
-        options |= {"config_only": config_only, "max_memory": limit}
-        found = inspect_model(resolve(model), label=model, revision=revision, **options)
-        if as_json:
-            typer.echo(json.dumps(found.as_dict(), indent=2))
-        else:
-            _print_inspection(found, price)
+        limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
+        how = {"label": model, "revision": loading.revision, "max_memory": limit}
+        found = inspect_model(resolve(model), options, task=task, **how)
+        show(as_json, found.as_dict, lambda: _print_inspection(found, price), indent=2)
         if write_fitting is not None:
             _write_fitting(task, found.pairs, write_fitting)
         if found.comes_apart is False or (found.pairs and found.pairs.fault and write_fitting is None):
@@ -336,16 +296,14 @@ def _print_costs(found: Any, price: float | None) -> None:
     print_table(title, (*columns, *(() if price is None else ("cost",))), rows, texts=3)
 
 
-def ground_truth(
-    steps: Annotated[int, typer.Option(help="Points of EAP-IG.")] = 5,
-    seed: SeedOption = 0,
-    as_json: JsonOption = False,
-) -> None:
+@with_options
+def ground_truth(*, options: Annotated[Options, Only("steps", "seed")], as_json: JsonOption = False) -> None:
     """Run every scorer and pruner on the planted models, whose circuits are known by construction."""
     with errors_as_exit_codes():
         from persona_circuits.circuit.assessment import calibrate
         from persona_circuits.models.planted import planted_models
 
         with progress_bars() as stage:
-            rows = calibrate(planted_models(), steps=steps, seed=seed, progress=stage("planted models"))
-        print_calibration(rows, as_json)
+            tell = stage("planted models")
+            rows = calibrate(planted_models(), steps=options.steps, seed=options.seed, progress=tell)
+        show(as_json, lambda: [row.as_dict() for row in rows], lambda: print_calibration(rows))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from persona_circuits.commands.options import BatchOption, DeviceOption, DtypeOption, JsonOption, ModelOption
+from persona_circuits.commands.options import JsonOption, Loading, ModelOption
+from persona_circuits.commands.signature import Only, with_options
 from persona_circuits.commands.terminal import (
     by_token_count,
     errors_as_exit_codes,
@@ -16,15 +17,22 @@ from persona_circuits.commands.terminal import (
     print_table,
     progress_bars,
     say,
+    show,
 )
+from persona_circuits.persona.pairs.options import PairOptions, PriorOptions
 
 __all__: list[str] = []
 
+PairFile = Annotated[Path, typer.Option("--out", help="Pair file to write, .jsonl.")]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="What was dropped and why. (default: beside --out)")]
 
+
+@with_options
 def pairs(
+    *,
     personas: Annotated[Path, typer.Option(help="Personas: JSON Lines, CSV, or assistant-axis JSON (file or folder).")],
     questions: Annotated[Path, typer.Option(help="Questions: JSON Lines, CSV, or a file of the Anthropic evals.")],
-    out: Annotated[Path, typer.Option("--out", help="Pair file to write, .jsonl.")],
+    out: PairFile,
     model: ModelOption = None,
     template: Annotated[str, typer.Option(help="raw, chat (the tokenizer's own), or a file.")] = "raw",
     cue: Annotated[str | None, typer.Option(help="What the answer follows. (default: the template's)")] = None,
@@ -32,82 +40,61 @@ def pairs(
     answers: Annotated[
         Path | None, typer.Option(help="CSV persona,question,option: preferences that the questions do not hold.")
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", help="What was dropped and why. (default: beside --out)")
-    ] = None,
-    max_pairs: Annotated[int, typer.Option(help="Pairs to write at most.")] = 1000,
-    per_question: Annotated[int | None, typer.Option(help="Pairs of one question at most, per split.")] = None,
-    test_share: Annotated[float, typer.Option(help="Share of persona pairs and wordings held out; 0: none.")] = 0.2,
-    leaks: Annotated[
-        Literal["drop", "keep", "only"], typer.Option(help="Pairs with an option in a persona's text.")
-    ] = "drop",
-    filler: Annotated[int, typer.Option(help="Filler sentences per prompt, from the template's list.")] = 0,
-    align: Annotated[
-        Literal["equal", "right"],
-        typer.Option(help="right: where no paraphrases have equal token length, the nearest; see --null."),
-    ] = "equal",
+    report: ReportFile = None,
+    options: PairOptions,
     null: Annotated[
         Path | None,
         typer.Option(
             help="Also write pairs of two paraphrases of one persona. (default with --align right: beside --out)"
         ),
     ] = None,
-    neutral: Annotated[
-        bool, typer.Option("--neutral", help="Add the question under no persona to every pair, for --ablation neutral.")
-    ] = False,
     neutral_wordings: Annotated[
         Path | None, typer.Option(help="One neutral wording a line, for --neutral. (default: see docs/pairs.md)")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of splits, order, wordings and filler.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Build prompt pairs for a model's tokenizer from personas, questions and templates."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_file
         from persona_circuits.circuit.task import MODEL, resolve
         from persona_circuits.persona.data import load_templates, load_tokenizer, sources
-        from persona_circuits.persona.pairs import (
-            PairOptions,
-            build_pairs,
-            default_null,
-            default_report,
-            read_neutral_wordings,
-            write_pairs,
-        )
+        from persona_circuits.persona.pairs import build_pairs, read_neutral_wordings, write_pairs
 
-        options = PairOptions(
-            seed=seed,
-            max_pairs=max_pairs,
-            per_question=per_question,
-            test_share=test_share,
-            leaks=leaks,
-            filler=filler,
-            align=align,
-            neutral=neutral or neutral_wordings is not None,
-            null=null is not None or align == "right",
-        ).checked()
-        people, asked = sources.read_personas(resolve(str(personas))), sources.read_questions(resolve(str(questions)))
-        if answers is not None:
-            asked = sources.with_answers(asked, sources.read_answers(answers), people)
+        worded, quiet = neutral_wordings is not None, null is not None or options.align == "right"
+        options = replace(options, neutral=options.neutral or worded, null=quiet).checked()
+        people, asked = _people_and_questions(personas, questions, answers)
         meetings = contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
         nobody = read_neutral_wordings(neutral_wordings) if neutral_wordings is not None else ()
-        check_output_file(out, makes_folder=True)
-        for path in (report or default_report(out), (null or default_null(out)) if options.null else None):
-            if path is not None:
-                check_output_file(path, makes_folder=True)
+        _check_places(out, report, null, options)
         reader = load_tokenizer(model or MODEL)
         forms = load_templates(resolve(template), reader.tokenizer, cue=cue)
         built = build_pairs(people, asked, reader, forms, contrast=meetings, options=options, neutral_wordings=nobody)
         given = {"personas": str(personas), "questions": str(questions), "answers": answers and str(answers)}
         files = write_pairs(built, out, report, null, pairs=str(out), sources=given | {"contrast": contrast})
-        _print_built(built, files, as_json)
+        found, names = built.report(), {name: str(path) for name, path in files.items()}
+        show(as_json, lambda: names | found, lambda: _print_built(built, found), written=list(names.values()))
 
 
-def _print_built(built: Any, files: dict[str, Path], as_json: bool) -> None:
-    found = built.report()
-    if as_json:
-        typer.echo(json.dumps({**{name: str(path) for name, path in files.items()}, **found}))
-        return
+def _people_and_questions(personas: Path, questions: Path, answers: Path | None) -> tuple[Any, Any]:
+    from persona_circuits.circuit.task import resolve
+    from persona_circuits.persona.data import sources
+
+    people, asked = sources.read_personas(resolve(str(personas))), sources.read_questions(resolve(str(questions)))
+    if answers is None:
+        return people, asked
+    return people, sources.with_answers(asked, sources.read_answers(answers), people)
+
+
+def _check_places(out: Path, report: Path | None, null: Path | None, options: PairOptions) -> None:
+    """That every file can be written, before any work."""
+    from persona_circuits.circuit.storage import check_output_file
+    from persona_circuits.persona.pairs import default_null, default_report
+
+    for path in (out, report or default_report(out), (null or default_null(out)) if options.null else None):
+        if path is not None:
+            check_output_file(path, makes_folder=True)
+
+
+def _print_built(built: Any, found: dict[str, Any]) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
     say(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}")
     say(f"held out    {found['splits']['held_out']}")
@@ -130,7 +117,6 @@ def _print_built(built: Any, files: dict[str, Path], as_json: bool) -> None:
     ):
         if found[key]:
             say(f"note        {len(found[key]):,} {says}; see the report")
-    say(f"written to  {', '.join(map(str, files.values()))}")
 
 
 def _print_null(null: dict[str, Any]) -> None:
@@ -148,7 +134,7 @@ def _print_null(null: dict[str, Any]) -> None:
 def vary(
     pairs: Annotated[Path, typer.Option("--pairs", help="Prompt pairs, JSON Lines with ids.")],
     rules: Annotated[Path, typer.Option("--rules", help="JSON: variants by name, each a list of substitutions.")],
-    out: Annotated[Path, typer.Option("--out", help="Pair file to write, .jsonl.")],
+    out: PairFile,
     model: ModelOption = None,
     split: Annotated[str | None, typer.Option(help="Pairs of one split only.")] = None,
     as_json: JsonOption = False,
@@ -165,37 +151,30 @@ def vary(
         found = vary(resolve(str(pairs)), named, load_tokenizer(model or MODEL), split=split)
         with working_folder(out.parent):
             write_rows(found.rows, out)
-        bases = len(found.rows) // len(named)
-        if as_json:
-            dropped = {reason: list(ids) for reason, ids in found.dropped.items()}
-            typer.echo(json.dumps({"out": str(out), "bases": bases, "variants": list(named), "dropped": dropped}))
-            return
-        say(f"kept        {bases:,} bases in {len(named)} variants: {', '.join(named)}")
-        if found.dropped:
-            rows = [(reason, ids[0], f"{len(ids):,}") for reason, ids in found.dropped.items()]
-            print_table("dropped", ("reason", "for example", "bases"), rows, texts=2)
-        say(f"written to  {out}")
+        dropped = {reason: list(ids) for reason, ids in found.dropped.items()}
+        record = {"bases": len(found.rows) // len(named), "variants": list(named), "dropped": dropped}
+        show(as_json, lambda: record, lambda: _print_varied(record), out=out, written=[out])
 
 
+def _print_varied(found: dict[str, Any]) -> None:
+    say(f"kept        {found['bases']:,} bases in {len(found['variants'])} variants: {', '.join(found['variants'])}")
+    if found["dropped"]:
+        rows = [(reason, ids[0], f"{len(ids):,}") for reason, ids in found["dropped"].items()]
+        print_table("dropped", ("reason", "for example", "bases"), rows, texts=2)
+
+
+@with_options
 def prior_pairs(
+    *,
     pairs: Annotated[Path, typer.Option("--pairs", help="Persona pairs, whose prompts are met another way.")],
     neutral: Annotated[
         Path, typer.Option("--neutral", help="Wordings without a persona, JSON Lines; they tell a question's default.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Pair file to write, .jsonl.")],
+    out: PairFile,
     model: ModelOption = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", help="What was dropped and why. (default: beside --out)")
-    ] = None,
-    min_lead: Annotated[
-        float, typer.Option(help="Logits by which a default must lead the other option under no persona.")
-    ] = 1.0,
-    max_pairs: Annotated[int, typer.Option(help="Pairs to write at most, per split.")] = 64,
-    seed: Annotated[int, typer.Option("--seed", help="Of the order.")] = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    batch_size: BatchOption = 32,
+    report: ReportFile = None,
+    options: PriorOptions,
+    loading: Annotated[Loading, Only("device", "dtype", "revision")],
     as_json: JsonOption = False,
 ) -> None:
     """Pair the prompts of a persona for the generic prior: one persona, two questions with other defaults."""
@@ -203,25 +182,22 @@ def prior_pairs(
         from persona_circuits.circuit.storage import check_output_file
         from persona_circuits.circuit.task import MODEL, resolve
         from persona_circuits.persona.data import load_items, load_neutral
-        from persona_circuits.persona.pairs import PriorOptions, build_prior_pairs, default_report, write_prior_pairs
+        from persona_circuits.persona.pairs import build_prior_pairs, default_report, write_prior_pairs
 
-        options = PriorOptions(min_lead, max_pairs, batch_size, seed).checked()
+        options = options.checked()
         items = load_items(resolve(str(pairs)), label=str(pairs))
         wordings = load_neutral(resolve(str(neutral)))
         check_output_file(out, makes_folder=True)
         check_output_file(report or default_report(out), makes_folder=True)
         with progress_bars() as stage:
-            loaded = load(stage, model or MODEL, revision, device, dtype)
+            loaded = load(stage, model or MODEL, loading)
             built = build_prior_pairs(loaded, items, wordings, options=options, progress=stage("defaults"))
-        beside = write_prior_pairs(built, out, report)
-        _print_prior_pairs(built, out, beside, as_json)
+        beside, found = write_prior_pairs(built, out, report), built.report()
+        record = {"report": str(beside), **found}
+        show(as_json, lambda: record, lambda: _print_prior_pairs(found), out=out, written=[out, beside])
 
 
-def _print_prior_pairs(built: Any, out: Path, beside: Path, as_json: bool) -> None:
-    found = built.report()
-    if as_json:
-        typer.echo(json.dumps({"out": str(out), "report": str(beside), **found}))
-        return
+def _print_prior_pairs(found: dict[str, Any]) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
     forms = ", ".join(f"{name} {count}" for name, count in found["kept_by_form"].items())
     say(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}; form: {forms}")
@@ -230,4 +206,3 @@ def _print_prior_pairs(built: Any, out: Path, beside: Path, as_json: bool) -> No
     if found["dropped"]:
         rows = [(item["reason"], item["examples"][0], f"{item['count']:,}") for item in found["dropped"]]
         print_table("dropped", ("reason", "for example", "rows or meetings"), rows, texts=2)
-    say(f"written to  {out}, {beside}")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from persona_circuits.commands.terminal import print_table, say, shown_text
 
@@ -102,11 +99,7 @@ def _drawn(intervals: Iterable[Any]) -> str:
 
 def write_results(found: Discovery, out: Path, strongest: int) -> None:
     """All files of a discovery, moved into place together."""
-    from persona_circuits.circuit.reporting import write_discovery
-    from persona_circuits.circuit.storage import replace_folder
-
-    with replace_folder(out) as staging:
-        write_discovery(found, staging, strongest=strongest)
+    found.write(out, strongest=strongest)
 
 
 def picture_title(record: dict[str, Any] | None) -> str:
@@ -115,12 +108,9 @@ def picture_title(record: dict[str, Any] | None) -> str:
     return title_of(record)
 
 
-def print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
-    from persona_circuits.circuit.reporting import completeness_lines, summary
+def print_discovery(found: Discovery) -> None:
+    from persona_circuits.circuit.reporting import completeness_lines
 
-    if as_json:
-        typer.echo(json.dumps({"out": str(out), **summary(found)}))
-        return
     counts, task = found.record["counts"], found.record["task"]
     say(f"divergence  {found.divergence:+.3f} {task['unit']} on {task['n_pairs']} pairs ({task['split']})")
     if found.tau is not None:
@@ -158,10 +148,10 @@ def print_discovery(found: Discovery, out: Path, as_json: bool) -> None:
         title = "nested circuits; * no smaller one here is as close to the whole model on the pairs searched on"
         print_table(title, sweep_columns(found.sweep), sweep_rows(found.sweep), texts=0)
     for report in found.reports:
-        print_report(report, as_json=False)
+        print_report(report)
     if found.shared is not None and found.shared.note:
         say(f"\n{found.shared.note}")
-    say(f"\nwritten to  {out}/")
+    say("")
 
 
 def _print_smallest(found: Discovery) -> None:
@@ -212,12 +202,9 @@ def _print_edges(found: Discovery) -> None:
         print_table("strongest edges", ("edge", "score"), rows, texts=1)
 
 
-def print_report(report: FaithfulnessReport, as_json: bool) -> None:
+def print_report(report: FaithfulnessReport) -> None:
     from persona_circuits.circuit.reporting import faithfulness_rows
 
-    if as_json:
-        typer.echo(json.dumps(report.as_dict()))
-        return
     title = f"faithfulness on {report.n_pairs} pairs ({report.split})"
     ends = f"m = {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}"
     if report.n_reversed is not None:
@@ -229,10 +216,7 @@ def print_report(report: FaithfulnessReport, as_json: bool) -> None:
         say(report.reversal)
 
 
-def print_calibration(rows: list[Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps([row.as_dict() for row in rows]))
-        return
+def print_calibration(rows: list[Any]) -> None:
     columns = ("planted model", "scores", "recovered exactly by", "true edges", "AUROC", "average precision")
     cells = []
     for row in rows:

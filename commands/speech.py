@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from persona_circuits.commands.options import (
-    BaselineOption,
-    BatchOption,
-    ConcurrencyOption,
-    DeviceOption,
-    DtypeOption,
-    EndpointOption,
-    JsonOption,
-    KeyOption,
-    LimitOption,
-    MaxNewOption,
-    MaxQuestionsOption,
-    ModelOption,
-    PersonasOption,
-    QuestionsOption,
-    QuestionWordingsOption,
-    RetriesOption,
-    SamplesOption,
-    StopOption,
-    TemperatureOption,
-    TemplateOption,
-    TimeoutOption,
-    TopPOption,
-    UrlOption,
-    WordingsOption,
-)
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import BatchSize, Option
+from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
+from persona_circuits.commands.signature import Only, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     load,
@@ -43,61 +21,91 @@ from persona_circuits.commands.terminal import (
     refuse_idle,
     say,
     shipped_or,
+    show,
     texts_of,
 )
+from persona_circuits.persona.responses.options import EndpointOptions, Plan, RatingOptions, Sampling
 
 __all__ = [
+    "Asked",
+    "Form",
+    "StopOption",
+    "check_journal",
     "exchanges_of",
-    "journalled",
     "respond_here",
 ]
 
-DeadlineOption = Annotated[
-    float, typer.Option("--deadline", help="Seconds for the whole of an answer, with all tries; then it has failed.")
+EndpointOption = Annotated[
+    str | None, typer.Option("--endpoint-model", help="Ask this model of an OpenAI-compatible endpoint.")
 ]
-BytesOption = Annotated[int, typer.Option("--max-bytes", help="Bytes of a reply at most; then it has failed.")]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="Text that ends a response; may be repeated. (default: \\n, none for chat)"),
+]
 ASKING = ("base_url", "api_key", "concurrency", "max_retries", "timeout", "deadline", "max_bytes", "limit_field")
 """Options of asking an endpoint, by their parameters' names."""
 RUNNING = ("device", "dtype", "revision", "batch_size")
 """Of running a model here."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked what, and who is the baseline."""
+
+    personas: Annotated[
+        Path | None,
+        Option(
+            "JSON Lines, CSV, or assistant-axis JSON (file or folder). (default: the shipped model's; with --model "
+            "datasets/vector_personas.jsonl)"
+        ),
+    ] = None
+    questions: Annotated[
+        Path | None,
+        Option(
+            "JSON Lines, CSV, or assistant-axis JSON. (default: the shipped model's; with --model "
+            "datasets/vector_questions.jsonl)"
+        ),
+    ] = None
+    baseline: Annotated[str | None, Option("Persona to compare with. (default: 'default', or no persona at all)")] = (
+        None
+    )
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a prompt is written, and how many are run at a time."""
+
+    template: Annotated[
+        str | None, Option("raw, chat, or a file. (default: chat if the tokenizer has one, else raw)")
+    ] = None
+    cue: Annotated[str | None, Option("What the response follows. (default: the template's)")] = None
+    batch_size: BatchSize = 32
+
+    def opened(self, tokenizer: Any) -> Any:
+        """The template of that name, for this tokenizer."""
+        from persona_circuits.circuit.task import resolve
+        from persona_circuits.persona.responses import open_template
+
+        return open_template(self.template and resolve(self.template), tokenizer, cue=self.cue)
+
+
+@with_options
 def respond(
     context: typer.Context,
+    *,
     model: ModelOption = None,
-    personas: PersonasOption = None,
-    questions: QuestionsOption = None,
-    template: TemplateOption = None,
-    cue: Annotated[str | None, typer.Option(help="What the response follows. (default: the template's)")] = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
-        "runs/responses"
-    ),
-    wordings: WordingsOption = 1,
-    question_wordings: QuestionWordingsOption = 1,
-    samples: SamplesOption = 1,
-    max_questions: MaxQuestionsOption = None,
-    baseline: BaselineOption = None,
-    max_new_tokens: MaxNewOption = 48,
-    temperature: TemperatureOption = 0.7,
-    top_p: TopPOption = 1.0,
+    asked: Asked,
+    form: Form,
+    out: OutOption = Path("runs/responses"),
+    plan: Plan,
+    sampling: Sampling,
     stop: StopOption = None,
     endpoint_model: EndpointOption = None,
-    base_url: UrlOption = None,
-    api_key: KeyOption = None,
-    concurrency: ConcurrencyOption = 8,
-    max_retries: RetriesOption = 8,
-    timeout: TimeoutOption = 120.0,
-    deadline: DeadlineOption = 900.0,
-    max_bytes: BytesOption = 4 * 2**20,
-    limit_field: LimitOption = "max_tokens",
-    system_turn: Annotated[bool, typer.Option(help="Persona as system turn of an endpoint, or before the user's.")] = (
-        True
-    ),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the responses.")] = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    batch_size: BatchOption = 32,
+    asking: EndpointOptions,
+    system_turn: Annotated[
+        bool, typer.Option(help="Persona as system turn of an endpoint, or before the user's.")
+    ] = True,
+    loading: Annotated[Loading, Only("device", "dtype", "revision")],
     as_json: JsonOption = False,
 ) -> None:
     """Have a model, here or behind an endpoint, answer questions as every persona; goes on where it was stopped."""
@@ -106,48 +114,36 @@ def respond(
             context,
             (endpoint_model is not None, "--endpoint-model", [*ASKING, "system_turn"]),
             (endpoint_model is None, "a model that is run here", ["cue", *RUNNING]),
-            (temperature > 0, "--temperature above 0", ["top_p"]),
+            (sampling.temperature > 0, "--temperature above 0", ["top_p"]),
         )
-        from persona_circuits.circuit.errors import OptionError
-        from persona_circuits.circuit.storage import check_output_file, check_output_folder
-        from persona_circuits.persona.responses import Journal, Sampling, endpoint, respond_remotely
-
-        if endpoint_model and (model or template):
-            raise OptionError("--endpoint-model asks an endpoint, --model and --template are of a local one: choose")
-        plan: dict[str, Any] = {"wordings": wordings, "question_wordings": question_wordings, "samples": samples}
-        plan |= {"max_questions": max_questions}
-        wanted, sources = exchanges_of(model or endpoint_model, personas, questions, baseline, **plan)
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed, texts_of(stop)).checked()
-        check_output_folder(out)
-        check_output_file(out / "journal.jsonl", makes_folder=True)
-        kept.append(lambda: journalled(out))
+        _check_one_model(endpoint_model, model, form)
+        wanted, sources = exchanges_of(model or endpoint_model, asked, plan)
+        sampling = replace(sampling, stop=texts_of(stop)).checked()
+        check_journal(out, kept)
         if endpoint_model:
-            place = endpoint(
-                endpoint_model,
-                base_url=base_url,
-                key=api_key,
-                concurrency=concurrency,
-                max_retries=max_retries,
-                timeout=timeout,
-                deadline=deadline,
-                max_bytes=max_bytes,
-                limit=limit_field,
-            )
-            with progress_bars() as stage, Journal(out / "journal.jsonl") as journal:
-                tell = stage(f"asking {endpoint_model}")
-                found = respond_remotely(
-                    place, wanted, journal, sampling=sampling, system_turn=system_turn, progress=tell
-                )
-            about = {"model": endpoint_model, "address": place.address, "system_turn": system_turn}
+            turn = {"sampling": sampling, "system_turn": system_turn}
+            found, about = _respond_there(endpoint_model, asking, wanted, out, turn)
         else:
             with progress_bars() as stage:
-                loaded = load(stage, shipped_or(model), revision, device, dtype)
-                found, about = respond_here(loaded, wanted, template, cue, sampling, out, batch_size, stage, stop)
-        _write_responses(found, about | {"sources": sources}, out, baseline, as_json)
+                loaded = load(stage, shipped_or(model), loading)
+                found, about = respond_here(loaded, wanted, form, sampling, out, stage, stops=stop is not None)
+        _show_responses(found, about | {"sources": sources}, out, asked.baseline, as_json)
 
 
+def _respond_there(model: str, asking: EndpointOptions, wanted: Any, out: Path, turn: dict[str, Any]) -> Any:
+    """The responses of a model behind an endpoint, and what they were made with."""
+    from persona_circuits.persona.responses import Journal, endpoint, respond_remotely
+
+    place = endpoint(model, asking)
+    with progress_bars() as stage, Journal(out / "journal.jsonl") as journal:
+        found = respond_remotely(place, wanted, journal, **turn, progress=stage(f"asking {model}"))
+    return found, {"model": model, "address": place.address, "system_turn": turn["system_turn"]}
+
+
+@with_options
 def rate(
     context: typer.Context,
+    *,
     responses: Annotated[
         Path, typer.Option("--responses", help="responses.jsonl of the respond command, or lines like it.")
     ] = Path("runs/responses/responses.jsonl"),
@@ -155,107 +151,93 @@ def rate(
         str | None,
         typer.Option("--model", help="Rate offline by this model's own likelihoods. (default: the shipped model)"),
     ] = None,
-    template: TemplateOption = None,
-    cue: Annotated[str | None, typer.Option(help="What the response follows. (default: the template's)")] = None,
-    neutral: Annotated[str, typer.Option(help="Text in the persona's place to compare with, offline.")] = "",
+    form: Annotated[Form, Only("template", "cue")],
+    options: RatingOptions,
     endpoint_model: EndpointOption = None,
     rater_prompt: Annotated[
         Path | None, typer.Option("--rater-prompt", help="Has {persona}, {question}, {reply}. (default: our own)")
     ] = None,
-    control: Annotated[bool, typer.Option(help="Have each response rated as another persona's too.")] = True,
-    max_answer_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a rater's answer at most.")] = 16,
-    base_url: UrlOption = None,
-    api_key: KeyOption = None,
-    concurrency: ConcurrencyOption = 8,
-    max_retries: RetriesOption = 8,
-    timeout: TimeoutOption = 120.0,
-    deadline: DeadlineOption = 900.0,
-    max_bytes: BytesOption = 4 * 2**20,
-    limit_field: LimitOption = "max_tokens",
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")] = Path(
-        "runs/rate"
-    ),
-    n_resamples: Annotated[int, typer.Option(help="Draws of the bootstraps.")] = 2000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the bootstraps.")] = 0,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "float32",
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None,
-    batch_size: BatchOption = 32,
+    asking: EndpointOptions,
+    out: OutOption = Path("runs/rate"),
+    loading: Annotated[Loading, Only("device", "dtype", "revision")],
     as_json: JsonOption = False,
 ) -> None:
     """Rate how much of a persona shows in responses: by a model behind an endpoint, or offline by likelihoods."""
     with errors_as_exit_codes() as kept:
+        there = [*ASKING, "rater_prompt", "control", "max_answer_tokens"]
         refuse_idle(
             context,
-            (endpoint_model is not None, "--endpoint-model", [*ASKING, "rater_prompt", "control", "max_answer_tokens"]),
+            (endpoint_model is not None, "--endpoint-model", there),
             (endpoint_model is None, "a model that is run here", ["cue", "neutral", *RUNNING]),
         )
-        from persona_circuits.circuit.errors import OptionError
-        from persona_circuits.circuit.storage import check_output_file, check_output_folder, replace_folder
-        from persona_circuits.circuit.task import resolve
-        from persona_circuits.persona.responses import (
-            Journal,
-            endpoint,
-            open_template,
-            rating,
-            read_responses,
-            write_ratings,
-        )
+        from persona_circuits.circuit.storage import replace_folder
+        from persona_circuits.persona.responses import rating, rating_record, read_responses, write_ratings
 
-        if endpoint_model and (model or template):
-            raise OptionError("--endpoint-model asks an endpoint, --model and --template are of a local one: choose")
+        _check_one_model(endpoint_model, model, form)
         said = read_responses(responses)
-        check_output_folder(out)
-        check_output_file(out / "journal.jsonl", makes_folder=True)
-        kept.append(lambda: journalled(out))
-        about: dict[str, Any] = {"responses": str(responses)}
+        check_journal(out, kept)
         with progress_bars() as stage:
             if endpoint_model:
-                place = endpoint(
-                    endpoint_model,
-                    base_url=base_url,
-                    key=api_key,
-                    concurrency=concurrency,
-                    max_retries=max_retries,
-                    timeout=timeout,
-                    deadline=deadline,
-                    max_bytes=max_bytes,
-                    limit=limit_field,
-                )
-                prompt = rating.rater_prompt(rater_prompt)
-                about |= {"model": endpoint_model, "address": place.address, "prompt": prompt}
-                with Journal(out / "journal.jsonl") as journal:
-                    tell = stage(f"asking {endpoint_model}")
-                    found = rating.rate_remotely(
-                        place,
-                        said,
-                        journal,
-                        prompt=prompt,
-                        control=control,
-                        max_tokens=max_answer_tokens,
-                        progress=tell,
-                    )
+                found, about = _rate_there(endpoint_model, asking, said, options, rater_prompt, out, stage)
             else:
-                loaded = load(stage, shipped_or(model), revision, device, dtype)
-                form = open_template(template and resolve(template), loaded.tokenizer, cue=cue)
-                about |= {"model": loaded.name, "fingerprint": loaded.fingerprint, "template": form.about()}
-                about |= {"neutral": neutral}
-                tell = stage("likelihoods")
-                found = rating.rate_offline(loaded, said, form, neutral=neutral, batch_size=batch_size, progress=tell)
-            whole, each = rating.summarise_ratings(found, n_resamples=n_resamples, seed=seed)
+                loaded = load(stage, shipped_or(model), loading)
+                found, about = _rate_here(loaded, said, options, form, stage)
+            about = {"responses": str(responses), **about}
+            whole, each = rating.summarise_ratings(found, n_resamples=options.n_resamples, seed=options.seed)
             stage("files and figures")
+            summary = (whole, *each)
             with replace_folder(out) as staging:
-                write_ratings(found, (whole, *each), about, staging)
-        _print_ratings(found, (whole, *each), about, out, as_json)
+                write_ratings(found, summary, about, staging)
+        show(as_json, lambda: rating_record(found, summary, about), lambda: _print_ratings(found, summary), out=out)
 
 
-def _print_ratings(found: Any, summary: Any, about: dict[str, Any], out: Path, as_json: bool) -> None:
-    from persona_circuits.persona.responses import rating_record, rating_rows
+def _rate_there(
+    model: str,
+    asking: EndpointOptions,
+    said: Any,
+    options: RatingOptions,
+    rater_prompt: Path | None,
+    out: Path,
+    stage: Callable[[str], Any],
+) -> Any:
+    """Ratings by a model behind an endpoint, and what they were made with."""
+    from persona_circuits.persona.responses import Journal, endpoint, rating
+
+    place, prompt = endpoint(model, asking), rating.rater_prompt(rater_prompt)
+    with Journal(out / "journal.jsonl") as journal:
+        how = {"prompt": prompt, "control": options.control, "max_tokens": options.max_answer_tokens}
+        found = rating.rate_remotely(place, said, journal, **how, progress=stage(f"asking {model}"))
+    return found, {"model": model, "address": place.address, "prompt": prompt}
+
+
+def _rate_here(model: Any, said: Any, options: RatingOptions, form: Form, stage: Callable[[str], Any]) -> Any:
+    """Ratings by a local model's likelihoods, and what they were made with."""
+    from persona_circuits.persona.responses import rating
+
+    template = form.opened(model.tokenizer)
+    about = {"model": model.name, "fingerprint": model.fingerprint, "template": template.about()}
+    how = {"neutral": options.neutral, "batch_size": options.batch_size, "progress": stage("likelihoods")}
+    return rating.rate_offline(model, said, template, **how), about | {"neutral": options.neutral}
+
+
+def _check_one_model(endpoint_model: str | None, model: str | None, form: Form) -> None:
+    if endpoint_model and (model or form.template):
+        raise OptionError("--endpoint-model asks an endpoint, --model and --template are of a local one: choose")
+
+
+def check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
+    """That the folder and its journal can be written; a stop says what the journal holds."""
+    from persona_circuits.circuit.storage import check_output_file, check_output_folder
+
+    check_output_folder(out)
+    check_output_file(out / "journal.jsonl", makes_folder=True)
+    kept.append(lambda: journalled(out))
+
+
+def _print_ratings(found: Any, summary: Any) -> None:
+    from persona_circuits.persona.responses import rating_rows
     from persona_circuits.persona.responses.rating_report import TABLE
 
-    if as_json:
-        typer.echo(json.dumps({"out": str(out), **rating_record(found, summary, about)}))
-        return
     title = f"{len(found.rated):,} responses rated by {found.rater} ({found.unit})"
     print_table(title, TABLE, rating_rows(summary), texts=1)
     if found.unparsable:
@@ -263,12 +245,9 @@ def _print_ratings(found: Any, summary: Any, about: dict[str, Any], out: Path, a
     for kind, counts in (("failed", found.failures), ("left out", found.left_out)):
         for reason, count in counts.items():
             say(f"{kind:<11} {count:,}: {reason}")
-    say(f"written to  {out}/")
 
 
-def exchanges_of(
-    model: str | None, personas: Path | None, questions: Path | None, baseline: str | None, **plan: Any
-) -> Any:
+def exchanges_of(model: str | None, asked: Asked, plan: Plan) -> Any:
     """What is asked, and of which files it is made: the shipped model's own, or the general ones of any other."""
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.data import read_personas, read_questions
@@ -277,59 +256,61 @@ def exchanges_of(
     kind = "" if model is None else "vector_"
     names = [
         str(given) if given else f"datasets/{kind}{what}.jsonl"
-        for given, what in ((personas, "personas"), (questions, "questions"))
+        for given, what in ((asked.personas, "personas"), (asked.questions, "questions"))
     ]
-    people, asked = read_personas(resolve(names[0])), read_questions(resolve(names[1]))
-    wanted = exchanges(people, asked, **plan)
-    baseline_of([item.persona for item in wanted], baseline)
-    return wanted, dict(zip(("personas", "questions"), names, strict=True)) | plan
+    people, questions = read_personas(resolve(names[0])), read_questions(resolve(names[1]))
+    wanted = exchanges(people, questions, **asdict(plan))
+    baseline_of([item.persona for item in wanted], asked.baseline)
+    return wanted, dict(zip(("personas", "questions"), names, strict=True)) | asdict(plan)
 
 
 def respond_here(
     loaded: Any,
     wanted: Any,
-    template: str | None,
-    cue: str | None,
-    sampling: Any,
+    form: Form,
+    sampling: Sampling,
     out: Path,
-    batch_size: int,
     stage: Callable[[str], Any],
-    stop: list[str] | None,
+    *,
+    stops: bool,
 ) -> Any:
-    """The local model's responses, kept in the folder's journal, and what they were made with."""
-    from dataclasses import asdict, replace
+    """The local model's responses, kept in the folder's journal, and what they were made with.
 
-    from persona_circuits.circuit.task import resolve
-    from persona_circuits.persona.responses import Journal, open_template
+    Without ``stops``, texts that were asked for, a response that follows no chat template ends with its line.
+    """
+    from persona_circuits.persona.responses import Journal
     from persona_circuits.persona.responses import respond as answer
 
-    form = open_template(template and resolve(template), loaded.tokenizer, cue=cue)
-    if stop is None and not form.chat:
+    template = form.opened(loaded.tokenizer)
+    if not stops and not template.chat:
         sampling = replace(sampling, stop=("\n",))
     with Journal(out / "journal.jsonl") as journal:
-        tell = stage("responses")
-        found = answer(loaded, wanted, form, journal, sampling=sampling, batch_size=batch_size, progress=tell)
-    about = {"model": loaded.name, "fingerprint": loaded.fingerprint, "template": form.about()}
+        how = {"sampling": sampling, "batch_size": form.batch_size, "progress": stage("responses")}
+        found = answer(loaded, wanted, template, journal, **how)
+    about = {"model": loaded.name, "fingerprint": loaded.fingerprint, "template": template.about()}
     return found, about | {"sampling": asdict(sampling)}
 
 
-def _write_responses(found: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool) -> None:
+def _show_responses(found: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool) -> None:
     from persona_circuits.circuit.storage import replace_folder
-    from persona_circuits.persona.responses import summarise, summary_rows, write_response_study
-    from persona_circuits.persona.responses.report import TABLE
+    from persona_circuits.persona.responses import summarise, write_response_study
 
     with replace_folder(out) as staging:
         write_response_study(found, about, staging, baseline=baseline)
     summaries = summarise(found.responses, baseline)
     counts = {"made": found.made, "remembered": found.remembered, "failures": dict(found.failures)}
-    if as_json:
-        typer.echo(json.dumps({"out": str(out), "n": len(found.responses), **counts, **about}))
-        return
-    print_table(f"{len(found.responses):,} responses of {about['model']}", TABLE, summary_rows(summaries), texts=2)
+    record = {"n": len(found.responses), **counts, **about}
+    show(as_json, lambda: record, lambda: _print_responses(found, about["model"], summaries), out=out)
+
+
+def _print_responses(found: Any, model: str, summaries: Any) -> None:
+    from persona_circuits.persona.responses import summary_rows
+    from persona_circuits.persona.responses.report import TABLE
+
+    print_table(f"{len(found.responses):,} responses of {model}", TABLE, summary_rows(summaries), texts=2)
     say(f"made now    {found.made:,}; remembered {found.remembered:,}")
     for reason, count in found.failures.items():
         say(f"failed      {count:,}: {reason}")
-    say(f"written to  {out}/")
 
 
 def journalled(out: Path) -> str:

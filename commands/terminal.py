@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import sys
@@ -15,18 +16,16 @@ from typing import Any, overload
 
 import typer
 
+from persona_circuits.commands.options import Loading
+
 __all__ = [
     "by_token_count",
-    "conditions_of",
     "duration",
     "errors_as_exit_codes",
     "fitted_task",
     "in_processes",
     "lines_of",
     "load",
-    "model_name",
-    "names_of",
-    "numbers_of",
     "own_pairs",
     "path_and_name",
     "print_table",
@@ -39,6 +38,7 @@ __all__ = [
     "say",
     "say_drawn",
     "shipped_or",
+    "show",
     "shown_text",
     "texts_of",
     "two_splits",
@@ -77,11 +77,6 @@ def path_and_name(given: Path | None, default: str | None) -> tuple[str | None, 
     return (None, None) if name is None else (resolve(name), name)
 
 
-def names_of(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
 def two_splits(model: Any, pairs: Path | None, train: str | None, test: str | None, fit: str | None) -> tuple[Any, Any]:
     """The pairs to search on and those to test on; one and the same where the file names no splits.
 
@@ -97,15 +92,6 @@ def two_splits(model: Any, pairs: Path | None, train: str | None, test: str | No
     read = partial(examples_of, items_of(task, resolve(name)), model, fitting=fit is not None, align=fit)
     found = read(split=first)
     return found, found if second == first else read(split=second)
-
-
-def numbers_of(text: str) -> tuple[float, ...]:
-    from persona_circuits.circuit.errors import OptionError
-
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise OptionError(f"--strengths {text!r} are not numbers apart by commas, such as 0.5,1,2") from error
 
 
 def lines_of(path: Path | None) -> tuple[str, ...]:
@@ -132,15 +118,6 @@ def shipped_or(model: str | None) -> str:
     return MODEL if model is None else model
 
 
-def model_name(model: str | None, pairs: Path | None) -> str:
-    from persona_circuits.circuit.errors import OptionError
-    from persona_circuits.circuit.task import MODEL
-
-    if model is not None and pairs is None:
-        raise OptionError("--model needs --pairs: the pairs that are shipped are written for the shipped model")
-    return MODEL if model is None else model
-
-
 def read_task(pairs: Path | str | None) -> Any:
     from persona_circuits.circuit.task import load_task, resolve
     from persona_circuits.circuit.task.shipped_files import PAIRS
@@ -149,17 +126,7 @@ def read_task(pairs: Path | str | None) -> Any:
     return load_task(resolve(name), label=name)
 
 
-def conditions_of(where: Sequence[str] | None) -> tuple[tuple[str, str], ...]:
-    """``KEY=VALUE`` taken apart."""
-    from persona_circuits.circuit.errors import OptionError
-
-    found = [tuple(item.split("=", 1)) for item in where or ()]
-    if wrong := next((item for item, parts in zip(where or (), found, strict=True) if len(parts) != 2), None):
-        raise OptionError(f"--where {wrong!r} must be KEY=VALUE, such as domain=food")
-    return tuple((key.strip(), value.strip()) for key, value in found)
-
-
-def own_pairs(record: Mapping[str, Any] | None) -> str:
+def own_pairs(record: dict[str, Any] | None) -> str:
     from persona_circuits.circuit.errors import OptionError
 
     if record is None:
@@ -172,25 +139,42 @@ def revision_of(record: dict[str, Any] | None, other_model: str | None) -> str |
     return record["model"]["revision"] if record is not None and other_model is None else None
 
 
-def load(
-    stage: Callable[[str], Any],
-    name: str,
-    revision: str | None,
-    device: str,
-    dtype: str,
-    max_memory: str | None = None,
-) -> Any:
+def load(stage: Callable[[str], Any], name: str, how: Loading) -> Any:
+    """The model of that name; what is to be said of it goes to standard error."""
     stage(f"loading {name}")
     from persona_circuits.circuit.cost import parse_bytes
     from persona_circuits.circuit.model import load_model
     from persona_circuits.circuit.task import resolve
 
-    refuse_revision(resolve(name), revision)
-    limit = None if max_memory is None else parse_bytes(max_memory)
-    model = load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=name, max_memory=limit)
+    refuse_revision(resolve(name), how.revision)
+    limit = None if how.max_memory is None else parse_bytes(how.max_memory)
+    given: dict[str, Any] = {"revision": how.revision, "device": how.device, "dtype": how.dtype, "max_memory": limit}
+    model = load_model(resolve(name), label=name, **given)
     for note in model.notes:
         say(f"note: {note}", err=True)
     return model
+
+
+def show(
+    as_json: bool,
+    record: Callable[[], Any],
+    tables: Callable[[], None],
+    *,
+    out: Path | None = None,
+    notes: Sequence[str] = (),
+    written: Sequence[object] = (),
+    indent: int | None = None,
+) -> None:
+    """What a command found: as JSON, with its folder ``out`` if it has one, or as tables, notes and where files are."""
+    if as_json:
+        found = record()
+        typer.echo(json.dumps(found if out is None else {"out": str(out), **found}, indent=indent))
+        return
+    tables()
+    for note in notes:
+        say(f"note: {note}")
+    if places := list(map(str, written)) or ([f"{out}/"] if out is not None else []):
+        say(f"written to  {', '.join(places)}")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:

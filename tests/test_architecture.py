@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"circuit.errors", "circuit.parallel", "circuit.printable", "circuit.progress", "metrics"},
+    {"circuit.choices", "circuit.errors", "circuit.parallel", "circuit.printable", "circuit.progress", "metrics"},
     {"circuit.graph", "circuit.options", "circuit.storage"},
     {"circuit.cost", "circuit.figures", "circuit.scores", "circuit.task", "models.world"},
     {"circuit.model", "circuit.statistics", "circuit.subgraph", "models.training"},
@@ -119,7 +119,8 @@ def test_only_the_model_package_knows_the_host_library():
 def test_the_command_line_imports_nothing_heavy_at_the_top(path):
     for name, at_top in imports(path):
         assert not at_top or name.split(".")[0] not in {*HEAVY, "numpy"}
-        assert not at_top or not name.startswith(NAME) or name.startswith((f"{NAME}commands", f"{NAME}circuit.errors"))
+        light = name.startswith((f"{NAME}commands", f"{NAME}circuit.errors", f"{NAME}circuit.choices"))
+        assert not at_top or not name.startswith(NAME) or light or name.endswith(".options")
 
 
 def test_the_tests_that_the_conventions_name_are_there():
@@ -131,11 +132,21 @@ def test_the_tests_that_the_conventions_name_are_there():
     assert named <= known, named - known
 
 
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.stem in ("options", "choices")], ids=module_of)
+def test_options_import_nothing_heavy_at_the_top(path):
+    """The command line's signatures are made of them, and ``--help`` answers at once."""
+    for name, at_top in imports(path):
+        assert not at_top or name.split(".")[0] not in {*HEAVY, "numpy", "jaxtyping"}
+        inner = name.removeprefix(NAME)
+        assert not at_top or inner == name or inner.split(".")[-1] in ("options", "choices", "errors"), name
+
+
 def test_help_loads_nothing_heavy():
+    """That of every command, as all signatures are made when the command line is imported."""
     code = (
         "import sys; sys.argv = ['persona-circuits', '--help']\n"
         "try:\n from persona_circuits import cli; cli.main()\nexcept SystemExit: pass\n"
-        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]; assert not loaded, loaded"
+        f"loaded = [name for name in {(*HEAVY, 'numpy')!r} if name in sys.modules]; assert not loaded, loaded"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

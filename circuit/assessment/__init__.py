@@ -1,23 +1,8 @@
-"""Whole studies of circuits: the tests of one, two beside each other, curves, planted truth."""
+"""Whole studies of circuits: the tests of one, two beside each other, curves, planted truth.
 
-from persona_circuits.circuit.assessment.curves import CurveOptions, CurveStudy, curve_study, read_scorer
-from persona_circuits.circuit.assessment.evaluation import Battery, battery, with_evaluation
-from persona_circuits.circuit.assessment.ground_truth import BAR, GroundTruth, calibrate, support
-from persona_circuits.circuit.assessment.stability import marked_record, rule_of, search_again
+Every name is imported when it is first used; ``__init__.pyi`` beside this file says where each is from.
+"""
 
-__all__ = [
-    "BAR",
-    "Battery",
-    "CurveOptions",
-    "CurveStudy",
-    "GroundTruth",
-    "battery",
-    "calibrate",
-    "curve_study",
-    "marked_record",
-    "read_scorer",
-    "rule_of",
-    "search_again",
-    "support",
-    "with_evaluation",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

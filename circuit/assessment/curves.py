@@ -2,82 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit import parallel as ranks
-from persona_circuits.circuit.attribution import IG_RULES, METHODS, score
-from persona_circuits.circuit.discovery import ablation_for, pairs_of, split_of
+from persona_circuits.circuit.assessment.options import CurveOptions
+from persona_circuits.circuit.attribution import score
+from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, pairs_of, split_of
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation.curves import LEVELS, ORDERS, CurveReport, Scorer, check_scorers, curve_report
-from persona_circuits.circuit.forward import ABLATIONS
+from persona_circuits.circuit.evaluation.curves import CurveReport, Scorer, check_scorers, curve_report
+from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import read_scores
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.peers import read_submission
-from persona_circuits.circuit.progress import Progress, untold_stage
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.circuit.task import ALIGNMENTS, Overlap, Task, batches, encode, overlap, with_swap_rows
-from persona_circuits.metrics import METRICS
+from persona_circuits.circuit.task import Batch, Overlap, Task, batches, encode, overlap, with_swap_rows
+from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
-    "CurveOptions",
     "CurveStudy",
     "curve_study",
     "read_scorer",
 ]
-
-
-@dataclass(frozen=True)
-class CurveOptions(PlainNumbers):
-    """What ``curve_study`` does; ``scorers`` are methods to run, ``random`` among them asks for the band."""
-
-    scorers: tuple[str, ...] = ("eap", "eap-ig", "random")
-    levels: tuple[str, ...] = ("edge",)
-    orders: tuple[str, ...] = ORDERS
-    metric: str = "persona-divergence"
-    ablation: str = "corrupt"
-    align: str = "equal"
-    where: tuple[tuple[str, str], ...] = ()
-    steps: int = 5
-    ig_rule: str = "midpoint"
-    n_random: int = 10
-    train_split: str | None = None
-    eval_split: str | None = None
-    batch_size: int = 32
-    seed: int = 0
-
-    def checked(self) -> CurveOptions:
-        """These options.
-
-        Raises:
-            OptionError: a value is unknown or impossible.
-        """
-        for name, values, allowed in (
-            ("scorers", self.scorers, METHODS),
-            ("level", self.levels, LEVELS),
-            ("order", self.orders, ORDERS),
-            ("metric", (self.metric,), tuple(METRICS)),
-            ("ablation", (self.ablation,), ABLATIONS),
-            ("align", (self.align,), ALIGNMENTS),
-            ("ig-rule", (self.ig_rule,), IG_RULES),
-        ):
-            if unknown := [value for value in values if value not in allowed]:
-                more = ", or a file or folder of scores that is there" if name == "scorers" else ""
-                raise OptionError(f"--{name} {unknown[0]!r} is not one of {', '.join(allowed)}{more}")
-        for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("n-random", self.n_random)):
-            if number < 1:
-                raise OptionError(f"--{name} must be at least 1, got {number}")
-        if METRICS[self.metric].flat_at_clean and "eap" in self.scorers:
-            raise OptionError(
-                f"--metric {self.metric} has zero gradient at the clean run, so plain EAP would score every edge zero; "
-                "leave eap out of --scorers, or take another --metric"
-            )
-        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +51,7 @@ def curve_study(
     *,
     given: Mapping[str, Scorer] | None = None,
     marks: Mapping[str, Circuit] | None = None,
-    stage: Callable[[str], Progress] | None = None,
+    stage: Stage | None = None,
 ) -> CurveStudy:
     """Score on the training split, measure every scorer's circuits on the other.
 
@@ -123,33 +74,21 @@ def curve_study(
         raise OptionError("--scorers names no scorer; expected some of eap, eap-ig, exact, random, or files of scores")
     check_scorers(model.graph, given or {}, options.levels, options.orders)
     stage = stage or untold_stage
-    metric = METRICS[options.metric]
+    metric = METRICS[str(options.metric)]
     chosen = task.where(**dict(options.where))
     train, held_out = (
         split_of(chosen, wanted, name)
         for wanted, name in ((options.train_split, "train"), (options.eval_split, "test"))
     )
-    rows = encode(chosen.of_split(train), model, align=options.align)
-    shared = overlap(rows, encode(chosen.of_split(held_out), model, align=options.align))
+    rows = encode(chosen.of_split(train), model, align=str(options.align))
+    shared = overlap(rows, encode(chosen.of_split(held_out), model, align=str(options.align)))
     rows = with_swap_rows(rows) if metric.swap_rows else rows
     groups = batches(ranks.share(rows), options.batch_size, model.device)
     how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
-    ablation = ablation_for(options.ablation, model, chosen, metric=metric.name, train_split=train, stage=stage, **how)
+    setting = MeasureOptions(metric=metric.name, ablation=options.ablation, train_split=train, **how)
+    ablation = ablation_for(model, chosen, setting, stage)
     prepared = pairs_of(model, chosen.of_split(held_out), metric, ablation=ablation, **how)
-    scores = {
-        name: score(
-            model,
-            groups,
-            metric,
-            method=name,
-            steps=options.steps,
-            rule=options.ig_rule,
-            ablation=ablation,
-            progress=stage(f"{name} scores"),
-        )
-        for name in dict.fromkeys(options.scorers)
-        if name != "random"
-    }
+    scores = _scores(model, groups, metric, options, ablation, stage)
     report = curve_report(
         model,
         prepared,
@@ -165,6 +104,23 @@ def curve_study(
         progress=stage(f"circuits on {held_out}"),
     )
     return CurveStudy(report, scores, _about(model, chosen, options, train, shared))
+
+
+def _scores(
+    model: Model,
+    groups: Sequence[Batch],
+    metric: Metric,
+    options: CurveOptions,
+    ablation: Ablation | None,
+    stage: Stage,
+) -> dict[str, Scores]:
+    """Those of every method that scores edges."""
+    how: dict[str, Any] = {"steps": options.steps, "rule": options.ig_rule, "ablation": ablation}
+    return {
+        name: score(model, groups, metric, method=name, progress=stage(f"{name} scores"), **how)
+        for name in dict.fromkeys(options.scorers)
+        if name != "random"
+    }
 
 
 def read_scorer(path: str | Path) -> Scorer:

@@ -12,20 +12,22 @@ file, with frequency and part (core or fringe) at every edge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import (
-    ORDERS,
+    NOT_SEARCHED,
     Searched,
+    Subject,
     marked_record,
     rule_of,
     scores_of,
     search_again,
 )
-from persona_circuits.circuit.discovery import pairs_of
+from persona_circuits.circuit.discovery import batches_of, metric_of, pairs_of
 from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.evaluation import (
     FaithfulnessReport,
@@ -39,19 +41,23 @@ from persona_circuits.circuit.evaluation import (
     pairs_view,
     transfer,
 )
-from persona_circuits.circuit.evaluation.completeness import CompletenessReport, completeness_report
-from persona_circuits.circuit.evaluation.hypothesis import HypothesisReport, hypothesis_tests
-from persona_circuits.circuit.evaluation.stability import N_RESAMPLES
-from persona_circuits.circuit.forward import Ablation, Rounding
+from persona_circuits.circuit.evaluation.completeness import (
+    CompletenessOptions,
+    CompletenessReport,
+    completeness_report,
+)
+from persona_circuits.circuit.evaluation.hypothesis import HypothesisOptions, HypothesisReport, hypothesis_tests
+from persona_circuits.circuit.forward import Ablation, KeptRuns, Rounding
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.progress import Progress, untold_stage
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters
-from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Overlap, Task
-from persona_circuits.metrics import METRICS, Metric
+from persona_circuits.metrics import Metric
 
 __all__ = [
     "Battery",
+    "Ground",
+    "all_tests",
     "battery",
     "with_evaluation",
 ]
@@ -60,10 +66,9 @@ AXES = ("held_out", "domain", "template", "placement")
 """Keys of the pairs by which transfer is looked at where no other is asked for."""
 DRAWS, QUICK_DRAWS = 199, 39
 """Of the test for groups of pairs."""
-NOT_SEARCHED = Searched(None, reason="it is not said how the circuit was found")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Battery:
     """The tests of one circuit on one set of pairs.
 
@@ -77,6 +82,12 @@ class Battery:
     pairs: PairsView
     null: NullRun | None = None
     searched: Searched = NOT_SEARCHED
+
+    def __repr__(self) -> str:
+        stability = self.searched.report
+        unstable = None if stability is None else stability.unstable
+        verdict = {None: "unknown", True: "unstable", False: "stable"}[unstable]
+        return f"Battery({self.tests!r}, {self.pairs!r}, stability {verdict})"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit's file holds them; stability apart."""
@@ -92,42 +103,24 @@ class Battery:
 def battery(
     model: Model,
     task: Task,
-    circuit: Circuit,
+    subject: Subject,
+    options: EvaluationOptions,
     *,
-    metric: str,
     ablation: Ablation | None = None,
-    align: str = "equal",
-    by: Sequence[str] | None = None,
-    search: Task | None = None,
-    record: Mapping[str, Any] | None = None,
     null: Task | None = None,
-    n_random: int = 100,
-    n_resamples: int = N_RESAMPLES,
-    n_orders: int = ORDERS,
-    batch_size: int = 32,
-    seed: int = 0,
-    quick: bool = False,
     state: Path | None = None,
-    stage: Callable[[str], Progress] | None = None,
+    stage: Stage | None = None,
 ) -> Battery:
     """Run all of it on the pairs of ``task``.
 
     Parameters
     ----------
-    by
-        Keys of the pairs; the circuit is measured on every value of each, beside circuits
-        outside it. By default those of ``AXES`` that split the pairs.
-    search, record
-        The whole pair file that the circuit was found on, and the circuit's file, for its stability; without them
-        it is not known.
+    subject
+        The circuit; its stability is known only with its record and the pair file of its search.
+    ablation
+        That of ``options``, with its constants; None for corrupt activations.
     null
         Pairs of two paraphrases of one persona: D is flat within twice its spread over them.
-    n_random
-        Random circuits of the hypothesis tests.
-    n_resamples, n_orders
-        Of the stability: resamples of the pairs, and random orders where the circuit is ACDC's.
-    quick
-        Few random circuits, permutations, edges and resamples; pairs are grouped by their EAP scores.
     state
         Measurements are kept beside this path, to go on from after a stop.
 
@@ -136,99 +129,110 @@ def battery(
     TaskError, OptionError
         A key that no pair has; an impossible number.
     """
+    options = options.settled()
     stage = stage or untold_stage
-    measured, clusters = METRICS[metric], Clusters.of(task.pairs)
-    how: dict[str, Any] = {"align": align, "ablation": ablation, "batch_size": batch_size}
-    pairs = pairs_of(model, task, measured, **how)
-    quiet = null_run(model, null, align=align, batch_size=batch_size) if null is not None else None
-    common: dict[str, Any] = {"seed": seed, "quick": quick}
-    names = ("search", "tests", "complete")
-    kept = {name: None if state is None else state.with_name(f"{state.name}.{name}") for name in names}
-    searched = NOT_SEARCHED
-    if search is not None and record is not None:
-        more: dict[str, Any] = {"n_resamples": n_resamples, "n_orders": n_orders, "batch_size": batch_size}
-        searched = search_again(model, search, circuit, record, state=kept["search"], stage=stage, **more, **common)
-    tests = hypothesis_tests(
-        model,
-        pairs,
-        measured,
-        circuit,
-        n_random=n_random,
-        clusters=clusters,
-        state=kept["tests"],
-        progress=stage("tests"),
-        **common,
-    )
-    complete = completeness_report(
-        model,
-        pairs,
-        measured,
-        circuit,
-        clusters=clusters,
-        state=kept["complete"],
-        progress=stage("completeness"),
-        **common,
-    )
-    setting = {"metric": metric, "ablation": ablation is None, "align": align}
-    known = _same_pairs(searched.scores, search, record, task, setting)
-    method = {"scores": "eap"} if quick else (record or {}).get("method")
-    scores = known or scores_of(model, task, measured, method=method, stage=stage, **how)
-    watch = Rounding(model, measured)
-    values = measured_pairs(model, pairs(), measured, circuit, watch=watch)
-    view = pairs_view(
-        values,
+    ground = Ground(model, task, subject, options, metric_of(options.metric), ablation, state, stage)
+    return all_tests(ground, null)
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """What all tests of one circuit have in common: pairs, options (settled), and where what is measured is kept.
+
+    ``searched_with`` is the ablation of the circuit's search, where it is made already.
+    """
+
+    model: Model
+    task: Task
+    subject: Subject
+    options: EvaluationOptions
+    metric: Metric
+    ablation: Ablation | None = None
+    state: Path | None = None
+    stage: Stage = field(default=untold_stage)
+    searched_with: Ablation | None = None
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How pairs become batches."""
+        return {"align": self.options.align, "ablation": self.ablation, "batch_size": self.options.batch_size}
+
+    def kept(self, name: str) -> Path | None:
+        """Where the measurements of one test are kept, to go on from after a stop."""
+        return None if self.state is None else self.state.with_name(f"{self.state.name}.{name}")
+
+    def runs(self) -> KeptRuns:
+        """The pairs, run plain once for all tests."""
+        align, size = str(self.options.align), self.options.batch_size
+        groups = batches_of(self.model, self.task, self.metric, align=align, batch_size=size)
+        return KeptRuns(self.model, groups, self.ablation)
+
+
+def all_tests(ground: Ground, null: Task | None) -> Battery:
+    """All tests, one after the other; ``null`` are pairs of paraphrases of one persona."""
+    options, subject = ground.options, ground.subject
+    how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
+    quiet = null_run(ground.model, null, **how) if null is not None else None
+    known: dict[str, Any] = {"ablation": ground.searched_with, "state": ground.kept("search"), "stage": ground.stage}
+    searched = search_again(ground.model, subject, options, **known)
+    runs = ground.runs()
+    what = (ground.model, runs, ground.metric, subject.circuit)
+    clusters, few = Clusters.of(ground.task.pairs), {"seed": options.seed, "quick": options.quick}
+    asked = HypothesisOptions(n_random=options.n_tested, **few)
+    more: dict[str, Any] = {"clusters": clusters, "state": ground.kept("tests"), "progress": ground.stage("tests")}
+    tests = hypothesis_tests(*what, asked, **more)
+    more |= {"state": ground.kept("complete"), "progress": ground.stage("completeness")}
+    complete = completeness_report(*what, CompletenessOptions(**few), **more)
+    view = _pair_by_pair(ground, runs, _same_pairs(ground, searched.scores), quiet)
+    return Battery(tests, complete, _transfers(ground), view, quiet, searched)
+
+
+def _pair_by_pair(ground: Ground, runs: KeptRuns, known: PairScores | None, quiet: NullRun | None) -> PairsView:
+    """The circuit on every pair alone, and groups of pairs that use other edges."""
+    model, task, metric, options = ground.model, ground.task, ground.metric, ground.options
+    circuit, record = ground.subject.circuit, ground.subject.record
+    method = {"scores": "eap"} if options.quick else (record or {}).get("method")
+    scores = known or scores_of(model, task, metric, method=method, stage=ground.stage, **ground.how)
+    watch = Rounding(model, metric)
+    return pairs_view(
+        measured_pairs(model, runs(), metric, circuit, watch=watch),
         task.pairs,
         circuit,
         scores=scores,
         rule=rule_of(record),
-        divergences=divergences_of(pairs(), swapped=measured.swap_rows),
+        divergences=divergences_of(runs(), swapped=metric.swap_rows),
         sigma_0=None if quiet is None else quiet.sigma_0,
         rounding=watch.floor,
-        n_draws=QUICK_DRAWS if quick else DRAWS,
-        seed=seed,
-        progress=stage("groups of pairs"),
-    )
-    return Battery(
-        tests, complete, _transfers(model, task, circuit, measured, by, how, common, stage), view, quiet, searched
+        n_draws=QUICK_DRAWS if options.quick else DRAWS,
+        seed=options.seed,
+        progress=ground.stage("groups of pairs"),
     )
 
 
-def _transfers(
-    model: Model,
-    task: Task,
-    circuit: Circuit,
-    metric: Metric,
-    by: Sequence[str] | None,
-    how: Mapping[str, Any],
-    common: Mapping[str, Any],
-    stage: Callable[[str], Progress],
-) -> dict[str, tuple[Transfer, ...]]:
+def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
     """On all pairs, and on those of every value of the keys."""
     found: dict[str, tuple[Transfer, ...]] = {}
-    for key in ("pairs", *(_axes(task) if by is None else by)):
-        parts = {"all": task} if key == "pairs" else task.groups(key)
-        grounds = {value: pairs_of(model, part, metric, **how) for value, part in parts.items()}
+    by = ground.options.by
+    for key in ("pairs", *(_axes(ground.task) if by is None else by)):
+        parts = {"all": ground.task} if key == "pairs" else ground.task.groups(key)
+        grounds = {value: pairs_of(ground.model, part, ground.metric, **ground.how) for value, part in parts.items()}
         clusters = {value: Clusters.of(part.pairs) for value, part in parts.items()}
-        more = {"clusters": clusters, "n_outside": 3 if common["quick"] else 10, "seed": common["seed"]}
-        tell = stage("transfer" if key == "pairs" else f"transfer by {key}")
-        found[key] = transfer(model, circuit, grounds, metric, progress=tell, **more)
+        more = {"clusters": clusters, "n_outside": 3 if ground.options.quick else 10, "seed": ground.options.seed}
+        tell = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
+        found[key] = transfer(ground.model, ground.subject.circuit, grounds, ground.metric, progress=tell, **more)
     return found
 
 
-def _same_pairs(
-    scores: PairScores | None,
-    search: Task | None,
-    record: Mapping[str, Any] | None,
-    task: Task,
-    setting: Mapping[str, Any],
-) -> PairScores | None:
+def _same_pairs(ground: Ground, scores: PairScores | None) -> PairScores | None:
     """The search's scores, where these are its pairs and its setting."""
-    if scores is None or search is None or record is None:
+    record, search = ground.subject.record, ground.subject.search
+    if scores is None or search is None or record is None or ground.ablation is not None:
         return None
     about = record["task"]
-    own = {"metric": about["metric"], "ablation": record["ablation"] == "corrupt", "align": about["align"]}
+    own = (about["metric"], record["ablation"], about["align"])
     searched = search.where(**about.get("where", {})).of_split(about["split"])
-    return scores if own == setting and setting["ablation"] and searched.pairs == task.pairs else None
+    same = own == (ground.metric.name, "corrupt", ground.options.align)
+    return scores if same and searched.pairs == ground.task.pairs else None
 
 
 def with_evaluation(

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.discovery import ablation_for, batches_of
+from persona_circuits.circuit.assessment.options import EvaluationOptions
+from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, batches_of
 from persona_circuits.circuit.evaluation import PairScores, Rule, pair_scores
 from persona_circuits.circuit.evaluation.stability import (
-    N_RESAMPLES,
     StabilityReport,
     order_dependence,
     order_report,
@@ -34,16 +34,15 @@ from persona_circuits.circuit.task import Task
 from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
-    "ORDERS",
+    "NOT_SEARCHED",
     "Searched",
+    "Subject",
     "marked_record",
     "rule_of",
     "scores_of",
     "search_again",
 ]
 
-ORDERS = 3
-"""Random orders in which ACDC is repeated."""
 QUICK_RESAMPLES, QUICK_EDGES = 100, 600
 """With ``quick``: resamples, and edges to try up to which ACDC is repeated, in one random order."""
 
@@ -57,48 +56,52 @@ class Searched:
     reason: str = ""
 
 
+NOT_SEARCHED = Searched(None, reason="it is not said how the circuit was found")
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A circuit that is put to the test; if known, the ``record`` in its file, and its ``search``'s whole pair file."""
+
+    circuit: Circuit
+    record: Mapping[str, Any] | None = None
+    search: Task | None = None
+
+
 def search_again(
     model: Model,
-    task: Task,
-    circuit: Circuit,
-    record: Mapping[str, Any],
+    subject: Subject,
+    options: EvaluationOptions,
     *,
-    n_resamples: int = N_RESAMPLES,
-    n_orders: int = ORDERS,
-    batch_size: int = 32,
-    seed: int = 0,
-    quick: bool = False,
+    ablation: Ablation | None = None,
     state: Path | None = None,
     stage: Stage | None = None,
 ) -> Searched:
-    """The stability of the circuit that ``record`` is the file of.
+    """The stability of a circuit, whose record says which pairs of its search's file were searched on.
 
-    Parameters
-    ----------
-    task
-        The whole pair file of the search; the record says which of its pairs were searched on.
-    n_resamples, n_orders
-        Resamples of the pairs for circuits made of scores, random orders for ACDC; 0 orders leave ACDC out.
-    quick
-        At most 100 resamples, and one order where ACDC has at most 600 edges to try.
-    state
-        Beside this path ACDC keeps its state, to go on from after a stop.
+    ``ablation`` is that of the record, where it is made already. ``state``: beside this path ACDC keeps its state, to
+    go on from after a stop. With ``options.quick`` there are at most 100 resamples, and one order where ACDC has at
+    most 600 edges to try.
 
     Raises
     ------
     OptionError, TaskError
         The pairs do not fit the model, or a number is impossible.
     """
+    task, circuit, record = subject.search, subject.circuit, subject.record
+    if task is None or record is None:
+        return NOT_SEARCHED
     stage = stage or untold_stage
     reason = _not_repeatable(model, task, record)
     if reason:
         return Searched(None, reason=reason)
     about = record["task"]
     train = task.where(**about.get("where", {})).of_split(about["split"])
-    how: dict[str, Any] = {"method": record["method"], "align": about["align"], "batch_size": batch_size}
-    how |= {"ablation": _ablation(model, task, record, batch_size), "stage": stage}
+    how: dict[str, Any] = {"method": record["method"], "align": about["align"], "batch_size": options.batch_size}
+    setting = MeasureOptions(train_split=about["split"], batch_size=options.batch_size).settled(record)
+    how |= {"ablation": ablation or ablation_for(model, task, setting), "stage": stage}
     if record["method"]["prune"] in ("acdc", "eap-acdc"):
-        return _orders(model, train, circuit, record, n_orders, seed, quick, state, how)
+        return _orders(model, train, circuit, record, options, state, how)
     if record["method"]["scores"] == "random":
         return Searched(None, reason="random scores do not depend on the pairs, so there is nothing to resample")
     scores = scores_of(model, train, METRICS[about["metric"]], **how)
@@ -107,8 +110,8 @@ def search_again(
         circuit,
         Rule.of_record(record["method"]),
         clusters=Clusters.of(train.pairs),
-        n_resamples=min(n_resamples, QUICK_RESAMPLES) if quick else n_resamples,
-        seed=seed,
+        n_resamples=min(options.n_resamples, QUICK_RESAMPLES) if options.quick else options.n_resamples,
+        seed=options.seed,
         progress=stage("circuits of resampled pairs"),
     )
     return Searched(report, scores)
@@ -178,24 +181,13 @@ def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:
     """Why this model and pair file cannot repeat the search; empty where they can."""
     if task.sha256 != record["task"]["sha256"]:
         return f"{task.source} is not the file that the circuit was found on, so its search is not repeated"
+    if record["task"]["metric"] not in METRICS:
+        return (
+            f"the circuit was found with a metric of its own, {record['task']['metric']}, so its search is not repeated"
+        )
     if model.fingerprint != record["model"]["fingerprint"]:
         return f"the circuit was found in other weights than {model.name} has, so its search is not repeated"
     return ""
-
-
-def _ablation(model: Model, task: Task, record: Mapping[str, Any], batch_size: int) -> Any:
-    about = record["task"]
-    return ablation_for(
-        record["ablation"],
-        model,
-        task,
-        metric=about["metric"],
-        align=about["align"],
-        where=about.get("where", {}),
-        train_split=about["split"],
-        batch_size=batch_size,
-        seed=record["seed"],
-    )
 
 
 def _orders(
@@ -203,13 +195,12 @@ def _orders(
     train: Task,
     circuit: Circuit,
     record: Mapping[str, Any],
-    n_orders: int,
-    seed: int,
-    quick: bool,
+    options: EvaluationOptions,
     state: Path | None,
     how: Mapping[str, Any],
 ) -> Searched:
     """ACDC again in random orders, from the same start."""
+    n_orders = options.orders
     method, metric = record["method"], METRICS[record["task"]["metric"]]
     start, scores = None, None
     if method["prune"] == "eap-acdc":
@@ -218,15 +209,15 @@ def _orders(
         scores = scores_of(model, train, metric, **how)
         start = threshold(scores.mean(), method["tau"])
     n_tried = model.graph.n_edges if start is None else len(start)
-    if quick:
+    if options.quick:
         n_orders = min(n_orders, 1 if n_tried <= QUICK_EDGES else 0)
     if not n_orders:
         why = f"ACDC, with {n_tried:,} edges to try, is not repeated in other orders"
-        return Searched(None, scores, f"{why} with --quick" if quick else why)
+        return Searched(None, scores, f"{why} with --quick" if options.quick else why)
     groups = batches_of(model, train, metric, align=how["align"], batch_size=how["batch_size"])
     prepared = list(prepare_each(model, groups, how["ablation"]))
     more: dict[str, Any] = {
-        "seed": seed,
+        "seed": options.seed,
         "state": state,
         "progress": how["stage"](f"ACDC in {n_orders} other order(s)"),
     }

@@ -1,6 +1,6 @@
 """Scores of edges: EAP, EAP-IG, exact patching, and persona grids."""
 
-from persona_circuits.circuit.attribution.eap import ACTIVATIONS, IG_RULES, eap, eap_ig
+from persona_circuits.circuit.attribution.eap import ACTIVATIONS, IG_RULES, eap, eap_by_definition, eap_ig
 from persona_circuits.circuit.attribution.exact import exact
 from persona_circuits.circuit.attribution.grid import (
     Grid,
@@ -37,6 +37,7 @@ __all__ = [
     "activation_cost",
     "completeness_of",
     "eap",
+    "eap_by_definition",
     "eap_ig",
     "exact",
     "grid_eap",

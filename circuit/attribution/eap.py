@@ -11,6 +11,8 @@ averaged over prompts. Neither split copies of the residual stream nor gradients
 of parameters are taken: the gradient at a head's stream is the norm's Jacobian
 transposed times W_Q g_q, and all edges into a layer are one matrix product.
 
+``eap_by_definition`` is both of the first two written out; ``eap`` and ``eap_ig`` give the same numbers from less work.
+
 A score is a sum over prompts and positions, so it can be given in parts: per
 prompt, or per named part of the prompts.
 """
@@ -27,12 +29,15 @@ from torch import Tensor
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution.gradients import Ends, differentiated, gradients_at_slots
+from persona_circuits.circuit.choices import ACTIVATIONS, IG_RULES
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import (
     Ablation,
     Prefix,
+    Prepared,
     Run,
     Written,
+    bare,
     changes,
     corrupt,
     first_difference,
@@ -43,6 +48,7 @@ from persona_circuits.circuit.forward import (
     run,
     targets_of,
 )
+from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Context, Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
@@ -55,6 +61,7 @@ __all__ = [
     "BLOCK_BYTES",
     "IG_RULES",
     "eap",
+    "eap_by_definition",
     "eap_ig",
     "fitting",
     "gradient_passes",
@@ -64,34 +71,111 @@ __all__ = [
     "scores_at",
 ]
 
-IG_RULES = ("midpoint", "authors")
-ACTIVATIONS = ("float32", "bfloat16")
 SHORT: dict[str, Any] = {"contributions": False, "answer_only": True}
 """A run of which only what it wrote and what the answer depends on is wanted."""
 BLOCK_BYTES = 1 << 26
 """Least bound on the gradients at heads' streams that are held at a time, where none is given."""
 
 
+def eap_by_definition(
+    model: Model, batches: Sequence[Batch], metric: Metric, points: Sequence[float] = (1.0,)
+) -> Scores:
+    """Edge attribution patching as it is defined (Syed et al. 2023, arXiv:2310.10348), in plain autograd.
+
+        score(s -> d) = (corrupt output of s - clean output of s) . gradient of m at the input of d
+
+    summed over positions, averaged over prompts. The gradient is taken at the clean run; with other ``points`` it is
+    averaged over runs from between the corrupt (0) and the clean (1) embeddings (EAP-IG, arXiv:2403.17806).
+
+    Nobody needs it but a reader and the tests: every head has a copy of the stream for each of q, k and v. Prompts
+    are not padded, and cut edges carry the corrupt prompt's value.
+    """
+    graph, total = model.graph, np.zeros(model.graph.valid.shape)
+    for batch in batches:
+        embedded, context = model.start(batch.clean)
+        clean, logits, _ = _read_apart(model, embedded, context)
+        corrupt, _, _ = _read_apart(model, *model.start(batch.corrupt))
+        for point in points:
+            between = corrupt[0] + point * (clean[0] - corrupt[0])
+            _, at_point, inputs = _read_apart(model, between, context)
+            m = metric(at_point, targets_of(batch, logits)).sum()
+            for slot, gradient in enumerate(torch.autograd.grad(m, inputs)):
+                n = graph.n_reaching(slot)
+                of_sources = torch.einsum("sbpd,bpd->s", corrupt[:n] - clean[:n], gradient)
+                total[:n, slot] += of_sources.cpu().double().numpy() / len(points)
+    return Scores(graph, total / sum(len(batch) for batch in batches))
+
+
+def _read_apart(
+    model: Model, embedded: Float[Tensor, "batch pos d_model"], context: Context
+) -> tuple[Float[Tensor, "src batch pos d_model"], Float[Tensor, "batch vocab"], list[Tensor]]:
+    """What every source writes, the logits, and what every slot reads, each a copy of the stream."""
+    stream = embedded.detach().requires_grad_()
+    written, inputs = [stream], []
+
+    def read(x: Tensor) -> Tensor:
+        inputs.append(x.clone())
+        return inputs[-1]
+
+    with torch.enable_grad():
+        for block in model.blocks:
+            heads = [
+                [block.project(slot, block.attn_norm(read(stream)))[:, :, head] for head in range(model.graph.n_heads)]
+                for slot in SLOTS
+            ]
+            z = block.attention(*(torch.stack(of_slot, dim=2) for of_slot in heads), context)
+            after = stream + block.attn_out(z)
+            mlp = block.mlp(read(stream if block.parallel else after))
+            written += [*block.head_results(z), mlp]
+            stream = after + mlp
+        return torch.stack(written).detach(), model.unembed(read(stream)[:, -1]), inputs
+
+
 def eap(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     *,
     ablation: Ablation | None = None,
     max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """Edge attribution patching: two forward passes and one backward pass for all edges.
+    """Edge attribution patching (arXiv:2310.10348): two forward passes, one backward pass for all edges.
 
-    Raises:
-        OptionError: the metric's gradient is zero at the clean run (KL).
+    Parameters
+    ----------
+    batches
+        Of ``batches``, or prepared ones with the same ablation, whose plain runs are then not made again.
+    metric
+        One of ``METRICS``; a score is in its unit.
+    ablation
+        What a cut edge carries; the corrupt prompt's value by default.
+    max_bytes
+        Bound on the gradients at heads' streams that are held at a time.
+    progress
+        Called with the batches done and of all.
+
+    Returns
+    -------
+    A score for every edge, float64 ``[n_src, n_dst]``: an estimate of m(edge corrupted) - m(clean), mean over prompts.
+
+    Raises
+    ------
+    OptionError
+        The metric's gradient is zero at the clean run (KL).
+
+    Examples
+    --------
+    >>> scores = eap(model, batches(encode(task, model), 8, "cpu"), METRICS["logit-diff"])
+    >>> scores
+    Scores(110 edges, the strongest a1.h3->logits -4)
     """
     return _whole(model, batches, metric, points_of(metric, "eap", 1, "midpoint"), ablation, max_bytes, progress)
 
 
 def eap_ig(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     *,
     steps: int = 5,
@@ -100,15 +184,35 @@ def eap_ig(
     max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """EAP with the gradient averaged over ``steps`` points between ablated and clean embeddings.
+    """EAP with the gradient averaged between ablated and clean embeddings (arXiv:2403.17806).
 
-    ``rule="midpoint"`` takes the points (k - 1/2)/steps, k = 1..steps; ``"authors"``
-    takes (k - 1)/steps, from the ablated end on, as the published code does. The
-    scores of the edges that leave ``input`` sum to m(corrupt) - m(clean) in the limit
-    of many steps (with the corrupt ablation; others change more than the embeddings).
+    The scores of the edges that leave ``input`` sum to m(corrupt) - m(clean) in the limit of many steps (with the
+    corrupt ablation; others change more than the embeddings).
 
-    Raises:
-        OptionError: ``steps`` is less than one or the rule is unknown.
+    Parameters
+    ----------
+    batches, metric, ablation, max_bytes, progress
+        As for ``eap``.
+    steps
+        Points at which the gradient is taken.
+    rule
+        ``"midpoint"``: (k - 1/2)/steps, k = 1..steps; ``"authors"``: (k - 1)/steps, from the ablated end on, as the
+        published code does.
+
+    Returns
+    -------
+    A score for every edge, as of ``eap``.
+
+    Raises
+    ------
+    OptionError
+        ``steps`` is less than one or the rule is unknown.
+
+    Examples
+    --------
+    >>> scores = eap_ig(model, batches(encode(task, model), 8, "cpu"), METRICS["logit-diff"], steps=3)
+    >>> round(scores["a1.h3->logits"], 2)
+    -4.0
     """
     return _whole(model, batches, metric, points_of(metric, "eap-ig", steps, rule), ablation, max_bytes, progress)
 
@@ -131,24 +235,33 @@ def points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[float
 
 def gradient_passes(
     model: Model,
-    batch: Batch,
+    batch: Batch | Prepared,
     metric: Metric,
     points: tuple[float, ...] | None,
     ablation: Ablation | None,
     first: int,
     use: Callable[[Ends, Tensor, float], None],
 ) -> None:
-    """Call ``use`` per point with the differentiated run, delta from position ``first`` on, and the point's share."""
+    """Call ``use`` per point with the differentiated run, delta from position ``first`` on, and the point's share.
+
+    Plain runs that a prepared batch holds are not made again.
+    """
+    item, batch = batch if isinstance(batch, Prepared) else None, bare(batch)
     if not is_unpadded(batch, ablation):
-        _general_passes(model, batch, metric, points, ablation or corrupt, use)
+        _general_passes(model, batch, item, metric, points, ablation or corrupt, use)
     elif points is None:
-        _one_pass(model, batch, metric, first, use)
+        _one_pass(model, batch, item, metric, first, use)
     else:
-        _passes_between(model, batch, metric, points, first, use)
+        _passes_between(model, batch, item, metric, points, first, use)
 
 
 def _one_pass(
-    model: Model, batch: Batch, metric: Metric, first: int, use: Callable[[Ends, Tensor, float], None]
+    model: Model,
+    batch: Batch,
+    item: Prepared | None,
+    metric: Metric,
+    first: int,
+    use: Callable[[Ends, Tensor, float], None],
 ) -> None:
     """At the clean run.
 
@@ -157,7 +270,10 @@ def _one_pass(
     """
     embedded, context = model.start(batch.clean)
     n_late = embedded.shape[1] - first
-    before, other = prefix_of(model, batch.clean[:, :first]), None
+    if item is None:
+        before, other = prefix_of(model, batch.clean[:, :first]), None
+    else:
+        before, other = item.before, item.corrupt.written.answer_only().late(n_late)
     if first and before is None and len(_shared_prompts(batch)[1]) == len(batch):
         with torch.no_grad():
             at = run(model, *model.start(batch.corrupt), **SHORT)
@@ -179,20 +295,23 @@ def _one_pass(
 def _passes_between(
     model: Model,
     batch: Batch,
+    item: Prepared | None,
     metric: Metric,
     points: tuple[float, ...],
     first: int,
     use: Callable[[Ends, Tensor, float], None],
 ) -> None:
     """Between the corrupt and the clean embeddings, from the first position at which these differ on."""
-    embedded, context = model.start(batch.clean)
-    with torch.no_grad():
-        clean = run(model, embedded, context, **SHORT)
-    check_finite(clean.logits, batch.name)
-    targets, before, embedded = targets_of(batch, clean.logits), Prefix.of(clean, first), embedded[:, first:]
-    written = clean.written.late(embedded.shape[1])
+    clean = _clean_run(model, batch) if item is None else item.clean
+    n_late = clean.streams[0].shape[1] - first
+    embedded, context = clean.streams[0][:, first:], clean.context
+    targets, before = targets_of(batch, clean.logits), Prefix.of(clean, first)
+    written = clean.written.late(n_late) if item is None else clean.written.answer_only().late(n_late)
     del clean
-    other = _corrupt_written(model, batch, written, before)
+    if item is None:
+        other = _corrupt_written(model, batch, written, before)
+    else:
+        other = item.corrupt.written.answer_only().late(n_late)
     start, delta = other.embedded, changes(model, written, other)
     del written, other
     for point in points:
@@ -201,24 +320,37 @@ def _passes_between(
         del ends  # not held beside the next graph
 
 
+def _clean_run(model: Model, batch: Batch) -> Run:
+    embedded, context = model.start(batch.clean)
+    with torch.no_grad():
+        clean = run(model, embedded, context, **SHORT)
+    check_finite(clean.logits, batch.name)
+    return clean
+
+
 def _general_passes(
     model: Model,
     batch: Batch,
+    item: Prepared | None,
     metric: Metric,
     points: tuple[float, ...] | None,
     ablation: Ablation,
     use: Callable[[Ends, Tensor, float], None],
 ) -> None:
     """The same for any ablation and for rows that are padded, of all positions."""
-    embedded, context = model.start(batch.clean, batch.clean_padding)
-    with torch.set_grad_enabled(points is None):
-        clean = run(model, embedded.detach().requires_grad_(points is None), context)
-    check_finite(clean.logits, batch.name)
+    if item is not None and points is not None:
+        clean = item.clean
+    else:
+        embedded, context = model.start(batch.clean, batch.clean_padding)
+        with torch.set_grad_enabled(points is None):
+            clean = run(model, embedded.detach().requires_grad_(points is None), context)
+        check_finite(clean.logits, batch.name)
     targets = targets_of(batch, clean.logits)
     ends = _differentiated(model, clean, metric, targets) if points is None else None
     clean = clean.without_graph()
-    ablated = ablation(model, batch, clean)
-    start, delta = ablated.streams[0], ablated.contributions - clean.contributions
+    ablated = ablation(model, batch, clean) if item is None else item.ablated
+    embedded, context, start = clean.streams[0], clean.context, ablated.streams[0]
+    delta = ablated.contributions - clean.contributions
     del clean, ablated
     if ends is not None:
         use(ends, delta, 1.0)
@@ -284,14 +416,14 @@ def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:
 
 def _whole(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     points: tuple[float, ...] | None,
     ablation: Ablation | None,
     max_bytes: int | None,
     progress: Progress | None,
 ) -> Scores:
-    def of_batch(batch: Batch) -> np.ndarray:
+    def of_batch(batch: Batch | Prepared) -> np.ndarray:
         first = first_difference(batch, ablation)
         total = np.zeros(model.graph.valid.shape)
 
@@ -310,11 +442,12 @@ def _whole(
 
 
 def fitting(
-    model: Model, batch: Batch, points: tuple[float, ...] | None, ablation: Ablation | None
-) -> tuple[Batch, ...]:
+    model: Model, batch: Batch | Prepared, points: tuple[float, ...] | None, ablation: Ablation | None
+) -> tuple[Batch | Prepared, ...]:
     """The batch, or parts of it whose scores fit the model's budget."""
     if model.budget is None:
         return (batch,)
+    batch = bare(batch)
     steps = None if points is None else len(points)
     return batch.parts(model.budget.score_rows(batch.n_tokens, steps=steps, plain=is_plain(batch, ablation)))
 
@@ -354,7 +487,7 @@ def scores_at(
     return np.where(graph.valid, scores.numpy(), 0.0)
 
 
-def n_rows_of(batches: Sequence[Batch]) -> int:
+def n_rows_of(batches: Sequence[Batch | Prepared]) -> int:
     """Of all processes."""
     return int(ranks.summed(np.array([sum(len(batch) for batch in batches)], dtype=np.float64))[0])
 

@@ -9,7 +9,7 @@ import numpy as np
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution.eap import n_rows_of, report
 from persona_circuits.circuit.attribution.parts import ScoreParts
-from persona_circuits.circuit.forward import Ablation, measure_rows, prepare_each
+from persona_circuits.circuit.forward import Ablation, Prepared, measure_rows, prepare_each
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
@@ -26,13 +26,31 @@ __all__ = [
 
 def exact(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     *,
     ablation: Ablation | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """m(edge ablated) - m(clean) for every edge, by a patched pass from the edge's layer on."""
+    """Exact patching: m(edge ablated) - m(clean) for every edge, by a patched pass from the edge's layer on.
+
+    Parameters
+    ----------
+    batches, metric, ablation
+        As for ``eap``.
+    progress
+        Called with the edges done and of all, over all batches.
+
+    Returns
+    -------
+    The score of every edge, in the metric's unit, mean over prompts; nothing of it is an estimate.
+
+    Examples
+    --------
+    >>> scores = exact(model, batches(encode(task, model), 8, "cpu"), METRICS["logit-diff"])
+    >>> round(scores["a1.h3->logits"], 2)
+    -4.0
+    """
     graph = model.graph
     total, done = np.zeros(graph.valid.shape), 0
     for item in prepare_each(model, batches, ablation):
@@ -46,7 +64,11 @@ def exact(
 
 
 def exact_rows(
-    model: Model, batches: Sequence[Batch], metric: Metric, ablation: Ablation | None, progress: Progress | None
+    model: Model,
+    batches: Sequence[Batch | Prepared],
+    metric: Metric,
+    ablation: Ablation | None,
+    progress: Progress | None,
 ) -> ScoreParts:
     """What ``exact`` averages, row by row."""
     graph, done = model.graph, 0

@@ -27,8 +27,9 @@ from persona_circuits.circuit.attribution.eap import (
 from persona_circuits.circuit.attribution.exact import exact, exact_rows, rows_of_all
 from persona_circuits.circuit.attribution.gradients import Ends
 from persona_circuits.circuit.attribution.parts import PARTS, ScoreParts
+from persona_circuits.circuit.choices import METHODS
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import Ablation, first_difference, in_halves
+from persona_circuits.circuit.forward import Ablation, Prepared, bare, first_difference, in_halves
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
@@ -47,12 +48,10 @@ __all__ = [
     "score_parts",
 ]
 
-METHODS = ("eap", "eap-ig", "exact", "random")
-
 
 def score(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     *,
     method: str = "eap-ig",
@@ -87,7 +86,7 @@ def score(
 
 def score_parts(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     *,
     by: str,
@@ -108,13 +107,13 @@ def score_parts(
     if by not in PARTS or method not in ("eap", "eap-ig"):
         raise OptionError(f"scores per {by} of --method {method}: expected row or span, of eap or eap-ig")
     points = points_of(metric, method, steps, rule)
-    names = _part_names(batches, by)
+    names = _part_names([bare(batch) for batch in batches], by)
     values = np.zeros((len(names), *model.graph.valid.shape), dtype=np.float32 if by == "row" else np.float64)
     n_rows = n_rows_of(batches)
     place = {name: i for i, name in enumerate(names)}
 
-    def of_batch(batch: Batch) -> np.ndarray:
-        cells, first = _cells_of(batch, by), first_difference(batch, ablation)
+    def of_batch(batch: Batch | Prepared) -> np.ndarray:
+        cells, first = _cells_of(bare(batch), by), first_difference(batch, ablation)
         total = np.zeros((len(cells), *model.graph.valid.shape))
         masks = [mask[:, first:] for _, mask in cells]
 
@@ -191,7 +190,7 @@ class Completeness:
 
 
 def completeness_of(
-    scores: Scores, batches: Sequence[Batch], whole: float, *, steps: int, ablation: str = "corrupt"
+    scores: Scores, batches: Sequence[Batch | Prepared], whole: float, *, steps: int, ablation: str = "corrupt"
 ) -> Completeness:
     """How far EAP-IG's scores miss ``-whole``, m(full) - m(empty) on the same prompts, at no further pass.
 
@@ -202,14 +201,19 @@ def completeness_of(
     moved = {"corrupt": "corrupt_to_clean", "neutral": "neutral_to_clean"}.get(ablation)
     if moved is None:
         return Completeness(steps, attributed, reason=f"--ablation {ablation} changes more than the embeddings")
-    if any(getattr(batch, moved) is not None for batch in batches):
+    if any(getattr(batch, moved) is not None for batch in map(bare, batches)):
         return Completeness(steps, attributed, reason="prompts of unequal length are moved onto each other's places")
     gap = abs(attributed + whole) / abs(whole) if whole else None
     return Completeness(steps, attributed, -whole, gap, "" if whole else "the ablation has no effect")
 
 
 def random_scores(graph: Graph, *, seed: int) -> Scores:
-    """Standard normal scores, the control."""
+    """Standard normal scores, the control.
+
+    Returns
+    -------
+    A score for every edge; the same seed gives the same ones.
+    """
     return Scores(graph, np.random.default_rng(seed).standard_normal(graph.valid.shape))
 
 

@@ -1,16 +1,8 @@
-"""The search for a circuit, from prompt pairs to a circuit with its record."""
+"""The search for a circuit, from prompt pairs to a circuit with its record.
 
-from persona_circuits.circuit.discovery.options import Options
-from persona_circuits.circuit.discovery.search import Discovery, discover, evaluate_on
-from persona_circuits.circuit.discovery.tasks import ablation_for, batches_of, pairs_of, split_of
+Every name is imported when it is first used; ``__init__.pyi`` beside this file says where each is from.
+"""
 
-__all__ = [
-    "Discovery",
-    "Options",
-    "ablation_for",
-    "batches_of",
-    "discover",
-    "evaluate_on",
-    "pairs_of",
-    "split_of",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

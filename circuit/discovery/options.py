@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, TypeVar
 
-from persona_circuits.circuit.attribution import ACTIVATIONS, IG_RULES, METHODS
+from persona_circuits.circuit.choices import (
+    ABLATIONS,
+    ACTIVATIONS,
+    ALIGNMENTS,
+    METHODS,
+    METRIC_NAMES,
+    PRUNERS,
+    THRESHOLD_UNITS,
+)
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation.curves import check_target
-from persona_circuits.circuit.forward import ABLATIONS
-from persona_circuits.circuit.options import PlainNumbers
-from persona_circuits.circuit.pruning import PRUNERS, check_tau
-from persona_circuits.circuit.task import ALIGNMENTS
-from persona_circuits.metrics import METRICS
+from persona_circuits.circuit.options import (
+    AblationName,
+    Alignment,
+    AnyMetric,
+    BatchSize,
+    IgRule,
+    MetricName,
+    Option,
+    PlainNumbers,
+    RandomCircuits,
+    Seed,
+    Steps,
+    Where,
+    check_choices,
+)
 
 __all__ = [
     "ORDERS",
+    "MeasureOptions",
     "Options",
 ]
 
@@ -23,6 +43,7 @@ ORDERS = {
     "top-n": "|score|, largest first",
     "greedy": "|score|, largest first, backward from logits",
 }
+Measures = TypeVar("Measures", bound="MeasureOptions")
 
 
 @dataclass(frozen=True)
@@ -35,27 +56,43 @@ class Options(PlainNumbers):
     the training pairs. ``sweep`` measures nested circuits over thresholds besides.
     """
 
-    method: str = "eap-ig"
-    prune: str = "threshold"
-    threshold: float | None = None
-    threshold_on: str = "share"
-    top_n: int | None = None
-    target_faithfulness: float | None = None
-    sweep: bool = False
-    metric: str = "persona-divergence"
-    ablation: str = "corrupt"
-    align: str = "equal"
-    by_span: bool = False
-    activations: str = "float32"
-    steps: int = 5
-    ig_rule: str = "midpoint"
-    seed: int = 0
-    batch_size: int = 32
-    candidates: int | None = None
-    n_random: int = 10
-    train_split: str | None = None
-    eval_split: str | None = None
-    where: tuple[tuple[str, str], ...] = ()
+    method: Annotated[str, Option("How edges are scored.", choices=METHODS)] = "eap-ig"
+    prune: Annotated[str, Option("How the circuit is chosen.", choices=PRUNERS)] = "threshold"
+    threshold: Annotated[float | None, Option("For threshold, acdc, eap-acdc. (default: 0.003 of the divergence)")] = (
+        None
+    )
+    threshold_on: Annotated[
+        str, Option("Threshold in the metric's units, or as a share of |D|.", choices=THRESHOLD_UNITS)
+    ] = "share"
+    top_n: Annotated[int | None, Option("Edges to keep, for top-n and greedy.")] = None
+    target_faithfulness: Annotated[
+        float | None,
+        Option("Instead of a size: the smallest circuit by |score| that reaches it on the training pairs."),
+    ] = None
+    sweep: Annotated[bool, Option("Nested circuits over thresholds too: size against faithfulness.")] = False
+    metric: MetricName = "persona-divergence"
+    ablation: AblationName = "corrupt"
+    align: Alignment = "equal"
+    by_span: Annotated[bool, Option("Scores by part of the prompt too, and where the contrast persists.")] = False
+    activations: Annotated[
+        str, Option("Format of matrix products of the scores; what it costs is printed.", choices=ACTIVATIONS)
+    ] = "float32"
+    steps: Steps = 5
+    ig_rule: IgRule = "midpoint"
+    candidates: Annotated[
+        int | None,
+        Option("Edges that ACDC tries per pass; the result is the same. (default: what fits one, at most 8; GPU: 128)"),
+    ] = None
+    train_split: Annotated[str | None, Option("Pairs to search on. (default: train, or all if no split is named)")] = (
+        None
+    )
+    eval_split: Annotated[str | None, Option("Pairs to measure on. (default: test, or all if no split is named)")] = (
+        None
+    )
+    where: Where = ()
+    n_random: RandomCircuits = 10
+    seed: Seed = 0
+    batch_size: BatchSize = 32
 
     DEFAULT_SHARE = 0.003
 
@@ -65,27 +102,19 @@ class Options(PlainNumbers):
         Raises:
             OptionError: a value is unknown or impossible, or an option would have no effect.
         """
-        for name, value, allowed in (
-            ("method", self.method, METHODS),
-            ("prune", self.prune, PRUNERS),
-            ("threshold-on", self.threshold_on, ("score", "share")),
-            ("metric", self.metric, tuple(METRICS)),
-            ("ig-rule", self.ig_rule, IG_RULES),
-            ("ablation", self.ablation, ABLATIONS),
-            ("align", self.align, ALIGNMENTS),
-            ("activations", self.activations, ACTIVATIONS),
-        ):
-            if value not in allowed:
-                raise OptionError(f"--{name} {value!r} is not one of {', '.join(allowed)}")
+        check_choices(self)
         for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("candidates", self.candidates)):
             if number is not None and number < 1:
                 raise OptionError(f"--{name} must be at least 1, got {number}")
         if self.n_random < 0:
             raise OptionError(f"--n-random must not be negative, got {self.n_random}")
         self._check_size()
-        if METRICS[self.metric].flat_at_clean and self.method == "eap" and self.prune != "acdc":
+        from persona_circuits.circuit.discovery.own_metrics import metric_of
+
+        metric = metric_of(self.metric)
+        if metric.flat_at_clean and self.method == "eap" and self.prune != "acdc":
             raise OptionError(
-                f"--metric {self.metric} has zero gradient at the clean run, so plain EAP would score every edge "
+                f"--metric {metric.name} has zero gradient at the clean run, so plain EAP would score every edge "
                 "zero; use --method eap-ig or exact, or another --metric"
             )
         if self.by_span and (self.prune == "acdc" or self.method not in ("eap", "eap-ig")):
@@ -95,7 +124,7 @@ class Options(PlainNumbers):
         ):
             raise OptionError("--activations bfloat16 is for the scores of --method eap or eap-ig, without --by-span")
         if self.threshold is None and self._uses_threshold():
-            return Options(**{**asdict(self), "threshold": self.DEFAULT_SHARE})
+            return replace(self, threshold=self.DEFAULT_SHARE)
         return self
 
     def _uses_threshold(self) -> bool:
@@ -105,6 +134,8 @@ class Options(PlainNumbers):
         if self.sweep and self.prune == "acdc":
             raise OptionError("--sweep puts edges in the order of their scores, and --prune acdc has none")
         if self.target_faithfulness is not None:
+            from persona_circuits.circuit.evaluation.curves import check_target
+
             check_target(self.target_faithfulness)
             for name, given in (("threshold", self.threshold), ("top-n", self.top_n)):
                 if given is not None:
@@ -124,6 +155,8 @@ class Options(PlainNumbers):
             if self.top_n is not None:
                 raise OptionError(f"--top-n has no effect with --prune {self.prune}; use --threshold, or --prune top-n")
             if self.threshold is not None:
+                from persona_circuits.circuit.pruning import check_tau
+
                 check_tau(self.threshold)
             elif self.threshold_on == "score":
                 raise OptionError("--threshold-on score needs --threshold, in units of the metric")
@@ -131,3 +164,53 @@ class Options(PlainNumbers):
             raise OptionError(f"--prune {self.prune} needs --top-n, the number of edges to keep")
         elif self.threshold is not None:
             raise OptionError(f"--threshold has no effect with --prune {self.prune}; use --top-n, or --prune threshold")
+
+
+@dataclass(frozen=True)
+class MeasureOptions(PlainNumbers):
+    """What a circuit is measured with.
+
+    ``metric``, ``ablation``, ``align`` and ``where`` are the circuit's own where they are not given (``settled``).
+    Constants of an ablation are taken from ``train_split`` (``train`` if there is one, else all).
+    """
+
+    metric: Annotated[
+        AnyMetric | None, Option("What the circuit is to explain. (default: the circuit's)", choices=METRIC_NAMES)
+    ] = None
+    ablation: Annotated[
+        str | None, Option("What an edge outside the circuit carries. (default: the circuit's)", choices=ABLATIONS)
+    ] = None
+    align: str | None = None
+    split: Annotated[str | None, Option("Pairs to measure on. (default: test, or all)")] = None
+    train_split: str | None = None
+    where: Where = ()
+    n_random: RandomCircuits = 10
+    seed: Seed = 0
+    batch_size: BatchSize = 32
+
+    def settled(self: Measures, record: Mapping[str, Any] | None = None) -> Measures:
+        """With nothing left open: what is not given is as in the circuit's ``record``, else as a search has it."""
+        plain = Options()
+        about = record or {"task": {"metric": plain.metric, "align": plain.align}, "ablation": plain.ablation}
+        return replace(
+            self,
+            metric=self.metric or about["task"]["metric"],
+            ablation=self.ablation or about["ablation"],
+            align=self.align or about["task"]["align"],
+            where=self.where or tuple(about["task"].get("where", {}).items()),
+        )
+
+    def checked(self: Measures) -> Measures:
+        """These, settled.
+
+        Raises:
+            OptionError: a value is unknown or impossible.
+        """
+        check_choices(self)
+        if self.align not in (None, *ALIGNMENTS):
+            raise OptionError(f"--align {self.align!r} is not one of {', '.join(ALIGNMENTS)}")
+        if self.batch_size < 1:
+            raise OptionError(f"--batch-size must be at least 1, got {self.batch_size}")
+        if self.n_random < 0:
+            raise OptionError(f"--n-random must not be negative, got {self.n_random}")
+        return self.settled()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.attribution import Completeness
 from persona_circuits.circuit.discovery.options import ORDERS, Options
-from persona_circuits.circuit.evaluation import FaithfulnessReport
+from persona_circuits.circuit.discovery.stages import Controls, Effect, Measured, Pruned, Setting
+from persona_circuits.circuit.evaluation.curves import Smallest
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.task import Task
-from persona_circuits.metrics import METRICS, Metric
+from persona_circuits.metrics import Metric
 
 __all__ = [
     "description",
@@ -20,55 +21,18 @@ __all__ = [
 
 
 def description(
-    model: Model,
-    task: Task,
-    options: Options,
-    split: str,
-    n_pairs: int,
-    divergence: float,
-    tau: float | None,
-    reports: Sequence[FaithfulnessReport],
+    setting: Setting, task: Task, effect: Effect, pruned: Pruned, measured: Measured, controls: Controls
 ) -> dict[str, Any]:
-    metric = METRICS[options.metric]
-    scored = options.prune != "acdc"
-    uses_ig = scored and options.method == "eap-ig"
+    """What ``circuit.json`` holds about the circuit: model, pairs, method, faithfulness, versions."""
+    options = setting.options
     return {
-        "model": {
-            "name": model.name,
-            "revision": model.revision,
-            "dtype": model.format,
-            "fingerprint": model.fingerprint,
-            "n_layers": model.graph.n_layers,
-            "n_heads": model.graph.n_heads,
-            "parallel": model.graph.parallel,
-        },
-        "task": {
-            "source": task.source,
-            "sha256": task.sha256,
-            "split": split,
-            "n_pairs": n_pairs,
-            "metric": metric.name,
-            "unit": metric.unit,
-            "swap_rows": metric.swap_rows,
-            "align": options.align,
-            "where": dict(options.where),
-            "divergence": divergence,
-            **task.counts,
-        },
-        "method": {
-            "scores": options.method if scored else None,
-            "steps": options.steps if uses_ig else None,
-            "ig_rule": options.ig_rule if uses_ig else None,
-            "prune": options.prune,
-            "threshold": options.threshold,
-            "threshold_on": options.threshold_on if options.threshold is not None else None,
-            "tau": tau,
-            "top_n": options.top_n,
-        },
+        "model": _model(setting.model),
+        "task": _task(setting, task, effect.divergence),
+        "method": _method(options, effect.tau, pruned.smallest, controls.completeness),
         "ablation": options.ablation,
         "seed": options.seed,
-        "stamp": _stamp(options, metric, split),
-        "faithfulness": [report.as_dict() for report in reports],
+        "stamp": _stamp(options, setting.metric, setting.train.split),
+        "faithfulness": [report.as_dict() for report in measured.reports],
         "versions": _versions(),
         "computation": {
             "threads": torch.get_num_threads(),
@@ -76,6 +40,53 @@ def description(
             "processes": ranks.size(),
         },
     }
+
+
+def _model(model: Model) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "revision": model.revision,
+        "dtype": model.format,
+        "fingerprint": model.fingerprint,
+        "n_layers": model.graph.n_layers,
+        "n_heads": model.graph.n_heads,
+        "parallel": model.graph.parallel,
+    }
+
+
+def _task(setting: Setting, task: Task, divergence: float) -> dict[str, Any]:
+    metric = setting.metric
+    return {
+        "source": task.source,
+        "sha256": task.sha256,
+        "split": setting.train.split,
+        "n_pairs": len(setting.train.task.pairs),
+        "metric": metric.name,
+        "unit": metric.unit,
+        "swap_rows": metric.swap_rows,
+        "align": setting.options.align,
+        "where": dict(setting.options.where),
+        "divergence": divergence,
+        **task.counts,
+    }
+
+
+def _method(options: Options, tau: float | None, least: Smallest | None, summed: Completeness | None) -> dict[str, Any]:
+    scored = options.prune != "acdc"
+    uses_ig = scored and options.method == "eap-ig"
+    about = {
+        "scores": options.method if scored else None,
+        "steps": options.steps if uses_ig else None,
+        "ig_rule": options.ig_rule if uses_ig else None,
+        "prune": options.prune,
+        "threshold": options.threshold,
+        "threshold_on": options.threshold_on if options.threshold is not None else None,
+        "tau": tau,
+        "top_n": options.top_n,
+    }
+    if least is not None:
+        about |= {"prune": "top-n", "top_n": least.n, "target_faithfulness": least.target}
+    return about if summed is None else {**about, "completeness": summed.as_dict()}
 
 
 def _stamp(options: Options, metric: Metric, split: str) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.discovery.options import MeasureOptions
+from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, make_ablation, prepare_each
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
-from persona_circuits.metrics import METRICS, Metric
+from persona_circuits.metrics import Metric
 
 __all__ = [
     "ablation_for",
@@ -39,28 +41,17 @@ def named_ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stag
     return make_ablation(name, model, groups, progress=progress)
 
 
-def ablation_for(
-    name: str,
-    model: Model,
-    task: Task,
-    *,
-    metric: str,
-    align: str = "equal",
-    where: Mapping[str, str] | None = None,
-    train_split: str | None = None,
-    batch_size: int = 32,
-    seed: int = 0,
-    stage: Stage | None = None,
-) -> Ablation | None:
-    """The ablation of that name; its constants are of ``train_split`` (``train`` if there is one, else all pairs)."""
+def ablation_for(model: Model, task: Task, setting: MeasureOptions, stage: Stage | None = None) -> Ablation | None:
+    """The setting's ablation; its constants are of ``train_split`` (``train`` if there is one, else all pairs)."""
+    setting = setting.settled()
+    name, metric = str(setting.ablation), metric_of(setting.metric)
     source: Sequence[Row] = ()
     if name in CONSTANT:
-        task = task.where(**(where or {}))
-        train = task.of_split(split_of(task, train_split, "train"))
-        source = rows_of(encode(train, model, align=align), METRICS[metric])
-    return named_ablation(
-        name, model, batches(own_rows(source, METRICS[metric]), batch_size, model.device), stage or untold_stage
-    )
+        task = task.where(**dict(setting.where))
+        train = task.of_split(split_of(task, setting.train_split, "train"))
+        source = rows_of(encode(train, model, align=str(setting.align)), metric)
+    groups = batches(own_rows(source, metric), setting.batch_size, model.device)
+    return named_ablation(name, model, groups, stage or untold_stage)
 
 
 def pairs_of(

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
@@ -70,16 +70,23 @@ PNG_DPI, PNG_PIXELS, PNG_SIDE = 130.0, 24e6, 16000  # resolution, and what it gi
 
 @dataclass(frozen=True)
 class DrawReport:
-    """What was drawn: ``shown`` of the circuit's ``total`` edges, in the file ``path``."""
+    """What was drawn: ``shown`` of the circuit's ``total`` edges, in the file ``path``, or as the text ``svg``.
+
+    A notebook shows the picture where there is no file.
+    """
 
     shown: int
     total: int
-    path: Path
+    path: Path | None
+    svg: str | None = field(default=None, repr=False)
+
+    def _repr_svg_(self) -> str | None:
+        return self.svg
 
 
 def draw(
     circuit: Circuit,
-    path: str | Path,
+    path: str | Path | None = None,
     *,
     scores: Scores | None = None,
     strongest: int = 150,
@@ -89,33 +96,59 @@ def draw(
     scale: str = "|score|, in metric units",
     fringe: Circuit | None = None,
 ) -> DrawReport:
-    """Draw a circuit into a file; an existing file is replaced, in one step.
+    """Draw a circuit into a file, or for a notebook; an existing file is replaced, in one step.
 
-    Parameters:
-        circuit: what to draw; nodes on no path from ``input`` to ``logits`` are left out.
-        path: the file. Its ending says the format, unless ``fmt`` does.
-        scores: width and style of the edges, in metric units. Without them all
-            edges look the same, and the first ones in topological order are drawn.
-        strongest: at most so many edges are drawn, those of the largest ``|score|``.
-        title: a line above the picture; letters other than Latin, Greek and
-            Cyrillic show in SVG only.
-        fmt: one of ``FORMATS``.
-        groups: at most four parts of the circuit by name, each edge in exactly one; edges
-            are then coloured by their part rather than by the sign of their score.
-        scale: what the legend says that the width is.
-        fringe: the edges that other pairs might not have given (``circuit.evaluation.stability.report``): they are
-            drawn faint, and the legend counts them and the core's.
+    Parameters
+    ----------
+    circuit
+        What to draw; nodes on no path from ``input`` to ``logits`` are left out.
+    path
+        The file. Its ending says the format, unless ``fmt`` does. Without a file the picture is SVG text.
+    scores
+        Width and style of the edges, in metric units. Without them all edges look the same, and the first ones in
+        topological order are drawn.
+    strongest
+        At most so many edges are drawn, those of the largest ``|score|``.
+    title
+        A line above the picture; letters other than Latin, Greek and Cyrillic show in SVG only.
+    fmt
+        One of ``FORMATS``.
+    groups
+        At most four parts of the circuit by name, each edge in exactly one; edges are then coloured by their part
+        rather than by the sign of their score.
+    scale
+        What the legend says that the width is.
+    fringe
+        The edges that other pairs might not have given (``circuit.evaluation.stability.report``): they are drawn
+        faint, and the legend counts them and the core's.
 
-    Raises:
-        OptionError: the format is unknown, ``strongest`` is below 1, the scores are of
-            another graph, or the groups do not part the circuit's edges.
-        FileError: the file cannot be written, or Graphviz does not draw.
+    Returns
+    -------
+    How many edges are shown, of how many, and where; a notebook shows the picture where there is no file.
+
+    Raises
+    ------
+    OptionError
+        The format is unknown, ``strongest`` is below 1, the scores are of another graph, or the groups do not part the
+        circuit's edges.
+    FileError
+        The file cannot be written, or Graphviz does not draw.
+
+    Examples
+    --------
+    >>> draw(Circuit.of(Graph(2, 2), ["input->m0", "m0->logits"]))
+    DrawReport(shown=2, total=2, path=None)
     """
-    path = Path(path)
-    fmt = _format_of(path, fmt)
+    if path is None and fmt not in (None, "svg"):
+        raise OptionError(f"without a file the picture is SVG text, so {fmt!r} has no effect; give a path")
+    path = None if path is None else Path(path)
+    fmt = "svg" if path is None else _format_of(path, fmt)
     how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}
     picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, **how)
-    write_bytes(_rendered(picture, fmt), path)
+    drawn = _rendered(picture, fmt)
+    if path is None:
+        return DrawReport(picture.number_of_edges(), len(circuit), None, drawn.decode("utf-8"))
+    write_bytes(drawn, path)
     return DrawReport(picture.number_of_edges(), len(circuit), path)
 
 

@@ -21,6 +21,7 @@ from persona_circuits.circuit.evaluation.matched import (
 from persona_circuits.circuit.evaluation.measurements import Measurements
 from persona_circuits.circuit.evaluation.null import NullRun, null_run
 from persona_circuits.circuit.evaluation.scores_by_pair import PairScores, Rule, pair_scores
+from persona_circuits.circuit.evaluation.signal import Signal, SignalWatch, signal_of
 from persona_circuits.circuit.evaluation.spans import SpanStudy, entry_shares, persistence, span_rows, span_study
 from persona_circuits.circuit.evaluation.transfers import Transfer, transfer, transfer_within
 
@@ -37,6 +38,8 @@ __all__ = [
     "PairScores",
     "PairsView",
     "Rule",
+    "Signal",
+    "SignalWatch",
     "SpanStudy",
     "Specificity",
     "Transfer",
@@ -55,6 +58,7 @@ __all__ = [
     "pairwise",
     "persistence",
     "random_circuits",
+    "signal_of",
     "span_rows",
     "span_study",
     "specificity",

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from persona_circuits.circuit.forward import Prepared, Rounding, measure, tolera
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, is_zero
+from persona_circuits.circuit.storage import frame_of
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import PromptPair
 from persona_circuits.metrics import METRICS, Metric
@@ -64,7 +65,7 @@ class PairRow:
     group: int | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PairsView:
     """A circuit pair by pair; ``rows`` in the order of the pairs.
 
@@ -85,6 +86,19 @@ class PairsView:
     grouping: Grouping | None
     groups: tuple[PairGroup, ...]
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        n_flat = sum(row.flat for row in self.rows)
+        f = self.signal.ratio_of_means
+        return f"PairsView({len(self.rows)} pairs, {n_flat} flat; f of the others {'-' if f is None else f'{f:.3f}'})"
+
+    def to_frame(self) -> Any:
+        """A pandas table with a row per pair: id, personas, question, D, effect, f, whether it is flat, its group.
+
+        Raises:
+            OptionError: pandas is not installed.
+        """
+        return frame_of([asdict(row) for row in self.rows], [field.name for field in fields(PairRow)])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values."""

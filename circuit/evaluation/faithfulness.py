@@ -16,16 +16,18 @@ model without one edge, as a single one can carry everything. ``N_TRIED`` patche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from persona_circuits.circuit.evaluation.matched import Matched, matched_circuits
 from persona_circuits.circuit.forward import Prepared, Rounding, measure, tolerance
 from persona_circuits.circuit.graph import Edge
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.printable import html_table
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, Interval, is_zero, ratio_interval
 from persona_circuits.circuit.subgraph import Circuit
@@ -44,7 +46,7 @@ N_TRIED = 4
 """Edges that are cut alone at most: the read of the first MLP, and the strongest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Faithfulness:
     """One circuit's faithfulness.
 
@@ -62,8 +64,19 @@ class Faithfulness:
     n_ratios: int
     median_of_ratios: float | None = None
 
+    def __repr__(self) -> str:
+        return f"Faithfulness({self.shown}, {self.n_edges:,} edges, m {self.m:+.3f})"
 
-@dataclass(frozen=True)
+    @property
+    def shown(self) -> str:
+        """f and its interval, in words."""
+        if self.ratio_of_means is None:
+            return "f undefined"
+        bounds = "" if self.interval is None else f" [{self.interval.low:.3f}, {self.interval.high:.3f}]"
+        return f"f {self.ratio_of_means:.3f}{bounds}"
+
+
+@dataclass(frozen=True, repr=False)
 class FaithfulnessReport:
     """A circuit, its complement and random circuits of its size on a set of pairs.
 
@@ -99,6 +112,20 @@ class FaithfulnessReport:
     edge: str | None = None
     without_edge: Faithfulness | None = None
     n_tried: int = 0
+
+    def __repr__(self) -> str:
+        random = "" if self.random_mean is None else f"; random circuits {self.random_mean:.3f}"
+        where = f"{self.n_pairs} pairs ({self.split}), {self.metric}"
+        return f"FaithfulnessReport({self.circuit.shown} of {self.circuit.n_edges:,} edges on {where}{random})"
+
+    def _repr_html_(self) -> str:
+        named = {"circuit": self.circuit, "complement": self.complement}
+        if self.without_edge is not None:
+            named[f"all but {self.edge}"] = self.without_edge
+        rows = [(name, one.n_edges, f"{one.m:+.3f}", one.shown) for name, one in named.items()]
+        if self.random_mean is not None:
+            rows.append((f"random ({len(self.random)})", self.circuit.n_edges, "", f"f {self.random_mean:.3f}"))
+        return html_table(repr(self), ("", "edges", "m", "faithfulness"), rows)
 
     @property
     def reversal(self) -> str:
@@ -147,35 +174,26 @@ def evaluate(
     scores
         Of the circuit's edges: those with the largest |score| are tried alone.
     """
-    graph = model.graph
-    rest = circuit.complement()
-    fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, rest, _with_reads(rest)]
-    matched, tried = matched_circuits(circuit, n_random, seed=seed), _alone(circuit, scores)
-    first = len(fixed) + len(tried)
-    masks = [c.mask for c in (*fixed, *(Circuit.of(graph, [edge]).complement() for edge in tried), *matched.circuits)]
-    watch = Rounding(model, metric)
-    values = pairwise(measure(model, watch.watched(prepared()), masks, metric), metric)
-    rounding = watch.floor
-    full, empty = values[0], values[1]
+    tried, matched = _alone(circuit, scores), matched_circuits(circuit, n_random, seed=seed)
+    found = _measured(model, prepared, metric, circuit, tried, matched.circuits)
+    span = found.full - found.empty
 
-    span = full - empty
+    def faithfulness(values: np.ndarray, size: int) -> Faithfulness:
+        return _faithfulness(values, found.full, found.empty, size, seed, clusters, found.rounding)
 
-    def faithfulness(index: int, size: int) -> Faithfulness:
-        return _faithfulness(values[index], full, empty, size, seed, clusters, rounding)
-
-    random = [faithfulness(first + i, len(one)).ratio_of_means for i, one in enumerate(matched.circuits)]
+    random = [faithfulness(m, len(one)).ratio_of_means for m, one in zip(found.random, matched.circuits, strict=True)]
     known = [value for value in random if value is not None]
-    found = faithfulness(2, len(circuit))
-    gap = values[2] - values[first:].mean(axis=0) if known else None
-    largest = int(np.abs(values[len(fixed) : first].mean(axis=1) - full.mean()).argmax()) if tried else None
+    gap = found.circuit - found.random.mean(axis=0) if known else None
+    largest = int(np.abs(found.without.mean(axis=1) - found.full.mean()).argmax()) if tried else None
+    n_rest = model.graph.n_edges - len(circuit)
     return FaithfulnessReport(
         metric=metric.name,
         split=split,
-        n_pairs=values.shape[1],
-        m_full=float(full.mean()),
-        m_empty=float(empty.mean()),
-        circuit=found,
-        complement=faithfulness(3, len(fixed[3])),
+        n_pairs=len(span),
+        m_full=float(found.full.mean()),
+        m_empty=float(found.empty.mean()),
+        circuit=faithfulness(found.circuit, len(circuit)),
+        complement=faithfulness(found.complement, n_rest),
         random=tuple(known),
         random_mean=float(np.mean(known)) if known else None,
         random_sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
@@ -184,13 +202,46 @@ def evaluate(
         random_gap_interval=None if gap is None else bootstrap_ratio(gap, span, seed, clusters),
         resampled=(clusters or Clusters(len(span), None, None)).describe(),
         n_reversed=int((span < 0).sum()),
-        rounding=rounding,
+        rounding=found.rounding,
         matching=matched,
-        complement_with_reads=faithfulness(4, len(fixed[4])),
+        complement_with_reads=faithfulness(found.with_reads, len(_with_reads(circuit.complement()))),
         edge=None if largest is None else str(tried[largest]),
-        without_edge=None if largest is None else faithfulness(len(fixed) + largest, graph.n_edges - 1),
+        without_edge=None if largest is None else faithfulness(found.without[largest], model.graph.n_edges - 1),
         n_tried=len(tried),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """The metric of every pair, of the circuit and of all that stands beside it; ``without`` is less one edge each."""
+
+    full: Float[np.ndarray, " pair"]
+    empty: Float[np.ndarray, " pair"]
+    circuit: Float[np.ndarray, " pair"]
+    complement: Float[np.ndarray, " pair"]
+    with_reads: Float[np.ndarray, " pair"]
+    without: Float[np.ndarray, "edge pair"]
+    random: Float[np.ndarray, "circuit pair"]
+    rounding: float
+
+
+def _measured(
+    model: Model,
+    prepared: Callable[[], Iterable[Prepared]],
+    metric: Metric,
+    circuit: Circuit,
+    tried: Sequence[Edge],
+    random: Sequence[Circuit],
+) -> _Measured:
+    """All circuits in one go over the pairs."""
+    graph, rest = model.graph, circuit.complement()
+    fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, rest, _with_reads(rest)]
+    without = [Circuit.of(graph, [edge]).complement() for edge in tried]
+    masks = [one.mask for one in (*fixed, *without, *random)]
+    watch = Rounding(model, metric)
+    values = pairwise(measure(model, watch.watched(prepared()), masks, metric), metric)
+    first = len(fixed) + len(tried)
+    return _Measured(*values[: len(fixed)], values[len(fixed) : first], values[first:], watch.floor)
 
 
 def _with_reads(circuit: Circuit) -> Circuit:

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.choices import ABLATIONS
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.forward.plain import Run, run, run_clean, run_corrupt
 from persona_circuits.circuit.graph import SLOTS
@@ -44,7 +45,6 @@ __all__ = [
     "zero",
 ]
 
-ABLATIONS = ("corrupt", "neutral", "zero", "mean", "span-mean", "optimal")
 CONSTANT = ("mean", "span-mean", "optimal")
 """Those that are computed from prompts before the first patched pass."""
 

@@ -43,7 +43,19 @@ def measure(
 
     Returns
     -------
-    float64 array ``[mask, row]``, columns in the order of the rows' ``index``.
+    Float64 array ``[mask, row]``, columns in the order of the rows' ``index``.
+
+    Raises
+    ------
+    ModelError
+        One circuit does not fit the memory, or a value is not finite.
+
+    Examples
+    --------
+    >>> prepared = [prepare(model, batch) for batch in batches(encode(task, model), 8, "cpu")]
+    >>> full, empty = Circuit.full(model.graph).mask, Circuit.empty(model.graph).mask
+    >>> measure(model, prepared, [full, empty], METRICS["logit-diff"]).mean(axis=1).round(2).tolist()
+    [2.0, -2.0]
     """
     columns = ranks.gathered(measure_rows(model, prepared, masks, metric, max_bytes=max_bytes))
     return np.stack([columns[index] for index in sorted(columns)], axis=1)

@@ -46,7 +46,31 @@ CPU_MASK_BYTES = 1 << 26
 def patched_logits(
     model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]
 ) -> Float[Tensor, "mask batch vocab"]:
-    """Logits at the last position with every edge that is not kept carrying its ablated value."""
+    """Logits at the last position where slot d reads x_d = sum of (s->d kept ? current_s : ablated_s), and biases.
+
+    "Current" is what the source writes in this very pass, given what its own slots read.
+
+    Parameters
+    ----------
+    item
+        Of ``prepare``: a batch with its plain runs and what cut edges carry.
+    kept
+        Bool ``[mask, src, dst]``, the kept edges of one circuit a mask; they share a pass.
+
+    Returns
+    -------
+    ``[mask, batch, vocab]``. The full circuit gives the clean logits, the empty one the ablated.
+
+    Examples
+    --------
+    >>> (batch,) = batches(encode(task, model)[:2], 8, "cpu")
+    >>> full = torch.from_numpy(model.graph.valid.copy())
+    >>> logits = patched_logits(model, prepare(model, batch), torch.stack([full, ~full]))
+    >>> logits.shape == (2, 2, model.logits(batch.clean).shape[-1])
+    True
+    >>> torch.allclose(logits[0], model.logits(batch.clean)[:, -1], atol=1e-3)
+    True
+    """
     with torch.no_grad():
         walk = _Walk(model, item, kept)
         for block in model.blocks[walk.first_layer :]:

@@ -52,6 +52,11 @@ class Written:
         z, mlps = (tuple(x[:, -n:] for x in values) for values in (self.z, self.mlps))
         return Written(self.embedded[:, -n:], z, mlps)
 
+    def answer_only(self) -> Written:
+        """Of the last layer the last position alone, as of a run of which only the answer counts there."""
+        z, mlps = ((*values[:-1], values[-1][:, -1:]) for values in (self.z, self.mlps))
+        return Written(self.embedded, z, mlps)
+
     def joined(self, more: Written) -> Written:
         """These rows and ``more`` behind them."""
         pairs = (

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric, Targets
 
 __all__ = [
+    "KeptRuns",
     "Prepared",
+    "bare",
     "divergence",
     "effects",
     "first_difference",
@@ -39,6 +41,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+KEPT_BYTES = 1 << 30
+"""Bound on the runs of a set of prompts that are kept to be used again; those beyond it are run again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,20 @@ class Prepared:
     first: int = 0
     differences: Float[Tensor, "src batch late d_model"] | None = None
 
+    def __len__(self) -> int:
+        return len(self.batch)
+
+    @property
+    def nbytes(self) -> int:
+        """What the runs hold, each storage once."""
+        runs = (self.clean, self.corrupt, self.ablated)
+        held = [
+            x for at in runs for x in (at.contributions, *at.streams, *at.mids, *(y for qkv in at.qkv for y in qkv))
+        ]
+        held += [x for at in (self.clean, self.corrupt) for x in (*at.written.z, *at.written.mlps)]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+        return sum(storages.values())
+
     @cached_property
     def before(self) -> Prefix | None:
         """The clean run's keys and values before position ``first``."""
@@ -69,7 +87,22 @@ class Prepared:
 
 
 def prepare(model: Model, batch: Batch, ablation: Ablation | None = None) -> Prepared:
-    """The plain passes over both prompts of a batch, and the ablation, the corrupt one if none is given."""
+    """The plain passes over both prompts of a batch, and what cut edges carry.
+
+    Parameters
+    ----------
+    ablation
+        What cut edges carry; the corrupt prompt's values if none is given.
+
+    Returns
+    -------
+    The batch with both runs and the ablated values, as patched passes take it.
+
+    Raises
+    ------
+    ModelError
+        Logits are not finite.
+    """
     clean, corrupt = run_clean(model, batch), run_corrupt(model, batch)
     ablated = by_corrupt(model, batch, clean, corrupt) if ablation is None else ablation(model, batch, clean)
     if ablated.logits is not corrupt.logits:
@@ -77,14 +110,54 @@ def prepare(model: Model, batch: Batch, ablation: Ablation | None = None) -> Pre
     return Prepared(batch, clean, corrupt, ablated, targets_of(batch, clean.logits), first_difference(batch, ablation))
 
 
-def prepare_each(model: Model, batches: Iterable[Batch], ablation: Ablation | None = None) -> Iterator[Prepared]:
+def prepare_each(
+    model: Model, batches: Iterable[Batch | Prepared], ablation: Ablation | None = None
+) -> Iterator[Prepared]:
     """``prepare`` for one batch after the other, as many rows at a time as the model's budget allows.
 
-    A batch that does not fit the memory all the same is taken in halves.
+    A batch that does not fit the memory all the same is taken in halves. One that is prepared already goes by as it is.
     """
     for batch in batches:
+        if isinstance(batch, Prepared):
+            yield batch
+            continue
         for part in within_budget(model, batch, ablation):
             yield from in_halves(lambda some: prepare(model, some, ablation), part)
+
+
+class KeptRuns:
+    """Batches that are run plain once, when they are first asked for; called, it gives them prepared.
+
+    Runs are kept up to ``KEPT_BYTES``, and none where the model has a budget; the rest is run anew each time.
+    """
+
+    def __init__(self, model: Model, batches: Iterable[Batch], ablation: Ablation | None = None) -> None:
+        self.model, self.ablation = model, ablation
+        self._groups: list[list[Batch | Prepared]] = [[batch] for batch in batches]
+        self._room = 0 if model.budget is not None else KEPT_BYTES
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __call__(self) -> Iterator[Prepared]:
+        for place in range(len(self)):
+            yield from self.of(place)
+
+    def of(self, place: int) -> Iterator[Prepared]:
+        """One batch, in parts where it does not fit whole."""
+        new: list[Batch | Prepared] = []
+        for item in prepare_each(self.model, self._groups[place], self.ablation):
+            if self._room:
+                new.append(item)
+            yield item
+        size = sum(item.nbytes for item in new if isinstance(item, Prepared))
+        if size <= self._room and not isinstance(self._groups[place][0], Prepared):
+            self._groups[place], self._room = new or self._groups[place], self._room - size
+
+    @property
+    def batches(self) -> list[Batch | Prepared]:
+        """Prepared where the runs are kept, bare where they are not; scorers take either."""
+        return [item for group in self._groups for item in group]
 
 
 def within_budget(model: Model, batch: Batch, ablation: Ablation | None) -> tuple[Batch, ...]:
@@ -104,18 +177,25 @@ def is_unpadded(batch: Batch, ablation: Ablation | None) -> bool:
     return is_plain(batch, ablation) and batch.clean_padding is None
 
 
-def first_difference(batch: Batch, ablation: Ablation | None) -> int:
+def bare(batch: Batch | Prepared) -> Batch:
+    """The batch, without its runs."""
+    return batch.batch if isinstance(batch, Prepared) else batch
+
+
+def first_difference(batch: Batch | Prepared, ablation: Ablation | None) -> int:
     """The first position at which any prompt differs from its pair; what is ablated is clean before it.
 
     Zero for ablations that change positions at which both prompts agree, and for rows that are padded.
     """
+    if isinstance(batch, Prepared):
+        return batch.first
     if not is_unpadded(batch, ablation):
         return 0
     differs = (batch.clean != batch.corrupt).any(dim=0).nonzero()
     return int(differs[0]) if len(differs) else batch.clean.shape[1] - 1
 
 
-def in_halves(work: Callable[[Batch], Result], batch: Batch) -> list[Result]:
+def in_halves(work: Callable[[Any], Result], batch: Batch | Prepared) -> list[Result]:
     """The work on a batch, or on its halves, or on their halves, where the device's memory runs out.
 
     Raises:
@@ -126,6 +206,7 @@ def in_halves(work: Callable[[Batch], Result], batch: Batch) -> list[Result]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+        batch = bare(batch)
         if len(batch) == 1:
             raise ModelError(
                 f"a single prompt of {batch.clean.shape[1]} tokens does not fit the memory of {batch.clean.device}; "

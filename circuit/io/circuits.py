@@ -98,8 +98,19 @@ def circuit_record(circuit: Circuit, scores: Scores | None, about: Mapping[str, 
 def read_circuit(path: str | Path) -> StoredCircuit:
     """Read ``circuit.json`` or EAP-IG's JSON.
 
-    Raises:
-        FileError: it is missing, broken, of another kind, or at fault; all faults are listed.
+    Parameters
+    ----------
+    path
+        The file, or the folder of a run with a ``circuit.json`` in it.
+
+    Returns
+    -------
+    The circuit, the scores of its edges, and the record that the file holds.
+
+    Raises
+    ------
+    FileError
+        It is missing, broken, of another kind, or at fault; all faults are listed.
     """
     path = Path(path)
     if path.is_dir():

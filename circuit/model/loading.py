@@ -21,6 +21,7 @@ from persona_circuits.circuit.model.checkpoint import (
 )
 from persona_circuits.circuit.model.float64 import Wide
 from persona_circuits.circuit.model.hub import hub_refusal
+from persona_circuits.circuit.model.in_memory import name_of, network_in, own_copy
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.model import HELD, Model, OwnLogits, fixed_bytes, placed_on, trial_run, unpadded
 from persona_circuits.circuit.model.stubs import nothing_installed, quiet
@@ -81,6 +82,10 @@ def load_model(
         Bytes that weights and work may take together; scores and circuits take so many prompts at
         a time that the predicted peak stays below it. Loading itself is not held to it.
 
+    Returns
+    -------
+    The model, taken apart into heads and MLPs, and checked against its own logits.
+
     Raises
     ------
     ModelError
@@ -96,7 +101,7 @@ def load_model(
         restore_buffers(network)
     where = where or next(network.parameters()).device
     commit = getattr(network.config, "_commit_hash", None) or revision
-    how: dict[str, Any] = {"revision": commit, "device": where, "in_float32": dtype == HELD, "max_memory": max_memory}
+    how = {"revision": commit, "device": where, "in_float32": dtype == HELD, "max_memory": max_memory, "copy": False}
     model = wrap_model(network, tokenizer, name=label or str(name), **how)
     model.notes = (*notes, *model.notes)
     return model
@@ -144,23 +149,51 @@ def load_reader(name: str, *, revision: str | None = None, need_tokenizer: bool 
 
 def wrap_model(
     network: Any,
-    tokenizer: Any,
+    tokenizer: Any = None,
     *,
-    name: str,
+    name: str | None = None,
     revision: str | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     in_float32: bool = False,
     max_memory: int | None = None,
+    copy: bool = True,
 ) -> Model:
-    """A ``Model`` around a Hugging Face causal language model that is already in memory.
+    """A ``Model`` of a causal language model that is already in memory; the caller's stays as it was.
 
-    The network is switched to evaluation mode, to eager attention, and its
-    parameters to ``requires_grad=False``. With ``in_float32`` weights in a shorter format
-    stay so, and everything is computed in float32.
+    Parameters
+    ----------
+    network
+        A Hugging Face model, or a TransformerBridge whose weights are as Hugging Face has them.
+    tokenizer
+        Of the model; a bridge's own by default.
+    name
+        What results call it; by default where it was loaded from.
+    device
+        Where it runs; by default where its weights are.
+    in_float32
+        Weights in a shorter format stay so, and everything is computed in float32.
+    max_memory
+        As for ``load_model``.
+    copy
+        With False no copy is made, which saves the memory of the weights: the caller's network itself is taken apart.
+        It is then in evaluation mode with eager attention and ``requires_grad=False``, TransformerLens' wrappers
+        stand around its parts, which renames its weights, and keys and values of grouped queries are repeated.
 
-    Raises:
-        ModelError: it cannot be written as a sum of nodes.
+    Returns
+    -------
+    The model, on ``device``.
+
+    Raises
+    ------
+    ModelError
+        It cannot be written as a sum of nodes, cannot be copied, or has no tokenizer.
     """
+    tokenizer = tokenizer or getattr(network, "tokenizer", None)
+    if tokenizer is None:
+        raise ModelError("the model's tokenizer is needed too: wrap_model(network, tokenizer)")
+    name = name or name_of(network)
+    network = own_copy(network, name) if copy else network_in(network)
+    device = next(network.parameters()).device if device is None else device
     network = text_part(network, name)
     check_weights(network, name)
     fingerprint = fingerprint_of(network)

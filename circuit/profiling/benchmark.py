@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from persona_circuits.circuit.attribution import eap, eap_ig
-from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.evaluation import random_circuits
 from persona_circuits.circuit.forward import divergence, patched_logits, prepare, targets_of
 from persona_circuits.circuit.graph import Edge, Graph
 from persona_circuits.circuit.model import DTYPES, Model, load_model
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.profiling.meter import Cost, Step, costs_of, seconds_of
+from persona_circuits.circuit.profiling.options import BenchOptions
 from persona_circuits.circuit.progress import untold_stage
 from persona_circuits.circuit.pruning import acdc
 from persona_circuits.circuit.task import Batch, Task, batches, encode, resolve
@@ -34,7 +34,6 @@ from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
     "COLUMNS",
-    "BenchOptions",
     "acdc_row",
     "acdc_sample",
     "bare_forward",
@@ -48,40 +47,6 @@ __all__ = [
 
 FORMAT = "persona-circuits/bench"
 METRIC = METRICS["logit-diff"]  # its gradient is not zero at the clean run, and one batch needs no swap rows
-
-
-@dataclass(frozen=True)
-class BenchOptions(PlainNumbers):
-    """What ``bench`` measures.
-
-    ``edges`` is the size of the random circuit, ``acdc_edges`` how many edges ACDC tries
-    (0: none), ``share`` its threshold as a share of |m(full) - m(empty)|.
-    """
-
-    n_pairs: int = 8
-    rounds: int = 3
-    steps: int = 5
-    edges: int = 200
-    acdc_edges: int = 96
-    candidates: int | None = None
-    share: float = 0.003
-    seed: int = 0
-
-    def checked(self) -> BenchOptions:
-        """These options.
-
-        Raises:
-            OptionError: a number is too small.
-        """
-        for name in ("n_pairs", "rounds", "steps", "edges", "candidates"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.acdc_edges < 0 or not self.share > 0:
-            raise OptionError(
-                f"--acdc-edges must not be negative and --share above zero, got {self.acdc_edges} and {self.share}"
-            )
-        return self
 
 
 @dataclass(frozen=True)

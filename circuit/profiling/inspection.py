@@ -23,6 +23,7 @@ from persona_circuits.circuit.cost import (
 from persona_circuits.circuit.errors import ModelError, OptionError, TaskError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import load_model, load_skeleton
+from persona_circuits.circuit.profiling.options import InspectOptions
 from persona_circuits.circuit.storage import Kind, read_json
 from persona_circuits.circuit.task import Task, encode, fitting
 
@@ -104,15 +105,11 @@ class _Reader:
 
 def inspect_model(
     name: str,
+    options: InspectOptions | None = None,
     *,
+    task: Task | None = None,
     revision: str | None = None,
     label: str | None = None,
-    config_only: bool = False,
-    task: Task | None = None,
-    align: str = "equal",
-    tokens: int = 64,
-    prompts: int = 400,
-    device: str = "H200",
     max_memory: int | None = None,
 ) -> Inspection:
     """Sizes and estimates from the configuration; unless ``config_only`` the weights are loaded on the CPU and checked.
@@ -122,8 +119,6 @@ def inspect_model(
     task
         Pairs to check against the tokenizer and the context; their number, in both directions, and
         their longest prompt then stand for ``prompts`` and ``tokens``.
-    device
-        One of ``estimate.DEVICES`` by name.
     max_memory
         Bytes that weights and work may take, if less than the device has.
 
@@ -134,16 +129,18 @@ def inspect_model(
     OptionError
         The device is unknown, or a number is not positive.
     """
-    chosen = next((one for one in DEVICES if one.name == device), None)
+    options = options or InspectOptions()
+    tokens, prompts = options.tokens, options.prompts
+    chosen = next((one for one in DEVICES if one.name == options.device), None)
     if chosen is None:
-        raise OptionError(f"--on {device!r} is not one of {', '.join(one.name for one in DEVICES)}")
+        raise OptionError(f"--on {options.device!r} is not one of {', '.join(one.name for one in DEVICES)}")
     if tokens < 2 or prompts < 1:
         raise OptionError(f"at least 2 tokens and 1 prompt, got {tokens} and {prompts}")
     network, tokenizer = load_skeleton(name, revision=revision)
     config = network.config.get_text_config()
     n_context = int(getattr(config, "max_position_embeddings", 0) or 0) or None
     arch = architecture_of(network, label or name)
-    fit = _fit(task, _Reader(tokenizer, label or name, n_context, arch.vocab), align) if task else None
+    fit = _fit(task, _Reader(tokenizer, label or name, n_context, arch.vocab), options.align) if task else None
     if fit and not fit.fault:
         tokens, prompts = fit.longest, 2 * fit.n_pairs
     found = Inspection(
@@ -160,7 +157,7 @@ def inspect_model(
         max_memory,
         pairs=fit,
     )
-    return found if config_only else _checked(found, name, revision)
+    return found if options.config_only else _checked(found, name, revision)
 
 
 def supported_families() -> dict[str, Any]:

@@ -1,6 +1,25 @@
-"""From scores to a circuit."""
+"""From scores, or from the model itself, to a circuit.
 
-from persona_circuits.circuit.pruning.acdc import AcdcResult, acdc
+    threshold    keep |score| >= tau
+    top-n        keep the n largest |score| (or, signed, the n largest scores)
+    greedy       grow backward from logits, best edge first, so that the circuit is connected
+    acdc         try to remove every edge in reverse topological order, keep those that matter
+    eap-acdc     threshold first, then ACDC on what is left, with the same tau on both
+
+After each of them dead ends are dropped to a fixed point; the result may be empty.
+"""
+
+from persona_circuits.circuit.pruning.acdc import AcdcResult, acdc, acdc_by_definition
 from persona_circuits.circuit.pruning.select import PRUNERS, check_tau, greedy, slots_by_source, threshold, top_n
 
-__all__ = ["PRUNERS", "AcdcResult", "acdc", "check_tau", "greedy", "slots_by_source", "threshold", "top_n"]
+__all__ = [
+    "PRUNERS",
+    "AcdcResult",
+    "acdc",
+    "acdc_by_definition",
+    "check_tau",
+    "greedy",
+    "slots_by_source",
+    "threshold",
+    "top_n",
+]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from persona_circuits.circuit.choices import PRUNERS
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.scores import Scores
@@ -22,27 +23,51 @@ __all__ = [
     "top_n",
 ]
 
-PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc")
-
 
 def threshold(scores: Scores, tau: float) -> Circuit:
-    """The edges with ``|score| >= tau``, in the metric's units.
+    """The edges with ``|score| >= tau``, less dead ends.
 
-    Raises:
-        OptionError: ``tau`` is negative or not a number.
+    Parameters
+    ----------
+    tau
+        In units of the metric.
+
+    Returns
+    -------
+    The circuit; it may be empty.
+
+    Raises
+    ------
+    OptionError
+        ``tau`` is negative or not a number.
+
+    Examples
+    --------
+    >>> scores = Scores.of(Graph(2, 2), {"input->m0": -3.0, "m0->logits": 2.0, "input->m1": 5.0})
+    >>> threshold(scores, 1.0).edge_names()
+    ['input->m0', 'm0->logits']
     """
     check_tau(tau)
     return Circuit(scores.graph, (np.abs(scores.values) >= tau) & scores.graph.valid).without_dead_ends()
 
 
 def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
-    """The ``n`` edges with the largest |score|; ties go to the earlier edge.
+    """The ``n`` edges with the largest |score|, less dead ends; ties go to the earlier edge.
 
-    ``signed`` takes the most negative scores first instead: those whose corruption
-    lowers the metric, the order of MIB's CPR numbers (arXiv:2504.13151) in our sign.
+    Parameters
+    ----------
+    signed
+        Take the most negative scores first instead: those whose corruption lowers the metric, the order of MIB's CPR
+        numbers (arXiv:2504.13151) in our sign.
 
-    Raises:
-        OptionError: ``n`` is not between 1 and the number of edges.
+    Returns
+    -------
+    The circuit, of ``n`` edges or fewer.
+
+    Raises
+    ------
+    OptionError
+        ``n`` is not between 1 and the number of edges.
     """
     _check_n(n, scores.graph)
     src, dst = np.nonzero(scores.graph.valid)
@@ -56,12 +81,22 @@ def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
 def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
     """``n`` edges grown backward from ``logits``, always the strongest that the circuit can use next.
 
-    An edge can be used once its destination is ``logits`` or a node that already
-    writes into the circuit. What does not reach back to ``input`` is dropped at the
-    end, so that the circuit may hold fewer than ``n`` edges.
+    An edge can be used once its destination is ``logits`` or a node that already writes into the circuit. What does not
+    reach back to ``input`` is dropped at the end, so that the circuit may hold fewer than ``n`` edges.
 
-    Raises:
-        OptionError: ``n`` is not between 1 and the number of edges.
+    Parameters
+    ----------
+    signed
+        As for ``top_n``.
+
+    Returns
+    -------
+    The circuit, every edge of it on a path from ``input`` to ``logits``.
+
+    Raises
+    ------
+    OptionError
+        ``n`` is not between 1 and the number of edges.
     """
     graph = scores.graph
     _check_n(n, graph)

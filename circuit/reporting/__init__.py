@@ -1,7 +1,14 @@
 """What the command line and files say of circuits."""
 
-from persona_circuits.circuit.reporting.comparison import edge_rows, overlap_rows, setting_rows
-from persona_circuits.circuit.reporting.curve_tables import (
+from persona_circuits.circuit.discovery.summary import (
+    completeness_lines,
+    faithfulness_rows,
+    strongest_edges,
+    summary,
+)
+from persona_circuits.circuit.discovery.writing import title_of, write_discovery
+from persona_circuits.circuit.evaluation.curves import tables as curve_tables
+from persona_circuits.circuit.evaluation.curves.tables import (
     area_rows,
     curve_records,
     curve_rows,
@@ -9,18 +16,18 @@ from persona_circuits.circuit.reporting.curve_tables import (
     sweep_columns,
     sweep_rows,
 )
+from persona_circuits.circuit.evaluation.span_files import write_specificity
+from persona_circuits.circuit.reporting.comparison import edge_rows, overlap_rows, setting_rows
 from persona_circuits.circuit.reporting.curves import write_curves
-from persona_circuits.circuit.reporting.discovery import title_of, write_discovery
 from persona_circuits.circuit.reporting.evaluation import write_battery
 from persona_circuits.circuit.reporting.evaluation_tables import evaluation_rows, tables
-from persona_circuits.circuit.reporting.record import completeness_lines, faithfulness_rows, strongest_edges, summary
-from persona_circuits.circuit.reporting.spans import write_specificity
 
 __all__ = [
     "area_rows",
     "completeness_lines",
     "curve_records",
     "curve_rows",
+    "curve_tables",
     "edge_rows",
     "evaluation_rows",
     "faithfulness_rows",

@@ -1,23 +1,22 @@
-"""Curves and sweeps as files: JSON, CSV, one page and a PNG of each figure.
+"""Curves as files: JSON, CSV, one page and a PNG of each figure.
 
 faithfulness by share         f over the share of edges or nodes, with intervals over pairs; the
                               random orders' band from lowest to highest
 faithfulness by edges left    the same circuits by what is left of them without dead ends
-front                         f of nested circuits by size, on either split; the front is marked
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from persona_circuits.circuit.assessment import CurveStudy
-from persona_circuits.circuit.evaluation.curves import Band, CurveReport, FaithfulnessCurve, Sweep
+from persona_circuits.circuit.evaluation.curves import Band, CurveReport, FaithfulnessCurve
+from persona_circuits.circuit.evaluation.curves.sweep_files import FAITHFULNESS, each, with_whole_model
+from persona_circuits.circuit.evaluation.curves.tables import curve_records
 from persona_circuits.circuit.figures import Curve, line_chart, plain, write_csv, write_figures
 from persona_circuits.circuit.figures.plots import PALETTE
 from persona_circuits.circuit.io import write_scores
-from persona_circuits.circuit.reporting.curve_tables import curve_records, sweep_records
 from persona_circuits.circuit.storage import write_json
 
 if TYPE_CHECKING:
@@ -25,10 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "write_curves",
-    "write_sweep",
 ]
 
-FAITHFULNESS = "faithfulness f"
 COLOURS = tuple(colour for colour in PALETTE if colour not in ("#000000", "#8a8a8a"))
 NOTES = (
     "absolute: the largest |score| first. signed: first the edges whose corruption lowers the metric most. "
@@ -50,17 +47,6 @@ def write_curves(study: CurveStudy, folder: Path, *, title: str) -> None:
     write_figures(curve_figures(study.report), folder, page="curves.html", title=title, notes=NOTES)
 
 
-def write_sweep(sweep: Sweep, folder: Path, *, title: str) -> None:
-    """Write ``sweep.json``, ``sweep.csv``, ``sweep.html`` and its PNG.
-
-    Raises:
-        FileError: the folder is missing or cannot be written.
-    """
-    write_json(plain(sweep.as_dict()), folder / "sweep.json")
-    write_csv(sweep_records(sweep), folder / "sweep.csv")
-    write_figures(sweep_figures(sweep), folder, page="sweep.html", title=title)
-
-
 def curve_figures(report: CurveReport) -> dict[str, Figure]:
     """Per level f by share, and f by the edges that are left; the circuits that stand beside the curves are marked."""
     found = {}
@@ -73,34 +59,15 @@ def curve_figures(report: CurveReport) -> dict[str, Figure]:
     return found
 
 
-def sweep_figures(sweep: Sweep) -> dict[str, Figure]:
-    """f by the number of edges, a line per split, with the front of the first split marked."""
-    from plotly.graph_objects import Scatter
-
-    shown = [point for point in sweep.points if point.n_edges]
-    x = [point.n_edges for point in shown]
-    lines = []
-    for name, n in sweep.n_pairs.items():
-        intervals = [point.intervals[name] for point in shown]
-        f = [point.faithfulness[name] for point in shown]
-        lines.append(Curve(f"{name} ({n} pairs)", x, f, _each(intervals, "low"), _each(intervals, "high")))
-    figure = line_chart(lines, title="Nested circuits over thresholds", x="edges", y=FAITHFULNESS)
-    first, front = next(iter(sweep.n_pairs)), [point for point in shown if point.on_front]
-    marker = {"symbol": "circle-open", "size": 12, "color": "#000000"}
-    places = {"x": [point.n_edges for point in front], "y": [point.faithfulness[first] for point in front]}
-    figure.add_trace(Scatter(**places, mode="markers", name=f"front, {first}", marker=marker))
-    return {"sweep": _with_whole_model(figure)}
-
-
 def _by_share(report: CurveReport, level: str, curves: list[FaithfulnessCurve], bands: list[Band]) -> Figure:
     lines = [_line(curve, curves, [point.share for point in curve.points]) for curve in curves]
     for band in bands:
-        mean, low, high = (_each([point.faithfulness for point in band.points], key) for key in ("mean", "low", "high"))
+        mean, low, high = (each([point.faithfulness for point in band.points], key) for key in ("mean", "low", "high"))
         x = [point.share for point in band.points]
         lines.append(Curve(f"random ({band.n})", x, mean, low, high, colour="#8a8a8a", dash="dot"))
     title = f"Faithfulness by share of {report.n_units[level]:,} {level}s, {report.n_pairs} pairs ({report.split})"
     figure = line_chart(lines, title=title, x=f"share of {level}s kept, before dead ends are dropped", y=FAITHFULNESS)
-    return _with_whole_model(_with_marks(figure, report, by_share=True) if level == "edge" else figure)
+    return with_whole_model(_with_marks(figure, report, by_share=True) if level == "edge" else figure)
 
 
 def _by_edges(report: CurveReport, level: str, curves: list[FaithfulnessCurve]) -> Figure:
@@ -111,7 +78,7 @@ def _by_edges(report: CurveReport, level: str, curves: list[FaithfulnessCurve]) 
         lines.append(_line(whole, curves, [point.n_edges for point in points]))
     title = f"Faithfulness by edges left, circuits chosen by {level}, {report.n_pairs} pairs ({report.split})"
     figure = line_chart(lines, title=title, x="edges left without dead ends", y=FAITHFULNESS)
-    return _with_whole_model(_with_marks(figure, report, by_share=False))
+    return with_whole_model(_with_marks(figure, report, by_share=False))
 
 
 def _line(curve: FaithfulnessCurve, curves: list[FaithfulnessCurve], x: list[float] | list[int]) -> Curve:
@@ -122,16 +89,11 @@ def _line(curve: FaithfulnessCurve, curves: list[FaithfulnessCurve], x: list[flo
         f"{curve.scorer}, {curve.order}",
         x,
         [point.faithfulness for point in curve.points],
-        low=_each(intervals, "low"),
-        high=_each(intervals, "high"),
+        low=each(intervals, "low"),
+        high=each(intervals, "high"),
         dash="dash" if curve.order == "signed" else "solid",
         colour=COLOURS[scorers.index(curve.scorer) % len(COLOURS)],
     )
-
-
-def _each(items: Sequence[Any], key: str) -> list[float | None]:
-    """One number of every interval or spread, None where there is none."""
-    return [None if item is None else getattr(item, key) for item in items]
 
 
 def _with_marks(figure: Figure, report: CurveReport, *, by_share: bool) -> Figure:
@@ -144,8 +106,3 @@ def _with_marks(figure: Figure, report: CurveReport, *, by_share: bool) -> Figur
             name = f"{mark.name} ({mark.n_edges:,} edges)"
             figure.add_trace(Scatter(x=[x], y=[mark.faithfulness], mode="markers", name=name, marker=marker))
     return figure
-
-
-def _with_whole_model(figure: Figure) -> Figure:
-    figure.add_hline(1.0, line_dash="dot", line_color="black", line_width=1)
-    return figure.update_xaxes(type="log")

@@ -1,5 +1,6 @@
 """Reading and writing: one module for each, with limits; files whole or not at all."""
 
+from persona_circuits.circuit.storage.frames import frame_of
 from persona_circuits.circuit.storage.reading import (
     DamagedState,
     Kind,
@@ -49,6 +50,7 @@ __all__ = [
     "check_output_file",
     "check_output_folder",
     "decoded",
+    "frame_of",
     "is_number",
     "is_text",
     "is_texts",

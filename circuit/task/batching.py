@@ -82,9 +82,21 @@ def batches(
 ) -> list[Batch]:
     """At most ``batch_size`` rows at a time, from the shortest to the longest, order kept within a length.
 
-    Rows of one length make a batch, so that nothing is padded. With ``uneven`` rows of
-    several lengths fill a batch, padded on the left; the default where the prompts of a
-    pair differ in length.
+    Rows of one length make a batch, so that nothing is padded.
+
+    Parameters
+    ----------
+    rows
+        Of ``encode``.
+    device
+        Where the tensors lie; the model's.
+    uneven
+        Rows of several lengths fill a batch, padded on the left; the default where the prompts of a pair differ in
+        length.
+
+    Returns
+    -------
+    The batches; every row is in one of them.
     """
     if uneven is None:
         uneven = any(len(set(_lengths(row))) > 1 for row in rows)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from persona_circuits.circuit.choices import ALIGNMENTS
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.task.aligning import shared_ends
 from persona_circuits.circuit.task.pairs import PromptPair, Span, Task
@@ -34,7 +35,6 @@ __all__ = [
     "without_end",
 ]
 
-ALIGNMENTS = ("equal", "right")
 ALIKE = "clean and corrupt are the same tokens, so nothing can differ between them; take the pair out"
 
 
@@ -73,16 +73,27 @@ class Row:
 def encode(task: Task, model: Reader, *, align: str = "equal", alike: bool = False) -> tuple[Row, ...]:
     """Token ids of every pair, checked.
 
-    With ``align="right"`` the prompts of a pair may differ in length, as long as they
-    end alike; ``"equal"`` wants the same number of tokens.
+    Parameters
+    ----------
+    align
+        ``"equal"`` wants the same number of tokens in both prompts of a pair; with ``"right"`` they may differ in
+        length, as long as they end alike.
+    alike
+        Both prompts of a pair may be the same tokens.
 
-    Raises:
-        OptionError: there is no such alignment.
-        TaskError: prompts of a pair differ in length, or have no common end to be
-            aligned on, an answer is not one token in its context, an answer stands on
-            both sides or twice on one, both prompts are the same tokens (unless they may be
-            ``alike``), a prompt has a BOS too many, is longer than the model's context or holds a
-            token without an embedding, a span lies outside its prompt. All are listed.
+    Returns
+    -------
+    A row per pair, in their order.
+
+    Raises
+    ------
+    OptionError
+        There is no such alignment.
+    TaskError
+        Prompts of a pair differ in length, or have no common end to be aligned on, an answer is not one token in its
+        context, an answer stands on both sides or twice on one, both prompts are the same tokens, a prompt has a BOS
+        too many, is longer than the model's context or holds a token without an embedding, a span lies outside its
+        prompt. All are listed.
     """
     rows, faults = _encoded(task, model, align, alike)
     if faults:
@@ -126,7 +137,12 @@ def _encoded(task: Task, model: Reader, align: str, alike: bool) -> tuple[list[R
 
 
 def with_swap_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Every row followed by itself seen from persona B, so that the generic prior cancels in the mean."""
+    """Every row followed by itself seen from persona B, so that the generic prior cancels in the mean.
+
+    Returns
+    -------
+    Twice as many rows; the two directions of pair i are rows 2 i and 2 i + 1.
+    """
     return tuple(
         replace(row, index=2 * row.index + turn, **(_swapped(row) if turn else {})) for row in rows for turn in (0, 1)
     )
@@ -307,8 +323,14 @@ def prompt_faults(ids: list[int], model: Reader) -> list[str]:
 
 
 def _inner_bos(ids: Sequence[int], bos: int, eos: int | None) -> int | None:
-    """The first place of a BOS behind other tokens; turns of a conversation may each begin with one, behind an EOS."""
-    return next((i for i in range(1, len(ids)) if ids[i] == bos and ids[i - 1] != eos), None)
+    """The first place of a BOS after other tokens; each turn of a conversation may begin with one, once an EOS has
+    ended the turn before it, whatever stands between the two (ChatML puts a line break there)."""
+    ended = False
+    for place, token in enumerate(ids):
+        if token == bos and place and not ended:
+            return place
+        ended = token == eos or (ended and token != bos)
+    return None
 
 
 def beyond_embedding(ids: Sequence[int], model: Reader) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, overload
 
 from persona_circuits.circuit.errors import TaskError
+from persona_circuits.circuit.printable import html_table
 
 __all__ = [
     "TEXT_KEYS",
@@ -36,7 +37,7 @@ class PromptPair:
     the question under no persona. ``spans`` and ``corrupt_spans`` are the parts of
     either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
     truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``.
-    ``row`` is what the file holds, every key of it; empty for a pair of no file.
+    ``row`` is what the file, or the mapping in memory, holds, every key of it.
     """
 
     clean: str
@@ -66,9 +67,11 @@ class PromptPair:
         return str(getattr(self, name)) if name in TEXT_KEYS else dict(self.axes).get(name, "")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Task:
-    """The pairs of a file; ``sha256`` is the file's.
+    """The pairs of a file, or of memory (``from_pairs``); ``sha256`` is the file's, or that of the pairs.
+
+    ``len(task)``, ``task[3]`` and ``task[:8]`` are as of a sequence; a slice is a task.
 
     ``repeated`` counts rows of the file that say the same as one before them, ``unfit`` those that ``fitting`` left
     out; neither are among ``pairs``.
@@ -79,6 +82,62 @@ class Task:
     sha256: str
     repeated: int = 0
     unfit: int = 0
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[Mapping[str, Any]], *, source: str = "pairs in memory") -> Task:
+        """A task of pairs that stand in no file.
+
+        Parameters
+        ----------
+        pairs
+            Mappings with the keys of a pair file's rows: ``clean``, ``corrupt``, ``answers`` and ``wrong_answers``
+            (a list of texts each, or one text), and any others, such as ``split`` or ``domain``.
+        source
+            What results call it.
+
+        Returns
+        -------
+        The pairs, each once.
+
+        Raises
+        ------
+        TaskError
+            Any of the pairs is malformed; every fault is listed with its place.
+
+        Examples
+        --------
+        >>> from persona_circuits import Task
+        >>> pair = {"clean": "You are a cook. Red or blue?", "corrupt": "You are a poet. Red or blue?"}
+        >>> Task.from_pairs([{**pair, "answers": " red", "wrong_answers": " blue"}])
+        Task(1 pair of pairs in memory)
+        """
+        from persona_circuits.circuit.task.reading import task_of_items
+
+        return task_of_items(pairs, source)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[PromptPair]:
+        return iter(self.pairs)
+
+    @overload
+    def __getitem__(self, place: int) -> PromptPair: ...
+    @overload
+    def __getitem__(self, place: slice) -> Task: ...
+    def __getitem__(self, place: int | slice) -> PromptPair | Task:
+        """One pair, or a task of some."""
+        return replace(self, pairs=self.pairs[place]) if isinstance(place, slice) else self.pairs[place]
+
+    def __repr__(self) -> str:
+        counts = [f"{name} {sum(pair.split == name for pair in self.pairs)}" for name in self.splits]
+        pairs = f"{len(self)} pair{'' if len(self) == 1 else 's'} of {self.source}"
+        return f"Task({': '.join([pairs, ', '.join(counts)]) if counts else pairs})"
+
+    def _repr_html_(self) -> str:
+        columns = ("id", "clean", "corrupt", "answers", "wrong_answers", "split")
+        rows = [[getattr(pair, name) for name in columns] for pair in self.pairs[:5]]
+        return html_table(f"{self!r}{', the first 5' if len(self) > 5 else ''}", columns, rows)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ prompts, are read where they are there. All faults of a file are reported at onc
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ __all__ = [
     "PAIRS",
     "load_task",
     "task_of",
+    "task_of_items",
 ]
 
 OPTIONAL = (*TEXT_KEYS, "neutral", "spans")
@@ -47,11 +49,21 @@ ONE_VALUE = re.compile(r"\s*(\[|\{\s*\"prompts\")")
 
 
 def load_task(path: str | Path, *, label: str | None = None) -> Task:
-    """Read a pair file, JSON Lines or auto-circuit's JSON; ``label`` is what results call it, if not ``path``.
+    """Read a pair file, JSON Lines or auto-circuit's JSON.
 
-    Raises:
-        TaskError: the file is missing or any of its pairs is malformed; every
-            fault is listed with its line.
+    Parameters
+    ----------
+    label
+        What results call it, if not ``path``.
+
+    Returns
+    -------
+    The pairs, each once.
+
+    Raises
+    ------
+    TaskError
+        The file is missing or any of its pairs is malformed; every fault is listed with its line.
     """
     return task_of(read_bytes(path, PAIRS), path, label=label)
 
@@ -67,14 +79,41 @@ def task_of(content: bytes, path: str | Path, *, label: str | None = None) -> Ta
     faults: list[str] = []
     items = list(_pair_items(text, faults))
     _check_kind(path, text, items)
+    digest = hashlib.sha256(content).hexdigest()
+    return _task(items, faults, f"pair file {path}", label or str(path), digest, "one JSON object a line")
+
+
+def task_of_items(items: Iterable[Mapping[str, Any]], source: str) -> Task:
+    """A task of pairs in memory, checked as a file's are; a single answer need not stand in a list.
+
+    Raises:
+        TaskError: any of the pairs is malformed; every fault is listed with its place.
+    """
+    rows = [_with_lists(item) for item in items]
+    places = [(f"pair {i}", i, row) for i, row in enumerate(rows, 1)]
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()
+    return _task(places, [], source, source, digest, "at least one mapping")
+
+
+def _with_lists(item: Any) -> Any:
+    if not isinstance(item, Mapping):
+        return item
+    texts = {key: [item[key]] for key in ("answers", "wrong_answers") if isinstance(item.get(key), str)}
+    tuples = {key: list(item[key]) for key in ("answers", "wrong_answers") if isinstance(item.get(key), tuple)}
+    return {**item, **texts, **tuples}
+
+
+def _task(
+    items: Sequence[tuple[str, int, Any]], faults: list[str], what: str, source: str, digest: str, expected: str
+) -> Task:
     pairs = [pair for where, line, item in items if (pair := _parse_pair(item, where, line, faults)) is not None]
     faults += _repeated_ids(pairs)
     if faults:
-        raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
+        raise TaskError(listed(f"{what} has {len(faults)} fault(s):", faults))
     if not pairs:
-        raise TaskError(f"pair file {path} holds no pairs; expected one JSON object a line")
+        raise TaskError(f"{what} holds no pairs; expected {expected}")
     kept = _said_once(pairs)
-    return Task(kept, label or str(path), hashlib.sha256(content).hexdigest(), repeated=len(pairs) - len(kept))
+    return Task(kept, source, digest, repeated=len(pairs) - len(kept))
 
 
 def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:

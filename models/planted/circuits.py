@@ -65,6 +65,10 @@ __all__ = [
 ]
 
 
+NAMES = ("copy", "two-hop", "prior", "cancel", "keys", "saturated", "weak", "bottleneck")
+"""In the order in which they are told of."""
+
+
 @dataclass(frozen=True)
 class Planted:
     """A model with a known circuit, and prompt pairs on which it runs.
@@ -105,11 +109,17 @@ class Planted:
     def model(self, *, dtype: str = "float32") -> Model:
         """The model, freshly built and ready for the engine."""
         network = self.build().to(DTYPES[dtype])
-        return wrap_model(network, build_tokenizer(), name=f"planted:{self.name}")
+        return wrap_model(network, build_tokenizer(), name=f"planted:{self.name}", copy=False)
 
 
 def planted_models() -> tuple[Planted, ...]:
     """All planted models; nothing is built before it is asked for."""
+    found = {one.name: one for one in (*_without_collapse(), *_with_collapse())}
+    return tuple(found[name] for name in NAMES)
+
+
+def _without_collapse() -> tuple[Planted, ...]:
+    """The persona reaches the answer: by a copy, in two hops, through keys, through a step."""
     return (
         Planted(
             "copy",
@@ -128,6 +138,28 @@ def planted_models() -> tuple[Planted, ...]:
             _two_hop,
         ),
         Planted(
+            "keys",
+            "An MLP makes persona A's word a louder key than the first word; another head supplies the value.",
+            "no collapse",
+            frozenset({"input->m0", "m0->a1.h0<k>", "input->a0.h1<v>", "a0.h1->a1.h0<v>", "a1.h0->logits"}),
+            _pairs(EARLY),
+            _keys,
+        ),
+        Planted(
+            "saturated",
+            "A step function carries the persona, flat at both; a decoy beside it is steep at both but equal at both.",
+            "no collapse",
+            frozenset({"input->a0.h1<v>", "a0.h1->m1", "m1->logits"}),
+            _pairs(EARLY),
+            _saturated,
+        ),
+    )
+
+
+def _with_collapse() -> tuple[Planted, ...]:
+    """It does not, each of them for another reason."""
+    return (
+        Planted(
             "prior",
             "A head and an MLP carry the persona; beside them a path from the topic adds three times as much for all.",
             "prior dominance",
@@ -145,22 +177,6 @@ def planted_models() -> tuple[Planted, ...]:
             frozenset({"input->a1.h0<v>", "a1.h0->logits", "input->a2.h1<v>", "a2.h1->logits"}),
             _pairs(EARLY),
             _cancel,
-        ),
-        Planted(
-            "keys",
-            "An MLP makes persona A's word a louder key than the first word; another head supplies the value.",
-            "no collapse",
-            frozenset({"input->m0", "m0->a1.h0<k>", "input->a0.h1<v>", "a0.h1->a1.h0<v>", "a1.h0->logits"}),
-            _pairs(EARLY),
-            _keys,
-        ),
-        Planted(
-            "saturated",
-            "A step function carries the persona, flat at both; a decoy beside it is steep at both but equal at both.",
-            "no collapse",
-            frozenset({"input->a0.h1<v>", "a0.h1->m1", "m1->logits"}),
-            _pairs(EARLY),
-            _saturated,
         ),
         Planted(
             "weak",

@@ -20,7 +20,8 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.behaviour.measure import measure_pairs
-from persona_circuits.persona.behaviour.options import CollapseStudy, StudyOptions
+from persona_circuits.persona.behaviour.options import StudyOptions
+from persona_circuits.persona.behaviour.results import CollapseStudy
 from persona_circuits.persona.behaviour.summary import summarise
 from persona_circuits.persona.data import ItemFile, Neutral
 
@@ -50,6 +51,10 @@ def study_collapse(
         Wordings without a persona; those that a pair itself uses are left out for it.
     progress
         Called with the number of prompts done and of all.
+
+    Returns
+    -------
+    Divergence, prior, collapse and mass of every pair and control, and their means with intervals.
 
     Raises
     ------

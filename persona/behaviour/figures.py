@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.figures import DIVERGING, GREY, MISSING, laid_out, write_figures
-from persona_circuits.persona.behaviour.options import CollapseStudy, PairRow
+from persona_circuits.persona.behaviour.results import CollapseStudy, PairRow
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -1,27 +1,16 @@
-"""Choices of a collapse study, and what it finds."""
+"""Choices of a collapse study."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import PlainNumbers
-from persona_circuits.persona.behaviour.measure import PairMeasure
-from persona_circuits.persona.data import Estimate
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed
 
 __all__ = [
-    "AXES",
-    "PARAPHRASE",
-    "CollapseStudy",
-    "Group",
-    "PairRow",
-    "QuestionSummary",
     "StudyOptions",
-    "Summary",
 ]
-
-AXES = ("contrast", "bias", "placement", "prior_level", "held_out", "domain")
-PARAPHRASE = "paraphrase"
 
 
 @dataclass(frozen=True)
@@ -32,11 +21,11 @@ class StudyOptions(PlainNumbers):
     under no persona, leads the mean of the others by at least so much.
     """
 
-    split: str = "all"
-    batch_size: int = 32
-    n_resamples: int = 2000
-    bias_cut: float = 1.5
-    seed: int = 0
+    split: Annotated[str, Option("Pairs to study; controls are taken of every split of --controls.")] = "all"
+    batch_size: BatchSize = 32
+    n_resamples: Resamples = 2000
+    bias_cut: Annotated[float, Option("Bias is high where the default leads by so many logits under no persona.")] = 1.5
+    seed: Seed = 0
 
     def checked(self) -> StudyOptions:
         """Itself.
@@ -50,110 +39,3 @@ class StudyOptions(PlainNumbers):
         if self.seed < 0:
             raise OptionError(f"seed is {self.seed}; it must be at least 0")
         return self
-
-
-@dataclass(frozen=True)
-class PairRow:
-    """A pair's measures in the light of the whole study.
-
-    ``bias`` is ``high``, ``low`` or ``unknown``; ``bias_source`` is ``neutral`` (measured),
-    ``file`` (the pair file says so) or ``none``. ``outcome`` is the first that fits of ``no signal``
-    (|D| < 2 sigma_0), ``reversed`` (D < 0), ``collapse`` (one choice of all candidates), ``apart``.
-    """
-
-    measure: PairMeasure
-    bias: str
-    bias_source: str
-    outcome: str
-
-    def axis(self, name: str) -> str:
-        """The pair's value on an axis, the study's own bias bin for ``bias``; empty where it has none."""
-        return self.bias if name == "bias" else self.measure.item.axes.get(name, "")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Some pairs together. Shares in [0, 1]; D and b in logits, information in nats.
-
-    ``p_zero`` is the sign-flip p of D = 0; ``dominance`` the quartiles of PDR;
-    ``collapse`` over all candidates, ``agree`` within the two declared tokens;
-    ``no_signal`` is None where sigma_0 is unknown.
-    """
-
-    n: int
-    n_persona_pairs: int
-    n_questions: int
-    divergence: Estimate
-    p_zero: float
-    prior: Estimate
-    dominance: tuple[float, float, float] | None
-    collapse: Estimate
-    agree: float
-    reversed: float
-    no_signal: float | None
-    jensen_shannon: Estimate
-    soft_collapse: float
-    mass: float
-    low_mass: float
-
-
-@dataclass(frozen=True)
-class Group:
-    """The pairs of one value of an axis, and the paraphrase controls beside them."""
-
-    axis: str
-    value: str
-    summary: Summary
-    paraphrase: Summary | None
-    paraphrase_matched: bool
-
-
-@dataclass(frozen=True)
-class QuestionSummary:
-    """One question over the personas that it was put to; their logits are averaged over their prompts.
-
-    The fields from ``modal_share`` on need two named personas and one candidate list,
-    and are None otherwise. ``paraphrase_*`` are this question's paraphrase controls.
-    """
-
-    question: str
-    domain: str
-    n: int
-    n_personas: int
-    divergence: float
-    prior: float
-    neutral_lead: float | None
-    bias: str
-    collapse: float
-    mass: float
-    modal_share: float | None
-    effective_preferences: float | None
-    choice_information: float | None
-    soft_collapse: float | None
-    prior_share: float | None
-    paraphrase_n: int
-    paraphrase_collapse: float | None
-    paraphrase_soft_collapse: float | None
-
-
-@dataclass(frozen=True)
-class CollapseStudy:
-    """Everything that was found. ``pairs`` and ``controls`` in the files' order.
-
-    ``placement`` is mean D late minus mean D early, None unless there are both.
-    """
-
-    model: str
-    fingerprint: str
-    sources: tuple[tuple[str, str], ...]
-    options: StudyOptions
-    sigma_0: float | None
-    n_paraphrases: int
-    overall: Group
-    groups: tuple[Group, ...]
-    controls: tuple[Group, ...]
-    questions: tuple[QuestionSummary, ...]
-    placement: Estimate | None
-    pairs: tuple[PairRow, ...]
-    control_pairs: tuple[PairRow, ...]
-    notes: tuple[str, ...]

@@ -19,7 +19,7 @@ from typing import Any
 
 from persona_circuits.circuit.figures import interval, plain, write_csv
 from persona_circuits.circuit.storage import write_json
-from persona_circuits.persona.behaviour.options import CollapseStudy, Group, PairRow
+from persona_circuits.persona.behaviour.results import CollapseStudy, Group, PairRow
 from persona_circuits.persona.data import Estimate
 
 __all__ = [

@@ -9,14 +9,14 @@ import torch
 
 from persona_circuits import metrics
 from persona_circuits.persona.behaviour.measure import PairMeasure
-from persona_circuits.persona.behaviour.options import (
+from persona_circuits.persona.behaviour.options import StudyOptions
+from persona_circuits.persona.behaviour.results import (
     AXES,
     PARAPHRASE,
     CollapseStudy,
     Group,
     PairRow,
     QuestionSummary,
-    StudyOptions,
     Summary,
 )
 from persona_circuits.persona.data import Estimate, sign_flip, two_way_difference, two_way_mean

@@ -1,32 +1,8 @@
-"""Which nodes write a persona's direction."""
+"""Which nodes write a persona's direction.
 
-from persona_circuits.persona.bridge.bridge import NodeSet, build_bridge
-from persona_circuits.persona.bridge.parts import BridgeOptions, random_sets, three_way
-from persona_circuits.persona.bridge.report import (
-    bridge_figures,
-    fingerprint_of,
-    layer_rows,
-    node_rows,
-    overlap_rows,
-    read_movers,
-    read_neuron_mlps,
-    read_nodes,
-    write_bridge,
-)
+Every name is imported when it is first used; ``__init__.pyi`` beside this file says where each is from.
+"""
 
-__all__ = [
-    "BridgeOptions",
-    "NodeSet",
-    "bridge_figures",
-    "build_bridge",
-    "fingerprint_of",
-    "layer_rows",
-    "node_rows",
-    "overlap_rows",
-    "random_sets",
-    "read_movers",
-    "read_neuron_mlps",
-    "read_nodes",
-    "three_way",
-    "write_bridge",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -40,10 +40,10 @@ from persona_circuits.circuit.graph import Graph, Node
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, Interval, interval, ratio_interval, weighted_mean
+from persona_circuits.persona.bridge.options import BridgeOptions
 from persona_circuits.persona.bridge.parts import (
     MATCHINGS,
     TOLERANCE,
-    BridgeOptions,
     decomposed_run,
     random_sets,
     three_way,
@@ -159,6 +159,10 @@ def build_bridge(
         Directions are fitted on the first and decomposed on the second; on ``fit`` itself, with a note, without it.
     movers, neurons
         Sets that files name; without ``movers`` those of this decomposition are taken.
+
+    Returns
+    -------
+    What every node writes along the direction, the circuit's share of it, and random nodes beside.
 
     Raises
     ------

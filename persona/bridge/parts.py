@@ -10,19 +10,17 @@ import torch
 from jaxtyping import Bool, Float
 from scipy import stats
 
-from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.progress import Progress, Stage
-from persona_circuits.persona.data import POSITIONS, Example, ExampleFile
+from persona_circuits.persona.bridge.options import BridgeOptions
+from persona_circuits.persona.data import Example, ExampleFile
 from persona_circuits.persona.streams import grouped, trace
 from persona_circuits.persona.vectors import Directions, default_kind, find_directions
 
 __all__ = [
     "MATCHINGS",
     "TOLERANCE",
-    "BridgeOptions",
     "decomposed_run",
     "random_sets",
     "three_way",
@@ -31,36 +29,6 @@ __all__ = [
 
 MATCHINGS = ("layer", "type")
 TOLERANCE = 1e-4  # of what the parts may miss, relative to the largest stream
-
-
-@dataclass(frozen=True)
-class BridgeOptions(PlainNumbers):
-    """``layer`` is where nodes are listed and movers taken from, the last if None; shares are of every layer.
-
-    ``direction`` is as for steering, chosen by the pairs if empty. ``top_k`` movers are taken where no file names them.
-    """
-
-    position: str = "prompt-end"
-    layer: int | None = None
-    direction: str = ""
-    toward: tuple[str, str] | None = None
-    top_k: int = 10
-    n_random: int = 1000
-    batch_size: int = 32
-    seed: int = 0
-
-    def checked(self) -> BridgeOptions:
-        """These options.
-
-        Raises:
-            OptionError: one of them makes no sense.
-        """
-        if self.position not in POSITIONS:
-            raise OptionError(f"--position {self.position!r} is not one of {', '.join(POSITIONS)}")
-        for name, least in (("top_k", 1), ("n_random", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
-        return self
 
 
 def contributions(

@@ -42,8 +42,14 @@ __all__ = [
 def read_personas(path: str | Path) -> tuple[Persona, ...]:
     """The personas of a file, or of a folder of assistant-axis JSON.
 
-    Raises:
-        TaskError: the source cannot be read, is of no known format or has faults; all are listed.
+    Returns
+    -------
+    The personas, in the order of the source.
+
+    Raises
+    ------
+    TaskError
+        The source cannot be read, is of no known format or has faults; all are listed.
     """
     path, faults = Path(path), Faults()
     if path.is_dir():
@@ -62,8 +68,14 @@ def read_personas(path: str | Path) -> tuple[Persona, ...]:
 def read_questions(path: str | Path) -> tuple[Question, ...]:
     """The questions of a file.
 
-    Raises:
-        TaskError: the source cannot be read, is of no known format or has faults; all are listed.
+    Returns
+    -------
+    The questions, in the order of the file.
+
+    Raises
+    ------
+    TaskError
+        The source cannot be read, is of no known format or has faults; all are listed.
     """
     path, faults = Path(path), Faults()
     if path.suffix.lower() == ".csv":

@@ -21,7 +21,6 @@ import torch
 from persona_circuits import metrics
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
 from persona_circuits.persona.behaviour import PairMeasure, measure_pairs
@@ -29,44 +28,16 @@ from persona_circuits.persona.data import ItemFile
 from persona_circuits.persona.explanation.causal import TESTS, Asked, Outcome, flip_gain, run_test
 from persona_circuits.persona.explanation.groups import Explained, Group, group_of, groups_by, is_label
 from persona_circuits.persona.explanation.inside import Inside, look_inside
+from persona_circuits.persona.explanation.options import ExplainOptions
 from persona_circuits.persona.explanation.truth import Agreement, agreement, expected_of
 from persona_circuits.persona.explanation.verdicts import Numbers, Thresholds, judge, load_thresholds
 
 __all__ = [
-    "ExplainOptions",
     "Explanation",
     "explain",
 ]
 
 PARAPHRASE = "paraphrase"
-
-
-@dataclass(frozen=True)
-class ExplainOptions(PlainNumbers):
-    """What is explained and how; fixed before the run. ``by`` are keys of the rows, or ``pair``.
-
-    Without ``causal`` no test is run.
-    """
-
-    by: tuple[str, ...] = ("question",)
-    split: str = "all"
-    batch_size: int = 32
-    n_resamples: int = 2000
-    causal: bool = True
-    seed: int = 0
-
-    def checked(self) -> ExplainOptions:
-        """Itself.
-
-        Raises:
-            OptionError: a number is out of its range.
-        """
-        for name in ("batch_size", "n_resamples"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-        if self.seed < 0:
-            raise OptionError(f"seed is {self.seed}; it must be at least 0")
-        return self
 
 
 @dataclass(frozen=True)
@@ -111,6 +82,10 @@ def explain(
         Those that are shipped, if none are given.
     stage
         Called when a stage of the work begins, with its name; gives the stage's progress callback.
+
+    Returns
+    -------
+    A verdict for every pair, with the numbers and the causal test that it rests on.
 
     Raises
     ------

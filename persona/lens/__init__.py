@@ -1,32 +1,8 @@
-"""The logit lens along the depth."""
+"""The logit lens along the depth.
 
-from persona_circuits.persona.lens.readout import component_names, decision, read_out, read_out_direction
-from persona_circuits.persona.lens.report import (
-    COMPONENTS,
-    TABLE,
-    component_rows,
-    curve_rows,
-    decision_lines,
-    lens_figures,
-    lens_record,
-    write_lens,
-)
-from persona_circuits.persona.lens.study import LensOptions, LensStudy, study_lens
+Every name is imported when it is first used; ``__init__.pyi`` beside this file says where each is from.
+"""
 
-__all__ = [
-    "COMPONENTS",
-    "TABLE",
-    "LensOptions",
-    "LensStudy",
-    "component_names",
-    "component_rows",
-    "curve_rows",
-    "decision",
-    "decision_lines",
-    "lens_figures",
-    "lens_record",
-    "read_out",
-    "read_out_direction",
-    "study_lens",
-    "write_lens",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -35,47 +35,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona_circuits import metrics
-from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.data import POSITIONS, Estimate, Example, ExampleFile, shared_positions, two_way_mean
 from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.lens.options import LensOptions
 from persona_circuits.persona.lens.readout import Decision, decision, read_out
 from persona_circuits.persona.streams import grouped, id_table, point_names, trace
 
 __all__ = [
     "ANSWER",
-    "LensOptions",
     "LensStudy",
     "study_lens",
 ]
 
 ANSWER = "prompt-end"
 TOLERANCE = 1e-3  # of what the attributions may miss, in logits or relative to the largest of them
-
-
-@dataclass(frozen=True)
-class LensOptions(PlainNumbers):
-    """``positions`` are the named positions to look at, all that every prompt has if empty."""
-
-    positions: tuple[str, ...] = ()
-    batch_size: int = 32
-    n_resamples: int = 2000
-    seed: int = 0
-
-    def checked(self) -> LensOptions:
-        """These options.
-
-        Raises:
-            OptionError: one of them makes no sense.
-        """
-        for name, least in (("batch_size", 1), ("n_resamples", 100)):
-            if getattr(self, name) < least:
-                option = name.replace("_", "-")
-                raise OptionError(f"--{option} must be at least {least}, got {getattr(self, name)}")
-        return self
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +132,10 @@ def study_lens(
         The words that were given to ``load_examples`` too, for the record.
     progress
         Called with the number of prompts done and of all.
+
+    Returns
+    -------
+    By layer and position, what the stream says of the answers; what every node adds to D, in logits.
 
     Raises
     ------

@@ -1,43 +1,8 @@
-"""Neurons that tell personas apart, and what goes without them."""
+"""Neurons that tell personas apart, and what goes without them.
 
-from persona_circuits.persona.neurons.figures import neuron_figures
-from persona_circuits.persona.neurons.options import NeuronOptions
-from persona_circuits.persona.neurons.ranking import (
-    COARSE,
-    ROUNDING,
-    at_rounding,
-    effect_size,
-    grouped_means,
-    overlap,
-    pooled,
-    rank_neurons,
-    ranks,
-)
-from persona_circuits.persona.neurons.report import ablation_rows, headline, neuron_record, tables, write_neurons
-from persona_circuits.persona.neurons.runs import ablated, neurons_of, read_neurons, tokens_at
-from persona_circuits.persona.neurons.study import held_out_files, study_neurons
+Every name is imported when it is first used; ``__init__.pyi`` beside this file says where each is from.
+"""
 
-__all__ = [
-    "COARSE",
-    "ROUNDING",
-    "NeuronOptions",
-    "ablated",
-    "ablation_rows",
-    "at_rounding",
-    "effect_size",
-    "grouped_means",
-    "headline",
-    "held_out_files",
-    "neuron_figures",
-    "neuron_record",
-    "neurons_of",
-    "overlap",
-    "pooled",
-    "rank_neurons",
-    "ranks",
-    "read_neurons",
-    "study_neurons",
-    "tables",
-    "tokens_at",
-    "write_neurons",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,8 +12,9 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, interval, ratio_interval, weighted_mean
 from persona_circuits.persona.data import ExampleFile
-from persona_circuits.persona.neurons.options import Ablation, NeuronOptions
+from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import Ranking
+from persona_circuits.persona.neurons.results import Ablation
 from persona_circuits.persona.neurons.runs import Neurons, Readings, ablated
 
 __all__ = [

@@ -9,7 +9,7 @@ import numpy as np
 from persona_circuits.circuit.figures import GREY, heat_map, laid_out
 from persona_circuits.circuit.figures.plots import PALETTE
 from persona_circuits.circuit.statistics import Interval
-from persona_circuits.persona.neurons.options import GROUP_KINDS, Group, NeuronStudy
+from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

@@ -11,8 +11,9 @@ from scipy import stats
 
 from persona_circuits.circuit.statistics import cluster_codes
 from persona_circuits.persona.data import Example, ExampleFile
-from persona_circuits.persona.neurons.options import GROUP_KINDS, Group, NeuronOptions
+from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import Ranking, overlap, ranks, z_of
+from persona_circuits.persona.neurons.results import GROUP_KINDS, Group
 from persona_circuits.persona.neurons.runs import Readings
 
 __all__ = [

@@ -1,32 +1,24 @@
-"""Choices of a neuron study, and what it finds."""
+"""Choices of a neuron study."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import numpy as np
-from jaxtyping import Bool, Float
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.model import NEURON_HOOKS
-from persona_circuits.circuit.options import PlainNumbers
-from persona_circuits.circuit.statistics import Interval
-from persona_circuits.persona.neurons.ranking import POOLS, Overlap, Ranking
-from persona_circuits.persona.neurons.runs import KINDS, NEURON_POSITIONS, Neurons
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, check_choices
 
 __all__ = [
-    "GROUP_KINDS",
-    "SOURCES",
-    "Ablation",
-    "Group",
+    "HOOKS",
+    "KINDS",
+    "POOLS",
     "NeuronOptions",
-    "NeuronStudy",
-    "Side",
 ]
 
-GROUP_KINDS = ("personas", "domain", "template", "wording")
-SOURCES = {"fit": "pairs", "held": "held_out", "null": "null"}
+HOOKS = ("post", "pre", "gate")
+"""The keys of ``circuit.model.NEURON_HOOKS``."""
+POOLS = ("mean", "rms")
+KINDS = ("zero", "mean", "swap")
 
 
 @dataclass(frozen=True)
@@ -37,20 +29,43 @@ class NeuronOptions(PlainNumbers):
     least, ``level`` that of false discoveries, ``n_draws`` the draws of the null.
     """
 
-    layers: tuple[int, ...] = ()
-    hook: str = "post"
-    position: str = "prompt-end"
-    pool: str = "mean"
-    top_k: int = 20
-    level: float = 0.05
-    kinds: tuple[str, ...] = KINDS
-    everywhere: bool = False
-    n_random: int = 100
-    max_pairs: int = 32
-    least: int = 4
-    n_draws: int = 200
-    batch_size: int = 32
-    seed: int = 0
+    layers: Annotated[tuple[int, ...], Option("May be repeated. (default: all)", name="--layer")] = ()
+    hook: Annotated[
+        str, Option("What the MLP's down projection reads; what its up or gate projection writes.", choices=HOOKS)
+    ] = "post"
+    position: Annotated[
+        str, Option("persona-end, question-end, question-word, prompt-end; persona-mean, question-mean.")
+    ] = "prompt-end"
+    pool: Annotated[
+        str, Option("mean: A is of one kind throughout; rms: any two personas, in whatever order.", choices=POOLS)
+    ] = "mean"
+    top_k: Annotated[int, Option("Neurons to select.")] = 20
+    level: Annotated[float, Option("Of false discoveries.")] = 0.05
+    kinds: Annotated[
+        tuple[str, ...],
+        Option(
+            "zero, mean or swap; may be repeated. (default: all)",
+            name="--ablation",
+            given=list[str],
+            read=lambda given: tuple(dict.fromkeys(given)),
+        ),
+    ] = KINDS
+    everywhere: Annotated[
+        bool,
+        Option(
+            "Change neurons at the position, or everywhere.",
+            name="--ablate-at",
+            given=Literal["position", "all"],
+            read=lambda at: at == "all",
+            shown="position",
+        ),
+    ] = False
+    n_random: Annotated[int, Option("Random sets of neurons to ablate.")] = 100
+    max_pairs: Annotated[int, Option("Held-out pairs to ablate on.")] = 32
+    least: Annotated[int, Option("Pairs of a group in cross-validation, at least.", name="--min-group")] = 4
+    n_draws: Annotated[int, Option("Draws of the null.")] = 200
+    batch_size: BatchSize = 32
+    seed: Seed = 0
 
     def checked(self) -> NeuronOptions:
         """These options.
@@ -58,10 +73,11 @@ class NeuronOptions(PlainNumbers):
         Raises:
             OptionError: one of them makes no sense.
         """
-        known = {"hook": tuple(NEURON_HOOKS), "position": NEURON_POSITIONS, "pool": POOLS}
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise OptionError(f"--{name} {getattr(self, name)!r} is not one of {', '.join(values)}")
+        from persona_circuits.persona.neurons.runs import NEURON_POSITIONS
+
+        check_choices(self)
+        if self.position not in NEURON_POSITIONS:
+            raise OptionError(f"--position {self.position!r} is not one of {', '.join(NEURON_POSITIONS)}")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise OptionError(f"--ablation {unknown[0]!r} is not one of {', '.join(KINDS)}")
         bounds = {"top_k": 1, "n_random": 1, "max_pairs": 1, "least": 2, "n_draws": 10, "batch_size": 1}
@@ -72,88 +88,3 @@ class NeuronOptions(PlainNumbers):
         if not 0 < self.level < 1:
             raise OptionError(f"--level must be between 0 and 1, got {self.level:g}")
         return self
-
-
-@dataclass(frozen=True, eq=False)
-class Side:
-    """Differences A - B over some pairs: mean, effect size, T, Z (nan where not ranked); intervals of the selected."""
-
-    n_pairs: int
-    difference: Float[np.ndarray, " neuron"]
-    effect: Float[np.ndarray, " neuron"]
-    size: Float[np.ndarray, " neuron"]
-    z: Float[np.ndarray, " neuron"]
-    intervals: tuple[Interval | None, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """One group of pairs. ``overlap`` is of the list from the other fitting pairs with the group's own.
-
-    ``median_rank`` is of the others' list in this group, out of ``overlap.universe``; ``same_sign`` the share of
-    it whose difference has the others' sign (nan for ``rms``, which has none); ``rho`` Spearman's over all
-    ranked neurons' differences, for ``rms`` their Z. ``own`` is the group's list, ``ranks`` the places of the
-    selected neurons in it.
-    """
-
-    kind: str
-    name: str
-    held_out: bool
-    n_pairs: int
-    overlap: Overlap
-    median_rank: float
-    same_sign: float
-    rho: float
-    own: tuple[int, ...]
-    ranks: tuple[int, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Ablation:
-    """D, in logits, with the selected neurons changed, and with random ones.
-
-    ``change`` is the mean of D changed - D, ``kept`` the ratio of their means; ``random`` are the changes
-    by the random sets, ``p`` the share of them that change D as much in size: (1 + b) / (1 + B).
-    """
-
-    kind: str
-    before: Float[np.ndarray, " pair"]
-    after: Float[np.ndarray, " pair"]
-    random: Float[np.ndarray, " set"]
-    change: float
-    change_interval: Interval | None
-    kept: float | None
-    kept_interval: Interval | None
-    p: float
-
-
-@dataclass(frozen=True, eq=False)
-class NeuronStudy:
-    """Everything that was measured; ``selected`` are the places of the top neurons among ``neurons``, best first.
-
-    ``means`` are of A's and of B's prompts over the fitting pairs. ``held`` is None where nothing was held out.
-    """
-
-    model: str
-    fingerprint: str
-    graph: Graph
-    sources: dict[str, tuple[str, str]]
-    options: NeuronOptions
-    neurons: Neurons
-    ranking: Ranking
-    means: Float[np.ndarray, "side neuron"]
-    silent: Bool[np.ndarray, " neuron"]
-    fit: Side
-    held: Side | None
-    selected: tuple[int, ...]
-    groups: tuple[Group, ...]
-    ablations: tuple[Ablation, ...]
-    ablated_pairs: tuple[str, ...]
-    clusters: str
-    n_null: int
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def n_discovered(self) -> int:
-        """Neurons with q at or below the level."""
-        return int((self.ranking.q <= self.options.level).sum())

@@ -37,7 +37,6 @@ from scipy import stats
 __all__ = [
     "COARSE",
     "LEAST_NULL",
-    "POOLS",
     "ROUNDING",
     "Overlap",
     "Ranking",
@@ -51,7 +50,6 @@ __all__ = [
     "z_of",
 ]
 
-POOLS = ("mean", "rms")
 ROUNDING = 64  # units in the last place: a sum of thousands of terms, rounded at each, is off by tens of them
 COARSE = 8  # of formats whose sums are kept in a finer one, and rounded once
 FINE = 2.0**-23  # epsilon of float32

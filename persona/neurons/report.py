@@ -31,8 +31,8 @@ from persona_circuits.persona.neurons.figures import (
     neuron_figures,
     of_kind,
 )
-from persona_circuits.persona.neurons.options import GROUP_KINDS, Group, NeuronStudy, Side
 from persona_circuits.persona.neurons.ranking import ranks
+from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy, Side
 
 __all__ = [
     "ablation_rows",

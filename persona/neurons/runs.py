@@ -34,7 +34,6 @@ from persona_circuits.persona.explanation import replay
 from persona_circuits.persona.streams import grouped, id_table
 
 __all__ = [
-    "KINDS",
     "NEURON_POSITIONS",
     "Neurons",
     "Readings",
@@ -45,7 +44,6 @@ __all__ = [
 ]
 
 NEURON_POSITIONS = (*POSITIONS, "persona-mean", "question-mean")
-KINDS = ("zero", "mean", "swap")
 ROWS = 256  # of one pass with changed neurons
 
 

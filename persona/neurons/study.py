@@ -26,7 +26,7 @@ from persona_circuits.circuit.statistics import Clusters, cluster_codes, interva
 from persona_circuits.persona.data import ExampleFile, leak
 from persona_circuits.persona.neurons.ablation import ablations_of
 from persona_circuits.persona.neurons.groups import chosen_neurons, couples_of, groups_of, turned_differences
-from persona_circuits.persona.neurons.options import SOURCES, NeuronOptions, NeuronStudy, Side
+from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import (
     LEAST_NULL,
     Ranking,
@@ -37,6 +37,7 @@ from persona_circuits.persona.neurons.ranking import (
     rank_neurons,
     z_of,
 )
+from persona_circuits.persona.neurons.results import SOURCES, NeuronStudy, Side
 from persona_circuits.persona.neurons.runs import Neurons, Readings, neurons_of, read_neurons
 from persona_circuits.persona.steering import some_pairs
 
@@ -98,6 +99,10 @@ def study_neurons(
         Paraphrase pairs; without them signs are flipped.
     stage
         Names a step and gives its progress.
+
+    Returns
+    -------
+    The neurons found, their null, and what ablating them does beside random ones.
 
     Raises
     ------

@@ -18,13 +18,12 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
-from persona_circuits.circuit.options import PlainNumbers
-from persona_circuits.circuit.task import ALIGNMENTS, PromptPair, Reader, Span, Task, encode
+from persona_circuits.circuit.task import PromptPair, Reader, Span, Task, encode
 from persona_circuits.persona.data import Persona, Question, Template, TokenizerOnly, candidates, preferred
 from persona_circuits.persona.pairs.matching import (
     REASONS,
@@ -39,55 +38,13 @@ from persona_circuits.persona.pairs.matching import (
 )
 from persona_circuits.persona.pairs.neutral import Neutrals, NeutralSide, neutral_side, neutrals, without_neutral
 from persona_circuits.persona.pairs.null import Made, null_pairs
+from persona_circuits.persona.pairs.options import PairOptions
 from persona_circuits.persona.pairs.report import Built, Tally
 from persona_circuits.persona.pairs.splits import Split, divided, in_turn, meetings
 
 __all__ = [
-    "PairOptions",
     "build_pairs",
 ]
-
-LEAKS = ("drop", "keep", "only")
-
-
-@dataclass(frozen=True)
-class PairOptions(PlainNumbers):
-    """How pairs are chosen.
-
-    ``test_share`` is the share of meetings, and of question wordings, that is held out (0: no
-    splits); ``per_question`` the most pairs of one question; ``filler`` the sentences per prompt.
-    ``align`` is ``equal`` or ``right``, which takes paraphrases of unequal length where there are no
-    equal ones. ``neutral`` adds the question under no persona to every pair; ``null`` makes pairs of
-    two paraphrases of one persona, too.
-    """
-
-    seed: int = 0
-    max_pairs: int = 1000
-    per_question: int | None = None
-    test_share: float = 0.2
-    leaks: str = "drop"
-    filler: int = 0
-    align: str = "equal"
-    neutral: bool = False
-    null: bool = False
-
-    def checked(self) -> PairOptions:
-        """These options.
-
-        Raises:
-            OptionError: one of them makes no sense.
-        """
-        if self.max_pairs < 1 or (self.per_question is not None and self.per_question < 1):
-            raise OptionError("--max-pairs and --per-question must be at least 1")
-        if not 0 <= self.test_share < 1:
-            raise OptionError(f"--test-share must be at least 0 and below 1, got {self.test_share:g}")
-        if self.leaks not in LEAKS:
-            raise OptionError(f"--leaks must be one of {', '.join(LEAKS)}, got {self.leaks!r}")
-        if self.align not in ALIGNMENTS:
-            raise OptionError(f"--align must be one of {', '.join(ALIGNMENTS)}, got {self.align!r}")
-        if self.filler < 0:
-            raise OptionError(f"--filler must not be negative, got {self.filler}")
-        return self
 
 
 def build_pairs(
@@ -111,6 +68,10 @@ def build_pairs(
         of which the first becomes ``clean``.
     neutral_wordings
         What stands in the persona's place in ``neutral``, instead of the sources of ``persona.pairs.neutral``.
+
+    Returns
+    -------
+    The rows of a pair file, with what was left out and why.
 
     Raises
     ------

@@ -39,15 +39,8 @@ from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.storage import replace_files, write_json, write_text
 from persona_circuits.circuit.task import PromptPair, Task, encode
 from persona_circuits.persona.data import ItemFile, Neutral
-from persona_circuits.persona.pairs.prior_choice import (
-    REASONS,
-    Asked,
-    Drop,
-    PriorOptions,
-    Tally,
-    leanings_of,
-    study_items,
-)
+from persona_circuits.persona.pairs.options import PriorOptions
+from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, Drop, Tally, leanings_of, study_items
 
 __all__ = [
     "build_prior_pairs",
@@ -95,6 +88,10 @@ def build_prior_pairs(
         Wordings of the questions, of which those that a row does not use say what its default is.
     progress
         Called with the neutral prompts asked and all of them.
+
+    Returns
+    -------
+    The rows of a pair file whose contrast is the prior, with what was left out and why.
 
     Raises
     ------

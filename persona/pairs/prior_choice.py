@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import PromptPair, beyond_embedding, token_ids, without_end
 from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
@@ -21,7 +20,6 @@ __all__ = [
     "REASONS",
     "Asked",
     "Drop",
-    "PriorOptions",
     "Tally",
     "leanings_of",
     "study_items",
@@ -42,30 +40,6 @@ REASONS = {
     "does not fit the model": "a word is not one token behind the other question's prompt",
     "asked already": "the same persona and questions are in another pair",
 }
-
-
-@dataclass(frozen=True)
-class PriorOptions(PlainNumbers):
-    """How prior pairs are chosen: ``min_lead`` in logits without a persona, ``max_pairs`` per split."""
-
-    min_lead: float = 1.0
-    max_pairs: int = 64
-    batch_size: int = 32
-    seed: int = 0
-
-    def checked(self) -> PriorOptions:
-        """These options.
-
-        Raises:
-            OptionError: one of them makes no sense.
-        """
-        if not self.min_lead >= 0:
-            raise OptionError(f"--min-lead must not be negative, got {self.min_lead:g}")
-        if self.max_pairs < 2:
-            raise OptionError(f"--max-pairs must be at least 2, one for either persona, got {self.max_pairs}")
-        if self.batch_size < 1:
-            raise OptionError(f"--batch-size must be at least 1, got {self.batch_size}")
-        return self
 
 
 @dataclass

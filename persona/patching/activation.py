@@ -20,7 +20,7 @@ in size (cluster-robust t test), corrected over all heads (Benjamini and Hochber
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,10 +32,8 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import NullRun, null_run
 from persona_circuits.circuit.forward import (
-    ABLATIONS,
     Prepared,
     patched_nodes,
     patched_stream,
@@ -46,88 +44,25 @@ from persona_circuits.circuit.forward import (
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.progress import Progress, Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, is_zero, ratio_p_values
-from persona_circuits.circuit.task import ALIGNMENTS, Batch, Row, Task, batches, encode, with_swap_rows
+from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.persona.data import Estimate, ExampleFile, leak, ratio_of_means
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation import margins
 from persona_circuits.persona.patching.heads import HeadAblation, ablate_heads, parse_heads
+from persona_circuits.persona.patching.options import PatchOptions
 from persona_circuits.persona.patching.paths import Paths, parse_paths, patch_paths
-from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, KINDS, MODES, Site, parts_of, sites_of
+from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, Site, parts_of, sites_of
 
 __all__ = [
     "DIRECTIONS",
-    "PatchOptions",
     "PatchStudy",
     "study_patching",
 ]
 
 DIRECTIONS = ("noising", "denoising")
 """The order of the two rows of a swapped pair: B's site in A's run, and A's in B's."""
-
-
-@dataclass(frozen=True)
-class PatchOptions(PlainNumbers):
-    """What is patched. ``senders`` empty: all that reach a receiver; ``receivers`` empty: no paths.
-
-    ``ablate`` names heads, ``ablate_top`` takes the first so many movers instead. ``negligible`` is the
-    share of D up to which a head is no mover, ``alpha`` the false discovery rate.
-    """
-
-    at: tuple[str, ...] = ("stream", "attn", "mlps", "heads")
-    parts: str = "spans"
-    senders: tuple[str, ...] = ()
-    receivers: tuple[str, ...] = ()
-    ablate: tuple[str, ...] = ()
-    ablate_top: int | None = None
-    ablation: str = "corrupt"
-    n_random: int = 100
-    align: str = "equal"
-    negligible: float = 0.01
-    alpha: float = 0.05
-    batch_size: int = 32
-    seed: int = 0
-
-    def checked(self) -> PatchOptions:
-        """These options.
-
-        Raises:
-            OptionError: a value is unknown or impossible, or an option would have no effect.
-        """
-        for name, value, allowed in (
-            *(("at", kind, KINDS) for kind in self.at),
-            ("parts", self.parts, MODES),
-            ("ablation", self.ablation, ABLATIONS),
-            ("align", self.align, ALIGNMENTS),
-        ):
-            if value not in allowed:
-                raise OptionError(f"--{name} {value!r} is not one of {', '.join(allowed)}")
-        for name, number in (("batch-size", self.batch_size), ("n-random", self.n_random)):
-            if number < 1:
-                raise OptionError(f"--{name} must be at least 1, got {number}")
-        if not 0 <= self.negligible < 1:
-            raise OptionError(f"--negligible is a share of D, from 0 to below 1, got {self.negligible:g}")
-        if self.senders and not self.receivers:
-            raise OptionError("--from names the senders of paths and needs --to, such as --to logits")
-        self._check_ablation()
-        if not (self.at or self.receivers or self.ablate):
-            raise OptionError("nothing to do: give --at, --to or --ablate")
-        return self
-
-    def _check_ablation(self) -> None:
-        if self.ablate and self.ablate_top is not None:
-            raise OptionError("--ablate and --ablate-top both name the heads to ablate; give one of them")
-        if self.ablate_top is not None and self.ablate_top < 1:
-            raise OptionError(f"--ablate-top must be at least 1, got {self.ablate_top}")
-        if self.ablate_top is not None and "heads" not in self.at:
-            raise OptionError("--ablate-top takes the first movers, which --at heads finds; add heads to --at")
-        if self.ablation != "corrupt" and not self.ablate and self.ablate_top is None:
-            raise OptionError(
-                f"--ablation {self.ablation} is what ablated heads write and needs --ablate or --ablate-top; sites and "
-                "paths are always patched with the other persona's run"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,6 +159,10 @@ def study_patching(
     null
         Pairs of two paraphrases of one persona: how large D is where there is nothing.
 
+    Returns
+    -------
+    The effect of every site and path, in shares of D, the heads that move it, and ablations beside random heads.
+
     Raises
     ------
     OptionError
@@ -236,12 +175,9 @@ def study_patching(
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
     rows = _rows(found, model, options.align)
     apart = held_out is not found
-    tested = _rows(held_out, model, options.align) if apart else rows
     seen = _Sweep(model, found, rows, options)
-    how: dict[str, Any] = {"ablation": options.ablation, "n_random": options.n_random, "seed": options.seed}
-    how |= {"batch_size": options.batch_size}
-    without = partial(ablate_heads, model, held_out, tested, rows)
-    ablated = without(named, progress=stage("ablating heads"), **how) if named else None
+    without = _ablating(model, held_out, _rows(held_out, model, options.align) if apart else rows, rows, options)
+    ablated = without(named, progress=stage("ablating heads")) if named else None
     seen.run(stage("patching sites"))
     clusters = Clusters.of([item.pair for item in found.items])
     divergence = seen.by_pair(seen.whole)[0]
@@ -249,7 +185,7 @@ def study_patching(
     movers = _movers(effects, divergence, clusters, seen.attention(), options)
     if options.ablate_top is not None:
         heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
-        ablated = without(heads, progress=stage("ablating heads"), **how)
+        ablated = without(heads, progress=stage("ablating heads"))
     walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
     walked = walk(plan, progress=stage("patching paths")) if plan is not None else None
     more = [part for part in (walked, ablated) if part is not None]
@@ -275,6 +211,14 @@ def study_patching(
         resampled=clusters.describe(),
         notes=_notes(divergence, effects, ablated, leak(found, held_out) if apart else None, options),
     )
+
+
+def _ablating(
+    model: Model, held_out: ExampleFile, tested: Sequence[Row], rows: Sequence[Row], options: PatchOptions
+) -> Callable[..., HeadAblation]:
+    """What ablates some heads on the held-out pairs."""
+    how: dict[str, Any] = {"ablation": options.ablation, "n_random": options.n_random, "seed": options.seed}
+    return partial(ablate_heads, model, held_out, tested, rows, batch_size=options.batch_size, **how)
 
 
 class _Sweep:

@@ -107,6 +107,10 @@ def patch_paths(
         Batches of the pairs' rows in both directions.
     divergence
         D of every pair, in the rows' order.
+
+    Returns
+    -------
+    The effect of every path, in shares of D, with intervals.
     """
     n_senders, n_receivers = len(plan.senders) + 1, len(plan.receivers)
     values = np.full((2 * len(divergence), n_senders, n_receivers), np.nan)

@@ -28,15 +28,11 @@ from persona_circuits.persona.data import Example, ExampleFile, shared_positions
 __all__ = [
     "ANSWER",
     "EVERYWHERE",
-    "KINDS",
-    "MODES",
     "Site",
     "parts_of",
     "sites_of",
 ]
 
-KINDS = ("stream", "attn", "mlps", "heads", "head-parts")
-MODES = ("spans", "named", "positions")
 ANSWER, EVERYWHERE = "answer", "everywhere"
 REST = "between"
 CONTRAST = ("persona", "contrast")

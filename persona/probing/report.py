@@ -33,7 +33,8 @@ from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.probing.fit import Scored
 from persona_circuits.persona.probing.geometry import Place
-from persona_circuits.persona.probing.options import KINDS, Cell, ProbeStudy
+from persona_circuits.persona.probing.options import KINDS
+from persona_circuits.persona.probing.results import Cell, ProbeStudy
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure

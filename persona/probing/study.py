@@ -25,7 +25,7 @@ A probe at chance does not say that the model has lost the persona; see arXiv:21
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.progress import Stage
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.persona.data import POSITIONS, Estimate, ExampleFile, Persona, shared_positions
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.probing.fit import (
@@ -46,16 +46,8 @@ from persona_circuits.persona.probing.fit import (
 )
 from persona_circuits.persona.probing.folds import Fold
 from persona_circuits.persona.probing.geometry import geometry_by_place
-from persona_circuits.persona.probing.options import (
-    ANSWER,
-    HOLD_OUTS,
-    KINDS,
-    Cell,
-    Controls,
-    ProbeOptions,
-    ProbeStudy,
-    no_stage,
-)
+from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
+from persona_circuits.persona.probing.results import ANSWER, Cell, Controls, ProbeStudy
 from persona_circuits.persona.probing.targets import Data, Target, planned_probes
 
 __all__ = [
@@ -85,23 +77,22 @@ def study_probes(
     stage
         Called with what begins; gives the function that is told of progress.
 
+    Returns
+    -------
+    Accuracies by layer and position, with intervals and the null of permuted labels, and the geometry.
+
     Raises
     ------
     OptionError
         An option makes no sense, or nothing that was asked for can be held out in this file.
     """
-    options, stage = (options or ProbeOptions()).checked(), stage or no_stage
+    options, stage = (options or ProbeOptions()).checked(), stage or untold_stage
     everything = _together(found, test)
     positions = shared_positions(everything, options.positions)
     data = Data(model, everything, positions, personas, options, stage)
     notes: list[str] = []
     plan = planned_probes(data, len(found.examples), test is not None, notes)
-    progress, cells = stage("fitting probes"), []
-    total = len(plan) * len(positions)
-    for target, hold_out, folds, here in plan:
-        for position in range(len(positions)):
-            cells.append(_cell(data, target, hold_out, folds, here, position))
-            progress(len(cells), total)
+    cells = _cells(data, plan, len(positions), stage("fitting probes"))
     places, cka = geometry_by_place(
         data.streams,
         data.personas,
@@ -132,6 +123,16 @@ def study_probes(
         cka=cka,
         notes=(*notes, *_notes(data, shown)),
     )
+
+
+def _cells(data: Data, plan: Sequence[Any], n_positions: int, progress: Callable[[int, int], None]) -> list[Cell]:
+    """Every planned probe at every position."""
+    cells: list[Cell] = []
+    for target, hold_out, folds, here in plan:
+        for position in range(n_positions):
+            cells.append(_cell(data, target, hold_out, folds, here, position))
+            progress(len(cells), len(plan) * n_positions)
+    return cells
 
 
 def _together(found: ExampleFile, test: ExampleFile | None) -> ExampleFile:

@@ -30,7 +30,8 @@ from persona_circuits.circuit.storage import is_whole
 from persona_circuits.circuit.task import lost_differences, prompt_faults, token_ids
 from persona_circuits.persona.data import Template
 from persona_circuits.persona.responses.journal import Journal
-from persona_circuits.persona.responses.plan import Exchange, Response, Responses, Said, Sampling, rendered
+from persona_circuits.persona.responses.options import Sampling
+from persona_circuits.persona.responses.plan import Exchange, Response, Responses, Said, rendered
 from persona_circuits.persona.responses.remote import Chat, Endpoint, EndpointError, ask
 
 __all__ = [
@@ -53,6 +54,10 @@ def respond(
     progress: Progress | None = None,
 ) -> Responses:
     """Responses of the local model, from the journal where it has them.
+
+    Returns
+    -------
+    The responses, in the order of what was wanted.
 
     Raises
     ------

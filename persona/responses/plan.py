@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.persona.data import FIELDS, Persona, Question, Template, load_templates
+from persona_circuits.persona.responses.options import Plan
 
 __all__ = [
     "Exchange",
     "Response",
     "Responses",
     "Said",
-    "Sampling",
     "baseline_of",
     "exchanges",
     "open_template",
@@ -39,35 +38,6 @@ class Exchange:
     sample: int
     system: str
     user: str
-
-
-@dataclass(frozen=True)
-class Sampling(PlainNumbers):
-    """How responses are drawn. Temperature 0 takes the most likely token; ``stop`` ends a response and is no part."""
-
-    max_new_tokens: int = 48
-    temperature: float = 0.7
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def checked(self) -> Sampling:
-        """Itself.
-
-        Raises:
-            OptionError: a number is out of its range.
-        """
-        if self.max_new_tokens < 1:
-            raise OptionError(f"max-new-tokens is {self.max_new_tokens}; it must be at least 1")
-        if not self.temperature >= 0:
-            raise OptionError(f"temperature is {self.temperature:g}; it must be at least 0")
-        if not 0 < self.top_p <= 1:
-            raise OptionError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
-        if self.seed < 0:
-            raise OptionError(f"seed is {self.seed}; it must be at least 0")
-        if not all(self.stop):
-            raise OptionError("a stop text is empty; it would end every response before its first token")
-        return self
 
 
 @dataclass(frozen=True)
@@ -111,10 +81,10 @@ def exchanges(
     personas: Sequence[Persona],
     questions: Sequence[Question],
     *,
-    wordings: int = 1,
-    question_wordings: int = 1,
-    samples: int = 1,
-    max_questions: int | None = None,
+    wordings: int = Plan.wordings,
+    question_wordings: int = Plan.question_wordings,
+    samples: int = Plan.samples,
+    max_questions: int | None = Plan.max_questions,
     baseline: bool = True,
 ) -> tuple[Exchange, ...]:
     """Every persona with every question: the first wordings of each (0: all of them), each ``samples`` times.

@@ -27,6 +27,7 @@ from persona_circuits.circuit.storage import Kind, read_text
 from persona_circuits.persona.data import Estimate, Template, two_way_mean
 from persona_circuits.persona.responses.journal import Journal
 from persona_circuits.persona.responses.likelihood import log_likelihoods
+from persona_circuits.persona.responses.options import RatingOptions
 from persona_circuits.persona.responses.plan import Exchange, Response, rendered
 from persona_circuits.persona.responses.remote import Chat, Endpoint, ask
 from persona_circuits.persona.responses.tokens import SpokenTokens, spoken_tokens
@@ -116,15 +117,22 @@ def rate_remotely(
     journal: Journal,
     *,
     prompt: str | None = None,
-    control: bool = True,
-    max_tokens: int = 16,
+    control: bool = RatingOptions.control,
+    max_tokens: int = RatingOptions.max_answer_tokens,
     progress: Progress | None = None,
 ) -> Ratings:
     """Ratings by a model behind an endpoint, at temperature 0; the baseline's empty persona is not rated.
 
-    Raises:
-        EndpointError: the endpoint ends the run.
-        TaskError: there is no response of a persona with a text.
+    Returns
+    -------
+    A rating for every response with a persona, as the judge gave it.
+
+    Raises
+    ------
+    EndpointError
+        The endpoint ends the run.
+    TaskError
+        There is no response of a persona with a text.
     """
     text = rater_prompt() if prompt is None else prompt
     own = [one for one in responses if one.exchange.system]
@@ -158,17 +166,24 @@ def rate_offline(
     responses: Sequence[Response],
     template: Template,
     *,
-    neutral: str = "",
-    batch_size: int = 32,
+    neutral: str = RatingOptions.neutral,
+    batch_size: int = RatingOptions.batch_size,
     progress: Progress | None = None,
 ) -> Ratings:
     """Ratings by the model's own likelihoods; ``neutral`` is the text in the place of the persona's, none by default.
 
     The responses' own token ids are used where they are this model's.
 
-    Raises:
-        OptionError: this model's responses were made with another template.
-        TaskError: there is no response that can be rated.
+    Returns
+    -------
+    A rating for every response that can be rated, in the ratings' ``unit``.
+
+    Raises
+    ------
+    OptionError
+        This model's responses were made with another template.
+    TaskError
+        There is no response that can be rated.
     """
     own = [one for one in responses if one.exchange.system and one.exchange.system != neutral]
     _same_template(own, model, template)
@@ -209,7 +224,7 @@ def rate_offline(
 
 
 def summarise_ratings(
-    ratings: Ratings, *, n_resamples: int = 2000, seed: int = 0
+    ratings: Ratings, *, n_resamples: int = RatingOptions.n_resamples, seed: int = RatingOptions.seed
 ) -> tuple[PersonaRating, tuple[PersonaRating, ...]]:
     """Over all personas, and per persona in order of appearance, with bootstraps over personas and questions."""
     names = list(dict.fromkeys(one.response.exchange.persona for one in ratings.rated))

@@ -35,6 +35,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 from persona_circuits.circuit.errors import OptionError, PersonaCircuitsError
 from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.persona.responses.journal import Answer, Answers, Journal
+from persona_circuits.persona.responses.options import EndpointOptions
 from persona_circuits.persona.responses.scrubbing import bare_address, scrubbed, secrets_of
 
 __all__ = [
@@ -50,7 +51,6 @@ DEFAULT_URL = "https://api.openai.com/v1"
 GIVE_UP = 16  # failures without a single answer, after which nothing else is asked
 SECRET = 12  # keys shorter than this ("none", "EMPTY") are no secret, and may be words of an answer
 PER_REQUEST = (400, 413, 422)
-LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 class EndpointError(PersonaCircuitsError):
@@ -59,22 +59,12 @@ class EndpointError(PersonaCircuitsError):
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where to ask and how; build it with ``endpoint``.
-
-    ``limit`` is the name of the field that bounds the answer's length: newer models of
-    OpenAI know ``max_completion_tokens`` only, other servers mostly ``max_tokens``.
-    ``timeout`` bounds each wait for the server, ``deadline`` an answer with all its tries, both in seconds.
-    """
+    """Where to ask and how; build it with ``endpoint``, which finds address and key."""
 
     model: str
     base_url: str = field(repr=False)
-    key: str = field(default="", repr=False)
-    concurrency: int = 8
-    max_retries: int = 8
-    timeout: float = 120.0
-    limit: str = "max_tokens"
-    deadline: float = 900.0
-    max_bytes: int = 4 * 2**20
+    key: str = field(repr=False)
+    options: EndpointOptions
 
     @cached_property
     def secrets(self) -> tuple[str, ...]:
@@ -100,17 +90,7 @@ class Endpoint:
 
 
 def endpoint(
-    model: str,
-    *,
-    base_url: str | None = None,
-    key: str | None = None,
-    concurrency: int = 8,
-    max_retries: int = 8,
-    timeout: float = 120.0,
-    limit: str = "max_tokens",
-    deadline: float = 900.0,
-    max_bytes: int = 4 * 2**20,
-    environment: Mapping[str, str] | None = None,
+    model: str, options: EndpointOptions | None = None, *, environment: Mapping[str, str] | None = None
 ) -> Endpoint:
     """An endpoint from options, and from OPENAI_BASE_URL and OPENAI_API_KEY where an option is None.
 
@@ -118,13 +98,13 @@ def endpoint(
         OptionError: the URL is none, a number is out of range, or the key has characters that no header may have.
         EndpointError: OpenAI's own address is asked without a key.
     """
-    env = os.environ if environment is None else environment
-    url = base_url or env.get("OPENAI_BASE_URL") or DEFAULT_URL
-    secret = (env.get("OPENAI_API_KEY", "") if key is None else key).strip()
+    options, env = options or EndpointOptions(), os.environ if environment is None else environment
+    url = options.base_url or env.get("OPENAI_BASE_URL") or DEFAULT_URL
+    secret = (env.get("OPENAI_API_KEY", "") if options.api_key is None else options.api_key).strip()
     if not secret.isprintable() or not secret.isascii() or " " in secret:
         raise OptionError("the API key has spaces or characters that no key has; check for a bad copy (not shown here)")
-    made = Endpoint(model, url, secret, concurrency, max_retries, timeout, limit, deadline, max_bytes)
-    _check(made)
+    _check_address(url)
+    made = Endpoint(model, url, secret, options.checked())
     if not secret and url == DEFAULT_URL:
         raise EndpointError("no API key: set OPENAI_API_KEY, or give the --base-url of a server that needs none")
     return made
@@ -202,8 +182,8 @@ def _ask_all(
     done = total - len(requests)
     try:
         while True:
-            while len(running) < place.concurrency and (following := next(waiting, None)) is not None:
-                running[following[0]] = time.monotonic() + place.deadline
+            while len(running) < place.options.concurrency and (following := next(waiting, None)) is not None:
+                running[following[0]] = time.monotonic() + place.options.deadline
                 threading.Thread(target=_tell, args=(told, client, place, *following), daemon=True).start()
             if not running:
                 return failures
@@ -215,7 +195,7 @@ def _ask_all(
             if len(failures) >= GIVE_UP and len(failures) == done - (total - len(requests)):
                 raise _ended(place, f"the first {len(failures)} requests all failed: {reason}", journal)
     except _Fatal as error:
-        last = {key: min(end, time.monotonic() + place.timeout) for key, end in running.items()}
+        last = {key: min(end, time.monotonic() + place.options.timeout) for key, end in running.items()}
         for key, outcome in _others(told, last, place):
             _keep_if_answered(key, outcome, journal)
         raise _ended(place, str(error), journal) from None
@@ -244,7 +224,7 @@ def _next(told: SimpleQueue[tuple[str, Outcome]], running: dict[str, float], pla
             key, outcome = told.get(timeout=max(0.0, running[soonest] - time.monotonic()))
         except Empty:
             del running[soonest]
-            return soonest, f"no whole answer within {place.deadline:g} s"
+            return soonest, f"no whole answer within {place.options.deadline:g} s"
         if running.pop(key, None) is not None:
             return key, outcome
 
@@ -291,7 +271,7 @@ def _ask_one(client: Any, place: Endpoint, chat: Chat) -> Answer | str:
     import openai
 
     try:
-        reply = client.chat.completions.create(model=place.model, **chat.body(place.limit))
+        reply = client.chat.completions.create(model=place.model, **chat.body(place.options.limit_field))
     except openai.APIStatusError as error:
         reason = f"status {error.status_code}: {_message(error, place)}"
         if error.status_code in PER_REQUEST:
@@ -299,7 +279,7 @@ def _ask_one(client: Any, place: Endpoint, chat: Chat) -> Answer | str:
         raise _Fatal(reason + _advice(error.status_code)) from None
     except openai.APIConnectionError as error:
         cause = type(error.__cause__ or error).__name__
-        raise _Fatal(f"no answer after {place.max_retries + 1} tries ({cause}); check --base-url") from None
+        raise _Fatal(f"no answer after {place.options.max_retries + 1} tries ({cause}); check --base-url") from None
     except (openai.APIError, ValueError) as error:
         return f"the reply is no chat completion ({type(error).__name__})"
     try:
@@ -339,8 +319,8 @@ def _client(place: Endpoint) -> Any:
     return openai.OpenAI(
         api_key=place.key or NO_KEY,
         base_url=url,
-        max_retries=place.max_retries,
-        timeout=place.timeout,
+        max_retries=place.options.max_retries,
+        timeout=place.options.timeout,
         default_query=query,
         default_headers={"Accept-Encoding": "identity"},
         http_client=openai.DefaultHttpxClient(event_hooks={"response": [_bound(place)]}),
@@ -371,29 +351,21 @@ def _bound(place: Endpoint) -> Callable[[Any], None]:
 
 
 def _within(place: Endpoint, stream: Any) -> Iterator[bytes]:
-    size, end = 0, time.monotonic() + place.deadline
+    size, end = 0, time.monotonic() + place.options.deadline
     for part in stream:
         size += len(part)
-        if size > place.max_bytes:
-            raise _Over(f"the reply is larger than {place.max_bytes:,} bytes")
+        if size > place.options.max_bytes:
+            raise _Over(f"the reply is larger than {place.options.max_bytes:,} bytes")
         if time.monotonic() > end:
-            raise _Over(f"no whole answer within {place.deadline:g} s")
+            raise _Over(f"no whole answer within {place.options.deadline:g} s")
         yield part
 
 
-def _check(place: Endpoint) -> None:
+def _check_address(url: str) -> None:
     try:
-        parts = urlsplit(place.base_url)
+        parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # a port that is no number
         usable = False
     if not usable:
         raise OptionError("--base-url is no http address; expected one like http://localhost:8000/v1")
-    for name, least in (("concurrency", 1), ("max_retries", 0), ("max_bytes", 1)):
-        if getattr(place, name) < least:
-            raise OptionError(f"{name.replace('_', '-')} is {getattr(place, name)}; it must be at least {least}")
-    for name in ("timeout", "deadline"):
-        if not 0 < getattr(place, name) <= threading.TIMEOUT_MAX:
-            raise OptionError(f"{name} is {getattr(place, name):g} s; it must be above 0, and no more than centuries")
-    if place.limit not in LIMITS:
-        raise OptionError(f"limit {place.limit!r} is not one of {', '.join(LIMITS)}")

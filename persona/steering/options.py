@@ -1,41 +1,20 @@
-"""Choices of a steering study, and what it finds."""
+"""Choices of a steering study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
 from dataclasses import dataclass, replace
-
-import numpy as np
-from jaxtyping import Float
+from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import PlainNumbers
-from persona_circuits.persona.data import Estimate
-from persona_circuits.persona.streams import Change
-from persona_circuits.persona.vectors import Directions
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, numbers_of
 
 __all__ = [
-    "REFINEMENTS",
-    "SINGLE_TOKENS",
-    "Bound",
-    "Cell",
-    "Changes",
-    "Margins",
-    "Measured",
-    "Outcome",
     "SteerOptions",
-    "SteeredPrompts",
-    "SteeringStudy",
-    "Vectors",
 ]
 
 POSITIONS = ("prompt-end", "all")
-REFINEMENTS = 4
-SINGLE_TOKENS = 4  # rows of one token behind a cache that share a pass, for each row of a whole prompt
-Cell = tuple[int, int]  # a variant and a prompt, by their places
-Changes = Callable[[Sequence[Cell]], Mapping[int, Change]]
-Vectors = Mapping[int, np.ndarray]  # by layer, a row per pair
-Margins = Float[np.ndarray, "2 pair"]  # A's prompts, B's prompts
+DEPTHS = (0.25, 0.5, 0.75, 0.9)
 
 
 @dataclass(frozen=True)
@@ -46,16 +25,30 @@ class SteerOptions(PlainNumbers):
     where the direction is added: at the ``prompt-end`` and every token after it, or at ``all``.
     """
 
-    layers: tuple[int, ...]
-    strengths: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    positions: str = "prompt-end"
-    together: bool = False
-    ablate: bool = True
-    n_controls: int = 3
-    kl_bound: float = 0.1
-    n_resamples: int = 2000
-    seed: int = 0
-    batch_size: int = 32
+    layers: Annotated[
+        tuple[int, ...],
+        Option("Block, from 0, to add behind; may be repeated. (default: four, evenly)", name="--layer"),
+    ] = ()
+    strengths: Annotated[
+        tuple[float, ...],
+        Option("Above 0, apart by commas; each is used with both signs.", given=str, read=numbers_of),
+    ] = (0.5, 1.0, 2.0, 4.0)
+    positions: Annotated[str, Option("The prompt's last token and all after it, or all tokens.", choices=POSITIONS)] = (
+        "prompt-end"
+    )
+    together: Annotated[bool, Option("All layers at once, not one at a time.")] = False
+    ablate: Annotated[bool, Option("Also take the direction out, from each layer on.")] = True
+    n_controls: Annotated[int, Option("Random directions of either kind to compare with.")] = 3
+    kl_bound: Annotated[float, Option("Bound on the mean KL on neutral prompts, in nats.")] = 0.1
+    n_resamples: Annotated[int, Option("Draws of the bootstraps.")] = 2000
+    seed: Seed = 0
+    batch_size: BatchSize = 32
+
+    def over(self, n_layers: int) -> SteerOptions:
+        """These, with four layers, evenly over the depth, where none is named."""
+        from persona_circuits.persona.streams import chosen_layer
+
+        return self if self.layers else replace(self, layers=tuple(chosen_layer(n_layers, None, at) for at in DEPTHS))
 
     def checked(self) -> SteerOptions:
         """Itself, layers and strengths in order.
@@ -65,7 +58,7 @@ class SteerOptions(PlainNumbers):
         """
         if not self.layers or not self.strengths:
             raise OptionError("nothing to steer: name a layer and a strength")
-        if min(self.strengths) <= 0 or not np.isfinite(self.strengths).all():
+        if min(self.strengths) <= 0 or not all(map(math.isfinite, self.strengths)):
             raise OptionError("strengths must be above 0; each is used with both signs")
         if self.positions not in POSITIONS:
             raise OptionError(f"positions {self.positions!r} is not one of {', '.join(POSITIONS)}")
@@ -75,109 +68,3 @@ class SteerOptions(PlainNumbers):
         if not self.kl_bound > 0:
             raise OptionError(f"kl-bound is {self.kl_bound:g} nats; it must be above 0")
         return replace(self, layers=tuple(sorted(set(self.layers))), strengths=tuple(sorted(set(self.strengths))))
-
-
-@dataclass(frozen=True, eq=False)
-class SteeredPrompts:
-    """The prompts of all pairs: A's, B's, and the neutral one beside each pair, with the two tokens' ids.
-
-    ``sides[k]`` are the ids of A's (0) and B's (1) prompts; ``answers[k]`` those of the
-    tokens that A's and B's persona is to prefer, several of a side averaged.
-    """
-
-    sides: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
-    neutral: tuple[tuple[int, ...], ...]
-    answers: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
-    texts: tuple[tuple[str, ...], tuple[str, ...]]  # of the neutral prompts, and of B's
-    personas: tuple[tuple[str, str], ...]
-    questions: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.neutral)
-
-    @property
-    def all(self) -> tuple[tuple[int, ...], ...]:
-        """Every pair's neutral prompt, then every A's, then every B's."""
-        return (*self.neutral, *self.sides[0], *self.sides[1])
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """The raw numbers of one direction: margins of both sides under +s v and under -s v, KL under both."""
-
-    plus: Margins
-    minus: Margins
-    kl: Float[np.ndarray, "2 pair"]
-
-    def margins(self, sign: int) -> Margins:
-        """A steered by sign s v, B by -sign s v."""
-        return np.stack([self.plus[0], self.minus[1]]) if sign > 0 else np.stack([self.minus[0], self.plus[1]])
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One layer, direction and signed strength over all pairs.
-
-    ``draw`` numbers the controls; the direction itself has -1. ``strength`` is None for ablation.
-    ``switched``: share of prompts whose margin has another sign than unsteered. Of the
-    ``n_asked`` pairs with D > 0 unsteered ``above`` is the share whose gain is above their g*,
-    ``agree`` the share that part exactly if it is. Of the ``n_collapsed`` among them that do
-    not part unsteered ``flipped`` is the share that part now. None where there is no such pair.
-    """
-
-    layers: tuple[int, ...]
-    control: str
-    draw: int
-    strength: float | None
-    divergence: Estimate
-    gain: float
-    prior_shift: float
-    parted: float
-    switched: float
-    kl: Estimate
-    n_asked: int
-    above: float | None
-    agree: float | None
-    n_collapsed: int
-    flipped: float | None
-
-
-@dataclass(frozen=True)
-class Bound:
-    """The largest strength whose mean KL on neutral prompts is within the bound, and what it does.
-
-    ``is_largest``: even the largest strength of the sweep is within, so there may be more room.
-    ``gains`` are those of the controls at the same strength.
-    """
-
-    layers: tuple[int, ...]
-    strength: float
-    is_largest: bool
-    outcome: Outcome
-    gains: Mapping[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True, eq=False)
-class SteeringStudy:
-    """Everything that was found.
-
-    ``margins`` and ``kl`` are those of the direction, of every pair, by layers; strengths are
-    signed and in order in ``margins``, unsigned (and both signs on the next axis) in ``kl``.
-    ``streams`` are the fitting prompts' at their ends, ``first_personas`` those of side A.
-    """
-
-    model: str
-    fingerprint: str
-    options: SteerOptions
-    directions: Directions
-    prompts: SteeredPrompts
-    ids: tuple[str, ...]
-    first_personas: tuple[str, ...]
-    streams: Float[np.ndarray, "example layer d_model"]
-    plain: Margins
-    outcomes: tuple[Outcome, ...]
-    bounds: tuple[Bound, ...]
-    margins: Mapping[str, Float[np.ndarray, "signed 2 pair"]]
-    kl: Mapping[str, Float[np.ndarray, "strength 2 pair"]]
-    held_out: bool
-    notes: tuple[str, ...]

@@ -17,7 +17,7 @@ from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import Name, check_finite
 from persona_circuits.persona.data import ExampleFile, without_persona
-from persona_circuits.persona.steering.options import SINGLE_TOKENS, Cell, Changes, SteeredPrompts
+from persona_circuits.persona.steering.results import SINGLE_TOKENS, Cell, Changes, SteeredPrompts
 from persona_circuits.persona.streams import Change, grouped, on_streams
 
 __all__ = [

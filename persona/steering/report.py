@@ -21,7 +21,7 @@ import numpy as np
 
 from persona_circuits.circuit.figures import plain, write_arrays, write_csv
 from persona_circuits.circuit.storage import write_json, write_text
-from persona_circuits.persona.steering.options import Outcome, SteeringStudy
+from persona_circuits.persona.steering.results import Outcome, SteeringStudy
 from persona_circuits.persona.steering.text import Generation, Readability, readability
 
 if TYPE_CHECKING:

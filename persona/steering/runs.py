@@ -14,7 +14,9 @@ from persona_circuits import metrics
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.data import Estimate, two_way_mean
-from persona_circuits.persona.steering.options import (
+from persona_circuits.persona.steering.options import SteerOptions
+from persona_circuits.persona.steering.passes import added, steered_logits, without_direction
+from persona_circuits.persona.steering.results import (
     REFINEMENTS,
     Bound,
     Cell,
@@ -22,10 +24,8 @@ from persona_circuits.persona.steering.options import (
     Measured,
     Outcome,
     SteeredPrompts,
-    SteerOptions,
     Vectors,
 )
-from persona_circuits.persona.steering.passes import added, steered_logits, without_direction
 from persona_circuits.persona.streams import Change, id_table
 
 __all__ = [

@@ -33,14 +33,9 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.persona.data import ExampleFile
 from persona_circuits.persona.lens import read_out_direction
-from persona_circuits.persona.steering.options import (
-    Margins,
-    SteeredPrompts,
-    SteeringStudy,
-    SteerOptions,
-    Vectors,
-)
+from persona_circuits.persona.steering.options import SteerOptions
 from persona_circuits.persona.steering.passes import steered_logits, steered_prompts
+from persona_circuits.persona.steering.results import Margins, SteeredPrompts, SteeringStudy, Vectors
 from persona_circuits.persona.steering.runs import Named, Run, enter
 from persona_circuits.persona.streams import id_table
 from persona_circuits.persona.vectors import Directions, controls, find_directions, prompt_end_streams
@@ -70,6 +65,10 @@ def study_steering(
     neutral
         Prompts for the KL; without them every pair's own prompt with the persona taken out.
 
+    Returns
+    -------
+    Margins, gains and KL for every strength and direction, beside controls.
+
     Raises
     ------
     OptionError
@@ -88,30 +87,12 @@ def study_steering(
     how: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
     found = find_directions(kind, fitting.examples, there, steered.examples, here, **how)
     plain, reference = _unsteered(model, prompts, size)
-    groups = [options.layers] if options.together else [(layer,) for layer in options.layers]
-    named = [
-        (layers, item)
-        for layers in groups
-        for item in _named({layer: found.vectors[:, layer] for layer in layers}, there, options)
-    ]
+    groups, named = _named_by_layers(found, there, options)
     run = Run(model, prompts, options, plain, reference, progress or untold, len(groups), len(named))
-    swept = run.measure([(item.vectors, s) for _, item in named for s in options.strengths])
-    steps = len(options.strengths)
-    of_each = [swept[i * steps : (i + 1) * steps] for i in range(len(named))]
-    own = {layers: each for (layers, item), each in zip(named, of_each, strict=True) if item.draw < 0}
-    outcomes = [
-        outcome
-        for (layers, item), each in zip(named, of_each, strict=True)
-        for outcome in run.outcomes(layers, item, each)
-    ]
+    own, outcomes = _swept(run, named)
     bounds = run.bounds(named, own)
     if options.ablate:
         outcomes += run.ablations(named)
-    margins = {
-        _name(layers): np.stack([m.margins(sign) for sign in (-1, 1) for m in each[::sign]])
-        for layers, each in own.items()
-    }
-    kl = {_name(layers): np.stack([m.kl for m in each]) for layers, each in own.items()}
     held_out = kind not in ("pair",) and not _shared_prompts(steered, fitting)
     return SteeringStudy(
         model=model.name,
@@ -125,11 +106,43 @@ def study_steering(
         plain=plain,
         outcomes=tuple(outcomes),
         bounds=tuple(bounds),
-        margins=margins,
-        kl=kl,
+        margins={
+            _name(layers): np.stack([m.margins(sign) for sign in (-1, 1) for m in each[::sign]])
+            for layers, each in own.items()
+        },
+        kl={_name(layers): np.stack([m.kl for m in each]) for layers, each in own.items()},
         held_out=held_out,
         notes=_notes(found, held_out),
     )
+
+
+def _named_by_layers(
+    found: Directions, streams: Float[np.ndarray, "example layer d_model"], options: SteerOptions
+) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], Named]]]:
+    """Which layers are steered at once, and the direction and its controls for each of these."""
+    groups = [options.layers] if options.together else [(layer,) for layer in options.layers]
+    return groups, [
+        (layers, item)
+        for layers in groups
+        for item in _named({layer: found.vectors[:, layer] for layer in layers}, streams, options)
+    ]
+
+
+def _swept(
+    run: Run, named: Sequence[tuple[tuple[int, ...], Named]]
+) -> tuple[dict[tuple[int, ...], Sequence[Any]], list[Any]]:
+    """Every direction at every strength: the direction's own measurements by layers, and the outcomes of all."""
+    strengths = run.options.strengths
+    swept = run.measure([(item.vectors, s) for _, item in named for s in strengths])
+    steps = len(strengths)
+    of_each = [swept[i * steps : (i + 1) * steps] for i in range(len(named))]
+    own = {layers: each for (layers, item), each in zip(named, of_each, strict=True) if item.draw < 0}
+    outcomes = [
+        outcome
+        for (layers, item), each in zip(named, of_each, strict=True)
+        for outcome in run.outcomes(layers, item, each)
+    ]
+    return own, outcomes
 
 
 def _name(layers: tuple[int, ...]) -> str:

@@ -26,8 +26,8 @@ from persona_circuits.persona.responses import (
     perplexity,
     repetition,
 )
-from persona_circuits.persona.steering.options import SteeringStudy
 from persona_circuits.persona.steering.passes import added
+from persona_circuits.persona.steering.results import SteeringStudy
 from persona_circuits.persona.streams import Change, grouped, on_streams
 from persona_circuits.persona.vectors import controls
 

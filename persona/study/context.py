@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from persona_circuits import metrics
-from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.storage import Kind, read_bytes
 from persona_circuits.circuit.task import Task, task_of
@@ -23,6 +22,7 @@ from persona_circuits.persona.data import ExampleFile, ItemFile, Persona, exampl
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.steering import some_pairs
 from persona_circuits.persona.study.bias import DerivedBias, derived_bias, with_bias
+from persona_circuits.persona.study.options import StudyOptions
 
 __all__ = [
     "AXES",
@@ -30,7 +30,6 @@ __all__ = [
     "Context",
     "StudyFile",
     "StudyFiles",
-    "StudyOptions",
     "axes_of",
     "some_of",
 ]
@@ -85,53 +84,6 @@ class StudyFiles:
             role: None if (file := getattr(self, role)) is None else {"source": file.label, "sha256": file.sha256}
             for role in ("pairs", "controls", "variants", "prior", "personas")
         }
-
-
-@dataclass(frozen=True)
-class StudyOptions(PlainNumbers):
-    """How the study is made; fixed before the run.
-
-    ``n_random`` random circuits stand beside a faithfulness; where many circuits are tried (hypothesis tests,
-    completeness, the smallest circuit, ACDC) it is on ``max_pairs`` pairs at most, evenly taken, and so are causal
-    persistence and steering. ``probe_every``: probes behind every so many blocks. ``quick`` asks for the least of
-    everything, ``thorough`` for the tests of ``evaluate`` as they are by default. ``compact`` keeps tables,
-    circuits and a few pictures.
-    """
-
-    n_resamples: int = 2000
-    n_random: int = 3
-    max_pairs: int = 16
-    steps: int = 5
-    threshold: float = 0.003
-    target: float = 0.9
-    probe_every: int = 2
-    quick: bool = False
-    thorough: bool = False
-    compact: bool = False
-    seed: int = 0
-    batch_size: int = 32
-
-    def checked(self) -> StudyOptions:
-        """Itself, with the least of everything where it is to be quick.
-
-        Raises:
-            OptionError: a number is out of its range.
-        """
-        for name in ("n_resamples", "n_random", "max_pairs", "steps", "probe_every", "batch_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.threshold < 1 or not 0 < self.target <= 1:
-            raise OptionError(
-                f"threshold {self.threshold:g} and target {self.target:g} are shares: above 0, the target at most 1"
-            )
-        if self.seed < 0:
-            raise OptionError(f"--seed is {self.seed}; it must be at least 0")
-        if self.quick and self.thorough:
-            raise OptionError("--quick and --thorough contradict each other; give one of them")
-        if not self.quick:
-            return self
-        return replace(self, n_resamples=min(self.n_resamples, 200), n_random=1, max_pairs=min(self.max_pairs, 4),
-                       steps=2)  # fmt: skip
 
 
 class Context:

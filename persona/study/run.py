@@ -22,8 +22,9 @@ from persona_circuits.circuit.figures import plain, write_csv
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.storage import Kind, read_json, replace_folder, tell_damaged, write_json, write_text
-from persona_circuits.persona.study.context import Context, StudyFiles, StudyOptions
+from persona_circuits.persona.study.context import Context, StudyFiles
 from persona_circuits.persona.study.numbers import Found, Number, number_rows
+from persona_circuits.persona.study.options import StudyOptions
 from persona_circuits.persona.study.predictions import Plan, outcome_records, outcomes
 from persona_circuits.persona.study.report import report
 from persona_circuits.persona.study.stages import (
@@ -80,6 +81,10 @@ def run_study(
         The stages to run; others count where they are finished. All, if empty.
     stage
         Called when a part of the work begins, with its name; gives the function that is told of progress.
+
+    Returns
+    -------
+    The named numbers, the predictions held against them, and which stages were run.
 
     Raises
     ------

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from persona_circuits.persona.study.context import StudyFiles, StudyOptions
+from persona_circuits.persona.study.context import StudyFiles
 from persona_circuits.persona.study.numbers import Numbers
+from persona_circuits.persona.study.options import StudyOptions
 from persona_circuits.persona.study.predictions import Outcome, Plan
 
 __all__ = [

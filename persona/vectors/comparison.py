@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from persona_circuits.circuit.errors import TaskError
 from persona_circuits.persona.probing import Correlation, rank_correlation
+from persona_circuits.persona.vectors.options import VectorOptions
 from persona_circuits.persona.vectors.vectors import centred, cosines
 
 __all__ = [
@@ -60,7 +61,9 @@ class Comparison:
     scores: Float[np.ndarray, "model persona component"]
 
 
-def compare_models(models: Sequence[Compared], *, n_permutations: int = 2000, seed: int = 0) -> Comparison:
+def compare_models(
+    models: Sequence[Compared], *, n_permutations: int = VectorOptions.n_permutations, seed: int = VectorOptions.seed
+) -> Comparison:
     """Compare two models or more over their common personas, in the first one's order.
 
     Raises:

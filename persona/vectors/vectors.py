@@ -131,6 +131,10 @@ def persona_vectors(
     progress
         Called with the number of responses done and of all.
 
+    Returns
+    -------
+    ``means`` are a vector per persona and layer, ``[persona, layer, d_model]``, ``halves`` those of half the questions.
+
     Raises
     ------
     OptionError

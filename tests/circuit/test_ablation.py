@@ -7,7 +7,7 @@ from conftest import DATA
 from tests_reference import Reference
 
 from persona_circuits.circuit.attribution import eap, eap_ig, exact
-from persona_circuits.circuit.discovery import Options, discover, evaluate_on
+from persona_circuits.circuit.discovery import MeasureOptions, Options, discover, evaluate_on
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import evaluate
 from persona_circuits.circuit.forward import ABLATIONS, effects, make_ablation, mean, optimal, patched_logits, prepare
@@ -208,11 +208,11 @@ def test_discover_and_evaluate_take_the_same_constants(tiny, task):
     both = replace(task, pairs=tuple(replace(p, split="train" if i < 5 else "test") for i, p in enumerate(task.pairs)))
     options = Options(method="eap", ablation="mean", metric="logit-diff", n_random=1)
     found = discover(tiny, both, options)
-    how = {"metric": "logit-diff", "ablation": "mean", "n_random": 1}
-    again = evaluate_on(tiny, both, found.circuit, scores=found.scores, **how)
+    how = MeasureOptions(metric="logit-diff", ablation="mean", n_random=1)
+    again = evaluate_on(tiny, both, found.circuit, how, scores=found.scores)
     assert again == found.reports[-1]
     assert found.record["ablation"] == "mean"
-    other = evaluate_on(tiny, both, found.circuit, metric="logit-diff", ablation="zero", n_random=1)
+    other = evaluate_on(tiny, both, found.circuit, replace(how, ablation="zero"))
     assert other.m_empty != again.m_empty
 
 

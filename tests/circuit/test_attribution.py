@@ -11,6 +11,7 @@ from persona_circuits.circuit.attribution import (
     Completeness,
     activation_cost,
     eap,
+    eap_by_definition,
     eap_ig,
     exact,
     random_scores,
@@ -57,6 +58,23 @@ def test_eap_is_the_gradient_with_respect_to_the_edge_mask(tiny64, tiny_task):
         expected -= np.array([alpha[str(edge)].grad.item() for edge in graph.edges()]) / len(tiny_task.pairs)
     ours = as_array(graph, eap(tiny64, groups(tiny_task, tiny64), LOGIT_DIFF).as_dict())
     assert relative_error(ours, expected) < 1e-10
+
+
+def test_eap_is_its_definition(tiny64, tiny_task):
+    """Each head with a stream of its own, and nothing shared between runs."""
+    parts = groups(tiny_task, tiny64, swap=True)
+    expected = eap_by_definition(tiny64, parts, LOGIT_DIFF).values
+    assert np.abs(expected).max() > 1e-2
+    assert relative_error(eap(tiny64, parts, LOGIT_DIFF).values, expected) < 1e-10
+
+
+@pytest.mark.parametrize("metric", ["logit-diff", "kl"])
+def test_eap_ig_is_its_definition(tiny64, tiny_task, metric):
+    parts = groups(tiny_task, tiny64)
+    for rule, points in (("midpoint", (1 / 6, 3 / 6, 5 / 6)), ("authors", (0.0, 1 / 3, 2 / 3))):
+        expected = eap_by_definition(tiny64, parts, METRICS[metric], points).values
+        found = eap_ig(tiny64, parts, METRICS[metric], steps=3, rule=rule).values
+        assert relative_error(found, expected) < 1e-10
 
 
 def test_eap_is_the_central_difference_of_partial_corruption(tiny64, tiny_task):

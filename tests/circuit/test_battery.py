@@ -11,7 +11,15 @@ from conftest import DATA
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from persona_circuits.circuit.assessment import battery, marked_record, rule_of, search_again, with_evaluation
+from persona_circuits.circuit.assessment import (
+    EvaluationOptions,
+    Subject,
+    battery,
+    marked_record,
+    rule_of,
+    search_again,
+    with_evaluation,
+)
 from persona_circuits.circuit.assessment import evaluation as module
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.drawing import to_agraph
@@ -26,7 +34,7 @@ from persona_circuits.cli import app
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
 SMALL = Options(threshold=0.05, n_random=2, method="eap")
 MOODS = (" happy", " calm", " bold")
-QUICK = {"metric": "persona-divergence", "quick": True, "n_random": 3}
+QUICK = EvaluationOptions(metric="persona-divergence", quick=True, n_tested=3)
 
 
 def call(*arguments):
@@ -40,7 +48,7 @@ def found(tiny, tiny_task):
 
 @pytest.fixture(scope="module")
 def results(tiny, tiny_task, found):
-    return battery(tiny, tiny_task, found.circuit, search=tiny_task, record=found.record, **QUICK)
+    return battery(tiny, tiny_task, Subject(found.circuit, found.record, tiny_task), QUICK)
 
 
 def evaluated(found, task, results, folder):
@@ -74,7 +82,7 @@ def test_an_empty_and_a_full_circuit(tiny, tiny_task, found, tmp_path, kind):
     threshold = 1e6 if kind == "empty" else 0.0
     made = discover(tiny, tiny_task, replace(SMALL, threshold=threshold, threshold_on="score"))
     assert made.circuit == circuit
-    results = battery(tiny, tiny_task, circuit, search=tiny_task, record=made.record, **QUICK)
+    results = battery(tiny, tiny_task, Subject(circuit, made.record, tiny_task), QUICK)
     record = evaluated(made, tiny_task, results, tmp_path)
     (everything,) = results.transfer["pairs"]
     assert everything.outside == ()  # nothing lies outside a full circuit, and an empty one has no size
@@ -90,7 +98,7 @@ def test_an_empty_and_a_full_circuit(tiny, tiny_task, found, tmp_path, kind):
 def test_one_pair_and_two_pairs(tiny, tiny_task, tmp_path, n):
     task = replace(tiny_task, pairs=tiny_task.pairs[6 : 6 + n])
     made = discover(tiny, task, SMALL)
-    results = battery(tiny, task, made.circuit, search=task, record=made.record, **QUICK)
+    results = battery(tiny, task, Subject(made.circuit, made.record, task), QUICK)
     record = evaluated(made, task, results, tmp_path)
     (everything,) = results.transfer["pairs"]
     assert everything.n_pairs == n == len(results.pairs.rows)
@@ -114,7 +122,7 @@ def test_a_constant_metric(tiny, tiny_task, tmp_path):
     task = replace(tiny_task, pairs=tuple(same))
     model = load_model(folder)
     found = discover(model, tiny_task, SMALL)
-    results = battery(model, task, found.circuit, search=task, record=found.record, **QUICK)
+    results = battery(model, task, Subject(found.circuit, found.record, task), QUICK)
     record = evaluated(found, task, results, tmp_path)
     (everything,) = results.transfer["pairs"]
     assert (everything.faithfulness, everything.interval, everything.holds) == (None, None, None)
@@ -130,7 +138,7 @@ def test_other_metrics_and_ablations(tiny, tiny_task, tmp_path, metric, ablation
     task = replace(tiny_task, pairs=tiny_task.pairs[:3])
     options = replace(SMALL, metric=metric, ablation=ablation, method="eap-ig", steps=1)
     made = discover(tiny, task, options)
-    searched = search_again(tiny, task, made.circuit, made.record, quick=True)
+    searched = search_again(tiny, Subject(made.circuit, made.record, task), QUICK)
     assert searched.report.agreement == pytest.approx(1.0)
     assert abs(searched.scores.whole.mean()) == pytest.approx(made.record["method"]["tau"] / 0.05, rel=1e-3)
 
@@ -138,14 +146,14 @@ def test_other_metrics_and_ablations(tiny, tiny_task, tmp_path, metric, ablation
 def test_acdc_is_repeated_in_another_order(tiny, tiny_task, tmp_path):
     task = replace(tiny_task, pairs=tiny_task.pairs[:2])
     made = discover(tiny, task, replace(SMALL, prune="eap-acdc", threshold=0.1))
-    results = battery(tiny, task, made.circuit, search=task, record=made.record, **QUICK)
+    results = battery(tiny, task, Subject(made.circuit, made.record, task), QUICK)
     record = evaluated(made, task, results, tmp_path)
     assert record["stability"]["by"] == "orders"
     assert record["stability"]["order"]["n_orders"] == 1
     assert record["stability"]["resamplings"] == []
     assert {edge["frequency"] for edge in record["edges"]} <= {0.5, 1.0}
     assert rule_of(made.record) is None
-    none = search_again(tiny, task, made.circuit, made.record, n_orders=0)
+    none = search_again(tiny, Subject(made.circuit, made.record, task), EvaluationOptions(orders=0))
     assert none.report is None
     assert "is not repeated in other orders" in none.reason
     assert marked_record(made.record, None) == made.record
@@ -153,13 +161,18 @@ def test_acdc_is_repeated_in_another_order(tiny, tiny_task, tmp_path):
 
 def test_what_cannot_be_repeated_has_a_reason(tiny, tiny_task, found):
     other = replace(tiny_task, sha256="0" * 64)
-    assert "is not the file" in search_again(tiny, other, found.circuit, found.record).reason
+    assert (
+        "is not the file" in search_again(tiny, Subject(found.circuit, found.record, other), EvaluationOptions()).reason
+    )
     weights = {**found.record, "model": {**found.record["model"], "fingerprint": "0" * 64}}
-    assert "other weights" in search_again(tiny, tiny_task, found.circuit, weights).reason
+    assert "other weights" in search_again(tiny, Subject(found.circuit, weights, tiny_task), EvaluationOptions()).reason
     chance = {**found.record, "method": {**found.record["method"], "scores": "random"}}
-    assert "do not depend on the pairs" in search_again(tiny, tiny_task, found.circuit, chance).reason
+    assert (
+        "do not depend on the pairs"
+        in search_again(tiny, Subject(found.circuit, chance, tiny_task), EvaluationOptions()).reason
+    )
     with pytest.raises(OptionError, match="at least 2"):
-        search_again(tiny, tiny_task, found.circuit, found.record, n_resamples=1)
+        search_again(tiny, Subject(found.circuit, found.record, tiny_task), EvaluationOptions(n_resamples=1))
 
 
 def test_scores_of_the_same_pairs_are_not_computed_twice(tiny, tiny_task, found, monkeypatch):
@@ -168,9 +181,9 @@ def test_scores_of_the_same_pairs_are_not_computed_twice(tiny, tiny_task, found,
     monkeypatch.setattr(module, "scores_of", lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs))
     part = replace(tiny_task, pairs=tiny_task.pairs[:2])
     made = discover(tiny, part, SMALL)
-    battery(tiny, part, made.circuit, search=part, record=made.record, **QUICK)
+    battery(tiny, part, Subject(made.circuit, made.record, part), QUICK)
     assert calls == []
-    battery(tiny, part, made.circuit, search=part, record=made.record, **{**QUICK, "metric": "logit-diff"})
+    battery(tiny, part, Subject(made.circuit, made.record, part), replace(QUICK, metric="logit-diff"))
     assert calls == [1]
 
 
@@ -197,10 +210,10 @@ def test_a_stopped_battery_goes_on(tiny, tiny_task, found, tmp_path, monkeypatch
     monkeypatch.setattr(module, "completeness_report", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     part = replace(tiny_task, pairs=tiny_task.pairs[:2])
     with pytest.raises(KeyboardInterrupt):
-        battery(tiny, part, found.circuit, state=state, **QUICK)
+        battery(tiny, part, Subject(found.circuit), QUICK, state=state)
     monkeypatch.setattr(module, "completeness_report", done)
-    first = battery(tiny, part, found.circuit, state=state, **QUICK)
-    second = battery(tiny, part, found.circuit, **QUICK)
+    first = battery(tiny, part, Subject(found.circuit), QUICK, state=state)
+    second = battery(tiny, part, Subject(found.circuit), QUICK)
     assert first.as_dict() == second.as_dict()
     assert not list(tmp_path.glob("x.state*"))
 

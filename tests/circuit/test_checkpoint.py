@@ -16,6 +16,7 @@ from persona_circuits import cli
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.model import load_model, load_skeleton
 from persona_circuits.commands import terminal
+from persona_circuits.commands.options import Loading
 from persona_circuits.persona.data import load_tokenizer
 from tests.families import FAMILIES, network_of, save
 
@@ -354,5 +355,5 @@ def test_what_the_host_library_says_is_kept_and_shown(folder, monkeypatch, capsy
     handlers = logging.getLogger("transformers").handlers
     assert load_model(place).notes == ("a tokenizer of another kind", "rope parameters are odd")
     assert logging.getLogger("transformers").handlers is handlers
-    terminal.load(lambda _: None, str(place), None, "cpu", "float32")
+    terminal.load(lambda _: None, str(place), Loading(device="cpu"))
     assert "note: a tokenizer of another kind" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from persona_circuits.circuit.assessment.comparison import (
     statistics,
 )
 from persona_circuits.circuit.assessment.comparison import study as module
-from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.discovery import MeasureOptions, Options, discover
 from persona_circuits.circuit.drawing import draw, to_agraph
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import random_circuits
@@ -388,7 +388,7 @@ def test_the_planted_prior_has_a_circuit_of_its_own():
     assert found.edges.random.p == found.edges.exchanged.p == 1
     f = {
         (cell.circuit, cell.pairs): cell.report.circuit.ratio_of_means
-        for cell in cross_faithfulness(persona, prior, grounds, n_random=0)
+        for cell in cross_faithfulness(persona, prior, grounds, MeasureOptions(n_random=0))
     }
     assert [f["A", "A"], f["B", "B"]] == pytest.approx([1, 1], abs=0.01)
     assert [f["A", "B"], f["B", "A"], f["shared", "A"], f["shared", "B"]] == pytest.approx([0] * 4, abs=0.01)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation.completeness import completeness_report, growth_p, shares
+from persona_circuits.circuit.evaluation.completeness import CompletenessOptions, completeness_report, growth_p, shares
 from persona_circuits.circuit.forward import measure, prepare
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -56,7 +56,7 @@ def report_on(name, edges=None, *, n_pairs=None, **options):
     model, prepared = planted(name, n_pairs)
     circuit = Circuit.of(model.graph, PLANTED[name].true_edges if edges is None else edges)
     how = {"n_random": 6, "n_steps": 2, "n_candidates": 3} | options
-    return completeness_report(model, lambda: prepared, DIVERGENCE, circuit, **how)
+    return completeness_report(model, lambda: prepared, DIVERGENCE, circuit, CompletenessOptions(**how))
 
 
 def without(mask, graph, nodes):
@@ -164,7 +164,9 @@ def test_the_numbers_are_those_of_the_definition(tiny, tiny_task):
     prepared = [prepare(tiny, group) for group in batches(with_swap_rows(encode(tiny_task, tiny)), 8, "cpu")]
     graph = tiny.graph
     circuit = Circuit.of(graph, ["input->a0.h1<v>", "a0.h1->m1", "m1->a2.h0<q>", "a2.h0->logits", "m1->logits"])
-    found = completeness_report(tiny, lambda: prepared, DIVERGENCE, circuit, n_random=3, n_steps=1, n_parts=1)
+    found = completeness_report(
+        tiny, lambda: prepared, DIVERGENCE, circuit, CompletenessOptions(n_random=3, n_steps=1, n_parts=1)
+    )
     groups = [(graph.valid, ()), (np.zeros_like(graph.valid), ())]
     known = [one for one in found.knockouts if one.kind in ("random nodes", "type")]
     groups += [(mask, one.nodes) for one in known for mask in (circuit.mask, graph.valid)]

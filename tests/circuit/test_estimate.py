@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from persona_circuits.circuit.cost import architecture_of, state_bytes, weight_bytes
 from persona_circuits.circuit.errors import ModelError, OptionError
-from persona_circuits.circuit.profiling import inspect_model, supported_families
+from persona_circuits.circuit.profiling import InspectOptions, inspect_model, supported_families
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_a_3b_shape_on_the_meta_device():
 
 def test_inspection_from_a_configuration_alone(tmp_path):
     three_b().config.save_pretrained(tmp_path)
-    found = inspect_model(str(tmp_path), config_only=True, device="A100 80GB")
+    found = inspect_model(str(tmp_path), InspectOptions(config_only=True, device="A100 80GB"))
     assert found.comes_apart is None
     assert (found.graph.n_layers, found.graph.n_heads) == (28, 24)
     assert list(found.costs) == ["float32", "bfloat16-weights", "bfloat16"]
@@ -64,14 +64,14 @@ def test_inspection_from_a_configuration_alone(tmp_path):
     assert long.bytes_per_prompt == held.bytes_per_prompt == 2 * short.bytes_per_prompt
     by_name = {step.step: step.seconds for step in found.costs["float32"]}
     assert by_name["EAP"] < by_name["EAP-IG, 5 points"] < by_name["ACDC on 16 prompts"] < by_name["exact patching"]
-    less = inspect_model(str(tmp_path), config_only=True, device="A100 80GB", max_memory=24 << 30)
+    less = inspect_model(str(tmp_path), InspectOptions(config_only=True, device="A100 80GB"), max_memory=24 << 30)
     assert 0 < less.costs["float32"][0].prompts_at_once < long.prompts_at_once
-    tight = inspect_model(str(tmp_path), config_only=True, device="A100 80GB", max_memory=4 << 30)
+    tight = inspect_model(str(tmp_path), InspectOptions(config_only=True, device="A100 80GB"), max_memory=4 << 30)
     assert [step.prompts_at_once for step in tight.costs["float32"]] == [0] * 6
     with pytest.raises(OptionError, match="not one of RTX 4090"):
-        inspect_model(str(tmp_path), config_only=True, device="abacus")
+        inspect_model(str(tmp_path), InspectOptions(config_only=True, device="abacus"))
     with pytest.raises(ModelError, match=r"has no config\.json"):
-        inspect_model(str(tmp_path / ".."), config_only=True)
+        inspect_model(str(tmp_path / ".."), InspectOptions(config_only=True))
 
 
 def test_every_family_is_in_the_record_and_passed():

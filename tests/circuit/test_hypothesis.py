@@ -13,6 +13,7 @@ from scipy import stats
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import Measurements
 from persona_circuits.circuit.evaluation.hypothesis import (
+    HypothesisOptions,
     corrected,
     equivalence,
     holm,
@@ -32,6 +33,7 @@ from persona_circuits.models.planted import planted_models
 DIVERGENCE = METRICS["persona-divergence"]
 PLANTED = {planted.name: planted for planted in planted_models()}
 CHECKED = {"n_random": 20, "n_permutations": 199}
+QUICK = HypothesisOptions(quick=True)
 
 
 @pytest.fixture(autouse=True)
@@ -355,7 +357,7 @@ def planted(name):
 def report_on(name, edges=None, **options):
     model, prepared = planted(name)
     circuit = Circuit.of(model.graph, PLANTED[name].true_edges if edges is None else edges)
-    return hypothesis_tests(model, lambda: prepared, DIVERGENCE, circuit, **{**CHECKED, **options})
+    return hypothesis_tests(model, lambda: prepared, DIVERGENCE, circuit, HypothesisOptions(**{**CHECKED, **options}))
 
 
 def decisions(report):
@@ -464,11 +466,12 @@ def test_one_and_two_pairs(n):
     model = case.model()
     rows = with_swap_rows(encode(case.task, model)[:n])
     prepared = [prepare(model, batch) for batch in batches(rows, 32, "cpu")]
-    right = hypothesis_tests(model, lambda: prepared, DIVERGENCE, case.circuit(model.graph), **CHECKED)
+    how = HypothesisOptions(**CHECKED)
+    right = hypothesis_tests(model, lambda: prepared, DIVERGENCE, case.circuit(model.graph), how)
     assert right.n_pairs == n
     assert decisions(right)["equivalence"] == "undecided"  # the same on every pair there is, but so few
     part = Circuit.of(model.graph, {"input->a0.h1<v>", "a0.h1->a1.h0<v>", "a1.h0->logits"})
-    found = hypothesis_tests(model, lambda: prepared, DIVERGENCE, part, **CHECKED)
+    found = hypothesis_tests(model, lambda: prepared, DIVERGENCE, part, how)
     assert decisions(found)["equivalence"] == "undecided"
     assert json.dumps(found.as_dict(), allow_nan=False)
 
@@ -476,7 +479,7 @@ def test_one_and_two_pairs(n):
 def test_where_nothing_is_to_be_explained_nothing_applies(tiny, tiny_task):
     groups = batches(with_swap_rows(encode(tiny_task, tiny)), 8, "cpu")
     same = [prepare(tiny, replace(group, corrupt=group.clean)) for group in groups]
-    found = hypothesis_tests(tiny, lambda: same, DIVERGENCE, Circuit.of(tiny.graph, ["input->m0"]), quick=True)
+    found = hypothesis_tests(tiny, lambda: same, DIVERGENCE, Circuit.of(tiny.graph, ["input->m0"]), QUICK)
     assert set(decisions(found).values()) == {"not applicable"}
     assert "no behaviour that a circuit could have" in found["minimality"].sentence
     assert found.edges == ()
@@ -485,7 +488,7 @@ def test_where_nothing_is_to_be_explained_nothing_applies(tiny, tiny_task):
 def test_a_metric_that_measures_from_the_model_has_no_equivalence(tiny, tiny_task):
     prepared = [prepare(tiny, group) for group in batches(encode(tiny_task, tiny), 8, "cpu")]
     circuit = Circuit.of(tiny.graph, ["input->a0.h0<v>", "a0.h0->m1", "m1->logits"])
-    found = hypothesis_tests(tiny, lambda: prepared, METRICS["kl"], circuit, quick=True)
+    found = hypothesis_tests(tiny, lambda: prepared, METRICS["kl"], circuit, QUICK)
     assert found["equivalence"].decision == "not applicable"
     assert "distance from the model itself" in found["equivalence"].sentence
     assert found["sufficiency"].p is not None

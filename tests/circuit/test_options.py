@@ -1,17 +1,20 @@
 """Options made in a loop over numpy arrays are those made by hand, and their results can be written."""
 
 from dataclasses import fields
+from types import NoneType
+from typing import get_args, get_origin, get_type_hints
 
 import jaxtyping
 import numpy as np
 import pytest
 
-from persona_circuits.circuit.assessment import CurveOptions
-from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.assessment import CurveOptions, EvaluationOptions
+from persona_circuits.circuit.assessment.options import ComparisonOptions
+from persona_circuits.circuit.discovery import MeasureOptions, Options, discover
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.io import read_circuit, write_circuit
 from persona_circuits.circuit.peers import CrosscheckOptions
-from persona_circuits.circuit.profiling import BenchOptions
+from persona_circuits.circuit.profiling import BenchOptions, InspectOptions
 from persona_circuits.persona.behaviour import collapse
 from persona_circuits.persona.bridge import BridgeOptions
 from persona_circuits.persona.explanation import ExplainOptions
@@ -20,14 +23,16 @@ from persona_circuits.persona.neurons import NeuronOptions
 from persona_circuits.persona.pairs import PairOptions, PriorOptions
 from persona_circuits.persona.patching import PatchOptions
 from persona_circuits.persona.probing import ProbeOptions
-from persona_circuits.persona.responses import Sampling
+from persona_circuits.persona.responses import EndpointOptions, Plan, RatingOptions, Sampling
 from persona_circuits.persona.steering import SteerOptions
 from persona_circuits.persona.study import context as study_context
+from persona_circuits.persona.vectors.options import VectorOptions
 
 ALL = [
     *(Options, CurveOptions, BenchOptions, CrosscheckOptions, collapse.StudyOptions, study_context.StudyOptions),
     *(PatchOptions, BridgeOptions, ExplainOptions, LensOptions, NeuronOptions, PairOptions, PriorOptions),
-    *(ProbeOptions, Sampling, SteerOptions),
+    *(ProbeOptions, Sampling, SteerOptions, MeasureOptions, EvaluationOptions, ComparisonOptions, InspectOptions),
+    *(Plan, EndpointOptions, RatingOptions, VectorOptions),
 ]
 VALUES = {"int": (np.int64(7), 7), "float": (np.float32(0.25), 0.25), "bool": (np.bool_(True), True)}
 
@@ -40,10 +45,20 @@ def as_in_production():
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
+def plain_name(hint):
+    """``int`` of ``int | None``, ``tuple[int, ...]`` as it is."""
+    kinds = [one for one in get_args(hint) if one is not NoneType] if NoneType in get_args(hint) else [hint]
+    return getattr(kinds[0], "__name__", "") if get_origin(kinds[0]) is None else str(kinds[0])
+
+
 @pytest.mark.parametrize("kind", ALL, ids=lambda kind: f"{kind.__module__}.{kind.__name__}")
 def test_numbers_of_numpy_become_pythons(kind):
     """Every number of every set of options, inside tuples too."""
-    wanted = {field.name: str(field.type).removesuffix(" | None") for field in fields(kind)}
+    wanted = {
+        name: plain_name(hint)
+        for name, hint in get_type_hints(kind).items()
+        if name in {field.name for field in fields(kind)}
+    }
     given = {name: VALUES[type_] for name, type_ in wanted.items() if type_ in VALUES}
     given |= {
         name: ((VALUES[type_[6:-5]][0],), (VALUES[type_[6:-5]][1],))
@@ -51,8 +66,7 @@ def test_numbers_of_numpy_become_pythons(kind):
         if type_.startswith("tuple[") and type_[6:-5] in VALUES
     }
     assert given
-    needed = {"layers": (1,), "strengths": (1.0,)} if kind is SteerOptions else {}
-    made = kind(**{**needed, **{name: numpys for name, (numpys, _) in given.items()}})
+    made = kind(**{name: numpys for name, (numpys, _) in given.items()})
     for name, (_, expected) in given.items():
         found = getattr(made, name)
         assert (found, repr(found)) == (expected, repr(expected)), name

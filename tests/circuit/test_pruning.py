@@ -10,7 +10,7 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import measure, prepare
 from persona_circuits.circuit.graph import Graph, parse_edge
 from persona_circuits.circuit.model import wrap_model
-from persona_circuits.circuit.pruning import acdc, greedy, threshold, top_n
+from persona_circuits.circuit.pruning import acdc, acdc_by_definition, greedy, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
@@ -74,9 +74,7 @@ def test_greedy_finds_a_path_that_a_cut_by_size_loses():
     assert len(greedy(random, 30)) > len(top_n(random, 30))
 
 
-@pytest.mark.parametrize(
-    ("metric", "tau"), [("kl", 0.003), ("kl", 0.001), ("persona-divergence", 0.02), ("logit-diff", 0.01)]
-)
+@pytest.mark.parametrize(("metric", "tau"), [("kl", 0.001), ("persona-divergence", 0.02), ("logit-diff", 0.01)])
 def test_acdc_in_batches_decides_as_one_edge_at_a_time(tiny64, prepared, metric, tau):
     found = [acdc(tiny64, prepared, METRICS[metric], tau, candidates=k) for k in (1, 3, 16)]
     assert found[0].circuit == found[1].circuit == found[2].circuit
@@ -101,7 +99,16 @@ def test_acdc_is_the_algorithm_of_the_paper(tiny64, prepared):
             current = without
         else:
             mask[graph.index(edge)] = True
-    assert acdc(tiny64, prepared, metric, tau, candidates=4).circuit == Circuit(graph, mask).without_dead_ends()
+    expected = Circuit(graph, mask).without_dead_ends()
+    assert acdc(tiny64, prepared, metric, tau, candidates=4).circuit == expected
+    assert acdc_by_definition(tiny64, prepared, metric, tau) == expected
+
+
+def test_acdc_is_its_definition_with_a_metric_that_is_no_divergence(tiny64, prepared):
+    metric = METRICS["logit-diff"]
+    expected = acdc_by_definition(tiny64, prepared, metric, 0.02)
+    assert 0 < len(expected) < tiny64.graph.n_edges
+    assert acdc(tiny64, prepared, metric, 0.02, candidates=6).circuit == expected
 
 
 def test_acdc_equals_auto_circuit(tiny64, tiny_task, frozen):
@@ -161,8 +168,7 @@ def random_network(seed):
     return network, tokenizer
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("dtype", "seed"), [(torch.float32, 0), (torch.float64, 1)])
 @pytest.mark.parametrize(("metric", "tau"), [("kl", 0.0005), ("kl", 0.005), ("logit-diff", 0.02)])
 def test_batched_decisions_are_sequential_on_random_models(tiny_task, dtype, seed, metric, tau):
     network, tokenizer = random_network(seed)

@@ -287,6 +287,8 @@ def test_a_bos_inside_a_prompt_is_a_fault_unless_a_turn_begins_there(tiny, good,
         (good["clean"], True),
         ("system: be kind.\n<b>" + good["clean"], False),
         ("you are<e><b>" + good["clean"], True),
+        ("you are<e>\n<b>" + good["clean"], True),
+        ("you are<e>\n<b>be<b>" + good["clean"], False),
     ):
         faults = prompt_faults(token_ids(text, tiny), tiny)
         assert (faults == []) is fine

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from persona_circuits.circuit.discovery import Options
-from persona_circuits.circuit.discovery.search import _tau
+from persona_circuits.circuit.discovery.stages import _tau
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import evaluate, measured_pairs, pairs_view, transfer
-from persona_circuits.circuit.evaluation.completeness import completeness_report
+from persona_circuits.circuit.evaluation.completeness import CompletenessOptions, completeness_report
 from persona_circuits.circuit.evaluation.hypothesis import (
+    HypothesisOptions,
     equivalence,
     hypothesis_tests,
     independence,
@@ -52,14 +53,14 @@ def reports(planted, metric):
     model, prepared, circuit, task = planted
     clusters = Clusters.of(task.pairs)
     source = lambda: prepared  # noqa: E731
-    few = {"n_random": 3, "n_steps": 1, "n_candidates": 2, "n_parts": 1}
+    few = CompletenessOptions(n_random=3, n_steps=1, n_candidates=2, n_parts=1)
     values = measured_pairs(model, prepared, metric, circuit)
     return {
         "faithfulness": evaluate(model, source, metric, circuit, split="all", n_random=2, clusters=clusters).as_dict(),
         "tests": hypothesis_tests(
-            model, source, metric, circuit, n_random=19, n_permutations=99, clusters=clusters
+            model, source, metric, circuit, HypothesisOptions(n_random=19, n_permutations=99), clusters=clusters
         ).as_dict(),
-        "completeness": completeness_report(model, source, metric, circuit, clusters=clusters, **few).as_dict(),
+        "completeness": completeness_report(model, source, metric, circuit, few, clusters=clusters).as_dict(),
         "transfer": [one.as_dict() for one in transfer(model, circuit, {"all": source}, metric, n_outside=2)],
         "pairs": pairs_view(values, task.pairs, circuit).as_dict(),
     }

@@ -16,6 +16,7 @@ from tests_loopback import KEY, serving
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.storage import DamagedState
 from persona_circuits.persona.responses import Chat, EndpointError, Journal, ask, endpoint
+from persona_circuits.persona.responses.options import EndpointOptions
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +33,7 @@ def server():
 
 
 def place(server, **options):
-    return endpoint("toy", base_url=server.url, key=options.pop("key", KEY), **options)
+    return endpoint("toy", EndpointOptions(base_url=server.url, api_key=options.pop("key", KEY), **options))
 
 
 def chats(n, **options):
@@ -73,14 +74,14 @@ def test_equal_requests_are_asked_once_but_samples_apart(server, tmp_path):
 def test_what_is_asked_is_part_of_the_key(server, option):
     plain, other = chats(1)[0], chats(1, **option)[0]
     assert plain.digest(place(server)) != other.digest(place(server))
-    assert plain.digest(place(server)) != plain.digest(endpoint("other", base_url=server.url))
+    assert plain.digest(place(server)) != plain.digest(endpoint("other", EndpointOptions(base_url=server.url)))
     assert plain.digest(place(server)) == plain.digest(place(server, key="another", concurrency=2))
 
 
 def test_what_is_sent(server, tmp_path):
     with Journal(tmp_path / "j.jsonl") as journal:
         ask(place(server), chats(1, temperature=None, seed=7, stop=("\n",)), journal)
-        ask(place(server, limit="max_completion_tokens"), chats(1, top_p=0.5), journal)
+        ask(place(server, limit_field="max_completion_tokens"), chats(1, top_p=0.5), journal)
     messages = [{"role": "system", "content": "You are kind."}, {"role": "user", "content": "question 0"}]
     assert server.bodies[0] == {"messages": messages, "model": "toy", "max_tokens": 20, "seed": 7, "stop": ["\n"]}
     last = {"max_completion_tokens": 20, "temperature": 1.0, "top_p": 0.5}
@@ -134,7 +135,7 @@ def test_an_error_that_stays_ends_the_run_and_keeps_what_there_is(server, tmp_pa
 
 
 def test_nobody_there(tmp_path):
-    gone = endpoint("toy", base_url="http://127.0.0.1:9/v1", max_retries=0)
+    gone = endpoint("toy", EndpointOptions(base_url="http://127.0.0.1:9/v1", max_retries=0))
     with Journal(tmp_path / "j.jsonl") as journal, pytest.raises(EndpointError, match="no answer after 1 tries"):
         ask(gone, chats(1), journal)
 
@@ -198,7 +199,7 @@ def test_the_key_is_nowhere(server, tmp_path, caplog, capfd):
 @pytest.mark.parametrize("key", ["sk-a\nsk-b", "sk a", "sk-ä", "sk-\x00"])
 def test_a_key_that_no_header_may_hold_is_refused_without_being_shown(key):
     with pytest.raises(OptionError) as caught:
-        endpoint("toy", base_url="http://localhost/v1", key=key)
+        endpoint("toy", EndpointOptions(base_url="http://localhost/v1", api_key=key))
     assert "sk" not in str(caught.value)
 
 
@@ -206,33 +207,35 @@ def test_key_and_address_come_from_the_environment_and_options_go_first():
     env = {"OPENAI_API_KEY": "from-env\n", "OPENAI_BASE_URL": "http://env.example/v1"}
     assert endpoint("toy", environment=env).key == "from-env"
     assert endpoint("toy", environment=env).base_url == "http://env.example/v1"
-    given = endpoint("toy", base_url="http://given.example/v1", key="given", environment=env)
+    given = endpoint("toy", EndpointOptions(base_url="http://given.example/v1", api_key="given"), environment=env)
     assert (given.key, given.base_url) == ("given", "http://given.example/v1")
     with pytest.raises(EndpointError, match="OPENAI_API_KEY"):
         endpoint("toy", environment={})
-    assert endpoint("toy", base_url="http://localhost:8000/v1", environment={}).key == ""
+    assert endpoint("toy", EndpointOptions(base_url="http://localhost:8000/v1"), environment={}).key == ""
 
 
 def test_what_an_address_holds_beside_the_address_is_not_shown():
-    made = endpoint("toy", base_url="http://me:pw@host.example:80/v1/?api_key=abc", key="k")
+    made = endpoint("toy", EndpointOptions(base_url="http://me:pw@host.example:80/v1/?api_key=abc", api_key="k"))
     assert made.address == "http://host.example:80/v1"
-    assert endpoint("toy", base_url="http://[::1]:8000/v1", key="k").address == "http://[::1]:8000/v1"
+    assert (
+        endpoint("toy", EndpointOptions(base_url="http://[::1]:8000/v1", api_key="k")).address == "http://[::1]:8000/v1"
+    )
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1"])
 def test_an_address_that_is_none(url):
     with pytest.raises(OptionError, match="http address"):
-        endpoint("toy", base_url=url, key="k")
+        endpoint("toy", EndpointOptions(base_url=url, api_key="k"))
 
 
 @pytest.mark.parametrize(
     ("option", "says"),
     [({"concurrency": 0}, "concurrency"), ({"max_retries": -1}, "max-retries"), ({"timeout": 0.0}, "timeout"),
-     ({"limit": "tokens"}, "max_completion_tokens")],
+     ({"limit_field": "tokens"}, "max_completion_tokens")],
 )  # fmt: skip
 def test_options_out_of_range(option, says):
     with pytest.raises(OptionError, match=says):
-        endpoint("toy", base_url="http://localhost/v1", key="k", **option)
+        endpoint("toy", EndpointOptions(base_url="http://localhost/v1", api_key="k", **option))
 
 
 def test_without_the_client_the_message_says_how_to_get_it(server, tmp_path, monkeypatch):
@@ -284,8 +287,8 @@ def test_a_file_that_is_no_journal_is_not_written_into(tmp_path):
 
 CHILD = """
     import sys
-    from persona_circuits.persona.responses import Chat, Journal, ask, endpoint
-    place = endpoint("toy", base_url=sys.argv[1], key="k", concurrency=2)
+    from persona_circuits.persona.responses import Chat, EndpointOptions, Journal, ask, endpoint
+    place = endpoint("toy", EndpointOptions(base_url=sys.argv[1], api_key="k", concurrency=2))
     with Journal(sys.argv[2]) as journal:
         ask(place, [Chat((("system", "You are kind."), ("user", f"question {i}")), 20) for i in range(40)], journal)
 """

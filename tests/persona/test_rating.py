@@ -29,6 +29,7 @@ from persona_circuits.persona.responses import (
     write_ratings,
     write_responses,
 )
+from persona_circuits.persona.responses.options import EndpointOptions
 
 PEOPLE = [Persona(word, (f"you are a {word} cook.",)) for word in ("happy", "sad", "calm")]
 ASKED = [Question(name, (f"you like {name}?",), ()) for name in ("red", "blue")]
@@ -86,7 +87,7 @@ def test_the_autorater(tmp_path):
     responses += [reply("cook", "blue", "so"), reply("", "red", "plain")]
     with serving() as server, Journal(tmp_path / "j") as journal:
         server.plan = judge
-        place = endpoint("toy", base_url=server.url, key=KEY)
+        place = endpoint("toy", EndpointOptions(base_url=server.url, api_key=KEY))
         found = rate_remotely(place, responses, journal)
         assert [one.rating for one in found.rated] == [3, None, 3, None, 1]
         assert [one.control for one in found.rated] == [1, None, 1, None, 1]
@@ -110,19 +111,25 @@ def test_a_request_that_fails_is_counted_and_no_rating(tmp_path):
     responses = [reply("cook", q, "x") for q in ("red", "blue")]
     with serving() as server, Journal(tmp_path / "j") as journal:
         server.plan = lambda text, turn: 400 if "blue?" in text else ("say", "Rating: 0")
-        found = rate_remotely(endpoint("toy", base_url=server.url, key=KEY), responses, journal)
+        found = rate_remotely(endpoint("toy", EndpointOptions(base_url=server.url, api_key=KEY)), responses, journal)
     assert [one.rating for one in found.rated] == [0, None]
     assert [one.control for one in found.rated] == [None, None]  # of a single persona there is no other
     assert (found.unparsable, sum(found.failures.values())) == (0, 1)
     with Journal(tmp_path / "j") as journal, pytest.raises(TaskError, match="nothing can be rated"):
-        rate_remotely(endpoint("toy", base_url="http://localhost/v1", key=KEY), [reply("", "red", "x")], journal)
+        rate_remotely(
+            endpoint("toy", EndpointOptions(base_url="http://localhost/v1", api_key=KEY)),
+            [reply("", "red", "x")],
+            journal,
+        )
 
 
 def test_a_reply_cannot_fill_in_the_prompt_itself(tmp_path):
     with serving() as server, Journal(tmp_path / "j") as journal:
         server.plan = lambda text, turn: ("say", "Rating: 1")
         rate_remotely(
-            endpoint("toy", base_url=server.url, key=KEY), [reply("cook", "red", "{persona}{question}")], journal
+            endpoint("toy", EndpointOptions(base_url=server.url, api_key=KEY)),
+            [reply("cook", "red", "{persona}{question}")],
+            journal,
         )
         assert "<reply>\n{persona}{question}\n</reply>" in server.seen[0]
         assert server.seen[0].count("You are cook.") == 1

@@ -31,6 +31,7 @@ from persona_circuits.persona.responses import (
     write_responses,
 )
 from persona_circuits.persona.responses import generate as module
+from persona_circuits.persona.responses.options import EndpointOptions
 
 PEOPLE = [
     Persona("cook", ("you are a happy cook.", "you are a calm and happy cook.")),
@@ -313,7 +314,7 @@ def test_responses_of_an_endpoint(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     wanted = exchanges(PEOPLE, ASKED, samples=2)
     with serving() as server, Journal(tmp_path / "j") as journal:
-        place = endpoint("toy", base_url=server.url, key="k")
+        place = endpoint("toy", EndpointOptions(base_url=server.url, api_key="k"))
         found = respond_remotely(place, wanted, journal, sampling=Sampling(seed=3))
         roles = {tuple(message["role"] for message in body["messages"]) for body in server.bodies}
         assert roles == {("user",), ("system", "user")}

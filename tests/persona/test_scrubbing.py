@@ -22,6 +22,7 @@ from persona_circuits.persona.responses import (
     scrubbed,
     secrets_of,
 )
+from persona_circuits.persona.responses.options import EndpointOptions
 
 LONG = "sk-proj-" + 'aZ9/+=_.~&<"' + "0123456789abcdef"
 WRITINGS = {
@@ -113,14 +114,16 @@ def test_what_of_an_address_is_secret(url, kept, secret):
     secrets = secrets_of("", url)
     assert bare_address(url, secrets) == kept
     assert [secret] == [one for one in secrets if one == secret] if secret else secrets == ()
-    made = endpoint("toy", base_url=url, key="k")
+    made = endpoint("toy", EndpointOptions(base_url=url, api_key="k"))
     assert made.address == kept
     assert secret is None or secret not in repr(made)
 
 
 def test_a_key_in_the_path_is_not_part_of_what_answers_are_kept_under():
     chat = Chat((("user", "hi"),), 5)
-    one, other = (endpoint("toy", base_url=f"http://host/{key}/v1", key=key) for key in (KEY, KEY[::-1]))
+    one, other = (
+        endpoint("toy", EndpointOptions(base_url=f"http://host/{key}/v1", api_key=key)) for key in (KEY, KEY[::-1])
+    )
     assert one.address == "http://host/[key]/v1"
     assert chat.digest(one) == chat.digest(other)
 
@@ -147,7 +150,9 @@ def test_a_key_at_the_cut_of_a_message_is_not_shown_in_part(server, tmp_path, st
     server.plan = lambda text, turn: status
     with Journal(tmp_path / "j.jsonl") as journal:
         try:
-            shown = str(dict(ask(endpoint("toy", base_url=server.url, key=KEY), [CHAT], journal).failures))
+            shown = str(
+                dict(ask(endpoint("toy", EndpointOptions(base_url=server.url, api_key=KEY)), [CHAT], journal).failures)
+            )
         except EndpointError as error:
             shown = str(error)
     assert "xxx" in shown
@@ -162,7 +167,7 @@ CHAT = Chat((("user", "question"),), 5)
 def test_a_key_of_the_address_is_in_no_message_and_no_file(server, tmp_path, where):
     server.says = f"no such place: /v1/chat/completions{where.format(key=KEY)}"
     server.plan = lambda text, turn: 404
-    made = endpoint("toy", base_url=server.url + where.format(key=KEY), key="other-key-000000")
+    made = endpoint("toy", EndpointOptions(base_url=server.url + where.format(key=KEY), api_key="other-key-000000"))
     with Journal(tmp_path / "j.jsonl") as journal, pytest.raises(EndpointError) as caught:
         ask(made, [CHAT], journal)
     assert server.paths == [f"/v1/chat/completions{where.format(key=KEY)}"]  # it was in use
@@ -173,5 +178,7 @@ def test_a_key_of_the_address_is_in_no_message_and_no_file(server, tmp_path, whe
 def test_answers_keep_words_that_are_parts_of_a_key(server, tmp_path):
     server.plan = lambda text, turn: ("say", f"{KEY[:12]} and {KEY} and {quote(KEY, safe='')} and \ud800")
     with Journal(tmp_path / "j.jsonl") as journal:
-        answer = ask(endpoint("toy", base_url=server.url, key=KEY), [CHAT], journal).answers[0].text
+        answer = (
+            ask(endpoint("toy", EndpointOptions(base_url=server.url, api_key=KEY)), [CHAT], journal).answers[0].text
+        )
     assert answer == f"{KEY[:12]} and [key] and [key] and \ufffd"

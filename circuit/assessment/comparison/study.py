@@ -45,12 +45,13 @@ from persona_circuits.circuit.assessment.comparison.statistics import (
     all_overlaps,
     all_signs,
 )
-from persona_circuits.circuit.discovery import evaluate_on
+from persona_circuits.circuit.assessment.options import ComparisonOptions
+from persona_circuits.circuit.discovery import MeasureOptions, evaluate_on
 from persona_circuits.circuit.drawing import DrawReport, draw
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import FaithfulnessReport
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.progress import Progress, Stage
+from persona_circuits.circuit.progress import Progress, Stage, untold
 from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = [
@@ -118,7 +119,9 @@ class Comparison:
         }
 
 
-def compare(a: Side, b: Side, *, n_draws: int = 200, seed: int = 0, progress: Progress | None = None) -> Comparison:
+def compare(
+    a: Side, b: Side, *, n_draws: int = ComparisonOptions.n_draws, seed: int = 0, progress: Progress | None = None
+) -> Comparison:
     """Compare two circuits of the same graph.
 
     Parameters
@@ -136,7 +139,7 @@ def compare(a: Side, b: Side, *, n_draws: int = 200, seed: int = 0, progress: Pr
     if n_draws < 1:
         raise OptionError(f"--n-draws must be at least 1, got {n_draws}")
     _check_graphs(a, b)
-    progress = progress or (lambda _done, _total: None)
+    progress = progress or untold
     seeds = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(seeds[0])
     moves = [_exchange(a.circuit.graph, rng) for _ in range(n_draws)]
@@ -157,42 +160,30 @@ def cross_faithfulness(
     a: Side,
     b: Side,
     grounds: Sequence[Ground],
+    setting: MeasureOptions | None = None,
     *,
-    batch_size: int = 32,
-    n_random: int = 10,
-    seed: int = 0,
     stage: Stage | None = None,
 ) -> tuple[CrossCell, ...]:
     """Either circuit, and what they share, on the held-out pairs of every ground (``test`` if there is one, else all).
 
-    ``shared`` is without dead ends, so it may be empty where edges are shared; no random circuits stand beside it.
+    Metric, ablation and alignment are the ground's. ``shared`` is without dead ends, so it may be empty where edges are
+    shared; no random circuits stand beside it.
 
     Raises:
         OptionError, TaskError: a ground's pairs do not fit its model, or the model's graph is another one.
     """
     shared = Circuit(a.circuit.graph, a.circuit.mask & b.circuit.mask).without_dead_ends()
     circuits = {"A": a.circuit, "B": b.circuit, "shared": shared}
-    return tuple(
-        CrossCell(
-            name,
-            ground.name,
-            evaluate_on(
-                ground.model,
-                ground.task,
-                circuit,
-                metric=ground.record["task"]["metric"],
-                ablation=ground.record["ablation"],
-                align=ground.record["task"]["align"],
-                train_split=ground.record["task"]["split"],
-                batch_size=batch_size,
-                n_random=0 if name == "shared" else n_random,
-                seed=seed,
-                stage=stage,
-            ),
+    found = []
+    for ground in grounds:
+        own = replace(
+            (setting or MeasureOptions()).settled(ground.record), train_split=ground.record["task"]["split"], where=()
         )
-        for ground in grounds
-        for name, circuit in circuits.items()
-    )
+        for name, circuit in circuits.items():
+            how = replace(own, n_random=0) if name == "shared" else own
+            report = evaluate_on(ground.model, ground.task, circuit, how, stage=stage)
+            found.append(CrossCell(name, ground.name, report))
+    return tuple(found)
 
 
 def draw_difference(comparison: Comparison, path: str | Path, *, strongest: int = 200, title: str = "") -> DrawReport:

@@ -21,7 +21,7 @@ out together, beside as many other nodes: only what is lost then was theirs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,14 @@ from persona_circuits.circuit.evaluation.completeness.study import BackupSearch,
 from persona_circuits.circuit.evaluation.measurements import Measurements, Source
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, interval, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
 __all__ = [
+    "CompletenessOptions",
     "CompletenessReport",
     "completeness_report",
 ]
@@ -126,31 +128,12 @@ class CompletenessReport:
         ]
 
 
-def completeness_report(
-    model: Model,
-    prepared: Source,
-    metric: Metric,
-    circuit: Circuit,
-    *,
-    n_random: int = 20,
-    n_steps: int = 4,
-    n_candidates: int = 10,
-    n_parts: int = 3,
-    alpha: float = 0.05,
-    negligible: float = 0.01,
-    clusters: Clusters | None = None,
-    seed: int = 0,
-    quick: bool = False,
-    progress: Progress | None = None,
-    state: Path | None = None,
-) -> CompletenessReport:
-    """How much of the behaviour lies outside the circuit, as it is and when parts of the circuit are gone.
+@dataclass(frozen=True)
+class CompletenessOptions(PlainNumbers):
+    """What is knocked out.
 
     Parameters
     ----------
-    prepared
-        Gives the batches; called once for every 64 circuits measured, so a list is best
-        where memory allows.
     n_random
         Random knockouts of nodes, and as many of edges.
     n_steps, n_candidates
@@ -162,10 +145,63 @@ def completeness_report(
         False discovery rate of the backup search.
     negligible
         Growth of a node's effect, as a share of m(full) - m(empty), that is no taking over.
-    clusters
-        Personas and questions that pairs share, for the intervals; pairs alone without it.
     quick
         5 random knockouts, 2 greedy steps of 4 candidates, no backup search.
+    """
+
+    n_random: int = 20
+    n_steps: int = 4
+    n_candidates: int = 10
+    n_parts: int = 3
+    alpha: float = 0.05
+    negligible: float = 0.01
+    seed: int = 0
+    quick: bool = False
+
+    def checked(self) -> CompletenessOptions:
+        """These options, with few of everything where it is to be quick.
+
+        Raises:
+            OptionError: a level, share or number is impossible.
+        """
+        for name, number, least in (
+            ("random knockouts", self.n_random, 0),
+            ("greedy steps", self.n_steps, 0),
+            ("greedy candidates", self.n_candidates, 1),
+            ("parts", self.n_parts, 0),
+        ):
+            if number < least:
+                raise OptionError(f"the number of {name} must be at least {least}, got {number}")
+        if not 0 < self.alpha < 1:
+            raise OptionError(f"alpha must lie between 0 and 1, got {self.alpha:g}")
+        if not 0 <= self.negligible < 1:
+            raise OptionError(f"the share that is negligible must be at least 0 and below 1, got {self.negligible:g}")
+        if not self.quick:
+            return self
+        few = {"n_random": 5, "n_steps": 2, "n_candidates": 4, "n_parts": 0}
+        return replace(self, **{name: min(getattr(self, name), most) for name, most in few.items()})
+
+
+def completeness_report(
+    model: Model,
+    prepared: Source,
+    metric: Metric,
+    circuit: Circuit,
+    options: CompletenessOptions | None = None,
+    *,
+    clusters: Clusters | None = None,
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> CompletenessReport:
+    """How much of the behaviour lies outside the circuit, as it is and when parts of the circuit are gone.
+
+    Parameters
+    ----------
+    prepared
+        Gives the batches; called once for every 64 circuits measured, so a list is best
+        where memory allows.
+    clusters
+        Personas and questions that pairs share, for the intervals; pairs alone without it.
     progress
         Called with the circuits measured and the most that there can be.
     state
@@ -176,34 +212,27 @@ def completeness_report(
     OptionError
         A level, share or number is impossible.
     """
-    _check(n_random, n_steps, n_candidates, n_parts, alpha, negligible)
-    if quick:
-        n_random, n_steps, n_candidates, n_parts = min(n_random, 5), min(n_steps, 2), min(n_candidates, 4), 0
+    options = (options or CompletenessOptions()).checked()
+    n_parts, seed = options.n_parts, options.seed
     graph = model.graph
     inside = [graph.src_index(node) for node in circuit.nodes() if node.kind in ("head", "mlp")]
     outside = [node for node in range(1, graph.n_src) if node not in inside]
     types = _types(graph, inside)
-    total = 4 + 2 * (2 * n_random + len(types) + n_steps * n_candidates)
+    total = 4 + 2 * (2 * options.n_random + len(types) + options.n_steps * options.n_candidates)
     total += (len(types) + 1 + (1 + n_parts) * len(outside)) if n_parts else 0
     measured = Measurements(model, prepared, metric, total=total, progress=progress, state=state)
     study = Study(measured, circuit, clusters, seed)
-    about: dict[str, Any] = {
-        "metric": metric.name,
-        "n_pairs": len(study.span),
-        "n_edges": len(circuit),
-        "m_full": float(study.full.mean()),
-        "m_empty": float(study.empty.mean()),
-        "quick": quick,
-        "seed": seed,
-    }
+    about = {"metric": metric.name, "n_edges": len(circuit), "quick": options.quick, "seed": seed, **_ends(study)}
     if is_zero(study.span, measured.rounding):
         measured.done()
         return _undefined(about)
-    random, gaps = study.knockouts("random nodes", study.random_nodes(inside, n_random))
-    by_edges, _ = study.knockouts("random edges", study.random_edges(n_random))
+    random, gaps = study.knockouts("random nodes", study.random_nodes(inside, options.n_random))
+    by_edges, _ = study.knockouts("random edges", study.random_edges(options.n_random))
     by_type, _ = study.knockouts("type", types)
-    greedy, chosen = study.greedy(inside, n_steps, n_candidates)
-    backup = study.backup(types, by_type, outside, n_parts, alpha, negligible) if n_parts else NOT_SEARCHED
+    greedy, chosen = study.greedy(inside, options.n_steps, options.n_candidates)
+    backup = NOT_SEARCHED
+    if n_parts:
+        backup = study.backup(types, by_type, outside, n_parts, options.alpha, options.negligible)
     measured.done()
     drawn = (*random, *by_edges, *by_type)
     return CompletenessReport(
@@ -216,6 +245,12 @@ def completeness_report(
         backup=backup,
         **about,
     )
+
+
+def _ends(study: Study) -> dict[str, Any]:
+    """On how many pairs, and the metric of the whole model and of nothing."""
+    means = {"m_full": float(study.full.mean()), "m_empty": float(study.empty.mean())}
+    return {"n_pairs": len(study.span), **means}
 
 
 def _types(graph: Graph, inside: Sequence[int]) -> list[Cut]:
@@ -251,18 +286,3 @@ def _undefined(about: dict[str, Any]) -> CompletenessReport:
 def _bounds(share: Share) -> dict[str, float | None]:
     interval = share.interval
     return {"low": None if interval is None else interval.low, "high": None if interval is None else interval.high}
-
-
-def _check(n_random: int, n_steps: int, n_candidates: int, n_parts: int, alpha: float, negligible: float) -> None:
-    for name, number, least in (
-        ("random knockouts", n_random, 0),
-        ("greedy steps", n_steps, 0),
-        ("greedy candidates", n_candidates, 1),
-        ("parts", n_parts, 0),
-    ):
-        if number < least:
-            raise OptionError(f"the number of {name} must be at least {least}, got {number}")
-    if not 0 < alpha < 1:
-        raise OptionError(f"alpha must lie between 0 and 1, got {alpha:g}")
-    if not 0 <= negligible < 1:
-        raise OptionError(f"the share that is negligible must be at least 0 and below 1, got {negligible:g}")

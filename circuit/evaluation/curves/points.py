@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from persona_circuits.circuit.choices import LEVELS, ORDERS
 from persona_circuits.circuit.errors import GraphError, OptionError
 from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.graph import Graph
@@ -38,8 +39,6 @@ __all__ = [
 ]
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-LEVELS = ("edge", "node")
-ORDERS = ("absolute", "signed")
 PreparedFactory = Callable[[], Iterable[Prepared]]
 
 

@@ -2,7 +2,12 @@
 
 from persona_circuits.circuit.evaluation.hypothesis.edge_tests import minimality
 from persona_circuits.circuit.evaluation.hypothesis.outcomes import holm
-from persona_circuits.circuit.evaluation.hypothesis.report import HypothesisReport, corrected, hypothesis_tests
+from persona_circuits.circuit.evaluation.hypothesis.report import (
+    HypothesisOptions,
+    HypothesisReport,
+    corrected,
+    hypothesis_tests,
+)
 from persona_circuits.circuit.evaluation.hypothesis.tests import (
     equivalence,
     hsic,
@@ -12,6 +17,7 @@ from persona_circuits.circuit.evaluation.hypothesis.tests import (
 )
 
 __all__ = [
+    "HypothesisOptions",
     "HypothesisReport",
     "corrected",
     "equivalence",

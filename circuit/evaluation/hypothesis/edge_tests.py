@@ -86,16 +86,8 @@ def minimality(
     superfluous = [edge.edge for edge in edges if edge.superfluous]
     weakest = min(edges, key=lambda edge: (edge.share, edge.change))
     of = f"{len(edges)} of {n_edges} edges" if n_edges and n_edges > len(edges) else counted(len(edges), "edge")
-    if superfluous:
-        some = ", ".join(superfluous[:5]) + (" and others" if len(superfluous) > 5 else "")
-        decision, why = FAILED, f"{len(superfluous)} of {of} tested matter less than random ones do: {some}"
-    elif stats.binom.cdf(0, len(random), quantile) * len(edges) > alpha:
-        decision, why = UNDECIDED, f"{counted(len(random), 'random edge')} are too few to reject any of {of}"
-    else:
-        decision, why = PASSED, f"none of {of} tested is shown to matter less than random ones do"
-    k = np.arange(len(random) + 1)
-    found = k[stats.binom.cdf(k, len(random), quantile) * len(edges) <= alpha]
-    detectable = float(found.max() / len(random)) if len(found) else None
+    decision, why = _superfluous(superfluous, len(edges), of, len(random), quantile, alpha)
+    detectable = _detectable_share(len(random), len(edges), quantile, alpha)
     could_show = "nothing" if detectable is None else f"edges that beat at most {detectable:.0%} of random ones"
     power = "" if detectable is None else f", and one that beats at most {detectable:.0%} of them would have been found"
     sentence = (
@@ -116,3 +108,22 @@ def minimality(
     result |= {"details": details, "could_show": could_show}
     outcome = Outcome(statistic=float(len(superfluous)), p=p, decision=decision, sentence=sentence, **result)
     return outcome, edges
+
+
+def _superfluous(
+    names: Sequence[str], n_tested: int, of: str, n_random: int, quantile: float, alpha: float
+) -> tuple[str, str]:
+    """The decision on all edges, and why."""
+    if names:
+        some = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
+        return FAILED, f"{len(names)} of {of} tested matter less than random ones do: {some}"
+    if stats.binom.cdf(0, n_random, quantile) * n_tested > alpha:
+        return UNDECIDED, f"{counted(n_random, 'random edge')} are too few to reject any of {of}"
+    return PASSED, f"none of {of} tested is shown to matter less than random ones do"
+
+
+def _detectable_share(n_random: int, n_tested: int, quantile: float, alpha: float) -> float | None:
+    """The largest share of random edges that an edge may beat and still be called superfluous; None: no share."""
+    k = np.arange(n_random + 1)
+    found = k[stats.binom.cdf(k, n_random, quantile) * n_tested <= alpha]
+    return float(found.max() / n_random) if len(found) else None

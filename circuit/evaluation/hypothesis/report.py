@@ -43,7 +43,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,12 +72,15 @@ from persona_circuits.circuit.evaluation.matched import Matched, matched_circuit
 from persona_circuits.circuit.evaluation.measurements import Measurements, Source
 from persona_circuits.circuit.forward import tolerance
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.storage import frame_of
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
 __all__ = [
+    "HypothesisOptions",
     "HypothesisReport",
     "corrected",
     "hypothesis_tests",
@@ -132,37 +135,29 @@ class HypothesisReport:
             for outcome in self.outcomes
         ]
 
+    def __repr__(self) -> str:
+        decisions = ", ".join(f"{one.name} {one.decision}" for one in self.outcomes)
+        return f"HypothesisReport({self.n_edges} edges on {self.n_pairs} pairs: {decisions})"
+
+    def to_frame(self) -> Any:
+        """A pandas table with a row per edge tested for minimality, the least necessary first.
+
+        Raises:
+            OptionError: pandas is not installed.
+        """
+        return frame_of(self.edge_rows(), [field.name for field in fields(EdgeTest)])
+
     def edge_rows(self) -> list[dict[str, Any]]:
         """A row per edge tested for minimality, the least necessary first."""
         return [asdict(edge) for edge in sorted(self.edges, key=lambda edge: (edge.share, edge.change, edge.edge))]
 
 
-def hypothesis_tests(
-    model: Model,
-    prepared: Source,
-    metric: Metric,
-    circuit: Circuit,
-    *,
-    n_random: int = 100,
-    n_permutations: int = 1000,
-    alpha: float = ALPHA,
-    eps: float = EPS,
-    quantile: float = QUANTILE,
-    negligible: float = NEGLIGIBLE,
-    max_edges: int = 500,
-    clusters: Clusters | None = None,
-    seed: int = 0,
-    quick: bool = False,
-    progress: Progress | None = None,
-    state: Path | None = None,
-) -> HypothesisReport:
-    """Every test of the module on the pairs of ``prepared``.
+@dataclass(frozen=True)
+class HypothesisOptions(PlainNumbers):
+    """How the tests are made.
 
     Parameters
     ----------
-    prepared
-        Gives the batches; called once for every 64 circuits measured, so a list is best
-        where memory allows.
     n_random
         Matched random circuits, for sufficiency, necessity and minimality.
     n_permutations
@@ -176,11 +171,66 @@ def hypothesis_tests(
         Share of |m(full) - m(empty)| up to which a difference on a pair counts as none.
     max_edges
         More edges than that are not all tested for minimality but a random choice of them.
-    clusters
-        Personas and questions that the pairs share; pairs count as independent without it.
     quick
         19 random circuits, 199 permutations, 10 edges: seconds instead of minutes on a small model. Sufficiency
         and necessity have their numbers, but so few random circuits leave them undecided.
+    """
+
+    n_random: int = 100
+    n_permutations: int = 1000
+    alpha: float = ALPHA
+    eps: float = EPS
+    quantile: float = QUANTILE
+    negligible: float = NEGLIGIBLE
+    max_edges: int = 500
+    seed: int = 0
+    quick: bool = False
+
+    def checked(self) -> HypothesisOptions:
+        """These options, with few of everything where it is to be quick.
+
+        Raises:
+            OptionError: a level, share or number is impossible.
+        """
+        for name, number in (
+            ("random circuits", self.n_random),
+            ("permutations", self.n_permutations),
+            ("edges to test", self.max_edges),
+        ):
+            if number < 1:
+                raise OptionError(f"the number of {name} must be at least 1, got {number}")
+        shares = (("alpha", self.alpha, 1.0), ("eps", self.eps, 0.5), ("the quantile", self.quantile, 1.0))
+        for name, share, most in shares:
+            if not 0 < share < most:
+                raise OptionError(f"{name} must lie between 0 and {most:g}, got {share:g}")
+        if not 0 <= self.negligible < 1:
+            raise OptionError(f"the share that is negligible must be at least 0 and below 1, got {self.negligible:g}")
+        if not self.quick:
+            return self
+        few = {"n_random": QUICK_RANDOM, "n_permutations": QUICK_PERMUTATIONS, "max_edges": QUICK_EDGES}
+        return replace(self, **{name: min(getattr(self, name), most) for name, most in few.items()})
+
+
+def hypothesis_tests(
+    model: Model,
+    prepared: Source,
+    metric: Metric,
+    circuit: Circuit,
+    options: HypothesisOptions | None = None,
+    *,
+    clusters: Clusters | None = None,
+    progress: Progress | None = None,
+    state: Path | None = None,
+) -> HypothesisReport:
+    """Every test of the module on the pairs of ``prepared``.
+
+    Parameters
+    ----------
+    prepared
+        Gives the batches; called once for every 64 circuits measured, so a list is best
+        where memory allows.
+    clusters
+        Personas and questions that the pairs share; pairs count as independent without it.
     progress
         Called with the circuits measured and all that there are to measure.
     state
@@ -191,60 +241,129 @@ def hypothesis_tests(
     OptionError
         A level, share or number is impossible.
     """
-    _check(n_random, n_permutations, alpha, eps, quantile, negligible, max_edges)
-    if quick:
-        n_random, n_permutations = min(n_random, QUICK_RANDOM), min(n_permutations, QUICK_PERMUTATIONS)
-        max_edges = min(max_edges, QUICK_EDGES)
-    matched, outside = (draw(circuit, n_random, seed=seed) for draw in (matched_circuits, matched_outside))
-    inflated, lacking = _inflated(circuit, matched, seed)
-    tested = _tested(circuit, max_edges, seed)
-    total = 4 + len(matched.circuits) + len(outside.circuits) + 2 * len(inflated) + len(tested)
-    measured = Measurements(model, prepared, metric, total=total, progress=progress, state=state)
-    whole = [Circuit.full(model.graph), Circuit.empty(model.graph), circuit, circuit.complement()]
-    full, empty, alone, without = measured.of(one.mask for one in whole)
-    random = measured.of(one.mask for one in matched.circuits)
-    random_without = measured.of(one.complement().mask for one in outside.circuits)
-    random_changes = _changes(measured.of(inflated), measured.of(lacking))
-    changes = _changes(alone[None], measured.of(_without_each(circuit, tested)))
-    measured.done()
+    options = (options or HypothesisOptions()).checked()
+    drawn = _Drawn.of(circuit, options.n_random, options.max_edges, options.seed)
+    measured = Measurements(model, prepared, metric, total=drawn.n_circuits, progress=progress, state=state)
+    found = _measured(measured, circuit, drawn)
 
-    tie, clusters = tolerance(full - empty, measured.rounding), clusters or Clusters(len(full), None, None)
-    least = max(negligible * float(np.abs((full - empty).mean())), tie)
-    level: dict[str, Any] = {"alpha": alpha, "quantile": quantile, "tie": tie}
-    common: dict[str, Any] = {"alpha": alpha, "negligible": least, "tie": tie, "clusters": clusters}
-    names = [str(model.graph.edge(*place)) for place in tested]
-    minimal, edges = minimality(changes, random_changes, names, n_edges=len(circuit), **level)
-    outcomes: tuple[Outcome, ...] = (
-        equivalence(alone, full, eps=eps, **common),
-        independence(without - empty, full - empty, n_permutations=n_permutations, seed=seed, **common),
-        sufficiency(alone, full, random, is_same=[one == circuit for one in matched.circuits], **level),
-        partial_necessity(without, full, random_without, **level),
-        minimal,
-    )
-    if (reason := _nothing_to_test(full, empty, measured.rounding)) is not None:
-        outcomes, edges = tuple(_not_applicable(outcome, reason) for outcome in outcomes), ()
-    elif metric.flat_at_clean:
-        reason = f"{metric.name} measures the distance from the model itself, so no circuit can be above it"
-        outcomes = (_not_applicable(outcomes[0], reason), *outcomes[1:])
-    outcomes = corrected(outcomes)
+    tie, clusters = tolerance(found.full - found.empty, measured.rounding), clusters or Clusters(found.n, None, None)
+    least = max(options.negligible * float(np.abs((found.full - found.empty).mean())), tie)
+    level: dict[str, Any] = {"alpha": options.alpha, "quantile": options.quantile, "tie": tie}
+    common: dict[str, Any] = {"alpha": options.alpha, "negligible": least, "tie": tie, "clusters": clusters}
+    how: dict[str, Any] = {"eps": options.eps, "n_permutations": options.n_permutations, "seed": options.seed}
+    outcomes, edges = _outcomes(found, circuit, drawn, level, common, **how)
+    outcomes, edges = _applicable(outcomes, edges, metric, _nothing_to_test(found.full, found.empty, measured.rounding))
     return HypothesisReport(
         metric=metric.name,
-        n_pairs=len(full),
+        n_pairs=found.n,
         n_edges=len(circuit),
-        m_full=float(full.mean()),
-        m_empty=float(empty.mean()),
-        m_circuit=float(alone.mean()),
-        m_complement=float(without.mean()),
+        **found.means(),
         negligible=least,
-        quick=quick,
-        seed=seed,
-        random=matched.as_dict(),
-        outside=outside.as_dict(),
-        outcomes=outcomes,
+        quick=options.quick,
+        seed=options.seed,
+        random=drawn.matched.as_dict(),
+        outside=drawn.outside.as_dict(),
+        outcomes=corrected(outcomes),
         edges=edges,
         rounding=measured.rounding,
         resampled=clusters.describe(),
     )
+
+
+def _outcomes(
+    found: _Measured,
+    circuit: Circuit,
+    drawn: _Drawn,
+    level: dict[str, Any],
+    common: dict[str, Any],
+    *,
+    eps: float,
+    n_permutations: int,
+    seed: int,
+) -> tuple[tuple[Outcome, ...], tuple[EdgeTest, ...]]:
+    """The five tests, and every tested edge's own."""
+    names = [str(circuit.graph.edge(*place)) for place in drawn.tested]
+    minimal, edges = minimality(found.changes, found.random_changes, names, n_edges=len(circuit), **level)
+    left, whole = found.without - found.empty, found.full - found.empty
+    same = [one == circuit for one in drawn.matched.circuits]
+    return (
+        equivalence(found.alone, found.full, eps=eps, **common),
+        independence(left, whole, n_permutations=n_permutations, seed=seed, **common),
+        sufficiency(found.alone, found.full, found.random, is_same=same, **level),
+        partial_necessity(found.without, found.full, found.random_without, **level),
+        minimal,
+    ), edges
+
+
+def _applicable(
+    outcomes: tuple[Outcome, ...], edges: tuple[EdgeTest, ...], metric: Metric, reason: str | None
+) -> tuple[tuple[Outcome, ...], tuple[EdgeTest, ...]]:
+    """The same where there is something to test; none of them for a ``reason``, and not all with every metric."""
+    if reason is not None:
+        return tuple(_not_applicable(outcome, reason) for outcome in outcomes), ()
+    if metric.flat_at_clean:
+        reason = f"{metric.name} measures the distance from the model itself, so no circuit can be above it"
+        return (_not_applicable(outcomes[0], reason), *outcomes[1:]), edges
+    return outcomes, edges
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """The circuits beside which one is tested: random ones like it, others outside it, and it with either and less one.
+
+    ``inflated`` are masks of the circuit with each random one added, ``lacking`` the same less an edge, and
+    ``tested`` the places of the circuit's edges that are removed one by one.
+    """
+
+    matched: Matched
+    outside: Matched
+    inflated: list[np.ndarray]
+    lacking: list[np.ndarray]
+    tested: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, circuit: Circuit, n_random: int, max_edges: int, seed: int) -> _Drawn:
+        matched, outside = (draw(circuit, n_random, seed=seed) for draw in (matched_circuits, matched_outside))
+        return cls(matched, outside, *_inflated(circuit, matched, seed), _tested(circuit, max_edges, seed))
+
+    @property
+    def n_circuits(self) -> int:
+        """How many are to be measured, with the circuit, its complement, all and nothing."""
+        return 4 + len(self.matched.circuits) + len(self.outside.circuits) + 2 * len(self.inflated) + len(self.tested)
+
+
+@dataclass(frozen=True, eq=False)
+class _Measured:
+    """The metric of every pair under each of them; changes are means over pairs, by removing one edge."""
+
+    full: Float[np.ndarray, " pair"]
+    empty: Float[np.ndarray, " pair"]
+    alone: Float[np.ndarray, " pair"]
+    without: Float[np.ndarray, " pair"]
+    random: Float[np.ndarray, "circuit pair"]
+    random_without: Float[np.ndarray, "circuit pair"]
+    random_changes: Float[np.ndarray, " random"]
+    changes: Float[np.ndarray, " edge"]
+
+    @property
+    def n(self) -> int:
+        return len(self.full)
+
+    def means(self) -> dict[str, float]:
+        """Of all pairs, as the report names them."""
+        named = {"m_full": self.full, "m_empty": self.empty, "m_circuit": self.alone, "m_complement": self.without}
+        return {name: float(values.mean()) for name, values in named.items()}
+
+
+def _measured(measured: Measurements, circuit: Circuit, drawn: _Drawn) -> _Measured:
+    whole = [Circuit.full(circuit.graph), Circuit.empty(circuit.graph), circuit, circuit.complement()]
+    full, empty, alone, without = measured.of(one.mask for one in whole)
+    random = measured.of(one.mask for one in drawn.matched.circuits)
+    random_without = measured.of(one.complement().mask for one in drawn.outside.circuits)
+    random_changes = _changes(measured.of(drawn.inflated), measured.of(drawn.lacking))
+    changes = _changes(alone[None], measured.of(_without_each(circuit, drawn.tested)))
+    measured.done()
+    return _Measured(full, empty, alone, without, random, random_without, random_changes, changes)
 
 
 def corrected(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
@@ -314,22 +433,3 @@ def _not_applicable(outcome: Outcome, reason: str) -> Outcome:
     sentence = f"{reason[0].upper()}{reason[1:]}."
     nothing: dict[str, Any] = {"statistic": None, "p": None, "details": {}, "could_show": ""}
     return replace(outcome, decision=NOT_APPLICABLE, sentence=sentence, **nothing)
-
-
-def _check(
-    n_random: int,
-    n_permutations: int,
-    alpha: float,
-    eps: float,
-    quantile: float,
-    negligible: float,
-    max_edges: int,
-) -> None:
-    for name, number in (("random circuits", n_random), ("permutations", n_permutations), ("edges to test", max_edges)):
-        if number < 1:
-            raise OptionError(f"the number of {name} must be at least 1, got {number}")
-    for name, share, most in (("alpha", alpha, 1.0), ("eps", eps, 0.5), ("the quantile", quantile, 1.0)):
-        if not 0 < share < most:
-            raise OptionError(f"{name} must lie between 0 and {most:g}, got {share:g}")
-    if not 0 <= negligible < 1:
-        raise OptionError(f"the share that is negligible must be at least 0 and below 1, got {negligible:g}")

@@ -75,12 +75,7 @@ def equivalence(
         _bound(above * part, below * part, n_effective, alpha), (1 - alpha ** (1 / clusters.independent)) / 2
     )
     fails_from = _fails_from(n_effective, eps, alpha, clusters)
-    if p <= alpha:
-        decision, why = FAILED, f"an even chance within {eps:g} is rejected (p = {p:.2g})"
-    elif p_shown <= alpha:
-        decision, why = PASSED, f"an even chance within {eps:g} is shown (p = {p_shown:.2g})"
-    else:
-        decision, why = UNDECIDED, f"an even chance within {eps:g} is neither rejected (p = {p:.2g}) nor shown"
+    decision, why = _evenness(p, p_shown, eps, alpha)
     could_show = f"even within {eps_shown:.2g}; uneven " + (f"from {fails_from:.0%}" if fails_from else "at no share")
     return Outcome(
         name="equivalence",
@@ -94,19 +89,21 @@ def equivalence(
             f"{n - above - below} of {counted(n, 'pair')}: {why}; {_equivalence_could(eps_shown, fails_from)}."
         ),
         details={
-            "n_above": above,
-            "n_below": below,
-            "n_ties": n - above - below,
-            "n_effective": n_effective,
-            "eps": eps,
-            "eps_shown": eps_shown,
-            "fails_from": fails_from,
-            "p_strict": p_strict,
-            "p_shown": p_shown,
+            **{"n_above": above, "n_below": below, "n_ties": n - above - below, "n_effective": n_effective},
+            **{"eps": eps, "eps_shown": eps_shown, "fails_from": fails_from, "p_strict": p_strict, "p_shown": p_shown},
             "mean_difference": float((circuit - model).mean()),
         },
         could_show=could_show,
     )
+
+
+def _evenness(p: float, p_shown: float, eps: float, alpha: float) -> tuple[str, str]:
+    """The decision, and why."""
+    if p <= alpha:
+        return FAILED, f"an even chance within {eps:g} is rejected (p = {p:.2g})"
+    if p_shown <= alpha:
+        return PASSED, f"an even chance within {eps:g} is shown (p = {p_shown:.2g})"
+    return UNDECIDED, f"an even chance within {eps:g} is neither rejected (p = {p:.2g}) nor shown"
 
 
 def independence(
@@ -148,20 +145,12 @@ def independence(
         return Outcome(
             statistic=0.0, p=1.0, decision=PASSED, sentence=sentence, details=details, could_show=shows, **result
         )
-    result |= {"statistic": None, "p": None, "details": details}
     rest = f"the complement's effect is {complement.mean():+.3g} where the model's is {model.mean():+.3g}"
-    for values, what in ((effect, "complement"), (model, "model")):
-        if np.ptp(values) <= tie and n > 1:
-            sentence = f"The {what} has the same effect on every pair, so dependence cannot show; {rest}."
-            return Outcome(decision=NOT_APPLICABLE, sentence=sentence, **result)
     among = permutations_of(n) if clusters is None else clusters.permutations
-    least = max(1 / (1 + n_permutations), among.least_p)
-    if least > alpha:
-        sentence = (
-            f"With {counted(n, 'pair')} and {n_permutations} permutations of {among.what} p cannot fall below "
-            f"{least:.2g}; {rest}."
-        )
-        return Outcome(decision=UNDECIDED, sentence=sentence, could_show="nothing", **result)
+    if cannot := _no_dependence_can_show(effect, model, tie, among, n_permutations, alpha):
+        decision, why, could = cannot
+        nothing: dict[str, Any] = {"statistic": None, "p": None, "details": details}
+        return Outcome(decision=decision, sentence=f"{why}; {rest}.", could_show=could, **nothing, **result)
     statistic, p = hsic(effect, model, n_permutations=n_permutations, seed=seed, among=among)
     detectable = _detectable(effect, model, among, alpha, seed)
     details |= {"permuted": among.what, "n_permuted": len(among.places), "detectable": detectable}
@@ -173,8 +162,29 @@ def independence(
         f"What the model does without the circuit {verb} what it does as a whole (p = {p:.2g}, {among.what} permuted); "
         f"a correlation of {detectable:.2f} would have been found four times in five; {rest}."
     )
-    result |= {"statistic": statistic, "p": p}
+    result |= {"statistic": statistic, "p": p, "details": details}
     return Outcome(decision=decision, sentence=sentence, could_show=f"a correlation of {detectable:.2f}", **result)
+
+
+def _no_dependence_can_show(
+    effect: Float[np.ndarray, " pair"],
+    model: Float[np.ndarray, " pair"],
+    tie: float,
+    among: Permutations,
+    n_permutations: int,
+    alpha: float,
+) -> tuple[str, str, str] | None:
+    """A decision without a test, why, and what it could have shown; None where there is something to test."""
+    n = len(model)
+    for values, what in ((effect, "complement"), (model, "model")):
+        if np.ptp(values) <= tie and n > 1:
+            why = f"The {what} has the same effect on every pair, so dependence cannot show"
+            return NOT_APPLICABLE, why, ""
+    least = max(1 / (1 + n_permutations), among.least_p)
+    if least <= alpha:
+        return None
+    why = f"With {counted(n, 'pair')} and {n_permutations} permutations of {among.what} p cannot fall below {least:.2g}"
+    return UNDECIDED, why, "nothing"
 
 
 def hsic(

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.assessment import battery, with_evaluation
+from persona_circuits.circuit.assessment import EvaluationOptions, Subject, battery, with_evaluation
 from persona_circuits.circuit.assessment.comparison import (
     Ground,
     compare,
@@ -23,11 +23,11 @@ from persona_circuits.circuit.assessment.comparison import (
     draw_difference,
     read_side,
 )
-from persona_circuits.circuit.discovery import Discovery, Options, discover, pairs_of, split_of
+from persona_circuits.circuit.discovery import Discovery, MeasureOptions, Options, discover, pairs_of, split_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import Transfer, specificity, transfer_within
 from persona_circuits.circuit.io import write_circuit
-from persona_circuits.circuit.reporting import strongest_edges, write_discovery, write_specificity
+from persona_circuits.circuit.reporting import strongest_edges, write_specificity
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.storage import write_json
@@ -91,8 +91,7 @@ def _search(
     }
     chosen = Options(**common, **how).checked()
     discovery = discover(context.model, task, chosen, scores=scores, stage=context.stage)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_discovery(discovery, folder)
+    discovery.write(folder)
     return discovery
 
 
@@ -123,10 +122,10 @@ def _battery(context: Context, found: Found, main: Discovery, folder: Path) -> N
     options, task = context.options, context.main_task
     chosen = task.of_split(split_of(task, None, "test"))
     few = chosen if options.thorough else some_of(chosen, options.max_pairs)
-    how: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed, "stage": context.stage}
-    if not options.quick:
-        how |= {"search": task, "record": main.record}
-    results = battery(context.model, few, main.circuit, metric=METRIC, by=(), quick=not options.thorough, **how)
+    subject = Subject(main.circuit) if options.quick else Subject(main.circuit, main.record, task)
+    numbers: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
+    asked = EvaluationOptions(metric=METRIC, by=(), quick=not options.thorough, **numbers)
+    results = battery(context.model, few, subject, asked, stage=context.stage)
     results = replace(results, transfer=_transfers(context, main.circuit, few if options.quick else chosen))
     stamp: dict[str, Any] = {
         "model": context.model.name,
@@ -211,8 +210,8 @@ def _prior(context: Context, found: Found, main: Discovery, folder: Path) -> Dis
         Ground(letter, context.model, task, one.record)
         for letter, task, one in zip("AB", tasks, (main, other), strict=True)
     ]
-    numbers: dict[str, Any] = {"batch_size": options.batch_size, "n_random": 0, "seed": options.seed}
-    both = both.with_cross(cross_faithfulness(sides[0], sides[1], grounds, stage=context.stage, **numbers))
+    setting = MeasureOptions(batch_size=options.batch_size, n_random=0, seed=options.seed)
+    both = both.with_cross(cross_faithfulness(*sides, grounds, setting, stage=context.stage))
     write_json(both.as_dict(), place / "comparison.json")
     draw_difference(both, place / "difference.png")
     comparison_numbers(found, both)

@@ -26,8 +26,8 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import measure, prepare
 from persona_circuits.circuit.io import StoredCircuit, read_scores
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.options import PlainNumbers
 from persona_circuits.circuit.peers.autocircuit import autocircuit_name, from_prune_scores, read_autocircuit_scores
+from persona_circuits.circuit.peers.options import CrosscheckOptions
 from persona_circuits.circuit.peers.process import PEER_METRICS, AutoCircuit, autocircuit_rows, check_model
 from persona_circuits.circuit.progress import untold_stage
 from persona_circuits.circuit.scores import Scores
@@ -39,7 +39,6 @@ from persona_circuits.metrics import METRICS, Metric
 __all__ = [
     "AGREEMENT_COLUMNS",
     "CONVENTIONS",
-    "CrosscheckOptions",
     "agreement",
     "agreement_rows",
     "circuit_rows",
@@ -61,30 +60,6 @@ CONVENTIONS = (
     ("circuit", "edges that are not kept carry the corrupt run", "the same (tree patch, resample)"),
     ("persona-divergence", "every pair in both directions", "gets both rows"),
 )
-
-
-@dataclass(frozen=True)
-class CrosscheckOptions(PlainNumbers):
-    """``split`` None is the one that the run searched on; ``n_pairs`` 0 takes all of its pairs."""
-
-    split: str | None = None
-    n_pairs: int = 32
-    batch_size: int = 16
-    steps: int | None = None
-    mask_ig: bool = True
-
-    def checked(self) -> CrosscheckOptions:
-        """These options.
-
-        Raises:
-            OptionError: a number is too small.
-        """
-        if self.n_pairs < 0 or self.batch_size < 1 or (self.steps is not None and self.steps < 1):
-            raise OptionError(
-                "--n-pairs must not be negative, --batch-size and --steps at least 1, got "
-                f"{self.n_pairs}, {self.batch_size} and {self.steps}"
-            )
-        return self
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from persona_circuits.circuit.evaluation.curves import (
-    SHARES,
-    BandPoint,
-    CurveReport,
-    FaithfulnessCurve,
-    Point,
-    Spread,
-    Sweep,
-)
+from persona_circuits.circuit.evaluation.curves.points import SHARES, BandPoint, FaithfulnessCurve, Point, Spread
+from persona_circuits.circuit.evaluation.curves.report import CurveReport
+from persona_circuits.circuit.evaluation.curves.sizes import Sweep
 from persona_circuits.circuit.statistics import Interval
 
 __all__ = [

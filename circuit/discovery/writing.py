@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from persona_circuits.circuit.discovery import Discovery
+from persona_circuits.circuit.discovery.summary import summary
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.io import circuits as files
-from persona_circuits.circuit.reporting.record import summary
+
+if TYPE_CHECKING:
+    from persona_circuits.circuit.discovery.search import Discovery
 
 __all__ = [
     "title_of",
@@ -32,11 +34,11 @@ def write_discovery(found: Discovery, folder: Path, *, strongest: int = 150) -> 
         draw(found.circuit, folder / f"graph.{suffix}", scores=found.scores, strongest=strongest, title=title)
     files.write_json(summary(found), folder / "summary.json")
     if found.parts is not None and found.spans is not None:
-        from persona_circuits.circuit.reporting.spans import write_spans
+        from persona_circuits.circuit.evaluation.span_files import write_spans
 
         write_spans(found.parts, found.spans, found.circuit, folder, title=title)
     if found.sweep is not None:
-        from persona_circuits.circuit.reporting.curves import write_sweep
+        from persona_circuits.circuit.evaluation.curves.sweep_files import write_sweep
 
         write_sweep(found.sweep, folder, title=title)
 

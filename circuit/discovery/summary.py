@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.attribution import Completeness
-from persona_circuits.circuit.discovery import Discovery
 from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport
+
+if TYPE_CHECKING:
+    from persona_circuits.circuit.discovery.search import Discovery
 
 __all__ = [
     "completeness_lines",

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from persona_circuits.circuit.attribution import ScoreParts
-from persona_circuits.circuit.evaluation import SpanStudy, Specificity, span_rows
+from persona_circuits.circuit.evaluation.dissociation import Specificity
+from persona_circuits.circuit.evaluation.spans import SpanStudy, span_rows
 from persona_circuits.circuit.figures import heat_map, write_arrays, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.subgraph import Circuit

@@ -1,0 +1,267 @@
+"""The evaluation of a circuit, as a researcher asks for it: a circuit, its model, and perhaps other pairs.
+
+What is not said is as the circuit's file says it: pairs, metric, ablation, alignment, conditions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit.assessment.evaluation import Battery, Ground, all_tests, with_evaluation
+from persona_circuits.circuit.assessment.options import EvaluationOptions
+from persona_circuits.circuit.assessment.stability import Subject
+from persona_circuits.circuit.discovery import Discovery, ablation_for, metric_of, report_of, split_of
+from persona_circuits.circuit.discovery.writing import title_of
+from persona_circuits.circuit.drawing import draw
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.evaluation import FaithfulnessReport
+from persona_circuits.circuit.io import StoredCircuit, read_circuit, write_circuit
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.printable import html_table
+from persona_circuits.circuit.progress import Stage, untold_stage
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.storage import replace_folder
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import (
+    CONTROLS,
+    MODEL,
+    Overlap,
+    Task,
+    fitting,
+    load_task,
+    overlap_of_tasks,
+    resolve,
+)
+
+__all__ = [
+    "Evaluation",
+    "evaluate_circuit",
+]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """A circuit's faithfulness on a set of pairs, and what else it was put to.
+
+    ``results`` are the tests, None where only faithfulness was asked for. ``shared`` is what the pairs have in
+    common with those searched on, where these are known. ``record`` is the circuit's file with this in it, None for a
+    circuit without one. ``notes`` are to be said of rows of the pair files that are not used.
+    """
+
+    report: FaithfulnessReport
+    results: Battery | None
+    shared: Overlap | None
+    record: dict[str, Any] | None
+    task: Task
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        tested = "" if self.results is None else f", {self.results!r}"
+        return f"Evaluation({self.report!r}{tested})"
+
+    def _repr_html_(self) -> str:
+        if self.results is None:
+            return self.report._repr_html_()
+        tests = self.results.tests
+        rows = [(one.name, one.decision, one.sentence) for one in tests.outcomes]
+        more = html_table(f"hypothesis tests on {tests.n_pairs} pairs", ("test", "circuit", "says"), rows)
+        return f"{self.report._repr_html_()}{more}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as the command ``evaluate`` prints them."""
+        found = self.report.as_dict()
+        if self.results is not None:
+            stability = self.results.searched.report
+            known = {"reason": self.results.searched.reason} if stability is None else stability.as_dict()
+            found |= {"stability": known, **self.results.as_dict()}
+        found |= self.task.counts
+        return found | (
+            {} if self.shared is None else {"held_out": self.shared.held_out, "shared": self.shared.as_dict()}
+        )
+
+    def save(self, path: str | Path, *, strongest: int = 150) -> None:
+        """Write the answer into the circuit's file; pictures that lie beside it are drawn again, with its marks.
+
+        Raises:
+            OptionError: the circuit has no file.
+            WriteError: the folder cannot be written.
+        """
+        if self.record is None:
+            raise OptionError("the circuit was given without its file, so there is none to write its evaluation into")
+        path = Path(path)
+        with replace_folder(path.parent) as staging:
+            write_circuit(self.record, staging / path.name)
+            marked = read_circuit(staging / path.name)
+            for name in ("graph.svg", "graph.png") if marked.fringe is not None else ():
+                if path.with_name(name).exists():
+                    how = {"scores": marked.scores, "strongest": strongest, "title": title_of(self.record)}
+                    draw(marked.circuit, staging / name, fringe=marked.fringe, **how)
+
+
+def evaluate_circuit(
+    model: Model,
+    circuit: StoredCircuit | Discovery | Circuit,
+    task: Task | None = None,
+    options: EvaluationOptions | None = None,
+    *,
+    null: Task | None = None,
+    tested: bool = True,
+    state: Path | None = None,
+    stage: Stage | None = None,
+) -> Evaluation:
+    """Put a circuit to the test: all that the command ``evaluate`` does.
+
+    Parameters
+    ----------
+    circuit
+        What ``discover`` or ``read_circuit`` gave, or a bare ``Circuit``, of whose search nothing is known.
+    task
+        The pairs to measure on; by default the file that the circuit was found on, of which a split can be held out.
+    options
+        By default as the circuit's file says.
+    tested
+        False leaves out every test beyond faithfulness and its random circuits.
+    null
+        Pairs of paraphrases of one persona: |D| within twice their spread is flat. By default the shipped ones for
+        the shipped model.
+    state
+        Measurements are kept beside this path, to go on from after a stop.
+
+    Returns
+    -------
+    The report of faithfulness, the tests, and the circuit's record with both in it; ``save`` writes that.
+
+    Raises
+    ------
+    OptionError
+        The circuit is of another graph than the model, an option is unknown, or no pairs are given or named.
+    TaskError
+        The pairs do not fit the model, or have no such key or split.
+    """
+    stage = stage or untold_stage
+    asked = _asked(model, circuit, task, options or EvaluationOptions(), _null_task(null, model) if tested else None)
+    subject, options = asked.subject, asked.options
+    made = ablation_for(model, asked.task, options, stage)
+    report = report_of(model, asked.chosen, subject.circuit, options, made, asked.split, asked.scores, stage)
+    results = None
+    if tested:
+        own = made if asked.searches_ablation else None
+        ground = Ground(model, asked.chosen, subject, options, metric_of(options.metric), made, state, stage, own)
+        results = all_tests(ground, asked.null)
+    record = None
+    if subject.record is not None:
+        stamp = {"model": model.name, "fingerprint": model.fingerprint, "where": dict(options.where)}
+        stamp |= {"metric": metric_of(options.metric).name}
+        stamp |= {name: getattr(options, name) for name in ("ablation", "align", "seed", "quick")}
+        record = with_evaluation(subject.record, asked.task, report.split, report, results, asked.shared, **stamp)
+    return Evaluation(report, results, asked.shared, record, asked.task, asked.notes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """What was asked for, with the gaps filled from the circuit's file; ``options`` are settled."""
+
+    subject: Subject
+    scores: Scores | None
+    task: Task
+    chosen: Task
+    split: str
+    null: Task | None
+    shared: Overlap | None
+    options: EvaluationOptions
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Of all pair files, each once."""
+        tasks = [one for one in (self.task, self.null, self.subject.search) if one is not None]
+        return tuple(dict.fromkeys(f"{one.source}: {note}" for one in tasks for note in one.notes))
+
+    @property
+    def searches_ablation(self) -> bool:
+        """Whether the constants made for these pairs are those of the circuit's search."""
+        record, options = self.subject.record, self.options
+        if record is None or self.subject.search is not self.task:
+            return False
+        about = record["task"]
+        own = (record["ablation"], about["align"], about.get("where", {}), about["split"])
+        return own == (options.ablation, options.align, dict(options.where), split_of(self.task, None, "train"))
+
+
+def _asked(
+    model: Model,
+    given: StoredCircuit | Discovery | Circuit,
+    task: Task | None,
+    options: EvaluationOptions,
+    null: Task | None,
+) -> _Asked:
+    circuit, scores, record = (given, None, None) if isinstance(given, Circuit) else _parts_of(given)
+    if circuit.graph != model.graph:
+        raise OptionError(
+            f"the circuit is of a model with {circuit.graph.n_layers} layers and {circuit.graph.n_heads} heads, but "
+            f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
+        )
+    options = options.settled(record).checked()
+    metric_of(options.metric)
+    task = _own_task(record) if task is None else task
+    fit = bool(task.unfit or (record or {"task": {}})["task"].get("unfit"))
+    whole, quiet, search = (
+        one if one is None or one.unfit or not fit else fitting(one, model, align=str(options.align))
+        for one in (task, null, _searched_task(record, task))
+    )
+    assert whole is not None
+    if search is not None and search.sha256 == whole.sha256:
+        search = whole
+    chosen = whole.where(**dict(options.where))
+    split = split_of(chosen, options.split, "test")
+    chosen = chosen.of_split(split)
+    shared = _shared_with_search(record, search, chosen, model)
+    return _Asked(Subject(circuit, record, search), scores, whole, chosen, split, quiet, shared, options)
+
+
+def _parts_of(given: StoredCircuit | Discovery) -> tuple[Circuit, Scores | None, dict[str, Any] | None]:
+    return given.circuit, given.scores, given.record
+
+
+def _own_task(record: Mapping[str, Any] | None) -> Task:
+    if record is None:
+        raise OptionError("the circuit does not say which pairs it was found on; give the pairs to measure on")
+    return _named(str(record["task"]["source"]))
+
+
+def _named(source: str) -> Task:
+    return load_task(resolve(source), label=source)
+
+
+def _null_task(null: Task | None, model: Model) -> Task | None:
+    """Paraphrases of one persona: those given, or the shipped ones for the shipped model."""
+    if null is not None:
+        return null
+    return _named(CONTROLS).where(control="paraphrase") if model.name == MODEL else None
+
+
+def _searched_task(record: Mapping[str, Any] | None, task: Task) -> Task | None:
+    """The whole pair file of the circuit's search; None where other pairs are asked for and its stability is known.
+
+    Where that file is not here it is the task in hand, and the reason is given later.
+    """
+    if record is None or task.sha256 == record["task"]["sha256"]:
+        return task
+    if "stability" in record and not record["stability"]["quick"]:
+        return None
+    try:
+        return _named(record["task"]["source"])
+    except TaskError:
+        return task
+
+
+def _shared_with_search(
+    record: Mapping[str, Any] | None, searched: Task | None, chosen: Task, model: Model
+) -> Overlap | None:
+    """What the pairs have in common with those that the circuit was found on; None where these are not known."""
+    if record is None or searched is None or searched.sha256 != record["task"]["sha256"]:
+        return None
+    found_on = searched.where(**record["task"].get("where", {})).of_split(record["task"]["split"])
+    return overlap_of_tasks(found_on, chosen, model)

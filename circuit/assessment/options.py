@@ -1,0 +1,142 @@
+"""Choices of the studies of circuits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from persona_circuits.circuit.choices import ABLATIONS, ALIGNMENTS, IG_RULES, LEVELS, METHODS, METRIC_NAMES, ORDERS
+from persona_circuits.circuit.discovery.options import MeasureOptions
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, Steps, Where, names_of
+
+__all__ = [
+    "ComparisonOptions",
+    "CurveOptions",
+    "EvaluationOptions",
+]
+
+
+def _levels_of(level: str) -> tuple[str, ...]:
+    return LEVELS if level == "both" else (level,)
+
+
+def _orders_of(order: str) -> tuple[str, ...]:
+    return ORDERS if order == "both" else (order,)
+
+
+@dataclass(frozen=True)
+class CurveOptions(PlainNumbers):
+    """What ``curve_study`` does; ``scorers`` are methods to run, ``random`` among them asks for the band."""
+
+    scorers: Annotated[
+        tuple[str, ...],
+        Option(
+            "Comma-separated: eap, eap-ig, exact, random; or scores.safetensors, a run's folder, a submission to MIB.",
+            given=str,
+            read=names_of,
+        ),
+    ] = ("eap", "eap-ig", "random")
+    levels: Annotated[
+        tuple[str, ...],
+        Option(
+            "What is kept: edges, or nodes with all edges among them.",
+            name="--level",
+            given=Literal["edge", "node", "both"],
+            read=_levels_of,
+        ),
+    ] = ("edge",)
+    orders: Annotated[
+        tuple[str, ...],
+        Option(
+            "Largest |score| first, or first what lowers the metric most when it is corrupted.",
+            name="--order",
+            given=Literal["absolute", "signed", "both"],
+            read=_orders_of,
+            shown="both",
+        ),
+    ] = ORDERS
+    metric: Annotated[
+        str | None,
+        Option("What is to be explained. (default: the run's, else persona-divergence)", choices=METRIC_NAMES),
+    ] = None
+    ablation: Annotated[
+        str | None, Option("What a cut edge carries. (default: the run's, else corrupt)", choices=ABLATIONS)
+    ] = None
+    align: Annotated[str | None, Option("As in discover. (default: the run's, else equal)", choices=ALIGNMENTS)] = None
+    where: Where = ()
+    steps: Steps = 5
+    ig_rule: str = "midpoint"
+    n_random: Annotated[int, Option("Random orders of the scorer random.")] = 10
+    train_split: Annotated[str | None, Option("Pairs to score on. (default: train, or all)")] = None
+    eval_split: Annotated[str | None, Option("Pairs to measure on. (default: test, or all)", name="--split")] = None
+    batch_size: BatchSize = 32
+    seed: Seed = 0
+
+    def settled(self, record: Mapping[str, Any] | None = None) -> CurveOptions:
+        """With nothing left open: what is not given is as in a run's ``record``, else as a search has it."""
+        own = MeasureOptions(metric=self.metric, ablation=self.ablation, align=self.align).settled(record)
+        return replace(self, metric=own.metric, ablation=own.ablation, align=own.align)
+
+    def checked(self) -> CurveOptions:
+        """These options, settled.
+
+        Raises:
+            OptionError: a value is unknown or impossible.
+        """
+        from persona_circuits.metrics import METRICS
+
+        self = self.settled()
+        for name, values, allowed in (
+            ("scorers", self.scorers, METHODS),
+            ("level", self.levels, LEVELS),
+            ("order", self.orders, ORDERS),
+            ("metric", (self.metric,), tuple(METRICS)),
+            ("ablation", (self.ablation,), ABLATIONS),
+            ("align", (self.align,), ALIGNMENTS),
+            ("ig-rule", (self.ig_rule,), IG_RULES),
+        ):
+            if unknown := [value for value in values if value not in allowed]:
+                more = ", or a file or folder of scores that is there" if name == "scorers" else ""
+                raise OptionError(f"--{name} {unknown[0]!r} is not one of {', '.join(allowed)}{more}")
+        for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("n-random", self.n_random)):
+            if number < 1:
+                raise OptionError(f"--{name} must be at least 1, got {number}")
+        if METRICS[str(self.metric)].flat_at_clean and "eap" in self.scorers:
+            raise OptionError(
+                f"--metric {self.metric} has zero gradient at the clean run, so plain EAP would score every edge zero; "
+                "leave eap out of --scorers, or take another --metric"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class ComparisonOptions(PlainNumbers):
+    """How two circuits are compared."""
+
+    n_draws: Annotated[int, Option("Draws of every kind of chance.")] = 200
+
+
+@dataclass(frozen=True)
+class EvaluationOptions(MeasureOptions):
+    """What a circuit is put to.
+
+    ``by`` are keys of the pairs: it is measured on every value of each, beside circuits outside it; by default on those
+    of the usual keys that split the pairs. ``n_random`` random circuits stand beside the faithfulness,
+    ``n_tested`` beside the hypothesis tests; ``n_resamples`` of the pairs, or ``orders`` of ACDC, tell its
+    stability. ``quick``: few random circuits, permutations, edges and resamples, and pairs grouped by EAP scores.
+    """
+
+    by: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            "Measure on every value of this key of the pairs; may be repeated. (default: the usual)",
+            given=list[str],
+            read=tuple,
+        ),
+    ] = None
+    orders: Annotated[int, Option("Random orders in which ACDC's search is repeated; 0: none.", min=0)] = 3
+    quick: Annotated[bool, Option("Few random circuits, permutations and edges: seconds instead of minutes.")] = False
+    n_tested: int = 100
+    n_resamples: int = 200

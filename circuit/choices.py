@@ -1,0 +1,40 @@
+"""The names that options may have: methods, pruners, metrics, ablations, number formats.
+
+What a name stands for is told where it is done; here it can be read without loading any of that.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ABLATIONS",
+    "ACTIVATIONS",
+    "ALIGNMENTS",
+    "DTYPE_NAMES",
+    "IG_RULES",
+    "LEVELS",
+    "METHODS",
+    "METRIC_NAMES",
+    "ORDERS",
+    "PRUNERS",
+    "THRESHOLD_UNITS",
+]
+
+METHODS = ("eap", "eap-ig", "exact", "random")
+"""How edges are scored: ``circuit.attribution``."""
+IG_RULES = ("midpoint", "authors")
+ACTIVATIONS = ("float32", "bfloat16")
+"""Formats of the matrix products of scores."""
+PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc")
+"""How a circuit is chosen: ``circuit.pruning``."""
+THRESHOLD_UNITS = ("score", "share")
+METRIC_NAMES = ("persona-divergence", "logit-diff", "prob-diff", "kl")
+"""The keys of ``metrics.METRICS``."""
+ABLATIONS = ("corrupt", "neutral", "zero", "mean", "span-mean", "optimal")
+"""What an edge outside the circuit carries: ``circuit.forward.ablation``."""
+ALIGNMENTS = ("equal", "right")
+"""Of a pair's prompts: of one length, or aligned on their common end."""
+LEVELS = ("edge", "node")
+ORDERS = ("absolute", "signed")
+"""What curves keep of a graph, and in which order of the scores."""
+DTYPE_NAMES = ("float32", "bfloat16-weights", "bfloat16", "float16", "float64")
+"""The keys of ``circuit.model.DTYPES``."""

@@ -1,0 +1,12 @@
+from .options import MeasureOptions as MeasureOptions
+from .options import Options as Options
+from .own_metrics import AnyMetric as AnyMetric
+from .own_metrics import metric_of as metric_of
+from .search import Discovery as Discovery
+from .search import discover as discover
+from .search import evaluate_on as evaluate_on
+from .search import report_of as report_of
+from .tasks import ablation_for as ablation_for
+from .tasks import batches_of as batches_of
+from .tasks import pairs_of as pairs_of
+from .tasks import split_of as split_of

@@ -1,0 +1,349 @@
+"""The stages of a search: each takes what those before it found, and returns a value with a name.
+
+set_up    Setting    pairs checked against the tokenizer, splits, what cut edges carry
+effect    Effect     every training prompt run plain once: D, m(full) - m(empty), the threshold in its units
+score     Scored     a number for every edge
+prune     Pruned     the circuit
+measure   Measured   faithfulness on pairs searched on and held out, beside controls; nested circuits
+control   Controls   what the scores leave open: completeness, short formats, parts of the prompt
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.attribution import (
+    LINEAR,
+    ActivationCost,
+    Completeness,
+    Grid,
+    ScoreParts,
+    activation_cost,
+    completeness_of,
+    grid_eap,
+    grids_of,
+    passes_of,
+    score,
+    score_parts,
+)
+from persona_circuits.circuit.cost import OTHER, PLAIN, held_bytes, shown_bytes
+from persona_circuits.circuit.discovery.options import MeasureOptions, Options
+from persona_circuits.circuit.discovery.own_metrics import metric_of
+from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.evaluation import FaithfulnessReport, SpanStudy, evaluate, span_study
+from persona_circuits.circuit.evaluation.curves import Smallest, Sweep, smallest, sweep
+from persona_circuits.circuit.forward import (
+    Ablation,
+    KeptRuns,
+    Prepared,
+    Rounding,
+    bare,
+    effects,
+    is_plain,
+    prepare_each,
+)
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, Stage
+from persona_circuits.circuit.pruning import acdc, greedy, threshold, top_n
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, overlap
+from persona_circuits.metrics import Metric
+
+__all__ = [
+    "Controls",
+    "Effect",
+    "Measured",
+    "Part",
+    "Pruned",
+    "Scored",
+    "Setting",
+    "control",
+    "effect_of",
+    "measure",
+    "part_of",
+    "prune",
+    "report_on",
+    "score_edges",
+    "set_up",
+]
+
+logger = logging.getLogger(__name__)
+MUCH_BYTES = 1 << 30
+"""From here on it is said what ACDC holds."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The pairs of one split, their rows as token ids, and this process's share of them, run plain once."""
+
+    split: str
+    task: Task
+    rows: tuple[Row, ...]
+    runs: KeptRuns
+
+    @property
+    def clusters(self) -> Clusters:
+        """Which pairs share personas and questions."""
+        return Clusters.of(self.task.pairs)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What a search stands on: ``test`` is ``train`` where the pairs have no splits. ``shared`` is what both have."""
+
+    model: Model
+    metric: Metric
+    options: Options
+    stage: Stage
+    ablation: Ablation | None
+    train: Part
+    test: Part
+    shared: Overlap
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Those to measure on, each split once."""
+        return (self.train,) if self.test.split == self.train.split else (self.train, self.test)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """m(clean) - m(corrupt), m(full) - m(empty), and the threshold in the metric's units, None where there is none."""
+
+    divergence: float
+    whole: float
+    tau: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """Every edge's score, by part of the prompt too where that was asked for; None of it for plain ACDC."""
+
+    scores: Scores | None
+    parts: ScoreParts | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at."""
+
+    circuit: Circuit
+    acdc_cost: dict[str, int] | None = None
+    smallest: Smallest | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """Faithfulness by split, with random circuits, the complement and single edges beside it; nested circuits."""
+
+    reports: tuple[FaithfulnessReport, ...]
+    sweep: Sweep | None
+
+
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """How nearly EAP-IG's scores add up to the effect, what a short format did to them, where the contrast persists."""
+
+    completeness: Completeness | None
+    cost: ActivationCost | None
+    spans: SpanStudy | None
+
+
+def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
+    """Pairs and options checked against the model, and the ablation's constants, learned once."""
+    metric = metric_of(options.metric)
+    task = task.where(**dict(options.where))
+    names = [split_of(task, wanted, usual) for wanted, usual in _wanted_splits(options)]
+    rows = {
+        name: rows_of(encode(task.of_split(name), model, align=options.align), metric) for name in dict.fromkeys(names)
+    }
+    shared = overlap(*(rows[name] for name in names))
+    groups = batches(own_rows(rows[names[0]], metric), options.batch_size, model.device)
+    ablation = named_ablation(options.ablation, model, groups, stage)
+    if options.prune in ("acdc", "eap-acdc"):
+        _check_held(model, groups, ablation)
+    parts = {
+        name: part_of(model, task.of_split(name), rows[name], name, metric, ablation, options.batch_size)
+        for name in rows
+    }
+    return Setting(model, metric, options, stage, ablation, parts[names[0]], parts[names[1]], shared)
+
+
+def _wanted_splits(options: Options) -> tuple[tuple[str | None, str], ...]:
+    return (options.train_split, "train"), (options.eval_split, "test")
+
+
+def part_of(
+    model: Model,
+    task: Task,
+    rows: Sequence[Row],
+    split: str,
+    metric: Metric,
+    ablation: Ablation | None,
+    batch_size: int,
+) -> Part:
+    """The pairs of one split, in batches."""
+    groups = batches(own_rows(rows, metric), batch_size, model.device)
+    return Part(split, task, tuple(rows), KeptRuns(model, groups, ablation))
+
+
+def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None) -> None:
+    """That what ACDC keeps of all prompts is within the budget; where there is none, how much that is."""
+    plain = all(is_plain(batch, ablation) for batch in groups)
+    lengths = [batch.n_tokens for batch in groups for _ in batch.indices]
+    if model.budget is not None:
+        model.budget.check_held(lengths, plain=plain)
+        return
+    needed = held_bytes(model.architecture(), lengths, model.format, runs=PLAIN if plain else OTHER)
+    if needed > MUCH_BYTES:
+        logger.warning(
+            "ACDC keeps the runs of all %d prompts: about %s beside the weights; use fewer pairs (--where) or "
+            "--max-memory to bound it",
+            len(lengths),
+            shown_bytes(needed),
+        )
+
+
+def effect_of(setting: Setting) -> Effect:
+    """The plain runs of the training prompts, and what they say."""
+    watch = Rounding(setting.model, setting.metric)
+    divergence, whole = effects(watch.watched(setting.train.runs()), setting.metric)
+    return Effect(divergence, whole, _tau(setting.options, whole, watch.floor))
+
+
+def _tau(options: Options, whole: float, rounding: float) -> float | None:
+    if options.threshold is None:
+        return None
+    if options.threshold_on == "score":
+        return options.threshold
+    if abs(whole) <= rounding:
+        raise OptionError(
+            "the metric is the same with every edge ablated as with none, so a share of the gap is no threshold; "
+            "use --threshold-on score, or other pairs"
+        )
+    return options.threshold * abs(whole)
+
+
+def score_edges(setting: Setting) -> Scored:
+    """A score for every edge, by the method of the options."""
+    model, metric, options = setting.model, setting.metric, setting.options
+    if options.prune == "acdc":
+        return Scored(None)
+    if grids := _grids(setting):
+        progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids")
+        return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
+    how: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
+    how |= {"progress": setting.stage(f"{options.method} scores")}
+    if options.by_span:
+        parts = score_parts(model, setting.train.runs.batches, metric, by="span", **how)
+        return Scored(parts.total(), parts)
+    kept = setting.train.runs.batches
+    if options.activations != "float32":  # whose plain runs are short too
+        kept = [bare(batch) for batch in kept]
+    return Scored(score(model, kept, metric, seed=options.seed, activations=options.activations, **how))
+
+
+def _method(options: Options) -> dict[str, Any]:
+    return {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
+
+
+def _grids(setting: Setting) -> Sequence[Grid]:
+    """The persona grids of plain EAP, where they have fewer prompts than rows: the same scores from fewer passes.
+
+    None where memory is limited: a grid holds the runs of all of its prompts.
+    """
+    options, rows = setting.options, setting.train.rows
+    if setting.model.budget is not None:
+        return ()
+    plain = options.ablation == "corrupt" and options.align == "equal" and options.activations == "float32"
+    scored = options.method == "eap" and options.prune != "acdc" and not options.by_span
+    if not (plain and scored) or setting.metric.name not in LINEAR:
+        return ()
+    grids = grids_of(rows)
+    return grids if passes_of(grids).forwards < len(rows) else ()
+
+
+def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Path | None) -> Pruned:
+    """From scores, or for ACDC from the model itself, to a circuit."""
+    options = setting.options
+    if options.target_faithfulness is not None:
+        assert scores is not None
+        how: dict[str, Any] = {"progress": setting.stage("smallest circuit")}
+        least = smallest(setting.model, setting.train.runs, setting.metric, scores, options.target_faithfulness, **how)
+        return Pruned(least.circuit, smallest=least)
+    if options.prune in ("top-n", "greedy"):
+        assert scores is not None
+        assert options.top_n is not None
+        return Pruned((top_n if options.prune == "top-n" else greedy)(scores, options.top_n))
+    assert tau is not None
+    start = threshold(scores, tau) if scores is not None else None
+    if options.prune == "threshold":
+        assert start is not None
+        return Pruned(start)
+    how = {"start": start, "candidates": options.candidates, "state": state, "progress": setting.stage("ACDC")}
+    found = acdc(setting.model, list(setting.train.runs()), setting.metric, tau, **how)
+    return Pruned(found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted})
+
+
+def measure(setting: Setting, scores: Scores | None, circuit: Circuit) -> Measured:
+    """Faithfulness on every part, and the nested circuits of the scores if they were asked for."""
+    reports = tuple(
+        report_on(setting.model, part, setting.metric, circuit, scores, setting.options, setting.stage)
+        for part in setting.parts
+    )
+    if not setting.options.sweep:
+        return Measured(reports, None)
+    assert scores is not None
+    runs = {part.split: part.runs for part in setting.parts}
+    clusters = {part.split: part.clusters for part in setting.parts}
+    how: dict[str, Any] = {"seed": setting.options.seed, "clusters": clusters}
+    return Measured(
+        reports, sweep(setting.model, runs, setting.metric, scores, progress=setting.stage("nested circuits"), **how)
+    )
+
+
+def report_on(
+    model: Model,
+    part: Part,
+    metric: Metric,
+    circuit: Circuit,
+    scores: Scores | None,
+    options: Options | MeasureOptions,
+    stage: Stage,
+) -> FaithfulnessReport:
+    """The circuit's faithfulness on one part, beside its controls."""
+    how: dict[str, Any] = {"n_random": options.n_random, "seed": options.seed, "scores": scores}
+    told = partial(_told, part.runs, stage(f"faithfulness on {part.split}"))
+    return evaluate(model, told, metric, circuit, split=part.split, clusters=part.clusters, **how)
+
+
+def _told(runs: KeptRuns, progress: Progress) -> Iterator[Prepared]:
+    """The batches one after the other, each told of when it is done."""
+    for place in range(len(runs)):
+        yield from runs.of(place)
+        progress(place + 1, len(runs))
+
+
+def control(setting: Setting, scored: Scored, effect: Effect) -> Controls:
+    """What the scores leave open, as far as they are of a kind that leaves it open."""
+    model, metric, options, groups = setting.model, setting.metric, setting.options, setting.train.runs.batches
+    summed = lost = spans = None
+    if scored.scores is not None and options.method == "eap-ig":
+        how = {"steps": options.steps, "ablation": options.ablation}
+        summed = completeness_of(scored.scores, groups, effect.whole, **how)
+    if options.activations != "float32" and groups:
+        more: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
+        lost = activation_cost(model, bare(groups[0]), metric, options.activations, **more)
+    if scored.parts is not None:
+        plain = groups if setting.ablation is None else [bare(batch) for batch in groups]
+        spans = span_study(model, scored.parts, prepare_each(model, plain), metric, seed=options.seed)
+    return Controls(summed, lost, spans)

@@ -1,0 +1,15 @@
+from .collapse import study_collapse as study_collapse
+from .figures import collapse_figures as collapse_figures
+from .figures import divergence_by_placement as divergence_by_placement
+from .figures import divergence_by_prior as divergence_by_prior
+from .measure import PairMeasure as PairMeasure
+from .measure import fitting_items as fitting_items
+from .measure import measure_pairs as measure_pairs
+from .options import StudyOptions as StudyOptions
+from .report import TABLE as TABLE
+from .report import collapse_record as collapse_record
+from .report import group_rows as group_rows
+from .report import write_collapse as write_collapse
+from .results import PARAPHRASE as PARAPHRASE
+from .results import CollapseStudy as CollapseStudy
+from .summary import summarise as summarise

@@ -1,0 +1,44 @@
+"""Choices of an explanation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed
+
+__all__ = [
+    "ExplainOptions",
+]
+
+
+@dataclass(frozen=True)
+class ExplainOptions(PlainNumbers):
+    """What is explained and how; fixed before the run. ``by`` are keys of the rows, or ``pair``.
+
+    Without ``causal`` no test is run.
+    """
+
+    by: Annotated[
+        tuple[str, ...],
+        Option("pair, question, … any key of the rows; may be repeated. (default: question)"),
+    ] = ("question",)
+    split: Annotated[str, Option("Pairs to explain; controls are taken of every split of --controls.")] = "all"
+    batch_size: BatchSize = 32
+    n_resamples: Resamples = 2000
+    causal: Annotated[bool, Option("Run the causal test that goes with each verdict.")] = True
+    seed: Seed = 0
+
+    def checked(self) -> ExplainOptions:
+        """Itself.
+
+        Raises:
+            OptionError: a number is out of its range.
+        """
+        for name in ("batch_size", "n_resamples"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if self.seed < 0:
+            raise OptionError(f"seed is {self.seed}; it must be at least 0")
+        return self

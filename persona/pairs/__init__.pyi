@@ -1,0 +1,14 @@
+from .build import build_pairs as build_pairs
+from .matching import leak_finder as leak_finder
+from .neutral import built_in_wordings as built_in_wordings
+from .neutral import read_neutral_wordings as read_neutral_wordings
+from .options import PairOptions as PairOptions
+from .options import PriorOptions as PriorOptions
+from .prior import build_prior_pairs as build_prior_pairs
+from .prior import write_prior_pairs as write_prior_pairs
+from .report import default_null as default_null
+from .report import default_report as default_report
+from .report import write_pairs as write_pairs
+from .report import write_rows as write_rows
+from .variants import read_rules as read_rules
+from .variants import vary as vary

@@ -1,0 +1,84 @@
+"""Choices of pair files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from persona_circuits.circuit.choices import ALIGNMENTS
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers
+
+__all__ = [
+    "PairOptions",
+    "PriorOptions",
+]
+
+LEAKS = ("drop", "keep", "only")
+
+
+@dataclass(frozen=True)
+class PairOptions(PlainNumbers):
+    """How pairs are chosen.
+
+    ``test_share`` is the share of meetings, and of question wordings, that is held out (0: no
+    splits); ``per_question`` the most pairs of one question; ``filler`` the sentences per prompt.
+    ``align`` is ``equal`` or ``right``, which takes paraphrases of unequal length where there are no
+    equal ones. ``neutral`` adds the question under no persona to every pair; ``null`` makes pairs of
+    two paraphrases of one persona, too.
+    """
+
+    seed: Annotated[int, Option("Of splits, order, wordings and filler.")] = 0
+    max_pairs: Annotated[int, Option("Pairs to write at most.")] = 1000
+    per_question: Annotated[int | None, Option("Pairs of one question at most, per split.")] = None
+    test_share: Annotated[float, Option("Share of persona pairs and wordings held out; 0: none.")] = 0.2
+    leaks: Annotated[str, Option("Pairs with an option in a persona's text.", choices=LEAKS)] = "drop"
+    filler: Annotated[int, Option("Filler sentences per prompt, from the template's list.")] = 0
+    align: Annotated[
+        str,
+        Option("right: where no paraphrases have equal token length, the nearest; see --null.", choices=ALIGNMENTS),
+    ] = "equal"
+    neutral: Annotated[bool, Option("Add the question under no persona to every pair, for --ablation neutral.")] = False
+    null: bool = False
+
+    def checked(self) -> PairOptions:
+        """These options.
+
+        Raises:
+            OptionError: one of them makes no sense.
+        """
+        if self.max_pairs < 1 or (self.per_question is not None and self.per_question < 1):
+            raise OptionError("--max-pairs and --per-question must be at least 1")
+        if not 0 <= self.test_share < 1:
+            raise OptionError(f"--test-share must be at least 0 and below 1, got {self.test_share:g}")
+        if self.leaks not in LEAKS:
+            raise OptionError(f"--leaks must be one of {', '.join(LEAKS)}, got {self.leaks!r}")
+        if self.align not in ALIGNMENTS:
+            raise OptionError(f"--align must be one of {', '.join(ALIGNMENTS)}, got {self.align!r}")
+        if self.filler < 0:
+            raise OptionError(f"--filler must not be negative, got {self.filler}")
+        return self
+
+
+@dataclass(frozen=True)
+class PriorOptions(PlainNumbers):
+    """How prior pairs are chosen: ``min_lead`` in logits without a persona, ``max_pairs`` per split."""
+
+    min_lead: Annotated[float, Option("Logits by which a default must lead the other option under no persona.")] = 1.0
+    max_pairs: Annotated[int, Option("Pairs to write at most, per split.")] = 64
+    batch_size: BatchSize = 32
+    seed: Annotated[int, Option("Of the order.")] = 0
+
+    def checked(self) -> PriorOptions:
+        """These options.
+
+        Raises:
+            OptionError: one of them makes no sense.
+        """
+        if not self.min_lead >= 0:
+            raise OptionError(f"--min-lead must not be negative, got {self.min_lead:g}")
+        if self.max_pairs < 2:
+            raise OptionError(f"--max-pairs must be at least 2, one for either persona, got {self.max_pairs}")
+        if self.batch_size < 1:
+            raise OptionError(f"--batch-size must be at least 1, got {self.batch_size}")
+        return self

@@ -1,0 +1,141 @@
+"""Choices of a steering study, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.steering.options import SteerOptions
+from persona_circuits.persona.streams import Change
+from persona_circuits.persona.vectors import Directions
+
+__all__ = [
+    "REFINEMENTS",
+    "SINGLE_TOKENS",
+    "Bound",
+    "Cell",
+    "Changes",
+    "Margins",
+    "Measured",
+    "Outcome",
+    "SteeredPrompts",
+    "SteeringStudy",
+    "Vectors",
+]
+
+REFINEMENTS = 4
+SINGLE_TOKENS = 4  # rows of one token behind a cache that share a pass, for each row of a whole prompt
+Cell = tuple[int, int]  # a variant and a prompt, by their places
+Changes = Callable[[Sequence[Cell]], Mapping[int, Change]]
+Vectors = Mapping[int, np.ndarray]  # by layer, a row per pair
+Margins = Float[np.ndarray, "2 pair"]  # A's prompts, B's prompts
+
+
+@dataclass(frozen=True, eq=False)
+class SteeredPrompts:
+    """The prompts of all pairs: A's, B's, and the neutral one beside each pair, with the two tokens' ids.
+
+    ``sides[k]`` are the ids of A's (0) and B's (1) prompts; ``answers[k]`` those of the
+    tokens that A's and B's persona is to prefer, several of a side averaged.
+    """
+
+    sides: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
+    neutral: tuple[tuple[int, ...], ...]
+    answers: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
+    texts: tuple[tuple[str, ...], tuple[str, ...]]  # of the neutral prompts, and of B's
+    personas: tuple[tuple[str, str], ...]
+    questions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.neutral)
+
+    @property
+    def all(self) -> tuple[tuple[int, ...], ...]:
+        """Every pair's neutral prompt, then every A's, then every B's."""
+        return (*self.neutral, *self.sides[0], *self.sides[1])
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The raw numbers of one direction: margins of both sides under +s v and under -s v, KL under both."""
+
+    plus: Margins
+    minus: Margins
+    kl: Float[np.ndarray, "2 pair"]
+
+    def margins(self, sign: int) -> Margins:
+        """A steered by sign s v, B by -sign s v."""
+        return np.stack([self.plus[0], self.minus[1]]) if sign > 0 else np.stack([self.minus[0], self.plus[1]])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One layer, direction and signed strength over all pairs.
+
+    ``draw`` numbers the controls; the direction itself has -1. ``strength`` is None for ablation.
+    ``switched``: share of prompts whose margin has another sign than unsteered. Of the
+    ``n_asked`` pairs with D > 0 unsteered ``above`` is the share whose gain is above their g*,
+    ``agree`` the share that part exactly if it is. Of the ``n_collapsed`` among them that do
+    not part unsteered ``flipped`` is the share that part now. None where there is no such pair.
+    """
+
+    layers: tuple[int, ...]
+    control: str
+    draw: int
+    strength: float | None
+    divergence: Estimate
+    gain: float
+    prior_shift: float
+    parted: float
+    switched: float
+    kl: Estimate
+    n_asked: int
+    above: float | None
+    agree: float | None
+    n_collapsed: int
+    flipped: float | None
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The largest strength whose mean KL on neutral prompts is within the bound, and what it does.
+
+    ``is_largest``: even the largest strength of the sweep is within, so there may be more room.
+    ``gains`` are those of the controls at the same strength.
+    """
+
+    layers: tuple[int, ...]
+    strength: float
+    is_largest: bool
+    outcome: Outcome
+    gains: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringStudy:
+    """Everything that was found.
+
+    ``margins`` and ``kl`` are those of the direction, of every pair, by layers; strengths are
+    signed and in order in ``margins``, unsigned (and both signs on the next axis) in ``kl``.
+    ``streams`` are the fitting prompts' at their ends, ``first_personas`` those of side A.
+    """
+
+    model: str
+    fingerprint: str
+    options: SteerOptions
+    directions: Directions
+    prompts: SteeredPrompts
+    ids: tuple[str, ...]
+    first_personas: tuple[str, ...]
+    streams: Float[np.ndarray, "example layer d_model"]
+    plain: Margins
+    outcomes: tuple[Outcome, ...]
+    bounds: tuple[Bound, ...]
+    margins: Mapping[str, Float[np.ndarray, "signed 2 pair"]]
+    kl: Mapping[str, Float[np.ndarray, "strength 2 pair"]]
+    held_out: bool
+    notes: tuple[str, ...]

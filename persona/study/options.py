@@ -1,0 +1,62 @@
+"""Choices of a study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed
+
+__all__ = [
+    "StudyOptions",
+]
+
+
+@dataclass(frozen=True)
+class StudyOptions(PlainNumbers):
+    """How the study is made; fixed before the run.
+
+    ``n_random`` random circuits stand beside a faithfulness; where many circuits are tried (hypothesis tests,
+    completeness, the smallest circuit, ACDC) it is on ``max_pairs`` pairs at most, evenly taken, and so are causal
+    persistence and steering. ``probe_every``: probes behind every so many blocks. ``quick`` asks for the least of
+    everything, ``thorough`` for the tests of ``evaluate`` as they are by default. ``compact`` keeps tables,
+    circuits and a few pictures.
+    """
+
+    n_resamples: Resamples = 2000
+    n_random: Annotated[int, Option("Random circuits beside each faithfulness.")] = 3
+    max_pairs: Annotated[
+        int, Option("Pairs at most where many circuits are tried; four times as many are steered.")
+    ] = 16
+    steps: int = 5
+    threshold: Annotated[float, Option("Of the circuits, as a share of |D|.")] = 0.003
+    target: Annotated[float, Option("Of the smallest circuit.", name="--target-faithfulness")] = 0.9
+    probe_every: Annotated[int, Option("Probe behind every so many blocks.")] = 2
+    quick: Annotated[bool, Option("The least of everything, to see that it runs.")] = False
+    thorough: Annotated[bool, Option("All pairs, and the tests as evaluate makes them: hours on a CPU.")] = False
+    compact: Annotated[bool, Option("Keep tables, circuits and a few pictures: what can be committed.")] = False
+    seed: Seed = 0
+    batch_size: BatchSize = 32
+
+    def checked(self) -> StudyOptions:
+        """Itself, with the least of everything where it is to be quick.
+
+        Raises:
+            OptionError: a number is out of its range.
+        """
+        for name in ("n_resamples", "n_random", "max_pairs", "steps", "probe_every", "batch_size"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if not 0 < self.threshold < 1 or not 0 < self.target <= 1:
+            raise OptionError(
+                f"threshold {self.threshold:g} and target {self.target:g} are shares: above 0, the target at most 1"
+            )
+        if self.seed < 0:
+            raise OptionError(f"--seed is {self.seed}; it must be at least 0")
+        if self.quick and self.thorough:
+            raise OptionError("--quick and --thorough contradict each other; give one of them")
+        if not self.quick:
+            return self
+        return replace(self, n_resamples=min(self.n_resamples, 200), n_random=1, max_pairs=min(self.max_pairs, 4),
+                       steps=2)  # fmt: skip

@@ -1,0 +1,25 @@
+"""Choices of a study of persona vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers
+
+__all__ = [
+    "VectorOptions",
+]
+
+
+@dataclass(frozen=True)
+class VectorOptions(PlainNumbers):
+    """At which layer persona vectors are shown, and how models are compared; all layers are read and kept."""
+
+    layer: Annotated[int | None, Option("Block, from 0, behind which the vectors are shown.")] = None
+    layer_fraction: Annotated[
+        float | None, Option("The same as a share of the blocks; all are read and kept. (default: 0.5)")
+    ] = None
+    n_permutations: Annotated[int, Option("Of personas, when models are compared.")] = 2000
+    seed: Annotated[int, Option("Of responses and permutations.", min=0)] = 0
+    batch_size: BatchSize = 32
