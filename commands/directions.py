@@ -81,7 +81,7 @@ def vectors(
                 said, about = made.responses, record | {"sources": about}
             else:
                 about = {"responses": str(responses)}
-            how = {"cache": out / "cache", "batch_size": options.batch_size}
+            how: dict[str, Any] = {"cache": out / "cache", "batch_size": options.batch_size}
             template, tell = form.opened(loaded.tokenizer), stage("reading the residual stream")
             found = persona_vectors(loaded, said, template, **how, progress=tell)
             geometry = geometry_of(found, at, baseline_of(found.personas, asked.baseline))
@@ -187,9 +187,9 @@ def steer(
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
             options = options.over(loaded.graph.n_layers).checked()
-            pairs = [one.examples(loaded, loading.fitting) for one in (here, there)]
+            steered, fitted = (one.examples(loaded, loading.fitting) for one in (here, there))
             how = {"toward": named, "neutral": plain, "progress": stage("steering")}
-            study = _study(loaded, *pairs, asked, options, how)
+            study = _study(loaded, steered, fitted, asked, options, how)
             texts = _continued(loaded, study, asked.generate, sampling, stage, stops=stop is not None)
             stage("files and figures")
             about = {"pairs": here.label, "split": here.split, "fitted_on": there.label, "fitting_split": there.split}

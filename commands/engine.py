@@ -159,7 +159,7 @@ def bench(
         from persona_circuits.circuit.profiling import bench as measure
 
         with progress_bars() as stage:
-            where = {"revision": loading.revision, "device": loading.device, "dtype": loading.dtype}
+            where: dict[str, Any] = {"revision": loading.revision, "device": loading.device, "dtype": loading.dtype}
             report = measure(name, task, options, stage=stage, **where)
         if out is not None:
             write_json(report.as_dict(), out)
@@ -237,7 +237,7 @@ def inspect(
         refuse_revision(resolve(model), loading.revision)
         task = read_task(pairs) if pairs else None
         limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
-        how = {"label": model, "revision": loading.revision, "max_memory": limit}
+        how: dict[str, Any] = {"label": model, "revision": loading.revision, "max_memory": limit}
         found = inspect_model(resolve(model), options, task=task, **how)
         show(as_json, found.as_dict, lambda: _print_inspection(found, price), indent=2)
         if write_fitting is not None:

@@ -97,8 +97,8 @@ class Evaluation:
             marked = read_circuit(staging / path.name)
             for name in ("graph.svg", "graph.png") if marked.fringe is not None else ():
                 if path.with_name(name).exists():
-                    how = {"scores": marked.scores, "strongest": strongest, "title": title_of(self.record)}
-                    draw(marked.circuit, staging / name, fringe=marked.fringe, **how)
+                    how: dict[str, Any] = {"scores": marked.scores, "fringe": marked.fringe}
+                    draw(marked.circuit, staging / name, strongest=strongest, title=title_of(self.record), **how)
 
 
 def evaluate_circuit(

@@ -177,12 +177,13 @@ def all_tests(ground: Ground, null: Task | None) -> Battery:
     searched = search_again(ground.model, subject, options, **known)
     runs = ground.runs()
     what = (ground.model, runs, ground.metric, subject.circuit)
-    clusters, few = Clusters.of(ground.task.pairs), {"seed": options.seed, "quick": options.quick}
-    asked = HypothesisOptions(n_random=options.n_tested, **few)
+    clusters = Clusters.of(ground.task.pairs)
+    asked = HypothesisOptions(n_random=options.n_tested, seed=options.seed, quick=options.quick)
     more: dict[str, Any] = {"clusters": clusters, "state": ground.kept("tests"), "progress": ground.stage("tests")}
     tests = hypothesis_tests(*what, asked, **more)
+    few = CompletenessOptions(seed=options.seed, quick=options.quick)
     more |= {"state": ground.kept("complete"), "progress": ground.stage("completeness")}
-    complete = completeness_report(*what, CompletenessOptions(**few), **more)
+    complete = completeness_report(*what, few, **more)
     view = _pair_by_pair(ground, runs, _same_pairs(ground, searched.scores), quiet)
     return Battery(tests, complete, _transfers(ground), view, quiet, searched)
 
@@ -217,7 +218,8 @@ def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
         parts = {"all": ground.task} if key == "pairs" else ground.task.groups(key)
         grounds = {value: pairs_of(ground.model, part, ground.metric, **ground.how) for value, part in parts.items()}
         clusters = {value: Clusters.of(part.pairs) for value, part in parts.items()}
-        more = {"clusters": clusters, "n_outside": 3 if ground.options.quick else 10, "seed": ground.options.seed}
+        more: dict[str, Any] = {"clusters": clusters, "seed": ground.options.seed}
+        more |= {"n_outside": 3 if ground.options.quick else 10}
         tell = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
         found[key] = transfer(ground.model, ground.subject.circuit, grounds, ground.metric, progress=tell, **more)
     return found

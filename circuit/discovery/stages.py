@@ -338,7 +338,7 @@ def control(setting: Setting, scored: Scored, effect: Effect) -> Controls:
     model, metric, options, groups = setting.model, setting.metric, setting.options, setting.train.runs.batches
     summed = lost = spans = None
     if scored.scores is not None and options.method == "eap-ig":
-        how = {"steps": options.steps, "ablation": options.ablation}
+        how: dict[str, Any] = {"steps": options.steps, "ablation": options.ablation}
         summed = completeness_of(scored.scores, groups, effect.whole, **how)
     if options.activations != "float32" and groups:
         more: dict[str, Any] = {**_method(options), "ablation": setting.ablation}

@@ -101,7 +101,8 @@ def load_model(
         restore_buffers(network)
     where = where or next(network.parameters()).device
     commit = getattr(network.config, "_commit_hash", None) or revision
-    how = {"revision": commit, "device": where, "in_float32": dtype == HELD, "max_memory": max_memory, "copy": False}
+    how: dict[str, Any] = {"revision": commit, "device": where, "max_memory": max_memory}
+    how |= {"in_float32": dtype == HELD, "copy": False}
     model = wrap_model(network, tokenizer, name=label or str(name), **how)
     model.notes = (*notes, *model.notes)
     return model

@@ -341,7 +341,7 @@ class _Measured:
     alone: Float[np.ndarray, " pair"]
     without: Float[np.ndarray, " pair"]
     random: Float[np.ndarray, "circuit pair"]
-    random_without: Float[np.ndarray, "circuit pair"]
+    random_without: Float[np.ndarray, "outside pair"]
     random_changes: Float[np.ndarray, " random"]
     changes: Float[np.ndarray, " edge"]
 

@@ -211,7 +211,7 @@ def _prior(context: Context, found: Found, main: Discovery, folder: Path) -> Dis
         for letter, task, one in zip("AB", tasks, (main, other), strict=True)
     ]
     setting = MeasureOptions(batch_size=options.batch_size, n_random=0, seed=options.seed)
-    both = both.with_cross(cross_faithfulness(*sides, grounds, setting, stage=context.stage))
+    both = both.with_cross(cross_faithfulness(sides[0], sides[1], grounds, setting, stage=context.stage))
     write_json(both.as_dict(), place / "comparison.json")
     draw_difference(both, place / "difference.png")
     comparison_numbers(found, both)
