@@ -130,7 +130,7 @@ def serve() -> None:
     from persona_circuits.circuit.discovery import search as discovery  # noqa: F401
     from persona_circuits.circuit.discovery import writing as discovery_files  # noqa: F401
     from persona_circuits.circuit.drawing import render as draw  # noqa: F401
-    from persona_circuits.circuit.figures import png  # noqa: F401
+    from persona_circuits.circuit.figures import paper  # noqa: F401
     from persona_circuits.circuit.model import load_model
     from persona_circuits.circuit.peers import mib  # noqa: F401
     from persona_circuits.circuit.task import MODEL

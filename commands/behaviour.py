@@ -151,7 +151,7 @@ def _print_explanation(found: Any) -> None:
         kappa = "undefined" if given.kappa is None else f"{given.kappa:.3f}"
         say(
             f"agreement   {given.share:.3f} of {given.n} pairs (by chance {given.chance:.3f}), "
-            f"Cohen's kappa {kappa}, permutation p {given.p:.2g}"
+            f"Cohen's kappa {kappa}, p {given.p:.2g} by permuting {given.permuted}"
         )
     if found.sigma_0 is not None:
         say(f"sigma_0     {found.sigma_0:.3f} logits over {found.n_paraphrases} paraphrase pairs")

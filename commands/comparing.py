@@ -26,6 +26,7 @@ from persona_circuits.commands.terminal import (
     refuse_idle,
     say,
     show,
+    shown_text,
     warn_of_other_weights,
 )
 
@@ -132,16 +133,18 @@ def _print_curves(study: Any) -> None:
     report = study.report
     say(f"scored on   {study.about['scored_on']}; measured on {report.n_pairs} pairs ({report.split})")
     say(f"m           {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}")
-    say(f"intervals   over {report.resampled}")
     for level, n in report.n_units.items():
         title = f"faithfulness by share of {n:,} {level}s"
-        print_table(title, tables.CURVES, tables.curve_rows(report, level), texts=2)
+        print_table(f"{title}, ratios of means", tables.CURVES, tables.curve_rows(report, level), texts=2)
+        if medians := tables.median_rows(report, level):
+            print_table(f"{title}, medians of the pairs' own ratios", tables.CURVES, medians, texts=2)
         print_table("edges left without dead ends", tables.SIZES, tables.size_rows(report, level), texts=2)
         print_table("areas over the share", tables.AREAS, tables.area_rows(report, level), texts=2)
+        say(f"intervals over {report.resampled}; of random orders from the lowest to the highest")
     say("MIB takes CPR from the signed order and CMD from the absolute one; CPR has no upper bound")
     for mark in report.marks:
-        f = "undefined" if mark.faithfulness is None else f"{mark.faithfulness:.3f}"
-        say(f"{mark.name:<12}{mark.n_edges:,} edges, {100 * mark.share:.2g} %: f {f}")
+        f, median = (shown_text(value, 3) for value in (mark.faithfulness, mark.median_of_ratios))
+        say(f"{mark.name:<12}{mark.n_edges:,} edges, {100 * mark.share:.2g} %: f {f}, median of ratios {median}")
     if report.m_full < report.m_empty:
         say("reversed: m(full) is below m(empty); see whether clean and corrupt are the wrong way round")
     shared = Overlap(**study.about["shared"])
@@ -266,6 +269,7 @@ def _print_comparison(found: Any, written: Sequence[Path]) -> None:
             print_table(f"strongest edges of {letter} alone", tables.EDGES, rows, texts=2)
     if found.cross:
         print_table("each circuit on each one's held-out pairs", tables.CROSS, tables.cross_rows(found), texts=2)
+        say(f"faithfulness is a ratio of means; intervals over {tables.drawn_over(found)}")
     for note in found.notes:
         say(f"note: {note}")
     for path in written:

@@ -259,9 +259,13 @@ def _print_specificity(found: Any) -> None:
         for contrast in found.names:
             cell = cells[circuit, contrast]
             bounds = f" ({cell.interval.low:.2f} to {cell.interval.high:.2f})" if cell.interval else ""
-            row.append("undefined" if cell.left is None else f"{cell.left:.2f}{bounds}")
+            median = f"; median {cell.median_of_ratios:.2f}" if cell.median_of_ratios is not None else ""
+            row.append("undefined" if cell.left is None else f"{cell.left:.2f}{bounds}{median}")
         rows.append(row)
     columns = ("ablated circuit of", *(f"left of {name}" for name in found.names))
     print_table("what is left of a contrast when a circuit is ablated", columns, rows, texts=1)
+    say("what is left is a ratio of means; beside it the median of the pairs' own ratios")
+    for name, over in found.resampled.items():
+        say(f"intervals of {name} over {over}")
     for text in found.findings:
         say(text)

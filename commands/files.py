@@ -1,4 +1,4 @@
-"""Files of circuits: draw, validate, export."""
+"""Files of circuits and figures: draw, validate, export."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.circuit.options import names_of
 from persona_circuits.commands.comparing import all_scores
 from persona_circuits.commands.options import LATEST, CircuitArgument, ExportFormat
 from persona_circuits.commands.printing import picture_title
@@ -20,6 +21,7 @@ def draw(
     circuit: CircuitArgument = LATEST,
     strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
     title: Annotated[str | None, typer.Option(help="Line above the picture. (default: the model's name)")] = None,
+    width: Annotated[str, typer.Option(help="Scaled to a paper's columns: single, double. (default: not)")] = "",
 ) -> None:
     """Draw a circuit: layers upward from input to logits, edges by strength and sign."""
     with errors_as_exit_codes():
@@ -31,8 +33,28 @@ def draw(
         stored = read_circuit(circuit)
         heading = title if title is not None else picture_title(stored.record)
         how: dict[str, Any] = {"scores": stored.scores, "strongest": strongest, "title": heading}
-        report = picture(stored.circuit, out, fringe=stored.fringe, **how)
+        report = picture(stored.circuit, out, fringe=stored.fringe, width=width, **how)
         say(f"{out}: {report.shown} of {report.total} edges drawn")
+
+
+def figures(
+    page: Annotated[Path, typer.Argument(help="An HTML page of figures, or the folder of a result that has one.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the files; made if not there.")],
+    formats: Annotated[str, typer.Option(help="Of png, svg and pdf, with commas.")] = "svg,pdf",
+    width: Annotated[
+        str, typer.Option(help="single: one column of a paper, 3.3 inches; double: both, 6.9 inches.")
+    ] = "double",
+) -> None:
+    """Draw a result's figures again as a paper takes them: SVG, PDF or PNG, with their font, as wide as a column."""
+    with errors_as_exit_codes():
+        from persona_circuits.circuit.figures import redraw
+        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+
+        check_output_folder(out)
+        with replace_folder(out) as staging:
+            written = redraw(page, staging, formats=names_of(formats), width=width)
+        for path in written:
+            say(str(out / path.name))
 
 
 def validate(

@@ -74,8 +74,9 @@ def _print_probes(study: Any) -> None:
 
     title = f"probes of {study.model}: {study.n_examples} prompts, {study.n_personas} personas"
     print_table(f"{title}, {study.n_questions} questions", TABLE, probe_rows(study), texts=4)
-    say(f"intervals   over {study.n_personas} personas and {study.n_questions} questions, both drawn with replacement")
+    say(f"intervals   over {study.resampled}")
     print_table("geometry of personas, at the layer of their largest share", GEOMETRY, geometry_rows(study), texts=2)
+    say("intervals   by leaving out one persona, and one question, at a time: variances of both added")
 
 
 @with_options
@@ -122,6 +123,7 @@ def _print_lens(study: Any) -> None:
         say(line)
     if study.attribution.conserved:
         print_table("direct logit attribution of D, the largest", COMPONENTS, component_rows(study), texts=1)
+        say_drawn([item.personas for item in study.items], [item.pair.question for item in study.items])
         say(f"conserved   the parts sum to D within {study.attribution.error:.1e} logits on every pair")
 
 

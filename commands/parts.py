@@ -83,13 +83,13 @@ def neurons(
 
 
 def _print_neurons(study: Any) -> None:
-    from persona_circuits.persona.neurons import headline, tables
+    from persona_circuits.persona.neurons import has_intervals, headline, tables
 
     say(headline(study))
     for title, columns, rows, texts in tables(study):
         print_table(title, columns, rows, texts=texts)
-    if study.ablations:
-        say(f"intervals   {study.clusters}")
+    if has_intervals(study):
+        say(f"intervals   over {study.clusters}")
 
 
 @with_options
@@ -191,4 +191,4 @@ def _print_bridge(study: Any) -> None:
     print_table("overlap of sets of nodes", files.OVERLAPS, files.overlap_rows(study), texts=1)
     say(f"movers      {study.movers.source}")
     say(f"conserved   the parts sum to the projection within {study.error:.1e} of the largest stream")
-    say(f"intervals   {study.clusters}")
+    say(f"intervals   over {study.clusters}")

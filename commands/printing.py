@@ -53,10 +53,11 @@ def print_battery(results: Any, record: dict[str, Any] | None) -> None:
         columns = ("on" if key == "pairs" else key, *tables.TRANSFER)
         title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
         print_table(title, columns, tables.transfer_rows(parts), texts=2)
-        say(f"intervals over {_drawn(part.interval for part in parts)}")
+        say(f"faithfulness is a ratio of means; intervals over {_drawn(part.interval for part in parts)}")
     rows = tables.evaluation_rows(record or {})
     if len(rows) > 1:
         print_table("all evaluations in the circuit's file", tables.EVALUATIONS, rows, texts=4)
+        say(f"faithfulness is a ratio of means; intervals over {tables.evaluated_over(record or {})}")
 
 
 def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
@@ -87,7 +88,7 @@ def _print_pairs(view: Any) -> None:
         if rows:
             print_table(title, columns, rows, texts=texts)
     if len(view.groups) > 1:
-        say(f"intervals over {_drawn(group.interval for group in view.groups)}")
+        say(f"faithfulness is a ratio of means; intervals over {_drawn(group.interval for group in view.groups)}")
     for note in view.notes:
         say(f"note: {note}")
 
@@ -143,10 +144,11 @@ def print_discovery(found: Discovery) -> None:
     if found.spans is not None:
         _print_spans(found)
     if found.sweep is not None:
-        from persona_circuits.circuit.reporting import sweep_columns, sweep_rows
+        from persona_circuits.circuit.reporting import drawn_by_split, sweep_columns, sweep_rows
 
         title = "nested circuits; * no smaller one here is as close to the whole model on the pairs searched on"
         print_table(title, sweep_columns(found.sweep), sweep_rows(found.sweep), texts=0)
+        say(f"f is a ratio of means, median of the pairs' own; intervals {drawn_by_split(found.sweep)}")
     for report in found.reports:
         print_report(report)
     if found.shared is not None and found.shared.note:

@@ -236,10 +236,11 @@ def check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
 
 def _print_ratings(found: Any, summary: Any) -> None:
     from persona_circuits.persona.responses import rating_rows
-    from persona_circuits.persona.responses.rating_report import TABLE
+    from persona_circuits.persona.responses.rating_report import TABLE, rated_over
 
     title = f"{len(found.rated):,} responses rated by {found.rater} ({found.unit})"
     print_table(title, TABLE, rating_rows(summary), texts=1)
+    say(f"intervals   over {rated_over(found)}; of one persona over questions")
     if found.unparsable:
         say(f"unparsable  {found.unparsable:,} answers of the rater are no rating; they are not guessed at")
     for kind, counts in (("failed", found.failures), ("left out", found.left_out)):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from IPython.display import Image, Markdown
-    from plotly.graph_objects import Figure
+
+    from persona_circuits.circuit.figures import Chart
 
 WORLD = "../models/persona-world"
 CRAFTGPT = "../../shared/models/craftgpt-5m"
@@ -23,13 +24,13 @@ def has_craftgpt() -> bool:
     return there
 
 
-def figure(drawn: Figure) -> Image:
-    """A plotly figure as a PNG of 900 pixels, drawn without a browser."""
+def figure(drawn: Chart) -> Image:
+    """A chart as a PNG of 1,000 pixels, drawn without a browser."""
     from IPython.display import Image
 
     from persona_circuits.circuit.figures import png_bytes
 
-    return Image(png_bytes(drawn, dpi=90))
+    return Image(png_bytes(drawn, dpi=145))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Markdown:

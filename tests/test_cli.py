@@ -215,6 +215,14 @@ def test_specificity_of_two_runs(found, tmp_path):
     assert [(cell["circuit"], cell["contrast"]) for cell in cells][:2] == [("persona", "persona"), ("persona", "plain")]
     assert (tmp_path / "matrix" / "specificity.png").read_bytes()[:4] == b"\x89PNG"
     fails("two or more circuits", "specificity", other)
+    made = call(
+        "figures", tmp_path / "matrix", "--out", tmp_path / "paper", "--width", "single", "--formats", "svg, pdf"
+    )
+    assert made.exit_code == 0, made.output
+    assert sorted(path.name for path in (tmp_path / "paper").iterdir()) == ["specificity.pdf", "specificity.svg"]
+    fails("holds no HTML page of figures", "figures", other, "--out", tmp_path / "none")
+    fails("'gif' is no format", "figures", tmp_path / "matrix", "--out", tmp_path / "none", "--formats", "gif")
+    assert not (tmp_path / "none").exists()
 
 
 def test_draw_and_export(found, tmp_path):

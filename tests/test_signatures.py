@@ -14,7 +14,7 @@ from persona_circuits import cli
 from persona_circuits.circuit import choices
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import DTYPES, NEURON_HOOKS
-from persona_circuits.circuit.options import Option, check_choices, options_of
+from persona_circuits.circuit.options import AnyMetric, Option, check_choices, options_of
 from persona_circuits.commands.signature import But, Only, Without, groups_of, with_options
 from persona_circuits.metrics import METRICS
 from persona_circuits.persona.neurons.options import HOOKS
@@ -100,7 +100,7 @@ def test_an_options_dataclass_is_frozen_and_every_option_has_a_sentence_and_a_de
         assert field.option.help.endswith((".", ")")), field.name
         assert field.default is not MISSING
         kinds = get_args(field.type) if NoneType in get_args(field.type) else (field.type,)
-        assert not field.option.choices or kinds[0] is str
+        assert not field.option.choices or kinds[0] in (str, AnyMetric)
 
 
 def test_names_are_those_of_what_they_name():

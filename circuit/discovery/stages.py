@@ -345,5 +345,6 @@ def control(setting: Setting, scored: Scored, effect: Effect) -> Controls:
         lost = activation_cost(model, bare(groups[0]), metric, options.activations, **more)
     if scored.parts is not None:
         plain = groups if setting.ablation is None else [bare(batch) for batch in groups]
-        spans = span_study(model, scored.parts, prepare_each(model, plain), metric, seed=options.seed)
+        shared: dict[str, Any] = {"seed": options.seed, "clusters": setting.train.clusters}
+        spans = span_study(model, scored.parts, prepare_each(model, plain), metric, **shared)
     return Controls(summed, lost, spans)

@@ -2,9 +2,9 @@
 
 Positions are known, so they are computed here and Graphviz only draws:
 
-1. choose the edges (the strongest ones) and the nodes at their ends;
+1. choose the edges (those of the strongest paths) and the nodes at their ends;
 2. stack the rows: per layer its heads, above them its MLP in a column of its own;
-3. give every edge its place at a port, and lead it around the nodes in between;
+3. give every edge its place at a port, bundle those that go the same way, lead them around the nodes in between;
 4. write all of it into one Graphviz graph, legend and layer bands as its background;
 5. render that in a process of its own, where the shipped font is the only font.
 
@@ -15,6 +15,7 @@ Lengths are points (1/72 inch), ``y`` points up. Graphviz reads ``pos`` in point
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,7 @@ from persona_circuits.circuit.drawing.style import (
     chosen_edges,
 )
 from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.circuit.figures.paper import TALLEST, WIDTHS
 from persona_circuits.circuit.graph import SLOTS, Edge, Node
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import check_output_file, write_bytes
@@ -65,6 +67,7 @@ __all__ = [
     "to_agraph",
 ]
 
+PAPER_DPI = 600.0  # of a picture that is scaled to a paper's columns
 PNG_DPI, PNG_PIXELS, PNG_SIDE = 130.0, 24e6, 16000  # resolution, and what it gives way to
 
 
@@ -95,6 +98,7 @@ def draw(
     groups: Mapping[str, Circuit] | None = None,
     scale: str = "|score|, in metric units",
     fringe: Circuit | None = None,
+    width: str = "",
 ) -> DrawReport:
     """Draw a circuit into a file, or for a notebook; an existing file is replaced, in one step.
 
@@ -105,10 +109,11 @@ def draw(
     path
         The file. Its ending says the format, unless ``fmt`` does. Without a file the picture is SVG text.
     scores
-        Width and style of the edges, in metric units. Without them all edges look the same, and the first ones in
-        topological order are drawn.
+        Width and style of the edges, in metric units. Without them all edges look the same, and the first paths are
+        drawn.
     strongest
-        At most so many edges are drawn, those of the largest ``|score|``.
+        At most so many edges are drawn, those of the paths from ``input`` to ``logits`` whose weakest edge is
+        strongest; one whole path at least.
     title
         A line above the picture; letters other than Latin, Greek and Cyrillic show in SVG only.
     fmt
@@ -121,6 +126,8 @@ def draw(
     fringe
         The edges that other pairs might not have given (``circuit.evaluation.stability.report``): they are drawn
         faint, and the legend counts them and the core's.
+    width
+        ``single`` or ``double``: no wider than so many columns of a paper, and no taller than its page.
 
     Returns
     -------
@@ -129,8 +136,8 @@ def draw(
     Raises
     ------
     OptionError
-        The format is unknown, ``strongest`` is below 1, the scores are of another graph, or the groups do not part the
-        circuit's edges.
+        The format or the width is unknown, ``strongest`` is below 1, the scores are of another graph, or the groups
+        do not part the circuit's edges.
     FileError
         The file cannot be written, or Graphviz does not draw.
 
@@ -144,7 +151,11 @@ def draw(
     path = None if path is None else Path(path)
     fmt = "svg" if path is None else _format_of(path, fmt)
     how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}
+    if width not in ("", *WIDTHS):
+        raise OptionError(f"{width!r} is no width of a paper's column; give {' or '.join(WIDTHS)}")
     picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, **how)
+    if width:
+        picture.graph_attr["size"] = f"{WIDTHS[width]},{TALLEST}"
     drawn = _rendered(picture, fmt)
     if path is None:
         return DrawReport(picture.number_of_edges(), len(circuit), None, drawn.decode("utf-8"))
@@ -311,7 +322,9 @@ def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
     """
     if fmt == "dot":
         return picture.to_string().encode()
-    dpi = _dpi(picture.graph_attr["bb"]) if fmt == "png" else 72.0
+    dpi = 72.0
+    if fmt == "png":
+        dpi = PAPER_DPI if picture.graph_attr.get("size") else _dpi(picture.graph_attr["bb"])
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-c", _RENDER, fmt, f"{dpi:.2f}"],
@@ -324,6 +337,8 @@ def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
             f"Graphviz drew no {fmt}: {done.stderr.decode(errors='replace').strip()[-300:]}; "
             "install pygraphviz again, or write a .dot file and draw it with your own Graphviz"
         )
+    if fmt == "pdf":  # which holds the time
+        return re.sub(rb"\(D:\d{14}", b"(D:19700101000000", done.stdout)
     return done.stdout
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,47 +20,110 @@ __all__ = [
 # --- where the edges go --------------------------------------------------------------------
 
 Points = list[tuple[float, float]]
+_FEWEST = 3  # edges of a bundle
 _TRIES = 6  # every detour may lead into another node; few edges need more than two
 
 
 def route(page: Page, chosen: Chosen) -> list[Points]:
-    """Control points of a piecewise cubic per edge, from the source's top to the destination's bottom."""
-    starts, ends = _starts(page, chosen.edges), _ends(page, chosen.edges)
+    """Control points of a piecewise cubic per edge, from the source's top to the destination's bottom.
+
+    Edges of one look from one node to one row, and from one row to one port, are a bundle: they run as one stroke
+    around the nodes between, and part below the row that they go to, or join above the one that they come from.
+    """
     row_of = {node: place for place, row in enumerate(page.rows) for node in row}
-    lanes = Lanes()
-    result = []
+    bundles = _bundles(chosen, row_of)
+    starts, ends = _starts(page, chosen.edges, bundles), _ends(page, chosen.edges, bundles)
+    lanes, trunks, result = Lanes(), dict[_Bundle, Points](), []
     for edge in chosen.edges:
-        start = (starts[edge], page.boxes[edge.src].high)
-        end = (ends[edge], page.boxes[edge.dst].low)
+        start, end = (starts[edge], page.boxes[edge.src].high), (ends[edge], page.boxes[edge.dst].low)
         rows = page.rows[row_of[edge.src] + 1 : row_of[edge.dst]]
-        result.append(_bezier(_around(page, [start, end], rows, lanes, chosen.width(edge))))
+        bundle = bundles.get(edge)
+        if bundle is None:
+            result.append(_bezier(_around(page, [start, end], rows, lanes, chosen.width(edge))))
+            continue
+        if bundle not in trunks:
+            fork = _fork(page, page.rows[bundle.row], start, end, parts=bundle.parts)
+            both = [start, fork] if bundle.parts else [fork, end]
+            trunks[bundle] = _straight(_around(page, both, rows, lanes, chosen.width(edge)), bundle)
+        trunk = trunks[bundle]
+        result.append(_bezier([*trunk, end] if bundle.parts else [start, *trunk]))
     return result
 
 
-def _starts(page: Page, edges: Sequence[Edge]) -> dict[Edge, float]:
-    """Where each edge leaves its source: spread over the top, in the order of where they go."""
-    groups = defaultdict(list)
-    for edge in edges:
-        groups[edge.src].append(edge)
-    return {
-        edge: x
-        for node, group in groups.items()
-        for edge, x in _spread(page, node, group, [_port_x(page, edge) for edge in group], _half(page, node))
-    }
+class _Bundle(NamedTuple):
+    """Edges of one ``look`` between a ``node`` (and its port) and a ``row``; they part there, or else join there."""
+
+    node: Node
+    slot: str | None
+    row: int
+    look: tuple[str, str] | None
+    parts: bool
 
 
-def _ends(page: Page, edges: Sequence[Edge]) -> dict[Edge, float]:
-    """Where each edge enters its destination: around its port, in the order of where they come from."""
-    groups = defaultdict(list)
+def _bundles(chosen: Chosen, row_of: Mapping[Node, int]) -> dict[Edge, _Bundle]:
+    """The larger one of both bundles that an edge may be in, where that has enough edges and a row lies between."""
+    groups: dict[_Bundle, list[Edge]] = defaultdict(list)
+    for edge in chosen.edges:
+        look = None if chosen.scores is None and chosen.groups is None else chosen.look(edge)
+        if row_of[edge.dst] - row_of[edge.src] > 1 and edge.dst != LOGITS:
+            groups[_Bundle(edge.src, None, row_of[edge.dst], look, True)].append(edge)
+            groups[_Bundle(edge.dst, edge.slot, row_of[edge.src], look, False)].append(edge)
+    found = {}
+    for bundle, edges in sorted(groups.items(), key=lambda item: len(item[1])):
+        if len(edges) >= _FEWEST:
+            found |= dict.fromkeys(edges, bundle)
+    return found
+
+
+def _fork(
+    page: Page, row: Sequence[Node], start: tuple[float, float], end: tuple[float, float], *, parts: bool
+) -> tuple[float, float]:
+    """Where a bundle parts below a row, straight above its start; or joins above one, straight below its end."""
+    place = page.rows.index(tuple(row))
+    if parts:
+        low, high = max(page.boxes[node].high for node in page.rows[place - 1]), min(page.boxes[n].low for n in row)
+        return start[0], high - 0.85 * (high - low)
+    low, high = max(page.boxes[node].high for node in row), min(page.boxes[n].low for n in page.rows[place + 1])
+    return end[0], low + 0.85 * (high - low)
+
+
+def _straight(trunk: Points, bundle: _Bundle) -> Points:
+    """A trunk that had to turn aside parts, or joins, where it is then rather than back in the middle."""
+    if len(trunk) == 2:
+        return trunk
+    if bundle.parts:
+        return [*trunk[:-1], (trunk[-2][0], trunk[-1][1])]
+    return [(trunk[1][0], trunk[0][1]), *trunk[1:]]
+
+
+def _starts(page: Page, edges: Sequence[Edge], bundles: Mapping[Edge, _Bundle]) -> dict[Edge, float]:
+    """Where each edge leaves its source: spread over the top, in the order of where they go; bundles as one."""
+    groups: dict[Node, dict[Any, list[Edge]]] = defaultdict(dict)
     for edge in edges:
-        groups[edge.dst, edge.slot].append(edge)
-    return {
-        edge: x
-        for (node, slot), group in groups.items()
-        for edge, x in _spread(
-            page, node, group, [page.boxes[edge.src].x for edge in group], 5.5 if slot else _half(page, node)
-        )
-    }
+        bundle = bundles.get(edge)
+        groups[edge.src].setdefault(bundle if bundle and bundle.parts else edge, []).append(edge)
+    found = {}
+    for node, group in groups.items():
+        towards = [sum(_port_x(page, edge) for edge in own) / len(own) for own in group.values()]
+        firsts = [own[0] for own in group.values()]
+        places = dict(_spread(page, node, firsts, towards, _half(page, node)))
+        found |= {edge: places[own[0]] for own in group.values() for edge in own}
+    return found
+
+
+def _ends(page: Page, edges: Sequence[Edge], bundles: Mapping[Edge, _Bundle]) -> dict[Edge, float]:
+    """Where each edge enters its destination: around its port, in the order of where they come from; bundles as one."""
+    groups: dict[tuple[Node, str | None], dict[Any, list[Edge]]] = defaultdict(dict)
+    for edge in edges:
+        bundle = bundles.get(edge)
+        groups[edge.dst, edge.slot].setdefault(bundle if bundle and not bundle.parts else edge, []).append(edge)
+    found = {}
+    for (node, slot), group in groups.items():
+        towards = [sum(page.boxes[edge.src].x for edge in own) / len(own) for own in group.values()]
+        firsts = [own[0] for own in group.values()]
+        places = dict(_spread(page, node, firsts, towards, 5.5 if slot else _half(page, node)))
+        found |= {edge: places[own[0]] for own in group.values() for edge in own}
+    return found
 
 
 def _half(page: Page, node: Node) -> float:

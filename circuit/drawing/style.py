@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.graph import Edge, Node
+from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Node
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 
@@ -55,6 +55,7 @@ MLP = (48.0, 30.0)
 BAR = 22.0  # height of input and logits
 ARROW = 4.0  # length of an arrow's head
 PITCH = 78.0  # from a head to the next one in its row
+TALL, LOW = 1.8, 26.0  # height of a page in its widths, which rows give way to; the least room below a row
 MARGIN, LABELS, LEGEND = 18.0, 82.0, 214.0  # page margin; width of the layer labels and of the legend
 FAINTNESS = "58"  # opacity of a fringe edge, in hexadecimal
 THIN, THICK = 0.6, 5.0  # line widths of the score 0 and of the largest |score|
@@ -104,6 +105,7 @@ class Chosen:
 
 
 def chosen_edges(circuit: Circuit, scores: Scores | None, strongest: int) -> Chosen:
+    """All edges that are on a path, or of more than ``strongest`` those of the strongest paths: nothing dangles."""
     if strongest < 1:
         raise OptionError(f"strongest is {strongest}; it is how many edges to draw, so give 1 or more")
     if scores is not None and scores.graph != circuit.graph:
@@ -113,13 +115,45 @@ def chosen_edges(circuit: Circuit, scores: Scores | None, strongest: int) -> Cho
         )
     alive = circuit.without_dead_ends().mask
     places = np.argwhere(alive.T)  # destination and source of each edge, in topological order
-    if scores is None:
-        kept = np.arange(len(places))[:strongest]
-    else:
-        kept = np.sort(np.argsort(-np.abs(scores.values.T[alive.T]), kind="stable")[:strongest])
-    edges = tuple(circuit.graph.edge(int(src), int(dst)) for dst, src in places[kept])
+    edges = tuple(circuit.graph.edge(int(src), int(dst)) for dst, src in places)
+    if len(edges) > strongest:
+        sizes = np.ones(len(edges)) if scores is None else np.abs(scores.values.T[alive.T])
+        edges = _on_paths(edges, sizes, strongest)
     note = _note(len(circuit), len(places), len(edges), ranked=scores is not None)
     return Chosen(edges, None if scores is None else {edge: scores[edge] for edge in edges}, note)
+
+
+def _on_paths(edges: Sequence[Edge], sizes: np.ndarray, most: int) -> tuple[Edge, ...]:
+    """At most so many edges, but one whole path, of the paths whose weakest edge is strongest.
+
+    Every edge's own path is the strongest one through it; paths are added, the strongest first, while there is room.
+    """
+    before, after = _widest(edges, sizes, back=False), _widest(edges, sizes, back=True)
+    weakest = [min(sizes[i], before[e.src][0], after[e.dst][0]) for i, e in enumerate(edges)]
+    kept: set[int] = set()
+    for i in sorted(range(len(edges)), key=lambda i: (-weakest[i], -sizes[i], i)):
+        path, node = {i}, edges[i].src
+        while node != INPUT:
+            path.add(before[node][1])
+            node = edges[before[node][1]].src
+        node = edges[i].dst
+        while node != LOGITS:
+            path.add(after[node][1])
+            node = edges[after[node][1]].dst
+        if not kept or len(kept | path) <= most:
+            kept |= path
+    return tuple(edges[i] for i in sorted(kept))
+
+
+def _widest(edges: Sequence[Edge], sizes: np.ndarray, *, back: bool) -> dict[Node, tuple[float, int]]:
+    """By node the weakest edge of the strongest path to it from an end of the model, and that path's next edge."""
+    found: dict[Node, tuple[float, int]] = {LOGITS if back else INPUT: (np.inf, -1)}
+    for i in range(len(edges) - 1, -1, -1) if back else range(len(edges)):
+        own, other = (edges[i].src, edges[i].dst) if back else (edges[i].dst, edges[i].src)
+        size = min(float(sizes[i]), found[other][0])
+        if own not in found or size > found[own][0]:
+            found[own] = (size, i)
+    return found
 
 
 def _note(total: int, alive: int, shown: int, *, ranked: bool) -> str:
@@ -130,9 +164,9 @@ def _note(total: int, alive: int, shown: int, *, ranked: bool) -> str:
         return "its only edge" if total == 1 else f"all {total:,} edges"
     if shown == alive:
         return f"{shown:,} of {total:,} edges; {total - shown:,} left out, on no path from input to logits"
-    which, order = ("strongest", "") if ranked else ("first", " in topological order")
+    which = "on the strongest paths" if ranked else "on the first paths"
     dead = f" ({total - alive:,} of them on no path from input to logits)" if alive < total else ""
-    return f"{shown:,} {which} of {total:,} edges{order}; {total - shown:,} left out{dead}"
+    return f"{shown:,} of {total:,} edges, {which} from input to logits; {total - shown:,} left out{dead}"
 
 
 def line_width(score: float, largest: float) -> float:
@@ -157,7 +191,8 @@ class Widths:
         mlps = any(node.kind == "mlp" for row in rows for node in row)
         heads = HEAD[0] + PITCH * (most - 1) if most else 0.0
         bar = max(220.0, heads + 56 + (MLP[0] + 40 if mlps else 0))
-        return cls(heads, bar, MARGIN + LABELS, min(120.0, 30 + 0.05 * bar))
+        page = TALL * (bar + LABELS + LEGEND) / max(1, len(rows)) - HEAD[1]
+        return cls(heads, bar, MARGIN + LABELS, max(LOW, min(120.0, 30 + 0.05 * bar, page)))
 
     @property
     def middle(self) -> float:

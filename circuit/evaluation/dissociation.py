@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio
+from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, median_of_ratios
 from persona_circuits.circuit.evaluation.transfers import INTACT, Pairs, measured
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
@@ -25,21 +25,26 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Cell:
-    """What is left of a contrast when a circuit is ablated: f of the circuit's complement on it."""
+    """What is left of a contrast when a circuit is ablated: f of the circuit's complement on it.
+
+    ``left`` is a ratio of means, ``median_of_ratios`` of the pairs' own.
+    """
 
     circuit: str
     contrast: str
     left: float | None
     interval: Interval | None
+    median_of_ratios: float | None = None
 
 
 @dataclass(frozen=True)
 class Specificity:
-    """The matrix of circuits and contrasts, and what it says."""
+    """The matrix of circuits and contrasts, and what it says; ``resampled`` is what intervals are drawn over."""
 
     names: tuple[str, ...]
     cells: tuple[Cell, ...]
     findings: tuple[str, ...]
+    resampled: dict[str, str] = field(default_factory=dict)
 
     def matrix(self) -> np.ndarray:
         """``[circuit, contrast]``; nan where a contrast has no effect to explain."""
@@ -66,15 +71,15 @@ def specificity(
     names = tuple(contrasts)
     masks = [Circuit.full(model.graph).mask, Circuit.empty(model.graph).mask]
     masks += [circuit.complement().mask for circuit, _, _ in contrasts.values()]
-    columns = []
+    columns, resampled = [], {}
     for name, (_, pairs, metric) in contrasts.items():
         (values, rounding), by = measured(model, pairs(), masks, metric), (clusters or {}).get(name)
-        ends = values[0], values[1]
+        ends, resampled[name] = (values[0], values[1]), (by or Clusters(values.shape[1], None, None)).describe()
         columns.append([_cell(names[i], name, part, *ends, seed, by, rounding) for i, part in enumerate(values[2:])])
         if progress is not None:
             progress(len(columns), len(names))
     cells = tuple(columns[j][i] for i in range(len(names)) for j in range(len(names)))
-    return Specificity(names, cells, tuple(_findings(names, cells)))
+    return Specificity(names, cells, tuple(_findings(names, cells)), resampled)
 
 
 def _cell(
@@ -90,8 +95,9 @@ def _cell(
     span = full - empty
     if is_zero(span, rounding):
         return Cell(circuit, contrast, None, None)
-    left = float((values - empty).mean() / span.mean())
-    return Cell(circuit, contrast, left, bootstrap_ratio(values - empty, span, seed, clusters))
+    moved = values - empty
+    left, bounds = float(moved.mean() / span.mean()), bootstrap_ratio(moved, span, seed, clusters)
+    return Cell(circuit, contrast, left, bounds, median_of_ratios(moved, span, rounding))
 
 
 def _findings(names: Sequence[str], cells: Sequence[Cell]) -> list[str]:

@@ -39,6 +39,8 @@ __all__ = [
     "FaithfulnessReport",
     "bootstrap_ratio",
     "evaluate",
+    "median_of_ratios",
+    "own_ratios",
     "pairwise",
 ]
 
@@ -281,8 +283,7 @@ def _faithfulness(
     rounding: float = 0.0,
 ) -> Faithfulness:
     span = full - empty
-    usable = np.abs(span) > tolerance(span, rounding)
-    ratios = (values - empty)[usable] / span[usable]
+    ratios = own_ratios(values - empty, span, rounding)
     defined = not is_zero(span, rounding)
     return Faithfulness(
         n_edges=n_edges,
@@ -291,8 +292,20 @@ def _faithfulness(
         interval=bootstrap_ratio(values - empty, span, seed, clusters) if defined else None,
         mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
         n_ratios=len(ratios),
-        median_of_ratios=float(np.median(ratios)) if len(ratios) else None,
+        median_of_ratios=median_of_ratios(values - empty, span, rounding),
     )
+
+
+def own_ratios(moved: np.ndarray, span: np.ndarray, rounding: float = 0.0) -> np.ndarray:
+    """Each pair's own ratio; pairs whose own span is zero are left out."""
+    usable = np.abs(span) > tolerance(span, rounding)
+    return moved[usable] / span[usable]
+
+
+def median_of_ratios(moved: np.ndarray, span: np.ndarray, rounding: float = 0.0) -> float | None:
+    """The median of the pairs' own ratios; None where no pair has one."""
+    ratios = own_ratios(moved, span, rounding)
+    return float(np.median(ratios)) if len(ratios) else None
 
 
 def bootstrap_ratio(

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from persona_circuits.circuit.attribution import ScoreParts
+from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.evaluation.dissociation import Specificity
 from persona_circuits.circuit.evaluation.spans import SpanStudy, span_rows
-from persona_circuits.circuit.figures import heat_map, write_arrays, write_csv, write_figures
+from persona_circuits.circuit.figures import Chart, heat_map, write_arrays, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.subgraph import Circuit
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
 __all__ = [
+    "edges_by_part",
     "write_spans",
     "write_specificity",
 ]
 
+MOST_PARTS = 4  # colours of edges in a picture
+
 
 def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: Path, *, title: str) -> None:
-    """Write ``spans.safetensors`` (every edge), ``spans.csv`` (kept edges), ``span_layers.csv`` and the heat maps.
+    """Write ``spans.safetensors`` (every edge), ``spans.csv`` (kept edges), ``span_layers.csv``, and the pictures.
+
+    ``span-graph`` is the circuit with every edge in the colour of the part of the prompt that gives most of its score.
 
     Raises:
         FileError: the folder is missing or cannot be written.
@@ -36,6 +38,20 @@ def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: P
     write_csv(span_rows(parts, circuit.mask), folder / "spans.csv")
     write_csv(study.rows(), folder / "span_layers.csv")
     write_figures(span_figures(study), folder, page="spans.html", title=title)
+    how = {"scores": parts.total(), "groups": edges_by_part(parts, circuit), "title": title}
+    for suffix in ("svg", "png"):
+        draw(circuit, folder / f"span-graph.{suffix}", **how)
+
+
+def edges_by_part(parts: ScoreParts, circuit: Circuit) -> dict[str, Circuit]:
+    """The circuit's edges by the part with the largest ``|score|``: the parts of most edges, the others together."""
+    largest = np.where(circuit.mask, np.abs(parts.values).argmax(0), -1)
+    counts = [int((largest == place).sum()) for place in range(len(parts.names))]
+    order = [place for place in sorted(range(len(counts)), key=lambda place: -counts[place]) if counts[place]]
+    shown = order if len(order) <= MOST_PARTS else order[: MOST_PARTS - 1]
+    found = {parts.names[place]: Circuit(circuit.graph, largest == place) for place in shown}
+    rest = np.isin(largest, order[len(shown) :])
+    return found | ({"other parts": Circuit(circuit.graph, rest)} if rest.any() else {})
 
 
 def write_specificity(found: Specificity, folder: Path) -> None:
@@ -46,6 +62,8 @@ def write_specificity(found: Specificity, folder: Path) -> None:
     """
     write_json(found.as_dict(), folder / "specificity.json")
     write_csv(found.as_dict()["cells"], folder / "specificity.csv")
+    # From nothing left to all of it: colours that followed the data would make a dissociation of any differences.
+    most = max(1.0, float(np.abs(np.nan_to_num(found.matrix())).max()))
     figure = heat_map(
         found.matrix().tolist(),
         found.names,
@@ -55,18 +73,15 @@ def write_specificity(found: Specificity, folder: Path) -> None:
         y="circuit ablated",
         unit="share of the effect",
         numbers=".2f",
+        ends=(-most, most),
     )
-    # From nothing left to all of it: colours that followed the data would make a dissociation of any differences.
-    values = found.matrix()
-    most = max(1.0, float(np.abs(np.nan_to_num(values)).max()))
-    figure.update_traces(zmin=-most, zmax=most, zmid=None)
     write_figures({"specificity": figure}, folder, page="specificity.html", title="Specificity", notes=found.findings)
 
 
-def span_figures(study: SpanStudy) -> dict[str, Figure]:
+def span_figures(study: SpanStudy) -> dict[str, Chart]:
     """Entry shares, where edges from ``input`` enter, and causal persistence, by layer and part."""
     layers = [*(str(layer) for layer in range(len(study.entry) - 1)), "logits"]
-    named = partial(heat_map, x="part of the prompt", y="layer", numbers=".2f")
+    named = partial(heat_map, x="part of the prompt", y="layer", numbers=".2f", upward=True)
     return {
         "span-persistence": named(
             study.persistence.tolist(),

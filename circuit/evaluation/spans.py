@@ -27,7 +27,7 @@ from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.graph import SLOTS, Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.statistics import Interval, is_zero
+from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -46,7 +46,7 @@ class SpanStudy:
     ``entry[l, t]`` (l up to ``n_layers``, the last for edges into the logits) is nan where
     no edge into the layer has a score. ``from_input[l, t]`` is the share of all |score|
     of edges that leave ``input``. ``persistence[l, t]`` is of the stream into layer l, the
-    last of that into the final norm; ``intervals`` are bootstrapped over pairs.
+    last of that into the final norm; ``intervals`` are over what pairs share.
     """
 
     names: tuple[str, ...]
@@ -67,6 +67,7 @@ class SpanStudy:
                 "persistence": _plain(self.persistence[i, t]),
                 "low": None if (bounds := self.intervals[i][t]) is None else bounds.low,
                 "high": None if bounds is None else bounds.high,
+                "over": None if bounds is None else bounds.by,
             }
             for i, layer in enumerate(layers)
             for t, name in enumerate(self.names)
@@ -74,11 +75,17 @@ class SpanStudy:
 
 
 def span_study(
-    model: Model, parts: ScoreParts, prepared: Iterable[Prepared], metric: Metric, *, seed: int = 0
+    model: Model,
+    parts: ScoreParts,
+    prepared: Iterable[Prepared],
+    metric: Metric,
+    *,
+    seed: int = 0,
+    clusters: Clusters | None = None,
 ) -> SpanStudy:
     """Entry shares from scores by span, and the persistence of the stream, which runs the model."""
     entry, from_input = entry_shares(parts)
-    values, intervals = persistence(model, prepared, metric, parts.names, seed=seed)
+    values, intervals = persistence(model, prepared, metric, parts.names, seed=seed, clusters=clusters)
     return SpanStudy(parts.names, entry, from_input, values, intervals)
 
 
@@ -94,9 +101,15 @@ def entry_shares(parts: ScoreParts) -> tuple[Float[np.ndarray, "layer span"], Fl
 
 
 def persistence(
-    model: Model, prepared: Iterable[Prepared], metric: Metric, names: tuple[str, ...], *, seed: int = 0
+    model: Model,
+    prepared: Iterable[Prepared],
+    metric: Metric,
+    names: tuple[str, ...],
+    *,
+    seed: int = 0,
+    clusters: Clusters | None = None,
 ) -> tuple[Float[np.ndarray, "layer span"], tuple[tuple[Interval | None, ...], ...]]:
-    """Causal persistence by layer and part, and its intervals.
+    """Causal persistence by layer and part, and its intervals, over ``clusters`` of the pairs where they are given.
 
     Raises nothing: a divergence of zero gives nan.
     """
@@ -108,7 +121,7 @@ def persistence(
     columns = ranks.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
-    intervals = tuple(tuple(bootstrap_ratio(cell, whole, seed) for cell in layer) for layer in moved)
+    intervals = tuple(tuple(bootstrap_ratio(cell, whole, seed, clusters) for cell in layer) for layer in moved)
     mean = whole.mean()
     ratios = moved.mean(-1) / mean if not is_zero(whole) else np.full(moved.shape[:2], np.nan)
     return ratios, intervals

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, median_of_ratios, pairwise
 from persona_circuits.circuit.evaluation.matched import random_circuits
 from persona_circuits.circuit.forward import Prepared, Rounding, measure
 from persona_circuits.circuit.model import Model
@@ -50,8 +50,9 @@ class Transfer:
 
     ``faithfulness`` and ``outside`` (circuits made of edges outside it, of its size or as near as there are;
     ``n_outside_edges`` is their mean size) are ratios of means, None and none where the pairs have no effect to
-    explain. ``interval`` is over what ``Clusters`` of the pairs draw. ``holds``: the circuit explains at least half and
-    its interval lies above every outside circuit; None without an interval or a control.
+    explain; ``median_of_ratios`` is of the pairs' own. ``interval`` is over what ``Clusters`` of the pairs draw.
+    ``holds``: the circuit explains at least half and its interval lies above every outside circuit; None without an
+    interval or a control.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Transfer:
     effect: float
     faithfulness: float | None
     interval: Interval | None
+    median_of_ratios: float | None
     outside: tuple[float, ...]
     n_outside_edges: float | None
     holds: bool | None
@@ -146,7 +148,8 @@ def _transfer(
     interval = bootstrap_ratio(own - empty, span, seed, clusters) if defined else None
     ratio = float((own - empty).mean() / span.mean()) if defined else None
     outside = tuple(float((other - empty).mean() / span.mean()) for other in values[3:]) if defined else ()
+    median = median_of_ratios(own - empty, span, rounding) if defined else None
     holds = None
     if ratio is not None and interval is not None and outside:
         holds = bool(ratio >= EXPLAINS and interval.low > max(outside))
-    return Transfer(name, values.shape[1], float(span.mean()), ratio, interval, outside, size, holds)
+    return Transfer(name, values.shape[1], float(span.mean()), ratio, interval, median, outside, size, holds)

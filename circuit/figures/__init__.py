@@ -1,18 +1,25 @@
 """Figures and tables that every report is made of."""
 
-from persona_circuits.circuit.figures.plots import (
-    DIVERGING,
+from persona_circuits.circuit.figures.charts import (
     GREY,
-    MISSING,
+    PALETTE,
+    Axis,
+    Bars,
+    Cells,
+    Chart,
     Curve,
-    figure_page,
+    Panel,
+    Points,
+    Spread,
+    bar_chart,
+    chart,
     heat_map,
-    laid_out,
     line_chart,
     line_panels,
-    write_figures,
 )
-from persona_circuits.circuit.figures.png import png_bytes
+from persona_circuits.circuit.figures.files import read_figures, redraw, write_figures
+from persona_circuits.circuit.figures.page import figure_page
+from persona_circuits.circuit.figures.paper import paper, png_bytes
 from persona_circuits.circuit.figures.tables import (
     csv_lines,
     csv_rows,
@@ -28,10 +35,18 @@ from persona_circuits.circuit.figures.tables import (
 )
 
 __all__ = [
-    "DIVERGING",
     "GREY",
-    "MISSING",
+    "PALETTE",
+    "Axis",
+    "Bars",
+    "Cells",
+    "Chart",
     "Curve",
+    "Panel",
+    "Points",
+    "Spread",
+    "bar_chart",
+    "chart",
     "csv_lines",
     "csv_rows",
     "csv_text",
@@ -39,14 +54,16 @@ __all__ = [
     "flat",
     "heat_map",
     "interval",
-    "laid_out",
     "line_chart",
     "line_panels",
     "markdown_cell",
     "markdown_code",
     "markdown_table",
+    "paper",
     "plain",
     "png_bytes",
+    "read_figures",
+    "redraw",
     "write_arrays",
     "write_csv",
     "write_figures",

@@ -39,7 +39,7 @@ __all__ = [
 PLACES = 6
 TABLE = Kind("table")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # what a spreadsheet takes for one, apostrophes before it or not
-_NUMBERS = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?( \| [-+]?[0-9.]+(e[-+]?[0-9]+)?)*")
+_NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?")
 
 
 def plain(value: Any) -> Any:
@@ -58,11 +58,13 @@ def plain(value: Any) -> Any:
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """One level of columns: ``summary.divergence.low``; lists are joined by `` | ``."""
+    """One level of columns: ``summary.low``; a list's numbers are ``name.1``, ``name.2``, its texts are joined."""
     found: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(item, int | float) for item in value):
+            found |= {f"{prefix}{key}.{place}": item for place, item in enumerate(value, 1)}
         elif isinstance(value, list):
             found[f"{prefix}{key}"] = " | ".join(str(item).strip() for item in value)
         else:
@@ -113,8 +115,8 @@ def csv_lines(text: str) -> list[list[str]]:
 
 
 def _inert(cell: Any) -> Any:
-    """Texts that begin like a formula with an apostrophe before them; numbers, and lists of them, as they are."""
-    is_formula = isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBERS.fullmatch(cell)
+    """Texts that begin like a formula with an apostrophe before them; numbers as they are."""
+    is_formula = isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell)
     return f"'{cell}" if is_formula else cell
 
 

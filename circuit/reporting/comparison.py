@@ -8,6 +8,7 @@ from typing import Any
 from persona_circuits.circuit.assessment.comparison import Comparison, Null, Overlap
 
 __all__ = [
+    "drawn_over",
     "edge_rows",
     "overlap_rows",
     "setting_rows",
@@ -19,7 +20,7 @@ OVERLAP = ("", "A", "B", "shared", "Jaccard", "at most", "random circuits", "p",
 CORRELATIONS = ("scores (Spearman)", "edges", "rho", "heads exchanged", "p", "rho of |score|", "heads exchanged", "p")
 SIGNS = ("edges of", "scored", "A - B +", "A + B -", "opposite", "by chance", "p of more", "p of fewer")
 EDGES = ("edge", "in", "score A", "score B")
-CROSS = ("circuit", "on the pairs of", "edges", "faithfulness", "95 % interval", "random circuits")
+CROSS = ("circuit", "on the pairs of", "edges", "faithfulness", "95 % interval", "median of ratios", "random circuits")
 
 
 def setting_rows(comparison: Comparison) -> Rows:
@@ -109,12 +110,19 @@ def cross_rows(comparison: Comparison) -> Rows:
     return [_cross(cell.circuit, cell.pairs, cell.report) for cell in comparison.cross]
 
 
+def drawn_over(comparison: Comparison) -> str:
+    """What the intervals of ``cross_rows`` are drawn over, by the pairs, for people."""
+    known = dict.fromkeys((cell.pairs, cell.report.resampled) for cell in comparison.cross)
+    return "; ".join(f"on {pairs} {over}" for pairs, over in known)
+
+
 def _cross(circuit: str, pairs: str, report: Any) -> tuple[str, ...]:
     found = report.circuit
     interval = "" if found.interval is None else f"{found.interval.low:.3f} to {found.interval.high:.3f}"
     where = f"{pairs} ({report.n_pairs}, {report.split})"
     ratio = _number(found.ratio_of_means, 3) or "undefined"
-    return circuit, where, f"{found.n_edges:,}", ratio, interval, _number(report.random_mean, 3)
+    median = _number(found.median_of_ratios, 3) or "undefined"
+    return circuit, where, f"{found.n_edges:,}", ratio, interval, median, _number(report.random_mean, 3)
 
 
 def _overlap(name: str, item: Overlap) -> tuple[str, ...]:

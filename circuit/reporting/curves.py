@@ -8,19 +8,15 @@ faithfulness by edges left    the same circuits by what is left of them without 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from persona_circuits.circuit.assessment import CurveStudy
 from persona_circuits.circuit.evaluation.curves import Band, CurveReport, FaithfulnessCurve
-from persona_circuits.circuit.evaluation.curves.sweep_files import FAITHFULNESS, each, with_whole_model
+from persona_circuits.circuit.evaluation.curves.sweep_files import each, f_by_size
 from persona_circuits.circuit.evaluation.curves.tables import curve_records
-from persona_circuits.circuit.figures import Curve, line_chart, plain, write_csv, write_figures
-from persona_circuits.circuit.figures.plots import PALETTE
+from persona_circuits.circuit.figures import PALETTE, Chart, Curve, Points, plain, write_csv, write_figures
 from persona_circuits.circuit.io import write_scores
 from persona_circuits.circuit.storage import write_json
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "write_curves",
@@ -47,7 +43,7 @@ def write_curves(study: CurveStudy, folder: Path, *, title: str) -> None:
     write_figures(curve_figures(study.report), folder, page="curves.html", title=title, notes=NOTES)
 
 
-def curve_figures(report: CurveReport) -> dict[str, Figure]:
+def curve_figures(report: CurveReport) -> dict[str, Chart]:
     """Per level f by share, and f by the edges that are left; the circuits that stand beside the curves are marked."""
     found = {}
     for level in report.n_units:
@@ -59,26 +55,25 @@ def curve_figures(report: CurveReport) -> dict[str, Figure]:
     return found
 
 
-def _by_share(report: CurveReport, level: str, curves: list[FaithfulnessCurve], bands: list[Band]) -> Figure:
+def _by_share(report: CurveReport, level: str, curves: list[FaithfulnessCurve], bands: list[Band]) -> Chart:
     lines = [_line(curve, curves, [point.share for point in curve.points]) for curve in curves]
     for band in bands:
         mean, low, high = (each([point.faithfulness for point in band.points], key) for key in ("mean", "low", "high"))
         x = [point.share for point in band.points]
         lines.append(Curve(f"random ({band.n})", x, mean, low, high, colour="#8a8a8a", dash="dot"))
     title = f"Faithfulness by share of {report.n_units[level]:,} {level}s, {report.n_pairs} pairs ({report.split})"
-    figure = line_chart(lines, title=title, x=f"share of {level}s kept, before dead ends are dropped", y=FAITHFULNESS)
-    return with_whole_model(_with_marks(figure, report, by_share=True) if level == "edge" else figure)
+    marks = _marks(report, by_share=True) if level == "edge" else []
+    return f_by_size([*lines, *marks], title, f"share of {level}s kept, before dead ends are dropped")
 
 
-def _by_edges(report: CurveReport, level: str, curves: list[FaithfulnessCurve]) -> Figure:
+def _by_edges(report: CurveReport, level: str, curves: list[FaithfulnessCurve]) -> Chart:
     lines = []
     for curve in curves:
         points = [point for point in curve.points if point.n_edges]
         whole = FaithfulnessCurve(curve.scorer, curve.level, curve.order, tuple(points), None, None, None, None)
         lines.append(_line(whole, curves, [point.n_edges for point in points]))
     title = f"Faithfulness by edges left, circuits chosen by {level}, {report.n_pairs} pairs ({report.split})"
-    figure = line_chart(lines, title=title, x="edges left without dead ends", y=FAITHFULNESS)
-    return with_whole_model(_with_marks(figure, report, by_share=False))
+    return f_by_size([*lines, *_marks(report, by_share=False)], title, "edges left without dead ends")
 
 
 def _line(curve: FaithfulnessCurve, curves: list[FaithfulnessCurve], x: list[float] | list[int]) -> Curve:
@@ -96,13 +91,11 @@ def _line(curve: FaithfulnessCurve, curves: list[FaithfulnessCurve], x: list[flo
     )
 
 
-def _with_marks(figure: Figure, report: CurveReport, *, by_share: bool) -> Figure:
-    from plotly.graph_objects import Scatter
-
-    for mark in report.marks:
-        if mark.n_edges and mark.faithfulness is not None:
-            x = mark.share if by_share else mark.n_edges
-            marker = {"symbol": "star", "size": 13, "color": "#000000"}
-            name = f"{mark.name} ({mark.n_edges:,} edges)"
-            figure.add_trace(Scatter(x=[x], y=[mark.faithfulness], mode="markers", name=name, marker=marker))
-    return figure
+def _marks(report: CurveReport, *, by_share: bool) -> list[Points]:
+    """The circuits that stand beside the curves."""
+    look: dict[str, Any] = {"symbol": "star", "size": 13, "colour": "#000000"}
+    return [
+        Points(f"{one.name} ({one.n_edges:,} edges)", [one.share if by_share else one.n_edges], [f], **look)
+        for one in report.marks
+        if one.n_edges and (f := one.faithfulness) is not None
+    ]

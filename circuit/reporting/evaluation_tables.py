@@ -11,6 +11,7 @@ from persona_circuits.circuit.evaluation.stability import StabilityReport
 from persona_circuits.circuit.statistics import Interval
 
 __all__ = [
+    "evaluated_over",
     "evaluation_rows",
     "tables",
 ]
@@ -26,11 +27,12 @@ GROUPS = (
     "pairs",
     "faithfulness",
     "95 % interval",
+    "median of ratios",
     "edges of its own",
     "Jaccard with the circuit",
 )
-TRANSFER = ("holds", "pairs", "faithfulness", "95 % interval", "best outside")
-EVALUATIONS = ("pairs", "split", "model", "holds", "n", "faithfulness", "95 % interval", "best outside")
+TRANSFER = ("holds", "pairs", "faithfulness", "95 % interval", "median of ratios", "best outside")
+EVALUATIONS = ("pairs", "split", "model", "holds", "n", *TRANSFER[2:])
 ANSWERS = {True: "yes", False: "no", None: "undefined"}
 
 
@@ -85,6 +87,7 @@ def group_rows(view: PairsView) -> Rows:
             str(group.averages.n_pairs),
             _number(group.averages.ratio_of_means),
             _interval(group.interval),
+            _number(group.averages.median_of_ratios),
             "" if group.own_edges is None else f"{group.own_edges:,}",
             _number(group.own_jaccard, missing=""),
         )
@@ -101,6 +104,7 @@ def transfer_rows(parts: tuple[Transfer, ...]) -> Rows:
             str(part.n_pairs),
             _number(part.faithfulness),
             _interval(part.interval),
+            _number(part.median_of_ratios),
             f"{max(part.outside):+.3f}" if part.outside else "none",
         )
         for part in parts
@@ -110,6 +114,12 @@ def transfer_rows(parts: tuple[Transfer, ...]) -> Rows:
 def evaluation_rows(record: Mapping[str, Any]) -> Rows:
     """What the circuit's file says of every set of pairs and model that it was evaluated on: the transfer table."""
     return [_evaluation(one) for one in record.get("evaluations", [])]
+
+
+def evaluated_over(record: Mapping[str, Any]) -> str:
+    """What the intervals of ``evaluation_rows`` are drawn over, each way once."""
+    found = (one["faithfulness"]["circuit"]["interval"] for one in record.get("evaluations", []))
+    return ", or ".join(dict.fromkeys(one.get("by", "pairs") for one in found if one)) or "nothing: there is none"
 
 
 def tables(results: Battery) -> dict[str, list[dict[str, Any]]]:
@@ -158,6 +168,7 @@ def _evaluation(one: Mapping[str, Any]) -> tuple[str, ...]:
         str(one["faithfulness"]["n_pairs"]),
         _number(circuit["ratio_of_means"]),
         "" if bounds is None else f"{bounds['low']:.2f} to {bounds['high']:.2f}",
+        _number(circuit.get("median_of_ratios"), missing=""),
         outside,
     )
 
@@ -168,10 +179,12 @@ def _plain(row: PairRow) -> dict[str, Any]:
 
 
 def _transfer_record(key: str, part: Transfer) -> dict[str, Any]:
-    low, high = (None, None) if part.interval is None else (part.interval.low, part.interval.high)
+    bounds = part.interval
+    low, high, over = (None, None, None) if bounds is None else (bounds.low, bounds.high, bounds.by)
     best = max(part.outside, default=None)
     values = {"key": key, "value": part.name, "n_pairs": part.n_pairs, "effect": part.effect}
-    values |= {"faithfulness": part.faithfulness, "low": low, "high": high, "best_outside": best}
+    values |= {"faithfulness": part.faithfulness, "low": low, "high": high, "over": over}
+    values |= {"median_of_ratios": part.median_of_ratios, "best_outside": best}
     return values | {"n_outside": len(part.outside), "n_outside_edges": part.n_outside_edges, "holds": part.holds}
 
 

@@ -6,8 +6,9 @@ Pairs that share a persona, on either side, or a question are not independent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -28,6 +29,7 @@ N_BOOTSTRAP = 2000
 BLOCK = 250  # resamples at a time, so that memory stays small
 CANCELS = 1e-7  # of the influence's size: draws under which it varies by less cancel it but for rounding
 LEAST_FREEDOM = 2.0 - 1e-6
+LEAST_KNOWN = 1.0 - 1e-6  # of a difference: with fewer its spread is not known
 NORMAL = 1.959963984540054  # its 97.5th percentile
 
 
@@ -37,7 +39,7 @@ class Clusters:
 
     ``personas`` (of A and of B) and ``questions`` are codes from 0, ``[pair]`` each, None where
     they are not drawn; ``note`` says why not. ``all_named`` are the codes of whatever is named for every pair, drawn
-    or not.
+    or not. ``design`` is that of a regression whose last coefficient is asked for; without it a mean is.
     """
 
     n: int
@@ -45,6 +47,7 @@ class Clusters:
     questions: NDArray[np.int64] | None
     note: str = ""
     all_named: tuple[tuple[NDArray[np.int64], NDArray[np.int64]] | None, NDArray[np.int64] | None] = (None, None)
+    design: Float[np.ndarray, "pair column"] | None = None
 
     @classmethod
     def of(cls, pairs: Sequence[PromptPair]) -> Clusters:
@@ -70,20 +73,50 @@ class Clusters:
         drawn = codes[0] if personas else None, codes[1] if questions else None
         return cls(n, *drawn, "; ".join(notes), codes)
 
+    def among(self, places: Sequence[int] | NDArray[np.int64]) -> Clusters:
+        """The clusters of some of the pairs, by their places; where nothing is named, none."""
+        personas, questions = self.all_named
+        if personas is None and questions is None:
+            return Clusters(len(places), None, None)
+        chosen = np.asarray(places, dtype=np.int64)
+
+        def names(codes: NDArray[np.int64] | None) -> list[str]:
+            return [""] * len(chosen) if codes is None else [str(code) for code in codes[chosen]]
+
+        sides = (None, None) if personas is None else personas
+        return Clusters.named(names(sides[0]), names(sides[1]), names(questions))
+
+    def between(self, is_first: NDArray[Any], strata: NDArray[np.int64] | None = None) -> Clusters:
+        """The same pairs, asked for a difference of two groups: as many degrees of freedom as that has.
+
+        With ``strata``, codes from 0, the difference is within those.
+        """
+        inside = np.zeros(self.n, dtype=np.int64) if strata is None else strata
+        design = np.column_stack([np.eye(1 + int(inside.max()))[inside], np.asarray(is_first, dtype=np.float64)])
+        return replace(self, design=design)
+
+    def coefficient(self, values: Float[np.ndarray, " pair"]) -> tuple[float, Float[np.ndarray, " pair"]]:
+        """The last coefficient of the regression on ``design``, and what each pair adds to it, of mean zero."""
+        assert self.design is not None
+        row = np.linalg.pinv(self.design)[-1]
+        rest = values - self.design @ np.linalg.lstsq(self.design, values, rcond=None)[0]
+        return float(row @ values), self.n * row * rest
+
     @property
     def by(self) -> str:
         """What is drawn."""
         names = [name for name in ("personas", "questions") if getattr(self, name) is not None]
         return " and ".join(names) or "pairs"
 
-    def describe(self) -> str:
-        """One line for people: what is drawn, how many there are, and why not more."""
-        counts = [f"{self.n} pairs"]
+    def describe(self, unit: str = "pairs") -> str:
+        """One line for people: what is drawn, how many there are, and why not more; ``unit`` is what is counted."""
+        counts = [f"{self.n} {unit}"]
         if self.personas is not None:
             counts.append(f"{len(np.unique(self.personas))} personas")
         if self.questions is not None:
             counts.append(f"{len(np.unique(self.questions))} questions")
-        return f"{self.by}, of {', '.join(counts)}" + (f"; {self.note}" if self.note else "")
+        by = unit if self.by == "pairs" else self.by
+        return f"{by}, of {', '.join(counts)}" + (f"; {self.note}" if self.note else "")
 
     def draws(self, *, n_draws: int = N_BOOTSTRAP, seed: int = 0) -> Float[np.ndarray, "draw pair"]:
         """Pigeonhole weights of sum one; a draw that holds no pair at all is drawn again."""
@@ -149,7 +182,7 @@ class Clusters:
 
     @cached_property
     def _usable(self) -> list[_Way]:
-        return _Ways(self.n, self.personas, self.questions).usable()
+        return _Ways(self.n, self.personas, self.questions, self.design).usable()
 
     def _counts(self, rng: np.random.Generator, rows: int) -> Float[np.ndarray, "draw pair"]:
         """How often each pair is drawn."""
@@ -175,8 +208,15 @@ class _Way:
 
     terms: tuple[tuple[float, sparse.csr_array], ...]
     effects: sparse.csr_array
+    design: Float[np.ndarray, "pair column"] | None = None
+
+    def asked(self, design: Float[np.ndarray, "pair column"]) -> _Way:
+        """The same for a coefficient: what is taken off for pairs that share twice would cancel too much of it."""
+        return replace(self, terms=tuple(one for one in self.terms if one[0] > 0), design=design)
 
     def spread(self, influence: Float[np.ndarray, "pair number"], confident: bool) -> float:
+        if self.freedom < LEAST_KNOWN:
+            return float("inf")
         found = sum(sign * float(((members.T @ influence) ** 2).sum()) for sign, members in self.terms)
         widening = stats.t.ppf(0.975, self.freedom) / NORMAL if confident else 1.0
         return widening * (self.correction * max(found, 0.0)) ** 0.5 / self.effects.shape[0]
@@ -204,13 +244,26 @@ class _Way:
 
     @cached_property
     def _moments(self) -> tuple[float, float]:
-        sums = self.effects.sum(axis=0)
+        n = self.effects.shape[0]
+        if self.design is None or (found := self._moments_of(np.linalg.pinv(self.design)[-1], self.design)) is None:
+            found = self._moments_of(np.full(n, 1 / n), np.ones((n, 1)))
+        return found or (0.0, 0.0)
+
+    def _moments_of(
+        self, row: Float[np.ndarray, " pair"], design: Float[np.ndarray, "pair column"]
+    ) -> tuple[float, float] | None:
+        """Of the number ``row @ values``, residuals being those from ``design``; None where effects cancel."""
+        basis = np.linalg.svd(design, full_matrices=False)[0][:, : np.linalg.matrix_rank(design)]
+        sums, along = self.effects.T @ row, self.effects.T @ basis
+        whole = float((sums**2).sum())
+        if whole <= CANCELS * float((row**2).sum()):
+            return None
         form = np.zeros((len(sums), len(sums)))
         for sign, members in self.terms:
-            sizes = members.sum(axis=0)
-            product = (members.T @ self.effects).toarray() - np.outer(sizes, sums) / self.effects.shape[0]
+            weighted = members.multiply(row[:, None]).T.tocsr()
+            product = (weighted @ self.effects).toarray() - (weighted @ basis) @ along.T
             form += sign * product.T @ product
-        whole, expected = float((sums**2).sum()), float(np.trace(form))
+        expected = float(np.trace(form))
         if expected <= 1e-9 * whole:
             return 0.0, 0.0
         return whole / expected, expected**2 / float((form**2).sum())
@@ -223,6 +276,7 @@ class _Ways:
     n: int
     personas: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
     questions: NDArray[np.int64] | None = None
+    design: Float[np.ndarray, "pair column"] | None = None
 
     def enough(self) -> bool:
         """Whether each of the codes that are given has enough clusters to be drawn."""
@@ -232,7 +286,8 @@ class _Ways:
         """Those with enough degrees of freedom; sharing nothing but oneself is always among them."""
         own = sparse.eye_array(self.n, format="csr")
         ways = [*self._simple(), *self._compound()]
-        return [_Way(((1.0, own),), own), *(way for way in ways if way.freedom >= LEAST_FREEDOM)]
+        kept = [_Way(((1.0, own),), own), *(way for way in ways if way.freedom >= LEAST_FREEDOM)]
+        return kept if self.design is None else [way.asked(self.design) for way in kept]
 
     def _simple(self) -> list[_Way]:
         found = []

@@ -84,12 +84,15 @@ def interval(
 
     Returns
     -------
-    None for a single pair, and where the number is not defined under any draw.
+    None for a single pair, where the number is not defined under any draw, and where clusters are too few to know the
+    spread of a difference (``Clusters.between``).
     """
     if clusters.n < 2:
         return None
     if influence is None:
         influence = _influence(statistic, clusters.n)
+    if not np.isfinite(clusters.spread(influence[:, None])):
+        return None
     weights = clusters.weights(influence[:, None], n_draws=n_draws, seed=seed, confident=True)
     found = np.concatenate([statistic(part) for part in np.array_split(weights, len(blocks(len(weights))))])
     found = found[np.isfinite(found)]

@@ -20,7 +20,7 @@ from typing import Any
 from persona_circuits.circuit.figures import interval, plain, write_csv
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.behaviour.results import CollapseStudy, Group, PairRow
-from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.data import Estimate, drawn_over
 
 __all__ = [
     "TABLE",
@@ -51,6 +51,7 @@ def write_collapse(study: CollapseStudy, folder: str | Path) -> None:
 
 def collapse_record(study: CollapseStudy) -> dict[str, Any]:
     """Everything that was found, as plain values for JSON."""
+    items = [row.measure.item for row in study.pairs]
     record = {
         "format": FORMAT,
         "version": 1,
@@ -61,6 +62,7 @@ def collapse_record(study: CollapseStudy) -> dict[str, Any]:
         "n_paraphrases": study.n_paraphrases,
         "placement_late_minus_early": study.placement,
         "notes": study.notes,
+        "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
         "groups": [study.overall, *study.groups, *study.controls],
         "questions": study.questions,
         "pairs": [_pair(row) for row in (*study.pairs, *study.control_pairs)],

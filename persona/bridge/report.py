@@ -16,30 +16,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_circuits.circuit.errors import FileError, GraphError
 from persona_circuits.circuit.figures import (
     GREY,
+    PALETTE,
+    Bars,
+    Chart,
     Curve,
+    bar_chart,
     heat_map,
     interval,
-    laid_out,
     line_chart,
     plain,
     write_arrays,
     write_csv,
     write_figures,
 )
-from persona_circuits.circuit.figures.plots import PALETTE
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import faults_of, read_circuit
 from persona_circuits.circuit.storage import Kind, is_whole, read_json, write_json
 from persona_circuits.persona.bridge.bridge import Bridge, LayerShare, NodeSet, SetOverlap, Share
 from persona_circuits.persona.bridge.parts import MATCHINGS
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "bridge_figures",
@@ -199,7 +198,7 @@ def overlap_rows(bridge: Bridge) -> list[tuple[str, ...]]:
     return rows
 
 
-def bridge_figures(bridge: Bridge) -> dict[str, Figure]:
+def bridge_figures(bridge: Bridge) -> dict[str, Chart]:
     """The figures, by name."""
     return {
         "bridge-shares": _share_figure(bridge),
@@ -303,7 +302,7 @@ def _chance_cells(share: Share, matching: str) -> tuple[str, str]:
     return f"{low:.0%}, {high:.0%}", f"{p:.3g}"
 
 
-def _share_figure(bridge: Bridge) -> Figure:
+def _share_figure(bridge: Bridge) -> Chart:
     """The circuit's share by layer, random sets' middle 95 % as bands."""
     layers = [str(one.layer) for one in bridge.layers]
     curves = [
@@ -323,21 +322,18 @@ def _share_figure(bridge: Bridge) -> Figure:
     return line_chart(curves, title=title, x="behind block", y="share of the projection")
 
 
-def _node_figure(bridge: Bridge, most: int = 25) -> Figure:
-    """The largest writers behind the chosen layer, those of the circuit in colour."""
-    from plotly.graph_objects import Bar, Figure
-
+def _node_figure(bridge: Bridge, most: int = 25) -> Chart:
+    """The largest writers behind the chosen layer, those of the circuit apart."""
     rows = _node_records(bridge)[:most]
-    figure = Figure()
+    names, bars = [row["node"] for row in rows], []
     for inside, name, colour in ((True, "in the circuit", PALETTE[0]), (False, "not in it", GREY)):
-        values = [row["writes"] if row["circuit"] == inside else 0.0 for row in rows]
-        figure.add_trace(Bar(x=[row["node"] for row in rows], y=values, name=name, marker={"color": colour}))
+        values = [row["writes"] if row["circuit"] == inside else None for row in rows]
+        bars.append(Bars(name, names, values, colour=colour))
     title = f"What nodes write along the persona vector behind block {bridge.layer} ({bridge.options.position})"
-    laid_out(figure, title, "node", "projection (A - B)").update_xaxes(type="category", tickangle=-60)
-    return figure.update_layout(barmode="relative", showlegend=True)
+    return bar_chart(bars, title=title, x="node", y="projection (A - B)", stacked=True)
 
 
-def _map_figure(bridge: Bridge) -> Figure:
+def _map_figure(bridge: Bridge) -> Chart:
     """Heads, the MLP and the attention bias of every layer, along the vector behind the chosen one."""
     graph, means = bridge.graph, bridge.parts[:, bridge.layer].mean(0)
     rows = [
@@ -346,5 +342,4 @@ def _map_figure(bridge: Bridge) -> Figure:
     columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
     names = [f"layer {at}" for at in range(bridge.layer + 1)]
     title = f"Along the persona vector behind block {bridge.layer} (input {means[0]:+.2f}, sum {means.sum():+.2f})"
-    few = "+.2f" if len(rows) * len(columns) <= 400 else ""
-    return heat_map(rows, names, columns, title=title, x="", y="", unit="projection", numbers=few)
+    return heat_map(rows, names, columns, title=title, x="", y="", unit="projection", numbers="+.2f", upward=True)

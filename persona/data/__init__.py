@@ -27,6 +27,7 @@ from persona_circuits.persona.data.sources import (
 )
 from persona_circuits.persona.data.statistics import (
     Estimate,
+    clusters_of,
     drawn_over,
     ratio_of_means,
     sign_flip,
@@ -53,6 +54,7 @@ __all__ = [
     "Template",
     "TokenizerOnly",
     "candidates",
+    "clusters_of",
     "drawn_over",
     "encode_prompt",
     "examples_of",

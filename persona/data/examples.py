@@ -183,7 +183,7 @@ def shared_positions(found: ExampleFile, wanted: Sequence[str] = ()) -> tuple[st
             one = next(one for one in found.examples if name not in one.placed.places)
             place = found.items[one.pair].pair.place
             raise OptionError(
-                f"--positions {name}: the prompt of {place} has no such place (persona and question are found by "
+                f"--positions {name}: there is no such place in {place} (persona and question are found by "
                 "'spans', or by comparing the two prompts); leave this position out, or build the file with the "
                 "pairs command"
             )

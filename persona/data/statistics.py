@@ -26,6 +26,7 @@ from persona_circuits.circuit.statistics import (
 
 __all__ = [
     "Estimate",
+    "clusters_of",
     "drawn_over",
     "ratio_of_means",
     "sign_flip",
@@ -84,7 +85,7 @@ def two_way_difference(
     def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         return weighted_mean(weights[:, late], x[late]) - weighted_mean(weights[:, ~late], x[~late])
 
-    return _estimate(difference, personas, questions, n_resamples, seed)
+    return _estimate(difference, personas, questions, n_resamples, seed, late)
 
 
 def ratio_of_means(
@@ -125,7 +126,7 @@ def sign_flip(
     if not len(x):
         return None
     questions = [""] * len(x) if questions is None else questions
-    clusters = _clusters(personas, questions)
+    clusters = clusters_of(personas, questions)
     pairs = [" / ".join(sorted(one)) for one in map(_both, personas)]
     codes, n_clusters = cluster_codes(pairs if len(set(pairs)) > 1 else questions)
     sums = np.bincount(codes, weights=x, minlength=n_clusters)
@@ -139,22 +140,31 @@ def sign_flip(
 
 
 def _estimate(
-    statistic: Statistic, personas: Sequence[Name], questions: Sequence[str], n_resamples: int, seed: int
+    statistic: Statistic,
+    personas: Sequence[Name],
+    questions: Sequence[str],
+    n_resamples: int,
+    seed: int,
+    groups: NDArray[np.bool_] | None = None,
 ) -> Estimate:
     n = len(questions)
     value = float(statistic(np.full((1, n), 1 / n))[0])
     if len({frozenset(one) for one in map(_both, personas)}) == len(set(questions)) == 1:
         return Estimate(value, None, None)
-    found = interval(statistic, _clusters(personas, questions), n_draws=n_resamples, seed=seed)
+    clusters = clusters_of(personas, questions)
+    found = interval(
+        statistic, clusters if groups is None else clusters.between(groups), n_draws=n_resamples, seed=seed
+    )
     return Estimate(value, None, None) if found is None else Estimate(value, found.low, found.high)
 
 
 def drawn_over(personas: Sequence[Name], questions: Sequence[str]) -> str:
     """What intervals over these pairs are drawn over, for people."""
-    return _clusters(personas, questions).describe()
+    return clusters_of(personas, questions).describe()
 
 
-def _clusters(personas: Sequence[Name], questions: Sequence[str]) -> Clusters:
+def clusters_of(personas: Sequence[Name], questions: Sequence[str]) -> Clusters:
+    """What values share that are each of these personas and this question."""
     first, second = zip(*map(_both, personas), strict=True)
     return Clusters.named(first, second, questions)
 

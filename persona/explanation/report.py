@@ -17,6 +17,7 @@ from typing import Any
 
 from persona_circuits.circuit.figures import plain, write_csv
 from persona_circuits.circuit.storage import write_json
+from persona_circuits.persona.data import drawn_over
 from persona_circuits.persona.explanation.figures import write_explain_figures
 from persona_circuits.persona.explanation.groups import Explained, Group
 from persona_circuits.persona.explanation.inside import PLACES, Inside
@@ -55,7 +56,7 @@ def write_explanation(found: Explanation, folder: str | Path) -> None:
 
 def explain_record(found: Explanation) -> dict[str, Any]:
     """Everything that was found, as plain values for JSON."""
-    thresholds = asdict(found.thresholds)
+    thresholds, items = asdict(found.thresholds), [row.item for row in found.pairs]
     about = {"source": thresholds.pop("source"), "sha256": thresholds.pop("sha256"), "values": thresholds}
     return plain(
         {
@@ -68,6 +69,7 @@ def explain_record(found: Explanation) -> dict[str, Any]:
             "sigma_0": found.sigma_0,
             "n_paraphrases": found.n_paraphrases,
             "notes": found.notes,
+            "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
             "agreement": found.agreement,
             "groups": [found.overall, *found.groups, *found.controls],
             "pairs": [_pair(row, found.nodes) for row in (*found.pairs, *found.control_pairs)],

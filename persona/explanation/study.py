@@ -24,7 +24,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
 from persona_circuits.persona.behaviour import PairMeasure, measure_pairs
-from persona_circuits.persona.data import ItemFile
+from persona_circuits.persona.data import ItemFile, clusters_of
 from persona_circuits.persona.explanation.causal import TESTS, Asked, Outcome, flip_gain, run_test
 from persona_circuits.persona.explanation.groups import Explained, Group, group_of, groups_by, is_label
 from persona_circuits.persona.explanation.inside import Inside, look_inside
@@ -244,6 +244,9 @@ def _summed(
         agreement=agreement(
             [str(one.expected) for one in judged],
             [one.verdict.name for one in judged],
+            clusters=clusters_of([one.item.personas for one in judged], [one.item.question for one in judged])
+            if judged
+            else None,
             n_permutations=options.n_resamples,
             seed=options.seed,
         ),

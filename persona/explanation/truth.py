@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from persona_circuits.circuit.statistics import Clusters
+
 __all__ = [
     "NO_EFFECT",
     "Agreement",
@@ -40,8 +42,9 @@ class Agreement:
 
     ``share`` of the pairs have the verdict that was expected, ``chance`` is the share that
     shuffled verdicts have; ``kappa`` is Cohen's (1960), None where only one class is expected and
-    found; ``p`` the share of ``n_permutations`` shuffles, and the table itself, that agree as
-    often. Pairs share personas and questions, which the shuffles do not know.
+    found; ``p`` the share of ``n_permutations`` permutations, and the table itself, that agree as
+    often, of what is exchangeable where pairs share personas and questions (``circuit.statistics.permutations``):
+    ``permuted`` says of what.
     """
 
     table: Mapping[str, Mapping[str, int]]
@@ -51,6 +54,7 @@ class Agreement:
     kappa: float | None
     p: float
     n_permutations: int
+    permuted: str
 
 
 def expected_of(keys: Mapping[str, Any]) -> str | None:
@@ -74,9 +78,14 @@ def fits(expected: str, verdict: str) -> bool:
 
 
 def agreement(
-    expected: Sequence[str], verdicts: Sequence[str], *, n_permutations: int = 2000, seed: int = 0
+    expected: Sequence[str],
+    verdicts: Sequence[str],
+    *,
+    clusters: Clusters | None = None,
+    n_permutations: int = 2000,
+    seed: int = 0,
 ) -> Agreement | None:
-    """Compare verdicts with what was expected, pair by pair; None without pairs."""
+    """Compare verdicts with what was expected, pair by pair, over what pairs share; None without pairs."""
     if not expected:
         return None
     rows = [name for name in TRUTHS if name in expected]
@@ -84,8 +93,10 @@ def agreement(
     pairs = list(zip(expected, verdicts, strict=True))
     truth, found = np.array(expected), np.array([_class_of(verdict) for verdict in verdicts])
     hits = int((truth == found).sum())
-    rng = np.random.default_rng(seed)
-    shuffled = np.array([(truth == rng.permutation(found)).sum() for _ in range(n_permutations)])
+    among = (clusters or Clusters(len(pairs), None, None)).permutations
+    wanted, given = truth[among.places], found[among.places]
+    moved = given[among.draws(np.random.default_rng(seed), n_permutations)]
+    at_least = int(((moved == wanted).sum(1) >= (given == wanted).sum()).sum())
     chance = float(sum((truth == name).mean() * (found == name).mean() for name in set(truth)))
     return Agreement(
         table={row: {column: pairs.count((row, column)) for column in columns} for row in rows},
@@ -93,8 +104,9 @@ def agreement(
         share=hits / len(pairs),
         chance=chance,
         kappa=None if chance == 1.0 else (hits / len(pairs) - chance) / (1 - chance),
-        p=(1 + int((shuffled >= hits).sum())) / (1 + n_permutations),
+        p=(1 + at_least) / (1 + n_permutations),
         n_permutations=n_permutations,
+        permuted=among.what,
     )
 
 

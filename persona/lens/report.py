@@ -12,28 +12,28 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from persona_circuits.circuit.figures import (
+    Axis,
+    Bars,
+    Chart,
     Curve,
     heat_map,
     interval,
-    laid_out,
     line_chart,
+    line_panels,
     plain,
     write_arrays,
     write_csv,
     write_figures,
 )
 from persona_circuits.circuit.storage import write_json
-from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.data import Estimate, drawn_over
 from persona_circuits.persona.lens.readout import component_names
 from persona_circuits.persona.lens.study import ANSWER, LensStudy
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "COMPONENTS",
@@ -86,6 +86,7 @@ def lens_record(study: LensStudy) -> dict[str, Any]:
             "n_pairs": len(study.items),
             "points": study.points,
             "positions": study.positions,
+            "resampled": drawn_over([i.personas for i in study.items], [i.question for i in study.items]),
             "curves": study.curves,
             "decision": _decision_summary(study),
             "attribution": {
@@ -149,11 +150,11 @@ def decision_lines(study: LensStudy) -> list[str]:
     return lines
 
 
-def lens_figures(study: LensStudy) -> dict[str, Figure]:
+def lens_figures(study: LensStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
     found = {
         "lens-divergence": _divergence_chart(study),
-        "lens-divergence-map": _map(study, "divergence", "Mean D by layer and position", "D (logits)", "+.2f"),
+        "lens-divergence-map": _divergence_map(study),
         "lens-options": _options_chart(study),
         "lens-kl": _kl_chart(study),
         "lens-decision": _decision_figure(study),
@@ -240,7 +241,7 @@ def _axes(study: LensStudy) -> dict[str, Any]:
     }
 
 
-def _divergence_chart(study: LensStudy) -> Figure:
+def _divergence_chart(study: LensStudy) -> Chart:
     curves = [_curve(study, "divergence", place, position) for place, position in enumerate(study.positions)]
     return line_chart(curves, title="Persona divergence through the lens", x="residual stream after", y="D (logits)")
 
@@ -251,53 +252,47 @@ def _curve(study: LensStudy, name: str, place: int, label: str, dash: str = "sol
     return Curve(label, study.points, values, [one.low for one in column], [one.high for one in column], dash)
 
 
-def _options_chart(study: LensStudy) -> Figure:
+def _options_chart(study: LensStudy) -> Chart:
     place, position = len(study.positions) - 1, study.positions[-1]
     labels = {"answer": "own persona's answer", "other": "other persona's answer", "mass": "all options"}
     dashes = {"mass": "dot"}
     curves = [_curve(study, name, place, label, dash=dashes.get(name, "solid")) for name, label in labels.items()]
     title = f"Probability of the options at {position}, mean over prompts"
-    return line_chart(curves, title=title, x="residual stream after", y="probability", yaxis={"range": [0, 1]})
+    return line_chart(curves, title=title, x="residual stream after", y=Axis("probability", ends=(0.0, 1.0)))
 
 
-def _kl_chart(study: LensStudy) -> Figure:
+def _kl_chart(study: LensStudy) -> Chart:
     """On a logarithmic axis, without the last point: there it is zero."""
     curves = []
     for place, position in enumerate(study.positions):
         values = [row[place].value for row in study.curves["kl"]]
         curves.append(Curve(position, study.points, [value if value > 0 else None for value in values]))
     title = "Distance from the model's own distribution, mean over prompts (after the last block it is 0)"
-    return line_chart(
-        curves, title=title, x="residual stream after", y="KL(final || lens) (nats)", yaxis={"type": "log"}
-    )
+    return line_chart(curves, title=title, x="residual stream after", y=Axis("KL(final || lens) (nats)", log=True))
 
 
-def _map(study: LensStudy, name: str, title: str, unit: str, numbers: str) -> Figure:
-    values = [[row[place].value for row in study.curves[name]] for place in range(len(study.positions))]
-    few = numbers if len(study.points) <= 24 else ""
-    return heat_map(
-        values, study.positions, study.points, title=title, x="residual stream after", y="", unit=unit, numbers=few
-    )
+def _divergence_map(study: LensStudy) -> Chart:
+    values = [[row[place].value for row in study.curves["divergence"]] for place in range(len(study.positions))]
+    title, named = "Mean D by layer and position", {"x": "residual stream after", "y": "", "unit": "D (logits)"}
+    return heat_map(values, study.positions, study.points, title=title, numbers="+.2f", **named)
 
 
-def _decision_figure(study: LensStudy) -> Figure | None:
+def _decision_figure(study: LensStudy) -> Chart | None:
     """How many pairs are decided at each point."""
     if not study.decisions:
         return None
-    from plotly.graph_objects import Bar, Figure
-
-    figure = Figure()
     names = {"pivot": "half of D reached", "stable_from": "sign of D stable", "choice_a": "choice of A stable"}
     names["choice_b"] = "choice of B stable"
+    panels = {}
     for key, label in names.items():
         values = [getattr(one, key) for one in study.decisions]
         counts = [sum(value == point for value in values) for point in range(len(study.points))]
-        figure.add_trace(Bar(x=list(study.points), y=counts, name=label))
+        panels[label] = [Bars("pairs", study.points, counts)]
     title = f"Where {len(study.items)} pairs are decided"
-    return laid_out(figure, title, "residual stream after", "pairs").update_layout(barmode="group")
+    return line_panels(panels, title=title, x="residual stream after", y="pairs")
 
 
-def _attribution_map(study: LensStudy) -> Figure:
+def _attribution_map(study: LensStudy) -> Chart:
     """Heads, the MLP and the attention bias of every layer."""
     graph, means = study.graph, [one.value for one in study.attribution.estimates]
     rows = [
@@ -307,11 +302,10 @@ def _attribution_map(study: LensStudy) -> Figure:
     columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
     names = [f"layer {layer}" for layer in range(graph.n_layers)]
     title = f"Direct logit attribution of D (sum {sum(means):+.2f} logits, input {means[0]:+.2f})"
-    few = "+.2f" if graph.n_layers * (graph.n_heads + 2) <= 400 else ""
-    return heat_map(rows, names, columns, title=title, x="", y="", unit="logits", numbers=few)
+    return heat_map(rows, names, columns, title=title, x="", y="", unit="logits", numbers="+.2f", upward=True)
 
 
-def _attribution_sum(study: LensStudy) -> Figure:
+def _attribution_sum(study: LensStudy) -> Chart:
     """Attributions added up by layer: with the final norm's scale they lead to D itself."""
     graph, values = study.graph, study.attribution.values.mean(0)
     heads = [0.0, *(float(values[graph.heads_of(layer)].sum()) for layer in range(graph.n_layers))]

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.figures import GREY, heat_map, laid_out
-from persona_circuits.circuit.figures.plots import PALETTE
+from persona_circuits.circuit.figures import (
+    GREY,
+    PALETTE,
+    Bars,
+    Chart,
+    Points,
+    Spread,
+    bar_chart,
+    chart,
+    heat_map,
+)
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "ablation_records",
@@ -28,7 +34,7 @@ MOST_POINTS = 4000
 MOST_GROUPS = 40
 
 
-def neuron_figures(study: NeuronStudy) -> dict[str, Figure]:
+def neuron_figures(study: NeuronStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
     found = {
         "neurons-layers": _layer_figure(study),
@@ -112,41 +118,36 @@ def axes(study: NeuronStudy) -> dict[str, Any]:
     }
 
 
-def _layer_figure(study: NeuronStudy) -> Figure:
-    from plotly.graph_objects import Bar, Figure
-
+def _layer_figure(study: NeuronStudy) -> Chart:
     rows = layer_records(study)
     layers = [str(row["layer"]) for row in rows]
-    figure = Figure()
-    for key, name in (("q_at_level", f"q <= {study.options.level:g}"), ("selected", "selected")):
-        figure.add_trace(Bar(x=layers, y=[row[key] for row in rows], name=name))
+    kinds = (("q_at_level", f"q <= {study.options.level:g}"), ("selected", "selected"))
+    bars = [Bars(name, layers, [row[key] for row in rows]) for key, name in kinds]
     title = f"Contrastive neurons by layer ({study.options.hook}, {study.options.position})"
-    laid_out(figure, title, "layer", "neurons").update_xaxes(type="category")
-    return figure.update_layout(barmode="group", showlegend=True)
+    return bar_chart(bars, title=title, x="layer", y="neurons")
 
 
-def _transfer_figure(study: NeuronStudy) -> Figure | None:
+def _transfer_figure(study: NeuronStudy) -> Chart | None:
     """Differences on the fitting pairs against those on the held-out ones."""
     if study.held is None or not study.selected:
         return None
-    from plotly.graph_objects import Figure, Scatter
-
     signed = study.options.pool == "mean"
     sides = [side.difference if signed else side.size for side in (study.fit, study.held)]
-    figure = Figure()
     order = [int(place) for place in study.ranking.order]
     others = [place for place in order if place not in set(study.selected)]
     shown = others[:: -(-len(others) // MOST_POINTS)] if others else []
-    for name, places, colour in (("other neurons", shown, GREY), ("selected", study.selected, PALETTE[1])):
+    marks = []
+    for name, places, look in (
+        ("other neurons", shown, {"colour": GREY, "size": 4}),
+        ("selected", study.selected, {"colour": PALETTE[1], "symbol": "diamond"}),
+    ):
         x, y = (values[list(places)].tolist() for values in sides)
-        text = [study.neurons.name(place) for place in places]
-        marker = {"color": colour, "size": 5 if colour == GREY else 8}
-        figure.add_trace(Scatter(x=x, y=y, mode="markers", name=name, marker=marker, hovertext=text))
+        marks.append(Points(name, x, y, hover=[study.neurons.name(place) for place in places], **look))
     title = f"{'Mean difference A - B' if signed else 'Root mean square of A - B'}: fitted and held-out pairs"
-    return laid_out(figure, title, "fitted pairs", "held-out pairs").update_layout(showlegend=True)
+    return chart(marks, title=title, x="fitted pairs", y="held-out pairs")
 
 
-def _rank_figure(study: NeuronStudy) -> Figure | None:
+def _rank_figure(study: NeuronStudy) -> Chart | None:
     """Of every selected neuron the share of neurons that rank behind it, in each couple of personas or other group."""
     kind = next((kind for kind in GROUP_KINDS if of_kind(study, kind)), None)
     if kind is None or not study.selected:
@@ -162,7 +163,7 @@ def _rank_figure(study: NeuronStudy) -> Figure | None:
     return heat_map(values, names, columns, title=title, x="", y="", unit="share", diverging=False)
 
 
-def _jaccard_figure(study: NeuronStudy) -> Figure | None:
+def _jaccard_figure(study: NeuronStudy) -> Chart | None:
     kind = next((kind for kind in GROUP_KINDS if len(of_kind(study, kind)) > 1), None)
     if kind is None:
         return None
@@ -170,30 +171,18 @@ def _jaccard_figure(study: NeuronStudy) -> Figure | None:
     names = [group.name + (" *" if group.held_out else "") for group in groups]
     k = len(groups[0].own)
     title = f"Jaccard of the first {k} neurons of every two groups by {kind} (* held out)"
-    values = jaccards(study, kind)["values"]
-    few = ".2f" if len(groups) <= 15 else ""
-    return heat_map(values, names, names, title=title, x="", y="", unit="Jaccard", diverging=False, numbers=few)
+    values, named = jaccards(study, kind)["values"], {"x": "", "y": "", "unit": "Jaccard", "numbers": ".2f"}
+    return heat_map(values, names, names, title=title, diverging=False, **named)
 
 
-def _ablation_figure(study: NeuronStudy) -> Figure | None:
-    """Changes of D by random sets as boxes, by the selected neurons as points with intervals."""
+def _ablation_figure(study: NeuronStudy) -> Chart | None:
+    """Changes of D by random sets as single values, by the selected neurons as points with intervals."""
     if not study.ablations:
         return None
-    from plotly.graph_objects import Box, Figure, Scatter
-
-    figure = Figure()
-    for one in study.ablations:
-        marker = {"color": GREY}
-        figure.add_trace(Box(y=one.random.tolist(), name=one.kind, marker=marker, boxpoints="all", showlegend=False))
+    marks: list[Spread | Points] = [Spread(one.kind, one.random.tolist(), colour=GREY) for one in study.ablations]
     rows = ablation_records(study)
-    error = {
-        "type": "data",
-        "array": [(row["high"] if row["high"] is not None else row["change"]) - row["change"] for row in rows],
-        "arrayminus": [row["change"] - (row["low"] if row["low"] is not None else row["change"]) for row in rows],
-    }
-    points = {"x": [row["kind"] for row in rows], "y": [float(row["change"]) for row in rows]}
-    large = {"color": PALETTE[1], "size": 10, "symbol": "diamond"}
+    x, y, low, high = ([row[key] for row in rows] for key in ("kind", "change", "low", "high"))
     name = f"{len(study.selected)} selected neurons, 95 %"
-    figure.add_trace(Scatter(**points, mode="markers", name=name, marker=large, error_y=error))
-    title = f"Change of D by ablation on {len(rows and study.ablations[0].before)} pairs; grey: random neurons"
-    return laid_out(figure, title, "neurons set to", "change of D (logits)").update_layout(showlegend=True)
+    marks.append(Points(name, x, y, low, high, colour=PALETTE[1], symbol="diamond", size=10))
+    title = f"Change of D by ablation on {len(rows and study.ablations[0].before)} pairs, 95 %; grey: random neurons"
+    return chart(marks, title=title, x="neurons set to", y="change of D (logits)")

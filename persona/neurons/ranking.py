@@ -10,9 +10,11 @@ Z = T / (s + median of s over neurons), s being a neuron's spread; the median ke
 from the top (Tusher, Tibshirani and Chu 2001). p is a permutation p over draws of a null, of all
 neurons together, since each is in units of its own spread: p = (1 + b) / (1 + B). Two nulls:
 
-    sign-flip    for ``mean``: the G means with random signs, s their root mean square. Neurons are correlated, and
-                 all signs agree by chance in 2^(1-G) of draws, for all of them at once: with few couples
-                 a low q is no proof
+    sign-flip    for ``mean``: the G means with random signs, s their root mean square. Couples that have a persona in
+                 common must not be flipped apart: the draws are as much wider as the cluster-robust spread of all
+                 neurons together is than that of couples that share nothing (``circuit.statistics``). Neurons are
+                 correlated, and all signs agree by chance in 2^(1-G) of draws, for all of them at once: with few
+                 couples a low q is no proof
     paraphrase   G times a paraphrase pair's persona is drawn, with a random sign, s being the root mean square
                  over these personas; of the draws it is found on the other half of them, so that it is
                  as independent as T's
@@ -33,6 +35,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import stats
+
+from persona_circuits.circuit.statistics import Clusters
 
 __all__ = [
     "COARSE",
@@ -100,6 +104,7 @@ def rank_neurons(
     pool: str = "mean",
     null: Float[np.ndarray, "null neuron"] | None = None,
     null_groups: Int[np.ndarray, " null"] | None = None,
+    clusters: Clusters | None = None,
     n_draws: int = 200,
     seed: int = 0,
 ) -> Ranking:
@@ -109,6 +114,8 @@ def rank_neurons(
     ----------
     differences, groups
         x_i, and the couple of personas of each pair as a code from 0.
+    clusters
+        Of the groups in the order of their codes, where they share personas.
     null, null_groups
         The same of paraphrase pairs, grouped by persona, at least ``LEAST_NULL`` of them. Without
         them signs alone are flipped, which ``rms`` does not allow.
@@ -121,7 +128,8 @@ def rank_neurons(
     found: list[tuple[np.ndarray, np.ndarray]] = []
     if pool == "mean":
         scale = _steadied(np.sqrt(np.square(means).mean(0)), live)
-        found.append((size / scale, _flipped(means, n_draws, rng) / scale))
+        wider = 1.0 if clusters is None else _design_effect(means[:, live] / scale[live], clusters)
+        found.append((size / scale, wider * _flipped(means, n_draws, rng) / scale))
     if null is not None and null_groups is not None:
         among = grouped_means(null, null_groups)
         own = _steadied(np.sqrt(np.square(among).mean(0)), live)
@@ -223,6 +231,13 @@ def _flipped(
 ) -> Float[np.ndarray, "draw neuron"]:
     signs = rng.choice((-1.0, 1.0), size=(n_draws, len(means)))
     return np.abs(signs @ means) / len(means)
+
+
+def _design_effect(means: Float[np.ndarray, "group neuron"], clusters: Clusters) -> float:
+    """How much wider the neurons' means spread than if groups shared nothing; never below one."""
+    influence = means - means.mean(0)
+    alone = Clusters(clusters.n, None, None).spread(influence)
+    return max(1.0, clusters.spread(influence) / alone) if alone > 0 else 1.0
 
 
 def _paraphrased(

@@ -36,6 +36,7 @@ from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronS
 
 __all__ = [
     "ablation_rows",
+    "has_intervals",
     "headline",
     "neuron_record",
     "tables",
@@ -124,6 +125,11 @@ def tables(study: NeuronStudy) -> Iterator[tuple[str, Sequence[str], list[tuple[
         yield "The list from other pairs in each group", GROUPS, group_rows(study), 2
     if study.ablations:
         yield "Ablation", ABLATIONS, ablation_rows(study), 1
+
+
+def has_intervals(study: NeuronStudy) -> bool:
+    """Whether a table shows one: of the neurons' differences, or of an ablation."""
+    return bool(study.ablations) or (bool(study.selected) and study.options.pool != "rms")
 
 
 def neuron_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
@@ -272,5 +278,6 @@ def _markdown(study: NeuronStudy) -> str:
     parts = [f"# {_title(study)}", headline(study)]
     for title, columns, rows, texts in tables(study):
         parts += [f"## {title}", markdown_table(columns, rows, texts=texts)]
-    parts += [f"Intervals: {study.clusters}." if study.ablations else "", *(f"Note: {note}." for note in study.notes)]
+    parts += [f"Intervals over {study.clusters}."] if has_intervals(study) else []
+    parts += [f"Note: {note}." for note in study.notes]
     return "\n\n".join(part for part in parts if part) + "\n"

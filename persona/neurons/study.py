@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, cluster_codes, interval, weighted_mean
-from persona_circuits.persona.data import ExampleFile, leak
+from persona_circuits.persona.data import ExampleFile, clusters_of, leak
 from persona_circuits.persona.neurons.ablation import ablations_of
 from persona_circuits.persona.neurons.groups import chosen_neurons, couples_of, groups_of, turned_differences
 from persona_circuits.persona.neurons.options import NeuronOptions
@@ -192,10 +193,12 @@ def _ranking(
     size = pooled(grouped_means(differences, codes), options.pool)
     epsilon = float(torch.finfo(model.dtype).eps)
     rounding = at_rounding(size, np.abs(read["fit"].values).max(0), neurons.layers, epsilon)
-    given = {}
+    given: dict[str, Any] = {}
     if null is not None:
         given["null"] = read["null"].differences
         given["null_groups"] = cluster_codes([one.persona for one in null.examples[::2]])[0]
+    couples = [fit.items[place].personas for place in np.unique(codes, return_index=True)[1]]
+    given["clusters"] = clusters_of(couples, [""] * len(couples))
     return rank_neurons(
         differences, codes, rounding, pool=options.pool, n_draws=options.n_draws, seed=options.seed, **given
     )

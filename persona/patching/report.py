@@ -15,20 +15,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.figures import heat_map, interval, laid_out, plain, write_arrays, write_csv, write_figures
-from persona_circuits.circuit.figures.plots import PALETTE
+from persona_circuits.circuit.figures import (
+    Chart,
+    Curve,
+    Points,
+    chart,
+    heat_map,
+    interval,
+    plain,
+    write_arrays,
+    write_csv,
+    write_figures,
+)
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.patching.activation import DIRECTIONS, PatchStudy
 from persona_circuits.persona.patching.heads import HeadAblation
 from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, Site
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "MOVERS",
@@ -46,7 +53,6 @@ __all__ = [
 FORMAT = "persona-circuits/patch"
 MOVERS = ("head", "mover", "denoising", "95 %", "noising", "everywhere", "attention A", "B", "p (FDR)")
 PATHS = ("from", "to", "denoising", "95 %", "noising", "95 %")
-MOST_NUMBERS = 400  # cells of a heat map with numbers in them
 MOST_PARTS = 8  # columns of a terminal's table
 MOST_HEADS = 30  # rows of the map of heads by part
 
@@ -167,7 +173,7 @@ def ablation_lines(study: PatchStudy) -> list[str]:
     return [*lines, f"choices     {choices}; p = {one.p_changed:.2g}; {own}"]
 
 
-def patch_figures(study: PatchStudy) -> dict[str, Figure]:
+def patch_figures(study: PatchStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
     at, found = study.options.at, {}
     if "stream" in at:
@@ -211,14 +217,14 @@ def _by_part(study: PatchStudy, kind: str, parts: Sequence[str]) -> list[list[fl
     return [[values.get((layer, part)) for part in parts] for layer in range(layers)]
 
 
-def _layers_map(study: PatchStudy, kind: str, title: str) -> Figure:
+def _layers_map(study: PatchStudy, kind: str, title: str) -> Chart:
     parts = study.parts if kind == "stream" else (*study.parts, EVERYWHERE)
     values = _by_part(study, kind, parts)
     names = [_into(study, layer) if kind == "stream" else f"layer {layer}" for layer in range(len(values))]
     return _map(study, values, names, parts, title, x="part of the prompt")
 
 
-def _heads_map(study: PatchStudy, direction: str, part: str, title: str) -> Figure:
+def _heads_map(study: PatchStudy, direction: str, part: str, title: str) -> Chart:
     values: list[list[float | None]] = [[None] * study.graph.n_heads for _ in range(study.graph.n_layers)]
     for site, one in zip(study.effects.sites, study.effects.shares[direction], strict=True):
         if site.kind == "head" and site.part == part:
@@ -227,7 +233,7 @@ def _heads_map(study: PatchStudy, direction: str, part: str, title: str) -> Figu
     return _map(study, values, [f"layer {layer}" for layer in range(study.graph.n_layers)], columns, title, x="")
 
 
-def _head_parts_map(study: PatchStudy) -> Figure:
+def _head_parts_map(study: PatchStudy) -> Chart:
     """The heads with the largest shares at any part."""
     values: dict[str, dict[str, float]] = {}
     for site, one in zip(study.effects.sites, study.effects.shares["both"], strict=True):
@@ -239,7 +245,7 @@ def _head_parts_map(study: PatchStudy) -> Figure:
     return _map(study, cells, kept, study.parts, "Heads by part of the prompt, both directions", x="part of the prompt")
 
 
-def _paths_map(study: PatchStudy) -> Figure:
+def _paths_map(study: PatchStudy) -> Chart:
     """The strongest senders, in the model's order; all together are in the table."""
     assert study.paths is not None
     shares = study.paths.shares["both"][:-1]
@@ -259,28 +265,21 @@ def _map(
     *,
     x: str,
     y: str = "",
-) -> Figure:
-    numbers = "+.2f" if len(rows) * len(columns) <= MOST_NUMBERS and len(columns) <= 24 else ""
+) -> Chart:
     full = f"{title} (D {study.mean_divergence.value:+.2f} logits, {len(study.items)} pairs)"
     values = [[None if value is None else _rounded(value, 6) for value in row] for row in values]
-    return heat_map(values, rows, columns, title=full, x=x, y=y, unit="share of D", numbers=numbers)
+    return heat_map(values, rows, columns, title=full, x=x, y=y, unit="share of D", numbers="+.2f", upward=True)
 
 
-def _ablation_figure(one: HeadAblation) -> Figure:
+def _ablation_figure(one: HeadAblation) -> Chart:
     """Random sets by how much of D they leave, the chosen one as a line: what is to its left is as strong."""
-    from plotly.graph_objects import Figure, Scatter
-
     left = sorted(one.random_left)
-    marker = {"color": PALETTE[0], "size": 6}
-    rank = list(range(1, len(left) + 1))
-    figure = Figure(Scatter(x=left, y=rank, mode="markers", marker=marker, name="random sets"))
-    line = {"color": PALETTE[1], "width": 3}
-    ends = [0, len(left)]
-    figure.add_trace(Scatter(x=[one.left.value] * 2, y=ends, mode="lines", line=line, name="chosen heads"))
+    random = Points("random sets", left, list(range(1, len(left) + 1)), size=6)
+    chosen = Curve("chosen heads", [one.left.value] * 2, [0, len(left)], markers=False)
     shown = ", ".join(one.heads) if len(one.heads) <= 3 else f"{len(one.heads)} heads"
     title = f"D left without {shown} ({one.ablation}), and without random sets; p = {one.p:.2g}"
-    laid_out(figure, title, "share of D that is left", "random sets that leave at most as much")
-    return figure.update_layout(showlegend=True)
+    x, y = "share of D that is left", "random sets that leave at most as much"
+    return chart([random, chosen], title=title, x=x, y=y)
 
 
 def _site_records(study: PatchStudy) -> list[dict[str, Any]]:

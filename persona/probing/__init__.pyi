@@ -5,9 +5,9 @@ from .fit import mean_scores as mean_scores
 from .fit import predict_chosen as predict_chosen
 from .fit import probe_directions as probe_directions
 from .fit import score as score
+from .folds import Sample as Sample
 from .folds import explicit_fold as explicit_fold
 from .folds import folds_by_group as folds_by_group
-from .folds import two_way_weights as two_way_weights
 from .options import ProbeOptions as ProbeOptions
 from .report import GEOMETRY as GEOMETRY
 from .report import TABLE as TABLE

@@ -19,19 +19,21 @@ penalty does not see a rotation) and makes it fast.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from persona_circuits.circuit.statistics import Clusters, interval
 from persona_circuits.persona.data import Estimate
-from persona_circuits.persona.probing.folds import Features, Fold, Labels
+from persona_circuits.persona.probing.folds import Features, Fold, Labels, Places, Sample
 
 __all__ = [
     "Predicted",
     "Scored",
+    "balanced_accuracy",
     "cross_validate",
     "joined",
     "mean_scores",
@@ -39,6 +41,9 @@ __all__ = [
     "probe_directions",
     "score",
 ]
+
+ROUNDING = 1e-9  # of shares
+Statistic = Callable[[Float[np.ndarray, "draw example"]], Float[np.ndarray, " draw"]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,13 +65,14 @@ class Scored:
     """Accuracy, balanced accuracy and area under the ROC curve, with 95 % intervals.
 
     For more than two classes the area is the mean over classes, each against the rest.
-    ``draws`` are the resampled values, ``[3, 1 + n_resamples]``, the first column as found.
+    ``places`` are the tested examples, in order, and ``measures`` give the three under weights of those.
     """
 
     accuracy: Estimate
     balanced: Estimate
     auc: Estimate
-    draws: Float[np.ndarray, "3 draw"]
+    places: Places
+    measures: tuple[Statistic, ...]
 
 
 def cross_validate(
@@ -141,21 +147,40 @@ def joined(by_layer: Sequence[Predicted], chosen: Sequence[int]) -> Predicted:
     return found
 
 
-def score(found: Predicted, weights: Float[np.ndarray, "draw example"]) -> Scored:
-    """The three measures over all tested examples; ``weights`` as of ``two_way_weights``."""
+def score(found: Predicted, sample: Sample, here: Places | None = None) -> Scored:
+    """The three measures over all tested examples; ``here`` are the places of the examples among the sample's."""
+    tested = np.flatnonzero(found.fold >= 0)
+    return _scored(_measures(found), tested if here is None else here[tested], sample)
+
+
+def balanced_accuracy(found: Predicted) -> float:
+    """Of all tested examples, without an interval."""
+    return float(_measures(found)[1](np.ones((1, int((found.fold >= 0).sum()))))[0])
+
+
+def mean_scores(several: Sequence[Scored], sample: Sample) -> Scored:
+    """The mean over several targets, under the same draws of all examples that any of them tests."""
+    places = np.unique(np.concatenate([one.places for one in several]))
+    inside = [np.searchsorted(places, one.places) for one in several]
+
+    def mean_of(turn: int) -> Statistic:
+        return lambda weights: np.mean(
+            [one.measures[turn](weights[:, own]) for one, own in zip(several, inside, strict=True)], axis=0
+        )
+
+    return _scored(tuple(mean_of(turn) for turn in range(3)), places, sample)
+
+
+def _measures(found: Predicted) -> tuple[Statistic, ...]:
+    """Accuracy, balanced accuracy and area under weights of the tested examples."""
     here = found.fold >= 0
-    w, labels, fold = weights[:, here], found.labels[here], found.fold[here]
+    labels, fold, scores = found.labels[here], found.fold[here], found.scores[here]
     correct = found.predicted[here] == labels
-    draws = np.stack(
-        [_ratio(w @ correct, w.sum(1)), _balanced(w, labels, correct), _auc(w, labels, found.scores[here], fold)]
+    return (
+        lambda w: _ratio(w @ correct, w.sum(1)),
+        lambda w: _balanced(w, labels, correct),
+        lambda w: _auc(w, labels, scores, fold),
     )
-    return _scored(draws)
-
-
-def mean_scores(several: Sequence[Scored]) -> Scored:
-    """The mean over several targets, resampled together."""
-    with np.errstate(invalid="ignore"):
-        return _scored(np.stack([one.draws for one in several]).mean(0))
 
 
 def _within(
@@ -291,14 +316,22 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
 
 
-def _scored(draws: Float[np.ndarray, "3 draw"]) -> Scored:
-    accuracy, balanced, auc = (_estimate(row) for row in draws)
-    return Scored(accuracy, balanced, auc, draws)
+def _scored(measures: tuple[Statistic, ...], places: Places, sample: Sample) -> Scored:
+    accuracy, balanced, auc = (_estimate(one, sample.among(places), sample) for one in measures)
+    return Scored(accuracy, balanced, auc, places, measures)
 
 
-def _estimate(draws: Float[np.ndarray, " draw"]) -> Estimate:
-    known = draws[1:][np.isfinite(draws[1:])]
-    if not len(known) or not np.isfinite(draws[0]):
-        return Estimate(float(draws[0]), None, None)
-    low, high = np.percentile(known, (2.5, 97.5))
-    return Estimate(float(draws[0]), float(low), float(high))
+def _estimate(statistic: Statistic, clusters: Clusters, sample: Sample) -> Estimate:
+    """The number and its interval, cut at 0 and 1.
+
+    Where all that is tested is right (or wrong) nothing varies: the other end is then the exact one (Clopper and
+    Pearson 1934) of as many successes as there are independent clusters.
+    """
+    value = float(statistic(np.full((1, clusters.n), 1 / clusters.n))[0])
+    found = interval(statistic, clusters, n_draws=sample.n_draws, seed=sample.seed) if np.isfinite(value) else None
+    if found is None:
+        return Estimate(value, None, None)
+    if found.high - found.low < ROUNDING and min(value, 1 - value) < ROUNDING:
+        least = 0.025 ** (1 / clusters.independent)
+        return Estimate(value, *((least, 1.0) if value > 0.5 else (0.0, 1 - least)))
+    return Estimate(value, max(0.0, found.low), min(1.0, found.high))

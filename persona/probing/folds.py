@@ -1,4 +1,4 @@
-"""Folds by group, and how much every row counts."""
+"""Folds by group, and what examples share."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from persona_circuits.circuit.statistics import Clusters
+
 __all__ = [
     "Features",
     "Fold",
     "Labels",
+    "Places",
+    "Sample",
     "explicit_fold",
     "folds_by_group",
-    "two_way_weights",
 ]
 
 Labels = Int[np.ndarray, " example"]
@@ -56,17 +59,20 @@ def explicit_fold(
     return (Fold(fit, np.asarray(test, dtype=np.int64), _inner(fit, known, n_inner)),)
 
 
-def two_way_weights(
-    first: Sequence[str], second: Sequence[str], *, n_resamples: int, seed: int
-) -> Float[np.ndarray, "draw example"]:
-    """How often an example counts: once in the first row, then as a two-way cluster bootstrap draws it (Owen 2007)."""
-    rng = np.random.default_rng(seed)
-    counts = np.ones((n_resamples, len(first)))
-    for clusters in (first, second):
-        names, codes = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
-        if len(names) > 1:
-            counts *= rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=n_resamples)[:, codes]
-    return np.concatenate([np.ones((1, len(first))), counts])
+class Sample:
+    """What examples share, and how their intervals are drawn: over personas and questions (``circuit.statistics``)."""
+
+    def __init__(self, personas: Sequence[str], questions: Sequence[str], *, n_draws: int = 500, seed: int = 0) -> None:
+        self.clusters = Clusters.named(personas, personas, questions)
+        self.n_draws, self.seed = n_draws, seed
+        self._known: dict[bytes, Clusters] = {}
+
+    def among(self, places: Places) -> Clusters:
+        """The clusters of some examples; every set is made once."""
+        key = np.asarray(places, dtype=np.int64).tobytes()
+        if key not in self._known:
+            self._known[key] = self.clusters.among(places)
+        return self._known[key]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,32 +12,31 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from persona_circuits.circuit.figures import (
     GREY,
+    PALETTE,
+    Axis,
+    Bars,
+    Chart,
     Curve,
     heat_map,
     interval,
-    laid_out,
     line_panels,
     plain,
     write_arrays,
     write_csv,
     write_figures,
 )
-from persona_circuits.circuit.figures.plots import PALETTE
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.probing.fit import Scored
 from persona_circuits.persona.probing.geometry import Place
 from persona_circuits.persona.probing.options import KINDS
 from persona_circuits.persona.probing.results import Cell, ProbeStudy
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "GEOMETRY",
@@ -63,6 +62,8 @@ GEOMETRY = (
     "RSA answer",
 )
 CONTROLS = ("shuffled", "task", "dropped", "length")
+ENDS = ("value", "low", "high")
+ACCURACY = Axis("balanced accuracy", ends=(0.0, 1.02))
 
 
 def write_probes(study: ProbeStudy, folder: str | Path) -> None:
@@ -94,6 +95,7 @@ def probe_record(study: ProbeStudy) -> dict[str, Any]:
             "n_prompts": study.n_examples,
             "n_personas": study.n_personas,
             "n_questions": study.n_questions,
+            "resampled": study.resampled,
             "points": study.points,
             "positions": study.positions,
             "probes": [{**_cell_record(study, cell), "curve": _curve_records(study, cell)} for cell in _all(study)],
@@ -135,7 +137,7 @@ def geometry_rows(study: ProbeStudy) -> list[tuple[str, ...]]:
     return rows
 
 
-def probe_figures(study: ProbeStudy) -> dict[str, Figure]:
+def probe_figures(study: ProbeStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
     found = {f"probe-{kind}": _curves(study, kind) for kind in KINDS}
     found |= {"probe-controls": _controls(study), "probe-geometry": _geometry(study), "probe-cka": _cka(study)}
@@ -232,7 +234,7 @@ def _arrays(study: ProbeStudy) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, axes
 
 
-def _curves(study: ProbeStudy, kind: str) -> Figure | None:
+def _curves(study: ProbeStudy, kind: str) -> Chart | None:
     """Balanced accuracy by layer, a panel per way of holding out, a line per position."""
     cells = [cell for cell in study.cells if cell.kind == kind]
     if not cells:
@@ -240,54 +242,39 @@ def _curves(study: ProbeStudy, kind: str) -> Figure | None:
     panels: dict[str, list[Curve]] = {}
     for cell in cells:
         values = [scored.balanced for scored in cell.curve]
-        panels.setdefault(f"held out by {cell.hold_out}", []).append(
-            Curve(
-                cell.position,
-                study.points,
-                [one.value for one in values],
-                [one.low for one in values],
-                [one.high for one in values],
-                colour=PALETTE[study.positions.index(cell.position)],
-            )
-        )
+        ends = ([one.low for one in values], [one.high for one in values])
+        own = Curve(cell.position, study.points, [one.value for one in values], *ends, colour=_colour(study, cell))
+        panels.setdefault(f"held out by {cell.hold_out}", []).append(own)
     for name, curves in panels.items():
         chance = next(cell.chance for cell in cells if name.endswith(cell.hold_out))
         flat = [chance] * len(study.points)
         curves.append(Curve("chance", study.points, flat, dash="dash", colour=GREY, markers=False))
     title = f"Probe for {_name(cells[0]) if kind == 'trait' else kind}: balanced accuracy by layer"
-    return line_panels(
-        panels, title=title, x="residual stream after", y="balanced accuracy", yaxis={"range": [0, 1.02]}
-    )
+    return line_panels(panels, title=title, x="residual stream after", y=ACCURACY)
 
 
-def _controls(study: ProbeStudy) -> Figure:
+def _colour(study: ProbeStudy, cell: Cell) -> str:
+    return PALETTE[study.positions.index(cell.position) % len(PALETTE)]
+
+
+def _controls(study: ProbeStudy) -> Chart:
     """The headline beside its controls, a panel per position."""
-    from plotly.graph_objects import Bar
-    from plotly.subplots import make_subplots
-
-    n = len(study.positions)
-    figure = make_subplots(n, 1, subplot_titles=list(study.positions), vertical_spacing=0.32 / n)
     names = {"probe": "probe", "shuffled": "shuffled labels", "task": "control task"}
     names |= {"dropped": "without the persona", "length": "length only"}
-    for row, position in enumerate(study.positions):
+    panels: dict[str, list[Bars]] = {}
+    for position in study.positions:
         cells = [cell for cell in study.cells if cell.position == position]
-        x = [f"{cell.kind}\n{cell.hold_out}" for cell in cells]
-        for place, (key, label) in enumerate(names.items()):
+        x = [f"{cell.kind}, {cell.hold_out}" for cell in cells]
+        for key, label in names.items():
             values = [cell.best.balanced if key == "probe" else getattr(cell.controls, key) for cell in cells]
-            y = [None if one is None else one.value for one in values]
-            bar = Bar(x=x, y=y, name=label, legendgroup=label, marker={"color": PALETTE[place]}, showlegend=row == 0)
-            if key == "probe":
-                low, high = ([getattr(one, end) for one in values] for end in ("low", "high"))
-                up = [0.0 if b is None else b - a for a, b in zip(y, high, strict=True)]
-                down = [0.0 if b is None else a - b for a, b in zip(y, low, strict=True)]
-                bar.error_y = {"array": up, "arrayminus": down, "color": "#444444", "thickness": 1}
-            figure.add_trace(bar, row=row + 1, col=1)
-    laid_out(figure, "Probes and their controls, each at the layer chosen on the training folds", "", "")
-    figure.update_yaxes(range=[0, 1.02], title={"text": "balanced accuracy"}, showgrid=True, gridcolor="#eeeeee")
-    return figure.update_layout(barmode="group", showlegend=True, height=120 + 240 * n)
+            y, low, high = ([None if one is None else getattr(one, name) for one in values] for name in ENDS)
+            ends = (low, high) if key == "probe" else ()
+            panels.setdefault(position, []).append(Bars(label, x, y, *ends))
+    title = "Probes and their controls, each at the layer chosen on the training folds"
+    return line_panels(panels, title=title, x="", y=ACCURACY, columns=1)
 
 
-def _geometry(study: ProbeStudy) -> Figure:
+def _geometry(study: ProbeStudy) -> Chart:
     """Signal to noise, CKA and RSA by layer, a line per position."""
 
     def curves(value: Any) -> list[Curve]:
@@ -295,7 +282,7 @@ def _geometry(study: ProbeStudy) -> Figure:
         for place, position in enumerate(study.positions):
             values = [value(one) for one in study.places if one.position == place]
             y = [None if one is None or one != one else one for one in values]
-            found.append(Curve(position, study.points, y, colour=PALETTE[place]))
+            found.append(Curve(position, study.points, y))
         return found
 
     panels = {
@@ -309,19 +296,11 @@ def _geometry(study: ProbeStudy) -> Figure:
     return line_panels(panels, title="Geometry of personas, centred per question", x="residual stream after", y="")
 
 
-def _cka(study: ProbeStudy) -> Figure:
+def _cka(study: ProbeStudy) -> Chart:
     names = [f"{study.positions[place.position]}, {study.points[place.point]}" for place in study.places]
-    figure = heat_map(
-        np.clip(study.cka, -1, 1).tolist(),
-        names,
-        names,
-        title="Linear CKA between layers and positions, centred per question, without bias",
-        x="",
-        y="",
-        unit="CKA",
-    )
-    figure.update_xaxes(tickangle=-60)
-    return figure.update_layout(height=300 + 14 * len(names))
+    title = "Linear CKA between layers and positions, centred per question, without bias"
+    values = np.clip(study.cka, -1, 1).tolist()
+    return heat_map(values, names, names, title=title, x="", y="", unit="CKA", upward=True)
 
 
 def _interval(estimate: Estimate) -> str:

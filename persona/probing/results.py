@@ -82,7 +82,8 @@ class ProbeStudy:
     """Everything that was measured.
 
     ``at`` says how many blocks have run at each point; cells and places count points by
-    their index in it. ``cka`` is between all points of all positions, position by position.
+    their index in it. ``resampled`` says what intervals over all prompts are drawn over.
+    ``cka`` is between all points of all positions, position by position.
     """
 
     model: str
@@ -95,6 +96,7 @@ class ProbeStudy:
     n_examples: int
     n_personas: int
     n_questions: int
+    resampled: str
     cells: tuple[Cell, ...]
     traits: tuple[Cell, ...]
     places: tuple[Place, ...]

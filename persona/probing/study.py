@@ -37,6 +37,7 @@ from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.persona.data import POSITIONS, Estimate, ExampleFile, Persona, shared_positions
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.probing.fit import (
+    balanced_accuracy,
     cross_validate,
     joined,
     mean_scores,
@@ -44,7 +45,7 @@ from persona_circuits.persona.probing.fit import (
     probe_directions,
     score,
 )
-from persona_circuits.persona.probing.folds import Fold
+from persona_circuits.persona.probing.folds import Fold, Sample
 from persona_circuits.persona.probing.geometry import geometry_by_place
 from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
 from persona_circuits.persona.probing.results import ANSWER, Cell, Controls, ProbeStudy
@@ -105,7 +106,7 @@ def study_probes(
     )
     own = tuple(cell for cell in cells if cell.kind != "trait")
     traits = tuple(cell for cell in cells if cell.kind == "trait")
-    shown = tuple(sorted((*own, *_mean_traits(traits)), key=lambda cell: _order(cell, positions)))
+    shown = tuple(sorted((*own, *_mean_traits(traits, data.sample)), key=lambda cell: _order(cell, positions)))
     return ProbeStudy(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -117,6 +118,7 @@ def study_probes(
         n_examples=len(data.examples),
         n_personas=len({one.persona for one in data.examples if one.persona}),
         n_questions=len(set(data.questions)),
+        resampled=data.resampled,
         cells=shown,
         traits=traits,
         places=places,
@@ -151,8 +153,8 @@ def _cell(
     labels = labels.astype(np.int64)
     layers = _layers(target, data.streams[:, :, position], here)
     by_layer, chosen = cross_validate(layers, labels, folds, **settings)
-    weights = data.weights[:, here]
-    curve = tuple(score(one, weights) for one in by_layer)
+    sample = data.sample_of(target)
+    curve = tuple(score(one, sample, here) for one in by_layer)
     n_groups = len({data.groups(hold_out)[i] for i in here})
     cell = Cell(
         target=target.name,
@@ -163,7 +165,7 @@ def _cell(
         n_classes=int(labels.max()) + 1,
         n_groups=n_groups,
         curve=curve,
-        best=score(joined(by_layer, chosen), weights),
+        best=score(joined(by_layer, chosen), sample, here),
         layers=tuple(chosen),
         controls=_controls(data, target, layers, labels, folds, chosen, here, position),
         classes=tuple(target.classes[label] for label in kept),
@@ -190,8 +192,7 @@ def _controls(
     position: int,
 ) -> Controls:
     settings: dict[str, Any] = {"penalty": data.options.penalty, "symmetric": target.symmetric}
-    weights, once = data.weights[:, here], data.weights[:1, here]
-    rng = np.random.default_rng(data.options.seed)
+    rng, sample = np.random.default_rng(data.options.seed), data.sample_of(target)
     shuffled: list[float] = []
     task: list[float] = []
     for _ in range(data.options.repeats):
@@ -199,13 +200,14 @@ def _controls(
             (shuffled, rng.permutation(labels)),
             (task, _random_by_type([target.types[i] for i in here], labels, rng)),
         ):
-            found.append(score(predict_chosen(layers, wrong, folds, chosen, **settings), once).balanced.value)
+            found.append(balanced_accuracy(predict_chosen(layers, wrong, folds, chosen, **settings)))
     name, dropped = data.positions[position], None
     if data.bare is not None and name in data.without:
         bare = _layers(target, data.bare[:, :, data.without.index(name)], here)
-        dropped = score(predict_chosen(bare, labels, folds, chosen, **settings), weights).balanced
+        dropped = score(predict_chosen(bare, labels, folds, chosen, **settings), sample, here).balanced
     counted = predict_chosen([data.lengths()[here]], labels, folds, [0] * len(folds), penalty=data.options.penalty)
-    return Controls(_over_repeats(shuffled), _over_repeats(task), dropped, score(counted, weights).balanced)
+    length = score(counted, sample, here).balanced
+    return Controls(_over_repeats(shuffled), _over_repeats(task), dropped, length)
 
 
 def _random_by_type(
@@ -222,15 +224,15 @@ def _over_repeats(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(values)), float(min(values)), float(max(values)))
 
 
-def _mean_traits(cells: Sequence[Cell]) -> list[Cell]:
+def _mean_traits(cells: Sequence[Cell], sample: Sample) -> list[Cell]:
     """The mean over traits of every hold-out and position."""
     together: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         together.setdefault((cell.hold_out, cell.position), []).append(cell)
-    return [_mean_cell(several) for several in together.values()]
+    return [_mean_cell(several, sample) for several in together.values()]
 
 
-def _mean_cell(cells: Sequence[Cell]) -> Cell:
+def _mean_cell(cells: Sequence[Cell], sample: Sample) -> Cell:
     controls = [cell.controls for cell in cells]
     dropped = [one.dropped for one in controls if one.dropped is not None]
     return replace(
@@ -238,8 +240,8 @@ def _mean_cell(cells: Sequence[Cell]) -> Cell:
         target="trait",
         n=sum(cell.n for cell in cells),
         n_targets=len(cells),
-        curve=tuple(mean_scores(scored) for scored in zip(*(cell.curve for cell in cells), strict=True)),
-        best=mean_scores([cell.best for cell in cells]),
+        curve=tuple(mean_scores(scored, sample) for scored in zip(*(cell.curve for cell in cells), strict=True)),
+        best=mean_scores([cell.best for cell in cells], sample),
         layers=tuple(layer for cell in cells for layer in cell.layers),
         directions=None,
         controls=Controls(

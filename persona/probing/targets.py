@@ -14,7 +14,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, Stage
 from persona_circuits.persona.data import ExampleFile, Persona, Placed, without_persona
 from persona_circuits.persona.lens import read_out_direction
-from persona_circuits.persona.probing.folds import Fold, explicit_fold, folds_by_group, two_way_weights
+from persona_circuits.persona.probing.folds import Fold, Sample, explicit_fold, folds_by_group
 from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
 from persona_circuits.persona.streams import collect
 
@@ -62,9 +62,9 @@ class Data:
         self.personas = [one.persona or f"pair {one.pair} {'AB'[not one.is_clean]}" for one in self.examples]
         self.questions = [one.question for one in self.examples]
         self.traits = {persona.name: persona.traits for persona in personas}
-        self.weights = two_way_weights(
-            self.personas, self.questions, n_resamples=options.n_resamples, seed=options.seed
-        )
+        draws = {"n_draws": options.n_resamples, "seed": options.seed}
+        self.sample = Sample(self.personas, self.questions, **draws)
+        self.of_questions = Sample([""] * len(self.examples), self.questions, **draws)
         n = model.graph.n_layers
         self.at = tuple(sorted({*range(0, n, options.every), n}))
         placed = [one.placed for one in self.examples]
@@ -77,6 +77,18 @@ class Data:
             _streams(model, bare, self.without, self.at, options, stage("reading without the persona"))
             if known and self.without
             else None
+        )
+
+    def sample_of(self, target: Target) -> Sample:
+        """What is drawn; not the personas where they are the classes."""
+        return self.of_questions if target.kind == "identity" else self.sample
+
+    @property
+    def resampled(self) -> str:
+        """What intervals are drawn over, for people."""
+        return (
+            f"{self.sample.clusters.describe('prompts')}; of identity over "
+            f"{self.of_questions.clusters.by.replace('pairs', 'prompts')} alone, since the personas are its classes"
         )
 
     def groups(self, hold_out: str) -> list[str]:

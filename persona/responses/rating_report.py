@@ -12,15 +12,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from persona_circuits.circuit.figures import interval, plain, write_csv
+from persona_circuits.circuit.figures import (
+    Chart,
+    Points,
+    bar_chart,
+    interval,
+    plain,
+    write_csv,
+    write_figures,
+)
 from persona_circuits.circuit.storage import write_json
-from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.data import Estimate, clusters_of
 from persona_circuits.persona.responses.rating import PersonaRating, Ratings
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "TABLE",
@@ -42,8 +47,6 @@ def write_ratings(
     Raises:
         FileError: the folder is missing or cannot be written.
     """
-    from persona_circuits.circuit.figures import write_figures
-
     folder = Path(folder)
     write_json(rating_record(ratings, summary, about), folder / "rating.json")
     write_csv([asdict(one) for one in summary], folder / "personas.csv")
@@ -63,6 +66,14 @@ def write_ratings(
     write_figures(rating_figures(ratings, summary[1:]), folder, page="rating.html", title=title)
 
 
+def rated_over(ratings: Ratings) -> str:
+    """What the intervals over all responses are drawn over, for people."""
+    asked = [one.response.exchange for one in ratings.rated]
+    if not asked:
+        return "nothing: no response is rated"
+    return clusters_of([one.persona for one in asked], [one.question for one in asked]).describe("responses")
+
+
 def rating_record(ratings: Ratings, summary: Sequence[PersonaRating], about: Mapping[str, Any]) -> dict[str, Any]:
     """Everything but the responses, as plain values for JSON."""
     record = {
@@ -75,6 +86,7 @@ def rating_record(ratings: Ratings, summary: Sequence[PersonaRating], about: Map
         "unparsable": ratings.unparsable,
         "failures": ratings.failures,
         "left_out": ratings.left_out,
+        "resampled": rated_over(ratings),
         "all": summary[0],
         "personas": summary[1:],
     }
@@ -96,28 +108,16 @@ def rating_rows(summary: Sequence[PersonaRating]) -> list[tuple[str, ...]]:
     ]
 
 
-def rating_figures(ratings: Ratings, summary: Sequence[PersonaRating]) -> dict[str, Figure]:
+def rating_figures(ratings: Ratings, summary: Sequence[PersonaRating]) -> dict[str, Chart]:
     """Every persona's mean rating with its interval, and the same responses rated as another persona's."""
-    from plotly.graph_objects import Bar, Figure
-
-    from persona_circuits.circuit.figures import GREY, laid_out
-    from persona_circuits.circuit.figures.plots import PALETTE
-
     known = sorted((one for one in summary if one.rating is not None), key=lambda one: -(one.rating or NONE).value)
-    figure = Figure()
-    for name, colour, which in (("own persona", PALETTE[0], "rating"), ("another persona", GREY, "control")):
+    marks = []
+    for name, which in (("own persona", "rating"), ("another persona", "control")):
         values = [(one.persona, getattr(one, which)) for one in known if getattr(one, which) is not None]
-        ends = [(value.value, value.low, value.high) for _, value in values]
-        error = {
-            "type": "data",
-            "array": [0.0 if high is None else high - value for value, _, high in ends],
-            "arrayminus": [0.0 if low is None else value - low for value, low, _ in ends],
-        }
-        bars = {"y": [persona for persona, _ in values], "x": [value for value, _, _ in ends], "error_x": error}
-        figure.add_trace(Bar(**bars, name=name, orientation="h", marker={"color": colour}))
-    laid_out(figure, "How much of the persona shows in what was said", f"mean rating ({ratings.unit})", "persona")
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
-    return {"ratings": figure.update_layout(height=220 + max(160, 26 * len(known)), barmode="group", showlegend=True)}
+        x, low, high = ([getattr(one, end) for _, one in values] for end in ("value", "low", "high"))
+        marks.append(Points(name, x, [persona for persona, _ in values], low, high))
+    title, unit = "How much of the persona shows in what was said", f"mean rating ({ratings.unit})"
+    return {"ratings": bar_chart(marks, title=title, x=unit, y="persona", across=True)}
 
 
 NONE = Estimate(0.0, None, None)

@@ -14,15 +14,19 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_circuits.circuit.errors import TaskError, listed
-from persona_circuits.circuit.figures import plain, write_csv
+from persona_circuits.circuit.figures import (
+    Bars,
+    Chart,
+    bar_chart,
+    plain,
+    write_csv,
+    write_figures,
+)
 from persona_circuits.circuit.storage import Kind, is_whole, read_json_lines, write_json, write_text
 from persona_circuits.persona.responses.plan import Exchange, Response, Responses, baseline_of
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "TABLE",
@@ -96,8 +100,6 @@ def write_response_study(
         FileError: the folder is missing or cannot be written.
         OptionError: the named baseline is not among the personas.
     """
-    from persona_circuits.circuit.figures import write_figures
-
     folder = Path(folder)
     summaries = summarise(found.responses, baseline)
     write_responses(found.responses, folder / "responses.jsonl")
@@ -108,7 +110,7 @@ def write_response_study(
     write_figures(response_figures(summaries), folder, page="responses.html", title=title)
 
 
-def response_figures(summaries: Sequence[PersonaSummary]) -> dict[str, Figure]:
+def response_figures(summaries: Sequence[PersonaSummary]) -> dict[str, Chart]:
     """How long each persona speaks and, with a baseline, how often it says something else."""
     found = {"length": _bars(summaries, [one.words for one in summaries], "Length of responses", "words")}
     others = [one for one in summaries if one.unlike_baseline is not None]
@@ -202,14 +204,6 @@ def _short(text: str, most: int = 40) -> str:
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
-def _bars(summaries: Sequence[PersonaSummary], values: Sequence[float], title: str, unit: str) -> Figure:
-    from plotly.graph_objects import Bar, Figure
-
-    from persona_circuits.circuit.figures import laid_out
-    from persona_circuits.circuit.figures.plots import PALETTE
-
-    names = [one.persona for one in summaries]
-    trace = Bar(y=names, x=list(values), orientation="h", marker={"color": PALETTE[0]})
-    figure = laid_out(Figure(trace), title, unit, "persona")
-    figure.update_yaxes(type="category", autorange="reversed", showgrid=False, dtick=1)
-    return figure.update_layout(height=200 + max(160, 18 * len(names)), showlegend=False)
+def _bars(summaries: Sequence[PersonaSummary], values: Sequence[float], title: str, unit: str) -> Chart:
+    bars = Bars(unit, [one.persona for one in summaries], list(values))
+    return bar_chart([bars], title=title, x=unit, y="persona", across=True)

@@ -15,17 +15,27 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.figures import plain, write_arrays, write_csv
+from persona_circuits.circuit.figures import (
+    GREY,
+    PALETTE,
+    Chart,
+    Curve,
+    Points,
+    chart,
+    line_chart,
+    plain,
+    write_arrays,
+    write_csv,
+    write_figures,
+)
 from persona_circuits.circuit.storage import write_json, write_text
+from persona_circuits.persona.data import drawn_over
 from persona_circuits.persona.steering.results import Outcome, SteeringStudy
 from persona_circuits.persona.steering.text import Generation, Readability, readability
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 __all__ = [
     "BOUNDS",
@@ -53,8 +63,6 @@ def write_steering(
     Raises:
         FileError: the folder is missing or cannot be written.
     """
-    from persona_circuits.circuit.figures import write_figures
-
     folder = Path(folder)
     write_json(steering_record(study, generations, about), folder / "steer.json")
     write_csv([_flat(outcome) for outcome in study.outcomes], folder / "outcomes.csv")
@@ -86,6 +94,7 @@ def steering_record(
         "options": asdict(study.options),
         "n_pairs": len(study.prompts),
         "notes": study.notes,
+        "resampled": drawn_over(study.prompts.personas, study.prompts.questions),
         "outcomes": study.outcomes,
         "bounds": study.bounds,
         "readability": readability(generations),
@@ -146,7 +155,7 @@ def text_rows(generations: Sequence[Generation]) -> list[tuple[str, ...]]:
     ]
 
 
-def steering_figures(study: SteeringStudy, generations: Sequence[Generation]) -> dict[str, Figure]:
+def steering_figures(study: SteeringStudy, generations: Sequence[Generation]) -> dict[str, Chart]:
     """The figures by name."""
     figures = {
         "gain": _sweep(study, lambda one: one.gain, "Gain of the persona's effect, D(s) / D(0)", "gain"),
@@ -213,80 +222,59 @@ def _groups(study: SteeringStudy) -> list[tuple[int, ...]]:
     return list(dict.fromkeys(one.layers for one in study.outcomes))
 
 
-def _sweep(study: SteeringStudy, value: Any, title: str, unit: str) -> Figure:
+def _sweep(study: SteeringStudy, value: Any, title: str, unit: str) -> Chart:
     """A curve per layer, its controls dotted in the same colour; all draws' mean."""
-    from persona_circuits.circuit.figures import Curve, line_chart
-    from persona_circuits.circuit.figures.plots import PALETTE
-
     curves = []
     for place, layers in enumerate(_groups(study)):
-        own = _swept(study, "direction", layers)
-        name, colour = f"layer {'+'.join(map(str, layers))}", PALETTE[place % len(PALETTE)]
-        points = [(float(one.strength or 0.0), value(one)) for one in own] + [(0.0, 1.0)]
-        points.sort()
-        curves.append(Curve(name, [x for x, _ in points], [y for _, y in points], colour=colour))
+        own, colour = _swept(study, "direction", layers), PALETTE[place % len(PALETTE)]
+        points = sorted([(float(one.strength or 0.0), value(one)) for one in own] + [(0.0, 1.0)])
+        curves.append(Curve(_name(layers), [x for x, _ in points], [y for _, y in points], colour=colour))
         for control, dash in (("random", "dot"), ("covariance", "dash")):
             beside = [
                 (float(one.strength or 0.0), float(np.mean([value(other) for other in _beside(study, one, control)])))
                 for one in own
-            ] + [(0.0, 1.0)]
-            beside.sort()
-            x, y = [a for a, _ in beside], [b for _, b in beside]
-            curves.append(Curve(f"{name}, {control}", x, y, dash=dash, colour=colour, markers=False))
+            ]
+            points = sorted([*beside, (0.0, 1.0)])
+            x, y = [a for a, _ in points], [b for _, b in points]
+            curves.append(Curve(f"{_name(layers)}, {control}", x, y, dash=dash, colour=colour, markers=False))
     return line_chart(curves, title=title, x="strength", y=unit)
 
 
-def _kl_figure(study: SteeringStudy) -> Figure:
-    from persona_circuits.circuit.figures import GREY, Curve, line_chart
+def _name(layers: tuple[int, ...]) -> str:
+    return f"layer {'+'.join(map(str, layers))}"
 
+
+def _kl_figure(study: SteeringStudy) -> Chart:
     curves = []
     for layers in _groups(study):
         own = [one for one in _swept(study, "direction", layers) if (one.strength or 0) > 0]
         low, high = [one.kl.low for one in own], [one.kl.high for one in own]
         x, y = [float(one.strength or 0.0) for one in own], [one.kl.value for one in own]
-        curves.append(Curve(f"layer {'+'.join(map(str, layers))}", x, y, low, high))
+        curves.append(Curve(_name(layers), x, y, low, high))
     most = study.options.strengths[-1]
     bound = study.options.kl_bound
     curves.append(Curve(f"bound {bound:g}", [0.0, most], [bound, bound], dash="dash", colour=GREY, markers=False))
     return line_chart(curves, title="KL from the unsteered model on neutral prompts", x="strength", y="KL (nats)")
 
 
-def _trade_figure(study: SteeringStudy) -> Figure:
+def _trade_figure(study: SteeringStudy) -> Chart:
     """What a gain costs: every layer and strength, the controls beside."""
-    from plotly.graph_objects import Figure, Scatter
-
-    from persona_circuits.circuit.figures import GREY, laid_out
-    from persona_circuits.circuit.figures.plots import PALETTE
-
-    figure = Figure()
-    for control, colour in zip(CONTROLS, (GREY, "#8a8a8a"), strict=True):
-        points = [one for one in study.outcomes if one.control == control and (one.strength or 0) > 0]
-        style = {"color": colour, "symbol": "x" if control == "random" else "diamond", "size": 7}
-        x, y = [one.kl.value for one in points], [one.gain for one in points]
-        figure.add_trace(Scatter(x=x, y=y, mode="markers", name=control, marker=style))
-    for place, layers in enumerate(_groups(study)):
+    marks: list[Curve | Points] = []
+    for layers in _groups(study):
         own = [one for one in _swept(study, "direction", layers) if (one.strength or 0) > 0]
-        style = {"color": PALETTE[place % len(PALETTE)], "size": 7}
-        x, y = [one.kl.value for one in own], [one.gain for one in own]
-        text = [f"strength {one.strength:g}" for one in own if one.strength is not None]
-        name = f"layer {'+'.join(map(str, layers))}"
-        line = {"color": style["color"], "width": 2}
-        figure.add_trace(Scatter(x=x, y=y, mode="lines+markers", name=name, text=text, marker=style, line=line))
-    return laid_out(figure, "Gain against its cost", "KL on neutral prompts (nats)", "gain").update_layout(
-        showlegend=True
-    )
+        marks.append(Curve(_name(layers), [one.kl.value for one in own], [one.gain for one in own]))
+    for control, symbol in zip(CONTROLS, ("x", "diamond"), strict=True):
+        points = [one for one in study.outcomes if one.control == control and (one.strength or 0) > 0]
+        x, y = [one.kl.value for one in points], [one.gain for one in points]
+        marks.append(Points(control, x, y, colour="#8a8a8a", symbol=symbol))
+    return chart(marks, title="Gain against its cost", x="KL on neutral prompts (nats)", y="gain")
 
 
-def _flip_figure(study: SteeringStudy) -> Figure:
+def _flip_figure(study: SteeringStudy) -> Chart:
     """Every pair at every layer and signed strength: D(s)/2 against its |b|, and whether its tokens part.
 
     Above the line the gain is above g* = 2 |b| / |D|.
     """
-    from plotly.graph_objects import Figure, Scatter
-
-    from persona_circuits.circuit.figures import laid_out
-    from persona_circuits.circuit.figures.plots import PALETTE
-
     divergence, prior = study.plain[0] - study.plain[1], np.abs(study.plain.mean(0))
     asked = divergence > 0
     points: dict[bool, tuple[list[float], list[float]]] = {True: ([], []), False: ([], [])}
@@ -295,32 +283,22 @@ def _flip_figure(study: SteeringStudy) -> Figure:
             for x, y, parted in zip(prior[asked], (a - b)[asked] / 2, ((a > 0) & (b < 0))[asked], strict=True):
                 points[bool(parted)][0].append(float(x))
                 points[bool(parted)][1].append(float(y))
-    figure = Figure()
-    for parted, name, colour in ((True, "tokens part", PALETTE[0]), (False, "tokens do not part", PALETTE[1])):
-        x, y = points[parted]
-        marker = {"color": colour, "size": 6, "opacity": 0.5}
-        figure.add_trace(Scatter(x=x, y=y, mode="markers", name=f"{name} ({len(x)})", marker=marker))
+    marks: list[Curve | Points] = [
+        Points(f"{name} ({len(points[parted][0])})", *points[parted], size=6)
+        for parted, name in ((True, "tokens part"), (False, "tokens do not part"))
+    ]
     most = float(prior.max()) * 1.05
-    line = {"color": "black", "dash": "dash", "width": 1}
-    figure.add_trace(Scatter(x=[0.0, most], y=[0.0, most], mode="lines", line=line, name="gain = g*"))
+    marks.append(Curve("gain = g*", [0.0, most], [0.0, most], dash="dash", colour="#000000", markers=False))
     title = "The tokens of a pair must part where its gain is above g*"
-    laid_out(figure, title, "|b| of the unsteered model (logits)", "D(s) / 2 (logits)")
-    return figure.update_layout(showlegend=True)
+    return chart(marks, title=title, x="|b| of the unsteered model (logits)", y="D(s) / 2 (logits)")
 
 
-def _text_figure(summaries: Sequence[Readability]) -> Figure:
-    from persona_circuits.circuit.figures import Curve, line_chart
-
+def _text_figure(summaries: Sequence[Readability]) -> Chart:
     first = next(one for one in summaries if one.control == "unsteered")
     curves = []
-    for control in ("direction", "random"):
+    for control, dash in (("direction", "solid"), ("random", "dot")):
         own = [first, *(one for one in summaries if one.control == control)]
-        x = [one.strength for one in own]
-        curves.append(Curve(f"perplexity, {control}", x, [one.perplexity for one in own], dash=_dash(control)))
-    return line_chart(
-        curves, title="Readability: the unsteered model's perplexity", x="strength", y="median perplexity"
-    )
-
-
-def _dash(control: str) -> str:
-    return "solid" if control == "direction" else "dot"
+        x, y = [one.strength for one in own], [one.perplexity for one in own]
+        curves.append(Curve(f"perplexity, {control}", x, y, dash=dash))
+    title = "Readability: the unsteered model's perplexity"
+    return line_chart(curves, title=title, x="strength", y="median perplexity")

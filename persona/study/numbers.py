@@ -152,7 +152,7 @@ class Estimates:
             means = [weighted_mean(weights[:, side], x[side]) for side in sides]
             return means[0] - means[1]
 
-        return self._of(statistic, int(known.sum()))
+        return self._of(statistic, int(known.sum()), clusters=self.clusters.between(first))
 
     def median(self, values: Values) -> dict[str, Any]:
         """The median; values may be infinite. Its interval comes from the drawn weights as they are."""
@@ -191,11 +191,12 @@ class Estimates:
         statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
         n: int,
         influence: Float[np.ndarray, " pair"] | None = None,
+        clusters: Clusters | None = None,
     ) -> dict[str, Any]:
         size = len(self.items)
         value = float(statistic(np.full((1, size), 1 / size))[0])
         how: dict[str, Any] = {"influence": influence, "n_draws": self.n_resamples, "seed": self.seed}
-        bounds = interval(statistic, self.clusters, **how) if size > 1 else None
+        bounds = interval(statistic, clusters or self.clusters, **how) if size > 1 else None
         found: dict[str, Any] = {"value": value if np.isfinite(value) else None, "n": n}
         return found | ({} if bounds is None else {"low": bounds.low, "high": bounds.high})
 

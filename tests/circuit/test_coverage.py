@@ -5,9 +5,10 @@ import importlib.util
 import numpy as np
 import pytest
 from conftest import ROOT
+from scipy import stats
 
 from persona_circuits.circuit.evaluation.hypothesis import hsic
-from persona_circuits.circuit.statistics import permutations_of
+from persona_circuits.circuit.statistics import Clusters, permutations_of
 
 SPEC = importlib.util.spec_from_file_location("coverage_of", ROOT / "benchmarks" / "coverage.py")
 simulated = importlib.util.module_from_spec(SPEC)
@@ -69,3 +70,56 @@ def test_dependence_is_found_where_names_are_exchanged():
         y = x + 0.7 * simulated.shared_noise(clusters, rng, 0.5)
         found += hsic(x, y, n_permutations=99, seed=seed, among=clusters.permutations)[1] <= 0.05
     assert found > 30
+
+
+@pytest.mark.parametrize("n_personas", [6, 10])
+def test_means_over_persona_pairs_that_share_personas(n_personas):
+    """Effects that are subtracted; added ones are in ``tests/persona/test_collapse.py``. Three standard errors."""
+    covered, rejected = simulated.means_over_couples(n_personas, 50, sign=-1.0)
+    assert covered >= 0.86
+    assert rejected <= 0.14
+
+
+@pytest.mark.parametrize("levels", simulated.LEVELS)
+def test_differences_over_persona_pairs_that_share_personas(levels):
+    covered, rejected, shuffled = simulated.differences_over_couples(8, 30, levels=levels)
+    assert covered >= 0.83  # three standard errors
+    assert rejected <= 0.17
+    if levels == "two personas":  # persona pairs whose levels are shuffled, as if they shared no persona
+        assert shuffled > 0.2
+
+
+def test_neurons_of_couples_that_share_personas():
+    assert simulated.level_of_neurons(8, 15) <= 0.08
+    assert simulated.level_of_neurons(8, 15, alone=True) > 0.2
+
+
+def test_a_difference_has_the_spread_and_the_degrees_of_freedom_of_a_t_test():
+    """Pairs that share nothing: Student's t test of two samples of equal size, as the robust variance gives it."""
+    rng, first = np.random.default_rng(0), np.arange(12) < 6
+    clusters = Clusters(12, None, None).between(first)
+    values = rng.normal(size=12) + first
+    size, influence = clusters.coefficient(values)
+    assert size == pytest.approx(values[first].mean() - values[~first].mean())
+    assert clusters.p_value(abs(size), influence) == pytest.approx(
+        stats.ttest_ind(values[first], values[~first]).pvalue
+    )
+
+
+def test_a_difference_within_questions_leaves_questions_out_of_it():
+    rng, asked = np.random.default_rng(1), np.repeat(np.arange(4), 6)
+    first = np.tile([True, False, True, False, False, True], 4)
+    values = 100.0 * asked + first + 0.01 * rng.normal(size=24)
+    size, influence = Clusters(24, None, None).between(first, asked).coefficient(values)
+    assert size == pytest.approx(1.0, abs=0.02)
+    assert np.abs(influence).max() < 1
+
+
+def test_clusters_among_some_pairs_are_those_of_their_names():
+    names = [[f"{kind}{i % n}" for i in range(24)] for kind, n in (("a", 4), ("b", 5), ("q", 3))]
+    places = np.arange(0, 24, 3)
+    some, own = Clusters.named(*names).among(places), Clusters.named(*([one[i] for i in places] for one in names))
+    assert (some.by, some.n) == (own.by, own.n)
+    x = np.random.default_rng(2).normal(size=(8, 1))
+    assert some.spread(x - x.mean()) == pytest.approx(own.spread(x - x.mean()))
+    assert Clusters(24, None, None).among(places).by == "pairs"

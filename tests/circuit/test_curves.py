@@ -593,7 +593,18 @@ def test_the_command_writes_tables_and_figures(tmp_path, scores):
     args = ["--scorers", f"eap,random,{tmp_path / 'mine.safetensors'}", "--level", "both", "--n-random", "2"]
     done = call("curves", run, *args, "--out", out)
     assert done.exit_code == 0, done.output
-    for part in ("run run", "mine", "random (2)", "CPR", "circuit", "not held out", "262 edges", "15 nodes"):
+    for part in (
+        "run run",
+        "mine",
+        "random (2)",
+        "CPR",
+        "circuit",
+        "not held out",
+        "262 edges",
+        "15 nodes",
+        "medians of the pairs' own ratios",
+        "intervals over ",
+    ):
         assert part in done.stdout
     figures = [f"faithfulness-{level}{left}.png" for level in ("edge", "node") for left in ("-left", "")]
     written = ["curves.csv", "curves.html", "curves.json", *figures, "scores-eap.safetensors"]

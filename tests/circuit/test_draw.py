@@ -220,25 +220,104 @@ def test_the_legend_says_sign_and_scale(circuit, scores):
 # --- how much is shown ---------------------------------------------------------------------
 
 
-def test_the_strongest_edges_are_shown_and_the_rest_is_counted(tmp_path, circuit, scores):
-    chain = Circuit.of(GRAPH, SCORES)
-    picture = to_agraph(chain, scores=scores, strongest=3)
-    assert {item[2] for item in picture.edges(keys=True)} == {"m2->logits", "input->a0.h1<v>", "a0.h1->m0"}
+def test_the_strongest_paths_are_shown_and_the_rest_is_counted(tmp_path, circuit, scores):
+    picture = to_agraph(circuit, scores=scores, strongest=5)
+    path = {"input->a0.h1<v>", "a0.h1->m0", "m0->a2.h0<q>", "a2.h0->m2", "m2->logits"}  # its weakest edge is 0.2
+    assert {item[2] for item in picture.edges(keys=True)} == path
     svg = tmp_path / "c.svg"
-    assert draw(circuit, svg, scores=scores, strongest=3) == DrawReport(3, 8, svg)
-    assert "3 strongest of 8 edges; 5 left out" in svg.read_text()
+    assert draw(circuit, svg, scores=scores, strongest=6) == DrawReport(6, 8, svg)
+    assert "6 of 8 edges, on the strongest paths from input to logits; 2 left out" in svg.read_text()
+    assert draw(circuit, svg, scores=scores, strongest=1) == DrawReport(5, 8, svg)  # a whole path at least
+
+
+@pytest.mark.parametrize("strongest", [10, 40, 150])
+def test_nothing_dangles_and_every_path_left_out_is_weaker(strongest):
+    circuit, scores = dense(Graph(6, 4))
+    items = to_agraph(circuit, scores=scores, strongest=strongest).edges(keys=True)
+    shown = Circuit.of(circuit.graph, [item[2] for item in items])
+    assert len(shown) <= strongest
+    assert shown.without_dead_ends() == shown
+    strongest_path = widest(circuit, scores)
+    assert widest(shown, scores) == strongest_path == pytest.approx(max(brute(circuit, scores)))
+
+
+def widest(circuit: Circuit, scores: Scores) -> float:
+    """The largest threshold at which edges of at least that size still lead from input to logits."""
+    sizes = sorted({abs(scores[item]) for item in circuit.edges()})
+    kept = [
+        size
+        for size in sizes
+        if len(
+            Circuit.of(
+                circuit.graph, [str(item) for item in circuit.edges() if abs(scores[item]) >= size]
+            ).without_dead_ends()
+        )
+    ]
+    return max(kept)
+
+
+def brute(circuit: Circuit, scores: Scores) -> list[float]:
+    """The weakest edge of random walks along the circuit; none is above the widest path's."""
+    import networkx as nx
+
+    graph = nx.MultiDiGraph(
+        (str(e.src), str(e.dst), {"size": abs(scores[e])}) for e in circuit.without_dead_ends().edges()
+    )
+    best = {"input": np.inf}
+    for node in nx.topological_sort(graph):
+        for _, other, about in graph.out_edges(node, data=True):
+            best[other] = max(best.get(other, 0.0), min(best.get(node, 0.0), about["size"]))
+    return [best["logits"]]
 
 
 def test_thousands_are_counted_readably():
     circuit, scores = dense(Graph(12, 12), share=0.2)
     picture = to_agraph(circuit, scores=scores)
-    assert re.search(r"150 strongest of \d,\d{3} edges; \d,\d{3} left out", picture.graph_attr["_background"])
+    assert re.search(
+        r"150 of \d,\d{3} edges, on the strongest paths .*; \d,\d{3} left out", picture.graph_attr["_background"]
+    )
 
 
-def test_without_scores_the_first_edges_are_shown(circuit):
-    picture = to_agraph(circuit, strongest=2)
-    assert {item[2] for item in picture.edges(keys=True)} == {str(item) for item in circuit.edges()[:2]}
-    assert "2 first of 8 edges in topological order; 6 left out" in picture.graph_attr["_background"]
+def test_without_scores_the_first_paths_are_shown(circuit):
+    picture = to_agraph(circuit, strongest=4)
+    shown = Circuit.of(GRAPH, [item[2] for item in picture.edges(keys=True)])
+    assert len(shown) == 4
+    assert shown.without_dead_ends() == shown
+    assert "4 of 8 edges, on the first paths from input to logits; 4 left out" in picture.graph_attr["_background"]
+
+
+# --- bundles -------------------------------------------------------------------------------
+
+
+def test_edges_that_go_the_same_way_are_one_stroke():
+    heads = [f"a3.h{head}" for head in range(6)]
+    names = [
+        "input->m0",
+        *(f"m0->{head}<v>" for head in heads),
+        *(f"{head}->logits" for head in heads),
+        "m0->m2",
+        "m2->logits",
+    ]
+    picture = to_agraph(Circuit.of(Graph(4, 6), names))
+    trunks = {tuple(map(tuple, curve(edge(picture, f"m0->{head}<v>"))[:-3])) for head in heads}
+    assert len(trunks) == 1
+    ends = {tuple(curve(edge(picture, f"m0->{head}<v>"))[-1]) for head in heads}
+    assert len(ends) == 6
+    (trunk,) = trunks
+    assert center(picture, "m2")[1] < trunk[-1][1] < center(picture, "a3.h0")[1]
+
+
+def test_a_bundle_has_one_look():
+    graph = Graph(4, 8)
+    names = [f"m0->a3.h{head}<v>" for head in range(8)]
+    circuit = Circuit.of(
+        graph, ["input->m0", *names, *(f"a3.h{head}->logits" for head in range(8)), "m0->a1.h0<v>", "a1.h0->logits"]
+    )
+    scores = Scores.of(graph, {str(item): 1.0 if str(item) in names[:4] else -1.0 for item in circuit.edges()})
+    picture = to_agraph(circuit, scores=scores)
+    strokes = {(edge(picture, name).attr["style"], tuple(curve(edge(picture, name))[0])) for name in names}
+    assert len(strokes) == 2
+    assert len({start for _, start in strokes}) == 2
 
 
 def test_an_empty_circuit_says_so(tmp_path):
@@ -280,10 +359,25 @@ def test_title_is_shown_as_it_is(tmp_path, circuit):
 
 def test_same_input_same_bytes(tmp_path):
     circuit, scores = dense(Graph(3, 3))
-    for fmt in ("svg", "dot", "png"):  # a PDF holds the time
+    for fmt in ("svg", "dot", "png", "pdf"):
         for name in ("one", "two"):
             draw(circuit, tmp_path / f"{name}.{fmt}", scores=scores, strongest=60)
         assert (tmp_path / f"one.{fmt}").read_bytes() == (tmp_path / f"two.{fmt}").read_bytes(), fmt
+
+
+@pytest.mark.parametrize(("width", "points"), [("single", 3.3 * 72), ("double", 6.9 * 72)])
+def test_a_picture_fits_a_papers_columns(width, points, tmp_path):
+    circuit, scores = dense(Graph(30, 4), share=0.02)
+    draw(circuit, tmp_path / "c.svg", scores=scores, width=width)
+    sides = [
+        float(side)
+        for side in re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', (tmp_path / "c.svg").read_text()).groups()
+    ]
+    assert sides[0] <= points + 1
+    assert sides[1] <= 9 * 72 + 1
+    assert sides[0] > points - 2 or sides[1] > 9 * 72 - 2
+    with pytest.raises(OptionError, match="'wide' is no width of a paper's column; give single or double"):
+        draw(circuit, tmp_path / "c.svg", width="wide")
 
 
 def test_large_pictures_keep_to_the_pixel_limit(monkeypatch, tmp_path, circuit):
@@ -398,3 +492,21 @@ def test_public_names_exist():
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)} | {"FORMATS"}
     assert set(module.__all__) <= defined
+
+
+def test_edges_are_parted_by_the_part_of_the_prompt_that_gives_most_of_them():
+    from persona_circuits.circuit.attribution import ScoreParts
+    from persona_circuits.circuit.reporting.spans import edges_by_part
+
+    circuit, _ = dense(Graph(4, 4))
+    values = np.random.default_rng(1).normal(size=(6, *circuit.mask.shape)) * circuit.graph.valid
+    parts = ScoreParts(circuit.graph, "span", tuple("abcdef"), values)
+    found = edges_by_part(parts, circuit)
+    assert len(found) == 4
+    assert sum(len(one) for one in found.values()) == len(circuit)
+    assert [len(one) for one in found.values()][:3] == sorted((len(one) for one in found.values()), reverse=True)[1:]
+    for name, one in list(found.items())[:-1]:
+        for item in one.edges():
+            own = np.abs([values[(place, *circuit.graph.index(item))] for place in range(6)])
+            assert "abcdef"[own.argmax()] == name
+    to_agraph(circuit, scores=parts.total(), groups=found)

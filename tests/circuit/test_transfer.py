@@ -161,6 +161,8 @@ def test_intervals_are_drawn_over_what_pairs_share(planted):
     assert shared.interval.by == clusters["all"].by != "pairs"
     cells = specificity(model, {"a": (part, grounds["all"], DIVERGENCE)}, clusters={"a": clusters["all"]}).cells
     assert cells[0].interval.by == shared.interval.by
+    assert isinstance(cells[0].median_of_ratios, float)
+    assert isinstance(shared.median_of_ratios, float)
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_options_and_positions_that_make_no_sense(tiny64, found):
         build_bridge(tiny64, circuit, found, options=BridgeOptions(layer=3))
     with pytest.raises(OptionError, match="--position 'start' is not one of persona-end"):
         BridgeOptions(position="start").checked()
-    with pytest.raises(OptionError, match=r"question-end: the prompt of prompt 5 \(id 5\) has no such place"):
+    with pytest.raises(OptionError, match=r"question-end: there is no such place in prompt 5 \(id 5\)"):
         build_bridge(tiny64, circuit, found, options=BridgeOptions(position="question-end"))
     with pytest.raises(OptionError, match="--n-random must be at least 1"):
         BridgeOptions(n_random=0).checked()

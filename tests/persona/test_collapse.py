@@ -485,21 +485,21 @@ def test_every_row_of_the_table_has_every_column(study):
 
 
 def test_figures_hold_the_studys_numbers(study):
-    figures = collapse_figures(study)
+    figures = {name: figure.panels[0].marks for name, figure in collapse_figures(study).items()}
     assert list(figures) == ["divergence-by-prior", "divergence-by-persona", "divergence-by-placement"]
-    by_prior = {trace.name: trace for trace in figures["divergence-by-prior"].data}
-    points = [trace for name, trace in by_prior.items() if name.startswith(("apart", "collapse ("))]
-    assert sum(len(trace.x) for trace in points) == 120
+    by_prior = {mark.name: mark for mark in figures["divergence-by-prior"][::-1]}
+    points = [mark for name, mark in by_prior.items() if name.startswith(("apart", "collapse ("))]
+    assert sum(len(mark.x) for mark in points) == 120
     line = by_prior["collapse line |b| = |D|/2"]
     assert abs(line.y[1]) == pytest.approx(2 * line.x[1])
-    heat = figures["divergence-by-persona"].data[0]
-    assert np.array(heat.z).shape == (len(heat.y), len(heat.x))
-    assert len(heat.x) == len(study.questions)
-    cell = [row.measure for row in study.pairs if row.measure.item.question == heat.x[0]]
+    heat = figures["divergence-by-persona"][0]
+    assert np.array(heat.values).shape == (len(heat.rows), len(heat.columns))
+    assert len(heat.columns) == len(study.questions)
+    cell = [row.measure for row in study.pairs if row.measure.item.question == heat.columns[0]]
     first = cell[0].item.pair.persona_a
     mean = np.mean([m.divergence for m in cell if first in (m.item.pair.persona_a, m.item.pair.persona_b)])
-    assert heat.z[list(heat.y).index(first)][0] == pytest.approx(mean)
-    assert sum(len(box.y) for box in figures["divergence-by-placement"].data) == 120
+    assert heat.values[heat.rows.index(first)][0] == pytest.approx(mean)
+    assert sum(len(spread.values) for spread in figures["divergence-by-placement"]) == 120
 
 
 def test_pairs_in_both_placements_are_drawn_against_each_other(study):
@@ -508,7 +508,7 @@ def test_pairs_in_both_placements_are_drawn_against_each_other(study):
     late = dataclasses.replace(item, axes={**item.axes, "placement": "late"})
     turned = dataclasses.replace(first, measure=dataclasses.replace(first.measure, item=late, divergence=1.0))
     both = dataclasses.replace(study, pairs=(first, turned))
-    points = divergence_by_placement(both).data[0]
+    points = divergence_by_placement(both).panels[0].marks[0]
     assert (list(points.x), list(points.y)) == ([first.measure.divergence], [1.0])
 
 

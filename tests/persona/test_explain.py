@@ -719,14 +719,14 @@ def test_options_out_of_range():
             ExplainOptions(**changes).checked()
 
 
-def test_a_split_keeps_its_rows_keys(tmp_path):
+def test_a_split_keeps_its_rows_keys(tiny, tmp_path):
     rows = rows_of(PLANTED["copy"].pairs[:4])
     for i, row in enumerate(rows):
         row.update(split="test" if i % 2 else "train", number=i)
     file = load_items(lines(tmp_path / "pairs.jsonl", rows))
     assert [item.pair.row["number"] for item in file.of_split("test").items] == [1, 3]
     with pytest.raises(OptionError, match=r"its keys are: pair, .*\bnumber\b") as said:
-        explain(None, file, options=ExplainOptions(by=("colour",)))
+        explain(tiny, file, options=ExplainOptions(by=("colour",)))
     assert "clean" not in str(said.value)
     with pytest.raises(TaskError):
         file.of_split("validation")

@@ -1,18 +1,21 @@
 """Probes: the machinery against scikit-learn, what must not leak, and the study on the shipped model."""
 
 import csv
+import importlib.util
 import json
 
 import numpy as np
 import pytest
 from conftest import DATA, ROOT
 from safetensors.numpy import load_file
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.errors import FileError, OptionError
+from persona_circuits.circuit.statistics import Clusters, interval
 from persona_circuits.cli import app
 from persona_circuits.persona.data import load_examples, read_personas, without_persona
 from persona_circuits.persona.probing import (
@@ -20,6 +23,7 @@ from persona_circuits.persona.probing import (
     TABLE,
     Predicted,
     ProbeOptions,
+    Sample,
     cross_validate,
     explicit_fold,
     folds_by_group,
@@ -33,14 +37,16 @@ from persona_circuits.persona.probing import (
     probe_rows,
     score,
     study_probes,
-    two_way_weights,
     write_probes,
 )
 from persona_circuits.persona.probing import fit as probe_fit
 from persona_circuits.persona.streams import read as activations
 
+SPEC = importlib.util.spec_from_file_location("coverage_of", ROOT / "benchmarks" / "coverage.py")
+coverage = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(coverage)
 DATASETS = ROOT / "datasets"
-ONCE = np.ones((1, 60))
+ALONE = Sample([""] * 200, [""] * 200, n_draws=100)
 QUICK = {"n_resamples": 100, "repeats": 2, "every": 4}
 
 
@@ -86,7 +92,7 @@ def test_a_partner_in_the_training_part_would_teach_the_opposite():
     pairs = [i // 2 for i in range(60)]
     leaky = folds_of(groups)
     found, chosen = cross_validate([x], labels, leaky, penalty=10.0)
-    assert score(joined(found, chosen), ONCE).accuracy.value < 0.2
+    assert score(joined(found, chosen), ALONE).accuracy.value < 0.2
     assert folds_of(groups, pairs) == ()  # every partner is on the other side: nothing is left to fit on
 
 
@@ -136,7 +142,7 @@ def test_a_threshold_of_the_training_part_does_not_follow_the_test_part():
     fold = explicit_fold(range(40), range(40, 60), [str(i // 4) for i in range(60)], list(range(60)))
     found, chosen = cross_validate([x], labels, fold, penalty=1.0)
     best = joined(found, chosen)
-    result = score(best, ONCE)
+    result = score(best, ALONE)
     assert result.balanced.value == pytest.approx(0.5)
     assert result.auc.value == pytest.approx(1.0)
 
@@ -145,12 +151,12 @@ def test_the_planted_layer_is_chosen_and_read():
     layers, labels, groups = planted()
     found, chosen = cross_validate(layers, labels, folds_of(groups), penalty=0.1)
     assert chosen == [1] * 5
-    best = score(joined(found, chosen), two_way_weights(groups, groups, n_resamples=100, seed=0))
+    best = score(joined(found, chosen), Sample(groups, groups, n_draws=100))
     assert best.balanced.value > 0.95
     assert best.balanced.low <= best.balanced.value <= best.balanced.high
-    assert all(score(found[layer], ONCE).balanced.value < 0.75 for layer in (0, 2))
+    assert all(score(found[layer], ALONE).balanced.value < 0.75 for layer in (0, 2))
     shuffled = [
-        score(predict_chosen(layers, rng(seed).permutation(labels), folds_of(groups), chosen, penalty=0.1), ONCE)
+        score(predict_chosen(layers, rng(seed).permutation(labels), folds_of(groups), chosen, penalty=0.1), ALONE)
         for seed in range(10)
     ]
     assert abs(np.mean([one.balanced.value for one in shuffled]) - 0.5) < 0.12
@@ -246,18 +252,18 @@ def predicted(n=60, columns=1, seed=0):
 def test_scores_are_scikit_learns_weights_included():
     found = predicted()
     weights = np.stack([np.ones(60), rng(1).integers(0, 4, 60).astype(float)])
-    draws = score(found, weights).draws
+    draws = [measure(weights) for measure in score(found, ALONE).measures]
     for row, w in enumerate(weights):
-        assert draws[0, row] == pytest.approx(np.average(found.predicted == found.labels, weights=w))
+        assert draws[0][row] == pytest.approx(np.average(found.predicted == found.labels, weights=w))
         expected = balanced_accuracy_score(found.labels, found.predicted, sample_weight=w)
-        assert draws[1, row] == pytest.approx(expected)
-        assert draws[2, row] == pytest.approx(roc_auc_score(found.labels, found.scores[:, 0], sample_weight=w))
+        assert draws[1][row] == pytest.approx(expected)
+        assert draws[2][row] == pytest.approx(roc_auc_score(found.labels, found.scores[:, 0], sample_weight=w))
 
 
 def test_the_area_for_many_classes_is_each_against_the_rest():
     found = predicted(columns=4)
     expected = np.mean([roc_auc_score(found.labels == i, found.scores[:, i]) for i in range(4)])
-    assert score(found, ONCE).auc.value == pytest.approx(expected)
+    assert score(found, ALONE).auc.value == pytest.approx(expected)
 
 
 def test_scores_of_different_folds_are_not_compared():
@@ -265,7 +271,7 @@ def test_scores_of_different_folds_are_not_compared():
     labels = np.array([0, 1, 0, 1])
     scores = np.array([[0.0], [1.0], [10.0], [11.0]])
     found = Predicted(labels, labels, scores, np.array([0, 0, 1, 1]))
-    assert score(found, np.ones((1, 4))).auc.value == 1.0
+    assert score(found, ALONE).auc.value == 1.0
     assert roc_auc_score(labels, scores[:, 0]) == 0.75
 
 
@@ -273,27 +279,51 @@ def test_what_no_fold_tested_does_not_count():
     found = predicted()
     found.fold[30:] = -1
     half = Predicted(found.labels[:30], found.predicted[:30], found.scores[:30], found.fold[:30])
-    assert score(found, ONCE).accuracy.value == score(half, ONCE[:, :30]).accuracy.value
+    assert score(found, ALONE).accuracy.value == score(half, ALONE).accuracy.value
 
 
-def test_bootstrap_weights_draw_clusters_together():
-    first, second = [f"p{i % 4}" for i in range(20)], [f"q{i // 5}" for i in range(20)]
-    weights = two_way_weights(first, second, n_resamples=50, seed=0)
-    assert (weights[0] == 1).all()
-    np.testing.assert_array_equal(weights, two_way_weights(first, second, n_resamples=50, seed=0))
-    people = weights[1:].reshape(50, 4, 5)  # question by place; places 0 and 4 of a block are one persona
-    np.testing.assert_array_equal(people[:, 0, 0], people[:, 0, 4])
-    assert weights[1:].std() > 0.5
-    alone = two_way_weights(first, ["one"] * 20, n_resamples=50, seed=0)
-    assert {tuple(row[:4]) for row in alone[1:]} <= {tuple(row[4:8]) for row in alone[1:]}
+def test_intervals_are_those_of_the_engine_over_personas_and_questions():
+    """Of accuracy: the mean of what is right, over the same clusters and draws, cut at 1."""
+    found = predicted()
+    first, second = [f"p{i % 6}" for i in range(60)], [f"q{i // 12}" for i in range(60)]
+    right = (found.predicted == found.labels).astype(float)
+    clusters = Clusters.named(first, first, second)
+    known = interval(lambda w: w @ right, clusters, n_draws=200, seed=3)
+    accuracy = score(found, Sample(first, second, n_draws=200, seed=3)).accuracy
+    assert (accuracy.low, accuracy.high) == pytest.approx((known.low, min(1.0, known.high)), abs=1e-6)
+    here = np.arange(0, 60, 2)
+    part = Predicted(found.labels[here], found.predicted[here], found.scores[here], found.fold[here])
+    some = Sample(first, second, n_draws=200)
+    assert some.among(here) is some.among(here.copy())
+    own = Sample([first[i] for i in here], [second[i] for i in here], n_draws=200)
+    assert score(part, some, here).accuracy == score(part, own).accuracy
+
+
+def test_where_all_is_right_the_interval_is_that_of_as_many_successes_as_clusters():
+    labels, scores = np.tile([0, 1], 12), np.tile([[-1.0], [1.0]], (12, 1))
+    found = Predicted(labels, labels, scores, np.zeros(24, np.int64))
+    sample = Sample([f"p{i // 4}" for i in range(24)], [f"q{i % 4}" for i in range(24)])
+    independent = sample.clusters.independent
+    least = float(stats.beta.ppf(0.025, independent, 1))  # Clopper and Pearson
+    result = score(found, sample)
+    for one in (result.accuracy, result.balanced, result.auc):
+        assert (one.value, one.low, one.high) == pytest.approx((1.0, least, 1.0))
+    assert 2 < independent < 6
 
 
 def test_the_mean_over_targets_is_resampled_together():
-    weights = np.concatenate([ONCE, rng(1).integers(0, 3, (100, 60)).astype(float)])
-    several = [score(predicted(seed=seed), weights) for seed in range(3)]
-    mean = mean_scores(several)
+    several = [score(predicted(seed=seed), ALONE) for seed in range(3)]
+    mean = mean_scores(several, ALONE)
     assert mean.accuracy.value == pytest.approx(np.mean([one.accuracy.value for one in several]))
     assert mean.accuracy.high - mean.accuracy.low < np.mean([one.accuracy.high - one.accuracy.low for one in several])
+
+
+@pytest.mark.parametrize("n_personas", [4, 8, 30])
+def test_intervals_of_probes_cover_what_they_should(n_personas):
+    """Fitted and tested anew on personas and questions drawn anew; the truth is the mean over all of that."""
+    found = coverage.coverage_of_probes(n_personas, 100)
+    assert min(found) >= 0.86  # .92 less two standard errors
+    assert 0.9 <= np.mean(found) <= 0.98
 
 
 # The study

@@ -276,7 +276,7 @@ class Study:
         pairs: np.ndarray | None = None,
     ) -> Knockout:
         chosen = np.arange(len(self.span)) if pairs is None else pairs
-        drawn = self.clusters if len(chosen) == len(self.span) else Clusters(len(chosen), None, None)
+        drawn = self.clusters if pairs is None else self.clusters.among(chosen)
         span = self.span[chosen]
         return Knockout(
             kind=kind,

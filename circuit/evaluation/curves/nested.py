@@ -11,7 +11,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from persona_circuits.circuit.evaluation.curves.points import Pool, area
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, median_of_ratios, pairwise
 from persona_circuits.circuit.forward import Prepared, Rounding, measure
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
@@ -34,6 +34,7 @@ class Measured:
     f: Float[np.ndarray, " circuit"] | None
     clusters: Clusters
     seed: int
+    rounding: float = 0.0
 
     @property
     def n_pairs(self) -> int:
@@ -54,6 +55,13 @@ class Measured:
             return None
         full, empty = self.values[self.pool.full], self.values[self.pool.empty]
         return bootstrap_ratio(self.values[place] - empty, full - empty, self.seed, self.clusters)
+
+    def median_of_ratios(self, place: int) -> float | None:
+        """The median of the pairs' own ratios."""
+        if self.f is None:
+            return None
+        full, empty = self.values[self.pool.full], self.values[self.pool.empty]
+        return median_of_ratios(self.values[place] - empty, full - empty, self.rounding)
 
     def areas(self, places: Sequence[int], shares: Sequence[float]) -> tuple[float, float] | None:
         """CPR and CMD of the circuits at these places."""
@@ -104,4 +112,4 @@ def measured(
     span = means[pool.full] - means[pool.empty]
     defined = not is_zero(values[pool.full] - values[pool.empty], watch.floor)
     f = (means - means[pool.empty]) / span if defined else None
-    return Measured(pool, values, f, clusters or Clusters(values.shape[1], None, None), seed)
+    return Measured(pool, values, f, clusters or Clusters(values.shape[1], None, None), seed, watch.floor)

@@ -77,7 +77,8 @@ class Point:
 
     ``asked`` is the number of units that the share comes to, int(share n); ``n_edges`` and
     ``n_nodes`` (``input`` and ``logits`` included) are what is left without dead ends.
-    ``faithfulness`` is None where m(full) - m(empty) is zero, ``interval`` for a single pair too.
+    ``faithfulness``, a ratio of means, is None where m(full) - m(empty) is zero, ``interval`` for a single pair too;
+    ``median_of_ratios`` is of the pairs' own.
     """
 
     share: float
@@ -87,6 +88,7 @@ class Point:
     m: float
     faithfulness: float | None
     interval: Interval | None
+    median_of_ratios: float | None = None
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ class Mark:
     m: float
     faithfulness: float | None
     interval: Interval | None
+    median_of_ratios: float | None = None
 
 
 def check_scorers(

@@ -236,6 +236,7 @@ def _curve(found: Measured, pool: Pool, plan: _Plan) -> FaithfulnessCurve:
             m=found.m(place),
             faithfulness=found.faithfulness(place),
             interval=found.interval(place),
+            median_of_ratios=found.median_of_ratios(place),
         )
         for share, asked, place in plan.steps
     )
@@ -261,6 +262,7 @@ def _mark(found: Measured, pool: Pool, name: str, place: int) -> Mark:
         m=found.m(place),
         faithfulness=found.faithfulness(place),
         interval=found.interval(place),
+        median_of_ratios=found.median_of_ratios(place),
     )
 
 

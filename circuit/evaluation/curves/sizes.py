@@ -87,7 +87,8 @@ class SweepPoint:
     """The circuit of one threshold: the edges with |score| >= ``tau``, in units of the metric.
 
     ``share`` is tau over |m(full) - m(empty)| on the first split. ``asked`` edges reach the threshold,
-    ``n_edges`` of them are no dead ends. ``faithfulness`` and ``intervals`` are by split.
+    ``n_edges`` of them are no dead ends. ``faithfulness``, ``intervals`` and ``medians``, of the
+    pairs' own ratios, are by split.
     ``on_front``: no smaller circuit here is as close to f = 1 on the first split.
     """
 
@@ -98,15 +99,20 @@ class SweepPoint:
     n_nodes: int
     faithfulness: dict[str, float]
     intervals: dict[str, Interval | None]
+    medians: dict[str, float | None]
     on_front: bool
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Nested circuits over thresholds, from the smallest to all edges; ``n_pairs`` is by split."""
+    """Nested circuits over thresholds, from the smallest to all edges.
+
+    ``n_pairs``, and ``resampled``, what intervals are drawn over, are by split.
+    """
 
     metric: str
     n_pairs: dict[str, int]
+    resampled: dict[str, str]
     points: tuple[SweepPoint, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -209,6 +215,7 @@ def sweep(
             n_nodes=pool.n_nodes(place),
             faithfulness={name: float(values[place]) for name, values in f.items()},
             intervals={name: values.interval(place) for name, values in found.items()},
+            medians={name: values.median_of_ratios(place) for name, values in found.items()},
             on_front=False,
         )
         for place, (tau, asked) in steps.items()
@@ -216,7 +223,8 @@ def sweep(
     name = next(iter(prepared))
     front = pareto([point.n_edges for point in points], [abs(1 - point.faithfulness[name]) for point in points])
     marked = tuple(replace(point, on_front=i in front) for i, point in enumerate(points))
-    return Sweep(metric.name, {split: values.n_pairs for split, values in found.items()}, marked)
+    sizes = {split: values.n_pairs for split, values in found.items()}
+    return Sweep(metric.name, sizes, {split: values.clusters.describe() for split, values in found.items()}, marked)
 
 
 def pareto(costs: Sequence[int | float], losses: Sequence[int | float]) -> frozenset[int]:

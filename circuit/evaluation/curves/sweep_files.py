@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from persona_circuits.circuit.evaluation.curves.sizes import Sweep
 from persona_circuits.circuit.evaluation.curves.tables import sweep_records
-from persona_circuits.circuit.figures import Curve, line_chart, plain, write_csv, write_figures
+from persona_circuits.circuit.figures import Axis, Chart, Curve, Points, line_chart, plain, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
 __all__ = [
-    "FAITHFULNESS",
     "each",
-    "with_whole_model",
+    "f_by_size",
     "write_sweep",
 ]
 
@@ -35,23 +31,19 @@ def write_sweep(sweep: Sweep, folder: Path, *, title: str) -> None:
     write_figures(sweep_figures(sweep), folder, page="sweep.html", title=title)
 
 
-def sweep_figures(sweep: Sweep) -> dict[str, Figure]:
+def sweep_figures(sweep: Sweep) -> dict[str, Chart]:
     """f by the number of edges, a line per split, with the front of the first split marked."""
-    from plotly.graph_objects import Scatter
-
     shown = [point for point in sweep.points if point.n_edges]
     x = [point.n_edges for point in shown]
-    lines = []
+    marks: list[Curve | Points] = []
     for name, n in sweep.n_pairs.items():
         intervals = [point.intervals[name] for point in shown]
         f = [point.faithfulness[name] for point in shown]
-        lines.append(Curve(f"{name} ({n} pairs)", x, f, each(intervals, "low"), each(intervals, "high")))
-    figure = line_chart(lines, title="Nested circuits over thresholds", x="edges", y=FAITHFULNESS)
+        marks.append(Curve(f"{name} ({n} pairs)", x, f, each(intervals, "low"), each(intervals, "high")))
     first, front = next(iter(sweep.n_pairs)), [point for point in shown if point.on_front]
-    marker = {"symbol": "circle-open", "size": 12, "color": "#000000"}
-    places = {"x": [point.n_edges for point in front], "y": [point.faithfulness[first] for point in front]}
-    figure.add_trace(Scatter(**places, mode="markers", name=f"front, {first}", marker=marker))
-    return {"sweep": with_whole_model(figure)}
+    f, look = [point.faithfulness[first] for point in front], {"symbol": "circle-open", "size": 12, "colour": "#000000"}
+    marks.append(Points(f"front, {first}", [point.n_edges for point in front], f, **look))
+    return {"sweep": f_by_size(marks, "Nested circuits over thresholds", "edges")}
 
 
 def each(items: Sequence[Any], key: str) -> list[float | None]:
@@ -59,6 +51,6 @@ def each(items: Sequence[Any], key: str) -> list[float | None]:
     return [None if item is None else getattr(item, key) for item in items]
 
 
-def with_whole_model(figure: Figure) -> Figure:
-    figure.add_hline(1.0, line_dash="dot", line_color="black", line_width=1)
-    return figure.update_xaxes(type="log")
+def f_by_size(marks: Sequence[Curve | Points], title: str, x: str) -> Chart:
+    """Faithfulness against a size, with a line where the whole model is."""
+    return line_chart(marks, title=title, x=Axis(x, log=True), y=FAITHFULNESS, lines={"y": 1.0})

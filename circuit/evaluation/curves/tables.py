@@ -13,6 +13,8 @@ __all__ = [
     "area_rows",
     "curve_records",
     "curve_rows",
+    "drawn_by_split",
+    "median_rows",
     "size_rows",
     "sweep_columns",
     "sweep_records",
@@ -27,7 +29,7 @@ AREAS = ("scorer", "order", "CPR", "95 % interval", "CMD", "95 % interval")
 
 
 def curve_rows(report: CurveReport, level: str) -> Rows:
-    """f by share, below the whole model; of the band the mean, the lowest and the highest."""
+    """f, a ratio of means, by share, below the whole model; of the band the mean, the lowest and the highest."""
     rows = [
         (curve.scorer, curve.order, *(_number(point.faithfulness, 2) for point in curve.points[:-1]))
         for curve in report.curves
@@ -39,6 +41,15 @@ def curve_rows(report: CurveReport, level: str) -> Rows:
                 values = (_of(point.faithfulness, which) for point in band.points[:-1])
                 rows.append((f"random ({band.n})", which, *(_number(value, 2) for value in values)))
     return rows
+
+
+def median_rows(report: CurveReport, level: str) -> Rows:
+    """The median of the pairs' own ratios by share; random orders have none."""
+    return [
+        (curve.scorer, curve.order, *(_number(point.median_of_ratios, 2) for point in curve.points[:-1]))
+        for curve in report.curves
+        if curve.level == level
+    ]
 
 
 def size_rows(report: CurveReport, level: str) -> Rows:
@@ -83,7 +94,9 @@ def curve_records(report: CurveReport) -> list[dict[str, Any]]:
 
 def sweep_columns(sweep: Sweep) -> tuple[str, ...]:
     """The columns of ``sweep_rows``."""
-    splits = [column for name, n in sweep.n_pairs.items() for column in (f"f on {name} ({n})", "95 % interval")]
+    splits = [
+        column for name, n in sweep.n_pairs.items() for column in (f"f on {name} ({n})", "95 % interval", "median")
+    ]
     return "threshold", "share", "edges", "nodes", *splits, "front"
 
 
@@ -98,12 +111,21 @@ def sweep_rows(sweep: Sweep) -> Rows:
             *(
                 cell
                 for name in sweep.n_pairs
-                for cell in (f"{point.faithfulness[name]:.3f}", _interval(point.intervals[name]))
+                for cell in (
+                    f"{point.faithfulness[name]:.3f}",
+                    _interval(point.intervals[name]),
+                    _number(point.medians[name], 3),
+                )
             ),
             "*" if point.on_front else "",
         )
         for point in sweep.points
     ]
+
+
+def drawn_by_split(sweep: Sweep) -> str:
+    """What the intervals of each split are drawn over, for people."""
+    return "; ".join(f"on {name} {over}" for name, over in sweep.resampled.items())
 
 
 def sweep_records(sweep: Sweep) -> list[dict[str, Any]]:
@@ -118,7 +140,9 @@ def sweep_records(sweep: Sweep) -> list[dict[str, Any]]:
             **{
                 f"{key}.{name}": value
                 for name in sweep.n_pairs
-                for key, value in _measured(point.faithfulness[name], point.intervals[name]).items()
+                for key, value in _measured(
+                    point.faithfulness[name], point.intervals[name], point.medians[name]
+                ).items()
             },
             "on_front": point.on_front,
         }
@@ -136,7 +160,7 @@ def _point_record(curve: FaithfulnessCurve, point: Point) -> dict[str, Any]:
         "n_edges": point.n_edges,
         "n_nodes": point.n_nodes,
         "m": point.m,
-        **_measured(point.faithfulness, point.interval),
+        **_measured(point.faithfulness, point.interval, point.median_of_ratios),
     }
 
 
@@ -153,12 +177,18 @@ def _band_record(level: str, n: int, point: BandPoint) -> dict[str, Any]:
         "faithfulness": _of(point.faithfulness, "mean"),
         "low": _of(point.faithfulness, "low"),
         "high": _of(point.faithfulness, "high"),
+        "over": "random orders",
+        "median_of_ratios": None,
     }
 
 
-def _measured(faithfulness: float | None, interval: Interval | None) -> dict[str, Any]:
-    low, high = (None, None) if interval is None else (interval.low, interval.high)
-    return {"faithfulness": faithfulness, "low": low, "high": high}
+def _measured(faithfulness: float | None, interval: Interval | None, median: float | None) -> dict[str, Any]:
+    ends = (None, None, None) if interval is None else (interval.low, interval.high, interval.by)
+    return {
+        "faithfulness": faithfulness,
+        **dict(zip(("low", "high", "over"), ends, strict=True)),
+        "median_of_ratios": median,
+    }
 
 
 def _of(spread: Spread | None, which: str) -> float | None:

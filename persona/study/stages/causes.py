@@ -97,7 +97,7 @@ def _tests(found: Found, rows: Sequence[Explained]) -> None:
 
 
 def _truth(found: Found, study: Explanation, draws: Mapping[str, int]) -> None:
-    """Of the study's pairs and of its controls but paraphrases; intervals of the share, p of shuffled verdicts."""
+    """Of the study's pairs and of its controls but paraphrases; intervals of the share, p of permuted verdicts."""
     given = study.agreement
     if given is None:
         return
@@ -105,7 +105,7 @@ def _truth(found: Found, study: Explanation, draws: Mapping[str, int]) -> None:
     right = [float(fits(str(row.expected), row.verdict.name)) for row in judged]
     share = Estimates([row.item for row in judged], **draws).share(right)
     about: dict[str, Any] = {"source": SOURCE}
-    what = "share of verdicts that are what the generator sets; p: verdicts shuffled"
+    what = f"share of verdicts that are what the generator sets; p: by permuting {given.permuted}"
     found.add("causes.truth.share", what=what, unit="share", p=given.p, **about, **share)
     found.add("causes.truth.chance", given.chance, "share by chance", unit="share", n=given.n, **about)
     found.add("causes.truth.kappa", given.kappa, "Cohen's kappa of verdict and generator", n=given.n, **about)

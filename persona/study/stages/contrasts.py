@@ -9,7 +9,12 @@ least as large. What is shuffled are the levels of whole clusters, the finest in
                     that has several levels
     groups          else: the pairs of one question and level, together
 
-Of three or more levels the standard deviation of their means is tested in the same way. Variants are compared
+Persona pairs with a persona in common must not be shuffled apart where a level goes with a persona. So p is no
+smaller than that of a t test of the difference with the cluster-robust spread (``circuit.statistics``), over personas
+and questions; for medians of the shares above the joint median.
+
+Of three or more levels the standard deviation of their means is tested in the same way, and its p is no smaller than
+the least of the levels', each against the others, times their number. Variants are compared
 with ``identity`` pair by pair, p by random signs of all pairs of two personas together. Holm's
 correction is over all tests of the stage.
 """
@@ -38,6 +43,7 @@ from persona_circuits.persona.study.stages.behaviour import MEASURES, mean_of
 __all__ = [
     "permuted",
     "run_contrasts",
+    "shared_p",
 ]
 
 SOURCE, VARIANTS = "contrasts/contrasts.csv", "contrasts/variants/pairs.csv"
@@ -46,6 +52,7 @@ SPREAD = ("divergence", "collapse", "prior_abs")
 ORDERS = (("strong", "mild"), ("high", "low"), ("late", "early"))
 IDENTITY = "identity"
 MIXED = 0.5
+WITHIN = "pairs of a question"
 GAIN = ("required_gain", "median required gain")
 PAIRED: Mapping[str, tuple[Callable[[Explained], float | None], str, str]] = {
     "divergence": (lambda one: one.measure.divergence, "mean D", "logits"),
@@ -133,6 +140,24 @@ def permuted(
     return (1 + at_least) / (1 + n_resamples), what
 
 
+def shared_p(values: Float[np.ndarray, " pair"], codes: NDArray[np.int64], items: Sequence[Item]) -> float:
+    """The p of levels that differ in the mean, by t tests that know what pairs share; 0 where they share nothing.
+
+    The least of all levels against the others, times their number where there are more than two. Where pairs are
+    shuffled within questions, the difference is within questions.
+    """
+    clusters = Estimates(items).clusters
+    if clusters.by == "pairs":
+        return 0.0
+    _, within, what = _exchangeable(codes, items)
+    found, levels = [], np.unique(codes)
+    for level in levels[1:] if len(levels) == 2 else levels:
+        asked = clusters.between(codes == level, within if what == WITHIN else None)
+        size, influence = asked.coefficient(values)
+        found.append(asked.p_value(abs(size), influence))
+    return min(1.0, min(found) * len(found))
+
+
 def _exchangeable(codes: NDArray[np.int64], items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
     """The cluster of every pair, the group of every cluster within which labels are shuffled, and its name."""
     for what, names in (
@@ -145,7 +170,7 @@ def _exchangeable(codes: NDArray[np.int64], items: Sequence[Item]) -> tuple[NDAr
     asked, n = cluster_codes([item.question for item in items])
     is_mixed = np.array([len(set(codes[asked == one])) > 1 for one in range(n)])[asked]
     if is_mixed.mean() >= MIXED:
-        return np.arange(len(items)), asked, "pairs of a question"
+        return np.arange(len(items)), asked, WITHIN
     groups, n = cluster_codes([f"{question} {code}" for question, code in zip(asked, codes, strict=True)])
     return groups, np.zeros(n, dtype=np.int64), "pairs" if n == len(items) else "groups of a question and level"
 
@@ -184,6 +209,8 @@ def _difference(
         values = np.array([value(one) for one in measures])
         gap = estimates.median_difference(values, is_first) if is_gain else estimates.difference(values, is_first)
         p, shuffled = permuted(_gap(values, medians=is_gain), codes, items, **draws)
+        ranked = (values > np.median(values)).astype(np.float64) if is_gain else values
+        p = max(p, shared_p(ranked, codes, items))
         text = GAIN[1] if is_gain else MEASURES[key][1]
         what = f"{text}: {first} minus {second}; p: levels of {shuffled} shuffled"
         unit = "" if is_gain else MEASURES[key][2]
@@ -216,6 +243,7 @@ def _spread(found: Found, axis: str, measures: Sequence[PairMeasure], draws: Map
             return np.std([here @ values / here.sum(1) for here in is_level], axis=0)
 
         p, units = permuted(statistic, codes, items, **draws)
+        p = max(p, shared_p(values, codes, items))
         text = f"{what}: standard deviation over the {n} levels of {axis}; p: levels of {units} shuffled"
         about = {"unit": unit, "n": len(items), "p": p, "source": SOURCE}
         found.add(f"contrasts.{slug(axis)}.spread.{key}", float(statistic(codes[None])[0]), text, **about)

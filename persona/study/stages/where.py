@@ -11,7 +11,7 @@ import numpy as np
 from persona_circuits.circuit.discovery import pairs_of
 from persona_circuits.circuit.evaluation import persistence
 from persona_circuits.circuit.figures import heat_map, write_csv, write_figures
-from persona_circuits.circuit.statistics import Interval
+from persona_circuits.circuit.statistics import Clusters, Interval
 from persona_circuits.metrics import METRICS
 from persona_circuits.persona.data import shared_positions
 from persona_circuits.persona.lens import LensOptions, LensStudy, study_lens, write_lens
@@ -136,11 +136,12 @@ def _persistence(context: Context, folder: Path, found: Found) -> None:
     batches = list(prepared())
     present = {name for item in batches for name in item.batch.span_names}
     names = tuple(name for name in PARTS if name in present)
-    values, intervals = persistence(context.model, batches, metric, names, seed=options.seed)
+    clusters = Clusters.of(task.pairs)
+    values, intervals = persistence(context.model, batches, metric, names, seed=options.seed, clusters=clusters)
     layers = [*map(str, range(len(values) - 1)), "final"]
     rows = [
         {"layer": layer, "part": name, "persistence": values[i, t]}
-        | {end: None if (one := intervals[i][t]) is None else getattr(one, end) for end in ("low", "high")}
+        | {end: None if (one := intervals[i][t]) is None else getattr(one, end) for end in ("low", "high", "by")}
         for i, layer in enumerate(layers)
         for t, name in enumerate(names)
     ]
@@ -154,6 +155,7 @@ def _persistence(context: Context, folder: Path, found: Found) -> None:
         y="into layer",
         unit="share of D",
         numbers=".2f",
+        upward=True,
     )
     write_figures({"persistence": figure}, folder, page="persistence.html", title="Causal persistence")
     persistence_numbers(found, names, values, intervals, len(task.pairs))
