@@ -10,14 +10,15 @@ CRAFTGPT ?= ../shared/models/craftgpt-5m
 STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
+CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo circuit study test test-fast check bench bench-gpu bench-growth bench-estimate bench-formats bench-load reliability coverage notebooks peers clean
+.PHONY: demo circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats bench-load reliability coverage notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test,dev]"
 	touch $(READY)
 
 demo: $(READY)  ## set up, find the circuit of the shipped model, draw it
@@ -49,11 +50,15 @@ test: $(READY)  ## set up, run all tests
 test-fast: $(READY)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
 
-check: $(READY)  ## formatting, lint, and the directions of imports
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ruff
+check: types  ## formatting, lint, types, and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+types: $(READY)  ## the types; an editable install is no folder that mypy could follow, so a folder of links is made
+	mkdir -p build/types/persona_circuits
+	cd build/types/persona_circuits && ln -sfn $(addprefix ../../../,$(CHECKED)) .
+	$(BIN)/mypy
 
 bench: $(READY)  ## the engine, bare passes and peers on the CPU, in one run; writes benchmarks/README.md
 	mkdir -p runs

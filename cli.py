@@ -19,6 +19,8 @@ if __name__ == "__main__":  # python cli.py: the checkout's own package, whateve
     _SPEC = util.spec_from_file_location(
         "persona_circuits", _HERE / "__init__.py", submodule_search_locations=[str(_HERE)]
     )
+    assert _SPEC is not None
+    assert _SPEC.loader is not None
     sys.modules["persona_circuits"] = util.module_from_spec(_SPEC)
     _SPEC.loader.exec_module(sys.modules["persona_circuits"])
 

@@ -51,7 +51,7 @@ from persona_circuits.persona.data import (
 from persona_circuits.persona.explanation import load_thresholds
 from persona_circuits.persona.pairs import read_neutral_wordings, read_rules, vary
 from persona_circuits.persona.responses import Journal, rater_prompt, read_responses
-from persona_circuits.persona.study import load_plan, result_values
+from persona_circuits.persona.study import load_plan
 from persona_circuits.persona.study import run as study
 from persona_circuits.persona.vectors import directions, read_vectors
 
@@ -673,10 +673,6 @@ READERS: tuple[Reader, ...] = (
     Reader(
         "stage of a study", "json", "stage.json", _stage(), lambda path: study._finished(path.parent, "behaviour", "d")
     ),
-    Reader(
-        "results, JSON", "json", "results.json", {"a": [1, 2.5], "b": {"c": None}}, lambda path: result_values([path])
-    ),
-    Reader("results, CSV", "csv", "results.csv", "a,b\n1,2.5\nx,\n", lambda path: result_values([path])),
 )
 
 

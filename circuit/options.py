@@ -97,7 +97,8 @@ def check_choices(options: Any) -> None:
     Raises:
         OptionError: one has not.
     """
-    for field in options_of(type(options)):
+    kind: Any = type(options)
+    for field in options_of(kind):
         value = getattr(options, field.name)
         for one in value if isinstance(value, tuple) else (value,):
             if field.option.choices and isinstance(one, str) and one not in field.option.choices:
@@ -112,7 +113,8 @@ class PlainNumbers:
     """
 
     def __post_init__(self) -> None:
-        hints = _hints(type(self))
+        kind: Any = type(self)
+        hints = _hints(kind)
         for field in fields(self):  # type: ignore[arg-type]
             value = _plain(getattr(self, field.name))
             kinds = _kinds(hints[field.name])

@@ -81,8 +81,3 @@ class Scores:
             for dst, slot in enumerate(slots)
             for source, score in zip(sources, self.values[: self.graph.n_reaching(dst), dst].tolist(), strict=False)
         }
-
-    def of_nodes(self) -> dict[str, float]:
-        """Node scores: the sum over a source's outgoing edges."""
-        sums = self.values.sum(axis=1)
-        return {str(node): float(total) for node, total in zip(self.graph.src_nodes, sums, strict=True)}

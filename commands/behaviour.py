@@ -49,13 +49,12 @@ def collapse(
         refuse_idle(context, (neutral is not None or source.shipped, "--neutral", ["bias_cut"]))
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.behaviour import collapse_record, fitting_items, study_collapse, write_collapse
-        from persona_circuits.persona.data import load_items, load_neutral
+        from persona_circuits.persona.data import load_neutral
 
         options, name = options.checked(), source.name()
-        given = {"pairs_test": source.pairs, "pairs_controls": controls, "questions": neutral}
-        files = _files(given, source)
-        items, more = (load_items(path, label=label) if path else None for path, label in files[:2])
-        wordings = load_neutral(files[2][0]) if files[2][0] else ()
+        items, more = _items(source.pairs, controls, source)
+        plain, _ = _file(neutral, "questions", source)
+        wordings = load_neutral(plain) if plain else ()
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
@@ -97,23 +96,18 @@ def explain(
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.persona.behaviour import fitting_items
         from persona_circuits.persona.explanation import explain as explain_pairs
-        from persona_circuits.persona.explanation import (
-            explain_record,
-            load_pair_file,
-            load_thresholds,
-            write_explanation,
-        )
+        from persona_circuits.persona.explanation import explain_record, load_thresholds, write_explanation
 
         options = options.checked()
         limits, name = load_thresholds(thresholds), source.name()
-        files = _files({"pairs_test": source.pairs, "pairs_controls": controls}, source)
-        study, more = (load_pair_file(path, label=label) if path else None for path, label in files)
+        study, more = _items(source.pairs, controls, source)
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
             if loading.fitting:
-                study, more = (one and one.fitting(loaded) for one in (study, more))
+                study, more = (one and fitting_items(one, loaded) for one in (study, more))
             found = explain_pairs(loaded, study, controls=more, thresholds=limits, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
@@ -122,9 +116,17 @@ def explain(
         show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
 
 
-def _files(given: dict[str, Path | None], source: Source) -> list[tuple[str | None, str | None]]:
-    """Path and name of every file: the one that is given, else the shipped one where the pairs are the shipped ones."""
-    return [path_and_name(path, f"datasets/{name}.jsonl" if source.shipped else None) for name, path in given.items()]
+def _items(pairs: Path | None, controls: Path | None, source: Source) -> list[Any]:
+    """The pairs and the controls; None for controls that nobody gave."""
+    from persona_circuits.persona.data import load_items
+
+    files = _file(pairs, "pairs_test", source), _file(controls, "pairs_controls", source)
+    return [load_items(path, label=label) if path else None for path, label in files]
+
+
+def _file(given: Path | None, name: str, source: Source) -> tuple[str | None, str | None]:
+    """Path and name of a file: the one that is given, else the shipped one where the pairs are the shipped ones."""
+    return path_and_name(given, f"datasets/{name}.jsonl" if source.shipped else None)
 
 
 def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -194,8 +194,8 @@ def compare(
         if picture is not None:
             check_picture(picture)
         with progress_bars() as stage:
-            how = {"seed": setting.seed, "progress": stage("random circuits")}
-            found = side_by_side(*sides, n_draws=options.n_draws, **how)
+            tell = stage("random circuits")
+            found = side_by_side(*sides, n_draws=options.n_draws, seed=setting.seed, progress=tell)
             if not no_model:
                 grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, loading)
                 found = found.with_cross(cross_faithfulness(*sides, grounds, setting, stage=stage), notes)

@@ -81,7 +81,7 @@ def vectors(
                 said, about = made.responses, record | {"sources": about}
             else:
                 about = {"responses": str(responses)}
-            how = {"cache": out / "cache", "batch_size": options.batch_size}
+            how: dict[str, Any] = {"cache": out / "cache", "batch_size": options.batch_size}
             template, tell = form.opened(loaded.tokenizer), stage("reading the residual stream")
             found = persona_vectors(loaded, said, template, **how, progress=tell)
             geometry = geometry_of(found, at, baseline_of(found.personas, asked.baseline))
@@ -187,9 +187,9 @@ def steer(
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
             options = options.over(loaded.graph.n_layers).checked()
-            pairs = [one.read(loaded, loading.fitting) for one in (here, there)]
+            steered, fitted = (one.examples(loaded, loading.fitting) for one in (here, there))
             how = {"toward": named, "neutral": plain, "progress": stage("steering")}
-            study = _study(loaded, *pairs, asked, options, how)
+            study = _study(loaded, steered, fitted, asked, options, how)
             texts = _continued(loaded, study, asked.generate, sampling, stage, stops=stop is not None)
             stage("files and figures")
             about = {"pairs": here.label, "split": here.split, "fitted_on": there.label, "fitting_split": there.split}
@@ -223,27 +223,29 @@ def _continued(
 
 
 class Place(NamedTuple):
-    """Pairs: where their file lies, what results call it, and which split of it is used."""
+    """The pairs of a file, what results call it, and which split of it is used."""
 
-    path: str | None
+    items: Any
     label: str | None
     split: str
 
-    def read(self, model: Any, fitting: bool) -> Any:
-        from persona_circuits.persona.data import load_examples
+    def examples(self, model: Any, fitting: bool) -> Any:
+        from persona_circuits.persona.data import examples_of
 
-        return load_examples(self.path or "", model, label=self.label, split=self.split, fitting=fitting)
+        return examples_of(self.items, model, split=self.split, fitting=fitting)
 
 
 def _steered_and_fitted(pairs: Path | None, fit: Path | None, split: str | None) -> tuple[Place, Place]:
     """The pairs to steer and those to fit on."""
-    from persona_circuits.circuit.task import load_task
+    from persona_circuits.persona.data import load_items
 
-    asked = path_and_name(pairs, "datasets/pairs_test.jsonl")
-    known = load_task(asked[0] or "").splits
+    path, label = path_and_name(pairs, "datasets/pairs_test.jsonl")
+    asked = load_items(path, label=label), label
+    known = {item.pair.split for item in asked[0].items}
     steered = split or ("test" if "test" in known else "all")
     if fit is not None or pairs is None:
-        return Place(*asked, steered), Place(*path_and_name(fit, "datasets/pairs_train.jsonl"), "all")
+        path, label = path_and_name(fit, "datasets/pairs_train.jsonl")
+        return Place(*asked, steered), Place(load_items(path, label=label), label, "all")
     return Place(*asked, steered), Place(*asked, "train" if "train" in known and steered != "train" else "all")
 
 

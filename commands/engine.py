@@ -159,7 +159,7 @@ def bench(
         from persona_circuits.circuit.profiling import bench as measure
 
         with progress_bars() as stage:
-            where = {"revision": loading.revision, "device": loading.device, "dtype": loading.dtype}
+            where: dict[str, Any] = {"revision": loading.revision, "device": loading.device, "dtype": loading.dtype}
             report = measure(name, task, options, stage=stage, **where)
         if out is not None:
             write_json(report.as_dict(), out)
@@ -237,26 +237,24 @@ def inspect(
         refuse_revision(resolve(model), loading.revision)
         task = read_task(pairs) if pairs else None
         limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
-        how = {"label": model, "revision": loading.revision, "max_memory": limit}
+        how: dict[str, Any] = {"label": model, "revision": loading.revision, "max_memory": limit}
         found = inspect_model(resolve(model), options, task=task, **how)
         show(as_json, found.as_dict, lambda: _print_inspection(found, price), indent=2)
         if write_fitting is not None:
-            _write_fitting(resolve(str(pairs)), found.pairs, write_fitting)
+            _write_fitting(task, found.pairs, write_fitting)
         if found.comes_apart is False or (found.pairs and found.pairs.fault and write_fitting is None):
             raise typer.Exit(1)
 
 
-def _write_fitting(path: str, fit: Any, out: Path) -> None:
+def _write_fitting(task: Any, fit: Any, out: Path) -> None:
     """The rows of a pair file that fit, all their keys with them, as JSON Lines."""
     from persona_circuits.circuit.errors import TaskError
     from persona_circuits.circuit.storage import write_text
-    from persona_circuits.circuit.task import load_task
-    from persona_circuits.persona.data import raw_pairs
 
     if not fit.fitting:
         raise TaskError(f"no pair of {fit.source} fits, so {out} is not written; choose other wordings")
-    rows, wanted = raw_pairs(path), set(fit.fitting)
-    lines = [json.dumps(rows[pair.line]) for pair in load_task(path).pairs if pair.id in wanted]
+    wanted = set(fit.fitting)
+    lines = [json.dumps(pair.row) for pair in task.pairs if pair.id in wanted]
     write_text("".join(f"{line}\n" for line in lines), out)
     say(f"written to  {out}: {len(lines):,} of {fit.n_pairs:,} pairs", err=True)
 

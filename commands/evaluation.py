@@ -88,7 +88,7 @@ def evaluate(
             from persona_circuits.circuit.task import fitting as those_that_fit
 
             task = those_that_fit(task, loaded, align=str(options.align)) if loading.fitting else task
-            how = {"null": quiet, "tested": not asked.only_faithfulness, "state": state, "stage": stage}
+            how: dict[str, Any] = {"null": quiet, "tested": not asked.only_faithfulness, "state": state, "stage": stage}
             found = evaluate_circuit(loaded, stored, task, options, **how)
         if first:
             for note in found.notes:

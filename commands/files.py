@@ -32,7 +32,7 @@ def draw(
         check_picture(out)
         stored = read_circuit(circuit)
         heading = title if title is not None else picture_title(stored.record)
-        how = {"scores": stored.scores, "strongest": strongest, "title": heading}
+        how: dict[str, Any] = {"scores": stored.scores, "strongest": strongest, "title": heading}
         report = picture(stored.circuit, out, fringe=stored.fringe, width=width, **how)
         say(f"{out}: {report.shown} of {report.total} edges drawn")
 

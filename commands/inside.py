@@ -59,9 +59,9 @@ def probe(
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
-            how = {"personas": who, "fitting": loading.fitting}
+            how: dict[str, Any] = {"personas": who, "fitting": loading.fitting}
             found = load_examples(path or "", loaded, label=label, split=split, **how)
-            test = test_pairs and load_examples(test_pairs, loaded, **how)
+            test = load_examples(test_pairs, loaded, **how) if test_pairs else None
             study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
@@ -104,7 +104,7 @@ def lens(
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
-            how = {"label": label, "split": split, "tokens": tokens, "fitting": loading.fitting}
+            how: dict[str, Any] = {"label": label, "split": split, "tokens": tokens, "fitting": loading.fitting}
             found = load_examples(path or "", loaded, **how)
             study = study_lens(loaded, found, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")

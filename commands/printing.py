@@ -26,24 +26,23 @@ def print_battery(results: Any, record: dict[str, Any] | None) -> None:
     from persona_circuits.circuit.reporting import evaluation_tables as tables
 
     tests = results.tests
-    rows = [
+    answered = [
         (
-            *(
-                row["test"],
-                row["decision"],
-                shown_text(row["statistic"], 3),
-                shown_text(row["p"], 4),
-                shown_text(row["p_holm"], 4),
-            ),
-            *(row["could_show"], row["says"]),
+            row["test"],
+            row["decision"],
+            shown_text(row["statistic"], 3),
+            shown_text(row["p"], 4),
+            shown_text(row["p_holm"], 4),
+            row["could_show"],
+            row["says"],
         )
         for row in tests.rows()
     ]
-    title = f"hypothesis tests on {tests.n_pairs} pairs, level {rows and tests.outcomes[0].alpha:g}"
+    title = f"hypothesis tests on {tests.n_pairs} pairs, level {answered and tests.outcomes[0].alpha:g}"
     columns = ("test", "circuit", "statistic", "p", "p (Holm)", "could have shown")
-    print_table(title, columns, [row[:6] for row in rows], texts=2)
+    print_table(title, columns, [row[:6] for row in answered], texts=2)
     say(f"tested over {tests.resampled}")
-    for row in rows:
+    for row in answered:
         say(f"{row[0]}: {row[6]}")
     say(f"\ncompleteness: {results.completeness.sentence}")
     say(f"intervals over {tests.resampled}")
@@ -144,10 +143,10 @@ def print_discovery(found: Discovery) -> None:
     if not len(found.circuit):
         say("the circuit is empty: no path from input to logits is left; lower --threshold or raise --top-n")
     if found.acdc_cost:
-        cost = found.acdc_cost
+        tried = found.acdc_cost
         say(
-            f"ACDC        {cost['passes']:,} passes, {cost['evaluated']:,} circuits tried, "
-            f"{cost['wasted']:,} of them for nothing"
+            f"ACDC        {tried['passes']:,} passes, {tried['evaluated']:,} circuits tried, "
+            f"{tried['wasted']:,} of them for nothing"
         )
     if found.cost is not None:
         cost = found.cost

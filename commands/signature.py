@@ -99,8 +99,9 @@ def _groups(command: Callable[..., None]) -> Iterator[tuple[str, Group]]:
         hidden = {one for mark in marks if isinstance(mark, Without) for one in mark.names}
         wanted = {one for mark in marks if isinstance(mark, Only) for one in mark.names}
         other = {key: value for mark in marks if isinstance(mark, But) for key, value in mark.defaults.items()}
+        named: Any = kind
         fields = [
-            field for field in options_of(kind) if field.name not in hidden and (not wanted or field.name in wanted)
+            field for field in options_of(named) if field.name not in hidden and (not wanted or field.name in wanted)
         ]
         changed = (field._replace(default=other.get(field.name, field.default)) for field in fields)
         yield name, Group(kind, tuple(changed))

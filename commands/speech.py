@@ -205,7 +205,7 @@ def _rate_there(
 
     place, prompt = endpoint(model, asking), rating.rater_prompt(rater_prompt)
     with Journal(out / "journal.jsonl") as journal:
-        how = {"prompt": prompt, "control": options.control, "max_tokens": options.max_answer_tokens}
+        how: dict[str, Any] = {"prompt": prompt, "control": options.control, "max_tokens": options.max_answer_tokens}
         found = rating.rate_remotely(place, said, journal, **how, progress=stage(f"asking {model}"))
     return found, {"model": model, "address": place.address, "prompt": prompt}
 

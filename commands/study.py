@@ -72,12 +72,12 @@ def _study_files(pairs: Path | None, *others: Path | None) -> Any:
     """The files of a study, the shipped model's where no pairs are given."""
     from persona_circuits.persona.study import StudyFile, StudyFiles
 
-    shipped = ("study_world", "study_world_controls", "study_world_variants", "pairs_prior", "personas")
-    found = []
-    for given, default in zip((pairs, *others), shipped, strict=True):
+    shipped = ("study_world_controls", "study_world_variants", "pairs_prior", "personas")
+    more = []
+    for given, default in zip(others, shipped, strict=True):
         path, label = path_and_name(given, f"datasets/{default}.jsonl" if pairs is None else None)
-        found.append(None if path is None else StudyFile.at(path, label))
-    return StudyFiles(*found)
+        more.append(None if path is None else StudyFile.at(path, label))
+    return StudyFiles(StudyFile.at(*path_and_name(pairs, "datasets/study_world.jsonl")), *more)
 
 
 def _print_study(found: Any) -> None:

@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import typer
 
@@ -62,6 +63,12 @@ def by_token_count(counts: dict[str, Any]) -> str:
     return f"{gaps[0]} to {gaps[-1]} tokens" if gaps[0] != gaps[-1] else f"{gaps[0]} token(s)"
 
 
+@overload
+def path_and_name(given: Path | None, default: str) -> tuple[str, str]: ...
+@overload
+def path_and_name(given: Path | None, default: None) -> tuple[str | None, str | None]: ...
+@overload
+def path_and_name(given: Path | None, default: str | None) -> tuple[str | None, str | None]: ...
 def path_and_name(given: Path | None, default: str | None) -> tuple[str | None, str | None]:
     """Where a file lies and what results call it; the shipped default where none is given."""
     from persona_circuits.circuit.task import resolve
@@ -78,13 +85,13 @@ def two_splits(model: Any, pairs: Path | None, train: str | None, test: str | No
     from persona_circuits.circuit.discovery import split_of
     from persona_circuits.circuit.task import resolve
     from persona_circuits.circuit.task.shipped_files import PAIRS
-    from persona_circuits.persona.data import load_examples
+    from persona_circuits.persona.data import examples_of, items_of
 
     task, name = read_task(pairs), PAIRS if pairs is None else str(pairs)
     first, second = split_of(task, train, "train"), split_of(task, test, "test")
-    how = {"label": name, "fitting": fit is not None, "align": fit}
-    found = load_examples(resolve(name), model, split=first, **how)
-    return found, found if second == first else load_examples(resolve(name), model, split=second, **how)
+    read = partial(examples_of, items_of(task, resolve(name)), model, fitting=fit is not None, align=fit)
+    found = read(split=first)
+    return found, found if second == first else read(split=second)
 
 
 def lines_of(path: Path | None) -> tuple[str, ...]:
@@ -333,11 +340,11 @@ def _damage_told() -> Iterator[None]:
 
     plainly = warnings.showwarning
 
-    def told(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    def told(message: Warning | str, category: type[Warning], *place: Any, **where: Any) -> None:
         if issubclass(category, DamagedState):
             say(f"note: {message}", err=True)
         else:
-            plainly(message, category, *place)
+            plainly(message, category, *place, **where)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", DamagedState)
@@ -382,7 +389,7 @@ def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]])
                 raise OptionError(f"{flags[name]} has no effect here: it is for {what}; leave one of them out")
 
 
-def warn_of_other_weights(record: dict[str, Any] | None, model: Any) -> None:
+def warn_of_other_weights(record: Mapping[str, Any] | None, model: Any) -> None:
     if record and record["model"]["fingerprint"] != model.fingerprint:
         say(
             f"note: the circuit was found in {record['model']['name']} with other weights than {model.name} has; "

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"circuit.choices", "circuit.errors", "circuit.parallel", "circuit.printable", "metrics"},
+    {"circuit.choices", "circuit.errors", "circuit.parallel", "circuit.printable", "circuit.progress", "metrics"},
     {"circuit.graph", "circuit.options", "circuit.storage"},
     {"circuit.cost", "circuit.figures", "circuit.scores", "circuit.task", "models.world"},
     {"circuit.model", "circuit.statistics", "circuit.subgraph", "models.training"},

@@ -29,7 +29,6 @@ from persona_circuits.circuit.peers import (
     AutoCircuit,
     CrosscheckOptions,
     agreement,
-    autocircuit_edge,
     autocircuit_name,
     autocircuit_rows,
     check_model,
@@ -71,33 +70,14 @@ def numbered(graph):
     ],
 )
 def test_names(ours, theirs):
-    assert str(autocircuit_edge(theirs)) == ours
-    assert autocircuit_name(autocircuit_edge(theirs)) == theirs
+    edge = next(edge for edge in Graph(12, 12).edges() if str(edge) == ours)
+    assert autocircuit_name(edge) == theirs
 
 
 def test_every_edge_of_a_graph_has_a_name_of_its_own():
     graph = Graph(3, 4)
     names = [autocircuit_name(edge) for edge in graph.edges()]
     assert len(set(names)) == graph.n_edges
-    assert [str(autocircuit_edge(name)) for name in names] == [str(edge) for edge in graph.edges()]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "A0.1",
-        "A0.1->A2.3",
-        "A0.1.Q->A2.3.Q",
-        "Resid End->MLP 0",
-        "MLP 0->Resid Start",
-        "a0.h1->m0",
-        "MLP 0.Q->MLP 1",
-    ],
-)
-def test_other_names_are_refused(name):
-    with pytest.raises(GraphError, match="auto-circuit"):
-        autocircuit_edge(name)
 
 
 def test_modules_hold_the_scores_that_auto_circuit_documents():
@@ -375,10 +355,11 @@ def test_the_command_writes_a_row_for_every_edge(run_folder, played, tmp_path, t
     rows = list(csv.DictReader((tmp_path / "cc" / "crosscheck.csv").open()))
     assert len(rows) == tiny.graph.n_edges
     own = read_scores(run_folder / "scores.safetensors")
+    names = {str(edge): autocircuit_name(edge) for edge in tiny.graph.edges()}
     for row in rows[::50]:
         assert float(row["EAP"]) == pytest.approx(own[row["edge"]], abs=1e-6)
         assert float(row["EAP"]) == pytest.approx(float(row["auto-circuit EAP"]), abs=1e-5)
-        assert str(autocircuit_edge(row["auto-circuit"])) == row["edge"]
+        assert names[row["edge"]] == row["auto-circuit"]
 
 
 def test_a_missed_tolerance_is_exit_code_one(run_folder, played, tmp_path):

@@ -12,7 +12,6 @@ from persona_circuits.circuit.task import load_task
 from persona_circuits.cli import app
 from persona_circuits.persona.behaviour import fitting_items, measure_pairs
 from persona_circuits.persona.data import leak, load_examples, load_items
-from persona_circuits.persona.explanation import load_pair_file
 
 TINY = str(DATA / "tiny-gpt2")
 QUICK = ["--threshold", "0.05", "--n-random", "2"]
@@ -99,8 +98,7 @@ def test_items_that_fit_are_asked_and_the_source_counts_them(mixed, tiny):
     assert [item.pair.id for item in found.items] == FIT
     assert found.source == "mixed (8 of 11 pairs, that fit)"
     assert len(measure_pairs(tiny, found.items)) == 8
-    rows = load_pair_file(mixed).fitting(tiny)
-    assert [keys["persona_a"] for keys in rows.keys] == [f"a{int(i) - 1}" for i in FIT]
+    assert [item.pair.row["persona_a"] for item in found.items] == [f"a{int(i) - 1}" for i in FIT]
 
 
 def test_examples_that_fit_are_kept_by_pair(mixed, tiny):

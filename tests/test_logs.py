@@ -8,8 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-
-from persona_circuits.persona.study import unfound_numbers
+from tests_numbers import unfound_numbers
 
 LOGS = ROOT / "logs"
 RESULTS = [*sorted(LOGS.glob("*/numbers.json")), *sorted(LOGS.glob("*/*/groups.csv"))]

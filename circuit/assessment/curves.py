@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from persona_circuits.circuit.attribution import score
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, pairs_of, split_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves import CurveReport, Scorer, check_scorers, curve_report
-from persona_circuits.circuit.forward import Ablation, Progress
+from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import read_scores
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.peers import read_submission
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -50,7 +51,7 @@ def curve_study(
     *,
     given: Mapping[str, Scorer] | None = None,
     marks: Mapping[str, Circuit] | None = None,
-    stage: Callable[[str], Progress] | None = None,
+    stage: Stage | None = None,
 ) -> CurveStudy:
     """Score on the training split, measure every scorer's circuits on the other.
 
@@ -72,7 +73,7 @@ def curve_study(
     if not options.scorers and not given:
         raise OptionError("--scorers names no scorer; expected some of eap, eap-ig, exact, random, or files of scores")
     check_scorers(model.graph, given or {}, options.levels, options.orders)
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     metric = METRICS[str(options.metric)]
     chosen = task.where(**dict(options.where))
     train, held_out = (
@@ -111,7 +112,7 @@ def _scores(
     metric: Metric,
     options: CurveOptions,
     ablation: Ablation | None,
-    stage: Callable[[str], Progress],
+    stage: Stage,
 ) -> dict[str, Scores]:
     """Those of every method that scores edges."""
     how: dict[str, Any] = {"steps": options.steps, "rule": options.ig_rule, "ablation": ablation}

@@ -13,8 +13,7 @@ from typing import Any
 from persona_circuits.circuit.assessment.evaluation import Battery, Ground, all_tests, with_evaluation
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import Subject
-from persona_circuits.circuit.discovery import Discovery, Stage, ablation_for, metric_of, report_of, split_of
-from persona_circuits.circuit.discovery.tasks import silent
+from persona_circuits.circuit.discovery import Discovery, ablation_for, metric_of, report_of, split_of
 from persona_circuits.circuit.discovery.writing import title_of
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError, TaskError
@@ -22,6 +21,7 @@ from persona_circuits.circuit.evaluation import FaithfulnessReport
 from persona_circuits.circuit.io import StoredCircuit, read_circuit, write_circuit
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.printable import html_table
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit
@@ -97,8 +97,8 @@ class Evaluation:
             marked = read_circuit(staging / path.name)
             for name in ("graph.svg", "graph.png") if marked.fringe is not None else ():
                 if path.with_name(name).exists():
-                    how = {"scores": marked.scores, "strongest": strongest, "title": title_of(self.record)}
-                    draw(marked.circuit, staging / name, fringe=marked.fringe, **how)
+                    how: dict[str, Any] = {"scores": marked.scores, "fringe": marked.fringe}
+                    draw(marked.circuit, staging / name, strongest=strongest, title=title_of(self.record), **how)
 
 
 def evaluate_circuit(
@@ -141,7 +141,7 @@ def evaluate_circuit(
     TaskError
         The pairs do not fit the model, or have no such key or split.
     """
-    stage = stage or silent
+    stage = stage or untold_stage
     asked = _asked(model, circuit, task, options or EvaluationOptions(), _null_task(null, model) if tested else None)
     subject, options = asked.subject, asked.options
     made = ablation_for(model, asked.task, options, stage)

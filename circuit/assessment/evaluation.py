@@ -12,7 +12,7 @@ file, with frequency and part (core or fringe) at every edge.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,9 @@ from persona_circuits.circuit.evaluation.completeness import (
     completeness_report,
 )
 from persona_circuits.circuit.evaluation.hypothesis import HypothesisOptions, HypothesisReport, hypothesis_tests
-from persona_circuits.circuit.forward import Ablation, KeptRuns, Progress, Rounding
+from persona_circuits.circuit.forward import Ablation, KeptRuns, Rounding
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.task import Overlap, Task
 from persona_circuits.metrics import Metric
@@ -108,7 +109,7 @@ def battery(
     ablation: Ablation | None = None,
     null: Task | None = None,
     state: Path | None = None,
-    stage: Callable[[str], Progress] | None = None,
+    stage: Stage | None = None,
 ) -> Battery:
     """Run all of it on the pairs of ``task``.
 
@@ -129,7 +130,7 @@ def battery(
         A key that no pair has; an impossible number.
     """
     options = options.settled()
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     ground = Ground(model, task, subject, options, metric_of(options.metric), ablation, state, stage)
     return all_tests(ground, null)
 
@@ -148,7 +149,7 @@ class Ground:
     metric: Metric
     ablation: Ablation | None = None
     state: Path | None = None
-    stage: Callable[[str], Progress] = field(default=lambda _name: lambda _done, _total: None)
+    stage: Stage = field(default=untold_stage)
     searched_with: Ablation | None = None
 
     @property
@@ -176,12 +177,13 @@ def all_tests(ground: Ground, null: Task | None) -> Battery:
     searched = search_again(ground.model, subject, options, **known)
     runs = ground.runs()
     what = (ground.model, runs, ground.metric, subject.circuit)
-    clusters, few = Clusters.of(ground.task.pairs), {"seed": options.seed, "quick": options.quick}
-    asked = HypothesisOptions(n_random=options.n_tested, **few)
+    clusters = Clusters.of(ground.task.pairs)
+    asked = HypothesisOptions(n_random=options.n_tested, seed=options.seed, quick=options.quick)
     more: dict[str, Any] = {"clusters": clusters, "state": ground.kept("tests"), "progress": ground.stage("tests")}
     tests = hypothesis_tests(*what, asked, **more)
+    few = CompletenessOptions(seed=options.seed, quick=options.quick)
     more |= {"state": ground.kept("complete"), "progress": ground.stage("completeness")}
-    complete = completeness_report(*what, CompletenessOptions(**few), **more)
+    complete = completeness_report(*what, few, **more)
     view = _pair_by_pair(ground, runs, _same_pairs(ground, searched.scores), quiet)
     return Battery(tests, complete, _transfers(ground), view, quiet, searched)
 
@@ -216,7 +218,8 @@ def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
         parts = {"all": ground.task} if key == "pairs" else ground.task.groups(key)
         grounds = {value: pairs_of(ground.model, part, ground.metric, **ground.how) for value, part in parts.items()}
         clusters = {value: Clusters.of(part.pairs) for value, part in parts.items()}
-        more = {"clusters": clusters, "n_outside": 3 if ground.options.quick else 10, "seed": ground.options.seed}
+        more: dict[str, Any] = {"clusters": clusters, "seed": ground.options.seed}
+        more |= {"n_outside": 3 if ground.options.quick else 10}
         tell = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
         found[key] = transfer(ground.model, ground.subject.circuit, grounds, ground.metric, progress=tell, **more)
     return found

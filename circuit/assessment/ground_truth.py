@@ -23,8 +23,9 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from persona_circuits.circuit.attribution import METHODS, random_scores, score
-from persona_circuits.circuit.forward import Prepared, Progress, divergence, prepare
+from persona_circuits.circuit.forward import Prepared, divergence, prepare
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.pruning import acdc, greedy, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit

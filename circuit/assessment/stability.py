@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.assessment.options import EvaluationOptions
-from persona_circuits.circuit.discovery import MeasureOptions, Stage, ablation_for, batches_of
+from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, batches_of
 from persona_circuits.circuit.evaluation import PairScores, Rule, pair_scores
 from persona_circuits.circuit.evaluation.stability import (
     StabilityReport,
@@ -26,6 +26,7 @@ from persona_circuits.circuit.evaluation.stability import (
 )
 from persona_circuits.circuit.forward import Ablation, prepare_each
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.pruning import threshold
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -90,7 +91,7 @@ def search_again(
     task, circuit, record = subject.search, subject.circuit, subject.record
     if task is None or record is None:
         return NOT_SEARCHED
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     reason = _not_repeatable(model, task, record)
     if reason:
         return Searched(None, reason=reason)
@@ -131,7 +132,7 @@ def scores_of(
 
     Where that has no scores of single pairs (ACDC, random) or none of this metric, those of EAP-IG.
     """
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     asked = (method or {}).get("scores")
     scored = (
         asked if asked in ("eap", "eap-ig", "exact") and not (asked == "eap" and metric.flat_at_clean) else "eap-ig"

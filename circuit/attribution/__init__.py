@@ -9,8 +9,6 @@ from persona_circuits.circuit.attribution.grid import (
     grid_of_personas,
     grid_of_texts,
     grids_of,
-    separate_passes,
-    task_grids,
 )
 from persona_circuits.circuit.attribution.grid_scores import LINEAR, grid_eap, grid_parts, passes_of
 from persona_circuits.circuit.attribution.methods import (
@@ -51,6 +49,4 @@ __all__ = [
     "random_scores",
     "score",
     "score_parts",
-    "separate_passes",
-    "task_grids",
 ]

@@ -35,7 +35,6 @@ from persona_circuits.circuit.forward import (
     Ablation,
     Prefix,
     Prepared,
-    Progress,
     Run,
     Written,
     bare,
@@ -52,6 +51,7 @@ from persona_circuits.circuit.forward import (
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Context, Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric, Targets

@@ -9,9 +9,10 @@ import numpy as np
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution.eap import n_rows_of, report
 from persona_circuits.circuit.attribution.parts import ScoreParts
-from persona_circuits.circuit.forward import Ablation, Prepared, Progress, measure_rows, prepare_each
+from persona_circuits.circuit.forward import Ablation, Prepared, measure_rows, prepare_each
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric

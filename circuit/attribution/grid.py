@@ -12,17 +12,13 @@ from persona_circuits.circuit.errors import TaskError, listed
 from persona_circuits.circuit.task import (
     Reader,
     Row,
-    Task,
     answer_id,
-    encode,
     lost_differences,
     prompt_faults,
     token_ids,
-    with_swap_rows,
 )
 
 __all__ = [
-    "RULES",
     "Contrast",
     "Grid",
     "GridPair",
@@ -30,11 +26,8 @@ __all__ = [
     "grid_of_personas",
     "grid_of_texts",
     "grids_of",
-    "separate_passes",
-    "task_grids",
 ]
 
-RULES = ("clean", "both-ends")
 Contrast = tuple[tuple[int, float], ...]
 """A linear function of the logits: tokens and their weights, by token."""
 
@@ -167,29 +160,6 @@ def grid_of_texts(
     )
 
 
-def task_grids(task: Task, model: Reader, *, swap_rows: bool = True) -> tuple[Grid, ...]:
-    """The grids that the pairs of a file form, each pair in both directions with ``swap_rows``.
-
-    Raises:
-        TaskError: as ``encode`` does.
-    """
-    rows = encode(task, model)
-    names: dict[tuple[int, ...], str] = {}
-    questions: dict[tuple[int, ...], str] = {}
-    for row, pair in zip(rows, task.pairs, strict=True):
-        names |= {row.clean: pair.persona_a, row.corrupt: pair.persona_b}
-        questions[row.clean] = pair.question
-    return tuple(
-        Grid(
-            grid.prompts,
-            grid.pairs,
-            tuple(names[ids] for ids in grid.prompts),
-            next((questions[ids] for ids in grid.prompts if ids in questions), ""),
-        )
-        for grid in grids_of(with_swap_rows(rows) if swap_rows else rows)
-    )
-
-
 def grids_of(rows: Sequence[Row]) -> tuple[Grid, ...]:
     """Rows that share prompts, directly or through others, put together: the fewest runs that give all of them.
 
@@ -206,12 +176,6 @@ def grids_of(rows: Sequence[Row]) -> tuple[Grid, ...]:
     for row in rows:
         members.setdefault(owner[row.clean], []).append(row)
     return tuple(_grid_of(group) for group in members.values())
-
-
-def separate_passes(grids: Sequence[Grid], *, rule: str = "clean") -> Passes:
-    """The same where every pair is scored on its own."""
-    n_pairs = sum(len(grid.pairs) for grid in grids)
-    return Passes(2 * n_pairs, n_pairs * (2 if rule == "both-ends" else 1))
 
 
 def _grid_of(rows: Sequence[Row]) -> Grid:

@@ -31,13 +31,14 @@ from torch import Tensor
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution.eap import BLOCK_BYTES
 from persona_circuits.circuit.attribution.gradients import Ends, differentiated, gradients_at_slots
-from persona_circuits.circuit.attribution.grid import RULES, Contrast, Grid, GridPair, Passes
+from persona_circuits.circuit.attribution.grid import Contrast, Grid, GridPair, Passes
 from persona_circuits.circuit.attribution.parts import ScoreParts
 from persona_circuits.circuit.errors import OptionError, TaskError
-from persona_circuits.circuit.forward import Progress, prefix_of, run
+from persona_circuits.circuit.forward import prefix_of, run
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.metrics import METRICS, Metric
 
@@ -56,9 +57,9 @@ PRODUCT_BYTES = 1 << 25
 """Bound on the gradients that products per pair are taken with at a time; more than a cache holds gains nothing."""
 
 
-def passes_of(grids: Sequence[Grid], *, rule: str = "clean") -> Passes:
+def passes_of(grids: Sequence[Grid]) -> Passes:
     """How many prompts ``grid_eap`` takes forward, and backward, for all pairs of these grids."""
-    bases = [basis for grid in grids for basis in _Terms.of(grid, rule).bases]
+    bases = [basis for grid in grids for basis in _Terms.of(grid).bases]
     return Passes(len(bases), sum(len(basis) for basis in bases))
 
 
@@ -67,7 +68,6 @@ def grid_eap(
     grids: Sequence[Grid],
     metric: Metric = METRICS["persona-divergence"],
     *,
-    rule: str = "clean",
     batch_size: int = 32,
     max_bytes: int = GRID_BYTES,
     progress: Progress | None = None,
@@ -78,11 +78,6 @@ def grid_eap(
     ----------
     grids
         With more than one process, this process' own.
-    rule
-        ``clean`` takes the gradient at the clean run; ``both-ends`` the mean of those at the clean and
-        the corrupt run, the trapezoid rule of EAP-IG's integral with its two end points. Over pairs
-        in both directions the two have one mean, since the swapped row has its gradient at the other
-        end; they differ pair by pair, and over pairs in one direction.
     batch_size
         Prompts per pass.
     max_bytes
@@ -92,12 +87,12 @@ def grid_eap(
     Raises
     ------
     OptionError
-        The metric is not a difference of logits, or the rule is unknown.
+        The metric is not a difference of logits.
     TaskError
         There is no pair.
     """
     total = np.zeros(model.graph.valid.shape)
-    for terms, ends in _packs(model, grids, metric, rule, batch_size, max_bytes, progress):
+    for terms, ends in _packs(model, grids, metric, batch_size, max_bytes, progress):
         total += _summed(model, terms, ends)
     return Scores(model.graph, ranks.summed(total) / _check_count(sum(len(grid.pairs) for grid in grids)))
 
@@ -107,7 +102,6 @@ def grid_parts(
     grids: Sequence[Grid],
     metric: Metric = METRICS["persona-divergence"],
     *,
-    rule: str = "clean",
     batch_size: int = 32,
     max_bytes: int = GRID_BYTES,
     progress: Progress | None = None,
@@ -122,7 +116,7 @@ def grid_parts(
         raise OptionError("scores per pair need pairs of different index; give every grid another first_index")
     place = {index: i for i, index in enumerate(sorted(indices))}
     values = np.zeros((len(indices), *model.graph.valid.shape), dtype=np.float32)
-    for terms, ends in _packs(model, grids, metric, rule, batch_size, max_bytes, progress):
+    for terms, ends in _packs(model, grids, metric, batch_size, max_bytes, progress):
         _add_pairs(model, terms, ends, values, place)
     _check_count(len(place))
     values[:, ~model.graph.valid] = 0.0
@@ -167,9 +161,9 @@ class _Terms:
     first: int
 
     @classmethod
-    def of(cls, grid: Grid, rule: str) -> _Terms:
+    def of(cls, grid: Grid) -> _Terms:
         """What one grid asks."""
-        found = [term for pair in grid.pairs for term in _terms_of(pair, rule)]
+        found = [_term_of(pair) for pair in grid.pairs]
         needed: list[dict[Contrast, None]] = [{} for _ in grid.prompts]
         for term in found:
             needed[term.at][term.contrast] = None
@@ -224,7 +218,6 @@ def _packs(
     model: Model,
     grids: Sequence[Grid],
     metric: Metric,
-    rule: str,
     batch_size: int,
     max_bytes: int,
     progress: Progress | None,
@@ -235,8 +228,6 @@ def _packs(
             f"a persona grid takes the metric apart into logits, which {metric.name} is not linear in; "
             f"use --metric {' or '.join(LINEAR)}, or score the pairs one by one"
         )
-    if rule not in RULES:
-        raise OptionError(f"rule {rule!r} of a grid is not one of {', '.join(RULES)}")
     if batch_size < 1:
         raise OptionError(f"--batch-size must be at least 1, got {batch_size}")
     each = model.graph.n_src * model.d_model * torch.finfo(model.dtype).bits // 8
@@ -249,7 +240,7 @@ def _packs(
     whole.sort(key=lambda grid: len(grid.prompts[0]))
     for _, group in groupby(whole, key=lambda grid: len(grid.prompts[0])):
         for pack in _filled(list(group), batch_size):
-            terms = _Terms.together([_Terms.of(grid, rule) for grid in pack])
+            terms = _Terms.together([_Terms.of(grid) for grid in pack])
             yield terms, _ends(model, terms, batch_size)
             done += len(terms.prompts)
             if progress is not None:
@@ -288,7 +279,7 @@ def _part_of(grid: Grid, pairs: Sequence[GridPair]) -> Grid:
     return Grid(tuple(grid.prompts[i] for i in old), moved)
 
 
-def _terms_of(pair: GridPair, rule: str) -> list[_Term]:
+def _term_of(pair: GridPair) -> _Term:
     weights: dict[int, float] = {}
     for tokens, sign in ((pair.answers, 1.0), (pair.wrong_answers, -1.0)):
         for token in tokens:
@@ -296,12 +287,7 @@ def _terms_of(pair: GridPair, rule: str) -> list[_Term]:
     # A contrast and its opposite need one backward pass.
     turn = 1.0 if weights[min(weights)] > 0 else -1.0
     contrast = tuple((token, turn * weights[token]) for token in sorted(weights))
-    if rule == "clean":
-        return [_Term(pair.index, pair.clean, pair.corrupt, contrast, turn)]
-    return [
-        _Term(pair.index, pair.clean, pair.corrupt, contrast, turn / 2),
-        _Term(pair.index, pair.corrupt, pair.clean, contrast, -turn / 2),
-    ]
+    return _Term(pair.index, pair.clean, pair.corrupt, contrast, turn)
 
 
 def _basis(contrasts: tuple[Contrast, ...]) -> tuple[tuple[Contrast, ...], dict[Contrast, np.ndarray]]:

@@ -29,9 +29,10 @@ from persona_circuits.circuit.attribution.gradients import Ends
 from persona_circuits.circuit.attribution.parts import PARTS, ScoreParts
 from persona_circuits.circuit.choices import METHODS
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import Ablation, Prepared, Progress, bare, first_difference, in_halves
+from persona_circuits.circuit.forward import Ablation, Prepared, bare, first_difference, in_halves
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric

@@ -1,6 +1,5 @@
 from .options import MeasureOptions as MeasureOptions
 from .options import Options as Options
-from .options import Stage as Stage
 from .own_metrics import AnyMetric as AnyMetric
 from .own_metrics import metric_of as metric_of
 from .search import Discovery as Discovery

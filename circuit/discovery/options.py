@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 
@@ -36,7 +36,6 @@ __all__ = [
     "ORDERS",
     "MeasureOptions",
     "Options",
-    "Stage",
 ]
 
 ORDERS = {
@@ -44,8 +43,6 @@ ORDERS = {
     "top-n": "|score|, largest first",
     "greedy": "|score|, largest first, backward from logits",
 }
-Stage = Callable[[str], Callable[[int, int], None]]
-"""Called when a stage of the work begins, with its name; gives the stage's progress callback."""
 Measures = TypeVar("Measures", bound="MeasureOptions")
 
 

@@ -17,7 +17,7 @@ __all__ = [
 ]
 
 
-def metric_of(given: AnyMetric | None) -> Metric:
+def metric_of(given: AnyMetric) -> Metric:
     """The metric of that name, or one's own: a ``Metric``, or a function (logits, targets) -> numbers.
 
     A function is given the logits at the answer, ``[batch, vocab]``, and ``metrics.Targets``, and returns ``[batch]``.

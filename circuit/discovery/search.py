@@ -11,11 +11,11 @@ from typing import Any
 
 from persona_circuits.circuit.attribution import ActivationCost, Completeness, ScoreParts
 from persona_circuits.circuit.discovery import stages
-from persona_circuits.circuit.discovery.options import MeasureOptions, Options, Stage
+from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.record import description
 from persona_circuits.circuit.discovery.summary import strongest_edges
-from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, silent, split_of
+from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, split_of
 from persona_circuits.circuit.discovery.writing import title_of, write_discovery
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError
@@ -25,6 +25,7 @@ from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import circuit_record
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.printable import html_table
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit
@@ -160,7 +161,7 @@ def discover(
     >>> round(found.reports[-1].circuit.ratio_of_means, 3)
     1.0
     """
-    options, stage = options.checked(), stage or silent
+    options, stage = options.checked(), stage or untold_stage
     setting = stages.set_up(model, task, options, stage)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     effect = stages.effect_of(setting, quiet)
@@ -215,7 +216,7 @@ def evaluate_on(
         The metric is unknown, or the pairs do not fit the model.
     """
     setting = (setting or MeasureOptions()).checked()
-    stage = stage or silent
+    stage = stage or untold_stage
     task = task.where(**dict(setting.where))
     name = split_of(task, setting.split, "test")
     made = ablation_for(model, task, setting, stage)

@@ -33,7 +33,7 @@ from persona_circuits.circuit.attribution import (
     score_parts,
 )
 from persona_circuits.circuit.cost import OTHER, PLAIN, held_bytes, shown_bytes
-from persona_circuits.circuit.discovery.options import MeasureOptions, Options, Stage
+from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
 from persona_circuits.circuit.errors import OptionError
@@ -51,7 +51,6 @@ from persona_circuits.circuit.forward import (
     Ablation,
     KeptRuns,
     Prepared,
-    Progress,
     Rounding,
     bare,
     effects,
@@ -59,6 +58,7 @@ from persona_circuits.circuit.forward import (
     prepare_each,
 )
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, Stage
 from persona_circuits.circuit.pruning import acdc, greedy, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
@@ -353,7 +353,7 @@ def control(setting: Setting, scored: Scored, effect: Effect) -> Controls:
     model, metric, options, groups = setting.model, setting.metric, setting.options, setting.train.runs.batches
     summed = lost = spans = None
     if scored.scores is not None and options.method == "eap-ig":
-        how = {"steps": options.steps, "ablation": options.ablation}
+        how: dict[str, Any] = {"steps": options.steps, "ablation": options.ablation}
         summed = completeness_of(scored.scores, groups, effect.whole, **how)
     if options.activations != "float32" and groups:
         more: dict[str, Any] = {**_method(options), "ablation": setting.ablation}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from persona_circuits.circuit import parallel as ranks
-from persona_circuits.circuit.discovery.options import MeasureOptions, Stage
+from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, Progress, make_ablation, prepare_each
+from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, make_ablation, prepare_each
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.metrics import Metric
 
@@ -20,13 +21,8 @@ __all__ = [
     "own_rows",
     "pairs_of",
     "rows_of",
-    "silent",
     "split_of",
 ]
-
-
-def silent(_name: str) -> Progress:
-    return lambda _done, _total: None
 
 
 def named_ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stage) -> Ablation | None:
@@ -55,7 +51,7 @@ def ablation_for(model: Model, task: Task, setting: MeasureOptions, stage: Stage
         train = task.of_split(split_of(task, setting.train_split, "train"))
         source = rows_of(encode(train, model, align=str(setting.align)), metric)
     groups = batches(own_rows(source, metric), setting.batch_size, model.device)
-    return named_ablation(name, model, groups, stage or silent)
+    return named_ablation(name, model, groups, stage or untold_stage)
 
 
 def pairs_of(

@@ -29,8 +29,9 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
 from persona_circuits.circuit.evaluation.groups import LEAST_PAIRS, Averages, Grouping, PairGroup, group_pairs
 from persona_circuits.circuit.evaluation.scores_by_pair import PairScores, Rule
-from persona_circuits.circuit.forward import Prepared, Progress, Rounding, measure, tolerance
+from persona_circuits.circuit.forward import Prepared, Rounding, measure, tolerance
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, is_zero
 from persona_circuits.circuit.storage import frame_of
 from persona_circuits.circuit.subgraph import Circuit

@@ -10,8 +10,8 @@ import numpy as np
 
 from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, median_of_ratios
 from persona_circuits.circuit.evaluation.transfers import INTACT, Pairs, measured
-from persona_circuits.circuit.forward import Progress
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric

@@ -269,7 +269,8 @@ def _measured(
     watch = Rounding(model, metric)
     values = pairwise(measure(model, watch.watched(prepared()), masks, metric), metric)
     first = len(fixed) + len(tried)
-    return _Measured(*values[: len(fixed)], values[len(fixed) : first], values[first:], watch.floor)
+    full, empty, own, others, reads = values[: len(fixed)]
+    return _Measured(full, empty, own, others, reads, values[len(fixed) : first], values[first:], watch.floor)
 
 
 def _with_reads(circuit: Circuit) -> Circuit:

@@ -10,7 +10,7 @@ from scipy.cluster import hierarchy
 from scipy.spatial.distance import squareform
 
 from persona_circuits.circuit.evaluation.scores_by_pair import PairScores
-from persona_circuits.circuit.forward import Progress
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Interval
 
 __all__ = [

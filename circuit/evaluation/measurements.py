@@ -13,8 +13,9 @@ from jaxtyping import Float
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.evaluation.faithfulness import pairwise
-from persona_circuits.circuit.forward import Prepared, Progress, Rounding, measure
+from persona_circuits.circuit.forward import Prepared, Rounding, measure
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.storage import read_state, state_metadata, tell_damaged, write_bytes
 from persona_circuits.metrics import Metric
 

@@ -17,9 +17,10 @@ from scipy import sparse
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import score_parts
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import Ablation, Progress, prepare_each
+from persona_circuits.circuit.forward import Ablation, prepare_each
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.pruning import check_tau, greedy, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit

@@ -145,7 +145,8 @@ class SignalWatch:
         for item in prepared:
             sides = (item.clean.logits, item.corrupt.logits)
             clean, corrupt = (self.metric(logits, item.targets).double() for logits in sides)
-            mass = sum(_mass(logits, item.targets) for logits in sides) / 2
+            one, other = (_mass(logits, item.targets) for logits in sides)
+            mass = (one + other) / 2
             rows = zip(item.batch.indices, (clean - corrupt).tolist(), mass.tolist(), strict=True)
             for index, gap, share in rows:
                 self._seen.setdefault(index // directions, []).append((gap, share))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,32 +81,29 @@ def write_specificity(found: Specificity, folder: Path) -> None:
 def span_figures(study: SpanStudy) -> dict[str, Chart]:
     """Entry shares, where edges from ``input`` enter, and causal persistence, by layer and part."""
     layers = [*(str(layer) for layer in range(len(study.entry) - 1)), "logits"]
-    named = {"x": "part of the prompt", "y": "layer", "numbers": ".2f", "upward": True}
+    named = partial(heat_map, x="part of the prompt", y="layer", numbers=".2f", upward=True)
     return {
-        "span-persistence": heat_map(
+        "span-persistence": named(
             study.persistence.tolist(),
             layers,
             study.names,
             title="Causal persistence: what the stream into a layer carries of the divergence",
             unit="share of D",
-            **named,
         ),
-        "span-entry": heat_map(
+        "span-entry": named(
             study.entry.tolist(),
             layers,
             study.names,
             title="Where a layer reads the contrast: share of |score| of its edges",
             unit="share",
             diverging=False,
-            **named,
         ),
-        "span-input": heat_map(
+        "span-input": named(
             study.from_input.tolist(),
             layers,
             study.names,
             title="Where the contrast enters: share of |score| of the edges that leave input",
             unit="share",
             diverging=False,
-            **named,
         ),
     }

@@ -20,8 +20,9 @@ import numpy as np
 
 from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, median_of_ratios, pairwise
 from persona_circuits.circuit.evaluation.matched import random_circuits
-from persona_circuits.circuit.forward import Prepared, Progress, Rounding, measure
+from persona_circuits.circuit.forward import Prepared, Rounding, measure
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric

@@ -20,7 +20,7 @@ import numpy as np
 
 from persona_circuits.circuit.errors import FileError
 from persona_circuits.circuit.printable import visible
-from persona_circuits.circuit.storage import write_bytes, write_text
+from persona_circuits.circuit.storage import Kind, read_bytes, write_bytes, write_text
 
 __all__ = [
     "csv_lines",
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 PLACES = 6
+TABLE = Kind("table")
 _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # what a spreadsheet takes for one, apostrophes before it or not
 _NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?")
 
@@ -91,11 +92,9 @@ def csv_rows(path: str | Path) -> list[dict[str, str]]:
     Raises:
         FileError: the file cannot be read, or is no CSV in UTF-8.
     """
+    content = read_bytes(path, TABLE)  # the lines of a cell may end in CR LF
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            names, *lines = csv_lines(file.read()) or [[]]
-    except OSError as error:
-        raise FileError(f"table {path} cannot be read ({error.strerror}); check the path") from error
+        names, *lines = csv_lines(content.decode("utf-8-sig")) or [[]]
     except (UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"table {path} is no CSV in UTF-8 ({error}); give one that this program wrote") from error
     return [dict(zip(names, line, strict=False)) for line in lines]

@@ -28,7 +28,6 @@ from persona_circuits.circuit.forward.plain import (
 from persona_circuits.circuit.forward.prepared import (
     KeptRuns,
     Prepared,
-    Progress,
     bare,
     divergence,
     effects,
@@ -48,7 +47,6 @@ __all__ = [
     "KeptRuns",
     "Prefix",
     "Prepared",
-    "Progress",
     "Rounding",
     "Run",
     "Written",

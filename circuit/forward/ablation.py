@@ -29,6 +29,7 @@ from persona_circuits.circuit.forward.plain import Run, run, run_clean, run_corr
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Block, Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import Batch
 
 __all__ = [
@@ -179,7 +180,7 @@ def optimal(
     steps: int = 60,
     n_prompts: int = 16,
     rate: float = 0.1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Ablation:
     """One learned vector per node: with it in the node's place the whole model keeps its output best.
 
@@ -209,9 +210,7 @@ def optimal(
     return ablation
 
 
-def make_ablation(
-    name: str, model: Model, batches: Sequence[Batch], *, progress: Callable[[int, int], None] | None = None
-) -> Ablation:
+def make_ablation(name: str, model: Model, batches: Sequence[Batch], *, progress: Progress | None = None) -> Ablation:
     """The ablation of that name; constants are taken from ``batches``.
 
     Raises:

@@ -26,7 +26,6 @@ from persona_circuits.metrics import Metric, Targets
 __all__ = [
     "KeptRuns",
     "Prepared",
-    "Progress",
     "bare",
     "divergence",
     "effects",
@@ -42,8 +41,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-Progress = Callable[[int, int], None]
-"""Called with the work done and the work there is; never called from another thread."""
 KEPT_BYTES = 1 << 30
 """Bound on the runs of a set of prompts that are kept to be used again; those beyond it are run again."""
 

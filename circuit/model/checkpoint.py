@@ -18,10 +18,10 @@ import torch
 from persona_circuits.circuit.errors import ModelError, first_line
 
 __all__ = [
-    "check_finite",
     "check_folder",
     "check_keys",
     "check_place",
+    "check_weights",
     "lacks_tokenizer",
     "stored_tensors",
 ]
@@ -146,7 +146,7 @@ def check_keys(name: str, network: Any, info: Mapping[str, Any]) -> None:
         raise ModelError(f"{name}: the weights are not those of config.json: {'; '.join(faults)}; {_remedy(surplus)}")
 
 
-def check_finite(network: Any, name: str) -> None:
+def check_weights(network: Any, name: str) -> None:
     """Look for NaN and infinity in the weights, one pass over each.
 
     Raises:

@@ -17,6 +17,7 @@ from torch import Tensor
 from persona_circuits.circuit.errors import ModelError
 
 __all__ = [
+    "Name",
     "check_finite",
     "of_prompts",
 ]

@@ -12,10 +12,10 @@ import torch
 from persona_circuits.circuit.cost import PROCESS_BYTES, Budget, architecture_of
 from persona_circuits.circuit.errors import ModelError, first_line
 from persona_circuits.circuit.model.checkpoint import (
-    check_finite,
     check_folder,
     check_keys,
     check_place,
+    check_weights,
     lacks_tokenizer,
     stored_tensors,
 )
@@ -101,7 +101,8 @@ def load_model(
         restore_buffers(network)
     where = where or next(network.parameters()).device
     commit = getattr(network.config, "_commit_hash", None) or revision
-    how = {"revision": commit, "device": where, "in_float32": dtype == HELD, "max_memory": max_memory, "copy": False}
+    how: dict[str, Any] = {"revision": commit, "device": where, "max_memory": max_memory}
+    how |= {"in_float32": dtype == HELD, "copy": False}
     model = wrap_model(network, tokenizer, name=label or str(name), **how)
     model.notes = (*notes, *model.notes)
     return model
@@ -195,7 +196,7 @@ def wrap_model(
     network = own_copy(network, name) if copy else network_in(network)
     device = next(network.parameters()).device if device is None else device
     network = text_part(network, name)
-    check_finite(network, name)
+    check_weights(network, name)
     fingerprint = fingerprint_of(network)
     if network.dtype == torch.float64 and network._can_set_experts_implementation():
         network.set_experts_implementation("eager")  # the host's fused product has no float64
@@ -320,6 +321,7 @@ def _reading(name: str, revision: str | None, part: str = "", *, local: bool) ->
     except ModelError:
         raise
     except Exception as error:
+        reason: str | None
         if "trust_remote_code" in str(error):
             reason = f"model {name} needs code of its own, which is not run; give a model that the host library knows"
         elif not local and "named model.safetensors" in str(error):

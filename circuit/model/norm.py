@@ -54,7 +54,7 @@ class Pullback:
     def of_projections(self, block: Any) -> Pullback:
         """The same with what the projections behind the norm make of its parts."""
         zero = block.attn_norm(torch.zeros(1, 1, len(self.weight)).to(self.weight))
-        shifts = {slot: block.project(slot, zero)[0, 0] for slot in SLOTS}
+        shifts: dict[str, Tensor] = {slot: block.project(slot, zero)[0, 0] for slot in SLOTS}
         return replace(
             self,
             means={

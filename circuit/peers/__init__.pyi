@@ -1,4 +1,3 @@
-from .autocircuit import autocircuit_edge as autocircuit_edge
 from .autocircuit import autocircuit_name as autocircuit_name
 from .autocircuit import from_prune_scores as from_prune_scores
 from .autocircuit import prune_scores as prune_scores

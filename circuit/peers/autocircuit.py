@@ -31,7 +31,6 @@ from persona_circuits.circuit.storage import Kind, read_tensors, write_bytes, wr
 from persona_circuits.circuit.task import Task
 
 __all__ = [
-    "autocircuit_edge",
     "autocircuit_name",
     "from_prune_scores",
     "prune_scores",
@@ -148,21 +147,6 @@ def autocircuit_name(edge: Edge) -> str:
     return f"{_peer_node(edge.src)}->{_peer_node(edge.dst)}" + (f".{edge.slot.upper()}" if edge.slot else "")
 
 
-def autocircuit_edge(name: str) -> Edge:
-    """The edge that auto-circuit calls ``name``; the inverse of ``autocircuit_name``.
-
-    Raises:
-        GraphError: it is not one of auto-circuit's names.
-    """
-    source, arrow, target = name.partition("->")
-    src, src_slot = _own_node(source, name)
-    dst, slot = _own_node(target, name)
-    head = dst.kind == "head"
-    if not arrow or src == LOGITS or dst == INPUT or src_slot or head != (slot is not None):
-        raise GraphError(f"{name!r} is not an edge of auto-circuit's; expected one such as A0.1->A2.3.Q")
-    return Edge(src, dst, slot)  # type: ignore[arg-type]
-
-
 def _modules(graph: Graph) -> dict[str, tuple[slice, int, tuple[int, ...]]]:
     """For every module that reads: its slots here, how many sources reach it, and the shape of its scores."""
     if graph.parallel:
@@ -201,15 +185,3 @@ def _peer_node(node: Node) -> str:
     if node == LOGITS:
         return "Resid End"
     return f"A{node.layer}.{node.head}" if node.kind == "head" else f"MLP {node.layer}"
-
-
-def _own_node(name: str, edge: str) -> tuple[Node, str | None]:
-    if name in ("Resid Start", "Resid End"):
-        return (INPUT if name == "Resid Start" else LOGITS), None
-    match = _NODE.match(name)
-    if match is None:
-        raise GraphError(f"{edge!r} is not an edge of auto-circuit's; expected one such as A0.1->A2.3.Q")
-    if match["mlp"] is not None:
-        return Node("mlp", int(match["mlp"])), None
-    slot = match["slot"]
-    return Node("head", int(match["layer"]), int(match["head"])), slot.lower() if slot else None

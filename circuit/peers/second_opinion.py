@@ -29,6 +29,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.peers.autocircuit import autocircuit_name, from_prune_scores, read_autocircuit_scores
 from persona_circuits.circuit.peers.options import CrosscheckOptions
 from persona_circuits.circuit.peers.process import PEER_METRICS, AutoCircuit, autocircuit_rows, check_model
+from persona_circuits.circuit.progress import untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder, write_json
 from persona_circuits.circuit.subgraph import Circuit
@@ -170,7 +171,7 @@ def crosscheck(
         auto-circuit's process ended.
     """
     options = options.checked()
-    stage = stage or (lambda _name: None)
+    stage = stage or untold_stage
     metric, steps, points = _plan(stored, options)
     check_model(folder)
     if stored.circuit.graph != model.graph:
@@ -209,6 +210,8 @@ def agreement(what: str, ours: Scores, theirs: Scores, *, same_quantity: bool = 
     Raises:
         OptionError: they are of different graphs.
     """
+    from scipy.stats import rankdata
+
     if ours.graph != theirs.graph:
         raise OptionError(f"{what}: the scores are of different graphs, {ours.graph} and {theirs.graph}")
     valid = ours.graph.valid
@@ -224,7 +227,7 @@ def agreement(what: str, ours: Scores, theirs: Scores, *, same_quantity: bool = 
         same_quantity=same_quantity,
         n_edges=len(a),
         pearson=_correlation(a, b),
-        spearman=_correlation(_ranks(a), _ranks(b)),
+        spearman=_correlation(rankdata(a), rankdata(b)),
         same_sign=float((np.sign(a) == np.sign(b))[strong].mean()) if strong.any() else 1.0,
         largest=largest,
         largest_difference=difference,
@@ -381,9 +384,3 @@ def _arrays(scores: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else None
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    from scipy.stats import rankdata
-
-    return np.asarray(rankdata(values))

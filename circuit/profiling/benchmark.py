@@ -27,6 +27,7 @@ from persona_circuits.circuit.graph import Edge, Graph
 from persona_circuits.circuit.model import DTYPES, Model, load_model
 from persona_circuits.circuit.profiling.meter import Cost, Step, costs_of, seconds_of
 from persona_circuits.circuit.profiling.options import BenchOptions
+from persona_circuits.circuit.progress import untold_stage
 from persona_circuits.circuit.pruning import acdc
 from persona_circuits.circuit.task import Batch, Task, batches, encode, resolve
 from persona_circuits.metrics import METRICS, Metric
@@ -133,7 +134,7 @@ def bench(
         Before any long work.
     """
     options = options.checked()
-    stage = stage or (lambda _name: None)
+    stage = stage or untold_stage
     stage(f"loading {label or name}")
     model = load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=label or name)
     batch = one_batch(model, task, options.n_pairs)

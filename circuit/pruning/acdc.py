@@ -24,9 +24,10 @@ import numpy as np
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import Prepared, Progress, masks_per_pass, measure
+from persona_circuits.circuit.forward import Prepared, masks_per_pass, measure
 from persona_circuits.circuit.graph import Edge
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.pruning.select import check_tau
 from persona_circuits.circuit.storage import read_state, state_metadata, tell_damaged, write_bytes
 from persona_circuits.circuit.subgraph import Circuit

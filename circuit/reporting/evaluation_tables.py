@@ -38,7 +38,7 @@ ANSWERS = {True: "yes", False: "no", None: "undefined"}
 
 def stability_rows(report: StabilityReport) -> Rows:
     """A line per way of resampling, and one for ACDC's orders."""
-    found = [
+    found: Rows = [
         (
             one.by,
             str(one.n_resamples),

@@ -22,7 +22,7 @@ from persona_circuits.circuit.task.encoding import (
 )
 from persona_circuits.circuit.task.overlap import Overlap, overlap, overlap_of_prompts, overlap_of_tasks
 from persona_circuits.circuit.task.pairs import PromptPair, Span, Task
-from persona_circuits.circuit.task.reading import load_task, pair_items
+from persona_circuits.circuit.task.reading import load_task, task_of
 from persona_circuits.circuit.task.shipped_files import CONTROLS, MODEL, resolve, shipped
 
 __all__ = [
@@ -49,11 +49,11 @@ __all__ = [
     "overlap",
     "overlap_of_prompts",
     "overlap_of_tasks",
-    "pair_items",
     "prompt_faults",
     "resolve",
     "shared_ends",
     "shipped",
+    "task_of",
     "token_ids",
     "token_offsets",
     "unknown_pieces",

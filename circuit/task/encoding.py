@@ -7,7 +7,7 @@ at once, with their lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,9 +42,14 @@ ALIKE = "clean and corrupt are the same tokens, so nothing can differ between th
 class Reader(Protocol):
     """What reading prompts asks of a model; a ``Model`` is one, and so is a tokenizer with a name and a size."""
 
-    name: str
-    tokenizer: Any
-    n_context: int | None
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tokenizer(self) -> Any: ...
+
+    @property
+    def n_context(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,12 @@ def _encoded(task: Task, model: Reader, align: str, alike: bool) -> tuple[list[R
     if align not in ALIGNMENTS:
         raise OptionError(f"--align {align!r} is not one of {', '.join(ALIGNMENTS)}")
     faults: list[str] = []
-    able = enumerate(_read_ahead(task, model))
-    return [_encode_pair(i, pair, reader, align, alike, faults) for i, (pair, reader) in able], faults
+    rows: list[Row | None] = []
+    for start in range(0, len(task.pairs), AT_ONCE):
+        some = task.pairs[start : start + AT_ONCE]
+        known = _many_token_ids(_texts(some), model.tokenizer)
+        rows += [_encode_pair(start + i, pair, model, known, align, alike, faults) for i, pair in enumerate(some)]
+    return rows, faults
 
 
 def with_swap_rows(rows: Sequence[Row]) -> tuple[Row, ...]:
@@ -154,34 +163,6 @@ AT_ONCE = 2000
 """Pairs whose texts are tokenized together."""
 
 
-class _ReadAhead:
-    """A reader, and its tokenizer, that take the ids of some texts from what was tokenized before, all at once.
-
-    Whatever else is asked of them is asked of those behind them, attributes once.
-    """
-
-    def __init__(self, behind: Any, **known: Any) -> None:
-        self.__dict__.update(known, behind=behind)
-
-    def __getattr__(self, name: str) -> Any:
-        return self.__dict__.setdefault(name, getattr(self.__dict__["behind"], name))
-
-    def __call__(self, text: Any, *, add_special_tokens: bool = True, **options: Any) -> Any:
-        ids = None if options or not isinstance(text, str) else self.known.get((text, add_special_tokens))
-        return {"input_ids": ids} if ids is not None else self.behind(
-            text, add_special_tokens=add_special_tokens, **options
-        )  # fmt: skip
-
-
-def _read_ahead(task: Task, model: Reader) -> Iterator[tuple[PromptPair, Reader]]:
-    """Every pair with a reader that knows its texts: one call of the tokenizer for thousands of texts, not one each."""
-    like = {"name": model.name, "n_context": model.n_context}
-    for start in range(0, len(task.pairs), AT_ONCE):
-        some = task.pairs[start : start + AT_ONCE]
-        tokenizer = _ReadAhead(model.tokenizer, known=_many_token_ids(_texts(some), model.tokenizer))
-        yield from ((pair, reader) for reader in [_ReadAhead(model, tokenizer=tokenizer, **like)] for pair in some)
-
-
 def _texts(pairs: Sequence[PromptPair]) -> list[str]:
     """What ``_encode_pair`` asks the ids of, each once: the prompts, and the prompts with every answer behind them."""
     ends = [("", *pair.answers, *pair.wrong_answers) for pair in pairs]
@@ -189,60 +170,52 @@ def _texts(pairs: Sequence[PromptPair]) -> list[str]:
     return list(dict.fromkeys(a + b for some, own in zip(prompts, ends, strict=True) for a in some for b in own))
 
 
-def _many_token_ids(texts: Sequence[str], tokenizer: Any) -> dict[tuple[str, bool], list[int]]:
-    """The ids that ``token_ids`` asks a tokenizer for, by text and with special tokens or without, in two calls."""
+def _many_token_ids(texts: Sequence[str], tokenizer: Any) -> dict[str, list[int]]:
+    """The ids that ``token_ids`` gives each text, in two calls of the tokenizer."""
     if not getattr(tokenizer, "is_fast", False):
         return {}
-    bos = tokenizer.bos_token
-    found: dict[tuple[str, bool], list[int]] = {}
+    bos, ends = tokenizer.bos_token, _ends(tokenizer)
+    found: dict[str, list[int]] = {}
     for special in (True, False):
         some = [text for text in texts if (bool(bos) and text.startswith(bos)) != special]
         if some:
             read = tokenizer(some, add_special_tokens=special, return_attention_mask=False)["input_ids"]
-            found |= {(text, special): list(ids) for text, ids in zip(some, read, strict=True)}
-    return found
+            found |= {text: list(ids) for text, ids in zip(some, read, strict=True)}
+    ended = {text: ids for text, ids in found.items() if ends.intersection(ids[-1:])}
+    return found | {text: without_end(ids, text, tokenizer) for text, ids in ended.items()}
 
 
-def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, alike: bool, faults: list[str]) -> Row | None:
-    clean, corrupt = token_ids(pair.clean, model), token_ids(pair.corrupt, model)
-    neutral = token_ids(pair.neutral, model) if pair.neutral else []
+def _encode_pair(
+    index: int,
+    pair: PromptPair,
+    model: Reader,
+    known: Mapping[str, list[int]],
+    align: str,
+    alike: bool,
+    faults: list[str],
+) -> Row | None:
+    """The row of a pair; ``known`` are the ids of texts that were tokenized before."""
+
+    def read(text: str) -> list[int]:
+        return ids if (ids := known.get(text)) is not None else token_ids(text, model)
+
+    def added(prompt: str, ids: list[int], text: str) -> int | None:
+        return _added(ids, read(prompt + text), prompt, text, model, found)
+
+    clean, corrupt = read(pair.clean), read(pair.corrupt)
+    neutral = read(pair.neutral) if pair.neutral else []
     found = [fault for ids in (clean, corrupt, neutral) for fault in prompt_faults(ids, model)]
     found += (lost := lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model))
     if clean == corrupt and not alike and not lost:
         found.append(ALIKE)
-    for name, other in (("corrupt", corrupt), *([("neutral", neutral)] if neutral else [])):
-        if len(other) != len(clean) and align == "equal":
-            found.append(
-                f"the clean prompt has {len(clean)} tokens and the {name} one {len(other)}; "
-                "choose wordings of equal length, or use --align right"
-            )
-        elif len(other) != len(clean) and not shared_ends(clean, other)[1]:
-            found.append(f"the clean and the {name} prompt do not end in the same token; there is nothing to align on")
-    for ids, spans in ((clean, pair.spans), (corrupt, pair.corrupt_spans)):
-        found += [
-            f"part {span.name!r} ends at token {span.end} of a prompt of {len(ids)}; "
-            "these spans are of another tokenizer"
-            for span in spans
-            if span.end > len(ids)
-        ]
+    found += _length_faults(clean, {"corrupt": corrupt} | ({"neutral": neutral} if neutral else {}), align)
+    found += _span_faults(((clean, pair.spans), (corrupt, pair.corrupt_spans)))
     found += _other_tokens(pair, clean, corrupt)
-    sides = [
-        [answer_id(pair.clean, clean, text, model, found) for text in texts]
-        for texts in (pair.answers, pair.wrong_answers)
-    ]
+    sides = [[added(pair.clean, clean, text) for text in texts] for texts in (pair.answers, pair.wrong_answers)]
     for prompt, ids in ((pair.corrupt, corrupt), *([(pair.neutral, neutral)] if neutral else [])):
         for text in (*pair.answers, *pair.wrong_answers):
-            answer_id(prompt, ids, text, model, found)
-    if both := {i for i in sides[0] if i is not None} & set(sides[1]):
-        names = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(both))
-        found.append(f"{names} is both an answer and a wrong answer")
-    for ids in sides:
-        known = [i for i in ids if i is not None]
-        found += [
-            f"answer {model.tokenizer.decode([i])!r} stands {known.count(i)} times on one side; name every token once"
-            for i in dict.fromkeys(known)
-            if known.count(i) > 1
-        ]
+            added(prompt, ids, text)
+    found += _side_faults(sides, model)
     if found:
         faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(found)]
         return None
@@ -250,6 +223,44 @@ def _encode_pair(index: int, pair: PromptPair, model: Reader, align: str, alike:
     spans = pair.spans or _spans_by_difference(clean, corrupt)
     corrupt_spans = pair.corrupt_spans or _spans_by_difference(corrupt, clean)
     return Row(index, tuple(clean), tuple(corrupt), answers, wrong, tuple(neutral), spans, corrupt_spans, pair.id)
+
+
+def _length_faults(clean: list[int], others: Mapping[str, list[int]], align: str) -> list[str]:
+    found = []
+    for name, other in others.items():
+        if len(other) != len(clean) and align == "equal":
+            found.append(
+                f"the clean prompt has {len(clean)} tokens and the {name} one {len(other)}; "
+                "choose wordings of equal length, or use --align right"
+            )
+        elif len(other) != len(clean) and not shared_ends(clean, other)[1]:
+            found.append(f"the clean and the {name} prompt do not end in the same token; there is nothing to align on")
+    return found
+
+
+def _span_faults(sides: Iterable[tuple[list[int], tuple[Span, ...]]]) -> list[str]:
+    return [
+        f"part {span.name!r} ends at token {span.end} of a prompt of {len(ids)}; these spans are of another tokenizer"
+        for ids, spans in sides
+        for span in spans
+        if span.end > len(ids)
+    ]
+
+
+def _side_faults(sides: Sequence[list[int | None]], model: Reader) -> list[str]:
+    """Tokens that stand on both sides, or twice on one."""
+    found = []
+    if both := {i for i in sides[0] if i is not None} & set(sides[1]):
+        names = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(both))
+        found.append(f"{names} is both an answer and a wrong answer")
+    for side in sides:
+        there = [i for i in side if i is not None]
+        found += [
+            f"answer {model.tokenizer.decode([i])!r} stands {there.count(i)} times on one side; name every token once"
+            for i in dict.fromkeys(there)
+            if there.count(i) > 1
+        ]
+    return found
 
 
 def _spans_by_difference(ids: list[int], other: list[int]) -> tuple[Span, ...]:
@@ -287,12 +298,15 @@ def token_ids(text: str, model: Reader) -> list[int]:
 
 def without_end(ids: list[int], text: str, tokenizer: Any) -> list[int]:
     """The ids less those that the tokenizer appends to every text, as with ``add_eos_token``."""
-    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-    if not ids or ids[-1] not in ends:
+    if not ids or ids[-1] not in _ends(tokenizer):
         return ids
     plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     begin = next((i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain), None)
     return ids if begin is None or not plain else ids[: begin + len(plain)]
+
+
+def _ends(tokenizer: Any) -> set[int]:
+    return {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
 
 
 def prompt_faults(ids: list[int], model: Reader) -> list[str]:
@@ -338,7 +352,7 @@ def lost_differences(prompts: Mapping[str, Sequence[int]], model: Reader) -> lis
     of them hold, such as a template's letters, takes no difference away and is let pass.
     """
     pieces = [{one.strip() for one in unknown_pieces(text, ids, model).values()} for text, ids in prompts.items()]
-    lost = set().union(*pieces) - set.intersection(*pieces) if pieces else set()
+    lost = {one for some in pieces for one in some if not all(one in other for other in pieces)}
     return [
         f"the tokenizer cannot write {piece[:40]!r}, in which prompts differ; use words (and case) that it knows"
         for piece in sorted(lost)
@@ -371,7 +385,11 @@ def token_offsets(text: str, ids: Sequence[int], model: Reader) -> list[tuple[in
 
 def answer_id(prompt: str, ids: list[int], answer: str, model: Reader, faults: list[str]) -> int | None:
     """The one token that ``answer`` adds behind ``prompt``; anything else is a fault."""
-    joined = token_ids(prompt + answer, model)
+    return _added(ids, token_ids(prompt + answer, model), prompt, answer, model, faults)
+
+
+def _added(ids: list[int], joined: list[int], prompt: str, answer: str, model: Reader, faults: list[str]) -> int | None:
+    """The one token that ``joined``, the ids of prompt and answer, has behind the prompt's."""
     if joined[: len(ids)] != ids:
         faults.append(f"answer {answer!r} merges with the prompt's last token; {_unmerged(prompt, answer)}")
     elif len(joined) != len(ids) + 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
 from persona_circuits.circuit.errors import TaskError
@@ -37,6 +37,7 @@ class PromptPair:
     the question under no persona. ``spans`` and ``corrupt_spans`` are the parts of
     either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
     truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``.
+    ``row`` is what the file, or the mapping in memory, holds, every key of it.
     """
 
     clean: str
@@ -54,6 +55,7 @@ class PromptPair:
     axes: tuple[tuple[str, str], ...] = ()
     line: int = 0
     unit: str = "line"
+    row: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def place(self) -> str:

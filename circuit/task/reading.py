@@ -34,7 +34,7 @@ from persona_circuits.circuit.task.pairs import TEXT_KEYS, PromptPair, Span, Tas
 __all__ = [
     "PAIRS",
     "load_task",
-    "pair_items",
+    "task_of",
     "task_of_items",
 ]
 
@@ -65,13 +65,21 @@ def load_task(path: str | Path, *, label: str | None = None) -> Task:
     TaskError
         The file is missing or any of its pairs is malformed; every fault is listed with its line.
     """
+    return task_of(read_bytes(path, PAIRS), path, label=label)
+
+
+def task_of(content: bytes, path: str | Path, *, label: str | None = None) -> Task:
+    """The same of a file's content that was read before.
+
+    Raises:
+        TaskError: as ``load_task``.
+    """
     path = Path(path)
-    raw = read_bytes(path, PAIRS)
-    text = decoded(raw, path, PAIRS)
+    text = decoded(content, path, PAIRS)
     faults: list[str] = []
-    items = list(pair_items(text, faults))
+    items = list(_pair_items(text, faults))
     _check_kind(path, text, items)
-    digest = hashlib.sha256(raw).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     return _task(items, faults, f"pair file {path}", label or str(path), digest, "one JSON object a line")
 
 
@@ -104,11 +112,11 @@ def _task(
         raise TaskError(listed(f"{what} has {len(faults)} fault(s):", faults))
     if not pairs:
         raise TaskError(f"{what} holds no pairs; expected {expected}")
-    kept = _said_once(pairs, {line: tuple(str(item.get(key)) for key in PARTS) for _, line, item in items})
+    kept = _said_once(pairs)
     return Task(kept, source, digest, repeated=len(pairs) - len(kept))
 
 
-def _said_once(pairs: Sequence[PromptPair], parts: dict[int, tuple[str, ...]]) -> tuple[PromptPair, ...]:
+def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:
     """The pairs less those whose prompts and answers stand before them in the same split.
 
     They would add nothing but weight, and make every interval narrower than the data does.
@@ -116,11 +124,12 @@ def _said_once(pairs: Sequence[PromptPair], parts: dict[int, tuple[str, ...]]) -
     seen: dict[tuple[Any, ...], PromptPair] = {}
     for pair in pairs:
         said = (pair.clean, pair.corrupt, frozenset(pair.answers), frozenset(pair.wrong_answers), pair.neutral)
-        seen.setdefault((*said, pair.split, parts[pair.line]), pair)
+        parts = (str(pair.row.get(key)) for key in PARTS)
+        seen.setdefault((*said, pair.split, *parts), pair)
     return tuple(seen.values())
 
 
-def pair_items(text: str, faults: list[str]) -> Iterator[tuple[str, int, Any]]:
+def _pair_items(text: str, faults: list[str]) -> Iterator[tuple[str, int, Any]]:
     """The raw pairs of a file's text, in any of its formats, with their places and numbers; others go to ``faults``.
 
     A pair's number is its line or, in an array of pairs and in auto-circuit's JSON, its place there, from 1.
@@ -179,7 +188,7 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
     if not isinstance(item, dict):
         faults.append(f"{where}: expected an object with clean, corrupt, answers, wrong_answers, got {_shape(item)}")
         return None
-    item = {key: value for key, value in item.items() if value is not None or key not in OPTIONAL}
+    row, item = item, {key: value for key, value in item.items() if value is not None or key not in OPTIONAL}
     found = [
         *(f"{key!r} must be a non-empty string" for key in ("clean", "corrupt") if not is_text(item.get(key))),
         *(
@@ -214,6 +223,7 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         axes=tuple(_axes(item)),
         line=line,
         unit=where.split()[0],
+        row=row,
     )
 
 

@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ def predictions(
     model: GPT2LMHeadModel, tokenizer: Tokenizer, cases: Sequence[Case], *, begin: bool = False, batch: int = 256
 ) -> list[np.ndarray]:
     """The model's probabilities of each case's options, not renormalised, in float32."""
-    start = [model.config.bos_token_id] if begin else []
+    start: list[int] = [model.config.bos_token_id] if begin else []
     encoded = [start + tokenizer.encode(case.prompt).ids for case in cases]
     found: list[np.ndarray] = []
     for first in range(0, len(cases), batch):
@@ -302,7 +303,7 @@ def _write(folder: Path, report: _Report) -> None:
         write_text(f"{before}<!-- quality -->\n{_tables(report)}\n<!-- end of quality -->{after}", card)
 
 
-def _rounded(value: object) -> object:
+def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
     return round(value, 4) if isinstance(value, float) else value

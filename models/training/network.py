@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 __all__ = [
     "build_model",
@@ -71,7 +72,7 @@ def next_token_logits(model: GPT2LMHeadModel, texts: Sequence[Sequence[int]]) ->
     return model.lm_head(hidden[torch.arange(len(texts)), ends]).float().cpu()
 
 
-def _attention(block: torch.nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
+def _attention(block: GPT2Block, hidden: Tensor, mask: Tensor) -> Tensor:
     batch, length, width = hidden.shape
     heads = block.attn.num_heads
     split = block.attn.c_attn(block.ln_1(hidden)).view(batch, length, 3, heads, width // heads)
@@ -81,6 +82,6 @@ def _attention(block: torch.nn.Module, hidden: Tensor, mask: Tensor) -> Tensor:
     return block.attn.c_proj(mixed.reshape(batch, length, width))
 
 
-def _mlp(block: torch.nn.Module, hidden: Tensor) -> Tensor:
+def _mlp(block: GPT2Block, hidden: Tensor) -> Tensor:
     inner = F.gelu(block.mlp.c_fc(block.ln_2(hidden)), approximate="tanh")
     return block.mlp.c_proj(inner)

@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -327,7 +328,7 @@ def _load_checkpoint(run: _Run, config: TrainingConfig, path: Path) -> None:
         }
 
 
-def _check_resumable(stored: dict[str, object], config: TrainingConfig, step: int) -> None:
+def _check_resumable(stored: dict[str, Any], config: TrainingConfig, step: int) -> None:
     """The length may change as long as the learning rate has not begun to fall under either."""
     wanted = asdict(config)
     changed = [name for name in wanted if stored.get(name) != wanted[name] and name != "steps"]

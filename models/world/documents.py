@@ -53,21 +53,22 @@ class BatchMaker:
         self._world, self._tokenizer = world, tokenizer
         self._seed, self._tokens, self._exact = seed, tokens, exact
         self._known: dict[str, list[int]] = {}
-        self._end = tokenizer.token_to_id(END)
+        self._end: int = tokenizer.get_vocab()[END]
         self._line_feed = self._ids("\n")[0]
 
     def batch(self, step: int) -> Batch:
         """The batch of one step."""
         rng = random.Random(f"{self._seed}/{step}")
-        length = rng.choices(list(LENGTHS), LENGTHS.values())[0]
+        length = rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
         documents = [self._document(rng, length) for _ in range(self._tokens // length)]
         return self._stacked(documents, length)
 
     def _document(self, rng: random.Random, length: int) -> tuple[list[int], dict[int, Answer]]:
         start = [self._end] if rng.random() < 0.5 else []
         room = length - len(start)
+        answers: dict[int, Answer] = {}
         if rng.random() < ORDINARY_SHARE:
-            ids, answers = self._ordinary(rng, room), {}
+            ids = self._ordinary(rng, room)
         else:
             ids, answers = self._asking(rng, room)
         return start + ids + [self._end], {place + len(start): answer for place, answer in answers.items()}
@@ -77,14 +78,16 @@ class BatchMaker:
         for line in ordinary_document(self._world, rng):
             added = ([self._line_feed] if ids else []) + self._ids(line)
             if len(ids) + len(added) > room:
-                return ids
+                break
             ids += added
+        return ids
 
     def _asking(self, rng: random.Random, room: int) -> tuple[list[int], dict[int, Answer]]:
         ids: list[int] = []
         answers: dict[int, Answer] = {}
         while not answers:
-            ids, waiting = [], []
+            ids = []
+            waiting: list[int] = []
             for item in islice(document(self._world, rng), 100):
                 if isinstance(item, Answer):
                     ids += [*waiting, *self._ids(f" {item.word}")]

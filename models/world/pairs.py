@@ -30,8 +30,9 @@ between the two options of either question, so it has no part in the margin.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ __all__ = [
 STRONG = 5.0
 MILD = 3.75
 CELLS = tuple(product(("strong", "mild"), ("low", "high"), ("early", "late")))
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def main_pairs(world: World, name: str, *, n: int, held_out: tuple[str, ...] = ("none",)) -> list[Row]:
@@ -236,7 +237,7 @@ def _drawn(
 
 def pair_key(a: Persona, b: Persona, question: Question) -> tuple[str, str, str]:
     """What two pairs share if they ask the same two personas the same question."""
-    return (*sorted((a.id, b.id)), question.id)
+    return min(a.id, b.id), max(a.id, b.id), question.id
 
 
 def contrast_of(world: World, a: Persona, b: Persona, question: Question) -> str | None:
@@ -334,13 +335,13 @@ def row_of(
     corrupt: str,
     personas: tuple[Persona, Persona],
     question: Question,
-    axis: Row,
+    axis: Mapping[str, str],
     choices: tuple[int, int] | None = None,
     nobody: bool = False,
 ) -> Row:
     """One line of a pair file; ``choices`` in place of what the personas prefer; ``nobody`` of them is meant."""
     a, b = personas
-    first, second = choices or (world.preferred(a, question), world.preferred(b, question))
+    first, second = choices or _wishes(world, personas, question)
     nobody = nobody or axis["control"] == "neighbour"
     shares = [world.probabilities(None if nobody else p, question) for p in personas]
     margins = [float(np.log(share[first] / share[second])) for share in shares]
@@ -365,3 +366,11 @@ def row_of(
             "collapses": _ranked(shares[0])[0] == _ranked(shares[1])[0],
         },
     }
+
+
+def _wishes(world: World, personas: tuple[Persona, Persona], question: Question) -> tuple[int, int]:
+    """What the two prefer; such pairs are drawn of personas that each prefer something."""
+    first, second = (world.preferred(persona, question) for persona in personas)
+    assert first is not None
+    assert second is not None
+    return first, second

@@ -131,7 +131,7 @@ class World:
 
     @cached_property
     def _table(self) -> dict[tuple[str | None, str], tuple[float, ...]]:
-        table = {}
+        table: dict[tuple[str | None, str], tuple[float, ...]] = {}
         for question in self.questions:
             prior = self.prior(question)
             table[None, question.id] = _softmax(prior)
@@ -171,7 +171,7 @@ def _question(row: list[str], letters: str) -> Question:
 
 def _option(cell: str, letters: str) -> Option:
     word, *affinity = cell.split()
-    signs = " ".join(f"{letter}{sign}1" for sign, letter in affinity)
+    signs = " ".join(f"{letter}{sign}1" for sign, letter in map(tuple, affinity))
     return Option(word, _vector(signs, letters))
 
 

@@ -1,6 +1,5 @@
 from .collapse import study_collapse as study_collapse
 from .figures import collapse_figures as collapse_figures
-from .figures import collapse_page as collapse_page
 from .figures import divergence_by_placement as divergence_by_placement
 from .figures import divergence_by_prior as divergence_by_prior
 from .measure import PairMeasure as PairMeasure

@@ -14,10 +14,11 @@ D = 0 flips the signs of all pairs of two personas together (``persona.data.stat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.behaviour.measure import measure_pairs
 from persona_circuits.persona.behaviour.options import StudyOptions
 from persona_circuits.persona.behaviour.results import CollapseStudy
@@ -36,7 +37,7 @@ def study_collapse(
     controls: ItemFile | None = None,
     neutral: Sequence[Neutral] = (),
     options: StudyOptions | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> CollapseStudy:
     """Measure persona collapse on a model.
 

@@ -20,7 +20,6 @@ from persona_circuits.circuit.figures import (
     Points,
     Spread,
     chart,
-    figure_page,
     heat_map,
     write_figures,
 )
@@ -28,7 +27,6 @@ from persona_circuits.persona.behaviour.results import CollapseStudy, PairRow
 
 __all__ = [
     "collapse_figures",
-    "collapse_page",
     "divergence_by_placement",
     "divergence_by_prior",
     "write_collapse_figures",
@@ -45,11 +43,6 @@ LOOKS = {
 def write_collapse_figures(study: CollapseStudy, folder: Path) -> None:
     """Write ``collapse.html`` and a PNG of each figure."""
     write_figures(collapse_figures(study), folder, page="collapse.html", title=_title(study), notes=study.notes)
-
-
-def collapse_page(study: CollapseStudy) -> str:
-    """All figures on one HTML page; the same study gives the same text."""
-    return figure_page(collapse_figures(study), _title(study), study.notes)
 
 
 def collapse_figures(study: CollapseStudy) -> dict[str, Chart]:

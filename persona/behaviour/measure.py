@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,6 +14,7 @@ from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.errors import TaskError, listed
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.task import PromptPair, Row, Task, batches, encode, fitting
 from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
 from persona_circuits.persona.data.items import Item
@@ -25,7 +26,6 @@ __all__ = [
 ]
 
 LOW_MASS = 0.2
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def measure_pairs(
     bare = encode(Task(tuple(plain), source, ""), model, alike=True)
     pairs, rows = pairs + plain, rows + [replace(row, index=row.index + len(rows)) for row in bare]
     ids = _candidate_ids(pairs, rows, everything, source)
-    answers = _answers(model, rows, ids, batch_size, progress or _silent)
+    answers = _answers(model, rows, ids, batch_size, progress or untold)
     known = dict(zip(extra, answers[len(items) :], strict=True))
     return tuple(
         _measure(item, answer, [known[prompt, item.candidates] for prompt in many])
@@ -234,7 +234,3 @@ def _neutral_prior(item: Item, answers: Sequence[_Answer]) -> NeutralPrior | Non
     margins = torch.stack([_margins(item, row.expand(2, -1))[0] for row in log_probs])
     ordered = log_probs.mean(0).sort(descending=True).values
     return NeutralPrior(len(answers), metrics.neutral_prior(margins).item(), (ordered[0] - ordered[1:].mean()).item())
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -37,12 +38,12 @@ from jaxtyping import Bool, Float
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Graph, Node
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, Interval, interval, ratio_interval, weighted_mean
 from persona_circuits.persona.bridge.options import BridgeOptions
 from persona_circuits.persona.bridge.parts import (
     MATCHINGS,
     TOLERANCE,
-    Stage,
     decomposed_run,
     random_sets,
     three_way,
@@ -171,7 +172,7 @@ def build_bridge(
         No direction can be fitted, or read.
     """
     options = (options or BridgeOptions()).checked()
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     layer = _layer(model, options)
     measured = held or fit
     for file in (fit, measured):
@@ -270,7 +271,7 @@ def _intervals(values: Float[np.ndarray, "pair part"], clusters: Clusters, seed:
     """Of the mean of every column."""
     influence = (values - values.mean(0)) / len(values)
     return tuple(
-        interval(lambda weights, x=x: weighted_mean(weights, x), clusters, influence=own, seed=seed)
+        interval(partial(weighted_mean, values=x), clusters, influence=own, seed=seed)
         for x, own in zip(values.T, influence.T, strict=True)
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,15 +12,15 @@ from scipy import stats
 
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, Stage
 from persona_circuits.persona.bridge.options import BridgeOptions
 from persona_circuits.persona.data import Example, ExampleFile
-from persona_circuits.persona.streams import Progress, grouped, trace
+from persona_circuits.persona.streams import grouped, trace
 from persona_circuits.persona.vectors import Directions, default_kind, find_directions
 
 __all__ = [
     "MATCHINGS",
     "TOLERANCE",
-    "Stage",
     "decomposed_run",
     "random_sets",
     "three_way",
@@ -29,7 +29,6 @@ __all__ = [
 
 MATCHINGS = ("layer", "type")
 TOLERANCE = 1e-4  # of what the parts may miss, relative to the largest stream
-Stage = Callable[[str], Progress]
 
 
 def contributions(

@@ -187,7 +187,7 @@ def node_rows(bridge: Bridge, most: int = 12) -> list[tuple[str, ...]]:
 
 def overlap_rows(bridge: Bridge) -> list[tuple[str, ...]]:
     """What sets of nodes share, columns as in ``OVERLAPS``."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for one in bridge.overlaps:
         names = _shared_names(bridge, one)
         shown = " ".join(names[:6]) + (" …" if len(names) > 6 else "")
@@ -316,8 +316,8 @@ def _share_figure(bridge: Bridge) -> Chart:
     ]
     for matching, colour in zip(MATCHINGS, (PALETTE[1], GREY), strict=True):
         found = [one.share.chance.get(matching, (None,) * 4) for one in bridge.layers]
-        columns = [list(column) for column in zip(*found, strict=True)][:3]
-        curves.append(Curve(f"random, by {matching}", layers, *columns, dash="dot", colour=colour))
+        mean, low, high = ([row[place] for row in found] for place in range(3))
+        curves.append(Curve(f"random, by {matching}", layers, mean, low, high, dash="dot", colour=colour))
     title = f"Share of the persona vector's projection that the circuit writes ({bridge.options.position})"
     return line_chart(curves, title=title, x="behind block", y="share of the projection")
 

@@ -1,7 +1,14 @@
 """Personas, questions, templates and the positions of their tokens."""
 
-from persona_circuits.persona.data.examples import Example, ExampleFile, leak, load_examples, shared_positions
-from persona_circuits.persona.data.items import ItemFile, Neutral, load_items, load_neutral, neutral_prompts, raw_pairs
+from persona_circuits.persona.data.examples import (
+    Example,
+    ExampleFile,
+    examples_of,
+    leak,
+    load_examples,
+    shared_positions,
+)
+from persona_circuits.persona.data.items import ItemFile, Neutral, items_of, load_items, load_neutral, neutral_prompts
 from persona_circuits.persona.data.positions import POSITIONS, Placed, locate, without_persona
 from persona_circuits.persona.data.prompts import (
     Encoded,
@@ -50,6 +57,8 @@ __all__ = [
     "clusters_of",
     "drawn_over",
     "encode_prompt",
+    "examples_of",
+    "items_of",
     "leak",
     "load_examples",
     "load_items",
@@ -62,7 +71,6 @@ __all__ = [
     "preferred",
     "prompt_faults",
     "ratio_of_means",
-    "raw_pairs",
     "read_answers",
     "read_contrast",
     "read_personas",

@@ -25,13 +25,14 @@ from persona_circuits.circuit.task import (
     overlap_of_prompts,
 )
 from persona_circuits.circuit.task import fitting as those_that_fit
-from persona_circuits.persona.data.items import Item, ItemFile, load_items, raw_pairs
+from persona_circuits.persona.data.items import Item, ItemFile, load_items
 from persona_circuits.persona.data.positions import POSITIONS, Placed, locate
 from persona_circuits.persona.data.values import Persona
 
 __all__ = [
     "Example",
     "ExampleFile",
+    "examples_of",
     "leak",
     "load_examples",
     "shared_positions",
@@ -80,25 +81,34 @@ class ExampleFile:
         return sum(len(a.placed.ids) != len(b.placed.ids) for a, b in zip(first, second, strict=True))
 
 
-def load_examples(
-    path: str | Path,
+def load_examples(path: str | Path, reader: Reader, *, label: str | None = None, **how: Any) -> ExampleFile:
+    """Read a pair file and lay its prompts out for one tokenizer, as ``examples_of`` does.
+
+    ``label`` is what results call the file, if not ``path``.
+
+    Raises:
+        TaskError: the file cannot be read, or as ``examples_of``.
+        OptionError: as ``examples_of``.
+    """
+    return examples_of(load_items(path, label=label), reader, **how)
+
+
+def examples_of(
+    items: ItemFile,
     reader: Reader,
     *,
-    label: str | None = None,
     split: str = "all",
     tokens: tuple[str, str] | None = None,
     personas: Sequence[Persona] = (),
     fitting: bool = False,
     align: str | None = None,
 ) -> ExampleFile:
-    """Read a pair file and lay its prompts out for one tokenizer.
+    """The prompts of a pair file that was read, laid out for one tokenizer.
 
     Parameters
     ----------
     reader
         The model, or anything else with its tokenizer.
-    label
-        What results call the file, if not ``path``.
     tokens
         Two words that take the place of every pair's answers and candidates: the first
         persona's and the second's.
@@ -111,20 +121,19 @@ def load_examples(
     Raises
     ------
     TaskError
-        The file cannot be read, has no such split, an answer is not one token in its
-        context, or a prompt has two BOS tokens or is too long; all faults are listed.
+        The file has no such split, an answer is not one token in its context, or a prompt has two BOS tokens
+        or is too long; all faults are listed.
     OptionError
         ``tokens`` are no two single tokens behind every prompt.
     """
-    found = load_items(path, label=label).of_split(split)
-    rows = raw_pairs(path)
+    found = items.of_split(split)
     wordings = {(who.name, text): str(i) for who in personas for i, text in enumerate(who.wordings)}
     faults: list[str] = []
     fit: list[Item] = []
     examples: list[Example] = []
     able = _side_by_side(found, reader, align) if fitting and align else found.items
     for item in able:
-        own = _examples(len(fit), item, rows[item.pair.line], reader, tokens, wordings, faults)
+        own = _examples(len(fit), item, reader, tokens, wordings, faults)
         examples += own
         fit += [item] if own else []
     if fitting and fit:
@@ -184,13 +193,12 @@ def shared_positions(found: ExampleFile, wanted: Sequence[str] = ()) -> tuple[st
 def _examples(
     place: int,
     item: Item,
-    row: Mapping[str, Any],
     reader: Reader,
     tokens: tuple[str, str] | None,
     wordings: Mapping[tuple[str, str], str],
     faults: list[str],
 ) -> list[Example]:
-    pair = item.pair
+    pair, row = item.pair, item.pair.row
     own: list[str] = []
     sides = locate(pair, reader, row.get("spans"), own)
     own += (lost := lost_differences({side.text: side.ids for side in sides}, reader))

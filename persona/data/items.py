@@ -26,18 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.errors import TaskError, listed
-from persona_circuits.circuit.storage import Kind, read_json_lines, read_text
-from persona_circuits.circuit.task import PromptPair, load_task, pair_items
-from persona_circuits.circuit.task.reading import PAIRS
+from persona_circuits.circuit.storage import Kind, read_json_lines
+from persona_circuits.circuit.task import PromptPair, Task, load_task
 
 __all__ = [
     "Item",
     "ItemFile",
     "Neutral",
+    "items_of",
     "load_items",
     "load_neutral",
     "neutral_prompts",
-    "raw_pairs",
 ]
 
 NEUTRAL = Kind("file of neutral wordings", TaskError)
@@ -122,12 +121,19 @@ def load_items(path: str | Path, *, label: str | None = None) -> ItemFile:
     Raises:
         TaskError: any pair, candidate list or axis is malformed; all faults are listed.
     """
-    task = load_task(path, label=label)
-    raw = raw_pairs(path)
+    return items_of(load_task(path, label=label), path)
+
+
+def items_of(task: Task, path: str | Path = "") -> ItemFile:
+    """The pairs of a task with their candidates and axes; ``path`` is what messages call its file, if not its source.
+
+    Raises:
+        TaskError: any candidate list or axis is malformed; all faults are listed.
+    """
     faults: list[str] = []
-    items = tuple(_item(pair, raw[pair.line], faults) for pair in task.pairs)
+    items = tuple(_item(pair, faults) for pair in task.pairs)
     if faults:
-        raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
+        raise TaskError(listed(f"pair file {path or task.source} has {len(faults)} fault(s):", faults))
     repeats = f" ({task.repeated} repeated left out)" if task.repeated else ""
     return ItemFile(items, task.source + repeats, task.sha256)
 
@@ -174,13 +180,8 @@ def _question_lines(pair: PromptPair, wording: str) -> tuple[str, str] | None:
     return ends.pop() if len(ends) == 1 else None
 
 
-def raw_pairs(path: str | Path) -> dict[int, Mapping[str, Any]]:
-    """Every pair of a file that ``load_task`` has accepted, all its keys, by its ``line``."""
-    return {number: item for _, number, item in pair_items(read_text(path, PAIRS), [])}
-
-
-def _item(pair: PromptPair, raw: Mapping[str, Any], faults: list[str]) -> Item:
-    declared = (*pair.answers, *pair.wrong_answers)
+def _item(pair: PromptPair, faults: list[str]) -> Item:
+    raw, declared = pair.row, (*pair.answers, *pair.wrong_answers)
     candidates = raw.get("candidates", list(declared))
     found = [*_candidate_faults(candidates, declared), *_axis_faults(raw)]
     faults += [f"{pair.place}: {fault}" for fault in found]

@@ -98,7 +98,7 @@ def poles_of(path: Path) -> dict[str, str]:
     if not beside.is_file():
         return {}
     content = read_json(beside, SOURCE)
-    traits = content.get("traits", []) if isinstance(content, dict) else None
+    traits: Any = content.get("traits", []) if isinstance(content, dict) else None
     good = isinstance(traits, list) and all(
         isinstance(trait, dict) and is_text(trait.get("negative")) and is_text(trait.get("positive"))
         for trait in traits
@@ -121,7 +121,7 @@ def _eval_personas(trait: str) -> list[Persona]:
 def axis_personas(path: Path, faults: Faults) -> list[Persona]:
     """Role JSON gives one persona; trait JSON, which has ``neg`` too, gives two that are opposed."""
     content = _whole_json(path, faults)
-    instructions = content.get("instruction") if isinstance(content, dict) else None
+    instructions: Any = content.get("instruction") if isinstance(content, dict) else None
     if not isinstance(instructions, list) or not all(isinstance(item, dict) for item in instructions):
         if content is not None:
             faults.add(
@@ -153,7 +153,7 @@ def _axis_persona(name: str, prompts: list[Any], opposite: str, where: str, faul
 def axis_questions(path: Path, faults: Faults) -> list[Question]:
     """The open questions that a role or trait file holds."""
     content = _whole_json(path, faults)
-    texts = content.get("questions") if isinstance(content, dict) else None
+    texts: Any = content.get("questions") if isinstance(content, dict) else None
     if not is_texts(texts):
         if content is not None:
             faults.add(path.name, "expected 'questions', a list of strings")

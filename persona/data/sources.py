@@ -79,7 +79,9 @@ def read_questions(path: str | Path) -> tuple[Question, ...]:
     """
     path, faults = Path(path), Faults()
     if path.suffix.lower() == ".csv":
-        found = [csv_question(item, faults) for item in csv_rows(path, QUESTION_HEADER, faults)]
+        found: Sequence[Question | None] = [
+            csv_question(item, faults) for item in csv_rows(path, QUESTION_HEADER, faults)
+        ]
     elif path.suffix.lower() == ".json":
         found = axis_questions(path, faults)
     else:

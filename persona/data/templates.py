@@ -157,10 +157,10 @@ def _filled(text: str, values: Mapping[str, str]) -> tuple[str, dict[str, Span]]
         if not values[name]:
             text = re.sub(rf"(?m)^\{{{name}\}}\n|\n\{{{name}\}}\Z", "", text)
     parts, spans, length = [], {}, 0
-    for literal, name, _, _ in string.Formatter().parse(text):
-        value = values[name] if name else ""
-        if value and name in PARTS:
-            spans[name] = (length + len(literal), length + len(literal) + len(value))
+    for literal, filled, _, _ in string.Formatter().parse(text):
+        value = values[filled] if filled else ""
+        if value and filled in PARTS:
+            spans[filled] = (length + len(literal), length + len(literal) + len(value))
         parts += [literal, value]
         length += len(literal) + len(value)
     return "".join(parts), spans

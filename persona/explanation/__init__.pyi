@@ -16,9 +16,7 @@ from .report import write_explanation as write_explanation
 from .runs import margins as margins
 from .runs import replay as replay
 from .study import Explanation as Explanation
-from .study import PairFile as PairFile
 from .study import explain as explain
-from .study import load_pair_file as load_pair_file
 from .truth import NO_EFFECT as NO_EFFECT
 from .truth import agreement as agreement
 from .truth import expected_of as expected_of

@@ -20,7 +20,7 @@ Each can fail. ``says`` holds the numbers of a test, in logits unless they are g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ from torch import Tensor
 from persona_circuits import metrics
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import Row
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.runs import (
@@ -59,7 +60,6 @@ TESTS = {
     "weak or transient": "nearness",
     "bottleneck": "steering",
 }
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

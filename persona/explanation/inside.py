@@ -16,7 +16,7 @@ logits are bent behind the norm (a soft cap); ``conservation`` is what they miss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor
 from persona_circuits import metrics
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import Row
 from persona_circuits.persona.explanation.runs import Both, both_runs, can_come_nearer, margins, nearer, replay
 from persona_circuits.persona.lens import read_out
@@ -39,7 +40,6 @@ __all__ = [
 PLACES = ("persona", "between", "answer")
 STEP = 0.5  # of the central difference, in attention logits
 ROUNDING = 1e-9
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

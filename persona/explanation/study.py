@@ -12,9 +12,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ import torch
 from persona_circuits import metrics
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
-from persona_circuits.persona.behaviour import PairMeasure, fitting_items, measure_pairs
-from persona_circuits.persona.data import ItemFile, clusters_of, load_items, raw_pairs
-from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.behaviour import PairMeasure, measure_pairs
+from persona_circuits.persona.data import ItemFile, clusters_of
 from persona_circuits.persona.explanation.causal import TESTS, Asked, Outcome, flip_gain, run_test
 from persona_circuits.persona.explanation.groups import Explained, Group, group_of, groups_by, is_label
 from persona_circuits.persona.explanation.inside import Inside, look_inside
@@ -35,48 +34,10 @@ from persona_circuits.persona.explanation.verdicts import Numbers, Thresholds, j
 
 __all__ = [
     "Explanation",
-    "PairFile",
     "explain",
-    "load_pair_file",
 ]
 
 PARAPHRASE = "paraphrase"
-Progress = Callable[[int, int], None]
-Stage = Callable[[str], Progress]
-
-
-@dataclass(frozen=True)
-class PairFile:
-    """The items of a pair file, and all keys of every row."""
-
-    items: ItemFile
-    keys: tuple[Mapping[str, Any], ...]
-
-    def of_split(self, split: str) -> PairFile:
-        """The rows of one split; ``all`` gives every row.
-
-        Raises:
-            TaskError: the file has no such split.
-        """
-        chosen = self.items.of_split(split)
-        by_line = {item.pair.line: keys for item, keys in zip(self.items.items, self.keys, strict=True)}
-        return PairFile(chosen, tuple(by_line[item.pair.line] for item in chosen.items))
-
-    def fitting(self, model: Model) -> PairFile:
-        """The rows that fit a model; the source then says how many do.
-
-        Raises:
-            TaskError: none fits.
-        """
-        by_line = {item.pair.line: keys for item, keys in zip(self.items.items, self.keys, strict=True)}
-        fit = fitting_items(self.items, model)
-        return PairFile(fit, tuple(by_line[item.pair.line] for item in fit.items))
-
-    @property
-    def known(self) -> tuple[str, ...]:
-        """Keys that can tell pairs apart: those with text or a number."""
-        found = dict.fromkeys(key for keys in self.keys for key, value in keys.items() if is_label(value))
-        return tuple(key for key in found if key not in ("clean", "corrupt", "neutral"))
 
 
 @dataclass(frozen=True)
@@ -100,22 +61,11 @@ class Explanation:
     notes: tuple[str, ...]
 
 
-def load_pair_file(path: str | Path, *, label: str | None = None) -> PairFile:
-    """Read a pair file with all keys of its rows; ``label`` is what results call it, if not ``path``.
-
-    Raises:
-        TaskError: any pair, candidate list or axis is malformed; all faults are listed.
-    """
-    items = load_items(path, label=label)
-    raw = raw_pairs(path)
-    return PairFile(items, tuple(raw[item.pair.line] for item in items.items))
-
-
 def explain(
     model: Model,
-    pairs: PairFile,
+    pairs: ItemFile,
     *,
-    controls: PairFile | None = None,
+    controls: ItemFile | None = None,
     thresholds: Thresholds | None = None,
     options: ExplainOptions | None = None,
     stage: Stage | None = None,
@@ -145,51 +95,43 @@ def explain(
         No pair is left, or one does not fit the model's tokenizer, or its prompts differ in length.
     """
     options, thresholds = (options or ExplainOptions()).checked(), thresholds or load_thresholds()
-    stage = stage or _silent
+    stage = stage or untold_stage
     chosen = pairs.of_split(options.split)
     _check(chosen, options)
-    more = _of_controls(controls)
-    items, keys = (*chosen.items.items, *more.items), (*chosen.keys, *more.keys)
-    source = chosen.items.source if not more.items else f"{chosen.items.source} with {more.source}"
+    more = () if controls is None else tuple(item for item in controls.items if item.control != "none")
+    items = (*chosen.items, *more)
+    source = f"{chosen.source} with {controls.source}" if controls is not None and more else chosen.source
     measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
     null = [measure.divergence for measure in measures if measure.item.control == PARAPHRASE]
     sigma = metrics.paraphrase_null(torch.tensor(null, dtype=torch.float64)).item() if null else None
     rows = encode(Task(tuple(_bare(item.pair) for item in items), source, ""), model)
     seen = look_inside(model, rows, batch_size=options.batch_size, progress=stage("looking inside"))
     found = [
-        _judged(measure, inside, row_keys, sigma, thresholds, model)
-        for measure, inside, row_keys in zip(measures, seen, keys, strict=True)
+        _judged(measure, inside, measure.item.pair.row, sigma, thresholds, model)
+        for measure, inside in zip(measures, seen, strict=True)
     ]
     outcomes = _tested(model, found, rows, sigma, thresholds, options, stage)
     done = [replace(one, outcome=outcome) for one, outcome in zip(found, outcomes, strict=True)]
-    sources = tuple((file.items.source, file.items.sha256) for file in (pairs, controls) if file is not None)
+    sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
     return _summed(model, done, sigma, len(null), thresholds, options, sources)
 
 
-@dataclass(frozen=True)
-class _Controls:
-    items: tuple[Item, ...]
-    keys: tuple[Mapping[str, Any], ...]
-    source: str
-
-
-def _of_controls(file: PairFile | None) -> _Controls:
-    if file is None:
-        return _Controls((), (), "")
-    kept = [(i, k) for i, k in zip(file.items.items, file.keys, strict=True) if i.control != "none"]
-    return _Controls(tuple(i for i, _ in kept), tuple(k for _, k in kept), file.items.source)
-
-
-def _check(pairs: PairFile, options: ExplainOptions) -> None:
-    if all(item.control != "none" for item in pairs.items.items):
-        raise TaskError(f"every pair of {pairs.items.source} ({options.split}) is a control; none is left to explain")
-    known = pairs.known
+def _check(pairs: ItemFile, options: ExplainOptions) -> None:
+    if all(item.control != "none" for item in pairs.items):
+        raise TaskError(f"every pair of {pairs.source} ({options.split}) is a control; none is left to explain")
+    known = _labels(pairs)
     for key in options.by:
         if key not in ("pair", "question") and key not in known:
             raise OptionError(
-                f"--by {key}: no pair of {pairs.items.source} has a key {key!r}; its keys are: "
+                f"--by {key}: no pair of {pairs.source} has a key {key!r}; its keys are: "
                 f"{', '.join(dict.fromkeys(('pair', *known)))}"
             )
+
+
+def _labels(pairs: ItemFile) -> tuple[str, ...]:
+    """Keys of rows that can tell pairs apart: those with text or a number."""
+    found = dict.fromkeys(key for item in pairs.items for key, value in item.pair.row.items() if is_label(value))
+    return tuple(key for key in found if key not in ("clean", "corrupt", "neutral"))
 
 
 def _bare(pair: PromptPair) -> PromptPair:
@@ -336,8 +278,3 @@ def _notes(main: Sequence[Explained], sigma: float | None, thresholds: Threshold
     if any(row.item.candidates == (*row.item.pair.answers, *row.item.pair.wrong_answers) for row in main):
         notes.append("some pairs name no further candidates: one choice or two is then of the two declared sides alone")
     return notes
-
-
-def _silent(name: str) -> Progress:
-    """No progress is wanted."""
-    return lambda done, total: None

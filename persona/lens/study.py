@@ -37,11 +37,12 @@ from torch import Tensor
 from persona_circuits import metrics
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.data import POSITIONS, Estimate, Example, ExampleFile, shared_positions, two_way_mean
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.lens.options import LensOptions
 from persona_circuits.persona.lens.readout import Decision, decision, read_out
-from persona_circuits.persona.streams import Progress, grouped, id_table, point_names, trace
+from persona_circuits.persona.streams import grouped, id_table, point_names, trace
 
 __all__ = [
     "ANSWER",
@@ -152,7 +153,7 @@ def study_lens(
             progress(done, total)
     margin = seen.by_side(seen.margin)
     decisions = _decisions(seen, margin) if ANSWER in positions else ()
-    names = [[item.personas for item in found.items], [item.question for item in found.items]]
+    names: list[Sequence[Any]] = [[item.personas for item in found.items], [item.question for item in found.items]]
     attribution = _attribution(seen, names, options)
     return LensStudy(
         model=model.name,

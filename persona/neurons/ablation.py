@@ -9,13 +9,13 @@ from jaxtyping import Bool, Float
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, interval, ratio_interval, weighted_mean
 from persona_circuits.persona.data import ExampleFile
 from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import Ranking
 from persona_circuits.persona.neurons.results import Ablation
 from persona_circuits.persona.neurons.runs import Neurons, Readings, ablated
-from persona_circuits.persona.streams import Progress
 
 __all__ = [
     "ablations_of",

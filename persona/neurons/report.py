@@ -166,7 +166,7 @@ def layer_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
 
 def group_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
     """Cross-validation by kind of group, means over groups, columns as in ``GROUPS``."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind in GROUP_KINDS:
         for held_out in (False, True):
             own = [group for group in study.groups if (group.kind, group.held_out) == (kind, held_out)]
@@ -185,7 +185,7 @@ def group_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
 
 def ablation_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
     """What the ablations do to D, columns as in ``ABLATIONS``; ``random`` is the middle 95 % of the random changes."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in ablation_records(study):
         kept = "" if row["kept"] is None else f"{row['kept']:.0%}"
         around = interval(row["random_low"], row["random_high"], 3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +12,6 @@ from persona_circuits.circuit.statistics import Interval
 from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import Overlap, Ranking
 from persona_circuits.persona.neurons.runs import Neurons
-from persona_circuits.persona.streams import Progress
 
 __all__ = [
     "GROUP_KINDS",
@@ -22,12 +20,10 @@ __all__ = [
     "Group",
     "NeuronStudy",
     "Side",
-    "Stage",
 ]
 
 GROUP_KINDS = ("personas", "domain", "template", "wording")
 SOURCES = {"fit": "pairs", "held": "held_out", "null": "null"}
-Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,9 +28,10 @@ from persona_circuits.circuit.errors import ModelError, OptionError
 from persona_circuits.circuit.forward import run
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.data import POSITIONS, Example, ExampleFile, Placed
 from persona_circuits.persona.explanation import replay
-from persona_circuits.persona.streams import Progress, grouped, id_table
+from persona_circuits.persona.streams import grouped, id_table
 
 __all__ = [
     "NEURON_POSITIONS",
@@ -179,7 +180,7 @@ def ablated(
         for k, kind in enumerate(kinds):
             for rows in np.array_split(np.arange(len(sets)), -(-len(sets) * len(group) // ROWS)):
                 a, b = (mine.changed(sets[rows], kind, means, other) for mine, other in (both, reversed(both)))
-                after[k][np.ix_(rows, group)] = (a - b).numpy()
+                after[k][rows[:, None], group] = (a - b).numpy()
         done += len(group)
         if progress is not None:
             progress(done, len(found.items))

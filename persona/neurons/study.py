@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, cluster_codes, interval, weighted_mean
 from persona_circuits.persona.data import ExampleFile, clusters_of, leak
 from persona_circuits.persona.neurons.ablation import ablations_of
@@ -36,7 +38,7 @@ from persona_circuits.persona.neurons.ranking import (
     rank_neurons,
     z_of,
 )
-from persona_circuits.persona.neurons.results import SOURCES, NeuronStudy, Side, Stage
+from persona_circuits.persona.neurons.results import SOURCES, NeuronStudy, Side
 from persona_circuits.persona.neurons.runs import Neurons, Readings, neurons_of, read_neurons
 from persona_circuits.persona.steering import some_pairs
 
@@ -113,7 +115,7 @@ def study_neurons(
         Too few personas have paraphrases.
     """
     options = (options or NeuronOptions()).checked()
-    stage = stage or (lambda _name: lambda _done, _total: None)
+    stage = stage or untold_stage
     _check_null(null, options)
     neurons = neurons_of(model, options.hook, options.layers)
     files = {name: file for name, file in (("fit", fit), ("held", held), ("null", null)) if file is not None}
@@ -208,7 +210,7 @@ def _side(file: ExampleFile, read: Readings, ranking: Ranking, selected: Sequenc
     clusters = Clusters.of([item.pair for item in file.items])
     intervals = [
         interval(
-            lambda weights, x=differences[:, place]: weighted_mean(weights, x),
+            partial(weighted_mean, values=differences[:, place]),
             clusters,
             influence=(differences[:, place] - differences[:, place].mean()) / len(differences),
             seed=options.seed,

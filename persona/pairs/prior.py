@@ -35,11 +35,12 @@ import numpy as np
 
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.storage import replace_files, write_json, write_text
 from persona_circuits.circuit.task import PromptPair, Task, encode
 from persona_circuits.persona.data import ItemFile, Neutral
 from persona_circuits.persona.pairs.options import PriorOptions
-from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, Drop, Progress, Tally, leanings_of, study_items
+from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, Drop, Tally, leanings_of, study_items
 
 __all__ = [
     "build_prior_pairs",
@@ -102,7 +103,7 @@ def build_prior_pairs(
     options = (options or PriorOptions()).checked()
     asked = study_items(items)
     tally = Tally()
-    leanings = leanings_of(model, asked, neutral, options.batch_size, progress or _silent)
+    leanings = leanings_of(model, asked, neutral, options.batch_size, progress or untold)
     sides = []
     for place, item in enumerate(asked):
         if place not in leanings:
@@ -135,10 +136,6 @@ def write_prior_pairs(built: PriorPairs, path: str | Path, report: str | Path | 
         write_json({"pairs": str(path), **built.report()}, beside)
         write_text("".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in built.rows), pairs)
     return report
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""
 
 
 def _meetings(sides: Sequence[Asked], tally: Tally) -> list[list[tuple[Asked, Asked]]]:

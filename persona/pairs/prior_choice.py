@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import PromptPair, beyond_embedding, token_ids, without_end
 from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
 from persona_circuits.persona.data.items import Item
@@ -19,13 +20,11 @@ __all__ = [
     "REASONS",
     "Asked",
     "Drop",
-    "Progress",
     "Tally",
     "leanings_of",
     "study_items",
 ]
 
-Progress = Callable[[int, int], None]
 N_EXAMPLES = 5
 REASONS = {
     "no other wording": "the default is unknown: --neutral has no wording of the question but the row's own",

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError, TaskError, cut, listed
-from persona_circuits.circuit.storage import Kind, is_text, read_json
-from persona_circuits.circuit.task import Reader, answer_id, load_task, prompt_faults, token_ids
-from persona_circuits.persona.data import raw_pairs
+from persona_circuits.circuit.storage import Kind, read_json
+from persona_circuits.circuit.task import Reader, answer_id, prompt_faults, token_ids
+from persona_circuits.persona.data import load_items
 
 __all__ = [
     "read_rules",
@@ -98,19 +98,8 @@ def _compiled(name: str, steps: Any, faults: list[str]) -> tuple[tuple[re.Patter
     return tuple(compiled)
 
 
-def _rows(path: str | Path) -> list[Mapping[str, Any]]:
-    pairs = load_task(path).pairs
-    by_line = raw_pairs(path)
-    rows = [{**by_line[pair.line], "id": pair.id} for pair in pairs]
-    if faults := [fault for number, row in by_line.items() for fault in _candidate_faults(number, row)]:
-        raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
-    return rows
-
-
-def _candidate_faults(number: int, row: Mapping[str, Any]) -> list[str]:
-    candidates = row.get("candidates", [])
-    good = isinstance(candidates, list) and all(map(is_text, candidates))
-    return [] if good else [f"line {number}: 'candidates' must be a list of strings"]
+def _rows(path: str | Path) -> list[dict[str, Any]]:
+    return [{**item.pair.row, "id": item.pair.id} for item in load_items(path).items]
 
 
 def _rewritten(

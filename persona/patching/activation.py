@@ -35,7 +35,6 @@ from torch import Tensor
 from persona_circuits.circuit.evaluation import NullRun, null_run
 from persona_circuits.circuit.forward import (
     Prepared,
-    Progress,
     patched_nodes,
     patched_stream,
     per_pass,
@@ -45,6 +44,7 @@ from persona_circuits.circuit.forward import (
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress, Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, is_zero, ratio_p_values
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.persona.data import Estimate, ExampleFile, leak, ratio_of_means
@@ -63,7 +63,6 @@ __all__ = [
 
 DIRECTIONS = ("noising", "denoising")
 """The order of the two rows of a swapped pair: B's site in A's run, and A's in B's."""
-Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +170,7 @@ def study_patching(
     TaskError
         Prompts of a pair differ in length, and are not aligned.
     """
-    options, stage = (options or PatchOptions()).checked(), stage or _silent
+    options, stage = (options or PatchOptions()).checked(), stage or untold_stage
     plan = parse_paths(model.graph, options.senders, options.receivers)
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
     rows = _rows(found, model, options.align)
@@ -388,7 +387,3 @@ def _notes(
     if ablated is not None and len(ablated.random_changed) < options.n_random:
         notes.append(f"there are only {len(ablated.random_changed)} other sets of as many heads in the same layers")
     return tuple(notes)
-
-
-def _silent(_: str) -> Progress:
-    return lambda _done, _total: None

@@ -28,7 +28,6 @@ from persona_circuits.circuit.errors import GraphError, OptionError
 from persona_circuits.circuit.forward import (
     CONSTANT,
     Prepared,
-    Progress,
     make_ablation,
     patched_nodes,
     per_pass,
@@ -38,6 +37,7 @@ from persona_circuits.circuit.forward import (
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, is_zero
 from persona_circuits.circuit.task import Row, batches
 from persona_circuits.persona.data import Estimate, Example, ExampleFile, ratio_of_means

@@ -18,10 +18,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from persona_circuits.circuit.errors import GraphError, OptionError
-from persona_circuits.circuit.forward import Prepared, Progress, patched_logits, per_pass, portions, prepare_each
+from persona_circuits.circuit.forward import Prepared, patched_logits, per_pass, portions, prepare_each
 from persona_circuits.circuit.graph import INPUT, SLOTS, Edge, Graph, parse_edge, parse_node
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.task import Batch
 from persona_circuits.persona.data import Estimate, ratio_of_means
@@ -79,8 +80,9 @@ def parse_paths(graph: Graph, senders: Sequence[str], receivers: Sequence[str]) 
         raise OptionError(f"--to: {error}") from error
     for src in sources if senders else ():
         if not any(graph.valid[src, list(slots)].any() for _, slots in targets):
-            name = graph.src_nodes[src]
-            raise OptionError(f"--from {name}: it comes before none of {', '.join(receivers)}, so no path leads there")
+            raise OptionError(
+                f"--from {graph.src_nodes[src]}: it comes before none of {', '.join(receivers)}, so no path leads there"
+            )
     for name, slots in targets:
         if not graph.valid[np.ix_(sources, slots)].any():
             raise OptionError(f"--to {name}: none of the senders comes before it")

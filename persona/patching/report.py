@@ -115,7 +115,7 @@ def stream_rows(study: PatchStudy) -> list[tuple[str, ...]]:
         return []
     values, shown = _by_part(study, "stream", study.parts), _shown_parts(study)
     return [
-        (_into(study, layer), *("" if row[i] is None else f"{_rounded(row[i], 2):.2f}" for i in shown))
+        (_into(study, layer), *("" if (share := row[i]) is None else f"{_rounded(share, 2):.2f}" for i in shown))
         for layer, row in enumerate(values)
     ]
 
@@ -142,7 +142,7 @@ def path_rows(study: PatchStudy, most: int = 10) -> list[tuple[str, ...]]:
     """The largest paths to every receiver for a terminal, and all together, columns as in ``PATHS``."""
     if study.paths is None:
         return []
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for place, receiver in enumerate(study.paths.receivers):
         both = [row[place] for row in study.paths.shares["both"]]
         known = [i for i, one in enumerate(both[:-1]) if one is not None]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.probing import representation
 from persona_circuits.persona.probing.representation import Correlation, Geometry
 
@@ -63,7 +64,7 @@ def geometry_by_place(
     answer: int | None,
     n_permutations: int,
     seed: int,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> tuple[tuple[Place, ...], Float[np.ndarray, "place place"]]:
     """The geometry at every point of every position, position by position, and CKA between all of them.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,19 +11,16 @@ from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.probing.fit import Scored
 from persona_circuits.persona.probing.geometry import Place
 from persona_circuits.persona.probing.options import ProbeOptions
-from persona_circuits.persona.streams import Progress, point_names
+from persona_circuits.persona.streams import point_names
 
 __all__ = [
     "ANSWER",
     "Cell",
     "Controls",
     "ProbeStudy",
-    "Stage",
-    "no_stage",
 ]
 
 ANSWER = "prompt-end"
-Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
@@ -112,7 +108,3 @@ class ProbeStudy:
         """The names of the points, ``embedding`` first."""
         names = point_names(self.n_layers)
         return tuple(names[point] for point in self.at)
-
-
-def no_stage(name: str) -> Progress:
-    return lambda done, total: None

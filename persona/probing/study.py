@@ -33,6 +33,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.persona.data import POSITIONS, Estimate, ExampleFile, Persona, shared_positions
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.probing.fit import (
@@ -47,7 +48,7 @@ from persona_circuits.persona.probing.fit import (
 from persona_circuits.persona.probing.folds import Fold, Sample
 from persona_circuits.persona.probing.geometry import geometry_by_place
 from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
-from persona_circuits.persona.probing.results import ANSWER, Cell, Controls, ProbeStudy, Stage, no_stage
+from persona_circuits.persona.probing.results import ANSWER, Cell, Controls, ProbeStudy
 from persona_circuits.persona.probing.targets import Data, Target, planned_probes
 
 __all__ = [
@@ -86,7 +87,7 @@ def study_probes(
     OptionError
         An option makes no sense, or nothing that was asked for can be held out in this file.
     """
-    options, stage = (options or ProbeOptions()).checked(), stage or no_stage
+    options, stage = (options or ProbeOptions()).checked(), stage or untold_stage
     everything = _together(found, test)
     positions = shared_positions(everything, options.positions)
     data = Data(model, everything, positions, personas, options, stage)

@@ -11,12 +11,12 @@ from jaxtyping import Float, Int
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, Stage
 from persona_circuits.persona.data import ExampleFile, Persona, Placed, without_persona
 from persona_circuits.persona.lens import read_out_direction
 from persona_circuits.persona.probing.folds import Fold, Sample, explicit_fold, folds_by_group
 from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
-from persona_circuits.persona.probing.results import Stage
-from persona_circuits.persona.streams import Progress, collect
+from persona_circuits.persona.streams import collect
 
 __all__ = [
     "Data",

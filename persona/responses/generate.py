@@ -25,12 +25,13 @@ from torch import Tensor
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.storage import is_whole
 from persona_circuits.circuit.task import lost_differences, prompt_faults, token_ids
 from persona_circuits.persona.data import Template
 from persona_circuits.persona.responses.journal import Journal
 from persona_circuits.persona.responses.options import Sampling
-from persona_circuits.persona.responses.plan import Exchange, Progress, Response, Responses, Said, rendered
+from persona_circuits.persona.responses.plan import Exchange, Response, Responses, Said, rendered
 from persona_circuits.persona.responses.remote import Chat, Endpoint, EndpointError, ask
 
 __all__ = [
@@ -79,7 +80,7 @@ def respond(
         for (_, key), one in zip(batch, said, strict=True):
             journal.add(key, {"text": one.text, "finish": one.finish, "ids": list(one.ids)})
         done += len(batch)
-        (progress or _silent)(done, total)
+        (progress or untold)(done, total)
     responses = []
     for item, prompt, row, key in zip(wanted, prompts, ids, keys, strict=True):
         kept = _kept(journal, key)
@@ -288,7 +289,3 @@ def _end_ids(model: Model) -> set[int]:
     named = getattr(config, "eos_token_id", None)
     own = [] if named is None else [named] if isinstance(named, int) else list(named)
     return {i for i in (*own, model.tokenizer.eos_token_id) if i is not None}
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""

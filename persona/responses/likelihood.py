@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.responses.tokens import SpokenTokens
 from persona_circuits.persona.streams import grouped
 
@@ -21,7 +22,6 @@ __all__ = [
 ]
 
 N_GRAM = 3
-Progress = Callable[[int, int], None]
 
 
 def log_likelihoods(

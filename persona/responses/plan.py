@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,6 @@ from persona_circuits.persona.responses.options import Plan
 
 __all__ = [
     "Exchange",
-    "Progress",
     "Response",
     "Responses",
     "Said",
@@ -23,7 +22,6 @@ __all__ = [
 ]
 
 BASELINE = "default"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

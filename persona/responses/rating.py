@@ -13,7 +13,7 @@ the next persona in the list.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.storage import Kind, read_text
 from persona_circuits.persona.data import Estimate, Template, two_way_mean
 from persona_circuits.persona.responses.journal import Journal
@@ -46,7 +47,6 @@ HIGHEST = 3
 RATER_PROMPT = Kind("rater prompt")
 ANSWER = re.compile(r"\s*Rating:[ \t]*([0-3])[ \t]*\s*")
 FIELDS = ("persona", "question", "reply")
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

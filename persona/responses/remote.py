@@ -33,6 +33,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from persona_circuits.circuit.errors import OptionError, PersonaCircuitsError
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.persona.responses.journal import Answer, Answers, Journal
 from persona_circuits.persona.responses.options import EndpointOptions
 from persona_circuits.persona.responses.scrubbing import bare_address, scrubbed, secrets_of
@@ -50,7 +51,6 @@ DEFAULT_URL = "https://api.openai.com/v1"
 GIVE_UP = 16  # failures without a single answer, after which nothing else is asked
 SECRET = 12  # keys shorter than this ("none", "EMPTY") are no secret, and may be words of an answer
 PER_REQUEST = (400, 413, 422)
-Progress = Callable[[int, int], None]
 
 
 class EndpointError(PersonaCircuitsError):
@@ -153,7 +153,7 @@ def ask(place: Endpoint, requests: Sequence[Chat], journal: Journal, *, progress
     remembered = len(set(keys)) - len(open_ones)
     failures: dict[str, str] = {}
     if open_ones:
-        failures = _ask_all(place, open_ones, journal, progress or _silent, len(set(keys)))
+        failures = _ask_all(place, open_ones, journal, progress or untold, len(set(keys)))
     kept = [_remembered(journal, key) for key in keys]
     answers = tuple(None if item is None else Answer(item["text"], item["finish"], item["model"]) for item in kept)
     counts = {reason: list(failures.values()).count(reason) for reason in dict.fromkeys(failures.values())}
@@ -369,7 +369,3 @@ def _check_address(url: str) -> None:
         usable = False
     if not usable:
         raise OptionError("--base-url is no http address; expected one like http://localhost:8000/v1")
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""

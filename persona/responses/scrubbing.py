@@ -65,7 +65,8 @@ def scrubbed(text: str, secrets: Sequence[str], *, parts: bool = True) -> str:
     for secret in secrets:
         as_read = "".join(map(_character, _WRITTEN.finditer(secret)))
         spans += [(read[first][1], read[last - 1][2]) for first, last in _spans(plain, as_read, parts)]
-    pieces, end = [], 0
+    pieces: list[str] = []
+    end = 0
     for first, last in sorted(spans):
         if first > end or not pieces:
             pieces += [text[end:first], HIDDEN]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.model import Model, of_prompts
-from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.model.finite import Name, check_finite
 from persona_circuits.persona.data import ExampleFile, without_persona
 from persona_circuits.persona.steering.results import SINGLE_TOKENS, Cell, Changes, SteeredPrompts
 from persona_circuits.persona.streams import Change, grouped, on_streams
@@ -145,8 +146,12 @@ def steered_logits(
             rows = (tokens if before is None else tokens[:, -1:]).repeat_interleave(len(variants), dim=0)
             with on_streams(model, changes(cells)):
                 logits = _last(model, rows, before, len(variants))
-            check_finite(logits, lambda row, cells=cells: of_prompts(model, prompts)(cells[row][1]))
+            check_finite(logits, partial(_called, of_prompts(model, prompts), cells))
             yield cells, logits  # the changes end here: whoever asks may run the model in between
+
+
+def _called(name: Name, cells: Sequence[tuple[int, int]], row: int) -> str:
+    return name(cells[row][1])
 
 
 def _cache_of(model: Model, tokens: Tensor) -> Any:

@@ -22,7 +22,6 @@ __all__ = [
     "Margins",
     "Measured",
     "Outcome",
-    "Progress",
     "SteeredPrompts",
     "SteeringStudy",
     "Vectors",
@@ -30,7 +29,6 @@ __all__ = [
 
 REFINEMENTS = 4
 SINGLE_TOKENS = 4  # rows of one token behind a cache that share a pass, for each row of a whole prompt
-Progress = Callable[[int, int], None]
 Cell = tuple[int, int]  # a variant and a prompt, by their places
 Changes = Callable[[Sequence[Cell]], Mapping[int, Change]]
 Vectors = Mapping[int, np.ndarray]  # by layer, a row per pair

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from persona_circuits import metrics
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.data import Estimate, two_way_mean
 from persona_circuits.persona.steering.options import SteerOptions
 from persona_circuits.persona.steering.passes import added, steered_logits, without_direction
@@ -22,7 +23,6 @@ from persona_circuits.persona.steering.results import (
     Margins,
     Measured,
     Outcome,
-    Progress,
     SteeredPrompts,
     Vectors,
 )

@@ -30,11 +30,12 @@ from torch import Tensor
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.persona.data import ExampleFile
 from persona_circuits.persona.lens import read_out_direction
 from persona_circuits.persona.steering.options import SteerOptions
 from persona_circuits.persona.steering.passes import steered_logits, steered_prompts
-from persona_circuits.persona.steering.results import Margins, Progress, SteeredPrompts, SteeringStudy, Vectors
+from persona_circuits.persona.steering.results import Margins, Measured, Outcome, SteeredPrompts, SteeringStudy, Vectors
 from persona_circuits.persona.steering.runs import Named, Run, enter
 from persona_circuits.persona.streams import id_table
 from persona_circuits.persona.vectors import Directions, controls, find_directions, prompt_end_streams
@@ -87,7 +88,7 @@ def study_steering(
     found = find_directions(kind, fitting.examples, there, steered.examples, here, **how)
     plain, reference = _unsteered(model, prompts, size)
     groups, named = _named_by_layers(found, there, options)
-    run = Run(model, prompts, options, plain, reference, progress or _silent, len(groups), len(named))
+    run = Run(model, prompts, options, plain, reference, progress or untold, len(groups), len(named))
     own, outcomes = _swept(run, named)
     bounds = run.bounds(named, own)
     if options.ablate:
@@ -119,7 +120,7 @@ def _named_by_layers(
     found: Directions, streams: Float[np.ndarray, "example layer d_model"], options: SteerOptions
 ) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], Named]]]:
     """Which layers are steered at once, and the direction and its controls for each of these."""
-    groups = [options.layers] if options.together else [(layer,) for layer in options.layers]
+    groups: list[tuple[int, ...]] = [options.layers] if options.together else [(layer,) for layer in options.layers]
     return groups, [
         (layers, item)
         for layers in groups
@@ -129,7 +130,7 @@ def _named_by_layers(
 
 def _swept(
     run: Run, named: Sequence[tuple[tuple[int, ...], Named]]
-) -> tuple[dict[tuple[int, ...], Sequence[Any]], list[Any]]:
+) -> tuple[dict[tuple[int, ...], list[Measured]], list[Outcome]]:
     """Every direction at every strength: the direction's own measurements by layers, and the outcomes of all."""
     strengths = run.options.strengths
     swept = run.measure([(item.vectors, s) for _, item in named for s in strengths])
@@ -193,7 +194,3 @@ def _notes(found: Directions, held_out: bool) -> tuple[str, ...]:
     if not held_out and found.kind != "pair":
         notes.append("not held out: directions were fitted on prompts that are steered")
     return tuple(notes)
-
-
-def _silent(done: int, total: int) -> None:
-    """No progress is wanted."""

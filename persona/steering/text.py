@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.responses import (
     Said,
     Sampling,
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 PLAIN = "unsteered"
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
 """Residual streams: read and changed."""
 
 from persona_circuits.persona.streams.edit import Change, chosen_layer, mean_streams, on_streams
-from persona_circuits.persona.streams.read import Progress, collect, grouped, id_table, point_names, trace
+from persona_circuits.persona.streams.read import collect, grouped, id_table, point_names, trace
 
 __all__ = [
     "Change",
-    "Progress",
     "chosen_layer",
     "collect",
     "grouped",

@@ -7,7 +7,7 @@ never padded, so no number depends on what shares a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +17,15 @@ from torch import Tensor
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.progress import Progress
 
 __all__ = [
-    "Progress",
     "collect",
     "grouped",
     "id_table",
     "point_names",
     "trace",
 ]
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)

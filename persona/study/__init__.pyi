@@ -1,7 +1,5 @@
 from .bias import derived_bias as derived_bias
 from .bias import with_bias as with_bias
-from .check import result_values as result_values
-from .check import unfound_numbers as unfound_numbers
 from .context import Context as Context
 from .context import StudyFile as StudyFile
 from .context import StudyFiles as StudyFiles

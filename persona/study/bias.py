@@ -8,18 +8,19 @@ above the median over all rows, else ``low``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from typing import Any
 
 import numpy as np
 
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.task import PromptPair
 from persona_circuits.persona.behaviour import measure_pairs
-from persona_circuits.persona.data import Neutral
+from persona_circuits.persona.data import ItemFile, Neutral
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.explanation import PairFile
 
 __all__ = [
     "DerivedBias",
@@ -48,22 +49,22 @@ class DerivedBias:
 
 def derived_bias(
     model: Model,
-    file: PairFile,
+    file: ItemFile,
     *,
     batch_size: int = 32,
-    stage: Callable[[str], Callable[[int, int], None]] | None = None,
+    stage: Stage | None = None,
 ) -> DerivedBias | None:
     """The bias of every row that is no control; None where a row has a bias already or has no neutral prompt.
 
     Raises:
         TaskError: a neutral prompt does not fit the model.
     """
-    items = [item for item in file.items.items if item.control == "none"]
+    items = [item for item in file.items if item.control == "none"]
     if not items or any(item.axes.get("bias") or not item.pair.neutral for item in items):
         return None
     progress = stage("asking without a persona") if stage else None
     wordings = dict.fromkeys(Neutral(item.question, _wording(item.pair), item.pair.neutral) for item in items)
-    how = {"source": file.items.source, "batch_size": batch_size}
+    how: dict[str, Any] = {"source": file.source, "batch_size": batch_size}
     found = measure_pairs(model, items, neutral=tuple(wordings), progress=progress, **how)
     alone = [item for item, one in zip(items, found, strict=True) if one.neutral is None]
     own = measure_pairs(model, [_under_nobody(item) for item in alone], alike=True, **how) if alone else ()
@@ -74,16 +75,18 @@ def derived_bias(
     return DerivedBias(levels, cut, len(alone))
 
 
-def with_bias(file: PairFile, bias: DerivedBias | None) -> PairFile:
+def with_bias(file: ItemFile, bias: DerivedBias | None) -> ItemFile:
     """The file with the derived bias as an axis and a key of its rows; as it is without one."""
     if bias is None:
         return file
-    items, keys = [], []
-    for item, row in zip(file.items.items, file.keys, strict=True):
-        level = bias.levels.get(item.pair.line)
-        items.append(item if level is None else replace(item, axes={**item.axes, "bias": level}))
-        keys.append(row if level is None else {**row, "bias": level})
-    return PairFile(replace(file.items, items=tuple(items)), tuple(keys))
+    return replace(file, items=tuple(_with_level(item, bias.levels.get(item.pair.line)) for item in file.items))
+
+
+def _with_level(item: Item, level: str | None) -> Item:
+    if level is None:
+        return item
+    pair = replace(item.pair, row={**item.pair.row, "bias": level})
+    return replace(item, pair=pair, axes={**item.axes, "bias": level})
 
 
 def _wording(pair: PromptPair) -> str:

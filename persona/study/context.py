@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +14,12 @@ import torch
 from persona_circuits import metrics
 from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.storage import Kind, read_bytes
-from persona_circuits.circuit.task import Task, load_task
+from persona_circuits.circuit.task import Task, task_of
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_pairs
-from persona_circuits.persona.data import ExampleFile, Persona, load_examples, read_personas
+from persona_circuits.persona.data import ExampleFile, ItemFile, Persona, examples_of, items_of, read_personas
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.explanation import PairFile, load_pair_file
 from persona_circuits.persona.steering import some_pairs
 from persona_circuits.persona.study.bias import DerivedBias, derived_bias, with_bias
 from persona_circuits.persona.study.options import StudyOptions
@@ -29,7 +28,6 @@ __all__ = [
     "AXES",
     "PASSES",
     "Context",
-    "Stage",
     "StudyFile",
     "StudyFiles",
     "axes_of",
@@ -40,17 +38,24 @@ AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
 PASSES = 4
 """So many times ``max_pairs`` where passes are plain: persistence, steering, patched heads."""
 QUICK_PAIRS = 12
-Progress = Callable[[int, int], None]
-Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
 class StudyFile:
-    """A file of the study: where it lies, what results call it, and its SHA-256."""
+    """A file of the study: where it lies, what results call it, its SHA-256, and what it held when it was read."""
 
     path: str
     label: str
     sha256: str
+    content: bytes = field(repr=False, compare=False)
+
+    def task(self) -> Task:
+        """The pairs that it holds.
+
+        Raises:
+            TaskError: it is malformed; all faults are listed.
+        """
+        return task_of(self.content, self.path, label=self.label)
 
     @classmethod
     def at(cls, path: str, label: str | None = None) -> StudyFile:
@@ -60,7 +65,7 @@ class StudyFile:
             TaskError: it cannot be read.
         """
         content = read_bytes(path, Kind("file", TaskError), label=label)
-        return cls(path, label or path, hashlib.sha256(content).hexdigest())
+        return cls(path, label or path, hashlib.sha256(content).hexdigest(), content)
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,11 @@ class Context:
 
     def __init__(self, model: Model, files: StudyFiles, options: StudyOptions, stage: Stage) -> None:
         self.model, self.files, self.options, self.stage = model, files, options, stage
-        self.pairs = load_pair_file(files.pairs.path, label=files.pairs.label)
-        self.controls = self._pair_file(files.controls)
-        self.variants = self._pair_file(files.variants)
-        self.task = load_task(files.pairs.path, label=files.pairs.label)
-        self.prior = None if files.prior is None else load_task(files.prior.path, label=files.prior.label)
+        self.task = files.pairs.task()
+        self.whole = self.pairs = items_of(self.task, files.pairs.path)
+        self.controls = _items(files.controls)
+        self.variants = _items(files.variants)
+        self.prior = None if files.prior is None else files.prior.task()
         self.personas: tuple[Persona, ...] = () if files.personas is None else read_personas(files.personas.path)
         if options.quick:
             self._take_few()
@@ -110,14 +115,14 @@ class Context:
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     @cached_property
-    def studied(self) -> PairFile:
+    def studied(self) -> ItemFile:
         """The pairs that are asked and explained, held out where a split is named ``test``; with a derived bias."""
         return with_bias(self.pairs, self.bias).of_split(self.fitted_and_held_out[1])
 
     @cached_property
     def main(self) -> tuple[Item, ...]:
         """The pairs of the study itself, without controls."""
-        return tuple(item for item in self.studied.items.items if item.control == "none")
+        return tuple(item for item in self.studied.items if item.control == "none")
 
     @cached_property
     def bias(self) -> DerivedBias | None:
@@ -139,10 +144,10 @@ class Context:
     @cached_property
     def measures(self) -> tuple[PairMeasure, ...]:
         """What the model answers to every pair, the controls behind them."""
-        everything = [*self.studied.items.items, *self._control_items()]
-        source = self.pairs.items.source
-        how = {"source": source, "batch_size": self.options.batch_size, "progress": self.stage("asking")}
-        return measure_pairs(self.model, everything, **how)
+        everything = [*self.studied.items, *self._control_items()]
+        source = self.pairs.source
+        size, progress = self.options.batch_size, self.stage("asking")
+        return measure_pairs(self.model, everything, source=source, batch_size=size, progress=progress)
 
     @cached_property
     def sigma_0(self) -> float | None:
@@ -153,7 +158,7 @@ class Context:
     @cached_property
     def main_task(self) -> Task:
         """The pairs of all splits without controls, for circuits; with a derived bias among their keys."""
-        items = with_bias(self.pairs, self.bias).items.items
+        items = with_bias(self.pairs, self.bias).items
         biases = {item.pair.line: item.axes.get("bias", "") for item in items if item.control == "none"}
         pairs = tuple(one for one in self.task.pairs if one.line in biases)
         if self.bias is not None:
@@ -173,29 +178,25 @@ class Context:
         Raises:
             TaskError: they do not fit it.
         """
-        file = self.files.pairs
-        found = load_examples(file.path, self.model, label=file.label, split=split, personas=self.personas)
+        found = examples_of(self.whole, self.model, split=split, personas=self.personas)
         return some_pairs(found, 2 * QUICK_PAIRS) if self.options.quick else found
 
     def _take_few(self) -> None:
         """A few pairs of every split, controls of every kind, and bases with all their variants."""
-        self.pairs = _few(self.pairs, lambda item, _: item.pair.split or item.control, QUICK_PAIRS)
-        lines = {item.pair.line for item in self.pairs.items.items}
+        self.pairs = _few(self.pairs, lambda item: item.pair.split or item.control, QUICK_PAIRS)
+        lines = {item.pair.line for item in self.pairs.items}
         self.task = replace(self.task, pairs=tuple(pair for pair in self.task.pairs if pair.line in lines))
         if self.controls is not None:
-            self.controls = _few(self.controls, lambda item, _: item.control, QUICK_PAIRS // 2)
+            self.controls = _few(self.controls, lambda item: item.control, QUICK_PAIRS // 2)
         if self.variants is not None:
-            self.variants = _few(self.variants, lambda _, keys: keys.get("variant"), QUICK_PAIRS // 2)
+            self.variants = _few(self.variants, lambda item: item.pair.row.get("variant"), QUICK_PAIRS // 2)
         if self.prior is not None:
             parts = [some_of(self.prior.of_split(name), QUICK_PAIRS // 2) for name in self.prior.splits or ("all",)]
             self.prior = replace(self.prior, pairs=tuple(pair for part in parts for pair in part.pairs))
 
     def _control_items(self) -> Sequence[Item]:
         file = self.controls
-        return [item for item in file.items.items if item.control != "none"] if file is not None else ()
-
-    def _pair_file(self, file: StudyFile | None) -> PairFile | None:
-        return None if file is None else load_pair_file(file.path, label=file.label)
+        return [item for item in file.items if item.control != "none"] if file is not None else ()
 
 
 def some_of(task: Task, n: int) -> Task:
@@ -204,17 +205,20 @@ def some_of(task: Task, n: int) -> Task:
     return replace(task, pairs=tuple(task.pairs[place] for place in places))
 
 
-def _few(file: PairFile, kind: Callable[[Item, Mapping[str, Any]], object], n: int) -> PairFile:
+def _items(file: StudyFile | None) -> ItemFile | None:
+    return None if file is None else items_of(file.task(), file.path)
+
+
+def _few(file: ItemFile, kind: Callable[[Item], object], n: int) -> ItemFile:
     """The first ``n`` rows of every kind, in the file's order."""
     seen: dict[object, int] = {}
     kept = []
-    for item, keys in zip(file.items.items, file.keys, strict=True):
-        name = kind(item, keys)
+    for item in file.items:
+        name = kind(item)
         seen[name] = seen.get(name, 0) + 1
         if seen[name] <= n:
-            kept.append((item, keys))
-    items = replace(file.items, items=tuple(item for item, _ in kept))
-    return PairFile(items, tuple(keys for _, keys in kept))
+            kept.append(item)
+    return replace(file, items=tuple(kept))
 
 
 def axes_of(items: Sequence[Item]) -> dict[str, list[str]]:

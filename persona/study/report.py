@@ -159,8 +159,8 @@ def _results(numbers: Numbers, extras: Mapping[str, Mapping[str, Any]], out: Pat
     variants = _parts(numbers, "variants", 1, ".n")
     if variants:
         yield "### Variants"
-        columns = ("n", "divergence", "divergence_ratio", "collapse", "access", "signal_persona", "signal_answer")
-        yield _grid(numbers, "variants", variants, columns)
+        compared = ("n", "divergence", "divergence_ratio", "collapse", "access", "signal_persona", "signal_answer")
+        yield _grid(numbers, "variants", variants, compared)
         yield _tested(numbers, "variants.", ("_difference",))
     yield "### Where"
     yield from _where(numbers, out)
@@ -206,9 +206,9 @@ def _circuit(numbers: Numbers, extras: Mapping[str, Any], out: Path) -> Iterator
     yield _list(numbers, "circuit.f.complement", "circuit.f.random", "circuit.f.above_random", "circuit.complete.")
     tests = [name for name in ("equivalence", "independence", "sufficiency", "necessity", "minimality")
              if f"circuit.test.{name}" in numbers]  # fmt: skip
-    cells = [(name, shown(numbers[f"circuit.test.{name}"]), _p(numbers[f"circuit.test.{name}"]),
+    tested = [(name, shown(numbers[f"circuit.test.{name}"]), _p(numbers[f"circuit.test.{name}"]),
               _passed(numbers.get(f"circuit.test.{name}.passed"))) for name in tests]  # fmt: skip
-    yield _table(("test", "statistic", "p", "passed"), cells) if cells else ""
+    yield _table(("test", "statistic", "p", "passed"), tested) if tested else ""
     transfer = _parts(numbers, "circuit.transfer", 2, ".holds")
     cells = [(name, *(shown(numbers.get(f"circuit.transfer.{name}{end}")) for end in ("", ".outside")),
               _passed(numbers.get(f"circuit.transfer.{name}.holds"))) for name in transfer]  # fmt: skip

@@ -20,8 +20,9 @@ from typing import Any
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.figures import plain, write_csv
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.storage import Kind, read_json, replace_folder, tell_damaged, write_json, write_text
-from persona_circuits.persona.study.context import Context, Stage, StudyFiles
+from persona_circuits.persona.study.context import Context, StudyFiles
 from persona_circuits.persona.study.numbers import Found, Number, number_rows
 from persona_circuits.persona.study.options import StudyOptions
 from persona_circuits.persona.study.predictions import Plan, outcome_records, outcomes
@@ -94,7 +95,7 @@ def run_study(
     FileError
         A folder of ``out`` holds something else than a stage, or cannot be written.
     """
-    options, out, stage = (options or StudyOptions()).checked(), Path(out), stage or _silent
+    options, out, stage = (options or StudyOptions()).checked(), Path(out), stage or untold_stage
     if unknown := [name for name in only if name not in STAGES]:
         raise OptionError(f"--only: {unknown[0]!r} is not one of {', '.join(STAGES)}")
     context = Context(model, files, options, stage)
@@ -200,7 +201,3 @@ def _write_into(out: Path, study: Study, text: str) -> None:
         ]
         write_csv(rows, out / "predictions.csv")
     write_text(text, out / "report.md")
-
-
-def _silent(_name: str) -> Callable[[int, int], None]:
-    return lambda _done, _total: None

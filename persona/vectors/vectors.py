@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from jaxtyping import Float
 from persona_circuits.circuit.errors import FileError, TaskError, listed
 from persona_circuits.circuit.figures import write_arrays
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.storage import Kind, read_tensors, tell_damaged
 from persona_circuits.circuit.task import prompt_faults
 from persona_circuits.persona.data import Template
@@ -50,7 +51,6 @@ __all__ = [
     "tree",
 ]
 
-Progress = Callable[[int, int], None]
 Vectors = Float[np.ndarray, "persona d_model"]
 
 

@@ -195,7 +195,8 @@ def test_intervals_are_drawn_over_what_the_pairs_share(tiny, prepared, scores, f
 @pytest.mark.parametrize("order", ["absolute", "signed"])
 def test_node_curves_are_those_of_the_definition(tiny, prepared, scores, found, order):
     graph = tiny.graph
-    sums = {name: value for name, value in scores.of_nodes().items() if name != "input"}
+    totals = zip(graph.src_names, scores.values.sum(axis=1).tolist(), strict=True)
+    sums = {name: value for name, value in totals if name != "input"}
     ranked = sorted(sums, key=lambda name: -abs(sums[name]) if order == "absolute" else sums[name])
     curve = curve_of(found, "node", order)
     masks = []

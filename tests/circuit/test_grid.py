@@ -15,7 +15,6 @@ from persona_circuits.circuit.attribution import (
     GridPair,
     Passes,
     eap,
-    eap_ig,
     grid_eap,
     grid_of_personas,
     grid_of_texts,
@@ -23,8 +22,6 @@ from persona_circuits.circuit.attribution import (
     grids_of,
     passes_of,
     score_parts,
-    separate_passes,
-    task_grids,
 )
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.task import Row, batches, encode, load_task, with_swap_rows
@@ -124,37 +121,6 @@ def test_it_does_so_in_float32_on_the_shipped_model():
     assert relative_error(grid_parts(model, [grid]).total().values, expected) < 1e-5
 
 
-def test_both_ends_is_the_mean_of_the_gradients_at_the_two_ends(tiny64):
-    whole = crossed_grid()
-    for grid in (whole, Grid(whole.prompts, tuple(pair for pair in whole.pairs if pair.clean < pair.corrupt))):
-        rows = separate(tiny64, grid)
-        at_corrupt = eap_ig(tiny64, rows, DIVERGENCE, steps=1, rule="authors").values
-        expected = (eap(tiny64, rows, DIVERGENCE).values + at_corrupt) / 2
-        assert relative_error(grid_eap(tiny64, [grid], rule="both-ends").values, expected) < 1e-12
-        assert relative_error(grid_parts(tiny64, [grid], rule="both-ends").total().values, expected) < 1e-6
-        assert relative_error(at_corrupt, expected) > 0.01
-
-
-def test_over_both_directions_the_clean_rule_is_both_ends(tiny64):
-    """The swapped row of a pair takes the gradient at its other end; one direction alone is the control."""
-    grid = preference_grid()
-    one_way = Grid(grid.prompts, tuple(pair for pair in grid.pairs if pair.clean < pair.corrupt))
-    gap = {
-        name: relative_error(grid_eap(tiny64, [some], rule="both-ends").values, grid_eap(tiny64, [some]).values)
-        for name, some in (("both", grid), ("one", one_way))
-    }
-    assert gap["both"] < 1e-12
-    assert gap["one"] > 0.01
-
-
-def test_both_ends_scores_a_pair_alike_in_both_directions(tiny64):
-    grid = preference_grid()
-    place = {(pair.clean, pair.corrupt): pair.index for pair in grid.pairs}
-    values = grid_parts(tiny64, [grid], rule="both-ends").values
-    for (a, b), i in place.items():
-        np.testing.assert_allclose(values[i], values[place[b, a]], atol=1e-6 * np.abs(values).max())
-
-
 @pytest.mark.parametrize("size", [1, 3, 32])
 @pytest.mark.parametrize("scored", [grid_eap, grid_parts])
 def test_n_forwards_and_less_than_n_times_k_backwards(tiny64, monkeypatch, size, scored):
@@ -169,9 +135,6 @@ def test_pairs_of_one_contrast_take_one_backward_pass_each_prompt(tiny64, monkey
     grid = preference_grid(2, 2)
     with counting(tiny64, monkeypatch) as count:
         grid_eap(tiny64, [grid])
-    assert count == {"forwards": 2, "backwards": 2}
-    with counting(tiny64, monkeypatch) as count:
-        grid_eap(tiny64, [grid], rule="both-ends")
     assert count == {"forwards": 2, "backwards": 2}
 
 
@@ -201,14 +164,9 @@ def test_contrasts_that_are_made_of_others_take_no_backward_pass(tiny64, monkeyp
 
 def test_passes_are_told_before_they_are_taken(tiny64, monkeypatch):
     grids = [preference_grid(), crossed_grid()]
-    for rule in ("clean", "both-ends"):
-        with counting(tiny64, monkeypatch) as count:
-            grid_eap(tiny64, grids, rule=rule)
-        assert passes_of(grids, rule=rule) == Passes(count["forwards"], count["backwards"])
     with counting(tiny64, monkeypatch) as count:
-        for row in rows_of(*grids):
-            eap(tiny64, batches([row], 1, "cpu"), DIVERGENCE)
-    assert separate_passes(grids) == Passes(count["forwards"], count["backwards"])
+        grid_eap(tiny64, grids)
+    assert passes_of(grids) == Passes(count["forwards"], count["backwards"])
     assert passes_of([preference_grid(20, 3)]) == Passes(20, 40)
 
 
@@ -263,7 +221,7 @@ def test_the_same_again_bit_for_bit(tiny):
 def test_personas_that_say_the_same_score_nothing(tiny):
     same = Grid((prompts_of(1)[0],) * 2, (GridPair(0, 0, 1, (11,), (12,)), GridPair(1, 1, 1, (11,), (12,))))
     assert np.abs(grid_eap(tiny, [same]).values).max() < 1e-6
-    assert np.abs(grid_parts(tiny, [same], rule="both-ends").values).max() < 1e-6
+    assert np.abs(grid_parts(tiny, [same]).values).max() < 1e-6
 
 
 def test_rows_that_share_prompts_become_one_grid():
@@ -286,11 +244,10 @@ def test_rows_that_share_prompts_become_one_grid():
 def test_the_rows_of_a_file_score_as_its_grids(tiny64, tiny_task):
     rows = with_swap_rows(encode(tiny_task, tiny64))
     expected = eap(tiny64, batches(rows, 4, "cpu"), DIVERGENCE).values
-    for grids in (grids_of(rows), task_grids(tiny_task, tiny64)):
-        assert relative_error(grid_eap(tiny64, grids).values, expected) < 1e-12
-    one_way = eap(tiny64, batches(encode(tiny_task, tiny64), 4, "cpu"), METRICS["logit-diff"]).values
-    grids = task_grids(tiny_task, tiny64, swap_rows=False)
-    assert relative_error(grid_eap(tiny64, grids, METRICS["logit-diff"]).values, one_way) < 1e-12
+    assert relative_error(grid_eap(tiny64, grids_of(rows)).values, expected) < 1e-12
+    rows = encode(tiny_task, tiny64)
+    one_way = eap(tiny64, batches(rows, 4, "cpu"), METRICS["logit-diff"]).values
+    assert relative_error(grid_eap(tiny64, grids_of(rows), METRICS["logit-diff"]).values, one_way) < 1e-12
 
 
 def test_a_file_of_all_pairs_of_three_personas_is_one_grid(tiny64, tmp_path):
@@ -311,10 +268,9 @@ def test_a_file_of_all_pairs_of_three_personas_is_one_grid(tiny64, tmp_path):
     ]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    (grid,) = task_grids(load_task(path), tiny64)
-    assert (grid.personas, grid.question, len(grid.pairs)) == (("happy", "sad", "calm"), "pet", 6)
+    (grid,) = grids_of(with_swap_rows(encode(load_task(path), tiny64)))
+    assert len(grid.pairs) == 6
     assert passes_of([grid]) == Passes(3, 6)
-    assert separate_passes([grid]) == Passes(12, 6)
     direct = grid_of_texts(tiny64, {name: frame.format(name) for name in wants}, wants, question="pet")
     assert relative_error(grid_eap(tiny64, [direct]).values, grid_eap(tiny64, [grid]).values) < 1e-12
 
@@ -358,7 +314,6 @@ def test_the_refusal_is_needed(tiny64):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"rule": "middle"}, "'middle' of a grid is not one of clean, both-ends"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
     ],
 )

@@ -92,8 +92,3 @@ def test_scores_must_be_finite():
     values[GRAPH.index("input->m1")] = np.nan
     with pytest.raises(GraphError, match="input->m1 is nan"):
         Scores(GRAPH, values)
-
-
-def test_node_scores_are_sums_over_outgoing_edges():
-    scores = Scores.of(GRAPH, {"m0->m1": 1.0, "m0->logits": -3.0})
-    assert scores.of_nodes()["m0"] == -2.0

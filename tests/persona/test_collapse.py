@@ -17,7 +17,6 @@ from persona_circuits.persona.behaviour import (
     TABLE,
     StudyOptions,
     collapse_figures,
-    collapse_page,
     collapse_record,
     divergence_by_placement,
     group_rows,
@@ -513,8 +512,9 @@ def test_pairs_in_both_placements_are_drawn_against_each_other(study):
     assert (list(points.x), list(points.y)) == ([first.measure.divergence], [1.0])
 
 
-def test_the_page_is_one_file_that_needs_no_network(study):
-    page = collapse_page(study)
+def test_the_page_is_one_file_that_needs_no_network(study, tmp_path):
+    write_collapse(study, tmp_path)
+    page = (tmp_path / "collapse.html").read_text()
     assert page.count("Plotly.newPlot(") >= 3
     assert 'src="http' not in page
     assert "<title>Persona collapse:" in page

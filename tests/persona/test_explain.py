@@ -15,6 +15,7 @@ from persona_circuits.circuit.errors import FileError, OptionError, TaskError
 from persona_circuits.circuit.model import load_model
 from persona_circuits.circuit.task import Task, encode
 from persona_circuits.models.planted import OPTIONS, planted_models, write_planted
+from persona_circuits.persona.data import load_items
 from persona_circuits.persona.explanation import (
     NO_EFFECT,
     TESTS,
@@ -32,7 +33,6 @@ from persona_circuits.persona.explanation import (
     fits,
     flip_gain,
     judge,
-    load_pair_file,
     load_thresholds,
     look_inside,
     run_test,
@@ -72,7 +72,7 @@ def planted(tmp_path_factory):
         if name not in made:
             model = PLANTED[name].model()
             path = lines(tmp_path_factory.mktemp(name) / "pairs.jsonl", rows_of(PLANTED[name].pairs))
-            made[name] = model, explain(model, load_pair_file(path), options=ExplainOptions(("pair",), **QUICK))
+            made[name] = model, explain(model, load_items(path), options=ExplainOptions(("pair",), **QUICK))
         return made[name]
 
     return of
@@ -109,7 +109,7 @@ def test_so_it_is_for_the_files_as_they_are_written_without_further_candidates(t
     write_planted(PLANTED[name], tmp_path / name)
     found = explain(
         PLANTED[name].model(),
-        load_pair_file(tmp_path / name / "pairs.jsonl"),
+        load_items(tmp_path / name / "pairs.jsonl"),
         options=ExplainOptions(causal=False, **QUICK),
     )
     assert {row.verdict.name for row in found.pairs} == {PLANTED[name].cause}
@@ -193,8 +193,8 @@ def test_paraphrases_that_shrink_with_the_cause_do_not_hide_it(tmp_path):
     ]
     found = explain(
         PLANTED["cancel"].model(),
-        load_pair_file(lines(tmp_path / "pairs.jsonl", rows_of(pairs))),
-        controls=load_pair_file(lines(tmp_path / "controls.jsonl", rows_of(controls, control="paraphrase"))),
+        load_items(lines(tmp_path / "pairs.jsonl", rows_of(pairs))),
+        controls=load_items(lines(tmp_path / "controls.jsonl", rows_of(controls, control="paraphrase"))),
         options=ExplainOptions(**QUICK),
     )
     assert found.n_paraphrases == len(controls) > 2
@@ -388,7 +388,7 @@ def test_the_opposing_nodes_are_the_fewest_that_make_the_share():
 def test_equal_prompts_are_refused(tmp_path):
     pair = PLANTED["copy"].pairs[0]
     same = dataclasses.replace(pair, corrupt=pair.clean)
-    file = load_pair_file(lines(tmp_path / "pairs.jsonl", rows_of([same])))
+    file = load_items(lines(tmp_path / "pairs.jsonl", rows_of([same])))
     with pytest.raises(TaskError, match="clean and corrupt are the same tokens"):
         explain(PLANTED["copy"].model(), file, options=ExplainOptions(**QUICK))
 
@@ -396,7 +396,7 @@ def test_equal_prompts_are_refused(tmp_path):
 def test_a_model_whose_attention_takes_no_mask_is_said_to_have_none(planted, monkeypatch, tmp_path):
     for module in ("persona_circuits.persona.explanation.inside", "persona_circuits.persona.explanation.causal"):
         monkeypatch.setattr(f"{module}.can_come_nearer", lambda context: False)
-    pairs = load_pair_file(lines(tmp_path / "pairs.jsonl", rows_of(PLANTED["copy"].pairs[:2])))
+    pairs = load_items(lines(tmp_path / "pairs.jsonl", rows_of(PLANTED["copy"].pairs[:2])))
     found = explain(PLANTED["copy"].model(), pairs, options=ExplainOptions(**QUICK))
     assert found.overall.access is None
     assert any("takes no mask" in note for note in found.notes)
@@ -412,7 +412,7 @@ def test_contributions_that_do_not_add_up_are_not_used(monkeypatch, tmp_path):
     monkeypatch.setattr(
         module, "look_inside", lambda *a, **k: tuple(dataclasses.replace(x, conservation=0.1) for x in seen(*a, **k))
     )
-    pairs = load_pair_file(lines(tmp_path / "pairs.jsonl", rows_of(PLANTED["cancel"].pairs[:2])))
+    pairs = load_items(lines(tmp_path / "pairs.jsonl", rows_of(PLANTED["cancel"].pairs[:2])))
     found = explain(PLANTED["cancel"].model(), pairs, options=ExplainOptions(**QUICK))
     assert {row.verdict.name for row in found.pairs} == {"bottleneck"}
     assert found.overall.cancellation is None
@@ -610,7 +610,7 @@ def world(tmp_path_factory):
     controls = [row for i, row in enumerate(given) if i % (4 if row["control"] == "paraphrase" else 5) == 0]
     files = [lines(folder / f"{name}.jsonl", rows) for name, rows in (("pairs", study), ("controls", controls))]
     model = load_model(ROOT / "models" / "persona-world")
-    pairs, more = map(load_pair_file, files)
+    pairs, more = map(load_items, files)
     options = ExplainOptions(("prior_level", "pair"), n_resamples=500)
     return explain(model, pairs, controls=more, options=options)
 
@@ -719,14 +719,15 @@ def test_options_out_of_range():
             ExplainOptions(**changes).checked()
 
 
-def test_a_split_keeps_its_rows_keys(tmp_path):
+def test_a_split_keeps_its_rows_keys(tiny, tmp_path):
     rows = rows_of(PLANTED["copy"].pairs[:4])
     for i, row in enumerate(rows):
         row.update(split="test" if i % 2 else "train", number=i)
-    file = load_pair_file(lines(tmp_path / "pairs.jsonl", rows))
-    assert [keys["number"] for keys in file.of_split("test").keys] == [1, 3]
-    assert "number" in file.known
-    assert "clean" not in file.known
+    file = load_items(lines(tmp_path / "pairs.jsonl", rows))
+    assert [item.pair.row["number"] for item in file.of_split("test").items] == [1, 3]
+    with pytest.raises(OptionError, match=r"its keys are: pair, .*\bnumber\b") as said:
+        explain(tiny, file, options=ExplainOptions(by=("colour",)))
+    assert "clean" not in str(said.value)
     with pytest.raises(TaskError):
         file.of_split("validation")
 
@@ -736,7 +737,7 @@ def test_a_real_model(craftgpt, tmp_path):
     assert CRAFTGPT.is_dir()
     chosen = (DATASETS / "craftgpt_weather.jsonl").read_text().splitlines()[:16]
     (tmp_path / "pairs.jsonl").write_text("\n".join(chosen))
-    found = explain(craftgpt, load_pair_file(tmp_path / "pairs.jsonl"), options=ExplainOptions(**QUICK))
+    found = explain(craftgpt, load_items(tmp_path / "pairs.jsonl"), options=ExplainOptions(**QUICK))
     assert all(abs(row.inside.conservation) < 1e-3 for row in found.pairs)
     pairs = tuple(row.item.pair for row in found.pairs)
     for row, ids in zip(found.pairs, encode(Task(pairs, "", ""), craftgpt), strict=True):

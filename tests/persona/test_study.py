@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 from conftest import DATA, ROOT
+from tests_numbers import unfound_numbers
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.errors import FileError, OptionError, TaskError
 from persona_circuits.circuit.model import load_model
 from persona_circuits.circuit.storage import DamagedState
-from persona_circuits.persona.explanation import load_pair_file
+from persona_circuits.persona.data import load_items
 from persona_circuits.persona.study import (
     STAGES,
     Context,
@@ -25,7 +26,6 @@ from persona_circuits.persona.study import (
     run_study,
     shown,
     some_of,
-    unfound_numbers,
     with_bias,
 )
 from persona_circuits.persona.study import run as engine
@@ -334,7 +334,7 @@ def test_bias_is_derived_from_other_wordings(model, tmp_path):
     content = [row | {"neutral": neutral[row["placement"]]} for row in rows() if row["question"] == "drink"]
     for row in content:
         del row["bias"]
-    file = load_pair_file(written(tmp_path / "x.jsonl", content).path)
+    file = load_items(written(tmp_path / "x.jsonl", content).path)
     bias = derived_bias(model, file)
     ids = {key: model.tokenizer(text)["input_ids"] for key, text in neutral.items()}
     tea, milk = (model.tokenizer(word)["input_ids"][0] for word in (" tea", " milk"))
@@ -345,13 +345,13 @@ def test_bias_is_derived_from_other_wordings(model, tmp_path):
         logits = model.logits(torch.tensor([tokens]))[0, -1]
         margins[key] = abs(float(logits[tea] - logits[milk]))
     larger = max(margins, key=margins.get)
-    for item in with_bias(file, bias).items.items:  # a row's bias is that of the other wording
+    for item in with_bias(file, bias).items:  # a row's bias is that of the other wording
         assert item.axes["bias"] == ("low" if item.axes["placement"] == larger else "high")
     assert bias.own == 0
     assert bias.cut == pytest.approx(sum(margins.values()) / 2, abs=1e-4)
-    alone = load_pair_file(written(tmp_path / "y.jsonl", content[::2]).path)
+    alone = load_items(written(tmp_path / "y.jsonl", content[::2]).path)
     assert derived_bias(model, alone).own == len(content) // 2
-    assert derived_bias(model, load_pair_file(written(tmp_path / "z.jsonl", rows()).path)) is None
+    assert derived_bias(model, load_items(written(tmp_path / "z.jsonl", rows()).path)) is None
 
 
 def test_some_of_takes_evenly(files, model):

@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from tests_numbers import result_values, unfound_numbers
 
 from persona_circuits.circuit.errors import FileError
-from persona_circuits.persona.study import result_values, unfound_numbers
 
 RESULTS = {
     "a": {"value": 5.7412, "low": -1.25, "n": 160, "p": 0.0005, "name": "77", "flag": True},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,6 @@ __all__ = [
     "LABELS",
     "SECTIONS",
     "Move",
-    "Progress",
     "Setting",
     "Side",
     "groups",
@@ -32,7 +31,6 @@ __all__ = [
 
 LABELS = {"shared": "in both", "opposite": "in both, opposite signs", "only_a": "only in A", "only_b": "only in B"}
 GROUPS = tuple(LABELS)
-Progress = Callable[[int, int], None]
 Move = tuple[np.ndarray, ...]
 """What ``numpy.ix_`` gives: where every value of an array ``[src, dst]`` comes from."""
 # What follows from a search rather than being set for it; and what says which pairs it ran on.

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from persona_circuits.circuit.assessment.comparison.sides import Move, Progress, Side
+from persona_circuits.circuit.assessment.comparison.sides import Move, Side
 from persona_circuits.circuit.evaluation import random_circuits
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Task

@@ -30,7 +30,6 @@ from persona_circuits.circuit.assessment.comparison.sides import (
     LABELS,
     SECTIONS,
     Move,
-    Progress,
     Setting,
     Side,
     groups,
@@ -47,11 +46,12 @@ from persona_circuits.circuit.assessment.comparison.statistics import (
     all_signs,
 )
 from persona_circuits.circuit.assessment.options import ComparisonOptions
-from persona_circuits.circuit.discovery import MeasureOptions, Stage, evaluate_on
+from persona_circuits.circuit.discovery import MeasureOptions, evaluate_on
 from persona_circuits.circuit.drawing import DrawReport, draw
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import FaithfulnessReport
 from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.progress import Progress, Stage, untold
 from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = [
@@ -139,7 +139,7 @@ def compare(
     if n_draws < 1:
         raise OptionError(f"--n-draws must be at least 1, got {n_draws}")
     _check_graphs(a, b)
-    progress = progress or (lambda _done, _total: None)
+    progress = progress or untold
     seeds = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(seeds[0])
     moves = [_exchange(a.circuit.graph, rng) for _ in range(n_draws)]

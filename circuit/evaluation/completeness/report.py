@@ -33,10 +33,10 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.completeness.share_intervals import NOT_APPLICABLE, Share
 from persona_circuits.circuit.evaluation.completeness.study import BackupSearch, Cut, Knockout, Study
 from persona_circuits.circuit.evaluation.measurements import Measurements, Source
-from persona_circuits.circuit.forward import Progress
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, interval, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from persona_circuits.circuit.evaluation.curves.points import Pool, area
 from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, median_of_ratios, pairwise
-from persona_circuits.circuit.forward import Prepared, Progress, Rounding, measure
+from persona_circuits.circuit.forward import Prepared, Rounding, measure
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import LEAST_SHARE, Clusters, Interval, is_zero
 from persona_circuits.circuit.statistics import interval as interval_of
 from persona_circuits.metrics import Metric

@@ -11,8 +11,9 @@ from jaxtyping import Float
 
 from persona_circuits.circuit.choices import LEVELS, ORDERS
 from persona_circuits.circuit.errors import GraphError, OptionError
-from persona_circuits.circuit.forward import Prepared, Progress
+from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.circuit.subgraph import Circuit

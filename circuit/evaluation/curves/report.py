@@ -45,9 +45,9 @@ from persona_circuits.circuit.evaluation.curves.points import (
     ranked_edges,
     strength_of,
 )
-from persona_circuits.circuit.forward import Progress
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.pruning import slots_by_source
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters

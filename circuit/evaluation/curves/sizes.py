@@ -20,8 +20,8 @@ import numpy as np
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves.nested import Measured, measured
 from persona_circuits.circuit.evaluation.curves.points import Pool, PreparedFactory, ranked_edges
-from persona_circuits.circuit.forward import Progress
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, Interval
 from persona_circuits.circuit.subgraph import Circuit

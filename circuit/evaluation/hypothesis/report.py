@@ -70,9 +70,10 @@ from persona_circuits.circuit.evaluation.hypothesis.tests import (
 )
 from persona_circuits.circuit.evaluation.matched import Matched, matched_circuits, matched_outside
 from persona_circuits.circuit.evaluation.measurements import Measurements, Source
-from persona_circuits.circuit.forward import Progress, tolerance
+from persona_circuits.circuit.forward import tolerance
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.options import PlainNumbers
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.storage import frame_of
 from persona_circuits.circuit.subgraph import Circuit
@@ -340,7 +341,7 @@ class _Measured:
     alone: Float[np.ndarray, " pair"]
     without: Float[np.ndarray, " pair"]
     random: Float[np.ndarray, "circuit pair"]
-    random_without: Float[np.ndarray, "circuit pair"]
+    random_without: Float[np.ndarray, "outside pair"]
     random_changes: Float[np.ndarray, " random"]
     changes: Float[np.ndarray, " edge"]
 

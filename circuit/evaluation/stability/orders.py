@@ -13,9 +13,10 @@ from scipy import sparse
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.stability.resampling import Kept, jaccard_of, mean_jaccard
-from persona_circuits.circuit.forward import Prepared, Progress
+from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.graph import Edge, Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.pruning import acdc
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric

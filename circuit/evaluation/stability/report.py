@@ -42,8 +42,8 @@ from persona_circuits.circuit.evaluation.stability.resampling import (
     jaccard_of,
     resampling_of,
 )
-from persona_circuits.circuit.forward import Progress
 from persona_circuits.circuit.graph import Edge
+from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
 

@@ -134,7 +134,12 @@ def _group(
     found.add(f"behaviour.{name}.n", len(measures), "pairs", source=SOURCE)
     for key, (value, what, unit) in MEASURES.items():
         p = estimates.flips([value(one) for one in measures]) if key == "divergence" else None
-        about = {"what": f"{what}; p: sign flips" if p is not None else what, "unit": unit, "source": SOURCE, "p": p}
+        about: dict[str, Any] = {
+            "what": f"{what}; p: sign flips" if p is not None else what,
+            "unit": unit,
+            "source": SOURCE,
+            "p": p,
+        }
         found.add(f"behaviour.{name}.{key}", **about, **mean_of(estimates, key, measures))
     for key, (value, what) in MEDIANS.items():
         values = [value(one) for one in measures]
@@ -153,6 +158,6 @@ def _against(
     is_main = np.arange(len(both)) < len(main)
     for key in COMPARED:
         value, what, unit = MEASURES[key]
-        about = {"what": f"{what}: the study's pairs minus {name}", "unit": unit, "source": SOURCE}
+        about: dict[str, Any] = {"what": f"{what}: the study's pairs minus {name}", "unit": unit, "source": SOURCE}
         difference = estimates.difference([value(one) for one in both], is_main)
         found.add(f"behaviour.all_minus_{name}.{key}", **about, **difference)

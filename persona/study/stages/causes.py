@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -103,7 +104,7 @@ def _truth(found: Found, study: Explanation, draws: Mapping[str, int]) -> None:
     judged = [row for row in (*study.pairs, *study.control_pairs) if row.expected is not None]
     right = [float(fits(str(row.expected), row.verdict.name)) for row in judged]
     share = Estimates([row.item for row in judged], **draws).share(right)
-    about = {"source": SOURCE}
+    about: dict[str, Any] = {"source": SOURCE}
     what = f"share of verdicts that are what the generator sets; p: by permuting {given.permuted}"
     found.add("causes.truth.share", what=what, unit="share", p=given.p, **about, **share)
     found.add("causes.truth.chance", given.chance, "share by chance", unit="share", n=given.n, **about)

@@ -83,7 +83,12 @@ def _search(
 ) -> Discovery:
     """One search with its files in ``folder``."""
     options = context.options
-    common = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size, "n_random": n_random}
+    common: dict[str, Any] = {
+        "steps": options.steps,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+        "n_random": n_random,
+    }
     chosen = Options(**common, **how).checked()
     discovery = discover(context.model, task, chosen, scores=scores, stage=context.stage)
     discovery.write(folder)
@@ -122,7 +127,12 @@ def _battery(context: Context, found: Found, main: Discovery, folder: Path) -> N
     asked = EvaluationOptions(metric=METRIC, by=(), quick=not options.thorough, **numbers)
     results = battery(context.model, few, subject, asked, stage=context.stage)
     results = replace(results, transfer=_transfers(context, main.circuit, few if options.quick else chosen))
-    stamp = {"model": context.model.name, "fingerprint": context.model.fingerprint, "where": {}, "metric": METRIC}
+    stamp: dict[str, Any] = {
+        "model": context.model.name,
+        "fingerprint": context.model.fingerprint,
+        "where": {},
+        "metric": METRIC,
+    }
     stamp |= {"ablation": "corrupt", "align": "equal", "seed": options.seed, "quick": not options.thorough}
     report = main.reports[-1]
     record = with_evaluation(main.record, task, report.split, report, results, **stamp)
@@ -144,7 +154,7 @@ def _transfers(context: Context, circuit: Circuit, task: Task) -> dict[str, tupl
     names = {f"{axis}={value}": places for (axis, value), places in parts.items() if axis in axes}
     pairs = pairs_of(context.model, task, METRICS[METRIC], batch_size=context.options.batch_size)
     clusters = {name: Clusters.of([task.pairs[place] for place in places]) for name, places in names.items()}
-    how = {"clusters": clusters, "n_outside": context.options.n_random, "seed": context.options.seed}
+    how: dict[str, Any] = {"clusters": clusters, "n_outside": context.options.n_random, "seed": context.options.seed}
     every = transfer_within(context.model, circuit, pairs, names, METRICS[METRIC], **how)
     return {
         axis: tuple(
@@ -194,14 +204,14 @@ def _prior(context: Context, found: Found, main: Discovery, folder: Path) -> Dis
     discovery_numbers(found, "circuit.prior", other, "circuit/prior/circuit.json")
     sides = [replace(read_side(path), name=name) for path, name in ((folder, "persona"), (place, "prior"))]
     n_draws = 20 if options.quick else 200
-    both = compare(*sides, n_draws=n_draws, seed=options.seed, progress=context.stage("chance overlap"))
+    both = compare(sides[0], sides[1], n_draws=n_draws, seed=options.seed, progress=context.stage("chance overlap"))
     tasks = (_few(context, context.main_task), _few_of(context, context.prior))
     grounds = [
         Ground(letter, context.model, task, one.record)
         for letter, task, one in zip("AB", tasks, (main, other), strict=True)
     ]
     setting = MeasureOptions(batch_size=options.batch_size, n_random=0, seed=options.seed)
-    both = both.with_cross(cross_faithfulness(*sides, grounds, setting, stage=context.stage))
+    both = both.with_cross(cross_faithfulness(sides[0], sides[1], grounds, setting, stage=context.stage))
     write_json(both.as_dict(), place / "comparison.json")
     draw_difference(both, place / "difference.png")
     comparison_numbers(found, both)

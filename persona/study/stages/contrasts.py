@@ -33,8 +33,9 @@ from numpy.typing import NDArray
 from persona_circuits.circuit.figures import write_csv
 from persona_circuits.circuit.statistics import cluster_codes
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure
+from persona_circuits.persona.data import ItemFile
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.explanation import Explained, ExplainOptions, PairFile, explain, write_explanation
+from persona_circuits.persona.explanation import Explained, ExplainOptions, explain, write_explanation
 from persona_circuits.persona.study.context import Context, axes_of
 from persona_circuits.persona.study.numbers import Estimates, Found, number_rows, slug, with_holm
 from persona_circuits.persona.study.stages.behaviour import MEASURES, mean_of
@@ -71,7 +72,7 @@ def run_contrasts(context: Context, folder: Path) -> Found:
     if context.bias is not None:
         found.notes.append(context.bias.note)
     if not axes:
-        found.notes.append(f"{context.pairs.items.source} has no axis on which its pairs differ; nothing to contrast")
+        found.notes.append(f"{context.pairs.source} has no axis on which its pairs differ; nothing to contrast")
     for axis, values in axes.items():
         axis_numbers(found, axis, values, main, context.draws)
     if context.variants is None:
@@ -187,7 +188,7 @@ def _level(found: Found, name: str, measures: Sequence[PairMeasure], draws: Mapp
     found.add(f"{name}.n", len(measures), "pairs", source=SOURCE)
     for key in COMPARED:
         _, what, unit = MEASURES[key]
-        about = {"what": what, "unit": unit, "source": SOURCE}
+        about: dict[str, Any] = {"what": what, "unit": unit, "source": SOURCE}
         found.add(f"{name}.{key}", **about, **mean_of(estimates, key, measures))
     key, what = GAIN
     gains = [one.required_gain for one in measures]
@@ -248,7 +249,7 @@ def _spread(found: Found, axis: str, measures: Sequence[PairMeasure], draws: Map
         found.add(f"contrasts.{slug(axis)}.spread.{key}", float(statistic(codes[None])[0]), text, **about)
 
 
-def _variants(context: Context, file: PairFile, found: Found, folder: Path) -> None:
+def _variants(context: Context, file: ItemFile, found: Found, folder: Path) -> None:
     options = context.options
     how = ExplainOptions(("variant",), "all", options.batch_size, options.n_resamples, False, options.seed)
     study = explain(context.model, file, controls=_paraphrases(context.controls), options=how, stage=context.stage)
@@ -257,13 +258,12 @@ def _variants(context: Context, file: PairFile, found: Found, folder: Path) -> N
     variant_numbers(found, study.pairs, context.draws)
 
 
-def _paraphrases(file: PairFile | None) -> PairFile | None:
+def _paraphrases(file: ItemFile | None) -> ItemFile | None:
     """What sigma_0 is made of; None without any."""
     if file is None:
         return None
-    kept = [pair for pair in zip(file.items.items, file.keys, strict=True) if pair[0].control == PARAPHRASE]
-    items = replace(file.items, items=tuple(item for item, _ in kept))
-    return PairFile(items, tuple(keys for _, keys in kept)) if kept else None
+    kept = tuple(item for item in file.items if item.control == PARAPHRASE)
+    return replace(file, items=kept) if kept else None
 
 
 def _variant(

@@ -91,7 +91,7 @@ def persistence_numbers(
             about = {"estimate": intervals[layer][t], "unit": "share", "n": n, "source": source}
             found.add(f"where.persistence.{slug(part)}.{layer}", float(values[layer, t]), what, **about)
     for part, name, last in (("last", "answer_half", False), ("contrast", "contrast_half", True)):
-        here = np.flatnonzero(values[:, names.index(part)] >= HALF) if part in names else []
+        here = np.flatnonzero(values[:, names.index(part)] >= HALF).tolist() if part in names else []
         if len(here):
             what = f"{'last' if last else 'first'} layer at which {part} holds half of the causal effect"
             found.add(f"where.persistence.{name}", int(here[-1 if last else 0]), what, unit="layer", source=source)
