@@ -8,7 +8,7 @@ happen inside the commands, so that --help answers at once.
 from __future__ import annotations
 
 import sys
-from importlib import util
+from importlib import import_module, util
 from pathlib import Path
 from typing import Annotated
 
@@ -25,7 +25,6 @@ if __name__ == "__main__":  # python cli.py: the checkout's own package, whateve
     _SPEC.loader.exec_module(sys.modules["persona_circuits"])
 
 
-from persona_circuits import __version__
 from persona_circuits.commands import (
     behaviour,
     circuits,
@@ -51,7 +50,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"persona-circuits {__version__}")
+        typer.echo(f"persona-circuits {import_module('persona_circuits').__version__}")
         raise typer.Exit
 
 

@@ -59,7 +59,7 @@ SYMBOLS |= {"star": "*", "x": "X", "circle-open": "o"}
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "||||", "++++")
 DARK, LIGHT = "#444444", "#cccccc"
 ANCHORED = {"rotation_mode": "anchor"}
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "font.family": ["Persona Circuits Sans", "DejaVu Sans"],
     "font.size": SMALL,
     "text.parse_math": False,
@@ -193,7 +193,8 @@ class _Drawing:
             low, high = _numbers(curve.low), _numbers(curve.high)
             self.axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
         marker = SYMBOLS[look.symbol] if curve.markers else None
-        style = {"color": look.colour, "linewidth": 1.1, "markersize": 2.8, "markevery": max(1, len(x) // 24)}
+        style: dict[str, Any] = {"color": look.colour, "linewidth": 1.1, "markersize": 2.8}
+        style["markevery"] = max(1, len(x) // 24)
         self.axes.plot(x, y, DASHES[curve.dash], marker=marker, label=_key(curve.name), **style)
 
     def _points(self, mark: Points, look: Look) -> None:
@@ -210,7 +211,7 @@ class _Drawing:
         self._whiskers(x, y, x if self.panel.across else y, mark)
         for place in range(len(mark.labels)):
             text = _plain(mark.labels[place], LONGEST_NAME)
-            near = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": SMALL}
+            near: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": SMALL}
             self.axes.annotate(text, (x[place], y[place]), **near)
 
     def _whiskers(self, x: np.ndarray, y: np.ndarray, middle: np.ndarray, mark: Points | Bars) -> None:
@@ -271,7 +272,7 @@ class _Drawing:
                     self.axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=SMALL, color=ink)
         elif mark.diverging:  # without colours and numbers the sign would be lost
             rows, columns = np.nonzero(np.nan_to_num(z) < 0.25 * low)
-            style = {"marker": "_", "s": 9, "color": "white", "linewidths": 0.7}
+            style: dict[str, Any] = {"marker": "_", "s": 9, "color": "white", "linewidths": 0.7}
             self.axes.scatter(columns, rows, **style)
 
     def _scale(self, drawn: Any, unit: str) -> None:
@@ -281,7 +282,7 @@ class _Drawing:
         bar.outline.set_visible(False)  # type: ignore[operator]
 
     def _rules(self) -> None:
-        style = {"color": "black", "linestyle": ":", "linewidth": 0.8}
+        style: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 0.8}
         for which, place in self.panel.lines.items():
             (self.axes.axvline if which == "x" else self.axes.axhline)(place, **style)
         if self.panel.shade is not None:
@@ -370,7 +371,7 @@ def _wrapped(text: str, most: int) -> str:
     return "\n".join(textwrap.wrap(_plain(text), max(most, 10)))
 
 
-def _ink(colour: Sequence[float]) -> str:
+def _ink(colour: Any) -> str:
     red, green, blue, _ = colour
     return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "#222222"
 

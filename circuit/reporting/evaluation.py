@@ -8,6 +8,7 @@ transfer              f on every value of a key of the pairs, with its interval,
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from persona_circuits.circuit.assessment import Battery
 from persona_circuits.circuit.evaluation import PairsView, Transfer
@@ -69,8 +70,8 @@ def _pairs(view: PairsView) -> Chart:
         )
         name, colour = f"{names.get(key, f'group {key}')} ({len(rows)})", GREY if key == -1 else ""
         marks.append(Points(name, x, y, hover=[row.id for row in rows], colour=colour))
-    title, x = "Every pair's own faithfulness", "persona divergence D, logits"
-    return chart(marks, title=title, x=x, y="f of the pair", lines={"y": 1.0})
+    axes: dict[str, Any] = {"x": "persona divergence D, logits", "y": "f of the pair"}
+    return chart(marks, title="Every pair's own faithfulness", **axes, lines={"y": 1.0})
 
 
 def _frequencies(report: StabilityReport) -> Chart:
@@ -85,9 +86,10 @@ def _frequencies(report: StabilityReport) -> Chart:
 
 def _transfer(parts: list[tuple[str, Transfer]]) -> Chart:
     names = [f"{key}: {part.name} ({part.n_pairs})" for key, part in parts]
-    f, ends = [part.faithfulness for _, part in parts], [part.interval for _, part in parts]
+    f: list[Any] = [part.faithfulness for _, part in parts]
+    ends = [part.interval for _, part in parts]
     low, high = ([None if one is None else getattr(one, end) for one in ends] for end in ("low", "high"))
-    outside = [max(part.outside, default=None) for _, part in parts]
+    outside: list[Any] = [max(part.outside, default=None) for _, part in parts]
     marks = [Points("the circuit", f, names, low, high), Points("best circuit outside it", outside, names, symbol="x")]
     named = {"x": "faithfulness f", "y": "pairs, by their keys"}
     return bar_chart(marks, title="Faithfulness by pairs", **named, across=True, lines={"x": 1.0})
