@@ -50,9 +50,9 @@ def print_battery(results: Any, record: dict[str, Any] | None) -> None:
     _print_stability(results.searched, (record or {}).get("stability"))
     _print_pairs(results.pairs)
     for key, parts in results.transfer.items():
-        columns = ("on" if key == "pairs" else key, *tables.TRANSFER)
+        on = ("on" if key == "pairs" else key, *tables.TRANSFER)
         title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
-        print_table(title, columns, tables.transfer_rows(parts), texts=2)
+        print_table(title, on, tables.transfer_rows(parts), texts=2)
         say(f"faithfulness is a ratio of means; intervals over {_drawn(part.interval for part in parts)}")
     rows = tables.evaluation_rows(record or {})
     if len(rows) > 1:

@@ -68,7 +68,7 @@ def _bundles(chosen: Chosen, row_of: Mapping[Node, int]) -> dict[Edge, _Bundle]:
         if row_of[edge.dst] - row_of[edge.src] > 1 and edge.dst != LOGITS:
             groups[_Bundle(edge.src, None, row_of[edge.dst], look, True)].append(edge)
             groups[_Bundle(edge.dst, edge.slot, row_of[edge.src], look, False)].append(edge)
-    found = {}
+    found: dict[Edge, _Bundle] = {}
     for bundle, edges in sorted(groups.items(), key=lambda item: len(item[1])):
         if len(edges) >= _FEWEST:
             found |= dict.fromkeys(edges, bundle)
@@ -102,7 +102,7 @@ def _starts(page: Page, edges: Sequence[Edge], bundles: Mapping[Edge, _Bundle]) 
     for edge in edges:
         bundle = bundles.get(edge)
         groups[edge.src].setdefault(bundle if bundle and bundle.parts else edge, []).append(edge)
-    found = {}
+    found: dict[Edge, float] = {}
     for node, group in groups.items():
         towards = [sum(_port_x(page, edge) for edge in own) / len(own) for own in group.values()]
         firsts = [own[0] for own in group.values()]
@@ -117,7 +117,7 @@ def _ends(page: Page, edges: Sequence[Edge], bundles: Mapping[Edge, _Bundle]) ->
     for edge in edges:
         bundle = bundles.get(edge)
         groups[edge.dst, edge.slot].setdefault(bundle if bundle and not bundle.parts else edge, []).append(edge)
-    found = {}
+    found: dict[Edge, float] = {}
     for (node, slot), group in groups.items():
         towards = [sum(page.boxes[edge.src].x for edge in own) / len(own) for own in group.values()]
         firsts = [own[0] for own in group.values()]

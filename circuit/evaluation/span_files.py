@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: P
     write_csv(span_rows(parts, circuit.mask), folder / "spans.csv")
     write_csv(study.rows(), folder / "span_layers.csv")
     write_figures(span_figures(study), folder, page="spans.html", title=title)
-    how = {"scores": parts.total(), "groups": edges_by_part(parts, circuit), "title": title}
+    how: dict[str, Any] = {"scores": parts.total(), "groups": edges_by_part(parts, circuit), "title": title}
     for suffix in ("svg", "png"):
         draw(circuit, folder / f"span-graph.{suffix}", **how)
 

@@ -65,7 +65,7 @@ def plotly_figure(chart: Chart) -> dict[str, Any]:
         for mark in panel.marks:
             look = looks.get(mark.name) if not isinstance(mark, Cells) else None
             for trace in _traces(panel, mark, look or Look(GREY, "circle", 0)):
-                name = trace.get("name")
+                name: Any = trace.get("name")
                 trace["showlegend"] = trace.get("showlegend", True) and name in legend and name not in shown
                 shown |= {name} if trace["showlegend"] else set()
                 traces.append({**trace, **ends})
@@ -178,10 +178,16 @@ def _curve(curve: Curve, look: Look) -> list[dict[str, Any]]:
     ends = [(a, b, c) for a, b, c in zip(curve.x, curve.low, curve.high, strict=False) if b is not None]
     if ends:
         around = [(a, c) for a, _, c in ends] + [(a, b) for a, b, _ in reversed(ends)]
-        band = {"type": "scatter", "x": [a for a, _ in around], "y": [b for _, b in around], "mode": "lines"}
+        band: dict[str, Any] = {
+            "type": "scatter",
+            "x": [a for a, _ in around],
+            "y": [b for _, b in around],
+            "mode": "lines",
+        }
         band |= {"fill": "toself", "fillcolor": look.colour, "opacity": 0.15, "line": {"width": 0}}
         traces.append({**band, "hoverinfo": "skip", "showlegend": False, "legendgroup": curve.name})
-    line = {"type": "scatter", "x": list(curve.x), "y": list(curve.y), "name": curve.name, "legendgroup": curve.name}
+    line: dict[str, Any] = {"type": "scatter", "x": list(curve.x), "y": list(curve.y)}
+    line |= {"name": curve.name, "legendgroup": curve.name}
     line |= {"mode": "lines+markers" if curve.markers else "lines", "line": {"color": look.colour, "dash": curve.dash}}
     return [*traces, {**line, "marker": {"color": look.colour, "size": 6, "symbol": look.symbol}}]
 
@@ -221,7 +227,8 @@ def _whiskers(panel: Panel, middle: Sequence[Any], low: Sequence[Any], high: Seq
 
 def _cells(mark: Cells) -> dict[str, Any]:
     low, high = mark.limits()
-    found = {"type": "heatmap", "x": list(mark.columns), "y": list(mark.rows), "z": [list(row) for row in mark.values]}
+    found: dict[str, Any] = {"type": "heatmap", "x": list(mark.columns), "y": list(mark.rows)}
+    found |= {"z": [list(row) for row in mark.values]}
     scale = DIVERGING if mark.diverging else SEQUENTIAL
     found |= {"colorscale": [list(stop) for stop in scale], "zmin": low, "zmax": high, "hoverongaps": False}
     if mark.numbers and len(mark.columns) <= MOST_NUMBERS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +97,8 @@ def _settings() -> Iterator[None]:
     fonts = font_manager.fontManager
     if all(font.name != SETTINGS["font.family"][0] for font in fonts.ttflist):
         fonts.addfont(Path(__file__).parents[1] / "drawing" / "fonts" / "PersonaCircuitsSans.ttf")
-    with rc_context(SETTINGS):
+    settings: Any = SETTINGS
+    with rc_context(settings):
         yield
 
 
@@ -193,7 +194,8 @@ class _Drawing:
             low, high = _numbers(curve.low), _numbers(curve.high)
             self.axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
         marker = SYMBOLS[look.symbol] if curve.markers else None
-        style = {"color": look.colour, "linewidth": 1.1, "markersize": 2.8, "markevery": max(1, len(x) // 24)}
+        style: dict[str, Any] = {"color": look.colour, "linewidth": 1.1, "markersize": 2.8}
+        style |= {"markevery": max(1, len(x) // 24)}
         self.axes.plot(x, y, DASHES[curve.dash], marker=marker, label=_key(curve.name), **style)
 
     def _points(self, mark: Points, look: Look) -> None:
@@ -210,7 +212,7 @@ class _Drawing:
         self._whiskers(x, y, x if self.panel.across else y, mark)
         for place in range(len(mark.labels)):
             text = _plain(mark.labels[place], LONGEST_NAME)
-            near = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": SMALL}
+            near: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "fontsize": SMALL}
             self.axes.annotate(text, (x[place], y[place]), **near)
 
     def _whiskers(self, x: np.ndarray, y: np.ndarray, middle: np.ndarray, mark: Points | Bars) -> None:
@@ -271,7 +273,7 @@ class _Drawing:
                     self.axes.text(j, i, texts[i][j], ha="center", va="center", fontsize=SMALL, color=ink)
         elif mark.diverging:  # without colours and numbers the sign would be lost
             rows, columns = np.nonzero(np.nan_to_num(z) < 0.25 * low)
-            style = {"marker": "_", "s": 9, "color": "white", "linewidths": 0.7}
+            style: dict[str, Any] = {"marker": "_", "s": 9, "color": "white", "linewidths": 0.7}
             self.axes.scatter(columns, rows, **style)
 
     def _scale(self, drawn: Any, unit: str) -> None:
@@ -281,7 +283,7 @@ class _Drawing:
         bar.outline.set_visible(False)  # type: ignore[operator]
 
     def _rules(self) -> None:
-        style = {"color": "black", "linestyle": ":", "linewidth": 0.8}
+        style: dict[str, Any] = {"color": "black", "linestyle": ":", "linewidth": 0.8}
         for which, place in self.panel.lines.items():
             (self.axes.axvline if which == "x" else self.axes.axhline)(place, **style)
         if self.panel.shade is not None:
@@ -370,7 +372,7 @@ def _wrapped(text: str, most: int) -> str:
     return "\n".join(textwrap.wrap(_plain(text), max(most, 10)))
 
 
-def _ink(colour: Sequence[float]) -> str:
+def _ink(colour: Iterable[float]) -> str:
     red, green, blue, _ = colour
     return "white" if 0.3 * red + 0.59 * green + 0.11 * blue < 0.5 else "#222222"
 

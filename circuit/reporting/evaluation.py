@@ -69,8 +69,8 @@ def _pairs(view: PairsView) -> Chart:
         )
         name, colour = f"{names.get(key, f'group {key}')} ({len(rows)})", GREY if key == -1 else ""
         marks.append(Points(name, x, y, hover=[row.id for row in rows], colour=colour))
-    title, x = "Every pair's own faithfulness", "persona divergence D, logits"
-    return chart(marks, title=title, x=x, y="f of the pair", lines={"y": 1.0})
+    title, along = "Every pair's own faithfulness", "persona divergence D, logits"
+    return chart(marks, title=title, x=along, y="f of the pair", lines={"y": 1.0})
 
 
 def _frequencies(report: StabilityReport) -> Chart:

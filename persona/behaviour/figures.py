@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from persona_circuits.circuit.figures import (
     GREY,
@@ -85,7 +86,7 @@ def divergence_by_persona(study: CollapseStudy) -> Chart | None:
     personas, questions = (sorted({key[place] for key in cells}) for place in (0, 1))
     means = {key: sum(values) / len(values) for key, values in cells.items()}
     values = [[means.get((persona, question)) for question in questions] for persona in personas]
-    named = {"x": "question", "y": "persona", "unit": "mean D"}
+    named: dict[str, Any] = {"x": "question", "y": "persona", "unit": "mean D"}
     return heat_map(values, personas, questions, title="Persona divergence by persona and question", **named)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -128,8 +129,8 @@ def _by_layer(found: Explanation, title: str, y: str, lines: Lines) -> Chart:
         for where, values in lines(rows).items() if rows else ():
             mean, spread = values.mean(0), values.std(0)
             x = [float(layer) for layer in range(values.shape[1])]
-            ends = () if len(rows) == 1 else ((mean - spread).tolist(), (mean + spread).tolist())
-            curve = Curve(f"{verdict} ({len(rows)})", x, mean.tolist(), *ends, colour=COLOURS[verdict])
+            low, high = ([], []) if len(rows) == 1 else ((mean - spread).tolist(), (mean + spread).tolist())
+            curve = Curve(f"{verdict} ({len(rows)})", x, mean.tolist(), low, high, colour=COLOURS[verdict])
             panels.setdefault(where, []).append(curve)
     return line_panels(panels, title=title, x="stream into layer, the last into the final norm", y=y)
 
@@ -141,5 +142,5 @@ def _confusion(found: Explanation) -> Chart | None:
     columns = [name for name in VERDICTS if any(name in row for row in table.values())]
     values = [[float(row.get(name, 0)) for name in columns] for row in table.values()]
     kappa = "" if found.agreement.kappa is None else f", Cohen's kappa {found.agreement.kappa:.2f}"
-    named = {"x": "verdict", "y": "generator", "unit": "pairs", "numbers": ".0f", "diverging": False}
+    named: dict[str, Any] = {"x": "verdict", "y": "generator", "unit": "pairs", "numbers": ".0f", "diverging": False}
     return heat_map(values, list(table), columns, title=f"What the generator sets against verdicts{kappa}", **named)

@@ -273,8 +273,8 @@ def _kl_chart(study: LensStudy) -> Chart:
 
 def _divergence_map(study: LensStudy) -> Chart:
     values = [[row[place].value for row in study.curves["divergence"]] for place in range(len(study.positions))]
-    title, named = "Mean D by layer and position", {"x": "residual stream after", "y": "", "unit": "D (logits)"}
-    return heat_map(values, study.positions, study.points, title=title, numbers="+.2f", **named)
+    named: dict[str, Any] = {"x": "residual stream after", "y": "", "unit": "D (logits)", "numbers": "+.2f"}
+    return heat_map(values, study.positions, study.points, title="Mean D by layer and position", **named)
 
 
 def _decision_figure(study: LensStudy) -> Chart | None:

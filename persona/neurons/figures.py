@@ -171,8 +171,8 @@ def _jaccard_figure(study: NeuronStudy) -> Chart | None:
     names = [group.name + (" *" if group.held_out else "") for group in groups]
     k = len(groups[0].own)
     title = f"Jaccard of the first {k} neurons of every two groups by {kind} (* held out)"
-    values, named = jaccards(study, kind)["values"], {"x": "", "y": "", "unit": "Jaccard", "numbers": ".2f"}
-    return heat_map(values, names, names, title=title, diverging=False, **named)
+    named: dict[str, Any] = {"x": "", "y": "", "unit": "Jaccard", "numbers": ".2f", "diverging": False}
+    return heat_map(jaccards(study, kind)["values"], names, names, title=title, **named)
 
 
 def _ablation_figure(study: NeuronStudy) -> Chart | None:

@@ -179,8 +179,8 @@ def _component_figure(found: Geometry) -> Chart:
     shown = [i for i in range(len(names)) if not (names[i] == found.baseline and _far_off(scores, i))]
     second = scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores))
     values = () if found.positions is None else found.positions[shown].tolist()
-    texts = {"labels": [names[i] for i in shown], "values": values, "unit": "place on the axis", "colour": PALETTE[0]}
-    points = Points("personas", scores[shown, 0].tolist(), second[shown].tolist(), **texts)
+    texts: dict[str, Any] = {"labels": [names[i] for i in shown], "values": values, "unit": "place on the axis"}
+    points = Points("personas", scores[shown, 0].tolist(), second[shown].tolist(), colour=PALETTE[0], **texts)
     without = "" if found.baseline is None else f" (fitted without {found.baseline})"
     if len(shown) < len(names):
         without = f" ({found.baseline} is far off and not shown)"

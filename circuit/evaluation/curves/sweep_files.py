@@ -41,8 +41,8 @@ def sweep_figures(sweep: Sweep) -> dict[str, Chart]:
         f = [point.faithfulness[name] for point in shown]
         marks.append(Curve(f"{name} ({n} pairs)", x, f, each(intervals, "low"), each(intervals, "high")))
     first, front = next(iter(sweep.n_pairs)), [point for point in shown if point.on_front]
-    f, look = [point.faithfulness[first] for point in front], {"symbol": "circle-open", "size": 12, "colour": "#000000"}
-    marks.append(Points(f"front, {first}", [point.n_edges for point in front], f, **look))
+    x, f = [point.n_edges for point in front], [point.faithfulness[first] for point in front]
+    marks.append(Points(f"front, {first}", x, f, symbol="circle-open", size=12, colour="#000000"))
     return {"sweep": f_by_size(marks, "Nested circuits over thresholds", "edges")}
 
 
