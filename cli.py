@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from importlib import util
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -24,6 +25,7 @@ if __name__ == "__main__":  # python cli.py: the checkout's own package, whateve
     _SPEC.loader.exec_module(sys.modules["persona_circuits"])
 
 
+from persona_circuits import __version__
 from persona_circuits.commands import (
     behaviour,
     circuits,
@@ -40,12 +42,28 @@ from persona_circuits.commands import (
 )
 
 app = typer.Typer(
-    help="Find, test and draw the circuit that carries a persona into a preference.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"persona-circuits {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Find, test and draw the circuit that carries a persona into a preference."""
+
+
 app.command()(circuits.discover)
 app.command()(evaluation.evaluate)
 app.command()(evaluation.specificity)

@@ -109,11 +109,27 @@ def picture_title(record: dict[str, Any] | None) -> str:
     return title_of(record)
 
 
+def _print_signal(found: Discovery, where: str) -> None:
+    """The effect with what speaks for it: interval, p, reversed pairs, probability of the answers, paraphrases."""
+    signal, unit = found.signal, found.record["task"]["unit"]
+    shown = (
+        ""
+        if signal is None or signal.interval is None
+        else f" [{signal.interval.low:+.3f}, {signal.interval.high:+.3f}]"
+    )
+    say(f"divergence  {found.divergence:+.3f} {unit}{shown} on {where}")
+    if signal is not None:
+        p = "" if signal.p is None else f"p {signal.p:.2g}, "
+        null = "" if signal.sigma_0 is None else f", paraphrases {signal.sigma_0:.3g} (sigma_0)"
+        say(f"            {p}{signal.reversed} reversed, {signal.mass:.2g} of the probability on the answers{null}")
+        say(f"            {signal.sentence}")
+
+
 def print_discovery(found: Discovery) -> None:
     from persona_circuits.circuit.reporting import completeness_lines
 
     counts, task = found.record["counts"], found.record["task"]
-    say(f"divergence  {found.divergence:+.3f} {task['unit']} on {task['n_pairs']} pairs ({task['split']})")
+    _print_signal(found, f"{task['n_pairs']} pairs ({task['split']})")
     if found.tau is not None:
         say(f"threshold   {found.tau:.4g} {task['unit']}")
     if found.completeness is not None:
@@ -214,8 +230,8 @@ def print_report(report: FaithfulnessReport) -> None:
     columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")
     print_table(f"{title}, {ends}", columns, faithfulness_rows(report), texts=1)
     say(f"faithfulness is a ratio of means; intervals over {report.resampled}")
-    if report.reversal:
-        say(report.reversal)
+    for warning in filter(None, (report.caution, report.reversal)):
+        say(warning)
 
 
 def print_calibration(rows: list[Any]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from conftest import DATA, ROOT
 from typer.testing import CliRunner
 
+import persona_circuits
 from persona_circuits.cli import app
 
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
@@ -361,6 +362,11 @@ def test_the_planted_models_in_one_table(monkeypatch):
     table = call("ground-truth").stdout
     assert "AUROC" in table
     assert "saturated, eap: " in table
+
+
+def test_the_version_is_printed():
+    assert call("--version").stdout.strip() == f"persona-circuits {persona_circuits.__version__}"
+    assert "discover" in call("--help").stdout
 
 
 def test_the_script_and_the_console_command_are_one(monkeypatch):

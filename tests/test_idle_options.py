@@ -153,8 +153,9 @@ ALWAYS = {
     "curves": "--scorers --level --order --model --pairs --metric --ablation --align --split --where --out "
     "--seed --device --dtype --max-memory --revision --batch-size --fitting --json",
     "compare": "--out --picture --no-model --n-draws --seed --json",
-    "draw": "--out --strongest --title",
+    "draw": "--out --strongest --title --width",
     "validate": "--against",
+    "figures": "--out --formats --width",
     "export": "--to --out",
     "crosscheck": "--scores --tolerance --json",
     "bench": "--model --pairs --n-pairs --rounds --steps --edges --acdc-edges --out --seed --device --dtype "

@@ -19,7 +19,7 @@ from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, spli
 from persona_circuits.circuit.discovery.writing import title_of, write_discovery
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, SpanStudy, null_run
+from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, Signal, SpanStudy, null_run
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
 from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import circuit_record
@@ -51,7 +51,8 @@ class Discovery:
     a shorter format did to the scores of the first batch. ``smallest`` is the search for
     the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds. ``shared`` is
     what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
-    scores add up to the effect, None for other scores.
+    scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
+    worth a search.
     """
 
     circuit: Circuit
@@ -70,6 +71,7 @@ class Discovery:
     sweep: Sweep | None = None
     shared: Overlap | None = None
     completeness: Completeness | None = None
+    signal: Signal | None = None
 
     def __repr__(self) -> str:
         task = self.record["task"]
@@ -162,7 +164,7 @@ def discover(
     options, stage = options.checked(), stage or untold_stage
     setting = stages.set_up(model, task, options, stage)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
-    effect = stages.effect_of(setting)
+    effect = stages.effect_of(setting, quiet)
     scored = stages.score_edges(setting) if scores is None else stages.Scored(scores)
     pruned = stages.prune(setting, scored.scores, effect.tau, state)
     measured = stages.measure(setting, scored.scores, pruned.circuit)
@@ -185,6 +187,7 @@ def discover(
         sweep=measured.sweep,
         shared=setting.shared,
         completeness=controls.completeness,
+        signal=effect.signal,
     )
 
 

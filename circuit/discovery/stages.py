@@ -37,7 +37,15 @@ from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation import FaithfulnessReport, SpanStudy, evaluate, span_study
+from persona_circuits.circuit.evaluation import (
+    FaithfulnessReport,
+    NullRun,
+    Signal,
+    SignalWatch,
+    SpanStudy,
+    evaluate,
+    span_study,
+)
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep, smallest, sweep
 from persona_circuits.circuit.forward import (
     Ablation,
@@ -117,11 +125,15 @@ class Setting:
 
 @dataclass(frozen=True)
 class Effect:
-    """m(clean) - m(corrupt), m(full) - m(empty), and the threshold in the metric's units, None where there is none."""
+    """m(clean) - m(corrupt), m(full) - m(empty), and the threshold in the metric's units, None where there is none.
+
+    ``signal`` is whether the pairs hold an effect worth a search.
+    """
 
     divergence: float
     whole: float
     tau: float | None
+    signal: Signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,11 +225,14 @@ def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None
         )
 
 
-def effect_of(setting: Setting) -> Effect:
-    """The plain runs of the training prompts, and what they say."""
-    watch = Rounding(setting.model, setting.metric)
-    divergence, whole = effects(watch.watched(setting.train.runs()), setting.metric)
-    return Effect(divergence, whole, _tau(setting.options, whole, watch.floor))
+def effect_of(setting: Setting, null: NullRun | None = None) -> Effect:
+    """The plain runs of the training prompts, and what they say; ``null`` is what paraphrases do."""
+    watch, seen = Rounding(setting.model, setting.metric), SignalWatch(setting.metric)
+    divergence, whole = effects(seen.watched(watch.watched(setting.train.runs())), setting.metric)
+    signal = seen.signal(setting.train.clusters, null=null, rounding=watch.floor)
+    if not signal.enough:
+        logger.warning("before the search: the effect of the pairs is %s", signal.sentence)
+    return Effect(divergence, whole, _tau(setting.options, whole, watch.floor), signal)
 
 
 def _tau(options: Options, whole: float, rounding: float) -> float | None:

@@ -27,6 +27,7 @@ def summary(discovery: Discovery) -> dict[str, Any]:
         "metric": record["task"]["metric"],
         "n_pairs": record["task"]["n_pairs"],
         "divergence": discovery.divergence,
+        "signal": None if discovery.signal is None else discovery.signal.as_dict(),
         "tau": discovery.tau,
         "counts": record["counts"],
         "nodes": discovery.circuit.src_names(),

@@ -16,6 +16,7 @@ model without one edge, as a single one can carry everything. ``N_TRIED`` patche
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -43,6 +44,11 @@ __all__ = [
     "own_ratios",
     "pairwise",
 ]
+
+WIDEST = 2.0
+"""An interval of f that goes beyond this, or holds 0, tells nothing of a circuit."""
+PRECISE = 0.25
+"""Half the width of one that would."""
 
 N_TRIED = 4
 """Edges that are cut alone at most: the read of the first MLP, and the strongest."""
@@ -128,6 +134,26 @@ class FaithfulnessReport:
         if self.random_mean is not None:
             rows.append((f"random ({len(self.random)})", self.circuit.n_edges, "", f"f {self.random_mean:.3f}"))
         return html_table(repr(self), ("", "edges", "m", "faithfulness"), rows)
+
+    @property
+    def caution(self) -> str:
+        """What is to be said where these pairs do not tell how faithful the circuit is; empty where they do."""
+        known, effect = self.circuit.interval, self.effect_interval
+        if self.circuit.ratio_of_means is None or self.n_pairs < 2:
+            return ""
+        if known is None:
+            return (
+                "these pairs do not tell how faithful the circuit is: the effect itself cannot be told from 0 on them, "
+                "so f has no interval; take pairs with a larger effect, or more of them"
+            )
+        if known.low > 0 and known.high <= WIDEST:
+            return ""
+        needed = math.ceil(self.n_pairs * ((known.high - known.low) / 2 / PRECISE) ** 2)
+        small = " and the effect itself may be 0" if effect is not None and effect.low <= 0 <= effect.high else ""
+        return (
+            f"these pairs do not tell how faithful the circuit is: the interval runs from {known.low:.2f} to "
+            f"{known.high:.2f}{small}; about {needed:,} pairs like these would bring it within {PRECISE:g} of f"
+        )
 
     @property
     def reversal(self) -> str:

@@ -69,7 +69,7 @@ class Signal:
             UNKNOWN: "one pair has no interval: whether other pairs have this effect cannot be said",
             REVERSED: "the effect is reversed: answers and wrong answers seem to have changed places",
             TOO_SMALL: self._too_small(),
-            TOO_FEW: f"too few pairs: the interval holds 0; about {self.needed or 0:,} pairs like these would do",
+            TOO_FEW: f"too few pairs to show it (p {self.p or 1:.2g}): about {self.needed or 0:,} like these would do",
         }[self.verdict]
 
     def _too_small(self) -> str:

@@ -51,6 +51,7 @@ __all__ = [
 
 NOTHING = 1e-9  # of the mean |value|: a smaller mean is a sum that cancels but for rounding in float64
 LEAST_SHARE = 1e-4  # of a denominator: draws under which less of it is left are left out
+MOST_UNDEFINED = 0.05  # of the draws: where more of them have no denominator, an end could lie anywhere
 STEP = 1e-6  # of a finite difference in one pair's weight
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """From weights ``[draw, pair]``, each row of sum one, to one number a draw; nan where it is not defined."""
@@ -110,18 +111,25 @@ def ratio_interval(
     n_draws: int = N_BOOTSTRAP,
     seed: int = 0,
 ) -> Interval | None:
-    """The interval of a ratio of means; draws whose denominator is zero are left out."""
+    """The interval of a ratio of means; draws whose denominator is zero or of the other sign are left out.
+
+    None where these are more than a twentieth: beyond the pole a ratio comes back from the other side, and an interval
+    would have to hold both (Fieller 1954).
+    """
     if is_zero(denominator):
         return None
-    below = denominator.mean()
+    below, undefined = denominator.mean(), 0
 
     def ratio(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        nonlocal undefined
         bottom = weights @ denominator
-        known = np.abs(bottom) > LEAST_SHARE * abs(below)
+        known = bottom / below > LEAST_SHARE
+        undefined += int((~known).sum())
         return np.divide(weights @ numerator, bottom, out=np.full(len(bottom), np.nan), where=known)
 
     influence = (numerator - numerator.mean() / below * denominator) / below
-    return interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
+    found = interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
+    return found if undefined <= MOST_UNDEFINED * n_draws else None
 
 
 def ratio_intervals(
@@ -143,8 +151,9 @@ def ratio_intervals(
         stretch = clusters.spread(influence[:, None], confident=True) / own if own > 0 else 1.0
         above = numerator.mean() + stretch * (weights @ numerator - numerator.mean())
         bottom = denominator.mean() + stretch * (below - denominator.mean())
-        known = np.abs(bottom) > LEAST_SHARE * abs(denominator.mean())
-        ends = np.percentile(above[known] / bottom[known], [2.5, 97.5]) if known.any() else None
+        known = bottom / denominator.mean() > LEAST_SHARE
+        enough = known.mean() >= 1 - MOST_UNDEFINED
+        ends = np.percentile(above[known] / bottom[known], [2.5, 97.5]) if enough else None
         found.append(None if ends is None else Interval(float(ends[0]), float(ends[1]), clusters.by))
     return tuple(found)
 

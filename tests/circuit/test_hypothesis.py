@@ -357,7 +357,9 @@ def planted(name):
 def report_on(name, edges=None, **options):
     model, prepared = planted(name)
     circuit = Circuit.of(model.graph, PLANTED[name].true_edges if edges is None else edges)
-    return hypothesis_tests(model, lambda: prepared, DIVERGENCE, circuit, HypothesisOptions(**{**CHECKED, **options}))
+    kept = {name: options.pop(name) for name in ("progress", "state", "clusters") if name in options}
+    asked = HypothesisOptions(**{**CHECKED, **options})
+    return hypothesis_tests(model, lambda: prepared, DIVERGENCE, circuit, asked, **kept)
 
 
 def decisions(report):

@@ -32,7 +32,7 @@ def drawn(mean, n, seed=0, spread=1.0):
         (2.0, 16, None, "enough", "enough to search on"),
         (2.0, 16, 1.0, "enough", "enough to search on"),
         (2.0, 16, 2.5, "too small", r"paraphrases of one persona differ by 2.5 \(sigma_0\)"),
-        (0.4, 8, None, "too few pairs", r"about \d+ pairs like these would do"),
+        (0.4, 8, None, "too few pairs", r"too few pairs to show it \(p 0\.\d+\): about \d+ like these would do"),
         (0.05, 8, None, "too small", r"about [\d,]+ pairs like these would be needed"),
         (-2.0, 16, None, "reversed", "answers and wrong answers seem to have changed places"),
         (0.0, 8, None, "too small", "over a million pairs"),
