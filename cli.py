@@ -25,7 +25,7 @@ if __name__ == "__main__":  # python cli.py: the checkout's own package, whateve
     _SPEC.loader.exec_module(sys.modules["persona_circuits"])
 
 
-from persona_circuits import __version__
+import persona_circuits
 from persona_circuits.commands import (
     behaviour,
     circuits,
@@ -51,7 +51,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"persona-circuits {__version__}")
+        typer.echo(f"persona-circuits {persona_circuits.__version__}")
         raise typer.Exit
 
 
