@@ -76,7 +76,7 @@ class Points:
     """
 
     name: str
-    x: Sequence[Place]
+    x: Sequence[Place | None]
     y: Sequence[Place | None]
     low: Sequence[Number] = ()
     high: Sequence[Number] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -97,7 +97,8 @@ def _settings() -> Iterator[None]:
     fonts = font_manager.fontManager
     if all(font.name != SETTINGS["font.family"][0] for font in fonts.ttflist):
         fonts.addfont(Path(__file__).parents[1] / "drawing" / "fonts" / "PersonaCircuitsSans.ttf")
-    with rc_context(SETTINGS):
+    settings: Any = SETTINGS
+    with rc_context(settings):
         yield
 
 
