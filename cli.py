@@ -39,6 +39,7 @@ from persona_circuits.commands import (
     speech,
     study,
 )
+from persona_circuits.commands.terminal import say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,7 +51,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"persona-circuits {import_module('persona_circuits').__version__}")
+        say(f"persona-circuits {import_module('persona_circuits').__version__}")
         raise typer.Exit
 
 
