@@ -496,7 +496,7 @@ def test_public_names_exist():
 
 def test_edges_are_parted_by_the_part_of_the_prompt_that_gives_most_of_them():
     from persona_circuits.circuit.attribution import ScoreParts
-    from persona_circuits.circuit.reporting.spans import edges_by_part
+    from persona_circuits.circuit.evaluation.span_files import edges_by_part
 
     circuit, _ = dense(Graph(4, 4))
     values = np.random.default_rng(1).normal(size=(6, *circuit.mask.shape)) * circuit.graph.valid
