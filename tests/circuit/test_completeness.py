@@ -55,8 +55,9 @@ def planted(name, n_pairs=None):
 def report_on(name, edges=None, *, n_pairs=None, **options):
     model, prepared = planted(name, n_pairs)
     circuit = Circuit.of(model.graph, PLANTED[name].true_edges if edges is None else edges)
-    how = {"n_random": 6, "n_steps": 2, "n_candidates": 3} | options
-    return completeness_report(model, lambda: prepared, DIVERGENCE, circuit, CompletenessOptions(**how))
+    kept = {name: options.pop(name) for name in ("progress", "state", "clusters") if name in options}
+    how = CompletenessOptions(**{"n_random": 6, "n_steps": 2, "n_candidates": 3} | options)
+    return completeness_report(model, lambda: prepared, DIVERGENCE, circuit, how, **kept)
 
 
 def without(mask, graph, nodes):
