@@ -9,15 +9,15 @@ import argparse
 from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 
 from persona_circuits.circuit.evaluation.completeness import growth_p
 from persona_circuits.circuit.evaluation.hypothesis import equivalence, hsic
 from persona_circuits.circuit.statistics import Clusters, ratio_interval, ratio_intervals
+from persona_circuits.circuit.task import PromptPair
 from persona_circuits.persona.data import sign_flip, two_way_difference, two_way_mean
+from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.neurons.ranking import rank_neurons
 from persona_circuits.persona.probing import Sample, cross_validate, folds_by_group, joined, score
 from persona_circuits.persona.study.stages.contrasts import permuted, shared_p
@@ -160,11 +160,11 @@ def differences_over_couples(n_personas: int, repeats: int, *, levels: str) -> t
     A level belongs to half of the questions, to persona pairs by chance, or to the pairs of two of the personas.
     """
     rows, personas, questions = couples(n_personas)
-    items: list[Any] = [
-        SimpleNamespace(personas=two, persona_pair=" / ".join(two), question=asked,
-                        pair=SimpleNamespace(persona_a=two[0], persona_b=two[1]))
+    pairs = (
+        PromptPair("", "", (), (), persona_a=two[0], persona_b=two[1], question=asked)
         for two, asked in zip(personas, questions, strict=True)
-    ]  # fmt: skip
+    )
+    items = [Item(pair, (), {}) for pair in pairs]
     covered = rejected = shuffled = 0
     for i in range(repeats):
         rng = np.random.default_rng([5, i, n_personas])

@@ -231,7 +231,7 @@ def effect_of(setting: Setting, null: NullRun | None = None) -> Effect:
     divergence, whole = effects(seen.watched(watch.watched(setting.train.runs())), setting.metric)
     signal = seen.signal(setting.train.clusters, null=null, rounding=watch.floor)
     if not signal.enough:
-        logger.warning("before the search: the effect of the pairs is %s", signal.sentence)
+        logger.warning("before the search: %s", signal.sentence)
     return Effect(divergence, whole, _tau(setting.options, whole, watch.floor), signal)
 
 

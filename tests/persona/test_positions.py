@@ -193,7 +193,7 @@ def test_positions_that_are_not_there_are_refused_by_name(small, tmp_path):
     path.write_text(json.dumps({**row, "answers": [" tea"], "wrong_answers": [" blue"]}) + "\n")
     found = load_examples(path, small)
     assert shared_positions(found) == ("persona-end", "prompt-end")
-    with pytest.raises(OptionError, match="question-end: the prompt of line 1"):
+    with pytest.raises(OptionError, match="question-end: there is no such place in line 1"):
         shared_positions(found, ("question-end",))
     with pytest.raises(OptionError, match="'answer' is not one of"):
         shared_positions(found, ("answer",))
