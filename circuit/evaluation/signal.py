@@ -69,19 +69,20 @@ class Signal:
             UNKNOWN: "one pair has no interval: whether other pairs have this effect cannot be said",
             REVERSED: "the effect is reversed: answers and wrong answers seem to have changed places",
             TOO_SMALL: self._too_small(),
-            TOO_FEW: f"too few pairs to show the effect (p {self.p or 1:.2g}): about {self.needed or 0:,} like these would do",
+            TOO_FEW: f"too few pairs to show the effect (p {self.p or 1:.2g}): about {self.needed or 0:,} like these "
+            "would do",
         }[self.verdict]
 
     def _too_small(self) -> str:
         if self.sigma_0 is not None and abs(self.effect) <= self.sigma_0:
             return (
-                f"the effect is too small: paraphrases of one persona differ by {self.sigma_0:.3g} (sigma_0), so a circuit would "
-                "explain wording; choose personas or a prompt format that move the answer more"
+                f"the effect is too small: paraphrases of one persona differ by {self.sigma_0:.3g} (sigma_0), so a circuit "
+                "would explain wording; choose personas or a prompt format that move the answer more"
             )
         pairs = f"about {self.needed:,}" if self.needed else "over a million"
         return (
-            f"the effect is too small beside its spread: {pairs} pairs like these would be needed to show it; choose personas or a "
-            "prompt format that move the answer more"
+            f"the effect is too small beside its spread: {pairs} pairs like these would be needed to show it; choose "
+            "personas or a prompt format that move the answer more"
         )
 
     def as_dict(self) -> dict[str, Any]:
