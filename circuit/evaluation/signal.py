@@ -76,8 +76,8 @@ class Signal:
     def _too_small(self) -> str:
         if self.sigma_0 is not None and abs(self.effect) <= self.sigma_0:
             return (
-                f"the effect is too small: paraphrases of one persona differ by {self.sigma_0:.3g} (sigma_0), so a circuit "
-                "would explain wording; choose personas or a prompt format that move the answer more"
+                f"the effect is too small: paraphrases of one persona differ by {self.sigma_0:.3g} (sigma_0), so a "
+                "circuit would explain wording; choose personas or a prompt format that move the answer more"
             )
         pairs = f"about {self.needed:,}" if self.needed else "over a million"
         return (
