@@ -128,6 +128,8 @@ def ratio_interval(
         return np.divide(weights @ numerator, bottom, out=np.full(len(bottom), np.nan), where=known)
 
     influence = (numerator - numerator.mean() / below * denominator) / below
+    if np.abs(influence).max() < NOTHING:  # one ratio on every pair: rounding is no spread
+        influence = np.zeros_like(influence)
     found = interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
     return found if undefined <= MOST_UNDEFINED * n_draws else None
 
@@ -148,7 +150,7 @@ def ratio_intervals(
     found = []
     for numerator, influence in zip(numerators, _ratio_influences(numerators, denominator), strict=True):
         own = float((weights @ influence).std())
-        stretch = clusters.spread(influence[:, None], confident=True) / own if own > 0 else 1.0
+        stretch = clusters.spread(influence[:, None], confident=True) / own if own > NOTHING else 1.0
         above = numerator.mean() + stretch * (weights @ numerator - numerator.mean())
         bottom = denominator.mean() + stretch * (below - denominator.mean())
         known = bottom / denominator.mean() > LEAST_SHARE
