@@ -262,7 +262,8 @@ class Subject:
         # a signal may come before the command has begun, or find it ended
         assert code in (0, -number, *(() if number == signal.SIGKILL else (128 + number, 1))), f"{about}{code}: {says}"
         assert "Traceback" not in says, about + says
-        assert code != 128 + number or says.startswith("stopped: "), about + says
+        last = says.rstrip().rpartition("\n")[2]  # a warning of the search may stand before it
+        assert code != 128 + number or last.startswith("stopped: "), about + says
         assert len(says.strip().splitlines()) <= 1, about + says
         assert left, f"{about}neither the old nor the new content: {sorted(visible(work / 'out'))}"
         again, said = self.server.run(self.command.new, work)

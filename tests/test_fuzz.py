@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from reliability_fuzz import READERS, counted, encoded, mutations, outcome, table
 
-EXAMPLES = int(os.environ.get("PERSONA_CIRCUITS_FUZZ", "100"))
+EXAMPLES = int(os.environ.get("PERSONA_CIRCUITS_FUZZ", "200"))
 FAST = settings(
     max_examples=EXAMPLES,
     deadline=None,
