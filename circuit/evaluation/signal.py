@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -163,6 +164,6 @@ class SignalWatch:
 
 def _mass(logits: Float[Tensor, "batch vocab"], targets: Targets) -> Float[Tensor, " batch"]:
     """The probability of all answers and wrong answers; padding of rows with fewer of them counts for nothing."""
-    chances = logits.double().softmax(-1)
-    ids = [targets.answers, targets.wrong_answers]
-    return sum(((chances.gather(-1, side.clamp(min=0)) * (side >= 0)).sum(-1) for side in ids), chances.new_zeros(()))
+    ids = torch.cat([targets.answers, targets.wrong_answers], dim=-1)
+    chances = (logits.gather(-1, ids.clamp(min=0)) - logits.logsumexp(-1, keepdim=True)).double().exp()
+    return (chances * (ids >= 0)).sum(-1)
