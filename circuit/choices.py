@@ -10,6 +10,7 @@ __all__ = [
     "ACTIVATIONS",
     "ALIGNMENTS",
     "DTYPE_NAMES",
+    "GRADIENTS",
     "IG_RULES",
     "LEVELS",
     "METHODS",
@@ -19,7 +20,9 @@ __all__ = [
     "THRESHOLD_UNITS",
 ]
 
-METHODS = ("eap", "eap-ig", "exact", "random")
+GRADIENTS = ("eap", "eap-ig", "relp", "gim")
+"""Ways to score edges by gradients, or by what backward rules make of them: their scores are sums over positions."""
+METHODS = (*GRADIENTS, "exact", "random")
 """How edges are scored: ``circuit.attribution``."""
 IG_RULES = ("midpoint", "authors")
 ACTIVATIONS = ("float32", "bfloat16")

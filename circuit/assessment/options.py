@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
-from persona_circuits.circuit.choices import ABLATIONS, ALIGNMENTS, IG_RULES, LEVELS, METHODS, METRIC_NAMES, ORDERS
+from persona_circuits.circuit.choices import (
+    ABLATIONS,
+    ALIGNMENTS,
+    GRADIENTS,
+    IG_RULES,
+    LEVELS,
+    METHODS,
+    METRIC_NAMES,
+    ORDERS,
+)
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, Steps, Where, names_of
@@ -33,7 +42,7 @@ class CurveOptions(PlainNumbers):
     scorers: Annotated[
         tuple[str, ...],
         Option(
-            "Comma-separated: eap, eap-ig, exact, random; or scores.safetensors, a run's folder, a submission to MIB.",
+            "Comma-separated: eap, eap-ig, relp, gim, exact, random; or scores.safetensors, a run's folder, a submission to MIB.",
             given=str,
             read=names_of,
         ),
@@ -103,10 +112,11 @@ class CurveOptions(PlainNumbers):
         for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("n-random", self.n_random)):
             if number < 1:
                 raise OptionError(f"--{name} must be at least 1, got {number}")
-        if METRICS[str(self.metric)].flat_at_clean and "eap" in self.scorers:
+        zero = [name for name in self.scorers if name in GRADIENTS and name != "eap-ig"]
+        if METRICS[str(self.metric)].flat_at_clean and zero:
             raise OptionError(
-                f"--metric {self.metric} has zero gradient at the clean run, so plain EAP would score every edge zero; "
-                "leave eap out of --scorers, or take another --metric"
+                f"--metric {self.metric} has zero gradient at the clean run, so {zero[0]} would score every edge zero; "
+                f"leave {zero[0]} out of --scorers, or take another --metric"
             )
         return self
 

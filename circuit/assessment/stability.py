@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.assessment.options import EvaluationOptions
+from persona_circuits.circuit.choices import GRADIENTS
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, batches_of
 from persona_circuits.circuit.evaluation import PairScores, Rule, pair_scores
 from persona_circuits.circuit.evaluation.stability import (
@@ -134,9 +135,8 @@ def scores_of(
     """
     stage = stage or untold_stage
     asked = (method or {}).get("scores")
-    scored = (
-        asked if asked in ("eap", "eap-ig", "exact") and not (asked == "eap" and metric.flat_at_clean) else "eap-ig"
-    )
+    known = asked if asked in (*GRADIENTS, "exact") else "eap-ig"
+    scored = "eap-ig" if metric.flat_at_clean and known in GRADIENTS else known
     return pair_scores(
         model,
         batches_of(model, part, metric, align=align, batch_size=batch_size),

@@ -3,6 +3,7 @@
     eap         delta_s . grad_d at the clean run (Syed et al. 2023, arXiv:2310.10348)
     eap-ig      the gradient averaged between the ablated and the clean embeddings
                 (EAP-IG inputs, Hanna et al. 2024, arXiv:2403.17806)
+    relp, gim   eap with other backward rules (``circuit.model.rules``)
     exact       one patched forward pass per edge
     random      the control
 
@@ -219,11 +220,11 @@ def eap_ig(
 
 def points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[float, ...] | None:
     """Where between the ablated (0) and the clean (1) embeddings the gradient is taken; None: at the clean run."""
-    if method == "eap":
+    if method != "eap-ig":
         if metric.flat_at_clean:
             raise OptionError(
-                f"metric {metric.name} has zero gradient at the clean run, so plain EAP would score every edge zero; "
-                "use --method eap-ig or exact, or --metric persona-divergence"
+                f"metric {metric.name} has zero gradient at the clean run, so one gradient there would score every "
+                "edge zero; use --method eap-ig or exact, or --metric persona-divergence"
             )
         return None
     if steps < 1:

@@ -27,11 +27,11 @@ from persona_circuits.circuit.attribution.eap import (
 from persona_circuits.circuit.attribution.exact import exact, exact_rows, rows_of_all
 from persona_circuits.circuit.attribution.gradients import Ends
 from persona_circuits.circuit.attribution.parts import PARTS, ScoreParts
-from persona_circuits.circuit.choices import METHODS
+from persona_circuits.circuit.choices import GRADIENTS, METHODS
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import Ablation, Prepared, bare, first_difference, in_halves
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.model import RULES, Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Batch
@@ -44,6 +44,7 @@ __all__ = [
     "activation_cost",
     "completeness_of",
     "random_scores",
+    "ruled",
     "score",
     "score_parts",
 ]
@@ -72,11 +73,11 @@ def score(
         OptionError: the method or an option of it is unknown or makes no sense.
     """
     more: dict[str, Any] = {"ablation": ablation, "max_bytes": max_bytes, "progress": progress}
-    if method in ("eap", "eap-ig"):
+    if method in GRADIENTS:
         with _activations(model, activations):
-            if method == "eap":
-                return eap(model, batches, metric, **more)
-            return eap_ig(model, batches, metric, steps=steps, rule=rule, **more)
+            if method == "eap-ig":
+                return eap_ig(model, batches, metric, steps=steps, rule=rule, **more)
+            return eap(ruled(model, method), batches, metric, **more)
     if method == "exact":
         return exact(model, batches, metric, ablation=ablation, progress=progress)
     if method == "random":
@@ -97,15 +98,16 @@ def score_parts(
     max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> ScoreParts:
-    """EAP or EAP-IG scores per row or per named part of the prompts, exact ones per row, at the cost of the plain ones.
+    """Scores by gradients per row or per named part of the prompts, exact ones per row, at the cost of the plain ones.
 
     Raises:
         OptionError: the method has no parts, or an option makes no sense.
     """
     if by == "row" and method == "exact":
         return exact_rows(model, batches, metric, ablation, progress)
-    if by not in PARTS or method not in ("eap", "eap-ig"):
-        raise OptionError(f"scores per {by} of --method {method}: expected row or span, of eap or eap-ig")
+    if by not in PARTS or method not in GRADIENTS:
+        raise OptionError(f"scores per {by} of --method {method}: expected row or span, of {', '.join(GRADIENTS)}")
+    model = ruled(model, method)
     points = points_of(metric, method, steps, rule)
     names = _part_names([bare(batch) for batch in batches], by)
     values = np.zeros((len(names), *model.graph.valid.shape), dtype=np.float32 if by == "row" else np.float64)
@@ -205,6 +207,11 @@ def completeness_of(
         return Completeness(steps, attributed, reason="prompts of unequal length are moved onto each other's places")
     gap = abs(attributed + whole) / abs(whole) if whole else None
     return Completeness(steps, attributed, -whole, gap, "" if whole else "the ablation has no effect")
+
+
+def ruled(model: Model, method: str) -> Model:
+    """The model under the method's backward rules, itself where it has none."""
+    return model.under(RULES[method]) if method in RULES else model
 
 
 def random_scores(graph: Graph, *, seed: int) -> Scores:

@@ -10,6 +10,7 @@ from persona_circuits.circuit.choices import (
     ABLATIONS,
     ACTIVATIONS,
     ALIGNMENTS,
+    GRADIENTS,
     METHODS,
     METRIC_NAMES,
     PRUNERS,
@@ -112,17 +113,17 @@ class Options(PlainNumbers):
         from persona_circuits.circuit.discovery.own_metrics import metric_of
 
         metric = metric_of(self.metric)
-        if metric.flat_at_clean and self.method == "eap" and self.prune != "acdc":
+        if metric.flat_at_clean and self.method in GRADIENTS and self.method != "eap-ig" and self.prune != "acdc":
             raise OptionError(
-                f"--metric {metric.name} has zero gradient at the clean run, so plain EAP would score every edge "
-                "zero; use --method eap-ig or exact, or another --metric"
+                f"--metric {metric.name} has zero gradient at the clean run, so --method {self.method} would score "
+                "every edge zero; use --method eap-ig or exact, or another --metric"
             )
-        if self.by_span and (self.prune == "acdc" or self.method not in ("eap", "eap-ig")):
-            raise OptionError("--by-span needs scores that are sums over positions: --method eap or eap-ig")
+        if self.by_span and (self.prune == "acdc" or self.method not in GRADIENTS):
+            raise OptionError(f"--by-span needs scores that are sums over positions: --method {', '.join(GRADIENTS)}")
         if self.activations != "float32" and (
-            self.by_span or self.prune == "acdc" or self.method not in ("eap", "eap-ig")
+            self.by_span or self.prune == "acdc" or self.method not in GRADIENTS
         ):
-            raise OptionError("--activations bfloat16 is for the scores of --method eap or eap-ig, without --by-span")
+            raise OptionError("--activations bfloat16 is for scores by gradients, without --by-span")
         if self.threshold is None and self._uses_threshold():
             return replace(self, threshold=self.DEFAULT_SHARE)
         return self

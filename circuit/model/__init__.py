@@ -7,10 +7,12 @@ from persona_circuits.circuit.model.loading import DTYPES, load_model, load_read
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.model import Model
 from persona_circuits.circuit.model.norm import Pullback
+from persona_circuits.circuit.model.rules import RULES, Rules
 from persona_circuits.circuit.model.stubs import nothing_installed
 
 __all__ = [
     "DTYPES",
+    "RULES",
     "NEURON_HOOKS",
     "SHORT",
     "Block",
@@ -18,6 +20,7 @@ __all__ = [
     "Held",
     "Model",
     "Pullback",
+    "Rules",
     "Wide",
     "load_model",
     "load_reader",

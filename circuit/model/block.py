@@ -29,6 +29,7 @@ from persona_circuits.circuit.errors import ModelError, first_line
 from persona_circuits.circuit.graph import SLOTS, Graph
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.norm import Pullback, frozen_gain, norm_of
+from persona_circuits.circuit.model.rules import Rules
 from persona_circuits.circuit.model.stubs import returning, stubbed_forward, unchanged
 
 __all__ = [
@@ -106,11 +107,13 @@ class Block:
     """How many values the host's MLP returns in a tuple; 0: a tensor."""
     held: Held | None = None
     """Where the weights are shorter than what is computed with them."""
+    rules: Rules | None = None
+    """What is handed back in place of the gradient; None: the gradient."""
 
     @_where_the_layer_is
     def attn_norm(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """The norm before attention; the identity where the model has none."""
-        return _apply(self.bridge, "ln1", x)
+        return self._norm("ln1", x)
 
     @_where_the_layer_is
     def project(self, slot: str, normed: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos head d_head"]:
@@ -174,10 +177,12 @@ class Block:
         if (missing := k.shape[1] - n_queries) > 0:
             # The host wants a query at every place; what these see is thrown away.
             q = torch.nn.functional.pad(q, (0, 0, 0, 0, missing, 0))
+        if self.rules is not None:
+            q, k, v = self.rules.projected(q, k, v)
         flat = {slot: x.flatten(-2) for slot, x in zip("qkv", (q, k, v), strict=True)}
         stubs = {getattr(attn, slot): returning(x) for slot, x in flat.items()}
         stubs[attn.o] = unchanged
-        with stubbed_forward(stubs):
+        with stubbed_forward(stubs), self.rules.in_attention(attn) if self.rules else contextlib.nullcontext():
             out = attn(hidden_states=flat["q"], **context.of_layer(self.layer, len(q)))
         z = out[0] if isinstance(out, tuple) else out
         return z[:, -n_queries:].contiguous().unflatten(-1, (self.n_heads, -1))
@@ -185,7 +190,7 @@ class Block:
     @_where_the_layer_is
     def attn_out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
         """What attention as a whole adds to the stream, its bias and a norm behind it included."""
-        return self._scaled(_apply(self.bridge, "ln1_post", self.bridge.attn.o(z.flatten(-2))))
+        return self._scaled(self._norm("ln1_post", self.bridge.attn.o(z.flatten(-2))))
 
     @_where_the_layer_is
     def head_results(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head batch pos d_model"]:
@@ -252,7 +257,8 @@ class Block:
         projected: Float[Tensor, "batch _ head d_head"],
     ) -> Float[Tensor, "batch pos head"]:
         """What ``slot_gradients`` needs besides the gradient at its heads' q, k or v: of that run, linear in it."""
-        if self.pullback is None or not self._plain(gradient, gradient):
+        frozen = self.rules is not None and self.rules.freeze_norms
+        if frozen or self.pullback is None or not self._plain(gradient, gradient):
             return gradient.new_zeros(gradient.shape[:-1])
         return self.pullback.along(slot, gradient, projected)
 
@@ -300,10 +306,11 @@ class Block:
     def mlp(self, x: Float[Tensor, "*rows pos d_model"]) -> Float[Tensor, "*rows pos d_model"]:
         """The MLP block from the residual stream to what it adds, its norms included."""
         has_own_norm = "ln2" in self.bridge.submodules
-        normed = _apply(self.bridge, "ln2", x) if has_own_norm else self.attn_norm(x) if self.parallel else x
-        out = self.bridge.mlp(normed.flatten(0, -3))  # experts take rows, positions and nothing before them
+        normed = self._norm("ln2", x) if has_own_norm else self.attn_norm(x) if self.parallel else x
+        with self.rules.in_mlp(self.bridge.mlp) if self.rules else contextlib.nullcontext():
+            out = self.bridge.mlp(normed.flatten(0, -3))  # experts take rows, positions and nothing before them
         out = (out[0] if isinstance(out, tuple) else out).view(normed.shape)
-        return self._scaled(_apply(self.bridge, "ln2_post", out))
+        return self._scaled(self._norm("ln2_post", out))
 
     @contextlib.contextmanager
     def on_neurons(self, hook: str, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
@@ -362,6 +369,11 @@ class Block:
             raise ModelError(f"layer {self.layer}: the MLP has no {what}{other}")
         return getattr(mlp, NEURON_HOOKS[hook])
 
+    def _norm(self, name: str, x: Tensor) -> Tensor:
+        if self.rules is None or name not in self.bridge.submodules:
+            return norm_of(self.bridge, name)(x)
+        return self.rules.norm(getattr(self.bridge, name))(x)
+
     def _scaled(self, written: Tensor) -> Tensor:
         return written if self.scale == 1.0 else written * self.scale
 
@@ -407,10 +419,6 @@ def _mlp_returns(block: Any, like: Tensor, layer: int, name: str) -> int:
 def _head_bias(attn: Any, slot: str, n_heads: int) -> Tensor | None:
     bias = getattr(getattr(attn, slot), "bias", None)
     return None if bias is None else bias.view(n_heads, -1)
-
-
-def _apply(bridge: Any, norm: str, x: Tensor) -> Tensor:
-    return norm_of(bridge, norm)(x)
 
 
 def _by_head(x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head rows d_head"]:

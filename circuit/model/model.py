@@ -15,6 +15,7 @@ must give the host's logits, otherwise the model is refused.
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import math
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model.block import Block, Context, take_apart
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.norm import Pullback, direct
+from persona_circuits.circuit.model.rules import Rules
 from persona_circuits.circuit.model.stubs import Body, Stop, returning_nothing, seeing, stop, stubbed_forward
 from persona_circuits.circuit.model.weights import text_config_of
 
@@ -90,10 +92,18 @@ class Model:
         self.notes: tuple[str, ...] = ()
         self._contexts: dict[tuple[int, bool], Context] = {}
         self._room: Tensor | None = None
+        self.rules: Rules | None = None
         self.held = _hold(bridge) if in_float32 and weight.dtype in SHORT else None
         if self.held is not None:
             self.dtype = torch.float32
             self.blocks = tuple(_held_block(block, self.held) for block in self.blocks)
+
+    def under(self, rules: Rules) -> Model:
+        """The same model, whose gradients are taken back by these rules; no number of its forward pass changes."""
+        other = copy.copy(self)
+        other.rules = rules
+        other.blocks = tuple(replace(block, rules=rules) for block in self.blocks)
+        return other
 
     def room(self, *shape: int) -> Tensor:
         """Uninitialised memory for work that is over before it is asked for again.
@@ -211,7 +221,8 @@ class Model:
         """
         network = self.bridge.original_model
         with contextlib.nullcontext() if self.held is None else self.held.long(self.bridge.ln_final):
-            normed = direct(self.bridge.ln_final)(resid.to(self.bridge.unembed.W_U.device))
+            norm = direct if self.rules is None else self.rules.norm
+            normed = norm(self.bridge.ln_final)(resid.to(self.bridge.unembed.W_U.device))
         rows = normed.reshape(1, -1, normed.shape[-1])
         with stubbed_forward({network.base_model: lambda *_, **__: Body(rows)}):
             logits = network(inputs_embeds=rows, use_cache=False).logits

@@ -120,7 +120,7 @@ class Pullback:
     @classmethod
     def of(cls, norm: Any, d_model: int, like: Tensor) -> Pullback | None:
         """The form of a norm, found by trying: what gives its values on random streams; None where none does."""
-        module = norm.original_component
+        module = getattr(norm, "original_component", norm)
         eps = _epsilon(module)
         own = getattr(module, "weight", None)
         ones = torch.ones(d_model, device=like.device, dtype=like.dtype)
@@ -143,7 +143,8 @@ def norm_of(bridge: Any, name: str) -> Callable[[Tensor], Tensor]:
 
 def direct(norm: Any) -> Callable[[Tensor], Tensor]:
     """The norm; torch's own layer norm itself, as the host spells it out in five passes over memory."""
-    return norm.original_component if type(norm.original_component) is torch.nn.LayerNorm else norm
+    own = getattr(norm, "original_component", norm)
+    return own if type(own) is torch.nn.LayerNorm else norm
 
 
 def frozen_gain(norm: Any, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
