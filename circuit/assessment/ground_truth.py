@@ -260,7 +260,8 @@ def _note(method: str, case: _Case, scores: Scores, oracle: Scores) -> str:
 
 def _reason(method: str, is_true: bool) -> str:
     """Why a gradient can be wrong about an edge."""
-    where = {"eap": "at the clean prompt", "gim": "at the clean prompt", "eap-ig": "at the points between the prompts"}.get(method)
+    clean = "at the clean prompt"
+    where = {"eap": clean, "gim": clean, "eap-ig": "at the points between the prompts"}.get(method)
     if where is None:
         return ""
     return f" (flat {where})" if is_true else f" (steep {where}, no effect in sum)"

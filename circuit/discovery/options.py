@@ -120,9 +120,7 @@ class Options(PlainNumbers):
             )
         if self.by_span and (self.prune == "acdc" or self.method not in GRADIENTS):
             raise OptionError(f"--by-span needs scores that are sums over positions: --method {', '.join(GRADIENTS)}")
-        if self.activations != "float32" and (
-            self.by_span or self.prune == "acdc" or self.method not in GRADIENTS
-        ):
+        if self.activations != "float32" and (self.by_span or self.prune == "acdc" or self.method not in GRADIENTS):
             raise OptionError("--activations bfloat16 is for scores by gradients, without --by-span")
         if self.threshold is None and self._uses_threshold():
             return replace(self, threshold=self.DEFAULT_SHARE)

@@ -12,8 +12,8 @@ from persona_circuits.circuit.model.stubs import nothing_installed
 
 __all__ = [
     "DTYPES",
-    "RULES",
     "NEURON_HOOKS",
+    "RULES",
     "SHORT",
     "Block",
     "Context",
