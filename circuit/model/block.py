@@ -131,7 +131,7 @@ class Block:
         """Queries, keys or values of some heads, each of which reads its own stream, into their places in ``out``."""
         large = streams.device.type == "cpu" and streams[0].nbytes >= CACHED_BYTES
         if not large or self.held is not None or streams.dtype in SHORT or not self._plain(streams, out):
-            out[:, :, heads] = self._project_each(slot, self.attn_norm(streams), heads).to(out)
+            out[:, :, heads] = self.project_each(slot, self.attn_norm(streams), heads).to(out)
             return
         # One head at a time its normed stream stays in the cache, and no weights are gathered.
         places, norm = out.flatten(0, 1), norm_of(self.bridge, "ln1")
@@ -146,9 +146,10 @@ class Block:
                 torch.addmm(bias[head], norm(stream), weights[head], out=place)
 
     @_where_the_layer_is
-    def _project_each(
+    def project_each(
         self, slot: str, normed: Float[Tensor, "some rows pos d_model"], heads: Int[Tensor, " some"]
     ) -> Float[Tensor, "rows pos some d_head"]:
+        """Queries, keys or values of some heads from the normed stream of each."""
         count, rows, pos, d_model = normed.shape
         weights, bias = self.weights[slot], self.biases[slot]
         every = count == self.n_heads

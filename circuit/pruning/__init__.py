@@ -5,20 +5,25 @@
     greedy       grow backward from logits, best edge first, so that the circuit is connected
     acdc         try to remove every edge in reverse topological order, keep those that matter
     eap-acdc     threshold first, then ACDC on what is left, with the same tau on both
+    learn        train a gate on every edge, from the scores to a size
 
 After each of them dead ends are dropped to a fixed point; the result may be empty.
 """
 
 from persona_circuits.circuit.pruning.acdc import AcdcResult, acdc, acdc_by_definition
+from persona_circuits.circuit.pruning.learn import Learned, Schedule, learn
 from persona_circuits.circuit.pruning.select import PRUNERS, check_tau, greedy, slots_by_source, threshold, top_n
 
 __all__ = [
     "PRUNERS",
     "AcdcResult",
+    "Learned",
+    "Schedule",
     "acdc",
     "acdc_by_definition",
     "check_tau",
     "greedy",
+    "learn",
     "slots_by_source",
     "threshold",
     "top_n",

@@ -1,0 +1,117 @@
+"""Gates against the patched forward pass and finite differences; training against circuits that were planted."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from persona_circuits.circuit.attribution import eap_ig, random_scores
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.forward import make_ablation, measure, patched_logits, prepare
+from persona_circuits.circuit.forward.gated import gated_logits
+from persona_circuits.circuit.pruning import Schedule, learn, top_n
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.metrics import METRICS
+from persona_circuits.models.planted import planted_models
+
+METRIC = METRICS["persona-divergence"]
+DIFF = METRICS["logit-diff"]
+
+
+@pytest.fixture(scope="module")
+def groups(tiny, tiny_task):
+    return batches(with_swap_rows(encode(tiny_task, tiny)), 8, "cpu")
+
+
+@pytest.mark.parametrize("ablation", ["corrupt", "zero", "mean"])
+def test_gates_of_zero_and_one_are_the_patched_pass(ablation, tiny, groups):
+    graph, rng = tiny.graph, np.random.default_rng(0)
+    masks = [graph.valid & (rng.random(graph.valid.shape) < share) for share in (0.0, 0.2, 0.7, 1.0)]
+    item = prepare(tiny, groups[0], make_ablation(ablation, tiny, groups))
+    expected = patched_logits(tiny, item, torch.from_numpy(np.stack(masks)))
+    with torch.no_grad():
+        found = [gated_logits(tiny, item, torch.from_numpy(mask).to(tiny.dtype)) for mask in masks]
+    torch.testing.assert_close(torch.stack(found), expected, atol=1e-4, rtol=0)
+
+
+def test_the_gradient_at_a_gate_is_its_finite_difference(tiny64, groups):
+    item, graph = prepare(tiny64, groups[0]), tiny64.graph
+    rng = np.random.default_rng(1)
+    gates = torch.from_numpy(rng.random(graph.valid.shape) * graph.valid).requires_grad_()
+    (slope,) = torch.autograd.grad(DIFF(gated_logits(tiny64, item, gates), item.targets).sum(), gates)
+    places = rng.permutation(np.argwhere(graph.valid))[:12]
+    assert not slope[torch.from_numpy(~graph.valid)].any()
+    for src, dst in places.tolist():
+        ends = []
+        for step in (1e-5, -1e-5):
+            moved = gates.detach().clone()
+            moved[src, dst] += step
+            with torch.no_grad():
+                ends.append(float(DIFF(gated_logits(tiny64, item, moved), item.targets).sum()))
+        assert float(slope[src, dst]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["bottleneck", "cancel"])
+@pytest.mark.parametrize("scored", [True, False])
+def test_planted_circuits_are_found(name, scored):
+    """From scores, and from none: the gates of the true edges are those that stay open."""
+    (truth,) = (one for one in planted_models() if one.name == name)
+    model = truth.model()
+    rows = batches(with_swap_rows(encode(truth.task, model)), 64, "cpu")
+    scores = eap_ig(model, rows, METRIC) if scored else None
+    n = len(truth.true_edges)
+    found = learn(model, rows, METRIC, scores, Schedule(n, steps=300))
+    true = Circuit.of(model.graph, truth.true_edges).mask[model.graph.valid]
+    assert roc_auc_score(true, found.open.values[model.graph.valid]) >= 0.98
+
+
+def test_it_keeps_more_of_the_effect_than_the_scores_it_started_from(tiny, groups):
+    n, scores = 40, eap_ig(tiny, groups, METRIC)
+    found = learn(tiny, groups, METRIC, scores, Schedule(n, steps=120))
+    masks = [Circuit.full(tiny.graph).mask, Circuit.empty(tiny.graph).mask, found.circuit.mask, top_n(scores, n).mask]
+    full, empty, learned, scored = measure(tiny, [prepare(tiny, x) for x in groups], masks, METRIC)
+    assert len(found.circuit) <= n
+    miss = [np.square((each - full) / np.abs(full - empty).mean()).mean() for each in (learned, scored)]
+    assert miss[0] < 0.8 * miss[1]
+
+
+def test_training_that_was_stopped_goes_on_the_same(tiny, groups, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[learn.__module__], "SAVE_SECONDS", -1.0)
+    scores, schedule, state = eap_ig(tiny, groups, METRIC), Schedule(30, steps=8), tmp_path / "gates.safetensors"
+    whole = learn(tiny, groups, METRIC, scores, schedule)
+
+    class Stopped(Exception):
+        pass
+
+    def stop(done, _total):
+        if done == 6:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        learn(tiny, groups, METRIC, scores, schedule, state=state, progress=stop)
+    steps = []
+    again = learn(tiny, groups, METRIC, scores, schedule, state=state, progress=lambda done, _: steps.append(done))
+    assert steps[0] > 1
+    np.testing.assert_array_equal(again.open.values, whole.open.values)
+    assert not state.exists()
+
+
+def test_memory_is_bounded_and_bounds_change_little(tiny, groups):
+    """One prompt's pair at a time sees other noise for each; what stays open is much the same."""
+    scores = eap_ig(tiny, groups, METRIC)
+    few, many = (
+        learn(tiny, groups, METRIC, scores, Schedule(40, steps=60, max_bytes=size)).open.values[tiny.graph.valid]
+        for size in (1, 1 << 30)
+    )
+    assert np.corrcoef(few, many)[0, 1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"), [(Schedule(0), "from 1 to 262, got 0"), (Schedule(3, steps=0), "one step")]
+)
+def test_bad_schedules_are_refused(schedule, says, tiny, groups):
+    with pytest.raises(OptionError, match=says):
+        learn(tiny, groups, METRIC, random_scores(tiny.graph, seed=0), schedule)
