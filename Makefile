@@ -33,15 +33,15 @@ study: $(READY)  ## make the shipped study again, from nothing: all rounds on th
 	rm -rf logs/persona-world* logs/craftgpt*
 	$(STUDY) --plan logs/plan_v1.persona-world.json --out logs/persona-world
 	$(STUDY) --only behaviour,contrasts,causes --pairs datasets/study2_world.jsonl \
-		--controls datasets/study2_world_controls.jsonl --plan logs/plan_v2.persona-world.json --out logs/persona-world_draw2
+		--null datasets/study2_world_controls.jsonl --plan logs/plan_v2.persona-world.json --out logs/persona-world_draw2
 	$(STUDY) --only behaviour,contrasts,causes --pairs datasets/study2_world_mentions.jsonl \
-		--controls datasets/study2_world_controls.jsonl --plan logs/plan_v2.mentions.json --out logs/persona-world_mentions
+		--null datasets/study2_world_controls.jsonl --plan logs/plan_v2.mentions.json --out logs/persona-world_mentions
 	$(STUDY) --only behaviour,where,patch --pairs datasets/study3_world.jsonl \
-		--controls datasets/study2_world_controls.jsonl --plan logs/plan_v3.persona-world.json --out logs/persona-world_draw3
+		--null datasets/study2_world_controls.jsonl --plan logs/plan_v3.persona-world.json --out logs/persona-world_draw3
 	if [ -d $(CRAFTGPT) ]; then for round in craftgpt:1 craftgpt_yesno:2 craftgpt_verb:3; do \
 		name=$${round%:*}; prior=; if [ $$name = craftgpt ]; then prior="--prior-pairs datasets/pairs_prior_craftgpt.jsonl"; fi; \
 		$(STUDY) --model $(CRAFTGPT) --threshold 0.01 --pairs datasets/study_$$name.jsonl $$prior \
-			--controls datasets/study_$${name}_controls.jsonl --variants datasets/study_$${name}_variants.jsonl \
+			--null datasets/study_$${name}_controls.jsonl --variants datasets/study_$${name}_variants.jsonl \
 			--plan logs/plan_v$${round#*:}.craftgpt.json --out logs/$$name || exit 1; done; fi
 
 test: $(READY)  ## set up, run all tests

@@ -39,9 +39,11 @@ from persona_circuits.commands import (
     speech,
     study,
 )
+from persona_circuits.commands.names import NamedCommands
 from persona_circuits.commands.terminal import say
 
 app = typer.Typer(
+    cls=NamedCommands,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

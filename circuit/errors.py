@@ -14,7 +14,7 @@ keeps its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "FileError",
@@ -27,6 +27,7 @@ __all__ = [
     "cut",
     "first_line",
     "listed",
+    "meant",
 ]
 
 MAX_MESSAGE = 3500
@@ -87,3 +88,11 @@ def first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0]
     return line if len(line) <= 200 else line[:199] + "…"
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'eap-ig'?``, or nothing where no known word is close."""
+    from difflib import get_close_matches
+
+    found = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""

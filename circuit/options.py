@@ -15,7 +15,7 @@ from functools import cache
 from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from persona_circuits.circuit.choices import ABLATIONS, ALIGNMENTS, IG_RULES, METRIC_NAMES
-from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.errors import OptionError, meant
 
 __all__ = [
     "AblationName",
@@ -102,7 +102,8 @@ def check_choices(options: Any) -> None:
         value = getattr(options, field.name)
         for one in value if isinstance(value, tuple) else (value,):
             if field.option.choices and isinstance(one, str) and one not in field.option.choices:
-                raise OptionError(f"{field.flag} {one!r} is not one of {', '.join(field.option.choices)}")
+                known = field.option.choices
+                raise OptionError(f"{field.flag} {one!r} is not one of {', '.join(known)}{meant(one, known)}")
 
 
 class PlainNumbers:

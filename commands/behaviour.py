@@ -34,7 +34,7 @@ def collapse(
     *,
     source: Source,
     controls: Annotated[
-        Path | None, typer.Option("--controls", help="More pairs, of which the controls are taken (key 'control').")
+        Path | None, typer.Option("--null", help="More pairs, of which the controls are taken (key 'control').")
     ] = None,
     neutral: Annotated[
         Path | None, typer.Option("--neutral", help="Wordings without a persona, JSON Lines; for b0 and the bias bin.")
@@ -83,7 +83,7 @@ def explain(
     source: Source,
     controls: Annotated[
         Path | None,
-        typer.Option("--controls", help="More pairs, of which the controls are taken; paraphrases give sigma_0."),
+        typer.Option("--null", help="More pairs, of which the controls are taken; paraphrases give sigma_0."),
     ] = None,
     thresholds: Annotated[
         Path | None, typer.Option("--thresholds", help="Thresholds, JSON, fixed before the run. (default: shipped)")

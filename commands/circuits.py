@@ -10,7 +10,7 @@ import typer
 from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.commands.options import LATEST, BarOption, JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.printing import print_discovery, write_results
-from persona_circuits.commands.signature import with_options
+from persona_circuits.commands.signature import But, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     fitted_task,
@@ -32,7 +32,14 @@ def discover(
     *,
     source: Source,
     out: OutOption = LATEST,
-    options: Options,
+    options: Annotated[Options, But(force=False)],
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            help="Run whose scores are pruned anew; new: score again. (default: those of the same search, where they "
+            "lie in the output folder or beside it)"
+        ),
+    ] = None,
     null: Annotated[
         Path | None,
         typer.Option("--null", help="Pairs of paraphrases of one persona: what D is where there is nothing."),
@@ -51,14 +58,13 @@ def discover(
         name, task = source.name(), read_task(source.pairs)
         quiet = read_task(null) if null else None
         check_output_folder(out)
-        state = out / "acdc.state"
-        kept.append(lambda: f"what is searched so far is kept in {state}" if state.exists() else "")
+        kept.append(lambda: _kept_in(out))
         with progress_bars() as stage, working_folder(out):
             loaded = load(stage, name, loading)
             from persona_circuits.circuit.discovery import discover as search
 
             task, quiet = (fitted_task(one, loaded, options.align, loading.fitting) for one in (task, quiet))
-            found = search(loaded, task, options, null=quiet, state=state, stage=stage)
+            found = search(loaded, task, options, null=quiet, scores=scores, state=out, stage=stage)
             if first:
                 stage("files and picture")
                 write_results(found, out, strongest)
@@ -69,12 +75,18 @@ def discover(
         require(found.reports[-1].circuit.ratio_of_means, min_faithfulness)
 
 
+def _kept_in(out: Path) -> str:
+    """What a stopped search leaves for the next one."""
+    kept = {"scores.state": "the scores of all edges are", "acdc.state": "what is searched so far is"}
+    return ", ".join(f"{what} kept in {out / name}" for name, what in kept.items() if (out / name).exists())
+
+
 def _refuse_idle(context: typer.Context, options: Options) -> None:
     by_score = options.prune != "acdc"
     sized = options.target_faithfulness is not None or options.prune in ("top-n", "greedy")
     refuse_idle(
         context,
-        (by_score, "a --prune that goes by scores", ["method"]),
+        (by_score, "a --prune that goes by scores", ["method", "scores"]),
         (by_score and options.method == "eap-ig", "scores of --method eap-ig", ["steps", "ig_rule"]),
         (options.prune in ("acdc", "eap-acdc"), "--prune acdc or eap-acdc", ["candidates"]),
         (not sized, "a --threshold", ["threshold_on"]),

@@ -163,7 +163,7 @@ def compare(
     *,
     a: Annotated[Path, typer.Argument(help="Circuit A: circuit.json, its folder, or EAP-IG's JSON.")],
     b: Annotated[Path, typer.Argument(help="Circuit B, of a model of the same shape.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write all of it to this JSON file too.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write all of it to this JSON file too.")] = None,
     picture: Annotated[
         Path | None, typer.Option("--picture", help="Draw the difference: .svg, .png, .pdf or .dot.")
     ] = None,
@@ -189,8 +189,8 @@ def compare(
         from persona_circuits.circuit.storage import check_output_file, write_json
 
         sides = read_side(a), read_side(b)
-        if out is not None:
-            check_output_file(out)
+        if report is not None:
+            check_output_file(report)
         if picture is not None:
             check_picture(picture)
         with progress_bars() as stage:
@@ -201,9 +201,9 @@ def compare(
                 found = found.with_cross(cross_faithfulness(*sides, grounds, setting, stage=stage), notes)
             if picture is not None:
                 draw_difference(found, picture, strongest=strongest)
-        if out is not None:
-            write_json(found.as_dict(), out)
-        written = [path for path in (out, picture) if path]
+        if report is not None:
+            write_json(found.as_dict(), report)
+        written = [path for path in (report, picture) if path]
         record = {"written": [str(path) for path in written]}
         show(as_json, lambda: record | found.as_dict(), lambda: _print_comparison(found, written))
 

@@ -140,7 +140,7 @@ def bench(
     *,
     source: Source,
     options: BenchOptions,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the report to this JSON file too.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the report to this JSON file too.")] = None,
     loading: Annotated[Loading, Only("device", "dtype", "revision")],
     as_json: JsonOption = False,
 ) -> None:
@@ -154,16 +154,16 @@ def bench(
 
         options = options.checked()
         name, task = source.name(), read_task(source.pairs)
-        if out is not None:
-            check_output_file(out)
+        if report is not None:
+            check_output_file(report)
         from persona_circuits.circuit.profiling import bench as measure
 
         with progress_bars() as stage:
             where: dict[str, Any] = {"revision": loading.revision, "device": loading.device, "dtype": loading.dtype}
-            report = measure(name, task, options, stage=stage, **where)
-        if out is not None:
-            write_json(report.as_dict(), out)
-        show(as_json, report.as_dict, lambda: _print_bench(report))
+            found = measure(name, task, options, stage=stage, **where)
+        if report is not None:
+            write_json(found.as_dict(), report)
+        show(as_json, found.as_dict, lambda: _print_bench(found))
 
 
 def _print_bench(report: Any) -> None:

@@ -51,7 +51,7 @@ class Asked:
     ] = None
     only_faithfulness: Annotated[bool, Option("No tests beyond faithfulness and random circuits.")] = False
     save: Annotated[bool, Option("Write the answer into the circuit's file.")] = True
-    out: Annotated[Path | None, Option("Write the report to this JSON file too.")] = None
+    report: Annotated[Path | None, Option("Write the report to this JSON file too.")] = None
     tables: Annotated[Path | None, Option("Folder for every table as CSV, and figures; made if not there.")] = None
     strongest: Annotated[int, Option("Edges of the run's picture, where it is drawn again.", min=1)] = 150
 
@@ -129,7 +129,7 @@ def _check_places(stored: Any, asked: Asked) -> None:
 
     if asked.tables is not None:
         check_output_folder(asked.tables)
-    for path in (stored.path if asked.save and stored.record is not None else None, asked.out):
+    for path in (stored.path if asked.save and stored.record is not None else None, asked.report):
         if path is not None:
             check_output_file(path)
 
@@ -141,8 +141,8 @@ def _write(found: Any, stored: Any, asked: Asked, title: str) -> None:
 
     if asked.save and found.record is not None:
         found.save(stored.path, strongest=asked.strongest)
-    if asked.out is not None:
-        write_json(found.as_dict(), asked.out)
+    if asked.report is not None:
+        write_json(found.as_dict(), asked.report)
     if asked.tables is not None:
         with replace_folder(asked.tables) as staging:
             write_battery(found.results, staging, title=picture_title(found.record) or title)

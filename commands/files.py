@@ -17,8 +17,13 @@ __all__: list[str] = []
 
 
 def draw(
-    out: Annotated[Path, typer.Option("--out", help="Picture to write: .svg, .png, .pdf or .dot.")],
     circuit: CircuitArgument = LATEST,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Picture to write: .svg, .png, .pdf or .dot. (default: drawn.svg beside the circuit)"
+        ),
+    ] = None,
     strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
     title: Annotated[str | None, typer.Option(help="Line above the picture. (default: the model's name)")] = None,
     width: Annotated[str, typer.Option(help="Scaled to a paper's columns: single, double. (default: not)")] = "",
@@ -29,8 +34,12 @@ def draw(
         from persona_circuits.circuit.drawing import draw as picture
         from persona_circuits.circuit.io import read_circuit
 
-        check_picture(out)
+        if out is not None:
+            check_picture(out)
         stored = read_circuit(circuit)
+        if out is None:
+            out = stored.path.with_name("drawn.svg")
+            check_picture(out)
         heading = title if title is not None else picture_title(stored.record)
         how: dict[str, Any] = {"scores": stored.scores, "strongest": strongest, "title": heading}
         report = picture(stored.circuit, out, fringe=stored.fringe, width=width, **how)
@@ -59,40 +68,49 @@ def figures(
 
 def validate(
     files: Annotated[
-        list[Path], typer.Argument(help="circuit.json, real_circuits_1.json, scores.safetensors or EAP-IG's JSON.")
+        list[Path], typer.Argument(help="Pair files, circuits, scores, any file of a result, or a result's folder.")
     ],
     against: Annotated[
         Path | None, typer.Option("--against", help="A circuit.json: nodes must be of its model's graph.")
     ] = None,
 ) -> None:
-    """Check circuit files and name every fault with its place."""
+    """Check pair files, circuits and every other file that is written here; name every fault with its place."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.io import faults_of, read_circuit
+        from persona_circuits.circuit.io import read_circuit
+        from persona_circuits.commands.checking import faults_of_file, files_of, kind_of
 
         graph = read_circuit(against).circuit.graph if against else None
         faulty = 0
-        for path in files:
-            faults = faults_of(path, graph)
+        for path in (one for given in files for one in files_of(given)):
+            faults = faults_of_file(path, graph)
             faulty += bool(faults)
-            say(f"{path}: {'valid' if not faults else f'{len(faults)} fault(s)'}", err=bool(faults))
+            says = f"{len(faults)} fault(s)" if faults else f"valid ({kind_of(path)})"
+            say(f"{path}: {says}", err=bool(faults))
             for fault in faults:
                 say(f"  {fault}", err=True)
     raise typer.Exit(2 if faulty else 0)
 
 
 def export(
-    to: Annotated[
-        ExportFormat,
-        typer.Option(help="Format to write."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="File to write; for mib* the folder, named TASK_MODEL.")],
     circuit: CircuitArgument = LATEST,
+    to: Annotated[
+        ExportFormat | None,
+        typer.Option(help="Format to write. (default: by the ending of --out: .graphml, .dot, .json: eap-ig)"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="File to write; for mib* the folder, named TASK_MODEL. (default: beside the circuit, by its format)",
+        ),
+    ] = None,
 ) -> None:
     """Write a circuit as EAP-IG's JSON, GraphML, DOT, nodes; auto-circuit's scores or pairs; a submission to MIB."""
     with errors_as_exit_codes():
         from persona_circuits.circuit import io as files
         from persona_circuits.circuit.storage import check_output_file, check_output_folder
 
+        to, out = _format_and_place(to, out, circuit)
         check = check_output_folder if to.startswith("mib") else check_output_file
         check(out)
         stored = files.read_circuit(circuit)
@@ -118,6 +136,35 @@ def export(
 
             picture(stored.circuit, out, scores=stored.scores, strongest=max(1, len(stored.circuit)), fmt="dot")
         say(str(out))
+
+
+ENDINGS = {".graphml": "graphml", ".dot": "dot", ".gv": "dot", ".json": "eap-ig"}
+PLACES = {
+    "eap-ig": "eap-ig.json",
+    "graphml": "circuit.graphml",
+    "dot": "circuit.dot",
+    "nodes": "nodes.json",
+    "auto-circuit": "auto-circuit.safetensors",
+    "auto-circuit-pairs": "auto-circuit-pairs.json",
+}
+
+
+def _format_and_place(to: str | None, out: Path | None, circuit: Path) -> tuple[str, Path]:
+    """What is written and where, one said by the other where only one is given."""
+    from persona_circuits.circuit.errors import OptionError
+
+    if to is None:
+        if out is None:
+            raise OptionError(f"give --to, one of {', '.join(PLACES)}, or --out with the ending of a format")
+        if out.suffix.lower() not in ENDINGS:
+            known = ", ".join(f"{ending} ({name})" for ending, name in ENDINGS.items())
+            raise OptionError(f"--out {out} does not tell a format by its ending, as {known} do; give --to")
+        return ENDINGS[out.suffix.lower()], out
+    if out is not None:
+        return to, out
+    if to not in PLACES:
+        raise OptionError(f"--to {to} writes a folder named TASK_MODEL; give it as --out")
+    return to, (circuit if circuit.is_dir() else circuit.parent) / PLACES[to]
 
 
 def _export_mib(stored: Any, to: str, out: Path) -> None:

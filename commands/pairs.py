@@ -49,7 +49,7 @@ def pairs(
         ),
     ] = None,
     neutral_wordings: Annotated[
-        Path | None, typer.Option(help="One neutral wording a line, for --neutral. (default: see docs/pairs.md)")
+        Path | None, typer.Option(help="One neutral wording a line, for --add-neutral. (default: see docs/pairs.md)")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -130,6 +130,8 @@ def print_discovery(found: Discovery) -> None:
 
     counts, task = found.record["counts"], found.record["task"]
     _print_signal(found, f"{task['n_pairs']} pairs ({task['split']})")
+    if found.reused is not None:
+        say(f"scores      used again, of {found.reused}; --scores new makes them anew")
     if found.tau is not None:
         say(f"threshold   {found.tau:.4g} {task['unit']}")
     if found.completeness is not None:

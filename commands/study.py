@@ -28,7 +28,7 @@ def study(
     *,
     source: Source,
     controls: Annotated[
-        Path | None, typer.Option("--controls", help="More pairs, of which the controls are taken (key 'control').")
+        Path | None, typer.Option("--null", help="More pairs, of which the controls are taken (key 'control').")
     ] = None,
     variants: Annotated[
         Path | None, typer.Option("--variants", help="Pairs said in other ways: keys 'variant' and 'base'.")

@@ -17,6 +17,7 @@ from typing import Any, overload
 import typer
 
 from persona_circuits.commands.options import Loading
+from persona_circuits.commands.progress import duration, progress_bars
 
 __all__ = [
     "by_token_count",
@@ -50,12 +51,6 @@ LONGEST_NAME, LONGEST_CELL, LONGEST_LINE = 60, 400, 2000  # characters shown: of
 
 def shown_text(value: float | None, places: int) -> str:
     return "" if value is None else f"{value:.{places}f}"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
 def by_token_count(counts: dict[str, Any]) -> str:
@@ -238,34 +233,6 @@ def _console() -> Any:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-
-
-@contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Bars on standard error, one per stage; nothing where standard error is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from persona_circuits.circuit.printable import one_line
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    hidden = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
-    with Progress(*columns, console=Console(stderr=True), disable=hidden) as bars:
-
-        def stage(name: str) -> Callable[[int, int], None]:
-            for task in bars.tasks:
-                if task.total is None:
-                    bars.update(task.id, total=1, completed=1)
-            task_id = bars.add_task(one_line(name, 80), total=None)
-            return lambda done, total: bars.update(task_id, completed=done, total=total)
-
-        yield stage
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 from conftest import DATA, ROOT
@@ -58,6 +59,115 @@ def test_validate_accepts_what_discover_writes(found):
     assert done.stdout.count("valid") == 2
 
 
+def test_validate_shows_all_faults_of_a_pair_file(tmp_path):
+    good = {"clean": "a b", "corrupt": "a c", "answers": [" d"], "wrong_answers": [" e"]}
+    rows = [good, {**good, "answers": []}, {"clean": "a b", "corrupted": "a c", "answers": [" d"], "wrong": [" e"]}]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *[{**good, "corrupt": 3}] * 30]))
+    done = fails(r"pairs\.jsonl: 33 fault\(s\)", "validate", path)
+    assert "line 2: 'answers' must be a non-empty list of strings\n" in done.stderr
+    assert "line 3: 'corrupt' must be a non-empty string; is it the key 'corrupted'?" in done.stderr
+    assert len(done.stderr.splitlines()) == 34
+    assert "valid (pairs)" in call("validate", PAIRS).stdout
+
+
+def test_validate_knows_every_file_of_a_result(found, tmp_path):
+    out, _ = found
+    done = call("validate", out)
+    assert done.exit_code == 0, done.stderr
+    assert re.findall(r"(\w+\.\w+): valid \((.*)\)", done.stdout) == [
+        ("circuit.json", "circuit"),
+        ("real_circuits_1.json", "circuit"),
+        ("scores.safetensors", "scores"),
+        ("summary.json", "result"),
+    ]
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3\n")
+    fails("row 3: 1 cells, expected 2", "validate", tmp_path / "t.csv")
+    (tmp_path / "r.json").write_text('{"a": NaN}')
+    fails("1 fault", "validate", tmp_path / "r.json")
+    (tmp_path / "p.html").write_text("<html>")
+    fails("no figures to draw again", "validate", tmp_path / "p.html")
+
+
+def test_pictures_and_exports_have_places_beside_the_run(found, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(found[0], run)
+    assert call("draw", run).exit_code == 0
+    assert (run / "drawn.svg").is_file()
+    assert call("export", run, "--to", "graphml").exit_code == 0
+    assert (run / "circuit.graphml").is_file()
+    assert call("export", run, "--out", tmp_path / "x.dot").exit_code == 0
+    assert (tmp_path / "x.dot").read_text().startswith(("digraph", "strict digraph"))
+    fails("does not tell a format by its ending", "export", run, "--out", tmp_path / "x.txt")
+    fails("give --to, one of eap-ig", "export", run)
+    fails("writes a folder named TASK_MODEL", "export", run, "--to", "mib")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["discovr"], "Did you mean 'discover'"),
+        (["discover", "--metod", "eap"], "--method"),
+        (["discover", "--method", "eapig"], "did you mean 'eap-ig'"),
+        (["curves", "--scorers", "eapig"], "did you mean 'eap-ig'"),
+        (["discover", *RUN, "--where", "splitt=train"], "did you mean 'split'"),
+    ],
+    ids=["command", "option", "method", "scorer", "key"],
+)
+def test_a_misspelt_name_is_met_with_the_right_one(tmp_path, arguments, says):
+    done = call(*arguments, *(["--out", tmp_path / "x"] if len(arguments) > 3 else []))
+    assert done.exit_code == 2
+    assert says in re.sub(r"[\s│]+", " ", done.stderr)
+
+
+def test_former_names_of_options_are_read_and_not_shown():
+    from typer.main import get_command
+
+    from persona_circuits.commands.names import FORMER
+
+    commands = get_command(app).commands
+    for name, former in FORMER.items():
+        options = {flag for one in commands[name].params for flag in one.opts}
+        assert not options & former.keys(), name
+        assert set(former.values()) <= options, name
+    done = call("collapse", "--controls=none.jsonl", "--pairs", PAIRS, "--model", TINY)
+    assert "none.jsonl" in done.stderr
+
+
+def test_pairs_without_an_effect_stop_the_search_unless_it_is_forced(tmp_path):
+    rows = json.loads((DATA / "tiny_pairs.json").read_text())["prompts"]
+    turned = [{**row, "clean": row["corrupt"], "corrupt": row["clean"]} for row in rows]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, *turned]))
+    search = ("discover", "--model", TINY, "--pairs", path, "--out", tmp_path / "x", "--threshold", "0.05")
+    fails(r"nothing to find: the effect is .* on 16 pair\(s\): .*; --force searches all the same$", *search)
+    assert not (tmp_path / "x").exists()
+    fails("nothing to find", *search, "--json")
+
+
+def test_scores_are_used_again_for_another_threshold(found, tmp_path):
+    out, _ = found
+    done = call("discover", *RUN, "--out", tmp_path / "x", "--threshold", "0.2", "--scores", out)
+    assert done.exit_code == 0, done.output
+    assert f"scores      used again, of {out / 'scores.safetensors'}" in done.stdout
+    fails("of other method", "discover", *RUN, "--out", tmp_path / "y", "--method", "exact", "--scores", out)
+    fails("score file .* cannot be read", "discover", *RUN, "--out", tmp_path / "y", "--scores", tmp_path / "none")
+
+
+def test_a_stopped_search_says_that_its_scores_are_kept(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("persona_circuits.circuit.discovery.stages.prune", stop)
+    done = call("discover", *RUN, "--out", tmp_path / "x", "--threshold", "0.05")
+    assert done.exit_code == 130
+    assert f"stopped: the scores of all edges are kept in {tmp_path / 'x' / 'scores.state'}" in done.stderr
+    monkeypatch.undo()
+    done = call("discover", *RUN, "--out", tmp_path / "x", "--threshold", "0.05")
+    assert "scores.state" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == FILES
+
+
 def test_same_seed_same_bytes(found, tmp_path):
     out, _ = found
     assert call("discover", *RUN, "--out", tmp_path / "b", "--threshold", "0.05").exit_code == 0
@@ -87,7 +197,7 @@ def test_tables_for_people(tmp_path):
     ids=lambda options: " ".join(options[:4]),
 )
 def test_every_method_and_pruner_runs(tmp_path, options):
-    done = call("discover", *RUN, "--out", tmp_path / "x", "--n-random", "2", *options, "--json")
+    done = call("discover", *RUN, "--force", "--out", tmp_path / "x", "--n-random", "2", *options, "--json")
     assert done.exit_code == 0, done.output
     assert call("validate", tmp_path / "x" / "circuit.json").exit_code == 0
     method = json.loads((tmp_path / "x" / "circuit.json").read_text())["method"]
@@ -158,7 +268,7 @@ def test_a_missed_bar_is_exit_code_1_and_files_are_there(tmp_path):
 
 def test_evaluate_repeats_discovers_numbers(found, tmp_path):
     out, summary = found
-    done = call("evaluate", out, "--pairs", PAIRS, *PLAIN, "--json", "--out", tmp_path / "report.json")
+    done = call("evaluate", out, "--pairs", PAIRS, *PLAIN, "--json", "--report", tmp_path / "report.json")
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "report.json").read_text())

@@ -38,7 +38,11 @@ SAID = {
 }
 
 IDLE = [
-    ("discover", [*RUN, "--prune", "acdc"], {"--method": "exact", "--steps": "5", "--ig-rule": "midpoint"}),
+    (
+        "discover",
+        [*RUN, "--prune", "acdc"],
+        {"--method": "exact", "--steps": "5", "--ig-rule": "midpoint", "--scores": "new"},
+    ),
     ("discover", [*RUN, "--method", "eap"], {"--steps": "5", "--ig-rule": "authors", "--candidates": "2"}),
     ("discover", [*RUN, "--method", "exact", "--prune", "eap-acdc"], {"--steps": "2"}),
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9"], {"--threshold-on": "score", "--candidates": "1"}),
@@ -92,7 +96,7 @@ IDLE = [
     ("vectors", ["--temperature", "0"], {"--top-p": "0.5"}),
     ("bridge", ["x", "--movers", "m.json"], {"--top-k": "3"}),
     ("rate", [], {**ASKING, "--rater-prompt": "p", "--no-control": None, "--max-answer-tokens": "3"}),
-    ("rate", ["--endpoint-model", "m"], {**RUNNING, "--cue": "A:", "--neutral": "one"}),
+    ("rate", ["--endpoint-model", "m"], {**RUNNING, "--cue": "A:", "--neutral-text": "one"}),
     *((command, RUN, {"--revision": "main"}) for command in ("patch", "lens", "probe", "neurons", "explain", "steer")),
 ]
 """A command, what makes some of its options idle, and these options with a value, which may be their default."""
@@ -146,32 +150,32 @@ ELSEWHERE = {
 ALWAYS = {
     "discover": "--model --pairs --out --prune --target-faithfulness --sweep --metric --ablation --align --null "
     "--train-split --eval-split --where --n-random --min-faithfulness --strongest --seed --device "
-    "--dtype --max-memory --batch-size --fitting --json",
+    "--dtype --max-memory --batch-size --fitting --force --json",
     "evaluate": "--pairs --model --metric --ablation --split --where --only-faithfulness --n-random "
-    "--min-faithfulness --out --seed --device --dtype --max-memory --revision --batch-size --fitting --json",
+    "--min-faithfulness --report --seed --device --dtype --max-memory --revision --batch-size --fitting --json",
     "specificity": "--names --model --split --out --seed --device --dtype --max-memory --batch-size --fitting --json",
     "curves": "--scorers --level --order --model --pairs --metric --ablation --align --split --where --out "
     "--seed --device --dtype --max-memory --revision --batch-size --fitting --json",
-    "compare": "--out --picture --no-model --n-draws --seed --json",
+    "compare": "--report --picture --no-model --n-draws --seed --json",
     "draw": "--out --strongest --title --width",
     "validate": "--against",
     "figures": "--out --formats --width",
     "export": "--to --out",
     "crosscheck": "--scores --tolerance --json",
-    "bench": "--model --pairs --n-pairs --rounds --steps --edges --acdc-edges --out --seed --device --dtype "
+    "bench": "--model --pairs --n-pairs --rounds --steps --edges --acdc-edges --report --seed --device --dtype "
     "--revision --json",
     "models": "--json",
     "inspect": "--pairs --config-only --on --max-memory --json",
     "ground-truth": "--steps --seed --json",
     "pairs": "--personas --questions --out --model --template --cue --contrast --answers --report --max-pairs "
-    "--per-question --test-share --leaks --filler --align --null --neutral --neutral-wordings --seed "
+    "--per-question --test-share --leaks --filler --align --null --add-neutral --neutral-wordings --seed "
     "--json",
     "vary": "--pairs --rules --out --model --split --json",
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
-    "collapse": "--model --pairs --controls --neutral --out --split --n-resamples --seed --device --dtype "
+    "collapse": "--model --pairs --null --neutral --out --split --n-resamples --seed --device --dtype "
     "--revision --batch-size --fitting --json",
-    "explain": "--model --pairs --controls --by --thresholds --causal --out --split --n-resamples --seed "
+    "explain": "--model --pairs --null --by --thresholds --causal --out --split --n-resamples --seed "
     "--device --dtype --batch-size --fitting --json",
     "probe": "--model --pairs --test-pairs --personas --targets --hold-out --positions --out --split --every "
     "--folds --penalty --repeats --n-resamples --seed --device --dtype --batch-size --fitting --json",
@@ -179,7 +183,7 @@ ALWAYS = {
     "--batch-size --fitting --json",
     "patch": "--model --pairs --at --parts --to --ablate --null --align --train-split --out --seed --device "
     "--dtype --batch-size --fitting --json",
-    "study": "--model --pairs --controls --variants --prior-pairs --personas --plan --only --threshold "
+    "study": "--model --pairs --null --variants --prior-pairs --personas --plan --only --threshold "
     "--target-faithfulness --max-pairs --n-random --probe-every --n-resamples --quick --thorough "
     "--compact --out --seed --device --dtype --revision --batch-size --json",
     "respond": "--model --personas --questions --template --out --wordings --question-wordings --samples "

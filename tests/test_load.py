@@ -155,7 +155,9 @@ def test_a_record_says_what_moves_its_last_digits(tmp_path):
     records = []
     for batch_size in (1, 5):
         where = ["--model", DATA / "tiny-gpt2", "--pairs", DATA / "tiny_pairs.json", "--batch-size", batch_size]
-        done = CliRunner().invoke(app, ["discover", *map(str, where), "--out", str(tmp_path / str(batch_size))])
+        done = CliRunner().invoke(
+            app, ["discover", "--scores", "new", *map(str, where), "--out", str(tmp_path / str(batch_size))]
+        )
         assert done.exit_code == 0, done.output
         records.append(json.loads((tmp_path / str(batch_size) / "circuit.json").read_text()))
     import torch

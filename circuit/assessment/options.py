@@ -17,7 +17,7 @@ from persona_circuits.circuit.choices import (
     ORDERS,
 )
 from persona_circuits.circuit.discovery.options import MeasureOptions
-from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.errors import OptionError, meant
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, Steps, Where, names_of
 
 __all__ = [
@@ -109,7 +109,8 @@ class CurveOptions(PlainNumbers):
         ):
             if unknown := [value for value in values if value not in allowed]:
                 more = ", or a file or folder of scores that is there" if name == "scorers" else ""
-                raise OptionError(f"--{name} {unknown[0]!r} is not one of {', '.join(allowed)}{more}")
+                close = meant(str(unknown[0]), allowed)
+                raise OptionError(f"--{name} {unknown[0]!r} is not one of {', '.join(allowed)}{more}{close}")
         for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("n-random", self.n_random)):
             if number < 1:
                 raise OptionError(f"--{name} must be at least 1, got {number}")

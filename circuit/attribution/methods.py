@@ -28,7 +28,7 @@ from persona_circuits.circuit.attribution.exact import exact, exact_rows, rows_o
 from persona_circuits.circuit.attribution.gradients import Ends
 from persona_circuits.circuit.attribution.parts import PARTS, ScoreParts
 from persona_circuits.circuit.choices import GRADIENTS, METHODS
-from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.errors import OptionError, meant
 from persona_circuits.circuit.forward import Ablation, Prepared, bare, first_difference, in_halves
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import RULES, Model
@@ -82,7 +82,7 @@ def score(
         return exact(model, batches, metric, ablation=ablation, progress=progress)
     if method == "random":
         return random_scores(model.graph, seed=seed)
-    raise OptionError(f"method {method!r} is not one of {', '.join(METHODS)}")
+    raise OptionError(f"method {method!r} is not one of {', '.join(METHODS)}{meant(method, METHODS)}")
 
 
 def score_parts(

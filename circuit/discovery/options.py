@@ -54,7 +54,8 @@ class Options(PlainNumbers):
     ``threshold`` is in units of the metric (``threshold_on="score"``) or a share of
     |m(full) - m(empty)| on the training pairs (``"share"``; with persona metrics that is |D|).
     ``target_faithfulness`` takes the place of a size: the smallest circuit by |score| that reaches it on
-    the training pairs. ``sweep`` measures nested circuits over thresholds besides.
+    the training pairs. ``sweep`` measures nested circuits over thresholds besides. Without ``force``, as on the
+    command line, pairs without an effect are an error; with it they are a warning.
     """
 
     method: Annotated[str, Option("How edges are scored.", choices=METHODS)] = "eap-ig"
@@ -94,6 +95,7 @@ class Options(PlainNumbers):
     n_random: RandomCircuits = 10
     seed: Seed = 0
     batch_size: BatchSize = 32
+    force: Annotated[bool, Option("Search even where the pairs show no effect that a circuit could explain.")] = True
 
     DEFAULT_SHARE = 0.003
 

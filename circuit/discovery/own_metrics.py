@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.errors import OptionError, meant
 from persona_circuits.circuit.options import AnyMetric
 from persona_circuits.metrics import METRICS, Metric, Targets
 
@@ -30,7 +30,7 @@ def metric_of(given: AnyMetric) -> Metric:
         if given not in METRICS:
             raise OptionError(
                 f"metric {given!r} is not one of {', '.join(METRICS)}; a circuit that was found with a function of "
-                "your own is measured from Python, with metric=function"
+                f"your own is measured from Python, with metric=function{meant(given, METRICS)}"
             )
         return METRICS[given]
     own = given if isinstance(given, Metric) else Metric(getattr(given, "__name__", "own metric"), given, "own units")

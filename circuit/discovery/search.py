@@ -5,11 +5,13 @@ pairs -> token ids, checked -> scores per edge -> circuit -> faithfulness on hel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.attribution import ActivationCost, Completeness, ScoreParts
+from persona_circuits.circuit.discovery import kept as keeping
 from persona_circuits.circuit.discovery import stages
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
@@ -32,11 +34,16 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Overlap, Task, encode
 
 __all__ = [
+    "ACDC",
     "Discovery",
     "discover",
     "evaluate_on",
     "report_of",
 ]
+
+
+ACDC = "acdc.state"
+"""The file, in a search's folder, of what ACDC has decided so far."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,7 +59,8 @@ class Discovery:
     the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds. ``shared`` is
     what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
     scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
-    worth a search.
+    worth a search. ``reused`` is the file of scores that were used again, None where they were made here;
+    ``made_of`` is what they follow from.
     """
 
     circuit: Circuit
@@ -72,6 +80,8 @@ class Discovery:
     shared: Overlap | None = None
     completeness: Completeness | None = None
     signal: Signal | None = None
+    reused: Path | None = None
+    made_of: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         task = self.record["task"]
@@ -111,6 +121,7 @@ class Discovery:
         """
         with replace_folder(folder) as staging:
             write_discovery(self, staging, strongest=strongest)
+        (Path(folder) / keeping.STATE).unlink(missing_ok=True)
 
 
 def discover(
@@ -119,7 +130,7 @@ def discover(
     options: Options,
     *,
     null: Task | None = None,
-    scores: Scores | None = None,
+    scores: Scores | str | Path | None = None,
     state: Path | None = None,
     stage: Stage | None = None,
 ) -> Discovery:
@@ -136,10 +147,12 @@ def discover(
         Pairs of paraphrases of one persona, of equal and of unequal length: what the contrast and its alignment give
         where there is nothing to find.
     scores
-        Of an earlier search of the same method on the same model and training pairs, to be pruned anew; without them
-        edges are scored here.
+        Of an earlier search of the same method on the same model and training pairs, to be pruned anew: the scores, or
+        the folder of the run, where it is checked that they are the same. Without them edges are scored here.
     state
-        A file in which ACDC keeps its state, to go on from it after being stopped.
+        A folder that is there: scores are kept in it as soon as they are made, and ACDC's state, to go on from after
+        being stopped. Scores of this very search that lie in it or in a folder beside it are used again, unless
+        ``scores`` is ``"new"``.
     stage
         Called when a stage of the work begins, with its name; gives the function that is told of progress.
 
@@ -151,7 +164,7 @@ def discover(
     Raises
     ------
     OptionError, TaskError
-        Before any long work.
+        Before any long work; also where the pairs hold no effect to be explained, with ``force=False``.
 
     Examples
     --------
@@ -165,8 +178,8 @@ def discover(
     setting = stages.set_up(model, task, options, stage)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     effect = stages.effect_of(setting, quiet)
-    scored = stages.score_edges(setting) if scores is None else stages.Scored(scores)
-    pruned = stages.prune(setting, scored.scores, effect.tau, state)
+    scored, reused = _scored(setting, scores, state)
+    pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
     measured = stages.measure(setting, scored.scores, pruned.circuit)
     controls = stages.control(setting, scored, effect)
     about = description(setting, task, effect, pruned, measured, controls)
@@ -188,7 +201,26 @@ def discover(
         shared=setting.shared,
         completeness=controls.completeness,
         signal=effect.signal,
+        reused=reused,
+        made_of=keeping.made(setting),
     )
+
+
+def _scored(
+    setting: stages.Setting, given: Scores | str | Path | None, folder: Path | None
+) -> tuple[stages.Scored, Path | None]:
+    """Scores, and the file they are from: those given, those kept by an earlier search like this one, or new ones."""
+    if isinstance(given, Scores):
+        return stages.Scored(given), None
+    again = given == keeping.NEW
+    if given is not None and not again:
+        scores, path = keeping.scores_at(Path(given), setting)
+        return stages.Scored(scores), path
+    if not again and (found := keeping.scores_near(folder, setting)) is not None:
+        return stages.Scored(found[0]), found[1]
+    made = stages.score_edges(setting)
+    keeping.keep(made.scores, folder, setting)
+    return made, None
 
 
 def evaluate_on(

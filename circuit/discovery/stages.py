@@ -36,7 +36,7 @@ from persona_circuits.circuit.cost import OTHER, PLAIN, held_bytes, shown_bytes
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
-from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import (
     FaithfulnessReport,
     NullRun,
@@ -226,10 +226,16 @@ def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None
 
 
 def effect_of(setting: Setting, null: NullRun | None = None) -> Effect:
-    """The plain runs of the training prompts, and what they say; ``null`` is what paraphrases do."""
+    """The plain runs of the training prompts, and what they say; ``null`` is what paraphrases do.
+
+    Raises:
+        TaskError: they show no effect, and the options do not say that it is to be searched for all the same.
+    """
     watch, seen = Rounding(setting.model, setting.metric), SignalWatch(setting.metric)
     divergence, whole = effects(seen.watched(watch.watched(setting.train.runs())), setting.metric)
     signal = seen.signal(setting.train.clusters, null=null, rounding=watch.floor)
+    if signal.nothing and not setting.options.force:
+        raise TaskError(f"nothing to find: {signal.shown}: {signal.sentence}; --force searches all the same")
     if not signal.enough:
         logger.warning("before the search: %s", signal.sentence)
     return Effect(divergence, whole, _tau(setting.options, whole, watch.floor), signal)

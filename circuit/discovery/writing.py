@@ -28,7 +28,7 @@ def write_discovery(found: Discovery, folder: Path, *, strongest: int = 150) -> 
     files.write_circuit(found.record, folder / "circuit.json")
     files.write_nodes(found.circuit, folder / "real_circuits_1.json")
     if found.scores is not None:
-        files.write_scores(found.scores, folder / "scores.safetensors")
+        files.write_scores(found.scores, folder / "scores.safetensors", made=found.made_of)
     title = title_of(found.record)
     for suffix in ("svg", "png"):
         draw(found.circuit, folder / f"graph.{suffix}", scores=found.scores, strongest=strongest, title=title)

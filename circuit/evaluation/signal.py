@@ -63,6 +63,20 @@ class Signal:
         return self.verdict in (ENOUGH, UNKNOWN)
 
     @property
+    def nothing(self) -> bool:
+        """Whether a circuit would explain chance, or wording: the interval holds zero, or paraphrases do as much."""
+        if self.verdict == TOO_SMALL and self.sigma_0 is not None and abs(self.effect) <= self.sigma_0:
+            return True
+        chance = self.interval is not None and self.interval.low <= 0 <= self.interval.high
+        return self.verdict in (TOO_SMALL, TOO_FEW) and chance
+
+    @property
+    def shown(self) -> str:
+        """The effect with its interval."""
+        within = "" if self.interval is None else f" [{self.interval.low:+.3g}, {self.interval.high:+.3g}]"
+        return f"the effect is {self.effect:+.3g}{within} on {self.n_pairs} pair(s)"
+
+    @property
     def sentence(self) -> str:
         """The verdict for people."""
         return {

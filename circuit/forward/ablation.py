@@ -96,7 +96,7 @@ def neutral(model: Model, batch: Batch, clean: Run) -> Ablated:
     if batch.neutral is None:
         raise TaskError(
             "--ablation neutral needs a 'neutral' prompt in every pair: the same question under no persona, of the "
-            "same length (or with --align right); `pairs --neutral` writes them"
+            "same length (or with --align right); `pairs --add-neutral` writes them"
         )
     with torch.no_grad():
         other = run(model, *model.start(batch.neutral, batch.neutral_padding))

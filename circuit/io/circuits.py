@@ -41,6 +41,7 @@ __all__ = [
     "StoredCircuit",
     "circuit_record",
     "faults_of",
+    "made_of",
     "read_circuit",
     "read_scores",
     "write_circuit",
@@ -53,6 +54,7 @@ __all__ = [
 FORMAT = "persona-circuits/circuit"
 CIRCUIT = Kind("circuit file")
 SCORES = Kind("score file", expected="a scores.safetensors of discover")
+MADE = "made of"
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,26 @@ def write_nodes(circuit: Circuit, path: str | Path) -> None:
     write_json({"nodes": circuit.src_names()}, path)
 
 
-def write_scores(scores: Scores, path: str | Path) -> None:
-    """Write all scores as safetensors, float64 ``[n_src, n_dst]``, with the graph's shape."""
+def write_scores(scores: Scores, path: str | Path, *, made: Mapping[str, Any] | None = None) -> None:
+    """Write all scores as safetensors, float64 ``[n_src, n_dst]``, with the graph's shape and what they are made of."""
     from safetensors.numpy import save
 
     shape = np.array([scores.graph.n_layers, scores.graph.n_heads, scores.graph.parallel], dtype=np.int64)
-    data = save({"graph": shape, "scores": np.ascontiguousarray(scores.values)})
-    write_bytes(data, path)
+    about = None if made is None else {MADE: json.dumps(made, sort_keys=True)}
+    write_bytes(save({"graph": shape, "scores": np.ascontiguousarray(scores.values)}, metadata=about), path)
+
+
+def made_of(path: str | Path) -> dict[str, Any] | None:
+    """What the scores of a file were made of; None where it does not say.
+
+    Raises:
+        FileError: the file is missing or holds no tensors.
+    """
+    try:
+        found = json.loads(read_tensors(path, SCORES, only=()).metadata.get(MADE, "null"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def read_scores(path: str | Path) -> Scores:

@@ -22,7 +22,7 @@ from persona_circuits.circuit.task.encoding import (
 )
 from persona_circuits.circuit.task.overlap import Overlap, overlap, overlap_of_prompts, overlap_of_tasks
 from persona_circuits.circuit.task.pairs import PromptPair, Span, Task
-from persona_circuits.circuit.task.reading import load_task, task_of
+from persona_circuits.circuit.task.reading import faults_of_pairs, load_task, task_of
 from persona_circuits.circuit.task.shipped_files import CONTROLS, MODEL, resolve, shipped
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "batches",
     "beyond_embedding",
     "encode",
+    "faults_of_pairs",
     "fitting",
     "load_task",
     "lost_differences",

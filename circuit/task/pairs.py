@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
-from persona_circuits.circuit.errors import TaskError
+from persona_circuits.circuit.errors import TaskError, meant
 from persona_circuits.circuit.printable import html_table
 
 __all__ = [
@@ -189,11 +189,18 @@ class Task:
         for key in values:
             found = sorted({pair.axis(key) for pair in self.pairs} - {""})
             if not found:
-                raise TaskError(f"no pair of {self.source} has a {key!r}; give a key of its rows")
+                raise self._without(key)
             if values[key] not in found:
-                raise TaskError(f"no pair of {self.source} has {key} {values[key]!r}; there are: {', '.join(found)}")
+                near = meant(str(values[key]), found)
+                raise TaskError(
+                    f"no pair of {self.source} has {key} {values[key]!r}; there are: {', '.join(found)}{near}"
+                )
         wanted = " and ".join(f"{key} {value!r}" for key, value in values.items())
         raise TaskError(f"no pair of {self.source} has {wanted} together")
+
+    def _without(self, key: str) -> TaskError:
+        keys = dict.fromkeys(name for pair in self.pairs for name in (*TEXT_KEYS, *dict(pair.axes)))
+        return TaskError(f"no pair of {self.source} has a {key!r}; give a key of its rows{meant(key, keys)}")
 
     def groups(self, key: str) -> dict[str, Task]:
         """The pairs by the value of a key, in order of appearance; pairs without it are in no group.
@@ -203,5 +210,5 @@ class Task:
         """
         values = [value for value in dict.fromkeys(pair.axis(key) for pair in self.pairs) if value]
         if not values:
-            raise TaskError(f"no pair of {self.source} has a {key!r}; give a key of its rows")
+            raise self._without(key)
         return {value: self.where(**{key: value}) for value in values}

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.errors import TaskError, listed
+from persona_circuits.circuit.errors import TaskError, listed, meant
 from persona_circuits.circuit.storage import (
     Kind,
     NotJson,
@@ -38,6 +38,7 @@ __all__ = [
     "task_of_items",
 ]
 
+TEXTS, ANSWERS = ("clean", "corrupt"), ("answers", "wrong_answers")
 OPTIONAL = (*TEXT_KEYS, "neutral", "spans")
 """Keys whose null is read as if they were not there."""
 PARTS = ("control", "variant")
@@ -81,6 +82,20 @@ def task_of(content: bytes, path: str | Path, *, label: str | None = None) -> Ta
     _check_kind(path, text, items)
     digest = hashlib.sha256(content).hexdigest()
     return _task(items, faults, f"pair file {path}", label or str(path), digest, "one JSON object a line")
+
+
+def faults_of_pairs(path: str | Path) -> list[str]:
+    """Every fault of a pair file, each with its place; empty where ``load_task`` reads it."""
+    faults: list[str] = []
+    try:
+        text = decoded(read_bytes(path, PAIRS), Path(path), PAIRS)
+        items = list(_pair_items(text, faults))
+        _check_kind(Path(path), text, items)
+    except TaskError as error:
+        return [str(error)]
+    pairs = [pair for where, line, item in items if (pair := _parse_pair(item, where, line, faults)) is not None]
+    faults += _repeated_ids(pairs)
+    return faults if faults or pairs else ["holds no pairs; expected one JSON object a line"]
 
 
 def task_of_items(items: Iterable[Mapping[str, Any]], source: str) -> Task:
@@ -190,10 +205,10 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         return None
     row, item = item, {key: value for key, value in item.items() if value is not None or key not in OPTIONAL}
     found = [
-        *(f"{key!r} must be a non-empty string" for key in ("clean", "corrupt") if not is_text(item.get(key))),
+        *(f"{key!r} must be a non-empty string{_near(key, item)}" for key in TEXTS if not is_text(item.get(key))),
         *(
-            f"{key!r} must be a non-empty list of strings"
-            for key in ("answers", "wrong_answers")
+            f"{key!r} must be a non-empty list of strings{_near(key, item)}"
+            for key in ANSWERS
             if not is_texts(item.get(key))
         ),
         *(
@@ -224,6 +239,17 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         line=line,
         unit=where.split()[0],
         row=row,
+    )
+
+
+def _near(key: str, item: Mapping[str, Any]) -> str:
+    """The misspelt key that is there in the place of one that is not."""
+    return (
+        ""
+        if key in item
+        else meant(key, (str(other) for other in item if other not in (*TEXTS, *ANSWERS))).replace(
+            "did you mean", "is it the key"
+        )
     )
 
 

@@ -21,7 +21,7 @@ class StudyOptions(PlainNumbers):
     under no persona, leads the mean of the others by at least so much.
     """
 
-    split: Annotated[str, Option("Pairs to study; controls are taken of every split of --controls.")] = "all"
+    split: Annotated[str, Option("Pairs to study; controls are taken of every split of --null.")] = "all"
     batch_size: BatchSize = 32
     n_resamples: Resamples = 2000
     bias_cut: Annotated[float, Option("Bias is high where the default leads by so many logits under no persona.")] = 1.5

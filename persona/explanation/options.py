@@ -24,7 +24,7 @@ class ExplainOptions(PlainNumbers):
         tuple[str, ...],
         Option("pair, question, … any key of the rows; may be repeated. (default: question)"),
     ] = ("question",)
-    split: Annotated[str, Option("Pairs to explain; controls are taken of every split of --controls.")] = "all"
+    split: Annotated[str, Option("Pairs to explain; controls are taken of every split of --null.")] = "all"
     batch_size: BatchSize = 32
     n_resamples: Resamples = 2000
     causal: Annotated[bool, Option("Run the causal test that goes with each verdict.")] = True

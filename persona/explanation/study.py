@@ -263,7 +263,7 @@ def _notes(main: Sequence[Explained], sigma: float | None, thresholds: Threshold
     if sigma is None:
         notes.append(
             "no paraphrase controls: sigma_0 is unknown, and the floor of "
-            f"{thresholds.divergence_floor:.2f} logits stands for 2 sigma_0; give controls with --controls"
+            f"{thresholds.divergence_floor:.2f} logits stands for 2 sigma_0; give controls with --null"
         )
     unknown = sum(row.numbers.cancellation is None for row in main)
     if unknown:

@@ -38,7 +38,9 @@ class PairOptions(PlainNumbers):
         str,
         Option("right: where no paraphrases have equal token length, the nearest; see --null.", choices=ALIGNMENTS),
     ] = "equal"
-    neutral: Annotated[bool, Option("Add the question under no persona to every pair, for --ablation neutral.")] = False
+    neutral: Annotated[
+        bool, Option("Add the question under no persona to every pair, for --ablation neutral.", name="--add-neutral")
+    ] = False
     null: bool = False
 
     def checked(self) -> PairOptions:

@@ -107,7 +107,7 @@ class EndpointOptions(PlainNumbers):
 class RatingOptions(PlainNumbers):
     """How responses are rated, by a model behind an endpoint or by likelihoods."""
 
-    neutral: Annotated[str, Option("Text in the persona's place to compare with, offline.")] = ""
+    neutral: Annotated[str, Option("Text in the persona's place to compare with, offline.", name="--neutral-text")] = ""
     control: Annotated[bool, Option("Have each response rated as another persona's too.")] = True
     max_answer_tokens: Annotated[int, Option("Tokens of a rater's answer at most.", min=1)] = 16
     n_resamples: Annotated[int, Option("Draws of the bootstraps.")] = 2000

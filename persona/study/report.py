@@ -58,7 +58,7 @@ def report(study: Study, context: Context, out: Path) -> str:
         *_analysis(study, numbers),
         "## Next Steps",
         "TO WRITE: how persona control might be improved here, and what to run on a larger model. The same study:",
-        "    persona-circuits study --model MODEL --pairs PAIRS --controls CONTROLS --out DIR --device cuda",
+        "    persona-circuits study --model MODEL --pairs PAIRS --null CONTROLS --out DIR --device cuda",
         "## Main Takeaways",
         "TO WRITE: three to five sentences, each with its number and its interval.",
     ]

@@ -269,7 +269,17 @@ def command():
 
 
 def test_the_option_on_the_command_line(command, tmp_path):
-    common = ("discover", "--model", DATA / "tiny-gpt2", "--pairs", DATA / "tiny_pairs.json", "--method", "eap")
+    common = (
+        "discover",
+        "--scores",
+        "new",
+        "--model",
+        DATA / "tiny-gpt2",
+        "--pairs",
+        DATA / "tiny_pairs.json",
+        "--method",
+        "eap",
+    )
     done = command(*common, "--max-memory", str(PROCESS_BYTES + (2 << 20)), "--json", "--out", tmp_path / "a")
     assert done.exit_code == 0, done.output
     free = command(*common, "--json", "--out", tmp_path / "b")

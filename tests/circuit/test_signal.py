@@ -53,6 +53,24 @@ def test_the_verdict(mean, n, sigma, verdict, says):
     assert found.effect == pytest.approx(mean, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("effects", "sigma", "nothing"),
+    [
+        (drawn(2.0, 16), None, False),
+        (drawn(2.0, 16), 2.5, True),
+        (drawn(0.05, 8), None, True),
+        (drawn(0.4, 8), None, True),
+        (drawn(-2.0, 16), None, False),
+        (np.array([2.0]), None, False),
+    ],
+    ids=["there", "paraphrases do as much", "zero", "few", "reversed", "one pair"],
+)
+def test_a_search_is_stopped_where_the_interval_holds_zero_or_paraphrases_do_as_much(effects, sigma, nothing):
+    found = signal_of(effects, 0.4, alone(len(effects)), null=sigma and null(sigma))
+    assert found.nothing is nothing
+    assert found.shown.startswith(f"the effect is {effects.mean():+.3g}")
+
+
 def test_where_there_is_nothing_it_is_rarely_called_enough():
     """Effects of mean zero, 12 pairs: at most the level of the test, a twentieth, is called enough or reversed."""
     rng = np.random.default_rng(1)

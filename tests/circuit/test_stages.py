@@ -1,14 +1,17 @@
 """A search's stages: what each of them runs, and metrics of one's own."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from persona_circuits.circuit.attribution import eap, eap_ig, exact
 from persona_circuits.circuit.discovery import MeasureOptions, Options, discover, evaluate_on
-from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.forward import KeptRuns, make_ablation, prepared
+from persona_circuits.circuit.io import write_scores
 from persona_circuits.circuit.task import batches, encode
 from persona_circuits.metrics import METRICS, Metric
 
@@ -106,3 +109,94 @@ def test_a_metric_that_is_averaged_over_prompts_is_refused(tiny, tiny_task):
         discover(tiny, tiny_task, Options(metric=Metric("half", lambda *_: 0.5, ""), **FAST))
     with pytest.raises(OptionError, match="is not one of persona-divergence"):
         evaluate_on(tiny, tiny_task, discover(tiny, tiny_task, Options(**FAST)).circuit, MeasureOptions(metric="mean"))
+
+
+@pytest.fixture
+def scorings(tiny, monkeypatch):
+    """How often edges are scored, and the gradient passes that this takes."""
+    from persona_circuits.circuit.discovery import stages
+
+    calls = []
+    for name in ("score", "grid_eap", "score_parts"):
+        plain = getattr(stages, name)
+        monkeypatch.setattr(stages, name, lambda *a, _plain=plain, **k: calls.append(1) or _plain(*a, **k))
+    backward = torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: calls.append("gradient") or backward(*a, **k))
+    return calls
+
+
+def test_another_threshold_costs_no_attribution_pass(tiny, tiny_task, scorings, counted, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first = discover(tiny, tiny_task, Options(threshold=0.05, **FAST), state=tmp_path / "a")
+    assert "gradient" in scorings
+    assert (tmp_path / "a" / "scores.state").is_file()
+    first.write(tmp_path / "a")
+    assert not (tmp_path / "a" / "scores.state").exists()
+    once, forwards = len(scorings), counted.total()
+    again = discover(tiny, tiny_task, Options(threshold=0.2, **FAST), state=tmp_path / "b")
+    assert len(scorings) == once
+    assert again.reused == tmp_path / "a" / "scores.safetensors"
+    np.testing.assert_array_equal(again.scores.values, first.scores.values)
+    assert counted.total() == 2 * forwards  # the plain runs of the effect and of the faithfulness
+    assert len(again.circuit) < len(first.circuit)
+    fresh = discover(tiny, tiny_task, Options(threshold=0.2, **FAST), state=tmp_path / "b", scores="new")
+    assert fresh.reused is None
+    assert len(scorings) == 2 * once
+    assert fresh.circuit == again.circuit
+
+
+def test_a_stopped_search_leaves_its_scores(tiny, tiny_task, scorings, tmp_path, monkeypatch):
+    from persona_circuits.circuit.discovery import stages
+
+    prune = stages.prune
+    monkeypatch.setattr(stages, "prune", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        discover(tiny, tiny_task, Options(**FAST), state=tmp_path)
+    monkeypatch.setattr(stages, "prune", prune)
+    once = len(scorings)
+    assert discover(tiny, tiny_task, Options(**FAST), state=tmp_path).reused == tmp_path / "scores.state"
+    assert len(scorings) == once
+
+
+OTHER = [
+    ({"method": "eap"}, r"of other method .*\(eap-ig, and here eap\)"),
+    ({"steps": 3}, r"of other steps .*\(2, and here 3\)"),
+    ({"ablation": "zero"}, r"of other ablation .*\(corrupt, and here zero\)"),
+    ({"metric": "logit-diff"}, r"of other metric .*\(persona-divergence, and here logit-diff\)"),
+    ({"pairs": 6}, "of other pairs than this search's; leave"),
+    ({"by_span": True}, "--scores has no effect here"),
+]
+
+
+@pytest.mark.parametrize(("changed", "says"), OTHER, ids=lambda one: next(iter(one)) if isinstance(one, dict) else "")
+def test_scores_of_another_search_are_not_used(tiny, tiny_task, tmp_path, changed, says):
+    discover(tiny, tiny_task, Options(**FAST)).write(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    task = tiny_task[: changed.get("pairs", len(tiny_task))]
+    options = Options(**{**FAST, **{key: value for key, value in changed.items() if key != "pairs"}})
+    if "by_span" not in changed:
+        assert discover(tiny, task, options, state=tmp_path / "b").reused is None
+    with pytest.raises(OptionError, match=says):
+        discover(tiny, task, options, scores=tmp_path / "a")
+
+
+def test_scores_that_do_not_say_of_what_are_not_used(tiny, tiny_task, tmp_path):
+    found = discover(tiny, tiny_task, Options(**FAST))
+    write_scores(found.scores, tmp_path / "scores.safetensors")
+    assert discover(tiny, tiny_task, Options(**FAST), state=tmp_path).reused is None
+    with pytest.raises(OptionError, match="does not say what its scores were made of"):
+        discover(tiny, tiny_task, Options(**FAST), scores=tmp_path)
+
+
+def test_pairs_without_an_effect_are_an_error_unless_forced(tiny, tiny_task):
+    same = type(tiny_task)(
+        tuple(
+            replace(one, clean=one.corrupt, corrupt=one.clean, id=f"{one.id}'") if i % 2 else one
+            for i, one in enumerate(p for pair in zip(tiny_task.pairs, tiny_task.pairs, strict=True) for p in pair)
+        ),
+        "both ways round",
+        "0",
+    )
+    with pytest.raises(TaskError, match=r"nothing to find: the effect is .* on 16 pair\(s\): the effect is too small"):
+        discover(tiny, same, Options(force=False, **FAST))

@@ -1,0 +1,164 @@
+"""What `validate` knows: a reader for every kind of file that the program writes, and all that it finds wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit.errors import FileError, PersonaCircuitsError
+
+__all__ = [
+    "faults_of_file",
+    "files_of",
+    "kind_of",
+]
+
+TABLE, ARRAYS, RESULT, PAGE, LINES = "table", "arrays", "result", "page of figures", "JSON Lines"
+PAIR_KEYS = {"clean", "corrupt", "answers", "wrong_answers"}
+
+
+def files_of(path: Path) -> list[Path]:
+    """The file, or what there is to check in the folder of a result."""
+    if not path.is_dir():
+        return [path]
+    known = (".json", ".jsonl", ".csv", ".safetensors", ".html")
+    return sorted(one for one in path.iterdir() if one.is_file() and one.suffix in known) or [path]
+
+
+def faults_of_file(path: Path, graph: Any = None) -> list[str]:
+    """Every fault of a file, each with its place; none where every command that takes such a file reads it.
+
+    With a ``graph``, nodes must be of that graph.
+    """
+    from persona_circuits.circuit.io import faults_of
+
+    kind = kind_of(path)
+    try:
+        return CHECKS[kind](path) if kind in CHECKS else faults_of(path, graph)
+    except PersonaCircuitsError as error:
+        return [str(error)]
+
+
+def kind_of(path: Path) -> str:
+    """What a file is, by its ending and, where that leaves it open, by what is in it."""
+    ending = path.suffix.lower()
+    if ending == ".safetensors":
+        return _tensor_kind(path)
+    if ending in (".csv", ".html"):
+        return {".csv": TABLE, ".html": PAGE}[ending]
+    if ending == ".jsonl":
+        return _line_kind(path)
+    return _json_kind(path)
+
+
+def _tensor_kind(path: Path) -> str:
+    from persona_circuits.circuit.storage import Kind, read_tensors
+
+    try:
+        names = read_tensors(path, Kind("file of tensors"), only=()).names
+    except FileError:
+        return "scores"
+    if {"means", "halves"} <= set(names):
+        return "vectors"
+    return "scores" if "graph" in names or not names else ARRAYS
+
+
+def _line_kind(path: Path) -> str:
+    """Pairs, responses, or any other lines, by the keys of the first."""
+    from persona_circuits.circuit.storage import Kind, json_lines, read_text
+
+    try:
+        first = next((item for _, item in json_lines(read_text(path, Kind("file")), []) if isinstance(item, dict)), {})
+    except FileError:
+        return "pairs"
+    if first.keys() & PAIR_KEYS:
+        return "pairs"
+    return "responses" if "response" in first else LINES if first else "pairs"
+
+
+def _json_kind(path: Path) -> str:
+    from persona_circuits.circuit.storage import Kind, read_json
+
+    try:
+        content = read_json(path / "circuit.json" if path.is_dir() else path, Kind("file"))
+    except FileError:
+        return "circuit"
+    if isinstance(content, list) or (isinstance(content, dict) and content.keys() & {"prompts", *PAIR_KEYS}):
+        return "pairs"
+    circuit = isinstance(content, dict) and ("format" in content or content.keys() & {"nodes", "edges", "cfg"})
+    return "circuit" if circuit and path.name not in ("summary.json", "bridge.json", "patch.json") else RESULT
+
+
+def _pairs(path: Path) -> list[str]:
+    from persona_circuits.circuit.task import faults_of_pairs
+
+    return faults_of_pairs(path)
+
+
+def _table(path: Path) -> list[str]:
+    """A CSV file: every row as long as its header."""
+    import csv
+
+    from persona_circuits.circuit.storage import Kind, read_text
+
+    rows = list(csv.reader(read_text(path, Kind("table")).splitlines()))
+    if not rows:
+        return []
+    return [
+        f"row {i}: {len(row)} cells, expected {len(rows[0])} as in the first"
+        for i, row in enumerate(rows[1:], 2)
+        if len(row) != len(rows[0])
+    ]
+
+
+def _lines(path: Path) -> list[str]:
+    from persona_circuits.circuit.storage import Kind, json_lines, read_text
+
+    faults: list[str] = []
+    list(json_lines(read_text(path, Kind("JSON Lines file")), faults))
+    return faults
+
+
+def _arrays(path: Path) -> list[str]:
+    from persona_circuits.circuit.storage import Kind, json_of, read_tensors
+
+    found = read_tensors(path, Kind("file of arrays"))
+    json_of(found.metadata.get("about", "{}"), path, Kind("file of arrays"))
+    return []
+
+
+def _result(path: Path) -> list[str]:
+    from persona_circuits.circuit.storage import Kind, read_json
+
+    content = read_json(path, Kind("result"))
+    return [] if isinstance(content, dict) else ["expected a JSON object"]
+
+
+def _page(path: Path) -> list[str]:
+    from persona_circuits.circuit.figures import read_figures
+
+    read_figures(path)
+    return []
+
+
+def _read_by(module: str, name: str) -> Callable[[Path], list[str]]:
+    def check(path: Path) -> list[str]:
+        from importlib import import_module
+
+        getattr(import_module(module), name)(path)
+        return []
+
+    return check
+
+
+CHECKS: dict[str, Callable[[Path], list[str]]] = {
+    "pairs": _pairs,
+    TABLE: _table,
+    ARRAYS: _arrays,
+    RESULT: _result,
+    PAGE: _page,
+    "vectors": _read_by("persona_circuits.persona.vectors", "read_vectors"),
+    "responses": _read_by("persona_circuits.persona.responses", "read_responses"),
+    LINES: _lines,
+}

@@ -1,0 +1,54 @@
+"""Commands and options by their names: what is close to a name that nobody knows, and former names of options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from typer.core import TyperGroup
+
+from persona_circuits.circuit.errors import meant
+
+__all__ = [
+    "FORMER",
+    "NamedCommands",
+]
+
+FORMER: Mapping[str, Mapping[str, str]] = {
+    "collapse": {"--controls": "--null"},
+    "explain": {"--controls": "--null"},
+    "study": {"--controls": "--null"},
+    "pairs": {"--neutral": "--add-neutral"},
+    "rate": {"--neutral": "--neutral-text"},
+    "evaluate": {"--out": "--report"},
+    "compare": {"--out": "--report"},
+    "bench": {"--out": "--report"},
+}
+"""Options under names that they had once, by command; they are read and not shown."""
+
+
+class NamedCommands(TyperGroup):
+    """The commands; it reads former names, and suggests a choice where one is misspelt."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command and its arguments, former names replaced."""
+        name, command, rest = super().resolve_command(ctx, args)
+        former = FORMER.get(str(name), {})
+        return name, command, [_renamed(one, former) for one in rest]
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it; a message on a value that is no choice names the closest one."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            choices = getattr(getattr(getattr(error, "param", None), "type", None), "choices", None)
+            given = re.match(r"'(.*)' is not one of ", str(getattr(error, "message", "")))
+            if choices and given:
+                error.message = f"{error.message.rstrip('.')}{meant(given[1], map(str, choices))}"  # type: ignore
+            raise
+
+
+def _renamed(argument: str, former: Mapping[str, str]) -> str:
+    flag, equals, value = argument.partition("=")
+    return f"{former.get(flag, flag)}{equals}{value}"
