@@ -16,6 +16,7 @@ from .circuit.discovery.search import evaluate_on as evaluate_on
 from .circuit.drawing.render import draw as draw
 from .circuit.errors import PersonaCircuitsError as PersonaCircuitsError
 from .circuit.evaluation.faithfulness import FaithfulnessReport as FaithfulnessReport
+from .circuit.fetching import fetch as fetch
 from .circuit.forward.measuring import measure as measure
 from .circuit.forward.patched import patched_logits as patched_logits
 from .circuit.forward.prepared import prepare as prepare

@@ -32,6 +32,7 @@ from persona_circuits.commands import (
     directions,
     engine,
     evaluation,
+    fetching,
     files,
     inside,
     pairs,
@@ -75,6 +76,7 @@ app.command()(files.draw)
 app.command()(files.figures)
 app.command()(files.validate)
 app.command()(files.export)
+app.command()(fetching.get)
 app.command()(engine.crosscheck)
 app.command()(engine.bench)
 app.command()(engine.models)

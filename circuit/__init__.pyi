@@ -9,6 +9,7 @@ from .discovery.search import evaluate_on as evaluate_on
 from .drawing.render import draw as draw
 from .errors import PersonaCircuitsError as PersonaCircuitsError
 from .evaluation.faithfulness import FaithfulnessReport as FaithfulnessReport
+from .fetching import fetch as fetch
 from .forward.measuring import measure as measure
 from .forward.patched import patched_logits as patched_logits
 from .forward.prepared import prepare as prepare

@@ -208,7 +208,7 @@ def _print_families(found: Any) -> None:
 def inspect(
     context: typer.Context,
     *,
-    model: Annotated[str, typer.Argument(help="Hugging Face folder or hub name.")],
+    model: Annotated[str, typer.Argument(help="Hugging Face folder, GGUF file, name of a fetched model, or hub name.")],
     pairs: Annotated[Path | None, typer.Option("--pairs", help="Prompt pairs to check against the tokenizer.")] = None,
     options: InspectOptions,
     price: Annotated[
@@ -267,6 +267,8 @@ def _print_inspection(found: Any, price: float | None) -> None:
         f"parameters {arch.parameters / 1e9:.3g} G; {graph.n_src:,} sources, {graph.n_dst:,} slots, "
         f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if found.comes_apart is None else ''}"
     )
+    if found.origin is not None:
+        say(f"weights: {found.origin.sentence}")
     says = {None: "not tried: only the configuration was read", True: "yes", False: found.fault}
     say(f"comes apart into nodes: {says[found.comes_apart]}")
     _print_costs(found, price)

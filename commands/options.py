@@ -36,7 +36,7 @@ ExportFormat = Literal[
     "mib-nodes",
     "mib-circuits",
 ]
-MODEL = "Hugging Face folder or hub name. (default: the model that is shipped)"
+MODEL = "Folder, GGUF file, name of a model that get fetched, or hub name. (default: the model that is shipped)"
 PAIRS = "Prompt pairs: JSON Lines, or auto-circuit's JSON. (default: the shipped model's)"
 ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL)]
 PairsOption = Annotated[

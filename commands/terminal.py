@@ -213,12 +213,13 @@ def say_drawn(personas: Sequence[Any], questions: Sequence[str]) -> None:
 
 
 def refuse_revision(model: str, revision: str | None) -> None:
-    """A folder has no revisions."""
+    """A folder or a file has no revisions."""
     from persona_circuits.circuit.errors import OptionError
 
-    if revision is not None and Path(model).is_dir():
+    if revision is not None and Path(model).exists():
+        kind = "folder" if Path(model).is_dir() else "file"
         raise OptionError(
-            f"--revision has no effect here: it is for a model of the hub, and {model} is a folder; leave it out"
+            f"--revision has no effect here: it is for a model of the hub, and {model} is a {kind}; leave it out"
         )
 
 

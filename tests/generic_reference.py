@@ -79,14 +79,42 @@ class GenericReference:
         """Every source's output and the last position's logits, with no edge corrupted."""
         return self.run(ids, None, None)
 
-    def run(self, ids: Tensor, corrupt: Tensor | None, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Outputs ``[src, batch, pos, d_model]`` and logits, with ``alpha`` ``[src, slot]`` on the edges."""
+    def gradients(
+        self, ids: Tensor, start: Tensor, score: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits, and the gradient of their score at every slot's stream; ``start`` is the stream into layer 0."""
+        inputs: list[Tensor] = []
+
+        def seen(x: Tensor) -> Tensor:
+            inputs.append(x.clone())
+            return inputs[-1]
+
+        _, logits = self.run(ids, None, None, start=start.detach().requires_grad_(), seen=seen)
+        return logits.detach(), torch.autograd.grad(score(logits), inputs)
+
+    def run(
+        self,
+        ids: Tensor,
+        corrupt: Tensor | None,
+        alpha: Tensor | None,
+        *,
+        start: Tensor | None = None,
+        seen: Callable[[Tensor], Tensor] = _same,
+    ) -> tuple[Tensor, Tensor]:
+        """Outputs ``[src, batch, pos, d_model]`` and logits, with ``alpha`` ``[src, slot]`` on the edges.
+
+        ``start`` takes the place of the stream into the first layer, and what ``seen`` gives that of every stream read.
+        """
         stream, contexts = self._contexts(ids)
+        stream = stream if start is None else start
         values, fixed, slot = [stream], torch.zeros_like(stream), 0
 
         def read(n: int, at: int) -> Tensor:
+            return seen(mixed(n, at))
+
+        def mixed(n: int, at: int) -> Tensor:
             if alpha is None or corrupt is None:
-                return fixed + sum(values[:n])
+                return fixed + torch.stack(values[:n]).sum(0)
             # Not the whole less what is cut: what is cut from zeros would be rounding.
             kept = torch.einsum("s,sbpd->bpd", alpha[:n, at], torch.stack(values[:n]))
             return fixed + kept + torch.einsum("s,sbpd->bpd", 1.0 - alpha[:n, at], corrupt[:n])

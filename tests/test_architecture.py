@@ -11,10 +11,18 @@ from conftest import ROOT
 
 FLOORS = [
     {"circuit.choices", "circuit.errors", "circuit.parallel", "circuit.printable", "circuit.progress", "metrics"},
-    {"circuit.graph", "circuit.options", "circuit.storage"},
+    {"circuit.catalogue", "circuit.graph", "circuit.options", "circuit.storage"},
     {"circuit.cost", "circuit.figures", "circuit.scores", "circuit.task", "models.world"},
     {"circuit.model", "circuit.statistics", "circuit.subgraph", "models.training"},
-    {"circuit.drawing", "circuit.forward", "circuit.io", "models.planted", "persona.data", "persona.streams"},
+    {
+        "circuit.drawing",
+        "circuit.fetching",
+        "circuit.forward",
+        "circuit.io",
+        "models.planted",
+        "persona.data",
+        "persona.streams",
+    },
     {
         "circuit.attribution",
         "circuit.pruning",
@@ -171,7 +179,7 @@ FAMILY = re.compile(
     r"gpt|llama|qwen|gemma|mistral|mixtral|olmo|neox|pythia|\bphi\d*\b|granite|cohere|falcon|bloom|stablelm|\bopt\b",
     re.I,
 )
-LISTS_OF_MODELS = {"sizes.py": "MODELS", "process.py": "check_model"}
+LISTS_OF_MODELS = {"sizes.py": "MODELS", "process.py": "check_model", "catalogue.py": "CATALOGUE"}
 """Where models are named: examples of sizes to print, and what the other program can be given."""
 
 

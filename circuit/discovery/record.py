@@ -43,6 +43,7 @@ def description(
 
 
 def _model(model: Model) -> dict[str, Any]:
+    origin = {} if model.origin is None else {"origin": model.origin.as_dict()}
     return {
         "name": model.name,
         "revision": model.revision,
@@ -51,6 +52,7 @@ def _model(model: Model) -> dict[str, Any]:
         "n_layers": model.graph.n_layers,
         "n_heads": model.graph.n_heads,
         "parallel": model.graph.parallel,
+        **origin,
     }
 
 

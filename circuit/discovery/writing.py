@@ -47,4 +47,7 @@ def title_of(record: Mapping[str, Any] | None) -> str:
     """The line above a picture: model, metric and pair file; empty for a circuit of which nothing is known."""
     if record is None:
         return ""
-    return f"{Path(record['model']['name']).name}: {record['task']['metric']}, {Path(record['task']['source']).name}"
+    model, task = record["model"], record["task"]
+    origin = model.get("origin")
+    made = f" (quantised {origin['quantisation']}, dequantised)" if origin else ""
+    return f"{Path(model['name']).name}{made}: {task['metric']}, {Path(task['source']).name}"

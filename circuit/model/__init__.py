@@ -3,10 +3,20 @@
 from persona_circuits.circuit.model.block import NEURON_HOOKS, Block, Context
 from persona_circuits.circuit.model.finite import of_prompts
 from persona_circuits.circuit.model.float64 import Wide
-from persona_circuits.circuit.model.loading import DTYPES, load_model, load_reader, load_skeleton, wrap_model
+from persona_circuits.circuit.model.gguf import check_reader
+from persona_circuits.circuit.model.loading import (
+    DTYPES,
+    load_model,
+    load_reader,
+    load_skeleton,
+    origin_at,
+    wrap_model,
+    write_dense,
+)
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.model import Model
 from persona_circuits.circuit.model.norm import Pullback
+from persona_circuits.circuit.model.origin import Origin, origin_of, sha256_of
 from persona_circuits.circuit.model.rules import RULES, Rules
 from persona_circuits.circuit.model.stubs import nothing_installed
 
@@ -19,13 +29,19 @@ __all__ = [
     "Context",
     "Held",
     "Model",
+    "Origin",
     "Pullback",
     "Rules",
     "Wide",
+    "check_reader",
     "load_model",
     "load_reader",
     "load_skeleton",
     "nothing_installed",
     "of_prompts",
+    "origin_at",
+    "origin_of",
+    "sha256_of",
     "wrap_model",
+    "write_dense",
 ]

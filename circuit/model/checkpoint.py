@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from persona_circuits.circuit.catalogue import CATALOGUE
 from persona_circuits.circuit.errors import ModelError, first_line
 
 __all__ = [
@@ -68,8 +69,8 @@ def check_place(name: str) -> bool:
         raise ModelError(f"{name} is the address of a page; {_named_by_page(page[1])}")
     if "://" in name:
         raise ModelError(f"{name} is an address, and models are not read from addresses; {WANTED}")
-    if name.lower().endswith(".gguf"):
-        raise ModelError(f"{name} is a GGUF file, which is not read; give the Hugging Face folder it was made from")
+    if name in CATALOGUE:
+        raise ModelError(f"model {name} is not fetched; get it with: persona-circuits get {name}")
     if os.path.isfile(name):
         folder = Path(name).parent
         place = f"the folder that it lies in, {folder}" if (folder / "config.json").is_file() else "a model's folder"
@@ -178,15 +179,12 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         return (folder / SINGLE,)
     if (folder / INDEX).is_file():
         return _shards(folder, folder / INDEX)
-    for patterns, what in ((PICKLED, "pickled weights"), (("*.gguf",), "GGUF weights")):
-        if found := next((path for pattern in patterns for path in sorted(folder.glob(pattern))), None):
-            way = (
-                "which may run code when they are read; if you trust them, convert them once with "
-                "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)"
-                if patterns is PICKLED
-                else "which are not read; give the Hugging Face folder they were made from"
-            )
-            raise ModelError(f"model folder {folder} holds no {SINGLE} but {what} ({found.name}), {way}")
+    if found := next((path for pattern in PICKLED for path in sorted(folder.glob(pattern))), None):
+        raise ModelError(
+            f"model folder {folder} holds no {SINGLE} but pickled weights ({found.name}), which may run code when they "
+            "are read; if you trust them, convert them once with "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)"
+        )
     others = ", ".join(path.name for path in sorted(folder.glob("*.safetensors"))[:3])
     raise ModelError(
         f"model folder {folder} has a config.json but no weights; expected {SINGLE} (or shards with an index) beside it"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from persona_circuits.circuit.catalogue import fetched
 from persona_circuits.circuit.cost import PROCESS_BYTES, Budget, architecture_of
 from persona_circuits.circuit.errors import ModelError, first_line
 from persona_circuits.circuit.model.checkpoint import (
@@ -20,10 +22,19 @@ from persona_circuits.circuit.model.checkpoint import (
     stored_tensors,
 )
 from persona_circuits.circuit.model.float64 import Wide
+from persona_circuits.circuit.model.gguf import (
+    as_dense,
+    check_gguf,
+    gguf_in,
+    gguf_refusal,
+    origin_of_gguf,
+    without_bars,
+)
 from persona_circuits.circuit.model.hub import hub_refusal
 from persona_circuits.circuit.model.in_memory import name_of, network_in, own_copy
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.model import HELD, Model, OwnLogits, fixed_bytes, placed_on, trial_run, unpadded
+from persona_circuits.circuit.model.origin import Origin, origin_of
 from persona_circuits.circuit.model.stubs import nothing_installed, quiet
 from persona_circuits.circuit.model.weights import (
     expand_grouped_heads,
@@ -39,7 +50,9 @@ __all__ = [
     "load_model",
     "load_reader",
     "load_skeleton",
+    "origin_at",
     "wrap_model",
+    "write_dense",
 ]
 
 DTYPES = {
@@ -65,7 +78,9 @@ def load_model(
     Parameters
     ----------
     name
-        A Hugging Face folder (nothing is fetched) or a hub name such as ``gpt2``.
+        A Hugging Face folder or a GGUF file, or a folder that holds one (nothing is fetched for any of them); the name
+        of a model that ``persona-circuits get`` has fetched; or a hub name such as ``gpt2``. The weights of a GGUF
+        file are dequantised.
     revision
         Branch, tag or commit on the hub. The model's ``revision`` is then the commit that was loaded.
     device
@@ -96,7 +111,8 @@ def load_model(
         raise ModelError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     where = None if device == "balanced" else _device(device)
     spread = "balanced" if where is None else None
-    network, tokenizer, notes = _load_pretrained(str(name), revision, DTYPES[dtype], spread)
+    place = _place_of(str(name))
+    network, tokenizer, notes = _load_pretrained(place, revision, DTYPES[dtype], spread)
     if dtype == HELD:
         restore_buffers(network)
     where = where or next(network.parameters()).device
@@ -105,6 +121,7 @@ def load_model(
     how |= {"in_float32": dtype == HELD, "copy": False}
     model = wrap_model(network, tokenizer, name=label or str(name), **how)
     model.notes = (*notes, *model.notes)
+    model.origin = place.origin()
     return model
 
 
@@ -116,12 +133,12 @@ def load_skeleton(name: str | Path, *, revision: str | None = None) -> tuple[Any
     """
     from transformers import AutoModelForCausalLM
 
-    where = str(name)
-    config, tokenizer = load_reader(where, revision=revision)
-    with _reading(where, revision, "configuration", local=True), torch.device("meta"):
+    place = _place_of(str(name))
+    config, tokenizer = _read(place, revision)
+    with _reading(place, revision, "configuration"), torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config.get_text_config(decoder=True), trust_remote_code=False)
-    if Path(where).is_dir() and any(Path(where).glob("*.safetensors")):
-        _check_stored(where, config)
+    if place.local and any(Path(place.name).glob("*.safetensors")):
+        _check_stored(place, config)
     return network, tokenizer
 
 
@@ -131,21 +148,78 @@ def load_reader(name: str, *, revision: str | None = None, need_tokenizer: bool 
     Raises:
         ModelError: there is no configuration or, with ``need_tokenizer``, no tokenizer, or the hub refuses.
     """
+    return _read(_place_of(name), revision, need_tokenizer=need_tokenizer)
+
+
+def write_dense(file: Path, folder: Path) -> Origin:
+    """Write what a GGUF file holds, dequantised to float32, as a Hugging Face folder, which must exist.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    place = _place_of(str(file))
+    network, tokenizer, _ = _load_pretrained(place, None, torch.float32)
+    with quiet():
+        network.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    origin = place.origin()
+    assert origin is not None
+    return origin
+
+
+def origin_at(name: str | Path) -> Origin | None:
+    """From which quantised file the weights of the model of that name are; None where that is not known.
+
+    Raises:
+        ModelError: the note of it in the model's folder is at fault.
+    """
+    return _place_of(str(name)).origin()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a model is read: ``name`` is a folder's where ``local``, else the hub's; ``gguf`` the file in it to read."""
+
+    name: str
+    local: bool
+    gguf: Path | None = None
+
+    def origin(self) -> Origin | None:
+        if self.gguf is not None:
+            return origin_of_gguf(self.gguf)
+        return origin_of(Path(self.name)) if self.local else None
+
+    def options(self, revision: str | None) -> dict[str, Any]:
+        """What every reading of the host library is told: no code of the model's own is run, and nobody is asked."""
+        file = {} if self.gguf is None else {"gguf_file": self.gguf.name}
+        return {"revision": revision, "local_files_only": self.local, "trust_remote_code": False, **file}
+
+
+def _place_of(name: str) -> _Place:
+    """Where the model of that name is, in any of the ways in which it may be given; what lies here goes first."""
+    found = None if Path(name).exists() else fetched(name)
+    name = name if found is None else str(found)
+    if (gguf := gguf_in(name)) is not None:
+        check_gguf(gguf)
+        return _Place(str(gguf.parent), True, gguf)
+    return _Place(name, check_place(name))
+
+
+def _read(place: _Place, revision: str | None, *, need_tokenizer: bool = False) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoTokenizer
 
-    local = check_place(name)
-    if local:
-        check_folder(Path(name), weights=False)
-    options = _reading_options(revision, local)
+    if place.local and place.gguf is None:
+        check_folder(Path(place.name), weights=False)
+    options = place.options(revision)
     try:
-        with _reading(name, revision, "tokenizer", local=local):
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        with _reading(place, revision, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(place.name, **options)
     except ModelError:
-        if need_tokenizer:
+        if need_tokenizer or place.gguf is not None:
             raise
         tokenizer = None
-    with _reading(name, revision, "configuration", local=local):
-        return AutoConfig.from_pretrained(name, **options), tokenizer
+    with _reading(place, revision, "configuration"):
+        return AutoConfig.from_pretrained(place.name, **options), tokenizer
 
 
 def wrap_model(
@@ -288,18 +362,19 @@ def _device(name: str) -> torch.device:
 
 
 def _load_pretrained(
-    name: str, revision: str | None, dtype: torch.dtype, device_map: str | None = None
+    place: _Place, revision: str | None, dtype: torch.dtype, device_map: str | None = None
 ) -> tuple[Any, Any, tuple[str, ...]]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    local = check_place(name)
-    if local:
+    name, options = place.name, place.options(revision)
+    if place.gguf is not None:
+        options |= as_dense()
+    elif place.local:
         check_folder(Path(name))
-    options = _reading_options(revision, local)
-    with _reading(name, revision, "tokenizer", local=local) as of_tokenizer:
-        _refuse_adapter(name, revision, local)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    with _reading(name, revision, local=local) as of_weights:
+    with _reading(place, revision, "tokenizer") as of_tokenizer:
+        _refuse_adapter(name, revision, place.local)
+        tokenizer = AutoTokenizer.from_pretrained(name, **place.options(revision))
+    with _reading(place, revision) as of_weights:
         how = {"dtype": dtype, "attn_implementation": "eager", "device_map": device_map}
         how |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         network, info = AutoModelForCausalLM.from_pretrained(name, **how, **options)
@@ -307,16 +382,12 @@ def _load_pretrained(
     return network, tokenizer, tuple(dict.fromkeys([*of_tokenizer, *of_weights]))
 
 
-def _reading_options(revision: str | None, local: bool) -> dict[str, Any]:
-    """What every reading of the host library is told: no code of the model's own is run, and nobody is asked."""
-    return {"revision": revision, "local_files_only": local, "trust_remote_code": False}
-
-
 @contextlib.contextmanager
-def _reading(name: str, revision: str | None, part: str = "", *, local: bool) -> Iterator[list[str]]:
+def _reading(place: _Place, revision: str | None, part: str = "") -> Iterator[list[str]]:
     """What the host library raises while it reads a model's files is the files' fault; the reason in one sentence."""
+    name, local = place.name, place.local
     try:
-        with quiet() as said:
+        with quiet() as said, contextlib.nullcontext() if place.gguf is None else without_bars():
             yield said
     except ModelError:
         raise
@@ -329,12 +400,15 @@ def _reading(name: str, revision: str | None, part: str = "", *, local: bool) ->
                 f"model {name} has no model.safetensors on the hub; pickled weights are not read, as they may run "
                 "code: choose a --revision that has safetensors, or convert them and give the folder"
             )
+        elif place.gguf is not None:
+            reason = gguf_refusal(place.gguf)
         elif local and part == "tokenizer" and lacks_tokenizer(Path(name)):
             reason = f"model folder {name} has no tokenizer files; expected tokenizer.json beside the weights"
         else:
             reason = None if local else hub_refusal(error, name, revision)
-        source = "the folder" if local else "the hub (or its local cache)"
-        what = f"the {part} of {name}" if part else f"model {name}"
+        source = "the hub (or its local cache)" if not local else "the folder" if place.gguf is None else "the file"
+        shown = place.gguf or name
+        what = f"the {part} of {shown}" if part else f"model {shown}"
         raise ModelError(reason or f"{what} cannot be loaded from {source}: {first_line(error)}") from error
 
 
@@ -349,20 +423,20 @@ def _refuse_adapter(name: str, revision: str | None, local: bool) -> None:
         )
 
 
-def _check_stored(folder: str, config: Any) -> None:
+def _check_stored(place: _Place, config: Any) -> None:
     """Hold the heads of a folder's files against the model, as loading would, without the weights."""
     from transformers import AutoModelForCausalLM
 
     if getattr(config, "quantization_config", None) is not None:
         return  # what is stored then are not the model's own weights
     with torch.device("meta"):
-        stored = {key: torch.empty(shape) for key, shape in stored_tensors(Path(folder)).items()}
+        stored = {key: torch.empty(shape) for key, shape in stored_tensors(Path(place.name)).items()}
     how = {"output_loading_info": True, "ignore_mismatched_sizes": True, "device_map": "meta"}
-    with _reading(folder, None, local=True):
+    with _reading(place, None):
         with torch.device("meta"):
             kind = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
         network, info = kind.from_pretrained(None, config=config, state_dict=stored, **how)
-    check_keys(folder, network, info)
+    check_keys(place.name, network, info)
 
 
 def _widen_buffers(network: Any, wide: Wide) -> None:

@@ -32,6 +32,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model.block import Block, Context, take_apart
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.norm import Pullback, direct
+from persona_circuits.circuit.model.origin import Origin
 from persona_circuits.circuit.model.rules import Rules
 from persona_circuits.circuit.model.stubs import Body, Stop, returning_nothing, seeing, stop, stubbed_forward
 from persona_circuits.circuit.model.weights import text_config_of
@@ -60,7 +61,7 @@ class Model:
     Built by ``load_model``. ``graph`` gives the nodes, ``blocks`` the layers,
     ``device`` is where the weights lie, ``dtype`` what is computed in, ``fingerprint`` tells models of
     one name apart. ``budget`` is None where memory has no limit but the device's. ``notes`` is what the host library
-    had to say while it read the files.
+    had to say while it read the files, ``origin`` the quantised file that the weights are from, where that is known.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Model:
         self.device, self.dtype = weight.device, weight.dtype
         self.budget: Budget | None = None
         self.notes: tuple[str, ...] = ()
+        self.origin: Origin | None = None
         self._contexts: dict[tuple[int, bool], Context] = {}
         self._room: Tensor | None = None
         self.rules: Rules | None = None

@@ -22,7 +22,7 @@ from persona_circuits.circuit.cost import (
 )
 from persona_circuits.circuit.errors import ModelError, OptionError, TaskError
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.model import load_model, load_skeleton
+from persona_circuits.circuit.model import Origin, load_model, load_skeleton, origin_at
 from persona_circuits.circuit.profiling.options import InspectOptions
 from persona_circuits.circuit.storage import Kind, read_json
 from persona_circuits.circuit.task import Task, encode, fitting
@@ -53,7 +53,8 @@ class Inspection:
     """Sizes, graph and cost of one model; ``costs`` of every step by number format, within ``limit`` bytes.
 
     ``comes_apart`` is whether the loaded weights passed the engine's own check, None where
-    only the configuration was read; ``fault`` is the reason if they did not.
+    only the configuration was read; ``fault`` is the reason if they did not. ``origin`` is the quantised file that the
+    weights are from, where that is known.
     """
 
     architecture: Architecture
@@ -67,6 +68,7 @@ class Inspection:
     comes_apart: bool | None = None
     fault: str = ""
     pairs: PairFit | None = None
+    origin: Origin | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -89,6 +91,7 @@ class Inspection:
                 }
                 for dtype, steps in self.costs.items()
             ],
+            "origin": self.origin.as_dict() if self.origin else None,
             "comes_apart": self.comes_apart,
             "fault": self.fault,
             "pairs": _as_counts(self.pairs) if self.pairs else None,
@@ -156,6 +159,7 @@ def inspect_model(
         },
         max_memory,
         pairs=fit,
+        origin=origin_at(name),
     )
     return found if options.config_only else _checked(found, name, revision)
 

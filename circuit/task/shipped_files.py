@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from persona_circuits.circuit.catalogue import fetched
 from persona_circuits.circuit.errors import FileError
 
 __all__ = [
@@ -36,12 +37,14 @@ def shipped(name: str) -> Path:
 
 
 def resolve(name: str) -> str:
-    """The path of a model or file: as it is given, or the shipped one of that name if there is none here.
+    """The path of a model or file: as it is given, or the shipped or fetched one of that name if there is none here.
 
     So a circuit file can name what is shipped without a path of any machine in it.
     """
     if Path(name).exists():
         return name
+    if (place := fetched(name)) is not None:
+        return str(place)
     try:
         return str(shipped(name)) if name.startswith(("models/", "datasets/")) else name
     except FileError:

@@ -36,7 +36,7 @@ Move = tuple[np.ndarray, ...]
 # What follows from a search rather than being set for it; and what says which pairs it ran on.
 OUTCOMES = {"format", "version", "task.divergence", "method.tau", "method.completeness"}
 PAIRS = {"task.source", "task.sha256", "task.n_pairs"}
-NAMES = {"model.name", "model.revision"}  # of the same weights, by their fingerprint
+NAMES = {"model.name", "model.revision", "model.origin"}  # of the same weights, by their fingerprint
 SECTIONS = ("model", "task", "method")
 STAMP = ("direction", "averaging", "order")  # the rest of the stamp stands in those sections
 
