@@ -27,7 +27,7 @@ METHODS = (*GRADIENTS, "exact", "random")
 IG_RULES = ("midpoint", "authors")
 ACTIVATIONS = ("float32", "bfloat16")
 """Formats of the matrix products of scores."""
-PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc")
+PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc", "learn")
 """How a circuit is chosen: ``circuit.pruning``."""
 THRESHOLD_UNITS = ("score", "share")
 METRIC_NAMES = ("persona-divergence", "logit-diff", "prob-diff", "kl")

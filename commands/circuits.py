@@ -83,11 +83,12 @@ def _kept_in(out: Path) -> str:
 
 def _refuse_idle(context: typer.Context, options: Options) -> None:
     by_score = options.prune != "acdc"
-    sized = options.target_faithfulness is not None or options.prune in ("top-n", "greedy")
+    sized = options.target_faithfulness is not None or options.prune in ("top-n", "greedy", "learn")
     refuse_idle(
         context,
         (by_score, "a --prune that goes by scores", ["method", "scores"]),
         (by_score and options.method == "eap-ig", "scores of --method eap-ig", ["steps", "ig_rule"]),
         (options.prune in ("acdc", "eap-acdc"), "--prune acdc or eap-acdc", ["candidates"]),
+        (options.prune == "learn", "--prune learn", ["train_steps"]),
         (not sized, "a --threshold", ["threshold_on"]),
     )

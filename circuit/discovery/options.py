@@ -43,6 +43,7 @@ ORDERS = {
     "threshold": "|score|, largest first",
     "top-n": "|score|, largest first",
     "greedy": "|score|, largest first, backward from logits",
+    "learn": "likelihood of an open gate, largest first",
 }
 Measures = TypeVar("Measures", bound="MeasureOptions")
 
@@ -66,7 +67,7 @@ class Options(PlainNumbers):
     threshold_on: Annotated[
         str, Option("Threshold in the metric's units, or as a share of |D|.", choices=THRESHOLD_UNITS)
     ] = "share"
-    top_n: Annotated[int | None, Option("Edges to keep, for top-n and greedy.")] = None
+    top_n: Annotated[int | None, Option("Edges to keep, for top-n, greedy and learn.")] = None
     target_faithfulness: Annotated[
         float | None,
         Option("Instead of a size: the smallest circuit by |score| that reaches it on the training pairs."),
@@ -85,6 +86,7 @@ class Options(PlainNumbers):
         int | None,
         Option("Edges that ACDC tries per pass; the result is the same. (default: what fits one, at most 8; GPU: 128)"),
     ] = None
+    train_steps: Annotated[int, Option("Steps in which --prune learn trains the gates.")] = 200
     train_split: Annotated[str | None, Option("Pairs to search on. (default: train, or all if no split is named)")] = (
         None
     )
@@ -106,7 +108,8 @@ class Options(PlainNumbers):
             OptionError: a value is unknown or impossible, or an option would have no effect.
         """
         check_choices(self)
-        for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("candidates", self.candidates)):
+        for name in ("steps", "batch-size", "candidates", "train-steps"):
+            number = getattr(self, name.replace("-", "_"))
             if number is not None and number < 1:
                 raise OptionError(f"--{name} must be at least 1, got {number}")
         if self.n_random < 0:
@@ -141,7 +144,7 @@ class Options(PlainNumbers):
             for name, given in (("threshold", self.threshold), ("top-n", self.top_n)):
                 if given is not None:
                     raise OptionError(f"--{name} and --target-faithfulness both set the size; give one of them")
-            if self.prune not in ("threshold", "top-n"):
+            if self.prune not in ("threshold", "top-n", "learn"):
                 raise OptionError(
                     f"--target-faithfulness keeps the first edges by |score|, --prune {self.prune} chooses others; "
                     "leave one of them out"
@@ -162,7 +165,8 @@ class Options(PlainNumbers):
             elif self.threshold_on == "score":
                 raise OptionError("--threshold-on score needs --threshold, in units of the metric")
         elif self.top_n is None:
-            raise OptionError(f"--prune {self.prune} needs --top-n, the number of edges to keep")
+            other = " or --target-faithfulness, the share of the effect to keep" if self.prune == "learn" else ""
+            raise OptionError(f"--prune {self.prune} needs --top-n, the number of edges to keep{other}")
         elif self.threshold is not None:
             raise OptionError(f"--threshold has no effect with --prune {self.prune}; use --top-n, or --prune threshold")
 

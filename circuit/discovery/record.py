@@ -87,7 +87,8 @@ def _method(options: Options, tau: float | None, least: Smallest | None, summed:
         "top_n": options.top_n,
     }
     if least is not None:
-        about |= {"prune": "top-n", "top_n": least.n, "target_faithfulness": least.target}
+        prune = "learn" if options.prune == "learn" else "top-n"
+        about |= {"prune": prune, "top_n": least.n, "target_faithfulness": least.target}
     return about if summed is None else {**about, "completeness": summed.as_dict()}
 
 

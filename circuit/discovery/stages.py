@@ -59,7 +59,7 @@ from persona_circuits.circuit.forward import (
 )
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, Stage
-from persona_circuits.circuit.pruning import acdc, greedy, threshold, top_n
+from persona_circuits.circuit.pruning import Schedule, acdc, greedy, learn, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -85,6 +85,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+LEARNED = 4
+"""Gates aim at so much fewer edges than scores need for the same faithfulness; what they need is then searched."""
 MUCH_BYTES = 1 << 30
 """From here on it is said what ACDC holds."""
 
@@ -296,6 +298,9 @@ def _grids(setting: Setting) -> Sequence[Grid]:
 def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Path | None) -> Pruned:
     """From scores, or for ACDC from the model itself, to a circuit."""
     options = setting.options
+    if options.prune == "learn":
+        assert scores is not None
+        return _learned(setting, scores, state)
     if options.target_faithfulness is not None:
         assert scores is not None
         how: dict[str, Any] = {"progress": setting.stage("smallest circuit")}
@@ -313,6 +318,23 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
     how = {"start": start, "candidates": options.candidates, "state": state, "progress": setting.stage("ACDC")}
     found = acdc(setting.model, list(setting.train.runs()), setting.metric, tau, **how)
     return Pruned(found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted})
+
+
+def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
+    """Gates trained to a size; for a faithfulness to a part of what the scores need, and their order is searched."""
+    options, runs, target = setting.options, setting.train.runs, setting.options.target_faithfulness
+    what = (setting.model, runs, setting.metric)
+    n = options.top_n
+    if target is not None:
+        n = max(1, smallest(*what, scores, target, progress=setting.stage("smallest circuit by score")).n // LEARNED)
+    assert n is not None
+    schedule = Schedule(n, steps=options.train_steps, seed=options.seed)
+    how: dict[str, Any] = {"ablation": setting.ablation, "state": state, "progress": setting.stage("learned gates")}
+    found = learn(setting.model, runs.batches, setting.metric, scores, schedule, **how)
+    if target is None:
+        return Pruned(found.circuit)
+    least = smallest(*what, found.open, target, progress=setting.stage("smallest circuit by gate"))
+    return Pruned(least.circuit, smallest=least)
 
 
 def measure(setting: Setting, scores: Scores | None, circuit: Circuit) -> Measured:

@@ -84,7 +84,7 @@ class Rule:
     n: int | None = None
 
     def __post_init__(self) -> None:
-        if self.prune in ("acdc", "eap-acdc"):
+        if self.prune in ("acdc", "eap-acdc", "learn"):
             raise OptionError(
                 f"--prune {self.prune} decides by running the model, so it cannot be repeated on resampled scores; "
                 "ask how it depends on the order of its edges instead, or prune by threshold, top-n or greedy"

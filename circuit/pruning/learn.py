@@ -52,6 +52,7 @@ WIDE = 8
 """Gates that begin open, in sizes of the end."""
 SHRINKING = 0.6
 """Share of the steps after which the size is the end's."""
+TIES = 1e-9
 MAX_BYTES = 1 << 30
 SAVE_SECONDS = 30.0
 
@@ -131,6 +132,8 @@ def learn(
     training = _Training(model, batches, metric, scores, schedule, ablation)
     training.run(state, progress)
     chance = torch.sigmoid(training.logits.detach().double() - OPEN).cpu().numpy()
+    if scores is not None:  # gates that were never opened are in the order of their scores
+        chance += TIES * np.abs(scores.values) / max(np.abs(scores.values).max(), np.finfo(float).tiny)
     found = Scores(model.graph, np.where(model.graph.valid, chance, 0.0))
     return Learned(top_n(found, schedule.n), found, training.step)
 
