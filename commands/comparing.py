@@ -200,7 +200,13 @@ def compare(
         drawn = (picture is not None, "a --picture", ["strongest"])
         refuse_idle(context, (not no_model, "a model that is run, without --no-model", MEASURED), drawn)
         from persona_circuits.circuit.assessment.comparison import compare as side_by_side
-        from persona_circuits.circuit.assessment.comparison import cross_faithfulness, draw_difference, read_side
+        from persona_circuits.circuit.assessment.comparison import (
+            cross_faithfulness,
+            draw_difference,
+            draws_within,
+            grounds_within,
+            read_side,
+        )
         from persona_circuits.circuit.drawing import check_picture
         from persona_circuits.circuit.storage import check_output_file, write_json
 
@@ -210,11 +216,18 @@ def compare(
         if picture is not None:
             check_picture(picture)
         with progress_bars() as stage:
-            tell = stage("random circuits")
-            found = side_by_side(*sides, n_draws=options.n_draws, seed=setting.seed, progress=tell)
+            tell, n_draws, seconds = stage("random circuits"), options.n_draws, options.budget
+            short = []
+            if seconds is not None:
+                n_draws, short = draws_within(*sides, n_draws, seconds)
+            found = side_by_side(*sides, n_draws=n_draws, seed=setting.seed, progress=tell)
             if not no_model:
                 grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, loading)
+                if seconds is not None:
+                    grounds, setting, more = grounds_within(sides[0], grounds, setting, seconds)
+                    short += more
                 found = found.with_cross(cross_faithfulness(*sides, grounds, setting, stage=stage), notes)
+            found = replace(found, notes=(*found.notes, *short))
             if picture is not None:
                 draw_difference(found, picture, strongest=strongest)
         if report is not None:
