@@ -9,6 +9,7 @@ library's. These modules import nothing heavy, so that ``--help`` answers at onc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cache
@@ -22,6 +23,7 @@ __all__ = [
     "Alignment",
     "AnyMetric",
     "BatchSize",
+    "Budget",
     "Field",
     "IgRule",
     "MetricName",
@@ -38,6 +40,7 @@ __all__ = [
     "names_of",
     "numbers_of",
     "options_of",
+    "seconds_of",
 ]
 
 
@@ -157,6 +160,19 @@ def numbers_of(text: str) -> tuple[float, ...]:
         raise OptionError(f"--strengths {text!r} are not numbers apart by commas, such as 0.5,1,2") from error
 
 
+def seconds_of(text: str) -> float:
+    """``2m``, ``90s``, ``1.5h``, or a number of seconds.
+
+    Raises:
+        OptionError: it is none of these, or not above zero.
+    """
+    units = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text)
+    if match is None or match[2] not in units or float(match[1]) <= 0:
+        raise OptionError(f"--budget {text!r} is no time; write one such as 2m, 90s or 1h")
+    return float(match[1]) * units[match[2]]
+
+
 def conditions_of(where: list[str]) -> tuple[tuple[str, str], ...]:
     """``KEY=VALUE`` taken apart.
 
@@ -175,6 +191,14 @@ def conditions_of(where: list[str]) -> tuple[tuple[str, str], ...]:
 BatchSize = Annotated[int, Option("Prompts per pass.")]
 Seed = Annotated[int, Option("Of random circuits, random scores and bootstraps.", min=0)]
 RandomCircuits = Annotated[int, Option("Random circuits of the same size to compare with.")]
+Budget = Annotated[
+    float | None,
+    Option(
+        "Time that it may take, such as 2m: what tells most comes first, and what is left out is said.",
+        given=str,
+        read=seconds_of,
+    ),
+]
 Resamples = Annotated[int, Option("Draws of bootstraps and permutations.")]
 Steps = Annotated[int, Option("Points of EAP-IG.")]
 IgRule = Annotated[str, Option("Where EAP-IG's points lie.", choices=IG_RULES)]

@@ -17,6 +17,7 @@ __all__ = [
     "html_table",
     "one_line",
     "shortened",
+    "signed",
     "visible",
 ]
 
@@ -25,6 +26,16 @@ _UNSEEN = re.compile(
     "\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # invisible, or bidirectional
     "\ud800-\udfff\U000e0000-\U000e007f]"  # halves of pairs, and letters that no one sees
 )
+
+
+def signed(value: float, places: int = 3) -> str:
+    """A number with its sign and so many places, or with its first digits where these would be zeros.
+
+    Examples:
+        >>> signed(1.25), signed(-0.000042), signed(0)
+        ('+1.250', '-4.2e-05', '+0.000')
+    """
+    return f"{value:+.{places}f}" if value == 0 or abs(value) >= 10.0**-places else f"{value:+.2g}"
 
 
 def visible(text: object) -> str:

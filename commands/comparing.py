@@ -12,6 +12,7 @@ import typer
 from persona_circuits.circuit.assessment.options import ComparisonOptions, CurveOptions
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.printable import signed
 from persona_circuits.commands.options import JsonOption, Loading, Source
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
@@ -66,6 +67,7 @@ def curves(
         named, given = _scorers(options.scorers, read_scorer)
         if stored is not None and (scores := all_scores(stored)) is not None:
             given = {_run_name(stored): scores, **given}
+            named = named if model or pairs else tuple(one for one in named if not _made_so(own, options, one))
         where = tuple(own["task"].get("where", {}).items()) if own and pairs is None else ()
         options = replace(options.settled(own), scorers=named, where=options.where or where)
         _refuse_idle(context, options)
@@ -113,6 +115,20 @@ def _scorers(items: Sequence[str], read: Callable[[str], Any]) -> tuple[tuple[st
     return tuple(named), given
 
 
+def _made_so(record: Any, options: CurveOptions, scorer: str) -> bool:
+    """Whether a scorer would only make the run's own scores again, and draw one curve twice."""
+    made, about = (record or {}).get("method", {}), (record or {}).get("task", {})
+    asked = options.settled(record)
+    steps = (asked.steps, asked.ig_rule) if scorer == "eap-ig" else (None, None)
+    same = (made.get("scores"), made.get("steps"), made.get("ig_rule")) == (scorer, *steps)
+    same &= (about.get("metric"), (record or {}).get("ablation"), about.get("align")) == (
+        asked.metric,
+        asked.ablation,
+        asked.align,
+    )
+    return same and scorer != "random" and asked.train_split in (None, about.get("split")) and not options.where
+
+
 def _run_name(stored: Any) -> str:
     return f"run {stored.path.absolute().parent.name}"
 
@@ -132,7 +148,7 @@ def _print_curves(study: Any) -> None:
 
     report = study.report
     say(f"scored on   {study.about['scored_on']}; measured on {report.n_pairs} pairs ({report.split})")
-    say(f"m           {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}")
+    say(f"m           {report.metric}: full {signed(report.m_full)}, empty {signed(report.m_empty)}")
     for level, n in report.n_units.items():
         title = f"faithfulness by share of {n:,} {level}s"
         print_table(f"{title}, ratios of means", tables.CURVES, tables.curve_rows(report, level), texts=2)
@@ -184,7 +200,13 @@ def compare(
         drawn = (picture is not None, "a --picture", ["strongest"])
         refuse_idle(context, (not no_model, "a model that is run, without --no-model", MEASURED), drawn)
         from persona_circuits.circuit.assessment.comparison import compare as side_by_side
-        from persona_circuits.circuit.assessment.comparison import cross_faithfulness, draw_difference, read_side
+        from persona_circuits.circuit.assessment.comparison import (
+            cross_faithfulness,
+            draw_difference,
+            draws_within,
+            grounds_within,
+            read_side,
+        )
         from persona_circuits.circuit.drawing import check_picture
         from persona_circuits.circuit.storage import check_output_file, write_json
 
@@ -194,11 +216,18 @@ def compare(
         if picture is not None:
             check_picture(picture)
         with progress_bars() as stage:
-            tell = stage("random circuits")
-            found = side_by_side(*sides, n_draws=options.n_draws, seed=setting.seed, progress=tell)
+            tell, n_draws, seconds = stage("random circuits"), options.n_draws, options.budget
+            short = []
+            if seconds is not None:
+                n_draws, short = draws_within(*sides, n_draws, seconds)
+            found = side_by_side(*sides, n_draws=n_draws, seed=setting.seed, progress=tell)
             if not no_model:
                 grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, loading)
+                if seconds is not None:
+                    grounds, setting, more = grounds_within(sides[0], grounds, setting, seconds)
+                    short += more
                 found = found.with_cross(cross_faithfulness(*sides, grounds, setting, stage=stage), notes)
+            found = replace(found, notes=(*found.notes, *short))
             if picture is not None:
                 draw_difference(found, picture, strongest=strongest)
         if report is not None:

@@ -110,27 +110,27 @@ def export(
         from persona_circuits.circuit import io as files
         from persona_circuits.circuit.storage import check_output_file, check_output_folder
 
-        to, out = _format_and_place(to, out, circuit)
-        check = check_output_folder if to.startswith("mib") else check_output_file
+        form, out = _format_and_place(to, out, circuit)
+        check = check_output_folder if form.startswith("mib") else check_output_file
         check(out)
         stored = files.read_circuit(circuit)
-        if to == "eap-ig":
+        if form == "eap-ig":
             files.write_eap_ig(stored.circuit, all_scores(stored), out)
-        elif to == "graphml":
+        elif form == "graphml":
             files.write_graphml(stored.circuit, stored.scores, out)
-        elif to == "nodes":
+        elif form == "nodes":
             files.write_nodes(stored.circuit, out)
-        elif to == "auto-circuit":
+        elif form == "auto-circuit":
             from persona_circuits.circuit.peers import write_autocircuit_scores
 
             write_autocircuit_scores(_every_score(stored), out)
-        elif to == "auto-circuit-pairs":
+        elif form == "auto-circuit-pairs":
             from persona_circuits.circuit.peers import write_autocircuit_pairs
 
             source = read_task(own_pairs(stored.record))
             write_autocircuit_pairs(source.of_split((stored.record or {})["task"]["split"]), out)
-        elif to.startswith("mib"):
-            _export_mib(stored, to, out)
+        elif form.startswith("mib"):
+            _export_mib(stored, form, out)
         else:
             from persona_circuits.circuit.drawing import draw as picture
 

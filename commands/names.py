@@ -42,10 +42,10 @@ class NamedCommands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            choices = getattr(getattr(getattr(error, "param", None), "type", None), "choices", None)
-            given = re.match(r"'(.*)' is not one of ", str(getattr(error, "message", "")))
-            if choices and given:
-                error.message = f"{error.message.rstrip('.')}{meant(given[1], map(str, choices))}"  # type: ignore
+            if said := re.fullmatch(
+                r"(?:Value error, )?('(.*)' is not one of (.*?))\.?", getattr(error, "message", "")
+            ):
+                error.message = said[1] + meant(said[2], re.findall("'([^']*)'", said[3]))  # type: ignore[attr-defined]
             raise
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from persona_circuits.circuit.printable import signed
 from persona_circuits.commands.terminal import print_table, say, shown_text
 
 if TYPE_CHECKING:
@@ -115,9 +116,9 @@ def _print_signal(found: Discovery, where: str) -> None:
     shown = (
         ""
         if signal is None or signal.interval is None
-        else f" [{signal.interval.low:+.3f}, {signal.interval.high:+.3f}]"
+        else f" [{signed(signal.interval.low)}, {signed(signal.interval.high)}]"
     )
-    say(f"divergence  {found.divergence:+.3f} {unit}{shown} on {where}")
+    say(f"divergence  {signed(found.divergence)} {unit}{shown} on {where}")
     if signal is not None:
         p = "" if signal.p is None else f"p {signal.p:.2g}, "
         null = "" if signal.sigma_0 is None else f", paraphrases {signal.sigma_0:.3g} (sigma_0)"
@@ -218,7 +219,7 @@ def _print_edges(found: Discovery) -> None:
 
     edges = strongest_edges(found)
     if edges:
-        rows = [(item["edge"], f"{item['score']:+.4f}") for item in edges]
+        rows = [(item["edge"], signed(item["score"], 4)) for item in edges]
         print_table("strongest edges", ("edge", "score"), rows, texts=1)
 
 
@@ -226,7 +227,7 @@ def print_report(report: FaithfulnessReport) -> None:
     from persona_circuits.circuit.reporting import faithfulness_rows
 
     title = f"faithfulness on {report.n_pairs} pairs ({report.split})"
-    ends = f"m = {report.metric}: full {report.m_full:+.3f}, empty {report.m_empty:+.3f}"
+    ends = f"m = {report.metric}: full {signed(report.m_full)}, empty {signed(report.m_empty)}"
     if report.n_reversed is not None:
         ends += f"; {report.n_reversed} reversed"
     columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")

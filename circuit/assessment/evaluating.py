@@ -6,10 +6,11 @@ What is not said is as the circuit's file says it: pairs, metric, ablation, alig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from persona_circuits.circuit.assessment.budget import OWN, Workload, pace_of, plan, spread_over
 from persona_circuits.circuit.assessment.evaluation import Battery, Ground, all_tests, with_evaluation
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import Subject
@@ -18,6 +19,7 @@ from persona_circuits.circuit.discovery.writing import title_of
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import FaithfulnessReport
+from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import StoredCircuit, read_circuit, write_circuit
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.printable import html_table
@@ -145,11 +147,15 @@ def evaluate_circuit(
     asked = _asked(model, circuit, task, options or EvaluationOptions(), _null_task(null, model) if tested else None)
     subject, options = asked.subject, asked.options
     made = ablation_for(model, asked.task, options, stage)
+    if options.budget is not None:
+        asked, tested = _within(options.budget, asked, model, made, tested, stage)
+        options = asked.options
     report = report_of(model, asked.chosen, subject.circuit, options, made, asked.split, asked.scores, stage)
     results = None
     if tested:
         own = made if asked.searches_ablation else None
         ground = Ground(model, asked.chosen, subject, options, metric_of(options.metric), made, state, stage, own)
+        ground = replace(ground, repeated=asked.repeated)
         results = all_tests(ground, asked.null)
     record = None
     if subject.record is not None:
@@ -172,10 +178,17 @@ class _Asked:
     null: Task | None
     shared: Overlap | None
     options: EvaluationOptions
+    repeated: bool = True
+    left_out: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Of all pair files, each once."""
+        """Of all pair files, each once, and of what there was no time for."""
+        short = (f"left out by --budget: {', '.join(self.left_out)}",) if self.left_out else ()
+        return (*self._of_files, *short)
+
+    @property
+    def _of_files(self) -> tuple[str, ...]:
         tasks = [one for one in (self.task, self.null, self.subject.search) if one is not None]
         return tuple(dict.fromkeys(f"{one.source}: {note}" for one in tasks for note in one.notes))
 
@@ -219,6 +232,34 @@ def _asked(
     chosen = chosen.of_split(split)
     shared = _shared_with_search(record, search, chosen, model)
     return _Asked(Subject(circuit, record, search), scores, whole, chosen, split, quiet, shared, options)
+
+
+TEST_PASSES = 150
+"""Passes of a pair that all quick tests take at most, for a few keys of the pairs."""
+
+
+def _within(
+    seconds: float, asked: _Asked, model: Model, made: Ablation | None, tested: bool, stage: Stage
+) -> tuple[_Asked, bool]:
+    """What of it should fit into the time, by a measured pass; whether the tests are among it."""
+    options, few = asked.options, spread_over(asked.chosen, 2)
+    alone = replace(options, n_random=0)
+
+    def once() -> object:
+        return report_of(model, few, asked.subject.circuit, alone, made, asked.split, asked.scores, stage)
+
+    once()
+    record, search = asked.subject.record, asked.subject.search
+    method = (record or {}).get("method", {})
+    per_pair = 3 * (1 + (method.get("steps") or 1))
+    again = 2 * per_pair * len(search.pairs) if tested and search is not None and record is not None else 0
+    if method.get("prune") in ("acdc", "eap-acdc"):
+        again = max(again, model.graph.n_edges * len(few.pairs))
+    work = Workload(len(asked.chosen.pairs), options.n_random, TEST_PASSES if tested else 0, again)
+    ours = plan(work, seconds, pace_of(once, OWN * len(few.pairs)))
+    settled = replace(options, quick=True, n_random=ours.n_random)
+    shorter = replace(asked, options=settled, chosen=spread_over(asked.chosen, ours.n_pairs))
+    return replace(shorter, repeated=ours.searched, left_out=ours.left_out), ours.tested
 
 
 def _parts_of(given: StoredCircuit | Discovery) -> tuple[Circuit, Scores | None, dict[str, Any] | None]:

@@ -64,6 +64,7 @@ __all__ = [
 
 AXES = ("held_out", "domain", "template", "placement")
 """Keys of the pairs by which transfer is looked at where no other is asked for."""
+LEFT_OUT = Searched(None, reason="left out by --budget")
 DRAWS, QUICK_DRAWS = 199, 39
 """Of the test for groups of pairs."""
 
@@ -139,7 +140,8 @@ def battery(
 class Ground:
     """What all tests of one circuit have in common: pairs, options (settled), and where what is measured is kept.
 
-    ``searched_with`` is the ablation of the circuit's search, where it is made already.
+    ``searched_with`` is the ablation of the circuit's search, where it is made already; ``repeated`` is whether that
+    search is made again on resampled pairs.
     """
 
     model: Model
@@ -151,6 +153,7 @@ class Ground:
     state: Path | None = None
     stage: Stage = field(default=untold_stage)
     searched_with: Ablation | None = None
+    repeated: bool = True
 
     @property
     def how(self) -> dict[str, Any]:
@@ -174,7 +177,7 @@ def all_tests(ground: Ground, null: Task | None) -> Battery:
     how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
     quiet = null_run(ground.model, null, **how) if null is not None else None
     known: dict[str, Any] = {"ablation": ground.searched_with, "state": ground.kept("search"), "stage": ground.stage}
-    searched = search_again(ground.model, subject, options, **known)
+    searched = LEFT_OUT if not ground.repeated else search_again(ground.model, subject, options, **known)
     runs = ground.runs()
     what = (ground.model, runs, ground.metric, subject.circuit)
     clusters = Clusters.of(ground.task.pairs)

@@ -18,7 +18,7 @@ from persona_circuits.circuit.choices import (
 )
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError, meant
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, Steps, Where, names_of
+from persona_circuits.circuit.options import BatchSize, Budget, Option, PlainNumbers, Seed, Steps, Where, names_of
 
 __all__ = [
     "ComparisonOptions",
@@ -128,6 +128,7 @@ class ComparisonOptions(PlainNumbers):
     """How two circuits are compared."""
 
     n_draws: Annotated[int, Option("Draws of every kind of chance.")] = 200
+    budget: Budget = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class EvaluationOptions(MeasureOptions):
     of the usual keys that split the pairs. ``n_random`` random circuits stand beside the faithfulness,
     ``n_tested`` beside the hypothesis tests; ``n_resamples`` of the pairs, or ``orders`` of ACDC, tell its
     stability. ``quick``: few random circuits, permutations, edges and resamples, and pairs grouped by EAP scores.
+    ``budget`` is in seconds: the tests are quick then, and pairs, random circuits and tests are left out as need be.
     """
 
     by: Annotated[
@@ -150,5 +152,6 @@ class EvaluationOptions(MeasureOptions):
     ] = None
     orders: Annotated[int, Option("Random orders in which ACDC's search is repeated; 0: none.", min=0)] = 3
     quick: Annotated[bool, Option("Few random circuits, permutations and edges: seconds instead of minutes.")] = False
+    budget: Budget = None
     n_tested: int = 100
     n_resamples: int = 200

@@ -26,7 +26,7 @@ from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
 from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import circuit_record
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.printable import html_table
+from persona_circuits.circuit.printable import html_table, signed
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
@@ -91,7 +91,7 @@ class Discovery:
         return f"Discovery({self.circuit!r}, {found}, {held}; {effect})"
 
     def _repr_html_(self) -> str:
-        edges = [(item["edge"], f"{item['score']:+.4f}") for item in strongest_edges(self)]
+        edges = [(item["edge"], signed(item["score"], 4)) for item in strongest_edges(self)]
         table = html_table("the strongest edges", ("edge", "score"), edges) if edges else ""
         reports = "".join(report._repr_html_() for report in self.reports)
         picture = self._repr_svg_() or ""

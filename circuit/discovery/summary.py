@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.attribution import Completeness
 from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport
+from persona_circuits.circuit.printable import signed
 
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery.search import Discovery
@@ -52,9 +53,9 @@ def _asked_for(discovery: Discovery) -> dict[str, Any]:
 def completeness_lines(found: Completeness) -> list[str]:
     """What EAP-IG's scores sum to, and a warning where that is more than 5 % off."""
     if found.gap is None:
-        return [f"EAP-IG      edges that leave input sum to {found.attributed:+.3f}; unchecked: {found.reason}"]
+        return [f"EAP-IG      edges that leave input sum to {signed(found.attributed)}; unchecked: {found.reason}"]
     line = (
-        f"EAP-IG      edges that leave input sum to {found.attributed:+.3f} of {found.effect:+.3f}: "
+        f"EAP-IG      edges that leave input sum to {signed(found.attributed)} of {found.effect:+.3f}: "
         f"{found.gap:.1%} off with {found.steps} steps"
     )
     warning = f"warning: more than {found.MOST:.0%} off: the points are too few; use --steps {4 * found.steps} or more"
@@ -79,7 +80,7 @@ def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
     if report.random_mean is not None:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
         name = f"random, matched ({len(report.random)})"
-        rows.append((name, str(report.circuit.n_edges), "", f"{report.random_mean:.3f}", spread, "", ""))
+        rows.append((name, f"{report.circuit.n_edges:,}", "", f"{report.random_mean:.3f}", spread, "", ""))
     return rows
 
 
@@ -88,7 +89,7 @@ def _row(name: str, value: Faithfulness) -> tuple[str, ...]:
     return (
         name,
         f"{value.n_edges:,}",
-        f"{value.m:+.3f}",
+        signed(value.m),
         _number(value.ratio_of_means),
         interval,
         _number(value.mean_of_ratios),

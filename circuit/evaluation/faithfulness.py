@@ -28,7 +28,7 @@ from persona_circuits.circuit.evaluation.matched import Matched, matched_circuit
 from persona_circuits.circuit.forward import Prepared, Rounding, measure, tolerance
 from persona_circuits.circuit.graph import Edge
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.printable import html_table
+from persona_circuits.circuit.printable import html_table, signed
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, Interval, is_zero, ratio_interval
 from persona_circuits.circuit.subgraph import Circuit
@@ -73,7 +73,7 @@ class Faithfulness:
     median_of_ratios: float | None = None
 
     def __repr__(self) -> str:
-        return f"Faithfulness({self.shown}, {self.n_edges:,} edges, m {self.m:+.3f})"
+        return f"Faithfulness({self.shown}, {self.n_edges:,} edges, m {signed(self.m)})"
 
     @property
     def shown(self) -> str:
@@ -130,9 +130,9 @@ class FaithfulnessReport:
         named = {"circuit": self.circuit, "complement": self.complement}
         if self.without_edge is not None:
             named[f"all but {self.edge}"] = self.without_edge
-        rows = [(name, one.n_edges, f"{one.m:+.3f}", one.shown) for name, one in named.items()]
+        rows = [(name, f"{one.n_edges:,}", signed(one.m), one.shown) for name, one in named.items()]
         if self.random_mean is not None:
-            rows.append((f"random ({len(self.random)})", self.circuit.n_edges, "", f"f {self.random_mean:.3f}"))
+            rows.append((f"random ({len(self.random)})", f"{self.circuit.n_edges:,}", "", f"f {self.random_mean:.3f}"))
         return html_table(repr(self), ("", "edges", "m", "faithfulness"), rows)
 
     @property

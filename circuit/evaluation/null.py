@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.errors import TaskError
@@ -81,7 +81,7 @@ def null_run(model: Model, task: Task, *, align: str = "right", batch_size: int 
     )
     gaps = [abs(len(row.clean) - len(row.corrupt)) for row in rows]
     sizes = [abs(found[row.index]) for row in rows]
-    rank = stats.spearmanr(gaps, sizes) if len(rows) > 2 and len(set(gaps)) > 1 and len(set(sizes)) > 1 else None
+    rank = scipy.stats.spearmanr(gaps, sizes) if len(rows) > 2 and len(set(gaps)) > 1 and len(set(sizes)) > 1 else None
     sigma = float(np.sqrt(np.mean(equal**2))) if len(equal) else None
     enough = len(equal) > 2 and len(unequal) > 2 and bool(np.ptp(equal)) and bool(np.ptp(unequal))
     return NullRun(
@@ -92,7 +92,7 @@ def null_run(model: Model, task: Task, *, align: str = "right", batch_size: int 
         float(np.sqrt(np.mean(unequal**2))) if len(unequal) else None,
         float(np.mean(np.abs(unequal) < 2 * sigma)) if sigma and len(unequal) else None,
         _larger(unequal, equal) if enough else None,
-        float(stats.wilcoxon(unequal).pvalue) if len(unequal) > 2 and np.any(unequal) else None,
+        float(scipy.stats.wilcoxon(unequal).pvalue) if len(unequal) > 2 and np.any(unequal) else None,
         None if rank is None else float(rank.statistic),
         None if rank is None else float(rank.pvalue),
     )
@@ -100,6 +100,6 @@ def null_run(model: Model, task: Task, *, align: str = "right", batch_size: int 
 
 def _larger(wide: np.ndarray, narrow: np.ndarray) -> float:
     """One-sided Levene test with medians (Brown and Forsythe) that ``wide`` spreads more."""
-    p = float(stats.levene(wide, narrow, center="median").pvalue)
+    p = float(scipy.stats.levene(wide, narrow, center="median").pvalue)
     spreads = [float(np.abs(x - np.median(x)).mean()) for x in (wide, narrow)]
     return p / 2 if spreads[0] >= spreads[1] else 1 - p / 2

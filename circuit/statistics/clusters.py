@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from scipy import sparse, stats
+from scipy import sparse, special
 
 from persona_circuits.circuit.statistics.permutations import Permutations, permutations_of
 from persona_circuits.circuit.task import PromptPair
@@ -218,7 +218,7 @@ class _Way:
         if self.freedom < LEAST_KNOWN:
             return float("inf")
         found = sum(sign * float(((members.T @ influence) ** 2).sum()) for sign, members in self.terms)
-        widening = stats.t.ppf(0.975, self.freedom) / NORMAL if confident else 1.0
+        widening = special.stdtrit(self.freedom, 0.975) / NORMAL if confident else 1.0
         return widening * (self.correction * max(found, 0.0)) ** 0.5 / self.effects.shape[0]
 
     def p_value(self, size: float, influence: Float[np.ndarray, " pair"], negligible: float) -> float:
@@ -226,11 +226,11 @@ class _Way:
         if spread <= 0:  # nothing varies along this way: it can only say whether the number is there
             return float(size <= negligible)
         ends = np.array([size - negligible, size + negligible]) / spread
-        return min(1.0, float(stats.t.sf(ends, self.freedom).sum()))
+        return min(1.0, float(special.stdtr(self.freedom, -ends).sum()))
 
     def p_above(self, value: float, influence: Float[np.ndarray, " pair"]) -> float:
         spread = self.spread(influence[:, None], confident=False)
-        return float(stats.t.sf(value / spread, self.freedom)) if spread > 0 else float(value <= 0)
+        return float(special.stdtr(self.freedom, -value / spread)) if spread > 0 else float(value <= 0)
 
     @property
     def freedom(self) -> float:

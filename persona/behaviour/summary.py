@@ -251,11 +251,6 @@ def _notes(main: Sequence[PairRow], sigma: float | None) -> list[str]:
     if n_personas < FEW_CLUSTERS:
         least = 2.0 ** (1 - n_personas)
         notes.append(f"{n_personas} persona pair(s) only: the p of D = 0 can hardly fall below {least:.2g}")
-    if any(row.measure.item.candidates == _declared(row) for row in main):
+    if any(row.measure.item.names_no_more for row in main):
         notes.append("some pairs name no further candidates: collapse there is over the two declared sides alone")
     return notes
-
-
-def _declared(row: PairRow) -> tuple[str, ...]:
-    pair = row.measure.item.pair
-    return (*pair.answers, *pair.wrong_answers)

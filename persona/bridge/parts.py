@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 import torch
 from jaxtyping import Bool, Float
-from scipy import stats
 
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
@@ -59,8 +59,8 @@ def three_way(sizes: Sequence[int], shared: int, universe: int) -> tuple[float, 
     """How many nodes three random sets of these sizes share on average, and the p of as many as ``shared`` or more."""
     a, b, c = sizes
     both = np.arange(min(a, b) + 1)
-    weights = stats.hypergeom.pmf(both, universe, a, b)
-    p = float(np.sum(weights * stats.hypergeom.sf(shared - 1, universe, both, c)))
+    weights = scipy.stats.hypergeom.pmf(both, universe, a, b)
+    p = float(np.sum(weights * scipy.stats.hypergeom.sf(shared - 1, universe, both, c)))
     return a * b * c / universe**2, min(p, 1.0)
 
 

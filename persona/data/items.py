@@ -57,6 +57,12 @@ class Item:
         return self.axes.get("control", "none")
 
     @property
+    def names_no_more(self) -> bool:
+        """Whether the row leaves open if its question has other options than the two sides' answers."""
+        declared = (*self.pair.answers, *self.pair.wrong_answers)
+        return self.candidates == declared and "candidates" not in self.pair.row
+
+    @property
     def question(self) -> str:
         """The question's name, or the pair's id where the file names none."""
         return self.pair.question or f"pair {self.pair.id}"

@@ -275,6 +275,6 @@ def _notes(main: Sequence[Explained], sigma: float | None, thresholds: Threshold
         notes.append("this model's attention takes no mask of numbers: access is unknown, nearness cannot be tested")
     if len({row.item.question for row in main}) == 1 and len({row.item.persona_pair for row in main}) == 1:
         notes.append("one question and two personas only: prompts differ in little else, so all signals are large")
-    if any(row.item.candidates == (*row.item.pair.answers, *row.item.pair.wrong_answers) for row in main):
+    if any(row.item.names_no_more for row in main):
         notes.append("some pairs name no further candidates: one choice or two is then of the two declared sides alone")
     return notes

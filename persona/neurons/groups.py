@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from persona_circuits.circuit.statistics import cluster_codes
 from persona_circuits.persona.data import Example, ExampleFile
@@ -122,7 +122,7 @@ def _group(
         overlap=overlap(lists[1], lists[0], int(live.sum())),
         median_rank=float(np.median(places[0][lists[1]])) if lists[1] else np.nan,
         same_sign=float(np.mean(same)) if same else np.nan,
-        rho=float(stats.spearmanr(means[0][live], means[1][live]).statistic) if varied else np.nan,
+        rho=float(scipy.stats.spearmanr(means[0][live], means[1][live]).statistic) if varied else np.nan,
         own=tuple(lists[0]),
         ranks=tuple(int(places[0][place]) for place in selected),
     )

@@ -33,8 +33,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from persona_circuits.circuit.statistics import Clusters
 
@@ -139,7 +139,7 @@ def rank_neurons(
     p, q = np.full(len(z), np.nan), np.full(len(z), np.nan)
     if live.any():
         p[live] = np.max([_pooled_p(values[live], draws[:, live]) for values, draws in found], axis=0)
-        q[live] = stats.false_discovery_control(p[live])
+        q[live] = scipy.stats.false_discovery_control(p[live])
     ranked = np.flatnonzero(live)
     order = ranked[np.lexsort((-z[ranked], p[ranked]))]
     names = ("sign-flip",) if null is None else ("paraphrase",) if pool == "rms" else ("paraphrase", "sign-flip")
@@ -215,7 +215,7 @@ def overlap(first: Sequence[int], second: Sequence[int], universe: int) -> Overl
     """How much two lists share, against random lists of their lengths."""
     a, b = set(first), set(second)
     shared, union = len(a & b), len(a | b)
-    p = float(stats.hypergeom.sf(shared - 1, universe, len(a), len(b)))
+    p = float(scipy.stats.hypergeom.sf(shared - 1, universe, len(a), len(b)))
     expected = len(a) * len(b) / universe if universe else 0.0
     return Overlap(len(a), len(b), shared, universe, expected, shared / union if union else None, min(p, 1.0))
 

@@ -26,10 +26,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from persona_circuits.circuit.evaluation import NullRun, null_run
@@ -335,7 +335,7 @@ def _movers(
         return ()
     at = [i for i, site in enumerate(effects.sites) if site.kind == "head" and site.part == ANSWER]
     p = ratio_p_values(effects.values[1, at], divergence, clusters, negligible=options.negligible)
-    adjusted = stats.false_discovery_control(p)
+    adjusted = scipy.stats.false_discovery_control(p)
     mass = None if attention is None else np.nanmean(attention, axis=1)
     found = []
     for i, one, corrected in zip(at, p, adjusted, strict=True):

@@ -15,6 +15,7 @@ from persona_circuits.circuit.assessment.comparison.study import (
     cross_faithfulness,
     draw_difference,
 )
+from persona_circuits.circuit.assessment.comparison.within import draws_within, grounds_within
 
 __all__ = [
     "GROUPS",
@@ -26,6 +27,8 @@ __all__ = [
     "compare",
     "cross_faithfulness",
     "draw_difference",
+    "draws_within",
+    "grounds_within",
     "groups",
     "read_side",
     "relative_scores",

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 from jaxtyping import Float
-from scipy import stats
 
 from persona_circuits.circuit.evaluation.completeness.share_intervals import (
     MOST_EXHAUSTIVE,
@@ -215,7 +215,7 @@ class Study:
         after = [left[i] - self.measured.of(one.of(cut.of(valid)) for one in singles) for i, cut in enumerate(cuts)]
         growth = np.concatenate([values - before for values in after])
         p = growth_p(growth * np.sign(scale) - negligible * abs(scale), seed=self.seed, clusters=self.clusters)
-        adjusted = stats.false_discovery_control(p)
+        adjusted = scipy.stats.false_discovery_control(p)
         means = growth.mean(1) / scale
         order = np.argsort(-means, kind="stable").tolist()
         known = [i for place, i in enumerate(order) if place < MOST_INTERVALS or adjusted[i] <= alpha]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 from jaxtyping import Float
-from scipy import stats
 
 from persona_circuits.circuit.evaluation.hypothesis.outcomes import (
     ALPHA,
@@ -77,7 +77,7 @@ def minimality(
         sentence = f"The circuit has {what}."
         return Outcome(statistic=None, p=None, decision=NOT_APPLICABLE, sentence=sentence, **result), ()
     beaten = (changes[:, None] > random[None, :] + tie).sum(1)
-    raw = stats.binom.cdf(beaten, len(random), quantile)
+    raw = scipy.stats.binom.cdf(beaten, len(random), quantile)
     adjusted = holm(raw)
     edges = tuple(
         EdgeTest(name, float(change), float(k / len(random)), float(p), float(p_holm), bool(p_holm <= alpha))
@@ -117,7 +117,7 @@ def _superfluous(
     if names:
         some = ", ".join(names[:5]) + (" and others" if len(names) > 5 else "")
         return FAILED, f"{len(names)} of {of} tested matter less than random ones do: {some}"
-    if stats.binom.cdf(0, n_random, quantile) * n_tested > alpha:
+    if scipy.stats.binom.cdf(0, n_random, quantile) * n_tested > alpha:
         return UNDECIDED, f"{counted(n_random, 'random edge')} are too few to reject any of {of}"
     return PASSED, f"none of {of} tested is shown to matter less than random ones do"
 
@@ -125,5 +125,5 @@ def _superfluous(
 def _detectable_share(n_random: int, n_tested: int, quantile: float, alpha: float) -> float | None:
     """The largest share of random edges that an edge may beat and still be called superfluous; None: no share."""
     k = np.arange(n_random + 1)
-    found = k[stats.binom.cdf(k, n_random, quantile) * n_tested <= alpha]
+    found = k[scipy.stats.binom.cdf(k, n_random, quantile) * n_tested <= alpha]
     return float(found.max() / n_random) if len(found) else None

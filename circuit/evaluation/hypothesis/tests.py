@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import optimize, special, stats
 
 from persona_circuits.circuit.evaluation.hypothesis.outcomes import (
     ALPHA,
@@ -321,7 +321,7 @@ def _against_random(
         "n_as_good": b,
         "most_as_good": most if most >= 0 else None,
         "n_same": int(same.sum()),
-        "p_quantile": float(stats.binom.sf(n - b - 1, n, quantile)),
+        "p_quantile": float(scipy.stats.binom.sf(n - b - 1, n, quantile)),
         "quantile": quantile,
         "random_best": float(best),
         "random_median": float(np.median(random)),
@@ -356,15 +356,15 @@ def _p_of_unequal(
 
 def _tail(n: float, k: float, eps: float) -> float:
     """P(K >= k) of a binomial of chance 1/2 + eps, between whole numbers by the incomplete beta function."""
-    return float(special.betainc(max(k, 1e-9), n - k + 1, 0.5 + eps))
+    return float(scipy.special.betainc(max(k, 1e-9), n - k + 1, 0.5 + eps))
 
 
 def _bound(above: float, below: float, n: float, alpha: float) -> float:
     """How far P may be from 1/2, at one-sided level ``alpha`` on either side."""
     ends = []
     for more, fewer in ((above, below), (below, above)):
-        high = special.betaincinv(more + 1, n - more, 1 - alpha / 2) if more < n else 1.0
-        low = special.betaincinv(fewer, n - fewer + 1, alpha / 2) if fewer > 0 else 0.0
+        high = scipy.special.betaincinv(more + 1, n - more, 1 - alpha / 2) if more < n else 1.0
+        low = scipy.special.betaincinv(fewer, n - fewer + 1, alpha / 2) if fewer > 0 else 0.0
         ends.append(float(high - low) / 2)
     return max(ends)
 
@@ -378,7 +378,7 @@ def _p_of_equal(above: float, below: float, n: float, eps: float) -> float:
     least, most = 1e-12, 1.0
     if beyond(most) >= 0:
         return 1.0
-    return float(optimize.brentq(beyond, least, most)) if beyond(least) > 0 else least
+    return float(scipy.optimize.brentq(beyond, least, most)) if beyond(least) > 0 else least
 
 
 def _fails_from(n: float, eps: float, alpha: float, clusters: Clusters) -> float | None:
@@ -411,13 +411,21 @@ def _detectable(
         return 1.0
     orders = among.draws(np.random.default_rng(seed), 200)
     spread = float((second[orders] @ first / scale).std())
-    return float(np.tanh((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(POWER)) * spread)) if spread > 0 else 1.0
+    return (
+        float(np.tanh((scipy.stats.norm.ppf(1 - alpha / 2) + scipy.stats.norm.ppf(POWER)) * spread))
+        if spread > 0
+        else 1.0
+    )
 
 
 def _two_sided(n: int, gap: int, eps: float) -> float:
     """P(|2 K - n| >= gap) for K binomial with n draws of chance 1/2 + eps."""
     least = -(-(n + gap) // 2)
-    return 1.0 if gap <= 0 else float(special.bdtrc(least - 1, n, 0.5 + eps) + special.bdtr(n - least, n, 0.5 + eps))
+    return (
+        1.0
+        if gap <= 0
+        else float(scipy.special.bdtrc(least - 1, n, 0.5 + eps) + scipy.special.bdtr(n - least, n, 0.5 + eps))
+    )
 
 
 def _kernel(x: Float[np.ndarray, " pair"]) -> Float[np.ndarray, "pair pair"]:

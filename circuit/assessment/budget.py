@@ -1,0 +1,110 @@
+"""What is done within a time: a pass is timed, and as much is asked as should fit, what tells most first.
+
+First comes the faithfulness on a few pairs, then more pairs, then random circuits beside it, then the tests in their
+quick form, and last the search repeated on resampled pairs. What does not fit is left out, and said.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from persona_circuits.circuit.task import Task
+
+__all__ = [
+    "Plan",
+    "Workload",
+    "pace_of",
+    "plan",
+    "spread_over",
+]
+
+SAFE = 0.6
+"""The share of the time that is planned for: passes differ, and reading and writing take some."""
+FEW, ENOUGH = 4, 16
+"""Pairs below which nothing is measured, and up to which pairs come before anything else."""
+LEAST_RANDOM = 3
+OWN = 6
+"""Passes of a pair for its faithfulness alone: both plain runs, the circuit, its complement, and an edge alone."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked for, in passes: of every pair for the tests, and of the whole search made again."""
+
+    n_pairs: int
+    n_random: int
+    tests: int = 0
+    search: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of it is done, in how many passes; ``left_out`` says what is not."""
+
+    n_pairs: int
+    n_random: int
+    tested: bool
+    searched: bool
+    left_out: tuple[str, ...]
+
+    def passes(self, work: Workload) -> int:
+        """How many passes that takes."""
+        each = OWN + self.n_random + (work.tests if self.tested else 0)
+        return self.n_pairs * each + (work.search if self.searched else 0)
+
+    def seconds(self, work: Workload, pace: float) -> float:
+        """How long that should take, with a pass of ``pace`` seconds."""
+        return self.passes(work) * pace
+
+
+def plan(work: Workload, seconds: float, pace: float) -> Plan:
+    """The most of the work that should fit into so many seconds, where a pass of one pair takes ``pace``."""
+    room = SAFE * seconds / max(pace, 1e-9)
+    few = min(work.n_pairs, FEW)
+    made = Plan(few, 0, False, False, ())
+    for share in (
+        lambda one: replace(one, n_random=min(work.n_random, LEAST_RANDOM)),
+        lambda one: replace(one, n_pairs=_most(one, work, room, min(work.n_pairs, ENOUGH))),
+        lambda one: replace(one, tested=work.tests > 0),
+        lambda one: replace(one, n_random=work.n_random),
+        lambda one: replace(one, n_pairs=_most(one, work, room, work.n_pairs)),
+        lambda one: replace(one, searched=work.search > 0),
+    ):
+        more = share(made)
+        made = more if more.passes(work) <= room else made
+    return replace(made, left_out=_left_out(made, work))
+
+
+def _most(made: Plan, work: Workload, room: float, most: int) -> int:
+    """Pairs that fit, not fewer than there are already."""
+    each = replace(made, n_pairs=1).passes(work)
+    return max(made.n_pairs, min(most, int(room // each)))
+
+
+def _left_out(made: Plan, work: Workload) -> tuple[str, ...]:
+    found = []
+    if made.n_pairs < work.n_pairs:
+        found.append(f"{work.n_pairs - made.n_pairs} of {work.n_pairs} pairs")
+    if made.n_random < work.n_random:
+        found.append(f"{work.n_random - made.n_random} of {work.n_random} random circuits")
+    if work.tests and not made.tested:
+        found.append("tests beyond faithfulness")
+    if work.search and not made.searched:
+        found.append("the search repeated on resampled pairs")
+    return tuple(found)
+
+
+def pace_of(measure: Callable[[], object], passes: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one pass of one pair, from a measurement that takes so many."""
+    begun = clock()
+    measure()
+    return (clock() - begun) / passes
+
+
+def spread_over(task: Task, n: int) -> Task:
+    """So many pairs of a task, evenly from its beginning to its end, so that no persona or question is favoured."""
+    step = len(task.pairs) / max(n, 1)
+    kept = tuple(task.pairs[int(i * step)] for i in range(min(n, len(task.pairs))))
+    return task if n >= len(task.pairs) else replace(task, pairs=kept)

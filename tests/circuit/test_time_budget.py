@@ -1,0 +1,124 @@
+"""What is left out where time is short: by arithmetic, with a clock of the test's own, and on a tiny model."""
+
+import sys
+
+import pytest
+from conftest import DATA
+from typer.testing import CliRunner
+
+from persona_circuits import cli
+from persona_circuits.circuit.assessment import EvaluationOptions, evaluate_circuit, evaluating
+from persona_circuits.circuit.assessment import budget as module
+from persona_circuits.circuit.assessment.budget import SAFE, Workload, pace_of, plan, spread_over
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import seconds_of
+
+WORK = Workload(100, 10, tests=150, search=2000)
+
+
+def test_all_of_it_where_there_is_time():
+    found = plan(WORK, seconds=1e6, pace=0.1)
+    assert (found.n_pairs, found.n_random, found.tested, found.searched) == (100, 10, True, True)
+    assert found.left_out == ()
+
+
+def test_the_plan_fits_and_grows_with_the_time():
+    before = None
+    for seconds in (1.0, 5.0, 20.0, 60.0, 120.0, 600.0, 3600.0, 36000.0):
+        found = plan(WORK, seconds, 0.1)
+        least = found.n_pairs == module.FEW and not found.n_random
+        assert least or found.seconds(WORK, 0.1) <= SAFE * seconds
+        if before is not None:
+            assert found.passes(WORK) >= before.passes(WORK)
+        before = found
+    assert before.left_out == ()
+
+
+TESTS, SEARCH = "tests beyond faithfulness", "the search repeated on resampled pairs"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left_out"),
+    [
+        (1.0, ("96 of 100 pairs", "10 of 10 random circuits", TESTS, SEARCH)),
+        (60.0, ("78 of 100 pairs", TESTS, SEARCH)),
+        (600.0, ("79 of 100 pairs", SEARCH)),
+    ],
+)
+def test_what_tells_most_comes_first_and_the_rest_is_named(seconds, left_out):
+    assert plan(WORK, seconds, 0.1).left_out == left_out
+
+
+def test_a_pace_is_seconds_by_passes():
+    times = iter([10.0, 16.0])
+    assert pace_of(lambda: None, 12, clock=lambda: next(times)) == 0.5
+
+
+def test_pairs_are_taken_evenly(tiny_task):
+    assert [pair.id for pair in spread_over(tiny_task, 3).pairs] == [tiny_task.pairs[i].id for i in (0, 2, 5)]
+    assert spread_over(tiny_task, 8) is tiny_task
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("2m", 120), ("90s", 90), ("1.5h", 5400), (" 7 ", 7), ("3 min", 180)])
+def test_times(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-3", "0", "2 days", "1e3"])
+def test_no_times(text):
+    with pytest.raises(OptionError, match="is no time; write one such as 2m"):
+        seconds_of(text)
+
+
+@pytest.fixture(scope="module")
+def found(tiny, tiny_task):
+    return discover(tiny, tiny_task, Options(n_random=0, steps=2))
+
+
+@pytest.mark.parametrize(("pace", "n", "tested"), [(1e-9, 8, True), (0.2, 6, False)])
+def test_evaluate_does_what_fits_and_says_the_rest(tiny, tiny_task, found, monkeypatch, pace, n, tested):
+    monkeypatch.setattr(evaluating, "pace_of", lambda measure, _passes: (measure(), pace)[1])
+    done = evaluate_circuit(tiny, found, tiny_task, EvaluationOptions(budget=20.0, n_random=3))
+    assert done.report.n_pairs == n
+    assert (done.results is not None) is tested
+    said = [note for note in done.notes if note.startswith("left out by --budget: ")]
+    assert bool(said) is not tested
+    if said:
+        assert "2 of 8 pairs" in said[0]
+        assert "tests beyond faithfulness" in said[0]
+
+
+def test_quick_tests_take_no_more_passes_than_are_planned_for(tiny, tiny_task, found, monkeypatch):
+    from persona_circuits.circuit.forward import patched
+
+    passes = []
+    plain = patched.patched_logits
+    for name, one in list(sys.modules.items()):
+        if name.startswith("persona_circuits.") and getattr(one, "patched_logits", None) is plain:
+            monkeypatch.setattr(one, "patched_logits", lambda *a, **k: _counted(passes, plain, a, k))
+    evaluate_circuit(tiny, found, tiny_task, EvaluationOptions(quick=True, n_random=0, metric="logit-diff"))
+    assert 20 * len(tiny_task) < sum(passes) <= evaluating.TEST_PASSES * len(tiny_task)
+
+
+def _counted(passes, plain, given, how):
+    found = plain(*given, **how)
+    passes.append(found.shape[0] * found.shape[1])
+    return found
+
+
+def test_both_commands_take_it(tmp_path):
+    def call(*arguments):
+        done = CliRunner().invoke(cli.app, [str(one) for one in arguments])
+        assert done.exit_code == 0, done.output
+        return done
+
+    run = ["--model", DATA / "tiny-gpt2", "--pairs", DATA / "tiny_pairs.json", "--n-random", "0", "--steps", "2"]
+    for name in "ab":
+        call("discover", *run, "--threshold", "0.05", "--out", tmp_path / name)
+    done = call("evaluate", tmp_path / "a", "--budget", "0.01s", "--no-save")
+    assert "left out by --budget: 4 of 8 pairs" in done.stderr
+    assert "hypothesis" not in done.stdout
+    done = call("compare", tmp_path / "a", tmp_path / "b", "--budget", "0.01s")
+    assert "left out by --budget: 180 of 200 draws of chance" in done.stdout
+    assert "left out by --budget, on A's pairs: 4 of 8 pairs, 10 of 10 random circuits" in done.stdout
