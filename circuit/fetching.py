@@ -65,7 +65,9 @@ def fetch(
     if fetched(name, folder) is not None:
         found = origin_of(place)
         if found is None or found.sha256 != entry.sha256:
-            raise ModelError(f"{place} was made from another file than the catalogue's; move it away, fetch it again")
+            raise ModelError(
+                f"{place} was made from another file than the catalogue's; move it away and fetch it again"
+            )
         return place
     if not (entry.is_open or accept_licence):
         raise OptionError(

@@ -85,9 +85,6 @@ def test_the_chat_models_circuit_holds_on_pairs_it_was_not_found_on(craftgpt, tm
     assert summary["held_out"]
     assert held_out["n_pairs"] == 24
     assert held_out["circuit"]["interval"]["low"] > max(held_out["random"]) + 0.3
-    text = (ROOT / "README.md").read_text()
-    assert f"{summary['counts']['edges']:,} of {summary['counts']['graph_edges']:,} edges" in text
-    assert f"{held_out['circuit']['ratio_of_means']:.3f}" in text
 
 
 def test_shipped_files_are_found_from_anywhere(tmp_path, monkeypatch):

@@ -88,11 +88,11 @@ def origin_of_gguf(path: Path) -> Origin:
     Raises:
         ModelError: it cannot be read.
     """
-    from gguf import LlamaFileType
+    from gguf import LlamaFileType as Kind
 
     kind = _metadata(path).get("general.file_type")
     try:
-        name = LlamaFileType(int(kind)).name if kind is not None else "of an unknown kind"
+        name = Kind(int(kind)).name if kind is not None else "of an unknown kind"
     except (TypeError, ValueError):
         name = f"kind {kind}"
     return Origin(path.name, sha256_of(path), name.removeprefix("MOSTLY_").removeprefix("ALL_"))

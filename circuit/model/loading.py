@@ -178,7 +178,7 @@ def origin_at(name: str | Path) -> Origin | None:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a model is read: ``name`` is a folder's if ``local``, else the hub's; ``gguf`` the file in it to read."""
+    """Where a model is read: ``name`` is a folder where ``local``, else on the hub; ``gguf`` the file in it."""
 
     name: str
     local: bool

@@ -183,7 +183,7 @@ CARD = """# The persona world as data
 
 Made by `python -m persona_circuits.models.world.data`, which rewrites every file listed here byte for byte;
 `study_world*.jsonl` are made by `python -m persona_circuits.models.world.study`, which says what they are, and
-`CRAFTGPT.md` and `VECTORS.md` speak of the others.
+`CRAFTGPT.md`, `NATURAL_SMOLLM2.md` and `VECTORS.md` speak of the others.
 
 The source is `models/world/lexicon.py` (words), `models/world/world.py` (the latent-factor
 model) and `models/world/text.py` (sentences); do not edit the files here.

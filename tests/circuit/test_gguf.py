@@ -79,8 +79,7 @@ def test_inspect_and_the_circuits_file_say_what_was_done_to_the_weights(file, tm
     assert f"weights: quantised (Q8_0), dequantised; {file.name}, SHA-256 {digest}" in said.stdout
     assert "comes apart into nodes: yes" in said.stdout
     assert "Converting" not in said.output
-    row = {"clean": "you are a happy cook", "corrupt": "you are a happy king"}
-    row |= {"answers": [" t"], "wrong_answers": [" m"]}
+    row = {"clean": "a happy cook", "corrupt": "a happy king", "answers": [" t"], "wrong_answers": [" m"]}
     pairs, out = tmp_path / "pairs.jsonl", tmp_path / "run"
     pairs.write_text(json.dumps(row) + "\n")
     options = ["--method", "eap", "--prune", "top-n", "--top-n", "40", "--n-random", "1", "--out", str(out)]

@@ -3,6 +3,7 @@
 Slow. Both are skipped where the index cannot be reached.
 """
 
+import hashlib
 import json
 
 import numpy as np
@@ -100,6 +101,22 @@ def test_eap_and_eap_ig_against_hugging_faces_own_modules_in_float64(folder, mod
         scale = np.abs(expected).max()
         assert scale > 0.1
         np.testing.assert_allclose(found.values, expected, atol=1e-4 * scale, rtol=0)
+
+
+def test_the_readme_and_the_card_show_the_divergence_of_the_shipped_pairs(model):
+    task, found = load_task(PAIRS), {}
+    for split in task.splits:
+        margins = []
+        for row in encode(task.of_split(split), model):
+            clean, corrupt = model.logits(torch.tensor([row.clean, row.corrupt]))[:, -1].double()
+            margins.append([float(one[row.answers[0]] - one[row.wrong_answers[0]]) for one in (clean, corrupt)])
+        found[split] = np.array(margins) @ [1.0, -1.0]
+    text, card = (ROOT / "README.md").read_text(), (PAIRS.parent / "NATURAL_SMOLLM2.md").read_text()
+    assert f"divergence  {found['train'].mean():+.3f} logits" in text
+    for split, d in found.items():
+        numbers = (d.mean(), d.std(ddof=1), d.min(), d.max())
+        assert f"| {split} | {len(d)} | {' | '.join(f'{x:.2f}' for x in numbers)} | {(d < 0).sum()} |" in card
+    assert hashlib.sha256(PAIRS.read_bytes()).hexdigest() in card
 
 
 def test_the_pairs_that_are_shipped_for_it_make_a_circuit_file(folder, tmp_path, monkeypatch):
