@@ -72,7 +72,8 @@ def pairs(
 ) -> None:
     """Build prompt pairs for a model's tokenizer from personas, questions and templates."""
     with errors_as_exit_codes():
-        refuse_idle(context, (form is None, "a template of one's own, without --format", ["template"]))
+        alone = "a template of one's own, without --format"
+        refuse_idle(context, (form is None, alone, ["template"]), (not mines, "options of the source", ["asks"]))
         from persona_circuits.circuit.task import MODEL, resolve
         from persona_circuits.persona.data import load_format, load_templates, load_tokenizer, sources
         from persona_circuits.persona.pairs import build_pairs, marked, read_neutral_wordings, write_pairs

@@ -176,3 +176,64 @@ def build_reader(tokenizer):
     from persona_circuits.persona.data import TokenizerOnly
 
     return TokenizerOnly(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def study():
+    from persona_circuits.circuit.model import load_model
+    from persona_circuits.circuit.task import MODEL, resolve
+    from persona_circuits.persona.data import read_personas, read_questions
+    from persona_circuits.persona.formats import FormatOptions, study_formats
+
+    model = load_model(resolve(MODEL))
+    people = read_personas(ROOT / "datasets" / "personas.jsonl")[:8]
+    questions = [replace(one, cue="A:") for one in read_questions(ROOT / "datasets" / "questions.jsonl")[:6]]
+    options = FormatOptions(formats=("chat-cue", "cue", "interview"), max_pairs=3, n_answers=1, n_resamples=50)
+    return study_formats(model, people, questions, contrast="all", options=options)
+
+
+def test_a_study_measures_what_can_be_asked_and_says_why_the_rest_cannot(study):
+    assert "no chat template" in study.skipped["chat-cue"]
+    assert {row.format for row in study.rows} | set(study.skipped) == {"chat-cue", "cue", "interview"}
+    for row in study.rows:
+        assert row.n == 3
+        assert 0 <= row.mass <= 1
+        assert row.sigma_0 is not None
+        assert row.friend is not None
+        assert row.order_effect is None
+        assert row.named in (0.0, 1.0)
+    assert study.held_out is None or (study.held_out.format, study.held_out.split) == (study.best, "test")
+
+
+def test_the_largest_divergence_among_those_with_mass_is_recommended(study):
+    from persona_circuits.persona.data import Estimate
+    from persona_circuits.persona.formats import recommended
+
+    rows = [
+        replace(study.rows[0], format=name, mass=mass, divergence=Estimate(d, None, None))
+        for name, mass, d in (("a", 0.01, 9.0), ("b", 0.2, 2.0), ("c", 0.9, 0.3))
+    ]
+    assert recommended(rows, 0.05).format == "b"
+    assert recommended(rows, 0.5).format == "c"
+    assert recommended(rows, 0.95).format == "a"
+
+
+def test_the_files_of_a_study(study, tmp_path):
+    from persona_circuits.persona.formats import format_rows, write_formats
+
+    write_formats(study, tmp_path)
+    record = json.loads((tmp_path / "formats.json").read_text())
+    assert record["recommended"] == study.best
+    assert (tmp_path / "formats.csv").read_text().count("\n") == len(format_rows(study)) + 1
+    assert (tmp_path / "formats.png").stat().st_size > 1000
+    assert (tmp_path / "formats.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "choice", "same"),
+    [(" the Cake, of course", " cake", True), (" I like cake", " cake", False), (" B.", " B", True), ("", " B", False)],
+)
+def test_an_answer_names_the_option_that_it_begins_with(answer, choice, same):
+    from persona_circuits.persona.formats.study import _names
+
+    assert _names(answer, choice) is same
