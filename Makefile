@@ -7,12 +7,13 @@ THREADS ?= 1
 WORKERS ?= 2
 PEERS ?= benchmarks/peers/.venv
 CRAFTGPT ?= ../shared/models/craftgpt-5m
+NATURAL ?= smollm2-135m-instruct gemma-3-270m
 STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats bench-load reliability coverage notebooks peers clean
+.PHONY: demo real circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural bench-load reliability coverage notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -80,6 +81,11 @@ bench-growth: $(READY)  ## time and memory against edges, tokens, prompts; write
 bench-formats: $(READY)  ## discoveries in shorter number formats against float32; writes docs/models.md
 	$(BIN)/python benchmarks/formats.py --page docs/models.md --model models/persona-world --pairs datasets/pairs_demo.jsonl \
 		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl)
+
+natural: $(READY)  ## two real models in every format, on the natural questions; writes docs/real_models.md
+	for model in $(NATURAL); do $(BIN)/persona-circuits formats --model $$model --max-pairs 10 --n-answers 4 \
+		--out runs/formats-$$(basename $$model) || exit 1; done
+	$(BIN)/python benchmarks/natural.py $(foreach model,$(NATURAL),runs/formats-$(notdir $(model))) --page docs/real_models.md
 
 bench-load: $(READY)  ## what large files cost; writes docs/performance.md; BEFORE=CHECKOUT measures an older state beside it
 	$(BIN)/python benchmarks/load.py $(if $(BEFORE),--before $(BEFORE))

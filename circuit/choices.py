@@ -10,12 +10,14 @@ __all__ = [
     "ACTIVATIONS",
     "ALIGNMENTS",
     "DTYPE_NAMES",
+    "FRAMES",
     "GRADIENTS",
     "IG_RULES",
     "LEVELS",
     "METHODS",
     "METRIC_NAMES",
     "ORDERS",
+    "PROMPT_FORMATS",
     "PRUNERS",
     "THRESHOLD_UNITS",
 ]
@@ -41,3 +43,7 @@ ORDERS = ("absolute", "signed")
 """What curves keep of a graph, and in which order of the scores."""
 DTYPE_NAMES = ("float32", "bfloat16-weights", "bfloat16", "float16", "float64")
 """The keys of ``circuit.model.DTYPES``."""
+PROMPT_FORMATS = ("cue", "first-person", "interview", "few-shot", "chat-cue", "options", "letters")
+"""Ways to put a question whose answer is one word: ``persona.data.formats``."""
+FRAMES = ("you", "friend", "book", "past", "not", "nobody")
+"""Of whom a persona is said: ``persona.pairs.frames``."""

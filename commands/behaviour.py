@@ -160,10 +160,14 @@ def _print_explanation(found: Any) -> None:
 
 def _print_collapse(study: Any) -> None:
     from persona_circuits.persona.behaviour import TABLE, group_rows
+    from persona_circuits.persona.data import said
 
     print_table(f"persona collapse of {study.model}", TABLE, group_rows(study), texts=1)
     items = [row.measure.item for row in study.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
+    say(f"it says     {said(study.words)}")
+    if study.order_effect is not None:
+        say(f"order       {study.order_effect:.3f} logits of spread between orders of the options (averaged in D)")
     if study.sigma_0 is not None:
         say(
             f"sigma_0     {study.sigma_0:.3f} logits over {study.n_paraphrases} paraphrase pairs; "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from persona_circuits.commands.options import JsonOption, Loading, ModelOption
+from persona_circuits.circuit.choices import PROMPT_FORMATS
+from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
 from persona_circuits.commands.signature import Only, with_options
 from persona_circuits.commands.terminal import (
     by_token_count,
@@ -16,25 +17,33 @@ from persona_circuits.commands.terminal import (
     load,
     print_table,
     progress_bars,
+    refuse_idle,
     say,
     show,
 )
+from persona_circuits.persona.formats.options import FormatOptions
 from persona_circuits.persona.pairs.options import PairOptions, PriorOptions
 
 __all__: list[str] = []
 
 PairFile = Annotated[Path, typer.Option("--out", help="Pair file to write, .jsonl.")]
+FormatOption = Annotated[
+    Literal[PROMPT_FORMATS] | None,  # type: ignore
+    typer.Option("--format", help="How the question is put, in the place of --template; see docs/pairs.md."),
+]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="What was dropped and why. (default: beside --out)")]
 
 
 @with_options
 def pairs(
+    context: typer.Context,
     *,
     personas: Annotated[Path, typer.Option(help="Personas: JSON Lines, CSV, or assistant-axis JSON (file or folder).")],
     questions: Annotated[Path, typer.Option(help="Questions: JSON Lines, CSV, or a file of the Anthropic evals.")],
     out: PairFile,
     model: ModelOption = None,
     template: Annotated[str, typer.Option(help="raw, chat (the tokenizer's own), or a file.")] = "raw",
+    form: FormatOption = None,
     cue: Annotated[str | None, typer.Option(help="What the answer follows. (default: the template's)")] = None,
     contrast: Annotated[str, typer.Option(help="all, opposed, or a CSV file persona_a,persona_b.")] = "all",
     answers: Annotated[
@@ -51,13 +60,23 @@ def pairs(
     neutral_wordings: Annotated[
         Path | None, typer.Option(help="One neutral wording a line, for --add-neutral. (default: see docs/pairs.md)")
     ] = None,
+    asks: Annotated[
+        bool,
+        typer.Option("--ask-model", help="Let the model declare who prefers what, on a wording that no pair has."),
+    ] = False,
+    mines: Annotated[
+        bool,
+        typer.Option("--mine-candidates", help="The same, among candidates that are the model's own top answers."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build prompt pairs for a model's tokenizer from personas, questions and templates."""
     with errors_as_exit_codes():
+        alone = "a template of one's own, without --format"
+        refuse_idle(context, (form is None, alone, ["template"]), (not mines, "options of the source", ["asks"]))
         from persona_circuits.circuit.task import MODEL, resolve
-        from persona_circuits.persona.data import load_templates, load_tokenizer, sources
-        from persona_circuits.persona.pairs import build_pairs, read_neutral_wordings, write_pairs
+        from persona_circuits.persona.data import load_format, load_templates, load_tokenizer, sources
+        from persona_circuits.persona.pairs import build_pairs, marked, read_neutral_wordings, write_pairs
 
         worded, quiet = neutral_wordings is not None, null is not None or options.align == "right"
         options = replace(options, neutral=options.neutral or worded, null=quiet).checked()
@@ -66,12 +85,29 @@ def pairs(
         nobody = read_neutral_wordings(neutral_wordings) if neutral_wordings is not None else ()
         _check_places(out, report, null, options)
         reader = load_tokenizer(model or MODEL)
-        forms = load_templates(resolve(template), reader.tokenizer, cue=cue)
-        built = build_pairs(people, asked, reader, forms, contrast=meetings, options=options, neutral_wordings=nobody)
+        tokenizer = reader.tokenizer
+        own = None if form is None else load_format(form, tokenizer, cue=cue)
+        forms = load_templates(resolve(template), tokenizer, cue=cue) if own is None else (own,)
+        how: dict[str, Any] = {"contrast": meetings, "options": options}
+        said = _asked_model(model or MODEL, people, asked, forms[0], mines, how) if asks or mines else None
+        asked = asked if said is None else said.questions
+        built = build_pairs(people, asked, reader, forms, neutral_wordings=nobody, **how)
+        built = built if said is None else marked(built, said)
         given = {"personas": str(personas), "questions": str(questions), "answers": answers and str(answers)}
         files = write_pairs(built, out, report, null, pairs=str(out), sources=given | {"contrast": contrast})
         found, names = built.report(), {name: str(path) for name, path in files.items()}
         show(as_json, lambda: names | found, lambda: _print_built(built, found), written=list(names.values()))
+
+
+def _asked_model(name: str, people: Any, asked: Any, form: Any, mines: bool, how: dict[str, Any]) -> Any:
+    """What the model declares, asked on wordings that no pair will have."""
+    from persona_circuits.persona.pairs import ask_model, meetings
+
+    with progress_bars() as stage:
+        loaded = load(stage, name, Loading())
+        met = meetings(people, how["contrast"])
+        ask = {"mine": mines, "options": how["options"], "progress": stage("asking the model")}
+        return ask_model(loaded, met, asked, form, **ask)
 
 
 def _people_and_questions(personas: Path, questions: Path, answers: Path | None) -> tuple[Any, Any]:
@@ -102,6 +138,11 @@ def _print_built(built: Any, found: dict[str, Any]) -> None:
         say(f"unequal     {found['unequal']['pairs']:,} pairs, by {by_token_count(found['unequal'])}")
     if "null" in found:
         _print_null(found["null"])
+    if "asked" in found:
+        from persona_circuits.persona.data import said
+
+        say(f"it says     {said(found['asked']['words'])}")
+        say(f"declared    by the model, in {len(found['asked']['wordings'])} wordings that no pair has")
     if "neutral" in found:
         counts = ", ".join(f"{len(texts):,} of {source}" for source, texts in found["neutral"].items())
         say(f"neutral     wordings: {counts}")
@@ -133,34 +174,90 @@ def _print_null(null: dict[str, Any]) -> None:
 
 def vary(
     pairs: Annotated[Path, typer.Option("--pairs", help="Prompt pairs, JSON Lines with ids.")],
-    rules: Annotated[Path, typer.Option("--rules", help="JSON: variants by name, each a list of substitutions.")],
     out: PairFile,
+    rules: Annotated[
+        Path | None, typer.Option("--rules", help="JSON: variants by name, each a list of substitutions.")
+    ] = None,
+    frame: Annotated[
+        list[str] | None,
+        typer.Option(help="you, friend, book, past, not or nobody: of whom the persona is said; may be repeated."),
+    ] = None,
     model: ModelOption = None,
     split: Annotated[str | None, typer.Option(help="Pairs of one split only.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say the same pairs in other ways: late, repeated, intense, as a mention, by rules of substitution."""
+    """Say the same pairs in other ways: of a friend, of nobody, denied; or late, repeated, by rules of substitution."""
     with errors_as_exit_codes():
+        from persona_circuits.circuit.errors import OptionError
         from persona_circuits.circuit.storage import check_output_file, working_folder
         from persona_circuits.circuit.task import MODEL, resolve
         from persona_circuits.persona.data import load_tokenizer
-        from persona_circuits.persona.pairs import read_rules, vary, write_rows
+        from persona_circuits.persona.pairs import framed, read_rules, vary, write_rows
 
-        named = read_rules(resolve(str(rules)))
+        if (rules is None) == (not frame):
+            raise OptionError("give --frame (you, friend, book, past, not, nobody) or --rules FILE, one of the two")
+        named: Any = tuple(dict.fromkeys(frame or ())) if rules is None else read_rules(resolve(str(rules)))
         check_output_file(out, makes_folder=True)
-        found = vary(resolve(str(pairs)), named, load_tokenizer(model or MODEL), split=split)
+        said: Any = framed if rules is None else vary
+        found = said(resolve(str(pairs)), named, load_tokenizer(model or MODEL), split=split)
         with working_folder(out.parent):
             write_rows(found.rows, out)
         dropped = {reason: list(ids) for reason, ids in found.dropped.items()}
         record = {"bases": len(found.rows) // len(named), "variants": list(named), "dropped": dropped}
+        if rules is None:
+            record["matched"] = sum(bool(row["frame_matched"]) for row in found.rows) // len(named)
         show(as_json, lambda: record, lambda: _print_varied(record), out=out, written=[out])
 
 
 def _print_varied(found: dict[str, Any]) -> None:
     say(f"kept        {found['bases']:,} bases in {len(found['variants'])} variants: {', '.join(found['variants'])}")
+    if "matched" in found:
+        say(f"matched     {found['matched']:,} of {found['bases']:,} have the same number of tokens in all frames")
     if found["dropped"]:
         rows = [(reason, ids[0], f"{len(ids):,}") for reason, ids in found["dropped"].items()]
         print_table("dropped", ("reason", "for example", "bases"), rows, texts=2)
+
+
+@with_options
+def formats(
+    *,
+    model: Annotated[str, typer.Option("--model", help="Hugging Face folder or hub name.")],
+    personas: Annotated[Path, typer.Option(help="Personas, as of pairs.")] = Path("datasets/natural_personas.jsonl"),
+    questions: Annotated[Path, typer.Option(help="Questions with declared preferences, as of pairs.")] = Path(
+        "datasets/natural_questions.jsonl"
+    ),
+    contrast: Annotated[str, typer.Option(help="all, opposed, or a CSV file persona_a,persona_b.")] = "opposed",
+    options: FormatOptions,
+    out: OutOption = Path("runs/formats"),
+    loading: Annotated[Loading, Only("device", "dtype", "revision")],
+    as_json: JsonOption = False,
+) -> None:
+    """Measure every format of a question on a model, and recommend one: mass, D beside its null, order effect."""
+    with errors_as_exit_codes():
+        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.persona.data import sources
+        from persona_circuits.persona.formats import formats_record, study_formats, write_formats
+
+        options = options.checked()
+        people, asked = _people_and_questions(personas, questions, None)
+        meetings = contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
+        check_output_folder(out)
+        with progress_bars() as stage:
+            loaded = load(stage, model, loading)
+            study = study_formats(loaded, people, asked, contrast=meetings, options=options, stage=stage)
+            stage("files and figures")
+            with replace_folder(out) as staging:
+                write_formats(study, staging)
+        show(as_json, lambda: formats_record(study), lambda: _print_formats(study), out=out)
+
+
+def _print_formats(study: Any) -> None:
+    from persona_circuits.persona.formats import COLUMNS, format_rows, headline
+
+    print_table(f"formats on {study.model} (* recommended)", COLUMNS, format_rows(study), texts=1)
+    for name, why in study.skipped.items():
+        say(f"skipped     {name}: {why}")
+    say(headline(study))
 
 
 @with_options

@@ -31,7 +31,7 @@ FLOORS = [
         "persona.pairs",
         "persona.responses",
     },
-    {"circuit.evaluation", "persona.explanation", "persona.probing"},
+    {"circuit.evaluation", "persona.explanation", "persona.formats", "persona.probing"},
     {"circuit.discovery", "circuit.profiling", "persona.patching", "persona.vectors"},
     {"circuit.peers", "persona.steering"},
     {"circuit.assessment", "persona.neurons"},

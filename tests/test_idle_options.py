@@ -12,6 +12,7 @@ from persona_circuits.circuit.subgraph import Circuit
 
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
 RUN = ["--model", TINY, "--pairs", PAIRS]
+TEXTS = ["--personas", "p.jsonl", "--questions", "q.jsonl", "--out", "o.jsonl"]
 EAP_IG = "EAP-IG's JSON"
 ASKING = {
     "--base-url": "http://localhost:1",
@@ -78,6 +79,8 @@ IDLE = [
     ("inspect", [TINY], {"--align": "right", "--revision": "main"}),
     ("inspect", [TINY, "--pairs", PAIRS], {"--tokens": "9", "--prompts": "9"}),
     ("inspect", [TINY, "--json"], {"--price": "2"}),
+    ("pairs", [*TEXTS, "--format", "cue"], {"--template": "raw"}),
+    ("pairs", [*TEXTS, "--mine-candidates"], {"--ask-model": None}),
     ("collapse", RUN, {"--bias-cut": "1.5"}),
     ("patch", RUN, {"--ablation": "corrupt", "--n-random": "9", "--eval-split": "all"}),
     ("patch", [*RUN, "--at", "stream"], {"--negligible": "0.02"}),
@@ -167,10 +170,13 @@ ALWAYS = {
     "models": "--json",
     "inspect": "--pairs --config-only --on --max-memory --json",
     "ground-truth": "--steps --seed --json",
-    "pairs": "--personas --questions --out --model --template --cue --contrast --answers --report --max-pairs "
+    "pairs": "--personas --questions --out --model --format --cue --contrast --answers --report --max-pairs "
+    "--mine-candidates "
     "--per-question --test-share --leaks --filler --align --null --add-neutral --neutral-wordings --seed "
     "--json",
-    "vary": "--pairs --rules --out --model --split --json",
+    "vary": "--pairs --rules --frame --out --model --split --json",
+    "formats": "--model --personas --questions --contrast --format --max-pairs --min-mass --n-answers --test-share "
+    "--n-resamples --out --seed --device --dtype --revision --batch-size --json",
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
     "collapse": "--model --pairs --null --neutral --out --split --n-resamples --seed --device --dtype "

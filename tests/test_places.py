@@ -32,6 +32,7 @@ TO_FOLDERS = {
     "bridge": ["RUN"],
     "specificity": ["RUN", "RUN", "--names", "a,b"],
     "export": ["RUN", "--to", "mib"],
+    "formats": ["--model", "models/persona-world"],
 }
 TO_FILES = {
     "evaluate": ["RUN"],

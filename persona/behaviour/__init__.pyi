@@ -6,6 +6,9 @@ from .measure import PairMeasure as PairMeasure
 from .measure import fitting_items as fitting_items
 from .measure import measure_pairs as measure_pairs
 from .options import StudyOptions as StudyOptions
+from .orders import averaged as averaged
+from .orders import incomplete as incomplete
+from .orders import order_effect as order_effect
 from .report import TABLE as TABLE
 from .report import collapse_record as collapse_record
 from .report import group_rows as group_rows

@@ -2,6 +2,7 @@
 
 1. every pair is asked under both personas, its question without one in other wordings,
    and the paraphrase controls like any pair (``persona.behaviour.measure``);
+   where options are listed, a pair is the mean over all orders of its list;
 2. sigma_0, the spread of D over paraphrases of one persona, says which D are no signal;
 3. every pair gets a bias bin, from its neutral wordings where there are any;
 4. pairs are summed up together and along each axis, with the paraphrases of the same
@@ -21,6 +22,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.behaviour.measure import measure_pairs
 from persona_circuits.persona.behaviour.options import StudyOptions
+from persona_circuits.persona.behaviour.orders import averaged
 from persona_circuits.persona.behaviour.results import CollapseStudy
 from persona_circuits.persona.behaviour.summary import summarise
 from persona_circuits.persona.data import ItemFile, Neutral
@@ -77,4 +79,4 @@ def study_collapse(
         progress=progress,
     )
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
-    return summarise(measures, options, model=model.name, fingerprint=model.fingerprint, sources=sources)
+    return summarise(averaged(measures), options, model=model.name, fingerprint=model.fingerprint, sources=sources)

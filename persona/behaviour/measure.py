@@ -18,11 +18,14 @@ from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.task import PromptPair, Row, Task, batches, encode, fitting
 from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
 from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.data.words import Words, mean_words, top_words
 
 __all__ = [
+    "Answer",
     "PairMeasure",
     "fitting_items",
     "measure_pairs",
+    "measured",
 ]
 
 LOW_MASS = 0.2
@@ -50,7 +53,9 @@ class PairMeasure:
     ``required_gain`` g* (infinite where D = 0). ``jensen_shannon`` is over the candidates
     and so is ``soft_collapse``; ``choice_a`` and ``choice_b`` are the most likely
     candidates, the first in a tie. ``mass_*`` are the candidates' share of all
-    probability, ``log_probs_*`` the candidates' log probabilities over the whole vocabulary.
+    probability, ``log_probs_*`` the candidates' log probabilities over the whole vocabulary; ``words`` the most
+    likely tokens, whatever the candidates. ``order_spread`` is the spread of the margin over ``n_orders`` orders of
+    listed options, None where there is no list.
     """
 
     item: Item
@@ -68,6 +73,9 @@ class PairMeasure:
     log_probs_a: tuple[float, ...]
     log_probs_b: tuple[float, ...]
     neutral: NeutralPrior | None
+    words: Words = ()
+    order_spread: float | None = None
+    n_orders: int = 1
 
     @property
     def collapses(self) -> bool:
@@ -124,7 +132,7 @@ def measure_pairs(
     answers = _answers(model, rows, ids, batch_size, progress or untold)
     known = dict(zip(extra, answers[len(items) :], strict=True))
     return tuple(
-        _measure(item, answer, [known[prompt, item.candidates] for prompt in many])
+        measured(item, answer, [known[prompt, item.candidates] for prompt in many])
         for item, answer, many in zip(items, answers, asked, strict=False)
     )
 
@@ -142,11 +150,12 @@ def fitting_items(found: ItemFile, model: Model, *, split: str = "all") -> ItemF
 
 
 @dataclass(frozen=True, eq=False)
-class _Answer:
-    """Log probabilities of one pair's candidates under both prompts, and how far the whole distributions differ."""
+class Answer:
+    """Log probabilities of one pair's candidates under both prompts, how far the whole distributions differ, words."""
 
     log_probs: Float[Tensor, "2 candidate"]
     jensen_shannon_vocabulary: float
+    words: Words = ()
 
 
 def _asking(item: Item, clean: str, corrupt: str, name: str) -> PromptPair:
@@ -174,8 +183,8 @@ def _candidate_ids(
 
 def _answers(
     model: Model, rows: Sequence[Row], ids: Sequence[Sequence[int]], batch_size: int, progress: Progress
-) -> list[_Answer]:
-    answers: dict[int, _Answer] = {}
+) -> list[Answer]:
+    answers: dict[int, Answer] = {}
     for batch in batches(ranks.share(rows), batch_size, model.device):
         same = torch.equal(batch.clean, batch.corrupt)
         clean = _last_logits(model, batch.clean)
@@ -185,7 +194,8 @@ def _answers(
         for place, index in enumerate(batch.indices):
             candidates = torch.tensor(ids[index]).expand(2, -1)
             log_probs = metrics.candidate_logits(both[:, place].log_softmax(-1), candidates)
-            answers[index] = _Answer(log_probs, apart[place].item())
+            words = mean_words([top_words(row, model.tokenizer) for row in both[:, place]])
+            answers[index] = Answer(log_probs, apart[place].item(), words)
         progress(len(answers), len(rows))
     answers = ranks.gathered(answers)
     return [answers[index] for index in range(len(rows))]
@@ -196,7 +206,8 @@ def _last_logits(model: Model, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor
     return model.logits(tokens)[:, -1].cpu().double()
 
 
-def _measure(item: Item, answer: _Answer, neutral: Sequence[_Answer]) -> PairMeasure:
+def measured(item: Item, answer: Answer, neutral: Sequence[Answer]) -> PairMeasure:
+    """The measures of an item, of what was answered and of what is answered without a persona."""
     log_probs = answer.log_probs
     margin_a, margin_b = _margins(item, log_probs)
     d, b = metrics.persona_divergence(margin_a[None], margin_b[None])[0], metrics.prior(margin_a, margin_b)
@@ -218,6 +229,7 @@ def _measure(item: Item, answer: _Answer, neutral: Sequence[_Answer]) -> PairMea
         log_probs_a=tuple(log_probs[0].tolist()),
         log_probs_b=tuple(log_probs[1].tolist()),
         neutral=_neutral_prior(item, neutral),
+        words=answer.words,
     )
 
 
@@ -227,7 +239,7 @@ def _margins(item: Item, log_probs: Float[Tensor, "2 candidate"]) -> Float[Tenso
     return metrics.logit_diff(log_probs, *(torch.tensor(side).expand(2, -1) for side in sides))
 
 
-def _neutral_prior(item: Item, answers: Sequence[_Answer]) -> NeutralPrior | None:
+def _neutral_prior(item: Item, answers: Sequence[Answer]) -> NeutralPrior | None:
     if not answers:
         return None
     log_probs = torch.stack([answer.log_probs[0] for answer in answers])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from persona_circuits.persona.behaviour.measure import PairMeasure
 from persona_circuits.persona.behaviour.options import StudyOptions
 from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.data.words import Words
 
 __all__ = [
     "AXES",
@@ -110,7 +111,8 @@ class QuestionSummary:
 class CollapseStudy:
     """Everything that was found. ``pairs`` and ``controls`` in the files' order.
 
-    ``placement`` is mean D late minus mean D early, None unless there are both.
+    ``placement`` is mean D late minus mean D early, None unless there are both. ``order_effect`` is the spread of the
+    margin between orders of listed options, None where none are listed; ``words`` what the model would rather say.
     """
 
     model: str
@@ -127,3 +129,5 @@ class CollapseStudy:
     pairs: tuple[PairRow, ...]
     control_pairs: tuple[PairRow, ...]
     notes: tuple[str, ...]
+    order_effect: float | None = None
+    words: Words = ()

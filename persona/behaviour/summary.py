@@ -10,6 +10,7 @@ import torch
 from persona_circuits import metrics
 from persona_circuits.persona.behaviour.measure import PairMeasure
 from persona_circuits.persona.behaviour.options import StudyOptions
+from persona_circuits.persona.behaviour.orders import incomplete, order_effect
 from persona_circuits.persona.behaviour.results import (
     AXES,
     PARAPHRASE,
@@ -20,6 +21,7 @@ from persona_circuits.persona.behaviour.results import (
     Summary,
 )
 from persona_circuits.persona.data import Estimate, sign_flip, two_way_difference, two_way_mean
+from persona_circuits.persona.data.words import mean_words, said
 
 __all__ = [
     "summarise",
@@ -58,6 +60,8 @@ def summarise(
         pairs=main,
         control_pairs=others,
         notes=tuple(_notes(main, sigma)),
+        order_effect=order_effect([row.measure for row in main]),
+        words=mean_words([row.measure.words for row in main]),
     )
 
 
@@ -246,7 +250,16 @@ def _notes(main: Sequence[PairRow], sigma: float | None) -> list[str]:
         notes.append("the mean D is below zero: see whether clean and corrupt, or both answers, changed places")
     low = sum(row.measure.low_mass for row in main)
     if low:
-        notes.append(f"{low} of {len(main)} pairs have candidate mass below 0.2: there the question is at fault")
+        instead = said(mean_words([row.measure.words for row in main]), 3)
+        notes.append(
+            f"{low} of {len(main)} pairs have candidate mass below 0.2: there the question is at fault; over all pairs "
+            f"the model would rather say {instead}: see persona-circuits formats"
+        )
+    if few := incomplete([row.measure for row in main]):
+        notes.append(
+            f"{few} of {len(main)} pairs list their options and are not asked in all cyclic orders: one order is no "
+            "measurement, since the place in the list counts, too"
+        )
     n_personas = len({row.measure.item.persona_pair for row in main})
     if n_personas < FEW_CLUSTERS:
         least = 2.0 ** (1 - n_personas)

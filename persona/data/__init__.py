@@ -8,6 +8,13 @@ from persona_circuits.persona.data.examples import (
     load_examples,
     shared_positions,
 )
+from persona_circuits.persona.data.formats import (
+    examples_without,
+    first_person,
+    listing,
+    load_format,
+    shown_options,
+)
 from persona_circuits.persona.data.items import ItemFile, Neutral, items_of, load_items, load_neutral, neutral_prompts
 from persona_circuits.persona.data.positions import POSITIONS, Placed, locate, without_persona
 from persona_circuits.persona.data.prompts import (
@@ -36,9 +43,11 @@ from persona_circuits.persona.data.statistics import (
 )
 from persona_circuits.persona.data.templates import FIELDS, PARTS, Prompt, Template, load_templates, option_list
 from persona_circuits.persona.data.values import Persona, Question, preferred
+from persona_circuits.persona.data.words import N_WORDS, Words, mean_words, said, top_words
 
 __all__ = [
     "FIELDS",
+    "N_WORDS",
     "PARTS",
     "POSITIONS",
     "Encoded",
@@ -53,19 +62,25 @@ __all__ = [
     "Question",
     "Template",
     "TokenizerOnly",
+    "Words",
     "candidates",
     "clusters_of",
     "drawn_over",
     "encode_prompt",
     "examples_of",
+    "examples_without",
+    "first_person",
     "items_of",
     "leak",
+    "listing",
     "load_examples",
+    "load_format",
     "load_items",
     "load_neutral",
     "load_templates",
     "load_tokenizer",
     "locate",
+    "mean_words",
     "neutral_prompts",
     "option_list",
     "preferred",
@@ -75,8 +90,11 @@ __all__ = [
     "read_contrast",
     "read_personas",
     "read_questions",
+    "said",
     "shared_positions",
+    "shown_options",
     "sign_flip",
+    "top_words",
     "two_way_difference",
     "two_way_mean",
     "with_answers",

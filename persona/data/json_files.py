@@ -228,10 +228,12 @@ def _own_question(item: Item, poles: Mapping[str, str], faults: Faults) -> Quest
             faults.add(where, f"{name} prefers {cut(repr(option), 80)}, which is no option's name")
     prefers = {name: option for name, option in prefers.items() if isinstance(option, str | None)}
     cue, domain = row.get("cue"), row.get("domain", "")
-    if not isinstance(cue, str | None) or not isinstance(domain, str | int | float):
-        faults.add(where, "'cue' must be a string, 'domain' a string or a number")
-        return None
     words, distinct = tuple(option["word"].strip() for option in options), distinct_texts(row["wordings"])
+    cues = tuple(cue) if is_texts(cue) else ()
+    if not (isinstance(cue, str | None) or len(cues) == len(distinct)) or not isinstance(domain, str | int | float):
+        faults.add(where, "'cue' must be a string, or one for each wording, 'domain' a string or a number")
+        return None
     place = distinct.index(row["wordings"][held_out].strip()) if is_place else None
-    extra = {"prefers": prefers, "affinities": affinities, "held_out": place, "cue": cue, "domain": str(domain)}
+    extra: dict[str, Any] = {"prefers": prefers, "affinities": affinities, "held_out": place, "domain": str(domain)}
+    extra |= {"cues": cues} if cues else {"cue": cue}
     return checked_question(where, row["id"], distinct, words, faults, **extra)

@@ -28,7 +28,10 @@ __all__ = [
     "FIELDS",
     "PARTS",
     "Prompt",
+    "Style",
     "Template",
+    "chat_template",
+    "has_chat",
     "load_templates",
     "option_list",
 ]
@@ -71,6 +74,23 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class Style:
+    """What a format of ``persona.data.formats`` does beyond its text.
+
+    ``first_person``: the persona speaks of itself. ``own_cue``: a question's own cue is not used; ``needs_cue``: it
+    must have one. ``examples`` are questions and answers to choose from. ``lists``: the options stand in the prompt,
+    so their order counts; ``letters``: with letters, which are the answers.
+    """
+
+    first_person: bool = False
+    own_cue: bool = False
+    needs_cue: bool = False
+    examples: tuple[tuple[str, str], ...] = ()
+    lists: bool = False
+    letters: bool = False
+
+
+@dataclass(frozen=True)
 class Template:
     """One template, ready to be filled.
 
@@ -88,6 +108,7 @@ class Template:
     tokenizer: Any = field(default=None, repr=False, compare=False)
     chat: str = ""
     system: bool = False
+    style: Style = field(default_factory=Style)
 
     def render(self, values: Mapping[str, str]) -> Prompt:
         """The prompt for the values of ``FIELDS``; ``values`` has them all.
@@ -136,7 +157,7 @@ def load_templates(spec: str, tokenizer: Any, *, cue: str | None = None) -> tupl
         TaskError: the file cannot be read or is no template.
     """
     if spec == "chat":
-        found: Sequence[Template] = [_chat_template(tokenizer)]
+        found: Sequence[Template] = [chat_template(tokenizer)]
     elif spec == "raw":
         found = [Template("raw", RAW, "A:")]
     else:
@@ -234,18 +255,31 @@ def _of_cue(before: str) -> str:
     return "{persona}\n{filler}\n" + before.replace("{", "{{").replace("}", "}}") + "{question}\n{cue}"
 
 
-def _chat_template(tokenizer: Any) -> Template:
-    if not getattr(tokenizer, "chat_template", None):
+def has_chat(tokenizer: Any) -> bool:
+    """Whether the tokenizer has a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def chat_template(
+    tokenizer: Any, *, name: str = "chat", text: str = CHAT, cue: str = "", style: Style | None = None
+) -> Template:
+    """The tokenizer's chat template with ``text`` as the user's turn and ``cue`` as the beginning of the answer.
+
+    Raises:
+        OptionError: the tokenizer has no chat template, or it cannot be rendered.
+    """
+    style = style or Style()
+    if not has_chat(tokenizer):
         raise OptionError("the tokenizer has no chat template; use --template raw, or a file with your own")
     own = tokenizer.get_chat_template()
     chat = (CLOCK if "strftime_now" in own else "") + own
     try:
         if PROBE in _rendered(tokenizer, chat, PROBE, "A question?"):
-            return Template("chat", CHAT, tokenizer=tokenizer, chat=chat, system=True)
+            return Template(name, text, cue, tokenizer=tokenizer, chat=chat, system=True, style=style)
     except OptionError:
         pass  # no system turn: many templates say so by raising
     _rendered(tokenizer, chat, "", "A question?")
-    return Template("chat", "{persona}\n\n" + CHAT, tokenizer=tokenizer, chat=chat)
+    return Template(name, "{persona}\n\n" + text, cue, tokenizer=tokenizer, chat=chat, style=style)
 
 
 def _rendered(tokenizer: Any, chat: str, system: str, content: str) -> str:

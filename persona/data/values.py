@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -61,8 +61,8 @@ class Question:
 
     ``prefers`` gives the option of each persona (None: it has none); ``affinities`` the pull of
     each trait on each option, for personas that ``prefers`` does not name. ``held_out`` is the
-    index of the wording that the source sets aside, ``cue`` the question's own answer cue, ``domain``
-    what it is about, a key of the pairs.
+    index of the wording that the source sets aside, ``cue`` the question's own answer cue, ``cues`` one for each
+    wording, ``domain`` what it is about, a key of the pairs.
     """
 
     id: str
@@ -73,6 +73,17 @@ class Question:
     held_out: int | None = None
     cue: str | None = None
     domain: str = ""
+    cues: tuple[str, ...] = ()
+
+    def cue_of(self, wording: int) -> str | None:
+        """The answer cue behind a wording; None where the question has none of its own."""
+        return self.cues[wording] if self.cues else self.cue
+
+    def keeping(self, places: Sequence[int]) -> Question:
+        """The same question in these of its wordings only."""
+        held = places.index(self.held_out) if self.held_out in places else None
+        cues = tuple(self.cues[i] for i in places) if self.cues else ()
+        return replace(self, wordings=tuple(self.wordings[i] for i in places), cues=cues, held_out=held)
 
 
 def preferred(question: Question, persona: Persona) -> str | None:

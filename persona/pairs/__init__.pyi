@@ -1,4 +1,8 @@
+from .asking import AskedModel as AskedModel
+from .asking import ask_model as ask_model
+from .asking import marked as marked
 from .build import build_pairs as build_pairs
+from .frames import framed as framed
 from .matching import leak_finder as leak_finder
 from .neutral import built_in_wordings as built_in_wordings
 from .neutral import read_neutral_wordings as read_neutral_wordings
@@ -10,5 +14,6 @@ from .report import default_null as default_null
 from .report import default_report as default_report
 from .report import write_pairs as write_pairs
 from .report import write_rows as write_rows
+from .splits import meetings as meetings
 from .variants import read_rules as read_rules
 from .variants import vary as vary

@@ -17,14 +17,23 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.task import PromptPair, Reader, Span, Task, encode
-from persona_circuits.persona.data import Persona, Question, Template, TokenizerOnly, candidates, preferred
+from persona_circuits.persona.data import (
+    Persona,
+    Question,
+    Template,
+    TokenizerOnly,
+    candidates,
+    examples_without,
+    preferred,
+    shown_options,
+)
 from persona_circuits.persona.pairs.matching import (
     REASONS,
     Case,
@@ -56,6 +65,7 @@ def build_pairs(
     contrast: str | Sequence[tuple[str, str]] = "all",
     options: PairOptions | None = None,
     neutral_wordings: Sequence[str] = (),
+    only: Collection[tuple[str, str, str]] | None = None,
 ) -> Built:
     """Pairs of prompts that differ in the persona only, ready for ``circuit.task.batching``.
 
@@ -68,6 +78,8 @@ def build_pairs(
         of which the first becomes ``clean``.
     neutral_wordings
         What stands in the persona's place in ``neutral``, instead of the sources of ``persona.pairs.neutral``.
+    only
+        Build these alone, each two personas and a question by name; what is held out stays as it is without.
 
     Returns
     -------
@@ -96,7 +108,7 @@ def build_pairs(
     how = setting(reader, align=options.align, leaks=options.leaks, seed=options.seed)
     neutral = neutrals(neutral_wordings, nobody, reader) if options.neutral else None
     make = _maker(how, options, neutral, tally)
-    made = tuple(one for split in splits for one in _filled(split, templates, options, make, tally))
+    made = tuple(one for split in splits for one in _filled(split, templates, options, make, tally, only))
     if not made:
         raise TaskError(_nothing_left(tally))
     made, held_out = _without_lone_split(made, splits, statement)
@@ -120,29 +132,34 @@ def _filled(
     split: Split,
     templates: Sequence[Template],
     options: PairOptions,
-    make: Callable[..., Made],
+    make: Callable[..., tuple[Made, ...]],
     tally: Tally,
+    only: Collection[tuple[str, str, str]] | None,
 ) -> Iterator[Made]:
     """The pairs of a split: in turn one pair of each question and template, until the quota is met."""
     made: dict[str, int] = {}
+    rows = 0
     left = len(templates) * len(split.asked) * len(split.meetings)
     for meeting, question, indices, template in in_turn(split, templates, options.seed):
-        if sum(made.values()) >= split.quota:
+        if rows + (len(question.options) if template.style.lists else 1) > split.quota:
             tally.skip("beyond --max-pairs", left)
             return
         left -= 1
+        if only is not None and (meeting[0].name, meeting[1].name, question.id) not in only:
+            continue
         if options.per_question and made.get(question.id, 0) >= options.per_question:
             tally.skip("beyond --per-question", 1)
             continue
         try:
-            one = make(meeting, question, indices, template)
+            several = make(meeting, question, indices, template)
         except Drop as drop:
             names = f"{meeting[0].name} and {meeting[1].name}, {question.id}"
             tally.drop(drop.reason, f"{names}: {drop.detail}" if drop.detail else names)
             continue
         tally.tried += 1
-        made[question.id] = made.get(question.id, 0) + 1
-        yield Made(one.case, {**one.row, **({"split": split.name} if split.name else {})})
+        made[question.id], rows = made.get(question.id, 0) + 1, rows + len(several)
+        for one in several:
+            yield Made(one.case, {**one.row, **({"split": split.name} if split.name else {})})
 
 
 def _between(splits: Sequence[Split], met: Sequence[Any], questions: Sequence[Question]) -> int:
@@ -163,20 +180,40 @@ def _without_lone_split(
     return bare, {**statement, "held_out": f"nothing: no pair was left for {empty[0]}, so no split is named"}
 
 
-def _maker(how: Setting, options: PairOptions, nobody: Neutrals | None, tally: Tally) -> Callable[..., Made]:
-    """A function from a combination to its pair, which raises ``Drop`` where there is none."""
+def _maker(
+    how: Setting, options: PairOptions, nobody: Neutrals | None, tally: Tally
+) -> Callable[..., tuple[Made, ...]]:
+    """A function from a combination to its pair, which raises ``Drop`` where there is none.
+
+    Where options are listed, it gives the pair in all their cyclic orders, or in none.
+    """
     finders = lru_cache(maxsize=None)(leak_finder)
 
     def make(
         meeting: tuple[Persona, Persona], question: Question, indices: tuple[int, ...], template: Template
-    ) -> Made:
+    ) -> tuple[Made, ...]:
         answers = _preferences(*meeting, question)
-        rng = random.Random("/".join([str(options.seed), *(p.name for p in meeting), question.id, template.name]))
         filler = _filler(template, question, options)
-        case = Case(*meeting, question, rng.choice(indices), template, filler, finders(question.options))
+        key = "/".join([str(options.seed), *(p.name for p in meeting), question.id, template.name])
+        return tuple(
+            in_order(meeting, turned, indices, template, filler, answers, (order, random.Random(key)))
+            for order, turned in enumerate(_orders(question) if template.style.lists else [question])
+        )
+
+    def in_order(
+        meeting: tuple[Persona, Persona],
+        question: Question,
+        indices: tuple[int, ...],
+        template: Template,
+        filler: str,
+        answers: tuple[str, str],
+        drawn: tuple[int, random.Random],
+    ) -> Made:
+        order, rng = drawn
+        case = Case(*meeting, question, rng.choice(indices), template, filler, finders(question.options), order)
         wordings, sides, neutral = _first_sound(case, how, nobody, rng)
         everything = sides if neutral is None else (*sides, (neutral.prompt, neutral.encoded))
-        listed_options, tokens = _candidates(everything, answers, question, how.reader, tally)
+        listed_options, tokens = _candidates(everything, answers, case, how.reader, tally)
         leaked = _leaked(case, wordings, options, tally)
         row = pair_row(case, wordings, sides, tokens, listed_options, leaked, align=options.align)
         if neutral is not None:
@@ -186,6 +223,12 @@ def _maker(how: Setting, options: PairOptions, nobody: Neutrals | None, tally: T
         return Made(case, row)
 
     return make
+
+
+def _orders(question: Question) -> list[Question]:
+    """The question with its options in every cyclic order, so that each stands in each place once."""
+    options = question.options
+    return [replace(question, options=options[i:] + options[:i]) for i in range(len(options))]
 
 
 def _first_sound(
@@ -215,6 +258,8 @@ def _preferences(a: Persona, b: Persona, question: Question) -> tuple[str, str]:
 
 def _filler(template: Template, question: Question, options: PairOptions) -> str:
     """Sentences that depend on question and template only, so they cannot give a persona away."""
+    if template.style.examples:
+        return examples_without(question.options, template.style.examples)
     rng = random.Random(f"{options.seed}/filler/{question.id}/{template.name}")
     return " ".join(rng.sample(template.fillers, options.filler))
 
@@ -222,19 +267,22 @@ def _filler(template: Template, question: Question, options: PairOptions) -> str
 def _candidates(
     sides: Sequence[Side],
     answers: tuple[str, str],
-    question: Question,
+    case: Case,
     reader: Reader,
     tally: Tally,
 ) -> tuple[list[str], tuple[str, str]]:
     """All options that are one token here, and the two preferred ones among them, as they follow the prompt."""
-    order = list(dict.fromkeys([*answers, *question.options]))
+    question = case.question
+    shown = dict(zip(question.options, shown_options(question.options, case.template.style), strict=True))
+    answers = shown[answers[0]], shown[answers[1]]
+    order = list(dict.fromkeys([*answers, *shown.values()]))
     found = candidates(sides, order, reader)
     for text, (reason, sentence) in found.faults.items():
         if text.strip() in answers:
             raise Drop(reason, sentence)
         tally.note("left_out", f"{question.id}: {sentence}", question.id)
     usable = {text.strip(): text for text in found.ids}
-    return [usable[option] for option in question.options if option in usable], (usable[answers[0]], usable[answers[1]])
+    return [usable[said] for said in shown.values() if said in usable], (usable[answers[0]], usable[answers[1]])
 
 
 def _leaked(case: Case, wordings: tuple[int, int], options: PairOptions, tally: Tally) -> list[str]:

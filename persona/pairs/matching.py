@@ -27,8 +27,10 @@ from persona_circuits.persona.data import (
     Question,
     Template,
     encode_prompt,
-    option_list,
+    first_person,
+    listing,
     prompt_faults,
+    shown_options,
 )
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
 REASONS = {
     "open question": "the question has no options; give them with --answers",
     "no declared preference": "the sources do not say what a persona prefers; give it with --answers",
+    "no cue": "the question has no cue, which is all that this format asks; give it a 'cue', or use another --format",
     "same preference": "both personas prefer the same option",
     "unequal length": "no two paraphrases give prompts of equal token length; add paraphrases, or use --align right",
     "parts on other tokens": "the prompts differ outside the persona, or a part lies on other tokens; add paraphrases",
@@ -86,13 +89,24 @@ class Case:
     template: Template
     filler: str
     leaks: Callable[[str], list[str]]
+    order: int = 0
 
     def prompt(self, wording: str) -> Prompt:
         """The prompt under a wording of a persona."""
-        asked = self.question.wordings[self.index]
-        cue = self.template.cue if self.question.cue is None else self.question.cue
-        values = (wording, self.filler, asked, option_list(self.question.options), cue)
+        asked, style = self.question.wordings[self.index], self.template.style
+        own = None if style.own_cue else self.question.cue_of(self.index)
+        if own is None and style.needs_cue:
+            raise Drop("no cue", self.question.id)
+        said = first_person(wording) if style.first_person else wording
+        cue = self.template.cue if own is None else own
+        values = (said, self.filler, asked, listing(self.question.options, style), cue)
         return self.template.render(dict(zip(FIELDS, values, strict=True)))
+
+    def about_order(self, name: str, options: Sequence[str]) -> dict[str, Any]:
+        """Where options are listed: the row's name with its order, and what its candidates stand for."""
+        if not self.template.style.lists:
+            return {}
+        return {"id": f"{name}/order-{self.order}", "orders_of": name, "order": self.order, "options": list(options)}
 
     def texts(self, wordings: tuple[int, int]) -> tuple[str, str]:
         """What these two places in the personas' lists of paraphrases say."""
@@ -217,8 +231,10 @@ def pair_row(
     """A line of the pair file; ``tokens`` (the answers) and ``options`` (all candidates) as they follow the prompt."""
     (clean, encoded), (corrupt, other) = sides
     names = {"persona_a": case.a.name, "persona_b": case.b.name, "question": case.question.id}
+    name = "/".join([f"{case.a.name}~{case.b.name}", f"{case.question.id}.{case.index}", case.template.name])
+    meant = dict(zip(shown_options(case.question.options, case.template.style), case.question.options, strict=True))
     row = {
-        "id": "/".join([f"{case.a.name}~{case.b.name}", f"{case.question.id}.{case.index}", case.template.name]),
+        "id": name,
         "clean": clean.text,
         "corrupt": corrupt.text,
         "answers": [tokens[0]],
@@ -232,6 +248,7 @@ def pair_row(
         "filler": case.filler,
         "n_tokens": len(encoded.ids),
     }
+    row |= case.about_order(name, [meant[text.strip()] for text in options])
     if case.question.domain:
         row["domain"] = case.question.domain
     if align == "right":

@@ -62,13 +62,20 @@ def null_pairs(made: Sequence[Made], setting: Setting) -> NullPairs:
     kinds = KINDS if setting.align == "right" else KINDS[:1]
     others = cycle([known for one in made if (known := _gap(one.row))] or [None])
     log = _Log()
-    for turn, one in enumerate(made):
+    turns = {name: turn for turn, name in enumerate(dict.fromkeys(map(_base, made)))}
+    for one in made:
+        turn = turns[_base(one)]
         for kind in kinds:
             gap: int | None = 0 if kind == "equal" else _gap(one.row) or next(others)
             drawn = _drawn(one, turn, gap, kind, setting)
             if not any(log.take(persona, kind, rows) for persona, rows in drawn):
                 log.missing[kind] = log.missing.get(kind, 0) + 1
     return NullPairs(tuple(log.rows), log.missing, _without(made, kinds, log))
+
+
+def _base(one: Made) -> str:
+    """The pair's id, whatever the order of its options: all orders of a pair have the same null pairs."""
+    return str(one.row.get("orders_of", one.row["id"]))
 
 
 def length_differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -121,7 +128,7 @@ def _drawn(
     used = ((one.case.a, one.row["wording_a"]), (one.case.b, one.row["wording_b"]))
     for persona, wording in used[:: -1 if turn % 2 else 1]:
         case = replace(one.case, a=persona, b=persona)
-        rng = random.Random(f"{setting.seed}/null/{one.row['id']}/{kind}/{persona.name}")
+        rng = random.Random(f"{setting.seed}/null/{_base(one)}/{kind}/{persona.name}")
         yield persona, _rows(one, case, _paraphrases(case, wording, gap, kind, setting, rng), kind, setting)
 
 
@@ -165,5 +172,8 @@ def _row(one: Made, case: Case, places: tuple[int, int], kind: str, setting: Set
     leaked = dict.fromkeys(option for text in case.texts(places) for option in case.leaks(text))
     row = pair_row(case, places, (first, second), answers, list(usable), list(leaked), align=setting.align)
     split = {"split": one.row["split"]} if "split" in one.row else {}
-    own = {"id": f"{one.row['id']}/{case.a.name}/{kind}", "control": "paraphrase", "unequal": kind == "unequal"}
+    name = f"{_base(one)}/{case.a.name}/{kind}"
+    own = {"id": name, "control": "paraphrase", "unequal": kind == "unequal"} | case.about_order(
+        name, row.get("options", ())
+    )
     return row | own | split

@@ -14,12 +14,15 @@ from typing import Any
 
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.persona.data import Persona, Question, Template, preferred
+from persona_circuits.persona.pairs.options import PairOptions
 
 __all__ = [
+    "Meeting",
     "Split",
     "divided",
     "in_turn",
     "meetings",
+    "training_meetings",
 ]
 
 Meeting = tuple[Persona, Persona]
@@ -85,6 +88,13 @@ def divided(
         Split("test", tuple(test or train), tuple(tested or asked), quota),
     ]
     return splits, _statement(splits, shared, share)
+
+
+def training_meetings(met: Sequence[Meeting], options: PairOptions) -> tuple[Meeting, ...]:
+    """The meetings that ``divided`` leaves in train where all of them have different preferences."""
+    if not options.test_share:
+        return tuple(met)
+    return tuple(_parted(met, [True] * len(met), options.test_share, f"{options.seed}/meetings")[0])
 
 
 def in_turn(

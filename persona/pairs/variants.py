@@ -25,7 +25,11 @@ from persona_circuits.circuit.task import Reader, answer_id, prompt_faults, toke
 from persona_circuits.persona.data import load_items
 
 __all__ = [
+    "Unfit",
+    "Varied",
+    "checked_row",
     "read_rules",
+    "rows_of",
     "vary",
 ]
 
@@ -64,15 +68,13 @@ def vary(pairs: str | Path, rules: Rules, reader: Reader, *, split: str | None =
     Raises:
         TaskError: the file cannot be read, there is no such split, or no base is left (with the reasons).
     """
-    bases = [row for row in _rows(pairs) if split in (None, row.get("split"))]
-    if not bases:
-        raise TaskError(f"pair file {pairs} has no pair{f' of split {split}' if split else ''}; check the file")
+    bases = rows_of(pairs, split)
     rows: list[Mapping[str, Any]] = []
     dropped: dict[str, list[str]] = {}
     for base in bases:
         try:
             rows += [_rewritten(base, name, steps, reader) for name, steps in rules.items()]
-        except _Unfit as fault:
+        except Unfit as fault:
             dropped.setdefault(str(fault), []).append(str(base["id"]))
     if not rows:
         reasons = [f"{len(ids)} × {reason} (such as {ids[0]})" for reason, ids in dropped.items()]
@@ -80,7 +82,7 @@ def vary(pairs: str | Path, rules: Rules, reader: Reader, *, split: str | None =
     return Varied(tuple(rows), {reason: tuple(ids) for reason, ids in dropped.items()})
 
 
-class _Unfit(Exception):
+class Unfit(Exception):
     """Why a base cannot be said in one of the variants."""
 
 
@@ -98,25 +100,47 @@ def _compiled(name: str, steps: Any, faults: list[str]) -> tuple[tuple[re.Patter
     return tuple(compiled)
 
 
-def _rows(path: str | Path) -> list[dict[str, Any]]:
-    return [{**item.pair.row, "id": item.pair.id} for item in load_items(path).items]
+def rows_of(pairs: str | Path | Sequence[Mapping[str, Any]], split: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a pair file, or of pairs in memory, of one split if given, each with an id.
+
+    Raises:
+        TaskError: the file cannot be read, or there is no such split.
+    """
+    if isinstance(pairs, str | Path):
+        rows = [{**item.pair.row, "id": item.pair.id} for item in load_items(pairs).items]
+    else:
+        rows = [dict(row) for row in pairs]
+    bases = [row for row in rows if split in (None, row.get("split"))]
+    if not bases:
+        raise TaskError(f"pair file {pairs} has no pair{f' of split {split}' if split else ''}; check the file")
+    return bases
 
 
 def _rewritten(
     row: Mapping[str, Any], name: str, steps: Sequence[tuple[re.Pattern[str], str]], reader: Reader
 ) -> Mapping[str, Any]:
-    clean, corrupt = (_applied(row[side], name, steps) for side in ("clean", "corrupt"))
+    return checked_row(row, name, tuple(_applied(row[side], name, steps) for side in ("clean", "corrupt")), reader)
+
+
+def checked_row(row: Mapping[str, Any], name: str, prompts: tuple[str, ...], reader: Reader) -> Mapping[str, Any]:
+    """The row with these prompts in place of its own, clean and corrupt.
+
+    Raises:
+        Unfit: they are not of equal length, or an answer is not one token there.
+    """
+    clean, corrupt = prompts
     ids = [token_ids(text, reader) for text in (clean, corrupt)]
     if len(ids[0]) != len(ids[1]):
-        raise _Unfit(f"{name}: prompts of unequal length")
+        raise Unfit(f"{name}: prompts of unequal length")
     answers = [*row["answers"], *row["wrong_answers"], *row.get("candidates", ())]
     for text, tokens in zip((clean, corrupt), ids, strict=True):
         faults = prompt_faults(tokens, reader)
         for answer in dict.fromkeys(answers):
             answer_id(text, tokens, answer, reader, faults)
         if faults:
-            raise _Unfit(f"{name}: {faults[0]}")
+            raise Unfit(f"{name}: {faults[0]}")
     kept = {key: value for key, value in row.items() if key not in DROPPED_KEYS}
+    kept |= {"orders_of": f"{row['orders_of']}/{name}"} if "orders_of" in row else {}
     return {**kept, "id": f"{row['id']}/{name}", "clean": clean, "corrupt": corrupt, "variant": name, "base": row["id"]}
 
 
@@ -124,5 +148,5 @@ def _applied(text: str, name: str, steps: Sequence[tuple[re.Pattern[str], str]])
     for pattern, replacement in steps:
         text, count = pattern.subn(replacement, text)
         if count != 1:
-            raise _Unfit(f"{name}: {pattern.pattern!r} is found {count} times, expected once")
+            raise Unfit(f"{name}: {pattern.pattern!r} is found {count} times, expected once")
     return text

@@ -76,6 +76,10 @@ def built(world, personas, questions):
 @pytest.fixture
 def small():
     """A byte-level tokenizer that knows the words of CORPUS, and a start token that it adds itself."""
+    return tokenizer_of(CORPUS)
+
+
+def tokenizer_of(corpus):
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
@@ -84,7 +88,7 @@ def small():
     trainer = trainers.BpeTrainer(
         vocab_size=1000, initial_alphabet=alphabet, special_tokens=special, show_progress=False
     )
-    inner.train_from_iterator([CORPUS] * 3, trainer)
+    inner.train_from_iterator([corpus] * 3, trainer)
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
 

@@ -1,0 +1,43 @@
+"""What a model would rather say: its most likely next tokens, whatever the candidates are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "N_WORDS",
+    "Words",
+    "mean_words",
+    "said",
+    "top_words",
+]
+
+N_WORDS = 10
+Words = tuple[tuple[str, float], ...]
+"""Tokens as text, each with its probability, the most likely first."""
+
+
+def top_words(logits: Float[Tensor, " vocab"], tokenizer: Any, n: int = N_WORDS) -> Words:
+    """The ``n`` most likely tokens behind one prompt, of its logits."""
+    found = torch.softmax(logits, -1).topk(min(n, logits.shape[-1]))
+    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    return tuple((tokenizer.decode([token]), probability) for token, probability in pairs)
+
+
+def mean_words(prompts: Sequence[Words], n: int = N_WORDS) -> Words:
+    """The most likely words over several prompts; one that is not among the first of a prompt counts nothing there."""
+    total: dict[str, float] = {}
+    for words in prompts:
+        for text, probability in words:
+            total[text] = total.get(text, 0.0) + probability / len(prompts)
+    return tuple(sorted(total.items(), key=lambda item: -item[1])[:n])
+
+
+def said(words: Words, n: int = 5) -> str:
+    """``' a' .31, ' the' .12``, for people."""
+    return ", ".join(f"{text!r} {probability:.2f}" for text, probability in words[:n])

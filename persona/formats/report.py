@@ -1,0 +1,133 @@
+"""Formats as files, as a figure, and as rows of a table.
+
+formats.json    everything, with what it was made from
+formats.csv     a line per format
+formats.html    the figure; needs no network
+formats.png     D and mass of every format, D of a friend and 2 sigma_0 beside it
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from persona_circuits.circuit.figures import Axis, Bars, Chart, Panel, Points, interval, plain, write_csv, write_figures
+from persona_circuits.circuit.storage import write_json
+from persona_circuits.persona.data import said
+from persona_circuits.persona.formats.study import FormatRow, FormatStudy
+
+__all__ = [
+    "COLUMNS",
+    "format_rows",
+    "formats_record",
+    "headline",
+    "write_formats",
+]
+
+FORMAT = "persona-circuits/formats"
+COLUMNS = (
+    "format",
+    "pairs",
+    "mass",
+    "D",
+    "95 %",
+    "sigma_0",
+    "friend's D",
+    "order effect",
+    "collapse",
+    "answer names it",
+    "it says",
+)
+
+
+def format_rows(study: FormatStudy) -> list[tuple[str, ...]]:
+    """A row of ``COLUMNS`` per format, the recommended one again on the held-out pairs."""
+    rows = [*study.rows, *([study.held_out] if study.held_out else [])]
+    return [_table_row(row, study.best) for row in rows]
+
+
+def headline(study: FormatStudy) -> str:
+    """What is recommended, and why."""
+    best = next(row for row in study.rows if row.format == study.best)
+    least = study.options.min_mass
+    if best.mass < least:
+        return (
+            f"no format has a mass of {least:g}; --format {best.format} has the largest D, with a mass of "
+            f"{best.mass:.2f}: try candidates that the model itself names (pairs --mine-candidates)"
+        )
+    return f"use --format {best.format}: the largest D of the formats with a mass of at least {least:g}"
+
+
+def formats_record(study: FormatStudy) -> dict[str, Any]:
+    """Everything that was found, as plain values for JSON."""
+    return plain(
+        {
+            "format": FORMAT,
+            "version": 1,
+            "model": {"name": study.model, "fingerprint": study.fingerprint},
+            "options": asdict(study.options),
+            "recommended": study.best,
+            "says": headline(study),
+            "formats": list(study.rows),
+            "held_out": study.held_out,
+            "skipped": dict(study.skipped),
+        }
+    )
+
+
+def write_formats(study: FormatStudy, folder: str | Path) -> None:
+    """Write all files into ``folder``, which must exist.
+
+    Raises:
+        FileError: the folder is missing or cannot be written.
+    """
+    folder, record = Path(folder), formats_record(study)
+    write_json(record, folder / "formats.json")
+    rows = [_cells(row) for row in (*record["formats"], *filter(None, [record["held_out"]]))]
+    write_csv(rows, folder / "formats.csv")
+    title = f"Formats: {Path(study.model).name}"
+    write_figures({"formats": _figure(study)}, folder, page="formats.html", title=title, notes=[headline(study)])
+
+
+def _table_row(row: FormatRow, best: str) -> tuple[str, ...]:
+    mark = ", held out" if row.split == "test" else " *" if row.format == best else ""
+    return (
+        f"{row.format}{mark}",
+        str(row.n),
+        f"{row.mass:.2f}",
+        f"{row.divergence.value:+.2f}",
+        interval(row.divergence.low, row.divergence.high),
+        "" if row.sigma_0 is None else f"{row.sigma_0:.2f}",
+        "" if row.friend is None else f"{row.friend:+.2f}",
+        "" if row.order_effect is None else f"{row.order_effect:.2f}",
+        f"{row.collapse:.2f}",
+        "" if row.named is None else f"{row.named:.2f}",
+        said(row.words, 2),
+    )
+
+
+def _cells(row: dict[str, Any]) -> dict[str, Any]:
+    spread = row["divergence"]
+    flat = {key: value for key, value in row.items() if key not in ("divergence", "words")}
+    ends = {"divergence": spread["value"], "divergence_low": spread["low"], "divergence_high": spread["high"]}
+    flat["answer"] = " ".join(flat["answer"].split())
+    return {"format": flat.pop("format"), **ends, **flat, "words": said(tuple(map(tuple, row["words"])))}
+
+
+def _figure(study: FormatStudy) -> Chart:
+    names = [row.format for row in study.rows]
+    d = [row.divergence for row in study.rows]
+    effect = Points("D", names, [e.value for e in d], [_or(e.low, e) for e in d], [_or(e.high, e) for e in d])
+    friend = Points("D of a friend", names, [row.friend for row in study.rows], symbol="square")
+    null = Points("2 sigma_0", names, [None if r.sigma_0 is None else 2 * r.sigma_0 for r in study.rows], symbol="x")
+    mass = Bars("mass", names, [row.mass for row in study.rows])
+    panels = [
+        Panel([effect, friend, null], y=Axis("logits")),
+        Panel([mass], y=Axis("probability of the options")),
+    ]
+    return Chart("Persona divergence and candidate mass by format", panels)
+
+
+def _or(end: float | None, estimate: Any) -> float:
+    return estimate.value if end is None else end

@@ -1,0 +1,217 @@
+"""Every format on the same pairs: how much of the answer it holds, and how much of that is the persona.
+
+1. A sample of what personas and questions declare is drawn, of the training split that ``pairs`` would make with the
+   same seed: test persona pairs and wordings are not seen.
+2. Each format puts the same choices: mass, D with its interval, sigma_0 over paraphrases, collapse; where options are
+   listed, the mean over all their orders, and the order effect; D where a friend is the persona; and of some
+   prompts the greedy answer, and whether it begins with the option that the first token's logits choose.
+3. Recommended is the format with the largest D among those with enough mass. The largest of several is too large
+   by selection, so it alone is then measured on the held-out pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.progress import Progress, untold
+from persona_circuits.circuit.task import token_ids
+from persona_circuits.circuit.task.reading import task_of_items
+from persona_circuits.persona.behaviour import PairMeasure, StudyOptions, averaged, measure_pairs, summarise
+from persona_circuits.persona.data import Estimate, Persona, Question, Words, items_of, load_format
+from persona_circuits.persona.formats.options import FormatOptions
+from persona_circuits.persona.pairs import PairOptions, build_pairs, framed
+from persona_circuits.persona.responses import Sampling, continuations
+
+__all__ = [
+    "FormatRow",
+    "FormatStudy",
+    "recommended",
+    "study_formats",
+]
+
+ANSWER_TOKENS = 16
+Row = Mapping[str, Any]
+Sample = frozenset[tuple[str, str, str]]
+
+
+@dataclass(frozen=True)
+class FormatRow:
+    """One format on one split. D, ``sigma_0``, ``order_effect`` and ``friend`` (D of a friend) are in logits.
+
+    ``collapse`` is the share of pairs with one choice; ``named`` the share of answers, spelt out, that begin with the
+    option of the first token; ``words`` the most likely first tokens; ``answer`` one of the answers.
+    """
+
+    format: str
+    split: str
+    n: int
+    mass: float
+    divergence: Estimate
+    p_zero: float
+    sigma_0: float | None
+    order_effect: float | None
+    collapse: float
+    friend: float | None
+    named: float | None
+    words: Words
+    answer: str
+
+
+@dataclass(frozen=True)
+class FormatStudy:
+    """All formats of one model; ``skipped`` says why a format is missing; ``held_out`` tests the recommended one."""
+
+    model: str
+    fingerprint: str
+    options: FormatOptions
+    rows: tuple[FormatRow, ...]
+    skipped: Mapping[str, str]
+    best: str
+    held_out: FormatRow | None
+
+
+def study_formats(
+    model: Model,
+    personas: Sequence[Persona],
+    questions: Sequence[Question],
+    *,
+    contrast: str | Sequence[tuple[str, str]] = "opposed",
+    options: FormatOptions | None = None,
+    stage: Callable[[str], Progress] | None = None,
+) -> FormatStudy:
+    """Measure the formats of ``options`` on a model, with the personas' declared preferences.
+
+    Raises:
+        OptionError: an option makes no sense.
+        TaskError: no format can be put to this model.
+    """
+    options = (options or FormatOptions()).checked()
+    told = stage or (lambda _: untold)
+    ask = _Asking(model, tuple(personas), tuple(questions), contrast, options)
+    rows: list[FormatRow] = []
+    skipped: dict[str, str] = {}
+    for name in options.chosen:
+        try:
+            rows.append(ask.measured(name, "train", told(f"format {name}")))
+        except (OptionError, TaskError) as error:
+            skipped[name] = str(error).splitlines()[0]
+    if not rows:
+        raise TaskError(f"no format can be put to {model.name}: " + "; ".join(skipped.values()))
+    best = recommended(rows, options.min_mass)
+    try:
+        held_out = ask.measured(best.format, "test", told(f"{best.format}, held out"))
+    except TaskError:
+        held_out = None
+    return FormatStudy(model.name, model.fingerprint, options, tuple(rows), skipped, best.format, held_out)
+
+
+def recommended(rows: Sequence[FormatRow], min_mass: float) -> FormatRow:
+    """The row with the largest D among those with ``min_mass``; among all where none has it."""
+    enough = [row for row in rows if row.mass >= min_mass] or list(rows)
+    return max(enough, key=lambda row: row.divergence.value)
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """What is asked, whatever the format."""
+
+    model: Model
+    personas: tuple[Persona, ...]
+    questions: tuple[Question, ...]
+    contrast: Any
+    options: FormatOptions
+
+    def measured(self, name: str, split: str, progress: Progress) -> FormatRow:
+        """A format's row on one split."""
+        rows, null = self._rows(name, split)
+        friend = framed(rows, ("friend",), self.model).rows
+        groups = [rows, null, friend]
+        found = self._measures([row for some in groups for row in some], name, progress)
+        of_friend = [one for one in found if "variant" in one.item.pair.row]
+        rest = [one for one in found if "variant" not in one.item.pair.row]
+        how = StudyOptions(n_resamples=self.options.n_resamples, seed=self.options.seed)
+        study = summarise(rest, how, model=self.model.name)
+        answers, named = self._answers([one for one in rest if one.item.control == "none"])
+        whole = study.overall.summary
+        return FormatRow(
+            format=name,
+            split=split,
+            n=whole.n,
+            mass=whole.mass,
+            divergence=whole.divergence,
+            p_zero=whole.p_zero,
+            sigma_0=study.sigma_0,
+            order_effect=study.order_effect,
+            collapse=whole.collapse.value,
+            friend=float(np.mean([one.divergence for one in of_friend])),
+            named=named,
+            words=study.words,
+            answer=answers[0] if answers else "",
+        )
+
+    def _rows(self, name: str, split: str) -> tuple[Sequence[Row], Sequence[Row]]:
+        """The pairs of the sample in a format, and their null pairs."""
+        chosen = self._sample(split)
+        template = load_format(name, self.model.tokenizer)
+        how = {"contrast": self.contrast, "options": self._how(), "only": chosen}
+        built = build_pairs(self.personas, self.questions, self.model, template, **how)
+        null = built.null.rows if built.null else ()
+        rows = [row for row in built.rows if row.get("split", "train") == split]
+        if not rows:
+            raise TaskError(f"format {name}: no pair of split {split} is left")
+        mine = [row for row in null if row.get("split", "train") == split]
+        return rows, mine
+
+    def _sample(self, split: str) -> Sample:
+        """Which personas meet in which questions: the first that the simplest format gives in this split."""
+        template = load_format("cue", self.model.tokenizer)
+        built = build_pairs(
+            self.personas, self.questions, self.model, template, contrast=self.contrast, options=self._how(null=False)
+        )
+        rows = [row for row in built.rows if row.get("split", "train") == split]
+        if not rows:
+            raise TaskError(f"there is no pair of split {split}")
+        return frozenset(_key(row) for row in rows[: self.options.max_pairs])
+
+    def _how(self, *, null: bool = True) -> PairOptions:
+        return PairOptions(
+            seed=self.options.seed, max_pairs=100_000, test_share=self.options.test_share, null=null
+        ).checked()
+
+    def _measures(self, rows: Sequence[Row], name: str, progress: Progress) -> tuple[PairMeasure, ...]:
+        items = items_of(task_of_items(rows, f"format {name}")).items
+        return averaged(measure_pairs(self.model, items, batch_size=self.options.batch_size, progress=progress))
+
+    def _answers(self, measures: Sequence[PairMeasure]) -> tuple[list[str], float | None]:
+        """Greedy answers of some pairs' clean prompts, and the share that begins with the option of the first token."""
+        sampling = Sampling(max_new_tokens=ANSWER_TOKENS, temperature=0.0)
+        said, same = [], []
+        for one in measures[: self.options.n_answers]:
+            pair = one.item.pair
+            answer = continuations(self.model, [token_ids(pair.clean, self.model)], sampling, keys=[pair.id])[0].text
+            said.append(answer)
+            same.append(_names(answer, _first_choice(one)))
+        return said, float(np.mean(same)) if same else None
+
+
+def _first_choice(one: PairMeasure) -> str:
+    """What the answer says for the choice: the option itself, or its letter in the first order."""
+    row = one.item.pair.row
+    options, shown = row.get("options"), row.get("candidates", [])
+    return shown[options.index(one.choice_a)] if options and one.choice_a in options else one.choice_a
+
+
+def _names(answer: str, choice: str) -> bool:
+    """Whether an answer begins with this word, in any case, behind an article or none."""
+    words = [word.strip(".,:;!?\"'()*") for word in answer.lower().split()]
+    return [word for word in words if word not in ("a", "an", "the", "")][:1] == [choice.strip().lower()]
+
+
+def _key(row: Row) -> tuple[str, str, str]:
+    return row["persona_a"], row["persona_b"], row["question"]

@@ -1,0 +1,239 @@
+"""Formats: what each says, for chat and plain tokenizers; orders of options; and frames of a persona."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+from test_pairs import ACTOR, CHATML, CORPUS, DRINK, MONK, NO_SYSTEM, build, tokenizer_of
+
+from persona_circuits.circuit.choices import FRAMES, PROMPT_FORMATS
+from persona_circuits.circuit.errors import OptionError, TaskError
+from persona_circuits.circuit.task import encode, load_task
+from persona_circuits.persona.behaviour import averaged, measure_pairs, order_effect
+from persona_circuits.persona.data import first_person, load_format, load_items
+from persona_circuits.persona.pairs import PairOptions, framed, write_rows
+
+ASKED = replace(DRINK, cue="My answer is")
+
+
+@pytest.fixture
+def small():
+    return tokenizer_of(CORPUS + "Answer: A Answer: B Answer: C\n")
+
+
+def rows_of(tokenizer, name, **more):
+    return build(tokenizer, asked=(ASKED,), template=load_format(name, tokenizer), **more).rows
+
+
+@pytest.mark.parametrize("name", PROMPT_FORMATS)
+def test_every_format_makes_sound_pairs_that_differ_in_the_persona_only(small, name):
+    small.chat_template = CHATML
+    rows = rows_of(small, name)
+    assert len(rows) == (len(ASKED.options) if name in ("options", "letters") else 1)
+    for row in rows:
+        both = [small(row[side])["input_ids"] for side in ("clean", "corrupt")]
+        at = [row["spans"][side]["persona"]["tokens"] for side in ("clean", "corrupt")]
+        assert both[0] != both[1]
+        assert next(ids[: a[0]] + ids[a[1] :] for ids, a in zip(both, at, strict=True)) == (
+            both[1][: at[1][0]] + both[1][at[1][1] :]
+        )
+
+
+def test_the_persona_is_a_system_turn_the_head_of_the_users_turn_or_the_first_person(small):
+    assert rows_of(small, "first-person")[0]["clean"] == "I am a humble monk. My answer is"
+    assert "Guest: I am a humble monk.\n" in rows_of(small, "interview")[0]["clean"]
+    assert rows_of(small, "cue")[0]["clean"].startswith("You are a humble monk.\nQuestion: Which")
+    with pytest.raises(OptionError, match="no chat template"):
+        load_format("chat-cue", small)
+    assert "Choose one: tea, wine or cake.\nAnswer: My answer is" in rows_of(small, "options")[0]["clean"]
+    small.chat_template = CHATML
+    system = rows_of(small, "chat-cue")[0]["clean"]
+    assert system.startswith("<|turn|>system\nYou are a humble monk.<|end|>")
+    assert system.endswith("<|turn|>assistant\nMy answer is")
+    small.chat_template = NO_SYSTEM
+    assert rows_of(small, "chat-cue")[0]["clean"].startswith("<|turn|>user\nYou are a humble monk.\n\nWhich")
+
+
+def test_examples_name_no_option(small):
+    text = rows_of(small, "few-shot")[0]["clean"]
+    assert text.count("Answer:") == 4
+    assert text.endswith("Which drink do you take?\nAnswer:")
+    asked = replace(ASKED, options=("tea", "wine", "Rome"))
+    made = build(small, asked=(asked,), template=load_format("few-shot", small)).rows[0]["clean"]
+    assert "Rome" not in made
+    assert made.count("Answer:") == 4
+
+
+def test_a_format_of_cues_alone_drops_a_question_without_one(small):
+    with pytest.raises(TaskError, match="no cue"):
+        build(small, template=load_format("first-person", small))
+
+
+@pytest.mark.parametrize(
+    ("said", "spoken"),
+    [
+        ("You are a cook who likes you.", "I am a cook who likes I."),  # word by word, as it says
+        ("You were poor, and your son helps you.", "I was poor, and my son helps I."),
+        ("Your home is far. People speak of you.", "My home is far. People speak of me."),
+        ("You trust yourself.", "I trust myself."),
+    ],
+)
+def test_you_becomes_i(said, spoken):
+    assert first_person(said) == spoken
+
+
+@pytest.mark.parametrize("name", ["options", "letters"])
+def test_every_option_stands_in_every_place_once_and_answers_follow_it(small, name):
+    rows = rows_of(small, name)
+    assert [row["order"] for row in rows] == [0, 1, 2]
+    assert len({row["orders_of"] for row in rows}) == 1
+    for place in range(3):
+        assert {row["options"][place] for row in rows} == set(ASKED.options)
+    for row in rows:
+        meant = dict(zip(row["candidates"], row["options"], strict=True))
+        assert (meant[row["answers"][0]], meant[row["wrong_answers"][0]]) == ("tea", "wine")
+        if name == "letters":
+            letter = row["answers"][0].strip()
+            assert re.search(rf"^{letter}\. tea$", row["clean"], re.MULTILINE)
+
+
+def test_all_orders_of_a_pair_have_the_same_paraphrases_as_null(small):
+    monk = replace(MONK, wordings=("You are a humble monk.", "You are a humble Tea.", "You are a good judge."))
+    options = PairOptions(test_share=0.0, null=True, leaks="keep")
+    built = build(small, (monk, ACTOR), (ASKED,), load_format("options", small), options=options)
+    assert built.null is not None
+    assert {row["order"] for row in built.null.rows} == {0, 1, 2}
+    assert len({(row["wording_a"], row["wording_b"]) for row in built.null.rows}) == 1
+
+
+def test_a_bias_for_a_place_cancels_in_the_mean_over_orders(tmp_path, tiny):
+    """A model whose logit of an option is its own plus its place's: D is the options' own, the effect the places'."""
+    rows, own, place = [], {"a": (2.0, -1.0), "b": (-1.0, 1.5), "c": (0.0, 0.0)}, (4.0, 0.0, -1.0)
+    items = load_items(tmp_path_pairs(tmp_path))
+    plain = measure_pairs(tiny, items.items)
+    for order, one in enumerate(plain):
+        options = one.item.pair.row["options"]
+        logits = torch.tensor([[own[o][side] + place[i] for i, o in enumerate(options)] for side in (0, 1)])
+        found = logits.double()
+        rows.append(replace(one, log_probs_a=tuple(found[0].tolist()), log_probs_b=tuple(found[1].tolist())))
+        assert one.item.pair.row["order"] == order
+    (mean,) = averaged(rows)
+    assert mean.divergence == pytest.approx((2 - -1) - (-1 - 1.5))  # m(x) = l_a - l_b, of the options alone
+    assert (mean.choice_a, mean.choice_b) == ("a", "b")
+    margins = torch.tensor([4.0 - 0.0, -1.0 - 4.0, 0.0 - -1.0])  # the place of a less that of b, in the three orders
+    assert order_effect([mean]) == pytest.approx(margins.var(unbiased=False).sqrt().item())
+    assert mean.n_orders == 3
+    assert averaged(plain[:1])[0].order_spread == 0
+    assert order_effect([]) is None
+
+
+def tmp_path_pairs(tmp_path):
+    base = json.loads((ROOT / "tests" / "data" / "tiny_pairs.json").read_text())["prompts"][0]
+    words = [*base["answers"][:1], *base["wrong_answers"][:1]]
+    others = json.loads((ROOT / "tests" / "data" / "tiny_pairs.json").read_text())["prompts"]
+    third = next(w for p in others for w in (*p["answers"], *p["wrong_answers"]) if w not in words)
+    listed = [words[0], words[1], third]
+    rows = []
+    for order in range(3):
+        names = ["a", "b", "c"][order:] + ["a", "b", "c"][:order]
+        said = dict(zip(names, listed, strict=True))  # letters: the same words stand for other options
+        rows.append(
+            {"id": f"x/order-{order}", "clean": base["clean"], "corrupt": base["corrupt"], "answers": [said["a"]]}
+            | {"wrong_answers": [said["b"]], "candidates": listed, "options": names, "orders_of": "x", "order": order}
+        )
+    path = tmp_path / "orders.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_frames_say_the_persona_of_others_with_equally_many_tokens_where_that_is_possible(small, tmp_path):
+    rows = rows_of(small, "cue")
+    found = framed(rows, FRAMES, build_reader(small))
+    said = {row["variant"]: row["clean"].split("\n")[0] for row in found.rows}
+    assert said["friend"].endswith("friend is a humble monk.")
+    assert said["nobody"].startswith("Nobody")
+    assert "not" in said["not"] or "n't" in said["not"]
+    lengths = {len(small(row["clean"])["input_ids"]) for row in found.rows}
+    assert found.rows[0]["frame_matched"] == (len(lengths) == 1)
+    write_rows(found.rows, tmp_path / "framed.jsonl")
+    assert len(encode(load_task(tmp_path / "framed.jsonl"), build_reader(small))) == len(FRAMES)
+    first = framed(rows_of(small, "first-person"), ["you", "friend"], build_reader(small))
+    assert first.rows[1]["clean"].split(" My answer")[0].endswith("riend is a humble monk.")
+
+
+def test_frames_need_a_known_name_and_a_persona_that_begins_as_one(small):
+    rows = [dict(rows_of(small, "cue")[0])]
+    with pytest.raises(OptionError, match="'neighbour' is not one of"):
+        framed(rows, ["neighbour"], build_reader(small))
+    with pytest.raises(TaskError, match="does not say where its persona stands"):
+        framed([{key: value for key, value in rows[0].items() if key != "spans"}], ["friend"], build_reader(small))
+
+
+def build_reader(tokenizer):
+    from persona_circuits.persona.data import TokenizerOnly
+
+    return TokenizerOnly(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def study():
+    from persona_circuits.circuit.model import load_model
+    from persona_circuits.circuit.task import MODEL, resolve
+    from persona_circuits.persona.data import read_personas, read_questions
+    from persona_circuits.persona.formats import FormatOptions, study_formats
+
+    model = load_model(resolve(MODEL))
+    people = read_personas(ROOT / "datasets" / "personas.jsonl")[:8]
+    questions = [replace(one, cue="A:") for one in read_questions(ROOT / "datasets" / "questions.jsonl")[:6]]
+    options = FormatOptions(formats=("chat-cue", "cue", "interview"), max_pairs=3, n_answers=1, n_resamples=50)
+    return study_formats(model, people, questions, contrast="all", options=options)
+
+
+def test_a_study_measures_what_can_be_asked_and_says_why_the_rest_cannot(study):
+    assert "no chat template" in study.skipped["chat-cue"]
+    assert {row.format for row in study.rows} | set(study.skipped) == {"chat-cue", "cue", "interview"}
+    for row in study.rows:
+        assert row.n == 3
+        assert 0 <= row.mass <= 1
+        assert row.sigma_0 is not None
+        assert row.friend is not None
+        assert row.order_effect is None
+        assert row.named in (0.0, 1.0)
+    assert study.held_out is None or (study.held_out.format, study.held_out.split) == (study.best, "test")
+
+
+def test_the_largest_divergence_among_those_with_mass_is_recommended(study):
+    from persona_circuits.persona.data import Estimate
+    from persona_circuits.persona.formats import recommended
+
+    rows = [
+        replace(study.rows[0], format=name, mass=mass, divergence=Estimate(d, None, None))
+        for name, mass, d in (("a", 0.01, 9.0), ("b", 0.2, 2.0), ("c", 0.9, 0.3))
+    ]
+    assert recommended(rows, 0.05).format == "b"
+    assert recommended(rows, 0.5).format == "c"
+    assert recommended(rows, 0.95).format == "a"
+
+
+def test_the_files_of_a_study(study, tmp_path):
+    from persona_circuits.persona.formats import format_rows, write_formats
+
+    write_formats(study, tmp_path)
+    record = json.loads((tmp_path / "formats.json").read_text())
+    assert record["recommended"] == study.best
+    assert (tmp_path / "formats.csv").read_text().count("\n") == len(format_rows(study)) + 1
+    assert (tmp_path / "formats.png").stat().st_size > 1000
+    assert (tmp_path / "formats.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "choice", "same"),
+    [(" the Cake, of course", " cake", True), (" I like cake", " cake", False), (" B.", " B", True), ("", " B", False)],
+)
+def test_an_answer_names_the_option_that_it_begins_with(answer, choice, same):
+    from persona_circuits.persona.formats.study import _names
+
+    assert _names(answer, choice) is same
