@@ -135,8 +135,9 @@ def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _print_explanation(found: Any) -> None:
-    from persona_circuits.persona.explanation import confusion_rows, group_rows, table_columns
+    from persona_circuits.persona.explanation import TESTED, confusion_rows, group_rows, table_columns, test_rows
 
+    null = found.null
     parts = {"all": [found.overall], **{key: [g for g in found.groups if g.by == key] for key in found.options.by}}
     for key, groups in (parts | {"control": found.controls}).items():
         if groups:
@@ -144,6 +145,8 @@ def _print_explanation(found: Any) -> None:
             print_table(title, table_columns(key), group_rows(groups), texts=2)
     items = [row.measure.item for row in found.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
+    if tested := test_rows(found):
+        print_table("causal tests", TESTED, tested, texts=2)
     columns, rows = confusion_rows(found)
     if rows:
         print_table("verdicts by what the generator sets", columns, rows, texts=1)
@@ -153,8 +156,12 @@ def _print_explanation(found: Any) -> None:
             f"agreement   {given.share:.3f} of {given.n} pairs (by chance {given.chance:.3f}), "
             f"Cohen's kappa {kappa}, p {given.p:.2g} by permuting {given.permuted}"
         )
-    if found.sigma_0 is not None:
-        say(f"sigma_0     {found.sigma_0:.3f} logits over {found.n_paraphrases} paraphrase pairs")
+    if null.n:
+        say(
+            f"paraphrases {null.n} pairs: sigma_0 {null.sigma_0:.3f} logits; more than they have is a signal at the "
+            f"answer from {null.signal_answer:.2f} and one side of {null.stronger_side:.2f} logits"
+        )
+    say(f"eta         high from {found.thresholds.alignment_sd:g} times its root mean square over random token pairs")
     say(f"thresholds  {found.thresholds.source}, sha256 {found.thresholds.sha256[:12]}…")
 
 

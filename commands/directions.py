@@ -23,6 +23,7 @@ from persona_circuits.commands.terminal import (
     print_table,
     progress_bars,
     refuse_idle,
+    say,
     say_drawn,
     shipped_or,
     show,
@@ -49,6 +50,12 @@ def vectors(
     compare_with: Annotated[
         list[Path] | None, typer.Option("--compare", help="Folder of another model's vectors; may be repeated.")
     ] = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            "--reference", help="Vectors that these should be, a folder or vectors.safetensors, at one layer."
+        ),
+    ] = None,
     out: OutOption = Path("runs/vectors"),
     plan: Plan,
     sampling: Annotated[Sampling, Without("seed")],
@@ -59,9 +66,9 @@ def vectors(
 ) -> None:
     """Mean activations of a model as every persona: cosines, components, assistant axis, other models beside."""
     with errors_as_exit_codes() as kept:
-        _refuse_idle(context, sampling, made=responses is None, compared=bool(compare_with))
+        _refuse_idle(context, sampling, made=responses is None, compared=bool(compare_with), held=reference is not None)
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.responses import baseline_of, read_responses
+        from persona_circuits.persona.responses import baseline_of, read_responses, write_responses
         from persona_circuits.persona.streams import chosen_layer
         from persona_circuits.persona.vectors import geometry_of, persona_vectors, read_vectors, write_vectors
         from persona_circuits.persona.vectors.report import vector_record
@@ -69,6 +76,7 @@ def vectors(
         sampling = replace(sampling, seed=options.seed, stop=texts_of(stop)).checked()
         form = replace(form, batch_size=options.batch_size)
         others = [read_vectors(path) for path in compare_with or ()]
+        should_be = None if reference is None else read_vectors(reference)
         said = None if responses is None else read_responses(responses)
         wanted, about = ((), {}) if said else exchanges_of(model, asked, plan)
         check_journal(out, kept)
@@ -81,19 +89,50 @@ def vectors(
                 said, about = made.responses, record | {"sources": about}
             else:
                 about = {"responses": str(responses)}
-            how: dict[str, Any] = {"cache": out / "cache", "batch_size": options.batch_size}
+            anew = responses is not None and (form.template is not None or form.cue is not None)
+            how: dict[str, Any] = {"cache": out / "cache", "batch_size": options.batch_size, "anew": anew}
             template, tell = form.opened(loaded.tokenizer), stage("reading the residual stream")
             found = persona_vectors(loaded, said, template, **how, progress=tell)
             geometry = geometry_of(found, at, baseline_of(found.personas, asked.baseline))
             comparison = _compared(geometry, others, options) if others else None
+            beside = _beside(geometry, [*others, *([] if should_be is None else [should_be])])
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_vectors(geometry, about, staging, comparison=comparison)
-        tables = partial(_print_vectors, geometry, comparison)
-        show(as_json, lambda: vector_record(geometry, about, comparison), tables, out=out, notes=geometry.notes)
+                if responses is None:
+                    write_responses(said, staging / "responses.jsonl")
+        tables = partial(_print_vectors, geometry, comparison, beside)
+        record = partial(vector_record, geometry, about, comparison, beside)
+        show(as_json, record, tables, out=out, notes=geometry.notes)
+        if should_be is not None:
+            _require_likeness(beside[-1], options.min_cosine)
 
 
-def _refuse_idle(context: typer.Context, sampling: Sampling, *, made: bool, compared: bool) -> None:
+def _beside(geometry: Any, others: Sequence[Any]) -> list[Any]:
+    """Every persona's cosines with each of these at the layer that is shown; None where widths or layers differ."""
+    from persona_circuits.persona.vectors import StoredVectors, likeness
+
+    own, found = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared(), []
+    for other in others:
+        alike = other.vectors.means.shape[1:] == geometry.vectors.means.shape[1:]
+        found.append(likeness(own, other.compared(geometry.layer)) if alike else None)
+    return found
+
+
+def _require_likeness(found: Any, bar: float | None) -> None:
+    """The bar of ``--min-cosine``."""
+    from persona_circuits.circuit.errors import TaskError
+
+    if found is None:
+        raise TaskError("--reference holds vectors of another depth or width: they have no cosine with these")
+    low = [one for one in found if bar is not None and not one.raw >= bar]
+    for one in low:
+        say(f"{one.persona}: cosine {one.raw:.5f} with the reference is below the bar of {bar:g}", err=True)
+    if low:
+        raise typer.Exit(1)
+
+
+def _refuse_idle(context: typer.Context, sampling: Sampling, *, made: bool, compared: bool, held: bool) -> None:
     said_here = ["personas", "questions", "wordings", "question_wordings", "samples", "max_questions"]
     said_here += ["max_new_tokens", "temperature", "top_p", "stop"]
     refuse_idle(
@@ -101,6 +140,7 @@ def _refuse_idle(context: typer.Context, sampling: Sampling, *, made: bool, comp
         (made, "responses made here, without --responses", said_here),
         (sampling.temperature > 0, "--temperature above 0", ["top_p"]),
         (compared, "--compare", ["n_permutations"]),
+        (held, "--reference", ["min_cosine"]),
     )
 
 
@@ -116,7 +156,8 @@ def _compared(geometry: Any, others: Sequence[Any], options: VectorOptions) -> A
     return compare_models(sides, n_permutations=options.n_permutations, seed=options.seed)
 
 
-def _print_vectors(geometry: Any, comparison: Any) -> None:
+def _print_vectors(geometry: Any, comparison: Any, beside: Sequence[Any]) -> None:
+    from persona_circuits.persona.vectors import LIKENESS, likeness_rows
     from persona_circuits.persona.vectors import report as files
 
     found = geometry.vectors
@@ -127,6 +168,9 @@ def _print_vectors(geometry: Any, comparison: Any) -> None:
     if comparison is not None:
         title = f"how alike models arrange {len(comparison.personas)} personas"
         print_table(title, files.COMPARED, files.comparison_rows(comparison), texts=1)
+    for found in beside:
+        if found is not None:
+            print_table("every persona's vector beside its other", LIKENESS, likeness_rows(found), texts=1)
 
 
 @dataclass(frozen=True)

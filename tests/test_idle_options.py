@@ -95,7 +95,7 @@ IDLE = [
     ("respond", ["--endpoint-model", "m"], {**RUNNING, "--cue": "A:"}),
     ("respond", ["--temperature", "0"], {"--top-p": "0.5"}),
     ("vectors", ["--responses", "r.jsonl"], SAID),
-    ("vectors", [], {"--n-permutations": "9"}),
+    ("vectors", [], {"--n-permutations": "9", "--min-cosine": "0.99"}),
     ("vectors", ["--temperature", "0"], {"--top-p": "0.5"}),
     ("bridge", ["x", "--movers", "m.json"], {"--top-k": "3"}),
     ("rate", [], {**ASKING, "--rater-prompt": "p", "--no-control": None, "--max-answer-tokens": "3"}),
@@ -194,8 +194,8 @@ ALWAYS = {
     "--compact --out --seed --device --dtype --revision --batch-size --json",
     "respond": "--model --personas --questions --template --out --wordings --question-wordings --samples "
     "--max-questions --baseline --max-new-tokens --temperature --stop --endpoint-model --seed --json",
-    "vectors": "--model --responses --template --cue --layer --layer-fraction --compare --out --baseline --seed "
-    "--device --dtype --revision --batch-size --json",
+    "vectors": "--model --responses --template --cue --layer --layer-fraction --compare --reference --out --baseline "
+    "--seed --device --dtype --revision --batch-size --json",
     "steer": "--model --pairs --fit --direction --layer --positions --strengths --ablate --n-controls "
     "--kl-bound --neutral --split --max-pairs --generate --out --n-resamples --seed --device --dtype "
     "--batch-size --fitting --json",

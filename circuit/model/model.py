@@ -216,15 +216,18 @@ class Model:
                 hook.remove()
         return found[0].expand_as(stream) if found else torch.zeros_like(stream)
 
+    def normed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """What the final norm makes of a stream, on the device of the unembedding."""
+        norm = direct if self.rules is None else self.rules.norm
+        with contextlib.nullcontext() if self.held is None else self.held.long(self.bridge.ln_final):
+            return norm(self.bridge.ln_final)(resid.to(self.bridge.unembed.W_U.device))
+
     def unembed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
         """Final norm and unembedding, with whatever the host does to logits behind it: a scale, a soft cap.
 
         The host's own head is run, with its body stubbed to give the normed stream.
         """
-        network = self.bridge.original_model
-        with contextlib.nullcontext() if self.held is None else self.held.long(self.bridge.ln_final):
-            norm = direct if self.rules is None else self.rules.norm
-            normed = norm(self.bridge.ln_final)(resid.to(self.bridge.unembed.W_U.device))
+        network, normed = self.bridge.original_model, self.normed(resid)
         rows = normed.reshape(1, -1, normed.shape[-1])
         with stubbed_forward({network.base_model: lambda *_, **__: Body(rows)}):
             logits = network(inputs_embeds=rows, use_cache=False).logits

@@ -379,7 +379,7 @@ def _save_network(network: GPT2LMHeadModel, folder: Path) -> None:
 def _jsonl(pairs: tuple[PromptPair, ...]) -> str:
     keys = ("id", "clean", "corrupt", "answers", "wrong_answers", "persona_a", "persona_b", "question", "split")
     lines = ({key: value for key in keys if (value := getattr(pair, key))} for pair in pairs)
-    return "".join(json.dumps(line) + "\n" for line in lines)
+    return "".join(json.dumps(line | {"candidates": OPTIONS}) + "\n" for line in lines)
 
 
 def _truth(planted: Planted) -> dict[str, object]:

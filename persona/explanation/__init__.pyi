@@ -7,11 +7,14 @@ from .groups import Explained as Explained
 from .groups import group_of as group_of
 from .inside import PLACES as PLACES
 from .inside import look_inside as look_inside
+from .null import CausalTest as CausalTest
 from .options import ExplainOptions as ExplainOptions
+from .report import TESTED as TESTED
 from .report import confusion_rows as confusion_rows
 from .report import explain_record as explain_record
 from .report import group_rows as group_rows
 from .report import table_columns as table_columns
+from .report import test_rows as test_rows
 from .report import write_explanation as write_explanation
 from .runs import margins as margins
 from .runs import replay as replay

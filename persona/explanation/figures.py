@@ -92,7 +92,7 @@ def _numbers(found: Explanation) -> Chart:
     points = [_points(rows, name, COLOURS[name], "") for name, rows in parts.items() if rows]
     if found.control_pairs:
         points.append(_points(found.control_pairs, "control", GREY, "x"))
-    null = found.thresholds.null(found.sigma_0)
+    null = found.thresholds.null(found.null.sigma_0)
     x = f"log10 of the gain that parts the choices, at most {MOST_GAIN:g}; from 0 on the pair collapses"
     title = "Persona divergence, gain and verdict"
     return chart(points, title=title, x=x, y="D (logits)", lines={"x": 0.0}, shade=(-null, null))

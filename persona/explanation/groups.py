@@ -13,6 +13,7 @@ from persona_circuits.persona.data import Estimate, two_way_mean
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.causal import Outcome
 from persona_circuits.persona.explanation.inside import Inside
+from persona_circuits.persona.explanation.null import CausalTest, expected_agreement
 from persona_circuits.persona.explanation.verdicts import VERDICTS, Numbers, Verdict
 
 __all__ = [
@@ -60,7 +61,10 @@ class Group:
     """Some pairs together: means, but medians of gain and access, which have long tails.
 
     ``verdict`` is the one that the majority has, ``undecided`` without one; ``share`` the
-    share of the most frequent. ``agree``, ``disagree`` and ``not_run`` count causal tests.
+    share of the most frequent. ``agree``, ``disagree`` and ``not_run`` count causal tests, ``null_agree`` is the
+    share that would agree by what the same tests find on paraphrases. ``confirmed`` says whether the verdict's own
+    test agrees on most of the pairs that have it here, and over all pairs more often than on paraphrases; None where
+    it was not run.
     """
 
     by: str
@@ -75,33 +79,47 @@ class Group:
     signal_persona: float
     signal_answer: float
     alignment: float
+    aligned: float
     access: float | None
     cancellation: float | None
     mass: float
     agree: int
     disagree: int
     not_run: int
+    null_agree: float | None
+    confirmed: bool | None
+
+    @property
+    def headline(self) -> str:
+        """The verdict, but ``unconfirmed`` where the numbers say one that its own causal test does not bear out."""
+        return "unconfirmed" if self.confirmed is False else self.verdict
+
+
+Tests = Mapping[str, CausalTest]
 
 
 def groups_by(
-    key: str, rows: Sequence[Explained], *, majority: float, n_resamples: int, seed: int
+    key: str, rows: Sequence[Explained], *, majority: float, tests: Tests, n_resamples: int, seed: int
 ) -> tuple[Group, ...]:
     """One group per value of a key, in order of appearance for ``pair``, else in alphabetic order."""
     values = dict.fromkeys(row.label(key) for row in rows)
     ordered = list(values) if key == "pair" else sorted(values)
-    draws: dict[str, Any] = {"majority": majority, "n_resamples": n_resamples, "seed": seed}
+    draws: dict[str, Any] = {"majority": majority, "tests": tests, "n_resamples": n_resamples, "seed": seed}
     return tuple(
         group_of(key, value or "not given", [row for row in rows if row.label(key) == value], **draws)
         for value in ordered
     )
 
 
-def group_of(key: str, value: str, rows: Sequence[Explained], *, majority: float, n_resamples: int, seed: int) -> Group:
+def group_of(
+    key: str, value: str, rows: Sequence[Explained], *, majority: float, tests: Tests, n_resamples: int, seed: int
+) -> Group:
     """At least one pair, summed up. A verdict needs more than ``majority`` of the pairs."""
     names = [row.verdict.name for row in rows]
     counts = {name: names.count(name) for name in VERDICTS if name in names}
     most = max(counts, key=lambda name: counts[name])
     share = counts[most] / len(rows)
+    verdict = most if share > majority else "undecided"
     agrees = [row.outcome.agrees for row in rows]
     estimate = two_way_mean(
         [row.measure.divergence for row in rows],
@@ -115,7 +133,7 @@ def group_of(key: str, value: str, rows: Sequence[Explained], *, majority: float
         by=key,
         value=value,
         n=len(rows),
-        verdict=most if share > majority else "undecided",
+        verdict=verdict,
         share=share,
         verdicts=counts,
         divergence=estimate,
@@ -124,13 +142,24 @@ def group_of(key: str, value: str, rows: Sequence[Explained], *, majority: float
         signal_persona=float(np.mean([row.numbers.signal_persona for row in rows])),
         signal_answer=float(np.mean([row.numbers.signal_answer for row in rows])),
         alignment=float(np.mean([row.numbers.alignment for row in rows])),
+        aligned=float(np.mean([row.numbers.aligned for row in rows])),
         access=_median([row.numbers.access for row in rows]),
         cancellation=_mean([row.numbers.cancellation for row in rows]),
         mass=float(np.mean([row.numbers.mass for row in rows])),
         agree=agrees.count(True),
         disagree=agrees.count(False),
         not_run=agrees.count(None),
+        null_agree=expected_agreement([row.outcome for row in rows], tests),
+        confirmed=_confirmed(verdict, rows, tests),
     )
+
+
+def _confirmed(verdict: str, rows: Sequence[Explained], tests: Tests) -> bool | None:
+    agrees = [row.outcome.agrees for row in rows if row.verdict.name == verdict and row.outcome.agrees is not None]
+    own = next((test for test in tests.values() if test.cause == verdict), None)
+    if own is None or not agrees:
+        return None
+    return 2 * sum(agrees) > len(agrees) and (not own.ran or own.tells)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

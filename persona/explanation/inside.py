@@ -4,7 +4,8 @@
                   the answer, per layer: |h_A - h_B| against what two arbitrary prompts of the
                   file differ there, sqrt(2 E|h - mean h|^2). 1: as much as any two prompts; what is in every
                   prompt alike is in neither number
-    alignment     eta(l) = cos(h_A - h_B, grad of m) at the answer, the gradient averaged over both runs
+    alignment     eta(l) = cos(h_A - h_B, grad of m) at the answer, the gradient averaged over both runs; ``chance`` is
+                  its root mean square for random pairs of tokens in the final stream (``chance``)
     contributions of every node into the logits, under A minus under B: the edges into the logits
     cancellation  kappa of those (``metrics.cancellation``); the two sides' sums
     access        dD/dc, c an amount added to all attention logits on the persona (a central difference)
@@ -28,6 +29,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import Row
+from persona_circuits.persona.explanation.chance import chance_alignment
 from persona_circuits.persona.explanation.runs import Both, both_runs, can_come_nearer, margins, nearer, replay
 from persona_circuits.persona.lens import read_out
 
@@ -56,6 +58,7 @@ class Inside:
     n_tokens: int
     signal: Mapping[str, tuple[float, ...]]
     alignment: tuple[float, ...]
+    chance: float
     contributions: tuple[float, ...]
     remainder: float
     conservation: float
@@ -69,6 +72,11 @@ class Inside:
             sum((x for x in self.contributions if x > 0), 0.0),
             sum((x for x in self.contributions if x < 0), 0.0),
         )
+
+    @property
+    def stronger_side(self) -> float:
+        """The larger of the two, without its sign."""
+        return max(self.sides[0], -self.sides[1])
 
     def most(self, place: str) -> float:
         """The largest signal of any layer at a place."""
@@ -138,7 +146,7 @@ def _gaps(both: Both) -> Float[Tensor, "batch place layer"]:
 
 def _of_batch(model: Model, both: Both) -> list[Inside]:
     """All but the signal, which needs every batch."""
-    alignment = _alignment(both)
+    alignment, chance = _alignment(both), chance_alignment(model, both)
     own, whole = _contributions(model, both)
     slope = _slope(model, both)
     d = (margins(both.clean.logits, both.batch) - margins(both.corrupt.logits, both.batch)).double().cpu()
@@ -150,6 +158,7 @@ def _of_batch(model: Model, both: Both) -> list[Inside]:
             n_tokens=both.inside.shape[1],
             signal={},
             alignment=tuple(alignment[place].tolist()),
+            chance=chance[place].item(),
             contributions=tuple(own[place].tolist()),
             remainder=(whole[place] - own[place].sum()).item(),
             conservation=(whole[place] - d[place]).item(),

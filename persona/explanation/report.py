@@ -25,15 +25,18 @@ from persona_circuits.persona.explanation.study import Explanation
 from persona_circuits.persona.explanation.verdicts import VERDICTS
 
 __all__ = [
+    "TESTED",
     "confusion_rows",
     "explain_record",
     "group_rows",
     "table_columns",
+    "test_rows",
     "write_explanation",
 ]
 
 FORMAT = "persona-circuits/explain"
-NUMBERS = ("n", "D", "|b|", "gain", "signal", "eta", "kappa", "mass", "test")
+NUMBERS = ("n", "D", "|b|", "gain", "signal", "eta", "kappa", "mass", "test; paraphrases")
+TESTED = ("cause", "test", "agrees on pairs", "on paraphrases", "p")
 STRONGEST = 5
 KEYS = ("domain", "contrast", "bias", "placement", "prior_level", "held_out")
 
@@ -66,12 +69,12 @@ def explain_record(found: Explanation) -> dict[str, Any]:
             "sources": [{"source": source, "sha256": sha256} for source, sha256 in found.sources],
             "options": asdict(found.options),
             "thresholds": about,
-            "sigma_0": found.sigma_0,
-            "n_paraphrases": found.n_paraphrases,
+            "null": found.null,
+            "tests": found.tests,
             "notes": found.notes,
             "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
             "agreement": found.agreement,
-            "groups": [found.overall, *found.groups, *found.controls],
+            "groups": [_group(one) for one in (found.overall, *found.groups, *found.controls)],
             "pairs": [_pair(row, found.nodes) for row in (*found.pairs, *found.control_pairs)],
         }
     )
@@ -85,9 +88,26 @@ def table_columns(by: str) -> tuple[str, ...]:
 def group_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """A row per group: means, but the median gain. ``signal`` is at the persona and at the answer.
 
-    ``test`` counts the causal tests that agree, of those that were run.
+    The verdict is ``unconfirmed`` where its own causal test does not bear it out, and stands behind. ``eta`` is beside
+    what is high there. ``test`` counts the causal tests that agree, of those that were run, and the share of
+    paraphrases on which the same tests do.
     """
     return [_table_row(group) for group in groups]
+
+
+def test_rows(found: Explanation) -> list[tuple[str, ...]]:
+    """A row per causal test that was run on the study's pairs, columns as in ``TESTED``."""
+    return [
+        (
+            test.cause,
+            test.test,
+            f"{test.agree} of {test.ran}",
+            f"{test.null_agree} of {test.null_ran}" if test.null_ran else "none given",
+            "" if test.p is None else f"{test.p:.2g}",
+        )
+        for test in found.tests.values()
+        if test.ran
+    ]
 
 
 def confusion_rows(found: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -102,19 +122,25 @@ def confusion_rows(found: Explanation) -> tuple[tuple[str, ...], list[tuple[str,
 def _table_row(group: Group) -> tuple[str, ...]:
     ran = group.agree + group.disagree
     share = "" if group.n == 1 else f" {group.share:.0%}"
+    shown = group.verdict + share
+    alike = "" if group.null_agree is None else f"; {group.null_agree:.0%}"
     return (
         group.value,
-        group.verdict + share,
+        shown if group.confirmed is not False else f"{group.headline} ({shown})",
         str(group.n),
         f"{group.divergence.value:+.2f}",
         f"{group.prior:.2f}",
         _short(group.flip_gain),
         f"{group.signal_persona:.2f}, {group.signal_answer:.2f}",
-        f"{group.alignment:.2f}",
+        f"{group.alignment:.3f}, {group.aligned:.3f}",
         _short(group.cancellation),
         f"{group.mass:.2f}",
-        f"{group.agree} of {ran}" if ran else "",
+        f"{group.agree} of {ran}{alike}" if ran else "",
     )
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return {"headline": group.headline, **asdict(group)}
 
 
 def _short(value: float | None) -> str:
@@ -151,10 +177,13 @@ def _pair(row: Explained, nodes: Sequence[str]) -> dict[str, Any]:
         "mass": row.numbers.mass,
         "signal_persona": row.numbers.signal_persona,
         "signal_answer": row.numbers.signal_answer,
+        "arrived": row.numbers.arrived,
         "access": row.numbers.access,
         "alignment": row.numbers.alignment,
         "aligned": row.numbers.aligned,
         "cancellation": row.numbers.cancellation,
+        "stronger_side": row.numbers.stronger_side,
+        "opposed": row.numbers.opposed,
         "inside": _inside(inside, nodes),
     }
 

@@ -1,10 +1,10 @@
 """Why each pair collapses or does not: numbers, a verdict from them, and a causal test of the verdict.
 
 1. every pair, and every control, is asked under both personas (``persona.behaviour.measure``);
-2. sigma_0 is the spread of D over the paraphrase controls;
-3. both runs are looked into (``persona.explanation.inside``);
+2. both runs are looked into (``persona.explanation.inside``);
+3. paraphrase controls give the null of D, signal and contributions (``persona.explanation.null``);
 4. the numbers give a verdict by thresholds that a file fixes beforehand (``persona.explanation.verdicts``);
-5. the causal test that goes with it is run on the model (``persona.explanation.causal``);
+5. the causal test that goes with it is run on the model (``persona.explanation.causal``), and on all paraphrases;
 6. pairs are summed up together and by any key of their rows;
 7. where the rows say how they were generated, verdicts are compared with it (``persona.explanation.truth``).
 """
@@ -16,41 +16,37 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-
-from persona_circuits import metrics
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
-from persona_circuits.persona.behaviour import PairMeasure, measure_pairs
+from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_pairs
 from persona_circuits.persona.data import ItemFile, clusters_of
 from persona_circuits.persona.explanation.causal import TESTS, Asked, Outcome, flip_gain, run_test
 from persona_circuits.persona.explanation.groups import Explained, Group, group_of, groups_by, is_label
 from persona_circuits.persona.explanation.inside import Inside, look_inside
+from persona_circuits.persona.explanation.null import CausalTest, causal_test, null_of
 from persona_circuits.persona.explanation.options import ExplainOptions
 from persona_circuits.persona.explanation.truth import Agreement, agreement, expected_of
-from persona_circuits.persona.explanation.verdicts import Numbers, Thresholds, judge, load_thresholds
+from persona_circuits.persona.explanation.verdicts import Null, Numbers, Thresholds, judge, load_thresholds
 
 __all__ = [
     "Explanation",
     "explain",
 ]
 
-PARAPHRASE = "paraphrase"
-
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything that was found. ``pairs`` and ``controls`` in the files' order."""
+    """Everything that was found. ``pairs`` and ``controls`` in the files' order; ``tests`` by their names."""
 
     model: str
     fingerprint: str
     sources: tuple[tuple[str, str], ...]
     options: ExplainOptions
     thresholds: Thresholds
-    sigma_0: float | None
-    n_paraphrases: int
+    null: Null
+    tests: Mapping[str, CausalTest]
     overall: Group
     groups: tuple[Group, ...]
     controls: tuple[Group, ...]
@@ -102,18 +98,16 @@ def explain(
     items = (*chosen.items, *more)
     source = f"{chosen.source} with {controls.source}" if controls is not None and more else chosen.source
     measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
-    null = [measure.divergence for measure in measures if measure.item.control == PARAPHRASE]
-    sigma = metrics.paraphrase_null(torch.tensor(null, dtype=torch.float64)).item() if null else None
     rows = encode(Task(tuple(_bare(item.pair) for item in items), source, ""), model)
     seen = look_inside(model, rows, batch_size=options.batch_size, progress=stage("looking inside"))
+    null = null_of(measures, seen, thresholds)
     found = [
-        _judged(measure, inside, measure.item.pair.row, sigma, thresholds, model)
+        _judged(measure, inside, measure.item.pair.row, null, thresholds, model)
         for measure, inside in zip(measures, seen, strict=True)
     ]
-    outcomes = _tested(model, found, rows, sigma, thresholds, options, stage)
-    done = [replace(one, outcome=outcome) for one, outcome in zip(found, outcomes, strict=True)]
+    done, tests = _tested(model, found, rows, null, thresholds, options, stage)
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
-    return _summed(model, done, sigma, len(null), thresholds, options, sources)
+    return _summed(model, done, null, tests, thresholds, options, sources)
 
 
 def _check(pairs: ItemFile, options: ExplainOptions) -> None:
@@ -142,11 +136,11 @@ def _judged(
     measure: PairMeasure,
     inside: Inside,
     keys: Mapping[str, Any],
-    sigma: float | None,
+    null: Null,
     thresholds: Thresholds,
     model: Model,
 ) -> Explained:
-    numbers = _numbers(measure, inside, sigma, thresholds, model.d_model)
+    numbers = _numbers(measure, inside, null, thresholds, model.d_model)
     return Explained(
         keys=keys,
         measure=measure,
@@ -159,25 +153,25 @@ def _judged(
     )
 
 
-def _numbers(
-    measure: PairMeasure, inside: Inside, sigma: float | None, thresholds: Thresholds, d_model: int
-) -> Numbers:
-    d, null = measure.divergence, thresholds.null(sigma)
-    least = null if sigma is not None else 0.0
+def _numbers(measure: PairMeasure, inside: Inside, null: Null, thresholds: Thresholds, d_model: int) -> Numbers:
+    d, below = measure.divergence, thresholds.null(null.sigma_0)
+    least = below if null.n else 0.0
     size = max(abs(d), least)
     conserved = abs(inside.conservation) <= thresholds.conservation * max(1.0, abs(d))
     return Numbers(
         divergence=d,
-        null=null,
+        null=below,
         mass=min(measure.mass_a, measure.mass_b),
         one_choice=measure.collapses,
         signal_persona=inside.most("persona"),
         signal_answer=inside.most("answer"),
+        arrived=thresholds.signal if null.signal_answer is None else null.signal_answer,
         access=None if inside.slope is None or size == 0 else math.copysign(1.0, d) * inside.slope / size,
         alignment=inside.alignment[-1],
-        aligned=thresholds.aligned(d_model),
+        aligned=thresholds.aligned(inside.chance, d_model),
         cancellation=inside.cancellation if conserved else None,
-        stronger_side=max(inside.sides[0], -inside.sides[1]) if conserved else None,
+        stronger_side=inside.stronger_side if conserved else None,
+        opposed=max(thresholds.divergence_floor, null.stronger_side or 0.0),
     )
 
 
@@ -185,22 +179,34 @@ def _tested(
     model: Model,
     found: Sequence[Explained],
     rows: Sequence[Row],
-    sigma: float | None,
+    null: Null,
     thresholds: Thresholds,
     options: ExplainOptions,
     stage: Stage,
-) -> list[Outcome]:
-    """The outcome of every pair's own test, in the order of ``found``."""
+) -> tuple[list[Explained], dict[str, CausalTest]]:
+    """Every pair with the outcome of its own test; and the tests, which all paraphrases are put to as well."""
     outcomes = [_not_run(one, options) for one in found]
+    alike = [place for place, one in enumerate(found) if one.item.control == PARAPHRASE]
+    tests = {}
     for cause, test in TESTS.items() if options.causal else ():
-        places = [place for place, one in enumerate(found) if one.verdict.name == cause]
-        asked = [_asked(model, found[place], rows[place], thresholds.restored(sigma)) for place in places]
-        if asked:
-            progress = stage(f"causal test: {test}")
-            results = run_test(model, test, asked, thresholds, batch_size=options.batch_size, progress=progress)
-            for place, result in zip(places, results, strict=True):
-                outcomes[place] = result
-    return outcomes
+        own = [place for place, one in enumerate(found) if one.verdict.name == cause]
+        if not own:
+            continue
+        places = sorted({*own, *alike})
+        asked = [_asked(model, found[place], rows[place], thresholds.restored(null.sigma_0)) for place in places]
+        progress = stage(f"causal test: {test}")
+        results = dict(
+            zip(
+                places,
+                run_test(model, test, asked, thresholds, batch_size=options.batch_size, progress=progress),
+                strict=True,
+            )
+        )
+        for place in own:
+            outcomes[place] = results[place]
+        studied = [results[place] for place in own if found[place].item.control == "none"]
+        tests[test] = causal_test(cause, studied, [results[place] for place in alike])
+    return [replace(one, outcome=outcome) for one, outcome in zip(found, outcomes, strict=True)], tests
 
 
 def _not_run(one: Explained, options: ExplainOptions) -> Outcome:
@@ -216,8 +222,8 @@ def _asked(model: Model, one: Explained, row: Row, restored: float) -> Asked:
 def _summed(
     model: Model,
     done: Sequence[Explained],
-    sigma: float | None,
-    n_paraphrases: int,
+    null: Null,
+    tests: Mapping[str, CausalTest],
     thresholds: Thresholds,
     options: ExplainOptions,
     sources: tuple[tuple[str, str], ...],
@@ -226,6 +232,7 @@ def _summed(
     others = tuple(one for one in done if one.item.control != "none")
     judged = [one for one in done if one.expected is not None]
     settings: dict[str, Any] = {
+        "tests": tests,
         "majority": thresholds.majority,
         "n_resamples": options.n_resamples,
         "seed": options.seed,
@@ -236,8 +243,8 @@ def _summed(
         sources=sources,
         options=options,
         thresholds=thresholds,
-        sigma_0=sigma,
-        n_paraphrases=n_paraphrases,
+        null=null,
+        tests=tests,
         overall=group_of("all", "all", main, **settings),
         groups=tuple(group for key in options.by for group in groups_by(key, main, **settings)),
         controls=groups_by("control", others, **settings),
@@ -253,18 +260,25 @@ def _summed(
         pairs=main,
         control_pairs=others,
         nodes=tuple(str(node) for node in model.graph.src_nodes),
-        notes=tuple(_notes(main, sigma, thresholds)),
+        notes=tuple(_notes(main, null, tests, thresholds)),
     )
 
 
-def _notes(main: Sequence[Explained], sigma: float | None, thresholds: Thresholds) -> list[str]:
+def _notes(main: Sequence[Explained], null: Null, tests: Mapping[str, CausalTest], thresholds: Thresholds) -> list[str]:
     """What a reader of the verdicts must know."""
     notes, n = [], len(main)
-    if sigma is None:
+    if not null.n:
         notes.append(
             "no paraphrase controls: sigma_0 is unknown, and the floor of "
-            f"{thresholds.divergence_floor:.2f} logits stands for 2 sigma_0; give controls with --null"
+            f"{thresholds.divergence_floor:.2f} logits stands for 2 sigma_0; signals, contributions and causal tests "
+            "have no null; give controls with --null"
         )
+    for test in tests.values():
+        if not test.tells:
+            notes.append(
+                f"{test.cause}: its test ({test.test}) agrees on {test.agree} of {test.ran} pairs and on "
+                f"{test.null_agree} of {test.null_ran} paraphrases (p {test.p:.2g}), which confirms nothing"
+            )
     unknown = sum(row.numbers.cancellation is None for row in main)
     if unknown:
         notes.append(

@@ -2,20 +2,21 @@
 
 The rows of the table are asked in this order, the first that fits is the verdict.
 "Below" is |D| < 2 sigma_0 (the floor stands for it where there are no paraphrases),
-"one choice" is of all candidates:
+"one choice" is of all candidates. Without it nothing has collapsed, and there is no cause to find:
 
     not a preference    candidate mass too low under either persona
     reversed            D < 0 and not below
     no collapse         D not below, two choices
-    prior dominance     D not below, one choice, eta high, kappa low
-    cancellation        kappa high, and the stronger side alone would make a choice
-    weak or transient   little persona signal at the answer, or D limited by attention to the persona
-    bottleneck          persona signal at the answer, eta low
+    cancellation        D below, one choice; kappa high, and one side alone would make a choice and is
+                        stronger than in paraphrases
+    weak or transient   D below, one choice; no more persona signal at the answer than of paraphrases, or D
+                        limited by attention to the persona
+    bottleneck          D below, one choice; more persona signal at the answer, eta no higher than by chance
+    prior dominance     D not below, one choice, eta above chance
     undecided           all else
 
-The last three causes are of a D that is below. Where D is a signal but smaller than the
-floor, and prior dominance is ruled out by kappa or eta, cancellation and bottleneck are
-asked as well: what cancels or blocks the persona shrinks the paraphrases with it.
+Where D is a signal but smaller than the floor, cancellation is asked before prior dominance, and bottleneck
+behind it: what cancels or blocks the persona shrinks the paraphrases with it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from persona_circuits.circuit.storage import Kind, decoded, is_number, json_of, 
 
 __all__ = [
     "VERDICTS",
+    "Null",
     "Numbers",
     "Thresholds",
     "Verdict",
@@ -44,7 +46,7 @@ SHIPPED = "persona/explanation/thresholds.json"
 THRESHOLDS = Kind("thresholds")
 CAUSES = ("no collapse", "prior dominance", "cancellation", "weak or transient", "bottleneck")
 VERDICTS = (*CAUSES, "not a preference", "reversed", "undecided")
-SHARES = ("candidate_mass", "cancellation", "majority", "ablated_share", "patched_layers")
+SHARES = ("candidate_mass", "null_share", "cancellation", "majority", "ablated_share", "patched_layers")
 FACTORS = ("gain_margin", "amplification")
 LISTS = ("nearness", "patched_layers")
 
@@ -55,6 +57,7 @@ class Thresholds:
 
     candidate_mass: float
     null_sd: float
+    null_share: float
     divergence_floor: float
     signal: float
     access: float
@@ -78,17 +81,35 @@ class Thresholds:
         """The least D that a causal test has to bring about, in logits."""
         return max(self.divergence_floor, self.null(sigma_0))
 
-    def aligned(self, d_model: int) -> float:
-        """The least eta that is high in a stream of this width."""
-        return self.alignment_sd / math.sqrt(d_model)
+    def aligned(self, chance: float, d_model: int) -> float:
+        """The least eta that is high where random pairs of tokens have this root mean square.
+
+        Where no other token is moved at all, as in models wired by hand, that of random directions stands for it.
+        """
+        return self.alignment_sd * (chance or 1 / math.sqrt(d_model))
+
+
+@dataclass(frozen=True)
+class Null:
+    """What paraphrases of one persona do, ``n`` of them; the numbers are None where there are none.
+
+    ``sigma_0`` is the spread of their D, ``signal_answer`` and ``stronger_side`` are the ``null_share`` quantiles
+    of theirs.
+    """
+
+    n: int = 0
+    sigma_0: float | None = None
+    signal_answer: float | None = None
+    stronger_side: float | None = None
 
 
 @dataclass(frozen=True)
 class Numbers:
     """What a verdict is made of. Logits, but for shares and ratios; None where a number cannot be known.
 
-    ``null`` is the least |D| that is a signal and ``aligned`` the least eta that is high
-    here; ``stronger_side`` is the sum of the contributions of one sign, the larger of the two.
+    ``null`` is the least |D| that is a signal, ``aligned`` the least eta that is high here, ``arrived`` the least
+    signal at the answer and ``opposed`` the least stronger side that is more than paraphrases have;
+    ``stronger_side`` is the sum of the contributions of one sign, the larger of the two.
     """
 
     divergence: float
@@ -97,11 +118,13 @@ class Numbers:
     one_choice: bool
     signal_persona: float
     signal_answer: float
+    arrived: float
     access: float | None
     alignment: float
     aligned: float
     cancellation: float | None
     stronger_side: float | None
+    opposed: float
 
 
 @dataclass(frozen=True)
@@ -118,19 +141,24 @@ def judge(numbers: Numbers, thresholds: Thresholds) -> Verdict:
     if numbers.mass < thresholds.candidate_mass:
         return Verdict("not a preference", f"candidate mass {numbers.mass:.2f} < {thresholds.candidate_mass:g}")
     if abs(d) < null:
+        if not numbers.one_choice:
+            return Verdict("undecided", f"|D| {abs(d):.2f} < {null:.2f}, but two choices: nothing collapses")
         return _lost(numbers, thresholds) or Verdict("undecided", f"|D| {abs(d):.2f} < {null:.2f}; no cause shows")
     if d < 0:
         return Verdict("reversed", f"D {d:+.2f} <= {-null:+.2f}")
     if not numbers.one_choice:
         return Verdict("no collapse", f"D {d:+.2f} >= {null:.2f}; two choices")
-    cancels = _cancels(numbers, thresholds)
-    if numbers.alignment >= numbers.aligned and not _is_high(numbers.cancellation, thresholds.cancellation):
-        return Verdict("prior dominance", f"D {d:+.2f} >= {null:.2f}; one choice; eta {numbers.alignment:.2f}")
-    if d < thresholds.divergence_floor:
-        found = cancels or _blocked(numbers, thresholds)
-        if found is not None:
-            return found
-    return Verdict("undecided", f"D {d:+.2f} >= {null:.2f}; one choice; but {_odd(numbers)}")
+    small = d < thresholds.divergence_floor
+    if small and (found := _cancels(numbers, thresholds)):
+        return found
+    eta = f"eta {numbers.alignment:.3f}"
+    if numbers.alignment >= numbers.aligned:
+        why = f"D {d:+.2f} >= {null:.2f}; one choice; {eta} >= {numbers.aligned:.3f}"
+        return Verdict("prior dominance", why)
+    if small and (found := _blocked(numbers)):
+        return found
+    why = f"D {d:+.2f} >= {null:.2f}; one choice; but {eta} < {numbers.aligned:.3f}"
+    return Verdict("undecided", why)
 
 
 def load_thresholds(path: str | Path | None = None) -> Thresholds:
@@ -162,35 +190,27 @@ def _lost(numbers: Numbers, thresholds: Thresholds) -> Verdict | None:
     low = f"|D| {abs(numbers.divergence):.2f} < {numbers.null:.2f}"
     if found := _cancels(numbers, thresholds):
         return found
-    if min(numbers.signal_persona, numbers.signal_answer) < thresholds.signal:
-        where = "at the persona" if numbers.signal_persona < thresholds.signal else "at the answer"
-        least = min(numbers.signal_persona, numbers.signal_answer)
-        return Verdict("weak or transient", f"{low}; signal {where} {least:.2f} < {thresholds.signal:g}")
+    if numbers.signal_answer < numbers.arrived:
+        signal = f"signal at the answer {numbers.signal_answer:.2f} < {numbers.arrived:.2f}"
+        return Verdict("weak or transient", f"{low}; {signal}")
     if _is_high(numbers.access, thresholds.access):
         return Verdict("weak or transient", f"{low}; access {numbers.access:.2f} >= {thresholds.access:g}")
-    return _blocked(numbers, thresholds)
+    return _blocked(numbers)
 
 
 def _cancels(numbers: Numbers, thresholds: Thresholds) -> Verdict | None:
-    strong = _is_high(numbers.stronger_side, thresholds.divergence_floor)
+    strong = _is_high(numbers.stronger_side, numbers.opposed)
     if not (strong and _is_high(numbers.cancellation, thresholds.cancellation)):
         return None
-    why = f"kappa {numbers.cancellation:.2f} >= {thresholds.cancellation:g}; one side {numbers.stronger_side:.2f}"
-    return Verdict("cancellation", why)
+    side = f"one side {numbers.stronger_side:.2f} >= {numbers.opposed:.2f}"
+    return Verdict("cancellation", f"kappa {numbers.cancellation:.2f} >= {thresholds.cancellation:g}; {side}")
 
 
-def _blocked(numbers: Numbers, thresholds: Thresholds) -> Verdict | None:
-    if numbers.signal_answer < thresholds.signal or numbers.alignment >= numbers.aligned:
+def _blocked(numbers: Numbers) -> Verdict | None:
+    if numbers.signal_answer < numbers.arrived or numbers.alignment >= numbers.aligned:
         return None
-    why = f"signal at the answer {numbers.signal_answer:.2f}; eta {numbers.alignment:.2f} < {numbers.aligned:.2f}"
-    return Verdict("bottleneck", why)
-
-
-def _odd(numbers: Numbers) -> str:
-    """What speaks against prior dominance."""
-    if numbers.alignment < numbers.aligned:
-        return f"eta {numbers.alignment:.2f} < {numbers.aligned:.2f}"
-    return f"kappa {numbers.cancellation:.2f}"
+    signal = f"signal at the answer {numbers.signal_answer:.2f} >= {numbers.arrived:.2f}"
+    return Verdict("bottleneck", f"{signal}; eta {numbers.alignment:.3f} < {numbers.aligned:.3f}")
 
 
 def _is_high(value: float | None, least: float) -> bool:

@@ -51,13 +51,21 @@ class Predicted:
     """What probes say of the examples that they were not fitted on.
 
     ``fold`` is -1 for examples that no fold tests. ``scores`` are log odds for two classes
-    (one column), log probabilities otherwise; they are comparable within a fold only.
+    (one column), log probabilities otherwise; they are comparable within a fold only. ``tied`` examples have
+    scores that say nothing: those of a probe that gives every example the same, or at the threshold itself. They
+    count as right by chance, one in the number of classes.
     """
 
     labels: Labels
     predicted: Labels
     scores: Float[np.ndarray, "example column"]
     fold: Labels
+    tied: Bool[np.ndarray, " example"]
+
+    @property
+    def correct(self) -> Float[np.ndarray, " example"]:
+        """How far each is right: 1, 0, or what chance is of a tie."""
+        return _correct(self.predicted, self.labels, self.tied, max(2, self.scores.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -140,10 +148,12 @@ def probe_directions(features: Features, labels: Labels, *, penalty: float) -> F
 def joined(by_layer: Sequence[Predicted], chosen: Sequence[int]) -> Predicted:
     """The predictions of every fold at its own layer."""
     first = by_layer[0]
-    found = Predicted(first.labels, first.predicted.copy(), first.scores.copy(), first.fold)
+    copies = first.predicted.copy(), first.scores.copy(), first.fold, first.tied.copy()
+    found = Predicted(first.labels, *copies)
     for turn, layer in enumerate(chosen):
         here = first.fold == turn
-        found.predicted[here], found.scores[here] = by_layer[layer].predicted[here], by_layer[layer].scores[here]
+        for name in ("predicted", "scores", "tied"):
+            getattr(found, name)[here] = getattr(by_layer[layer], name)[here]
     return found
 
 
@@ -175,7 +185,7 @@ def _measures(found: Predicted) -> tuple[Statistic, ...]:
     """Accuracy, balanced accuracy and area under weights of the tested examples."""
     here = found.fold >= 0
     labels, fold, scores = found.labels[here], found.fold[here], found.scores[here]
-    correct = found.predicted[here] == labels
+    correct = found.correct[here]
     return (
         lambda w: _ratio(w @ correct, w.sum(1)),
         lambda w: _balanced(w, labels, correct),
@@ -187,15 +197,18 @@ def _within(
     features: Features, labels: Labels, fold: Fold, n_classes: int, penalty: float, symmetric: bool
 ) -> tuple[float, float]:
     """Balanced accuracy within the training part, and the threshold that gives it."""
-    places, scores = [], []
+    places, scores, same = [], [], []
     for fit, held in fold.inner:
         places.append(held)
-        scores.append(_scores(features[fit], labels[fit], features[held], n_classes, penalty, symmetric))
+        told, constant = _told(features, labels, fit, held, n_classes, penalty, symmetric)
+        scores.append(told)
+        same.append(np.full(len(held), constant))
     if not places:
         return 0.0, 0.0
-    own, found = labels[np.concatenate(places)], np.concatenate(scores)
+    own, found, constants = labels[np.concatenate(places)], np.concatenate(scores), np.concatenate(same)
     threshold = _threshold(found[:, 0], own) if n_classes == 2 and not symmetric else 0.0
-    correct = _decide(found, threshold) == own
+    predicted, tied = _decide(found, threshold)
+    correct = _correct(predicted, own, tied | constants, n_classes)
     return float(_balanced(np.ones((1, len(own))), own, correct)[0]), threshold
 
 
@@ -221,13 +234,35 @@ def _predict(
     symmetric: bool,
 ) -> None:
     n_classes = max(2, found.scores.shape[1])
-    scores = _scores(features[fold.train], labels[fold.train], features[fold.test], n_classes, penalty, symmetric)
-    found.scores[fold.test], found.predicted[fold.test] = scores, _decide(scores, threshold)
+    scores, same = _told(features, labels, fold.train, fold.test, n_classes, penalty, symmetric)
+    predicted, tied = _decide(scores, threshold)
+    found.scores[fold.test], found.predicted[fold.test], found.tied[fold.test] = scores, predicted, tied | same
     found.fold[fold.test] = turn
 
 
-def _decide(scores: Float[np.ndarray, "held column"], threshold: float) -> Int[np.ndarray, " held"]:
-    return scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > threshold).astype(np.int64)
+def _told(
+    features: Features, labels: Labels, fit: Places, held: Places, n_classes: int, penalty: float, symmetric: bool
+) -> tuple[Float[np.ndarray, "held column"], bool]:
+    """Scores of the held examples, and whether the probe gives these and those it was fitted on all the same."""
+    both = np.concatenate([held, fit])
+    scores = _scores(features[fit], labels[fit], features[both], n_classes, penalty, symmetric)
+    known = scores[:, np.isfinite(scores).all(0)]
+    return scores[: len(held)], bool((np.ptp(known, axis=0) < ROUNDING).all())
+
+
+def _decide(
+    scores: Float[np.ndarray, "held column"], threshold: float
+) -> tuple[Int[np.ndarray, " held"], Bool[np.ndarray, " held"]]:
+    """Classes, and which scores are the threshold's own."""
+    if scores.shape[1] > 1:
+        return scores.argmax(1), np.zeros(len(scores), dtype=bool)
+    return (scores[:, 0] > threshold).astype(np.int64), scores[:, 0] == threshold
+
+
+def _correct(
+    predicted: Labels, labels: Labels, tied: Bool[np.ndarray, " example"], n_classes: int
+) -> Float[np.ndarray, " example"]:
+    return np.where(tied, 1 / n_classes, predicted == labels)
 
 
 def _scores(
@@ -274,13 +309,14 @@ def _fitted(x: Features, labels: Labels, penalty: float, **settings: Any) -> Any
 def _empty(labels: Labels, n_classes: int) -> Predicted:
     n = len(labels)
     columns = 1 if n_classes == 2 else n_classes
-    return Predicted(labels, np.zeros(n, np.int64), np.zeros((n, columns)), np.full(n, -1, np.int64))
+    unknown = np.zeros((n, columns)), np.full(n, -1, np.int64), np.zeros(n, dtype=bool)
+    return Predicted(labels, np.zeros(n, np.int64), *unknown)
 
 
 def _balanced(
     weights: Float[np.ndarray, "draw example"],
     labels: Int[np.ndarray, " example"],
-    correct: Bool[np.ndarray, " example"],
+    correct: Float[np.ndarray, " example"],
 ) -> Float[np.ndarray, " draw"]:
     """Mean over classes of the share that is right; classes that a draw does not hold are left out of its mean."""
     member = np.eye(int(labels.max()) + 1)[labels]

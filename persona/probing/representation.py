@@ -56,6 +56,9 @@ class Correlation:
     n: int
 
 
+LEAST_NOISE = 1e-9  # of the signal: variances of rounding in float32, which differ by what ran beside, are far below
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Persona signal at one layer and position: variances summed over dimensions, and the persona's share of both.
@@ -69,8 +72,11 @@ class Geometry:
 
     @property
     def ratio(self) -> float:
-        """Signal to noise; nan where the noise is estimated at zero or less."""
-        return self.signal / self.noise if self.noise > 0 else float("nan")
+        """Signal to noise; nan where the noise is estimated at zero, but for rounding, or less.
+
+        So it is where nothing of the question has been read yet: every prompt of a persona has one stream.
+        """
+        return self.signal / self.noise if self.noise > LEAST_NOISE * self.signal else float("nan")
 
 
 def centred_by_group(values: Float[np.ndarray, "example d"], groups: Sequence[str]) -> Float[np.ndarray, "example d"]:

@@ -32,25 +32,29 @@ class SpokenTokens:
     unknown: str = ""
 
 
-def spoken_tokens(response: Response, model: Model, template: Template | None = None) -> SpokenTokens:
+def spoken_tokens(
+    response: Response, model: Model, template: Template | None = None, *, anew: bool = False
+) -> SpokenTokens:
     """The row of ids that ends with the response, and where the response begins in it.
 
-    What this very model said is taken as the tokens that it said. Other texts are tokenized
-    behind their prompt as one text; the response begins with the first token that holds any
-    of its characters, so its first token is always in.
+    What this very model said is taken as the tokens that it said, behind the prompt that it was said to; with
+    ``anew`` that of the template stands in where it is another one. Other texts are tokenized behind their prompt
+    as one text; the response begins with the first token that holds any of its characters, so its first token
+    is always in.
 
     Raises:
         OptionError: the response is not this model's and there is no template; or the tokenizer
             gives no offsets where they are needed.
     """
-    if response.prompt_ids and response.fingerprint == model.fingerprint:
+    prompt = "" if template is None else rendered(template, response.exchange.system, response.exchange.user)
+    own = bool(response.prompt_ids) and response.fingerprint == model.fingerprint
+    if own and (not anew or prompt == response.prompt):
         return SpokenTokens((*response.prompt_ids, *response.ids), len(response.prompt_ids))
     if template is None:
         raise OptionError(
             f"the responses are of {response.model or 'another model'}, not of {model.name}; "
             "give --template to put them behind prompts of this one"
         )
-    prompt = rendered(template, response.exchange.system, response.exchange.user)
     before, whole = token_ids(prompt, model), token_ids(prompt + response.text, model)
     merged = whole[: len(before)] != before
     start = _first_token_of(prompt, response.text, whole, model) if merged else len(before)

@@ -76,7 +76,9 @@ def mean_streams(
 def chosen_layer(n_layers: int, layer: int | None, fraction: float | None) -> int:
     """The layer that is named, or the one behind which that fraction of the blocks lies.
 
-    Without either, fraction 0.5: the layer behind half of the blocks.
+    Without either, fraction 0.5: the layer behind half of the blocks. Fraction f of n blocks is behind
+    int(n f + .5) of them, halves rounded up, which is ``hidden_states[int(n * f + .5)]`` of transformers; where that
+    is none, behind the first.
 
     Raises:
         OptionError: both are given, or one is out of range.
@@ -90,7 +92,7 @@ def chosen_layer(n_layers: int, layer: int | None, fraction: float | None) -> in
     share = 0.5 if fraction is None else fraction
     if not 0 < share <= 1:
         raise OptionError(f"layer fraction {share:g} is not in (0, 1]")
-    return max(0, round(share * n_layers) - 1)
+    return max(0, int(share * n_layers + 0.5) - 1)
 
 
 def _as_hook(change: Change) -> Callable[[Any, Any, Tensor], Tensor | None]:

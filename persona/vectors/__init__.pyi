@@ -5,6 +5,10 @@ from .directions import controls as controls
 from .directions import default_kind as default_kind
 from .directions import find_directions as find_directions
 from .directions import prompt_end_streams as prompt_end_streams
+from .likeness import LIKENESS as LIKENESS
+from .likeness import Likeness as Likeness
+from .likeness import likeness as likeness
+from .likeness import likeness_rows as likeness_rows
 from .report import COMPARED as COMPARED
 from .report import LAYERS as LAYERS
 from .report import TABLE as TABLE

@@ -14,11 +14,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class VectorOptions(PlainNumbers):
-    """At which layer persona vectors are shown, and how models are compared; all layers are read and kept."""
+    """At which layer persona vectors are shown, and what they are compared with; all layers are read and kept."""
 
     layer: Annotated[int | None, Option("Block, from 0, behind which the vectors are shown.")] = None
     layer_fraction: Annotated[
         float | None, Option("The same as a share of the blocks; all are read and kept. (default: 0.5)")
+    ] = None
+    min_cosine: Annotated[
+        float | None,
+        Option("Exit with 1 where a persona's raw cosine with --reference is below. (default: no bar)"),
     ] = None
     n_permutations: Annotated[int, Option("Of personas, when models are compared.")] = 2000
     seed: Annotated[int, Option("Of responses and permutations.", min=0)] = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.figures import plain
 from persona_circuits.circuit.storage import Kind, NotJson, is_number, is_text, is_whole, parse_json, read_tensors
 from persona_circuits.persona.vectors.comparison import Compared, Comparison
+from persona_circuits.persona.vectors.likeness import Likeness
 from persona_circuits.persona.vectors.vectors import (
     Components,
     PersonaVectors,
@@ -155,8 +156,13 @@ def _fault_of(about: Any, arrays: Mapping[str, np.ndarray]) -> str:
     return "" if about.get("baseline") in (None, *about["personas"]) else "baseline must be one of the personas"
 
 
-def vector_record(found: Geometry, about: Mapping[str, Any], comparison: Comparison | None = None) -> dict[str, Any]:
-    """Everything that was found, as plain values for JSON."""
+def vector_record(
+    found: Geometry,
+    about: Mapping[str, Any],
+    comparison: Comparison | None = None,
+    beside: Sequence[tuple[Likeness, ...] | None] = (),
+) -> dict[str, Any]:
+    """Everything that was found, as plain values for JSON; ``beside`` are personas' cosines with other vectors."""
     vectors = found.vectors
     names = [vectors.personas[i] for i in found.order]
     record = {
@@ -174,6 +180,8 @@ def vector_record(found: Geometry, about: Mapping[str, Any], comparison: Compari
     }
     if comparison is not None:
         record["comparison"] = asdict(comparison)
+    if beside:
+        record["cosines_beside"] = beside
     return plain(record)
 
 

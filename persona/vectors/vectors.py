@@ -115,6 +115,7 @@ def persona_vectors(
     responses: Sequence[Response],
     template: Template | None = None,
     *,
+    anew: bool = False,
     cache: str | Path | None = None,
     batch_size: int = 32,
     progress: Progress | None = None,
@@ -126,6 +127,8 @@ def persona_vectors(
     responses
         Of this model (then their own token ids are used) or of any other, in which case
         ``template`` makes the prompts.
+    anew
+        Put this model's responses, too, behind the prompts of ``template`` where they were made with another.
     cache
         Folder of what has been read: a file per persona, named by model, layers and tokens.
     progress
@@ -143,7 +146,7 @@ def persona_vectors(
         Fewer than two personas have a response with a token in it, they share no question,
         or a prompt is at fault.
     """
-    spoken = [spoken_tokens(response, model, template) for response in responses]
+    spoken = [spoken_tokens(response, model, template, anew=anew) for response in responses]
     usable, left_out = _usable(responses, spoken, model)
     shared = _shared_questions([responses[i] for i in usable], left_out)
     usable = [i for i in usable if responses[i].exchange.question in shared]

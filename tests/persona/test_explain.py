@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CRAFTGPT, DATA, ROOT
+from scipy.stats import hypergeom
 from sklearn.metrics import cohen_kappa_score
 from typer.testing import CliRunner
 
@@ -105,7 +106,7 @@ def test_the_verdict_is_the_planted_cause_and_the_causal_test_agrees(planted, na
 
 
 @pytest.mark.parametrize("name", PLANTED)
-def test_so_it_is_for_the_files_as_they_are_written_without_further_candidates(tmp_path, name):
+def test_so_it_is_for_the_files_as_they_are_written(tmp_path, name):
     write_planted(PLANTED[name], tmp_path / name)
     found = explain(
         PLANTED[name].model(),
@@ -197,8 +198,8 @@ def test_paraphrases_that_shrink_with_the_cause_do_not_hide_it(tmp_path):
         controls=load_items(lines(tmp_path / "controls.jsonl", rows_of(controls, control="paraphrase"))),
         options=ExplainOptions(**QUICK),
     )
-    assert found.n_paraphrases == len(controls) > 2
-    assert all(row.measure.divergence > row.numbers.null == 2 * found.sigma_0 for row in found.pairs)
+    assert found.null.n == len(controls) > 2
+    assert all(row.measure.divergence > row.numbers.null == 2 * found.null.sigma_0 for row in found.pairs)
     assert {row.verdict.name for row in found.pairs} == {"cancellation"}
 
 
@@ -249,6 +250,41 @@ def test_alignment_is_that_of_a_gradient_by_finite_differences(tiny64, tiny_insi
         want = 0.0 if not gap.any() else float(gap @ gradient.double() / gap.norm() / gradient.double().norm())
         assert inside.alignment[layer] == pytest.approx(want, abs=1e-5)
     assert row.index == 0
+
+
+def test_the_chance_of_eta_is_that_of_random_tokens_by_autograd_through_the_whole_head(tiny64, tiny_inside):
+    rows, found = tiny_inside
+    tokens = torch.randint(tiny64.bridge.unembed.W_U.shape[1], (256, 2), generator=torch.Generator().manual_seed(0))
+    for row, inside, both in zip(rows[:3], found[:3], both_of(tiny64, rows[:3]), strict=True):
+        answers = {*row.answers, *row.wrong_answers}
+        etas = []
+        for first, second in tokens.tolist():
+            if first == second or answers & {first, second}:
+                continue
+            gradient = 0
+            for run in both.runs:
+                final = run.streams[-1][0, -1].clone().requires_grad_(True)
+                logits = tiny64.unembed(final)
+                gradient = gradient + torch.autograd.grad(logits[first] - logits[second], final)[0]
+            gap = (both.clean.streams[-1] - both.corrupt.streams[-1])[0, -1]
+            etas.append(float(gap @ gradient / gap.norm() / gradient.norm()))
+        assert inside.chance == pytest.approx(np.sqrt(np.mean(np.square(etas))), rel=1e-6)
+
+
+def test_where_streams_differ_along_what_no_token_reads_the_bar_of_eta_shrinks_with_eta(tiny64, tiny_inside):
+    """Layer norm takes the mean off, so D stays as it is; random directions would still say 2 / sqrt(d_model)."""
+    from persona_circuits.persona.explanation.chance import chance_alignment
+
+    rows, found = tiny_inside
+    both = both_of(tiny64, rows[:1])[0]
+    moved = both.clean.streams[-1] + 10 * both.difference(3)[:, -1].norm()
+    clean = dataclasses.replace(both.clean, streams=(*both.clean.streams[:-1], moved))
+    tilted = dataclasses.replace(both, clean=clean)
+    assert torch.allclose(tiny64.unembed(moved), tiny64.unembed(both.clean.streams[-1]))
+    lengths = [one.difference(3)[:, -1].norm().item() for one in (both, tilted)]
+    chance = chance_alignment(tiny64, tilted).item()
+    assert chance / found[0].chance == pytest.approx(lengths[0] / lengths[1], rel=1e-3)
+    assert LIMITS.aligned(chance, tiny64.d_model) < 2 / math.sqrt(tiny64.d_model) / 10
 
 
 def test_the_signal_is_the_difference_against_that_of_any_two_prompts(tiny64, tiny_inside):
@@ -429,36 +465,42 @@ BASE = Numbers(
     one_choice=False,
     signal_persona=1.0,
     signal_answer=0.5,
+    arrived=0.1,
     access=0.1,
     alignment=0.5,
     aligned=0.1,
     cancellation=0.2,
     stronger_side=5.0,
+    opposed=1.4,
 )
+LOW = {"one_choice": True, "divergence": 0.4}
 RULES = [
     ({}, "no collapse"),
     ({"cancellation": 0.95, "alignment": 0.0}, "no collapse"),
     ({"one_choice": True}, "prior dominance"),
     ({"one_choice": True, "divergence": 0.6}, "prior dominance"),
     ({"one_choice": True, "cancellation": None, "stronger_side": None}, "prior dominance"),
+    ({"one_choice": True, "cancellation": 0.8}, "prior dominance"),
     ({"one_choice": True, "alignment": 0.05}, "undecided"),
-    ({"one_choice": True, "cancellation": 0.8}, "undecided"),
     ({"one_choice": True, "cancellation": 0.8, "divergence": 1.3}, "cancellation"),
+    ({"one_choice": True, "cancellation": 0.8, "divergence": 1.3, "opposed": 5.1}, "prior dominance"),
     ({"one_choice": True, "alignment": 0.05, "divergence": 1.3}, "bottleneck"),
     ({"divergence": -0.5}, "reversed"),
     ({"divergence": -4.0, "one_choice": True}, "reversed"),
     ({"mass": 0.19}, "not a preference"),
     ({"mass": 0.19, "divergence": -4.0}, "not a preference"),
-    ({"divergence": 0.4, "cancellation": 0.8}, "cancellation"),
-    ({"divergence": -0.4, "cancellation": 0.8, "signal_answer": 0.0}, "cancellation"),
-    ({"divergence": 0.4, "cancellation": 0.8, "stronger_side": 1.38}, "undecided"),
-    ({"divergence": 0.4, "signal_answer": 0.09}, "weak or transient"),
-    ({"divergence": 0.4, "signal_persona": 0.09}, "weak or transient"),
-    ({"divergence": 0.4, "access": 0.5}, "weak or transient"),
-    ({"divergence": 0.4, "access": 0.5, "alignment": 0.0}, "weak or transient"),
-    ({"divergence": 0.4, "alignment": 0.09}, "bottleneck"),
-    ({"divergence": 0.4, "alignment": 0.09, "access": None, "cancellation": None}, "bottleneck"),
-    ({"divergence": 0.4}, "undecided"),
+    (LOW | {"cancellation": 0.8}, "cancellation"),
+    (LOW | {"divergence": -0.4, "cancellation": 0.8, "signal_answer": 0.0}, "cancellation"),
+    (LOW | {"cancellation": 0.8, "stronger_side": 1.38}, "undecided"),
+    (LOW | {"cancellation": 0.8, "opposed": 5.1}, "undecided"),
+    (LOW | {"signal_answer": 0.09}, "weak or transient"),
+    (LOW | {"arrived": 0.51}, "weak or transient"),
+    (LOW | {"access": 0.5}, "weak or transient"),
+    (LOW | {"access": 0.5, "alignment": 0.0}, "weak or transient"),
+    (LOW | {"alignment": 0.09}, "bottleneck"),
+    (LOW | {"alignment": 0.09, "access": None, "cancellation": None}, "bottleneck"),
+    (LOW | {"alignment": 0.09, "signal_answer": 0.09}, "weak or transient"),
+    (LOW, "undecided"),
 ]
 
 
@@ -473,12 +515,19 @@ def test_the_rows_above_reach_every_verdict():
     assert {name for _, name in RULES} == set(VERDICTS)
 
 
+@pytest.mark.parametrize("changes", [row for row, _ in RULES if row.get("one_choice")])
+def test_without_one_choice_there_is_no_cause(changes):
+    verdict = judge(dataclasses.replace(BASE, **changes | {"one_choice": False}), LIMITS)
+    assert verdict.name in ("no collapse", "reversed", "undecided")
+
+
 def test_the_null_is_of_paraphrases_and_the_floor_stands_for_it():
     assert LIMITS.null(0.3) == 2 * 0.3
     assert LIMITS.null(None) == LIMITS.divergence_floor == 2 * math.log(2)
     assert LIMITS.restored(0.3) == LIMITS.divergence_floor
     assert LIMITS.restored(5.0) == 10
-    assert LIMITS.aligned(400) == 0.1
+    assert LIMITS.aligned(0.006, 640) == 0.012
+    assert LIMITS.aligned(0.0, 400) == 0.1
 
 
 def test_the_shipped_thresholds_say_why_and_bear_their_hash():
@@ -547,7 +596,7 @@ def test_groups_have_the_majority_s_verdict(planted):
     rows = list(planted("copy")[1].pairs[:4])
     other = Verdict("prior dominance", "for the test")
     mixed = [dataclasses.replace(row, verdict=other) if i < 2 else row for i, row in enumerate(rows)]
-    settings = {"majority": 0.5, "n_resamples": 10, "seed": 0}
+    settings = {"majority": 0.5, "tests": {}, "n_resamples": 10, "seed": 0}
     half = group_of("k", "v", mixed, **settings)
     assert (half.verdict, half.share, half.verdicts) == ("undecided", 0.5, {"no collapse": 2, "prior dominance": 2})
     most = group_of("k", "v", [*mixed[1:]], **settings)
@@ -571,6 +620,45 @@ def test_groups_have_the_majority_s_verdict(planted):
 )
 def test_what_a_row_expects(keys, expected):
     assert expected_of(keys) == expected
+
+
+def test_a_test_that_agrees_on_paraphrases_as_often_confirms_nothing():
+    from persona_circuits.persona.explanation.causal import Outcome
+    from persona_circuits.persona.explanation.null import causal_test, expected_agreement
+
+    def outcomes(agree, ran):
+        return [Outcome("steering", i < agree, {}) for i in range(ran)] + [Outcome("steering", None, {})]
+
+    same = causal_test("bottleneck", outcomes(16, 18), outcomes(25, 28))
+    assert (same.agree, same.ran, same.null_agree, same.null_ran) == (16, 18, 25, 28)
+    assert same.p == pytest.approx(hypergeom(46, 41, 18).sf(15))
+    assert not same.tells
+    assert causal_test("bottleneck", outcomes(16, 18), outcomes(2, 28)).tells
+    alone = causal_test("bottleneck", outcomes(16, 18), [])
+    assert (alone.p, alone.null_share, alone.tells) == (None, None, True)
+    assert expected_agreement(outcomes(16, 18), {"steering": same}) == 25 / 28
+    assert expected_agreement(outcomes(16, 18), {"steering": alone}) is None
+
+
+def test_the_causal_test_decides_what_is_shown_first(planted):
+    from persona_circuits.persona.explanation import group_of, group_rows
+    from persona_circuits.persona.explanation.causal import Outcome
+    from persona_circuits.persona.explanation.null import causal_test
+
+    rows = planted("copy")[1].pairs[:5]
+    failing = [dataclasses.replace(row, outcome=Outcome("patching", i == 0, {})) for i, row in enumerate(rows)]
+    settings = {"majority": 0.5, "n_resamples": 10, "seed": 0}
+    good, bad = ([row.outcome for row in some] for some in (rows, failing))
+    for some, null, headline in (
+        (rows, [], "no collapse"),
+        (rows, bad * 4, "no collapse"),
+        (rows, good * 4, "unconfirmed"),
+        (failing, [], "unconfirmed"),
+    ):
+        own = [row.outcome for row in some]
+        group = group_of("k", "v", some, tests={"patching": causal_test("no collapse", own, null)}, **settings)
+        assert (group.headline, group.verdict) == (headline, "no collapse")
+        assert group_rows([group])[0][1].startswith(headline)
 
 
 def test_agreement_is_cohen_s_kappa_of_the_classes():

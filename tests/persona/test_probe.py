@@ -1,6 +1,7 @@
 """Probes: the machinery against scikit-learn, what must not leak, and the study on the shipped model."""
 
 import csv
+import dataclasses
 import importlib.util
 import json
 
@@ -87,8 +88,8 @@ def test_no_group_and_no_pair_is_on_two_sides():
 
 def test_a_partner_in_the_training_part_would_teach_the_opposite():
     """The two prompts of a pair are alike and labelled against each other: with partners apart, accuracy falls to 0."""
-    x = np.repeat(rng().normal(size=(30, 4)), 2, axis=0)
-    labels, groups = np.tile([0, 1], 30), [f"g{i % 2}" for i in range(60)]
+    x = np.repeat(rng().normal(size=(30, 40)), 2, axis=0)
+    labels, groups = np.tile([0, 1], 30), [f"g{(i + i // 2) % 2}" for i in range(60)]
     pairs = [i // 2 for i in range(60)]
     leaky = folds_of(groups)
     found, chosen = cross_validate([x], labels, leaky, penalty=10.0)
@@ -246,7 +247,7 @@ def predicted(n=60, columns=1, seed=0):
     labels = draw.integers(0, max(2, columns), n)
     scores = draw.normal(size=(n, columns)) + (labels[:, None] if columns == 1 else np.eye(columns)[labels])
     guess = (scores[:, 0] > 0.5).astype(np.int64) if columns == 1 else scores.argmax(1)
-    return Predicted(labels.astype(np.int64), guess.astype(np.int64), scores, np.zeros(n, np.int64))
+    return Predicted(labels.astype(np.int64), guess.astype(np.int64), scores, np.zeros(n, np.int64), np.zeros(n, bool))
 
 
 def test_scores_are_scikit_learns_weights_included():
@@ -270,15 +271,39 @@ def test_scores_of_different_folds_are_not_compared():
     """A probe of another fold may be shifted; within each fold the order is right."""
     labels = np.array([0, 1, 0, 1])
     scores = np.array([[0.0], [1.0], [10.0], [11.0]])
-    found = Predicted(labels, labels, scores, np.array([0, 0, 1, 1]))
+    found = Predicted(labels, labels, scores, np.array([0, 0, 1, 1]), np.zeros(4, bool))
     assert score(found, ALONE).auc.value == 1.0
     assert roc_auc_score(labels, scores[:, 0]) == 0.75
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_features_that_never_vary_are_at_chance_whatever_the_folds(n_classes, symmetric):
+    """Folds of unlike classes: the intercept, or the threshold, would tell them apart from the training part alone."""
+    if symmetric and n_classes > 2:
+        return
+    labels = np.array([0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 1] + ([2] * 4 if n_classes == 3 else []))
+    groups = np.repeat(["a", "b", "c", "d"], len(labels) // 4).tolist()
+    folds = folds_by_group(groups, list(range(len(labels))), groups, n_outer=4)
+    same = np.zeros((len(labels), 3)) if symmetric else np.full((len(labels), 3), 7.0)
+    found, chosen = cross_validate([same], labels, folds, penalty=0.1, symmetric=symmetric)
+    best = joined(found, chosen)
+    assert best.tied[best.fold >= 0].all()
+    assert score(best, Sample([""] * len(labels), groups, n_draws=50)).balanced.value == pytest.approx(1 / n_classes)
+
+
+def test_what_tells_the_classes_is_not_tied():
+    x, y = rng(3).normal(size=(40, 5)), np.arange(40) % 2
+    x[:, 0] += 4.0 * y
+    folds = folds_by_group([str(i % 4) for i in range(40)], list(range(40)), [str(i) for i in range(40)], n_outer=4)
+    found, chosen = cross_validate([x], y, folds, penalty=0.1)
+    assert not joined(found, chosen).tied.any()
 
 
 def test_what_no_fold_tested_does_not_count():
     found = predicted()
     found.fold[30:] = -1
-    half = Predicted(found.labels[:30], found.predicted[:30], found.scores[:30], found.fold[:30])
+    half = Predicted(*(getattr(found, one.name)[:30] for one in dataclasses.fields(found)))
     assert score(found, ALONE).accuracy.value == score(half, ALONE).accuracy.value
 
 
@@ -292,7 +317,7 @@ def test_intervals_are_those_of_the_engine_over_personas_and_questions():
     accuracy = score(found, Sample(first, second, n_draws=200, seed=3)).accuracy
     assert (accuracy.low, accuracy.high) == pytest.approx((known.low, min(1.0, known.high)), abs=1e-6)
     here = np.arange(0, 60, 2)
-    part = Predicted(found.labels[here], found.predicted[here], found.scores[here], found.fold[here])
+    part = Predicted(*(getattr(found, one.name)[here] for one in dataclasses.fields(found)))
     some = Sample(first, second, n_draws=200)
     assert some.among(here) is some.among(here.copy())
     own = Sample([first[i] for i in here], [second[i] for i in here], n_draws=200)
@@ -301,7 +326,7 @@ def test_intervals_are_those_of_the_engine_over_personas_and_questions():
 
 def test_where_all_is_right_the_interval_is_that_of_as_many_successes_as_clusters():
     labels, scores = np.tile([0, 1], 12), np.tile([[-1.0], [1.0]], (12, 1))
-    found = Predicted(labels, labels, scores, np.zeros(24, np.int64))
+    found = Predicted(labels, labels, scores, np.zeros(24, np.int64), np.zeros(24, bool))
     sample = Sample([f"p{i // 4}" for i in range(24)], [f"q{i % 4}" for i in range(24)])
     independent = sample.clusters.independent
     least = float(stats.beta.ppf(0.025, independent, 1))  # Clopper and Pearson

@@ -190,3 +190,15 @@ def test_rank_correlation_is_spearmans_and_its_p_a_permutations():
 
 def test_indicators_are_one_column_a_name():
     np.testing.assert_array_equal(indicators(["b", "a", "b"]), [[0, 1], [1, 0], [0, 1]])
+
+
+def test_noise_that_is_rounding_gives_no_ratio():
+    """One stream for every prompt of a persona, but for what runs beside do to its last bits."""
+    draw = np.random.default_rng(0)
+    personas, questions = [f"p{i % 4}" for i in range(24)], [f"q{i // 4}" for i in range(24)]
+    same = np.tile(draw.normal(size=(4, 8)), (6, 1)) * (1 + 1e-7 * draw.normal(size=(24, 8)))
+    (found,) = signal_to_noise([same], personas, questions)
+    assert found.noise > 0
+    assert np.isnan(found.ratio)
+    (real,) = signal_to_noise([same + 0.1 * draw.normal(size=(24, 8))], personas, questions)
+    assert 10 < real.ratio < 1000

@@ -172,6 +172,42 @@ def test_no_second_bos_in_front_of_a_response(tiny):
         persona_vectors(tiny, [twice, twice])
 
 
+def test_another_template_is_read_behind_its_own_prompts(tiny, said):
+    """By hand: the same text behind the prompt of a template that it was not made with."""
+    from persona_circuits.persona.responses import open_template, rendered
+
+    other = open_template("raw", tiny.tokenizer, cue="so i say")
+    found = persona_vectors(tiny, said, other, anew=True)
+    one = next(row for row in said if row.exchange.persona == found.personas[0])
+    row = spoken_tokens(one, tiny, other, anew=True)
+    prompt = rendered(other, one.exchange.system, one.exchange.user)
+    assert prompt != one.prompt
+    assert list(row.ids) == tiny.tokenizer(prompt + one.text)["input_ids"]
+    assert not np.allclose(found.means, persona_vectors(tiny, said, other).means)
+    same = open_template("raw", tiny.tokenizer)
+    np.testing.assert_array_equal(persona_vectors(tiny, said, same, anew=True).means, persona_vectors(tiny, said).means)
+
+
+def test_a_reference_is_compared_persona_by_persona():
+    from persona_circuits.persona.vectors import Compared, likeness
+
+    rng = np.random.default_rng(0)
+    table, noise = rng.normal(size=(2, 4, 6))
+    own, other = (
+        Compared("m", names, values, 0)
+        for names, values in ((("a", "b", "c", "d"), table), (("d", "c", "b"), (table + 0.1 * noise)[[3, 2, 1]]))
+    )
+    found = likeness(own, other)
+    assert [one.persona for one in found] == ["b", "c", "d"]
+    for one, place in zip(found, (1, 2, 3), strict=True):
+        beside = (table + 0.1 * noise)[place]
+        assert one.raw == pytest.approx(np.corrcoef(np.r_[table[place], -table[place]], np.r_[beside, -beside])[0, 1])
+    with pytest.raises(TaskError, match="no persona in common"):
+        likeness(own, Compared("n", ("e",), table[:1], 0))
+    with pytest.raises(TaskError, match="have no cosine"):
+        likeness(own, Compared("n", ("a",), table[:1, :3], 0))
+
+
 def test_responses_of_another_model_need_a_template(tiny):
     with pytest.raises(OptionError, match="--template"):
         persona_vectors(tiny, [answer("happy", "tea", " red"), answer("sad", "tea", " red")])
@@ -242,6 +278,7 @@ def _fail(_stream):
 
 def test_layers_by_number_and_by_fraction():
     assert [chosen_layer(12, None, share) for share in (0.01, 0.5, 0.66, 1.0)] == [0, 5, 7, 11]
+    assert [chosen_layer(n, None, 0.5) + 1 for n in (1, 3, 5, 7, 30)] == [1, 2, 3, 4, 15]  # halves go up
     assert chosen_layer(12, 3, None) == 3
     assert chosen_layer(6, None, None) == 2
     for options in ((3, 0.5), (12, None), (-1, None), (None, 0.0), (None, 1.1)):
@@ -437,6 +474,15 @@ def test_the_commands(files, tmp_path):
     record = json.loads(done.stdout)
     assert record["layer"] == 1
     assert record["comparison"]["similarity"][0][1] == pytest.approx(1, abs=1e-5)
+    assert all(one["raw"] == pytest.approx(1) for one in record["cosines_beside"][0])
+    made = tmp_path / "w" / "responses.jsonl"
+    assert len(read_responses(made)) == 25
+    held = ["vectors", *tiny, "--responses", made, "--reference", tmp_path / "v", "--min-cosine", 0.999]
+    assert call(*held, "--out", tmp_path / "y").exit_code == 0
+    done = call(*held, "--cue", "so i say", "--out", tmp_path / "y")
+    assert done.exit_code == 1, done.output
+    assert "is below the bar of 0.999" in done.stderr
+    assert (tmp_path / "y" / "vectors.safetensors").is_file()
     assert {path.name for path in (tmp_path / "w").iterdir()} >= {"vectors.safetensors", "models.png", "vectors.html"}
     for options, says in (
         (["--layer", 9], "layer 9"),

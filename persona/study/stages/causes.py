@@ -61,7 +61,7 @@ def causes_numbers(
         if here:
             _shares(found, name, here, draws)
     _means(found, rows, draws)
-    _tests(found, rows)
+    _tests(found, rows, study)
     _truth(found, study, draws)
     _by_layer(found, rows)
     found.notes += study.notes
@@ -86,7 +86,7 @@ def _means(found: Found, rows: Sequence[Explained], draws: Mapping[str, int]) ->
     found.add("causes.all.access", what="median access d ln|D| / dc", source=SOURCE, **estimates.median(access))
 
 
-def _tests(found: Found, rows: Sequence[Explained]) -> None:
+def _tests(found: Found, rows: Sequence[Explained], study: Explanation) -> None:
     ran = [row for row in rows if row.outcome.agrees is not None]
     groups = {slug(verdict): [row for row in ran if row.verdict.name == verdict] for verdict in TESTS} | {"all": ran}
     for name, here in groups.items():
@@ -94,6 +94,11 @@ def _tests(found: Found, rows: Sequence[Explained]) -> None:
             share = float(np.mean([bool(row.outcome.agrees) for row in here]))
             what = "share of causal tests that agree with the verdict"
             found.add(f"causes.test.{name}", share, what, unit="share", n=len(here), source=SOURCE)
+    for test in study.tests.values():
+        if test.ran and test.null_ran:
+            what = f"share of paraphrases on which the same test agrees; p: pairs against these ({test.test})"
+            name = f"causes.test.{slug(test.cause)}.paraphrases"
+            found.add(name, test.null_share, what, unit="share", n=test.null_ran, p=test.p, source=SOURCE)
 
 
 def _truth(found: Found, study: Explanation, draws: Mapping[str, int]) -> None:
