@@ -7,13 +7,14 @@ THREADS ?= 1
 WORKERS ?= 2
 PEERS ?= benchmarks/peers/.venv
 CRAFTGPT ?= ../shared/models/craftgpt-5m
+SMOLLM2 ?=
 NATURAL ?= smollm2-135m-instruct gemma-3-270m
 STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural bench-load reliability coverage notebooks peers clean
+.PHONY: demo real circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load reliability coverage notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -89,6 +90,11 @@ natural: $(READY)  ## two real models in every format, on the natural questions;
 
 bench-load: $(READY)  ## what large files cost; writes docs/performance.md; BEFORE=CHECKOUT measures an older state beside it
 	$(BIN)/python benchmarks/load.py $(if $(BEFORE),--before $(BEFORE))
+
+methods: $(READY)  ## every scorer and pruner on the same pairs; writes docs/methods.md
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md --model models/persona-world --pairs datasets/pairs_demo.jsonl \
+		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl) \
+		$(if $(SMOLLM2),--model $(SMOLLM2) --pairs $(SMOLLM2_PAIRS))
 
 bench-estimate: $(READY)  ## what larger models would cost, on paper; writes benchmarks/README.md
 	$(BIN)/python benchmarks/estimate.py --gpu-page docs/gpu.md

@@ -178,8 +178,9 @@ def print_discovery(found: Discovery) -> None:
 def _print_smallest(found: Discovery) -> None:
     least = found.smallest
     assert least is not None
+    order = "gate" if found.record["method"]["prune"] == "learn" else "|score|"
     say(
-        f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by |score|, "
+        f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by {order}, "
         f"of {len(least.tried):,} sizes tried"
     )
     held = found.reports[-1].circuit.ratio_of_means

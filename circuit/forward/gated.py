@@ -10,6 +10,8 @@ and not weighed, ``patched_logits`` is many times as fast.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,7 +41,7 @@ def gated_logits(model: Model, item: Prepared, gates: Float[Tensor, "src dst"]) 
 
     Returns
     -------
-    ``[batch, vocab]``, with a gradient at the gates.
+    ``[batch, vocab]``, with a gradient at the gates, to be taken back once.
     """
     walk = _Walk(model, item, gates)
     for block in model.blocks:
@@ -49,24 +51,21 @@ def gated_logits(model: Model, item: Prepared, gates: Float[Tensor, "src dst"]) 
 
 
 class _Walk:
-    """Current less ablated of every source so far, a layer's heads and MLP at a time."""
+    """Current less ablated of every source so far."""
 
     def __init__(self, model: Model, item: Prepared, gates: Float[Tensor, "src dst"]) -> None:
         self.graph, self.item, self.gates, self.late = model.graph, item, gates, slice(item.first, None)
-        start = item.clean.contributions[:1] - item.ablated.contributions[:1]
-        self.changes: list[Float[Tensor, "some batch late d_model"]] = [start[:, :, self.late]]
+        start = item.clean.contributions[:1, :, self.late]
+        self.changes = _Changes(model.graph.n_src, start)
+        self.token = gates.new_zeros(())
+        self._write(slice(0, 1), start)
 
     def read(
         self, slots: slice, ablated: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "slot batch late d_model"]:
         """The streams into slots that the same sources reach."""
-        n, total, start = self.graph.n_reaching(slots.start), ablated[None, :, self.late], 0
-        for change in self.changes:
-            stop = min(start + len(change), n)
-            if start < stop:
-                total = total + torch.einsum("sd,s...->d...", self.gates[start:stop, slots], change[: stop - start])
-            start = stop
-        return total
+        some = self.gates[: self.graph.n_reaching(slots.start), slots]
+        return ablated[:, self.late] + _Read.apply(self.token, some, self.changes)
 
     def through(self, block: Block) -> None:
         graph, ablated, layer = self.graph, self.item.ablated, block.layer
@@ -76,13 +75,59 @@ class _Walk:
         q, k, v = (block.project_each(s, normed[i * n_heads : (i + 1) * n_heads], every) for i, s in enumerate(SLOTS))
         before = None if self.item.before is None else self.item.before.layers[layer]
         z = block.attention(q, k, v, self.item.clean.context, before)
-        self._write(graph.heads_of(layer), block.head_results(z))
         mlp, slot = graph.mlp_of(layer), graph.mlp_slot_of(layer)
+        self._write(graph.heads_of(layer), block.head_results(z))
         (stream,) = self.read(slice(slot, slot + 1), ablated.mids[layer])
         self._write(slice(mlp, mlp + 1), block.mlp(stream)[None])
 
     def _write(self, sources: slice, values: Float[Tensor, "some batch late d_model"]) -> None:
-        self.changes.append(values - self.item.ablated.contributions[sources][:, :, self.late])
+        change = values - self.item.ablated.contributions[sources][:, :, self.late]
+        self.token = _Write.apply(self.token, change, self.changes, sources)
+
+
+class _Changes:
+    """One row a source, and their gradients: every layer reads all rows before it in one product, and copies none."""
+
+    def __init__(self, n_src: int, like: Float[Tensor, "1 batch late d_model"]) -> None:
+        self.shape = like.shape[1:]
+        self.values = like.new_empty(n_src, like.numel())
+        self.gradients: Tensor | None = None
+
+    def gradient(self) -> Tensor:
+        if self.gradients is None:
+            self.gradients = torch.zeros_like(self.values)
+        return self.gradients
+
+
+class _Write(torch.autograd.Function):
+    """Rows are written; what is handed on is a token, by which later reads are taken back before this is."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, values: Tensor, changes: _Changes, sources: slice) -> Tensor:
+        ctx.changes, ctx.sources = changes, sources
+        changes.values[sources] = values.flatten(1)
+        return token.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        return gradients[0], ctx.changes.gradient()[ctx.sources].unflatten(1, ctx.changes.shape), None, None
+
+
+class _Read(torch.autograd.Function):
+    """A weighted sum of rows for every slot."""
+
+    @staticmethod
+    def forward(ctx: Any, token: Tensor, gates: Tensor, changes: _Changes) -> Tensor:
+        ctx.changes = changes
+        ctx.save_for_backward(gates)
+        return (gates.T @ changes.values[: len(gates)]).unflatten(1, changes.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        (gates,), gradient = ctx.saved_tensors, gradients[0].flatten(1)
+        n, changes = len(gates), ctx.changes
+        changes.gradient()[:n].addmm_(gates, gradient)
+        return gradient.new_zeros(()), changes.values[:n] @ gradient.T, None
 
 
 def gated_bytes(model: Model, n_late: int) -> int:

@@ -54,8 +54,7 @@ def test_the_gradient_at_a_gate_is_its_finite_difference(tiny64, groups):
         assert float(slope[src, dst]) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", ["bottleneck", "cancel"])
-@pytest.mark.parametrize("scored", [True, False])
+@pytest.mark.parametrize(("name", "scored"), [("bottleneck", True), ("cancel", False)])
 def test_planted_circuits_are_found(name, scored):
     """From scores, and from none: the gates of the true edges are those that stay open."""
     (truth,) = (one for one in planted_models() if one.name == name)
