@@ -17,8 +17,9 @@ from typing import Any, overload
 
 import typer
 
+from persona_circuits.circuit.progress import duration
 from persona_circuits.commands.options import Loading
-from persona_circuits.commands.progress import duration, progress_bars
+from persona_circuits.commands.progress import progress_bars
 
 __all__ = [
     "EXPLAIN",
