@@ -7,6 +7,7 @@ from collections.abc import Callable
 __all__ = [
     "Progress",
     "Stage",
+    "duration",
     "untold",
     "untold_stage",
 ]
@@ -15,6 +16,18 @@ Progress = Callable[[int, int], None]
 """Called with the work done and the work there is; never called from another thread."""
 Stage = Callable[[str], Progress]
 """Called when a stage of the work begins, with its name; gives the stage's progress callback."""
+
+
+def duration(seconds: float) -> str:
+    """A time for people, in seconds, minutes or hours.
+
+    Examples:
+        >>> duration(7.25), duration(200), duration(10_000)
+        ('7.2 s', '3.33 min', '2.78 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
 def untold(_done: int, _total: int) -> None:

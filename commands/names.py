@@ -9,6 +9,7 @@ from typing import Any
 from typer.core import TyperGroup
 
 from persona_circuits.circuit.errors import meant
+from persona_circuits.commands.terminal import EXPLAIN
 
 __all__ = [
     "FORMER",
@@ -29,16 +30,19 @@ FORMER: Mapping[str, Mapping[str, str]] = {
 
 
 class NamedCommands(TyperGroup):
-    """The commands; it reads former names, and suggests a choice where one is misspelt."""
+    """The commands; it reads former names and --explain, and suggests a choice where one is misspelt."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command and its arguments, former names replaced."""
         name, command, rest = super().resolve_command(ctx, args)
         former = FORMER.get(str(name), {})
-        return name, command, [_renamed(one, former) for one in rest]
+        if "--explain" in rest:
+            EXPLAIN.set(True)
+        return name, command, [_renamed(one, former) for one in rest if one != "--explain"]
 
     def invoke(self, ctx: Any) -> Any:
         """Run it; a message on a value that is no choice names the closest one."""
+        before = EXPLAIN.set(bool(ctx.params.get("explain")))
         try:
             return super().invoke(ctx)
         except Exception as error:
@@ -47,6 +51,8 @@ class NamedCommands(TyperGroup):
             ):
                 error.message = said[1] + meant(said[2], re.findall("'([^']*)'", said[3]))  # type: ignore[attr-defined]
             raise
+        finally:
+            EXPLAIN.reset(before)
 
 
 def _renamed(argument: str, former: Mapping[str, str]) -> str:

@@ -14,22 +14,15 @@ from collections.abc import Callable, Iterator
 
 import typer
 
-from persona_circuits.circuit.progress import Progress, Stage
+from persona_circuits.circuit.progress import Progress, Stage, duration
 
 __all__ = [
     "MinuteLines",
-    "duration",
     "progress_bars",
 ]
 
 EVERY = 60.0
 """Seconds between two lines in a log."""
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
 
 
 class MinuteLines:

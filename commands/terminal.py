@@ -10,16 +10,19 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
 import typer
 
+from persona_circuits.circuit.progress import duration
 from persona_circuits.commands.options import Loading
-from persona_circuits.commands.progress import duration, progress_bars
+from persona_circuits.commands.progress import progress_bars
 
 __all__ = [
+    "EXPLAIN",
     "by_token_count",
     "duration",
     "errors_as_exit_codes",
@@ -47,6 +50,10 @@ __all__ = [
 ]
 
 LONGEST_NAME, LONGEST_CELL, LONGEST_LINE = 60, 400, 2000  # characters shown: of a row's name, a cell, a line
+
+
+EXPLAIN = ContextVar("explain", default=False)
+"""Whether a line on each word stands under every table."""
 
 
 def shown_text(value: float | None, places: int) -> str:
@@ -176,16 +183,23 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     """A title and a table whose first ``texts`` columns are text and whose others are numbers."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
+
+    from persona_circuits.circuit.glossary import TERMS, explained, labelled
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(
-            _cell(column, LONGEST_CELL), justify="left" if i < texts else "right", no_wrap=i == 0 or i >= texts
+            Text(labelled(column)) if column in TERMS else _cell(column, LONGEST_CELL),
+            justify="left" if i < texts else "right",
+            no_wrap=i == 0 or i >= texts,
         )
     for row in rows:
         table.add_row(*(_cell(cell, LONGEST_CELL if i else LONGEST_NAME) for i, cell in enumerate(row)))
     say(f"\n{title}")
     _console().print(table)
+    if EXPLAIN.get():
+        say("\n".join(explained(columns)))
 
 
 def _cell(text: str, most: int) -> Any:

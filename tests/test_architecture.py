@@ -10,7 +10,15 @@ import pytest
 from conftest import ROOT
 
 FLOORS = [
-    {"circuit.choices", "circuit.errors", "circuit.parallel", "circuit.printable", "circuit.progress", "metrics"},
+    {
+        "circuit.choices",
+        "circuit.errors",
+        "circuit.glossary",
+        "circuit.parallel",
+        "circuit.printable",
+        "circuit.progress",
+        "metrics",
+    },
     {"circuit.catalogue", "circuit.graph", "circuit.options", "circuit.storage"},
     {"circuit.cost", "circuit.figures", "circuit.scores", "circuit.task", "models.world"},
     {"circuit.model", "circuit.statistics", "circuit.subgraph", "models.training"},

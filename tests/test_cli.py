@@ -223,14 +223,16 @@ def test_options_tell_their_values_apart(tmp_path):
         "bfloat16": ["--dtype", "bfloat16"],
     }.items():
         out = tmp_path / name
-        done = call("discover", *RUN, "--out", out, "--prune", "top-n", "--top-n", 60, "--n-random", 0, *options)
+        done = call(
+            "discover", "--force", *RUN, "--out", out, "--prune", "top-n", "--top-n", 60, "--n-random", 0, *options
+        )
         assert done.exit_code == 0, done.output
         seen[name] = (out / "scores.safetensors").read_bytes()
     assert len(set(seen.values())) == len(seen)
 
 
 def test_an_empty_circuit_is_reported_not_crashed_on(tmp_path):
-    done = call("discover", *RUN, "--out", tmp_path / "x", "--threshold", "1000", "--threshold-on", "score")
+    done = call("discover", "--force", *RUN, "--out", tmp_path / "x", "--threshold", "1000", "--threshold-on", "score")
     assert done.exit_code == 0, done.output
     assert "the circuit is empty" in done.stdout
     assert json.loads((tmp_path / "x" / "real_circuits_1.json").read_text()) == {"nodes": ["input"]}
@@ -244,12 +246,14 @@ def test_held_out_pairs_are_used(tmp_path):
     items = json.loads((DATA / "tiny_pairs.json").read_text())["prompts"]
     lines = [json.dumps({**item, "split": "test" if i % 2 else "train"}) for i, item in enumerate(items)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-    done = call("discover", "--model", TINY, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "x", "--json")
+    done = call(
+        "discover", "--force", "--model", TINY, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "x", "--json"
+    )
     summary = json.loads(done.stdout)
     assert summary["held_out"]
     assert [(r["split"], r["n_pairs"]) for r in summary["faithfulness"]] == [("train", 4), ("test", 4)]
     whole = call(
-        "discover", "--model", TINY, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "y", "--json",
+        "discover", "--force", "--model", TINY, "--pairs", tmp_path / "pairs.jsonl", "--out", tmp_path / "y", "--json",
         "--train-split", "test", "--eval-split", "all",
     )  # fmt: skip
     summary = json.loads(whole.stdout)
@@ -261,7 +265,17 @@ def test_a_missed_bar_is_exit_code_1_and_files_are_there(tmp_path):
     fails("below the bar of 5", "discover", *RUN, "--out", tmp_path / "x", "--min-faithfulness", "5", code=1)
     assert (tmp_path / "x" / "circuit.json").exists()
     done = call(
-        "discover", *RUN, "--out", tmp_path / "x", "--prune", "greedy", "--top-n", 262, "--min-faithfulness", ".9"
+        "discover",
+        "--force",
+        *RUN,
+        "--out",
+        tmp_path / "x",
+        "--prune",
+        "greedy",
+        "--top-n",
+        262,
+        "--min-faithfulness",
+        ".9",
     )
     assert done.exit_code == 0, done.output
 
@@ -317,7 +331,9 @@ def test_evaluate_puts_the_circuit_to_the_test_and_writes_the_answer_into_its_fi
 
 def test_specificity_of_two_runs(found, tmp_path):
     other = tmp_path / "other"
-    done = call("discover", *RUN, "--out", other, "--metric", "logit-diff", "--method", "eap", "--n-random", "0")
+    done = call(
+        "discover", "--force", *RUN, "--out", other, "--metric", "logit-diff", "--method", "eap", "--n-random", "0"
+    )
     assert done.exit_code == 0, done.output
     done = call("specificity", found[0], other, "--names", "persona,plain", "--out", tmp_path / "matrix")
     assert done.exit_code == 0, done.output
@@ -456,7 +472,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path):
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr("persona_circuits.circuit.discovery.discover", broken)
-    done = call("discover", *RUN, "--out", tmp_path / "x")
+    done = call("discover", "--force", *RUN, "--out", tmp_path / "x")
     assert isinstance(done.exception, ZeroDivisionError)
 
 

@@ -278,7 +278,7 @@ def run_folder(tmp_path_factory):
     """A run of EAP with the logit difference, which the frozen numbers are of."""
     out = tmp_path_factory.mktemp("runs") / "tiny"
     options = ["--method", "eap", "--metric", "logit-diff", "--threshold", "0.05", "--n-random", "0"]
-    assert call("discover", "--model", TINY, "--pairs", PAIRS, "--out", out, *options).exit_code == 0
+    assert call("discover", "--force", "--model", TINY, "--pairs", PAIRS, "--out", out, *options).exit_code == 0
     return out
 
 
@@ -335,7 +335,9 @@ def test_the_whole_comparison_on_frozen_numbers(run_folder, played, tiny, tiny_t
 
 def test_persona_divergence_sends_both_directions(played, tmp_path, tiny, tiny_task):
     out = tmp_path / "run"
-    assert call("discover", "--model", TINY, "--pairs", PAIRS, "--out", out, "--n-random", "0").exit_code == 0
+    assert (
+        call("discover", "--force", "--model", TINY, "--pairs", PAIRS, "--out", out, "--n-random", "0").exit_code == 0
+    )
     result = crosscheck(tiny, TINY, read_circuit(out), tiny_task, sys.executable, CrosscheckOptions(n_pairs=3))
     rows = next(request for request in played if request["do"] == "load")["rows"]
     assert len(rows) == 6
@@ -428,7 +430,18 @@ def test_auto_circuit_on_the_chat_model(python, craftgpt, tmp_path):
     pairs = DATA / "craftgpt_pairs.json"
     out = tmp_path / "run"
     found = call(
-        "discover", "--model", CRAFTGPT, "--pairs", pairs, "--out", out, "--metric", "prob-diff", "--n-random", "0"
+        "discover",
+        "--force",
+        "--model",
+        CRAFTGPT,
+        "--pairs",
+        pairs,
+        "--out",
+        out,
+        "--metric",
+        "prob-diff",
+        "--n-random",
+        "0",
     )
     assert found.exit_code == 0, found.output
     done = call("crosscheck", out, "--peers", python, "--tolerance", "1e-4")

@@ -69,7 +69,7 @@ def test_inspect_says_which_option_is_missing_and_writes_no_empty_file(mixed, tm
 
 
 def test_discover_and_evaluate_go_on_and_the_record_counts(mixed, tmp_path):
-    run = ["discover", "--model", TINY, "--pairs", mixed, "--out", tmp_path / "run", *QUICK]
+    run = ["discover", "--force", "--model", TINY, "--pairs", mixed, "--out", tmp_path / "run", *QUICK]
     refused = call(*run)
     assert refused.exit_code == 2
     assert "--fitting" in refused.stderr
@@ -79,7 +79,9 @@ def test_discover_and_evaluate_go_on_and_the_record_counts(mixed, tmp_path):
     assert "3 of 11 pairs do not fit and are left out" in done.stderr
     about = read_circuit(tmp_path / "run").record["task"]
     assert (about["n_pairs"], about["unfit"]) == (8, 3)
-    plain = call("discover", "--model", TINY, "--pairs", DATA / "tiny_pairs.json", "--out", tmp_path / "plain", *QUICK)
+    plain = call(
+        "discover", "--force", "--model", TINY, "--pairs", DATA / "tiny_pairs.json", "--out", tmp_path / "plain", *QUICK
+    )
     assert plain.exit_code == 0
     assert read_circuit(tmp_path / "plain").record["edges"] == read_circuit(tmp_path / "run").record["edges"]
     # the record says that some are left out, so evaluate need not be told

@@ -15,7 +15,7 @@ TINY = DATA / "tiny-gpt2"
 PEOPLE = [(" happy", " sad"), (" calm", " angry"), (" bold", " shy"), (" kind", " tired")]
 ASKED = {"drink": (" tea", " milk"), "pet": (" dogs", " cats")}
 COMMANDS = {
-    "discover": ["--steps", "2", "--n-random", "1"],
+    "discover": ["--force", "--steps", "2", "--n-random", "1"],
     "collapse": ["--n-resamples", "100"],
     "explain": ["--n-resamples", "100", "--no-causal"],
     "probe": ["--n-resamples", "100", "--folds", "2"],

@@ -178,7 +178,7 @@ def discover(
     setting = stages.set_up(model, task, options, stage)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     effect = stages.effect_of(setting, quiet)
-    scored, reused = _scored(setting, scores, state)
+    scored, reused = _scored(setting, scores, state, effect.seconds)
     pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
     measured = stages.measure(setting, scored.scores, pruned.circuit)
     controls = stages.control(setting, scored, effect)
@@ -207,7 +207,7 @@ def discover(
 
 
 def _scored(
-    setting: stages.Setting, given: Scores | str | Path | None, folder: Path | None
+    setting: stages.Setting, given: Scores | str | Path | None, folder: Path | None, seconds: float
 ) -> tuple[stages.Scored, Path | None]:
     """Scores, and the file they are from: those given, those kept by an earlier search like this one, or new ones."""
     if isinstance(given, Scores):
@@ -218,7 +218,7 @@ def _scored(
         return stages.Scored(scores), path
     if not again and (found := keeping.scores_near(folder, setting)) is not None:
         return stages.Scored(found[0]), found[1]
-    made = stages.score_edges(setting)
+    made = stages.score_edges(setting, seconds)
     keeping.keep(made.scores, folder, setting)
     return made, None
 

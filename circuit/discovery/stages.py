@@ -11,6 +11,7 @@ control   Controls   what the scores leave open: completeness, short formats, pa
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ from persona_circuits.circuit.attribution import (
     score,
     score_parts,
 )
-from persona_circuits.circuit.cost import OTHER, PLAIN, held_bytes, shown_bytes
+from persona_circuits.circuit.cost import OTHER, PLAIN, eap_flops, forward_flops, held_bytes, shown_bytes
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
@@ -58,8 +59,8 @@ from persona_circuits.circuit.forward import (
     prepare_each,
 )
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.progress import Progress, Stage
-from persona_circuits.circuit.pruning import Schedule, acdc, greedy, learn, threshold, top_n
+from persona_circuits.circuit.progress import Progress, Stage, duration
+from persona_circuits.circuit.pruning import Schedule, acdc, check_n, greedy, learn, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -129,13 +130,14 @@ class Setting:
 class Effect:
     """m(clean) - m(corrupt), m(full) - m(empty), and the threshold in the metric's units, None where there is none.
 
-    ``signal`` is whether the pairs hold an effect worth a search.
+    ``signal`` is whether the pairs hold an effect worth a search, ``seconds`` what the plain runs took.
     """
 
     divergence: float
     whole: float
     tau: float | None
     signal: Signal
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +177,8 @@ class Controls:
 def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     """Pairs and options checked against the model, and the ablation's constants, learned once."""
     metric = metric_of(options.metric)
+    if options.top_n is not None:
+        check_n(options.top_n, model.graph)
     task = task.where(**dict(options.where))
     names = [split_of(task, wanted, usual) for wanted, usual in _wanted_splits(options)]
     rows = {
@@ -234,13 +238,15 @@ def effect_of(setting: Setting, null: NullRun | None = None) -> Effect:
         TaskError: they show no effect, and the options do not say that it is to be searched for all the same.
     """
     watch, seen = Rounding(setting.model, setting.metric), SignalWatch(setting.metric)
+    begun = time.perf_counter()
     divergence, whole = effects(seen.watched(watch.watched(setting.train.runs())), setting.metric)
+    seconds = time.perf_counter() - begun
     signal = seen.signal(setting.train.clusters, null=null, rounding=watch.floor)
     if signal.nothing and not setting.options.force:
         raise TaskError(f"nothing to find: {signal.shown}: {signal.sentence}; --force searches all the same")
     if not signal.enough:
         logger.warning("before the search: %s", signal.sentence)
-    return Effect(divergence, whole, _tau(setting.options, whole, watch.floor), signal)
+    return Effect(divergence, whole, _tau(setting.options, whole, watch.floor), signal, seconds)
 
 
 def _tau(options: Options, whole: float, rounding: float) -> float | None:
@@ -256,16 +262,17 @@ def _tau(options: Options, whole: float, rounding: float) -> float | None:
     return options.threshold * abs(whole)
 
 
-def score_edges(setting: Setting) -> Scored:
-    """A score for every edge, by the method of the options."""
+def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
+    """A score for every edge, by the method of the options; ``seconds`` is what the plain runs took."""
     model, metric, options = setting.model, setting.metric, setting.options
     if options.prune == "acdc":
         return Scored(None)
+    about = f", about {duration(seconds * _plain_runs(setting))}" if seconds >= 1 else ""
     if grids := _grids(setting):
-        progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids")
+        progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{about}")
         return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
     how: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
-    how |= {"progress": setting.stage(f"{options.method} scores")}
+    how |= {"progress": setting.stage(f"{options.method} scores{about}")}
     if options.by_span:
         parts = score_parts(model, setting.train.runs.batches, metric, by="span", **how)
         return Scored(parts.total(), parts)
@@ -273,6 +280,16 @@ def score_edges(setting: Setting) -> Scored:
     if options.activations != "float32":  # whose plain runs are short too
         kept = [bare(batch) for batch in kept]
     return Scored(score(model, kept, metric, seed=options.seed, activations=options.activations, **how))
+
+
+def _plain_runs(setting: Setting) -> float:
+    """How many times the operations of both plain runs the scores of a pair take."""
+    options, arch = setting.options, setting.model.architecture()
+    tokens = max((batch.n_tokens for batch in setting.train.runs.batches), default=1)
+    plain = 2 * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1)
+    if options.method == "exact":
+        return arch.graph.n_edges / 4  # a pass for each edge, of half of the layers on average
+    return eap_flops(arch, tokens, steps=options.steps if options.method == "eap-ig" else None) / plain
 
 
 def _method(options: Options) -> dict[str, Any]:

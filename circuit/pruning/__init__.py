@@ -12,7 +12,15 @@ After each of them dead ends are dropped to a fixed point; the result may be emp
 
 from persona_circuits.circuit.pruning.acdc import AcdcResult, acdc, acdc_by_definition
 from persona_circuits.circuit.pruning.learn import Learned, Schedule, learn
-from persona_circuits.circuit.pruning.select import PRUNERS, check_tau, greedy, slots_by_source, threshold, top_n
+from persona_circuits.circuit.pruning.select import (
+    PRUNERS,
+    check_n,
+    check_tau,
+    greedy,
+    slots_by_source,
+    threshold,
+    top_n,
+)
 
 __all__ = [
     "PRUNERS",
@@ -21,6 +29,7 @@ __all__ = [
     "Schedule",
     "acdc",
     "acdc_by_definition",
+    "check_n",
     "check_tau",
     "greedy",
     "learn",

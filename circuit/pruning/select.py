@@ -16,6 +16,7 @@ from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = [
     "PRUNERS",
+    "check_n",
     "check_tau",
     "greedy",
     "slots_by_source",
@@ -69,7 +70,7 @@ def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
     OptionError
         ``n`` is not between 1 and the number of edges.
     """
-    _check_n(n, scores.graph)
+    check_n(n, scores.graph)
     src, dst = np.nonzero(scores.graph.valid)
     strength = _strength(scores, signed)[src, dst]
     order = np.lexsort((src, dst, -strength))[:n]
@@ -99,7 +100,7 @@ def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
         ``n`` is not between 1 and the number of edges.
     """
     graph = scores.graph
-    _check_n(n, graph)
+    check_n(n, graph)
     strength = _strength(scores, signed)
     mask = np.zeros_like(graph.valid)
     slots_of = slots_by_source(graph)
@@ -123,7 +124,12 @@ def check_tau(tau: float) -> None:
         raise OptionError(f"threshold must be a number that is not negative, got {tau}")
 
 
-def _check_n(n: int, graph: Graph) -> None:
+def check_n(n: int, graph: Graph) -> None:
+    """That so many edges can be kept.
+
+    Raises:
+        OptionError: the graph has fewer, or it is none.
+    """
     if not 1 <= n <= graph.n_edges:
         raise OptionError(f"the number of edges to keep must be from 1 to {graph.n_edges}, got {n}")
 

@@ -49,7 +49,19 @@ __all__ = [
 ]
 
 FORMAT = "persona-circuits/steer"
-TABLE = ("layer", "strength", "D", "gain", "random", "covariance", "b moves", "parted", "gain > g*", "agree", "KL")
+TABLE = (
+    "layer",
+    "strength",
+    "D",
+    "gain",
+    "random",
+    "covariance",
+    "b moves",
+    "parted",
+    "gain > g*",
+    "as foretold",
+    "KL",
+)
 BOUNDS = ("layer", "strength", "KL", "gain", "random", "covariance", "parted", "flipped")
 TEXTS = ("", "strength", "texts", "tokens", "ended", "perplexity", "repetition", "changed")
 CONTROLS = ("random", "covariance")

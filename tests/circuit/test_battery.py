@@ -236,7 +236,7 @@ def run(tmp_path_factory):
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
     arguments = ["--model", TINY, "--pairs", folder / "pairs.jsonl", "--threshold", 0.05, "--n-random", 2]
-    assert call("discover", *arguments, "--out", folder / "run").exit_code == 0
+    assert call("discover", "--force", *arguments, "--out", folder / "run").exit_code == 0
     return folder
 
 
@@ -334,7 +334,7 @@ def test_flat_pairs_stand_apart_with_a_null(run, tmp_path):
 
 def test_orders_option_tells_its_values_apart(tmp_path):
     arguments = ["--model", TINY, "--pairs", PAIRS, "--out", tmp_path / "run", "--n-random", 0, "--method", "eap"]
-    assert call("discover", *arguments, "--prune", "eap-acdc", "--threshold", 0.2).exit_code == 0
+    assert call("discover", "--force", *arguments, "--prune", "eap-acdc", "--threshold", 0.2).exit_code == 0
     quick = ["evaluate", tmp_path / "run", "--quick", "--n-random", 0, "--no-save", "--json"]
     none, one = (json.loads(call(*quick, "--orders", n).stdout)["stability"] for n in (0, 1))
     assert "is not repeated" in none["reason"]

@@ -17,7 +17,7 @@ from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS, Metric
 
-DISCOVER = ["--threshold", "0.05"]
+DISCOVER = ["--force", "--threshold", "0.05"]
 COMMANDS = {
     "discover": DISCOVER,
     "discover eap": ["--method", "eap", *DISCOVER],

@@ -65,7 +65,7 @@ def test_the_same_prompts_under_other_ids_are_no_held_out_pairs(prompts, tmp_pat
     seen = [prompts[0], turned(prompts[1])]
     rows += [{**one, "split": "test", "id": f"b{i}"} for i, one in enumerate([*seen, prompts[5]])]
     path = written(tmp_path / "pairs.jsonl", rows)
-    done = call("discover", "--model", TINY, "--pairs", path, "--out", tmp_path / "run", *QUICK)
+    done = call("discover", "--force", "--model", TINY, "--pairs", path, "--out", tmp_path / "run", *QUICK)
     assert "not held out: 2 of the 3 pairs" in done.stdout
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["held_out"], summary["shared"]["pairs"]) == (False, 2)
@@ -76,7 +76,7 @@ def test_the_same_prompts_under_other_ids_are_no_held_out_pairs(prompts, tmp_pat
 def test_evaluate_warns_of_pairs_that_the_circuit_was_found_on(prompts, tmp_path):
     rows = [{**one, "split": "test" if i % 2 else "train"} for i, one in enumerate(prompts)]
     path = written(tmp_path / "pairs.jsonl", rows)
-    call("discover", "--model", TINY, "--pairs", path, "--out", tmp_path / "run", *QUICK)
+    call("discover", "--force", "--model", TINY, "--pairs", path, "--out", tmp_path / "run", *QUICK)
     for split, apart in (("test", True), ("train", False)):
         done = call("evaluate", tmp_path / "run", "--split", split, "--only-faithfulness")
         assert ("not held out: the circuit was measured on pairs that it was found on" in done.stdout) is not apart
@@ -103,7 +103,7 @@ def test_rows_that_say_the_same_are_left_out_and_counted(prompts, tmp_path):
     assert (len(task.pairs), task.repeated) == (len(prompts), len(prompts))
     reports = []
     for path in (once, twice):
-        done = call("discover", "--model", TINY, "--pairs", path, "--out", tmp_path / path.stem, *QUICK)
+        done = call("discover", "--force", "--model", TINY, "--pairs", path, "--out", tmp_path / path.stem, *QUICK)
         reports.append(read_circuit(tmp_path / path.stem).record)
     assert f"{len(prompts)} pairs say the same as others before them and are left out" in done.stderr
     assert reports[1]["task"]["repeated"] == len(prompts)
@@ -119,11 +119,11 @@ def test_the_same_row_in_two_splits_is_a_leak_and_no_repeat(prompts, tmp_path):
 
 def test_a_contrast_the_wrong_way_round_is_told_of(prompts, tmp_path, tiny):
     path = written(tmp_path / "pairs.jsonl", prompts)
-    done = call("discover", "--model", TINY, "--pairs", path, "--out", tmp_path / "run", *QUICK)
+    done = call("discover", "--force", "--model", TINY, "--pairs", path, "--out", tmp_path / "run", *QUICK)
     report = read_circuit(tmp_path / "run").record["faithfulness"][0]
     wrong = [{**one, "answers": one["wrong_answers"], "wrong_answers": one["answers"]} for one in prompts]
     other = written(tmp_path / "wrong.jsonl", wrong)
-    done_wrong = call("discover", "--model", TINY, "--pairs", other, "--out", tmp_path / "wrong", *QUICK)
+    done_wrong = call("discover", "--force", "--model", TINY, "--pairs", other, "--out", tmp_path / "wrong", *QUICK)
     against = read_circuit(tmp_path / "wrong").record["faithfulness"][0]
     assert report["n_reversed"] + against["n_reversed"] == len(prompts)
     said = {"reversed: m(full) is below" in text for text in (done.stdout, done_wrong.stdout)}

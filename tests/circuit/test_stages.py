@@ -1,5 +1,6 @@
 """A search's stages: what each of them runs, and metrics of one's own."""
 
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -144,6 +145,32 @@ def test_another_threshold_costs_no_attribution_pass(tiny, tiny_task, scorings, 
     assert fresh.reused is None
     assert len(scorings) == 2 * once
     assert fresh.circuit == again.circuit
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"method": "eap"}, r"eap scores.*, about \d"),
+        ({}, r"eap-ig scores, about \d"),
+        ({"method": "exact"}, "about 13"),
+    ],
+)
+def test_scores_say_beforehand_how_long_they_take(tiny, tiny_task, options, says):
+    """By the plain runs, which took two seconds: EAP-IG with more steps takes longer, exact a pass for each edge."""
+    from persona_circuits.circuit.discovery import stages
+
+    told = []
+    setting = stages.set_up(
+        tiny, tiny_task, Options(**options).checked(), lambda name: told.append(name) or (lambda *_: None)
+    )
+    stages.score_edges(setting, 2.0)
+    assert re.search(says, told[-1]), told
+    ratios = [
+        stages._plain_runs(replace(setting, options=replace(setting.options, method=method, steps=steps)))
+        for method, steps in (("eap", 1), ("eap-ig", 5), ("eap-ig", 50), ("exact", 1))
+    ]
+    assert ratios[0] < ratios[1] < ratios[2]
+    assert ratios[3] == tiny.graph.n_edges / 4
 
 
 def test_a_stopped_search_leaves_its_scores(tiny, tiny_task, scorings, tmp_path, monkeypatch):

@@ -1,0 +1,60 @@
+"""The words of tables: one page made of the same data, labels above columns, a line under each table if asked for."""
+
+import re
+
+import pytest
+from conftest import ROOT
+from typer.testing import CliRunner
+
+from persona_circuits import cli
+from persona_circuits.circuit.glossary import TERMS, explained, glossary_page, labelled
+from persona_circuits.commands.terminal import EXPLAIN, print_table
+from persona_circuits.persona.behaviour.report import TABLE as COLLAPSE
+from persona_circuits.persona.explanation.report import NUMBERS as EXPLANATION
+from persona_circuits.persona.steering.report import TABLE as STEERING
+from persona_circuits.persona.vectors.report import TABLE as VECTORS
+
+
+def test_the_page_is_made_of_the_terms():
+    assert (ROOT / "docs" / "glossary.md").read_text() == glossary_page()
+    assert all(re.fullmatch(r"\S.*[^.]", term.says) for term in TERMS.values())
+
+
+@pytest.mark.parametrize(
+    ("columns", "unexplained"),
+    [
+        (COLLAPSE, {"pairs", "n", "95 %", "p (D = 0)", "paraphrases"}),
+        (EXPLANATION, {"n", "test"}),
+        (STEERING, {"layer", "strength", "random"}),
+        (VECTORS, {"persona", "nearest", "farthest", "responses", "tokens", "length", "axis", "PC 1", "PC 2"}),
+    ],
+    ids=["collapse", "explain", "steer", "vectors"],
+)
+def test_columns_with_words_of_the_trade_are_in_it(columns, unexplained):
+    assert set(columns) - TERMS.keys() == unexplained
+    assert len(explained(columns)) == len(set(columns) & TERMS.keys())
+
+
+def test_a_label_stands_above_its_symbol(capsys):
+    assert labelled("PDR") == "prior's\nshare\n(PDR)"
+    assert labelled("pairs") == "pairs"
+    print_table("title", ("pairs", "PDR"), [("all", "0.50")], texts=1)
+    said = capsys.readouterr().out
+    assert re.search(r"prior's *\n *share *\n *pairs +\(PDR\)|pairs +prior's *\n +share *\n +\(PDR\)", said), said
+    assert "|b|" not in said
+
+
+@pytest.mark.parametrize("command", [["--explain", "ground-truth"], ["ground-truth", "--explain"]])
+def test_explain_adds_a_line_under_each_table(monkeypatch, command):
+    rows = [["planted", "eap", "", "3", "1.000", "1.000"]]
+    monkeypatch.setattr(
+        "persona_circuits.commands.engine.print_calibration",
+        lambda _rows: print_table("planted models", ("planted model", "AUROC"), [rows[0][:2]], texts=1),
+    )
+    monkeypatch.setattr("persona_circuits.circuit.assessment.calibrate", lambda *_, **__: [])
+    monkeypatch.setattr("persona_circuits.models.planted.planted_models", lambda: [])
+    said = CliRunner().invoke(cli.app, command)
+    assert said.exit_code == 0, said.output
+    assert f"  AUROC: {TERMS['AUROC'].says}\n" in said.stdout
+    assert not EXPLAIN.get()
+    assert "AUROC:" not in CliRunner().invoke(cli.app, ["ground-truth"]).stdout
