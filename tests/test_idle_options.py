@@ -49,6 +49,7 @@ IDLE = [
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9"], {"--threshold-on": "score", "--candidates": "1"}),
     ("discover", [*RUN, "--target-faithfulness", "0.9"], {"--threshold-on": "share"}),
     ("discover", RUN, {"--revision": "main"}),
+    ("get", ["--list"], {"--accept-licence": None}),
     ("evaluate", ["x", "--only-faithfulness"], {"--by": "domain", "--orders": "3", "--quick": None}),
     ("evaluate", ["x", "--no-save"], {"--strongest": "9"}),
     ("evaluate", [EAP_IG, *RUN], {"--save": None, "--no-save": None, "--orders": "2"}),
@@ -151,6 +152,7 @@ ELSEWHERE = {
 }
 """Refused in other words, by the options' own checks; tested with those commands."""
 ALWAYS = {
+    "get": "--list --folder",
     "discover": "--model --pairs --out --prune --target-faithfulness --sweep --metric --ablation --align --null "
     "--train-split --eval-split --where --n-random --min-faithfulness --strongest --seed --device "
     "--dtype --max-memory --batch-size --fitting --force --json",

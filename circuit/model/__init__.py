@@ -6,6 +6,7 @@ from persona_circuits.circuit.model.float64 import Wide
 from persona_circuits.circuit.model.gguf import check_reader
 from persona_circuits.circuit.model.loading import (
     DTYPES,
+    host_options,
     load_model,
     load_reader,
     load_skeleton,
@@ -34,6 +35,7 @@ __all__ = [
     "Rules",
     "Wide",
     "check_reader",
+    "host_options",
     "load_model",
     "load_reader",
     "load_skeleton",

@@ -47,6 +47,7 @@ from persona_circuits.circuit.model.weights import (
 
 __all__ = [
     "DTYPES",
+    "host_options",
     "load_model",
     "load_reader",
     "load_skeleton",
@@ -174,6 +175,16 @@ def origin_at(name: str | Path) -> Origin | None:
         ModelError: the note of it in the model's folder is at fault.
     """
     return _place_of(str(name)).origin()
+
+
+def host_options(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """The name under which the host library reads the weights of that model, and with what options.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    place = _place_of(name)
+    return place.name, place.options(revision) | (as_dense() if place.gguf is not None else {})
 
 
 @dataclass(frozen=True)

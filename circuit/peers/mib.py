@@ -29,6 +29,7 @@ from persona_circuits.circuit.errors import FileError, ModelError
 from persona_circuits.circuit.evaluation.curves import SHARES, NodeScores, Scorer, ranked_edges
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import read_circuit
+from persona_circuits.circuit.model import load_reader
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import Kind, is_number, read_json, replace_folder, write_json
 from persona_circuits.circuit.subgraph import Circuit
@@ -113,10 +114,8 @@ def stream_width(model: str) -> int:
     Raises:
         ModelError: there is no such model, or its configuration does not say.
     """
-    from transformers import AutoConfig
-
     try:
-        return int(AutoConfig.from_pretrained(model).get_text_config().hidden_size)
+        return int(load_reader(model)[0].get_text_config().hidden_size)
     except Exception as error:  # on damaged files the library fails in every way
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(

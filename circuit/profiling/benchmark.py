@@ -24,7 +24,7 @@ from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.evaluation import random_circuits
 from persona_circuits.circuit.forward import divergence, patched_logits, prepare, targets_of
 from persona_circuits.circuit.graph import Edge, Graph
-from persona_circuits.circuit.model import DTYPES, Model, load_model
+from persona_circuits.circuit.model import DTYPES, Model, host_options, load_model
 from persona_circuits.circuit.profiling.meter import Cost, Step, costs_of, seconds_of
 from persona_circuits.circuit.profiling.options import BenchOptions
 from persona_circuits.circuit.progress import untold_stage
@@ -274,7 +274,8 @@ def load_bare(name: str, *, revision: str | None, device: torch.device | str, dt
     shows_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        network: Any = AutoModelForCausalLM.from_pretrained(resolve(name), revision=revision, dtype=DTYPES[dtype])
+        place, options = host_options(resolve(name), revision)
+        network: Any = AutoModelForCausalLM.from_pretrained(place, dtype=DTYPES[dtype], **options)
     finally:
         if shows_bars:
             logging.enable_progress_bar()
