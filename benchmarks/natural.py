@@ -62,7 +62,7 @@ def _cells(row: Mapping[str, Any], best: str) -> tuple[str, ...]:
         _or_nothing(row["order_effect"], ".2f"),
         f"{row['collapse']:.2f}",
         _or_nothing(row["named"], ".2f"),
-        f"`{said(tuple(map(tuple, row['words'])), 2)}`",
+        f"`{said(row['words'], 2)}`",
     )
 
 

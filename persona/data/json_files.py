@@ -18,6 +18,13 @@ from persona_circuits.circuit.storage import (
     table_kind,
 )
 from persona_circuits.persona.data.csv_files import PERSONA_HEADER, SOURCE
+from persona_circuits.persona.data.surveys import (
+    is_outcomes,
+    is_statements,
+    outcome_questions,
+    statement_personas,
+    statement_questions,
+)
 from persona_circuits.persona.data.values import (
     EVAL_KEYS,
     TRAIT_FRAMES,
@@ -121,6 +128,8 @@ def _eval_personas(trait: str) -> list[Persona]:
 def axis_personas(path: Path, faults: Faults) -> list[Persona]:
     """Role JSON gives one persona; trait JSON, which has ``neg`` too, gives two that are opposed."""
     content = _whole_json(path, faults)
+    if is_statements(content):
+        return statement_personas(content)
     instructions: Any = content.get("instruction") if isinstance(content, dict) else None
     if not isinstance(instructions, list) or not all(isinstance(item, dict) for item in instructions):
         if content is not None:
@@ -151,8 +160,12 @@ def _axis_persona(name: str, prompts: list[Any], opposite: str, where: str, faul
 
 
 def axis_questions(path: Path, faults: Faults) -> list[Question]:
-    """The open questions that a role or trait file holds."""
+    """The open questions that a role or trait file holds; or those of a survey's items."""
     content = _whole_json(path, faults)
+    if is_statements(content):
+        return statement_questions(content, faults)
+    if is_outcomes(content):
+        return outcome_questions(content)
     texts: Any = content.get("questions") if isinstance(content, dict) else None
     if not is_texts(texts):
         if content is not None:

@@ -38,6 +38,6 @@ def mean_words(prompts: Sequence[Words], n: int = N_WORDS) -> Words:
     return tuple(sorted(total.items(), key=lambda item: -item[1])[:n])
 
 
-def said(words: Words, n: int = 5) -> str:
-    """``' a' .31, ' the' .12``, for people."""
+def said(words: Sequence[Any], n: int = 5) -> str:
+    """``' a' 0.31, ' the' 0.12``, for people; of ``Words``, or of what a JSON file makes of them."""
     return ", ".join(f"{text!r} {probability:.2f}" for text, probability in words[:n])

@@ -112,7 +112,7 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
     flat = {key: value for key, value in row.items() if key not in ("divergence", "words")}
     ends = {"divergence": spread["value"], "divergence_low": spread["low"], "divergence_high": spread["high"]}
     flat["answer"] = " ".join(flat["answer"].split())
-    return {"format": flat.pop("format"), **ends, **flat, "words": said(tuple(map(tuple, row["words"])))}
+    return {"format": flat.pop("format"), **ends, **flat, "words": said(row["words"])}
 
 
 def _figure(study: FormatStudy) -> Chart:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from persona_circuits.circuit.errors import TaskError
 from persona_circuits.persona.data import load_tokenizer, read_personas, read_questions
 from persona_circuits.persona.pairs import leak_finder
 
@@ -104,3 +105,41 @@ def test_the_card_counts_and_hashes_what_is_there():
             str(content.count(b"\n")),
             f"`{hashlib.sha256(content).hexdigest()}`",
         ]
+
+
+SAMPLES = ROOT.parent / "shared" / "data"
+
+
+def test_statements_of_a_survey_are_answered_by_both_sides_of_their_domain(tmp_path):
+    path = tmp_path / "questions.json"
+    items = [
+        {"id": "a", "text": "Worry about things", "keyed": "plus", "domain": "N", "facet": 1},
+        {"id": "b", "text": "Keep my promises", "keyed": "minus", "domain": "C", "facet": 2},
+    ]
+    path.write_text(json.dumps(items))
+    assert [one.name for one in read_personas(path)] == [
+        *("high-neuroticism", "low-neuroticism", "high-conscientiousness", "low-conscientiousness")
+    ]
+    first, second = read_questions(path)
+    assert first.wordings[0] == 'Does this describe you: "Worry about things"?'
+    assert dict(first.prefers) == {"high-neuroticism": "Yes", "low-neuroticism": "No"}
+    assert dict(second.prefers) == {"high-conscientiousness": "No", "low-conscientiousness": "Yes"}
+    path.write_text(json.dumps([{**items[0], "keyed": "both"}]))
+    with pytest.raises(TaskError, match="'keyed' plus or minus"):
+        read_questions(path)
+
+
+def test_outcomes_are_asked_four_at_a_time(tmp_path):
+    path = tmp_path / "options.json"
+    path.write_text(json.dumps({"Health": ["a b", "c", "d", "e", "f", "g"], "Other": ["x"]}))
+    found = read_questions(path)
+    assert [one.options for one in found] == [("a b", "c", "d", "e"), ("f", "g")]
+    assert {one.domain for one in found} == {"Health"}
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the samples are not at ../shared/data")
+def test_the_published_files_of_surveys_are_read():
+    items = SAMPLES / "ipip_neo_120" / "data" / "en" / "questions.json"
+    assert (len(read_personas(items)), len(read_questions(items))) == (10, 120)
+    folder = SAMPLES / "emergent_values" / "utility_analysis" / "shared_options"
+    assert len(read_questions(folder / "options_hierarchical.json")) > 100
