@@ -169,7 +169,7 @@ ALWAYS = {
     "vary": "--pairs --rules --out --model --split --json",
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
-    "collapse": "--model --pairs --controls --neutral --out --split --n-resamples --seed --device --dtype "
+    "collapse": "--align --model --pairs --controls --neutral --out --split --n-resamples --seed --device --dtype "
     "--revision --batch-size --fitting --json",
     "explain": "--model --pairs --controls --by --thresholds --causal --out --split --n-resamples --seed "
     "--device --dtype --batch-size --fitting --json",
