@@ -189,8 +189,8 @@ ALWAYS = {
     "steer": "--model --pairs --fit --direction --layer --positions --strengths --ablate --n-controls "
     "--kl-bound --neutral --split --max-pairs --generate --out --n-resamples --seed --device --dtype "
     "--batch-size --fitting --json",
-    "neurons": "--model --pairs --test-pairs --null --layer --hook --position --pool --top-k --level --ablation "
-    "--ablate-at --n-random --max-pairs --min-group --n-draws --out --seed --device --dtype "
+    "neurons": "--model --pairs --test-pairs --null --layer --hook --position --pool --rank-by --top-k --level "
+    "--ablation --ablate-at --n-random --max-pairs --min-group --n-draws --out --seed --device --dtype "
     "--batch-size --fitting --json",
     "bridge": "--model --pairs --test-pairs --movers --neurons --position --layer --direction --n-random --out "
     "--seed --device --dtype --revision --batch-size --fitting --json",

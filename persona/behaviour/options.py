@@ -22,11 +22,11 @@ class StudyOptions(PlainNumbers):
     """
 
     split: Annotated[str, Option("Pairs to study; controls are taken of every split of --controls.")] = "all"
-    align: Alignment = "equal"
     batch_size: BatchSize = 32
     n_resamples: Resamples = 2000
     bias_cut: Annotated[float, Option("Bias is high where the default leads by so many logits under no persona.")] = 1.5
     seed: Seed = 0
+    align: Alignment = "equal"
 
     def checked(self) -> StudyOptions:
         """Itself.
