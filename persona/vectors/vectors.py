@@ -223,7 +223,7 @@ def principal_components(vectors: Vectors, *, without: int | None = None) -> Com
 def most_reliable_layer(vectors: PersonaVectors) -> int | None:
     """The layer at which most personas are identified by their other half; None where nothing can be said of it.
 
-    Of several, the one where a persona's halves are most alike against those of two. Of one question nothing can be said.
+    Of several, the one where a persona's halves are most alike against those of two. One question says nothing.
     """
     found = [reliability(vectors, layer) for layer in range(vectors.n_layers)]
     known = [layer for layer, one in enumerate(found) if np.isfinite([one.own, one.others, one.identified]).all()]
