@@ -46,20 +46,21 @@ def collapse(
 ) -> None:
     """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
     with errors_as_exit_codes(), in_processes() as first:
-        refuse_idle(context, (neutral is not None or source.shipped, "--neutral", ["bias_cut"]))
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.behaviour import collapse_record, fitting_items, study_collapse, write_collapse
         from persona_circuits.persona.data import load_neutral
 
         options, name = options.checked(), source.name()
         items, more = _items(source.pairs, controls, source)
+        asked = neutral is not None or source.shipped or any(item.pair.neutral for item in items.items)
+        refuse_idle(context, (asked, "--neutral, or pairs with a 'neutral' of their own,", ["bias_cut"]))
         plain, _ = _file(neutral, "questions", source)
         wordings = load_neutral(plain) if plain else ()
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
             if loading.fitting:
-                items, more = (one and fitting_items(one, loaded) for one in (items, more))
+                items, more = (one and fitting_items(one, loaded, align=options.align) for one in (items, more))
             how = {"controls": more, "neutral": wordings, "options": options, "progress": stage("asking")}
             study = study_collapse(loaded, items, **how)
             if first:
@@ -176,7 +177,10 @@ def _print_collapse(study: Any) -> None:
     if study.order_effect is not None:
         say(f"order       {study.order_effect:.3f} logits of spread between orders of the options (averaged in D)")
     if study.sigma_0 is not None:
+        around = study.sigma_0_interval
+        ends = "" if around is None or around.low is None else f" [{around.low:.3f}, {around.high:.3f}]"
         say(
-            f"sigma_0     {study.sigma_0:.3f} logits over {study.n_paraphrases} paraphrase pairs; "
+            f"sigma_0     {study.sigma_0:.3f}{ends} logits over {study.n_paraphrases} paraphrase pairs, "
+            f"{study.sigma_0_median:.3f} by their median; "
             "last column: D and collapse of paraphrases"
         )

@@ -70,7 +70,13 @@ def vectors(
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.responses import baseline_of, read_responses, write_responses
         from persona_circuits.persona.streams import chosen_layer
-        from persona_circuits.persona.vectors import geometry_of, persona_vectors, read_vectors, write_vectors
+        from persona_circuits.persona.vectors import (
+            geometry_of,
+            most_reliable_layer,
+            persona_vectors,
+            read_vectors,
+            write_vectors,
+        )
         from persona_circuits.persona.vectors.report import vector_record
 
         sampling = replace(sampling, seed=options.seed, stop=texts_of(stop)).checked()
@@ -93,6 +99,9 @@ def vectors(
             how: dict[str, Any] = {"cache": out / "cache", "batch_size": options.batch_size, "anew": anew}
             template, tell = form.opened(loaded.tokenizer), stage("reading the residual stream")
             found = persona_vectors(loaded, said, template, **how, progress=tell)
+            if options.layer is None and options.layer_fraction is None:
+                best = most_reliable_layer(found)
+                at = at if best is None else best
             geometry = geometry_of(found, at, baseline_of(found.personas, asked.baseline))
             comparison = _compared(geometry, others, options) if others else None
             beside = _beside(geometry, [*others, *([] if should_be is None else [should_be])])

@@ -181,7 +181,7 @@ ALWAYS = {
     "--n-resamples --out --seed --device --dtype --revision --batch-size --json",
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
-    "collapse": "--model --pairs --null --neutral --out --split --n-resamples --seed --device --dtype "
+    "collapse": "--align --model --pairs --null --neutral --out --split --n-resamples --seed --device --dtype "
     "--revision --batch-size --fitting --json",
     "explain": "--model --pairs --null --by --thresholds --causal --out --split --n-resamples --seed "
     "--device --dtype --batch-size --fitting --json",
@@ -201,8 +201,8 @@ ALWAYS = {
     "steer": "--model --pairs --fit --direction --layer --positions --strengths --ablate --n-controls "
     "--kl-bound --neutral --split --max-pairs --generate --out --n-resamples --seed --device --dtype "
     "--batch-size --fitting --json",
-    "neurons": "--model --pairs --test-pairs --null --layer --hook --position --pool --top-k --level --ablation "
-    "--ablate-at --n-random --max-pairs --min-group --n-draws --out --seed --device --dtype "
+    "neurons": "--model --pairs --test-pairs --null --layer --hook --position --pool --rank-by --top-k --level "
+    "--ablation --ablate-at --n-random --max-pairs --min-group --n-draws --out --seed --device --dtype "
     "--batch-size --fitting --json",
     "bridge": "--model --pairs --test-pairs --movers --neurons --position --layer --direction --n-random --out "
     "--seed --device --dtype --revision --batch-size --fitting --json",

@@ -77,6 +77,7 @@ def study_collapse(
         neutral=neutral,
         batch_size=options.batch_size,
         progress=progress,
+        align=options.align,
     )
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
     return summarise(averaged(measures), options, model=model.name, fingerprint=model.fingerprint, sources=sources)

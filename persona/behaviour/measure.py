@@ -102,6 +102,7 @@ def measure_pairs(
     batch_size: int = 32,
     progress: Progress | None = None,
     alike: bool = False,
+    align: str = "equal",
 ) -> tuple[PairMeasure, ...]:
     """Ask every item under both personas, and its question without one where ``neutral`` has other wordings.
 
@@ -113,6 +114,8 @@ def measure_pairs(
         Called with the number of prompts done and of all.
     alike
         An item's two prompts may be one, as where only its prior is wanted.
+    align
+        ``right`` takes prompts of unequal length: only what follows their ends is read.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def measure_pairs(
     extra = {(prompt, item.candidates): (item, prompt) for item, prompt in every_neutral}
     everything = [*items, *(item for item, _ in extra.values())]
     pairs = [_asking(item, item.pair.clean, item.pair.corrupt, item.pair.id) for item in items]
-    rows = list(encode(Task(tuple(pairs), source, ""), model, alike=alike))
+    rows = list(encode(Task(tuple(pairs), source, ""), model, alike=alike, align=align))
     plain = [_asking(item, prompt, prompt, f"{item.pair.id}, neutral") for item, prompt in extra.values()]
     bare = encode(Task(tuple(plain), source, ""), model, alike=True)
     pairs, rows = pairs + plain, rows + [replace(row, index=row.index + len(rows)) for row in bare]
@@ -137,7 +140,7 @@ def measure_pairs(
     )
 
 
-def fitting_items(found: ItemFile, model: Model, *, split: str = "all") -> ItemFile:
+def fitting_items(found: ItemFile, model: Model, *, split: str = "all", align: str = "equal") -> ItemFile:
     """The items that fit a model, all their candidates with them; ``source`` then says how many do.
 
     Raises:
@@ -145,7 +148,7 @@ def fitting_items(found: ItemFile, model: Model, *, split: str = "all") -> ItemF
     """
     chosen = found.of_split(split)
     asked = tuple(_asking(item, item.pair.clean, item.pair.corrupt, item.pair.id) for item in chosen.items)
-    fit = {pair.id for pair in fitting(Task(asked, found.source, found.sha256), model).pairs}
+    fit = {pair.id for pair in fitting(Task(asked, found.source, found.sha256), model, align=align).pairs}
     return chosen.only([item for item in chosen.items if item.pair.id in fit])
 
 
@@ -185,10 +188,11 @@ def _answers(
     model: Model, rows: Sequence[Row], ids: Sequence[Sequence[int]], batch_size: int, progress: Progress
 ) -> list[Answer]:
     answers: dict[int, Answer] = {}
-    for batch in batches(ranks.share(rows), batch_size, model.device):
+    for batch in batches(ranks.share(rows), batch_size, model.device, uneven=False):
         same = torch.equal(batch.clean, batch.corrupt)
-        clean = _last_logits(model, batch.clean)
-        both = torch.stack([clean, clean if same else _last_logits(model, batch.corrupt)])
+        clean = _last_logits(model, batch.clean, batch.clean_padding)
+        other = clean if same else _last_logits(model, batch.corrupt, batch.corrupt_padding)
+        both = torch.stack([clean, other])
         check_finite(both.transpose(0, 1), batch.name)
         apart = metrics.jensen_shannon(*both)
         for place, index in enumerate(batch.indices):
@@ -201,9 +205,11 @@ def _answers(
     return [answers[index] for index in range(len(rows))]
 
 
-def _last_logits(model: Model, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
+def _last_logits(
+    model: Model, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None
+) -> Float[Tensor, "batch vocab"]:
     """In float64 on the CPU, so that no measure adds rounding of its own."""
-    return model.logits(tokens)[:, -1].cpu().double()
+    return model.logits(tokens, padding)[:, -1].cpu().double()
 
 
 def measured(item: Item, answer: Answer, neutral: Sequence[Answer]) -> PairMeasure:

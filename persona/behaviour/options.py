@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed
+from persona_circuits.circuit.options import Alignment, BatchSize, Option, PlainNumbers, Resamples, Seed, check_choices
 
 __all__ = [
     "StudyOptions",
@@ -26,6 +26,7 @@ class StudyOptions(PlainNumbers):
     n_resamples: Resamples = 2000
     bias_cut: Annotated[float, Option("Bias is high where the default leads by so many logits under no persona.")] = 1.5
     seed: Seed = 0
+    align: Alignment = "equal"
 
     def checked(self) -> StudyOptions:
         """Itself.
@@ -33,6 +34,7 @@ class StudyOptions(PlainNumbers):
         Raises:
             OptionError: a number is out of its range.
         """
+        check_choices(self)
         for name in ("batch_size", "n_resamples"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")

@@ -59,6 +59,8 @@ def collapse_record(study: CollapseStudy) -> dict[str, Any]:
         "sources": [{"source": source, "sha256": sha256} for source, sha256 in study.sources],
         "options": asdict(study.options),
         "sigma_0": study.sigma_0,
+        "sigma_0_interval": study.sigma_0_interval,
+        "sigma_0_median": study.sigma_0_median,
         "n_paraphrases": study.n_paraphrases,
         "order_effect": study.order_effect,
         "words": study.words,

@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 FEW_CLUSTERS = 8
+NORMAL_MEDIAN = 1.4826022185056018  # standard deviation over median absolute value, of a normal distribution about 0
 
 
 def summarise(
@@ -51,6 +52,8 @@ def summarise(
         sources=sources,
         options=options,
         sigma_0=sigma,
+        sigma_0_interval=_sigma_interval(paraphrases, options),
+        sigma_0_median=float(np.median(np.abs(null)) * NORMAL_MEDIAN) if null else None,
         n_paraphrases=len(null),
         overall=_group("all", "all", main, paraphrases, options, sigma),
         groups=tuple(_groups(main, paraphrases, options, sigma)),
@@ -63,6 +66,22 @@ def summarise(
         order_effect=order_effect([row.measure for row in main]),
         words=mean_words([row.measure.words for row in main]),
     )
+
+
+def _sigma_interval(paraphrases: Sequence[PairRow], options: StudyOptions) -> Estimate | None:
+    """The roots of the ends of the mean square's interval."""
+    measures = [row.measure for row in paraphrases]
+    found = two_way_mean(
+        [measure.divergence**2 for measure in measures],
+        [measure.item.personas for measure in measures],
+        [measure.item.question for measure in measures],
+        n_resamples=options.n_resamples,
+        seed=options.seed,
+    )
+    if found is None:
+        return None
+    ends = (None if end is None else max(0.0, end) ** 0.5 for end in (found.low, found.high))
+    return Estimate(found.value**0.5, *ends)
 
 
 def _row(measure: PairMeasure, sigma: float | None, cut: float) -> PairRow:

@@ -162,11 +162,12 @@ def load_neutral(path: str | Path) -> tuple[Neutral, ...]:
 
 
 def neutral_prompts(item: Item, wordings: tuple[Neutral, ...]) -> tuple[str, ...]:
-    """Prompts that put the item's question without a persona, in other wordings than the item's own.
+    """Prompts that put the item's question without a persona: the row's, and those in other wordings than its own.
 
     Empty where there is no other wording, or where the question cannot be taken out of
     the pair's prompt: its last lines, from that of the question on, must be the same in
-    both prompts, which they are not if the persona stands there.
+    both prompts, which they are not if the persona stands there. The pair's own neutral prompt, where its row has
+    one, comes first.
     """
     pair = item.pair
     mine = [n for n in wordings if n.question == pair.question and pair.question]
@@ -174,7 +175,7 @@ def neutral_prompts(item: Item, wordings: tuple[Neutral, ...]) -> tuple[str, ...
     others = [n for n in mine if n.wording not in own]
     frame = _question_lines(pair, max(own, key=len)) if own else None
     made = (n.prompt or (frame and frame[0] + n.wording + frame[1]) for n in others)
-    return tuple(dict.fromkeys(prompt for prompt in made if prompt))
+    return tuple(dict.fromkeys(prompt for prompt in (pair.neutral, *made) if prompt))
 
 
 def _question_lines(pair: PromptPair, wording: str) -> tuple[str, str] | None:

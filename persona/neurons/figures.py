@@ -121,7 +121,8 @@ def axes(study: NeuronStudy) -> dict[str, Any]:
 def _layer_figure(study: NeuronStudy) -> Chart:
     rows = layer_records(study)
     layers = [str(row["layer"]) for row in rows]
-    kinds = (("q_at_level", f"q <= {study.options.level:g}"), ("selected", "selected"))
+    kinds = [("q_at_level", f"q <= {study.options.level:g}")]
+    kinds += [("selected", "selected")] if study.n_discovered else []
     bars = [Bars(name, layers, [row[key] for row in rows]) for key, name in kinds]
     title = f"Contrastive neurons by layer ({study.options.hook}, {study.options.position})"
     return bar_chart(bars, title=title, x="layer", y="neurons")

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from persona_circuits.circuit.statistics import cluster_codes
 from persona_circuits.persona.data import Example, ExampleFile
 from persona_circuits.persona.neurons.options import NeuronOptions
-from persona_circuits.persona.neurons.ranking import Ranking, overlap, ranks, z_of
+from persona_circuits.persona.neurons.ranking import Ranking, overlap, ranks, score_of
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group
 from persona_circuits.persona.neurons.runs import Readings
 
@@ -104,7 +104,7 @@ def _group(
 ) -> Group:
     turned = [turned_differences(file, differences, options.pool) for file, differences in (mine, rest)]
     z = [
-        z_of(values, couples_of(file), ranking, options.pool)
+        score_of(values, couples_of(file), ranking, options.pool)
         for (file, _), values in zip((mine, rest), turned, strict=True)
     ]
     places = [ranks(values) for values in z]

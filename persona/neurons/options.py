@@ -18,6 +18,7 @@ __all__ = [
 HOOKS = ("post", "pre", "gate")
 """The keys of ``circuit.model.NEURON_HOOKS``."""
 POOLS = ("mean", "rms")
+RANKS = ("z", "difference")
 KINDS = ("zero", "mean", "swap")
 
 
@@ -39,6 +40,9 @@ class NeuronOptions(PlainNumbers):
     pool: Annotated[
         str, Option("mean: A is of one kind throughout; rms: any two personas, in whatever order.", choices=POOLS)
     ] = "mean"
+    rank_by: Annotated[
+        str, Option("z: difference over its spread; difference: its absolute size alone.", choices=RANKS)
+    ] = "z"
     top_k: Annotated[int, Option("Neurons to select.")] = 20
     level: Annotated[float, Option("Of false discoveries.")] = 0.05
     kinds: Annotated[

@@ -21,7 +21,8 @@ neurons together, since each is in units of its own spread: p = (1 + b) / (1 + B
 
 ``rms`` has the paraphrase null alone. ``mean`` has to pass both where there are paraphrases: p is the larger
 one, since where personas differ by more than wordings do, so does their mean, whatever its sign.
-Neurons are ranked by p, and of equal p by Z.
+Neurons are ranked by Z, the smaller of both where there are two nulls, or by T alone, the absolute difference; what is
+selected, cross-validated and held out is ranked by one and the same number.
 
 q is Benjamini and Hochberg's (1995). A neuron whose T is within ``ROUNDING`` units in the last place of
 its activation (``COARSE`` in half precision) is at rounding level: it has no Z, no p, and no rank.
@@ -51,7 +52,7 @@ __all__ = [
     "pooled",
     "rank_neurons",
     "ranks",
-    "z_of",
+    "score_of",
 ]
 
 ROUNDING = 64  # units in the last place: a sum of thousands of terms, rounded at each, is off by tens of them
@@ -63,9 +64,10 @@ Differences = Float[np.ndarray, "pair neuron"]
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """Of every neuron T, Z, p and q; nan where ``rounding``. ``order`` are the ranked ones, the smallest p first.
+    """Of every neuron T, Z, p and q; nan where ``rounding``. ``order`` are the ranked ones, the largest ``by`` first.
 
-    ``scale`` is what T was divided by, ``null`` is ``paraphrase``, ``sign-flip`` or both, ``n_groups`` is G.
+    ``scale`` is what T was divided by, ``null_scale`` what of paraphrases stands beside it for ``mean``; ``null`` is
+    ``paraphrase``, ``sign-flip`` or both, ``n_groups`` is G.
     """
 
     size: Float[np.ndarray, " neuron"]
@@ -73,6 +75,8 @@ class Ranking:
     p: Float[np.ndarray, " neuron"]
     q: Float[np.ndarray, " neuron"]
     scale: Float[np.ndarray, " neuron"]
+    null_scale: Float[np.ndarray, " neuron"] | None
+    by: str
     rounding: Bool[np.ndarray, " neuron"]
     order: Int[np.ndarray, " ranked"]
     null: str
@@ -102,16 +106,19 @@ def rank_neurons(
     rounding: Bool[np.ndarray, " neuron"],
     *,
     pool: str = "mean",
+    by: str = "z",
     null: Float[np.ndarray, "null neuron"] | None = None,
     null_groups: Int[np.ndarray, " null"] | None = None,
     clusters: Clusters | None = None,
     n_draws: int = 200,
     seed: int = 0,
 ) -> Ranking:
-    """Rank neurons by p, and by Z where it is the same.
+    """Rank neurons by Z, or by T.
 
     Parameters
     ----------
+    by
+        ``z`` or ``difference``.
     differences, groups
         x_i, and the couple of personas of each pair as a code from 0.
     clusters
@@ -126,40 +133,50 @@ def rank_neurons(
     live = ~rounding
     rng = np.random.default_rng(seed)
     found: list[tuple[np.ndarray, np.ndarray]] = []
+    scale, null_scale = _spread_of(differences, means, live), None
     if pool == "mean":
-        scale = _steadied(np.sqrt(np.square(means).mean(0)), live)
         wider = 1.0 if clusters is None else _design_effect(means[:, live] / scale[live], clusters)
         found.append((size / scale, wider * _flipped(means, n_draws, rng) / scale))
     if null is not None and null_groups is not None:
         among = grouped_means(null, null_groups)
         own = _steadied(np.sqrt(np.square(among).mean(0)), live)
         found.append((size / own, _paraphrased(among, len(means), live, pool, n_draws, rng)))
-        scale = scale if pool == "mean" else own
-    z = np.where(live, size / scale, np.nan)
-    p, q = np.full(len(z), np.nan), np.full(len(z), np.nan)
+        scale, null_scale = (scale, own) if pool == "mean" else (own, None)
+    p, q = np.full(len(size), np.nan), np.full(len(size), np.nan)
     if live.any():
         p[live] = np.max([_pooled_p(values[live], draws[:, live]) for values, draws in found], axis=0)
         q[live] = scipy.stats.false_discovery_control(p[live])
-    ranked = np.flatnonzero(live)
-    order = ranked[np.lexsort((-z[ranked], p[ranked]))]
+    z = np.where(live, np.min([values for values, _ in found], axis=0), np.nan)
     names = ("sign-flip",) if null is None else ("paraphrase",) if pool == "rms" else ("paraphrase", "sign-flip")
-    return Ranking(size, z, p, q, scale, rounding, order, " and ".join(names), len(means))
+    ranked = np.flatnonzero(live)
+    order = ranked[np.argsort(-(z if by == "z" else size)[ranked], kind="stable")]
+    return Ranking(size, z, p, q, scale, null_scale, by, rounding, order, " and ".join(names), len(means))
 
 
-def z_of(
+def score_of(
     differences: Differences, groups: Int[np.ndarray, " pair"], ranking: Ranking, pool: str
 ) -> Float[np.ndarray, " neuron"]:
-    """Z of other pairs, nan for neurons that the ranking leaves out.
+    """What ``ranking`` ranks by, of other pairs: Z or T, nan for neurons that the ranking leaves out.
 
-    The spread is the paraphrases' for ``rms``; for ``mean`` that of the pairs' own couples, and of the
-    pairs themselves where there are fewer than three couples.
+    The spread is the paraphrases' for ``rms``; for ``mean`` that of the pairs' own couples (of the pairs where there
+    are fewer than three couples), or the paraphrases' where that is larger.
     """
     means = grouped_means(differences, groups)
-    scale = ranking.scale
-    if pool == "mean":
-        means = means if len(means) > 2 else differences
-        scale = _steadied(np.sqrt(np.square(means).mean(0)), ~ranking.rounding)
-    return np.where(ranking.rounding, np.nan, pooled(means, pool) / scale)
+    size = pooled(means, pool)
+    if ranking.by == "z":
+        scale = ranking.scale
+        if pool == "mean":
+            scale = _spread_of(differences, means, ~ranking.rounding)
+            scale = scale if ranking.null_scale is None else np.maximum(scale, ranking.null_scale)
+        size = size / scale
+    return np.where(ranking.rounding, np.nan, size)
+
+
+def _spread_of(
+    differences: Differences, means: Float[np.ndarray, "group neuron"], live: Bool[np.ndarray, " neuron"]
+) -> Float[np.ndarray, " neuron"]:
+    """Root mean square among the couples, or among the pairs where there are fewer than three couples."""
+    return _steadied(np.sqrt(np.square(means if len(means) > 2 else differences).mean(0)), live)
 
 
 def grouped_means(values: Differences, groups: Int[np.ndarray, " pair"]) -> Float[np.ndarray, "group neuron"]:

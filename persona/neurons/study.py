@@ -2,7 +2,8 @@
 
 1. Every neuron is read at one position of both prompts of every pair.
 2. On the fitting pairs: mean difference A - B, effect size, Z against a null, q (``neuron_statistics``).
-   Neurons whose difference is rounding are counted, and not ranked. The ``top_k`` largest Z are selected.
+   Neurons whose difference is rounding are counted, and not ranked. The ``top_k`` largest Z, or
+   differences, are selected.
 3. On the held-out pairs, which had no part in the selection: the selected neurons' differences and ranks.
 4. Cross-validation, for every group of pairs (a couple of personas, a domain, a template, a wording): the
    list from all other fitting pairs against the group's own, beside what two random lists share.
@@ -36,7 +37,7 @@ from persona_circuits.persona.neurons.ranking import (
     grouped_means,
     pooled,
     rank_neurons,
-    z_of,
+    score_of,
 )
 from persona_circuits.persona.neurons.results import SOURCES, NeuronStudy, Side
 from persona_circuits.persona.neurons.runs import Neurons, Readings, neurons_of, read_neurons
@@ -200,7 +201,14 @@ def _ranking(
     couples = [fit.items[place].personas for place in np.unique(codes, return_index=True)[1]]
     given["clusters"] = clusters_of(couples, [""] * len(couples))
     return rank_neurons(
-        differences, codes, rounding, pool=options.pool, n_draws=options.n_draws, seed=options.seed, **given
+        differences,
+        codes,
+        rounding,
+        pool=options.pool,
+        by=options.rank_by,
+        n_draws=options.n_draws,
+        seed=options.seed,
+        **given,
     )
 
 
@@ -218,7 +226,7 @@ def _side(file: ExampleFile, read: Readings, ranking: Ranking, selected: Sequenc
         for place in selected
     ]
     turned, codes = turned_differences(file, differences, options.pool), couples_of(file)
-    size, z = pooled(grouped_means(turned, codes), options.pool), z_of(turned, codes, ranking, options.pool)
+    size, z = pooled(grouped_means(turned, codes), options.pool), score_of(turned, codes, ranking, options.pool)
     return Side(len(file.items), differences.mean(0), effect_size(differences), size, z, tuple(intervals))
 
 
@@ -238,4 +246,9 @@ def _notes(study: NeuronStudy) -> tuple[str, ...]:
     missed = sum(not ranking.q[place] <= options.level for place in study.selected)
     if missed:
         notes.append(f"{missed} of the {len(study.selected)} selected neurons have q above {options.level:g}")
+    if study.selected and not study.n_discovered:
+        notes.append(
+            f"no neuron has q <= {options.level:g}: the {len(study.selected)} selected are the largest of what may all "
+            "be noise, and figures do not mark them"
+        )
     return tuple(notes)

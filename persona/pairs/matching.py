@@ -209,9 +209,15 @@ def _moved(clean: Encoded, corrupt: Encoded) -> dict[str, tuple[int, ...]]:
 
 
 def leak_finder(options: tuple[str, ...]) -> Callable[[str], list[str]]:
-    """Finds options as whole words, in any case, with any spacing or hyphen between their words."""
+    """Finds options as whole words, with any spacing or hyphen between their words.
+
+    In any case, but for single letters: "a" is an article and no option A, which is found as it is written.
+    """
     patterns = {
-        option: re.compile(r"(?<!\w)" + r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", option))) + r"(?!\w)", re.I)
+        option: re.compile(
+            r"(?<!\w)" + r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", option))) + r"(?!\w)",
+            re.I if len(option.strip()) > 1 else 0,
+        )
         for option in options
     }
     found = lru_cache(maxsize=None)(lambda text: [option for option in options if patterns[option].search(text)])

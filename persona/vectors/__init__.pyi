@@ -24,6 +24,7 @@ from .vectors import PersonaVectors as PersonaVectors
 from .vectors import assistant_axis as assistant_axis
 from .vectors import axis_positions as axis_positions
 from .vectors import cosines as cosines
+from .vectors import most_reliable_layer as most_reliable_layer
 from .vectors import persona_vectors as persona_vectors
 from .vectors import principal_components as principal_components
 from .vectors import reliability as reliability

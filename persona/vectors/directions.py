@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from scipy import stats
 
 from persona_circuits.circuit.errors import FileError, OptionError, TaskError
 from persona_circuits.circuit.model import Model
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 DIRECTION = Kind("direction file", expected="a safetensors file")
+FEWEST_COUPLES = 5  # all of them along one direction by chance in 1 of 32
 KINDS = ("personas", "pooled", "pair", "readout")
 CONTROLS = ("random", "covariance")
 Streams = Float[np.ndarray, "example layer d_model"]
@@ -114,7 +116,7 @@ def find_directions(
         The file cannot be used.
     """
     apart = fitting_streams[::2] - fitting_streams[1::2]
-    names = [(a.persona, b.persona) for a, b in zip(steered[::2], steered[1::2], strict=True)]
+    names = [(a.persona, b.persona) for a, b in _twos(steered)]
     if toward is not None and kind in KINDS:
         raise OptionError(f"--toward and --away name personas of a file of vectors; --direction is {kind}")
     if kind == "pair":
@@ -122,7 +124,8 @@ def find_directions(
             kind, steered_streams[::2] - steered_streams[1::2], False, ("each pair's own: not held out",)
         )
     elif kind == "pooled":
-        found = Directions(kind, np.repeat(apart.mean(0)[None], len(names), 0), True)
+        notes = _pooling_notes(apart, [(a.persona, b.persona) for a, b in _twos(fitting)])
+        found = Directions(kind, np.repeat(apart.mean(0)[None], len(names), 0), True, notes)
     elif kind == "readout":
         assert readouts is not None, "whoever asks for readouts gives them"
         found = Directions(kind, _readouts(apart, *readouts), False)
@@ -157,6 +160,33 @@ def controls(
     return {
         name: lengths * (rows / np.linalg.norm(rows, axis=-1, keepdims=True))[:, None] for name, rows in drawn.items()
     }
+
+
+def _twos(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
+    return list(zip(examples[::2], examples[1::2], strict=True))
+
+
+def _pooling_notes(apart: Float[np.ndarray, "pair layer d_model"], names: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Whether couples of personas differ in one direction at all: that of each with the mean of the others.
+
+    A note where no more of them point there than signs drawn at random would (binomial, one-sided .05).
+    """
+    couples = list(dict.fromkeys(names))
+    means = np.stack([apart[[name == couple for name in names]].mean(0) for couple in couples])
+    if len(couples) < FEWEST_COUPLES:
+        return (
+            f"pooled over {len(couples)} couple(s) of personas: nothing says that they have one direction in common",
+        )
+    others = means.sum(0) - means
+    lengths = np.linalg.norm(means, axis=-1) * np.linalg.norm(others, axis=-1)
+    cosines = np.divide((means * others).sum(-1), lengths, out=np.zeros_like(lengths), where=lengths > 0).mean(1)
+    along = int((cosines > 0).sum())
+    if stats.binomtest(along, len(couples), alternative="greater").pvalue <= 0.05:
+        return ()
+    return (
+        f"pooling is wrong here: {along} of {len(couples)} couples of personas differ in the direction of the others' "
+        "mean, as by chance; fit on pairs that have the steered personas, or take --direction pair",
+    )
 
 
 def _persona_differences(

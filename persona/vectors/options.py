@@ -16,10 +16,10 @@ __all__ = [
 class VectorOptions(PlainNumbers):
     """At which layer persona vectors are shown, and what they are compared with; all layers are read and kept."""
 
-    layer: Annotated[int | None, Option("Block, from 0, behind which the vectors are shown.")] = None
-    layer_fraction: Annotated[
-        float | None, Option("The same as a share of the blocks; all are read and kept. (default: 0.5)")
+    layer: Annotated[
+        int | None, Option("Block, from 0, behind which the vectors are shown. (default: the most reliable)")
     ] = None
+    layer_fraction: Annotated[float | None, Option("The same as a share of the blocks; all are read and kept.")] = None
     min_cosine: Annotated[
         float | None,
         Option("Exit with 1 where a persona's raw cosine with --reference is below. (default: no bar)"),

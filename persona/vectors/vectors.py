@@ -45,6 +45,7 @@ __all__ = [
     "axis_positions",
     "centred",
     "cosines",
+    "most_reliable_layer",
     "persona_vectors",
     "principal_components",
     "reliability",
@@ -217,6 +218,18 @@ def principal_components(vectors: Vectors, *, without: int | None = None) -> Com
     axes = axes * np.sign(axes[np.arange(kept), np.abs(axes).argmax(1)])[:, None]
     whole = variance.sum()
     return Components(axes, (vectors - fitted.mean(0)) @ axes.T, variance / whole if whole else variance)
+
+
+def most_reliable_layer(vectors: PersonaVectors) -> int | None:
+    """The layer at which most personas are identified by their other half; None where nothing can be said of it.
+
+    Of several, the one where a persona's halves are most alike against those of two. One question says nothing.
+    """
+    found = [reliability(vectors, layer) for layer in range(vectors.n_layers)]
+    known = [layer for layer, one in enumerate(found) if np.isfinite([one.own, one.others, one.identified]).all()]
+    if not known:
+        return None
+    return max(known, key=lambda layer: (round(found[layer].identified, 9), found[layer].own - found[layer].others))
 
 
 def reliability(vectors: PersonaVectors, layer: int) -> Reliability:

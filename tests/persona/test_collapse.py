@@ -518,3 +518,48 @@ def test_the_page_is_one_file_that_needs_no_network(study, tmp_path):
     assert page.count("Plotly.newPlot(") >= 3
     assert 'src="http' not in page
     assert "<title>Persona collapse:" in page
+
+
+def uneven(tmp_path):
+    """Pairs whose personas have unlike numbers of tokens, and a neutral prompt of their own."""
+    rows = [json.loads(line) for line in (DATASETS / "pairs_test.jsonl").read_text().splitlines()[:4]]
+    for row in rows:
+        row["neutral"] = row["corrupt"]
+        head, _, tail = row["corrupt"].partition("\n")
+        row["corrupt"] = f"{head}\n{head}\n{tail}"
+    path = tmp_path / "uneven.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_items(path)
+
+
+def test_prompts_of_unequal_length_are_asked_where_right_is_said(world, tmp_path):
+    found = uneven(tmp_path)
+    with pytest.raises(TaskError, match="tokens"):
+        study_collapse(world, found, options=QUICK)
+    study = study_collapse(world, found, options=dataclasses.replace(QUICK, align="right"))
+    for row in study.pairs:
+        pair, measure = row.measure.item.pair, row.measure
+        for prompt, given in ((pair.clean, measure.log_probs_a), (pair.corrupt, measure.log_probs_b)):
+            tokens = torch.tensor([world.tokenizer(prompt)["input_ids"]])
+            own = world.bridge.original_model(tokens).logits[0, -1].double().log_softmax(-1)
+            ids = [world.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in measure.item.candidates]
+            assert given == pytest.approx(own[ids].tolist(), abs=1e-4)
+        assert measure.neutral.n == 1
+        assert measure.neutral.margin == pytest.approx(_margin_of(world, pair, pair.neutral), abs=1e-4)
+
+
+def _margin_of(world, pair, prompt):
+    logits = world.bridge.original_model(torch.tensor([world.tokenizer(prompt)["input_ids"]])).logits[0, -1]
+    sides = [
+        logits[[world.tokenizer(text, add_special_tokens=False)["input_ids"][0] for text in texts]].mean()
+        for texts in (pair.answers, pair.wrong_answers)
+    ]
+    return (sides[0] - sides[1]).item()
+
+
+def test_sigma_0_has_an_interval_and_a_number_that_a_stray_paraphrase_does_not_move(study):
+    d = np.array([row.measure.divergence for row in study.control_pairs if row.measure.item.control == "paraphrase"])
+    around = study.sigma_0_interval
+    assert study.sigma_0 == pytest.approx(around.value) == pytest.approx(np.sqrt(np.mean(d**2)))
+    assert around.low < study.sigma_0 < around.high
+    assert study.sigma_0_median == pytest.approx(np.median(np.abs(d)) / stats.norm.ppf(0.75))

@@ -37,6 +37,7 @@ from persona_circuits.persona.neurons import (
     tokens_at,
     write_neurons,
 )
+from persona_circuits.persona.neurons.ranking import score_of
 from tests.families import FAMILIES, network_of
 
 PAIRS = DATA / "tiny_pairs.json"
@@ -298,6 +299,22 @@ def test_q_is_benjamini_and_hochbergs_and_p_a_permutation_p():
     assert np.isnan([found.z[6], found.p[6], found.q[6]]).all()
     assert 6 not in found.order
     assert found.order[0] == 2
+
+
+@pytest.mark.parametrize("by", ["z", "difference"])
+@pytest.mark.parametrize("paraphrases", [True, False])
+def test_what_is_selected_is_ranked_first_by_the_cross_validation_of_the_same_pairs(by, paraphrases):
+    rng = np.random.default_rng(2)
+    scale = rng.lognormal(size=90)
+    x, groups, rounding = rng.normal(size=(24, 90)) * scale, np.repeat(np.arange(6), 4), np.arange(90) == 3
+    null = {"null": rng.normal(size=(12, 90)) * rng.lognormal(size=90), "null_groups": np.arange(12)}
+    found = rank_neurons(x, groups, rounding, by=by, n_draws=20, **(null if paraphrases else {}))
+    places = ranks(score_of(x, groups, found, "mean"))
+    assert [int(places[place]) for place in found.order] == list(range(1, 90))
+    assert places[3] == 0
+    if by == "difference":
+        means = np.abs(np.stack([x[groups == g].mean(0) for g in range(6)]).mean(0))
+        assert found.order[0] == np.argmax(np.where(rounding, 0, means))
 
 
 def test_pools_differ_where_couples_disagree():

@@ -280,6 +280,13 @@ def test_an_option_is_found_in_any_case_and_spacing(text):
     assert leak_finder(("ice cream", "tea"))("You like nice creams and steam") == []
 
 
+def test_an_option_s_letter_is_not_leaked_by_an_article():
+    from persona_circuits.persona.pairs import leak_finder
+
+    assert leak_finder(("A", "B"))("You are a chef. Bring a pan.") == []
+    assert leak_finder(("A", "B"))("You always take plan A.") == ["A"]
+
+
 def test_an_option_that_is_no_candidate_is_left_out_and_listed(small):
     asked = Question("drink", DRINK.wordings, ("tea", "wine", "ginger"), TAKES)
     made = build(small, asked=[asked])

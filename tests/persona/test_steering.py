@@ -576,3 +576,19 @@ def test_streams_at_the_prompt_s_end(tiny64, pairs):
         with on_streams(tiny64, dict.fromkeys(range(3), lambda stream, seen=seen: seen.append(stream[0, -1]))):
             tiny64.logits(torch.tensor([one.placed.ids]))
         np.testing.assert_allclose(rows, torch.stack(seen), atol=1e-9)
+
+
+def test_pooling_is_called_wrong_where_couples_have_no_direction_in_common():
+    from persona_circuits.persona.vectors.directions import _pooling_notes
+
+    rng = np.random.default_rng(0)
+    names = [(f"a{i // 2}", f"b{i // 2}") for i in range(24)]
+    noise, common = rng.normal(size=(24, 2, 40)), rng.normal(size=(2, 40))
+    assert _pooling_notes(noise + common, names) == ()
+    (note,) = _pooling_notes(noise * np.where(np.arange(24) < 12, 1, -1)[:, None, None], names)
+    assert "pooling is wrong here" in note
+    turned = (noise * 0.1 + common) * np.where(np.arange(24) < 12, 1, -1)[:, None, None]  # no order of A and B
+    (note,) = _pooling_notes(turned, names)
+    assert "pooling is wrong here" in note
+    (note,) = _pooling_notes(noise[:4], names[:4])
+    assert "2 couple(s)" in note

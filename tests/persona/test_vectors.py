@@ -345,6 +345,18 @@ def test_reliability_of_signal_of_noise_and_of_one_question():
     assert np.isnan(reliability(single, 0).own)
 
 
+def test_the_most_reliable_layer_is_where_halves_tell_personas_apart():
+    from persona_circuits.persona.vectors import most_reliable_layer
+
+    rng = np.random.default_rng(0)
+    signal, noise = rng.normal(size=(5, 1, 8)), rng.normal(size=(2, 5, 3, 8))
+    halves = signal[None] + noise * np.array([3.0, 0.1, 0.5])[None, None, :, None]
+    found = made(halves.mean(0), halves=halves)
+    assert most_reliable_layer(found) == 1
+    one_question = made(halves.mean(0), halves=np.stack([halves[0], np.full_like(halves[0], np.nan)]))
+    assert most_reliable_layer(one_question) is None
+
+
 def test_the_tree_joins_what_is_alike():
     x = np.eye(6)[[0, 0, 1, 1, 2, 2]] + 0.01 * np.eye(6)[[3, 4, 3, 4, 3, 4]]
     merges = tree(x + 7)
@@ -472,7 +484,7 @@ def test_the_commands(files, tmp_path):
     done = call("vectors", *tiny, *files, "--out", tmp_path / "w", "--compare", tmp_path / "v", "--json")
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
-    assert record["layer"] == 1
+    assert record["layer"] in range(3)
     assert record["comparison"]["similarity"][0][1] == pytest.approx(1, abs=1e-5)
     assert all(one["raw"] == pytest.approx(1) for one in record["cosines_beside"][0])
     made = tmp_path / "w" / "responses.jsonl"
