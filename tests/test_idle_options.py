@@ -48,6 +48,7 @@ IDLE = [
     ("discover", [*RUN, "--method", "exact", "--prune", "eap-acdc"], {"--steps": "2"}),
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9"], {"--threshold-on": "score", "--candidates": "1"}),
     ("discover", [*RUN, "--target-faithfulness", "0.9"], {"--threshold-on": "share"}),
+    ("discover", [*RUN, "--prune", "top-n", "--top-n", "9", "--method", "gim"], {"--train-steps": "9", "--steps": "2"}),
     ("discover", RUN, {"--revision": "main"}),
     ("get", ["--list"], {"--accept-licence": None}),
     ("evaluate", ["x", "--only-faithfulness"], {"--by": "domain", "--orders": "3", "--quick": None}),
