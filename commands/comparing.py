@@ -217,7 +217,7 @@ def compare(
             check_picture(picture)
         with progress_bars() as stage:
             tell, n_draws, seconds = stage("random circuits"), options.n_draws, options.budget
-            short = []
+            short: list[str] = []
             if seconds is not None:
                 n_draws, short = draws_within(*sides, n_draws, seconds)
             found = side_by_side(*sides, n_draws=n_draws, seed=setting.seed, progress=tell)
