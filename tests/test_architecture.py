@@ -51,6 +51,8 @@ FLOORS = [
 """Rooms from the ground up: each imports lower floors only."""
 NAME = "persona_circuits."
 HEAVY = ("torch", "transformer_lens", "transformers", "pygraphviz", "networkx", "jsonschema", "scipy", "sklearn")
+LIGHT = ("errors", "choices", "printable", "progress")
+"""Of the standard library only."""
 SOURCES = [
     *sorted(
         path
@@ -135,7 +137,7 @@ def test_only_the_model_package_knows_the_host_library():
 def test_the_command_line_imports_nothing_heavy_at_the_top(path):
     for name, at_top in imports(path):
         assert not at_top or name.split(".")[0] not in {*HEAVY, "numpy"}
-        light = name.startswith((f"{NAME}commands", f"{NAME}circuit.errors", f"{NAME}circuit.choices"))
+        light = name.startswith((f"{NAME}commands", *(f"{NAME}circuit.{one}" for one in LIGHT)))
         assert not at_top or not name.startswith(NAME) or light or name.endswith(".options")
 
 

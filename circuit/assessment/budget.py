@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from persona_circuits.circuit.task import Task
 
 __all__ = [
@@ -104,7 +106,8 @@ def pace_of(measure: Callable[[], object], passes: int, clock: Callable[[], floa
 
 
 def spread_over(task: Task, n: int) -> Task:
-    """So many pairs of a task, evenly from its beginning to its end, so that no persona or question is favoured."""
-    step = len(task.pairs) / max(n, 1)
-    kept = tuple(task.pairs[int(i * step)] for i in range(min(n, len(task.pairs))))
-    return task if n >= len(task.pairs) else replace(task, pairs=kept)
+    """So many pairs of a task, drawn at random and always the same: every second one might be of one question only."""
+    if n >= len(task.pairs):
+        return task
+    places = np.random.default_rng(0).choice(len(task.pairs), n, replace=False)
+    return replace(task, pairs=tuple(task.pairs[i] for i in sorted(places.tolist())))

@@ -285,7 +285,7 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
 def _plain_runs(setting: Setting) -> float:
     """How many times the operations of both plain runs the scores of a pair take."""
     options, arch = setting.options, setting.model.architecture()
-    tokens = max((bare(batch).n_tokens for batch in setting.train.runs.batches), default=1)
+    tokens = max((len(row.clean) for row in setting.train.rows), default=1)
     plain = 2 * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1)
     if options.method == "exact":
         return arch.graph.n_edges / 4  # a pass for each edge, of half of the layers on average

@@ -152,7 +152,7 @@ def test_another_threshold_costs_no_attribution_pass(tiny, tiny_task, scorings, 
     [
         ({"method": "eap"}, r"eap scores.*, about \d"),
         ({}, r"eap-ig scores, about \d"),
-        ({"method": "exact"}, "about 13"),
+        ({"method": "exact"}, "exact scores, about 2.18 min"),
     ],
 )
 def test_scores_say_beforehand_how_long_they_take(tiny, tiny_task, options, says):

@@ -55,8 +55,11 @@ def test_a_pace_is_seconds_by_passes():
     assert pace_of(lambda: None, 12, clock=lambda: next(times)) == 0.5
 
 
-def test_pairs_are_taken_evenly(tiny_task):
-    assert [pair.id for pair in spread_over(tiny_task, 3).pairs] == [tiny_task.pairs[i].id for i in (0, 2, 5)]
+def test_pairs_are_drawn_and_always_the_same(tiny_task):
+    few = spread_over(tiny_task, 3)
+    assert few.pairs == spread_over(tiny_task, 3).pairs
+    assert [pair for pair in tiny_task.pairs if pair in few.pairs] == list(few.pairs)
+    assert len(few.pairs) == 3
     assert spread_over(tiny_task, 8) is tiny_task
 
 
