@@ -65,19 +65,19 @@ def _fetch(name: str, folder: Path | None, accept_licence: bool) -> None:
 
 
 def _print_catalogue(folder: Path | None) -> None:
-    from persona_circuits.circuit.catalogue import CATALOGUE, fetched
+    from persona_circuits.circuit.catalogue import CATALOGUE, fetched, models_folder
 
     rows = [
         (
             entry.name,
             entry.about,
             entry.quantisation,
-            "open" if entry.is_open else "to be accepted",
-            entry.licence,
-            str(fetched(entry.name, folder) or "not fetched"),
+            entry.licence + ("" if entry.is_open else ", to be accepted"),
+            "yes" if fetched(entry.name, folder) else "no",
             f"{entry.n_bytes / 1e6:,.0f}",
         )
         for entry in CATALOGUE.values()
     ]
-    columns = ("model", "what", "weights", "licence", "", "lies at", "MB to fetch")
-    print_table("models of the Python index", columns, rows, texts=6)
+    columns = ("model", "what", "weights", "licence", "fetched", "MB to fetch")
+    print_table("models of the Python index", columns, rows, texts=5)
+    say(f"\nfetched ones lie in {models_folder(folder)}/")

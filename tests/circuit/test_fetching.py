@@ -84,7 +84,9 @@ def test_a_model_is_fetched_once_and_found_by_its_name(index, tmp_path, monkeypa
     with torch.no_grad():
         torch.testing.assert_close(model.logits(tokens), network()(tokens).logits, atol=1e-4, rtol=1e-4)
     assert load_skeleton(NAME)[0].config.vocab_size == load_tokenizer(NAME).n_vocab
-    assert f"{NAME} " in get("--list").stdout
+    rows = [line.split() for line in get("--list").stdout.splitlines() if line.startswith(NAME)]
+    assert rows[0][-2] == "yes"
+    assert f"fetched ones lie in {place.parent}/" in get("--list").stdout
 
 
 def test_what_is_downloaded_is_kept_when_the_rest_cannot_be(index, tmp_path):
