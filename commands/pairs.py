@@ -252,11 +252,15 @@ def formats(
 
 
 def _print_formats(study: Any) -> None:
+    from persona_circuits.persona.data import said
     from persona_circuits.persona.formats import COLUMNS, format_rows, headline
 
     print_table(f"formats on {study.model} (* recommended)", COLUMNS, format_rows(study), texts=1)
+    for row in study.rows:
+        say(f"it says     {said(row.words, 3)}  ({row.format})")
     for name, why in study.skipped.items():
         say(f"skipped     {name}: {why}")
+    say("friend, order: D of a friend, spread over orders; answer: share of answers that begin with the choice")
     say(headline(study))
 
 

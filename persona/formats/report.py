@@ -26,19 +26,7 @@ __all__ = [
 ]
 
 FORMAT = "persona-circuits/formats"
-COLUMNS = (
-    "format",
-    "pairs",
-    "mass",
-    "D",
-    "95 %",
-    "sigma_0",
-    "friend's D",
-    "order effect",
-    "collapse",
-    "answer names it",
-    "it says",
-)
+COLUMNS = ("format", "n", "mass", "D", "95 %", "sigma_0", "friend", "order", "collapse", "answer")
 
 
 def format_rows(study: FormatStudy) -> list[tuple[str, ...]]:
@@ -103,7 +91,6 @@ def _table_row(row: FormatRow, best: str) -> tuple[str, ...]:
         "" if row.order_effect is None else f"{row.order_effect:.2f}",
         f"{row.collapse:.2f}",
         "" if row.named is None else f"{row.named:.2f}",
-        said(row.words, 2),
     )
 
 

@@ -94,18 +94,19 @@ def study_formats(
     options = (options or FormatOptions()).checked()
     told = stage or (lambda _: untold)
     ask = _Asking(model, tuple(personas), tuple(questions), contrast, options)
+    sample = ask.sample("train")
     rows: list[FormatRow] = []
     skipped: dict[str, str] = {}
     for name in options.chosen:
         try:
-            rows.append(ask.measured(name, "train", told(f"format {name}")))
+            rows.append(ask.measured(name, "train", sample, told(f"format {name}")))
         except (OptionError, TaskError) as error:
             skipped[name] = str(error).splitlines()[0]
     if not rows:
         raise TaskError(f"no format can be put to {model.name}: " + "; ".join(skipped.values()))
     best = recommended(rows, options.min_mass)
     try:
-        held_out = ask.measured(best.format, "test", told(f"{best.format}, held out"))
+        held_out = ask.measured(best.format, "test", ask.sample("test"), told(f"{best.format}, held out"))
     except TaskError:
         held_out = None
     return FormatStudy(model.name, model.fingerprint, options, tuple(rows), skipped, best.format, held_out)
@@ -127,9 +128,9 @@ class _Asking:
     contrast: Any
     options: FormatOptions
 
-    def measured(self, name: str, split: str, progress: Progress) -> FormatRow:
-        """A format's row on one split."""
-        rows, null = self._rows(name, split)
+    def measured(self, name: str, split: str, sample: Sample, progress: Progress) -> FormatRow:
+        """A format's row on the sample of one split."""
+        rows, null = self._rows(name, split, sample)
         friend = framed(rows, ("friend",), self.model).rows
         groups = [rows, null, friend]
         found = self._measures([row for some in groups for row in some], name, progress)
@@ -155,20 +156,19 @@ class _Asking:
             answer=answers[0] if answers else "",
         )
 
-    def _rows(self, name: str, split: str) -> tuple[Sequence[Row], Sequence[Row]]:
+    def _rows(self, name: str, split: str, sample: Sample) -> tuple[Sequence[Row], Sequence[Row]]:
         """The pairs of the sample in a format, and their null pairs."""
-        chosen = self._sample(split)
         template = load_format(name, self.model.tokenizer)
-        how = {"contrast": self.contrast, "options": self._how(), "only": chosen}
+        how: dict[str, Any] = {"contrast": self.contrast, "options": self._how(), "only": sample}
         built = build_pairs(self.personas, self.questions, self.model, template, **how)
         null = built.null.rows if built.null else ()
-        rows = [row for row in built.rows if row.get("split", "train") == split]
+        rows = [row for row in built.rows if row.get("split", split) == split]
         if not rows:
             raise TaskError(f"format {name}: no pair of split {split} is left")
-        mine = [row for row in null if row.get("split", "train") == split]
+        mine = [row for row in null if row.get("split", split) == split]
         return rows, mine
 
-    def _sample(self, split: str) -> Sample:
+    def sample(self, split: str) -> Sample:
         """Which personas meet in which questions: the first that the simplest format gives in this split."""
         template = load_format("cue", self.model.tokenizer)
         built = build_pairs(

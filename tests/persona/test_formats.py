@@ -202,7 +202,8 @@ def test_a_study_measures_what_can_be_asked_and_says_why_the_rest_cannot(study):
         assert row.friend is not None
         assert row.order_effect is None
         assert row.named in (0.0, 1.0)
-    assert study.held_out is None or (study.held_out.format, study.held_out.split) == (study.best, "test")
+    assert study.held_out is not None
+    assert (study.held_out.format, study.held_out.split) == (study.best, "test")
 
 
 def test_the_largest_divergence_among_those_with_mass_is_recommended(study):
