@@ -100,7 +100,7 @@ def evaluate(
 
 def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
     """The circuit, with no option that would do nothing."""
-    tests = ["by", "orders", "quick"]
+    tests = ["by", "orders", "quick", "budget"]
     refuse_idle(
         context,
         (not asked.only_faithfulness, "an evaluation without --only-faithfulness", tests),

@@ -51,7 +51,7 @@ IDLE = [
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9", "--method", "gim"], {"--train-steps": "9", "--steps": "2"}),
     ("discover", RUN, {"--revision": "main"}),
     ("get", ["--list"], {"--accept-licence": None}),
-    ("evaluate", ["x", "--only-faithfulness"], {"--by": "domain", "--orders": "3", "--quick": None}),
+    ("evaluate", ["x", "--only-faithfulness"], {"--by": "domain", "--orders": "3", "--quick": None, "--budget": "1m"}),
     ("evaluate", ["x", "--no-save"], {"--strongest": "9"}),
     ("evaluate", [EAP_IG, *RUN], {"--save": None, "--no-save": None, "--orders": "2"}),
     ("curves", [*RUN, "--scorers", "eap"], {"--steps": "5", "--n-random": "10"}),
@@ -162,7 +162,7 @@ ALWAYS = {
     "specificity": "--names --model --split --out --seed --device --dtype --max-memory --batch-size --fitting --json",
     "curves": "--scorers --level --order --model --pairs --metric --ablation --align --split --where --out "
     "--seed --device --dtype --max-memory --revision --batch-size --fitting --json",
-    "compare": "--report --picture --no-model --n-draws --seed --json",
+    "compare": "--report --picture --no-model --n-draws --budget --seed --json",
     "draw": "--out --strongest --title --width",
     "validate": "--against",
     "figures": "--out --formats --width",
