@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,10 +72,11 @@ def rows_of(model: Model, task: Task, target: float, steps: int, n_random: int) 
 def _row(name: str, model: Model, task: Task, options: Options, cmd: float | None) -> Row:
     begun, spent = time.process_time(), 0.0
 
-    def stage(what: str) -> None:
+    def stage(what: str) -> Callable[[int, int], None]:
         nonlocal spent
         if what.startswith("faithfulness on") and not spent:  # measuring begins
             spent = time.process_time() - begun
+        return lambda *_: None
 
     found = discover(model, task, options, stage=stage)
     return Row(name, found, spent or time.process_time() - begun, cmd)
