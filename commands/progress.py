@@ -12,8 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-import typer
-
 from persona_circuits.circuit.progress import Progress, Stage, duration
 
 __all__ = [
@@ -72,8 +70,9 @@ def progress_bars() -> Iterator[Stage]:
 @contextlib.contextmanager
 def _lines() -> Iterator[Stage]:
     from persona_circuits.circuit.printable import one_line
+    from persona_circuits.commands.terminal import say
 
-    lines = MinuteLines(time.monotonic, lambda text: typer.echo(one_line(text, 200), err=True))
+    lines = MinuteLines(time.monotonic, lambda text: say(one_line(text, 200), err=True))
     ended = threading.Event()
 
     def beats() -> None:

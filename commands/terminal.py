@@ -50,6 +50,8 @@ __all__ = [
 ]
 
 LONGEST_NAME, LONGEST_CELL, LONGEST_LINE = 60, 400, 2000  # characters shown: of a row's name, a cell, a line
+LONGEST_PHRASE = 24  # of a column whose cells are not broken
+FILE_WIDTH = 140  # of tables where there is no terminal
 
 
 EXPLAIN = ContextVar("explain", default=False)
@@ -192,7 +194,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         table.add_column(
             Text(labelled(column)) if column in TERMS else _cell(column, LONGEST_CELL),
             justify="left" if i < texts else "right",
-            no_wrap=i == 0 or i >= texts,
+            no_wrap=i == 0 or i >= texts or max((len(row[i]) for row in rows), default=0) <= LONGEST_PHRASE,
         )
     for row in rows:
         table.add_row(*(_cell(cell, LONGEST_CELL if i else LONGEST_NAME) for i, cell in enumerate(row)))
@@ -247,7 +249,7 @@ def require(value: float | None, bar: float | None) -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else FILE_WIDTH, highlight=False)
 
 
 @contextlib.contextmanager
