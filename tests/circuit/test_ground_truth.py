@@ -27,7 +27,9 @@ def recovered(row):
 
 def test_every_model_has_a_row_for_every_method(table):
     assert list(table) == [
-        (name, method) for name in NAMES for method in ("eap", "eap-ig", "exact", "random", "acdc", "acdc-kl")
+        (name, method)
+        for name in NAMES
+        for method in ("eap", "eap-ig", "relp", "gim", "exact", "random", "acdc", "acdc-kl")
     ]
 
 
@@ -52,6 +54,13 @@ def test_plain_eap_fails_where_the_gradient_is_saturated_and_only_there(name, ta
     assert not recovered(row) & {"threshold", "top-n", "greedy"}
     assert "a0.h1->m1 scored +0.000, exact -4.000 (flat at the clean prompt)" in row.note
     assert "a0.h0->m2 scored -4.000, exact +0.000 (steep at the clean prompt, no effect in sum)" in row.note
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backward_rules_miss_what_their_rules_leave_out(name, table):
+    """Keys, to RelP, to which attention weights are constants; a saturated reader, to both."""
+    assert table[name, "relp"].reaches_bar == (name not in ("keys", "saturated"))
+    assert table[name, "gim"].reaches_bar == (name != "saturated")
 
 
 def test_acdc_cannot_bring_back_what_saturated_eap_has_dropped(table):
