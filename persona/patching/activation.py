@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress, Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, is_zero, ratio_p_values
+from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.persona.data import Estimate, ExampleFile, leak, ratio_of_means
 from persona_circuits.persona.data.items import Item
@@ -148,6 +150,7 @@ def study_patching(
     *,
     options: PatchOptions | None = None,
     null: Task | None = None,
+    state: Path | None = None,
     stage: Stage | None = None,
 ) -> PatchStudy:
     """Patch every site and path on the pairs of ``found``; ablate heads on those of ``held_out``.
@@ -158,6 +161,9 @@ def study_patching(
         Of ``load_examples``, which has checked them against this model's tokenizer.
     null
         Pairs of two paraphrases of one persona: how large D is where there is nothing.
+    state
+        File in which the study keeps what it has measured, at most twice a minute and when it is stopped. Where it
+        is there and of the same study, the study goes on from it; it is removed at the end.
 
     Returns
     -------
@@ -175,19 +181,23 @@ def study_patching(
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
     rows = _rows(found, model, options.align)
     apart = held_out is not found
+    others = _rows(held_out, model, options.align) if apart else rows
     seen = _Sweep(model, found, rows, options)
-    without = _ablating(model, held_out, _rows(held_out, model, options.align) if apart else rows, rows, options)
-    ablated = without(named, progress=stage("ablating heads")) if named else None
-    seen.run(stage("patching sites"))
-    clusters = Clusters.of([item.pair for item in found.items])
-    divergence = seen.by_pair(seen.whole)[0]
-    effects = _effects(seen, divergence, clusters, options.seed)
-    movers = _movers(effects, divergence, clusters, seen.attention(), options)
-    if options.ablate_top is not None:
-        heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
-        ablated = without(heads, progress=stage("ablating heads"))
-    walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
-    walked = walk(plan, progress=stage("patching paths")) if plan is not None else None
+    without = _ablating(model, held_out, others, rows, options)
+    search = search_of(model.fingerprint, model.format, options, rows, others, found.sha256, held_out.sha256)
+    with Kept(state, search) as kept:
+        ablated = without(named, kept=kept, progress=stage("ablating heads")) if named else None
+        seen.run(stage("patching sites"), kept)
+        clusters = Clusters.of([item.pair for item in found.items])
+        divergence = seen.by_pair(seen.whole)[0]
+        effects = _effects(seen, divergence, clusters, options.seed)
+        movers = _movers(effects, divergence, clusters, seen.attention(), options)
+        if options.ablate_top is not None:
+            heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
+            ablated = without(heads, kept=kept, progress=stage("ablating heads"))
+        walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
+        walked = walk(plan, kept=kept, progress=stage("patching paths")) if plan is not None else None
+        quiet = None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size)
     more = [part for part in (walked, ablated) if part is not None]
     return PatchStudy(
         model=model.name,
@@ -205,7 +215,7 @@ def study_patching(
         attention=seen.attention(),
         paths=walked,
         ablation=ablated,
-        null=None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size),
+        null=quiet,
         passes=seen.passes + sum(part.passes for part in more),
         runs=seen.runs + sum(part.runs for part in more),
         resampled=clusters.describe(),
@@ -236,13 +246,15 @@ class _Sweep:
         self.mass = np.full((len(rows), model.graph.n_layers, model.graph.n_heads), np.nan)
         self.passes = self.runs = 0
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: Progress, kept: Kept) -> None:
         total, done = len(self.groups) * max(1, len(self.steps)), 0
         for group in self.groups:
             for item in prepare_each(self.model, [group]):
                 self._plain(item)
-                for chosen in self.steps:
-                    self._patch(item, chosen)
+                for place, chosen in enumerate(self.steps):
+                    found = kept.of(f"sites {place} {item.batch.place}", partial(self._patch, item, chosen))
+                    self.moved[np.ix_(item.batch.indices, chosen)] = found["moved"]
+                    self.passes, self.runs = self.passes + int(found["cost"][0]), self.runs + int(found["cost"][1])
                     done += 1
                     progress(min(done, total), total)
 
@@ -263,16 +275,19 @@ class _Sweep:
             inside = self.parts.masks(item.batch)[self.parts.contrast or ""]
             self.mass[at] = _attention_mass(self.model, item, inside)
 
-    def _patch(self, item: Prepared, chosen: Sequence[int]) -> None:
-        """Sites of one layer, and all streams or no streams, in as few passes as the memory allows."""
+    def _patch(self, item: Prepared, chosen: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Sites of one layer, and all streams or no streams, in as few passes as the memory allows.
+
+        Gives ``moved``, ``[row, site]``, and ``cost``: passes, and prompts in them.
+        """
         masks, base = self.parts.masks(item.batch), _margins(item.clean.logits, item.batch)
-        sites = [self.sites[i] for i in chosen]
+        sites, moved, passes = [self.sites[i] for i in chosen], [], 0
         for some in portions(len(sites), per_pass(self.model, item, self.model.graph.n_heads + 8)):
             where = torch.stack([masks[site.part] for site in sites[some]])
             logits = self._logits(item, sites[some], where)
-            values = np.stack([base - _margins(part, item.batch) for part in logits], axis=1)
-            self.moved[np.ix_(item.batch.indices, chosen[some])] = values
-            self.passes, self.runs = self.passes + 1, self.runs + where.shape[0] * where.shape[1]
+            moved += [base - _margins(part, item.batch) for part in logits]
+            passes += 1
+        return {"moved": np.stack(moved, axis=1), "cost": np.array([passes, len(sites) * len(item.batch)])}
 
     def _logits(self, item: Prepared, sites: Sequence[Site], where: Bool[Tensor, "patch batch pos"]) -> Tensor:
         if sites[0].kind == "stream":
