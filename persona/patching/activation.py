@@ -282,7 +282,8 @@ class _Sweep:
         """
         masks, base = self.parts.masks(item.batch), _margins(item.clean.logits, item.batch)
         sites, moved, passes = [self.sites[i] for i in chosen], [], 0
-        for some in portions(len(sites), per_pass(self.model, item, self.model.graph.n_heads + 8)):
+        streams, at_end = self.model.graph.n_heads + 8, sites[0].part == ANSWER
+        for some in portions(len(sites), per_pass(self.model, item, streams, at_end=at_end)):
             where = torch.stack([masks[site.part] for site in sites[some]])
             logits = self._logits(item, sites[some], where)
             moved += [base - _margins(part, item.batch) for part in logits]
@@ -299,10 +300,10 @@ class _Sweep:
 
 
 def _steps(sites: Sequence[Site]) -> Iterator[list[int]]:
-    """The places of sites that begin at one layer and can share passes."""
-    by_start: dict[tuple[bool, int], list[int]] = {}
+    """The places of sites that begin at one layer and can share passes: of the answer alone one position is run."""
+    by_start: dict[tuple[bool, bool, int], list[int]] = {}
     for i, site in enumerate(sites):
-        by_start.setdefault((site.kind == "stream", site.layer), []).append(i)
+        by_start.setdefault((site.kind == "stream", site.part == ANSWER, site.layer), []).append(i)
     yield from by_start.values()
 
 
