@@ -20,6 +20,7 @@ in size (cluster-robust t test), corrected over all heads (Benjamini and Hochber
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -45,8 +46,8 @@ from persona_circuits.circuit.forward import (
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress, Stage, untold_stage
-from persona_circuits.circuit.statistics import Clusters, is_zero, ratio_p_values
+from persona_circuits.circuit.progress import Progress, Stage, duration, untold_stage
+from persona_circuits.circuit.statistics import Clusters, detectable_ratio, is_zero, ratio_p_values
 from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.persona.data import Estimate, ExampleFile, leak, ratio_of_means
@@ -111,6 +112,8 @@ class Mover:
 class PatchStudy:
     """Everything that was measured; ``divergence`` is D of every pair in logits.
 
+    ``detectable`` is the share that the strongest head would need to be a mover, were it the only one: its p has to be
+    ``alpha`` over the number of heads. With the median head's spread; None where heads were not patched.
     ``passes`` counts forward passes, ``runs`` the prompts in them. ``attention`` is the mass on the persona from the
     answer, ``[side, pair, layer, head]``.
     """
@@ -127,6 +130,7 @@ class PatchStudy:
     mean_divergence: Estimate
     effects: Effects
     movers: tuple[Mover, ...]
+    detectable: float | None
     attention: NDArray[np.float64] | None
     paths: Paths | None
     ablation: HeadAblation | None
@@ -187,11 +191,12 @@ def study_patching(
     search = search_of(model.fingerprint, model.format, options, rows, others, found.sha256, held_out.sha256)
     with Kept(state, search) as kept:
         ablated = without(named, kept=kept, progress=stage("ablating heads")) if named else None
-        seen.run(stage("patching sites"), kept)
+        seen.run(stage(f"patching {len(seen.sites)} sites{seen.about()}"), kept)
         clusters = Clusters.of([item.pair for item in found.items])
         divergence = seen.by_pair(seen.whole)[0]
         effects = _effects(seen, divergence, clusters, options.seed)
         movers = _movers(effects, divergence, clusters, seen.attention(), options)
+        detectable = _detectable(effects, divergence, clusters, options)
         if options.ablate_top is not None:
             heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
             ablated = without(heads, kept=kept, progress=stage("ablating heads"))
@@ -212,6 +217,7 @@ def study_patching(
         mean_divergence=ratio_of_means(divergence[None], np.ones_like(divergence), clusters, seed=options.seed)[0],
         effects=effects,
         movers=movers,
+        detectable=detectable,
         attention=seen.attention(),
         paths=walked,
         ablation=ablated,
@@ -219,7 +225,10 @@ def study_patching(
         passes=seen.passes + sum(part.passes for part in more),
         runs=seen.runs + sum(part.runs for part in more),
         resampled=clusters.describe(),
-        notes=_notes(divergence, effects, ablated, leak(found, held_out) if apart else None, options),
+        notes=(
+            *_notes(divergence, effects, ablated, leak(found, held_out) if apart else None, options),
+            *_power(movers, detectable),
+        ),
     )
 
 
@@ -257,6 +266,16 @@ class _Sweep:
                     self.passes, self.runs = self.passes + int(found["cost"][0]), self.runs + int(found["cost"][1])
                     done += 1
                     progress(min(done, total), total)
+
+    def about(self) -> str:
+        """How long it may take, by two plain passes of the first batch; nothing where that is under a second."""
+        begun, rows = time.monotonic(), 0
+        for item in prepare_each(self.model, self.groups[:1]):
+            rows += len(item.batch)
+            length, depth = item.batch.clean.shape[1], max(1, self.model.graph.n_layers)
+        passes = sum((1 - site.layer / depth) / (length if site.part == ANSWER else 1) for site in self.sites)
+        seconds = (time.monotonic() - begun) / (2 * rows) * len(self.rows) * passes
+        return f", about {duration(seconds)}" if seconds >= 1 else ""
 
     def by_pair(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """``[row, …]`` as ``[direction, pair, …]``."""
@@ -349,7 +368,7 @@ def _movers(
     """All heads, the largest share first; none where heads were not patched."""
     if "heads" not in options.at:
         return ()
-    at = [i for i, site in enumerate(effects.sites) if site.kind == "head" and site.part == ANSWER]
+    at = _heads_at_the_answer(effects)
     p = ratio_p_values(effects.values[1, at], divergence, clusters, negligible=options.negligible)
     adjusted = scipy.stats.false_discovery_control(p)
     mass = None if attention is None else np.nanmean(attention, axis=1)
@@ -375,6 +394,33 @@ def _movers(
         )
     order = sorted(found, key=lambda mover: (-np.nan_to_num(mover.denoising.value), mover.layer, mover.index))
     return tuple(order)
+
+
+def _heads_at_the_answer(effects: Effects) -> list[int]:
+    return [i for i, site in enumerate(effects.sites) if site.kind == "head" and site.part == ANSWER]
+
+
+def _detectable(
+    effects: Effects, divergence: Float[np.ndarray, " pair"], clusters: Clusters, options: PatchOptions
+) -> float | None:
+    """The share with which a single head passes Benjamini and Hochberg's correction."""
+    at = _heads_at_the_answer(effects)
+    if not at:
+        return None
+    how = {"level": options.alpha / len(at), "negligible": options.negligible}
+    return detectable_ratio(effects.values[1, at], divergence, clusters, **how)
+
+
+def _power(movers: Sequence[Mover], detectable: float | None) -> list[str]:
+    """Where nothing survives the correction: what would have."""
+    if detectable is None or any(one.is_mover for one in movers):
+        return []
+    needed = f"a share of D of about {detectable:.2f}" if np.isfinite(detectable) else "more pairs than these"
+    return [
+        f"no head survives the correction over {len(movers)} heads; one would have needed {needed} (with the median "
+        f"head's spread), and the largest has {movers[0].denoising.value:.2f}: heads below that may be movers all the "
+        "same; more pairs, personas and questions find smaller ones"
+    ]
 
 
 def _notes(

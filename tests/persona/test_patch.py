@@ -18,7 +18,13 @@ from typer.testing import CliRunner
 from persona_circuits.circuit.errors import FileError, OptionError, TaskError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import load_model
-from persona_circuits.circuit.statistics import Clusters, ratio_interval, ratio_intervals, ratio_p_values
+from persona_circuits.circuit.statistics import (
+    Clusters,
+    detectable_ratio,
+    ratio_interval,
+    ratio_intervals,
+    ratio_p_values,
+)
 from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.task import load_task
 from persona_circuits.cli import app
@@ -397,6 +403,31 @@ def test_p_values_hold_their_level_where_personas_and_questions_are_shared():
     values = rng.normal(0, 0.5, (300, n)) + sum(np.stack([effects[name] for name in side], axis=1) for side in names)
     assert (ratio_p_values(values, np.ones(n), clusters) <= 0.05).mean() < 0.08
     assert np.mean([stats.ttest_1samp(row, 0).pvalue <= 0.05 for row in values]) > 0.2
+
+
+def test_what_would_have_survived_is_where_the_test_turns():
+    """A head of that share, its spread unchanged, has just the p asked for; simulated, half of such heads are found."""
+    rng = np.random.default_rng(1)
+    clusters, level = Clusters.named([""] * 30, [""] * 30, [""] * 30), 0.05 / 144
+    values = rng.normal(0, 1, (5, 30))
+    needed = detectable_ratio(values[:1], np.ones(30), clusters, level=level, negligible=0.1)
+    moved = values[:1] - values[:1].mean() + np.array([[needed], [0.99 * needed], [1.01 * needed]])
+    p = ratio_p_values(moved, np.ones(30), clusters, negligible=0.1)
+    assert p[0] == pytest.approx(level, rel=1e-6)
+    assert p[1] > level > p[2]
+    plain = detectable_ratio(values[:1], np.ones(30), clusters, level=level)
+    assert plain == pytest.approx(stats.t.isf(level / 2, 29) * values[0].std(ddof=1) / np.sqrt(30))
+    each = rng.normal(plain, values[0].std(ddof=1), (400, 30))
+    assert np.mean(ratio_p_values(each, np.ones(30), clusters) <= level) == pytest.approx(0.5, abs=0.1)
+
+
+def test_where_no_head_survives_it_is_said_what_would_have(tiny64, found):
+    few = study_patching(tiny64, found, found, options=PatchOptions(at=("heads",)))
+    assert not any(one.is_mover for one in few.movers)
+    assert few.detectable > 0.1
+    assert any(f"no head survives the correction over 12 heads; one would have needed a share of D of about "
+               f"{few.detectable:.2f}" in note for note in few.notes)  # fmt: skip
+    assert study_patching(tiny64, found, found, options=PatchOptions(at=("stream",))).detectable is None
 
 
 # Files and the command line
