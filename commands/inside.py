@@ -115,10 +115,19 @@ def lens(
 
 
 def _print_lens(study: Any) -> None:
-    from persona_circuits.persona.lens import COMPONENTS, TABLE, component_rows, curve_rows, decision_lines
+    from persona_circuits.persona.lens import (
+        COMPONENTS,
+        TABLE,
+        WORDS,
+        component_rows,
+        curve_rows,
+        decision_lines,
+        word_rows,
+    )
 
     title = f"logit lens of {study.model} at {study.positions[-1]}, {len(study.items)} pairs"
     print_table(title, TABLE, curve_rows(study), texts=1)
+    print_table(f"the most likely words at {study.positions[-1]}", WORDS, word_rows(study), texts=3)
     say_drawn([item.personas for item in study.items], [item.pair.question for item in study.items])
     for line in decision_lines(study):
         say(line)
