@@ -13,6 +13,7 @@ from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     in_processes,
+    kept_in,
     load,
     path_and_name,
     print_table,
@@ -95,8 +96,8 @@ def explain(
     as_json: JsonOption = False,
 ) -> None:
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
-    with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+    with errors_as_exit_codes() as kept:
+        from persona_circuits.circuit.storage import check_output_folder, replace_folder, working_folder
         from persona_circuits.persona.behaviour import fitting_items
         from persona_circuits.persona.explanation import explain as explain_pairs
         from persona_circuits.persona.explanation import explain_record, load_thresholds, write_explanation
@@ -105,11 +106,14 @@ def explain(
         limits, name = load_thresholds(thresholds), source.name()
         study, more = _items(source.pairs, controls, source)
         check_output_folder(out)
-        with progress_bars() as stage:
+        state = out / "explain.state"
+        kept.append(kept_in(state))
+        with progress_bars() as stage, working_folder(out):
             loaded = load(stage, name, loading)
             if loading.fitting:
                 study, more = (one and fitting_items(one, loaded) for one in (study, more))
-            found = explain_pairs(loaded, study, controls=more, thresholds=limits, options=options, stage=stage)
+            how: dict[str, Any] = {"controls": more, "thresholds": limits, "options": options}
+            found = explain_pairs(loaded, study, **how, state=state, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_explanation(found, staging)

@@ -12,6 +12,7 @@ from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     fitted_task,
+    kept_in,
     load,
     path_and_name,
     print_table,
@@ -114,10 +115,19 @@ def lens(
 
 
 def _print_lens(study: Any) -> None:
-    from persona_circuits.persona.lens import COMPONENTS, TABLE, component_rows, curve_rows, decision_lines
+    from persona_circuits.persona.lens import (
+        COMPONENTS,
+        TABLE,
+        WORDS,
+        component_rows,
+        curve_rows,
+        decision_lines,
+        word_rows,
+    )
 
     title = f"logit lens of {study.model} at {study.positions[-1]}, {len(study.items)} pairs"
     print_table(title, TABLE, curve_rows(study), texts=1)
+    print_table(f"the most likely words at {study.positions[-1]}", WORDS, word_rows(study), texts=3)
     say_drawn([item.personas for item in study.items], [item.pair.question for item in study.items])
     for line in decision_lines(study):
         say(line)
@@ -147,25 +157,27 @@ def patch(
     as_json: JsonOption = False,
 ) -> None:
     """Patch streams, heads, MLPs and paths from one persona's run into the other's; rank the heads that carry it."""
-    with errors_as_exit_codes():
+    with errors_as_exit_codes() as kept:
         cut = bool(options.ablate) or options.ablate_top is not None
         refuse_idle(
             context,
             (cut, "--ablate or --ablate-top", ["ablation", "n_random", "eval_split"]),
             ("heads" in options.at, "--at heads", ["negligible"]),
         )
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder, replace_folder, working_folder
         from persona_circuits.persona.patching import patch_record, study_patching, write_patch
 
         options, name = options.checked(), source.name()
         quiet = read_task(null) if null else None
         check_output_folder(out)
-        with progress_bars() as stage:
+        state = out / "patch.state"
+        kept.append(kept_in(state))
+        with progress_bars() as stage, working_folder(out):
             loaded = load(stage, name, loading)
             fit = options.align if loading.fitting else None
             found, held_out = two_splits(loaded, source.pairs, train_split, eval_split, fit)
             quiet = fitted_task(quiet, loaded, options.align, loading.fitting)
-            study = study_patching(loaded, found, held_out, options=options, null=quiet, stage=stage)
+            study = study_patching(loaded, found, held_out, options=options, null=quiet, state=state, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_patch(study, staging)

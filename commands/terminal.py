@@ -28,6 +28,7 @@ __all__ = [
     "errors_as_exit_codes",
     "fitted_task",
     "in_processes",
+    "kept_in",
     "lines_of",
     "load",
     "own_pairs",
@@ -306,6 +307,11 @@ def _signals() -> Iterator[list[int]]:
 
 class _Stopped(BaseException):
     """A signal came. No KeyboardInterrupt, of which typer says something of its own."""
+
+
+def kept_in(state: Path) -> Callable[[], str]:
+    """What to put into the list of ``errors_as_exit_codes``: that the work so far is kept, where it is."""
+    return lambda: f"what is done so far is kept in {state}" if state.exists() else ""
 
 
 def _stopped(kept: Sequence[Callable[[], str]]) -> str:

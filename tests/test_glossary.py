@@ -24,7 +24,7 @@ def test_the_page_is_made_of_the_terms():
     ("columns", "unexplained"),
     [
         (COLLAPSE, {"pairs", "n", "95 %", "p (D = 0)", "paraphrases"}),
-        (EXPLANATION, {"n", "test"}),
+        (EXPLANATION, {"n", "test; paraphrases"}),
         (STEERING, {"layer", "strength", "random"}),
         (VECTORS, {"persona", "nearest", "farthest", "responses", "tokens", "length", "axis", "PC 1", "PC 2"}),
     ],

@@ -3,7 +3,8 @@
 A node that is patched at a position writes its ablated value there; all that reads it, now or
 later, is computed anew. It is what ``patching`` does where every edge that leaves the node is
 cut, but here all readers share one stream, so a pass costs what a plain one costs, and it may
-be confined to positions. Layers before the first patched node are the clean run's.
+be confined to positions. Layers before the first patched node are the clean run's, and so are keys and values of
+positions before the first at which a patch can change anything.
 
 What a node is patched with is the batch's ablation: with the corrupt prompts (the
 default) one run's value in the other run, "activation patching" (Vig et al. 2020,
@@ -51,22 +52,22 @@ def patched_nodes(
         Positions of the clean prompts.
     """
     graph, clean, ablated = model.graph, item.clean, item.ablated
-    first = _first_layer(model, chosen)
-    patch, batch = where.shape[:2]
+    first, start = _first_layer(model, chosen), _first_place(item, where)
+    patch, batch, where = *where.shape[:2], where[..., start:]
     with torch.no_grad():
-        resid = clean.streams[first].expand(patch, -1, -1, -1)
+        resid = clean.streams[first][:, start:].expand(patch, -1, -1, -1)
         if bool(chosen[:, 0].any()):
-            change = ablated.contributions[0] - clean.contributions[0]
+            change = (ablated.contributions[0] - clean.contributions[0])[:, start:]
             resid = resid + torch.where((chosen[:, 0, None, None] & where)[..., None], change, 0.0)
         for block in model.blocks[first:]:
             heads, mlp = chosen[:, graph.heads_of(block.layer)], chosen[:, graph.mlp_of(block.layer)]
-            z = _attention(block, resid.flatten(0, 1), item)
+            z = _attention(block, resid.flatten(0, 1), item, start)
             after = resid + block.attn_out(z).unflatten(0, (patch, batch))
             if bool(heads.any()):
                 after = after + _exchange(block, z, item, heads, where, model)
             added = block.mlp(resid if block.parallel else after)
             if bool(mlp.any()):
-                own = ablated.contributions[graph.mlp_of(block.layer)]
+                own = ablated.contributions[graph.mlp_of(block.layer)][:, start:]
                 added = torch.where((mlp[:, None, None] & where)[..., None], own, added)
             resid = after + added
         return model.unembed(resid[:, :, -1])
@@ -76,18 +77,25 @@ def patched_stream(
     model: Model, item: Prepared, layer: int, where: Bool[Tensor, "patch batch pos"]
 ) -> Float[Tensor, "patch batch vocab"]:
     """Logits at the last position, with the stream into ``layer`` (``n_layers``: into the final norm) ablated."""
+    start = _first_place(item, where)
+    where = where[..., start:]
     with torch.no_grad():
-        resid = torch.where(where[..., None], item.ablated.streams[layer], item.clean.streams[layer])
+        own, other = (run.streams[layer][:, start:] for run in (item.clean, item.ablated))
+        resid = torch.where(where[..., None], other, own)
         for block in model.blocks[layer:]:
-            z = _attention(block, resid.flatten(0, 1), item)
+            z = _attention(block, resid.flatten(0, 1), item, start)
             after = resid + block.attn_out(z).unflatten(0, where.shape[:2])
             resid = after + block.mlp(resid if block.parallel else after)
         return model.unembed(resid[:, :, -1])
 
 
-def per_pass(model: Model, item: Prepared, streams: int) -> int:
-    """How many patches share a pass, if each holds so many streams at a time."""
+def per_pass(model: Model, item: Prepared, streams: int, *, at_end: bool = False) -> int:
+    """How many patches share a pass, if each holds so many streams at a time; ``at_end``: of the last position alone.
+
+    A pass from the last position on still holds keys and values of all, of one layer.
+    """
     stream = item.clean.streams[0]
+    streams = 8 + streams // stream.shape[1] if at_end else streams
     bound = CPU_BYTES if model.device.type == "cpu" else MASK_BYTES
     return max(1, bound // (streams * stream.numel() * stream.element_size()))
 
@@ -104,10 +112,19 @@ def _first_layer(model: Model, chosen: Bool[Tensor, "patch src"]) -> int:
     return max(0, model.graph.src_nodes[int(used[0])].layer)
 
 
-def _attention(block: Block, rows: Float[Tensor, "rows pos d_model"], item: Prepared) -> Tensor:
+def _first_place(item: Prepared, where: Bool[Tensor, "patch batch pos"]) -> int:
+    """The first position that a patch can change; the last one is always run, as its logits are read."""
+    touched = where.flatten(0, 1).any(0).nonzero()[:, 0]
+    last = where.shape[-1] - 1
+    return max(item.first, int(touched[0])) if len(touched) else last
+
+
+def _attention(block: Block, rows: Float[Tensor, "rows pos d_model"], item: Prepared, start: int) -> Tensor:
     normed = block.attn_norm(rows)
     q, k, v = (block.project(slot, normed) for slot in SLOTS)
-    return block.attention(q, k, v, item.clean.context)
+    _, keys, values = item.clean.qkv[block.layer]
+    before = (keys[:, :start], values[:, :start]) if start else None
+    return block.attention(q, k, v, item.clean.context, before)
 
 
 def _exchange(
@@ -121,5 +138,6 @@ def _exchange(
     """Ablated minus current results, of the chosen heads at the chosen positions."""
     current = block.head_results(z).unflatten(1, where.shape[:2])
     weights = chosen.T.to(current.dtype)
-    ablated = torch.einsum("hp,hbtd->pbtd", weights, item.ablated.contributions[model.graph.heads_of(block.layer)])
+    own = item.ablated.contributions[model.graph.heads_of(block.layer)][:, :, -where.shape[-1] :]
+    ablated = torch.einsum("hp,hbtd->pbtd", weights, own)
     return torch.where(where[..., None], ablated - torch.einsum("hp,hpbtd->pbtd", weights, current), 0.0)

@@ -4,6 +4,7 @@ from persona_circuits.circuit.statistics.clusters import Clusters, blocks, clust
 from persona_circuits.circuit.statistics.intervals import (
     LEAST_SHARE,
     Interval,
+    detectable_ratio,
     interval,
     is_zero,
     ratio_interval,
@@ -20,6 +21,7 @@ __all__ = [
     "Permutations",
     "blocks",
     "cluster_codes",
+    "detectable_ratio",
     "interval",
     "is_zero",
     "permutations_of",

@@ -155,6 +155,13 @@ class Clusters:
         """Two-sided p that a number of this size is no larger than ``negligible``, the largest over all ways."""
         return max(way.p_value(size, influence, negligible) for way in self._usable)
 
+    def detectable(self, level: float, influence: Float[np.ndarray, " pair"], negligible: float = 0.0) -> float:
+        """The smallest size whose ``p_value`` with this influence is ``level``: infinite where there is none.
+
+        An effect that is as large in truth is found half of the time.
+        """
+        return max(way.detectable(level, influence, negligible) for way in self._usable)
+
     def p_above(self, value: float, influence: Float[np.ndarray, " pair"]) -> float:
         """One-sided p that a number is at most zero, by a t test with the spread, the largest over all ways."""
         return max(way.p_above(value, influence) for way in self._usable)
@@ -225,6 +232,18 @@ class _Way:
         spread = self.spread(influence[:, None], confident=False)
         if spread <= 0:  # nothing varies along this way: it can only say whether the number is there
             return float(size <= negligible)
+        return self._p_of(size, spread, negligible)
+
+    def detectable(self, level: float, influence: Float[np.ndarray, " pair"], negligible: float) -> float:
+        from scipy import optimize  # takes a second
+
+        spread = self.spread(influence[:, None], confident=False)
+        if spread <= 0 or not np.isfinite(spread):
+            return negligible if spread <= 0 else float("inf")
+        most = negligible - 1.01 * spread * float(special.stdtrit(self.freedom, level / 2))  # there p is below it
+        return float(optimize.brentq(lambda size: self._p_of(size, spread, negligible) - level, negligible, most))
+
+    def _p_of(self, size: float, spread: float, negligible: float) -> float:
         ends = np.array([size - negligible, size + negligible]) / spread
         return min(1.0, float(special.stdtr(self.freedom, -ends).sum()))
 

@@ -41,6 +41,7 @@ from persona_circuits.circuit.statistics.clusters import N_BOOTSTRAP, Clusters, 
 __all__ = [
     "LEAST_SHARE",
     "Interval",
+    "detectable_ratio",
     "interval",
     "is_zero",
     "ratio_interval",
@@ -180,6 +181,25 @@ def ratio_p_values(
     return np.array(
         [clusters.p_value(ratio, influence, negligible) for ratio, influence in zip(ratios, influences, strict=True)]
     )
+
+
+def detectable_ratio(
+    numerators: Float[np.ndarray, "number pair"],
+    denominator: Float[np.ndarray, " pair"],
+    clusters: Clusters,
+    *,
+    level: float,
+    negligible: float = 0.0,
+) -> float:
+    """The smallest ratio that ``ratio_p_values`` gives a p of ``level``, with the spread that these numbers have.
+
+    The median over the numbers, infinite where p is 1 whatever the ratio. A ratio as large in truth is found half of
+    the time.
+    """
+    if is_zero(denominator) or clusters.n < 2:
+        return float("inf")
+    influences = _ratio_influences(numerators, denominator)
+    return float(np.median([clusters.detectable(level, influence, negligible) for influence in influences]))
 
 
 def is_zero(values: Float[np.ndarray, " pair"], rounding: float = 0.0) -> bool:

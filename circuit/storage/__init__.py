@@ -1,6 +1,7 @@
 """Reading and writing: one module for each, with limits; files whole or not at all."""
 
 from persona_circuits.circuit.storage.frames import frame_of
+from persona_circuits.circuit.storage.kept import Kept, packed, search_of, unpacked
 from persona_circuits.circuit.storage.reading import (
     DamagedState,
     Kind,
@@ -42,6 +43,7 @@ from persona_circuits.circuit.storage.writing import (
 __all__ = [
     "PREFIX",
     "DamagedState",
+    "Kept",
     "Kind",
     "NotJson",
     "append",
@@ -57,6 +59,7 @@ __all__ = [
     "is_whole",
     "json_lines",
     "json_of",
+    "packed",
     "parse_json",
     "read_bytes",
     "read_json",
@@ -66,10 +69,12 @@ __all__ = [
     "read_text",
     "replace_files",
     "replace_folder",
+    "search_of",
     "settle",
     "state_metadata",
     "table_kind",
     "tell_damaged",
+    "unpacked",
     "working_folder",
     "write_bytes",
     "write_json",

@@ -55,6 +55,11 @@ class Batch:
         """What messages call a row: its pair's id."""
         return f"pair {self.ids[row]}" if self.ids else f"row {self.indices[row]}"
 
+    @property
+    def place(self) -> str:
+        """Which rows these are, among all of one study."""
+        return ",".join(map(str, self.indices))
+
     def halves(self) -> tuple[Batch, Batch]:
         """The first and the second half of the rows."""
         middle = (len(self) + 1) // 2

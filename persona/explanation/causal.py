@@ -21,22 +21,26 @@ Each can fail. ``says`` holds the numbers of a test, in logits unless they are g
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from persona_circuits import metrics
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.task import Row
+from persona_circuits.circuit.storage import Kept, packed, unpacked
+from persona_circuits.circuit.task import Batch, Row, batches
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.runs import (
     Both,
     Removed,
-    both_runs,
+    both_of,
     can_come_nearer,
     margins,
     nearer,
@@ -91,14 +95,21 @@ def run_test(
     *,
     batch_size: int = 32,
     progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> tuple[Outcome, ...]:
-    """One of the five tests on every pair, in the order of ``asked``."""
+    """One of the five tests on every pair, in the order of ``asked``; ``kept`` has what a stopped study did."""
     runner = _RUNNERS[test]
     by_index = {item.row.index: item for item in asked}
     found: dict[int, Outcome] = {}
-    for both in both_runs(model, [item.row for item in asked], batch_size, gradients=test == "steering"):
-        items = [by_index[index] for index in both.batch.indices]
-        found |= dict(zip(both.batch.indices, runner(model, both, items, thresholds), strict=True))
+    kept = kept or Kept(None, "")
+
+    def outcomes(batch: Batch) -> dict[str, NDArray[np.uint8]]:
+        both, items = both_of(model, batch, gradients=test == "steering"), [by_index[index] for index in batch.indices]
+        return {"outcomes": packed([asdict(one) for one in runner(model, both, items, thresholds)])}
+
+    for batch in batches([item.row for item in asked], batch_size, model.device):
+        done = unpacked(kept.of(f"{test} {batch.place}", partial(outcomes, batch))["outcomes"])
+        found |= {index: Outcome(**one) for index, one in zip(batch.indices, done, strict=True)}
         if progress is not None:
             progress(len(found), len(asked))
     return tuple(found[item.row.index] for item in asked)

@@ -18,19 +18,23 @@ logits are bent behind the norm (a soft cap); ``conservation`` is what they miss
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from persona_circuits import metrics
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.task import Row
+from persona_circuits.circuit.storage import Kept, packed, unpacked
+from persona_circuits.circuit.task import Row, batches
 from persona_circuits.persona.explanation.chance import chance_alignment
-from persona_circuits.persona.explanation.runs import Both, both_runs, can_come_nearer, margins, nearer, replay
+from persona_circuits.persona.explanation.runs import Both, both_of, can_come_nearer, margins, nearer, replay
 from persona_circuits.persona.lens import read_out
 
 __all__ = [
@@ -84,7 +88,12 @@ class Inside:
 
 
 def look_inside(
-    model: Model, rows: Sequence[Row], *, batch_size: int = 32, progress: Progress | None = None
+    model: Model,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    kept: Kept | None = None,
 ) -> tuple[Inside, ...]:
     """Both runs of every row with their gradients, and four more for ``slope``.
 
@@ -92,14 +101,22 @@ def look_inside(
     ----------
     rows
         Encoded pairs of equal length each; ``index`` is the place among the results.
+    kept
+        What a stopped study did; what is done here is added.
     """
-    spread = _Spread(model.graph.n_layers + 1, model.d_model)
+    kept = kept or Kept(None, "")
+    spread = _Spread(model.graph.n_layers + 1, model.d_model, kept.part("spread"))
     found: dict[int, Inside] = {}
     gaps: dict[int, Tensor] = {}
-    for both in both_runs(model, rows, batch_size, gradients=True):
-        spread.add(both)
-        gaps |= dict(zip(both.batch.indices, _gaps(both), strict=True))
-        found |= dict(zip(both.batch.indices, _of_batch(model, both), strict=True))
+    for batch in batches(rows, batch_size, model.device):
+        done = kept.part(f"inside {batch.place}")
+        if not done:
+            both = both_of(model, batch, gradients=True)
+            done = {"pairs": packed([asdict(one) for one in _of_batch(model, both)]), "gaps": _gaps(both).numpy()}
+            spread.add(both)
+            kept.add({f"inside {batch.place}": done, "spread": spread.arrays()})
+        gaps |= dict(zip(batch.indices, torch.from_numpy(done["gaps"]), strict=True))
+        found |= {i: _restored(one) for i, one in zip(batch.indices, unpacked(done["pairs"]), strict=True)}
         if progress is not None:
             progress(len(found), len(rows))
     scale = spread.of_two()
@@ -107,12 +124,18 @@ def look_inside(
 
 
 class _Spread:
-    """Sums from which the spread of the streams at each place and layer follows, over all prompts of the file."""
+    """Sums from which the spread of the streams at each place and layer follows, of all prompts; ``known`` go on."""
 
-    def __init__(self, n_layers: int, d_model: int) -> None:
-        self.sums = torch.zeros(len(PLACES), n_layers, d_model, dtype=torch.float64)
-        self.squares = torch.zeros(len(PLACES), n_layers, dtype=torch.float64)
-        self.counts = torch.zeros(len(PLACES), dtype=torch.float64)
+    def __init__(self, n_layers: int, d_model: int, known: Mapping[str, NDArray[np.float64]]) -> None:
+        n = len(PLACES)
+        sizes = {"sums": (n, n_layers, d_model), "squares": (n, n_layers), "counts": (n,)}
+        begun = {name: known.get(name, np.zeros(size)) for name, size in sizes.items()}
+        self.sums, self.squares, self.counts = (torch.from_numpy(array.copy()) for array in begun.values())
+
+    def arrays(self) -> dict[str, NDArray[np.float64]]:
+        """The sums so far."""
+        named = {"sums": self.sums, "squares": self.squares, "counts": self.counts}
+        return {name: value.numpy().copy() for name, value in named.items()}
 
     def add(self, both: Both) -> None:
         for place, marked in enumerate(_places(both)):
@@ -200,6 +223,14 @@ def _slope(model: Model, both: Both) -> Float[Tensor, " batch"] | None:
     slope = ((ends[0] - ends[1]).double() / (2 * STEP)).cpu()
     check_finite(slope, both.batch.name, "margins")
     return slope
+
+
+def _restored(record: Mapping[str, Any]) -> Inside:
+    """Of its JSON, in which tuples are lists."""
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
+    }
+    return Inside(**fields)
 
 
 def _with_signal(inside: Inside, gaps: Float[Tensor, "place layer"], scale: Float[Tensor, "place layer"]) -> Inside:

@@ -25,6 +25,7 @@ from persona_circuits.circuit.task import Batch, Row, batches
 __all__ = [
     "Both",
     "Removed",
+    "both_of",
     "both_runs",
     "can_come_nearer",
     "margins",
@@ -70,15 +71,20 @@ class Both:
 def both_runs(model: Model, rows: Sequence[Row], batch_size: int, *, gradients: bool) -> Iterator[Both]:
     """The rows batch by batch; only one batch is held at a time."""
     for batch in batches(rows, batch_size, model.device):
-        runs, found = [], []
-        for tokens in (batch.clean, batch.corrupt):
-            result, gradient = _run(model, batch, tokens, gradients)
-            runs.append(result)
-            found.append(gradient)
-        inside = _persona(batch)
-        places = torch.arange(inside.shape[1], device=inside.device)
-        mean = torch.stack([torch.stack(pair).mean(0) for pair in zip(*found, strict=True)]) if gradients else None
-        yield Both(batch, runs[0], runs[1], inside, (inside * places).amax(1), mean)
+        yield both_of(model, batch, gradients=gradients)
+
+
+def both_of(model: Model, batch: Batch, *, gradients: bool) -> Both:
+    """One batch, run under both personas."""
+    runs, found = [], []
+    for tokens in (batch.clean, batch.corrupt):
+        result, gradient = _run(model, batch, tokens, gradients)
+        runs.append(result)
+        found.append(gradient)
+    inside = _persona(batch)
+    places = torch.arange(inside.shape[1], device=inside.device)
+    mean = torch.stack([torch.stack(pair).mean(0) for pair in zip(*found, strict=True)]) if gradients else None
+    return Both(batch, runs[0], runs[1], inside, (inside * places).amax(1), mean)
 
 
 def margins(logits: Float[Tensor, "batch vocab"], batch: Batch) -> Float[Tensor, " batch"]:

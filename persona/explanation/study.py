@@ -12,13 +12,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
+from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_pairs
 from persona_circuits.persona.data import ItemFile, clusters_of
@@ -64,6 +67,7 @@ def explain(
     controls: ItemFile | None = None,
     thresholds: Thresholds | None = None,
     options: ExplainOptions | None = None,
+    state: Path | None = None,
     stage: Stage | None = None,
 ) -> Explanation:
     """Say of every pair why it collapses or does not.
@@ -76,6 +80,9 @@ def explain(
         More pairs, of which the rows with a ``control`` are taken, whatever their split.
     thresholds
         Those that are shipped, if none are given.
+    state
+        File in which the study keeps what it has seen inside and tested, at most twice a minute and when it is
+        stopped. Where it is there and of the same study, the study goes on from it; it is removed at the end.
     stage
         Called when a stage of the work begins, with its name; gives the stage's progress callback.
 
@@ -99,13 +106,18 @@ def explain(
     source = f"{chosen.source} with {controls.source}" if controls is not None and more else chosen.source
     measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
     rows = encode(Task(tuple(_bare(item.pair) for item in items), source, ""), model)
-    seen = look_inside(model, rows, batch_size=options.batch_size, progress=stage("looking inside"))
-    null = null_of(measures, seen, thresholds)
-    found = [
-        _judged(measure, inside, measure.item.pair.row, null, thresholds, model)
-        for measure, inside in zip(measures, seen, strict=True)
-    ]
-    done, tests = _tested(model, found, rows, null, thresholds, options, stage)
+    search = search_of(model.fingerprint, model.format, options, thresholds, rows, [item.candidates for item in items])
+    with Kept(state, search) as kept:
+        progress = stage("looking inside")
+        seen = look_inside(model, rows, batch_size=options.batch_size, progress=progress, kept=kept)
+        null = null_of(measures, seen, thresholds)
+        found = [
+            _judged(measure, inside, measure.item.pair.row, null, thresholds, model)
+            for measure, inside in zip(measures, seen, strict=True)
+        ]
+        how: dict[str, Any] = {"thresholds": thresholds, "batch_size": options.batch_size, "kept": kept}
+        restored = thresholds.restored(null.sigma_0)
+        done, tests = _tested(partial(run_test, model, **how), model, found, rows, restored, options, stage)
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
     return _summed(model, done, null, tests, thresholds, options, sources)
 
@@ -176,11 +188,11 @@ def _numbers(measure: PairMeasure, inside: Inside, null: Null, thresholds: Thres
 
 
 def _tested(
+    run: Callable[..., Sequence[Outcome]],
     model: Model,
     found: Sequence[Explained],
     rows: Sequence[Row],
-    null: Null,
-    thresholds: Thresholds,
+    restored: float,
     options: ExplainOptions,
     stage: Stage,
 ) -> tuple[list[Explained], dict[str, CausalTest]]:
@@ -193,15 +205,9 @@ def _tested(
         if not own:
             continue
         places = sorted({*own, *alike})
-        asked = [_asked(model, found[place], rows[place], thresholds.restored(null.sigma_0)) for place in places]
-        progress = stage(f"causal test: {test}")
-        results = dict(
-            zip(
-                places,
-                run_test(model, test, asked, thresholds, batch_size=options.batch_size, progress=progress),
-                strict=True,
-            )
-        )
+        asked = [_asked(model, found[place], rows[place], restored) for place in places]
+        outcome_of = run(test=test, asked=asked, progress=stage(f"causal test: {test}"))
+        results = dict(zip(places, outcome_of, strict=True))
         for place in own:
             outcomes[place] = results[place]
         studied = [results[place] for place in own if found[place].item.control == "none"]

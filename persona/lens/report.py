@@ -32,22 +32,26 @@ from persona_circuits.circuit.figures import (
 )
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.data import Estimate, drawn_over
+from persona_circuits.persona.data.words import said
 from persona_circuits.persona.lens.readout import component_names
 from persona_circuits.persona.lens.study import ANSWER, LensStudy
 
 __all__ = [
     "COMPONENTS",
     "TABLE",
+    "WORDS",
     "component_rows",
     "curve_rows",
     "decision_lines",
     "lens_figures",
     "lens_record",
+    "word_rows",
     "write_lens",
 ]
 
 FORMAT = "persona-circuits/lens"
 TABLE = ("after", "D", "95 %", "p (own)", "p (other)", "options", "KL")
+WORDS = ("after", "under A", "under B")
 COMPONENTS = ("node", "share of D", "logits", "95 %")
 DECIDED = {
     "pivot": "first point with half of D",
@@ -88,6 +92,7 @@ def lens_record(study: LensStudy) -> dict[str, Any]:
             "positions": study.positions,
             "resampled": drawn_over([i.personas for i in study.items], [i.question for i in study.items]),
             "curves": study.curves,
+            "words": dict(zip(study.points, study.words, strict=True)),
             "decision": _decision_summary(study),
             "attribution": {
                 "conserved": study.attribution.conserved,
@@ -121,6 +126,13 @@ def curve_rows(study: LensStudy) -> list[tuple[str, ...]]:
             number("kl", point, ".3f"),
         )
         for point, after in enumerate(study.points)
+    ]
+
+
+def word_rows(study: LensStudy, most: int = 3) -> list[tuple[str, ...]]:
+    """What the stream says at the last position, a row per point, columns as in ``WORDS``."""
+    return [
+        (after, *(said(side, most) for side in words)) for after, words in zip(study.points, study.words, strict=True)
     ]
 
 

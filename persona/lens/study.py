@@ -40,6 +40,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.data import POSITIONS, Estimate, Example, ExampleFile, shared_positions, two_way_mean
 from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.data.words import Words, mean_words, top_words
 from persona_circuits.persona.lens.options import LensOptions
 from persona_circuits.persona.lens.readout import Decision, decision, read_out
 from persona_circuits.persona.streams import grouped, id_table, point_names, trace
@@ -78,7 +79,8 @@ class LensStudy:
     question has fewer; ``top`` the most likely token of all, same shape as ``margin``.
     ``answer`` and ``other`` are the probabilities of the answers of a prompt's own persona
     and of the other one. ``curves`` are means over pairs with their intervals, by name,
-    ``[point][position]``.
+    ``[point][position]``. ``words`` are the most likely words of every point at the last position, under A and under
+    B, probabilities averaged over prompts; a word beyond a prompt's first ``N_WORDS`` counts nothing there.
     """
 
     model: str
@@ -98,6 +100,7 @@ class LensStudy:
     kl: NDArray[np.float64]
     top: NDArray[np.int64]
     top_texts: tuple[tuple[str, str], ...]
+    words: tuple[tuple[Words, Words], ...]
     decisions: tuple[Decision, ...]
     curves: dict[str, tuple[tuple[Estimate, ...], ...]]
     attribution: Attribution
@@ -173,6 +176,7 @@ def study_lens(
         kl=seen.by_side(seen.kl),
         top=seen.by_side(seen.top),
         top_texts=seen.final_texts(),
+        words=seen.mean_words(),
         decisions=decisions,
         curves=_curves(seen, margin, names, options),
         attribution=attribution,
@@ -191,6 +195,7 @@ class _Seen:
         self.margin, self.answer, self.other, self.mass, self.kl = (np.full(shape, np.nan) for _ in range(5))
         self.log_probs = np.full((*shape, self.most), np.nan)
         self.top = np.zeros(shape, dtype=np.int64)
+        self.words: list[list[Words]] = [[()] * n for _ in range(points)]
         self.attributed = np.zeros((n, model.graph.n_src + model.graph.n_layers))
         self.final_margin = np.zeros(n)
 
@@ -233,6 +238,9 @@ class _Seen:
             self.margin[here] = metrics.logit_diff(logits.double(), *sides).cpu().numpy()
             self.kl[here] = (final.exp() * (final - log_probs)).sum(-1).clamp(min=0.0).cpu().numpy()
             self.top[here] = logits.argmax(-1).cpu().numpy()
+            if place == len(self.positions) - 1:
+                for i, row in zip(group, log_probs, strict=True):
+                    self.words[point][i] = top_words(row, self.model.tokenizer)
             shown = metrics.candidate_logits(log_probs, candidates)
             self.mass[here] = shown.exp().sum(-1).cpu().numpy()
             self.log_probs[here] = shown.masked_fill(candidates < 0, torch.nan).cpu().numpy()
@@ -243,6 +251,10 @@ class _Seen:
     def by_side(self, values: NDArray) -> NDArray:
         """``[prompt, …]`` as ``[side, pair, …]``."""
         return np.stack([values[0::2], values[1::2]])
+
+    def mean_words(self) -> tuple[tuple[Words, Words], ...]:
+        """By point, under A and under B."""
+        return tuple((mean_words(of_point[0::2]), mean_words(of_point[1::2])) for of_point in self.words)
 
     def final_texts(self) -> tuple[tuple[str, str], ...]:
         """The model's own most likely next token of every pair, under A and B; empty without the answer's place."""

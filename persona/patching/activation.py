@@ -20,9 +20,11 @@ in size (cluster-robust t test), corrected over all heads (Benjamini and Hochber
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +46,9 @@ from persona_circuits.circuit.forward import (
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress, Stage, untold_stage
-from persona_circuits.circuit.statistics import Clusters, is_zero, ratio_p_values
+from persona_circuits.circuit.progress import Progress, Stage, duration, untold_stage
+from persona_circuits.circuit.statistics import Clusters, detectable_ratio, is_zero, ratio_p_values
+from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.persona.data import Estimate, ExampleFile, leak, ratio_of_means
 from persona_circuits.persona.data.items import Item
@@ -109,6 +112,8 @@ class Mover:
 class PatchStudy:
     """Everything that was measured; ``divergence`` is D of every pair in logits.
 
+    ``detectable`` is the share that the strongest head would need to be a mover, were it the only one: its p has to be
+    ``alpha`` over the number of heads. With the median head's spread; None where heads were not patched.
     ``passes`` counts forward passes, ``runs`` the prompts in them. ``attention`` is the mass on the persona from the
     answer, ``[side, pair, layer, head]``.
     """
@@ -125,6 +130,7 @@ class PatchStudy:
     mean_divergence: Estimate
     effects: Effects
     movers: tuple[Mover, ...]
+    detectable: float | None
     attention: NDArray[np.float64] | None
     paths: Paths | None
     ablation: HeadAblation | None
@@ -148,6 +154,7 @@ def study_patching(
     *,
     options: PatchOptions | None = None,
     null: Task | None = None,
+    state: Path | None = None,
     stage: Stage | None = None,
 ) -> PatchStudy:
     """Patch every site and path on the pairs of ``found``; ablate heads on those of ``held_out``.
@@ -158,6 +165,9 @@ def study_patching(
         Of ``load_examples``, which has checked them against this model's tokenizer.
     null
         Pairs of two paraphrases of one persona: how large D is where there is nothing.
+    state
+        File in which the study keeps what it has measured, at most twice a minute and when it is stopped. Where it
+        is there and of the same study, the study goes on from it; it is removed at the end.
 
     Returns
     -------
@@ -175,19 +185,24 @@ def study_patching(
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
     rows = _rows(found, model, options.align)
     apart = held_out is not found
+    others = _rows(held_out, model, options.align) if apart else rows
     seen = _Sweep(model, found, rows, options)
-    without = _ablating(model, held_out, _rows(held_out, model, options.align) if apart else rows, rows, options)
-    ablated = without(named, progress=stage("ablating heads")) if named else None
-    seen.run(stage("patching sites"))
-    clusters = Clusters.of([item.pair for item in found.items])
-    divergence = seen.by_pair(seen.whole)[0]
-    effects = _effects(seen, divergence, clusters, options.seed)
-    movers = _movers(effects, divergence, clusters, seen.attention(), options)
-    if options.ablate_top is not None:
-        heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
-        ablated = without(heads, progress=stage("ablating heads"))
-    walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
-    walked = walk(plan, progress=stage("patching paths")) if plan is not None else None
+    without = _ablating(model, held_out, others, rows, options)
+    search = search_of(model.fingerprint, model.format, options, rows, others, found.sha256, held_out.sha256)
+    with Kept(state, search) as kept:
+        ablated = without(named, kept=kept, progress=stage("ablating heads")) if named else None
+        seen.run(stage(f"patching {len(seen.sites)} sites{seen.about()}"), kept)
+        clusters = Clusters.of([item.pair for item in found.items])
+        divergence = seen.by_pair(seen.whole)[0]
+        effects = _effects(seen, divergence, clusters, options.seed)
+        movers = _movers(effects, divergence, clusters, seen.attention(), options)
+        detectable = _detectable(effects, divergence, clusters, options)
+        if options.ablate_top is not None:
+            heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
+            ablated = without(heads, kept=kept, progress=stage("ablating heads"))
+        walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
+        walked = walk(plan, kept=kept, progress=stage("patching paths")) if plan is not None else None
+        quiet = None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size)
     more = [part for part in (walked, ablated) if part is not None]
     return PatchStudy(
         model=model.name,
@@ -202,14 +217,18 @@ def study_patching(
         mean_divergence=ratio_of_means(divergence[None], np.ones_like(divergence), clusters, seed=options.seed)[0],
         effects=effects,
         movers=movers,
+        detectable=detectable,
         attention=seen.attention(),
         paths=walked,
         ablation=ablated,
-        null=None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size),
+        null=quiet,
         passes=seen.passes + sum(part.passes for part in more),
         runs=seen.runs + sum(part.runs for part in more),
         resampled=clusters.describe(),
-        notes=_notes(divergence, effects, ablated, leak(found, held_out) if apart else None, options),
+        notes=(
+            *_notes(divergence, effects, ablated, leak(found, held_out) if apart else None, options),
+            *_power(movers, detectable),
+        ),
     )
 
 
@@ -236,15 +255,27 @@ class _Sweep:
         self.mass = np.full((len(rows), model.graph.n_layers, model.graph.n_heads), np.nan)
         self.passes = self.runs = 0
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: Progress, kept: Kept) -> None:
         total, done = len(self.groups) * max(1, len(self.steps)), 0
         for group in self.groups:
             for item in prepare_each(self.model, [group]):
                 self._plain(item)
-                for chosen in self.steps:
-                    self._patch(item, chosen)
+                for place, chosen in enumerate(self.steps):
+                    found = kept.of(f"sites {place} {item.batch.place}", partial(self._patch, item, chosen))
+                    self.moved[np.ix_(item.batch.indices, chosen)] = found["moved"]
+                    self.passes, self.runs = self.passes + int(found["cost"][0]), self.runs + int(found["cost"][1])
                     done += 1
                     progress(min(done, total), total)
+
+    def about(self) -> str:
+        """How long it may take, by two plain passes of the first batch; nothing where that is under a second."""
+        begun, rows = time.monotonic(), 0
+        for item in prepare_each(self.model, self.groups[:1]):
+            rows += len(item.batch)
+            length, depth = item.batch.clean.shape[1], max(1, self.model.graph.n_layers)
+        passes = sum((1 - site.layer / depth) / (length if site.part == ANSWER else 1) for site in self.sites)
+        seconds = (time.monotonic() - begun) / (2 * rows) * len(self.rows) * passes
+        return f", about {duration(seconds)}" if seconds >= 1 else ""
 
     def by_pair(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """``[row, …]`` as ``[direction, pair, …]``."""
@@ -263,16 +294,20 @@ class _Sweep:
             inside = self.parts.masks(item.batch)[self.parts.contrast or ""]
             self.mass[at] = _attention_mass(self.model, item, inside)
 
-    def _patch(self, item: Prepared, chosen: Sequence[int]) -> None:
-        """Sites of one layer, and all streams or no streams, in as few passes as the memory allows."""
+    def _patch(self, item: Prepared, chosen: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Sites of one layer, and all streams or no streams, in as few passes as the memory allows.
+
+        Gives ``moved``, ``[row, site]``, and ``cost``: passes, and prompts in them.
+        """
         masks, base = self.parts.masks(item.batch), _margins(item.clean.logits, item.batch)
-        sites = [self.sites[i] for i in chosen]
-        for some in portions(len(sites), per_pass(self.model, item, self.model.graph.n_heads + 8)):
+        sites, moved, passes = [self.sites[i] for i in chosen], [], 0
+        streams, at_end = self.model.graph.n_heads + 8, sites[0].part == ANSWER
+        for some in portions(len(sites), per_pass(self.model, item, streams, at_end=at_end)):
             where = torch.stack([masks[site.part] for site in sites[some]])
             logits = self._logits(item, sites[some], where)
-            values = np.stack([base - _margins(part, item.batch) for part in logits], axis=1)
-            self.moved[np.ix_(item.batch.indices, chosen[some])] = values
-            self.passes, self.runs = self.passes + 1, self.runs + where.shape[0] * where.shape[1]
+            moved += [base - _margins(part, item.batch) for part in logits]
+            passes += 1
+        return {"moved": np.stack(moved, axis=1), "cost": np.array([passes, len(sites) * len(item.batch)])}
 
     def _logits(self, item: Prepared, sites: Sequence[Site], where: Bool[Tensor, "patch batch pos"]) -> Tensor:
         if sites[0].kind == "stream":
@@ -284,10 +319,10 @@ class _Sweep:
 
 
 def _steps(sites: Sequence[Site]) -> Iterator[list[int]]:
-    """The places of sites that begin at one layer and can share passes."""
-    by_start: dict[tuple[bool, int], list[int]] = {}
+    """The places of sites that begin at one layer and can share passes: of the answer alone one position is run."""
+    by_start: dict[tuple[bool, bool, int], list[int]] = {}
     for i, site in enumerate(sites):
-        by_start.setdefault((site.kind == "stream", site.layer), []).append(i)
+        by_start.setdefault((site.kind == "stream", site.part == ANSWER, site.layer), []).append(i)
     yield from by_start.values()
 
 
@@ -333,7 +368,7 @@ def _movers(
     """All heads, the largest share first; none where heads were not patched."""
     if "heads" not in options.at:
         return ()
-    at = [i for i, site in enumerate(effects.sites) if site.kind == "head" and site.part == ANSWER]
+    at = _heads_at_the_answer(effects)
     p = ratio_p_values(effects.values[1, at], divergence, clusters, negligible=options.negligible)
     adjusted = scipy.stats.false_discovery_control(p)
     mass = None if attention is None else np.nanmean(attention, axis=1)
@@ -359,6 +394,33 @@ def _movers(
         )
     order = sorted(found, key=lambda mover: (-np.nan_to_num(mover.denoising.value), mover.layer, mover.index))
     return tuple(order)
+
+
+def _heads_at_the_answer(effects: Effects) -> list[int]:
+    return [i for i, site in enumerate(effects.sites) if site.kind == "head" and site.part == ANSWER]
+
+
+def _detectable(
+    effects: Effects, divergence: Float[np.ndarray, " pair"], clusters: Clusters, options: PatchOptions
+) -> float | None:
+    """The share with which a single head passes Benjamini and Hochberg's correction."""
+    at = _heads_at_the_answer(effects)
+    if not at:
+        return None
+    how = {"level": options.alpha / len(at), "negligible": options.negligible}
+    return detectable_ratio(effects.values[1, at], divergence, clusters, **how)
+
+
+def _power(movers: Sequence[Mover], detectable: float | None) -> list[str]:
+    """Where nothing survives the correction: what would have."""
+    if detectable is None or any(one.is_mover for one in movers):
+        return []
+    needed = f"a share of D of about {detectable:.2f}" if np.isfinite(detectable) else "more pairs than these"
+    return [
+        f"no head survives the correction over {len(movers)} heads; one would have needed {needed} (with the median "
+        f"head's spread), and the largest has {movers[0].denoising.value:.2f}: heads below that may be movers all the "
+        "same; more pairs, personas and questions find smaller ones"
+    ]
 
 
 def _notes(

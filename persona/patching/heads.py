@@ -13,9 +13,11 @@ p = (1 + b) / (1 + B), b of B random sets leaving at most as much of D as the ch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +41,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, is_zero
+from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.task import Row, batches
 from persona_circuits.persona.data import Estimate, Example, ExampleFile, ratio_of_means
 from persona_circuits.persona.explanation import margins
@@ -112,6 +115,7 @@ def ablate_heads(
     n_random: int,
     batch_size: int,
     seed: int,
+    kept: Kept,
     progress: Progress,
 ) -> HeadAblation:
     """Ablate the heads, and random sets, on the pairs of ``found``.
@@ -122,6 +126,8 @@ def ablate_heads(
         Those pairs in both directions.
     training
         Rows from which an ablation's constants are taken.
+    kept
+        What a stopped study did; what is done here is added.
 
     Raises
     ------
@@ -137,7 +143,7 @@ def ablate_heads(
     seen = _Ablated(model, found.examples, sets, len(rows))
     for done, group in enumerate(groups, 1):
         for item in prepare_each(model, [group], how):
-            seen.add(item)
+            seen.add(item, kept)
         progress(done, len(groups))
     return _outcome(model.graph, found, heads, ablation, seen, seed)
 
@@ -189,30 +195,41 @@ class _Ablated:
         self.own = np.zeros((len(sets) + 1, n_rows), dtype=bool)
         self.passes = self.runs = 0
 
-    def add(self, item: Prepared) -> None:
-        graph, n_rows = self.model.graph, len(item.batch)
-        self._read(0, item.clean.logits, item)
-        for some in portions(len(self.sets), per_pass(self.model, item, 3 * graph.n_heads + 8)):
-            chosen = torch.zeros(some.stop - some.start, graph.n_src, dtype=torch.bool, device=self.model.device)
-            for i, heads in enumerate(self.sets[some]):
-                chosen[i, list(heads)] = True
-            everywhere = torch.ones(len(chosen), *item.batch.clean.shape, dtype=torch.bool, device=chosen.device)
-            for place, logits in enumerate(patched_nodes(self.model, item, chosen, everywhere), some.start + 1):
-                self._read(place, logits, item)
-            self.passes, self.runs = self.passes + 1, self.runs + len(chosen) * n_rows
+    def add(self, item: Prepared, kept: Kept) -> None:
+        at, n_rows = list(item.batch.indices), len(item.batch)
+        self._put(slice(0, 1), at, self._read(item.clean.logits[None], item))
+        for some in portions(len(self.sets), per_pass(self.model, item, 3 * self.model.graph.n_heads + 8)):
+            name = f"ablated {some.start} {some.stop} {item.batch.place}"
+            self._put(slice(some.start + 1, some.stop + 1), at, kept.of(name, partial(self._without, item, some)))
+            self.passes, self.runs = self.passes + 1, self.runs + (some.stop - some.start) * n_rows
         self.passes, self.runs = self.passes + 2, self.runs + 2 * n_rows
 
-    def _read(self, place: int, logits: Float[Tensor, "batch vocab"], item: Prepared) -> None:
-        at = list(item.batch.indices)
-        found = margins(logits.double(), item.batch).cpu().numpy()
-        check_finite(found, item.batch.name, "margins")
-        self.margin[place, at] = found
-        own = [self.examples[index] for index in at]
-        width = max(len(one.candidates) for one in own)
-        ids = torch.tensor([[*one.candidates, *[-1] * (width - len(one.candidates))] for one in own])
-        best = metrics.candidate_logits(logits, ids.to(logits.device)).argmax(-1).tolist()
-        self.choice[place, at] = best
-        self.own[place, at] = [one.candidates[i] in one.answers for one, i in zip(own, best, strict=True)]
+    def _without(self, item: Prepared, some: slice) -> dict[str, NDArray[Any]]:
+        """Some sets ablated in one pass."""
+        chosen = torch.zeros(some.stop - some.start, self.model.graph.n_src, dtype=torch.bool, device=self.model.device)
+        for i, heads in enumerate(self.sets[some]):
+            chosen[i, list(heads)] = True
+        everywhere = torch.ones(len(chosen), *item.batch.clean.shape, dtype=torch.bool, device=chosen.device)
+        return self._read(patched_nodes(self.model, item, chosen, everywhere), item)
+
+    def _put(self, sets: slice, at: list[int], found: Mapping[str, NDArray[Any]]) -> None:
+        for name, values in (("margin", self.margin), ("choice", self.choice), ("own", self.own)):
+            values[sets, at] = found[name]
+
+    def _read(self, many: Iterable[Float[Tensor, "batch vocab"]], item: Prepared) -> dict[str, NDArray[Any]]:
+        """Margins, choices and whether these are the persona's own, ``[set, row]``."""
+        examples = [self.examples[index] for index in item.batch.indices]
+        width = max(len(one.candidates) for one in examples)
+        ids = torch.tensor([[*one.candidates, *[-1] * (width - len(one.candidates))] for one in examples])
+        margin, choice, own = [], [], []
+        for logits in many:
+            found = margins(logits.double(), item.batch).cpu().numpy()
+            check_finite(found, item.batch.name, "margins")
+            best = metrics.candidate_logits(logits, ids.to(logits.device)).argmax(-1).tolist()
+            margin.append(found)
+            choice.append(best)
+            own.append([one.candidates[i] in one.answers for one, i in zip(examples, best, strict=True)])
+        return {"margin": np.stack(margin), "choice": np.array(choice), "own": np.array(own)}
 
 
 def _outcome(graph: Graph, found: ExampleFile, heads: Heads, ablation: str, seen: _Ablated, seed: int) -> HeadAblation:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.task import Batch
 from persona_circuits.persona.data import Estimate, ratio_of_means
 from persona_circuits.persona.explanation import margins
@@ -97,6 +100,7 @@ def patch_paths(
     clusters: Clusters,
     *,
     seed: int = 0,
+    kept: Kept,
     progress: Progress,
 ) -> Paths:
     """Every path on every pair, in both directions.
@@ -107,6 +111,8 @@ def patch_paths(
         Batches of the pairs' rows in both directions.
     divergence
         D of every pair, in the rows' order.
+    kept
+        What a stopped study did; what is done here is added.
 
     Returns
     -------
@@ -118,11 +124,11 @@ def patch_paths(
     for done, group in enumerate(groups):
         for item in prepare_each(model, [group]):
             passes, runs = passes + 2, runs + 2 * len(item.batch)
-            for place, (_, slots) in enumerate(plan.receivers):
-                found, count = _of_receiver(model, item, plan.senders, slots)
-                for sender, moved in found.items():
-                    values[list(item.batch.indices), sender, place] = moved
-                passes, runs = passes + count, runs + len(found) * len(item.batch)
+            for place, (receiver, slots) in enumerate(plan.receivers):
+                make = partial(_of_receiver, model, item, plan.senders, slots)
+                found = kept.of(f"paths {receiver} {item.batch.place}", make)
+                values[np.array(item.batch.indices)[:, None], found["senders"], place] = found["moved"]
+                passes, runs = passes + int(found["passes"][0]), runs + found["moved"].size
                 progress(done * n_receivers + place + 1, len(groups) * n_receivers)
     by_direction = np.stack([values[0::2], values[1::2]]).transpose(0, 2, 3, 1)
     numerators = {"noising": by_direction[0], "denoising": by_direction[1], "both": by_direction.mean(0)}
@@ -141,10 +147,8 @@ def _slots(graph: Graph, name: str) -> tuple[int, ...]:
     return tuple(graph.index(Edge(INPUT, node, slot))[1] for slot in slots)
 
 
-def _of_receiver(
-    model: Model, item: Prepared, senders: Sequence[int], slots: Sequence[int]
-) -> tuple[dict[int, NDArray[np.float64]], int]:
-    """What each sender's path moves, by its place among the senders, ``together`` last; and how many passes it took."""
+def _of_receiver(model: Model, item: Prepared, senders: Sequence[int], slots: Sequence[int]) -> dict[str, NDArray[Any]]:
+    """What each sender's path moves, ``[row, sender]``, places among the senders, ``together`` last; and the passes."""
     graph = model.graph
     reach = [place for place, src in enumerate(senders) if graph.valid[src, list(slots)].any()]
     sets = [*([senders[place]] for place in reach), list(senders)]
@@ -159,7 +163,7 @@ def _of_receiver(
         check_finite(np.stack(moved, axis=1), item.batch.name, "margins")
         found += moved
         passes += 1
-    return dict(zip((*reach, len(senders)), found, strict=True)), passes
+    return {"senders": np.array([*reach, len(senders)]), "moved": np.stack(found, 1), "passes": np.array([passes])}
 
 
 def _shares(

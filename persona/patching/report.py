@@ -95,6 +95,7 @@ def patch_record(study: PatchStudy) -> dict[str, Any]:
             "parts": study.parts,
             "sites": _site_records(study),
             "movers": _mover_records(study),
+            "detectable": study.detectable,
             "paths": _path_records(study),
             "ablation": ablation,
             "passes": study.passes,

@@ -29,6 +29,7 @@ from persona_circuits.persona.lens import (
     read_out,
     read_out_direction,
     study_lens,
+    word_rows,
     write_lens,
 )
 from persona_circuits.persona.streams import collect, grouped, trace
@@ -69,6 +70,29 @@ ROW = {
     "answers": [" blue"],
     "wrong_answers": [" red"],
 }
+
+
+# Words
+
+
+def test_words_are_those_of_hugging_faces_streams_read_out(study, tiny, found, network):
+    """By point and side the mean probability over prompts, of the ten most likely of each."""
+    rows = word_rows(study)
+    assert [row[0] for row in rows] == list(study.points)
+    for side in (0, 1):
+        prompts = [one.placed.ids for one in found.examples[side::2]]
+        for point in range(len(study.points) - 1):
+            total = {}
+            for ids in prompts:
+                stream = hidden(network, ids)[point][0, -1]
+                probabilities = torch.softmax(network.lm_head(network.transformer.ln_f(stream)).double(), -1)
+                for token in probabilities.argsort(descending=True)[:10].tolist():
+                    text = tiny.tokenizer.decode([token])
+                    total[text] = total.get(text, 0.0) + probabilities[token].item() / len(prompts)
+            expected = sorted(total.values(), reverse=True)[:10]
+            words = study.words[point][side]
+            np.testing.assert_allclose([probability for _, probability in words], expected, atol=1e-5)
+            assert repr(words[0][0]) in rows[point][1 + side]
 
 
 # Streams

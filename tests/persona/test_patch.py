@@ -18,7 +18,14 @@ from typer.testing import CliRunner
 from persona_circuits.circuit.errors import FileError, OptionError, TaskError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import load_model
-from persona_circuits.circuit.statistics import Clusters, ratio_interval, ratio_intervals, ratio_p_values
+from persona_circuits.circuit.statistics import (
+    Clusters,
+    detectable_ratio,
+    ratio_interval,
+    ratio_intervals,
+    ratio_p_values,
+)
+from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.task import load_task
 from persona_circuits.cli import app
 from persona_circuits.models.planted import planted_models, write_planted
@@ -398,6 +405,31 @@ def test_p_values_hold_their_level_where_personas_and_questions_are_shared():
     assert np.mean([stats.ttest_1samp(row, 0).pvalue <= 0.05 for row in values]) > 0.2
 
 
+def test_what_would_have_survived_is_where_the_test_turns():
+    """A head of that share, its spread unchanged, has just the p asked for; simulated, half of such heads are found."""
+    rng = np.random.default_rng(1)
+    clusters, level = Clusters.named([""] * 30, [""] * 30, [""] * 30), 0.05 / 144
+    values = rng.normal(0, 1, (5, 30))
+    needed = detectable_ratio(values[:1], np.ones(30), clusters, level=level, negligible=0.1)
+    moved = values[:1] - values[:1].mean() + np.array([[needed], [0.99 * needed], [1.01 * needed]])
+    p = ratio_p_values(moved, np.ones(30), clusters, negligible=0.1)
+    assert p[0] == pytest.approx(level, rel=1e-6)
+    assert p[1] > level > p[2]
+    plain = detectable_ratio(values[:1], np.ones(30), clusters, level=level)
+    assert plain == pytest.approx(stats.t.isf(level / 2, 29) * values[0].std(ddof=1) / np.sqrt(30))
+    each = rng.normal(plain, values[0].std(ddof=1), (400, 30))
+    assert np.mean(ratio_p_values(each, np.ones(30), clusters) <= level) == pytest.approx(0.5, abs=0.1)
+
+
+def test_where_no_head_survives_it_is_said_what_would_have(tiny64, found):
+    few = study_patching(tiny64, found, found, options=PatchOptions(at=("heads",)))
+    assert not any(one.is_mover for one in few.movers)
+    assert few.detectable > 0.1
+    assert any(f"no head survives the correction over 12 heads; one would have needed a share of D of about "
+               f"{few.detectable:.2f}" in note for note in few.notes)  # fmt: skip
+    assert study_patching(tiny64, found, found, options=PatchOptions(at=("stream",))).detectable is None
+
+
 # Files and the command line
 
 
@@ -452,6 +484,71 @@ def test_prompts_of_unequal_length_need_alignment(tiny64, tmp_path):
     site = Site("head", 1, ANSWER, 0)
     both = (one.effects.values[:, one.effects.sites.index(site), -1] for one in (study, even))
     np.testing.assert_allclose(*both, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", [r"sites \d+ ", "ablated ", "paths "])
+def test_a_stopped_study_goes_on_to_the_same_numbers(part, study, tiny64, found, tmp_path, monkeypatch):
+    """Stopped in the middle of each kind of work; what is done is not done again."""
+    made, state = [], tmp_path / "patch.state"
+    real = Kept.of
+
+    def stop(self, name, make):
+        if re.match(part, name) and sum(bool(re.match(part, one)) for one in made) == 2:
+            raise KeyboardInterrupt
+        return real(self, name, lambda: made.append(name) or make())
+
+    how = {"options": replace(EVERY, batch_size=2), "state": state}
+    monkeypatch.setattr(Kept, "of", stop)
+    with pytest.raises(KeyboardInterrupt):
+        study_patching(tiny64, found, found, **how)
+    before = list(made)
+    assert state.is_file()
+    monkeypatch.setattr(Kept, "of", lambda self, name, make: real(self, name, lambda: made.append(name) or make()))
+    again = study_patching(tiny64, found, found, **how)
+    assert len(before) >= 2
+    assert len(set(made)) == len(made) > len(before)
+    assert not state.exists()
+    whole = study_patching(tiny64, found, found, options=how["options"])
+    np.testing.assert_array_equal(again.effects.values, whole.effects.values)
+    np.testing.assert_array_equal(again.paths.values, whole.paths.values)
+    assert again.ablation.random_left == whole.ablation.random_left
+    assert (again.passes, again.runs) == (whole.passes, whole.runs)
+    np.testing.assert_allclose(whole.effects.values, study.effects.values, atol=1e-10)
+
+
+def test_the_state_of_another_study_is_not_taken(tiny64, found, tmp_path, monkeypatch):
+    state, real = tmp_path / "patch.state", Kept.add
+
+    def stop(self, parts):
+        real(self, parts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kept, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        study_patching(tiny64, found, found, options=PatchOptions(at=("stream",)), state=state)
+    first = state.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        study_patching(tiny64, found, found, options=PatchOptions(at=("stream",), seed=1), state=state)
+    assert state.read_bytes() != first
+    assert b"sites 1 " not in state.read_bytes()  # its own first part only
+
+
+def test_ctrl_c_says_what_is_kept(tmp_path, monkeypatch):
+    real = Kept.add
+
+    def stop(self, parts):
+        real(self, parts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Kept, "add", stop)
+    out = tmp_path / "out"
+    done = call("--model", TINY, "--pairs", PAIRS, "--out", out, "--at", "stream")
+    assert done.exit_code == 130
+    assert f"stopped: what is done so far is kept in {out / 'patch.state'}" in done.stderr
+    assert "the same command goes on from there" in done.stderr
+    monkeypatch.undo()
+    assert call("--model", TINY, "--pairs", PAIRS, "--out", out, "--at", "stream").exit_code == 0
+    assert not (out / "patch.state").exists()
 
 
 def call(*arguments):

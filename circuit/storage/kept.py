@@ -1,0 +1,113 @@
+"""Long work in parts: what is done is kept in a file, and a stopped work goes on from there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from persona_circuits.circuit.errors import WriteError
+from persona_circuits.circuit.storage.reading import read_state, state_metadata
+from persona_circuits.circuit.storage.writing import write_bytes
+
+__all__ = [
+    "Kept",
+    "packed",
+    "search_of",
+    "unpacked",
+]
+
+SAVE_SECONDS = 30.0
+
+
+class Kept:
+    """Parts of one work, by name, each a few arrays; nothing is written where there is no ``path``.
+
+    As a context it writes what is done when it is left by an error or a signal, at most twice a minute before that,
+    and removes the file when the work is through.
+
+    Parameters
+    ----------
+    search
+        What the work is (``search_of``). A file of another work is not used.
+
+    Examples
+    --------
+    >>> with Kept(None, "squares") as kept:
+    ...     kept.of("two", lambda: {"square": np.array([4.0])})["square"].tolist()
+    [4.0]
+    """
+
+    def __init__(self, path: str | Path | None, search: str) -> None:
+        self.path, self.search = None if path is None else Path(path), search
+        self.known: dict[str, np.ndarray] = read_state(self.path, search)
+        self._saved, self._new = time.monotonic(), False
+
+    def of(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """The arrays of a part: those that are kept, else made now."""
+        found: Mapping[str, np.ndarray] = self.part(name)
+        if not found:
+            found = make()
+            self.add({name: found})
+        return found
+
+    def part(self, name: str) -> dict[str, np.ndarray]:
+        """The arrays of a part that is kept; none where it is not."""
+        own = f"{name}/"
+        return {key.removeprefix(own): array for key, array in self.known.items() if key.startswith(own)}
+
+    def add(self, parts: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+        """Keep parts, all of them or none, in place of those of the same names; they must not be changed after."""
+        if self.path is None:
+            return
+        self.known |= {
+            f"{name}/{key}": np.ascontiguousarray(array) for name, part in parts.items() for key, array in part.items()
+        }  # safetensors writes memory as it lies
+        self._new = True
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self._save()
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.path is None:
+            return
+        if kind is None:
+            self.path.unlink(missing_ok=True)
+        elif self._new:
+            with contextlib.suppress(WriteError):  # the error that ends the work is the one to tell
+                self._save()
+
+    def _save(self) -> None:
+        from safetensors.numpy import save
+
+        assert self.path is not None
+        write_bytes(save(self.known, metadata=state_metadata(self.search, self.known)), self.path)
+        self._saved, self._new = time.monotonic(), False
+
+
+def search_of(*parts: object) -> str:
+    """What a work is: the SHA-256 of all that its results depend on, as Python writes it."""
+    return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
+
+
+def packed(content: Any) -> np.ndarray:
+    """Plain values as an array of bytes, so that they can be kept: JSON, whose numbers come back as they were.
+
+    Examples:
+        >>> unpacked(packed([0.1, None, "a"]))
+        [0.1, None, 'a']
+    """
+    return np.frombuffer(json.dumps(content).encode(), dtype=np.uint8)
+
+
+def unpacked(array: np.ndarray) -> Any:
+    """What was packed."""
+    return json.loads(array.tobytes())
