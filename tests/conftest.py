@@ -1,5 +1,10 @@
-"""Shared fixtures. Shapes in signatures are checked throughout: the import hook costs nothing in production."""
+"""Shared fixtures. Shapes in signatures are checked; in production nothing is, and it costs nothing.
 
+The check doubles what a small model takes, so a test of many cases has it in its first, and tests of whole commands,
+which call what others call with shapes checked, have none.
+"""
+
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 _HOOK = install_import_hook(
@@ -18,8 +23,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in the background
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 
 ROOT = Path(__file__).resolve().parent.parent
+WHOLE_COMMANDS = ("test_cli.py", "test_bench.py", "test_budget.py", "test_load.py", "test_fuzz.py", "test_library.py")
 DATA = ROOT / "tests" / "data"
 CRAFTGPT = ROOT.parent / "shared" / "models" / "craftgpt-5m"
+
+
+def pytest_runtest_setup(item):
+    """Shapes are checked in the first case of every test."""
+    first = not hasattr(item, "callspec") or not any(item.callspec.indices.values())
+    jaxtyping_config.update("jaxtyping_disable", not first or item.path.name in WHOLE_COMMANDS)
 
 
 @pytest.fixture(scope="session")
