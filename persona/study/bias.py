@@ -65,7 +65,8 @@ def derived_bias(
     progress = stage("asking without a persona") if stage else None
     wordings = dict.fromkeys(Neutral(item.question, _wording(item.pair), item.pair.neutral) for item in items)
     how: dict[str, Any] = {"source": file.source, "batch_size": batch_size}
-    found = measure_pairs(model, items, neutral=tuple(wordings), progress=progress, **how)
+    unasked = [replace(item, pair=replace(item.pair, neutral="")) for item in items]  # not by its own wording
+    found = measure_pairs(model, unasked, neutral=tuple(wordings), progress=progress, **how)
     alone = [item for item, one in zip(items, found, strict=True) if one.neutral is None]
     own = measure_pairs(model, [_under_nobody(item) for item in alone], alike=True, **how) if alone else ()
     b0 = {one.item.pair.line: one.neutral.margin for one in found if one.neutral is not None}
