@@ -25,7 +25,7 @@ def test_a_line_a_minute_says_how_far_it_is_and_what_is_left(log):
     clock, said, lines = log
     tell = lines.stage("eap-ig scores")
     for done in range(1, 13):
-        clock.now += 20
+        clock.now += 20.0
         tell(done, 40)
     assert said == [
         "eap-ig scores: 3 of 40, 60 s so far, about 12.3 min left",
@@ -39,17 +39,17 @@ def test_a_stage_that_reports_nothing_is_said_to_be_at_work(log):
     clock, said, lines = log
     lines.beat()
     lines.stage("loading a model")
-    clock.now = 59
+    clock.now = 59.0
     lines.beat()
     assert not said
-    clock.now = 61
+    clock.now = 61.0
     lines.beat()
     lines.beat()
     assert said == ["loading a model: 61 s so far"]
     lines.stage("scores")
-    clock.now = 100
+    clock.now = 100.0
     lines.beat()
-    clock.now = 130
+    clock.now = 130.0
     lines.beat()
     assert said[1:] == ["scores: 69 s so far"]
 
@@ -59,7 +59,7 @@ def test_the_heart_beats_by_itself(monkeypatch, capsys):
     import threading
 
     told = threading.Event()
-    monkeypatch.setattr(progress.typer, "echo", lambda text, err: (print(text), told.set()))
+    monkeypatch.setattr("persona_circuits.commands.terminal.say", lambda text, err: (print(text), told.set()))
     times = iter([0.0, 0.0, 61.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(times, 61.0))
     with progress.progress_bars() as stage:

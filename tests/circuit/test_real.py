@@ -125,6 +125,7 @@ def test_the_pairs_that_are_shipped_for_it_make_a_circuit_file(folder, tmp_path,
     pairs, out = tmp_path / "few.jsonl", tmp_path / "run"
     pairs.write_text("\n".join(few) + "\n")
     options = ["--method", "eap", "--prune", "top-n", "--top-n", "200", "--n-random", "1", "--out", str(out), "--json"]
+    options.append("--force")  # two pairs show no effect
     done = CliRunner().invoke(cli.app, ["discover", "--model", NAME, "--pairs", str(pairs), *options])
     assert done.exit_code == 0, done.output
     assert not faults_of(out / "circuit.json")

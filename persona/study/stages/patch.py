@@ -46,6 +46,8 @@ def patch_numbers(found: Found, study: PatchStudy) -> None:
     movers = [one for one in study.movers if one.is_mover]
     what = "heads that carry more than a negligible share of D to the answer (false discovery rate .05)"
     found.add("patch.movers", len(movers), what, n=len(study.movers), source=SOURCE)
+    what = "share of D that a head would need to be found by the correction, were it the only one"
+    found.add("patch.detectable", study.detectable, what, unit="share", n=n, source=SOURCE)
     for rank, one in enumerate(study.movers[:SHOWN], 1):
         what = f"share of D that {one.head} brings over at the answer"
         about = {"unit": "share", "n": n, "source": SOURCE}
