@@ -60,10 +60,11 @@ def test_the_heart_beats_by_itself(monkeypatch, capsys):
 
     told = threading.Event()
     monkeypatch.setattr("persona_circuits.commands.terminal.say", lambda text, err: (print(text), told.set()))
-    times = iter([0.0, 0.0, 61.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times, 61.0))
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
     with progress.progress_bars() as stage:
         stage("loading\x1b a model")
+        clock.now = 61.0
         assert told.wait(20)
     assert capsys.readouterr().out == "loading\\u001b a model: 61 s so far\n"
 
@@ -76,10 +77,12 @@ def test_a_terminal_has_bars_with_what_is_left(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(progress.sys, "stderr", screen)
     monkeypatch.setenv("COLUMNS", "200")
-    times = iter([0.0, 30.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times, 30.0))
+    clock = Clock()
+    monkeypatch.setattr(progress.time, "monotonic", clock)
     with progress.progress_bars() as stage:
-        stage("scores")(1, 4)
+        tell = stage("scores")
+        clock.now = 30.0
+        tell(1, 4)
     assert "scores" in screen.getvalue()
     assert "about 90 s left" in screen.getvalue()
 

@@ -51,7 +51,7 @@ def test_two_processes_find_what_one_finds(tmp_path, more):
     from persona_circuits.circuit.io import read_circuit, read_scores
 
     base = ["discover", "--model", str(DATA / "tiny-gpt2"), "--pairs", str(DATA / "tiny_pairs.json")]
-    base += ["--batch-size", "3", "--n-random", "3", "--json"]
+    base += ["--batch-size", "3", "--n-random", "3", "--force", "--json"]
     printed = {}
     for n in (1, 2):
         done = launch([*base, *more, "--out", str(tmp_path / str(n))], n)
