@@ -8,6 +8,7 @@ WORKERS ?= 2
 PEERS ?= benchmarks/peers/.venv
 CRAFTGPT ?= ../shared/models/craftgpt-5m
 SMOLLM2 ?=
+SMOLLM2_PAIRS ?= datasets/natural_pairs_smollm2.jsonl
 NATURAL ?= smollm2-135m-instruct gemma-3-270m
 STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
