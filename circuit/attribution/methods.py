@@ -44,7 +44,6 @@ __all__ = [
     "activation_cost",
     "completeness_of",
     "random_scores",
-    "ruled",
     "score",
     "score_parts",
 ]

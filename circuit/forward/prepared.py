@@ -131,7 +131,7 @@ class KeptRuns:
     Runs are kept up to ``KEPT_BYTES``, and none where the model has a budget; the rest is run anew each time.
     """
 
-    def __init__(self, model: Model, batches: Iterable[Batch], ablation: Ablation | None = None) -> None:
+    def __init__(self, model: Model, batches: Iterable[Batch | Prepared], ablation: Ablation | None = None) -> None:
         self.model, self.ablation = model, ablation
         self._groups: list[list[Batch | Prepared]] = [[batch] for batch in batches]
         self._room = 0 if model.budget is not None else KEPT_BYTES

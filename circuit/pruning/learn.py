@@ -10,9 +10,7 @@ end's: a score looks at one edge with all others in place, a gate at what edges 
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +26,9 @@ from persona_circuits.circuit.forward import Ablation, KeptRuns, Prepared, bare,
 from persona_circuits.circuit.forward.gated import gated_bytes, gated_logits
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.pruning.select import top_n
+from persona_circuits.circuit.pruning.select import check_n, top_n
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.storage import read_state, state_metadata, write_bytes
+from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric
@@ -54,7 +52,6 @@ SHRINKING = 0.6
 """Share of the steps after which the size is the end's."""
 TIES = 1e-9
 MAX_BYTES = 1 << 30
-SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,6 @@ class Learned:
 
     circuit: Circuit
     open: Scores
-    passes: int
 
 
 def learn(
@@ -123,8 +119,7 @@ def learn(
     OptionError
         The size is not between 1 and the number of edges, or several processes share the work.
     """
-    if not 1 <= schedule.n <= model.graph.n_edges:
-        raise OptionError(f"the number of edges to keep must be from 1 to {model.graph.n_edges}, got {schedule.n}")
+    check_n(schedule.n, model.graph)
     if ranks.size() > 1:
         raise OptionError("learned masks are trained by one process; run --prune learn without torchrun")
     if schedule.steps < 1:
@@ -135,7 +130,7 @@ def learn(
     if scores is not None:  # gates that were never opened are in the order of their scores
         chance += TIES * np.abs(scores.values) / max(np.abs(scores.values).max(), np.finfo(float).tiny)
     found = Scores(model.graph, np.where(model.graph.valid, chance, 0.0))
-    return Learned(top_n(found, schedule.n), found, training.step)
+    return Learned(top_n(found, schedule.n), found)
 
 
 class _Training:
@@ -189,19 +184,14 @@ class _Training:
         return self.first_size * (self.schedule.n / self.first_size) ** done
 
     def run(self, state: Path | None, progress: Progress | None) -> None:
-        key = self._key() if state else ""
-        self._resume(state, key)
-        saved = time.monotonic()
-        while self.step < self.schedule.steps:
-            self._one(self.step)
-            self.step += 1
-            if progress is not None:
-                progress(self.step, self.schedule.steps)
-            if state and time.monotonic() - saved > SAVE_SECONDS:
-                self._save(state, key)
-                saved = time.monotonic()
-        if state:
-            state.unlink(missing_ok=True)
+        with Kept(state, self._search()) as kept:
+            self._resume(kept.part("gates"))
+            while self.step < self.schedule.steps:
+                self._one(self.step)
+                self.step += 1
+                kept.add({"gates": self._arrays()})
+                if progress is not None:
+                    progress(self.step, self.schedule.steps)
 
     def _one(self, step: int) -> None:
         """A step depends on its number and the gates alone, so that training that was stopped goes on the same."""
@@ -222,31 +212,26 @@ class _Training:
             (PRICE * (self._size() / self.wanted(step)).log().square()).backward()
         self.optimiser.step()
 
-    def _key(self) -> str:
+    def _search(self) -> str:
         """Which training this is."""
-        about = [self.model.fingerprint, self.metric.name, repr(self.schedule), str(len(self.runs)), str(self.scale)]
-        return hashlib.sha256("\n".join(about).encode() + self.start.tobytes()).hexdigest()
+        model, start = self.model.fingerprint, self.start.tobytes()
+        return search_of(model, self.metric.name, self.schedule, len(self.runs), self.scale, start)
 
-    def _save(self, state: Path, key: str) -> None:
-        from safetensors.numpy import save
-
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """Copies of all that the next step stands on."""
         own = self.optimiser.state[self.logits]
-        arrays = {
-            "logits": self.logits.detach().cpu().numpy(),
-            "first": own["exp_avg"].cpu().numpy(),
-            "second": own["exp_avg_sq"].cpu().numpy(),
-            "step": np.array([self.step]),
-        }
-        write_bytes(save(arrays, metadata=state_metadata(key, arrays)), state)
+        tensors = {"logits": self.logits.detach(), "first": own["exp_avg"], "second": own["exp_avg_sq"]}
+        return {"step": np.array([self.step]), **{name: x.cpu().numpy().copy() for name, x in tensors.items()}}
 
-    def _resume(self, state: Path | None, key: str) -> None:
-        found = read_state(state, key)
-        if set(found) != {"logits", "first", "second", "step"}:
+    def _resume(self, found: dict[str, np.ndarray]) -> None:
+        if not found:
             return
         self.step = int(found["step"][0])
-        first, second = (torch.from_numpy(found[name].copy()).to(self.logits) for name in ("first", "second"))
+        logits, first, second = (
+            torch.from_numpy(found[name]).to(self.logits) for name in ("logits", "first", "second")
+        )
         with torch.no_grad():
-            self.logits.copy_(torch.from_numpy(found["logits"].copy()))
+            self.logits.copy_(logits)
         step = torch.tensor(float(self.step))
         self.optimiser.state[self.logits] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
 
@@ -261,10 +246,14 @@ def _start(scores: Scores, n: int) -> Float[np.ndarray, "src dst"]:
     return out
 
 
-def _parts(model: Model, batches: Sequence[Batch | Prepared], ablation: Ablation | None, max_bytes: int) -> list[Batch]:
-    """Batches of as many rows as a differentiated pass holds within the bound."""
-    found: list[Batch] = []
-    for batch in map(bare, batches):
-        n_late = batch.n_tokens - first_difference(batch, ablation)
-        found += batch.parts(max(2, max_bytes // gated_bytes(model, n_late)))
+def _parts(
+    model: Model, batches: Sequence[Batch | Prepared], ablation: Ablation | None, max_bytes: int
+) -> list[Batch | Prepared]:
+    """Batches of as many rows as a differentiated pass holds within the bound; whole ones keep their plain runs."""
+    found: list[Batch | Prepared] = []
+    for item in batches:
+        batch = bare(item)
+        n_late = batch.n_tokens - first_difference(item, ablation)
+        parts = batch.parts(max(2, max_bytes // gated_bytes(model, n_late)))
+        found += [item] if len(parts) == 1 else parts
     return found

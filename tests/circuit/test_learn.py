@@ -1,7 +1,5 @@
 """Gates against the patched forward pass and finite differences; training against circuits that were planted."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -12,6 +10,7 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import make_ablation, measure, patched_logits, prepare
 from persona_circuits.circuit.forward.gated import gated_logits
 from persona_circuits.circuit.pruning import Schedule, learn, top_n
+from persona_circuits.circuit.storage import kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
@@ -78,7 +77,7 @@ def test_it_keeps_more_of_the_effect_than_the_scores_it_started_from(tiny, group
 
 
 def test_training_that_was_stopped_goes_on_the_same(tiny, groups, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[learn.__module__], "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(kept, "SAVE_SECONDS", -1.0)
     scores, schedule, state = eap_ig(tiny, groups, METRIC), Schedule(30, steps=8), tmp_path / "gates.safetensors"
     whole = learn(tiny, groups, METRIC, scores, schedule)
 
