@@ -26,6 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.errors import WriteError
 
 __all__ = [
@@ -155,11 +156,15 @@ def replace_files(*paths: str | Path) -> Iterator[tuple[Path, ...]]:
 def working_folder(folder: str | Path) -> Iterator[Path]:
     """The folder, made if it is not there; if nothing is in it after the block, it is removed again.
 
+    Of several processes the first one removes it: another may have ended while that one still writes.
+
     Raises:
         WriteError: it cannot be made.
     """
     folder = Path(folder)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
+    if not ranks.is_first():
+        made = []
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
