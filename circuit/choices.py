@@ -45,5 +45,5 @@ DTYPE_NAMES = ("float32", "bfloat16-weights", "bfloat16", "float16", "float64")
 """The keys of ``circuit.model.DTYPES``."""
 PROMPT_FORMATS = ("cue", "first-person", "interview", "few-shot", "chat-cue", "options", "letters")
 """Ways to put a question whose answer is one word: ``persona.data.formats``."""
-FRAMES = ("you", "friend", "book", "past", "not", "nobody")
+FRAMES = ("you", "again", "friend", "book", "past", "not", "nobody")
 """Of whom a persona is said: ``persona.pairs.frames``."""

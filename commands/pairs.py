@@ -180,7 +180,12 @@ def vary(
     ] = None,
     frame: Annotated[
         list[str] | None,
-        typer.Option(help="you, friend, book, past, not or nobody: of whom the persona is said; may be repeated."),
+        typer.Option(
+            help="you, again, friend, book, past, not or nobody: of whom the persona is said; may be repeated."
+        ),
+    ] = None,
+    personas: Annotated[
+        Path | None, typer.Option(help="For --frame again: the personas, whose paraphrases it takes.")
     ] = None,
     model: ModelOption = None,
     split: Annotated[str | None, typer.Option(help="Pairs of one split only.")] = None,
@@ -188,18 +193,25 @@ def vary(
 ) -> None:
     """Say the same pairs in other ways: of a friend, of nobody, denied; or late, repeated, by rules of substitution."""
     with errors_as_exit_codes():
+        from persona_circuits.circuit.choices import FRAMES
         from persona_circuits.circuit.errors import OptionError
         from persona_circuits.circuit.storage import check_output_file, working_folder
         from persona_circuits.circuit.task import MODEL, resolve
-        from persona_circuits.persona.data import load_tokenizer
+        from persona_circuits.persona.data import load_tokenizer, read_personas
         from persona_circuits.persona.pairs import framed, read_rules, vary, write_rows
 
         if (rules is None) == (not frame):
-            raise OptionError("give --frame (you, friend, book, past, not, nobody) or --rules FILE, one of the two")
+            raise OptionError(f"give --frame ({', '.join(FRAMES)}) or --rules FILE, one of the two")
         named: Any = tuple(dict.fromkeys(frame or ())) if rules is None else read_rules(resolve(str(rules)))
         check_output_file(out, makes_folder=True)
-        said: Any = framed if rules is None else vary
-        found = said(resolve(str(pairs)), named, load_tokenizer(model or MODEL), split=split)
+        where, reader = resolve(str(pairs)), load_tokenizer(model or MODEL)
+        if rules is None:
+            known = read_personas(resolve(str(personas))) if personas else ()
+            found = framed(where, named, reader, split=split, personas=known)
+        elif personas:
+            raise OptionError("--personas is for --frame again; --rules takes none")
+        else:
+            found = vary(where, named, reader, split=split)
         with working_folder(out.parent):
             write_rows(found.rows, out)
         dropped = {reason: list(ids) for reason, ids in found.dropped.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,6 +37,9 @@ def study(
     prior_pairs: Annotated[
         Path | None, typer.Option("--prior-pairs", help="Pairs for the generic prior, of the prior-pairs command.")
     ] = None,
+    frames: Annotated[
+        Path | None, typer.Option("--frames", help="The pairs in frames, of vary --frame: of whom the persona is said.")
+    ] = None,
     personas: Annotated[
         Path | None, typer.Option(help="Personas with traits and wordings, for probes. (default: the shipped ones)")
     ] = None,
@@ -56,7 +60,7 @@ def study(
         from persona_circuits.persona.study import load_plan, run_study
 
         options, name = options.checked(), source.name()
-        files = _study_files(source.pairs, controls, variants, prior_pairs, personas)
+        files = _study_files(source.pairs, controls, variants, prior_pairs, personas, frames)
         plans = [load_plan(path) for path in plan or ()]
         check_output_folder(out)
         stages = tuple(part.strip() for part in only.split(",")) if only else ()
@@ -74,8 +78,8 @@ def _study_files(pairs: Path | None, *others: Path | None) -> Any:
 
     shipped = ("study_world_controls", "study_world_variants", "pairs_prior", "personas")
     more = []
-    for given, default in zip(others, shipped, strict=True):
-        path, label = path_and_name(given, f"datasets/{default}.jsonl" if pairs is None else None)
+    for given, default in zip_longest(others, shipped):
+        path, label = path_and_name(given, f"datasets/{default}.jsonl" if default and pairs is None else None)
         more.append(None if path is None else StudyFile.at(path, label))
     return StudyFiles(StudyFile.at(*path_and_name(pairs, "datasets/study_world.jsonl")), *more)
 

@@ -177,7 +177,7 @@ ALWAYS = {
     "--mine-candidates "
     "--per-question --test-share --leaks --filler --align --null --add-neutral --neutral-wordings --seed "
     "--json",
-    "vary": "--pairs --rules --frame --out --model --split --json",
+    "vary": "--pairs --rules --frame --personas --out --model --split --json",
     "formats": "--model --personas --questions --contrast --format --max-pairs --min-mass --n-answers --test-share "
     "--n-resamples --out --seed --device --dtype --revision --batch-size --json",
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
@@ -192,7 +192,7 @@ ALWAYS = {
     "--batch-size --fitting --json",
     "patch": "--model --pairs --at --parts --to --ablate --null --align --train-split --out --seed --device "
     "--dtype --batch-size --fitting --json",
-    "study": "--model --pairs --null --variants --prior-pairs --personas --plan --only --threshold "
+    "study": "--model --pairs --null --variants --prior-pairs --frames --frame-edges --personas --plan --only --threshold "
     "--target-faithfulness --max-pairs --n-random --probe-every --n-resamples --quick --thorough "
     "--compact --out --seed --device --dtype --revision --batch-size --json",
     "respond": "--model --personas --questions --template --out --wordings --question-wordings --samples "

@@ -1,6 +1,7 @@
 """The same persona said of somebody else: what is left of its effect is what its words do, not who somebody is.
 
     you      You are a monk.                 the persona itself
+    again    You are somebody who prays.     the persona itself in other words of equal meaning: what a change of words does
     friend   Your friend is a monk.          somebody else
     book     This book describes a monk.     a mention
     past     You were once a monk.           no longer
@@ -22,6 +23,7 @@ from typing import Any
 from persona_circuits.circuit.choices import FRAMES
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.task import Reader, token_ids
+from persona_circuits.persona.data import Persona, first_person
 from persona_circuits.persona.pairs.variants import Unfit, Varied, checked_row, rows_of
 
 __all__ = [
@@ -46,26 +48,37 @@ SAID = {
         "nobody": ("Nobody here is", "Nobody is"),
     },
 }
+SIDES = ("clean", "corrupt")
 BEGINS = {"second": re.compile(r"You are\b"), "first": re.compile(r"I am\b")}
 
 
-def framed(pairs: Any, frames: Sequence[str], reader: Reader, *, split: str | None = None) -> Varied:
+def framed(
+    pairs: Any,
+    frames: Sequence[str],
+    reader: Reader,
+    *,
+    split: str | None = None,
+    personas: Sequence[Persona] = (),
+) -> Varied:
     """Every pair of a file, or of rows, in every one of these frames, checked as ``vary`` checks.
 
     Rows get ``variant``, the frame; ``base``, the id of the pair; and ``frame_matched``, whether all frames of this
-    pair have the same number of tokens.
+    pair have the same number of tokens. ``again`` takes its words from the paraphrases of ``personas``.
 
     Raises:
-        OptionError: there is no such frame.
+        OptionError: there is no such frame, or ``again`` is asked for without personas.
         TaskError: the file cannot be read, or no pair is left in every frame (with the reasons).
     """
     if unknown := [name for name in frames if name not in FRAMES]:
         raise OptionError(f"--frame {unknown[0]!r} is not one of {', '.join(FRAMES)}")
+    if "again" in frames and not personas:
+        raise OptionError("--frame again says a persona in its other words: give the personas' file with --personas")
+    others = {persona.name: persona.wordings for persona in personas}
     rows: list[Mapping[str, Any]] = []
     dropped: dict[str, list[str]] = {}
     for base in rows_of(pairs, split):
         try:
-            rows += _in_frames(base, tuple(frames), reader)
+            rows += _in_frames(base, tuple(frames), reader, others)
         except Unfit as fault:
             dropped.setdefault(str(fault), []).append(str(base["id"]))
     if not rows:
@@ -74,27 +87,47 @@ def framed(pairs: Any, frames: Sequence[str], reader: Reader, *, split: str | No
     return Varied(tuple(rows), {reason: tuple(ids) for reason, ids in dropped.items()})
 
 
-def _in_frames(row: Mapping[str, Any], frames: tuple[str, ...], reader: Reader) -> list[Mapping[str, Any]]:
+def _in_frames(
+    row: Mapping[str, Any], frames: tuple[str, ...], reader: Reader, others: Mapping[str, Sequence[str]]
+) -> list[Mapping[str, Any]]:
     voice, places = _begins(row)
-    texts = {
-        (frame, said): tuple(
-            _with(row[side], place, said) for side, place in zip(("clean", "corrupt"), places, strict=True)
-        )
+    ways = {
+        frame: [
+            tuple(_with(row[side], place, said) for side, place in zip(SIDES, places, strict=True))
+            for said in SAID[voice][frame]
+        ]
         for frame in frames
-        for said in SAID[voice][frame]
+        if frame != "again"
     }
-    lengths = {key: len(token_ids(both[0], reader)) for key, both in texts.items()}
-    chosen, alike = _matched(frames, voice, lengths)
+    if "again" in frames:
+        ways["again"] = _again(row, voice, others, reader)
+    chosen, alike = _matched([ways[frame] for frame in frames], reader)
     return [
-        {**checked_row(row, frame, texts[frame, said], reader), "frame_matched": alike}
-        for frame, said in zip(frames, chosen, strict=True)
+        {**checked_row(row, frame, texts, reader), "frame_matched": alike}
+        for frame, texts in zip(frames, chosen, strict=True)
     ]
+
+
+def _again(
+    row: Mapping[str, Any], voice: str, others: Mapping[str, Sequence[str]], reader: Reader
+) -> list[tuple[str, ...]]:
+    """The pair with both personas in other words, of one length: all ways to do so."""
+    said = []
+    for side, key in zip(SIDES, ("persona_a", "persona_b"), strict=True):
+        start, end = row["spans"][side]["persona"]["chars"]
+        own = row[side][start:end]
+        texts = [first_person(text) if voice == "first" else text for text in others.get(row.get(key, ""), ())]
+        said.append([row[side][:start] + text + row[side][end:] for text in texts if text != own])
+    found = [both for both in product(*said) if len({len(token_ids(text, reader)) for text in both}) == 1]
+    if not found:
+        raise Unfit("again: its personas have no other paraphrases of one length")
+    return found
 
 
 def _begins(row: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], tuple[int, int]]]:
     """Whether the persona is said in the second or first person, and which characters of either prompt say it."""
     try:
-        starts = [row["spans"][side]["persona"]["chars"][0] for side in ("clean", "corrupt")]
+        starts = [row["spans"][side]["persona"]["chars"][0] for side in SIDES]
     except (KeyError, TypeError, IndexError):
         raise Unfit("the row does not say where its persona stands ('spans'); build it with pairs") from None
     for voice, pattern in BEGINS.items():
@@ -108,15 +141,13 @@ def _with(text: str, place: tuple[int, int], said: str) -> str:
     return text[: place[0]] + said + text[place[1] :]
 
 
-def _matched(
-    frames: tuple[str, ...], voice: str, lengths: Mapping[tuple[str, str], int]
-) -> tuple[tuple[str, ...], bool]:
-    """A wording of each frame: the first ones of equal length, else the first ones that differ least in length."""
-    ways = list(product(*(SAID[voice][frame] for frame in frames)))
+def _matched(ways: Sequence[Sequence[tuple[str, ...]]], reader: Reader) -> tuple[tuple[tuple[str, ...], ...], bool]:
+    """A way of each frame: the first ones of equal length, else the first ones that differ least in length."""
+    lengths = {way: len(token_ids(way[0], reader)) for some in ways for way in some}
 
-    def apart(way: tuple[str, ...]) -> int:
-        found = [lengths[frame, said] for frame, said in zip(frames, way, strict=True)]
+    def apart(chosen: tuple[tuple[str, ...], ...]) -> int:
+        found = [lengths[way] for way in chosen]
         return max(found) - min(found)
 
-    best = min(ways, key=apart)
+    best = min(product(*ways), key=apart)
     return best, apart(best) == 0

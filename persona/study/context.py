@@ -77,12 +77,13 @@ class StudyFiles:
     variants: StudyFile | None = None
     prior: StudyFile | None = None
     personas: StudyFile | None = None
+    frames: StudyFile | None = None
 
     def as_dict(self) -> dict[str, dict[str, str] | None]:
         """Names and SHA-256, by role."""
         return {
             role: None if (file := getattr(self, role)) is None else {"source": file.label, "sha256": file.sha256}
-            for role in ("pairs", "controls", "variants", "prior", "personas")
+            for role in ("pairs", "controls", "variants", "prior", "personas", "frames")
         }
 
 
@@ -99,6 +100,7 @@ class Context:
         self.whole = self.pairs = items_of(self.task, files.pairs.path)
         self.controls = _items(files.controls)
         self.variants = _items(files.variants)
+        self.frames = _items(files.frames)
         self.prior = None if files.prior is None else files.prior.task()
         self.personas: tuple[Persona, ...] = () if files.personas is None else read_personas(files.personas.path)
         if options.quick:
@@ -189,7 +191,9 @@ class Context:
         if self.controls is not None:
             self.controls = _few(self.controls, lambda item: item.control, QUICK_PAIRS // 2)
         if self.variants is not None:
-            self.variants = _few(self.variants, lambda item: item.pair.row.get("variant"), QUICK_PAIRS // 2)
+            self.variants = _few(self.variants, _variant, QUICK_PAIRS // 2)
+        if self.frames is not None:
+            self.frames = _few(self.frames, lambda item: (_variant(item), item.pair.split), QUICK_PAIRS // 2)
         if self.prior is not None:
             parts = [some_of(self.prior.of_split(name), QUICK_PAIRS // 2) for name in self.prior.splits or ("all",)]
             self.prior = replace(self.prior, pairs=tuple(pair for part in parts for pair in part.pairs))
@@ -203,6 +207,10 @@ def some_of(task: Task, n: int) -> Task:
     """At most ``n`` of a task's pairs, evenly taken."""
     places = np.unique(np.linspace(0, len(task.pairs) - 1, min(n, len(task.pairs))).round().astype(int))
     return replace(task, pairs=tuple(task.pairs[place] for place in places))
+
+
+def _variant(item: Item) -> object:
+    return item.pair.row.get("variant")
 
 
 def _items(file: StudyFile | None) -> ItemFile | None:

@@ -32,6 +32,7 @@ class StudyOptions(PlainNumbers):
     steps: int = 5
     threshold: Annotated[float, Option("Of the circuits, as a share of |D|.")] = 0.003
     target: Annotated[float, Option("Of the smallest circuit.", name="--target-faithfulness")] = 0.9
+    frame_edges: Annotated[int, Option("Edges of the circuit of each frame.")] = 300
     probe_every: Annotated[int, Option("Probe behind every so many blocks.")] = 2
     quick: Annotated[bool, Option("The least of everything, to see that it runs.")] = False
     thorough: Annotated[bool, Option("All pairs, and the tests as evaluate makes them: hours on a CPU.")] = False
@@ -45,7 +46,7 @@ class StudyOptions(PlainNumbers):
         Raises:
             OptionError: a number is out of its range.
         """
-        for name in ("n_resamples", "n_random", "max_pairs", "steps", "probe_every", "batch_size"):
+        for name in ("n_resamples", "n_random", "max_pairs", "steps", "frame_edges", "probe_every", "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.threshold < 1 or not 0 < self.target <= 1:

@@ -30,6 +30,7 @@ GOAL = (
 METHODS = {
     "behaviour": ("collapse", "every pair under both personas: D, b, choices among all candidates, controls beside"),
     "contrasts": ("collapse, explain", "levels of the pairs' axes against each other, and variants of one pair"),
+    "frames": ("vary, collapse, discover", "the same persona said of somebody else, a paraphrase beside; circuits"),
     "causes": ("explain", "a verdict per pair by thresholds fixed beforehand, and its causal test"),
     "where": ("probe, lens", "probes, the logit lens and causal persistence, by layer and position"),
     "circuit": ("discover, evaluate, compare, specificity", "circuits for D and for the prior, and their tests"),
@@ -162,6 +163,13 @@ def _results(numbers: Numbers, extras: Mapping[str, Mapping[str, Any]], out: Pat
         compared = ("n", "divergence", "divergence_ratio", "collapse", "access", "signal_persona", "signal_answer")
         yield _grid(numbers, "variants", variants, compared)
         yield _tested(numbers, "variants.", ("_difference",))
+    if frames := _parts(numbers, "frames", 1, ".n"):
+        yield "### Frames"
+        compared = ("n", "divergence", "divergence_ratio", "correlation", "collapse", "mass", "edges", "f.own", "f.of_you",
+                    "f.random", "edges_jaccard", "nodes_jaccard")  # fmt: skip
+        yield _grid(numbers, "frames", frames, compared)
+        yield _tested(numbers, "frames.", ("_difference", "_shared_exchanged"))
+        yield _figures(out, "frames")
     yield "### Where"
     yield from _where(numbers, out)
     yield "### Circuit"

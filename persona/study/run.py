@@ -32,6 +32,7 @@ from persona_circuits.persona.study.stages import (
     run_causes,
     run_circuit,
     run_contrasts,
+    run_frames,
     run_patch,
     run_steering,
     run_where,
@@ -46,6 +47,7 @@ __all__ = [
 STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
     "behaviour": run_behaviour,
     "contrasts": run_contrasts,
+    "frames": run_frames,
     "causes": run_causes,
     "where": run_where,
     "circuit": run_circuit,
@@ -54,13 +56,13 @@ STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
 }
 RECORDS = ("stage", "circuit", "real_circuits_1", "summary", "comparison", "specificity")
 PICTURES = (
-    *("divergence-by-prior", "levels-divergence", "levels-collapse", "verdicts", "signal", "persistence"),
+    *("divergence-by-prior", "frames", "levels-divergence", "levels-collapse", "verdicts", "signal", "persistence"),
     *("lens-divergence", "probe-identity", "probe-preference", "graph", "difference", "specificity"),
     *("gain", "flips", "movers"),
 )
 """What a compact study keeps besides tables: records of circuits, and the pictures that say most."""
-SEARCHES = ("acdc", "smallest", "specificity")
-"""Of these folders of the stage ``circuit`` it keeps no picture of a graph."""
+SEARCHES = ("acdc", "smallest", "specificity", "frames")
+"""Of these folders it keeps no picture of a graph."""
 
 
 def run_study(

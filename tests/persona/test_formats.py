@@ -16,6 +16,7 @@ from persona_circuits.persona.behaviour import averaged, measure_pairs, order_ef
 from persona_circuits.persona.data import first_person, load_format, load_items
 from persona_circuits.persona.pairs import PairOptions, framed, write_rows
 
+AGAIN = {"monk": "You are a good monk.", "actor": "You are a good actor."}
 ASKED = replace(DRINK, cue="My answer is")
 
 
@@ -151,10 +152,13 @@ def tmp_path_pairs(tmp_path):
 
 def test_frames_say_the_persona_of_others_with_equally_many_tokens_where_that_is_possible(small, tmp_path):
     rows = rows_of(small, "cue")
-    found = framed(rows, FRAMES, build_reader(small))
+    people = [replace(one, wordings=(*one.wordings, AGAIN[one.name])) for one in (MONK, ACTOR)]
+    found = framed(rows, FRAMES, build_reader(small), personas=people)
     said = {row["variant"]: row["clean"].split("\n")[0] for row in found.rows}
     assert said["friend"].endswith("friend is a humble monk.")
     assert said["nobody"].startswith("Nobody")
+    assert said["again"] != said["you"]
+    assert said["again"] == AGAIN["monk"]
     assert "not" in said["not"] or "n't" in said["not"]
     lengths = {len(small(row["clean"])["input_ids"]) for row in found.rows}
     assert found.rows[0]["frame_matched"] == (len(lengths) == 1)
@@ -168,6 +172,11 @@ def test_frames_need_a_known_name_and_a_persona_that_begins_as_one(small):
     rows = [dict(rows_of(small, "cue")[0])]
     with pytest.raises(OptionError, match="'neighbour' is not one of"):
         framed(rows, ["neighbour"], build_reader(small))
+    with pytest.raises(OptionError, match="give the personas' file with --personas"):
+        framed(rows, ["you", "again"], build_reader(small))
+    alone = [replace(one, wordings=one.wordings[:1]) for one in (MONK, ACTOR)]
+    with pytest.raises(TaskError, match="no other paraphrases of one length"):
+        framed(rows, ["you", "again"], build_reader(small), personas=alone)
     with pytest.raises(TaskError, match="does not say where its persona stands"):
         framed([{key: value for key, value in rows[0].items() if key != "spans"}], ["friend"], build_reader(small))
 

@@ -92,11 +92,18 @@ def files(tmp_path_factory):
         for row in rows() if row["placement"] == "early"
         for name, word in (("identity", " cook"), ("mention", " cook and"), ("same", " cook"))
     ]  # fmt: skip
+    framed = [
+        row | {"id": f"{name}-{row['id']}", "variant": name, "base": row["id"]}
+        | {side: row[side].replace("you are", words) for side in ("clean", "corrupt")}
+        for row in rows() if row["placement"] == "early"
+        for name, words in (("you", "you are"), ("again", "you are"), ("friend", "he is"), ("book", "it is"))
+    ]  # fmt: skip
     return StudyFiles(
         written(folder / "pairs.jsonl", rows()),
         written(folder / "controls.jsonl", controls),
         written(folder / "variants.jsonl", variants),
         written(folder / "prior.jsonl", rows(control="prior")),
+        frames=written(folder / "frames.jsonl", framed),
     )
 
 
@@ -140,6 +147,8 @@ def test_every_stage_gives_numbers_and_files(done):
     for name in ("circuit.json", "real_circuits_1.json", "graph.png", "prior/comparison.json", "acdc/circuit.json"):
         assert (out / "circuit" / name).is_file()
     assert (out / "patch/movers.csv").is_file()
+    assert (out / "frames/friend/circuit.json").is_file()
+    assert (out / "frames/frames.png").is_file()
 
 
 def test_a_compact_study_keeps_tables_circuits_and_a_few_pictures(done, model, files, tmp_path):
@@ -150,7 +159,7 @@ def test_a_compact_study_keeps_tables_circuits_and_a_few_pictures(done, model, f
     assert (out / "causes/pairs.csv").read_bytes() == (tmp_path / "causes/pairs.csv").read_bytes()
     assert not (out / "causes/explain.json").exists()
     assert not (out / "circuit/acdc/graph.png").exists()
-    assert study.stages[0].numbers == done[1].stages[2].numbers
+    assert study.stages[0].numbers == next(one for one in done[1].stages if one.name == "causes").numbers
 
 
 def test_every_name_is_in_the_documentation(done):
@@ -247,6 +256,20 @@ def test_a_variant_that_is_no_other_changes_nothing(done):
     assert numbers["variants.same.divergence_difference"].p == 1
     assert numbers["variants.mention.divergence_ratio"].value != 1
     assert "variants.identity.divergence_difference" not in numbers
+
+
+def test_a_frame_that_is_no_other_changes_nothing_and_has_the_same_circuit(done):
+    numbers = done[1].numbers
+    assert numbers["frames.again.divergence_ratio"].value == 1
+    assert numbers["frames.again.correlation"].value == pytest.approx(1)
+    assert numbers["frames.again.divergence_difference"].p == 1
+    assert numbers["frames.again.edges_jaccard"].value == 1
+    assert numbers["frames.again.f.of_you"].value == numbers["frames.you.f.own"].value
+    assert numbers["frames.friend.divergence_ratio"].value != 1
+    ratio = numbers["frames.friend.divergence"].value / numbers["frames.you.divergence"].value
+    assert numbers["frames.friend.divergence_ratio"].value == pytest.approx(ratio)
+    assert "frames.book.f.own" not in numbers  # not among those that are searched
+    assert "frames.you.divergence_ratio" not in numbers
 
 
 def test_a_second_run_computes_nothing_and_writes_the_same(done, model, files, plan, monkeypatch):
@@ -392,7 +415,7 @@ def test_the_command_prints_what_it_did(files, tmp_path):
     call = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "out")])
     assert call.exit_code == 0, call.output
     assert "behaviour" in call.stdout
-    assert "not run     contrasts, causes, where, circuit, steering, patch" in call.stdout
+    assert "not run     contrasts, frames, causes, where, circuit, steering, patch" in call.stdout
     call = CliRunner().invoke(app, ["study", "--model", str(TINY), "--out", str(tmp_path / "no")])
     assert call.exit_code == 2
     assert "--model needs --pairs" in call.stderr
