@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load reliability coverage notebooks peers clean
+.PHONY: demo real circuit study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load reliability coverage notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -37,20 +37,35 @@ circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
 	cp runs/discover/real_circuits_1.json .
 	cp runs/discover/graph.png docs/images/persona-world.png
 
-study: $(READY)  ## make the shipped study again, from nothing: all rounds on the shipped model, and on the chat model where it is
-	rm -rf logs/persona-world* logs/craftgpt*
-	$(STUDY) --plan logs/plan_v1.persona-world.json --out logs/persona-world
+study: $(READY)  ## the study again, on the two real models: pairs, frames, stages; they are fetched by get
+	for one in smollm2:smollm2-135m-instruct:chat-cue gemma:gemma-3-270m:first-person; do \
+		label=$${one%%:*}; format=$${one##*:}; model=$${one#*:}; model=$${model%:*}; \
+		for form in $$format few-shot; do \
+			data=runs/study/$$label-$$form; plan=$$label; stages=behaviour,frames,where; \
+			if [ $$form = few-shot ]; then plan=held_out_format; stages=behaviour,frames; fi; \
+			$(BIN)/persona-circuits pairs --model $$model --format $$form --contrast opposed --test-share 0.64 --max-pairs 140 \
+				--personas datasets/natural_personas.jsonl --questions datasets/natural_questions.jsonl \
+				--null $$data.null.jsonl --out $$data.jsonl || exit 1; \
+			$(BIN)/persona-circuits vary --model $$model --pairs $$data.jsonl --personas datasets/natural_personas.jsonl \
+				$(addprefix --frame ,you again friend book past not nobody) --out $$data.frames.jsonl || exit 1; \
+			$(STUDY) --model $$model --pairs $$data.jsonl --null $$data.null.jsonl --frames $$data.frames.jsonl \
+				--personas datasets/natural_personas.jsonl --only $$stages --plan logs/plan_v1.$$plan.json \
+				--out logs/$$label-$$form || exit 1; done; done
+
+first-study: $(READY)  ## the first study again, on the shipped model, and on the small chat model where it is
+	rm -rf logs/first_study/persona-world* logs/first_study/craftgpt*
+	$(STUDY) --plan logs/first_study/plan_v1.persona-world.json --out logs/first_study/persona-world
 	$(STUDY) --only behaviour,contrasts,causes --pairs datasets/study2_world.jsonl \
-		--null datasets/study2_world_controls.jsonl --plan logs/plan_v2.persona-world.json --out logs/persona-world_draw2
+		--null datasets/study2_world_controls.jsonl --plan logs/first_study/plan_v2.persona-world.json --out logs/first_study/persona-world_draw2
 	$(STUDY) --only behaviour,contrasts,causes --pairs datasets/study2_world_mentions.jsonl \
-		--null datasets/study2_world_controls.jsonl --plan logs/plan_v2.mentions.json --out logs/persona-world_mentions
+		--null datasets/study2_world_controls.jsonl --plan logs/first_study/plan_v2.mentions.json --out logs/first_study/persona-world_mentions
 	$(STUDY) --only behaviour,where,patch --pairs datasets/study3_world.jsonl \
-		--null datasets/study2_world_controls.jsonl --plan logs/plan_v3.persona-world.json --out logs/persona-world_draw3
+		--null datasets/study2_world_controls.jsonl --plan logs/first_study/plan_v3.persona-world.json --out logs/first_study/persona-world_draw3
 	if [ -d $(CRAFTGPT) ]; then for round in craftgpt:1 craftgpt_yesno:2 craftgpt_verb:3; do \
 		name=$${round%:*}; prior=; if [ $$name = craftgpt ]; then prior="--prior-pairs datasets/pairs_prior_craftgpt.jsonl"; fi; \
 		$(STUDY) --model $(CRAFTGPT) --threshold 0.01 --pairs datasets/study_$$name.jsonl $$prior \
 			--null datasets/study_$${name}_controls.jsonl --variants datasets/study_$${name}_variants.jsonl \
-			--plan logs/plan_v$${round#*:}.craftgpt.json --out logs/$$name || exit 1; done; fi
+			--plan logs/first_study/plan_v$${round#*:}.craftgpt.json --out logs/first_study/$$name || exit 1; done; fi
 
 test: $(READY)  ## set up, run all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

@@ -456,7 +456,7 @@ VECTORS = {
 
 def _record() -> dict[str, Any]:
     """A circuit.json: a shipped one's history with a circuit of two layers."""
-    known = json.loads((ROOT / "logs/persona-world/circuit/circuit.json").read_text("utf-8"))
+    known = json.loads((ROOT / "logs/first_study/persona-world/circuit/circuit.json").read_text("utf-8"))
     kept = {key: value for key, value in known.items() if key not in ("counts", "nodes", "edges", "stability")}
     kept["model"] = kept["model"] | {"n_layers": 2, "n_heads": 2, "parallel": False}
     circuit = Circuit.of(GRAPH, ["input->a0.h1<v>", "a0.h1->m1", "m1->logits"])

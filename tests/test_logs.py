@@ -11,7 +11,8 @@ from conftest import ROOT
 from tests_numbers import unfound_numbers
 
 LOGS = ROOT / "logs"
-RESULTS = [*sorted(LOGS.glob("*/numbers.json")), *sorted(LOGS.glob("*/*/groups.csv"))]
+FIRST = LOGS / "first_study"
+RESULTS = [*sorted(FIRST.glob("*/numbers.json")), *sorted(FIRST.glob("*/*/groups.csv"))]
 ROUNDS = {
     "persona-world": "plan_v1.persona-world.json",
     "craftgpt": "plan_v1.craftgpt.json",
@@ -25,21 +26,21 @@ ROUNDS = {
 
 @pytest.mark.parametrize("name", ["documentation.md", "review.md"])
 def test_every_number_of_the_write_up_is_in_a_results_file(name):
-    unfound = unfound_numbers((LOGS / name).read_text(), RESULTS)
+    unfound = unfound_numbers((FIRST / name).read_text(), RESULTS)
     assert not unfound, "\n".join(map(str, unfound))
 
 
 def test_a_number_that_no_file_holds_is_found_out():
-    text = (LOGS / "documentation.md").read_text().replace("4.75 (4.18 to 5.41)", "7.773 (4.18 to 5.41)")
+    text = (FIRST / "documentation.md").read_text().replace("4.75 (4.18 to 5.41)", "7.773 (4.18 to 5.41)")
     assert unfound_numbers(text, RESULTS)
 
 
 @pytest.mark.parametrize(("folder", "plan"), ROUNDS.items())
 def test_every_prediction_of_a_plan_has_its_outcome(folder, plan):
-    planned = json.loads((LOGS / plan).read_text())
-    (held,) = json.loads((LOGS / folder / "predictions.json").read_text())["plans"]
+    planned = json.loads((FIRST / plan).read_text())
+    (held,) = json.loads((FIRST / folder / "predictions.json").read_text())["plans"]
     found = held["predictions"]
-    assert held["sha256"] == hashlib.sha256((LOGS / plan).read_bytes()).hexdigest()
+    assert held["sha256"] == hashlib.sha256((FIRST / plan).read_bytes()).hexdigest()
     assert [one["id"] for one in found] == [one["id"] for one in planned]
     assert {one["outcome"] for one in found} <= {"supported", "refuted", "undecided", "not tested"}
 
