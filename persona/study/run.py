@@ -63,6 +63,8 @@ PICTURES = (
 """What a compact study keeps besides tables: records of circuits, and the pictures that say most."""
 SEARCHES = ("acdc", "smallest", "specificity", "frames")
 """Of these folders it keeps no picture of a graph."""
+COLOURS = 128
+"""Of a compact study's pictures."""
 
 
 def run_study(
@@ -134,8 +136,7 @@ def _run(name: str, context: Context, folder: Path) -> StageResult:
         finally:
             context.stage = outer
         if context.options.compact:
-            for path in [path for path in place.rglob("*") if path.is_file() and not _is_kept(path)]:
-                path.unlink()
+            _compact(place)
         numbers = {key: number.as_dict() for key, number in found.numbers.items()}
         record = {"stage": name, "inputs": context.digest(name), "notes": found.notes}
         whole = plain({**record, "extras": found.extras, "numbers": numbers})
@@ -143,6 +144,19 @@ def _run(name: str, context: Context, folder: Path) -> StageResult:
     finished = _finished(folder, name, context.digest(name))
     assert finished is not None, "a stage that was just written is finished"
     return StageResult(name, finished.numbers, finished.notes, finished.extras, reused=False)
+
+
+def _compact(folder: Path) -> None:
+    """Only what a compact study keeps, its pictures in a palette of colours: a third of the bytes, the same to the eye."""
+    from PIL import Image
+
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        if not _is_kept(path):
+            path.unlink()
+        elif path.suffix == ".png":
+            with Image.open(path) as picture:
+                plain_colours = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+            plain_colours.save(path, optimize=True)
 
 
 def _is_kept(path: Path) -> bool:
