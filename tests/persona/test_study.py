@@ -283,7 +283,7 @@ def test_a_second_run_computes_nothing_and_writes_the_same(done, model, files, p
 
 def test_same_study_same_bytes(done, model, files, plan, tmp_path):
     out, _ = done
-    stages = ["contrasts", "circuit", "patch"]
+    stages = ["contrasts", "frames", "patch"]
     run_study(model, files, tmp_path, options=StudyOptions(compact=True, **OPTIONS), only=stages, plans=[plan])
     for path in sorted(path for stage in stages for path in (out / stage).rglob("*") if path.is_file()):
         assert (tmp_path / path.relative_to(out)).read_bytes() == path.read_bytes(), path
