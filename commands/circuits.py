@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from persona_circuits.circuit.discovery.options import Options
-from persona_circuits.commands.options import LATEST, BarOption, JsonOption, Loading, OutOption, Source
+from persona_circuits.commands.options import LATEST, BarOption, DrawnOption, JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.printing import print_discovery, write_results
 from persona_circuits.commands.signature import But, with_options
 from persona_circuits.commands.terminal import (
@@ -45,7 +45,7 @@ def discover(
         typer.Option("--null", help="Pairs of paraphrases of one persona: what D is where there is nothing."),
     ] = None,
     min_faithfulness: BarOption = None,
-    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
+    strongest: DrawnOption = None,
     loading: Loading,
     as_json: JsonOption = False,
 ) -> None:

@@ -13,7 +13,7 @@ from persona_circuits.circuit.assessment.options import ComparisonOptions, Curve
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.printable import signed
-from persona_circuits.commands.options import JsonOption, Loading, Source
+from persona_circuits.commands.options import DrawnOption, JsonOption, Loading, Source
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -190,7 +190,7 @@ def compare(
     ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Compare the files only; run no model.")] = False,
     options: ComparisonOptions,
-    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 200,
+    strongest: DrawnOption = None,
     setting: Annotated[MeasureOptions, Only("n_random", "seed", "batch_size")],
     loading: Annotated[Loading, Without("revision", "fitting")],
     as_json: JsonOption = False,

@@ -99,7 +99,7 @@ def _drawn(intervals: Iterable[Any]) -> str:
     return ", or ".join(dict.fromkeys(one.by for one in intervals if one is not None)) or "nothing: there is none"
 
 
-def write_results(found: Discovery, out: Path, strongest: int) -> None:
+def write_results(found: Discovery, out: Path, strongest: int | None) -> None:
     """All files of a discovery, moved into place together."""
     found.write(out, strongest=strongest)
 

@@ -111,10 +111,11 @@ class Discovery:
             return None
         return found >= self.smallest.target
 
-    def write(self, folder: str | Path, *, strongest: int = 150) -> None:
+    def write(self, folder: str | Path, *, strongest: int | None = None) -> None:
         """Write what the command ``discover`` writes: circuit, nodes, scores, pictures, summary; all or nothing.
 
-        The folder is made if it is not there. The picture has the ``strongest`` edges at most.
+        The folder is made if it is not there. The picture has the ``strongest`` edges at most, or as many as can be
+        followed.
 
         Raises:
             WriteError: the folder cannot be written.
