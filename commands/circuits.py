@@ -9,7 +9,7 @@ import typer
 
 from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.commands.options import LATEST, BarOption, DrawnOption, JsonOption, Loading, OutOption, Source
-from persona_circuits.commands.printing import print_discovery, write_results
+from persona_circuits.commands.printing import print_discovery, say_where, write_results
 from persona_circuits.commands.signature import But, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -72,6 +72,8 @@ def discover(
             from persona_circuits.circuit.reporting import summary
 
             show(as_json, lambda: summary(found), lambda: print_discovery(found), out=out)
+            if not as_json:
+                say_where(out)
         require(found.reports[-1].circuit.ratio_of_means, min_faithfulness)
 
 

@@ -9,7 +9,8 @@ from functools import cached_property
 import numpy as np
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Node
+from persona_circuits.circuit.graph import Edge, Node
+from persona_circuits.circuit.paths import strongest_paths
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 
@@ -42,7 +43,6 @@ __all__ = [
     "chosen_edges",
     "edge_look",
     "line_width",
-    "strongest_paths",
 ]
 
 FORMATS = ("svg", "png", "pdf", "dot")
@@ -143,33 +143,6 @@ def _of_paths(edges: Sequence[Edge], paths: Iterable[set[int]], most: int) -> tu
         if len(kept) >= most:
             break
     return tuple(edges[i] for i in sorted(kept))
-
-
-def strongest_paths(edges: Sequence[Edge], sizes: np.ndarray) -> Iterator[set[int]]:
-    """Of every edge the path through it whose weakest edge is strongest, as places in ``edges``; strongest first."""
-    before, after = _widest(edges, sizes, back=False), _widest(edges, sizes, back=True)
-    weakest = [min(sizes[i], before[e.src][0], after[e.dst][0]) for i, e in enumerate(edges)]
-    for i in sorted(range(len(edges)), key=lambda i: (-weakest[i], -sizes[i], i)):
-        path, node = {i}, edges[i].src
-        while node != INPUT:
-            path.add(before[node][1])
-            node = edges[before[node][1]].src
-        node = edges[i].dst
-        while node != LOGITS:
-            path.add(after[node][1])
-            node = edges[after[node][1]].dst
-        yield path
-
-
-def _widest(edges: Sequence[Edge], sizes: np.ndarray, *, back: bool) -> dict[Node, tuple[float, int]]:
-    """By node the weakest edge of the strongest path to it from an end of the model, and that path's next edge."""
-    found: dict[Node, tuple[float, int]] = {LOGITS if back else INPUT: (np.inf, -1)}
-    for i in range(len(edges) - 1, -1, -1) if back else range(len(edges)):
-        own, other = (edges[i].src, edges[i].dst) if back else (edges[i].dst, edges[i].src)
-        size = min(float(sizes[i]), found[other][0])
-        if own not in found or size > found[own][0]:
-            found[own] = (size, i)
-    return found
 
 
 def _note(total: int, alive: int, shown: int, *, ranked: bool) -> str:
