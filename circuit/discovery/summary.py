@@ -95,7 +95,7 @@ def path_rows(found: PathShares) -> list[tuple[str, ...]]:
 
     The last line is all of them together.
     """
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             path.name,
             f"{path.weakest:.4f}",
