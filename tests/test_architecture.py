@@ -34,6 +34,7 @@ FLOORS = [
     {
         "circuit.attribution",
         "circuit.pruning",
+        "circuit.viewing",
         "persona.behaviour",
         "persona.lens",
         "persona.pairs",

@@ -37,7 +37,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: normal; }
 td.number, th.number { text-align: right; white-space: nowrap; }
-figure { margin: 0; flex: 1 1 30rem; min-width: 0; } figure.small { flex: 0 0 11rem; }
+figure { margin: 0; flex: 1 1 30rem; min-width: 0; max-width: 56rem; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 4px; }
 img.thumbnail { width: 9rem; max-height: 9rem; object-fit: contain; object-position: top; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
@@ -87,7 +87,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, texts: in
         "<tr>" + "".join(f"<td{kind}>{_cell(cell)}</td>" for kind, cell in zip(kinds, row, strict=False)) + "</tr>"
         for row in rows
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    head = f"<thead><tr>{head}</tr></thead>" if any(columns) else ""
+    return f'<div class="wide"><table>{head}<tbody>{body}</tbody></table></div>'
 
 
 class HTML(str):
