@@ -32,17 +32,17 @@ a { color: var(--link); } a:focus-visible, button:focus-visible, summary:focus-v
 p.faint, figcaption, td.faint { color: var(--faint); }
 pre { padding: .75rem; background: var(--band); border: 1px solid var(--line); border-radius: 4px;
   white-space: pre-wrap; }
-.wide { overflow-x: auto; } .figures { display: flex; flex-wrap: wrap; gap: 1.5rem; }
+.wide { overflow-x: auto; } .figures { display: flex; flex-wrap: wrap; gap: 1.5rem; margin: 1.5rem 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line);
   overflow-wrap: normal; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 figure { margin: 0; flex: 1 1 30rem; min-width: 0; max-width: 56rem; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 4px; }
-img.thumbnail { width: 9rem; max-height: 9rem; object-fit: contain; object-position: top; }
+img.thumbnail { width: 8rem; max-width: none; max-height: 8rem; object-fit: contain; object-position: top; }
 details { margin: .5rem 0; } summary { cursor: pointer; }
 button { font: inherit; padding: .3rem 1rem; }
-@media (max-width: 40rem) { body { padding: .75rem; } }
+@media (max-width: 40rem) { body { padding: .75rem; } img.thumbnail { width: 5rem; max-height: 5rem; } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt; } form, .screen { display: none; }
   figure, table { break-inside: avoid; } a { color: inherit; } }
 """

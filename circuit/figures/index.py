@@ -71,7 +71,11 @@ def run_page(folder: str | Path, about: About) -> str:
 
 def _files(folder: Path, deepest: int) -> Iterator[Path]:
     """Files in order of their names, those of inner folders after those of the outer one; no links, nothing hidden."""
-    inside = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.is_symlink())
+    try:
+        found = sorted(folder.iterdir())
+    except OSError as error:
+        raise FileError(f"folder {folder} cannot be read ({error}); give one that holds a result") from error
+    inside = [path for path in found if not path.name.startswith(".") and not path.is_symlink()]
     yield from (path for path in inside if path.is_file() and path.name != INDEX)
     for path in inside if deepest else ():
         if path.is_dir():
@@ -94,7 +98,7 @@ def _section(folder: Path, files: Sequence[Path]) -> Iterator[str]:
     if pages:
         links = ", ".join(link(names[path], path.name) for path in pages)
         yield f"<p>Interactive: {links}</p>"
-    captions = {}
+    captions: dict[str, tuple[str, str]] = {}
     for page in pages:
         captions |= {name: (title, names[page]) for name, title in _titles(page)}
     pictures = [path for path in files if path.suffix == ".png" or (path.suffix == ".svg" and _alone(path, files))]

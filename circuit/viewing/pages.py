@@ -35,7 +35,8 @@ def listed(runs: Sequence[Run], folder: Path) -> str:
     rows = [_row(run) for run in runs]
     what = '<p class="screen">Choose two circuits: <button type="submit">compare</button></p>'
     form = f'<form action="/compare" method="get">{what}{table(COLUMNS, rows, texts=5)}</form>'
-    return document("Runs", [f'<p class="faint">{shown(folder)}: {len(runs):,}</p>', form])
+    said = "D: the metric's effect on the pairs searched on; f: faithfulness on the pairs named beside it"
+    return document("Runs", [f'<p class="faint">{shown(folder)}: {len(runs):,}. {shown(said)}</p>', form])
 
 
 def _row(run: Run) -> tuple[object, ...]:
@@ -43,7 +44,7 @@ def _row(run: Run) -> tuple[object, ...]:
     picture = "" if run.picture is None else _picture(run, "thumbnail")
     pages = " ".join(link(_address(run, page), page, of_page=False) for page in run.pages)
     name = f"{link(_address(run), run.name, of_page=False)}<br>{pages}" + (f"<br>{shown(run.fault)}" * bool(run.fault))
-    return (HTML(box if run.record else ""), HTML(picture), HTML(name), run.model, run.date, *_numbers(run))
+    return (HTML(box if run.record else ""), HTML(picture), HTML(name), Path(run.model).name, run.date, *_numbers(run))
 
 
 def _numbers(run: Run) -> tuple[str, str, str]:
@@ -118,8 +119,10 @@ def _edges(stored: Sequence[StoredCircuit], names: Sequence[str]) -> Iterator[st
     one, other = stored
     yield "<h2>Edges</h2>"
     if one.circuit.graph != other.circuit.graph:
-        said = f"{one.circuit.graph} and {other.circuit.graph} are different graphs: no edge can be in both."
-        yield f"<p>{shown(said)}</p>"
+        kinds = " and ".join(
+            f"{item.circuit.graph.n_layers} layers of {item.circuit.graph.n_heads} heads" for item in stored
+        )
+        yield f"<p>Different graphs: {shown(kinds)}; no edge is in both.</p>"
         return
     both, union = one.circuit & other.circuit, len(one.circuit | other.circuit)
     yield f"<p>{len(both):,} shared, of {union:,} in either; Jaccard {len(both) / max(1, union):.3f}</p>"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -146,8 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         root = self.viewer.folder
         name = place.relative_to(root).as_posix()
-        runs = [run for run in runs_in(place) if run.folder == place] or [Run(name, place, {}, "", "", None, ())]
-        self._page(overview(runs[0]))
+        found = [replace(run, name=name) for run in runs_in(place) if run.folder == place]
+        self._page(overview(found[0] if found else Run(name, place, {}, "", "", None, ())))
 
     def _file(self, place: Path) -> None:
         with place.open("rb") as file:

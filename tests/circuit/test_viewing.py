@@ -76,7 +76,7 @@ def test_the_list_has_every_run_with_its_numbers(viewer, runs):
         record = read_circuit(runs / name).record
         (row,) = re.findall(f'<tr>(?:(?!</tr>).)*value="{name}".*?</tr>', text, re.DOTALL)
         f = record["faithfulness"][-1]["circuit"]["ratio_of_means"]
-        for said in (record["model"]["name"], f"{record['task']['divergence']:+.3f}", f"{f:.3f}",
+        for said in (record["model"]["name"].split("/")[-1], f"{record['task']['divergence']:+.3f}", f"{f:.3f}",
                      f"/files/{name}/graph.png", f">{record['counts']['edges']}<"):  # fmt: skip
             assert said in row
     assert "a&lt;b&gt;&amp;&#x27;c" in text
@@ -99,6 +99,7 @@ def test_a_run_without_a_page_gets_one_and_its_links_hold(viewer):
     status, headers, text = ask(viewer, "/files/small/")
     assert status == 200
     assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "<h1>small</h1>" in text
     links = {unescape(one) for one in re.findall(r'(?:href|src)="\./([^"]+)"', text)}
     assert {"graph.png", "circuit.json", "summary.json"} <= links
     assert "out.txt" not in links
