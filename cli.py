@@ -39,6 +39,7 @@ from persona_circuits.commands import (
     parts,
     speech,
     study,
+    viewing,
 )
 from persona_circuits.commands.names import NamedCommands
 from persona_circuits.commands.terminal import say
@@ -77,6 +78,7 @@ app.command()(comparing.curves)
 app.command()(comparing.compare)
 app.command()(files.draw)
 app.command()(files.figures)
+app.command()(viewing.view)
 app.command()(files.validate)
 app.command()(files.export)
 app.command()(fetching.get)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -68,6 +69,7 @@ def collapse(
                 stage("files and figures")
                 with replace_folder(out) as staging:
                     write_collapse(study, staging)
+                    index(context, staging, name, notes=study.notes)
         if first:
             tables = partial(_print_collapse, study)
             show(
@@ -81,6 +83,7 @@ def collapse(
 
 @with_options
 def explain(
+    context: typer.Context,
     *,
     source: Source,
     controls: Annotated[
@@ -117,6 +120,7 @@ def explain(
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_explanation(found, staging)
+                index(context, staging, name, notes=found.notes)
         tables = partial(_print_explanation, found)
         show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
 

@@ -136,9 +136,11 @@ def _result(path: Path) -> list[str]:
 
 
 def _page(path: Path) -> list[str]:
-    from persona_circuits.circuit.figures import read_figures
+    from persona_circuits.circuit.figures import INDEX, is_index, read_figures
+    from persona_circuits.circuit.storage import Kind, read_text
 
-    read_figures(path)
+    if path.name != INDEX or not is_index(read_text(path, Kind("page"))):
+        read_figures(path)
     return []
 
 

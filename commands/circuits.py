@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from persona_circuits.circuit.discovery.options import Options
-from persona_circuits.commands.options import LATEST, BarOption, JsonOption, Loading, OutOption, Source
-from persona_circuits.commands.printing import print_discovery, write_results
+from persona_circuits.commands.options import LATEST, BarOption, DrawnOption, JsonOption, Loading, OutOption, Source
+from persona_circuits.commands.printing import print_discovery, say_where, write_results
 from persona_circuits.commands.signature import But, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -45,7 +45,7 @@ def discover(
         typer.Option("--null", help="Pairs of paraphrases of one persona: what D is where there is nothing."),
     ] = None,
     min_faithfulness: BarOption = None,
-    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
+    strongest: DrawnOption = None,
     loading: Loading,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,6 +72,8 @@ def discover(
             from persona_circuits.circuit.reporting import summary
 
             show(as_json, lambda: summary(found), lambda: print_discovery(found), out=out)
+            if not as_json:
+                say_where(out)
         require(found.reports[-1].circuit.ratio_of_means, min_faithfulness)
 
 

@@ -13,7 +13,8 @@ from persona_circuits.circuit.assessment.options import ComparisonOptions, Curve
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.printable import signed
-from persona_circuits.commands.options import JsonOption, Loading, Source
+from persona_circuits.commands.index import index
+from persona_circuits.commands.options import DrawnOption, JsonOption, Loading, Source
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -84,7 +85,7 @@ def curves(
             study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
             if first:
                 stage("files and figures")
-                _write_curves(study, out)
+                _write_curves(context, study, out)
         if first:
             show(as_json, study.as_dict, lambda: _print_curves(study), out=out)
 
@@ -133,13 +134,14 @@ def _run_name(stored: Any) -> str:
     return f"run {stored.path.absolute().parent.name}"
 
 
-def _write_curves(study: Any, out: Path) -> None:
+def _write_curves(context: typer.Context, study: Any, out: Path) -> None:
     from persona_circuits.circuit.reporting import write_curves
     from persona_circuits.circuit.storage import replace_folder
 
     about = study.about
     with replace_folder(out) as staging:
         write_curves(study, staging, title=f"{Path(about['model']['name']).name}: {study.report.metric}")
+        index(context, staging, about["model"]["name"])
 
 
 def _print_curves(study: Any) -> None:
@@ -190,7 +192,7 @@ def compare(
     ] = None,
     no_model: Annotated[bool, typer.Option("--no-model", help="Compare the files only; run no model.")] = False,
     options: ComparisonOptions,
-    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 200,
+    strongest: DrawnOption = None,
     setting: Annotated[MeasureOptions, Only("n_random", "seed", "batch_size")],
     loading: Annotated[Loading, Without("revision", "fitting")],
     as_json: JsonOption = False,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from persona_circuits.circuit.options import Option
+from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption, Source
 from persona_circuits.commands.parts import named_two
 from persona_circuits.commands.signature import But, Only, Without, with_options
@@ -110,6 +111,7 @@ def vectors(
                 write_vectors(geometry, about, staging, comparison=comparison)
                 if responses is None:
                     write_responses(said, staging / "responses.jsonl")
+                index(context, staging, loaded.name, notes=geometry.notes)
         tables = partial(_print_vectors, geometry, comparison, beside)
         record = partial(vector_record, geometry, about, comparison, beside)
         show(as_json, record, tables, out=out, notes=geometry.notes)
@@ -248,6 +250,7 @@ def steer(
             about = {"pairs": here.label, "split": here.split, "fitted_on": there.label, "fitting_split": there.split}
             with replace_folder(out) as staging:
                 write_steering(study, texts, about, staging)
+                index(context, staging, name, notes=study.notes)
         tables = partial(_print_steering, study, texts)
         show(as_json, lambda: steering_record(study, texts, about), tables, out=out, notes=study.notes)
 

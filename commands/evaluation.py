@@ -53,7 +53,10 @@ class Asked:
     save: Annotated[bool, Option("Write the answer into the circuit's file.")] = True
     report: Annotated[Path | None, Option("Write the report to this JSON file too.")] = None
     tables: Annotated[Path | None, Option("Folder for every table as CSV, and figures; made if not there.")] = None
-    strongest: Annotated[int, Option("Edges of the run's picture, where it is drawn again.", min=1)] = 150
+    strongest: Annotated[
+        int | None,
+        Option("Edges of the run's picture, where it is drawn again. (default: as many as can be followed)", min=1),
+    ] = None
 
 
 @with_options

@@ -9,7 +9,7 @@ import typer
 
 from persona_circuits.circuit.options import names_of
 from persona_circuits.commands.comparing import all_scores
-from persona_circuits.commands.options import LATEST, CircuitArgument, ExportFormat
+from persona_circuits.commands.options import LATEST, CircuitArgument, DrawnOption, ExportFormat
 from persona_circuits.commands.printing import picture_title
 from persona_circuits.commands.terminal import errors_as_exit_codes, own_pairs, read_task, say
 
@@ -24,7 +24,7 @@ def draw(
             "--out", help="Picture to write: .svg, .png, .pdf or .dot. (default: drawn.svg beside the circuit)"
         ),
     ] = None,
-    strongest: Annotated[int, typer.Option(min=1, help="Edges to draw at most.")] = 150,
+    strongest: DrawnOption = None,
     title: Annotated[str | None, typer.Option(help="Line above the picture. (default: the model's name)")] = None,
     width: Annotated[str, typer.Option(help="Scaled to a paper's columns: single, double. (default: not)")] = "",
 ) -> None:

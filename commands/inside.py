@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -33,6 +34,7 @@ __all__: list[str] = []
 
 @with_options
 def probe(
+    context: typer.Context,
     *,
     source: Source,
     test_pairs: Annotated[
@@ -67,6 +69,7 @@ def probe(
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_probes(study, staging)
+                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: probe_record(study), lambda: _print_probes(study), out=out, notes=study.notes)
 
 
@@ -82,6 +85,7 @@ def _print_probes(study: Any) -> None:
 
 @with_options
 def lens(
+    context: typer.Context,
     *,
     source: Source,
     tokens: Annotated[
@@ -111,6 +115,7 @@ def lens(
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_lens(study, staging)
+                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: lens_record(study), lambda: _print_lens(study), out=out, notes=study.notes)
 
 
@@ -181,6 +186,7 @@ def patch(
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_patch(study, staging)
+                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: patch_record(study), lambda: _print_patch(study), out=out, notes=study.notes)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "LATEST",
     "BarOption",
     "CircuitArgument",
+    "DrawnOption",
     "ExportFormat",
     "JsonOption",
     "Loading",
@@ -47,6 +48,10 @@ OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 BarOption = Annotated[
     float | None, typer.Option("--min-faithfulness", help="Exit with 1 if faithfulness is below this bar.")
+]
+DrawnOption = Annotated[
+    int | None,
+    typer.Option("--strongest", min=1, help="Edges to draw at most. (default: as many as can be followed)"),
 ]
 CircuitArgument = Annotated[Path, typer.Argument(help="circuit.json, its folder, or EAP-IG's JSON.")]
 LATEST = Path("runs/discover")

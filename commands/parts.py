@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.commands.index import index
 from persona_circuits.commands.options import LATEST, JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -40,6 +41,7 @@ def named_two(toward: str | None, away: str | None) -> tuple[str, str] | None:
 
 @with_options
 def neurons(
+    context: typer.Context,
     *,
     source: Source,
     test_pairs: Annotated[
@@ -79,6 +81,7 @@ def neurons(
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_neurons(study, staging)
+                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: neuron_record(study), lambda: _print_neurons(study), out=out, notes=study.notes)
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "print_calibration",
     "print_discovery",
     "print_report",
+    "say_where",
     "write_results",
 ]
 
@@ -99,7 +100,7 @@ def _drawn(intervals: Iterable[Any]) -> str:
     return ", or ".join(dict.fromkeys(one.by for one in intervals if one is not None)) or "nothing: there is none"
 
 
-def write_results(found: Discovery, out: Path, strongest: int) -> None:
+def write_results(found: Discovery, out: Path, strongest: int | None) -> None:
     """All files of a discovery, moved into place together."""
     found.write(out, strongest=strongest)
 
@@ -172,7 +173,25 @@ def print_discovery(found: Discovery) -> None:
         print_report(report)
     if found.shared is not None and found.shared.note:
         say(f"\n{found.shared.note}")
+    if found.paths is not None:
+        _print_paths(found.paths)
     say("")
+
+
+def say_where(out: Path) -> None:
+    """Where the picture is, and the page, if there is one."""
+    for what, name in (("picture", "graph.svg"), ("page", "page.html")):
+        if (out / name).exists():
+            say(f"{what:<12}{out / name}")
+
+
+def _print_paths(found: Any) -> None:
+    from persona_circuits.circuit.reporting import PATHS, path_rows
+
+    title = f"strongest paths from input to logits, each kept alone, on {found.n_pairs} pairs ({found.split})"
+    print_table(title, PATHS, path_rows(found), texts=1)
+    say("share of D: (m(path) - m(empty)) / (m(full) - m(empty)), a ratio of means; shares do not add up")
+    say(f"intervals over {found.drawn_over}; other heads: the same path through others of the same layers")
 
 
 def _print_smallest(found: Discovery) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -26,6 +27,7 @@ __all__: list[str] = []
 
 @with_options
 def study(
+    context: typer.Context,
     *,
     source: Source,
     controls: Annotated[
@@ -68,6 +70,8 @@ def study(
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
             found = run_study(loaded, files, out, options=options, only=stages, plans=plans, stage=stage)
+            if not options.compact:
+                index(context, out, name, notes=[f"{one.name}: {note}" for one in found.stages for note in one.notes])
         written = [f"{out}/: numbers.json, numbers.csv, report.md, a folder per stage"]
         show(as_json, found.record, lambda: _print_study(found), out=out, written=written)
 

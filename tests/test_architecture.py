@@ -20,7 +20,7 @@ FLOORS = [
         "metrics",
     },
     {"circuit.catalogue", "circuit.graph", "circuit.options", "circuit.storage"},
-    {"circuit.cost", "circuit.figures", "circuit.scores", "circuit.task", "models.world"},
+    {"circuit.cost", "circuit.figures", "circuit.paths", "circuit.scores", "circuit.task", "models.world"},
     {"circuit.model", "circuit.statistics", "circuit.subgraph", "models.training"},
     {
         "circuit.drawing",
@@ -34,6 +34,7 @@ FLOORS = [
     {
         "circuit.attribution",
         "circuit.pruning",
+        "circuit.viewing",
         "persona.behaviour",
         "persona.lens",
         "persona.pairs",

@@ -165,6 +165,7 @@ ALWAYS = {
     "compare": "--report --picture --no-model --n-draws --budget --seed --json",
     "draw": "--out --strongest --title --width",
     "validate": "--against",
+    "view": "--port",
     "figures": "--out --formats --width",
     "export": "--to --out",
     "crosscheck": "--scores --tolerance --json",

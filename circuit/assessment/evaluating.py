@@ -84,7 +84,7 @@ class Evaluation:
             {} if self.shared is None else {"held_out": self.shared.held_out, "shared": self.shared.as_dict()}
         )
 
-    def save(self, path: str | Path, *, strongest: int = 150) -> None:
+    def save(self, path: str | Path, *, strongest: int | None = None) -> None:
         """Write the answer into the circuit's file; pictures that lie beside it are drawn again, with its marks.
 
         Raises:

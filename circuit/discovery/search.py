@@ -21,7 +21,7 @@ from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, spli
 from persona_circuits.circuit.discovery.writing import title_of, write_discovery
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, Signal, SpanStudy, null_run
+from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, PathShares, Signal, SpanStudy, null_run
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
 from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import circuit_record
@@ -60,7 +60,8 @@ class Discovery:
     what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
     scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
     worth a search. ``reused`` is the file of scores that were used again, None where they were made here;
-    ``made_of`` is what they follow from.
+    ``made_of`` is what they follow from. ``paths`` are the strongest paths from ``input`` to ``logits``, each measured
+    alone, None without scores.
     """
 
     circuit: Circuit
@@ -82,6 +83,7 @@ class Discovery:
     signal: Signal | None = None
     reused: Path | None = None
     made_of: Mapping[str, Any] | None = None
+    paths: PathShares | None = None
 
     def __repr__(self) -> str:
         task = self.record["task"]
@@ -111,10 +113,11 @@ class Discovery:
             return None
         return found >= self.smallest.target
 
-    def write(self, folder: str | Path, *, strongest: int = 150) -> None:
+    def write(self, folder: str | Path, *, strongest: int | None = None) -> None:
         """Write what the command ``discover`` writes: circuit, nodes, scores, pictures, summary; all or nothing.
 
-        The folder is made if it is not there. The picture has the ``strongest`` edges at most.
+        The folder is made if it is not there. The picture has the ``strongest`` edges at most, or as many as can be
+        followed.
 
         Raises:
             WriteError: the folder cannot be written.
@@ -203,6 +206,7 @@ def discover(
         signal=effect.signal,
         reused=reused,
         made_of=keeping.made(setting),
+        paths=measured.paths,
     )
 
 

@@ -41,10 +41,12 @@ from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import (
     FaithfulnessReport,
     NullRun,
+    PathShares,
     Signal,
     SignalWatch,
     SpanStudy,
     evaluate,
+    measured_paths,
     span_study,
 )
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep, smallest, sweep
@@ -159,10 +161,14 @@ class Pruned:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Faithfulness by split, with random circuits, the complement and single edges beside it; nested circuits."""
+    """Faithfulness by split, with random circuits, the complement and single edges beside it; nested circuits.
+
+    ``paths`` are the strongest ones, on the pairs of the last split; None without scores.
+    """
 
     reports: tuple[FaithfulnessReport, ...]
     sweep: Sweep | None
+    paths: PathShares | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -360,15 +366,25 @@ def measure(setting: Setting, scores: Scores | None, circuit: Circuit) -> Measur
         report_on(setting.model, part, setting.metric, circuit, scores, setting.options, setting.stage)
         for part in setting.parts
     )
+    paths = _paths(setting, scores, circuit)
     if not setting.options.sweep:
-        return Measured(reports, None)
+        return Measured(reports, None, paths)
     assert scores is not None
     runs = {part.split: part.runs for part in setting.parts}
     clusters = {part.split: part.clusters for part in setting.parts}
     how: dict[str, Any] = {"seed": setting.options.seed, "clusters": clusters}
-    return Measured(
-        reports, sweep(setting.model, runs, setting.metric, scores, progress=setting.stage("nested circuits"), **how)
-    )
+    told = setting.stage("nested circuits")
+    return Measured(reports, sweep(setting.model, runs, setting.metric, scores, progress=told, **how), paths)
+
+
+def _paths(setting: Setting, scores: Scores | None, circuit: Circuit) -> PathShares | None:
+    """The circuit's strongest paths, each alone, on the pairs held out."""
+    if scores is None or not len(circuit.without_dead_ends()):
+        return None
+    part = setting.parts[-1]
+    told = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
+    how: dict[str, Any] = {"split": part.split, "clusters": part.clusters, "seed": setting.options.seed}
+    return measured_paths(setting.model, told, setting.metric, circuit, scores, **how)
 
 
 def report_on(

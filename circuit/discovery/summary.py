@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.attribution import Completeness
-from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport
+from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport, PathShares
 from persona_circuits.circuit.printable import signed
 
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery.search import Discovery
 
 __all__ = [
+    "PATHS",
     "completeness_lines",
     "faithfulness_rows",
+    "path_rows",
     "strongest_edges",
     "summary",
 ]
@@ -38,6 +40,7 @@ def summary(discovery: Discovery) -> dict[str, Any]:
         "shared": None if discovery.shared is None else discovery.shared.as_dict(),
         "faithfulness": record["faithfulness"],
         "strongest_edges": strongest_edges(discovery),
+        "strongest_paths": None if discovery.paths is None else discovery.paths.as_dict(),
     } | _asked_for(discovery)
 
 
@@ -82,6 +85,27 @@ def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
         name = f"random, matched ({len(report.random)})"
         rows.append((name, f"{report.circuit.n_edges:,}", "", f"{report.random_mean:.3f}", spread, "", ""))
     return rows
+
+
+PATHS = ("path", "weakest edge", "share of D", "95 % interval", "other heads")
+
+
+def path_rows(found: PathShares) -> list[tuple[str, ...]]:
+    """A line per path: its weakest edge, its share of D alone with interval, and that of a path through other heads.
+
+    The last line is all of them together.
+    """
+    rows: list[tuple[str, ...]] = [
+        (
+            path.name,
+            f"{path.weakest:.4f}",
+            _number(path.share),
+            "" if path.interval is None else f"{path.interval.low:.3f} to {path.interval.high:.3f}",
+            "" if path.random is None else f"{path.random:.3f}",
+        )
+        for path in found.paths
+    ]
+    return rows if len(rows) < 2 else [*rows, (f"these {len(rows)} together", "", _number(found.together), "", "")]
 
 
 def _row(name: str, value: Faithfulness) -> tuple[str, ...]:

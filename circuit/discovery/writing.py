@@ -19,8 +19,10 @@ __all__ = [
 ]
 
 
-def write_discovery(found: Discovery, folder: Path, *, strongest: int = 150) -> None:
-    """Write all files into ``folder``, which must exist; the picture has the ``strongest`` edges at most.
+def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = None) -> None:
+    """Write all files into ``folder``, which must exist.
+
+    The picture has the ``strongest`` edges at most, or as many as can be followed.
 
     Raises:
         FileError: the folder is missing or cannot be written.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from persona_circuits.circuit.drawing.page import Page
 from persona_circuits.circuit.drawing.style import (
@@ -34,32 +37,42 @@ __all__ = [
 ]
 
 LONGEST = 200  # characters of a title
+LETTER = 0.57  # width of a letter in its size, on average
 
 
 # --- title, bands and legend ---------------------------------------------------------------
 
 
-def background(page: Page, chosen: Chosen, title: str) -> dict[str, str]:
-    """All that is no node and no edge, in Graphviz's xdot language; and the bounds of the whole picture."""
-    left, middle, legend = page.left - LABELS, (page.left + page.right) / 2, page.right + 26
-    top = page.top + 24
-    drawn = [_text(left, top, 9.5, chosen.note, FAINT)]
-    if title := shortened("".join(x if x.isprintable() else " " for x in title).replace("\\", "∖").strip(), LONGEST):
-        top += 20
-        drawn.append(_text(left, top, 15.0, title))
+def background(page: Page, chosen: Chosen, title: str, *, below: bool = False) -> dict[str, str]:
+    """All that is no node and no edge, in Graphviz's xdot language; and the bounds of the whole picture.
+
+    The legend is beside the graph, or ``below`` it.
+    """
+    left, middle, beside = page.left - LABELS, (page.left + page.right) / 2, page.right + 26
+    right = (page.right if below else beside + LEGEND) + MARGIN
+    top, drawn = page.top + 24, []
+    title = shortened("".join(x if x.isprintable() else " " for x in title).replace("\\", "∖").strip(), LONGEST)
+    for text, size, color, room in ((chosen.note, 9.5, FAINT, 7.0), (title, 15.0, INK, 3.0)):
+        for line in reversed(textwrap.wrap(text, max(20, int((right - left - MARGIN) / (LETTER * size))))):
+            drawn.append(_text(left, top, size, line, color))
+            top += 1.2 * size
+        top += room
     if not chosen.edges:
         drawn.append(_text(middle, page.boxes[LOGITS].low - 20, 10.0, "no edges", INK, 0))
-    right = MARGIN + max(legend + LEGEND, left + 0.62 * max(15 * len(title), 9.5 * len(chosen.note)))
-    low, high = min(0.0, page.top - _legend_height(chosen)) - MARGIN, top + 15 + MARGIN
+    if below:
+        legend, low = _legend_below(left, page.right, chosen)
+    else:
+        legend, low = _legend_beside(beside, page.top, chosen)
+    low, high = min(0.0, low) - MARGIN, top - 8 + MARGIN
     paper = _rectangle(0.0, low, right, high, "#FFFFFF")
     return {
-        "_background": " ".join([paper, *_bands(page), *drawn, *_legend(legend, page.top, chosen)]),
+        "_background": " ".join([paper, *_bands(page), *drawn, *legend]),
         "bb": f"0,{low:.2f},{right:.2f},{high:.2f}",
     }
 
 
 def _bands(page: Page) -> Iterator[str]:
-    """A light band per layer with its label in the margin; runs of layers without nodes are outlined."""
+    """A light band per layer with its label in the margin; runs of layers without nodes are outlined and say so."""
     for band in page.bands:
         if band.empty:
             yield _rectangle(page.left, band.low, page.right, band.high, "#FFFFFF", "#D9DCE1")
@@ -69,88 +82,107 @@ def _bands(page: Page) -> Iterator[str]:
             yield _text(page.left - 8, (band.low + band.high) / 2 - 3, 9.0, band.label, FAINT, 1)
 
 
-def _legend(left: float, top: float, chosen: Chosen) -> Iterator[str]:
-    """Node kinds, ports, signs and the width scale, from the top down."""
-    yield _text(left, top - 12, 11.0, "Legend")
-    yield from _legend_nodes(left, top - 44)
-    if chosen.fringe is not None:
-        yield from _legend_fringe(left, top - _legend_height(chosen) + FRINGE_ROOM - 14, chosen)
+# --- legend --------------------------------------------------------------------------------
+
+
+class _Block(NamedTuple):
+    """A part of the legend: its height, and what draws it from its left upper corner on."""
+
+    height: float
+    drawn: Callable[[float, float], Iterator[str]]
+
+
+def _legend_beside(left: float, top: float, chosen: Chosen) -> tuple[list[str], float]:
+    """The parts below one another, and how low they reach."""
+    drawn, y = [_text(left, top - 12, 11.0, "Legend")], top - 27
+    for block in _blocks(chosen):
+        drawn += block.drawn(left, y)
+        y -= block.height + 12
+    return drawn, y + 12
+
+
+def _legend_below(left: float, right: float, chosen: Chosen) -> tuple[list[str], float]:
+    """The parts beside one another, in rows, and how low they reach."""
+    drawn: list[str] = []
+    top, low, x = -20.0, -20.0, left
+    for block in _blocks(chosen):
+        if x > left and x + LEGEND > right + MARGIN / 2:
+            x, top = left, low - 14
+        drawn += block.drawn(x, top)
+        low, x = min(low, top - block.height), x + LEGEND + 12
+    return drawn, low
+
+
+def _blocks(chosen: Chosen) -> Iterator[_Block]:
+    """Node kinds and ports; what colours mean; widths; core and fringe."""
+    yield _Block(92.0, _nodes)
     if chosen.groups is not None:
-        yield from _legend_groups(left, top - 136, chosen)
-        return
-    if chosen.scores is None:
-        yield _line(left, top - 133, 1.1, GREY, "solid")
-        yield _text(left + 62, top - 136, 9.0, "kept edge (no scores given)")
-        return
-    yield _text(left, top - 136, 9.0, "score = m(edge corrupted) − m(clean)")
-    yield from _legend_signs(left, top - 158)
+        yield _Block(20.0 * len(chosen.groups), partial(_groups, chosen))
+    elif chosen.scores is None:
+        yield _Block(12.0, _unscored)
+    else:
+        yield _Block(88.0, _signs)
     if chosen.largest:
-        yield _text(left, top - 238, 9.0, f"width: {chosen.scale}")
-        yield from _legend_widths(left, top - 258, chosen.largest)
+        yield _Block(64.0, partial(_widths, chosen))
+    if chosen.fringe is not None:
+        yield _Block(58.0, partial(_fringe, chosen))
 
 
-def _legend_signs(left: float, y: float) -> Iterator[str]:
-    for score, lines in _SIGNS:
-        yield _line(left, y + 3, 2.4, *edge_look(score))
-        for line in lines:
-            yield _text(left + 62, y, 9.0, line)
-            y -= 12
-        y -= 8
+def _unscored(left: float, top: float) -> Iterator[str]:
+    yield _line(left, top - 6, 1.1, GREY, "solid")
+    yield _text(left + 62, top - 9, 9.0, "kept edge (no scores given)")
 
 
-def _legend_groups(left: float, y: float, chosen: Chosen) -> Iterator[str]:
-    """Every group with its number of edges in the whole circuit, and the width scale."""
+def _signs(left: float, top: float) -> Iterator[str]:
+    yield _text(left, top - 9, 9.0, "score = m(edge corrupted) − m(clean)")
+    yield from _explained(left, top - 28, [(*edge_look(score), lines) for score, lines in _SIGNS])
+
+
+def _groups(chosen: Chosen, left: float, top: float) -> Iterator[str]:
+    """Every group with its number of edges in the whole circuit."""
     assert chosen.groups is not None
-    for (name, part), look in zip(chosen.groups.items(), GROUP_LOOKS, strict=False):
-        yield _line(left, y + 3, 2.4, *look)
-        yield _text(left + 62, y, 9.0, f"{name} ({len(part):,})")
-        y -= 20
-    if chosen.largest:
-        yield _text(left, y - 6, 9.0, f"width: {chosen.scale}")
-        yield from _legend_widths(left, y - 26, chosen.largest)
+    looks = zip(chosen.groups.items(), GROUP_LOOKS, strict=False)
+    return _explained(left, top - 9, [(*look, (f"{name} ({len(part):,})",)) for (name, part), look in looks])
 
 
-def _legend_fringe(left: float, y: float, chosen: Chosen) -> Iterator[str]:
+def _fringe(chosen: Chosen, left: float, top: float) -> Iterator[str]:
     """Core and fringe with their numbers of edges in the whole circuit."""
     assert chosen.fringe is not None
     n = len(chosen.fringe)
-    for color, lines in (
-        (INK, (f"core ({chosen.total - n:,}): in at least 90 %", "of the repeated searches")),
-        (INK + FAINTNESS, (f"fringe ({n:,}): less often; faint,", "whatever its colour")),
-    ):
-        yield _line(left, y + 3, 2.4, color, "solid")
+    core = (f"core ({chosen.total - n:,}): in at least 90 %", "of the repeated searches")
+    fringe = (f"fringe ({n:,}): less often; faint,", "whatever its colour")
+    return _explained(left, top - 9, [(INK, "solid", core), (INK + FAINTNESS, "solid", fringe)])
+
+
+def _explained(left: float, y: float, looks: Sequence[tuple[str, str, Sequence[str]]]) -> Iterator[str]:
+    """Lines of edges with what they mean beside them."""
+    for color, style, lines in looks:
+        yield _line(left, y + 3, 2.4, color, style)
         for line in lines:
             yield _text(left + 62, y, 9.0, line)
             y -= 12
         y -= 8
 
 
-def _legend_widths(left: float, y: float, largest: float) -> Iterator[str]:
+def _widths(chosen: Chosen, left: float, top: float) -> Iterator[str]:
     """The line widths of the largest |score|, of a quarter and of a sixteenth of it."""
+    yield _text(left, top - 9, 9.0, f"width: {chosen.scale}")
     for place, part in enumerate((1.0, 0.25, 0.0625)):
-        yield _line(left, y + 3 - 16 * place, line_width(part * largest, largest), INK, "solid")
-        yield _text(left + 62, y - 16 * place, 9.0, f"{part * largest:.3g}")
+        y, size = top - 28 - 16 * place, part * chosen.largest
+        yield _line(left, y + 3, line_width(size, chosen.largest), INK, "solid")
+        yield _text(left + 62, y, 9.0, f"{size:.3g}")
 
 
 _SIGNS = (
     (-1.0, ("negative: carries the clean", "persona's answer (corrupting", "it lowers the metric)")),
     (1.0, ("positive: works against it", "(corrupting it raises the metric)")),
 )
-FRINGE_ROOM = 72.0  # height of what the legend says of core and fringe
 
 
-def _legend_height(chosen: Chosen) -> float:
-    more = 0.0 if chosen.fringe is None else FRINGE_ROOM
-    if chosen.groups is not None:
-        return 150.0 + 20 * len(chosen.groups) + (70 if chosen.largest else 0) + more
-    if chosen.scores is None:
-        return 150.0 + more
-    return (300.0 if chosen.largest else 240.0) + more
-
-
-def _legend_nodes(left: float, y: float) -> Iterator[str]:
+def _nodes(left: float, top: float) -> Iterator[str]:
     """A head with its ports and an MLP, with what they are beside them."""
     width, height = HEAD
+    y = top - height / 2
     low = y - height / 2
     yield _rectangle(left, low, left + width, low + height, HEAD_FILL, HEAD_LINE)
     yield _text(left + width / 2, low + 20, 10.0, "a3.h2", INK, 0)

@@ -1,19 +1,25 @@
-"""Where nodes stand: a row of heads and an MLP for every layer."""
+"""Where nodes stand, a row of heads and an MLP for every layer, and between them the bars of bundles."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from persona_circuits.circuit.drawing.style import BAR, HEAD, MLP, PITCH, Widths
+from persona_circuits.circuit.drawing.bundles import Bundle, bundles_of, by_gap
+from persona_circuits.circuit.drawing.style import BAR, HEAD, MLP, PITCH, Chosen, Widths
 from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Graph, Node
 
 __all__ = [
     "Lanes",
     "Page",
 ]
+
+BETWEEN = 6.0  # from a layer's band to the next
+STEP = 6.0  # from a bundle's bar to the next
+BESIDE = 24.0  # room for lines beside an MLP
+NEAR, NEARER = 12.0, 9.0  # from the first bar to the row above it, whose arrows need room, and to the row below it
 
 # --- where the nodes are -------------------------------------------------------------------
 
@@ -48,39 +54,65 @@ class _Band:
 
 @dataclass(frozen=True)
 class Page:
-    """Boxes of all nodes, from the bottom up; rows of nodes; bands of layers; left and right end of the bars."""
+    """Boxes of all nodes, from the bottom up; rows of nodes; bands of layers; left and right end of the bars.
+
+    ``bundles`` are the edges that run together, ``levels`` how high each bundle's bar lies.
+    """
 
     boxes: Mapping[Node, _Box]
     rows: tuple[tuple[Node, ...], ...]
     bands: tuple[_Band, ...]
     left: float
     right: float
+    bundles: Mapping[Edge, Bundle]
+    levels: Mapping[Bundle, float]
 
     @property
     def top(self) -> float:
         return self.boxes[LOGITS].high
 
     @classmethod
-    def of(cls, graph: Graph, edges: Sequence[Edge]) -> Page:
+    def of(cls, graph: Graph, chosen: Chosen) -> Page:
         """Stack the rows of all nodes at the ends of the edges, and both bars, from the bottom up."""
-        layers = _layers(graph, edges)
-        rows = [row for _, layer_rows in layers for row in layer_rows]
-        widths = Widths.of(rows)
+        layers = _layers(graph, chosen.edges)
+        inner = [row for _, layer_rows in layers for row in layer_rows]
+        rows = ((INPUT,), *inner, (LOGITS,))
+        bundles = bundles_of(chosen, rows)
+        gaps = by_gap(bundles)
+        widths = Widths.of(inner)
         boxes = {INPUT: _Box(widths.middle, BAR / 2, widths.bar, BAR)}
-        bands = []
+        bands, place = [], 1
         high = BAR
         for label, layer_rows in layers:
-            low = floor = high + 9
+            low = floor = high + BETWEEN
             room = widths.room
             for row in layer_rows:
                 height = max(_size(node)[1] for node in row)
-                y = floor + room + height / 2
+                y = floor + max(room, _room(gaps.get(place, ()))) + height / 2
                 boxes |= {node: _Box(widths.x(row, node), y, *_size(node)) for node in row}
-                floor, room = y + height / 2, widths.room * 0.55
+                floor, room, place = y + height / 2, widths.room * 0.7, place + 1
             high = floor + 7 if layer_rows else low + 13
             bands.append(_Band(label, low, high, not layer_rows))
-        boxes[LOGITS] = _Box(widths.middle, high + 9 + widths.room + BAR / 2, widths.bar, BAR)
-        return cls(boxes, ((INPUT,), *rows, (LOGITS,)), tuple(bands), widths.left, widths.left + widths.bar)
+        above = max(widths.room, _room(gaps.get(place, ())))
+        boxes[LOGITS] = _Box(widths.middle, high + BETWEEN + above + BAR / 2, widths.bar, BAR)
+        levels = {bundle: level for gap, found in gaps.items() for bundle, level in _levels(boxes, rows, gap, found)}
+        return cls(boxes, rows, tuple(bands), widths.left, widths.left + widths.bar, bundles, levels)
+
+
+def _room(bundles: Sequence[Bundle]) -> float:
+    """Height below a row that its bars need."""
+    return NEAR + NEARER + STEP * len(bundles) if bundles else 0.0
+
+
+def _levels(
+    boxes: Mapping[Node, _Box], rows: Sequence[Sequence[Node]], gap: int, bundles: Sequence[Bundle]
+) -> Iterator[tuple[Bundle, float]]:
+    """Heights of bars between two rows: from the upper row down where edges part, from the lower up where they join."""
+    top = min(boxes[node].low for node in rows[gap]) - NEAR
+    bottom = max(boxes[node].high for node in rows[gap - 1]) + NEARER
+    for bundle in bundles:
+        yield bundle, top if bundle.parts else bottom
+        top, bottom = (top - STEP, bottom) if bundle.parts else (top, bottom + STEP)
 
 
 def _layers(graph: Graph, edges: Sequence[Edge]) -> list[tuple[str, list[tuple[Node, ...]]]]:
@@ -98,7 +130,7 @@ def _layers(graph: Graph, edges: Sequence[Edge]) -> list[tuple[str, list[tuple[N
         run = list(group)
         if empty:
             first, last = run[0][0], run[-1][0]
-            result.append((f"layer {first}" if first == last else f"layers {first}–{last}", []))
+            result.append((f"{first}" if first == last else f"{first}–{last}", []))
         else:
             result += [(f"layer {layer}", [row for row in rows if row]) for layer, rows in run]
     return result
@@ -117,5 +149,6 @@ class Lanes:
     def take(self, node: Node, side: int, width: float) -> float:
         """Distance from a node's side (-1 left, 1 right) to the middle of a lane for a line of this width."""
         distance = self._taken[node, side] + width / 2
-        self._taken[node, side] = (distance + width / 2 + 1.5) % (PITCH - HEAD[0] - 6)
+        room = PITCH - HEAD[0] - 6 if node.kind == "head" else BESIDE
+        self._taken[node, side] = (distance + width / 2 + 1.5) % room
         return 3.5 + distance

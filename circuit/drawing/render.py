@@ -28,9 +28,9 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from persona_circuits.circuit.drawing.legend import background
+from persona_circuits.circuit.drawing.legible import SIZES, Layout
 from persona_circuits.circuit.drawing.page import Page
-from persona_circuits.circuit.drawing.routing import Points, route
+from persona_circuits.circuit.drawing.routing import Points
 from persona_circuits.circuit.drawing.style import (
     ARROW,
     DARK,
@@ -48,7 +48,7 @@ from persona_circuits.circuit.drawing.style import (
     MLP_LINE,
     PORT_FILL,
     Chosen,
-    chosen_edges,
+    chosen_by_size,
 )
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.figures.paper import TALLEST, WIDTHS
@@ -92,7 +92,7 @@ def draw(
     path: str | Path | None = None,
     *,
     scores: Scores | None = None,
-    strongest: int = 150,
+    strongest: int | None = None,
     title: str = "",
     fmt: str | None = None,
     groups: Mapping[str, Circuit] | None = None,
@@ -113,7 +113,8 @@ def draw(
         drawn.
     strongest
         At most so many edges are drawn, those of the paths from ``input`` to ``logits`` whose weakest edge is
-        strongest; one whole path at least.
+        strongest; one whole path at least. Without it as many, of 150 at most, as can be followed: lines cross at
+        most twice per edge, and on a paper's page, or its ``width``, names have 5 points or more.
     title
         A line above the picture; letters other than Latin, Greek and Cyrillic show in SVG only.
     fmt
@@ -151,9 +152,7 @@ def draw(
     path = None if path is None else Path(path)
     fmt = "svg" if path is None else _format_of(path, fmt)
     how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}
-    if width not in ("", *WIDTHS):
-        raise OptionError(f"{width!r} is no width of a paper's column; give {' or '.join(WIDTHS)}")
-    picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, **how)
+    picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, width=width, **how)
     if width:
         picture.graph_attr["size"] = f"{WIDTHS[width]},{TALLEST}"
     drawn = _rendered(picture, fmt)
@@ -167,11 +166,12 @@ def to_agraph(
     circuit: Circuit,
     *,
     scores: Scores | None = None,
-    strongest: int = 150,
+    strongest: int | None = None,
     title: str = "",
     groups: Mapping[str, Circuit] | None = None,
     scale: str = "|score|, in metric units",
     fringe: Circuit | None = None,
+    width: str = "",
 ) -> pgv.AGraph:
     """The picture as a Graphviz graph with every position set; the parameters are those of ``draw``.
 
@@ -182,23 +182,35 @@ def to_agraph(
         OptionError: ``strongest`` is below 1, the scores are of another graph, or the
             groups do not part the circuit's edges.
     """
-    import pygraphviz as pgv
-
     _check_groups(circuit, groups)
     if fringe is not None and (fringe.graph != circuit.graph or (fringe.mask & ~circuit.mask).any()):
         raise OptionError("the fringe holds edges that are not the circuit's; give a part of it")
-    chosen = replace(
-        chosen_edges(circuit, scores, strongest), groups=groups, scale=scale, fringe=fringe, total=len(circuit)
+    if width not in ("", *WIDTHS):
+        raise OptionError(f"{width!r} is no width of a paper's column; give {' or '.join(WIDTHS)}")
+    how: dict[str, Any] = {"groups": groups, "scale": scale, "fringe": fringe, "total": len(circuit)}
+    tried = (
+        Layout.of(circuit.graph, replace(chosen, **how), title, width)
+        for chosen in chosen_by_size(circuit, scores, SIZES if strongest is None else [strongest])
     )
-    page = Page.of(circuit.graph, chosen.edges)
-    curves = route(page, chosen)
+    layout = next(tried)
+    for smaller in tried:
+        if layout.legible:
+            break
+        layout = smaller
+    return _graph_of(layout)
+
+
+def _graph_of(layout: Layout) -> pgv.AGraph:
+    import pygraphviz as pgv
+
+    chosen, page = layout.chosen, layout.page
     result = pgv.AGraph(strict=False, directed=True, name="circuit")
     result.graph_attr.update(outputorder="edgesfirst", margin="0", pad="0", bgcolor="white")
-    result.graph_attr.update(background(page, chosen, title))
+    result.graph_attr.update(layout.behind)
     result.node_attr.update(fontname=FONT, fontsize="10", fixedsize="true", margin="0")
     for node in page.boxes:
         result.add_node(str(node), **_node_attributes(page, node, chosen.edges))
-    for edge, curve in zip(chosen.edges, curves, strict=True):
+    for edge, curve in zip(chosen.edges, layout.curves, strict=True):
         result.add_edge(str(edge.src), str(edge.dst), key=str(edge), **_edge_attributes(chosen, edge, curve))
     return result
 
@@ -258,7 +270,8 @@ def _table(node: Node, used: Iterable[str | None]) -> str:
 def _edge_attributes(chosen: Chosen, edge: Edge, curve: Points) -> dict[str, str]:
     """Curve, width, colour and style of an edge; the arrow's tip is the curve's last point."""
     width = chosen.width(edge)
-    (x, y), curve = curve[-1], [*curve[:-1], (curve[-1][0], curve[-1][1] - ARROW)]
+    (x, y), foot = curve[-1], curve[-1][1] - ARROW
+    curve = [*curve[:-2], (curve[-2][0], min(curve[-2][1], foot)), (x, foot)]
     attributes = {
         "pos": f"e,{x:.2f},{y:.2f} " + " ".join(f"{a:.2f},{b:.2f}" for a, b in curve),
         "penwidth": f"{width:.3f}",

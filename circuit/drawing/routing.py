@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from persona_circuits.circuit.drawing.bundles import Bundle
 from persona_circuits.circuit.drawing.page import Lanes, Page
 from persona_circuits.circuit.drawing.style import Chosen
 from persona_circuits.circuit.graph import INPUT, LOGITS, SLOTS, Edge, Node
@@ -20,74 +22,61 @@ __all__ = [
 # --- where the edges go --------------------------------------------------------------------
 
 Points = list[tuple[float, float]]
-_FEWEST = 3  # edges of a bundle
 _TRIES = 6  # every detour may lead into another node; few edges need more than two
+_TURN = 6.0  # radius of the corners of a bundle
 
 
 def route(page: Page, chosen: Chosen) -> list[Points]:
     """Control points of a piecewise cubic per edge, from the source's top to the destination's bottom.
 
-    Edges of one look from one node to one row, and from one row to one port, are a bundle: they run as one stroke
-    around the nodes between, and part below the row that they go to, or join above the one that they come from.
+    Bundled edges run as one stroke around the nodes between, and along their bar.
     """
     row_of = {node: place for place, row in enumerate(page.rows) for node in row}
-    bundles = _bundles(chosen, row_of)
-    starts, ends = _starts(page, chosen.edges, bundles), _ends(page, chosen.edges, bundles)
-    lanes, trunks, result = Lanes(), dict[_Bundle, Points](), []
+    starts, ends = _starts(page, chosen.edges), _ends(page, chosen.edges)
+    lanes, trunks, result = Lanes(), dict[Bundle, Points](), []
     for edge in chosen.edges:
         start, end = (starts[edge], page.boxes[edge.src].high), (ends[edge], page.boxes[edge.dst].low)
         rows = page.rows[row_of[edge.src] + 1 : row_of[edge.dst]]
-        bundle = bundles.get(edge)
+        bundle, aim = page.bundles.get(edge), min(start[0], end[0])
         if bundle is None:
-            result.append(_bezier(_around(page, [start, end], rows, lanes, chosen.width(edge))))
+            result.append(_bezier(_around(page, [start, end], rows, lanes, chosen.width(edge), aim)))
             continue
+        level = page.levels[bundle]
         if bundle not in trunks:
-            fork = _fork(page, page.rows[bundle.row], start, end, parts=bundle.parts)
-            both = [start, fork] if bundle.parts else [fork, end]
-            trunks[bundle] = _straight(_around(page, both, rows, lanes, chosen.width(edge)), bundle)
-        trunk = trunks[bundle]
-        result.append(_bezier([*trunk, end] if bundle.parts else [start, *trunk]))
+            both = [start, (start[0], level - _TURN)] if bundle.parts else [(end[0], level + _TURN), end]
+            trunks[bundle] = _straight(_around(page, both, rows, lanes, chosen.width(edge), aim), bundle)
+        trunk = _bezier(trunks[bundle])
+        if bundle.parts:
+            result.append([*trunk[:-1], *_along(trunk[-1], level, end)])
+        else:
+            result.append([*_along(start, level, trunk[0]), *trunk[1:]])
     return result
 
 
-class _Bundle(NamedTuple):
-    """Edges of one ``look`` between a ``node`` (and its port) and a ``row``; they part there, or else join there."""
-
-    node: Node
-    slot: str | None
-    row: int
-    look: tuple[str, str] | None
-    parts: bool
-
-
-def _bundles(chosen: Chosen, row_of: Mapping[Node, int]) -> dict[Edge, _Bundle]:
-    """The larger one of both bundles that an edge may be in, where that has enough edges and a row lies between."""
-    groups: dict[_Bundle, list[Edge]] = defaultdict(list)
-    for edge in chosen.edges:
-        look = None if chosen.scores is None and chosen.groups is None else chosen.look(edge)
-        if row_of[edge.dst] - row_of[edge.src] > 1 and edge.dst != LOGITS:
-            groups[_Bundle(edge.src, None, row_of[edge.dst], look, True)].append(edge)
-            groups[_Bundle(edge.dst, edge.slot, row_of[edge.src], look, False)].append(edge)
-    found: dict[Any, _Bundle] = {}
-    for bundle, edges in sorted(groups.items(), key=lambda item: len(item[1])):
-        if len(edges) >= _FEWEST:
-            found |= dict.fromkeys(edges, bundle)
-    return found
+def _along(start: tuple[float, float], level: float, end: tuple[float, float]) -> Points:
+    """Control points up from the start, along a bar at that level and up to the end, with round corners."""
+    x0, x1 = start[0], end[0]
+    turn = min(_TURN, abs(x1 - x0) / 2)
+    side, soft = math.copysign(turn, x1 - x0), 0.4477  # of a cubic that is nearly a quarter of a circle
+    corners = [
+        (x0, level - turn * soft),
+        (x0 + side * soft, level),
+        (x0 + side, level),
+        *_line((x0 + side, level), (x1 - side, level)),
+        (x1 - side * soft, level),
+        (x1, level + turn * soft),
+        (x1, level + turn),
+    ]
+    return [start, *_line(start, (x0, level - turn)), *corners, *_line((x1, level + turn), end)]
 
 
-def _fork(
-    page: Page, row: Sequence[Node], start: tuple[float, float], end: tuple[float, float], *, parts: bool
-) -> tuple[float, float]:
-    """Where a bundle parts below a row, straight above its start; or joins above one, straight below its end."""
-    place = page.rows.index(tuple(row))
-    if parts:
-        low, high = max(page.boxes[node].high for node in page.rows[place - 1]), min(page.boxes[n].low for n in row)
-        return start[0], high - 0.85 * (high - low)
-    low, high = max(page.boxes[node].high for node in row), min(page.boxes[n].low for n in page.rows[place + 1])
-    return end[0], low + 0.85 * (high - low)
+def _line(start: tuple[float, float], end: tuple[float, float]) -> Points:
+    """A straight cubic's control points but for the first."""
+    (x0, y0), (x1, y1) = start, end
+    return [(x0 + part * (x1 - x0), y0 + part * (y1 - y0)) for part in (1 / 3, 2 / 3)] + [end]
 
 
-def _straight(trunk: Points, bundle: _Bundle) -> Points:
+def _straight(trunk: Points, bundle: Bundle) -> Points:
     """A trunk that had to turn aside parts, or joins, where it is then rather than back in the middle."""
     if len(trunk) == 2:
         return trunk
@@ -96,11 +85,11 @@ def _straight(trunk: Points, bundle: _Bundle) -> Points:
     return [(trunk[1][0], trunk[0][1]), *trunk[1:]]
 
 
-def _starts(page: Page, edges: Sequence[Edge], bundles: Mapping[Edge, _Bundle]) -> dict[Edge, float]:
+def _starts(page: Page, edges: Sequence[Edge]) -> dict[Edge, float]:
     """Where each edge leaves its source: spread over the top, in the order of where they go; bundles as one."""
     groups: dict[Node, dict[Any, list[Edge]]] = defaultdict(dict)
     for edge in edges:
-        bundle = bundles.get(edge)
+        bundle = page.bundles.get(edge)
         groups[edge.src].setdefault(bundle if bundle and bundle.parts else edge, []).append(edge)
     found: dict[Edge, float] = {}
     for node, group in groups.items():
@@ -111,11 +100,11 @@ def _starts(page: Page, edges: Sequence[Edge], bundles: Mapping[Edge, _Bundle]) 
     return found
 
 
-def _ends(page: Page, edges: Sequence[Edge], bundles: Mapping[Edge, _Bundle]) -> dict[Edge, float]:
+def _ends(page: Page, edges: Sequence[Edge]) -> dict[Edge, float]:
     """Where each edge enters its destination: around its port, in the order of where they come from; bundles as one."""
     groups: dict[tuple[Node, str | None], dict[Any, list[Edge]]] = defaultdict(dict)
     for edge in edges:
-        bundle = bundles.get(edge)
+        bundle = page.bundles.get(edge)
         groups[edge.dst, edge.slot].setdefault(bundle if bundle and not bundle.parts else edge, []).append(edge)
     found: dict[Edge, float] = {}
     for (node, slot), group in groups.items():
@@ -160,11 +149,16 @@ def _spread(
         yield edges[index], middle + step * (place - (len(edges) - 1) / 2)
 
 
-def _around(page: Page, points: Points, rows: Sequence[Sequence[Node]], lanes: Lanes, width: float) -> Points:
-    """Start, end and what is needed between them for the curve to pass beside the nodes of the rows in between."""
+def _around(
+    page: Page, points: Points, rows: Sequence[Sequence[Node]], lanes: Lanes, width: float, aim: float
+) -> Points:
+    """Start, end and what is needed between them for the curve to pass beside the nodes of the rows in between.
+
+    ``aim`` is how far left the edge, or an edge of the bundle, begins or ends.
+    """
     points, free = list(points), list(rows)
     for _ in range(_TRIES):
-        hits = [(row, hit) for row in free if (hit := _hit(page, points, row))]
+        hits = [(row, hit) for row in free if (hit := _hit(page, points, row, aim))]
         for row, (node, side) in hits:
             free.remove(row)
             box = page.boxes[node]
@@ -176,15 +170,19 @@ def _around(page: Page, points: Points, rows: Sequence[Sequence[Node]], lanes: L
     return points
 
 
-def _hit(page: Page, points: Points, row: Sequence[Node]) -> tuple[Node, int] | None:
-    """The node of a row that the curve runs into, and the side to pass it on: -1 left, 1 right."""
+def _hit(page: Page, points: Points, row: Sequence[Node], aim: float) -> tuple[Node, int] | None:
+    """The node of a row that the curve runs into, and the side to pass it on: -1 left, 1 right.
+
+    MLPs, in their column, are passed on the right by what stays in it, on the left by what comes from heads or goes
+    to them.
+    """
     high = max(page.boxes[node].high for node in row)
     low = min(page.boxes[node].low for node in row)
     xs = _at(points, np.linspace(low, high, 3))
     for node in row:
         box = page.boxes[node]
         if xs.max() > box.x - box.width / 2 - 3 and xs.min() < box.x + box.width / 2 + 3:
-            return node, 1 if xs[1] >= box.x else -1
+            return node, 1 if (aim > box.x - box.width / 2 if node.kind == "mlp" else xs[1] >= box.x) else -1
     return None
 
 

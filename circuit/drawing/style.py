@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Node
+from persona_circuits.circuit.graph import Edge, Node
+from persona_circuits.circuit.paths import strongest_paths
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 
@@ -38,6 +39,7 @@ __all__ = [
     "PORT_FILL",
     "Chosen",
     "Widths",
+    "chosen_by_size",
     "chosen_edges",
     "edge_look",
     "line_width",
@@ -54,9 +56,9 @@ HEAD = (54.0, 34.0)  # width and height of a head's box
 MLP = (48.0, 30.0)
 BAR = 22.0  # height of input and logits
 ARROW = 4.0  # length of an arrow's head
-PITCH = 78.0  # from a head to the next one in its row
-TALL, LOW = 1.8, 26.0  # height of a page in its widths, which rows give way to; the least room below a row
-MARGIN, LABELS, LEGEND = 18.0, 82.0, 214.0  # page margin; width of the layer labels and of the legend
+PITCH = 72.0  # from a head to the next one in its row
+LOW = 13.0  # the least room below a row
+MARGIN, LABELS, LEGEND = 18.0, 54.0, 214.0  # page margin; width of the layer labels and of the legend
 FAINTNESS = "58"  # opacity of a fringe edge, in hexadecimal
 THIN, THICK = 0.6, 5.0  # line widths of the score 0 and of the largest |score|
 
@@ -106,8 +108,13 @@ class Chosen:
 
 def chosen_edges(circuit: Circuit, scores: Scores | None, strongest: int) -> Chosen:
     """All edges that are on a path, or of more than ``strongest`` those of the strongest paths: nothing dangles."""
-    if strongest < 1:
-        raise OptionError(f"strongest is {strongest}; it is how many edges to draw, so give 1 or more")
+    return next(chosen_by_size(circuit, scores, [strongest]))
+
+
+def chosen_by_size(circuit: Circuit, scores: Scores | None, sizes: Sequence[int]) -> Iterator[Chosen]:
+    """What ``chosen_edges`` gives for each of the sizes in turn."""
+    if any(size < 1 for size in sizes):
+        raise OptionError(f"strongest is {min(sizes)}; it is how many edges to draw, so give 1 or more")
     if scores is not None and scores.graph != circuit.graph:
         raise OptionError(
             f"the scores are of {scores.graph} but the circuit is of {circuit.graph}; "
@@ -116,44 +123,26 @@ def chosen_edges(circuit: Circuit, scores: Scores | None, strongest: int) -> Cho
     alive = circuit.without_dead_ends().mask
     places = np.argwhere(alive.T)  # destination and source of each edge, in topological order
     edges = tuple(circuit.graph.edge(int(src), int(dst)) for dst, src in places)
-    if len(edges) > strongest:
-        sizes = np.ones(len(edges)) if scores is None else np.abs(scores.values.T[alive.T])
-        edges = _on_paths(edges, sizes, strongest)
-    note = _note(len(circuit), len(places), len(edges), ranked=scores is not None)
-    return Chosen(edges, None if scores is None else {edge: scores[edge] for edge in edges}, note)
+    paths: list[set[int]] | None = None
+    for size in sizes:
+        kept = edges
+        if len(edges) > size:
+            values = np.ones(len(edges)) if scores is None else np.abs(scores.values.T[alive.T])
+            paths = paths or list(strongest_paths(edges, values))
+            kept = _of_paths(edges, paths, size)
+        note = _note(len(circuit), len(edges), len(kept), ranked=scores is not None)
+        yield Chosen(kept, None if scores is None else {edge: scores[edge] for edge in kept}, note)
 
 
-def _on_paths(edges: Sequence[Edge], sizes: np.ndarray, most: int) -> tuple[Edge, ...]:
-    """At most so many edges, but one whole path, of the paths whose weakest edge is strongest.
-
-    Every edge's own path is the strongest one through it; paths are added, the strongest first, while there is room.
-    """
-    before, after = _widest(edges, sizes, back=False), _widest(edges, sizes, back=True)
-    weakest = [min(sizes[i], before[e.src][0], after[e.dst][0]) for i, e in enumerate(edges)]
+def _of_paths(edges: Sequence[Edge], paths: Iterable[set[int]], most: int) -> tuple[Edge, ...]:
+    """The edges of the first paths and of all others that there is room for; at most so many, but one whole path."""
     kept: set[int] = set()
-    for i in sorted(range(len(edges)), key=lambda i: (-weakest[i], -sizes[i], i)):
-        path, node = {i}, edges[i].src
-        while node != INPUT:
-            path.add(before[node][1])
-            node = edges[before[node][1]].src
-        node = edges[i].dst
-        while node != LOGITS:
-            path.add(after[node][1])
-            node = edges[after[node][1]].dst
+    for path in paths:
         if not kept or len(kept | path) <= most:
             kept |= path
+        if len(kept) >= most:
+            break
     return tuple(edges[i] for i in sorted(kept))
-
-
-def _widest(edges: Sequence[Edge], sizes: np.ndarray, *, back: bool) -> dict[Node, tuple[float, int]]:
-    """By node the weakest edge of the strongest path to it from an end of the model, and that path's next edge."""
-    found: dict[Node, tuple[float, int]] = {LOGITS if back else INPUT: (np.inf, -1)}
-    for i in range(len(edges) - 1, -1, -1) if back else range(len(edges)):
-        own, other = (edges[i].src, edges[i].dst) if back else (edges[i].dst, edges[i].src)
-        size = min(float(sizes[i]), found[other][0])
-        if own not in found or size > found[own][0]:
-            found[own] = (size, i)
-    return found
 
 
 def _note(total: int, alive: int, shown: int, *, ranked: bool) -> str:
@@ -190,9 +179,8 @@ class Widths:
         most = max((sum(node.kind == "head" for node in row) for row in rows), default=0)
         mlps = any(node.kind == "mlp" for row in rows for node in row)
         heads = HEAD[0] + PITCH * (most - 1) if most else 0.0
-        bar = max(220.0, heads + 56 + (MLP[0] + 40 if mlps else 0))
-        page = TALL * (bar + LABELS + LEGEND) / max(1, len(rows)) - HEAD[1]
-        return cls(heads, bar, MARGIN + LABELS, max(LOW, min(120.0, 30 + 0.05 * bar, page)))
+        bar = max(200.0, heads + 56 + (MLP[0] + 40 if mlps else 0))
+        return cls(heads, bar, MARGIN + LABELS, min(60.0, LOW + 0.03 * bar))
 
     @property
     def middle(self) -> float:

@@ -20,6 +20,7 @@ from persona_circuits.circuit.evaluation.matched import (
 )
 from persona_circuits.circuit.evaluation.measurements import Measurements
 from persona_circuits.circuit.evaluation.null import NullRun, null_run
+from persona_circuits.circuit.evaluation.paths import PathShare, PathShares, measured_paths
 from persona_circuits.circuit.evaluation.scores_by_pair import PairScores, Rule, pair_scores
 from persona_circuits.circuit.evaluation.signal import Signal, SignalWatch, signal_of
 from persona_circuits.circuit.evaluation.spans import SpanStudy, entry_shares, persistence, span_rows, span_study
@@ -37,6 +38,8 @@ __all__ = [
     "PairRow",
     "PairScores",
     "PairsView",
+    "PathShare",
+    "PathShares",
     "Rule",
     "Signal",
     "SignalWatch",
@@ -52,6 +55,7 @@ __all__ = [
     "matched_circuits",
     "matched_outside",
     "measured_pairs",
+    "measured_paths",
     "null_run",
     "pair_scores",
     "pairs_view",

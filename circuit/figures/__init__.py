@@ -17,7 +17,8 @@ from persona_circuits.circuit.figures.charts import (
     line_chart,
     line_panels,
 )
-from persona_circuits.circuit.figures.files import read_figures, redraw, write_figures
+from persona_circuits.circuit.figures.files import INDEX, read_figures, redraw, write_figures
+from persona_circuits.circuit.figures.index import About, is_index, run_page, write_index
 from persona_circuits.circuit.figures.page import figure_page
 from persona_circuits.circuit.figures.paper import paper, png_bytes
 from persona_circuits.circuit.figures.tables import (
@@ -36,7 +37,9 @@ from persona_circuits.circuit.figures.tables import (
 
 __all__ = [
     "GREY",
+    "INDEX",
     "PALETTE",
+    "About",
     "Axis",
     "Bars",
     "Cells",
@@ -54,6 +57,7 @@ __all__ = [
     "flat",
     "heat_map",
     "interval",
+    "is_index",
     "line_chart",
     "line_panels",
     "markdown_cell",
@@ -64,7 +68,9 @@ __all__ = [
     "png_bytes",
     "read_figures",
     "redraw",
+    "run_page",
     "write_arrays",
     "write_csv",
     "write_figures",
+    "write_index",
 ]

@@ -13,10 +13,14 @@ from persona_circuits.circuit.figures.paper import FORMATS, WIDTHS, paper
 from persona_circuits.circuit.storage import write_bytes
 
 __all__ = [
+    "INDEX",
     "read_figures",
     "redraw",
     "write_figures",
 ]
+
+INDEX = "index.html"
+"""The page of a run's folder, which holds no figures of its own."""
 
 
 def write_figures(
@@ -69,7 +73,7 @@ def read_figures(page: str | Path) -> dict[str, Chart]:
         FileError: the page cannot be read, or holds no figures of this program.
     """
     page = Path(page)
-    pages = sorted(page.glob("*.html")) if page.is_dir() else [page]
+    pages = sorted(one for one in page.glob("*.html") if one.name != INDEX) if page.is_dir() else [page]
     if not pages:
         raise FileError(f"folder {page} holds no HTML page of figures; give the folder of a result that has one")
     return {name: figure for one in pages for name, figure in _read(one).items()}

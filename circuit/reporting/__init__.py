@@ -1,8 +1,10 @@
 """What the command line and files say of circuits."""
 
 from persona_circuits.circuit.discovery.summary import (
+    PATHS,
     completeness_lines,
     faithfulness_rows,
+    path_rows,
     strongest_edges,
     summary,
 )
@@ -24,6 +26,7 @@ from persona_circuits.circuit.reporting.evaluation import write_battery
 from persona_circuits.circuit.reporting.evaluation_tables import evaluation_rows, tables
 
 __all__ = [
+    "PATHS",
     "area_rows",
     "completeness_lines",
     "curve_records",
@@ -34,6 +37,7 @@ __all__ = [
     "evaluation_rows",
     "faithfulness_rows",
     "overlap_rows",
+    "path_rows",
     "setting_rows",
     "size_rows",
     "strongest_edges",

@@ -607,7 +607,7 @@ def test_the_command_writes_tables_and_figures(tmp_path, scores):
     ):
         assert part in done.stdout
     figures = [f"faithfulness-{level}{left}.png" for level in ("edge", "node") for left in ("-left", "")]
-    written = ["curves.csv", "curves.html", "curves.json", *figures, "scores-eap.safetensors"]
+    written = ["curves.csv", "curves.html", "curves.json", *figures, "index.html", "scores-eap.safetensors"]
     assert sorted(path.name for path in out.iterdir()) == written
     kept = json.loads((out / "curves.json").read_text())
     assert {curve["scorer"] for curve in kept["curves"]} == {"run run", "eap", "mine"}

@@ -15,6 +15,8 @@ import pytest
 
 from persona_circuits.circuit.drawing import FORMATS, DrawReport, draw, style, to_agraph
 from persona_circuits.circuit.drawing import render as module
+from persona_circuits.circuit.drawing.legible import SIZES, Layout, crossings
+from persona_circuits.circuit.drawing.page import STEP, Page
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.scores import Scores
@@ -127,7 +129,7 @@ def test_layers_without_nodes_take_little_room_and_are_marked():
     picture = to_agraph(Circuit.of(Graph(20, 1), names))
     close = to_agraph(Circuit.of(Graph(2, 1), ["input->m0", "m0->m1", "m1->logits"]))
     assert center(picture, "m19")[1] - center(close, "m1")[1] < 40
-    assert "layers 1–18 empty" in picture.graph_attr["_background"]
+    assert "1–18 empty" in picture.graph_attr["_background"]
     assert "empty" not in close.graph_attr["_background"]
 
 
@@ -266,7 +268,7 @@ def widest(circuit: Circuit, scores: Scores) -> float:
 
 def test_thousands_are_counted_readably():
     circuit, scores = dense(Graph(12, 12), share=0.2)
-    picture = to_agraph(circuit, scores=scores)
+    picture = to_agraph(circuit, scores=scores, strongest=150)
     assert re.search(
         r"150 of \d,\d{3} edges, on the strongest paths .*; \d,\d{3} left out", picture.graph_attr["_background"]
     )
@@ -293,12 +295,94 @@ def test_edges_that_go_the_same_way_are_one_stroke():
         "m2->logits",
     ]
     picture = to_agraph(Circuit.of(Graph(4, 6), names))
-    trunks = {tuple(map(tuple, curve(edge(picture, f"m0->{head}<v>"))[:-3])) for head in heads}
+    below = center(picture, "m2")[1]
+    trunks = {tuple(map(tuple, part[part[:, 1] < below])) for part in (curve(edge(picture, one)) for one in names[1:7])}
     assert len(trunks) == 1
     ends = {tuple(curve(edge(picture, f"m0->{head}<v>"))[-1]) for head in heads}
     assert len(ends) == 6
-    (trunk,) = trunks
-    assert center(picture, "m2")[1] < trunk[-1][1] < center(picture, "a3.h0")[1]
+    (level,) = {level for head in heads for level in levels(edge(picture, f"m0->{head}<v>"))}
+    assert below < level < center(picture, "a3.h0")[1]
+
+
+def levels(item) -> list[float]:
+    """The heights at which an edge runs level over more than the room of a corner."""
+    on = on_curve(item)
+    flat = [y for (x, y), (x2, y2) in pairwise(on) if abs(x2 - x) > 2 and abs(y2 - y) < 1e-6]
+    return sorted({round(y, 2) for y in flat})
+
+
+def test_a_fan_into_a_node_above_is_one_bar_with_one_arrow():
+    graph = Graph(2, 12)
+    heads = [f"a0.h{head}" for head in range(12)]
+    names = [*(f"input->{head}<v>" for head in heads), *(f"{head}->m0" for head in heads), "m0->logits"]
+    picture = to_agraph(Circuit.of(graph, names))
+    fan = [edge(picture, f"{head}->m0") for head in heads]
+    assert len({level for item in fan for level in levels(item)}) == 1
+    assert len({tuple(curve(item)[-1]) for item in fan}) == 1
+    assert len({tuple(curve(item)[0]) for item in fan}) == 12
+
+
+def test_bars_of_several_bundles_lie_apart():
+    circuit, scores = dense(Graph(4, 5), share=0.5)
+    chosen = style.chosen_edges(circuit, scores, 200)
+    page = Page.of(circuit.graph, chosen)
+    assert len(page.levels) > 8
+    for gap in range(1, len(page.rows)):
+        here = sorted(level for bundle, level in page.levels.items() if bundle.gap == gap)
+        assert all(high - low >= STEP - 1e-9 for low, high in pairwise(here))
+        floor = max(page.boxes[node].high for node in page.rows[gap - 1])
+        roof = min(page.boxes[node].low for node in page.rows[gap])
+        assert all(floor < level < roof for level in here)
+
+
+# --- what can be followed ------------------------------------------------------------------
+
+
+def line(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[float, float]]:
+    return [tuple((np.array(start) + part * (np.array(end) - start)).tolist()) for part in np.linspace(0, 1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("curves", "expected"),
+    [
+        ([line((0, 0), (90, 90)), line((90, 0), (0, 90))], 1),
+        ([line((0, 0), (90, 90)), line((10, 0), (100, 90))], 0),
+        ([line((0, 0), (90, 90)), line((90, 0), (0, 90)), line((40, 0), (41, 90))], 3),
+        ([line((0, 0), (0, 40)) + line((0, 40), (90, 40))[1:], line((50, 0), (50, 90))], 1),
+        ([line((0, 0), (90, 40)), line((90, 50), (0, 90))], 0),
+        ([], 0),
+    ],
+)  # fmt: skip
+def test_crossings_are_counted(curves, expected):
+    assert crossings(curves, [1.0] * len(curves)) == pytest.approx(expected)
+
+
+def test_edges_of_a_bundle_cross_as_one_line():
+    same = line((0.0, 0.0), (90.0, 90.0))
+    assert crossings([same, same, line((90.0, 0.0), (0.0, 90.0))], [0.5, 0.5, 1.0]) == pytest.approx(1)
+
+
+def test_as_many_edges_are_drawn_as_can_be_followed():
+    hairball, simple = dense(Graph(6, 5)), dense(Graph(3, 2))
+    shown = {name: to_agraph(one[0], scores=one[1]).number_of_edges() for name, one in
+             (("hairball", hairball), ("simple", simple))}  # fmt: skip
+    assert shown["simple"] == len(simple[0].without_dead_ends())
+    assert 5 < shown["hairball"] < len(hairball[0]) / 3
+    assert to_agraph(hairball[0], scores=hairball[1], strongest=120).number_of_edges() == 120
+    sizes = [n for n in SIZES if n > shown["hairball"]]
+    for chosen in style.chosen_by_size(*hairball, sizes):
+        assert not Layout.of(hairball[0].graph, chosen, "").legible
+
+
+@pytest.mark.parametrize(("width", "sides"), [("", (7.5, 10.0)), ("single", (3.3, 9.0)), ("double", (6.9, 9.0))])
+@pytest.mark.parametrize("graph", [Graph(30, 9), Graph(12, 12)])
+def test_on_the_page_it_is_for_names_have_five_points(graph, width, sides):
+    circuit, scores = dense(graph, share=0.02)
+    picture = to_agraph(circuit, scores=scores, width=width, title="a model: a metric, a file of pairs.jsonl")
+    left, low, right, high = map(float, picture.graph_attr["bb"].split(","))
+    scale = min(72 * sides[0] / (right - left), 72 * sides[1] / (high - low))
+    assert scale * float(picture.node_attr["fontsize"]) >= 5
+    assert picture.number_of_edges() >= 5
 
 
 def test_a_bundle_has_one_look():

@@ -186,7 +186,9 @@ def cross_faithfulness(
     return tuple(found)
 
 
-def draw_difference(comparison: Comparison, path: str | Path, *, strongest: int = 200, title: str = "") -> DrawReport:
+def draw_difference(
+    comparison: Comparison, path: str | Path, *, strongest: int | None = None, title: str = ""
+) -> DrawReport:
     """The union of both circuits, edges coloured by ``groups``; parameters as in ``circuit.drawing.draw``.
 
     Width is the larger of an edge's two |score|, each as a share of that side's largest.

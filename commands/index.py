@@ -1,0 +1,45 @@
+"""The page of a run's folder, with the command that made it as it was given."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+__all__ = [
+    "given_command",
+    "index",
+]
+
+
+def index(context: typer.Context, folder: Path, name: str, *, notes: Sequence[str] = ()) -> None:
+    """Write ``index.html`` into the folder of what a command has found in the model of that name."""
+    from persona_circuits.circuit.figures import About, write_index
+
+    asked = (context.command.help or "").split("\n\n")[0]
+    title = f"{context.info_name}: {Path(name).name}"
+    write_index(folder, About(title, asked, given_command(context), given=(("model", name),), notes=notes))
+
+
+def given_command(context: typer.Context) -> str:
+    """The command with the options that were given, but for the folder, which may be another one by now."""
+    return shlex.join(["persona-circuits", str(context.info_name), *_given(context)])
+
+
+def _given(context: typer.Context) -> Iterator[str]:
+    for one in context.command.params:
+        source = context.get_parameter_source(str(one.name))
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value: Any = context.params[str(one.name)]
+        values = value if isinstance(value, list | tuple) else [value]
+        if one.param_type_name == "argument":
+            yield from map(str, values)
+        elif isinstance(value, bool):
+            yield one.opts[0] if value else one.secondary_opts[0]
+        elif one.opts[0] != "--out":
+            for item in values:
+                yield from (one.opts[0], str(item))
