@@ -25,6 +25,7 @@ from persona_circuits.commands.terminal import (
 )
 
 __all__ = [
+    "PAGE",
     "command_line",
     "write_inside",
 ]

@@ -15,6 +15,7 @@ from persona_circuits.circuit.errors import GraphError, OptionError, TaskError
 
 EXAMPLES = (
     "Circuit",
+    "CircuitPage",
     "Task",
     "acdc",
     "discover",

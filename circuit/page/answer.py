@@ -41,9 +41,8 @@ def _answer(share: str, reports: Sequence[Mapping[str, Any]], summary: Mapping[s
     beside = "" if random is None else f" Random circuits of the same size and shape keep {random:.2f}"
     spread = "" if random is None or report["random_sd"] is None else f" ± {report['random_sd']:.2f}"
     rest = f"; all the other edges keep {report['complement']['ratio_of_means']:.2f}" if beside else ""
-    return (
-        f"{share} keep {one['ratio_of_means']:.2f}{between} of the effect on {report['n_pairs']} {held}."
-        + (f"{beside}{spread}{rest}." if beside else "")
+    return f"{share} keep {one['ratio_of_means']:.2f}{between} of the effect on {report['n_pairs']} {held}." + (
+        f"{beside}{spread}{rest}." if beside else ""
     )
 
 
@@ -58,5 +57,7 @@ def _caution(record: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) ->
         found.append("The interval of the lead over random circuits reaches zero.")
     stability = record.get("stability")
     if stability and stability["unstable"]:
-        found.append(f"Unstable: other samples of pairs would select other edges (mean Jaccard {stability['jaccard']:.2f}).")
+        found.append(
+            f"Unstable: other samples of pairs would select other edges (mean Jaccard {stability['jaccard']:.2f})."
+        )
     return " ".join(found)

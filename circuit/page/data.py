@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.io import read_circuit
+from persona_circuits.circuit.errors import FileError, OptionError, listed
+from persona_circuits.circuit.io import StoredCircuit, page_schema, read_circuit, schema_faults
 from persona_circuits.circuit.page.groups import read_groups
 from persona_circuits.circuit.page.run import INSIDE, run_data
 from persona_circuits.circuit.storage import Kind, read_json
@@ -55,10 +55,23 @@ def page_of_run(
             raise OptionError(f"{path} is a circuit of a model of another shape; only equal shapes share a page")
         runs.append(other)
     stored = read_circuit(folder)
-    beside = stored.path.parent / INSIDE
-    inside = read_json(beside, Kind("file of what nodes do")) if beside.is_file() else None
+    inside = _inside(stored)
     named = read_groups(groups, stored.circuit.graph) if groups else {}
-    return page_data(runs, groups=named, inside=inside, command=command)
+    data = page_data(runs, groups=named, inside=inside, command=command)
+    if faults := schema_faults(data, page_schema()):
+        raise FileError(listed(f"the files beside {stored.path} make no page; {len(faults)} fault(s):", faults))
+    return data
+
+
+def _inside(stored: StoredCircuit) -> Any:
+    """What the nodes do, if that is known of just these nodes; a file of an earlier circuit is left out."""
+    path = stored.path.parent / INSIDE
+    if not path.is_file():
+        return None
+    content = read_json(path, Kind("file of what nodes do"))
+    nodes = {str(node) for node in stored.circuit.nodes() if node.kind in ("head", "mlp")}
+    known = content.get("nodes") if isinstance(content, dict) else None
+    return content if isinstance(known, dict) and set(known) == nodes else None
 
 
 def page_data(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from persona_circuits.circuit.errors import FileError, GraphError, listed
 from persona_circuits.circuit.graph import Graph, parse_node
 from persona_circuits.circuit.storage import Kind, is_text, is_texts, read_json
+from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = [
     "GROUPS",
+    "by_source",
     "read_groups",
 ]
 
 FORMAT = "persona-circuits/groups"
-GROUPS = Kind("file of groups", expected='{"format": "persona-circuits/groups", "version": 1, "groups": {name: [node]}}')
+GROUPS = Kind(
+    "file of groups", expected='{"format": "persona-circuits/groups", "version": 1, "groups": {name: [node]}}'
+)
 
 
 def read_groups(path: str | Path, graph: Graph | None = None) -> dict[str, list[str]]:
@@ -42,3 +47,14 @@ def read_groups(path: str | Path, graph: Graph | None = None) -> dict[str, list[
     if faults:
         raise FileError(listed(f"{path} has {len(faults)} fault(s):", faults))
     return {name: list(dict.fromkeys(nodes)) for name, nodes in groups.items()}
+
+
+def by_source(circuit: Circuit, groups: Mapping[str, Sequence[str]]) -> dict[str, Circuit]:
+    """A circuit's edges by the first group that their source is in; those of none are called ``others``."""
+    left, found = circuit, {}
+    for name, nodes in groups.items():
+        chosen = set(nodes)
+        own = Circuit.of(circuit.graph, (edge for edge in left if str(edge.src) in chosen))
+        if len(own):
+            found[name], left = own, left - own
+    return found | ({"others": left} if len(left) else {})

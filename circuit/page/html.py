@@ -22,6 +22,7 @@ from persona_circuits.circuit.storage import Kind, json_of, read_text
 
 __all__ = [
     "MODULES",
+    "is_page",
     "page_faults",
     "page_html",
     "read_page",
@@ -37,8 +38,8 @@ MODULES = (
     "inside.js",
     "panel.js",
     "exports.js",
-    "sections.js",
     "controls.js",
+    "sections.js",
     "main.js",
 )
 """The program, a module after those that it imports."""
@@ -64,7 +65,7 @@ def page_html(data: Mapping[str, Any]) -> str:
     )
 
 
-def read_page(path: str | Path) -> dict[str, Any]:
+def read_page(path: str | Path) -> Any:
     """The data of a page.
 
     Raises:
@@ -73,8 +74,13 @@ def read_page(path: str | Path) -> dict[str, Any]:
     text = read_text(path, PAGE)
     if DATA not in text:
         raise PAGE.faulty(path, "holds no data of a circuit")
-    start = text.index(DATA) + len(DATA)
-    return json_of(text[start : text.index("</script>", start)], path, PAGE)
+    data = text.partition(DATA)[2].partition("</script>")[0]
+    return json_of(data, path, PAGE)
+
+
+def is_page(text: str) -> bool:
+    """Whether a file's text is a page of a circuit."""
+    return DATA in text
 
 
 def page_faults(data: Any) -> list[str]:

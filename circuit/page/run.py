@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.errors import FileError, PersonaCircuitsError
+from persona_circuits.circuit.errors import FileError, PersonaCircuitsError, listed
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.io import StoredCircuit, read_circuit, read_scores
+from persona_circuits.circuit.io import StoredCircuit, read_circuit, read_scores, schema_faults
 from persona_circuits.circuit.page.answer import answer_of
 from persona_circuits.circuit.page.stops import curve_of, nested
 from persona_circuits.circuit.scores import Scores
@@ -20,6 +20,7 @@ from persona_circuits.circuit.task import resolve, task_of
 
 __all__ = [
     "INSIDE",
+    "read_sweep",
     "record_run",
     "run_data",
 ]
@@ -28,6 +29,29 @@ INSIDE = "inside.json"
 """What the nodes of a run do, computed where the model is."""
 ABOUT = ("model", "task", "method", "ablation", "seed", "stamp", "counts", "versions", "computation", "stability")
 SUMMARY = ("signal", "null", "shared", "held_out", "target", "acdc")
+NUMBER = {"type": "number"}
+SWEEP = {
+    "type": "object",
+    "required": ["points"],
+    "properties": {
+        "points": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["tau", "asked", "n_edges", "faithfulness", "intervals"],
+                "properties": {
+                    "tau": NUMBER,
+                    "asked": {"type": "integer", "minimum": 1},
+                    "n_edges": {"type": "integer", "minimum": 0},
+                    "faithfulness": {"type": "object", "additionalProperties": NUMBER},
+                    "intervals": {"type": "object", "additionalProperties": {"type": ["object", "null"]}},
+                    "medians": {"type": "object"},
+                },
+            },
+        }
+    },
+}
+"""What is read of a sweep.json."""
 MOST_PAIRS = 200
 """Pairs whose prompts are on the page."""
 
@@ -49,7 +73,7 @@ def run_data(folder: str | Path, *, name: str | None = None) -> dict[str, Any]:
     """
     stored = read_circuit(folder)
     place = stored.path.absolute().parent
-    sweep = _json(place / "sweep.json")
+    sweep = read_sweep(place / "sweep.json")
     beside = place / "scores.safetensors"
     scores = read_scores(beside) if beside.is_file() else stored.scores
     if scores is not None and scores.graph != stored.circuit.graph:
@@ -104,6 +128,20 @@ def record_run(
     }
 
 
+def read_sweep(path: Path) -> dict[str, Any] | None:
+    """The nested circuits of a run; None where the file is not there.
+
+    Raises:
+        FileError: it holds something else.
+    """
+    content = _json(path)
+    if content is None:
+        return None
+    if faults := schema_faults(content, SWEEP):
+        raise FileError(listed(f"{path} is no sweep of discover; it has {len(faults)} fault(s):", faults))
+    return content
+
+
 def _values(scores: Scores, names: Iterable[str]) -> dict[str, float]:
     return {name: float(scores.values[scores.graph.index(name)]) for name in names}
 
@@ -112,11 +150,13 @@ def _shorter(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """An evaluation without the long lists that the page does not show."""
     kept = {key: value for key, value in evaluation.items() if key not in ("tests", "completeness", "faithfulness")}
     tests, complete = evaluation.get("tests"), evaluation.get("completeness")
-    if tests:
+    if tests and isinstance(tests.get("outcomes"), list):
         names = ("name", "hypothesis", "decision", "p", "p_holm", "sentence", "could_show")
-        kept["tests"] = [{key: one.get(key) for key in names} for one in tests["outcomes"]]
+        kept["tests"] = [{key: one.get(key) for key in names} for one in tests["outcomes"] if isinstance(one, dict)]
     if complete:
-        kept["completeness"] = {key: complete.get(key) for key in ("circuit", "complement", "mean_gap", "worst", "backup")}
+        kept["completeness"] = {
+            key: complete.get(key) for key in ("circuit", "complement", "mean_gap", "worst", "backup")
+        }
     return kept
 
 
@@ -154,7 +194,11 @@ def _pairs(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     keys = ("id", "clean", "corrupt", "answers", "wrong_answers", "split", "persona_a", "persona_b", "question")
     found = [{key: getattr(pair, key, None) for key in keys} for pair in pairs[:MOST_PAIRS]]
     return [
-        {key: list(value) if isinstance(value, tuple) else value for key, value in one.items() if value not in (None, "")}
+        {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in one.items()
+            if value not in (None, "")
+        }
         for one in found
     ]
 

@@ -2,8 +2,9 @@
 
 On all pairs of the held-out split, up to ``MOST_PAIRS``:
 
-    direct effect   of a node on D: what it writes at the answer's place, read in the direction of the options' difference
-                    with each run's own final-norm scale, under A less under B (``persona.lens``); their sum is D
+    direct effect   of a node on D: what it writes at the answer's place, read in the direction of the options'
+                    difference with each run's own final-norm scale, under A less under B (``persona.lens``); over all
+                    nodes and attention biases they sum to D
     lens            D read off the stream after every block
 
 and on one of them, the pair whose D is the median one:

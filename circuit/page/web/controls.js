@@ -53,7 +53,7 @@ const ordered = (letters, chosen) => letters.map(([letter]) => letter).filter((l
 export function toolbar(shown, svg, toggleWide) {
   const now = state.get();
   const { run, sides } = state.view();
-  const paths = [["", "all edges"], ...[1, 3, 5, 10, 20, 50].map((n) => [String(n), n === 1 ? "the strongest path" : `the ${n} strongest paths`])];
+  const paths = [["all", "all edges"], ...[1, 3, 5, 10, 20, 50].map((n) => [String(n), n === 1 ? "the strongest path" : `the ${n} strongest paths`])];
   const kinds = Object.entries(saving).filter(([name]) => name !== "Circuit (JSON)" || run.about.model);
   return h("div", { class: "toolbar", role: "toolbar", "aria-label": "Graph" },
     views.length > 1 ? choice("view", "View", views.map((one) => [one.key, one.label]), now.view, "view") : null,
@@ -64,7 +64,7 @@ export function toolbar(shown, svg, toggleWide) {
     press(document.fullscreenElement ? "Leave full screen" : "Full screen", toggleWide, { id: "wide", title: "F" }),
     h("details", { class: "menu" }, h("summary", {}, "Save"), h("div", {},
       kinds.map(([name, save]) => press(name, () => save(shown, svg), { "data-save": name })),
-      press("Copy link", () => navigator.clipboard?.writeText(location.href)))));
+      press("Copy link", () => navigator.clipboard?.writeText(state.link())))));
 }
 
 /** What is shown of the circuit. */
@@ -74,7 +74,7 @@ export function filters() {
   const layer = (key, name) => h("label", {}, name, " ", h("input", {
     type: "number", id: key, min: 0, max: shape.layers - 1, value: now[key], onchange: (event) => state.set({ [key]: String(Math.max(0, Math.min(shape.layers - 1, Math.trunc(Number(event.target.value) || 0)))) }),
   }));
-  return h("details", { class: "filters", open: state.get().wide !== "" || undefined }, h("summary", {}, "Filters", active(now)),
+  return h("details", { class: "filters" }, h("summary", {}, "Filters", active(now)),
     h("div", {},
       choice("sign", "Sign", [["", "both"], ["for", "below 0: carries it"], ["against", "above 0: against it"]], now.sign, "sign"),
       boxes("Into", [["q", "q"], ["k", "k"], ["v", "v"], ["m", "MLP"], ["l", "logits"]], now.slots, "slots"),

@@ -19,14 +19,24 @@ function filled(element, attributes, children) {
 /** A number with its sign, in as many digits as tell it apart. */
 export function signed(value, digits = 4) {
   if (value === null || value === undefined) return "–";
-  return `${value < 0 ? "−" : "+"}${fixed(Math.abs(value), digits)}`;
+  const size = fixed(Math.abs(value), digits);
+  return Number(size) === 0 ? size : `${value < 0 ? "−" : "+"}${size}`;
 }
 
 export function fixed(value, digits = 3) {
   if (value === null || value === undefined) return "–";
-  const small = value !== 0 && Math.abs(value) < 10 ** -digits;
-  return small ? value.toExponential(1) : value.toFixed(digits).replace("-", "−");
+  const said = value.toFixed(digits);
+  return Number(said) === 0 ? said.replace("-", "") : said.replace("-", "−");
 }
+
+/** The same, in powers of ten where it would read as zero. */
+export function precise(value, digits = 4) {
+  const small = value && Math.abs(value) < 10 ** -digits;
+  return small ? value.toExponential(1).replaceAll("-", "−") : fixed(value, digits);
+}
+
+/** A token with its spaces and line feeds seen. */
+export const spelt = (token) => token.replaceAll("\n", "⏎").replaceAll(" ", "␣");
 
 export const count = (value) => value.toLocaleString("en");
 export const percent = (value) => `${(100 * value).toFixed(Math.abs(value) < 0.1 ? 1 : 0).replace("-", "−")} %`;

@@ -73,7 +73,9 @@ export function csvOf(edges) {
     edge.name, edge.src.name, edge.name.split("->")[1], edge.score ?? "", edge.kept, edge.core ?? "", edge.frequency ?? "",
     ...(run.spans.length ? [run.spans[edge.span] ?? ""] : []), ...(sides ? [edge.side, edge.other ?? ""] : []),
   ]);
-  const quoted = (cell) => (/[",\n]/.test(String(cell)) ? `"${String(cell).replaceAll('"', '""')}"` : String(cell));
+  // No spreadsheet is to compute a text.
+  const plain = (cell) => (typeof cell === "string" && /^[=+\-@\t\r'＝＋－＠]/.test(cell) ? `'${cell}` : String(cell));
+  const quoted = (cell) => (/[",\n]/.test(plain(cell)) ? `"${plain(cell).replaceAll('"', '""')}"` : plain(cell));
   return [columns, ...rows].map((row) => row.map(quoted).join(",")).join("\n") + "\n";
 }
 

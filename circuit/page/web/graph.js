@@ -91,7 +91,7 @@ export function drawGraph(onHover) {
       const d = lineOf(edge);
       const look = edge.side ? `edge ${edge.side}` : `edge ${edge.score > 0 ? "against" : "for"}`;
       const line = s("path", { class: "line", d, "stroke-width": (0.6 + 4.6 * Math.sqrt(edge.strength / most)).toFixed(2) });
-      const group = s("g", { class: `${look}${edge.core === false ? " fringe" : ""}` },
+      const group = s("g", { class: `${look}${edge.core === false ? " fringe" : ""}`, "data-edge": edge.name },
         line, handles ? s("path", { class: "handle", d }) : null);
       group.addEventListener("pointerenter", () => onHover(edge));
       group.addEventListener("pointerleave", () => onHover(null));

@@ -2,7 +2,7 @@
 
 import { page } from "./data.js";
 import { heat } from "./charts.js";
-import { fixed, h, percent, signed, table } from "./elements.js";
+import { fixed, h, percent, signed, spelt, table } from "./elements.js";
 import { state } from "./state.js";
 
 const inside = page.inside;
@@ -27,8 +27,6 @@ function direct(found) {
       share === null ? "" : ` (${percent(share)})`, `, mean over ${inside.n_pairs} pairs, through the final norm alone.`),
   ];
 }
-
-const spelt = (token) => token.replaceAll(" ", "␣").replaceAll("\n", "⏎");
 
 function attention(node, found) {
   const tokens = { a: inside.example.tokens_a, b: inside.example.tokens_b };

@@ -15,18 +15,28 @@ const tableSlot = h("div");
 listing.append(tableSlot);
 
 let visible = state.shown();
-let looked = null;
+
+/** The edge itself, or those at a node. */
+function nearOf(what) {
+  if (!what) return [];
+  return what.edge ? [what] : visible.edges.filter((edge) => edge.src.name === what.name || edge.dst.name === what.name);
+}
+
+/** Bring out some edges; without any those of what is picked. */
+function bringOut(edges) {
+  const { pick } = state.get();
+  graph.highlight(edges.length || !pick ? edges : nearOf(state.view().byName.get(pick) ?? { name: pick }));
+}
 
 const graph = drawGraph((what) => {
-  looked = what;
-  const near = !what ? [] : what.edge ? [what] : visible.edges.filter((edge) => edge.src.name === what.name || edge.dst.name === what.name);
-  graph.highlight(near);
+  const near = nearOf(what);
+  bringOut(near);
   tip.hidden = !what;
   if (what) tip.textContent = what.edge ? titleOfEdge(what) : `${what.name}: ${near.filter((e) => e.dst.name === what.name).length} in, ${near.filter((e) => e.src.name === what.name).length} out`;
 });
 
 const graphArea = h("section", { id: "graph", "aria-label": "The circuit" }, slots.bar, slots.slide, slots.filter, slots.chip,
-  h("div", { class: "stage" }, h("div", { class: "drawing", tabindex: "-1" }, graph.svg), h("aside", { class: "side-panel", "aria-live": "polite" }, slots.side)), slots.legend, listing);
+  h("div", { class: "stage" }, h("div", { class: "left" }, h("div", { class: "drawing", tabindex: "-1" }, graph.svg), slots.legend), h("aside", { class: "side-panel", "aria-live": "polite" }, slots.side)), listing);
 
 graphArea.addEventListener("pointermove", (event) => {
   tip.style.left = `${Math.min(event.clientX + 14, innerWidth - 190)}px`;
@@ -51,8 +61,9 @@ function draw() {
   slots.filter.replaceChildren(filters());
   slots.chip.replaceChildren(...[chips()].filter(Boolean));
   slots.legend.replaceChildren(legend());
-  slots.side.replaceChildren(...panel(visible, null, graph.highlight).flat(Infinity).filter(Boolean));
+  slots.side.replaceChildren(...panel(visible, bringOut).flat(Infinity).filter(Boolean));
   if (listing.open) tableSlot.replaceChildren(edgeTable(visible));
+  bringOut([]);
   if (open.filters) root.querySelector(".filters").open = true;
   if (active && document.activeElement?.id !== active) document.getElementById(active)?.focus();
 }

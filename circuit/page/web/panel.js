@@ -6,14 +6,12 @@ import { insideOf } from "./inside.js";
 import { strongestPaths, throughNodes } from "./paths.js";
 import { state } from "./state.js";
 
-/** The panel for what is shown; `looked` is what the pointer is on, if anything. */
-export function panel(shown, looked, highlight) {
-  const picked = state.get().pick;
-  const edge = looked?.edge ?? (looked ? null : state.view().byName.get(picked));
-  if (edge && (looked?.edge || picked.includes("->"))) return edgePanel(looked?.edge ? looked : edge);
-  const name = looked?.name && !looked.edge ? looked.name : picked;
-  if (name && !name.includes("->")) return nodePanel(nodeOf(name), shown, highlight, !looked);
-  return pathsPanel(shown, highlight);
+/** The panel for what is picked; `highlight` brings out edges. */
+export function panel(shown, highlight) {
+  const { pick } = state.get();
+  const edge = state.view().byName.get(pick);
+  if (edge) return edgePanel(edge);
+  return pick && !pick.includes("->") ? nodePanel(nodeOf(pick), shown, highlight) : pathsPanel(shown, highlight);
 }
 
 const button = (words, does, more = {}) => h("button", { type: "button", onclick: does, ...more }, words);
@@ -46,22 +44,22 @@ function term(name, value) {
   return h("div", {}, h("dt", {}, name), h("dd", {}, value));
 }
 
-function nodePanel(node, shown, highlight, whole) {
+function nodePanel(node, shown, highlight) {
   const into = shown.edges.filter((edge) => edge.dst.name === node.name);
   const out = shown.edges.filter((edge) => edge.src.name === node.name);
   const sum = (edges) => signed(edges.reduce((total, edge) => total + (edge.score ?? 0), 0), 3);
   const pinned = state.pins().includes(node.name);
-  const through = whole ? strongestPaths(throughNodes(shown.edges, [node.name]), 20)
-    .filter((path) => path.edges.some((edge) => edge.src.name === node.name || edge.dst.name === node.name))[0] : null;
+  const through = strongestPaths(throughNodes(shown.edges, [node.name]), 20)
+    .find((path) => path.edges.some((edge) => edge.src.name === node.name || edge.dst.name === node.name));
   return [
     h("h3", {}, node.name, " ", h("span", { class: "quiet" }, kindOf(node))),
     h("p", { class: "buttons" },
       button(pinned ? "Unpin" : "Pin", () => state.togglePin(node.name), { "aria-pressed": String(pinned) }), groupButtons(node.name)),
     h("dl", {}, term(`in: ${into.length} edges`, `sum ${sum(into)}`), term(`out: ${out.length} edges`, `sum ${sum(out)}`)),
-    whole ? edgeList("in", into) : null,
-    whole ? edgeList("out", out) : null,
+    edgeList("in", into),
+    edgeList("out", out),
     through ? [h("h4", {}, "Strongest path through it"), pathLine(through, highlight)] : null,
-    whole ? insideOf(node) : null,
+    insideOf(node),
   ];
 }
 

@@ -3,7 +3,7 @@
 import { page } from "./data.js";
 import { sizeChart } from "./charts.js";
 import { KEYS } from "./controls.js";
-import { count, fixed, h, signed, table } from "./elements.js";
+import { count, fixed, h, precise, signed, table } from "./elements.js";
 import { state } from "./state.js";
 
 const run = page.runs[0];
@@ -22,7 +22,7 @@ function example() {
   if (!known && !pair) return null;
   const answers = pair ?? known;
   const side = (name, tokens, text, persona, said) => h("figure", {}, h("figcaption", {}, h("strong", {}, name), persona ? ` ${persona}` : "", " prefers ", h("code", {}, said.join(" / "))),
-    tokens ? h("p", { class: "tokens prompt" }, tokens.map((token) => h("span", { class: "token plain" }, token))) : h("pre", {}, text));
+    tokens ? h("p", { class: "tokens prompt" }, tokens.map((token) => h("span", { class: "token plain" }, token.replaceAll("\n", "⏎")))) : h("pre", {}, text));
   return h("details", { class: "example", open: true }, h("summary", {}, `A pair of prompts${known ? ", as the model reads them" : ""}`), h("div", { class: "sides" },
     side("A", known?.tokens_a, pair?.clean, pair?.persona_a, answers.answers), side("B", known?.tokens_b, pair?.corrupt, pair?.persona_b, answers.wrong_answers)));
 }
@@ -72,7 +72,7 @@ export function stabilitySection() {
   const verdict = stability && (stability.unstable === null ? "unknown" : stability.unstable ? "unstable" : "stable");
   return section("Stability and tests",
     stability ? h("p", {}, h("strong", {}, verdict), `: ${count(stability.core)} edges are core, ${count(stability.fringe)} fringe; mean pairwise Jaccard of resampled circuits ${fixed(stability.jaccard, 2)}, drawn over ${stability.by ?? "pairs"}.`) : null,
-    evaluation?.tests ? table("Hypothesis tests", [{ name: "test" }, { name: "decision" }, { name: "p (Holm)", number: true, show: (v) => fixed(v, 4) }, { name: "says" }], evaluation.tests.map((one) => ({ cells: [one.name, one.decision, one.p_holm, one.sentence] }))) : null,
+    evaluation?.tests ? table("Hypothesis tests", [{ name: "test" }, { name: "decision" }, { name: "p (Holm)", number: true, show: precise }, { name: "says" }], evaluation.tests.map((one) => ({ cells: [one.name, one.decision, one.p_holm, one.sentence] }))) : null,
     evaluation?.completeness?.backup ? h("p", {}, evaluation.completeness.backup.sentence) : null);
 }
 
@@ -98,7 +98,7 @@ export function methodSection() {
     ["model", about.model?.name], ["weights", about.model?.fingerprint], ["quantised file", about.model?.origin?.file],
     ["pairs", about.task && `${about.task.source}, ${about.task.n_pairs} (${about.task.split})`], ["pairs' SHA-256", about.task?.sha256],
     ["metric", about.task && `${about.task.metric}, D ${signed(about.task.divergence, 3)} ${about.task.unit}`], ["scores", about.method?.scores && `${about.method.scores}${about.method.steps ? `, ${about.method.steps} steps, ${about.method.ig_rule}` : ""}`],
-    ["pruned by", about.method && `${about.method.prune}${about.method.tau ? `, |score| ≥ ${fixed(about.method.tau, 5)}` : ""}${about.method.top_n ? `, ${about.method.top_n}` : ""}`],
+    ["pruned by", about.method && `${about.method.prune}${about.method.tau ? `, |score| ≥ ${precise(about.method.tau)}` : ""}${about.method.top_n ? `, ${about.method.top_n}` : ""}`],
     ["cut edges carry", about.ablation], ["seed", about.seed], ["versions", about.versions && Object.entries(about.versions).map(([name, v]) => `${name} ${v}`).join(", ")],
     ["this page", page.command],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");

@@ -3,13 +3,17 @@
 import { circuitStop, isIn, nodeOf, page, shape, views } from "./data.js";
 import { strongestPaths, throughNodes } from "./paths.js";
 
+/** A circuit of more edges than this is first shown by its strongest paths. */
+const LEGIBLE = 200;
 const DEFAULTS = {
-  view: "0", stop: "", paths: "", sign: "", slots: "qkvml", kinds: "ihm", low: "0", high: String(shape.layers - 1),
-  span: "", part: "", pins: "", pick: "", groups: JSON.stringify(page.groups), inside: "", wide: "",
+  view: "0", stop: "", paths: views[0].edges.filter((edge) => edge.kept).length > LEGIBLE ? "20" : "all", sign: "", slots: "qkvml", kinds: "ihm", low: "0", high: String(shape.layers - 1),
+  span: "", part: "", pins: "", pick: "", groups: JSON.stringify(page.groups), inside: "",
 };
 const PASSING = new Set(["pick", "inside"]);
 let now = read();
+let address = location.href;
 const past = [];
+const link = () => address;
 const listeners = [];
 
 const get = () => now;
@@ -67,7 +71,12 @@ function write() {
   const said = new URLSearchParams();
   for (const [key, value] of Object.entries(now)) if (value !== DEFAULTS[key]) said.set(key, value);
   const fragment = said.toString();
-  history.replaceState(null, "", fragment ? `#${fragment}` : location.pathname + location.search);
+  address = location.href.replace(/#.*/s, "") + (fragment ? `#${fragment}` : "");
+  try {
+    history.replaceState(null, "", address);
+  } catch {
+    // A frame of a notebook has no address of its own; what "Copy link" gives has the fragment all the same.
+  }
 }
 
 function read() {
@@ -117,8 +126,8 @@ function shown() {
     return !["both", "first", "second"].includes(part) || edge.side === part;
   });
   if (pins().length) edges = throughNodes(edges, pins());
-  const strongest = strongestPaths(edges, paths === "" ? 10 : Number(paths));
-  if (paths !== "") {
+  const strongest = strongestPaths(edges, Number(paths) || 10);
+  if (paths !== "all") {
     const on = new Set(strongest.flatMap((path) => path.edges));
     edges = edges.filter((edge) => on.has(edge));
   }
@@ -126,5 +135,5 @@ function shown() {
 }
 
 export const state = {
-  get, pins, groups, view, isDefault, canUndo, stop, set, undo, reset, togglePin, listen, edgesOfStop, shown,
+  get, link, pins, groups, view, isDefault, canUndo, stop, set, undo, reset, togglePin, listen, edgesOfStop, shown,
 };
