@@ -96,7 +96,7 @@ def _look_inside(stored: Any, model: str | None, pairs: Path | None, loading: Lo
         raise OptionError("the circuit does not say which model it is of; give --model")
     task = read_task(pairs or own_pairs(stored.record))
     with progress_bars() as stage:
-        loaded = load(stage, name, Loading(loading.device, loading.dtype, loading.max_memory, None, loading.fitting))
+        loaded = load(stage, name, loading)
         warn_of_other_weights(stored.record, loaded)
         about = (stored.record or {}).get("task", {})
         task = fitted_task(task.where(**about.get("where", {})), loaded, about.get("align", "equal"), loading.fitting)

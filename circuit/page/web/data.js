@@ -24,7 +24,8 @@ function edgeOf(item) {
   const [src, end] = item.edge.split("->");
   const slot = /<([qkv])>$/.exec(end)?.[1] ?? (end === "logits" ? "l" : "m");
   const dst = end.replace(/<[qkv]>$/, "");
-  return { ...item, name: item.edge, src: nodeOf(src), dst: nodeOf(dst), slot, strength: Math.abs(item.score ?? 1) };
+  const ends = { src: nodeOf(src), dst: nodeOf(dst) };
+  return { ...item, name: item.edge, ...ends, slot, strength: Math.abs(item.score ?? 1), turn: rankOf(ends.dst) * 1e5 + rankOf(ends.src) };
 }
 
 /** Every run, and the first one against each other: shared edges and each one's own. */

@@ -4,7 +4,7 @@ import { nodeOf, page, rankOf, shape } from "./data.js";
 import { fileName } from "./graph.js";
 import { state } from "./state.js";
 
-const LOOK = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "opacity", "font-family", "font-size", "font-weight", "text-anchor"];
+const LOOK = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "opacity", "font-family", "font-size", "font-weight", "text-anchor"];
 
 function save(content, type, ending) {
   const url = URL.createObjectURL(content instanceof Blob ? content : new Blob([content], { type }));
@@ -84,7 +84,7 @@ export function svgText(svg) {
   const copy = svg.cloneNode(true);
   const [originals, copies] = [svg.querySelectorAll("*"), copy.querySelectorAll("*")];
   originals.forEach((element, i) => {
-    if (element.closest(".hidden") || element.classList.contains("handle")) {
+    if (element.closest(".hidden, .near") || element.classList.contains("handle")) {
       copies[i].setAttribute("data-gone", "");
       return;
     }

@@ -71,11 +71,12 @@ function lineOf(edge) {
 /** The drawn graph: `update` shows what the state says, `focus` brings a node to the keyboard. */
 export function drawGraph(onHover) {
   const edgeLayer = s("g", { class: "edges" });
+  const near = s("g", { class: "near", "aria-hidden": "true" });
   const nodeLayer = s("g", { class: "nodes" });
   const svg = s("svg", {
     class: "graph", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group",
     "aria-label": "Graph of the circuit. Arrow keys go from node to node, Enter shows a node, P pins it.",
-  }, background(), edgeLayer, nodeLayer);
+  }, background(), edgeLayer, near, nodeLayer);
   svg.style.maxWidth = `${Math.round(WIDTH * 1.35)}px`;
   let drawn = null;
   let lines = new Map();
@@ -123,12 +124,12 @@ export function drawGraph(onHover) {
     if (drawn !== state.view().key) build();
     const names = new Set(shown.edges.map((edge) => edge.name));
     for (const [name, group] of lines) group.classList.toggle("hidden", !names.has(name));
-    const present = new Set(shown.edges.flatMap((edge) => [edge.src.name, edge.dst.name]));
+    const [into, out] = [countsOf(shown.edges, "dst"), countsOf(shown.edges, "src")];
     const pinned = new Set(state.pins());
     const sets = Object.entries(state.groups());
     const current = boxes.get(state.get().pick)?.node.name ?? "input";
     for (const [name, { group, node }] of boxes) {
-      const here = present.has(name) || pinned.has(name);
+      const here = into.has(name) || out.has(name) || pinned.has(name);
       const member = sets.findIndex(([, nodes]) => nodes.includes(name));
       group.classList.toggle("hidden", !here && node.kind !== "input" && node.kind !== "logits");
       group.classList.toggle("pinned", pinned.has(name));
@@ -136,7 +137,7 @@ export function drawGraph(onHover) {
       group.setAttribute("data-group", member < 0 ? "" : String(member % 6));
       group.setAttribute("aria-pressed", pinned.has(name) ? "true" : "false");
       group.setAttribute("tabindex", name === current ? "0" : "-1");
-      group.setAttribute("aria-label", spoken(node, shown.edges, pinned.has(name), member < 0 ? "" : sets[member][0]));
+      group.setAttribute("aria-label", spoken(name, into.get(name) ?? 0, out.get(name) ?? 0, pinned.has(name), member < 0 ? "" : sets[member][0]));
     }
     mark(lines.get(state.get().pick), "picked");
   }
@@ -146,11 +147,12 @@ export function drawGraph(onHover) {
     group?.classList.add(look);
   }
 
-  /** Bring out some edges, or none. */
+  /** Bring out some edges, or none: the others fade as one, and these are drawn again above them. */
   function highlight(edges) {
     svg.classList.toggle("looking", edges.length > 0);
-    for (const one of edgeLayer.querySelectorAll(".near")) one.classList.remove("near");
-    for (const edge of edges) lines.get(edge.name)?.classList.add("near");
+    near.replaceChildren(...edges.map((edge) => lines.get(edge.name)).filter(Boolean).map((group) => s(
+      "g", { class: group.getAttribute("class") }, group.firstChild.cloneNode(),
+    )));
   }
 
   /** The visible node nearest in a direction. */
@@ -198,10 +200,14 @@ function labelOf(node) {
   return node.kind === "mlp" ? "MLP" : `h${node.head}`;
 }
 
-function spoken(node, edges, pinned, group) {
-  const into = edges.filter((edge) => edge.dst.name === node.name).length;
-  const out = edges.filter((edge) => edge.src.name === node.name).length;
-  return `${node.name}, ${into} edges in, ${out} out${pinned ? ", pinned" : ""}${group ? `, in group ${group}` : ""}`;
+function countsOf(edges, end) {
+  const counts = new Map();
+  for (const edge of edges) counts.set(edge[end].name, (counts.get(edge[end].name) ?? 0) + 1);
+  return counts;
+}
+
+function spoken(name, into, out, pinned, group) {
+  return `${name}, ${into} edges in, ${out} out${pinned ? ", pinned" : ""}${group ? `, in group ${group}` : ""}`;
 }
 
 /** Bands of the layers, with their numbers, and a dot where a head is that no edge touches. */

@@ -1,27 +1,25 @@
 /** Paths from input to logits, and what lies before and behind a node. */
 
-import { rankOf } from "./data.js";
-
 /**
  * The strongest paths: a path is as strong as its weakest edge; of equal ones the larger sum goes first.
  * The weakest edge of each is then left out, and the next one sought, so no two are the same.
  */
 export function strongestPaths(edges, count) {
-  const left = new Set(edges);
+  let left = [...edges].sort((a, b) => a.turn - b.turn);
   const found = [];
   while (found.length < count) {
     const path = strongestPath(left);
     if (!path) break;
     found.push(path);
-    left.delete(path.weakest);
+    left = left.filter((edge) => edge !== path.weakest);
   }
   return found;
 }
 
+/** Of edges in topological order. */
 function strongestPath(edges) {
   const best = new Map([["input", { width: Infinity, sum: 0, via: null }]]);
-  const ordered = [...edges].sort((a, b) => rankOf(a.dst) - rankOf(b.dst) || rankOf(a.src) - rankOf(b.src));
-  for (const edge of ordered) {
+  for (const edge of edges) {
     const before = best.get(edge.src.name);
     if (!before) continue;
     const width = Math.min(before.width, edge.strength);
