@@ -12,7 +12,15 @@ from typer.testing import CliRunner
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import circuit_record, read_circuit, read_scores, write_circuit, write_eap_ig
-from persona_circuits.circuit.page import by_source, page_faults, page_html, page_of_run, read_groups, read_page
+from persona_circuits.circuit.page import (
+    by_source,
+    circuit_page,
+    page_faults,
+    page_html,
+    page_of_run,
+    read_groups,
+    read_page,
+)
 from persona_circuits.circuit.page.html import MODULES, program
 from persona_circuits.circuit.pruning import greedy, threshold
 from persona_circuits.circuit.scores import Scores
@@ -248,6 +256,22 @@ def test_report_looks_inside_where_it_is_asked_to(run, tmp_path):
     done = call("report", tmp_path, "--inside")
     assert done.exit_code == 0, done.output
     assert read_page(tmp_path / "page.html")["inside"] == json.loads((run / "inside.json").read_text())
+
+
+def test_a_notebook_shows_the_page_in_a_frame_and_reads_its_links(run, tmp_path):
+    stored = read_circuit(run)
+    page = circuit_page(stored)
+    parsed = Elements()
+    parsed.feed(page._repr_html_())
+    assert [tag for tag, _ in parsed.seen] == ["iframe"]
+    assert parsed.seen[0][1]["srcdoc"] == page_html(page.data)
+    page.write(tmp_path / "p.html")
+    assert read_page(tmp_path / "p.html") == page.data
+    found = page.selection('about:srcdoc#pins=m0,a1.h3&stop=2&groups={"movers":["a1.h3"]}')
+    assert found == {"pins": ["m0", "a1.h3"], "groups": {"movers": ["a1.h3"]}, "stop": "2"}
+    assert page.selection("page.html") == {"pins": [], "groups": {}}
+    with pytest.raises(OptionError, match="groups are no JSON"):
+        page.selection("#groups={")
 
 
 def test_every_module_is_in_the_program_after_what_it_imports():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, write_circuit
-from persona_circuits.circuit.page import page_html, page_of_run, read_groups, read_page
+from persona_circuits.circuit.page import CircuitPage, page_html, page_of_run, read_groups, read_page
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.cli import app
 
@@ -295,6 +295,24 @@ def test_inside_a_head_and_an_mlp(browser, path):
         assert f"{abs(inside['nodes'][head]['direct']['mean']):.3f}" in seen.page.inner_text(".side-panel")
     with Seen(browser, path, f"#pick={mlp}") as seen:
         assert f"n{inside['nodes'][mlp]['neurons'][0]['neuron']}" in seen.page.inner_text(".side-panel")
+
+
+def test_a_notebooks_frame_has_the_page_and_a_link(browser, path, tmp_path):
+    page = CircuitPage(read_page(path))
+    (tmp_path / "cell.html").write_text(f"<!DOCTYPE html><body>{page._repr_html_()}</body>")
+    context = browser.new_context()
+    tab, said = context.new_page(), []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto((tmp_path / "cell.html").as_uri())
+    frame = tab.frames[1]
+    frame.wait_for_selector("svg.graph .node")
+    frame.locator(".node.mlp:not(.hidden)").first.click(modifiers=["Shift"])
+    name = frame.locator(".node.pinned").get_attribute("data-node")
+    link = frame.evaluate("location.href")
+    context.close()
+    assert page.selection(link)["pins"] == [name]
+    assert said == []
 
 
 @pytest.fixture(scope="module")
