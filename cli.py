@@ -35,6 +35,7 @@ from persona_circuits.commands import (
     fetching,
     files,
     inside,
+    pages,
     pairs,
     parts,
     speech,
@@ -76,6 +77,7 @@ app.command()(evaluation.evaluate)
 app.command()(evaluation.specificity)
 app.command()(comparing.curves)
 app.command()(comparing.compare)
+app.command()(pages.report)
 app.command()(files.draw)
 app.command()(files.figures)
 app.command()(viewing.view)

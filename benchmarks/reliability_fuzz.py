@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from persona_circuits.circuit.errors import PersonaCircuitsError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, read_scores
 from persona_circuits.circuit.model import Origin, origin_of
+from persona_circuits.circuit.page import circuit_page, page_faults, page_html, read_groups, read_page
+from persona_circuits.circuit.page.run import read_sweep
 from persona_circuits.circuit.peers import check_model, prune_scores, read_autocircuit_scores, read_submission
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import DamagedState, read_state, state_metadata
@@ -553,8 +555,28 @@ def _origin() -> dict[str, Any]:
     return Origin("tiny.gguf", "0" * 64, "Q4_1", "PyPI tiny==1.0.0", "MIT").as_dict()
 
 
+GROUPS = {"format": "persona-circuits/groups", "version": 1, "groups": {"movers": ["a0.h1", "m1"], "rest": ["input"]}}
+POINT = {
+    "tau": 0.5,
+    "asked": 3,
+    "n_edges": 2,
+    "faithfulness": {"test": 0.5},
+    "intervals": {"test": {"low": 0.1, "high": 0.9}},
+    "medians": {"test": 0.4},
+}
+
+
+def _page_text() -> str:
+    """A page of two edges."""
+    page = circuit_page(Circuit.of(GRAPH, ("input->m0", "m0->logits")))
+    return page_html(page.data)
+
+
 READERS: tuple[Reader, ...] = (
     Reader("pair file", "jsonl", "pairs.jsonl", PAIRS, load_task),
+    Reader("groups of nodes", "json", "groups.json", GROUPS, partial(read_groups, graph=GRAPH)),
+    Reader("sweep of a run", "json", "sweep.json", {"points": [POINT]}, read_sweep),
+    Reader("page of a circuit", "text", "page.html", _page_text(), lambda path: page_faults(read_page(path))),
     Reader("pair file, an array", "json", "pairs.json", PAIRS, load_task),
     Reader("pair file, auto-circuit's", "json", "prompts.json", {"prompts": PROMPTS}, load_task),
     Reader("pair file with candidates", "jsonl", "items.jsonl", PAIRS, load_items),

@@ -15,6 +15,8 @@ __all__ = [
 ]
 
 TABLE, ARRAYS, RESULT, PAGE, LINES = "table", "arrays", "result", "page of figures", "JSON Lines"
+CIRCUIT_PAGE, GROUPS = "page of a circuit", "groups of nodes"
+RESULTS = ("summary.json", "bridge.json", "patch.json", "inside.json")
 PAIR_KEYS = {"clean", "corrupt", "answers", "wrong_answers"}
 
 
@@ -45,11 +47,23 @@ def kind_of(path: Path) -> str:
     ending = path.suffix.lower()
     if ending == ".safetensors":
         return _tensor_kind(path)
-    if ending in (".csv", ".html"):
-        return {".csv": TABLE, ".html": PAGE}[ending]
+    if ending == ".csv":
+        return TABLE
+    if ending == ".html":
+        return _page_kind(path)
     if ending == ".jsonl":
         return _line_kind(path)
     return _json_kind(path)
+
+
+def _page_kind(path: Path) -> str:
+    from persona_circuits.circuit.page import is_page
+    from persona_circuits.circuit.storage import Kind, read_text
+
+    try:
+        return CIRCUIT_PAGE if is_page(read_text(path, Kind("page"))) else PAGE
+    except FileError:
+        return PAGE
 
 
 def _tensor_kind(path: Path) -> str:
@@ -86,8 +100,10 @@ def _json_kind(path: Path) -> str:
         return "circuit"
     if isinstance(content, list) or (isinstance(content, dict) and content.keys() & {"prompts", *PAIR_KEYS}):
         return "pairs"
+    if isinstance(content, dict) and content.get("format") == "persona-circuits/groups":
+        return GROUPS
     circuit = isinstance(content, dict) and ("format" in content or content.keys() & {"nodes", "edges", "cfg"})
-    return "circuit" if circuit and path.name not in ("summary.json", "bridge.json", "patch.json") else RESULT
+    return "circuit" if circuit and path.name not in RESULTS else RESULT
 
 
 def _pairs(path: Path) -> list[str]:
@@ -144,6 +160,12 @@ def _page(path: Path) -> list[str]:
     return []
 
 
+def _circuit_page(path: Path) -> list[str]:
+    from persona_circuits.circuit.page import page_faults, read_page
+
+    return page_faults(read_page(path))
+
+
 def _read_by(module: str, name: str) -> Callable[[Path], list[str]]:
     def check(path: Path) -> list[str]:
         from importlib import import_module
@@ -160,6 +182,8 @@ CHECKS: dict[str, Callable[[Path], list[str]]] = {
     ARRAYS: _arrays,
     RESULT: _result,
     PAGE: _page,
+    CIRCUIT_PAGE: _circuit_page,
+    GROUPS: _read_by("persona_circuits.circuit.page", "read_groups"),
     "vectors": _read_by("persona_circuits.persona.vectors", "read_vectors"),
     "responses": _read_by("persona_circuits.persona.responses", "read_responses"),
     LINES: _lines,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +46,13 @@ def discover(
         typer.Option("--null", help="Pairs of paraphrases of one persona: what D is where there is nothing."),
     ] = None,
     min_faithfulness: BarOption = None,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="One page that explains the circuit too: page.html, with --sweep, and what its nodes do.",
+        ),
+    ] = False,
     strongest: DrawnOption = None,
     loading: Loading,
     as_json: JsonOption = False,
@@ -55,6 +63,8 @@ def discover(
         from persona_circuits.circuit.storage import check_output_folder, working_folder
 
         options = options.checked()
+        if report and options.prune != "acdc":
+            options = replace(options, sweep=True)
         name, task = source.name(), read_task(source.pairs)
         quiet = read_task(null) if null else None
         check_output_folder(out)
@@ -68,6 +78,8 @@ def discover(
             if first:
                 stage("files and picture")
                 write_results(found, out, strongest)
+                if report:
+                    _write_page(loaded, task, found, options, out, stage)
         if first:
             from persona_circuits.circuit.reporting import summary
 
@@ -75,6 +87,16 @@ def discover(
             if not as_json:
                 say_where(out)
         require(found.reports[-1].circuit.ratio_of_means, min_faithfulness)
+
+
+def _write_page(model: Any, task: Any, found: Any, options: Options, out: Path, stage: Any) -> None:
+    """The page of what was just written, with what its nodes do."""
+    from persona_circuits.circuit.page import page_html, page_of_run
+    from persona_circuits.circuit.storage import write_text
+    from persona_circuits.commands.pages import PAGE, command_line, write_inside
+
+    write_inside(model, task.where(**dict(options.where)), found.circuit, out, align=options.align, stage=stage)
+    write_text(page_html(page_of_run(out, command=command_line())), out / PAGE)
 
 
 def _kept_in(out: Path) -> str:

@@ -26,6 +26,9 @@ def draw(
     ] = None,
     strongest: DrawnOption = None,
     title: Annotated[str | None, typer.Option(help="Line above the picture. (default: the model's name)")] = None,
+    groups: Annotated[
+        Path | None, typer.Option("--groups", help="Edges in the colour of their source's group: a file of the page.")
+    ] = None,
     width: Annotated[str, typer.Option(help="Scaled to a paper's columns: single, double. (default: not)")] = "",
 ) -> None:
     """Draw a circuit: layers upward from input to logits, edges by strength and sign."""
@@ -42,6 +45,10 @@ def draw(
             check_picture(out)
         heading = title if title is not None else picture_title(stored.record)
         how: dict[str, Any] = {"scores": stored.scores, "strongest": strongest, "title": heading}
+        if groups is not None:
+            from persona_circuits.circuit.page import by_source, read_groups
+
+            how["groups"] = by_source(stored.circuit, read_groups(groups, stored.circuit.graph))
         report = picture(stored.circuit, out, fringe=stored.fringe, width=width, **how)
         say(f"{out}: {report.shown} of {report.total} edges drawn")
 

@@ -83,3 +83,26 @@ def pairs_that_begin_alike(vocab, *, rows=4, length=9, shared=3):
     corrupt[:, shared] = (clean[:, shared] + 1) % vocab
     answers = torch.arange(1, rows + 1)[:, None]
     return Batch(tuple(range(rows)), clean, corrupt, answers, answers + 5)
+
+
+def woven(graph, n, seed=0):
+    """A circuit of random paths, of at least so many edges, and scores in which it stands out."""
+    import numpy as np
+
+    from persona_circuits.circuit.scores import Scores
+    from persona_circuits.circuit.subgraph import Circuit
+
+    random = np.random.default_rng(seed)
+    mask = np.zeros_like(graph.valid)
+    while mask.sum() < n:
+        between = sorted(random.choice(graph.n_src - 1, random.integers(1, 5), replace=False) + 1)
+        at = 0
+        for node in between:
+            slots = [slot for slot in graph.slots_by_source[node] if graph.valid[at, slot]]
+            if slots:
+                mask[at, random.choice(slots)] = True
+                at = node
+        mask[at, -1] = True
+    values = 0.01 * random.standard_normal(mask.shape) * graph.valid
+    values[mask] = random.choice([-1, 1], mask.sum()) * random.uniform(0.1, 2, mask.sum())
+    return Circuit(graph, mask), Scores(graph, values)

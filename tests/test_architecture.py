@@ -33,6 +33,7 @@ FLOORS = [
     },
     {
         "circuit.attribution",
+        "circuit.page",
         "circuit.pruning",
         "circuit.viewing",
         "persona.behaviour",
@@ -40,7 +41,7 @@ FLOORS = [
         "persona.pairs",
         "persona.responses",
     },
-    {"circuit.evaluation", "persona.explanation", "persona.formats", "persona.probing"},
+    {"circuit.evaluation", "persona.explanation", "persona.formats", "persona.inside", "persona.probing"},
     {"circuit.discovery", "circuit.profiling", "persona.patching", "persona.vectors"},
     {"circuit.peers", "persona.steering"},
     {"circuit.assessment", "persona.neurons"},

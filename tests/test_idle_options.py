@@ -50,6 +50,12 @@ IDLE = [
     ("discover", [*RUN, "--target-faithfulness", "0.9"], {"--threshold-on": "share"}),
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9", "--method", "gim"], {"--train-steps": "9", "--steps": "2"}),
     ("discover", RUN, {"--revision": "main"}),
+    (
+        "report",
+        ["x"],
+        {"--model": TINY, "--pairs": PAIRS, "--device": "cpu", "--dtype": "float64", "--max-memory": "8GiB"}
+        | {"--fitting": None},
+    ),
     ("get", ["--list"], {"--accept-licence": None}),
     ("evaluate", ["x", "--only-faithfulness"], {"--by": "domain", "--orders": "3", "--quick": None, "--budget": "1m"}),
     ("evaluate", ["x", "--no-save"], {"--strongest": "9"}),
@@ -156,14 +162,15 @@ ALWAYS = {
     "get": "--list --folder",
     "discover": "--model --pairs --out --prune --target-faithfulness --sweep --metric --ablation --align --null "
     "--train-split --eval-split --where --n-random --min-faithfulness --strongest --seed --device "
-    "--dtype --max-memory --batch-size --fitting --force --json",
+    "--dtype --max-memory --batch-size --fitting --force --report --json",
+    "report": "--out --with --groups --inside",
     "evaluate": "--pairs --model --metric --ablation --split --where --only-faithfulness --n-random "
     "--min-faithfulness --report --seed --device --dtype --max-memory --revision --batch-size --fitting --json",
     "specificity": "--names --model --split --out --seed --device --dtype --max-memory --batch-size --fitting --json",
     "curves": "--scorers --level --order --model --pairs --metric --ablation --align --split --where --out "
     "--seed --device --dtype --max-memory --revision --batch-size --fitting --json",
     "compare": "--report --picture --no-model --n-draws --budget --seed --json",
-    "draw": "--out --strongest --title --width",
+    "draw": "--out --strongest --title --groups --width",
     "validate": "--against",
     "view": "--port",
     "figures": "--out --formats --width",

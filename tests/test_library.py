@@ -15,6 +15,7 @@ from persona_circuits.circuit.errors import GraphError, OptionError, TaskError
 
 EXAMPLES = (
     "Circuit",
+    "CircuitPage",
     "Task",
     "acdc",
     "discover",
@@ -144,6 +145,7 @@ def test_results_say_what_they_are(found):
     assert "<svg" in found._repr_html_()
     assert "<?xml" not in found._repr_html_()
     assert "m0" in found.circuit._repr_html_()
+    assert found.page().data["runs"][0]["stops"][-1]["n_edges"] == len(found.circuit)
     assert "<svg" in persona_circuits.draw(found.circuit)._repr_svg_()
     assert repr(Scores.of(Graph(2, 2), {})) == "Scores(46 edges, all zero)"
 

@@ -16,7 +16,7 @@ from persona_circuits.circuit.discovery import stages
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.record import description
-from persona_circuits.circuit.discovery.summary import strongest_edges
+from persona_circuits.circuit.discovery.summary import strongest_edges, summary
 from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, split_of
 from persona_circuits.circuit.discovery.writing import title_of, write_discovery
 from persona_circuits.circuit.drawing import draw
@@ -24,8 +24,9 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, PathShares, Signal, SpanStudy, null_run
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
 from persona_circuits.circuit.forward import Ablation
-from persona_circuits.circuit.io import circuit_record
+from persona_circuits.circuit.io import StoredCircuit, circuit_record
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.page import CircuitPage, circuit_page
 from persona_circuits.circuit.printable import html_table, signed
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.scores import Scores
@@ -104,6 +105,12 @@ class Discovery:
         if not len(self.circuit):
             return None
         return draw(self.circuit, scores=self.scores, title=title_of(self.record)).svg
+
+    def page(self, *, inside: Mapping[str, Any] | None = None) -> CircuitPage:
+        """The page that explains the circuit, shown in a notebook's cell; ``inside`` is what ``look_inside`` found."""
+        stored = StoredCircuit(self.circuit, self.scores, self.record, Path())
+        sweep = None if self.sweep is None else self.sweep.as_dict()
+        return circuit_page(stored, self.scores, sweep=sweep, summary=summary(self), inside=inside)
 
     @property
     def confirmed(self) -> bool | None:

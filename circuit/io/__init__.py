@@ -7,22 +7,25 @@ from persona_circuits.circuit.io.circuits import (
     made_of,
     read_circuit,
     read_scores,
+    schema_faults,
     write_circuit,
     write_eap_ig,
     write_graphml,
     write_nodes,
     write_scores,
 )
-from persona_circuits.circuit.io.validation import schema
+from persona_circuits.circuit.io.validation import page_schema, schema
 
 __all__ = [
     "StoredCircuit",
     "circuit_record",
     "faults_of",
     "made_of",
+    "page_schema",
     "read_circuit",
     "read_scores",
     "schema",
+    "schema_faults",
     "write_circuit",
     "write_eap_ig",
     "write_graphml",

@@ -44,6 +44,7 @@ __all__ = [
     "made_of",
     "read_circuit",
     "read_scores",
+    "schema_faults",
     "write_circuit",
     "write_eap_ig",
     "write_graphml",

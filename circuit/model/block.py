@@ -206,6 +206,15 @@ class Block:
             results = results * frozen_gain(self.bridge.ln1_post, self.bridge.attn.o(z.flatten(-2)))
         return results
 
+    @_where_the_layer_is
+    def head_readers(
+        self, z: Float[Tensor, "batch pos head d_head"], direction: Float[Tensor, "batch pos d_model"]
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """The direction of each head's z in which one of the stream reads its result: the products are the same."""
+        if self._normed_behind:
+            direction = direction * frozen_gain(self.bridge.ln1_post, self.bridge.attn.o(z.flatten(-2)))
+        return torch.einsum("hed,bpd->bphe", self._long(self.W_O), direction)
+
     def write_head_results(
         self,
         z: Float[Tensor, "batch pos head d_head"],

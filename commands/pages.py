@@ -1,0 +1,112 @@
+"""The page of a circuit: report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from persona_circuits.circuit.errors import OptionError
+from persona_circuits.commands.options import LATEST, Loading
+from persona_circuits.commands.signature import Without, with_options
+from persona_circuits.commands.terminal import (
+    errors_as_exit_codes,
+    fitted_task,
+    load,
+    own_pairs,
+    progress_bars,
+    read_task,
+    refuse_idle,
+    say,
+    warn_of_other_weights,
+)
+
+__all__ = [
+    "PAGE",
+    "command_line",
+    "write_inside",
+]
+
+PAGE = "page.html"
+RUNNING = ("model", "pairs", "device", "dtype", "max_memory", "fitting")
+
+
+@with_options
+def report(
+    context: typer.Context,
+    *,
+    run: Annotated[Path, typer.Argument(help="A run's folder, its circuit.json, or EAP-IG's JSON.")] = LATEST,
+    out: Annotated[Path | None, typer.Option("--out", help="The page. (default: page.html beside the circuit)")] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="NAME=RUN: another circuit of the same shape, seen beside it; may be repeated."),
+    ] = None,
+    groups: Annotated[
+        Path | None, typer.Option("--groups", help="Named groups of nodes, a file that the page saves.")
+    ] = None,
+    inside: Annotated[
+        bool,
+        typer.Option("--inside", help="Run the model too: what every node attends to, moves, promotes; inside.json."),
+    ] = False,
+    model: Annotated[str | None, typer.Option("--model", help="For --inside. (default: the run's)")] = None,
+    pairs: Annotated[Path | None, typer.Option("--pairs", help="For --inside. (default: the run's)")] = None,
+    loading: Annotated[Loading, Without("revision")],
+) -> None:
+    """Write one page that explains a circuit: a single HTML file that needs no network, from the run's files."""
+    with errors_as_exit_codes():
+        refuse_idle(context, (inside, "--inside", RUNNING))
+        from persona_circuits.circuit.io import read_circuit
+        from persona_circuits.circuit.page import page_html, page_of_run
+        from persona_circuits.circuit.storage import check_output_file, write_text
+
+        stored = read_circuit(run)
+        out = out or stored.path.with_name(PAGE)
+        check_output_file(out)
+        others = _named(beside or [])
+        if inside:
+            _look_inside(stored, model, pairs, loading)
+        data = page_of_run(run, others=others, groups=groups, command=command_line())
+        write_text(page_html(data), out)
+        say(str(out))
+
+
+def command_line() -> str:
+    """This process's command, as it would be typed."""
+    return shlex.join(["persona-circuits", *sys.argv[1:]])
+
+
+def _named(given: list[str]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for item in given:
+        name, equals, path = item.partition("=")
+        if not (name and equals and path):
+            raise OptionError(f"--with {item!r}: expected NAME=RUN, such as prior=runs/prior")
+        if name in found:
+            raise OptionError(f"--with names two runs {name}; give each a name of its own")
+        found[name] = Path(path)
+    return found
+
+
+def _look_inside(stored: Any, model: str | None, pairs: Path | None, loading: Loading) -> None:
+    name = model or stored.model_name()
+    if name is None:
+        raise OptionError("the circuit does not say which model it is of; give --model")
+    task = read_task(pairs or own_pairs(stored.record))
+    with progress_bars() as stage:
+        loaded = load(stage, name, loading)
+        warn_of_other_weights(stored.record, loaded)
+        about = (stored.record or {}).get("task", {})
+        task = fitted_task(task.where(**about.get("where", {})), loaded, about.get("align", "equal"), loading.fitting)
+        write_inside(loaded, task, stored.circuit, stored.path.parent, align=about.get("align", "equal"), stage=stage)
+
+
+def write_inside(model: Any, task: Any, circuit: Any, folder: Path, *, align: str, stage: Any) -> None:
+    """What the nodes of a circuit do, into ``inside.json`` of its folder."""
+    from persona_circuits.circuit.page.run import INSIDE
+    from persona_circuits.circuit.storage import write_json
+    from persona_circuits.persona.inside import look_inside
+
+    write_json(look_inside(model, task, circuit, align=align, progress=stage("inside the nodes")), folder / INSIDE)

@@ -1,0 +1,384 @@
+"""The page in a real browser: what it shows is what the file says, by pointer and by keyboard, and all it writes reads.
+
+Chromium from the system, driven by Playwright; skipped with its reason where either is missing.
+"""
+
+import csv
+import io
+import json
+import os
+import shutil
+from urllib.parse import unquote
+
+import pytest
+from conftest import DATA, ROOT, woven
+from typer.testing import CliRunner
+
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, write_circuit
+from persona_circuits.circuit.page import CircuitPage, page_html, page_of_run, read_groups, read_page
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.cli import app
+
+SCRIPT = "<script>alert(1)</script>"
+CHROMIUM = os.environ.get("PERSONA_CIRCUITS_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+SAMPLE = ROOT / "docs" / "sample" / "persona-world.html"
+SHAPES = {
+    "persona-world": (12, 12, 123),
+    "30 layers": (30, 9, 737),
+    "400 edges": (12, 12, 400),
+    "5,000 edges": (24, 16, 5000),
+}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine")
+    with playwright.sync_playwright() as started:
+        found = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two searches of the tiny model, the first with nested circuits and all else."""
+    folder = tmp_path_factory.mktemp("runs")
+    base = ["discover", "--model", str(DATA / "tiny-gpt2"), "--pairs", str(DATA / "tiny_pairs.json"), "--n-random", "1"]
+    for name, more in (
+        ("one", ["--threshold", "0.02", "--report"]),
+        ("two", ["--threshold", "0.05", "--method", "eap"]),
+    ):
+        done = CliRunner().invoke(app, [*base, "--out", str(folder / name), *more])
+        assert done.exit_code == 0, done.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def path(runs):
+    """The page of both, with a persona that is markup."""
+    data = page_of_run(runs / "one", others={f"two {SCRIPT}": runs / "two"}, command="persona-circuits report")
+    data["title"] = f"tiny {SCRIPT}"
+    pair = {"id": SCRIPT, "clean": f"You are {SCRIPT}", "corrupt": "You are <b>bold</b>", "persona_a": SCRIPT}
+    data["runs"][0]["pairs"] = [{**pair, "answers": [" a"], "wrong_answers": [" b"]}]
+    data["inside"]["example"]["tokens_a"] = [SCRIPT, *data["inside"]["example"]["tokens_a"][1:]]
+    (runs / "page.html").write_text(page_html(data))
+    return runs / "page.html"
+
+
+class Seen:
+    """A page in the browser; it must have said nothing when it is closed."""
+
+    def __init__(self, browser, path, fragment="", **how):
+        self.said = []
+        self.context = browser.new_context(accept_downloads=True, **how)
+        self.page = self.context.new_page()
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.said.append(request.url) if not self.known(request.url) else None)
+        self.page.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
+        self.page.goto(f"{path.as_uri()}{fragment}")
+        self.page.wait_for_selector("svg.graph .node")
+
+    @staticmethod
+    def known(url):
+        return url.startswith(("file:", "data:", "blob:"))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        self.context.close()
+        assert kind is not None or self.said == []
+
+    def edges(self):
+        """Names of the edges that are drawn."""
+        return self.page.eval_on_selector_all(
+            ".edges > g:not(.hidden)", "items => items.map((one) => one.getAttribute('data-edge'))"
+        )
+
+    def stop(self, place):
+        self.page.eval_on_selector(
+            "#stop", f"one => {{ one.value = {place}; one.dispatchEvent(new Event('input', {{ bubbles: true }})) }}"
+        )
+
+    def fragment(self):
+        return unquote(self.page.evaluate("location.hash"))
+
+    def saved(self, name):
+        self.page.click(".menu summary")
+        with self.page.expect_download() as download:
+            self.page.click(f"[data-save='{name}']")
+        content = open(download.value.path(), "rb").read()  # noqa: SIM115
+        self.page.click(".menu summary")
+        return content
+
+
+def test_the_slider_walks_the_circuits_of_the_file(browser, path):
+    run = read_page(path)["runs"][0]
+    with Seen(browser, path) as seen:
+        assert set(seen.edges()) == {edge["edge"] for edge in run["edges"] if edge["kept"]}
+        for place, stop in enumerate(run["stops"]):
+            seen.stop(place)
+            assert len(seen.edges()) == stop["n_edges"]
+            says = seen.page.inner_text("#stop-text")
+            assert f"{stop['n_edges']:,} edges" in says
+            f = round(list(stop["f"].values())[-1]["f"], 2) or 0.0
+            assert f"f {f:.2f}".replace("-", "−") in says
+        seen.page.keyboard.press("Escape")
+        before = len(seen.edges())
+        seen.page.locator("h1").click()
+        seen.page.keyboard.press("[")
+        assert len(seen.edges()) < before
+
+
+def test_a_persona_that_is_markup_is_shown_as_text(browser, path):
+    with Seen(browser, path) as seen:
+        assert seen.page.inner_text("h1") == f"tiny {SCRIPT}"
+        assert SCRIPT in seen.page.inner_text(".example")
+        assert seen.page.eval_on_selector_all("main script, main b", "items => items.length") == 0
+        assert SCRIPT in seen.page.inner_text("#view")
+
+
+def test_pins_keep_the_ways_in_and_out_and_filters_what_they_say(browser, path):
+    run = read_page(path)["runs"][0]
+    kept = [edge for edge in run["edges"] if edge["kept"]]
+    with Seen(browser, path) as seen:
+        every = set(seen.edges())
+        seen.page.locator(".node.mlp:not(.hidden)").last.click(modifiers=["Shift"])
+        name = seen.fragment().split("pins=")[1].split("&")[0]
+        assert set(seen.edges()) == _through(kept, name)
+        assert name in seen.page.inner_text(".chips")
+        seen.page.click("#undo")
+        assert set(seen.edges()) == every
+        seen.page.click(".filters summary")
+        seen.page.select_option("#sign", "against")
+        assert set(seen.edges()) == {edge["edge"] for edge in kept if edge["score"] > 0}
+        seen.page.keyboard.press("Escape")
+        seen.page.click("#reset")
+        assert set(seen.edges()) == every
+        seen.page.uncheck("[data-letter='slots-v']")
+        assert set(seen.edges()) == {edge["edge"] for edge in kept if "<v>" not in edge["edge"]}
+        seen.page.locator("h1").click()
+        seen.page.keyboard.press("u")
+        seen.page.select_option("#paths", "1")
+        found = seen.edges()
+        assert _strength(found, kept) == _widest(kept)
+
+
+def _ends(edge):
+    source, target = edge["edge"].split("->")
+    return source, target.split("<")[0]
+
+
+def _through(edges, name):
+    """Edges before and behind a node, by following them one at a time."""
+    found = set()
+    for here, there in ((1, 0), (0, 1)):
+        nodes = {name}
+        for _ in range(20):
+            more = {edge["edge"]: _ends(edge)[there] for edge in edges if _ends(edge)[here] in nodes}
+            found |= set(more)
+            nodes |= set(more.values())
+    return found
+
+
+def _strength(names, edges):
+    scores = {edge["edge"]: abs(edge["score"]) for edge in edges}
+    return min(scores[name] for name in names)
+
+
+def _widest(edges):
+    """The largest bound at which the edges above it still join input and logits."""
+    for bound in sorted({abs(edge["score"]) for edge in edges}, reverse=True):
+        reached = {"input"}
+        for _ in range(20):
+            reached |= {_ends(edge)[1] for edge in edges if abs(edge["score"]) >= bound and _ends(edge)[0] in reached}
+        if "logits" in reached:
+            return bound
+    return None
+
+
+def test_views_share_and_differ_as_the_files_do(browser, path, runs):
+    one, two = (set(read_circuit(runs / name).circuit.edge_names()) for name in ("one", "two"))
+    with Seen(browser, path) as seen:
+        seen.page.select_option("#view", "1")
+        assert set(seen.edges()) == two
+        seen.page.select_option("#view", "0-1")
+        assert set(seen.edges()) == one | two
+        for part, expected in (("both", one & two), ("first", one - two), ("second", two - one)):
+            seen.page.select_option("#part", part)
+            assert set(seen.edges()) == expected
+
+
+def test_a_link_shows_the_same_and_undo_goes_back(browser, path):
+    with Seen(browser, path) as seen:
+        seen.stop(1)
+        seen.page.locator(".node.mlp:not(.hidden)").first.click(modifiers=["Shift"])
+        link, edges = seen.page.evaluate("location.hash"), seen.edges()
+        assert "stop=1" in link
+        seen.page.locator("h1").click()
+        for _ in range(2):
+            seen.page.keyboard.press("u")
+        assert "stop" not in seen.fragment()
+    with Seen(browser, path, link) as again:
+        assert again.edges() == edges
+    with Seen(browser, path, "#stop=999&view=x&pins=%3Cb%3E,a99.h1&groups=[1]&low=z") as odd:
+        assert odd.page.locator(".node").count() > 2
+
+
+UNNAMED = """[...document.querySelectorAll("button, select, input, summary")].filter(
+  (one) => !(one.textContent.trim() || one.getAttribute("aria-label") || one.labels?.length)
+).length"""
+
+
+def test_everything_works_by_keyboard(browser, path):
+    with Seen(browser, path) as seen:
+        seen.page.locator(".node[tabindex='0']").focus()
+        names = set()
+        for key in ("ArrowUp", "ArrowUp", "ArrowRight", "ArrowUp", "ArrowLeft", "ArrowDown"):
+            seen.page.keyboard.press(key)
+            names.add(seen.page.evaluate("document.activeElement.getAttribute('data-node')"))
+        assert len(names) > 3
+        seen.page.keyboard.press("Enter")
+        picked = seen.page.evaluate("document.activeElement.getAttribute('data-node')")
+        assert seen.page.inner_text(".side-panel h3").startswith(picked)
+        seen.page.keyboard.press("p")
+        assert f"pins={picked}" in seen.fragment()
+        assert "pinned" in seen.page.locator(f"[data-node='{picked}']").get_attribute("aria-label")
+        assert seen.page.evaluate("document.activeElement.getAttribute('data-node')") == picked
+        assert seen.page.evaluate(UNNAMED) == 0
+
+
+def test_what_is_saved_is_read_again(browser, path, tmp_path):
+    with Seen(browser, path, '#stop=2&groups={"movers":["m0"]}&pins=m0') as seen:
+        edges = seen.edges()
+        (tmp_path / "circuit.json").write_bytes(seen.saved("Circuit (JSON)"))
+        assert faults_of(tmp_path / "circuit.json") == []
+        assert set(read_circuit(tmp_path).circuit.edge_names()) == set(edges)
+        rows = list(csv.DictReader(io.StringIO(seen.saved("Edges (CSV)").decode())))
+        assert {row["edge"] for row in rows} == set(edges)
+        (tmp_path / "g.json").write_bytes(seen.saved("Groups (JSON)"))
+        assert read_groups(tmp_path / "g.json") == {"movers": ["m0"]}
+        picture = seen.saved("Picture (SVG)").decode()
+        assert picture.count("<path") == len(edges)
+        assert "var(" not in picture
+        assert seen.saved("Picture (PNG)").startswith(b"\x89PNG")
+        graph = json.loads(seen.saved("Neuronpedia graph (JSON)"))
+        assert set(graph) == {"metadata", "qParams", "nodes", "links"}
+        ids = {node["node_id"] for node in graph["nodes"]}
+        assert {link[end] for link in graph["links"] for end in ("source", "target")} == ids
+        assert len(graph["links"]) == len(edges)
+        assert all(
+            type(node["ctx_idx"]) is int and {"feature", "layer", "feature_type", "jsNodeId", "clerp"} <= set(node)
+            for node in graph["nodes"]
+        )
+        assert {"slug", "scan", "prompt", "prompt_tokens"} <= set(graph["metadata"])
+        assert graph["qParams"]["supernodes"] == [["movers", *(one for one in ids if one.startswith("m0_"))]]
+    done = CliRunner().invoke(app, ["validate", str(tmp_path / "circuit.json"), str(tmp_path / "g.json")])
+    assert done.exit_code == 0, done.output
+
+
+def test_inside_a_head_and_an_mlp(browser, path):
+    inside = read_page(path)["inside"]
+    head = max(
+        (name for name in inside["nodes"] if name.startswith("a")),
+        key=lambda name: abs(inside["nodes"][name]["direct"]["mean"]),
+    )
+    mlp = next(name for name in inside["nodes"] if name.startswith("m"))
+    n = len(inside["example"]["tokens_a"])
+    with Seen(browser, path, f"#pick={head}&inside=pattern") as seen:
+        assert seen.page.locator(".side-panel .heat").count() == 2
+        assert seen.page.locator(".side-panel .heat").first.locator(".cell").count() == n * n
+        assert f"{abs(inside['nodes'][head]['direct']['mean']):.3f}" in seen.page.inner_text(".side-panel")
+    with Seen(browser, path, f"#pick={mlp}") as seen:
+        assert f"n{inside['nodes'][mlp]['neurons'][0]['neuron']}" in seen.page.inner_text(".side-panel")
+
+
+def test_a_notebooks_frame_has_the_page_and_a_link(browser, path, tmp_path):
+    page = CircuitPage(read_page(path))
+    (tmp_path / "cell.html").write_text(f"<!DOCTYPE html><body>{page._repr_html_()}</body>")
+    context = browser.new_context()
+    tab, said = context.new_page(), []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto((tmp_path / "cell.html").as_uri())
+    frame = tab.frames[1]
+    frame.wait_for_selector("svg.graph .node")
+    frame.locator(".node.mlp:not(.hidden)").first.click(modifiers=["Shift"])
+    name = frame.locator(".node.pinned").get_attribute("data-node")
+    link = frame.evaluate("location.href")
+    context.close()
+    assert page.selection(link)["pins"] == [name]
+    assert said == []
+
+
+@pytest.fixture(scope="module")
+def drawn(runs, tmp_path_factory):
+    """A page of a circuit of so many edges, its scores drawn at random."""
+
+    def draw(layers, heads, n):
+        folder = tmp_path_factory.mktemp("drawn")
+        graph = Graph(layers, heads)
+        circuit, scores = woven(graph, n) if n else (Circuit.empty(graph), None)
+        record = json.loads((runs / "two" / "circuit.json").read_text())
+        about = {key: value for key, value in record.items() if key not in ("nodes", "edges", "counts")} | {
+            "faithfulness": []
+        }
+        about["model"] = {**about["model"], "n_layers": layers, "n_heads": heads}
+        write_circuit(circuit_record(circuit, scores, about), folder / "circuit.json")
+        (folder / "page.html").write_text(page_html(page_of_run(folder)))
+        return folder / "page.html", len(circuit)
+
+    return draw
+
+
+def test_an_empty_circuit_has_a_page(browser, drawn):
+    page, _ = drawn(3, 4, 0)
+    with Seen(browser, page) as seen:
+        assert "empty" in seen.page.inner_text(".answer")
+        assert seen.edges() == []
+        assert "No path" in seen.page.inner_text(".side-panel")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_nothing_is_wider_than_the_window(browser, drawn, path, width, scheme):
+    pages = [path, drawn(30, 9, 737)[0], *([SAMPLE] if SAMPLE.exists() else [])]
+    for page in pages:
+        with Seen(browser, page, viewport={"width": width, "height": 800}, color_scheme=scheme) as seen:
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+            dark = seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(22, 25, 29)"
+            assert dark == (scheme == "dark")
+
+
+@pytest.mark.parametrize("name", ["400 edges", "5,000 edges"])
+def test_large_circuits_are_usable(browser, drawn, name, record_property, capsys):
+    """Frames while the slider moves and nodes are pointed at; what they take is told, not demanded."""
+    page, n = drawn(*SHAPES[name])
+    with Seen(browser, page, "#paths=all") as seen:
+        assert len(seen.edges()) == n
+        frames = seen.page.evaluate(FRAMES)
+        record_property("frames", frames)
+        with capsys.disabled():
+            print(f"\n  page of {n:,} edges: {frames['fps']:.0f} frames a second, a stop takes {frames['stop']:.0f} ms")
+        seen.page.locator("[data-node='m0']").hover()
+        assert seen.page.locator(".tip").is_visible()
+
+
+FRAMES = """async () => {
+  const range = document.getElementById("stop");
+  const nodes = [...document.querySelectorAll(".node:not(.hidden)")];
+  const move = (place) => { range.value = place; range.dispatchEvent(new Event("input", { bubbles: true })); };
+  const began = performance.now();
+  for (let i = 0; i <= Number(range.max); i++) { move(i); await new Promise(requestAnimationFrame); }
+  const stop = (performance.now() - began) / (Number(range.max) + 1);
+  const start = performance.now();
+  const n = 40;
+  for (let i = 0; i < n; i++) {
+    nodes[i % nodes.length].dispatchEvent(new PointerEvent("pointerenter"));
+    await new Promise(requestAnimationFrame);
+  }
+  return { fps: (1000 * n) / (performance.now() - start), stop };
+}"""
