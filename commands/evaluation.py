@@ -111,7 +111,8 @@ def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
 
     settle(circuit if circuit.is_dir() else circuit.parent)
     stored = read_circuit(circuit)
-    searched = (stored.record or {}).get("method", {}).get("prune") in ("acdc", "eap-acdc")
+    method = (stored.record or {}).get("method", {})
+    searched = method.get("prune") in ("acdc", "eap-acdc") and "finish" not in method
     refuse_idle(
         context,
         (stored.record is not None, "a circuit.json; what else is read is never written", ["save"]),

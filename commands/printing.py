@@ -12,6 +12,7 @@ from persona_circuits.commands.terminal import print_table, say, shown_text
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery import Discovery
     from persona_circuits.circuit.evaluation import FaithfulnessReport
+    from persona_circuits.circuit.pruning import Finished
 
 __all__ = [
     "picture_title",
@@ -139,6 +140,8 @@ def print_discovery(found: Discovery) -> None:
         say("\n".join(completeness_lines(found.completeness)))
     if found.smallest is not None:
         _print_smallest(found)
+    if found.finished is not None:
+        _print_finish(found.finished, task["unit"])
     say(
         f"circuit     {counts['edges']:,} of {counts['graph_edges']:,} edges, "
         f"{counts['nodes']:,} of {counts['graph_nodes']:,} nodes"
@@ -173,6 +176,15 @@ def print_discovery(found: Discovery) -> None:
     if found.shared is not None and found.shared.note:
         say(f"\n{found.shared.note}")
     say("")
+
+
+def _print_finish(done: Finished, unit: str) -> None:
+    say(
+        f"finish      {done.gone:,} edges went, {done.back:,} came back; mean |m - m(full)| {done.loss_before:.4g} -> "
+        f"{done.loss:.4g} {unit}; {done.passes:,} passes, {done.evaluated:,} circuits tried"
+    )
+    settled = f"at the end no single change pays: every edge is worth {done.tau:.4g} {unit} or more"
+    say(settled if done.settled else "note: it stopped before every edge was settled")
 
 
 def _print_smallest(found: Discovery) -> None:

@@ -151,7 +151,7 @@ def scores_of(
 
 def rule_of(record: Mapping[str, Any] | None) -> Rule | None:
     """How the circuit of this file was made of scores; None where it was not, or nothing says how."""
-    if record is None or record["method"]["prune"] in ("acdc", "eap-acdc", "learn"):
+    if record is None or "finish" in record["method"] or record["method"]["prune"] in ("acdc", "eap-acdc", "learn"):
         return None
     return Rule.of_record(record["method"])
 
@@ -187,6 +187,8 @@ def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:
         )
     if record["method"]["prune"] == "learn":
         return "learned gates are not trained again on resampled pairs"
+    if "finish" in record["method"]:
+        return "an exact finish is not repeated on resampled pairs"
     if model.fingerprint != record["model"]["fingerprint"]:
         return f"the circuit was found in other weights than {model.name} has, so its search is not repeated"
     return ""

@@ -72,6 +72,13 @@ class Options(PlainNumbers):
         float | None,
         Option("Instead of a size: the smallest circuit by |score| that reaches it on the training pairs."),
     ] = None
+    finish: Annotated[
+        float | None,
+        Option(
+            "Then edges go and come back by patched passes until each is worth this share of |D|, such as 0.002; with "
+            "--target-faithfulness without falling below it."
+        ),
+    ] = None
     sweep: Annotated[bool, Option("Nested circuits over thresholds too: size against faithfulness.")] = False
     metric: MetricName = "persona-divergence"
     ablation: AblationName = "corrupt"
@@ -84,7 +91,9 @@ class Options(PlainNumbers):
     ig_rule: IgRule = "midpoint"
     candidates: Annotated[
         int | None,
-        Option("Edges that ACDC tries per pass; the result is the same. (default: what fits one, at most 8; GPU: 128)"),
+        Option(
+            "Edges that ACDC and --finish try per pass; the result is the same. (default: what fits one, at most 8; GPU: 128)"
+        ),
     ] = None
     train_steps: Annotated[int, Option("Steps in which --prune learn trains the gates.")] = 200
     train_split: Annotated[str | None, Option("Pairs to search on. (default: train, or all if no split is named)")] = (
@@ -115,6 +124,10 @@ class Options(PlainNumbers):
         if self.n_random < 0:
             raise OptionError(f"--n-random must not be negative, got {self.n_random}")
         self._check_size()
+        if self.finish is not None:
+            from persona_circuits.circuit.pruning import check_tau
+
+            check_tau(self.finish)
         from persona_circuits.circuit.discovery.own_metrics import metric_of
 
         metric = metric_of(self.metric)

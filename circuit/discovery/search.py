@@ -28,6 +28,7 @@ from persona_circuits.circuit.io import circuit_record
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.printable import html_table, signed
 from persona_circuits.circuit.progress import Stage, untold_stage
+from persona_circuits.circuit.pruning import Finished
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit
@@ -42,8 +43,8 @@ __all__ = [
 ]
 
 
-ACDC = "acdc.state"
-"""The file, in a search's folder, of what ACDC has decided so far."""
+ACDC, FINISH = "acdc.state", "finish.state"
+"""The files, in a search's folder, of what ACDC, and an exact finish, have decided so far."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -56,7 +57,7 @@ class Discovery:
     ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
     ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
     a shorter format did to the scores of the first batch. ``smallest`` is the search for
-    the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds. ``shared`` is
+    the size that reaches a faithfulness, ``finished`` what an exact finish did, ``sweep`` the nested circuits over thresholds. ``shared`` is
     what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
     scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
     worth a search. ``reused`` is the file of scores that were used again, None where they were made here;
@@ -79,6 +80,7 @@ class Discovery:
     sweep: Sweep | None = None
     shared: Overlap | None = None
     completeness: Completeness | None = None
+    finished: Finished | None = None
     signal: Signal | None = None
     reused: Path | None = None
     made_of: Mapping[str, Any] | None = None
@@ -180,6 +182,7 @@ def discover(
     effect = stages.effect_of(setting, quiet)
     scored, reused = _scored(setting, scores, state, effect.seconds)
     pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
+    pruned = stages.finish_off(setting, pruned, scored.scores, effect.whole, state / FINISH if state else None)
     measured = stages.measure(setting, scored.scores, pruned.circuit)
     controls = stages.control(setting, scored, effect)
     about = description(setting, task, effect, pruned, measured, controls)
@@ -200,6 +203,7 @@ def discover(
         sweep=measured.sweep,
         shared=setting.shared,
         completeness=controls.completeness,
+        finished=pruned.finished,
         signal=effect.signal,
         reused=reused,
         made_of=keeping.made(setting),

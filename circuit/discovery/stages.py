@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ from persona_circuits.circuit.forward import (
 )
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, Stage, duration
-from persona_circuits.circuit.pruning import Schedule, acdc, check_n, greedy, learn, threshold, top_n
+from persona_circuits.circuit.pruning import Finished, Schedule, acdc, check_n, finish, greedy, learn, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -77,6 +77,7 @@ __all__ = [
     "Setting",
     "control",
     "effect_of",
+    "finish_off",
     "measure",
     "part_of",
     "prune",
@@ -150,11 +151,12 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at."""
+    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at; the exact finish."""
 
     circuit: Circuit
     acdc_cost: dict[str, int] | None = None
     smallest: Smallest | None = None
+    finished: Finished | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +189,7 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     shared = overlap(*(rows[name] for name in names))
     groups = batches(own_rows(rows[names[0]], metric), options.batch_size, model.device)
     ablation = named_ablation(options.ablation, model, groups, stage)
-    if options.prune in ("acdc", "eap-acdc"):
+    if options.prune in ("acdc", "eap-acdc") or options.finish is not None:
         _check_held(model, groups, ablation)
     parts = {
         name: part_of(model, task.of_split(name), rows[name], name, metric, ablation, options.batch_size)
@@ -215,7 +217,7 @@ def part_of(
 
 
 def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None) -> None:
-    """That what ACDC keeps of all prompts is within the budget; where there is none, how much that is."""
+    """That what ACDC, or a finish, keeps of all prompts is within the budget; where there is none, how much that is."""
     plain = all(is_plain(batch, ablation) for batch in groups)
     lengths = [batch.n_tokens for batch in groups for _ in batch.indices]
     if model.budget is not None:
@@ -224,7 +226,7 @@ def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None
     needed = held_bytes(model.architecture(), lengths, model.format, runs=PLAIN if plain else OTHER)
     if needed > MUCH_BYTES:
         logger.warning(
-            "ACDC keeps the runs of all %d prompts: about %s beside the weights; use fewer pairs (--where) or "
+            "exact pruning keeps the runs of all %d prompts: about %s beside the weights; use fewer pairs (--where) or "
             "--max-memory to bound it",
             len(lengths),
             shown_bytes(needed),
@@ -254,12 +256,16 @@ def _tau(options: Options, whole: float, rounding: float) -> float | None:
         return None
     if options.threshold_on == "score":
         return options.threshold
+    return _share_of(options.threshold, whole, "--threshold-on share", rounding)
+
+
+def _share_of(share: float, whole: float, name: str, rounding: float = 0.0) -> float:
     if abs(whole) <= rounding:
         raise OptionError(
-            "the metric is the same with every edge ablated as with none, so a share of the gap is no threshold; "
+            f"the metric is the same with every edge ablated as with none, so a share of the gap, {name}, is nothing; "
             "use --threshold-on score, or other pairs"
         )
-    return options.threshold * abs(whole)
+    return share * abs(whole)
 
 
 def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
@@ -352,6 +358,22 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
         return Pruned(found.circuit)
     least = smallest(*what, found.open, target, progress=setting.stage("smallest circuit by gate"))
     return Pruned(least.circuit, smallest=least)
+
+
+def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: float, state: Path | None) -> Pruned:
+    """The exact finish, where it is asked for; ``whole`` is m(full) - m(empty), of which an edge is to be worth a share.
+
+    Raises:
+        OptionError: it is zero.
+    """
+    options = setting.options
+    if options.finish is None:
+        return pruned
+    how: dict[str, Any] = {"scores": scores, "candidates": options.candidates, "state": state}
+    how |= {"least": options.target_faithfulness, "progress": setting.stage("exact finish")}
+    tau = _share_of(options.finish, whole, "--finish")
+    found = finish(setting.model, list(setting.train.runs()), setting.metric, pruned.circuit, tau, **how)
+    return replace(pruned, circuit=found.circuit, finished=found)
 
 
 def measure(setting: Setting, scores: Scores | None, circuit: Circuit) -> Measured:
