@@ -92,7 +92,7 @@ class Options(PlainNumbers):
     candidates: Annotated[
         int | None,
         Option(
-            "Edges that ACDC and --finish try per pass; the result is the same. (default: what fits one, at most 8; GPU: 128)"
+            "Edges that ACDC and --finish try per pass, to one result. (default: what fits one, at most 8; GPU: 128)"
         ),
     ] = None
     train_steps: Annotated[int, Option("Steps in which --prune learn trains the gates.")] = 200

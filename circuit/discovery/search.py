@@ -57,7 +57,8 @@ class Discovery:
     ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
     ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
     a shorter format did to the scores of the first batch. ``smallest`` is the search for
-    the size that reaches a faithfulness, ``finished`` what an exact finish did, ``sweep`` the nested circuits over thresholds. ``shared`` is
+    the size that reaches a faithfulness, ``finished`` what an exact finish did, ``sweep`` the nested circuits over
+    thresholds. ``shared`` is
     what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
     scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
     worth a search. ``reused`` is the file of scores that were used again, None where they were made here;

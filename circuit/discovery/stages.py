@@ -361,7 +361,7 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
 
 
 def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: float, state: Path | None) -> Pruned:
-    """The exact finish, where it is asked for; ``whole`` is m(full) - m(empty), of which an edge is to be worth a share.
+    """The exact finish, if asked for; ``whole`` is m(full) - m(empty), of which an edge is to be worth a share.
 
     Raises:
         OptionError: it is zero.

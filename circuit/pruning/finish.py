@@ -1,15 +1,15 @@
 """An exact finish: edges go and come back, one at a time by patched passes, until none of them pays.
 
     cost of C = mean over prompts of |m(C) - m(full)| + tau x edges of C
-    in turn for every edge outside that may come back, the strongest first, and for every edge of C, the weakest first:
+    in turn for every edge outside that may come back, the strongest first, and every edge of C, the weakest first:
         flip it; keep the change if that lowers the cost
     until a whole turn changes nothing
 
-An edge that goes takes with it what then leads nowhere; one that comes back brings the strongest edge that connects it,
-at either end. At the end the circuit is a local optimum: every edge is worth tau or more, counting what would go with it,
-and none that may come back is. With ``kl`` an edge goes as in ACDC (arXiv:2304.14997), whose loss is the same; what ACDC
-decides once is asked again here, as an edge's worth depends on the others. As there several edges share a pass, each
-tried as if the decisions before it were known, and those hold up to and including the first that was guessed wrong.
+An edge that goes takes with it what then leads nowhere; one that comes back brings the strongest edge that connects
+it, at either end. At the end the circuit is a local optimum: every edge is worth tau or more, counting what would go
+with it, and none that may come back is. With ``kl`` an edge goes as in ACDC (arXiv:2304.14997), whose loss is the same;
+what ACDC decides once is asked again here, as an edge's worth depends on the others. As there several edges share a
+pass, each tried as if the decisions before it were known, and those hold up to and including the first guessed wrong.
 """
 
 from __future__ import annotations
