@@ -75,6 +75,8 @@ def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
     say(searched.report.sentence)
     for note in searched.report.notes:
         say(f"note: {note}")
+    if searched.certificate is not None:
+        say(f"certificate: {searched.certificate.sentence}")
 
 
 def _print_pairs(view: Any) -> None:
@@ -161,6 +163,8 @@ def print_discovery(found: Discovery) -> None:
             f"largest difference {cost.largest:.2g} of the largest score"
         )
     _print_edges(found)
+    if found.certificate is not None:
+        say(f"certificate {found.certificate.sentence}")
     if found.null is not None:
         _print_null_run(found)
     if found.spans is not None:
@@ -232,8 +236,10 @@ def _print_edges(found: Discovery) -> None:
 
     edges = strongest_edges(found)
     if edges:
-        rows = [(item["edge"], signed(item["score"], 4)) for item in edges]
-        print_table("strongest edges", ("edge", "score"), rows, texts=1)
+        sure = found.certificate is not None
+        marks = {True: ("stays",), False: ("abstains",), None: ()}
+        rows = [(item["edge"], signed(item["score"], 4), *marks[item.get("stays")]) for item in edges]
+        print_table("strongest edges", ("edge", "score", *(["certificate"] if sure else [])), rows, texts=1)
 
 
 def print_report(report: FaithfulnessReport) -> None:

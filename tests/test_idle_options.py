@@ -51,7 +51,11 @@ IDLE = [
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9", "--method", "gim"], {"--train-steps": "9", "--steps": "2"}),
     ("discover", RUN, {"--revision": "main"}),
     ("get", ["--list"], {"--accept-licence": None}),
-    ("evaluate", ["x", "--only-faithfulness"], {"--by": "domain", "--orders": "3", "--quick": None, "--budget": "1m"}),
+    (
+        "evaluate",
+        ["x", "--only-faithfulness"],
+        {"--by": "domain", "--orders": "3", "--quick": None, "--budget": "1m", "--certify": "1"},
+    ),
     ("evaluate", ["x", "--no-save"], {"--strongest": "9"}),
     ("evaluate", [EAP_IG, *RUN], {"--save": None, "--no-save": None, "--orders": "2"}),
     ("curves", [*RUN, "--scorers", "eap"], {"--steps": "5", "--n-random": "10"}),
@@ -154,8 +158,8 @@ ELSEWHERE = {
 """Refused in other words, by the options' own checks; tested with those commands."""
 ALWAYS = {
     "get": "--list --folder",
-    "discover": "--model --pairs --out --prune --finish --target-faithfulness --sweep --metric --ablation --align "
-    "--null --train-split --eval-split --where --n-random --min-faithfulness --strongest --seed --device "
+    "discover": "--model --pairs --out --prune --finish --certify --target-faithfulness --sweep --metric --ablation "
+    "--align --null --train-split --eval-split --where --n-random --min-faithfulness --strongest --seed --device "
     "--dtype --max-memory --batch-size --fitting --force --json",
     "evaluate": "--pairs --model --metric --ablation --split --where --only-faithfulness --n-random "
     "--min-faithfulness --report --seed --device --dtype --max-memory --revision --batch-size --fitting --json",

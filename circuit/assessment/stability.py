@@ -18,7 +18,15 @@ from typing import Any
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.choices import GRADIENTS
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, batches_of
-from persona_circuits.circuit.evaluation import PairScores, Rule, pair_scores
+from persona_circuits.circuit.evaluation import (
+    Certificate,
+    PairScores,
+    Rule,
+    Units,
+    certify,
+    pair_scores,
+    with_certificate,
+)
 from persona_circuits.circuit.evaluation.stability import (
     StabilityReport,
     order_dependence,
@@ -55,6 +63,7 @@ class Searched:
     report: StabilityReport | None
     scores: PairScores | None = None
     reason: str = ""
+    certificate: Certificate | None = None
 
 
 NOT_SEARCHED = Searched(None, reason="it is not said how the circuit was found")
@@ -115,7 +124,12 @@ def search_again(
         seed=options.seed,
         progress=stage("circuits of resampled pairs"),
     )
-    return Searched(report, scores)
+    units = Units.of(train.pairs)
+    more: dict[str, Any] = {"seed": options.seed, "progress": stage("certificate")}
+    sure = options.certify and certify(
+        scores, circuit, Rule.of_record(record["method"]), units, options.certify, **more
+    )
+    return Searched(report, scores, certificate=sure or None)
 
 
 def scores_of(
@@ -157,9 +171,16 @@ def rule_of(record: Mapping[str, Any] | None) -> Rule | None:
 
 
 def marked_record(
-    record: Mapping[str, Any], report: StabilityReport | None, *, seed: int = 0, quick: bool = False
+    record: Mapping[str, Any],
+    report: StabilityReport | None,
+    *,
+    certificate: Certificate | None = None,
+    seed: int = 0,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """The circuit's record with its stability, and with frequency and part of every edge; an earlier one gives way.
+
+    So does an earlier certificate to a new one.
 
     Without a report the record keeps what it has. ``seed`` and ``quick`` are those of the report.
     """
@@ -168,13 +189,14 @@ def marked_record(
     core = report.core
     edges: list[dict[str, Any]] = []
     for item in record["edges"]:
-        plain = {"edge": item["edge"], "score": item["score"]}
+        plain = {key: value for key, value in item.items() if key not in ("frequency", "part")}
         frequency = report.of_edge(item["edge"])
         if frequency is not None:
             inside = bool(core.mask[core.graph.index(item["edge"])])
             plain |= {"frequency": frequency, "part": "core" if inside else "fringe"}
         edges.append(plain)
-    return {**record, "stability": {**report.as_dict(), "seed": seed, "quick": quick}, "edges": edges}
+    marked = {**record, "stability": {**report.as_dict(), "seed": seed, "quick": quick}, "edges": edges}
+    return with_certificate(marked, certificate)
 
 
 def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:

@@ -79,6 +79,10 @@ class Options(PlainNumbers):
             "--target-faithfulness without falling below it."
         ),
     ] = None
+    certify: Annotated[
+        int | None,
+        Option("Say of every edge whether it stays when any so many personas or questions are taken away.", min=1),
+    ] = None
     sweep: Annotated[bool, Option("Nested circuits over thresholds too: size against faithfulness.")] = False
     metric: MetricName = "persona-divergence"
     ablation: AblationName = "corrupt"
@@ -140,9 +144,26 @@ class Options(PlainNumbers):
             raise OptionError(f"--by-span needs scores that are sums over positions: --method {', '.join(GRADIENTS)}")
         if self.activations != "float32" and (self.by_span or self.prune == "acdc" or self.method not in GRADIENTS):
             raise OptionError("--activations bfloat16 is for scores by gradients, without --by-span")
+        self._check_certify()
         if self.threshold is None and self._uses_threshold():
             return replace(self, threshold=self.DEFAULT_SHARE)
         return self
+
+    def _check_certify(self) -> None:
+        if self.certify is None:
+            return
+        if self.certify < 1:
+            raise OptionError(
+                f"--certify must be at least 1, the personas or questions to take away, got {self.certify}"
+            )
+        if self.prune in ("acdc", "eap-acdc", "learn") or self.finish is not None:
+            what = f"--prune {self.prune}" if self.finish is None else "--finish"
+            raise OptionError(
+                f"--certify prunes the pairs' own scores again, and {what} runs the model; leave one of them out"
+            )
+        if self.method == "random" or self.by_span or self.activations != "float32":
+            what = "--method random" if self.method == "random" else "--by-span" if self.by_span else "--activations"
+            raise OptionError(f"--certify needs scores pair by pair, in float32, and {what} has none; leave one out")
 
     def _uses_threshold(self) -> bool:
         return self.target_faithfulness is None and self.prune in ("threshold", "acdc", "eap-acdc")

@@ -21,7 +21,15 @@ from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, spli
 from persona_circuits.circuit.discovery.writing import title_of, write_discovery
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, Signal, SpanStudy, null_run
+from persona_circuits.circuit.evaluation import (
+    Certificate,
+    FaithfulnessReport,
+    NullRun,
+    Signal,
+    SpanStudy,
+    null_run,
+    with_certificate,
+)
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
 from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import circuit_record
@@ -61,8 +69,8 @@ class Discovery:
     thresholds. ``shared`` is
     what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
     scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
-    worth a search. ``reused`` is the file of scores that were used again, None where they were made here;
-    ``made_of`` is what they follow from.
+    worth a search, ``certificate`` which edges stay when personas or questions go. ``reused`` is the file of
+    scores that were used again, None where they were made here; ``made_of`` is what they follow from.
     """
 
     circuit: Circuit
@@ -82,6 +90,7 @@ class Discovery:
     shared: Overlap | None = None
     completeness: Completeness | None = None
     finished: Finished | None = None
+    certificate: Certificate | None = None
     signal: Signal | None = None
     reused: Path | None = None
     made_of: Mapping[str, Any] | None = None
@@ -186,6 +195,7 @@ def discover(
     pruned = stages.finish_off(setting, pruned, scored.scores, effect.whole, state / FINISH if state else None)
     measured = stages.measure(setting, scored.scores, pruned.circuit)
     controls = stages.control(setting, scored, effect)
+    certificate = stages.certified(setting, scored, pruned)
     about = description(setting, task, effect, pruned, measured, controls)
     return Discovery(
         circuit=pruned.circuit,
@@ -195,7 +205,7 @@ def discover(
         acdc_cost=pruned.acdc_cost,
         reports=measured.reports,
         held_out=setting.shared.held_out,
-        record=circuit_record(pruned.circuit, scored.scores, about),
+        record=with_certificate(circuit_record(pruned.circuit, scored.scores, about), certificate),
         parts=scored.parts,
         spans=controls.spans,
         null=quiet,
@@ -205,6 +215,7 @@ def discover(
         shared=setting.shared,
         completeness=controls.completeness,
         finished=pruned.finished,
+        certificate=certificate,
         signal=effect.signal,
         reused=reused,
         made_of=keeping.made(setting),
@@ -216,6 +227,8 @@ def _scored(
 ) -> tuple[stages.Scored, Path | None]:
     """Scores, and the file they are from: those given, those kept by an earlier search like this one, or new ones."""
     if isinstance(given, Scores):
+        if setting.options.certify is not None:
+            raise OptionError("certify needs scores pair by pair, and the given ones are of all pairs; leave one out")
         return stages.Scored(given), None
     again = given == keeping.NEW
     if given is not None and not again:

@@ -39,12 +39,18 @@ from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import (
+    Certificate,
     FaithfulnessReport,
     NullRun,
+    PairScores,
+    Rule,
     Signal,
     SignalWatch,
     SpanStudy,
+    Units,
+    certify,
     evaluate,
+    pair_scores,
     span_study,
 )
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep, smallest, sweep
@@ -75,6 +81,7 @@ __all__ = [
     "Pruned",
     "Scored",
     "Setting",
+    "certified",
     "control",
     "effect_of",
     "finish_off",
@@ -143,10 +150,11 @@ class Effect:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Every edge's score, by part of the prompt too where that was asked for; None of it for plain ACDC."""
+    """Every edge's score, by part of the prompt or by pair too where that was asked for; None of it for plain ACDC."""
 
     scores: Scores | None
     parts: ScoreParts | None = None
+    pairs: PairScores | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,6 +282,11 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
     if options.prune == "acdc":
         return Scored(None)
     about = f", about {duration(seconds * _plain_runs(setting))}" if seconds >= 1 else ""
+    if options.certify is not None:
+        own: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
+        own |= {"progress": setting.stage(f"{options.method} scores, pair by pair{about}")}
+        pairs = pair_scores(model, setting.train.runs.batches, metric, **own)
+        return Scored(pairs.mean(), pairs=pairs)
     if grids := _grids(setting):
         progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{about}")
         return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
@@ -374,6 +387,21 @@ def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: f
     tau = _share_of(options.finish, whole, "--finish")
     found = finish(setting.model, list(setting.train.runs()), setting.metric, pruned.circuit, tau, **how)
     return replace(pruned, circuit=found.circuit, finished=found)
+
+
+def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate | None:
+    """Which edges stay when personas or questions are taken away, where that is asked for."""
+    options, least = setting.options, pruned.smallest
+    if options.certify is None or scored.pairs is None:
+        return None
+    method: dict[str, Any] = {
+        "prune": "top-n" if least else options.prune,
+        "top_n": least.n if least else options.top_n,
+    }
+    method |= {"threshold": options.threshold, "threshold_on": options.threshold_on}
+    units = Units.of(setting.train.task.pairs)
+    how: dict[str, Any] = {"seed": options.seed, "progress": setting.stage("certificate")}
+    return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, options.certify, **how)
 
 
 def measure(setting: Setting, scores: Scores | None, circuit: Circuit) -> Measured:

@@ -115,8 +115,8 @@ def _legend_fringe(left: float, y: float, chosen: Chosen) -> Iterator[str]:
     assert chosen.fringe is not None
     n = len(chosen.fringe)
     for color, lines in (
-        (INK, (f"core ({chosen.total - n:,}): in at least 90 %", "of the repeated searches")),
-        (INK + FAINTNESS, (f"fringe ({n:,}): less often; faint,", "whatever its colour")),
+        (INK, (f"core ({chosen.total - n:,}): in at least 90 % of", "the repeated searches, or certified")),
+        (INK + FAINTNESS, (f"fringe ({n:,}): less often, or abstains;", "faint, whatever its colour")),
     ):
         yield _line(left, y + 3, 2.4, color, "solid")
         for line in lines:
