@@ -9,6 +9,8 @@ __all__ = [
     "ABLATIONS",
     "ACTIVATIONS",
     "ALIGNMENTS",
+    "AT_CLEAN",
+    "BY_ROW",
     "DTYPE_NAMES",
     "FRAMES",
     "GRADIENTS",
@@ -24,7 +26,11 @@ __all__ = [
 
 GRADIENTS = ("eap", "eap-ig", "relp", "gim")
 """Ways to score edges by gradients, or by what backward rules make of them: their scores are sums over positions."""
-METHODS = (*GRADIENTS, "exact", "random")
+METHODS = (*GRADIENTS, "atp-star", "exact", "random")
+AT_CLEAN = ("eap", "relp", "gim", "atp-star")
+"""Those whose gradient is that at the clean run alone."""
+BY_ROW = (*GRADIENTS, "atp-star", "exact")
+"""Those with scores of single pairs."""
 """How edges are scored: ``circuit.attribution``."""
 IG_RULES = ("midpoint", "authors")
 ACTIVATIONS = ("float32", "bfloat16")

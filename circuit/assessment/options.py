@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from persona_circuits.circuit.choices import (
     ABLATIONS,
     ALIGNMENTS,
-    GRADIENTS,
+    AT_CLEAN,
     IG_RULES,
     LEVELS,
     METHODS,
@@ -42,8 +42,8 @@ class CurveOptions(PlainNumbers):
     scorers: Annotated[
         tuple[str, ...],
         Option(
-            "Comma-separated: eap, eap-ig, relp, gim, exact, random; or scores.safetensors, a run's folder, a "
-            "submission to MIB.",
+            "Comma-separated: eap, eap-ig, relp, gim, atp-star, exact, random; or scores.safetensors, a run's folder, "
+            "a submission to MIB.",
             given=str,
             read=names_of,
         ),
@@ -114,7 +114,7 @@ class CurveOptions(PlainNumbers):
         for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("n-random", self.n_random)):
             if number < 1:
                 raise OptionError(f"--{name} must be at least 1, got {number}")
-        zero = [name for name in self.scorers if name in GRADIENTS and name != "eap-ig"]
+        zero = [name for name in self.scorers if name in AT_CLEAN]
         if METRICS[str(self.metric)].flat_at_clean and zero:
             raise OptionError(
                 f"--metric {self.metric} has zero gradient at the clean run, so {zero[0]} would score every edge zero; "

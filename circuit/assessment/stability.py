@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.assessment.options import EvaluationOptions
-from persona_circuits.circuit.choices import GRADIENTS
+from persona_circuits.circuit.choices import BY_ROW
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, batches_of
 from persona_circuits.circuit.evaluation import (
     Certificate,
@@ -149,8 +149,8 @@ def scores_of(
     """
     stage = stage or untold_stage
     asked = (method or {}).get("scores")
-    known = asked if asked in (*GRADIENTS, "exact") else "eap-ig"
-    scored = "eap-ig" if metric.flat_at_clean and known in GRADIENTS else known
+    known = asked if asked in BY_ROW else "eap-ig"
+    scored = "eap-ig" if metric.flat_at_clean and known != "exact" else known
     return pair_scores(
         model,
         batches_of(model, part, metric, align=align, batch_size=batch_size),

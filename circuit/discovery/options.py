@@ -10,6 +10,7 @@ from persona_circuits.circuit.choices import (
     ABLATIONS,
     ACTIVATIONS,
     ALIGNMENTS,
+    AT_CLEAN,
     GRADIENTS,
     METHODS,
     METRIC_NAMES,
@@ -135,7 +136,7 @@ class Options(PlainNumbers):
         from persona_circuits.circuit.discovery.own_metrics import metric_of
 
         metric = metric_of(self.metric)
-        if metric.flat_at_clean and self.method in GRADIENTS and self.method != "eap-ig" and self.prune != "acdc":
+        if metric.flat_at_clean and self.method in AT_CLEAN and self.prune != "acdc":
             raise OptionError(
                 f"--metric {metric.name} has zero gradient at the clean run, so --method {self.method} would score "
                 "every edge zero; use --method eap-ig or exact, or another --metric"

@@ -308,6 +308,8 @@ def _plain_runs(setting: Setting) -> float:
     plain = 2 * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1)
     if options.method == "exact":
         return arch.graph.n_edges / 4  # a pass for each edge, of half of the layers on average
+    if options.method == "atp-star":  # queries and keys of each source are made again, a sixth of a layer
+        return eap_flops(arch, tokens, steps=arch.layers) / plain + arch.graph.n_src / 12
     return eap_flops(arch, tokens, steps=options.steps if options.method == "eap-ig" else None) / plain
 
 
