@@ -112,7 +112,7 @@ def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
     settle(circuit if circuit.is_dir() else circuit.parent)
     stored = read_circuit(circuit)
     method = (stored.record or {}).get("method", {})
-    scored = method.get("prune") in ("threshold", "top-n", "greedy") and "finish" not in method
+    scored = method.get("prune") in ("threshold", "top-n", "greedy") and not method.keys() & {"finish", "of"}
     searched = method.get("prune") in ("acdc", "eap-acdc") and "finish" not in method
     refuse_idle(
         context,

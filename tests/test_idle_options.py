@@ -42,7 +42,14 @@ IDLE = [
     (
         "discover",
         [*RUN, "--prune", "acdc"],
-        {"--method": "exact", "--steps": "5", "--ig-rule": "midpoint", "--scores": "new"},
+        {
+            "--method": "exact",
+            "--of": "eap,gim",
+            "--normalise": "rank",
+            "--steps": "5",
+            "--ig-rule": "midpoint",
+            "--scores": "new",
+        },
     ),
     ("discover", [*RUN, "--method", "eap"], {"--steps": "5", "--ig-rule": "authors", "--candidates": "2"}),
     ("discover", [*RUN, "--method", "exact", "--prune", "eap-acdc"], {"--steps": "2"}),

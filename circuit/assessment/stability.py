@@ -165,7 +165,11 @@ def scores_of(
 
 def rule_of(record: Mapping[str, Any] | None) -> Rule | None:
     """How the circuit of this file was made of scores; None where it was not, or nothing says how."""
-    if record is None or "finish" in record["method"] or record["method"]["prune"] in ("acdc", "eap-acdc", "learn"):
+    if (
+        record is None
+        or record["method"].keys() & {"finish", "of"}
+        or record["method"]["prune"] in ("acdc", "eap-acdc", "learn")
+    ):
         return None
     return Rule.of_record(record["method"])
 
@@ -209,6 +213,8 @@ def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:
         )
     if record["method"]["prune"] == "learn":
         return "learned gates are not trained again on resampled pairs"
+    if "of" in record["method"]:
+        return "the mean of several scorers is not made again pair by pair"
     if "finish" in record["method"]:
         return "an exact finish is not repeated on resampled pairs"
     if model.fingerprint != record["model"]["fingerprint"]:

@@ -16,6 +16,8 @@ from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution.atp_star import atp_star, atp_star_rows
 from persona_circuits.circuit.attribution.eap import (
     ACTIVATIONS,
+    ceap,
+    clean_corrupted,
     eap,
     eap_ig,
     fitting,
@@ -77,6 +79,10 @@ def score(
         with _activations(model, activations):
             if method == "eap-ig":
                 return eap_ig(model, batches, metric, steps=steps, rule=rule, **more)
+            if method == "ceap":
+                return ceap(model, batches, metric, steps=steps, **more)
+            if method == "clean-corrupted":
+                return clean_corrupted(model, batches, metric, **more)
             return eap(ruled(model, method), batches, metric, **more)
     if method == "atp-star":
         return atp_star(model, batches, metric, ablation=ablation, progress=progress)

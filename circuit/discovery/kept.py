@@ -45,8 +45,11 @@ def made(setting: Setting) -> dict[str, Any] | None:
     known = METRICS.get(setting.metric.name) is setting.metric
     if options.prune == "acdc" or options.by_span or options.certify is not None or not known:
         return None
-    steps = {"steps": options.steps, "ig_rule": options.ig_rule} if options.method == "eap-ig" else {}
-    drawn = {"seed": options.seed} if options.method == "random" or options.ablation == "optimal" else {}
+    own = {options.method, *options.of}
+    steps = {"steps": options.steps, "ig_rule": options.ig_rule} if own & {"eap-ig", "ceap"} else {}
+    if options.method == "mean-of":
+        steps |= {"of": list(options.of), "normalise": options.normalise}
+    drawn = {"seed": options.seed} if "random" in own or options.ablation == "optimal" else {}
     return {
         "model": setting.model.fingerprint,
         "dtype": setting.model.format,

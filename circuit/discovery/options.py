@@ -11,10 +11,12 @@ from persona_circuits.circuit.choices import (
     ACTIVATIONS,
     ALIGNMENTS,
     AT_CLEAN,
+    ENSEMBLES,
     GRADIENTS,
     METHODS,
     METRIC_NAMES,
     PRUNERS,
+    SEARCH_METHODS,
     THRESHOLD_UNITS,
 )
 from persona_circuits.circuit.errors import OptionError
@@ -32,6 +34,7 @@ from persona_circuits.circuit.options import (
     Steps,
     Where,
     check_choices,
+    names_of,
 )
 
 __all__ = [
@@ -60,7 +63,13 @@ class Options(PlainNumbers):
     command line, pairs without an effect are an error; with it they are a warning.
     """
 
-    method: Annotated[str, Option("How edges are scored.", choices=METHODS)] = "eap-ig"
+    method: Annotated[str, Option("How edges are scored.", choices=SEARCH_METHODS)] = "eap-ig"
+    of: Annotated[
+        tuple[str, ...], Option("Methods that --method mean-of averages, such as eap-ig,gim.", given=str, read=names_of)
+    ] = ()
+    normalise: Annotated[str, Option("How the scores of --method mean-of are made comparable.", choices=ENSEMBLES)] = (
+        "scale"
+    )
     prune: Annotated[str, Option("How the circuit is chosen.", choices=PRUNERS)] = "threshold"
     threshold: Annotated[float | None, Option("For threshold, acdc, eap-acdc. (default: 0.003 of the divergence)")] = (
         None
@@ -136,7 +145,8 @@ class Options(PlainNumbers):
         from persona_circuits.circuit.discovery.own_metrics import metric_of
 
         metric = metric_of(self.metric)
-        if metric.flat_at_clean and self.method in AT_CLEAN and self.prune != "acdc":
+        self._check_ensemble()
+        if metric.flat_at_clean and {self.method, *self.of} & {*AT_CLEAN} and self.prune != "acdc":
             raise OptionError(
                 f"--metric {metric.name} has zero gradient at the clean run, so --method {self.method} would score "
                 "every edge zero; use --method eap-ig or exact, or another --metric"
@@ -150,6 +160,20 @@ class Options(PlainNumbers):
             return replace(self, threshold=self.DEFAULT_SHARE)
         return self
 
+    def _check_ensemble(self) -> None:
+        if self.method != "mean-of" or self.prune == "acdc":
+            return
+        if len(self.of) < 2 or (unknown := [name for name in self.of if name not in METHODS]):
+            given = "nothing" if not self.of else ", ".join(self.of if len(self.of) < 2 else unknown)
+            raise OptionError(
+                f"--method mean-of needs --of, two or more of {', '.join(METHODS)} with commas; got {given}"
+            )
+        if self._uses_threshold() and self.threshold_on == "share":
+            raise OptionError(
+                "the mean of several scorers has no unit, so a share of |D| is no threshold; "
+                "use --target-faithfulness, or --prune top-n --top-n N"
+            )
+
     def _check_certify(self) -> None:
         if self.certify is None:
             return
@@ -162,8 +186,9 @@ class Options(PlainNumbers):
             raise OptionError(
                 f"--certify prunes the pairs' own scores again, and {what} runs the model; leave one of them out"
             )
-        if self.method == "random" or self.by_span or self.activations != "float32":
-            what = "--method random" if self.method == "random" else "--by-span" if self.by_span else "--activations"
+        without = self.method in ("random", "mean-of")
+        if without or self.by_span or self.activations != "float32":
+            what = f"--method {self.method}" if without else "--by-span" if self.by_span else "--activations"
             raise OptionError(f"--certify needs scores pair by pair, in float32, and {what} has none; leave one out")
 
     def _uses_threshold(self) -> bool:

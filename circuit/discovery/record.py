@@ -74,10 +74,11 @@ def _task(setting: Setting, task: Task, divergence: float) -> dict[str, Any]:
 
 def _method(options: Options, tau: float | None, pruned: Pruned, summed: Completeness | None) -> dict[str, Any]:
     scored = options.prune != "acdc"
-    uses_ig = scored and options.method == "eap-ig"
+    uses_ig, own = scored and options.method == "eap-ig", {options.method, *options.of}
+    steps = options.steps if scored and own & {"eap-ig", "ceap"} else None
     about: dict[str, Any] = {
         "scores": options.method if scored else None,
-        "steps": options.steps if uses_ig else None,
+        "steps": steps,
         "ig_rule": options.ig_rule if uses_ig else None,
         "prune": options.prune,
         "threshold": options.threshold,
@@ -85,6 +86,8 @@ def _method(options: Options, tau: float | None, pruned: Pruned, summed: Complet
         "tau": tau,
         "top_n": options.top_n,
     }
+    if scored and options.method == "mean-of":
+        about |= {"of": list(options.of), "normalise": options.normalise}
     if pruned.finished is not None:
         about["finish"] = {"share": options.finish, **pruned.finished.as_dict()}
     if (least := pruned.smallest) is not None:

@@ -29,6 +29,7 @@ from persona_circuits.circuit.attribution import (
     completeness_of,
     grid_eap,
     grids_of,
+    mean_of,
     passes_of,
     score,
     score_parts,
@@ -292,6 +293,8 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
         return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
     how: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
     how |= {"progress": setting.stage(f"{options.method} scores{about}")}
+    if options.method == "mean-of":
+        return Scored(mean_of([_one_of(setting, name) for name in options.of], options.normalise))
     if options.by_span:
         parts = score_parts(model, setting.train.runs.batches, metric, by="span", **how)
         return Scored(parts.total(), parts)
@@ -299,6 +302,13 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
     if options.activations != "float32":  # whose plain runs are short too
         kept = [bare(batch) for batch in kept]
     return Scored(score(model, kept, metric, seed=options.seed, activations=options.activations, **how))
+
+
+def _one_of(setting: Setting, method: str) -> Scores:
+    """The scores of one of several methods, as a search by it alone makes them."""
+    scores = score_edges(replace(setting, options=replace(setting.options, method=method, of=()))).scores
+    assert scores is not None
+    return scores
 
 
 def _plain_runs(setting: Setting) -> float:
@@ -310,7 +320,8 @@ def _plain_runs(setting: Setting) -> float:
         return arch.graph.n_edges / 4  # a pass for each edge, of half of the layers on average
     if options.method == "atp-star":  # queries and keys of each source are made again, a sixth of a layer
         return eap_flops(arch, tokens, steps=arch.layers) / plain + arch.graph.n_src / 12
-    return eap_flops(arch, tokens, steps=options.steps if options.method == "eap-ig" else None) / plain
+    steps = {"eap-ig": options.steps, "ceap": options.steps + 1, "clean-corrupted": 2}.get(options.method)
+    return eap_flops(arch, tokens, steps=steps) / plain
 
 
 def _method(options: Options) -> dict[str, Any]:

@@ -29,7 +29,19 @@ def test_every_model_has_a_row_for_every_method(table):
     assert list(table) == [
         (name, method)
         for name in NAMES
-        for method in ("eap", "eap-ig", "relp", "gim", "atp-star", "exact", "random", "acdc", "acdc-kl")
+        for method in (
+            "eap",
+            "eap-ig",
+            "clean-corrupted",
+            "ceap",
+            "relp",
+            "gim",
+            "atp-star",
+            "exact",
+            "random",
+            "acdc",
+            "acdc-kl",
+        )
     ]
 
 
