@@ -115,7 +115,9 @@ bench-load: $(READY)  ## what large files cost; writes docs/performance.md; BEFO
 	$(BIN)/python benchmarks/load.py $(if $(BEFORE),--before $(BEFORE))
 
 methods: $(READY)  ## every scorer and pruner on the same pairs; writes docs/methods.md
-	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md --model models/persona-world --pairs datasets/pairs_demo.jsonl \
+	mkdir -p runs
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md --kept runs/methods.json \
+		--model models/persona-world --pairs datasets/pairs_demo.jsonl \
 		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl) \
 		$(if $(SMOLLM2),--model $(SMOLLM2) --pairs $(SMOLLM2_PAIRS))
 

@@ -9,7 +9,10 @@ __all__ = [
     "ABLATIONS",
     "ACTIVATIONS",
     "ALIGNMENTS",
+    "AT_CLEAN",
+    "BY_ROW",
     "DTYPE_NAMES",
+    "ENSEMBLES",
     "FRAMES",
     "GRADIENTS",
     "IG_RULES",
@@ -19,12 +22,20 @@ __all__ = [
     "ORDERS",
     "PROMPT_FORMATS",
     "PRUNERS",
+    "SEARCH_METHODS",
     "THRESHOLD_UNITS",
 ]
 
-GRADIENTS = ("eap", "eap-ig", "relp", "gim")
+GRADIENTS = ("eap", "eap-ig", "clean-corrupted", "ceap", "relp", "gim")
 """Ways to score edges by gradients, or by what backward rules make of them: their scores are sums over positions."""
-METHODS = (*GRADIENTS, "exact", "random")
+METHODS = (*GRADIENTS, "atp-star", "exact", "random")
+SEARCH_METHODS = (*METHODS, "mean-of")
+"""What a search may score with: ``mean-of`` several of the others."""
+ENSEMBLES = ("scale", "rank")
+AT_CLEAN = ("eap", "relp", "gim", "atp-star")
+"""Those whose gradient is that at the clean run alone."""
+BY_ROW = (*GRADIENTS, "atp-star", "exact")
+"""Those with scores of single pairs."""
 """How edges are scored: ``circuit.attribution``."""
 IG_RULES = ("midpoint", "authors")
 ACTIVATIONS = ("float32", "bfloat16")

@@ -102,17 +102,22 @@ def _write_page(model: Any, task: Any, found: Any, options: Options, out: Path, 
 def _kept_in(out: Path) -> str:
     """What a stopped search leaves for the next one."""
     kept = {"scores.state": "the scores of all edges are", "acdc.state": "what is searched so far is"}
+    kept |= {"finish.state": "the finish so far is"}
     return ", ".join(f"{what} kept in {out / name}" for name, what in kept.items() if (out / name).exists())
 
 
 def _refuse_idle(context: typer.Context, options: Options) -> None:
     by_score = options.prune != "acdc"
     sized = options.target_faithfulness is not None or options.prune in ("top-n", "greedy", "learn")
+    own = {options.method, *options.of}
+    exact = options.prune in ("acdc", "eap-acdc") or options.finish is not None
     refuse_idle(
         context,
         (by_score, "a --prune that goes by scores", ["method", "scores"]),
-        (by_score and options.method == "eap-ig", "scores of --method eap-ig", ["steps", "ig_rule"]),
-        (options.prune in ("acdc", "eap-acdc"), "--prune acdc or eap-acdc", ["candidates"]),
+        (by_score and bool(own & {"eap-ig", "ceap"}), "scores of --method eap-ig or ceap", ["steps"]),
+        (by_score and "eap-ig" in own, "scores of --method eap-ig", ["ig_rule"]),
+        (by_score and options.method == "mean-of", "--method mean-of", ["of", "normalise"]),
+        (exact, "--prune acdc or eap-acdc, or --finish", ["candidates"]),
         (options.prune == "learn", "--prune learn", ["train_steps"]),
         (not sized, "a --threshold", ["threshold_on"]),
     )

@@ -103,7 +103,7 @@ def evaluate(
 
 def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
     """The circuit, with no option that would do nothing."""
-    tests = ["by", "orders", "quick", "budget"]
+    tests = ["by", "orders", "quick", "budget", "certify"]
     refuse_idle(
         context,
         (not asked.only_faithfulness, "an evaluation without --only-faithfulness", tests),
@@ -114,11 +114,14 @@ def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
 
     settle(circuit if circuit.is_dir() else circuit.parent)
     stored = read_circuit(circuit)
-    searched = (stored.record or {}).get("method", {}).get("prune") in ("acdc", "eap-acdc")
+    method = (stored.record or {}).get("method", {})
+    scored = method.get("prune") in ("threshold", "top-n", "greedy") and not method.keys() & {"finish", "of"}
+    searched = method.get("prune") in ("acdc", "eap-acdc") and "finish" not in method
     refuse_idle(
         context,
         (stored.record is not None, "a circuit.json; what else is read is never written", ["save"]),
         (searched, "a circuit found by ACDC", ["orders"]),
+        (scored, "a circuit that was pruned by scores", ["certify"]),
     )
     given = [name for name, path in (("--null", asked.null), ("--tables", asked.tables)) if path]
     if asked.only_faithfulness and given:

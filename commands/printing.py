@@ -12,6 +12,7 @@ from persona_circuits.commands.terminal import print_table, say, shown_text
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery import Discovery
     from persona_circuits.circuit.evaluation import FaithfulnessReport
+    from persona_circuits.circuit.pruning import Finished
 
 __all__ = [
     "picture_title",
@@ -75,6 +76,8 @@ def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
     say(searched.report.sentence)
     for note in searched.report.notes:
         say(f"note: {note}")
+    if searched.certificate is not None:
+        say(f"certificate: {searched.certificate.sentence}")
 
 
 def _print_pairs(view: Any) -> None:
@@ -140,6 +143,8 @@ def print_discovery(found: Discovery) -> None:
         say("\n".join(completeness_lines(found.completeness)))
     if found.smallest is not None:
         _print_smallest(found)
+    if found.finished is not None:
+        _print_finish(found.finished, task["unit"])
     say(
         f"circuit     {counts['edges']:,} of {counts['graph_edges']:,} edges, "
         f"{counts['nodes']:,} of {counts['graph_nodes']:,} nodes"
@@ -159,6 +164,8 @@ def print_discovery(found: Discovery) -> None:
             f"largest difference {cost.largest:.2g} of the largest score"
         )
     _print_edges(found)
+    if found.certificate is not None:
+        say(f"certificate {found.certificate.sentence}")
     if found.null is not None:
         _print_null_run(found)
     if found.spans is not None:
@@ -192,6 +199,15 @@ def _print_paths(found: Any) -> None:
     print_table(title, PATHS, path_rows(found), texts=1)
     say("share of D: (m(path) - m(empty)) / (m(full) - m(empty)), a ratio of means; shares do not add up")
     say(f"intervals over {found.drawn_over}; other heads: the same path through others of the same layers")
+
+
+def _print_finish(done: Finished, unit: str) -> None:
+    say(
+        f"finish      {done.gone:,} edges went, {done.back:,} came back; mean |m - m(full)| {done.loss_before:.4g} -> "
+        f"{done.loss:.4g} {unit}; {done.passes:,} passes, {done.evaluated:,} circuits tried"
+    )
+    settled = f"at the end no single change pays: every edge is worth {done.tau:.4g} {unit} or more"
+    say(settled if done.settled else "note: it stopped before every edge was settled")
 
 
 def _print_smallest(found: Discovery) -> None:
@@ -239,8 +255,10 @@ def _print_edges(found: Discovery) -> None:
 
     edges = strongest_edges(found)
     if edges:
-        rows = [(item["edge"], signed(item["score"], 4)) for item in edges]
-        print_table("strongest edges", ("edge", "score"), rows, texts=1)
+        sure = found.certificate is not None
+        marks = {True: ("stays",), False: ("abstains",), None: ()}
+        rows = [(item["edge"], signed(item["score"], 4), *marks[item.get("stays")]) for item in edges]
+        print_table("strongest edges", ("edge", "score", *(["certificate"] if sure else [])), rows, texts=1)
 
 
 def print_report(report: FaithfulnessReport) -> None:

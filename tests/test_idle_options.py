@@ -42,7 +42,14 @@ IDLE = [
     (
         "discover",
         [*RUN, "--prune", "acdc"],
-        {"--method": "exact", "--steps": "5", "--ig-rule": "midpoint", "--scores": "new"},
+        {
+            "--method": "exact",
+            "--of": "eap,gim",
+            "--normalise": "rank",
+            "--steps": "5",
+            "--ig-rule": "midpoint",
+            "--scores": "new",
+        },
     ),
     ("discover", [*RUN, "--method", "eap"], {"--steps": "5", "--ig-rule": "authors", "--candidates": "2"}),
     ("discover", [*RUN, "--method", "exact", "--prune", "eap-acdc"], {"--steps": "2"}),
@@ -57,7 +64,11 @@ IDLE = [
         | {"--fitting": None},
     ),
     ("get", ["--list"], {"--accept-licence": None}),
-    ("evaluate", ["x", "--only-faithfulness"], {"--by": "domain", "--orders": "3", "--quick": None, "--budget": "1m"}),
+    (
+        "evaluate",
+        ["x", "--only-faithfulness"],
+        {"--by": "domain", "--orders": "3", "--quick": None, "--budget": "1m", "--certify": "1"},
+    ),
     ("evaluate", ["x", "--no-save"], {"--strongest": "9"}),
     ("evaluate", [EAP_IG, *RUN], {"--save": None, "--no-save": None, "--orders": "2"}),
     ("curves", [*RUN, "--scorers", "eap"], {"--steps": "5", "--n-random": "10"}),
@@ -160,8 +171,8 @@ ELSEWHERE = {
 """Refused in other words, by the options' own checks; tested with those commands."""
 ALWAYS = {
     "get": "--list --folder",
-    "discover": "--model --pairs --out --prune --target-faithfulness --sweep --metric --ablation --align --null "
-    "--train-split --eval-split --where --n-random --min-faithfulness --strongest --seed --device "
+    "discover": "--model --pairs --out --prune --finish --certify --target-faithfulness --sweep --metric --ablation "
+    "--align --null --train-split --eval-split --where --n-random --min-faithfulness --strongest --seed --device "
     "--dtype --max-memory --batch-size --fitting --force --report --json",
     "report": "--out --with --groups --inside",
     "evaluate": "--pairs --model --metric --ablation --split --where --only-faithfulness --n-random "

@@ -79,6 +79,8 @@ class Evaluation:
             stability = self.results.searched.report
             known = {"reason": self.results.searched.reason} if stability is None else stability.as_dict()
             found |= {"stability": known, **self.results.as_dict()}
+            if (sure := self.results.searched.certificate) is not None:
+                found["certificate"] = sure.as_dict()
         found |= self.task.counts
         return found | (
             {} if self.shared is None else {"held_out": self.shared.held_out, "shared": self.shared.as_dict()}

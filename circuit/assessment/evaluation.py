@@ -261,7 +261,8 @@ def with_evaluation(
     known = {} if shared is None else {"held_out": shared.held_out, "shared": shared.as_dict()}
     new = {**what, **task.counts, **known, "faithfulness": report.as_dict(), **(results.as_dict() if results else {})}
     how = {"seed": stamp.get("seed", 0), "quick": stamp.get("quick", False)}
-    marked = marked_record(record, results.searched.report if results else None, **how)
+    searched = results.searched if results else NOT_SEARCHED
+    marked = marked_record(record, searched.report, certificate=searched.certificate, **how)
     return {**marked, "evaluations": [*earlier, new]}
 
 

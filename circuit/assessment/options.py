@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from persona_circuits.circuit.choices import (
     ABLATIONS,
     ALIGNMENTS,
-    GRADIENTS,
+    AT_CLEAN,
     IG_RULES,
     LEVELS,
     METHODS,
@@ -42,8 +42,8 @@ class CurveOptions(PlainNumbers):
     scorers: Annotated[
         tuple[str, ...],
         Option(
-            "Comma-separated: eap, eap-ig, relp, gim, exact, random; or scores.safetensors, a run's folder, a "
-            "submission to MIB.",
+            "Comma-separated: eap, eap-ig, clean-corrupted, ceap, relp, gim, atp-star, exact, random; or "
+            "scores.safetensors, a run's folder, a submission to MIB.",
             given=str,
             read=names_of,
         ),
@@ -114,7 +114,7 @@ class CurveOptions(PlainNumbers):
         for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("n-random", self.n_random)):
             if number < 1:
                 raise OptionError(f"--{name} must be at least 1, got {number}")
-        zero = [name for name in self.scorers if name in GRADIENTS and name != "eap-ig"]
+        zero = [name for name in self.scorers if name in AT_CLEAN]
         if METRICS[str(self.metric)].flat_at_clean and zero:
             raise OptionError(
                 f"--metric {self.metric} has zero gradient at the clean run, so {zero[0]} would score every edge zero; "
@@ -138,7 +138,8 @@ class EvaluationOptions(MeasureOptions):
     ``by`` are keys of the pairs: it is measured on every value of each, beside circuits outside it; by default on those
     of the usual keys that split the pairs. ``n_random`` random circuits stand beside the faithfulness,
     ``n_tested`` beside the hypothesis tests; ``n_resamples`` of the pairs, or ``orders`` of ACDC, tell its
-    stability. ``quick``: few random circuits, permutations, edges and resamples, and pairs grouped by EAP scores.
+    stability; with ``certify`` so many personas or questions are taken away too. ``quick``: few random circuits,
+    permutations, edges and resamples, and pairs grouped by EAP scores.
     ``budget`` is in seconds: the tests are quick then, and pairs, random circuits and tests are left out as need be.
     """
 
@@ -151,6 +152,10 @@ class EvaluationOptions(MeasureOptions):
         ),
     ] = None
     orders: Annotated[int, Option("Random orders in which ACDC's search is repeated; 0: none.", min=0)] = 3
+    certify: Annotated[
+        int | None,
+        Option("Say of every edge whether it stays when any so many personas or questions are taken away.", min=1),
+    ] = None
     quick: Annotated[bool, Option("Few random circuits, permutations and edges: seconds instead of minutes.")] = False
     budget: Budget = None
     n_tested: int = 100

@@ -16,9 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.assessment.options import EvaluationOptions
-from persona_circuits.circuit.choices import GRADIENTS
+from persona_circuits.circuit.choices import BY_ROW
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, batches_of
-from persona_circuits.circuit.evaluation import PairScores, Rule, pair_scores
+from persona_circuits.circuit.evaluation import (
+    Certificate,
+    PairScores,
+    Rule,
+    Units,
+    certify,
+    pair_scores,
+    with_certificate,
+)
 from persona_circuits.circuit.evaluation.stability import (
     StabilityReport,
     order_dependence,
@@ -55,6 +63,7 @@ class Searched:
     report: StabilityReport | None
     scores: PairScores | None = None
     reason: str = ""
+    certificate: Certificate | None = None
 
 
 NOT_SEARCHED = Searched(None, reason="it is not said how the circuit was found")
@@ -115,7 +124,12 @@ def search_again(
         seed=options.seed,
         progress=stage("circuits of resampled pairs"),
     )
-    return Searched(report, scores)
+    units = Units.of(train.pairs)
+    more: dict[str, Any] = {"seed": options.seed, "progress": stage("certificate")}
+    sure = options.certify and certify(
+        scores, circuit, Rule.of_record(record["method"]), units, options.certify, **more
+    )
+    return Searched(report, scores, certificate=sure or None)
 
 
 def scores_of(
@@ -135,8 +149,8 @@ def scores_of(
     """
     stage = stage or untold_stage
     asked = (method or {}).get("scores")
-    known = asked if asked in (*GRADIENTS, "exact") else "eap-ig"
-    scored = "eap-ig" if metric.flat_at_clean and known in GRADIENTS else known
+    known = asked if asked in BY_ROW else "eap-ig"
+    scored = "eap-ig" if metric.flat_at_clean and known != "exact" else known
     return pair_scores(
         model,
         batches_of(model, part, metric, align=align, batch_size=batch_size),
@@ -151,15 +165,26 @@ def scores_of(
 
 def rule_of(record: Mapping[str, Any] | None) -> Rule | None:
     """How the circuit of this file was made of scores; None where it was not, or nothing says how."""
-    if record is None or record["method"]["prune"] in ("acdc", "eap-acdc", "learn"):
+    if (
+        record is None
+        or record["method"].keys() & {"finish", "of"}
+        or record["method"]["prune"] in ("acdc", "eap-acdc", "learn")
+    ):
         return None
     return Rule.of_record(record["method"])
 
 
 def marked_record(
-    record: Mapping[str, Any], report: StabilityReport | None, *, seed: int = 0, quick: bool = False
+    record: Mapping[str, Any],
+    report: StabilityReport | None,
+    *,
+    certificate: Certificate | None = None,
+    seed: int = 0,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """The circuit's record with its stability, and with frequency and part of every edge; an earlier one gives way.
+
+    So does an earlier certificate to a new one.
 
     Without a report the record keeps what it has. ``seed`` and ``quick`` are those of the report.
     """
@@ -168,13 +193,14 @@ def marked_record(
     core = report.core
     edges: list[dict[str, Any]] = []
     for item in record["edges"]:
-        plain = {"edge": item["edge"], "score": item["score"]}
+        plain = {key: value for key, value in item.items() if key not in ("frequency", "part")}
         frequency = report.of_edge(item["edge"])
         if frequency is not None:
             inside = bool(core.mask[core.graph.index(item["edge"])])
             plain |= {"frequency": frequency, "part": "core" if inside else "fringe"}
         edges.append(plain)
-    return {**record, "stability": {**report.as_dict(), "seed": seed, "quick": quick}, "edges": edges}
+    marked = {**record, "stability": {**report.as_dict(), "seed": seed, "quick": quick}, "edges": edges}
+    return with_certificate(marked, certificate)
 
 
 def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:
@@ -187,6 +213,10 @@ def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:
         )
     if record["method"]["prune"] == "learn":
         return "learned gates are not trained again on resampled pairs"
+    if "of" in record["method"]:
+        return "the mean of several scorers is not made again pair by pair"
+    if "finish" in record["method"]:
+        return "an exact finish is not repeated on resampled pairs"
     if model.fingerprint != record["model"]["fingerprint"]:
         return f"the circuit was found in other weights than {model.name} has, so its search is not repeated"
     return ""

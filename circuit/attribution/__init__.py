@@ -1,6 +1,16 @@
 """Scores of edges: EAP, EAP-IG, exact patching, and persona grids."""
 
-from persona_circuits.circuit.attribution.eap import ACTIVATIONS, IG_RULES, eap, eap_by_definition, eap_ig
+from persona_circuits.circuit.attribution.atp_star import atp_star
+from persona_circuits.circuit.attribution.eap import (
+    ACTIVATIONS,
+    IG_RULES,
+    ceap,
+    clean_corrupted,
+    eap,
+    eap_by_definition,
+    eap_ig,
+)
+from persona_circuits.circuit.attribution.ensemble import mean_of
 from persona_circuits.circuit.attribution.exact import exact
 from persona_circuits.circuit.attribution.grid import (
     Grid,
@@ -35,6 +45,9 @@ __all__ = [
     "Passes",
     "ScoreParts",
     "activation_cost",
+    "atp_star",
+    "ceap",
+    "clean_corrupted",
     "completeness_of",
     "eap",
     "eap_by_definition",
@@ -45,6 +58,7 @@ __all__ = [
     "grid_of_texts",
     "grid_parts",
     "grids_of",
+    "mean_of",
     "passes_of",
     "random_scores",
     "score",

@@ -3,6 +3,9 @@
     eap         delta_s . grad_d at the clean run (Syed et al. 2023, arXiv:2310.10348)
     eap-ig      the gradient averaged between the ablated and the clean embeddings
                 (EAP-IG inputs, Hanna et al. 2024, arXiv:2403.17806)
+    clean-corrupted   the same, averaged over the two ends alone (Hanna et al. 2024)
+    ceap        the gradient between the embeddings on what the source changes there, step by step: conductance
+                (arXiv:1805.12233) along that path (CEAP, arXiv:2606.16920)
     relp, gim   eap with other backward rules (``circuit.model.rules``)
     exact       one patched forward pass per edge
     random      the control
@@ -20,7 +23,7 @@ prompt, or per named part of the prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -29,38 +32,32 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from persona_circuits.circuit import parallel as ranks
-from persona_circuits.circuit.attribution.gradients import Ends, differentiated, gradients_at_slots
+from persona_circuits.circuit.attribution.gradients import Ends, gradients_at_slots
+from persona_circuits.circuit.attribution.passes import Path, gradient_passes
 from persona_circuits.circuit.choices import ACTIVATIONS, IG_RULES
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import (
     Ablation,
-    Prefix,
     Prepared,
-    Run,
-    Written,
     bare,
-    changes,
-    corrupt,
     first_difference,
     in_halves,
     is_plain,
-    is_unpadded,
-    prefix_of,
-    run,
     targets_of,
 )
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Context, Model
-from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Batch
-from persona_circuits.metrics import Metric, Targets
+from persona_circuits.metrics import Metric
 
 __all__ = [
     "ACTIVATIONS",
     "BLOCK_BYTES",
     "IG_RULES",
+    "ceap",
+    "clean_corrupted",
     "eap",
     "eap_by_definition",
     "eap_ig",
@@ -72,8 +69,6 @@ __all__ = [
     "scores_at",
 ]
 
-SHORT: dict[str, Any] = {"contributions": False, "answer_only": True}
-"""A run of which only what it wrote and what the answer depends on is wanted."""
 BLOCK_BYTES = 1 << 26
 """Least bound on the gradients at heads' streams that are held at a time, where none is given."""
 
@@ -174,6 +169,39 @@ def eap(
     return _whole(model, batches, metric, points_of(metric, "eap", 1, "midpoint"), ablation, max_bytes, progress)
 
 
+def clean_corrupted(
+    model: Model, batches: Sequence[Batch | Prepared], metric: Metric, *, ablation: Ablation | None = None, **more: Any
+) -> Scores:
+    """EAP with the gradient averaged over ablated and clean embeddings (Hanna et al. 2024); the rest as ``eap``."""
+    points = points_of(metric, "clean-corrupted", 2, "midpoint")
+    return _whole(model, batches, metric, points, ablation, more.get("max_bytes"), more.get("progress"))
+
+
+def ceap(
+    model: Model,
+    batches: Sequence[Batch | Prepared],
+    metric: Metric,
+    *,
+    steps: int = 5,
+    ablation: Ablation | None = None,
+    max_bytes: int | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Conductance of every edge along the path between ablated and clean embeddings (arXiv:2606.16920).
+
+    The scores of all edges that cross any cut between layers sum to m(corrupt) - m(clean) in the limit of many steps
+    (with the corrupt ablation), where EAP-IG's do so for those that leave ``input`` alone.
+
+    Parameters
+    ----------
+    batches, metric, ablation, max_bytes, progress
+        As for ``eap``.
+    steps
+        Into which the path is cut; a gradient is taken at each of their ends.
+    """
+    return _whole(model, batches, metric, points_of(metric, "ceap", steps, "midpoint"), ablation, max_bytes, progress)
+
+
 def eap_ig(
     model: Model,
     batches: Sequence[Batch | Prepared],
@@ -220,7 +248,9 @@ def eap_ig(
 
 def points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[float, ...] | None:
     """Where between the ablated (0) and the clean (1) embeddings the gradient is taken; None: at the clean run."""
-    if method != "eap-ig":
+    if method == "clean-corrupted":
+        return (0.0, 1.0)
+    if method not in ("eap-ig", "ceap"):
         if metric.flat_at_clean:
             raise OptionError(
                 f"metric {metric.name} has zero gradient at the clean run, so one gradient there would score every "
@@ -228,191 +258,12 @@ def points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[float
             )
         return None
     if steps < 1:
-        raise OptionError(f"EAP-IG needs at least one step, got --steps {steps}")
+        raise OptionError(f"{method.upper()} needs at least one step, got --steps {steps}")
+    if method == "ceap":
+        return Path(k / steps for k in range(steps, -1, -1))
     if rule not in IG_RULES:
         raise OptionError(f"integration rule {rule!r} is not one of {', '.join(IG_RULES)}")
     return tuple((k + (0.5 if rule == "midpoint" else 0.0)) / steps for k in range(steps))
-
-
-def gradient_passes(
-    model: Model,
-    batch: Batch | Prepared,
-    metric: Metric,
-    points: tuple[float, ...] | None,
-    ablation: Ablation | None,
-    first: int,
-    use: Callable[[Ends, Tensor, float], None],
-) -> None:
-    """Call ``use`` per point with the differentiated run, delta from position ``first`` on, and the point's share.
-
-    Plain runs that a prepared batch holds are not made again.
-    """
-    item, batch = batch if isinstance(batch, Prepared) else None, bare(batch)
-    if not is_unpadded(batch, ablation):
-        _general_passes(model, batch, item, metric, points, ablation or corrupt, use)
-    elif points is None:
-        _one_pass(model, batch, item, metric, first, use)
-    else:
-        _passes_between(model, batch, item, metric, points, first, use)
-
-
-def _one_pass(
-    model: Model,
-    batch: Batch,
-    item: Prepared | None,
-    metric: Metric,
-    first: int,
-    use: Callable[[Ends, Tensor, float], None],
-) -> None:
-    """At the clean run.
-
-    Positions that both prompts share are run once where there is a way: in a pass of their own, or in the
-    corrupt run, which then goes first. The clean run has no gradient there.
-    """
-    embedded, context = model.start(batch.clean)
-    n_late = embedded.shape[1] - first
-    if item is None:
-        before, other = prefix_of(model, batch.clean[:, :first]), None
-    else:
-        before, other = item.before, item.corrupt.written.answer_only().late(n_late)
-    if first and before is None and len(_shared_prompts(batch)[1]) == len(batch):
-        with torch.no_grad():
-            at = run(model, *model.start(batch.corrupt), **SHORT)
-        check_finite(at.logits, batch.name)
-        other, before = at.written.late(n_late), Prefix.of(at, first)
-        del at
-    late = embedded if before is None else embedded[:, first:]
-    with torch.enable_grad():
-        clean = run(model, late.detach().requires_grad_(), context, before=before, **SHORT)
-    check_finite(clean.logits, batch.name)
-    ends = _differentiated(model, clean, metric, targets_of(batch, clean.logits)).late(n_late)
-    written = clean.written.late(n_late)
-    del clean  # its graph is not held beside what comes
-    delta = changes(model, written, other or _corrupt_written(model, batch, written, before))
-    del written, other
-    use(ends, delta, 1.0)
-
-
-def _passes_between(
-    model: Model,
-    batch: Batch,
-    item: Prepared | None,
-    metric: Metric,
-    points: tuple[float, ...],
-    first: int,
-    use: Callable[[Ends, Tensor, float], None],
-) -> None:
-    """Between the corrupt and the clean embeddings, from the first position at which these differ on."""
-    clean = _clean_run(model, batch) if item is None else item.clean
-    n_late = clean.streams[0].shape[1] - first
-    embedded, context = clean.streams[0][:, first:], clean.context
-    targets, before = targets_of(batch, clean.logits), Prefix.of(clean, first)
-    written = clean.written.late(n_late) if item is None else clean.written.answer_only().late(n_late)
-    del clean
-    if item is None:
-        other = _corrupt_written(model, batch, written, before)
-    else:
-        other = item.corrupt.written.answer_only().late(n_late)
-    start, delta = other.embedded, changes(model, written, other)
-    del written, other
-    for point in points:
-        ends = _between(model, metric, targets, start + point * (embedded - start), context, before)
-        use(ends, delta, 1.0 / len(points))
-        del ends  # not held beside the next graph
-
-
-def _clean_run(model: Model, batch: Batch) -> Run:
-    embedded, context = model.start(batch.clean)
-    with torch.no_grad():
-        clean = run(model, embedded, context, **SHORT)
-    check_finite(clean.logits, batch.name)
-    return clean
-
-
-def _general_passes(
-    model: Model,
-    batch: Batch,
-    item: Prepared | None,
-    metric: Metric,
-    points: tuple[float, ...] | None,
-    ablation: Ablation,
-    use: Callable[[Ends, Tensor, float], None],
-) -> None:
-    """The same for any ablation and for rows that are padded, of all positions."""
-    if item is not None and points is not None:
-        clean = item.clean
-    else:
-        embedded, context = model.start(batch.clean, batch.clean_padding)
-        with torch.set_grad_enabled(points is None):
-            clean = run(model, embedded.detach().requires_grad_(points is None), context)
-        check_finite(clean.logits, batch.name)
-    targets = targets_of(batch, clean.logits)
-    ends = _differentiated(model, clean, metric, targets) if points is None else None
-    clean = clean.without_graph()
-    ablated = ablation(model, batch, clean) if item is None else item.ablated
-    embedded, context, start = clean.streams[0], clean.context, ablated.streams[0]
-    delta = ablated.contributions - clean.contributions
-    del clean, ablated
-    if ends is not None:
-        use(ends, delta, 1.0)
-    for point in points or ():
-        ends = _between(model, metric, targets, start + point * (embedded - start), context, None)
-        use(ends, delta, 1.0 / len(points or ()))
-        del ends
-
-
-def _between(
-    model: Model,
-    metric: Metric,
-    targets: Targets,
-    embedded: Float[Tensor, "batch late d_model"],
-    context: Context,
-    before: Prefix | None,
-) -> Ends:
-    """A run from embeddings between two prompts', differentiated."""
-    with torch.enable_grad():
-        at = run(model, embedded.requires_grad_(), context, before=before, **SHORT)
-    return _differentiated(model, at, metric, targets)
-
-
-def _differentiated(model: Model, at: Run, metric: Metric, targets: Targets) -> Ends:
-    with torch.enable_grad():
-        value = metric(at.logits, targets).sum()
-    return differentiated(model, at, value)
-
-
-def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix | None) -> Written:
-    """What a run of the corrupt prompts writes, at the positions of ``clean``, which is what the clean prompts' does.
-
-    A corrupt prompt that is a clean prompt of the batch, as the swapped row of a pair has it,
-    is not run again, and one that stands in several rows is run once.
-    """
-    place, missing = _shared_prompts(batch)
-    n_late = clean.embedded.shape[1]
-    other = clean
-    if missing:
-        with torch.no_grad():
-            embedded, context = model.start(batch.corrupt[missing])
-            own = None if before is None else before.rows(missing)
-            late = embedded if before is None else embedded[:, -n_late:]
-            at = run(model, late, context, before=own, **SHORT)
-        check_finite(at.logits, lambda row: batch.name(missing[row]))
-        more = at.written.late(n_late)
-        other = more if len(missing) == len(batch) else other.joined(more)
-    return other if len(missing) == len(batch) else other.rows(place)
-
-
-def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:
-    """Where each corrupt prompt stands among the clean ones and those missing there; and rows that have the latter."""
-    where = {tuple(ids): i for i, ids in enumerate(batch.clean.tolist())}
-    place: list[int] = []
-    missing: list[int] = []
-    for row, ids in enumerate(map(tuple, batch.corrupt.tolist())):
-        if ids not in where:
-            where[ids] = len(batch) + len(missing)
-            missing.append(row)
-        place.append(where[ids])
-    return place, missing
 
 
 def _whole(

@@ -13,8 +13,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.attribution.atp_star import atp_star, atp_star_rows
 from persona_circuits.circuit.attribution.eap import (
     ACTIVATIONS,
+    ceap,
+    clean_corrupted,
     eap,
     eap_ig,
     fitting,
@@ -76,7 +79,13 @@ def score(
         with _activations(model, activations):
             if method == "eap-ig":
                 return eap_ig(model, batches, metric, steps=steps, rule=rule, **more)
+            if method == "ceap":
+                return ceap(model, batches, metric, steps=steps, **more)
+            if method == "clean-corrupted":
+                return clean_corrupted(model, batches, metric, **more)
             return eap(ruled(model, method), batches, metric, **more)
+    if method == "atp-star":
+        return atp_star(model, batches, metric, ablation=ablation, progress=progress)
     if method == "exact":
         return exact(model, batches, metric, ablation=ablation, progress=progress)
     if method == "random":
@@ -104,6 +113,11 @@ def score_parts(
     """
     if by == "row" and method == "exact":
         return exact_rows(model, batches, metric, ablation, progress)
+    if by == "row" and method == "atp-star":
+        rows: dict[int, np.ndarray] = {}
+        for some in atp_star_rows(model, batches, metric, ablation=ablation, progress=progress):
+            rows |= {index: values.astype(np.float32) for index, values in some.items()}
+        return rows_of_all(rows, model.graph)
     if by not in PARTS or method not in GRADIENTS:
         raise OptionError(f"scores per {by} of --method {method}: expected row or span, of {', '.join(GRADIENTS)}")
     model = ruled(model, method)

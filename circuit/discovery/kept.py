@@ -43,10 +43,13 @@ def made(setting: Setting) -> dict[str, Any] | None:
     """What the scores of a search follow from, as plain values; None where that cannot be told."""
     options = setting.options
     known = METRICS.get(setting.metric.name) is setting.metric
-    if options.prune == "acdc" or options.by_span or not known:
+    if options.prune == "acdc" or options.by_span or options.certify is not None or not known:
         return None
-    steps = {"steps": options.steps, "ig_rule": options.ig_rule} if options.method == "eap-ig" else {}
-    drawn = {"seed": options.seed} if options.method == "random" or options.ablation == "optimal" else {}
+    own = {options.method, *options.of}
+    steps = {"steps": options.steps, "ig_rule": options.ig_rule} if own & {"eap-ig", "ceap"} else {}
+    if options.method == "mean-of":
+        steps |= {"of": list(options.of), "normalise": options.normalise}
+    drawn = {"seed": options.seed} if "random" in own or options.ablation == "optimal" else {}
     return {
         "model": setting.model.fingerprint,
         "dtype": setting.model.format,
@@ -103,7 +106,7 @@ def scores_at(run: Path, setting: Setting) -> tuple[Scores, Path]:
     wanted = made(setting)
     if wanted is None:
         raise OptionError(
-            "--scores has no effect here: --prune acdc has no scores, --by-span needs them by part of the prompt, and "
+            "--scores has no effect here: --prune acdc has no scores, --by-span and --certify need them in parts, and "
             "those of a metric of one's own are not told apart; leave it out"
         )
     path = run / SCORES if run.is_dir() else run

@@ -10,10 +10,13 @@ from persona_circuits.circuit.choices import (
     ABLATIONS,
     ACTIVATIONS,
     ALIGNMENTS,
+    AT_CLEAN,
+    ENSEMBLES,
     GRADIENTS,
     METHODS,
     METRIC_NAMES,
     PRUNERS,
+    SEARCH_METHODS,
     THRESHOLD_UNITS,
 )
 from persona_circuits.circuit.errors import OptionError
@@ -31,6 +34,7 @@ from persona_circuits.circuit.options import (
     Steps,
     Where,
     check_choices,
+    names_of,
 )
 
 __all__ = [
@@ -59,7 +63,13 @@ class Options(PlainNumbers):
     command line, pairs without an effect are an error; with it they are a warning.
     """
 
-    method: Annotated[str, Option("How edges are scored.", choices=METHODS)] = "eap-ig"
+    method: Annotated[str, Option("How edges are scored.", choices=SEARCH_METHODS)] = "eap-ig"
+    of: Annotated[
+        tuple[str, ...], Option("Methods that --method mean-of averages, such as eap-ig,gim.", given=str, read=names_of)
+    ] = ()
+    normalise: Annotated[str, Option("How the scores of --method mean-of are made comparable.", choices=ENSEMBLES)] = (
+        "scale"
+    )
     prune: Annotated[str, Option("How the circuit is chosen.", choices=PRUNERS)] = "threshold"
     threshold: Annotated[float | None, Option("For threshold, acdc, eap-acdc. (default: 0.003 of the divergence)")] = (
         None
@@ -71,6 +81,17 @@ class Options(PlainNumbers):
     target_faithfulness: Annotated[
         float | None,
         Option("Instead of a size: the smallest circuit by |score| that reaches it on the training pairs."),
+    ] = None
+    finish: Annotated[
+        float | None,
+        Option(
+            "Then edges go and come back by patched passes until each is worth this share of |D|, such as 0.002; with "
+            "--target-faithfulness without falling below it."
+        ),
+    ] = None
+    certify: Annotated[
+        int | None,
+        Option("Say of every edge whether it stays when any so many personas or questions are taken away.", min=1),
     ] = None
     sweep: Annotated[bool, Option("Nested circuits over thresholds too: size against faithfulness.")] = False
     metric: MetricName = "persona-divergence"
@@ -84,7 +105,9 @@ class Options(PlainNumbers):
     ig_rule: IgRule = "midpoint"
     candidates: Annotated[
         int | None,
-        Option("Edges that ACDC tries per pass; the result is the same. (default: what fits one, at most 8; GPU: 128)"),
+        Option(
+            "Edges that ACDC and --finish try per pass, to one result. (default: what fits one, at most 8; GPU: 128)"
+        ),
     ] = None
     train_steps: Annotated[int, Option("Steps in which --prune learn trains the gates.")] = 200
     train_split: Annotated[str | None, Option("Pairs to search on. (default: train, or all if no split is named)")] = (
@@ -115,10 +138,15 @@ class Options(PlainNumbers):
         if self.n_random < 0:
             raise OptionError(f"--n-random must not be negative, got {self.n_random}")
         self._check_size()
+        if self.finish is not None:
+            from persona_circuits.circuit.pruning import check_tau
+
+            check_tau(self.finish)
         from persona_circuits.circuit.discovery.own_metrics import metric_of
 
         metric = metric_of(self.metric)
-        if metric.flat_at_clean and self.method in GRADIENTS and self.method != "eap-ig" and self.prune != "acdc":
+        self._check_ensemble()
+        if metric.flat_at_clean and {self.method, *self.of} & {*AT_CLEAN} and self.prune != "acdc":
             raise OptionError(
                 f"--metric {metric.name} has zero gradient at the clean run, so --method {self.method} would score "
                 "every edge zero; use --method eap-ig or exact, or another --metric"
@@ -127,9 +155,41 @@ class Options(PlainNumbers):
             raise OptionError(f"--by-span needs scores that are sums over positions: --method {', '.join(GRADIENTS)}")
         if self.activations != "float32" and (self.by_span or self.prune == "acdc" or self.method not in GRADIENTS):
             raise OptionError("--activations bfloat16 is for scores by gradients, without --by-span")
+        self._check_certify()
         if self.threshold is None and self._uses_threshold():
             return replace(self, threshold=self.DEFAULT_SHARE)
         return self
+
+    def _check_ensemble(self) -> None:
+        if self.method != "mean-of" or self.prune == "acdc":
+            return
+        if len(self.of) < 2 or (unknown := [name for name in self.of if name not in METHODS]):
+            given = "nothing" if not self.of else ", ".join(self.of if len(self.of) < 2 else unknown)
+            raise OptionError(
+                f"--method mean-of needs --of, two or more of {', '.join(METHODS)} with commas; got {given}"
+            )
+        if self._uses_threshold() and self.threshold_on == "share":
+            raise OptionError(
+                "the mean of several scorers has no unit, so a share of |D| is no threshold; "
+                "use --target-faithfulness, or --prune top-n --top-n N"
+            )
+
+    def _check_certify(self) -> None:
+        if self.certify is None:
+            return
+        if self.certify < 1:
+            raise OptionError(
+                f"--certify must be at least 1, the personas or questions to take away, got {self.certify}"
+            )
+        if self.prune in ("acdc", "eap-acdc", "learn") or self.finish is not None:
+            what = f"--prune {self.prune}" if self.finish is None else "--finish"
+            raise OptionError(
+                f"--certify prunes the pairs' own scores again, and {what} runs the model; leave one of them out"
+            )
+        without = self.method in ("random", "mean-of")
+        if without or self.by_span or self.activations != "float32":
+            what = f"--method {self.method}" if without else "--by-span" if self.by_span else "--activations"
+            raise OptionError(f"--certify needs scores pair by pair, in float32, and {what} has none; leave one out")
 
     def _uses_threshold(self) -> bool:
         return self.target_faithfulness is None and self.prune in ("threshold", "acdc", "eap-acdc")

@@ -10,7 +10,6 @@ from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import Completeness
 from persona_circuits.circuit.discovery.options import ORDERS, Options
 from persona_circuits.circuit.discovery.stages import Controls, Effect, Measured, Pruned, Setting
-from persona_circuits.circuit.evaluation.curves import Smallest
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.task import Task
 from persona_circuits.metrics import Metric
@@ -28,7 +27,7 @@ def description(
     return {
         "model": _model(setting.model),
         "task": _task(setting, task, effect.divergence),
-        "method": _method(options, effect.tau, pruned.smallest, controls.completeness),
+        "method": _method(options, effect.tau, pruned, controls.completeness),
         "ablation": options.ablation,
         "seed": options.seed,
         "stamp": _stamp(options, setting.metric, setting.train.split),
@@ -73,12 +72,13 @@ def _task(setting: Setting, task: Task, divergence: float) -> dict[str, Any]:
     }
 
 
-def _method(options: Options, tau: float | None, least: Smallest | None, summed: Completeness | None) -> dict[str, Any]:
+def _method(options: Options, tau: float | None, pruned: Pruned, summed: Completeness | None) -> dict[str, Any]:
     scored = options.prune != "acdc"
-    uses_ig = scored and options.method == "eap-ig"
-    about = {
+    uses_ig, own = scored and options.method == "eap-ig", {options.method, *options.of}
+    steps = options.steps if scored and own & {"eap-ig", "ceap"} else None
+    about: dict[str, Any] = {
         "scores": options.method if scored else None,
-        "steps": options.steps if uses_ig else None,
+        "steps": steps,
         "ig_rule": options.ig_rule if uses_ig else None,
         "prune": options.prune,
         "threshold": options.threshold,
@@ -86,7 +86,11 @@ def _method(options: Options, tau: float | None, least: Smallest | None, summed:
         "tau": tau,
         "top_n": options.top_n,
     }
-    if least is not None:
+    if scored and options.method == "mean-of":
+        about |= {"of": list(options.of), "normalise": options.normalise}
+    if pruned.finished is not None:
+        about["finish"] = {"share": options.finish, **pruned.finished.as_dict()}
+    if (least := pruned.smallest) is not None:
         prune = "learn" if options.prune == "learn" else "top-n"
         about |= {"prune": prune, "top_n": least.n, "target_faithfulness": least.target}
     return about if summed is None else {**about, "completeness": summed.as_dict()}
@@ -101,6 +105,8 @@ def _stamp(options: Options, metric: Metric, split: str) -> dict[str, Any]:
         size = f"{options.top_n} edges"
     else:
         size = f"threshold {options.threshold:g}" + (" of the effect" if options.threshold_on == "share" else "")
+    if options.finish is not None:
+        size += f", finished to {options.finish:g} of the effect"
     return {
         "ablation": options.ablation,
         "metric": metric.name,

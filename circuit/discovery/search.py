@@ -21,7 +21,16 @@ from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, spli
 from persona_circuits.circuit.discovery.writing import title_of, write_discovery
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation import FaithfulnessReport, NullRun, PathShares, Signal, SpanStudy, null_run
+from persona_circuits.circuit.evaluation import (
+    Certificate,
+    FaithfulnessReport,
+    NullRun,
+    PathShares,
+    Signal,
+    SpanStudy,
+    null_run,
+    with_certificate,
+)
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
 from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import StoredCircuit, circuit_record
@@ -29,6 +38,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.page import CircuitPage, circuit_page
 from persona_circuits.circuit.printable import html_table, signed
 from persona_circuits.circuit.progress import Stage, untold_stage
+from persona_circuits.circuit.pruning import Finished
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit
@@ -43,8 +53,8 @@ __all__ = [
 ]
 
 
-ACDC = "acdc.state"
-"""The file, in a search's folder, of what ACDC has decided so far."""
+ACDC, FINISH = "acdc.state", "finish.state"
+"""The files, in a search's folder, of what ACDC, and an exact finish, have decided so far."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -57,12 +67,13 @@ class Discovery:
     ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
     ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
     a shorter format did to the scores of the first batch. ``smallest`` is the search for
-    the size that reaches a faithfulness, ``sweep`` the nested circuits over thresholds. ``shared`` is
+    the size that reaches a faithfulness, ``finished`` what an exact finish did, ``sweep`` the nested circuits over
+    thresholds. ``shared`` is
     what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
     scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
-    worth a search. ``reused`` is the file of scores that were used again, None where they were made here;
-    ``made_of`` is what they follow from. ``paths`` are the strongest paths from ``input`` to ``logits``, each measured
-    alone, None without scores.
+    worth a search, ``certificate`` which edges stay when personas or questions go. ``reused`` is the file of
+    scores that were used again, None where they were made here; ``made_of`` is what they follow from.
+    ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores.
     """
 
     circuit: Circuit
@@ -81,6 +92,8 @@ class Discovery:
     sweep: Sweep | None = None
     shared: Overlap | None = None
     completeness: Completeness | None = None
+    finished: Finished | None = None
+    certificate: Certificate | None = None
     signal: Signal | None = None
     reused: Path | None = None
     made_of: Mapping[str, Any] | None = None
@@ -190,8 +203,10 @@ def discover(
     effect = stages.effect_of(setting, quiet)
     scored, reused = _scored(setting, scores, state, effect.seconds)
     pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
+    pruned = stages.finish_off(setting, pruned, scored.scores, effect.whole, state / FINISH if state else None)
     measured = stages.measure(setting, scored.scores, pruned.circuit)
     controls = stages.control(setting, scored, effect)
+    certificate = stages.certified(setting, scored, pruned)
     about = description(setting, task, effect, pruned, measured, controls)
     return Discovery(
         circuit=pruned.circuit,
@@ -201,7 +216,7 @@ def discover(
         acdc_cost=pruned.acdc_cost,
         reports=measured.reports,
         held_out=setting.shared.held_out,
-        record=circuit_record(pruned.circuit, scored.scores, about),
+        record=with_certificate(circuit_record(pruned.circuit, scored.scores, about), certificate),
         parts=scored.parts,
         spans=controls.spans,
         null=quiet,
@@ -210,6 +225,8 @@ def discover(
         sweep=measured.sweep,
         shared=setting.shared,
         completeness=controls.completeness,
+        finished=pruned.finished,
+        certificate=certificate,
         signal=effect.signal,
         reused=reused,
         made_of=keeping.made(setting),
@@ -222,6 +239,8 @@ def _scored(
 ) -> tuple[stages.Scored, Path | None]:
     """Scores, and the file they are from: those given, those kept by an earlier search like this one, or new ones."""
     if isinstance(given, Scores):
+        if setting.options.certify is not None:
+            raise OptionError("certify needs scores pair by pair, and the given ones are of all pairs; leave one out")
         return stages.Scored(given), None
     again = given == keeping.NEW
     if given is not None and not again:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from persona_circuits.circuit.attribution import (
     completeness_of,
     grid_eap,
     grids_of,
+    mean_of,
     passes_of,
     score,
     score_parts,
@@ -39,14 +40,20 @@ from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import (
+    Certificate,
     FaithfulnessReport,
     NullRun,
     PathShares,
+    PairScores,
+    Rule,
     Signal,
     SignalWatch,
     SpanStudy,
+    Units,
+    certify,
     evaluate,
     measured_paths,
+    pair_scores,
     span_study,
 )
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep, smallest, sweep
@@ -62,7 +69,7 @@ from persona_circuits.circuit.forward import (
 )
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, Stage, duration
-from persona_circuits.circuit.pruning import Schedule, acdc, check_n, greedy, learn, threshold, top_n
+from persona_circuits.circuit.pruning import Finished, Schedule, acdc, check_n, finish, greedy, learn, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
@@ -77,8 +84,10 @@ __all__ = [
     "Pruned",
     "Scored",
     "Setting",
+    "certified",
     "control",
     "effect_of",
+    "finish_off",
     "measure",
     "part_of",
     "prune",
@@ -144,19 +153,21 @@ class Effect:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Every edge's score, by part of the prompt too where that was asked for; None of it for plain ACDC."""
+    """Every edge's score, by part of the prompt or by pair too where that was asked for; None of it for plain ACDC."""
 
     scores: Scores | None
     parts: ScoreParts | None = None
+    pairs: PairScores | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at."""
+    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at; the exact finish."""
 
     circuit: Circuit
     acdc_cost: dict[str, int] | None = None
     smallest: Smallest | None = None
+    finished: Finished | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +204,7 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     shared = overlap(*(rows[name] for name in names))
     groups = batches(own_rows(rows[names[0]], metric), options.batch_size, model.device)
     ablation = named_ablation(options.ablation, model, groups, stage)
-    if options.prune in ("acdc", "eap-acdc"):
+    if options.prune in ("acdc", "eap-acdc") or options.finish is not None:
         _check_held(model, groups, ablation)
     parts = {
         name: part_of(model, task.of_split(name), rows[name], name, metric, ablation, options.batch_size)
@@ -221,7 +232,7 @@ def part_of(
 
 
 def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None) -> None:
-    """That what ACDC keeps of all prompts is within the budget; where there is none, how much that is."""
+    """That what ACDC, or a finish, keeps of all prompts is within the budget; where there is none, how much that is."""
     plain = all(is_plain(batch, ablation) for batch in groups)
     lengths = [batch.n_tokens for batch in groups for _ in batch.indices]
     if model.budget is not None:
@@ -230,7 +241,7 @@ def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None
     needed = held_bytes(model.architecture(), lengths, model.format, runs=PLAIN if plain else OTHER)
     if needed > MUCH_BYTES:
         logger.warning(
-            "ACDC keeps the runs of all %d prompts: about %s beside the weights; use fewer pairs (--where) or "
+            "exact pruning keeps the runs of all %d prompts: about %s beside the weights; use fewer pairs (--where) or "
             "--max-memory to bound it",
             len(lengths),
             shown_bytes(needed),
@@ -260,12 +271,16 @@ def _tau(options: Options, whole: float, rounding: float) -> float | None:
         return None
     if options.threshold_on == "score":
         return options.threshold
+    return _share_of(options.threshold, whole, "--threshold-on share", rounding)
+
+
+def _share_of(share: float, whole: float, name: str, rounding: float = 0.0) -> float:
     if abs(whole) <= rounding:
         raise OptionError(
-            "the metric is the same with every edge ablated as with none, so a share of the gap is no threshold; "
+            f"the metric is the same with every edge ablated as with none, so a share of the gap, {name}, is nothing; "
             "use --threshold-on score, or other pairs"
         )
-    return options.threshold * abs(whole)
+    return share * abs(whole)
 
 
 def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
@@ -274,11 +289,18 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
     if options.prune == "acdc":
         return Scored(None)
     about = f", about {duration(seconds * _plain_runs(setting))}" if seconds >= 1 else ""
+    if options.certify is not None:
+        own: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
+        own |= {"progress": setting.stage(f"{options.method} scores, pair by pair{about}")}
+        pairs = pair_scores(model, setting.train.runs.batches, metric, **own)
+        return Scored(pairs.mean(), pairs=pairs)
     if grids := _grids(setting):
         progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{about}")
         return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
     how: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
     how |= {"progress": setting.stage(f"{options.method} scores{about}")}
+    if options.method == "mean-of":
+        return Scored(mean_of([_one_of(setting, name) for name in options.of], options.normalise))
     if options.by_span:
         parts = score_parts(model, setting.train.runs.batches, metric, by="span", **how)
         return Scored(parts.total(), parts)
@@ -288,6 +310,13 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
     return Scored(score(model, kept, metric, seed=options.seed, activations=options.activations, **how))
 
 
+def _one_of(setting: Setting, method: str) -> Scores:
+    """The scores of one of several methods, as a search by it alone makes them."""
+    scores = score_edges(replace(setting, options=replace(setting.options, method=method, of=()))).scores
+    assert scores is not None
+    return scores
+
+
 def _plain_runs(setting: Setting) -> float:
     """How many times the operations of both plain runs the scores of a pair take."""
     options, arch = setting.options, setting.model.architecture()
@@ -295,7 +324,10 @@ def _plain_runs(setting: Setting) -> float:
     plain = 2 * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1)
     if options.method == "exact":
         return arch.graph.n_edges / 4  # a pass for each edge, of half of the layers on average
-    return eap_flops(arch, tokens, steps=options.steps if options.method == "eap-ig" else None) / plain
+    if options.method == "atp-star":  # queries and keys of each source are made again, a sixth of a layer
+        return eap_flops(arch, tokens, steps=arch.layers) / plain + arch.graph.n_src / 12
+    steps = {"eap-ig": options.steps, "ceap": options.steps + 1, "clean-corrupted": 2}.get(options.method)
+    return eap_flops(arch, tokens, steps=steps) / plain
 
 
 def _method(options: Options) -> dict[str, Any]:
@@ -358,6 +390,37 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
         return Pruned(found.circuit)
     least = smallest(*what, found.open, target, progress=setting.stage("smallest circuit by gate"))
     return Pruned(least.circuit, smallest=least)
+
+
+def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: float, state: Path | None) -> Pruned:
+    """The exact finish, if asked for; ``whole`` is m(full) - m(empty), of which an edge is to be worth a share.
+
+    Raises:
+        OptionError: it is zero.
+    """
+    options = setting.options
+    if options.finish is None:
+        return pruned
+    how: dict[str, Any] = {"scores": scores, "candidates": options.candidates, "state": state}
+    how |= {"least": options.target_faithfulness, "progress": setting.stage("exact finish")}
+    tau = _share_of(options.finish, whole, "--finish")
+    found = finish(setting.model, list(setting.train.runs()), setting.metric, pruned.circuit, tau, **how)
+    return replace(pruned, circuit=found.circuit, finished=found)
+
+
+def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate | None:
+    """Which edges stay when personas or questions are taken away, where that is asked for."""
+    options, least = setting.options, pruned.smallest
+    if options.certify is None or scored.pairs is None:
+        return None
+    method: dict[str, Any] = {
+        "prune": "top-n" if least else options.prune,
+        "top_n": least.n if least else options.top_n,
+    }
+    method |= {"threshold": options.threshold, "threshold_on": options.threshold_on}
+    units = Units.of(setting.train.task.pairs)
+    how: dict[str, Any] = {"seed": options.seed, "progress": setting.stage("certificate")}
+    return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, options.certify, **how)
 
 
 def measure(setting: Setting, scores: Scores | None, circuit: Circuit) -> Measured:

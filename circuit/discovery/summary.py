@@ -50,6 +50,10 @@ def _asked_for(discovery: Discovery) -> dict[str, Any]:
         found["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
     if discovery.completeness is not None:
         found["completeness"] = discovery.completeness.as_dict()
+    if discovery.certificate is not None:
+        found["certificate"] = discovery.certificate.as_dict()
+    if discovery.finished is not None:
+        found["finish"] = discovery.finished.as_dict()
     return found | ({"sweep": discovery.sweep.as_dict()} if discovery.sweep else {})
 
 

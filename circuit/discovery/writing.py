@@ -33,7 +33,8 @@ def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = N
         files.write_scores(found.scores, folder / "scores.safetensors", made=found.made_of)
     title = title_of(found.record)
     for suffix in ("svg", "png"):
-        draw(found.circuit, folder / f"graph.{suffix}", scores=found.scores, strongest=strongest, title=title)
+        how: dict[str, Any] = {"fringe": None if found.certificate is None else found.certificate.abstains}
+        draw(found.circuit, folder / f"graph.{suffix}", scores=found.scores, strongest=strongest, title=title, **how)
     files.write_json(summary(found), folder / "summary.json")
     if found.parts is not None and found.spans is not None:
         from persona_circuits.circuit.evaluation.span_files import write_spans

@@ -149,8 +149,8 @@ def _fringe(chosen: Chosen, left: float, top: float) -> Iterator[str]:
     """Core and fringe with their numbers of edges in the whole circuit."""
     assert chosen.fringe is not None
     n = len(chosen.fringe)
-    core = (f"core ({chosen.total - n:,}): in at least 90 %", "of the repeated searches")
-    fringe = (f"fringe ({n:,}): less often; faint,", "whatever its colour")
+    core = (f"core ({chosen.total - n:,}): in at least 90 %", "of the repeated searches, or certified")
+    fringe = (f"fringe ({n:,}): less often, or abstains;", "faint, whatever its colour")
     return _explained(left, top - 9, [(INK, "solid", core), (INK + FAINTNESS, "solid", fringe)])
 
 

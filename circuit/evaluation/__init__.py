@@ -1,6 +1,7 @@
 """Measures of a circuit: faithfulness and what stands beside it."""
 
 from persona_circuits.circuit.evaluation.by_pair import PairRow, PairsView, divergences_of, measured_pairs, pairs_view
+from persona_circuits.circuit.evaluation.certificates import Certificate, Units, certify, with_certificate
 from persona_circuits.circuit.evaluation.dissociation import Cell, Specificity, specificity
 from persona_circuits.circuit.evaluation.faithfulness import (
     N_TRIED,
@@ -31,6 +32,7 @@ __all__ = [
     "N_TRIED",
     "Averages",
     "Cell",
+    "Certificate",
     "Faithfulness",
     "FaithfulnessReport",
     "Measurements",
@@ -46,8 +48,10 @@ __all__ = [
     "SpanStudy",
     "Specificity",
     "Transfer",
+    "Units",
     "bootstrap_ratio",
     "cells_of",
+    "certify",
     "divergences_of",
     "entry_shares",
     "evaluate",
@@ -68,4 +72,5 @@ __all__ = [
     "specificity",
     "transfer",
     "transfer_within",
+    "with_certificate",
 ]

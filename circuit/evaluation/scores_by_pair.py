@@ -17,7 +17,7 @@ from scipy import sparse
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import score_parts
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import Ablation, prepare_each
+from persona_circuits.circuit.forward import Ablation, Prepared, bare, prepare_each
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
@@ -136,7 +136,7 @@ class Rule:
 
 def pair_scores(
     model: Model,
-    batches: Sequence[Batch],
+    batches: Sequence[Batch | Prepared],
     metric: Metric,
     *,
     method: str = "eap-ig",
@@ -157,7 +157,7 @@ def pair_scores(
         OptionError: the method has no scores per pair, or an option makes no sense.
     """
     both = 2 if metric.swap_rows else 1
-    counts = ranks.gathered({batch.indices[0]: (len(batch), len(batches)) for batch in batches})
+    counts = ranks.gathered({bare(batch).indices[0]: (len(batch), len(batches)) for batch in batches})
     n_pairs = sum(size for size, _ in counts.values()) // both
     n_rounds = max(number for _, number in counts.values())
     store = _Store(model.graph, n_pairs, max_bytes)
@@ -178,7 +178,7 @@ def pair_scores(
 
 
 def _whole(
-    model: Model, batches: Sequence[Batch], metric: Metric, ablation: Ablation | None, both: int
+    model: Model, batches: Sequence[Batch | Prepared], metric: Metric, ablation: Ablation | None, both: int
 ) -> Float[np.ndarray, " pair"]:
     """m(full) - m(empty) of every pair, from the plain runs."""
     found: dict[int, float] = {}

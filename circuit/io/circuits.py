@@ -73,11 +73,12 @@ class StoredCircuit:
 
     @property
     def fringe(self) -> Circuit | None:
-        """The edges that the file marks as fringe (``evaluation.stability``); None where it marks none either way."""
-        marked = [item for item in (self.record or {"edges": []})["edges"] if "part" in item]
-        if not marked:
-            return None
-        return Circuit.of(self.circuit.graph, (item["edge"] for item in marked if item["part"] == "fringe"))
+        """The edges that the file marks as fringe (``evaluation.stability``), or else abstaining; None if none is."""
+        edges = (self.record or {"edges": []})["edges"]
+        for key, faint in (("part", "fringe"), ("stays", False)):
+            if marked := [item for item in edges if key in item]:
+                return Circuit.of(self.circuit.graph, (item["edge"] for item in marked if item[key] == faint))
+        return None
 
     def model_name(self) -> str | None:
         """The model that the file says the circuit is of."""

@@ -7,10 +7,13 @@
     eap-acdc     threshold first, then ACDC on what is left, with the same tau on both
     learn        train a gate on every edge, from the scores to a size
 
+and after any of them ``finish``: edges go and come back until no single change pays.
+
 After each of them dead ends are dropped to a fixed point; the result may be empty.
 """
 
 from persona_circuits.circuit.pruning.acdc import AcdcResult, acdc, acdc_by_definition
+from persona_circuits.circuit.pruning.finish import Finished, finish
 from persona_circuits.circuit.pruning.learn import Learned, Schedule, learn
 from persona_circuits.circuit.pruning.select import (
     PRUNERS,
@@ -25,12 +28,14 @@ from persona_circuits.circuit.pruning.select import (
 __all__ = [
     "PRUNERS",
     "AcdcResult",
+    "Finished",
     "Learned",
     "Schedule",
     "acdc",
     "acdc_by_definition",
     "check_n",
     "check_tau",
+    "finish",
     "greedy",
     "learn",
     "slots_by_source",

@@ -143,7 +143,7 @@ def acdc(
     """
     check_tau(tau)
     if candidates is None:
-        candidates = _candidates_of(model, prepared)
+        candidates = candidates_of(model, prepared)
     if candidates < 1:
         raise OptionError(f"ACDC needs at least one candidate a pass, got {candidates}")
     if model.budget is None:
@@ -156,7 +156,7 @@ def acdc(
     return AcdcResult(circuit, search.changes, search.passes, search.evaluated, search.wasted)
 
 
-def _candidates_of(model: Model, prepared: Sequence[Prepared]) -> int:
+def candidates_of(model: Model, prepared: Sequence[Prepared]) -> int:
     if model.device.type != "cpu":
         return 128
     return min([8, *(masks_per_pass(model, item) for item in prepared)])

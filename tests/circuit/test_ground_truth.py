@@ -29,7 +29,19 @@ def test_every_model_has_a_row_for_every_method(table):
     assert list(table) == [
         (name, method)
         for name in NAMES
-        for method in ("eap", "eap-ig", "relp", "gim", "exact", "random", "acdc", "acdc-kl")
+        for method in (
+            "eap",
+            "eap-ig",
+            "clean-corrupted",
+            "ceap",
+            "relp",
+            "gim",
+            "atp-star",
+            "exact",
+            "random",
+            "acdc",
+            "acdc-kl",
+        )
     ]
 
 
@@ -61,6 +73,7 @@ def test_backward_rules_miss_what_their_rules_leave_out(name, table):
     """Keys, to RelP, to which attention weights are constants; a saturated reader, to both."""
     assert table[name, "relp"].reaches_bar == (name not in ("keys", "saturated"))
     assert table[name, "gim"].reaches_bar == (name != "saturated")
+    assert table[name, "atp-star"].reaches_bar == (name != "saturated")
 
 
 def test_acdc_cannot_bring_back_what_saturated_eap_has_dropped(table):

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from persona_circuits.circuit.assessment import EvaluationOptions
+from persona_circuits.circuit.assessment.stability import Subject, marked_record, search_again
 from persona_circuits.circuit.attribution import eap, eap_ig, exact
 from persona_circuits.circuit.discovery import MeasureOptions, Options, discover, evaluate_on
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.forward import KeptRuns, make_ablation, prepared
-from persona_circuits.circuit.io import write_scores
+from persona_circuits.circuit.io import read_circuit, write_scores
 from persona_circuits.circuit.task import batches, encode
 from persona_circuits.metrics import METRICS, Metric
 
@@ -171,6 +173,60 @@ def test_scores_say_beforehand_how_long_they_take(tiny, tiny_task, options, says
     ]
     assert ratios[0] < ratios[1] < ratios[2]
     assert ratios[3] == tiny.graph.n_edges / 4
+
+
+def test_a_finish_says_what_it_did_and_its_circuit_is_not_taken_for_one_of_scores(tiny, tiny_task, tmp_path):
+    """In the file, which the schema reads; resampled scores would not give this circuit."""
+    options = Options(method="eap", prune="top-n", top_n=25, finish=0.02, metric="logit-diff", **FAST)
+    found = discover(tiny, tiny_task, options, state=tmp_path)
+    assert not list(tmp_path.glob("finish.state"))
+    found.write(tmp_path / "run")
+    stored = read_circuit(tmp_path / "run")
+    done = stored.record["method"]["finish"]
+    assert done["share"] == 0.02
+    assert done["gone"] + done["back"] > 0
+    assert len(stored.circuit) == found.reports[0].circuit.n_edges != 25
+    assert stored.record["stamp"]["size"] == "25 edges, finished to 0.02 of the effect"
+    again = search_again(tiny, Subject(stored.circuit, stored.record, tiny_task), EvaluationOptions())
+    assert again.reason == "an exact finish is not repeated on resampled pairs"
+    with pytest.raises(OptionError, match="not negative, got -1"):
+        Options(finish=-1.0).checked()
+
+
+def test_a_certificate_costs_no_pass_and_marks_every_edge(tiny, tiny_task, counted, tmp_path):
+    """In file and picture; ``evaluate`` gives the same one for the same circuit."""
+    options = Options(prune="top-n", top_n=60, metric="logit-diff", certify=1, **FAST)
+    found = discover(tiny, tiny_task, options)
+    assert counted == Counter(ids for row in encode(tiny_task, tiny) for ids in (row.clean, row.corrupt))
+    sure = found.certificate
+    assert (sure.by, sure.n, sure.way) == ("pairs", 8, "exhaustive")
+    found.write(tmp_path / "run")
+    stored = read_circuit(tmp_path / "run")
+    assert stored.record["certificate"] == sure.as_dict()
+    assert [item["stays"] for item in stored.record["edges"]] == [edge in sure.stays for edge in found.circuit]
+    assert 0 < len(sure.stays) < len(found.circuit)
+    assert stored.fringe == sure.abstains
+    assert "or abstains" in (tmp_path / "run" / "graph.svg").read_text()
+    subject = Subject(stored.circuit, stored.record, tiny_task)
+    again = search_again(tiny, subject, EvaluationOptions(certify=1, n_resamples=2))
+    assert again.certificate.as_dict() == sure.as_dict()
+    marked = marked_record(stored.record, again.report, certificate=again.certificate)
+    assert [item["stays"] for item in marked["edges"]] == [item["stays"] for item in stored.record["edges"]]
+    assert {"frequency", "part", "stays", "kept"} <= set(marked["edges"][0])
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"prune": "acdc"}, "--prune acdc runs the model"),
+        ({"finish": 0.1}, "--finish runs the model"),
+        ({"method": "random", "prune": "top-n", "top_n": 9}, "--method random has none"),
+        ({"by_span": True}, "--by-span has none"),
+    ],
+)
+def test_a_certificate_is_refused_where_it_would_say_nothing(asked, says):
+    with pytest.raises(OptionError, match=says):
+        Options(**{"certify": 1, **asked}).checked()
 
 
 def test_a_stopped_search_leaves_its_scores(tiny, tiny_task, scorings, tmp_path, monkeypatch):
