@@ -93,9 +93,9 @@ def eap_by_definition(
     """
     graph, total = model.graph, np.zeros(model.graph.valid.shape)
     for batch in batches:
-        embedded, context = model.start(batch.clean)
+        embedded, context = model.start(batch.clean, None, batch.forms)
         clean, logits, _ = _read_apart(model, embedded, context)
-        corrupt, _, _ = _read_apart(model, *model.start(batch.corrupt))
+        corrupt, _, _ = _read_apart(model, *model.start(batch.corrupt, None, batch.forms))
         for point in points:
             between = corrupt[0] + point * (clean[0] - corrupt[0])
             _, at_point, inputs = _read_apart(model, between, context)
@@ -129,7 +129,7 @@ def _read_apart(
             mlp = block.mlp(read(stream if block.parallel else after))
             written += [*block.head_results(z), mlp]
             stream = after + mlp
-        return torch.stack(written).detach(), model.unembed(read(stream)[:, -1]), inputs
+        return torch.stack(written).detach(), model.answer(read(stream), context.forms), inputs
 
 
 def eap(
@@ -269,15 +269,15 @@ def _one_pass(
     Positions that both prompts share are run once where there is a way: in a pass of their own, or in the
     corrupt run, which then goes first. The clean run has no gradient there.
     """
-    embedded, context = model.start(batch.clean)
+    embedded, context = model.start(batch.clean, None, batch.forms)
     n_late = embedded.shape[1] - first
     if item is None:
         before, other = prefix_of(model, batch.clean[:, :first]), None
     else:
-        before, other = item.before, item.corrupt.written.answer_only().late(n_late)
+        before, other = item.before, item.corrupt.written.answer_only(context.n_read).late(n_late)
     if first and before is None and len(_shared_prompts(batch)[1]) == len(batch):
         with torch.no_grad():
-            at = run(model, *model.start(batch.corrupt), **SHORT)
+            at = run(model, *model.start(batch.corrupt, None, batch.forms), **SHORT)
         check_finite(at.logits, batch.name)
         other, before = at.written.late(n_late), Prefix.of(at, first)
         del at
@@ -307,12 +307,12 @@ def _passes_between(
     n_late = clean.streams[0].shape[1] - first
     embedded, context = clean.streams[0][:, first:], clean.context
     targets, before = targets_of(batch, clean.logits), Prefix.of(clean, first)
-    written = clean.written.late(n_late) if item is None else clean.written.answer_only().late(n_late)
+    written = clean.written.late(n_late) if item is None else clean.written.answer_only(context.n_read).late(n_late)
     del clean
     if item is None:
         other = _corrupt_written(model, batch, written, before)
     else:
-        other = item.corrupt.written.answer_only().late(n_late)
+        other = item.corrupt.written.answer_only(context.n_read).late(n_late)
     start, delta = other.embedded, changes(model, written, other)
     del written, other
     for point in points:
@@ -322,7 +322,7 @@ def _passes_between(
 
 
 def _clean_run(model: Model, batch: Batch) -> Run:
-    embedded, context = model.start(batch.clean)
+    embedded, context = model.start(batch.clean, None, batch.forms)
     with torch.no_grad():
         clean = run(model, embedded, context, **SHORT)
     check_finite(clean.logits, batch.name)
@@ -342,7 +342,7 @@ def _general_passes(
     if item is not None and points is not None:
         clean = item.clean
     else:
-        embedded, context = model.start(batch.clean, batch.clean_padding)
+        embedded, context = model.start(batch.clean, batch.clean_padding, batch.forms)
         with torch.set_grad_enabled(points is None):
             clean = run(model, embedded.detach().requires_grad_(points is None), context)
         check_finite(clean.logits, batch.name)
@@ -392,7 +392,8 @@ def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix 
     other = clean
     if missing:
         with torch.no_grad():
-            embedded, context = model.start(batch.corrupt[missing])
+            forms = None if batch.forms is None else batch.forms[missing]
+            embedded, context = model.start(batch.corrupt[missing], None, forms)
             own = None if before is None else before.rows(missing)
             late = embedded if before is None else embedded[:, -n_late:]
             at = run(model, late, context, before=own, **SHORT)
@@ -404,10 +405,11 @@ def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix 
 
 def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:
     """Where each corrupt prompt stands among the clean ones and those missing there; and rows that have the latter."""
-    where = {tuple(ids): i for i, ids in enumerate(batch.clean.tolist())}
+    tails = [b"" if batch.forms is None else batch.forms.key(row) for row in range(len(batch))]
+    where = {(*ids, tail): i for i, (ids, tail) in enumerate(zip(batch.clean.tolist(), tails, strict=True))}
     place: list[int] = []
     missing: list[int] = []
-    for row, ids in enumerate(map(tuple, batch.corrupt.tolist())):
+    for row, ids in enumerate((*ids, tail) for ids, tail in zip(batch.corrupt.tolist(), tails, strict=True)):
         if ids not in where:
             where[ids] = len(batch) + len(missing)
             missing.append(row)
@@ -475,14 +477,13 @@ def scores_at(
         return [values[:, mask[:, -values.shape[2] :]].flatten(1) for mask in cells]
 
     flat = parts_of(delta)
-    at_answer = parts_of(delta[:, :, -1:])
     scores = torch.zeros(len(flat), *graph.valid.shape, dtype=torch.float64)
 
     if max_bytes is None:
         max_bytes = max(0 if model.budget else BLOCK_BYTES, delta.numel() * delta.element_size() // 4)
     for slots, gradient in gradients_at_slots(model, ends, max_bytes=max_bytes):
         n_sources = graph.n_reaching(slots.stop - 1)
-        there = flat if gradient.shape[2] == delta.shape[2] else at_answer
+        there = flat if gradient.shape[2] == delta.shape[2] else parts_of(delta[:, :, -gradient.shape[2] :])
         for i, (deltas, part) in enumerate(zip(there, parts_of(gradient), strict=True)):
             scores[i, :n_sources, slots] = (deltas[:n_sources] @ part.T).cpu().double()
     return np.where(graph.valid, scores.numpy(), 0.0)
