@@ -202,7 +202,7 @@ class Model:
         if self._reads_forms:
             return
         tokens, padding = (x.to(self.device) for x in trial_run(self.bridge.original_model, self.device))
-        tokens, (a, b, c) = tokens[:, :5], tokens[0, :3].tolist()
+        tokens, (a, b, c) = tokens[:, :5], range(3)
         some = Forms(("one", "other"), (((a, b, c),), ((b, a), (c,))))
         ends = [tokens.new_tensor(node).expand(2, -1) for node in ((), *some.nodes)]
         forced = torch.cat([tokens, tokens.new_tensor(some.forced).expand(2, -1)], 1)

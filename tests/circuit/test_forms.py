@@ -1,5 +1,6 @@
 """Options of several forms and tokens, against one plain pass of another forward for every token of every form."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -9,10 +10,11 @@ from conftest import DATA
 from tests_reference import Reference
 
 from persona_circuits.circuit.attribution import eap, eap_by_definition, eap_ig, exact, score_parts
-from persona_circuits.circuit.errors import TaskError
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.errors import ModelError, TaskError
 from persona_circuits.circuit.forward import patched_logits, patched_nodes, prepare
 from persona_circuits.circuit.forward.gated import gated_logits
-from persona_circuits.circuit.task import Task, batches, encode, forms_of, with_swap_rows
+from persona_circuits.circuit.task import FormTable, Task, batches, encode, forms_of, with_swap_rows
 from persona_circuits.metrics import METRICS, candidate_mass, with_options
 
 DIVERGENCE = METRICS["persona-divergence"]
@@ -30,7 +32,7 @@ def forms_task():
     return Task.from_pairs(
         [
             {**first, "answers": [" blue"], "wrong_answers": [" red"], "forms": {" blue": BLUE, " red": RED}},
-            {**second, "answers": [" rain"], "wrong_answers": [" sun"], "forms": {" rain": [" rain", " cold rain"]}},
+            {**second, "answers": [" rain"], "wrong_answers": [" sun"], "forms": {" rain": [" rain", " happy rain"]}},
         ]
     )
 
@@ -227,3 +229,37 @@ def test_forms_that_cannot_be_read_are_refused(tiny64, forms_task, change, said)
     with pytest.raises(TaskError) as caught:
         encode(Task.from_pairs([row]), tiny64)
     assert any(part in str(caught.value) for part in said.split("|"))
+
+
+def test_a_search_takes_them_from_scores_to_faithfulness(tiny64, forms_task, reference):
+    rows = with_swap_rows(encode(forms_task, tiny64))
+    found = discover(tiny64, forms_task, Options(method="eap", prune="top-n", top_n=60, n_random=2))
+    values = [margin(reference, row, {}).item() for row in rows]
+    assert found.divergence == pytest.approx(np.mean(values) * 2, abs=1e-9)  # the other direction is the corrupt run
+    kept = {str(edge): float(str(edge) in found.circuit.edge_names()) for edge in tiny64.graph.edges()}
+    alone = np.mean([margin(reference, row, kept).item() for row in rows])
+    empty = -np.mean(values)
+    f = (alone - empty) / (np.mean(values) - empty)
+    assert found.reports[-1].circuit.ratio_of_means == pytest.approx(f, abs=1e-9)
+
+
+def test_an_architecture_that_reads_branches_otherwise_is_refused(tiny64, forms_task, monkeypatch):
+    """Its masks are its own: as if a branch saw the other ones."""
+    other = copy.copy(tiny64)
+    other._reads_forms = False
+    monkeypatch.setattr(FormTable, "branched", lambda self, mask: mask)
+    (batch, _) = batches(encode(forms_task, other), 4, "cpu")
+    with pytest.raises(ModelError, match="does not read forms of several tokens side by side"):
+        other.start(batch.clean, batch.clean_padding, batch.forms)
+
+
+def test_listed_options_in_one_order_alone_are_told_of(tiny64, forms_task, caplog):
+    row = {"orders_of": "p", "order": 0, "options": ["red", "blue"]}
+    task = Task.from_pairs([{**forms_task.pairs[0].row, **row}])
+    options = Options(method="eap", prune="top-n", top_n=30, n_random=1)
+    discover(tiny64, task, options)
+    assert "1 of 1 pairs list their options and are not asked in all cyclic orders" in caplog.text
+    caplog.clear()
+    both = [{**task.pairs[0].row, "id": str(order), "order": order} for order in (0, 1)]
+    discover(tiny64, Task.from_pairs([both[0], {**both[1], "neutral": both[1]["corrupt"]}]), options)
+    assert "cyclic orders" not in caplog.text
