@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import DATA
+from families import save
 from tests_reference import Reference
 
 from persona_circuits.circuit.attribution import eap, eap_by_definition, eap_ig, exact, score_parts
@@ -14,7 +15,8 @@ from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import ModelError, TaskError
 from persona_circuits.circuit.forward import patched_logits, patched_nodes, prepare
 from persona_circuits.circuit.forward.gated import gated_logits
-from persona_circuits.circuit.task import FormTable, Task, batches, encode, forms_of, with_swap_rows
+from persona_circuits.circuit.model import load_model
+from persona_circuits.circuit.task import Forms, FormTable, Task, batches, encode, form_table, forms_of, with_swap_rows
 from persona_circuits.metrics import METRICS, candidate_mass, with_options
 
 DIVERGENCE = METRICS["persona-divergence"]
@@ -263,3 +265,21 @@ def test_listed_options_in_one_order_alone_are_told_of(tiny64, forms_task, caplo
     both = [{**task.pairs[0].row, "id": str(order), "order": order} for order in (0, 1)]
     discover(tiny64, Task.from_pairs([both[0], {**both[1], "neutral": both[1]["corrupt"]}]), options)
     assert "cyclic orders" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["gemma3", "opt", "gpt-neo"])
+def test_branches_are_chains_in_windows_and_at_learned_positions(name, tmp_path):
+    """A window of three tokens, positions that are embedded, and an architecture whose windows nobody outside sees."""
+    model = load_model(save(name, tmp_path), dtype="float64")
+    forms = Forms(("one", "other"), (((5, 6, 7), (9, 1)), ((6, 5, 2, 3), (8, 4))))
+    table, padding = form_table([forms, forms], "cpu"), torch.tensor([0, 3])
+    prompts = torch.randint(0, 64, (2, 14), generator=torch.Generator().manual_seed(1))
+    joined = torch.cat([prompts, torch.tensor(forms.forced).expand(2, -1)], 1)
+    if name == "gpt-neo":
+        with pytest.raises(ModelError, match="does not read forms of several tokens side by side"):
+            model.start(joined, padding, table)
+        return
+    ends = [torch.tensor(node, dtype=torch.long).expand(2, -1) for node in ((), *forms.nodes)]
+    one_by_one = [model.logits(torch.cat([prompts, end], 1), padding)[:, -1] for end in ends]
+    together = model.forward(joined, padding, table)[:, -table.n_read :]
+    assert torch.allclose(together, torch.stack(one_by_one, 1), atol=1e-9)
