@@ -110,7 +110,7 @@ def lens(
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
             how: dict[str, Any] = {"label": label, "split": split, "tokens": tokens, "fitting": loading.fitting}
-            found = load_examples(path or "", loaded, **how)
+            found = load_examples(path or "", loaded, **how, takes_forms=True)
             study = study_lens(loaded, found, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")
             with replace_folder(out) as staging:

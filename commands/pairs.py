@@ -42,7 +42,10 @@ def pairs(
     questions: Annotated[Path, typer.Option(help="Questions: JSON Lines, CSV, or a file of the Anthropic evals.")],
     out: PairFile,
     model: ModelOption = None,
-    template: Annotated[str, typer.Option(help="raw, chat (the tokenizer's own), or a file.")] = "raw",
+    template: Annotated[
+        str | None,
+        typer.Option(help="raw, chat (the tokenizer's own), or a file. (default: raw; with --model the best --format)"),
+    ] = None,
     form: FormatOption = None,
     cue: Annotated[str | None, typer.Option(help="What the answer follows. (default: the template's)")] = None,
     contrast: Annotated[str, typer.Option(help="all, opposed, or a CSV file persona_a,persona_b.")] = "all",
@@ -76,6 +79,7 @@ def pairs(
         refuse_idle(context, (form is None, alone, ["template"]), (not mines, "options of the source", ["asks"]))
         from persona_circuits.circuit.task import MODEL, resolve
         from persona_circuits.persona.data import load_format, load_templates, load_tokenizer, sources
+        from persona_circuits.persona.formats import with_calibration
         from persona_circuits.persona.pairs import build_pairs, marked, read_neutral_wordings, write_pairs
 
         worded, quiet = neutral_wordings is not None, null is not None or options.align == "right"
@@ -86,17 +90,36 @@ def pairs(
         _check_places(out, report, null, options)
         reader = load_tokenizer(model or MODEL)
         tokenizer = reader.tokenizer
+        tried = None
+        if template is None and form is None and model is not None and not (asks or mines):
+            tried = _calibrated(model, people, asked, meetings, options)
+            form = None if tried is None else tried.best
         own = None if form is None else load_format(form, tokenizer, cue=cue)
-        forms = load_templates(resolve(template), tokenizer, cue=cue) if own is None else (own,)
+        forms = load_templates(resolve(template or "raw"), tokenizer, cue=cue) if own is None else (own,)
         how: dict[str, Any] = {"contrast": meetings, "options": options}
         said = _asked_model(model or MODEL, people, asked, forms[0], mines, how) if asks or mines else None
         asked = asked if said is None else said.questions
         built = build_pairs(people, asked, reader, forms, neutral_wordings=nobody, **how)
         built = built if said is None else marked(built, said)
+        built = built if tried is None else with_calibration(built, tried)
         given = {"personas": str(personas), "questions": str(questions), "answers": answers and str(answers)}
         files = write_pairs(built, out, report, null, pairs=str(out), sources=given | {"contrast": contrast})
         found, names = built.report(), {name: str(path) for name, path in files.items()}
         show(as_json, lambda: names | found, lambda: _print_built(built, found), written=list(names.values()))
+
+
+def _calibrated(name: str, people: Any, asked: Any, meetings: Any, options: PairOptions) -> Any:
+    """The formats on a few training pairs; None where none can be put to this model and these questions."""
+    from persona_circuits.circuit.errors import TaskError
+    from persona_circuits.persona.formats import calibrated
+
+    with progress_bars() as stage:
+        loaded = load(stage, name, Loading())
+        try:
+            return calibrated(loaded, people, asked, contrast=meetings, like=options, stage=stage)
+        except TaskError as error:
+            say(f"format      raw: {str(error).splitlines()[0]}")
+            return None
 
 
 def _asked_model(name: str, people: Any, asked: Any, form: Any, mines: bool, how: dict[str, Any]) -> Any:
@@ -134,6 +157,8 @@ def _print_built(built: Any, found: dict[str, Any]) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
     say(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}")
     say(f"held out    {found['splits']['held_out']}")
+    if "calibration" in found:
+        say(f"format      {found['calibration']['says']}")
     if found["unequal"]["pairs"]:
         say(f"unequal     {found['unequal']['pairs']:,} pairs, by {by_token_count(found['unequal'])}")
     if "null" in found:

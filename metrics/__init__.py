@@ -22,6 +22,7 @@ from persona_circuits.metrics.collapse import (
 )
 from persona_circuits.metrics.contract import METRICS, Metric, Targets
 from persona_circuits.metrics.divergences import jensen_shannon, kl
+from persona_circuits.metrics.forms import with_options
 from persona_circuits.metrics.margins import logit_diff, persona_divergence, prob_diff
 from persona_circuits.metrics.variance import VarianceShares, centred, variance_shares
 
@@ -53,4 +54,5 @@ __all__ = [
     "required_gain",
     "soft_collapse",
     "variance_shares",
+    "with_options",
 ]

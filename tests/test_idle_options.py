@@ -194,7 +194,7 @@ ALWAYS = {
     "ground-truth": "--steps --seed --json",
     "pairs": "--personas --questions --out --model --format --cue --contrast --answers --report --max-pairs "
     "--mine-candidates "
-    "--per-question --test-share --leaks --filler --align --null --add-neutral --neutral-wordings --seed "
+    "--per-question --test-share --leaks --filler --align --forms --null --add-neutral --neutral-wordings --seed "
     "--json",
     "vary": "--pairs --rules --frame --personas --out --model --split --json",
     "formats": "--model --personas --questions --contrast --format --max-pairs --min-mass --n-answers --test-share "

@@ -88,9 +88,9 @@ def eap_by_definition(
     """
     graph, total = model.graph, np.zeros(model.graph.valid.shape)
     for batch in batches:
-        embedded, context = model.start(batch.clean)
+        embedded, context = model.start(batch.clean, None, batch.forms)
         clean, logits, _ = _read_apart(model, embedded, context)
-        corrupt, _, _ = _read_apart(model, *model.start(batch.corrupt))
+        corrupt, _, _ = _read_apart(model, *model.start(batch.corrupt, None, batch.forms))
         for point in points:
             between = corrupt[0] + point * (clean[0] - corrupt[0])
             _, at_point, inputs = _read_apart(model, between, context)
@@ -124,7 +124,7 @@ def _read_apart(
             mlp = block.mlp(read(stream if block.parallel else after))
             written += [*block.head_results(z), mlp]
             stream = after + mlp
-        return torch.stack(written).detach(), model.unembed(read(stream)[:, -1]), inputs
+        return torch.stack(written).detach(), model.answer(read(stream), context.forms), inputs
 
 
 def eap(
@@ -326,14 +326,13 @@ def scores_at(
         return [values[:, mask[:, -values.shape[2] :]].flatten(1) for mask in cells]
 
     flat = parts_of(delta)
-    at_answer = parts_of(delta[:, :, -1:])
     scores = torch.zeros(len(flat), *graph.valid.shape, dtype=torch.float64)
 
     if max_bytes is None:
         max_bytes = max(0 if model.budget else BLOCK_BYTES, delta.numel() * delta.element_size() // 4)
     for slots, gradient in gradients_at_slots(model, ends, max_bytes=max_bytes):
         n_sources = graph.n_reaching(slots.stop - 1)
-        there = flat if gradient.shape[2] == delta.shape[2] else at_answer
+        there = flat if gradient.shape[2] == delta.shape[2] else parts_of(delta[:, :, -gradient.shape[2] :])
         for i, (deltas, part) in enumerate(zip(there, parts_of(gradient), strict=True)):
             scores[i, :n_sources, slots] = (deltas[:n_sources] @ part.T).cpu().double()
     return np.where(graph.valid, scores.numpy(), 0.0)

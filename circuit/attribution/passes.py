@@ -79,15 +79,15 @@ def _one_pass(
     Positions that both prompts share are run once where there is a way: in a pass of their own, or in the
     corrupt run, which then goes first. The clean run has no gradient there.
     """
-    embedded, context = model.start(batch.clean)
+    embedded, context = model.start(batch.clean, None, batch.forms)
     n_late = embedded.shape[1] - first
     if item is None:
         before, other = prefix_of(model, batch.clean[:, :first]), None
     else:
-        before, other = item.before, item.corrupt.written.answer_only().late(n_late)
+        before, other = item.before, item.corrupt.written.answer_only(context.n_read).late(n_late)
     if first and before is None and len(_shared_prompts(batch)[1]) == len(batch):
         with torch.no_grad():
-            at = run(model, *model.start(batch.corrupt), **SHORT)
+            at = run(model, *model.start(batch.corrupt, None, batch.forms), **SHORT)
         check_finite(at.logits, batch.name)
         other, before = at.written.late(n_late), Prefix.of(at, first)
         del at
@@ -117,12 +117,12 @@ def _passes_between(
     n_late = clean.streams[0].shape[1] - first
     embedded, context = clean.streams[0][:, first:], clean.context
     targets, before = targets_of(batch, clean.logits), Prefix.of(clean, first)
-    written = clean.written.late(n_late) if item is None else clean.written.answer_only().late(n_late)
+    written = clean.written.late(n_late) if item is None else clean.written.answer_only(context.n_read).late(n_late)
     del clean
     if item is None:
         other = _corrupt_written(model, batch, written, before)
     else:
-        other = item.corrupt.written.answer_only().late(n_late)
+        other = item.corrupt.written.answer_only(context.n_read).late(n_late)
     start, delta = other.embedded, changes(model, written, other)
     del written, other
     for point in points:
@@ -144,10 +144,10 @@ def _passes_along(
     """The trapezoid rule between neighbouring points, from the clean embeddings to the ablated ones."""
     if plain := is_unpadded(batch, ablation):
         clean = _clean_run(model, batch) if item is None else item.clean
-        start = model.start(batch.corrupt)[0][:, first:]
+        start = model.start(batch.corrupt, None, batch.forms)[0][:, first:]
     else:
         with torch.no_grad():
-            clean = run(model, *model.start(batch.clean, batch.clean_padding)) if item is None else item.clean
+            clean = run(model, *model.start(batch.clean, batch.clean_padding, batch.forms)) if item is None else item.clean
         start = ((ablation or corrupt)(model, batch, clean) if item is None else item.ablated).streams[0]
     embedded, context = clean.streams[0][:, first if plain else 0 :], clean.context
     targets, before = targets_of(batch, clean.logits), Prefix.of(clean, first) if plain else None
@@ -168,7 +168,7 @@ def _passes_along(
 
 
 def _clean_run(model: Model, batch: Batch) -> Run:
-    embedded, context = model.start(batch.clean)
+    embedded, context = model.start(batch.clean, None, batch.forms)
     with torch.no_grad():
         clean = run(model, embedded, context, **SHORT)
     check_finite(clean.logits, batch.name)
@@ -188,7 +188,7 @@ def _general_passes(
     if item is not None and points is not None:
         clean = item.clean
     else:
-        embedded, context = model.start(batch.clean, batch.clean_padding)
+        embedded, context = model.start(batch.clean, batch.clean_padding, batch.forms)
         with torch.set_grad_enabled(points is None):
             clean = run(model, embedded.detach().requires_grad_(points is None), context)
         check_finite(clean.logits, batch.name)
@@ -238,7 +238,8 @@ def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix 
     other = clean
     if missing:
         with torch.no_grad():
-            embedded, context = model.start(batch.corrupt[missing])
+            forms = None if batch.forms is None else batch.forms[missing]
+            embedded, context = model.start(batch.corrupt[missing], None, forms)
             own = None if before is None else before.rows(missing)
             late = embedded if before is None else embedded[:, -n_late:]
             at = run(model, late, context, before=own, **SHORT)
@@ -250,10 +251,11 @@ def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix 
 
 def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:
     """Where each corrupt prompt stands among the clean ones and those missing there; and rows that have the latter."""
-    where = {tuple(ids): i for i, ids in enumerate(batch.clean.tolist())}
+    tails = [b"" if batch.forms is None else batch.forms.key(row) for row in range(len(batch))]
+    where = {(*ids, tail): i for i, (ids, tail) in enumerate(zip(batch.clean.tolist(), tails, strict=True))}
     place: list[int] = []
     missing: list[int] = []
-    for row, ids in enumerate(map(tuple, batch.corrupt.tolist())):
+    for row, ids in enumerate((*ids, tail) for ids, tail in zip(batch.corrupt.tolist(), tails, strict=True)):
         if ids not in where:
             where[ids] = len(batch) + len(missing)
             missing.append(row)

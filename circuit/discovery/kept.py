@@ -65,9 +65,12 @@ def made(setting: Setting) -> dict[str, Any] | None:
 
 def _digest(rows: tuple[Row, ...]) -> str:
     """Of prompts and answers as tokens, whatever file they stand in."""
-    return hashlib.sha256(
-        repr([(row.clean, row.corrupt, row.answers, row.wrong_answers, row.neutral) for row in rows]).encode()
-    ).hexdigest()
+
+    def parts(row: Row) -> tuple[object, ...]:
+        forms = () if row.forms is None else (row.forms.forms,)
+        return (row.clean, row.corrupt, row.answers, row.wrong_answers, row.neutral, *forms)
+
+    return hashlib.sha256(repr(list(map(parts, rows))).encode()).hexdigest()
 
 
 def scores_near(folder: Path | None, setting: Setting) -> tuple[Scores, Path] | None:

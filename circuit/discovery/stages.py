@@ -73,7 +73,7 @@ from persona_circuits.circuit.pruning import Finished, Schedule, acdc, check_n, 
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, overlap
+from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, forms_left_out, overlap
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -202,6 +202,7 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
         name: rows_of(encode(task.of_split(name), model, align=options.align), metric) for name in dict.fromkeys(names)
     }
     shared = overlap(*(rows[name] for name in names))
+    _warn(task.of_split(names[0]), rows[names[0]])
     groups = batches(own_rows(rows[names[0]], metric), options.batch_size, model.device)
     ablation = named_ablation(options.ablation, model, groups, stage)
     if options.prune in ("acdc", "eap-acdc") or options.finish is not None:
@@ -211,6 +212,24 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
         for name in rows
     }
     return Setting(model, metric, options, stage, ablation, parts[names[0]], parts[names[1]], shared)
+
+
+def _warn(task: Task, rows: Sequence[Row]) -> None:
+    """Say before the search what of the pairs is not used, or not enough for a claim."""
+    asked: dict[str, set[str]] = {}
+    for pair in task.pairs:
+        if isinstance(options := pair.row.get("options"), list) and "orders_of" in pair.row:
+            asked.setdefault(f"{len(options)} {pair.row['orders_of']}", set()).add(str(pair.row.get("order")))
+    if few := sum(len(orders) < int(name.split()[0]) for name, orders in asked.items()):
+        logger.warning(
+            "%d of %d pairs list their options and are not asked in all cyclic orders: the place in the list counts, "
+            "too, and the circuit may be that of the place; pairs --format options or letters writes all orders",
+            few,
+            len(asked),
+        )
+    by_pair = {row.id: row.forms.left_out for row in rows if row.forms is not None}
+    for note in forms_left_out(list(by_pair.values())):
+        logger.warning("%s", note)
 
 
 def _wanted_splits(options: Options) -> tuple[tuple[str | None, str], ...]:
@@ -337,10 +356,10 @@ def _method(options: Options) -> dict[str, Any]:
 def _grids(setting: Setting) -> Sequence[Grid]:
     """The persona grids of plain EAP, where they have fewer prompts than rows: the same scores from fewer passes.
 
-    None where memory is limited: a grid holds the runs of all of its prompts.
+    None where memory is limited, as a grid holds the runs of all of its prompts, and where answers are sets of forms.
     """
     options, rows = setting.options, setting.train.rows
-    if setting.model.budget is not None:
+    if setting.model.budget is not None or any(row.forms is not None for row in rows):
         return ()
     plain = options.ablation == "corrupt" and options.align == "equal" and options.activations == "float32"
     scored = options.method == "eap" and options.prune != "acdc" and not options.by_span

@@ -165,7 +165,7 @@ def _from_layer(
             q, k, v = (block.project(slot, normed) for slot in SLOTS)
             after = resid + block.attn_out(block.attention(q, k, v, item.clean.context))
             resid = after + block.mlp(resid if block.parallel else after)
-        return model.unembed(resid[:, -1])
+        return model.answer(resid, item.clean.context.forms)
 
 
 def _slots_of_layers(graph: Graph) -> list[slice]:

@@ -99,7 +99,7 @@ def neutral(model: Model, batch: Batch, clean: Run) -> Ablated:
             "same length (or with --align right); `pairs --add-neutral` writes them"
         )
     with torch.no_grad():
-        other = run(model, *model.start(batch.neutral, batch.neutral_padding))
+        other = run(model, *model.start(batch.neutral, batch.neutral_padding, batch.forms))
     check_finite(other.logits, lambda row: f"the neutral prompt of {batch.name(row)}")
     return _of_run(model, clean, other, batch.neutral_to_clean)
 
@@ -107,7 +107,7 @@ def neutral(model: Model, batch: Batch, clean: Run) -> Ablated:
 def zero(model: Model, batch: Batch, clean: Run) -> Ablated:
     """Nothing: the streams hold positions and biases only."""
     contributions = torch.zeros_like(clean.contributions)
-    contributions[0] = model.positions(batch.clean, batch.clean_padding)
+    contributions[0] = model.positions(batch.clean, batch.clean_padding, batch.forms)
     return ablated_by(model, clean, contributions)
 
 
@@ -251,7 +251,7 @@ def ablated_by(model: Model, clean: Run, contributions: Float[Tensor, "src batch
             qkv.append((q, k, v))
             stream = after + contributions[mlp]
         streams.append(stream)
-        logits = model.unembed(streams[-1][:, -1])
+        logits = model.answer(streams[-1], clean.context.forms)
     return Ablated(tuple(streams), tuple(mids), tuple(qkv), contributions, logits, Idle(idle, tuple(attn)))
 
 
@@ -276,7 +276,7 @@ def _of_run(model: Model, clean: Run, other: Run, places: Float[Tensor, "batch p
 
 def _constants(model: Model, batch: Batch, clean: Run, values: Float[Tensor, "src batch pos d_model"]) -> Ablated:
     contributions = values.clone()
-    contributions[0] += model.positions(batch.clean, batch.clean_padding)
+    contributions[0] += model.positions(batch.clean, batch.clean_padding, batch.forms)
     return ablated_by(model, clean, contributions)
 
 
@@ -307,7 +307,7 @@ class _Part:
 
     def __init__(self, model: Model, batch: Batch) -> None:
         self.clean = run_clean(model, batch)
-        self.positions = model.positions(batch.clean, batch.clean_padding)
+        self.positions = model.positions(batch.clean, batch.clean_padding, batch.forms)
         self.reference = self.clean.logits.log_softmax(-1)
 
     def values(self, sources: slice) -> Float[Tensor, "src batch pos d_model"]:
@@ -332,6 +332,7 @@ def _sample(batches: Sequence[Batch], n_prompts: int) -> list[Batch]:
                     batch.answers[:take],
                     batch.wrong_answers[:take],
                     clean_padding=padding,
+                    forms=None if batch.forms is None else batch.forms[:take],
                 )
             )
         left -= take
@@ -385,5 +386,5 @@ def _loss(model: Model, part: _Part, sources: slice, constant: Float[Tensor, "sr
             z = block.attention(q, k, v, clean.context)
             after = resid + block.attn_out(z)
             resid = after + block.mlp(resid if block.parallel else after)
-        found = model.unembed(resid[:, -1]).log_softmax(-1).unflatten(0, (n, batch))
+        found = model.answer(resid, clean.context.forms).log_softmax(-1).unflatten(0, (n, batch))
     return (part.reference.exp() * (part.reference - found)).sum(-1).mean(-1)

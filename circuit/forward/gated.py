@@ -47,7 +47,7 @@ def gated_logits(model: Model, item: Prepared, gates: Float[Tensor, "src dst"]) 
     for block in model.blocks:
         walk.through(block)
     (last,) = walk.read(slice(model.graph.n_dst - 1, model.graph.n_dst), item.ablated.streams[-1])
-    return model.unembed(last[:, -1])
+    return model.answer(last, item.clean.context.forms)
 
 
 class _Walk:

@@ -70,7 +70,7 @@ def patched_nodes(
                 own = ablated.contributions[graph.mlp_of(block.layer)][:, start:]
                 added = torch.where((mlp[:, None, None] & where)[..., None], own, added)
             resid = after + added
-        return model.unembed(resid[:, :, -1])
+        return model.answer(resid, clean.context.forms)
 
 
 def patched_stream(
@@ -86,7 +86,7 @@ def patched_stream(
             z = _attention(block, resid.flatten(0, 1), item, start)
             after = resid + block.attn_out(z).unflatten(0, where.shape[:2])
             resid = after + block.mlp(resid if block.parallel else after)
-        return model.unembed(resid[:, :, -1])
+        return model.answer(resid, item.clean.context.forms)
 
 
 def per_pass(model: Model, item: Prepared, streams: int, *, at_end: bool = False) -> int:
@@ -113,10 +113,10 @@ def _first_layer(model: Model, chosen: Bool[Tensor, "patch src"]) -> int:
 
 
 def _first_place(item: Prepared, where: Bool[Tensor, "patch batch pos"]) -> int:
-    """The first position that a patch can change; the last one is always run, as its logits are read."""
+    """The first position that a patch can change; those whose logits are read are always run."""
     touched = where.flatten(0, 1).any(0).nonzero()[:, 0]
-    last = where.shape[-1] - 1
-    return max(item.first, int(touched[0])) if len(touched) else last
+    last = where.shape[-1] - item.clean.context.n_read
+    return max(item.first, min(last, int(touched[0]))) if len(touched) else last
 
 
 def _attention(block: Block, rows: Float[Tensor, "rows pos d_model"], item: Prepared, start: int) -> Tensor:

@@ -46,7 +46,7 @@ CPU_MASK_BYTES = 1 << 26
 def patched_logits(
     model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]
 ) -> Float[Tensor, "mask batch vocab"]:
-    """Logits at the last position where slot d reads x_d = sum of (s->d kept ? current_s : ablated_s), and biases.
+    """Logits of the answer where slot d reads x_d = sum of (s->d kept ? current_s : ablated_s), and biases.
 
     "Current" is what the source writes in this very pass, given what its own slots read.
 
@@ -75,7 +75,7 @@ def patched_logits(
         walk = _Walk(model, item, kept)
         for block in model.blocks[walk.first_layer :]:
             walk.through(block)
-        return model.unembed(walk.output())
+        return model.answer(walk.output(), item.clean.context.forms)
 
 
 def logits_of(model: Model, item: Prepared, masks: Sequence[np.ndarray]) -> Iterator[Float[Tensor, "batch vocab"]]:
@@ -163,12 +163,12 @@ class _Differences:
         return self.own[:, start:stop].unflatten(-1, self.shape)
 
     def at_answer(self, n_src: int) -> _Differences:
-        """At the last position alone, with room for ``n_src`` sources."""
+        """At the positions that the answer is read from, with room for ``n_src`` sources."""
         masks, n_rows, _ = self.own.shape
-        batch, _, d_model = self.shape
-        own = self.own.new_empty(masks, 1 + n_src - self.n_shared, batch * d_model)
-        own[:, 1:n_rows] = self.own[:, 1:].unflatten(-1, self.shape)[:, :, :, -1].flatten(2)
-        return _Differences(self.item, slice(-1, None), self.n_shared, own)
+        (batch, _, d_model), n_read = self.shape, self.item.clean.context.n_read
+        own = self.own.new_empty(masks, 1 + n_src - self.n_shared, batch * n_read * d_model)
+        own[:, 1:n_rows] = self.own[:, 1:].unflatten(-1, self.shape)[:, :, :, -n_read:].flatten(2)
+        return _Differences(self.item, slice(-n_read, None), self.n_shared, own)
 
 
 class _Walk:
@@ -204,9 +204,10 @@ class _Walk:
             self._go_to_answer()
 
     def _go_to_answer(self) -> None:
-        self.places = slice(-1, None)
+        n_read = self.item.clean.context.n_read
+        self.places = slice(-n_read, None)
         self.differences = self.differences.at_answer(self.graph.n_src)
-        self.resid = self.resid[:, :, -1:]
+        self.resid = self.resid[:, :, -n_read:]
 
     def through(self, block: Block) -> None:
         """One layer: every head and the MLP read their own streams, and write.
@@ -236,10 +237,10 @@ class _Walk:
             added = self._write_idle(slice(mlp, mlp + 1), None)
         self.resid = after + added
 
-    def output(self) -> Float[Tensor, "mask batch d_model"]:
-        """The stream into the final norm at the last position."""
+    def output(self) -> Float[Tensor, "mask batch read d_model"]:
+        """The stream into the final norm where the answer is read."""
         read = self._read([self.graph.n_dst - 1], self.resid, self.item.ablated.streams[-1])
-        return (self.resid if read is None else read[:, 0])[:, :, -1]
+        return self.resid if read is None else read[:, 0]
 
     def _projections(self, block: Block, which: Sequence[Slot]) -> dict[Slot, Float[Tensor, "rows pos head d_head"]]:
         """Queries, keys or values of a layer.

@@ -52,9 +52,9 @@ class Written:
         z, mlps = (tuple(x[:, -n:] for x in values) for values in (self.z, self.mlps))
         return Written(self.embedded[:, -n:], z, mlps)
 
-    def answer_only(self) -> Written:
-        """Of the last layer the last position alone, as of a run of which only the answer counts there."""
-        z, mlps = ((*values[:-1], values[-1][:, -1:]) for values in (self.z, self.mlps))
+    def answer_only(self, n_read: int = 1) -> Written:
+        """Of the last layer the last positions alone, as of a run of which only the answer counts there."""
+        z, mlps = ((*values[:-1], values[-1][:, -n_read:]) for values in (self.z, self.mlps))
         return Written(self.embedded, z, mlps)
 
     def joined(self, more: Written) -> Written:
@@ -95,7 +95,8 @@ class Run:
     the projections, each ``[batch, pos, head, d_head]``; ``contributions`` is what
     every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into
     the first block: the positions in it cancel in differences between prompts of one
-    length), without gradient; ``logits`` are those of the last position, ``[batch, vocab]``.
+    length), without gradient; ``logits`` are the answer's, ``[batch, vocab]``: of the last position, or what
+    ``Model.answer`` makes of several.
     Where contributions were not asked for, there are no sources in them. ``written`` is
     what they are made of. Of a run that began behind a prefix, all of it is of the positions behind.
     """
@@ -127,9 +128,9 @@ def run(
     """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is.
 
     Without ``contributions`` they are not computed. With ``answer_only`` what lies behind the
-    last layer's keys and values is run at the last position alone, since nothing reads it elsewhere:
-    the last layer's queries, the last of ``streams``, of ``mids`` and of what was written then have one position,
-    and there are no contributions.
+    last layer's keys and values is run at the position of the answer alone (or those), since nothing reads it
+    elsewhere: the last layer's queries, the last of ``streams``, of ``mids`` and of what was written then have no
+    other, and there are no contributions.
     With ``before`` the stream is that behind these positions, and the context that of all of them.
     """
     assert not (contributions and answer_only), "contributions have all positions"
@@ -139,8 +140,8 @@ def run(
         streams.append(resid)
         at_answer = answer_only and block is model.blocks[-1]
         if at_answer:
-            resid = resid[:, -1:]
-        q = block.project("q", normed[:, -1:] if at_answer else normed)
+            resid = resid[:, -context.n_read :]
+        q = block.project("q", normed[:, -context.n_read :] if at_answer else normed)
         k, v = (block.project(slot, normed) for slot in SLOTS[1:])
         z = block.attention(q, k, v, context, None if before is None else before.layers[block.layer])
         zs.append(z.detach())
@@ -154,7 +155,7 @@ def run(
         resid = after + mlp
     written = Written(embedded.detach(), tuple(zs), tuple(mlps))
     every = _contributions(model, written) if contributions else embedded.new_empty(0, *embedded.shape)
-    return Run((*streams, resid), tuple(mids), tuple(qkv), every, model.unembed(resid[:, -1]), context, written)
+    return Run((*streams, resid), tuple(mids), tuple(qkv), every, model.answer(resid, context.forms), context, written)
 
 
 def prefix_of(model: Model, tokens: Int[Tensor, "batch before"]) -> Prefix | None:
@@ -182,9 +183,9 @@ def changes(model: Model, before: Written, after: Written) -> Float[Tensor, "src
             model.blocks, before.z, after.z, before.mlps, after.mlps, strict=True
         ):
             heads, place = out[model.graph.heads_of(block.layer)], out[model.graph.mlp_of(block.layer)]
-            if mlp.shape[1] == 1 < before.embedded.shape[1]:  # of a run in which only the answer counts here
-                heads.zero_()[:, :, -1:] = block.head_results(other) - block.head_results(z)
-                place.zero_()[:, -1:] = other_mlp - mlp
+            if (n := mlp.shape[1]) < before.embedded.shape[1]:  # of a run in which only the answer counts here
+                heads.zero_()[:, :, -n:] = block.head_results(other) - block.head_results(z)
+                place.zero_()[:, -n:] = other_mlp - mlp
             else:
                 block.write_head_changes(z, other, heads)
                 torch.sub(other_mlp, mlp, out=place)
@@ -209,7 +210,7 @@ def _room(model: Model, stream: Tensor) -> Tensor:
 def run_clean(model: Model, batch: Batch) -> Run:
     """The plain pass over a batch's clean prompts, without gradient."""
     with torch.no_grad():
-        found = run(model, *model.start(batch.clean, batch.clean_padding))
+        found = run(model, *model.start(batch.clean, batch.clean_padding, batch.forms))
     check_finite(found.logits, batch.name)
     return found
 
@@ -217,7 +218,7 @@ def run_clean(model: Model, batch: Batch) -> Run:
 def run_corrupt(model: Model, batch: Batch) -> Run:
     """The plain pass over a batch's corrupt prompts, at their own places, without gradient."""
     with torch.no_grad():
-        found = run(model, *model.start(batch.corrupt, batch.corrupt_padding))
+        found = run(model, *model.start(batch.corrupt, batch.corrupt_padding, batch.forms))
     check_finite(found.logits, batch.name)
     return found
 

@@ -192,7 +192,7 @@ def first_difference(batch: Batch | Prepared, ablation: Ablation | None) -> int:
     if not is_unpadded(batch, ablation):
         return 0
     differs = (batch.clean != batch.corrupt).any(dim=0).nonzero()
-    return int(differs[0]) if len(differs) else batch.clean.shape[1] - 1
+    return int(differs[0]) if len(differs) else batch.clean.shape[1] - batch.n_read
 
 
 def in_halves(work: Callable[[Any], Result], batch: Batch | Prepared) -> list[Result]:

@@ -61,9 +61,10 @@ def tolerance(span: Float[np.ndarray, " pair"], rounding: float = 0.0) -> float:
 
 
 def _distance(model: Model, item: Prepared, metric: Metric) -> Float[Tensor, " batch"]:
-    ablated, clean = (run.contributions[:, :, -1] for run in (item.ablated, item.clean))
+    context = item.clean.context
+    ablated, clean = (run.contributions[:, :, -context.n_read :] for run in (item.ablated, item.clean))
     with torch.no_grad():
-        rebuilt = model.unembed(item.clean.streams[-1][:, -1] + (ablated - clean).sum(0))
+        rebuilt = model.answer(item.clean.streams[-1][:, -context.n_read :] + (ablated - clean).sum(0), context.forms)
     m, again = (metric(logits, item.targets) for logits in (item.ablated.logits, rebuilt))
     last_place = [_last_place(metric, run.logits, item.targets) for run in (item.clean, item.ablated)]
     return PASSES * (again - m).abs() + torch.maximum(*last_place)

@@ -31,6 +31,7 @@ from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.norm import Pullback, frozen_gain, norm_of
 from persona_circuits.circuit.model.rules import Rules
 from persona_circuits.circuit.model.stubs import returning, stubbed_forward, unchanged
+from persona_circuits.circuit.task import FormTable
 
 __all__ = [
     "NEURON_HOOKS",
@@ -50,11 +51,18 @@ class Context:
     """What the host hands to each layer's attention besides the residual stream: masks, rotations.
 
     ``n_rows`` is the number of rows that it tells apart: one where all rows have one
-    length, the batch's where rows are padded.
+    length, the batch's where rows are padded. ``forms`` says what is read of the last positions, where that is not
+    the last one alone.
     """
 
     per_layer: tuple[dict[str, Any], ...]
     n_rows: int = 1
+    forms: FormTable | None = None
+
+    @property
+    def n_read(self) -> int:
+        """How many of the last positions the logits are of."""
+        return 1 if self.forms is None else self.forms.n_read
 
     def of_layer(self, layer: int, rows: int) -> dict[str, Any]:
         """The arguments of one layer for ``rows`` rows: the batch, or whole copies of it one after the other."""

@@ -36,6 +36,7 @@ from persona_circuits.circuit.model.origin import Origin
 from persona_circuits.circuit.model.rules import Rules
 from persona_circuits.circuit.model.stubs import Body, Stop, returning_nothing, seeing, stop, stubbed_forward
 from persona_circuits.circuit.model.weights import text_config_of
+from persona_circuits.circuit.task import Forms, FormTable, form_table
 
 __all__ = [
     "HELD",
@@ -49,6 +50,8 @@ __all__ = [
 
 ROOM_BYTES = 1 << 28
 """As much memory is kept on a CPU between patched passes."""
+ROUNDING = {torch.float32: 2e-4, torch.float64: 1e-9}
+"""Of the largest logit, what two ways to compute the same may differ by; a tenth in short formats."""
 N_CONTEXTS = 4
 """Contexts of whole rows, each of one length, that a model keeps."""
 HELD = "bfloat16-weights"
@@ -95,6 +98,7 @@ class Model:
         self._contexts: dict[tuple[int, bool], Context] = {}
         self._room: Tensor | None = None
         self.rules: Rules | None = None
+        self._reads_forms = False
         self.held = _hold(bridge) if in_float32 and weight.dtype in SHORT else None
         if self.held is not None:
             self.dtype = torch.float32
@@ -143,10 +147,13 @@ class Model:
     ) -> Float[Tensor, "batch pos vocab"]:
         """The host's own forward pass, no part of this module involved; ``padding`` as for ``start``."""
         with torch.no_grad():
-            return self.bridge.original_model(tokens, **self._placed(tokens, padding)).logits
+            return self.bridge.original_model(tokens, **placed_on(self.bridge.original_model, tokens, padding)).logits
 
     def start(
-        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        padding: Int[Tensor, " batch"] | None = None,
+        forms: FormTable | None = None,
     ) -> tuple[Float[Tensor, "batch pos d_model"], Context]:
         """The stream into the first block, and the context of every layer.
 
@@ -154,12 +161,66 @@ class Model:
         the context, of one row, once for every length. ``padding`` is the number of tokens on the left of
         each row that are none: they are masked and not counted in positions. Without
         it rows have one length, the context is that of any one row, and fits any
-        number of them.
+        number of them. With ``forms`` what stands behind the prompts are branches, each of which sees its own alone.
+
+        Raises
+        ------
+        ModelError
+            There are branches, and this architecture does not take them.
         """
+        if forms is not None and forms.n_read > 1:
+            self._check_forms()
+            return self._start_of_branches(tokens, padding, forms)
         if padding is None or not bool(padding.any()):
-            return self._probe(tokens, None, stream_only=True)[0], self._context_of_length(tokens[:1])
+            stream, context = self._probe(tokens, None, stream_only=True)[0], self._context_of_length(tokens[:1])
+            return stream, context if forms is None else replace(context, forms=forms)
         stream, contexts = self._probe(tokens, padding)
-        return stream, Context(tuple({k: seeing(v) for k, v in layer.items()} for layer in contexts), len(tokens))
+        return stream, Context(
+            tuple({k: seeing(v) for k, v in layer.items()} for layer in contexts), len(tokens), forms
+        )
+
+    def _start_of_branches(
+        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None, forms: FormTable
+    ) -> tuple[Float[Tensor, "batch pos d_model"], Context]:
+        """Where the host has put a chain behind each prompt, masks are those of branches; positions it is told."""
+        stream, contexts = self._probe(tokens, padding, forms)
+
+        def branched(value: Any) -> Any:
+            square = isinstance(value, Tensor) and value.dim() == 4 and value.shape[-1] == value.shape[-2]
+            return seeing(forms.branched(value)) if square else value
+
+        return stream, Context(
+            tuple({k: branched(v) for k, v in layer.items()} for layer in contexts), len(tokens), forms
+        )
+
+    def _check_forms(self) -> None:
+        """That branches are read as they are one by one, by the host itself; looked at once.
+
+        Raises:
+            ModelError: they are not.
+        """
+        if self._reads_forms:
+            return
+        tokens, padding = (x.to(self.device) for x in trial_run(self.bridge.original_model, self.device))
+        tokens, (a, b, c) = tokens[:, :5], range(3)
+        some = Forms(("one", "other"), (((a, b, c),), ((b, a), (c,))))
+        ends = [tokens.new_tensor(node).expand(2, -1) for node in ((), *some.nodes)]
+        forced = torch.cat([tokens, tokens.new_tensor(some.forced).expand(2, -1)], 1)
+        forms = form_table([some, some], self.device)
+        self._reads_forms = True  # asked while it is found out
+        try:
+            with torch.no_grad():
+                one_by_one = [self.logits(torch.cat([tokens, end], 1), padding)[:, -1] for end in ends]
+                together = self.forward(forced, padding, forms)[:, -forms.n_read :]
+            same = self._gap(torch.stack(one_by_one, 1), together) <= ROUNDING.get(self.dtype, 0.1)
+        except (RuntimeError, TypeError, ValueError, IndexError):
+            same = False
+        self._reads_forms = same
+        if not same:
+            raise ModelError(
+                f"{self.name}: this architecture does not read forms of several tokens side by side (its positions or "
+                "masks are its own); give 'forms' of one token each"
+            )
 
     def _context_of_length(self, tokens: Int[Tensor, "1 pos"]) -> Context:
         """The context of a row without padding; those of the last few lengths are kept."""
@@ -171,7 +232,12 @@ class Model:
         return self._contexts[key]
 
     def _probe(
-        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None, *, stream_only: bool = False
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        padding: Int[Tensor, " batch"] | None,
+        forms: FormTable | None = None,
+        *,
+        stream_only: bool = False,
     ) -> tuple[Float[Tensor, "batch pos d_model"], tuple[dict[str, Any], ...]]:
         first: list[Tensor] = []
         contexts: list[dict[str, Any]] = []
@@ -193,15 +259,17 @@ class Model:
         hook = self.bridge.blocks[0].hook_in.register_forward_hook(seen)
         try:
             with stubbed_forward(stubs), torch.no_grad(), contextlib.suppress(Stop):
-                self.bridge.original_model(tokens, **self._placed(tokens, padding))
+                self.bridge.original_model(tokens, **placed_on(self.bridge.original_model, tokens, padding, forms))
         finally:
             hook.remove()
         return first[0], tuple(contexts)
 
-    def _placed(self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None) -> dict[str, Any]:
-        return placed_on(self.bridge.original_model, tokens, padding)
-
-    def positions(self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None) -> Tensor:
+    def positions(
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        padding: Int[Tensor, " batch"] | None = None,
+        forms: FormTable | None = None,
+    ) -> Tensor:
         """What the stream into the first block holds besides the tokens: learned positions, where there are any.
 
         ``[batch, pos, d_model]``, or zeros of that shape for models that rotate queries and keys instead.
@@ -210,7 +278,7 @@ class Model:
         found: list[Tensor] = []
         hook = part.register_forward_hook(lambda _m, _i, out: found.append(out)) if part is not None else None
         try:
-            stream, _ = self._probe(tokens, padding)
+            stream, _ = self._probe(tokens, padding, None if forms is None or forms.n_read == 1 else forms)
         finally:
             if hook is not None:
                 hook.remove()
@@ -233,11 +301,30 @@ class Model:
             logits = network(inputs_embeds=rows, use_cache=False).logits
         return logits.view(*normed.shape[:-1], -1).to(resid.device)
 
+    def answer(
+        self, resid: Float[Tensor, "*rows pos d_model"], forms: FormTable | None
+    ) -> Float[Tensor, "*rows vocab"] | Float[Tensor, "*rows events"]:
+        """The logits of the answer, of the final stream at the last positions; where they are sets of forms, options
+        are behind the vocabulary."""
+        if forms is None:
+            return self.unembed(resid[..., -1, :])
+        logits = self.unembed(resid[..., -forms.n_read :, :])
+        if logits.shape[-1] != self.n_vocab:
+            raise ModelError(
+                f"{self.name}: {logits.shape[-1]:,} logits for {self.n_vocab:,} embeddings; options can have no 'forms'"
+            )
+        if logits.dim() == 3 and len(logits) != len(forms):  # copies of the batch, one after the other
+            return forms.read(logits.unflatten(0, (-1, len(forms)))).flatten(0, 1)
+        return forms.read(logits)
+
     def forward(
-        self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        padding: Int[Tensor, " batch"] | None = None,
+        forms: FormTable | None = None,
     ) -> Float[Tensor, "batch pos vocab"]:
-        """The same logits as ``logits``, from the parts."""
-        resid, context = self.start(tokens, padding)
+        """The same logits as ``logits``, from the parts; with ``forms`` of the tokens behind the prompts too."""
+        resid, context = self.start(tokens, padding, forms)
         for block in self.blocks:
             normed = block.attn_norm(resid)
             q, k, v = (block.project(slot, normed) for slot in "qkv")
@@ -254,7 +341,7 @@ class Model:
             ModelError: the logits differ by more than the format's rounding explains.
         """
         tokens, padding = trial_run(self.bridge.original_model, self.device)
-        bound = {torch.float32: 2e-4, torch.float64: 1e-9}.get(self.dtype, 0.1)
+        bound = ROUNDING.get(self.dtype, 0.1)
         try:
             with torch.no_grad():
                 host, ours = self.logits(tokens), self.forward(tokens)
@@ -276,9 +363,12 @@ class Model:
         why = "its residual stream is not a plain sum of nodes"
         self._compare(host, ours, bound, "put together from heads and MLPs", "it does as a whole", why)
 
-    def _compare(self, expected: Tensor, found: Tensor, bound: float, how: str, than: str, why: str) -> None:
+    def _gap(self, expected: Tensor, found: Tensor) -> float:
         scale = float(expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
-        gap = float((expected - found).abs().max()) / scale
+        return float((expected - found).abs().max()) / scale
+
+    def _compare(self, expected: Tensor, found: Tensor, bound: float, how: str, than: str, why: str) -> None:
+        gap = self._gap(expected, found)
         if not gap <= bound:
             raise ModelError(
                 f"{self.name}: {how} the model gives other logits than {than} (relative difference {gap:.2g}, "
@@ -309,11 +399,19 @@ def trial_run(network: Any, device: torch.device) -> tuple[Int[Tensor, "batch po
     return tokens.to(device), torch.tensor([0, length // 3], device=device)
 
 
-def placed_on(network: Any, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None) -> dict[str, Any]:
-    """The host's arguments for rows that are padded on the left; nothing special where none is."""
-    if padding is None or not bool(padding.any()):
+def placed_on(
+    network: Any,
+    tokens: Int[Tensor, "batch pos"],
+    padding: Int[Tensor, " batch"] | None,
+    forms: FormTable | None = None,
+) -> dict[str, Any]:
+    """The host's arguments for rows that are padded on the left or end in branches; nothing special where none is."""
+    if forms is not None:
+        padding = tokens.new_zeros(len(tokens)) if padding is None else padding
+    elif padding is None or not bool(padding.any()):
         return {"use_cache": False}
-    places = torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]
+    chain = torch.arange(tokens.shape[1], device=tokens.device) if forms is None else forms.chain(tokens.shape[1])
+    places = chain - padding[:, None]
     placed = {"use_cache": False, "attention_mask": (places >= 0).long()}
     takes = inspect.signature(type(network).forward).parameters
     return placed | ({"position_ids": places.clamp(min=0)} if "position_ids" in takes else {})

@@ -28,7 +28,7 @@ from persona_circuits.circuit.errors import FileError, GraphError, listed
 from persona_circuits.circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import Kind, read_tensors, write_bytes, write_json
-from persona_circuits.circuit.task import Task
+from persona_circuits.circuit.task import Task, without_forms
 
 __all__ = [
     "autocircuit_name",
@@ -48,7 +48,11 @@ def write_autocircuit_pairs(task: Task, path: str | Path) -> None:
     """Write pairs as auto-circuit's dataset JSON, ``{"prompts": [...]}``; ``load_task`` reads it too.
 
     auto-circuit knows no splits, ids or personas; they are left out.
+
+    Raises:
+        TaskError: options are sets of forms, of which it knows nothing.
     """
+    without_forms(task.pairs, "auto-circuit")
     prompts = [
         {
             "clean": pair.clean,

@@ -33,7 +33,7 @@ from persona_circuits.circuit.progress import untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder, write_json
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.circuit.task import Batch, Task, batches, encode, with_swap_rows
+from persona_circuits.circuit.task import Batch, Task, batches, encode, with_swap_rows, without_forms
 from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
@@ -177,6 +177,7 @@ def crosscheck(
     if stored.circuit.graph != model.graph:
         raise OptionError(f"the circuit is not of {model.name}'s graph; give the model it was found in with --model")
     split = options.split or (stored.record or {}).get("task", {}).get("split") or split_of(task, None, "train")
+    without_forms(task.pairs, "auto-circuit")
     every = encode(task.of_split(split), model)
     chosen = every[: options.n_pairs or len(every)]
     rows = with_swap_rows(chosen) if metric.swap_rows else tuple(chosen)

@@ -5,25 +5,30 @@ from persona_circuits.circuit.task.batching import Batch, batches
 from persona_circuits.circuit.task.encoding import (
     ALIGNMENTS,
     ALIKE,
-    Reader,
     Row,
     answer_id,
-    beyond_embedding,
     encode,
     fitting,
-    lost_differences,
     misfit,
+    with_swap_rows,
+)
+from persona_circuits.circuit.task.form_reading import read_forms
+from persona_circuits.circuit.task.forms import Forms, FormTable, form_table, forms_left_out, forms_of
+from persona_circuits.circuit.task.overlap import Overlap, overlap, overlap_of_prompts, overlap_of_tasks
+from persona_circuits.circuit.task.pairs import PromptPair, Span, Task, without_forms
+from persona_circuits.circuit.task.reading import faults_of_pairs, load_task, task_of
+from persona_circuits.circuit.task.shipped_files import CONTROLS, MODEL, resolve, shipped
+from persona_circuits.circuit.task.tokens import (
+    Reader,
+    beyond_embedding,
+    lost_differences,
+    n_vocab_of,
     prompt_faults,
     token_ids,
     token_offsets,
     unknown_pieces,
-    with_swap_rows,
     without_end,
 )
-from persona_circuits.circuit.task.overlap import Overlap, overlap, overlap_of_prompts, overlap_of_tasks
-from persona_circuits.circuit.task.pairs import PromptPair, Span, Task
-from persona_circuits.circuit.task.reading import faults_of_pairs, load_task, task_of
-from persona_circuits.circuit.task.shipped_files import CONTROLS, MODEL, resolve, shipped
 
 __all__ = [
     "ALIGNMENTS",
@@ -31,6 +36,8 @@ __all__ = [
     "CONTROLS",
     "MODEL",
     "Batch",
+    "FormTable",
+    "Forms",
     "Overlap",
     "PromptPair",
     "Reader",
@@ -44,13 +51,18 @@ __all__ = [
     "encode",
     "faults_of_pairs",
     "fitting",
+    "form_table",
+    "forms_left_out",
+    "forms_of",
     "load_task",
     "lost_differences",
     "misfit",
+    "n_vocab_of",
     "overlap",
     "overlap_of_prompts",
     "overlap_of_tasks",
     "prompt_faults",
+    "read_forms",
     "resolve",
     "shared_ends",
     "shipped",
@@ -60,4 +72,5 @@ __all__ = [
     "unknown_pieces",
     "with_swap_rows",
     "without_end",
+    "without_forms",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from persona_circuits.circuit.task.aligning import alignment
 from persona_circuits.circuit.task.encoding import Row
+from persona_circuits.circuit.task.forms import FormTable, form_table
 
 __all__ = [
     "Batch",
@@ -30,7 +31,8 @@ class Batch:
     ``*_padding`` tokens each, and ``corrupt_to_clean`` and ``neutral_to_clean`` say
     what of the other prompt stands against each place of the clean one; None where
     every place stands against itself. ``spans`` numbers the part that a place of the
-    clean prompt belongs to, an index of ``span_names``; padding is -1. ``ids`` are the pairs'.
+    clean prompt belongs to, an index of ``span_names``; padding is -1. ``ids`` are the pairs'. ``forms``
+    are there where the rows' options are sets of them.
     """
 
     indices: tuple[int, ...]
@@ -47,6 +49,7 @@ class Batch:
     spans: Int[Tensor, "batch pos"] | None = None
     span_names: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
+    forms: FormTable | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -69,6 +72,11 @@ class Batch:
         """``n`` rows at a time; an even number, so that both directions of a pair stay together where they are two."""
         n = n - n % 2 or 1
         return (self,) if len(self) <= n else tuple(self._rows(slice(i, i + n)) for i in range(0, len(self), n))
+
+    @property
+    def n_read(self) -> int:
+        """How many of the last positions the answer is read from."""
+        return 1 if self.forms is None else self.forms.n_read
 
     @property
     def n_tokens(self) -> int:
@@ -106,9 +114,9 @@ def batches(
     if uneven is None:
         uneven = any(len(set(_lengths(row))) > 1 for row in rows)
     names = tuple(dict.fromkeys(name for row in rows for name in _part_names(row)))
-    by_length: dict[tuple[int, ...], list[Row]] = {}
+    by_length: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=_lengths):
-        by_length.setdefault(() if uneven else _lengths(row), []).append(row)
+        by_length.setdefault((row.forms is None, () if uneven else _lengths(row)), []).append(row)
     return [
         _batch(group[start : start + batch_size], device, names)
         for group in by_length.values()
@@ -151,6 +159,7 @@ def _batch(rows: Sequence[Row], device: torch.device | str, names: tuple[str, ..
         _span_table(rows, names, device),
         names,
         tuple(row.id for row in rows) if all(row.id for row in rows) else (),
+        form_table(forms, device) if (forms := [row.forms for row in rows if row.forms is not None]) else None,
     )
 
 

@@ -9,54 +9,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from persona_circuits.circuit.choices import ALIGNMENTS
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.task.aligning import shared_ends
+from persona_circuits.circuit.task.form_reading import options_of, read_forms
+from persona_circuits.circuit.task.forms import Forms
 from persona_circuits.circuit.task.pairs import PromptPair, Span, Task
+from persona_circuits.circuit.task.tokens import (
+    Reader,
+    beyond_embedding,
+    lost_differences,
+    many_token_ids,
+    n_vocab_of,
+    prompt_faults,
+    token_ids,
+)
 
 __all__ = [
     "ALIGNMENTS",
     "ALIKE",
-    "Reader",
     "Row",
     "answer_id",
-    "beyond_embedding",
     "encode",
     "fitting",
-    "lost_differences",
     "misfit",
-    "prompt_faults",
-    "token_ids",
-    "token_offsets",
-    "unknown_pieces",
     "with_swap_rows",
-    "without_end",
 ]
 
 ALIKE = "clean and corrupt are the same tokens, so nothing can differ between them; take the pair out"
-
-
-@runtime_checkable
-class Reader(Protocol):
-    """What reading prompts asks of a model; a ``Model`` is one, and so is a tokenizer with a name and a size."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def tokenizer(self) -> Any: ...
-
-    @property
-    def n_context(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
 class Row:
     """A pair as token ids; ``index`` is the place among all rows; ``neutral`` is empty where the file has none.
 
-    ``id`` is the pair's, for messages.
+    ``id`` is the pair's, for messages. Where the options are sets of ``forms``, answers count from the size of the
+    vocabulary on, in the order of ``forms.names``, and every prompt ends in ``forms.forced``.
     """
 
     index: int
@@ -68,6 +58,13 @@ class Row:
     spans: tuple[Span, ...] = ()
     corrupt_spans: tuple[Span, ...] = ()
     id: str = ""
+    forms: Forms | None = None
+
+    @property
+    def prompts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Clean and corrupt, without what stands behind them."""
+        n = 0 if self.forms is None else len(self.forms.forced)
+        return self.clean[: len(self.clean) - n], self.corrupt[: len(self.corrupt) - n]
 
 
 def encode(task: Task, model: Reader, *, align: str = "equal", alike: bool = False) -> tuple[Row, ...]:
@@ -131,7 +128,7 @@ def _encoded(task: Task, model: Reader, align: str, alike: bool) -> tuple[list[R
     rows: list[Row | None] = []
     for start in range(0, len(task.pairs), AT_ONCE):
         some = task.pairs[start : start + AT_ONCE]
-        known = _many_token_ids(_texts(some), model.tokenizer)
+        known = many_token_ids(_texts(some), model.tokenizer)
         rows += [_encode_pair(start + i, pair, model, known, align, alike, faults) for i, pair in enumerate(some)]
     return rows, faults
 
@@ -165,24 +162,9 @@ AT_ONCE = 2000
 
 def _texts(pairs: Sequence[PromptPair]) -> list[str]:
     """What ``_encode_pair`` asks the ids of, each once: the prompts, and the prompts with every answer behind them."""
-    ends = [("", *pair.answers, *pair.wrong_answers) for pair in pairs]
+    ends = [("", *(form for _, some in options_of(pair) for form in some)) for pair in pairs]
     prompts = [(pair.clean, pair.corrupt, *([pair.neutral] if pair.neutral else [])) for pair in pairs]
     return list(dict.fromkeys(a + b for some, own in zip(prompts, ends, strict=True) for a in some for b in own))
-
-
-def _many_token_ids(texts: Sequence[str], tokenizer: Any) -> dict[str, list[int]]:
-    """The ids that ``token_ids`` gives each text, in two calls of the tokenizer."""
-    if not getattr(tokenizer, "is_fast", False):
-        return {}
-    bos, ends = tokenizer.bos_token, _ends(tokenizer)
-    found: dict[str, list[int]] = {}
-    for special in (True, False):
-        some = [text for text in texts if (bool(bos) and text.startswith(bos)) != special]
-        if some:
-            read = tokenizer(some, add_special_tokens=special, return_attention_mask=False)["input_ids"]
-            found |= {text: list(ids) for text, ids in zip(some, read, strict=True)}
-    ended = {text: ids for text, ids in found.items() if ends.intersection(ids[-1:])}
-    return found | {text: without_end(ids, text, tokenizer) for text, ids in ended.items()}
 
 
 def _encode_pair(
@@ -211,18 +193,39 @@ def _encode_pair(
     found += _length_faults(clean, {"corrupt": corrupt} | ({"neutral": neutral} if neutral else {}), align)
     found += _span_faults(((clean, pair.spans), (corrupt, pair.corrupt_spans)))
     found += _other_tokens(pair, clean, corrupt)
-    sides = [[added(pair.clean, clean, text) for text in texts] for texts in (pair.answers, pair.wrong_answers)]
-    for prompt, ids in ((pair.corrupt, corrupt), *([(pair.neutral, neutral)] if neutral else [])):
-        for text in (*pair.answers, *pair.wrong_answers):
-            added(prompt, ids, text)
-    found += _side_faults(sides, model)
+    prompts = [(pair.clean, clean), (pair.corrupt, corrupt), *([(pair.neutral, neutral)] if neutral else [])]
+    forms: Forms | None = None
+    sides: list[list[int | None]] = [[-1], [-1]]
+    if pair.forms is None:
+        sides = [[added(pair.clean, clean, text) for text in texts] for texts in (pair.answers, pair.wrong_answers)]
+        for prompt, ids in prompts[1:]:
+            for text in (*pair.answers, *pair.wrong_answers):
+                added(prompt, ids, text)
+        found += _side_faults(sides, model)
+    else:
+        forms = read_forms(pair, [(ids, prompt, read) for prompt, ids in prompts], model, found)
     if found:
         faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(found)]
         return None
     answers, wrong = (tuple(i for i in side if i is not None) for side in sides)
     spans = pair.spans or _spans_by_difference(clean, corrupt)
     corrupt_spans = pair.corrupt_spans or _spans_by_difference(corrupt, clean)
-    return Row(index, tuple(clean), tuple(corrupt), answers, wrong, tuple(neutral), spans, corrupt_spans, pair.id)
+    row = Row(index, tuple(clean), tuple(corrupt), answers, wrong, tuple(neutral), spans, corrupt_spans, pair.id)
+    return row if forms is None else _with_forms(row, forms, len(pair.answers), model)
+
+
+def _with_forms(row: Row, forms: Forms, n_answers: int, model: Reader) -> Row:
+    """The row with the tokens behind its prompts that its forms are read from."""
+    n_vocab, forced = n_vocab_of(model), forms.forced
+    ids = tuple(range(n_vocab, n_vocab + len(forms.names)))
+    more: dict[str, Any] = {
+        side: (*ids_of, *forced) for side in ("clean", "corrupt", "neutral") if (ids_of := getattr(row, side))
+    }
+    spans: dict[str, Any] = {
+        name: (*getattr(row, name), *([Span("forms", start, start + len(forced))] if forced else []))
+        for name, start in (("spans", len(row.clean)), ("corrupt_spans", len(row.corrupt)))
+    }
+    return replace(row, answers=ids[:n_answers], wrong_answers=ids[n_answers:], forms=forms, **more, **spans)
 
 
 def _length_faults(clean: list[int], others: Mapping[str, list[int]], align: str) -> list[str]:
@@ -285,104 +288,6 @@ def _other_tokens(pair: PromptPair, clean: list[int], corrupt: list[int]) -> lis
     return [] if outside[0] == outside[1] else ["clean and corrupt differ outside the persona; ask the same question"]
 
 
-def token_ids(text: str, model: Reader) -> list[int]:
-    """The tokenizer's own ids, special tokens as it adds them in front.
-
-    Never a second BOS before one in the text, and nothing behind the text: a model that reads EOS is done.
-    """
-    bos = model.tokenizer.bos_token
-    has_own_bos = bool(bos) and text.startswith(bos)
-    ids = list(model.tokenizer(text, add_special_tokens=not has_own_bos)["input_ids"])
-    return without_end(ids, text, model.tokenizer)
-
-
-def without_end(ids: list[int], text: str, tokenizer: Any) -> list[int]:
-    """The ids less those that the tokenizer appends to every text, as with ``add_eos_token``."""
-    if not ids or ids[-1] not in _ends(tokenizer):
-        return ids
-    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    begin = next((i for i in range(len(ids) - len(plain) + 1) if ids[i : i + len(plain)] == plain), None)
-    return ids if begin is None or not plain else ids[: begin + len(plain)]
-
-
-def _ends(tokenizer: Any) -> set[int]:
-    return {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
-
-
-def prompt_faults(ids: list[int], model: Reader) -> list[str]:
-    """What is wrong with a prompt's ids: a BOS too many, more than the context holds, tokens without an embedding."""
-    faults = []
-    bos, eos = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        faults.append("a prompt starts with two BOS tokens; take one out of the text")
-    elif bos is not None and bos != eos and (place := _inner_bos(ids, bos, eos)) is not None:
-        faults.append(f"a prompt holds BOS inside, at token {place}; take it out of the text or the template")
-    if model.n_context and len(ids) > model.n_context:
-        faults.append(f"a prompt has {len(ids)} tokens, the model's context holds {model.n_context}")
-    return faults + beyond_embedding(ids, model)
-
-
-def _inner_bos(ids: Sequence[int], bos: int, eos: int | None) -> int | None:
-    """The first place of a BOS after other tokens; each turn of a conversation may begin with one, once an EOS has
-    ended the turn before it, whatever stands between the two (ChatML puts a line break there)."""
-    ended = False
-    for place, token in enumerate(ids):
-        if token == bos and place and not ended:
-            return place
-        ended = token == eos or (ended and token != bos)
-    return None
-
-
-def beyond_embedding(ids: Sequence[int], model: Reader) -> list[str]:
-    """Tokens of which the tokenizer knows and the model does not, as when they were added to the tokenizer alone."""
-    size = getattr(model, "n_vocab", None)
-    if size is None or not ids or max(ids) < size:
-        return []
-    return [
-        f"token {model.tokenizer.convert_ids_to_tokens(token)} (id {token}) is beyond the model's {size:,} embeddings; "
-        "use words that it has a token for, or resize its embeddings and train them"
-        for token in sorted({token for token in ids if token >= size})
-    ]
-
-
-def lost_differences(prompts: Mapping[str, Sequence[int]], model: Reader) -> list[str]:
-    """What some of the prompts say and others do not, and the tokenizer can only write as its unknown token.
-
-    ``prompts`` are texts with their ids. Prompts that differ there only are one and the same to the model. What all
-    of them hold, such as a template's letters, takes no difference away and is let pass.
-    """
-    pieces = [{one.strip() for one in unknown_pieces(text, ids, model).values()} for text, ids in prompts.items()]
-    lost = {one for some in pieces for one in some if not all(one in other for other in pieces)}
-    return [
-        f"the tokenizer cannot write {piece[:40]!r}, in which prompts differ; use words (and case) that it knows"
-        for piece in sorted(lost)
-    ]
-
-
-def unknown_pieces(text: str, ids: Sequence[int], model: Reader) -> dict[int, str]:
-    """By their places the tokens that stand for text which the tokenizer cannot write, with that text.
-
-    A tokenizer may use one token for what it does not know and for something that it does, such as a space; and one
-    without offsets does not say which text a token stands for.
-    """
-    tokenizer = model.tokenizer
-    unknown = tokenizer.unk_token_id
-    if unknown is None or unknown not in ids or not getattr(tokenizer, "is_fast", False):
-        return {}
-    offsets, said = token_offsets(text, ids, model), tokenizer.decode([unknown])
-    pieces = {i: text[slice(*offsets[i])] for i, token in enumerate(ids) if token == unknown}
-    return {i: piece for i, piece in pieces.items() if piece.strip() and piece != said}
-
-
-def token_offsets(text: str, ids: Sequence[int], model: Reader) -> list[tuple[int, int]]:
-    """The characters that each of the text's tokens stands for; ``ids`` are those of ``token_ids``."""
-    variants = (
-        model.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True) for special in (True, False)
-    )
-    n = len(ids)  # the tokenizer may append an EOS, which is none of the text's
-    return next(variant["offset_mapping"][:n] for variant in variants if list(variant["input_ids"])[:n] == list(ids))
-
-
 def answer_id(prompt: str, ids: list[int], answer: str, model: Reader, faults: list[str]) -> int | None:
     """The one token that ``answer`` adds behind ``prompt``; anything else is a fault."""
     return _added(ids, token_ids(prompt + answer, model), prompt, answer, model, faults)
@@ -394,7 +299,8 @@ def _added(ids: list[int], joined: list[int], prompt: str, answer: str, model: R
         faults.append(f"answer {answer!r} merges with the prompt's last token; {_unmerged(prompt, answer)}")
     elif len(joined) != len(ids) + 1:
         pieces = model.tokenizer.convert_ids_to_tokens(joined[len(ids) :])
-        faults.append(f"answer {answer!r} is {len(pieces)} tokens here ({', '.join(map(repr, pieces))}), expected one")
+        shown = ", ".join(map(repr, pieces))
+        faults.append(f"answer {answer!r} is {len(pieces)} tokens here ({shown}), expected one; or give it 'forms'")
     elif beyond := beyond_embedding(joined[-1:], model):
         faults += [f"answer {answer!r}: {fault}" for fault in beyond]
     else:

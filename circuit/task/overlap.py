@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from persona_circuits.circuit.task.encoding import Reader, Row, token_ids
+from persona_circuits.circuit.task.encoding import Row
 from persona_circuits.circuit.task.pairs import Task
+from persona_circuits.circuit.task.tokens import Reader, token_ids
 
 __all__ = [
     "Overlap",
@@ -57,7 +58,7 @@ class Overlap:
 
 def overlap(searched: Sequence[Row], measured: Sequence[Row]) -> Overlap:
     """The pairs and prompts of ``measured`` that ``searched`` holds too."""
-    return overlap_of_prompts(*([(row.clean, row.corrupt) for row in rows] for rows in (searched, measured)))
+    return overlap_of_prompts(*([row.prompts for row in rows] for rows in (searched, measured)))
 
 
 def overlap_of_tasks(searched: Task, measured: Task, model: Reader) -> Overlap:

@@ -14,6 +14,7 @@ __all__ = [
     "PromptPair",
     "Span",
     "Task",
+    "without_forms",
 ]
 
 TEXT_KEYS = ("id", "persona_a", "persona_b", "question", "split")
@@ -34,7 +35,8 @@ class PromptPair:
 
     ``answers`` are the preference tokens of A, ``wrong_answers`` those of B, as
     text that continues the prompt (so usually with a leading space). ``neutral`` is
-    the question under no persona. ``spans`` and ``corrupt_spans`` are the parts of
+    the question under no persona. ``forms``, where they are given, are texts that each of its options may take, any
+    number of tokens; without them an answer is one token. ``spans`` and ``corrupt_spans`` are the parts of
     either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
     truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``.
     ``row`` is what the file, or the mapping in memory, holds, every key of it.
@@ -50,6 +52,7 @@ class PromptPair:
     question: str = ""
     split: str = ""
     neutral: str = ""
+    forms: tuple[tuple[str, tuple[str, ...]], ...] | None = None
     spans: tuple[Span, ...] = ()
     corrupt_spans: tuple[Span, ...] = ()
     axes: tuple[tuple[str, str], ...] = ()
@@ -212,3 +215,17 @@ class Task:
         if not values:
             raise self._without(key)
         return {value: self.where(**{key: value}) for value in values}
+
+
+def without_forms(pairs: Iterable[PromptPair], what: str) -> None:
+    """Refuse pairs whose options are sets of forms, where ``what`` reads one token of each.
+
+    Raises:
+        TaskError: there is one.
+    """
+    for pair in pairs:
+        if pair.forms is not None:
+            raise TaskError(
+                f"{pair.place} gives its options 'forms', and {what} reads one token of each; take 'forms' out of the "
+                "pairs, or build them without --forms"
+            )

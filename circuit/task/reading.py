@@ -3,8 +3,9 @@
 JSON Lines hold one pair a line, with the keys ``clean``, ``corrupt``, ``answers``,
 ``wrong_answers`` and, if wanted, ``id``, ``persona_a``, ``persona_b``, ``question``,
 ``split``; auto-circuit's JSON is ``{"prompts": [...]}`` with the same four keys in every
-prompt. ``neutral``, the question under no persona, and ``spans``, the named parts of the
-prompts, are read where they are there. All faults of a file are reported at once.
+prompt. ``neutral``, the question under no persona, ``spans``, the named parts of the
+prompts, and ``forms``, texts that options may take, are read where they are there. All faults of a file are
+reported at once.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 TEXTS, ANSWERS = ("clean", "corrupt"), ("answers", "wrong_answers")
-OPTIONAL = (*TEXT_KEYS, "neutral", "spans")
+OPTIONAL = (*TEXT_KEYS, "neutral", "spans", "forms")
 """Keys whose null is read as if they were not there."""
 PARTS = ("control", "variant")
 """Keys of rows that are compared with each other: one text may stand in several of these parts, as a control does."""
@@ -113,9 +114,15 @@ def task_of_items(items: Iterable[Mapping[str, Any]], source: str) -> Task:
 def _with_lists(item: Any) -> Any:
     if not isinstance(item, Mapping):
         return item
-    texts = {key: [item[key]] for key in ("answers", "wrong_answers") if isinstance(item.get(key), str)}
-    tuples = {key: list(item[key]) for key in ("answers", "wrong_answers") if isinstance(item.get(key), tuple)}
-    return {**item, **texts, **tuples}
+    lists = {key: _as_list(item[key]) for key in ANSWERS if key in item}
+    forms = item.get("forms")
+    if isinstance(forms, Mapping):
+        lists["forms"] = {name: _as_list(some) for name, some in forms.items()}
+    return {**item, **lists}
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else list(value) if isinstance(value, tuple) else value
 
 
 def _task(
@@ -138,7 +145,8 @@ def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:
     """
     seen: dict[tuple[Any, ...], PromptPair] = {}
     for pair in pairs:
-        said = (pair.clean, pair.corrupt, frozenset(pair.answers), frozenset(pair.wrong_answers), pair.neutral)
+        answers = (frozenset(pair.answers), frozenset(pair.wrong_answers), pair.forms)
+        said = (pair.clean, pair.corrupt, *answers, pair.neutral)
         parts = (str(pair.row.get(key)) for key in PARTS)
         seen.setdefault((*said, pair.split, *parts), pair)
     return tuple(seen.values())
@@ -218,6 +226,7 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         ),
         *(["'neutral' must be a non-empty string"] if not is_text(item.get("neutral", "-")) else []),
         *_span_faults(item.get("spans", {})),
+        *_form_faults(item.get("forms", {})),
     ]
     if found:
         faults += [f"{where}: {fault}" for fault in found]
@@ -233,6 +242,7 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         wrong,
         **extra,
         neutral=item.get("neutral", ""),
+        forms=tuple((name, tuple(some)) for name, some in item["forms"].items()) if "forms" in item else None,
         spans=spans,
         corrupt_spans=corrupt_spans,
         axes=tuple(_axes(item)),
@@ -266,6 +276,12 @@ def _span_faults(value: Any) -> list[str]:
     parts = [part for side in sides.values() for part in (side.values() if isinstance(side, dict) else [None])]
     good = all(isinstance(part, dict) and _is_range(part.get("tokens")) for part in parts)
     return [] if good else ["'spans' must give every part's 'tokens' as [start, end] for clean and corrupt"]
+
+
+def _form_faults(value: Any) -> list[str]:
+    """``{option: [form, ...]}``, texts that follow the prompt."""
+    good = isinstance(value, dict) and all(name and is_texts(some) for name, some in value.items())
+    return [] if good else ["'forms' must give a non-empty list of texts for every option that it names"]
 
 
 def _is_range(value: Any) -> bool:

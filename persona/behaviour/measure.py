@@ -12,10 +12,11 @@ from torch import Tensor
 from persona_circuits import metrics
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.errors import TaskError, listed
+from persona_circuits.circuit.forward import run
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress, untold
-from persona_circuits.circuit.task import PromptPair, Row, Task, batches, encode, fitting
+from persona_circuits.circuit.task import FormTable, PromptPair, Row, Task, batches, encode, fitting
 from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.data.words import Words, mean_words, top_words
@@ -54,8 +55,8 @@ class PairMeasure:
     and so is ``soft_collapse``; ``choice_a`` and ``choice_b`` are the most likely
     candidates, the first in a tie. ``mass_*`` are the candidates' share of all
     probability, ``log_probs_*`` the candidates' log probabilities over the whole vocabulary; ``words`` the most
-    likely tokens, whatever the candidates. ``order_spread`` is the spread of the margin over ``n_orders`` orders of
-    listed options, None where there is no list.
+    likely tokens, whatever the candidates, ``left_out`` the forms of the options that are not counted. ``order_spread``
+    is the spread of the margin over ``n_orders`` orders of listed options, None where there is no list.
     """
 
     item: Item
@@ -74,6 +75,7 @@ class PairMeasure:
     log_probs_b: tuple[float, ...]
     neutral: NeutralPrior | None
     words: Words = ()
+    left_out: tuple[str, ...] = ()
     order_spread: float | None = None
     n_orders: int = 1
 
@@ -159,13 +161,15 @@ class Answer:
     log_probs: Float[Tensor, "2 candidate"]
     jensen_shannon_vocabulary: float
     words: Words = ()
+    left_out: tuple[str, ...] = ()
 
 
 def _asking(item: Item, clean: str, corrupt: str, name: str) -> PromptPair:
     """The item's candidates, all of them, behind two prompts; in this order: declared wrong answers last."""
     pair = item.pair
     rest = tuple(text for text in item.candidates if text not in pair.wrong_answers)
-    return PromptPair(clean, corrupt, rest, pair.wrong_answers, id=name, line=pair.line, unit=pair.unit)
+    answers = (rest, pair.wrong_answers)
+    return PromptPair(clean, corrupt, *answers, id=name, forms=pair.forms, line=pair.line, unit=pair.unit)
 
 
 def _candidate_ids(
@@ -190,26 +194,33 @@ def _answers(
     answers: dict[int, Answer] = {}
     for batch in batches(ranks.share(rows), batch_size, model.device, uneven=False):
         same = torch.equal(batch.clean, batch.corrupt)
-        clean = _last_logits(model, batch.clean, batch.clean_padding)
-        other = clean if same else _last_logits(model, batch.corrupt, batch.corrupt_padding)
+        clean = _last_logits(model, batch.clean, batch.clean_padding, batch.forms)
+        other = clean if same else _last_logits(model, batch.corrupt, batch.corrupt_padding, batch.forms)
         both = torch.stack([clean, other])
         check_finite(both.transpose(0, 1), batch.name)
         apart = metrics.jensen_shannon(*both)
         for place, index in enumerate(batch.indices):
             candidates = torch.tensor(ids[index]).expand(2, -1)
             log_probs = metrics.candidate_logits(both[:, place].log_softmax(-1), candidates)
-            words = mean_words([top_words(row, model.tokenizer) for row in both[:, place]])
-            answers[index] = Answer(log_probs, apart[place].item(), words)
+            forms = rows[index].forms
+            names = None if forms is None else dict(enumerate(forms.names, model.n_vocab))
+            words = mean_words([top_words(row, model.tokenizer, names=names) for row in both[:, place]])
+            left_out = () if forms is None else forms.left_out
+            answers[index] = Answer(log_probs, apart[place].item(), words, left_out)
         progress(len(answers), len(rows))
     answers = ranks.gathered(answers)
     return [answers[index] for index in range(len(rows))]
 
 
 def _last_logits(
-    model: Model, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None
-) -> Float[Tensor, "batch vocab"]:
+    model: Model, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None, forms: FormTable | None
+) -> Float[Tensor, "batch events"]:
     """In float64 on the CPU, so that no measure adds rounding of its own."""
-    return model.logits(tokens, padding)[:, -1].cpu().double()
+    if forms is None:
+        return model.logits(tokens, padding)[:, -1].cpu().double()
+    with torch.no_grad():
+        found = run(model, *model.start(tokens, padding, forms), contributions=False, answer_only=True)
+    return found.logits.cpu().double()
 
 
 def measured(item: Item, answer: Answer, neutral: Sequence[Answer]) -> PairMeasure:
@@ -236,6 +247,7 @@ def measured(item: Item, answer: Answer, neutral: Sequence[Answer]) -> PairMeasu
         log_probs_b=tuple(log_probs[1].tolist()),
         neutral=_neutral_prior(item, neutral),
         words=answer.words,
+        left_out=answer.left_out,
     )
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from persona_circuits import metrics
+from persona_circuits.circuit.task import forms_left_out
 from persona_circuits.persona.behaviour.measure import PairMeasure
 from persona_circuits.persona.behaviour.options import StudyOptions
 from persona_circuits.persona.behaviour.orders import incomplete, order_effect
@@ -283,6 +284,7 @@ def _notes(main: Sequence[PairRow], sigma: float | None) -> list[str]:
     if n_personas < FEW_CLUSTERS:
         least = 2.0 ** (1 - n_personas)
         notes.append(f"{n_personas} persona pair(s) only: the p of D = 0 can hardly fall below {least:.2g}")
+    notes += forms_left_out([row.measure.left_out for row in main])
     if any(row.measure.item.names_no_more for row in main):
         notes.append("some pairs name no further candidates: collapse there is over the two declared sides alone")
     return notes

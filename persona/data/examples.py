@@ -9,20 +9,25 @@ form of different personas has one name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.task import (
     ALIKE,
+    Forms,
     PromptPair,
     Reader,
     Task,
     answer_id,
     lost_differences,
     misfit,
+    n_vocab_of,
     overlap_of_prompts,
+    read_forms,
+    token_ids,
+    without_forms,
 )
 from persona_circuits.circuit.task import fitting as those_that_fit
 from persona_circuits.persona.data.items import Item, ItemFile, load_items
@@ -44,7 +49,8 @@ class Example:
     """One prompt. ``pair`` is the place of its pair among the file's, ``is_clean`` its side.
 
     ``answers`` and ``others`` are the ids of what this prompt's persona is to prefer and of
-    what the other one is to prefer; ``candidates`` those of all options, in the file's order.
+    what the other one is to prefer; ``candidates`` those of all options, in the file's order. Where options are sets of
+    ``forms``, ids count from the size of the vocabulary on, in the order of ``forms.names``.
     """
 
     pair: int
@@ -58,6 +64,7 @@ class Example:
     answers: tuple[int, ...]
     others: tuple[int, ...]
     candidates: tuple[int, ...]
+    forms: Forms | None = None
 
     @property
     def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -102,6 +109,7 @@ def examples_of(
     personas: Sequence[Persona] = (),
     fitting: bool = False,
     align: str | None = None,
+    takes_forms: bool = False,
 ) -> ExampleFile:
     """The prompts of a pair file that was read, laid out for one tokenizer.
 
@@ -117,6 +125,8 @@ def examples_of(
     fitting
         Go on with the pairs that fit, and say in ``source`` how many do; with ``align`` those of which both
         prompts can be run side by side too, one of ``circuit.task.batching.ALIGNMENTS``.
+    takes_forms
+        Options may be sets of forms; else such pairs are refused.
 
     Raises
     ------
@@ -127,6 +137,8 @@ def examples_of(
         ``tokens`` are no two single tokens behind every prompt.
     """
     found = items.of_split(split)
+    if not takes_forms or tokens is not None:
+        without_forms((item.pair for item in found.items), "this command" if tokens is None else "--tokens")
     wordings = {(who.name, text): str(i) for who in personas for i, text in enumerate(who.wordings)}
     faults: list[str] = []
     fit: list[Item] = []
@@ -206,9 +218,12 @@ def _examples(
         own.append(ALIKE)
     texts = (pair.answers, pair.wrong_answers) if tokens is None else ((tokens[0],), (tokens[1],))
     candidates = item.candidates if tokens is None else tokens
-    ids = [_ids(pair, side, (*texts[0], *texts[1], *candidates), reader, own) for side in sides]
-    if not own:
-        own += _answer_faults(texts, ids, reader)
+    forms = None if pair.forms is None else _forms(item, sides, reader, own)
+    if forms is not None:
+        ids = [{text: n_vocab_of(reader) + i for i, text in enumerate(forms.names)}] * 2
+    else:
+        ids = [_ids(pair, side, (*texts[0], *texts[1], *candidates), reader, own) for side in sides]
+        own += [] if own else _answer_faults(texts, ids, reader)
     faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(own)]
     if own:
         return []
@@ -227,9 +242,18 @@ def _examples(
             answers=(first, second)[turn],
             others=(second, first)[turn],
             candidates=tuple(ids[0][text] for text in candidates),
+            forms=forms,
         )
         for turn, side in enumerate(sides)
     ]
+
+
+def _forms(item: Item, sides: Sequence[Placed], reader: Reader, faults: list[str]) -> Forms:
+    """Those of all candidates, behind both prompts."""
+    pair = item.pair
+    rest = tuple(text for text in item.candidates if text not in pair.wrong_answers)
+    prompts = [(list(side.ids), side.text, lambda text: token_ids(text, reader)) for side in sides]
+    return read_forms(replace(pair, answers=rest), prompts, reader, faults)
 
 
 def _ids(pair: PromptPair, side: Placed, texts: Sequence[str], reader: Reader, faults: list[str]) -> dict[str, int]:

@@ -228,6 +228,9 @@ def _own_question(item: Item, poles: Mapping[str, str], faults: Faults) -> Quest
     if not all(has_text(option.get("word")) and is_numbers(option.get("affinity", {})) for option in options):
         faults.add(where, "an option must be a word, or an object with 'word' and, if wanted, numbers in 'affinity'")
         return None
+    if not all(is_texts(option.get("forms", ["-"])) for option in options):
+        faults.add(where, "the 'forms' of an option must be a non-empty list of words that mean the same")
+        return None
     affinities = {o["word"].strip(): signed(o["affinity"], poles) for o in options if "affinity" in o}
     held_out, prefers = row.get("held_out_wording"), row.get("prefers", {})
     is_place = is_whole(held_out, 0, len(row["wordings"]) - 1)
@@ -249,4 +252,5 @@ def _own_question(item: Item, poles: Mapping[str, str], faults: Faults) -> Quest
     place = distinct.index(row["wordings"][held_out].strip()) if is_place else None
     extra: dict[str, Any] = {"prefers": prefers, "affinities": affinities, "held_out": place, "domain": str(domain)}
     extra |= {"cues": cues} if cues else {"cue": cue}
+    extra["forms"] = {o["word"].strip(): distinct_texts(o["forms"]) for o in options if "forms" in o}
     return checked_question(where, row["id"], distinct, words, faults, **extra)

@@ -7,7 +7,7 @@ candidate is exactly one token more behind the very prompt that it follows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from persona_circuits.circuit import task
@@ -53,10 +53,19 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Options as text that continues a prompt, with their one token, and what is wrong with the others."""
+    """Options as text that continues a prompt, with their one token, and what is wrong with the others.
+
+    Where options are sets of ``forms`` they have no token of their own (-1); ``notes`` say which forms are nobody's.
+    """
 
     ids: Mapping[str, int]
     faults: Mapping[str, tuple[str, str]]  # reason and sentence
+    forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def key(self) -> dict[str, Any]:
+        """What a row of a pair file says of them."""
+        return {"forms": {name: list(some) for name, some in self.forms.items()}} if self.forms else {}
 
 
 def load_tokenizer(name: str) -> TokenizerOnly:
@@ -107,12 +116,11 @@ def candidates(prompts: Sequence[tuple[Prompt, Encoded]], options: Sequence[str]
 
     An option gets a leading space unless the prompt ends in white space or an opening bracket.
     """
-    text = prompts[0][0].text
-    bare = text[-1:].isspace() or text[-1:] in OPENING
+    lead = leads(prompts[0][0])
     ids: dict[str, int] = {}
     faults: dict[str, tuple[str, str]] = {}
     for option in options:
-        answer = option if bare else f" {option}"
+        answer = f"{lead}{option}"
         found: list[str] = []
         tokens = {answer_id(prompt.text, list(encoded.ids), answer, reader, found) for prompt, encoded in prompts}
         token = tokens.pop() if len(tokens) == 1 else None
@@ -125,6 +133,11 @@ def candidates(prompts: Sequence[tuple[Prompt, Encoded]], options: Sequence[str]
         else:
             ids[answer] = token
     return Candidates(ids, faults)
+
+
+def leads(prompt: Prompt) -> str:
+    """The space between a prompt and an option, or nothing."""
+    return "" if prompt.text[-1:].isspace() or prompt.text[-1:] in OPENING else " "
 
 
 def _token_spans(

@@ -62,7 +62,7 @@ class Question:
     ``prefers`` gives the option of each persona (None: it has none); ``affinities`` the pull of
     each trait on each option, for personas that ``prefers`` does not name. ``held_out`` is the
     index of the wording that the source sets aside, ``cue`` the question's own answer cue, ``cues`` one for each
-    wording, ``domain`` what it is about, a key of the pairs.
+    wording, ``domain`` what it is about, a key of the pairs. ``forms`` are other words for options.
     """
 
     id: str
@@ -74,6 +74,7 @@ class Question:
     cue: str | None = None
     domain: str = ""
     cues: tuple[str, ...] = ()
+    forms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def cue_of(self, wording: int) -> str | None:
         """The answer cue behind a wording; None where the question has none of its own."""

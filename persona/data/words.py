@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,14 @@ Words = tuple[tuple[str, float], ...]
 """Tokens as text, each with its probability, the most likely first."""
 
 
-def top_words(logits: Float[Tensor, " vocab"], tokenizer: Any, n: int = N_WORDS) -> Words:
-    """The ``n`` most likely tokens behind one prompt, of its logits."""
+def top_words(
+    logits: Float[Tensor, " vocab"], tokenizer: Any, n: int = N_WORDS, *, names: Mapping[int, str] | None = None
+) -> Words:
+    """The ``n`` most likely tokens behind one prompt, of its logits; ``names`` are of columns that are no tokens."""
     found = torch.softmax(logits, -1).topk(min(n, logits.shape[-1]))
     pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
-    return tuple((tokenizer.decode([token]), probability) for token, probability in pairs)
+    names = names or {}
+    return tuple((names.get(token) or tokenizer.decode([token]), probability) for token, probability in pairs)
 
 
 def mean_words(prompts: Sequence[Words], n: int = N_WORDS) -> Words:

@@ -22,7 +22,7 @@ from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.storage import Kept, search_of
-from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
+from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode, without_forms
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_pairs
 from persona_circuits.persona.data import ItemFile, clusters_of
 from persona_circuits.persona.explanation.causal import TESTS, Asked, Outcome, flip_gain, run_test
@@ -104,6 +104,7 @@ def explain(
     more = () if controls is None else tuple(item for item in controls.items if item.control != "none")
     items = (*chosen.items, *more)
     source = f"{chosen.source} with {controls.source}" if controls is not None and more else chosen.source
+    without_forms((item.pair for item in items), "explain")
     measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
     rows = encode(Task(tuple(_bare(item.pair) for item in items), source, ""), model)
     search = search_of(model.fingerprint, model.format, options, thresholds, rows, [item.candidates for item in items])

@@ -3,8 +3,10 @@ from .report import COLUMNS as COLUMNS
 from .report import format_rows as format_rows
 from .report import formats_record as formats_record
 from .report import headline as headline
+from .report import with_calibration as with_calibration
 from .report import write_formats as write_formats
 from .study import FormatRow as FormatRow
 from .study import FormatStudy as FormatStudy
+from .study import calibrated as calibrated
 from .study import recommended as recommended
 from .study import study_formats as study_formats

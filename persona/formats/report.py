@@ -8,7 +8,7 @@ formats.png     D and mass of every format, D of a friend and 2 sigma_0 beside i
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from persona_circuits.circuit.figures import Axis, Bars, Chart, Panel, Points, i
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.data import said
 from persona_circuits.persona.formats.study import FormatRow, FormatStudy
+from persona_circuits.persona.pairs.report import Built
 
 __all__ = [
     "COLUMNS",
     "format_rows",
     "formats_record",
     "headline",
+    "with_calibration",
     "write_formats",
 ]
 
@@ -62,6 +64,13 @@ def formats_record(study: FormatStudy) -> dict[str, Any]:
             "skipped": dict(study.skipped),
         }
     )
+
+
+def with_calibration(built: Built, study: FormatStudy) -> Built:
+    """The pairs with what their format was chosen by in their report."""
+    shown = ", ".join(f"{row.format} {row.divergence.value:+.2f} ({row.mass:.2f})" for row in study.rows)
+    says = f"{study.best}, of D (and mass) on {study.rows[0].n} training pairs: {shown}"
+    return replace(built, about={**built.about, "calibration": {**formats_record(study), "says": says}})
 
 
 def write_formats(study: FormatStudy, folder: str | Path) -> None:

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,11 +31,14 @@ from persona_circuits.persona.responses import Sampling, continuations
 __all__ = [
     "FormatRow",
     "FormatStudy",
+    "calibrated",
     "recommended",
     "study_formats",
 ]
 
 ANSWER_TOKENS = 16
+CALIBRATION = 8
+"""Pairs on which ``calibrated`` compares the formats."""
 Row = Mapping[str, Any]
 Sample = frozenset[tuple[str, str, str]]
 
@@ -94,22 +97,37 @@ def study_formats(
     options = (options or FormatOptions()).checked()
     told = stage or (lambda _: untold)
     ask = _Asking(model, tuple(personas), tuple(questions), contrast, options)
-    sample = ask.sample("train")
-    rows: list[FormatRow] = []
-    skipped: dict[str, str] = {}
-    for name in options.chosen:
-        try:
-            rows.append(ask.measured(name, "train", sample, told(f"format {name}")))
-        except (OptionError, TaskError) as error:
-            skipped[name] = str(error).splitlines()[0]
-    if not rows:
-        raise TaskError(f"no format can be put to {model.name}: " + "; ".join(skipped.values()))
-    best = recommended(rows, options.min_mass)
+    found = ask.study(told)
     try:
-        held_out = ask.measured(best.format, "test", ask.sample("test"), told(f"{best.format}, held out"))
+        held_out = ask.measured(found.best, "test", ask.sample("test"), told(f"{found.best}, held out"))
     except TaskError:
-        held_out = None
-    return FormatStudy(model.name, model.fingerprint, options, tuple(rows), skipped, best.format, held_out)
+        return found
+    return replace(found, held_out=held_out)
+
+
+def calibrated(
+    model: Model,
+    personas: Sequence[Persona],
+    questions: Sequence[Question],
+    *,
+    contrast: str | Sequence[tuple[str, str]] = "all",
+    like: PairOptions | None = None,
+    stage: Callable[[str], Progress] | None = None,
+) -> FormatStudy:
+    """The formats on a small sample of the training split alone, and which of them to use: what ``pairs`` does.
+
+    As ``study_formats``, without a friend's D, answers that are spelt out, and the test on held-out pairs; splits are
+    those of the pairs that are built with the options ``like``.
+
+    Raises:
+        OptionError: an option makes no sense.
+        TaskError: no format can be put to this model.
+    """
+    like = like or PairOptions()
+    share = like.test_share or FormatOptions.test_share
+    options = FormatOptions(max_pairs=CALIBRATION, n_answers=0, seed=like.seed, test_share=share).checked()
+    ask = _Asking(model, tuple(personas), tuple(questions), contrast, options, friend=False)
+    return ask.study(stage or (lambda _: untold))
 
 
 def recommended(rows: Sequence[FormatRow], min_mass: float) -> FormatRow:
@@ -127,11 +145,28 @@ class _Asking:
     questions: tuple[Question, ...]
     contrast: Any
     options: FormatOptions
+    friend: bool = True
+
+    def study(self, told: Callable[[str], Progress]) -> FormatStudy:
+        """Every format on the training sample."""
+        sample = self.sample("train")
+        rows: list[FormatRow] = []
+        skipped: dict[str, str] = {}
+        for name in self.options.chosen:
+            try:
+                rows.append(self.measured(name, "train", sample, told(f"format {name}")))
+            except (OptionError, TaskError) as error:
+                skipped[name] = str(error).splitlines()[0]
+        if not rows:
+            raise TaskError(f"no format can be put to {self.model.name}: " + "; ".join(skipped.values()))
+        best = recommended(rows, self.options.min_mass)
+        about = (self.model.name, self.model.fingerprint, self.options)
+        return FormatStudy(*about, tuple(rows), skipped, best.format, None)
 
     def measured(self, name: str, split: str, sample: Sample, progress: Progress) -> FormatRow:
         """A format's row on the sample of one split."""
         rows, null = self._rows(name, split, sample)
-        friend = framed(rows, ("friend",), self.model).rows
+        friend = framed(rows, ("friend",), self.model).rows if self.friend else ()
         groups = [rows, null, friend]
         found = self._measures([row for some in groups for row in some], name, progress)
         of_friend = [one for one in found if "variant" in one.item.pair.row]
@@ -150,7 +185,7 @@ class _Asking:
             sigma_0=study.sigma_0,
             order_effect=study.order_effect,
             collapse=whole.collapse.value,
-            friend=float(np.mean([one.divergence for one in of_friend])),
+            friend=float(np.mean([one.divergence for one in of_friend])) if of_friend else None,
             named=named,
             words=study.words,
             answer=answers[0] if answers else "",

@@ -35,9 +35,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona_circuits import metrics
+from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.task import FormTable, form_table, forms_left_out
 from persona_circuits.persona.data import POSITIONS, Estimate, Example, ExampleFile, shared_positions, two_way_mean
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.data.words import Words, mean_words, top_words
@@ -146,10 +148,10 @@ def study_lens(
         An option makes no sense, or a position is asked for that a prompt does not have.
     """
     options = (options or LensOptions()).checked()
-    positions = shared_positions(found, options.positions)
+    positions = _positions(found, options)
     seen = _Seen(model, found, positions)
     total, done = len(found.examples), 0
-    for group in grouped([len(one.placed.ids) for one in found.examples], options.batch_size):
+    for group in grouped([len(_with_forms(one)) for one in found.examples], options.batch_size):
         seen.add(group)
         done += len(group)
         if progress is not None:
@@ -184,12 +186,32 @@ def study_lens(
     )
 
 
+def _positions(found: ExampleFile, options: LensOptions) -> tuple[str, ...]:
+    """Where the lens reads; what an option of several tokens is worth, it can say where the prompt ends alone.
+
+    Raises:
+        OptionError: another position is asked for there, or only some of the pairs have such options.
+    """
+    if all(one.forms is None for one in found.examples):
+        return shared_positions(found, options.positions)
+    if set(options.positions) - {ANSWER}:
+        raise OptionError(f"--positions: options with 'forms' are read at {ANSWER} alone; leave the others out")
+    if any(one.forms is None for one in found.examples):
+        raise OptionError("some pairs give their options 'forms' and others do not; read them in two runs")
+    return (ANSWER,)
+
+
+def _with_forms(one: Example) -> tuple[int, ...]:
+    return (*one.placed.ids, *(() if one.forms is None else one.forms.forced))
+
+
 class _Seen:
     """The arrays of a study while they are filled, a row per prompt."""
 
     def __init__(self, model: Model, found: ExampleFile, positions: tuple[str, ...]) -> None:
         self.model, self.examples, self.positions = model, found.examples, positions
         n, points = len(found.examples), len(model.blocks) + 1
+        self.forms = any(one.forms is not None for one in found.examples)
         shape = (n, points, len(positions))
         self.most = max(len(one.candidates) for one in found.examples)
         self.margin, self.answer, self.other, self.mass, self.kl = (np.full(shape, np.nan) for _ in range(5))
@@ -202,13 +224,19 @@ class _Seen:
     def add(self, group: list[int]) -> None:
         """Run prompts of one length and read them."""
         model, own = self.model, [self.examples[i] for i in group]
-        tokens = torch.tensor([one.placed.ids for one in own], device=model.device)
+        tokens = torch.tensor([_with_forms(one) for one in own], device=model.device)
+        sides = [id_table([one.sides[turn] for one in own]).to(model.device) for turn in (0, 1)]
+        if self.forms:
+            table = form_table([one.forms for one in own if one.forms is not None], model.device)
+            ends = torch.arange(tokens.shape[1] - table.n_read, tokens.shape[1], device=model.device)
+            streams = trace(model, tokens, ends.expand(len(own), -1), forms=table).streams
+            self._read(group, own, streams, 0, sides, table)
+            return
         at = torch.tensor([[one.placed.places[name] for name in self.positions] for one in own], device=model.device)
         last = torch.full((len(own), 1), tokens.shape[1] - 1, device=model.device)
         seen = trace(model, tokens, torch.cat([at, last], dim=1), with_parts=True)
-        sides = [id_table([one.sides[turn] for one in own]).to(model.device) for turn in (0, 1)]
         for place in range(len(self.positions)):
-            self._read(group, own, seen.streams[:, :, place], place, sides)
+            self._read(group, own, seen.streams[:, :, place : place + 1], place, sides)
         resid = seen.streams[-1, :, -1].contiguous()
         direction = read_out(model, resid, *sides)
         assert seen.parts is not None
@@ -222,16 +250,17 @@ class _Seen:
         self,
         group: list[int],
         own: Sequence[Example],
-        streams: Float[Tensor, "point batch d_model"],
+        streams: Float[Tensor, "point batch read d_model"],
         place: int,
         sides: Sequence[Int[Tensor, "batch n"]],
+        forms: FormTable | None = None,
     ) -> None:
         """One position at every point, the last point first: its distribution is what the others are held against."""
         candidates = id_table([one.candidates for one in own], width=self.most).to(self.model.device)
         final: Tensor | None = None
         for point in reversed(range(len(streams))):
             with torch.no_grad():
-                logits = self.model.unembed(streams[point].contiguous())
+                logits = self.model.answer(streams[point].contiguous(), forms)
             log_probs = logits.double().log_softmax(-1)
             final = log_probs if final is None else final
             here = (group, point, place)
@@ -240,13 +269,18 @@ class _Seen:
             self.top[here] = logits.argmax(-1).cpu().numpy()
             if place == len(self.positions) - 1:
                 for i, row in zip(group, log_probs, strict=True):
-                    self.words[point][i] = top_words(row, self.model.tokenizer)
+                    self.words[point][i] = top_words(row, self.model.tokenizer, names=self._names(i))
             shown = metrics.candidate_logits(log_probs, candidates)
             self.mass[here] = shown.exp().sum(-1).cpu().numpy()
             self.log_probs[here] = shown.masked_fill(candidates < 0, torch.nan).cpu().numpy()
             both = [metrics.candidate_logits(log_probs, ids).exp().sum(-1).cpu().numpy() for ids in sides]
             is_clean = np.array([one.is_clean for one in own])
             self.answer[here], self.other[here] = np.where(is_clean, *both), np.where(is_clean, *reversed(both))
+
+    def _names(self, prompt: int) -> dict[int, str]:
+        """What columns behind the vocabulary stand for, of a prompt whose options are sets of forms."""
+        forms = self.examples[prompt].forms
+        return {} if forms is None else dict(enumerate(forms.names, self.model.n_vocab))
 
     def by_side(self, values: NDArray) -> NDArray:
         """``[prompt, …]`` as ``[side, pair, …]``."""
@@ -261,7 +295,8 @@ class _Seen:
         if ANSWER not in self.positions:
             return ()
         ids = self.top[:, -1, self.positions.index(ANSWER)]
-        texts = [self.model.tokenizer.decode([int(token)]) for token in ids]
+        named = [self._names(i).get(int(token)) for i, token in enumerate(ids)]
+        texts = [name or self.model.tokenizer.decode([int(token)]) for name, token in zip(named, ids, strict=True)]
         return tuple(zip(texts[0::2], texts[1::2], strict=True))
 
 
@@ -308,7 +343,7 @@ def _attribution(seen: _Seen, names: Sequence[Sequence[Any]], options: LensOptio
     missed = np.abs(values.sum(1) - divergence)
     within = missed <= TOLERANCE * np.maximum(1.0, np.abs(values).max(1))  # False for nan too
     estimates = tuple(_mean(column, names, options) for column in values.T)
-    return Attribution(values, estimates, float(missed.max()), bool(within.all()))
+    return Attribution(values, estimates, float(missed.max()), bool(within.all()) and not seen.forms)
 
 
 def _notes(
@@ -320,7 +355,10 @@ def _notes(
         notes.append(f"not every prompt has such a place: {missing}")
     if found.uneven:
         notes.append(f"{found.uneven} of {len(found.items)} pairs have prompts of different length")
-    if not attribution.conserved:
+    notes += forms_left_out([one.forms.left_out for one in found.examples[::2] if one.forms is not None])
+    if any(one.forms is not None for one in found.examples):
+        notes.append("options are sets of forms, so D is no sum over what nodes write: no attributions are written")
+    elif not attribution.conserved:
         notes.append(
             f"the attributions miss D by up to {attribution.error:.3g} logits and are not written: the model caps its "
             "logits, its final norm is of another kind, or the format is too coarse"

@@ -29,11 +29,11 @@ from persona_circuits.persona.data import (
     Question,
     Template,
     TokenizerOnly,
-    candidates,
     examples_without,
     preferred,
     shown_options,
 )
+from persona_circuits.persona.pairs.forms import usable
 from persona_circuits.persona.pairs.matching import (
     REASONS,
     Case,
@@ -105,7 +105,7 @@ def build_pairs(
             tally.drop("open question", question.id, len(met) * len(templates))
     splits, statement = divided(met, closed, seed=options.seed, share=options.test_share, most=options.max_pairs)
     tally.skip("in neither split", _between(splits, met, closed) * len(templates))
-    how = setting(reader, align=options.align, leaks=options.leaks, seed=options.seed)
+    how = setting(reader, align=options.align, leaks=options.leaks, seed=options.seed, forms=options.forms)
     neutral = neutrals(neutral_wordings, nobody, reader) if options.neutral else None
     make = _maker(how, options, neutral, tally)
     made = tuple(one for split in splits for one in _filled(split, templates, options, make, tally, only))
@@ -213,9 +213,9 @@ def _maker(
         case = Case(*meeting, question, rng.choice(indices), template, filler, finders(question.options), order)
         wordings, sides, neutral = _first_sound(case, how, nobody, rng)
         everything = sides if neutral is None else (*sides, (neutral.prompt, neutral.encoded))
-        listed_options, tokens = _candidates(everything, answers, case, how.reader, tally)
+        listed_options, tokens, forms = _candidates(everything, answers, case, how, tally)
         leaked = _leaked(case, wordings, options, tally)
-        row = pair_row(case, wordings, sides, tokens, listed_options, leaked, align=options.align)
+        row = pair_row(case, wordings, sides, tokens, listed_options, leaked, align=options.align) | forms
         if neutral is not None:
             tally.note("neutral", neutral.source, neutral.wording)
             row |= {"neutral": neutral.prompt.text, "neutral_wording": neutral.wording}
@@ -268,21 +268,24 @@ def _candidates(
     sides: Sequence[Side],
     answers: tuple[str, str],
     case: Case,
-    reader: Reader,
+    how: Setting,
     tally: Tally,
-) -> tuple[list[str], tuple[str, str]]:
-    """All options that are one token here, and the two preferred ones among them, as they follow the prompt."""
+) -> tuple[list[str], tuple[str, str], dict[str, Any]]:
+    """All options that can be told apart here, and the two preferred ones, as they follow the prompt; their forms."""
     question = case.question
     shown = dict(zip(question.options, shown_options(question.options, case.template.style), strict=True))
     answers = shown[answers[0]], shown[answers[1]]
     order = list(dict.fromkeys([*answers, *shown.values()]))
-    found = candidates(sides, order, reader)
+    found = usable(sides, order, case, how)
     for text, (reason, sentence) in found.faults.items():
         if text.strip() in answers:
             raise Drop(reason, sentence)
         tally.note("left_out", f"{question.id}: {sentence}", question.id)
-    usable = {text.strip(): text for text in found.ids}
-    return [usable[said] for said in shown.values() if said in usable], (usable[answers[0]], usable[answers[1]])
+    for note in found.notes:
+        tally.note("left_out", f"{question.id}: {note}", question.id)
+    texts = {text.strip(): text for text in found.ids}
+    listed_options = [texts[said] for said in shown.values() if said in texts]
+    return listed_options, (texts[answers[0]], texts[answers[1]]), found.key()
 
 
 def _leaked(case: Case, wordings: tuple[int, int], options: PairOptions, tally: Tally) -> list[str]:
@@ -319,6 +322,7 @@ def _check_rows(rows: Sequence[Mapping[str, Any]], reader: Reader, align: str) -
             row["persona_a"],
             row["persona_b"],
             neutral=row.get("neutral", ""),
+            forms=tuple((name, tuple(some)) for name, some in row["forms"].items()) if "forms" in row else None,
             spans=_spans(row["spans"]["clean"]),
             corrupt_spans=_spans(row["spans"]["corrupt"]),
             line=i,

@@ -57,6 +57,7 @@ REASONS = {
     "candidate merges": "a preferred option merges with the prompt's last token; change the end of the template or cue",
     "candidate of several tokens": "a preferred option is not one token here; use other options",
     "candidates of one token": "the two preferred options are the same token",
+    "no form": "a preferred option has no form that is its own here; give it 'forms' in the questions",
     "unknown word": "the tokenizer cannot write a word of the prompt or of an option; use words (and case) it knows",
     "two BOS tokens": "the prompt starts with two BOS tokens; take one out of the template",
     "too long": "the prompt does not fit the model's context",
@@ -115,13 +116,17 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """How prompts are read, aligned and chosen; ``encoded`` gives a prompt's tokens, and remembers them."""
+    """How prompts are read, aligned and chosen; ``encoded`` gives a prompt's tokens, and remembers them.
+
+    With ``forms`` options are sets of them.
+    """
 
     reader: Reader
     encoded: Callable[[Prompt], Encoded]
     align: str = "equal"
     leaks: str = "drop"
     seed: int = 0
+    forms: bool = False
 
     def side(self, case: Case, wording: str) -> Side:
         """The prompt of a case under a wording."""
@@ -129,10 +134,10 @@ class Setting:
         return prompt, self.encoded(prompt)
 
 
-def setting(reader: Reader, *, align: str, leaks: str, seed: int) -> Setting:
+def setting(reader: Reader, *, align: str, leaks: str, seed: int, forms: bool = False) -> Setting:
     """A setting for this reader."""
     read = lru_cache(maxsize=50_000)(lambda text, spans: encode_prompt(Prompt(text, dict(spans)), reader))
-    return Setting(reader, lambda prompt: read(prompt.text, tuple(prompt.spans.items())), align, leaks, seed)
+    return Setting(reader, lambda prompt: read(prompt.text, tuple(prompt.spans.items())), align, leaks, seed, forms)
 
 
 def matched(case: Case, setting: Setting, rng: random.Random) -> Iterator[tuple[tuple[int, int], tuple[Side, Side]]]:

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle, permutations
 from typing import Any
 
-from persona_circuits.persona.data import Persona, candidates
+from persona_circuits.persona.data import Persona
+from persona_circuits.persona.pairs.forms import usable
 from persona_circuits.persona.pairs.matching import Case, Drop, Setting, check_sides, pair_row
 
 __all__ = [
@@ -166,14 +167,14 @@ def _row(one: Made, case: Case, places: tuple[int, int], kind: str, setting: Set
     except Drop:
         return None
     answers = one.row["answers"][0], one.row["wrong_answers"][0]
-    usable = candidates((first, second), [text.strip() for text in one.row["candidates"]], setting.reader).ids
-    if not all(answer in usable for answer in answers):
+    found = usable((first, second), [text.strip() for text in one.row["candidates"]], case, setting)
+    if not all(answer in found.ids for answer in answers):
         return None
     leaked = dict.fromkeys(option for text in case.texts(places) for option in case.leaks(text))
-    row = pair_row(case, places, (first, second), answers, list(usable), list(leaked), align=setting.align)
+    row = pair_row(case, places, (first, second), answers, list(found.ids), list(leaked), align=setting.align)
     split = {"split": one.row["split"]} if "split" in one.row else {}
     name = f"{_base(one)}/{case.a.name}/{kind}"
     own = {"id": name, "control": "paraphrase", "unequal": kind == "unequal"} | case.about_order(
         name, row.get("options", ())
     )
-    return row | own | split
+    return row | own | split | found.key()

@@ -25,7 +25,7 @@ class PairOptions(PlainNumbers):
     splits); ``per_question`` the most pairs of one question; ``filler`` the sentences per prompt.
     ``align`` is ``equal`` or ``right``, which takes paraphrases of unequal length where there are no
     equal ones. ``neutral`` adds the question under no persona to every pair; ``null`` makes pairs of
-    two paraphrases of one persona, too.
+    two paraphrases of one persona, too. With ``forms`` an option is a set of them, of any number of tokens.
     """
 
     seed: Annotated[int, Option("Of splits, order, wordings and filler.")] = 0
@@ -40,6 +40,10 @@ class PairOptions(PlainNumbers):
     ] = "equal"
     neutral: Annotated[
         bool, Option("Add the question under no persona to every pair, for --ablation neutral.", name="--add-neutral")
+    ] = False
+    forms: Annotated[
+        bool,
+        Option("An option is all that it may look like: capital, article, plural, synonyms, several tokens."),
     ] = False
     null: bool = False
 

@@ -37,7 +37,7 @@ from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.storage import replace_files, write_json, write_text
-from persona_circuits.circuit.task import PromptPair, Task, encode
+from persona_circuits.circuit.task import PromptPair, Task, encode, without_forms
 from persona_circuits.persona.data import ItemFile, Neutral
 from persona_circuits.persona.pairs.options import PriorOptions
 from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, Drop, Tally, leanings_of, study_items
@@ -102,6 +102,7 @@ def build_prior_pairs(
     """
     options = (options or PriorOptions()).checked()
     asked = study_items(items)
+    without_forms((item.pair for item in asked), "prior-pairs")
     tally = Tally()
     leanings = leanings_of(model, asked, neutral, options.batch_size, progress or untold)
     sides = []

@@ -132,7 +132,7 @@ def checked_row(row: Mapping[str, Any], name: str, prompts: tuple[str, ...], rea
     ids = [token_ids(text, reader) for text in (clean, corrupt)]
     if len(ids[0]) != len(ids[1]):
         raise Unfit(f"{name}: prompts of unequal length")
-    answers = [*row["answers"], *row["wrong_answers"], *row.get("candidates", ())]
+    answers = [] if "forms" in row else [*row["answers"], *row["wrong_answers"], *row.get("candidates", ())]
     for text, tokens in zip((clean, corrupt), ids, strict=True):
         faults = prompt_faults(tokens, reader)
         for answer in dict.fromkeys(answers):

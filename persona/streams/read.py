@@ -18,6 +18,7 @@ from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.task import FormTable
 
 __all__ = [
     "collect",
@@ -49,11 +50,12 @@ def trace(
     *,
     with_parts: bool = False,
     parts_at: Int[Tensor, " batch"] | None = None,
+    forms: FormTable | None = None,
 ) -> Trace:
     """Run prompts of one length and keep the streams at ``places``, the token index of each named position.
 
     Heads' results are kept for one token of each prompt, ``parts_at`` or the last, so the cost in
-    memory is that of the streams.
+    memory is that of the streams. ``forms`` are there where the rows end in beginnings of options' forms.
 
     Raises:
         ModelError: a stream is not finite.
@@ -62,7 +64,7 @@ def trace(
     at = rows.new_full(rows.shape, tokens.shape[1] - 1) if parts_at is None else parts_at[:, None]
     graph = model.graph
     with torch.no_grad():
-        resid, context = model.start(tokens)
+        resid, context = model.start(tokens, None, forms)
         streams = [resid[rows, places]]
         parts, biases = [resid[rows, at].transpose(0, 1)], []
         for block in model.blocks:

@@ -16,7 +16,7 @@ from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.storage import Kind, read_bytes
-from persona_circuits.circuit.task import Task, task_of
+from persona_circuits.circuit.task import Task, task_of, without_forms
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_pairs
 from persona_circuits.persona.data import ExampleFile, ItemFile, Persona, examples_of, items_of, read_personas
 from persona_circuits.persona.data.items import Item
@@ -97,6 +97,7 @@ class Context:
     def __init__(self, model: Model, files: StudyFiles, options: StudyOptions, stage: Stage) -> None:
         self.model, self.files, self.options, self.stage = model, files, options, stage
         self.task = files.pairs.task()
+        without_forms(self.task.pairs, "study")
         self.whole = self.pairs = items_of(self.task, files.pairs.path)
         self.controls = _items(files.controls)
         self.variants = _items(files.variants)

@@ -247,3 +247,30 @@ def test_an_answer_names_the_option_that_it_begins_with(answer, choice, same):
     from persona_circuits.persona.formats.study import _names
 
     assert _names(answer, choice) is same
+
+
+def test_pairs_of_a_model_are_put_in_the_format_that_the_model_answers_in(tmp_path):
+    """The default is what ``recommended`` says of the same rows; a template that is given is not touched."""
+    from typer.testing import CliRunner
+
+    from persona_circuits.cli import app
+
+    lines = {name: (ROOT / "datasets" / f"{name}.jsonl").read_text().splitlines() for name in ("personas", "questions")}
+    questions = [json.dumps({**json.loads(line), "cue": "A:"}) for line in lines["questions"][:3]]
+    (tmp_path / "people.jsonl").write_text("\n".join(lines["personas"][:4]))
+    (tmp_path / "questions.jsonl").write_text("\n".join(questions))
+    model = ROOT / "models" / "persona-world"
+    given = ["pairs", "--personas", tmp_path / "people.jsonl", "--questions", tmp_path / "questions.jsonl"]
+    given += ["--model", model, "--out", tmp_path / "pairs.jsonl", "--json"]
+    done = CliRunner().invoke(app, [str(one) for one in given])
+    assert done.exit_code == 0, done.output
+    record = json.loads((tmp_path / "pairs.report.json").read_text())["calibration"]
+    by_d = sorted(record["formats"], key=lambda row: -row["divergence"]["value"])
+    enough = [row for row in by_d if row["mass"] >= record["options"]["min_mass"]] or by_d
+    assert record["recommended"] == enough[0]["format"]
+    rows = load_task(tmp_path / "pairs.jsonl").pairs
+    assert {pair.row["template"] for pair in rows} == {record["recommended"]}
+    done = CliRunner().invoke(app, [*map(str, given), "--template", "raw"])
+    assert done.exit_code == 0, done.output
+    assert "calibration" not in json.loads((tmp_path / "pairs.report.json").read_text())
+    assert {pair.row["template"] for pair in load_task(tmp_path / "pairs.jsonl").pairs} == {"raw"}

@@ -167,8 +167,6 @@ def _write_pairs(measures: Sequence[PairMeasure], folder: Path) -> None:
 
 def _figure(found: Found, folder: Path) -> None:
     """Mean D by frame with its interval."""
-    rows = {
-        name.split(".")[1]: one for name, one in found.numbers.items() if name.endswith(".divergence")
-    }
+    rows = {name.split(".")[1]: one for name, one in found.numbers.items() if name.endswith(".divergence")}
     write_figures({"frames": level_figure(rows, "Mean D by frame")}, folder, page="frames.html", title="Frames",
                   notes=found.notes)  # fmt: skip
