@@ -90,6 +90,10 @@ def explain(
     thresholds: Annotated[
         Path | None, typer.Option("--thresholds", help="Thresholds, JSON, fixed before the run. (default: shipped)")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Thresholds set on controls: read if there, else set on half of --null."),
+    ] = None,
     out: OutOption = Path("runs/explain"),
     options: ExplainOptions,
     loading: Annotated[Loading, Without("max_memory")],
@@ -97,13 +101,27 @@ def explain(
 ) -> None:
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
     with errors_as_exit_codes() as kept:
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder, working_folder
+        from persona_circuits.circuit.storage import (
+            check_output_file,
+            check_output_folder,
+            replace_folder,
+            working_folder,
+        )
         from persona_circuits.persona.behaviour import fitting_items
         from persona_circuits.persona.explanation import explain as explain_pairs
-        from persona_circuits.persona.explanation import explain_record, load_thresholds, write_explanation
+        from persona_circuits.persona.explanation import (
+            explain_record,
+            load_calibration,
+            load_thresholds,
+            write_calibration,
+            write_explanation,
+        )
 
         options = options.checked()
         limits, name = load_thresholds(thresholds), source.name()
+        set_before = load_calibration(calibration) if calibration and calibration.exists() else None
+        if calibration and not set_before:
+            check_output_file(calibration)
         study, more = _items(source.pairs, controls, source)
         check_output_folder(out)
         state = out / "explain.state"
@@ -113,10 +131,13 @@ def explain(
             if loading.fitting:
                 study, more = (one and fitting_items(one, loaded) for one in (study, more))
             how: dict[str, Any] = {"controls": more, "thresholds": limits, "options": options}
+            how["calibration"] = set_before or ("new" if calibration else None)
             found = explain_pairs(loaded, study, **how, state=state, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_explanation(found, staging)
+            if calibration and found.calibration and not set_before:
+                write_calibration(found.calibration, calibration)
         tables = partial(_print_explanation, found)
         show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
 
@@ -140,7 +161,15 @@ def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _print_explanation(found: Any) -> None:
-    from persona_circuits.persona.explanation import TESTED, confusion_rows, group_rows, table_columns, test_rows
+    from persona_circuits.persona.explanation import (
+        LEVEL,
+        TESTED,
+        confusion_rows,
+        group_rows,
+        rate_table,
+        table_columns,
+        test_rows,
+    )
 
     null = found.null
     parts = {"all": [found.overall], **{key: [g for g in found.groups if g.by == key] for key in found.options.by}}
@@ -152,6 +181,13 @@ def _print_explanation(found: Any) -> None:
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
     if tested := test_rows(found):
         print_table("causal tests", TESTED, tested, texts=2)
+    columns, rows = rate_table(found)
+    if rows:
+        held = " that it was not set on" if found.calibration is not None else ""
+        print_table(f"how often controls{held}, without a persona to find, have a verdict", columns, rows, texts=2)
+        if found.calibration is not None:
+            given = found.calibration.source or "set on half of the controls by persona pair; the others are held out"
+            say(f"calibration {given}; a verdict is given where at most {LEVEL:g} of controls have it")
     columns, rows = confusion_rows(found)
     if rows:
         print_table("verdicts by what the generator sets", columns, rows, texts=1)
@@ -180,6 +216,8 @@ def _print_collapse(study: Any) -> None:
     say(f"it says     {said(study.words)}")
     if study.order_effect is not None:
         say(f"order       {study.order_effect:.3f} logits of spread between orders of the options (averaged in D)")
+    if study.options.average:
+        say(f"averaged    a pair is the mean over its paraphrases and wordings, mostly {study.rows_per_pair}")
     if study.sigma_0 is not None:
         around = study.sigma_0_interval
         ends = "" if around is None or around.low is None else f" [{around.low:.3f}, {around.high:.3f}]"

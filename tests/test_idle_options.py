@@ -175,17 +175,17 @@ ALWAYS = {
     "ground-truth": "--steps --seed --json",
     "pairs": "--personas --questions --out --model --format --cue --contrast --answers --report --max-pairs "
     "--mine-candidates "
-    "--per-question --test-share --leaks --filler --align --null --add-neutral --neutral-wordings --seed "
+    "--per-question --variants --test-share --leaks --filler --align --null --add-neutral --neutral-wordings --seed "
     "--json",
     "vary": "--pairs --rules --frame --out --model --split --json",
     "formats": "--model --personas --questions --contrast --format --max-pairs --min-mass --n-answers --test-share "
     "--n-resamples --out --seed --device --dtype --revision --batch-size --json",
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
-    "collapse": "--align --model --pairs --null --neutral --out --split --n-resamples --seed --device --dtype "
-    "--revision --batch-size --fitting --json",
-    "explain": "--model --pairs --null --by --thresholds --causal --out --split --n-resamples --seed "
-    "--device --dtype --batch-size --fitting --json",
+    "collapse": "--align --average --model --pairs --null --neutral --out --split --n-resamples --seed --device "
+    "--dtype --revision --batch-size --fitting --json",
+    "explain": "--average --calibration --model --pairs --null --by --thresholds --causal --out --split --n-resamples "
+    "--seed --device --dtype --batch-size --fitting --json",
     "probe": "--model --pairs --test-pairs --personas --targets --hold-out --positions --out --split --every "
     "--folds --penalty --repeats --n-resamples --seed --device --dtype --batch-size --fitting --json",
     "lens": "--model --pairs --tokens --positions --out --split --n-resamples --seed --device --dtype "

@@ -16,3 +16,7 @@ from .report import write_collapse as write_collapse
 from .results import PARAPHRASE as PARAPHRASE
 from .results import CollapseStudy as CollapseStudy
 from .summary import summarise as summarise
+from .wordings import grouped_rows as grouped_rows
+from .wordings import null_divergences as null_divergences
+from .wordings import pooled as pooled
+from .wordings import usual_rows as usual_rows

@@ -2,7 +2,8 @@
 
 1. every pair is asked under both personas, its question without one in other wordings,
    and the paraphrase controls like any pair (``persona.behaviour.measure``);
-   where options are listed, a pair is the mean over all orders of its list;
+   where options are listed, a pair is the mean over all orders of its list; with ``average`` it is the mean over
+   all paraphrases and wordings of the same two personas and question (``persona.behaviour.wordings``);
 2. sigma_0, the spread of D over paraphrases of one persona, says which D are no signal;
 3. every pair gets a bias bin, from its neutral wordings where there are any;
 4. pairs are summed up together and along each axis, with the paraphrases of the same
@@ -25,6 +26,7 @@ from persona_circuits.persona.behaviour.options import StudyOptions
 from persona_circuits.persona.behaviour.orders import averaged
 from persona_circuits.persona.behaviour.results import CollapseStudy
 from persona_circuits.persona.behaviour.summary import summarise
+from persona_circuits.persona.behaviour.wordings import pooled
 from persona_circuits.persona.data import ItemFile, Neutral
 
 __all__ = [
@@ -80,4 +82,6 @@ def study_collapse(
         align=options.align,
     )
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
-    return summarise(averaged(measures), options, model=model.name, fingerprint=model.fingerprint, sources=sources)
+    measures = averaged(measures)
+    measures = pooled(measures) if options.average else measures
+    return summarise(measures, options, model=model.name, fingerprint=model.fingerprint, sources=sources)

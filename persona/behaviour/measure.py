@@ -55,7 +55,7 @@ class PairMeasure:
     candidates, the first in a tie. ``mass_*`` are the candidates' share of all
     probability, ``log_probs_*`` the candidates' log probabilities over the whole vocabulary; ``words`` the most
     likely tokens, whatever the candidates. ``order_spread`` is the spread of the margin over ``n_orders`` orders of
-    listed options, None where there is no list.
+    listed options, None where there is no list; ``row_divergences`` the D of each row that was averaged.
     """
 
     item: Item
@@ -76,6 +76,7 @@ class PairMeasure:
     words: Words = ()
     order_spread: float | None = None
     n_orders: int = 1
+    row_divergences: tuple[float, ...] = ()
 
     @property
     def collapses(self) -> bool:

@@ -27,6 +27,9 @@ class StudyOptions(PlainNumbers):
     bias_cut: Annotated[float, Option("Bias is high where the default leads by so many logits under no persona.")] = 1.5
     seed: Seed = 0
     align: Alignment = "equal"
+    average: Annotated[
+        bool, Option("One measure per persona pair and question: the mean over paraphrases and wordings.")
+    ] = False
 
     def checked(self) -> StudyOptions:
         """Itself.

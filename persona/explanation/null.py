@@ -10,7 +10,7 @@ import torch
 from scipy import stats
 
 from persona_circuits import metrics
-from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure
+from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, null_divergences
 from persona_circuits.persona.explanation.causal import TESTS, Outcome
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.verdicts import Null, Thresholds
@@ -52,12 +52,14 @@ class CausalTest:
         return self.p is None or self.p <= LEVEL
 
 
-def null_of(measures: Sequence[PairMeasure], seen: Sequence[Inside], thresholds: Thresholds) -> Null:
-    """The null of the paraphrases among these."""
+def null_of(
+    measures: Sequence[PairMeasure], seen: Sequence[Inside], thresholds: Thresholds, *, n_rows: int = 1
+) -> Null:
+    """The null of the paraphrases among these; sigma_0 of means over ``n_rows`` where several rows were averaged."""
     places = [place for place, measure in enumerate(measures) if measure.item.control == PARAPHRASE]
     if not places:
         return Null()
-    d = torch.tensor([measures[place].divergence for place in places], dtype=torch.float64)
+    d = torch.tensor(null_divergences([measures[place] for place in places], n_rows), dtype=torch.float64)
     signals = [seen[place].most("answer") for place in places]
     sides = [seen[place].stronger_side for place in places]
     quantiles = (float(np.quantile(values, thresholds.null_share, method="higher")) for values in (signals, sides))

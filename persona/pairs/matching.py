@@ -65,6 +65,7 @@ REASONS = {
     "no option in the persona": "--leaks only asks for personas whose text holds an option",
     "no neutral wording of equal length": "no neutral wording gives a prompt of the pair's token length; "
     "add some with --neutral-wordings, or use --align right",
+    "no further variant": "all paraphrases and wordings are in other rows of the pair; add some",
     "no neutral wording": "all neutral wordings tried have a fault or hold an option; add some with --neutral-wordings",
 }
 Side = tuple[Prompt, Encoded]
@@ -90,6 +91,7 @@ class Case:
     filler: str
     leaks: Callable[[str], list[str]]
     order: int = 0
+    variant: int = 0
 
     def prompt(self, wording: str) -> Prompt:
         """The prompt under a wording of a persona."""
@@ -238,6 +240,7 @@ def pair_row(
     (clean, encoded), (corrupt, other) = sides
     names = {"persona_a": case.a.name, "persona_b": case.b.name, "question": case.question.id}
     name = "/".join([f"{case.a.name}~{case.b.name}", f"{case.question.id}.{case.index}", case.template.name])
+    name += f"/{wordings[0]}.{wordings[1]}" if case.variant else ""
     meant = dict(zip(shown_options(case.question.options, case.template.style), case.question.options, strict=True))
     row = {
         "id": name,

@@ -728,7 +728,7 @@ def test_the_files_hold_everything_and_are_the_same_again(world, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_explanation(world, tmp_path / name)
-    names = {"explain.json", "explain.html", "pairs.csv", "groups.csv", "confusion.csv"}
+    names = {"explain.json", "explain.html", "pairs.csv", "groups.csv", "rates.csv", "confusion.csv"}
     figures = set(explain_figures(world))
     assert figures == {"verdicts", "numbers", "signal", "alignment", "confusion"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names | {f"{figure}.png" for figure in figures}
