@@ -207,12 +207,19 @@ def _print_explanation(found: Any) -> None:
 
 
 def _print_collapse(study: Any) -> None:
-    from persona_circuits.persona.behaviour import TABLE, group_rows
+    from persona_circuits.persona.behaviour import PREDICTED, TABLE, group_rows, prediction_rows
     from persona_circuits.persona.data import said
 
     print_table(f"persona collapse of {study.model}", TABLE, group_rows(study), texts=1)
     items = [row.measure.item for row in study.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
+    if (told := study.prediction) is not None:
+        title = f"collapse of {told.n} held-out rows ({told.collapsed} collapse) from what other wordings say"
+        print_table(title, PREDICTED, prediction_rows(study), texts=1)
+        say(
+            f"held out    {told.n_persona_pairs} persona pairs and {told.n_questions} questions, a fold of either at a "
+            f"time; {told.left_out} rows have no other wording"
+        )
     say(f"it says     {said(study.words)}")
     if study.order_effect is not None:
         say(f"order       {study.order_effect:.3f} logits of spread between orders of the options (averaged in D)")

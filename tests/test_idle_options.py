@@ -182,7 +182,7 @@ ALWAYS = {
     "--n-resamples --out --seed --device --dtype --revision --batch-size --json",
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
-    "collapse": "--align --average --model --pairs --null --neutral --out --split --n-resamples --seed --device "
+    "collapse": "--align --average --predict --model --pairs --null --neutral --out --split --n-resamples --seed --device "
     "--dtype --revision --batch-size --fitting --json",
     "explain": "--average --calibration --model --pairs --null --by --thresholds --causal --out --split --n-resamples "
     "--seed --device --dtype --batch-size --fitting --json",
@@ -190,7 +190,7 @@ ALWAYS = {
     "--folds --penalty --repeats --n-resamples --seed --device --dtype --batch-size --fitting --json",
     "lens": "--model --pairs --tokens --positions --out --split --n-resamples --seed --device --dtype "
     "--batch-size --fitting --json",
-    "patch": "--model --pairs --at --parts --to --ablate --null --align --train-split --out --seed --device "
+    "patch": "--model --pairs --tokens --at --parts --to --ablate --null --align --train-split --out --seed --device "
     "--dtype --batch-size --fitting --json",
     "study": "--model --pairs --null --variants --prior-pairs --personas --plan --only --threshold "
     "--target-faithfulness --max-pairs --n-random --probe-every --n-resamples --quick --thorough "

@@ -9,9 +9,14 @@ from .options import StudyOptions as StudyOptions
 from .orders import averaged as averaged
 from .orders import incomplete as incomplete
 from .orders import order_effect as order_effect
+from .prediction import Prediction as Prediction
+from .prediction import known_elsewhere as known_elsewhere
+from .prediction import predicted as predicted
+from .report import PREDICTED as PREDICTED
 from .report import TABLE as TABLE
 from .report import collapse_record as collapse_record
 from .report import group_rows as group_rows
+from .report import prediction_rows as prediction_rows
 from .report import write_collapse as write_collapse
 from .results import PARAPHRASE as PARAPHRASE
 from .results import CollapseStudy as CollapseStudy

@@ -30,6 +30,7 @@ class StudyOptions(PlainNumbers):
     average: Annotated[
         bool, Option("One measure per persona pair and question: the mean over paraphrases and wordings.")
     ] = False
+    predict: Annotated[bool, Option("Predict collapse of held-out pairs from other wordings, beside rivals.")] = False
 
     def checked(self) -> StudyOptions:
         """Itself.

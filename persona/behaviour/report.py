@@ -23,13 +23,16 @@ from persona_circuits.persona.behaviour.results import CollapseStudy, Group, Pai
 from persona_circuits.persona.data import Estimate, drawn_over
 
 __all__ = [
+    "PREDICTED",
     "TABLE",
     "collapse_record",
     "group_rows",
+    "prediction_rows",
     "write_collapse",
 ]
 
 FORMAT = "persona-circuits/collapse"
+PREDICTED = ("predictor", "log loss", "95 %", "less than majority", "95 %", "p", "behind lead and effect", "95 %")
 TABLE = ("pairs", "n", "D", "95 %", "p (D = 0)", "PDR", "collapse", "95 %", "agree", "mass", "paraphrases")
 
 
@@ -66,6 +69,7 @@ def collapse_record(study: CollapseStudy) -> dict[str, Any]:
         "order_effect": study.order_effect,
         "words": study.words,
         "placement_late_minus_early": study.placement,
+        "prediction": study.prediction,
         "notes": study.notes,
         "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
         "groups": [study.overall, *study.groups, *study.controls],
@@ -82,6 +86,20 @@ def group_rows(study: CollapseStudy) -> list[tuple[str, ...]]:
     tokens. The last column holds D and collapse of the paraphrase controls beside the group.
     """
     return [_table_row(group) for group in (study.overall, *study.groups, *study.controls)]
+
+
+def prediction_rows(study: CollapseStudy) -> list[tuple[str, ...]]:
+    """A row per predictor of collapse, columns as in ``PREDICTED``."""
+    rows: list[tuple[str, ...]] = []
+    for one in study.prediction.predictors if study.prediction is not None else ():
+        behind = (
+            ("", "")
+            if one.behind is None
+            else (f"{one.behind.value:+.3f}", interval(one.behind.low, one.behind.high, 3))
+        )
+        gain = (f"{one.gain.value:+.3f}", interval(one.gain.low, one.gain.high, 3), f"{one.p:.2g}")
+        rows.append((one.name, f"{one.loss.value:.3f}", interval(one.loss.low, one.loss.high, 3), *gain, *behind))
+    return rows
 
 
 def _table_row(group: Group) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from persona_circuits.persona.behaviour.measure import PairMeasure
 from persona_circuits.persona.behaviour.options import StudyOptions
+from persona_circuits.persona.behaviour.prediction import Prediction
 from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.data.words import Words
 
@@ -138,3 +139,4 @@ class CollapseStudy:
     order_effect: float | None = None
     words: Words = ()
     rows_per_pair: int = 1
+    prediction: Prediction | None = None

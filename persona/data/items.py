@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.errors import TaskError, listed
+from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.storage import Kind, read_json_lines
 from persona_circuits.circuit.task import PromptPair, Task, load_task
 
@@ -103,6 +103,21 @@ class ItemFile:
             known = ", ".join(dict.fromkeys(item.pair.split for item in self.items if item.pair.split))
             raise TaskError(f"{self.source} has no pair of split {split!r}; its splits are: {known or 'none'}")
         return replace(self, items=chosen)
+
+    def with_tokens(self, tokens: tuple[str, str]) -> ItemFile:
+        """The same prompts with these two words for every pair's answers and candidates.
+
+        Raises:
+            OptionError: the words are one.
+        """
+        first, second = tokens
+        if first == second:
+            raise OptionError(f"--tokens {first!r} {second!r}: give two different words")
+        items = (
+            replace(item, pair=replace(item.pair, answers=(first,), wrong_answers=(second,)), candidates=tokens)
+            for item in self.items
+        )
+        return replace(self, items=tuple(items))
 
     def only(self, fit: Sequence[Item]) -> ItemFile:
         """Those of the items that fit a model; ``source`` says how many do, wherever it is named."""
