@@ -182,8 +182,8 @@ ALWAYS = {
     "--n-resamples --out --seed --device --dtype --revision --batch-size --json",
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
-    "collapse": "--align --average --predict --model --pairs --null --neutral --out --split --n-resamples --seed --device "
-    "--dtype --revision --batch-size --fitting --json",
+    "collapse": "--align --average --predict --model --pairs --null --neutral --out --split --n-resamples --seed "
+    "--device --dtype --revision --batch-size --fitting --json",
     "explain": "--average --calibration --model --pairs --null --by --thresholds --causal --out --split --n-resamples "
     "--seed --device --dtype --batch-size --fitting --json",
     "probe": "--model --pairs --test-pairs --personas --targets --hold-out --positions --out --split --every "

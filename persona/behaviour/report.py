@@ -92,14 +92,13 @@ def prediction_rows(study: CollapseStudy) -> list[tuple[str, ...]]:
     """A row per predictor of collapse, columns as in ``PREDICTED``."""
     rows: list[tuple[str, ...]] = []
     for one in study.prediction.predictors if study.prediction is not None else ():
-        behind = (
-            ("", "")
-            if one.behind is None
-            else (f"{one.behind.value:+.3f}", interval(one.behind.low, one.behind.high, 3))
-        )
-        gain = (f"{one.gain.value:+.3f}", interval(one.gain.low, one.gain.high, 3), f"{one.p:.2g}")
-        rows.append((one.name, f"{one.loss.value:.3f}", interval(one.loss.low, one.loss.high, 3), *gain, *behind))
+        behind = ("", "") if one.behind is None else _three(one.behind, "+")
+        rows.append((one.name, *_three(one.loss), *_three(one.gain, "+"), f"{one.p:.2g}", *behind))
     return rows
+
+
+def _three(estimate: Estimate, sign: str = "") -> tuple[str, str]:
+    return format(estimate.value, f"{sign}.3f"), interval(estimate.low, estimate.high, 3)
 
 
 def _table_row(group: Group) -> tuple[str, ...]:

@@ -148,8 +148,8 @@ def load_templates(spec: str, tokenizer: Any, *, cue: str | None = None) -> tupl
     """The templates that ``spec`` names: ``raw``, ``chat``, or a file.
 
     A ``.json`` file holds ``template`` (or ``templates`` by name), and ``cue``, ``filler`` and
-    ``neutral`` if wanted; ``user`` in the place of ``template`` is the user's turn of the tokenizer's own chat template;
-    or, as the project's ``templates.json``, ``cues`` with ``before_question``
+    ``neutral`` if wanted; ``user`` in the place of ``template`` is the user's turn of the tokenizer's own chat
+    template; or, as the project's ``templates.json``, ``cues`` with ``before_question``
     and ``answer_cue``. There one or two lines of filler are neutral, as in the text that the shipped
     model has learnt. Any other file is one raw template. ``cue`` overrides every cue.
 

@@ -142,7 +142,7 @@ def open_template(spec: str | None, tokenizer: Any, *, cue: str | None = None) -
 
 
 def rendered(template: Template, system: str, user: str, cue: str | None = None) -> str:
-    """The prompt of a persona's text and an open question; a chat template's turn is the question alone, but for a file's."""
+    """The prompt of a persona's text and an open question; a chat template's turn is the question, or a file's."""
     values = {**dict.fromkeys(FIELDS, ""), "persona": system, "question": user}
     values["cue"] = template.cue if cue is None else cue
     if not system:  # a persona that stands in a line with other text takes its space along

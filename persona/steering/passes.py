@@ -35,8 +35,8 @@ def steered_prompts(
 ) -> SteeredPrompts:
     """The prompts of a file's pairs, each with a neutral one: the given ones in turn, or its own without its persona.
 
-    A pair in which no persona is found has the neutral prompt of another. A neutral prompt without the named position is
-    steered at its end.
+    A pair in which no persona is found has the neutral prompt of another. A neutral prompt without the named
+    position is steered at its end.
 
     Raises:
         TaskError: no neutral prompt is given or found, or a given one cannot be put to the model.

@@ -95,7 +95,7 @@ def place_of(one: Example, position: str) -> int:
 
 
 def default_kind(fitting: Sequence[Example], steered: Sequence[Example]) -> str:
-    """``contrast`` where the two personas of every steered pair are fitted on together, else ``personas`` or ``pooled``.
+    """``contrast`` where the personas of every steered pair are fitted on as a pair, else ``personas`` or ``pooled``.
 
     ``personas`` needs every steered persona to have a name and to be fitted on.
     """

@@ -309,9 +309,8 @@ def test_directions_from_files(pairs, tmp_path):
 @pytest.mark.parametrize("position", ["persona-end", "question-end"])
 def test_a_direction_is_fitted_and_added_at_the_named_token_alone(tiny64, pairs, position):
     """Against the model run by hand with the vector added to that one token of that layer's stream."""
-    has = [
-        i for i in range(len(pairs.items)) if all(position in pairs.examples[2 * i + k].placed.places for k in (0, 1))
-    ]
+    at = [position in one.placed.places for one in pairs.examples]
+    has = [i for i in range(len(pairs.items)) if at[2 * i] and at[2 * i + 1]]
     examples = tuple(pairs.examples[2 * i + k] for i in has for k in (0, 1))
     pairs = replace(pairs, items=tuple(pairs.items[i] for i in has), examples=examples)
     options = SteerOptions((1,), strengths=(1.0,), positions=position, ablate=False, **FAST)
