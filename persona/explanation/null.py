@@ -11,7 +11,7 @@ from scipy import stats
 
 from persona_circuits import metrics
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, null_divergences
-from persona_circuits.persona.explanation.causal import TESTS, Outcome
+from persona_circuits.persona.explanation.causal import RANDOM, TESTS, Outcome
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.verdicts import Null, Thresholds
 
@@ -30,7 +30,8 @@ class CausalTest:
     """How often the test of a cause agrees on the pairs that have it, and on all paraphrases.
 
     ``p`` is Fisher's exact one, of agreeing no more often than on paraphrases, as if pairs were independent; None
-    without paraphrases.
+    without paraphrases. ``random_share`` is how often it would agree with random nodes in the place of those
+    ablated; None where it ablates none.
     """
 
     cause: str
@@ -40,6 +41,7 @@ class CausalTest:
     null_agree: int
     null_ran: int
     p: float | None
+    random_share: float | None = None
 
     @property
     def null_share(self) -> float | None:
@@ -73,7 +75,9 @@ def causal_test(cause: str, own: Sequence[Outcome], null: Sequence[Outcome]) -> 
     if ran and null_ran:
         table = [[agree, ran - agree], [null_agree, null_ran - null_agree]]
         p = float(stats.fisher_exact(table, alternative="greater").pvalue)
-    return CausalTest(cause, TESTS[cause], agree, ran, null_agree, null_ran, p)
+    random = [one.says[RANDOM] for one in own if RANDOM in one.says]
+    share = float(np.mean(random)) if random else None
+    return CausalTest(cause, TESTS[cause], agree, ran, null_agree, null_ran, p, share)
 
 
 def expected_agreement(outcomes: Sequence[Outcome], tests: Mapping[str, CausalTest]) -> float | None:

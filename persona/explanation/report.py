@@ -40,7 +40,7 @@ __all__ = [
 
 FORMAT = "persona-circuits/explain"
 NUMBERS = ("n", "D", "|b|", "gain", "signal", "eta", "kappa", "mass", "test; paraphrases")
-TESTED = ("cause", "test", "agrees on pairs", "on paraphrases", "p")
+TESTED = ("cause", "test", "agrees on pairs", "with random nodes", "on paraphrases", "p")
 STRONGEST = 5
 KEYS = ("domain", "contrast", "bias", "placement", "prior_level", "held_out")
 
@@ -110,6 +110,7 @@ def test_rows(found: Explanation) -> list[tuple[str, ...]]:
             test.cause,
             test.test,
             f"{test.agree} of {test.ran}",
+            "" if test.random_share is None else f"{test.random_share:.0%}",
             f"{test.null_agree} of {test.null_ran}" if test.null_ran else "none given",
             "" if test.p is None else f"{test.p:.2g}",
         )
