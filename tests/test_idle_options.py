@@ -84,6 +84,8 @@ IDLE = [
     ("pairs", [*TEXTS, "--format", "cue"], {"--template": "raw"}),
     ("pairs", [*TEXTS, "--mine-candidates"], {"--ask-model": None}),
     ("collapse", RUN, {"--bias-cut": "1.5"}),
+    ("neurons", [*RUN, "--no-answers"], {"--ablate-at": "all", "--n-random": "9", "--max-pairs": "3"}),
+    ("neurons", [*RUN, "--no-answers"], {"--ablation": "zero"}),
     ("patch", RUN, {"--ablation": "corrupt", "--n-random": "9", "--eval-split": "all"}),
     ("patch", [*RUN, "--at", "stream"], {"--negligible": "0.02"}),
     (
@@ -202,8 +204,8 @@ ALWAYS = {
     "steer": "--model --pairs --fit --direction --layer --positions --strengths --ablate --n-controls "
     "--kl-bound --neutral --split --max-pairs --generate --out --n-resamples --seed --device --dtype "
     "--batch-size --fitting --json",
-    "neurons": "--model --pairs --test-pairs --null --layer --hook --position --pool --rank-by --top-k --level "
-    "--ablation --ablate-at --n-random --max-pairs --min-group --n-draws --out --seed --device --dtype "
+    "neurons": "--answers --model --pairs --test-pairs --null --layer --hook --position --pool --rank-by --top-k "
+    "--level --ablation --ablate-at --n-random --max-pairs --min-group --n-draws --out --seed --device --dtype "
     "--batch-size --fitting --json",
     "bridge": "--model --pairs --test-pairs --movers --neurons --position --layer --direction --n-random --out "
     "--seed --device --dtype --revision --batch-size --fitting --json",

@@ -9,8 +9,8 @@
                                    predicted gain the choices must part, below it they must not. Said besides: the
                                    same of the final stream alone, which is near to arithmetic
     cancellation       ablation    the strongest nodes that contribute against the persona write the mean of both
-                                   runs at the answer, all behind them is run anew: D must be restored; beside it the same
-                       with random nodes, as many of each layer
+                                   runs at the answer, all behind them is run anew: D must be restored; beside it
+                                   the same with random nodes, as many of each layer
     weak or transient  nearness    attention on the persona is raised everywhere behind it: D must be restored
     bottleneck         steering    at the answer, where the persona's signal first has half of its most, a push
                                    along the readout (the gradient of m) must restore D, and the persona's own

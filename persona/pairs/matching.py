@@ -260,6 +260,8 @@ def pair_row(
     row |= case.about_order(name, [meant[text.strip()] for text in options])
     if case.question.domain:
         row["domain"] = case.question.domain
+    if case.a.domain and case.b.domain:
+        row["persona_domain"] = " / ".join(sorted({case.a.domain, case.b.domain}))
     if align == "right":
         row |= {"n_tokens_corrupt": len(other.ids), "unequal": len(encoded.ids) != len(other.ids)}
     spans = {"clean": _spans(*sides[0]), "corrupt": _spans(*sides[1])}
