@@ -52,7 +52,7 @@ from persona_circuits.persona.data import (
     read_personas,
     read_questions,
 )
-from persona_circuits.persona.explanation import load_thresholds
+from persona_circuits.persona.explanation import CLAIMS, load_calibration, load_thresholds
 from persona_circuits.persona.pairs import read_neutral_wordings, read_rules, vary
 from persona_circuits.persona.responses import Journal, rater_prompt, read_responses
 from persona_circuits.persona.study import load_plan
@@ -437,6 +437,22 @@ MOVERS = {
     "model": {"name": "m", "fingerprint": "f"},
     "movers": [{"head": "a0.h1", "is_mover": True}, {"head": "a1.h0", "is_mover": False}],
 }
+CALIBRATION = {
+    "format": "persona-circuits/calibration",
+    "version": 1,
+    "fingerprint": "f",
+    "thresholds": "t",
+    "average": False,
+    "causal": True,
+    "null": {"n": 2, "sigma_0": 0.5, "signal_answer": 0.1, "stronger_side": None},
+    "cuts": {name: {"least": 0.5, "rate": 0.0, "promise": 0.05, "n": 19, "clusters": 19} for name in CLAIMS},
+    "training": ["paraphrase: a / a"],
+    "held_out": [
+        {"verdict": CLAIMS[0], "kind": "all", "pairs": 0, "n": 9, "clusters": 9}
+        | {"share": 0.0, "lower": 0.0, "upper": 0.3}
+    ],
+    "withheld": [],
+}
 NEURONS = {
     "format": "persona-circuits/neurons",
     "model": {"name": "m", "fingerprint": "f"},
@@ -698,6 +714,7 @@ READERS: tuple[Reader, ...] = (
         json.loads((ROOT / "persona/explanation/thresholds.json").read_text("utf-8")),
         load_thresholds,
     ),
+    Reader("calibration", "json", "calibration.json", CALIBRATION, load_calibration),
     Reader("plan of predictions", "json", "plan.json", PLAN, load_plan),
     Reader(
         "stage of a study", "json", "stage.json", _stage(), lambda path: study._finished(path.parent, "behaviour", "d")

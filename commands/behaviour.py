@@ -93,6 +93,10 @@ def explain(
     thresholds: Annotated[
         Path | None, typer.Option("--thresholds", help="Thresholds, JSON, fixed before the run. (default: shipped)")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="Thresholds set on controls: read if there, else set on half of --null."),
+    ] = None,
     out: OutOption = Path("runs/explain"),
     options: ExplainOptions,
     loading: Annotated[Loading, Without("max_memory")],
@@ -100,13 +104,27 @@ def explain(
 ) -> None:
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
     with errors_as_exit_codes() as kept:
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder, working_folder
+        from persona_circuits.circuit.storage import (
+            check_output_file,
+            check_output_folder,
+            replace_folder,
+            working_folder,
+        )
         from persona_circuits.persona.behaviour import fitting_items
         from persona_circuits.persona.explanation import explain as explain_pairs
-        from persona_circuits.persona.explanation import explain_record, load_thresholds, write_explanation
+        from persona_circuits.persona.explanation import (
+            explain_record,
+            load_calibration,
+            load_thresholds,
+            write_calibration,
+            write_explanation,
+        )
 
         options = options.checked()
         limits, name = load_thresholds(thresholds), source.name()
+        set_before = load_calibration(calibration) if calibration and calibration.exists() else None
+        if calibration and not set_before:
+            check_output_file(calibration)
         study, more = _items(source.pairs, controls, source)
         check_output_folder(out)
         state = out / "explain.state"
@@ -116,11 +134,14 @@ def explain(
             if loading.fitting:
                 study, more = (one and fitting_items(one, loaded) for one in (study, more))
             how: dict[str, Any] = {"controls": more, "thresholds": limits, "options": options}
+            how["calibration"] = set_before or ("new" if calibration else None)
             found = explain_pairs(loaded, study, **how, state=state, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_explanation(found, staging)
                 index(context, staging, name, notes=found.notes)
+            if calibration and found.calibration and not set_before:
+                write_calibration(found.calibration, calibration)
         tables = partial(_print_explanation, found)
         show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
 
@@ -144,7 +165,15 @@ def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def _print_explanation(found: Any) -> None:
-    from persona_circuits.persona.explanation import TESTED, confusion_rows, group_rows, table_columns, test_rows
+    from persona_circuits.persona.explanation import (
+        LEVEL,
+        TESTED,
+        confusion_rows,
+        group_rows,
+        rate_table,
+        table_columns,
+        test_rows,
+    )
 
     null = found.null
     parts = {"all": [found.overall], **{key: [g for g in found.groups if g.by == key] for key in found.options.by}}
@@ -156,6 +185,13 @@ def _print_explanation(found: Any) -> None:
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
     if tested := test_rows(found):
         print_table("causal tests", TESTED, tested, texts=2)
+    columns, rows = rate_table(found)
+    if rows:
+        held = " that it was not set on" if found.calibration is not None else ""
+        print_table(f"how often controls{held}, without a persona to find, have a verdict", columns, rows, texts=2)
+        if found.calibration is not None:
+            given = found.calibration.source or "set on half of the controls by persona pair; the others are held out"
+            say(f"calibration {given}; a verdict is given where at most {LEVEL:g} of controls have it")
     columns, rows = confusion_rows(found)
     if rows:
         print_table("verdicts by what the generator sets", columns, rows, texts=1)
@@ -175,15 +211,24 @@ def _print_explanation(found: Any) -> None:
 
 
 def _print_collapse(study: Any) -> None:
-    from persona_circuits.persona.behaviour import TABLE, group_rows
+    from persona_circuits.persona.behaviour import PREDICTED, TABLE, group_rows, prediction_rows
     from persona_circuits.persona.data import said
 
     print_table(f"persona collapse of {study.model}", TABLE, group_rows(study), texts=1)
     items = [row.measure.item for row in study.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
+    if (told := study.prediction) is not None:
+        title = f"collapse of {told.n} held-out rows ({told.collapsed} collapse) from what other wordings say"
+        print_table(title, PREDICTED, prediction_rows(study), texts=1)
+        say(
+            f"held out    {told.n_persona_pairs} persona pairs and {told.n_questions} questions, a fold of either at a "
+            f"time; {told.left_out} rows have no other wording"
+        )
     say(f"it says     {said(study.words)}")
     if study.order_effect is not None:
         say(f"order       {study.order_effect:.3f} logits of spread between orders of the options (averaged in D)")
+    if study.options.average:
+        say(f"averaged    a pair is the mean over its paraphrases and wordings, mostly {study.rows_per_pair}")
     if study.sigma_0 is not None:
         around = study.sigma_0_interval
         ends = "" if around is None or around.low is None else f" [{around.low:.3f}, {around.high:.3f}]"

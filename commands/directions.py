@@ -194,8 +194,8 @@ class Steered:
     direction: Annotated[
         str | None,
         Option(
-            "personas, pooled, pair, readout, a folder of vectors, or FILE.safetensors:NAME[:ROW], as a probe's. "
-            "(default: personas if all are fitted on, else pooled)"
+            "contrast, personas, pooled, pair, readout, a folder of vectors, or FILE.safetensors:NAME[:ROW], as a "
+            "probe's. (default: contrast if both personas are fitted on as a pair, else personas, else pooled)"
         ),
     ] = None
     toward: Annotated[str | None, Option("With a folder of vectors: the persona to steer to.")] = None

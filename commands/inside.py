@@ -31,6 +31,11 @@ from persona_circuits.persona.probing.options import ProbeOptions
 
 __all__: list[str] = []
 
+TokensOption = Annotated[
+    tuple[str, str] | None,
+    typer.Option("--tokens", help="Two words, the first persona's and the second's, for the pairs' own answers."),
+]
+
 
 @with_options
 def probe(
@@ -88,10 +93,7 @@ def lens(
     context: typer.Context,
     *,
     source: Source,
-    tokens: Annotated[
-        tuple[str, str] | None,
-        typer.Option("--tokens", help="Two words, the first persona's and the second's, for the pairs' own answers."),
-    ] = None,
+    tokens: TokensOption = None,
     out: OutOption = Path("runs/lens"),
     split: Annotated[str, typer.Option(help="Pairs to read.")] = "all",
     options: LensOptions,
@@ -148,6 +150,7 @@ def patch(
     *,
     source: Source,
     options: PatchOptions,
+    tokens: TokensOption = None,
     null: Annotated[
         Path | None, typer.Option("--null", help="Pairs of paraphrases of one persona: how large D is without signal.")
     ] = None,
@@ -180,7 +183,7 @@ def patch(
         with progress_bars() as stage, working_folder(out):
             loaded = load(stage, name, loading)
             fit = options.align if loading.fitting else None
-            found, held_out = two_splits(loaded, source.pairs, train_split, eval_split, fit)
+            found, held_out = two_splits(loaded, source.pairs, train_split, eval_split, fit, tokens)
             quiet = fitted_task(quiet, loaded, options.align, loading.fitting)
             study = study_patching(loaded, found, held_out, options=options, null=quiet, state=state, stage=stage)
             stage("files and figures")

@@ -59,8 +59,9 @@ def neurons(
 ) -> None:
     """Find the MLP neurons that tell two personas apart: a null, cross-validation, ablation beside random ones."""
     with errors_as_exit_codes():
+        refuse_idle(context, (options.answers, "pairs with answers", ["kinds", "everywhere", "n_random", "max_pairs"]))
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.data import load_examples
+        from persona_circuits.persona.data import examples_of, load_items, load_unanswered
         from persona_circuits.persona.neurons import held_out_files, neuron_record, study_neurons, write_neurons
 
         options, name = options.checked(), source.name()
@@ -72,12 +73,11 @@ def neurons(
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, name, loading)
-            found = {
-                key: load_examples(path, loaded, label=label, fitting=loading.fitting)
-                for key, (path, label) in files.items()
-                if path
-            }
-            study = study_neurons(loaded, *held_out_files(**found), options=options, stage=stage)
+            read = load_items if options.answers else load_unanswered
+            items = {key: read(path, label=label) for key, (path, label) in files.items() if path}
+            found = {key: examples_of(own, loaded, fitting=loading.fitting) for key, own in items.items()}
+            dropped = _left_out(items, found)
+            study = study_neurons(loaded, *held_out_files(**found), options=options, dropped=dropped, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_neurons(study, staging)
@@ -85,10 +85,19 @@ def neurons(
         show(as_json, lambda: neuron_record(study), lambda: _print_neurons(study), out=out, notes=study.notes)
 
 
+def _left_out(items: dict[str, Any], found: dict[str, Any]) -> dict[str, int]:
+    """Of the pairs and the held-out ones: how many do not fit the model, and how many are controls."""
+    studied = [key for key in ("pairs", "held_out") if key in found]
+    misfit = sum(len(items[key].items) - len(found[key].items) for key in studied)
+    controls = sum(item.control != "none" for key in studied for item in found[key].items)
+    return {"do not fit the model": misfit, "controls": controls}
+
+
 def _print_neurons(study: Any) -> None:
-    from persona_circuits.persona.neurons import has_intervals, headline, tables
+    from persona_circuits.persona.neurons import has_intervals, headline, pair_line, tables
 
     say(headline(study))
+    say(f"pairs       {pair_line(study)}")
     for title, columns, rows, texts in tables(study):
         print_table(title, columns, rows, texts=texts)
     if has_intervals(study):

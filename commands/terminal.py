@@ -82,10 +82,17 @@ def path_and_name(given: Path | None, default: str | None) -> tuple[str | None, 
     return (None, None) if name is None else (resolve(name), name)
 
 
-def two_splits(model: Any, pairs: Path | None, train: str | None, test: str | None, fit: str | None) -> tuple[Any, Any]:
+def two_splits(
+    model: Any,
+    pairs: Path | None,
+    train: str | None,
+    test: str | None,
+    fit: str | None,
+    tokens: tuple[str, str] | None = None,
+) -> tuple[Any, Any]:
     """The pairs to search on and those to test on; one and the same where the file names no splits.
 
-    With ``fit``, an alignment, those of them that fit the model.
+    With ``fit``, an alignment, those of them that fit the model; with ``tokens`` these for the pairs' own answers.
     """
     from persona_circuits.circuit.discovery import split_of
     from persona_circuits.circuit.task import resolve
@@ -94,7 +101,10 @@ def two_splits(model: Any, pairs: Path | None, train: str | None, test: str | No
 
     task, name = read_task(pairs), PAIRS if pairs is None else str(pairs)
     first, second = split_of(task, train, "train"), split_of(task, test, "test")
-    read = partial(examples_of, items_of(task, resolve(name)), model, fitting=fit is not None, align=fit)
+    items = items_of(task, resolve(name))
+    read = partial(
+        examples_of, items if tokens is None else items.with_tokens(tokens), model, fitting=fit is not None, align=fit
+    )
     found = read(split=first)
     return found, found if second == first else read(split=second)
 

@@ -101,6 +101,8 @@ IDLE = [
     ("pairs", [*TEXTS, "--format", "cue"], {"--template": "raw"}),
     ("pairs", [*TEXTS, "--mine-candidates"], {"--ask-model": None}),
     ("collapse", RUN, {"--bias-cut": "1.5"}),
+    ("neurons", [*RUN, "--no-answers"], {"--ablate-at": "all", "--n-random": "9", "--max-pairs": "3"}),
+    ("neurons", [*RUN, "--no-answers"], {"--ablation": "zero"}),
     ("patch", RUN, {"--ablation": "corrupt", "--n-random": "9", "--eval-split": "all"}),
     ("patch", [*RUN, "--at", "stream"], {"--negligible": "0.02"}),
     (
@@ -194,25 +196,26 @@ ALWAYS = {
     "ground-truth": "--steps --seed --json",
     "pairs": "--personas --questions --out --model --format --cue --contrast --answers --report --max-pairs "
     "--mine-candidates "
-    "--per-question --test-share --leaks --filler --align --forms --null --add-neutral --neutral-wordings --seed "
+    "--per-question --variants --test-share --leaks --filler --align --forms --null --add-neutral --neutral-wordings "
+    "--seed "
     "--json",
     "vary": "--pairs --rules --frame --personas --out --model --split --json",
     "formats": "--model --personas --questions --contrast --format --max-pairs --min-mass --n-answers --test-share "
     "--n-resamples --out --seed --device --dtype --revision --batch-size --json",
     "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
-    "collapse": "--align --model --pairs --null --neutral --out --split --n-resamples --seed --device --dtype "
-    "--revision --batch-size --fitting --json",
-    "explain": "--model --pairs --null --by --thresholds --causal --out --split --n-resamples --seed "
-    "--device --dtype --batch-size --fitting --json",
+    "collapse": "--align --average --predict --model --pairs --null --neutral --out --split --n-resamples --seed "
+    "--device --dtype --revision --batch-size --fitting --json",
+    "explain": "--average --calibration --model --pairs --null --by --thresholds --causal --out --split --n-resamples "
+    "--seed --device --dtype --batch-size --fitting --json",
     "probe": "--model --pairs --test-pairs --personas --targets --hold-out --positions --out --split --every "
     "--folds --penalty --repeats --n-resamples --seed --device --dtype --batch-size --fitting --json",
     "lens": "--model --pairs --tokens --positions --out --split --n-resamples --seed --device --dtype "
     "--batch-size --fitting --json",
-    "patch": "--model --pairs --at --parts --to --ablate --null --align --train-split --out --seed --device "
+    "patch": "--model --pairs --tokens --at --parts --to --ablate --null --align --train-split --out --seed --device "
     "--dtype --batch-size --fitting --json",
-    "study": "--model --pairs --null --variants --prior-pairs --frames --frame-edges --personas --plan --only --threshold "
-    "--target-faithfulness --max-pairs --n-random --probe-every --n-resamples --quick --thorough "
+    "study": "--model --pairs --null --variants --prior-pairs --frames --frame-edges --personas --plan --only "
+    "--threshold --target-faithfulness --max-pairs --n-random --probe-every --n-resamples --quick --thorough "
     "--compact --out --seed --device --dtype --revision --batch-size --json",
     "respond": "--model --personas --questions --template --out --wordings --question-wordings --samples "
     "--max-questions --baseline --max-new-tokens --temperature --stop --endpoint-model --seed --json",
@@ -221,8 +224,8 @@ ALWAYS = {
     "steer": "--model --pairs --fit --direction --layer --positions --strengths --ablate --n-controls "
     "--kl-bound --neutral --split --max-pairs --generate --out --n-resamples --seed --device --dtype "
     "--batch-size --fitting --json",
-    "neurons": "--model --pairs --test-pairs --null --layer --hook --position --pool --rank-by --top-k --level "
-    "--ablation --ablate-at --n-random --max-pairs --min-group --n-draws --out --seed --device --dtype "
+    "neurons": "--answers --model --pairs --test-pairs --null --layer --hook --position --pool --rank-by --top-k "
+    "--level --ablation --ablate-at --n-random --max-pairs --min-group --n-draws --out --seed --device --dtype "
     "--batch-size --fitting --json",
     "bridge": "--model --pairs --test-pairs --movers --neurons --position --layer --direction --n-random --out "
     "--seed --device --dtype --revision --batch-size --fitting --json",

@@ -147,7 +147,9 @@ def _passes_along(
         start = model.start(batch.corrupt, None, batch.forms)[0][:, first:]
     else:
         with torch.no_grad():
-            clean = run(model, *model.start(batch.clean, batch.clean_padding, batch.forms)) if item is None else item.clean
+            clean = (
+                run(model, *model.start(batch.clean, batch.clean_padding, batch.forms)) if item is None else item.clean
+            )
         start = ((ablation or corrupt)(model, batch, clean) if item is None else item.ablated).streams[0]
     embedded, context = clean.streams[0][:, first if plain else 0 :], clean.context
     targets, before = targets_of(batch, clean.logits), Prefix.of(clean, first) if plain else None

@@ -2,9 +2,11 @@
 
 1. every pair is asked under both personas, its question without one in other wordings,
    and the paraphrase controls like any pair (``persona.behaviour.measure``);
-   where options are listed, a pair is the mean over all orders of its list;
+   where options are listed, a pair is the mean over all orders of its list; with ``average`` it is the mean over
+   all paraphrases and wordings of the same two personas and question (``persona.behaviour.wordings``);
 2. sigma_0, the spread of D over paraphrases of one persona, says which D are no signal;
 3. every pair gets a bias bin, from its neutral wordings where there are any;
+   with ``predict`` collapse is predicted from other wordings (``persona.behaviour.prediction``);
 4. pairs are summed up together and along each axis, with the paraphrases of the same
    value of that axis beside them (all paraphrases where it has none);
 5. every question is summed up over the personas that it was put to.
@@ -16,6 +18,7 @@ D = 0 flips the signs of all pairs of two personas together (``persona.data.stat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
@@ -23,8 +26,10 @@ from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.behaviour.measure import measure_pairs
 from persona_circuits.persona.behaviour.options import StudyOptions
 from persona_circuits.persona.behaviour.orders import averaged
+from persona_circuits.persona.behaviour.prediction import predicted
 from persona_circuits.persona.behaviour.results import CollapseStudy
 from persona_circuits.persona.behaviour.summary import summarise
+from persona_circuits.persona.behaviour.wordings import pooled
 from persona_circuits.persona.data import ItemFile, Neutral
 
 __all__ = [
@@ -70,6 +75,8 @@ def study_collapse(
     items = [*chosen.items, *(item for item in (controls.items if controls else ()) if item.control != "none")]
     if all(item.control != "none" for item in items):
         raise OptionError(f"{pairs.source} holds controls only; give a file with pairs of two personas as well")
+    if options.predict and neutral:  # a row's own neutral prompt has the row's own wording
+        items = [replace(item, pair=replace(item.pair, neutral="")) for item in items]
     measures = measure_pairs(
         model,
         items,
@@ -80,4 +87,9 @@ def study_collapse(
         align=options.align,
     )
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
-    return summarise(averaged(measures), options, model=model.name, fingerprint=model.fingerprint, sources=sources)
+    measures = averaged(measures)
+    draws = {"n_resamples": options.n_resamples, "seed": options.seed}
+    prediction = predicted(measures, **draws) if options.predict else None
+    measures = pooled(measures) if options.average else measures
+    found = summarise(measures, options, model=model.name, fingerprint=model.fingerprint, sources=sources)
+    return replace(found, prediction=prediction)

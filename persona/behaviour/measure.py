@@ -56,7 +56,8 @@ class PairMeasure:
     candidates, the first in a tie. ``mass_*`` are the candidates' share of all
     probability, ``log_probs_*`` the candidates' log probabilities over the whole vocabulary; ``words`` the most
     likely tokens, whatever the candidates, ``left_out`` the forms of the options that are not counted. ``order_spread``
-    is the spread of the margin over ``n_orders`` orders of listed options, None where there is no list.
+    is the spread of the margin over ``n_orders`` orders of listed options, None where there is no list;
+    ``row_divergences`` the D of each row that was averaged.
     """
 
     item: Item
@@ -78,6 +79,7 @@ class PairMeasure:
     left_out: tuple[str, ...] = ()
     order_spread: float | None = None
     n_orders: int = 1
+    row_divergences: tuple[float, ...] = ()
 
     @property
     def collapses(self) -> bool:

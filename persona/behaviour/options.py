@@ -27,6 +27,10 @@ class StudyOptions(PlainNumbers):
     bias_cut: Annotated[float, Option("Bias is high where the default leads by so many logits under no persona.")] = 1.5
     seed: Seed = 0
     align: Alignment = "equal"
+    average: Annotated[
+        bool, Option("One measure per persona pair and question: the mean over paraphrases and wordings.")
+    ] = False
+    predict: Annotated[bool, Option("Predict collapse of held-out pairs from other wordings, beside rivals.")] = False
 
     def checked(self) -> StudyOptions:
         """Itself.

@@ -23,13 +23,16 @@ from persona_circuits.persona.behaviour.results import CollapseStudy, Group, Pai
 from persona_circuits.persona.data import Estimate, drawn_over
 
 __all__ = [
+    "PREDICTED",
     "TABLE",
     "collapse_record",
     "group_rows",
+    "prediction_rows",
     "write_collapse",
 ]
 
 FORMAT = "persona-circuits/collapse"
+PREDICTED = ("predictor", "log loss", "95 %", "less than majority", "95 %", "p", "behind lead and effect", "95 %")
 TABLE = ("pairs", "n", "D", "95 %", "p (D = 0)", "PDR", "collapse", "95 %", "agree", "mass", "paraphrases")
 
 
@@ -62,9 +65,11 @@ def collapse_record(study: CollapseStudy) -> dict[str, Any]:
         "sigma_0_interval": study.sigma_0_interval,
         "sigma_0_median": study.sigma_0_median,
         "n_paraphrases": study.n_paraphrases,
+        "rows_per_pair": study.rows_per_pair,
         "order_effect": study.order_effect,
         "words": study.words,
         "placement_late_minus_early": study.placement,
+        "prediction": study.prediction,
         "notes": study.notes,
         "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
         "groups": [study.overall, *study.groups, *study.controls],
@@ -81,6 +86,19 @@ def group_rows(study: CollapseStudy) -> list[tuple[str, ...]]:
     tokens. The last column holds D and collapse of the paraphrase controls beside the group.
     """
     return [_table_row(group) for group in (study.overall, *study.groups, *study.controls)]
+
+
+def prediction_rows(study: CollapseStudy) -> list[tuple[str, ...]]:
+    """A row per predictor of collapse, columns as in ``PREDICTED``."""
+    rows: list[tuple[str, ...]] = []
+    for one in study.prediction.predictors if study.prediction is not None else ():
+        behind = ("", "") if one.behind is None else _three(one.behind, "+")
+        rows.append((one.name, *_three(one.loss), *_three(one.gain, "+"), f"{one.p:.2g}", *behind))
+    return rows
+
+
+def _three(estimate: Estimate, sign: str = "") -> tuple[str, str]:
+    return format(estimate.value, f"{sign}.3f"), interval(estimate.low, estimate.high, 3)
 
 
 def _table_row(group: Group) -> tuple[str, ...]:
@@ -139,6 +157,8 @@ def _pair(row: PairRow) -> dict[str, Any]:
         "low_mass": measure.low_mass,
         "order_spread": measure.order_spread,
         "orders": measure.n_orders,
+        "rows": max(1, len(measure.row_divergences)),
+        "row_divergences": measure.row_divergences,
         "candidates": item.candidates,
         "log_probs_a": measure.log_probs_a,
         "log_probs_b": measure.log_probs_b,

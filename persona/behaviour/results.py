@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from persona_circuits.persona.behaviour.measure import PairMeasure
 from persona_circuits.persona.behaviour.options import StudyOptions
+from persona_circuits.persona.behaviour.prediction import Prediction
 from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.data.words import Words
 
@@ -113,9 +114,10 @@ class CollapseStudy:
 
     ``placement`` is mean D late minus mean D early, None unless there are both. ``order_effect`` is the spread of the
     margin between orders of listed options, None where none are listed; ``words`` what the model would rather say.
-    ``placement`` is mean D late minus mean D early, None unless there are both. ``sigma_0`` is a root mean square,
+    ``sigma_0`` is a root mean square,
     ``sigma_0_interval`` its own over what paraphrases share; ``sigma_0_median`` is the median |D| in its place,
-    1.4826 times, which a few paraphrases that are none do not move.
+    1.4826 times, which a few paraphrases that are none do not move. ``rows_per_pair`` is how many rows of other
+    paraphrases and wordings most pairs are the mean of; sigma_0 is of means over as many.
     """
 
     model: str
@@ -136,3 +138,5 @@ class CollapseStudy:
     notes: tuple[str, ...]
     order_effect: float | None = None
     words: Words = ()
+    rows_per_pair: int = 1
+    prediction: Prediction | None = None

@@ -21,6 +21,7 @@ from persona_circuits.persona.behaviour.results import (
     QuestionSummary,
     Summary,
 )
+from persona_circuits.persona.behaviour.wordings import null_divergences, usual_rows
 from persona_circuits.persona.data import Estimate, sign_flip, two_way_difference, two_way_mean
 from persona_circuits.persona.data.words import mean_words, said
 
@@ -41,9 +42,10 @@ def summarise(
     sources: tuple[tuple[str, str], ...] = (),
 ) -> CollapseStudy:
     """The study from its measures, no model involved."""
-    null = [m.divergence for m in measures if m.item.control == PARAPHRASE]
-    sigma = metrics.paraphrase_null(torch.tensor(null, dtype=torch.float64)).item() if null else None
-    rows = tuple(_row(measure, sigma, options.bias_cut) for measure in measures)
+    alike, usual = [m for m in measures if m.item.control == PARAPHRASE], usual_rows(measures)
+    null, sigma = null_divergences(alike, usual), _sigma(alike, usual)
+    sigmas = {n: _sigma(alike, n) for n in {len(m.row_divergences) for m in measures}}
+    rows = tuple(_row(measure, sigmas[len(measure.row_divergences)], options.bias_cut) for measure in measures)
     main = tuple(row for row in rows if row.measure.item.control == "none")
     others = tuple(row for row in rows if row.measure.item.control != "none")
     paraphrases = [row for row in others if row.measure.item.control == PARAPHRASE]
@@ -53,7 +55,7 @@ def summarise(
         sources=sources,
         options=options,
         sigma_0=sigma,
-        sigma_0_interval=_sigma_interval(paraphrases, options),
+        sigma_0_interval=_sigma_interval(paraphrases, null, options),
         sigma_0_median=float(np.median(np.abs(null)) * NORMAL_MEDIAN) if null else None,
         n_paraphrases=len(null),
         overall=_group("all", "all", main, paraphrases, options, sigma),
@@ -63,17 +65,35 @@ def summarise(
         placement=_placement(main, options),
         pairs=main,
         control_pairs=others,
-        notes=tuple(_notes(main, sigma)),
+        notes=(*_notes(main, sigma), *_short_null(main, alike)),
+        rows_per_pair=usual,
         order_effect=order_effect([row.measure for row in main]),
         words=mean_words([row.measure.words for row in main]),
     )
 
 
-def _sigma_interval(paraphrases: Sequence[PairRow], options: StudyOptions) -> Estimate | None:
+def _sigma(paraphrases: Sequence[PairMeasure], n_rows: int) -> float | None:
+    """The spread of D over paraphrases, each the mean over so many rows."""
+    null = torch.tensor(null_divergences(paraphrases, max(n_rows, 1)), dtype=torch.float64)
+    return metrics.paraphrase_null(null).item() if len(null) else None
+
+
+def _short_null(main: Sequence[PairRow], paraphrases: Sequence[PairMeasure]) -> list[str]:
+    rows = [len(row.measure.row_divergences) for row in main]
+    short = sum(len(one.row_divergences) < min(rows) for one in paraphrases)
+    if not short:
+        return []
+    return [
+        f"{short} of {len(paraphrases)} paraphrase groups have fewer rows than any pair ({min(rows)}): their mean D "
+        "varies more than that of pairs, so sigma_0 is too large rather than too small"
+    ]
+
+
+def _sigma_interval(paraphrases: Sequence[PairRow], null: Sequence[float], options: StudyOptions) -> Estimate | None:
     """The roots of the ends of the mean square's interval."""
     measures = [row.measure for row in paraphrases]
     found = two_way_mean(
-        [measure.divergence**2 for measure in measures],
+        [value**2 for value in null],
         [measure.item.personas for measure in measures],
         [measure.item.question for measure in measures],
         n_resamples=options.n_resamples,

@@ -15,7 +15,15 @@ from persona_circuits.persona.data.formats import (
     load_format,
     shown_options,
 )
-from persona_circuits.persona.data.items import ItemFile, Neutral, items_of, load_items, load_neutral, neutral_prompts
+from persona_circuits.persona.data.items import (
+    ItemFile,
+    Neutral,
+    items_of,
+    load_items,
+    load_neutral,
+    load_unanswered,
+    neutral_prompts,
+)
 from persona_circuits.persona.data.positions import POSITIONS, Placed, locate, without_persona
 from persona_circuits.persona.data.prompts import (
     Encoded,
@@ -79,6 +87,7 @@ __all__ = [
     "load_neutral",
     "load_templates",
     "load_tokenizer",
+    "load_unanswered",
     "locate",
     "mean_words",
     "neutral_prompts",

@@ -20,14 +20,16 @@ pair's prompt, of which everything before the line of the question is left out.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.errors import TaskError, listed
-from persona_circuits.circuit.storage import Kind, read_json_lines
+from persona_circuits.circuit.errors import OptionError, TaskError, listed
+from persona_circuits.circuit.storage import Kind, decoded, json_lines, read_bytes, read_json_lines
 from persona_circuits.circuit.task import PromptPair, Task, load_task
+from persona_circuits.circuit.task.reading import task_of_items
 
 __all__ = [
     "Item",
@@ -36,9 +38,11 @@ __all__ = [
     "items_of",
     "load_items",
     "load_neutral",
+    "load_unanswered",
     "neutral_prompts",
 ]
 
+PAIRS = Kind("pair file", TaskError)
 NEUTRAL = Kind("file of neutral wordings", TaskError)
 AXES = ("contrast", "bias", "placement", "held_out", "prior_level", "domain", "control")
 
@@ -104,6 +108,21 @@ class ItemFile:
             raise TaskError(f"{self.source} has no pair of split {split!r}; its splits are: {known or 'none'}")
         return replace(self, items=chosen)
 
+    def with_tokens(self, tokens: tuple[str, str]) -> ItemFile:
+        """The same prompts with these two words for every pair's answers and candidates.
+
+        Raises:
+            OptionError: the words are one.
+        """
+        first, second = tokens
+        if first == second:
+            raise OptionError(f"--tokens {first!r} {second!r}: give two different words")
+        items = (
+            replace(item, pair=replace(item.pair, answers=(first,), wrong_answers=(second,)), candidates=tokens)
+            for item in self.items
+        )
+        return replace(self, items=tuple(items))
+
     def only(self, fit: Sequence[Item]) -> ItemFile:
         """Those of the items that fit a model; ``source`` says how many do, wherever it is named."""
         if len(fit) == len(self.items):
@@ -128,6 +147,25 @@ def load_items(path: str | Path, *, label: str | None = None) -> ItemFile:
         TaskError: any pair, candidate list or axis is malformed; all faults are listed.
     """
     return items_of(load_task(path, label=label), path)
+
+
+def load_unanswered(path: str | Path, *, label: str | None = None) -> ItemFile:
+    """The prompts of a pair file, JSON Lines, whose rows need no answers: those that there are, are left out.
+
+    Raises:
+        TaskError: any pair is malformed otherwise; all faults are listed.
+    """
+    raw, faults = read_bytes(path, PAIRS), list[str]()
+    rows = [row for _, row in json_lines(decoded(raw, path, PAIRS), faults)]
+    if faults:
+        raise TaskError(listed(f"pair file {path} has {len(faults)} fault(s):", faults))
+    nothing = {"answers": ["A"], "wrong_answers": ["B"], "candidates": ["A", "B"]}
+    task = task_of_items([{**row, **nothing} if isinstance(row, dict) else row for row in rows], str(path))
+    found = items_of(task, path)
+    items = (
+        replace(item, pair=replace(item.pair, answers=(), wrong_answers=()), candidates=()) for item in found.items
+    )
+    return ItemFile(tuple(items), label or str(path), hashlib.sha256(raw).hexdigest())
 
 
 def items_of(task: Task, path: str | Path = "") -> ItemFile:

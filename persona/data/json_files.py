@@ -86,6 +86,9 @@ def _json_persona(item: Item, poles: Mapping[str, str], faults: Faults) -> Perso
         found.append("'descriptions' must be a non-empty list of non-empty strings")
     if not is_numbers(traits):
         found.append("'traits' must be an object of numbers")
+    domain = row.get("kind", row.get("domain", ""))
+    if not isinstance(domain, str):
+        found.append("'kind' must say in words what kind of persona it is")
     if not isinstance(opposite, str):
         found.append("'opposite' must be the name of a persona")
     if held_out is not None and is_texts(wordings) and not is_whole(held_out, 0, len(wordings) - 1):
@@ -96,7 +99,7 @@ def _json_persona(item: Item, poles: Mapping[str, str], faults: Faults) -> Perso
         return None
     distinct = distinct_texts(wordings)
     place = None if held_out is None else distinct.index(wordings[held_out].strip())
-    return Persona(name, distinct, signed(traits, poles), opposite, held_out=place)
+    return Persona(name, distinct, signed(traits, poles), opposite, held_out=place, domain=domain)
 
 
 def poles_of(path: Path) -> dict[str, str]:

@@ -59,6 +59,11 @@ class Placed:
         return self.text[slice(*self.spans["persona"])] if "persona" in self.spans else ""
 
     @property
+    def question(self) -> str:
+        """The question's text, empty where there is none."""
+        return self.text[slice(*self.spans["question"])] if "question" in self.spans else ""
+
+    @property
     def frame(self) -> str:
         """What stands around the question, in its line and behind it: the template, as far as it can be seen."""
         start, end = self.spans.get("question", (len(self.text), len(self.text)))

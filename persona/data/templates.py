@@ -148,7 +148,8 @@ def load_templates(spec: str, tokenizer: Any, *, cue: str | None = None) -> tupl
     """The templates that ``spec`` names: ``raw``, ``chat``, or a file.
 
     A ``.json`` file holds ``template`` (or ``templates`` by name), and ``cue``, ``filler`` and
-    ``neutral`` if wanted; or, as the project's ``templates.json``, ``cues`` with ``before_question``
+    ``neutral`` if wanted; ``user`` in the place of ``template`` is the user's turn of the tokenizer's own chat
+    template; or, as the project's ``templates.json``, ``cues`` with ``before_question``
     and ``answer_cue``. There one or two lines of filler are neutral, as in the text that the shipped
     model has learnt. Any other file is one raw template. ``cue`` overrides every cue.
 
@@ -161,7 +162,7 @@ def load_templates(spec: str, tokenizer: Any, *, cue: str | None = None) -> tupl
     elif spec == "raw":
         found = [Template("raw", RAW, "A:")]
     else:
-        found = _file_templates(Path(spec))
+        found = _file_templates(Path(spec), tokenizer)
     for template in found:
         _check_fields(template, spec)
     return tuple(template if cue is None else replace(template, cue=cue) for template in found)
@@ -208,10 +209,26 @@ def _check_fields(template: Template, source: str) -> None:
         raise TaskError(f"template {source} has {{{repeated[0]}}} more than once; use every field once")
 
 
-def _file_templates(path: Path) -> list[Template]:
+def _file_templates(path: Path, tokenizer: Any) -> list[Template]:
     if path.suffix.lower() == ".json":
-        return _json_templates(read_json(path, TEMPLATE), path)
+        content = read_json(path, TEMPLATE)
+        if isinstance(content, dict) and "user" in content:
+            return [_users_turn(content, path, tokenizer)]
+        return _json_templates(content, path)
     return [Template(path.stem, read_text(path, TEMPLATE).removesuffix("\n"), "A:")]
+
+
+def _users_turn(content: Mapping[str, Any], path: Path, tokenizer: Any) -> Template:
+    """The tokenizer's chat template with the file's user's turn and beginning of the answer."""
+    if odd := [name for name in ("template", "templates", "cues") if name in content]:
+        raise TaskError(f"template {path}: 'user' is a turn of the chat template and {odd[0]!r} a raw one; give one")
+    user, cue = _strings([content["user"], content.get("cue", "")], path)
+    fillers, neutral = _strings(content.get("filler") or [], path), _neutral(content.get("neutral") or [], path)
+    has_persona = "{persona}" in user
+    found = chat_template(tokenizer, name=path.stem, text=user, cue=cue)
+    if has_persona:  # the persona is where the file puts it, and not a turn of its own
+        found = replace(found, text=user, system=False)
+    return replace(found, fillers=fillers, neutral=neutral)
 
 
 def _json_templates(content: Any, path: Path) -> list[Template]:

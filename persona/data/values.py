@@ -44,7 +44,7 @@ Item = tuple[str, Any]  # where it stands, and what stands there
 class Persona:
     """Somebody to be, in paraphrases; ``opposite`` names the persona that is its contrary, if the source says so.
 
-    ``held_out`` is the index of the wording that the source sets aside.
+    ``held_out`` is the index of the wording that the source sets aside, ``domain`` what kind of persona it is.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Persona:
     opposite: str = ""
     notes: tuple[str, ...] = ()
     held_out: int | None = None
+    domain: str = ""
 
 
 @dataclass(frozen=True)

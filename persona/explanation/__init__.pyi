@@ -1,3 +1,10 @@
+from .calibration import CLAIMS as CLAIMS
+from .calibration import LEVEL as LEVEL
+from .calibration import Calibration as Calibration
+from .calibration import cuts_of as cuts_of
+from .calibration import rates_of as rates_of
+from .calibration_file import load_calibration as load_calibration
+from .calibration_file import write_calibration as write_calibration
 from .causal import TESTS as TESTS
 from .causal import Asked as Asked
 from .causal import flip_gain as flip_gain
@@ -13,6 +20,7 @@ from .report import TESTED as TESTED
 from .report import confusion_rows as confusion_rows
 from .report import explain_record as explain_record
 from .report import group_rows as group_rows
+from .report import rate_table as rate_table
 from .report import table_columns as table_columns
 from .report import test_rows as test_rows
 from .report import write_explanation as write_explanation

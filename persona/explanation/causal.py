@@ -9,7 +9,8 @@
                                    predicted gain the choices must part, below it they must not. Said besides: the
                                    same of the final stream alone, which is near to arithmetic
     cancellation       ablation    the strongest nodes that contribute against the persona write the mean of both
-                                   runs at the answer, all behind them is run anew: D must be restored
+                                   runs at the answer, all behind them is run anew: D must be restored; beside it
+                                   the same with random nodes, as many of each layer
     weak or transient  nearness    attention on the persona is raised everywhere behind it: D must be restored
     bottleneck         steering    at the answer, where the persona's signal first has half of its most, a push
                                    along the readout (the gradient of m) must restore D, and the persona's own
@@ -64,6 +65,11 @@ TESTS = {
     "weak or transient": "nearness",
     "bottleneck": "steering",
 }
+
+
+N_RANDOM = 8
+RANDOM = "agrees with random nodes"
+"""Of ``says``: the share of random sets of nodes, as many of each layer, with which the test would agree."""
 
 
 @dataclass(frozen=True)
@@ -205,24 +211,46 @@ def _gain_says(gain: float, above: bool, below: bool) -> str:
 def _ablation(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
     chosen = torch.stack([_opposing(item.inside.contributions, thresholds.ablated_share) for item in items])
     mean = torch.stack([run.contributions[:, :, -1] for run in both.runs]).mean(0)
+    d = _divergence(both, [run.logits for run in both.runs]).tolist()
+    after = _without(model, both, chosen, mean).tolist()
+    layers = torch.tensor([node.layer for node in model.graph.src_nodes])
+    keys = [item.row.index for item in items]
+    drawn = [_without(model, both, _alike(chosen, layers, keys, draw), mean).tolist() for draw in range(N_RANDOM)]
+    outcomes = []
+    for i, (item, n) in enumerate(zip(items, chosen.sum(1).tolist(), strict=True)):
+        random = [values[i] for values in drawn]
+        says = {"D": d[i], "D without": after[i], "nodes": float(n), "D without random": float(np.mean(random))}
+        says[RANDOM] = float(np.mean([d[i] < item.restored <= value for value in random]))
+        why = f"D {d[i]:+.2f} to {after[i]:+.2f} without {n} nodes, {np.mean(random):+.2f} without random ones"
+        outcomes.append(Outcome("ablation", d[i] < item.restored <= after[i], says, why))
+    return outcomes
+
+
+def _without(
+    model: Model, both: Both, chosen: Bool[Tensor, "batch src"], mean: Float[Tensor, "src batch d_model"]
+) -> Float[Tensor, " batch"]:
+    """D where the chosen nodes write the mean of both runs at the answer."""
     removed = Removed(chosen.to(mean.device), mean)
-    d = _divergence(both, [run.logits for run in both.runs])
     logits = []
     for run in both.runs:
         start = run.streams[0].clone()
         start[:, -1] += removed.shift(slice(0, 1), run.contributions[:1, :, -1])
         logits.append(replay(model, start, run.context, removed=removed))
-    return [
-        Outcome(
-            "ablation",
-            before < item.restored <= after,
-            {"D": before, "D without": after, "nodes": float(n)},
-            f"D {before:+.2f} to {after:+.2f} without {n} nodes",
-        )
-        for item, before, after, n in zip(
-            items, d.tolist(), _divergence(both, logits).tolist(), chosen.sum(1).tolist(), strict=True
-        )
-    ]
+    return _divergence(both, logits)
+
+
+def _alike(
+    chosen: Bool[Tensor, "batch src"], layers: Int[Tensor, " src"], keys: Sequence[int], draw: int
+) -> Bool[Tensor, "batch src"]:
+    """For every row as many nodes of each layer, drawn at random; by the row's own number, whatever its batch."""
+    found = torch.zeros_like(chosen)
+    for i, key in enumerate(keys):
+        rng = np.random.default_rng((key, draw))
+        for layer in layers[chosen[i]].unique().tolist():
+            own = torch.nonzero(layers == layer)[:, 0]
+            count = int(chosen[i, own].sum())
+            found[i, own[torch.from_numpy(rng.permutation(len(own))[:count])]] = True
+    return found
 
 
 def _nearness(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:

@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 
 from persona_circuits import metrics
-from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure
-from persona_circuits.persona.explanation.causal import TESTS, Outcome
+from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, null_divergences
+from persona_circuits.persona.explanation.causal import RANDOM, TESTS, Outcome
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.verdicts import Null, Thresholds
 
@@ -30,7 +30,8 @@ class CausalTest:
     """How often the test of a cause agrees on the pairs that have it, and on all paraphrases.
 
     ``p`` is Fisher's exact one, of agreeing no more often than on paraphrases, as if pairs were independent; None
-    without paraphrases.
+    without paraphrases. ``random_share`` is how often it would agree with random nodes in the place of those
+    ablated; None where it ablates none.
     """
 
     cause: str
@@ -40,6 +41,7 @@ class CausalTest:
     null_agree: int
     null_ran: int
     p: float | None
+    random_share: float | None = None
 
     @property
     def null_share(self) -> float | None:
@@ -52,12 +54,14 @@ class CausalTest:
         return self.p is None or self.p <= LEVEL
 
 
-def null_of(measures: Sequence[PairMeasure], seen: Sequence[Inside], thresholds: Thresholds) -> Null:
-    """The null of the paraphrases among these."""
+def null_of(
+    measures: Sequence[PairMeasure], seen: Sequence[Inside], thresholds: Thresholds, *, n_rows: int = 1
+) -> Null:
+    """The null of the paraphrases among these; sigma_0 of means over ``n_rows`` where several rows were averaged."""
     places = [place for place, measure in enumerate(measures) if measure.item.control == PARAPHRASE]
     if not places:
         return Null()
-    d = torch.tensor([measures[place].divergence for place in places], dtype=torch.float64)
+    d = torch.tensor(null_divergences([measures[place] for place in places], n_rows), dtype=torch.float64)
     signals = [seen[place].most("answer") for place in places]
     sides = [seen[place].stronger_side for place in places]
     quantiles = (float(np.quantile(values, thresholds.null_share, method="higher")) for values in (signals, sides))
@@ -71,7 +75,9 @@ def causal_test(cause: str, own: Sequence[Outcome], null: Sequence[Outcome]) -> 
     if ran and null_ran:
         table = [[agree, ran - agree], [null_agree, null_ran - null_agree]]
         p = float(stats.fisher_exact(table, alternative="greater").pvalue)
-    return CausalTest(cause, TESTS[cause], agree, ran, null_agree, null_ran, p)
+    random = [one.says[RANDOM] for one in own if RANDOM in one.says]
+    share = float(np.mean(random)) if random else None
+    return CausalTest(cause, TESTS[cause], agree, ran, null_agree, null_ran, p, share)
 
 
 def expected_agreement(outcomes: Sequence[Outcome], tests: Mapping[str, CausalTest]) -> float | None:

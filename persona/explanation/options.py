@@ -29,6 +29,9 @@ class ExplainOptions(PlainNumbers):
     n_resamples: Resamples = 2000
     causal: Annotated[bool, Option("Run the causal test that goes with each verdict.")] = True
     seed: Seed = 0
+    average: Annotated[
+        bool, Option("One verdict per persona pair and question: of the mean over paraphrases and wordings.")
+    ] = False
 
     def checked(self) -> ExplainOptions:
         """Itself.

@@ -3,6 +3,7 @@
 explain.json           everything, with what it was made from: every threshold, and its file's SHA-256
 pairs.csv              a line per pair, controls behind the study's own
 groups.csv             a line per group
+rates.csv              how often controls have each verdict, a line per verdict and kind of controls
 confusion.csv          expected classes by verdicts, where the rows say how they were generated
 explain.html, *.png    the figures
 """
@@ -18,6 +19,8 @@ from typing import Any
 from persona_circuits.circuit.figures import plain, write_csv
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.data import drawn_over
+from persona_circuits.persona.explanation.calibration import CLAIMS, STRENGTHS, Cut
+from persona_circuits.persona.explanation.calibration_file import calibration_record
 from persona_circuits.persona.explanation.figures import write_explain_figures
 from persona_circuits.persona.explanation.groups import Explained, Group
 from persona_circuits.persona.explanation.inside import PLACES, Inside
@@ -29,6 +32,7 @@ __all__ = [
     "confusion_rows",
     "explain_record",
     "group_rows",
+    "rate_table",
     "table_columns",
     "test_rows",
     "write_explanation",
@@ -36,7 +40,7 @@ __all__ = [
 
 FORMAT = "persona-circuits/explain"
 NUMBERS = ("n", "D", "|b|", "gain", "signal", "eta", "kappa", "mass", "test; paraphrases")
-TESTED = ("cause", "test", "agrees on pairs", "on paraphrases", "p")
+TESTED = ("cause", "test", "agrees on pairs", "with random nodes", "on paraphrases", "p")
 STRONGEST = 5
 KEYS = ("domain", "contrast", "bias", "placement", "prior_level", "held_out")
 
@@ -52,6 +56,8 @@ def write_explanation(found: Explanation, folder: str | Path) -> None:
     write_json(record, folder / "explain.json")
     write_csv([_line(row) for row in record["pairs"]], folder / "pairs.csv")
     write_csv(record["groups"], folder / "groups.csv")
+    if record["rates"]:
+        write_csv(record["rates"], folder / "rates.csv")
     if found.agreement is not None:
         write_csv([{"expected": name, **row} for name, row in found.agreement.table.items()], folder / "confusion.csv")
     write_explain_figures(found, folder)
@@ -71,6 +77,8 @@ def explain_record(found: Explanation) -> dict[str, Any]:
             "thresholds": about,
             "null": found.null,
             "tests": found.tests,
+            "rates": found.rates,
+            "calibration": None if found.calibration is None else calibration_record(found.calibration),
             "notes": found.notes,
             "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
             "agreement": found.agreement,
@@ -102,12 +110,40 @@ def test_rows(found: Explanation) -> list[tuple[str, ...]]:
             test.cause,
             test.test,
             f"{test.agree} of {test.ran}",
+            "" if test.random_share is None else f"{test.random_share:.0%}",
             f"{test.null_agree} of {test.null_ran}" if test.null_ran else "none given",
             "" if test.p is None else f"{test.p:.2g}",
         )
         for test in found.tests.values()
         if test.ran
     ]
+
+
+def rate_table(found: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """How often controls have each verdict, columns and rows: with a calibration those that it was not set on.
+
+    Rates are means over persona pairs, ``at most`` is the upper limit of 95 %. ``promise`` is the most that holds for
+    a further persona pair like those that the calibration was set on.
+    """
+    made, rows = found.calibration, []
+    kinds = [rate.kind for rate in found.rates if rate.verdict == CLAIMS[0]]
+    for name in CLAIMS if found.rates or made else ():
+        own = {rate.kind: rate for rate in found.rates if rate.verdict == name}
+        rows.append(
+            (
+                name if made is None or made.gives(name) else f"{name}: not given",
+                *(() if made is None else _cut_cells(name, made.cuts[name])),
+                *(f"{own[kind].pairs} of {own[kind].n}" for kind in kinds),
+                *((f"{own['all'].share:.3f}", f"{own['all'].upper:.3f}") if own else ()),
+            )
+        )
+    columns = ("verdict", *(("from", "promise") if made else ()), *kinds, *(("rate", "at most") if kinds else ()))
+    return columns, rows
+
+
+def _cut_cells(name: str, cut: Cut) -> tuple[str, str]:
+    least = "" if cut.least is None else f"{STRENGTHS[name][0]} {cut.least:.2f}"
+    return least, f"{cut.promise:.3f} of {cut.clusters}"
 
 
 def confusion_rows(found: Explanation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

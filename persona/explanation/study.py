@@ -1,10 +1,12 @@
 """Why each pair collapses or does not: numbers, a verdict from them, and a causal test of the verdict.
 
 1. every pair, and every control, is asked under both personas (``persona.behaviour.measure``);
-2. both runs are looked into (``persona.explanation.inside``);
+2. both runs are looked into (``persona.explanation.inside``); with ``average`` rows of other paraphrases and wordings
+   are taken together from here on (``persona.behaviour.wordings``);
 3. paraphrase controls give the null of D, signal and contributions (``persona.explanation.null``);
 4. the numbers give a verdict by thresholds that a file fixes beforehand (``persona.explanation.verdicts``);
 5. the causal test that goes with it is run on the model (``persona.explanation.causal``), and on all paraphrases;
+   with ``calibration`` a verdict is given where controls have it rarely (``persona.explanation.calibration``);
 6. pairs are summed up together and by any key of their rows;
 7. where the rows say how they were generated, verdicts are compared with it (``persona.explanation.truth``).
 """
@@ -12,26 +14,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.storage import Kept, search_of
-from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode, without_forms
-from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_pairs
+from persona_circuits.circuit.task import PromptPair, Task, encode, without_forms
+from persona_circuits.persona.behaviour import PairMeasure, grouped_rows, measure_pairs, pooled, usual_rows
 from persona_circuits.persona.data import ItemFile, clusters_of
-from persona_circuits.persona.explanation.causal import TESTS, Asked, Outcome, flip_gain, run_test
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.explanation.calibration import (
+    Calibration,
+    Rate,
+    calibrated,
+    cluster_of,
+    cuts_of,
+    half_of,
+    rates_of,
+    withheld_of,
+)
+from persona_circuits.persona.explanation.causal import Outcome, flip_gain, run_test
 from persona_circuits.persona.explanation.groups import Explained, Group, group_of, groups_by, is_label
 from persona_circuits.persona.explanation.inside import Inside, look_inside
-from persona_circuits.persona.explanation.null import CausalTest, causal_test, null_of
+from persona_circuits.persona.explanation.null import CausalTest, null_of
 from persona_circuits.persona.explanation.options import ExplainOptions
+from persona_circuits.persona.explanation.testing import Asking, tested
 from persona_circuits.persona.explanation.truth import Agreement, agreement, expected_of
 from persona_circuits.persona.explanation.verdicts import Null, Numbers, Thresholds, judge, load_thresholds
+from persona_circuits.persona.explanation.wordings import mean_inside
 
 __all__ = [
     "Explanation",
@@ -41,7 +56,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything that was found. ``pairs`` and ``controls`` in the files' order; ``tests`` by their names."""
+    """Everything that was found. ``pairs`` and ``controls`` in the files' order; ``tests`` by their names.
+
+    ``rates`` are how often controls have each verdict; with a ``calibration`` those on which it was not set.
+    """
 
     model: str
     fingerprint: str
@@ -58,6 +76,8 @@ class Explanation:
     control_pairs: tuple[Explained, ...]
     nodes: tuple[str, ...]
     notes: tuple[str, ...]
+    rates: tuple[Rate, ...] = ()
+    calibration: Calibration | None = None
 
 
 def explain(
@@ -66,6 +86,7 @@ def explain(
     *,
     controls: ItemFile | None = None,
     thresholds: Thresholds | None = None,
+    calibration: Calibration | Literal["new"] | None = None,
     options: ExplainOptions | None = None,
     state: Path | None = None,
     stage: Stage | None = None,
@@ -80,6 +101,8 @@ def explain(
         More pairs, of which the rows with a ``control`` are taken, whatever their split.
     thresholds
         Those that are shipped, if none are given.
+    calibration
+        Thresholds and null that were set on controls of this model; ``new`` sets them on half of the controls.
     state
         File in which the study keeps what it has seen inside and tested, at most twice a minute and when it is
         stopped. Where it is there and of the same study, the study goes on from it; it is removed at the end.
@@ -93,7 +116,8 @@ def explain(
     Raises
     ------
     OptionError
-        A number among the options is out of range, or no row has a key to group by.
+        A number among the options is out of range, no row has a key to group by, or the calibration is of
+        something else or has no controls.
     TaskError
         No pair is left, or one does not fit the model's tokenizer, or its prompts differ in length.
     """
@@ -107,20 +131,102 @@ def explain(
     without_forms((item.pair for item in items), "explain")
     measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
     rows = encode(Task(tuple(_bare(item.pair) for item in items), source, ""), model)
-    search = search_of(model.fingerprint, model.format, options, thresholds, rows, [item.candidates for item in items])
+    half = _training_half(calibration, items, model, thresholds, options)
+    search = search_of(
+        model.fingerprint, model.format, options, thresholds, calibration, rows, [item.candidates for item in items]
+    )
     with Kept(state, search) as kept:
         progress = stage("looking inside")
         seen = look_inside(model, rows, batch_size=options.batch_size, progress=progress, kept=kept)
-        null = null_of(measures, seen, thresholds)
-        found = [
-            _judged(measure, inside, measure.item.pair.row, null, thresholds, model)
-            for measure, inside in zip(measures, seen, strict=True)
-        ]
+        groups = grouped_rows(items) if options.average else [(place,) for place in range(len(items))]
+        several = [[Asking(rows[i], measures[i], seen[i]) for i in group] for group in groups]
+        found, null = _all_judged(
+            pooled(measures) if options.average else measures,
+            [mean_inside([one.inside for one in group]) for group in several],
+            calibration,
+            half,
+            thresholds,
+            model,
+        )
         how: dict[str, Any] = {"thresholds": thresholds, "batch_size": options.batch_size, "kept": kept}
         restored = thresholds.restored(null.sigma_0)
-        done, tests = _tested(partial(run_test, model, **how), model, found, rows, restored, options, stage)
+        run = partial(run_test, model, **how)
+        done, tests = tested(run, model, found, several, restored, stage, causal=options.causal)
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
-    return _summed(model, done, null, tests, thresholds, options, sources)
+    done, rates, made = _with_calibration(calibration, half, done, null, model, thresholds, options)
+    summed = _summed(model, done, null, tests, thresholds, options, sources)
+    return replace(summed, rates=rates, calibration=made)
+
+
+def _training_half(
+    calibration: Calibration | Literal["new"] | None,
+    items: Sequence[Item],
+    model: Model,
+    thresholds: Thresholds,
+    options: ExplainOptions,
+) -> frozenset[str]:
+    """The controls that a calibration is, or was, set on."""
+    if calibration is None:
+        return frozenset()
+    if calibration == "new":
+        half = half_of(items, seed=options.seed)
+        if not half:
+            raise OptionError("a new calibration is set on controls, and there are none; give them with --null")
+        return half
+    run = (model.fingerprint, thresholds.sha256, options.average, options.causal)
+    made = (calibration.fingerprint, calibration.thresholds, calibration.average, calibration.causal)
+    names = ("another model", "other thresholds", "another --average", "another --causal")
+    if differ := [name for name, a, b in zip(names, run, made, strict=True) if a != b]:
+        raise OptionError(
+            f"calibration {calibration.source} is of {' and '.join(differ)} than this run; give the same, or the name "
+            "of a new file to set one"
+        )
+    return frozenset(calibration.training)
+
+
+def _all_judged(
+    measures: Sequence[PairMeasure],
+    seen: Sequence[Inside],
+    calibration: Calibration | Literal["new"] | None,
+    half: frozenset[str],
+    thresholds: Thresholds,
+    model: Model,
+) -> tuple[list[Explained], Null]:
+    """The verdict of every pair by the calibration's null, or that of the controls: all, or those of a half."""
+    if isinstance(calibration, Calibration):
+        null = calibration.null
+    else:
+        own = [i for i, one in enumerate(measures) if calibration is None or cluster_of(one.item) in half]
+        null = null_of([measures[i] for i in own], [seen[i] for i in own], thresholds, n_rows=usual_rows(measures))
+    found = [
+        _judged(measure, inside, measure.item.pair.row, null, thresholds, model)
+        for measure, inside in zip(measures, seen, strict=True)
+    ]
+    return found, null
+
+
+def _with_calibration(
+    given: Calibration | Literal["new"] | None,
+    half: frozenset[str],
+    done: Sequence[Explained],
+    null: Null,
+    model: Model,
+    thresholds: Thresholds,
+    options: ExplainOptions,
+) -> tuple[list[Explained], tuple[Rate, ...], Calibration | None]:
+    """Verdicts as far as they are given; the rates of controls, of those that nothing was set on; the calibration."""
+    controls = [one for one in done if one.item.control != "none"]
+    if given is None:
+        return list(done), rates_of(controls), None
+    training, held_out = ([one for one in controls if (cluster_of(one.item) in half) is here] for here in (True, False))
+    calibration = given
+    if calibration == "new":
+        about = (model.fingerprint, thresholds.sha256, options.average, options.causal)
+        calibration = Calibration(*about, null, cuts_of(training), tuple(sorted(half)))
+    rates = rates_of([calibrated(one, calibration) for one in held_out])
+    withheld = tuple(dict.fromkeys((*calibration.withheld, *withheld_of(rates))))
+    calibration = replace(calibration, withheld=withheld, held_out=rates or calibration.held_out)
+    return [calibrated(one, calibration) for one in done], rates or calibration.held_out, calibration
 
 
 def _check(pairs: ItemFile, options: ExplainOptions) -> None:
@@ -186,44 +292,6 @@ def _numbers(measure: PairMeasure, inside: Inside, null: Null, thresholds: Thres
         stronger_side=inside.stronger_side if conserved else None,
         opposed=max(thresholds.divergence_floor, null.stronger_side or 0.0),
     )
-
-
-def _tested(
-    run: Callable[..., Sequence[Outcome]],
-    model: Model,
-    found: Sequence[Explained],
-    rows: Sequence[Row],
-    restored: float,
-    options: ExplainOptions,
-    stage: Stage,
-) -> tuple[list[Explained], dict[str, CausalTest]]:
-    """Every pair with the outcome of its own test; and the tests, which all paraphrases are put to as well."""
-    outcomes = [_not_run(one, options) for one in found]
-    alike = [place for place, one in enumerate(found) if one.item.control == PARAPHRASE]
-    tests = {}
-    for cause, test in TESTS.items() if options.causal else ():
-        own = [place for place, one in enumerate(found) if one.verdict.name == cause]
-        if not own:
-            continue
-        places = sorted({*own, *alike})
-        asked = [_asked(model, found[place], rows[place], restored) for place in places]
-        outcome_of = run(test=test, asked=asked, progress=stage(f"causal test: {test}"))
-        results = dict(zip(places, outcome_of, strict=True))
-        for place in own:
-            outcomes[place] = results[place]
-        studied = [results[place] for place in own if found[place].item.control == "none"]
-        tests[test] = causal_test(cause, studied, [results[place] for place in alike])
-    return [replace(one, outcome=outcome) for one, outcome in zip(found, outcomes, strict=True)], tests
-
-
-def _not_run(one: Explained, options: ExplainOptions) -> Outcome:
-    test = TESTS.get(one.verdict.name, "")
-    return Outcome(test, None, {}, "not asked for" if test and not options.causal else "no test for this verdict")
-
-
-def _asked(model: Model, one: Explained, row: Row, restored: float) -> Asked:
-    ids = [answer_id(one.item.pair.clean, list(row.clean), text, model, []) for text in one.item.candidates]
-    return Asked(row, tuple(i for i in ids if i is not None), one.inside, one.flip_gain, restored)
 
 
 def _summed(

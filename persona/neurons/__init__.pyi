@@ -13,6 +13,7 @@ from .report import ablation_rows as ablation_rows
 from .report import has_intervals as has_intervals
 from .report import headline as headline
 from .report import neuron_record as neuron_record
+from .report import pair_line as pair_line
 from .report import tables as tables
 from .report import write_neurons as write_neurons
 from .runs import ablated as ablated

@@ -20,6 +20,7 @@ __all__ = [
     "chosen_neurons",
     "couples_of",
     "groups_of",
+    "too_small",
     "turned_differences",
 ]
 
@@ -66,6 +67,21 @@ def groups_of(
     return tuple(found)
 
 
+def too_small(fit: ExampleFile, held: ExampleFile | None, options: NeuronOptions) -> int:
+    """How many pairs are in some group that has fewer than the least number of pairs."""
+    n = 0
+    for file in (fit, held):
+        if file is None:
+            continue
+        small = np.zeros(len(file.items), dtype=bool)
+        for kind in GROUP_KINDS:
+            labels = np.array(_labels(file, kind))
+            names, counts = np.unique(labels, return_counts=True)
+            small |= np.isin(labels, names[(counts < options.least) & (names != "")])
+        n += int(small.sum())
+    return n
+
+
 def _part(file: ExampleFile, read: Readings, chosen: Bool[np.ndarray, " pair"]) -> tuple[ExampleFile, np.ndarray]:
     return chosen_neurons(file, np.flatnonzero(chosen).tolist()), read.differences[chosen]
 
@@ -78,6 +94,8 @@ def _labels(file: ExampleFile, kind: str) -> list[str]:
     firsts: Sequence[Example] = file.examples[::2]
     if kind == "personas":
         return [item.persona_pair if item.pair.persona_a else "" for item in file.items]
+    if kind == "persona domain":
+        return [str(item.pair.row.get("persona_domain", "")) for item in file.items]
     if kind == "domain":
         return [item.axes.get("domain", "") for item in file.items]
     if kind == "template":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from persona_circuits.circuit.errors import OptionError
@@ -68,6 +68,9 @@ class NeuronOptions(PlainNumbers):
     max_pairs: Annotated[int, Option("Held-out pairs to ablate on.")] = 32
     least: Annotated[int, Option("Pairs of a group in cross-validation, at least.", name="--min-group")] = 4
     n_draws: Annotated[int, Option("Draws of the null.")] = 200
+    answers: Annotated[
+        bool, Option("Pairs have answers to measure D on; without, they need none and nothing is ablated.")
+    ] = True
     batch_size: BatchSize = 32
     seed: Seed = 0
 
@@ -80,6 +83,8 @@ class NeuronOptions(PlainNumbers):
         from persona_circuits.persona.neurons.runs import NEURON_POSITIONS
 
         check_choices(self)
+        if not self.answers and self.kinds:
+            return replace(self, kinds=()).checked()
         if self.position not in NEURON_POSITIONS:
             raise OptionError(f"--position {self.position!r} is not one of {', '.join(NEURON_POSITIONS)}")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:

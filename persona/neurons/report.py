@@ -39,6 +39,7 @@ __all__ = [
     "has_intervals",
     "headline",
     "neuron_record",
+    "pair_line",
     "tables",
     "write_neurons",
 ]
@@ -97,6 +98,7 @@ def neuron_record(study: NeuronStudy) -> dict[str, Any]:
             "jaccard": {kind: jaccards(study, kind) for kind in GROUP_KINDS if len(of_kind(study, kind)) > 1},
             "ablations": ablation_records(study),
             "ablated_pairs": study.ablated_pairs,
+            "dropped": study.dropped,
             "clusters": study.clusters,
             "notes": study.notes,
         }
@@ -114,6 +116,12 @@ def headline(study: NeuronStudy) -> str:
         f"{int(study.silent.sum()):,} of them silent; {study.n_discovered:,} of the other {whole - rounding:,} "
         f"with q <= {options.level:g} against {null}"
     )
+
+
+def pair_line(study: NeuronStudy) -> str:
+    """How many pairs were fitted on and held out, and how many took no part, by what kept them out."""
+    used = f"{study.fit.n_pairs} fitted on, {study.held.n_pairs if study.held else 0} held out"
+    return "; ".join([used, *(f"{count} {why}" for why, count in study.dropped.items())])
 
 
 def tables(study: NeuronStudy) -> Iterator[tuple[str, Sequence[str], list[tuple[str, ...]], int]]:
@@ -275,7 +283,7 @@ def _arrays(study: NeuronStudy) -> dict[str, np.ndarray]:
 
 
 def _markdown(study: NeuronStudy) -> str:
-    parts = [f"# {_title(study)}", headline(study)]
+    parts = [f"# {_title(study)}", headline(study), f"Pairs: {pair_line(study)}."]
     for title, columns, rows, texts in tables(study):
         parts += [f"## {title}", markdown_table(columns, rows, texts=texts)]
     parts += [f"Intervals over {study.clusters}."] if has_intervals(study) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +23,7 @@ __all__ = [
     "Side",
 ]
 
-GROUP_KINDS = ("personas", "domain", "template", "wording")
+GROUP_KINDS = ("personas", "persona domain", "domain", "template", "wording")
 SOURCES = {"fit": "pairs", "held": "held_out", "null": "null"}
 
 
@@ -84,6 +85,7 @@ class NeuronStudy:
     """Everything that was measured; ``selected`` are the places of the top neurons among ``neurons``, best first.
 
     ``means`` are of A's and of B's prompts over the fitting pairs. ``held`` is None where nothing was held out.
+    ``dropped`` counts pairs that took no part, by what kept them out.
     """
 
     model: str
@@ -103,6 +105,7 @@ class NeuronStudy:
     ablated_pairs: tuple[str, ...]
     clusters: str
     n_null: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
 
     @property

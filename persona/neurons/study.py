@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, cluster_codes, interval, weighted_mean
 from persona_circuits.persona.data import ExampleFile, clusters_of, leak
 from persona_circuits.persona.neurons.ablation import ablations_of
-from persona_circuits.persona.neurons.groups import chosen_neurons, couples_of, groups_of, turned_differences
+from persona_circuits.persona.neurons.groups import chosen_neurons, couples_of, groups_of, too_small, turned_differences
 from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import (
     LEAST_NULL,
@@ -89,6 +89,7 @@ def study_neurons(
     null: ExampleFile | None = None,
     *,
     options: NeuronOptions | None = None,
+    dropped: Mapping[str, int] | None = None,
     stage: Stage | None = None,
 ) -> NeuronStudy:
     """Find the neurons that tell the personas apart on ``fit``, and say on ``held`` what they are worth.
@@ -99,6 +100,8 @@ def study_neurons(
         Pairs that selection does not see; without them everything is measured on ``fit``, and a note says so.
     null
         Paraphrase pairs; without them signs are flipped.
+    dropped
+        Pairs that were left out before, by what kept them out.
     stage
         Names a step and gives its progress.
 
@@ -149,9 +152,18 @@ def study_neurons(
         ablated_pairs=tuple(item.pair.id for item in some.items) if ablations else (),
         clusters=Clusters.of([item.pair for item in some.items]).describe(),
         n_null=len(null.items) if null is not None else 0,
+        dropped=_dropped(dropped or {}, fit, held, len(some.items) if ablations else None, options),
     )
     leaks = leak(fit, held) if held is not None else ""
     return replace(study, notes=(*([leaks] if leaks else []), *_notes(study)))
+
+
+def _dropped(
+    before: Mapping[str, int], fit: ExampleFile, held: ExampleFile | None, ablated: int | None, options: NeuronOptions
+) -> dict[str, int]:
+    left = {} if ablated is None else {"not ablated, beyond --max-pairs": len((held or fit).items) - ablated}
+    counts = {**before, **left, "in a group below --min-group": too_small(fit, held, options)}
+    return {why: count for why, count in counts.items() if count}
 
 
 def _read(
@@ -233,6 +245,8 @@ def _side(file: ExampleFile, read: Readings, ranking: Ranking, selected: Sequenc
 def _notes(study: NeuronStudy) -> tuple[str, ...]:
     options, ranking = study.options, study.ranking
     notes = []
+    if not options.answers:
+        notes.append("without answers there is no D to lose: nothing was ablated")
     if study.held is None:
         notes.append("not held out: selected and measured on the same pairs; name splits in the file, or --test-pairs")
     if ranking.null == "sign-flip":

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
@@ -54,6 +54,8 @@ from persona_circuits.persona.pairs.splits import Split, divided, in_turn, meeti
 __all__ = [
     "build_pairs",
 ]
+
+Had = Sequence[tuple[int, int, int]]
 
 
 def build_pairs(
@@ -151,7 +153,7 @@ def _filled(
             tally.skip("beyond --per-question", 1)
             continue
         try:
-            several = make(meeting, question, indices, template)
+            several = make(meeting, question, indices, template, split.quota - rows)
         except Drop as drop:
             names = f"{meeting[0].name} and {meeting[1].name}, {question.id}"
             tally.drop(drop.reason, f"{names}: {drop.detail}" if drop.detail else names)
@@ -183,35 +185,49 @@ def _without_lone_split(
 def _maker(
     how: Setting, options: PairOptions, nobody: Neutrals | None, tally: Tally
 ) -> Callable[..., tuple[Made, ...]]:
-    """A function from a combination to its pair, which raises ``Drop`` where there is none.
+    """A function from a combination to its rows, at most so many, which raises ``Drop`` where there is none.
 
-    Where options are listed, it gives the pair in all their cyclic orders, or in none.
+    Where options are listed, it gives a row in all their cyclic orders, or in none. Further variants are other
+    wordings of the question in turn, in paraphrases that no variant has had where there are some.
     """
     finders = lru_cache(maxsize=None)(leak_finder)
 
     def make(
-        meeting: tuple[Persona, Persona], question: Question, indices: tuple[int, ...], template: Template
+        meeting: tuple[Persona, Persona], question: Question, indices: tuple[int, ...], template: Template, room: int
     ) -> tuple[Made, ...]:
         answers = _preferences(*meeting, question)
         filler = _filler(template, question, options)
         key = "/".join([str(options.seed), *(p.name for p in meeting), question.id, template.name])
-        return tuple(
-            in_order(meeting, turned, indices, template, filler, answers, (order, random.Random(key)))
-            for order, turned in enumerate(_orders(question) if template.style.lists else [question])
-        )
+        orders = _orders(question) if template.style.lists else [question]
+        turns = _in_turns(indices, random.Random(key))
+        found: list[Made] = []
+        for variant in range(max(1, min(options.variants, room // len(orders)))):
+            had = _had(found)
+            try:
+                found += [
+                    in_order(meeting, turned, turns, template, filler, answers, (order, variant, key, had))
+                    for order, turned in enumerate(orders)
+                ]
+            except Drop:
+                if not found:
+                    raise
+        return tuple(found)
 
     def in_order(
         meeting: tuple[Persona, Persona],
         question: Question,
-        indices: tuple[int, ...],
+        turns: Sequence[int],
         template: Template,
         filler: str,
         answers: tuple[str, str],
-        drawn: tuple[int, random.Random],
+        drawn: tuple[int, int, str, Had],
     ) -> Made:
-        order, rng = drawn
-        case = Case(*meeting, question, rng.choice(indices), template, filler, finders(question.options), order)
-        wordings, sides, neutral = _first_sound(case, how, nobody, rng)
+        order, variant, key, had = drawn
+        rng = random.Random(f"{key}/{variant}" if variant else key)
+        rng.choice(turns)
+        index = turns[variant % len(turns)]
+        case = Case(*meeting, question, index, template, filler, finders(question.options), order, variant)
+        wordings, sides, neutral = _first_sound(case, how, nobody, rng, had)
         everything = sides if neutral is None else (*sides, (neutral.prompt, neutral.encoded))
         listed_options, tokens, forms = _candidates(everything, answers, case, how, tally)
         leaked = _leaked(case, wordings, options, tally)
@@ -231,20 +247,39 @@ def _orders(question: Question) -> list[Question]:
     return [replace(question, options=options[i:] + options[:i]) for i in range(len(options))]
 
 
+def _in_turns(indices: Sequence[int], rng: random.Random) -> list[int]:
+    """Wordings in the order in which variants have them; the first is drawn, the others follow in the list's order."""
+    start = indices.index(rng.choice(indices))
+    return [*indices[start:], *indices[:start]]
+
+
+def _had(made: Sequence[Made]) -> Had:
+    rows = [one.row for one in made]
+    return [(row["wording"], row["wording_a"], row["wording_b"]) for row in rows if row.get("order", 0) == 0]
+
+
+def _fresh_first(case: Case, how: Setting, rng: random.Random, had: Had) -> Iterable[tuple[Any, tuple[Side, Side]]]:
+    """Sound paraphrases, for a further variant those first that no variant has had, and none that asked the same."""
+    if not had:
+        return matched(case, how, rng)
+    a, b = ([one[side] for one in had] for side in (1, 2))
+    left = [(both, sides) for both, sides in matched(case, how, rng) if (case.index, *both) not in had]
+    return sorted(left, key=lambda one: a.count(one[0][0]) + b.count(one[0][1]))
+
+
 def _first_sound(
-    case: Case, how: Setting, nobody: Neutrals | None, rng: random.Random
+    case: Case, how: Setting, nobody: Neutrals | None, rng: random.Random, had: Had
 ) -> tuple[tuple[int, int], tuple[Side, Side], NeutralSide | None]:
     """The first two sound paraphrases and, if wanted, a neutral wording that goes with them."""
     fault: Drop | None = None
-    for wordings, sides in matched(case, how, rng):
+    for wordings, sides in _fresh_first(case, how, rng, had):
         if nobody is None:
             return wordings, sides, None
         try:
             return wordings, sides, neutral_side(case, wordings, sides, nobody, how)
         except Drop as drop:
             fault = fault or drop
-    assert fault is not None, "matched gives a pair of paraphrases or raises"
-    raise fault
+    raise fault or Drop("no further variant")
 
 
 def _preferences(a: Persona, b: Persona, question: Question) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """The same persona said of somebody else: what is left of its effect is what its words do, not who somebody is.
 
     you      You are a monk.                 the persona itself
-    again    You are somebody who prays.     the persona itself in other words of equal meaning: what a change of words does
+    again    You are somebody who prays.     the persona in other words of equal meaning: what words alone do
     friend   Your friend is a monk.          somebody else
     book     This book describes a monk.     a mention
     past     You were once a monk.           no longer

@@ -66,6 +66,7 @@ REASONS = {
     "no option in the persona": "--leaks only asks for personas whose text holds an option",
     "no neutral wording of equal length": "no neutral wording gives a prompt of the pair's token length; "
     "add some with --neutral-wordings, or use --align right",
+    "no further variant": "all paraphrases and wordings are in other rows of the pair; add some",
     "no neutral wording": "all neutral wordings tried have a fault or hold an option; add some with --neutral-wordings",
 }
 Side = tuple[Prompt, Encoded]
@@ -91,6 +92,7 @@ class Case:
     filler: str
     leaks: Callable[[str], list[str]]
     order: int = 0
+    variant: int = 0
 
     def prompt(self, wording: str) -> Prompt:
         """The prompt under a wording of a persona."""
@@ -243,6 +245,7 @@ def pair_row(
     (clean, encoded), (corrupt, other) = sides
     names = {"persona_a": case.a.name, "persona_b": case.b.name, "question": case.question.id}
     name = "/".join([f"{case.a.name}~{case.b.name}", f"{case.question.id}.{case.index}", case.template.name])
+    name += f"/{wordings[0]}.{wordings[1]}" if case.variant else ""
     meant = dict(zip(shown_options(case.question.options, case.template.style), case.question.options, strict=True))
     row = {
         "id": name,
@@ -262,6 +265,8 @@ def pair_row(
     row |= case.about_order(name, [meant[text.strip()] for text in options])
     if case.question.domain:
         row["domain"] = case.question.domain
+    if case.a.domain and case.b.domain:
+        row["persona_domain"] = " / ".join(sorted({case.a.domain, case.b.domain}))
     if align == "right":
         row |= {"n_tokens_corrupt": len(other.ids), "unequal": len(encoded.ids) != len(other.ids)}
     spans = {"clean": _spans(*sides[0]), "corrupt": _spans(*sides[1])}

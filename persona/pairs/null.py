@@ -63,15 +63,21 @@ def null_pairs(made: Sequence[Made], setting: Setting) -> NullPairs:
     kinds = KINDS if setting.align == "right" else KINDS[:1]
     others = cycle([known for one in made if (known := _gap(one.row))] or [None])
     log = _Log()
-    turns = {name: turn for turn, name in enumerate(dict.fromkeys(map(_base, made)))}
+    turns = {name: turn for turn, name in enumerate(dict.fromkeys(map(_asked, made)))}
     for one in made:
-        turn = turns[_base(one)]
+        turn = turns[_asked(one)]
         for kind in kinds:
             gap: int | None = 0 if kind == "equal" else _gap(one.row) or next(others)
             drawn = _drawn(one, turn, gap, kind, setting)
             if not any(log.take(persona, kind, rows) for persona, rows in drawn):
                 log.missing[kind] = log.missing.get(kind, 0) + 1
     return NullPairs(tuple(log.rows), log.missing, _without(made, kinds, log))
+
+
+def _asked(one: Made) -> tuple[str, ...]:
+    """What all variants of a pair have in common: their null pairs are of one and the same persona."""
+    names = (str(one.row.get(name, "")) for name in ("persona_a", "persona_b", "question", "template", "split"))
+    return tuple(names)
 
 
 def _base(one: Made) -> str:

@@ -22,7 +22,8 @@ class PairOptions(PlainNumbers):
     """How pairs are chosen.
 
     ``test_share`` is the share of meetings, and of question wordings, that is held out (0: no
-    splits); ``per_question`` the most pairs of one question; ``filler`` the sentences per prompt.
+    splits); ``per_question`` the most pairs of one question, ``variants`` the most rows of
+    each pair; ``filler`` the sentences per prompt.
     ``align`` is ``equal`` or ``right``, which takes paraphrases of unequal length where there are no
     equal ones. ``neutral`` adds the question under no persona to every pair; ``null`` makes pairs of
     two paraphrases of one persona, too. With ``forms`` an option is a set of them, of any number of tokens.
@@ -31,6 +32,9 @@ class PairOptions(PlainNumbers):
     seed: Annotated[int, Option("Of splits, order, wordings and filler.")] = 0
     max_pairs: Annotated[int, Option("Pairs to write at most.")] = 1000
     per_question: Annotated[int | None, Option("Pairs of one question at most, per split.")] = None
+    variants: Annotated[
+        int, Option("Rows of one persona pair and question at most, in other paraphrases and wordings.")
+    ] = 1
     test_share: Annotated[float, Option("Share of persona pairs and wordings held out; 0: none.")] = 0.2
     leaks: Annotated[str, Option("Pairs with an option in a persona's text.", choices=LEAKS)] = "drop"
     filler: Annotated[int, Option("Filler sentences per prompt, from the template's list.")] = 0
@@ -55,6 +59,8 @@ class PairOptions(PlainNumbers):
         """
         if self.max_pairs < 1 or (self.per_question is not None and self.per_question < 1):
             raise OptionError("--max-pairs and --per-question must be at least 1")
+        if self.variants < 1:
+            raise OptionError(f"--variants must be at least 1, got {self.variants}")
         if not 0 <= self.test_share < 1:
             raise OptionError(f"--test-share must be at least 0 and below 1, got {self.test_share:g}")
         if self.leaks not in LEAKS:

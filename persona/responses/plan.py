@@ -8,6 +8,7 @@ from typing import Any
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.persona.data import FIELDS, Persona, Question, Template, load_templates
+from persona_circuits.persona.data.templates import CHAT
 from persona_circuits.persona.responses.options import Plan
 
 __all__ = [
@@ -45,7 +46,7 @@ class Response:
     """What was said. ``finish`` is ``stop`` (by itself) or ``length``, or what an endpoint calls it.
 
     Of a local model ``prompt`` is the prompt as rendered, ``prompt_ids`` its tokens and ``ids`` those
-    of the response, without an end token; of an endpoint they are empty.
+    of the response, without an end token; of an endpoint they are empty. ``condition`` is how the model was steered.
     """
 
     exchange: Exchange
@@ -56,6 +57,7 @@ class Response:
     prompt: str = ""
     prompt_ids: tuple[int, ...] = ()
     ids: tuple[int, ...] = ()
+    condition: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,12 @@ def open_template(spec: str | None, tokenizer: Any, *, cue: str | None = None) -
 
 
 def rendered(template: Template, system: str, user: str, cue: str | None = None) -> str:
-    """The prompt of a persona's text and an open question; a chat template's turn is the question alone."""
+    """The prompt of a persona's text and an open question; a chat template's turn is the question, or a file's."""
     values = {**dict.fromkeys(FIELDS, ""), "persona": system, "question": user}
     values["cue"] = template.cue if cue is None else cue
     if not system:  # a persona that stands in a line with other text takes its space along
         template = replace(template, text=template.text.replace("{persona} ", "{persona}"))
-    if template.chat:
+    if template.chat and template.text.removeprefix("{persona}\n\n") == CHAT:
         turn = "{persona}\n\n{question}" if system and not template.system else "{question}"
         template = replace(template, text=turn)
     return template.render(values).text

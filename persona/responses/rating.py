@@ -226,8 +226,9 @@ def rate_offline(
 def summarise_ratings(
     ratings: Ratings, *, n_resamples: int = RatingOptions.n_resamples, seed: int = RatingOptions.seed
 ) -> tuple[PersonaRating, tuple[PersonaRating, ...]]:
-    """Over all personas, and per persona in order of appearance, with bootstraps over personas and questions."""
-    names = list(dict.fromkeys(one.response.exchange.persona for one in ratings.rated))
+    """Over all personas, and per persona, or condition of steered texts, in order of appearance, with bootstraps."""
+    by = [one.response.condition or one.response.exchange.persona for one in ratings.rated]
+    names = list(dict.fromkeys(by))
 
     def summary(name: str, own: Sequence[Rated]) -> PersonaRating:
         both = [one for one in own if one.rating is not None and one.control is not None]
@@ -241,7 +242,7 @@ def summarise_ratings(
             sum(one.rating is None for one in own),
         )
 
-    by_name = [[one for one in ratings.rated if one.response.exchange.persona == name] for name in names]
+    by_name = [[one for one, own in zip(ratings.rated, by, strict=True) if own == name] for name in names]
     return summary("all", ratings.rated), tuple(summary(name, own) for name, own in zip(names, by_name, strict=True))
 
 

@@ -53,6 +53,7 @@ def write_ratings(
     rows = [
         {
             **vars(one.response.exchange),
+            "condition": one.response.condition,
             "response": one.response.text,
             "rating": one.rating,
             "control": one.control,

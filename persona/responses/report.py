@@ -25,7 +25,7 @@ from persona_circuits.circuit.figures import (
     write_csv,
     write_figures,
 )
-from persona_circuits.circuit.storage import Kind, is_whole, read_json_lines, write_json, write_text
+from persona_circuits.circuit.storage import Kind, is_number, is_text, is_whole, read_json_lines, write_json, write_text
 from persona_circuits.persona.responses.plan import Exchange, Response, Responses, baseline_of
 
 __all__ = [
@@ -160,10 +160,12 @@ TEXTS = ("persona", "question", "user", "response")
 def _read_response(row: Any) -> Response:
     if not isinstance(row, dict):
         raise ValueError("expected an object")
+    row = _steered(row) if "toward" in row and "text" in row else row
     if missing := [key for key in TEXTS if not isinstance(row.get(key), str)]:
         raise ValueError(f"{', '.join(missing)} must be text")
     numbers = {key: row.get(key, 0) for key in ("wording", "question_wording", "sample")}
-    others = {key: row.get(key, "") for key in ("system", "finish", "model", "fingerprint", "prompt")}
+    names = ("system", "finish", "model", "fingerprint", "prompt", "condition")
+    others = {key: row.get(key, "") for key in names}
     ids = {key: row.get(key, []) for key in ("prompt_ids", "ids")}
     if not all(map(is_whole, numbers.values())):
         raise ValueError(f"{', '.join(numbers)} must be whole numbers")
@@ -176,6 +178,17 @@ def _read_response(row: Any) -> Response:
     )
     prompt_ids, own = (tuple(value) for value in ids.values())
     return Response(exchange, row["response"], **others, prompt_ids=prompt_ids, ids=own)
+
+
+def _steered(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of ``steer``'s generations.jsonl: said towards a persona, under a condition."""
+    strength, control = row.get("strength"), row.get("control")
+    if not is_number(strength) or not is_text(control):
+        raise ValueError("a steered text needs 'control', text, and 'strength', a number")
+    condition = control if not strength else f"{control} {strength:+g}"
+    texts = {"persona": row["toward"], "user": row.get("question"), "response": row["text"], "condition": condition}
+    kept = {key: row.get(key, "") for key in ("question", "finish")}
+    return {**kept, **texts, "system": row.get("persona_text", "")}
 
 
 def _summary(own: Sequence[Response], base: str | None, plainly: Mapping[tuple[Any, ...], str]) -> PersonaSummary:

@@ -13,7 +13,7 @@ __all__ = [
     "SteerOptions",
 ]
 
-POSITIONS = ("prompt-end", "all")
+POSITIONS = ("prompt-end", "persona-end", "question-end", "question-word", "all")
 DEPTHS = (0.25, 0.5, 0.75, 0.9)
 
 
@@ -22,7 +22,8 @@ class SteerOptions(PlainNumbers):
     """What is steered and how; fixed before the run.
 
     ``layers`` are steered one at a time, or all at once if ``together``. ``positions`` is
-    where the direction is added: at the ``prompt-end`` and every token after it, or at ``all``.
+    where the direction is added: at the ``prompt-end`` and every token after it, at one named token of the prompt, or
+    at ``all``; it is fitted where it is added, for ``all`` at the prompt's end.
     """
 
     layers: Annotated[
@@ -33,9 +34,12 @@ class SteerOptions(PlainNumbers):
         tuple[float, ...],
         Option("Above 0, apart by commas; each is used with both signs.", given=str, read=numbers_of),
     ] = (0.5, 1.0, 2.0, 4.0)
-    positions: Annotated[str, Option("The prompt's last token and all after it, or all tokens.", choices=POSITIONS)] = (
-        "prompt-end"
-    )
+    positions: Annotated[
+        str,
+        Option(
+            "Where to fit and add: prompt-end (and all behind it), a named token, or all tokens.", choices=POSITIONS
+        ),
+    ] = "prompt-end"
     together: Annotated[bool, Option("All layers at once, not one at a time.")] = False
     ablate: Annotated[bool, Option("Also take the direction out, from each layer on.")] = True
     n_controls: Annotated[int, Option("Random directions of either kind to compare with.")] = 3
@@ -43,6 +47,16 @@ class SteerOptions(PlainNumbers):
     n_resamples: Annotated[int, Option("Draws of the bootstraps.")] = 2000
     seed: Seed = 0
     batch_size: BatchSize = 32
+
+    @property
+    def named(self) -> bool:
+        """Whether the direction is added at one named token of each prompt."""
+        return self.positions not in ("prompt-end", "all")
+
+    @property
+    def fitted_at(self) -> str:
+        """The named position whose streams directions are fitted on."""
+        return self.positions if self.named else "prompt-end"
 
     def over(self, n_layers: int) -> SteerOptions:
         """These, with four layers, evenly over the depth, where none is named."""

@@ -19,6 +19,7 @@ from persona_circuits.circuit.model.finite import Name, check_finite
 from persona_circuits.persona.data import ExampleFile, without_persona
 from persona_circuits.persona.steering.results import SINGLE_TOKENS, Cell, Changes, SteeredPrompts
 from persona_circuits.persona.streams import Change, grouped, on_streams
+from persona_circuits.persona.vectors import place_of
 
 __all__ = [
     "added",
@@ -29,10 +30,13 @@ __all__ = [
 ]
 
 
-def steered_prompts(file: ExampleFile, model: Model, neutral: Sequence[str] = ()) -> SteeredPrompts:
+def steered_prompts(
+    file: ExampleFile, model: Model, neutral: Sequence[str] = (), *, position: str = "prompt-end"
+) -> SteeredPrompts:
     """The prompts of a file's pairs, each with a neutral one: the given ones in turn, or its own without its persona.
 
-    A pair in which no persona is found has the neutral prompt of another.
+    A pair in which no persona is found has the neutral prompt of another. A neutral prompt without the named
+    position is steered at its end.
 
     Raises:
         TaskError: no neutral prompt is given or found, or a given one cannot be put to the model.
@@ -44,6 +48,7 @@ def steered_prompts(file: ExampleFile, model: Model, neutral: Sequence[str] = ()
         texts = tuple(neutral[i % len(neutral)] for i in range(len(firsts)))
         plainly = tuple(tuple(token_ids(text, model)) for text in texts)
         at_fault = dict.fromkeys(zip(texts, plainly, strict=True))
+        at = [len(ids) - 1 for ids in plainly]
         faults = [f"{text[:80]!r}: {fault}" for text, ids in at_fault for fault in prompt_faults([*ids], model)]
         if faults:
             raise TaskError(listed(f"neutral prompts cannot be put to {model.name}:", faults))
@@ -56,6 +61,7 @@ def steered_prompts(file: ExampleFile, model: Model, neutral: Sequence[str] = ()
             )
         filled = [one or there[i % len(there)] for i, one in enumerate(taken_out)]
         texts, plainly = tuple(one.text for one in filled), tuple(one.ids for one in filled)
+        at = [one.places.get(position, len(one.ids) - 1) for one in filled]
     return SteeredPrompts(
         (tuple(one.placed.ids for one in firsts), tuple(one.placed.ids for one in seconds)),
         plainly,
@@ -63,6 +69,8 @@ def steered_prompts(file: ExampleFile, model: Model, neutral: Sequence[str] = ()
         (texts, tuple(one.placed.text for one in seconds)),
         tuple((a.persona, b.persona) for a, b in zip(firsts, seconds, strict=True)),
         tuple(one.question for one in firsts),
+        (*at, *(place_of(one, position) for one in (*firsts, *seconds))),
+        tuple((one.placed.persona, one.placed.question) for one in firsts),
     )
 
 
@@ -82,14 +90,21 @@ def some_pairs(file: ExampleFile, n: int) -> ExampleFile:
     return replace(file, items=tuple(file.items[i] for i in chosen), examples=examples)
 
 
-def added(vectors: Mapping[int, Float[Tensor, "batch d_model"]], positions: str) -> dict[int, Change]:
-    """Changes that add each row's vector behind the named blocks: at every position of a pass, or at its last one."""
+def added(
+    vectors: Mapping[int, Float[Tensor, "batch d_model"]], positions: str, places: Sequence[int] = ()
+) -> dict[int, Change]:
+    """Changes that add each row's vector behind the named blocks: at all positions, the last, or one of each row."""
 
     def change(vector: Tensor) -> Change:
         def add(stream: Tensor) -> Tensor:
             more = vector.to(stream.device, stream.dtype)[:, None]
             if positions == "all":
                 return stream + more
+            if positions != "prompt-end":
+                here = torch.tensor(places, device=stream.device)[:, None] == torch.arange(
+                    stream.shape[1], device=stream.device
+                )
+                return stream + more * here[..., None]
             return torch.cat([stream[:, :-1], stream[:, -1:] + more], dim=1)
 
         return add

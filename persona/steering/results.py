@@ -40,7 +40,8 @@ class SteeredPrompts:
     """The prompts of all pairs: A's, B's, and the neutral one beside each pair, with the two tokens' ids.
 
     ``sides[k]`` are the ids of A's (0) and B's (1) prompts; ``answers[k]`` those of the
-    tokens that A's and B's persona is to prefer, several of a side averaged.
+    tokens that A's and B's persona is to prefer, several of a side averaged. ``places`` are the tokens of ``all`` at
+    which one is steered, ``said`` A's text and the question's.
     """
 
     sides: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]
@@ -49,9 +50,15 @@ class SteeredPrompts:
     texts: tuple[tuple[str, ...], tuple[str, ...]]  # of the neutral prompts, and of B's
     personas: tuple[tuple[str, str], ...]
     questions: tuple[str, ...]
+    places: tuple[int, ...] = ()
+    said: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.neutral)
+
+    def place(self, pair: int, is_b: bool) -> int:
+        """The token at which a pair's neutral or B's prompt is steered."""
+        return self.places[pair + 2 * len(self) * is_b]
 
     @property
     def all(self) -> tuple[tuple[int, ...], ...]:

@@ -86,7 +86,7 @@ class Run:
             ({layer: item.vectors.get(layer, item.vectors[layers[0]]) for layer in range(layers[0], n)}, 1.0)
             for layers, item in named
         ]
-        found = self._under(each, without_direction, only_last=False)
+        found = self._under(each, lambda rows, _: without_direction(rows), only_last=False)
         return [self._outcome(layers, item, None, *one) for (layers, item), one in zip(named, found, strict=True)]
 
     def bounds(
@@ -125,13 +125,13 @@ class Run:
         outcome = self._outcome(layers, own, strength, measured.margins(1), measured.kl.mean(0))
         return Bound(layers, strength, is_largest, outcome, gains)
 
-    def _adding(self, rows: Mapping[int, Tensor]) -> Mapping[int, Change]:
-        return added(rows, self.options.positions)
+    def _adding(self, rows: Mapping[int, Tensor], places: Sequence[int]) -> Mapping[int, Change]:
+        return added(rows, self.options.positions, places)
 
     def _under(
         self,
         variants: Sequence[tuple[Vectors, float]],
-        changing: Callable[[Mapping[int, Tensor]], Mapping[int, Change]],
+        changing: Callable[[Mapping[int, Tensor], Sequence[int]], Mapping[int, Change]],
         *,
         only_neutral: bool = False,
         only_last: bool = True,
@@ -150,7 +150,8 @@ class Run:
                 )
                 for layer in layers
             }
-            return changing({layer: torch.from_numpy(each) for layer, each in rows.items() if each.any()})
+            given = {layer: torch.from_numpy(each) for layer, each in rows.items() if each.any()}
+            return changing(given, [self.prompts.places[i] for _, i in cells] if self.options.named else ())
 
         margins, kl = np.full((len(variants), 2, n), np.nan), np.empty((len(variants), n))
         for cells, logits in steered_logits(

@@ -79,10 +79,10 @@ def study_steering(
     options = options.checked()
     if beyond := [layer for layer in options.layers if not 0 <= layer < model.graph.n_layers]:
         raise OptionError(f"layer {beyond[0]} is not one of 0 to {model.graph.n_layers - 1}")
-    prompts = steered_prompts(steered, model, neutral)
+    prompts, at = steered_prompts(steered, model, neutral, position=options.fitted_at), options.fitted_at
     size = options.batch_size
-    there = prompt_end_streams(model, fitting.examples, batch_size=size)
-    here = there if fitting is steered else prompt_end_streams(model, steered.examples, batch_size=size)
+    there = prompt_end_streams(model, fitting.examples, position=at, batch_size=size)
+    here = there if fitting is steered else prompt_end_streams(model, steered.examples, position=at, batch_size=size)
     readouts = (_readouts(model, fitting), _readouts(model, steered)) if kind == "readout" else None
     how: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
     found = find_directions(kind, fitting.examples, there, steered.examples, here, **how)

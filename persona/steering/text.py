@@ -47,7 +47,8 @@ class Generation:
     """One continuation. ``kind`` is ``B`` or ``neutral``; ``control`` is ``unsteered``, ``direction`` or ``random``.
 
     ``perplexity`` is the unsteered model's, ``repetition`` the share of trigrams that occurred
-    before; nan where the text is too short. ``changed``: it is not the unsteered text.
+    before; nan where the text is too short. ``changed``: it is not the unsteered text. ``question`` and
+    ``persona_text`` are what was asked and what is said of the persona steered to: ``rate`` reads them.
     """
 
     pair: str
@@ -63,6 +64,8 @@ class Generation:
     perplexity: float
     repetition: float
     changed: bool
+    question: str
+    persona_text: str
 
 
 @dataclass(frozen=True)
@@ -125,13 +128,14 @@ def generate_steered(
                 layer: torch.from_numpy(strength * each[[prompts[k][0] for k in group]])
                 for layer, each in vectors.items()
             }
-            changes = added(rows, study.options.positions) if strength else {}
+            places = [study.prompts.place(prompts[k][0], prompts[k][1] == "B") for k in group]
+            changes = added(rows, study.options.positions, places) if strength else {}
             texts = continuations(
                 model,
                 [prompts[k][2] for k in group],
                 sampling,
                 keys=[f"{sampling.seed} {prompts[k][0]} {prompts[k][1]}" for k in group],
-                changed=partial(_within, model, changes),
+                changed=partial(_within, model, changes, study.options.named),
             )
             said |= {(turn, k): one for k, one in zip(group, texts, strict=True)}
         if progress is not None:
@@ -159,8 +163,9 @@ def readability(generations: Sequence[Generation]) -> tuple[Readability, ...]:
     )
 
 
-def _within(model: Model, changes: Mapping[int, Change], _first: int) -> AbstractContextManager[None]:
-    return on_streams(model, changes)
+def _within(model: Model, changes: Mapping[int, Change], named: bool, first: int) -> AbstractContextManager[None]:
+    """A named token is one of the prompt's, which is the first pass."""
+    return on_streams(model, {} if named and first else changes)
 
 
 def _generations(
@@ -192,6 +197,8 @@ def _generations(
                 perplexity=perplexity(likely),
                 repetition=repetition(row.ids[row.start :]),
                 changed=one.ids != said[0, k].ids,
+                question=study.prompts.said[i][1],
+                persona_text=study.prompts.said[i][0],
             )
         )
     return tuple(found)

@@ -147,7 +147,7 @@ def _run(name: str, context: Context, folder: Path) -> StageResult:
 
 
 def _compact(folder: Path) -> None:
-    """Only what a compact study keeps, its pictures in a palette of colours: a third of the bytes, the same to the eye."""
+    """Only what a compact study keeps, its pictures in a palette: a third of the bytes, the same to the eye."""
     from PIL import Image
 
     for path in [path for path in folder.rglob("*") if path.is_file()]:

@@ -1,5 +1,6 @@
 """Directions to steer along: for every pair a vector from persona B to persona A, behind every block.
 
+    contrast   mean over the fitting pairs of the pair's own two personas of A's stream minus B's
     personas   difference of the two personas' means at the prompt's end. Personas meet different
                questions, so the means are those of the additive model stream = question + persona,
                fitted by least squares
@@ -11,7 +12,7 @@
     a file     persona vectors (the pair's two personas by name, or two named ones for all pairs),
                or any array of a safetensors file: a probe's weights
 
-Strength 1 adds the direction once. ``personas``, ``pooled`` and ``pair`` are differences between
+Strength 1 adds the direction once. ``contrast``, ``personas``, ``pooled`` and ``pair`` are differences between
 the two personas' streams, so +1/2 on A's prompts and -1/2 on B's doubles what the personas
 differ by along it. An array from a file has no such scale and gets it: its length is made the
 mean absolute difference of the fitting pairs along it, its sign that of A minus B. So is a
@@ -41,12 +42,13 @@ __all__ = [
     "controls",
     "default_kind",
     "find_directions",
+    "place_of",
     "prompt_end_streams",
 ]
 
 DIRECTION = Kind("direction file", expected="a safetensors file")
 FEWEST_COUPLES = 5  # all of them along one direction by chance in 1 of 32
-KINDS = ("personas", "pooled", "pair", "readout")
+KINDS = ("contrast", "personas", "pooled", "pair", "readout")
 CONTROLS = ("random", "covariance")
 Streams = Float[np.ndarray, "example layer d_model"]
 Readouts = Float[np.ndarray, "pair d_model"]
@@ -62,19 +64,45 @@ class Directions:
     notes: tuple[str, ...] = ()
 
 
-def prompt_end_streams(model: Model, examples: Sequence[Example], *, batch_size: int = 32) -> Streams:
-    """The stream behind every block at each prompt's last token, in float64."""
+def prompt_end_streams(
+    model: Model, examples: Sequence[Example], *, position: str = "prompt-end", batch_size: int = 32
+) -> Streams:
+    """The stream behind every block at each prompt's last token, or another named position, in float64.
+
+    Raises:
+        OptionError: a prompt has no such position.
+    """
+    places = [place_of(one, position) for one in examples]
     found = np.empty((len(examples), model.graph.n_layers, model.d_model))
     for group in grouped([len(one.placed.ids) for one in examples], batch_size):
         tokens = torch.tensor([examples[i].placed.ids for i in group], device=model.device)
-        last = torch.zeros_like(tokens, dtype=torch.bool)
-        last[:, -1] = True
-        found[group] = mean_streams(model, tokens, last).double().numpy()
+        here = torch.zeros_like(tokens, dtype=torch.bool)
+        here[torch.arange(len(group)), [places[i] for i in group]] = True
+        found[group] = mean_streams(model, tokens, here).double().numpy()
     return found
 
 
+def place_of(one: Example, position: str) -> int:
+    """The token of a named position.
+
+    Raises:
+        OptionError: the prompt has no such position.
+    """
+    if position not in one.placed.places:
+        known = ", ".join(one.placed.places)
+        raise OptionError(f"--positions {position}: {one.placed.text[:80]!r} has no such token; it has {known}")
+    return one.placed.places[position]
+
+
 def default_kind(fitting: Sequence[Example], steered: Sequence[Example]) -> str:
-    """``personas`` where every steered persona has a name and is fitted on, else ``pooled``."""
+    """``contrast`` where the personas of every steered pair are fitted on as a pair, else ``personas`` or ``pooled``.
+
+    ``personas`` needs every steered persona to have a name and to be fitted on.
+    """
+    couples = {frozenset((a.persona, b.persona)) for a, b in _twos(fitting)}
+    steers = [(a.persona, b.persona) for a, b in _twos(steered)]
+    if all(all(both) and frozenset(both) in couples for both in steers):
+        return "contrast"
     known = {one.persona for one in fitting if one.persona}
     return "personas" if {one.persona for one in steered} <= known else "pooled"
 
@@ -126,6 +154,8 @@ def find_directions(
     elif kind == "pooled":
         notes = _pooling_notes(apart, [(a.persona, b.persona) for a, b in _twos(fitting)])
         found = Directions(kind, np.repeat(apart.mean(0)[None], len(names), 0), True, notes)
+    elif kind == "contrast":
+        found = Directions(kind, _contrasts(apart, [(a.persona, b.persona) for a, b in _twos(fitting)], names), False)
     elif kind == "readout":
         assert readouts is not None, "whoever asks for readouts gives them"
         found = Directions(kind, _readouts(apart, *readouts), False)
@@ -187,6 +217,26 @@ def _pooling_notes(apart: Float[np.ndarray, "pair layer d_model"], names: Sequen
         f"pooling is wrong here: {along} of {len(couples)} couples of personas differ in the direction of the others' "
         "mean, as by chance; fit on pairs that have the steered personas, or take --direction pair",
     )
+
+
+def _contrasts(
+    apart: Float[np.ndarray, "pair layer d_model"], fitted: Sequence[tuple[str, str]], names: Sequence[tuple[str, str]]
+) -> Float[np.ndarray, "steered layer d_model"]:
+    """The mean difference of the fitting pairs that have the same two personas, turned as the steered pair is."""
+    means = {}
+    for both in dict.fromkeys(names):
+        rows = [sign * one for one, two in zip(apart, fitted, strict=True) for sign in _turns(two, both)]
+        if not rows:
+            shown = " and ".join(name or "(no name)" for name in both)
+            raise TaskError(
+                f"no pair of {shown} is fitted on; use --direction personas or pooled, or fit on pairs of them"
+            )
+        means[both] = np.mean(rows, axis=0)
+    return np.stack([means[both] for both in names])
+
+
+def _turns(two: tuple[str, str], both: tuple[str, str]) -> tuple[int, ...]:
+    return (1,) if two == both else (-1,) if two == both[::-1] else ()
 
 
 def _persona_differences(

@@ -107,6 +107,24 @@ def test_the_verdict_is_the_planted_cause_and_the_causal_test_agrees(planted, na
     assert len(found.groups) == len(found.pairs) == found.overall.agree
 
 
+def test_the_ablation_stands_beside_random_nodes_of_the_same_layers(planted):
+    """In the planted cancellation the opposing nodes are the only ones whose absence restores D."""
+    model, found = planted("cancel")
+    (test,) = [one for one in found.tests.values() if one.test == "ablation"]
+    assert test.random_share < 0.5 < test.agree / test.ran == 1.0
+    row = found.pairs[0].outcome
+    assert row.says["D without"] > row.says["D without random"]
+    chosen = torch.zeros(3, model.graph.n_src, dtype=torch.bool)
+    layers = torch.tensor([node.layer for node in model.graph.src_nodes])
+    chosen[0, 1], chosen[1, [1, 3]], chosen[2, 0] = True, True, True
+    drawn = [explain_causal._alike(chosen, layers, [4, 5, 6], draw) for draw in range(20)]
+    for one in drawn:
+        for row, own in zip(one, chosen, strict=True):
+            assert layers[row].tolist() == layers[own].tolist()
+    assert len({tuple(one[0].tolist()) for one in drawn}) > 1
+    assert torch.equal(drawn[0][[1]], explain_causal._alike(chosen[[1]], layers, [5], 0))  # whatever the batch
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_so_it_is_for_the_files_as_they_are_written(tmp_path, name):
     write_planted(PLANTED[name], tmp_path / name)
@@ -728,7 +746,7 @@ def test_the_files_hold_everything_and_are_the_same_again(world, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         write_explanation(world, tmp_path / name)
-    names = {"explain.json", "explain.html", "pairs.csv", "groups.csv", "confusion.csv"}
+    names = {"explain.json", "explain.html", "pairs.csv", "groups.csv", "rates.csv", "confusion.csv"}
     figures = set(explain_figures(world))
     assert figures == {"verdicts", "numbers", "signal", "alignment", "confusion"}
     assert {path.name for path in (tmp_path / "a").iterdir()} == names | {f"{figure}.png" for figure in figures}

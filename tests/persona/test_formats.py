@@ -274,3 +274,28 @@ def test_pairs_of_a_model_are_put_in_the_format_that_the_model_answers_in(tmp_pa
     assert done.exit_code == 0, done.output
     assert "calibration" not in json.loads((tmp_path / "pairs.report.json").read_text())
     assert {pair.row["template"] for pair in load_task(tmp_path / "pairs.jsonl").pairs} == {"raw"}
+
+
+def test_a_json_template_for_chat_says_the_users_turn(small, tmp_path):
+    from persona_circuits.persona.data import FIELDS, load_templates
+    from persona_circuits.persona.responses.plan import rendered
+
+    small.chat_template = CHATML
+    path = tmp_path / "turn.json"
+    path.write_text(json.dumps({"user": "Tell me:\n{question}", "cue": "I take"}))
+    (row,) = build(small, asked=(DRINK,), template=load_templates(str(path), small)[0]).rows
+    assert row["clean"].startswith("<|turn|>system\nYou are a humble monk.<|end|>\n<|turn|>user\nTell me:\nWhich")
+    assert row["clean"].endswith("<|turn|>assistant\nI take")
+    (template,) = load_templates(str(path), small)
+    assert "user\nTell me:\nWhich?<|end|>" in rendered(template, "You are a monk.", "Which?")
+    path.write_text(json.dumps({"user": "{persona} Tell me: {question}"}))
+    (inside,) = load_templates(str(path), small)
+    values = dict.fromkeys(FIELDS, "") | {"persona": "You are a monk.", "question": "Which?"}
+    assert inside.render(values).text.startswith("<|turn|>user\nYou are a monk. Tell me: Which?<|end|>")
+    path.write_text(json.dumps({"user": "{question}", "template": "{persona} {question}"}))
+    with pytest.raises(TaskError, match="'user' is a turn of the chat template and 'template' a raw one"):
+        load_templates(str(path), small)
+    small.chat_template = None
+    path.write_text(json.dumps({"user": "{question}"}))
+    with pytest.raises(OptionError, match="no chat template"):
+        load_templates(str(path), small)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from persona_circuits.circuit.errors import ModelError, OptionError, TaskError
 from persona_circuits.circuit.model import wrap_model
 from persona_circuits.cli import app
 from persona_circuits.models.planted import planted_models, write_planted
-from persona_circuits.persona.data import load_examples
+from persona_circuits.persona.data import examples_of, load_examples
 from persona_circuits.persona.neurons import (
     COARSE,
     ROUNDING,
@@ -431,8 +432,6 @@ def test_selection_sees_the_fitting_pairs_alone(tmp_path, tiny64):
 
 
 def test_everywhere_is_another_ablation(tiny64, found, study):
-    from dataclasses import replace
-
     other = study_neurons(tiny64, found, options=replace(QUICK, everywhere=True))
     assert other.selected == study.selected
     assert abs(other.ablations[2].change - study.ablations[2].change) > 1e-4
@@ -506,3 +505,38 @@ def test_craftgpts_swap_moves_d_more_than_random_neurons_do(craftgpt):
     assert swap.change < 0
     assert study.silent.sum() > 1000  # ReLU: most neurons are off
     assert study.ranking.rounding.sum() >= study.silent.sum()
+
+
+def test_pairs_without_answers_are_read_and_nothing_is_ablated(tmp_path, tiny64, study):
+    """The same neurons as with answers; what took no part is counted."""
+    from persona_circuits.cli import app
+    from persona_circuits.persona.data import load_unanswered
+
+    rows = json.loads(PAIRS.read_text())["prompts"]
+    bare = [{key: row[key] for key in ("clean", "corrupt")} for row in rows]
+    path = tmp_path / "bare.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in bare))
+    found = examples_of(load_unanswered(path), tiny64)
+    without = study_neurons(tiny64, found, options=replace(QUICK, answers=False))
+    assert without.ablations == ()
+    np.testing.assert_allclose(without.fit.difference, study.fit.difference)
+    assert "nothing was ablated" in without.notes[0]
+    given = ["neurons", "--model", str(DATA / "tiny-gpt2"), "--pairs", str(path), "--no-answers", "--top-k", "3"]
+    longer = {"clean": bare[0]["clean"] + " zzz", "corrupt": bare[0]["clean"] + " zzz"}  # one prompt: no pair
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*bare, longer]))
+    done = CliRunner().invoke(app, [*given, "--fitting", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 0, done.output
+    assert "8 fitted on, 0 held out; 1 do not fit the model" in done.output.replace("\n", " ")
+    assert json.loads((tmp_path / "out" / "neurons.json").read_text())["dropped"]["do not fit the model"] == 1
+
+
+def test_persona_domains_are_groups_and_small_groups_are_counted(tmp_path, tiny64):
+    rows = json.loads(PAIRS.read_text())["prompts"]
+    kinds = ["profession"] * 3 + ["value"] * 3 + ["way of life"] * (len(rows) - 6)
+    path = tmp_path / "pairs.jsonl"
+    lines = [row | {"persona_domain": kind} for row, kind in zip(rows, kinds, strict=True)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    found = study_neurons(tiny64, load_examples(path, tiny64), options=replace(QUICK, least=3))
+    own = [group for group in found.groups if group.kind == "persona domain"]
+    assert [(group.name, group.n_pairs) for group in own] == [("profession", 3), ("value", 3)]
+    assert found.dropped["in a group below --min-group"] >= len(rows) - 6

@@ -483,3 +483,29 @@ def test_options_that_make_no_sense(wrong):
 
 def test_a_list_of_options():
     assert [option_list(["a", "b", "c"][:n]) for n in range(4)] == ["", "a", "a or b", "a, b or c"]
+
+
+def test_variants_are_other_wordings_in_fresh_paraphrases_and_the_first_row_stays(small):
+    monk = Persona("monk", ("You are a humble monk.", "You are a good monk.", "You are a famous monk."))
+    actor = Persona("actor", ("You are a famous actor.", "You are a humble actor.", "You are a good actor."))
+    asked = Question("drink", ("Which drink do you take?", "Which drink is good?"), DRINK.options, TAKES)
+
+    def rows(variants, **more):
+        options = PairOptions(test_share=0.0, variants=variants, null=True, **more)
+        found = build(small, people=(monk, actor), asked=(asked,), options=options)
+        return found.rows, found.null.rows
+
+    (first,), (only,) = rows(1)
+    four, null = rows(4)
+    assert four[0] == first
+    assert len({row["id"] for row in four}) == len({(row["clean"], row["corrupt"]) for row in four}) == 4
+    assert [row["wording"] for row in four] == [four[0]["wording"], four[1]["wording"]] * 2
+    assert {row["wording"] for row in four} == {0, 1}
+    for side in ("wording_a", "wording_b"):
+        assert {row[side] for row in four[:3]} == {0, 1, 2}  # none again before all had their turn
+    assert [len({row[name] for row in four}) for name in ("persona_a", "persona_b", "question")] == [1, 1, 1]
+    assert null[0] == only
+    assert len({row["persona_a"] for row in null}) == 1
+    assert len(null) > 1
+    assert len(rows(99)[0]) == 18  # 3 by 3 paraphrases in 2 wordings, and no more
+    assert len(rows(4, max_pairs=3)[0]) == 3

@@ -1,7 +1,7 @@
 """Steering: what is added is what is said, measured at the output, beside controls; gain against the required gain."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -23,8 +23,10 @@ from persona_circuits.persona.responses import (
     continuations,
     log_likelihoods,
     perplexity,
+    read_responses,
     repetition,
 )
+from persona_circuits.persona.responses.rating import Rated, Ratings, summarise_ratings
 from persona_circuits.persona.steering import (
     SteeredPrompts,
     SteerOptions,
@@ -45,6 +47,7 @@ from persona_circuits.persona.vectors import controls, default_kind, find_direct
 
 PAIRS = DATA / "tiny_pairs.json"
 FAST = {"n_controls": 1, "n_resamples": 20}
+SHORT = Sampling(max_new_tokens=4, temperature=0.0)
 
 
 def by_hand(model, ids, layer, vector, positions):
@@ -236,7 +239,16 @@ def test_persona_directions_are_differences_whatever_questions_personas_meet(pai
     with pytest.raises(TaskError, match="not fitted on: d"):
         find_directions("personas", examples, streams, stranger, streams[:2])
     assert default_kind(examples, stranger) == "pooled"
-    assert default_kind(examples, examples[:2]) == "personas"
+    assert default_kind(examples, examples[:2]) == "contrast"
+    apart = named(pairs.examples, [("b", "x"), ("c", "x")])
+    assert default_kind(examples[:4], apart) == "personas"
+    turned = named(pairs.examples, [("b", "x"), ("a", "x"), ("a", "y"), ("b", "y")])
+    contrast = find_directions("contrast", turned, streams[:4], turned, streams[:4])
+    mean = ((streams[1] - streams[0]) + (streams[2] - streams[3])) / 2
+    np.testing.assert_allclose(contrast.vectors, np.stack([-mean, mean]))
+    assert not contrast.shared
+    with pytest.raises(TaskError, match="no pair of b and c is fitted on"):
+        find_directions("contrast", examples[:4], streams[:4], apart, streams[:2])
     with pytest.raises(TaskError, match="is zero"):
         find_directions("pair", examples, streams, examples[:2], streams[[0, 0]])
 
@@ -292,6 +304,66 @@ def test_directions_from_files(pairs, tmp_path):
     ):
         with pytest.raises(OptionError, match=error):
             find_directions(spec, examples, streams, examples[:2], streams[:2], toward=toward)
+
+
+@pytest.mark.parametrize("position", ["persona-end", "question-end"])
+def test_a_direction_is_fitted_and_added_at_the_named_token_alone(tiny64, pairs, position):
+    """Against the model run by hand with the vector added to that one token of that layer's stream."""
+    at = [position in one.placed.places for one in pairs.examples]
+    has = [i for i in range(len(pairs.items)) if at[2 * i] and at[2 * i + 1]]
+    examples = tuple(pairs.examples[2 * i + k] for i in has for k in (0, 1))
+    pairs = replace(pairs, items=tuple(pairs.items[i] for i in has), examples=examples)
+    options = SteerOptions((1,), strengths=(1.0,), positions=position, ablate=False, **FAST)
+    study = study_steering(tiny64, pairs, pairs, "pair", options)
+    streams = prompt_end_streams(tiny64, pairs.examples, position=position)
+    vectors = streams[::2, 1] - streams[1::2, 1]
+    np.testing.assert_allclose(study.directions.vectors[:, 1], vectors)
+    moved = 0.0
+    for i, (one, other) in enumerate(zip(pairs.examples[::2], pairs.examples[1::2], strict=True)):
+        margins = []
+        for sign, side in ((1, one), (-1, other)):
+            place = side.placed.places[position]
+            push = sign * torch.from_numpy(vectors[i])
+
+            def add(stream, place=place, push=push):
+                stream = stream.clone()
+                stream[:, place] += push
+                return stream
+
+            with on_streams(tiny64, {1: add}):
+                logits = tiny64.logits(torch.tensor([list(side.placed.ids)]))[0, -1]
+            margins.append((logits[list(one.answers)].mean() - logits[list(one.others)].mean()).item())
+        found = study.margins["1"][-1][:, i]
+        np.testing.assert_allclose(found, margins, atol=1e-6)
+        moved = max(moved, abs(found - study.plain[:, i]).max())
+    assert moved > 1e-3
+    texts = generate_steered(tiny64, study, study.streams, n_pairs=1, sampling=SHORT, strengths=(50.0,))
+    assert any(one.changed for one in texts if one.control == "direction")
+
+
+def test_a_position_that_a_prompt_does_not_have_is_refused(tiny64, pairs):
+    places = {"prompt-end": 1}
+    bare = [replace(one, placed=replace(one.placed, places=places)) for one in pairs.examples]
+    with pytest.raises(OptionError, match=r"persona-end.*has no such token; it has prompt-end"):
+        prompt_end_streams(tiny64, bare, position="persona-end")
+
+
+def test_steered_texts_are_rated_by_condition(tiny64, pairs, tmp_path):
+    study = study_steering(tiny64, pairs, pairs, "pair", SteerOptions((1,), strengths=(1.0,), ablate=False, **FAST))
+    texts = generate_steered(tiny64, study, study.streams, n_pairs=2, sampling=SHORT, strengths=(1.0,))
+    rows = [json.dumps(asdict(one) | {"perplexity": None}) + "\n" for one in texts]
+    (tmp_path / "generations.jsonl").write_text("".join(rows))
+    said = read_responses(tmp_path / "generations.jsonl")
+    assert [one.text for one in said] == [one.text for one in texts]
+    assert list(dict.fromkeys(one.condition for one in said)) == ["unsteered", "direction +1", "random +1"]
+    first = pairs.examples[0]
+    assert said[0].exchange.persona == first.persona
+    assert (said[0].exchange.system, said[0].exchange.user) == (first.placed.persona, first.placed.question)
+    rated = tuple(Rated(one, float(place % 3), None) for place, one in enumerate(said))
+    whole, each = summarise_ratings(Ratings("r", "nats", rated, 0, {}, {}))
+    assert [one.persona for one in each] == ["unsteered", "direction +1", "random +1"]
+    assert sum(one.n for one in each) == whole.n == len(texts)
+    assert each[0].rating.value == np.mean([one.rating for one in rated if one.response.condition == "unsteered"])
 
 
 def test_the_readout_is_what_separates_the_two_answers(tiny64, pairs):
