@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +70,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Put a circuit to the test: faithfulness, hypothesis tests, completeness, stability, single pairs, transfer."""
+    begun = time.monotonic()
     with errors_as_exit_codes() as kept, in_processes() as first:
         stored = _opened(context, circuit, asked)
         name = asked.model or stored.model_name()
@@ -88,6 +90,8 @@ def evaluate(
             from persona_circuits.circuit.task import fitting as those_that_fit
 
             task = those_that_fit(task, loaded, align=str(options.align)) if loading.fitting else task
+            if options.budget is not None:  # reading and loading are part of it
+                options = replace(options, budget=max(1e-3, options.budget - (time.monotonic() - begun)))
             how: dict[str, Any] = {"null": quiet, "tested": not asked.only_faithfulness, "state": state, "stage": stage}
             found = evaluate_circuit(loaded, stored, task, options, **how)
         if first:
@@ -151,7 +155,7 @@ def _write(found: Any, stored: Any, asked: Asked, title: str) -> None:
 def _print_evaluation(found: Any) -> None:
     print_report(found.report)
     if found.results is not None:
-        print_battery(found.results, found.record)
+        print_battery(found.results, found.record, found.report.resampled)
     if found.shared is not None and found.shared.note:
         say(f"\n{found.shared.note}")
 

@@ -59,7 +59,7 @@ from persona_circuits.circuit.forward import (
     prepare_each,
 )
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.progress import Progress, Stage, duration
+from persona_circuits.circuit.progress import Progress, Stage, about
 from persona_circuits.circuit.pruning import Schedule, acdc, check_n, greedy, learn, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
@@ -267,12 +267,12 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
     model, metric, options = setting.model, setting.metric, setting.options
     if options.prune == "acdc":
         return Scored(None)
-    about = f", about {duration(seconds * _plain_runs(setting))}" if seconds >= 1 else ""
+    long = about(seconds * _plain_runs(setting)) if seconds >= 1 else ""
     if grids := _grids(setting):
-        progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{about}")
+        progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{long}")
         return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
     how: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
-    how |= {"progress": setting.stage(f"{options.method} scores{about}")}
+    how |= {"progress": setting.stage(f"{options.method} scores{long}")}
     if options.by_span:
         parts = score_parts(model, setting.train.runs.batches, metric, by="span", **how)
         return Scored(parts.total(), parts)

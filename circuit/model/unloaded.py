@@ -1,7 +1,7 @@
 """Packages that the host libraries import and that nothing here uses: they are loaded when somebody asks for them.
 
-TransformerLens imports ``datasets`` and pandas (and with them pyarrow) for helpers that fetch training texts and grid
-searches, Transformers ``scipy.optimize`` for a loss of object detectors: together a fifth of the time in which a model is loaded.
+TransformerLens imports ``datasets`` and pandas (and with them pyarrow) for helpers that fetch training texts and search
+grids, Transformers ``scipy.optimize`` for a loss of object detectors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,14 @@ __all__ = [
     "left_unloaded",
 ]
 
-UNUSED = ("datasets", "datasets.arrow_dataset", "datasets.iterable_dataset", "datasets.load", "pandas", "scipy.optimize")
+UNUSED = (
+    "datasets",
+    "datasets.arrow_dataset",
+    "datasets.iterable_dataset",
+    "datasets.load",
+    "pandas",
+    "scipy.optimize",
+)
 
 
 @contextlib.contextmanager

@@ -39,14 +39,15 @@ def write_battery(results: Battery, folder: Path, *, title: str) -> None:
     for name, rows in tables(results).items():
         write_csv(rows, folder / f"{name}.csv")
     report = results.searched.report
-    notes = [results.completeness.sentence, *results.pairs.notes]
+    notes = [] if results.completeness is None else [results.completeness.sentence]
+    notes += [] if results.pairs is None else results.pairs.notes
     notes += [results.searched.reason] if report is None else [report.sentence, *report.notes]
     write_figures(battery_figures(results), folder, page="evaluation.html", title=title, notes=notes)
 
 
 def battery_figures(results: Battery) -> dict[str, Chart]:
     """By name; those that have nothing to show are left out."""
-    found = {"pair-faithfulness": _pairs(results.pairs)}
+    found = {} if results.pairs is None else {"pair-faithfulness": _pairs(results.pairs)}
     report = results.searched.report
     if report is not None and report.jaccard is not None and len(report.circuit):
         found["edge-frequency"] = _frequencies(report)

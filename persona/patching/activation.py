@@ -46,7 +46,7 @@ from persona_circuits.circuit.forward import (
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress, Stage, duration, untold_stage
+from persona_circuits.circuit.progress import Progress, Stage, about, untold_stage
 from persona_circuits.circuit.statistics import Clusters, detectable_ratio, is_zero, ratio_p_values
 from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
@@ -275,7 +275,7 @@ class _Sweep:
             length, depth = item.batch.clean.shape[1], max(1, self.model.graph.n_layers)
         passes = sum((1 - site.layer / depth) / (length if site.part == ANSWER else 1) for site in self.sites)
         seconds = (time.monotonic() - begun) / (2 * rows) * len(self.rows) * passes
-        return f", about {duration(seconds)}" if seconds >= 1 else ""
+        return about(seconds)
 
     def by_pair(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """``[row, …]`` as ``[direction, pair, …]``."""
