@@ -9,6 +9,7 @@ __all__ = [
     "Stage",
     "about",
     "duration",
+    "first_told",
     "untold",
     "untold_stage",
 ]
@@ -39,6 +40,12 @@ def about(seconds: float) -> str:
         (', about 3.33 min', '')
     """
     return f", about {duration(seconds)}" if seconds >= 1 else ""
+
+
+def first_told(stage: Stage, what: str, seconds: float) -> Stage:
+    """The same stages; the first is called with how long ``what``, all that begins with it, may take."""
+    said = [f"; {what}{about(seconds)}"] if about(seconds) else []
+    return lambda name: stage(f"{name}{said.pop() if said else ''}")
 
 
 def untold(_done: int, _total: int) -> None:

@@ -78,7 +78,7 @@ class Clock:
         """What the work gives; None where it would take more ``seconds`` than are left, or was ended."""
         self._step = self.now()
         try:
-            if seconds <= max(self.left, 0.0):
+            if self.left > seconds:
                 return work()
         except OutOfTime:
             pass
@@ -165,7 +165,7 @@ def least(work: Workload) -> Plan:
 def _most(made: Plan, work: Workload, room: float, most: int) -> int:
     """Pairs that fit, not fewer than there are already."""
     each = replace(made, n_pairs=1).passes(work)
-    return max(made.n_pairs, min(most, int(room // each)))
+    return max(made.n_pairs, int(min(most, room // each)))
 
 
 def _left_out(made: Plan, work: Workload) -> tuple[str, ...]:

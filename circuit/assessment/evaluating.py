@@ -33,7 +33,7 @@ from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import StoredCircuit, read_circuit, write_circuit
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.printable import html_table
-from persona_circuits.circuit.progress import Stage, about, untold_stage
+from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit
@@ -167,7 +167,7 @@ def evaluate_circuit(
     results = None
     if tested:
         own = made if asked.searches_ablation else None
-        told = _estimated(clock.watched(stage), pace * len(asked.chosen.pairs) * passes_of_tests(options))
+        told = first_told(clock.watched(stage), "all tests", pace * len(asked.chosen.pairs) * passes_of_tests(options))
         ground = Ground(model, asked.chosen, subject, options, metric_of(options.metric), made, state, told, own)
         ground = replace(ground, repeated=asked.repeated, clock=clock)
         results = all_tests(ground, asked.null)
@@ -258,12 +258,6 @@ SLICE = 0.1
 def passes_of_tests(options: EvaluationOptions) -> int:
     """So many of every pair, without the search made again."""
     return QUICK_PASSES if options.quick else TEST_PASSES
-
-
-def _estimated(stage: Stage, seconds: float) -> Stage:
-    """The same stages; the first is called with how long all of them may take."""
-    said = [f" and all tests{about(seconds)}"] if about(seconds) else []
-    return lambda name: stage(f"{name}{said.pop() if said else ''}")
 
 
 def _timed_report(asked: _Asked, model: Model, made: Ablation | None, stage: Stage) -> tuple[FaithfulnessReport, float]:
