@@ -118,11 +118,14 @@ def test_reports_of_progress_are_steps_and_an_endless_clock_ends_nothing():
             progress(i, 6)
         return "done"
 
+    def stage(name):
+        return lambda done, total: told.append((name, done, total))
+
     for clock, most in ((Clock(10.0, now), 2), (Clock(None, now), 6)):
         told.clear()
-        progress = clock.watched(lambda name: lambda i, total: told.append((name, i, total)))("scores")
+        progress = clock.watched(stage)("scores")
         assert (clock.within("scores", partial(work, progress)) == "done") is (most == 6)
-        assert told == [("scores", i, 6) for i in range(1, most + 1)]
+        assert told == [("scores", done, 6) for done in range(1, most + 1)]
 
 
 def test_a_machine_that_gets_slower_keeps_the_time_all_the_same(tiny, tiny_task, found, monkeypatch):
