@@ -59,6 +59,7 @@ def curves(
     """Faithfulness over circuits of all sizes, for any number of scorers: CPR, CMD, tables and figures."""
     with errors_as_exit_codes(), in_processes() as first:
         from persona_circuits.circuit.assessment import curve_study, read_scorer
+        from persona_circuits.circuit.discovery import check_pairs
         from persona_circuits.circuit.io import read_circuit
         from persona_circuits.circuit.storage import check_output_folder
 
@@ -76,9 +77,13 @@ def curves(
         task = read_task(pairs or (own_pairs(own) if own else None))
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, Source(name, pairs).name() if own is None else str(name), loading)
-            warn_of_other_weights(own, loaded)
             few = loading.fitting or bool(own and own["task"].get("unfit"))
+            splits = (options.train_split, "train"), (options.eval_split, "test")
+            fits: dict[str, Any] = {"where": options.where, "align": options.align}
+            name = Source(name, pairs).name() if own is None else str(name)
+            how = replace(loading, fitting=few)
+            loaded = load(stage, name, how, lambda reader: check_pairs(task, reader, *splits, **fits))
+            warn_of_other_weights(own, loaded)
             task = fitted_task(task, loaded, str(options.align), few)
             marks = {"circuit": stored.circuit} if stored is not None else None
             study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)

@@ -84,9 +84,16 @@ def evaluate(
         options = options.settled(stored.record).checked()
         with progress_bars() as stage:
             pinned = loading.revision or revision_of(stored.record, asked.model)
-            loaded = load(stage, name, replace(loading, revision=pinned))
-            warn_of_other_weights(stored.record, loaded)
             from persona_circuits.circuit.assessment import evaluate_circuit
+            from persona_circuits.circuit.discovery import check_pairs
+
+            few = loading.fitting or bool((stored.record or {"task": {}})["task"].get("unfit"))
+            fits: dict[str, Any] = {"where": options.where, "align": options.align}
+            how_loaded = replace(loading, revision=pinned, fitting=few)
+            loaded = load(
+                stage, name, how_loaded, lambda reader: check_pairs(task, reader, (options.split, "test"), **fits)
+            )
+            warn_of_other_weights(stored.record, loaded)
             from persona_circuits.circuit.task import fitting as those_that_fit
 
             task = those_that_fit(task, loaded, align=str(options.align)) if loading.fitting else task

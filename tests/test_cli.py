@@ -141,6 +141,18 @@ def test_former_names_of_options_are_read_and_not_shown():
     assert "none.jsonl" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["discover", "curves", "collapse", "explain", "probe", "lens", "patch", "evaluate"])
+def test_pairs_are_checked_against_the_tokenizer_before_the_weights_are_read(command, found, tmp_path, monkeypatch):
+    from persona_circuits.circuit import model
+
+    row = {"clean": "a b", "corrupt": "c b", "answers": [" a b c"], "wrong_answers": [" d"]}
+    row |= {"id": "1", "question": "q", "persona_a": "x", "persona_b": "y"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(model, "load_model", None)
+    run = (found[0],) if command == "evaluate" else ("--out", tmp_path / "out")
+    fails("expected one", command, *run, "--model", TINY, "--pairs", tmp_path / "pairs.jsonl")
+
+
 def test_out_is_a_folder_everywhere():
     from typer.main import get_command
 

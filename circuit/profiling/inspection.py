@@ -117,6 +117,8 @@ def inspect_model(
 ) -> Inspection:
     """Sizes and estimates from the configuration; unless ``config_only`` the weights are loaded on the CPU and checked.
 
+    With a ``task`` they are not, unless ``config_only`` is False.
+
     Parameters
     ----------
     task
@@ -161,7 +163,8 @@ def inspect_model(
         pairs=fit,
         origin=origin_at(name),
     )
-    return found if options.config_only else _checked(found, name, revision)
+    alone = task is not None if options.config_only is None else options.config_only
+    return found if alone else _checked(found, name, revision)
 
 
 def supported_families() -> dict[str, Any]:
