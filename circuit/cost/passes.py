@@ -68,6 +68,7 @@ __all__ = [
     "eap_flops",
     "estimate",
     "held_bytes",
+    "runs_of_scores",
     "score_flops",
     "step_costs",
 ]
@@ -91,6 +92,17 @@ def eap_flops(arch: Architecture, tokens: int, *, steps: int | None = None) -> i
     once = 2 * forward + results
     each = backward + 3 * results + score_flops(arch, tokens)
     return once + each if steps is None else once + steps * (forward + each)
+
+
+def runs_of_scores(arch: Architecture, tokens: int, method: str, *, steps: int) -> float:
+    """How many times the operations of both plain runs of a pair its scores by that method take.
+
+    Other backward rules cost what EAP does; exact scores a pass for each edge, of half of the layers on average.
+    """
+    plain = 2 * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1)
+    if method == "exact":
+        return arch.graph.n_edges / 4
+    return eap_flops(arch, tokens, steps=steps if method == "eap-ig" else None) / plain
 
 
 def acdc_flops(arch: Architecture, tokens: int, *, waste: float) -> float:

@@ -33,7 +33,7 @@ from persona_circuits.circuit.attribution import (
     score,
     score_parts,
 )
-from persona_circuits.circuit.cost import OTHER, PLAIN, eap_flops, forward_flops, held_bytes, shown_bytes
+from persona_circuits.circuit.cost import OTHER, PLAIN, held_bytes, runs_of_scores, shown_bytes
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
@@ -284,12 +284,9 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
 
 def _plain_runs(setting: Setting) -> float:
     """How many times the operations of both plain runs the scores of a pair take."""
-    options, arch = setting.options, setting.model.architecture()
+    options = setting.options
     tokens = max((len(row.clean) for row in setting.train.rows), default=1)
-    plain = 2 * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1)
-    if options.method == "exact":
-        return arch.graph.n_edges / 4  # a pass for each edge, of half of the layers on average
-    return eap_flops(arch, tokens, steps=options.steps if options.method == "eap-ig" else None) / plain
+    return runs_of_scores(setting.model.architecture(), tokens, options.method, steps=options.steps)
 
 
 def _method(options: Options) -> dict[str, Any]:
