@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load reliability coverage notebooks peers clean
+.PHONY: demo real circuit study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-start reliability coverage notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -91,6 +91,9 @@ natural: $(READY)  ## two real models in every format, on the natural questions;
 
 bench-load: $(READY)  ## what large files cost; writes docs/performance.md; BEFORE=CHECKOUT measures an older state beside it
 	$(BIN)/python benchmarks/load.py $(if $(BEFORE),--before $(BEFORE))
+
+bench-start: $(READY)  ## what commands cost before their work, and what is installed; writes docs/performance.md
+	$(BIN)/python benchmarks/start.py $(if $(BEFORE),--before $(BEFORE))
 
 methods: $(READY)  ## every scorer and pruner on the same pairs; writes docs/methods.md
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md --model models/persona-world --pairs datasets/pairs_demo.jsonl \

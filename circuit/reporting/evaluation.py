@@ -71,7 +71,7 @@ def _pairs(view: PairsView) -> Chart:
         )
         name, colour = f"{names.get(key, f'group {key}')} ({len(rows)})", GREY if key == -1 else ""
         marks.append(Points(name, x, y, hover=[row.id for row in rows], colour=colour))
-    axes: dict[str, Any] = {"x": "persona divergence D, logits", "y": "f of the pair"}
+    axes: dict[str, Any] = {"x": "persona effect (D), logits", "y": "faithfulness of the pair (f)"}
     return chart(marks, title="Every pair's own faithfulness", **axes, lines={"y": 1.0})
 
 
@@ -92,5 +92,5 @@ def _transfer(parts: list[tuple[str, Transfer]]) -> Chart:
     low, high = ([None if one is None else getattr(one, end) for one in ends] for end in ("low", "high"))
     outside: list[Any] = [max(part.outside, default=None) for _, part in parts]
     marks = [Points("the circuit", f, names, low, high), Points("best circuit outside it", outside, names, symbol="x")]
-    named = {"x": "faithfulness f", "y": "pairs, by their keys"}
+    named = {"x": "faithfulness (f)", "y": "pairs, by their keys"}
     return bar_chart(marks, title="Faithfulness by pairs", **named, across=True, lines={"x": 1.0})
