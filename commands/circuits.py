@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -64,7 +64,7 @@ def discover(
             from persona_circuits.circuit.discovery import discover as search
 
             splits = (options.train_split, "train"), (options.eval_split, "test")
-            fits = {"where": options.where, "align": options.align}
+            fits: dict[str, Any] = {"where": options.where, "align": options.align}
             loaded = load(stage, name, loading, lambda reader: check_pairs(task, reader, *splits, **fits))
 
             task, quiet = (fitted_task(one, loaded, options.align, loading.fitting) for one in (task, quiet))

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +21,7 @@ from typing import Any
 
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.progress import Stage, untold_stage
+from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import PromptPair, Row, Task, answer_id, encode
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, measure_pairs
@@ -37,6 +38,10 @@ __all__ = [
     "Explanation",
     "explain",
 ]
+
+
+INSIDE, TESTED = 4.5, 6.5
+"""How many times as long as asking it takes to look inside, and to test every pair: on the shipped model and SmolLM2."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +109,10 @@ def explain(
     more = () if controls is None else tuple(item for item in controls.items if item.control != "none")
     items = (*chosen.items, *more)
     source = f"{chosen.source} with {controls.source}" if controls is not None and more else chosen.source
+    begun = time.monotonic()
     measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
+    asking = time.monotonic() - begun
+    stage = first_told(stage, "with all tests", asking * (INSIDE + TESTED * options.causal))
     rows = encode(Task(tuple(_bare(item.pair) for item in items), source, ""), model)
     search = search_of(model.fingerprint, model.format, options, thresholds, rows, [item.candidates for item in items])
     with Kept(state, search) as kept:

@@ -1,5 +1,6 @@
 """What is left out where time is short: by arithmetic, with a clock of the test's own, and on a tiny model."""
 
+import re
 import sys
 from functools import partial
 
@@ -14,6 +15,7 @@ from persona_circuits.circuit.assessment.budget import SAFE, Clock, Workload, pa
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import seconds_of
+from persona_circuits.circuit.progress import untold
 
 WORK = Workload(100, 10, tests=150, search=2000)
 
@@ -62,6 +64,30 @@ def test_pairs_are_drawn_and_always_the_same(tiny_task):
     assert [pair for pair in tiny_task.pairs if pair in few.pairs] == list(few.pairs)
     assert len(few.pairs) == 3
     assert spread_over(tiny_task, 8) is tiny_task
+
+
+def test_curves_say_beforehand_how_long_they_take(tiny, tiny_task, monkeypatch):
+    """By the passes that they make, with a pass of a second: two of the scores' plain runs are counted in full."""
+    from persona_circuits.circuit.assessment import CurveOptions, curve_study, curves
+    from persona_circuits.circuit.cost import runs_of_scores
+
+    monkeypatch.setattr(curves, "seconds_a_pass", lambda *_: 1.0)
+    names = []
+    options = CurveOptions(scorers=("eap", "random"), n_random=2)
+    curve_study(tiny, tiny_task, options, stage=lambda name: (names.append(name), untold)[1])
+    scored = 32 * runs_of_scores(tiny.architecture(), 8, "eap", steps=5)
+    circuits = (2 + 2) * 10 * 16 * 1.8
+    said = re.search(r"all of it, about ([\d.]+) min", names[0])
+    assert float(said[1]) == pytest.approx((scored + circuits) / 60, rel=0.05)
+    assert not any("about" in name for name in names[1:])
+
+
+def test_evaluate_says_beforehand_how_long_all_tests_take(tiny, tiny_task, found, monkeypatch):
+    monkeypatch.setattr(evaluating, "pace_of", lambda measure, _passes: (measure(), 0.01)[1])
+    names = []
+    options = EvaluationOptions(quick=True, n_random=0)
+    evaluate_circuit(tiny, found, tiny_task, options, stage=lambda name: (names.append(name), untold)[1])
+    assert [name for name in names if "all tests, about 12 s" in name] == names[1:2]
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("2m", 120), ("90s", 90), ("1.5h", 5400), (" 7 ", 7), ("3 min", 180)])
