@@ -4,10 +4,10 @@
     python benchmarks/start.py --before CHECKOUT        # an older checkout beside this one
     python benchmarks/start.py --only discover,lens     # prints these, writes nothing
 
-Every command runs in a process of its own on one thread, after one that is not counted, so that its files are
-in memory and compiled; seconds are the processor's, the least of the rounds. Above them stands what the host libraries
-take to be imported, below which no command that runs a model can come. Sizes are of the installed files of each package
-that is there, and whose it is: a package counts for a requirement of setup.cfg where no other requirement brings it.
+Every command runs in a process of its own on one thread; seconds are the processor's, the least of the rounds, so that
+the files are in memory and compiled. Above them stands what the host libraries take to be imported, below which no
+command that runs a model can come. Sizes are of the installed files of each package that is there, and whose it is: a package
+counts for a requirement of setup.cfg where no other requirement brings it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "explain": ("explain", "--pairs", "few.jsonl", "--out", "explain", "--no-causal"),
     "probe": ("probe", "--pairs", "few.jsonl", "--out", "probe", "--every", "6"),
     "lens": ("lens", "--pairs", "few.jsonl", "--out", "lens"),
-    "patch": ("patch", "--pairs", "few.jsonl", "--at", "layers", "--out", "patch"),
+    "patch": ("patch", "--pairs", "few.jsonl", "--at", "stream", "--out", "patch"),
 }  # fmt: skip
 
 
@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 seconds, size = _least([str(root / "cli.py"), *COMMANDS[name]], Path(folder, root.name), options.rounds)
                 cells += [f"{seconds:.1f}", f"{size:.0f}"]
             rows.append((f"`{name}`", *cells))
+            print(*rows[-1], sep="\t", file=sys.stderr)
     columns = ("what", "CPU s", "MB", *(("CPU s before", "MB before") if options.before else ()))
     tables = markdown_table(columns, rows), markdown_table(("requirement", "packages", "MB", "largest"), installed())
     print("\n\n".join(tables))
@@ -98,8 +99,8 @@ def _make(folder: Path, root: Path) -> None:
 
 
 def _least(command: Sequence[str], folder: Path, rounds: int) -> tuple[float, float]:
-    """CPU seconds and resident megabytes, the least over the rounds; a first one is not counted."""
-    found = [_once(command, folder) for _ in range(rounds + 1)][1:]
+    """CPU seconds and resident megabytes, the least over the rounds."""
+    found = [_once(command, folder) for _ in range(rounds)]
     return min(one[0] for one in found), min(one[1] for one in found)
 
 

@@ -41,7 +41,7 @@ __all__ = [
 
 
 INSIDE, TESTED = 4.5, 6.5
-"""How many times as long as asking it takes to look inside, and to test every pair: on the shipped model and SmolLM2."""
+"""How many times as long as asking it takes to look inside, and to test every pair: measured on two models."""
 
 
 @dataclass(frozen=True)
