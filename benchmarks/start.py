@@ -6,8 +6,8 @@
 
 Every command runs in a process of its own on one thread; seconds are the processor's, the least of the rounds, so that
 the files are in memory and compiled. Above them stands what the host libraries take to be imported, below which no
-command that runs a model can come. Sizes are of the installed files of each package that is there, and whose it is: a package
-counts for a requirement of setup.cfg where no other requirement brings it.
+command that runs a model can come. Sizes are of the installed files of each package that is there, and whose it is:
+a package counts for a requirement of setup.cfg where no other requirement brings it.
 """
 
 from __future__ import annotations
