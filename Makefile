@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load reliability coverage notebooks peers clean
+.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-start reliability coverage notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -52,9 +52,9 @@ study: $(READY)  ## the study again, on the two real models: pairs, frames, stag
 			if [ $$form = few-shot ]; then plan=held_out_format; stages=behaviour,frames; fi; \
 			$(BIN)/persona-circuits pairs --model $$model --format $$form --contrast opposed --test-share 0.64 --max-pairs 140 \
 				--personas datasets/natural_personas.jsonl --questions datasets/natural_questions.jsonl \
-				--null $$data.null.jsonl --out $$data.jsonl || exit 1; \
+				--null $$data.null.jsonl --file $$data.jsonl || exit 1; \
 			$(BIN)/persona-circuits vary --model $$model --pairs $$data.jsonl --personas datasets/natural_personas.jsonl \
-				$(addprefix --frame ,you again friend book past not nobody) --out $$data.frames.jsonl || exit 1; \
+				$(addprefix --frame ,you again friend book past not nobody) --file $$data.frames.jsonl || exit 1; \
 			$(STUDY) --model $$model --pairs $$data.jsonl --null $$data.null.jsonl --frames $$data.frames.jsonl \
 				--personas datasets/natural_personas.jsonl --only $$stages --plan logs/plan_v1.$$plan.json \
 				--out logs/$$label-$$form || exit 1; done; done
@@ -113,6 +113,9 @@ natural: $(READY)  ## two real models in every format, on the natural questions;
 
 bench-load: $(READY)  ## what large files cost; writes docs/performance.md; BEFORE=CHECKOUT measures an older state beside it
 	$(BIN)/python benchmarks/load.py $(if $(BEFORE),--before $(BEFORE))
+
+bench-start: $(READY)  ## what commands cost before their work, and what is installed; writes docs/performance.md
+	$(BIN)/python benchmarks/start.py $(if $(BEFORE),--before $(BEFORE))
 
 methods: $(READY)  ## every scorer and pruner on the same pairs; writes docs/methods.md
 	mkdir -p runs

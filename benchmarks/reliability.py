@@ -61,12 +61,12 @@ def commands(url: str) -> tuple[Command, ...]:
     """The commands that are stopped; ``url`` is an endpoint on loopback."""
     model = ("--model", str(TINY), "--pairs", str(PAIRS), "--n-random", "2")
     texts = ("--personas", "personas.jsonl", "--questions", "questions.jsonl")
-    build = ("pairs", *texts, "--template", "raw", "--out", "out/p.jsonl")
+    build = ("pairs", *texts, "--template", "raw", "--file", "out/p.jsonl")
     ask = ("respond", *texts, "--endpoint-model", "toy", "--base-url", url, "--api-key", "k", "--out", "out")
     return (
         Command("pairs", (*build, "--max-pairs", "2"), (*build, "--max-pairs", "40")),
-        Command("export", ("export", "run", "--to", "nodes", "--out", "out/e.json"),
-                ("export", "run", "--to", "eap-ig", "--out", "out/e.json")),
+        Command("export", ("export", "run", "--to", "nodes", "--file", "out/e.json"),
+                ("export", "run", "--to", "eap-ig", "--file", "out/e.json")),
         Command("respond", (*ask, "--max-questions", "1"), (*ask, "--max-questions", "3")),
         Command("discover", ("discover", *model, "--threshold", "0.2", "--out", "out"),
                 ("discover", *model, "--threshold", "0.05", "--out", "out")),

@@ -7,7 +7,9 @@ from collections.abc import Callable
 __all__ = [
     "Progress",
     "Stage",
+    "about",
     "duration",
+    "first_told",
     "untold",
     "untold_stage",
 ]
@@ -28,6 +30,22 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.2g} s"
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:,.3g} h"
+
+
+def about(seconds: float) -> str:
+    """How long a work may take, to be put behind its name; nothing where that is under a second.
+
+    Examples:
+        >>> about(200), about(0.3)
+        (', about 3.33 min', '')
+    """
+    return f", about {duration(seconds)}" if seconds >= 1 else ""
+
+
+def first_told(stage: Stage, what: str, seconds: float) -> Stage:
+    """The same stages; the first is called with how long ``what``, all that begins with it, may take."""
+    said = [f"; {what}{about(seconds)}"] if about(seconds) else []
+    return lambda name: stage(f"{name}{said.pop() if said else ''}")
 
 
 def untold(_done: int, _total: int) -> None:

@@ -49,7 +49,13 @@ def collapse(
     """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
     with errors_as_exit_codes(), in_processes() as first:
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.behaviour import collapse_record, fitting_items, study_collapse, write_collapse
+        from persona_circuits.persona.behaviour import (
+            check_items,
+            collapse_record,
+            fitting_items,
+            study_collapse,
+            write_collapse,
+        )
         from persona_circuits.persona.data import load_neutral
 
         options, name = options.checked(), source.name()
@@ -60,7 +66,8 @@ def collapse(
         wordings = load_neutral(plain) if plain else ()
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, name, loading)
+            fits = {"split": options.split, "align": options.align}
+            loaded = load(stage, name, loading, lambda reader: check_items(items, reader, **fits))
             if loading.fitting:
                 items, more = (one and fitting_items(one, loaded, align=options.align) for one in (items, more))
             how = {"controls": more, "neutral": wordings, "options": options, "progress": stage("asking")}
@@ -110,7 +117,7 @@ def explain(
             replace_folder,
             working_folder,
         )
-        from persona_circuits.persona.behaviour import fitting_items
+        from persona_circuits.persona.behaviour import check_items, fitting_items
         from persona_circuits.persona.explanation import explain as explain_pairs
         from persona_circuits.persona.explanation import (
             explain_record,
@@ -130,7 +137,7 @@ def explain(
         state = out / "explain.state"
         kept.append(kept_in(state))
         with progress_bars() as stage, working_folder(out):
-            loaded = load(stage, name, loading)
+            loaded = load(stage, name, loading, lambda reader: check_items(study, reader, split=options.split))
             if loading.fitting:
                 study, more = (one and fitting_items(one, loaded) for one in (study, more))
             how: dict[str, Any] = {"controls": more, "thresholds": limits, "options": options}

@@ -70,8 +70,12 @@ def discover(
         check_output_folder(out)
         kept.append(lambda: _kept_in(out))
         with progress_bars() as stage, working_folder(out):
-            loaded = load(stage, name, loading)
+            from persona_circuits.circuit.discovery import check_pairs
             from persona_circuits.circuit.discovery import discover as search
+
+            splits = (options.train_split, "train"), (options.eval_split, "test")
+            fits: dict[str, Any] = {"where": options.where, "align": options.align}
+            loaded = load(stage, name, loading, lambda reader: check_pairs(task, reader, *splits, **fits))
 
             task, quiet = (fitted_task(one, loaded, options.align, loading.fitting) for one in (task, quiet))
             found = search(loaded, task, options, null=quiet, scores=scores, state=out, stage=stage)

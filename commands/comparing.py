@@ -60,6 +60,7 @@ def curves(
     """Faithfulness over circuits of all sizes, for any number of scorers: CPR, CMD, tables and figures."""
     with errors_as_exit_codes(), in_processes() as first:
         from persona_circuits.circuit.assessment import curve_study, read_scorer
+        from persona_circuits.circuit.discovery import check_pairs
         from persona_circuits.circuit.io import read_circuit
         from persona_circuits.circuit.storage import check_output_folder
 
@@ -77,9 +78,13 @@ def curves(
         task = read_task(pairs or (own_pairs(own) if own else None))
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, Source(name, pairs).name() if own is None else str(name), loading)
-            warn_of_other_weights(own, loaded)
             few = loading.fitting or bool(own and own["task"].get("unfit"))
+            splits = (options.train_split, "train"), (options.eval_split, "test")
+            fits: dict[str, Any] = {"where": options.where, "align": options.align}
+            name = Source(name, pairs).name() if own is None else str(name)
+            how = replace(loading, fitting=few)
+            loaded = load(stage, name, how, lambda reader: check_pairs(task, reader, *splits, **fits))
+            warn_of_other_weights(own, loaded)
             task = fitted_task(task, loaded, str(options.align), few)
             marks = {"circuit": stored.circuit} if stored is not None else None
             study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
@@ -201,34 +206,27 @@ def compare(
     with errors_as_exit_codes():
         drawn = (picture is not None, "a --picture", ["strongest"])
         refuse_idle(context, (not no_model, "a model that is run, without --no-model", MEASURED), drawn)
-        from persona_circuits.circuit.assessment.comparison import compare as side_by_side
+        from persona_circuits.circuit.assessment.budget import Clock
         from persona_circuits.circuit.assessment.comparison import (
-            cross_faithfulness,
+            compare_in_time,
+            cross_in_time,
             draw_difference,
-            draws_within,
-            grounds_within,
             read_side,
         )
         from persona_circuits.circuit.drawing import check_picture
         from persona_circuits.circuit.storage import check_output_file, write_json
 
-        sides = read_side(a), read_side(b)
+        sides, clock = (read_side(a), read_side(b)), Clock(options.budget)
         if report is not None:
             check_output_file(report)
         if picture is not None:
             check_picture(picture)
         with progress_bars() as stage:
-            tell, n_draws, seconds = stage("random circuits"), options.n_draws, options.budget
-            short: list[str] = []
-            if seconds is not None:
-                n_draws, short = draws_within(*sides, n_draws, seconds)
-            found = side_by_side(*sides, n_draws=n_draws, seed=setting.seed, progress=tell)
+            found, short = compare_in_time(*sides, options.n_draws, clock, seed=setting.seed, stage=stage)
             if not no_model:
                 grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, loading)
-                if seconds is not None:
-                    grounds, setting, more = grounds_within(sides[0], grounds, setting, seconds)
-                    short += more
-                found = found.with_cross(cross_faithfulness(*sides, grounds, setting, stage=stage), notes)
+                cross, more = cross_in_time(*sides, grounds, setting, clock, stage=stage)
+                found, short = found.with_cross(cross, notes), [*short, *more]
             found = replace(found, notes=(*found.notes, *short))
             if picture is not None:
                 draw_difference(found, picture, strongest=strongest)

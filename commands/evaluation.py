@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Put a circuit to the test: faithfulness, hypothesis tests, completeness, stability, single pairs, transfer."""
+    begun = time.monotonic()
     with errors_as_exit_codes() as kept, in_processes() as first:
         stored = _opened(context, circuit, asked)
         name = asked.model or stored.model_name()
@@ -85,12 +87,21 @@ def evaluate(
         options = options.settled(stored.record).checked()
         with progress_bars() as stage:
             pinned = loading.revision or revision_of(stored.record, asked.model)
-            loaded = load(stage, name, replace(loading, revision=pinned))
-            warn_of_other_weights(stored.record, loaded)
             from persona_circuits.circuit.assessment import evaluate_circuit
+            from persona_circuits.circuit.discovery import check_pairs
+
+            few = loading.fitting or bool((stored.record or {"task": {}})["task"].get("unfit"))
+            fits: dict[str, Any] = {"where": options.where, "align": options.align}
+            how_loaded = replace(loading, revision=pinned, fitting=few)
+            loaded = load(
+                stage, name, how_loaded, lambda reader: check_pairs(task, reader, (options.split, "test"), **fits)
+            )
+            warn_of_other_weights(stored.record, loaded)
             from persona_circuits.circuit.task import fitting as those_that_fit
 
             task = those_that_fit(task, loaded, align=str(options.align)) if loading.fitting else task
+            if options.budget is not None:  # reading and loading are part of it
+                options = replace(options, budget=max(1e-3, options.budget - (time.monotonic() - begun)))
             how: dict[str, Any] = {"null": quiet, "tested": not asked.only_faithfulness, "state": state, "stage": stage}
             found = evaluate_circuit(loaded, stored, task, options, **how)
         if first:
@@ -157,7 +168,7 @@ def _write(found: Any, stored: Any, asked: Asked, title: str) -> None:
 def _print_evaluation(found: Any) -> None:
     print_report(found.report)
     if found.results is not None:
-        print_battery(found.results, found.record)
+        print_battery(found.results, found.record, found.report.resampled)
     if found.shared is not None and found.shared.note:
         say(f"\n{found.shared.note}")
 

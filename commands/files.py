@@ -18,10 +18,10 @@ __all__: list[str] = []
 
 def draw(
     circuit: CircuitArgument = LATEST,
-    out: Annotated[
+    file: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Picture to write: .svg, .png, .pdf or .dot. (default: drawn.svg beside the circuit)"
+            "--file", help="Picture to write: .svg, .png, .pdf or .dot. (default: drawn.svg beside the circuit)"
         ),
     ] = None,
     strongest: DrawnOption = None,
@@ -37,20 +37,20 @@ def draw(
         from persona_circuits.circuit.drawing import draw as picture
         from persona_circuits.circuit.io import read_circuit
 
-        if out is not None:
-            check_picture(out)
+        if file is not None:
+            check_picture(file)
         stored = read_circuit(circuit)
-        if out is None:
-            out = stored.path.with_name("drawn.svg")
-            check_picture(out)
+        if file is None:
+            file = stored.path.with_name("drawn.svg")
+            check_picture(file)
         heading = title if title is not None else picture_title(stored.record)
         how: dict[str, Any] = {"scores": stored.scores, "strongest": strongest, "title": heading}
         if groups is not None:
             from persona_circuits.circuit.page import by_source, read_groups
 
             how["groups"] = by_source(stored.circuit, read_groups(groups, stored.circuit.graph))
-        report = picture(stored.circuit, out, fringe=stored.fringe, width=width, **how)
-        say(f"{out}: {report.shown} of {report.total} edges drawn")
+        report = picture(stored.circuit, file, fringe=stored.fringe, width=width, **how)
+        say(f"{file}: {report.shown} of {report.total} edges drawn")
 
 
 def figures(
@@ -102,13 +102,17 @@ def export(
     circuit: CircuitArgument = LATEST,
     to: Annotated[
         ExportFormat | None,
-        typer.Option(help="Format to write. (default: by the ending of --out: .graphml, .dot, .json: eap-ig)"),
+        typer.Option(help="Format to write. (default: by the ending of --file: .graphml, .dot, .json: eap-ig)"),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--file", help="File to write; not for mib*. (default: in --out, by its format)"),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
-            help="File to write; for mib* the folder, named TASK_MODEL. (default: beside the circuit, by its format)",
+            help="Folder to write into; for mib*, which needs it, named TASK_MODEL. (default: the circuit's)",
         ),
     ] = None,
 ) -> None:
@@ -117,7 +121,7 @@ def export(
         from persona_circuits.circuit import io as files
         from persona_circuits.circuit.storage import check_output_file, check_output_folder
 
-        form, out = _format_and_place(to, out, circuit)
+        form, out = _format_and_place(to, file, out, circuit)
         check = check_output_folder if form.startswith("mib") else check_output_file
         check(out)
         stored = files.read_circuit(circuit)
@@ -156,22 +160,28 @@ PLACES = {
 }
 
 
-def _format_and_place(to: str | None, out: Path | None, circuit: Path) -> tuple[str, Path]:
+def _format_and_place(to: str | None, file: Path | None, out: Path | None, circuit: Path) -> tuple[str, Path]:
     """What is written and where, one said by the other where only one is given."""
     from persona_circuits.circuit.errors import OptionError
 
-    if to is None:
-        if out is None:
-            raise OptionError(f"give --to, one of {', '.join(PLACES)}, or --out with the ending of a format")
-        if out.suffix.lower() not in ENDINGS:
-            known = ", ".join(f"{ending} ({name})" for ending, name in ENDINGS.items())
-            raise OptionError(f"--out {out} does not tell a format by its ending, as {known} do; give --to")
-        return ENDINGS[out.suffix.lower()], out
-    if out is not None:
-        return to, out
-    if to not in PLACES:
+    mib = to is not None and to not in PLACES
+    if file is None and out is not None and not mib and out.suffix and not out.is_dir():
+        file, out = out, None  # what --out meant once
+    if file is not None and out is not None:
+        raise OptionError("--file and --out both say where it is written; give one of them")
+    if mib and out is None:
         raise OptionError(f"--to {to} writes a folder named TASK_MODEL; give it as --out")
-    return to, (circuit if circuit.is_dir() else circuit.parent) / PLACES[to]
+    if to is None:
+        if file is None:
+            raise OptionError(f"give --to, one of {', '.join(PLACES)}, or --file with the ending of a format")
+        if file.suffix.lower() not in ENDINGS:
+            known = ", ".join(f"{ending} ({name})" for ending, name in ENDINGS.items())
+            raise OptionError(f"--file {file} does not tell a format by its ending, as {known} do; give --to")
+        return ENDINGS[file.suffix.lower()], file
+    if file is not None:
+        return to, file
+    folder = out or (circuit if circuit.is_dir() else circuit.parent)
+    return to, folder if mib else folder / PLACES[to]
 
 
 def _export_mib(stored: Any, to: str, out: Path) -> None:

@@ -66,8 +66,10 @@ def probe(
         who = read_personas(people) if people else ()
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, name, loading)
             how: dict[str, Any] = {"personas": who, "fitting": loading.fitting}
+            loaded = load(
+                stage, name, loading, lambda reader: load_examples(path or "", reader, label=label, split=split)
+            )
             found = load_examples(path or "", loaded, label=label, split=split, **how)
             test = load_examples(test_pairs, loaded, **how) if test_pairs else None
             study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
@@ -110,9 +112,10 @@ def lens(
         path, label = path_and_name(source.pairs, "datasets/pairs_test.jsonl")
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, name, loading)
             how: dict[str, Any] = {"label": label, "split": split, "tokens": tokens, "fitting": loading.fitting}
-            found = load_examples(path or "", loaded, **how, takes_forms=True)
+            how["takes_forms"] = True
+            loaded = load(stage, name, loading, lambda reader: load_examples(path or "", reader, **how))
+            found = load_examples(path or "", loaded, **how)
             study = study_lens(loaded, found, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")
             with replace_folder(out) as staging:
@@ -181,9 +184,10 @@ def patch(
         state = out / "patch.state"
         kept.append(kept_in(state))
         with progress_bars() as stage, working_folder(out):
-            loaded = load(stage, name, loading)
             fit = options.align if loading.fitting else None
-            found, held_out = two_splits(loaded, source.pairs, train_split, eval_split, fit, tokens)
+            splits = source.pairs, train_split, eval_split
+            loaded = load(stage, name, loading, lambda reader: two_splits(reader, *splits, fit, tokens))
+            found, held_out = two_splits(loaded, *splits, fit, tokens)
             quiet = fitted_task(quiet, loaded, options.align, loading.fitting)
             study = study_patching(loaded, found, held_out, options=options, null=quiet, state=state, stage=stage)
             stage("files and figures")

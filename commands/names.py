@@ -20,11 +20,14 @@ FORMER: Mapping[str, Mapping[str, str]] = {
     "collapse": {"--controls": "--null"},
     "explain": {"--controls": "--null"},
     "study": {"--controls": "--null"},
-    "pairs": {"--neutral": "--add-neutral"},
+    "pairs": {"--neutral": "--add-neutral", "--out": "--file"},
     "rate": {"--neutral": "--neutral-text"},
     "evaluate": {"--out": "--report"},
     "compare": {"--out": "--report"},
     "bench": {"--out": "--report"},
+    "vary": {"--out": "--file"},
+    "prior-pairs": {"--out": "--file"},
+    "draw": {"--out": "--file"},
 }
 """Options under names that they had once, by command; they are read and not shown."""
 

@@ -26,12 +26,12 @@ from persona_circuits.persona.pairs.options import PairOptions, PriorOptions
 
 __all__: list[str] = []
 
-PairFile = Annotated[Path, typer.Option("--out", help="Pair file to write, .jsonl.")]
+PairFile = Annotated[Path, typer.Option("--file", help="Pair file to write, .jsonl.")]
 FormatOption = Annotated[
     Literal[PROMPT_FORMATS] | None,  # type: ignore
     typer.Option("--format", help="How the question is put, in the place of --template; see docs/pairs.md."),
 ]
-ReportFile = Annotated[Path | None, typer.Option("--report", help="What was dropped and why. (default: beside --out)")]
+ReportFile = Annotated[Path | None, typer.Option("--report", help="What was dropped and why. (default: beside --file)")]
 
 
 @with_options
@@ -57,7 +57,7 @@ def pairs(
     null: Annotated[
         Path | None,
         typer.Option(
-            help="Also write pairs of two paraphrases of one persona. (default with --align right: beside --out)"
+            help="Also write pairs of two paraphrases of one persona. (default with --align right: beside --file)"
         ),
     ] = None,
     neutral_wordings: Annotated[

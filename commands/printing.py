@@ -25,10 +25,30 @@ __all__ = [
 ]
 
 
-def print_battery(results: Any, record: dict[str, Any] | None) -> None:
+def print_battery(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
     from persona_circuits.circuit.reporting import evaluation_tables as tables
 
-    tests = results.tests
+    if results.tests is not None:
+        _print_tests(results.tests)
+    if results.completeness is not None:
+        say(f"\ncompleteness: {results.completeness.sentence}")
+        say(f"intervals over {resampled}")
+        say(f"backup: {results.completeness.backup.sentence}")
+    _print_stability(results.searched, (record or {}).get("stability"))
+    if results.pairs is not None:
+        _print_pairs(results.pairs)
+    for key, parts in results.transfer.items():
+        named = ("on" if key == "pairs" else key, *tables.TRANSFER)
+        title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
+        print_table(title, named, tables.transfer_rows(parts), texts=2)
+        say(f"faithfulness is a ratio of means; intervals over {_drawn(part.interval for part in parts)}")
+    rows = tables.evaluation_rows(record or {})
+    if len(rows) > 1:
+        print_table("all evaluations in the circuit's file", tables.EVALUATIONS, rows, texts=4)
+        say(f"faithfulness is a ratio of means; intervals over {tables.evaluated_over(record or {})}")
+
+
+def _print_tests(tests: Any) -> None:
     answered = [
         (
             row["test"],
@@ -47,20 +67,6 @@ def print_battery(results: Any, record: dict[str, Any] | None) -> None:
     say(f"tested over {tests.resampled}")
     for row in answered:
         say(f"{row[0]}: {row[6]}")
-    say(f"\ncompleteness: {results.completeness.sentence}")
-    say(f"intervals over {tests.resampled}")
-    say(f"backup: {results.completeness.backup.sentence}")
-    _print_stability(results.searched, (record or {}).get("stability"))
-    _print_pairs(results.pairs)
-    for key, parts in results.transfer.items():
-        named = ("on" if key == "pairs" else key, *tables.TRANSFER)
-        title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
-        print_table(title, named, tables.transfer_rows(parts), texts=2)
-        say(f"faithfulness is a ratio of means; intervals over {_drawn(part.interval for part in parts)}")
-    rows = tables.evaluation_rows(record or {})
-    if len(rows) > 1:
-        print_table("all evaluations in the circuit's file", tables.EVALUATIONS, rows, texts=4)
-        say(f"faithfulness is a ratio of means; intervals over {tables.evaluated_over(record or {})}")
 
 
 def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:

@@ -154,14 +154,21 @@ def revision_of(record: dict[str, Any] | None, other_model: str | None) -> str |
     return record["model"]["revision"] if record is not None and other_model is None else None
 
 
-def load(stage: Callable[[str], Any], name: str, how: Loading) -> Any:
-    """The model of that name; what is to be said of it goes to standard error."""
+def load(stage: Callable[[str], Any], name: str, how: Loading, check: Callable[[Any], object] | None = None) -> Any:
+    """The model of that name; what is to be said of it goes to standard error.
+
+    ``check`` is called with its tokenizer before the weights are read; what does not fit it ends the command there.
+    """
     stage(f"loading {name}")
     from persona_circuits.circuit.cost import parse_bytes
     from persona_circuits.circuit.model import load_model
     from persona_circuits.circuit.task import resolve
 
     refuse_revision(resolve(name), how.revision)
+    if check is not None and not how.fitting:
+        from persona_circuits.persona.data import load_tokenizer
+
+        check(load_tokenizer(name, revision=how.revision))
     limit = None if how.max_memory is None else parse_bytes(how.max_memory)
     given: dict[str, Any] = {"revision": how.revision, "device": how.device, "dtype": how.dtype, "max_memory": limit}
     model = load_model(resolve(name), label=name, **given)

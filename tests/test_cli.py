@@ -96,9 +96,16 @@ def test_pictures_and_exports_have_places_beside_the_run(found, tmp_path):
     assert (run / "drawn.svg").is_file()
     assert call("export", run, "--to", "graphml").exit_code == 0
     assert (run / "circuit.graphml").is_file()
-    assert call("export", run, "--out", tmp_path / "x.dot").exit_code == 0
+    assert call("export", run, "--file", tmp_path / "x.dot").exit_code == 0
     assert (tmp_path / "x.dot").read_text().startswith(("digraph", "strict digraph"))
-    fails("does not tell a format by its ending", "export", run, "--out", tmp_path / "x.txt")
+    fails("does not tell a format by its ending", "export", run, "--file", tmp_path / "x.txt")
+    (tmp_path / "into").mkdir()
+    assert call("export", run, "--to", "nodes", "--out", tmp_path / "into").exit_code == 0
+    assert call("export", run, "--to", "nodes", "--file", tmp_path / "n.json").exit_code == 0
+    assert call("export", run, "--to", "nodes", "--out", tmp_path / "former.json").exit_code == 0
+    same = [tmp_path / name for name in ("n.json", "former.json", "into/nodes.json")]
+    assert len({path.read_text() for path in same}) == 1
+    fails("both say where it is written", "export", run, "--file", tmp_path / "a.dot", "--out", tmp_path / "into")
     fails("give --to, one of eap-ig", "export", run)
     fails("writes a folder named TASK_MODEL", "export", run, "--to", "mib")
 
@@ -132,6 +139,31 @@ def test_former_names_of_options_are_read_and_not_shown():
         assert set(former.values()) <= options, name
     done = call("collapse", "--controls=none.jsonl", "--pairs", PAIRS, "--model", TINY)
     assert "none.jsonl" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["discover", "curves", "collapse", "explain", "probe", "lens", "patch", "evaluate"])
+def test_pairs_are_checked_against_the_tokenizer_before_the_weights_are_read(command, found, tmp_path, monkeypatch):
+    from persona_circuits.circuit import model
+
+    row = {"clean": "a b", "corrupt": "c b", "answers": [" a b c"], "wrong_answers": [" d"]}
+    row |= {"id": "1", "question": "q", "persona_a": "x", "persona_b": "y"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setattr(model, "load_model", None)
+    run = (found[0],) if command == "evaluate" else ("--out", tmp_path / "out")
+    fails("expected one", command, *run, "--model", TINY, "--pairs", tmp_path / "pairs.jsonl")
+
+
+def test_out_is_a_folder_everywhere():
+    from typer.main import get_command
+
+    flags = {
+        (name, one.help)
+        for name, command in get_command(app).commands.items()
+        for one in command.params
+        if "--out" in one.opts
+    }
+    assert len(flags) > 10
+    assert [(name, says) for name, says in flags if not says.startswith("Folder")] == []
 
 
 def test_pairs_without_an_effect_stop_the_search_unless_it_is_forced(tmp_path):

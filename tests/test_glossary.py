@@ -1,5 +1,6 @@
 """The words of tables: one page made of the same data, labels above columns, a line under each table if asked for."""
 
+import ast
 import re
 
 import pytest
@@ -33,6 +34,51 @@ def test_the_page_is_made_of_the_terms():
 def test_columns_with_words_of_the_trade_are_in_it(columns, unexplained):
     assert set(columns) - TERMS.keys() == unexplained
     assert len(explained(columns)) == len(set(columns) & TERMS.keys())
+
+
+SYMBOLS = ("D", "b", "|b|", "f", "eta", "kappa", "sigma_0", "PDR", "rho", "g*", "CPR", "CMD", "KL", "CKA")
+WORDED = ("x", "y", "unit", "title", "full")
+
+
+def texts_of_figures(source):
+    """Titles, axes' and scales' labels and names of series in a module, as far as they are written there."""
+    for node in ast.walk(ast.parse(source)):
+        found = []
+        if isinstance(node, ast.Call):
+            found = [one.value for one in node.keywords if one.arg in WORDED]
+            if getattr(node.func, "id", "") in ("Points", "Curve", "Bars", "Axis", "Panel", "Spread"):
+                found += node.args[:1]
+        elif isinstance(node, ast.Dict):
+            found = [
+                value
+                for key, value in zip(node.keys, node.values, strict=True)
+                if isinstance(key, ast.Constant) and key.value in WORDED
+            ]
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in WORDED:
+            found = [node.value]
+        for part in (part for one in found for part in ast.walk(one)):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                yield part.value
+
+
+def bare_symbols(text):
+    """Symbols that stand in a text outside parentheses."""
+    while (less := re.sub(r"\([^()]*\)", "", text)) != text:
+        text = less
+    return [one for one in SYMBOLS if re.search(rf"(?<![\w|.'*-]){re.escape(one)}(?![\w|*-])", text)]
+
+
+def test_symbols_in_figures_stand_in_parentheses_behind_plain_words():
+    assert bare_symbols("D (logits)") == ["D"]
+    assert bare_symbols("half of the persona effect (D(s) / 2), logits") == []
+    seen, faults = 0, []
+    for path in (path for room in ("circuit", "persona") for path in (ROOT / room).rglob("*.py")):
+        source = path.read_text()
+        for text in texts_of_figures(source) if "circuit.figures import" in source else ():
+            seen += 1
+            faults += [(path.name, text)] * bool(bare_symbols(text))
+    assert seen > 100
+    assert faults == []
 
 
 def test_a_label_stands_above_its_symbol(capsys):

@@ -183,26 +183,26 @@ ALWAYS = {
     "curves": "--scorers --level --order --model --pairs --metric --ablation --align --split --where --out "
     "--seed --device --dtype --max-memory --revision --batch-size --fitting --json",
     "compare": "--report --picture --no-model --n-draws --budget --seed --json",
-    "draw": "--out --strongest --title --groups --width",
+    "draw": "--file --strongest --title --groups --width",
     "validate": "--against",
     "view": "--port",
     "figures": "--out --formats --width",
-    "export": "--to --out",
+    "export": "--to --file --out",
     "crosscheck": "--scores --tolerance --json",
     "bench": "--model --pairs --n-pairs --rounds --steps --edges --acdc-edges --report --seed --device --dtype "
     "--revision --json",
     "models": "--json",
     "inspect": "--pairs --config-only --on --max-memory --json",
     "ground-truth": "--steps --seed --json",
-    "pairs": "--personas --questions --out --model --format --cue --contrast --answers --report --max-pairs "
+    "pairs": "--personas --questions --file --model --format --cue --contrast --answers --report --max-pairs "
     "--mine-candidates "
     "--per-question --variants --test-share --leaks --filler --align --forms --null --add-neutral --neutral-wordings "
     "--seed "
     "--json",
-    "vary": "--pairs --rules --frame --personas --out --model --split --json",
+    "vary": "--pairs --rules --frame --personas --file --model --split --json",
     "formats": "--model --personas --questions --contrast --format --max-pairs --min-mass --n-answers --test-share "
     "--n-resamples --out --seed --device --dtype --revision --batch-size --json",
-    "prior-pairs": "--pairs --neutral --out --model --report --min-lead --max-pairs --seed --device --dtype "
+    "prior-pairs": "--pairs --neutral --file --model --report --min-lead --max-pairs --seed --device --dtype "
     "--revision --batch-size --json",
     "collapse": "--align --average --predict --model --pairs --null --neutral --out --split --n-resamples --seed "
     "--device --dtype --revision --batch-size --fitting --json",

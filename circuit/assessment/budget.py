@@ -1,34 +1,104 @@
 """What is done within a time: a pass is timed, and as much is asked as should fit, what tells most first.
 
 First comes the faithfulness on a few pairs, then more pairs, then random circuits beside it, then the tests in their
-quick form, and last the search repeated on resampled pairs. What does not fit is left out, and said.
+quick form, and last the search repeated on resampled pairs. What does not fit is left out, and said. A plan rests on a
+pass that was timed, and machines get slower meanwhile: a ``Clock`` ends what would not be done in time after all.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
+from persona_circuits.circuit.progress import Progress, Stage
 from persona_circuits.circuit.task import Task
 
 __all__ = [
+    "Clock",
+    "OutOfTime",
     "Plan",
     "Workload",
+    "least",
     "pace_of",
     "plan",
     "spread_over",
 ]
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 SAFE = 0.6
 """The share of the time that is planned for: passes differ, and reading and writing take some."""
-FEW, ENOUGH = 4, 16
-"""Pairs below which nothing is measured, and up to which pairs come before anything else."""
+LEAST, FEW, ENOUGH = 2, 4, 16
+"""Pairs that are measured in any case, below which nothing else is, and up to which pairs come before all else."""
 LEAST_RANDOM = 3
+SEARCHED = "the search repeated on resampled pairs"
 OWN = 6
 """Passes of a pair for its faithfulness alone: both plain runs, the circuit, its complement, and an edge alone."""
+
+
+class OutOfTime(Exception):
+    """The time is over, or would be before the next step."""
+
+
+class Clock:
+    """The time that is left, without end where ``seconds`` is None.
+
+    It is asked between two steps of a work, and raises ``OutOfTime`` where the next, as long as the last one, would end
+    too late. ``left_out`` are the works that were not done for it.
+    """
+
+    def __init__(self, seconds: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self.now, self.left_out = now, list[str]()
+        self._step = now()
+        self.end = math.inf if seconds is None else self._step + seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds until the end."""
+        return self.end - self.now()
+
+    def step(self) -> None:
+        """Another step begins."""
+        before, self._step = self._step, self.now()
+        if 2 * self._step - before > self.end:
+            raise OutOfTime
+
+    def over(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items, each of which is a step."""
+        for item in items:
+            self.step()
+            yield item
+
+    def within(self, what: str, work: Callable[[], Result], seconds: float = 0.0) -> Result | None:
+        """What the work gives; None where it would take more ``seconds`` than are left, or was ended."""
+        self._step = self.now()
+        try:
+            if self.left > seconds:
+                return work()
+        except OutOfTime:
+            pass
+        self.left_out.append(what)
+        return None
+
+    def watched(self, stage: Stage) -> Stage:
+        """The same stages, every report of which is a step."""
+
+        def begun(name: str) -> Progress:
+            tell = stage(name)
+
+            def progress(done: int, total: int) -> None:
+                tell(done, total)
+                if done < total:
+                    self.step()
+
+            return progress
+
+        return begun
 
 
 @dataclass(frozen=True)
@@ -56,6 +126,14 @@ class Plan:
         each = OWN + self.n_random + (work.tests if self.tested else 0)
         return self.n_pairs * each + (work.search if self.searched else 0)
 
+    def alone(self, pace: float) -> float:
+        """Seconds of the faithfulness alone."""
+        return self.n_pairs * (OWN + self.n_random) * pace
+
+    def told(self, work: Workload) -> Plan:
+        """The plan, with what of the work it leaves out."""
+        return replace(self, left_out=_left_out(self, work))
+
     def seconds(self, work: Workload, pace: float) -> float:
         """How long that should take, with a pass of ``pace`` seconds."""
         return self.passes(work) * pace
@@ -76,13 +154,18 @@ def plan(work: Workload, seconds: float, pace: float) -> Plan:
     ):
         more = share(made)
         made = more if more.passes(work) <= room else made
-    return replace(made, left_out=_left_out(made, work))
+    return made.told(work)
+
+
+def least(work: Workload) -> Plan:
+    """The faithfulness of a few pairs, and nothing else."""
+    return Plan(min(work.n_pairs, LEAST), 0, False, False, ()).told(work)
 
 
 def _most(made: Plan, work: Workload, room: float, most: int) -> int:
     """Pairs that fit, not fewer than there are already."""
     each = replace(made, n_pairs=1).passes(work)
-    return max(made.n_pairs, min(most, int(room // each)))
+    return max(made.n_pairs, int(min(most, room // each)))
 
 
 def _left_out(made: Plan, work: Workload) -> tuple[str, ...]:
@@ -94,7 +177,7 @@ def _left_out(made: Plan, work: Workload) -> tuple[str, ...]:
     if work.tests and not made.tested:
         found.append("tests beyond faithfulness")
     if work.search and not made.searched:
-        found.append("the search repeated on resampled pairs")
+        found.append(SEARCHED)
     return tuple(found)
 
 

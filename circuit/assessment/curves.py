@@ -10,18 +10,19 @@ from typing import Any
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.assessment.options import CurveOptions
 from persona_circuits.circuit.attribution import score
+from persona_circuits.circuit.cost import runs_of_scores
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, pairs_of, split_of
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation.curves import CurveReport, Scorer, check_scorers, curve_report
-from persona_circuits.circuit.forward import Ablation
+from persona_circuits.circuit.evaluation.curves import SHARES, CurveReport, Scorer, check_scorers, curve_report
+from persona_circuits.circuit.forward import Ablation, seconds_a_pass
 from persona_circuits.circuit.io import read_scores
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.peers import read_submission
-from persona_circuits.circuit.progress import Stage, untold_stage
+from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.circuit.task import Batch, Overlap, Task, batches, encode, overlap, with_swap_rows
+from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, overlap, with_swap_rows
 from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
@@ -88,6 +89,8 @@ def curve_study(
     setting = MeasureOptions(metric=metric.name, ablation=options.ablation, train_split=train, **how)
     ablation = ablation_for(model, chosen, setting, stage)
     prepared = pairs_of(model, chosen.of_split(held_out), metric, ablation=ablation, **how)
+    pace = seconds_a_pass(model, groups, ablation)
+    stage = first_told(stage, "all of it", pace * _passes(model, options, rows, chosen.of_split(held_out), given))
     scores = _scores(model, groups, metric, options, ablation, stage)
     report = curve_report(
         model,
@@ -104,6 +107,27 @@ def curve_study(
         progress=stage(f"circuits on {held_out}"),
     )
     return CurveStudy(report, scores, _about(model, chosen, options, train, shared))
+
+
+PATCHED = 1.8
+"""Bare passes that a circuit takes; docs/performance.md."""
+
+
+def _passes(
+    model: Model,
+    options: CurveOptions,
+    rows: Sequence[Row],
+    held_out: Task,
+    given: Mapping[str, Scorer] | None,
+) -> float:
+    """About how many passes of a prompt the curves take: those of the scores, and those of the circuits."""
+    arch, tokens = model.architecture(), max((len(row.clean) for row in rows), default=1)
+    methods = [name for name in dict.fromkeys(options.scorers) if name != "random"]
+    scored = sum(runs_of_scores(arch, tokens, name, steps=options.steps) for name in methods)
+    curves = (len(methods) + len(given or {})) * len(options.orders) + ("random" in options.scorers) * options.n_random
+    circuits = curves * len(options.levels) * len(SHARES)
+    both = 2 if METRICS[str(options.metric)].swap_rows else 1
+    return 2 * len(rows) * scored + both * len(held_out.pairs) * circuits * PATCHED
 
 
 def _scores(

@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.assessment.budget import OWN, Workload, pace_of, plan, spread_over
+from persona_circuits.circuit.assessment.budget import (
+    OWN,
+    Clock,
+    Plan,
+    Workload,
+    least,
+    pace_of,
+    plan,
+    spread_over,
+)
 from persona_circuits.circuit.assessment.evaluation import Battery, Ground, all_tests, with_evaluation
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import Subject
@@ -19,11 +28,12 @@ from persona_circuits.circuit.discovery.writing import title_of
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import FaithfulnessReport
+from persona_circuits.circuit.evaluation.measurements import PART
 from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import StoredCircuit, read_circuit, write_circuit
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.printable import html_table
-from persona_circuits.circuit.progress import Stage, untold_stage
+from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit
@@ -65,7 +75,7 @@ class Evaluation:
         return f"Evaluation({self.report!r}{tested})"
 
     def _repr_html_(self) -> str:
-        if self.results is None:
+        if self.results is None or self.results.tests is None:
             return self.report._repr_html_()
         tests = self.results.tests
         rows = [(one.name, one.decision, one.sentence) for one in tests.outcomes]
@@ -148,17 +158,22 @@ def evaluate_circuit(
     stage = stage or untold_stage
     asked = _asked(model, circuit, task, options or EvaluationOptions(), _null_task(null, model) if tested else None)
     subject, options = asked.subject, asked.options
+    clock = Clock(options.budget)
     made = ablation_for(model, asked.task, options, stage)
+    report, pace = None, 0.0
     if options.budget is not None:
-        asked, tested = _within(options.budget, asked, model, made, tested, stage)
-        options = asked.options
-    report = report_of(model, asked.chosen, subject.circuit, options, made, asked.split, asked.scores, stage)
+        asked, tested, report = _within(clock, asked, model, made, tested, stage)
+        options, state = asked.options, None
+    if report is None:
+        report, pace = _timed_report(asked, model, made, stage)
     results = None
     if tested:
         own = made if asked.searches_ablation else None
-        ground = Ground(model, asked.chosen, subject, options, metric_of(options.metric), made, state, stage, own)
-        ground = replace(ground, repeated=asked.repeated)
+        told = first_told(clock.watched(stage), "all tests", pace * len(asked.chosen.pairs) * passes_of_tests(options))
+        ground = Ground(model, asked.chosen, subject, options, metric_of(options.metric), made, state, told, own)
+        ground = replace(ground, repeated=asked.repeated, clock=clock)
         results = all_tests(ground, asked.null)
+    asked = replace(asked, left_out=(*asked.left_out, *clock.left_out))
     record = None
     if subject.record is not None:
         stamp = {"model": model.name, "fingerprint": model.fingerprint, "where": dict(options.where)}
@@ -236,32 +251,74 @@ def _asked(
     return _Asked(Subject(circuit, record, search), scores, whole, chosen, split, quiet, shared, options)
 
 
-TEST_PASSES = 150
-"""Passes of a pair that all quick tests take at most, for a few keys of the pairs."""
+TEST_PASSES, QUICK_PASSES = 1500, 150
+"""Passes of a pair that all tests take at most, and in their quick form, for a few keys of the pairs."""
+SLICE = 0.1
+"""The share of the time that is left, beyond which no batch goes: between two the time is looked at."""
+
+
+def passes_of_tests(options: EvaluationOptions) -> int:
+    """So many of every pair, without the search made again."""
+    return QUICK_PASSES if options.quick else TEST_PASSES
+
+
+def _timed_report(asked: _Asked, model: Model, made: Ablation | None, stage: Stage) -> tuple[FaithfulnessReport, float]:
+    """The faithfulness, and how long a pass of a pair took."""
+    found: list[FaithfulnessReport] = []
+
+    def once() -> None:
+        what = (asked.options, made, asked.split, asked.scores, stage)
+        found.append(report_of(model, asked.chosen, asked.subject.circuit, *what))
+
+    pace = pace_of(once, (OWN + asked.options.n_random) * len(asked.chosen.pairs))
+    return found[0], pace
 
 
 def _within(
-    seconds: float, asked: _Asked, model: Model, made: Ablation | None, tested: bool, stage: Stage
-) -> tuple[_Asked, bool]:
-    """What of it should fit into the time, by a measured pass; whether the tests are among it."""
-    options, few = asked.options, spread_over(asked.chosen, 2)
-    alone = replace(options, n_random=0)
+    clock: Clock, asked: _Asked, model: Model, made: Ablation | None, tested: bool, stage: Stage
+) -> tuple[_Asked, bool, FaithfulnessReport]:
+    """What of it fits into the time, its faithfulness, and whether there is time for tests.
 
-    def once() -> object:
-        return report_of(model, few, asked.subject.circuit, alone, made, asked.split, asked.scores, stage)
+    The faithfulness of a few pairs is measured in any case and tells what a pass takes. That of more takes its place
+    where it is done in time.
+    """
+    asked = replace(asked, options=replace(asked.options, quick=True))
+    work = _workload(asked, model, tested)
+    ours = least(work)
+    report, pace = _timed_report(_shortened(asked, ours), model, made, stage)
+    more = plan(work, clock.left, pace)
+    asked = replace(asked, options=_in_slices(asked.options, clock.left, pace))
 
-    once()
+    def larger() -> tuple[FaithfulnessReport, float]:
+        return _timed_report(_shortened(asked, more), model, made, clock.watched(stage))
+
+    if more.n_pairs > ours.n_pairs and (done := clock.within("", larger, more.alone(pace))):
+        ours, (report, pace) = more, done
+    clock.left_out.clear()
+    fits = ours.tested and QUICK_PASSES * ours.n_pairs * pace <= clock.left
+    ours = ours if fits == ours.tested else replace(ours, tested=False, searched=False).told(work)
+    return _shortened(asked, ours), ours.tested, report
+
+
+def _workload(asked: _Asked, model: Model, tested: bool) -> Workload:
     record, search = asked.subject.record, asked.subject.search
     method = (record or {}).get("method", {})
     per_pair = 3 * (1 + (method.get("steps") or 1))
     again = 2 * per_pair * len(search.pairs) if tested and search is not None and record is not None else 0
     if method.get("prune") in ("acdc", "eap-acdc"):
-        again = max(again, model.graph.n_edges * len(few.pairs))
-    work = Workload(len(asked.chosen.pairs), options.n_random, TEST_PASSES if tested else 0, again)
-    ours = plan(work, seconds, pace_of(once, OWN * len(few.pairs)))
-    settled = replace(options, quick=True, n_random=ours.n_random)
-    shorter = replace(asked, options=settled, chosen=spread_over(asked.chosen, ours.n_pairs))
-    return replace(shorter, repeated=ours.searched, left_out=ours.left_out), ours.tested
+        again = max(again, 2 * model.graph.n_edges)
+    return Workload(len(asked.chosen.pairs), asked.options.n_random, QUICK_PASSES if tested else 0, again)
+
+
+def _shortened(asked: _Asked, ours: Plan) -> _Asked:
+    chosen, options = spread_over(asked.chosen, ours.n_pairs), replace(asked.options, n_random=ours.n_random)
+    return replace(asked, options=options, chosen=chosen, repeated=ours.searched, left_out=ours.left_out)
+
+
+def _in_slices(options: EvaluationOptions, seconds: float, pace: float) -> EvaluationOptions:
+    """So few rows a batch that one of them, with all circuits that are measured at once, takes a slice of the time."""
+    rows = int(2 * SLICE * seconds / max(PART * pace, 1e-9))
+    return replace(options, batch_size=max(1, min(options.batch_size, rows)))
 
 
 def _parts_of(given: StoredCircuit | Discovery) -> tuple[Circuit, Scores | None, dict[str, Any] | None]:

@@ -12,11 +12,13 @@ file, with frequency and part (core or fringe) at every edge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from persona_circuits.circuit.assessment.budget import SEARCHED, Clock
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import (
     NOT_SEARCHED,
@@ -47,7 +49,7 @@ from persona_circuits.circuit.evaluation.completeness import (
     completeness_report,
 )
 from persona_circuits.circuit.evaluation.hypothesis import HypothesisOptions, HypothesisReport, hypothesis_tests
-from persona_circuits.circuit.forward import Ablation, KeptRuns, Rounding
+from persona_circuits.circuit.forward import Ablation, KeptRuns, Prepared, Rounding
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters
@@ -64,6 +66,7 @@ __all__ = [
 
 AXES = ("held_out", "domain", "template", "placement")
 """Keys of the pairs by which transfer is looked at where no other is asked for."""
+Source = Callable[[], Iterable[Prepared]]
 LEFT_OUT = Searched(None, reason="left out by --budget")
 DRAWS, QUICK_DRAWS = 199, 39
 """Of the test for groups of pairs."""
@@ -75,12 +78,13 @@ class Battery:
 
     ``transfer`` is by the values of keys of the pairs; under ``pairs`` it is all of them. ``null`` is the run on
     paraphrases, if one was asked for, and ``searched`` the stability of the circuit's search, if its file was given.
+    What there was no time for is None, or missing.
     """
 
-    tests: HypothesisReport
-    completeness: CompletenessReport
+    tests: HypothesisReport | None
+    completeness: CompletenessReport | None
     transfer: Mapping[str, tuple[Transfer, ...]]
-    pairs: PairsView
+    pairs: PairsView | None
     null: NullRun | None = None
     searched: Searched = NOT_SEARCHED
 
@@ -93,9 +97,11 @@ class Battery:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit's file holds them; stability apart."""
         return {
-            "tests": self.tests.as_dict(),
-            "completeness": self.completeness.as_dict(),
-            "pairs": self.pairs.as_dict(),
+            **{
+                name: part.as_dict()
+                for name, part in (("tests", self.tests), ("completeness", self.completeness), ("pairs", self.pairs))
+                if part is not None
+            },
             "null": None if self.null is None else self.null.as_dict(),
             "transfer": {key: [part.as_dict() for part in parts] for key, parts in self.transfer.items()},
         }
@@ -141,7 +147,7 @@ class Ground:
     """What all tests of one circuit have in common: pairs, options (settled), and where what is measured is kept.
 
     ``searched_with`` is the ablation of the circuit's search, where it is made already; ``repeated`` is whether that
-    search is made again on resampled pairs.
+    search is made again on resampled pairs. ``clock`` ends what would take too long.
     """
 
     model: Model
@@ -154,6 +160,7 @@ class Ground:
     stage: Stage = field(default=untold_stage)
     searched_with: Ablation | None = None
     repeated: bool = True
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -172,26 +179,46 @@ class Ground:
 
 
 def all_tests(ground: Ground, null: Task | None) -> Battery:
-    """All tests, one after the other; ``null`` are pairs of paraphrases of one persona."""
-    options, subject = ground.options, ground.subject
+    """All tests, one after the other; ``null`` are pairs of paraphrases of one persona.
+
+    The search is made again first, as its scores may serve the pairs here; within a time it comes last.
+    """
+    options, within = ground.options, ground.clock.within
     how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
-    quiet = null_run(ground.model, null, **how) if null is not None else None
-    known: dict[str, Any] = {"ablation": ground.searched_with, "state": ground.kept("search"), "stage": ground.stage}
-    searched = LEFT_OUT if not ground.repeated else search_again(ground.model, subject, options, **known)
+    quiet = within("paraphrases", lambda: null_run(ground.model, null, **how)) if null is not None else None
+    searched = LEFT_OUT if options.budget is not None else _searched(ground)
     runs = ground.runs()
-    what = (ground.model, runs, ground.metric, subject.circuit)
-    clusters = Clusters.of(ground.task.pairs)
-    asked = HypothesisOptions(n_random=options.n_tested, seed=options.seed, quick=options.quick)
-    more: dict[str, Any] = {"clusters": clusters, "state": ground.kept("tests"), "progress": ground.stage("tests")}
-    tests = hypothesis_tests(*what, asked, **more)
-    few = CompletenessOptions(seed=options.seed, quick=options.quick)
-    more |= {"state": ground.kept("complete"), "progress": ground.stage("completeness")}
-    complete = completeness_report(*what, few, **more)
-    view = _pair_by_pair(ground, runs, _same_pairs(ground, searched.scores), quiet)
-    return Battery(tests, complete, _transfers(ground), view, quiet, searched)
+    what = (ground.model, lambda: ground.clock.over(runs()), ground.metric, ground.subject.circuit)
+    more: dict[str, Any] = {"clusters": Clusters.of(ground.task.pairs)}
+
+    def tests() -> HypothesisReport:
+        asked = HypothesisOptions(n_random=options.n_tested, seed=options.seed, quick=options.quick)
+        return hypothesis_tests(*what, asked, state=ground.kept("tests"), progress=ground.stage("tests"), **more)
+
+    def complete() -> CompletenessReport:
+        few = CompletenessOptions(seed=options.seed, quick=options.quick)
+        state = ground.kept("complete")
+        return completeness_report(*what, few, state=state, progress=ground.stage("completeness"), **more)
+
+    def view() -> PairsView:
+        return _pair_by_pair(ground, what[1], _same_pairs(ground, searched.scores), quiet)
+
+    found: Any = [
+        within(name, work)
+        for name, work in (("hypothesis tests", tests), ("completeness", complete), ("pair by pair", view))
+    ]
+    moved: Any = within("transfer", lambda: _transfers(ground)) or {}
+    if options.budget is not None and ground.repeated:
+        searched = within(SEARCHED, lambda: _searched(ground)) or LEFT_OUT
+    return Battery(found[0], found[1], moved, found[2], quiet, searched)
 
 
-def _pair_by_pair(ground: Ground, runs: KeptRuns, known: PairScores | None, quiet: NullRun | None) -> PairsView:
+def _searched(ground: Ground) -> Searched:
+    known: dict[str, Any] = {"ablation": ground.searched_with, "state": ground.kept("search"), "stage": ground.stage}
+    return search_again(ground.model, ground.subject, ground.options, **known)
+
+
+def _pair_by_pair(ground: Ground, runs: Source, known: PairScores | None, quiet: NullRun | None) -> PairsView:
     """The circuit on every pair alone, and groups of pairs that use other edges."""
     model, task, metric, options = ground.model, ground.task, ground.metric, ground.options
     circuit, record = ground.subject.circuit, ground.subject.record
@@ -219,13 +246,18 @@ def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
     by = ground.options.by
     for key in ("pairs", *(_axes(ground.task) if by is None else by)):
         parts = {"all": ground.task} if key == "pairs" else ground.task.groups(key)
-        grounds = {value: pairs_of(ground.model, part, ground.metric, **ground.how) for value, part in parts.items()}
+        made = {value: pairs_of(ground.model, part, ground.metric, **ground.how) for value, part in parts.items()}
+        grounds = {value: partial(_stepping, ground.clock, pairs) for value, pairs in made.items()}
         clusters = {value: Clusters.of(part.pairs) for value, part in parts.items()}
         more: dict[str, Any] = {"clusters": clusters, "seed": ground.options.seed}
         more |= {"n_outside": 3 if ground.options.quick else 10}
         tell = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
         found[key] = transfer(ground.model, ground.subject.circuit, grounds, ground.metric, progress=tell, **more)
     return found
+
+
+def _stepping(clock: Clock, pairs: Source) -> Iterator[Prepared]:
+    return clock.over(pairs())
 
 
 def _same_pairs(ground: Ground, scores: PairScores | None) -> PairScores | None:

@@ -8,6 +8,7 @@ from persona_circuits.circuit.cost.passes import (
     eap_flops,
     estimate,
     held_bytes,
+    runs_of_scores,
     score_flops,
     step_costs,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "forward_flops",
     "held_bytes",
     "parse_bytes",
+    "runs_of_scores",
     "score_flops",
     "shown_bytes",
     "state_bytes",

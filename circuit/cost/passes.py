@@ -68,6 +68,7 @@ __all__ = [
     "eap_flops",
     "estimate",
     "held_bytes",
+    "runs_of_scores",
     "score_flops",
     "step_costs",
 ]
@@ -91,6 +92,20 @@ def eap_flops(arch: Architecture, tokens: int, *, steps: int | None = None) -> i
     once = 2 * forward + results
     each = backward + 3 * results + score_flops(arch, tokens)
     return once + each if steps is None else once + steps * (forward + each)
+
+
+def runs_of_scores(arch: Architecture, tokens: int, method: str, *, steps: int) -> float:
+    """How many times the operations of both plain runs of a pair its scores by that method take.
+
+    Other backward rules cost what EAP does; exact scores a pass for each edge, of half of the layers on average.
+    """
+    plain = 2 * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1)
+    if method == "exact":
+        return arch.graph.n_edges / 4
+    if method == "atp-star":  # queries and keys of each source are made again, a sixth of a layer
+        return eap_flops(arch, tokens, steps=arch.layers) / plain + arch.graph.n_src / 12
+    points = {"eap-ig": steps, "ceap": steps + 1, "clean-corrupted": 2}.get(method)
+    return eap_flops(arch, tokens, steps=points) / plain
 
 
 def acdc_flops(arch: Architecture, tokens: int, *, waste: float) -> float:

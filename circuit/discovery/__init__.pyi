@@ -8,5 +8,6 @@ from .search import evaluate_on as evaluate_on
 from .search import report_of as report_of
 from .tasks import ablation_for as ablation_for
 from .tasks import batches_of as batches_of
+from .tasks import check_pairs as check_pairs
 from .tasks import pairs_of as pairs_of
 from .tasks import split_of as split_of

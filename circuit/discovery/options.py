@@ -58,9 +58,9 @@ class Options(PlainNumbers):
 
     ``threshold`` is in units of the metric (``threshold_on="score"``) or a share of
     |m(full) - m(empty)| on the training pairs (``"share"``; with persona metrics that is |D|).
-    ``target_faithfulness`` takes the place of a size: the smallest circuit by |score| that reaches it on
-    the training pairs. ``sweep`` measures nested circuits over thresholds besides. Without ``force``, as on the
-    command line, pairs without an effect are an error; with it they are a warning.
+    ``target_faithfulness`` takes the place of a size: the smallest circuit by |score|, or with ``prune="learn"`` by its
+    gates, that reaches it on the training pairs. ``sweep`` measures nested circuits over thresholds besides. Without
+    ``force``, as on the command line, pairs without an effect are an error; with it they are a warning.
     """
 
     method: Annotated[str, Option("How edges are scored.", choices=SEARCH_METHODS)] = "eap-ig"
@@ -80,7 +80,9 @@ class Options(PlainNumbers):
     top_n: Annotated[int | None, Option("Edges to keep, for top-n, greedy and learn.")] = None
     target_faithfulness: Annotated[
         float | None,
-        Option("Instead of a size: the smallest circuit by |score| that reaches it on the training pairs."),
+        Option(
+            "Instead of a size: the smallest circuit by |score|, or by learned gates, that reaches this faithfulness."
+        ),
     ] = None
     finish: Annotated[
         float | None,

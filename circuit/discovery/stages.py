@@ -34,7 +34,7 @@ from persona_circuits.circuit.attribution import (
     score,
     score_parts,
 )
-from persona_circuits.circuit.cost import OTHER, PLAIN, eap_flops, forward_flops, held_bytes, shown_bytes
+from persona_circuits.circuit.cost import OTHER, PLAIN, held_bytes, runs_of_scores, shown_bytes
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
@@ -68,7 +68,7 @@ from persona_circuits.circuit.forward import (
     prepare_each,
 )
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.progress import Progress, Stage, duration
+from persona_circuits.circuit.progress import Progress, Stage, about
 from persona_circuits.circuit.pruning import Finished, Schedule, acdc, check_n, finish, greedy, learn, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
@@ -307,17 +307,17 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
     model, metric, options = setting.model, setting.metric, setting.options
     if options.prune == "acdc":
         return Scored(None)
-    about = f", about {duration(seconds * _plain_runs(setting))}" if seconds >= 1 else ""
+    long = about(seconds * _plain_runs(setting)) if seconds >= 1 else ""
     if options.certify is not None:
         own: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
-        own |= {"progress": setting.stage(f"{options.method} scores, pair by pair{about}")}
+        own |= {"progress": setting.stage(f"{options.method} scores, pair by pair{long}")}
         pairs = pair_scores(model, setting.train.runs.batches, metric, **own)
         return Scored(pairs.mean(), pairs=pairs)
     if grids := _grids(setting):
-        progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{about}")
+        progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{long}")
         return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
     how: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
-    how |= {"progress": setting.stage(f"{options.method} scores{about}")}
+    how |= {"progress": setting.stage(f"{options.method} scores{long}")}
     if options.method == "mean-of":
         return Scored(mean_of([_one_of(setting, name) for name in options.of], options.normalise))
     if options.by_span:
@@ -338,15 +338,9 @@ def _one_of(setting: Setting, method: str) -> Scores:
 
 def _plain_runs(setting: Setting) -> float:
     """How many times the operations of both plain runs the scores of a pair take."""
-    options, arch = setting.options, setting.model.architecture()
+    options = setting.options
     tokens = max((len(row.clean) for row in setting.train.rows), default=1)
-    plain = 2 * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1)
-    if options.method == "exact":
-        return arch.graph.n_edges / 4  # a pass for each edge, of half of the layers on average
-    if options.method == "atp-star":  # queries and keys of each source are made again, a sixth of a layer
-        return eap_flops(arch, tokens, steps=arch.layers) / plain + arch.graph.n_src / 12
-    steps = {"eap-ig": options.steps, "ceap": options.steps + 1, "clean-corrupted": 2}.get(options.method)
-    return eap_flops(arch, tokens, steps=steps) / plain
+    return runs_of_scores(setting.model.architecture(), tokens, options.method, steps=options.steps)
 
 
 def _method(options: Options) -> dict[str, Any]:

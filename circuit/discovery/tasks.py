@@ -10,13 +10,15 @@ from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, make_ablation, prepare_each
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import Where
 from persona_circuits.circuit.progress import Stage, untold_stage
-from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
+from persona_circuits.circuit.task import Batch, Reader, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.metrics import Metric
 
 __all__ = [
     "ablation_for",
     "batches_of",
+    "check_pairs",
     "named_ablation",
     "own_rows",
     "pairs_of",
@@ -80,6 +82,19 @@ def batches_of(model: Model, task: Task, metric: Metric, *, align: str = "equal"
     """
     rows = rows_of(encode(task, model, align=align), metric)
     return batches(own_rows(rows, metric), batch_size, model.device)
+
+
+def check_pairs(
+    task: Task, reader: Reader, *splits: tuple[str | None, str], where: Where = (), align: str = "equal"
+) -> None:
+    """That the pairs of some splits, each what is wanted and the usual name, fit a tokenizer.
+
+    Raises:
+        TaskError: there is no such split or key, or some do not fit; all faults are listed.
+    """
+    chosen = task.where(**dict(where))
+    for name in dict.fromkeys(split_of(chosen, wanted, usual) for wanted, usual in splits):
+        encode(chosen.of_split(name), reader, align=align)
 
 
 def split_of(task: Task, wanted: str | None, default: str) -> str:

@@ -26,7 +26,7 @@ __all__ = [
 
 Source = Callable[[], Iterable[Prepared]]
 """Gives this process's batches, anew at every call."""
-PART = 64
+PART = 16
 """Circuits for which the batches are gone through once: the source is called once for each part."""
 SAVE_SECONDS = 30.0
 ROUNDING = "rounding"

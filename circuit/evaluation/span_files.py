@@ -89,7 +89,7 @@ def span_figures(study: SpanStudy) -> dict[str, Chart]:
             layers,
             study.names,
             title="Causal persistence: what the stream into a layer carries of the divergence",
-            unit="share of D",
+            unit="share of the persona effect (D)",
         ),
         "span-entry": named(
             study.entry.tolist(),

@@ -151,13 +151,17 @@ Mark = Curve | Points | Bars | Spread | Cells
 
 @dataclass(frozen=True)
 class Axis:
-    """``falls``: the first place, or the smallest number, is at the far end; ``bare``: without numbers or names."""
+    """``falls``: the first place, or the smallest number, is at the far end; ``bare``: without numbers or names.
+
+    ``whole``: what is counted, so that no tick lies between two numbers.
+    """
 
     title: str = ""
     log: bool = False
     ends: Sequence[Real] | None = None
     falls: bool = False
     bare: bool = False
+    whole: bool = False
 
 
 @dataclass(frozen=True)

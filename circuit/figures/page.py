@@ -136,6 +136,11 @@ def _axis(panel: Panel, which: str, axis: Axis) -> dict[str, Any]:
             found["tickangle"] = -60
     elif axis.log:
         found["type"] = "log"
+    if axis.whole:
+        most = max(
+            (value for mark in panel.marks for value in panel.along(mark, which) if value is not None), default=1
+        )
+        found |= {"tick0": 0, "dtick": max(1, -(-int(most) // 6))}
     if axis.ends is not None:
         ends = tuple(map(log10, axis.ends)) if axis.log else axis.ends
         found["range"] = ends[::-1] if axis.falls else ends

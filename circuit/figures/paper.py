@@ -297,6 +297,8 @@ class _Drawing:
         if axis.log:
             getattr(axes, f"set_{which}scale")("log")
             getattr(axes, f"{which}axis").set_major_formatter("{x:g}")
+        if axis.whole:
+            getattr(axes, f"{which}axis").get_major_locator().set_params(integer=True)
         if axis.ends is not None:
             getattr(axes, f"set_{which}lim")(*axis.ends)
         if axis.falls:

@@ -37,6 +37,7 @@ from persona_circuits.circuit.forward.prepared import (
     is_unpadded,
     prepare,
     prepare_each,
+    seconds_a_pass,
 )
 from persona_circuits.circuit.forward.rounding import Rounding, tolerance
 
@@ -77,6 +78,7 @@ __all__ = [
     "run",
     "run_clean",
     "run_corrupt",
+    "seconds_a_pass",
     "targets_of",
     "tolerance",
     "zero",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -37,6 +38,7 @@ __all__ = [
     "logger",
     "prepare",
     "prepare_each",
+    "seconds_a_pass",
 ]
 
 logger = logging.getLogger(__name__)
@@ -123,6 +125,14 @@ def prepare_each(
             continue
         for part in within_budget(model, batch, ablation):
             yield from in_halves(lambda some: prepare(model, some, ablation), part)
+
+
+def seconds_a_pass(model: Model, batches: Sequence[Batch], ablation: Ablation | None = None) -> float:
+    """Seconds that one pass of one prompt takes, by the plain runs of the first batch; 0 where there is none."""
+    begun, rows = time.monotonic(), 0
+    for item in prepare_each(model, batches[:1], ablation):
+        rows += len(item)
+    return (time.monotonic() - begun) / (2 * rows) if rows else 0.0
 
 
 class KeptRuns:

@@ -36,6 +36,7 @@ from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.model import HELD, Model, OwnLogits, fixed_bytes, placed_on, trial_run, unpadded
 from persona_circuits.circuit.model.origin import Origin, origin_of
 from persona_circuits.circuit.model.stubs import nothing_installed, quiet
+from persona_circuits.circuit.model.unloaded import left_unloaded
 from persona_circuits.circuit.model.weights import (
     expand_grouped_heads,
     fingerprint_of,
@@ -311,7 +312,8 @@ def wrap_model(
 
 def _bridge_of(network: Any, tokenizer: Any, name: str, device: torch.device | str) -> tuple[Any, list[str]]:
     """The host library's model around the network, and what it had to say."""
-    from transformer_lens.model_bridge import TransformerBridge
+    with left_unloaded():
+        from transformer_lens.model_bridge import TransformerBridge
 
     network.config.architectures = network.config.architectures or [type(network).__name__]
     try:
@@ -385,7 +387,7 @@ def _load_pretrained(
     with _reading(place, revision, "tokenizer") as of_tokenizer:
         _refuse_adapter(name, revision, place.local)
         tokenizer = AutoTokenizer.from_pretrained(name, **place.options(revision))
-    with _reading(place, revision) as of_weights:
+    with _reading(place, revision) as of_weights, left_unloaded("scipy.optimize"):
         how = {"dtype": dtype, "attn_implementation": "eager", "device_map": device_map}
         how |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
         network, info = AutoModelForCausalLM.from_pretrained(name, **how, **options)

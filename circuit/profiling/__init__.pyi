@@ -8,8 +8,8 @@ from .benchmark import bench_rows as bench_rows
 from .benchmark import held_bytes as held_bytes
 from .benchmark import machine as machine
 from .benchmark import one_batch as one_batch
+from .families import supported_families as supported_families
 from .inspection import inspect_model as inspect_model
-from .inspection import supported_families as supported_families
 from .meter import Cost as Cost
 from .meter import Step as Step
 from .meter import cost_of as cost_of

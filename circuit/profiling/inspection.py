@@ -7,7 +7,6 @@ arithmetic of ``circuit.cost.passes``.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.cost import (
@@ -24,12 +23,10 @@ from persona_circuits.circuit.errors import ModelError, OptionError, TaskError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Origin, load_model, load_skeleton, origin_at
 from persona_circuits.circuit.profiling.options import InspectOptions
-from persona_circuits.circuit.storage import Kind, read_json
 from persona_circuits.circuit.task import Task, encode, fitting
 
 __all__ = [
     "inspect_model",
-    "supported_families",
 ]
 
 
@@ -117,6 +114,8 @@ def inspect_model(
 ) -> Inspection:
     """Sizes and estimates from the configuration; unless ``config_only`` the weights are loaded on the CPU and checked.
 
+    With a ``task`` they are not, unless ``config_only`` is False.
+
     Parameters
     ----------
     task
@@ -161,12 +160,8 @@ def inspect_model(
         pairs=fit,
         origin=origin_at(name),
     )
-    return found if options.config_only else _checked(found, name, revision)
-
-
-def supported_families() -> dict[str, Any]:
-    """What the tests found of every model family: ``families``, ``refused`` and the ``versions`` they ran with."""
-    return read_json(Path(__file__).with_name("families.json"), Kind("list of families"))
+    alone = task is not None if options.config_only is None else options.config_only
+    return found if alone else _checked(found, name, revision)
 
 
 def _checked(found: Inspection, name: str, revision: str | None) -> Inspection:

@@ -56,7 +56,10 @@ class InspectOptions(PlainNumbers):
     """What ``inspect_model`` assumes of a run."""
 
     align: Alignment = "equal"
-    config_only: Annotated[bool, Option("Read the configuration and no weights; the check is left out.")] = False
+    config_only: Annotated[
+        bool | None,
+        Option("Read the configuration and no weights; the check is left out. (default: with --pairs)"),
+    ] = None
     tokens: Annotated[int, Option("Tokens of a prompt. (with --pairs: the longest)")] = 64
     prompts: Annotated[int, Option("Prompt pairs, both directions. (with --pairs: the file's)")] = 400
     device: Annotated[str, Option("GPU: RTX 4090, A100 80GB, H100 80GB or H200.", name="--on")] = "H200"

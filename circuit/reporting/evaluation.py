@@ -39,14 +39,15 @@ def write_battery(results: Battery, folder: Path, *, title: str) -> None:
     for name, rows in tables(results).items():
         write_csv(rows, folder / f"{name}.csv")
     report = results.searched.report
-    notes = [results.completeness.sentence, *results.pairs.notes]
+    notes = [] if results.completeness is None else [results.completeness.sentence]
+    notes += [] if results.pairs is None else results.pairs.notes
     notes += [results.searched.reason] if report is None else [report.sentence, *report.notes]
     write_figures(battery_figures(results), folder, page="evaluation.html", title=title, notes=notes)
 
 
 def battery_figures(results: Battery) -> dict[str, Chart]:
     """By name; those that have nothing to show are left out."""
-    found = {"pair-faithfulness": _pairs(results.pairs)}
+    found = {} if results.pairs is None else {"pair-faithfulness": _pairs(results.pairs)}
     report = results.searched.report
     if report is not None and report.jaccard is not None and len(report.circuit):
         found["edge-frequency"] = _frequencies(report)
@@ -70,7 +71,7 @@ def _pairs(view: PairsView) -> Chart:
         )
         name, colour = f"{names.get(key, f'group {key}')} ({len(rows)})", GREY if key == -1 else ""
         marks.append(Points(name, x, y, hover=[row.id for row in rows], colour=colour))
-    axes: dict[str, Any] = {"x": "persona divergence D, logits", "y": "f of the pair"}
+    axes: dict[str, Any] = {"x": "persona effect (D), logits", "y": "faithfulness of the pair (f)"}
     return chart(marks, title="Every pair's own faithfulness", **axes, lines={"y": 1.0})
 
 
@@ -91,5 +92,5 @@ def _transfer(parts: list[tuple[str, Transfer]]) -> Chart:
     low, high = ([None if one is None else getattr(one, end) for one in ends] for end in ("low", "high"))
     outside: list[Any] = [max(part.outside, default=None) for _, part in parts]
     marks = [Points("the circuit", f, names, low, high), Points("best circuit outside it", outside, names, symbol="x")]
-    named = {"x": "faithfulness f", "y": "pairs, by their keys"}
+    named = {"x": "faithfulness (f)", "y": "pairs, by their keys"}
     return bar_chart(marks, title="Faithfulness by pairs", **named, across=True, lines={"x": 1.0})

@@ -124,14 +124,14 @@ def evaluated_over(record: Mapping[str, Any]) -> str:
 
 def tables(results: Battery) -> dict[str, list[dict[str, Any]]]:
     """Every table in full, by name, for CSV."""
-    report = results.searched.report
+    report, tests, complete = results.searched.report, results.tests, results.completeness
     found = {
-        "tests": results.tests.rows(),
-        "minimality": results.tests.edge_rows(),
-        "completeness": results.completeness.rows(),
-        "knockouts": results.completeness.knockout_rows(),
-        "backup": results.completeness.backup_rows(),
-        "pairs": [_plain(row) for row in results.pairs.rows],
+        "tests": [] if tests is None else tests.rows(),
+        "minimality": [] if tests is None else tests.edge_rows(),
+        "completeness": [] if complete is None else complete.rows(),
+        "knockouts": [] if complete is None else complete.knockout_rows(),
+        "backup": [] if complete is None else complete.backup_rows(),
+        "pairs": [] if results.pairs is None else [_plain(row) for row in results.pairs.rows],
         "transfer": [_transfer_record(key, part) for key, parts in results.transfer.items() for part in parts],
         "edges": [] if report is None else report.rows(),
     }

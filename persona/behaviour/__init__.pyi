@@ -3,6 +3,7 @@ from .figures import collapse_figures as collapse_figures
 from .figures import divergence_by_placement as divergence_by_placement
 from .figures import divergence_by_prior as divergence_by_prior
 from .measure import PairMeasure as PairMeasure
+from .measure import check_items as check_items
 from .measure import fitting_items as fitting_items
 from .measure import measure_pairs as measure_pairs
 from .options import StudyOptions as StudyOptions

@@ -65,12 +65,14 @@ def divergence_by_prior(study: CollapseStudy) -> Chart:
         if rows:
             marks.append(_points(rows, outcome, colour, symbol))
     most = max(abs(row.measure.prior) for row in (*study.pairs, *study.control_pairs)) * 1.05 or 1.0
-    name = "collapse line |b| = |D|/2"
+    name = "personas choose alike below (|b| = |D|/2)"
     for sign in (1, -1):  # as long as the priors go
         marks.append(Curve(name, [0.0, most], [0.0, 2 * sign * most], dash="dash", colour="#000000", markers=False))
     shade = None if study.sigma_0 is None else (-2 * study.sigma_0, 2 * study.sigma_0)
-    y = Axis("D (logits)", ends=_range([row.measure.divergence for row in (*study.pairs, *paraphrases)]))
-    return chart(marks, title="Persona divergence against prior strength", x="|b| (logits)", y=y, shade=shade)
+    y = Axis(
+        "persona effect (D), logits", ends=_range([row.measure.divergence for row in (*study.pairs, *paraphrases)])
+    )
+    return chart(marks, title="Persona divergence against prior strength", x="prior (|b|), logits", y=y, shade=shade)
 
 
 def divergence_by_persona(study: CollapseStudy) -> Chart | None:
@@ -86,7 +88,7 @@ def divergence_by_persona(study: CollapseStudy) -> Chart | None:
     personas, questions = (sorted({key[place] for key in cells}) for place in (0, 1))
     means = {key: sum(values) / len(values) for key, values in cells.items()}
     values = [[means.get((persona, question)) for question in questions] for persona in personas]
-    named: dict[str, Any] = {"x": "question", "y": "persona", "unit": "mean D"}
+    named: dict[str, Any] = {"x": "question", "y": "persona", "unit": "mean persona effect (D), logits"}
     return heat_map(values, personas, questions, title="Persona divergence by persona and question", **named)
 
 
@@ -99,12 +101,12 @@ def divergence_by_placement(study: CollapseStudy) -> Chart | None:
     title = _placement_title(study)
     if not matched:
         marks = [_spread(rows[name], name) for name in rows]
-        return chart(marks, title=title, x="placement of the persona", y="D (logits)")
+        return chart(marks, title=title, x="placement of the persona", y="persona effect (D), logits")
     x, y = ([pair[place].measure.divergence for pair in matched] for place in (0, 1))
     ends = [min(*x, *y, 0.0), max(*x, *y, 0.0)]
     points = Points(f"same pair ({len(matched)})", x, y, hover=[_label(early) for early, _ in matched])
     line = Curve("no difference", ends, ends, dash="dash", colour="#000000", markers=False)
-    return chart([points, line], title=title, x="D, persona placed early (logits)", y="D, late (logits)")
+    return chart([points, line], title=title, x="persona effect (D), placed early; logits", y="the same, placed late")
 
 
 def _title(study: CollapseStudy) -> str:

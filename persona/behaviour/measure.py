@@ -16,7 +16,7 @@ from persona_circuits.circuit.forward import run
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress, untold
-from persona_circuits.circuit.task import FormTable, PromptPair, Row, Task, batches, encode, fitting
+from persona_circuits.circuit.task import FormTable, PromptPair, Reader, Row, Task, batches, encode, fitting
 from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.data.words import Words, mean_words, top_words
@@ -144,6 +144,15 @@ def measure_pairs(
     )
 
 
+def check_items(found: ItemFile, reader: Reader, *, split: str = "all", align: str = "equal") -> None:
+    """That the items of a split fit a tokenizer, all their candidates with them.
+
+    Raises:
+        TaskError: some do not; all faults are listed.
+    """
+    encode(_task_of(found.of_split(split)), reader, align=align)
+
+
 def fitting_items(found: ItemFile, model: Model, *, split: str = "all", align: str = "equal") -> ItemFile:
     """The items that fit a model, all their candidates with them; ``source`` then says how many do.
 
@@ -151,9 +160,13 @@ def fitting_items(found: ItemFile, model: Model, *, split: str = "all", align: s
         TaskError: none fits.
     """
     chosen = found.of_split(split)
-    asked = tuple(_asking(item, item.pair.clean, item.pair.corrupt, item.pair.id) for item in chosen.items)
-    fit = {pair.id for pair in fitting(Task(asked, found.source, found.sha256), model, align=align).pairs}
+    fit = {pair.id for pair in fitting(_task_of(chosen), model, align=align).pairs}
     return chosen.only([item for item in chosen.items if item.pair.id in fit])
+
+
+def _task_of(items: ItemFile) -> Task:
+    asked = (_asking(item, item.pair.clean, item.pair.corrupt, item.pair.id) for item in items.items)
+    return Task(tuple(asked), items.source, items.sha256)
 
 
 @dataclass(frozen=True, eq=False)

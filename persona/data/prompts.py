@@ -68,13 +68,13 @@ class Candidates:
         return {"forms": {name: list(some) for name, some in self.forms.items()}} if self.forms else {}
 
 
-def load_tokenizer(name: str) -> TokenizerOnly:
+def load_tokenizer(name: str, *, revision: str | None = None) -> TokenizerOnly:
     """The tokenizer of a model folder or hub name; the weights stay where they are.
 
     Raises:
         ModelError: there is no tokenizer, or it cannot be loaded.
     """
-    config, tokenizer = load_reader(resolve(name), need_tokenizer=True)
+    config, tokenizer = load_reader(resolve(name), revision=revision, need_tokenizer=True)
     # Transformers would warn of the first prompt that is too long; here that is a reason in the report.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     inner = getattr(config, "text_config", None) or config

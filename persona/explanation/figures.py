@@ -95,7 +95,7 @@ def _numbers(found: Explanation) -> Chart:
     null = found.thresholds.null(found.null.sigma_0)
     x = f"log10 of the gain that parts the choices, at most {MOST_GAIN:g}; from 0 on the pair collapses"
     title = "Persona divergence, gain and verdict"
-    return chart(points, title=title, x=x, y="D (logits)", lines={"x": 0.0}, shade=(-null, null))
+    return chart(points, title=title, x=x, y="persona effect (D), logits", lines={"x": 0.0}, shade=(-null, null))
 
 
 def _points(rows: Sequence[Explained], name: str, colour: str, symbol: str) -> Points:

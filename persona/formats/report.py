@@ -114,10 +114,14 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
 def _figure(study: FormatStudy) -> Chart:
     names = [row.format for row in study.rows]
     d = [row.divergence for row in study.rows]
-    effect = Points("D", names, [e.value for e in d], [_or(e.low, e) for e in d], [_or(e.high, e) for e in d])
-    friend = Points("D of a friend", names, [row.friend for row in study.rows], symbol="square")
-    null = Points("2 sigma_0", names, [None if r.sigma_0 is None else 2 * r.sigma_0 for r in study.rows], symbol="x")
-    mass = Bars("mass", names, [row.mass for row in study.rows])
+    effect = Points(
+        "persona effect (D)", names, [e.value for e in d], [_or(e.low, e) for e in d], [_or(e.high, e) for e in d]
+    )
+    friend = Points("of a friend (D)", names, [row.friend for row in study.rows], symbol="square")
+    null = Points(
+        "paraphrases (2 sigma_0)", names, [None if r.sigma_0 is None else 2 * r.sigma_0 for r in study.rows], symbol="x"
+    )
+    mass = Bars("on options (mass)", names, [row.mass for row in study.rows])
     panels = [
         Panel([effect, friend, null], y=Axis("logits")),
         Panel([mass], y=Axis("probability of the options")),

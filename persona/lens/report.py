@@ -54,7 +54,7 @@ TABLE = ("after", "D", "95 %", "p (own)", "p (other)", "options", "KL")
 WORDS = ("after", "under A", "under B")
 COMPONENTS = ("node", "share of D", "logits", "95 %")
 DECIDED = {
-    "pivot": "first point with half of D",
+    "pivot": "first point with half of the effect (D)",
     "jump": "block that moves D most",
     "stable_from": "point from which D keeps its sign",
     "choice_a": "point from which A's choice stays",
@@ -255,7 +255,9 @@ def _axes(study: LensStudy) -> dict[str, Any]:
 
 def _divergence_chart(study: LensStudy) -> Chart:
     curves = [_curve(study, "divergence", place, position) for place, position in enumerate(study.positions)]
-    return line_chart(curves, title="Persona divergence through the lens", x="residual stream after", y="D (logits)")
+    return line_chart(
+        curves, title="Persona divergence through the lens", x="residual stream after", y="persona effect (D), logits"
+    )
 
 
 def _curve(study: LensStudy, name: str, place: int, label: str, dash: str = "solid") -> Curve:
@@ -270,7 +272,9 @@ def _options_chart(study: LensStudy) -> Chart:
     dashes = {"mass": "dot"}
     curves = [_curve(study, name, place, label, dash=dashes.get(name, "solid")) for name, label in labels.items()]
     title = f"Probability of the options at {position}, mean over prompts"
-    return line_chart(curves, title=title, x="residual stream after", y=Axis("probability", ends=(0.0, 1.0)))
+    most = max(value for curve in curves for value in (*curve.y, *curve.high) if value is not None)
+    axis = Axis("probability", ends=(0.0, min(1.0, 1.1 * most) or 1.0))
+    return line_chart(curves, title=title, x="residual stream after", y=axis)
 
 
 def _kl_chart(study: LensStudy) -> Chart:
@@ -280,20 +284,34 @@ def _kl_chart(study: LensStudy) -> Chart:
         values = [row[place].value for row in study.curves["kl"]]
         curves.append(Curve(position, study.points, [value if value > 0 else None for value in values]))
     title = "Distance from the model's own distribution, mean over prompts (after the last block it is 0)"
-    return line_chart(curves, title=title, x="residual stream after", y=Axis("KL(final || lens) (nats)", log=True))
+    return line_chart(
+        curves,
+        title=title,
+        x="residual stream after",
+        y=Axis("divergence from the final distribution (KL), nats", log=True),
+    )
 
 
 def _divergence_map(study: LensStudy) -> Chart:
     values = [[row[place].value for row in study.curves["divergence"]] for place in range(len(study.positions))]
-    named: dict[str, Any] = {"x": "residual stream after", "y": "", "unit": "D (logits)", "numbers": "+.2f"}
-    return heat_map(values, study.positions, study.points, title="Mean D by layer and position", **named)
+    named: dict[str, Any] = {
+        "x": "residual stream after",
+        "y": "",
+        "unit": "persona effect (D), logits",
+        "numbers": "+.2f",
+    }
+    return heat_map(values, study.positions, study.points, title="Mean persona effect by layer and position", **named)
 
 
 def _decision_figure(study: LensStudy) -> Chart | None:
     """How many pairs are decided at each point."""
     if not study.decisions:
         return None
-    names = {"pivot": "half of D reached", "stable_from": "sign of D stable", "choice_a": "choice of A stable"}
+    names = {
+        "pivot": "half of the effect reached",
+        "stable_from": "sign of the effect stable",
+        "choice_a": "choice of A stable",
+    }
     names["choice_b"] = "choice of B stable"
     panels = {}
     for key, label in names.items():
@@ -301,7 +319,7 @@ def _decision_figure(study: LensStudy) -> Chart | None:
         counts = [sum(value == point for value in values) for point in range(len(study.points))]
         panels[label] = [Bars("pairs", study.points, counts)]
     title = f"Where {len(study.items)} pairs are decided"
-    return line_panels(panels, title=title, x="residual stream after", y="pairs")
+    return line_panels(panels, title=title, x="residual stream after", y=Axis("pairs", whole=True))
 
 
 def _attribution_map(study: LensStudy) -> Chart:
@@ -313,7 +331,7 @@ def _attribution_map(study: LensStudy) -> Chart:
     ]
     columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
     names = [f"layer {layer}" for layer in range(graph.n_layers)]
-    title = f"Direct logit attribution of D (sum {sum(means):+.2f} logits, input {means[0]:+.2f})"
+    title = f"Direct logit attribution of the persona effect (D): sum {sum(means):+.2f} logits, input {means[0]:+.2f}"
     return heat_map(rows, names, columns, title=title, x="", y="", unit="logits", numbers="+.2f", upward=True)
 
 
@@ -326,7 +344,9 @@ def _attribution_sum(study: LensStudy) -> Chart:
     total = np.cumsum([heads, mlps, biases], axis=1)
     parts = (("sum", total.sum(0), "solid"), ("heads", total[0], "dash"), ("MLPs", total[1], "dot"))
     curves = [Curve(name, study.points, line.tolist(), dash=dash) for name, line, dash in parts]
-    return line_chart(curves, title="Direct logit attribution of D, added up", x="up to", y="logits")
+    return line_chart(
+        curves, title="Direct logit attribution of the persona effect (D), added up", x="up to", y="logits"
+    )
 
 
 def _interval(estimate: Estimate) -> str:

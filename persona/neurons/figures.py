@@ -186,5 +186,7 @@ def _ablation_figure(study: NeuronStudy) -> Chart | None:
     x, y, low, high = ([row[key] for row in rows] for key in ("kind", "change", "low", "high"))
     name = f"{len(study.selected)} selected neurons, 95 %"
     marks.append(Points(name, x, y, low, high, colour=PALETTE[1], symbol="diamond", size=10))
-    title = f"Change of D by ablation on {len(rows and study.ablations[0].before)} pairs, 95 %; grey: random neurons"
-    return chart(marks, title=title, x="neurons set to", y="change of D (logits)")
+    title = (
+        f"Persona effect after ablation on {len(rows and study.ablations[0].before)} pairs, 95 %; grey: random neurons"
+    )
+    return chart(marks, title=title, x="neurons set to", y="change of the persona effect (D), logits")

@@ -48,14 +48,16 @@ __all__ = [
 
 REASONS = {
     "open question": "the question has no options; give them with --answers",
-    "no declared preference": "the sources do not say what a persona prefers; give it with --answers",
+    "no declared preference": "the sources do not say what a persona prefers; give it with --answers, or let the model "
+    "declare it with --ask-model",
     "no cue": "the question has no cue, which is all that this format asks; give it a 'cue', or use another --format",
     "same preference": "both personas prefer the same option",
     "unequal length": "no two paraphrases give prompts of equal token length; add paraphrases, or use --align right",
     "parts on other tokens": "the prompts differ outside the persona, or a part lies on other tokens; add paraphrases",
     "no common end": "the prompts end in the persona, so there is nothing to align on; let the template end in a cue",
     "candidate merges": "a preferred option merges with the prompt's last token; change the end of the template or cue",
-    "candidate of several tokens": "a preferred option is not one token here; use other options",
+    "candidate of several tokens": "a preferred option is not one token here; use other options, or a --cue that holds "
+    "all but their last token ('I would like mashed')",
     "candidates of one token": "the two preferred options are the same token",
     "no form": "a preferred option has no form that is its own here; give it 'forms' in the questions",
     "unknown word": "the tokenizer cannot write a word of the prompt or of an option; use words (and case) it knows",

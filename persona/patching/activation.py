@@ -20,7 +20,6 @@ in size (cluster-robust t test), corrected over all heads (Benjamini and Hochber
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,11 +41,12 @@ from persona_circuits.circuit.forward import (
     per_pass,
     portions,
     prepare_each,
+    seconds_a_pass,
 )
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.progress import Progress, Stage, duration, untold_stage
+from persona_circuits.circuit.progress import Progress, Stage, about, untold_stage
 from persona_circuits.circuit.statistics import Clusters, detectable_ratio, is_zero, ratio_p_values
 from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
@@ -269,13 +269,9 @@ class _Sweep:
 
     def about(self) -> str:
         """How long it may take, by two plain passes of the first batch; nothing where that is under a second."""
-        begun, rows = time.monotonic(), 0
-        for item in prepare_each(self.model, self.groups[:1]):
-            rows += len(item.batch)
-            length, depth = item.batch.clean.shape[1], max(1, self.model.graph.n_layers)
+        length, depth = self.groups[0].clean.shape[1], max(1, self.model.graph.n_layers)
         passes = sum((1 - site.layer / depth) / (length if site.part == ANSWER else 1) for site in self.sites)
-        seconds = (time.monotonic() - begun) / (2 * rows) * len(self.rows) * passes
-        return f", about {duration(seconds)}" if seconds >= 1 else ""
+        return about(seconds_a_pass(self.model, self.groups) * len(self.rows) * passes)
 
     def by_pair(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """``[row, …]`` as ``[direction, pair, …]``."""

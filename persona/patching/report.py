@@ -267,9 +267,11 @@ def _map(
     x: str,
     y: str = "",
 ) -> Chart:
-    full = f"{title} (D {study.mean_divergence.value:+.2f} logits, {len(study.items)} pairs)"
+    full = f"{title} (persona effect {study.mean_divergence.value:+.2f} logits, {len(study.items)} pairs)"
     values = [[None if value is None else _rounded(value, 6) for value in row] for row in values]
-    return heat_map(values, rows, columns, title=full, x=x, y=y, unit="share of D", numbers="+.2f", upward=True)
+    return heat_map(
+        values, rows, columns, title=full, x=x, y=y, unit="share of the persona effect (D)", numbers="+.2f", upward=True
+    )
 
 
 def _ablation_figure(one: HeadAblation) -> Chart:
@@ -278,8 +280,8 @@ def _ablation_figure(one: HeadAblation) -> Chart:
     random = Points("random sets", left, list(range(1, len(left) + 1)), size=6)
     chosen = Curve("chosen heads", [one.left.value] * 2, [0, len(left)], markers=False)
     shown = ", ".join(one.heads) if len(one.heads) <= 3 else f"{len(one.heads)} heads"
-    title = f"D left without {shown} ({one.ablation}), and without random sets; p = {one.p:.2g}"
-    x, y = "share of D that is left", "random sets that leave at most as much"
+    title = f"Persona effect (D) left without {shown} ({one.ablation}), and without random sets; p = {one.p:.2g}"
+    x, y = "share of the persona effect that is left", "random sets that leave at most as much"
     return chart([random, chosen], title=title, x=x, y=y)
 
 

@@ -298,9 +298,9 @@ def _geometry(study: ProbeStudy) -> Chart:
 
 def _cka(study: ProbeStudy) -> Chart:
     names = [f"{study.positions[place.position]}, {study.points[place.point]}" for place in study.places]
-    title = "Linear CKA between layers and positions, centred per question, without bias"
+    title = "Likeness (linear CKA) between layers and positions, centred per question, without bias"
     values = np.clip(study.cka, -1, 1).tolist()
-    return heat_map(values, names, names, title=title, x="", y="", unit="CKA", upward=True)
+    return heat_map(values, names, names, title=title, x="", y="", unit="likeness (CKA)", upward=True)
 
 
 def _interval(estimate: Estimate) -> str:

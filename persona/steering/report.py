@@ -266,7 +266,12 @@ def _kl_figure(study: SteeringStudy) -> Chart:
     most = study.options.strengths[-1]
     bound = study.options.kl_bound
     curves.append(Curve(f"bound {bound:g}", [0.0, most], [bound, bound], dash="dash", colour=GREY, markers=False))
-    return line_chart(curves, title="KL from the unsteered model on neutral prompts", x="strength", y="KL (nats)")
+    return line_chart(
+        curves,
+        title="Divergence (KL) from the unsteered model on neutral prompts",
+        x="strength",
+        y="divergence (KL), nats",
+    )
 
 
 def _trade_figure(study: SteeringStudy) -> Chart:
@@ -279,7 +284,7 @@ def _trade_figure(study: SteeringStudy) -> Chart:
         points = [one for one in study.outcomes if one.control == control and (one.strength or 0) > 0]
         x, y = [one.kl.value for one in points], [one.gain for one in points]
         marks.append(Points(control, x, y, colour="#8a8a8a", symbol=symbol))
-    return chart(marks, title="Gain against its cost", x="KL on neutral prompts (nats)", y="gain")
+    return chart(marks, title="Gain against its cost", x="divergence on neutral prompts (KL), nats", y="gain")
 
 
 def _flip_figure(study: SteeringStudy) -> Chart:
@@ -300,9 +305,14 @@ def _flip_figure(study: SteeringStudy) -> Chart:
         for parted, name in ((True, "tokens part"), (False, "tokens do not part"))
     ]
     most = float(prior.max()) * 1.05
-    marks.append(Curve("gain = g*", [0.0, most], [0.0, most], dash="dash", colour="#000000", markers=False))
-    title = "The tokens of a pair must part where its gain is above g*"
-    return chart(marks, title=title, x="|b| of the unsteered model (logits)", y="D(s) / 2 (logits)")
+    marks.append(Curve("required gain (g*)", [0.0, most], [0.0, most], dash="dash", colour="#000000", markers=False))
+    title = "The tokens of a pair must part where its gain is above the required one (g*)"
+    return chart(
+        marks,
+        title=title,
+        x="prior of the unsteered model (|b|), logits",
+        y="half of the persona effect (D(s) / 2), logits",
+    )
 
 
 def _text_figure(summaries: Sequence[Readability]) -> Chart:

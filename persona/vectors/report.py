@@ -225,8 +225,17 @@ def _layer_figure(found: Geometry) -> Chart:
 
 def _models_figure(comparison: Comparison) -> Chart:
     names = [f"{i + 1}: {Path(name).name}" for i, name in enumerate(comparison.models)]
-    title = "How alike the models arrange the personas: Spearman's rho of their distances"
-    return heat_map(comparison.similarity.tolist(), names, names, title=title, x="", y="", unit="rho", numbers="+.2f")
+    title = "How alike the models arrange the personas: rank correlation of their distances"
+    return heat_map(
+        comparison.similarity.tolist(),
+        names,
+        names,
+        title=title,
+        x="",
+        y="",
+        unit="rank correlation (rho)",
+        numbers="+.2f",
+    )
 
 
 def _joint_figure(comparison: Comparison) -> Chart:

@@ -100,7 +100,9 @@ def test_models_lists_them(command):
 
 
 def test_inspect_says_whether_pairs_fit(command, tmp_path):
-    fits = command("inspect", DATA / "tiny-gpt2", "--pairs", DATA / "tiny_pairs.json", "--json")
+    given = ("inspect", DATA / "tiny-gpt2", "--pairs", DATA / "tiny_pairs.json", "--json")
+    assert json.loads(command(*given).output)["comes_apart"] is None  # no weights are read
+    fits = command(*given, "--no-config-only")
     assert fits.exit_code == 0, fits.output
     found = json.loads(fits.output)
     assert found["comes_apart"] is True
@@ -108,7 +110,7 @@ def test_inspect_says_whether_pairs_fit(command, tmp_path):
     assert found["assumed"]["tokens"] == found["pairs"]["longest"]
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps({"clean": "a b", "corrupt": "a b c", "answers": [" a"], "wrong_answers": [" b"]}) + "\n")
-    assert command("inspect", DATA / "tiny-gpt2", "--config-only", "--pairs", bad).exit_code == 1
+    assert command("inspect", DATA / "tiny-gpt2", "--pairs", bad).exit_code == 1
 
 
 def test_prices_are_hours_times_the_price(command):

@@ -490,7 +490,7 @@ def test_figures_hold_the_studys_numbers(study):
     by_prior = {mark.name: mark for mark in figures["divergence-by-prior"][::-1]}
     points = [mark for name, mark in by_prior.items() if name.startswith(("apart", "collapse ("))]
     assert sum(len(mark.x) for mark in points) == 120
-    line = by_prior["collapse line |b| = |D|/2"]
+    line = by_prior["personas choose alike below (|b| = |D|/2)"]
     assert abs(line.y[1]) == pytest.approx(2 * line.x[1])
     heat = figures["divergence-by-persona"][0]
     assert np.array(heat.values).shape == (len(heat.rows), len(heat.columns))

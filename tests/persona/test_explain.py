@@ -61,6 +61,20 @@ def lines(path, rows):
     return path
 
 
+@pytest.mark.parametrize(("causal", "seconds"), [(True, "22 s"), (False, "9 s")])
+def test_it_says_beforehand_how_long_it_takes(tmp_path, monkeypatch, causal, seconds):
+    """Asking takes two seconds here, by a clock of the test's own."""
+    from persona_circuits.circuit.progress import untold
+
+    times, told = iter([10.0, 12.0]), []
+    monkeypatch.setattr("time.monotonic", lambda: next(times, 12.0))
+    path = lines(tmp_path / "pairs.jsonl", rows_of(PLANTED["copy"].pairs[:4]))
+    options = ExplainOptions(("pair",), causal=causal, **QUICK)
+    stage = lambda name: (told.append(name), untold)[1]  # noqa: E731
+    explain(PLANTED["copy"].model(), load_items(path), options=options, stage=stage)
+    assert told[:2] == ["asking", f"looking inside; with all tests, about {seconds}"]
+
+
 def rows_of(pairs, **more):
     keys = ("id", "clean", "corrupt", "answers", "wrong_answers", "persona_a", "persona_b", "question")
     return [{**{key: getattr(pair, key) for key in keys}, "candidates": OPTIONS, **more} for pair in pairs]

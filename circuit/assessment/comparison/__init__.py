@@ -15,7 +15,7 @@ from persona_circuits.circuit.assessment.comparison.study import (
     cross_faithfulness,
     draw_difference,
 )
-from persona_circuits.circuit.assessment.comparison.within import draws_within, grounds_within
+from persona_circuits.circuit.assessment.comparison.within import compare_in_time, cross_in_time
 
 __all__ = [
     "GROUPS",
@@ -25,10 +25,10 @@ __all__ = [
     "Overlap",
     "Side",
     "compare",
+    "compare_in_time",
     "cross_faithfulness",
+    "cross_in_time",
     "draw_difference",
-    "draws_within",
-    "grounds_within",
     "groups",
     "read_side",
     "relative_scores",

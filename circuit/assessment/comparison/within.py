@@ -1,20 +1,24 @@
-"""A comparison within a time: half of it for what chance shares, half for each circuit on the other's pairs."""
+"""A comparison within a time: half of it for what chance shares, half for each circuit on the other's pairs.
+
+Both are planned by a part of the work that was timed, and ended where they take longer than that made believe.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from persona_circuits.circuit.assessment.budget import OWN, SAFE, Workload, pace_of, plan, spread_over
+from persona_circuits.circuit.assessment.budget import OWN, SAFE, Clock, Workload, pace_of, plan, spread_over
 from persona_circuits.circuit.assessment.comparison.sides import Side
 from persona_circuits.circuit.assessment.comparison.statistics import Ground
-from persona_circuits.circuit.assessment.comparison.study import compare
+from persona_circuits.circuit.assessment.comparison.study import Comparison, CrossCell, compare, cross_faithfulness
 from persona_circuits.circuit.discovery import MeasureOptions, evaluate_on, split_of
+from persona_circuits.circuit.progress import Stage, about, first_told, untold_stage
 from persona_circuits.circuit.task import Task
 
 __all__ = [
-    "draws_within",
-    "grounds_within",
+    "compare_in_time",
+    "cross_in_time",
 ]
 
 LEAST_DRAWS = 20
@@ -22,31 +26,57 @@ MEASURED = 3
 """Circuits on every ground: A, B, and what they share."""
 
 
-def draws_within(a: Side, b: Side, n_draws: int, seconds: float) -> tuple[int, list[str]]:
-    """So many draws of chance as fit into half of the time, and what is left out."""
-    tried = 2
+def compare_in_time(
+    a: Side, b: Side, n_draws: int, clock: Clock, *, seed: int = 0, stage: Stage = untold_stage
+) -> tuple[Comparison, list[str]]:
+    """The comparison with so many draws of chance as half of the time has room for, and what is left out."""
+    tried, done = 2, 0
     pace = pace_of(lambda: compare(a, b, n_draws=tried), tried)
-    n = min(n_draws, max(LEAST_DRAWS, int(SAFE * seconds / 2 / max(pace, 1e-9))))
-    return n, [f"left out by --budget: {n_draws - n} of {n_draws} draws of chance"] if n < n_draws else []
+    n = int(min(n_draws, max(LEAST_DRAWS, SAFE * clock.left / 2 / max(pace, 1e-9))))
+    half = Clock(max(clock.left, 0.0) / 2, clock.now)
+    tell = half.watched(stage)(f"random circuits{about(n * pace)}")
+
+    def counted(now: int, total: int) -> None:
+        nonlocal done
+        done = max(1, now * n // max(total, 1))
+        tell(now, total)
+
+    found = half.within("", lambda: compare(a, b, n_draws=n, seed=seed, progress=counted))
+    if found is None:  # half of what was drawn takes half as long again
+        n = max(tried, done // 2)
+        found = compare(a, b, n_draws=n, seed=seed)
+    return found, [f"left out by --budget: {n_draws - n} of {n_draws} draws of chance"] if n < n_draws else []
 
 
-def grounds_within(
-    a: Side, grounds: Sequence[Ground], setting: MeasureOptions, seconds: float
-) -> tuple[list[Ground], MeasureOptions, list[str]]:
-    """The grounds with so many pairs, and the setting with so many random circuits, as fit into the other half."""
-    found, notes, n_random = [], [], setting.n_random
-    for ground in grounds:
-        own = replace(setting.settled(ground.record), n_random=0, train_split=ground.record["task"]["split"], where=())
-        split = split_of(ground.task, own.split, "test")
-        few = replace(ground, task=shortened(ground.task, split, 2))
-        pace = pace_of(lambda: evaluate_on(few.model, few.task, a.circuit, own), 2 * OWN)  # noqa: B023  (called here)
-        work = Workload(len(ground.task.of_split(split).pairs), setting.n_random)
-        ours = plan(work, seconds / 2 / len(grounds) / MEASURED, pace)
-        n_random = min(n_random, ours.n_random)
-        found.append(replace(ground, task=shortened(ground.task, split, ours.n_pairs)))
-        if ours.left_out:
-            notes.append(f"left out by --budget, on {ground.name}'s pairs: {', '.join(ours.left_out)}")
-    return found, replace(setting, n_random=n_random), notes
+def cross_in_time(
+    a: Side, b: Side, grounds: Sequence[Ground], setting: MeasureOptions, clock: Clock, *, stage: Stage = untold_stage
+) -> tuple[tuple[CrossCell, ...], list[str]]:
+    """Each circuit on so many pairs of every ground, beside so many random ones, as there is time for."""
+    found: list[CrossCell] = []
+    notes: list[str] = []
+    for place, ground in enumerate(grounds):
+        here = Clock(max(clock.left, 0.0) / (len(grounds) - place), clock.now)
+        cells, short = _cross_on(a, b, ground, setting, here, stage)
+        found += cells
+        notes += [f"left out by --budget, on {ground.name}'s pairs: {', '.join(short)}"] if short else []
+    return tuple(found), notes
+
+
+def _cross_on(
+    a: Side, b: Side, ground: Ground, setting: MeasureOptions, clock: Clock, stage: Stage
+) -> tuple[tuple[CrossCell, ...], tuple[str, ...]]:
+    """The circuits on one ground, and what of it is left out."""
+    own = replace(setting.settled(ground.record), n_random=0, train_split=ground.record["task"]["split"], where=())
+    split = split_of(ground.task, own.split, "test")
+    few = shortened(ground.task, split, 2)
+    pace = pace_of(lambda: evaluate_on(ground.model, few, a.circuit, own), 2 * OWN)
+    work = Workload(len(ground.task.of_split(split).pairs), setting.n_random)
+    ours = plan(work, clock.left / MEASURED, pace)
+    part = replace(ground, task=shortened(ground.task, split, ours.n_pairs))
+    told = first_told(clock.watched(stage), "three circuits", MEASURED * ours.alone(pace))
+    how = replace(setting, n_random=ours.n_random)
+    cells = clock.within("", lambda: cross_faithfulness(a, b, [part], how, stage=told))
+    return ((), ("all of it",)) if cells is None else (cells, ours.left_out)
 
 
 def shortened(task: Task, split: str, n: int) -> Task:

@@ -53,6 +53,7 @@ def discovery_numbers(found: Found, name: str, discovery: Discovery, source: str
 
 def battery_numbers(found: Found, results: Battery) -> None:
     """Hypothesis tests one by one, completeness, and transfer by axis."""
+    assert results.tests is not None, "a study has all the time that it needs"
     source, n = "circuit/circuit.json", results.tests.n_pairs
     decided = [one.decision for one in results.tests.outcomes]
     for one in results.tests.outcomes:
@@ -118,6 +119,7 @@ def faithfulness_of(found: Found, name: str, part: Any, what: str, n: int, sourc
 
 def _completeness(found: Found, results: Battery, source: str) -> None:
     report = results.completeness
+    assert report is not None, "a study has all the time that it needs"
     named: Mapping[str, tuple[Any, str]] = {
         "circuit": (report.circuit, "what the circuit does of what the model does"),
         "complement": (report.complement, "what the model does without the circuit"),

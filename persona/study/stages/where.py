@@ -150,10 +150,10 @@ def _persistence(context: Context, folder: Path, found: Found) -> None:
         values.tolist(),
         layers,
         list(names),
-        title="Share of D that comes with the stream (causal persistence)",
+        title="Share of the persona effect that comes with the stream (causal persistence)",
         x="part of the prompt",
         y="into layer",
-        unit="share of D",
+        unit="share of the persona effect (D)",
         numbers=".2f",
         upward=True,
     )
