@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit import parallel as ranks
-from persona_circuits.circuit.discovery.stages import Setting
+from persona_circuits.circuit.discovery.values import Setting
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.io import made_of, read_scores, write_scores
 from persona_circuits.circuit.scores import Scores

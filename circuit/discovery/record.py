@@ -9,7 +9,7 @@ import torch
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import Completeness
 from persona_circuits.circuit.discovery.options import ORDERS, Options
-from persona_circuits.circuit.discovery.stages import Controls, Effect, Measured, Pruned, Setting
+from persona_circuits.circuit.discovery.values import Controls, Effect, Measured, Pruned, Setting
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.task import Task
 from persona_circuits.metrics import Metric

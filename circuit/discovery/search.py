@@ -12,7 +12,7 @@ from typing import Any
 
 from persona_circuits.circuit.attribution import ActivationCost, Completeness, ScoreParts
 from persona_circuits.circuit.discovery import kept as keeping
-from persona_circuits.circuit.discovery import stages
+from persona_circuits.circuit.discovery import stages, values
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.record import description
@@ -235,19 +235,19 @@ def discover(
 
 
 def _scored(
-    setting: stages.Setting, given: Scores | str | Path | None, folder: Path | None, seconds: float
-) -> tuple[stages.Scored, Path | None]:
+    setting: values.Setting, given: Scores | str | Path | None, folder: Path | None, seconds: float
+) -> tuple[values.Scored, Path | None]:
     """Scores, and the file they are from: those given, those kept by an earlier search like this one, or new ones."""
     if isinstance(given, Scores):
         if setting.options.certify is not None:
             raise OptionError("certify needs scores pair by pair, and the given ones are of all pairs; leave one out")
-        return stages.Scored(given), None
+        return values.Scored(given), None
     again = given == keeping.NEW
     if given is not None and not again:
         scores, path = keeping.scores_at(Path(given), setting)
-        return stages.Scored(scores), path
+        return values.Scored(scores), path
     if not again and (found := keeping.scores_near(folder, setting)) is not None:
-        return stages.Scored(found[0]), found[1]
+        return values.Scored(found[0]), found[1]
     made = stages.score_edges(setting, seconds)
     keeping.keep(made.scores, folder, setting)
     return made, None

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,7 @@ from typing import Any
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import (
     LINEAR,
-    ActivationCost,
-    Completeness,
     Grid,
-    ScoreParts,
     activation_cost,
     completeness_of,
     grid_eap,
@@ -38,17 +35,15 @@ from persona_circuits.circuit.cost import OTHER, PLAIN, held_bytes, runs_of_scor
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
+from persona_circuits.circuit.discovery.values import Controls, Effect, Measured, Part, Pruned, Scored, Setting
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import (
     Certificate,
     FaithfulnessReport,
     NullRun,
-    PairScores,
     PathShares,
     Rule,
-    Signal,
     SignalWatch,
-    SpanStudy,
     Units,
     certify,
     evaluate,
@@ -56,7 +51,7 @@ from persona_circuits.circuit.evaluation import (
     pair_scores,
     span_study,
 )
-from persona_circuits.circuit.evaluation.curves import Smallest, Sweep, smallest, sweep
+from persona_circuits.circuit.evaluation.curves import smallest, sweep
 from persona_circuits.circuit.forward import (
     Ablation,
     KeptRuns,
@@ -69,21 +64,13 @@ from persona_circuits.circuit.forward import (
 )
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, Stage, about
-from persona_circuits.circuit.pruning import Finished, Schedule, acdc, check_n, finish, greedy, learn, threshold, top_n
+from persona_circuits.circuit.pruning import Schedule, acdc, check_n, finish, greedy, learn, threshold, top_n
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, forms_left_out, overlap
+from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, forms_left_out, overlap
 from persona_circuits.metrics import Metric
 
 __all__ = [
-    "Controls",
-    "Effect",
-    "Measured",
-    "Part",
-    "Pruned",
-    "Scored",
-    "Setting",
     "certified",
     "control",
     "effect_of",
@@ -101,94 +88,6 @@ LEARNED = 4
 """Gates aim at so much fewer edges than scores need for the same faithfulness; what they need is then searched."""
 MUCH_BYTES = 1 << 30
 """From here on it is said what ACDC holds."""
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """The pairs of one split, their rows as token ids, and this process's share of them, run plain once."""
-
-    split: str
-    task: Task
-    rows: tuple[Row, ...]
-    runs: KeptRuns
-
-    @property
-    def clusters(self) -> Clusters:
-        """Which pairs share personas and questions."""
-        return Clusters.of(self.task.pairs)
-
-
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """What a search stands on: ``test`` is ``train`` where the pairs have no splits. ``shared`` is what both have."""
-
-    model: Model
-    metric: Metric
-    options: Options
-    stage: Stage
-    ablation: Ablation | None
-    train: Part
-    test: Part
-    shared: Overlap
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        """Those to measure on, each split once."""
-        return (self.train,) if self.test.split == self.train.split else (self.train, self.test)
-
-
-@dataclass(frozen=True)
-class Effect:
-    """m(clean) - m(corrupt), m(full) - m(empty), and the threshold in the metric's units, None where there is none.
-
-    ``signal`` is whether the pairs hold an effect worth a search, ``seconds`` what the plain runs took.
-    """
-
-    divergence: float
-    whole: float
-    tau: float | None
-    signal: Signal
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """Every edge's score, by part of the prompt or by pair too where that was asked for; None of it for plain ACDC."""
-
-    scores: Scores | None
-    parts: ScoreParts | None = None
-    pairs: PairScores | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Pruned:
-    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at; the exact finish."""
-
-    circuit: Circuit
-    acdc_cost: dict[str, int] | None = None
-    smallest: Smallest | None = None
-    finished: Finished | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """Faithfulness by split, with random circuits, the complement and single edges beside it; nested circuits.
-
-    ``paths`` are the strongest ones, on the pairs of the last split; None without scores.
-    """
-
-    reports: tuple[FaithfulnessReport, ...]
-    sweep: Sweep | None
-    paths: PathShares | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Controls:
-    """How nearly EAP-IG's scores add up to the effect, what a short format did to them, where the contrast persists."""
-
-    completeness: Completeness | None
-    cost: ActivationCost | None
-    spans: SpanStudy | None
 
 
 def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:

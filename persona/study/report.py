@@ -165,9 +165,9 @@ def _results(numbers: Numbers, extras: Mapping[str, Mapping[str, Any]], out: Pat
         yield _tested(numbers, "variants.", ("_difference",))
     if frames := _parts(numbers, "frames", 1, ".n"):
         yield "### Frames"
-        compared = ("n", "divergence", "divergence_ratio", "correlation", "collapse", "mass", "edges", "f.own",
+        shown_of = ("n", "divergence", "divergence_ratio", "correlation", "collapse", "mass", "edges", "f.own",
                     "f.of_you", "f.random", "edges_jaccard", "nodes_jaccard")  # fmt: skip
-        yield _grid(numbers, "frames", frames, compared)
+        yield _grid(numbers, "frames", frames, shown_of)
         yield _tested(numbers, "frames.", ("_difference", "_shared_exchanged"))
         yield _figures(out, "frames")
     yield "### Where"
