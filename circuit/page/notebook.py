@@ -89,6 +89,10 @@ def circuit_page(
         Of its edges, and of others that smaller and larger circuits have.
     sweep, summary, inside
         What ``sweep.json``, ``summary.json`` and ``inside.json`` of a run would hold.
+
+    Returns
+    -------
+    The page: a notebook shows it, and ``write`` makes a file of it.
     """
     stored = circuit if isinstance(circuit, StoredCircuit) else StoredCircuit(circuit, scores, None, Path())
     run = record_run(stored, scores or stored.scores, name=name, sweep=sweep, summary=summary)

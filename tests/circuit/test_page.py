@@ -28,6 +28,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.cli import app
 
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
+SAMPLE = ROOT / "docs" / "sample" / "persona-world.html"
 WEB = ROOT / "circuit" / "page" / "web"
 SCRIPT = "<script>alert(1)</script>"
 
@@ -272,6 +273,14 @@ def test_a_notebook_shows_the_page_in_a_frame_and_reads_its_links(run, tmp_path)
     assert page.selection("page.html") == {"pins": [], "groups": {}}
     with pytest.raises(OptionError, match="groups are no JSON"):
         page.selection("#groups={")
+
+
+def test_the_sample_is_what_the_program_makes_of_its_data():
+    """After a change of the page: make sample."""
+    data = read_page(SAMPLE)
+    assert SAMPLE.read_text() == page_html(data)
+    assert page_faults(data) == []
+    assert [run["name"] for run in data["runs"]] == ["discover", "prior"]
 
 
 def test_every_module_is_in_the_program_after_what_it_imports():
