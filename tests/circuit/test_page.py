@@ -292,8 +292,8 @@ def test_every_module_is_in_the_program_after_what_it_imports():
         for imported, source in re.findall(r"^import \{([^}]*)\} from \"\./([\w.]+)\";$", text, re.M):
             assert {name.strip() for name in imported.split(",") if name.strip()} <= known[source], (module, source)
         assert text.count("import ") == len(re.findall(r"^import \{", text, re.M)) + text.count("that it imports")
-        found = re.findall(r"^(?:export )?(?:async )?(?:const|let|function) (\w+)", text, re.M)
-        known[module] = set(re.findall(r"^export (?:async )?(?:const|let|function) (\w+)", text, re.M))
+        found = re.findall(r"^(?:export )?(?:async )?(?:const|let|function|class) (\w+)", text, re.M)
+        known[module] = set(re.findall(r"^export (?:async )?(?:const|let|function|class) (\w+)", text, re.M))
         names += found
     assert len(names) == len(set(names))
     assert "import " not in re.sub(r"/\*.*?\*/", "", program(), flags=re.S)
