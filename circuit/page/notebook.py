@@ -92,7 +92,7 @@ def circuit_page(
 
     Returns
     -------
-    The page, which a notebook shows and ``write`` puts into a file.
+    The page: a notebook shows it, and ``write`` makes a file of it.
     """
     stored = circuit if isinstance(circuit, StoredCircuit) else StoredCircuit(circuit, scores, None, Path())
     run = record_run(stored, scores or stored.scores, name=name, sweep=sweep, summary=summary)

@@ -28,6 +28,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.cli import app
 
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
+SAMPLE = ROOT / "docs" / "sample" / "persona-world.html"
 WEB = ROOT / "circuit" / "page" / "web"
 SCRIPT = "<script>alert(1)</script>"
 
@@ -274,6 +275,14 @@ def test_a_notebook_shows_the_page_in_a_frame_and_reads_its_links(run, tmp_path)
         page.selection("#groups={")
 
 
+def test_the_sample_is_what_the_program_makes_of_its_data():
+    """After a change of the page: make sample."""
+    data = read_page(SAMPLE)
+    assert SAMPLE.read_text() == page_html(data)
+    assert page_faults(data) == []
+    assert [run["name"] for run in data["runs"]] == ["discover", "prior"]
+
+
 def test_every_module_is_in_the_program_after_what_it_imports():
     """Modules become one by leaving imports out, so each name must be exported, earlier, and once."""
     assert sorted(MODULES) == sorted(path.name for path in WEB.glob("*.js"))
@@ -283,8 +292,8 @@ def test_every_module_is_in_the_program_after_what_it_imports():
         for imported, source in re.findall(r"^import \{([^}]*)\} from \"\./([\w.]+)\";$", text, re.M):
             assert {name.strip() for name in imported.split(",") if name.strip()} <= known[source], (module, source)
         assert text.count("import ") == len(re.findall(r"^import \{", text, re.M)) + text.count("that it imports")
-        found = re.findall(r"^(?:export )?(?:async )?(?:const|let|function) (\w+)", text, re.M)
-        known[module] = set(re.findall(r"^export (?:async )?(?:const|let|function) (\w+)", text, re.M))
+        found = re.findall(r"^(?:export )?(?:async )?(?:const|let|function|class) (\w+)", text, re.M)
+        known[module] = set(re.findall(r"^export (?:async )?(?:const|let|function|class) (\w+)", text, re.M))
         names += found
     assert len(names) == len(set(names))
     assert "import " not in re.sub(r"/\*.*?\*/", "", program(), flags=re.S)

@@ -68,130 +68,133 @@ function lineOf(edge) {
   return `M${from.x} ${y1}C${from.x} ${y1 - pull} ${x2} ${y2 + pull} ${x2} ${y2}`;
 }
 
-/** The drawn graph: `update` shows what the state says, `focus` brings a node to the keyboard. */
-export function drawGraph(onHover) {
-  const edgeLayer = s("g", { class: "edges" });
-  const near = s("g", { class: "near", "aria-hidden": "true" });
-  const nodeLayer = s("g", { class: "nodes" });
-  const svg = s("svg", {
-    class: "graph", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group",
-    "aria-label": "Graph of the circuit. Arrow keys go from node to node, Enter shows a node, P pins it.",
-  }, background(), edgeLayer, near, nodeLayer);
-  svg.style.maxWidth = `${Math.round(WIDTH * 1.35)}px`;
-  let drawn = null;
-  let lines = new Map();
-  let boxes = new Map();
+/** The drawn graph: `update` shows what the state says, `highlight` brings edges out; `onHover` hears of what is pointed at. */
+export class Drawing {
+  constructor(onHover) {
+    this.onHover = onHover;
+    this.edgeLayer = s("g", { class: "edges" });
+    this.near = s("g", { class: "near", "aria-hidden": "true" });
+    this.nodeLayer = s("g", { class: "nodes" });
+    this.svg = s("svg", {
+      class: "graph", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group",
+      "aria-label": "Graph of the circuit. Arrow keys go from node to node, Enter shows a node, P pins it.",
+    }, background(), this.edgeLayer, this.near, this.nodeLayer);
+    this.svg.style.maxWidth = `${Math.round(WIDTH * 1.35)}px`;
+    this.svg.addEventListener("keydown", (event) => this.onKey(event));
+    this.drawn = null;
+    this.lines = new Map();
+    this.boxes = new Map();
+    this.buildNodes();
+  }
 
-  function build() {
+  buildEdges() {
     const view = state.view();
-    drawn = view.key;
     const most = Math.max(...view.edges.map((edge) => edge.strength), 1e-12);
-    lines = new Map();
     const handles = view.edges.length <= MOST_HANDLES;
-    edgeLayer.replaceChildren(...[...view.edges].sort((a, b) => a.strength - b.strength).map((edge) => {
-      const d = lineOf(edge);
-      const look = edge.side ? `edge ${edge.side}` : `edge ${edge.score > 0 ? "against" : "for"}`;
-      const line = s("path", { class: "line", d, "stroke-width": (0.6 + 4.6 * Math.sqrt(edge.strength / most)).toFixed(2) });
-      const group = s("g", { class: `${look}${edge.core === false ? " fringe" : ""}`, "data-edge": edge.name },
-        line, handles ? s("path", { class: "handle", d }) : null);
-      group.addEventListener("pointerenter", () => onHover(edge));
-      group.addEventListener("pointerleave", () => onHover(null));
-      group.addEventListener("click", () => state.set({ pick: edge.name }));
-      lines.set(edge.name, group);
-      return group;
-    }));
+    this.drawn = view.key;
+    this.lines = new Map([...view.edges].sort((a, b) => a.strength - b.strength)
+      .map((edge) => [edge.name, this.lineGroup(edge, edge.strength / most, handles)]));
+    this.edgeLayer.replaceChildren(...this.lines.values());
   }
 
-  function buildNodes() {
-    const names = new Set(views.flatMap((one) => one.edges.flatMap((edge) => [edge.src.name, edge.dst.name])));
-    const nodes = [...names, "input", "logits"].filter((name, i, all) => all.indexOf(name) === i).map(nodeOf);
-    nodes.sort((a, b) => rankOf(a) - rankOf(b));
-    nodeLayer.replaceChildren(...nodes.map((node) => {
-      const { x, y, width, height } = placeOf(node);
-      const group = s("g", { class: `node ${node.kind}`, tabindex: "-1", role: "button", "data-node": node.name },
-        s("rect", { x: x - width / 2, y: y - height / 2, width, height, rx: node.kind === "mlp" ? 8 : 3 }),
-        s("text", { x, y: y + 3.6 }, labelOf(node)));
-      group.addEventListener("pointerenter", () => onHover(node));
-      group.addEventListener("pointerleave", () => onHover(null));
-      group.addEventListener("focus", () => onHover(node));
-      group.addEventListener("click", (event) => (event.shiftKey ? state.togglePin(node.name) : state.set({ pick: node.name })));
-      boxes.set(node.name, { node, group, x, y });
-      return group;
-    }));
+  /** An edge: its line, and one that is easier to hit. */
+  lineGroup(edge, share, handle) {
+    const d = lineOf(edge);
+    const look = edge.side ?? (edge.score > 0 ? "against" : "for");
+    const group = s("g", { class: `edge ${look}${edge.core === false ? " fringe" : ""}`, "data-edge": edge.name },
+      s("path", { class: "line", d, "stroke-width": (0.6 + 4.6 * Math.sqrt(share)).toFixed(2) }),
+      handle ? s("path", { class: "handle", d }) : null);
+    group.addEventListener("pointerenter", () => this.onHover(edge));
+    group.addEventListener("pointerleave", () => this.onHover(null));
+    group.addEventListener("click", () => state.set({ pick: edge.name }));
+    return group;
   }
 
-  function update(shown) {
-    if (drawn !== state.view().key) build();
+  buildNodes() {
+    const names = new Set(["input", "logits", ...views.flatMap((one) => one.edges.flatMap((edge) => [edge.src.name, edge.dst.name]))]);
+    const nodes = [...names].map(nodeOf).sort((a, b) => rankOf(a) - rankOf(b));
+    this.nodeLayer.replaceChildren(...nodes.map((node) => this.nodeGroup(node)));
+  }
+
+  nodeGroup(node) {
+    const { x, y, width, height } = placeOf(node);
+    const group = s("g", { class: `node ${node.kind}`, tabindex: "-1", role: "button", "data-node": node.name },
+      s("rect", { x: x - width / 2, y: y - height / 2, width, height, rx: node.kind === "mlp" ? 8 : 3 }),
+      s("text", { x, y: y + 3.6 }, labelOf(node)));
+    for (const name of ["pointerenter", "focus"]) group.addEventListener(name, () => this.onHover(node));
+    for (const name of ["pointerleave", "blur"]) group.addEventListener(name, () => this.onHover(null));
+    group.addEventListener("click", (event) => (event.shiftKey ? state.togglePin(node.name) : state.set({ pick: node.name })));
+    this.boxes.set(node.name, { node, group, x, y });
+    return group;
+  }
+
+  update(shown) {
+    if (this.drawn !== state.view().key) this.buildEdges();
     const names = new Set(shown.edges.map((edge) => edge.name));
-    for (const [name, group] of lines) group.classList.toggle("hidden", !names.has(name));
+    for (const [name, group] of this.lines) group.classList.toggle("hidden", !names.has(name));
     const [into, out] = [countsOf(shown.edges, "dst"), countsOf(shown.edges, "src")];
-    const pinned = new Set(state.pins());
-    const sets = Object.entries(state.groups());
-    const current = boxes.get(state.get().pick)?.node.name ?? "input";
-    for (const [name, { group, node }] of boxes) {
-      const here = into.has(name) || out.has(name) || pinned.has(name);
-      const member = sets.findIndex(([, nodes]) => nodes.includes(name));
-      group.classList.toggle("hidden", !here && node.kind !== "input" && node.kind !== "logits");
-      group.classList.toggle("pinned", pinned.has(name));
-      group.classList.toggle("picked", state.get().pick === name);
-      group.setAttribute("data-group", member < 0 ? "" : String(member % 6));
-      group.setAttribute("aria-pressed", pinned.has(name) ? "true" : "false");
-      group.setAttribute("tabindex", name === current ? "0" : "-1");
-      group.setAttribute("aria-label", spoken(name, into.get(name) ?? 0, out.get(name) ?? 0, pinned.has(name), member < 0 ? "" : sets[member][0]));
-    }
-    mark(lines.get(state.get().pick), "picked");
+    const { pick } = state.get();
+    const current = this.boxes.has(pick) ? pick : "input";
+    for (const box of this.boxes.values()) this.updateNode(box, into.get(box.node.name) ?? 0, out.get(box.node.name) ?? 0, current);
+    this.edgeLayer.querySelector(".picked")?.classList.remove("picked");
+    this.lines.get(pick)?.classList.add("picked");
   }
 
-  function mark(group, look) {
-    for (const one of edgeLayer.querySelectorAll(`.${look}`)) one.classList.remove(look);
-    group?.classList.add(look);
+  updateNode({ node, group }, into, out, current) {
+    const { name } = node;
+    const pinned = state.pins().includes(name);
+    const sets = Object.entries(state.groups());
+    const member = sets.findIndex(([, nodes]) => nodes.includes(name));
+    group.classList.toggle("hidden", !into && !out && !pinned && node.kind !== "input" && node.kind !== "logits");
+    group.classList.toggle("pinned", pinned);
+    group.classList.toggle("picked", state.get().pick === name);
+    group.setAttribute("data-group", member < 0 ? "" : String(member % 6));
+    group.setAttribute("aria-pressed", String(pinned));
+    group.setAttribute("tabindex", name === current ? "0" : "-1");
+    group.setAttribute("aria-label", spoken(name, into, out, pinned, member < 0 ? "" : sets[member][0]));
   }
 
   /** Bring out some edges, or none: the others fade as one, and these are drawn again above them. */
-  function highlight(edges) {
-    svg.classList.toggle("looking", edges.length > 0);
-    near.replaceChildren(...edges.map((edge) => lines.get(edge.name)).filter(Boolean).map((group) => s(
-      "g", { class: group.getAttribute("class") }, group.firstChild.cloneNode(),
-    )));
+  highlight(edges) {
+    this.svg.classList.toggle("looking", edges.length > 0);
+    this.near.replaceChildren(...edges.map((edge) => this.lines.get(edge.name)).filter(Boolean)
+      .map((group) => s("g", { class: group.getAttribute("class") }, group.firstChild.cloneNode())));
   }
 
-  /** The visible node nearest in a direction. */
-  function neighbour(name, key) {
-    const from = boxes.get(name);
+  /** The visible node nearest in a direction; bars are as near as any column. */
+  neighbour(name, key) {
+    const from = this.boxes.get(name);
     const [dx, dy] = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] }[key];
-    let best = null;
-    for (const to of boxes.values()) {
+    const isBar = ({ node }) => node.kind === "input" || node.kind === "logits";
+    let best = { far: Infinity, name };
+    for (const to of this.boxes.values()) {
       if (to === from || to.group.classList.contains("hidden")) continue;
       const along = (to.x - from.x) * dx + (to.y - from.y) * dy;
       const across = Math.abs((to.x - from.x) * dy) + Math.abs((to.y - from.y) * dx);
-      const bar = to.node.kind === "input" || to.node.kind === "logits" || from.node.kind === "input" || from.node.kind === "logits";
-      if (along <= 4) continue;
-      const far = dy ? along * 3 + (bar ? 0 : across * 0.4) : along + across * 8;
-      if (!best || far < best.far) best = { far, name: to.node.name };
+      const far = dy ? along * 3 + (isBar(to) || isBar(from) ? 0 : across * 0.4) : along + across * 8;
+      if (along > 4 && far < best.far) best = { far, name: to.node.name };
     }
-    return best?.name ?? name;
+    return best.name;
   }
 
-  function focus(name) {
-    for (const { group } of boxes.values()) group.setAttribute("tabindex", "-1");
-    const { group } = boxes.get(name);
+  focus(name) {
+    for (const { group } of this.boxes.values()) group.setAttribute("tabindex", "-1");
+    const { group } = this.boxes.get(name);
     group.setAttribute("tabindex", "0");
     group.focus({ preventScroll: true });
-    group.scrollIntoView?.({ block: "nearest", inline: "nearest" });
+    group.scrollIntoView({ block: "nearest", inline: "nearest" });
   }
 
-  svg.addEventListener("keydown", (event) => {
-    const name = event.target.closest?.(".node")?.getAttribute("data-node");
-    if (!name) return;
-    if (event.key.startsWith("Arrow")) focus(neighbour(name, event.key));
+  onKey(event) {
+    const name = event.target.closest(".node")?.getAttribute("data-node");
+    if (!name || event.ctrlKey || event.metaKey) return;
+    if (event.key.startsWith("Arrow")) this.focus(this.neighbour(name, event.key));
     else if (event.key === "Enter") state.set({ pick: name });
     else if (event.key === "p" || event.key === "P" || event.key === " ") state.togglePin(name);
     else return;
     event.preventDefault();
     event.stopPropagation();
-  });
-  buildNodes();
-  return { svg, update, highlight, focus };
+  }
 }
 
 function labelOf(node) {

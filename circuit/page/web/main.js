@@ -2,7 +2,7 @@
 
 import { chips, filters, slider, toolbar } from "./controls.js";
 import { h } from "./elements.js";
-import { drawGraph, legend, titleOfEdge } from "./graph.js";
+import { Drawing, legend, titleOfEdge } from "./graph.js";
 import { panel } from "./panel.js";
 import { controlSection, curveSection, edgeTable, heading, keySection, methodSection, pairSection, stabilitySection } from "./sections.js";
 import { state } from "./state.js";
@@ -28,7 +28,7 @@ function bringOut(edges) {
   graph.highlight(edges.length || !pick ? edges : nearOf(state.view().byName.get(pick) ?? { name: pick }));
 }
 
-const graph = drawGraph((what) => {
+const graph = new Drawing((what) => {
   const near = nearOf(what);
   bringOut(near);
   tip.hidden = !what;
@@ -36,7 +36,7 @@ const graph = drawGraph((what) => {
 });
 
 const graphArea = h("section", { id: "graph", "aria-label": "The circuit" }, slots.bar, slots.slide, slots.filter, slots.chip,
-  h("div", { class: "stage" }, h("div", { class: "left" }, h("div", { class: "drawing", tabindex: "-1" }, graph.svg), slots.legend), h("aside", { class: "side-panel", "aria-live": "polite" }, slots.side)), listing);
+  h("div", { class: "stage" }, h("div", { class: "left" }, h("div", { class: "drawing", tabindex: "-1" }, graph.svg), slots.legend), h("aside", { class: "side-panel" }, slots.side)), listing);
 
 graphArea.addEventListener("pointermove", (event) => {
   tip.style.left = `${Math.min(event.clientX + 14, innerWidth - 190)}px`;
