@@ -382,7 +382,8 @@ PAIR = {
     "neutral": "you are a very cook. you choose red or blue? answer:",
     "spans": {side: {"persona": {"tokens": [0, 6]}, "question": {"tokens": [6, 12]}} for side in ("clean", "corrupt")},
 }
-PAIRS = [PAIR, PAIR | {"id": "home-1", "split": "test"}]
+FORMS = {" blue": [" blue", " a blue"], " red": [" red or green"]}
+PAIRS = [PAIR, PAIR | {"id": "home-1", "split": "test", "forms": FORMS}]
 PROMPTS = [{key: row[key] for key in ("clean", "corrupt", "answers", "wrong_answers")} for row in PAIRS]
 PERSONAS = [
     {
@@ -597,7 +598,11 @@ READERS: tuple[Reader, ...] = (
     Reader("pair file, auto-circuit's", "json", "prompts.json", {"prompts": PROMPTS}, load_task),
     Reader("pair file with candidates", "jsonl", "items.jsonl", PAIRS, load_items),
     Reader(
-        "pair file against a tokenizer", "jsonl", "examples.jsonl", PAIRS, lambda path: load_examples(path, _tiny())
+        "pair file against a tokenizer",
+        "jsonl",
+        "examples.jsonl",
+        PAIRS,
+        lambda path: load_examples(path, _tiny(), takes_forms=True),
     ),
     Reader("neutral wordings by question", "jsonl", "neutral.jsonl", NEUTRALS, load_neutral),
     Reader(

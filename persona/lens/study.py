@@ -350,13 +350,14 @@ def _notes(
     found: ExampleFile, positions: Sequence[str], options: LensOptions, attribution: Attribution
 ) -> tuple[str, ...]:
     notes = []
-    if not options.positions and len(positions) < len(POSITIONS):
+    formed = any(one.forms is not None for one in found.examples)
+    if not formed and not options.positions and len(positions) < len(POSITIONS):
         missing = ", ".join(name for name in POSITIONS if name not in positions)
         notes.append(f"not every prompt has such a place: {missing}")
     if found.uneven:
         notes.append(f"{found.uneven} of {len(found.items)} pairs have prompts of different length")
     notes += forms_left_out([one.forms.left_out for one in found.examples[::2] if one.forms is not None])
-    if any(one.forms is not None for one in found.examples):
+    if formed:
         notes.append("options are sets of forms, so D is no sum over what nodes write: no attributions are written")
     elif not attribution.conserved:
         notes.append(
