@@ -622,3 +622,18 @@ def test_a_real_model_reaches_all_of_d(craftgpt):
     end = Site("stream", craftgpt.graph.n_layers, ANSWER)
     assert study.effects.share("denoising", end).value == pytest.approx(1.0, abs=1e-4)
     assert study.paths.shares["both"][-1][0].value == pytest.approx(1.0, abs=1e-4)
+
+
+def test_two_words_take_the_place_of_every_pairs_answers(tiny64):
+    """The same examples as ``lens --tokens`` reads, and in every pair, which patching encodes anew."""
+    from persona_circuits.persona.data import examples_of, load_examples, load_items
+
+    words = (" blue", " red")
+    items = load_items(DATA / "tiny_pairs.json").with_tokens(words)
+    assert {(item.pair.answers, item.pair.wrong_answers) for item in items.items} == {((" blue",), (" red",))}
+    with_tokens = load_examples(DATA / "tiny_pairs.json", tiny64, tokens=words)
+    assert [(one.answers, one.others) for one in examples_of(items, tiny64).examples] == [
+        (one.answers, one.others) for one in with_tokens.examples
+    ]
+    with pytest.raises(OptionError, match="give two different words"):
+        items.with_tokens((" blue", " blue"))
