@@ -2,7 +2,7 @@
 
     python benchmarks/start.py                          # or: make bench-start
     python benchmarks/start.py --before CHECKOUT        # an older checkout beside this one
-    python benchmarks/start.py --only discover,lens     # prints these, writes nothing
+    python benchmarks/start.py --only --help,models     # these commands alone
 
 Every command runs in a process of its own on one thread; seconds are the processor's, the least of the rounds, so that
 the files are in memory and compiled. Above them stands what the host libraries take to be imported, below which no
@@ -61,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print, and write the tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--before", type=Path, help="another checkout, whose commands are timed beside these")
-    parser.add_argument("--only", help="commands, with commas; nothing is written")
+    parser.add_argument("--only", help="commands, with commas")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args(argv)
     names = options.only.split(",") if options.only else list(COMMANDS)
     checkouts = [ROOT, *([options.before.resolve()] if options.before else [])]
     rows: list[tuple[object, ...]] = []
-    for name, code in IMPORTS.items() if not options.only else ():
+    for name, code in IMPORTS.items():
         seconds, size = _least(["-c", code], Path.cwd(), options.rounds)
         rows.append((name, f"{seconds:.1f}", f"{size:.0f}", *[""] * (2 * len(checkouts) - 2)))
     with tempfile.TemporaryDirectory() as folder:
@@ -83,11 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = ("what", "CPU s", "MB", *(("CPU s before", "MB before") if options.before else ()))
     tables = markdown_table(columns, rows), markdown_table(("requirement", "packages", "MB", "largest"), installed())
     print("\n\n".join(tables))
-    if not options.only:
-        from persona_circuits.circuit.profiling import machine
+    from persona_circuits.circuit.profiling import machine
 
-        line = machine_line({**machine("cpu"), "threads": 1})
-        replace_section(PAGE, "start", f"{line}\n\n{tables[0]}\n\n{tables[1]}")
+    line = machine_line({**machine("cpu"), "threads": 1})
+    replace_section(PAGE, "start", f"{line}\n\n{tables[0]}\n\n{tables[1]}")
     return 0
 
 

@@ -166,8 +166,12 @@ def load(stage: Callable[[str], Any], name: str, how: Loading, check: Callable[[
 
     refuse_revision(resolve(name), how.revision)
     if check is not None and not how.fitting:
+        from persona_circuits.circuit.model.checkpoint import check_folder
+        from persona_circuits.circuit.model.gguf import gguf_in
         from persona_circuits.persona.data import load_tokenizer
 
+        if Path(resolve(name)).is_dir() and gguf_in(resolve(name)) is None:
+            check_folder(Path(resolve(name)))  # a folder that is no model is the first thing to be told
         check(load_tokenizer(name, revision=how.revision))
     limit = None if how.max_memory is None else parse_bytes(how.max_memory)
     given: dict[str, Any] = {"revision": how.revision, "device": how.device, "dtype": how.dtype, "max_memory": limit}
