@@ -20,6 +20,7 @@ from persona_circuits.circuit.evaluation.matched import (
     random_circuits,
 )
 from persona_circuits.circuit.evaluation.measurements import Measurements
+from persona_circuits.circuit.evaluation.missed import Missed, missed
 from persona_circuits.circuit.evaluation.null import NullRun, null_run
 from persona_circuits.circuit.evaluation.scores_by_pair import PairScores, Rule, pair_scores
 from persona_circuits.circuit.evaluation.signal import Signal, SignalWatch, signal_of
@@ -35,6 +36,7 @@ __all__ = [
     "Faithfulness",
     "FaithfulnessReport",
     "Measurements",
+    "Missed",
     "NullRun",
     "PairRow",
     "PairScores",
@@ -56,6 +58,7 @@ __all__ = [
     "matched_circuits",
     "matched_outside",
     "measured_pairs",
+    "missed",
     "null_run",
     "pair_scores",
     "pairs_view",
