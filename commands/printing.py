@@ -172,6 +172,8 @@ def print_discovery(found: Discovery) -> None:
     _print_edges(found)
     if found.certificate is not None:
         say(f"certificate {found.certificate.sentence}")
+    if found.missed is not None:
+        say(f"missed      {found.missed.sentence}")
     if found.null is not None:
         _print_null_run(found)
     if found.spans is not None:

@@ -173,9 +173,10 @@ ELSEWHERE = {
 """Refused in other words, by the options' own checks; tested with those commands."""
 ALWAYS = {
     "get": "--list --folder",
-    "discover": "--model --pairs --out --prune --finish --certify --target-faithfulness --sweep --metric --ablation "
-    "--align --null --train-split --eval-split --where --n-random --min-faithfulness --strongest --seed --device "
-    "--dtype --max-memory --batch-size --fitting --force --report --json",
+    "discover": "--model --pairs --out --prune --finish --checks --certify --target-faithfulness --sweep --metric "
+    "--ablation --align --null --train-split --eval-split --where --n-random --min-faithfulness --strongest --seed "
+    "--device --dtype --max-memory --batch-size --fitting --force --report "
+    "--json",
     "report": "--out --with --groups --inside",
     "evaluate": "--pairs --model --metric --ablation --split --where --only-faithfulness --n-random "
     "--min-faithfulness --report --seed --device --dtype --max-memory --revision --batch-size --fitting --json",

@@ -34,7 +34,7 @@ def mean_of(scores: Sequence[Scores], by: str = "scale") -> Scores:
     --------
     >>> one, other = (Scores.of(Graph(1, 1), {"input->m0": x, "m0->logits": y}) for x, y in ((3.0, 1.0), (-10.0, 70.0)))
     >>> mean_of([one, other], "rank")["m0->logits"]
-    0.916...
+    0.9375
     """
     if not scores:
         raise OptionError("an ensemble needs at least one scorer")

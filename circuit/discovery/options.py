@@ -95,6 +95,10 @@ class Options(PlainNumbers):
         int | None,
         Option("Say of every edge whether it stays when any so many personas or questions are taken away.", min=1),
     ] = None
+    checks: Annotated[
+        int | None,
+        Option("Patch so many edges outside the circuit, drawn at random, to bound how many were missed.", min=1),
+    ] = None
     sweep: Annotated[bool, Option("Nested circuits over thresholds too: size against faithfulness.")] = False
     metric: MetricName = "persona-divergence"
     ablation: AblationName = "corrupt"
@@ -133,7 +137,7 @@ class Options(PlainNumbers):
             OptionError: a value is unknown or impossible, or an option would have no effect.
         """
         check_choices(self)
-        for name in ("steps", "batch-size", "candidates", "train-steps"):
+        for name in ("steps", "batch-size", "candidates", "train-steps", "checks"):
             number = getattr(self, name.replace("-", "_"))
             if number is not None and number < 1:
                 raise OptionError(f"--{name} must be at least 1, got {number}")

@@ -32,6 +32,7 @@ def description(
         "seed": options.seed,
         "stamp": _stamp(options, setting.metric, setting.train.split),
         "faithfulness": [report.as_dict() for report in measured.reports],
+        **({} if controls.missed is None else {"missed": controls.missed.as_dict()}),
         "versions": _versions(),
         "computation": {
             "threads": torch.get_num_threads(),

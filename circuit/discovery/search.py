@@ -24,6 +24,7 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import (
     Certificate,
     FaithfulnessReport,
+    Missed,
     NullRun,
     PathShares,
     Signal,
@@ -71,7 +72,8 @@ class Discovery:
     thresholds. ``shared`` is
     what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
     scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
-    worth a search, ``certificate`` which edges stay when personas or questions go. ``reused`` is the file of
+    worth a search, ``certificate`` which edges stay when personas or questions go,
+    ``missed`` a bound on edges outside that matter. ``reused`` is the file of
     scores that were used again, None where they were made here; ``made_of`` is what they follow from.
     ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores.
     """
@@ -94,6 +96,7 @@ class Discovery:
     completeness: Completeness | None = None
     finished: Finished | None = None
     certificate: Certificate | None = None
+    missed: Missed | None = None
     signal: Signal | None = None
     reused: Path | None = None
     made_of: Mapping[str, Any] | None = None
@@ -205,7 +208,7 @@ def discover(
     pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
     pruned = stages.finish_off(setting, pruned, scored.scores, effect.whole, state / FINISH if state else None)
     measured = stages.measure(setting, scored.scores, pruned.circuit)
-    controls = stages.control(setting, scored, effect)
+    controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
     about = description(setting, task, effect, pruned, measured, controls)
     return Discovery(
@@ -227,6 +230,7 @@ def discover(
         completeness=controls.completeness,
         finished=pruned.finished,
         certificate=certificate,
+        missed=controls.missed,
         signal=effect.signal,
         reused=reused,
         made_of=keeping.made(setting),

@@ -40,6 +40,7 @@ from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import (
     Certificate,
     FaithfulnessReport,
+    Missed,
     NullRun,
     PathShares,
     Rule,
@@ -48,6 +49,7 @@ from persona_circuits.circuit.evaluation import (
     certify,
     evaluate,
     measured_paths,
+    missed,
     pair_scores,
     span_study,
 )
@@ -384,7 +386,7 @@ def _told(runs: KeptRuns, progress: Progress) -> Iterator[Prepared]:
         progress(place + 1, len(runs))
 
 
-def control(setting: Setting, scored: Scored, effect: Effect) -> Controls:
+def control(setting: Setting, scored: Scored, effect: Effect, circuit: Circuit) -> Controls:
     """What the scores leave open, as far as they are of a kind that leaves it open."""
     model, metric, options, groups = setting.model, setting.metric, setting.options, setting.train.runs.batches
     summed = lost = spans = None
@@ -398,4 +400,14 @@ def control(setting: Setting, scored: Scored, effect: Effect) -> Controls:
         plain = groups if setting.ablation is None else [bare(batch) for batch in groups]
         shared: dict[str, Any] = {"seed": options.seed, "clusters": setting.train.clusters}
         spans = span_study(model, scored.parts, prepare_each(model, plain), metric, **shared)
-    return Controls(summed, lost, spans)
+    return Controls(summed, lost, spans, _missed(setting, effect, circuit))
+
+
+def _missed(setting: Setting, effect: Effect, circuit: Circuit) -> Missed | None:
+    """Edges outside against the threshold, or the default one where the circuit had none."""
+    options = setting.options
+    if options.checks is None:
+        return None
+    tau = options.DEFAULT_SHARE * abs(effect.whole) if effect.tau is None else effect.tau
+    how: dict[str, Any] = {"seed": options.seed, "progress": setting.stage("edges outside")}
+    return missed(setting.model, list(setting.train.runs()), setting.metric, circuit, tau, options.checks, **how)

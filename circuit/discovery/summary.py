@@ -52,6 +52,8 @@ def _asked_for(discovery: Discovery) -> dict[str, Any]:
         found["completeness"] = discovery.completeness.as_dict()
     if discovery.certificate is not None:
         found["certificate"] = discovery.certificate.as_dict()
+    if discovery.missed is not None:
+        found["missed"] = discovery.missed.as_dict()
     if discovery.finished is not None:
         found["finish"] = discovery.finished.as_dict()
     return found | ({"sweep": discovery.sweep.as_dict()} if discovery.sweep else {})

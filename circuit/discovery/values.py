@@ -12,6 +12,7 @@ from persona_circuits.circuit.attribution import (
 from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.circuit.evaluation import (
     FaithfulnessReport,
+    Missed,
     PairScores,
     PathShares,
     Signal,
@@ -123,8 +124,9 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Controls:
-    """How nearly EAP-IG's scores add up to the effect, what a short format did to them, where the contrast persists."""
+    """How nearly EAP-IG's scores add up, what a short format did to them, where contrast persists, what is missed."""
 
     completeness: Completeness | None
     cost: ActivationCost | None
     spans: SpanStudy | None
+    missed: Missed | None = None

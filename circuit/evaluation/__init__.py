@@ -20,6 +20,7 @@ from persona_circuits.circuit.evaluation.matched import (
     random_circuits,
 )
 from persona_circuits.circuit.evaluation.measurements import Measurements
+from persona_circuits.circuit.evaluation.missed import Missed, missed
 from persona_circuits.circuit.evaluation.null import NullRun, null_run
 from persona_circuits.circuit.evaluation.paths import PathShare, PathShares, measured_paths
 from persona_circuits.circuit.evaluation.scores_by_pair import PairScores, Rule, pair_scores
@@ -36,6 +37,7 @@ __all__ = [
     "Faithfulness",
     "FaithfulnessReport",
     "Measurements",
+    "Missed",
     "NullRun",
     "PairRow",
     "PairScores",
@@ -60,6 +62,7 @@ __all__ = [
     "matched_outside",
     "measured_pairs",
     "measured_paths",
+    "missed",
     "null_run",
     "pair_scores",
     "pairs_view",

@@ -7,7 +7,15 @@ import pytest
 import torch
 from conftest import pairs_that_begin_alike
 
-from persona_circuits.circuit.attribution import ceap, clean_corrupted, eap_by_definition, eap_ig, mean_of, score_parts
+from persona_circuits.circuit.attribution import (
+    ceap,
+    clean_corrupted,
+    eap,
+    eap_by_definition,
+    eap_ig,
+    mean_of,
+    score_parts,
+)
 from persona_circuits.circuit.attribution.eap import _read_apart
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import OptionError
@@ -15,7 +23,7 @@ from persona_circuits.circuit.forward import make_ablation, prepare, targets_of
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import read_circuit
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.task import batches, encode
+from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
 
 DIFF = METRICS["logit-diff"]
@@ -125,3 +133,11 @@ def test_a_search_by_several_scorers_says_which(tiny, tiny_task, tmp_path):
 def test_ensembles_of_nothing_are_refused(asked, says):
     with pytest.raises(OptionError, match=says):
         Options(**{"method": "mean-of", "prune": "top-n", "top_n": 9, **asked}).checked()
+
+
+def test_over_both_directions_of_a_persona_metric_clean_corrupted_is_eap(tiny64, tiny_task):
+    """The other direction's gradient is the other end's, with its sign turned."""
+    both, metric = batches(with_swap_rows(encode(tiny_task, tiny64)[:2]), 8, "cpu"), METRICS["persona-divergence"]
+    np.testing.assert_allclose(
+        clean_corrupted(tiny64, both, metric).values, eap(tiny64, both, metric).values, atol=1e-9
+    )
