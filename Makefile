@@ -15,7 +15,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-start reliability coverage notebooks peers clean
+.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-start reliability coverage workflows notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -36,7 +36,7 @@ sample: $(READY)  ## the page under docs/sample again, and its picture
 	$(BIN)/persona-circuits discover --out runs/discover --report
 	$(BIN)/persona-circuits evaluate runs/discover --quick
 	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --out runs/prior
-	$(BIN)/persona-circuits report runs/discover --with prior=runs/prior --out docs/sample/persona-world.html
+	$(BIN)/persona-circuits report runs/discover --with prior=runs/prior --file docs/sample/persona-world.html
 	$(BIN)/python benchmarks/page_picture.py docs/sample/persona-world.html docs/images/page.png --fragment "#pick=a9.h10"
 
 circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
@@ -132,6 +132,10 @@ reliability: $(READY)  ## kills, full and read-only disks, broken files; writes 
 
 coverage: $(READY)  ## coverage of intervals and level of tests, by simulation; writes docs/statistics.md
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/coverage.py --page docs/statistics.md
+
+workflows: $(READY)  ## run every command of docs/workflows on the real models that get fetched; writes what they print
+	mkdir -p runs/workflows docs/workflows/images
+	$(BIN)/python benchmarks/workflows.py $(addprefix docs/workflows/,collapse.md inside.md neurons.md vectors.md)
 
 notebooks: $(READY)  ## every notebook from its Markdown; the evidence is run
 	$(BIN)/python notebooks/build.py

@@ -39,7 +39,9 @@ def report(
     context: typer.Context,
     *,
     run: Annotated[Path, typer.Argument(help="A run's folder, its circuit.json, or EAP-IG's JSON.")] = LATEST,
-    out: Annotated[Path | None, typer.Option("--out", help="The page. (default: page.html beside the circuit)")] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="The page. (default: page.html beside the circuit)")
+    ] = None,
     beside: Annotated[
         list[str] | None,
         typer.Option("--with", help="NAME=RUN: another circuit of the same shape, seen beside it; may be repeated."),
@@ -63,14 +65,14 @@ def report(
         from persona_circuits.circuit.storage import check_output_file, write_text
 
         stored = read_circuit(run)
-        out = out or stored.path.with_name(PAGE)
-        check_output_file(out)
+        file = file or stored.path.with_name(PAGE)
+        check_output_file(file)
         others = _named(beside or [])
         if inside:
             _look_inside(stored, model, pairs, loading)
         data = page_of_run(run, others=others, groups=groups, command=command_line())
-        write_text(page_html(data), out)
-        say(str(out))
+        write_text(page_html(data), file)
+        say(str(file))
 
 
 def command_line() -> str:

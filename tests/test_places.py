@@ -84,14 +84,15 @@ def test_an_empty_name_is_refused(given, command):
 def test_a_file_is_checked_before_work(given, tmp_path, command, place, says):
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "link.json").symlink_to(tmp_path / "gone")
-    done = fails(says, command, *given(TO_FILES[command]), "--out", tmp_path / place)
+    option = "--file" if command in ("export", "pairs", "vary", "prior-pairs") else "--out"
+    done = fails(says, command, *given(TO_FILES[command]), option, tmp_path / place)
     assert str(tmp_path / place) in done.stderr
 
 
 @pytest.mark.parametrize("command", ["draw", "compare"])
 def test_a_picture_is_checked_before_work(given, tmp_path, command):
     (tmp_path / "folder.svg").mkdir()
-    arguments = {"draw": ["RUN", "--out"], "compare": ["RUN", "RUN", "--picture"]}[command]
+    arguments = {"draw": ["RUN", "--file"], "compare": ["RUN", "RUN", "--picture"]}[command]
     option = [command, *given(arguments)]
     fails("it is a folder", *option, tmp_path / "folder.svg")
     fails("format is 'bmp'", *option, tmp_path / "x.bmp")

@@ -88,4 +88,5 @@ def _at(curve: Points, heights: np.ndarray) -> np.ndarray:
     ends = [points[i : len(points) - 3 + i : 3] for i in range(4)]
     weights = ((1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3)
     along = sum(w[None] * p[:, None] for w, p in zip(weights, ends, strict=True)).reshape(-1, 2)
-    return np.interp(heights, along[:, 1], along[:, 0], left=np.nan, right=np.nan)
+    level = along[:, 1] + 1e-9 * np.arange(len(along))  # a level piece has an order too
+    return np.interp(heights, level, along[:, 0], left=np.nan, right=np.nan)

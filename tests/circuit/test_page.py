@@ -224,7 +224,7 @@ def test_groups_are_read_strictly_and_part_the_edges(tmp_path):
 def test_report_puts_runs_side_by_side_and_names_what_is_wrong(run, tmp_path):
     groups = tmp_path / "g.json"
     groups.write_text(json.dumps({"format": "persona-circuits/groups", "version": 1, "groups": {"first": ["m0"]}}))
-    done = call("report", run, "--with", f"again={run}", "--groups", groups, "--out", tmp_path / "p.html")
+    done = call("report", run, "--with", f"again={run}", "--groups", groups, "--file", tmp_path / "p.html")
     assert done.exit_code == 0, done.output
     data = read_page(tmp_path / "p.html")
     assert [one["name"] for one in data["runs"]] == ["tiny", "again"]
@@ -238,7 +238,7 @@ def test_report_puts_runs_side_by_side_and_names_what_is_wrong(run, tmp_path):
         (["--groups", run / "summary.json"], "expected"),
         (["--with", f"b={tmp_path}"], "cannot be read"),
     ):
-        failed = call("report", run, *more, "--out", tmp_path / "q.html")
+        failed = call("report", run, *more, "--file", tmp_path / "q.html")
         assert failed.exit_code == 2
         assert says in failed.stderr
         assert not (tmp_path / "q.html").exists()
