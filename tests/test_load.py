@@ -70,7 +70,7 @@ def test_pairs_read_ahead_are_those_that_are_read_one_by_one(align, monkeypatch)
         for reader in ({}, {"add_prefix_space": True}):
             slow, fast = Reader(**reader), Reader(**reader)
             with monkeypatch.context() as patch:
-                patch.setattr(task_module, "_many_token_ids", lambda *_: {})
+                patch.setattr(task_module, "many_token_ids", lambda *_: {})
                 expected = outcome(task, slow, align)
             assert outcome(task, fast, align) == expected
             assert fast.tokenizer.calls * 3 < slow.tokenizer.calls

@@ -50,7 +50,7 @@ def test_every_prompt_is_run_anew_where_runs_are_too_large_to_keep(tiny, tiny_ta
     once = counted.total()
     monkeypatch.setattr(prepared, "KEPT_BYTES", 0)
     again = discover(tiny, tiny_task, options)
-    assert counted.total() == 4 * once
+    assert counted.total() == 5 * once  # effect, scores, faithfulness, paths: four more
     np.testing.assert_allclose(again.scores.values, kept.scores.values, atol=1e-5)
     assert again.circuit == kept.circuit
 
