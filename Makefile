@@ -36,7 +36,8 @@ sample: $(READY)  ## the page under docs/sample again, and its picture
 	$(BIN)/persona-circuits discover --out runs/discover --report
 	$(BIN)/persona-circuits evaluate runs/discover --quick
 	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --out runs/prior
-	$(BIN)/persona-circuits report runs/discover --with prior=runs/prior --file docs/sample/persona-world.html
+	$(BIN)/persona-circuits explain --by domain --out runs/explain
+	$(BIN)/persona-circuits report runs/discover --with prior=runs/prior --verdicts runs/explain --file docs/sample/persona-world.html
 	$(BIN)/python benchmarks/page_picture.py docs/sample/persona-world.html docs/images/page.png --fragment "#pick=a9.h10"
 
 circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again

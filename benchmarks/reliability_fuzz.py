@@ -35,6 +35,7 @@ from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit,
 from persona_circuits.circuit.model import Origin, origin_of
 from persona_circuits.circuit.page import circuit_page, page_faults, page_html, read_groups, read_page
 from persona_circuits.circuit.page.run import read_sweep
+from persona_circuits.circuit.page.verdicts import read_verdicts
 from persona_circuits.circuit.peers import check_model, prune_scores, read_autocircuit_scores, read_submission
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import DamagedState, read_state, state_metadata
@@ -581,6 +582,16 @@ POINT = {
     "intervals": {"test": {"low": 0.1, "high": 0.9}},
     "medians": {"test": 0.4},
 }
+EXPLAINED = {
+    "format": "persona-circuits/explain",
+    "version": 1,
+    "model": {"name": "m", "fingerprint": "0" * 64},
+    "sources": [{"source": "pairs.jsonl", "sha256": "0" * 64}],
+    "null": {"n": 8, "sigma_0": 0.04},
+    "tests": {},
+    "groups": [],
+    "resampled": "pairs",
+}
 
 
 def _page_text() -> str:
@@ -593,6 +604,7 @@ READERS: tuple[Reader, ...] = (
     Reader("pair file", "jsonl", "pairs.jsonl", PAIRS, load_task),
     Reader("groups of nodes", "json", "groups.json", GROUPS, partial(read_groups, graph=GRAPH)),
     Reader("sweep of a run", "json", "sweep.json", {"points": [POINT]}, read_sweep),
+    Reader("verdicts of explain", "json", "explain.json", EXPLAINED, read_verdicts),
     Reader("page of a circuit", "text", "page.html", _page_text(), lambda path: page_faults(read_page(path))),
     Reader("pair file, an array", "json", "pairs.json", PAIRS, load_task),
     Reader("pair file, auto-circuit's", "json", "prompts.json", {"prompts": PROMPTS}, load_task),

@@ -89,7 +89,7 @@ def vectors(
         check_journal(out, kept)
         check_output_folder(out / "cache")
         with progress_bars() as stage:
-            loaded = load(stage, shipped_or(model), loading)
+            loaded = load(stage, shipped_or(model), loading, lambda reader: form.opened(reader.tokenizer))
             at = chosen_layer(loaded.graph.n_layers, options.layer, options.layer_fraction)
             if said is None:
                 made, record = respond_here(loaded, wanted, form, sampling, out, stage, stops=stop is not None)
@@ -240,7 +240,8 @@ def steer(
         plain = lines_of(asked.neutral)
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, name, loading)
+            check = partial(_check_both, (here, there))
+            loaded = load(stage, name, loading, check)
             options = options.over(loaded.graph.n_layers).checked()
             steered, fitted = (one.examples(loaded, loading.fitting) for one in (here, there))
             how = {"toward": named, "neutral": plain, "progress": stage("steering")}
@@ -303,6 +304,12 @@ def _steered_and_fitted(pairs: Path | None, fit: Path | None, split: str | None)
         path, label = path_and_name(fit, "datasets/pairs_train.jsonl")
         return Place(*asked, steered), Place(load_items(path, label=label), label, "all")
     return Place(*asked, steered), Place(*asked, "train" if "train" in known and steered != "train" else "all")
+
+
+def _check_both(places: Sequence[Place], reader: Any) -> None:
+    """That the pairs to steer and those to fit on fit a tokenizer."""
+    for one in places:
+        one.examples(reader, fitting=False)
 
 
 def _print_steering(study: Any, texts: Any) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -217,7 +218,8 @@ def specificity(
             check_output_folder(out)
         with progress_bars() as stage:
             pinned = replace(loading, revision=revision_of(records[0], model))
-            loaded = load(stage, model or records[0]["model"]["name"], pinned)
+            check = partial(_check_contrasts, records, tasks, setting)
+            loaded = load(stage, model or records[0]["model"]["name"], pinned, check)
             from persona_circuits.circuit.evaluation import specificity as matrix
 
             contrasts, clusters = {}, {}
@@ -247,6 +249,16 @@ def _contrasts(paths: list[Path], names: str | None) -> dict[str, Any]:
 def _check_graphs(stored: list[Any]) -> None:
     if other := next((one for one in stored if one.circuit.graph != stored[0].circuit.graph), None):
         raise OptionError(f"{other.path} is a circuit of another graph than {stored[0].path}; give one model's")
+
+
+def _check_contrasts(records: Sequence[Any], tasks: Sequence[Any], setting: MeasureOptions, reader: Any) -> None:
+    """That the pairs of every contrast fit a tokenizer, but where the circuit was found on those of them that do."""
+    from persona_circuits.circuit.discovery import check_pairs
+
+    for about, task in zip((record["task"] for record in records), tasks, strict=True):
+        if not about.get("unfit"):
+            where = tuple(about.get("where", {}).items())
+            check_pairs(task, reader, (setting.split, "test"), where=where, align=about["align"])
 
 
 def _ground(

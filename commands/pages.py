@@ -49,6 +49,10 @@ def report(
     groups: Annotated[
         Path | None, typer.Option("--groups", help="Named groups of nodes, a file that the page saves.")
     ] = None,
+    verdicts: Annotated[
+        Path | None,
+        typer.Option("--verdicts", help="A folder of explain: its verdicts, beside their causal tests and null."),
+    ] = None,
     inside: Annotated[
         bool,
         typer.Option("--inside", help="Run the model too: what every node attends to, moves, promotes; inside.json."),
@@ -70,7 +74,7 @@ def report(
         others = _named(beside or [])
         if inside:
             _look_inside(stored, model, pairs, loading)
-        data = page_of_run(run, others=others, groups=groups, command=command_line())
+        data = page_of_run(run, others=others, groups=groups, verdicts=verdicts, command=command_line())
         write_text(page_html(data), file)
         say(str(file))
 

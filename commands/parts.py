@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,9 +74,10 @@ def neurons(
         }
         check_output_folder(out)
         with progress_bars() as stage:
-            loaded = load(stage, name, loading)
             read = load_items if options.answers else load_unanswered
             items = {key: read(path, label=label) for key, (path, label) in files.items() if path}
+            check = partial(_check_all, tuple(items.values()))
+            loaded = load(stage, name, loading, check)
             found = {key: examples_of(own, loaded, fitting=loading.fitting) for key, own in items.items()}
             dropped = _left_out(items, found)
             study = study_neurons(loaded, *held_out_files(**found), options=options, dropped=dropped, stage=stage)
@@ -83,6 +86,14 @@ def neurons(
                 write_neurons(study, staging)
                 index(context, staging, name, notes=study.notes)
         show(as_json, lambda: neuron_record(study), lambda: _print_neurons(study), out=out, notes=study.notes)
+
+
+def _check_all(files: Sequence[Any], reader: Any) -> None:
+    """That the pairs of some files fit a tokenizer."""
+    from persona_circuits.persona.data import examples_of
+
+    for items in files:
+        examples_of(items, reader)
 
 
 def _left_out(items: dict[str, Any], found: dict[str, Any]) -> dict[str, int]:
@@ -174,19 +185,18 @@ def _bridged(
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.bridge import build_bridge
     from persona_circuits.persona.bridge import report as files
-    from persona_circuits.persona.data import load_examples
+    from persona_circuits.persona.data import examples_of, load_items
     from persona_circuits.persona.neurons import held_out_files
 
+    given, test = pairs
+    items = [load_items(resolve(given), label=given), *([load_items(test)] if test else [])]
     with progress_bars() as stage:
-        loaded = load(stage, shipped_or(name), loading)
+        loaded = load(stage, shipped_or(name), loading, partial(_check_all, items))
         warn_of_other_weights(stored.record, loaded)
         readers = {"movers": files.read_movers, "neurons": files.read_neuron_mlps}
         sets = {key: readers[key](path, loaded.graph) if path else None for key, path in found.items()}
-        named, (given, test) = stored.of(loaded.graph), pairs
-        fit = load_examples(resolve(given), loaded, label=given, fitting=loading.fitting)
-        held = load_examples(test, loaded, fitting=loading.fitting) if test else None
-        fit, measured, _ = held_out_files(fit, held)
-        study = build_bridge(loaded, named, fit, measured, options=options, stage=stage, **sets)
+        fit, measured, _ = held_out_files(*(examples_of(one, loaded, fitting=loading.fitting) for one in items))
+        study = build_bridge(loaded, stored.of(loaded.graph), fit, measured, options=options, stage=stage, **sets)
         stage("files and figures")
         with replace_folder(out) as staging:
             files.write_bridge(study, staging)

@@ -125,7 +125,7 @@ def respond(
             found, about = _respond_there(endpoint_model, asking, wanted, out, turn)
         else:
             with progress_bars() as stage:
-                loaded = load(stage, shipped_or(model), loading)
+                loaded = load(stage, shipped_or(model), loading, lambda reader: form.opened(reader.tokenizer))
                 found, about = respond_here(loaded, wanted, form, sampling, out, stage, stops=stop is not None)
         _show_responses(found, about | {"sources": sources}, out, asked.baseline, as_json)
 
@@ -180,7 +180,7 @@ def rate(
             if endpoint_model:
                 found, about = _rate_there(endpoint_model, asking, said, options, rater_prompt, out, stage)
             else:
-                loaded = load(stage, shipped_or(model), loading)
+                loaded = load(stage, shipped_or(model), loading, lambda reader: form.opened(reader.tokenizer))
                 found, about = _rate_here(loaded, said, options, form, stage)
             about = {"responses": str(responses), **about}
             whole, each = rating.summarise_ratings(found, n_resamples=options.n_resamples, seed=options.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,7 +69,7 @@ def study(
         stages = tuple(part.strip() for part in only.split(",")) if only else ()
         kept.append(lambda: f"the stages that were finished are kept in {out}")
         with progress_bars() as stage:
-            loaded = load(stage, name, loading)
+            loaded = load(stage, name, loading, partial(_check_files, files))
             found = run_study(loaded, files, out, options=options, only=stages, plans=plans, stage=stage)
             if not options.compact:
                 index(context, out, name, notes=[f"{one.name}: {note}" for one in found.stages for note in one.notes])
@@ -86,6 +87,13 @@ def _study_files(pairs: Path | None, *others: Path | None) -> Any:
         path, label = path_and_name(given, f"datasets/{default}.jsonl" if default and pairs is None else None)
         more.append(None if path is None else StudyFile.at(path, label))
     return StudyFiles(StudyFile.at(*path_and_name(pairs, "datasets/study_world.jsonl")), *more)
+
+
+def _check_files(files: Any, reader: Any) -> None:
+    """That the pairs that every stage is about fit a tokenizer; what else does not is a note of its stage."""
+    from persona_circuits.persona.data import examples_of, items_of
+
+    examples_of(items_of(files.pairs.task(), files.pairs.path), reader)
 
 
 def _print_study(found: Any) -> None:

@@ -141,7 +141,11 @@ def test_former_names_of_options_are_read_and_not_shown():
     assert "none.jsonl" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["discover", "curves", "collapse", "explain", "probe", "lens", "patch", "evaluate"])
+CHECKED = ("discover", "curves", "collapse", "explain", "probe", "lens", "patch", "evaluate")
+CHECKED += ("steer", "neurons", "bridge", "specificity", "study")
+
+
+@pytest.mark.parametrize("command", CHECKED)
 def test_pairs_are_checked_against_the_tokenizer_before_the_weights_are_read(command, found, tmp_path, monkeypatch):
     from persona_circuits.circuit import model
 
@@ -149,8 +153,26 @@ def test_pairs_are_checked_against_the_tokenizer_before_the_weights_are_read(com
     row |= {"id": "1", "question": "q", "persona_a": "x", "persona_b": "y"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n")
     monkeypatch.setattr(model, "load_model", None)
-    run = (found[0],) if command == "evaluate" else ("--out", tmp_path / "out")
-    fails("expected one", command, *run, "--model", TINY, "--pairs", tmp_path / "pairs.jsonl")
+    where = ["--model", TINY, "--pairs", tmp_path / "pairs.jsonl"]
+    run = [found[0]] if command in ("evaluate", "bridge") else ["--out", tmp_path / "out"]
+    if command == "specificity":
+        for name in ("a", "b"):
+            shutil.copytree(found[0], tmp_path / name)
+            record = json.loads((tmp_path / name / "circuit.json").read_text())
+            record["task"]["source"] = str(tmp_path / "pairs.jsonl")
+            (tmp_path / name / "circuit.json").write_text(json.dumps(record))
+        run, where = [tmp_path / "a", tmp_path / "b"], where[:2]
+    fails("expected one", command, *run, *where)
+
+
+def test_a_template_is_checked_before_the_weights_are_read(tmp_path, monkeypatch):
+    from persona_circuits.circuit import model
+
+    said = {"persona": "p", "question": "q", "text": "r", "prompt": "q"}
+    (tmp_path / "responses.jsonl").write_text(json.dumps(said) + "\n")
+    monkeypatch.setattr(model, "load_model", None)
+    for command in ("respond", "vectors"):
+        fails("no chat template", command, "--model", TINY, "--template", "chat", "--out", tmp_path / "out")
 
 
 def test_out_is_a_folder_everywhere():

@@ -10,6 +10,7 @@ from persona_circuits.circuit.errors import FileError, OptionError, listed
 from persona_circuits.circuit.io import StoredCircuit, page_schema, read_circuit, schema_faults
 from persona_circuits.circuit.page.groups import read_groups
 from persona_circuits.circuit.page.run import INSIDE, run_data
+from persona_circuits.circuit.page.verdicts import read_verdicts
 from persona_circuits.circuit.storage import Kind, read_json
 
 __all__ = [
@@ -27,6 +28,7 @@ def page_of_run(
     name: str | None = None,
     others: Mapping[str, Path] | None = None,
     groups: Path | None = None,
+    verdicts: Path | None = None,
     command: str = "",
 ) -> dict[str, Any]:
     """The page's data from folders of runs.
@@ -37,6 +39,8 @@ def page_of_run(
         Runs to be seen beside this one, by the name they have on the page; of models of the same shape.
     groups
         A file of named groups of nodes.
+    verdicts
+        A folder of ``explain`` on the same model, whose verdicts are shown beside their causal tests.
     command
         What made the page, as it would be typed.
 
@@ -45,7 +49,7 @@ def page_of_run(
     FileError
         A file is broken.
     OptionError
-        A run is of another graph.
+        A run is of another graph, or the explanation of other weights.
     """
     first = run_data(folder, name=name)
     runs = [first]
@@ -58,6 +62,8 @@ def page_of_run(
     inside = _inside(stored)
     named = read_groups(groups, stored.circuit.graph) if groups else {}
     data = page_data(runs, groups=named, inside=inside, command=command)
+    if verdicts is not None:
+        data["verdicts"] = read_verdicts(verdicts, stored.record)
     if faults := schema_faults(data, page_schema()):
         raise FileError(listed(f"the files beside {stored.path} make no page; {len(faults)} fault(s):", faults))
     return data

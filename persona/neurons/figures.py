@@ -128,6 +128,11 @@ def _layer_figure(study: NeuronStudy) -> Chart:
     return bar_chart(bars, title=title, x="layer", y="neurons")
 
 
+def _chosen_as(study: NeuronStudy) -> str:
+    """What figures call the selected neurons: where nothing is significant, the largest is all that they are."""
+    return "selected" if study.n_discovered else "largest"
+
+
 def _transfer_figure(study: NeuronStudy) -> Chart | None:
     """Differences on the fitting pairs against those on the held-out ones."""
     if study.held is None or not study.selected:
@@ -135,15 +140,18 @@ def _transfer_figure(study: NeuronStudy) -> Chart | None:
     signed = study.options.pool == "mean"
     sides = [side.difference if signed else side.size for side in (study.fit, study.held)]
     order = [int(place) for place in study.ranking.order]
-    others = [place for place in order if place not in set(study.selected)]
+    chosen = study.selected if study.n_discovered else ()
+    others = [place for place in order if place not in set(chosen)]
     shown = others[:: -(-len(others) // MOST_POINTS)] if others else []
     marks = []
+    grey: dict[str, Any] = {"colour": GREY, "size": 4}
     for name, places, look in (
-        ("other neurons", shown, {"colour": GREY, "size": 4}),
-        ("selected", study.selected, {"colour": PALETTE[1], "symbol": "diamond"}),
+        ("other neurons" if chosen else "neurons, none of them significant", shown, grey),
+        ("selected", chosen, {"colour": PALETTE[1], "symbol": "diamond"}),
     ):
         x, y = (values[list(places)].tolist() for values in sides)
-        marks.append(Points(name, x, y, hover=[study.neurons.name(place) for place in places], **look))
+        if places:
+            marks.append(Points(name, x, y, hover=[study.neurons.name(place) for place in places], **look))
     title = f"{'Mean difference A - B' if signed else 'Root mean square of A - B'}: fitted and held-out pairs"
     return chart(marks, title=title, x="fitted pairs", y="held-out pairs")
 
@@ -160,7 +168,8 @@ def _rank_figure(study: NeuronStudy) -> Chart | None:
     ]
     names = [study.neurons.name(place) for place in study.selected]
     columns = [group.name + (" *" if group.held_out else "") for group in groups]
-    title = f"Selected neurons in each group by {kind}: share of neurons that rank behind (* held out)"
+    title = f"{_chosen_as(study).capitalize()} neurons in each group by {kind}: "
+    title += "share of neurons that rank behind (* held out)"
     return heat_map(values, names, columns, title=title, x="", y="", unit="share", diverging=False)
 
 
@@ -184,7 +193,7 @@ def _ablation_figure(study: NeuronStudy) -> Chart | None:
     marks: list[Spread | Points] = [Spread(one.kind, one.random.tolist(), colour=GREY) for one in study.ablations]
     rows = ablation_records(study)
     x, y, low, high = ([row[key] for row in rows] for key in ("kind", "change", "low", "high"))
-    name = f"{len(study.selected)} selected neurons, 95 %"
+    name = f"{len(study.selected)} {_chosen_as(study)} neurons, 95 %"
     marks.append(Points(name, x, y, low, high, colour=PALETTE[1], symbol="diamond", size=10))
     title = (
         f"Persona effect after ablation on {len(rows and study.ablations[0].before)} pairs, 95 %; grey: random neurons"

@@ -298,3 +298,52 @@ def test_every_module_is_in_the_program_after_what_it_imports():
     assert len(names) == len(set(names))
     assert "import " not in re.sub(r"/\*.*?\*/", "", program(), flags=re.S)
     assert "</script" not in program()
+
+
+def explanation(run, **more):
+    """An explain.json of the run's model and pairs, as explain writes it but for what the page does not read."""
+    record = read_circuit(run).record
+    group = {"by": "all", "value": "all", "n": 8, "headline": "unconfirmed", "verdict": "prior dominance"}
+    group |= {"share": 0.75, "agree": 1, "disagree": 5, "null_agree": 0.25}
+    group |= {"divergence": {"value": 0.5, "low": None, "high": None}}
+    test = {"cause": "prior dominance", "test": "gain", "agree": 1, "ran": 6, "null_agree": 2, "null_ran": 8, "p": 0.9}
+    return {
+        "format": "persona-circuits/explain",
+        "version": 1,
+        "model": {key: record["model"][key] for key in ("name", "fingerprint")},
+        "sources": [{"source": record["task"]["source"], "sha256": record["task"]["sha256"]}],
+        "null": {"n": 8, "sigma_0": 0.04},
+        "tests": {"gain": {**test, "random_share": None}, "idle": {**test, "ran": 0, "random_share": None}},
+        "groups": [group],
+        "resampled": "pairs",
+        **more,
+    }
+
+
+def test_verdicts_stand_beside_their_causal_test_and_null(run, tmp_path):
+    (tmp_path / "explain.json").write_text(json.dumps(explanation(run)))
+    done = call("report", run, "--verdicts", tmp_path, "--out", tmp_path / "p.html")
+    assert done.exit_code == 0, done.output
+    data = read_page(tmp_path / "p.html")
+    assert page_faults(data) == []
+    found = data["verdicts"]
+    assert [(one["headline"], one["agree"], one["null_agree"]) for one in found["groups"]] == [("unconfirmed", 1, 0.25)]
+    assert [(one["test"], one["agree"], one["null_agree"]) for one in found["tests"]] == [("gain", 1, 2)]
+    assert found["null"] == {"n": 8, "sigma_0": 0.04}
+    assert found["same_pairs"]
+    other = [{"source": "other.jsonl", "sha256": "0" * 64}]
+    (tmp_path / "explain.json").write_text(json.dumps(explanation(run, sources=other)))
+    assert not page_of_run(run, verdicts=tmp_path)["verdicts"]["same_pairs"]
+
+
+def test_verdicts_of_other_weights_or_of_no_explanation_are_refused(run, tmp_path):
+    for more, says in (
+        ({"model": {"name": "m", "fingerprint": "0" * 64}}, "explains other weights, of m,"),
+        ({"groups": [{"by": "all"}]}, "is no explanation"),
+        ({"version": 2}, "is no explanation"),
+    ):
+        (tmp_path / "explain.json").write_text(json.dumps(explanation(run, **more)))
+        failed = call("report", run, "--verdicts", tmp_path, "--out", tmp_path / "q.html")
+        assert failed.exit_code == 2
+        assert says in failed.stderr
+        assert not (tmp_path / "q.html").exists()

@@ -382,3 +382,28 @@ FRAMES = """async () => {
   }
   return { fps: (1000 * n) / (performance.now() - start), stop };
 }"""
+
+
+def test_a_verdict_is_seen_beside_its_causal_test_and_null(browser, path, tmp_path):
+    data = read_page(path)
+    group = {"by": "all", "value": SCRIPT, "n": 8, "headline": "unconfirmed", "verdict": "prior dominance"}
+    group |= {"share": 0.75, "agree": 1, "disagree": 5, "null_agree": 0.25}
+    group |= {"divergence": {"value": 0.5, "low": 0.1, "high": 0.9}}
+    test = {"cause": "prior dominance", "test": "gain", "agree": 1, "ran": 6, "null_agree": 2, "null_ran": 8}
+    data["verdicts"] = {
+        **{"source": "explain.json", "sha256": "0" * 64, "pairs": ["a.jsonl"], "same_pairs": False},
+        "resampled": "pairs",
+        "null": {"n": 8, "sigma_0": 0.04},
+        "tests": [{**test, "random_share": None, "p": 0.9}],
+        "groups": [group, {**group, "by": "domain", "headline": "prior dominance"}],
+    }
+    (tmp_path / "p.html").write_text(page_html(data))
+    with Seen(browser, tmp_path / "p.html") as seen:
+        rows = seen.page.locator("table:has(caption:text-is('Verdicts of explain')) tbody tr")
+        cells = [rows.nth(i).locator("th, td").all_inner_texts() for i in range(2)]
+        said = ["8", "+0.50 (+0.10 to +0.90)", "1 of 6", "25 %"]
+        assert cells[0] == ["all pairs", "unconfirmed (prior dominance, 75 %)", *said]
+        assert cells[1] == [f"domain: {SCRIPT}", "prior dominance, 75 %", *said]
+        assert seen.page.get_by_text("other pairs than the circuit was found on").is_visible()
+    with Seen(browser, path) as seen:
+        assert seen.page.get_by_text("Verdicts of explain").count() == 0

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -452,6 +452,18 @@ def test_files_and_figures(study, tmp_path):
     assert len(ablation_rows(study)) == 3
     for name in neuron_figures(study):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
+
+
+def test_where_nothing_is_significant_no_figure_marks_what_is_selected(study):
+    def said(one):
+        return json.dumps({name: asdict(figure) for name, figure in neuron_figures(one).items()}, default=list)
+
+    ranking = study.ranking
+    for q, marked in ((0.0, True), (1.0, False)):
+        one = replace(study, ranking=replace(ranking, q=np.full_like(ranking.q, q)), held=study.held or study.fit)
+        assert (one.n_discovered > 0) is marked
+        assert ("selected" in said(one).lower()) is marked
+        assert {"neurons-transfer", "neurons-ablation"} <= neuron_figures(one).keys()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import { chips, filters, slider, toolbar } from "./controls.js";
 import { h } from "./elements.js";
 import { Drawing, legend, titleOfEdge } from "./graph.js";
 import { panel } from "./panel.js";
-import { controlSection, curveSection, edgeTable, heading, keySection, methodSection, pairSection, stabilitySection } from "./sections.js";
+import { controlSection, curveSection, edgeTable, heading, keySection, methodSection, pairSection, stabilitySection, verdictSection } from "./sections.js";
 import { state } from "./state.js";
 
 const root = document.getElementById("page");
@@ -94,5 +94,5 @@ document.addEventListener("fullscreenchange", draw);
 listing.addEventListener("toggle", () => listing.open && tableSlot.replaceChildren(edgeTable(visible)));
 
 state.listen(draw);
-root.replaceChildren(...[heading(), graphArea, keySection(), curveSection(), controlSection(), stabilitySection(), pairSection(), methodSection()].filter(Boolean), tip);
+root.replaceChildren(...[heading(), graphArea, keySection(), curveSection(), controlSection(), stabilitySection(), verdictSection(), pairSection(), methodSection()].filter(Boolean), tip);
 draw();

@@ -3,7 +3,7 @@
 import { page } from "./data.js";
 import { sizeChart } from "./charts.js";
 import { KEYS } from "./controls.js";
-import { count, fixed, h, precise, signed, table } from "./elements.js";
+import { count, fixed, h, percent, precise, signed, table } from "./elements.js";
 import { state } from "./state.js";
 
 const run = page.runs[0];
@@ -76,6 +76,23 @@ export function stabilitySection() {
     evaluation?.completeness?.backup ? h("p", {}, evaluation.completeness.backup.sentence) : null);
 }
 
+/** Why personas collapse or not, by explain: a verdict never stands without its causal test and what paraphrases do. */
+export function verdictSection() {
+  const found = page.verdicts;
+  if (!found) return null;
+  const name = (one) => (one.by === "all" ? "all pairs" : `${one.by}: ${one.value}`);
+  const said = (one) => (one.headline === one.verdict ? `${one.verdict}, ${percent(one.share)}` : `${one.headline} (${one.verdict}, ${percent(one.share)})`);
+  const agrees = (agree, ran) => (ran ? `${agree} of ${ran}` : null);
+  const between = (one) => `${signed(one.value, 2)}${one.low === null ? "" : ` (${signed(one.low, 2)} to ${signed(one.high, 2)})`}`;
+  const groups = found.groups.map((one) => ({ cells: [name(one), said(one), one.n, between(one.divergence), agrees(one.agree, one.agree + one.disagree), one.null_agree] }));
+  const tests = found.tests.map((one) => ({ cells: [one.cause, one.test, agrees(one.agree, one.ran), one.random_share, one.null_ran ? agrees(one.null_agree, one.null_ran) : "none given", one.p] }));
+  const other = found.same_pairs ? "" : " These are other pairs than the circuit was found on.";
+  return section("Why personas collapse or not",
+    table("Verdicts of explain", [{ name: "pairs" }, { name: "verdict" }, { name: "n", number: true, show: count }, { name: "D (95 % interval)", number: true }, { name: "causal test agrees", number: true }, { name: "on paraphrases", number: true, show: percent }], groups),
+    tests.length ? table("Causal tests of the verdicts", [{ name: "cause" }, { name: "test" }, { name: "agrees on pairs", number: true }, { name: "with random nodes", number: true, show: percent }, { name: "on paraphrases", number: true }, { name: "p", number: true, show: (v) => (v === 0 ? "< 0.000001" : precise(v)) }], tests) : h("p", { class: "caution" }, "No causal test was run: the verdicts go by numbers alone."),
+    h("p", { class: "quiet" }, `Of ${found.pairs.join(", ")}; intervals over ${found.resampled}. ${found.null ? `Null: ${count(found.null.n)} paraphrases, sigma_0 ${fixed(found.null.sigma_0, 3)} logits.` : "No paraphrases were given: the tests have no null."}${other}`));
+}
+
 export function pairSection() {
   const measured = run.evaluation?.pairs?.pairs ?? [];
   const texts = new Map(run.pairs.map((pair) => [pair.id, pair]));
@@ -100,7 +117,7 @@ export function methodSection() {
     ["metric", about.task && `${about.task.metric}, D ${signed(about.task.divergence, 3)} ${about.task.unit}`], ["scores", about.method?.scores && `${about.method.scores}${about.method.steps ? `, ${about.method.steps} steps, ${about.method.ig_rule}` : ""}`],
     ["pruned by", about.method && `${about.method.prune}${about.method.tau ? `, |score| ≥ ${precise(about.method.tau)}` : ""}${about.method.top_n ? `, ${about.method.top_n}` : ""}`],
     ["cut edges carry", about.ablation], ["seed", about.seed], ["versions", about.versions && Object.entries(about.versions).map(([name, v]) => `${name} ${v}`).join(", ")],
-    ["this page", page.command],
+    ["explanation", page.verdicts && `${page.verdicts.source}, SHA-256 ${page.verdicts.sha256}`], ["this page", page.command],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
   return section("Method", h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))))),
     files.length ? table("Files of the run", [{ name: "file" }, { name: "bytes", number: true, show: count }, { name: "SHA-256" }], files.map((one) => ({ cells: [one.name, one.bytes, one.sha256] }))) : null);
