@@ -24,7 +24,7 @@ from persona_circuits.persona.data.items import (
     load_unanswered,
     neutral_prompts,
 )
-from persona_circuits.persona.data.positions import POSITIONS, Placed, locate, without_persona
+from persona_circuits.persona.data.positions import POSITIONS, Placed, apart, locate, without_persona
 from persona_circuits.persona.data.prompts import (
     Encoded,
     TokenizerOnly,
@@ -71,6 +71,7 @@ __all__ = [
     "Template",
     "TokenizerOnly",
     "Words",
+    "apart",
     "candidates",
     "clusters_of",
     "drawn_over",

@@ -27,6 +27,7 @@ from persona_circuits.persona.data.templates import PARTS, Prompt
 __all__ = [
     "POSITIONS",
     "Placed",
+    "apart",
     "locate",
     "without_persona",
 ]
@@ -35,6 +36,7 @@ POSITIONS = ("persona-end", "question-end", "question-word", "prompt-end")
 MARK = r"\n|_?\[/?[A-Za-z]+\]|<[^<>\n]{1,40}>"
 SENTENCE = re.compile(rf"{MARK}|((?:(?!{MARK}).)+?(?:[.!?…]+[\"'”’)]*(?={MARK}|\s|$)|(?={MARK}|$)))")
 ASKED = re.compile(r"(?im)^[ \t]*(?:q|question)[ \t]*:[ \t]*(\S.*)$")
+SPEAKER = re.compile(r"\w+:[ \t]+")
 Span = tuple[int, int]
 
 
@@ -145,6 +147,24 @@ def _given(spans: Mapping[str, Any] | None, texts: Mapping[str, str]) -> dict[st
             return None
         found[side] = {name: span for name, span in known.items() if span[0] < span[1]}
     return found
+
+
+def apart(clean: str, corrupt: str) -> tuple[Span, Span] | None:
+    """The persona's characters in both prompts of a pair, where all they differ in is one stretch of a line.
+
+    A speaker's name before it (``Guest:``) is none of it. None where there is no difference, or where markup, the end
+    of a line or a question stands within it.
+    """
+    found = _compared(clean, corrupt)
+    if not all("persona" in parts for parts in found.values()):
+        return None
+    spans = []
+    for text, (start, end) in ((clean, found["clean"]["persona"]), (corrupt, found["corrupt"]["persona"])):
+        if "?" in text[start:end] or re.search(MARK, text[start:end]):
+            return None
+        speaker = SPEAKER.match(text, start, end)
+        spans.append((speaker.end() if speaker else start, end))
+    return spans[0], spans[1]
 
 
 def _chars(part: Any, text: str) -> Span | None:

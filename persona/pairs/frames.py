@@ -9,7 +9,8 @@
     nobody   Nobody here is a monk.          nobody
 
 A frame takes the place of ``You are`` (or ``I am``, where the persona speaks of itself) at the head of the
-persona's text, in any format and template. Of a frame's wordings that one is taken which gives all frames of
+persona's text, in any format and template. Where that text stands says the row (``spans``); where it does not, the
+two prompts of the pair are compared. Of a frame's wordings that one is taken which gives all frames of
 a pair the same number of tokens, where the tokenizer allows it: then nothing differs but the frame.
 """
 
@@ -23,7 +24,7 @@ from typing import Any
 from persona_circuits.circuit.choices import FRAMES
 from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.circuit.task import Reader, token_ids
-from persona_circuits.persona.data import Persona, first_person
+from persona_circuits.persona.data import Persona, apart, first_person
 from persona_circuits.persona.pairs.variants import Unfit, Varied, checked_row, rows_of
 
 __all__ = [
@@ -49,6 +50,7 @@ SAID = {
     },
 }
 SIDES = ("clean", "corrupt")
+Span = tuple[int, int]
 BEGINS = {"second": re.compile(r"You are\b"), "first": re.compile(r"I am\b")}
 
 
@@ -90,7 +92,8 @@ def framed(
 def _in_frames(
     row: Mapping[str, Any], frames: tuple[str, ...], reader: Reader, others: Mapping[str, Sequence[str]]
 ) -> list[Mapping[str, Any]]:
-    voice, places = _begins(row)
+    personas = _personas(row)
+    voice, places = _begins(row, personas)
     ways = {
         frame: [
             tuple(_with(row[side], place, said) for side, place in zip(SIDES, places, strict=True))
@@ -100,7 +103,7 @@ def _in_frames(
         if frame != "again"
     }
     if "again" in frames:
-        ways["again"] = _again(row, voice, others, reader)
+        ways["again"] = _again(row, personas, voice, others, reader)
     chosen, alike = _matched([ways[frame] for frame in frames], reader)
     return [
         {**checked_row(row, frame, texts, reader), "frame_matched": alike}
@@ -109,12 +112,15 @@ def _in_frames(
 
 
 def _again(
-    row: Mapping[str, Any], voice: str, others: Mapping[str, Sequence[str]], reader: Reader
+    row: Mapping[str, Any],
+    personas: tuple[Span, Span],
+    voice: str,
+    others: Mapping[str, Sequence[str]],
+    reader: Reader,
 ) -> list[tuple[str, ...]]:
     """The pair with both personas in other words, of one length: all ways to do so."""
     said = []
-    for side, key in zip(SIDES, ("persona_a", "persona_b"), strict=True):
-        start, end = row["spans"][side]["persona"]["chars"]
+    for side, key, (start, end) in zip(SIDES, ("persona_a", "persona_b"), personas, strict=True):
         own = row[side][start:end]
         texts = [first_person(text) if voice == "first" else text for text in others.get(row.get(key, ""), ())]
         said.append([row[side][:start] + text + row[side][end:] for text in texts if text != own])
@@ -124,16 +130,26 @@ def _again(
     return found
 
 
-def _begins(row: Mapping[str, Any]) -> tuple[str, tuple[tuple[int, int], tuple[int, int]]]:
-    """Whether the persona is said in the second or first person, and which characters of either prompt say it."""
+def _personas(row: Mapping[str, Any]) -> tuple[Span, Span]:
+    """The characters of the persona in either prompt: as the row says, else where its prompts differ."""
+    if "spans" not in row:
+        found = apart(row["clean"], row["corrupt"])
+        if found is None:
+            raise Unfit("the row has no 'spans', and its prompts do not differ in one stretch; build it with pairs")
+        return found
     try:
-        starts = [row["spans"][side]["persona"]["chars"][0] for side in SIDES]
+        clean, corrupt = (row["spans"][side]["persona"]["chars"] for side in SIDES)
+        return (clean[0], clean[1]), (corrupt[0], corrupt[1])
     except (KeyError, TypeError, IndexError):
         raise Unfit("the row does not say where its persona stands ('spans'); build it with pairs") from None
+
+
+def _begins(row: Mapping[str, Any], personas: tuple[Span, Span]) -> tuple[str, tuple[Span, Span]]:
+    """Whether the persona is said in the second or first person, and which characters of either prompt say it."""
     for voice, pattern in BEGINS.items():
-        found = [pattern.match(row[side], start) for side, start in zip(("clean", "corrupt"), starts, strict=True)]
-        if found[0] and found[1]:
-            return voice, (found[0].span(), found[1].span())
+        clean, corrupt = (pattern.match(row[side], span[0]) for side, span in zip(SIDES, personas, strict=True))
+        if clean and corrupt:
+            return voice, (clean.span(), corrupt.span())
     raise Unfit("a persona's text does not begin with 'You are' or 'I am'")
 
 

@@ -17,6 +17,7 @@ from persona_circuits.persona.data import first_person, load_format, load_items
 from persona_circuits.persona.pairs import PairOptions, framed, write_rows
 
 AGAIN = {"monk": "You are a good monk.", "actor": "You are a good actor."}
+ANSWERS = ("answers", "wrong_answers")
 ASKED = replace(DRINK, cue="My answer is")
 
 
@@ -177,8 +178,52 @@ def test_frames_need_a_known_name_and_a_persona_that_begins_as_one(small):
     alone = [replace(one, wordings=one.wordings[:1]) for one in (MONK, ACTOR)]
     with pytest.raises(TaskError, match="no other paraphrases of one length"):
         framed(rows, ["you", "again"], build_reader(small), personas=alone)
-    with pytest.raises(TaskError, match="does not say where its persona stands"):
-        framed([{key: value for key, value in rows[0].items() if key != "spans"}], ["friend"], build_reader(small))
+    for spans in (None, {}, {"clean": {}, "corrupt": {}}):
+        with pytest.raises(TaskError, match="does not say where its persona stands"):
+            framed([rows[0] | {"spans": spans}], ["friend"], build_reader(small))
+
+
+@pytest.mark.parametrize("name", PROMPT_FORMATS)
+def test_frames_find_the_persona_of_a_row_without_spans_where_its_prompts_differ(small, name):
+    small.chat_template = CHATML
+    rows = rows_of(small, name)
+    people = [replace(one, wordings=(*one.wordings, AGAIN[one.name])) for one in (MONK, ACTOR)]
+    frames = [frame for frame in FRAMES if frame != "again" or name != "first-person"]
+    bare = [{key: value for key, value in row.items() if key != "spans"} for row in rows]
+    found, said = (framed(some, frames, build_reader(small), personas=people) for some in (bare, rows))
+    assert found == said
+
+
+@pytest.mark.parametrize(
+    ("clean", "corrupt", "reason"),
+    [
+        ("You are a monk. What is tea?", "You are an actor. What is wine?", "do not differ in one stretch"),
+        ("You are a monk. I like", "You are a monk. I like", "do not differ in one stretch"),
+        ("You are a monk.\nI like tea", "You are an actor.\nI like wine", "do not differ in one stretch"),
+        ("Say: you are a monk. I like", "Say: you are an actor. I like", "does not begin with 'You are'"),
+        ("You are old. You pray. I like", "You are old. You act. I like", "does not begin with 'You are'"),
+    ],
+)
+def test_frames_refuse_a_row_without_spans_whose_persona_is_not_plain(small, clean, corrupt, reason):
+    row = {"id": "x", "clean": clean, "corrupt": corrupt, "answers": [" tea"], "wrong_answers": [" wine"]}
+    with pytest.raises(TaskError, match=reason):
+        framed([row], ["friend"], build_reader(small))
+
+
+def test_frames_of_the_shipped_natural_pairs_change_the_personas_words_alone():
+    file = ROOT / "datasets" / "natural_pairs_smollm2.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    words = [row[side] + row[key][0] for row in rows for side in ("clean", "corrupt") for key in ANSWERS]
+    reader = build_reader(tokenizer_of("\n".join([*words, *words, "Your friend is", "Nobody is", "You really are"])))
+    found = framed(rows, ["you", "friend", "nobody"], reader)
+    assert not any("spans" in reason or "begin" in reason for reason in found.dropped)
+    base = {row["id"]: row for row in rows}
+    for row in found.rows:
+        for side in ("clean", "corrupt"):
+            turn, rest = row[side].split("<|im_end|>", 1)
+            own, same = base[row["base"]][side].split("<|im_end|>", 1)
+            assert rest == same
+            assert turn.split(" is " if row["variant"] != "you" else " are ")[1] == own.split("You are ")[1]
 
 
 def build_reader(tokenizer):
