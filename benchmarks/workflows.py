@@ -44,7 +44,9 @@ def filled(page: str, run: Callable[[str], str]) -> str:
 def in_shell(code: str) -> str:
     """What a fence prints on standard output, in a shell that stops at the first error."""
     start = f"persona-circuits() {{ '{sys.executable}' '{ROOT / 'cli.py'}' \"$@\"; }}\nset -e\n"
-    done = subprocess.run(["bash", "-c", start + code], cwd=ROOT, env=os.environ | QUIET, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", "-c", start + code], cwd=ROOT, env=os.environ | QUIET, capture_output=True, text=True
+    )
     if done.returncode:
         raise FenceError(f"exit code {done.returncode} of:\n{code}\n{done.stdout}\n{done.stderr}")
     return "\n".join(line.rstrip() for line in done.stdout.splitlines())

@@ -177,11 +177,7 @@ ALWAYS = {
     "--ablation --align --null --train-split --eval-split --where --n-random --min-faithfulness --strongest --seed "
     "--device --dtype --max-memory --batch-size --fitting --force --report "
     "--json",
-<<<<<<< HEAD
-    "report": "--file --with --groups --inside",
-=======
-    "report": "--out --with --groups --verdicts --inside",
->>>>>>> j17
+    "report": "--file --with --groups --verdicts --inside",
     "evaluate": "--pairs --model --metric --ablation --split --where --only-faithfulness --n-random "
     "--min-faithfulness --report --seed --device --dtype --max-memory --revision --batch-size --fitting --json",
     "specificity": "--names --model --split --out --seed --device --dtype --max-memory --batch-size --fitting --json",

@@ -261,7 +261,7 @@ def test_evaluate_marks_file_and_picture(run, tmp_path):
     assert "fringe" not in before
     assert f"fringe ({n:,})" in after
     assert f"core ({len(stored.circuit) - n:,})" in after
-    picture = to_agraph(stored.circuit, scores=stored.scores, fringe=stored.fringe)
+    picture = to_agraph(stored.circuit, scores=stored.scores, fringe=stored.fringe, strongest=len(stored.circuit))
     faint = {edge.attr["tooltip"].split()[0] for edge in picture.edges() if edge.attr["color"].endswith("58")}
     assert faint == {str(edge) for edge in stored.fringe.edges()}
     assert call("draw", tmp_path / "run", "--out", tmp_path / "x.svg").exit_code == 0

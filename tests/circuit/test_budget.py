@@ -215,7 +215,7 @@ def test_what_acdc_holds_is_estimated_and_said(name, caplog, monkeypatch):
     assert not caplog.records
     monkeypatch.setattr(stages, "MUCH_BYTES", expected - 1)
     stages._check_held(model, [batch], None)
-    assert f"ACDC keeps the runs of all 6 prompts: about {shown_bytes(expected)}" in caplog.text
+    assert f"exact pruning keeps the runs of all 6 prompts: about {shown_bytes(expected)}" in caplog.text
 
 
 WHOLE = """

@@ -75,7 +75,7 @@ def test_no_command_makes_a_result_of_values_that_are_no_numbers(command, pairs,
     monkeypatch.setattr("persona_circuits.circuit.model.load_model", lambda *_, **__: overflowing())
     name, out = command.split()[0], tmp_path / "out"
     given = [str(run_folder)] if name in ("evaluate", "bridge") else []
-    model = [] if name == "evaluate" else ["--model", "tiny"]
+    model = [] if name == "evaluate" else ["--model", str(DATA / "tiny-gpt2")]
     written = ["--out", str(out)]
     asked = [name, *given, *model, "--pairs", str(pairs), *written, *COMMANDS[command]]
     done = CliRunner().invoke(cli.app, asked)
