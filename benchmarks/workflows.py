@@ -2,8 +2,8 @@
 
 python benchmarks/workflows.py docs/workflows/collapse.md …
 
-Commands run at the repository's root, one shell for each fence, with ``persona-circuits`` as this checkout has it. A fence
-that fails ends the run with what it printed, and its page stays as it was.
+Commands run at the repository's root, one shell for each fence, with ``persona-circuits`` as this checkout has it. A
+fence that fails ends the run with what it printed, and its page stays as it was.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class FenceError(Exception):
 
 
 def filled(page: str, run: Callable[[str], str]) -> str:
-    """The page with what each of its ``sh`` fences prints behind it, in a ``text`` fence; none where it prints nothing."""
+    """The page with what each of its ``sh`` fences prints behind it, in a ``text`` fence; none where that is nothing."""
 
     def replaced(match: re.Match[str]) -> str:
         code = match["code"]

@@ -342,13 +342,16 @@ def line(start: tuple[float, float], end: tuple[float, float]) -> list[tuple[flo
     return [tuple((np.array(start) + part * (np.array(end) - start)).tolist()) for part in np.linspace(0, 1, 4)]
 
 
+STEPS = [*line((0, 0), (0, 40)), *line((0, 40), (90, 40))[1:], *line((90, 40), (90, 90))[1:]]
+
+
 @pytest.mark.parametrize(
     ("curves", "expected"),
     [
         ([line((0, 0), (90, 90)), line((90, 0), (0, 90))], 1),
         ([line((0, 0), (90, 90)), line((10, 0), (100, 90))], 0),
         ([line((0, 0), (90, 90)), line((90, 0), (0, 90)), line((40, 0), (41, 90))], 3),
-        ([line((0, 0), (0, 40)) + line((0, 40), (90, 40))[1:] + line((90, 40), (90, 90))[1:], line((50, 0), (50, 90))], 1),
+        ([STEPS, line((50, 0), (50, 90))], 1),
         ([line((0, 0), (90, 40)), line((90, 50), (0, 90))], 0),
         ([], 0),
     ],
