@@ -28,7 +28,7 @@ class FenceError(Exception):
 
 
 def filled(page: str, run: Callable[[str], str]) -> str:
-    """The page with what each of its ``sh`` fences prints behind it, in a ``text`` fence; none where that is nothing."""
+    """The page with what each of its ``sh`` fences prints behind it, in a ``text`` fence."""
 
     def replaced(match: re.Match[str]) -> str:
         code = match["code"]

@@ -322,7 +322,7 @@ def explanation(run, **more):
 
 def test_verdicts_stand_beside_their_causal_test_and_null(run, tmp_path):
     (tmp_path / "explain.json").write_text(json.dumps(explanation(run)))
-    done = call("report", run, "--verdicts", tmp_path, "--out", tmp_path / "p.html")
+    done = call("report", run, "--verdicts", tmp_path, "--file", tmp_path / "p.html")
     assert done.exit_code == 0, done.output
     data = read_page(tmp_path / "p.html")
     assert page_faults(data) == []
@@ -343,7 +343,7 @@ def test_verdicts_of_other_weights_or_of_no_explanation_are_refused(run, tmp_pat
         ({"version": 2}, "is no explanation"),
     ):
         (tmp_path / "explain.json").write_text(json.dumps(explanation(run, **more)))
-        failed = call("report", run, "--verdicts", tmp_path, "--out", tmp_path / "q.html")
+        failed = call("report", run, "--verdicts", tmp_path, "--file", tmp_path / "q.html")
         assert failed.exit_code == 2
         assert says in failed.stderr
         assert not (tmp_path / "q.html").exists()
