@@ -34,9 +34,10 @@ CRAFTGPT = ROOT.parent / "shared" / "models" / "craftgpt-5m"
 
 
 def pytest_runtest_setup(item):
-    """Shapes are checked in the first case of every test."""
-    first = not hasattr(item, "callspec") or not any(item.callspec.indices.values())
-    jaxtyping_config.update("jaxtyping_disable", not first or item.path.name in WHOLE_COMMANDS)
+    """Shapes are checked in the first case of every test that is not slow."""
+    repeated = hasattr(item, "callspec") and any(item.callspec.indices.values())
+    slow = item.get_closest_marker("slow") is not None or item.path.name in WHOLE_COMMANDS
+    jaxtyping_config.update("jaxtyping_disable", repeated or slow)
 
 
 @pytest.fixture(scope="session")
