@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 FEW_CLUSTERS = 8
+SHARE = (0.0, 1.0)
 NORMAL_MEDIAN = 1.4826022185056018  # standard deviation over median absolute value, of a normal distribution about 0
 
 
@@ -96,12 +98,13 @@ def _sigma_interval(paraphrases: Sequence[PairRow], null: Sequence[float], optio
         [value**2 for value in null],
         [measure.item.personas for measure in measures],
         [measure.item.question for measure in measures],
+        within=(0.0, math.inf),
         n_resamples=options.n_resamples,
         seed=options.seed,
     )
     if found is None:
         return None
-    ends = (None if end is None else max(0.0, end) ** 0.5 for end in (found.low, found.high))
+    ends = (None if end is None else end**0.5 for end in (found.low, found.high))
     return Estimate(found.value**0.5, *ends)
 
 
@@ -162,8 +165,8 @@ def _summary(rows: Sequence[PairRow], options: StudyOptions, sigma: float | None
     questions = [measure.item.question for measure in measures]
     draws = {"n_resamples": options.n_resamples, "seed": options.seed}
 
-    def mean(values: Sequence[float]) -> Estimate:
-        estimate = two_way_mean(values, personas, questions, **draws)
+    def mean(values: Sequence[float], within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+        estimate = two_way_mean(values, personas, questions, within=within, **draws)
         assert estimate is not None, "a group has pairs"
         return estimate
 
@@ -178,11 +181,11 @@ def _summary(rows: Sequence[PairRow], options: StudyOptions, sigma: float | None
         p_zero=p_zero,
         prior=mean([measure.prior for measure in measures]),
         dominance=_quartiles([measure.prior_dominance for measure in measures]),
-        collapse=mean([float(measure.collapses) for measure in measures]),
+        collapse=mean([float(measure.collapses) for measure in measures], SHARE),
         agree=_mean([measure.agrees for measure in measures]),
         reversed=_mean([measure.divergence < 0 for measure in measures]),
         no_signal=None if sigma is None else _mean([row.outcome == "no signal" for row in rows]),
-        jensen_shannon=mean([measure.jensen_shannon for measure in measures]),
+        jensen_shannon=mean([measure.jensen_shannon for measure in measures], (0.0, math.inf)),
         soft_collapse=_mean([measure.soft_collapse for measure in measures]),
         mass=_mean([(measure.mass_a + measure.mass_b) / 2 for measure in measures]),
         low_mass=_mean([measure.low_mass for measure in measures]),

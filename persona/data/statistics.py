@@ -34,6 +34,7 @@ __all__ = [
     "two_way_mean",
 ]
 
+ENDS = ("low", "high")
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 Name = str | tuple[str, str]
 """One persona, or the two of a pair in any order."""
@@ -53,10 +54,13 @@ def two_way_mean(
     personas: Sequence[Name],
     questions: Sequence[str],
     *,
+    within: tuple[float, float] = (-np.inf, np.inf),
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate | None:
     """Mean of ``values`` with its interval over personas and questions; None without values.
+
+    The interval ends where a mean of such values must end: ``within``, as 0 to 1 for shares.
 
     ``personas`` and ``questions`` name what each value is of. A single name of both
     kinds gives no interval: nothing could be drawn differently.
@@ -65,7 +69,8 @@ def two_way_mean(
     if not len(x):
         return None
     found = _estimate(lambda weights: weights @ x, personas, questions, n_resamples, seed)
-    return replace(found, value=float(x.mean()))
+    ends = {name: None if (end := getattr(found, name)) is None else float(np.clip(end, *within)) for name in ENDS}
+    return replace(found, value=float(x.mean()), **ends)
 
 
 def two_way_difference(

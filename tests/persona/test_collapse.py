@@ -109,6 +109,11 @@ def test_intervals_are_seeded_and_absent_where_nothing_can_be_drawn_differently(
     assert same[0] == same[1] != two_way_mean(values, first, second, seed=4, n_resamples=300)
     assert two_way_mean([1.0, 3.0], ["a", "a"], ["q", "q"]).low is None
     assert two_way_mean([], [], []) is None
+    shares = [1.0, 0.0, 1.0, 1.0]
+    wide = two_way_mean(shares, list("abcd"), list("pqrs"))
+    ends = two_way_mean(shares, list("abcd"), list("pqrs"), within=(0.0, 1.0))
+    assert wide.high > 1 == ends.high
+    assert (ends.value, ends.low) == (wide.value, max(0.0, wide.low))
 
 
 def test_the_difference_of_two_groups_uses_the_same_draws():
