@@ -14,6 +14,7 @@ LOGS = ROOT / "logs"
 FIRST = LOGS / "first_study"
 RESULTS = [*sorted(FIRST.glob("*/numbers.json")), *sorted(FIRST.glob("*/*/groups.csv"))]
 ROUNDS = {
+    "../smollm2-chat-cue": "../plan_v1.smollm2.json",
     "persona-world": "plan_v1.persona-world.json",
     "craftgpt": "plan_v1.craftgpt.json",
     "persona-world_draw2": "plan_v2.persona-world.json",
@@ -33,6 +34,11 @@ def test_every_number_of_the_write_up_is_in_a_results_file(name):
 def test_a_number_that_no_file_holds_is_found_out():
     text = (FIRST / "documentation.md").read_text().replace("4.75 (4.18 to 5.41)", "7.773 (4.18 to 5.41)")
     assert unfound_numbers(text, RESULTS)
+
+
+def test_every_number_of_the_study_of_real_models_is_in_its_results():
+    unfound = unfound_numbers((LOGS / "documentation.md").read_text(), sorted(LOGS.glob("smollm2*/numbers.json")))
+    assert not unfound, "\n".join(map(str, unfound))
 
 
 @pytest.mark.parametrize(("folder", "plan"), ROUNDS.items())
