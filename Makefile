@@ -10,12 +10,13 @@ CRAFTGPT ?= ../shared/models/craftgpt-5m
 SMOLLM2 ?=
 SMOLLM2_PAIRS ?= datasets/natural_pairs_smollm2.jsonl
 NATURAL ?= smollm2-135m-instruct gemma-3-270m
+MORE_FORMS = cue chat-cue interview first-person
 STUDY = OMP_NUM_THREADS=$(THREADS) $(BIN)/persona-circuits study --compact
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-start reliability coverage workflows notebooks peers clean
+.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-load-model bench-start reliability coverage workflows notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -110,10 +111,21 @@ bench-formats: $(READY)  ## discoveries in shorter number formats against float3
 natural: $(READY)  ## two real models in every format, on the natural questions; writes docs/real_models.md
 	for model in $(NATURAL); do $(BIN)/persona-circuits formats --model $$model --max-pairs 10 --n-answers 4 \
 		--out runs/formats-$$(basename $$model) || exit 1; done
-	$(BIN)/python benchmarks/natural.py $(foreach model,$(NATURAL),runs/formats-$(notdir $(model))) --page docs/real_models.md
+	mkdir -p runs/natural
+	for form in $(MORE_FORMS); do \
+		$(BIN)/persona-circuits pairs --personas datasets/natural_personas.jsonl --questions datasets/natural_questions.jsonl \
+			--contrast opposed --model $(firstword $(NATURAL)) --format $$form --max-pairs 60 --test-share 0 \
+			--null runs/natural/$$form.null.jsonl --file runs/natural/$$form.jsonl || exit 1; \
+		$(BIN)/persona-circuits collapse --model $(firstword $(NATURAL)) --pairs runs/natural/$$form.jsonl \
+			--null runs/natural/$$form.null.jsonl --out runs/natural/$$form || exit 1; done
+	$(BIN)/python benchmarks/natural.py $(foreach model,$(NATURAL),runs/formats-$(notdir $(model))) --page docs/real_models.md \
+		--collapse $(addprefix runs/natural/,$(MORE_FORMS))
 
 bench-load: $(READY)  ## what large files cost; writes docs/performance.md; BEFORE=CHECKOUT measures an older state beside it
 	$(BIN)/python benchmarks/load.py $(if $(BEFORE),--before $(BEFORE))
+
+bench-load-model: $(READY)  ## what SMOLLM2=FOLDER costs to load, with and without the check; writes docs/performance.md
+	$(BIN)/python benchmarks/load.py --model $(SMOLLM2) $(if $(BEFORE),--before $(BEFORE))
 
 bench-start: $(READY)  ## what commands cost before their work, and what is installed; writes docs/performance.md
 	$(BIN)/python benchmarks/start.py $(if $(BEFORE),--before $(BEFORE))

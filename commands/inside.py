@@ -57,7 +57,7 @@ def probe(
     """Probe every layer for who the persona is, its traits and its preference, with controls; RSA, CKA and noise."""
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.data import load_examples, read_personas
+        from persona_circuits.persona.data import examples_of, load_examples, load_items, read_personas
         from persona_circuits.persona.probing import probe_record, study_probes, write_probes
 
         options, name = options.checked(), source.name()
@@ -67,10 +67,9 @@ def probe(
         check_output_folder(out)
         with progress_bars() as stage:
             how: dict[str, Any] = {"personas": who, "fitting": loading.fitting}
-            loaded = load(
-                stage, name, loading, lambda reader: load_examples(path or "", reader, label=label, split=split)
-            )
-            found = load_examples(path or "", loaded, label=label, split=split, **how)
+            items = load_items(path or "", label=label)
+            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, split=split))
+            found = examples_of(items, loaded, split=split, **how)
             test = load_examples(test_pairs, loaded, **how) if test_pairs else None
             study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
             stage("files and figures")
@@ -105,17 +104,17 @@ def lens(
     """Read preferences off every layer (logit lens), say where they are decided, and which nodes write them."""
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.data import load_examples
+        from persona_circuits.persona.data import examples_of, load_items
         from persona_circuits.persona.lens import lens_record, study_lens, write_lens
 
         options, name = options.checked(), source.name()
         path, label = path_and_name(source.pairs, "datasets/pairs_test.jsonl")
         check_output_folder(out)
         with progress_bars() as stage:
-            how: dict[str, Any] = {"label": label, "split": split, "tokens": tokens, "fitting": loading.fitting}
-            how["takes_forms"] = True
-            loaded = load(stage, name, loading, lambda reader: load_examples(path or "", reader, **how))
-            found = load_examples(path or "", loaded, **how)
+            items = load_items(path or "", label=label)
+            how: dict[str, Any] = {"split": split, "tokens": tokens, "fitting": loading.fitting, "takes_forms": True}
+            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, **how))
+            found = examples_of(items, loaded, **how)
             study = study_lens(loaded, found, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")
             with replace_folder(out) as staging:

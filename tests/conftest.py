@@ -23,15 +23,21 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in the background
 torch.set_num_threads(1)  # the models here are so small that threads only wait for each other
 
 ROOT = Path(__file__).resolve().parent.parent
-WHOLE_COMMANDS = ("test_cli.py", "test_bench.py", "test_budget.py", "test_load.py", "test_fuzz.py", "test_library.py")
+WHOLE_COMMANDS = tuple(
+    f"test_{name}.py"
+    for name in ("bench", "budget", "cli", "fuzz", "index", "library", "load", "one_reading", "page", "page_browser",
+                 "shipped", "study", "viewing")
+)  # fmt: skip
+"""Files whose tests run whole commands, many times over: shapes are checked where the parts are tested."""
 DATA = ROOT / "tests" / "data"
 CRAFTGPT = ROOT.parent / "shared" / "models" / "craftgpt-5m"
 
 
 def pytest_runtest_setup(item):
-    """Shapes are checked in the first case of every test."""
-    first = not hasattr(item, "callspec") or not any(item.callspec.indices.values())
-    jaxtyping_config.update("jaxtyping_disable", not first or item.path.name in WHOLE_COMMANDS)
+    """Shapes are checked in the first case of every test that is not slow."""
+    repeated = hasattr(item, "callspec") and any(item.callspec.indices.values())
+    slow = item.get_closest_marker("slow") is not None or item.path.name in WHOLE_COMMANDS
+    jaxtyping_config.update("jaxtyping_disable", repeated or slow)
 
 
 @pytest.fixture(scope="session")

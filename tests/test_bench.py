@@ -47,6 +47,7 @@ import estimate
 import formats
 import gpu
 import growth
+import natural
 import tables
 from shapes import GPT2, GPU_SHAPES, GROUPED, SMALL, Shape, rows_of
 from steps import AcdcRun, all_edges_in_order, circuit_sizes, full_forwards, kl_threshold, many_circuits, one_circuit
@@ -572,3 +573,20 @@ def test_the_whole_suite_on_the_smallest_shapes(tmp_path):
     text = readme.read_text()
     for part in ("**grouped queries: ", "EAP, all 46 edges", "TransformerLens: EAP", "× (5 × floor)", "for nothing"):
         assert part in text
+
+
+def test_the_page_of_real_models_takes_the_numbers_of_collapse_on_all_pairs(tmp_path, capsys):
+    page, run = tmp_path / "page.md", tmp_path / "chat-cue"
+    run.mkdir()
+    page.write_text("before\n<!-- more-pairs:begin -->\nold\n<!-- more-pairs:end -->\nafter\n")
+    all_pairs = {"n": 60, "mass": 0.068, "divergence": {"value": 2.447, "low": -1.148, "high": 4.506}, "p_zero": 0.0098}
+    groups = [{"summary": {**all_pairs, "collapse": {"value": 0.65}}}, {"summary": {}}]
+    record = {"model": {"name": "/x/smollm2"}, "sigma_0": 0.789, "groups": groups}
+    (run / "collapse.json").write_text(json.dumps(record))
+    assert natural.main(["--collapse", str(run), "--page", str(page)]) == 0
+    row = "| smollm2 | `chat-cue` | 60 | 0.07 | +2.45 | -1.15, 4.51 | 0.010 | 0.79 | 0.65 |"
+    assert row in page.read_text().splitlines()
+    assert "old" not in page.read_text()
+    (run / "collapse.json").unlink()
+    assert natural.main(["--collapse", str(run)]) == 2
+    assert "natural.py: " in capsys.readouterr().err

@@ -35,7 +35,7 @@ from persona_circuits.circuit.model.in_memory import name_of, network_in, own_co
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.model import HELD, Model, OwnLogits, fixed_bytes, placed_on, trial_run, unpadded
 from persona_circuits.circuit.model.origin import Origin, origin_of
-from persona_circuits.circuit.model.stubs import nothing_installed, quiet
+from persona_circuits.circuit.model.stubs import nothing_collected, nothing_installed, quiet
 from persona_circuits.circuit.model.unloaded import left_unloaded
 from persona_circuits.circuit.model.weights import (
     expand_grouped_heads,
@@ -66,6 +66,7 @@ DTYPES = {
 }
 
 
+@nothing_collected()
 def load_model(
     name: str | Path,
     *,
@@ -234,6 +235,7 @@ def _read(place: _Place, revision: str | None, *, need_tokenizer: bool = False) 
         return AutoConfig.from_pretrained(place.name, **options), tokenizer
 
 
+@nothing_collected()
 def wrap_model(
     network: Any,
     tokenizer: Any = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 __all__ = [
     "Body",
     "Stop",
+    "nothing_collected",
     "nothing_installed",
     "quiet",
     "returning",
@@ -88,6 +90,18 @@ def stubbed_forward(stubs: dict[Any, Callable[..., Any]]) -> Iterator[None]:
     finally:
         for module in stubs:
             module.__dict__.pop("forward", None)
+
+
+@contextlib.contextmanager
+def nothing_collected() -> Iterator[None]:
+    """No look for garbage while a model is made of hundreds of thousands of objects, all of which stay."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextlib.contextmanager

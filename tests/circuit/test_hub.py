@@ -138,11 +138,18 @@ def test_what_was_found_in_a_commit_is_measured_in_it(monkeypatch, tmp_path):
     monkeypatch.setattr(
         "persona_circuits.circuit.model.load_model", lambda *args, **how: asked.append(how["revision"]) or model
     )
+    from persona_circuits.persona.data import load_tokenizer
+
+    read = []
+    monkeypatch.setattr(
+        "persona_circuits.persona.data.load_tokenizer",
+        lambda name, revision=None: read.append(revision) or load_tokenizer(str(DATA / "tiny-gpt2")),
+    )
     common = ["evaluate", str(tmp_path / "circuit.json"), "--only-faithfulness", "--no-save", "--n-random", "0"]
     common += ["--pairs", str(DATA / "tiny_pairs.json")]
     for more in ([], ["--revision", "v2"]):
         assert CliRunner().invoke(app, [*common, *more]).exit_code == 0
-    assert asked == ["0123abcd", "v2"]
+    assert asked == read == ["0123abcd", "v2"]
 
 
 class _Hub(BaseHTTPRequestHandler):

@@ -1,3 +1,4 @@
+import gc
 import shutil
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import (
 )
 
 from persona_circuits.circuit.errors import ModelError
-from persona_circuits.circuit.model import load_model, wrap_model
+from persona_circuits.circuit.model import load_model, loading, wrap_model
 
 SMALL = {
     "vocab_size": 64,
@@ -117,6 +118,23 @@ def test_no_parameter_asks_for_a_gradient(tiny):
 def test_device_and_dtype_come_from_the_weights():
     model = load_model(DATA / "tiny-gpt2", dtype="bfloat16", device="cpu")
     assert (model.dtype, model.device.type) == (torch.bfloat16, "cpu")
+
+
+def test_no_garbage_is_looked_for_while_a_model_is_made(monkeypatch):
+    on, check = [], loading.check_weights
+    monkeypatch.setattr(loading, "check_weights", lambda *given: (on.append(gc.isenabled()), check(*given)))
+    load_model(DATA / "tiny-gpt2")
+    assert on == [False]
+    assert gc.isenabled()
+    with pytest.raises(ModelError, match="no-model"):
+        load_model(str(DATA / "no-model"))
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        load_model(DATA / "tiny-gpt2")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_fingerprints_tell_weights_apart(tiny, tiny64, tmp_path):
