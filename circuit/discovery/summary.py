@@ -107,7 +107,7 @@ def path_rows(found: PathShares) -> list[tuple[str, ...]]:
             f"{path.weakest:.4f}",
             _number(path.share),
             "" if path.interval is None else f"{path.interval.low:.3f} to {path.interval.high:.3f}",
-            "" if path.random is None else f"{path.random:.3f}",
+            "" if path.random is None else f"{path.random:z.3f}",
         )
         for path in found.paths
     ]
@@ -128,4 +128,4 @@ def _row(name: str, value: Faithfulness) -> tuple[str, ...]:
 
 
 def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+    return "undefined" if value is None else f"{value:z.3f}"  # the sign of a zero is rounding's
