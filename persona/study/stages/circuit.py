@@ -47,6 +47,7 @@ from persona_circuits.persona.study.stages.circuit_numbers import (
 
 __all__ = [
     "run_circuit",
+    "search",
 ]
 
 FEWEST = 4
@@ -58,7 +59,7 @@ def run_circuit(context: Context, folder: Path) -> Found:
     found, options = Found(), context.options
     with found.attempt("circuit"):
         how: dict[str, Any] = {"n_random": options.n_random, "threshold": options.threshold}
-        main = _search(context, context.main_task, folder, **how)
+        main = search(context, context.main_task, folder, **how)
         discovery_numbers(found, "circuit", main, "circuit/circuit.json")
         _extras(found, main)
         with found.attempt("transfer and tests"):
@@ -78,7 +79,7 @@ def run_circuit(context: Context, folder: Path) -> Found:
     return found
 
 
-def _search(
+def search(
     context: Context, task: Task, folder: Path, *, scores: Scores | None = None, n_random: int = 0, **how: Any
 ) -> Discovery:
     """One search with its files in ``folder``."""
@@ -167,7 +168,7 @@ def _transfers(context: Context, circuit: Circuit, task: Task) -> dict[str, tupl
 def _smallest(context: Context, found: Found, main: Discovery, folder: Path) -> None:
     """The sizes are tried on some of the training pairs with the scores of all; measured on some held-out ones."""
     target = context.options.target
-    least = _search(context, _few(context, context.main_task), folder, scores=main.scores, target_faithfulness=target)
+    least = search(context, _few(context, context.main_task), folder, scores=main.scores, target_faithfulness=target)
     name, source = "circuit.smallest", "circuit/smallest/circuit.json"
     _size_and_faithfulness(found, name, least, source)
     what = f"whether f >= {target:g} on held-out pairs too"
@@ -178,7 +179,7 @@ def _acdc(context: Context, found: Found, main: Discovery, folder: Path) -> None
     """ACDC tries every edge that the threshold leaves, on some of the training pairs."""
     share = context.options.threshold
     few = _few(context, context.main_task)
-    other = _search(context, few, folder, scores=main.scores, prune="eap-acdc", threshold=share)
+    other = search(context, few, folder, scores=main.scores, prune="eap-acdc", threshold=share)
     name, source = "circuit.acdc", "circuit/acdc/circuit.json"
     _size_and_faithfulness(found, name, other, source)
     shared, either = (int(op(main.circuit.mask, other.circuit.mask).sum()) for op in (np.logical_and, np.logical_or))
@@ -200,7 +201,7 @@ def _prior(context: Context, found: Found, main: Discovery, folder: Path) -> Dis
     """The circuit of the prior's pairs, and its comparison with the persona's."""
     assert context.prior is not None
     options, place = context.options, folder / "prior"
-    other = _search(context, context.prior, place, n_random=options.n_random, threshold=options.threshold)
+    other = search(context, context.prior, place, n_random=options.n_random, threshold=options.threshold)
     discovery_numbers(found, "circuit.prior", other, "circuit/prior/circuit.json")
     sides = [replace(read_side(path), name=name) for path, name in ((folder, "persona"), (place, "prior"))]
     n_draws = 20 if options.quick else 200
@@ -224,7 +225,7 @@ def _specificity(context: Context, found: Found, main: Discovery, prior: Discove
     for domain in _domains(context, task):
         where = (("domain", domain),)
         part = _few(context, task.where(domain=domain))
-        own = _search(context, part, folder / slug(domain), where=where, threshold=context.options.threshold)
+        own = search(context, part, folder / slug(domain), where=where, threshold=context.options.threshold)
         circuits[domain] = (own.circuit, part)
     if prior is not None:
         assert context.prior is not None

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 
 from persona_circuits.circuit.assessment.comparison import Side, compare
-from persona_circuits.circuit.discovery import Discovery, MeasureOptions, Options, discover, evaluate_on
+from persona_circuits.circuit.discovery import Discovery, MeasureOptions, evaluate_on
 from persona_circuits.circuit.figures import write_csv, write_figures
 from persona_circuits.circuit.task import Task
 from persona_circuits.persona.behaviour import PairMeasure, measure_pairs
 from persona_circuits.persona.study.context import Context, some_of
 from persona_circuits.persona.study.numbers import Estimates, Found, number_rows, slug, with_holm
 from persona_circuits.persona.study.stages.behaviour import MEASURES, mean_of
-from persona_circuits.persona.study.stages.circuit_numbers import METRIC, faithfulness_of
+from persona_circuits.persona.study.stages.circuit import search
+from persona_circuits.persona.study.stages.circuit_numbers import faithfulness_of
 from persona_circuits.persona.study.stages.figures import level_figure
 
 __all__ = [
@@ -102,11 +103,14 @@ def _circuits(context: Context, found: Found, folder: Path) -> None:
     options, whole = context.options, context.files.frames.task()
     asked = {item.pair.line for item in context.frames.items}
     whole = replace(whole, pairs=tuple(pair for pair in whole.pairs if pair.line in asked))
+    n = min(options.frame_edges, context.model.graph.n_edges)
     searches: dict[str, tuple[Discovery, Task]] = {}
     for name in SEARCHED:
         task = whole.where(variant=name) if any(pair.axis("variant") == name for pair in whole.pairs) else None
         if task is not None:
-            searches[name] = _search(context, _measurable(context, task), folder / name)
+            part = _measurable(context, task)
+            found_in = search(context, part, folder / name, n_random=options.n_random, prune="top-n", top_n=n)
+            searches[name] = found_in, part
             _own(found, name, searches[name][0])
     you = searches.pop(YOU)[0]
     setting = MeasureOptions(batch_size=options.batch_size, n_random=options.n_random, seed=options.seed)
@@ -134,16 +138,6 @@ def _measurable(context: Context, task: Task) -> Task:
         return task
     some = some_of(task.of_split(held_out), context.options.max_pairs)
     return replace(task, pairs=(*task.of_split(fitted).pairs, *some.pairs))
-
-
-def _search(context: Context, task: Task, folder: Path) -> tuple[Discovery, Task]:
-    options = context.options
-    n = min(options.frame_edges, context.model.graph.n_edges)
-    numbers: dict[str, Any] = {"steps": options.steps, "seed": options.seed, "batch_size": options.batch_size}
-    chosen = Options(prune="top-n", top_n=n, metric=METRIC, n_random=options.n_random, **numbers).checked()
-    found = discover(context.model, task, chosen, stage=context.stage)
-    found.write(folder)
-    return found, task
 
 
 def _own(found: Found, name: str, search: Discovery) -> None:
