@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
 
-from shapes import GPT2, GPT2_64, GROUPED, SMALL, Shape, rows_of
+from shapes import GPT2, GPT2_64, GROUPED, SMALL, SMOLLM2, Shape, rows_of
 from steps import Beside, kl_threshold
 
 from persona_circuits.circuit.errors import OptionError
@@ -44,7 +44,7 @@ def threads(request):
     return count
 
 
-SHAPES = (GPT2, GPT2_64, GROUPED, SMALL)
+SHAPES = (GPT2, GPT2_64, GROUPED, SMOLLM2, SMALL)
 
 
 class Subject:

@@ -144,6 +144,7 @@ def rows_of(batch: Batch) -> list[dict[str, list[int]]]:
 GPT2 = Shape("GPT-2 small", "gpt2", 12, 12, 768, 3072, 5000)
 GPT2_64 = replace(GPT2, name="GPT-2 small, longer", tokens=64)
 GROUPED = Shape("grouped queries", "llama", 8, 16, 512, 1536, 5000, kv_heads=4)
+SMOLLM2 = Shape("SmolLM2 135M", "llama", 30, 9, 576, 1536, 49152, kv_heads=3, tokens=40)
 SMALL = Shape("small", "gpt2", 4, 4, 64, 256, 500, std=0.2)
 
 GPU_SHAPES = {
@@ -155,7 +156,7 @@ GPU_SHAPES = {
 
 def main() -> None:
     """Print the shapes as JSON."""
-    print(json.dumps([shape.as_dict() for shape in (GPT2, GPT2_64, GROUPED, SMALL, *GPU_SHAPES.values())], indent=1))
+    print(json.dumps([shape.as_dict() for shape in (GPT2, GPT2_64, GROUPED, SMOLLM2, SMALL, *GPU_SHAPES.values())], indent=1))
 
 
 if __name__ == "__main__":

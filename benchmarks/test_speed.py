@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from shapes import GPT2, GPT2_64, GROUPED, SMALL, rows_of
+from shapes import GPT2, GPT2_64, GROUPED, SMALL, SMOLLM2, rows_of
 from steps import (
     LOGIT_DIFF,
     AcdcRun,
@@ -34,7 +34,7 @@ from persona_circuits.circuit.peers import agreement, from_prune_scores
 from persona_circuits.circuit.profiling import acdc_sample, bare_forward, bare_passes
 from persona_circuits.circuit.scores import Scores
 
-SHAPES = (GPT2, GPT2_64, GROUPED, SMALL)
+SHAPES = (GPT2, GPT2_64, GROUPED, SMOLLM2, SMALL)
 STEPS = 5
 PEER_STEPS = 3
 LATE_EDGES = 748  # those into the logits, the last MLP and three heads of the last layer
@@ -66,18 +66,18 @@ def test_eap_with_nothing_shared(keep, subject):
     keep(subject, "EAP, nothing shared", "EAP, prompts that begin apart", step, rounds=4, beside=floor(subject))
 
 
-@on(GPT2, GROUPED, SMALL)
+@on(GPT2, GROUPED, SMOLLM2, SMALL)
 def test_eap_ig(keep, subject):
     step = own_eap_ig(subject, STEPS)
     keep(subject, "EAP-IG", f"EAP-IG, {STEPS} steps", step, rounds=3, beside=floor(subject, STEPS))
 
 
-@on(GPT2, GROUPED, SMALL)
+@on(GPT2, GROUPED, SMOLLM2, SMALL)
 def test_forward(keep, subject):
     keep(subject, "forward", "one forward, bare", forward(subject).step, rounds=5)
 
 
-@on(GPT2, GROUPED, SMALL)
+@on(GPT2, GROUPED, SMOLLM2, SMALL)
 def test_prepare(keep, subject):
     def step():
         prepare(subject.model, subject.batch)
@@ -87,7 +87,7 @@ def test_prepare(keep, subject):
 
 
 @pytest.mark.parametrize("place", [0, 2, 4])
-@on(GPT2, GROUPED, SMALL)
+@on(GPT2, GROUPED, SMOLLM2, SMALL)
 def test_one_circuit(keep, subject, place):
     size = circuit_sizes(subject.model)[place]
     step = one_circuit(subject.model, subject.item, size)

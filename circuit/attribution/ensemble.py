@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.scores import Scores
@@ -49,6 +49,6 @@ def mean_of(scores: Sequence[Scores], by: str = "scale") -> Scores:
 
 def _normalised(values: np.ndarray, by: str) -> np.ndarray:
     if by == "rank":
-        return np.sign(values) * stats.rankdata(np.abs(values), method="max") / len(values)
+        return np.sign(values) * scipy.stats.rankdata(np.abs(values), method="max") / len(values)
     size = float(np.sqrt((values**2).mean()))
     return values / size if size else values

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.errors import OptionError
@@ -110,7 +110,7 @@ def most_of(n_all: int, n_drawn: int, n_found: int, confidence: float = CONFIDEN
     low, high = n_found, n_all - (n_drawn - n_found)
     while low < high:
         middle = (low + high + 1) // 2
-        if stats.hypergeom.cdf(n_found, n_all, middle, n_drawn) > 1 - confidence:
+        if scipy.stats.hypergeom.cdf(n_found, n_all, middle, n_drawn) > 1 - confidence:
             low = middle
         else:
             high = middle - 1

@@ -68,6 +68,7 @@ def test_eap_is_its_definition(tiny64, tiny_task):
     assert relative_error(eap(tiny64, parts, LOGIT_DIFF).values, expected) < 1e-10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["logit-diff", "kl"])
 def test_eap_ig_is_its_definition(tiny64, tiny_task, metric):
     parts = groups(tiny_task, tiny64)
@@ -125,6 +126,7 @@ def test_eap_equals_transformer_lens_own_attribution(tiny64, tiny_task):
     assert relative_error(ours, as_array(tiny64.graph, theirs)) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["persona-divergence", "kl", "prob-diff"])
 def test_ig_scores_of_input_edges_sum_to_the_change_of_the_metric(tiny64, tiny_task, metric):
     metric = METRICS[metric]
@@ -143,6 +145,7 @@ def test_ig_scores_of_input_edges_sum_to_the_change_of_the_metric(tiny64, tiny_t
     assert gap["midpoint"] < gap["authors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ablation", ["corrupt", "neutral"])
 def test_completeness_is_an_independent_sum_and_closes_with_the_steps(tiny64, tiny_task, ablation):
     """The names of edges, and Hugging Face's own logits, against what discover prints."""
@@ -200,6 +203,7 @@ def test_ig_with_the_authors_rule_starts_at_the_corrupt_end(tiny, tiny_task):
     np.testing.assert_allclose(ours, -eap(tiny, turned, LOGIT_DIFF).values, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_exact_is_one_patched_pass_per_edge(tiny64, tiny_task):
     parts = groups(tiny_task, tiny64)
     scores = exact(tiny64, parts, LOGIT_DIFF)
@@ -221,11 +225,13 @@ def test_exact_equals_eap_on_a_linear_model(linear):
     assert relative_error(first_order, whole) < 1e-3
 
 
+@pytest.mark.slow
 def test_exact_differs_from_eap_on_a_model_that_is_not_linear(tiny64, tiny_task):
     parts = groups(tiny_task, tiny64)
     assert relative_error(eap(tiny64, parts, LOGIT_DIFF).values, exact(tiny64, parts, LOGIT_DIFF).values) > 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["eap", "eap-ig", "exact"])
 def test_scores_do_not_depend_on_the_batch_size(tiny64, tiny_task, method):
     one, many = (
@@ -321,6 +327,7 @@ def test_scores_do_not_depend_on_the_bound_on_memory(tiny64, tiny_task, max_byte
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("worth", [1, 1 << 30])
 @pytest.mark.parametrize("swap", [False, True])
 def test_scores_do_not_depend_on_what_is_run_once(tiny64, tiny_task, monkeypatch, worth, swap):

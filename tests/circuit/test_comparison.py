@@ -443,6 +443,7 @@ def call(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_command_compares_two_runs(runs, tmp_path):
     files = ["--out", tmp_path / "c.json", "--picture", tmp_path / "c.svg"]
     options = ["--n-draws", 10, "--n-random", 2]

@@ -585,6 +585,7 @@ def call(*arguments):
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_the_command_writes_tables_and_figures(tmp_path, scores):
     write_scores(scores, tmp_path / "mine.safetensors")
     run, out = tmp_path / "run", tmp_path / "curves"

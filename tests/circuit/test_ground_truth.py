@@ -25,6 +25,7 @@ def recovered(row):
     return {recovery.prune for recovery in row.recoveries if recovery.exact}
 
 
+@pytest.mark.slow
 def test_every_model_has_a_row_for_every_method(table):
     assert list(table) == [
         (name, method)
@@ -97,6 +98,7 @@ def test_a_wrong_truth_is_not_recovered(table):
     assert "input->logits scored +0.000, exact +0.000" in rows["exact"].note
 
 
+@pytest.mark.slow
 def test_a_share_too_large_loses_edges():
     row = next(row for row in calibrate([PLANTED["keys"]], share=0.5) if row.method == "exact")
     assert row.recoveries[0].recall < 1

@@ -145,6 +145,7 @@ def additive(rng, pairs, n_questions):
     return values, [(f"p{a}", f"p{b}") for a, b, _ in rows], [f"q{q}" for *_, q in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_personas", "cover", "level"), [(4, 0.85, 0.13), (8, 0.88, 0.1), (30, 0.9, 0.1)])
 def test_coverage_and_level_where_persona_pairs_share_personas(n_personas, cover, level):
     """Every persona pair as a cluster of its own covers half and rejects a third to a half of the true nulls."""
@@ -299,6 +300,7 @@ def test_a_candidate_of_two_tokens_is_refused_with_its_line(world, tmp_path):
         measure_pairs(world, items)
 
 
+@pytest.mark.slow
 def test_divergence_follows_the_generators(study, generator):
     found = [row.measure.divergence for row in study.pairs]
     assert np.corrcoef(found, [truth["divergence"] for truth in generator])[0, 1] > 0.9

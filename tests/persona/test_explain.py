@@ -428,6 +428,7 @@ def test_a_row_s_numbers_do_not_depend_on_its_batch(tiny64, tiny_inside):
         assert one.signal["persona"] == pytest.approx(other.signal["persona"], abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_every_test_runs_in_every_precision_and_by_batches_as_by_rows(tiny_task, dtype):
     model = load_model(DATA / "tiny-gpt2", dtype=dtype)
@@ -737,6 +738,7 @@ def world(tmp_path_factory):
     return explain(model, pairs, controls=more, options=options)
 
 
+@pytest.mark.slow
 def test_verdicts_agree_with_the_generator_far_better_than_chance(world):
     found = world.agreement
     assert found.n == 40

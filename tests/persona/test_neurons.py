@@ -489,6 +489,7 @@ def test_rms_needs_paraphrases_and_the_null_enough_personas(tiny64, found):
         study_neurons(tiny64, found, null=load_examples(PAIRS, tiny64), options=QUICK)
 
 
+@pytest.mark.slow
 def test_the_command_with_the_shipped_paraphrases(tmp_path):
     runner = CliRunner()
     out = tmp_path / "out"

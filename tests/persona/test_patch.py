@@ -433,6 +433,7 @@ def test_where_no_head_survives_it_is_said_what_would_have(tiny64, found):
 # Files and the command line
 
 
+@pytest.mark.slow
 def test_the_same_study_gives_the_same_files(study, tmp_path):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
@@ -486,6 +487,7 @@ def test_prompts_of_unequal_length_need_alignment(tiny64, tmp_path):
     np.testing.assert_allclose(*both, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [r"sites \d+ ", "ablated ", "paths "])
 def test_a_stopped_study_goes_on_to_the_same_numbers(part, study, tiny64, found, tmp_path, monkeypatch):
     """Stopped in the middle of each kind of work; what is done is not done again."""

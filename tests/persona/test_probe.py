@@ -148,6 +148,7 @@ def test_a_threshold_of_the_training_part_does_not_follow_the_test_part():
     assert result.auc.value == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_the_planted_layer_is_chosen_and_read():
     layers, labels, groups = planted()
     found, chosen = cross_validate(layers, labels, folds_of(groups), penalty=0.1)
@@ -343,6 +344,7 @@ def test_the_mean_over_targets_is_resampled_together():
     assert mean.accuracy.high - mean.accuracy.low < np.mean([one.accuracy.high - one.accuracy.low for one in several])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_personas", [4, 8, 30])
 def test_intervals_of_probes_cover_what_they_should(n_personas):
     """Fitted and tested anew on personas and questions drawn anew; the truth is the mean over all of that."""
@@ -382,6 +384,7 @@ def cell(study, target, hold_out, position):
     return one
 
 
+@pytest.mark.slow
 def test_the_shipped_model_turns_a_persona_into_a_preference(study):
     """At the answer's place the preference is there late and is not there early; where the persona ends, who it is."""
     answer = cell(study, "preference", "question", "prompt-end")
@@ -459,6 +462,7 @@ def test_padding_on_one_label_only_is_caught_and_none_is_made_here(world, tmp_pa
     assert "32 of 32 pairs have prompts of different length" in study.notes
 
 
+@pytest.mark.slow
 def test_a_second_file_is_held_out_whole_but_for_prompts_seen(world, people, found, tmp_path):
     options = ProbeOptions(("preference",), ("split",), ("prompt-end",), **QUICK)
     lines = [*(DATASETS / "pairs_test.jsonl").read_text().splitlines()[:12]]
@@ -473,6 +477,7 @@ def test_a_second_file_is_held_out_whole_but_for_prompts_seen(world, people, fou
         study_probes(world, found, test=found, options=options)  # every prompt has been seen
 
 
+@pytest.mark.slow
 def test_what_cannot_be_held_out_is_said(world, found):
     options = ProbeOptions(("identity",), ("question", "template"), ("prompt-end",), folds=2, **QUICK)
     study = study_probes(world, found, options=options)
@@ -559,6 +564,7 @@ def call(*arguments):
     return CliRunner().invoke(app, ["probe", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_prints(tmp_path):
     model = ["--model", DATA / "tiny-gpt2", "--pairs", DATA / "tiny_pairs.json", "--n-resamples", 100, "--folds", 2]
     done = call(*model, "--out", tmp_path / "out", "--targets", "preference", "--hold-out", "question", "--json")

@@ -178,6 +178,7 @@ def test_kl_is_measured_at_the_output_not_where_the_vector_goes_in(tiny64, pairs
             assert seen.kl[place, i] == pytest.approx(metrics.kl(reference, steered).item(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_largest_strength_within_the_bound(tiny64, pairs):
     for limit in (0.02, 0.3):
         found = study_steering(tiny64, pairs, pairs, "pair", SteerOptions((1,), kl_bound=limit, ablate=False, **FAST))
@@ -469,6 +470,7 @@ def test_ablation_takes_out_the_direction_and_nothing_else(tiny64):
     torch.testing.assert_close(tiny64.logits(tokens), plain)
 
 
+@pytest.mark.slow
 def test_every_option_does_something(tiny64, pairs):
     def numbers(**options):
         found = study_steering(
