@@ -347,7 +347,10 @@ def _own_logits(network: Any, name: str, device: torch.device | str, *, in_float
     try:
         network.set_attn_implementation("eager")
         with torch.no_grad():
-            rows = [network(tokens, **placed_on(network, tokens, pad)).logits for pad in (None, padding)]
+            padded = network(tokens, **placed_on(network, tokens, padding)).logits
+            plain = padded[:1]  # the first row has no padding; float64 gives NaN where rows are padded
+            if not bool(padded.isfinite().all()):
+                plain = network(tokens, **placed_on(network, tokens, None)).logits
     except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
         raise ModelError(
             f"{name}: the model does not run on {len(tokens)} rows of tokens ({first_line(error)})"
@@ -355,10 +358,10 @@ def _own_logits(network: Any, name: str, device: torch.device | str, *, in_float
     finally:
         for hook in hooks:
             hook.remove()
-    if not bool(rows[0].isfinite().all()):
+    if not bool(plain.isfinite().all()):
         short_name = str(network.dtype).removeprefix("torch.")
         raise ModelError(f"{name}: its logits are not finite in {short_name}; load it in float32")
-    return OwnLogits(rows[0], unpadded(rows[1], padding), padding, 0.1 if short and not in_float32 else 2e-4)
+    return OwnLogits(plain, unpadded(padded, padding), padding, 0.1 if short and not in_float32 else 2e-4)
 
 
 def _device(name: str) -> torch.device:

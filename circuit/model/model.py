@@ -357,7 +357,7 @@ class Model:
                 "Hugging Face's own network",
                 "TransformerLens does not compute all that this configuration asks",
             )
-            self._compare(own.plain, host, own.bound, "held by TransformerLens", than, why)
+            self._compare(own.plain, host[: len(own.plain)], own.bound, "held by TransformerLens", than, why)
             if bool(own.padded.isfinite().all()):  # eager attention of float64 gives NaN where rows are padded
                 self._compare(own.padded, own.without_padding(padded), own.bound, "with padded rows", than, why)
         why = "its residual stream is not a plain sum of nodes"
@@ -378,9 +378,9 @@ class Model:
 
 @dataclass(frozen=True)
 class OwnLogits:
-    """What a network gave for the trial's rows, whole and padded on the left, before anything of it was replaced."""
+    """What a network gave for the trial's first rows, and for all padded on the left, before anything was replaced."""
 
-    plain: Float[Tensor, "batch pos vocab"]
+    plain: Float[Tensor, "first pos vocab"]
     padded: Float[Tensor, "rows vocab"]
     padding: Int[Tensor, " batch"]
     bound: float
