@@ -31,7 +31,7 @@ from persona_circuits.persona.study import (
 from persona_circuits.persona.study import run as engine
 
 TINY = DATA / "tiny-gpt2"
-OPTIONS = {"n_resamples": 100, "max_pairs": 4, "n_random": 1, "steps": 2}
+OPTIONS = {"n_resamples": 100, "max_pairs": 4, "n_random": 1, "steps": 2, "gate_steps": 2, "least_mass": 0.0}
 PEOPLE = [(" happy", " sad"), (" calm", " angry"), (" bold", " shy"), (" kind", " tired")]
 ASKED = {
     "drink": (" tea", " milk", " coffee"),
@@ -73,6 +73,21 @@ def rows(**more):
     return found
 
 
+def worded():
+    """Every persona pair and question in two wordings of one length, with neutral prompts."""
+    found = []
+    early = [row for row in rows() if row["placement"] == "early"]
+    early += [
+        row | {"id": f"dish-{row['id']}", "question": "dish"} | {s: row[s].replace("drink", "dish") for s in ("clean", "corrupt")}
+        for row in early if row["question"] == "drink"
+    ]  # fmt: skip
+    for row, ask in itertools.product(early, ("now the", "here the")):
+        prompts = {side: row[side].replace("now the", ask) for side in ("clean", "corrupt")}
+        more = {"wording": ask, "n_tokens": 9, "neutral": f"you are a person. {ask} {row['question']} is"}
+        found.append(row | prompts | more | {"id": f"{ask}-{row['id']}"})
+    return found
+
+
 def written(path, content):
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return StudyFile.at(str(path), path.name)
@@ -104,6 +119,7 @@ def files(tmp_path_factory):
         written(folder / "variants.jsonl", variants),
         written(folder / "prior.jsonl", rows(control="prior")),
         frames=written(folder / "frames.jsonl", framed),
+        wordings=written(folder / "wordings.jsonl", worded()),
     )
 
 

@@ -1,0 +1,161 @@
+"""Stage ``across`` of a study: the persona's tokens of one frame put into another.
+
+The stream at the tokens in which the two personas differ is taken from a prompt of a frame (``Your friend is a
+monk``) and put into the frame ``you`` of the other persona (``You are a soldier``), layer by layer. ``share`` is how
+much of D it brings over, in both directions; ``null`` is the same with the frame alone changed, the persona not. The
+layer is the last one at which the tokens of ``you`` itself bring over half on train; shares are of held-out pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from persona_circuits.circuit.figures import write_csv
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.storage import Kept, search_of
+from persona_circuits.circuit.task import Batch, Row, Task, batches, encode
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.explanation.runs import Both, both_of, margins, replay
+from persona_circuits.persona.study.context import PASSES, Context
+from persona_circuits.persona.study.numbers import Estimates, Found
+
+__all__ = [
+    "run_across",
+]
+
+YOU, FRAMES = "you", ("you", "friend", "book", "nobody")
+HALF = 0.5
+LAYERS = 10
+SOURCE = "across/across.csv"
+Values = NDArray[np.float64]
+
+
+def run_across(context: Context, folder: Path) -> Found:
+    """The shares of D by frame and layer, and those at the layer that train chooses."""
+    found = Found()
+    if context.frames is None:
+        found.notes.append("no pairs in frames; give a file of 'vary --frame' with --frames")
+        return found
+    bases = _aligned(context)
+    step = max(1, context.model.graph.n_layers // LAYERS)
+    layers = [*range(0, context.model.graph.n_layers + 1, step)]
+    search = search_of(context.digest("across"))
+    with Kept(context.kept("across.state"), search) as kept:
+        moved = {}
+        for split in dict.fromkeys(context.fitted_and_held_out):
+            own = [base for base in bases if split in ("all", base[YOU].pair.split)]
+            places = np.unique(np.linspace(0, len(own) - 1, PASSES * context.options.max_pairs).round().astype(int))
+            chosen = [own[place] for place in (places if own else ())]
+            if len(chosen) < 2:
+                found.notes.append(
+                    f"across: {len(chosen)} pairs of {split} have their tokens in one place in all frames"
+                )
+                return found
+            names = [name for name in FRAMES if name in chosen[0]] if split == context.fitted_and_held_out[1] else [YOU]
+            moved[split] = chosen, _moved(context, chosen, names, layers, kept)
+    _numbers(found, context, moved, layers, folder)
+    return found
+
+
+def _aligned(context: Context) -> list[dict[str, Item]]:
+    """Bases with the same number of tokens, and the differing ones in the same places, in every frame."""
+    assert context.frames is not None
+    bases: dict[str, dict[str, Item]] = {}
+    for item in context.frames.items:
+        if (name := item.pair.axis("variant")) in FRAMES:
+            bases.setdefault(item.pair.axis("base"), {})[name] = item
+    most = max(map(len, bases.values()), default=0)
+    whole = [base for base in bases.values() if len(base) == most and YOU in base]
+    places = [{(len(row.clean), _span(row)) for row in _rows(context, [*base.values()])} for base in whole]
+    return [base for base, found in zip(whole, places, strict=True) if len(found) == 1]
+
+
+def _rows(context: Context, items: Sequence[Item]) -> list[Row]:
+    assert context.frames is not None
+    return list(encode(Task(tuple(item.pair for item in items), context.frames.source, ""), context.model))
+
+
+def _span(row: Row) -> tuple[int, int]:
+    differ = [i for i, (a, b) in enumerate(zip(row.clean, row.corrupt, strict=True)) if a != b]
+    return differ[0], differ[-1]
+
+
+def _moved(
+    context: Context, bases: Sequence[dict[str, Item]], names: Sequence[str], layers: Sequence[int], kept: Kept
+) -> dict[str, Values]:
+    """By frame ``[pair, 1 + 2 * layer]``: D in ``you``, and of each layer what is moved, by the persona and by none."""
+    rows = {name: _rows(context, [base[name] for base in bases]) for name in names}
+    found = {name: np.zeros((len(bases), 1 + 2 * len(layers))) for name in names}
+    progress = context.stage("patching the persona of one frame into another")
+    for batch in batches(rows[YOU], context.options.batch_size, context.model.device):
+        at = list(batch.indices)
+        others = {name: batches([rows[name][i] for i in at], len(at), context.model.device)[0] for name in names}
+        key = f"{bases[0][YOU].pair.split} {batch.place}"
+        for name, values in kept.of(key, partial(_patched, context, batch, others, layers)).items():
+            found[name][at] = values
+        progress(max(at) + 1, len(bases))
+    return found
+
+
+def _patched(context: Context, batch: Batch, others: dict[str, Batch], layers: Sequence[int]) -> dict[str, Values]:
+    model, own = context.model, both_of(context.model, batch, gradients=False)
+    whole = torch.sub(*(margins(run.logits, batch) for run in own.runs))
+    found: dict[str, Values] = {}
+    for name, other in others.items():
+        theirs = own if name == YOU else both_of(model, other, gradients=False)
+        columns = [whole]
+        for layer in layers:
+            columns.append(_half(model, own, theirs, layer, exchanged=True))
+            columns.append(_half(model, own, theirs, layer, exchanged=False) if name != YOU else 0 * whole)
+        found[name] = torch.stack(columns, 1).cpu().double().numpy()
+    return found
+
+
+def _half(model: Model, own: Both, theirs: Both, layer: int, *, exchanged: bool) -> torch.Tensor:
+    """How far the margins of both runs move toward the personas that the streams are of; half of their sum."""
+    others, signs = (theirs.runs[::-1], (-1, 1)) if exchanged else (theirs.runs, (1, -1))
+    moved = []
+    for run, other, sign in zip(own.runs, others, signs, strict=True):
+        stream = torch.where(own.inside[..., None], other.streams[layer], run.streams[layer])
+        logits = replay(model, stream, run.context, layer=layer)
+        moved.append(sign * (margins(logits, own.batch) - margins(run.logits, own.batch)))
+    return torch.stack(moved).sum(0) / 2
+
+
+def _numbers(
+    found: Found,
+    context: Context,
+    moved: dict[str, tuple[list[dict[str, Item]], dict[str, Values]]],
+    layers: Sequence[int],
+    folder: Path,
+) -> None:
+    fitted, held_out = context.fitted_and_held_out
+    own = moved[fitted][1][YOU]
+    halves = [i for i in range(len(layers)) if own[:, 1 + 2 * i].mean() >= HALF * own[:, 0].mean()]
+    chosen = halves[-1] if halves else 0
+    bases, values = moved[held_out]
+    estimates = Estimates([base[YOU] for base in bases], **context.draws)
+    what = "last layer at which the persona's tokens in you bring over half of D, on train"
+    found.add("across.layer", layers[chosen] if halves else None, what, unit="layer", n=len(own), source=SOURCE)
+    rows = []
+    for name, here in values.items():
+        for i, layer in enumerate(layers):
+            for place, key in ((1 + 2 * i, "share"), (2 + 2 * i, "null")):
+                ratio = estimates.ratio(here[:, place], here[:, 0])
+                rows.append({"frame": name, "layer": layer, "what": key, **ratio})
+                if i == chosen and (key == "share" or name != YOU):
+                    persona = "the other persona's tokens" if key == "share" else "the same persona's tokens"
+                    text = f"share of D that {persona} of {name} bring into you at that layer"
+                    found.add(f"across.{name}.{key}", what=text, unit="share", source=SOURCE, **ratio)
+        if name != YOU:
+            text = f"what {name} brings over there / what you does"
+            there = values[YOU][:, 1 + 2 * chosen]
+            ratio = estimates.ratio(here[:, 1 + 2 * chosen], there)
+            found.add(f"across.{name}.of_you", what=text, source=SOURCE, **ratio)
+    write_csv(rows, folder / "across.csv")
