@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
+from persona_circuits.circuit.errors import PersonaCircuitsError
 from persona_circuits.circuit.progress import duration
 from persona_circuits.circuit.task import Task, encode
 from persona_circuits.persona.explanation.runs import both_runs
@@ -23,10 +24,12 @@ SEARCH = 4
 
 def told(stage: str, context: Context) -> list[str]:
     """What is put behind the stage's name once: about how long it takes here, and memory."""
-    n = prompts_of(stage, context)
-    if not n:
+    try:
+        seconds = prompts_of(stage, context) * _seconds(context)
+    except PersonaCircuitsError:  # the stage itself says why these pairs cannot be asked
         return []
-    seconds = n * _seconds(context)
+    if not seconds:
+        return []
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     size = _bytes_held(stage, context) + peak
     return [f" (about {duration(seconds)}, {size / 2**30:.1f} GiB)"]
@@ -91,7 +94,7 @@ CALLS: Mapping[str, Callable[[Context], int | float]] = {
     "across": lambda context: 0 if context.frames is None else 40 * min(_n(context)[1], 64),
     "prediction": _wordings(3),
     "causes": _asked(12),
-    "prior": lambda context: 0 if context.wordings is None else 80 * PASSES * context.options.max_pairs,
+    "prior": lambda context: 0 if context.wordings is None else 160 * context.options.max_pairs,
     "where": _where,
     "gates": _gates,
     "circuit": lambda context: _searches(context, 6),

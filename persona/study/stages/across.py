@@ -64,7 +64,7 @@ def run_across(context: Context, folder: Path) -> Found:
 
 
 def _aligned(context: Context) -> list[dict[str, Item]]:
-    """Bases with the same number of tokens, and the differing ones in the same places, in every frame."""
+    """Bases whose differing tokens stand as far from the prompt's end in every frame."""
     assert context.frames is not None
     bases: dict[str, dict[str, Item]] = {}
     for item in context.frames.items:
@@ -72,7 +72,7 @@ def _aligned(context: Context) -> list[dict[str, Item]]:
             bases.setdefault(item.pair.axis("base"), {})[name] = item
     most = max(map(len, bases.values()), default=0)
     whole = [base for base in bases.values() if len(base) == most and YOU in base]
-    places = [{(len(row.clean), _span(row)) for row in _rows(context, [*base.values()])} for base in whole]
+    places = [{_span(row) for row in _rows(context, [*base.values()])} for base in whole]
     return [base for base, found in zip(whole, places, strict=True) if len(found) == 1]
 
 
@@ -82,8 +82,9 @@ def _rows(context: Context, items: Sequence[Item]) -> list[Row]:
 
 
 def _span(row: Row) -> tuple[int, int]:
-    differ = [i for i, (a, b) in enumerate(zip(row.clean, row.corrupt, strict=True)) if a != b]
-    return differ[0], differ[-1]
+    """The first and the last of the differing tokens, counted from the end."""
+    differ = [i for i, (a, b) in enumerate(zip(row.clean[::-1], row.corrupt[::-1], strict=True)) if a != b]
+    return differ[-1], differ[0]
 
 
 def _moved(
@@ -93,18 +94,22 @@ def _moved(
     rows = {name: _rows(context, [base[name] for base in bases]) for name in names}
     found = {name: np.zeros((len(bases), 1 + 2 * len(layers))) for name in names}
     progress = context.stage("patching the persona of one frame into another")
-    for batch in batches(rows[YOU], context.options.batch_size, context.model.device):
-        at = list(batch.indices)
-        others = {name: batches([rows[name][i] for i in at], len(at), context.model.device)[0] for name in names}
-        key = f"{bases[0][YOU].pair.split} {batch.place}"
-        for name, values in kept.of(key, partial(_patched, context, batch, others, layers)).items():
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i in range(len(bases)):
+        groups.setdefault(tuple(len(rows[name][i].clean) for name in names), []).append(i)
+    size, done = context.options.batch_size, 0
+    for at in [group[k : k + size] for group in groups.values() for k in range(0, len(group), size)]:
+        same = {name: batches([rows[name][i] for i in at], size, context.model.device)[0] for name in names}
+        key = f"{bases[0][YOU].pair.split} {at[0]}"
+        for name, values in kept.of(key, partial(_patched, context, same, layers)).items():
             found[name][at] = values
-        progress(max(at) + 1, len(bases))
+        progress(done := done + len(at), len(bases))
     return found
 
 
-def _patched(context: Context, batch: Batch, others: dict[str, Batch], layers: Sequence[int]) -> dict[str, Values]:
-    model, own = context.model, both_of(context.model, batch, gradients=False)
+def _patched(context: Context, others: dict[str, Batch], layers: Sequence[int]) -> dict[str, Values]:
+    model, batch = context.model, others[YOU]
+    own = both_of(model, batch, gradients=False)
     whole = torch.sub(*(margins(run.logits, batch) for run in own.runs))
     found: dict[str, Values] = {}
     for name, other in others.items():
@@ -122,7 +127,9 @@ def _half(model: Model, own: Both, theirs: Both, layer: int, *, exchanged: bool)
     others, signs = (theirs.runs[::-1], (-1, 1)) if exchanged else (theirs.runs, (1, -1))
     moved = []
     for run, other, sign in zip(own.runs, others, signs, strict=True):
-        stream = torch.where(own.inside[..., None], other.streams[layer], run.streams[layer])
+        mine, its = run.streams[layer], other.streams[layer]
+        its = torch.nn.functional.pad(its, (0, 0, max(0, mine.shape[1] - its.shape[1]), 0))[:, -mine.shape[1] :]
+        stream = torch.where(own.inside[..., None], its, mine)
         logits = replay(model, stream, run.context, layer=layer)
         moved.append(sign * (margins(logits, own.batch) - margins(run.logits, own.batch)))
     return torch.stack(moved).sum(0) / 2
@@ -137,7 +144,8 @@ def _numbers(
 ) -> None:
     fitted, held_out = context.fitted_and_held_out
     own = moved[fitted][1][YOU]
-    halves = [i for i in range(len(layers)) if own[:, 1 + 2 * i].mean() >= HALF * own[:, 0].mean()]
+    shares = own[:, 1::2].mean(0) / own[:, 0].mean() if own[:, 0].mean() else np.zeros(len(layers))
+    halves = np.flatnonzero(shares >= HALF).tolist()
     chosen = halves[-1] if halves else 0
     bases, values = moved[held_out]
     estimates = Estimates([base[YOU] for base in bases], **context.draws)

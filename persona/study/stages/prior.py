@@ -11,7 +11,7 @@ What the effect predicts: the choices of the same two personas and question in o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_runs, margins, replay
-from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context
+from persona_circuits.persona.study.context import NO_WORDINGS, Context
 from persona_circuits.persona.study.numbers import Estimates, Found
 
 __all__ = [
@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 DEPTH = 2 / 3
-N_RANDOM = {"random": 100, "other": 20}
+N_RANDOM = {"random": 100, "other": 10}
+AT_ONCE = 64
 SOURCE = "prior/pairs.csv"
 Values = NDArray[np.float64]
 
@@ -111,7 +112,7 @@ def _chosen(context: Context, defaults: _Defaults) -> list[tuple[PairMeasure, li
         if others and defaults.elsewhere(one.item):
             found.append((one, others))
     several = len({one.item.question for one, _ in found}) > 1
-    places = np.unique(np.linspace(0, len(found) - 1, PASSES * context.options.max_pairs).round().astype(int))
+    places = np.unique(np.linspace(0, len(found) - 1, 2 * context.options.max_pairs).round().astype(int))
     return [found[place] for place in places] if found and several else []
 
 
@@ -206,15 +207,25 @@ class _Cases:
     def of(self, both: Both) -> dict[str, Values]:
         at = list(both.batch.indices)
         own, middle = (np.stack([self.own[i][k] for i in at]) for k in (0, 1))
-        found = {name: np.stack([*self._all(both, at, own, middle, name)]) for name in ("none", "own", *N_RANDOM)}
-        return found
+        return {
+            name: np.concatenate(
+                [
+                    self._run(both, at, own, middle, self._along(own, at, name, draws))
+                    for draws in self._chunks(name, at)
+                ]
+            )
+            for name in ("none", "own", *N_RANDOM)
+        }
 
-    def _all(self, both: Both, at: list[int], own: Values, middle: Values, name: str) -> Iterator[Values]:
-        for draw in range(N_RANDOM.get(name, 1)):
-            along = {"none": np.zeros_like(own), "own": own}.get(name)
-            if along is None:
-                along = np.stack([self._drawn(i, draw, name) for i in at])
-            yield self._run(both, at, own, middle, along)
+    def _chunks(self, name: str, at: list[int]) -> list[range]:
+        n, size = N_RANDOM.get(name, 1), max(1, AT_ONCE // len(at))
+        return [range(start, min(n, start + size)) for start in range(0, n, size)]
+
+    def _along(self, own: Values, at: list[int], name: str, draws: range) -> Values:
+        """``[draw, row, d_model]``."""
+        if name in N_RANDOM:
+            return np.stack([[self._drawn(i, draw, name) for i in at] for draw in draws])
+        return (own if name == "own" else np.zeros_like(own))[None]
 
     def _drawn(self, i: int, draw: int, name: str) -> Values:
         rng = np.random.default_rng((self.seed, i, draw))
@@ -225,22 +236,25 @@ class _Cases:
         return vector / np.linalg.norm(vector)
 
     def _run(self, both: Both, at: list[int], own: Values, middle: Values, along: Values) -> Values:
-        """The streams lose, along ``along``, as much as they have along the default."""
-        sides, of_margin = [], []
+        """The streams lose, along each of ``along``, as much as they have along the default."""
+        logits, of_margin = [], []
         for run in both.runs:
             stream = run.streams[self.layer]
             last = stream[:, -1].cpu().double().numpy()
             much = ((last - middle) * own).sum(-1, keepdims=True)
             moved = torch.from_numpy(last - much * along).to(stream)
-            logits = replay(self.model, torch.cat([stream[:, :-1], moved[:, None]], 1), run.context, layer=self.layer)
-            sides.append(logits.double().cpu().numpy())
-            of_margin.append(margins(logits.double(), both.batch).cpu().numpy())
-        rows = []
-        for k, i in enumerate(at):
-            ids = list(self.candidates[i])
-            chosen = _outcome(self.items[i], *(side[k, ids] for side in sides))
-            rows.append([*chosen, of_margin[0][k] - of_margin[1][k]])
-        return np.array(rows, dtype=np.float64)
+            many = stream.expand(len(along), *stream.shape).clone()
+            many[:, :, -1] = moved
+            found = replay(self.model, many.flatten(0, 1), run.context, layer=self.layer).double()
+            logits.append(found.unflatten(0, moved.shape[:2]).cpu().numpy())
+            found = found.unflatten(0, moved.shape[:2])
+            of_margin.append(torch.stack([margins(each, both.batch) for each in found]).cpu().numpy())
+        rows = np.zeros((len(along), len(at), 3))
+        rows[..., 2] = of_margin[0] - of_margin[1]
+        for draw, k in np.ndindex(len(along), len(at)):
+            ids = list(self.candidates[at[k]])
+            rows[draw, k, :2] = _outcome(self.items[at[k]], *(side[draw, k, ids] for side in logits))
+        return rows
 
 
 def _enter(
