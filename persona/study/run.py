@@ -72,7 +72,7 @@ RECORDS = ("stage", "circuit", "real_circuits_1", "summary", "comparison", "spec
 PICTURES = (
     *("divergence-by-prior", "frames", "levels-divergence", "levels-collapse", "verdicts", "signal", "persistence"),
     *("lens-divergence", "probe-identity", "probe-preference", "graph", "difference", "specificity"),
-    *("gain", "flips", "movers", "across"),
+    *("gain", "flips", "movers", "across", "prediction", "prior", "gates"),
 )
 """What a compact study keeps besides tables: records of circuits, and the pictures that say most."""
 SEARCHES = ("acdc", "smallest", "specificity", "frames", "gates")

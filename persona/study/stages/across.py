@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from persona_circuits.circuit.figures import write_csv
+from persona_circuits.circuit.figures import write_csv, write_figures
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode
@@ -24,6 +24,7 @@ from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_of, margins, replay
 from persona_circuits.persona.study.context import PASSES, Context
 from persona_circuits.persona.study.numbers import Estimates, Found
+from persona_circuits.persona.study.stages.figures import across_figure
 
 __all__ = [
     "run_across",
@@ -167,3 +168,4 @@ def _numbers(
             ratio = estimates.ratio(here[:, 1 + 2 * chosen], there)
             found.add(f"across.{name}.of_you", what=text, source=SOURCE, **ratio)
     write_csv(rows, folder / "across.csv")
+    write_figures({"across": across_figure(rows)}, folder, page="across.html", title="Frames put into one another")

@@ -19,6 +19,7 @@ from persona_circuits.persona.study.context import Context, some_of
 from persona_circuits.persona.study.numbers import Found
 from persona_circuits.persona.study.stages.circuit import search
 from persona_circuits.persona.study.stages.circuit_numbers import faithfulness_of
+from persona_circuits.persona.study.stages.figures import write_levels
 
 __all__ = [
     "run_gates",
@@ -52,6 +53,10 @@ def run_gates(context: Context, folder: Path) -> Found:
             if other != name:
                 _on(context, found, name, one, other, task)
     _compared(found)
+    names = {f"{name} on {other}": f"gates.{name}.f.{'own' if name == other else f'on_{other}'}"
+             for name in circuits for other in grounds}  # fmt: skip
+    names |= {f"random, of the size of {name}": f"gates.{name}.f.random" for name in circuits}
+    write_levels(folder, "gates", "Faithfulness of circuits on held-out pairs", found.numbers, names)
     for a, b in combinations(circuits, 2):
         _shared(context, found, (a, circuits[a]), (b, circuits[b]))
     return found

@@ -8,6 +8,7 @@ from persona_circuits.circuit.figures import write_csv
 from persona_circuits.persona.behaviour import predicted
 from persona_circuits.persona.study.context import NO_WORDINGS, Context
 from persona_circuits.persona.study.numbers import Found, slug
+from persona_circuits.persona.study.stages.figures import write_levels
 
 __all__ = [
     "run_prediction",
@@ -39,4 +40,6 @@ def run_prediction(context: Context, folder: Path) -> Found:
             found.add(f"{name}.behind", one.behind.value, what, estimate=one.behind, **about)
         rows.append(row)
     write_csv(rows, folder / "predictors.csv")
+    chosen = {one.name: f"prediction.{slug(one.name)}.loss" for one in told.predictors}
+    write_levels(folder, "prediction", "Held-out log loss of collapse, by what predicts it", found.numbers, chosen)
     return found

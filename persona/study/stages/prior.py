@@ -30,6 +30,7 @@ from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_runs, margins, replay
 from persona_circuits.persona.study.context import NO_WORDINGS, Context
 from persona_circuits.persona.study.numbers import Estimates, Found
+from persona_circuits.persona.study.stages.figures import write_levels
 
 __all__ = [
     "run_prior",
@@ -38,6 +39,17 @@ __all__ = [
 DEPTH = 2 / 3
 N_RANDOM = {"random": 100, "other": 10}
 AT_ONCE = 64
+SHOWN = {
+    "as it is": "prior.bias.before.collapse",
+    "without the bias": "prior.bias.collapse",
+    "in other wordings": "prior.bias.predicted",
+    "without the bias in another order": "prior.bias.random.collapse",
+    "paraphrases": "prior.before.paraphrase",
+    "paraphrases without the bias": "prior.bias.paraphrase",
+    "without the direction": "prior.direction.collapse",
+    "without random directions": "prior.direction.random.collapse",
+    "without other questions' directions": "prior.direction.other.collapse",
+}
 SOURCE = "prior/pairs.csv"
 Values = NDArray[np.float64]
 
@@ -58,6 +70,7 @@ def run_prior(context: Context, folder: Path) -> Found:
     names = [one.item.pair.id for one, _ in rows]
     lines = [{"id": name, **{key: values[i] for key, values in table.items()}} for i, name in enumerate(names)]
     write_csv(lines, folder / "pairs.csv")
+    write_levels(folder, "prior", "Collapse with the default taken away", found.numbers, SHOWN)
     return found
 
 
