@@ -91,7 +91,7 @@ CALLS: Mapping[str, Callable[[Context], int | float]] = {
     "behaviour": _asked(1),
     "contrasts": lambda context: 0 if context.variants is None else 2 * len(context.variants.items),
     "frames": _frames,
-    "across": lambda context: 0 if context.frames is None else 40 * min(_n(context)[1], 64),
+    "across": lambda context: 0 if context.frames is None else 90 * context.options.max_pairs,
     "prediction": _wordings(3),
     "causes": _asked(12),
     "prior": lambda context: 0 if context.wordings is None else 160 * context.options.max_pairs,

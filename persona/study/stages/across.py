@@ -22,7 +22,7 @@ from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_of, margins, replay
-from persona_circuits.persona.study.context import PASSES, Context
+from persona_circuits.persona.study.context import Context
 from persona_circuits.persona.study.numbers import Estimates, Found
 from persona_circuits.persona.study.stages.figures import across_figure
 
@@ -32,7 +32,8 @@ __all__ = [
 
 YOU, FRAMES = "you", ("you", "friend", "book", "nobody")
 HALF = 0.5
-LAYERS = 10
+LAYERS, SPARSE = 10, 3
+"""So many layers are tried on train; every third of them on held-out pairs."""
 SOURCE = "across/across.csv"
 Values = NDArray[np.float64]
 
@@ -44,24 +45,36 @@ def run_across(context: Context, folder: Path) -> Found:
         found.notes.append("no pairs in frames; give a file of 'vary --frame' with --frames")
         return found
     bases = _aligned(context)
-    step = max(1, context.model.graph.n_layers // LAYERS)
-    layers = [*range(0, context.model.graph.n_layers + 1, step)]
-    search = search_of(context.digest("across"))
-    with Kept(context.kept("across.state"), search) as kept:
-        moved = {}
-        for split in dict.fromkeys(context.fitted_and_held_out):
-            own = [base for base in bases if split in ("all", base[YOU].pair.split)]
-            places = np.unique(np.linspace(0, len(own) - 1, PASSES * context.options.max_pairs).round().astype(int))
-            chosen = [own[place] for place in (places if own else ())]
-            if len(chosen) < 2:
-                found.notes.append(
-                    f"across: {len(chosen)} pairs of {split} have their tokens in one place in all frames"
-                )
-                return found
-            names = [name for name in FRAMES if name in chosen[0]] if split == context.fitted_and_held_out[1] else [YOU]
-            moved[split] = chosen, _moved(context, chosen, names, layers, kept)
-    _numbers(found, context, moved, layers, folder)
+    fitted, held_out = context.fitted_and_held_out
+    n_layers = context.model.graph.n_layers
+    layers = [*range(0, n_layers + 1, max(1, n_layers // LAYERS))]
+    with Kept(context.kept("across.state"), search_of(context.digest("across"))) as kept:
+        own = _some(context, bases, fitted)
+        if min(len(own), len(_some(context, bases, held_out))) < 2:
+            found.notes.append("across: too few pairs have the tokens that differ in one place in all frames")
+            return found
+        chosen = _last_half(_moved(context, own, [YOU], layers, kept)[YOU], layers)
+        what = "last layer at which the persona's tokens in you bring over half of D, on train"
+        found.add("across.layer", chosen, what, unit="layer", n=len(own), source=SOURCE)
+        layers = sorted({*layers[::SPARSE], *([] if chosen is None else [chosen])})
+        there = _some(context, bases, held_out)
+        names = [name for name in FRAMES if name in there[0]]
+        values = _moved(context, there, names, layers, kept)
+    _numbers(found, context, [base[YOU] for base in there], values, layers, chosen, folder)
     return found
+
+
+def _some(context: Context, bases: Sequence[dict[str, Item]], split: str) -> list[dict[str, Item]]:
+    """Bases of a split, at most twice ``max_pairs``, evenly taken."""
+    own = [base for base in bases if split in ("all", base[YOU].pair.split)]
+    places = np.unique(np.linspace(0, max(0, len(own) - 1), 2 * context.options.max_pairs).round().astype(int))
+    return [own[place] for place in places] if own else []
+
+
+def _last_half(values: Values, layers: Sequence[int]) -> int | None:
+    whole = values[:, 0].mean()
+    shares = values[:, 1::2].mean(0) / whole if whole else np.zeros(len(layers))
+    return max((layer for layer, share in zip(layers, shares, strict=True) if share >= HALF), default=None)
 
 
 def _aligned(context: Context) -> list[dict[str, Item]]:
@@ -101,7 +114,7 @@ def _moved(
     size, done = context.options.batch_size, 0
     for at in [group[k : k + size] for group in groups.values() for k in range(0, len(group), size)]:
         same = {name: batches([rows[name][i] for i in at], size, context.model.device)[0] for name in names}
-        key = f"{bases[0][YOU].pair.split} {at[0]}"
+        key = f"{len(names)} {at[0]}"
         for name, values in kept.of(key, partial(_patched, context, same, layers)).items():
             found[name][at] = values
         progress(done := done + len(at), len(bases))
@@ -139,33 +152,26 @@ def _half(model: Model, own: Both, theirs: Both, layer: int, *, exchanged: bool)
 def _numbers(
     found: Found,
     context: Context,
-    moved: dict[str, tuple[list[dict[str, Item]], dict[str, Values]]],
+    items: Sequence[Item],
+    values: dict[str, Values],
     layers: Sequence[int],
+    chosen: int | None,
     folder: Path,
 ) -> None:
-    fitted, held_out = context.fitted_and_held_out
-    own = moved[fitted][1][YOU]
-    shares = own[:, 1::2].mean(0) / own[:, 0].mean() if own[:, 0].mean() else np.zeros(len(layers))
-    halves = np.flatnonzero(shares >= HALF).tolist()
-    chosen = halves[-1] if halves else 0
-    bases, values = moved[held_out]
-    estimates = Estimates([base[YOU] for base in bases], **context.draws)
-    what = "last layer at which the persona's tokens in you bring over half of D, on train"
-    found.add("across.layer", layers[chosen] if halves else None, what, unit="layer", n=len(own), source=SOURCE)
-    rows = []
+    """Every layer's shares in the file, those of the chosen layer as numbers."""
+    estimates, rows = Estimates(items, **context.draws), []
     for name, here in values.items():
         for i, layer in enumerate(layers):
             for place, key in ((1 + 2 * i, "share"), (2 + 2 * i, "null")):
                 ratio = estimates.ratio(here[:, place], here[:, 0])
                 rows.append({"frame": name, "layer": layer, "what": key, **ratio})
-                if i == chosen and (key == "share" or name != YOU):
+                if layer == chosen and (key == "share" or name != YOU):
                     persona = "the other persona's tokens" if key == "share" else "the same persona's tokens"
                     text = f"share of D that {persona} of {name} bring into you at that layer"
                     found.add(f"across.{name}.{key}", what=text, unit="share", source=SOURCE, **ratio)
-        if name != YOU:
-            text = f"what {name} brings over there / what you does"
-            there = values[YOU][:, 1 + 2 * chosen]
-            ratio = estimates.ratio(here[:, 1 + 2 * chosen], there)
-            found.add(f"across.{name}.of_you", what=text, source=SOURCE, **ratio)
+            if layer == chosen and name != YOU:
+                text = f"what {name} brings over there / what you does"
+                ratio = estimates.ratio(here[:, 1 + 2 * i], values[YOU][:, 1 + 2 * i])
+                found.add(f"across.{name}.of_you", what=text, source=SOURCE, **ratio)
     write_csv(rows, folder / "across.csv")
     write_figures({"across": across_figure(rows)}, folder, page="across.html", title="Frames put into one another")
