@@ -94,7 +94,7 @@ CALLS: Mapping[str, Callable[[Context], int | float]] = {
     "across": lambda context: 0 if context.frames is None else 90 * context.options.max_pairs,
     "prediction": _wordings(3),
     "causes": _asked(12),
-    "prior": lambda context: 0 if context.wordings is None else 160 * context.options.max_pairs,
+    "prior": lambda context: 0 if context.wordings is None else 200 * context.options.max_pairs,
     "where": _where,
     "gates": _gates,
     "circuit": lambda context: _searches(context, 6),

@@ -28,7 +28,7 @@ from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation.runs import Both, both_runs, margins, replay
-from persona_circuits.persona.study.context import NO_WORDINGS, Context
+from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context
 from persona_circuits.persona.study.numbers import Estimates, Found
 from persona_circuits.persona.study.stages.figures import write_levels
 
@@ -79,11 +79,10 @@ class _Defaults:
 
     def __init__(self, context: Context) -> None:
         asked: dict[tuple[str, object], Item] = {}
-        for one in context.worded:
-            pair = one.item.pair
-            if pair.neutral:
-                unasked = replace(bare(one.item), clean=pair.neutral, corrupt=pair.neutral)
-                asked.setdefault((one.item.question, pair.row.get("wording")), replace(one.item, pair=unasked))
+        for item in _own_items(context):
+            if text := item.pair.neutral:
+                unasked = replace(bare(item), clean=text, corrupt=text)
+                asked.setdefault((item.question, item.pair.row.get("wording")), replace(item, pair=unasked))
         self.model, self.asked = context.model, asked
         size, items = context.options.batch_size, [*asked.values()]
         found = measure_pairs(context.model, items, alike=True, batch_size=size) if items else ()
@@ -117,16 +116,27 @@ class _Defaults:
 
 def _chosen(context: Context, defaults: _Defaults) -> list[tuple[PairMeasure, list[PairMeasure]]]:
     """Rows, evenly taken, with those of the same personas and question in other wordings."""
-    measures = context.worded
-    found = []
-    for group in grouped_rows([one.item for one in measures]):
-        one, *rest = (measures[place] for place in group)
-        others = [other for other in rest if other.item.pair.row.get("wording") != one.item.pair.row.get("wording")]
-        if others and defaults.elsewhere(one.item):
-            found.append((one, others))
-    several = len({one.item.question for one, _ in found}) > 1
-    places = np.unique(np.linspace(0, len(found) - 1, 2 * context.options.max_pairs).round().astype(int))
-    return [found[place] for place in places] if found and several else []
+    items, groups = _own_items(context), []
+    for places in grouped_rows(items):
+        one, *rest = (items[place] for place in places)
+        others = [other for other in rest if other.pair.row.get("wording") != one.pair.row.get("wording")]
+        if others and defaults.elsewhere(one):
+            groups.append((one, *others))
+    if len({one.question for one, *_ in groups}) < 2:
+        return []
+    places = np.unique(np.linspace(0, len(groups) - 1, 2 * context.options.max_pairs).round().astype(int))
+    chosen = [item for place in places for item in groups[place]]
+    asked = iter(_asked(context, [replace(item, pair=bare(item)) for item in chosen]))
+    return [(next(asked), [next(asked) for _ in groups[place][1:]]) for place in places]
+
+
+def _own_items(context: Context) -> list[Item]:
+    assert context.wordings is not None
+    return [item for item in context.wordings.items if item.control == "none"]
+
+
+def _asked(context: Context, items: Sequence[Item]) -> tuple[PairMeasure, ...]:
+    return measure_pairs(context.model, items, batch_size=context.options.batch_size, progress=context.stage("asking"))
 
 
 def _bias(
@@ -147,7 +157,12 @@ def _bias(
     found.add("prior.bias.agree", what=what, unit="share", source=SOURCE, **estimates.share(expected == after[:, 0]))
     a, b = expected.mean(), after[:, 0].mean()
     found.add("prior.bias.agree_chance", a * b + (1 - a) * (1 - b), "the same by chance", unit="share", source=SOURCE)
-    null = [one for one in context.measures if one.item.control == PARAPHRASE and defaults.elsewhere(one.item)]
+    controls = [] if context.controls is None else [one for one in context.controls.items if one.control == PARAPHRASE]
+    controls = [item for item in controls if defaults.elsewhere(item)]
+    places = np.unique(
+        np.linspace(0, max(0, len(controls) - 1), PASSES * context.options.max_pairs).round().astype(int)
+    )
+    null = _asked(context, [controls[place] for place in places]) if controls else ()
     if null:
         estimates = Estimates([one.item for one in null], **context.draws)
         bounds = [defaults.level(one.item) for one in null]
