@@ -18,8 +18,8 @@ __all__ = [
     "told",
 ]
 
-SEARCH = 4
-"""A gradient costs so many passes as one prompt does, with all nodes' outputs held."""
+SEARCH, STEP = 4, 8
+"""A gradient costs so many passes as one prompt does, all nodes' outputs held; a step of gates has so many prompts."""
 
 
 def told(stage: str, context: Context) -> list[str]:
@@ -64,9 +64,8 @@ def _where(context: Context) -> int | float:
 
 
 def _gates(context: Context) -> int | float:
-    train = min(_n(context)[0], 2 * context.options.max_pairs)
-    trained = 2 * 2 * SEARCH * context.options.gate_steps * train
-    return 0 if context.frames is None else trained + _searches(context, 2)
+    trained = 2 * 2 * SEARCH * context.options.gate_steps * STEP
+    return 0 if context.frames is None else trained + _searches(context, 2) / context.options.steps
 
 
 def _patch(context: Context) -> int | float:

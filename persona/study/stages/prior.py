@@ -19,15 +19,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from persona_circuits.circuit.figures import write_csv
+from persona_circuits.circuit.forward import Run
+from persona_circuits.circuit.graph import SLOTS
+from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.circuit.task import PromptPair, Task, encode
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_rows, measure_pairs
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.explanation.runs import Both, both_runs, margins, replay
+from persona_circuits.persona.explanation.runs import Both, both_runs, margins
 from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context
 from persona_circuits.persona.study.numbers import Estimates, Found
 from persona_circuits.persona.study.stages.figures import write_levels
@@ -271,9 +276,7 @@ class _Cases:
             last = stream[:, -1].cpu().double().numpy()
             much = ((last - middle) * own).sum(-1, keepdims=True)
             moved = torch.from_numpy(last - much * along).to(stream)
-            many = stream.expand(len(along), *stream.shape).clone()
-            many[:, :, -1] = moved
-            found = replay(self.model, many.flatten(0, 1), run.context, layer=self.layer).double()
+            found = _answered(self.model, run, moved.flatten(0, 1), self.layer).double()
             logits.append(found.unflatten(0, moved.shape[:2]).cpu().numpy())
             found = found.unflatten(0, moved.shape[:2])
             of_margin.append(torch.stack([margins(each, both.batch) for each in found]).cpu().numpy())
@@ -283,6 +286,23 @@ class _Cases:
             ids = list(self.candidates[at[k]])
             rows[draw, k, :2] = _outcome(self.items[at[k]], *(side[draw, k, ids] for side in logits))
         return rows
+
+
+def _answered(model: Model, run: Run, last: Float[Tensor, "rows d_model"], layer: int) -> Float[Tensor, "rows vocab"]:
+    """Logits of a run that is taken up at ``layer`` with other streams at the answer; what lies before stays as it is.
+
+    ``rows`` are so many times the run's own, all of them in turn.
+    """
+    stream = last[:, None]
+    with torch.no_grad():
+        for block in model.blocks[layer:]:
+            earlier = block.attn_norm(run.streams[block.layer][:, :-1])
+            held = (block.project("k", earlier), block.project("v", earlier))
+            normed = block.attn_norm(stream)
+            q, k, v = (block.project(slot, normed) for slot in SLOTS)
+            after = stream + block.attn_out(block.attention(q, k, v, run.context, held))
+            stream = after + block.mlp(stream if block.parallel else after)
+        return model.unembed(stream[:, 0])
 
 
 def _enter(
