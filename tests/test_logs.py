@@ -17,6 +17,7 @@ RESULTS = [*sorted(FIRST.glob("*/numbers.json")), *sorted(FIRST.glob("*/*/groups
 STUDIES = sorted([*LOGS.glob("smollm2*/numbers.json"), *LOGS.glob("gemma*/numbers.json")])
 SECOND = {
     "smollm2-chat-cue": ["plan_v1.smollm2.json", "plan_v1.causes.json"],
+    "gemma-first-person": ["plan_v1.gemma.json"],
 }
 ROUNDS = {
     "persona-world": "plan_v1.persona-world.json",
@@ -40,7 +41,7 @@ def test_a_number_that_no_file_holds_is_found_out():
     assert unfound_numbers(text, RESULTS)
 
 
-@pytest.mark.parametrize("name", ["documentation.md"])
+@pytest.mark.parametrize("name", ["documentation.md", "review.md"])
 def test_every_number_of_the_study_of_real_models_is_in_its_results(name):
     unfound = unfound_numbers((LOGS / name).read_text(), STUDIES)
     assert not unfound, "\n".join(map(str, unfound))
@@ -66,6 +67,25 @@ def value_of(name):
 def does_not_hold(claims):
     holds = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
     return [" ".join(claim) for claim in claims if not holds[claim[1]](value_of(claim[0]), value_of(claim[2]))]
+
+
+def test_every_comparison_of_the_write_up_has_the_sign_that_the_results_have():
+    claims = comparisons((LOGS / "documentation.md").read_text())
+    assert len(claims) >= 12
+    assert not does_not_hold(claims)
+    turned = [[a, {"<": ">", ">": "<", "<=": ">", ">=": "<"}[sign], b] for a, sign, b in claims]
+    assert len(does_not_hold(turned)) == len(claims)
+
+
+def test_the_write_up_has_a_summary_of_its_length_seven_parts_and_figures_that_are_there():
+    text = (LOGS / "documentation.md").read_text()
+    parts = text.split("\n## ")
+    assert len(parts) == 8
+    summary = re.sub(r"<!--.*?-->", "", parts[0].split("\n", 1)[1], flags=re.S)
+    assert 200 <= len(summary.split()) <= 300
+    figures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert 3 <= len(figures) <= 10
+    assert all((LOGS / path).is_file() for path in figures)
 
 
 @pytest.mark.parametrize(("folder", "plan"), ROUNDS.items())
