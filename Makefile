@@ -54,15 +54,15 @@ study: $(READY)  ## the study again, on the two real models: pairs, frames, word
 		words=runs/study/$$label-wordings; \
 		$(BIN)/persona-circuits pairs --model $$model --format $$format $(ASKED) --test-share 0 --variants 3 --add-neutral \
 			--null $$words.null.jsonl --file $$words.jsonl || exit 1; \
-		for form in $$format few-shot; do data=runs/study/$$label-$$form; \
-			if [ $$form = few-shot ]; then how="--frame-edges 0 --only behaviour,frames --plan logs/plan_v1.held_out_format.json"; \
+		for form in $$format few-shot; do data=runs/study/$$label-$$form; size=140; frames="--frame book --frame past"; \
+			if [ $$form = few-shot ]; then size=70; frames="--split test"; how="--frame-edges 0 --only behaviour,frames --plan logs/plan_v1.held_out_format.json"; \
 			elif [ $$label = gemma ]; then how="--frame-edges 0 --only behaviour,frames --plan logs/plan_v1.gemma.json"; \
 			else how="--wordings $$words.jsonl --only behaviour,frames,across,prediction,causes,prior,where,gates \
 				--plan logs/plan_v1.smollm2.json --plan logs/plan_v1.causes.json"; fi; \
-			$(BIN)/persona-circuits pairs --model $$model --format $$form $(ASKED) --test-share 0.64 --max-pairs 140 \
+			$(BIN)/persona-circuits pairs --model $$model --format $$form $(ASKED) --test-share 0.64 --max-pairs $$size \
 				--null $$data.null.jsonl --file $$data.jsonl || exit 1; \
-			$(BIN)/persona-circuits vary --model $$model --pairs $$data.jsonl $(NATURAL) \
-				$(addprefix --frame ,you again friend book past not nobody) --file $$data.frames.jsonl || exit 1; \
+			$(BIN)/persona-circuits vary --model $$model --pairs $$data.jsonl $(NATURAL) $$frames \
+				$(addprefix --frame ,you again friend not nobody) --file $$data.frames.jsonl || exit 1; \
 			$(STUDY) --least-mass 0 --model $$model --pairs $$data.jsonl --null $$data.null.jsonl --frames $$data.frames.jsonl \
 				$(NATURAL) $$how --out logs/$$label-$$form || exit 1; done; done
 
