@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from persona_circuits.circuit.task import PromptPair
 from persona_circuits.persona.data import ItemFile
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation import (
@@ -115,13 +114,10 @@ def same_side(items: Sequence[Item]) -> list[Item]:
             others = tuple(text for text in item.candidates if text not in own)[:1]
             about = {"persona_a": a, "persona_b": b, "id": f"same {len(found)}", "control": "same side"}
             pair = replace(item.pair, clean=clean, corrupt=corrupt, answers=own, wrong_answers=others, neutral="",
-                           spans=(), corrupt_spans=(), row=item.pair.row | about, **_named(about))  # fmt: skip
+                           spans=(), corrupt_spans=(), row={**item.pair.row, **about}, id=about["id"], persona_a=a,
+                           persona_b=b)  # fmt: skip
             found[name] = Item(pair, item.candidates, {**item.axes, "control": "same side"})
     return [*found.values()]
-
-
-def _named(about: Mapping[str, str]) -> dict[str, str]:
-    return {key: value for key, value in about.items() if key in PromptPair.__dataclass_fields__}
 
 
 def _rates(found: Found, study: Explanation, **draws: int) -> None:

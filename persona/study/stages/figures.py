@@ -42,7 +42,10 @@ def across_figure(rows: Sequence[Mapping[str, Any]]) -> Chart:
                 values = {key: [None if row.get(key) in (None, "") else float(row[key]) for row in own]
                           for key in ("value", "low", "high")}  # fmt: skip
                 name = frame if kind == "share" else f"{frame}, the same persona"
-                ends = (values["low"], values["high"]) if kind == "share" and frame in ("you", "friend") else ((), ())
-                curves.append(Curve(name, [int(row["layer"]) for row in own], values["value"], *ends, dash=dash))
+                low, high = (
+                    values[end] if kind == "share" and frame in ("you", "friend") else () for end in ("low", "high")
+                )
+                layers = [int(row["layer"]) for row in own]
+                curves.append(Curve(name, layers, values["value"], low, high, dash=dash))
     title = "D that the persona's tokens of a frame bring into 'you'"
     return line_chart(curves, title=title, x="layer", y="share of D")

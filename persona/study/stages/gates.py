@@ -14,7 +14,7 @@ from typing import Any
 
 from persona_circuits.circuit.assessment.comparison import Side, compare
 from persona_circuits.circuit.discovery import Discovery, MeasureOptions, evaluate_on
-from persona_circuits.circuit.task import Task
+from persona_circuits.circuit.task import PromptPair, Task
 from persona_circuits.persona.study.context import Context, some_of
 from persona_circuits.persona.study.numbers import Found
 from persona_circuits.persona.study.stages.circuit import search
@@ -68,7 +68,7 @@ def _has(task: Task, frame: str) -> bool:
 
 def _some(context: Context, task: Task) -> Task:
     """Twice ``max_pairs`` to search on, as many as ``max_pairs`` to measure on."""
-    n, parts = context.options.max_pairs, []
+    n, parts = context.options.max_pairs, list[PromptPair]()
     for split, count in zip(dict.fromkeys(context.fitted_and_held_out), (2 * n, n), strict=False):
         parts += some_of(task.of_split(split), count).pairs
     return replace(task, pairs=tuple(parts))

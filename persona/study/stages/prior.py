@@ -121,9 +121,9 @@ class _Defaults:
 
 def _chosen(context: Context, defaults: _Defaults) -> list[tuple[PairMeasure, list[PairMeasure]]]:
     """Rows, evenly taken, with those of the same personas and question in other wordings."""
-    items, groups = _own_items(context), []
-    for places in grouped_rows(items):
-        one, *rest = (items[place] for place in places)
+    items, groups = _own_items(context), list[tuple[Item, ...]]()
+    for group in grouped_rows(items):
+        one, *rest = (items[place] for place in group)
         others = [other for other in rest if other.pair.row.get("wording") != one.pair.row.get("wording")]
         if others and defaults.elsewhere(one):
             groups.append((one, *others))
