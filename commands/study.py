@@ -43,6 +43,10 @@ def study(
     frames: Annotated[
         Path | None, typer.Option("--frames", help="The pairs in frames, of vary --frame: of whom the persona is said.")
     ] = None,
+    wordings: Annotated[
+        Path | None,
+        typer.Option("--wordings", help="Pairs in several wordings, of pairs --variants --add-neutral: for causes."),
+    ] = None,
     personas: Annotated[
         Path | None, typer.Option(help="Personas with traits and wordings, for probes. (default: the shipped ones)")
     ] = None,
@@ -63,7 +67,7 @@ def study(
         from persona_circuits.persona.study import load_plan, run_study
 
         options, name = options.checked(), source.name()
-        files = _study_files(source.pairs, controls, variants, prior_pairs, personas, frames)
+        files = _study_files(source.pairs, controls, variants, prior_pairs, personas, frames, wordings)
         plans = [load_plan(path) for path in plan or ()]
         check_output_folder(out)
         stages = tuple(part.strip() for part in only.split(",")) if only else ()

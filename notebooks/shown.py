@@ -43,3 +43,21 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Markdown:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ").replace("*", "\\*").replace("<", "&lt;")
+
+
+def results(study: str) -> dict[str, dict[str, float]]:
+    """The numbers of a study of ``logs/``, by name."""
+    from persona_circuits.circuit.storage import Kind, read_json
+
+    return read_json(Path("../logs") / study / "numbers.json", Kind("results"))["numbers"]
+
+
+def number_rows(numbers: dict[str, dict[str, float]], names: dict[str, str]) -> Markdown:
+    """Value, interval, p and number of pairs of results, by what they are to be called."""
+    rows = []
+    for text, name in names.items():
+        one = numbers[name]
+        bounds = f"{one['low']:.2f} to {one['high']:.2f}" if "low" in one else ""
+        p = f"{one['p']:.3f}" if "p" in one else ""
+        rows.append((text, f"{one['value']:.2f}", bounds, p, str(one.get("n", ""))))
+    return table(("", "value", "95 %", "p", "n"), rows)

@@ -215,7 +215,8 @@ ALWAYS = {
     "--batch-size --fitting --json",
     "patch": "--model --pairs --tokens --at --parts --to --ablate --null --align --train-split --out --seed --device "
     "--dtype --batch-size --fitting --json",
-    "study": "--model --pairs --null --variants --prior-pairs --frames --frame-edges --personas --plan --only "
+    "study": "--model --pairs --null --variants --prior-pairs --frames --frame-edges --wordings --gate-edges "
+    "--gate-steps --least-mass --personas --plan --only "
     "--threshold --target-faithfulness --max-pairs --n-random --probe-every --n-resamples --quick --thorough "
     "--compact --out --seed --device --dtype --revision --batch-size --json",
     "respond": "--model --personas --questions --template --out --wordings --question-wordings --samples "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from persona_circuits.persona.study.options import StudyOptions
 
 __all__ = [
     "AXES",
+    "NO_WORDINGS",
     "PASSES",
     "Context",
     "StudyFile",
@@ -38,6 +41,15 @@ AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
 PASSES = 4
 """So many times ``max_pairs`` where passes are plain: persistence, steering, patched heads."""
 QUICK_PAIRS = 12
+NO_WORDINGS = "no pairs in other wordings; give a file of 'pairs --variants --add-neutral' with --wordings"
+OWNERS: Mapping[str, tuple[str, ...]] = {
+    "wordings": ("causes", "prediction", "prior"),
+    "prior": ("circuit", "gates"),
+    "gate_edges": ("gates",),
+    "gate_steps": ("gates",),
+    "least_mass": (),
+}
+"""Files and options on which only these stages depend; all stages depend on the others."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +90,13 @@ class StudyFiles:
     prior: StudyFile | None = None
     personas: StudyFile | None = None
     frames: StudyFile | None = None
+    wordings: StudyFile | None = None
 
     def as_dict(self) -> dict[str, dict[str, str] | None]:
         """Names and SHA-256, by role."""
         return {
             role: None if (file := getattr(self, role)) is None else {"source": file.label, "sha256": file.sha256}
-            for role in ("pairs", "controls", "variants", "prior", "personas", "frames")
+            for role in ("pairs", "controls", "variants", "prior", "personas", "frames", "wordings")
         }
 
 
@@ -94,14 +107,18 @@ class Context:
         TaskError: a pair file is malformed; all its faults are listed.
     """
 
-    def __init__(self, model: Model, files: StudyFiles, options: StudyOptions, stage: Stage) -> None:
-        self.model, self.files, self.options, self.stage = model, files, options, stage
+    def __init__(
+        self, model: Model, files: StudyFiles, options: StudyOptions, stage: Stage, work: Path | None = None
+    ) -> None:
+        self.model, self.files, self.options, self.stage, self.work = model, files, options, stage, work
+        self.seconds: float | None = None
         self.task = files.pairs.task()
         without_forms(self.task.pairs, "study")
         self.whole = self.pairs = items_of(self.task, files.pairs.path)
         self.controls = _items(files.controls)
         self.variants = _items(files.variants)
         self.frames = _items(files.frames)
+        self.wordings = _items(files.wordings)
         self.prior = None if files.prior is None else files.prior.task()
         self.personas: tuple[Persona, ...] = () if files.personas is None else read_personas(files.personas.path)
         if options.quick:
@@ -109,13 +126,22 @@ class Context:
 
     def digest(self, stage: str) -> str:
         """What a finished stage depends on, as one SHA-256: model, files and options."""
-        about = {
-            "stage": stage,
-            "model": self.model.fingerprint,
-            "files": self.files.as_dict(),
-            "options": asdict(self.options),
+        values = {name: one for name, one in asdict(self.options).items() if stage in OWNERS.get(name, (stage,))}
+        files = {
+            role: one if stage in OWNERS.get(role, (stage,)) else None for role, one in self.files.as_dict().items()
         }
+        if files["wordings"] is None:  # what was run before there was such a file is still finished
+            del files["wordings"]
+        about = {"stage": stage, "model": self.model.fingerprint, "files": files, "options": values}
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+    def kept(self, name: str) -> Path | None:
+        """The file, or with a slash at its end the folder, in which a stopped stage keeps what it has done."""
+        if self.work is None:
+            return None
+        path = self.work / name
+        (path if name.endswith("/") else path.parent).mkdir(parents=True, exist_ok=True)
+        return path
 
     @cached_property
     def studied(self) -> ItemFile:
@@ -151,6 +177,14 @@ class Context:
         source = self.pairs.source
         size, progress = self.options.batch_size, self.stage("asking")
         return measure_pairs(self.model, everything, source=source, batch_size=size, progress=progress)
+
+    @cached_property
+    def worded(self) -> tuple[PairMeasure, ...]:
+        """What the model answers to the pairs in several wordings, and to their neutral prompts."""
+        assert self.wordings is not None
+        items = [item for item in self.wordings.items if item.control == "none"]
+        how: dict[str, Any] = {"source": self.wordings.source, "batch_size": self.options.batch_size}
+        return measure_pairs(self.model, items, progress=self.stage("asking in every wording"), **how)
 
     @cached_property
     def sigma_0(self) -> float | None:
@@ -195,6 +229,8 @@ class Context:
             self.variants = _few(self.variants, _variant, QUICK_PAIRS // 2)
         if self.frames is not None:
             self.frames = _few(self.frames, lambda item: (_variant(item), item.pair.split), QUICK_PAIRS // 2)
+        if self.wordings is not None:
+            self.wordings = _few(self.wordings, lambda item: item.persona_pair, QUICK_PAIRS // 2)
         if self.prior is not None:
             parts = [some_of(self.prior.of_split(name), QUICK_PAIRS // 2) for name in self.prior.splits or ("all",)]
             self.prior = replace(self.prior, pairs=tuple(pair for part in parts for pair in part.pairs))

@@ -32,7 +32,12 @@ class StudyOptions(PlainNumbers):
     steps: int = 5
     threshold: Annotated[float, Option("Of the circuits, as a share of |D|.")] = 0.003
     target: Annotated[float, Option("Of the smallest circuit.", name="--target-faithfulness")] = 0.9
-    frame_edges: Annotated[int, Option("Edges of the circuit of each frame.")] = 300
+    frame_edges: Annotated[int, Option("Edges of the circuit of each frame; 0: no circuits.")] = 300
+    gate_edges: Annotated[int, Option("Edges of the circuits of learned gates.")] = 700
+    gate_steps: Annotated[int, Option("Steps in which their gates are trained.")] = 60
+    least_mass: Annotated[
+        float, Option("Mean probability of all options below which only behaviour is studied. 0: go on anyway.")
+    ] = 0.05
     probe_every: Annotated[int, Option("Probe behind every so many blocks.")] = 2
     quick: Annotated[bool, Option("The least of everything, to see that it runs.")] = False
     thorough: Annotated[bool, Option("All pairs, and the tests as evaluate makes them: hours on a CPU.")] = False
@@ -46,13 +51,18 @@ class StudyOptions(PlainNumbers):
         Raises:
             OptionError: a number is out of its range.
         """
-        for name in ("n_resamples", "n_random", "max_pairs", "steps", "frame_edges", "probe_every", "batch_size"):
+        counts = ("n_resamples", "n_random", "max_pairs", "steps", "gate_edges", "gate_steps", "probe_every")
+        for name in (*counts, "batch_size"):
             if getattr(self, name) < 1:
                 raise OptionError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
         if not 0 < self.threshold < 1 or not 0 < self.target <= 1:
             raise OptionError(
                 f"threshold {self.threshold:g} and target {self.target:g} are shares: above 0, the target at most 1"
             )
+        if self.frame_edges < 0:
+            raise OptionError(f"--frame-edges is {self.frame_edges}; it must be at least 0")
+        if not 0 <= self.least_mass <= 1:
+            raise OptionError(f"--least-mass is {self.least_mass:g}; it is a probability, from 0 to 1")
         if self.seed < 0:
             raise OptionError(f"--seed is {self.seed}; it must be at least 0")
         if self.quick and self.thorough:
@@ -60,4 +70,4 @@ class StudyOptions(PlainNumbers):
         if not self.quick:
             return self
         return replace(self, n_resamples=min(self.n_resamples, 200), n_random=1, max_pairs=min(self.max_pairs, 4),
-                       steps=2)  # fmt: skip
+                       steps=2, gate_steps=2)  # fmt: skip

@@ -4,16 +4,21 @@
    ``stage.json``: its numbers, notes, and the SHA-256 of all that it depends on;
 2. a stage whose folder holds that SHA-256 is not run again;
 3. what a model or a file does not allow is a note and no error, and its numbers are absent;
-4. the numbers of all stages, plans of predictions, and the report are written anew every time.
+4. the numbers of all stages, plans of predictions, and the report are written anew after every stage;
+5. a stage that is stopped keeps what it has done in ``work/STAGE``, which goes when the stage is finished;
+6. where the options have little probability, nothing but behaviour is studied (``--least-mass``).
 
 Nothing that is written depends on the clock: the same study gives the same bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +28,22 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.storage import Kind, read_json, replace_folder, tell_damaged, write_json, write_text
 from persona_circuits.persona.study.context import Context, StudyFiles
+from persona_circuits.persona.study.cost import told
 from persona_circuits.persona.study.numbers import Found, Number, number_rows
 from persona_circuits.persona.study.options import StudyOptions
 from persona_circuits.persona.study.predictions import Plan, outcome_records, outcomes
 from persona_circuits.persona.study.report import report
 from persona_circuits.persona.study.stages import (
+    run_across,
     run_behaviour,
     run_causes,
     run_circuit,
     run_contrasts,
     run_frames,
+    run_gates,
     run_patch,
+    run_prediction,
+    run_prior,
     run_steering,
     run_where,
 )
@@ -48,20 +58,24 @@ STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
     "behaviour": run_behaviour,
     "contrasts": run_contrasts,
     "frames": run_frames,
+    "across": run_across,
+    "prediction": run_prediction,
     "causes": run_causes,
+    "prior": run_prior,
     "where": run_where,
+    "gates": run_gates,
     "circuit": run_circuit,
     "steering": run_steering,
     "patch": run_patch,
 }
-RECORDS = ("stage", "circuit", "real_circuits_1", "summary", "comparison", "specificity")
+RECORDS = ("stage", "circuit", "real_circuits_1", "summary", "comparison", "specificity", "calibration")
 PICTURES = (
     *("divergence-by-prior", "frames", "levels-divergence", "levels-collapse", "verdicts", "signal", "persistence"),
     *("lens-divergence", "probe-identity", "probe-preference", "graph", "difference", "specificity"),
-    *("gain", "flips", "movers"),
+    *("gain", "flips", "movers", "across", "prediction", "prior", "gates"),
 )
 """What a compact study keeps besides tables: records of circuits, and the pictures that say most."""
-SEARCHES = ("acdc", "smallest", "specificity", "frames")
+SEARCHES = ("acdc", "smallest", "specificity", "frames", "gates")
 """Of these folders it keeps no picture of a graph."""
 COLOURS = 128
 """Of a compact study's pictures."""
@@ -105,30 +119,52 @@ def run_study(
     context = Context(model, files, options, stage)
     for name in STAGES:
         _finished(out / name, name, "")  # a folder that is no stage is refused before the first one runs
-    results: dict[str, StageResult] = {}
-    for name in STAGES:
-        finished = _finished(out / name, name, context.digest(name))
-        if finished is not None:
-            results[name] = finished
-        elif not only or name in only:
-            results[name] = _run(name, context, out / name)
-    found = tuple(results.values())
+    known = {name: _finished(out / name, name, context.digest(name)) for name in STAGES}
+    results = {name: one for name, one in known.items() if one is not None}
+    study = _written(results, context, plans, out) if results else None
+    for name in [name for name in STAGES if name not in results and (not only or name in only)]:
+        if low := _too_little(results, options):
+            results["behaviour"] = replace(results["behaviour"], notes=(*results["behaviour"].notes, low))
+            study = _written(results, context, plans, out)
+            break
+        results[name] = _run(name, context, out / name)
+        study = _written(results, context, plans, out)
+    return study or _written(results, context, plans, out)
+
+
+def _written(results: Mapping[str, StageResult], context: Context, plans: Sequence[Plan], out: Path) -> Study:
+    """The study as far as it is, with its numbers, plans and report in files."""
+    found = tuple(results[name] for name in STAGES if name in results)
     numbers = {name: number for one in found for name, number in one.numbers.items()}
     judged = tuple((plan, outcomes(plan, numbers)) for plan in plans)
     missing = tuple(name for name in STAGES if name not in results)
-    study = Study(model.name, model.fingerprint, files, options, found, missing, judged)
-    stage("numbers and report")
+    model = context.model
+    study = Study(model.name, model.fingerprint, context.files, context.options, found, missing, judged)
+    context.stage("numbers and report")
     _write(study, context, out)
     return study
 
 
+def _too_little(results: Mapping[str, StageResult], options: StudyOptions) -> str:
+    """What to change where the model would hardly say one of the options; nothing where it would."""
+    mass = results["behaviour"].numbers.get("behaviour.all.mass") if "behaviour" in results else None
+    if mass is None or mass.value >= options.least_mass:
+        return ""
+    return (
+        f"stopped: the options have a probability of {mass.value:.2g} on average, less than --least-mass "
+        f"{options.least_mass:g}, so their order may say nothing of a preference; put the questions in a format in "
+        "which the model would say one (persona-circuits formats), or go on with --least-mass 0"
+    )
+
+
 def _run(name: str, context: Context, folder: Path) -> StageResult:
     """One stage in a staging folder of its name, which takes the place of the old one when it is done."""
-    outer = context.stage
+    outer, context.work = context.stage, folder.parent / "work" / name
+    said = told(name, context)
     with replace_folder(folder.parent) as staging:
         place = staging / name
         place.mkdir()
-        context.stage = lambda part: outer(f"{name}: {part}")
+        context.stage = lambda part: outer(f"{name}{said.pop() if said else ''}: {part}")
         try:
             found = Found()
             with found.attempt(name):
@@ -141,6 +177,9 @@ def _run(name: str, context: Context, folder: Path) -> StageResult:
         record = {"stage": name, "inputs": context.digest(name), "notes": found.notes}
         whole = plain({**record, "extras": found.extras, "numbers": numbers})
         write_json({**whole, "content": _digest_of(whole)}, place / "stage.json")
+    shutil.rmtree(context.work, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another stage may have been stopped too
+        context.work.parent.rmdir()
     finished = _finished(folder, name, context.digest(name))
     assert finished is not None, "a stage that was just written is finished"
     return StageResult(name, finished.numbers, finished.notes, finished.extras, reused=False)

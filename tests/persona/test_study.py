@@ -1,10 +1,12 @@
 """The whole study on a tiny model: files, names, resuming, bytes, few axes, and what it says to bad input."""
 
+import csv
 import itertools
 import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import DATA, ROOT
 from tests_numbers import unfound_numbers
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from persona_circuits.circuit.errors import FileError, OptionError, TaskError
 from persona_circuits.circuit.model import load_model
 from persona_circuits.circuit.storage import DamagedState
+from persona_circuits.persona.behaviour import measure_pairs
 from persona_circuits.persona.data import load_items
 from persona_circuits.persona.study import (
     STAGES,
@@ -31,7 +34,7 @@ from persona_circuits.persona.study import (
 from persona_circuits.persona.study import run as engine
 
 TINY = DATA / "tiny-gpt2"
-OPTIONS = {"n_resamples": 100, "max_pairs": 4, "n_random": 1, "steps": 2}
+OPTIONS = {"n_resamples": 100, "max_pairs": 4, "n_random": 1, "steps": 2, "gate_steps": 2, "least_mass": 0.0}
 PEOPLE = [(" happy", " sad"), (" calm", " angry"), (" bold", " shy"), (" kind", " tired")]
 ASKED = {
     "drink": (" tea", " milk", " coffee"),
@@ -73,6 +76,22 @@ def rows(**more):
     return found
 
 
+def worded():
+    """Every persona pair and question in two wordings of one length, with neutral prompts."""
+    found = []
+    sides = ("clean", "corrupt")
+    early = [row for row in rows() if row["placement"] == "early"]
+    early += [
+        row | {"id": f"more-{row['id']}", "question": "food"} | {s: row[s].replace("drink", "food") for s in sides}
+        for row in early if row["question"] == "drink"
+    ]  # fmt: skip
+    for row, ask in itertools.product(early, ("now the", "here the")):
+        prompts = {side: row[side].replace("now the", ask) for side in sides}
+        more = {"wording": ask, "n_tokens": 9, "neutral": f"you are a person. {ask} {row['question']} is"}
+        found.append(row | prompts | more | {"id": f"{ask}-{row['id']}"})
+    return found
+
+
 def written(path, content):
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return StudyFile.at(str(path), path.name)
@@ -96,7 +115,7 @@ def files(tmp_path_factory):
         row | {"id": f"{name}-{row['id']}", "variant": name, "base": row["id"]}
         | {side: row[side].replace("you are", words) for side in ("clean", "corrupt")}
         for row in rows() if row["placement"] == "early"
-        for name, words in (("you", "you are"), ("again", "you are"), ("friend", "he is"), ("book", "it is"))
+        for name, words in (("you", "you are"), ("again", "you are"), ("friend", "he is"), ("book", "now it is"))
     ]  # fmt: skip
     return StudyFiles(
         written(folder / "pairs.jsonl", rows()),
@@ -104,6 +123,7 @@ def files(tmp_path_factory):
         written(folder / "variants.jsonl", variants),
         written(folder / "prior.jsonl", rows(control="prior")),
         frames=written(folder / "frames.jsonl", framed),
+        wordings=written(folder / "wordings.jsonl", worded()),
     )
 
 
@@ -272,6 +292,84 @@ def test_a_frame_that_is_no_other_changes_nothing_and_has_the_same_circuit(done)
     assert "frames.you.divergence_ratio" not in numbers
 
 
+def test_the_personas_tokens_in_one_frame_are_put_into_another(done):
+    """Into the first layer all that differs is put: D comes over whole. The frame alone brings none of it."""
+    out, study = done
+    rows = list(csv.DictReader((out / "across/across.csv").open()))
+    shares = {(row["frame"], int(row["layer"]), row["what"]): float(row["value"]) for row in rows}
+    assert shares["you", 0, "share"] == pytest.approx(1, abs=1e-4)
+    assert {name for name, *_ in shares} == {"you", "friend", "book"}
+    assert shares["friend", 0, "share"] == pytest.approx(1, abs=1e-4)  # the words that differ are the same there
+    assert shares["friend", 0, "null"] == pytest.approx(0, abs=1e-4)
+    assert shares["book", 0, "null"] != pytest.approx(0, abs=1e-2)  # it is longer, and this model adds places to words
+    assert shares["friend", 3, "share"] == pytest.approx(0, abs=1e-4)  # behind the last block nothing reads them
+    layer = int(study.numbers["across.layer"].value)
+    assert study.numbers["across.friend.share"].value == pytest.approx(shares["friend", layer, "share"], abs=1e-5)
+
+
+def test_collapse_without_the_default_is_what_the_log_probabilities_say(done, model, files):
+    """By hand, from the public measures of the same rows and of their neutral prompts."""
+    out, study = done
+    items = {item.pair.id: item for item in load_items(files.wordings.path).items}
+    lines = list(csv.DictReader((out / "prior/pairs.csv").open()))
+    assert len(lines) == study.numbers["prior.bias.collapse"].n == 8
+    collapsed = []
+    for line in lines:
+        item = items[line["id"]]
+        other = next(one for one in items.values() if one.question == item.question
+                     and one.pair.row["wording"] != item.pair.row["wording"])  # fmt: skip
+        asked = replace(other, pair=replace(other.pair, clean=other.pair.neutral, corrupt=other.pair.neutral))
+        (own,), (default,) = measure_pairs(model, [item]), measure_pairs(model, [asked], alike=True)
+        a, b = (np.subtract(side, default.log_probs_a).argmax() for side in (own.log_probs_a, own.log_probs_b))
+        collapsed.append(a == b)
+        assert float(line["collapse"]) == own.collapses
+        assert float(line["collapse_bias"]) == (a == b)
+    assert study.numbers["prior.bias.collapse"].value == pytest.approx(np.mean(collapsed), abs=1e-5)
+    assert study.numbers["prior.direction.before.collapse"].value == study.numbers["prior.bias.before.collapse"].value
+
+
+def test_thresholds_of_verdicts_are_set_on_half_of_the_controls(done):
+    out, study = done
+    numbers, made = study.numbers, json.loads((out / "causes/calibration.json").read_text())
+    assert {name.split(": ")[0] for name in made["training"]} == {"paraphrase", "same side"}
+    assert all(
+        numbers[f"causes.rate.{kind}.all"].value <= 0.05 for kind in ("bottleneck", "cancellation", "no_collapse")
+    )
+    assert numbers["causes.cut.bottleneck.given"].value == (made["cuts"]["bottleneck"]["least"] is not None)
+
+
+def test_a_stage_that_is_stopped_keeps_what_it_has(model, files, tmp_path):
+    """The scores of the first frame are not made again, and the files are those of a study that was not stopped."""
+    how = {"options": StudyOptions(compact=True, **OPTIONS), "only": ["frames"]}
+    whole = run_study(model, files, tmp_path / "whole", **how)
+    seen = []
+
+    def stopping(part):
+        seen.append(part)
+        if "faithfulness on train" in part:
+            raise KeyboardInterrupt
+        return lambda *_: None
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(model, files, tmp_path / "out", stage=stopping, **how)
+    assert (tmp_path / "out/work/frames/you/scores.state").is_file()
+    parts = []
+    again = run_study(model, files, tmp_path / "out", stage=lambda part: parts.append(part) or (lambda *_: None), **how)
+    assert sum("scores" in part for part in parts) == sum("scores" in part for part in seen) + 1  # again and friend
+    assert not (tmp_path / "out/work").exists()
+    assert again.numbers == whole.numbers
+
+
+def test_a_low_mass_stops_before_the_long_stages_and_says_what_to_change(model, files, tmp_path):
+    how = {"options": StudyOptions(**OPTIONS | {"least_mass": 1.0}), "only": ["behaviour", "frames"]}
+    parts = []
+    study = run_study(model, files, tmp_path, stage=lambda part: parts.append(part) or (lambda *_: None), **how)
+    assert "frames" in study.missing
+    assert "--least-mass 1" in study.stages[0].notes[-1]
+    assert "persona-circuits formats" in (tmp_path / "report.md").read_text()
+    assert re.match(r"behaviour \(about .*, [\d.]+ GiB\): asking", parts[0])
+
+
 def test_a_second_run_computes_nothing_and_writes_the_same(done, model, files, plan, monkeypatch):
     out, _ = done
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -334,7 +432,7 @@ def test_the_numbers_of_the_report_are_in_the_results(done):
 def test_one_pair_without_anything_is_studied_too(model, tmp_path):
     bare = {key: rows()[0][key] for key in ("clean", "corrupt", "answers", "wrong_answers")}
     file = written(tmp_path / "one.jsonl", [bare])
-    study = run_study(model, StudyFiles(file), tmp_path / "out", options=StudyOptions(quick=True))
+    study = run_study(model, StudyFiles(file), tmp_path / "out", options=StudyOptions(quick=True, least_mass=0.0))
     notes = {stage.name: " ".join(stage.notes) for stage in study.stages}
     assert study.numbers["behaviour.all.n"].value == 1
     assert "no axis on which its pairs differ" in notes["contrasts"]
@@ -415,7 +513,7 @@ def test_the_command_prints_what_it_did(files, tmp_path):
     call = CliRunner().invoke(app, [*map(str, arguments), "--out", str(tmp_path / "out")])
     assert call.exit_code == 0, call.output
     assert "behaviour" in call.stdout
-    assert "not run     contrasts, frames, causes, where, circuit, steering, patch" in call.stdout
+    assert f"not run     {', '.join(name for name in STAGES if name != 'behaviour')}" in call.stdout
     call = CliRunner().invoke(app, ["study", "--model", str(TINY), "--out", str(tmp_path / "no")])
     assert call.exit_code == 2
     assert "--model needs --pairs" in call.stderr

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import numpy as np
 
+from persona_circuits.persona.data import ItemFile
+from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation import (
+    CLAIMS,
     PLACES,
     TESTS,
     VERDICTS,
@@ -17,6 +23,7 @@ from persona_circuits.persona.explanation import (
     Explanation,
     explain,
     fits,
+    write_calibration,
     write_explanation,
 )
 from persona_circuits.persona.study.context import Context, axes_of
@@ -36,9 +43,22 @@ def run_causes(context: Context, folder: Path) -> Found:
     options = context.options
     by = tuple(axes_of(context.main)) or ("question",)
     how = ExplainOptions(by, "all", options.batch_size, options.n_resamples, True, options.seed)
-    study = explain(context.model, context.studied, controls=context.controls, options=how, stage=context.stage)
+    controls, state = _controls(context), context.kept("explain.state")
+    new: Literal["new"] | None = None if context.wordings is None else "new"
+    study = explain(
+        context.model,
+        context.studied,
+        controls=controls,
+        calibration=new,
+        options=how,
+        state=state,
+        stage=context.stage,
+    )
     write_explanation(study, folder)
+    if study.calibration is not None:
+        write_calibration(study.calibration, folder / "calibration.json")
     found = causes_numbers(study, axes_of(context.main), **context.draws)
+    _rates(found, study, **context.draws)
     found.extras["verdicts"] = {row.item.pair.id: [row.verdict.name, row.verdict.why] for row in study.pairs}
     return found
 
@@ -66,6 +86,66 @@ def causes_numbers(
     _by_layer(found, rows)
     found.notes += study.notes
     return found
+
+
+def _controls(context: Context) -> ItemFile | None:
+    """The file's controls, and where there are several wordings pairs of two personas of one declared answer."""
+    file = context.controls
+    if context.wordings is None:
+        return file
+    found = file or replace(context.wordings, items=())
+    return replace(found, items=(*found.items, *same_side(context.wordings.items)))
+
+
+def same_side(items: Sequence[Item]) -> list[Item]:
+    """Pairs of the prompts of these: two personas whose declared answers to the question are one, a row of each two."""
+    sides: dict[tuple[str, object, object, tuple[str, ...], tuple[str, ...]], list[tuple[str, str, Item]]] = {}
+    for item in items:
+        one = item.pair
+        key = (item.question, one.row.get("wording"), one.row.get("n_tokens"), item.candidates)
+        sides.setdefault((*key, one.answers), []).append((one.persona_a, one.clean, item))
+        sides.setdefault((*key, one.wrong_answers), []).append((one.persona_b, one.corrupt, item))
+    found: dict[tuple[str, ...], Item] = {}
+    for (_, _, _, _, own), prompts in sides.items():
+        for (a, clean, item), (b, corrupt, _) in combinations(prompts, 2):
+            name = tuple(sorted((a, b)))
+            if a == b or name in found:
+                continue
+            others = tuple(text for text in item.candidates if text not in own)[:1]
+            about = {"persona_a": a, "persona_b": b, "id": f"same {len(found)}", "control": "same side"}
+            pair = replace(item.pair, clean=clean, corrupt=corrupt, answers=own, wrong_answers=others, neutral="",
+                           spans=(), corrupt_spans=(), row={**item.pair.row, **about}, id=about["id"], persona_a=a,
+                           persona_b=b)  # fmt: skip
+            found[name] = Item(pair, item.candidates, {**item.axes, "control": "same side"})
+    return [*found.values()]
+
+
+def _rates(found: Found, study: Explanation, **draws: int) -> None:
+    """How often controls on which nothing was set have each verdict, and what is left to be given."""
+    if (made := study.calibration) is None:
+        return
+    for one in study.rates:
+        name = f"causes.rate.{slug(one.verdict)}.{slug(one.kind)}"
+        bounds = SimpleNamespace(low=one.lower, high=one.upper)
+        what = f"share of held-out controls ({one.kind}) with {one.verdict}; two one-sided 95 % limits by persona pair"
+        found.add(name, one.share, what, estimate=bounds, unit="share", n=one.n, source="causes/rates.csv")
+    for verdict, cut in made.cuts.items():
+        name = f"causes.cut.{slug(verdict)}"
+        found.add(f"{name}.given", made.gives(verdict), f"whether {verdict} is given on this model", source=SOURCE)
+        found.add(f"{name}.least", cut.least, "least strength at which it is given", n=cut.n, source=SOURCE)
+        found.add(f"{name}.promise", cut.promise, "rate that the training controls promise", unit="share",
+                  n=cut.clusters, source=SOURCE)  # fmt: skip
+    rows = study.pairs
+    share = Estimates([row.item for row in rows], **draws).share([float(row.verdict.name in CLAIMS) for row in rows])
+    found.add("causes.claimed", what="share of pairs with a verdict that says something of a persona", unit="share",
+              source=SOURCE, **share)  # fmt: skip
+    training = set(made.training)
+    held = [one for one in study.control_pairs if f"{one.item.control}: {one.item.persona_pair}" not in training]
+    if held:
+        share = Estimates([one.item for one in held], **draws).share([float(x.verdict.name in CLAIMS) for x in held])
+        found.add("causes.claimed.controls", what="the same of held-out controls", unit="share", source=SOURCE, **share)
+        gap = found.numbers["causes.claimed"].value - found.numbers["causes.claimed.controls"].value
+        found.add("causes.claimed_minus_controls", gap, "the one share minus the other", unit="share", source=SOURCE)
 
 
 def _shares(found: Found, subject: str, rows: Sequence[Explained], draws: Mapping[str, int]) -> None:

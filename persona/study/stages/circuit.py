@@ -91,7 +91,8 @@ def search(
         "n_random": n_random,
     }
     chosen = Options(**common, **how).checked()
-    discovery = discover(context.model, task, chosen, scores=scores, stage=context.stage)
+    state = context.kept(f"{folder.name}/") if scores is None else None
+    discovery = discover(context.model, task, chosen, scores=scores, state=state, stage=context.stage)
     discovery.write(folder)
     return discovery
 

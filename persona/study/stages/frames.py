@@ -54,8 +54,9 @@ def run_frames(context: Context, folder: Path) -> Found:
     measures = measure_pairs(context.model, items, progress=context.stage("asking in every frame"), **how)
     frame_numbers(found, measures, context.draws)
     _write_pairs(measures, folder)
-    with found.attempt("circuits of frames"):
-        _circuits(context, found, folder)
+    if context.options.frame_edges:
+        with found.attempt("circuits of frames"):
+            _circuits(context, found, folder)
     found.numbers = with_holm(found.numbers)
     write_csv(number_rows(found.numbers), folder / "frames.csv")
     _figure(found, folder)

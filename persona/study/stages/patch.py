@@ -34,7 +34,9 @@ def run_patch(context: Context, folder: Path) -> Found:
         batch_size=options.batch_size,
         seed=options.seed,
     ).checked()
-    study = study_patching(context.model, train, test, options=how, stage=context.stage)
+    study = study_patching(
+        context.model, train, test, options=how, state=context.kept("patch.state"), stage=context.stage
+    )
     write_patch(study, folder)
     patch_numbers(found, study)
     return found

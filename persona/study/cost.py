@@ -1,0 +1,120 @@
+"""How long a stage of a study may take and how much memory: from the time of one prompt, by what each stage does."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+
+from persona_circuits.circuit.errors import PersonaCircuitsError
+from persona_circuits.circuit.progress import duration
+from persona_circuits.circuit.task import Task, encode
+from persona_circuits.persona.explanation.runs import both_runs
+from persona_circuits.persona.study.context import PASSES, Context
+
+__all__ = [
+    "prompts_of",
+    "told",
+]
+
+SEARCH, STEP = 4, 8
+"""A gradient costs so many passes as one prompt does, all nodes' outputs held; a step of gates has so many prompts."""
+
+
+def told(stage: str, context: Context) -> list[str]:
+    """What is put behind the stage's name once: about how long it takes here, and memory."""
+    try:
+        seconds = prompts_of(stage, context) * _seconds(context)
+    except PersonaCircuitsError:  # the stage itself says why these pairs cannot be asked
+        return []
+    if not seconds:
+        return []
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    size = _bytes_held(stage, context) + peak
+    return [f" (about {duration(seconds)}, {size / 2**30:.1f} GiB)"]
+
+
+def prompts_of(stage: str, context: Context) -> int | float:
+    """How many passes of one prompt a stage does, about."""
+    return CALLS[stage](context)
+
+
+def _n(context: Context) -> tuple[int, int]:
+    """Pairs to search on and pairs to measure on."""
+    splits = [context.task.of_split(name).pairs for name in context.fitted_and_held_out]
+    return len(splits[0]), len(splits[1])
+
+
+def _searches(context: Context, circuits: int) -> int | float:
+    """So many circuits, each with its random ones."""
+    train, few = _n(context)[0], context.options.max_pairs
+    return circuits * 2 * (SEARCH * context.options.steps * train + (2 + context.options.n_random) * (train + few))
+
+
+def _frames(context: Context) -> int | float:
+    asked = 0 if context.frames is None else 2 * len(context.frames.items)
+    return asked and asked + bool(context.options.frame_edges) * _searches(context, 4)
+
+
+def _where(context: Context) -> int | float:
+    train, test = _n(context)
+    layers = context.model.graph.n_layers
+    return 2 * (train + test) * 2 + 2 * min(test, PASSES * context.options.max_pairs) * 4 * layers / 2
+
+
+def _gates(context: Context) -> int | float:
+    trained = 2 * 2 * SEARCH * context.options.gate_steps * STEP
+    return 0 if context.frames is None else trained + _searches(context, 2) / context.options.steps
+
+
+def _patch(context: Context) -> int | float:
+    train, test = (min(n, PASSES * context.options.max_pairs) for n in _n(context))
+    heads = context.model.graph.n_layers * context.model.graph.n_heads
+    return 2 * train * heads + 2 * test * 40
+
+
+def _wordings(times: int) -> Callable[[Context], int | float]:
+    return lambda context: 0 if context.wordings is None else times * len(context.wordings.items)
+
+
+def _asked(times: int) -> Callable[[Context], int | float]:
+    def prompts(context: Context) -> int | float:
+        controls = 0 if context.controls is None else len(context.controls.items)
+        return 2 * times * (_n(context)[1] + controls)
+
+    return prompts
+
+
+CALLS: Mapping[str, Callable[[Context], int | float]] = {
+    "behaviour": _asked(1),
+    "contrasts": lambda context: 0 if context.variants is None else 2 * len(context.variants.items),
+    "frames": _frames,
+    "across": lambda context: 0 if context.frames is None else 90 * context.options.max_pairs,
+    "prediction": _wordings(3),
+    "causes": _asked(12),
+    "prior": lambda context: 0 if context.wordings is None else 200 * context.options.max_pairs,
+    "where": _where,
+    "gates": _gates,
+    "circuit": lambda context: _searches(context, 6),
+    "steering": lambda context: 2 * min(_n(context)[1], PASSES * context.options.max_pairs) * 60,
+    "patch": _patch,
+}
+
+
+def _seconds(context: Context) -> int | float:
+    """Of one prompt, by a batch of the study's own; measured once."""
+    if context.seconds is None:
+        pairs = context.task.pairs[: context.options.batch_size]
+        rows = encode(Task(pairs, context.task.source, ""), context.model, alike=True)
+        begun = time.monotonic()
+        n = sum(2 * len(both.batch) for both in both_runs(context.model, rows, len(pairs), gradients=False))
+        context.seconds = (time.monotonic() - begun) / n
+    return context.seconds
+
+
+def _bytes_held(stage: str, context: Context) -> int:
+    """Streams of a batch; where edges are scored every node's output and its gradient too."""
+    model, lengths = context.model, [int(item.pair.row.get("n_tokens", 64)) for item in context.pairs.items]
+    arrays = 3 * model.graph.n_src if stage in ("frames", "gates", "circuit", "causes") else 3 * model.graph.n_layers
+    return 4 * arrays * context.options.batch_size * max(lengths, default=64) * model.d_model
