@@ -156,7 +156,11 @@ GPU_SHAPES = {
 
 def main() -> None:
     """Print the shapes as JSON."""
-    print(json.dumps([shape.as_dict() for shape in (GPT2, GPT2_64, GROUPED, SMOLLM2, SMALL, *GPU_SHAPES.values())], indent=1))
+    print(
+        json.dumps(
+            [shape.as_dict() for shape in (GPT2, GPT2_64, GROUPED, SMOLLM2, SMALL, *GPU_SHAPES.values())], indent=1
+        )
+    )
 
 
 if __name__ == "__main__":
