@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -78,6 +78,7 @@ def circuit_page(
     sweep: Mapping[str, Any] | None = None,
     summary: Mapping[str, Any] | None = None,
     inside: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> CircuitPage:
     """The page of a circuit at hand.
 
@@ -90,10 +91,13 @@ def circuit_page(
     sweep, summary, inside
         What ``sweep.json``, ``summary.json`` and ``inside.json`` of a run would hold.
 
+    groups
+        Nodes by the names of sets.
+
     Returns
     -------
     The page: a notebook shows it, and ``write`` makes a file of it.
     """
     stored = circuit if isinstance(circuit, StoredCircuit) else StoredCircuit(circuit, scores, None, Path())
     run = record_run(stored, scores or stored.scores, name=name, sweep=sweep, summary=summary)
-    return CircuitPage(page_data([run], inside=inside))
+    return CircuitPage(page_data([run], inside=inside, groups=groups))

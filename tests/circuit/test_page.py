@@ -11,14 +11,20 @@ from typer.testing import CliRunner
 
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.io import circuit_record, read_circuit, read_scores, write_circuit, write_eap_ig
-from persona_circuits.circuit.page import (
+from persona_circuits.circuit.io import (
     by_source,
+    circuit_record,
+    read_circuit,
+    read_groups,
+    read_scores,
+    write_circuit,
+    write_eap_ig,
+)
+from persona_circuits.circuit.page import (
     circuit_page,
     page_faults,
     page_html,
     page_of_run,
-    read_groups,
     read_page,
 )
 from persona_circuits.circuit.page.html import MODULES, program

@@ -15,8 +15,8 @@ from conftest import DATA, ROOT, woven
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, write_circuit
-from persona_circuits.circuit.page import CircuitPage, page_html, page_of_run, read_groups, read_page
+from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, read_groups, write_circuit
+from persona_circuits.circuit.page import CircuitPage, page_html, page_of_run, read_page
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.cli import app
 
