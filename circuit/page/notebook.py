@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.io import StoredCircuit
 from persona_circuits.circuit.page.data import page_data
-from persona_circuits.circuit.page.html import page_html
+from persona_circuits.circuit.page.html import page_html, web_file
 from persona_circuits.circuit.page.run import record_run
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import check_output_file, parse_json, write_text
@@ -40,6 +40,35 @@ class CircuitPage:
         may = 'sandbox="allow-scripts allow-downloads allow-modals"'
         title = escape(str(self.data["title"]))
         return f'<iframe srcdoc="{escape(page_html(self.data))}" {look} {may} title="{title}"></iframe>'
+
+    def widget(self) -> Any:
+        """The page as an anywidget, which knows what is chosen in it.
+
+        Its traits follow the page: ``pins``, names of nodes; ``edges``, those that are shown; ``size``, how many the
+        circuit of the slider has; ``groups``, nodes by the names of sets.
+
+        Raises:
+            OptionError: anywidget is not installed.
+        """
+        try:
+            import anywidget
+            import traitlets
+        except ImportError as error:
+            raise OptionError(
+                f"a widget needs anywidget ({error}); pip install 'persona-circuits[notebook]', or show the page itself"
+            ) from error
+        traits: dict[str, Any] = {
+            name: kind.tag(sync=True)
+            for name, kind in (
+                ("html", traitlets.Unicode(page_html(self.data))),
+                ("title", traitlets.Unicode(str(self.data["title"]))),
+                ("pins", traitlets.List(traitlets.Unicode())),
+                ("edges", traitlets.List(traitlets.Unicode())),
+                ("size", traitlets.Int(0)),
+                ("groups", traitlets.Dict(default_value=dict(self.data["groups"]))),
+            )
+        }
+        return type("PageWidget", (anywidget.AnyWidget,), {"_esm": web_file("notebook.mjs"), **traits})()
 
     def write(self, path: str | Path) -> None:
         """Write the page as one HTML file.

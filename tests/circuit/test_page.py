@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -353,3 +354,23 @@ def test_verdicts_of_other_weights_or_of_no_explanation_are_refused(run, tmp_pat
         assert failed.exit_code == 2
         assert says in failed.stderr
         assert not (tmp_path / "q.html").exists()
+
+
+def test_a_widget_without_anywidget_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    with pytest.raises(OptionError, match=r"persona-circuits\[notebook\]"):
+        circuit_page(Circuit.full(Graph(2, 2))).widget()
+
+
+def test_a_widgets_traits_follow_what_the_page_sends():
+    """As a notebook would send it: a message of the widget's comm."""
+    pytest.importorskip("anywidget", reason="the extra notebook is not installed")
+    page = circuit_page(Circuit.full(Graph(2, 2)), groups={"movers": ["m0"]})
+    widget, told = page.widget(), []
+    widget.observe(lambda change: told.append(change["new"]), "pins")
+    assert widget.html == page_html(page.data)
+    assert widget.groups == {"movers": ["m0"]}
+    state = {"pins": ["m0"], "edges": ["input->m0", "m0->logits"], "size": 7, "groups": {}}
+    widget._handle_msg({"content": {"data": {"method": "update", "state": state, "buffer_paths": []}}, "buffers": []})
+    assert {key: getattr(widget, key) for key in state} == state
+    assert told == [["m0"]]
