@@ -31,9 +31,9 @@ from hypothesis.strategies import SearchStrategy
 from persona_circuits.circuit.catalogue import ORIGIN_FILE
 from persona_circuits.circuit.errors import PersonaCircuitsError
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, read_scores
+from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, read_groups, read_scores
 from persona_circuits.circuit.model import Origin, origin_of
-from persona_circuits.circuit.page import circuit_page, page_faults, page_html, read_groups, read_page
+from persona_circuits.circuit.page import circuit_page, page_faults, page_html, read_page
 from persona_circuits.circuit.page.run import read_sweep
 from persona_circuits.circuit.page.verdicts import read_verdicts
 from persona_circuits.circuit.peers import check_model, prune_scores, read_autocircuit_scores, read_submission

@@ -183,7 +183,7 @@ CHECKS: dict[str, Callable[[Path], list[str]]] = {
     RESULT: _result,
     PAGE: _page,
     CIRCUIT_PAGE: _circuit_page,
-    GROUPS: _read_by("persona_circuits.circuit.page", "read_groups"),
+    GROUPS: _read_by("persona_circuits.circuit.io", "read_groups"),
     "vectors": _read_by("persona_circuits.persona.vectors", "read_vectors"),
     "responses": _read_by("persona_circuits.persona.responses", "read_responses"),
     LINES: _lines,

@@ -45,6 +45,10 @@ def discover(
         Path | None,
         typer.Option("--null", help="Pairs of paraphrases of one persona: what D is where there is nothing."),
     ] = None,
+    groups: Annotated[
+        Path | None,
+        typer.Option("--groups", help="Named sets of nodes, a file of the page: what each carries, without and alone."),
+    ] = None,
     min_faithfulness: BarOption = None,
     report: Annotated[
         bool,
@@ -60,6 +64,7 @@ def discover(
     """Search for the circuit of a set of prompt pairs, measure it on held-out pairs, write files and a picture."""
     with errors_as_exit_codes() as kept, in_processes() as first:
         _refuse_idle(context, options)
+        from persona_circuits.circuit.io import read_groups
         from persona_circuits.circuit.storage import check_output_folder, working_folder
 
         options = options.checked()
@@ -77,13 +82,14 @@ def discover(
             fits: dict[str, Any] = {"where": options.where, "align": options.align}
             loaded = load(stage, name, loading, lambda reader: check_pairs(task, reader, *splits, **fits))
 
+            named = read_groups(groups, loaded.graph) if groups else None
             task, quiet = (fitted_task(one, loaded, options.align, loading.fitting) for one in (task, quiet))
-            found = search(loaded, task, options, null=quiet, scores=scores, state=out, stage=stage)
+            found = search(loaded, task, options, null=quiet, groups=named, scores=scores, state=out, stage=stage)
             if first:
                 stage("files and picture")
                 write_results(found, out, strongest)
                 if report:
-                    _write_page(loaded, task, found, options, out, stage)
+                    _write_page(loaded, task, found, options, out, stage, groups)
         if first:
             from persona_circuits.circuit.reporting import summary
 
@@ -93,14 +99,16 @@ def discover(
         require(found.reports[-1].circuit.ratio_of_means, min_faithfulness)
 
 
-def _write_page(model: Any, task: Any, found: Any, options: Options, out: Path, stage: Any) -> None:
+def _write_page(
+    model: Any, task: Any, found: Any, options: Options, out: Path, stage: Any, groups: Path | None
+) -> None:
     """The page of what was just written, with what its nodes do."""
     from persona_circuits.circuit.page import page_html, page_of_run
     from persona_circuits.circuit.storage import write_text
     from persona_circuits.commands.pages import PAGE, command_line, write_inside
 
     write_inside(model, task.where(**dict(options.where)), found.circuit, out, align=options.align, stage=stage)
-    write_text(page_html(page_of_run(out, command=command_line())), out / PAGE)
+    write_text(page_html(page_of_run(out, groups=groups, command=command_line())), out / PAGE)
 
 
 def _kept_in(out: Path) -> str:

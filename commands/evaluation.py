@@ -16,6 +16,7 @@ from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Option
+from persona_circuits.commands.index import index
 from persona_circuits.commands.options import LATEST, BarOption, CircuitArgument, JsonOption, Loading, PairsOption
 from persona_circuits.commands.printing import picture_title, print_battery, print_report
 from persona_circuits.commands.signature import Only, Without, with_options
@@ -193,6 +194,7 @@ def _begun(state: Path | None) -> bool:
 
 @with_options
 def specificity(
+    context: typer.Context,
     *,
     circuits: Annotated[list[Path], typer.Argument(help="Two or more circuits, one per contrast: run folders.")],
     names: Annotated[
@@ -232,6 +234,7 @@ def specificity(
 
             with replace_folder(out) as staging:
                 write_specificity(found, staging)
+                index(context, staging, loaded.name)
         show(as_json, found.as_dict, lambda: _print_specificity(found))
 
 

@@ -46,7 +46,7 @@ def draw(
         heading = title if title is not None else picture_title(stored.record)
         how: dict[str, Any] = {"scores": stored.scores, "strongest": strongest, "title": heading}
         if groups is not None:
-            from persona_circuits.circuit.page import by_source, read_groups
+            from persona_circuits.circuit.io import by_source, read_groups
 
             how["groups"] = by_source(stored.circuit, read_groups(groups, stored.circuit.graph))
         report = picture(stored.circuit, file, fringe=stored.fringe, width=width, **how)

@@ -14,6 +14,9 @@ __all__ = [
     "index",
 ]
 
+SECRET = ("--api-key",)
+"""Options whose values are not written down."""
+
 
 def index(context: typer.Context, folder: Path, name: str, *, notes: Sequence[str] = ()) -> None:
     """Write ``index.html`` into the folder of what a command has found in the model of that name."""
@@ -42,4 +45,4 @@ def _given(context: typer.Context) -> Iterator[str]:
             yield one.opts[0] if value else one.secondary_opts[0]
         elif one.opts[0] != "--out":
             for item in values:
-                yield from (one.opts[0], str(item))
+                yield from (one.opts[0], "..." if one.opts[0] in SECRET else str(item))

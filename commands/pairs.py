@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from persona_circuits.circuit.choices import PROMPT_FORMATS
+from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
 from persona_circuits.commands.signature import Only, with_options
 from persona_circuits.commands.terminal import (
@@ -257,6 +258,7 @@ def _print_varied(found: dict[str, Any]) -> None:
 
 @with_options
 def formats(
+    context: typer.Context,
     *,
     model: Annotated[str, typer.Option("--model", help="Hugging Face folder or hub name.")],
     personas: Annotated[Path, typer.Option(help="Personas, as of pairs.")] = Path("datasets/natural_personas.jsonl"),
@@ -285,6 +287,7 @@ def formats(
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_formats(study, staging)
+                index(context, staging, loaded.name)
         show(as_json, lambda: formats_record(study), lambda: _print_formats(study), out=out)
 
 

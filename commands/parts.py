@@ -154,7 +154,7 @@ def bridge(
         name, given = _model_and_pairs(stored, model, pairs)
         check_output_folder(out)
         found = {"movers": movers, "neurons": neurons}
-        study = _bridged(stored, name, (given, test_pairs), found, options, loading, out)
+        study = _bridged(stored, name, (given, test_pairs), found, options, loading, out, context)
         show(as_json, lambda: files.bridge_record(study), lambda: _print_bridge(study), out=out, notes=study.notes)
         for path in filter(None, found.values()):
             if files.fingerprint_of(path) not in ("", study.fingerprint):
@@ -179,6 +179,7 @@ def _bridged(
     options: BridgeOptions,
     loading: Loading,
     out: Path,
+    context: typer.Context,
 ) -> Any:
     """The study, written."""
     from persona_circuits.circuit.storage import replace_folder
@@ -200,6 +201,7 @@ def _bridged(
         stage("files and figures")
         with replace_folder(out) as staging:
             files.write_bridge(study, staging)
+            index(context, staging, loaded.name, notes=study.notes)
     return study
 
 

@@ -190,6 +190,8 @@ def print_discovery(found: Discovery) -> None:
         say(f"\n{found.shared.note}")
     if found.paths is not None:
         _print_paths(found.paths)
+    if found.sets is not None:
+        _print_sets(found.sets)
     say("")
 
 
@@ -207,6 +209,15 @@ def _print_paths(found: Any) -> None:
     print_table(title, PATHS, path_rows(found), texts=1)
     say("share of D: (m(path) - m(empty)) / (m(full) - m(empty)), a ratio of means; shares do not add up")
     say(f"intervals over {found.drawn_over}; other heads: the same path through others of the same layers")
+
+
+def _print_sets(found: Any) -> None:
+    from persona_circuits.circuit.reporting import SETS, set_rows
+
+    title = f"named sets of nodes on {found.n_pairs} pairs ({found.split}): what leaves them cut, and they alone"
+    print_table(title, SETS, set_rows(found), texts=1)
+    say("edges: the circuit's that leave the set; lost without, alone: shares of D in the whole model, ratios of means")
+    say(f"intervals over {found.drawn_over}; random: as many heads of each layer, MLPs of any")
 
 
 def _print_finish(done: Finished, unit: str) -> None:

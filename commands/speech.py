@@ -11,6 +11,7 @@ import typer
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option
+from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
 from persona_circuits.commands.signature import Only, with_options
 from persona_circuits.commands.terminal import (
@@ -127,7 +128,7 @@ def respond(
             with progress_bars() as stage:
                 loaded = load(stage, shipped_or(model), loading, lambda reader: form.opened(reader.tokenizer))
                 found, about = respond_here(loaded, wanted, form, sampling, out, stage, stops=stop is not None)
-        _show_responses(found, about | {"sources": sources}, out, asked.baseline, as_json)
+        _show_responses(context, found, about | {"sources": sources}, out, asked.baseline, as_json)
 
 
 def _respond_there(model: str, asking: EndpointOptions, wanted: Any, out: Path, turn: dict[str, Any]) -> Any:
@@ -188,6 +189,7 @@ def rate(
             summary = (whole, *each)
             with replace_folder(out) as staging:
                 write_ratings(found, summary, about, staging)
+                index(context, staging, str(about["model"]))
         show(as_json, lambda: rating_record(found, summary, about), lambda: _print_ratings(found, summary), out=out)
 
 
@@ -292,12 +294,15 @@ def respond_here(
     return found, about | {"sampling": asdict(sampling)}
 
 
-def _show_responses(found: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool) -> None:
+def _show_responses(
+    context: typer.Context, found: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool
+) -> None:
     from persona_circuits.circuit.storage import replace_folder
     from persona_circuits.persona.responses import summarise, write_response_study
 
     with replace_folder(out) as staging:
         write_response_study(found, about, staging, baseline=baseline)
+        index(context, staging, about["model"])
     summaries = summarise(found.responses, baseline)
     counts = {"made": found.made, "remembered": found.remembered, "failures": dict(found.failures)}
     record = {"n": len(found.responses), **counts, **about}

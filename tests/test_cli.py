@@ -395,6 +395,7 @@ def test_specificity_of_two_runs(found, tmp_path):
     cells = json.loads((tmp_path / "matrix" / "specificity.json").read_text())["cells"]
     assert [(cell["circuit"], cell["contrast"]) for cell in cells][:2] == [("persona", "persona"), ("persona", "plain")]
     assert (tmp_path / "matrix" / "specificity.png").read_bytes()[:4] == b"\x89PNG"
+    assert "--names persona,plain" in (tmp_path / "matrix" / "index.html").read_text()
     fails("two or more circuits", "specificity", other)
     made = call(
         "figures", tmp_path / "matrix", "--out", tmp_path / "paper", "--width", "single", "--formats", "svg, pdf"

@@ -173,7 +173,8 @@ ELSEWHERE = {
 """Refused in other words, by the options' own checks; tested with those commands."""
 ALWAYS = {
     "get": "--list --folder",
-    "discover": "--model --pairs --out --prune --finish --checks --certify --target-faithfulness --sweep --metric "
+    "discover": "--groups --model --pairs --out "
+    "--prune --finish --checks --certify --target-faithfulness --sweep --metric "
     "--ablation --align --null --train-split --eval-split --where --n-random --min-faithfulness --strongest --seed "
     "--device --dtype --max-memory --batch-size --fitting --force --report "
     "--json",

@@ -33,6 +33,7 @@ def description(
         "stamp": _stamp(options, setting.metric, setting.train.split),
         "faithfulness": [report.as_dict() for report in measured.reports],
         **({} if controls.missed is None else {"missed": controls.missed.as_dict()}),
+        **({} if measured.sets is None else {"node_sets": measured.sets.as_dict()}),
         "versions": _versions(),
         "computation": {
             "threads": torch.get_num_threads(),

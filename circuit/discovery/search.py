@@ -5,7 +5,7 @@ pairs -> token ids, checked -> scores per edge -> circuit -> faithfulness on hel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from persona_circuits.circuit.evaluation import (
     Certificate,
     FaithfulnessReport,
     Missed,
+    NodeSets,
     NullRun,
     PathShares,
     Signal,
@@ -75,7 +76,8 @@ class Discovery:
     worth a search, ``certificate`` which edges stay when personas or questions go,
     ``missed`` a bound on edges outside that matter. ``reused`` is the file of
     scores that were used again, None where they were made here; ``made_of`` is what they follow from.
-    ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores.
+    ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores; ``sets``
+    the named sets of nodes, without and alone.
     """
 
     circuit: Circuit
@@ -101,6 +103,7 @@ class Discovery:
     reused: Path | None = None
     made_of: Mapping[str, Any] | None = None
     paths: PathShares | None = None
+    sets: NodeSets | None = None
 
     def __repr__(self) -> str:
         task = self.record["task"]
@@ -126,7 +129,8 @@ class Discovery:
         """The page that explains the circuit, shown in a notebook's cell; ``inside`` is what ``look_inside`` found."""
         stored = StoredCircuit(self.circuit, self.scores, self.record, Path())
         sweep = None if self.sweep is None else self.sweep.as_dict()
-        return circuit_page(stored, self.scores, sweep=sweep, summary=summary(self), inside=inside)
+        groups = None if self.sets is None else self.sets.groups
+        return circuit_page(stored, self.scores, sweep=sweep, summary=summary(self), inside=inside, groups=groups)
 
     @property
     def confirmed(self) -> bool | None:
@@ -156,6 +160,7 @@ def discover(
     options: Options,
     *,
     null: Task | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     scores: Scores | str | Path | None = None,
     state: Path | None = None,
     stage: Stage | None = None,
@@ -172,6 +177,8 @@ def discover(
     null
         Pairs of paraphrases of one persona, of equal and of unequal length: what the contrast and its alignment give
         where there is nothing to find.
+    groups
+        Nodes by the names of sets, as ``read_groups`` gives them: what each carries, without and alone.
     scores
         Of an earlier search of the same method on the same model and training pairs, to be pruned anew: the scores, or
         the folder of the run, where it is checked that they are the same. Without them edges are scored here.
@@ -207,7 +214,7 @@ def discover(
     scored, reused = _scored(setting, scores, state, effect.seconds)
     pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
     pruned = stages.finish_off(setting, pruned, scored.scores, effect.whole, state / FINISH if state else None)
-    measured = stages.measure(setting, scored.scores, pruned.circuit)
+    measured = stages.measure(setting, scored.scores, pruned.circuit, groups)
     controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
     about = description(setting, task, effect, pruned, measured, controls)
@@ -235,6 +242,7 @@ def discover(
         reused=reused,
         made_of=keeping.made(setting),
         paths=measured.paths,
+        sets=measured.sets,
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +41,7 @@ from persona_circuits.circuit.evaluation import (
     Certificate,
     FaithfulnessReport,
     Missed,
+    NodeSets,
     NullRun,
     PathShares,
     Rule,
@@ -49,6 +50,7 @@ from persona_circuits.circuit.evaluation import (
     certify,
     evaluate,
     measured_paths,
+    measured_sets,
     missed,
     pair_scores,
     span_study,
@@ -337,21 +339,24 @@ def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate |
     return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, options.certify, **how)
 
 
-def measure(setting: Setting, scores: Scores | None, circuit: Circuit) -> Measured:
-    """Faithfulness on every part, and the nested circuits of the scores if they were asked for."""
+def measure(
+    setting: Setting, scores: Scores | None, circuit: Circuit, groups: Mapping[str, Sequence[str]] | None = None
+) -> Measured:
+    """Faithfulness on every part, and what was asked for: nested circuits of the scores, named sets of nodes."""
     reports = tuple(
         report_on(setting.model, part, setting.metric, circuit, scores, setting.options, setting.stage)
         for part in setting.parts
     )
-    paths = _paths(setting, scores, circuit)
+    paths, sets = _paths(setting, scores, circuit), _sets(setting, circuit, groups)
     if not setting.options.sweep:
-        return Measured(reports, None, paths)
+        return Measured(reports, None, paths, sets)
     assert scores is not None
     runs = {part.split: part.runs for part in setting.parts}
     clusters = {part.split: part.clusters for part in setting.parts}
     how: dict[str, Any] = {"seed": setting.options.seed, "clusters": clusters}
     told = setting.stage("nested circuits")
-    return Measured(reports, sweep(setting.model, runs, setting.metric, scores, progress=told, **how), paths)
+    nested = sweep(setting.model, runs, setting.metric, scores, progress=told, **how)
+    return Measured(reports, nested, paths, sets)
 
 
 def _paths(setting: Setting, scores: Scores | None, circuit: Circuit) -> PathShares | None:
@@ -362,6 +367,16 @@ def _paths(setting: Setting, scores: Scores | None, circuit: Circuit) -> PathSha
     told = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
     how: dict[str, Any] = {"split": part.split, "clusters": part.clusters, "seed": setting.options.seed}
     return measured_paths(setting.model, told, setting.metric, circuit, scores, **how)
+
+
+def _sets(setting: Setting, circuit: Circuit, groups: Mapping[str, Sequence[str]] | None) -> NodeSets | None:
+    """Named sets of nodes, without and alone, on the pairs held out."""
+    if not groups:
+        return None
+    part, options = setting.parts[-1], setting.options
+    told = _told(part.runs, setting.stage(f"named sets on {part.split}"))
+    how: dict[str, Any] = {"split": part.split, "clusters": part.clusters, "seed": options.seed}
+    return measured_sets(setting.model, told, setting.metric, circuit, groups, n_random=options.n_random, **how)
 
 
 def report_on(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.attribution import Completeness
-from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport, PathShares
+from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport, NodeSets, PathShares, Share
 from persona_circuits.circuit.printable import signed
 
 if TYPE_CHECKING:
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PATHS",
+    "SETS",
     "completeness_lines",
     "faithfulness_rows",
     "path_rows",
+    "set_rows",
     "strongest_edges",
     "summary",
 ]
@@ -52,6 +54,8 @@ def _asked_for(discovery: Discovery) -> dict[str, Any]:
         found["completeness"] = discovery.completeness.as_dict()
     if discovery.certificate is not None:
         found["certificate"] = discovery.certificate.as_dict()
+    if discovery.sets is not None:
+        found["node_sets"] = discovery.sets.as_dict()
     if discovery.missed is not None:
         found["missed"] = discovery.missed.as_dict()
     if discovery.finished is not None:
@@ -112,6 +116,36 @@ def path_rows(found: PathShares) -> list[tuple[str, ...]]:
         for path in found.paths
     ]
     return rows if len(rows) < 2 else [*rows, (f"these {len(rows)} together", "", _number(found.together), "", "")]
+
+
+SETS = (
+    "set", "nodes", "edges", "of all", "of the circuit's f", "lost without", "95 % interval", "random", "p", "alone",
+    "95 % interval", "random",
+)  # fmt: skip
+
+
+def set_rows(found: NodeSets) -> list[tuple[str, ...]]:
+    """A line per set: its part of the circuit, what the whole model loses without it, what it does alone."""
+    return [
+        (
+            one.name,
+            str(len(one.nodes)),
+            f"{one.n_edges:,}",
+            "-" if one.of_edges is None else f"{one.of_edges:.1%}",
+            _number(one.of_circuit),
+            *_shared(one.lost),
+            "-" if one.lost.p is None else f"{one.lost.p:.2g}",
+            *_shared(one.alone),
+        )
+        for one in found.sets
+    ]
+
+
+def _shared(share: Share) -> tuple[str, str, str]:
+    """Value, interval, and the mean of random sets with their largest."""
+    random = share.random and f"{sum(share.random) / len(share.random):z.3f}, most {max(share.random):z.3f}"
+    interval = "" if share.interval is None else f"{share.interval.low:z.3f} to {share.interval.high:z.3f}"
+    return _number(share.value), interval, random or "no other set"
 
 
 def _row(name: str, value: Faithfulness) -> tuple[str, ...]:

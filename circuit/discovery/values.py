@@ -13,6 +13,7 @@ from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.circuit.evaluation import (
     FaithfulnessReport,
     Missed,
+    NodeSets,
     PairScores,
     PathShares,
     Signal,
@@ -114,12 +115,13 @@ class Pruned:
 class Measured:
     """Faithfulness by split, with random circuits, the complement and single edges beside it; nested circuits.
 
-    ``paths`` are the strongest ones, on the pairs of the last split; None without scores.
+    ``paths`` are the strongest ones, on the pairs of the last split; None without scores. ``sets`` are named nodes.
     """
 
     reports: tuple[FaithfulnessReport, ...]
     sweep: Sweep | None
     paths: PathShares | None = None
+    sets: NodeSets | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.discovery.summary import summary
-from persona_circuits.circuit.drawing import draw
+from persona_circuits.circuit.drawing import GROUP_LOOKS, draw
+from persona_circuits.circuit.io import by_source
 from persona_circuits.circuit.io import circuits as files
 
 if TYPE_CHECKING:
@@ -32,8 +33,11 @@ def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = N
     if found.scores is not None:
         files.write_scores(found.scores, folder / "scores.safetensors", made=found.made_of)
     title = title_of(found.record)
+    how: dict[str, Any] = {"fringe": None if found.certificate is None else found.certificate.abstains}
+    parts = {} if found.sets is None else by_source(found.circuit, found.sets.groups)
+    if 0 < len(parts) <= len(GROUP_LOOKS):
+        how["groups"] = parts
     for suffix in ("svg", "png"):
-        how: dict[str, Any] = {"fringe": None if found.certificate is None else found.certificate.abstains}
         draw(found.circuit, folder / f"graph.{suffix}", scores=found.scores, strongest=strongest, title=title, **how)
     files.write_json(summary(found), folder / "summary.json")
     if found.parts is not None and found.spans is not None:

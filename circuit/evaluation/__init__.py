@@ -21,6 +21,7 @@ from persona_circuits.circuit.evaluation.matched import (
 )
 from persona_circuits.circuit.evaluation.measurements import Measurements
 from persona_circuits.circuit.evaluation.missed import Missed, missed
+from persona_circuits.circuit.evaluation.node_sets import NodeSet, NodeSets, Share, measured_sets, other_sets
 from persona_circuits.circuit.evaluation.null import NullRun, null_run
 from persona_circuits.circuit.evaluation.paths import PathShare, PathShares, measured_paths
 from persona_circuits.circuit.evaluation.scores_by_pair import PairScores, Rule, pair_scores
@@ -38,6 +39,8 @@ __all__ = [
     "FaithfulnessReport",
     "Measurements",
     "Missed",
+    "NodeSet",
+    "NodeSets",
     "NullRun",
     "PairRow",
     "PairScores",
@@ -45,6 +48,7 @@ __all__ = [
     "PathShare",
     "PathShares",
     "Rule",
+    "Share",
     "Signal",
     "SignalWatch",
     "SpanStudy",
@@ -62,8 +66,10 @@ __all__ = [
     "matched_outside",
     "measured_pairs",
     "measured_paths",
+    "measured_sets",
     "missed",
     "null_run",
+    "other_sets",
     "pair_scores",
     "pairs_view",
     "pairwise",

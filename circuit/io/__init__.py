@@ -14,15 +14,18 @@ from persona_circuits.circuit.io.circuits import (
     write_nodes,
     write_scores,
 )
+from persona_circuits.circuit.io.groups import by_source, read_groups
 from persona_circuits.circuit.io.validation import page_schema, schema
 
 __all__ = [
     "StoredCircuit",
+    "by_source",
     "circuit_record",
     "faults_of",
     "made_of",
     "page_schema",
     "read_circuit",
+    "read_groups",
     "read_scores",
     "schema",
     "schema_faults",

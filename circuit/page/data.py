@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.errors import FileError, OptionError, listed
-from persona_circuits.circuit.io import StoredCircuit, page_schema, read_circuit, schema_faults
-from persona_circuits.circuit.page.groups import read_groups
+from persona_circuits.circuit.io import StoredCircuit, page_schema, read_circuit, read_groups, schema_faults
 from persona_circuits.circuit.page.run import INSIDE, run_data
 from persona_circuits.circuit.page.verdicts import read_verdicts
 from persona_circuits.circuit.storage import Kind, read_json
@@ -83,7 +82,7 @@ def _inside(stored: StoredCircuit) -> Any:
 def page_data(
     runs: list[dict[str, Any]],
     *,
-    groups: Mapping[str, list[str]] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
     inside: Mapping[str, Any] | None = None,
     command: str = "",
 ) -> dict[str, Any]:
@@ -96,7 +95,7 @@ def page_data(
         "version": 1,
         "title": f"{model}{metric}",
         "command": command,
-        "groups": dict(groups or {}),
+        "groups": {name: list(nodes) for name, nodes in (groups or {}).items()},
         "inside": inside,
         "runs": runs,
     }

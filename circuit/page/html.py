@@ -26,6 +26,7 @@ __all__ = [
     "page_faults",
     "page_html",
     "read_page",
+    "web_file",
 ]
 
 MODULES = (
@@ -59,7 +60,7 @@ def page_html(data: Mapping[str, Any]) -> str:
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f'<style>{_web("style.css")}</style></head><body><main id="page"><noscript>'
+        f'<style>{web_file("style.css")}</style></head><body><main id="page"><noscript>'
         "This page draws itself with JavaScript, from data inside it; nothing is loaded.</noscript></main>"
         f'{DATA}{content}</script><script type="module">{program()}</script></body></html>\n'
     )
@@ -91,8 +92,9 @@ def page_faults(data: Any) -> list[str]:
 @cache
 def program() -> str:
     """All modules as one."""
-    return "\n".join(_EXPORT.sub("", _IMPORT.sub("", _web(name))) for name in MODULES)
+    return "\n".join(_EXPORT.sub("", _IMPORT.sub("", web_file(name))) for name in MODULES)
 
 
-def _web(name: str) -> str:
+def web_file(name: str) -> str:
+    """The text of a file of the program."""
     return resources.files("persona_circuits.circuit.page").joinpath(f"web/{name}").read_text("utf-8")

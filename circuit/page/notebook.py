@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.io import StoredCircuit
 from persona_circuits.circuit.page.data import page_data
-from persona_circuits.circuit.page.html import page_html
+from persona_circuits.circuit.page.html import page_html, web_file
 from persona_circuits.circuit.page.run import record_run
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import check_output_file, parse_json, write_text
@@ -40,6 +40,35 @@ class CircuitPage:
         may = 'sandbox="allow-scripts allow-downloads allow-modals"'
         title = escape(str(self.data["title"]))
         return f'<iframe srcdoc="{escape(page_html(self.data))}" {look} {may} title="{title}"></iframe>'
+
+    def widget(self) -> Any:
+        """The page as an anywidget, which knows what is chosen in it.
+
+        Its traits follow the page: ``pins``, names of nodes; ``edges``, those that are shown; ``size``, how many the
+        circuit of the slider has; ``groups``, nodes by the names of sets.
+
+        Raises:
+            OptionError: anywidget is not installed.
+        """
+        try:
+            import anywidget
+            import traitlets
+        except ImportError as error:
+            raise OptionError(
+                f"a widget needs anywidget ({error}); pip install 'persona-circuits[notebook]', or show the page itself"
+            ) from error
+        traits: dict[str, Any] = {
+            name: kind.tag(sync=True)
+            for name, kind in (
+                ("html", traitlets.Unicode(page_html(self.data))),
+                ("title", traitlets.Unicode(str(self.data["title"]))),
+                ("pins", traitlets.List(traitlets.Unicode())),
+                ("edges", traitlets.List(traitlets.Unicode())),
+                ("size", traitlets.Int(0)),
+                ("groups", traitlets.Dict(default_value=dict(self.data["groups"]))),
+            )
+        }
+        return type("PageWidget", (anywidget.AnyWidget,), {"_esm": web_file("notebook.mjs"), **traits})()
 
     def write(self, path: str | Path) -> None:
         """Write the page as one HTML file.
@@ -78,6 +107,7 @@ def circuit_page(
     sweep: Mapping[str, Any] | None = None,
     summary: Mapping[str, Any] | None = None,
     inside: Mapping[str, Any] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> CircuitPage:
     """The page of a circuit at hand.
 
@@ -90,10 +120,13 @@ def circuit_page(
     sweep, summary, inside
         What ``sweep.json``, ``summary.json`` and ``inside.json`` of a run would hold.
 
+    groups
+        Nodes by the names of sets.
+
     Returns
     -------
     The page: a notebook shows it, and ``write`` makes a file of it.
     """
     stored = circuit if isinstance(circuit, StoredCircuit) else StoredCircuit(circuit, scores, None, Path())
     run = record_run(stored, scores or stored.scores, name=name, sweep=sweep, summary=summary)
-    return CircuitPage(page_data([run], inside=inside))
+    return CircuitPage(page_data([run], inside=inside, groups=groups))

@@ -2,9 +2,11 @@
 
 from persona_circuits.circuit.discovery.summary import (
     PATHS,
+    SETS,
     completeness_lines,
     faithfulness_rows,
     path_rows,
+    set_rows,
     strongest_edges,
     summary,
 )
@@ -27,6 +29,7 @@ from persona_circuits.circuit.reporting.evaluation_tables import evaluation_rows
 
 __all__ = [
     "PATHS",
+    "SETS",
     "area_rows",
     "completeness_lines",
     "curve_records",
@@ -38,6 +41,7 @@ __all__ = [
     "faithfulness_rows",
     "overlap_rows",
     "path_rows",
+    "set_rows",
     "setting_rows",
     "size_rows",
     "strongest_edges",

@@ -1,6 +1,5 @@
 from .activation import PatchStudy as PatchStudy
 from .activation import study_patching as study_patching
-from .heads import other_sets as other_sets
 from .heads import parse_heads as parse_heads
 from .options import PatchOptions as PatchOptions
 from .paths import parse_paths as parse_paths

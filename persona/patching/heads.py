@@ -12,11 +12,9 @@ p = (1 + b) / (1 + B), b of B random sets leaving at most as much of D as the ch
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from torch import Tensor
 
 from persona_circuits import metrics
 from persona_circuits.circuit.errors import GraphError, OptionError
+from persona_circuits.circuit.evaluation import other_sets
 from persona_circuits.circuit.forward import (
     CONSTANT,
     Prepared,
@@ -49,7 +48,6 @@ from persona_circuits.persona.explanation import margins
 __all__ = [
     "HeadAblation",
     "ablate_heads",
-    "other_sets",
     "parse_heads",
 ]
 
@@ -137,6 +135,11 @@ def ablate_heads(
         The pairs lack what the ablation needs.
     """
     sets = [heads, *other_sets(model.graph, heads, n_random, seed)]
+    if len(sets) == 1:
+        raise OptionError(
+            "the heads to ablate are all heads of their layers, so there are no others of the same layers to compare "
+            "with; leave one out"
+        )
     source = batches(training, batch_size, model.device) if ablation in CONSTANT else []
     how = make_ablation(ablation, model, source)
     groups = batches(rows, batch_size, model.device)
@@ -146,43 +149,6 @@ def ablate_heads(
             seen.add(item, kept)
         progress(done, len(groups))
     return _outcome(model.graph, found, heads, ablation, seen, seed)
-
-
-def other_sets(graph: Graph, heads: Heads, count: int, seed: int) -> list[Heads]:
-    """At most ``count`` different random sets of as many heads in every layer, none of them the given one.
-
-    Raises:
-        OptionError: there is none.
-    """
-    by_layer = {src: graph.src_nodes[src].layer for src in heads}
-    sizes = {layer: list(by_layer.values()).count(layer) for layer in sorted(set(by_layer.values()))}
-    possible = math.prod(math.comb(graph.n_heads, size) for size in sizes.values()) - 1
-    if not possible:
-        raise OptionError(
-            "the heads to ablate are all heads of their layers, so there are no others of the same layers to compare "
-            "with; leave one out"
-        )
-    rng, chosen = np.random.default_rng(seed), frozenset(heads)
-    if possible <= 4 * count:
-        every = [one for one in _every(graph, sizes) if frozenset(one) != chosen]
-        return [every[i] for i in rng.permutation(len(every))[:count]]
-    found: dict[frozenset[int], Heads] = {}
-    while len(found) < count:
-        one = tuple(src for layer, size in sizes.items() for src in _drawn(graph, layer, size, rng))
-        if frozenset(one) != chosen:
-            found.setdefault(frozenset(one), one)
-    return list(found.values())
-
-
-def _every(graph: Graph, sizes: dict[int, int]) -> Iterator[Heads]:
-    layers = [graph.heads_of(layer) for layer in sizes]
-    parts = (combinations(range(own.start, own.stop), size) for own, size in zip(layers, sizes.values(), strict=True))
-    yield from (tuple(src for part in one for src in part) for one in product(*parts))
-
-
-def _drawn(graph: Graph, layer: int, size: int, rng: np.random.Generator) -> list[int]:
-    start = graph.heads_of(layer).start
-    return sorted((start + rng.permutation(graph.n_heads)[:size]).tolist())
 
 
 class _Ablated:

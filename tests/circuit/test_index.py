@@ -128,6 +128,7 @@ def test_a_command_says_how_it_was_called_but_for_its_folder(tmp_path):
         out: Annotated[Path, typer.Option("--out")],
         n: Annotated[int, typer.Option("--n")] = 3,
         layer: Annotated[list[int] | None, typer.Option("--layer")] = None,
+        api_key: Annotated[str | None, typer.Option("--api-key")] = None,
         save: bool = True,
         idle: Annotated[int, typer.Option("--idle")] = 5,
     ) -> None:
@@ -138,14 +139,16 @@ def test_a_command_says_how_it_was_called_but_for_its_folder(tmp_path):
         index(context, out, "models/some", notes=["a note"])
 
     given = ["probe", "my pairs", "--out", str(tmp_path), "--n", "4", "--layer", "1", "--layer", "2", "--no-save"]
+    given += ["--api-key", "sk-secret"]
     done = CliRunner().invoke(app, given)
     assert done.exit_code == 0, done.output
     page = Read((tmp_path / "index.html").read_text())
-    assert "\npersona-circuits probe 'my pairs' --n 4 --layer 1 --layer 2 --no-save\n" in page.text
+    assert "\npersona-circuits probe 'my pairs' --n 4 --layer 1 --layer 2 --api-key ... --no-save\n" in page.text
     assert "\nprobe: some\n" in page.text
     assert "\nWhat is asked.\n" in page.text
     assert "\na note\n" in page.text
     assert str(tmp_path) not in page.text
+    assert "sk-secret" not in (tmp_path / "index.html").read_text()
 
 
 def test_a_page_is_valid_as_part_of_a_result(folder):

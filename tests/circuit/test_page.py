@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,14 +12,20 @@ from typer.testing import CliRunner
 
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.io import circuit_record, read_circuit, read_scores, write_circuit, write_eap_ig
-from persona_circuits.circuit.page import (
+from persona_circuits.circuit.io import (
     by_source,
+    circuit_record,
+    read_circuit,
+    read_groups,
+    read_scores,
+    write_circuit,
+    write_eap_ig,
+)
+from persona_circuits.circuit.page import (
     circuit_page,
     page_faults,
     page_html,
     page_of_run,
-    read_groups,
     read_page,
 )
 from persona_circuits.circuit.page.html import MODULES, program
@@ -347,3 +354,23 @@ def test_verdicts_of_other_weights_or_of_no_explanation_are_refused(run, tmp_pat
         assert failed.exit_code == 2
         assert says in failed.stderr
         assert not (tmp_path / "q.html").exists()
+
+
+def test_a_widget_without_anywidget_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    with pytest.raises(OptionError, match=r"persona-circuits\[notebook\]"):
+        circuit_page(Circuit.full(Graph(2, 2))).widget()
+
+
+def test_a_widgets_traits_follow_what_the_page_sends():
+    """As a notebook would send it: a message of the widget's comm."""
+    pytest.importorskip("anywidget", reason="the extra notebook is not installed")
+    page = circuit_page(Circuit.full(Graph(2, 2)), groups={"movers": ["m0"]})
+    widget, told = page.widget(), []
+    widget.observe(lambda change: told.append(change["new"]), "pins")
+    assert widget.html == page_html(page.data)
+    assert widget.groups == {"movers": ["m0"]}
+    state = {"pins": ["m0"], "edges": ["input->m0", "m0->logits"], "size": 7, "groups": {}}
+    widget._handle_msg({"content": {"data": {"method": "update", "state": state, "buffer_paths": []}}, "buffers": []})
+    assert {key: getattr(widget, key) for key in state} == state
+    assert told == [["m0"]]

@@ -3,6 +3,7 @@
 Chromium from the system, driven by Playwright; skipped with its reason where either is missing.
 """
 
+import base64
 import csv
 import io
 import json
@@ -15,8 +16,9 @@ from conftest import DATA, ROOT, woven
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, write_circuit
-from persona_circuits.circuit.page import CircuitPage, page_html, page_of_run, read_groups, read_page
+from persona_circuits.circuit.io import circuit_record, faults_of, read_circuit, read_groups, write_circuit
+from persona_circuits.circuit.page import CircuitPage, page_html, page_of_run, read_page
+from persona_circuits.circuit.page.html import web_file
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.cli import app
 
@@ -313,6 +315,40 @@ def test_a_notebooks_frame_has_the_page_and_a_link(browser, path, tmp_path):
     context.close()
     assert page.selection(link)["pins"] == [name]
     assert said == []
+
+
+def test_a_widget_hears_what_is_chosen_in_its_frame(browser, path):
+    """The program that anywidget runs, with a model that keeps what is set; only its own frame is heard."""
+    program = base64.b64encode(web_file("notebook.mjs").encode()).decode()
+    held = {"html": page_html(read_page(path)), "title": "t"}
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.evaluate(
+        """async ([program, held]) => {
+          const { default: widget } = await import(`data:text/javascript;base64,${program}`);
+          window.saved = 0;
+          const set = (key, value) => { held[key] = value; };
+          const model = { get: (key) => held[key], set, save_changes: () => { saved += 1; } };
+          window.held = held;
+          window.stop = widget.render({ model, el: document.body });
+        }""",
+        [program, held],
+    )
+    tab.wait_for_function("window.saved > 0")
+    run = read_page(path)["runs"][0]
+    kept = {edge["edge"] for edge in run["edges"] if edge["kept"]}
+    assert set(tab.evaluate("held.edges")) == kept
+    assert tab.evaluate("[held.size, held.pins]") == [len(kept), []]
+    tab.frames[1].locator(".node.mlp:not(.hidden)").first.click(modifiers=["Shift"])
+    name = tab.frames[1].locator(".node.pinned").get_attribute("data-node")
+    tab.wait_for_function("held.pins.length > 0")
+    assert tab.evaluate("held.pins") == [name]
+    assert set(tab.evaluate("held.edges")) == _through([edge for edge in run["edges"] if edge["kept"]], name)
+    tab.evaluate("postMessage({ format: 'persona-circuits/selection', pins: ['x'] }, '*')")
+    tab.evaluate("new Promise(requestAnimationFrame)")
+    assert tab.evaluate("held.pins") == [name]
+    tab.evaluate("stop()")
+    context.close()
 
 
 @pytest.fixture(scope="module")

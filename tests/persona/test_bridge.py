@@ -319,6 +319,7 @@ def test_the_command_on_the_shipped_list_of_nodes(tmp_path):
     assert "largest writers behind block 10" in done.output
     record = json.loads((out / "bridge.json").read_text())
     assert record["conserved"]
+    assert "--n-random 50" in (out / "index.html").read_text()
     assert record["layer"] == 10
     assert record["n_pairs"] == 16
     refused = CliRunner().invoke(app, [*arguments, "--movers", str(tmp_path / "none.json")])

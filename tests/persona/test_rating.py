@@ -248,6 +248,7 @@ def test_the_command(tiny, said, tmp_path):
     done = call(*given, "--model", DATA / "tiny-gpt2", "--out", tmp_path / "a")
     assert done.exit_code == 0, done.output
     assert "6 responses rated" in done.stdout
+    assert "persona-circuits rate" in (tmp_path / "a" / "index.html").read_text()
     assert "no persona's text" in done.stdout
     with serving() as server:
         server.plan = lambda text, turn: ("say", "Rating: 2" if "red?" in text else f"no idea, {KEY}")

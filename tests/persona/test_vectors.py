@@ -477,6 +477,7 @@ def test_the_commands(files, tmp_path):
     done = call("respond", *tiny, *files, "--out", tmp_path / "r")
     assert done.exit_code == 0, done.output
     assert "25 responses" in done.stdout
+    assert "persona-circuits respond" in (tmp_path / "r" / "index.html").read_text()
     assert len(read_responses(tmp_path / "r" / "responses.jsonl")) == 25
     assert "remembered 25" in call("respond", *tiny, *files, "--out", tmp_path / "r").stdout
     done = call("vectors", *tiny, "--responses", tmp_path / "r" / "responses.jsonl", "--out", tmp_path / "v")

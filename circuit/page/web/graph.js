@@ -83,6 +83,7 @@ export class Drawing {
     this.svg.addEventListener("keydown", (event) => this.onKey(event));
     this.drawn = null;
     this.lines = new Map();
+    this.seen = new Set();
     this.boxes = new Map();
     this.buildNodes();
   }
@@ -95,6 +96,8 @@ export class Drawing {
     this.lines = new Map([...view.edges].sort((a, b) => a.strength - b.strength)
       .map((edge) => [edge.name, this.lineGroup(edge, edge.strength / most, handles)]));
     this.edgeLayer.replaceChildren(...this.lines.values());
+    this.seen = new Set(this.lines.keys());
+    this.svg.classList.toggle("dense", !handles);
   }
 
   /** An edge: its line, and one that is easier to hit. */
@@ -131,27 +134,26 @@ export class Drawing {
   update(shown) {
     if (this.drawn !== state.view().key) this.buildEdges();
     const names = new Set(shown.edges.map((edge) => edge.name));
-    for (const [name, group] of this.lines) group.classList.toggle("hidden", !names.has(name));
+    for (const name of this.seen) if (!names.has(name)) this.lines.get(name).classList.add("hidden");
+    for (const name of names) if (!this.seen.has(name)) this.lines.get(name).classList.remove("hidden");
+    this.seen = names;
     const [into, out] = [countsOf(shown.edges, "dst"), countsOf(shown.edges, "src")];
     const { pick } = state.get();
     const current = this.boxes.has(pick) ? pick : "input";
-    for (const box of this.boxes.values()) this.updateNode(box, into.get(box.node.name) ?? 0, out.get(box.node.name) ?? 0, current);
+    const [pins, sets] = [state.pins(), Object.entries(state.groups())];
+    for (const { node: { name, kind }, group } of this.boxes.values()) {
+      const [n, m, pinned] = [into.get(name) ?? 0, out.get(name) ?? 0, pins.includes(name)];
+      const member = sets.findIndex(([, nodes]) => nodes.includes(name));
+      group.classList.toggle("hidden", !n && !m && !pinned && kind !== "input" && kind !== "logits");
+      group.classList.toggle("pinned", pinned);
+      group.classList.toggle("picked", pick === name);
+      group.setAttribute("data-group", member < 0 ? "" : String(member % 6));
+      group.setAttribute("aria-pressed", String(pinned));
+      group.setAttribute("tabindex", name === current ? "0" : "-1");
+      group.setAttribute("aria-label", spoken(name, n, m, pinned, member < 0 ? "" : sets[member][0]));
+    }
     this.edgeLayer.querySelector(".picked")?.classList.remove("picked");
     this.lines.get(pick)?.classList.add("picked");
-  }
-
-  updateNode({ node, group }, into, out, current) {
-    const { name } = node;
-    const pinned = state.pins().includes(name);
-    const sets = Object.entries(state.groups());
-    const member = sets.findIndex(([, nodes]) => nodes.includes(name));
-    group.classList.toggle("hidden", !into && !out && !pinned && node.kind !== "input" && node.kind !== "logits");
-    group.classList.toggle("pinned", pinned);
-    group.classList.toggle("picked", state.get().pick === name);
-    group.setAttribute("data-group", member < 0 ? "" : String(member % 6));
-    group.setAttribute("aria-pressed", String(pinned));
-    group.setAttribute("tabindex", name === current ? "0" : "-1");
-    group.setAttribute("aria-label", spoken(name, into, out, pinned, member < 0 ? "" : sets[member][0]));
   }
 
   /** Bring out some edges, or none: the others fade as one, and these are drawn again above them. */

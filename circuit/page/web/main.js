@@ -64,8 +64,16 @@ function draw() {
   slots.side.replaceChildren(...panel(visible, bringOut).flat(Infinity).filter(Boolean));
   if (listing.open) tableSlot.replaceChildren(edgeTable(visible));
   bringOut([]);
+  if (location.href.startsWith("about:srcdoc")) tellNotebook();
   if (open.filters) root.querySelector(".filters").open = true;
   if (active && document.activeElement?.id !== active) document.getElementById(active)?.focus();
+}
+
+/** What is chosen, to the notebook that has this page in a frame; a page at an address tells nobody. */
+function tellNotebook() {
+  const edges = visible.edges.map((edge) => edge.name);
+  const size = state.edgesOfStop().length;
+  parent.postMessage({ format: "persona-circuits/selection", pins: state.pins(), edges, size, groups: state.groups() }, "*");
 }
 
 /** The slider while it is dragged: the element stays, what it says changes. */

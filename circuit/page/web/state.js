@@ -105,7 +105,8 @@ window.addEventListener("hashchange", () => {
 /** The edges of the stop, before any filter. */
 function edgesOfStop() {
   const { run, edges, sides } = view();
-  return sides ? edges : edges.filter((edge) => isIn(edge, run, stop()));
+  const place = stop();
+  return sides ? edges : edges.filter((edge) => isIn(edge, run, place));
 }
 
 /** The edges that are shown, and the strongest paths among them. */

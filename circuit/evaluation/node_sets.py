@@ -1,0 +1,181 @@
+"""What named sets of nodes carry: the model without a set, and with it alone, beside random sets like it.
+
+Without: every edge that leaves a node of the set is cut, in the whole model and in the circuit. Alone: of the
+whole model only the edges among the set, ``input`` and ``logits`` are kept. A random set has as many heads in every
+layer, and as many MLPs, of any layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
+from persona_circuits.circuit.figures import plain
+from persona_circuits.circuit.forward import Prepared, measure
+from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
+from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.metrics import Metric
+
+__all__ = [
+    "NodeSet",
+    "NodeSets",
+    "Share",
+    "measured_sets",
+    "other_sets",
+]
+
+Sources = tuple[int, ...]
+"""Heads and MLPs, by their places among the graph's sources."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of m(full) - m(empty), and that of every random set; None where there is no effect.
+
+    ``p``: with how large a chance a random set has as large a share, (1 + b) / (1 + B).
+    """
+
+    value: float | None
+    interval: Interval | None
+    random: tuple[float, ...]
+    p: float | None
+
+
+@dataclass(frozen=True)
+class NodeSet:
+    """``n_edges`` of the circuit leave the set, the part ``of_edges``, and without them it loses ``of_circuit`` of f.
+
+    ``lost`` is 1 - f of the whole model without the set, ``alone`` f of the set alone.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    n_edges: int
+    of_edges: float | None
+    of_circuit: float | None
+    lost: Share
+    alone: Share
+
+
+@dataclass(frozen=True)
+class NodeSets:
+    """All sets, and the pairs that they were measured on."""
+
+    sets: tuple[NodeSet, ...]
+    split: str
+    n_pairs: int
+    drawn_over: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dict(plain(asdict(self)))
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Nodes by the sets' names."""
+        return {one.name: list(one.nodes) for one in self.sets}
+
+
+def measured_sets(
+    model: Model,
+    prepared: Iterable[Prepared],
+    metric: Metric,
+    circuit: Circuit,
+    groups: Mapping[str, Sequence[str]],
+    *,
+    split: str,
+    clusters: Clusters,
+    n_random: int = 10,
+    seed: int = 0,
+) -> NodeSets:
+    """Every set without and alone, beside ``n_random`` random ones at most, in one go over the pairs.
+
+    Parameters
+    ----------
+    groups
+        Nodes by the names of the sets; ``logits``, which writes nothing, has no part in them.
+    seed
+        Of the random sets and of the bootstrap.
+    """
+    graph = model.graph
+    full, own, masks, drawn = Circuit.full(graph).mask, circuit.mask, [], []
+    for nodes in groups.values():
+        chosen = tuple(graph.src_index(name) for name in nodes if name != "logits")
+        drawn.append([chosen, *other_sets(graph, chosen, n_random, seed)])
+        masks += [_without(own, chosen), *(make(full, one) for one in drawn[-1] for make in (_without, _only))]
+    every = [full, Circuit.empty(graph).mask, own, *masks]
+    whole, empty, kept, *found = pairwise(measure(model, prepared, every, metric), metric)
+    rest, span, sets = iter(found), whole - empty, []
+    for (name, nodes), of in zip(groups.items(), drawn, strict=True):
+        cut = next(rest)
+        without, alone = zip(*((next(rest), next(rest)) for _ in of), strict=True)
+        n_edges = int(own[list(of[0])].sum())
+        sets.append(NodeSet(
+            name=name,
+            nodes=tuple(nodes),
+            n_edges=n_edges,
+            of_edges=n_edges / len(circuit) if len(circuit) else None,
+            of_circuit=None if is_zero(kept - empty) else float((kept - cut).mean() / (kept - empty).mean()),
+            lost=_share(whole - np.stack(without), span, clusters, seed),
+            alone=_share(np.stack(alone) - empty, span, clusters, seed),
+        ))  # fmt: skip
+    return NodeSets(tuple(sets), split, len(span), clusters.describe())
+
+
+def other_sets(graph: Graph, chosen: Sources, count: int, seed: int) -> list[Sources]:
+    """At most ``count`` different random sets of as many heads in every layer and as many MLPs, none the given one."""
+    pools = _pools(graph, chosen)
+    possible = math.prod(math.comb(len(pool), size) for pool, size in pools) - 1
+    rng, own = np.random.default_rng(seed), frozenset(chosen)
+    if possible <= 4 * count:
+        parts = product(*(combinations(pool, size) for pool, size in pools))
+        every = [one for one in (tuple(src for part in each for src in part) for each in parts) if {*one} != own]
+        return [every[i] for i in rng.permutation(len(every))[:count]]
+    found: dict[frozenset[int], Sources] = {}
+    while len(found) < count:
+        one = tuple(src for pool, size in pools for src in sorted(pool[i] for i in rng.permutation(len(pool))[:size]))
+        if frozenset(one) != own:
+            found.setdefault(frozenset(one), one)
+    return list(found.values())
+
+
+def _pools(graph: Graph, chosen: Sources) -> list[tuple[Sequence[int], int]]:
+    """What can stand for what: the heads of each layer, and all MLPs, each with how many are taken; ``input`` stays."""
+    layers = [graph.src_nodes[src].layer for src in chosen if graph.src_nodes[src].kind == "head"]
+    n_mlps = sum(graph.src_nodes[src].kind == "mlp" for src in chosen)
+    found: list[tuple[Sequence[int], int]] = [((0,), 1)] if 0 in chosen else []
+    for layer in sorted(set(layers)):
+        own = graph.heads_of(layer)
+        found.append((range(own.start, own.stop), layers.count(layer)))
+    return found + ([([graph.mlp_of(layer) for layer in range(graph.n_layers)], n_mlps)] if n_mlps else [])
+
+
+def _without(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndarray, "src dst"]:
+    left = mask.copy()
+    left[list(chosen)] = False
+    return left
+
+
+def _only(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndarray, "src dst"]:
+    """What others would read is cut with what they write."""
+    return _without(mask, tuple(set(range(1, len(mask))) - set(chosen)))
+
+
+def _share(
+    moved: Float[np.ndarray, "set pair"], span: Float[np.ndarray, " pair"], clusters: Clusters, seed: int
+) -> Share:
+    """The first set's, with all others as random ones."""
+    if is_zero(span):
+        return Share(None, None, (), None)
+    value, *random = (moved.mean(1) / span.mean()).tolist()
+    p = (1 + sum(one >= value for one in random)) / (1 + len(random)) if random else None
+    return Share(value, bootstrap_ratio(moved[0], span, seed, clusters), tuple(random), p)
