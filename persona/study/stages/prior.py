@@ -276,9 +276,8 @@ class _Cases:
             last = stream[:, -1].cpu().double().numpy()
             much = ((last - middle) * own).sum(-1, keepdims=True)
             moved = torch.from_numpy(last - much * along).to(stream)
-            found = _answered(self.model, run, moved.flatten(0, 1), self.layer).double()
-            logits.append(found.unflatten(0, moved.shape[:2]).cpu().numpy())
-            found = found.unflatten(0, moved.shape[:2])
+            found = _answered(self.model, run, moved.flatten(0, 1), self.layer).double().unflatten(0, moved.shape[:2])
+            logits.append(found.cpu().numpy())
             of_margin.append(torch.stack([margins(each, both.batch) for each in found]).cpu().numpy())
         rows = np.zeros((len(along), len(at), 3))
         rows[..., 2] = of_margin[0] - of_margin[1]
