@@ -22,6 +22,7 @@ __all__ = [
     "ORDERS",
     "PROMPT_FORMATS",
     "PRUNERS",
+    "RESOLUTIONS",
     "SEARCH_METHODS",
     "THRESHOLD_UNITS",
 ]
@@ -42,6 +43,8 @@ ACTIVATIONS = ("float32", "bfloat16")
 """Formats of the matrix products of scores."""
 PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc", "learn")
 """How a circuit is chosen: ``circuit.pruning``."""
+RESOLUTIONS = ("edge", "span")
+"""Whether a circuit keeps an edge everywhere, or at named parts of the prompt."""
 THRESHOLD_UNITS = ("score", "share")
 METRIC_NAMES = ("persona-divergence", "logit-diff", "prob-diff", "kl")
 """The keys of ``metrics.METRICS``."""

@@ -63,7 +63,7 @@ def discover(
         from persona_circuits.circuit.storage import check_output_folder, working_folder
 
         options = options.checked()
-        if report and options.prune != "acdc":
+        if report and options.prune != "acdc" and options.resolution == "edge":
             options = replace(options, sweep=True)
         name, task = source.name(), read_task(source.pairs)
         quiet = read_task(null) if null else None
@@ -124,4 +124,5 @@ def _refuse_idle(context: typer.Context, options: Options) -> None:
         (exact, "--prune acdc or eap-acdc, or --finish", ["candidates"]),
         (options.prune == "learn", "--prune learn", ["train_steps"]),
         (not sized, "a --threshold", ["threshold_on"]),
+        (options.resolution == "edge", "--resolution edge: with span scores are by part anyway,", ["by_span"]),
     )

@@ -87,6 +87,8 @@ def _method(options: Options, tau: float | None, pruned: Pruned, summed: Complet
         "tau": tau,
         "top_n": options.top_n,
     }
+    if options.resolution == "span":
+        about["resolution"] = "span"
     if scored and options.method == "mean-of":
         about |= {"of": list(options.of), "normalise": options.normalise}
     if pruned.finished is not None:
@@ -106,6 +108,8 @@ def _stamp(options: Options, metric: Metric, split: str) -> dict[str, Any]:
         size = f"{options.top_n} edges"
     else:
         size = f"threshold {options.threshold:g}" + (" of the effect" if options.threshold_on == "share" else "")
+    if options.resolution == "span":
+        size += ", of edges at parts of the prompt"
     if options.finish is not None:
         size += f", finished to {options.finish:g} of the effect"
     return {

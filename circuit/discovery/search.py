@@ -34,7 +34,7 @@ from persona_circuits.circuit.evaluation import (
 )
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
 from persona_circuits.circuit.forward import Ablation
-from persona_circuits.circuit.io import StoredCircuit, circuit_record
+from persona_circuits.circuit.io import StoredCircuit, circuit_record, with_parts
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.page import CircuitPage, circuit_page
 from persona_circuits.circuit.printable import html_table, signed
@@ -42,7 +42,7 @@ from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.pruning import Finished
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 from persona_circuits.circuit.task import Overlap, Task, encode
 
 __all__ = [
@@ -76,6 +76,8 @@ class Discovery:
     ``missed`` a bound on edges outside that matter. ``reused`` is the file of
     scores that were used again, None where they were made here; ``made_of`` is what they follow from.
     ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores.
+    ``at_parts`` says at which parts of the prompt the circuit has its edges, where not at all; ``circuit`` is then of
+    those that it has at any.
     """
 
     circuit: Circuit
@@ -101,6 +103,7 @@ class Discovery:
     reused: Path | None = None
     made_of: Mapping[str, Any] | None = None
     paths: PathShares | None = None
+    at_parts: SpanCircuit | None = None
 
     def __repr__(self) -> str:
         task = self.record["task"]
@@ -205,12 +208,18 @@ def discover(
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     effect = stages.effect_of(setting, quiet)
     scored, reused = _scored(setting, scores, state, effect.seconds)
-    pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
+    if scored.at_parts is None:
+        pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
+    else:
+        pruned = stages.prune_at_parts(setting, scored.at_parts, effect.tau)
     pruned = stages.finish_off(setting, pruned, scored.scores, effect.whole, state / FINISH if state else None)
-    measured = stages.measure(setting, scored.scores, pruned.circuit)
+    measured = stages.measure(setting, scored.scores, pruned.at_parts or pruned.circuit)
     controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
     about = description(setting, task, effect, pruned, measured, controls)
+    record = circuit_record(pruned.circuit, scored.scores, about)
+    if pruned.at_parts is not None and scored.at_parts is not None:
+        record = with_parts(record, pruned.at_parts, scored.at_parts)
     return Discovery(
         circuit=pruned.circuit,
         scores=scored.scores,
@@ -219,7 +228,7 @@ def discover(
         acdc_cost=pruned.acdc_cost,
         reports=measured.reports,
         held_out=setting.shared.held_out,
-        record=with_certificate(circuit_record(pruned.circuit, scored.scores, about), certificate),
+        record=with_certificate(record, certificate),
         parts=scored.parts,
         spans=controls.spans,
         null=quiet,
@@ -235,6 +244,7 @@ def discover(
         reused=reused,
         made_of=keeping.made(setting),
         paths=measured.paths,
+        at_parts=pruned.at_parts,
     )
 
 
@@ -260,7 +270,7 @@ def _scored(
 def evaluate_on(
     model: Model,
     task: Task,
-    circuit: Circuit,
+    circuit: Circuit | SpanCircuit,
     setting: MeasureOptions | None = None,
     *,
     scores: Scores | None = None,
@@ -292,7 +302,7 @@ def evaluate_on(
 def report_of(
     model: Model,
     part: Task,
-    circuit: Circuit,
+    circuit: Circuit | SpanCircuit,
     setting: MeasureOptions,
     ablation: Ablation | None,
     split: str,

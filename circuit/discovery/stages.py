@@ -68,7 +68,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, Stage, about
 from persona_circuits.circuit.pruning import Schedule, acdc, check_n, finish, greedy, learn, threshold, top_n
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, forms_left_out, overlap
 from persona_circuits.metrics import Metric
 
@@ -80,6 +80,7 @@ __all__ = [
     "measure",
     "part_of",
     "prune",
+    "prune_at_parts",
     "report_on",
     "score_edges",
     "set_up",
@@ -95,7 +96,7 @@ MUCH_BYTES = 1 << 30
 def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     """Pairs and options checked against the model, and the ablation's constants, learned once."""
     metric = metric_of(options.metric)
-    if options.top_n is not None:
+    if options.top_n is not None and options.resolution == "edge":
         check_n(options.top_n, model.graph)
     task = task.where(**dict(options.where))
     names = [split_of(task, wanted, usual) for wanted, usual in _wanted_splits(options)]
@@ -105,6 +106,8 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     shared = overlap(*(rows[name] for name in names))
     _warn(task.of_split(names[0]), rows[names[0]])
     groups = batches(own_rows(rows[names[0]], metric), options.batch_size, model.device)
+    if options.resolution == "span":
+        _check_parts(Spans.of(groups), options.top_n, model)
     ablation = named_ablation(options.ablation, model, groups, stage)
     if options.prune in ("acdc", "eap-acdc") or options.finish is not None:
         _check_held(model, groups, ablation)
@@ -113,6 +116,15 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
         for name in rows
     }
     return Setting(model, metric, options, stage, ablation, parts[names[0]], parts[names[1]], shared)
+
+
+def _check_parts(spans: Spans, top_n: int | None, model: Model) -> None:
+    """That the prompts have parts to tell apart, and so many edges at them."""
+    if len(spans.names) < 2:
+        raise TaskError(f"--resolution span needs prompts of several parts, and these have {spans.shown or 'none'}")
+    possible = int(spans.valid(model.graph).sum())
+    if top_n is not None and not 1 <= top_n <= possible:
+        raise OptionError(f"--top-n must be from 1 to {possible:,}, the edges at parts of the prompt, got {top_n}")
 
 
 def _warn(task: Task, rows: Sequence[Row]) -> None:
@@ -223,7 +235,11 @@ def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
         return Scored(mean_of([_one_of(setting, name) for name in options.of], options.normalise))
     if options.by_span:
         parts = score_parts(model, setting.train.runs.batches, metric, by="span", **how)
-        return Scored(parts.total(), parts)
+        if options.resolution == "edge":
+            return Scored(parts.total(), parts)
+        spans = Spans.of(map(bare, setting.train.runs.batches))
+        assert spans.names == parts.names
+        return Scored(parts.total(), parts, at_parts=SpanScores(model.graph, spans, parts.values))
     kept = setting.train.runs.batches
     if options.activations != "float32":  # whose plain runs are short too
         kept = [bare(batch) for batch in kept]
@@ -264,6 +280,19 @@ def _grids(setting: Setting) -> Sequence[Grid]:
     return grids if passes_of(grids).forwards < len(rows) else ()
 
 
+def prune_at_parts(setting: Setting, scores: SpanScores, tau: float | None) -> Pruned:
+    """From scores by part of the prompt to a circuit whose edges are at some parts."""
+    options, target = setting.options, setting.options.target_faithfulness
+    if target is not None:
+        told = setting.stage("smallest circuit")
+        least = smallest(setting.model, setting.train.runs, setting.metric, scores, target, progress=told)
+        return Pruned.of(least.circuit, least)
+    if options.top_n is not None:
+        return Pruned.of(scores.top_n(options.top_n))
+    assert tau is not None
+    return Pruned.of(scores.threshold(tau))
+
+
 def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Path | None) -> Pruned:
     """From scores, or for ACDC from the model itself, to a circuit."""
     options = setting.options
@@ -274,7 +303,7 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
         assert scores is not None
         how: dict[str, Any] = {"progress": setting.stage("smallest circuit")}
         least = smallest(setting.model, setting.train.runs, setting.metric, scores, options.target_faithfulness, **how)
-        return Pruned(least.circuit, smallest=least)
+        return Pruned.of(least.circuit, least)
     if options.prune in ("top-n", "greedy"):
         assert scores is not None
         assert options.top_n is not None
@@ -303,7 +332,7 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
     if target is None:
         return Pruned(found.circuit)
     least = smallest(*what, found.open, target, progress=setting.stage("smallest circuit by gate"))
-    return Pruned(least.circuit, smallest=least)
+    return Pruned.of(least.circuit, least)
 
 
 def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: float, state: Path | None) -> Pruned:
@@ -337,7 +366,7 @@ def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate |
     return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, options.certify, **how)
 
 
-def measure(setting: Setting, scores: Scores | None, circuit: Circuit) -> Measured:
+def measure(setting: Setting, scores: Scores | None, circuit: Circuit | SpanCircuit) -> Measured:
     """Faithfulness on every part, and the nested circuits of the scores if they were asked for."""
     reports = tuple(
         report_on(setting.model, part, setting.metric, circuit, scores, setting.options, setting.stage)
@@ -354,9 +383,9 @@ def measure(setting: Setting, scores: Scores | None, circuit: Circuit) -> Measur
     return Measured(reports, sweep(setting.model, runs, setting.metric, scores, progress=told, **how), paths)
 
 
-def _paths(setting: Setting, scores: Scores | None, circuit: Circuit) -> PathShares | None:
-    """The circuit's strongest paths, each alone, on the pairs held out."""
-    if scores is None or not len(circuit.without_dead_ends()):
+def _paths(setting: Setting, scores: Scores | None, circuit: Circuit | SpanCircuit) -> PathShares | None:
+    """The circuit's strongest paths, each alone, on the pairs held out; none where its edges are at parts."""
+    if scores is None or isinstance(circuit, SpanCircuit) or not len(circuit.without_dead_ends()):
         return None
     part = setting.parts[-1]
     told = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
@@ -368,7 +397,7 @@ def report_on(
     model: Model,
     part: Part,
     metric: Metric,
-    circuit: Circuit,
+    circuit: Circuit | SpanCircuit,
     scores: Scores | None,
     options: Options | MeasureOptions,
     stage: Stage,

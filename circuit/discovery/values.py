@@ -28,7 +28,7 @@ from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.pruning import Finished
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
 from persona_circuits.circuit.task import Overlap, Row, Task
 from persona_circuits.metrics import Metric
 
@@ -98,16 +98,28 @@ class Scored:
     scores: Scores | None
     parts: ScoreParts | None = None
     pairs: PairScores | None = None
+    at_parts: SpanScores | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at; the exact finish."""
+    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at; the exact finish.
+
+    ``at_parts`` says at which parts of the prompt the circuit has its edges, where it does not have them at all.
+    """
 
     circuit: Circuit
     acdc_cost: dict[str, int] | None = None
     smallest: Smallest | None = None
     finished: Finished | None = None
+    at_parts: SpanCircuit | None = None
+
+    @classmethod
+    def of(cls, kept: Circuit | SpanCircuit, least: Smallest | None = None) -> Pruned:
+        """By scores alone."""
+        if isinstance(kept, SpanCircuit):
+            return cls(kept.circuit, smallest=least, at_parts=kept)
+        return cls(kept, smallest=least)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.discovery.summary import summary
 from persona_circuits.circuit.drawing import draw
+from persona_circuits.circuit.evaluation.span_files import edges_at_parts, write_spans
 from persona_circuits.circuit.io import circuits as files
 
 if TYPE_CHECKING:
@@ -34,12 +35,12 @@ def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = N
     title = title_of(found.record)
     for suffix in ("svg", "png"):
         how: dict[str, Any] = {"fringe": None if found.certificate is None else found.certificate.abstains}
+        if found.at_parts is not None:
+            how["groups"] = edges_at_parts(found.at_parts) or None
         draw(found.circuit, folder / f"graph.{suffix}", scores=found.scores, strongest=strongest, title=title, **how)
     files.write_json(summary(found), folder / "summary.json")
     if found.parts is not None and found.spans is not None:
-        from persona_circuits.circuit.evaluation.span_files import write_spans
-
-        write_spans(found.parts, found.spans, found.circuit, folder, title=title)
+        write_spans(found.parts, found.spans, found.at_parts or found.circuit, folder, title=title)
     if found.sweep is not None:
         from persona_circuits.circuit.evaluation.curves.sweep_files import write_sweep
 

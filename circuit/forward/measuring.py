@@ -84,7 +84,7 @@ def measure_rows(
     return columns
 
 
-def _chunks(masks: Sequence[np.ndarray | SpanCircuit], size: int) -> Iterator[list[np.ndarray]]:
+def _chunks(masks: Sequence[np.ndarray | SpanCircuit], size: int) -> Iterator[list[np.ndarray | SpanCircuit]]:
     items = iter(masks)
     while chunk := list(islice(items, size)):
         yield chunk

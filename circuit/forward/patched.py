@@ -88,7 +88,7 @@ def logits_of(
     names = item.batch.span_names
     own = [mask.at(names) if isinstance(mask, SpanCircuit) else mask for mask in masks]
     try:
-        found = patched_logits(model, item, torch.from_numpy(np.stack(own)))
+        found = patched_logits(model, item, torch.from_numpy(np.stack(np.broadcast_arrays(*own))))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

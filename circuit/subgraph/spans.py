@@ -28,7 +28,9 @@ from persona_circuits.circuit.task import Batch
 
 __all__ = [
     "SpanCircuit",
+    "SpanScores",
     "Spans",
+    "used_slots",
 ]
 
 
@@ -49,21 +51,25 @@ class Spans:
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> Spans:
         """The parts of these prompts, of all processes, in the order of the pair file."""
-        facts: dict[tuple[int, str, str | None], bool] = {}
+        facts: dict[tuple[int, str, str], bool] = {}
         for batch in batches:
             assert batch.spans is not None, "batches number the parts of their prompts"
+            names, read = batch.span_names, batch.spans.shape[1] - batch.n_read
+            facts |= {(i, name, ""): True for i, name in enumerate(names)}
             for row in batch.spans.tolist():
                 ends = {i: (row.index(i), len(row) - 1 - row[::-1].index(i)) for i in set(row) - {-1}}
-                for i, (_, last) in ends.items():
-                    name = batch.span_names[i]
-                    facts |= {(i, name, batch.span_names[j]): True for j, (first, _) in ends.items() if first <= last}
-                    if last >= len(row) - batch.n_read:
-                        facts[i, name, None] = True
+                facts |= {
+                    (i, names[i], f"sees {names[j]}"): True
+                    for i, (_, last) in ends.items()
+                    for j, (first, _) in ends.items()
+                    if first <= last
+                }
+                facts |= {(i, names[i], "read"): True for i, (_, last) in ends.items() if last >= read}
         facts = ranks.gathered(facts)
         names = tuple(dict.fromkeys(name for _, name in sorted({(i, name) for i, name, _ in facts})))
-        known = {(name, other) for _, name, other in facts}
-        sees = tuple(tuple((name, other) in known for other in names) for name in names)
-        return cls(names, sees, tuple((name, None) in known for name in names))
+        known = {(name, what) for _, name, what in facts}
+        sees = tuple(tuple((name, f"sees {other}") in known for other in names) for name in names)
+        return cls(names, sees, tuple((name, "read") in known for name in names))
 
     @property
     def shown(self) -> str:
@@ -96,8 +102,9 @@ class SpanCircuit:
         object.__setattr__(self, "mask", mask)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, SpanCircuit) and (self.graph, self.spans) == (other.graph, other.spans)
-        return same and bool((self.mask == other.mask).all())  # type: ignore[union-attr]
+        if not isinstance(other, SpanCircuit) or (self.graph, self.spans) != (other.graph, other.spans):
+            return False
+        return bool((self.mask == other.mask).all())
 
     def __hash__(self) -> int:
         return hash((self.graph, self.spans, self.mask.tobytes()))
@@ -116,7 +123,7 @@ class SpanCircuit:
     @cached_property
     def circuit(self) -> Circuit:
         """The edges that are kept anywhere."""
-        return Circuit(self.graph, self.mask.any(0))
+        return Circuit(self.graph, np.asarray(self.mask.any(0)))
 
     def complement(self) -> SpanCircuit:
         """What is not kept."""
@@ -137,8 +144,8 @@ class SpanCircuit:
         graph, mask = self.graph, self.mask
         sees = np.array(self.spans.sees, dtype=bool).reshape(len(mask), len(mask))
         while True:
-            alive = _reading(graph, mask, sees) & mask.any(2)
-            pruned = mask & alive[:, :, None] & _used(graph, alive, sees)[:, None, :]
+            alive = _reading(graph, mask, sees) & np.asarray(mask.any(2))
+            pruned = mask & alive[:, :, None] & used_slots(graph, alive, sees)[:, None, :]
             if (pruned == mask).all():
                 return SpanCircuit(graph, self.spans, mask)
             mask = pruned
@@ -152,9 +159,42 @@ class SpanCircuit:
         return {"names": list(spans.names), "sees": sees, "read": read, "edges": len(self), "graph_edges": possible}
 
 
+@dataclass(frozen=True, eq=False)
+class SpanScores:
+    """A score of every edge at every part, ``[part, src, dst]``: what the positions of the part give of the edge's."""
+
+    graph: Graph
+    spans: Spans
+    values: np.ndarray
+
+    def threshold(self, tau: float) -> SpanCircuit:
+        """Edges at the parts where their ``|score| >= tau``, less dead ends."""
+        return self._circuit((np.abs(self.values) >= tau) & self.spans.valid(self.graph))
+
+    def top_n(self, n: int) -> SpanCircuit:
+        """The ``n`` largest |score| of edges at parts, less dead ends; ties go to the earlier part, slot and source."""
+        mask = np.zeros_like(self.values, dtype=bool)
+        mask[tuple(place[:n] for place in self._ranked)] = True
+        return self._circuit(mask)
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges at parts there are."""
+        return int(self.spans.valid(self.graph).sum())
+
+    @cached_property
+    def _ranked(self) -> tuple[np.ndarray, ...]:
+        part, src, dst = np.nonzero(self.spans.valid(self.graph))
+        order = np.lexsort((src, dst, part, -np.abs(self.values[part, src, dst])))
+        return part[order], src[order], dst[order]
+
+    def _circuit(self, mask: np.ndarray) -> SpanCircuit:
+        return SpanCircuit(self.graph, self.spans, mask).without_dead_ends()
+
+
 def _reading(graph: Graph, mask: np.ndarray, sees: np.ndarray) -> np.ndarray:
     """Sources that read something of what they write at a part; bool ``[part, src]``."""
-    slots = mask.any(1)
+    slots = np.asarray(mask.any(1))
     reading = np.zeros(mask.shape[:2], dtype=bool)
     reading[:, 0] = True
     for layer in range(graph.n_layers):
@@ -164,8 +204,8 @@ def _reading(graph: Graph, mask: np.ndarray, sees: np.ndarray) -> np.ndarray:
     return reading
 
 
-def _used(graph: Graph, alive: np.ndarray, sees: np.ndarray) -> np.ndarray:
-    """Slots whose reads at a part reach what a live source writes; bool ``[part, dst]``."""
+def used_slots(graph: Graph, alive: np.ndarray, sees: np.ndarray) -> np.ndarray:
+    """Slots whose reads at a part can reach what these sources write; bool ``[part, dst]``."""
     used = np.ones((len(alive), graph.n_dst), dtype=bool)
     for layer in range(graph.n_layers):
         heads = alive[:, graph.heads_of(layer)]

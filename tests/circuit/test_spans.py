@@ -1,5 +1,8 @@
 """Circuits whose edges name a part of the prompt."""
 
+import json
+from dataclasses import replace
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -7,14 +10,21 @@ import torch
 from conftest import DATA
 from tests_reference import Reference
 
+from persona_circuits.circuit.assessment import evaluate_circuit
 from persona_circuits.circuit.attribution import eap, score_parts
-from persona_circuits.circuit.attribution import eap, score_parts
-from persona_circuits.circuit.errors import GraphError
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.errors import GraphError, OptionError
+from persona_circuits.circuit.evaluation import evaluate
+from persona_circuits.circuit.evaluation.at_parts import random_at_parts
+from persona_circuits.circuit.evaluation.curves import smallest
+from persona_circuits.circuit.evaluation.span_files import edges_at_parts
 from persona_circuits.circuit.forward import make_ablation, measure, patched_logits, prepare
 from persona_circuits.circuit.graph import LOGITS, Graph
-from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans
+from persona_circuits.circuit.io import faults_of, read_circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
 from persona_circuits.circuit.task import PromptPair, Task, batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
+from persona_circuits.models.planted import planted_models
 
 DIVERGENCE = METRICS["persona-divergence"]
 
@@ -190,3 +200,150 @@ def test_parts_are_told_by_the_prompts(groups):
     other = SpanCircuit.everywhere(Circuit.full(Graph(3, 4)), spans).at(("last", "of another file"))
     assert other[0, 0, -1]
     assert not other[1].any()
+
+
+def scores_of(model, groups):
+    parts = score_parts(model, groups, DIVERGENCE, by="span", method="eap")
+    spans = Spans.of(groups)
+    assert spans.names == parts.names
+    return SpanScores(model.graph, spans, parts.values)
+
+
+def test_the_largest_edges_at_parts_are_kept(tiny64, groups):
+    scores = scores_of(tiny64, groups)
+    sizes = sorted(np.abs(scores.values[scores.spans.valid(tiny64.graph)]), reverse=True)
+    for n in (1, 40, scores.n_edges):
+        mask = np.zeros(scores.values.shape, dtype=bool)
+        mask[(np.abs(scores.values) >= sizes[n - 1]) & scores.spans.valid(tiny64.graph)] = True
+        wanted = SpanCircuit(tiny64.graph, scores.spans, mask).without_dead_ends()
+        assert scores.threshold(sizes[n - 1]) == wanted
+        if n == 40:
+            assert scores.top_n(n) == wanted
+            assert 0 < len(wanted) <= 40
+
+
+def test_the_smallest_that_reaches_a_faithfulness_is_of_edges_at_parts(tiny64, groups):
+    scores = scores_of(tiny64, groups)
+    items = [prepare(tiny64, batch) for batch in groups]
+    found = smallest(tiny64, lambda: items, DIVERGENCE, scores, 0.7)
+    assert found.circuit == scores.top_n(found.n)
+    nothing, everything = (
+        replace(found.circuit, mask=mask) for mask in (scores.values > 1e9, found.circuit.spans.valid(tiny64.graph))
+    )
+    empty, full, own = measure(tiny64, items, [nothing, everything, found.circuit], DIVERGENCE).mean(1)
+    assert found.faithfulness == pytest.approx((own - empty) / (full - empty))
+    assert found.faithfulness >= 0.7
+    assert len(found.circuit) < scores.n_edges // 2
+
+
+def test_faithfulness_stands_beside_random_circuits_of_the_size_and_the_same_edges_everywhere(tiny64, groups):
+    circuit = scores_of(tiny64, groups).top_n(60)
+    items = [prepare(tiny64, batch) for batch in groups]
+    report = evaluate(tiny64, lambda: items, DIVERGENCE, circuit, split="all", n_random=3)
+    graph, valid = tiny64.graph, circuit.spans.valid(tiny64.graph)
+    masks = [Circuit.full(graph).mask, Circuit.empty(graph).mask, circuit, circuit.circuit.mask]
+    full, empty, own, wide = measure(tiny64, items, masks, DIVERGENCE).mean(1)
+    assert report.circuit.ratio_of_means == pytest.approx((own - empty) / (full - empty))
+    assert report.everywhere.ratio_of_means == pytest.approx((wide - empty) / (full - empty))
+    assert report.complement.n_edges == valid.sum() - len(circuit)
+    assert report.matching is None
+    assert len(report.random) == 3
+    random = random_at_parts(circuit, 5, seed=1)
+    assert {len(one) for one in random} == {len(circuit)}
+    assert len(set(random)) == 5
+    assert all(one == one.without_dead_ends() for one in random)
+    assert random == random_at_parts(circuit, 5, seed=1)
+    assert random_at_parts(replace(circuit, mask=valid), 5, seed=1) == []
+
+
+WIRED = {
+    "copy": {"input->a1.h1<v>": ["contrast"], "a1.h1->logits": ["last"]},
+    "two-hop": {"input->m0": ["contrast"], "m0->a1.h3<v>": ["contrast"], "a1.h3->logits": ["last"]},
+    "keys": {
+        "input->m0": ["contrast"],
+        "m0->a1.h0<k>": ["contrast"],
+        "input->a0.h1<v>": ["contrast"],
+        "a0.h1->a1.h0<v>": ["contrast"],
+        "a1.h0->logits": ["last"],
+    },
+}
+
+
+@pytest.mark.parametrize("name", WIRED)
+def test_a_search_names_the_places_of_a_wired_circuit(name, tmp_path):
+    (truth,) = (one for one in planted_models() if one.name == name)
+    options = Options(resolution="span", threshold=0.01, ig_rule="midpoint", steps=10, n_random=2)
+    found = discover(truth.model(), truth.task, options)
+    kept = found.at_parts
+    assert {edge: kept.spans_of(*kept.graph.index(edge)) for edge in kept.circuit.edge_names()} == WIRED[name]
+    assert found.reports[-1].circuit.ratio_of_means == pytest.approx(1, abs=1e-3)
+    assert found.reports[-1].everywhere.n_edges > len(kept)
+    assert {name: list(edges.edge_names()) for name, edges in edges_at_parts(kept).items()} == {
+        part: [edge for edge in kept.circuit.edge_names() if WIRED[name][edge] == [part]]
+        for part in sorted(
+            {part for parts in WIRED[name].values() for part in parts},
+            key=lambda p: -sum([p] == at for at in WIRED[name].values()),
+        )
+    }
+    found.write(tmp_path / "run")
+    stored = read_circuit(tmp_path / "run")
+    assert stored.at_parts == kept
+    assert not faults_of(tmp_path / "run", kept.graph)
+    assert 'title="contrast' in (svg := (tmp_path / "run" / "graph.svg").read_text()) or "contrast" in svg
+    again = evaluate_circuit(truth.model(), stored, truth.task, tested=False)
+    assert again.report.circuit == found.reports[-1].circuit
+    with pytest.raises(OptionError, match="give --only-faithfulness"):
+        evaluate_circuit(truth.model(), stored, truth.task)
+
+
+def test_a_file_that_contradicts_its_parts_is_refused(tmp_path):
+    (truth,) = (one for one in planted_models() if one.name == "copy")
+    found = discover(truth.model(), truth.task, Options(resolution="span", prune="top-n", top_n=2, n_random=0))
+    good = found.record
+
+    def broken(change):
+        record = json.loads(json.dumps(good))
+        change(record)
+        (tmp_path / "circuit.json").write_text(json.dumps(record))
+        return faults_of(tmp_path / "circuit.json")
+
+    assert broken(lambda record: None) == []
+    assert broken(lambda record: record.pop("spans")) == ["spans: missing, and input->a1.h1<v> is kept at some"]
+    assert broken(lambda record: record["spans"].update(edges=7)) == ["spans.edges: 7, expected 2"]
+    assert broken(lambda record: record["edges"][0].pop("spans")) == ["edges[0].spans: missing"]
+    assert broken(lambda record: record["edges"][0].update(spans={"moon": 1.0})) == [
+        "edges[0].spans: 'moon' is not one of spans.names"
+    ]
+    assert (
+        "no edge a1.h1->logits is at the part 'before'"
+        in broken(lambda record: record["edges"][1].update(spans={"before": 1.0}))[0]
+    )
+    assert broken(lambda record: record["spans"].update(read=["moon"])) == [
+        "spans: sees and read must be of the parts that names lists"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"prune": "acdc"}, "--prune acdc decides of edges at all parts"),
+        ({"prune": "learn", "top_n": 9}, "--prune learn decides of edges at all parts"),
+        ({"method": "exact"}, "--resolution span needs scores that are sums over positions"),
+        ({"finish": 0.01}, "--finish is of edges at all parts"),
+        ({"certify": 1}, "--certify is of edges at all parts"),
+        ({"checks": 3}, "--checks is of edges at all parts"),
+        ({"sweep": True}, "--sweep is of edges at all parts"),
+        ({"activations": "bfloat16"}, "--activations bfloat16"),
+        ({"resolution": "spans"}, "spans"),
+    ],
+)
+def test_what_cannot_go_by_part_is_refused(more, said):
+    with pytest.raises(OptionError, match=said):
+        Options(**{"resolution": "span", **more}).checked()
+
+
+def test_so_many_edges_at_parts_must_be_there(tiny, tiny_task):
+    with pytest.raises(
+        OptionError, match=r"--top-n must be from 1 to 1,000, the edges at parts of the prompt, got 9999"
+    ):
+        discover(tiny, tiny_task, Options(resolution="span", prune="top-n", top_n=9999))
