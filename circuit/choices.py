@@ -23,11 +23,13 @@ __all__ = [
     "PROMPT_FORMATS",
     "PRUNERS",
     "RESOLUTIONS",
+    "RULED",
     "SEARCH_METHODS",
+    "STEPPED",
     "THRESHOLD_UNITS",
 ]
 
-GRADIENTS = ("eap", "eap-ig", "clean-corrupted", "ceap", "relp", "gim")
+GRADIENTS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "ceap", "relp", "gim")
 """Ways to score edges by gradients, or by what backward rules make of them: their scores are sums over positions."""
 METHODS = (*GRADIENTS, "atp-star", "exact", "random")
 SEARCH_METHODS = (*METHODS, "mean-of")
@@ -38,6 +40,10 @@ AT_CLEAN = ("eap", "relp", "gim", "atp-star")
 BY_ROW = (*GRADIENTS, "atp-star", "exact")
 """Those with scores of single pairs."""
 """How edges are scored: ``circuit.attribution``."""
+RULED = ("eap-ig", "eap-ig-activations")
+"""Those that take an integral by a rule."""
+STEPPED = (*RULED, "ceap")
+"""Those that go in steps."""
 IG_RULES = ("midpoint", "authors")
 ACTIVATIONS = ("float32", "bfloat16")
 """Formats of the matrix products of scores."""

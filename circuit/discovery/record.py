@@ -8,6 +8,7 @@ import torch
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import Completeness
+from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import ORDERS, Options
 from persona_circuits.circuit.discovery.values import Controls, Effect, Measured, Pruned, Setting
 from persona_circuits.circuit.model import Model
@@ -75,8 +76,8 @@ def _task(setting: Setting, task: Task, divergence: float) -> dict[str, Any]:
 
 def _method(options: Options, tau: float | None, pruned: Pruned, summed: Completeness | None) -> dict[str, Any]:
     scored = options.prune != "acdc"
-    uses_ig, own = scored and options.method == "eap-ig", {options.method, *options.of}
-    steps = options.steps if scored and own & {"eap-ig", "ceap"} else None
+    uses_ig, own = scored and options.method in RULED, {options.method, *options.of}
+    steps = options.steps if scored and own & {*STEPPED} else None
     about: dict[str, Any] = {
         "scores": options.method if scored else None,
         "steps": steps,

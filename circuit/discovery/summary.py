@@ -92,7 +92,7 @@ def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
         rows.append(_row(f"all but {report.edge}", report.without_edge))
     if report.random_mean is not None:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
-        name = f"random, {'matched' if report.matching else 'of this size'} ({len(report.random)})"
+        name = f"random, {'matched' if report.matching else 'other heads'} ({len(report.random)})"
         rows.append((name, f"{report.circuit.n_edges:,}", "", f"{report.random_mean:.3f}", spread, "", ""))
     return rows
 

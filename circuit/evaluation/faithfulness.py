@@ -98,7 +98,7 @@ class FaithfulnessReport:
     The random circuits are matched, ``matching`` says how. ``complement_with_reads`` keeps what layer 0 reads of
     ``input`` besides; ``without_edge`` is the whole model less the edge ``edge``, the one of ``n_tried`` edges of
     the circuit whose loss alone changes f most. Of a circuit whose edges are at parts of the prompt ``everywhere`` is
-    the circuit that has the same edges at all parts; its random circuits are matched by size alone.
+    the circuit that has the same edges at all parts; its random circuits go through other heads.
     """
 
     metric: str

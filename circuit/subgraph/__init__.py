@@ -1,7 +1,7 @@
 """A circuit: the set of edges of a graph that is kept, everywhere or at parts of the prompt."""
 
 from persona_circuits.circuit.subgraph.edges import Circuit, from_networkx, to_networkx
-from persona_circuits.circuit.subgraph.spans import SpanCircuit, Spans, SpanScores, used_slots
+from persona_circuits.circuit.subgraph.spans import SpanCircuit, Spans, SpanScores
 
 __all__ = [
     "Circuit",
@@ -10,5 +10,4 @@ __all__ = [
     "Spans",
     "from_networkx",
     "to_networkx",
-    "used_slots",
 ]

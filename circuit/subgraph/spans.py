@@ -30,7 +30,6 @@ __all__ = [
     "SpanCircuit",
     "SpanScores",
     "Spans",
-    "used_slots",
 ]
 
 
@@ -145,7 +144,7 @@ class SpanCircuit:
         sees = np.array(self.spans.sees, dtype=bool).reshape(len(mask), len(mask))
         while True:
             alive = _reading(graph, mask, sees) & np.asarray(mask.any(2))
-            pruned = mask & alive[:, :, None] & used_slots(graph, alive, sees)[:, None, :]
+            pruned = mask & alive[:, :, None] & _used(graph, alive, sees)[:, None, :]
             if (pruned == mask).all():
                 return SpanCircuit(graph, self.spans, mask)
             mask = pruned
@@ -204,7 +203,7 @@ def _reading(graph: Graph, mask: np.ndarray, sees: np.ndarray) -> np.ndarray:
     return reading
 
 
-def used_slots(graph: Graph, alive: np.ndarray, sees: np.ndarray) -> np.ndarray:
+def _used(graph: Graph, alive: np.ndarray, sees: np.ndarray) -> np.ndarray:
     """Slots whose reads at a part can reach what these sources write; bool ``[part, dst]``."""
     used = np.ones((len(alive), graph.n_dst), dtype=bool)
     for layer in range(graph.n_layers):

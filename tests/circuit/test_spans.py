@@ -1,6 +1,7 @@
 """Circuits whose edges name a part of the prompt."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import networkx as nx
@@ -249,11 +250,21 @@ def test_faithfulness_stands_beside_random_circuits_of_the_size_and_the_same_edg
     assert report.matching is None
     assert len(report.random) == 3
     random = random_at_parts(circuit, 5, seed=1)
-    assert {len(one) for one in random} == {len(circuit)}
-    assert len(set(random)) == 5
-    assert all(one == one.without_dead_ends() for one in random)
+    assert len({circuit, *random}) == 6
     assert random == random_at_parts(circuit, 5, seed=1)
+    for other in random:
+        assert other == other.without_dead_ends()
+        for part, own in zip(other.mask, circuit.mask, strict=True):
+            layers = [Counter(layers_and_kinds(one, graph)) for one in (part, own)]
+            assert layers[0] == layers[1]
     assert random_at_parts(replace(circuit, mask=valid), 5, seed=1) == []
+
+
+def layers_and_kinds(mask, graph):
+    """Of every edge the layers and kinds at both ends."""
+    for src, dst in np.argwhere(mask).tolist():
+        edge = graph.edge(src, dst)
+        yield edge.src.kind, edge.src.layer, edge.dst.kind, edge.dst.layer, edge.slot
 
 
 WIRED = {
