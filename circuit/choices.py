@@ -27,6 +27,7 @@ __all__ = [
     "SEARCH_METHODS",
     "STEPPED",
     "THRESHOLD_UNITS",
+    "WEIGHINGS",
 ]
 
 GRADIENTS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "ceap", "relp", "gim")
@@ -51,6 +52,8 @@ PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc", "learn")
 """How a circuit is chosen: ``circuit.pruning``."""
 RESOLUTIONS = ("edge", "span")
 """Whether a circuit keeps an edge everywhere, or at named parts of the prompt."""
+WEIGHINGS = ("pairs", "couples")
+"""How pairs count in the scores: by their own effect, or every couple of personas alike."""
 THRESHOLD_UNITS = ("score", "share")
 METRIC_NAMES = ("persona-divergence", "logit-diff", "prob-diff", "kl")
 """The keys of ``metrics.METRICS``."""

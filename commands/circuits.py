@@ -118,7 +118,7 @@ def _refuse_idle(context: typer.Context, options: Options) -> None:
     exact = options.prune in ("acdc", "eap-acdc") or options.finish is not None
     refuse_idle(
         context,
-        (by_score, "a --prune that goes by scores", ["method", "scores"]),
+        (by_score, "a --prune that goes by scores", ["method", "scores", "weigh"]),
         (by_score and bool(own & {*STEPPED}), f"scores of --method {', '.join(STEPPED)}", ["steps"]),
         (by_score and bool(own & {*RULED}), f"scores of --method {', '.join(RULED)}", ["ig_rule"]),
         (by_score and options.method == "mean-of", "--method mean-of", ["of", "normalise"]),

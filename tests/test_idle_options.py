@@ -44,6 +44,7 @@ IDLE = [
         [*RUN, "--prune", "acdc"],
         {
             "--method": "exact",
+            "--weigh": "couples",
             "--of": "eap,gim",
             "--normalise": "rank",
             "--steps": "5",

@@ -50,6 +50,8 @@ def made(setting: Setting) -> dict[str, Any] | None:
     steps = {"steps": options.steps, "ig_rule": options.ig_rule} if own & {*STEPPED} else {}
     if options.method == "mean-of":
         steps |= {"of": list(options.of), "normalise": options.normalise}
+    if options.weigh != "pairs":
+        steps |= {"weigh": options.weigh}
     drawn = {"seed": options.seed} if "random" in own or options.ablation == "optimal" else {}
     return {
         "model": setting.model.fingerprint,

@@ -19,6 +19,7 @@ from persona_circuits.circuit.choices import (
     RESOLUTIONS,
     SEARCH_METHODS,
     THRESHOLD_UNITS,
+    WEIGHINGS,
 )
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import (
@@ -71,6 +72,9 @@ class Options(PlainNumbers):
     normalise: Annotated[str, Option("How the scores of --method mean-of are made comparable.", choices=ENSEMBLES)] = (
         "scale"
     )
+    weigh: Annotated[
+        str, Option("couples: in the scores D is divided by its spread over each couple's pairs.", choices=WEIGHINGS)
+    ] = "pairs"
     prune: Annotated[str, Option("How the circuit is chosen.", choices=PRUNERS)] = "threshold"
     threshold: Annotated[float | None, Option("For threshold, acdc, eap-acdc. (default: 0.003 of the divergence)")] = (
         None
@@ -167,6 +171,9 @@ class Options(PlainNumbers):
             raise OptionError("--activations bfloat16 is for scores by gradients, without --by-span")
         self._check_certify()
         self._check_resolution()
+        if self.weigh == "couples" and (self.method == "random" or self.certify is not None):
+            what = "--certify" if self.certify is not None else "--method random"
+            raise OptionError(f"--weigh couples and {what} do not go together; leave one of them out")
         own = replace(self, by_span=self.by_span or self.resolution == "span")
         return replace(own, threshold=self.DEFAULT_SHARE) if self.threshold is None and self._uses_threshold() else own
 

@@ -88,6 +88,8 @@ def _method(options: Options, tau: float | None, pruned: Pruned, summed: Complet
         "tau": tau,
         "top_n": options.top_n,
     }
+    if scored and options.weigh != "pairs":
+        about["weigh"] = options.weigh
     if options.resolution == "span":
         about["resolution"] = "span"
     if scored and options.method == "mean-of":
@@ -113,11 +115,13 @@ def _stamp(options: Options, metric: Metric, split: str) -> dict[str, Any]:
         size += ", of edges at parts of the prompt"
     if options.finish is not None:
         size += f", finished to {options.finish:g} of the effect"
+    both = ", both directions" if metric.swap_rows else ""
+    alike = ", couples alike" if options.weigh == "couples" else ""
     return {
         "ablation": options.ablation,
         "metric": metric.name,
         "direction": "noising",
-        "averaging": f"scores: mean over pairs{', both directions' if metric.swap_rows else ''}; f: ratio of means",
+        "averaging": f"scores: mean over pairs{both}{alike}; f: ratio of means",
         "split": split,
         "size": size,
         "order": "reverse topological, last source first" if searched else ORDERS[options.prune],

@@ -207,7 +207,7 @@ def discover(
     setting = stages.set_up(model, task, options, stage)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     effect = stages.effect_of(setting, quiet)
-    scored, reused = _scored(setting, scores, state, effect.seconds)
+    scored, reused = _scored(setting, scores, state, effect)
     if scored.at_parts is None:
         pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
     else:
@@ -249,7 +249,7 @@ def discover(
 
 
 def _scored(
-    setting: values.Setting, given: Scores | str | Path | None, folder: Path | None, seconds: float
+    setting: values.Setting, given: Scores | str | Path | None, folder: Path | None, effect: values.Effect
 ) -> tuple[values.Scored, Path | None]:
     """Scores, and the file they are from: those given, those kept by an earlier search like this one, or new ones."""
     if isinstance(given, Scores):
@@ -262,7 +262,7 @@ def _scored(
         return values.Scored(scores), path
     if not again and (found := keeping.scores_near(folder, setting)) is not None:
         return values.Scored(found[0]), found[1]
-    made = stages.score_edges(setting, seconds)
+    made = stages.score_edges(setting, effect.seconds, effect.weights)
     keeping.keep(made.scores, folder, setting)
     return made, None
 

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import (
     LINEAR,
@@ -36,6 +38,7 @@ from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
 from persona_circuits.circuit.discovery.values import Controls, Effect, Measured, Part, Pruned, Scored, Setting
+from persona_circuits.circuit.discovery.weights import couple_weights, weighed
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import (
     Certificate,
@@ -195,7 +198,12 @@ def effect_of(setting: Setting, null: NullRun | None = None) -> Effect:
         raise TaskError(f"nothing to find: {signal.shown}: {signal.sentence}; --force searches all the same")
     if not signal.enough:
         logger.warning("before the search: %s", signal.sentence)
-    return Effect(divergence, whole, _tau(setting.options, whole, watch.floor), signal, seconds)
+    weights, scored = None, whole
+    if setting.options.weigh == "couples" and setting.options.prune != "acdc":
+        weights = couple_weights(seen.effects(), setting.train.task.pairs)
+        kept, metric = weighed(setting.train.runs.batches, setting.metric, weights)
+        scored = effects(prepare_each(setting.model, kept, setting.ablation), metric)[1]
+    return Effect(divergence, whole, _tau(setting.options, scored, watch.floor), signal, seconds, weights, scored)
 
 
 def _tau(options: Options, whole: float, rounding: float) -> float | None:
@@ -215,40 +223,45 @@ def _share_of(share: float, whole: float, name: str, rounding: float = 0.0) -> f
     return share * abs(whole)
 
 
-def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
-    """A score for every edge, by the method of the options; ``seconds`` is what the plain runs took."""
+def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | None = None) -> Scored:
+    """A score for every edge, by the method of the options; ``seconds`` is what the plain runs took.
+
+    With ``weights`` pairs weigh so much in it.
+    """
     model, metric, options = setting.model, setting.metric, setting.options
+    kept = setting.train.runs.batches
+    if weights is not None:
+        kept, metric = weighed(kept, metric, weights)
     if options.prune == "acdc":
         return Scored(None)
     long = about(seconds * _plain_runs(setting)) if seconds >= 1 else ""
     if options.certify is not None:
         own: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
         own |= {"progress": setting.stage(f"{options.method} scores, pair by pair{long}")}
-        pairs = pair_scores(model, setting.train.runs.batches, metric, **own)
+        pairs = pair_scores(model, kept, metric, **own)
         return Scored(pairs.mean(), pairs=pairs)
-    if grids := _grids(setting):
+    if weights is None and (grids := _grids(setting)):
         progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{long}")
         return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
     how: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
     how |= {"progress": setting.stage(f"{options.method} scores{long}")}
     if options.method == "mean-of":
-        return Scored(mean_of([_one_of(setting, name) for name in options.of], options.normalise))
+        return Scored(mean_of([_one_of(setting, name, weights) for name in options.of], options.normalise))
     if options.by_span:
-        parts = score_parts(model, setting.train.runs.batches, metric, by="span", **how)
+        parts = score_parts(model, kept, metric, by="span", **how)
         if options.resolution == "edge":
             return Scored(parts.total(), parts)
         spans = Spans.of(map(bare, setting.train.runs.batches))
         assert spans.names == parts.names
         return Scored(parts.total(), parts, at_parts=SpanScores(model.graph, spans, parts.values))
-    kept = setting.train.runs.batches
     if options.activations != "float32":  # whose plain runs are short too
         kept = [bare(batch) for batch in kept]
     return Scored(score(model, kept, metric, seed=options.seed, activations=options.activations, **how))
 
 
-def _one_of(setting: Setting, method: str) -> Scores:
+def _one_of(setting: Setting, method: str, weights: np.ndarray | None) -> Scores:
     """The scores of one of several methods, as a search by it alone makes them."""
-    scores = score_edges(replace(setting, options=replace(setting.options, method=method, of=()))).scores
+    scores = score_edges(replace(setting, options=replace(setting.options, method=method, of=())), 0.0, weights).scores
     assert scores is not None
     return scores
 
@@ -421,7 +434,7 @@ def control(setting: Setting, scored: Scored, effect: Effect, circuit: Circuit) 
     summed = lost = spans = None
     if scored.scores is not None and options.method == "eap-ig":
         how: dict[str, Any] = {"steps": options.steps, "ablation": options.ablation}
-        summed = completeness_of(scored.scores, groups, effect.whole, **how)
+        summed = completeness_of(scored.scores, groups, effect.scored, **how)
     if options.activations != "float32" and groups:
         more: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
         lost = activation_cost(model, bare(groups[0]), metric, options.activations, **more)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from persona_circuits.circuit.attribution import (
     ActivationCost,
     Completeness,
@@ -81,7 +83,8 @@ class Setting:
 class Effect:
     """m(clean) - m(corrupt), m(full) - m(empty), and the threshold in the metric's units, None where there is none.
 
-    ``signal`` is whether the pairs hold an effect worth a search, ``seconds`` what the plain runs took.
+    ``signal`` is whether the pairs hold an effect worth a search, ``seconds`` what the plain runs took. ``weights`` are
+    those of the pairs in the scores, where they have any, and ``scored`` is m(full) - m(empty) in what is scored.
     """
 
     divergence: float
@@ -89,6 +92,8 @@ class Effect:
     tau: float | None
     signal: Signal
     seconds: float = 0.0
+    weights: np.ndarray | None = None
+    scored: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

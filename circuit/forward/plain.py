@@ -245,4 +245,4 @@ def run_corrupt(model: Model, batch: Batch) -> Run:
 
 def targets_of(batch: Batch, reference: Float[Tensor, "batch vocab"]) -> Targets:
     """The batch's answers, with the whole model's logits on the clean prompts as reference."""
-    return Targets(batch.answers, batch.wrong_answers, reference.detach())
+    return Targets(batch.answers, batch.wrong_answers, reference.detach(), batch.weights)
