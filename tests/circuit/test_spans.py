@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import DATA
 from tests_reference import Reference
+from typer.testing import CliRunner
 
 from persona_circuits.circuit.assessment import evaluate_circuit
 from persona_circuits.circuit.attribution import eap, score_parts
@@ -22,8 +23,10 @@ from persona_circuits.circuit.evaluation.span_files import edges_at_parts
 from persona_circuits.circuit.forward import make_ablation, measure, patched_logits, prepare
 from persona_circuits.circuit.graph import LOGITS, Graph
 from persona_circuits.circuit.io import faults_of, read_circuit
+from persona_circuits.circuit.page.run import run_data
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
 from persona_circuits.circuit.task import PromptPair, Task, batches, encode, with_swap_rows
+from persona_circuits.cli import app
 from persona_circuits.metrics import METRICS
 from persona_circuits.models.planted import planted_models
 
@@ -289,18 +292,21 @@ def test_a_search_names_the_places_of_a_wired_circuit(name, tmp_path):
     assert {edge: kept.spans_of(*kept.graph.index(edge)) for edge in kept.circuit.edge_names()} == WIRED[name]
     assert found.reports[-1].circuit.ratio_of_means == pytest.approx(1, abs=1e-3)
     assert found.reports[-1].everywhere.n_edges > len(kept)
-    assert {name: list(edges.edge_names()) for name, edges in edges_at_parts(kept).items()} == {
-        part: [edge for edge in kept.circuit.edge_names() if WIRED[name][edge] == [part]]
-        for part in sorted(
-            {part for parts in WIRED[name].values() for part in parts},
-            key=lambda p: -sum([p] == at for at in WIRED[name].values()),
-        )
+    colours = {part: edges.edge_names() for part, edges in edges_at_parts(kept).items()}
+    assert colours == {
+        part: [edge for edge in kept.circuit.edge_names() if WIRED[name][edge] == [part]] for part in colours
     }
+    assert sum(map(len, colours.values())) == len(kept)
     found.write(tmp_path / "run")
     stored = read_circuit(tmp_path / "run")
     assert stored.at_parts == kept
     assert not faults_of(tmp_path / "run", kept.graph)
-    assert 'title="contrast' in (svg := (tmp_path / "run" / "graph.svg").read_text()) or "contrast" in svg
+    done = CliRunner().invoke(app, ["draw", str(tmp_path / "run")])
+    assert done.exit_code == 0, done.output
+    for name in ("graph.svg", "drawn.svg"):
+        assert f"contrast ({len(kept) - 1})" in (tmp_path / "run" / name).read_text()
+    page = run_data(tmp_path / "run")
+    assert {item["edge"]: [page["spans"][item["span"]]] for item in page["edges"] if item["kept"]} == WIRED[name]
     again = evaluate_circuit(truth.model(), stored, truth.task, tested=False)
     assert again.report.circuit == found.reports[-1].circuit
     with pytest.raises(OptionError, match="give --only-faithfulness"):
