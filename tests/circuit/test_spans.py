@@ -303,8 +303,8 @@ def test_a_search_names_the_places_of_a_wired_circuit(name, tmp_path):
     assert not faults_of(tmp_path / "run", kept.graph)
     done = CliRunner().invoke(app, ["draw", str(tmp_path / "run")])
     assert done.exit_code == 0, done.output
-    for name in ("graph.svg", "drawn.svg"):
-        assert f"contrast ({len(kept) - 1})" in (tmp_path / "run" / name).read_text()
+    for file in ("graph.svg", "drawn.svg"):
+        assert f"contrast ({len(kept) - 1})" in (tmp_path / "run" / file).read_text()
     page = run_data(tmp_path / "run")
     assert {item["edge"]: [page["spans"][item["span"]]] for item in page["edges"] if item["kept"]} == WIRED[name]
     again = evaluate_circuit(truth.model(), stored, truth.task, tested=False)
