@@ -22,11 +22,15 @@ __all__ = [
     "ORDERS",
     "PROMPT_FORMATS",
     "PRUNERS",
+    "RESOLUTIONS",
+    "RULED",
     "SEARCH_METHODS",
+    "STEPPED",
     "THRESHOLD_UNITS",
+    "WEIGHINGS",
 ]
 
-GRADIENTS = ("eap", "eap-ig", "clean-corrupted", "ceap", "relp", "gim")
+GRADIENTS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "ceap", "relp", "gim")
 """Ways to score edges by gradients, or by what backward rules make of them: their scores are sums over positions."""
 METHODS = (*GRADIENTS, "atp-star", "exact", "random")
 SEARCH_METHODS = (*METHODS, "mean-of")
@@ -37,11 +41,19 @@ AT_CLEAN = ("eap", "relp", "gim", "atp-star")
 BY_ROW = (*GRADIENTS, "atp-star", "exact")
 """Those with scores of single pairs."""
 """How edges are scored: ``circuit.attribution``."""
+RULED = ("eap-ig", "eap-ig-activations")
+"""Those that take an integral by a rule."""
+STEPPED = (*RULED, "ceap")
+"""Those that go in steps."""
 IG_RULES = ("midpoint", "authors")
 ACTIVATIONS = ("float32", "bfloat16")
 """Formats of the matrix products of scores."""
 PRUNERS = ("threshold", "top-n", "greedy", "acdc", "eap-acdc", "learn")
 """How a circuit is chosen: ``circuit.pruning``."""
+RESOLUTIONS = ("edge", "span")
+"""Whether a circuit keeps an edge everywhere, or at named parts of the prompt."""
+WEIGHINGS = ("pairs", "couples")
+"""How pairs count in the scores: by their own effect, or every couple of personas alike."""
 THRESHOLD_UNITS = ("score", "share")
 METRIC_NAMES = ("persona-divergence", "logit-diff", "prob-diff", "kl")
 """The keys of ``metrics.METRICS``."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.commands.options import LATEST, BarOption, DrawnOption, JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.printing import print_discovery, say_where, write_results
@@ -68,7 +69,7 @@ def discover(
         from persona_circuits.circuit.storage import check_output_folder, working_folder
 
         options = options.checked()
-        if report and options.prune != "acdc":
+        if report and options.prune != "acdc" and options.resolution == "edge":
             options = replace(options, sweep=True)
         name, task = source.name(), read_task(source.pairs)
         quiet = read_task(null) if null else None
@@ -125,11 +126,12 @@ def _refuse_idle(context: typer.Context, options: Options) -> None:
     exact = options.prune in ("acdc", "eap-acdc") or options.finish is not None
     refuse_idle(
         context,
-        (by_score, "a --prune that goes by scores", ["method", "scores"]),
-        (by_score and bool(own & {"eap-ig", "ceap"}), "scores of --method eap-ig or ceap", ["steps"]),
-        (by_score and "eap-ig" in own, "scores of --method eap-ig", ["ig_rule"]),
+        (by_score, "a --prune that goes by scores", ["method", "scores", "weigh"]),
+        (by_score and bool(own & {*STEPPED}), f"scores of --method {', '.join(STEPPED)}", ["steps"]),
+        (by_score and bool(own & {*RULED}), f"scores of --method {', '.join(RULED)}", ["ig_rule"]),
         (by_score and options.method == "mean-of", "--method mean-of", ["of", "normalise"]),
         (exact, "--prune acdc or eap-acdc, or --finish", ["candidates"]),
         (options.prune == "learn", "--prune learn", ["train_steps"]),
         (not sized, "a --threshold", ["threshold_on"]),
+        (options.resolution == "edge", "--resolution edge: with span scores are by part anyway,", ["by_span"]),
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from persona_circuits.circuit.assessment.options import ComparisonOptions, CurveOptions
+from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.printable import signed
@@ -99,7 +100,7 @@ def _refuse_idle(context: typer.Context, options: CurveOptions) -> None:
     run = bool(set(options.scorers) - {"random"}) or options.ablation in ("mean", "span-mean", "optimal")
     refuse_idle(
         context,
-        ("eap-ig" in options.scorers, "the scorer eap-ig", ["steps"]),
+        (bool({*STEPPED} & {*options.scorers}), f"a scorer of {', '.join(STEPPED)}", ["steps"]),
         ("random" in options.scorers, "the scorer random", ["n_random"]),
         (run, "a scorer that is run, or constants, on these", ["train_split"]),
     )
@@ -125,7 +126,7 @@ def _made_so(record: Any, options: CurveOptions, scorer: str) -> bool:
     """Whether a scorer would only make the run's own scores again, and draw one curve twice."""
     made, about = (record or {}).get("method", {}), (record or {}).get("task", {})
     asked = options.settled(record)
-    steps = (asked.steps, asked.ig_rule) if scorer == "eap-ig" else (None, None)
+    steps = asked.steps if scorer in STEPPED else None, asked.ig_rule if scorer in RULED else None
     same = (made.get("scores"), made.get("steps"), made.get("ig_rule")) == (scorer, *steps)
     same &= (about.get("metric"), (record or {}).get("ablation"), about.get("align")) == (
         asked.metric,

@@ -49,6 +49,10 @@ def draw(
             from persona_circuits.circuit.io import by_source, read_groups
 
             how["groups"] = by_source(stored.circuit, read_groups(groups, stored.circuit.graph))
+        elif (at_parts := stored.at_parts) is not None:
+            from persona_circuits.circuit.evaluation.span_files import edges_at_parts
+
+            how["groups"] = edges_at_parts(at_parts) or None
         report = picture(stored.circuit, file, fringe=stored.fringe, width=width, **how)
         say(f"{file}: {report.shown} of {report.total} edges drawn")
 

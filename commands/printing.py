@@ -155,6 +155,12 @@ def print_discovery(found: Discovery) -> None:
         f"circuit     {counts['edges']:,} of {counts['graph_edges']:,} edges, "
         f"{counts['nodes']:,} of {counts['graph_nodes']:,} nodes"
     )
+    if found.at_parts is not None:
+        about, parts = found.record["spans"], found.at_parts
+        here = ", ".join(
+            f"{name} {int(kept.sum()):,}" for name, kept in zip(parts.spans.names, parts.mask, strict=True)
+        )
+        say(f"at parts    {about['edges']:,} of {about['graph_edges']:,} edges at parts of the prompt: {here}")
     if not len(found.circuit):
         say("the circuit is empty: no path from input to logits is left; lower --threshold or raise --top-n")
     if found.acdc_cost:

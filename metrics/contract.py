@@ -24,12 +24,13 @@ class Targets:
 
     ``answers`` and ``wrong_answers`` are token ids, rows of unequal number padded
     with -1. ``reference`` are the whole model's logits on the clean prompts, for
-    metrics that compare distributions.
+    metrics that compare distributions. ``weights`` are for metrics whose rows are weighed.
     """
 
     answers: Int[Tensor, "batch n_answers"]
     wrong_answers: Int[Tensor, "batch n_wrong"]
     reference: Float[Tensor, "batch vocab"]
+    weights: Float[Tensor, " batch"] | None = None
 
 
 @dataclass(frozen=True)

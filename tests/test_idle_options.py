@@ -44,6 +44,7 @@ IDLE = [
         [*RUN, "--prune", "acdc"],
         {
             "--method": "exact",
+            "--weigh": "couples",
             "--of": "eap,gim",
             "--normalise": "rank",
             "--steps": "5",
@@ -57,6 +58,7 @@ IDLE = [
     ("discover", [*RUN, "--target-faithfulness", "0.9"], {"--threshold-on": "share"}),
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9", "--method", "gim"], {"--train-steps": "9", "--steps": "2"}),
     ("discover", RUN, {"--revision": "main"}),
+    ("discover", [*RUN, "--resolution", "span"], {"--by-span": None}),
     (
         "report",
         ["x"],
@@ -163,7 +165,7 @@ def test_without_it_the_same_command_is_not_refused(tmp_path):
 
 
 ELSEWHERE = {
-    "discover": {"--threshold", "--top-n", "--by-span", "--activations"},
+    "discover": {"--threshold", "--top-n", "--activations"},
     "evaluate": {"--null", "--tables"},
     "patch": {"--from", "--ablate-top"},
     "steer": {"--toward", "--away"},
@@ -175,8 +177,8 @@ ALWAYS = {
     "get": "--list --folder",
     "discover": "--groups --model --pairs --out "
     "--prune --finish --checks --certify --target-faithfulness --sweep --metric "
-    "--ablation --align --null --train-split --eval-split --where --n-random --min-faithfulness --strongest --seed "
-    "--device --dtype --max-memory --batch-size --fitting --force --report "
+    "--ablation --align --null --resolution --train-split --eval-split --where --n-random --min-faithfulness "
+    "--strongest --seed --device --dtype --max-memory --batch-size --fitting --force --report "
     "--json",
     "report": "--file --with --groups --verdicts --inside",
     "evaluate": "--pairs --model --metric --ablation --split --where --only-faithfulness --n-random "

@@ -10,6 +10,7 @@ from typing import Any
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.assessment.options import CurveOptions
 from persona_circuits.circuit.attribution import score
+from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.cost import runs_of_scores
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, pairs_of, split_of
 from persona_circuits.circuit.errors import OptionError
@@ -169,7 +170,7 @@ def _about(model: Model, task: Task, options: CurveOptions, train: str, shared: 
         "shared": shared.as_dict(),
         "ablation": options.ablation,
         "align": options.align,
-        "steps": options.steps if "eap-ig" in options.scorers else None,
-        "ig_rule": options.ig_rule if "eap-ig" in options.scorers else None,
+        "steps": options.steps if {*STEPPED} & {*options.scorers} else None,
+        "ig_rule": options.ig_rule if {*RULED} & {*options.scorers} else None,
         "seed": options.seed,
     }

@@ -36,7 +36,7 @@ from persona_circuits.circuit.printable import html_table
 from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 from persona_circuits.circuit.task import (
     CONTROLS,
     MODEL,
@@ -158,6 +158,11 @@ def evaluate_circuit(
     stage = stage or untold_stage
     asked = _asked(model, circuit, task, options or EvaluationOptions(), _null_task(null, model) if tested else None)
     subject, options = asked.subject, asked.options
+    if asked.at_parts is not None and tested:
+        raise OptionError(
+            "this circuit has its edges at parts of the prompt, and the tests take edges at all of them; give "
+            "--only-faithfulness, which measures it as it is"
+        )
     clock = Clock(options.budget)
     made = ablation_for(model, asked.task, options, stage)
     report, pace = None, 0.0
@@ -197,6 +202,7 @@ class _Asked:
     options: EvaluationOptions
     repeated: bool = True
     left_out: tuple[str, ...] = ()
+    at_parts: SpanCircuit | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -248,7 +254,9 @@ def _asked(
     split = split_of(chosen, options.split, "test")
     chosen = chosen.of_split(split)
     shared = _shared_with_search(record, search, chosen, model)
-    return _Asked(Subject(circuit, record, search), scores, whole, chosen, split, quiet, shared, options)
+    at_parts = None if isinstance(given, Circuit) else given.at_parts
+    subject = Subject(circuit, record, search)
+    return _Asked(subject, scores, whole, chosen, split, quiet, shared, options, at_parts=at_parts)
 
 
 TEST_PASSES, QUICK_PASSES = 1500, 150
@@ -268,7 +276,7 @@ def _timed_report(asked: _Asked, model: Model, made: Ablation | None, stage: Sta
 
     def once() -> None:
         what = (asked.options, made, asked.split, asked.scores, stage)
-        found.append(report_of(model, asked.chosen, asked.subject.circuit, *what))
+        found.append(report_of(model, asked.chosen, asked.at_parts or asked.subject.circuit, *what))
 
     pace = pace_of(once, (OWN + asked.options.n_random) * len(asked.chosen.pairs))
     return found[0], pace

@@ -42,8 +42,8 @@ class CurveOptions(PlainNumbers):
     scorers: Annotated[
         tuple[str, ...],
         Option(
-            "Comma-separated: eap, eap-ig, clean-corrupted, ceap, relp, gim, atp-star, exact, random; or "
-            "scores.safetensors, a run's folder, a submission to MIB.",
+            "Comma-separated: eap, eap-ig, eap-ig-activations, clean-corrupted, ceap, relp, gim, atp-star, exact, "
+            "random; or scores.safetensors, a run's folder, a submission to MIB.",
             given=str,
             read=names_of,
         ),

@@ -167,7 +167,7 @@ def rule_of(record: Mapping[str, Any] | None) -> Rule | None:
     """How the circuit of this file was made of scores; None where it was not, or nothing says how."""
     if (
         record is None
-        or record["method"].keys() & {"finish", "of"}
+        or record["method"].keys() & {"finish", "of", "weigh", "resolution"}
         or record["method"]["prune"] in ("acdc", "eap-acdc", "learn")
     ):
         return None
@@ -215,6 +215,8 @@ def _not_repeatable(model: Model, task: Task, record: Mapping[str, Any]) -> str:
         return "learned gates are not trained again on resampled pairs"
     if "of" in record["method"]:
         return "the mean of several scorers is not made again pair by pair"
+    if "weigh" in record["method"]:
+        return "scores in which couples of personas weigh alike are not made again on resampled pairs"
     if "finish" in record["method"]:
         return "an exact finish is not repeated on resampled pairs"
     if model.fingerprint != record["model"]["fingerprint"]:

@@ -9,6 +9,7 @@ from persona_circuits.circuit.attribution.eap import (
     eap,
     eap_by_definition,
     eap_ig,
+    eap_ig_activations,
 )
 from persona_circuits.circuit.attribution.ensemble import mean_of
 from persona_circuits.circuit.attribution.exact import exact
@@ -52,6 +53,7 @@ __all__ = [
     "eap",
     "eap_by_definition",
     "eap_ig",
+    "eap_ig_activations",
     "exact",
     "grid_eap",
     "grid_of_personas",

@@ -3,6 +3,7 @@
     eap         delta_s . grad_d at the clean run (Syed et al. 2023, arXiv:2310.10348)
     eap-ig      the gradient averaged between the ablated and the clean embeddings
                 (EAP-IG inputs, Hanna et al. 2024, arXiv:2403.17806)
+    eap-ig-activations   the gradient averaged between what the source's component writes in both runs
     clean-corrupted   the same, averaged over the two ends alone (Hanna et al. 2024)
     ceap        the gradient between the embeddings on what the source changes there, step by step: conductance
                 (arXiv:1805.12233) along that path (CEAP, arXiv:2606.16920)
@@ -33,8 +34,8 @@ from torch import Tensor
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution.gradients import Ends, gradients_at_slots
-from persona_circuits.circuit.attribution.passes import Path, gradient_passes
-from persona_circuits.circuit.choices import ACTIVATIONS, IG_RULES
+from persona_circuits.circuit.attribution.passes import Apart, ApartOfAll, Path, gradient_passes
+from persona_circuits.circuit.choices import ACTIVATIONS, IG_RULES, STEPPED
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import (
     Ablation,
@@ -61,6 +62,7 @@ __all__ = [
     "eap",
     "eap_by_definition",
     "eap_ig",
+    "eap_ig_activations",
     "fitting",
     "gradient_passes",
     "n_rows_of",
@@ -246,11 +248,39 @@ def eap_ig(
     return _whole(model, batches, metric, points_of(metric, "eap-ig", steps, rule), ablation, max_bytes, progress)
 
 
+def eap_ig_activations(
+    model: Model,
+    batches: Sequence[Batch | Prepared],
+    metric: Metric,
+    *,
+    steps: int = 5,
+    rule: str = "midpoint",
+    ablation: Ablation | None = None,
+    **more: Any,
+) -> Scores:
+    """Integrated gradients over what a source's own component writes, all before it as in the clean run.
+
+    The embeddings, a layer's attention and its MLP are taken between both runs one at a time, in (2 n_layers + 1)
+    ``steps`` runs. The edges that leave a component sum to the effect of ablating its output, in the limit of many
+    steps.
+
+    Parameters
+    ----------
+    batches, metric, ablation
+        As for ``eap``.
+    rule
+        ``"midpoint"``: as above. ``"authors"``: as in the published code of EAP-IG, every edge has the mean gradient of
+        all these runs, of which its source is between in one of 2 n_layers + 1, at k/steps, k = 1..steps.
+    """
+    points = points_of(metric, "eap-ig-activations", steps, rule)
+    return _whole(model, batches, metric, points, ablation, more.get("max_bytes"), more.get("progress"))
+
+
 def points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[float, ...] | None:
     """Where between the ablated (0) and the clean (1) embeddings the gradient is taken; None: at the clean run."""
     if method == "clean-corrupted":
         return (0.0, 1.0)
-    if method not in ("eap-ig", "ceap"):
+    if method not in STEPPED:
         if metric.flat_at_clean:
             raise OptionError(
                 f"metric {metric.name} has zero gradient at the clean run, so one gradient there would score every "
@@ -263,6 +293,9 @@ def points_of(metric: Metric, method: str, steps: int, rule: str) -> tuple[float
         return Path(k / steps for k in range(steps, -1, -1))
     if rule not in IG_RULES:
         raise OptionError(f"integration rule {rule!r} is not one of {', '.join(IG_RULES)}")
+    if method == "eap-ig-activations":
+        midpoint = rule == "midpoint"
+        return (Apart if midpoint else ApartOfAll)((k + (0.5 if midpoint else 1.0)) / steps for k in range(steps))
     return tuple((k + (0.5 if rule == "midpoint" else 0.0)) / steps for k in range(steps))
 
 

@@ -20,6 +20,7 @@ from persona_circuits.circuit.attribution.eap import (
     clean_corrupted,
     eap,
     eap_ig,
+    eap_ig_activations,
     fitting,
     gradient_passes,
     n_rows_of,
@@ -79,6 +80,8 @@ def score(
         with _activations(model, activations):
             if method == "eap-ig":
                 return eap_ig(model, batches, metric, steps=steps, rule=rule, **more)
+            if method == "eap-ig-activations":
+                return eap_ig_activations(model, batches, metric, steps=steps, rule=rule, **more)
             if method == "ceap":
                 return ceap(model, batches, metric, steps=steps, **more)
             if method == "clean-corrupted":

@@ -12,6 +12,7 @@ from torch import Tensor
 from persona_circuits.circuit.attribution.gradients import Ends, differentiated
 from persona_circuits.circuit.forward import (
     Ablation,
+    Held,
     Prefix,
     Prepared,
     Run,
@@ -21,6 +22,7 @@ from persona_circuits.circuit.forward import (
     corrupt,
     is_unpadded,
     prefix_of,
+    prepare,
     run,
     targets_of,
 )
@@ -30,6 +32,8 @@ from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric, Targets
 
 __all__ = [
+    "Apart",
+    "ApartOfAll",
     "Path",
     "gradient_passes",
 ]
@@ -40,6 +44,19 @@ SHORT: dict[str, Any] = {"contributions": False, "answer_only": True}
 
 class Path(tuple[float, ...]):
     """Points in order, where a source is scored by what it changes from one to the next."""
+
+
+class Apart(tuple[float, ...]):
+    """Points of one component after the other, the others as in the clean run (``_passes_apart``)."""
+
+    every = False
+    """Whether an edge has the gradients of all of these runs, not of those alone in which its source is between."""
+
+
+class ApartOfAll(Apart):
+    """The same as the published code has it."""
+
+    every = True
 
 
 def gradient_passes(
@@ -58,6 +75,8 @@ def gradient_passes(
     item, batch = batch if isinstance(batch, Prepared) else None, bare(batch)
     if isinstance(points, Path):
         _passes_along(model, batch, item, metric, points, ablation, first, use)
+    elif isinstance(points, Apart):
+        _passes_apart(model, item or prepare(model, batch, ablation), metric, points, first, use)
     elif not is_unpadded(batch, ablation):
         _general_passes(model, batch, item, metric, points, ablation or corrupt, use)
     elif points is None:
@@ -167,6 +186,32 @@ def _passes_along(
         del at
     assert held is not None
     use(held, changes(model, written[-2], written[-1]), 0.5)
+
+
+def _passes_apart(
+    model: Model, item: Prepared, metric: Metric, points: Apart, first: int, use: Callable[[Ends, Tensor, float], None]
+) -> None:
+    """The embeddings, a layer's attention and its MLP in turn, each between what it writes in both runs.
+
+    The component is held there: nothing comes back through it.
+    """
+    graph, n_late = model.graph, item.clean.streams[0].shape[1] - first
+    delta, start = item.ablated.contributions - item.clean.contributions, item.clean.streams[0]
+    components = [slice(0, 1)]
+    for layer in range(graph.n_layers):
+        components += [graph.heads_of(layer), slice(graph.mlp_of(layer), graph.mlp_of(layer) + 1)]
+    for some in components:
+        own = delta if points.every else torch.zeros_like(delta)
+        own[some] = delta[some]
+        for point in points:
+            change = (1 - point) * delta[some].sum(0)
+            with torch.enable_grad():
+                between = (start + change if some.start == 0 else start.clone()).requires_grad_()
+                held = None if some.start == 0 else Held(some.start, change)
+                at = run(model, between, item.clean.context, held=held, **SHORT)
+            ends = _differentiated(model, at, metric, item.targets).late(n_late)
+            use(ends, own[:, :, first:], 1.0 / len(points) / (len(components) if points.every else 1))
+            del at, ends
 
 
 def _clean_run(model: Model, batch: Batch) -> Run:

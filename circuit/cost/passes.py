@@ -104,7 +104,12 @@ def runs_of_scores(arch: Architecture, tokens: int, method: str, *, steps: int) 
         return arch.graph.n_edges / 4
     if method == "atp-star":  # queries and keys of each source are made again, a sixth of a layer
         return eap_flops(arch, tokens, steps=arch.layers) / plain + arch.graph.n_src / 12
-    points = {"eap-ig": steps, "ceap": steps + 1, "clean-corrupted": 2}.get(method)
+    points = {
+        "eap-ig": steps,
+        "eap-ig-activations": (2 * arch.layers + 1) * steps,
+        "ceap": steps + 1,
+        "clean-corrupted": 2,
+    }.get(method)
     return eap_flops(arch, tokens, steps=points) / plain
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit.choices import STEPPED
 from persona_circuits.circuit.discovery.values import Setting
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.io import made_of, read_scores, write_scores
@@ -46,9 +47,11 @@ def made(setting: Setting) -> dict[str, Any] | None:
     if options.prune == "acdc" or options.by_span or options.certify is not None or not known:
         return None
     own = {options.method, *options.of}
-    steps = {"steps": options.steps, "ig_rule": options.ig_rule} if own & {"eap-ig", "ceap"} else {}
+    steps = {"steps": options.steps, "ig_rule": options.ig_rule} if own & {*STEPPED} else {}
     if options.method == "mean-of":
         steps |= {"of": list(options.of), "normalise": options.normalise}
+    if options.weigh != "pairs":
+        steps |= {"weigh": options.weigh}
     drawn = {"seed": options.seed} if "random" in own or options.ablation == "optimal" else {}
     return {
         "model": setting.model.fingerprint,

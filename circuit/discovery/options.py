@@ -16,8 +16,10 @@ from persona_circuits.circuit.choices import (
     METHODS,
     METRIC_NAMES,
     PRUNERS,
+    RESOLUTIONS,
     SEARCH_METHODS,
     THRESHOLD_UNITS,
+    WEIGHINGS,
 )
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import (
@@ -70,6 +72,9 @@ class Options(PlainNumbers):
     normalise: Annotated[str, Option("How the scores of --method mean-of are made comparable.", choices=ENSEMBLES)] = (
         "scale"
     )
+    weigh: Annotated[
+        str, Option("couples: in the scores D is divided by its spread over each couple's pairs.", choices=WEIGHINGS)
+    ] = "pairs"
     prune: Annotated[str, Option("How the circuit is chosen.", choices=PRUNERS)] = "threshold"
     threshold: Annotated[float | None, Option("For threshold, acdc, eap-acdc. (default: 0.003 of the divergence)")] = (
         None
@@ -103,6 +108,9 @@ class Options(PlainNumbers):
     metric: MetricName = "persona-divergence"
     ablation: AblationName = "corrupt"
     align: Alignment = "equal"
+    resolution: Annotated[
+        str, Option("span: a circuit keeps an edge at some parts of the prompt and not at others.", choices=RESOLUTIONS)
+    ] = "edge"
     by_span: Annotated[bool, Option("Scores by part of the prompt too, and where the contrast persists.")] = False
     activations: Annotated[
         str, Option("Format of matrix products of the scores; what it costs is printed.", choices=ACTIVATIONS)
@@ -162,9 +170,30 @@ class Options(PlainNumbers):
         if self.activations != "float32" and (self.by_span or self.prune == "acdc" or self.method not in GRADIENTS):
             raise OptionError("--activations bfloat16 is for scores by gradients, without --by-span")
         self._check_certify()
-        if self.threshold is None and self._uses_threshold():
-            return replace(self, threshold=self.DEFAULT_SHARE)
-        return self
+        self._check_resolution()
+        if self.weigh == "couples" and (self.method == "random" or self.certify is not None):
+            what = "--certify" if self.certify is not None else "--method random"
+            raise OptionError(f"--weigh couples and {what} do not go together; leave one of them out")
+        own = replace(self, by_span=self.by_span or self.resolution == "span")
+        return replace(own, threshold=self.DEFAULT_SHARE) if self.threshold is None and self._uses_threshold() else own
+
+    def _check_resolution(self) -> None:
+        if self.resolution == "edge":
+            return
+        if self.prune not in ("threshold", "top-n"):
+            raise OptionError(
+                f"--prune {self.prune} decides of edges at all parts of the prompt at once; with --resolution span use "
+                "--prune threshold or top-n, or --target-faithfulness"
+            )
+        if self.method not in GRADIENTS:
+            raise OptionError(
+                f"--resolution span needs scores that are sums over positions: --method {', '.join(GRADIENTS)}"
+            )
+        others = {"certify": self.certify, "finish": self.finish, "checks": self.checks, "sweep": self.sweep}
+        if given := [name for name, value in others.items() if value]:
+            raise OptionError(f"--{given[0]} is of edges at all parts of the prompt; leave it out of --resolution span")
+        if self.activations != "float32":
+            raise OptionError("--activations bfloat16 has no scores by part of the prompt; leave it out")
 
     def _check_ensemble(self) -> None:
         if self.method != "mean-of" or self.prune == "acdc":

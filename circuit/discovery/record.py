@@ -8,6 +8,7 @@ import torch
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import Completeness
+from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import ORDERS, Options
 from persona_circuits.circuit.discovery.values import Controls, Effect, Measured, Pruned, Setting
 from persona_circuits.circuit.model import Model
@@ -76,8 +77,8 @@ def _task(setting: Setting, task: Task, divergence: float) -> dict[str, Any]:
 
 def _method(options: Options, tau: float | None, pruned: Pruned, summed: Completeness | None) -> dict[str, Any]:
     scored = options.prune != "acdc"
-    uses_ig, own = scored and options.method == "eap-ig", {options.method, *options.of}
-    steps = options.steps if scored and own & {"eap-ig", "ceap"} else None
+    uses_ig, own = scored and options.method in RULED, {options.method, *options.of}
+    steps = options.steps if scored and own & {*STEPPED} else None
     about: dict[str, Any] = {
         "scores": options.method if scored else None,
         "steps": steps,
@@ -88,6 +89,10 @@ def _method(options: Options, tau: float | None, pruned: Pruned, summed: Complet
         "tau": tau,
         "top_n": options.top_n,
     }
+    if scored and options.weigh != "pairs":
+        about["weigh"] = options.weigh
+    if options.resolution == "span":
+        about["resolution"] = "span"
     if scored and options.method == "mean-of":
         about |= {"of": list(options.of), "normalise": options.normalise}
     if pruned.finished is not None:
@@ -107,13 +112,17 @@ def _stamp(options: Options, metric: Metric, split: str) -> dict[str, Any]:
         size = f"{options.top_n} edges"
     else:
         size = f"threshold {options.threshold:g}" + (" of the effect" if options.threshold_on == "share" else "")
+    if options.resolution == "span":
+        size += ", of edges at parts of the prompt"
     if options.finish is not None:
         size += f", finished to {options.finish:g} of the effect"
+    both = ", both directions" if metric.swap_rows else ""
+    alike = ", couples alike" if options.weigh == "couples" else ""
     return {
         "ablation": options.ablation,
         "metric": metric.name,
         "direction": "noising",
-        "averaging": f"scores: mean over pairs{', both directions' if metric.swap_rows else ''}; f: ratio of means",
+        "averaging": f"scores: mean over pairs{both}{alike}; f: ratio of means",
         "split": split,
         "size": size,
         "order": "reverse topological, last source first" if searched else ORDERS[options.prune],

@@ -35,7 +35,7 @@ from persona_circuits.circuit.evaluation import (
 )
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
 from persona_circuits.circuit.forward import Ablation
-from persona_circuits.circuit.io import StoredCircuit, circuit_record
+from persona_circuits.circuit.io import StoredCircuit, circuit_record, with_parts
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.page import CircuitPage, circuit_page
 from persona_circuits.circuit.printable import html_table, signed
@@ -43,7 +43,7 @@ from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.pruning import Finished
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 from persona_circuits.circuit.task import Overlap, Task, encode
 
 __all__ = [
@@ -77,7 +77,8 @@ class Discovery:
     ``missed`` a bound on edges outside that matter. ``reused`` is the file of
     scores that were used again, None where they were made here; ``made_of`` is what they follow from.
     ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores; ``sets``
-    the named sets of nodes, without and alone.
+    the named sets of nodes, without and alone. ``at_parts`` says at which parts of the prompt the circuit has its
+    edges, where not at all; ``circuit`` is then of those that it has at any.
     """
 
     circuit: Circuit
@@ -104,6 +105,7 @@ class Discovery:
     made_of: Mapping[str, Any] | None = None
     paths: PathShares | None = None
     sets: NodeSets | None = None
+    at_parts: SpanCircuit | None = None
 
     def __repr__(self) -> str:
         task = self.record["task"]
@@ -208,16 +210,24 @@ def discover(
     1.0
     """
     options, stage = options.checked(), stage or untold_stage
+    if groups and options.resolution == "span":
+        raise OptionError("--groups is of edges at all parts of the prompt; leave it out of --resolution span")
     setting = stages.set_up(model, task, options, stage)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     effect = stages.effect_of(setting, quiet)
-    scored, reused = _scored(setting, scores, state, effect.seconds)
-    pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
+    scored, reused = _scored(setting, scores, state, effect)
+    if scored.at_parts is None:
+        pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
+    else:
+        pruned = stages.prune_at_parts(setting, scored.at_parts, effect.tau)
     pruned = stages.finish_off(setting, pruned, scored.scores, effect.whole, state / FINISH if state else None)
-    measured = stages.measure(setting, scored.scores, pruned.circuit, groups)
+    measured = stages.measure(setting, scored.scores, pruned.at_parts or pruned.circuit, groups)
     controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
     about = description(setting, task, effect, pruned, measured, controls)
+    record = circuit_record(pruned.circuit, scored.scores, about)
+    if pruned.at_parts is not None and scored.at_parts is not None:
+        record = with_parts(record, pruned.at_parts, scored.at_parts)
     return Discovery(
         circuit=pruned.circuit,
         scores=scored.scores,
@@ -226,7 +236,7 @@ def discover(
         acdc_cost=pruned.acdc_cost,
         reports=measured.reports,
         held_out=setting.shared.held_out,
-        record=with_certificate(circuit_record(pruned.circuit, scored.scores, about), certificate),
+        record=with_certificate(record, certificate),
         parts=scored.parts,
         spans=controls.spans,
         null=quiet,
@@ -243,11 +253,12 @@ def discover(
         made_of=keeping.made(setting),
         paths=measured.paths,
         sets=measured.sets,
+        at_parts=pruned.at_parts,
     )
 
 
 def _scored(
-    setting: values.Setting, given: Scores | str | Path | None, folder: Path | None, seconds: float
+    setting: values.Setting, given: Scores | str | Path | None, folder: Path | None, effect: values.Effect
 ) -> tuple[values.Scored, Path | None]:
     """Scores, and the file they are from: those given, those kept by an earlier search like this one, or new ones."""
     if isinstance(given, Scores):
@@ -260,7 +271,7 @@ def _scored(
         return values.Scored(scores), path
     if not again and (found := keeping.scores_near(folder, setting)) is not None:
         return values.Scored(found[0]), found[1]
-    made = stages.score_edges(setting, seconds)
+    made = stages.score_edges(setting, effect.seconds, effect.weights)
     keeping.keep(made.scores, folder, setting)
     return made, None
 
@@ -268,7 +279,7 @@ def _scored(
 def evaluate_on(
     model: Model,
     task: Task,
-    circuit: Circuit,
+    circuit: Circuit | SpanCircuit,
     setting: MeasureOptions | None = None,
     *,
     scores: Scores | None = None,
@@ -300,7 +311,7 @@ def evaluate_on(
 def report_of(
     model: Model,
     part: Task,
-    circuit: Circuit,
+    circuit: Circuit | SpanCircuit,
     setting: MeasureOptions,
     ablation: Ablation | None,
     split: str,

@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import (
     LINEAR,
@@ -36,6 +38,7 @@ from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.tasks import named_ablation, own_rows, rows_of, split_of
 from persona_circuits.circuit.discovery.values import Controls, Effect, Measured, Part, Pruned, Scored, Setting
+from persona_circuits.circuit.discovery.weights import couple_weights, weighed
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import (
     Certificate,
@@ -70,7 +73,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, Stage, about
 from persona_circuits.circuit.pruning import Schedule, acdc, check_n, finish, greedy, learn, threshold, top_n
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, forms_left_out, overlap
 from persona_circuits.metrics import Metric
 
@@ -82,6 +85,7 @@ __all__ = [
     "measure",
     "part_of",
     "prune",
+    "prune_at_parts",
     "report_on",
     "score_edges",
     "set_up",
@@ -97,7 +101,7 @@ MUCH_BYTES = 1 << 30
 def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     """Pairs and options checked against the model, and the ablation's constants, learned once."""
     metric = metric_of(options.metric)
-    if options.top_n is not None:
+    if options.top_n is not None and options.resolution == "edge":
         check_n(options.top_n, model.graph)
     task = task.where(**dict(options.where))
     names = [split_of(task, wanted, usual) for wanted, usual in _wanted_splits(options)]
@@ -107,6 +111,8 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     shared = overlap(*(rows[name] for name in names))
     _warn(task.of_split(names[0]), rows[names[0]])
     groups = batches(own_rows(rows[names[0]], metric), options.batch_size, model.device)
+    if options.resolution == "span":
+        _check_parts(Spans.of(groups), options.top_n, model)
     ablation = named_ablation(options.ablation, model, groups, stage)
     if options.prune in ("acdc", "eap-acdc") or options.finish is not None:
         _check_held(model, groups, ablation)
@@ -115,6 +121,15 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
         for name in rows
     }
     return Setting(model, metric, options, stage, ablation, parts[names[0]], parts[names[1]], shared)
+
+
+def _check_parts(spans: Spans, top_n: int | None, model: Model) -> None:
+    """That the prompts have parts to tell apart, and so many edges at them."""
+    if len(spans.names) < 2:
+        raise TaskError(f"--resolution span needs prompts of several parts, and these have {spans.shown or 'none'}")
+    possible = int(spans.valid(model.graph).sum())
+    if top_n is not None and not 1 <= top_n <= possible:
+        raise OptionError(f"--top-n must be from 1 to {possible:,}, the edges at parts of the prompt, got {top_n}")
 
 
 def _warn(task: Task, rows: Sequence[Row]) -> None:
@@ -185,7 +200,12 @@ def effect_of(setting: Setting, null: NullRun | None = None) -> Effect:
         raise TaskError(f"nothing to find: {signal.shown}: {signal.sentence}; --force searches all the same")
     if not signal.enough:
         logger.warning("before the search: %s", signal.sentence)
-    return Effect(divergence, whole, _tau(setting.options, whole, watch.floor), signal, seconds)
+    weights, scored = None, whole
+    if setting.options.weigh == "couples" and setting.options.prune != "acdc":
+        weights = couple_weights(seen.effects(), setting.train.task.pairs)
+        kept, metric = weighed(setting.train.runs.batches, setting.metric, weights)
+        scored = effects(prepare_each(setting.model, kept, setting.ablation), metric)[1]
+    return Effect(divergence, whole, _tau(setting.options, scored, watch.floor), signal, seconds, weights, scored)
 
 
 def _tau(options: Options, whole: float, rounding: float) -> float | None:
@@ -205,36 +225,45 @@ def _share_of(share: float, whole: float, name: str, rounding: float = 0.0) -> f
     return share * abs(whole)
 
 
-def score_edges(setting: Setting, seconds: float = 0.0) -> Scored:
-    """A score for every edge, by the method of the options; ``seconds`` is what the plain runs took."""
+def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | None = None) -> Scored:
+    """A score for every edge, by the method of the options; ``seconds`` is what the plain runs took.
+
+    With ``weights`` pairs weigh so much in it.
+    """
     model, metric, options = setting.model, setting.metric, setting.options
+    kept = setting.train.runs.batches
+    if weights is not None:
+        kept, metric = weighed(kept, metric, weights)
     if options.prune == "acdc":
         return Scored(None)
     long = about(seconds * _plain_runs(setting)) if seconds >= 1 else ""
     if options.certify is not None:
         own: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
         own |= {"progress": setting.stage(f"{options.method} scores, pair by pair{long}")}
-        pairs = pair_scores(model, setting.train.runs.batches, metric, **own)
+        pairs = pair_scores(model, kept, metric, **own)
         return Scored(pairs.mean(), pairs=pairs)
-    if grids := _grids(setting):
+    if weights is None and (grids := _grids(setting)):
         progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{long}")
         return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
     how: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
     how |= {"progress": setting.stage(f"{options.method} scores{long}")}
     if options.method == "mean-of":
-        return Scored(mean_of([_one_of(setting, name) for name in options.of], options.normalise))
+        return Scored(mean_of([_one_of(setting, name, weights) for name in options.of], options.normalise))
     if options.by_span:
-        parts = score_parts(model, setting.train.runs.batches, metric, by="span", **how)
-        return Scored(parts.total(), parts)
-    kept = setting.train.runs.batches
+        parts = score_parts(model, kept, metric, by="span", **how)
+        if options.resolution == "edge":
+            return Scored(parts.total(), parts)
+        spans = Spans.of(map(bare, setting.train.runs.batches))
+        assert spans.names == parts.names
+        return Scored(parts.total(), parts, at_parts=SpanScores(model.graph, spans, parts.values))
     if options.activations != "float32":  # whose plain runs are short too
         kept = [bare(batch) for batch in kept]
     return Scored(score(model, kept, metric, seed=options.seed, activations=options.activations, **how))
 
 
-def _one_of(setting: Setting, method: str) -> Scores:
+def _one_of(setting: Setting, method: str, weights: np.ndarray | None) -> Scores:
     """The scores of one of several methods, as a search by it alone makes them."""
-    scores = score_edges(replace(setting, options=replace(setting.options, method=method, of=()))).scores
+    scores = score_edges(replace(setting, options=replace(setting.options, method=method, of=())), 0.0, weights).scores
     assert scores is not None
     return scores
 
@@ -266,6 +295,19 @@ def _grids(setting: Setting) -> Sequence[Grid]:
     return grids if passes_of(grids).forwards < len(rows) else ()
 
 
+def prune_at_parts(setting: Setting, scores: SpanScores, tau: float | None) -> Pruned:
+    """From scores by part of the prompt to a circuit whose edges are at some parts."""
+    options, target = setting.options, setting.options.target_faithfulness
+    if target is not None:
+        told = setting.stage("smallest circuit")
+        least = smallest(setting.model, setting.train.runs, setting.metric, scores, target, progress=told)
+        return Pruned.of(least.circuit, least)
+    if options.top_n is not None:
+        return Pruned.of(scores.top_n(options.top_n))
+    assert tau is not None
+    return Pruned.of(scores.threshold(tau))
+
+
 def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Path | None) -> Pruned:
     """From scores, or for ACDC from the model itself, to a circuit."""
     options = setting.options
@@ -276,7 +318,7 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
         assert scores is not None
         how: dict[str, Any] = {"progress": setting.stage("smallest circuit")}
         least = smallest(setting.model, setting.train.runs, setting.metric, scores, options.target_faithfulness, **how)
-        return Pruned(least.circuit, smallest=least)
+        return Pruned.of(least.circuit, least)
     if options.prune in ("top-n", "greedy"):
         assert scores is not None
         assert options.top_n is not None
@@ -305,7 +347,7 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
     if target is None:
         return Pruned(found.circuit)
     least = smallest(*what, found.open, target, progress=setting.stage("smallest circuit by gate"))
-    return Pruned(least.circuit, smallest=least)
+    return Pruned.of(least.circuit, least)
 
 
 def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: float, state: Path | None) -> Pruned:
@@ -340,7 +382,10 @@ def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate |
 
 
 def measure(
-    setting: Setting, scores: Scores | None, circuit: Circuit, groups: Mapping[str, Sequence[str]] | None = None
+    setting: Setting,
+    scores: Scores | None,
+    circuit: Circuit | SpanCircuit,
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Measured:
     """Faithfulness on every part, and what was asked for: nested circuits of the scores, named sets of nodes."""
     reports = tuple(
@@ -359,9 +404,9 @@ def measure(
     return Measured(reports, nested, paths, sets)
 
 
-def _paths(setting: Setting, scores: Scores | None, circuit: Circuit) -> PathShares | None:
-    """The circuit's strongest paths, each alone, on the pairs held out."""
-    if scores is None or not len(circuit.without_dead_ends()):
+def _paths(setting: Setting, scores: Scores | None, circuit: Circuit | SpanCircuit) -> PathShares | None:
+    """The circuit's strongest paths, each alone, on the pairs held out; none where its edges are at parts."""
+    if scores is None or isinstance(circuit, SpanCircuit) or not len(circuit.without_dead_ends()):
         return None
     part = setting.parts[-1]
     told = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
@@ -369,9 +414,11 @@ def _paths(setting: Setting, scores: Scores | None, circuit: Circuit) -> PathSha
     return measured_paths(setting.model, told, setting.metric, circuit, scores, **how)
 
 
-def _sets(setting: Setting, circuit: Circuit, groups: Mapping[str, Sequence[str]] | None) -> NodeSets | None:
+def _sets(
+    setting: Setting, circuit: Circuit | SpanCircuit, groups: Mapping[str, Sequence[str]] | None
+) -> NodeSets | None:
     """Named sets of nodes, without and alone, on the pairs held out."""
-    if not groups:
+    if not groups or isinstance(circuit, SpanCircuit):
         return None
     part, options = setting.parts[-1], setting.options
     told = _told(part.runs, setting.stage(f"named sets on {part.split}"))
@@ -383,7 +430,7 @@ def report_on(
     model: Model,
     part: Part,
     metric: Metric,
-    circuit: Circuit,
+    circuit: Circuit | SpanCircuit,
     scores: Scores | None,
     options: Options | MeasureOptions,
     stage: Stage,
@@ -407,7 +454,7 @@ def control(setting: Setting, scored: Scored, effect: Effect, circuit: Circuit) 
     summed = lost = spans = None
     if scored.scores is not None and options.method == "eap-ig":
         how: dict[str, Any] = {"steps": options.steps, "ablation": options.ablation}
-        summed = completeness_of(scored.scores, groups, effect.whole, **how)
+        summed = completeness_of(scored.scores, groups, effect.scored, **how)
     if options.activations != "float32" and groups:
         more: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
         lost = activation_cost(model, bare(groups[0]), metric, options.activations, **more)

@@ -48,6 +48,8 @@ def summary(discovery: Discovery) -> dict[str, Any]:
 
 def _asked_for(discovery: Discovery) -> dict[str, Any]:
     found: dict[str, Any] = {"null": discovery.null.as_dict()} if discovery.null else {}
+    if discovery.at_parts is not None:
+        found["spans"] = discovery.record["spans"]
     if discovery.smallest is not None:
         found["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
     if discovery.completeness is not None:
@@ -88,11 +90,13 @@ def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
     rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
     if report.complement_with_reads is not None:
         rows.append(_row("and layer 0's reads", report.complement_with_reads))
+    if report.everywhere is not None:
+        rows.append(_row("the same edges at all parts", report.everywhere))
     if report.without_edge is not None:
         rows.append(_row(f"all but {report.edge}", report.without_edge))
     if report.random_mean is not None:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
-        name = f"random, matched ({len(report.random)})"
+        name = f"random, {'matched' if report.matching else 'other heads'} ({len(report.random)})"
         rows.append((name, f"{report.circuit.n_edges:,}", "", f"{report.random_mean:.3f}", spread, "", ""))
     return rows
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from persona_circuits.circuit.attribution import (
     ActivationCost,
     Completeness,
@@ -29,7 +31,7 @@ from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.pruning import Finished
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
 from persona_circuits.circuit.task import Overlap, Row, Task
 from persona_circuits.metrics import Metric
 
@@ -82,7 +84,8 @@ class Setting:
 class Effect:
     """m(clean) - m(corrupt), m(full) - m(empty), and the threshold in the metric's units, None where there is none.
 
-    ``signal`` is whether the pairs hold an effect worth a search, ``seconds`` what the plain runs took.
+    ``signal`` is whether the pairs hold an effect worth a search, ``seconds`` what the plain runs took. ``weights`` are
+    those of the pairs in the scores, where they have any, and ``scored`` is m(full) - m(empty) in what is scored.
     """
 
     divergence: float
@@ -90,6 +93,8 @@ class Effect:
     tau: float | None
     signal: Signal
     seconds: float = 0.0
+    weights: np.ndarray | None = None
+    scored: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,16 +104,28 @@ class Scored:
     scores: Scores | None
     parts: ScoreParts | None = None
     pairs: PairScores | None = None
+    at_parts: SpanScores | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at; the exact finish."""
+    """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at; the exact finish.
+
+    ``at_parts`` says at which parts of the prompt the circuit has its edges, where it does not have them at all.
+    """
 
     circuit: Circuit
     acdc_cost: dict[str, int] | None = None
     smallest: Smallest | None = None
     finished: Finished | None = None
+    at_parts: SpanCircuit | None = None
+
+    @classmethod
+    def of(cls, kept: Circuit | SpanCircuit, least: Smallest | None = None) -> Pruned:
+        """By scores alone."""
+        if isinstance(kept, SpanCircuit):
+            return cls(kept.circuit, smallest=least, at_parts=kept)
+        return cls(kept, smallest=least)
 
 
 @dataclass(frozen=True, eq=False)

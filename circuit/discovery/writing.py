@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.discovery.summary import summary
 from persona_circuits.circuit.drawing import GROUP_LOOKS, draw
+from persona_circuits.circuit.evaluation.span_files import edges_at_parts, write_spans
 from persona_circuits.circuit.io import by_source
 from persona_circuits.circuit.io import circuits as files
 
@@ -37,13 +38,13 @@ def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = N
     parts = {} if found.sets is None else by_source(found.circuit, found.sets.groups)
     if 0 < len(parts) <= len(GROUP_LOOKS):
         how["groups"] = parts
+    if found.at_parts is not None:
+        how["groups"] = edges_at_parts(found.at_parts) or None
     for suffix in ("svg", "png"):
         draw(found.circuit, folder / f"graph.{suffix}", scores=found.scores, strongest=strongest, title=title, **how)
     files.write_json(summary(found), folder / "summary.json")
     if found.parts is not None and found.spans is not None:
-        from persona_circuits.circuit.evaluation.span_files import write_spans
-
-        write_spans(found.parts, found.spans, found.circuit, folder, title=title)
+        write_spans(found.parts, found.spans, found.at_parts or found.circuit, folder, title=title)
     if found.sweep is not None:
         from persona_circuits.circuit.evaluation.curves.sweep_files import write_sweep
 

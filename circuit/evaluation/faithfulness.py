@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from persona_circuits.circuit.evaluation.at_parts import random_at_parts
 from persona_circuits.circuit.evaluation.matched import Matched, matched_circuits
 from persona_circuits.circuit.forward import Prepared, Rounding, measure, tolerance
 from persona_circuits.circuit.graph import Edge
@@ -31,7 +32,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.printable import html_table, signed
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, Interval, is_zero, ratio_interval
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -96,7 +97,8 @@ class FaithfulnessReport:
     m(empty): with persona metrics and the corrupt ablation those of negative D.
     The random circuits are matched, ``matching`` says how. ``complement_with_reads`` keeps what layer 0 reads of
     ``input`` besides; ``without_edge`` is the whole model less the edge ``edge``, the one of ``n_tried`` edges of
-    the circuit whose loss alone changes f most.
+    the circuit whose loss alone changes f most. Of a circuit whose edges are at parts of the prompt ``everywhere`` is
+    the circuit that has the same edges at all parts; its random circuits go through other heads.
     """
 
     metric: str
@@ -120,6 +122,7 @@ class FaithfulnessReport:
     edge: str | None = None
     without_edge: Faithfulness | None = None
     n_tried: int = 0
+    everywhere: Faithfulness | None = None
 
     def __repr__(self) -> str:
         random = "" if self.random_mean is None else f"; random circuits {self.random_mean:.3f}"
@@ -169,14 +172,17 @@ class FaithfulnessReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit file holds them."""
         matching = self.matching.as_dict() if self.matching else None
-        return {**asdict(replace(self, matching=None)), "random": list(self.random), "matching": matching}
+        found = {**asdict(replace(self, matching=None)), "random": list(self.random), "matching": matching}
+        if self.everywhere is None:
+            del found["everywhere"]
+        return found
 
 
 def evaluate(
     model: Model,
     prepared: Callable[[], Iterable[Prepared]],
     metric: Metric,
-    circuit: Circuit,
+    circuit: Circuit | SpanCircuit,
     *,
     split: str,
     n_random: int = 10,
@@ -202,18 +208,26 @@ def evaluate(
     scores
         Of the circuit's edges: those with the largest |score| are tried alone.
     """
-    tried, matched = _alone(circuit, scores), matched_circuits(circuit, n_random, seed=seed)
-    found = _measured(model, prepared, metric, circuit, tried, matched.circuits)
+    matched: Matched | None = None
+    tried: list[Edge] = []
+    others: Sequence[Circuit | SpanCircuit]
+    if isinstance(circuit, SpanCircuit):
+        others = random_at_parts(circuit, n_random, seed=seed)
+    else:
+        tried, matched = _alone(circuit, scores), matched_circuits(circuit, n_random, seed=seed)
+        others = matched.circuits
+    found = _measured(model, prepared, metric, circuit, tried, others)
     span = found.full - found.empty
 
     def faithfulness(values: np.ndarray, size: int) -> Faithfulness:
         return _faithfulness(values, found.full, found.empty, size, seed, clusters, found.rounding)
 
-    random = [faithfulness(m, len(one)).ratio_of_means for m, one in zip(found.random, matched.circuits, strict=True)]
+    sizes = [len(one) for one in others]
+    random = [faithfulness(m, size).ratio_of_means for m, size in zip(found.random, sizes, strict=True)]
     known = [value for value in random if value is not None]
     gap = found.circuit - found.random.mean(axis=0) if known else None
     largest = int(np.abs(found.without.mean(axis=1) - found.full.mean()).argmax()) if tried else None
-    n_rest = model.graph.n_edges - len(circuit)
+    rest, wide = circuit.complement(), _everywhere(circuit)
     return FaithfulnessReport(
         metric=metric.name,
         split=split,
@@ -221,7 +235,7 @@ def evaluate(
         m_full=float(found.full.mean()),
         m_empty=float(found.empty.mean()),
         circuit=faithfulness(found.circuit, len(circuit)),
-        complement=faithfulness(found.complement, n_rest),
+        complement=faithfulness(found.complement, len(rest)),
         random=tuple(known),
         random_mean=float(np.mean(known)) if known else None,
         random_sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
@@ -232,10 +246,11 @@ def evaluate(
         n_reversed=int((span < 0).sum()),
         rounding=found.rounding,
         matching=matched,
-        complement_with_reads=faithfulness(found.with_reads, len(_with_reads(circuit.complement()))),
+        complement_with_reads=faithfulness(found.with_reads, len(_with_reads(rest))),
         edge=None if largest is None else str(tried[largest]),
         without_edge=None if largest is None else faithfulness(found.without[largest], model.graph.n_edges - 1),
         n_tried=len(tried),
+        everywhere=None if wide is None else faithfulness(found.everywhere[0], len(wide)),
     )
 
 
@@ -250,6 +265,7 @@ class _Measured:
     with_reads: Float[np.ndarray, " pair"]
     without: Float[np.ndarray, "edge pair"]
     random: Float[np.ndarray, "circuit pair"]
+    everywhere: Float[np.ndarray, "_ pair"]
     rounding: float
 
 
@@ -257,27 +273,34 @@ def _measured(
     model: Model,
     prepared: Callable[[], Iterable[Prepared]],
     metric: Metric,
-    circuit: Circuit,
+    circuit: Circuit | SpanCircuit,
     tried: Sequence[Edge],
-    random: Sequence[Circuit],
+    random: Sequence[Circuit | SpanCircuit],
 ) -> _Measured:
     """All circuits in one go over the pairs."""
-    graph, rest = model.graph, circuit.complement()
-    fixed = [Circuit.full(graph), Circuit.empty(graph), circuit, rest, _with_reads(rest)]
+    graph, rest, wide = model.graph, circuit.complement(), _everywhere(circuit)
+    full, empty = replace(circuit, mask=circuit.mask | rest.mask), replace(circuit, mask=np.zeros_like(rest.mask))
+    fixed = [full, empty, circuit, rest, _with_reads(rest), *([] if wide is None else [wide])]
     without = [Circuit.of(graph, [edge]).complement() for edge in tried]
-    masks = [one.mask for one in (*fixed, *without, *random)]
+    masks = [one if isinstance(one, SpanCircuit) else one.mask for one in (*fixed, *without, *random)]
     watch = Rounding(model, metric)
     values = pairwise(measure(model, watch.watched(prepared()), masks, metric), metric)
     first = len(fixed) + len(tried)
-    full, empty, own, others, reads = values[: len(fixed)]
-    return _Measured(full, empty, own, others, reads, values[len(fixed) : first], values[first:], watch.floor)
+    m_full, m_empty, own, others, reads = values[:5]
+    more = values[len(fixed) : first], values[first:], values[5 : len(fixed)]
+    return _Measured(m_full, m_empty, own, others, reads, *more, watch.floor)
 
 
-def _with_reads(circuit: Circuit) -> Circuit:
+def _with_reads(circuit: Circuit | SpanCircuit) -> Circuit | SpanCircuit:
     """The circuit and all that layer 0 reads of ``input``."""
-    graph, mask = circuit.graph, circuit.mask.copy()
-    mask[0, : graph.mlp_slot_of(0) + 1] = True
-    return Circuit(graph, mask)
+    mask = circuit.mask.copy()
+    mask[..., 0, : circuit.graph.mlp_slot_of(0) + 1] = True
+    return replace(circuit, mask=mask)
+
+
+def _everywhere(circuit: Circuit | SpanCircuit) -> SpanCircuit | None:
+    """The same edges at all parts of the prompt; None where they are there already."""
+    return SpanCircuit.everywhere(circuit.circuit, circuit.spans) if isinstance(circuit, SpanCircuit) else None
 
 
 def _alone(circuit: Circuit, scores: Scores | None) -> list[Edge]:

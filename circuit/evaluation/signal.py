@@ -168,6 +168,11 @@ class SignalWatch:
                 self._seen.setdefault(index // directions, []).append((gap, share))
             yield item
 
+    def effects(self) -> Float[np.ndarray, " pair"]:
+        """m(clean) - m(corrupt) of every pair of all processes."""
+        seen = ranks.gathered(self._seen)
+        return np.array([np.mean(seen[index], axis=0)[0] for index in sorted(seen)])
+
     def signal(self, clusters: Clusters, *, null: NullRun | None = None, rounding: float = 0.0) -> Signal:
         """Of all processes' pairs, once all batches have gone by."""
         seen = ranks.gathered(self._seen)

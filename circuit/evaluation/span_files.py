@@ -14,9 +14,10 @@ from persona_circuits.circuit.evaluation.dissociation import Specificity
 from persona_circuits.circuit.evaluation.spans import SpanStudy, span_rows
 from persona_circuits.circuit.figures import Chart, heat_map, write_arrays, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 
 __all__ = [
+    "edges_at_parts",
     "edges_by_part",
     "write_spans",
     "write_specificity",
@@ -25,10 +26,13 @@ __all__ = [
 MOST_PARTS = 4  # colours of edges in a picture
 
 
-def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: Path, *, title: str) -> None:
+def write_spans(
+    parts: ScoreParts, study: SpanStudy, circuit: Circuit | SpanCircuit, folder: Path, *, title: str
+) -> None:
     """Write ``spans.safetensors`` (every edge), ``spans.csv`` (kept edges), ``span_layers.csv``, and the pictures.
 
-    ``span-graph`` is the circuit with every edge in the colour of the part of the prompt that gives most of its score.
+    ``span-graph`` is the circuit with every edge in the colour of the part of the prompt that gives most of its score;
+    where edges are kept at some parts alone, ``graph`` shows these.
 
     Raises:
         FileError: the folder is missing or cannot be written.
@@ -36,23 +40,41 @@ def write_spans(parts: ScoreParts, study: SpanStudy, circuit: Circuit, folder: P
     axes = {"spans": parts.names, "axes": {"scores": ["span", "src", "dst"], "entry": ["layer", "span"]}}
     arrays = {"scores": parts.values, "entry": study.entry, "persistence": study.persistence}
     write_arrays(arrays, axes, folder / "spans.safetensors")
-    write_csv(span_rows(parts, circuit.mask), folder / "spans.csv")
+    edges = circuit.circuit if isinstance(circuit, SpanCircuit) else circuit
+    rows = span_rows(parts, edges.mask)
+    if isinstance(circuit, SpanCircuit):
+        places = [circuit.graph.index(row["edge"]) for row in rows]
+        rows = [{**row, "kept at": ", ".join(circuit.spans_of(*at))} for row, at in zip(rows, places, strict=True)]
+    write_csv(rows, folder / "spans.csv")
     write_csv(study.rows(), folder / "span_layers.csv")
     write_figures(span_figures(study), folder, page="spans.html", title=title)
-    how: dict[str, Any] = {"scores": parts.total(), "groups": edges_by_part(parts, circuit), "title": title}
+    how: dict[str, Any] = {"scores": parts.total(), "groups": edges_by_part(parts, edges), "title": title}
     for suffix in ("svg", "png"):
-        draw(circuit, folder / f"span-graph.{suffix}", **how)
+        draw(edges, folder / f"span-graph.{suffix}", **how)
 
 
 def edges_by_part(parts: ScoreParts, circuit: Circuit) -> dict[str, Circuit]:
     """The circuit's edges by the part with the largest ``|score|``: the parts of most edges, the others together."""
     largest = np.where(circuit.mask, np.abs(parts.values).argmax(0), -1)
-    counts = [int((largest == place).sum()) for place in range(len(parts.names))]
-    order = [place for place in sorted(range(len(counts)), key=lambda place: -counts[place]) if counts[place]]
+    return _most(circuit, {name: largest == place for place, name in enumerate(parts.names)})
+
+
+def edges_at_parts(circuit: SpanCircuit) -> dict[str, Circuit]:
+    """The edges by the parts that they are kept at: the sets of parts of most edges, the others together."""
+    codes = np.tensordot(1 << np.arange(len(circuit.mask)), circuit.mask, 1)
+    named = {
+        code: " + ".join(name for i, name in enumerate(circuit.spans.names) if code >> i & 1)
+        for code in np.unique(codes[codes > 0]).tolist()
+    }
+    return _most(circuit.circuit, {name: codes == code for code, name in named.items()})
+
+
+def _most(circuit: Circuit, groups: dict[str, np.ndarray]) -> dict[str, Circuit]:
+    order = sorted((name for name in groups if groups[name].any()), key=lambda name: -int(groups[name].sum()))
     shown = order if len(order) <= MOST_PARTS else order[: MOST_PARTS - 1]
-    found = {parts.names[place]: Circuit(circuit.graph, largest == place) for place in shown}
-    rest = np.isin(largest, order[len(shown) :])
-    return found | ({"other parts": Circuit(circuit.graph, rest)} if rest.any() else {})
+    found = {name: Circuit(circuit.graph, groups[name]) for name in shown}
+    rest = [groups[name] for name in order[len(shown) :]]
+    return found | ({"other parts": Circuit(circuit.graph, np.logical_or.reduce(rest))} if rest else {})
 
 
 def write_specificity(found: Specificity, folder: Path) -> None:

@@ -15,6 +15,7 @@ from persona_circuits.circuit.forward.measuring import measure, measure_rows
 from persona_circuits.circuit.forward.nodes import patched_nodes, patched_stream, per_pass, portions
 from persona_circuits.circuit.forward.patched import masks_per_pass, patched_logits
 from persona_circuits.circuit.forward.plain import (
+    Held,
     Prefix,
     Run,
     Written,
@@ -45,6 +46,7 @@ __all__ = [
     "ABLATIONS",
     "CONSTANT",
     "Ablation",
+    "Held",
     "KeptRuns",
     "Prefix",
     "Prepared",

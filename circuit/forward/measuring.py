@@ -13,6 +13,7 @@ from persona_circuits.circuit.forward.patched import logits_of, masks_per_pass
 from persona_circuits.circuit.forward.prepared import Prepared
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.subgraph import SpanCircuit
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
 def measure(
     model: Model,
     prepared: Iterable[Prepared],
-    masks: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray | SpanCircuit],
     metric: Metric,
     *,
     max_bytes: int | None = None,
@@ -36,7 +37,7 @@ def measure(
     prepared
         This process's batches; each is used once, so a generator keeps only one of them in memory.
     masks
-        Kept edges of each circuit, bool ``[n_src, n_dst]``.
+        Kept edges of each circuit, bool ``[n_src, n_dst]``; or circuits of edges at parts of the prompt.
     max_bytes
         Bound on the node contributions held at a time; circuits that share a pass are
         as many as fit. By default 64 MiB on a CPU and 1 GiB elsewhere.
@@ -64,7 +65,7 @@ def measure(
 def measure_rows(
     model: Model,
     prepared: Iterable[Prepared],
-    masks: Sequence[np.ndarray],
+    masks: Sequence[np.ndarray | SpanCircuit],
     metric: Metric,
     *,
     max_bytes: int | None = None,
@@ -83,7 +84,7 @@ def measure_rows(
     return columns
 
 
-def _chunks(masks: Sequence[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+def _chunks(masks: Sequence[np.ndarray | SpanCircuit], size: int) -> Iterator[list[np.ndarray | SpanCircuit]]:
     items = iter(masks)
     while chunk := list(islice(items, size)):
         yield chunk

@@ -10,7 +10,8 @@ or, where fewer edges are kept than cut, the same from the other side
 
 so the full circuit gives the clean logits and the empty circuit those of the ablated
 values alone, with the corrupt prompts' values the corrupt logits.
-Many circuits run in one pass. Layers before the first cut edge and positions before the first
+Many circuits run in one pass. A circuit may keep an edge at some parts of the prompt and not at others: at the places
+of a part the sums are over the edges kept or cut there. Layers before the first cut edge and positions before the first
 difference are those of the clean run and are not run again; what no circuit gives
 anything to read is not run, nor what lies behind the last layer's keys and values but the answer.
 """
@@ -28,6 +29,7 @@ from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.forward.prepared import Prepared, is_out_of_memory, logger
 from persona_circuits.circuit.graph import SLOTS, Slot
 from persona_circuits.circuit.model import Block, Model
+from persona_circuits.circuit.subgraph import SpanCircuit
 
 __all__ = [
     "MASK_BYTES",
@@ -44,7 +46,7 @@ CPU_MASK_BYTES = 1 << 26
 
 
 def patched_logits(
-    model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]
+    model: Model, item: Prepared, kept: Bool[Tensor, "mask *part src dst"]
 ) -> Float[Tensor, "mask batch vocab"]:
     """Logits of the answer where slot d reads x_d = sum of (s->d kept ? current_s : ablated_s), and biases.
 
@@ -55,7 +57,8 @@ def patched_logits(
     item
         Of ``prepare``: a batch with its plain runs and what cut edges carry.
     kept
-        Bool ``[mask, src, dst]``, the kept edges of one circuit a mask; they share a pass.
+        Bool ``[mask, src, dst]``, the kept edges of one circuit a mask; they share a pass. Or ``[mask, part, src,
+        dst]``: those kept at the places of each of the batch's ``span_names``.
 
     Returns
     -------
@@ -78,10 +81,14 @@ def patched_logits(
         return model.answer(walk.output(), item.clean.context.forms)
 
 
-def logits_of(model: Model, item: Prepared, masks: Sequence[np.ndarray]) -> Iterator[Float[Tensor, "batch vocab"]]:
+def logits_of(
+    model: Model, item: Prepared, masks: Sequence[np.ndarray | SpanCircuit]
+) -> Iterator[Float[Tensor, "batch vocab"]]:
     """Per circuit; fewer at a time where the device's memory runs out."""
+    names = item.batch.span_names
+    own = [mask.at(names) if isinstance(mask, SpanCircuit) else mask for mask in masks]
     try:
-        found = patched_logits(model, item, torch.from_numpy(np.stack(masks)))
+        found = patched_logits(model, item, torch.from_numpy(np.stack(np.broadcast_arrays(*own))))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -102,45 +109,98 @@ def logits_of(model: Model, item: Prepared, masks: Sequence[np.ndarray]) -> Iter
         yield from logits_of(model, item, part)
 
 
+class _Parts:
+    """The places of a patched pass in the order of the parts of the prompt that they belong to.
+
+    ``cells[i]`` are those of part i among a stream's cells so ordered; places of no part come first.
+    """
+
+    def __init__(self, item: Prepared, places: slice, n_parts: int | None) -> None:
+        self.order: Int[Tensor, " place"] | None = None
+        self.cells: list[tuple[int | None, slice]] = [(0, slice(None))]
+        if n_parts is None:
+            return
+        assert item.batch.spans is not None, "batches number the parts of their prompts"
+        part, width = item.batch.spans[:, places].flatten().cpu(), item.clean.streams[0].shape[-1]
+        order = part.argsort(stable=True)
+        ends = np.cumsum([int((part == i).sum()) for i in range(-1, n_parts)]) * width
+        starts = [0, *ends[:-1].tolist()]
+        self.cells = [
+            (None if i == 0 else i - 1, slice(start, end))
+            for i, (start, end) in enumerate(zip(starts, ends.tolist(), strict=True))
+            if end > start
+        ]
+        if not bool((part.diff() >= 0).all()):
+            self.order = order.to(item.clean.streams[0].device)
+
+    def ordered(self, rows: Float[Tensor, "*row cell"], width: int) -> Float[Tensor, "*row cell"]:
+        """Streams whose places are moved together."""
+        return rows if self.order is None else rows.unflatten(-1, (-1, width))[..., self.order, :].flatten(-2)
+
+    def as_they_were(self, rows: Float[Tensor, "*row cell"], width: int) -> Float[Tensor, "*row cell"]:
+        """The other way round."""
+        if self.order is None:
+            return rows
+        return rows.unflatten(-1, (-1, width))[..., self.order.argsort(), :].flatten(-2)
+
+
 class _Differences:
     """Ablated minus current of every source so far, at the places that a patched pass runs.
 
     Sources before the first layer that any circuit changes are the same under all, and are computed when they
     are asked for; those behind are each circuit's own, ``[mask, 1 + src, cell]``, below the stream that they change.
+    The first ``moved`` of these rows have their places in the order of ``parts``.
     """
 
-    def __init__(self, item: Prepared, places: slice, n_shared: int, own: Float[Tensor, "mask row cell"]) -> None:
-        self.item, self.places, self.n_shared, self.own = item, places, n_shared, own
+    def __init__(
+        self, item: Prepared, places: slice, n_shared: int, own: Float[Tensor, "mask row cell"], n_parts: int | None
+    ) -> None:
+        self.item, self.places, self.n_shared, self.own, self.n_parts = item, places, n_shared, own, n_parts
         self.shape = item.clean.streams[0][:, places].shape
+        self.parts, self.moved = _Parts(item, places, n_parts), 1
         self._every: Tensor | None = None
 
     def added_to(
-        self, base: Float[Tensor, "_ batch pos d_model"], chosen: Bool[Tensor, "mask src slot"], sign: int
+        self,
+        base: Float[Tensor, "_ batch pos d_model"],
+        chosen: Bool[Tensor, "mask part src slot"],
+        sign: int,
     ) -> Float[Tensor, "mask slot batch pos d_model"]:
         """A stream and, with this sign, the sum over the chosen edges; sources that no edge chooses are left out.
 
         ``chosen`` is on the CPU, so that what depends on it waits for no device.
         """
-        weights = sign * chosen.transpose(1, 2).to(self.own.dtype)
-        (masks, slots, n), n_shared = weights.shape, self.n_shared
-        used = chosen.any(dim=2).any(dim=0)
-        self.own[:, 0] = base.flatten(1)
-        weights_own = torch.cat([weights.new_ones(masks, slots, 1), weights[..., n_shared:]], 2)
-        own = self.own[:, : weights_own.shape[2]]
+        weights = sign * chosen.transpose(2, 3).to(self.own.dtype)
+        (masks, n_parts, slots, n), n_shared = weights.shape, self.n_shared
+        used = chosen.any(dim=3).any(dim=1).any(dim=0)
+        self._move(1 + n - n_shared)
+        self.own[:, 0] = self.parts.ordered(base.flatten(1), self.shape[-1])
+        weights_own = torch.cat([weights.new_ones(masks, n_parts, slots, 1), weights[..., n_shared:]], 3)
+        own = self.own[:, : weights_own.shape[3]]
         if 3 * int(used[n_shared:].sum()) <= n - n_shared:  # choosing the used ones copies them
             rows = torch.cat([used.new_ones(1), used[n_shared:]]).nonzero()[:, 0]
             weights_own, own = weights_own[..., rows], own[:, rows]
-        width = ROWS_AT_A_TIME if own.device.type == "cpu" else own.shape[1]
-        parts = list(zip(weights_own.to(own.device).split(width, 2), own.split(width, 1), strict=True))
+        shared: Tensor | None = None
+        weights_shared = weights[..., :0]
         if bool(used[:n_shared].any()):
             which, shared = self._shared(used[:n_shared])
-            total = weights[..., which].reshape(masks * slots, -1).to(own.device) @ shared
-            total = total.view(masks, slots, -1)
-        else:
-            total = torch.bmm(*parts.pop(0))
-        for part in parts:
-            total.baddbmm_(*part)
-        return total.view(masks, slots, *self.shape)
+            weights_shared = weights[..., which].to(own.device)
+        weights_own, found = weights_own.to(own.device), []
+        for part, cells in self.parts.cells:
+            if part is None:
+                found.append(own[:, :1, cells].expand(-1, slots, -1))
+                continue
+            some = None if shared is None else (weights_shared[:, part], shared[:, cells])
+            found.append(_summed(weights_own[:, part], own[:, :, cells], some))
+        total = found[0] if len(found) == 1 else torch.cat(found, 2)
+        return self.parts.as_they_were(total, self.shape[-1]).view(masks, slots, *self.shape)
+
+    def _move(self, n_rows: int) -> None:
+        """Rows that were written since are brought into the order of the parts, each once."""
+        if self.parts.order is not None and n_rows > self.moved:
+            new = self.own[:, self.moved : n_rows]
+            new.copy_(self.parts.ordered(new, self.shape[-1]))
+            self.moved = n_rows
 
     def _shared(self, used: Bool[Tensor, " src"]) -> tuple[slice | Int[Tensor, " some"], Float[Tensor, "some cell"]]:
         """The shared sources that are used, or all where those are many, and their differences."""
@@ -153,9 +213,11 @@ class _Differences:
 
     def _of(self, which: Int[Tensor, " some"] | slice) -> Float[Tensor, "some cell"]:
         if self.item.differences is not None:
-            return self.item.differences[:, :, -self.shape[1] :][which].flatten(1)
-        ablated, clean = self.item.ablated.contributions, self.item.clean.contributions
-        return (ablated[:, :, self.places][which] - clean[:, :, self.places][which]).flatten(1)
+            found = self.item.differences[:, :, -self.shape[1] :][which]
+        else:
+            ablated, clean = self.item.ablated.contributions, self.item.clean.contributions
+            found = ablated[:, :, self.places][which] - clean[:, :, self.places][which]
+        return self.parts.ordered(found.flatten(1), self.shape[-1])
 
     def room(self, sources: slice) -> Float[Tensor, "mask src batch pos d_model"]:
         """Where sources of the layer that runs are written."""
@@ -167,8 +229,27 @@ class _Differences:
         masks, n_rows, _ = self.own.shape
         (batch, _, d_model), n_read = self.shape, self.item.clean.context.n_read
         own = self.own.new_empty(masks, 1 + n_src - self.n_shared, batch * n_read * d_model)
-        own[:, 1:n_rows] = self.own[:, 1:].unflatten(-1, self.shape)[:, :, :, -n_read:].flatten(2)
-        return _Differences(self.item, slice(-n_read, None), self.n_shared, own)
+        self._move(n_rows)
+        written = self.parts.as_they_were(self.own[:, 1:], d_model)
+        own[:, 1:n_rows] = written.unflatten(-1, self.shape)[:, :, :, -n_read:].flatten(2)
+        return _Differences(self.item, slice(-n_read, None), self.n_shared, own, self.n_parts)
+
+
+def _summed(
+    weights: Float[Tensor, "mask slot row"],
+    rows: Float[Tensor, "mask row cell"],
+    shared: tuple[Float[Tensor, "mask slot some"], Float[Tensor, "some cell"]] | None,
+) -> Float[Tensor, "mask slot cell"]:
+    """Weighted sums of rows, each circuit's own, and of some that all have."""
+    width = ROWS_AT_A_TIME if rows.device.type == "cpu" else rows.shape[1]
+    parts = list(zip(weights.split(width, 2), rows.split(width, 1), strict=True))
+    if shared is None:
+        total = torch.bmm(*parts.pop(0))
+    else:
+        total = (shared[0].flatten(0, 1) @ shared[1]).unflatten(0, weights.shape[:2])
+    for part in parts:
+        total.baddbmm_(*part)
+    return total
 
 
 class _Walk:
@@ -178,13 +259,15 @@ class _Walk:
     nothing is run. Behind the last layer's keys and values only the last position is run, as nothing reads the others.
     """
 
-    def __init__(self, model: Model, item: Prepared, kept: Bool[Tensor, "mask src dst"]) -> None:
+    def __init__(self, model: Model, item: Prepared, kept: Bool[Tensor, "mask *part src dst"]) -> None:
         graph = model.graph
         # What is to be done is decided on the CPU, so that no device is waited for.
         valid, kept = torch.from_numpy(graph.valid.copy()), kept.cpu()
+        n_parts = kept.shape[1] if kept.ndim == 4 else None
+        kept = kept if kept.ndim == 4 else kept[:, None]
         self.graph, self.item = graph, item
         self.kept, self.cut = kept & valid, ~kept & valid
-        self.n_kept, self.n_cut = (edges.sum((0, 1)) for edges in (self.kept, self.cut))
+        self.n_kept, self.n_cut = (edges.sum((0, 1, 2)) for edges in (self.kept, self.cut))
         self.n_masks = len(kept)
         cut_slots = self.n_cut.nonzero()
         self.first_layer = graph.slot_layer(int(cut_slots[0])) if len(cut_slots) else graph.n_layers
@@ -196,7 +279,7 @@ class _Walk:
             n_shared = 0
         n_own = max(0, graph.heads_of(graph.n_layers - 1).start - n_shared)
         own = model.room(self.n_masks, 1 + n_own, start.numel())
-        self.differences = _Differences(item, self.places, n_shared, own)
+        self.differences = _Differences(item, self.places, n_shared, own, n_parts)
         if self.first_layer == 0:
             change = item.ablated.contributions[0] - item.clean.contributions[0]
             self.differences.room(slice(0, 1))[:] = change[:, self.places]
@@ -305,10 +388,11 @@ class _Walk:
         n, n_kept, n_cut = self.graph.n_reaching(slots[0]), self.n_kept[slots].sum(), self.n_cut[slots].sum()
         if not n_cut:
             return None
-        mostly_cut = self.kept[:, :n, slots].sum(1) < self.cut[:, :n, slots].sum(1)
+        kept, cut = self.kept[:, :, :n, slots], self.cut[:, :, :n, slots]
+        mostly_cut = kept.sum(2) < cut.sum(2)
         if n_kept < n_cut or (self.item.ablated.idle is not None and bool(mostly_cut.any())):
-            return self.differences.added_to(ablated[None, :, self.places], self.kept[:, :n, slots], -1)
-        return self.differences.added_to(resid, self.cut[:, :n, slots], 1)
+            return self.differences.added_to(ablated[None, :, self.places], kept, -1)
+        return self.differences.added_to(resid, cut, 1)
 
     def _write_heads(self, block: Block, heads: slice, z: Float[Tensor, "rows pos head d_head"]) -> None:
         if self.n_masks == 1:

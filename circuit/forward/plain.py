@@ -16,6 +16,7 @@ from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Targets
 
 __all__ = [
+    "Held",
     "Prefix",
     "Run",
     "Written",
@@ -116,6 +117,18 @@ class Run:
         return replace(self, streams=streams, mids=mids, qkv=qkv, logits=self.logits.detach())
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A component, by its first source, that writes so much more than it does, whatever it reads."""
+
+    source: int
+    change: Float[Tensor, "batch pos d_model"]
+
+    def __call__(self, wrote: Float[Tensor, "batch late d_model"]) -> Float[Tensor, "batch late d_model"]:
+        """What it writes, at the places that are run; what it reads has a gradient, which is zero."""
+        return wrote.detach() + self.change[:, -wrote.shape[1] :] + 0.0 * (wrote - wrote.detach())
+
+
 def run(
     model: Model,
     embedded: Float[Tensor, "batch pos d_model"],
@@ -124,6 +137,7 @@ def run(
     contributions: bool = True,
     answer_only: bool = False,
     before: Prefix | None = None,
+    held: Held | None = None,
 ) -> Run:
     """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is.
 
@@ -131,6 +145,7 @@ def run(
     last layer's keys and values is run at the position of the answer alone (or those), since nothing reads it
     elsewhere: the last layer's queries, the last of ``streams``, of ``mids`` and of what was written then have no
     other, and there are no contributions.
+    With ``held`` one component writes something else, and hands no gradient back.
     With ``before`` the stream is that behind these positions, and the context that of all of them.
     """
     assert not (contributions and answer_only), "contributions have all positions"
@@ -145,10 +160,15 @@ def run(
         k, v = (block.project(slot, normed) for slot in SLOTS[1:])
         z = block.attention(q, k, v, context, None if before is None else before.layers[block.layer])
         zs.append(z.detach())
-        after = resid + block.attn_out(z)
+        wrote = block.attn_out(z)
+        if held is not None and held.source == model.graph.heads_of(block.layer).start:
+            wrote = held(wrote)
+        after = resid + wrote
         # A view is a tensor of its own to autograd: its gradient is the MLP's path alone, without the skip.
         mid = resid.view_as(resid) if block.parallel else after.view_as(after)
         mlp = block.mlp(mid)
+        if held is not None and held.source == model.graph.mlp_of(block.layer):
+            mlp = held(mlp)
         mids.append(mid)
         qkv.append((q, k, v))
         mlps.append(mlp.detach())
@@ -225,4 +245,4 @@ def run_corrupt(model: Model, batch: Batch) -> Run:
 
 def targets_of(batch: Batch, reference: Float[Tensor, "batch vocab"]) -> Targets:
     """The batch's answers, with the whole model's logits on the clean prompts as reference."""
-    return Targets(batch.answers, batch.wrong_answers, reference.detach())
+    return Targets(batch.answers, batch.wrong_answers, reference.detach(), batch.weights)

@@ -35,7 +35,7 @@ from persona_circuits.circuit.storage import (
     write_bytes,
     write_json,
 )
-from persona_circuits.circuit.subgraph import Circuit, to_networkx
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores, to_networkx
 
 __all__ = [
     "StoredCircuit",
@@ -45,6 +45,7 @@ __all__ = [
     "read_circuit",
     "read_scores",
     "schema_faults",
+    "with_parts",
     "write_circuit",
     "write_eap_ig",
     "write_graphml",
@@ -80,6 +81,18 @@ class StoredCircuit:
                 return Circuit.of(self.circuit.graph, (item["edge"] for item in marked if item[key] == faint))
         return None
 
+    @property
+    def at_parts(self) -> SpanCircuit | None:
+        """At which parts of the prompt the edges are kept, where not at all."""
+        if self.record is None or "spans" not in self.record:
+            return None
+        return _at_parts(self.record, self.circuit.graph)
+
+    @property
+    def kept(self) -> Circuit | SpanCircuit:
+        """What is to be measured: the circuit, its edges at their parts where they have any."""
+        return self.at_parts or self.circuit
+
     def model_name(self) -> str | None:
         """The model that the file says the circuit is of."""
         return self.record["model"]["name"] if self.record else None
@@ -97,6 +110,17 @@ def circuit_record(circuit: Circuit, scores: Scores | None, about: Mapping[str, 
         "graph_edges": circuit.graph.n_edges,
     }
     return {"format": FORMAT, "version": 1, **about, "counts": counts, "nodes": nodes, "edges": edges}
+
+
+def with_parts(record: dict[str, Any], circuit: SpanCircuit, scores: SpanScores) -> dict[str, Any]:
+    """The record with the parts of the prompt at which every edge is kept, and its score there."""
+    edges = []
+    for item in record["edges"]:
+        place = circuit.graph.index(item["edge"])
+        here = circuit.spans_of(*place)
+        own = {name: float(scores.values[(scores.spans.names.index(name), *place)]) for name in here}
+        edges.append({**item, "spans": own})
+    return {**record, "edges": edges, "spans": circuit.as_dict()}
 
 
 def read_circuit(path: str | Path) -> StoredCircuit:
@@ -296,6 +320,7 @@ def _record_faults(content: Any, graph: Graph | None) -> list[str]:
     circuit = Circuit.of(own, edges)
     if content["nodes"] != [str(node) for node in circuit.nodes()]:
         faults.append("nodes: not the ends of the edges in topological order")
+    faults += _part_faults(content, own)
     if (stability := content.get("stability")) is not None:
         for part in ("core", "fringe"):
             marked = sum(item.get("part") == part for item in content["edges"])
@@ -313,6 +338,45 @@ def _record_faults(content: Any, graph: Graph | None) -> list[str]:
         if content["counts"][key] != value
     ]
     return faults
+
+
+def _at_parts(record: Mapping[str, Any], graph: Graph) -> SpanCircuit:
+    about = record["spans"]
+    names = tuple(about["names"])
+    spans = Spans(
+        names,
+        tuple(tuple(name in row for name in names) for row in about["sees"]),
+        tuple(name in about["read"] for name in names),
+    )
+    mask = np.zeros((len(names), *graph.valid.shape), dtype=bool)
+    for item in record["edges"]:
+        for name in item["spans"]:
+            mask[(names.index(name), *graph.index(item["edge"]))] = True
+    return SpanCircuit(graph, spans, mask)
+
+
+def _part_faults(content: Mapping[str, Any], graph: Graph) -> list[str]:
+    about, edges = content.get("spans"), content["edges"]
+    if about is None:
+        named = [item["edge"] for item in edges if "spans" in item]
+        return [f"spans: missing, and {named[0]} is kept at some"] if named else []
+    names = set(about["names"])
+    faults = [f"edges[{i}].spans: missing" for i, item in enumerate(edges) if "spans" not in item]
+    for i, item in enumerate(edges):
+        faults += [f"edges[{i}].spans: {name!r} is not one of spans.names" for name in {*item.get("spans", ())} - names]
+    if (
+        len(about["sees"]) != len(names)
+        or not {*about["read"], *(one for row in about["sees"] for one in row)} <= names
+    ):
+        faults.append("spans: sees and read must be of the parts that names lists")
+    if faults:
+        return faults
+    try:
+        circuit = _at_parts(content, graph)
+    except GraphError as error:
+        return [f"spans: {error}"]
+    counts = {key: circuit.as_dict()[key] for key in ("edges", "graph_edges")}
+    return [f"spans.{key}: {about[key]}, expected {value}" for key, value in counts.items() if about[key] != value]
 
 
 def _eap_ig_faults(content: dict[str, Any]) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from persona_circuits.circuit.errors import FileError, PersonaCircuitsError, listed
-from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import StoredCircuit, read_circuit, read_scores, schema_faults
 from persona_circuits.circuit.page.answer import answer_of
 from persona_circuits.circuit.page.stops import curve_of, nested
@@ -81,7 +80,7 @@ def run_data(folder: str | Path, *, name: str | None = None) -> dict[str, Any]:
     found = record_run(
         stored, scores, name=name or place.name, sweep=sweep, summary=_json(place / "summary.json") or {}
     )
-    _add_spans(found, place / "spans.safetensors", stored.circuit.graph)
+    _add_spans(found, place / "spans.safetensors", stored)
     return found | {"pairs": _pairs(stored.record), "files": list(_files(place))}
 
 
@@ -160,20 +159,27 @@ def _shorter(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _add_spans(found: dict[str, Any], path: Path, graph: Graph) -> None:
-    """Of every edge the part of the prompt that gives most of its score, where the run has scores by part."""
+def _add_spans(found: dict[str, Any], path: Path, stored: StoredCircuit) -> None:
+    """Of every edge the part of the prompt that gives most of its score, where the run has scores by part.
+
+    Where the circuit has its edges at some parts, it is the one of these.
+    """
     if not path.is_file():
         return
+    graph, at_parts = stored.circuit.graph, stored.at_parts
     kind = Kind("file of scores by part", expected="a spans.safetensors of discover --by-span")
     read = read_tensors(path, kind, only=("scores", "entry", "persistence"))
     names = json_of(read.metadata.get("about", "{}"), path, kind).get("spans", [])
     values = read.arrays.get("scores")
     if values is None or values.shape[1:] != graph.valid.shape or len(names) != len(values):
         raise kind.faulty(path, "cannot be used (its scores are of another graph, or have no names)")
-    found["spans"] = list(names)
+    found["spans"], kept = list(names), None if at_parts is None else at_parts.at(names)
     for item in found["edges"]:
-        at = values[(slice(None), *graph.index(item["edge"]))]
-        item["span"] = int(np.abs(at).argmax())
+        place = (slice(None), *graph.index(item["edge"]))
+        here = np.abs(values[place])
+        if kept is not None and kept[place].any():
+            here = np.where(kept[place], here, -1.0)
+        item["span"] = int(here.argmax())
     layers = {key: read.arrays[key].tolist() for key in ("entry", "persistence") if key in read.arrays}
     found["span_layers"] = layers
 

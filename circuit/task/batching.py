@@ -32,7 +32,7 @@ class Batch:
     what of the other prompt stands against each place of the clean one; None where
     every place stands against itself. ``spans`` numbers the part that a place of the
     clean prompt belongs to, an index of ``span_names``; padding is -1. ``ids`` are the pairs'. ``forms``
-    are there where the rows' options are sets of them.
+    are there where the rows' options are sets of them, ``weights`` where rows are weighed.
     """
 
     indices: tuple[int, ...]
@@ -50,6 +50,7 @@ class Batch:
     span_names: tuple[str, ...] = ()
     ids: tuple[str, ...] = ()
     forms: FormTable | None = None
+    weights: Float[Tensor, " batch"] | None = None
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -33,6 +33,7 @@ def test_every_model_has_a_row_for_every_method(table):
         for method in (
             "eap",
             "eap-ig",
+            "eap-ig-activations",
             "clean-corrupted",
             "ceap",
             "relp",

@@ -9,6 +9,7 @@ from conftest import DATA
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.attribution import eap, random_scores
+from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import FileError, ModelError, OptionError
 from persona_circuits.circuit.evaluation.curves import SHARES, NodeScores, area, curve_report
 from persona_circuits.circuit.forward import prepare
@@ -142,6 +143,20 @@ def test_a_submission_gives_the_curve_of_the_scores_it_was_made_of(tmp_path, tin
     assert importances.cpr == own.cpr
     assert given.cpr == own.cpr
     assert [point.n_edges for point in given.points] == [point.n_edges for point in own.points]
+
+
+@pytest.mark.parametrize("method", ["eap-ig-activations", "atp-star", "clean-corrupted", "ceap", "mean-of"])
+def test_every_method_s_scores_go_out_and_come_back(method, tmp_path, tiny, tiny_task):
+    own = {"of": ("eap", "gim")} if method == "mean-of" else {}
+    options = Options(method=method, steps=1, prune="top-n", top_n=200, n_random=0, batch_size=8, **own)
+    found = discover(tiny, tiny_task, options)
+    found.write(tmp_path / "run")
+    done = CliRunner().invoke(app, ["export", str(tmp_path / "run"), "--to", "mib", "--out", str(tmp_path / "x_tiny")])
+    assert done.exit_code == 0, done.output
+    content = json.loads((tmp_path / "x_tiny" / "importances.json").read_text())["edges"]
+    strongest = max(found.scores.as_dict().items(), key=lambda item: abs(item[1]))
+    assert content[strongest[0]]["score"] == pytest.approx(-strongest[1], rel=1e-6)
+    np.testing.assert_allclose(read_submission(tmp_path / "x_tiny").values, found.scores.values, rtol=1e-6, atol=1e-9)
 
 
 def test_a_submission_with_neurons_or_without_importances_is_refused(tmp_path):

@@ -13,13 +13,14 @@ from persona_circuits.circuit.attribution import (
     eap,
     eap_by_definition,
     eap_ig,
+    eap_ig_activations,
     mean_of,
     score_parts,
 )
 from persona_circuits.circuit.attribution.eap import _read_apart
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import make_ablation, prepare, targets_of
+from persona_circuits.circuit.forward import make_ablation, patched_nodes, prepare, targets_of
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import read_circuit
 from persona_circuits.circuit.scores import Scores
@@ -141,3 +142,86 @@ def test_over_both_directions_of_a_persona_metric_clean_corrupted_is_eap(tiny64,
     np.testing.assert_allclose(
         clean_corrupted(tiny64, both, metric).values, eap(tiny64, both, metric).values, atol=1e-9
     )
+
+
+def read_apart(model, stream, context, held, value):
+    """What every slot reads, each a copy, and the logits; the component ``held`` writes ``value`` whatever it reads."""
+    inputs = []
+
+    def read(x):
+        inputs.append(x.clone())
+        return inputs[-1]
+
+    for block in model.blocks:
+        heads = [
+            torch.stack(
+                [block.project(slot, block.attn_norm(read(stream)))[:, :, h] for h in range(model.graph.n_heads)], 2
+            )
+            for slot in "qkv"
+        ]
+        wrote = block.attn_out(block.attention(*heads, context))
+        after = stream + (value if held == ("attention", block.layer) else wrote)
+        mlp = block.mlp(read(after))
+        stream = after + (value if held == ("mlp", block.layer) else mlp)
+    return inputs, model.answer(read(stream), None)
+
+
+def apart(model, batch, steps, rule):
+    """EAP-IG-activations written out, in plain autograd; (sources, what a component writes in each run)."""
+    graph, total = model.graph, np.zeros(model.graph.valid.shape)
+    context = model.start(batch.clean)[1]
+    clean, logits, _ = _read_apart(model, *model.start(batch.clean))
+    corrupt, _, _ = _read_apart(model, *model.start(batch.corrupt))
+    points = [(k + (0.5 if rule == "midpoint" else 1)) / steps for k in range(steps)]
+    bias = [block.bridge.attn.o.bias.detach() for block in model.blocks]
+    components = {("input", 0): [0]}
+    for layer in range(graph.n_layers):
+        heads = graph.heads_of(layer)
+        components |= {("attention", layer): [*range(heads.start, heads.stop)], ("mlp", layer): [graph.mlp_of(layer)]}
+    for held, sources in components.items():
+        for point in points:
+            value = (point * clean[sources] + (1 - point) * corrupt[sources]).sum(0)
+            value = value + (bias[held[1]] if held[0] == "attention" else 0)
+            stream = (value if held[0] == "input" else clean[0]).detach().requires_grad_()
+            inputs, found = read_apart(model, stream, context, held, value)
+            slopes = torch.autograd.grad(DIFF(found, targets_of(batch, logits)).sum(), inputs, allow_unused=True)
+            for slot, slope in enumerate(slopes):
+                own = [s for s in (sources if rule == "midpoint" else range(graph.n_src)) if graph.valid[s, slot]]
+                if slope is None or not own:
+                    continue
+                shares = steps * (1 if rule == "midpoint" else len(components))
+                total[own, slot] += torch.einsum("sbpd,bpd->s", (corrupt - clean)[own], slope).numpy() / shares
+    return total
+
+
+@pytest.mark.parametrize("rule", ["midpoint", "authors"])
+def test_integrals_over_activations_are_their_definition(rule, tiny64, rows):
+    expected = sum(apart(tiny64, batch, 2, rule) for batch in rows) / 3
+    for given in (rows, [prepare(tiny64, batch) for batch in rows]):
+        found = eap_ig_activations(tiny64, given, DIFF, steps=2, rule=rule).values
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+    parts = score_parts(tiny64, rows, DIFF, by="span", method="eap-ig-activations", steps=2, rule=rule)
+    np.testing.assert_allclose(parts.total().values, expected, atol=1e-10)
+
+
+def test_edges_that_leave_a_component_sum_to_what_ablating_its_output_does(tiny64, rows):
+    graph = tiny64.graph
+    found = eap_ig_activations(tiny64, rows, DIFF, steps=24).values
+    for some in (slice(0, 1), graph.heads_of(0), slice(graph.mlp_of(0), graph.mlp_of(0) + 1), graph.heads_of(2)):
+        effect = 0.0
+        for batch in rows:
+            item = prepare(tiny64, batch)
+            chosen = torch.zeros(1, graph.n_src, dtype=torch.bool)
+            chosen[:, some] = True
+            logits = patched_nodes(tiny64, item, chosen, torch.ones(1, *batch.clean.shape, dtype=torch.bool))[0]
+            effect += float((DIFF(logits, item.targets) - DIFF(item.clean.logits, item.targets)).sum()) / 3
+        assert found[some].sum() == pytest.approx(effect, rel=1e-2, abs=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_integrals_over_activations_go_to_any_ablation(ablation, tiny64, rows):
+    made = make_ablation(ablation, tiny64, rows)
+    found = eap_ig_activations(tiny64, rows, DIFF, steps=2, ablation=made).values
+    prepared = [prepare(tiny64, batch, made) for batch in rows]
+    np.testing.assert_allclose(eap_ig_activations(tiny64, prepared, DIFF, steps=2, ablation=made).values, found)
+    assert np.abs(found).max() > 1e-3

@@ -16,7 +16,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Interval
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans
 
 __all__ = [
     "LEVELS",
@@ -183,24 +183,27 @@ def ranked_edges(scores: Scores, *, signed: bool = False) -> tuple[np.ndarray, n
 class Pool:
     """Circuits to be measured, without dead ends and each once; ``full`` and ``empty`` are places of its own.
 
-    Masks are kept packed, eight edges a byte.
+    Masks are kept packed, eight edges a byte. With ``spans`` they are of edges at parts of the prompt.
     """
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, spans: Spans | None = None) -> None:
+        self.graph, self.spans = graph, spans
+        self.valid = graph.valid if spans is None else spans.valid(graph)
         self._places: dict[bytes, int] = {}
         self._nodes: list[int] = []
         self._edges: list[int] = []
-        self.full, self.empty = self.add(graph.valid), self.add(np.zeros_like(graph.valid))
+        self.full, self.empty = self.add(self.valid), self.add(np.zeros_like(self.valid))
 
     def add(self, mask: np.ndarray) -> int:
         """The place of this circuit without its dead ends."""
-        circuit = Circuit(self.graph, mask).without_dead_ends()
+        circuit = self._circuit(mask).without_dead_ends()
         place = self._places.setdefault(np.packbits(circuit.mask).tobytes(), len(self._places))
         if place == len(self._edges):
             self._edges.append(len(circuit))
             # Without dead ends every node that reads also writes, but for the logits.
-            self._nodes.append(int(circuit.mask.any(axis=1).sum()) + bool(len(circuit)))
+            self._nodes.append(
+                int(circuit.mask.any(axis=-1).reshape(-1, self.graph.n_src).any(0).sum()) + bool(len(circuit))
+            )
         return place
 
     def __len__(self) -> int:
@@ -218,33 +221,39 @@ class Pool:
         """The circuit at a place."""
         return Circuit(self.graph, self._unpacked(list(self._places)[place]))
 
-    def by_size(self, progress: Progress | None = None) -> tuple[list[int], Sequence[np.ndarray]]:
+    def _circuit(self, mask: np.ndarray) -> Circuit | SpanCircuit:
+        return Circuit(self.graph, mask) if self.spans is None else SpanCircuit(self.graph, self.spans, mask)
+
+    def by_size(self, progress: Progress | None = None) -> tuple[list[int], Sequence[np.ndarray | SpanCircuit]]:
         """Places and masks from the smallest circuit to the largest: what small ones do not run is not run for them.
 
         ``progress`` is told of every mask that is taken.
         """
         packed = list(self._places)
         order = sorted(range(len(packed)), key=lambda place: self._edges[place])
-        return order, _Unpacked([packed[place] for place in order], self._unpacked, progress)
+        return order, _Unpacked([packed[place] for place in order], self._measurable, progress)
+
+    def _measurable(self, packed: bytes) -> np.ndarray | SpanCircuit:
+        circuit = self._circuit(self._unpacked(packed))
+        return circuit if isinstance(circuit, SpanCircuit) else circuit.mask
 
     def _unpacked(self, packed: bytes) -> np.ndarray:
-        shape = self.graph.valid.shape
-        bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=shape[0] * shape[1])
-        return bits.astype(bool).reshape(shape)
+        bits = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=self.valid.size)
+        return bits.astype(bool).reshape(self.valid.shape)
 
 
 @dataclass(frozen=True, eq=False)
-class _Unpacked(Sequence[np.ndarray]):
+class _Unpacked(Sequence[np.ndarray | SpanCircuit]):
     """Masks that are unpacked when they are asked for."""
 
     packed: Sequence[bytes]
-    unpack: Callable[[bytes], np.ndarray]
+    unpack: Callable[[bytes], np.ndarray | SpanCircuit]
     progress: Progress | None
 
     def __len__(self) -> int:
         return len(self.packed)
 
-    def __getitem__(self, place: int) -> np.ndarray:  # type: ignore[override]
+    def __getitem__(self, place: int) -> np.ndarray | SpanCircuit:  # type: ignore[override]
         mask = self.unpack(self.packed[place])
         if self.progress is not None:
             self.progress(place + 1, len(self))

@@ -11,8 +11,9 @@ one found that miss the target again are reported.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,12 @@ import numpy as np
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves.nested import Measured, measured
 from persona_circuits.circuit.evaluation.curves.points import Pool, PreparedFactory, ranked_edges
+from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, Interval
-from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -62,7 +64,7 @@ class Smallest:
     target: float
     n: int
     faithfulness: float
-    circuit: Circuit
+    circuit: Circuit | SpanCircuit
     tried: tuple[Size, ...]
 
     @property
@@ -124,7 +126,7 @@ def smallest(
     model: Model,
     prepared: PreparedFactory,
     metric: Metric,
-    scores: Scores,
+    scores: Scores | SpanScores,
     target: float,
     *,
     n_grid: int = N_GRID,
@@ -148,7 +150,7 @@ def smallest(
     """
     check_target(target)
     search = _Search(model, prepared, metric, scores, target, progress)
-    grid = np.unique(np.geomspace(1, model.graph.n_edges, n_grid).round().astype(int)).tolist()
+    grid = np.unique(np.geomspace(1, search.most, n_grid).round().astype(int)).tolist()
     for start in range(0, len(grid), N_AT_ONCE):
         search.try_sizes(grid[start : start + N_AT_ONCE])
         if search.reached:
@@ -256,24 +258,23 @@ class _Search:
         model: Model,
         prepared: PreparedFactory,
         metric: Metric,
-        scores: Scores,
+        scores: Scores | SpanScores,
         target: float,
         progress: Progress | None,
     ) -> None:
         self.model, self.prepared, self.metric, self.target, self.progress = model, prepared, metric, target, progress
-        self.src, self.dst = ranked_edges(scores)
+        self.spans = scores.spans if isinstance(scores, SpanScores) else None
+        self.most = scores.n_edges if isinstance(scores, SpanScores) else model.graph.n_edges
+        self.circuit: Callable[[int], Circuit | SpanCircuit] = (
+            scores.top_n if isinstance(scores, SpanScores) else partial(_first_edges, model.graph, ranked_edges(scores))
+        )
         self.known: dict[int, tuple[int, float]] = {}
-        self.seen: dict[Circuit, float] = {}
-
-    def circuit(self, n: int) -> Circuit:
-        mask = np.zeros_like(self.model.graph.valid)
-        mask[self.src[:n], self.dst[:n]] = True
-        return Circuit(self.model.graph, mask).without_dead_ends()
+        self.seen: dict[Circuit | SpanCircuit, float] = {}
 
     def try_sizes(self, sizes: Sequence[int]) -> None:
         circuits = {n: self.circuit(n) for n in sizes if n not in self.known}
         if new := [circuit for circuit in circuits.values() if circuit not in self.seen]:
-            pool = Pool(self.model.graph)
+            pool = Pool(self.model.graph, self.spans)
             places = [pool.add(circuit.mask) for circuit in new]
             values = measured(self.model, self.prepared(), self.metric, pool, progress=self.progress)
             f = _defined(values, "the pairs that are searched on")
@@ -286,9 +287,14 @@ class _Search:
 
     def bracket(self) -> tuple[int, int]:
         """The last tried size below the first that reaches the target, and that one; all edges always do."""
-        most = self.model.graph.n_edges
-        first = min((n for n, (_, f) in self.known.items() if f >= self.target), default=most)
+        first = min((n for n, (_, f) in self.known.items() if f >= self.target), default=self.most)
         return max((n for n in self.known if n < first), default=0), first
+
+
+def _first_edges(graph: Graph, ranked: tuple[np.ndarray, np.ndarray], n: int) -> Circuit:
+    mask = np.zeros_like(graph.valid)
+    mask[tuple(places[:n] for places in ranked)] = True
+    return Circuit(graph, mask).without_dead_ends()
 
 
 def _defined(values: Measured, where: str) -> np.ndarray:

@@ -47,5 +47,5 @@ def across_figure(rows: Sequence[Mapping[str, Any]]) -> Chart:
                 )
                 layers = [int(row["layer"]) for row in own]
                 curves.append(Curve(name, layers, values["value"], low, high, dash=dash))
-    title = "D that the persona's tokens of a frame bring into 'you'"
-    return line_chart(curves, title=title, x="layer", y="share of D")
+    title = "persona effect (D) that the persona's tokens of a frame bring into 'you'"
+    return line_chart(curves, title=title, x="layer", y="share of the persona effect (D)")
