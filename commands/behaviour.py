@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.circuit.table import Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
@@ -187,21 +188,22 @@ def _print_explanation(found: Any) -> None:
     for key, groups in (parts | {"control": found.controls}).items():
         if groups:
             title = f"why personas collapse in {found.model}" if key == "all" else f"by {key}"
-            print_table(title, table_columns(key), group_rows(groups), texts=2)
+            print_table(Table(title, table_columns(key), group_rows(groups), 2))
     items = [row.measure.item for row in found.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
     if tested := test_rows(found):
-        print_table("causal tests", TESTED, tested, texts=2)
+        print_table(Table("causal tests", TESTED, tested, 2))
     columns, rows = rate_table(found)
     if rows:
         held = " that it was not set on" if found.calibration is not None else ""
-        print_table(f"how often controls{held}, without a persona to find, have a verdict", columns, rows, texts=2)
+        title = f"how often controls{held}, without a persona to find, have a verdict"
+        print_table(Table(title, columns, rows, 2))
         if found.calibration is not None:
             given = found.calibration.source or "set on half of the controls by persona pair; the others are held out"
             say(f"calibration {given}; a verdict is given where at most {LEVEL:g} of controls have it")
     columns, rows = confusion_rows(found)
     if rows:
-        print_table("verdicts by what the generator sets", columns, rows, texts=1)
+        print_table(Table("verdicts by what the generator sets", columns, rows))
         given = found.agreement
         kappa = "undefined" if given.kappa is None else f"{given.kappa:.3f}"
         say(
@@ -218,15 +220,14 @@ def _print_explanation(found: Any) -> None:
 
 
 def _print_collapse(study: Any) -> None:
-    from persona_circuits.persona.behaviour import PREDICTED, TABLE, group_rows, prediction_rows
+    from persona_circuits.persona.behaviour import group_table, prediction_table
     from persona_circuits.persona.data import said
 
-    print_table(f"persona collapse of {study.model}", TABLE, group_rows(study), texts=1)
+    print_table(group_table(study))
     items = [row.measure.item for row in study.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
     if (told := study.prediction) is not None:
-        title = f"collapse of {told.n} held-out rows ({told.collapsed} collapse) from what other wordings say"
-        print_table(title, PREDICTED, prediction_rows(study), texts=1)
+        print_table(prediction_table(told))
         say(
             f"held out    {told.n_persona_pairs} persona pairs and {told.n_questions} questions, a fold of either at a "
             f"time; {told.left_out} rows have no other wording"

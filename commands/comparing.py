@@ -22,7 +22,7 @@ from persona_circuits.commands.terminal import (
     in_processes,
     load,
     own_pairs,
-    print_table,
+    print_tables,
     progress_bars,
     read_task,
     refuse_idle,
@@ -150,20 +150,13 @@ def _write_curves(context: typer.Context, study: Any, out: Path) -> None:
 
 
 def _print_curves(study: Any) -> None:
-    from persona_circuits.circuit.reporting import curve_tables as tables
+    from persona_circuits.circuit.reporting import curve_tables
     from persona_circuits.circuit.task import Overlap
 
     report = study.report
     say(f"scored on   {study.about['scored_on']}; measured on {report.n_pairs} pairs ({report.split})")
     say(f"m           {report.metric}: full {signed(report.m_full)}, empty {signed(report.m_empty)}")
-    for level, n in report.n_units.items():
-        title = f"faithfulness by share of {n:,} {level}s"
-        print_table(f"{title}, ratios of means", tables.CURVES, tables.curve_rows(report, level), texts=2)
-        if medians := tables.median_rows(report, level):
-            print_table(f"{title}, medians of the pairs' own ratios", tables.CURVES, medians, texts=2)
-        print_table("edges left without dead ends", tables.SIZES, tables.size_rows(report, level), texts=2)
-        print_table("areas over the share", tables.AREAS, tables.area_rows(report, level), texts=2)
-        say(f"intervals over {report.resampled}; of random orders from the lowest to the highest")
+    print_tables(curve_tables(report))
     say("MIB takes CPR from the signed order and CMD from the absolute one; CPR has no upper bound")
     for mark in report.marks:
         f, median = (shown_text(value, 3) for value in (mark.faithfulness, mark.median_of_ratios))
@@ -277,28 +270,13 @@ def _grounds(
 
 
 def _print_comparison(found: Any, written: Sequence[Path]) -> None:
-    from persona_circuits.circuit.reporting import comparison as tables
+    from persona_circuits.circuit.reporting import comparison_tables
 
     for letter, side in (("A", found.a), ("B", found.b)):
         task = side.record["task"] if side.record else None
         about = f": {task['metric']} on {task['n_pairs']} pairs of {task['source']} ({task['split']})" if task else ""
         say(f"{letter}           {side.name}{about}")
-    if found.settings:
-        print_table("warning: not found alike", tables.SETTINGS, tables.setting_rows(found), texts=3)
-    n_draws = found.edges.random.n if found.edges.random else 0
-    print_table(f"overlap, chance over {n_draws} draws", tables.OVERLAP, tables.overlap_rows(found), texts=1)
-    if found.correlations:
-        print_table("rank correlation", tables.CORRELATIONS, tables.correlation_rows(found), texts=1)
-        print_table("edges of opposite sign", tables.SIGNS, tables.sign_rows(found), texts=1)
-    for title, opposite in (("strongest shared edges", False), ("strongest edges of opposite sign", True)):
-        if rows := tables.edge_rows(found, opposite=opposite):
-            print_table(title, tables.EDGES, rows, texts=2)
-    for letter in "AB":
-        if rows := tables.own_rows(found, letter):
-            print_table(f"strongest edges of {letter} alone", tables.EDGES, rows, texts=2)
-    if found.cross:
-        print_table("each circuit on each one's held-out pairs", tables.CROSS, tables.cross_rows(found), texts=2)
-        say(f"faithfulness is a ratio of means; intervals over {tables.drawn_over(found)}")
+    print_tables(comparison_tables(found))
     for note in found.notes:
         say(f"note: {note}")
     for path in written:

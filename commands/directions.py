@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from persona_circuits.circuit.options import Option
+from persona_circuits.circuit.table import Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption, Source
 from persona_circuits.commands.parts import named_two
@@ -22,6 +23,7 @@ from persona_circuits.commands.terminal import (
     load,
     path_and_name,
     print_table,
+    print_tables,
     progress_bars,
     refuse_idle,
     say,
@@ -168,20 +170,10 @@ def _compared(geometry: Any, others: Sequence[Any], options: VectorOptions) -> A
 
 
 def _print_vectors(geometry: Any, comparison: Any, beside: Sequence[Any]) -> None:
-    from persona_circuits.persona.vectors import LIKENESS, likeness_rows
-    from persona_circuits.persona.vectors import report as files
+    from persona_circuits.persona.vectors import likeness_table, vector_tables
 
-    found = geometry.vectors
-    title = f"{len(found.personas)} persona vectors of {found.model} behind block {geometry.layer}, "
-    title += f"{len(found.questions)} questions"
-    print_table(title, files.TABLE, files.persona_rows(geometry), texts=3)
-    print_table("by layer (* shown above)", files.LAYERS, files.layer_rows(geometry), texts=1)
-    if comparison is not None:
-        title = f"how alike models arrange {len(comparison.personas)} personas"
-        print_table(title, files.COMPARED, files.comparison_rows(comparison), texts=1)
-    for found in beside:
-        if found is not None:
-            print_table("every persona's vector beside its other", LIKENESS, likeness_rows(found), texts=1)
+    print_tables(vector_tables(geometry, comparison))
+    print_tables(likeness_table(found) for found in beside if found is not None)
 
 
 @dataclass(frozen=True)
@@ -316,11 +308,11 @@ def _print_steering(study: Any, texts: Any) -> None:
     from persona_circuits.persona.steering import report as files
 
     title = f"steering {study.model} along {study.directions.kind}, {len(study.prompts)} pairs"
-    print_table(f"{title}, at {study.options.positions}", files.TABLE, files.outcome_rows(study), texts=1)
+    print_table(Table(f"{title}, at {study.options.positions}", files.TABLE, files.outcome_rows(study)))
     title = f"largest strength with KL within {study.options.kl_bound:g} nats"
-    print_table(title, files.BOUNDS, files.bound_rows(study), texts=1)
+    print_table(Table(title, files.BOUNDS, files.bound_rows(study)))
     say_drawn(study.prompts.personas, study.prompts.questions)
     if texts:
         where = "+".join(map(str, texts[0].layers))
         title = f"{len(texts)} texts, steered behind layer {where}; perplexity is the unsteered model's"
-        print_table(title, files.TEXTS, files.text_rows(texts), texts=1)
+        print_table(Table(title, files.TEXTS, files.text_rows(texts)))

@@ -14,6 +14,7 @@ from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.peers.options import CrosscheckOptions
 from persona_circuits.circuit.profiling.options import BenchOptions, InspectOptions
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.commands.options import LATEST, CircuitArgument, JsonOption, Loading, PairsOption, Source
 from persona_circuits.commands.printing import print_calibration
 from persona_circuits.commands.signature import Only, with_options
@@ -24,6 +25,7 @@ from persona_circuits.commands.terminal import (
     load,
     own_pairs,
     print_table,
+    print_tables,
     progress_bars,
     read_task,
     refuse_idle,
@@ -107,21 +109,19 @@ def _checked_there(
 
 
 def _print_crosscheck(result: Any) -> None:
-    from persona_circuits.circuit.peers import CONVENTIONS, circuit_rows
+    from persona_circuits.circuit.peers import CONVENTIONS, agreement_table, circuit_table
 
     pairs = result.pairs
     say(f"pairs       {pairs['n_pairs']} of {pairs['of']} ({pairs['split']}) of {pairs['source']}")
     say(f"there       {', '.join(f'{name} {version}' for name, version in result.versions.items())}")
-    _print_agreements(result.scores)
-    title = f"circuit of {result.circuit.n_edges:,} edges, {result.metric}"
-    print_table(title, ("", "here", "auto-circuit", "difference"), circuit_rows(result), texts=1)
-    print_table("conventions", ("", "here", "auto-circuit"), CONVENTIONS, texts=3)
+    print_tables((agreement_table(result.scores), circuit_table(result)))
+    print_table(Table("conventions", ("", "here", "auto-circuit"), CONVENTIONS, 3))
 
 
 def _print_agreements(agreements: Sequence[Any]) -> None:
-    from persona_circuits.circuit.peers import AGREEMENT_COLUMNS, agreement_rows
+    from persona_circuits.circuit.peers import agreement_table
 
-    print_table("scores of all edges, here and there", AGREEMENT_COLUMNS, agreement_rows(agreements), texts=1)
+    print_table(agreement_table(agreements))
 
 
 def _require_agreement(agreements: Sequence[Any], tolerance: float | None) -> None:
@@ -167,12 +167,11 @@ def bench(
 
 
 def _print_bench(report: Any) -> None:
-    from persona_circuits.circuit.profiling import COLUMNS, acdc_row, bench_rows
+    from persona_circuits.circuit.profiling import acdc_row, bench_table
 
-    place, pairs = report.machine, report.pairs
+    place = report.machine
     say(f"{place['name']}, {place['threads']} thread(s), torch {place['versions']['torch']}")
-    title = f"{report.model['name']}, {report.model['dtype']}, {pairs['n_pairs']} pairs of {pairs['n_tokens']} tokens"
-    print_table(title, COLUMNS, bench_rows(report), texts=1)
+    print_table(bench_table(report))
     if report.acdc is not None:
         say(f"\n{acdc_row(report)}")
 
@@ -193,10 +192,11 @@ def _print_families(found: Any) -> None:
         (one["name"], one["examples"], *(sign.get(one["checks"][check], "?") for check in checks))
         for one in found["families"]
     ]
-    print_table("tested", ("family", "models", *map(str, range(1, len(checks) + 1))), cells, texts=2)
+    columns = ("family", "models", *map(str, range(1, len(checks) + 1)))
+    print_table(Table("tested", columns, cells, 2))
     say("\n".join(f"{i}  {check}" for i, check in enumerate(checks, 1)))
-    refused = [(one["name"], one["examples"], one["reason"]) for one in found["refused"]]
-    print_table("refused", ("family", "models", "reason"), refused, texts=3)
+    told = (Column("family", "name"), Column("models", "examples"), Column("reason", "reason"))
+    print_table(Table("refused", told, found["refused"], 3))
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     say(
         f"\nrandom weights in each architecture; with {versions}. Any other model is tried, and refused\n"
@@ -295,7 +295,7 @@ def _print_costs(found: Any, price: float | None) -> None:
     columns = ("format", "weights, GB", "step", "per prompt, GB", "prompts at once", "time")
     title = f"estimated for {found.prompts:,} prompts of {found.tokens} tokens on one {found.device.name}"
     title += "" if found.limit is None else f" within {found.limit / 1e9:.3g} GB"
-    print_table(title, (*columns, *(() if price is None else ("cost",))), rows, texts=3)
+    print_table(Table(title, (*columns, *(() if price is None else ("cost",))), rows, 3))
 
 
 @with_options

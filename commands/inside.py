@@ -16,12 +16,11 @@ from persona_circuits.commands.terminal import (
     kept_in,
     load,
     path_and_name,
-    print_table,
+    print_tables,
     progress_bars,
     read_task,
     refuse_idle,
     say,
-    say_drawn,
     show,
     two_splits,
 )
@@ -58,7 +57,7 @@ def probe(
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.data import examples_of, load_examples, load_items, read_personas
-        from persona_circuits.persona.probing import probe_record, study_probes, write_probes
+        from persona_circuits.persona.probing import probe_record, probe_tables, study_probes, write_probes
 
         options, name = options.checked(), source.name()
         path, label = path_and_name(source.pairs, "datasets/pairs_test.jsonl")
@@ -76,17 +75,8 @@ def probe(
             with replace_folder(out) as staging:
                 write_probes(study, staging)
                 index(context, staging, name, notes=study.notes)
-        show(as_json, lambda: probe_record(study), lambda: _print_probes(study), out=out, notes=study.notes)
-
-
-def _print_probes(study: Any) -> None:
-    from persona_circuits.persona.probing import GEOMETRY, TABLE, geometry_rows, probe_rows
-
-    title = f"probes of {study.model}: {study.n_examples} prompts, {study.n_personas} personas"
-    print_table(f"{title}, {study.n_questions} questions", TABLE, probe_rows(study), texts=4)
-    say(f"intervals   over {study.resampled}")
-    print_table("geometry of personas, at the layer of their largest share", GEOMETRY, geometry_rows(study), texts=2)
-    say("intervals   by leaving out one persona, and one question, at a time: variances of both added")
+        tables = probe_tables(study)
+        show(as_json, lambda: probe_record(study), lambda: print_tables(tables), out=out, notes=study.notes)
 
 
 @with_options
@@ -105,7 +95,7 @@ def lens(
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.data import examples_of, load_items
-        from persona_circuits.persona.lens import lens_record, study_lens, write_lens
+        from persona_circuits.persona.lens import lens_record, lens_tables, study_lens, write_lens
 
         options, name = options.checked(), source.name()
         path, label = path_and_name(source.pairs, "datasets/pairs_test.jsonl")
@@ -120,30 +110,7 @@ def lens(
             with replace_folder(out) as staging:
                 write_lens(study, staging)
                 index(context, staging, name, notes=study.notes)
-        show(as_json, lambda: lens_record(study), lambda: _print_lens(study), out=out, notes=study.notes)
-
-
-def _print_lens(study: Any) -> None:
-    from persona_circuits.persona.lens import (
-        COMPONENTS,
-        TABLE,
-        WORDS,
-        component_rows,
-        curve_rows,
-        decision_lines,
-        word_rows,
-    )
-
-    title = f"logit lens of {study.model} at {study.positions[-1]}, {len(study.items)} pairs"
-    print_table(title, TABLE, curve_rows(study), texts=1)
-    print_table(f"the most likely words at {study.positions[-1]}", WORDS, word_rows(study), texts=3)
-    say_drawn([item.personas for item in study.items], [item.pair.question for item in study.items])
-    for line in decision_lines(study):
-        say(line)
-    if study.attribution.conserved:
-        print_table("direct logit attribution of D, the largest", COMPONENTS, component_rows(study), texts=1)
-        say_drawn([item.personas for item in study.items], [item.pair.question for item in study.items])
-        say(f"conserved   the parts sum to D within {study.attribution.error:.1e} logits on every pair")
+        show(as_json, lambda: lens_record(study), lambda: print_tables(lens_tables(study)), out=out, notes=study.notes)
 
 
 @with_options
@@ -197,15 +164,7 @@ def patch(
 
 
 def _print_patch(study: Any) -> None:
-    from persona_circuits.persona.patching import (
-        MOVERS,
-        PATHS,
-        ablation_lines,
-        mover_rows,
-        path_rows,
-        stream_rows,
-        stream_table,
-    )
+    from persona_circuits.persona.patching import ablation_lines, patch_tables
 
     mean = study.mean_divergence
     ends = "" if mean.low is None else f" ({mean.low:+.3f} to {mean.high:+.3f})"
@@ -213,13 +172,7 @@ def _print_patch(study: Any) -> None:
     if study.below_null is not None:
         count = int(study.below_null.sum())
         say(f"null        |D| is below 2 sigma_0 = {2 * study.null.sigma_0:.3f} on {count} pairs")
-    if rows := stream_rows(study):
-        print_table("share of D that comes with the residual stream", stream_table(study), rows, texts=1)
-    if rows := mover_rows(study):
-        count = sum(one.is_mover for one in study.movers)
-        print_table(f"persona movers: {count} of {len(study.movers)} heads, at the answer", MOVERS, rows, texts=2)
-    if rows := path_rows(study):
-        print_table("direct paths, the largest to each receiver, and together", PATHS, rows, texts=2)
+    print_tables(patch_tables(study))
     for line in ablation_lines(study):
         say(line)
     say(f"intervals   over {study.resampled}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from persona_circuits.circuit.choices import PROMPT_FORMATS
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
 from persona_circuits.commands.signature import Only, with_options
 from persona_circuits.commands.terminal import (
@@ -172,8 +173,7 @@ def _print_built(built: Any, found: dict[str, Any]) -> None:
         counts = ", ".join(f"{len(texts):,} of {source}" for source, texts in found["neutral"].items())
         say(f"neutral     wordings: {counts}")
     if built.dropped:
-        rows = [(item.reason, item.examples[0], f"{item.count:,}") for item in built.dropped]
-        print_table("dropped", ("reason", "for example", "combinations"), rows, texts=2)
+        print_table(_dropped("combinations", [(item.reason, item.examples[0], item.count) for item in built.dropped]))
     for why, count in found["not_tried"].items():
         say(f"not tried   {count:,} combinations {why}")
     for key, says in (
@@ -251,8 +251,7 @@ def _print_varied(found: dict[str, Any]) -> None:
     if "matched" in found:
         say(f"matched     {found['matched']:,} of {found['bases']:,} have the same number of tokens in all frames")
     if found["dropped"]:
-        rows = [(reason, ids[0], f"{len(ids):,}") for reason, ids in found["dropped"].items()]
-        print_table("dropped", ("reason", "for example", "bases"), rows, texts=2)
+        print_table(_dropped("bases", [(reason, ids[0], len(ids)) for reason, ids in found["dropped"].items()]))
 
 
 @with_options
@@ -290,9 +289,9 @@ def formats(
 
 def _print_formats(study: Any) -> None:
     from persona_circuits.persona.data import said
-    from persona_circuits.persona.formats import COLUMNS, format_rows, headline
+    from persona_circuits.persona.formats import format_table, headline
 
-    print_table(f"formats on {study.model} (* recommended)", COLUMNS, format_rows(study), texts=1)
+    print_table(format_table(study))
     for row in study.rows:
         say(f"it says     {said(row.words, 3)}  ({row.format})")
     for name, why in study.skipped.items():
@@ -342,5 +341,10 @@ def _print_prior_pairs(found: dict[str, Any]) -> None:
     lead, contrast = found["mean_lead"], found["mean_expected"]
     say(f"no persona  a default leads by {lead:.2f} logits on average; contrast {contrast:.2f}")
     if found["dropped"]:
-        rows = [(item["reason"], item["examples"][0], f"{item['count']:,}") for item in found["dropped"]]
-        print_table("dropped", ("reason", "for example", "rows or meetings"), rows, texts=2)
+        rows = [(item["reason"], item["examples"][0], item["count"]) for item in found["dropped"]]
+        print_table(_dropped("rows or meetings", rows))
+
+
+def _dropped(what: str, rows: list[tuple[str, str, int]]) -> Table:
+    """Why what was not kept, one of it, and how many there are."""
+    return Table("dropped", ("reason", "for example", Column(what, 2, ",")), rows, 2)

@@ -19,7 +19,7 @@ from persona_circuits.commands.terminal import (
     load,
     own_pairs,
     path_and_name,
-    print_table,
+    print_tables,
     progress_bars,
     refuse_idle,
     say,
@@ -109,8 +109,7 @@ def _print_neurons(study: Any) -> None:
 
     say(headline(study))
     say(f"pairs       {pair_line(study)}")
-    for title, columns, rows, texts in tables(study):
-        print_table(title, columns, rows, texts=texts)
+    print_tables(tables(study))
     if has_intervals(study):
         say(f"intervals   over {study.clusters}")
 
@@ -207,10 +206,7 @@ def _print_bridge(study: Any) -> None:
     from persona_circuits.persona.bridge import report as files
 
     say(f"direction   {study.direction}, at {study.options.position}; {len(study.pairs)} pairs")
-    title = "share of the vector's projection that the circuit's nodes write, beside random sets of nodes"
-    print_table(title, files.LAYERS, files.layer_rows(study), texts=1)
-    print_table(f"largest writers behind block {study.layer}", files.NODES, files.node_rows(study), texts=1)
-    print_table("overlap of sets of nodes", files.OVERLAPS, files.overlap_rows(study), texts=1)
+    print_tables(files.bridge_tables(study))
     say(f"movers      {study.movers.source}")
     say(f"conserved   the parts sum to the projection within {study.error:.1e} of the largest stream")
     say(f"intervals   over {study.clusters}")

@@ -235,12 +235,9 @@ def check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
 
 
 def _print_ratings(found: Any, summary: Any) -> None:
-    from persona_circuits.persona.responses import rating_rows
-    from persona_circuits.persona.responses.rating_report import TABLE, rated_over
+    from persona_circuits.persona.responses import rating_table
 
-    title = f"{len(found.rated):,} responses rated by {found.rater} ({found.unit})"
-    print_table(title, TABLE, rating_rows(summary), texts=1)
-    say(f"intervals   over {rated_over(found)}; of one persona over questions")
+    print_table(rating_table(found, summary))
     if found.unparsable:
         say(f"unparsable  {found.unparsable:,} answers of the rater are no rating; they are not guessed at")
     for kind, counts in (("failed", found.failures), ("left out", found.left_out)):
@@ -305,10 +302,9 @@ def _show_responses(found: Any, about: dict[str, Any], out: Path, baseline: str 
 
 
 def _print_responses(found: Any, model: str, summaries: Any) -> None:
-    from persona_circuits.persona.responses import summary_rows
-    from persona_circuits.persona.responses.report import TABLE
+    from persona_circuits.persona.responses import summary_table
 
-    print_table(f"{len(found.responses):,} responses of {model}", TABLE, summary_rows(summaries), texts=2)
+    print_table(summary_table(f"{len(found.responses):,} responses of {model}", summaries))
     say(f"made now    {found.made:,}; remembered {found.remembered:,}")
     for reason, count in found.failures.items():
         say(f"failed      {count:,}: {reason}")

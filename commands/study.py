@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
@@ -97,14 +98,16 @@ def _check_files(files: Any, reader: Any) -> None:
 
 
 def _print_study(found: Any) -> None:
-    rows = [
-        (one.name, f"{len(one.numbers):,}", "finished before" if one.reused else "run", str(len(one.notes)))
-        for one in found.stages
-    ]
-    print_table(f"study of {found.model}", ("stage", "numbers", "", "notes"), rows, texts=1)
+    columns = (
+        Column("stage", "name"),
+        Column("numbers", lambda one: len(one.numbers), ","),
+        Column("", lambda one: "finished before" if one.reused else "run"),
+        Column("notes", lambda one: len(one.notes)),
+    )
+    print_table(Table(f"study of {found.model}", columns, found.stages))
     for plan, outcomes in found.plans:
-        cells = [(one.id, one.outcome, "; ".join(one.why)) for one in outcomes]
-        print_table(f"predictions of {plan.source}", ("id", "outcome", "numbers"), cells, texts=3)
+        told = (Column("id", "id"), Column("outcome", "outcome"), Column("numbers", "why", "; ".join))
+        print_table(Table(f"predictions of {plan.source}", told, outcomes, 3))
     for one in found.stages:
         for note in one.notes:
             say(f"note: {one.name}: {note}")

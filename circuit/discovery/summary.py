@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from persona_circuits.circuit.attribution import Completeness
 from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport, PathShares
 from persona_circuits.circuit.printable import signed
+from persona_circuits.circuit.table import Column, Table, to
 
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery.search import Discovery
 
 __all__ = [
-    "PATHS",
     "completeness_lines",
-    "faithfulness_rows",
-    "path_rows",
+    "faithfulness_table",
+    "path_table",
     "strongest_edges",
     "summary",
 ]
@@ -79,8 +79,8 @@ def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any
     return edges[:count]
 
 
-def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
-    """A line each for a circuit and its controls: name, edges, m, f, interval, mean and median of ratios."""
+def faithfulness_table(report: FaithfulnessReport) -> Table:
+    """A row each for a circuit and its controls."""
     rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
     if report.complement_with_reads is not None:
         rows.append(_row("and layer 0's reads", report.complement_with_reads))
@@ -90,38 +90,49 @@ def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
         name = f"random, matched ({len(report.random)})"
         rows.append((name, f"{report.circuit.n_edges:,}", "", f"{report.random_mean:.3f}", spread, "", ""))
-    return rows
+    title = f"faithfulness on {report.n_pairs} pairs ({report.split}), m = {report.metric}: full "
+    title += f"{signed(report.m_full)}, empty {signed(report.m_empty)}"
+    title += "" if report.n_reversed is None else f"; {report.n_reversed} reversed"
+    columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")
+    note = f"faithfulness is a ratio of means; intervals over {report.resampled}"
+    return Table(title, columns, rows, 1, [note, *filter(None, (report.caution, report.reversal))])
 
 
-PATHS = ("path", "weakest edge", "share of D", "95 % interval", "other heads")
+PATHS = (
+    Column("path", "name"),
+    Column("weakest edge", "weakest", ".4f"),
+    Column("share of D", "share", "z.3f", "undefined"),
+    Column("95 % interval", "interval", to(3)),
+    Column("other heads", "random", "z.3f"),
+)
+"""The last column is the same path through others of the same layers' heads."""
 
 
-def path_rows(found: PathShares) -> list[tuple[str, ...]]:
-    """A line per path: its weakest edge, its share of D alone with interval, and that of a path through other heads.
-
-    The last line is all of them together.
-    """
-    rows: list[tuple[str, ...]] = [
-        (
-            path.name,
-            f"{path.weakest:.4f}",
-            _number(path.share),
-            "" if path.interval is None else f"{path.interval.low:.3f} to {path.interval.high:.3f}",
-            "" if path.random is None else f"{path.random:z.3f}",
-        )
-        for path in found.paths
+def path_table(found: PathShares) -> Table:
+    """A row per path, and one of all together where there are several."""
+    n = len(found.paths)
+    together = {
+        "name": f"these {n} together",
+        "share": found.together,
+        "weakest": None,
+        "interval": None,
+        "random": None,
+    }
+    title = f"strongest paths from input to logits, each kept alone, on {found.n_pairs} pairs ({found.split})"
+    notes = [
+        "share of D: (m(path) - m(empty)) / (m(full) - m(empty)), a ratio of means; shares do not add up",
+        f"intervals over {found.drawn_over}; other heads: the same path through others of the same layers",
     ]
-    return rows if len(rows) < 2 else [*rows, (f"these {len(rows)} together", "", _number(found.together), "", "")]
+    return Table(title, PATHS, found.paths if n < 2 else [*found.paths, together], 1, notes)
 
 
 def _row(name: str, value: Faithfulness) -> tuple[str, ...]:
-    interval = "" if value.interval is None else f"{value.interval.low:.3f} to {value.interval.high:.3f}"
     return (
         name,
         f"{value.n_edges:,}",
         signed(value.m),
         _number(value.ratio_of_means),
-        interval,
+        "" if value.interval is None else to(3)(value.interval),
         _number(value.mean_of_ratios),
         _number(value.median_of_ratios),
     )

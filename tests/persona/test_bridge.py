@@ -20,11 +20,9 @@ from persona_circuits.persona.bridge import (
     BridgeOptions,
     NodeSet,
     bridge_figures,
+    bridge_tables,
     build_bridge,
     fingerprint_of,
-    layer_rows,
-    node_rows,
-    overlap_rows,
     random_sets,
     read_movers,
     read_neuron_mlps,
@@ -304,9 +302,10 @@ def test_files_tables_and_figures(study, tmp_path):
     assert len(record["layers"]) == 3
     arrays = load_file(tmp_path / "bridge.safetensors")
     np.testing.assert_allclose(arrays["parts"].sum(2), arrays["projections"], atol=1e-9)
-    assert len(layer_rows(study)) == 3
-    assert node_rows(study)[0][0] == record["nodes"][0]["node"]
-    assert len(overlap_rows(study)) == 1
+    layers, nodes, overlaps = (table.cells() for table in bridge_tables(study))
+    assert len(layers) == 3
+    assert nodes[0][0] == record["nodes"][0]["node"]
+    assert len(overlaps) == 1
     for name in bridge_figures(study):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
