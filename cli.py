@@ -48,7 +48,6 @@ from persona_circuits.commands.terminal import say
 app = typer.Typer(
     cls=NamedCommands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from persona_circuits.circuit.discovery.options import Options
+from persona_circuits.commands.index import given_command
 from persona_circuits.commands.options import LATEST, BarOption, DrawnOption, JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.printing import print_discovery, say_where, write_results
 from persona_circuits.commands.signature import But, with_options
@@ -83,7 +84,7 @@ def discover(
                 stage("files and picture")
                 write_results(found, out, strongest)
                 if report:
-                    _write_page(loaded, task, found, options, out, stage)
+                    _write_page(loaded, task, found, out, given_command(context), stage)
         if first:
             from persona_circuits.circuit.reporting import summary
 
@@ -93,14 +94,15 @@ def discover(
         require(found.reports[-1].circuit.ratio_of_means, min_faithfulness)
 
 
-def _write_page(model: Any, task: Any, found: Any, options: Options, out: Path, stage: Any) -> None:
+def _write_page(model: Any, task: Any, found: Any, out: Path, command: str, stage: Any) -> None:
     """The page of what was just written, with what its nodes do."""
     from persona_circuits.circuit.page import page_html, page_of_run
     from persona_circuits.circuit.storage import write_text
-    from persona_circuits.commands.pages import PAGE, command_line, write_inside
+    from persona_circuits.commands.pages import PAGE, write_inside
 
-    write_inside(model, task.where(**dict(options.where)), found.circuit, out, align=options.align, stage=stage)
-    write_text(page_html(page_of_run(out, command=command_line())), out / PAGE)
+    about = found.record["task"]
+    write_inside(model, task.where(**about["where"]), found.circuit, out, align=about["align"], stage=stage)
+    write_text(page_html(page_of_run(out, command=command)), out / PAGE)
 
 
 def _kept_in(out: Path) -> str:

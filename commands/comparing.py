@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +12,10 @@ import typer
 from persona_circuits.circuit.assessment.options import ComparisonOptions, CurveOptions
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.printable import signed
 from persona_circuits.commands.index import index
-from persona_circuits.commands.options import DrawnOption, JsonOption, Loading, Source
+from persona_circuits.commands.options import JsonOption, Loading, Source
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -173,32 +174,45 @@ MEASURED = ("pairs_a", "pairs_b", "model", "n_random", "device", "dtype", "max_m
 """Options of a comparison that runs a model, by their parameters' names."""
 
 
+@dataclass(frozen=True)
+class Grounds:
+    """What both circuits are measured on."""
+
+    pairs_a: Annotated[Path | None, Option("Pairs of A. (default: those its file names)")] = None
+    pairs_b: Annotated[Path | None, Option("Pairs of B. (default: those its file names)")] = None
+    model: Annotated[str | None, Option("Model to measure both in. (default: those that the files name)")] = None
+    no_model: Annotated[bool, Option("Compare the files only; run no model.")] = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a comparison writes and prints."""
+
+    report: Annotated[Path | None, Option("Write all of it to this JSON file too.")] = None
+    picture: Annotated[Path | None, Option("Draw the difference: .svg, .png, .pdf or .dot.")] = None
+    strongest: Annotated[int | None, Option("Edges to draw at most. (default: as many as can be followed)", min=1)] = (
+        None
+    )
+    as_json: Annotated[bool, Option("Print one JSON object instead of tables.", name="--json")] = False
+
+
 @with_options
 def compare(
     context: typer.Context,
     *,
     a: Annotated[Path, typer.Argument(help="Circuit A: circuit.json, its folder, or EAP-IG's JSON.")],
     b: Annotated[Path, typer.Argument(help="Circuit B, of a model of the same shape.")],
-    report: Annotated[Path | None, typer.Option("--report", help="Write all of it to this JSON file too.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="Draw the difference: .svg, .png, .pdf or .dot.")
-    ] = None,
-    pairs_a: Annotated[Path | None, typer.Option(help="Pairs of A. (default: those its file names)")] = None,
-    pairs_b: Annotated[Path | None, typer.Option(help="Pairs of B. (default: those its file names)")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Model to measure both in. (default: those that the files name)")
-    ] = None,
-    no_model: Annotated[bool, typer.Option("--no-model", help="Compare the files only; run no model.")] = False,
+    ground: Grounds,
     options: ComparisonOptions,
-    strongest: DrawnOption = None,
     setting: Annotated[MeasureOptions, Only("n_random", "seed", "batch_size")],
     loading: Annotated[Loading, Without("revision", "fitting")],
-    as_json: JsonOption = False,
+    shown: Shown,
 ) -> None:
     """Compare two circuits: overlap and scores against chance, opposite signs, each on the other's pairs."""
     with errors_as_exit_codes():
+        report, picture = shown.report, shown.picture
         drawn = (picture is not None, "a --picture", ["strongest"])
-        refuse_idle(context, (not no_model, "a model that is run, without --no-model", MEASURED), drawn)
+        refuse_idle(context, (not ground.no_model, "a model that is run, without --no-model", MEASURED), drawn)
         from persona_circuits.circuit.assessment.budget import Clock
         from persona_circuits.circuit.assessment.comparison import (
             compare_in_time,
@@ -216,18 +230,19 @@ def compare(
             check_picture(picture)
         with progress_bars() as stage:
             found, short = compare_in_time(*sides, options.n_draws, clock, seed=setting.seed, stage=stage)
-            if not no_model:
-                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, loading)
+            if not ground.no_model:
+                given = ground.pairs_a, ground.pairs_b
+                grounds, notes = _grounds(sides, given, ground.model, stage, loading)
                 cross, more = cross_in_time(*sides, grounds, setting, clock, stage=stage)
                 found, short = found.with_cross(cross, notes), [*short, *more]
             found = replace(found, notes=(*found.notes, *short))
             if picture is not None:
-                draw_difference(found, picture, strongest=strongest)
+                draw_difference(found, picture, strongest=shown.strongest)
         if report is not None:
             write_json(found.as_dict(), report)
         written = [path for path in (report, picture) if path]
         record = {"written": [str(path) for path in written]}
-        show(as_json, lambda: record | found.as_dict(), lambda: _print_comparison(found, written))
+        show(shown.as_json, lambda: record | found.as_dict(), lambda: _print_comparison(found, written))
 
 
 def _grounds(

@@ -13,10 +13,10 @@ import typer
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
 from persona_circuits.commands.index import index
-from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption, Source
+from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.parts import named_two
 from persona_circuits.commands.signature import But, Only, Without, with_options
-from persona_circuits.commands.speech import Asked, Form, StopOption, check_journal, exchanges_of, respond_here
+from persona_circuits.commands.speech import Asked, Form, check_journal, exchanges_of, respond_here
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     lines_of,
@@ -30,46 +30,50 @@ from persona_circuits.commands.terminal import (
     say_drawn,
     shipped_or,
     show,
-    texts_of,
 )
-from persona_circuits.persona.responses.options import Plan, Sampling
+from persona_circuits.persona.responses.options import Sampling
 from persona_circuits.persona.steering.options import SteerOptions
 from persona_circuits.persona.vectors.options import VectorOptions
 
 __all__: list[str] = []
 
 
+@dataclass(frozen=True)
+class Heard(Asked):
+    """What is asked, unless there are responses."""
+
+    responses: Annotated[
+        Path | None, Option("responses.jsonl of the respond command. (default: made here, as it would)")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Compared(VectorOptions):
+    """Vectors, and those that they are compared with."""
+
+    compare_with: Annotated[
+        tuple[Path, ...], Option("Folder of another model's vectors; may be repeated.", name="--compare")
+    ] = ()
+    reference: Annotated[
+        Path | None, Option("Vectors that these should be, a folder or vectors.safetensors, at one layer.")
+    ] = None
+
+
 @with_options
 def vectors(
     context: typer.Context,
     *,
-    model: ModelOption = None,
-    responses: Annotated[
-        Path | None,
-        typer.Option("--responses", help="responses.jsonl of the respond command. (default: made here, as it would)"),
-    ] = None,
-    asked: Asked,
-    form: Annotated[Form, Only("template", "cue")],
-    compare_with: Annotated[
-        list[Path] | None, typer.Option("--compare", help="Folder of another model's vectors; may be repeated.")
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference", help="Vectors that these should be, a folder or vectors.safetensors, at one layer."
-        ),
-    ] = None,
+    asked: Heard,
+    form: Annotated[Form, Only("model", "template", "cue")],
     out: OutOption = Path("runs/vectors"),
-    plan: Plan,
     sampling: Annotated[Sampling, Without("seed")],
-    stop: StopOption = None,
-    options: VectorOptions,
+    options: Compared,
     loading: Annotated[Loading, Only("device", "dtype", "revision")],
     as_json: JsonOption = False,
 ) -> None:
     """Mean activations of a model as every persona: cosines, components, assistant axis, other models beside."""
     with errors_as_exit_codes() as kept:
-        _refuse_idle(context, sampling, made=responses is None, compared=bool(compare_with), held=reference is not None)
+        _refuse_idle(context, sampling, asked, options)
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.responses import baseline_of, read_responses, write_responses
         from persona_circuits.persona.streams import chosen_layer
@@ -82,19 +86,20 @@ def vectors(
         )
         from persona_circuits.persona.vectors.report import vector_record
 
-        sampling = replace(sampling, seed=options.seed, stop=texts_of(stop)).checked()
+        sampling = replace(sampling, seed=options.seed).checked()
         form = replace(form, batch_size=options.batch_size)
-        others = [read_vectors(path) for path in compare_with or ()]
-        should_be = None if reference is None else read_vectors(reference)
+        others = [read_vectors(path) for path in options.compare_with]
+        should_be = None if options.reference is None else read_vectors(options.reference)
+        responses = asked.responses
         said = None if responses is None else read_responses(responses)
-        wanted, about = ((), {}) if said else exchanges_of(model, asked, plan)
+        wanted, about = ((), {}) if said else exchanges_of(form.model, asked)
         check_journal(out, kept)
         check_output_folder(out / "cache")
         with progress_bars() as stage:
-            loaded = load(stage, shipped_or(model), loading, lambda reader: form.opened(reader.tokenizer))
+            loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
             at = chosen_layer(loaded.graph.n_layers, options.layer, options.layer_fraction)
             if said is None:
-                made, record = respond_here(loaded, wanted, form, sampling, out, stage, stops=stop is not None)
+                made, record = respond_here(loaded, wanted, form, sampling, out, stage)
                 said, about = made.responses, record | {"sources": about}
             else:
                 about = {"responses": str(responses)}
@@ -145,15 +150,15 @@ def _require_likeness(found: Any, bar: float | None) -> None:
         raise typer.Exit(1)
 
 
-def _refuse_idle(context: typer.Context, sampling: Sampling, *, made: bool, compared: bool, held: bool) -> None:
+def _refuse_idle(context: typer.Context, sampling: Sampling, asked: Heard, options: Compared) -> None:
     said_here = ["personas", "questions", "wordings", "question_wordings", "samples", "max_questions"]
     said_here += ["max_new_tokens", "temperature", "top_p", "stop"]
     refuse_idle(
         context,
-        (made, "responses made here, without --responses", said_here),
+        (asked.responses is None, "responses made here, without --responses", said_here),
         (sampling.temperature > 0, "--temperature above 0", ["top_p"]),
-        (compared, "--compare", ["n_permutations"]),
-        (held, "--reference", ["min_cosine"]),
+        (bool(options.compare_with), "--compare", ["n_permutations"]),
+        (options.reference is not None, "--reference", ["min_cosine"]),
     )
 
 
@@ -208,7 +213,6 @@ def steer(
     asked: Steered,
     options: SteerOptions,
     sampling: Annotated[Sampling, Without("seed"), But(temperature=0.0)],
-    stop: StopOption = None,
     out: OutOption = Path("runs/steer"),
     loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
@@ -226,7 +230,7 @@ def steer(
         from persona_circuits.persona.steering import write_steering
         from persona_circuits.persona.steering.report import steering_record
 
-        sampling = replace(sampling, seed=options.seed, stop=texts_of(stop)).checked()
+        sampling = replace(sampling, seed=options.seed).checked()
         name, named = source.name(), named_two(asked.toward, asked.away)
         here, there = _steered_and_fitted(source.pairs, asked.fit, asked.split)
         plain = lines_of(asked.neutral)
@@ -238,7 +242,7 @@ def steer(
             steered, fitted = (one.examples(loaded, loading.fitting) for one in (here, there))
             how = {"toward": named, "neutral": plain, "progress": stage("steering")}
             study = _study(loaded, steered, fitted, asked, options, how)
-            texts = _continued(loaded, study, asked.generate, sampling, stage, stops=stop is not None)
+            texts = _continued(loaded, study, asked.generate, sampling, stage)
             stage("files and figures")
             about = {"pairs": here.label, "split": here.split, "fitted_on": there.label, "fitting_split": there.split}
             with replace_folder(out) as staging:
@@ -257,15 +261,13 @@ def _study(model: Any, here: Any, there: Any, asked: Steered, options: SteerOpti
     return study_steering(model, some_pairs(here, asked.max_pairs), there, kind, options, **how)
 
 
-def _continued(
-    model: Any, study: Any, n_pairs: int, sampling: Sampling, stage: Callable[[str], Any], *, stops: bool
-) -> Any:
-    """Texts before and after; without ``stops``, what follows no chat template ends with its line."""
+def _continued(model: Any, study: Any, n_pairs: int, sampling: Sampling, stage: Callable[[str], Any]) -> Any:
+    """Texts before and after; what follows no chat template ends with its line, unless other texts were asked for."""
     from persona_circuits.persona.steering import generate_steered
 
     if not n_pairs:
         return ()
-    if not stops and not model.tokenizer.chat_template:
+    if not sampling.stop and not model.tokenizer.chat_template:
         sampling = replace(sampling, stop=("\n",))
     tell = stage("texts before and after")
     return generate_steered(model, study, study.streams, n_pairs=n_pairs, sampling=sampling, progress=tell)

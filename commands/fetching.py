@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from persona_circuits.circuit.table import Column, Table
+from persona_circuits.commands.names import complete_model
 from persona_circuits.commands.terminal import errors_as_exit_codes, print_table, progress_bars, refuse_idle, say
 
 __all__: list[str] = []
@@ -15,7 +16,10 @@ __all__: list[str] = []
 
 def get(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="A model of the catalogue, such as smollm2-135m-instruct.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A model of the catalogue, such as smollm2-135m-instruct.", autocompletion=complete_model),
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the catalogue and what is fetched, and stop.")] = False,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="The licence is read and agreed to, where it is not an open one.")

@@ -47,7 +47,6 @@ __all__ = [
     "shipped_or",
     "show",
     "shown_text",
-    "texts_of",
     "two_splits",
     "warn_of_other_weights",
 ]
@@ -122,11 +121,6 @@ def lines_of(path: Path | None) -> tuple[str, ...]:
     if not lines:
         raise FileError(f"{path} is empty; expected one prompt a line")
     return tuple(line.replace("\\n", "\n") for line in lines)
-
-
-def texts_of(stop: list[str] | None) -> tuple[str, ...]:
-    """Stop texts as they were meant: a shell makes it hard to give a line feed."""
-    return tuple(text.replace("\\n", "\n") for text in stop or ())
 
 
 def shipped_or(model: str | None) -> str:

@@ -20,6 +20,11 @@ __all__ = [
 LIMITS = ("max_tokens", "max_completion_tokens")
 
 
+def _texts(given: list[str]) -> tuple[str, ...]:
+    """Stop texts as they were meant: a shell makes it hard to give a line feed."""
+    return tuple(text.replace("\\n", "\n") for text in given)
+
+
 @dataclass(frozen=True)
 class Sampling(PlainNumbers):
     """How responses are drawn. Temperature 0 takes the most likely token; ``stop`` ends a response and is no part."""
@@ -28,7 +33,12 @@ class Sampling(PlainNumbers):
     temperature: Annotated[float, Option("Of sampling; 0: the most likely token.")] = 0.7
     top_p: Annotated[float, Option("Sample among the tokens that hold this share.")] = 1.0
     seed: Annotated[int, Option("Of the responses.", min=0)] = 0
-    stop: tuple[str, ...] = ()
+    stop: Annotated[
+        tuple[str, ...],
+        Option(
+            "Text that ends a response; may be repeated. (default: \\n, none for chat)", given=list[str], read=_texts
+        ),
+    ] = ()
 
     def checked(self) -> Sampling:
         """Itself.
