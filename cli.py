@@ -65,7 +65,7 @@ def top(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say under every table what its words mean; also behind a command.")
+        bool, typer.Option("--explain", help="Say under every table what its words mean; also after a command.")
     ] = False,
 ) -> None:
     """Find, test and draw the circuit that carries a persona into a preference."""

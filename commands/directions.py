@@ -316,5 +316,5 @@ def _print_steering(study: Any, texts: Any) -> None:
     say_drawn(study.prompts.personas, study.prompts.questions)
     if texts:
         where = "+".join(map(str, texts[0].layers))
-        title = f"{len(texts)} texts, steered behind layer {where}; perplexity is the unsteered model's"
+        title = f"{len(texts)} texts, steered after layer {where}; perplexity is the unsteered model's"
         print_table(Table(title, files.TEXTS, files.text_rows(texts)))

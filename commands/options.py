@@ -90,7 +90,7 @@ class Loading:
     dtype: Annotated[
         str,
         Option(
-            "Of weights and computation; bfloat16-weights holds the weights in half the room and computes in float32.",
+            "Of weights and computation; bfloat16-weights keeps weights in half the memory, computes in float32.",
             choices=DTYPE_NAMES,
         ),
     ] = "float32"

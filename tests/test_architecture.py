@@ -50,7 +50,7 @@ FLOORS = [
     {"commands"},
     {"cli"},
 ]
-"""Rooms from the ground up: each imports lower floors only."""
+"""Packages from the ground up: each imports lower floors only."""
 NAME = "persona_circuits."
 HEAVY = ("torch", "transformer_lens", "transformers", "pygraphviz", "networkx", "jsonschema", "scipy", "sklearn")
 LIGHT = ("errors", "choices", "printable", "progress", "table")

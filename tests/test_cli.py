@@ -582,9 +582,10 @@ def test_a_shell_completes_folders_of_models(tmp_path):
     assert complete_model(f"{tmp_path}/absent/x") == []
 
 
-def test_the_completion_of_a_shell_is_shown_and_installed_on_request():
+def test_the_completion_of_a_shell_is_shown_and_installed_on_request(monkeypatch):
+    monkeypatch.setattr("shellingham.detect_shell", lambda *_: ("bash", "/bin/bash"))
     assert "--install-completion" in call("--help").stdout
-    said = CliRunner().invoke(app, ["--show-completion", "bash"], prog_name="persona-circuits")
+    said = CliRunner().invoke(app, ["--show-completion"], prog_name="persona-circuits")
     assert said.exit_code == 0
     assert "_PERSONA_CIRCUITS_COMPLETE=complete_bash" in said.stdout
 

@@ -286,7 +286,7 @@ def load_bare(name: str, *, revision: str | None, device: torch.device | str, dt
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind some tensors, every storage counted once."""
+    """Bytes of the storages of some tensors, every storage counted once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 

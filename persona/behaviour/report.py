@@ -1,7 +1,7 @@
 """The behavioural study as files and as rows of a table: JSON, three CSV tables, and figures.
 
     collapse.json    everything, with what it was made from
-    pairs.csv        a line per pair, controls behind the study's own
+    pairs.csv        a line per pair, controls after the study's own
     questions.csv    a line per question
     groups.csv       a line per value of an axis, the paraphrase controls beside it
     collapse.html    the figures; needs no network
@@ -39,7 +39,7 @@ PREDICTED = (
     Column("less than majority", "gain.value", "+.3f"),
     Column("95 %", "gain", comma(3)),
     Column("p", "p", ".2g"),
-    Column("behind lead and effect", "behind.value", "+.3f"),
+    Column("above lead and effect", "behind.value", "+.3f"),
     Column("95 %", "behind", comma(3)),
 )
 GROUPS = (

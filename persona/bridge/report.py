@@ -1,8 +1,8 @@
 """The bridge from persona vectors to a circuit as files, figures and rows of tables; and the files that it reads.
 
-bridge.json           summary: shares by layer, overlaps, the nodes behind one layer, with what they were made from
+bridge.json           summary: shares by layer, overlaps, the nodes after one layer, with what they were made from
 layers.csv            a line per layer: the circuit's share of the projection, beside random sets of nodes
-nodes.csv             a line per part of the stream behind the chosen layer: what it writes along the vector
+nodes.csv             a line per part of the stream after the chosen layer: what it writes along the vector
 overlaps.csv          a line per two or three sets of nodes
 bridge.safetensors    what every part writes, per pair and layer; metadata ``about`` names the axes
 bridge.html, *.png    the figures
@@ -67,7 +67,7 @@ def _chance(share: Share, matching: str) -> Any:
 
 
 LAYERS = (
-    Column("behind", "layer"),
+    Column("after", "layer"),
     Column("projection", "projection", "+.3f"),
     Column("circuit", lambda one: f"{one.n_circuit} of {one.n_nodes}"),
     Column("share", "share.value", ".1%"),
@@ -211,7 +211,7 @@ def bridge_tables(bridge: Bridge) -> list[Table]:
     title = "share of the vector's projection that the circuit's nodes write, beside random sets of nodes"
     return [
         Table(title, LAYERS, bridge.layers),
-        Table(f"largest writers behind block {bridge.layer}", NODES, _node_records(bridge)[:MOST]),
+        Table(f"largest writers after block {bridge.layer}", NODES, _node_records(bridge)[:MOST]),
         Table("overlap of sets of nodes", OVERLAPS, [_overlap_record(bridge, one) for one in bridge.overlaps]),
     ]
 
@@ -318,27 +318,27 @@ def _share_figure(bridge: Bridge) -> Chart:
         mean, low, high = ([row[place] for row in found] for place in range(3))
         curves.append(Curve(f"random, by {matching}", layers, mean, low, high, dash="dot", colour=colour))
     title = f"Share of the persona vector's projection that the circuit writes ({bridge.options.position})"
-    return line_chart(curves, title=title, x="behind block", y="share of the projection")
+    return line_chart(curves, title=title, x="after block", y="share of the projection")
 
 
 def _node_figure(bridge: Bridge, most: int = 25) -> Chart:
-    """The largest writers behind the chosen layer, those of the circuit apart."""
+    """The largest writers after the chosen layer, those of the circuit apart."""
     rows = _node_records(bridge)[:most]
     names, bars = [row["node"] for row in rows], []
     for inside, name, colour in ((True, "in the circuit", PALETTE[0]), (False, "not in it", GREY)):
         values = [row["writes"] if row["circuit"] == inside else None for row in rows]
         bars.append(Bars(name, names, values, colour=colour))
-    title = f"What nodes write along the persona vector behind block {bridge.layer} ({bridge.options.position})"
+    title = f"What nodes write along the persona vector after block {bridge.layer} ({bridge.options.position})"
     return bar_chart(bars, title=title, x="node", y="projection (A - B)", stacked=True)
 
 
 def _map_figure(bridge: Bridge) -> Chart:
-    """Heads, the MLP and the attention bias of every layer, along the vector behind the chosen one."""
+    """Heads, the MLP and the attention bias of every layer, along the vector after the chosen one."""
     graph, means = bridge.graph, bridge.parts[:, bridge.layer].mean(0)
     rows = [
         [*means[graph.heads_of(at)], means[graph.mlp_of(at)], means[graph.n_src + at]] for at in range(bridge.layer + 1)
     ]
     columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
     names = [f"layer {at}" for at in range(bridge.layer + 1)]
-    title = f"Along the persona vector behind block {bridge.layer} (input {means[0]:+.2f}, sum {means.sum():+.2f})"
+    title = f"Along the persona vector after block {bridge.layer} (input {means[0]:+.2f}, sum {means.sum():+.2f})"
     return heat_map(rows, names, columns, title=title, x="", y="", unit="projection", numbers="+.2f", upward=True)

@@ -17,7 +17,7 @@ class VectorOptions(PlainNumbers):
     """At which layer persona vectors are shown, and what they are compared with; all layers are read and kept."""
 
     layer: Annotated[
-        int | None, Option("Block, from 0, behind which the vectors are shown. (default: the most reliable)")
+        int | None, Option("Block, from 0, after which the vectors are shown. (default: the most reliable)")
     ] = None
     layer_fraction: Annotated[float | None, Option("The same as a share of the blocks; all are read and kept.")] = None
     min_cosine: Annotated[

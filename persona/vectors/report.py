@@ -97,7 +97,7 @@ def write_vectors(
     if found.baseline is not None:
         arrays["axis"] = assistant_axis(vectors, found.baseline).astype(np.float32)
     write_arrays(arrays, about_vectors(found), folder / "vectors.safetensors")
-    title = f"Persona vectors of {Path(vectors.model).name} behind block {found.layer}"
+    title = f"Persona vectors of {Path(vectors.model).name} after block {found.layer}"
     figures = vector_figures(found, comparison)
     write_figures(figures, folder, page="vectors.html", title=title, notes=found.notes)
 
@@ -105,7 +105,7 @@ def write_vectors(
 def vector_tables(found: Geometry, comparison: Comparison | None = None) -> list[Table]:
     """A row per persona and per layer, of which the chosen one is marked; a row per two models."""
     vectors = found.vectors
-    title = f"{len(vectors.personas)} persona vectors of {vectors.model} behind block {found.layer}, "
+    title = f"{len(vectors.personas)} persona vectors of {vectors.model} after block {found.layer}, "
     layers = [{**row, "shown": f"{row['layer']}{' *' * (row['layer'] == found.layer)}"} for row in found.layers]
     tables = [
         Table(f"{title}{len(vectors.questions)} questions", PERSONAS, plain(persona_records(found)), 3),
@@ -148,7 +148,7 @@ def _cosine_figure(found: Geometry) -> Chart:
     ]
     beside = Panel(tree, x=Axis("1 - cosine", falls=True), y=Axis(ends=(-0.5, n - 0.5), bare=True))
     cells = Cells(found.cosines[np.ix_(order, order)].tolist(), names, names, "cosine", ends=(-1.0, 1.0))
-    title = f"Cosines of centred persona vectors behind block {found.layer}"
+    title = f"Cosines of centred persona vectors after block {found.layer}"
     return Chart(title, (beside, Panel((cells,))), 2, (0.16, 0.84))
 
 
@@ -166,7 +166,7 @@ def _component_figure(found: Geometry) -> Chart:
     if len(shown) < len(names):
         without = f" ({found.baseline} is far off and not shown)"
     labels = [f"PC {k + 1} ({explained[k]:.0%} of variance)" if k < len(explained) else "" for k in (0, 1)]
-    title = f"Principal components of persona vectors behind block {found.layer}{without}"
+    title = f"Principal components of persona vectors after block {found.layer}{without}"
     return chart([points], title=title, x=labels[0], y=labels[1])
 
 
@@ -200,7 +200,7 @@ def _layer_figure(found: Geometry) -> Chart:
     curves += [("variance on PC 1", "pc1"), ("|cos(axis, PC 1)|", "axis_pc1")]
     drawn = [Curve(name, at, [row[key] for row in found.layers]) for name, key in curves]
     drawn = [curve for curve in drawn if any(value is not None for value in curve.y)]
-    return line_chart(drawn, title="Persona vectors by layer", x="behind block", y="cosine or share")
+    return line_chart(drawn, title="Persona vectors by layer", x="after block", y="cosine or share")
 
 
 def _models_figure(comparison: Comparison) -> Chart:

@@ -201,7 +201,7 @@ def test_tables_and_figures_hold_all_of_it(results, tmp_path):
 
 @pytest.mark.slow
 def test_a_stopped_battery_goes_on(tiny, tiny_task, found, tmp_path, monkeypatch):
-    """After a stop behind the hypothesis tests their measurements are read and not made again."""
+    """After a stop after the hypothesis tests their measurements are read and not made again."""
     from persona_circuits.circuit.evaluation import measurements
 
     monkeypatch.setattr(measurements, "SAVE_SECONDS", 0.0)

@@ -104,7 +104,7 @@ def test_parts_are_what_bare_hooks_see_along_the_pooled_difference(tiny64, found
 @pytest.mark.parametrize("family", ["gpt2", "llama3.2", "gemma2", "neox, parallel"])
 @pytest.mark.parametrize("position", ["persona-end", "prompt-end"])
 def test_the_parts_sum_to_the_projection(tiny64, family, position):
-    """With a norm behind components (Gemma 2) every run has gains of its own; they are in the parts."""
+    """With a norm after components (Gemma 2) every run has gains of its own; they are in the parts."""
     fitting = network_of(FAMILIES[family])
     fitting.resize_token_embeddings(len(tiny64.tokenizer), mean_resizing=False)
     fitting.config.architectures = [type(fitting).__name__]
@@ -315,7 +315,7 @@ def test_the_command_on_the_shipped_list_of_nodes(tmp_path):
     arguments = ["bridge", str(ROOT / "real_circuits_1.json"), "--n-random", "50", "--layer", "10", "--out", str(out)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "largest writers behind block 10" in done.output
+    assert "largest writers after block 10" in done.output
     record = json.loads((out / "bridge.json").read_text())
     assert record["conserved"]
     assert record["layer"] == 10

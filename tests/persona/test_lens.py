@@ -51,7 +51,7 @@ def network(tiny):
 
 
 def hidden(network, ids):
-    """Hugging Face's streams between the blocks; its last one is behind the final norm."""
+    """Hugging Face's streams between the blocks; its last one is after the final norm."""
     with torch.no_grad():
         return network(torch.tensor([ids]), output_hidden_states=True).hidden_states
 
