@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
@@ -79,14 +81,22 @@ def collapse(
                     write_collapse(study, staging)
                     index(context, staging, name, notes=study.notes)
         if first:
-            tables = partial(_print_collapse, study)
-            show(
-                as_json,
-                lambda: _without(collapse_record(study), "pairs", "questions"),
-                tables,
-                out=out,
-                notes=study.notes,
-            )
+            record, tables = partial(collapse_record, study), partial(_print_collapse, study)
+            show(as_json, lambda: _without(record(), "pairs", "questions"), tables, out=out, notes=study.notes)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What verdicts are held against: controls, thresholds, and thresholds that are set on the controls."""
+
+    controls: Annotated[
+        Path | None,
+        Option("More pairs, of which the controls are taken; paraphrases give sigma_0.", name="--null"),
+    ] = None
+    thresholds: Annotated[Path | None, Option("Thresholds, JSON, fixed before the run. (default: shipped)")] = None
+    calibration: Annotated[
+        Path | None, Option("Thresholds set on controls: read if there, else set on half of --null.")
+    ] = None
 
 
 @with_options
@@ -94,17 +104,7 @@ def explain(
     context: typer.Context,
     *,
     source: Source,
-    controls: Annotated[
-        Path | None,
-        typer.Option("--null", help="More pairs, of which the controls are taken; paraphrases give sigma_0."),
-    ] = None,
-    thresholds: Annotated[
-        Path | None, typer.Option("--thresholds", help="Thresholds, JSON, fixed before the run. (default: shipped)")
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", help="Thresholds set on controls: read if there, else set on half of --null."),
-    ] = None,
+    limits: Limits,
     out: OutOption = Path("runs/explain"),
     options: ExplainOptions,
     loading: Annotated[Loading, Without("max_memory")],
@@ -112,28 +112,17 @@ def explain(
 ) -> None:
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
     with errors_as_exit_codes() as kept:
-        from persona_circuits.circuit.storage import (
-            check_output_file,
-            check_output_folder,
-            replace_folder,
-            working_folder,
-        )
+        from persona_circuits.circuit.storage import check_output_file, check_output_folder, working_folder
         from persona_circuits.persona.behaviour import check_items, fitting_items
         from persona_circuits.persona.explanation import explain as explain_pairs
-        from persona_circuits.persona.explanation import (
-            explain_record,
-            load_calibration,
-            load_thresholds,
-            write_calibration,
-            write_explanation,
-        )
+        from persona_circuits.persona.explanation import explain_record, load_calibration, load_thresholds
 
         options = options.checked()
-        limits, name = load_thresholds(thresholds), source.name()
+        thresholds, calibration, name = load_thresholds(limits.thresholds), limits.calibration, source.name()
         set_before = load_calibration(calibration) if calibration and calibration.exists() else None
         if calibration and not set_before:
             check_output_file(calibration)
-        study, more = _items(source.pairs, controls, source)
+        study, more = _items(source.pairs, limits.controls, source)
         check_output_folder(out)
         state = out / "explain.state"
         kept.append(kept_in(state))
@@ -141,17 +130,25 @@ def explain(
             loaded = load(stage, name, loading, lambda reader: check_items(study, reader, split=options.split))
             if loading.fitting:
                 study, more = (one and fitting_items(one, loaded) for one in (study, more))
-            how: dict[str, Any] = {"controls": more, "thresholds": limits, "options": options}
+            how: dict[str, Any] = {"controls": more, "thresholds": thresholds, "options": options}
             how["calibration"] = set_before or ("new" if calibration else None)
             found = explain_pairs(loaded, study, **how, state=state, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
-                write_explanation(found, staging)
-                index(context, staging, name, notes=found.notes)
-            if calibration and found.calibration and not set_before:
-                write_calibration(found.calibration, calibration)
+            _write_explanation(context, found, out, name, None if set_before else calibration)
         tables = partial(_print_explanation, found)
         show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
+
+
+def _write_explanation(context: typer.Context, found: Any, out: Path, name: str, calibration: Path | None) -> None:
+    """The files, and the thresholds that were set now."""
+    from persona_circuits.circuit.storage import replace_folder
+    from persona_circuits.persona.explanation import write_calibration, write_explanation
+
+    with replace_folder(out) as staging:
+        write_explanation(found, staging)
+        index(context, staging, name, notes=found.notes)
+    if calibration and found.calibration:
+        write_calibration(found.calibration, calibration)
 
 
 def _items(pairs: Path | None, controls: Path | None, source: Source) -> list[Any]:

@@ -15,7 +15,7 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.printable import signed
 from persona_circuits.commands.index import index
-from persona_circuits.commands.options import JsonOption, Loading, Source
+from persona_circuits.commands.options import Drawn, JsonOption, Loading, Source
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -190,9 +190,7 @@ class Shown:
 
     report: Annotated[Path | None, Option("Write all of it to this JSON file too.")] = None
     picture: Annotated[Path | None, Option("Draw the difference: .svg, .png, .pdf or .dot.")] = None
-    strongest: Annotated[int | None, Option("Edges to draw at most. (default: as many as can be followed)", min=1)] = (
-        None
-    )
+    strongest: Drawn = None
     as_json: Annotated[bool, Option("Print one JSON object instead of tables.", name="--json")] = False
 
 

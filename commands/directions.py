@@ -75,15 +75,9 @@ def vectors(
     with errors_as_exit_codes() as kept:
         _refuse_idle(context, sampling, asked, options)
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.responses import baseline_of, read_responses, write_responses
+        from persona_circuits.persona.responses import read_responses, write_responses
         from persona_circuits.persona.streams import chosen_layer
-        from persona_circuits.persona.vectors import (
-            geometry_of,
-            most_reliable_layer,
-            persona_vectors,
-            read_vectors,
-            write_vectors,
-        )
+        from persona_circuits.persona.vectors import read_vectors, write_vectors
         from persona_circuits.persona.vectors.report import vector_record
 
         sampling = replace(sampling, seed=options.seed).checked()
@@ -103,14 +97,7 @@ def vectors(
                 said, about = made.responses, record | {"sources": about}
             else:
                 about = {"responses": str(responses)}
-            anew = responses is not None and (form.template is not None or form.cue is not None)
-            how: dict[str, Any] = {"cache": out / "cache", "batch_size": options.batch_size, "anew": anew}
-            template, tell = form.opened(loaded.tokenizer), stage("reading the residual stream")
-            found = persona_vectors(loaded, said, template, **how, progress=tell)
-            if options.layer is None and options.layer_fraction is None:
-                best = most_reliable_layer(found)
-                at = at if best is None else best
-            geometry = geometry_of(found, at, baseline_of(found.personas, asked.baseline))
+            geometry = _geometry(loaded, said, asked, form, options, at, out / "cache", stage)
             comparison = _compared(geometry, others, options) if others else None
             beside = _beside(geometry, [*others, *([] if should_be is None else [should_be])])
             stage("files and figures")
@@ -124,6 +111,30 @@ def vectors(
         show(as_json, record, tables, out=out, notes=geometry.notes)
         if should_be is not None:
             _require_likeness(beside[-1], options.min_cosine)
+
+
+def _geometry(
+    model: Any,
+    said: Any,
+    asked: Heard,
+    form: Form,
+    options: Compared,
+    at: int,
+    cache: Path,
+    stage: Callable[[str], Any],
+) -> Any:
+    """The vectors at layer ``at`` where one was asked for, else at the most reliable one."""
+    from persona_circuits.persona.responses import baseline_of
+    from persona_circuits.persona.vectors import geometry_of, most_reliable_layer, persona_vectors
+
+    anew = asked.responses is not None and (form.template is not None or form.cue is not None)
+    how: dict[str, Any] = {"cache": cache, "batch_size": options.batch_size, "anew": anew}
+    tell = stage("reading the residual stream")
+    found = persona_vectors(model, said, form.opened(model.tokenizer), **how, progress=tell)
+    if options.layer is None and options.layer_fraction is None:
+        best = most_reliable_layer(found)
+        at = at if best is None else best
+    return geometry_of(found, at, baseline_of(found.personas, asked.baseline))
 
 
 def _beside(geometry: Any, others: Sequence[Any]) -> list[Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.circuit.options import Option
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
@@ -36,19 +38,23 @@ TokensOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Probed(Source):
+    """The model, the pairs, and what is known of their personas."""
+
+    test_pairs: Annotated[Path | None, Option("Pairs of a second file, held out as 'split'.")] = None
+    personas: Annotated[
+        Path | None, Option("Personas with traits and wordings, as for pairs. (default: the shipped ones)")
+    ] = None
+    split: Annotated[str, Option("Pairs to use.")] = "all"
+
+
 @with_options
 def probe(
     context: typer.Context,
     *,
-    source: Source,
-    test_pairs: Annotated[
-        Path | None, typer.Option("--test-pairs", help="Pairs of a second file, held out as 'split'.")
-    ] = None,
-    personas: Annotated[
-        Path | None, typer.Option(help="Personas with traits and wordings, as for pairs. (default: the shipped ones)")
-    ] = None,
+    source: Probed,
     out: OutOption = Path("runs/probe"),
-    split: Annotated[str, typer.Option(help="Pairs to use.")] = "all",
     options: ProbeOptions,
     loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
@@ -61,15 +67,15 @@ def probe(
 
         options, name = options.checked(), source.name()
         path, label = path_and_name(source.pairs, "datasets/pairs_test.jsonl")
-        people, _ = path_and_name(personas, "datasets/personas.jsonl" if source.shipped else None)
+        people, _ = path_and_name(source.personas, "datasets/personas.jsonl" if source.shipped else None)
         who = read_personas(people) if people else ()
         check_output_folder(out)
         with progress_bars() as stage:
             how: dict[str, Any] = {"personas": who, "fitting": loading.fitting}
             items = load_items(path or "", label=label)
-            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, split=split))
-            found = examples_of(items, loaded, split=split, **how)
-            test = load_examples(test_pairs, loaded, **how) if test_pairs else None
+            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, split=source.split))
+            found = examples_of(items, loaded, split=source.split, **how)
+            test = load_examples(source.test_pairs, loaded, **how) if source.test_pairs else None
             study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
@@ -113,22 +119,25 @@ def lens(
         show(as_json, lambda: lens_record(study), lambda: print_tables(lens_tables(study)), out=out, notes=study.notes)
 
 
+@dataclass(frozen=True)
+class Patched(Source):
+    """The model and the pairs, what they are read as, and where they are patched and ablated."""
+
+    tokens: Annotated[
+        tuple[str, str] | None,
+        Option("Two words, the first persona's and the second's, for the pairs' own answers."),
+    ] = None
+    null: Annotated[Path | None, Option("Pairs of paraphrases of one persona: how large D is without signal.")] = None
+    train_split: Annotated[str | None, Option("Pairs to patch. (default: train, or all if no split is named)")] = None
+    eval_split: Annotated[str | None, Option("Pairs to ablate on. (default: test, or all if no split is named)")] = None
+
+
 @with_options
 def patch(
     context: typer.Context,
     *,
-    source: Source,
+    source: Patched,
     options: PatchOptions,
-    tokens: TokensOption = None,
-    null: Annotated[
-        Path | None, typer.Option("--null", help="Pairs of paraphrases of one persona: how large D is without signal.")
-    ] = None,
-    train_split: Annotated[
-        str | None, typer.Option(help="Pairs to patch. (default: train, or all if no split is named)")
-    ] = None,
-    eval_split: Annotated[
-        str | None, typer.Option(help="Pairs to ablate on. (default: test, or all if no split is named)")
-    ] = None,
     out: OutOption = Path("runs/patch"),
     loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
@@ -145,15 +154,15 @@ def patch(
         from persona_circuits.persona.patching import patch_record, study_patching, write_patch
 
         options, name = options.checked(), source.name()
-        quiet = read_task(null) if null else None
+        quiet = read_task(source.null) if source.null else None
         check_output_folder(out)
         state = out / "patch.state"
         kept.append(kept_in(state))
         with progress_bars() as stage, working_folder(out):
             fit = options.align if loading.fitting else None
-            splits = source.pairs, train_split, eval_split
-            loaded = load(stage, name, loading, lambda reader: two_splits(reader, *splits, fit, tokens))
-            found, held_out = two_splits(loaded, *splits, fit, tokens)
+            splits = source.pairs, source.train_split, source.eval_split
+            loaded = load(stage, name, loading, lambda reader: two_splits(reader, *splits, fit, source.tokens))
+            found, held_out = two_splits(loaded, *splits, fit, source.tokens)
             quiet = fitted_task(quiet, loaded, options.align, loading.fitting)
             study = study_patching(loaded, found, held_out, options=options, null=quiet, state=state, stage=stage)
             stage("files and figures")

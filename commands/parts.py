@@ -124,8 +124,8 @@ class Measured:
     test_pairs: Annotated[
         Path | None, Option("Held-out pairs. (default: those of --pairs whose split is not train)")
     ] = None
-    toward: Annotated[str | None, Option("Persona of a file of vectors.")] = None
-    away: Annotated[str | None, Option("Persona of a file of vectors, the other end.")] = None
+    toward: Annotated[str | None, Option("With a file of vectors: the persona that the direction leads to.")] = None
+    away: Annotated[str | None, Option("And the one that it leads away from.")] = None
 
 
 @dataclass(frozen=True)

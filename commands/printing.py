@@ -101,7 +101,32 @@ def _print_signal(found: Discovery, where: str) -> None:
 
 
 def print_discovery(found: Discovery) -> None:
-    from persona_circuits.circuit.reporting import completeness_lines, path_table
+    from persona_circuits.circuit.reporting import path_table, sweep_table
+
+    _print_search(found)
+    _print_edges(found)
+    if found.certificate is not None:
+        say(f"certificate {found.certificate.sentence}")
+    if found.missed is not None:
+        say(f"missed      {found.missed.sentence}")
+    if found.null is not None:
+        _print_null_run(found)
+    if found.spans is not None:
+        _print_spans(found)
+    if found.sweep is not None:
+        print_table(sweep_table(found.sweep))
+    for report in found.reports:
+        print_report(report)
+    if found.shared is not None and found.shared.note:
+        say(f"\n{found.shared.note}")
+    if found.paths is not None:
+        print_table(path_table(found.paths))
+    say("")
+
+
+def _print_search(found: Discovery) -> None:
+    """The effect, how the edges were chosen, how many there are, and what that cost."""
+    from persona_circuits.circuit.reporting import completeness_lines
 
     counts, task = found.record["counts"], found.record["task"]
     _print_signal(found, f"{task['n_pairs']} pairs ({task['split']})")
@@ -133,26 +158,6 @@ def print_discovery(found: Discovery) -> None:
             f"activations {cost.activations}: r {cost.correlation:.5f} with float32 on {cost.n_prompts} prompts, "
             f"largest difference {cost.largest:.2g} of the largest score"
         )
-    _print_edges(found)
-    if found.certificate is not None:
-        say(f"certificate {found.certificate.sentence}")
-    if found.missed is not None:
-        say(f"missed      {found.missed.sentence}")
-    if found.null is not None:
-        _print_null_run(found)
-    if found.spans is not None:
-        _print_spans(found)
-    if found.sweep is not None:
-        from persona_circuits.circuit.reporting import sweep_table
-
-        print_table(sweep_table(found.sweep))
-    for report in found.reports:
-        print_report(report)
-    if found.shared is not None and found.shared.note:
-        say(f"\n{found.shared.note}")
-    if found.paths is not None:
-        print_table(path_table(found.paths))
-    say("")
 
 
 def say_where(out: Path) -> None:

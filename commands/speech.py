@@ -86,8 +86,12 @@ class Endpoint(EndpointOptions):
     """A model of an endpoint, and how it is asked."""
 
     endpoint_model: Annotated[str | None, Option("Ask this model of an OpenAI-compatible endpoint.")] = None
-    system_turn: Annotated[bool, Option("Persona as system turn of an endpoint, or before the user's.")] = True
-    rater_prompt: Annotated[Path | None, Option("Has {persona}, {question}, {reply}. (default: our own)")] = None
+    system_turn: Annotated[
+        bool, Option("Send the persona as the endpoint's system message, or before the user's text.")
+    ] = True
+    rater_prompt: Annotated[
+        Path | None, Option("The rater's prompt, with {persona}, {question}, {reply}. (default: our own)")
+    ] = None
 
 
 @dataclass(frozen=True)

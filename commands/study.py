@@ -59,7 +59,7 @@ class Stages:
     """Which stages are run, and what was predicted."""
 
     plan: Annotated[tuple[Path, ...], Option("Predictions, JSON, made before the run; may be repeated.")] = ()
-    only: Annotated[str | None, Option("Stages to run, apart by commas; see docs/study.md. (default: all)")] = None
+    only: Annotated[str | None, Option("Stages to run, separated by commas; see docs/study.md. (default: all)")] = None
 
     def names(self) -> tuple[str, ...]:
         return tuple(part.strip() for part in self.only.split(",")) if self.only else ()

@@ -24,6 +24,6 @@ class VectorOptions(PlainNumbers):
         float | None,
         Option("Exit with 1 where a persona's raw cosine with --reference is below. (default: no bar)"),
     ] = None
-    n_permutations: Annotated[int, Option("Of personas, when models are compared.")] = 2000
-    seed: Annotated[int, Option("Of responses and permutations.", min=0)] = 0
+    n_permutations: Annotated[int, Option("Permutations of personas when models are compared.")] = 2000
+    seed: Annotated[int, Option("Seed of responses and permutations.", min=0)] = 0
     batch_size: BatchSize = 32
