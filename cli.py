@@ -48,7 +48,6 @@ from persona_circuits.commands.terminal import say
 app = typer.Typer(
     cls=NamedCommands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -66,7 +65,7 @@ def top(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", help="Say under every table what its words mean; also behind a command.")
+        bool, typer.Option("--explain", help="Say under every table what its words mean; also after a command.")
     ] = False,
 ) -> None:
     """Find, test and draw the circuit that carries a persona into a preference."""

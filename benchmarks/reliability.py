@@ -299,7 +299,7 @@ def visible(folder: Path) -> dict[str, bytes]:
 
 def kill_table(found: Sequence[Kill]) -> str:
     """A row per command."""
-    from persona_circuits.circuit.figures import markdown_table
+    from persona_circuits.circuit.table import markdown_table
 
     columns = (
         "command",
@@ -459,7 +459,7 @@ DISKS = {
 
 def disk_table(found: Sequence[tuple[str, str, str]]) -> str:
     """A row per disk, a column per command."""
-    from persona_circuits.circuit.figures import markdown_table
+    from persona_circuits.circuit.table import markdown_table
 
     names = list(dict.fromkeys(name for name, _, _ in found))
     cells = {(disk, name): says for name, disk, says in found}

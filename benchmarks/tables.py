@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.errors import FileError, PersonaCircuitsError
-from persona_circuits.circuit.figures import markdown_table
 from persona_circuits.circuit.storage import atomic
+from persona_circuits.circuit.table import markdown_table
 
 README = Path(__file__).resolve().parent / "README.md"
 

@@ -1,4 +1,4 @@
-"""The pages of docs/workflows: every ``sh`` fence is run, and the ``text`` fence behind it is what it printed.
+"""The pages of docs/workflows: every ``sh`` fence is run, and the ``text`` fence after it is what it printed.
 
 python benchmarks/workflows.py docs/workflows/collapse.md …
 
@@ -28,7 +28,7 @@ class FenceError(Exception):
 
 
 def filled(page: str, run: Callable[[str], str]) -> str:
-    """The page with what each of its ``sh`` fences prints behind it, in a ``text`` fence."""
+    """The page with what each of its ``sh`` fences prints after it, in a ``text`` fence."""
 
     def replaced(match: re.Match[str]) -> str:
         code = match["code"]

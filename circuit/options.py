@@ -149,7 +149,7 @@ def names_of(text: str) -> tuple[str, ...]:
 
 
 def numbers_of(text: str) -> tuple[float, ...]:
-    """Numbers apart by commas.
+    """Numbers separated by commas.
 
     Raises:
         OptionError: one of them is no number.
@@ -157,7 +157,7 @@ def numbers_of(text: str) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise OptionError(f"--strengths {text!r} are not numbers apart by commas, such as 0.5,1,2") from error
+        raise OptionError(f"--strengths {text!r} are not numbers separated by commas, such as 0.5,1,2") from error
 
 
 def seconds_of(text: str) -> float:
@@ -189,7 +189,7 @@ def conditions_of(where: list[str]) -> tuple[tuple[str, str], ...]:
 
 
 BatchSize = Annotated[int, Option("Prompts per pass.")]
-Seed = Annotated[int, Option("Of random circuits, random scores and bootstraps.", min=0)]
+Seed = Annotated[int, Option("Seed of random circuits, random scores and bootstraps.", min=0)]
 RandomCircuits = Annotated[int, Option("Random circuits of the same size to compare with.")]
 Budget = Annotated[
     float | None,

@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """How long a work may take, to be put behind its name; nothing where that is under a second.
+    """How long a work may take, to be put after its name; nothing where that is under a second.
 
     Examples:
         >>> about(200), about(0.3)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.circuit.options import Option
+from persona_circuits.circuit.table import Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
@@ -78,14 +81,22 @@ def collapse(
                     write_collapse(study, staging)
                     index(context, staging, name, notes=study.notes)
         if first:
-            tables = partial(_print_collapse, study)
-            show(
-                as_json,
-                lambda: _without(collapse_record(study), "pairs", "questions"),
-                tables,
-                out=out,
-                notes=study.notes,
-            )
+            record, tables = partial(collapse_record, study), partial(_print_collapse, study)
+            show(as_json, lambda: _without(record(), "pairs", "questions"), tables, out=out, notes=study.notes)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What verdicts are held against: controls, thresholds, and thresholds that are set on the controls."""
+
+    controls: Annotated[
+        Path | None,
+        Option("More pairs, of which the controls are taken; paraphrases give sigma_0.", name="--null"),
+    ] = None
+    thresholds: Annotated[Path | None, Option("Thresholds, JSON, fixed before the run. (default: shipped)")] = None
+    calibration: Annotated[
+        Path | None, Option("Thresholds set on controls: read if there, else set on half of --null.")
+    ] = None
 
 
 @with_options
@@ -93,17 +104,7 @@ def explain(
     context: typer.Context,
     *,
     source: Source,
-    controls: Annotated[
-        Path | None,
-        typer.Option("--null", help="More pairs, of which the controls are taken; paraphrases give sigma_0."),
-    ] = None,
-    thresholds: Annotated[
-        Path | None, typer.Option("--thresholds", help="Thresholds, JSON, fixed before the run. (default: shipped)")
-    ] = None,
-    calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", help="Thresholds set on controls: read if there, else set on half of --null."),
-    ] = None,
+    limits: Limits,
     out: OutOption = Path("runs/explain"),
     options: ExplainOptions,
     loading: Annotated[Loading, Without("max_memory")],
@@ -111,28 +112,17 @@ def explain(
 ) -> None:
     """Say why each pair collapses or not: numbers, a verdict by fixed thresholds, and a causal test of it."""
     with errors_as_exit_codes() as kept:
-        from persona_circuits.circuit.storage import (
-            check_output_file,
-            check_output_folder,
-            replace_folder,
-            working_folder,
-        )
+        from persona_circuits.circuit.storage import check_output_file, check_output_folder, working_folder
         from persona_circuits.persona.behaviour import check_items, fitting_items
         from persona_circuits.persona.explanation import explain as explain_pairs
-        from persona_circuits.persona.explanation import (
-            explain_record,
-            load_calibration,
-            load_thresholds,
-            write_calibration,
-            write_explanation,
-        )
+        from persona_circuits.persona.explanation import explain_record, load_calibration, load_thresholds
 
         options = options.checked()
-        limits, name = load_thresholds(thresholds), source.name()
+        thresholds, calibration, name = load_thresholds(limits.thresholds), limits.calibration, source.name()
         set_before = load_calibration(calibration) if calibration and calibration.exists() else None
         if calibration and not set_before:
             check_output_file(calibration)
-        study, more = _items(source.pairs, controls, source)
+        study, more = _items(source.pairs, limits.controls, source)
         check_output_folder(out)
         state = out / "explain.state"
         kept.append(kept_in(state))
@@ -140,17 +130,25 @@ def explain(
             loaded = load(stage, name, loading, lambda reader: check_items(study, reader, split=options.split))
             if loading.fitting:
                 study, more = (one and fitting_items(one, loaded) for one in (study, more))
-            how: dict[str, Any] = {"controls": more, "thresholds": limits, "options": options}
+            how: dict[str, Any] = {"controls": more, "thresholds": thresholds, "options": options}
             how["calibration"] = set_before or ("new" if calibration else None)
             found = explain_pairs(loaded, study, **how, state=state, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
-                write_explanation(found, staging)
-                index(context, staging, name, notes=found.notes)
-            if calibration and found.calibration and not set_before:
-                write_calibration(found.calibration, calibration)
+            _write_explanation(context, found, out, name, None if set_before else calibration)
         tables = partial(_print_explanation, found)
         show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
+
+
+def _write_explanation(context: typer.Context, found: Any, out: Path, name: str, calibration: Path | None) -> None:
+    """The files, and the thresholds that were set now."""
+    from persona_circuits.circuit.storage import replace_folder
+    from persona_circuits.persona.explanation import write_calibration, write_explanation
+
+    with replace_folder(out) as staging:
+        write_explanation(found, staging)
+        index(context, staging, name, notes=found.notes)
+    if calibration and found.calibration:
+        write_calibration(found.calibration, calibration)
 
 
 def _items(pairs: Path | None, controls: Path | None, source: Source) -> list[Any]:
@@ -187,21 +185,22 @@ def _print_explanation(found: Any) -> None:
     for key, groups in (parts | {"control": found.controls}).items():
         if groups:
             title = f"why personas collapse in {found.model}" if key == "all" else f"by {key}"
-            print_table(title, table_columns(key), group_rows(groups), texts=2)
+            print_table(Table(title, table_columns(key), group_rows(groups), 2))
     items = [row.measure.item for row in found.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
     if tested := test_rows(found):
-        print_table("causal tests", TESTED, tested, texts=2)
+        print_table(Table("causal tests", TESTED, tested, 2))
     columns, rows = rate_table(found)
     if rows:
         held = " that it was not set on" if found.calibration is not None else ""
-        print_table(f"how often controls{held}, without a persona to find, have a verdict", columns, rows, texts=2)
+        title = f"how often controls{held}, without a persona to find, have a verdict"
+        print_table(Table(title, columns, rows, 2))
         if found.calibration is not None:
             given = found.calibration.source or "set on half of the controls by persona pair; the others are held out"
             say(f"calibration {given}; a verdict is given where at most {LEVEL:g} of controls have it")
     columns, rows = confusion_rows(found)
     if rows:
-        print_table("verdicts by what the generator sets", columns, rows, texts=1)
+        print_table(Table("verdicts by what the generator sets", columns, rows))
         given = found.agreement
         kappa = "undefined" if given.kappa is None else f"{given.kappa:.3f}"
         say(
@@ -218,15 +217,14 @@ def _print_explanation(found: Any) -> None:
 
 
 def _print_collapse(study: Any) -> None:
-    from persona_circuits.persona.behaviour import PREDICTED, TABLE, group_rows, prediction_rows
+    from persona_circuits.persona.behaviour import group_table, prediction_table
     from persona_circuits.persona.data import said
 
-    print_table(f"persona collapse of {study.model}", TABLE, group_rows(study), texts=1)
+    print_table(group_table(study))
     items = [row.measure.item for row in study.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
     if (told := study.prediction) is not None:
-        title = f"collapse of {told.n} held-out rows ({told.collapsed} collapse) from what other wordings say"
-        print_table(title, PREDICTED, prediction_rows(study), texts=1)
+        print_table(prediction_table(told))
         say(
             f"held out    {told.n_persona_pairs} persona pairs and {told.n_questions} questions, a fold of either at a "
             f"time; {told.left_out} rows have no other wording"

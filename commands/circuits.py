@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,9 @@ import typer
 
 from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import Options
-from persona_circuits.commands.options import LATEST, BarOption, DrawnOption, JsonOption, Loading, OutOption, Source
+from persona_circuits.circuit.options import Option
+from persona_circuits.commands.index import given_command
+from persona_circuits.commands.options import LATEST, Drawn, JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.printing import print_discovery, say_where, write_results
 from persona_circuits.commands.signature import But, with_options
 from persona_circuits.commands.terminal import (
@@ -28,6 +30,37 @@ from persona_circuits.commands.terminal import (
 __all__: list[str] = []
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a search may use, and the bar that it must reach."""
+
+    scores: Annotated[
+        str | None,
+        Option(
+            "Run whose scores are pruned anew; new: score again. (default: those of the same search, where they "
+            "lie in the output folder or beside it)"
+        ),
+    ] = None
+    null: Annotated[Path | None, Option("Pairs of paraphrases of one persona: what D is where there is nothing.")] = (
+        None
+    )
+    groups: Annotated[
+        Path | None, Option("Named sets of nodes, a file of the page: what each carries, without and alone.")
+    ] = None
+    min_faithfulness: Annotated[float | None, Option("Exit with 1 if faithfulness is below this bar.")] = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What is drawn of a circuit."""
+
+    report: Annotated[
+        bool,
+        Option("One page that explains the circuit too: page.html, with --sweep, and what its nodes do."),
+    ] = False
+    strongest: Drawn = None
+
+
 @with_options
 def discover(
     context: typer.Context,
@@ -35,30 +68,8 @@ def discover(
     source: Source,
     out: OutOption = LATEST,
     options: Annotated[Options, But(force=False)],
-    scores: Annotated[
-        str | None,
-        typer.Option(
-            help="Run whose scores are pruned anew; new: score again. (default: those of the same search, where they "
-            "lie in the output folder or beside it)"
-        ),
-    ] = None,
-    null: Annotated[
-        Path | None,
-        typer.Option("--null", help="Pairs of paraphrases of one persona: what D is where there is nothing."),
-    ] = None,
-    groups: Annotated[
-        Path | None,
-        typer.Option("--groups", help="Named sets of nodes, a file of the page: what each carries, without and alone."),
-    ] = None,
-    min_faithfulness: BarOption = None,
-    report: Annotated[
-        bool,
-        typer.Option(
-            "--report",
-            help="One page that explains the circuit too: page.html, with --sweep, and what its nodes do.",
-        ),
-    ] = False,
-    strongest: DrawnOption = None,
+    given: Given,
+    pictures: Pictures,
     loading: Loading,
     as_json: JsonOption = False,
 ) -> None:
@@ -69,10 +80,10 @@ def discover(
         from persona_circuits.circuit.storage import check_output_folder, working_folder
 
         options = options.checked()
-        if report and options.prune != "acdc" and options.resolution == "edge":
+        if pictures.report and options.prune != "acdc" and options.resolution == "edge":
             options = replace(options, sweep=True)
         name, task = source.name(), read_task(source.pairs)
-        quiet = read_task(null) if null else None
+        quiet = read_task(given.null) if given.null else None
         check_output_folder(out)
         kept.append(lambda: _kept_in(out))
         with progress_bars() as stage, working_folder(out):
@@ -83,33 +94,33 @@ def discover(
             fits: dict[str, Any] = {"where": options.where, "align": options.align}
             loaded = load(stage, name, loading, lambda reader: check_pairs(task, reader, *splits, **fits))
 
-            named = read_groups(groups, loaded.graph) if groups else None
+            named = read_groups(given.groups, loaded.graph) if given.groups else None
             task, quiet = (fitted_task(one, loaded, options.align, loading.fitting) for one in (task, quiet))
-            found = search(loaded, task, options, null=quiet, groups=named, scores=scores, state=out, stage=stage)
+            how: dict[str, Any] = {"null": quiet, "groups": named, "scores": given.scores, "state": out}
+            found = search(loaded, task, options, **how, stage=stage)
             if first:
                 stage("files and picture")
-                write_results(found, out, strongest)
-                if report:
-                    _write_page(loaded, task, found, options, out, stage, groups)
+                write_results(found, out, pictures.strongest)
+                if pictures.report:
+                    _write_page(loaded, task, found, out, given.groups, given_command(context), stage)
         if first:
             from persona_circuits.circuit.reporting import summary
 
             show(as_json, lambda: summary(found), lambda: print_discovery(found), out=out)
             if not as_json:
                 say_where(out)
-        require(found.reports[-1].circuit.ratio_of_means, min_faithfulness)
+        require(found.reports[-1].circuit.ratio_of_means, given.min_faithfulness)
 
 
-def _write_page(
-    model: Any, task: Any, found: Any, options: Options, out: Path, stage: Any, groups: Path | None
-) -> None:
+def _write_page(model: Any, task: Any, found: Any, out: Path, groups: Path | None, command: str, stage: Any) -> None:
     """The page of what was just written, with what its nodes do."""
     from persona_circuits.circuit.page import page_html, page_of_run
     from persona_circuits.circuit.storage import write_text
-    from persona_circuits.commands.pages import PAGE, command_line, write_inside
+    from persona_circuits.commands.pages import PAGE, write_inside
 
-    write_inside(model, task.where(**dict(options.where)), found.circuit, out, align=options.align, stage=stage)
-    write_text(page_html(page_of_run(out, groups=groups, command=command_line())), out / PAGE)
+    about = found.record["task"]
+    write_inside(model, task.where(**about["where"]), found.circuit, out, align=about["align"], stage=stage)
+    write_text(page_html(page_of_run(out, groups=groups, command=command)), out / PAGE)
 
 
 def _kept_in(out: Path) -> str:

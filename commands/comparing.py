@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +13,10 @@ from persona_circuits.circuit.assessment.options import ComparisonOptions, Curve
 from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.printable import signed
 from persona_circuits.commands.index import index
-from persona_circuits.commands.options import DrawnOption, JsonOption, Loading, Source
+from persona_circuits.commands.options import Drawn, JsonOption, Loading, Source
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -23,7 +24,7 @@ from persona_circuits.commands.terminal import (
     in_processes,
     load,
     own_pairs,
-    print_table,
+    print_tables,
     progress_bars,
     read_task,
     refuse_idle,
@@ -151,20 +152,13 @@ def _write_curves(context: typer.Context, study: Any, out: Path) -> None:
 
 
 def _print_curves(study: Any) -> None:
-    from persona_circuits.circuit.reporting import curve_tables as tables
+    from persona_circuits.circuit.reporting import curve_tables
     from persona_circuits.circuit.task import Overlap
 
     report = study.report
     say(f"scored on   {study.about['scored_on']}; measured on {report.n_pairs} pairs ({report.split})")
     say(f"m           {report.metric}: full {signed(report.m_full)}, empty {signed(report.m_empty)}")
-    for level, n in report.n_units.items():
-        title = f"faithfulness by share of {n:,} {level}s"
-        print_table(f"{title}, ratios of means", tables.CURVES, tables.curve_rows(report, level), texts=2)
-        if medians := tables.median_rows(report, level):
-            print_table(f"{title}, medians of the pairs' own ratios", tables.CURVES, medians, texts=2)
-        print_table("edges left without dead ends", tables.SIZES, tables.size_rows(report, level), texts=2)
-        print_table("areas over the share", tables.AREAS, tables.area_rows(report, level), texts=2)
-        say(f"intervals over {report.resampled}; of random orders from the lowest to the highest")
+    print_tables(curve_tables(report))
     say("MIB takes CPR from the signed order and CMD from the absolute one; CPR has no upper bound")
     for mark in report.marks:
         f, median = (shown_text(value, 3) for value in (mark.faithfulness, mark.median_of_ratios))
@@ -181,32 +175,43 @@ MEASURED = ("pairs_a", "pairs_b", "model", "n_random", "device", "dtype", "max_m
 """Options of a comparison that runs a model, by their parameters' names."""
 
 
+@dataclass(frozen=True)
+class Grounds:
+    """What both circuits are measured on."""
+
+    pairs_a: Annotated[Path | None, Option("Pairs of A. (default: those its file names)")] = None
+    pairs_b: Annotated[Path | None, Option("Pairs of B. (default: those its file names)")] = None
+    model: Annotated[str | None, Option("Model to measure both in. (default: those that the files name)")] = None
+    no_model: Annotated[bool, Option("Compare the files only; run no model.")] = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a comparison writes and prints."""
+
+    report: Annotated[Path | None, Option("Write all of it to this JSON file too.")] = None
+    picture: Annotated[Path | None, Option("Draw the difference: .svg, .png, .pdf or .dot.")] = None
+    strongest: Drawn = None
+    as_json: Annotated[bool, Option("Print one JSON object instead of tables.", name="--json")] = False
+
+
 @with_options
 def compare(
     context: typer.Context,
     *,
     a: Annotated[Path, typer.Argument(help="Circuit A: circuit.json, its folder, or EAP-IG's JSON.")],
     b: Annotated[Path, typer.Argument(help="Circuit B, of a model of the same shape.")],
-    report: Annotated[Path | None, typer.Option("--report", help="Write all of it to this JSON file too.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="Draw the difference: .svg, .png, .pdf or .dot.")
-    ] = None,
-    pairs_a: Annotated[Path | None, typer.Option(help="Pairs of A. (default: those its file names)")] = None,
-    pairs_b: Annotated[Path | None, typer.Option(help="Pairs of B. (default: those its file names)")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Model to measure both in. (default: those that the files name)")
-    ] = None,
-    no_model: Annotated[bool, typer.Option("--no-model", help="Compare the files only; run no model.")] = False,
+    ground: Grounds,
     options: ComparisonOptions,
-    strongest: DrawnOption = None,
     setting: Annotated[MeasureOptions, Only("n_random", "seed", "batch_size")],
     loading: Annotated[Loading, Without("revision", "fitting")],
-    as_json: JsonOption = False,
+    shown: Shown,
 ) -> None:
     """Compare two circuits: overlap and scores against chance, opposite signs, each on the other's pairs."""
     with errors_as_exit_codes():
+        report, picture = shown.report, shown.picture
         drawn = (picture is not None, "a --picture", ["strongest"])
-        refuse_idle(context, (not no_model, "a model that is run, without --no-model", MEASURED), drawn)
+        refuse_idle(context, (not ground.no_model, "a model that is run, without --no-model", MEASURED), drawn)
         from persona_circuits.circuit.assessment.budget import Clock
         from persona_circuits.circuit.assessment.comparison import (
             compare_in_time,
@@ -224,18 +229,19 @@ def compare(
             check_picture(picture)
         with progress_bars() as stage:
             found, short = compare_in_time(*sides, options.n_draws, clock, seed=setting.seed, stage=stage)
-            if not no_model:
-                grounds, notes = _grounds(sides, (pairs_a, pairs_b), model, stage, loading)
+            if not ground.no_model:
+                given = ground.pairs_a, ground.pairs_b
+                grounds, notes = _grounds(sides, given, ground.model, stage, loading)
                 cross, more = cross_in_time(*sides, grounds, setting, clock, stage=stage)
                 found, short = found.with_cross(cross, notes), [*short, *more]
             found = replace(found, notes=(*found.notes, *short))
             if picture is not None:
-                draw_difference(found, picture, strongest=strongest)
+                draw_difference(found, picture, strongest=shown.strongest)
         if report is not None:
             write_json(found.as_dict(), report)
         written = [path for path in (report, picture) if path]
         record = {"written": [str(path) for path in written]}
-        show(as_json, lambda: record | found.as_dict(), lambda: _print_comparison(found, written))
+        show(shown.as_json, lambda: record | found.as_dict(), lambda: _print_comparison(found, written))
 
 
 def _grounds(
@@ -278,28 +284,13 @@ def _grounds(
 
 
 def _print_comparison(found: Any, written: Sequence[Path]) -> None:
-    from persona_circuits.circuit.reporting import comparison as tables
+    from persona_circuits.circuit.reporting import comparison_tables
 
     for letter, side in (("A", found.a), ("B", found.b)):
         task = side.record["task"] if side.record else None
         about = f": {task['metric']} on {task['n_pairs']} pairs of {task['source']} ({task['split']})" if task else ""
         say(f"{letter}           {side.name}{about}")
-    if found.settings:
-        print_table("warning: not found alike", tables.SETTINGS, tables.setting_rows(found), texts=3)
-    n_draws = found.edges.random.n if found.edges.random else 0
-    print_table(f"overlap, chance over {n_draws} draws", tables.OVERLAP, tables.overlap_rows(found), texts=1)
-    if found.correlations:
-        print_table("rank correlation", tables.CORRELATIONS, tables.correlation_rows(found), texts=1)
-        print_table("edges of opposite sign", tables.SIGNS, tables.sign_rows(found), texts=1)
-    for title, opposite in (("strongest shared edges", False), ("strongest edges of opposite sign", True)):
-        if rows := tables.edge_rows(found, opposite=opposite):
-            print_table(title, tables.EDGES, rows, texts=2)
-    for letter in "AB":
-        if rows := tables.own_rows(found, letter):
-            print_table(f"strongest edges of {letter} alone", tables.EDGES, rows, texts=2)
-    if found.cross:
-        print_table("each circuit on each one's held-out pairs", tables.CROSS, tables.cross_rows(found), texts=2)
-        say(f"faithfulness is a ratio of means; intervals over {tables.drawn_over(found)}")
+    print_tables(comparison_tables(found))
     for note in found.notes:
         say(f"note: {note}")
     for path in written:

@@ -11,99 +11,93 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from persona_circuits.circuit.options import Option
+from persona_circuits.circuit.table import Table
 from persona_circuits.commands.index import index
-from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption, Source
+from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.parts import named_two
 from persona_circuits.commands.signature import But, Only, Without, with_options
-from persona_circuits.commands.speech import Asked, Form, StopOption, check_journal, exchanges_of, respond_here
+from persona_circuits.commands.speech import Asked, Form, check_journal, exchanges_of, respond_here
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     lines_of,
     load,
     path_and_name,
     print_table,
+    print_tables,
     progress_bars,
     refuse_idle,
     say,
     say_drawn,
     shipped_or,
     show,
-    texts_of,
 )
-from persona_circuits.persona.responses.options import Plan, Sampling
+from persona_circuits.persona.responses.options import Sampling
 from persona_circuits.persona.steering.options import SteerOptions
 from persona_circuits.persona.vectors.options import VectorOptions
 
 __all__: list[str] = []
 
 
+@dataclass(frozen=True)
+class Heard(Asked):
+    """What is asked, unless there are responses."""
+
+    responses: Annotated[
+        Path | None, Option("responses.jsonl of the respond command. (default: made here, as it would)")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Compared(VectorOptions):
+    """Vectors, and those that they are compared with."""
+
+    compare_with: Annotated[
+        tuple[Path, ...], Option("Folder of another model's vectors; may be repeated.", name="--compare")
+    ] = ()
+    reference: Annotated[
+        Path | None, Option("Vectors that these should be, a folder or vectors.safetensors, at one layer.")
+    ] = None
+
+
 @with_options
 def vectors(
     context: typer.Context,
     *,
-    model: ModelOption = None,
-    responses: Annotated[
-        Path | None,
-        typer.Option("--responses", help="responses.jsonl of the respond command. (default: made here, as it would)"),
-    ] = None,
-    asked: Asked,
-    form: Annotated[Form, Only("template", "cue")],
-    compare_with: Annotated[
-        list[Path] | None, typer.Option("--compare", help="Folder of another model's vectors; may be repeated.")
-    ] = None,
-    reference: Annotated[
-        Path | None,
-        typer.Option(
-            "--reference", help="Vectors that these should be, a folder or vectors.safetensors, at one layer."
-        ),
-    ] = None,
+    asked: Heard,
+    form: Annotated[Form, Only("model", "template", "cue")],
     out: OutOption = Path("runs/vectors"),
-    plan: Plan,
     sampling: Annotated[Sampling, Without("seed")],
-    stop: StopOption = None,
-    options: VectorOptions,
+    options: Compared,
     loading: Annotated[Loading, Only("device", "dtype", "revision")],
     as_json: JsonOption = False,
 ) -> None:
     """Mean activations of a model as every persona: cosines, components, assistant axis, other models beside."""
     with errors_as_exit_codes() as kept:
-        _refuse_idle(context, sampling, made=responses is None, compared=bool(compare_with), held=reference is not None)
+        _refuse_idle(context, sampling, asked, options)
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.responses import baseline_of, read_responses, write_responses
+        from persona_circuits.persona.responses import read_responses, write_responses
         from persona_circuits.persona.streams import chosen_layer
-        from persona_circuits.persona.vectors import (
-            geometry_of,
-            most_reliable_layer,
-            persona_vectors,
-            read_vectors,
-            write_vectors,
-        )
+        from persona_circuits.persona.vectors import read_vectors, write_vectors
         from persona_circuits.persona.vectors.report import vector_record
 
-        sampling = replace(sampling, seed=options.seed, stop=texts_of(stop)).checked()
+        sampling = replace(sampling, seed=options.seed).checked()
         form = replace(form, batch_size=options.batch_size)
-        others = [read_vectors(path) for path in compare_with or ()]
-        should_be = None if reference is None else read_vectors(reference)
+        others = [read_vectors(path) for path in options.compare_with]
+        should_be = None if options.reference is None else read_vectors(options.reference)
+        responses = asked.responses
         said = None if responses is None else read_responses(responses)
-        wanted, about = ((), {}) if said else exchanges_of(model, asked, plan)
+        wanted, about = ((), {}) if said else exchanges_of(form.model, asked)
         check_journal(out, kept)
         check_output_folder(out / "cache")
         with progress_bars() as stage:
-            loaded = load(stage, shipped_or(model), loading, lambda reader: form.opened(reader.tokenizer))
+            loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
             at = chosen_layer(loaded.graph.n_layers, options.layer, options.layer_fraction)
             if said is None:
-                made, record = respond_here(loaded, wanted, form, sampling, out, stage, stops=stop is not None)
+                made, record = respond_here(loaded, wanted, form, sampling, out, stage)
                 said, about = made.responses, record | {"sources": about}
             else:
                 about = {"responses": str(responses)}
-            anew = responses is not None and (form.template is not None or form.cue is not None)
-            how: dict[str, Any] = {"cache": out / "cache", "batch_size": options.batch_size, "anew": anew}
-            template, tell = form.opened(loaded.tokenizer), stage("reading the residual stream")
-            found = persona_vectors(loaded, said, template, **how, progress=tell)
-            if options.layer is None and options.layer_fraction is None:
-                best = most_reliable_layer(found)
-                at = at if best is None else best
-            geometry = geometry_of(found, at, baseline_of(found.personas, asked.baseline))
+            geometry = _geometry(loaded, said, asked, form, options, at, out / "cache", stage)
             comparison = _compared(geometry, others, options) if others else None
             beside = _beside(geometry, [*others, *([] if should_be is None else [should_be])])
             stage("files and figures")
@@ -117,6 +111,30 @@ def vectors(
         show(as_json, record, tables, out=out, notes=geometry.notes)
         if should_be is not None:
             _require_likeness(beside[-1], options.min_cosine)
+
+
+def _geometry(
+    model: Any,
+    said: Any,
+    asked: Heard,
+    form: Form,
+    options: Compared,
+    at: int,
+    cache: Path,
+    stage: Callable[[str], Any],
+) -> Any:
+    """The vectors at layer ``at`` where one was asked for, else at the most reliable one."""
+    from persona_circuits.persona.responses import baseline_of
+    from persona_circuits.persona.vectors import geometry_of, most_reliable_layer, persona_vectors
+
+    anew = asked.responses is not None and (form.template is not None or form.cue is not None)
+    how: dict[str, Any] = {"cache": cache, "batch_size": options.batch_size, "anew": anew}
+    tell = stage("reading the residual stream")
+    found = persona_vectors(model, said, form.opened(model.tokenizer), **how, progress=tell)
+    if options.layer is None and options.layer_fraction is None:
+        best = most_reliable_layer(found)
+        at = at if best is None else best
+    return geometry_of(found, at, baseline_of(found.personas, asked.baseline))
 
 
 def _beside(geometry: Any, others: Sequence[Any]) -> list[Any]:
@@ -143,15 +161,15 @@ def _require_likeness(found: Any, bar: float | None) -> None:
         raise typer.Exit(1)
 
 
-def _refuse_idle(context: typer.Context, sampling: Sampling, *, made: bool, compared: bool, held: bool) -> None:
+def _refuse_idle(context: typer.Context, sampling: Sampling, asked: Heard, options: Compared) -> None:
     said_here = ["personas", "questions", "wordings", "question_wordings", "samples", "max_questions"]
     said_here += ["max_new_tokens", "temperature", "top_p", "stop"]
     refuse_idle(
         context,
-        (made, "responses made here, without --responses", said_here),
+        (asked.responses is None, "responses made here, without --responses", said_here),
         (sampling.temperature > 0, "--temperature above 0", ["top_p"]),
-        (compared, "--compare", ["n_permutations"]),
-        (held, "--reference", ["min_cosine"]),
+        (bool(options.compare_with), "--compare", ["n_permutations"]),
+        (options.reference is not None, "--reference", ["min_cosine"]),
     )
 
 
@@ -168,20 +186,10 @@ def _compared(geometry: Any, others: Sequence[Any], options: VectorOptions) -> A
 
 
 def _print_vectors(geometry: Any, comparison: Any, beside: Sequence[Any]) -> None:
-    from persona_circuits.persona.vectors import LIKENESS, likeness_rows
-    from persona_circuits.persona.vectors import report as files
+    from persona_circuits.persona.vectors import likeness_table, vector_tables
 
-    found = geometry.vectors
-    title = f"{len(found.personas)} persona vectors of {found.model} behind block {geometry.layer}, "
-    title += f"{len(found.questions)} questions"
-    print_table(title, files.TABLE, files.persona_rows(geometry), texts=3)
-    print_table("by layer (* shown above)", files.LAYERS, files.layer_rows(geometry), texts=1)
-    if comparison is not None:
-        title = f"how alike models arrange {len(comparison.personas)} personas"
-        print_table(title, files.COMPARED, files.comparison_rows(comparison), texts=1)
-    for found in beside:
-        if found is not None:
-            print_table("every persona's vector beside its other", LIKENESS, likeness_rows(found), texts=1)
+    print_tables(vector_tables(geometry, comparison))
+    print_tables(likeness_table(found) for found in beside if found is not None)
 
 
 @dataclass(frozen=True)
@@ -216,7 +224,6 @@ def steer(
     asked: Steered,
     options: SteerOptions,
     sampling: Annotated[Sampling, Without("seed"), But(temperature=0.0)],
-    stop: StopOption = None,
     out: OutOption = Path("runs/steer"),
     loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
@@ -234,7 +241,7 @@ def steer(
         from persona_circuits.persona.steering import write_steering
         from persona_circuits.persona.steering.report import steering_record
 
-        sampling = replace(sampling, seed=options.seed, stop=texts_of(stop)).checked()
+        sampling = replace(sampling, seed=options.seed).checked()
         name, named = source.name(), named_two(asked.toward, asked.away)
         here, there = _steered_and_fitted(source.pairs, asked.fit, asked.split)
         plain = lines_of(asked.neutral)
@@ -246,7 +253,7 @@ def steer(
             steered, fitted = (one.examples(loaded, loading.fitting) for one in (here, there))
             how = {"toward": named, "neutral": plain, "progress": stage("steering")}
             study = _study(loaded, steered, fitted, asked, options, how)
-            texts = _continued(loaded, study, asked.generate, sampling, stage, stops=stop is not None)
+            texts = _continued(loaded, study, asked.generate, sampling, stage)
             stage("files and figures")
             about = {"pairs": here.label, "split": here.split, "fitted_on": there.label, "fitting_split": there.split}
             with replace_folder(out) as staging:
@@ -265,15 +272,13 @@ def _study(model: Any, here: Any, there: Any, asked: Steered, options: SteerOpti
     return study_steering(model, some_pairs(here, asked.max_pairs), there, kind, options, **how)
 
 
-def _continued(
-    model: Any, study: Any, n_pairs: int, sampling: Sampling, stage: Callable[[str], Any], *, stops: bool
-) -> Any:
-    """Texts before and after; without ``stops``, what follows no chat template ends with its line."""
+def _continued(model: Any, study: Any, n_pairs: int, sampling: Sampling, stage: Callable[[str], Any]) -> Any:
+    """Texts before and after; what follows no chat template ends with its line, unless other texts were asked for."""
     from persona_circuits.persona.steering import generate_steered
 
     if not n_pairs:
         return ()
-    if not stops and not model.tokenizer.chat_template:
+    if not sampling.stop and not model.tokenizer.chat_template:
         sampling = replace(sampling, stop=("\n",))
     tell = stage("texts before and after")
     return generate_steered(model, study, study.streams, n_pairs=n_pairs, sampling=sampling, progress=tell)
@@ -316,11 +321,11 @@ def _print_steering(study: Any, texts: Any) -> None:
     from persona_circuits.persona.steering import report as files
 
     title = f"steering {study.model} along {study.directions.kind}, {len(study.prompts)} pairs"
-    print_table(f"{title}, at {study.options.positions}", files.TABLE, files.outcome_rows(study), texts=1)
+    print_table(Table(f"{title}, at {study.options.positions}", files.TABLE, files.outcome_rows(study)))
     title = f"largest strength with KL within {study.options.kl_bound:g} nats"
-    print_table(title, files.BOUNDS, files.bound_rows(study), texts=1)
+    print_table(Table(title, files.BOUNDS, files.bound_rows(study)))
     say_drawn(study.prompts.personas, study.prompts.questions)
     if texts:
         where = "+".join(map(str, texts[0].layers))
-        title = f"{len(texts)} texts, steered behind layer {where}; perplexity is the unsteered model's"
-        print_table(title, files.TEXTS, files.text_rows(texts), texts=1)
+        title = f"{len(texts)} texts, steered after layer {where}; perplexity is the unsteered model's"
+        print_table(Table(title, files.TEXTS, files.text_rows(texts)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,9 +12,11 @@ import typer
 
 from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.peers.options import CrosscheckOptions
 from persona_circuits.circuit.profiling.options import BenchOptions, InspectOptions
-from persona_circuits.commands.options import LATEST, CircuitArgument, JsonOption, Loading, PairsOption, Source
+from persona_circuits.circuit.table import Column, Table
+from persona_circuits.commands.options import LATEST, PAIRS, CircuitArgument, JsonOption, Loading, Source
 from persona_circuits.commands.printing import print_calibration
 from persona_circuits.commands.signature import Only, with_options
 from persona_circuits.commands.terminal import (
@@ -24,6 +26,7 @@ from persona_circuits.commands.terminal import (
     load,
     own_pairs,
     print_table,
+    print_tables,
     progress_bars,
     read_task,
     refuse_idle,
@@ -36,26 +39,31 @@ from persona_circuits.commands.terminal import (
 __all__: list[str] = []
 
 
+@dataclass(frozen=True)
+class Other:
+    """What the run is held against: its pairs and model, or others, in auto-circuit, or auto-circuit's scores."""
+
+    pairs: Annotated[Path | None, Option(PAIRS)] = None
+    model: Annotated[str | None, Option("Hugging Face folder. (default: the one the circuit names)")] = None
+    scores: Annotated[Path | None, Option("Do not run auto-circuit; compare with its scores in this .safetensors.")] = (
+        None
+    )
+    peers: Annotated[
+        Path | None,
+        Option("auto-circuit's environment. (default: $PERSONA_CIRCUITS_PEERS, else what make peers makes)"),
+    ] = None
+    tolerance: Annotated[
+        float | None, Option("Exit with 1 if a difference exceeds this share of the largest score.")
+    ] = None
+
+
 @with_options
 def crosscheck(
     context: typer.Context,
     *,
     run: CircuitArgument = LATEST,
-    pairs: PairsOption = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Hugging Face folder. (default: the one the circuit names)")
-    ] = None,
+    other: Other,
     options: CrosscheckOptions,
-    scores: Annotated[
-        Path | None, typer.Option(help="Do not run auto-circuit; compare with its scores in this .safetensors.")
-    ] = None,
-    peers: Annotated[
-        Path | None,
-        typer.Option(help="auto-circuit's environment. (default: $PERSONA_CIRCUITS_PEERS, else what make peers makes)"),
-    ] = None,
-    tolerance: Annotated[
-        float | None, typer.Option(help="Exit with 1 if a difference exceeds this share of the largest score.")
-    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the results. (default: the run's)")] = None,
     loading: Annotated[Loading, Only("fitting")],
     as_json: JsonOption = False,
@@ -63,29 +71,29 @@ def crosscheck(
     """Have auto-circuit compute a run's scores and its circuit's faithfulness again, and compare edge by edge."""
     with errors_as_exit_codes():
         run_there = ["pairs", "model", "split", "n_pairs", "steps", "mask_ig", "peers", "out", "batch_size", "fitting"]
-        refuse_idle(context, (scores is None, "a run of auto-circuit, without --scores", run_there))
+        refuse_idle(context, (other.scores is None, "a run of auto-circuit, without --scores", run_there))
         from persona_circuits.circuit.io import read_circuit
         from persona_circuits.circuit.peers import compare_with_file, write_crosscheck
         from persona_circuits.circuit.storage import check_output_folder
 
         stored = read_circuit(run)
-        if scores is not None:
-            agreements = [compare_with_file(stored, scores)]
+        if other.scores is not None:
+            agreements = [compare_with_file(stored, other.scores)]
             show(as_json, lambda: [asdict(one) for one in agreements], lambda: _print_agreements(agreements))
-            _require_agreement(agreements, tolerance)
+            _require_agreement(agreements, other.tolerance)
             return
-        name = model or stored.model_name()
+        name = other.model or stored.model_name()
         if name is None:
             raise OptionError(f"{run} does not say which model it is of; give --model")
         folder = out or stored.path.parent
         check_output_folder(out or folder.absolute())
-        task = read_task(pairs or own_pairs(stored.record))
-        result = _checked_there(stored, name, task, peers, options.checked(), loading.fitting)
+        task = read_task(other.pairs or own_pairs(stored.record))
+        result = _checked_there(stored, name, task, other.peers, options.checked(), loading.fitting)
         write_crosscheck(result, folder)
         written = [folder / "crosscheck.json", folder / "crosscheck.csv"]
         how = {"out": folder, "notes": result.notes, "written": written}
         show(as_json, result.as_dict, lambda: _print_crosscheck(result), **how)
-        _require_agreement(result.scores, tolerance)
+        _require_agreement(result.scores, other.tolerance)
 
 
 def _checked_there(
@@ -107,21 +115,19 @@ def _checked_there(
 
 
 def _print_crosscheck(result: Any) -> None:
-    from persona_circuits.circuit.peers import CONVENTIONS, circuit_rows
+    from persona_circuits.circuit.peers import CONVENTIONS, agreement_table, circuit_table
 
     pairs = result.pairs
     say(f"pairs       {pairs['n_pairs']} of {pairs['of']} ({pairs['split']}) of {pairs['source']}")
     say(f"there       {', '.join(f'{name} {version}' for name, version in result.versions.items())}")
-    _print_agreements(result.scores)
-    title = f"circuit of {result.circuit.n_edges:,} edges, {result.metric}"
-    print_table(title, ("", "here", "auto-circuit", "difference"), circuit_rows(result), texts=1)
-    print_table("conventions", ("", "here", "auto-circuit"), CONVENTIONS, texts=3)
+    print_tables((agreement_table(result.scores), circuit_table(result)))
+    print_table(Table("conventions", ("", "here", "auto-circuit"), CONVENTIONS, 3))
 
 
 def _print_agreements(agreements: Sequence[Any]) -> None:
-    from persona_circuits.circuit.peers import AGREEMENT_COLUMNS, agreement_rows
+    from persona_circuits.circuit.peers import agreement_table
 
-    print_table("scores of all edges, here and there", AGREEMENT_COLUMNS, agreement_rows(agreements), texts=1)
+    print_table(agreement_table(agreements))
 
 
 def _require_agreement(agreements: Sequence[Any], tolerance: float | None) -> None:
@@ -167,12 +173,11 @@ def bench(
 
 
 def _print_bench(report: Any) -> None:
-    from persona_circuits.circuit.profiling import COLUMNS, acdc_row, bench_rows
+    from persona_circuits.circuit.profiling import acdc_row, bench_table
 
-    place, pairs = report.machine, report.pairs
+    place = report.machine
     say(f"{place['name']}, {place['threads']} thread(s), torch {place['versions']['torch']}")
-    title = f"{report.model['name']}, {report.model['dtype']}, {pairs['n_pairs']} pairs of {pairs['n_tokens']} tokens"
-    print_table(title, COLUMNS, bench_rows(report), texts=1)
+    print_table(bench_table(report))
     if report.acdc is not None:
         say(f"\n{acdc_row(report)}")
 
@@ -193,10 +198,11 @@ def _print_families(found: Any) -> None:
         (one["name"], one["examples"], *(sign.get(one["checks"][check], "?") for check in checks))
         for one in found["families"]
     ]
-    print_table("tested", ("family", "models", *map(str, range(1, len(checks) + 1))), cells, texts=2)
+    columns = ("family", "models", *map(str, range(1, len(checks) + 1)))
+    print_table(Table("tested", columns, cells, 2))
     say("\n".join(f"{i}  {check}" for i, check in enumerate(checks, 1)))
-    refused = [(one["name"], one["examples"], one["reason"]) for one in found["refused"]]
-    print_table("refused", ("family", "models", "reason"), refused, texts=3)
+    told = (Column("family", "name"), Column("models", "examples"), Column("reason", "reason"))
+    print_table(Table("refused", told, found["refused"], 3))
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     say(
         f"\nrandom weights in each architecture; with {versions}. Any other model is tried, and refused\n"
@@ -295,7 +301,7 @@ def _print_costs(found: Any, price: float | None) -> None:
     columns = ("format", "weights, GB", "step", "per prompt, GB", "prompts at once", "time")
     title = f"estimated for {found.prompts:,} prompts of {found.tokens} tokens on one {found.device.name}"
     title += "" if found.limit is None else f" within {found.limit / 1e9:.3g} GB"
-    print_table(title, (*columns, *(() if price is None else ("cost",))), rows, texts=3)
+    print_table(Table(title, (*columns, *(() if price is None else ("cost",))), rows, 3))
 
 
 @with_options

@@ -16,6 +16,7 @@ from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Option
+from persona_circuits.circuit.table import Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import LATEST, BarOption, CircuitArgument, JsonOption, Loading, PairsOption
 from persona_circuits.commands.printing import picture_title, print_battery, print_report
@@ -295,8 +296,8 @@ def _print_specificity(found: Any) -> None:
             row.append("undefined" if cell.left is None else f"{cell.left:.2f}{bounds}{median}")
         rows.append(row)
     columns = ("ablated circuit of", *(f"left of {name}" for name in found.names))
-    print_table("what is left of a contrast when a circuit is ablated", columns, rows, texts=1)
-    say("what is left is a ratio of means; beside it the median of the pairs' own ratios")
+    note = "what is left is a ratio of means; beside it the median of the pairs' own ratios"
+    print_table(Table("what is left of a contrast when a circuit is ablated", columns, rows, 1, [note]))
     for name, over in found.resampled.items():
         say(f"intervals of {name} over {over}")
     for text in found.findings:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from persona_circuits.circuit.table import Column, Table
+from persona_circuits.commands.names import complete_model
 from persona_circuits.commands.terminal import errors_as_exit_codes, print_table, progress_bars, refuse_idle, say
 
 __all__: list[str] = []
@@ -14,7 +16,10 @@ __all__: list[str] = []
 
 def get(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="A model of the catalogue, such as smollm2-135m-instruct.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A model of the catalogue, such as smollm2-135m-instruct.", autocompletion=complete_model),
+    ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the catalogue and what is fetched, and stop.")] = False,
     accept_licence: Annotated[
         bool, typer.Option("--accept-licence", help="The licence is read and agreed to, where it is not an open one.")
@@ -67,17 +72,13 @@ def _fetch(name: str, folder: Path | None, accept_licence: bool) -> None:
 def _print_catalogue(folder: Path | None) -> None:
     from persona_circuits.circuit.catalogue import CATALOGUE, fetched, models_folder
 
-    rows = [
-        (
-            entry.name,
-            entry.about,
-            entry.quantisation,
-            entry.licence + ("" if entry.is_open else ", to be accepted"),
-            "yes" if fetched(entry.name, folder) else "no",
-            f"{entry.n_bytes / 1e6:,.0f}",
-        )
-        for entry in CATALOGUE.values()
-    ]
-    columns = ("model", "what", "weights", "licence", "fetched", "MB to fetch")
-    print_table("models of the Python index", columns, rows, texts=5)
-    say(f"\nfetched ones lie in {models_folder(folder)}/")
+    columns = (
+        Column("model", "name"),
+        Column("what", "about"),
+        Column("weights", "quantisation"),
+        Column("licence", lambda entry: entry.licence + ("" if entry.is_open else ", to be accepted")),
+        Column("fetched", lambda entry: "yes" if fetched(entry.name, folder) else "no"),
+        Column("MB to fetch", lambda entry: entry.n_bytes / 1e6, ",.0f"),
+    )
+    note = f"\nfetched ones lie in {models_folder(folder)}/"
+    print_table(Table("models of the Python index", columns, list(CATALOGUE.values()), 5, [note]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.circuit.options import Option
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
@@ -16,12 +18,11 @@ from persona_circuits.commands.terminal import (
     kept_in,
     load,
     path_and_name,
-    print_table,
+    print_tables,
     progress_bars,
     read_task,
     refuse_idle,
     say,
-    say_drawn,
     show,
     two_splits,
 )
@@ -37,19 +38,23 @@ TokensOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class Probed(Source):
+    """The model, the pairs, and what is known of their personas."""
+
+    test_pairs: Annotated[Path | None, Option("Pairs of a second file, held out as 'split'.")] = None
+    personas: Annotated[
+        Path | None, Option("Personas with traits and wordings, as for pairs. (default: the shipped ones)")
+    ] = None
+    split: Annotated[str, Option("Pairs to use.")] = "all"
+
+
 @with_options
 def probe(
     context: typer.Context,
     *,
-    source: Source,
-    test_pairs: Annotated[
-        Path | None, typer.Option("--test-pairs", help="Pairs of a second file, held out as 'split'.")
-    ] = None,
-    personas: Annotated[
-        Path | None, typer.Option(help="Personas with traits and wordings, as for pairs. (default: the shipped ones)")
-    ] = None,
+    source: Probed,
     out: OutOption = Path("runs/probe"),
-    split: Annotated[str, typer.Option(help="Pairs to use.")] = "all",
     options: ProbeOptions,
     loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
@@ -58,35 +63,26 @@ def probe(
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.data import examples_of, load_examples, load_items, read_personas
-        from persona_circuits.persona.probing import probe_record, study_probes, write_probes
+        from persona_circuits.persona.probing import probe_record, probe_tables, study_probes, write_probes
 
         options, name = options.checked(), source.name()
         path, label = path_and_name(source.pairs, "datasets/pairs_test.jsonl")
-        people, _ = path_and_name(personas, "datasets/personas.jsonl" if source.shipped else None)
+        people, _ = path_and_name(source.personas, "datasets/personas.jsonl" if source.shipped else None)
         who = read_personas(people) if people else ()
         check_output_folder(out)
         with progress_bars() as stage:
             how: dict[str, Any] = {"personas": who, "fitting": loading.fitting}
             items = load_items(path or "", label=label)
-            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, split=split))
-            found = examples_of(items, loaded, split=split, **how)
-            test = load_examples(test_pairs, loaded, **how) if test_pairs else None
+            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, split=source.split))
+            found = examples_of(items, loaded, split=source.split, **how)
+            test = load_examples(source.test_pairs, loaded, **how) if source.test_pairs else None
             study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_probes(study, staging)
                 index(context, staging, name, notes=study.notes)
-        show(as_json, lambda: probe_record(study), lambda: _print_probes(study), out=out, notes=study.notes)
-
-
-def _print_probes(study: Any) -> None:
-    from persona_circuits.persona.probing import GEOMETRY, TABLE, geometry_rows, probe_rows
-
-    title = f"probes of {study.model}: {study.n_examples} prompts, {study.n_personas} personas"
-    print_table(f"{title}, {study.n_questions} questions", TABLE, probe_rows(study), texts=4)
-    say(f"intervals   over {study.resampled}")
-    print_table("geometry of personas, at the layer of their largest share", GEOMETRY, geometry_rows(study), texts=2)
-    say("intervals   by leaving out one persona, and one question, at a time: variances of both added")
+        tables = probe_tables(study)
+        show(as_json, lambda: probe_record(study), lambda: print_tables(tables), out=out, notes=study.notes)
 
 
 @with_options
@@ -105,7 +101,7 @@ def lens(
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.data import examples_of, load_items
-        from persona_circuits.persona.lens import lens_record, study_lens, write_lens
+        from persona_circuits.persona.lens import lens_record, lens_tables, study_lens, write_lens
 
         options, name = options.checked(), source.name()
         path, label = path_and_name(source.pairs, "datasets/pairs_test.jsonl")
@@ -120,48 +116,28 @@ def lens(
             with replace_folder(out) as staging:
                 write_lens(study, staging)
                 index(context, staging, name, notes=study.notes)
-        show(as_json, lambda: lens_record(study), lambda: _print_lens(study), out=out, notes=study.notes)
+        show(as_json, lambda: lens_record(study), lambda: print_tables(lens_tables(study)), out=out, notes=study.notes)
 
 
-def _print_lens(study: Any) -> None:
-    from persona_circuits.persona.lens import (
-        COMPONENTS,
-        TABLE,
-        WORDS,
-        component_rows,
-        curve_rows,
-        decision_lines,
-        word_rows,
-    )
+@dataclass(frozen=True)
+class Patched(Source):
+    """The model and the pairs, what they are read as, and where they are patched and ablated."""
 
-    title = f"logit lens of {study.model} at {study.positions[-1]}, {len(study.items)} pairs"
-    print_table(title, TABLE, curve_rows(study), texts=1)
-    print_table(f"the most likely words at {study.positions[-1]}", WORDS, word_rows(study), texts=3)
-    say_drawn([item.personas for item in study.items], [item.pair.question for item in study.items])
-    for line in decision_lines(study):
-        say(line)
-    if study.attribution.conserved:
-        print_table("direct logit attribution of D, the largest", COMPONENTS, component_rows(study), texts=1)
-        say_drawn([item.personas for item in study.items], [item.pair.question for item in study.items])
-        say(f"conserved   the parts sum to D within {study.attribution.error:.1e} logits on every pair")
+    tokens: Annotated[
+        tuple[str, str] | None,
+        Option("Two words, the first persona's and the second's, for the pairs' own answers."),
+    ] = None
+    null: Annotated[Path | None, Option("Pairs of paraphrases of one persona: how large D is without signal.")] = None
+    train_split: Annotated[str | None, Option("Pairs to patch. (default: train, or all if no split is named)")] = None
+    eval_split: Annotated[str | None, Option("Pairs to ablate on. (default: test, or all if no split is named)")] = None
 
 
 @with_options
 def patch(
     context: typer.Context,
     *,
-    source: Source,
+    source: Patched,
     options: PatchOptions,
-    tokens: TokensOption = None,
-    null: Annotated[
-        Path | None, typer.Option("--null", help="Pairs of paraphrases of one persona: how large D is without signal.")
-    ] = None,
-    train_split: Annotated[
-        str | None, typer.Option(help="Pairs to patch. (default: train, or all if no split is named)")
-    ] = None,
-    eval_split: Annotated[
-        str | None, typer.Option(help="Pairs to ablate on. (default: test, or all if no split is named)")
-    ] = None,
     out: OutOption = Path("runs/patch"),
     loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
@@ -178,15 +154,15 @@ def patch(
         from persona_circuits.persona.patching import patch_record, study_patching, write_patch
 
         options, name = options.checked(), source.name()
-        quiet = read_task(null) if null else None
+        quiet = read_task(source.null) if source.null else None
         check_output_folder(out)
         state = out / "patch.state"
         kept.append(kept_in(state))
         with progress_bars() as stage, working_folder(out):
             fit = options.align if loading.fitting else None
-            splits = source.pairs, train_split, eval_split
-            loaded = load(stage, name, loading, lambda reader: two_splits(reader, *splits, fit, tokens))
-            found, held_out = two_splits(loaded, *splits, fit, tokens)
+            splits = source.pairs, source.train_split, source.eval_split
+            loaded = load(stage, name, loading, lambda reader: two_splits(reader, *splits, fit, source.tokens))
+            found, held_out = two_splits(loaded, *splits, fit, source.tokens)
             quiet = fitted_task(quiet, loaded, options.align, loading.fitting)
             study = study_patching(loaded, found, held_out, options=options, null=quiet, state=state, stage=stage)
             stage("files and figures")
@@ -197,15 +173,7 @@ def patch(
 
 
 def _print_patch(study: Any) -> None:
-    from persona_circuits.persona.patching import (
-        MOVERS,
-        PATHS,
-        ablation_lines,
-        mover_rows,
-        path_rows,
-        stream_rows,
-        stream_table,
-    )
+    from persona_circuits.persona.patching import ablation_lines, patch_tables
 
     mean = study.mean_divergence
     ends = "" if mean.low is None else f" ({mean.low:+.3f} to {mean.high:+.3f})"
@@ -213,13 +181,7 @@ def _print_patch(study: Any) -> None:
     if study.below_null is not None:
         count = int(study.below_null.sum())
         say(f"null        |D| is below 2 sigma_0 = {2 * study.null.sigma_0:.3f} on {count} pairs")
-    if rows := stream_rows(study):
-        print_table("share of D that comes with the residual stream", stream_table(study), rows, texts=1)
-    if rows := mover_rows(study):
-        count = sum(one.is_mover for one in study.movers)
-        print_table(f"persona movers: {count} of {len(study.movers)} heads, at the answer", MOVERS, rows, texts=2)
-    if rows := path_rows(study):
-        print_table("direct paths, the largest to each receiver, and together", PATHS, rows, texts=2)
+    print_tables(patch_tables(study))
     for line in ablation_lines(study):
         say(line)
     say(f"intervals   over {study.resampled}")

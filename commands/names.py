@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from typer.core import TyperGroup
@@ -14,6 +15,7 @@ from persona_circuits.commands.terminal import EXPLAIN
 __all__ = [
     "FORMER",
     "NamedCommands",
+    "complete_model",
 ]
 
 FORMER: Mapping[str, Mapping[str, str]] = {
@@ -56,6 +58,19 @@ class NamedCommands(TyperGroup):
             raise
         finally:
             EXPLAIN.reset(before)
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """For a shell: the models of the catalogue whose names begin so, else the folders and GGUF files."""
+    from persona_circuits.circuit.catalogue import CATALOGUE
+
+    if names := [name for name in CATALOGUE if name.startswith(incomplete)]:
+        return names
+    folder, _, start = incomplete.rpartition("/")
+    above = Path(f"{folder}/" if folder or incomplete.startswith("/") else ".")
+    inside = [path for path in above.iterdir() if path.name.startswith(start)] if above.is_dir() else []
+    folders = [f"{path}/" for path in inside if path.is_dir()]
+    return sorted([*folders, *(str(path) for path in inside if path.suffix == ".gguf")])
 
 
 def _renamed(argument: str, former: Mapping[str, str]) -> str:

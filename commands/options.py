@@ -16,6 +16,7 @@ __all__ = [
     "LATEST",
     "BarOption",
     "CircuitArgument",
+    "Drawn",
     "DrawnOption",
     "ExportFormat",
     "JsonOption",
@@ -49,10 +50,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 BarOption = Annotated[
     float | None, typer.Option("--min-faithfulness", help="Exit with 1 if faithfulness is below this bar.")
 ]
-DrawnOption = Annotated[
-    int | None,
-    typer.Option("--strongest", min=1, help="Edges to draw at most. (default: as many as can be followed)"),
-]
+EDGES = "Edges to draw at most. (default: as many as can be followed)"
+DrawnOption = Annotated[int | None, typer.Option("--strongest", min=1, help=EDGES)]
+Drawn = Annotated[int | None, Option(EDGES, min=1)]
+"""The same as a field."""
 CircuitArgument = Annotated[Path, typer.Argument(help="circuit.json, its folder, or EAP-IG's JSON.")]
 LATEST = Path("runs/discover")
 
@@ -90,13 +91,15 @@ class Loading:
     dtype: Annotated[
         str,
         Option(
-            "Of weights and computation; bfloat16-weights holds the weights in half the room and computes in float32.",
+            "Of weights and computation; bfloat16-weights keeps weights in half the memory, computes in float32.",
             choices=DTYPE_NAMES,
         ),
     ] = "float32"
     max_memory: Annotated[
         str | None,
-        Option("Take so many prompts and circuits at a time that weights and work stay below, e.g. 8GiB."),
+        Option("Memory limit, e.g. 8GiB: fewer prompts and circuits at a time, so that all stays below it."),
     ] = None
     revision: Annotated[str | None, Option("Branch, tag or commit on the hub.")] = None
-    fitting: Annotated[bool, Option("Go on with the pairs that fit the model; the others are counted.")] = False
+    fitting: Annotated[
+        bool, Option("Continue with the pairs that fit the model; the others are left out and counted.")
+    ] = False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.commands.index import given_command
 from persona_circuits.commands.options import LATEST, Loading
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -26,7 +25,6 @@ from persona_circuits.commands.terminal import (
 
 __all__ = [
     "PAGE",
-    "command_line",
     "write_inside",
 ]
 
@@ -74,14 +72,9 @@ def report(
         others = _named(beside or [])
         if inside:
             _look_inside(stored, model, pairs, loading)
-        data = page_of_run(run, others=others, groups=groups, verdicts=verdicts, command=command_line())
+        data = page_of_run(run, others=others, groups=groups, verdicts=verdicts, command=given_command(context))
         write_text(page_html(data), file)
         say(str(file))
-
-
-def command_line() -> str:
-    """This process's command, as it would be typed."""
-    return shlex.join(["persona-circuits", *sys.argv[1:]])
 
 
 def _named(given: list[str]) -> dict[str, Path]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from persona_circuits.circuit.choices import PROMPT_FORMATS
+from persona_circuits.circuit.options import Option
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
 from persona_circuits.commands.signature import Only, with_options
@@ -28,85 +30,123 @@ from persona_circuits.persona.pairs.options import PairOptions, PriorOptions
 __all__: list[str] = []
 
 PairFile = Annotated[Path, typer.Option("--file", help="Pair file to write, .jsonl.")]
-FormatOption = Annotated[
-    Literal[PROMPT_FORMATS] | None,  # type: ignore
-    typer.Option("--format", help="How the question is put, in the place of --template; see docs/pairs.md."),
-]
 ReportFile = Annotated[Path | None, typer.Option("--report", help="What was dropped and why. (default: beside --file)")]
+
+
+@dataclass(frozen=True)
+class Material:
+    """Who is asked what."""
+
+    personas: Annotated[Path, Option("Personas: JSON Lines, CSV, or assistant-axis JSON (file or folder).")]
+    questions: Annotated[Path, Option("Questions: JSON Lines, CSV, or a file of the Anthropic evals.")]
+    answers: Annotated[
+        Path | None, Option("CSV persona,question,option: preferences that the questions do not hold.")
+    ] = None
+    contrast: Annotated[str, Option("all, opposed, or a CSV file persona_a,persona_b.")] = "all"
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a question is put."""
+
+    template: Annotated[
+        str | None,
+        Option("raw, chat (the tokenizer's own), or a file. (default: raw; with --model the best --format)"),
+    ] = None
+    form: Annotated[
+        str | None,
+        Option(
+            "How the question is put, in the place of --template; see docs/pairs.md.",
+            name="--format",
+            choices=PROMPT_FORMATS,
+        ),
+    ] = None
+    cue: Annotated[str | None, Option("What the answer follows. (default: the template's)")] = None
+    neutral_wordings: Annotated[
+        Path | None, Option("One neutral wording a line, for --add-neutral. (default: see docs/pairs.md)")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Declared:
+    """Whether the model itself says who prefers what."""
+
+    asks: Annotated[
+        bool, Option("Let the model declare who prefers what, on a wording that no pair has.", name="--ask-model")
+    ] = False
+    mines: Annotated[
+        bool,
+        Option("The same, among candidates that are the model's own top answers.", name="--mine-candidates"),
+    ] = False
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of pairs."""
+
+    out: Annotated[Path, Option("Pair file to write, .jsonl.", name="--file")]
+    report: Annotated[Path | None, Option("What was dropped and why. (default: beside --file)")] = None
+    null: Annotated[
+        Path | None,
+        Option("Also write pairs of two paraphrases of one persona. (default with --align right: beside --file)"),
+    ] = None
 
 
 @with_options
 def pairs(
     context: typer.Context,
     *,
-    personas: Annotated[Path, typer.Option(help="Personas: JSON Lines, CSV, or assistant-axis JSON (file or folder).")],
-    questions: Annotated[Path, typer.Option(help="Questions: JSON Lines, CSV, or a file of the Anthropic evals.")],
-    out: PairFile,
+    material: Material,
+    files: Written,
     model: ModelOption = None,
-    template: Annotated[
-        str | None,
-        typer.Option(help="raw, chat (the tokenizer's own), or a file. (default: raw; with --model the best --format)"),
-    ] = None,
-    form: FormatOption = None,
-    cue: Annotated[str | None, typer.Option(help="What the answer follows. (default: the template's)")] = None,
-    contrast: Annotated[str, typer.Option(help="all, opposed, or a CSV file persona_a,persona_b.")] = "all",
-    answers: Annotated[
-        Path | None, typer.Option(help="CSV persona,question,option: preferences that the questions do not hold.")
-    ] = None,
-    report: ReportFile = None,
+    wording: Wording,
     options: PairOptions,
-    null: Annotated[
-        Path | None,
-        typer.Option(
-            help="Also write pairs of two paraphrases of one persona. (default with --align right: beside --file)"
-        ),
-    ] = None,
-    neutral_wordings: Annotated[
-        Path | None, typer.Option(help="One neutral wording a line, for --add-neutral. (default: see docs/pairs.md)")
-    ] = None,
-    asks: Annotated[
-        bool,
-        typer.Option("--ask-model", help="Let the model declare who prefers what, on a wording that no pair has."),
-    ] = False,
-    mines: Annotated[
-        bool,
-        typer.Option("--mine-candidates", help="The same, among candidates that are the model's own top answers."),
-    ] = False,
+    declared: Declared,
     as_json: JsonOption = False,
 ) -> None:
     """Build prompt pairs for a model's tokenizer from personas, questions and templates."""
     with errors_as_exit_codes():
-        alone = "a template of one's own, without --format"
-        refuse_idle(context, (form is None, alone, ["template"]), (not mines, "options of the source", ["asks"]))
+        form, cue, ask = wording.form, wording.cue, declared.asks or declared.mines
+        alone = (form is None, "a template of one's own, without --format", ["template"])
+        refuse_idle(context, alone, (not declared.mines, "options of the source", ["asks"]))
         from persona_circuits.circuit.task import MODEL, resolve
-        from persona_circuits.persona.data import load_format, load_templates, load_tokenizer, sources
+        from persona_circuits.persona.data import load_format, load_templates, load_tokenizer
         from persona_circuits.persona.formats import with_calibration
         from persona_circuits.persona.pairs import build_pairs, marked, read_neutral_wordings, write_pairs
 
-        worded, quiet = neutral_wordings is not None, null is not None or options.align == "right"
-        options = replace(options, neutral=options.neutral or worded, null=quiet).checked()
-        people, asked = _people_and_questions(personas, questions, answers)
-        meetings = contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
-        nobody = read_neutral_wordings(neutral_wordings) if neutral_wordings is not None else ()
-        _check_places(out, report, null, options)
+        own = wording.neutral_wordings
+        quiet = files.null is not None or options.align == "right"
+        options = replace(options, neutral=options.neutral or own is not None, null=quiet).checked()
+        people, asked = _people_and_questions(material.personas, material.questions, material.answers)
+        meetings = _meetings(material.contrast)
+        nobody = () if own is None else read_neutral_wordings(own)
+        _check_places(files, options)
         reader = load_tokenizer(model or MODEL)
-        tokenizer = reader.tokenizer
         tried = None
-        if template is None and form is None and model is not None and not (asks or mines):
+        if wording.template is None and form is None and model is not None and not ask:
             tried = _calibrated(model, people, asked, meetings, options)
             form = None if tried is None else tried.best
-        own = None if form is None else load_format(form, tokenizer, cue=cue)
-        forms = load_templates(resolve(template or "raw"), tokenizer, cue=cue) if own is None else (own,)
+        if form is None:
+            forms = load_templates(resolve(wording.template or "raw"), reader.tokenizer, cue=cue)
+        else:
+            forms = (load_format(form, reader.tokenizer, cue=cue),)
         how: dict[str, Any] = {"contrast": meetings, "options": options}
-        said = _asked_model(model or MODEL, people, asked, forms[0], mines, how) if asks or mines else None
+        said = _asked_model(model or MODEL, people, asked, forms[0], declared.mines, how) if ask else None
         asked = asked if said is None else said.questions
         built = build_pairs(people, asked, reader, forms, neutral_wordings=nobody, **how)
         built = built if said is None else marked(built, said)
         built = built if tried is None else with_calibration(built, tried)
-        given = {"personas": str(personas), "questions": str(questions), "answers": answers and str(answers)}
-        files = write_pairs(built, out, report, null, pairs=str(out), sources=given | {"contrast": contrast})
-        found, names = built.report(), {name: str(path) for name, path in files.items()}
+        sources = {name: value and str(value) for name, value in vars(material).items()}
+        written = write_pairs(built, files.out, files.report, files.null, pairs=str(files.out), sources=sources)
+        found, names = built.report(), {name: str(path) for name, path in written.items()}
         show(as_json, lambda: names | found, lambda: _print_built(built, found), written=list(names.values()))
+
+
+def _meetings(contrast: str) -> Any:
+    """Which personas meet, by name or as a file lists them."""
+    from persona_circuits.persona.data import sources
+
+    return contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
 
 
 def _calibrated(name: str, people: Any, asked: Any, meetings: Any, options: PairOptions) -> Any:
@@ -144,12 +184,13 @@ def _people_and_questions(personas: Path, questions: Path, answers: Path | None)
     return people, sources.with_answers(asked, sources.read_answers(answers), people)
 
 
-def _check_places(out: Path, report: Path | None, null: Path | None, options: PairOptions) -> None:
+def _check_places(files: Written, options: PairOptions) -> None:
     """That every file can be written, before any work."""
     from persona_circuits.circuit.storage import check_output_file
     from persona_circuits.persona.pairs import default_null, default_report
 
-    for path in (out, report or default_report(out), (null or default_null(out)) if options.null else None):
+    null = (files.null or default_null(files.out)) if options.null else None
+    for path in (files.out, files.report or default_report(files.out), null):
         if path is not None:
             check_output_file(path, makes_folder=True)
 
@@ -173,8 +214,7 @@ def _print_built(built: Any, found: dict[str, Any]) -> None:
         counts = ", ".join(f"{len(texts):,} of {source}" for source, texts in found["neutral"].items())
         say(f"neutral     wordings: {counts}")
     if built.dropped:
-        rows = [(item.reason, item.examples[0], f"{item.count:,}") for item in built.dropped]
-        print_table("dropped", ("reason", "for example", "combinations"), rows, texts=2)
+        print_table(_dropped("combinations", [(item.reason, item.examples[0], item.count) for item in built.dropped]))
     for why, count in found["not_tried"].items():
         say(f"not tried   {count:,} combinations {why}")
     for key, says in (
@@ -252,8 +292,7 @@ def _print_varied(found: dict[str, Any]) -> None:
     if "matched" in found:
         say(f"matched     {found['matched']:,} of {found['bases']:,} have the same number of tokens in all frames")
     if found["dropped"]:
-        rows = [(reason, ids[0], f"{len(ids):,}") for reason, ids in found["dropped"].items()]
-        print_table("dropped", ("reason", "for example", "bases"), rows, texts=2)
+        print_table(_dropped("bases", [(reason, ids[0], len(ids)) for reason, ids in found["dropped"].items()]))
 
 
 @with_options
@@ -274,12 +313,11 @@ def formats(
     """Measure every format of a question on a model, and recommend one: mass, D beside its null, order effect."""
     with errors_as_exit_codes():
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.data import sources
         from persona_circuits.persona.formats import formats_record, study_formats, write_formats
 
         options = options.checked()
         people, asked = _people_and_questions(personas, questions, None)
-        meetings = contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
+        meetings = _meetings(contrast)
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, model, loading)
@@ -293,9 +331,9 @@ def formats(
 
 def _print_formats(study: Any) -> None:
     from persona_circuits.persona.data import said
-    from persona_circuits.persona.formats import COLUMNS, format_rows, headline
+    from persona_circuits.persona.formats import format_table, headline
 
-    print_table(f"formats on {study.model} (* recommended)", COLUMNS, format_rows(study), texts=1)
+    print_table(format_table(study))
     for row in study.rows:
         say(f"it says     {said(row.words, 3)}  ({row.format})")
     for name, why in study.skipped.items():
@@ -345,5 +383,10 @@ def _print_prior_pairs(found: dict[str, Any]) -> None:
     lead, contrast = found["mean_lead"], found["mean_expected"]
     say(f"no persona  a default leads by {lead:.2f} logits on average; contrast {contrast:.2f}")
     if found["dropped"]:
-        rows = [(item["reason"], item["examples"][0], f"{item['count']:,}") for item in found["dropped"]]
-        print_table("dropped", ("reason", "for example", "rows or meetings"), rows, texts=2)
+        rows = [(item["reason"], item["examples"][0], item["count"]) for item in found["dropped"]]
+        print_table(_dropped("rows or meetings", rows))
+
+
+def _dropped(what: str, rows: list[tuple[str, str, int]]) -> Table:
+    """Why what was not kept, one of it, and how many there are."""
+    return Table("dropped", ("reason", "for example", Column(what, 2, ",")), rows, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import Option
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import LATEST, JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
@@ -19,7 +20,7 @@ from persona_circuits.commands.terminal import (
     load,
     own_pairs,
     path_and_name,
-    print_table,
+    print_tables,
     progress_bars,
     refuse_idle,
     say,
@@ -109,10 +110,30 @@ def _print_neurons(study: Any) -> None:
 
     say(headline(study))
     say(f"pairs       {pair_line(study)}")
-    for title, columns, rows, texts in tables(study):
-        print_table(title, columns, rows, texts=texts)
+    print_tables(tables(study))
     if has_intervals(study):
         say(f"intervals   over {study.clusters}")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The model and the pairs of a circuit, where they are others than its own, and the direction's two ends."""
+
+    model: Annotated[str | None, Option("Hugging Face folder or hub name. (default: the one the circuit names)")] = None
+    pairs: Annotated[Path | None, Option("Pairs for directions and test. (default: the circuit's)")] = None
+    test_pairs: Annotated[
+        Path | None, Option("Held-out pairs. (default: those of --pairs whose split is not train)")
+    ] = None
+    toward: Annotated[str | None, Option("With a file of vectors: the persona that the direction leads to.")] = None
+    away: Annotated[str | None, Option("And the one that it leads away from.")] = None
+
+
+@dataclass(frozen=True)
+class Others:
+    """Other findings, beside which the circuit is held."""
+
+    movers: Annotated[Path | None, Option("patch.json, or its folder. (default: the largest writers here)")] = None
+    neurons: Annotated[Path | None, Option("neurons.json, or its folder.")] = None
 
 
 @with_options
@@ -122,39 +143,25 @@ def bridge(
     circuit: Annotated[
         Path, typer.Argument(help="circuit.json, its folder, EAP-IG's JSON, or a list of nodes.")
     ] = LATEST,
-    model: Annotated[
-        str | None, typer.Option(help="Hugging Face folder or hub name. (default: the one the circuit names)")
-    ] = None,
-    pairs: Annotated[
-        Path | None, typer.Option("--pairs", help="Pairs for directions and test. (default: the circuit's)")
-    ] = None,
-    test_pairs: Annotated[
-        Path | None,
-        typer.Option("--test-pairs", help="Held-out pairs. (default: those of --pairs whose split is not train)"),
-    ] = None,
-    movers: Annotated[
-        Path | None, typer.Option("--movers", help="patch.json, or its folder. (default: the largest writers here)")
-    ] = None,
-    neurons: Annotated[Path | None, typer.Option("--neurons", help="neurons.json, or its folder.")] = None,
+    measured: Measured,
+    others: Others,
     options: BridgeOptions,
-    toward: Annotated[str | None, typer.Option("--toward", help="Persona of a file of vectors.")] = None,
-    away: Annotated[str | None, typer.Option("--away", help="Persona of a file of vectors, the other end.")] = None,
     out: OutOption = Path("runs/bridge"),
     loading: Annotated[Loading, Without("max_memory")],
     as_json: JsonOption = False,
 ) -> None:
     """From persona vectors to a circuit: who writes the vector, the circuit's share, overlap with other findings."""
     with errors_as_exit_codes():
-        refuse_idle(context, (movers is None, "movers that are found here, without --movers", ["top_k"]))
+        refuse_idle(context, (others.movers is None, "movers that are found here, without --movers", ["top_k"]))
         from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.bridge import report as files
 
-        options = replace(options, toward=named_two(toward, away)).checked()
+        options = replace(options, toward=named_two(measured.toward, measured.away)).checked()
         stored = files.read_nodes(circuit)
-        name, given = _model_and_pairs(stored, model, pairs)
+        name, given = _model_and_pairs(stored, measured.model, measured.pairs)
         check_output_folder(out)
-        found = {"movers": movers, "neurons": neurons}
-        study = _bridged(stored, name, (given, test_pairs), found, options, loading, out, context)
+        found = vars(others)
+        study = _bridged(stored, name, (given, measured.test_pairs), found, options, loading, out, context)
         show(as_json, lambda: files.bridge_record(study), lambda: _print_bridge(study), out=out, notes=study.notes)
         for path in filter(None, found.values()):
             if files.fingerprint_of(path) not in ("", study.fingerprint):
@@ -209,10 +216,7 @@ def _print_bridge(study: Any) -> None:
     from persona_circuits.persona.bridge import report as files
 
     say(f"direction   {study.direction}, at {study.options.position}; {len(study.pairs)} pairs")
-    title = "share of the vector's projection that the circuit's nodes write, beside random sets of nodes"
-    print_table(title, files.LAYERS, files.layer_rows(study), texts=1)
-    print_table(f"largest writers behind block {study.layer}", files.NODES, files.node_rows(study), texts=1)
-    print_table("overlap of sets of nodes", files.OVERLAPS, files.overlap_rows(study), texts=1)
+    print_tables(files.bridge_tables(study))
     say(f"movers      {study.movers.source}")
     say(f"conserved   the parts sum to the projection within {study.error:.1e} of the largest stream")
     say(f"intervals   over {study.clusters}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.printable import signed
-from persona_circuits.commands.terminal import print_table, say, shown_text
+from persona_circuits.circuit.table import Column, Table
+from persona_circuits.commands.terminal import print_table, print_tables, say
 
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery import Discovery
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def print_battery(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
-    from persona_circuits.circuit.reporting import evaluation_tables as tables
+    from persona_circuits.circuit.reporting import evaluations_table, transfer_table
 
     if results.tests is not None:
         _print_tests(results.tests)
@@ -36,77 +36,41 @@ def print_battery(results: Any, record: dict[str, Any] | None, resampled: str) -
         say(f"backup: {results.completeness.backup.sentence}")
     _print_stability(results.searched, (record or {}).get("stability"))
     if results.pairs is not None:
-        _print_pairs(results.pairs)
-    for key, parts in results.transfer.items():
-        named = ("on" if key == "pairs" else key, *tables.TRANSFER)
-        title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
-        print_table(title, named, tables.transfer_rows(parts), texts=2)
-        say(f"faithfulness is a ratio of means; intervals over {_drawn(part.interval for part in parts)}")
-    rows = tables.evaluation_rows(record or {})
-    if len(rows) > 1:
-        print_table("all evaluations in the circuit's file", tables.EVALUATIONS, rows, texts=4)
-        say(f"faithfulness is a ratio of means; intervals over {tables.evaluated_over(record or {})}")
+        from persona_circuits.circuit.reporting import pair_tables
+
+        print_tables(pair_tables(results.pairs))
+    print_tables(transfer_table(key, parts) for key, parts in results.transfer.items())
+    known = evaluations_table(record or {})
+    if len(known.rows) > 1:
+        print_table(known)
 
 
 def _print_tests(tests: Any) -> None:
-    answered = [
-        (
-            row["test"],
-            row["decision"],
-            shown_text(row["statistic"], 3),
-            shown_text(row["p"], 4),
-            shown_text(row["p_holm"], 4),
-            row["could_show"],
-            row["says"],
-        )
-        for row in tests.rows()
-    ]
-    title = f"hypothesis tests on {tests.n_pairs} pairs, level {answered and tests.outcomes[0].alpha:g}"
-    columns = ("test", "circuit", "statistic", "p", "p (Holm)", "could have shown")
-    print_table(title, columns, [row[:6] for row in answered], texts=2)
-    say(f"tested over {tests.resampled}")
-    for row in answered:
-        say(f"{row[0]}: {row[6]}")
+    columns = (
+        Column("test", "test"),
+        Column("circuit", "decision"),
+        Column("statistic", "statistic", ".3f"),
+        Column("p", "p", ".4f"),
+        Column("p (Holm)", "p_holm", ".4f"),
+        Column("could have shown", "could_show"),
+    )
+    rows = tests.rows()
+    title = f"hypothesis tests on {tests.n_pairs} pairs, level {rows and tests.outcomes[0].alpha:g}"
+    said = [f"{row['test']}: {row['says']}" for row in rows]
+    print_table(Table(title, columns, rows, 2, [f"tested over {tests.resampled}", *said]))
 
 
 def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
-    from persona_circuits.circuit.reporting import evaluation_tables as tables
+    from persona_circuits.circuit.reporting import stability_table
 
     if searched.report is None:
         verdict = {True: "unstable", False: "stable", None: "unknown"}[(known or {}).get("unstable")]
         earlier = f"found earlier, in the circuit's file: {verdict}" if known else f"not known; {searched.reason}"
         say(f"\nstability: {earlier}")
         return
-    title = f"stability: {searched.report.rule}, {searched.report.n_pairs} pairs searched on"
-    print_table(title, tables.STABILITY, tables.stability_rows(searched.report), texts=1)
-    say(searched.report.sentence)
-    for note in searched.report.notes:
-        say(f"note: {note}")
+    print_table(stability_table(searched.report))
     if searched.certificate is not None:
         say(f"certificate: {searched.certificate.sentence}")
-
-
-def _print_pairs(view: Any) -> None:
-    from persona_circuits.circuit.reporting import evaluation_tables as tables
-
-    title = f"pair by pair; flat: |D| within {view.null:.3g} ({view.null_source})"
-    print_table(title, tables.AVERAGES, tables.average_rows(view), texts=1)
-    for title, columns, rows, texts in (
-        ("distribution", tables.QUANTILES, tables.quantile_rows(view), 1),
-        ("worst pairs", tables.WORST, tables.worst_rows(view), 3),
-        ("groups of pairs", tables.GROUPS, tables.group_rows(view), 2),
-    ):
-        if rows:
-            print_table(title, columns, rows, texts=texts)
-    if len(view.groups) > 1:
-        say(f"faithfulness is a ratio of means; intervals over {_drawn(group.interval for group in view.groups)}")
-    for note in view.notes:
-        say(f"note: {note}")
-
-
-def _drawn(intervals: Iterable[Any]) -> str:
-    """What intervals were drawn over, each way once."""
-    return ", or ".join(dict.fromkeys(one.by for one in intervals if one is not None)) or "nothing: there is none"
 
 
 def write_results(found: Discovery, out: Path, strongest: int | None) -> None:
@@ -137,6 +101,33 @@ def _print_signal(found: Discovery, where: str) -> None:
 
 
 def print_discovery(found: Discovery) -> None:
+    from persona_circuits.circuit.reporting import path_table, set_table, sweep_table
+
+    _print_search(found)
+    _print_edges(found)
+    if found.certificate is not None:
+        say(f"certificate {found.certificate.sentence}")
+    if found.missed is not None:
+        say(f"missed      {found.missed.sentence}")
+    if found.null is not None:
+        _print_null_run(found)
+    if found.spans is not None:
+        _print_spans(found)
+    if found.sweep is not None:
+        print_table(sweep_table(found.sweep))
+    for report in found.reports:
+        print_report(report)
+    if found.shared is not None and found.shared.note:
+        say(f"\n{found.shared.note}")
+    if found.paths is not None:
+        print_table(path_table(found.paths))
+    if found.sets is not None:
+        print_table(set_table(found.sets))
+    say("")
+
+
+def _print_search(found: Discovery) -> None:
+    """The effect, how the edges were chosen, how many there are, and what that cost."""
     from persona_circuits.circuit.reporting import completeness_lines
 
     counts, task = found.record["counts"], found.record["task"]
@@ -175,30 +166,6 @@ def print_discovery(found: Discovery) -> None:
             f"activations {cost.activations}: r {cost.correlation:.5f} with float32 on {cost.n_prompts} prompts, "
             f"largest difference {cost.largest:.2g} of the largest score"
         )
-    _print_edges(found)
-    if found.certificate is not None:
-        say(f"certificate {found.certificate.sentence}")
-    if found.missed is not None:
-        say(f"missed      {found.missed.sentence}")
-    if found.null is not None:
-        _print_null_run(found)
-    if found.spans is not None:
-        _print_spans(found)
-    if found.sweep is not None:
-        from persona_circuits.circuit.reporting import drawn_by_split, sweep_columns, sweep_rows
-
-        title = "nested circuits; * no smaller one here is as close to the whole model on the pairs searched on"
-        print_table(title, sweep_columns(found.sweep), sweep_rows(found.sweep), texts=0)
-        say(f"f is a ratio of means, median of the pairs' own; intervals {drawn_by_split(found.sweep)}")
-    for report in found.reports:
-        print_report(report)
-    if found.shared is not None and found.shared.note:
-        say(f"\n{found.shared.note}")
-    if found.paths is not None:
-        _print_paths(found.paths)
-    if found.sets is not None:
-        _print_sets(found.sets)
-    say("")
 
 
 def say_where(out: Path) -> None:
@@ -206,24 +173,6 @@ def say_where(out: Path) -> None:
     for what, name in (("picture", "graph.svg"), ("page", "page.html")):
         if (out / name).exists():
             say(f"{what:<12}{out / name}")
-
-
-def _print_paths(found: Any) -> None:
-    from persona_circuits.circuit.reporting import PATHS, path_rows
-
-    title = f"strongest paths from input to logits, each kept alone, on {found.n_pairs} pairs ({found.split})"
-    print_table(title, PATHS, path_rows(found), texts=1)
-    say("share of D: (m(path) - m(empty)) / (m(full) - m(empty)), a ratio of means; shares do not add up")
-    say(f"intervals over {found.drawn_over}; other heads: the same path through others of the same layers")
-
-
-def _print_sets(found: Any) -> None:
-    from persona_circuits.circuit.reporting import SETS, set_rows
-
-    title = f"named sets of nodes on {found.n_pairs} pairs ({found.split}): what leaves them cut, and they alone"
-    print_table(title, SETS, set_rows(found), texts=1)
-    say("edges: the circuit's that leave the set; lost without, alone: shares of D in the whole model, ratios of means")
-    say(f"intervals over {found.drawn_over}; random: as many heads of each layer, MLPs of any")
 
 
 def _print_finish(done: Finished, unit: str) -> None:
@@ -272,42 +221,37 @@ def _print_spans(found: Discovery) -> None:
     for i, layer in enumerate([*map(str, range(len(spans.entry) - 1)), "logits"]):
         cells = zip(spans.entry[i], spans.persistence[i], strict=True)
         rows.append((layer, *(f"{entry:.2f} / {stays:+.2f}" for entry, stays in cells)))
-    print_table("share of |score| read there / causal persistence", ("layer", *spans.names), rows, texts=1)
+    print_table(Table("share of |score| read there / causal persistence", ("layer", *spans.names), rows))
 
 
 def _print_edges(found: Discovery) -> None:
     from persona_circuits.circuit.reporting import strongest_edges
 
-    edges = strongest_edges(found)
-    if edges:
-        sure = found.certificate is not None
-        marks = {True: ("stays",), False: ("abstains",), None: ()}
-        rows = [(item["edge"], signed(item["score"], 4), *marks[item.get("stays")]) for item in edges]
-        print_table("strongest edges", ("edge", "score", *(["certificate"] if sure else [])), rows, texts=1)
+    columns = [Column("edge", "edge"), Column("score", "score", lambda score: signed(score, 4))]
+    if found.certificate is not None:
+        columns.append(Column("certificate", lambda edge: {True: "stays", False: "abstains"}[edge["stays"]]))
+    if edges := strongest_edges(found):
+        print_table(Table("strongest edges", columns, edges))
 
 
 def print_report(report: FaithfulnessReport) -> None:
-    from persona_circuits.circuit.reporting import faithfulness_rows
+    from persona_circuits.circuit.reporting import faithfulness_table
 
-    title = f"faithfulness on {report.n_pairs} pairs ({report.split})"
-    ends = f"m = {report.metric}: full {signed(report.m_full)}, empty {signed(report.m_empty)}"
-    if report.n_reversed is not None:
-        ends += f"; {report.n_reversed} reversed"
-    columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")
-    print_table(f"{title}, {ends}", columns, faithfulness_rows(report), texts=1)
-    say(f"faithfulness is a ratio of means; intervals over {report.resampled}")
-    for warning in filter(None, (report.caution, report.reversal)):
-        say(warning)
+    print_table(faithfulness_table(report))
 
 
 def print_calibration(rows: list[Any]) -> None:
-    columns = ("planted model", "scores", "recovered exactly by", "true edges", "AUROC", "average precision")
-    cells = []
-    for row in rows:
-        exact = ", ".join(recovery.prune for recovery in row.recoveries if recovery.exact) or "none"
-        numbers = (str(row.n_true), f"{row.auroc:.3f}", f"{row.average_precision:.3f}")
-        cells.append((row.planted, row.method, exact, *numbers))
-    print_table("planted models", columns, cells, texts=3)
+    columns = (
+        Column("planted model", "planted"),
+        Column("scores", "method"),
+        Column(
+            "recovered exactly by", lambda row: ", ".join(one.prune for one in row.recoveries if one.exact) or "none"
+        ),
+        Column("true edges", "n_true"),
+        Column("AUROC", "auroc", ".3f"),
+        Column("average precision", "average_precision", ".3f"),
+    )
+    print_table(Table("planted models", columns, rows, 3))
     for row in rows:
         if row.note and row.method != "random":
             say(f"{row.planted}, {row.method}: {row.note}")

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, ge
 import typer
 
 from persona_circuits.circuit.options import Field, options_of
+from persona_circuits.commands.names import complete_model
 from persona_circuits.commands.terminal import errors_as_exit_codes
 
 __all__ = [
@@ -81,6 +82,9 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             made = {name: group.made(given) for name, group in groups.items()}
         command(**given, **made)
 
+    for one in parameters:
+        if one.name == "model":
+            get_args(one.annotation)[1].autocompletion = complete_model
     run.__annotations__ = {one.name: one.annotation for one in parameters}
     vars(run)["__signature__"] = inspect.Signature(parameters)  # names that occur twice are refused here
     return run

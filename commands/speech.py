@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +12,8 @@ import typer
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option
 from persona_circuits.commands.index import index
-from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
-from persona_circuits.commands.signature import Only, with_options
+from persona_circuits.commands.options import MODEL, JsonOption, Loading, OutOption
+from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     load,
@@ -23,26 +23,17 @@ from persona_circuits.commands.terminal import (
     say,
     shipped_or,
     show,
-    texts_of,
 )
 from persona_circuits.persona.responses.options import EndpointOptions, Plan, RatingOptions, Sampling
 
 __all__ = [
     "Asked",
     "Form",
-    "StopOption",
     "check_journal",
     "exchanges_of",
     "respond_here",
 ]
 
-EndpointOption = Annotated[
-    str | None, typer.Option("--endpoint-model", help="Ask this model of an OpenAI-compatible endpoint.")
-]
-StopOption = Annotated[
-    list[str] | None,
-    typer.Option("--stop", help="Text that ends a response; may be repeated. (default: \\n, none for chat)"),
-]
 ASKING = ("base_url", "api_key", "concurrency", "max_retries", "timeout", "deadline", "max_bytes", "limit_field")
 """Options of asking an endpoint, by their parameters' names."""
 RUNNING = ("device", "dtype", "revision", "batch_size")
@@ -50,8 +41,8 @@ RUNNING = ("device", "dtype", "revision", "batch_size")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Who is asked what, and who is the baseline."""
+class Asked(Plan):
+    """Who is asked what, how often, and who is the baseline."""
 
     personas: Annotated[
         Path | None,
@@ -74,8 +65,9 @@ class Asked:
 
 @dataclass(frozen=True)
 class Form:
-    """How a prompt is written, and how many are run at a time."""
+    """The model that answers, how a prompt is written, and how many are run at a time."""
 
+    model: Annotated[str | None, Option(MODEL)] = None
     template: Annotated[
         str | None, Option("raw, chat, or a file. (default: chat if the tokenizer has one, else raw)")
     ] = None
@@ -90,22 +82,37 @@ class Form:
         return open_template(self.template and resolve(self.template), tokenizer, cue=self.cue)
 
 
+@dataclass(frozen=True)
+class Endpoint(EndpointOptions):
+    """A model of an endpoint, and how it is asked."""
+
+    endpoint_model: Annotated[str | None, Option("Ask this model of an OpenAI-compatible endpoint.")] = None
+    system_turn: Annotated[
+        bool, Option("Send the persona as the endpoint's system message, or before the user's text.")
+    ] = True
+    rater_prompt: Annotated[
+        Path | None, Option("The rater's prompt, with {persona}, {question}, {reply}. (default: our own)")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Rated(RatingOptions):
+    """What is rated, and how."""
+
+    responses: Annotated[Path, Option("responses.jsonl of the respond command, or lines like it.")] = Path(
+        "runs/responses/responses.jsonl"
+    )
+
+
 @with_options
 def respond(
     context: typer.Context,
     *,
-    model: ModelOption = None,
     asked: Asked,
     form: Form,
     out: OutOption = Path("runs/responses"),
-    plan: Plan,
     sampling: Sampling,
-    stop: StopOption = None,
-    endpoint_model: EndpointOption = None,
-    asking: EndpointOptions,
-    system_turn: Annotated[
-        bool, typer.Option(help="Persona as system turn of an endpoint, or before the user's.")
-    ] = True,
+    asking: Annotated[Endpoint, Without("rater_prompt")],
     loading: Annotated[Loading, Only("device", "dtype", "revision")],
     as_json: JsonOption = False,
 ) -> None:
@@ -113,52 +120,41 @@ def respond(
     with errors_as_exit_codes() as kept:
         refuse_idle(
             context,
-            (endpoint_model is not None, "--endpoint-model", [*ASKING, "system_turn"]),
-            (endpoint_model is None, "a model that is run here", ["cue", *RUNNING]),
+            (asking.endpoint_model is not None, "--endpoint-model", [*ASKING, "system_turn"]),
+            (asking.endpoint_model is None, "a model that is run here", ["cue", *RUNNING]),
             (sampling.temperature > 0, "--temperature above 0", ["top_p"]),
         )
-        _check_one_model(endpoint_model, model, form)
-        wanted, sources = exchanges_of(model or endpoint_model, asked, plan)
-        sampling = replace(sampling, stop=texts_of(stop)).checked()
+        _check_one_model(asking, form)
+        wanted, sources = exchanges_of(form.model or asking.endpoint_model, asked)
+        sampling = sampling.checked()
         check_journal(out, kept)
-        if endpoint_model:
-            turn = {"sampling": sampling, "system_turn": system_turn}
-            found, about = _respond_there(endpoint_model, asking, wanted, out, turn)
+        if asking.endpoint_model:
+            found, about = _respond_there(asking.endpoint_model, asking, wanted, out, sampling)
         else:
             with progress_bars() as stage:
-                loaded = load(stage, shipped_or(model), loading, lambda reader: form.opened(reader.tokenizer))
-                found, about = respond_here(loaded, wanted, form, sampling, out, stage, stops=stop is not None)
+                loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
+                found, about = respond_here(loaded, wanted, form, sampling, out, stage)
         _show_responses(context, found, about | {"sources": sources}, out, asked.baseline, as_json)
 
 
-def _respond_there(model: str, asking: EndpointOptions, wanted: Any, out: Path, turn: dict[str, Any]) -> Any:
+def _respond_there(model: str, asking: Endpoint, wanted: Any, out: Path, sampling: Sampling) -> Any:
     """The responses of a model behind an endpoint, and what they were made with."""
     from persona_circuits.persona.responses import Journal, endpoint, respond_remotely
 
     place = endpoint(model, asking)
     with progress_bars() as stage, Journal(out / "journal.jsonl") as journal:
-        found = respond_remotely(place, wanted, journal, **turn, progress=stage(f"asking {model}"))
-    return found, {"model": model, "address": place.address, "system_turn": turn["system_turn"]}
+        how: dict[str, Any] = {"sampling": sampling, "system_turn": asking.system_turn}
+        found = respond_remotely(place, wanted, journal, **how, progress=stage(f"asking {model}"))
+    return found, {"model": model, "address": place.address, "system_turn": asking.system_turn}
 
 
 @with_options
 def rate(
     context: typer.Context,
     *,
-    responses: Annotated[
-        Path, typer.Option("--responses", help="responses.jsonl of the respond command, or lines like it.")
-    ] = Path("runs/responses/responses.jsonl"),
-    model: Annotated[
-        str | None,
-        typer.Option("--model", help="Rate offline by this model's own likelihoods. (default: the shipped model)"),
-    ] = None,
-    form: Annotated[Form, Only("template", "cue")],
-    options: RatingOptions,
-    endpoint_model: EndpointOption = None,
-    rater_prompt: Annotated[
-        Path | None, typer.Option("--rater-prompt", help="Has {persona}, {question}, {reply}. (default: our own)")
-    ] = None,
-    asking: EndpointOptions,
+    options: Rated,
+    form: Annotated[Form, Only("model", "template", "cue")],
+    asking: Annotated[Endpoint, Without("system_turn")],
     out: OutOption = Path("runs/rate"),
     loading: Annotated[Loading, Only("device", "dtype", "revision")],
     as_json: JsonOption = False,
@@ -168,22 +164,22 @@ def rate(
         there = [*ASKING, "rater_prompt", "control", "max_answer_tokens"]
         refuse_idle(
             context,
-            (endpoint_model is not None, "--endpoint-model", there),
-            (endpoint_model is None, "a model that is run here", ["cue", "neutral", *RUNNING]),
+            (asking.endpoint_model is not None, "--endpoint-model", there),
+            (asking.endpoint_model is None, "a model that is run here", ["cue", "neutral", *RUNNING]),
         )
         from persona_circuits.circuit.storage import replace_folder
         from persona_circuits.persona.responses import rating, rating_record, read_responses, write_ratings
 
-        _check_one_model(endpoint_model, model, form)
-        said = read_responses(responses)
+        _check_one_model(asking, form)
+        said = read_responses(options.responses)
         check_journal(out, kept)
         with progress_bars() as stage:
-            if endpoint_model:
-                found, about = _rate_there(endpoint_model, asking, said, options, rater_prompt, out, stage)
+            if asking.endpoint_model:
+                found, about = _rate_there(asking.endpoint_model, asking, said, options, out, stage)
             else:
-                loaded = load(stage, shipped_or(model), loading, lambda reader: form.opened(reader.tokenizer))
+                loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
                 found, about = _rate_here(loaded, said, options, form, stage)
-            about = {"responses": str(responses), **about}
+            about = {"responses": str(options.responses), **about}
             whole, each = rating.summarise_ratings(found, n_resamples=options.n_resamples, seed=options.seed)
             stage("files and figures")
             summary = (whole, *each)
@@ -195,17 +191,16 @@ def rate(
 
 def _rate_there(
     model: str,
-    asking: EndpointOptions,
+    asking: Endpoint,
     said: Any,
     options: RatingOptions,
-    rater_prompt: Path | None,
     out: Path,
     stage: Callable[[str], Any],
 ) -> Any:
     """Ratings by a model behind an endpoint, and what they were made with."""
     from persona_circuits.persona.responses import Journal, endpoint, rating
 
-    place, prompt = endpoint(model, asking), rating.rater_prompt(rater_prompt)
+    place, prompt = endpoint(model, asking), rating.rater_prompt(asking.rater_prompt)
     with Journal(out / "journal.jsonl") as journal:
         how: dict[str, Any] = {"prompt": prompt, "control": options.control, "max_tokens": options.max_answer_tokens}
         found = rating.rate_remotely(place, said, journal, **how, progress=stage(f"asking {model}"))
@@ -222,8 +217,8 @@ def _rate_here(model: Any, said: Any, options: RatingOptions, form: Form, stage:
     return rating.rate_offline(model, said, template, **how), about | {"neutral": options.neutral}
 
 
-def _check_one_model(endpoint_model: str | None, model: str | None, form: Form) -> None:
-    if endpoint_model and (model or form.template):
+def _check_one_model(asking: Endpoint, form: Form) -> None:
+    if asking.endpoint_model and (form.model or form.template):
         raise OptionError("--endpoint-model asks an endpoint, --model and --template are of a local one: choose")
 
 
@@ -237,12 +232,9 @@ def check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
 
 
 def _print_ratings(found: Any, summary: Any) -> None:
-    from persona_circuits.persona.responses import rating_rows
-    from persona_circuits.persona.responses.rating_report import TABLE, rated_over
+    from persona_circuits.persona.responses import rating_table
 
-    title = f"{len(found.rated):,} responses rated by {found.rater} ({found.unit})"
-    print_table(title, TABLE, rating_rows(summary), texts=1)
-    say(f"intervals   over {rated_over(found)}; of one persona over questions")
+    print_table(rating_table(found, summary))
     if found.unparsable:
         say(f"unparsable  {found.unparsable:,} answers of the rater are no rating; they are not guessed at")
     for kind, counts in (("failed", found.failures), ("left out", found.left_out)):
@@ -250,7 +242,7 @@ def _print_ratings(found: Any, summary: Any) -> None:
             say(f"{kind:<11} {count:,}: {reason}")
 
 
-def exchanges_of(model: str | None, asked: Asked, plan: Plan) -> Any:
+def exchanges_of(model: str | None, asked: Asked) -> Any:
     """What is asked, and of which files it is made: the shipped model's own, or the general ones of any other."""
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.data import read_personas, read_questions
@@ -262,9 +254,10 @@ def exchanges_of(model: str | None, asked: Asked, plan: Plan) -> Any:
         for given, what in ((asked.personas, "personas"), (asked.questions, "questions"))
     ]
     people, questions = read_personas(resolve(names[0])), read_questions(resolve(names[1]))
-    wanted = exchanges(people, questions, **asdict(plan))
+    plan = {one.name: getattr(asked, one.name) for one in fields(Plan)}
+    wanted = exchanges(people, questions, **plan)
     baseline_of([item.persona for item in wanted], asked.baseline)
-    return wanted, dict(zip(("personas", "questions"), names, strict=True)) | asdict(plan)
+    return wanted, dict(zip(("personas", "questions"), names, strict=True)) | plan
 
 
 def respond_here(
@@ -274,18 +267,16 @@ def respond_here(
     sampling: Sampling,
     out: Path,
     stage: Callable[[str], Any],
-    *,
-    stops: bool,
 ) -> Any:
     """The local model's responses, kept in the folder's journal, and what they were made with.
 
-    Without ``stops``, texts that were asked for, a response that follows no chat template ends with its line.
+    A response that follows no chat template ends with its line, unless other texts were asked for.
     """
     from persona_circuits.persona.responses import Journal
     from persona_circuits.persona.responses import respond as answer
 
     template = form.opened(loaded.tokenizer)
-    if not stops and not template.chat:
+    if not sampling.stop and not template.chat:
         sampling = replace(sampling, stop=("\n",))
     with Journal(out / "journal.jsonl") as journal:
         how = {"sampling": sampling, "batch_size": form.batch_size, "progress": stage("responses")}
@@ -310,10 +301,9 @@ def _show_responses(
 
 
 def _print_responses(found: Any, model: str, summaries: Any) -> None:
-    from persona_circuits.persona.responses import summary_rows
-    from persona_circuits.persona.responses.report import TABLE
+    from persona_circuits.persona.responses import summary_table
 
-    print_table(f"{len(found.responses):,} responses of {model}", TABLE, summary_rows(summaries), texts=2)
+    print_table(summary_table(f"{len(found.responses):,} responses of {model}", summaries))
     say(f"made now    {found.made:,}; remembered {found.remembered:,}")
     for reason, count in found.failures.items():
         say(f"failed      {count:,}: {reason}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from persona_circuits.circuit.options import Option
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
@@ -26,36 +28,52 @@ from persona_circuits.persona.study.options import StudyOptions
 __all__: list[str] = []
 
 
+@dataclass(frozen=True)
+class Sources(Source):
+    """The model and all files of a study."""
+
+    controls: Annotated[
+        Path | None, Option("More pairs, of which the controls are taken (key 'control').", name="--null")
+    ] = None
+    variants: Annotated[Path | None, Option("Pairs said in other ways: keys 'variant' and 'base'.")] = None
+    prior_pairs: Annotated[Path | None, Option("Pairs for the generic prior, of the prior-pairs command.")] = None
+    personas: Annotated[
+        Path | None, Option("Personas with traits and wordings, for probes. (default: the shipped ones)")
+    ] = None
+    frames: Annotated[Path | None, Option("The pairs in frames, of vary --frame: of whom the persona is said.")] = None
+    wordings: Annotated[
+        Path | None, Option("Pairs in several wordings, of pairs --variants --add-neutral: for causes.")
+    ] = None
+
+    def files(self) -> Any:
+        """Where they lie; the shipped model's where no pairs are given."""
+        from persona_circuits.persona.study import StudyFile, StudyFiles
+
+        shipped = ("study_world_controls", "study_world_variants", "pairs_prior", "personas", None, None)
+        more = []
+        for given, default in zip(list(vars(self).values())[2:], shipped, strict=True):
+            path, label = path_and_name(given, f"datasets/{default}.jsonl" if default and self.shipped else None)
+            more.append(None if path is None else StudyFile.at(path, label))
+        return StudyFiles(StudyFile.at(*path_and_name(self.pairs, "datasets/study_world.jsonl")), *more)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Which stages are run, and what was predicted."""
+
+    plan: Annotated[tuple[Path, ...], Option("Predictions, JSON, made before the run; may be repeated.")] = ()
+    only: Annotated[str | None, Option("Stages to run, separated by commas; see docs/study.md. (default: all)")] = None
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self.only.split(",")) if self.only else ()
+
+
 @with_options
 def study(
     context: typer.Context,
     *,
-    source: Source,
-    controls: Annotated[
-        Path | None, typer.Option("--null", help="More pairs, of which the controls are taken (key 'control').")
-    ] = None,
-    variants: Annotated[
-        Path | None, typer.Option("--variants", help="Pairs said in other ways: keys 'variant' and 'base'.")
-    ] = None,
-    prior_pairs: Annotated[
-        Path | None, typer.Option("--prior-pairs", help="Pairs for the generic prior, of the prior-pairs command.")
-    ] = None,
-    frames: Annotated[
-        Path | None, typer.Option("--frames", help="The pairs in frames, of vary --frame: of whom the persona is said.")
-    ] = None,
-    wordings: Annotated[
-        Path | None,
-        typer.Option("--wordings", help="Pairs in several wordings, of pairs --variants --add-neutral: for causes."),
-    ] = None,
-    personas: Annotated[
-        Path | None, typer.Option(help="Personas with traits and wordings, for probes. (default: the shipped ones)")
-    ] = None,
-    plan: Annotated[
-        list[Path] | None, typer.Option("--plan", help="Predictions, JSON, made before the run; may be repeated.")
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option("--only", help="Stages to run, apart by commas; see docs/study.md. (default: all)")
-    ] = None,
+    source: Sources,
+    stages: Stages,
     options: StudyOptions,
     out: OutOption = Path("runs/study"),
     loading: Annotated[Loading, Without("max_memory", "fitting")],
@@ -67,30 +85,16 @@ def study(
         from persona_circuits.persona.study import load_plan, run_study
 
         options, name = options.checked(), source.name()
-        files = _study_files(source.pairs, controls, variants, prior_pairs, personas, frames, wordings)
-        plans = [load_plan(path) for path in plan or ()]
+        files, plans = source.files(), [load_plan(path) for path in stages.plan]
         check_output_folder(out)
-        stages = tuple(part.strip() for part in only.split(",")) if only else ()
         kept.append(lambda: f"the stages that were finished are kept in {out}")
         with progress_bars() as stage:
             loaded = load(stage, name, loading, partial(_check_files, files))
-            found = run_study(loaded, files, out, options=options, only=stages, plans=plans, stage=stage)
+            found = run_study(loaded, files, out, options=options, only=stages.names(), plans=plans, stage=stage)
             if not options.compact:
                 index(context, out, name, notes=[f"{one.name}: {note}" for one in found.stages for note in one.notes])
         written = [f"{out}/: numbers.json, numbers.csv, report.md, a folder per stage"]
         show(as_json, found.record, lambda: _print_study(found), out=out, written=written)
-
-
-def _study_files(pairs: Path | None, *others: Path | None) -> Any:
-    """The files of a study, the shipped model's where no pairs are given."""
-    from persona_circuits.persona.study import StudyFile, StudyFiles
-
-    shipped = ("study_world_controls", "study_world_variants", "pairs_prior", "personas")
-    more = []
-    for given, default in zip_longest(others, shipped):
-        path, label = path_and_name(given, f"datasets/{default}.jsonl" if default and pairs is None else None)
-        more.append(None if path is None else StudyFile.at(path, label))
-    return StudyFiles(StudyFile.at(*path_and_name(pairs, "datasets/study_world.jsonl")), *more)
 
 
 def _check_files(files: Any, reader: Any) -> None:
@@ -101,14 +105,16 @@ def _check_files(files: Any, reader: Any) -> None:
 
 
 def _print_study(found: Any) -> None:
-    rows = [
-        (one.name, f"{len(one.numbers):,}", "finished before" if one.reused else "run", str(len(one.notes)))
-        for one in found.stages
-    ]
-    print_table(f"study of {found.model}", ("stage", "numbers", "", "notes"), rows, texts=1)
+    columns = (
+        Column("stage", "name"),
+        Column("numbers", lambda one: len(one.numbers), ","),
+        Column("", lambda one: "finished before" if one.reused else "run"),
+        Column("notes", lambda one: len(one.notes)),
+    )
+    print_table(Table(f"study of {found.model}", columns, found.stages))
     for plan, outcomes in found.plans:
-        cells = [(one.id, one.outcome, "; ".join(one.why)) for one in outcomes]
-        print_table(f"predictions of {plan.source}", ("id", "outcome", "numbers"), cells, texts=3)
+        told = (Column("id", "id"), Column("outcome", "outcome"), Column("numbers", "why", "; ".join))
+        print_table(Table(f"predictions of {plan.source}", told, outcomes, 3))
     for one in found.stages:
         for note in one.notes:
             say(f"note: {one.name}: {note}")

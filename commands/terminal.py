@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, overload
 import typer
 
 from persona_circuits.circuit.progress import duration
+from persona_circuits.circuit.table import Table
 from persona_circuits.commands.options import Loading
 from persona_circuits.commands.progress import progress_bars
 
@@ -34,6 +35,7 @@ __all__ = [
     "own_pairs",
     "path_and_name",
     "print_table",
+    "print_tables",
     "progress_bars",
     "read_task",
     "refuse_idle",
@@ -45,7 +47,6 @@ __all__ = [
     "shipped_or",
     "show",
     "shown_text",
-    "texts_of",
     "two_splits",
     "warn_of_other_weights",
 ]
@@ -120,11 +121,6 @@ def lines_of(path: Path | None) -> tuple[str, ...]:
     if not lines:
         raise FileError(f"{path} is empty; expected one prompt a line")
     return tuple(line.replace("\\n", "\n") for line in lines)
-
-
-def texts_of(stop: list[str] | None) -> tuple[str, ...]:
-    """Stop texts as they were meant: a shell makes it hard to give a line feed."""
-    return tuple(text.replace("\\n", "\n") for text in stop or ())
 
 
 def shipped_or(model: str | None) -> str:
@@ -203,27 +199,34 @@ def show(
         say(f"written to  {', '.join(places)}")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int) -> None:
-    """A title and a table whose first ``texts`` columns are text and whose others are numbers."""
+def print_table(table: Table) -> None:
+    """The title, the table, and the lines below it."""
+    from rich import table as drawn
     from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
     from persona_circuits.circuit.glossary import TERMS, explained, labelled
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(
-            Text(labelled(column)) if column in TERMS else _cell(column, LONGEST_CELL),
-            justify="left" if i < texts else "right",
-            no_wrap=i == 0 or i >= texts or max((len(row[i]) for row in rows), default=0) <= LONGEST_PHRASE,
+    shown, cells = drawn.Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False), table.cells()
+    for i, label in enumerate(table.labels):
+        shown.add_column(
+            Text(labelled(label)) if label in TERMS else _cell(label, LONGEST_CELL),
+            justify="left" if i < table.texts else "right",
+            no_wrap=i == 0 or i >= table.texts or max((len(row[i]) for row in cells), default=0) <= LONGEST_PHRASE,
         )
-    for row in rows:
-        table.add_row(*(_cell(cell, LONGEST_CELL if i else LONGEST_NAME) for i, cell in enumerate(row)))
-    say(f"\n{title}")
-    _console().print(table)
+    for row in cells:
+        shown.add_row(*(_cell(cell, LONGEST_CELL if i else LONGEST_NAME) for i, cell in enumerate(row)))
+    say(f"\n{table.title}")
+    _console().print(shown)
     if EXPLAIN.get():
-        say("\n".join(explained(columns)))
+        say("\n".join(explained(table.labels)))
+    for note in table.notes:
+        say(note)
+
+
+def print_tables(tables: Iterable[Table]) -> None:
+    for table in tables:
+        print_table(table)
 
 
 def _cell(text: str, most: int) -> Any:

@@ -39,7 +39,7 @@ def with_options(
     places
         From which of these each token is read; a row's first tokens all from the answer's place.
     tokens
-        The forms, -1 behind the end of each. No form begins another one.
+        The forms, -1 after the end of each. No form begins another one.
     options
         Whose form it is; -1: nobody's, as where other rows have more forms.
 

@@ -128,13 +128,13 @@ FAMILIES: dict[str, Family] = {
             final_logit_softcapping=3.0,
         ),
         "Gemma 2",
-        ("norms behind components", "soft caps", "sliding and global layers", "embedding scale"),
+        ("norms after components", "soft caps", "sliding and global layers", "embedding scale"),
     ),
     "gemma3": Family(
         "Gemma3TextConfig",
         GEMMA3,
         "Gemma 3 1B; the text part of 4B to 27B",
-        ("norms behind components", "query and key norms", "sliding and global layers", "two rotary bases"),
+        ("norms after components", "query and key norms", "sliding and global layers", "two rotary bases"),
     ),
     "gemma3, multimodal": Family(
         "Gemma3Config",
@@ -146,19 +146,19 @@ FAMILIES: dict[str, Family] = {
         "MistralConfig", _sizes(**GROUPED, sliding_window=3), "Mistral 7B v0.1", ("grouped queries", "sliding window")
     ),
     "olmo": Family("OlmoConfig", _sizes(clip_qkv=1.0), "OLMo 1", ("norms without weights", "clipped q, k, v")),
-    "olmo2": Family("Olmo2Config", _sizes(), "OLMo 2", ("norms behind components only", "query and key norms")),
+    "olmo2": Family("Olmo2Config", _sizes(), "OLMo 2", ("norms after components only", "query and key norms")),
     "olmo2, grouped": Family(
         "Olmo2Config",
         _sizes(**GROUPED),
         "OLMo 2 32B",
-        ("norms behind components only", "query and key norms", "grouped queries"),
+        ("norms after components only", "query and key norms", "grouped queries"),
         no_reference="one norm over the keys of all groups has no per-head keys to compare with",
     ),
     "olmo3": Family(
         "Olmo3Config",
         _sizes(**MIXED),
         "OLMo 3",
-        ("norms behind components only", "query and key norms", "sliding and global layers"),
+        ("norms after components only", "query and key norms", "sliding and global layers"),
     ),
     "neox, parallel": Family(
         "GPTNeoXConfig",

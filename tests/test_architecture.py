@@ -19,7 +19,7 @@ FLOORS = [
         "circuit.progress",
         "metrics",
     },
-    {"circuit.catalogue", "circuit.graph", "circuit.options", "circuit.storage"},
+    {"circuit.catalogue", "circuit.graph", "circuit.options", "circuit.storage", "circuit.table"},
     {"circuit.cost", "circuit.figures", "circuit.paths", "circuit.scores", "circuit.task", "models.world"},
     {"circuit.model", "circuit.statistics", "circuit.subgraph", "models.training"},
     {
@@ -50,10 +50,10 @@ FLOORS = [
     {"commands"},
     {"cli"},
 ]
-"""Rooms from the ground up: each imports lower floors only."""
+"""Packages from the ground up: each imports lower floors only."""
 NAME = "persona_circuits."
 HEAVY = ("torch", "transformer_lens", "transformers", "pygraphviz", "networkx", "jsonschema", "scipy", "sklearn")
-LIGHT = ("errors", "choices", "printable", "progress")
+LIGHT = ("errors", "choices", "printable", "progress", "table")
 """Of the standard library only."""
 SOURCES = [
     *sorted(

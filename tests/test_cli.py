@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import persona_circuits
 from persona_circuits.cli import app
+from persona_circuits.commands.names import complete_model
 
 TINY, PAIRS = str(DATA / "tiny-gpt2"), str(DATA / "tiny_pairs.json")
 RUN = ["--model", TINY, "--pairs", PAIRS]
@@ -543,6 +544,51 @@ def test_the_planted_models_in_one_table(monkeypatch):
     table = call("ground-truth").stdout
     assert "AUROC" in table
     assert "saturated, eap: " in table
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("dis", {"discover"}),
+        ("discover --metho", {"--method"}),
+        ("discover --method ", {"eap", "eap-ig", "relp", "atp-star"}),
+        ("discover --method ea", {"eap", "eap-ig"}),
+        ("discover --model smol", {"smollm2-135m-instruct"}),
+        ("inspect gem", {"gemma-3-270m"}),
+        ("get ", {"smollm2-135m-instruct", "gemma-3-270m"}),
+    ],
+)
+def test_a_shell_completes_commands_options_choices_and_models(line, wanted, monkeypatch):
+    words = f"persona-circuits {line}"
+    monkeypatch.setenv("_PERSONA_CIRCUITS_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - (not words.endswith(" "))))
+    said = CliRunner().invoke(app, [], prog_name="persona-circuits")
+    assert said.exit_code == 0
+    found = set(said.stdout.split())
+    assert wanted <= found
+    assert all(word.startswith(line.rpartition(" ")[2]) for word in found)
+
+
+def test_a_shell_completes_folders_of_models(tmp_path):
+    for name in ("model-a", "model-b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "model.txt").touch()
+    assert complete_model(f"{tmp_path}/mod") == [
+        f"{tmp_path}/model-a/",
+        f"{tmp_path}/model-b/",
+        f"{tmp_path}/model.gguf",
+    ]
+    assert complete_model(f"{tmp_path}/absent/x") == []
+
+
+def test_the_completion_of_a_shell_is_shown_and_installed_on_request(monkeypatch):
+    monkeypatch.setattr("shellingham.detect_shell", lambda *_: ("bash", "/bin/bash"))
+    assert "--install-completion" in call("--help").stdout
+    said = CliRunner().invoke(app, ["--show-completion"], prog_name="persona-circuits")
+    assert said.exit_code == 0
+    assert "_PERSONA_CIRCUITS_COMPLETE=complete_bash" in said.stdout
 
 
 def test_the_version_is_printed():

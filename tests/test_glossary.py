@@ -9,11 +9,12 @@ from typer.testing import CliRunner
 
 from persona_circuits import cli
 from persona_circuits.circuit.glossary import TERMS, explained, glossary_page, labelled
+from persona_circuits.circuit.table import Table
 from persona_circuits.commands.terminal import EXPLAIN, print_table
-from persona_circuits.persona.behaviour.report import TABLE as COLLAPSE
+from persona_circuits.persona.behaviour.report import GROUPS as COLLAPSE
 from persona_circuits.persona.explanation.report import NUMBERS as EXPLANATION
 from persona_circuits.persona.steering.report import TABLE as STEERING
-from persona_circuits.persona.vectors.report import TABLE as VECTORS
+from persona_circuits.persona.vectors.report import PERSONAS as VECTORS
 
 
 def test_the_page_is_made_of_the_terms():
@@ -32,6 +33,7 @@ def test_the_page_is_made_of_the_terms():
     ids=["collapse", "explain", "steer", "vectors"],
 )
 def test_columns_with_words_of_the_trade_are_in_it(columns, unexplained):
+    columns = [getattr(column, "label", column) for column in columns]
     assert set(columns) - TERMS.keys() == unexplained
     assert len(explained(columns)) == len(set(columns) & TERMS.keys())
 
@@ -84,7 +86,7 @@ def test_symbols_in_figures_stand_in_parentheses_behind_plain_words():
 def test_a_label_stands_above_its_symbol(capsys):
     assert labelled("PDR") == "prior's\nshare\n(PDR)"
     assert labelled("pairs") == "pairs"
-    print_table("title", ("pairs", "PDR"), [("all", "0.50")], texts=1)
+    print_table(Table("title", ("pairs", "PDR"), [("all", "0.50")]))
     said = capsys.readouterr().out
     assert re.search(r"prior's *\n *share *\n *pairs +\(PDR\)|pairs +prior's *\n +share *\n +\(PDR\)", said), said
     assert "|b|" not in said
@@ -95,7 +97,7 @@ def test_explain_adds_a_line_under_each_table(monkeypatch, command):
     rows = [["planted", "eap", "", "3", "1.000", "1.000"]]
     monkeypatch.setattr(
         "persona_circuits.commands.engine.print_calibration",
-        lambda _rows: print_table("planted models", ("planted model", "AUROC"), [rows[0][:2]], texts=1),
+        lambda _rows: print_table(Table("planted models", ("planted model", "AUROC"), [rows[0][:2]])),
     )
     monkeypatch.setattr("persona_circuits.circuit.assessment.calibrate", lambda *_, **__: [])
     monkeypatch.setattr("persona_circuits.models.planted.planted_models", lambda: [])

@@ -23,9 +23,7 @@ from persona_circuits.circuit.figures import (
     heat_map,
     line_chart,
     line_panels,
-    markdown_cell,
     markdown_code,
-    markdown_table,
     png_bytes,
     write_csv,
 )
@@ -34,6 +32,7 @@ from persona_circuits.circuit.io import write_graphml
 from persona_circuits.circuit.printable import one_line, shortened, visible
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit, from_networkx
+from persona_circuits.circuit.table import Table, markdown_cell, markdown_table
 from persona_circuits.commands import terminal
 
 NASTY = {
@@ -89,7 +88,7 @@ def test_escapes_are_those_of_json_and_cut_names_stay_apart():
 
 @names
 def test_a_table_shows_the_name_in_its_title_its_header_and_its_cells(name, capsys):
-    terminal.print_table(name, (name, "n", name), [(name, "1", name)], texts=1)
+    terminal.print_table(Table(name, (name, "n", name), [(name, "1", name)]))
     said = capsys.readouterr().out
     assert not CONTROL.search(said)
     assert len(said) < 6000

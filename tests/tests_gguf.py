@@ -27,7 +27,7 @@ Q8_0 = gguf.GGMLQuantizationType.Q8_0
 
 
 def words():
-    """Every byte as a token, a space with the letter behind it for two letters, and how these are merged."""
+    """Every byte as a token, a space with the letter after it for two letters, and how these are merged."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     space = "\u0120"
     return [*alphabet, f"{space}t", f"{space}m"], [f"{space} t", f"{space} m"]

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--key", default="", help="which scores of a file with several, parts apart by /")
+    parser.add_argument("--key", default="", help="which scores of a file with several, parts separated by /")
     args = parser.parse_args(argv)
     try:
         found = read(args.source, args.key)

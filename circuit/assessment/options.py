@@ -127,7 +127,7 @@ class CurveOptions(PlainNumbers):
 class ComparisonOptions(PlainNumbers):
     """How two circuits are compared."""
 
-    n_draws: Annotated[int, Option("Draws of every kind of chance.")] = 200
+    n_draws: Annotated[int, Option("Random draws for each comparison with chance.")] = 200
     budget: Budget = None
 
 

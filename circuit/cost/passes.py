@@ -9,14 +9,14 @@ f, vocabulary V, with g = 3 matrices in a gated MLP and 2 in a plain one (2 oper
     bare forward   = P(G) + A + U(T)
     bare backward  = P(G) + 2 A + U(T)                         to the embeddings; no weight gradients
     floor          = 2 forwards + 1 backward
-    unread    E    = 2 (T - 1) (d H h + g d f)                 behind the last attention, at all but the last position
+    unread    E    = 2 (T - 1) (d H h + g d f)                 after the last attention, at all but the last position
     EAP            = 2 (P(H) + A + U(1) - E) + (P(H) + 2 A + U(1) - E - 2 T 3 d H h)
                    + 2 T L H h d                               every head's own result, of both runs' difference
                    + 3 * 2 T L H h d                           gradients at every head's q, k and v streams
                    + 2 T d (sum over layers of n_l (3 H + 1) + n_src)   the scores
 
 n_l is how many sources reach layer l's MLP. The engine repeats keys and values to one head
-each (G = H), and takes logits and what lies behind the last attention at the last position only. m steps of
+each (G = H), and takes logits and what lies after the last attention at the last position only. m steps of
 EAP-IG take the first two forwards and the heads' results once, and for each step one forward, the
 backward, the gradients and the scores. The backward pass ends at the first layer's q, k and v.
 

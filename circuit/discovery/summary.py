@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING, Any
 from persona_circuits.circuit.attribution import Completeness
 from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport, NodeSets, PathShares, Share
 from persona_circuits.circuit.printable import signed
+from persona_circuits.circuit.table import Column, Table, to
 
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery.search import Discovery
 
 __all__ = [
-    "PATHS",
-    "SETS",
     "completeness_lines",
-    "faithfulness_rows",
-    "path_rows",
-    "set_rows",
+    "faithfulness_table",
+    "path_table",
+    "set_table",
     "strongest_edges",
     "summary",
 ]
@@ -85,8 +84,8 @@ def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any
     return edges[:count]
 
 
-def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
-    """A line each for a circuit and its controls: name, edges, m, f, interval, mean and median of ratios."""
+def faithfulness_table(report: FaithfulnessReport) -> Table:
+    """A row each for a circuit and its controls."""
     rows = [_row("circuit", report.circuit), _row("complement", report.complement)]
     if report.complement_with_reads is not None:
         rows.append(_row("and layer 0's reads", report.complement_with_reads))
@@ -98,68 +97,81 @@ def faithfulness_rows(report: FaithfulnessReport) -> list[tuple[str, ...]]:
         spread = "" if report.random_sd is None else f"sd {report.random_sd:.3f}"
         name = f"random, {'matched' if report.matching else 'other heads'} ({len(report.random)})"
         rows.append((name, f"{report.circuit.n_edges:,}", "", f"{report.random_mean:.3f}", spread, "", ""))
-    return rows
+    title = f"faithfulness on {report.n_pairs} pairs ({report.split}), m = {report.metric}: full "
+    title += f"{signed(report.m_full)}, empty {signed(report.m_empty)}"
+    title += "" if report.n_reversed is None else f"; {report.n_reversed} reversed"
+    columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")
+    note = f"faithfulness is a ratio of means; intervals over {report.resampled}"
+    return Table(title, columns, rows, 1, [note, *filter(None, (report.caution, report.reversal))])
 
 
-PATHS = ("path", "weakest edge", "share of D", "95 % interval", "other heads")
+PATHS = (
+    Column("path", "name"),
+    Column("weakest edge", "weakest", ".4f"),
+    Column("share of D", "share", "z.3f", "undefined"),
+    Column("95 % interval", "interval", to(3)),
+    Column("other heads", "random", "z.3f"),
+)
+"""The last column is the same path through others of the same layers' heads."""
 
 
-def path_rows(found: PathShares) -> list[tuple[str, ...]]:
-    """A line per path: its weakest edge, its share of D alone with interval, and that of a path through other heads.
-
-    The last line is all of them together.
-    """
-    rows: list[tuple[str, ...]] = [
-        (
-            path.name,
-            f"{path.weakest:.4f}",
-            _number(path.share),
-            "" if path.interval is None else f"{path.interval.low:.3f} to {path.interval.high:.3f}",
-            "" if path.random is None else f"{path.random:z.3f}",
-        )
-        for path in found.paths
+def path_table(found: PathShares) -> Table:
+    """A row per path, and one of all together where there are several."""
+    n = len(found.paths)
+    together = {
+        "name": f"these {n} together",
+        "share": found.together,
+        "weakest": None,
+        "interval": None,
+        "random": None,
+    }
+    title = f"strongest paths from input to logits, each kept alone, on {found.n_pairs} pairs ({found.split})"
+    notes = [
+        "share of D: (m(path) - m(empty)) / (m(full) - m(empty)), a ratio of means; shares do not add up",
+        f"intervals over {found.drawn_over}; other heads: the same path through others of the same layers",
     ]
-    return rows if len(rows) < 2 else [*rows, (f"these {len(rows)} together", "", _number(found.together), "", "")]
+    return Table(title, PATHS, found.paths if n < 2 else [*found.paths, together], 1, notes)
+
+
+def set_table(found: NodeSets) -> Table:
+    """A row per set: its part of the circuit, what the whole model loses without it, what it does alone."""
+    title = f"named sets of nodes on {found.n_pairs} pairs ({found.split}): what leaves them cut, and they alone"
+    notes = [
+        "edges: the circuit's that leave the set; lost without, alone: shares of D in the whole model, ratios of means",
+        f"intervals over {found.drawn_over}; random: as many heads of each layer, MLPs of any",
+    ]
+    return Table(title, SETS, found.sets, 1, notes)
+
+
+def _random(share: Share) -> str:
+    """The mean of random sets with their largest."""
+    drawn = share.random
+    return f"{sum(drawn) / len(drawn):z.3f}, most {max(drawn):z.3f}" if drawn else "no other set"
 
 
 SETS = (
-    "set", "nodes", "edges", "of all", "of the circuit's f", "lost without", "95 % interval", "random", "p", "alone",
-    "95 % interval", "random",
-)  # fmt: skip
-
-
-def set_rows(found: NodeSets) -> list[tuple[str, ...]]:
-    """A line per set: its part of the circuit, what the whole model loses without it, what it does alone."""
-    return [
-        (
-            one.name,
-            str(len(one.nodes)),
-            f"{one.n_edges:,}",
-            "-" if one.of_edges is None else f"{one.of_edges:.1%}",
-            _number(one.of_circuit),
-            *_shared(one.lost),
-            "-" if one.lost.p is None else f"{one.lost.p:.2g}",
-            *_shared(one.alone),
-        )
-        for one in found.sets
-    ]
-
-
-def _shared(share: Share) -> tuple[str, str, str]:
-    """Value, interval, and the mean of random sets with their largest."""
-    random = share.random and f"{sum(share.random) / len(share.random):z.3f}, most {max(share.random):z.3f}"
-    interval = "" if share.interval is None else f"{share.interval.low:z.3f} to {share.interval.high:z.3f}"
-    return _number(share.value), interval, random or "no other set"
+    Column("set", "name"),
+    Column("nodes", lambda one: len(one.nodes)),
+    Column("edges", "n_edges", ","),
+    Column("of all", "of_edges", ".1%", "-"),
+    Column("of the circuit's f", "of_circuit", "z.3f", "undefined"),
+    Column("lost without", "lost.value", "z.3f", "undefined"),
+    Column("95 % interval", "lost.interval", to(3)),
+    Column("random", lambda one: _random(one.lost)),
+    Column("p", "lost.p", ".2g", "-"),
+    Column("alone", "alone.value", "z.3f", "undefined"),
+    Column("95 % interval", "alone.interval", to(3)),
+    Column("random", lambda one: _random(one.alone)),
+)
 
 
 def _row(name: str, value: Faithfulness) -> tuple[str, ...]:
-    interval = "" if value.interval is None else f"{value.interval.low:.3f} to {value.interval.high:.3f}"
     return (
         name,
         f"{value.n_edges:,}",
         signed(value.m),
         _number(value.ratio_of_means),
-        interval,
+        "" if value.interval is None else to(3)(value.interval),
         _number(value.mean_of_ratios),
         _number(value.median_of_ratios),
     )

@@ -114,7 +114,7 @@ def _name(chart: Chart, place: int) -> dict[str, Any]:
 
 
 def _turn(place: int) -> str:
-    """What plotly puts behind the names of a panel's axes."""
+    """What plotly puts after the names of a panel's axes."""
     return "" if place == 0 else str(place + 1)
 
 

@@ -28,9 +28,7 @@ __all__ = [
     "csv_text",
     "flat",
     "interval",
-    "markdown_cell",
     "markdown_code",
-    "markdown_table",
     "plain",
     "write_arrays",
     "write_csv",
@@ -122,21 +120,6 @@ def _inert(cell: Any) -> Any:
 
 def _as_given(cell: str) -> str:
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
-    """A table whose first ``texts`` columns are text, the others numbers; cells read as they are."""
-    rule = ["---"] * texts + ["---:"] * (len(columns) - texts)
-    cells = [[markdown_cell(cell) for cell in row] for row in (columns, rule, *rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
-
-
-def markdown_cell(text: object) -> str:
-    """Text on one line; what would be HTML, another cell, a link or a picture is shown instead."""
-    line = visible(text).replace("\n", " ")
-    if not re.fullmatch(r"`[^`]*`", line):  # all of it code, where nothing is obeyed
-        line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("](", "]\\(")
-    return line.replace("|", "\\|")
 
 
 def markdown_code(text: str) -> str:

@@ -198,7 +198,7 @@ class Block:
 
     @_where_the_layer_is
     def attn_out(self, z: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "batch pos d_model"]:
-        """What attention as a whole adds to the stream, its bias and a norm behind it included."""
+        """What attention as a whole adds to the stream, its bias and a norm after it included."""
         return self._scaled(self._norm("ln1_post", self.bridge.attn.o(z.flatten(-2))))
 
     @_where_the_layer_is

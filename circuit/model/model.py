@@ -161,7 +161,7 @@ class Model:
         the context, of one row, once for every length. ``padding`` is the number of tokens on the left of
         each row that are none: they are masked and not counted in positions. Without
         it rows have one length, the context is that of any one row, and fits any
-        number of them. With ``forms`` what stands behind the prompts are branches, each of which sees its own alone.
+        number of them. With ``forms`` what stands after the prompts are branches, each of which sees its own alone.
 
         Raises
         ------
@@ -182,7 +182,7 @@ class Model:
     def _start_of_branches(
         self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None, forms: FormTable
     ) -> tuple[Float[Tensor, "batch pos d_model"], Context]:
-        """Where the host has put a chain behind each prompt, masks are those of branches; positions it is told."""
+        """Where the host has put a chain after each prompt, masks are those of branches; positions it is told."""
         stream, contexts = self._probe(tokens, padding, forms)
 
         def branched(value: Any) -> Any:
@@ -291,7 +291,7 @@ class Model:
             return norm(self.bridge.ln_final)(resid.to(self.bridge.unembed.W_U.device))
 
     def unembed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
-        """Final norm and unembedding, with whatever the host does to logits behind it: a scale, a soft cap.
+        """Final norm and unembedding, with whatever the host does to logits after it: a scale, a soft cap.
 
         The host's own head is run, with its body stubbed to give the normed stream.
         """
@@ -305,7 +305,7 @@ class Model:
         self, resid: Float[Tensor, "*rows pos d_model"], forms: FormTable | None
     ) -> Float[Tensor, "*rows vocab"] | Float[Tensor, "*rows events"]:
         """The logits of the answer, of the final stream at the last positions; where they are sets of forms, options
-        are behind the vocabulary."""
+        are after the vocabulary."""
         if forms is None:
             return self.unembed(resid[..., -1, :])
         logits = self.unembed(resid[..., -forms.n_read :, :])
@@ -323,7 +323,7 @@ class Model:
         padding: Int[Tensor, " batch"] | None = None,
         forms: FormTable | None = None,
     ) -> Float[Tensor, "batch pos vocab"]:
-        """The same logits as ``logits``, from the parts; with ``forms`` of the tokens behind the prompts too."""
+        """The same logits as ``logits``, from the parts; with ``forms`` of the tokens after the prompts too."""
         resid, context = self.start(tokens, padding, forms)
         for block in self.blocks:
             normed = block.attn_norm(resid)

@@ -52,7 +52,7 @@ class Pullback:
             return None if form is None else form.of_projections(block)
 
     def of_projections(self, block: Any) -> Pullback:
-        """The same with what the projections behind the norm make of its parts."""
+        """The same with what the projections after the norm make of its parts."""
         zero = block.attn_norm(torch.zeros(1, 1, len(self.weight)).to(self.weight))
         shifts: dict[str, Tensor] = {slot: block.project(slot, zero)[0, 0] for slot in SLOTS}
         return replace(

@@ -114,7 +114,7 @@ def expand_grouped_heads(network: Any, name: str) -> None:
 
 
 def _repeat_rows(linear: Any, start: int, groups: int, repeat: int) -> None:
-    """Repeat what lies behind the first ``start`` rows, ``groups`` heads one after the other."""
+    """Repeat what lies after the first ``start`` rows, ``groups`` heads one after the other."""
     for name in ("weight", "bias"):
         rows = getattr(linear, name)
         if rows is not None:

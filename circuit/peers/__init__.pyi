@@ -14,11 +14,10 @@ from .process import AutoCircuit as AutoCircuit
 from .process import autocircuit_rows as autocircuit_rows
 from .process import check_model as check_model
 from .process import peers_python as peers_python
-from .second_opinion import AGREEMENT_COLUMNS as AGREEMENT_COLUMNS
 from .second_opinion import CONVENTIONS as CONVENTIONS
 from .second_opinion import agreement as agreement
-from .second_opinion import agreement_rows as agreement_rows
-from .second_opinion import circuit_rows as circuit_rows
+from .second_opinion import agreement_table as agreement_table
+from .second_opinion import circuit_table as circuit_table
 from .second_opinion import compare_with_file as compare_with_file
 from .second_opinion import crosscheck as crosscheck
 from .second_opinion import write_crosscheck as write_crosscheck

@@ -41,7 +41,6 @@ __all__ = [
 
 SCORES = Kind("score file", expected="auto-circuit's scores as safetensors")
 _SLOT_MODULE = re.compile(r"blocks\.(0|[1-9][0-9]{0,8})\.hook_([qkv])_input\Z")
-_NODE = re.compile(r"A(?P<layer>[0-9]{1,9})\.(?P<head>[0-9]{1,9})(?:\.(?P<slot>[QKV]))?\Z|MLP (?P<mlp>[0-9]{1,9})\Z")
 
 
 def write_autocircuit_pairs(task: Task, path: str | Path) -> None:

@@ -33,15 +33,15 @@ from persona_circuits.circuit.progress import untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder, write_json
 from persona_circuits.circuit.subgraph import Circuit
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.circuit.task import Batch, Task, batches, encode, with_swap_rows, without_forms
 from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
-    "AGREEMENT_COLUMNS",
     "CONVENTIONS",
     "agreement",
-    "agreement_rows",
-    "circuit_rows",
+    "agreement_table",
+    "circuit_table",
     "compare_with_file",
     "crosscheck",
     "write_crosscheck",
@@ -267,38 +267,33 @@ def write_crosscheck(result: Crosscheck, folder: str | Path) -> None:
             writer.writerows(rows)
 
 
-AGREEMENT_COLUMNS = ("", "Pearson", "Spearman", "difference", "relative", "at", "top edges")
+AGREEMENTS = (
+    Column("", "what"),
+    Column("Pearson", "pearson", ".6f", "undefined"),
+    Column("Spearman", "spearman", ".4f", "undefined"),
+    Column("difference", "largest_difference", ".1e"),
+    Column("relative", "relative", ".1e"),
+    Column("at", "at"),
+    Column("top edges", lambda item: f"{item.top}/{item.n_top}"),
+)
 
 
-def agreement_rows(agreements: Sequence[Agreement]) -> list[tuple[str, ...]]:
-    """A line of text each, columns as in ``AGREEMENT_COLUMNS``."""
-    return [
-        (
-            item.what,
-            _text(item.pearson, 6),
-            _text(item.spearman, 4),
-            f"{item.largest_difference:.1e}",
-            f"{item.relative:.1e}",
-            item.at,
-            f"{item.top}/{item.n_top}",
-        )
-        for item in agreements
-    ]
+def agreement_table(agreements: Sequence[Agreement]) -> Table:
+    """A row per set of scores."""
+    return Table("scores of all edges, here and there", AGREEMENTS, agreements)
 
 
-def circuit_rows(result: Crosscheck) -> list[tuple[str, ...]]:
-    """A line each for m(full), m(empty), m(C) and f: here, there, and the difference."""
+def circuit_table(result: Crosscheck) -> Table:
+    """A row each for m(full), m(empty), m(C) and f: here, there, and the difference."""
     names = {"full": "m(full)", "empty": "m(empty)", "circuit": "m(circuit)", "faithfulness": "faithfulness"}
-    rows = []
-    for key, name in names.items():
-        a, b = result.circuit.ours[key], result.circuit.theirs[key]
-        apart = "" if a is None or b is None else f"{abs(a - b):.1e}"
-        rows.append((name, *("undefined" if value is None else f"{value:+.5f}" for value in (a, b)), apart))
-    return rows
-
-
-def _text(value: float | None, places: int) -> str:
-    return "undefined" if value is None else f"{value:.{places}f}"
+    columns = (
+        "",
+        Column("here", 1, "+.5f", "undefined"),
+        Column("auto-circuit", 2, "+.5f", "undefined"),
+        Column("difference", lambda row: None if None in row else abs(row[1] - row[2]), ".1e"),
+    )
+    rows = [(name, result.circuit.ours[key], result.circuit.theirs[key]) for key, name in names.items()]
+    return Table(f"circuit of {result.circuit.n_edges:,} edges, {result.metric}", columns, rows)
 
 
 def _plan(stored: StoredCircuit, options: CrosscheckOptions) -> tuple[Metric, int, tuple[float, ...]]:

@@ -1,10 +1,9 @@
-from .benchmark import COLUMNS as COLUMNS
 from .benchmark import acdc_row as acdc_row
 from .benchmark import acdc_sample as acdc_sample
 from .benchmark import bare_forward as bare_forward
 from .benchmark import bare_passes as bare_passes
 from .benchmark import bench as bench
-from .benchmark import bench_rows as bench_rows
+from .benchmark import bench_table as bench_table
 from .benchmark import held_bytes as held_bytes
 from .benchmark import machine as machine
 from .benchmark import one_batch as one_batch

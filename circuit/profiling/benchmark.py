@@ -29,17 +29,17 @@ from persona_circuits.circuit.profiling.meter import Cost, Step, costs_of, secon
 from persona_circuits.circuit.profiling.options import BenchOptions
 from persona_circuits.circuit.progress import untold_stage
 from persona_circuits.circuit.pruning import acdc
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.circuit.task import Batch, Task, batches, encode, resolve
 from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
-    "COLUMNS",
     "acdc_row",
     "acdc_sample",
     "bare_forward",
     "bare_passes",
     "bench",
-    "bench_rows",
+    "bench_table",
     "held_bytes",
     "machine",
     "one_batch",
@@ -158,25 +158,28 @@ def bench(
 
 FLOOR = "two forwards and one backward, bare"
 FORWARD = "one forward, bare"
-COLUMNS = ("", "s, median", "fastest", "slowest", "×", "of", "peak MB", "×")
 
 
-def bench_rows(report: BenchReport) -> list[tuple[str, ...]]:
-    """A line of text per step, columns as in ``COLUMNS``; the last compares peaks, weights included."""
+def bench_table(report: BenchReport) -> Table:
+    """A row per step; the last column compares peaks, weights included."""
     peaks = {line.what: line.cost.peak_bytes for line in report.lines}
-    return [
-        (
-            line.what,
-            f"{line.cost.median:.4g}",
-            f"{min(line.cost.seconds):.4g}",
-            f"{max(line.cost.seconds):.4g}",
-            f"{line.ratio:.2f}",
-            "forward" if line.against == FORWARD else "floor" if line.times == 1 else f"{line.times} floors",
-            "" if line.cost.peak_bytes is None else f"{line.cost.peak_bytes / 1e6:,.1f}",
-            _peak_ratio(report.weights, line, peaks[line.against]),
-        )
-        for line in report.lines
-    ]
+    columns = (
+        Column("", "what"),
+        Column("s, median", "cost.median", ".4g"),
+        Column("fastest", lambda line: min(line.cost.seconds), ".4g"),
+        Column("slowest", lambda line: max(line.cost.seconds), ".4g"),
+        Column("×", "ratio", ".2f"),
+        Column("of", _compared_with),
+        Column("peak MB", lambda line: None if (peak := line.cost.peak_bytes) is None else peak / 1e6, ",.1f"),
+        Column("×", lambda line: _peak_ratio(report.weights, line, peaks[line.against])),
+    )
+    model, pairs = report.model, report.pairs
+    title = f"{model['name']}, {model['dtype']}, {pairs['n_pairs']} pairs of {pairs['n_tokens']} tokens"
+    return Table(title, columns, report.lines)
+
+
+def _compared_with(line: Line) -> str:
+    return "forward" if line.against == FORWARD else "floor" if line.times == 1 else f"{line.times} floors"
 
 
 def _peak_ratio(weights: dict[str, int], line: Line, baseline: int | None) -> str:
@@ -283,7 +286,7 @@ def load_bare(name: str, *, revision: str | None, device: torch.device | str, dt
 
 
 def held_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the storages behind some tensors, every storage counted once."""
+    """Bytes of the storages of some tensors, every storage counted once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 

@@ -1,55 +1,54 @@
 """What the command line and files say of circuits."""
 
 from persona_circuits.circuit.discovery.summary import (
-    PATHS,
-    SETS,
     completeness_lines,
-    faithfulness_rows,
-    path_rows,
-    set_rows,
+    faithfulness_table,
+    path_table,
+    set_table,
     strongest_edges,
     summary,
 )
 from persona_circuits.circuit.discovery.writing import title_of, write_discovery
-from persona_circuits.circuit.evaluation.curves import tables as curve_tables
 from persona_circuits.circuit.evaluation.curves.tables import (
     area_rows,
     curve_records,
     curve_rows,
-    drawn_by_split,
+    curve_tables,
     size_rows,
-    sweep_columns,
-    sweep_rows,
+    sweep_table,
 )
 from persona_circuits.circuit.evaluation.span_files import write_specificity
-from persona_circuits.circuit.reporting.comparison import edge_rows, overlap_rows, setting_rows
+from persona_circuits.circuit.reporting.comparison import comparison_tables
 from persona_circuits.circuit.reporting.curves import write_curves
 from persona_circuits.circuit.reporting.evaluation import write_battery
-from persona_circuits.circuit.reporting.evaluation_tables import evaluation_rows, tables
+from persona_circuits.circuit.reporting.evaluation_tables import (
+    evaluations_table,
+    pair_tables,
+    stability_table,
+    tables,
+    transfer_table,
+)
 
 __all__ = [
-    "PATHS",
-    "SETS",
     "area_rows",
+    "comparison_tables",
     "completeness_lines",
     "curve_records",
     "curve_rows",
     "curve_tables",
-    "drawn_by_split",
-    "edge_rows",
-    "evaluation_rows",
-    "faithfulness_rows",
-    "overlap_rows",
-    "path_rows",
-    "set_rows",
-    "setting_rows",
+    "evaluations_table",
+    "faithfulness_table",
+    "pair_tables",
+    "path_table",
+    "set_table",
     "size_rows",
+    "stability_table",
     "strongest_edges",
     "summary",
-    "sweep_columns",
-    "sweep_rows",
+    "sweep_table",
     "tables",
     "title_of",
+    "transfer_table",
     "write_battery",
     "write_curves",
     "write_discovery",

@@ -1,71 +1,96 @@
-"""A comparison of two circuits as rows of tables, for people."""
+"""A comparison of two circuits as tables."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from persona_circuits.circuit.assessment.comparison import Comparison, Null, Overlap
+from persona_circuits.circuit.assessment.comparison import Comparison, Null
+from persona_circuits.circuit.table import Column, Table, to
 
-__all__ = [
-    "drawn_over",
-    "edge_rows",
-    "overlap_rows",
-    "setting_rows",
-]
-
-Rows = list[tuple[str, ...]]
-SETTINGS = ("found with other settings", "A", "B")
-OVERLAP = ("", "A", "B", "shared", "Jaccard", "at most", "random circuits", "p", "heads exchanged", "p")
-CORRELATIONS = ("scores (Spearman)", "edges", "rho", "heads exchanged", "p", "rho of |score|", "heads exchanged", "p")
-SIGNS = ("edges of", "scored", "A - B +", "A + B -", "opposite", "by chance", "p of more", "p of fewer")
-EDGES = ("edge", "in", "score A", "score B")
-CROSS = ("circuit", "on the pairs of", "edges", "faithfulness", "95 % interval", "median of ratios", "random circuits")
+__all__ = ["comparison_tables"]
 
 
-def setting_rows(comparison: Comparison) -> Rows:
-    """What was set differently: key, A's value, B's value."""
-    return [(item.key, _plain(item.a), _plain(item.b)) for item in comparison.settings]
+def _by_chance(label: str, null: Callable[[Any], Null | None], places: int) -> tuple[Column, Column]:
+    """The mean of a null with its standard deviation, and p."""
+    spread = Column(label, null, lambda one: f"{one.mean:.{places}f} (sd {one.sd:.{places}f})")
+    return spread, Column("p", null, lambda one: f"{one.p:.3f}")
 
 
-def overlap_rows(comparison: Comparison) -> Rows:
-    """Of edges and of nodes; chance as the mean number shared and its standard deviation."""
-    return [_overlap("edges", comparison.edges), _overlap("nodes", comparison.nodes)]
+SETTINGS = (
+    Column("found with other settings", "key"),
+    Column("A", lambda item: _plain(item.a)),
+    Column("B", lambda item: _plain(item.b)),
+)
+OVERLAP = (
+    Column("", 0),
+    Column("A", lambda row: row[1].a, ","),
+    Column("B", lambda row: row[1].b, ","),
+    Column("shared", lambda row: row[1].shared, ","),
+    Column("Jaccard", lambda row: row[1].jaccard, ".3f", "undefined"),
+    Column("at most", lambda row: row[1].possible, ".3f"),
+    *_by_chance("random circuits", lambda row: row[1].random, 1),
+    *_by_chance("heads exchanged", lambda row: row[1].exchanged, 1),
+)
+CORRELATIONS = (
+    Column("scores (Spearman)", lambda item: {"all": "all edges", "union": "of either circuit"}[item.over]),
+    Column("edges", "n", ","),
+    Column("rho", "signed", "+.3f", "undefined"),
+    *_by_chance("heads exchanged", lambda item: item.null_signed, 3),
+    Column("rho of |score|", "absolute", "+.3f", "undefined"),
+    *_by_chance("heads exchanged", lambda item: item.null_absolute, 3),
+)
+SIGNS = (
+    Column("edges of", lambda item: {"shared": "both circuits", "union": "either circuit"}[item.over]),
+    Column("scored", "n", ","),
+    Column("A - B +", "minus_plus", ","),
+    Column("A + B -", "plus_minus", ","),
+    Column("opposite", "opposite", ","),
+    Column("by chance", "expected", ".1f"),
+    Column("p of more", "p_more", ".3f"),
+    Column("p of fewer", "p_fewer", ".3f"),
+)
+EDGES = (
+    Column("edge", "edge"),
+    Column("in", lambda row: {"only_a": "A", "only_b": "B"}.get(row["group"], "both")),
+    Column("score A", "score_a", "+.4f", "unknown"),
+    Column("score B", "score_b", "+.4f", "unknown"),
+)
+CROSS = (
+    Column("circuit", "circuit"),
+    Column("on the pairs of", lambda cell: f"{cell.pairs} ({cell.report.n_pairs}, {cell.report.split})"),
+    Column("edges", "report.circuit.n_edges", ","),
+    Column("faithfulness", "report.circuit.ratio_of_means", ".3f", "undefined"),
+    Column("95 % interval", "report.circuit.interval", to(3)),
+    Column("median of ratios", "report.circuit.median_of_ratios", ".3f", "undefined"),
+    Column("random circuits", "report.random_mean", ".3f"),
+)
 
 
-def correlation_rows(comparison: Comparison) -> Rows:
-    """Over all edges and over those of either circuit."""
-    return [
-        (
-            {"all": "all edges", "union": "of either circuit"}[item.over],
-            f"{item.n:,}",
-            _signed(item.signed),
-            *_chance(item.null_signed, 3),
-            _signed(item.absolute),
-            *_chance(item.null_absolute, 3),
-        )
-        for item in comparison.correlations
-    ]
+def comparison_tables(comparison: Comparison) -> Iterator[Table]:
+    """Settings that differ, overlap, correlation, signs, the strongest edges, each circuit on both sides' pairs."""
+    if comparison.settings:
+        yield Table("warning: not found alike", SETTINGS, comparison.settings, 3)
+    n_draws = comparison.edges.random.n if comparison.edges.random else 0
+    overlaps = [("edges", comparison.edges), ("nodes", comparison.nodes)]
+    yield Table(f"overlap, chance over {n_draws} draws", OVERLAP, overlaps)
+    if comparison.correlations:
+        yield Table("rank correlation", CORRELATIONS, comparison.correlations)
+        yield Table("edges of opposite sign", SIGNS, comparison.signs)
+    for title, opposite in (("strongest shared edges", False), ("strongest edges of opposite sign", True)):
+        if rows := _both(comparison, opposite=opposite):
+            yield Table(title, EDGES, rows, 2)
+    for letter in "AB":
+        if rows := _own(comparison, letter):
+            yield Table(f"strongest edges of {letter} alone", EDGES, rows, 2)
+    if comparison.cross:
+        known = dict.fromkeys((cell.pairs, cell.report.resampled) for cell in comparison.cross)
+        over = "; ".join(f"on {pairs} {by}" for pairs, by in known)
+        note = f"faithfulness is a ratio of means; intervals over {over}"
+        yield Table("each circuit on each one's held-out pairs", CROSS, comparison.cross, 2, [note])
 
 
-def sign_rows(comparison: Comparison) -> Rows:
-    """Over the edges of both circuits and over those of either."""
-    return [
-        (
-            {"shared": "both circuits", "union": "either circuit"}[item.over],
-            f"{item.n:,}",
-            f"{item.minus_plus:,}",
-            f"{item.plus_minus:,}",
-            f"{item.opposite:,}",
-            _number(item.expected, 1),
-            _number(item.p_more, 3),
-            _number(item.p_fewer, 3),
-        )
-        for item in comparison.signs
-    ]
-
-
-def edge_rows(comparison: Comparison, *, opposite: bool, count: int = 8) -> Rows:
+def _both(comparison: Comparison, *, opposite: bool, count: int = 8) -> list[dict[str, Any]]:
     """The strongest edges of either circuit whose scores have opposite signs, or that both circuits share.
 
     Strongest by the smaller of the two |score|, each as a share of that side's largest.
@@ -80,69 +105,18 @@ def edge_rows(comparison: Comparison, *, opposite: bool, count: int = 8) -> Rows
     def strength(row: dict[str, Any]) -> float:
         return min(abs(row["score_a"]) / largest[0], abs(row["score_b"]) / largest[1])
 
-    names = {"shared": "both", "opposite": "both", "only_a": "A", "only_b": "B"}
-    return [
-        (row["edge"], names[row["group"]], f"{row['score_a']:+.4f}", f"{row['score_b']:+.4f}")
-        for row in sorted(chosen, key=lambda row: (-strength(row), row["edge"]))[:count]
-    ]
+    return sorted(chosen, key=lambda row: (-strength(row), row["edge"]))[:count]
 
 
-def own_rows(comparison: Comparison, side: str, *, count: int = 8) -> Rows:
+def _own(comparison: Comparison, side: str, *, count: int = 8) -> list[dict[str, Any]]:
     """The strongest edges of ``A`` or ``B`` that the other circuit does not have, by that side's own |score|."""
     group, key = {"A": ("only_a", "score_a"), "B": ("only_b", "score_b")}[side]
     chosen = [row for row in comparison.edge_rows() if row["group"] == group and row[key] is not None]
-    return [
-        (row["edge"], side, *(_score(row[name]) for name in ("score_a", "score_b")))
-        for row in sorted(chosen, key=lambda row: (-abs(row[key]), row["edge"]))[:count]
-    ]
+    return sorted(chosen, key=lambda row: (-abs(row[key]), row["edge"]))[:count]
 
 
 def _scored_rows(comparison: Comparison) -> list[dict[str, Any]]:
     return [row for row in comparison.edge_rows() if row["score_a"] is not None and row["score_b"] is not None]
-
-
-def _score(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:+.4f}"
-
-
-def cross_rows(comparison: Comparison) -> Rows:
-    """Each circuit on the pairs of each side."""
-    return [_cross(cell.circuit, cell.pairs, cell.report) for cell in comparison.cross]
-
-
-def drawn_over(comparison: Comparison) -> str:
-    """What the intervals of ``cross_rows`` are drawn over, by the pairs, for people."""
-    known = dict.fromkeys((cell.pairs, cell.report.resampled) for cell in comparison.cross)
-    return "; ".join(f"on {pairs} {over}" for pairs, over in known)
-
-
-def _cross(circuit: str, pairs: str, report: Any) -> tuple[str, ...]:
-    found = report.circuit
-    interval = "" if found.interval is None else f"{found.interval.low:.3f} to {found.interval.high:.3f}"
-    where = f"{pairs} ({report.n_pairs}, {report.split})"
-    ratio = _number(found.ratio_of_means, 3) or "undefined"
-    median = _number(found.median_of_ratios, 3) or "undefined"
-    return circuit, where, f"{found.n_edges:,}", ratio, interval, median, _number(report.random_mean, 3)
-
-
-def _overlap(name: str, item: Overlap) -> tuple[str, ...]:
-    sizes: Sequence[str] = (f"{item.a:,}", f"{item.b:,}", f"{item.shared:,}")
-    jaccard = (_number(item.jaccard, 3) or "undefined", _number(item.possible, 3))
-    return name, *sizes, *jaccard, *_chance(item.random, 1), *_chance(item.exchanged, 1)
-
-
-def _chance(null: Null | None, digits: int) -> tuple[str, str]:
-    if null is None:
-        return "", ""
-    return f"{null.mean:.{digits}f} (sd {null.sd:.{digits}f})", f"{null.p:.3f}"
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
-
-
-def _signed(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:+.3f}"
 
 
 def _plain(value: Any) -> str:

@@ -1,125 +1,159 @@
-"""What a circuit was put to, as rows of tables, for people and for CSV."""
+"""What a circuit was put to, as tables for people and rows for CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from persona_circuits.circuit.assessment import Battery
-from persona_circuits.circuit.evaluation import Averages, PairRow, PairsView, Transfer
+from persona_circuits.circuit.evaluation import PairRow, PairsView, Transfer
 from persona_circuits.circuit.evaluation.stability import StabilityReport
 from persona_circuits.circuit.statistics import Interval
+from persona_circuits.circuit.table import Column, Table, to
 
 __all__ = [
-    "evaluated_over",
-    "evaluation_rows",
+    "evaluations_table",
+    "pair_tables",
+    "stability_table",
     "tables",
+    "transfer_table",
 ]
 
-Rows = list[tuple[str, ...]]
-STABILITY = ("drawn", "repeats", "mean Jaccard", "5 % to 95 %", "with the circuit", "edges, least to most")
-AVERAGES = ("pairs", "", "m(full) - m(empty)", "ratio of means", "mean of ratios", "median of ratios")
-QUANTILES = ("f of single pairs", "least", "5 %", "25 %", "median", "75 %", "95 %", "most")
-WORST = ("pair", "personas", "question", "D", "f", "group")
-GROUPS = (
-    "group",
-    "questions",
-    "pairs",
-    "faithfulness",
-    "95 % interval",
-    "median of ratios",
-    "edges of its own",
-    "Jaccard with the circuit",
-)
-TRANSFER = ("holds", "pairs", "faithfulness", "95 % interval", "median of ratios", "best outside")
-EVALUATIONS = ("pairs", "split", "model", "holds", "n", *TRANSFER[2:])
 ANSWERS = {True: "yes", False: "no", None: "undefined"}
+STABILITY = (
+    Column("drawn", "by"),
+    Column("repeats", "n"),
+    Column("mean Jaccard", "jaccard", ".3f", "undefined"),
+    Column("5 % to 95 %", "ends", lambda ends: f"{ends[0]:.3f} to {ends[1]:.3f}"),
+    Column("with the circuit", "to_circuit", ".3f", "undefined"),
+    Column("edges, least to most", "sizes"),
+)
+AVERAGES = (
+    Column("pairs", 0),
+    Column("", lambda row: row[1].n_pairs),
+    Column("m(full) - m(empty)", lambda row: row[1].effect, "+.3f", "undefined"),
+    Column("ratio of means", lambda row: row[1].ratio_of_means, ".3f", "undefined"),
+    Column("mean of ratios", lambda row: row[1].mean_of_ratios, ".3f", "undefined"),
+    Column("median of ratios", lambda row: row[1].median_of_ratios, ".3f", "undefined"),
+)
+QUANTILES = ("f of single pairs", "least", "5 %", "25 %", "median", "75 %", "95 %", "most")
+WORST = (
+    Column("pair", "id"),
+    Column("personas", lambda row: f"{row.persona_a}, {row.persona_b}" if row.persona_a or row.persona_b else ""),
+    Column("question", "question"),
+    Column("D", "divergence", "+.2f"),
+    Column("f", "faithfulness", "+.2f", "undefined"),
+    Column("group", "group"),
+)
+GROUPS = (
+    Column("group", 0),
+    Column("questions", lambda row: ", ".join(f"{name} ({n})" for name, n in row[1].questions[:3])),
+    Column("pairs", lambda row: row[1].averages.n_pairs),
+    Column("faithfulness", lambda row: row[1].averages.ratio_of_means, ".3f", "undefined"),
+    Column("95 % interval", lambda row: row[1].interval, to()),
+    Column("median of ratios", lambda row: row[1].averages.median_of_ratios, ".3f", "undefined"),
+    Column("edges of its own", lambda row: row[1].own_edges, ","),
+    Column("Jaccard with the circuit", lambda row: row[1].own_jaccard, ".3f"),
+)
+TRANSFER = (
+    Column("holds", lambda part: ANSWERS[part.holds]),
+    Column("pairs", "n_pairs"),
+    Column("faithfulness", "faithfulness", ".3f", "undefined"),
+    Column("95 % interval", "interval", to()),
+    Column("median of ratios", "median_of_ratios", ".3f", "undefined"),
+    Column("best outside", lambda part: max(part.outside, default=None), "+.3f", "none"),
+)
+EVALUATIONS = (
+    Column("pairs", lambda one: f"{one['source']}{_where(one)}"),
+    Column("split", "split"),
+    Column("model", lambda one: str(one.get("model", ""))),
+    Column("holds", lambda one: ANSWERS[held["holds"]] if (held := _transferred(one)) else "not tested"),
+    Column("n", "faithfulness.n_pairs"),
+    Column("faithfulness", "faithfulness.circuit.ratio_of_means", ".3f", "undefined"),
+    Column("95 % interval", "faithfulness.circuit.interval", lambda ends: f"{ends['low']:.2f} to {ends['high']:.2f}"),
+    Column("median of ratios", lambda one: one["faithfulness"]["circuit"].get("median_of_ratios"), ".3f"),
+    Column("best outside", lambda one: _outside(_transferred(one))),
+)
 
 
-def stability_rows(report: StabilityReport) -> Rows:
-    """A line per way of resampling, and one for ACDC's orders."""
-    found: Rows = [
-        (
-            one.by,
-            str(one.n_resamples),
-            _number(one.jaccard),
-            "" if one.low is None or one.high is None else f"{one.low:.3f} to {one.high:.3f}",
-            _number(one.to_circuit),
-            f"{one.sizes[0]:,}, {one.sizes[1]:,g}, {one.sizes[2]:,}",
-        )
+def stability_table(report: StabilityReport) -> Table:
+    """A row per way of resampling, and one for ACDC's orders."""
+    rows: list[dict[str, Any]] = [
+        {
+            "by": one.by,
+            "n": one.n_resamples,
+            "jaccard": one.jaccard,
+            "ends": None if one.low is None or one.high is None else (one.low, one.high),
+            "to_circuit": one.to_circuit,
+            "sizes": f"{one.sizes[0]:,}, {one.sizes[1]:,g}, {one.sizes[2]:,}",
+        }
         for one in report.resamplings
     ]
     if (order := report.order) is not None:
         sizes = sorted(order.sizes)
-        middle = sizes[len(sizes) // 2]
-        edges = f"{sizes[0]:,}, {middle:,}, {sizes[-1]:,}"
-        runs = str(order.n_orders + 1)
-        found.append(("orders of ACDC", runs, _number(order.jaccard), "", _number(order.to_circuit), edges))
-    return found
+        edges = f"{sizes[0]:,}, {sizes[len(sizes) // 2]:,}, {sizes[-1]:,}"
+        named = {"by": "orders of ACDC", "n": order.n_orders + 1, "ends": None, "sizes": edges}
+        rows.append({**named, "jaccard": order.jaccard, "to_circuit": order.to_circuit})
+    title = f"stability: {report.rule}, {report.n_pairs} pairs searched on"
+    return Table(title, STABILITY, rows, 1, [report.sentence, *(f"note: {note}" for note in report.notes)])
 
 
-def average_rows(view: PairsView) -> Rows:
-    """Both orders of averaging, over all pairs, over those with a signal, and over flat ones."""
+def pair_tables(view: PairsView) -> Iterator[Table]:
+    """Both orders of averaging, over all pairs, those with a signal, flat ones; then quantiles, the worst, groups."""
     named = (("all", view.every), ("signal", view.signal), ("flat", view.flat))
-    return [_averages(name, part) for name, part in named if part.n_pairs or name == "all"]
+    averages = [row for row in named if row[1].n_pairs or row[0] == "all"]
+    found = [Table(f"pair by pair; flat: |D| within {view.null:.3g} ({view.null_source})", AVERAGES, averages)]
+    if view.quantiles is not None:
+        row = ("not flat", *(f"{value:+.2f}" for value in view.quantiles.values()))
+        found.append(Table("distribution", QUANTILES, [row]))
+    if view.worst:
+        found.append(Table("worst pairs", WORST, view.worst[:5], 3))
+    notes = [f"note: {note}" for note in view.notes]
+    if len(view.groups) > 1:
+        over = drawn(group.interval for group in view.groups)
+        found.append(Table("groups of pairs", GROUPS, list(enumerate(view.groups)), 2, [over]))
+    *first, last = found
+    yield from first
+    yield replace(last, notes=[*last.notes, *notes])
 
 
-def quantile_rows(view: PairsView) -> Rows:
-    """One line, of the pairs that are not flat; none where all are."""
-    if view.quantiles is None:
-        return []
-    return [("not flat", *(f"{value:+.2f}" for value in view.quantiles.values()))]
+def drawn(intervals: Iterable[Interval | None]) -> str:
+    """What intervals were drawn over, each way once."""
+    by = ", or ".join(dict.fromkeys(one.by for one in intervals if one is not None)) or "nothing: there is none"
+    return f"faithfulness is a ratio of means; intervals over {by}"
 
 
-def worst_rows(view: PairsView, *, count: int = 5) -> Rows:
-    """The pairs furthest from f = 1, by name."""
-    return [_worst(row) for row in view.worst[:count]]
+def transfer_table(key: str, parts: tuple[Transfer, ...]) -> Table:
+    """A row per set of pairs: those of every value of ``key``, or of the circuit's own ``pairs``."""
+    named = Column("on" if key == "pairs" else key, "name")
+    title = "transfer: all of these pairs" if key == "pairs" else f"transfer by {key}"
+    return Table(title, (named, *TRANSFER), parts, 2, [drawn(part.interval for part in parts)])
 
 
-def group_rows(view: PairsView) -> Rows:
-    """A line per group of pairs, where there are several."""
-    if len(view.groups) < 2:
-        return []
-    return [
-        (
-            str(place),
-            ", ".join(f"{name} ({n})" for name, n in group.questions[:3]),
-            str(group.averages.n_pairs),
-            _number(group.averages.ratio_of_means),
-            _interval(group.interval),
-            _number(group.averages.median_of_ratios),
-            "" if group.own_edges is None else f"{group.own_edges:,}",
-            _number(group.own_jaccard, missing=""),
-        )
-        for place, group in enumerate(view.groups)
-    ]
+def evaluations_table(record: Mapping[str, Any]) -> Table:
+    """What the circuit's file says of every set of pairs and model that it was evaluated on."""
+    rows = record.get("evaluations", [])
+    ends = (one["faithfulness"]["circuit"]["interval"] for one in rows)
+    by = ", or ".join(dict.fromkeys(one.get("by", "pairs") for one in ends if one)) or "nothing: there is none"
+    note = f"faithfulness is a ratio of means; intervals over {by}"
+    return Table("all evaluations in the circuit's file", EVALUATIONS, rows, 4, [note])
 
 
-def transfer_rows(parts: tuple[Transfer, ...]) -> Rows:
-    """A line per set of pairs: its name, and the columns of ``TRANSFER``."""
-    return [
-        (
-            part.name,
-            ANSWERS[part.holds],
-            str(part.n_pairs),
-            _number(part.faithfulness),
-            _interval(part.interval),
-            _number(part.median_of_ratios),
-            f"{max(part.outside):+.3f}" if part.outside else "none",
-        )
-        for part in parts
-    ]
+def _where(one: Mapping[str, Any]) -> str:
+    where = ", ".join(f"{key}={value}" for key, value in one.get("where", {}).items())
+    return f" ({where})" if where else ""
 
 
-def evaluation_rows(record: Mapping[str, Any]) -> Rows:
-    """What the circuit's file says of every set of pairs and model that it was evaluated on: the transfer table."""
-    return [_evaluation(one) for one in record.get("evaluations", [])]
+def _transferred(one: Mapping[str, Any]) -> Any:
+    found = (one.get("transfer") or {}).get("pairs")
+    return found[0] if found else None
 
 
-def evaluated_over(record: Mapping[str, Any]) -> str:
-    """What the intervals of ``evaluation_rows`` are drawn over, each way once."""
-    found = (one["faithfulness"]["circuit"]["interval"] for one in record.get("evaluations", []))
-    return ", or ".join(dict.fromkeys(one.get("by", "pairs") for one in found if one)) or "nothing: there is none"
+def _outside(transfer: Any) -> str:
+    if transfer is None:
+        return "not run"
+    return f"{max(transfer['outside']):+.3f}" if transfer["outside"] else "none"
 
 
 def tables(results: Battery) -> dict[str, list[dict[str, Any]]]:
@@ -138,41 +172,6 @@ def tables(results: Battery) -> dict[str, list[dict[str, Any]]]:
     return {name: rows for name, rows in found.items() if rows}
 
 
-def _averages(name: str, part: Averages) -> tuple[str, ...]:
-    effect = "undefined" if part.effect is None else f"{part.effect:+.3f}"
-    ratios = (part.ratio_of_means, part.mean_of_ratios, part.median_of_ratios)
-    return name, str(part.n_pairs), effect, *map(_number, ratios)
-
-
-def _worst(row: PairRow) -> tuple[str, ...]:
-    personas = f"{row.persona_a}, {row.persona_b}" if row.persona_a or row.persona_b else ""
-    d = "" if row.divergence is None else f"{row.divergence:+.2f}"
-    f = "undefined" if row.faithfulness is None else f"{row.faithfulness:+.2f}"
-    return row.id, personas, row.question, d, f, "" if row.group is None else str(row.group)
-
-
-def _evaluation(one: Mapping[str, Any]) -> tuple[str, ...]:
-    circuit = one["faithfulness"]["circuit"]
-    everything = (one.get("transfer") or {}).get("pairs")
-    outside, holds = "not run", "not tested"
-    if everything:
-        outside = f"{max(everything[0]['outside']):+.3f}" if everything[0]["outside"] else "none"
-        holds = ANSWERS[everything[0]["holds"]]
-    bounds = circuit["interval"]
-    where = ", ".join(f"{key}={value}" for key, value in one.get("where", {}).items())
-    return (
-        f"{one['source']}{f' ({where})' if where else ''}",
-        one["split"],
-        str(one.get("model", "")),
-        holds,
-        str(one["faithfulness"]["n_pairs"]),
-        _number(circuit["ratio_of_means"]),
-        "" if bounds is None else f"{bounds['low']:.2f} to {bounds['high']:.2f}",
-        _number(circuit.get("median_of_ratios"), missing=""),
-        outside,
-    )
-
-
 def _plain(row: PairRow) -> dict[str, Any]:
     names = ("id", "persona_a", "persona_b", "question", "divergence", "effect", "faithfulness", "flat", "group")
     return {name: getattr(row, name) for name in names}
@@ -186,11 +185,3 @@ def _transfer_record(key: str, part: Transfer) -> dict[str, Any]:
     values |= {"faithfulness": part.faithfulness, "low": low, "high": high, "over": over}
     values |= {"median_of_ratios": part.median_of_ratios, "best_outside": best}
     return values | {"n_outside": len(part.outside), "n_outside_edges": part.n_outside_edges, "holds": part.holds}
-
-
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval.low:.2f} to {interval.high:.2f}"
-
-
-def _number(value: float | None, *, missing: str = "undefined") -> str:
-    return missing if value is None else f"{value:.3f}"

@@ -316,7 +316,7 @@ def table_kind(text: str) -> str:
         return ""
     for separator, name in (("\t", "tabs"), (";", "semicolons"), (",", "commas")):
         if separator in first:
-            return f"a table apart by {name}"
+            return f"a table separated by {name}"
     return ""
 
 

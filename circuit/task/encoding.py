@@ -62,7 +62,7 @@ class Row:
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Clean and corrupt, without what stands behind them."""
+        """Clean and corrupt, without what stands after them."""
         n = 0 if self.forms is None else len(self.forms.forced)
         return self.clean[: len(self.clean) - n], self.corrupt[: len(self.corrupt) - n]
 
@@ -161,7 +161,7 @@ AT_ONCE = 2000
 
 
 def _texts(pairs: Sequence[PromptPair]) -> list[str]:
-    """What ``_encode_pair`` asks the ids of, each once: the prompts, and the prompts with every answer behind them."""
+    """What ``_encode_pair`` asks the ids of, each once: the prompts, and the prompts with every answer after them."""
     ends = [("", *(form for _, some in options_of(pair) for form in some)) for pair in pairs]
     prompts = [(pair.clean, pair.corrupt, *([pair.neutral] if pair.neutral else [])) for pair in pairs]
     return list(dict.fromkeys(a + b for some, own in zip(prompts, ends, strict=True) for a in some for b in own))
@@ -215,7 +215,7 @@ def _encode_pair(
 
 
 def _with_forms(row: Row, forms: Forms, n_answers: int, model: Reader) -> Row:
-    """The row with the tokens behind its prompts that its forms are read from."""
+    """The row with the tokens after its prompts that its forms are read from."""
     n_vocab, forced = n_vocab_of(model), forms.forced
     ids = tuple(range(n_vocab, n_vocab + len(forms.names)))
     more: dict[str, Any] = {
@@ -289,12 +289,12 @@ def _other_tokens(pair: PromptPair, clean: list[int], corrupt: list[int]) -> lis
 
 
 def answer_id(prompt: str, ids: list[int], answer: str, model: Reader, faults: list[str]) -> int | None:
-    """The one token that ``answer`` adds behind ``prompt``; anything else is a fault."""
+    """The one token that ``answer`` adds after ``prompt``; anything else is a fault."""
     return _added(ids, token_ids(prompt + answer, model), prompt, answer, model, faults)
 
 
 def _added(ids: list[int], joined: list[int], prompt: str, answer: str, model: Reader, faults: list[str]) -> int | None:
-    """The one token that ``joined``, the ids of prompt and answer, has behind the prompt's."""
+    """The one token that ``joined``, the ids of prompt and answer, has after the prompt's."""
     if joined[: len(ids)] != ids:
         faults.append(f"answer {answer!r} merges with the prompt's last token; {_unmerged(prompt, answer)}")
     elif len(joined) != len(ids) + 1:

@@ -1,4 +1,4 @@
-"""The forms of a pair's options as tokens, checked behind every prompt."""
+"""The forms of a pair's options as tokens, checked after every prompt."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_forms(
     model: Reader,
     faults: list[str],
 ) -> Forms:
-    """The forms of the answers that are the same tokens behind every prompt, and of no option besides."""
+    """The forms of the answers that are the same tokens after every prompt, and of no option besides."""
     said: dict[tuple[int, ...], str] = {}
     options: dict[str, list[tuple[int, ...]]] = {}
     left_out: list[str] = []
@@ -37,7 +37,7 @@ def read_forms(
             why: list[str] = []
             behind = {_behind(ids, read(prompt + text), prompt, text, model, why) for ids, prompt, read in prompts}
             if len(behind) > 1 and not why:
-                why.append(f"{text!r} is not the same tokens behind every prompt")
+                why.append(f"{text!r} is not the same tokens after every prompt")
             left_out += why[:1]
             if not why:
                 options[name].append(form := behind.pop())

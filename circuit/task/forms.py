@@ -1,6 +1,6 @@
 """Options as sets of forms, and forms of several tokens scored along themselves, all of a prompt in one pass.
 
-A form's later tokens are read behind its earlier ones. So the beginnings of all forms are put behind the prompt as
+A form's later tokens are read after its earlier ones. So the beginnings of all forms are put after the prompt as
 branches of a tree, each token of which sees the prompt and its own branch, at the position that it would have there:
 
     prompt | tira  mi | ice          forms "tira mi su", "ice cream", "cake"
@@ -47,12 +47,12 @@ class Forms:
 
     @cached_property
     def nodes(self) -> tuple[Ids, ...]:
-        """What stands behind the prompt: every beginning of a form, parents before their children."""
+        """What stands after the prompt: every beginning of a form, parents before their children."""
         return tuple(sorted({form[:n] for some in self.forms for form in some for n in range(1, len(form))}))
 
     @property
     def forced(self) -> Ids:
-        """The tokens behind the prompt."""
+        """The tokens after the prompt."""
         return tuple(node[-1] for node in self.nodes)
 
     def only(self, names: Sequence[str]) -> Forms:
@@ -116,7 +116,7 @@ class FormTable:
     """The forms of a batch's rows as tensors; the last ``n_read`` positions are read, -1 is padding.
 
     ``places``, ``tokens`` and ``options`` are as ``metrics.with_options`` takes them. Of the last positions but one,
-    which may be tokens behind the prompt, ``depth`` is how far behind its end each is (0: it belongs to the prompt),
+    which may be tokens after the prompt, ``depth`` is how far after its end each is (0: it belongs to the prompt),
     and ``sees`` which of each other they see.
     """
 

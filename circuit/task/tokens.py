@@ -42,7 +42,7 @@ def n_vocab_of(reader: Reader) -> int:
 def token_ids(text: str, model: Reader) -> list[int]:
     """The tokenizer's own ids, special tokens as it adds them in front.
 
-    Never a second BOS before one in the text, and nothing behind the text: a model that reads EOS is done.
+    Never a second BOS before one in the text, and nothing after the text: a model that reads EOS is done.
     """
     bos = model.tokenizer.bos_token
     has_own_bos = bool(bos) and text.startswith(bos)

@@ -44,7 +44,7 @@ def vocabulary_of() -> dict[str, int]:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; nothing is added before or behind."""
+    """One token a word; nothing is added before or after."""
     tokenizer = Tokenizer(WordLevel(vocabulary_of(), unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **TOKENIZER_SETTINGS)

@@ -323,7 +323,7 @@ def _ranked(probabilities: tuple[float, ...]) -> list[int]:
 
 
 def placed(description: str, lines: list[str], placement: str) -> list[str]:
-    """The lines with the description before them (early) or behind them (late)."""
+    """The lines with the description before them (early) or after them (late)."""
     return [description, *lines] if placement == "early" else [*lines, description]
 
 

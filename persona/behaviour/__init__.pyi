@@ -13,11 +13,9 @@ from .orders import order_effect as order_effect
 from .prediction import Prediction as Prediction
 from .prediction import known_elsewhere as known_elsewhere
 from .prediction import predicted as predicted
-from .report import PREDICTED as PREDICTED
-from .report import TABLE as TABLE
 from .report import collapse_record as collapse_record
-from .report import group_rows as group_rows
-from .report import prediction_rows as prediction_rows
+from .report import group_table as group_table
+from .report import prediction_table as prediction_table
 from .report import write_collapse as write_collapse
 from .results import PARAPHRASE as PARAPHRASE
 from .results import CollapseStudy as CollapseStudy

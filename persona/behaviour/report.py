@@ -1,7 +1,7 @@
 """The behavioural study as files and as rows of a table: JSON, three CSV tables, and figures.
 
     collapse.json    everything, with what it was made from
-    pairs.csv        a line per pair, controls behind the study's own
+    pairs.csv        a line per pair, controls after the study's own
     questions.csv    a line per question
     groups.csv       a line per value of an axis, the paraphrase controls beside it
     collapse.html    the figures; needs no network
@@ -17,23 +17,46 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.figures import interval, plain, write_csv
+from persona_circuits.circuit.figures import plain, write_csv
 from persona_circuits.circuit.storage import write_json
-from persona_circuits.persona.behaviour.results import CollapseStudy, Group, PairRow
-from persona_circuits.persona.data import Estimate, drawn_over
+from persona_circuits.circuit.table import Column, Table, comma
+from persona_circuits.persona.behaviour.prediction import Prediction
+from persona_circuits.persona.behaviour.results import CollapseStudy, PairRow
+from persona_circuits.persona.data import drawn_over
 
 __all__ = [
-    "PREDICTED",
-    "TABLE",
     "collapse_record",
-    "group_rows",
-    "prediction_rows",
+    "group_table",
+    "prediction_table",
     "write_collapse",
 ]
 
 FORMAT = "persona-circuits/collapse"
-PREDICTED = ("predictor", "log loss", "95 %", "less than majority", "95 %", "p", "behind lead and effect", "95 %")
-TABLE = ("pairs", "n", "D", "95 %", "p (D = 0)", "PDR", "collapse", "95 %", "agree", "mass", "paraphrases")
+PREDICTED = (
+    Column("predictor", "name"),
+    Column("log loss", "loss.value", ".3f"),
+    Column("95 %", "loss", comma(3)),
+    Column("less than majority", "gain.value", "+.3f"),
+    Column("95 %", "gain", comma(3)),
+    Column("p", "p", ".2g"),
+    Column("above lead and effect", "behind.value", "+.3f"),
+    Column("95 %", "behind", comma(3)),
+)
+GROUPS = (
+    Column("pairs", lambda group: group.value if group.axis == "all" else f"{group.axis} {group.value}"),
+    Column("n", "summary.n"),
+    Column("D", "summary.divergence.value", "+.2f"),
+    Column("95 %", "summary.divergence", comma()),
+    Column("p (D = 0)", "summary.p_zero", ".4f"),
+    Column("PDR", "summary.dominance", lambda quartiles: f"{quartiles[1]:.2f}"),
+    Column("collapse", "summary.collapse.value", ".2f"),
+    Column("95 %", "summary.collapse", comma()),
+    Column("agree", "summary.agree", ".2f"),
+    Column("mass", "summary.mass", ".2f"),
+    Column("paraphrases", "paraphrase", lambda one: f"{one.divergence.value:+.2f}, {one.collapse.value:.2f}"),
+)
+"""The median PDR; collapse over all candidates, agreement within the two declared tokens; D and collapse of the
+paraphrase controls beside the group."""
 
 
 def write_collapse(study: CollapseStudy, folder: str | Path) -> None:
@@ -79,47 +102,15 @@ def collapse_record(study: CollapseStudy) -> dict[str, Any]:
     return plain(record)
 
 
-def group_rows(study: CollapseStudy) -> list[tuple[str, ...]]:
-    """The table for a terminal, a row per group, columns as in ``TABLE``.
-
-    The median PDR; collapse over all candidates, agreement within the two declared
-    tokens. The last column holds D and collapse of the paraphrase controls beside the group.
-    """
-    return [_table_row(group) for group in (study.overall, *study.groups, *study.controls)]
+def group_table(study: CollapseStudy) -> Table:
+    """A row per group of pairs."""
+    return Table(f"persona collapse of {study.model}", GROUPS, (study.overall, *study.groups, *study.controls))
 
 
-def prediction_rows(study: CollapseStudy) -> list[tuple[str, ...]]:
-    """A row per predictor of collapse, columns as in ``PREDICTED``."""
-    rows: list[tuple[str, ...]] = []
-    for one in study.prediction.predictors if study.prediction is not None else ():
-        behind = ("", "") if one.behind is None else _three(one.behind, "+")
-        rows.append((one.name, *_three(one.loss), *_three(one.gain, "+"), f"{one.p:.2g}", *behind))
-    return rows
-
-
-def _three(estimate: Estimate, sign: str = "") -> tuple[str, str]:
-    return format(estimate.value, f"{sign}.3f"), interval(estimate.low, estimate.high, 3)
-
-
-def _table_row(group: Group) -> tuple[str, ...]:
-    own, beside = group.summary, group.paraphrase
-    return (
-        group.value if group.axis == "all" else f"{group.axis} {group.value}",
-        str(own.n),
-        f"{own.divergence.value:+.2f}",
-        _interval(own.divergence),
-        f"{own.p_zero:.4f}",
-        "" if own.dominance is None else f"{own.dominance[1]:.2f}",
-        f"{own.collapse.value:.2f}",
-        _interval(own.collapse),
-        f"{own.agree:.2f}",
-        f"{own.mass:.2f}",
-        "" if beside is None else f"{beside.divergence.value:+.2f}, {beside.collapse.value:.2f}",
-    )
-
-
-def _interval(estimate: Estimate) -> str:
-    return interval(estimate.low, estimate.high)
+def prediction_table(prediction: Prediction) -> Table:
+    """A row per predictor of collapse."""
+    title = f"collapse of {prediction.n} held-out rows ({prediction.collapsed} collapse) from what other wordings say"
+    return Table(title, PREDICTED, prediction.predictors)
 
 
 def _pair(row: PairRow) -> dict[str, Any]:

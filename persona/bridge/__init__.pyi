@@ -4,10 +4,8 @@ from .options import BridgeOptions as BridgeOptions
 from .parts import random_sets as random_sets
 from .parts import three_way as three_way
 from .report import bridge_figures as bridge_figures
+from .report import bridge_tables as bridge_tables
 from .report import fingerprint_of as fingerprint_of
-from .report import layer_rows as layer_rows
-from .report import node_rows as node_rows
-from .report import overlap_rows as overlap_rows
 from .report import read_movers as read_movers
 from .report import read_neuron_mlps as read_neuron_mlps
 from .report import read_nodes as read_nodes

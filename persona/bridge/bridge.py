@@ -1,6 +1,6 @@
 """From representation to circuit: who writes the persona vector, and is it the circuit?
 
-For a pair, a position and a layer l let v be the direction from B to A behind block l, of length one, fitted
+For a pair, a position and a layer l let v be the direction from B to A after block l, of length one, fitted
 on other pairs. The stream there is a sum over the nodes up to l, so the pair's projection is one too:
 
     (x_A - x_B) . v  =  sum over nodes n up to l of c_n,      c_n = (what n wrote under A - under B) . v
@@ -114,7 +114,7 @@ class Bridge:
     """Everything that was measured.
 
     ``parts`` are c_n, ``[pair, layer, part]``: the graph's sources, then every layer's attention bias; zero for
-    parts behind the layer. ``intervals`` are of their means behind the chosen layer; ``error`` is the largest
+    parts after the layer. ``intervals`` are of their means after the chosen layer; ``error`` is the largest
     |sum - projection|, relative to the largest value of any stream.
     """
 
@@ -277,11 +277,11 @@ def _intervals(values: Float[np.ndarray, "pair part"], clusters: Clusters, seed:
 
 
 def _direct_movers(graph: Graph, layer: int, parts: Float[np.ndarray, "pair layer part"], top_k: int) -> NodeSet:
-    """The nodes that write most of the vector: largest |mean c| behind the layer; ``input`` is no mover."""
+    """The nodes that write most of the vector: largest |mean c| after the layer; ``input`` is no mover."""
     universe = [place for place in np.flatnonzero(up_to(graph, layer)).tolist() if place]
     mean = np.abs(parts[:, layer, : graph.n_src].mean(0))
     first = sorted(universe, key=lambda place: -mean[place])[:top_k]
-    source = f"the {len(first)} largest writers behind block {layer}"
+    source = f"the {len(first)} largest writers after block {layer}"
     return NodeSet("movers", frozenset(first), frozenset(universe), source)
 
 

@@ -34,7 +34,7 @@ TOLERANCE = 1e-4  # of what the parts may miss, relative to the largest stream
 def contributions(
     graph: Graph, apart: Float[np.ndarray, "pair part d_model"], unit: Float[np.ndarray, "pair layer d_model"]
 ) -> Float[np.ndarray, "pair layer part"]:
-    """c of every part onto the direction behind every block; zero where the part comes after it."""
+    """c of every part onto the direction after every block; zero where the part comes after it."""
     found = np.einsum("ncd,nld->nlc", apart, unit)
     return found * _upstream(graph)[None]
 
@@ -99,7 +99,7 @@ def decomposed_run(
 def _seen(
     model: Model, examples: Sequence[Example], options: BridgeOptions, progress: Progress
 ) -> tuple[Float[np.ndarray, "example point d_model"], Float[np.ndarray, "example part d_model"]]:
-    """The stream at the position behind every block (the embedding first), and what every part wrote there."""
+    """The stream at the position after every block (the embedding first), and what every part wrote there."""
     graph, done = model.graph, 0
     streams = np.empty((len(examples), graph.n_layers + 1, model.d_model))
     parts = np.empty((len(examples), graph.n_src + graph.n_layers, model.d_model))
@@ -117,7 +117,7 @@ def _seen(
 
 
 def _upstream(graph: Graph) -> Bool[np.ndarray, "layer part"]:
-    """Which parts are in the stream behind each block."""
+    """Which parts are in the stream after each block."""
     layers = np.array([*(node.layer for node in graph.src_nodes), *range(graph.n_layers)])
     return layers[None] <= np.arange(graph.n_layers)[:, None]
 

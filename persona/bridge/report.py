@@ -1,8 +1,8 @@
 """The bridge from persona vectors to a circuit as files, figures and rows of tables; and the files that it reads.
 
-bridge.json           summary: shares by layer, overlaps, the nodes behind one layer, with what they were made from
+bridge.json           summary: shares by layer, overlaps, the nodes after one layer, with what they were made from
 layers.csv            a line per layer: the circuit's share of the projection, beside random sets of nodes
-nodes.csv             a line per part of the stream behind the chosen layer: what it writes along the vector
+nodes.csv             a line per part of the stream after the chosen layer: what it writes along the vector
 overlaps.csv          a line per two or three sets of nodes
 bridge.safetensors    what every part writes, per pair and layer; metadata ``about`` names the axes
 bridge.html, *.png    the figures
@@ -37,15 +37,14 @@ from persona_circuits.circuit.figures import (
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import faults_of, read_circuit
 from persona_circuits.circuit.storage import Kind, is_whole, read_json, write_json
-from persona_circuits.persona.bridge.bridge import Bridge, LayerShare, NodeSet, SetOverlap, Share
+from persona_circuits.circuit.table import Column, Table
+from persona_circuits.persona.bridge.bridge import Bridge, NodeSet, SetOverlap, Share
 from persona_circuits.persona.bridge.parts import MATCHINGS
 
 __all__ = [
     "bridge_figures",
+    "bridge_tables",
     "fingerprint_of",
-    "layer_rows",
-    "node_rows",
-    "overlap_rows",
     "read_movers",
     "read_neuron_mlps",
     "read_nodes",
@@ -53,9 +52,50 @@ __all__ = [
 ]
 
 FORMAT = "persona-circuits/bridge"
-LAYERS = ("behind", "projection", "circuit", "share", "95 %", "by layer", "p", "by type", "p", "written", "p")
-NODES = ("node", "writes", "95 %", "share", "in")
-OVERLAPS = ("sets", "sizes", "of", "shared", "chance", "p", "which")
+MOST = 12  # writers in the table
+
+
+def _percent(ends: Any) -> str:
+    low, high = (ends[0], ends[1]) if isinstance(ends, tuple) else (ends.low, ends.high)
+    return f"{low:.0%}, {high:.0%}"
+
+
+def _chance(share: Share, matching: str) -> Any:
+    """Mean, low end, high end and p of random sets; None where only one can be drawn."""
+    found = share.chance.get(matching)
+    return None if found is None or found[3] is None else found
+
+
+LAYERS = (
+    Column("after", "layer"),
+    Column("projection", "projection", "+.3f"),
+    Column("circuit", lambda one: f"{one.n_circuit} of {one.n_nodes}"),
+    Column("share", "share.value", ".1%"),
+    Column("95 %", "share.interval", _percent),
+    Column("by layer", lambda one: _chance(one.share, "layer"), lambda chance: _percent(chance[1:])),
+    Column("p", lambda one: _chance(one.share, "layer"), lambda chance: f"{chance[3]:.3g}"),
+    Column("by type", lambda one: _chance(one.share, "type"), lambda chance: _percent(chance[1:])),
+    Column("p", lambda one: _chance(one.share, "type"), lambda chance: f"{chance[3]:.3g}"),
+    Column("written", "written.value", ".1%"),
+    Column("p", lambda one: _chance(one.written, "type"), lambda chance: f"{chance[3]:.3g}"),
+)
+"""The circuit's share after every block; the middle 95 % of random sets and p, where more than one can be drawn."""
+NODES = (
+    Column("node", "node"),
+    Column("writes", "writes", "+.3f"),
+    Column("95 %", lambda row: interval(row["low"], row["high"])),
+    Column("share", "share", "+.1%"),
+    Column("in", lambda row: ", ".join(name for name in ("circuit", "movers", "neurons") if row[name])),
+)
+OVERLAPS = (
+    Column("sets", lambda row: " + ".join(row["names"]) + (" (by layer)" if row["by"] == "layers" else "")),
+    Column("sizes", lambda row: ", ".join(map(str, row["sizes"]))),
+    Column("of", "universe"),
+    Column("shared", lambda row: len(row["shared"])),
+    Column("chance", "expected", ".2f"),
+    Column("p", "p", ".3g"),
+    Column("which", lambda row: " ".join(row["shared"][:6]) + (" …" if len(row["shared"]) > 6 else "")),
+)
 
 
 class CircuitNodes:
@@ -166,36 +206,14 @@ def bridge_record(bridge: Bridge) -> dict[str, Any]:
     )
 
 
-def layer_rows(bridge: Bridge) -> list[tuple[str, ...]]:
-    """The circuit's share behind every block, columns as in ``LAYERS``."""
-    return [_layer_cells(one) for one in bridge.layers]
-
-
-def node_rows(bridge: Bridge, most: int = 12) -> list[tuple[str, ...]]:
-    """The parts that write most behind the chosen layer, columns as in ``NODES``."""
+def bridge_tables(bridge: Bridge) -> list[Table]:
+    """The circuit's share after every block, the parts that write most after the chosen one, and overlaps."""
+    title = "share of the vector's projection that the circuit's nodes write, beside random sets of nodes"
     return [
-        (
-            row["node"],
-            f"{row['writes']:+.3f}",
-            interval(row["low"], row["high"]),
-            "" if row["share"] is None else f"{row['share']:+.1%}",
-            ", ".join(name for name in ("circuit", "movers", "neurons") if row[name]),
-        )
-        for row in _node_records(bridge)[:most]
+        Table(title, LAYERS, bridge.layers),
+        Table(f"largest writers after block {bridge.layer}", NODES, _node_records(bridge)[:MOST]),
+        Table("overlap of sets of nodes", OVERLAPS, [_overlap_record(bridge, one) for one in bridge.overlaps]),
     ]
-
-
-def overlap_rows(bridge: Bridge) -> list[tuple[str, ...]]:
-    """What sets of nodes share, columns as in ``OVERLAPS``."""
-    rows: list[tuple[str, ...]] = []
-    for one in bridge.overlaps:
-        names = _shared_names(bridge, one)
-        shown = " ".join(names[:6]) + (" …" if len(names) > 6 else "")
-        sizes = ", ".join(map(str, one.sizes))
-        numbers = (sizes, str(one.universe), str(len(names)), f"{one.expected:.2f}", f"{one.p:.3g}", shown)
-        by = " (by layer)" if one.by == "layers" else ""
-        rows.append((" + ".join(one.names) + by, *numbers))
-    return rows
 
 
 def bridge_figures(bridge: Bridge) -> dict[str, Chart]:
@@ -283,25 +301,6 @@ def _layer_of(graph: Graph, part: int) -> int:
     return graph.src_nodes[part].layer if part < graph.n_src else part - graph.n_src
 
 
-def _layer_cells(one: LayerShare) -> tuple[str, ...]:
-    share, around = one.share, one.share.interval
-    cells = [str(one.layer), f"{one.projection:+.3f}", f"{one.n_circuit} of {one.n_nodes}"]
-    cells += ["" if share.value is None else f"{share.value:.1%}"]
-    cells += [f"{around.low:.0%}, {around.high:.0%}" if around else ""]
-    for matching in MATCHINGS:
-        cells += list(_chance_cells(share, matching))
-    cells += ["" if one.written.value is None else f"{one.written.value:.1%}", _chance_cells(one.written, "type")[1]]
-    return tuple(cells)
-
-
-def _chance_cells(share: Share, matching: str) -> tuple[str, str]:
-    """The middle 95 % of random sets and p; nothing where only one set can be drawn."""
-    if matching not in share.chance or share.chance[matching][3] is None:
-        return "", ""
-    _, low, high, p = share.chance[matching]
-    return f"{low:.0%}, {high:.0%}", f"{p:.3g}"
-
-
 def _share_figure(bridge: Bridge) -> Chart:
     """The circuit's share by layer, random sets' middle 95 % as bands."""
     layers = [str(one.layer) for one in bridge.layers]
@@ -319,27 +318,27 @@ def _share_figure(bridge: Bridge) -> Chart:
         mean, low, high = ([row[place] for row in found] for place in range(3))
         curves.append(Curve(f"random, by {matching}", layers, mean, low, high, dash="dot", colour=colour))
     title = f"Share of the persona vector's projection that the circuit writes ({bridge.options.position})"
-    return line_chart(curves, title=title, x="behind block", y="share of the projection")
+    return line_chart(curves, title=title, x="after block", y="share of the projection")
 
 
 def _node_figure(bridge: Bridge, most: int = 25) -> Chart:
-    """The largest writers behind the chosen layer, those of the circuit apart."""
+    """The largest writers after the chosen layer, those of the circuit apart."""
     rows = _node_records(bridge)[:most]
     names, bars = [row["node"] for row in rows], []
     for inside, name, colour in ((True, "in the circuit", PALETTE[0]), (False, "not in it", GREY)):
         values = [row["writes"] if row["circuit"] == inside else None for row in rows]
         bars.append(Bars(name, names, values, colour=colour))
-    title = f"What nodes write along the persona vector behind block {bridge.layer} ({bridge.options.position})"
+    title = f"What nodes write along the persona vector after block {bridge.layer} ({bridge.options.position})"
     return bar_chart(bars, title=title, x="node", y="projection (A - B)", stacked=True)
 
 
 def _map_figure(bridge: Bridge) -> Chart:
-    """Heads, the MLP and the attention bias of every layer, along the vector behind the chosen one."""
+    """Heads, the MLP and the attention bias of every layer, along the vector after the chosen one."""
     graph, means = bridge.graph, bridge.parts[:, bridge.layer].mean(0)
     rows = [
         [*means[graph.heads_of(at)], means[graph.mlp_of(at)], means[graph.n_src + at]] for at in range(bridge.layer + 1)
     ]
     columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
     names = [f"layer {at}" for at in range(bridge.layer + 1)]
-    title = f"Along the persona vector behind block {bridge.layer} (input {means[0]:+.2f}, sum {means.sum():+.2f})"
+    title = f"Along the persona vector after block {bridge.layer} (input {means[0]:+.2f}, sum {means.sum():+.2f})"
     return heat_map(rows, names, columns, title=title, x="", y="", unit="projection", numbers="+.2f", upward=True)

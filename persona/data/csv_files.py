@@ -34,7 +34,7 @@ def csv_rows(path: Path, header: tuple[str, ...], faults: Faults) -> Iterator[tu
             found = table_kind(text)
             if found and not found.endswith("commas"):
                 raise TaskError(
-                    f"{path} is {found}; a .csv is read apart by commas, with the header {','.join(header)} "
+                    f"{path} is {found}; a .csv must be separated by commas, with the header {','.join(header)} "
                     "(docs/pairs.md)"
                 )
             faults.add("line 1", f"no column {', '.join(missing)}; expected the header {','.join(header)}")
@@ -65,7 +65,7 @@ def csv_personas(path: Path, faults: Faults) -> list[Persona]:
 
 
 def csv_question(item: tuple[str, dict[str, str]], faults: Faults) -> Question | None:
-    """``options`` apart by |; ``prefers`` as ``monk=tea|actor=wine`` and ``cue`` are columns that may be absent."""
+    """``options`` separated by |; ``prefers`` as ``monk=tea|actor=wine`` and ``cue`` are columns that may be absent."""
     where, row = item
     options = tuple(cell.strip() for cell in row["options"].split("|")) if row["options"] else ()
     prefers: dict[str, str | None] = {}

@@ -134,7 +134,7 @@ def examples_of(
         The file has no such split, an answer is not one token in its context, or a prompt has two BOS tokens
         or is too long; all faults are listed.
     OptionError
-        ``tokens`` are no two single tokens behind every prompt.
+        ``tokens`` are no two single tokens after every prompt.
     """
     found = items.of_split(split)
     if not takes_forms or tokens is not None:
@@ -152,7 +152,7 @@ def examples_of(
         found, faults = found.only(fit), []
     if faults and tokens is not None:
         headline = (
-            f"--tokens: each word must be one token behind every prompt of {found.source}; {len(faults)} fault(s):"
+            f"--tokens: each word must be one token after every prompt of {found.source}; {len(faults)} fault(s):"
         )
         raise OptionError(listed(headline, faults, most=4))
     if faults:
@@ -249,7 +249,7 @@ def _examples(
 
 
 def _forms(item: Item, sides: Sequence[Placed], reader: Reader, faults: list[str]) -> Forms:
-    """Those of all candidates, behind both prompts."""
+    """Those of all candidates, after both prompts."""
     pair = item.pair
     rest = tuple(text for text in item.candidates if text not in pair.wrong_answers)
     prompts = [(list(side.ids), side.text, lambda text: token_ids(text, reader)) for side in sides]
@@ -257,7 +257,7 @@ def _forms(item: Item, sides: Sequence[Placed], reader: Reader, faults: list[str
 
 
 def _ids(pair: PromptPair, side: Placed, texts: Sequence[str], reader: Reader, faults: list[str]) -> dict[str, int]:
-    """The one token of every word behind this prompt, by the rule of ``circuit.task``; never by the word alone."""
+    """The one token of every word after this prompt, by the rule of ``circuit.task``; never by the word alone."""
     found = {text: answer_id(side.text, list(side.ids), text, reader, faults) for text in dict.fromkeys(texts)}
     unknown = reader.tokenizer.unk_token_id
     faults += [
@@ -272,7 +272,7 @@ def _answer_faults(
     texts: tuple[tuple[str, ...], tuple[str, ...]], ids: Sequence[Mapping[str, int]], reader: Reader
 ) -> list[str]:
     if ids[0] != ids[1]:
-        return ["an answer is another token behind the clean than behind the corrupt prompt; let both end alike"]
+        return ["an answer is another token after the clean than after the corrupt prompt; let both end alike"]
     both = {ids[0][text] for text in texts[0]} & {ids[0][text] for text in texts[1]}
     if len(set(ids[0].values())) < len(ids[0]) and not both:
         return ["two candidates are the same token"]

@@ -3,11 +3,11 @@
 | format | prompt | persona |
 |---|---|---|
 | ``cue`` | question, and an answer begun by the question's cue | second person |
-| ``first-person`` | the cue alone, behind who speaks | first person |
+| ``first-person`` | the cue alone, after who speaks | first person |
 | ``interview`` | an interview: who are you, then the question; the answer begun by the cue | first person |
 | ``few-shot`` | three questions answered in one word, then the question | second person |
 | ``chat-cue`` | the tokenizer's chat template, the answer begun by the cue | system turn |
-| ``options`` | the options listed behind the question, the answer begun by the cue | second person, or system turn |
+| ``options`` | the options listed after the question, the answer begun by the cue | second person, or system turn |
 | ``letters`` | the options with letters, which are what is answered | second person, or system turn |
 
 The last two are the tokenizer's chat template where it has one. They list options in some order, so a pair

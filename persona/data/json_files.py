@@ -57,7 +57,7 @@ def json_rows(path: Path, header: tuple[str, ...], faults: Faults) -> Iterator[I
     if found := table_kind(text):
         raise TaskError(
             f"{path} is {found}; {path.suffix or 'a file without a suffix'} is read as one JSON object a line, and a "
-            f"table only from a .csv apart by commas with the header {','.join(header)} (docs/pairs.md)"
+            f"table only from a .csv separated by commas with the header {','.join(header)} (docs/pairs.md)"
         )
     for number, item in json_lines(text, faults):
         if isinstance(item, dict):  # null says as much as an absent key

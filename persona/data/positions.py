@@ -7,7 +7,7 @@
 
 Pair files written by the ``pairs`` command say where the parts lie (``spans``, with their
 characters). Of other files the two prompts of a pair are compared: the persona is every
-sentence that has a difference in it; the question is the line behind ``Q:`` or
+sentence that has a difference in it; the question is the line after ``Q:`` or
 ``Question:``, else the last sentence with a question mark, else the last whole sentence,
 the persona's own left aside. Sentences end at ``.``, ``!``, ``?``, line feeds and chat
 markup such as ``<|end|>`` or ``[/INST]``.
@@ -67,7 +67,7 @@ class Placed:
 
     @property
     def frame(self) -> str:
-        """What stands around the question, in its line and behind it: the template, as far as it can be seen."""
+        """What stands around the question, in its line and after it: the template, as far as it can be seen."""
         start, end = self.spans.get("question", (len(self.text), len(self.text)))
         around = self.text[self.text.rfind("\n", 0, start) + 1 : start], self.text[end:]
         return "{question}".join(part.replace(self.persona or "\n\n", "{persona}") for part in around)

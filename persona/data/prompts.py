@@ -1,7 +1,7 @@
 """Prompts as a tokenizer sees them: ids, the tokens of each part, and candidates as they follow a prompt.
 
 The rules are those of ``circuit.task.batching``, by its own functions: no second BOS, and a
-candidate is exactly one token more behind the very prompt that it follows.
+candidate is exactly one token more after the very prompt that it follows.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def prompt_faults(encoded: Encoded, reader: Reader) -> list[str]:
 
 
 def candidates(prompts: Sequence[tuple[Prompt, Encoded]], options: Sequence[str], reader: Reader) -> Candidates:
-    """Every option as one token behind every one of the prompts, or the fault that it has.
+    """Every option as one token after every one of the prompts, or the fault that it has.
 
     An option gets a leading space unless the prompt ends in white space or an opening bracket.
     """

@@ -1,6 +1,5 @@
 from .options import FormatOptions as FormatOptions
-from .report import COLUMNS as COLUMNS
-from .report import format_rows as format_rows
+from .report import format_table as format_table
 from .report import formats_record as formats_record
 from .report import headline as headline
 from .report import with_calibration as with_calibration

@@ -28,7 +28,7 @@ class FormatOptions(PlainNumbers):
     test_share: Annotated[float, Option("Share of persona pairs and wordings held out, as of pairs.", min=0)] = 0.2
     batch_size: BatchSize = 8
     n_resamples: Resamples = 2000
-    seed: Annotated[int, Option("Of splits, order and wordings, as of pairs.", min=0)] = 0
+    seed: Annotated[int, Option("Seed of splits, order and wordings, as of pairs.", min=0)] = 0
 
     def checked(self) -> FormatOptions:
         """Itself.

@@ -12,15 +12,15 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.figures import Axis, Bars, Chart, Panel, Points, interval, plain, write_csv, write_figures
+from persona_circuits.circuit.figures import Axis, Bars, Chart, Panel, Points, plain, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json
+from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.data import said
-from persona_circuits.persona.formats.study import FormatRow, FormatStudy
+from persona_circuits.persona.formats.study import FormatStudy
 from persona_circuits.persona.pairs.report import Built
 
 __all__ = [
-    "COLUMNS",
-    "format_rows",
+    "format_table",
     "formats_record",
     "headline",
     "with_calibration",
@@ -28,13 +28,27 @@ __all__ = [
 ]
 
 FORMAT = "persona-circuits/formats"
-COLUMNS = ("format", "n", "mass", "D", "95 %", "sigma_0", "friend", "order", "collapse", "answer")
+COLUMNS = (
+    Column("format", "name"),
+    Column("n", "n"),
+    Column("mass", "mass", ".2f"),
+    Column("D", "divergence.value", "+.2f"),
+    Column("95 %", "divergence", comma()),
+    Column("sigma_0", "sigma_0", ".2f"),
+    Column("friend", "friend", "+.2f"),
+    Column("order", "order_effect", ".2f"),
+    Column("collapse", "collapse", ".2f"),
+    Column("answer", "named", ".2f"),
+)
 
 
-def format_rows(study: FormatStudy) -> list[tuple[str, ...]]:
-    """A row of ``COLUMNS`` per format, the recommended one again on the held-out pairs."""
-    rows = [*study.rows, *([study.held_out] if study.held_out else [])]
-    return [_table_row(row, study.best) for row in rows]
+def format_table(study: FormatStudy) -> Table:
+    """A row per format, the recommended one again on the held-out pairs."""
+    rows = []
+    for row in [*study.rows, *([study.held_out] if study.held_out else [])]:
+        mark = ", held out" if row.split == "test" else " *" if row.format == study.best else ""
+        rows.append(vars(row) | {"name": f"{row.format}{mark}"})
+    return Table(f"formats on {study.model} (* recommended)", COLUMNS, rows)
 
 
 def headline(study: FormatStudy) -> str:
@@ -85,22 +99,6 @@ def write_formats(study: FormatStudy, folder: str | Path) -> None:
     write_csv(rows, folder / "formats.csv")
     title = f"Formats: {Path(study.model).name}"
     write_figures({"formats": _figure(study)}, folder, page="formats.html", title=title, notes=[headline(study)])
-
-
-def _table_row(row: FormatRow, best: str) -> tuple[str, ...]:
-    mark = ", held out" if row.split == "test" else " *" if row.format == best else ""
-    return (
-        f"{row.format}{mark}",
-        str(row.n),
-        f"{row.mass:.2f}",
-        f"{row.divergence.value:+.2f}",
-        interval(row.divergence.low, row.divergence.high),
-        "" if row.sigma_0 is None else f"{row.sigma_0:.2f}",
-        "" if row.friend is None else f"{row.friend:+.2f}",
-        "" if row.order_effect is None else f"{row.order_effect:.2f}",
-        f"{row.collapse:.2f}",
-        "" if row.named is None else f"{row.named:.2f}",
-    )
 
 
 def _cells(row: dict[str, Any]) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def _first_choice(one: PairMeasure) -> str:
 
 
 def _names(answer: str, choice: str) -> bool:
-    """Whether an answer begins with this word, in any case, behind an article or none."""
+    """Whether an answer begins with this word, in any case, after an article or none."""
     words = [word.strip(".,:;!?\"'()*") for word in answer.lower().split()]
     return [word for word in words if word not in ("a", "an", "the", "")][:1] == [choice.strip().lower()]
 

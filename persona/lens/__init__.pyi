@@ -3,15 +3,9 @@ from .readout import component_names as component_names
 from .readout import decision as decision
 from .readout import read_out as read_out
 from .readout import read_out_direction as read_out_direction
-from .report import COMPONENTS as COMPONENTS
-from .report import TABLE as TABLE
-from .report import WORDS as WORDS
-from .report import component_rows as component_rows
-from .report import curve_rows as curve_rows
-from .report import decision_lines as decision_lines
 from .report import lens_figures as lens_figures
 from .report import lens_record as lens_record
-from .report import word_rows as word_rows
+from .report import lens_tables as lens_tables
 from .report import write_lens as write_lens
 from .study import LensStudy as LensStudy
 from .study import study_lens as study_lens

@@ -31,28 +31,43 @@ from persona_circuits.circuit.figures import (
     write_figures,
 )
 from persona_circuits.circuit.storage import write_json
-from persona_circuits.persona.data import Estimate, drawn_over
+from persona_circuits.circuit.table import Column, Table, comma
+from persona_circuits.persona.data import drawn_over
 from persona_circuits.persona.data.words import said
 from persona_circuits.persona.lens.readout import component_names
 from persona_circuits.persona.lens.study import ANSWER, LensStudy
 
 __all__ = [
-    "COMPONENTS",
-    "TABLE",
-    "WORDS",
-    "component_rows",
-    "curve_rows",
-    "decision_lines",
     "lens_figures",
     "lens_record",
-    "word_rows",
+    "lens_tables",
     "write_lens",
 ]
 
 FORMAT = "persona-circuits/lens"
-TABLE = ("after", "D", "95 %", "p (own)", "p (other)", "options", "KL")
-WORDS = ("after", "under A", "under B")
-COMPONENTS = ("node", "share of D", "logits", "95 %")
+MOST = 10  # attributions in the table
+WORDS = (
+    Column("after", "after"),
+    Column("under A", lambda row: said(row["words"][0], 3)),
+    Column("under B", lambda row: said(row["words"][1], 3)),
+)
+COMPONENTS = (
+    Column("node", "component"),
+    Column("share of D", "share", ".1%"),
+    Column("logits", "value", "+.3f"),
+    Column("95 %", lambda row: interval(row["low"], row["high"])),
+)
+CURVES = (
+    Column("after", "after"),
+    Column("D", "divergence.value", "+.2f"),
+    Column("95 %", "divergence", comma()),
+    Column("p (own)", "answer.value", ".3f"),
+    Column("p (other)", "other.value", ".3f"),
+    Column("options", "mass.value", ".3f"),
+    Column("KL", "kl.value", ".3f"),
+)
+"""At the last position. Probabilities are means over prompts: of the answers of the prompt's own persona, of the other
+one's, and of all options together."""
 DECIDED = {
     "pivot": "first point with half of the effect (D)",
     "jump": "block that moves D most",
@@ -104,49 +119,26 @@ def lens_record(study: LensStudy) -> dict[str, Any]:
     )
 
 
-def curve_rows(study: LensStudy) -> list[tuple[str, ...]]:
-    """The table for a terminal, a row per point at the last position, columns as in ``TABLE``.
-
-    Probabilities are means over prompts: of the answers of the prompt's own persona, of
-    the other one's, and of all options together.
-    """
-    place = len(study.positions) - 1
-
-    def number(name: str, point: int, form: str) -> str:
-        return format(study.curves[name][point][place].value, form)
-
-    return [
-        (
-            after,
-            number("divergence", point, "+.2f"),
-            _interval(study.curves["divergence"][point][place]),
-            number("answer", point, ".3f"),
-            number("other", point, ".3f"),
-            number("mass", point, ".3f"),
-            number("kl", point, ".3f"),
-        )
+def lens_tables(study: LensStudy) -> list[Table]:
+    """The curves and the most likely words by layer, and the largest attributions where they are conserved."""
+    place, where = len(study.positions) - 1, study.positions[-1]
+    drawn = drawn_over([item.personas for item in study.items], [item.pair.question for item in study.items])
+    drawn = f"intervals   over {drawn}"
+    curves = [
+        {"after": after, **{name: rows[point][place] for name, rows in study.curves.items()}}
         for point, after in enumerate(study.points)
     ]
-
-
-def word_rows(study: LensStudy, most: int = 3) -> list[tuple[str, ...]]:
-    """What the stream says at the last position, a row per point, columns as in ``WORDS``."""
-    return [
-        (after, *(said(side, most) for side in words)) for after, words in zip(study.points, study.words, strict=True)
+    words = [{"after": after, "words": words} for after, words in zip(study.points, study.words, strict=True)]
+    title = f"logit lens of {study.model} at {where}, {len(study.items)} pairs"
+    found = [
+        Table(title, CURVES, curves),
+        Table(f"the most likely words at {where}", WORDS, words, 3, [drawn, *decision_lines(study)]),
     ]
-
-
-def component_rows(study: LensStudy, most: int = 10) -> list[tuple[str, ...]]:
-    """The largest attributions for a terminal, columns as in ``COMPONENTS``; none where they are not conserved."""
-    return [
-        (
-            row["component"],
-            "" if row["share"] is None else f"{row['share']:.1%}",
-            f"{row['value']:+.3f}",
-            interval(row["low"], row["high"]),
-        )
-        for row in _component_records(study)[:most]
-    ]
+    if study.attribution.conserved:
+        conserved = f"conserved   the parts sum to D within {study.attribution.error:.1e} logits on every pair"
+        title, rows = "direct logit attribution of D, the largest", _component_records(study)[:MOST]
+        found.append(Table(title, COMPONENTS, rows, notes=[drawn, conserved]))
+    return found
 
 
 def decision_lines(study: LensStudy) -> list[str]:
@@ -347,7 +339,3 @@ def _attribution_sum(study: LensStudy) -> Chart:
     return line_chart(
         curves, title="Direct logit attribution of the persona effect (D), added up", x="up to", y="logits"
     )
-
-
-def _interval(estimate: Estimate) -> str:
-    return interval(estimate.low, estimate.high)

@@ -278,7 +278,7 @@ class _Seen:
             self.answer[here], self.other[here] = np.where(is_clean, *both), np.where(is_clean, *reversed(both))
 
     def _names(self, prompt: int) -> dict[int, str]:
-        """What columns behind the vocabulary stand for, of a prompt whose options are sets of forms."""
+        """What columns after the vocabulary stand for, of a prompt whose options are sets of forms."""
         forms = self.examples[prompt].forms
         return {} if forms is None else dict(enumerate(forms.names, self.model.n_vocab))
 

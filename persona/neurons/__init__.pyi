@@ -9,7 +9,6 @@ from .ranking import overlap as overlap
 from .ranking import pooled as pooled
 from .ranking import rank_neurons as rank_neurons
 from .ranking import ranks as ranks
-from .report import ablation_rows as ablation_rows
 from .report import has_intervals as has_intervals
 from .report import headline as headline
 from .report import neuron_record as neuron_record

@@ -44,7 +44,7 @@ class NeuronOptions(PlainNumbers):
         str, Option("z: difference over its spread; difference: its absolute size alone.", choices=RANKS)
     ] = "z"
     top_k: Annotated[int, Option("Neurons to select.")] = 20
-    level: Annotated[float, Option("Of false discoveries.")] = 0.05
+    level: Annotated[float, Option("Level at which false discoveries are controlled.")] = 0.05
     kinds: Annotated[
         tuple[str, ...],
         Option(

@@ -13,15 +13,16 @@ neurons.html, *.png   the figures
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.figures import interval, markdown_table, plain, write_arrays, write_csv, write_figures
+from persona_circuits.circuit.figures import interval, plain, write_arrays, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json, write_text
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.neurons.figures import (
     ablation_records,
     axes,
@@ -35,7 +36,6 @@ from persona_circuits.persona.neurons.ranking import ranks
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy, Side
 
 __all__ = [
-    "ablation_rows",
     "has_intervals",
     "headline",
     "neuron_record",
@@ -45,11 +45,54 @@ __all__ = [
 ]
 
 FORMAT = "persona-circuits/neurons"
-SIZES = ("neuron", "under A", "under B", "rms of A - B", "q", "held out rms", "rank")
-TABLE = ("neuron", "under A", "under B", "A - B", "d", "q", "held out A - B", "95 %", "d", "rank")
-LAYERS = ("layer", "neurons", "rounding", "silent", "q at level", "selected")
-GROUPS = ("groups by", "pairs", "groups", "shared", "by chance", "Jaccard", "median rank", "same sign", "rho")
-ABLATIONS = ("neurons set to", "D", "D then", "change", "95 %", "kept", "random", "p")
+
+
+def _known(form: str) -> Callable[[float], str]:
+    """A number, or nothing where it is none."""
+    return lambda value: "" if value != value else format(value, form)
+
+
+NAMED = (Column("neuron", "name"), Column("under A", "under_a", "+.3f"), Column("under B", "under_b", "+.3f"))
+Q = Column("q", lambda row: 10 ** row["log10_q"], ".2g")
+RANK = Column("rank", "held_rank", ",")
+SIZES = (*NAMED, Column("rms of A - B", "size", ".3f"), Q, Column("held out rms", "held_size", _known(".3f")), RANK)
+"""Where differences have no sign."""
+SIGNED = (
+    *NAMED,
+    Column("A - B", "difference", "+.3f"),
+    Column("d", "effect", _known("+.2f")),
+    Q,
+    Column("held out A - B", "held_difference", _known("+.3f")),
+    Column("95 %", lambda row: interval(row["low"], row["high"])),
+    Column("d", "held_effect", _known("+.2f")),
+    RANK,
+)
+LAYERS = tuple(
+    Column(name, place, ",")
+    for place, name in enumerate(("layer", "neurons", "rounding", "silent", "q at level", "selected"))
+)
+GROUPS = (
+    "groups by",
+    "pairs",
+    "groups",
+    "shared",
+    "by chance",
+    "Jaccard",
+    "median rank",
+    "same sign",
+    "rho",
+)
+ABLATIONS = (
+    Column("neurons set to", "kind"),
+    Column("D", "before", "+.3f"),
+    Column("D then", "after", "+.3f"),
+    Column("change", "change", "+.3f"),
+    Column("95 %", lambda row: interval(row["low"], row["high"], 3)),
+    Column("kept", "kept", ".0%"),
+    Column("random", lambda row: interval(row["random_low"], row["random_high"], 3)),
+    Column("p", "p", ".3g"),
+)
+"""``random`` is the middle 95 % of the random changes."""
 
 
 def write_neurons(study: NeuronStudy, folder: str | Path) -> None:
@@ -124,52 +167,20 @@ def pair_line(study: NeuronStudy) -> str:
     return "; ".join([used, *(f"{count} {why}" for why, count in study.dropped.items())])
 
 
-def tables(study: NeuronStudy) -> Iterator[tuple[str, Sequence[str], list[tuple[str, ...]], int]]:
-    """Every table of a study: its title, its columns, its rows, and how many of the columns are text."""
+def tables(study: NeuronStudy) -> Iterator[Table]:
+    """Every table of a study."""
     if study.selected:
-        yield "Neurons", SIZES if study.options.pool == "rms" else TABLE, neuron_rows(study), 1
-    yield "By layer", LAYERS, layer_rows(study), 1
+        yield Table("Neurons", SIZES if study.options.pool == "rms" else SIGNED, _selected(study))
+    yield Table("By layer", LAYERS, [tuple(row.values()) for row in layer_records(study)])
     if study.groups:
-        yield "The list from other pairs in each group", GROUPS, group_rows(study), 2
+        yield Table("The list from other pairs in each group", GROUPS, group_rows(study), 2)
     if study.ablations:
-        yield "Ablation", ABLATIONS, ablation_rows(study), 1
+        yield Table("Ablation", ABLATIONS, ablation_records(study))
 
 
 def has_intervals(study: NeuronStudy) -> bool:
     """Whether a table shows one: of the neurons' differences, or of an ablation."""
     return bool(study.ablations) or (bool(study.selected) and study.options.pool != "rms")
-
-
-def neuron_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
-    """The selected neurons for a terminal, columns as in ``TABLE``, or ``SIZES`` where differences have no sign."""
-    if study.options.pool == "rms":
-        return [_size_cells(row) for row in _selected(study)]
-    return [
-        (
-            row["name"],
-            f"{row['under_a']:+.3f}",
-            f"{row['under_b']:+.3f}",
-            f"{row['difference']:+.3f}",
-            _number(row["effect"], "+.2f"),
-            f"{10 ** row['log10_q']:.2g}",
-            _number(row["held_difference"], "+.3f"),
-            interval(row["low"], row["high"]),
-            _number(row["held_effect"], "+.2f"),
-            "" if row["held_rank"] is None else f"{row['held_rank']:,}",
-        )
-        for row in _selected(study)
-    ]
-
-
-def _size_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    rank = "" if row["held_rank"] is None else f"{row['held_rank']:,}"
-    numbers = (f"{row['under_a']:+.3f}", f"{row['under_b']:+.3f}", f"{row['size']:.3f}", f"{10 ** row['log10_q']:.2g}")
-    return (row["name"], *numbers, _number(row["held_size"], ".3f"), rank)
-
-
-def layer_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
-    """Neurons by layer, columns as in ``LAYERS``."""
-    return [tuple(f"{value:,}" for value in row.values()) for row in layer_records(study)]
 
 
 def group_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
@@ -185,29 +196,14 @@ def group_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
                     f"{np.mean([one.overlap.jaccard or 0.0 for one in own]):.3f}",
                     f"{np.median([one.median_rank for one in own]):,.0f} of {own[0].overlap.universe:,}",
                     "" if study.options.pool == "rms" else f"{np.nanmean([one.same_sign for one in own]):.0%}",
-                    _number(float(np.mean([one.rho for one in own])), "+.2f"),
+                    _known("+.2f")(float(np.mean([one.rho for one in own]))),
                 )
                 rows.append((kind, "held out" if held_out else "fitted", str(len(own)), shared, *numbers))
     return rows
 
 
-def ablation_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
-    """What the ablations do to D, columns as in ``ABLATIONS``; ``random`` is the middle 95 % of the random changes."""
-    rows: list[tuple[str, ...]] = []
-    for row in ablation_records(study):
-        kept = "" if row["kept"] is None else f"{row['kept']:.0%}"
-        around = interval(row["random_low"], row["random_high"], 3)
-        numbers = (f"{row['before']:+.3f}", f"{row['after']:+.3f}", f"{row['change']:+.3f}")
-        rows.append((row["kind"], *numbers, interval(row["low"], row["high"], 3), kept, around, f"{row['p']:.3g}"))
-    return rows
-
-
 def _title(study: NeuronStudy) -> str:
     return f"Contrastive neurons: {Path(study.model).name}, {Path(study.sources['pairs'][0]).name}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None or value != value else format(value, form)
 
 
 def _selected(study: NeuronStudy) -> list[dict[str, Any]]:
@@ -284,8 +280,8 @@ def _arrays(study: NeuronStudy) -> dict[str, np.ndarray]:
 
 def _markdown(study: NeuronStudy) -> str:
     parts = [f"# {_title(study)}", headline(study), f"Pairs: {pair_line(study)}."]
-    for title, columns, rows, texts in tables(study):
-        parts += [f"## {title}", markdown_table(columns, rows, texts=texts)]
+    for table in tables(study):
+        parts += [f"## {table.title}", table.markdown()]
     parts += [f"Intervals over {study.clusters}."] if has_intervals(study) else []
     parts += [f"Note: {note}." for note in study.notes]
     return "\n\n".join(part for part in parts if part) + "\n"

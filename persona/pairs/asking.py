@@ -4,7 +4,7 @@
 2. Every persona that meets another is asked it, in the format of the pairs.
 3. With ``mine``, the candidates are the model's own: its most likely first tokens under the personas of the training
    split, without function words. Case variants are joined, and so is what follows an article: where the
-   answer goes on with " a" or " the", what is likely behind that is counted, too.
+   answer goes on with " a" or " the", what is likely after that is counted, too.
 4. A persona prefers the candidate that it raises most above the mean over all personas asked, in logits: the
    model's answer less what it would answer to anybody.
 5. Pairs are built of the other wordings. Their rows say ``declared``: ``model``.
@@ -201,7 +201,7 @@ def _prompt(persona: Persona, question: Question, place: int, template: Template
 
 
 def _last(model: Model, prompts: Sequence[str]) -> list[Float[Tensor, " vocab"]]:
-    """The logits behind each prompt, in float64 on the CPU."""
+    """The logits after each prompt, in float64 on the CPU."""
     by_length: dict[int, list[tuple[int, list[int]]]] = {}
     for place, prompt in enumerate(prompts):
         ids = token_ids(prompt, model)
@@ -216,7 +216,7 @@ def _last(model: Model, prompts: Sequence[str]) -> list[Float[Tensor, " vocab"]]
 
 
 def _tables(model: Model, prompts: Sequence[str], logits: Sequence[Tensor]) -> list[dict[str, float]]:
-    """Per prompt: the probability of each word that may be a candidate, at once or behind the likeliest article."""
+    """Per prompt: the probability of each word that may be a candidate, at once or after the likeliest article."""
     firsts = [top_words(row, model.tokenizer, N_FIRST) for row in logits]
     articles = [_likeliest_article(words) for words in firsts]
     longer = [prompt + said for prompt, (said, _) in zip(prompts, articles, strict=True)]
@@ -249,7 +249,7 @@ def _as_candidate(text: str) -> str:
 def _of_options(
     model: Model, prompts: Sequence[str], logits: Sequence[Tensor], options: Sequence[str]
 ) -> list[dict[str, float]]:
-    """Per prompt: the log probability of every option that is one token behind all of them."""
+    """Per prompt: the log probability of every option that is one token after all of them."""
     ids = {option: {_one_token(model, prompt, option) for prompt in prompts} for option in options}
     usable = {option: found.pop() for option, found in ids.items() if len(found) == 1 and None not in found}
     rows = [row.log_softmax(-1) for row in logits]

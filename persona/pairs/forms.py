@@ -23,7 +23,7 @@ HISSING = ("s", "x", "z", "ch", "sh")
 
 
 def usable(sides: Sequence[Side], options: Sequence[str], case: Case, setting: Setting) -> Candidates:
-    """The options behind all of these prompts: one token each, or with ``setting.forms`` what is left of their forms.
+    """The options after all of these prompts: one token each, or with ``setting.forms`` what is left of their forms.
 
     Raises:
         Drop: a prompt and the beginnings of its forms do not fit the context.

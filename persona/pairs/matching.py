@@ -3,7 +3,7 @@
 Paraphrases are tried from the best: without an option in their text if possible, then of equal token
 length, then of the same place in both lists, then nearest to the median length. With ``equal`` other
 lengths are not tried at all. Outside the persona the two prompts must have the same tokens, so that
-all that a longer wording does to them is to move what stands behind it.
+all that a longer wording does to them is to move what stands after it.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class PairOptions(PlainNumbers):
     two paraphrases of one persona, too. With ``forms`` an option is a set of them, of any number of tokens.
     """
 
-    seed: Annotated[int, Option("Of splits, order, wordings and filler.")] = 0
+    seed: Annotated[int, Option("Seed of splits, order, wordings and filler.")] = 0
     max_pairs: Annotated[int, Option("Pairs to write at most.")] = 1000
     per_question: Annotated[int | None, Option("Pairs of one question at most, per split.")] = None
     variants: Annotated[
@@ -79,7 +79,7 @@ class PriorOptions(PlainNumbers):
     min_lead: Annotated[float, Option("Logits by which a default must lead the other option under no persona.")] = 1.0
     max_pairs: Annotated[int, Option("Pairs to write at most, per split.")] = 64
     batch_size: BatchSize = 32
-    seed: Annotated[int, Option("Of the order.")] = 0
+    seed: Annotated[int, Option("Seed of the order.")] = 0
 
     def checked(self) -> PriorOptions:
         """These options.

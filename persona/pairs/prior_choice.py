@@ -37,7 +37,7 @@ REASONS = {
     "weak default": "without a persona the default leads the other option by less than --min-lead",
     "prior of the words": "without a persona the contrast is below --min-lead: the default leads as much behind "
     "the other question, so its prior is not the question's",
-    "does not fit the model": "a word is not one token behind the other question's prompt",
+    "does not fit the model": "a word is not one token after the other question's prompt",
     "asked already": "the same persona and questions are in another pair",
 }
 
@@ -132,7 +132,7 @@ def leanings_of(
 ) -> dict[int, dict[str, float]]:
     """Per item with another wording: mean log probability without a persona of every option of the whole file.
 
-    An option that is not one token behind one of the prompts is left out.
+    An option that is not one token after one of the prompts is left out.
     """
     wordings = tuple(neutral)
     prompts = {place: found for place, item in enumerate(items) if (found := neutral_prompts(item, wordings))}
@@ -171,7 +171,7 @@ def _log_probs(
 
 
 def _answer_ids(prompt: str, ids: list[int], options: Sequence[str], model: Model) -> dict[str, int]:
-    """The options that are one token behind the prompt; the rule is ``circuit.task.answer_id``'s, for many at once."""
+    """The options that are one token after the prompt; the rule is ``circuit.task.answer_id``'s, for many at once."""
     own_bos = bool(model.tokenizer.bos_token) and prompt.startswith(model.tokenizer.bos_token)
     texts = [prompt + text for text in options]
     joined = model.tokenizer(texts, add_special_tokens=not own_bos)["input_ids"]

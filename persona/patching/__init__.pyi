@@ -3,15 +3,10 @@ from .activation import study_patching as study_patching
 from .heads import parse_heads as parse_heads
 from .options import PatchOptions as PatchOptions
 from .paths import parse_paths as parse_paths
-from .report import MOVERS as MOVERS
-from .report import PATHS as PATHS
 from .report import ablation_lines as ablation_lines
-from .report import mover_rows as mover_rows
 from .report import patch_figures as patch_figures
 from .report import patch_record as patch_record
-from .report import path_rows as path_rows
-from .report import stream_rows as stream_rows
-from .report import stream_table as stream_table
+from .report import patch_tables as patch_tables
 from .report import write_patch as write_patch
 from .sites import ANSWER as ANSWER
 from .sites import EVERYWHERE as EVERYWHERE

@@ -56,12 +56,12 @@ class PatchOptions(PlainNumbers):
             read=names_of,
         ),
     ] = ()
-    ablate: Annotated[tuple[str, ...], Option("Heads to ablate, such as a9.h10,a10.h5.", given=str, read=names_of)] = ()
-    ablate_top: Annotated[int | None, Option("Ablate the first so many persona movers instead.")] = None
+    ablate: Annotated[tuple[str, ...], Option("Heads to ablate, e.g. a9.h10,a10.h5.", given=str, read=names_of)] = ()
+    ablate_top: Annotated[int | None, Option("Ablate this many persona movers instead, the strongest first.")] = None
     ablation: Annotated[str, Option("What ablated heads write.", choices=ABLATIONS)] = "corrupt"
     n_random: Annotated[int, Option("Random sets of as many heads in the same layers to compare with.")] = 100
     align: Alignment = "equal"
-    negligible: Annotated[float, Option("Share of D up to which a head is no mover.")] = 0.01
+    negligible: Annotated[float, Option("Share of D that a head must exceed to be a mover.")] = 0.01
     alpha: float = 0.05
     batch_size: BatchSize = 32
     seed: Seed = 0

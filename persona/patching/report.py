@@ -25,34 +25,67 @@ from persona_circuits.circuit.figures import (
     Points,
     chart,
     heat_map,
-    interval,
     plain,
     write_arrays,
     write_csv,
     write_figures,
 )
 from persona_circuits.circuit.storage import write_json
+from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.patching.activation import DIRECTIONS, PatchStudy
 from persona_circuits.persona.patching.heads import HeadAblation
+from persona_circuits.persona.patching.paths import Paths
 from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, Site
 
 __all__ = [
-    "MOVERS",
-    "PATHS",
     "ablation_lines",
-    "mover_rows",
     "patch_figures",
     "patch_record",
-    "path_rows",
-    "stream_rows",
-    "stream_table",
+    "patch_tables",
     "write_patch",
 ]
 
 FORMAT = "persona-circuits/patch"
-MOVERS = ("head", "mover", "denoising", "95 %", "noising", "everywhere", "attention A", "B", "p (FDR)")
-PATHS = ("from", "to", "denoising", "95 %", "noising", "95 %")
+
+
+def _rounded(value: float, places: int) -> float:
+    """Without the sign of a zero."""
+    return round(value, places) + 0.0
+
+
+def _share(value: float) -> str:
+    return f"{_rounded(value, 2):.2f}"
+
+
+def _number(one: Estimate, places: int = 2) -> str:
+    return f"{_rounded(one.value, places):+.{places}f}" if one.value == one.value else ""
+
+
+def _finely(one: Estimate) -> str:
+    return _number(one, 3)
+
+
+MOST = 10  # heads, and paths to a receiver, in tables
+MOVERS = (
+    Column("head", "head"),
+    Column("mover", lambda one: "yes" if one.is_mover else ""),
+    Column("denoising", "denoising", _number),
+    Column("95 %", "denoising", comma()),
+    Column("noising", "noising", _number),
+    Column("everywhere", "everywhere", _number),
+    Column("attention A", "attention_a", ".2f"),
+    Column("B", "attention_b", ".2f"),
+    Column("p (FDR)", "p_adjusted", ".2g"),
+)
+PATHS = (
+    Column("from", "from"),
+    Column("to", "to"),
+    Column("denoising", "denoising", _finely),
+    Column("95 %", "denoising", comma(3)),
+    Column("noising", "noising", _finely),
+    Column("95 %", "noising", comma(3)),
+)
 MOST_PARTS = 8  # columns of a terminal's table
 MOST_HEADS = 30  # rows of the map of heads by part
 
@@ -105,55 +138,33 @@ def patch_record(study: PatchStudy) -> dict[str, Any]:
     )
 
 
-def stream_table(study: PatchStudy) -> tuple[str, ...]:
-    """Columns of ``stream_rows``: the parts, of many those where most comes along."""
-    return ("into", *(study.parts[i] for i in _shown_parts(study)))
+def patch_tables(study: PatchStudy) -> list[Table]:
+    """Shares of D that come with the stream, the first heads, and the largest paths: those that were asked for."""
+    found = []
+    if "stream" in study.options.at:
+        title, shown = "share of D that comes with the residual stream", _shown_parts(study)
+        columns = [Column("into", 0), *(Column(study.parts[i], i + 1, _share) for i in shown)]
+        values = enumerate(_by_part(study, "stream", study.parts))
+        found.append(Table(title, columns, [(_into(study, layer), *row) for layer, row in values]))
+    if study.movers:
+        count = sum(one.is_mover for one in study.movers)
+        title = f"persona movers: {count} of {len(study.movers)} heads, at the answer"
+        found.append(Table(title, MOVERS, study.movers[:MOST], 2))
+    if study.paths is not None and (rows := _largest_paths(study.paths)):
+        found.append(Table("direct paths, the largest to each receiver, and together", PATHS, rows, 2))
+    return found
 
 
-def stream_rows(study: PatchStudy) -> list[tuple[str, ...]]:
-    """Shares of D that come with the stream, both directions, a row per layer, columns as in ``stream_table``."""
-    if "stream" not in study.options.at:
-        return []
-    values, shown = _by_part(study, "stream", study.parts), _shown_parts(study)
-    return [
-        (_into(study, layer), *("" if (share := row[i]) is None else f"{_rounded(share, 2):.2f}" for i in shown))
-        for layer, row in enumerate(values)
-    ]
-
-
-def mover_rows(study: PatchStudy, most: int = 10) -> list[tuple[str, ...]]:
-    """The first heads for a terminal, columns as in ``MOVERS``."""
-    return [
-        (
-            one.head,
-            "yes" if one.is_mover else "",
-            _number(one.denoising),
-            _ends(one.denoising),
-            _number(one.noising),
-            _number(one.everywhere),
-            "" if one.attention_a is None else f"{one.attention_a:.2f}",
-            "" if one.attention_b is None else f"{one.attention_b:.2f}",
-            f"{one.p_adjusted:.2g}",
-        )
-        for one in study.movers[:most]
-    ]
-
-
-def path_rows(study: PatchStudy, most: int = 10) -> list[tuple[str, ...]]:
-    """The largest paths to every receiver for a terminal, and all together, columns as in ``PATHS``."""
-    if study.paths is None:
-        return []
-    rows: list[tuple[str, ...]] = []
-    for place, receiver in enumerate(study.paths.receivers):
-        both = [row[place] for row in study.paths.shares["both"]]
+def _largest_paths(paths: Paths) -> list[dict[str, Any]]:
+    """The largest paths to every receiver, and all together."""
+    rows: list[dict[str, Any]] = []
+    for place, receiver in enumerate(paths.receivers):
+        both = [row[place] for row in paths.shares["both"]]
         known = [i for i, one in enumerate(both[:-1]) if one is not None]
-        order = sorted(known, key=lambda i: -abs(np.nan_to_num(both[i].value)))[:most]  # type: ignore[union-attr]
+        order = sorted(known, key=lambda i: -abs(np.nan_to_num(both[i].value)))[:MOST]  # type: ignore[union-attr]
         for i in (*order, len(both) - 1):
-            noising, denoising = (study.paths.shares[name][i][place] for name in DIRECTIONS)
-            assert noising is not None
-            assert denoising is not None
-            cells = (_number(denoising, 3), _ends(denoising, 3), _number(noising, 3), _ends(noising, 3))
-            rows.append((study.paths.senders[i], receiver, *cells))
+            shares = {name: paths.shares[name][i][place] for name in DIRECTIONS}
+            rows.append({"from": paths.senders[i], "to": receiver, **shares})
     return rows
 
 
@@ -165,7 +176,7 @@ def ablation_lines(study: PatchStudy) -> list[str]:
     heads = f"{', '.join(one.heads)} ({one.ablation}) on {one.n_pairs} pairs ({one.split}), D {one.divergence:+.3f}"
     lines = [f"ablated     {heads}"]
     if one.random_left:
-        ends = f" ({_ends(one.left)})" if one.left.low is not None else ""
+        ends = f" ({comma()(one.left)})" if one.left.low is not None else ""
         spread = f"{min(one.random_left):.2f} to {max(one.random_left):.2f}"
         random = f"{len(one.random_left)} random sets of the same layers {spread}"
         lines.append(f"D left      {one.left.value:.2f}{ends}; {random}; p = {one.p:.2g}")
@@ -364,16 +375,3 @@ def _axes(study: PatchStudy) -> dict[str, Any]:
 
 def _label(site: Site) -> str:
     return f"{site.name} @ {site.part}"
-
-
-def _number(one: Estimate, places: int = 2) -> str:
-    return f"{_rounded(one.value, places):+.{places}f}" if one.value == one.value else ""
-
-
-def _rounded(value: float, places: int) -> float:
-    """Without the sign of a zero."""
-    return round(value, places) + 0.0
-
-
-def _ends(one: Estimate, places: int = 2) -> str:
-    return interval(one.low, one.high, places)

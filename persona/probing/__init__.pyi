@@ -9,12 +9,9 @@ from .folds import Sample as Sample
 from .folds import explicit_fold as explicit_fold
 from .folds import folds_by_group as folds_by_group
 from .options import ProbeOptions as ProbeOptions
-from .report import GEOMETRY as GEOMETRY
-from .report import TABLE as TABLE
-from .report import geometry_rows as geometry_rows
 from .report import probe_figures as probe_figures
 from .report import probe_record as probe_record
-from .report import probe_rows as probe_rows
+from .report import probe_tables as probe_tables
 from .report import write_probes as write_probes
 from .representation import Correlation as Correlation
 from .representation import centred_by_group as centred_by_group

@@ -39,6 +39,7 @@ __all__ = [
     "mean_scores",
     "predict_chosen",
     "probe_directions",
+    "ratio",
     "score",
 ]
 
@@ -187,7 +188,7 @@ def _measures(found: Predicted) -> tuple[Statistic, ...]:
     labels, fold, scores = found.labels[here], found.fold[here], found.scores[here]
     correct = found.correct[here]
     return (
-        lambda w: _ratio(w @ correct, w.sum(1)),
+        lambda w: ratio(w @ correct, w.sum(1)),
         lambda w: _balanced(w, labels, correct),
         lambda w: _auc(w, labels, scores, fold),
     )
@@ -320,9 +321,9 @@ def _balanced(
 ) -> Float[np.ndarray, " draw"]:
     """Mean over classes of the share that is right; classes that a draw does not hold are left out of its mean."""
     member = np.eye(int(labels.max()) + 1)[labels]
-    recall = _ratio(weights @ (member * correct[:, None]), weights @ member)
+    recall = ratio(weights @ (member * correct[:, None]), weights @ member)
     known = np.isfinite(recall)
-    return _ratio(np.where(known, recall, 0.0).sum(1), known.sum(1))
+    return ratio(np.where(known, recall, 0.0).sum(1), known.sum(1))
 
 
 def _auc(
@@ -342,13 +343,14 @@ def _auc(
                 ordered = (a > b) + 0.5 * (a == b)
                 right += ((weights[:, inside] @ ordered) * weights[:, other]).sum(1)
                 total += weights[:, inside].sum(1) * weights[:, other].sum(1)
-        areas.append(_ratio(right, total))
+        areas.append(ratio(right, total))
     every = np.stack(areas)
     known = np.isfinite(every)
-    return _ratio(np.where(known, every, 0.0).sum(0), known.sum(0))
+    return ratio(np.where(known, every, 0.0).sum(0), known.sum(0))
 
 
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """The quotient; nan where the divisor is not above zero."""
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
 
 

@@ -37,7 +37,7 @@ class ProbeOptions(PlainNumbers):
         ),
     ] = ()
     positions: Positions = ()
-    every: Annotated[int, Option("Probe behind every so many blocks, the last always.")] = 1
+    every: Annotated[int, Option("Probe after every so many blocks, the last always.")] = 1
     folds: Annotated[int, Option("Folds at most; no group is in two of them.")] = 5
     penalty: Annotated[float, Option("C of the logistic regression: smaller is a stronger penalty.")] = 0.1
     repeats: Annotated[int, Option("Shuffles of the labels, and control tasks.")] = 3

@@ -24,7 +24,6 @@ from persona_circuits.circuit.figures import (
     Chart,
     Curve,
     heat_map,
-    interval,
     line_panels,
     plain,
     write_arrays,
@@ -32,6 +31,7 @@ from persona_circuits.circuit.figures import (
     write_figures,
 )
 from persona_circuits.circuit.storage import write_json
+from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.probing.fit import Scored
 from persona_circuits.persona.probing.geometry import Place
@@ -39,27 +39,39 @@ from persona_circuits.persona.probing.options import KINDS
 from persona_circuits.persona.probing.results import Cell, ProbeStudy
 
 __all__ = [
-    "GEOMETRY",
-    "TABLE",
-    "geometry_rows",
     "probe_figures",
     "probe_record",
-    "probe_rows",
+    "probe_tables",
     "write_probes",
 ]
 
 FORMAT = "persona-circuits/probe"
-TABLE = ("target", "held out", "position", "after", "acc.", "bal.", "95 %", "AUC", "shuf.", "task", "drop.", "length")
+PROBES = (
+    Column("target", lambda row: f"{row['target']} ({row['n_targets'] if row['n_targets'] > 1 else row['n_classes']})"),
+    Column("held out", "hold_out"),
+    Column("position", "position"),
+    Column("after", "after"),
+    Column("acc.", "best.accuracy.value", ".2f"),
+    Column("bal.", "best.balanced.value", ".2f"),
+    Column("95 %", "best.balanced", comma()),
+    Column("AUC", "best.auc.value", ".2f"),
+    Column("shuf.", "controls.shuffled.value", ".2f"),
+    Column("task", "controls.task.value", ".2f"),
+    Column("drop.", "controls.dropped.value", ".2f"),
+    Column("length", "controls.length.value", ".2f"),
+)
+"""The mean over traits stands for all of them; in brackets the number of classes, or of traits. The controls' balanced
+accuracies: shuffled labels, control task, without the persona's text, length only."""
 GEOMETRY = (
-    "position",
-    "after",
-    "share",
-    "95 %",
-    "SNR",
-    "CKA persona",
-    "CKA answer",
-    "RSA traits",
-    "RSA answer",
+    Column("position", "position"),
+    Column("after", "after"),
+    Column("share", "geometry.share.value", ".2f"),
+    Column("95 %", "geometry.share", comma()),
+    Column("SNR", "geometry.ratio", lambda ratio: "" if np.isnan(ratio) else f"{ratio:.2f}"),
+    Column("CKA persona", "cka_persona", ".2f"),
+    Column("CKA answer", "cka_answer", ".2f"),
+    Column("RSA traits", "rsa_traits", lambda one: f"{one.value:.2f} (p {one.p:.3f})"),
+    Column("RSA answer", "rsa_answer", lambda one: f"{one.value:.2f} (p {one.p:.3f})"),
 )
 CONTROLS = ("shuffled", "task", "dropped", "length")
 ENDS = ("value", "low", "high")
@@ -105,36 +117,20 @@ def probe_record(study: ProbeStudy) -> dict[str, Any]:
     )
 
 
-def probe_rows(study: ProbeStudy) -> list[tuple[str, ...]]:
-    """The table for a terminal, columns as in ``TABLE``; the mean over traits stands for all of them.
-
-    In brackets the number of classes, or of traits. Accuracy, balanced accuracy with its
-    interval, and the balanced accuracies of the controls: shuffled labels, control task,
-    without the persona's text, length only.
-    """
-    return [_row(study, cell) for cell in study.cells]
-
-
-def geometry_rows(study: ProbeStudy) -> list[tuple[str, ...]]:
-    """For every position the point with the persona's largest share of the variance, columns as in ``GEOMETRY``."""
-    rows: list[tuple[str, ...]] = []
+def probe_tables(study: ProbeStudy) -> list[Table]:
+    """The probes beside their controls; and for every position the point with the persona's largest share."""
+    title = f"probes of {study.model}: {study.n_examples} prompts, {study.n_personas} personas"
+    cells = [vars(cell) | {"after": study.points[cell.layer]} for cell in study.cells]
+    best = []
     for index, position in enumerate(study.positions):
         here = [place for place in study.places if place.position == index]
-        best = max(here, key=lambda place: np.nan_to_num(place.geometry.share.value, nan=-np.inf))
-        rows.append(
-            (
-                position,
-                study.points[best.point],
-                f"{best.geometry.share.value:.2f}",
-                _interval(best.geometry.share),
-                "" if np.isnan(best.geometry.ratio) else f"{best.geometry.ratio:.2f}",
-                f"{best.cka_persona:.2f}",
-                f"{best.cka_answer:.2f}",
-                "" if best.rsa_traits is None else f"{best.rsa_traits.value:.2f} (p {best.rsa_traits.p:.3f})",
-                "" if best.rsa_answer is None else f"{best.rsa_answer.value:.2f} (p {best.rsa_answer.p:.3f})",
-            )
-        )
-    return rows
+        most = max(here, key=lambda place: np.nan_to_num(place.geometry.share.value, nan=-np.inf))
+        best.append(vars(most) | {"position": position, "after": study.points[most.point]})
+    by = "intervals   by leaving out one persona, and one question, at a time: variances of both added"
+    return [
+        Table(f"{title}, {study.n_questions} questions", PROBES, cells, 4, [f"intervals   over {study.resampled}"]),
+        Table("geometry of personas, at the layer of their largest share", GEOMETRY, best, 2, [by]),
+    ]
 
 
 def probe_figures(study: ProbeStudy) -> dict[str, Chart]:
@@ -146,21 +142,6 @@ def probe_figures(study: ProbeStudy) -> dict[str, Chart]:
 
 def _all(study: ProbeStudy) -> tuple[Cell, ...]:
     return (*study.cells, *study.traits)
-
-
-def _row(study: ProbeStudy, cell: Cell) -> tuple[str, ...]:
-    controls = cell.controls
-    return (
-        f"{cell.target} ({cell.n_targets if cell.n_targets > 1 else cell.n_classes})",
-        cell.hold_out,
-        cell.position,
-        study.points[cell.layer],
-        f"{cell.best.accuracy.value:.2f}",
-        f"{cell.best.balanced.value:.2f}",
-        _interval(cell.best.balanced),
-        f"{cell.best.auc.value:.2f}",
-        *("" if one is None else f"{one.value:.2f}" for one in (getattr(controls, key) for key in CONTROLS)),
-    )
 
 
 def _name(cell: Cell) -> str:
@@ -301,7 +282,3 @@ def _cka(study: ProbeStudy) -> Chart:
     title = "Likeness (linear CKA) between layers and positions, centred per question, without bias"
     values = np.clip(study.cka, -1, 1).tolist()
     return heat_map(values, names, names, title=title, x="", y="", unit="likeness (CKA)", upward=True)
-
-
-def _interval(estimate: Estimate) -> str:
-    return interval(estimate.low, estimate.high)

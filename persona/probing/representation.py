@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from persona_circuits.persona.data import Estimate
+from persona_circuits.persona.probing.fit import ratio
 
 __all__ = [
     "Correlation",
@@ -183,7 +184,7 @@ def _variances(
 
 
 def _share(signal: Float[np.ndarray, " stream"], noise: Float[np.ndarray, " stream"]) -> Float[np.ndarray, " stream"]:
-    return _ratio(signal, signal + noise)
+    return ratio(signal, signal + noise)
 
 
 def _jackknife_variance(left_out: Float[np.ndarray, "part stream"]) -> Float[np.ndarray, " stream"]:
@@ -201,7 +202,7 @@ def persona_distances(
     """
     centred, apart = centred_by_group(x, questions), _apart(questions).astype(np.float64)
     member, names = indicators(personas), np.unique(np.asarray(personas, dtype=object).astype(str))
-    gram = _ratio(member.T @ ((centred @ centred.T) * apart) @ member, member.T @ apart @ member)
+    gram = ratio(member.T @ ((centred @ centred.T) * apart) @ member, member.T @ apart @ member)
     keep = np.isfinite(np.diag(gram))
     while keep.any() and not np.isfinite(gram[np.ix_(keep, keep)]).all():
         missing = (~np.isfinite(gram[:, keep])).sum(1) * keep
@@ -243,7 +244,3 @@ def _apart(groups: Sequence[str]) -> Bool[np.ndarray, "example example"]:
     """Which examples are of different groups."""
     codes: Int[np.ndarray, " example"] = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)[1]
     return codes[:, None] != codes[None]
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)

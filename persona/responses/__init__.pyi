@@ -26,7 +26,7 @@ from .rating import rater_prompt as rater_prompt
 from .rating import summarise_ratings as summarise_ratings
 from .rating_report import rating_figures as rating_figures
 from .rating_report import rating_record as rating_record
-from .rating_report import rating_rows as rating_rows
+from .rating_report import rating_table as rating_table
 from .rating_report import write_ratings as write_ratings
 from .remote import Chat as Chat
 from .remote import EndpointError as EndpointError
@@ -34,7 +34,7 @@ from .remote import ask as ask
 from .remote import endpoint as endpoint
 from .report import read_responses as read_responses
 from .report import summarise as summarise
-from .report import summary_rows as summary_rows
+from .report import summary_table as summary_table
 from .report import write_response_study as write_response_study
 from .report import write_responses as write_responses
 from .scrubbing import PART as PART

@@ -20,15 +20,25 @@ __all__ = [
 LIMITS = ("max_tokens", "max_completion_tokens")
 
 
+def _texts(given: list[str]) -> tuple[str, ...]:
+    """Stop texts as they were meant: a shell makes it hard to give a line feed."""
+    return tuple(text.replace("\\n", "\n") for text in given)
+
+
 @dataclass(frozen=True)
 class Sampling(PlainNumbers):
     """How responses are drawn. Temperature 0 takes the most likely token; ``stop`` ends a response and is no part."""
 
     max_new_tokens: Annotated[int, Option("Tokens of a response at most.")] = 48
-    temperature: Annotated[float, Option("Of sampling; 0: the most likely token.")] = 0.7
+    temperature: Annotated[float, Option("Sampling temperature; 0: the most likely token.")] = 0.7
     top_p: Annotated[float, Option("Sample among the tokens that hold this share.")] = 1.0
-    seed: Annotated[int, Option("Of the responses.", min=0)] = 0
-    stop: tuple[str, ...] = ()
+    seed: Annotated[int, Option("Seed of the responses.", min=0)] = 0
+    stop: Annotated[
+        tuple[str, ...],
+        Option(
+            "Text that ends a response; may be repeated. (default: \\n, none for chat)", given=list[str], read=_texts
+        ),
+    ] = ()
 
     def checked(self) -> Sampling:
         """Itself.
@@ -56,7 +66,7 @@ class Plan(PlainNumbers):
     wordings: Annotated[int, Option("Wordings of each persona; 0: all.")] = 1
     question_wordings: Annotated[int, Option("Wordings of each question; 0: all.")] = 1
     samples: Annotated[int, Option("Responses to every prompt.")] = 1
-    max_questions: Annotated[int | None, Option("The first so many questions.")] = None
+    max_questions: Annotated[int | None, Option("Use only this many questions, the first ones.")] = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +84,12 @@ class EndpointOptions(PlainNumbers):
         field(default=None, repr=False)
     )
     concurrency: Annotated[int, Option("Requests to the endpoint at a time.")] = 8
-    max_retries: Annotated[int, Option("More tries after 429, 5xx and cut connections.")] = 8
-    timeout: Annotated[float, Option("Seconds to wait for an answer to begin or go on.")] = 120.0
+    max_retries: Annotated[int, Option("Retries after status 429 or 5xx, or a lost connection.")] = 8
+    timeout: Annotated[float, Option("Seconds to wait for an answer to begin or continue.")] = 120.0
     deadline: Annotated[float, Option("Seconds for the whole of an answer, with all tries; then it has failed.")] = (
         900.0
     )
-    max_bytes: Annotated[int, Option("Bytes of a reply at most; then it has failed.")] = 4 * 2**20
+    max_bytes: Annotated[int, Option("Largest reply in bytes; a longer one counts as failed.")] = 4 * 2**20
     limit_field: Annotated[str, Option("What the endpoint calls the limit of an answer's length.", choices=LIMITS)] = (
         "max_tokens"
     )
@@ -111,5 +121,5 @@ class RatingOptions(PlainNumbers):
     control: Annotated[bool, Option("Have each response rated as another persona's too.")] = True
     max_answer_tokens: Annotated[int, Option("Tokens of a rater's answer at most.", min=1)] = 16
     n_resamples: Annotated[int, Option("Draws of the bootstraps.")] = 2000
-    seed: Annotated[int, Option("Of the bootstraps.", min=0)] = 0
+    seed: Annotated[int, Option("Seed of the bootstraps.", min=0)] = 0
     batch_size: BatchSize = 32

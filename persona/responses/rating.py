@@ -263,7 +263,7 @@ def _rating_request(text: str, persona: str, response: Response, max_tokens: int
 
 
 def _under(response: Response, system: str, model: Model, template: Template) -> SpokenTokens:
-    """The response behind the prompt of another persona's text; its own ids are kept where they are this model's."""
+    """The response after the prompt of another persona's text; its own ids are kept where they are this model's."""
     if system == response.exchange.system:
         return spoken_tokens(response, model, template)
     exchange = replace(response.exchange, system=system)

@@ -18,25 +18,33 @@ from persona_circuits.circuit.figures import (
     Chart,
     Points,
     bar_chart,
-    interval,
     plain,
     write_csv,
     write_figures,
 )
 from persona_circuits.circuit.storage import write_json
+from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.data import Estimate, clusters_of
 from persona_circuits.persona.responses.rating import PersonaRating, Ratings
 
 __all__ = [
-    "TABLE",
     "rating_figures",
     "rating_record",
-    "rating_rows",
+    "rating_table",
     "write_ratings",
 ]
 
 FORMAT = "persona-circuits/rate"
-TABLE = ("persona", "responses", "rating", "95 %", "as another", "95 %", "above it", "unrated")
+RATED = (
+    Column("persona", "persona"),
+    Column("responses", "n"),
+    Column("rating", "rating.value", "+.2f"),
+    Column("95 %", "rating", comma()),
+    Column("as another", "control.value", "+.2f"),
+    Column("95 %", "control", comma()),
+    Column("above it", "above_control", ".2f"),
+    Column("unrated", "unrated"),
+)
 
 
 def write_ratings(
@@ -94,19 +102,11 @@ def rating_record(ratings: Ratings, summary: Sequence[PersonaRating], about: Map
     return plain(record)
 
 
-def rating_rows(summary: Sequence[PersonaRating]) -> list[tuple[str, ...]]:
-    """The table for a terminal, columns as in ``TABLE``."""
-    return [
-        (
-            one.persona,
-            str(one.n),
-            *_shown(one.rating),
-            *_shown(one.control),
-            "" if one.above_control is None else f"{one.above_control:.2f}",
-            str(one.unrated),
-        )
-        for one in summary
-    ]
+def rating_table(ratings: Ratings, summary: Sequence[PersonaRating]) -> Table:
+    """A row per persona, after that of all."""
+    title = f"{len(ratings.rated):,} responses rated by {ratings.rater} ({ratings.unit})"
+    over = f"intervals   over {rated_over(ratings)}; of one persona over questions"
+    return Table(title, RATED, summary, notes=[over])
 
 
 def rating_figures(ratings: Ratings, summary: Sequence[PersonaRating]) -> dict[str, Chart]:
@@ -122,7 +122,3 @@ def rating_figures(ratings: Ratings, summary: Sequence[PersonaRating]) -> dict[s
 
 
 NONE = Estimate(0.0, None, None)
-
-
-def _shown(estimate: Estimate | None) -> tuple[str, str]:
-    return ("", "") if estimate is None else (f"{estimate.value:+.2f}", interval(estimate.low, estimate.high))

@@ -77,7 +77,7 @@ class Endpoint:
         return bare_address(self.base_url, self.secrets)
 
     def scrubbed(self, text: str) -> str:
-        """A message without the secrets and without parts of them; what is to be cut is cut behind this."""
+        """A message without the secrets and without parts of them; what is to be cut is cut after this."""
         return scrubbed(text, self.secrets)
 
     def scrubbed_answer(self, text: str) -> str:

@@ -25,21 +25,31 @@ from persona_circuits.circuit.figures import (
     write_csv,
     write_figures,
 )
+from persona_circuits.circuit.printable import shortened
 from persona_circuits.circuit.storage import Kind, is_number, is_text, is_whole, read_json_lines, write_json, write_text
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.responses.plan import Exchange, Response, Responses, baseline_of
 
 __all__ = [
-    "TABLE",
     "read_responses",
     "summarise",
-    "summary_rows",
+    "summary_table",
     "write_response_study",
     "write_responses",
 ]
 
 FORMAT = "persona-circuits/responses"
 RESPONSES = Kind("response file")
-TABLE = ("persona", "for example", "responses", "words", "ended", "empty", "distinct", "unlike baseline")
+SAID = (
+    Column("persona", "persona"),
+    Column("for example", "example", lambda text: shortened(" ".join(text.split()), 40)),
+    Column("responses", "n"),
+    Column("words", "words", ".1f"),
+    Column("ended", "ended", ".2f"),
+    Column("empty", "empty", ".2f"),
+    Column("distinct", "distinct", ".2f"),
+    Column("unlike baseline", "unlike_baseline", ".2f"),
+)
 TEXTS = ("persona", "question", "user", "response")
 
 
@@ -74,21 +84,9 @@ def summarise(responses: Sequence[Response], baseline: str | None = None) -> tup
     return tuple(_summary([one for one in responses if one.exchange.persona == name], base, plainly) for name in names)
 
 
-def summary_rows(summaries: Sequence[PersonaSummary]) -> list[tuple[str, ...]]:
-    """The table for a terminal, columns as in ``TABLE``."""
-    return [
-        (
-            one.persona,
-            _short(one.example),
-            str(one.n),
-            f"{one.words:.1f}",
-            f"{one.ended:.2f}",
-            f"{one.empty:.2f}",
-            f"{one.distinct:.2f}",
-            "" if one.unlike_baseline is None else f"{one.unlike_baseline:.2f}",
-        )
-        for one in summaries
-    ]
+def summary_table(title: str, summaries: Sequence[PersonaSummary]) -> Table:
+    """A row per persona."""
+    return Table(title, SAID, summaries, 2)
 
 
 def write_response_study(
@@ -210,11 +208,6 @@ def _summary(own: Sequence[Response], base: str | None, plainly: Mapping[tuple[A
 def _put(exchange: Exchange) -> tuple[Any, ...]:
     """The question as it was put, whoever was asked."""
     return (exchange.question, exchange.question_wording, exchange.sample)
-
-
-def _short(text: str, most: int = 40) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def _bars(summaries: Sequence[PersonaSummary], values: Sequence[float], title: str, unit: str) -> Chart:

@@ -37,7 +37,7 @@ def spoken_tokens(
 ) -> SpokenTokens:
     """The row of ids that ends with the response, and where the response begins in it.
 
-    What this very model said is taken as the tokens that it said, behind the prompt that it was said to; with
+    What this very model said is taken as the tokens that it said, after the prompt that it was said to; with
     ``anew`` that of the template stands in where it is another one. Other texts are tokenized behind their prompt
     as one text; the response begins with the first token that holds any of its characters, so its first token
     is always in.
@@ -53,7 +53,7 @@ def spoken_tokens(
     if template is None:
         raise OptionError(
             f"the responses are of {response.model or 'another model'}, not of {model.name}; "
-            "give --template to put them behind prompts of this one"
+            "give --template to put them after prompts of this one"
         )
     before, whole = token_ids(prompt, model), token_ids(prompt + response.text, model)
     merged = whole[: len(before)] != before

@@ -32,7 +32,7 @@ class SteerOptions(PlainNumbers):
     ] = ()
     strengths: Annotated[
         tuple[float, ...],
-        Option("Above 0, apart by commas; each is used with both signs.", given=str, read=numbers_of),
+        Option("Above 0, separated by commas; each is used with both signs.", given=str, read=numbers_of),
     ] = (0.5, 1.0, 2.0, 4.0)
     positions: Annotated[
         str,

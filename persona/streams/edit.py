@@ -1,6 +1,6 @@
-"""The residual stream as the whole model runs: read behind every block, or changed behind some.
+"""The residual stream as the whole model runs: read after every block, or changed after some.
 
-Layer l is the stream behind block l, from 0; the last layer is what the final norm reads.
+Layer l is the stream after block l, from 0; the last layer is what the final norm reads.
 The model's own forward pass runs, cache and all; nothing else of it is touched.
 """
 
@@ -30,7 +30,7 @@ Change = Callable[[Float[Tensor, "batch pos d_model"]], Tensor | None]
 
 @contextlib.contextmanager
 def on_streams(model: Model, changes: Mapping[int, Change]) -> Iterator[None]:
-    """Within the block the stream behind each named layer goes through its function.
+    """Within the block the stream after each named layer goes through its function.
 
     A function gets ``[batch, pos, d_model]`` and returns what takes its place, or None to leave it.
     """
@@ -48,7 +48,7 @@ def on_streams(model: Model, changes: Mapping[int, Change]) -> Iterator[None]:
 def mean_streams(
     model: Model, tokens: Int[Tensor, "batch pos"], inside: Bool[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch layer d_model"]:
-    """The mean stream behind every block over each row's marked positions, from one forward pass.
+    """The mean stream after every block over each row's marked positions, from one forward pass.
 
     Rows have one length and no padding; every row has a position marked. The sums are of
     float32 at least, whatever the weights are.
@@ -74,11 +74,11 @@ def mean_streams(
 
 
 def chosen_layer(n_layers: int, layer: int | None, fraction: float | None) -> int:
-    """The layer that is named, or the one behind which that fraction of the blocks lies.
+    """The layer that is named, or the one after which that fraction of the blocks lies.
 
-    Without either, fraction 0.5: the layer behind half of the blocks. Fraction f of n blocks is behind
+    Without either, fraction 0.5: the layer after half of the blocks. Fraction f of n blocks is after
     int(n f + .5) of them, halves rounded up, which is ``hidden_states[int(n * f + .5)]`` of transformers; where that
-    is none, behind the first.
+    is none, after the first.
 
     Raises:
         OptionError: both are given, or one is out of range.

@@ -136,5 +136,5 @@ def id_table(lists: Sequence[Sequence[int]], *, width: int = 0) -> Int[Tensor, "
 
 
 def point_names(n_layers: int) -> tuple[str, ...]:
-    """What stands on an axis for each point: ``embedding``, then ``block 0`` and so on: behind that block."""
+    """What stands on an axis for each point: ``embedding``, then ``block 0`` and so on: after that block."""
     return ("embedding", *(f"block {layer}" for layer in range(n_layers)))

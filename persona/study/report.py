@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from persona_circuits.circuit.figures import markdown_cell, markdown_code
+from persona_circuits.circuit.figures import markdown_code
 from persona_circuits.circuit.printable import visible
+from persona_circuits.circuit.table import markdown_cell
 from persona_circuits.persona.explanation import VERDICTS
 from persona_circuits.persona.study.context import AXES, Context
 from persona_circuits.persona.study.numbers import Number, Numbers, slug

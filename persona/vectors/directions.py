@@ -1,4 +1,4 @@
-"""Directions to steer along: for every pair a vector from persona B to persona A, behind every block.
+"""Directions to steer along: for every pair a vector from persona B to persona A, after every block.
 
     contrast   mean over the fitting pairs of the pair's own two personas of A's stream minus B's
     personas   difference of the two personas' means at the prompt's end. Personas meet different
@@ -67,7 +67,7 @@ class Directions:
 def prompt_end_streams(
     model: Model, examples: Sequence[Example], *, position: str = "prompt-end", batch_size: int = 32
 ) -> Streams:
-    """The stream behind every block at each prompt's last token, or another named position, in float64.
+    """The stream after every block at each prompt's last token, or another named position, in float64.
 
     Raises:
         OptionError: a prompt has no such position.

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from persona_circuits.circuit.errors import TaskError
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.vectors.comparison import Compared
 from persona_circuits.persona.vectors.vectors import centred
 
 __all__ = [
-    "LIKENESS",
     "Likeness",
     "likeness",
-    "likeness_rows",
+    "likeness_table",
 ]
 
-LIKENESS = ("persona", "cosine", "centred")
+LIKENESS = (Column("persona", "persona"), Column("cosine", "raw", ".5f"), Column("centred", "centred", ".5f"))
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def likeness(own: Compared, other: Compared) -> tuple[Likeness, ...]:
     return tuple(map(Likeness, names, raw.tolist(), middle.tolist()))
 
 
-def likeness_rows(found: Sequence[Likeness]) -> list[tuple[str, ...]]:
-    """Columns as in ``LIKENESS``."""
-    return [(one.persona, f"{one.raw:.5f}", f"{one.centred:.5f}") for one in found]
+def likeness_table(found: Sequence[Likeness]) -> Table:
+    """A row per persona."""
+    return Table("every persona's vector beside its other", LIKENESS, found)
 
 
 def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:

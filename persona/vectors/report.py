@@ -39,24 +39,40 @@ from persona_circuits.circuit.figures import (
     write_figures,
 )
 from persona_circuits.circuit.storage import write_json
+from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.vectors.comparison import Comparison
 from persona_circuits.persona.vectors.storage import Geometry, about_vectors, persona_records, vector_record
 from persona_circuits.persona.vectors.vectors import assistant_axis
 
 __all__ = [
-    "COMPARED",
-    "LAYERS",
-    "TABLE",
-    "comparison_rows",
-    "layer_rows",
-    "persona_rows",
     "vector_figures",
+    "vector_tables",
     "write_vectors",
 ]
 
-TABLE = ("persona", "nearest", "farthest", "responses", "tokens", "length", "halves", "axis", "PC 1", "PC 2")
-LAYERS = ("layer", "halves agree", "with others", "identified", "PC 1", "PCs for 80 %", "|cos(axis, PC 1)|")
-COMPARED = ("models", "rho", "p")
+PERSONAS = (
+    Column("persona", "persona"),
+    Column("nearest", lambda row: f"{row['nearest']} {row['nearest_cosine']:+.2f}"),
+    Column("farthest", lambda row: f"{row['farthest']} {row['farthest_cosine']:+.2f}"),
+    Column("responses", "responses"),
+    Column("tokens", "tokens"),
+    Column("length", "length", ".2f"),
+    Column("halves", "halves", "+.2f"),
+    Column("axis", "axis", "+.2f"),
+    Column("PC 1", lambda row: row.get("pc1"), "+.2f"),
+    Column("PC 2", lambda row: row.get("pc2"), "+.2f"),
+)
+"""``length`` is of the centred vector, ``halves`` the cosine of the vector's two halves, ``axis`` the place between the
+mean of all others (0) and the baseline (1)."""
+LAYERS = (
+    Column("layer", "shown"),
+    Column("halves agree", "own", "+.2f"),
+    Column("with others", "others", "+.2f"),
+    Column("identified", "identified", ".2f"),
+    Column("PC 1", "pc1", ".2f"),
+    Column("PCs for 80 %", "components_80"),
+    Column("|cos(axis, PC 1)|", "axis_pc1", "+.2f"),
+)
 
 
 def write_vectors(
@@ -81,57 +97,29 @@ def write_vectors(
     if found.baseline is not None:
         arrays["axis"] = assistant_axis(vectors, found.baseline).astype(np.float32)
     write_arrays(arrays, about_vectors(found), folder / "vectors.safetensors")
-    title = f"Persona vectors of {Path(vectors.model).name} behind block {found.layer}"
+    title = f"Persona vectors of {Path(vectors.model).name} after block {found.layer}"
     figures = vector_figures(found, comparison)
     write_figures(figures, folder, page="vectors.html", title=title, notes=found.notes)
 
 
-def persona_rows(found: Geometry) -> list[tuple[str, ...]]:
-    """The table for a terminal, columns as in ``TABLE``: ``length`` is of the centred vector, ``halves`` the cosine
-    of the vector's two halves, ``axis`` the place between the mean of all others (0) and the baseline (1)."""
-    return [
-        (
-            row["persona"],
-            f"{row['nearest']} {row['nearest_cosine']:+.2f}",
-            f"{row['farthest']} {row['farthest_cosine']:+.2f}",
-            str(row["responses"]),
-            str(row["tokens"]),
-            f"{row['length']:.2f}",
-            _number(row["halves"]),
-            _number(row["axis"]),
-            _number(row.get("pc1")),
-            _number(row.get("pc2")),
-        )
-        for row in plain(persona_records(found))
+def vector_tables(found: Geometry, comparison: Comparison | None = None) -> list[Table]:
+    """A row per persona and per layer, of which the chosen one is marked; a row per two models."""
+    vectors = found.vectors
+    title = f"{len(vectors.personas)} persona vectors of {vectors.model} after block {found.layer}, "
+    layers = [{**row, "shown": f"{row['layer']}{' *' * (row['layer'] == found.layer)}"} for row in found.layers]
+    tables = [
+        Table(f"{title}{len(vectors.questions)} questions", PERSONAS, plain(persona_records(found)), 3),
+        Table("by layer (* shown above)", LAYERS, plain(layers)),
     ]
+    return tables if comparison is None else [*tables, _comparison_table(comparison)]
 
 
-def layer_rows(found: Geometry) -> list[tuple[str, ...]]:
-    """A row per layer, columns as in ``LAYERS``; the chosen layer is marked."""
-    return [
-        (
-            f"{row['layer']}{' *' if row['layer'] == found.layer else ''}",
-            _number(row["own"]),
-            _number(row["others"]),
-            _share(row["identified"]),
-            _share(row["pc1"]),
-            str(row["components_80"]),
-            _number(row["axis_pc1"]),
-        )
-        for row in plain(list(found.layers))
-    ]
-
-
-def comparison_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """A row per two models, columns as in ``COMPARED``."""
-    names = [
-        f"{Path(name).name}, layer {layer}" for name, layer in zip(comparison.models, comparison.layers, strict=True)
-    ]
-    return [
-        (f"{names[j]} / {names[i]}", _number(comparison.similarity[i, j]), f"{comparison.p[i, j]:.4f}")
-        for i in range(len(names))
-        for j in range(i)
-    ]
+def _comparison_table(comparison: Comparison) -> Table:
+    names = [f"{Path(name).name}, layer {at}" for name, at in zip(comparison.models, comparison.layers, strict=True)]
+    similarity, p = plain(comparison.similarity), comparison.p
+    rows = [(f"{names[j]} / {names[i]}", similarity[i][j], p[i, j]) for i in range(len(names)) for j in range(i)]
+    columns = ("models", Column("rho", 1, "+.2f"), Column("p", 2, ".4f"))
+    return Table(f"how alike models arrange {len(comparison.personas)} personas", columns, rows)
 
 
 def vector_figures(found: Geometry, comparison: Comparison | None = None) -> dict[str, Chart]:
@@ -147,14 +135,6 @@ def vector_figures(found: Geometry, comparison: Comparison | None = None) -> dic
     return figures
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None or not np.isfinite(value) else f"{value:+.2f}"
-
-
-def _share(value: float | None) -> str:
-    return "" if value is None or not np.isfinite(value) else f"{value:.2f}"
-
-
 def _cosine_figure(found: Geometry) -> Chart:
     """The tree on the left, the heat map in its order on the right."""
     from scipy.cluster.hierarchy import dendrogram
@@ -168,7 +148,7 @@ def _cosine_figure(found: Geometry) -> Chart:
     ]
     beside = Panel(tree, x=Axis("1 - cosine", falls=True), y=Axis(ends=(-0.5, n - 0.5), bare=True))
     cells = Cells(found.cosines[np.ix_(order, order)].tolist(), names, names, "cosine", ends=(-1.0, 1.0))
-    title = f"Cosines of centred persona vectors behind block {found.layer}"
+    title = f"Cosines of centred persona vectors after block {found.layer}"
     return Chart(title, (beside, Panel((cells,))), 2, (0.16, 0.84))
 
 
@@ -186,7 +166,7 @@ def _component_figure(found: Geometry) -> Chart:
     if len(shown) < len(names):
         without = f" ({found.baseline} is far off and not shown)"
     labels = [f"PC {k + 1} ({explained[k]:.0%} of variance)" if k < len(explained) else "" for k in (0, 1)]
-    title = f"Principal components of persona vectors behind block {found.layer}{without}"
+    title = f"Principal components of persona vectors after block {found.layer}{without}"
     return chart([points], title=title, x=labels[0], y=labels[1])
 
 
@@ -220,7 +200,7 @@ def _layer_figure(found: Geometry) -> Chart:
     curves += [("variance on PC 1", "pc1"), ("|cos(axis, PC 1)|", "axis_pc1")]
     drawn = [Curve(name, at, [row[key] for row in found.layers]) for name, key in curves]
     drawn = [curve for curve in drawn if any(value is not None for value in curve.y)]
-    return line_chart(drawn, title="Persona vectors by layer", x="behind block", y="cosine or share")
+    return line_chart(drawn, title="Persona vectors by layer", x="after block", y="cosine or share")
 
 
 def _models_figure(comparison: Comparison) -> Chart:

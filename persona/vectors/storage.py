@@ -45,7 +45,7 @@ FAR = 0.1  # share by which a baseline's prompts may be shorter or longer before
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """The personas' vectors behind one block, and what they look like there.
+    """The personas' vectors after one block, and what they look like there.
 
     ``positions`` are those on the assistant axis; components are fitted without the baseline.
     """
@@ -78,7 +78,7 @@ class StoredVectors:
 
 
 def geometry_of(vectors: PersonaVectors, layer: int, baseline: str | None) -> Geometry:
-    """Everything about the personas behind one block, and its headline numbers behind all of them.
+    """Everything about the personas after one block, and its headline numbers after all of them.
 
     Raises:
         TaskError: there are fewer than three personas, or two have exactly the same vector as their mean.

@@ -1,6 +1,6 @@
 """Persona vectors: the mean residual stream over the tokens of what a model says as somebody.
 
-    response        mean over exactly its own tokens, behind every block, in one pass
+    response        mean over exactly its own tokens, after every block, in one pass
     question        mean over a persona's responses to it
     persona vector  mean over questions, the same ones for every persona
 
@@ -57,7 +57,7 @@ Vectors = Float[np.ndarray, "persona d_model"]
 
 @dataclass(frozen=True, eq=False)
 class PersonaVectors:
-    """The vectors of all personas behind every block.
+    """The vectors of all personas after every block.
 
     ``means`` are over all ``questions``, ``halves`` over those of even and of odd place
     (nan with a single question). ``n_responses`` and ``n_tokens`` are what each persona's
@@ -82,7 +82,7 @@ class PersonaVectors:
         return self.means.shape[1]
 
     def at(self, layer: int) -> Vectors:
-        """The vectors behind one block, as they are: not centred."""
+        """The vectors after one block, as they are: not centred."""
         return self.means[:, layer]
 
 
@@ -129,7 +129,7 @@ def persona_vectors(
         Of this model (then their own token ids are used) or of any other, in which case
         ``template`` makes the prompts.
     anew
-        Put this model's responses, too, behind the prompts of ``template`` where they were made with another.
+        Put this model's responses, too, after the prompts of ``template`` where they were made with another.
     cache
         Folder of what has been read: a file per persona, named by model, layers and tokens.
     progress
@@ -189,7 +189,7 @@ def cosines(vectors: Vectors, others: Vectors | None = None) -> Float[np.ndarray
 
 
 def assistant_axis(vectors: PersonaVectors, baseline: str) -> Float[np.ndarray, "layer d_model"]:
-    """The baseline's vector minus the mean of all others, behind every block: it points to the baseline."""
+    """The baseline's vector minus the mean of all others, after every block: it points to the baseline."""
     at = vectors.personas.index(baseline)
     return vectors.means[at] - np.delete(vectors.means, at, axis=0).mean(0)
 

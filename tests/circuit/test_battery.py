@@ -26,7 +26,7 @@ from persona_circuits.circuit.drawing import to_agraph
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.io import faults_of, read_circuit, write_circuit
 from persona_circuits.circuit.model import load_model
-from persona_circuits.circuit.reporting import evaluation_rows, tables, write_battery
+from persona_circuits.circuit.reporting import evaluations_table, tables, write_battery
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import load_task
 from persona_circuits.cli import app
@@ -201,7 +201,7 @@ def test_tables_and_figures_hold_all_of_it(results, tmp_path):
 
 @pytest.mark.slow
 def test_a_stopped_battery_goes_on(tiny, tiny_task, found, tmp_path, monkeypatch):
-    """After a stop behind the hypothesis tests their measurements are read and not made again."""
+    """After a stop after the hypothesis tests their measurements are read and not made again."""
     from persona_circuits.circuit.evaluation import measurements
 
     monkeypatch.setattr(measurements, "SAVE_SECONDS", 0.0)
@@ -290,7 +290,7 @@ def test_the_transfer_table_over_pairs_and_models(run, tmp_path, tiny):
     assert "this measures a transfer" in done.stderr
     assert "found in other weights" in done.stdout or "found earlier" in done.stdout
     record = json.loads((tmp_path / "run" / "circuit.json").read_text())
-    rows = evaluation_rows(record)
+    rows = evaluations_table(record).cells()
     assert len(rows) == 3
     assert "all evaluations in the circuit's file" in done.stdout
     assert {row[2] for row in rows} == {TINY, str(tmp_path / "other-model")}

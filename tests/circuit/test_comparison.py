@@ -29,7 +29,7 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import random_circuits
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import write_circuit, write_eap_ig, write_scores
-from persona_circuits.circuit.reporting import edge_rows, overlap_rows, setting_rows
+from persona_circuits.circuit.reporting import comparison_tables
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Task
@@ -149,7 +149,7 @@ def test_empty_circuits(a, b):
     assert found.edges.random is None
     assert found.edges.exchanged is None
     assert sum("is an empty circuit" in note for note in found.notes) == (not a) + (not b)
-    assert overlap_rows(found)[0][4] == ("0.000" if a or b else "undefined")
+    assert cells(found, "overlap, chance over 0 draws")[0][4] == ("0.000" if a or b else "undefined")
 
 
 def test_full_circuits():
@@ -232,8 +232,14 @@ def test_reversed_scores_are_opposite_beyond_chance():
 
 def test_strongest_edges_are_listed_by_the_weaker_side():
     found = compare(side(A), side(B), n_draws=2)
-    assert [row[0] for row in edge_rows(found, opposite=False)] == ["input->m0", "m0->logits"]
-    assert edge_rows(found, opposite=True) == [("m0->logits", "both", "-0.3000", "+0.6000")]
+    assert [row[0] for row in cells(found, "strongest shared edges")] == ["input->m0", "m0->logits"]
+    opposite = cells(found, "strongest edges of opposite sign")
+    assert opposite == [("m0->logits", "both", "-0.3000", "+0.6000")]
+
+
+def cells(found, title):
+    (table,) = (table for table in comparison_tables(found) if table.title == title)
+    return table.cells()
 
 
 # --- what cannot be compared, and what is said ------------------------------------------------
@@ -289,7 +295,7 @@ def test_settings_that_differ_are_named(runs, section, key, value):
     (found,) = settings_apart(*sides)
     assert found.key == (key if section is None else f"{section}.{key}")
     assert (found.a, found.b) == (one[key] if section is None else one[section][key], value)
-    rows = setting_rows(compare(*sides, n_draws=1))
+    rows = cells(compare(*sides, n_draws=1), "warning: not found alike")
     assert [row[0] for row in rows] == [found.key]
 
 

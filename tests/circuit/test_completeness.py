@@ -39,9 +39,7 @@ def backup_network():
 
 MAIN_PATH = frozenset({"input->a1.h0<v>", "a1.h0->logits"})
 PLANTED = {planted.name: planted for planted in planted_models()} | {
-    "backup": Planted(
-        "backup", "A head, and an MLP behind it.", "no collapse", MAIN_PATH, _pairs(EARLY), backup_network
-    )
+    "backup": Planted("backup", "A head, and an MLP after it.", "no collapse", MAIN_PATH, _pairs(EARLY), backup_network)
 }
 
 

@@ -93,7 +93,7 @@ def test_logits_are_hugging_faces(name, family):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3.2", "gemma2", "neox, parallel"])
 def test_eap_and_eap_ig_are_their_definition(name, family):
-    """Plain autograd with a stream for every head, with norms behind components and side by side ones too."""
+    """Plain autograd with a stream for every head, with norms after components and side by side ones too."""
     model, _ = family(name)
     batch = pair_of_prompts()
     for found, points in (
@@ -201,7 +201,7 @@ def test_padded_prompts_are_the_prompts_alone(name, family):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_zero_ablation_edge_by_edge(name, family):
-    """Nothing in place of what is cut: streams of zeros are zeros, whichever norms read them and stand behind them."""
+    """Nothing in place of what is cut: streams of zeros are zeros, whichever norms read them and stand after them."""
     model, network = family(name)
     if FAMILIES[name].no_reference:
         pytest.skip(FAMILIES[name].no_reference)

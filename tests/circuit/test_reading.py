@@ -131,9 +131,9 @@ def test_messages_are_short_and_can_be_printed():
 
 
 def test_tables_are_told_from_json():
-    assert table_kind("name,wording\na,b") == "a table apart by commas"
-    assert table_kind("\n\nname;wording, too") == "a table apart by semicolons"
-    assert table_kind("a\tb;c") == "a table apart by tabs"
+    assert table_kind("name,wording\na,b") == "a table separated by commas"
+    assert table_kind("\n\nname;wording, too") == "a table separated by semicolons"
+    assert table_kind("a\tb;c") == "a table separated by tabs"
     assert table_kind(' {"a": 1, "b": 2}') == table_kind("[1, 2]") == table_kind("text") == table_kind("") == ""
 
 
@@ -275,9 +275,9 @@ def test_null_is_read_as_no_key_where_a_key_may_be_absent(tmp_path):
         (
             "eap.csv",
             "clean,corrupted,correct_idx,incorrect_idx\na,b,1,2\n" * 900,
-            r"apart by commas \(EAP-IG's, .*token ids",
+            r"separated by commas \(EAP-IG's, .*token ids",
         ),
-        ("p.tsv", "clean\tcorrupt\n" * 5, "apart by tabs"),
+        ("p.tsv", "clean\tcorrupt\n" * 5, "separated by tabs"),
         ("tracr.json", json.dumps({"prompts": [{"clean": [[1, 2]], "corrupt": [[3]]}] * 900}), "prompts as tokens"),
     ],
 )

@@ -37,7 +37,7 @@ def sigmoid(x):
 
 
 def option_logits(network, tokenizer, texts):
-    """The host's logits ``[text, vocab]`` behind prompts of one length, and those of plain, golden and usual."""
+    """The host's logits ``[text, vocab]`` after prompts of one length, and those of plain, golden and usual."""
     with torch.no_grad():
         logits = network(torch.tensor([tokenizer(text)["input_ids"] for text in texts])).logits[:, -1]
     return logits, logits[:, [tokenizer(option)["input_ids"][0] for option in OPTIONS]].double().numpy()

@@ -20,11 +20,9 @@ from persona_circuits.persona.bridge import (
     BridgeOptions,
     NodeSet,
     bridge_figures,
+    bridge_tables,
     build_bridge,
     fingerprint_of,
-    layer_rows,
-    node_rows,
-    overlap_rows,
     random_sets,
     read_movers,
     read_neuron_mlps,
@@ -106,7 +104,7 @@ def test_parts_are_what_bare_hooks_see_along_the_pooled_difference(tiny64, found
 @pytest.mark.parametrize("family", ["gpt2", "llama3.2", "gemma2", "neox, parallel"])
 @pytest.mark.parametrize("position", ["persona-end", "prompt-end"])
 def test_the_parts_sum_to_the_projection(tiny64, family, position):
-    """With a norm behind components (Gemma 2) every run has gains of its own; they are in the parts."""
+    """With a norm after components (Gemma 2) every run has gains of its own; they are in the parts."""
     fitting = network_of(FAMILIES[family])
     fitting.resize_token_embeddings(len(tiny64.tokenizer), mean_resizing=False)
     fitting.config.architectures = [type(fitting).__name__]
@@ -304,9 +302,10 @@ def test_files_tables_and_figures(study, tmp_path):
     assert len(record["layers"]) == 3
     arrays = load_file(tmp_path / "bridge.safetensors")
     np.testing.assert_allclose(arrays["parts"].sum(2), arrays["projections"], atol=1e-9)
-    assert len(layer_rows(study)) == 3
-    assert node_rows(study)[0][0] == record["nodes"][0]["node"]
-    assert len(overlap_rows(study)) == 1
+    layers, nodes, overlaps = (table.cells() for table in bridge_tables(study))
+    assert len(layers) == 3
+    assert nodes[0][0] == record["nodes"][0]["node"]
+    assert len(overlaps) == 1
     for name in bridge_figures(study):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 
@@ -316,7 +315,7 @@ def test_the_command_on_the_shipped_list_of_nodes(tmp_path):
     arguments = ["bridge", str(ROOT / "real_circuits_1.json"), "--n-random", "50", "--layer", "10", "--out", str(out)]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
-    assert "largest writers behind block 10" in done.output
+    assert "largest writers after block 10" in done.output
     record = json.loads((out / "bridge.json").read_text())
     assert record["conserved"]
     assert "--n-random 50" in (out / "index.html").read_text()

@@ -195,7 +195,7 @@ def test_no_gain_parts_a_saturated_reader_but_the_predicted_one_parts_a_linear_o
 
 
 def test_raised_attention_does_what_a_late_placement_does(planted):
-    """The weak model's own control: the same personas named behind the question."""
+    """The weak model's own control: the same personas named after the question."""
     model, found = planted("weak")
     late = PLANTED["weak"].control_pairs
     assert all(pair.clean.index("which") < pair.clean.index(pair.persona_a) for pair in late)

@@ -274,12 +274,12 @@ def test_the_largest_divergence_among_those_with_mass_is_recommended(study):
 
 
 def test_the_files_of_a_study(study, tmp_path):
-    from persona_circuits.persona.formats import format_rows, write_formats
+    from persona_circuits.persona.formats import format_table, write_formats
 
     write_formats(study, tmp_path)
     record = json.loads((tmp_path / "formats.json").read_text())
     assert record["recommended"] == study.best
-    assert (tmp_path / "formats.csv").read_text().count("\n") == len(format_rows(study)) + 1
+    assert (tmp_path / "formats.csv").read_text().count("\n") == len(format_table(study).cells()) + 1
     assert (tmp_path / "formats.png").stat().st_size > 1000
     assert (tmp_path / "formats.html").exists()
 

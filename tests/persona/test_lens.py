@@ -20,16 +20,13 @@ from persona_circuits.persona.data import load_examples
 from persona_circuits.persona.lens import (
     LensOptions,
     component_names,
-    component_rows,
-    curve_rows,
     decision,
-    decision_lines,
     lens_figures,
     lens_record,
+    lens_tables,
     read_out,
     read_out_direction,
     study_lens,
-    word_rows,
     write_lens,
 )
 from persona_circuits.persona.streams import collect, grouped, trace
@@ -54,7 +51,7 @@ def network(tiny):
 
 
 def hidden(network, ids):
-    """Hugging Face's streams between the blocks; its last one is behind the final norm."""
+    """Hugging Face's streams between the blocks; its last one is after the final norm."""
     with torch.no_grad():
         return network(torch.tensor([ids]), output_hidden_states=True).hidden_states
 
@@ -77,7 +74,7 @@ ROW = {
 
 def test_words_are_those_of_hugging_faces_streams_read_out(study, tiny, found, network):
     """By point and side the mean probability over prompts, of the ten most likely of each."""
-    rows = word_rows(study)
+    rows = lens_tables(study)[1].cells()
     assert [row[0] for row in rows] == list(study.points)
     for side in (0, 1):
         prompts = [one.placed.ids for one in found.examples[side::2]]
@@ -288,7 +285,7 @@ def test_other_families_conserve_d_or_say_that_they_do_not(family, tiny):
         assert study.attribution.error < 1e-5
     else:
         assert "caps its logits" in study.notes[-1]
-        assert component_rows(study) == []
+        assert len(lens_tables(study)) == 2
         assert "attribution" not in lens_figures(study)
 
 
@@ -391,13 +388,12 @@ def test_files_hold_what_was_measured(study, folder):
     assert record["decision"]["pivot"]["n"] == 8
 
 
-def test_the_tables_rows_fit_their_columns(study):
-    from persona_circuits.persona.lens import COMPONENTS, TABLE
-
-    assert {len(row) for row in curve_rows(study)} == {len(TABLE)}
-    assert {len(row) for row in component_rows(study)} == {len(COMPONENTS)}
-    assert curve_rows(study)[-1][0] == "block 2"
-    assert any(line.startswith("block that moves D most: block") for line in decision_lines(study))
+def test_the_tables_hold_the_studys_numbers(study):
+    curves, words, components = lens_tables(study)
+    assert curves.cells()[-1][0] == "block 2"
+    assert curves.cells()[-1][1] == f"{study.curves['divergence'][-1][-1].value:+.2f}"
+    assert {len(row) for row in components.cells()} == {4}
+    assert any(line.startswith("block that moves D most: block") for line in words.notes)
 
 
 def test_positions_can_be_chosen(tiny, found):

@@ -22,7 +22,6 @@ from persona_circuits.persona.neurons import (
     ROUNDING,
     NeuronOptions,
     ablated,
-    ablation_rows,
     at_rounding,
     effect_size,
     grouped_means,
@@ -35,6 +34,7 @@ from persona_circuits.persona.neurons import (
     ranks,
     read_neurons,
     study_neurons,
+    tables,
     tokens_at,
     write_neurons,
 )
@@ -449,7 +449,7 @@ def test_files_and_figures(study, tmp_path):
     text = (tmp_path / "neurons.md").read_text()
     assert f"| {record['selected'][0]['name']} |" in text
     assert "## Ablation" in text
-    assert len(ablation_rows(study)) == 3
+    assert len(list(tables(study))[-1].cells()) == 3
     for name in neuron_figures(study):
         assert (tmp_path / f"{name}.png").stat().st_size > 5000
 

@@ -37,13 +37,10 @@ from persona_circuits.persona.patching import (
     PatchOptions,
     Site,
     ablation_lines,
-    mover_rows,
     parse_heads,
     parse_paths,
     patch_figures,
-    path_rows,
-    stream_rows,
-    stream_table,
+    patch_tables,
     study_patching,
     write_patch,
 )
@@ -215,9 +212,10 @@ def test_parts_say_which_tokens_are_patched(tiny64, found, tmp_path):
     assert [part.split()[0] for part in single.parts] == [*map(str, range(length - 1)), ANSWER]
     assert single.parts[1] == "1 are"  # both prompts have this token
     assert single.parts[3] == "3"  # happy, sad
-    assert len(stream_table(single)) == 9 < len(single.parts)
-    assert stream_table(single)[-1] == ANSWER
-    assert {len(row) for row in stream_rows(single)} == {9}
+    table = patch_tables(single)[0]
+    assert len(table.labels) == 9 < len(single.parts)
+    assert table.labels[-1] == ANSWER
+    assert {len(row) for row in table.cells()} == {9}
     at = one.examples[0].placed.places["persona-end"]
     for layer in range(4):
         sites = Site("stream", layer, single.parts[at]), Site("stream", layer, "persona-end")
@@ -460,13 +458,12 @@ def test_the_same_study_gives_the_same_files(study, tmp_path):
         write_patch(study, tmp_path / "absent")
 
 
-def test_the_tables_rows_fit_their_columns(study):
-    from persona_circuits.persona.patching import MOVERS, PATHS
-
-    assert {len(row) for row in mover_rows(study)} == {len(MOVERS)}
-    assert {len(row) for row in path_rows(study)} == {len(PATHS)}
-    assert {len(row) for row in stream_rows(study)} == {len(stream_table(study))}
-    assert [row[0] for row in stream_rows(study)] == ["block 0", "block 1", "block 2", "logits"]
+def test_the_tables_hold_the_studys_numbers(study):
+    stream, movers, paths = patch_tables(study)
+    assert [row[0] for row in stream.cells()] == ["block 0", "block 1", "block 2", "logits"]
+    assert [row[0] for row in movers.cells()] == [one.head for one in study.movers[:10]]
+    assert movers.cells()[0][2] == f"{study.movers[0].denoising.value:+.2f}"
+    assert {row[1] for row in paths.cells()} == set(study.paths.receivers)
     assert ablation_lines(study)[0].startswith("ablated     a0.h1, a2.h3 (corrupt) on 8 pairs")
 
 

@@ -199,7 +199,7 @@ def test_options_of_both_questions_are_set_against_each_other(model, neutral, tm
         ("shared", " tomato", " ball")
     }
     first = found.rows[0]
-    # Without a persona the contrast is both leads, as the two options are the same behind both questions.
+    # Without a persona the contrast is both leads, as the two options are the same after both questions.
     assert first["expected"] == pytest.approx(sum(first["leads"]), abs=0.002)
 
 

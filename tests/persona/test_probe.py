@@ -20,22 +20,19 @@ from persona_circuits.circuit.statistics import Clusters, interval
 from persona_circuits.cli import app
 from persona_circuits.persona.data import load_examples, read_personas, without_persona
 from persona_circuits.persona.probing import (
-    GEOMETRY,
-    TABLE,
     Predicted,
     ProbeOptions,
     Sample,
     cross_validate,
     explicit_fold,
     folds_by_group,
-    geometry_rows,
     joined,
     mean_scores,
     predict_chosen,
     probe_directions,
     probe_figures,
     probe_record,
-    probe_rows,
+    probe_tables,
     score,
     study_probes,
     write_probes,
@@ -550,8 +547,9 @@ def test_files_hold_what_was_measured(study, folder):
     np.testing.assert_allclose(np.linalg.norm(arrays["direction/identity/persona-end"], axis=1), 1.0, atol=1e-5)
     record = json.loads((folder / "probe.json").read_text())
     assert record["probes"][0]["curve"][0]["after"] == "embedding"
-    assert {len(row) for row in probe_rows(study)} == {len(TABLE)}
-    assert {len(row) for row in geometry_rows(study)} == {len(GEOMETRY)}
+    probes, geometry = probe_tables(study)
+    assert [row[5] for row in probes.cells()] == [f"{cell.best.balanced.value:.2f}" for cell in study.cells]
+    assert [row[0] for row in geometry.cells()] == list(study.positions)
 
 
 def test_the_same_seed_gives_the_same_study(world, found):

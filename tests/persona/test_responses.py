@@ -26,7 +26,7 @@ from persona_circuits.persona.responses import (
     respond,
     respond_remotely,
     summarise,
-    summary_rows,
+    summary_table,
     write_response_study,
     write_responses,
 )
@@ -355,7 +355,7 @@ def test_the_summary_of_responses(tmp_path):
     assert {one.unlike_baseline for one in summarise(found[2:])} == {None}
     with pytest.raises(OptionError, match="nobody"):
         summarise(found, "nobody")
-    assert summary_rows([cook])[0][:4] == ("cook", "Tea.", "2", "2.0")
+    assert summary_table("said", [cook]).cells()[0][:4] == ("cook", "Tea.", "2", "2.0")
     for name in "ab":
         (tmp_path / name).mkdir()
         write_response_study(Responses(tuple(found), 6, 0, {}), {"model": "toy"}, tmp_path / name)

@@ -221,9 +221,9 @@ def test_all_faults_of_a_file_are_named_with_their_places(write, reader, name, c
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("p.tsv", "name\twording\na\tA.\n", "apart by tabs; .tsv is read as"),
-        ("p.csv", "name;wording\na;A, B.\n", "apart by semicolons; a .csv is read apart by commas"),
-        ("p.txt", "name,wording\na,A.\n" * 500, "apart by commas; .txt is read as"),
+        ("p.tsv", "name\twording\na\tA.\n", "separated by tabs; .tsv is read as"),
+        ("p.csv", "name;wording\na;A, B.\n", "separated by semicolons; a .csv must be separated by commas"),
+        ("p.txt", "name,wording\na,A.\n" * 500, "separated by commas; .txt is read as"),
     ],
 )
 def test_a_table_of_another_kind_is_one_sentence(write, name, content, says):

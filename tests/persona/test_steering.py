@@ -611,7 +611,7 @@ def test_the_command(tmp_path):
     assert json.loads(done.stdout)["direction"] == "pair"
     assert (tmp_path / "b" / "generations.jsonl").read_text() == ""
     for options, says in (
-        (["--strengths", "1,x"], "numbers apart by commas"),
+        (["--strengths", "1,x"], "numbers separated by commas"),
         (["--strengths", "-1"], "above 0"),
         (["--layer", 7], "layer 7"),
         (["--direction", "nothing"], "not one of"),

@@ -48,7 +48,7 @@ ASKED = [Question(name, (f"you like {name}?",), ()) for name in ("red", "blue", 
 
 
 def plain_streams(model, ids):
-    """The stream behind every block at every position, by the engine's own parts: an oracle without hooks."""
+    """The stream after every block at every position, by the engine's own parts: an oracle without hooks."""
     resid, context = model.start(torch.tensor([list(ids)]))
     found = []
     for block in model.blocks:
@@ -173,7 +173,7 @@ def test_no_second_bos_in_front_of_a_response(tiny):
 
 
 def test_another_template_is_read_behind_its_own_prompts(tiny, said):
-    """By hand: the same text behind the prompt of a template that it was not made with."""
+    """By hand: the same text after the prompt of a template that it was not made with."""
     from persona_circuits.persona.responses import open_template, rendered
 
     other = open_template("raw", tiny.tokenizer, cue="so i say")
@@ -533,7 +533,7 @@ def test_role_files_of_assistant_axis(tiny, tmp_path):
 
 
 def test_a_real_model_s_moods_lie_where_they_should(craftgpt, tmp_path):
-    """Two glad moods are nearer to each other than to two sad ones, behind the last but one block."""
+    """Two glad moods are nearer to each other than to two sad ones, after the last but one block."""
     template = load_templates(str(ROOT / "datasets" / "vector_craftgpt_template.json"), craftgpt.tokenizer)[0]
     people = read_personas(ROOT / "datasets" / "vector_craftgpt_personas.jsonl")
     asked = read_questions(ROOT / "datasets" / "vector_craftgpt_questions.jsonl")

@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from persona_circuits.circuit.evaluation.curves.points import SHARES, BandPoint, FaithfulnessCurve, Point, Spread
 from persona_circuits.circuit.evaluation.curves.report import CurveReport
 from persona_circuits.circuit.evaluation.curves.sizes import Sweep
 from persona_circuits.circuit.statistics import Interval
+from persona_circuits.circuit.table import Column, Table, to
 
 __all__ = [
     "area_rows",
     "curve_records",
     "curve_rows",
-    "drawn_by_split",
-    "median_rows",
+    "curve_tables",
     "size_rows",
-    "sweep_columns",
     "sweep_records",
-    "sweep_rows",
+    "sweep_table",
 ]
 
 Rows = list[tuple[str, ...]]
 PERCENT = tuple(f"{100 * share:g} %" for share in SHARES[:-1])
 CURVES = ("scorer", "order", *PERCENT)
-SIZES = CURVES
 AREAS = ("scorer", "order", "CPR", "95 % interval", "CMD", "95 % interval")
+
+
+def curve_tables(report: CurveReport) -> Iterator[Table]:
+    """Per level f by share, the pairs' median f, the edges that are left, and the areas."""
+    for level, n in report.n_units.items():
+        title = f"faithfulness by share of {n:,} {level}s"
+        yield Table(f"{title}, ratios of means", CURVES, curve_rows(report, level), 2)
+        if medians := median_rows(report, level):
+            yield Table(f"{title}, medians of the pairs' own ratios", CURVES, medians, 2)
+        yield Table("edges left without dead ends", CURVES, size_rows(report, level), 2)
+        note = f"intervals over {report.resampled}; of random orders from the lowest to the highest"
+        yield Table("areas over the share", AREAS, area_rows(report, level), 2, [note])
 
 
 def curve_rows(report: CurveReport, level: str) -> Rows:
@@ -92,40 +103,29 @@ def curve_records(report: CurveReport) -> list[dict[str, Any]]:
     ]
 
 
-def sweep_columns(sweep: Sweep) -> tuple[str, ...]:
-    """The columns of ``sweep_rows``."""
-    splits = [
-        column for name, n in sweep.n_pairs.items() for column in (f"f on {name} ({n})", "95 % interval", "median")
+def sweep_table(sweep: Sweep) -> Table:
+    """A row per circuit, from the smallest on; what lies on the front is marked."""
+    title = "nested circuits; * no smaller one here is as close to the whole model on the pairs searched on"
+    columns = [
+        Column("threshold", "tau", ".4g"),
+        Column("share", "share", ".2g"),
+        Column("edges", "n_edges", ","),
+        Column("nodes", "n_nodes", ","),
     ]
-    return "threshold", "share", "edges", "nodes", *splits, "front"
+    columns += [column for name, n in sweep.n_pairs.items() for column in _of_split(name, n)]
+    front = Column("front", lambda point: "*" if point.on_front else "")
+    over = "; ".join(f"on {name} {by}" for name, by in sweep.resampled.items())
+    note = f"f is a ratio of means, median of the pairs' own; intervals {over}"
+    return Table(title, [*columns, front], sweep.points, 0, [note])
 
 
-def sweep_rows(sweep: Sweep) -> Rows:
-    """A line per circuit, from the smallest on; what lies on the front is marked."""
-    return [
-        (
-            f"{point.tau:.4g}",
-            f"{point.share:.2g}",
-            f"{point.n_edges:,}",
-            f"{point.n_nodes:,}",
-            *(
-                cell
-                for name in sweep.n_pairs
-                for cell in (
-                    f"{point.faithfulness[name]:.3f}",
-                    _interval(point.intervals[name]),
-                    _number(point.medians[name], 3),
-                )
-            ),
-            "*" if point.on_front else "",
-        )
-        for point in sweep.points
-    ]
-
-
-def drawn_by_split(sweep: Sweep) -> str:
-    """What the intervals of each split are drawn over, for people."""
-    return "; ".join(f"on {name} {over}" for name, over in sweep.resampled.items())
+def _of_split(name: str, n: int) -> tuple[Column, ...]:
+    """What was measured on the pairs of one split."""
+    return (
+        Column(f"f on {name} ({n})", lambda point: point.faithfulness[name], ".3f"),
+        Column("95 % interval", lambda point: point.intervals[name], to(3)),
+        Column("median", lambda point: _number(point.medians[name], 3)),
+    )
 
 
 def sweep_records(sweep: Sweep) -> list[dict[str, Any]]:

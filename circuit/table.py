@@ -1,0 +1,132 @@
+"""A result as a table: every column declared once, with its label, its value of a row and how that reads.
+
+    LAYERS = (Column("layer", "layer"), Column("f", "circuit.f", ".3f", "undefined"), Column("95 %", "interval", to(2)))
+    Table("faithfulness by layer", LAYERS, study.layers)
+
+The terminal, Markdown, a notebook and, by ``records``, CSV and JSON take the same table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from persona_circuits.circuit.printable import html_table, visible
+
+__all__ = [
+    "Column",
+    "Table",
+    "comma",
+    "markdown_cell",
+    "markdown_table",
+    "to",
+]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its label, its value and how that reads.
+
+    Parameters
+    ----------
+    value
+        Attributes or keys with dots between them (``"gain.low"``), a place in the row, or a function of the row.
+    form
+        A format specification (``"+.2f"``), or a function of the value.
+    missing
+        What stands where there is no value.
+    """
+
+    label: str
+    value: str | int | Callable[[Any], Any]
+    form: str | Callable[[Any], str] = ""
+    missing: str = ""
+
+    def of(self, row: Any) -> Any:
+        """The value itself."""
+        if not isinstance(self.value, str):
+            return row[self.value] if isinstance(self.value, int) else self.value(row)
+        for name in self.value.split("."):
+            row = None if row is None else row[name] if isinstance(row, Mapping) else getattr(row, name)
+        return row
+
+    def text(self, row: Any) -> str:
+        """How it reads."""
+        value = self.of(row)
+        if value is None:
+            return self.missing
+        return self.form(value) if callable(self.form) else format(value, self.form)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under declared columns, of which the first ``texts`` are text and the others numbers.
+
+    A text in the place of a ``Column`` is the label of the row's value at that place. ``notes`` are lines below.
+
+    Examples
+    --------
+    >>> table = Table("one layer", (Column("layer", "at"), Column("f", "f", ".2f", "undefined")), [{"at": 1, "f": 0.5}])
+    >>> print(table.markdown())
+    | layer | f |
+    | --- | ---: |
+    | 1 | 0.50 |
+    >>> table.records()
+    [{'layer': 1, 'f': 0.5}]
+    """
+
+    title: str
+    columns: Sequence[Column | str]
+    rows: Sequence[Any]
+    texts: int = 1
+    notes: Sequence[str] = field(default=())
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(one.label for one in self._columns())
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """How every row reads."""
+        columns = self._columns()
+        return [tuple(column.text(row) for column in columns) for row in self.rows]
+
+    def records(self) -> list[dict[str, Any]]:
+        """The values themselves by label, for CSV and JSON."""
+        columns = self._columns()
+        return [{column.label: column.of(row) for column in columns} for row in self.rows]
+
+    def markdown(self) -> str:
+        return markdown_table(self.labels, self.cells(), texts=self.texts)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.title, self.labels, self.cells())
+
+    def _columns(self) -> list[Column]:
+        return [one if isinstance(one, Column) else Column(one, place) for place, one in enumerate(self.columns)]
+
+
+def comma(places: int = 2) -> Callable[[Any], str]:
+    """The ends of an estimate or an interval as ``1.20, 3.40``; nothing where they are not known."""
+    return lambda one: "" if one.low is None or one.high is None else f"{one.low:.{places}f}, {one.high:.{places}f}"
+
+
+def to(places: int = 2) -> Callable[[Any], str]:
+    """The ends of an interval as ``1.20 to 3.40``."""
+    return lambda one: f"{one.low:.{places}f} to {one.high:.{places}f}"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
+    """A table whose first ``texts`` columns are text, the others numbers; cells read as they are."""
+    rule = ["---"] * texts + ["---:"] * (len(columns) - texts)
+    cells = [[markdown_cell(cell) for cell in row] for row in (columns, rule, *rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
+
+
+def markdown_cell(text: object) -> str:
+    """Text on one line; what would be HTML, another cell, a link or a picture is shown instead."""
+    line = visible(text).replace("\n", " ")
+    if not re.fullmatch(r"`[^`]*`", line):  # all of it code, where nothing is obeyed
+        line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("](", "]\\(")
+    return line.replace("|", "\\|")
