@@ -33,8 +33,10 @@ from persona_circuits.circuit.discovery import batches_of, metric_of, pairs_of
 from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.evaluation import (
     FaithfulnessReport,
+    GroupSearch,
     NullRun,
     PairScores,
+    PairSignal,
     PairsView,
     Transfer,
     divergences_of,
@@ -224,20 +226,13 @@ def _pair_by_pair(ground: Ground, runs: Source, known: PairScores | None, quiet:
     circuit, record = ground.subject.circuit, ground.subject.record
     method = {"scores": "eap"} if options.quick else (record or {}).get("method")
     scores = known or scores_of(model, task, metric, method=method, stage=ground.stage, **ground.how)
+    sought = GroupSearch(scores, rule_of(record), QUICK_DRAWS if options.quick else DRAWS, options.seed)
     watch = Rounding(model, metric)
-    return pairs_view(
-        measured_pairs(model, runs(), metric, circuit, watch=watch),
-        task.pairs,
-        circuit,
-        scores=scores,
-        rule=rule_of(record),
-        divergences=divergences_of(runs(), swapped=metric.swap_rows),
-        sigma_0=None if quiet is None else quiet.sigma_0,
-        rounding=watch.floor,
-        n_draws=QUICK_DRAWS if options.quick else DRAWS,
-        seed=options.seed,
-        progress=ground.stage("groups of pairs"),
-    )
+    values = measured_pairs(model, runs(), metric, circuit, watch=watch)
+    divergences = divergences_of(runs(), swapped=metric.swap_rows)
+    signal = PairSignal(divergences, None if quiet is None else quiet.sigma_0, watch.floor)
+    told = ground.stage("groups of pairs")
+    return pairs_view(values, task.pairs, circuit, signal=signal, sought=sought, progress=told)
 
 
 def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:

@@ -3,6 +3,7 @@
 from persona_circuits.circuit.cost.budget import OTHER, PLAIN, PROCESS_BYTES, Budget, parse_bytes, shown_bytes
 from persona_circuits.circuit.cost.passes import (
     Estimate,
+    Job,
     StepCost,
     acdc_flops,
     eap_flops,
@@ -39,6 +40,7 @@ __all__ = [
     "Budget",
     "Device",
     "Estimate",
+    "Job",
     "StepCost",
     "acdc_flops",
     "architecture_of",

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy import sparse
 
 from persona_circuits.circuit import parallel as ranks
-from persona_circuits.circuit.attribution import score_parts
+from persona_circuits.circuit.attribution import Scoring, score_parts
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import Ablation, Prepared, bare, prepare_each
 from persona_circuits.circuit.graph import Graph
@@ -138,17 +138,15 @@ def pair_scores(
     model: Model,
     batches: Sequence[Batch | Prepared],
     metric: Metric,
+    scoring: Scoring | None = None,
     *,
-    method: str = "eap-ig",
-    steps: int = 5,
-    rule: str = "midpoint",
     ablation: Ablation | None = None,
     max_bytes: int = MAX_BYTES,
     progress: Progress | None = None,
 ) -> PairScores:
     """The scores and m(full) - m(empty) of every pair of all processes, in the order of the pairs.
 
-    ``method`` is ``eap``, ``eap-ig`` or ``exact``. Batches are scored one after the other and only the pairs' scores
+    The method is ``eap``, ``eap-ig`` or ``exact``. Batches are scored one after the other and only the pairs' scores
     are kept: in float32, four bytes for each pair and edge, where that fits ``max_bytes``. Where it does not, scores
     are kept sparse and, whenever there are too many, the smaller half of those kept is dropped; ``floor`` is the
     largest of the dropped.
@@ -163,8 +161,7 @@ def pair_scores(
     store = _Store(model.graph, n_pairs, max_bytes)
     waiting: dict[int, np.ndarray] = {}
     for turn in range(n_rounds):
-        how: dict[str, Any] = {"method": method, "steps": steps, "rule": rule, "ablation": ablation}
-        found = score_parts(model, batches[turn : turn + 1], metric, by="row", **how)
+        found = score_parts(model, batches[turn : turn + 1], metric, scoring, by="row", ablation=ablation)
         for name, values in zip(found.names, found.values, strict=True):
             pair, row = int(name) // both, values[model.graph.valid]
             if both == 1 or pair in waiting:

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.attribution import ScoreParts
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import pairwise
 from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.graph import SLOTS, Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
+from persona_circuits.circuit.statistics import Interval, Sampling, is_zero
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -79,13 +79,11 @@ def span_study(
     parts: ScoreParts,
     prepared: Iterable[Prepared],
     metric: Metric,
-    *,
-    seed: int = 0,
-    clusters: Clusters | None = None,
+    sampling: Sampling | None = None,
 ) -> SpanStudy:
     """Entry shares from scores by span, and the persistence of the stream, which runs the model."""
     entry, from_input = entry_shares(parts)
-    values, intervals = persistence(model, prepared, metric, parts.names, seed=seed, clusters=clusters)
+    values, intervals = persistence(model, prepared, metric, parts.names, sampling or Sampling())
     return SpanStudy(parts.names, entry, from_input, values, intervals)
 
 
@@ -105,11 +103,9 @@ def persistence(
     prepared: Iterable[Prepared],
     metric: Metric,
     names: tuple[str, ...],
-    *,
-    seed: int = 0,
-    clusters: Clusters | None = None,
+    sampling: Sampling,
 ) -> tuple[Float[np.ndarray, "layer span"], tuple[tuple[Interval | None, ...], ...]]:
-    """Causal persistence by layer and part, and its intervals, over ``clusters`` of the pairs where they are given.
+    """Causal persistence by layer and part, and its intervals.
 
     Raises nothing: a divergence of zero gives nan.
     """
@@ -121,7 +117,7 @@ def persistence(
     columns = ranks.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
-    intervals = tuple(tuple(bootstrap_ratio(cell, whole, seed, clusters) for cell in layer) for layer in moved)
+    intervals = tuple(tuple(sampling.ratio(cell, whole) for cell in layer) for layer in moved)
     mean = whole.mean()
     ratios = moved.mean(-1) / mean if not is_zero(whole) else np.full(moved.shape[:2], np.nan)
     return ratios, intervals

@@ -38,6 +38,7 @@ from persona_circuits.circuit.forward.prepared import (
     is_unpadded,
     prepare,
     prepare_each,
+    search_on,
     seconds_a_pass,
 )
 from persona_circuits.circuit.forward.rounding import Rounding, tolerance
@@ -80,6 +81,7 @@ __all__ = [
     "run",
     "run_clean",
     "run_corrupt",
+    "search_on",
     "seconds_a_pass",
     "targets_of",
     "tolerance",

@@ -4,6 +4,7 @@ from persona_circuits.circuit.statistics.clusters import Clusters, blocks, clust
 from persona_circuits.circuit.statistics.intervals import (
     LEAST_SHARE,
     Interval,
+    Sampling,
     detectable_ratio,
     interval,
     is_zero,
@@ -19,6 +20,7 @@ __all__ = [
     "Clusters",
     "Interval",
     "Permutations",
+    "Sampling",
     "blocks",
     "cluster_codes",
     "detectable_ratio",

@@ -204,7 +204,7 @@ def test_a_stopped_battery_goes_on(tiny, tiny_task, found, tmp_path, monkeypatch
     """After a stop after the hypothesis tests their measurements are read and not made again."""
     from persona_circuits.circuit.evaluation import measurements
 
-    monkeypatch.setattr(measurements, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("persona_circuits.circuit.storage.kept.SAVE_SECONDS", 0.0)
     state, made = tmp_path / "x.state", []
     plain = measurements.measure
     monkeypatch.setattr(measurements, "measure", lambda *a, **k: made.append(len(a[2])) or plain(*a, **k))
