@@ -20,7 +20,7 @@ from persona_circuits.circuit.assessment.budget import (
     plan,
     spread_over,
 )
-from persona_circuits.circuit.assessment.evaluation import Battery, Ground, all_tests, with_evaluation
+from persona_circuits.circuit.assessment.evaluation import CircuitTests, Ground, all_tests, with_evaluation
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import Subject
 from persona_circuits.circuit.discovery import Discovery, ablation_for, metric_of, report_of, split_of
@@ -64,7 +64,7 @@ class Evaluation:
     """
 
     report: FaithfulnessReport
-    results: Battery | None
+    results: CircuitTests | None
     shared: Overlap | None
     record: dict[str, Any] | None
     task: Task

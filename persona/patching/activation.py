@@ -183,8 +183,7 @@ def study_patching(
     options, stage = (options or PatchOptions()).checked(), stage or untold_stage
     plan = parse_paths(model.graph, options.senders, options.receivers)
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
-    rows = _rows(found, model, options.align)
-    apart = held_out is not found
+    rows, apart = _rows(found, model, options.align), held_out is not found
     others = _rows(held_out, model, options.align) if apart else rows
     seen = _Sweep(model, found, rows, options)
     without = partial(ablate_heads, model, held_out, others, rows, options=options)
@@ -203,8 +202,7 @@ def study_patching(
         walked = walk(plan, kept=kept, progress=stage("patching paths")) if plan is not None else None
         quiet = None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size)
     more = [part for part in (walked, ablated) if part is not None]
-    detectable = _detectable(effects, divergence, clusters, options)
-    leaks = leak(found, held_out) if apart else None
+    detectable, leaks = _detectable(effects, divergence, clusters, options), leak(found, held_out) if apart else None
     return PatchStudy(
         **_about(model, found, options),
         parts=seen.parts.names,
