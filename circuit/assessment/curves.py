@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.assessment.options import CurveOptions
 from persona_circuits.circuit.attribution import Scoring, score
 from persona_circuits.circuit.choices import RULED, STEPPED
@@ -92,7 +92,7 @@ def curve_study(
     rows = encode(chosen.of_split(train), model, align=str(options.align))
     shared = overlap(rows, encode(chosen.of_split(held_out), model, align=str(options.align)))
     rows = with_swap_rows(rows) if metric.swap_rows else rows
-    groups = batches(ranks.share(rows), options.batch_size, model.device)
+    groups = batches(parallel.share(rows), options.batch_size, model.device)
     how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
     setting = MeasureOptions(metric=metric.name, ablation=options.ablation, train_split=train, **how)
     ablation = ablation_for(model, chosen, setting, stage)

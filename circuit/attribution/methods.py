@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution.atp_star import atp_star, atp_star_rows
 from persona_circuits.circuit.attribution.eap import (
     ACTIVATIONS,
@@ -158,7 +158,7 @@ def score_parts(
             in_halves(of_batch, part)
         report(progress, done, len(batches))
     if by == "span":
-        return ScoreParts(model.graph, by, names, ranks.summed(values))
+        return ScoreParts(model.graph, by, names, parallel.summed(values))
     return rows_of_all({int(name): value for name, value in zip(names, values, strict=True)}, model.graph)
 
 
@@ -265,7 +265,7 @@ def _part_names(batches: Sequence[Batch], by: str) -> tuple[str, ...]:
     if by == "row":
         return tuple(str(index) for index in sorted(index for batch in batches for index in batch.indices))
     here = {(i, name): name for batch in batches for i, name in enumerate(batch.span_names)}
-    return tuple(dict.fromkeys(name for _, name in sorted(ranks.gathered(here).items())))
+    return tuple(dict.fromkeys(name for _, name in sorted(parallel.gathered(here).items())))
 
 
 def _cells_of(batch: Batch, by: str) -> list[tuple[str, Bool[Tensor, "batch pos"]]]:

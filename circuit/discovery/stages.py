@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import (
     LINEAR,
     Grid,
@@ -256,7 +256,7 @@ def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | No
         return Scored(pairs.mean(), pairs=pairs)
     if weights is None and (grids := _grids(setting)):
         progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{long}")
-        return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
+        return Scored(grid_eap(model, parallel.share(grids), metric, batch_size=options.batch_size, progress=progress))
     how: dict[str, Any] = {"ablation": setting.ablation, "progress": setting.stage(f"{options.method} scores{long}")}
     if options.method == "mean-of":
         return Scored(mean_of([_one_of(setting, name, weights) for name in options.of], options.normalise))

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.faithfulness import pairwise
 from persona_circuits.circuit.evaluation.groups import LEAST_PAIRS, Averages, Grouping, PairGroup, group_pairs
@@ -230,7 +230,7 @@ def divergences_of(prepared: Iterable[Prepared], *, swapped: bool) -> Float[np.n
     for item in prepared:
         gap = margin(item.clean.logits, item.targets) - margin(item.corrupt.logits, item.targets)
         found |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = ranks.gathered(found)
+    found = parallel.gathered(found)
     values = np.array([found[index] for index in sorted(found)])
     return values.reshape(-1, 2).mean(axis=1) if swapped else values
 

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import sparse
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import Scoring, score_parts
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import Ablation, Prepared, bare, prepare_each
@@ -155,7 +155,7 @@ def pair_scores(
         OptionError: the method has no scores per pair, or an option makes no sense.
     """
     both = 2 if metric.swap_rows else 1
-    counts = ranks.gathered({bare(batch).indices[0]: (len(batch), len(batches)) for batch in batches})
+    counts = parallel.gathered({bare(batch).indices[0]: (len(batch), len(batches)) for batch in batches})
     n_pairs = sum(size for size, _ in counts.values()) // both
     n_rounds = max(number for _, number in counts.values())
     store = _Store(model.graph, n_pairs, max_bytes)
@@ -182,7 +182,7 @@ def _whole(
     for item in prepare_each(model, batches, ablation):
         gap = metric(item.clean.logits, item.targets) - metric(item.ablated.logits, item.targets)
         found |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = ranks.gathered(found)
+    found = parallel.gathered(found)
     return np.array([found[index] for index in sorted(found)]).reshape(-1, both).mean(axis=1)
 
 

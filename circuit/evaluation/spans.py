@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import ScoreParts
 from persona_circuits.circuit.evaluation.faithfulness import pairwise
 from persona_circuits.circuit.forward import Prepared
@@ -114,7 +114,7 @@ def persistence(
     for item in prepared:
         found = _moved(model, item, metric, names)
         columns |= dict(zip(item.batch.indices, found, strict=True))
-    columns = ranks.gathered(columns)
+    columns = parallel.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
     intervals = tuple(tuple(sampling.ratio(cell, whole) for cell in layer) for layer in moved)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.forward.ablation import Ablated, Ablation
 from persona_circuits.circuit.forward.ablation import corrupt as by_corrupt
@@ -146,7 +146,7 @@ def search_on(model: Model, prepared: Iterable[Prepared], metric: Metric, *more:
         for one in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers, item.ablated.logits.float()):
             digest.update(one.cpu().numpy().tobytes())
     own = digest.hexdigest()
-    return search_of(model.fingerprint, metric.name, sorted(ranks.gathered({own: own})), *more)
+    return search_of(model.fingerprint, metric.name, sorted(parallel.gathered({own: own})), *more)
 
 
 class KeptRuns:
@@ -264,5 +264,5 @@ def effects(prepared: Iterable[Prepared], metric: Metric) -> tuple[float, float]
         gaps = torch.stack([clean - other for other in others]).cpu().double()
         check_finite(gaps.T, item.batch.name, f"values of {metric.name}")
         total, count = total + gaps.sum(1).numpy(), count + gaps.shape[1]
-    *sums, n_rows = ranks.summed(np.array([*total, count], dtype=np.float64)).tolist()
+    *sums, n_rows = parallel.summed(np.array([*total, count], dtype=np.float64)).tolist()
     return sums[0] / n_rows, sums[1] / n_rows

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import WriteError
 from persona_circuits.circuit.storage.reading import read_state, state_metadata
 from persona_circuits.circuit.storage.writing import write_bytes
@@ -50,7 +50,7 @@ class Kept:
         self.path, self.search = None if path is None else Path(path), search
         self.known: dict[str, np.ndarray] = {}
         if self.path is not None:
-            self.known = ranks.gathered(read_state(self.path, search) if ranks.is_first() else {})
+            self.known = parallel.gathered(read_state(self.path, search) if parallel.is_first() else {})
         self._saved, self._new = time.monotonic(), False
 
     def of(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
@@ -89,14 +89,14 @@ class Kept:
 
     def done(self) -> None:
         """The work is through: the file goes."""
-        if self.path is not None and ranks.is_first():
+        if self.path is not None and parallel.is_first():
             self.path.unlink(missing_ok=True)
 
     def _save(self) -> None:
         from safetensors.numpy import save
 
         assert self.path is not None
-        if ranks.is_first():
+        if parallel.is_first():
             write_bytes(save(self.known, metadata=state_metadata(self.search, self.known)), self.path)
         self._saved, self._new = time.monotonic(), False
 

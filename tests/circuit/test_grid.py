@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import (
     Grid,
     GridPair,
@@ -280,9 +280,9 @@ def test_processes_put_their_pairs_together(tiny, monkeypatch):
     mine, other = preference_grid(3), grid_of_personas(prompts_of(4, seed=8), [11, 12, 11, 12], first_index=50)
     whole = grid_parts(tiny, [mine, other])
     theirs = grid_parts(tiny, [other])
-    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(parallel, "size", lambda: 2)
     values = dict(zip(map(int, theirs.names), theirs.values, strict=True))
-    monkeypatch.setattr(ranks, "gathered", lambda found: {**values, **found})
+    monkeypatch.setattr(parallel, "gathered", lambda found: {**values, **found})
     found = grid_parts(tiny, [mine])
     assert found.names == whole.names
     assert relative_error(found.values, whole.values) < 1e-6
