@@ -7,6 +7,7 @@ import base64
 import csv
 import io
 import json
+import math
 import os
 import shutil
 from urllib.parse import unquote
@@ -213,6 +214,38 @@ def test_views_share_and_differ_as_the_files_do(browser, path, runs):
         for part, expected in (("both", one & two), ("first", one - two), ("second", two - one)):
             seen.page.select_option("#part", part)
             assert set(seen.edges()) == expected
+
+
+def _held(run, place):
+    """The edges of a stop, by the page's data."""
+    stop = run["stops"][place]
+    return {e["edge"] for e in run["edges"] if (e["kept"] if stop["circuit"] else e.get("stop", 10**9) <= place)}
+
+
+def test_the_slider_compares_circuits_of_like_size(browser, path):
+    """At every stop of the first run the other's nearest in size is beside it, with what was measured of either."""
+    first, second = read_page(path)["runs"]
+    seen_sides = set()
+    with Seen(browser, path) as seen:
+        seen.page.select_option("#view", "0-1")
+        for place, stop in enumerate(first["stops"]):
+            seen.stop(place)
+            sizes = [abs(math.log((one["n_edges"] + 1) / (stop["n_edges"] + 1))) for one in second["stops"]]
+            beside = sizes.index(min(sizes))
+            if stop["circuit"]:
+                beside = next(i for i, one in enumerate(second["stops"]) if one["circuit"])
+            a, b = _held(first, place), _held(second, beside)
+            assert set(seen.edges()) == a | b
+            for look, expected in (("both", a & b), ("first", a - b), ("second", b - a)):
+                drawn = seen.page.eval_on_selector_all(
+                    f".edges > g.{look}:not(.hidden)", "items => items.map((one) => one.getAttribute('data-edge'))"
+                )
+                assert set(drawn) == expected
+                seen_sides |= {look} if expected else set()
+            says = seen.page.inner_text("#stop-text")
+            assert f"{first['name']} {len(a):,} edges" in says
+            assert f"{second['name']} {len(b):,} edges" in says
+    assert seen_sides == {"both", "first", "second"}
 
 
 def test_a_link_shows_the_same_and_undo_goes_back(browser, path):

@@ -87,9 +87,9 @@ function refreshSlider(range) {
 
 document.addEventListener("keydown", (event) => {
   if (event.target.matches?.("input[type=number], input[type=text], select, textarea")) return;
-  const { run, sides } = state.view();
+  const { run } = state.view();
   const step = { "[": -1, "]": 1 }[event.key];
-  if (step && !sides) {
+  if (step) {
     const place = Math.max(0, Math.min(run.stops.length - 1, state.stop() + step));
     state.set({ stop: run.stops[place].circuit ? "" : String(place) });
   } else if ((event.key === "u" && !event.ctrlKey && !event.metaKey) || (event.key === "z" && (event.ctrlKey || event.metaKey))) state.undo();
