@@ -332,6 +332,32 @@ def test_inside_a_head_and_an_mlp(browser, path):
         assert f"n{inside['nodes'][mlp]['neurons'][0]['neuron']}" in seen.page.inner_text(".side-panel")
 
 
+def test_on_paper_it_is_light_and_within_the_sheet(browser, drawn):
+    path, _ = drawn(12, 12, 120)
+    with Seen(browser, path, viewport={"width": 700, "height": 900}, color_scheme="dark") as seen:
+        seen.page.emulate_media(media="print")
+        assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 700
+        assert not seen.page.locator(".toolbar").is_visible()
+
+
+def test_on_a_narrow_window_the_pick_is_in_view_and_the_menu_within(browser, drawn):
+    path, _ = drawn(4, 30, 40)
+    edges = read_page(path)["runs"][0]["edges"]
+    last = max(
+        (e["edge"].split("->")[0] for e in edges if ".h" in e["edge"].split("->")[0]),
+        key=lambda n: int(n.split("h")[1]),
+    )
+    with Seen(browser, path, f"#pick={last}", viewport={"width": 390, "height": 800}) as seen:
+        box = seen.page.locator(f"[data-node='{last}']").bounding_box()
+        assert 0 <= box["x"] <= 390 - box["width"]
+        seen.page.click(".menu summary")
+        menu = seen.page.locator(".menu > div").bounding_box()
+        assert menu["x"] >= 0
+        assert menu["x"] + menu["width"] <= 390
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_a_notebooks_frame_has_the_page_and_a_link(browser, path, tmp_path):
     page = CircuitPage(read_page(path))
     (tmp_path / "cell.html").write_text(f"<!DOCTYPE html><body>{page._repr_html_()}</body>")

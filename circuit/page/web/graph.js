@@ -239,6 +239,7 @@ export function legend() {
     s("g", { class: `edge ${look}` }, s("path", { class: "line", d: "M1 5L33 5", "stroke-width": 2.6 }))), words);
   const { sides, run } = state.view();
   const swap = run.about.task?.swap_rows;
+  if (!sides && run.edges.every((edge) => edge.score === null)) return h("ul", { class: "legend" });
   const items = sides
     ? [sample("both", "in both"), sample("first", `${sides[0]} only`), sample("second", `${sides[1]} only`)]
     : [

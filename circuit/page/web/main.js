@@ -101,6 +101,13 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("fullscreenchange", draw);
 listing.addEventListener("toggle", () => listing.open && tableSlot.replaceChildren(edgeTable(visible)));
 
+/** Where the graph is wider than the window, what a link picks is in view. */
+function scrollToPick() {
+  const [frame, node] = [graph.svg.parentElement, graph.boxes.get(state.get().pick)];
+  if (node) frame.scrollLeft = (node.x / graph.svg.viewBox.baseVal.width) * frame.scrollWidth - frame.clientWidth / 2;
+}
+
 state.listen(draw);
 root.replaceChildren(...[heading(), graphArea, keySection(), curveSection(), controlSection(), stabilitySection(), verdictSection(), pairSection(), methodSection()].filter(Boolean), tip);
 draw();
+scrollToPick();
