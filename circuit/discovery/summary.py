@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.attribution import Completeness
 from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport, NodeSets, PathShares, Share
+from persona_circuits.circuit.evaluation.curves import Smallest
 from persona_circuits.circuit.printable import signed
 from persona_circuits.circuit.table import Column, Table, to
 
@@ -17,6 +18,7 @@ __all__ = [
     "faithfulness_table",
     "path_table",
     "set_table",
+    "size_table",
     "strongest_edges",
     "summary",
 ]
@@ -51,6 +53,8 @@ def _asked_for(discovery: Discovery) -> dict[str, Any]:
         found["spans"] = discovery.record["spans"]
     if discovery.smallest is not None:
         found["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
+    if cautions := [one.caution for one in discovery.reports if one.caution]:
+        found["cautions"] = cautions
     if discovery.completeness is not None:
         found["completeness"] = discovery.completeness.as_dict()
     if discovery.certificate is not None:
@@ -103,6 +107,16 @@ def faithfulness_table(report: FaithfulnessReport) -> Table:
     columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")
     note = f"faithfulness is a ratio of means; intervals over {report.resampled}"
     return Table(title, columns, rows, 1, [note, *filter(None, (report.caution, report.reversal))])
+
+
+def size_table(least: Smallest) -> Table:
+    """A row per size that was tried, from the smallest on."""
+    columns = (
+        Column("first edges", "n", ","),
+        Column("without dead ends", "n_edges", ","),
+        Column("f", "faithfulness", ".3f"),
+    )
+    return Table("nested circuits by |score|, on the pairs searched on", columns, least.tried, 0)
 
 
 PATHS = (

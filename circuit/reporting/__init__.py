@@ -5,6 +5,7 @@ from persona_circuits.circuit.discovery.summary import (
     faithfulness_table,
     path_table,
     set_table,
+    size_table,
     strongest_edges,
     summary,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "path_table",
     "set_table",
     "size_rows",
+    "size_table",
     "stability_table",
     "strongest_edges",
     "summary",
