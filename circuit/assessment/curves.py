@@ -28,7 +28,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.peers import read_submission
 from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, Sampling
+from persona_circuits.circuit.statistics import Clusters, PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, overlap, with_swap_rows
 from persona_circuits.metrics import METRICS, Metric
@@ -106,7 +106,7 @@ def curve_study(
         metric,
         {**scores, **(given or {})},
         CurveKinds(options.levels, options.orders, options.n_random if "random" in options.scorers else 0),
-        Sampling(held_out, Clusters.of(chosen.of_split(held_out).pairs), options.seed),
+        PairSample(held_out, Clusters.of(chosen.of_split(held_out).pairs), options.seed),
         marks=marks,
         progress=stage(f"circuits on {held_out}"),
     )

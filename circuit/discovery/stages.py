@@ -335,8 +335,9 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
     if options.prune == "threshold":
         assert start is not None
         return Pruned(start)
-    how = {"trials": Trials(candidates=options.candidates), "state": state, "progress": setting.stage("ACDC")}
-    found = acdc(setting.model, list(setting.train.runs()), setting.metric, tau, start, **how)
+    trials, told = Trials(candidates=options.candidates), setting.stage("ACDC")
+    what = (setting.model, list(setting.train.runs()), setting.metric, tau, start)
+    found = acdc(*what, trials=trials, state=state, progress=told)
     return Pruned(found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted})
 
 
@@ -424,7 +425,7 @@ def _paths(setting: Setting, scores: Scores | None, circuit: Circuit | SpanCircu
         return None
     part = setting.parts[-1]
     told = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
-    return measured_paths(setting.model, told, setting.metric, circuit, scores, part.sampling(setting.options.seed))
+    return measured_paths(setting.model, told, setting.metric, circuit, scores, part.sample(setting.options.seed))
 
 
 def _sets(
@@ -436,7 +437,7 @@ def _sets(
     part, options = setting.parts[-1], setting.options
     told = _told(part.runs, setting.stage(f"named sets on {part.split}"))
     what = (setting.model, told, setting.metric, circuit, groups)
-    return measured_sets(*what, part.sampling(options.seed), n_random=options.n_random)
+    return measured_sets(*what, part.sample(options.seed), n_random=options.n_random)
 
 
 def report_on(
@@ -450,7 +451,7 @@ def report_on(
 ) -> FaithfulnessReport:
     """The circuit's faithfulness on one part, beside its controls."""
     told = partial(_told, part.runs, stage(f"faithfulness on {part.split}"))
-    own = part.sampling(options.seed)
+    own = part.sample(options.seed)
     return evaluate(model, told, metric, circuit, own, n_random=options.n_random, scores=scores)
 
 
@@ -472,9 +473,7 @@ def control(setting: Setting, scored: Scored, effect: Effect, circuit: Circuit) 
         lost = activation_cost(model, bare(groups[0]), metric, _scoring(options), setting.ablation)
     if scored.parts is not None:
         plain = groups if setting.ablation is None else [bare(batch) for batch in groups]
-        spans = span_study(
-            model, scored.parts, prepare_each(model, plain), metric, setting.train.sampling(options.seed)
-        )
+        spans = span_study(model, scored.parts, prepare_each(model, plain), metric, setting.train.sample(options.seed))
     return Controls(summed, lost, spans, _missed(setting, effect, circuit))
 
 

@@ -32,7 +32,7 @@ from persona_circuits.circuit.evaluation.scores_by_pair import PairScores, Rule
 from persona_circuits.circuit.forward import Prepared, Rounding, measure, tolerance
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.statistics import Clusters, Sampling, is_zero
+from persona_circuits.circuit.statistics import Clusters, PairSample, is_zero
 from persona_circuits.circuit.storage import frame_of
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import PromptPair
@@ -287,10 +287,10 @@ def _group(
         own = sought.rule.circuit(sought.scores.mean(weights), float(effect[places].mean()))
     joint = 0 if own is None else int((own.mask | circuit.mask).sum())
     averages = _averages(effect[places], moved[places], least)
-    known, sampling = averages.ratio_of_means is not None, Sampling(clusters=Clusters.of(inside), seed=sought.seed)
+    known, sample = averages.ratio_of_means is not None, PairSample(clusters=Clusters.of(inside), seed=sought.seed)
     return PairGroup(
         averages=averages,
-        interval=sampling.ratio(moved[places], effect[places]) if known else None,
+        interval=sample.ratio(moved[places], effect[places]) if known else None,
         personas=_most([name for pair in inside for name in (pair.persona_a, pair.persona_b)]),
         questions=_most([pair.question for pair in inside]),
         own_edges=None if own is None else len(own),

@@ -12,7 +12,7 @@ from persona_circuits.circuit.evaluation.faithfulness import median_of_ratios
 from persona_circuits.circuit.evaluation.transfers import INTACT, Pairs, measured
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.statistics import Clusters, Interval, Sampling, is_zero
+from persona_circuits.circuit.statistics import Clusters, Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
@@ -75,10 +75,10 @@ def specificity(
     for name, (_, pairs, metric) in contrasts.items():
         values, rounding = measured(model, pairs(), masks, metric)
         full, empty, *others = values
-        sampling = Sampling(name, (clusters or {}).get(name), seed)
-        resampled[name] = sampling.over(len(full)).describe()
+        sample = PairSample(name, (clusters or {}).get(name), seed)
+        resampled[name] = sample.over(len(full)).describe()
         columns.append(
-            [_cell(own, sampling, one - empty, full - empty, rounding) for own, one in zip(names, others, strict=True)]
+            [_cell(own, sample, one - empty, full - empty, rounding) for own, one in zip(names, others, strict=True)]
         )
         if progress is not None:
             progress(len(columns), len(names))
@@ -86,11 +86,11 @@ def specificity(
     return Specificity(names, cells, tuple(_findings(names, cells)), resampled)
 
 
-def _cell(circuit: str, sampling: Sampling, moved: np.ndarray, span: np.ndarray, rounding: float) -> Cell:
+def _cell(circuit: str, sample: PairSample, moved: np.ndarray, span: np.ndarray, rounding: float) -> Cell:
     if is_zero(span, rounding):
-        return Cell(circuit, sampling.split, None, None)
-    left, bounds = float(moved.mean() / span.mean()), sampling.ratio(moved, span)
-    return Cell(circuit, sampling.split, left, bounds, median_of_ratios(moved, span, rounding))
+        return Cell(circuit, sample.split, None, None)
+    left, bounds = float(moved.mean() / span.mean()), sample.ratio(moved, span)
+    return Cell(circuit, sample.split, left, bounds, median_of_ratios(moved, span, rounding))
 
 
 def _findings(names: Sequence[str], cells: Sequence[Cell]) -> list[str]:

@@ -32,7 +32,7 @@ from persona_circuits.circuit.graph import Edge
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.printable import html_table, signed
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Interval, Sampling, is_zero
+from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 from persona_circuits.metrics import Metric
 
@@ -183,7 +183,7 @@ def evaluate(
     prepared: Callable[[], Iterable[Prepared]],
     metric: Metric,
     circuit: Circuit | SpanCircuit,
-    sampling: Sampling,
+    sample: PairSample,
     *,
     n_random: int = 10,
     scores: Scores | None = None,
@@ -198,7 +198,7 @@ def evaluate(
         Gives the batches; called once.
     n_random
         Number of random circuits, each with as many edges per layer and kind, and like the circuit without dead ends.
-    sampling
+    sample
         The name of the pairs and what they share; its seed is that of the random circuits too.
     scores
         Of the circuit's edges: those with the largest |score| are tried alone.
@@ -207,25 +207,25 @@ def evaluate(
     tried: list[Edge] = []
     others: Sequence[Circuit | SpanCircuit]
     if isinstance(circuit, SpanCircuit):
-        others = random_at_parts(circuit, n_random, seed=sampling.seed)
+        others = random_at_parts(circuit, n_random, seed=sample.seed)
     else:
-        tried, matched = _alone(circuit, scores), matched_circuits(circuit, n_random, seed=sampling.seed)
+        tried, matched = _alone(circuit, scores), matched_circuits(circuit, n_random, seed=sample.seed)
         others = matched.circuits
     found = _measured(model, prepared, metric, circuit, tried, others)
-    span, faithfulness = found.full - found.empty, partial(_faithfulness, found, sampling)
+    span, faithfulness = found.full - found.empty, partial(_faithfulness, found, sample)
     largest = int(np.abs(found.without.mean(axis=1) - found.full.mean()).argmax()) if tried else None
     rest, wide = circuit.complement(), _everywhere(circuit)
     return FaithfulnessReport(
         metric=metric.name,
-        split=sampling.split,
+        split=sample.split,
         n_pairs=len(span),
         m_full=float(found.full.mean()),
         m_empty=float(found.empty.mean()),
         circuit=faithfulness(found.circuit, len(circuit)),
         complement=faithfulness(found.complement, len(rest)),
-        **_beside_random(found, sampling, [len(one) for one in others]),
-        effect_interval=sampling.ratio(span, np.ones_like(span)),
-        resampled=sampling.over(len(span)).describe(),
+        **_beside_random(found, sample, [len(one) for one in others]),
+        effect_interval=sample.ratio(span, np.ones_like(span)),
+        resampled=sample.over(len(span)).describe(),
         n_reversed=int((span < 0).sum()),
         rounding=found.rounding,
         matching=matched,
@@ -237,9 +237,9 @@ def evaluate(
     )
 
 
-def _beside_random(found: _Measured, sampling: Sampling, sizes: Sequence[int]) -> dict[str, Any]:
+def _beside_random(found: _Measured, sample: PairSample, sizes: Sequence[int]) -> dict[str, Any]:
     """The random circuits' f, and how far the circuit is above their mean."""
-    every = [_faithfulness(found, sampling, m, size) for m, size in zip(found.random, sizes, strict=True)]
+    every = [_faithfulness(found, sample, m, size) for m, size in zip(found.random, sizes, strict=True)]
     known = [one.ratio_of_means for one in every if one.ratio_of_means is not None]
     if not known:
         return {"random": (), "random_mean": None, "random_sd": None}
@@ -249,7 +249,7 @@ def _beside_random(found: _Measured, sampling: Sampling, sizes: Sequence[int]) -
         "random_mean": float(np.mean(known)),
         "random_sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
         "random_gap": float(gap.mean() / span.mean()),
-        "random_gap_interval": sampling.ratio(gap, span),
+        "random_gap_interval": sample.ratio(gap, span),
     }
 
 
@@ -321,7 +321,7 @@ def pairwise(values: np.ndarray, metric: Metric) -> np.ndarray:
     return values.reshape(len(values), -1, 2).mean(axis=2) if metric.swap_rows else values
 
 
-def _faithfulness(found: _Measured, sampling: Sampling, values: np.ndarray, n_edges: int) -> Faithfulness:
+def _faithfulness(found: _Measured, sample: PairSample, values: np.ndarray, n_edges: int) -> Faithfulness:
     span, moved = found.full - found.empty, values - found.empty
     ratios = own_ratios(moved, span, found.rounding)
     defined = not is_zero(span, found.rounding)
@@ -329,7 +329,7 @@ def _faithfulness(found: _Measured, sampling: Sampling, values: np.ndarray, n_ed
         n_edges=n_edges,
         m=float(values.mean()),
         ratio_of_means=float(moved.mean() / span.mean()) if defined else None,
-        interval=sampling.ratio(moved, span) if defined else None,
+        interval=sample.ratio(moved, span) if defined else None,
         mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
         n_ratios=len(ratios),
         median_of_ratios=median_of_ratios(moved, span, found.rounding),

@@ -27,7 +27,7 @@ from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.graph import SLOTS, Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.statistics import Interval, Sampling, is_zero
+from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -79,11 +79,11 @@ def span_study(
     parts: ScoreParts,
     prepared: Iterable[Prepared],
     metric: Metric,
-    sampling: Sampling | None = None,
+    sample: PairSample | None = None,
 ) -> SpanStudy:
     """Entry shares from scores by span, and the persistence of the stream, which runs the model."""
     entry, from_input = entry_shares(parts)
-    values, intervals = persistence(model, prepared, metric, parts.names, sampling or Sampling())
+    values, intervals = persistence(model, prepared, metric, parts.names, sample or PairSample())
     return SpanStudy(parts.names, entry, from_input, values, intervals)
 
 
@@ -103,7 +103,7 @@ def persistence(
     prepared: Iterable[Prepared],
     metric: Metric,
     names: tuple[str, ...],
-    sampling: Sampling,
+    sample: PairSample,
 ) -> tuple[Float[np.ndarray, "layer span"], tuple[tuple[Interval | None, ...], ...]]:
     """Causal persistence by layer and part, and its intervals.
 
@@ -117,7 +117,7 @@ def persistence(
     columns = parallel.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
-    intervals = tuple(tuple(sampling.ratio(cell, whole) for cell in layer) for layer in moved)
+    intervals = tuple(tuple(sample.ratio(cell, whole) for cell in layer) for layer in moved)
     mean = whole.mean()
     ratios = moved.mean(-1) / mean if not is_zero(whole) else np.full(moved.shape[:2], np.nan)
     return ratios, intervals

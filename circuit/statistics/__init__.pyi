@@ -3,7 +3,7 @@ from .clusters import blocks as blocks
 from .clusters import cluster_codes as cluster_codes
 from .intervals import LEAST_SHARE as LEAST_SHARE
 from .intervals import Interval as Interval
-from .intervals import Sampling as Sampling
+from .intervals import PairSample as PairSample
 from .intervals import detectable_ratio as detectable_ratio
 from .intervals import interval as interval
 from .intervals import is_zero as is_zero

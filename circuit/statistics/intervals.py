@@ -41,7 +41,7 @@ from persona_circuits.circuit.statistics.clusters import N_BOOTSTRAP, Clusters, 
 __all__ = [
     "LEAST_SHARE",
     "Interval",
-    "Sampling",
+    "PairSample",
     "detectable_ratio",
     "interval",
     "is_zero",
@@ -137,10 +137,10 @@ def ratio_interval(
 
 
 @dataclass(frozen=True, eq=False)
-class Sampling:
-    """Which pairs a number is of, and how its intervals are drawn.
+class PairSample:
+    """The pairs that a number is of, as a sample of such pairs: what its intervals are drawn from.
 
-    ``split`` names the pairs, ``clusters`` is what they share, in the order of their rows; without it pairs are drawn
+    ``split`` is its name, ``clusters`` what the pairs share, in the order of their rows; without it pairs are drawn
     as if they shared nothing. ``seed`` is that of whatever is drawn.
     """
 

@@ -22,7 +22,7 @@ from persona_circuits.circuit.assessment import (
 )
 from persona_circuits.circuit.assessment import evaluation as module
 from persona_circuits.circuit.discovery import Options, discover
-from persona_circuits.circuit.drawing import to_agraph
+from persona_circuits.circuit.drawing import Marks, to_agraph
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.io import faults_of, read_circuit, write_circuit
 from persona_circuits.circuit.model import load_model
@@ -261,7 +261,8 @@ def test_evaluate_marks_file_and_picture(run, tmp_path):
     assert "fringe" not in before
     assert f"fringe ({n:,})" in after
     assert f"core ({len(stored.circuit) - n:,})" in after
-    picture = to_agraph(stored.circuit, scores=stored.scores, fringe=stored.fringe, strongest=len(stored.circuit))
+    marks, n_edges = Marks(fringe=stored.fringe), len(stored.circuit)
+    picture = to_agraph(stored.circuit, scores=stored.scores, marks=marks, strongest=n_edges)
     faint = {edge.attr["tooltip"].split()[0] for edge in picture.edges() if edge.attr["color"].endswith("58")}
     assert faint == {str(edge) for edge in stored.fringe.edges()}
     assert call("draw", tmp_path / "run", "--out", tmp_path / "x.svg").exit_code == 0

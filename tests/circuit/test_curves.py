@@ -40,7 +40,7 @@ from persona_circuits.circuit.io import write_scores
 from persona_circuits.circuit.pruning import threshold, top_n
 from persona_circuits.circuit.reporting import area_rows, curve_records, curve_rows, size_rows
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, Sampling, ratio_interval
+from persona_circuits.circuit.statistics import Clusters, PairSample, ratio_interval
 from persona_circuits.circuit.subgraph import Circuit, to_networkx
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.cli import app
@@ -68,7 +68,7 @@ def scores(tiny, groups):
 def report(model, prepared, scorers, metric=METRIC, marks=None, seed=0, clusters=None, progress=None, **kinds):
     wanted = CurveKinds(**{"n_random": 0, **kinds})
     more = {"marks": marks, "progress": progress}
-    return curve_report(model, lambda: prepared, metric, scorers, wanted, Sampling("all", clusters, seed), **more)
+    return curve_report(model, lambda: prepared, metric, scorers, wanted, PairSample("all", clusters, seed), **more)
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_intervals_are_those_of_resampled_pairs(tiny, prepared, scores, found):
     values = pairs_under(tiny, prepared, [*masks, Circuit.full(tiny.graph).mask, Circuit.empty(tiny.graph).mask])
     full, empty = values[-2], values[-1]
     for point, own in zip(curve.points, values, strict=False):
-        slow = Sampling(seed=3).ratio(own - empty, full - empty)
+        slow = PairSample(seed=3).ratio(own - empty, full - empty)
         # the interval is wider than the plain bootstrap's, and so is what rounding of m moves its ends by
         assert (point.interval.low, point.interval.high) == pytest.approx((slow.low, slow.high), rel=1e-5, abs=5e-6)
 

@@ -8,7 +8,7 @@ from conftest import DATA
 from persona_circuits.circuit.attribution import Scoring, eap_ig, score_parts
 from persona_circuits.circuit.evaluation import entry_shares, persistence, span_rows, span_study
 from persona_circuits.circuit.forward import prepare
-from persona_circuits.circuit.statistics import Sampling
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
@@ -27,7 +27,7 @@ def test_persistence_is_what_the_hosts_own_pass_gives_with_the_other_prompts_str
 
     network = AutoModelForCausalLM.from_pretrained(DATA / "tiny-gpt2").double()
     names = ("before", "contrast", "after", "last")
-    values, _ = persistence(tiny64, (prepare(tiny64, b) for b in groups), DIVERGENCE, names, Sampling())
+    values, _ = persistence(tiny64, (prepare(tiny64, b) for b in groups), DIVERGENCE, names, PairSample())
     for layer, name in ((1, "contrast"), (2, "after"), (2, "last")):
         moved = whole = 0.0
         for batch in groups:
@@ -54,7 +54,7 @@ def test_persistence_is_what_the_hosts_own_pass_gives_with_the_other_prompts_str
 def test_the_contrast_starts_at_the_tokens_that_differ_and_ends_at_the_last(tiny64, tiny_task, groups):
     several = [b for b in groups if (b.clean != b.corrupt)[:, :-1].any()]
     values, intervals = persistence(
-        tiny64, (prepare(tiny64, b) for b in groups), DIVERGENCE, ("before", "contrast", "after", "last"), Sampling()
+        tiny64, (prepare(tiny64, b) for b in groups), DIVERGENCE, ("before", "contrast", "after", "last"), PairSample()
     )
     assert several
     np.testing.assert_allclose(values[:, 0], 0.0, atol=1e-12)
@@ -90,6 +90,6 @@ def test_rows_of_a_study_are_plain_and_complete(tiny64, groups):
 
 def test_no_divergence_gives_no_persistence(tiny64, groups):
     same = [replace(b, corrupt=b.clean) for b in groups]
-    values, intervals = persistence(tiny64, [prepare(tiny64, b) for b in same], DIVERGENCE, ("last",), Sampling())
+    values, intervals = persistence(tiny64, [prepare(tiny64, b) for b in same], DIVERGENCE, ("last",), PairSample())
     assert np.isnan(values).all()
     assert intervals[0][0] is None

@@ -24,7 +24,7 @@ from persona_circuits.circuit.forward import make_ablation, measure, patched_log
 from persona_circuits.circuit.graph import LOGITS, Graph
 from persona_circuits.circuit.io import faults_of, read_circuit
 from persona_circuits.circuit.page.run import run_data
-from persona_circuits.circuit.statistics import Sampling
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
 from persona_circuits.circuit.task import PromptPair, Task, batches, encode, with_swap_rows
 from persona_circuits.cli import app
@@ -244,7 +244,7 @@ def test_the_smallest_that_reaches_a_faithfulness_is_of_edges_at_parts(tiny64, g
 def test_faithfulness_stands_beside_random_circuits_of_the_size_and_the_same_edges_everywhere(tiny64, groups):
     circuit = scores_of(tiny64, groups).top_n(60)
     items = [prepare(tiny64, batch) for batch in groups]
-    report = evaluate(tiny64, lambda: items, DIVERGENCE, circuit, Sampling(), n_random=3)
+    report = evaluate(tiny64, lambda: items, DIVERGENCE, circuit, PairSample(), n_random=3)
     graph, valid = tiny64.graph, circuit.spans.valid(tiny64.graph)
     masks = [Circuit.full(graph).mask, Circuit.empty(graph).mask, circuit, circuit.circuit.mask]
     full, empty, own, wide = measure(tiny64, items, masks, DIVERGENCE).mean(1)

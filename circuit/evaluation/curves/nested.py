@@ -15,7 +15,7 @@ from persona_circuits.circuit.evaluation.faithfulness import median_of_ratios, p
 from persona_circuits.circuit.forward import Prepared, Rounding, measure
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.statistics import LEAST_SHARE, Clusters, Interval, Sampling, is_zero
+from persona_circuits.circuit.statistics import LEAST_SHARE, Clusters, Interval, PairSample, is_zero
 from persona_circuits.circuit.statistics import interval as interval_of
 from persona_circuits.metrics import Metric
 
@@ -32,13 +32,13 @@ class Measured:
     pool: Pool
     values: Float[np.ndarray, "circuit pair"]
     f: Float[np.ndarray, " circuit"] | None
-    sampling: Sampling
+    sample: PairSample
     rounding: float = 0.0
 
     @property
     def clusters(self) -> Clusters:
         """What the pairs share."""
-        return self.sampling.over(self.n_pairs)
+        return self.sample.over(self.n_pairs)
 
     @property
     def n_pairs(self) -> int:
@@ -58,7 +58,7 @@ class Measured:
         if self.f is None:
             return None
         full, empty = self.values[self.pool.full], self.values[self.pool.empty]
-        return self.sampling.ratio(self.values[place] - empty, full - empty)
+        return self.sample.ratio(self.values[place] - empty, full - empty)
 
     def median_of_ratios(self, place: int) -> float | None:
         """The median of the pairs' own ratios."""
@@ -85,7 +85,7 @@ class Measured:
         def cmd(weights: NDArray[np.float64]) -> NDArray[np.float64]:
             return np.asarray(area(shares, np.abs(1 - self._under(weights, places))))
 
-        how: dict[str, Any] = {"clusters": self.clusters, "seed": self.sampling.seed}
+        how: dict[str, Any] = {"clusters": self.clusters, "seed": self.sample.seed}
         return interval_of(cpr, **how), interval_of(cmd, **how)
 
     def _under(self, weights: NDArray[np.float64], places: Sequence[int]) -> NDArray[np.float64]:
@@ -101,7 +101,7 @@ def measured(
     prepared: Iterable[Prepared],
     metric: Metric,
     pool: Pool,
-    sampling: Sampling | None = None,
+    sample: PairSample | None = None,
     *,
     progress: Progress | None = None,
 ) -> Measured:
@@ -115,4 +115,4 @@ def measured(
     span = means[pool.full] - means[pool.empty]
     defined = not is_zero(values[pool.full] - values[pool.empty], watch.floor)
     f = (means - means[pool.empty]) / span if defined else None
-    return Measured(pool, values, f, sampling or Sampling(), watch.floor)
+    return Measured(pool, values, f, sample or PairSample(), watch.floor)

@@ -50,7 +50,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.pruning import slots_by_source
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Sampling
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
@@ -90,7 +90,7 @@ def curve_report(
     metric: Metric,
     scorers: Mapping[str, Scorer],
     kinds: CurveKinds,
-    sampling: Sampling,
+    sample: PairSample,
     *,
     marks: Mapping[str, Circuit] | None = None,
     progress: Progress | None = None,
@@ -104,7 +104,7 @@ def curve_report(
     scorers
         By name: ``Scores`` (edge and node level), ``NodeScores`` (node level), or nine
         circuits for the shares below 1 (edge level, as they are).
-    sampling
+    sample
         The name of the pairs and what they share; its seed is that of the random orders too.
     marks
         Single circuits to measure beside the curves.
@@ -125,13 +125,13 @@ def curve_report(
     plans = [plan for name, scorer in scorers.items() for plan in _plans(pool, name, scorer, kinds)]
     units = {level: _n_units(graph, level) for level in kinds.levels}
     random = {
-        level: [_random_plan(pool, level, sampling.seed, i) for i in range(kinds.n_random)] for level in kinds.levels
+        level: [_random_plan(pool, level, sample.seed, i) for i in range(kinds.n_random)] for level in kinds.levels
     }
     marked = {name: pool.add(circuit.mask) for name, circuit in (marks or {}).items()}
-    found = measured(model, prepared(), metric, pool, sampling, progress=progress)
+    found = measured(model, prepared(), metric, pool, sample, progress=progress)
     return CurveReport(
         metric=metric.name,
-        split=sampling.split,
+        split=sample.split,
         n_pairs=found.n_pairs,
         m_full=found.m(pool.full),
         m_empty=found.m(pool.empty),

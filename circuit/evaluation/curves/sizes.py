@@ -25,7 +25,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, Interval, Sampling
+from persona_circuits.circuit.statistics import Clusters, Interval, PairSample
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
 from persona_circuits.metrics import Metric
 
@@ -220,7 +220,7 @@ def sweep(
         steps.setdefault(pool.add(mask), (tau, int(mask.sum())))
     found = {
         name: measured(
-            model, factory(), metric, pool, Sampling(name, (clusters or {}).get(name), seed), progress=progress
+            model, factory(), metric, pool, PairSample(name, (clusters or {}).get(name), seed), progress=progress
         )
         for name, factory in prepared.items()
     }
