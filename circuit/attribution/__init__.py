@@ -32,10 +32,12 @@ from persona_circuits.circuit.attribution.methods import (
     score,
     score_parts,
 )
+from persona_circuits.circuit.attribution.neurons import BELOW, NeuronScores, neuron_scores
 from persona_circuits.circuit.attribution.parts import ScoreParts
 
 __all__ = [
     "ACTIVATIONS",
+    "BELOW",
     "IG_RULES",
     "LINEAR",
     "METHODS",
@@ -43,6 +45,7 @@ __all__ = [
     "Completeness",
     "Grid",
     "GridPair",
+    "NeuronScores",
     "Passes",
     "ScoreParts",
     "activation_cost",
@@ -61,6 +64,7 @@ __all__ = [
     "grid_parts",
     "grids_of",
     "mean_of",
+    "neuron_scores",
     "passes_of",
     "random_scores",
     "score",
