@@ -32,12 +32,11 @@ from persona_circuits.circuit.attribution.methods import (
     score,
     score_parts,
 )
-from persona_circuits.circuit.attribution.neurons import BELOW, NeuronScores, neuron_scores
+from persona_circuits.circuit.attribution.neurons import NeuronScores, ablated_neurons, neuron_scores
 from persona_circuits.circuit.attribution.parts import ScoreParts
 
 __all__ = [
     "ACTIVATIONS",
-    "BELOW",
     "IG_RULES",
     "LINEAR",
     "METHODS",
@@ -48,6 +47,7 @@ __all__ = [
     "NeuronScores",
     "Passes",
     "ScoreParts",
+    "ablated_neurons",
     "activation_cost",
     "atp_star",
     "ceap",

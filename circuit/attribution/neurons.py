@@ -12,7 +12,7 @@ neurons to the score of its edge into the MLP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,19 +27,16 @@ from persona_circuits.circuit.attribution.methods import ruled
 from persona_circuits.circuit.attribution.passes import gradient_passes
 from persona_circuits.circuit.forward import Ablation, Prepared, bare, in_halves, prepare
 from persona_circuits.circuit.graph import SLOTS
-from persona_circuits.circuit.model import Model, Neurons
+from persona_circuits.circuit.model import Hidden, Model, Neurons
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric
 
 __all__ = [
-    "BELOW",
     "NeuronScores",
+    "ablated_neurons",
     "neuron_scores",
 ]
-
-BELOW = ("eap", "eap-ig", "relp", "gim", "clean-corrupted")
-"""Methods that take a source's whole change times gradients at some runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +53,7 @@ def neuron_scores(
     items: Iterable[Batch | Prepared],
     metric: Metric,
     opened: Mapping[int, Neurons],
-    edges_of: Mapping[int, np.ndarray] | None = None,
+    edges_of: Mapping[int, Sequence[int] | np.ndarray] | None = None,
     *,
     method: str = "eap-ig",
     steps: int = 5,
@@ -71,7 +68,7 @@ def neuron_scores(
     items
         Batches, prepared or not, with what cut edges carry: the ablation's values in a run of other prompts.
     method, steps, rule
-        One of ``BELOW``, as edges are scored.
+        One of ``PLAIN_GRADIENTS``, as edges are scored.
 
     Returns
     -------
@@ -116,9 +113,19 @@ def neuron_scores(
 def _halved(
     model: Model, batch: Batch | Prepared, points: tuple[float, ...] | None, ablation: Ablation | None
 ) -> Iterable[Batch | Prepared]:
-    """Parts half as large as what edges are scored on at a time, as both runs are held beside; whole without a limit."""
+    """Parts half as large as what edges are scored on at a time, as both runs are held; whole without a limit."""
     for part in fitting(model, batch, points, ablation):
         yield from (part,) if model.budget is None else bare(part).parts(max(1, len(part) // 2))
+
+
+def ablated_neurons(item: Prepared, neurons: Neurons) -> Hidden:
+    """An MLP's neurons in the run that cut edges carry the values of, at the places of the clean prompts."""
+    layer, places = neurons.block.layer, item.batch.corrupt_to_clean
+    if item.ablated.idle is None:
+        return neurons.at(item.ablated.mids[layer])
+    assert places is not None, "neurons need values of a run"
+    other = neurons.at(item.corrupt.mids[layer])
+    return Hidden(*(torch.einsum("bpo,bon->bpn", places.to(x), x) for x in (other.values, other.gain)))
 
 
 class _Sides:
@@ -127,7 +134,7 @@ class _Sides:
     def __init__(self, model: Model, item: Prepared, neurons: Neurons, chosen: np.ndarray) -> None:
         layer = neurons.block.layer
         self.neurons, self.chosen = neurons, torch.from_numpy(chosen).to(model.device)
-        self.clean, self.ablated = (neurons.at(run.mids[layer]) for run in (item.clean, item.ablated))
+        self.clean, self.ablated = neurons.at(item.clean.mids[layer]), ablated_neurons(item, neurons)
 
     def summed(self, gradient: Float[Tensor, "slot batch pos d_model"], every: bool) -> Float[np.ndarray, "slot some"]:
         """What the neurons' changes have in the metric's, by the gradients at slots that read the stream."""

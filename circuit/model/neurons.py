@@ -112,9 +112,10 @@ class Neurons:
     ) -> Float[Tensor, "some *rows pos d_model"]:
         """``read`` taken back to the stream, through each of some neurons alone; over all it is the MLP's."""
         halves = [(gradients[name][..., some], weights[:, some].T.to(x)) for name, weights in self.reads.items()]
-        normed = sum(g.movedim(-1, 0)[..., None] * w[(slice(None), *[None] * (x.dim() - 1))] for g, w in halves)
+        outer = [g.movedim(-1, 0)[..., None] * w[(slice(None), *[None] * (x.dim() - 1))] for g, w in halves]
+        normed = outer[0] if len(outer) == 1 else outer[0] + outer[1]
         with torch.enable_grad():
-            each = x.detach().expand_as(normed).clone().requires_grad_()  # type: ignore[arg-type]
+            each = x.detach().expand_as(normed).clone().requires_grad_()
             return torch.autograd.grad(self.block.mlp_norm(each), each, normed)[0]
 
 
