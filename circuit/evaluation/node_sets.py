@@ -31,6 +31,7 @@ __all__ = [
     "Share",
     "measured_sets",
     "other_sets",
+    "share_of",
 ]
 
 Sources = tuple[int, ...]
@@ -123,8 +124,8 @@ def measured_sets(
             n_edges=n_edges,
             of_edges=n_edges / len(circuit) if len(circuit) else None,
             of_circuit=None if is_zero(kept - empty) else float((kept - cut).mean() / (kept - empty).mean()),
-            lost=_share(whole - np.stack(without), span, sample),
-            alone=_share(np.stack(alone) - empty, span, sample),
+            lost=share_of(whole - np.stack(without), span, sample),
+            alone=share_of(np.stack(alone) - empty, span, sample),
         ))  # fmt: skip
     return NodeSets(tuple(sets), sample.split, len(span), sample.over(len(span)).describe())
 
@@ -168,7 +169,7 @@ def _only(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndarray
     return _without(mask, tuple(set(range(1, len(mask))) - set(chosen)))
 
 
-def _share(moved: Float[np.ndarray, "set pair"], span: Float[np.ndarray, " pair"], sample: PairSample) -> Share:
+def share_of(moved: Float[np.ndarray, "set pair"], span: Float[np.ndarray, " pair"], sample: PairSample) -> Share:
     """The first set's, with all others as random ones."""
     if is_zero(span):
         return Share(None, None, (), None)
