@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.attribution import NeuronScores, neuron_scores
+from persona_circuits.circuit.attribution import NeuronScores, Scoring, neuron_scores
 from persona_circuits.circuit.discovery.values import Effect, Part, Setting
 from persona_circuits.circuit.discovery.weights import weighed
 from persona_circuits.circuit.evaluation import (
@@ -56,7 +56,7 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
     kept_batches, metric = setting.train.runs.batches, setting.metric
     if effect.weights is not None:
         kept_batches, metric = weighed(kept_batches, metric, effect.weights)
-    how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
+    how: dict[str, Any] = {"scoring": Scoring(options.method, options.steps, options.ig_rule)}
     how["ablation"] = setting.ablation
     told = setting.stage("scores of neurons")
     scores = neuron_scores(model, kept_batches, metric, inside, **how, progress=told)
