@@ -149,7 +149,7 @@ def test_prompts_of_unequal_length(tiny64):
     (batch,) = batches(encode(Task(tuple(pairs), "unequal", "0" * 64), tiny64, align="right"), 8, "cpu")
     item, graph, layer = prepare(tiny64, batch), tiny64.graph, 1
     neurons = Neurons.of(tiny64.blocks[layer])
-    edges = score(tiny64, [batch], LOGIT_DIFF, steps=2).values
+    edges = score(tiny64, [batch], LOGIT_DIFF, Scoring(steps=2)).values
     found = neuron_scores(tiny64, [item], LOGIT_DIFF, {layer: neurons}, {layer: [3, 0]}, Scoring(steps=2))[layer]
     np.testing.assert_allclose(found.values.sum(), edges[graph.mlp_of(layer)].sum(), rtol=1e-7)
     np.testing.assert_allclose(found.out_of.sum(1), found.values[[3, 0]], rtol=1e-7)
