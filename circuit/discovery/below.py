@@ -115,5 +115,4 @@ def _measured(
     sets = [kept, rest, none, *draws]
     below = measured_neurons(setting.model, part.runs(), setting.metric, circuit, opened, sets)
     told(1, 1)
-    how: dict[str, Any] = {"split": part.split, "clusters": part.clusters, "seed": setting.options.seed}
-    return neuron_sets(np.concatenate([plainly, below]), kept, **how)
+    return neuron_sets(np.concatenate([plainly, below]), kept, part.sample(setting.options.seed))

@@ -1,13 +1,20 @@
 """Measures of a circuit: faithfulness and what stands beside it."""
 
-from persona_circuits.circuit.evaluation.by_pair import PairRow, PairsView, divergences_of, measured_pairs, pairs_view
-from persona_circuits.circuit.evaluation.certificates import Certificate, Units, certify, with_certificate
+from persona_circuits.circuit.evaluation.by_pair import (
+    GroupSearch,
+    PairRow,
+    PairSignal,
+    PairsView,
+    divergences_of,
+    measured_pairs,
+    pairs_view,
+)
+from persona_circuits.circuit.evaluation.certificates import Certificate, Removal, Units, certify, with_certificate
 from persona_circuits.circuit.evaluation.dissociation import Cell, Specificity, specificity
 from persona_circuits.circuit.evaluation.faithfulness import (
     N_TRIED,
     Faithfulness,
     FaithfulnessReport,
-    bootstrap_ratio,
     evaluate,
     pairwise,
 )
@@ -46,6 +53,7 @@ __all__ = [
     "Certificate",
     "Faithfulness",
     "FaithfulnessReport",
+    "GroupSearch",
     "Measurements",
     "Missed",
     "NodeSet",
@@ -54,9 +62,11 @@ __all__ = [
     "OpenedMlps",
     "PairRow",
     "PairScores",
+    "PairSignal",
     "PairsView",
     "PathShare",
     "PathShares",
+    "Removal",
     "Rule",
     "Share",
     "Signal",
@@ -65,7 +75,6 @@ __all__ = [
     "Specificity",
     "Transfer",
     "Units",
-    "bootstrap_ratio",
     "cells_of",
     "certify",
     "described",
