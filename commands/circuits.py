@@ -145,5 +145,6 @@ def _refuse_idle(context: typer.Context, options: Options) -> None:
         (exact, "--prune acdc or eap-acdc, or --finish", ["candidates"]),
         (options.prune == "learn", "--prune learn", ["train_steps"]),
         (not sized, "a --threshold", ["threshold_on"]),
+        (bool(options.neurons), "--neurons", ["neuron_share"]),
         (options.resolution == "edge", "--resolution edge: with span scores are by part anyway,", ["by_span"]),
     )

@@ -101,7 +101,7 @@ def _print_signal(found: Discovery, where: str) -> None:
 
 
 def print_discovery(found: Discovery) -> None:
-    from persona_circuits.circuit.reporting import path_table, set_table, sweep_table
+    from persona_circuits.circuit.reporting import neuron_tables, path_table, set_table, sweep_table
 
     _print_search(found)
     _print_edges(found)
@@ -123,6 +123,8 @@ def print_discovery(found: Discovery) -> None:
         print_table(path_table(found.paths))
     if found.sets is not None:
         print_table(set_table(found.sets))
+    if found.opened is not None:
+        print_tables(neuron_tables(found.opened))
     say("")
 
 

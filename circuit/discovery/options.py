@@ -15,6 +15,7 @@ from persona_circuits.circuit.choices import (
     GRADIENTS,
     METHODS,
     METRIC_NAMES,
+    PLAIN_GRADIENTS,
     PRUNERS,
     RESOLUTIONS,
     SEARCH_METHODS,
@@ -107,6 +108,13 @@ class Options(PlainNumbers):
         int | None,
         Option("Patch so many edges outside the circuit, drawn at random, to bound how many were missed.", min=1),
     ] = None
+    neurons: Annotated[
+        tuple[str, ...],
+        Option("MLPs of the circuit to open into their neurons, such as m3,m7.", given=str, read=names_of),
+    ] = ()
+    neuron_share: Annotated[
+        float, Option("Share of what the opened MLPs carry that the fewest neurons are to keep.")
+    ] = 0.9
     sweep: Annotated[bool, Option("Nested circuits over thresholds too: size against faithfulness.")] = False
     metric: MetricName = "persona-divergence"
     ablation: AblationName = "corrupt"
@@ -175,6 +183,7 @@ class Options(PlainNumbers):
             raise OptionError("--activations bfloat16 is for scores by gradients, without --by-span")
         self._check_certify()
         self._check_resolution()
+        self._check_neurons()
         if self.weigh == "couples" and (self.method == "random" or self.certify is not None):
             what = "--certify" if self.certify is not None else "--method random"
             raise OptionError(f"--weigh couples and {what} do not go together; leave one of them out")
@@ -206,6 +215,24 @@ class Options(PlainNumbers):
             raise OptionError(f"--{given[0]} is of edges at all parts of the prompt; leave it out of --resolution span")
         if self.activations != "float32":
             raise OptionError("--activations bfloat16 has no scores by part of the prompt; leave it out")
+
+    def _check_neurons(self) -> None:
+        if not self.neurons:
+            return
+        if not 0 < self.neuron_share <= 1:
+            raise OptionError(f"--neuron-share must be above 0 and at most 1, got {self.neuron_share:g}")
+        if self.method not in PLAIN_GRADIENTS or self.prune == "acdc":
+            how = f"--prune {self.prune}" if self.prune == "acdc" else f"--method {self.method}"
+            raise OptionError(f"--neurons needs scores of --method {', '.join(PLAIN_GRADIENTS)}; {how} has none such")
+        if self.ablation not in ("corrupt", "neutral"):
+            raise OptionError(
+                f"--neurons takes what neurons write from a run of other prompts, and --ablation {self.ablation} has "
+                "none; use corrupt or neutral"
+            )
+        if self.ablation == "neutral" and self.align != "equal":
+            raise OptionError("--neurons with --ablation neutral needs prompts of one length; leave --align out")
+        if self.resolution == "span":
+            raise OptionError("--neurons is of edges at all parts of the prompt; leave it out of --resolution span")
 
     def _check_ensemble(self) -> None:
         if self.method != "mean-of" or self.prune == "acdc":

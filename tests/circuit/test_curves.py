@@ -683,6 +683,23 @@ def test_the_command_writes_tables_and_figures(tmp_path, scores):
     assert isinstance(read_scorer(run), Scores)
 
 
+def test_the_scorer_of_a_run_is_drawn_once_wherever_its_pairs_are_named(tmp_path):
+    run, copy, fewer = tmp_path / "run", tmp_path / "copy.json", tmp_path / "fewer.json"
+    text = (DATA / "tiny_pairs.json").read_text()
+    copy.write_text(text)
+    fewer.write_text(json.dumps({**(whole := json.loads(text)), "prompts": whole["prompts"][:-1]}))
+    options = ["--model", TINY, "--pairs", PAIRS, "--n-random", "1", "--threshold", "0.05", "--method", "eap"]
+    assert call("discover", *options, "--out", run).exit_code == 0
+
+    def scorers(*more):
+        done = call("curves", run, "--scorers", "eap", "--json", *more, "--out", tmp_path / "curves")
+        assert done.exit_code == 0, done.output
+        return {curve["scorer"] for curve in json.loads(done.stdout)["curves"]}
+
+    assert scorers() == scorers("--pairs", copy) == {"run run"}
+    assert scorers("--pairs", fewer) == {"run run", "eap"}
+
+
 def test_the_command_prints_json(tmp_path):
     done = call(
         "curves",
