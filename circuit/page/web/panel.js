@@ -29,6 +29,7 @@ function edgePanel(edge) {
       shareOf(edge.score),
       edge.frequency === undefined || edge.frequency === null ? null
         : term("selected in", `${percent(edge.frequency)} of resamples: ${edge.core ? "core" : "fringe"}`),
+      edge.stays === undefined ? null : term("certificate", edge.stays ? "stays" : "abstains"),
       span ? term("most of it at", span) : null),
     h("p", {}, "from ", toNode(edge.src.name), " to ", toNode(edge.dst.name),
       { q: ", its queries", k: ", its keys", v: ", its values" }[edge.slot] ?? ""),
