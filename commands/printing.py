@@ -101,7 +101,7 @@ def _print_signal(found: Discovery, where: str) -> None:
 
 
 def print_discovery(found: Discovery) -> None:
-    from persona_circuits.circuit.reporting import path_table, set_table, sweep_table
+    from persona_circuits.circuit.reporting import neuron_tables, path_table, set_table, sweep_table
 
     _print_search(found)
     _print_edges(found)
@@ -123,6 +123,8 @@ def print_discovery(found: Discovery) -> None:
         print_table(path_table(found.paths))
     if found.sets is not None:
         print_table(set_table(found.sets))
+    if found.opened is not None:
+        print_tables(neuron_tables(found.opened))
     say("")
 
 
@@ -187,6 +189,17 @@ def _print_finish(done: Finished, unit: str) -> None:
 def _print_smallest(found: Discovery) -> None:
     least = found.smallest
     assert least is not None
+    if not least.reached:
+        from persona_circuits.circuit.reporting import size_table
+
+        say(
+            f"target      no circuit of up to {least.most:,} edges reaches f {least.target:g} on the pairs searched "
+            f"on; the best of them, f {least.faithfulness:.3f} with the first {least.n:,} edges by |score|, is kept; "
+            f"--target-faithfulness {least.target:g} looks among all edges"
+        )
+        print_table(size_table(least))
+        say("")
+        return
     order = "gate" if found.record["method"]["prune"] == "learn" else "|score|"
     say(
         f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by {order}, "

@@ -13,6 +13,7 @@ from typing import Any
 from persona_circuits.circuit.attribution import ActivationCost, Completeness, ScoreParts
 from persona_circuits.circuit.discovery import kept as keeping
 from persona_circuits.circuit.discovery import stages, values
+from persona_circuits.circuit.discovery.below import neurons_of, opened_mlps
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.record import description
@@ -27,6 +28,7 @@ from persona_circuits.circuit.evaluation import (
     Missed,
     NodeSets,
     NullRun,
+    OpenedMlps,
     PathShares,
     Signal,
     SpanStudy,
@@ -78,7 +80,8 @@ class Discovery:
     scores that were used again, None where they were made here; ``made_of`` is what they follow from.
     ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores; ``sets``
     the named sets of nodes, without and alone. ``at_parts`` says at which parts of the prompt the circuit has its
-    edges, where not at all; ``circuit`` is then of those that it has at any.
+    edges, where not at all; ``circuit`` is then of those that it has at any. ``opened`` are MLPs as their neurons, if
+    they were asked for.
     """
 
     circuit: Circuit
@@ -106,6 +109,7 @@ class Discovery:
     paths: PathShares | None = None
     sets: NodeSets | None = None
     at_parts: SpanCircuit | None = None
+    opened: OpenedMlps | None = None
 
     def __repr__(self) -> str:
         task = self.record["task"]
@@ -136,9 +140,9 @@ class Discovery:
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether the faithfulness aimed at is reached on held-out pairs too; None without either."""
+        """Whether the faithfulness that was reached in the search is on held-out pairs too; None without either."""
         found = self.reports[-1].circuit.ratio_of_means
-        if self.smallest is None or not self.held_out or found is None:
+        if self.smallest is None or not self.smallest.reached or not self.held_out or found is None:
             return None
         return found >= self.smallest.target
 
@@ -213,6 +217,7 @@ def discover(
     if groups and options.resolution == "span":
         raise OptionError("--groups is of edges at all parts of the prompt; leave it out of --resolution span")
     setting = stages.set_up(model, task, options, stage)
+    named = neurons_of(setting)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     effect = stages.effect_of(setting, quiet)
     scored, reused = _scored(setting, scores, state, effect)
@@ -224,7 +229,10 @@ def discover(
     measured = stages.measure(setting, scored.scores, pruned.at_parts or pruned.circuit, groups)
     controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
+    opened = opened_mlps(setting, effect, pruned.circuit, named)
     about = description(setting, task, effect, pruned, measured, controls)
+    if opened is not None:
+        about["neurons"] = opened.in_circuit()
     record = circuit_record(pruned.circuit, scored.scores, about)
     if pruned.at_parts is not None and scored.at_parts is not None:
         record = with_parts(record, pruned.at_parts, scored.at_parts)
@@ -254,6 +262,7 @@ def discover(
         paths=measured.paths,
         sets=measured.sets,
         at_parts=pruned.at_parts,
+        opened=opened,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from persona_circuits.circuit.discovery.summary import summary
 from persona_circuits.circuit.drawing import GROUP_LOOKS, draw
 from persona_circuits.circuit.evaluation.span_files import edges_at_parts, write_spans
+from persona_circuits.circuit.figures import write_csv
 from persona_circuits.circuit.io import by_source
 from persona_circuits.circuit.io import circuits as files
 
@@ -45,6 +46,10 @@ def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = N
     files.write_json(summary(found), folder / "summary.json")
     if found.parts is not None and found.spans is not None:
         write_spans(found.parts, found.spans, found.at_parts or found.circuit, folder, title=title)
+    if found.opened is not None:
+        files.write_json(found.opened.as_dict(), folder / "neurons.json")
+        write_csv(found.opened.rows(), folder / "neurons.csv")
+        write_csv(found.opened.edges(), folder / "neuron_edges.csv")
     if found.sweep is not None:
         from persona_circuits.circuit.evaluation.curves.sweep_files import write_sweep
 

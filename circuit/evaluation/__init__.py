@@ -21,6 +21,15 @@ from persona_circuits.circuit.evaluation.matched import (
 )
 from persona_circuits.circuit.evaluation.measurements import Measurements
 from persona_circuits.circuit.evaluation.missed import Missed, missed
+from persona_circuits.circuit.evaluation.neurons import (
+    OpenedMlps,
+    described,
+    fewest,
+    measured_neurons,
+    mlps_of,
+    neuron_sets,
+    random_neurons,
+)
 from persona_circuits.circuit.evaluation.node_sets import NodeSet, NodeSets, Share, measured_sets, other_sets
 from persona_circuits.circuit.evaluation.null import NullRun, null_run
 from persona_circuits.circuit.evaluation.paths import PathShare, PathShares, measured_paths
@@ -42,6 +51,7 @@ __all__ = [
     "NodeSet",
     "NodeSets",
     "NullRun",
+    "OpenedMlps",
     "PairRow",
     "PairScores",
     "PairsView",
@@ -58,16 +68,21 @@ __all__ = [
     "bootstrap_ratio",
     "cells_of",
     "certify",
+    "described",
     "divergences_of",
     "entry_shares",
     "evaluate",
+    "fewest",
     "group_pairs",
     "matched_circuits",
     "matched_outside",
+    "measured_neurons",
     "measured_pairs",
     "measured_paths",
     "measured_sets",
     "missed",
+    "mlps_of",
+    "neuron_sets",
     "null_run",
     "other_sets",
     "pair_scores",
@@ -75,6 +90,7 @@ __all__ = [
     "pairwise",
     "persistence",
     "random_circuits",
+    "random_neurons",
     "signal_of",
     "span_rows",
     "span_study",

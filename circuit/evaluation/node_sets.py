@@ -31,6 +31,7 @@ __all__ = [
     "Share",
     "measured_sets",
     "other_sets",
+    "share_of",
 ]
 
 Sources = tuple[int, ...]
@@ -125,8 +126,8 @@ def measured_sets(
             n_edges=n_edges,
             of_edges=n_edges / len(circuit) if len(circuit) else None,
             of_circuit=None if is_zero(kept - empty) else float((kept - cut).mean() / (kept - empty).mean()),
-            lost=_share(whole - np.stack(without), span, clusters, seed),
-            alone=_share(np.stack(alone) - empty, span, clusters, seed),
+            lost=share_of(whole - np.stack(without), span, clusters, seed),
+            alone=share_of(np.stack(alone) - empty, span, clusters, seed),
         ))  # fmt: skip
     return NodeSets(tuple(sets), split, len(span), clusters.describe())
 
@@ -170,7 +171,7 @@ def _only(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndarray
     return _without(mask, tuple(set(range(1, len(mask))) - set(chosen)))
 
 
-def _share(
+def share_of(
     moved: Float[np.ndarray, "set pair"], span: Float[np.ndarray, " pair"], clusters: Clusters, seed: int
 ) -> Share:
     """The first set's, with all others as random ones."""

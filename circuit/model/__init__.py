@@ -16,6 +16,7 @@ from persona_circuits.circuit.model.loading import (
 )
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.model import Model
+from persona_circuits.circuit.model.neurons import Hidden, Neurons, OpenBlock
 from persona_circuits.circuit.model.norm import Pullback
 from persona_circuits.circuit.model.origin import Origin, origin_of, sha256_of
 from persona_circuits.circuit.model.rules import RULES, Rules
@@ -29,7 +30,10 @@ __all__ = [
     "Block",
     "Context",
     "Held",
+    "Hidden",
     "Model",
+    "Neurons",
+    "OpenBlock",
     "Origin",
     "Pullback",
     "Rules",

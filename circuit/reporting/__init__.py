@@ -3,8 +3,10 @@
 from persona_circuits.circuit.discovery.summary import (
     completeness_lines,
     faithfulness_table,
+    neuron_tables,
     path_table,
     set_table,
+    size_table,
     strongest_edges,
     summary,
 )
@@ -38,10 +40,12 @@ __all__ = [
     "curve_tables",
     "evaluations_table",
     "faithfulness_table",
+    "neuron_tables",
     "pair_tables",
     "path_table",
     "set_table",
     "size_rows",
+    "size_table",
     "stability_table",
     "strongest_edges",
     "summary",
