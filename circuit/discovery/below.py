@@ -1,4 +1,4 @@
-"""Below the node: MLPs of the circuit that was found, opened into their neurons."""
+"""Below the node: MLPs of the circuit that was found, opened into their neurons, and heads into their parts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from persona_circuits.circuit.attribution import NeuronScores, neuron_scores
 from persona_circuits.circuit.discovery.values import Effect, Part, Setting
 from persona_circuits.circuit.discovery.weights import weighed
 from persona_circuits.circuit.evaluation import (
+    MOST_PAIRS,
+    OpenedHeads,
     OpenedMlps,
+    attended,
     described,
     fewest,
+    head_parts,
     measured_neurons,
     mlps_of,
     neuron_sets,
@@ -22,12 +26,15 @@ from persona_circuits.circuit.evaluation import (
 )
 from persona_circuits.circuit.evaluation.neurons import Kept, NeuronSets
 from persona_circuits.circuit.forward import measure
+from persona_circuits.circuit.graph import Node
 from persona_circuits.circuit.model import Neurons
-from persona_circuits.circuit.statistics import is_zero
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.statistics import Clusters, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = [
     "neurons_of",
+    "opened_heads",
     "opened_mlps",
 ]
 
@@ -117,3 +124,22 @@ def _measured(
     told(1, 1)
     how: dict[str, Any] = {"split": part.split, "clusters": part.clusters, "seed": setting.options.seed}
     return neuron_sets(np.concatenate([plainly, below]), kept, **how)
+
+
+def opened_heads(
+    setting: Setting, circuit: Circuit, scores: Scores | None, heads: Sequence[Node]
+) -> OpenedHeads | None:
+    """Parts of heads and why they attend, on the pairs held out."""
+    if not heads:
+        return None
+    part, model = setting.parts[-1], setting.model
+    told = setting.stage(f"parts of heads on {part.split}")
+    how: dict[str, Any] = {"clusters": part.clusters, "seed": setting.options.seed}
+    parts = head_parts(model, part.runs(), setting.metric, circuit, scores, heads, **how)
+    told(1, 1)
+    width = 2 if setting.metric.swap_rows else 1
+    rows = part.rows[::width][:MOST_PAIRS]
+    of_pairs = Clusters.of([part.task.pairs[row.index // width] for row in rows])
+    told = setting.stage("why heads attend")
+    why = attended(model, rows, heads, of_pairs, seed=setting.options.seed, progress=told)
+    return OpenedHeads(parts, why, part.split, len(part.task.pairs), len(rows), part.clusters.describe())

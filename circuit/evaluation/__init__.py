@@ -1,5 +1,6 @@
 """Measures of a circuit: faithfulness and what stands beside it."""
 
+from persona_circuits.circuit.evaluation.attending import MOST_PAIRS, OpenedHeads, attended, head_parts, heads_of
 from persona_circuits.circuit.evaluation.by_pair import PairRow, PairsView, divergences_of, measured_pairs, pairs_view
 from persona_circuits.circuit.evaluation.certificates import Certificate, Units, certify, with_certificate
 from persona_circuits.circuit.evaluation.dissociation import Cell, Specificity, specificity
@@ -40,6 +41,7 @@ from persona_circuits.circuit.evaluation.transfers import Transfer, transfer, tr
 
 __all__ = [
     "MATCHINGS",
+    "MOST_PAIRS",
     "N_TRIED",
     "Averages",
     "Cell",
@@ -51,6 +53,7 @@ __all__ = [
     "NodeSet",
     "NodeSets",
     "NullRun",
+    "OpenedHeads",
     "OpenedMlps",
     "PairRow",
     "PairScores",
@@ -65,6 +68,7 @@ __all__ = [
     "Specificity",
     "Transfer",
     "Units",
+    "attended",
     "bootstrap_ratio",
     "cells_of",
     "certify",
@@ -74,6 +78,8 @@ __all__ = [
     "evaluate",
     "fewest",
     "group_pairs",
+    "head_parts",
+    "heads_of",
     "matched_circuits",
     "matched_outside",
     "measured_neurons",
