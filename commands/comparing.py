@@ -71,13 +71,15 @@ def curves(
         named, given = _scorers(options.scorers, read_scorer)
         if stored is not None and (scores := all_scores(stored)) is not None:
             given = {_run_name(stored): scores, **given}
-            named = named if model or pairs else tuple(one for one in named if not _made_so(own, options, one))
-        where = tuple(own["task"].get("where", {}).items()) if own and pairs is None else ()
+        task = read_task(pairs or (own_pairs(own) if own else None))
+        own_task = own is not None and task.sha256 == own["task"].get("sha256")
+        if stored is not None and own_task and model in (None, stored.model_name()):
+            named = tuple(one for one in named if not _made_so(own, options, one))
+        where = tuple(own["task"].get("where", {}).items()) if own and own_task else ()
         options = replace(options.settled(own), scorers=named, where=options.where or where)
         _refuse_idle(context, options)
         options = options.checked()
         name = model or (stored.model_name() if stored is not None else None)
-        task = read_task(pairs or (own_pairs(own) if own else None))
         check_output_folder(out)
         with progress_bars() as stage:
             few = loading.fitting or bool(own and own["task"].get("unfit"))
@@ -134,6 +136,7 @@ def _made_so(record: Any, options: CurveOptions, scorer: str) -> bool:
         asked.ablation,
         asked.align,
     )
+    same &= not made.keys() & {"of", "weigh"}
     return same and scorer != "random" and asked.train_split in (None, about.get("split")) and not options.where
 
 

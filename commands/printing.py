@@ -191,6 +191,17 @@ def _print_finish(done: Finished, unit: str) -> None:
 def _print_smallest(found: Discovery) -> None:
     least = found.smallest
     assert least is not None
+    if not least.reached:
+        from persona_circuits.circuit.reporting import size_table
+
+        say(
+            f"target      no circuit of up to {least.most:,} edges reaches f {least.target:g} on the pairs searched "
+            f"on; the best of them, f {least.faithfulness:.3f} with the first {least.n:,} edges by |score|, is kept; "
+            f"--target-faithfulness {least.target:g} looks among all edges"
+        )
+        print_table(size_table(least))
+        say("")
+        return
     order = "gate" if found.record["method"]["prune"] == "learn" else "|score|"
     say(
         f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by {order}, "

@@ -62,8 +62,9 @@ class Options(PlainNumbers):
     ``threshold`` is in units of the metric (``threshold_on="score"``) or a share of
     |m(full) - m(empty)| on the training pairs (``"share"``; with persona metrics that is |D|).
     ``target_faithfulness`` takes the place of a size: the smallest circuit by |score|, or with ``prune="learn"`` by its
-    gates, that reaches it on the training pairs. ``sweep`` measures nested circuits over thresholds besides. Without
-    ``force``, as on the command line, pairs without an effect are an error; with it they are a warning.
+    gates, that reaches it on the training pairs, among ``up_to``, a share, of all edges. Where ``prune="threshold"``
+    is given no size at all, ``checked`` sets both to the default. ``sweep`` measures nested circuits over thresholds
+    besides. Without ``force``, as on the command line, pairs without an effect are an error, with it a warning.
     """
 
     method: Annotated[str, Option("How edges are scored.", choices=SEARCH_METHODS)] = "eap-ig"
@@ -77,9 +78,9 @@ class Options(PlainNumbers):
         str, Option("couples: in the scores D is divided by its spread over each couple's pairs.", choices=WEIGHINGS)
     ] = "pairs"
     prune: Annotated[str, Option("How the circuit is chosen.", choices=PRUNERS)] = "threshold"
-    threshold: Annotated[float | None, Option("For threshold, acdc, eap-acdc. (default: 0.003 of the divergence)")] = (
-        None
-    )
+    threshold: Annotated[
+        float | None, Option("For threshold, acdc, eap-acdc. (default of the latter two: 0.003 of |D|)")
+    ] = None
     threshold_on: Annotated[
         str, Option("Threshold in the metric's units, or as a share of |D|.", choices=THRESHOLD_UNITS)
     ] = "share"
@@ -87,9 +88,11 @@ class Options(PlainNumbers):
     target_faithfulness: Annotated[
         float | None,
         Option(
-            "Instead of a size: the smallest circuit by |score|, or by learned gates, that reaches this faithfulness."
+            "Instead of a size: the smallest circuit by |score|, or by learned gates, that reaches this faithfulness. "
+            "(default: 0.8, looked for among the first 5 % of the edges)"
         ),
     ] = None
+    up_to: float = 1.0
     finish: Annotated[
         float | None,
         Option(
@@ -149,9 +152,10 @@ class Options(PlainNumbers):
     force: Annotated[bool, Option("Search even where the pairs show no effect that a circuit could explain.")] = True
 
     DEFAULT_SHARE = 0.003
+    DEFAULT_TARGET, DEFAULT_UP_TO = 0.8, 0.05
 
     def checked(self) -> Options:
-        """These options with the default threshold filled in.
+        """These options with the default size filled in.
 
         Raises:
             OptionError: a value is unknown or impossible, or an option would have no effect.
@@ -188,7 +192,15 @@ class Options(PlainNumbers):
             what = "--certify" if self.certify is not None else "--method random"
             raise OptionError(f"--weigh couples and {what} do not go together; leave one of them out")
         own = replace(self, by_span=self.by_span or self.resolution == "span")
+        if self.sized_by_default:
+            return replace(own, target_faithfulness=self.DEFAULT_TARGET, up_to=self.DEFAULT_UP_TO)
         return replace(own, threshold=self.DEFAULT_SHARE) if self.threshold is None and self._uses_threshold() else own
+
+    @property
+    def sized_by_default(self) -> bool:
+        """Whether nothing says how large the circuit is to be."""
+        given = (self.threshold, self.top_n, self.target_faithfulness)
+        return self.prune == "threshold" and self.threshold_on == "share" and not any(one is not None for one in given)
 
     def _check_resolution(self) -> None:
         if self.resolution == "edge":
@@ -259,7 +271,8 @@ class Options(PlainNumbers):
             raise OptionError(f"--certify needs scores pair by pair, in float32, and {what} has none; leave one out")
 
     def _uses_threshold(self) -> bool:
-        return self.target_faithfulness is None and self.prune in ("threshold", "acdc", "eap-acdc")
+        searched = self.sized_by_default or self.target_faithfulness is not None
+        return not searched and self.prune in ("threshold", "acdc", "eap-acdc")
 
     def _check_size(self) -> None:
         if self.sweep and self.prune == "acdc":
@@ -276,6 +289,8 @@ class Options(PlainNumbers):
                     f"--target-faithfulness keeps the first edges by |score|, --prune {self.prune} chooses others; "
                     "leave one of them out"
                 )
+            return
+        if self.sized_by_default:
             return
         if self._uses_threshold():
             if self.method == "random" and self.prune != "acdc" and self.threshold_on == "share":

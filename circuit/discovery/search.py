@@ -143,9 +143,9 @@ class Discovery:
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether the faithfulness aimed at is reached on held-out pairs too; None without either."""
+        """Whether the faithfulness that was reached in the search is on held-out pairs too; None without either."""
         found = self.reports[-1].circuit.ratio_of_means
-        if self.smallest is None or not self.held_out or found is None:
+        if self.smallest is None or not self.smallest.reached or not self.held_out or found is None:
             return None
         return found >= self.smallest.target
 

@@ -299,9 +299,7 @@ def prune_at_parts(setting: Setting, scores: SpanScores, tau: float | None) -> P
     """From scores by part of the prompt to a circuit whose edges are at some parts."""
     options, target = setting.options, setting.options.target_faithfulness
     if target is not None:
-        told = setting.stage("smallest circuit")
-        least = smallest(setting.model, setting.train.runs, setting.metric, scores, target, progress=told)
-        return Pruned.of(least.circuit, least)
+        return _by_target(setting, scores, target)
     if options.top_n is not None:
         return Pruned.of(scores.top_n(options.top_n))
     assert tau is not None
@@ -316,9 +314,7 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
         return _learned(setting, scores, state)
     if options.target_faithfulness is not None:
         assert scores is not None
-        how: dict[str, Any] = {"progress": setting.stage("smallest circuit")}
-        least = smallest(setting.model, setting.train.runs, setting.metric, scores, options.target_faithfulness, **how)
-        return Pruned.of(least.circuit, least)
+        return _by_target(setting, scores, options.target_faithfulness)
     if options.prune in ("top-n", "greedy"):
         assert scores is not None
         assert options.top_n is not None
@@ -331,6 +327,13 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
     how = {"start": start, "candidates": options.candidates, "state": state, "progress": setting.stage("ACDC")}
     found = acdc(setting.model, list(setting.train.runs()), setting.metric, tau, **how)
     return Pruned(found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted})
+
+
+def _by_target(setting: Setting, scores: Scores | SpanScores, target: float) -> Pruned:
+    """The smallest circuit by score that reaches the target on the training pairs, as far as it is looked for."""
+    how: dict[str, Any] = {"up_to": setting.options.up_to, "progress": setting.stage("smallest circuit")}
+    least = smallest(setting.model, setting.train.runs, setting.metric, scores, target, **how)
+    return Pruned.of(least.circuit, least)
 
 
 def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:

@@ -15,6 +15,7 @@ from persona_circuits.circuit.evaluation import (
     PathShares,
     Share,
 )
+from persona_circuits.circuit.evaluation.curves import Smallest
 from persona_circuits.circuit.printable import signed, visible
 from persona_circuits.circuit.table import Column, Table, to
 
@@ -28,6 +29,7 @@ __all__ = [
     "neuron_tables",
     "path_table",
     "set_table",
+    "size_table",
     "strongest_edges",
     "summary",
 ]
@@ -62,6 +64,8 @@ def _asked_for(discovery: Discovery) -> dict[str, Any]:
         found["spans"] = discovery.record["spans"]
     if discovery.smallest is not None:
         found["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
+    if cautions := [one.caution for one in discovery.reports if one.caution]:
+        found["cautions"] = cautions
     if discovery.completeness is not None:
         found["completeness"] = discovery.completeness.as_dict()
     if discovery.certificate is not None:
@@ -118,6 +122,16 @@ def faithfulness_table(report: FaithfulnessReport) -> Table:
     columns = ("", "edges", "m", "faithfulness", "95 % interval", "mean of ratios", "median of ratios")
     note = f"faithfulness is a ratio of means; intervals over {report.resampled}"
     return Table(title, columns, rows, 1, [note, *filter(None, (report.caution, report.reversal))])
+
+
+def size_table(least: Smallest) -> Table:
+    """A row per size that was tried, from the smallest on."""
+    columns = (
+        Column("first edges", "n", ","),
+        Column("without dead ends", "n_edges", ","),
+        Column("f", "faithfulness", ".3f"),
+    )
+    return Table("nested circuits by |score|, on the pairs searched on", columns, least.tried, 0)
 
 
 PATHS = (

@@ -7,6 +7,7 @@ from persona_circuits.circuit.discovery.summary import (
     neuron_tables,
     path_table,
     set_table,
+    size_table,
     strongest_edges,
     summary,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "path_table",
     "set_table",
     "size_rows",
+    "size_table",
     "stability_table",
     "strongest_edges",
     "summary",

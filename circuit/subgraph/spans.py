@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.errors import GraphError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.subgraph.edges import Circuit
-from persona_circuits.circuit.task import Batch
+
+if TYPE_CHECKING:
+    from persona_circuits.circuit.task import Batch
 
 __all__ = [
     "SpanCircuit",

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from copy import copy
 from dataclasses import replace
 
 import networkx as nx
@@ -428,6 +429,68 @@ def test_with_a_grid_of_every_size_it_is_the_smallest_of_all(tiny, prepared, sco
         assert found.n == int(np.argmax(every_size >= target))
 
 
+@pytest.mark.parametrize(("target", "up_to"), [(0.3, 0.3), (0.8, 0.5), (0.99, 0.2), (0.99, 0.0)])
+def test_a_search_among_the_first_edges_reaches_the_target_or_says_that_none_of_them_does(
+    tiny, prepared, scores, every_size, target, up_to
+):
+    """Against every size there is."""
+    most = max(50, int(up_to * tiny.graph.n_edges))
+    found = smallest(tiny, lambda: prepared, METRIC, scores, target, up_to=up_to)
+    assert found.most == most
+    assert max(size.n for size in found.tried) <= most
+    assert found.reached == bool((every_size[: most + 1] >= target).any())
+    if found.reached:
+        assert every_size[found.n - 1] < target <= every_size[found.n] + 2e-6
+    else:
+        assert found.faithfulness == max(size.faithfulness for size in found.tried)
+        assert max(size.n for size in found.tried) == most
+
+
+def test_in_a_large_graph_the_size_is_known_to_half_a_percent(tiny, monkeypatch):
+    """f is a known function of the number of edges: it takes few sizes, whatever its form."""
+    from persona_circuits.circuit.evaluation.curves import sizes
+
+    scores, model = random_scores(Graph(30, 9), seed=0), copy(tiny)
+    model.graph = scores.graph
+    for form in (lambda share: share**0.1, lambda share: share, lambda share: share**4, lambda share: share > 0.017):
+        monkeypatch.setattr(
+            sizes._Search,
+            "try_sizes",
+            lambda self, new, form=form: self.known.update({n: (n, float(form(n / self.n_edges))) for n in new}),
+        )
+        found = smallest(model, list, METRIC, scores, 0.8)
+        exact = next(n for n in range(1, scores.graph.n_edges + 1) if form(n / scores.graph.n_edges) >= 0.8)
+        assert exact <= found.n <= 1.006 * exact
+        assert len(found.tried) < 40
+
+
+def test_without_a_size_the_search_is_for_most_of_the_effect_in_few_edges(tiny, tiny_task, tmp_path):
+    """By the files too; what none of them reaches is said with the sizes that were tried."""
+    assert Options(threshold=0.1).checked().target_faithfulness is None
+    assert Options(prune="acdc").checked().threshold == Options(prune="eap-acdc").checked().threshold == 0.003
+    asked = Options(n_random=0, steps=2).checked()
+    assert (asked.target_faithfulness, asked.up_to) == (0.8, 0.05)
+    assert asked.checked() == asked
+    found = discover(tiny, tiny_task, asked)
+    assert found.circuit == top_n(found.scores, found.smallest.n)
+    assert found.smallest.most == 50
+    found.write(tmp_path / "a")
+    method = json.loads((tmp_path / "a" / "circuit.json").read_text())["method"]
+    said = {"most": 50, "reached": found.smallest.reached, "tried": len(found.smallest.tried)}
+    assert (method["prune"], method["target_faithfulness"], method["target_search"]) == ("top-n", 0.8, said)
+    stamp = found.record["stamp"]["size"]
+    assert stamp == (
+        "smallest with faithfulness >= 0.8" if said["reached"] else "largest faithfulness of up to 50 edges"
+    )
+    out = ["--out", tmp_path / "b", "--model", TINY, "--pairs", PAIRS, "--n-random", "0"]
+    done = call("discover", "--force", *out, "--method", "random")
+    assert done.exit_code == 0, done.output
+    assert "no circuit of up to 50 edges reaches f 0.8 on the pairs searched on; the best of them, f" in done.stdout
+    assert "nested circuits by |score|, on the pairs searched on" in done.stdout
+    target = json.loads((tmp_path / "b" / "summary.json").read_text())["target"]
+    assert (target["reached"], target["confirmed"], target["tried"][-1]["n"]) == (False, None, 50)
+
+
 def test_the_search_tries_few_sizes_and_the_same_circuit_once(tiny, prepared, scores, monkeypatch):
     from persona_circuits.circuit.evaluation.curves import sizes
 
@@ -439,7 +502,7 @@ def test_the_search_tries_few_sizes_and_the_same_circuit_once(tiny, prepared, sc
 
     monkeypatch.setattr(sizes, "measured", counted)
     found = smallest(tiny, lambda: prepared, METRIC, scores, 0.6)
-    assert len(found.tried) < 60
+    assert len(found.tried) < 25
     assert len(set(seen)) == len(seen)
 
 
@@ -618,6 +681,23 @@ def test_the_command_writes_tables_and_figures(tmp_path, scores):
     for name in written:
         assert (again / name).read_bytes() == (out / name).read_bytes(), name
     assert isinstance(read_scorer(run), Scores)
+
+
+def test_the_scorer_of_a_run_is_drawn_once_wherever_its_pairs_are_named(tmp_path):
+    run, copy, fewer = tmp_path / "run", tmp_path / "copy.json", tmp_path / "fewer.json"
+    text = (DATA / "tiny_pairs.json").read_text()
+    copy.write_text(text)
+    fewer.write_text(json.dumps({**(whole := json.loads(text)), "prompts": whole["prompts"][:-1]}))
+    options = ["--model", TINY, "--pairs", PAIRS, "--n-random", "1", "--threshold", "0.05", "--method", "eap"]
+    assert call("discover", *options, "--out", run).exit_code == 0
+
+    def scorers(*more):
+        done = call("curves", run, "--scorers", "eap", "--json", *more, "--out", tmp_path / "curves")
+        assert done.exit_code == 0, done.output
+        return {curve["scorer"] for curve in json.loads(done.stdout)["curves"]}
+
+    assert scorers() == scorers("--pairs", copy) == {"run run"}
+    assert scorers("--pairs", fewer) == {"run run", "eap"}
 
 
 def test_the_command_prints_json(tmp_path):

@@ -128,7 +128,7 @@ def test_a_search_by_several_scorers_says_which(tiny, tiny_task, tmp_path):
         ({}, "got nothing"),
         ({"of": ("eap",)}, "got eap"),
         ({"of": ("eap", "eap-gi")}, "got eap-gi"),
-        ({"of": ("eap", "gim"), "prune": "threshold", "top_n": None}, "no unit"),
+        ({"of": ("eap", "gim"), "prune": "threshold", "top_n": None, "threshold": 0.1}, "no unit"),
     ],
 )
 def test_ensembles_of_nothing_are_refused(asked, says):

@@ -25,7 +25,7 @@ function edgePanel(edge) {
     h("dl", {},
       term(sides ? `score in ${sides[0]}` : "score", `${signed(edge.score)} ${metricUnit}`),
       sides ? term(`score in ${sides[1]}`, `${signed(edge.other)} ${metricUnit}`) : null,
-      sides ? term("in", { both: "both", first: `${sides[0]} only`, second: `${sides[1]} only` }[edge.side]) : null,
+      sides ? term("in", { both: "both", first: `${sides[0]} only`, second: `${sides[1]} only` }[edge.side] ?? "neither of these") : null,
       shareOf(edge.score),
       edge.frequency === undefined || edge.frequency === null ? null
         : term("selected in", `${percent(edge.frequency)} of resamples: ${edge.core ? "core" : "fringe"}`),

@@ -103,6 +103,7 @@ export function pairSection() {
     const rows = worst.map((one) => ({ cells: [one.id, one.faithfulness, one.divergence, `${one.persona_a} / ${one.persona_b}`, one.question, last(texts.get(one.id)?.clean)] }));
     return section("Pairs, worst first", table("The circuit pair by pair", columns, rows), h("p", { class: "quiet" }, "Furthest from f = 1 first."));
   }
+  if (!run.about.task) return null;
   if (!run.pairs.length) return section("Pairs", h("p", { class: "quiet" }, "The pair file that the circuit names is not here, or is another now, so its prompts are not shown."));
   const rows = run.pairs.map((one) => ({ cells: [one.id ?? "", one.split ?? "", one.persona_a ?? "", one.persona_b ?? "", one.clean, (one.answers ?? []).join(" / "), (one.wrong_answers ?? []).join(" / ")] }));
   const named = ["pair", "split", "A", "B", "prompt A", "A prefers", "B prefers"].map((name) => ({ name }));
@@ -119,6 +120,7 @@ export function methodSection() {
     ["cut edges carry", about.ablation], ["seed", about.seed], ["versions", about.versions && Object.entries(about.versions).map(([name, v]) => `${name} ${v}`).join(", ")],
     ["explanation", page.verdicts && `${page.verdicts.source}, SHA-256 ${page.verdicts.sha256}`], ["this page", page.command],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
+  if (!facts.length && !files.length) return null;
   return section("Method", h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))))),
     files.length ? table("Files of the run", [{ name: "file" }, { name: "bytes", number: true, show: count }, { name: "SHA-256" }], files.map((one) => ({ cells: [one.name, one.bytes, one.sha256] }))) : null);
 }
