@@ -324,7 +324,8 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
     if options.prune == "threshold":
         assert start is not None
         return Pruned(start)
-    how = {"start": start, "candidates": options.candidates, "state": state, "progress": setting.stage("ACDC")}
+    how: dict[str, Any] = {"start": start, "candidates": options.candidates, "state": state}
+    how["progress"] = setting.stage("ACDC")
     found = acdc(setting.model, list(setting.train.runs()), setting.metric, tau, **how)
     return Pruned(found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted})
 
