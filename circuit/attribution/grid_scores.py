@@ -455,6 +455,6 @@ def _joined(
         if held and sum(x.nbytes for x in held) + gradient.nbytes > PRODUCT_BYTES:
             yield slice(start, stop), torch.cat(held, dim=1)
             held, start = [], stop
-        held.append(gradient.transpose(0, 1))
+        held.append(gradient.transpose(0, 1).clone())
         stop = slots.stop
     yield slice(start, stop), torch.cat(held, dim=1)

@@ -13,7 +13,7 @@ from typing import Any
 from persona_circuits.circuit.attribution import ActivationCost, Completeness, ScoreParts
 from persona_circuits.circuit.discovery import kept as keeping
 from persona_circuits.circuit.discovery import stages, values
-from persona_circuits.circuit.discovery.below import neurons_of, opened_mlps
+from persona_circuits.circuit.discovery.below import neurons_of, opened_heads, opened_mlps
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.record import description
@@ -28,10 +28,12 @@ from persona_circuits.circuit.evaluation import (
     Missed,
     NodeSets,
     NullRun,
+    OpenedHeads,
     OpenedMlps,
     PathShares,
     Signal,
     SpanStudy,
+    heads_of,
     null_run,
     with_certificate,
 )
@@ -81,8 +83,8 @@ class Discovery:
     scores that were used again, None where they were made here; ``made_of`` is what they follow from.
     ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores; ``sets``
     the named sets of nodes, without and alone. ``at_parts`` says at which parts of the prompt the circuit has its
-    edges, where not at all; ``circuit`` is then of those that it has at any. ``opened`` are MLPs as their neurons, if
-    they were asked for.
+    edges, where not at all; ``circuit`` is then of those that it has at any. ``opened`` are MLPs as their neurons,
+    ``heads`` the parts of heads and why they attend, if they were asked for.
     """
 
     circuit: Circuit
@@ -111,6 +113,7 @@ class Discovery:
     sets: NodeSets | None = None
     at_parts: SpanCircuit | None = None
     opened: OpenedMlps | None = None
+    heads: OpenedHeads | None = None
 
     def __repr__(self) -> str:
         task = self.record["task"]
@@ -216,7 +219,7 @@ def discover(
     """
     options, stage = _checked(options, groups), stage or untold_stage
     setting = stages.set_up(model, task, options, stage)
-    named = neurons_of(setting)
+    named, heads = neurons_of(setting), heads_of(options.open_heads, model.graph)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     effect = stages.effect_of(setting, quiet)
     scored, reused = _scored(setting, scores, state, effect)
@@ -237,7 +240,7 @@ def discover(
         divergence=effect.divergence,
         tau=effect.tau,
         **picked(pruned, "acdc_cost", "smallest", "finished"),
-        **picked(measured, "reports", "sweep"),
+        **picked(measured, "reports", "sweep", "paths", "sets"),
         **picked(controls, "spans", "cost", "completeness", "missed"),
         held_out=setting.shared.held_out,
         record=with_certificate(record, certificate),
@@ -248,10 +251,9 @@ def discover(
         signal=effect.signal,
         reused=reused,
         made_of=keeping.made(setting),
-        paths=measured.paths,
-        sets=measured.sets,
         at_parts=pruned.at_parts,
         opened=opened,
+        heads=opened_heads(setting, pruned.circuit, scored.scores, heads),
     )
 
 

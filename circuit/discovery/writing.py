@@ -46,6 +46,8 @@ def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = N
     files.write_json(summary(found), folder / "summary.json")
     if found.parts is not None and found.spans is not None:
         write_spans(found.parts, found.spans, found.at_parts or found.circuit, folder, title=title)
+    if found.heads is not None:
+        files.write_json(found.heads.as_dict(), folder / "heads.json")
     if found.opened is not None:
         files.write_json(found.opened.as_dict(), folder / "neurons.json")
         write_csv(found.opened.rows(), folder / "neurons.csv")

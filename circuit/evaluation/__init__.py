@@ -1,5 +1,6 @@
 """Measures of a circuit: faithfulness and what stands beside it."""
 
+from persona_circuits.circuit.evaluation.attending import MOST_PAIRS, OpenedHeads, attended, head_parts, heads_of
 from persona_circuits.circuit.evaluation.by_pair import (
     GroupSearch,
     PairRow,
@@ -47,6 +48,7 @@ from persona_circuits.circuit.evaluation.transfers import Transfer, transfer, tr
 
 __all__ = [
     "MATCHINGS",
+    "MOST_PAIRS",
     "N_TRIED",
     "Averages",
     "Cell",
@@ -59,6 +61,7 @@ __all__ = [
     "NodeSet",
     "NodeSets",
     "NullRun",
+    "OpenedHeads",
     "OpenedMlps",
     "PairRow",
     "PairScores",
@@ -75,6 +78,7 @@ __all__ = [
     "Specificity",
     "Transfer",
     "Units",
+    "attended",
     "cells_of",
     "certify",
     "described",
@@ -83,6 +87,8 @@ __all__ = [
     "evaluate",
     "fewest",
     "group_pairs",
+    "head_parts",
+    "heads_of",
     "matched_circuits",
     "matched_outside",
     "measured_neurons",

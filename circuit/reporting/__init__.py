@@ -3,6 +3,7 @@
 from persona_circuits.circuit.discovery.summary import (
     completeness_lines,
     faithfulness_table,
+    head_tables,
     neuron_tables,
     path_table,
     set_table,
@@ -40,6 +41,7 @@ __all__ = [
     "curve_tables",
     "evaluations_table",
     "faithfulness_table",
+    "head_tables",
     "neuron_tables",
     "pair_tables",
     "path_table",
