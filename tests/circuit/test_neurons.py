@@ -15,6 +15,7 @@ from test_families import LOGIT_DIFF, pair_of_prompts
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.attribution import NeuronScores, ablated_neurons, neuron_scores, score
+from persona_circuits.circuit.cost import Budget, state_bytes
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.evaluation import fewest, measured_neurons, pairwise, random_neurons
@@ -261,15 +262,27 @@ def test_what_cannot_be_opened_is_refused_before_the_search(more, says, tmp_path
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.slow
-def test_less_memory_gives_the_same(found, tmp_path):
-    """On the command line, whose tables are printed."""
-    how = ["--model", str(DATA / "tiny-gpt2"), "--pairs", str(DATA / "tiny_pairs.json"), "--dtype", "float64"]
-    how += ["--neurons", "m0,m2", "--neuron-share", "0.8", "--n-random", "3", "--steps", "2", "--prune", "top-n"]
-    done = CliRunner().invoke(
-        app, ["discover", *how, "--top-n", "60", "--max-memory", "700MiB", "--out", str(tmp_path), "--force"]
+def test_less_memory_gives_the_same(tiny64, tiny_task):
+    """As many rows at a time as fit, and no run is kept."""
+    groups = batches(with_swap_rows(encode(tiny_task, tiny64)), 32, "cpu")
+    own, chosen = {1: Neurons.of(tiny64.blocks[1])}, {1: [3, 5]}
+    small = tiny64.with_blocks(tiny64.blocks)
+    longest = max(groups, key=lambda group: group.n_tokens)
+    room = int(1.5 * state_bytes(small.architecture(), longest.n_tokens, "float64", steps=2))
+    small.budget = Budget(room, 0, small.architecture(), "float64")
+    found, expected = (
+        neuron_scores(model, groups, METRICS["persona-divergence"], own, chosen, steps=2)[1]
+        for model in (small, tiny64)
     )
-    assert done.exit_code == 0, done.output
-    assert "of what they carry" in done.output
-    record = json.loads((tmp_path / "neurons.json").read_text())
-    assert [one["name"] for one in record["kept"]] == [one.name for one in found.opened.kept]
+    assert small.budget.score_rows(longest.n_tokens, steps=2) == 1 < len(longest)
+    for name in ("values", "into", "out_of"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-12)
+
+
+def test_its_tables(found):
+    from persona_circuits.circuit.reporting import neuron_tables
+
+    *sets, kept = neuron_tables(found.opened)
+    assert [cells[0] for cells in sets[0].cells()] == ["all", "these", "all but these", "none"]
+    assert kept.rows[0].name in kept.markdown()
+    assert "of the MLP's score" in kept.notes[0]
