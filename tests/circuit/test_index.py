@@ -169,5 +169,5 @@ def test_every_command_with_figures_writes_one(command):
     )
     module = inspect.getmodule(inspect.unwrap(function))
     own = inspect.getsource(inspect.unwrap(function))
-    helpers = "".join(inspect.getsource(module) for name in ("_write_curves",) if name in own)
+    helpers = "".join(inspect.getsource(module) for name in ("_write_curves", "_write_explanation") if name in own)
     assert re.search(r"\bindex\(context, ", own + helpers)
