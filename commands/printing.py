@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "picture_title",
-    "print_battery",
     "print_calibration",
     "print_discovery",
     "print_report",
+    "print_tests",
     "say_where",
     "write_results",
 ]
 
 
-def print_battery(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
+def print_tests(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
     from persona_circuits.circuit.reporting import evaluations_table, transfer_table
 
     if results.tests is not None:

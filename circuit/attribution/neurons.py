@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution.eap import BLOCK_BYTES, fitting, points_of
 from persona_circuits.circuit.attribution.gradients import Ends, gradients_at_slots
 from persona_circuits.circuit.attribution.methods import ruled
@@ -103,9 +103,9 @@ def neuron_scores(
             n_rows += sum(in_halves(of_part, part))
         if progress is not None:
             progress(done, len(groups))
-    whole = float(ranks.summed(np.array([n_rows], dtype=np.float64))[0])
+    whole = float(parallel.summed(np.array([n_rows], dtype=np.float64))[0])
     return {
-        layer: NeuronScores(*(ranks.summed(x) / whole for x in (one.values, one.into, one.out_of)))
+        layer: NeuronScores(*(parallel.summed(x) / whole for x in (one.values, one.into, one.out_of)))
         for layer, one in total.items()
     }
 

@@ -122,8 +122,7 @@ def _measured(
     sets = [kept, rest, none, *draws]
     below = measured_neurons(setting.model, part.runs(), setting.metric, circuit, opened, sets)
     told(1, 1)
-    how: dict[str, Any] = {"split": part.split, "clusters": part.clusters, "seed": setting.options.seed}
-    return neuron_sets(np.concatenate([plainly, below]), kept, **how)
+    return neuron_sets(np.concatenate([plainly, below]), kept, part.sample(setting.options.seed))
 
 
 def opened_heads(
@@ -133,13 +132,12 @@ def opened_heads(
     if not heads:
         return None
     part, model = setting.parts[-1], setting.model
-    told = setting.stage(f"parts of heads on {part.split}")
-    how: dict[str, Any] = {"clusters": part.clusters, "seed": setting.options.seed}
-    parts = head_parts(model, part.runs(), setting.metric, circuit, scores, heads, **how)
+    told, sample = setting.stage(f"parts of heads on {part.split}"), part.sample(setting.options.seed)
+    parts = head_parts(model, part.runs(), setting.metric, circuit, scores, heads, sample)
     told(1, 1)
     width = 2 if setting.metric.swap_rows else 1
     rows = part.rows[::width][:MOST_PAIRS]
     of_pairs = Clusters.of([part.task.pairs[row.index // width] for row in rows])
     told = setting.stage("why heads attend")
-    why = attended(model, rows, heads, of_pairs, seed=setting.options.seed, progress=told)
+    why = attended(model, rows, heads, of_pairs, seed=sample.seed, progress=told)
     return OpenedHeads(parts, why, part.split, len(part.task.pairs), len(rows), part.clusters.describe())

@@ -1,14 +1,21 @@
 """Measures of a circuit: faithfulness and what stands beside it."""
 
 from persona_circuits.circuit.evaluation.attending import MOST_PAIRS, OpenedHeads, attended, head_parts, heads_of
-from persona_circuits.circuit.evaluation.by_pair import PairRow, PairsView, divergences_of, measured_pairs, pairs_view
-from persona_circuits.circuit.evaluation.certificates import Certificate, Units, certify, with_certificate
+from persona_circuits.circuit.evaluation.by_pair import (
+    GroupSearch,
+    PairRow,
+    PairSignal,
+    PairsView,
+    divergences_of,
+    measured_pairs,
+    pairs_view,
+)
+from persona_circuits.circuit.evaluation.certificates import Certificate, Removal, Units, certify, with_certificate
 from persona_circuits.circuit.evaluation.dissociation import Cell, Specificity, specificity
 from persona_circuits.circuit.evaluation.faithfulness import (
     N_TRIED,
     Faithfulness,
     FaithfulnessReport,
-    bootstrap_ratio,
     evaluate,
     pairwise,
 )
@@ -48,6 +55,7 @@ __all__ = [
     "Certificate",
     "Faithfulness",
     "FaithfulnessReport",
+    "GroupSearch",
     "Measurements",
     "Missed",
     "NodeSet",
@@ -57,9 +65,11 @@ __all__ = [
     "OpenedMlps",
     "PairRow",
     "PairScores",
+    "PairSignal",
     "PairsView",
     "PathShare",
     "PathShares",
+    "Removal",
     "Rule",
     "Share",
     "Signal",
@@ -69,7 +79,6 @@ __all__ = [
     "Transfer",
     "Units",
     "attended",
-    "bootstrap_ratio",
     "cells_of",
     "certify",
     "described",

@@ -29,7 +29,7 @@ from persona_circuits.circuit.graph import Graph, Node, Slot, parse_node
 from persona_circuits.circuit.model import Model, score_terms
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, Interval, interval, weighted_mean
+from persona_circuits.circuit.statistics import Clusters, Interval, PairSample, interval, weighted_mean
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Row
 from persona_circuits.metrics import Metric
@@ -125,9 +125,7 @@ def head_parts(
     circuit: Circuit,
     scores: Scores | None,
     heads: Sequence[Node],
-    *,
-    clusters: Clusters,
-    seed: int = 0,
+    sample: PairSample,
 ) -> tuple[HeadPart, ...]:
     """What the circuit loses without what a head's query and key read, and without what its value does."""
     graph, named = model.graph, []
@@ -143,7 +141,7 @@ def head_parts(
             masks.append(circuit.mask.copy())
             masks[-1][:, slots] = False
     full, empty, own, *without = pairwise(measure(model, prepared, masks, metric), metric)
-    lost = [share_of((own - one)[None], full - empty, clusters, seed) for one in without]
+    lost = [share_of((own - one)[None], full - empty, sample) for one in without]
     return tuple(HeadPart(*about, share) for about, share in zip(named, lost, strict=True))
 
 

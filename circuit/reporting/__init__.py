@@ -23,7 +23,7 @@ from persona_circuits.circuit.evaluation.curves.tables import (
 from persona_circuits.circuit.evaluation.span_files import write_specificity
 from persona_circuits.circuit.reporting.comparison import comparison_tables
 from persona_circuits.circuit.reporting.curves import write_curves
-from persona_circuits.circuit.reporting.evaluation import write_battery
+from persona_circuits.circuit.reporting.evaluation import write_tests
 from persona_circuits.circuit.reporting.evaluation_tables import (
     evaluations_table,
     pair_tables,
@@ -55,8 +55,8 @@ __all__ = [
     "tables",
     "title_of",
     "transfer_table",
-    "write_battery",
     "write_curves",
     "write_discovery",
     "write_specificity",
+    "write_tests",
 ]
