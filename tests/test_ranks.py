@@ -42,7 +42,7 @@ def launch(arguments, n):
 @pytest.mark.parametrize(
     "more",
     [
-        ["--by-span", "--ablation", "mean", "--scores", "new"],
+        ["--by-span", "--ablation", "mean", "--scores", "new", "--threshold", "0.003"],
         ["--prune", "acdc", "--threshold", "0.05", "--metric", "kl", "--threshold-on", "score"],
     ],
     ids=["scores", "acdc"],

@@ -29,7 +29,7 @@ from persona_circuits.circuit.forward import measure
 from persona_circuits.circuit.graph import Node
 from persona_circuits.circuit.model import Neurons
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, is_zero
+from persona_circuits.circuit.statistics import Clusters, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = [
@@ -131,13 +131,12 @@ def opened_heads(
     """Parts of heads and why they attend, on the pairs held out."""
     if not heads:
         return None
-    part, model = setting.parts[-1], setting.model
-    told, sample = setting.stage(f"parts of heads on {part.split}"), part.sample(setting.options.seed)
-    parts = head_parts(model, part.runs(), setting.metric, circuit, scores, heads, sample)
+    part, model, seed = setting.parts[-1], setting.model, setting.options.seed
+    told = setting.stage(f"parts of heads on {part.split}")
+    parts = head_parts(model, part.runs(), setting.metric, circuit, scores, heads, part.sample(seed))
     told(1, 1)
     width = 2 if setting.metric.swap_rows else 1
     rows = part.rows[::width][:MOST_PAIRS]
-    of_pairs = Clusters.of([part.task.pairs[row.index // width] for row in rows])
-    told = setting.stage("why heads attend")
-    why = attended(model, rows, heads, of_pairs, seed=sample.seed, progress=told)
+    sample = PairSample(part.split, Clusters.of([part.task.pairs[row.index // width] for row in rows]), seed)
+    why = attended(model, rows, heads, sample, progress=setting.stage("why heads attend"))
     return OpenedHeads(parts, why, part.split, len(part.task.pairs), len(rows), part.clusters.describe())

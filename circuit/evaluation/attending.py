@@ -29,7 +29,7 @@ from persona_circuits.circuit.graph import Graph, Node, Slot, parse_node
 from persona_circuits.circuit.model import Model, score_terms
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, Interval, PairSample, interval, weighted_mean
+from persona_circuits.circuit.statistics import Interval, PairSample, interval, weighted_mean
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Row
 from persona_circuits.metrics import Metric
@@ -149,9 +149,8 @@ def attended(
     model: Model,
     rows: Sequence[Row],
     heads: Sequence[Node],
-    clusters: Clusters,
+    sample: PairSample,
     *,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Attended, ...]:
     """Why heads attend to each part of the prompt, under A less under B; a prompt at a time.
@@ -183,7 +182,7 @@ def attended(
         each = np.array([one[0, 1] - one[1, 1] for one in values])
         known = None
         if 1 < len(each) == len(rows):
-            known = interval(partial(weighted_mean, values=each), clusters, seed=seed)
+            known = interval(partial(weighted_mean, values=each), sample.over(len(each)), seed=sample.seed)
         found.append(Attended(str(head), span, float(share_a), float(b[0]), float(change[1]), known, query, key))
     order = [str(head) for head in heads]
     return tuple(sorted(found, key=lambda one: (order.index(one.head), -max(one.attention_a, one.attention_b))))

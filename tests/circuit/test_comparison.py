@@ -374,7 +374,8 @@ def planted_sides(planted):
     """The circuit of the persona and that of the prior, searched with the same options."""
     model = planted.model()
     prior = Task(planted.control_pairs, "prior", "0" * 64)
-    found = {name: discover(model, task, Options(n_random=0)) for name, task in (("A", planted.task), ("B", prior))}
+    how = Options(threshold=0.003, n_random=0)
+    found = {name: discover(model, task, how) for name, task in (("A", planted.task), ("B", prior))}
     sides = [Side(name, item.circuit, item.scores, None, item.record) for name, item in found.items()]
     grounds = [Ground(name, model, task, found[name].record) for name, task in (("A", planted.task), ("B", prior))]
     return sides, grounds
