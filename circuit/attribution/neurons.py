@@ -23,7 +23,7 @@ from torch import Tensor
 from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution.eap import BLOCK_BYTES, fitting, points_of
 from persona_circuits.circuit.attribution.gradients import Ends, gradients_at_slots
-from persona_circuits.circuit.attribution.methods import ruled
+from persona_circuits.circuit.attribution.methods import Scoring, ruled
 from persona_circuits.circuit.attribution.passes import gradient_passes
 from persona_circuits.circuit.forward import Ablation, Prepared, bare, in_halves, prepare
 from persona_circuits.circuit.graph import SLOTS
@@ -54,10 +54,8 @@ def neuron_scores(
     metric: Metric,
     opened: Mapping[int, Neurons],
     edges_of: Mapping[int, Sequence[int] | np.ndarray] | None = None,
+    scoring: Scoring | None = None,
     *,
-    method: str = "eap-ig",
-    steps: int = 5,
-    rule: str = "midpoint",
     ablation: Ablation | None = None,
     progress: Progress | None = None,
 ) -> dict[int, NeuronScores]:
@@ -67,14 +65,15 @@ def neuron_scores(
     ----------
     items
         Batches, prepared or not, with what cut edges carry: the ablation's values in a run of other prompts.
-    method, steps, rule
-        One of ``PLAIN_GRADIENTS``, as edges are scored.
+    scoring
+        By one of ``PLAIN_GRADIENTS``, as edges are scored.
 
     Returns
     -------
     By layer, float64, in units of the metric.
     """
-    model, points = ruled(model, method), points_of(metric, method, steps, rule)
+    how = scoring or Scoring()
+    model, points = ruled(model, how.method), points_of(metric, how.method, how.steps, how.rule)
     opened = {layer: Neurons.of(model.blocks[layer]) for layer in opened} if model.rules else dict(opened)
     chosen = {layer: np.asarray((edges_of or {}).get(layer, ()), dtype=int) for layer in opened}
     graph = model.graph

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.attribution import NeuronScores, neuron_scores
+from persona_circuits.circuit.attribution import NeuronScores, Scoring, neuron_scores
 from persona_circuits.circuit.discovery.values import Effect, Part, Setting
 from persona_circuits.circuit.discovery.weights import weighed
 from persona_circuits.circuit.evaluation import (
@@ -63,16 +62,17 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
     kept_batches, metric = setting.train.runs.batches, setting.metric
     if effect.weights is not None:
         kept_batches, metric = weighed(kept_batches, metric, effect.weights)
-    how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
-    how["ablation"] = setting.ablation
+    scoring = Scoring(options.method, options.steps, options.ig_rule)
     told = setting.stage("scores of neurons")
-    scores = neuron_scores(model, kept_batches, metric, inside, **how, progress=told)
+    scores = neuron_scores(model, kept_batches, metric, inside, None, scoring, ablation=setting.ablation, progress=told)
     kept = _fewest(setting, circuit, inside, scores)
     if inside and not any(one.any() for one in kept.values()):
         notes += ("the opened MLPs carry nothing in this circuit, so no neuron is kept",)
     chosen = {layer: np.flatnonzero(one) for layer, one in kept.items()}
     told = setting.stage("scores of edges of neurons")
-    edges = neuron_scores(model, kept_batches, metric, inside, chosen, **how, progress=told)
+    edges = neuron_scores(
+        model, kept_batches, metric, inside, chosen, scoring, ablation=setting.ablation, progress=told
+    )
     draws = random_neurons(scores, kept, options.n_random, options.seed)
     return OpenedMlps(
         asked=options.neuron_share,
