@@ -13,7 +13,7 @@ from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Column, Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
-from persona_circuits.commands.signature import But, Only, Without, with_options
+from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     by_token_count,
     errors_as_exit_codes,
@@ -45,11 +45,13 @@ class Material:
     contrast: Annotated[str, Option("all, opposed, or a CSV file persona_a,persona_b.")] = "all"
 
 
-NATURAL = But(
-    personas=Path("datasets/natural_personas.jsonl"),
-    questions=Path("datasets/natural_questions.jsonl"),
-    contrast="opposed",
-)
+@dataclass(frozen=True)
+class Natural(Material):
+    """The shipped personas and questions, where no others are given."""
+
+    personas: Annotated[Path, Option("Personas, as of pairs.")] = Path("datasets/natural_personas.jsonl")
+    questions: Annotated[Path, Option("Questions, as of pairs.")] = Path("datasets/natural_questions.jsonl")
+    contrast: Annotated[str, Option("all, opposed, or a CSV file persona_a,persona_b.")] = "opposed"
 
 
 @dataclass(frozen=True)
@@ -307,7 +309,7 @@ def formats(
     context: typer.Context,
     *,
     model: Annotated[str, typer.Option("--model", help="Hugging Face folder or hub name.")],
-    material: Annotated[Material, Without("answers"), NATURAL],
+    material: Annotated[Natural, Without("answers")],
     options: FormatOptions,
     out: OutOption = Path("runs/formats"),
     loading: Annotated[Loading, Only("device", "dtype", "revision")],

@@ -66,14 +66,15 @@ def neuron_scores(
     items
         Batches, prepared or not, with what cut edges carry: the ablation's values in a run of other prompts.
     scoring
-        By one of ``PLAIN_GRADIENTS``, as edges are scored.
+        As edges are scored, by one of ``PLAIN_GRADIENTS``.
 
     Returns
     -------
     By layer, float64, in units of the metric.
     """
-    how = scoring or Scoring()
-    model, points = ruled(model, how.method), points_of(metric, how.method, how.steps, how.rule)
+    scoring = scoring or Scoring()
+    method = scoring.method
+    model, points = ruled(model, method), points_of(metric, method, scoring.steps, scoring.rule)
     opened = {layer: Neurons.of(model.blocks[layer]) for layer in opened} if model.rules else dict(opened)
     chosen = {layer: np.asarray((edges_of or {}).get(layer, ()), dtype=int) for layer in opened}
     graph = model.graph

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,17 +63,16 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
     kept_batches, metric = setting.train.runs.batches, setting.metric
     if effect.weights is not None:
         kept_batches, metric = weighed(kept_batches, metric, effect.weights)
-    scoring = Scoring(options.method, options.steps, options.ig_rule)
+    how: dict[str, Any] = {"scoring": Scoring(options.method, options.steps, options.ig_rule)}
+    how["ablation"] = setting.ablation
     told = setting.stage("scores of neurons")
-    scores = neuron_scores(model, kept_batches, metric, inside, None, scoring, ablation=setting.ablation, progress=told)
+    scores = neuron_scores(model, kept_batches, metric, inside, **how, progress=told)
     kept = _fewest(setting, circuit, inside, scores)
     if inside and not any(one.any() for one in kept.values()):
         notes += ("the opened MLPs carry nothing in this circuit, so no neuron is kept",)
     chosen = {layer: np.flatnonzero(one) for layer, one in kept.items()}
     told = setting.stage("scores of edges of neurons")
-    edges = neuron_scores(
-        model, kept_batches, metric, inside, chosen, scoring, ablation=setting.ablation, progress=told
-    )
+    edges = neuron_scores(model, kept_batches, metric, inside, chosen, **how, progress=told)
     draws = random_neurons(scores, kept, options.n_random, options.seed)
     return OpenedMlps(
         asked=options.neuron_share,

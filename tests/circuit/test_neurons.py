@@ -47,7 +47,7 @@ def test_scores_sum_to_those_of_the_mlp(name, method, family):
     """As a node, edge by edge out of it, and edge by edge into it, also in the last layer."""
     model = family(name)
     graph, batch = model.graph, pair_of_prompts()
-    how = Scoring(method, steps=2)
+    how = Scoring(method, 2)
     edges = score(model, [batch], LOGIT_DIFF, how).values
     opened = {layer: Neurons.of(model.blocks[layer]) for layer in (0, 1)}
     every = {layer: np.arange(len(one)) for layer, one in opened.items()}
@@ -128,7 +128,7 @@ def test_a_score_is_what_patching_the_neuron_does_to_first_order(name, family):
     full = torch.from_numpy(Circuit.full(model.graph).mask.copy())
     for layer in (0, 1):
         neurons = Neurons.of(model.blocks[layer])
-        scores = neuron_scores(model, [item], LOGIT_DIFF, {layer: neurons}, None, Scoring("eap"))[layer].values
+        scores = neuron_scores(model, [item], LOGIT_DIFF, {layer: neurons}, scoring=Scoring("eap"))[layer].values
         clean, other = (neurons.at(run.mids[layer]) for run in (item.clean, item.ablated))
         for one in np.abs(scores).argsort()[-2:].tolist():
             some, effects = torch.tensor([one]), []
