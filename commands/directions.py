@@ -233,13 +233,7 @@ def steer(
 ) -> None:
     """Add a direction to the residual stream: persona effect, KL, flips against the required gain, what is said."""
     with errors_as_exit_codes():
-        layers = options.layers
-        refuse_idle(
-            context,
-            (asked.generate > 0, "--generate above 0", ["max_new_tokens", "temperature", "top_p", "stop"]),
-            (sampling.temperature > 0, "--temperature above 0", ["top_p"]),
-            (not layers or len(set(layers)) > 1, "more than one --layer", ["together"]),
-        )
+        _refuse_idle_steering(context, asked.generate, sampling.temperature, options.layers)
         from persona_circuits.circuit.io import read_groups
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
         from persona_circuits.persona.steering import check_has_parts, set_parts, some_pairs, write_steering
@@ -272,6 +266,15 @@ def steer(
                 index(context, staging, name, notes=study.notes)
         tables = partial(_print_steering, study, texts)
         show(as_json, lambda: steering_record(study, texts, about), tables, out=out, notes=study.notes)
+
+
+def _refuse_idle_steering(context: typer.Context, n_texts: int, temperature: float, layers: Sequence[int]) -> None:
+    refuse_idle(
+        context,
+        (n_texts > 0, "--generate above 0", ["max_new_tokens", "temperature", "top_p", "stop"]),
+        (temperature > 0, "--temperature above 0", ["top_p"]),
+        (not layers or len(set(layers)) > 1, "more than one --layer", ["together"]),
+    )
 
 
 def _study(model: Any, here: Any, there: Any, asked: Steered, options: SteerOptions, how: dict[str, Any]) -> Any:

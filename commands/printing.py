@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "picture_title",
-    "print_battery",
     "print_calibration",
     "print_discovery",
     "print_report",
+    "print_tests",
     "say_where",
     "write_results",
 ]
 
 
-def print_battery(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
+def print_tests(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
     from persona_circuits.circuit.reporting import evaluations_table, transfer_table
 
     if results.tests is not None:
@@ -101,7 +101,7 @@ def _print_signal(found: Discovery, where: str) -> None:
 
 
 def print_discovery(found: Discovery) -> None:
-    from persona_circuits.circuit.reporting import neuron_tables, path_table, set_table, sweep_table
+    from persona_circuits.circuit.reporting import head_tables, neuron_tables, path_table, set_table, sweep_table
 
     _print_search(found)
     _print_edges(found)
@@ -125,6 +125,8 @@ def print_discovery(found: Discovery) -> None:
         print_table(set_table(found.sets))
     if found.opened is not None:
         print_tables(neuron_tables(found.opened))
+    if found.heads is not None:
+        print_tables(head_tables(found.heads))
     say("")
 
 

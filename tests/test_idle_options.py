@@ -176,7 +176,7 @@ ELSEWHERE = {
 ALWAYS = {
     "get": "--list --folder",
     "discover": "--groups --model --pairs --out "
-    "--prune --neurons --finish --checks --certify --target-faithfulness --sweep --metric "
+    "--prune --neurons --open-heads --finish --checks --certify --target-faithfulness --sweep --metric "
     "--ablation --align --null --resolution --train-split --eval-split --where --n-random --min-faithfulness "
     "--strongest --seed --device --dtype --max-memory --batch-size --fitting --force --report "
     "--json",

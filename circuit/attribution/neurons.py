@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution.eap import BLOCK_BYTES, fitting, points_of
 from persona_circuits.circuit.attribution.gradients import Ends, gradients_at_slots
-from persona_circuits.circuit.attribution.methods import ruled
+from persona_circuits.circuit.attribution.methods import Scoring, ruled
 from persona_circuits.circuit.attribution.passes import gradient_passes
 from persona_circuits.circuit.forward import Ablation, Prepared, bare, in_halves, prepare
 from persona_circuits.circuit.graph import SLOTS
@@ -54,10 +54,8 @@ def neuron_scores(
     metric: Metric,
     opened: Mapping[int, Neurons],
     edges_of: Mapping[int, Sequence[int] | np.ndarray] | None = None,
+    scoring: Scoring | None = None,
     *,
-    method: str = "eap-ig",
-    steps: int = 5,
-    rule: str = "midpoint",
     ablation: Ablation | None = None,
     progress: Progress | None = None,
 ) -> dict[int, NeuronScores]:
@@ -67,14 +65,16 @@ def neuron_scores(
     ----------
     items
         Batches, prepared or not, with what cut edges carry: the ablation's values in a run of other prompts.
-    method, steps, rule
-        One of ``PLAIN_GRADIENTS``, as edges are scored.
+    scoring
+        As edges are scored, by one of ``PLAIN_GRADIENTS``.
 
     Returns
     -------
     By layer, float64, in units of the metric.
     """
-    model, points = ruled(model, method), points_of(metric, method, steps, rule)
+    scoring = scoring or Scoring()
+    method = scoring.method
+    model, points = ruled(model, method), points_of(metric, method, scoring.steps, scoring.rule)
     opened = {layer: Neurons.of(model.blocks[layer]) for layer in opened} if model.rules else dict(opened)
     chosen = {layer: np.asarray((edges_of or {}).get(layer, ()), dtype=int) for layer in opened}
     graph = model.graph
@@ -103,9 +103,9 @@ def neuron_scores(
             n_rows += sum(in_halves(of_part, part))
         if progress is not None:
             progress(done, len(groups))
-    whole = float(ranks.summed(np.array([n_rows], dtype=np.float64))[0])
+    whole = float(parallel.summed(np.array([n_rows], dtype=np.float64))[0])
     return {
-        layer: NeuronScores(*(ranks.summed(x) / whole for x in (one.values, one.into, one.out_of)))
+        layer: NeuronScores(*(parallel.summed(x) / whole for x in (one.values, one.into, one.out_of)))
         for layer, one in total.items()
     }
 

@@ -1,4 +1,4 @@
-"""Below the node: MLPs of the circuit that was found, opened into their neurons."""
+"""Below the node: MLPs of the circuit that was found, opened into their neurons, and heads into their parts."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.attribution import NeuronScores, neuron_scores
+from persona_circuits.circuit.attribution import NeuronScores, Scoring, neuron_scores
 from persona_circuits.circuit.discovery.values import Effect, Part, Setting
 from persona_circuits.circuit.discovery.weights import weighed
 from persona_circuits.circuit.evaluation import (
+    MOST_PAIRS,
+    OpenedHeads,
     OpenedMlps,
+    attended,
     described,
     fewest,
+    head_parts,
     measured_neurons,
     mlps_of,
     neuron_sets,
@@ -22,12 +26,15 @@ from persona_circuits.circuit.evaluation import (
 )
 from persona_circuits.circuit.evaluation.neurons import Kept, NeuronSets
 from persona_circuits.circuit.forward import measure
+from persona_circuits.circuit.graph import Node
 from persona_circuits.circuit.model import Neurons
-from persona_circuits.circuit.statistics import is_zero
+from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.statistics import Clusters, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = [
     "neurons_of",
+    "opened_heads",
     "opened_mlps",
 ]
 
@@ -56,7 +63,7 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
     kept_batches, metric = setting.train.runs.batches, setting.metric
     if effect.weights is not None:
         kept_batches, metric = weighed(kept_batches, metric, effect.weights)
-    how: dict[str, Any] = {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
+    how: dict[str, Any] = {"scoring": Scoring(options.method, options.steps, options.ig_rule)}
     how["ablation"] = setting.ablation
     told = setting.stage("scores of neurons")
     scores = neuron_scores(model, kept_batches, metric, inside, **how, progress=told)
@@ -115,5 +122,21 @@ def _measured(
     sets = [kept, rest, none, *draws]
     below = measured_neurons(setting.model, part.runs(), setting.metric, circuit, opened, sets)
     told(1, 1)
-    how: dict[str, Any] = {"split": part.split, "clusters": part.clusters, "seed": setting.options.seed}
-    return neuron_sets(np.concatenate([plainly, below]), kept, **how)
+    return neuron_sets(np.concatenate([plainly, below]), kept, part.sample(setting.options.seed))
+
+
+def opened_heads(
+    setting: Setting, circuit: Circuit, scores: Scores | None, heads: Sequence[Node]
+) -> OpenedHeads | None:
+    """Parts of heads and why they attend, on the pairs held out."""
+    if not heads:
+        return None
+    part, model, seed = setting.parts[-1], setting.model, setting.options.seed
+    told = setting.stage(f"parts of heads on {part.split}")
+    parts = head_parts(model, part.runs(), setting.metric, circuit, scores, heads, part.sample(seed))
+    told(1, 1)
+    width = 2 if setting.metric.swap_rows else 1
+    rows = part.rows[::width][:MOST_PAIRS]
+    sample = PairSample(part.split, Clusters.of([part.task.pairs[row.index // width] for row in rows]), seed)
+    why = attended(model, rows, heads, sample, progress=setting.stage("why heads attend"))
+    return OpenedHeads(parts, why, part.split, len(part.task.pairs), len(rows), part.clusters.describe())

@@ -115,6 +115,10 @@ class Options(PlainNumbers):
     neuron_share: Annotated[
         float, Option("Share of what the opened MLPs carry that the fewest neurons are to keep.")
     ] = 0.9
+    open_heads: Annotated[
+        tuple[str, ...],
+        Option("Heads to open, such as a9.h2: what their parts carry, and why they attend.", given=str, read=names_of),
+    ] = ()
     sweep: Annotated[bool, Option("Nested circuits over thresholds too: size against faithfulness.")] = False
     metric: MetricName = "persona-divergence"
     ablation: AblationName = "corrupt"
@@ -217,6 +221,9 @@ class Options(PlainNumbers):
             raise OptionError("--activations bfloat16 has no scores by part of the prompt; leave it out")
 
     def _check_neurons(self) -> None:
+        for name, given in (("neurons", self.neurons), ("open-heads", self.open_heads)):
+            if given and self.resolution == "span":
+                raise OptionError(f"--{name} is of edges at all parts of the prompt; leave it out of --resolution span")
         if not self.neurons:
             return
         if not 0 < self.neuron_share <= 1:
@@ -231,8 +238,6 @@ class Options(PlainNumbers):
             )
         if self.ablation == "neutral" and self.align != "equal":
             raise OptionError("--neurons with --ablation neutral needs prompts of one length; leave --align out")
-        if self.resolution == "span":
-            raise OptionError("--neurons is of edges at all parts of the prompt; leave it out of --resolution span")
 
     def _check_ensemble(self) -> None:
         if self.method != "mean-of" or self.prune == "acdc":

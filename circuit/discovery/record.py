@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import Completeness
 from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import ORDERS, Options
@@ -39,7 +39,7 @@ def description(
         "computation": {
             "threads": torch.get_num_threads(),
             "batch_size": options.batch_size,
-            "processes": ranks.size(),
+            "processes": parallel.size(),
         },
     }
 

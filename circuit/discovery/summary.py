@@ -10,6 +10,7 @@ from persona_circuits.circuit.evaluation import (
     Faithfulness,
     FaithfulnessReport,
     NodeSets,
+    OpenedHeads,
     OpenedMlps,
     PathShares,
     Share,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "completeness_lines",
     "faithfulness_table",
+    "head_tables",
     "neuron_tables",
     "path_table",
     "set_table",
@@ -72,6 +74,8 @@ def _asked_for(discovery: Discovery) -> dict[str, Any]:
         found["node_sets"] = discovery.sets.as_dict()
     if discovery.opened is not None:
         found["neurons"] = discovery.opened.as_dict()
+    if discovery.heads is not None:
+        found["heads"] = discovery.heads.as_dict()
     if discovery.missed is not None:
         found["missed"] = discovery.missed.as_dict()
     if discovery.finished is not None:
@@ -191,6 +195,45 @@ def _neuron_table(found: OpenedMlps) -> Table:
         for name, n in found.n_neurons.items()
     ]
     return Table(title, NEURONS, found.kept[:MOST_NEURONS], 1, [*sums, *found.notes])
+
+
+def head_tables(found: OpenedHeads) -> list[Table]:
+    """What the parts of heads carry in the circuit, and why the heads attend where they do."""
+    where = f"on {found.n_pairs} pairs ({found.split})"
+    lost = (
+        "lost without: share of D that the circuit loses, a ratio of means; the head then attends, or moves, as ablated"
+    )
+    parts = Table(f"parts of heads {where}", HEAD_PARTS, found.parts, 2, [lost, f"intervals over {found.drawn_over}"])
+    notes = [
+        "score: q.k of the part's tokens less the mean over all, A less B: the sum over what writes the query, and",
+        "over what writes the keys, of which the largest is named; norms are held; intervals as above",
+    ]
+    title = f"why heads attend at the answer, on {found.n_attended} pairs"
+    return [parts, Table(title, ATTENDED, found.attended, 2, notes)]
+
+
+HEAD_PARTS = (
+    Column("head", "head"),
+    Column("part", "part"),
+    Column("edges into it", "n_edges", ","),
+    Column("their scores", "score", "+.4f"),
+    Column("lost without", "lost.value", "z.3f", "undefined"),
+    Column("95 % interval", "lost.interval", to(3)),
+)
+ATTENDED = (
+    Column("head", "head"),
+    Column("part of the prompt", "span"),
+    Column("attention, A", "attention_a", ".1%"),
+    Column("B", "attention_b", ".1%"),
+    Column("score, A - B", "score", "+.3f"),
+    Column("95 % interval", "interval", to(2)),
+    Column("by the query", "query", lambda terms: _first(_largest(terms))),
+    Column("by the keys", "key", lambda terms: _first(_largest(terms))),
+)
+
+
+def _largest(terms: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(terms.items(), key=lambda item: -abs(item[1])))
 
 
 def _first(scores: Mapping[str, float]) -> str:

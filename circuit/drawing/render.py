@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DrawReport",
+    "Marks",
     "check_picture",
     "draw",
     "to_agraph",
@@ -85,6 +86,21 @@ class DrawReport:
         return self.svg
 
 
+@dataclass(frozen=True)
+class Marks:
+    """How edges are told apart.
+
+    ``groups`` are at most four parts of the circuit by name, each edge in exactly one; edges are then coloured by their
+    part rather than by the sign of their score. ``fringe`` are the edges that other pairs might not have given
+    (``circuit.evaluation.stability.report``): they are drawn faint, and the legend counts them and the core's.
+    ``scale`` is what the legend says that the width is.
+    """
+
+    groups: Mapping[str, Circuit] | None = None
+    fringe: Circuit | None = None
+    scale: str = "|score|, in metric units"
+
+
 def draw(
     circuit: Circuit,
     path: str | Path | None = None,
@@ -93,9 +109,7 @@ def draw(
     strongest: int | None = None,
     title: str = "",
     fmt: str | None = None,
-    groups: Mapping[str, Circuit] | None = None,
-    scale: str = "|score|, in metric units",
-    fringe: Circuit | None = None,
+    marks: Marks | None = None,
     width: str = "",
 ) -> DrawReport:
     """Draw a circuit into a file, or for a notebook; an existing file is replaced, in one step.
@@ -117,14 +131,8 @@ def draw(
         A line above the picture; letters other than Latin, Greek and Cyrillic show in SVG only.
     fmt
         One of ``FORMATS``.
-    groups
-        At most four parts of the circuit by name, each edge in exactly one; edges are then coloured by their part
-        rather than by the sign of their score.
-    scale
-        What the legend says that the width is.
-    fringe
-        The edges that other pairs might not have given (``circuit.evaluation.stability.report``): they are drawn
-        faint, and the legend counts them and the core's.
+    marks
+        Edges in the colours of groups, or faint.
     width
         ``single`` or ``double``: no wider than so many columns of a paper, and no taller than its page.
 
@@ -149,8 +157,7 @@ def draw(
         raise OptionError(f"without a file the picture is SVG text, so {fmt!r} has no effect; give a path")
     path = None if path is None else Path(path)
     fmt = "svg" if path is None else _format_of(path, fmt)
-    how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}
-    picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, width=width, **how)
+    picture = to_agraph(circuit, scores=scores, strongest=strongest, title=title, marks=marks, width=width)
     if width:
         picture.graph_attr["size"] = f"{WIDTHS[width]},{TALLEST}"
     drawn = _rendered(picture, fmt)
@@ -166,9 +173,7 @@ def to_agraph(
     scores: Scores | None = None,
     strongest: int | None = None,
     title: str = "",
-    groups: Mapping[str, Circuit] | None = None,
-    scale: str = "|score|, in metric units",
-    fringe: Circuit | None = None,
+    marks: Marks | None = None,
     width: str = "",
 ) -> pgv.AGraph:
     """The picture as a Graphviz graph with every position set; the parameters are those of ``draw``.
@@ -180,12 +185,14 @@ def to_agraph(
         OptionError: ``strongest`` is below 1, the scores are of another graph, or the
             groups do not part the circuit's edges.
     """
+    marks = marks or Marks()
+    groups, fringe = marks.groups, marks.fringe
     _check_groups(circuit, groups)
     if fringe is not None and (fringe.graph != circuit.graph or (fringe.mask & ~circuit.mask).any()):
         raise OptionError("the fringe holds edges that are not the circuit's; give a part of it")
     if width not in ("", *WIDTHS):
         raise OptionError(f"{width!r} is no width of a paper's column; give {' or '.join(WIDTHS)}")
-    how: dict[str, Any] = {"groups": groups, "scale": scale, "fringe": fringe, "total": len(circuit)}
+    how: dict[str, Any] = {"groups": groups, "scale": marks.scale, "fringe": fringe, "total": len(circuit)}
     tried = (
         Layout.of(circuit.graph, replace(chosen, **how), title, width)
         for chosen in chosen_by_size(circuit, scores, SIZES if strongest is None else [strongest])

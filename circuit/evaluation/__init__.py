@@ -1,13 +1,21 @@
 """Measures of a circuit: faithfulness and what stands beside it."""
 
-from persona_circuits.circuit.evaluation.by_pair import PairRow, PairsView, divergences_of, measured_pairs, pairs_view
-from persona_circuits.circuit.evaluation.certificates import Certificate, Units, certify, with_certificate
+from persona_circuits.circuit.evaluation.attending import MOST_PAIRS, OpenedHeads, attended, head_parts, heads_of
+from persona_circuits.circuit.evaluation.by_pair import (
+    GroupSearch,
+    PairRow,
+    PairSignal,
+    PairsView,
+    divergences_of,
+    measured_pairs,
+    pairs_view,
+)
+from persona_circuits.circuit.evaluation.certificates import Certificate, Removal, Units, certify, with_certificate
 from persona_circuits.circuit.evaluation.dissociation import Cell, Specificity, specificity
 from persona_circuits.circuit.evaluation.faithfulness import (
     N_TRIED,
     Faithfulness,
     FaithfulnessReport,
-    bootstrap_ratio,
     evaluate,
     pairwise,
 )
@@ -40,23 +48,28 @@ from persona_circuits.circuit.evaluation.transfers import Transfer, transfer, tr
 
 __all__ = [
     "MATCHINGS",
+    "MOST_PAIRS",
     "N_TRIED",
     "Averages",
     "Cell",
     "Certificate",
     "Faithfulness",
     "FaithfulnessReport",
+    "GroupSearch",
     "Measurements",
     "Missed",
     "NodeSet",
     "NodeSets",
     "NullRun",
+    "OpenedHeads",
     "OpenedMlps",
     "PairRow",
     "PairScores",
+    "PairSignal",
     "PairsView",
     "PathShare",
     "PathShares",
+    "Removal",
     "Rule",
     "Share",
     "Signal",
@@ -65,7 +78,7 @@ __all__ = [
     "Specificity",
     "Transfer",
     "Units",
-    "bootstrap_ratio",
+    "attended",
     "cells_of",
     "certify",
     "described",
@@ -74,6 +87,8 @@ __all__ = [
     "evaluate",
     "fewest",
     "group_pairs",
+    "head_parts",
+    "heads_of",
     "matched_circuits",
     "matched_outside",
     "measured_neurons",

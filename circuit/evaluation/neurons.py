@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import NeuronScores, ablated_neurons
 from persona_circuits.circuit.errors import GraphError, OptionError
 from persona_circuits.circuit.evaluation.faithfulness import pairwise
@@ -24,7 +24,7 @@ from persona_circuits.circuit.figures import plain
 from persona_circuits.circuit.forward import Prepared, measure_rows
 from persona_circuits.circuit.graph import Graph, parse_node
 from persona_circuits.circuit.model import Model, Neurons, OpenBlock
-from persona_circuits.circuit.statistics import Clusters, Interval
+from persona_circuits.circuit.statistics import Interval, PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
@@ -157,7 +157,7 @@ def measured_neurons(
     for item in prepared:
         own = [measure_rows(_with(model, item, opened, one), [item], [circuit.mask], metric) for one in sets]
         columns |= {index: np.concatenate([one[index] for one in own]) for index in item.batch.indices}
-    columns = ranks.gathered(columns)
+    columns = parallel.gathered(columns)
     return pairwise(np.stack([columns[index] for index in sorted(columns)], axis=1), metric)
 
 
@@ -205,9 +205,7 @@ def random_neurons(scores: Mapping[int, NeuronScores], kept: Kept, count: int, s
     return drawn
 
 
-def neuron_sets(
-    values: Float[np.ndarray, "row pair"], kept: Kept, *, split: str, clusters: Clusters, seed: int
-) -> NeuronSets:
+def neuron_sets(values: Float[np.ndarray, "row pair"], kept: Kept, sample: PairSample) -> NeuronSets:
     """The report of a split: ``values`` are of the whole model, the empty circuit, the circuit, and the circuit with
     the kept neurons, with all but these, with none, and with random ones.
     """
@@ -215,8 +213,8 @@ def neuron_sets(
     n_all, n = (sum(int(x.sum() if some else x.size) for x in kept.values()) for some in (False, True))
 
     def row(name: str, count: int, m: np.ndarray, *others: np.ndarray) -> NeuronRow:
-        f = share_of((m - empty)[None], full - empty, clusters, seed)
-        carried = share_of(np.stack([m, *others]) - none, circuit - none, clusters, seed)
+        f = share_of((m - empty)[None], full - empty, sample)
+        carried = share_of(np.stack([m, *others]) - none, circuit - none, sample)
         return NeuronRow(name, count, float(m.mean()), f.value, f.interval, carried)
 
     rows = (
@@ -225,7 +223,7 @@ def neuron_sets(
         row("all but these", n_all - n, rest),
         row("none", 0, none),
     )
-    return NeuronSets(rows, split, len(full), clusters.describe())
+    return NeuronSets(rows, sample.split, len(full), sample.over(len(full)).describe())
 
 
 def described(

@@ -20,14 +20,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import ScoreParts
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import pairwise
 from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.graph import SLOTS, Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
+from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -79,13 +79,11 @@ def span_study(
     parts: ScoreParts,
     prepared: Iterable[Prepared],
     metric: Metric,
-    *,
-    seed: int = 0,
-    clusters: Clusters | None = None,
+    sample: PairSample | None = None,
 ) -> SpanStudy:
     """Entry shares from scores by span, and the persistence of the stream, which runs the model."""
     entry, from_input = entry_shares(parts)
-    values, intervals = persistence(model, prepared, metric, parts.names, seed=seed, clusters=clusters)
+    values, intervals = persistence(model, prepared, metric, parts.names, sample or PairSample())
     return SpanStudy(parts.names, entry, from_input, values, intervals)
 
 
@@ -105,11 +103,9 @@ def persistence(
     prepared: Iterable[Prepared],
     metric: Metric,
     names: tuple[str, ...],
-    *,
-    seed: int = 0,
-    clusters: Clusters | None = None,
+    sample: PairSample,
 ) -> tuple[Float[np.ndarray, "layer span"], tuple[tuple[Interval | None, ...], ...]]:
-    """Causal persistence by layer and part, and its intervals, over ``clusters`` of the pairs where they are given.
+    """Causal persistence by layer and part, and its intervals.
 
     Raises nothing: a divergence of zero gives nan.
     """
@@ -118,10 +114,10 @@ def persistence(
     for item in prepared:
         found = _moved(model, item, metric, names)
         columns |= dict(zip(item.batch.indices, found, strict=True))
-    columns = ranks.gathered(columns)
+    columns = parallel.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
-    intervals = tuple(tuple(bootstrap_ratio(cell, whole, seed, clusters) for cell in layer) for layer in moved)
+    intervals = tuple(tuple(sample.ratio(cell, whole) for cell in layer) for layer in moved)
     mean = whole.mean()
     ratios = moved.mean(-1) / mean if not is_zero(whole) else np.full(moved.shape[:2], np.nan)
     return ratios, intervals

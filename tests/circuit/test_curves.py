@@ -20,9 +20,10 @@ from persona_circuits.circuit.assessment import CurveOptions, curve_study, read_
 from persona_circuits.circuit.attribution import eap, eap_ig, random_scores
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import GraphError, OptionError
-from persona_circuits.circuit.evaluation import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation import pairwise
 from persona_circuits.circuit.evaluation.curves import (
     SHARES,
+    CurveKinds,
     NodeScores,
     Pool,
     area,
@@ -39,7 +40,7 @@ from persona_circuits.circuit.io import write_scores
 from persona_circuits.circuit.pruning import threshold, top_n
 from persona_circuits.circuit.reporting import area_rows, curve_records, curve_rows, size_rows
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, ratio_interval
+from persona_circuits.circuit.statistics import Clusters, PairSample, ratio_interval
 from persona_circuits.circuit.subgraph import Circuit, to_networkx
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.cli import app
@@ -64,8 +65,10 @@ def scores(tiny, groups):
     return eap_ig(tiny, groups, METRIC)
 
 
-def report(model, prepared, scorers, metric=METRIC, **options):
-    return curve_report(model, lambda: prepared, metric, scorers, split="all", **{"n_random": 0, **options})
+def report(model, prepared, scorers, metric=METRIC, marks=None, seed=0, clusters=None, progress=None, **kinds):
+    wanted = CurveKinds(**{"n_random": 0, **kinds})
+    more = {"marks": marks, "progress": progress}
+    return curve_report(model, lambda: prepared, metric, scorers, wanted, PairSample("all", clusters, seed), **more)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def test_intervals_are_those_of_resampled_pairs(tiny, prepared, scores, found):
     values = pairs_under(tiny, prepared, [*masks, Circuit.full(tiny.graph).mask, Circuit.empty(tiny.graph).mask])
     full, empty = values[-2], values[-1]
     for point, own in zip(curve.points, values, strict=False):
-        slow = bootstrap_ratio(own - empty, full - empty, 3)
+        slow = PairSample(seed=3).ratio(own - empty, full - empty)
         # the interval is wider than the plain bootstrap's, and so is what rounding of m moves its ends by
         assert (point.interval.low, point.interval.high) == pytest.approx((slow.low, slow.high), rel=1e-5, abs=5e-6)
 

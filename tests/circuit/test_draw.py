@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from fontTools.ttLib import TTFont
 
-from persona_circuits.circuit.drawing import FORMATS, DrawReport, draw, style, to_agraph
+from persona_circuits.circuit.drawing import FORMATS, DrawReport, Marks, draw, style, to_agraph
 from persona_circuits.circuit.drawing import render as module
 from persona_circuits.circuit.drawing.legible import SIZES, Layout, crossings
 from persona_circuits.circuit.drawing.page import STEP, Page
@@ -633,4 +633,4 @@ def test_edges_are_parted_by_the_part_of_the_prompt_that_gives_most_of_them():
         for item in one.edges():
             own = np.abs([values[(place, *circuit.graph.index(item))] for place in range(6)])
             assert "abcdef"[own.argmax()] == name
-    to_agraph(circuit, scores=parts.total(), groups=found)
+    to_agraph(circuit, scores=parts.total(), marks=Marks(found))

@@ -14,7 +14,8 @@ from test_alignment import ANSWERS, UNEQUAL
 from test_families import LOGIT_DIFF, pair_of_prompts
 from typer.testing import CliRunner
 
-from persona_circuits.circuit.attribution import NeuronScores, ablated_neurons, neuron_scores, score
+from persona_circuits.circuit.attribution import NeuronScores, Scoring, ablated_neurons, neuron_scores, score
+from persona_circuits.circuit.cost import Budget, state_bytes
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.evaluation import fewest, measured_neurons, pairwise, random_neurons
@@ -46,12 +47,12 @@ def test_scores_sum_to_those_of_the_mlp(name, method, family):
     """As a node, edge by edge out of it, and edge by edge into it, also in the last layer."""
     model = family(name)
     graph, batch = model.graph, pair_of_prompts()
-    how = {"method": method, "steps": 2}
-    edges = score(model, [batch], LOGIT_DIFF, **how).values
+    how = Scoring(method, 2)
+    edges = score(model, [batch], LOGIT_DIFF, how).values
     opened = {layer: Neurons.of(model.blocks[layer]) for layer in (0, 1)}
     every = {layer: np.arange(len(one)) for layer, one in opened.items()}
     for items in ([batch], [prepare(model, batch)]):
-        found = neuron_scores(model, items, LOGIT_DIFF, opened, every, **how)
+        found = neuron_scores(model, items, LOGIT_DIFF, opened, every, how)
         for layer, one in found.items():
             out, into = edges[graph.mlp_of(layer)], edges[:, graph.mlp_slot_of(layer)]
             assert np.abs(out).max() > 1e-6
@@ -127,7 +128,7 @@ def test_a_score_is_what_patching_the_neuron_does_to_first_order(name, family):
     full = torch.from_numpy(Circuit.full(model.graph).mask.copy())
     for layer in (0, 1):
         neurons = Neurons.of(model.blocks[layer])
-        scores = neuron_scores(model, [item], LOGIT_DIFF, {layer: neurons}, method="eap")[layer].values
+        scores = neuron_scores(model, [item], LOGIT_DIFF, {layer: neurons}, scoring=Scoring("eap"))[layer].values
         clean, other = (neurons.at(run.mids[layer]) for run in (item.clean, item.ablated))
         for one in np.abs(scores).argsort()[-2:].tolist():
             some, effects = torch.tensor([one]), []
@@ -149,8 +150,8 @@ def test_prompts_of_unequal_length(tiny64):
     (batch,) = batches(encode(Task(tuple(pairs), "unequal", "0" * 64), tiny64, align="right"), 8, "cpu")
     item, graph, layer = prepare(tiny64, batch), tiny64.graph, 1
     neurons = Neurons.of(tiny64.blocks[layer])
-    edges = score(tiny64, [batch], LOGIT_DIFF, steps=2).values
-    found = neuron_scores(tiny64, [item], LOGIT_DIFF, {layer: neurons}, {layer: [3, 0]}, steps=2)[layer]
+    edges = score(tiny64, [batch], LOGIT_DIFF, Scoring(steps=2)).values
+    found = neuron_scores(tiny64, [item], LOGIT_DIFF, {layer: neurons}, {layer: [3, 0]}, Scoring(steps=2))[layer]
     np.testing.assert_allclose(found.values.sum(), edges[graph.mlp_of(layer)].sum(), rtol=1e-7)
     np.testing.assert_allclose(found.out_of.sum(1), found.values[[3, 0]], rtol=1e-7)
     masks = torch.from_numpy((np.random.default_rng(0).random((1, *graph.valid.shape)) < 0.7) & graph.valid)
@@ -261,15 +262,27 @@ def test_what_cannot_be_opened_is_refused_before_the_search(more, says, tmp_path
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.slow
-def test_less_memory_gives_the_same(found, tmp_path):
-    """On the command line, whose tables are printed."""
-    how = ["--model", str(DATA / "tiny-gpt2"), "--pairs", str(DATA / "tiny_pairs.json"), "--dtype", "float64"]
-    how += ["--neurons", "m0,m2", "--neuron-share", "0.8", "--n-random", "3", "--steps", "2", "--prune", "top-n"]
-    done = CliRunner().invoke(
-        app, ["discover", *how, "--top-n", "60", "--max-memory", "700MiB", "--out", str(tmp_path), "--force"]
+def test_less_memory_gives_the_same(tiny64, tiny_task):
+    """As many rows at a time as fit, and no run is kept."""
+    groups = batches(with_swap_rows(encode(tiny_task, tiny64)), 32, "cpu")
+    own, chosen = {1: Neurons.of(tiny64.blocks[1])}, {1: [3, 5]}
+    small = tiny64.with_blocks(tiny64.blocks)
+    longest = max(groups, key=lambda group: group.n_tokens)
+    room = int(1.5 * state_bytes(small.architecture(), longest.n_tokens, "float64", steps=2))
+    small.budget = Budget(room, 0, small.architecture(), "float64")
+    found, expected = (
+        neuron_scores(model, groups, METRICS["persona-divergence"], own, chosen, Scoring(steps=2))[1]
+        for model in (small, tiny64)
     )
-    assert done.exit_code == 0, done.output
-    assert "of what they carry" in done.output
-    record = json.loads((tmp_path / "neurons.json").read_text())
-    assert [one["name"] for one in record["kept"]] == [one.name for one in found.opened.kept]
+    assert small.budget.score_rows(longest.n_tokens, steps=2) == 1 < len(longest)
+    for name in ("values", "into", "out_of"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-12)
+
+
+def test_its_tables(found):
+    from persona_circuits.circuit.reporting import neuron_tables
+
+    *sets, kept = neuron_tables(found.opened)
+    assert [cells[0] for cells in sets[0].cells()] == ["all", "these", "all but these", "none"]
+    assert kept.rows[0].name in kept.markdown()
+    assert "of the MLP's score" in kept.notes[0]

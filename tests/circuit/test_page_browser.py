@@ -479,6 +479,22 @@ FRAMES = """async () => {
 }"""
 
 
+def test_a_certificate_is_seen(browser, runs, tmp_path):
+    out = tmp_path / "sure"
+    how = ["--model", str(DATA / "tiny-gpt2"), "--pairs", str(DATA / "tiny_pairs.json"), "--method", "eap"]
+    done = CliRunner().invoke(app, ["discover", *how, "--n-random", "0", "--certify", "1", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert CliRunner().invoke(app, ["report", str(out)]).exit_code == 0
+    record = read_circuit(out).record
+    edge = record["edges"][0]
+    with Seen(browser, out / "page.html", f"#pick={edge['edge']}") as seen:
+        says = f"{record['certificate']['stays']:,} edges stay when any 1 of {record['certificate']['n_units']}"
+        assert says in seen.page.inner_text("main")
+        assert ("stays" if edge["stays"] else "abstains") in seen.page.inner_text(".side-panel")
+        (tmp_path / "circuit.json").write_bytes(seen.saved("Circuit (JSON)"))
+    assert faults_of(tmp_path / "circuit.json") == []
+
+
 def test_a_verdict_is_seen_beside_its_causal_test_and_null(browser, path, tmp_path):
     data = read_page(path)
     group = {"by": "all", "value": SCRIPT, "n": 8, "headline": "unconfirmed", "verdict": "prior dominance"}

@@ -25,7 +25,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, Interval
+from persona_circuits.circuit.statistics import Clusters, Interval, PairSample
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
 from persona_circuits.metrics import Metric
 
@@ -218,10 +218,10 @@ def sweep(
     for tau in np.unique(ordered[ranks - 1])[::-1].tolist():
         mask = (strength >= tau) & model.graph.valid
         steps.setdefault(pool.add(mask), (tau, int(mask.sum())))
-    how: dict[str, Any] = {"seed": seed, "progress": progress}
-    shared = clusters or {}
     found = {
-        name: measured(model, factory(), metric, pool, clusters=shared.get(name), **how)
+        name: measured(
+            model, factory(), metric, pool, PairSample(name, (clusters or {}).get(name), seed), progress=progress
+        )
         for name, factory in prepared.items()
     }
     f = {name: _defined(values, f"split {name}") for name, values in found.items()}

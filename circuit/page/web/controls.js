@@ -30,7 +30,7 @@ export function slider(shown) {
     h("input", { id: "stop", type: "range", min: 0, max: run.stops.length - 1, step: 1, value: place, list: "stops",
       disabled: run.stops.length < 2, "aria-valuetext": says, oninput: move }),
     h("datalist", { id: "stops" }, h("option", { value: own })),
-    h("output", { for: "stop", id: "stop-text" }, h("strong", {}, stop.circuit ? (sides ? "the circuits" : "the circuit") : `stop ${place + 1} of ${run.stops.length}`), " ", says),
+    h("output", { for: "stop", id: "stop-text" }, h("strong", {}, stop.circuit ? (sides ? "the circuits" : "the circuit") : `stop ${place + 1} of ${run.stops.length}`, ":"), " ", says),
     h("span", { id: "shown-count", class: "quiet" }, `${count(shown.edges.length)} shown`),
     run.note ? h("span", { class: "quiet" }, run.note) : null);
 }

@@ -66,12 +66,13 @@ export function controlSection() {
 }
 
 export function stabilitySection() {
-  const { stability } = run.about;
+  const { stability, certificate } = run.about;
   const { evaluation } = run;
-  if (!stability && !evaluation?.tests) return section("Stability and tests", h("p", { class: "quiet" }, "Not evaluated: ", h("code", {}, "persona-circuits evaluate"), " resamples the pairs, tests the circuit, and writes both into its file; then make this page again."));
+  if (!stability && !certificate && !evaluation?.tests) return section("Stability and tests", h("p", { class: "quiet" }, "Not evaluated: ", h("code", {}, "persona-circuits evaluate"), " resamples the pairs, tests the circuit, and writes both into its file; then make this page again."));
   const verdict = stability && (stability.unstable === null ? "unknown" : stability.unstable ? "unstable" : "stable");
   return section("Stability and tests",
     stability ? h("p", {}, h("strong", {}, verdict), `: ${count(stability.core)} edges are core, ${count(stability.fringe)} fringe; mean pairwise Jaccard of resampled circuits ${fixed(stability.jaccard, 2)}, drawn over ${stability.by ?? "pairs"}.`) : null,
+    certificate ? h("p", {}, h("strong", {}, "certificate"), `: ${count(certificate.stays)} edges stay when any ${certificate.radius} of ${certificate.n_units} ${certificate.by} are taken away, ${count(certificate.abstains)} abstain (${certificate.way === "exhaustive" ? `all ${count(certificate.n)} sets taken away` : `${count(certificate.n)} draws of ${certificate.kept}`}; confidence ${certificate.confidence}).`) : null,
     evaluation?.tests ? table("Hypothesis tests", [{ name: "test" }, { name: "decision" }, { name: "p (Holm)", number: true, show: precise }, { name: "says" }], evaluation.tests.map((one) => ({ cells: [one.name, one.decision, one.p_holm, one.sentence] }))) : null,
     evaluation?.completeness?.backup ? h("p", {}, evaluation.completeness.backup.sentence) : null);
 }
