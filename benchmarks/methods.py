@@ -24,6 +24,7 @@ from typing import Any
 from tables import markdown_table, replace_section
 
 from persona_circuits.circuit.assessment import CurveOptions, curve_study
+from persona_circuits.circuit.attribution import Scoring
 from persona_circuits.circuit.choices import BY_ROW
 from persona_circuits.circuit.cost import runs_of_scores
 from persona_circuits.circuit.discovery import Discovery, Options, discover
@@ -148,7 +149,7 @@ def _more(model: Model, task: Task, options: Options, found: Discovery) -> tuple
     sizes = [f"{len(smallest(model, runs, metric, found.scores, at).circuit):,}" for at in BESIDE]
     if options.method not in BY_ROW:
         return sizes, ""
-    pairs = pair_scores(model, runs.batches, metric, method=options.method, steps=STEPS)
+    pairs = pair_scores(model, runs.batches, metric, Scoring(options.method, STEPS))
     rule, clusters = Rule("top-n", n=found.smallest.n), setting.train.clusters
     stable = stability_report(pairs, found.circuit, rule, clusters=clusters, n_resamples=100)
     return sizes, _number(stable.jaccard)
