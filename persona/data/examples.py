@@ -8,7 +8,7 @@ form of different personas has one name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ __all__ = [
     "Example",
     "ExampleFile",
     "examples_of",
+    "firsts",
     "leak",
     "load_examples",
     "shared_positions",
@@ -93,13 +94,13 @@ class ExampleFile:
 
         What they ask comes later, so that where pairs are left out those that stay have no question.
         """
-        rows = [seen(one.placed, position) for one in self.examples]
-        kept = {two: i for i, two in reversed([*enumerate(zip(rows[::2], rows[1::2], strict=True))])}.values()
+        kept = firsts([seen(one.placed, position) for one in self.examples])
         if len(kept) == len(self.items):
             return self
-        examples = [replace(self.examples[2 * i + side], pair=n, question="") for n, i in enumerate(sorted(kept))
-                    for side in (0, 1)]  # fmt: skip
-        return replace(self, items=tuple(self.items[i] for i in sorted(kept)), examples=tuple(examples))
+        examples = [
+            replace(self.examples[2 * i + side], pair=n, question="") for n, i in enumerate(kept) for side in (0, 1)
+        ]
+        return replace(self, items=tuple(self.items[i] for i in kept), examples=tuple(examples))
 
 
 def load_examples(path: str | Path, reader: Reader, *, label: str | None = None, **how: Any) -> ExampleFile:
@@ -172,6 +173,14 @@ def examples_of(
     if faults:
         raise TaskError(misfit(found.source, reader.name, len(found.items), len(found.items) - len(fit), faults))
     return ExampleFile(found.items, tuple(examples), found.source, found.sha256)
+
+
+def firsts(keys: Sequence[Hashable]) -> list[int]:
+    """Of examples in twos, the pairs by place whose two keys are those of no pair before."""
+    found: dict[tuple[Hashable, Hashable], int] = {}
+    for i, two in enumerate(zip(keys[::2], keys[1::2], strict=True)):
+        found.setdefault(two, i)
+    return [*found.values()]
 
 
 def told_once(found: ExampleFile, position: str) -> tuple[str, ...]:

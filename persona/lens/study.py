@@ -45,6 +45,7 @@ from persona_circuits.persona.data import (
     Estimate,
     Example,
     ExampleFile,
+    firsts,
     seen,
     shared_positions,
     two_way_mean,
@@ -330,18 +331,15 @@ def _curves(
         "kl": kl.mean(0),
     }
     means: dict[str, list[tuple[Estimate, ...]]] = {name: [] for name in values}
-    first = [_first(lens, position) for position in lens.positions]
+    first = [
+        firsts([(seen(one.placed, position), one.sides, one.candidates) for one in lens.examples])
+        for position in lens.positions
+    ]
     for name, array in values.items():
         for point in range(array.shape[1]):
             means[name].append(tuple(_mean(array[own, point, place], [[x[i] for i in own] for x in names], options)
                                      for place, own in enumerate(first)))  # fmt: skip
     return {name: tuple(rows) for name, rows in means.items()}
-
-
-def _first(lens: _Seen, position: str) -> list[int]:
-    """The first of the pairs whose two streams there are the same, and are read for the same answers."""
-    keys = [(seen(one.placed, position), one.sides, one.candidates) for one in lens.examples]
-    return sorted({two: i for i, two in reversed([*enumerate(zip(keys[::2], keys[1::2], strict=True))])}.values())
 
 
 def _mean(values: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions) -> Estimate:
