@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,9 +118,7 @@ def persistence(
     n_layers, kept = model.graph.n_layers, kept or Kept(None, "")
     columns: dict[int, np.ndarray] = {}
     for item in prepared:
-        found = kept.of(
-            f"persistence {item.batch.place}", lambda own=item: {"moved": _moved(model, own, metric, names)}
-        )
+        found = kept.of(f"persistence {item.batch.place}", partial(_moved, model, item, metric, names))
         columns |= dict(zip(item.batch.indices, found["moved"], strict=True))
     columns = ranks.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
@@ -140,7 +139,7 @@ def span_rows(parts: ScoreParts, kept: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def _moved(model: Model, item: Prepared, metric: Metric, names: tuple[str, ...]) -> Float[np.ndarray, "row measure"]:
+def _moved(model: Model, item: Prepared, metric: Metric, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Per row m(clean) - m(corrupt), and m(clean) - m(clean with the other's stream) by layer and part."""
     batch, ablated, clean = item.batch, item.ablated, item.clean
     assert batch.spans is not None
@@ -153,7 +152,7 @@ def _moved(model: Model, item: Prepared, metric: Metric, names: tuple[str, ...])
         found += [base - metric(part, item.targets) for part in patched_stream(model, item, layer, masks)]
     values = torch.stack(found, dim=1).cpu().double().numpy()
     check_finite(values, item.batch.name, f"values of {metric.name}")
-    return values
+    return {"moved": values}
 
 
 def _slots_of_layers(graph: Graph) -> list[slice]:

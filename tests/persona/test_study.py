@@ -372,7 +372,7 @@ def test_where_keeps_the_streams_that_were_exchanged(model, files, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         run_study(model, files, tmp_path / "out", stage=stopping, **how)
     assert (tmp_path / "out/work/where/where.state").is_file()
-    monkeypatch.setattr("persona_circuits.circuit.evaluation.spans._moved", None)
+    monkeypatch.setattr("persona_circuits.circuit.evaluation.spans._moved", lambda *_: pytest.fail("made again"))
     assert run_study(model, files, tmp_path / "out", **how).numbers == whole.numbers
     assert not (tmp_path / "out/work").exists()
 
