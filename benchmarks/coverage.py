@@ -18,6 +18,7 @@ from persona_circuits.circuit.statistics import Clusters, ratio_interval, ratio_
 from persona_circuits.circuit.task import PromptPair
 from persona_circuits.persona.data import sign_flip, two_way_difference, two_way_mean
 from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import rank_neurons
 from persona_circuits.persona.probing import Sample, cross_validate, folds_by_group, joined, score
 from persona_circuits.persona.study.stages.contrasts import permuted, shared_p
@@ -197,7 +198,7 @@ def level_of_neurons(n_personas: int, repeats: int, *, alone: bool = False) -> f
         neurons = rng.normal(size=(n_personas, 200))
         x = neurons[rows[:, 0]] - neurons[rows[:, 1]] + 0.5 * rng.normal(size=(len(rows), 200))
         quiet = np.zeros(200, dtype=bool)
-        ranked = rank_neurons(x, np.arange(len(rows)), quiet, clusters=clusters, n_draws=100, seed=i)
+        ranked = rank_neurons(x, np.arange(len(rows)), quiet, NeuronOptions(n_draws=100, seed=i), clusters=clusters)
         found.append(float((ranked.p <= 0.05).mean()))
     return float(np.mean(found))
 

@@ -21,6 +21,7 @@ from persona_circuits.circuit.cost import (
     Architecture,
     Device,
     Estimate,
+    Job,
     acdc_flops,
     backward_flops,
     eap_flops,
@@ -82,14 +83,14 @@ def size_table(tokens: int) -> str:
     return markdown_table(columns, rows)
 
 
-def time_table(**options: float) -> str:
+def time_table(job: Job) -> str:
     """Times on one and on eight devices."""
     columns = ("", "format", "devices", "prompts at once", "floor, s", "EAP, s", "EAP-IG, s", "ACDC, h")
     rows = []
     for arch in MODELS:
         for dtype in FORMATS:
             for devices in (1, 8):
-                found = estimate(arch, dtype, devices=devices, **options)  # type: ignore[arg-type]
+                found = estimate(arch, dtype, job, devices=devices)
                 fits = found.prompts_at_once > 0
                 times = (found.floor_seconds, found.eap_seconds, found.ig_seconds, found.acdc_hours)
                 cells = [_number(value) for value in times] if fits else ["does not fit"] * 4
@@ -139,7 +140,7 @@ def section(tokens: int, pairs: int, efficiency: float) -> str:
         "peak assumed. Prompts are split over devices; each holds all weights, and one sum over all devices joins "
         "the scores."
     )
-    times = time_table(tokens=tokens, prompts=2 * pairs, efficiency=efficiency)
+    times = time_table(Job(tokens, 2 * pairs, efficiency=efficiency))
     return f"{size_table(tokens)}\n\n{assumed}\n\n{times}\n\nHow it is counted:\n\n```\n{formulas}\n```"
 
 

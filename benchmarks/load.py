@@ -142,6 +142,23 @@ def _bare(folder: Path, sizes: dict[str, int]) -> Callable[[], object]:
     return load
 
 
+def _run_once(folder: Path, sizes: dict[str, int]) -> Callable[[], object]:
+    """The same, and a pass of the tokens that the check takes: the weights are read from the file then."""
+    import torch
+
+    from persona_circuits.circuit.model.model import trial_run
+
+    load = _bare(folder, sizes)
+
+    def run() -> object:
+        bridge: Any = load()
+        tokens, _ = trial_run(bridge.original_model, torch.device("cpu"))
+        with torch.no_grad():
+            return bridge.original_model(tokens)
+
+    return run
+
+
 def _checked(folder: Path, sizes: dict[str, int]) -> Callable[[], object]:
     from persona_circuits.circuit.model import load_model
 
@@ -159,6 +176,7 @@ FILES: Steps = {
 }
 LOADS: Steps = {
     "bare": ("Hugging Face's model in TransformerLens' bridge, nothing checked", _bare),
+    "run": ("the same and one pass of 16 tokens, which reads the weights", _run_once),
     "checked": ("`load_model`, with the runs of its check", _checked),
 }
 STEPS = FILES | LOADS

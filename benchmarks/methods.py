@@ -3,8 +3,10 @@
     python benchmarks/methods.py --page docs/methods.md
     python benchmarks/methods.py --model FOLDER --pairs FILE --page docs/methods.md
 
-A row is a whole ``discover``: the smallest circuit that reaches the target on the training pairs, measured on the
-test pairs beside random circuits of its own size. CMD is over the standard shares of edges, on the test pairs. CPU
+A row is a whole ``discover``: the smallest circuit that reaches f of .8 on the training pairs, measured on the
+test pairs beside random circuits of its own size; beside its size are those for .5 and .9. CMD is over the standard
+shares of edges, on the test pairs. Stability is the mean Jaccard of circuits of that size over 100 resamples of the
+training pairs' personas and questions. Passes are those of a pair's scores, in forward passes, by their operations; CPU
 seconds are of the process, scoring and pruning together, measuring left out.
 """
 
@@ -15,19 +17,29 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tables import markdown_table, replace_section
 
 from persona_circuits.circuit.assessment import CurveOptions, curve_study
-from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.choices import BY_ROW
+from persona_circuits.circuit.cost import runs_of_scores
+from persona_circuits.circuit.discovery import Discovery, Options, discover
+from persona_circuits.circuit.discovery.stages import set_up
 from persona_circuits.circuit.errors import PersonaCircuitsError
+from persona_circuits.circuit.evaluation import Rule, pair_scores
+from persona_circuits.circuit.evaluation.curves import Spread, smallest
+from persona_circuits.circuit.evaluation.stability import stability_report
 from persona_circuits.circuit.model import Model, load_model
-from persona_circuits.circuit.task import MODEL, Task, load_task, resolve
+from persona_circuits.circuit.progress import untold_stage
+from persona_circuits.circuit.task import MODEL, Task, encode, load_task, resolve
 from persona_circuits.circuit.task.shipped_files import PAIRS
 
-SCORERS = ("eap", "relp", "gim", "atp-star", "clean-corrupted", "ceap", "eap-ig")
+SCORERS = ("eap", "relp", "gim", "atp-star", "clean-corrupted", "ceap", "eap-ig", "eap-ig-activations")
+TARGET, BESIDE = 0.8, (0.5, 0.9)
+STEPS = 5
 LEARN = "eap-ig, learned gates"
 FINISH = 0.002
 """Share of |D| that an edge must be worth after an exact finish."""
@@ -41,7 +53,9 @@ COLUMNS = (
     "model",
     "pairs",
     "method",
-    "edges",
+    "edges at .5",
+    "at .8",
+    "at .9",
     "of",
     "f, training",
     "f, held out",
@@ -49,6 +63,8 @@ COLUMNS = (
     "median of ratios",
     "random, matched",
     "CMD",
+    "stability",
+    "passes",
     "CPU s",
 )
 
@@ -71,12 +87,18 @@ class Kept:
 
 def rows_of(model: Model, task: Task, args: argparse.Namespace, kept: Kept) -> list[list[str]]:
     """Every method on one model, the control last."""
-    same: dict[str, Any] = {"target_faithfulness": args.target, "n_random": args.n_random}
-    key = f"{model.fingerprint} {task.sha256} {args.target} {args.n_random}"
-    cmd = kept.of(f"{key} CMD {SCORERS}", lambda: _areas(model, task, args.n_random))
-    asked = {name: {"method": name} for name in SCORERS} | OTHERS | {"random": {"method": "random"}}
+    same: dict[str, Any] = {"target_faithfulness": TARGET, "n_random": args.n_random, "steps": STEPS}
+    key = f"{model.fingerprint} {task.sha256} {len(task)} {args.n_random}"
+    scorers = tuple(name for name in SCORERS if name not in args.without)
+    asked = {name: {"method": name} for name in scorers} | OTHERS | {"random": {"method": "random"}}
+    cmd = {
+        name: kept.of(f"{key} CMD {name}", lambda n=name: _area(model, task, n, args.n_random))
+        for name in (*scorers, "random")
+    }
     rows = []
     for name, options in asked.items():
+        if name in args.without:
+            continue
         steps = {"train_steps": args.train_steps} if options.get("prune") == "learn" else {}
         wanted = Options(**same, **options, **steps)
         rows.append(kept.of(f"{key} {wanted!r}", lambda n=name, w=wanted: _row(n, model, task, w, cmd.get(n))))
@@ -84,12 +106,11 @@ def rows_of(model: Model, task: Task, args: argparse.Namespace, kept: Kept) -> l
     return rows
 
 
-def _areas(model: Model, task: Task, n_random: int) -> dict[str, float | None]:
-    """CMD of every scorer, and the mean of random ones."""
-    options = CurveOptions(scorers=(*SCORERS, "random"), orders=("absolute",), n_random=n_random)
-    study = curve_study(model, task, options)
-    cmd = {curve.scorer: curve.cmd for curve in study.report.curves}
-    return {**cmd, "random": next((band.cmd.mean for band in study.report.bands if band.cmd is not None), None)}
+def _area(model: Model, task: Task, name: str, n_random: int) -> float | None:
+    """CMD of a scorer, or the mean of random ones."""
+    study = curve_study(model, task, CurveOptions(scorers=(name,), orders=("absolute",), n_random=n_random))
+    found = study.report.bands[0].cmd if study.report.bands else study.report.curves[0].cmd
+    return found.mean if isinstance(found, Spread) else found
 
 
 def _row(name: str, model: Model, task: Task, options: Options, cmd: float | None) -> list[str]:
@@ -103,21 +124,56 @@ def _row(name: str, model: Model, task: Task, options: Options, cmd: float | Non
         return lambda *_: None
 
     found = discover(model, task, options, stage=stage)
+    spent = spent or time.process_time() - begun
     train, held_out = found.reports[0].circuit, found.reports[-1]
     f, interval = held_out.circuit, held_out.circuit.interval
+    sizes, stable = _more(model, task, options, found)
+    tokens = max(len(row.clean) for row in encode(task, model))
+    cost = [runs_of_scores(model.architecture(), tokens, one, steps=STEPS) for one in options.of or (options.method,)]
     return [
-        *(name, f"{len(found.circuit):,}", f"{found.circuit.graph.n_edges:,}"),
+        *(name, sizes[0], f"{len(found.circuit):,}", sizes[1], f"{found.circuit.graph.n_edges:,}"),
         *(_number(train.ratio_of_means), _number(f.ratio_of_means)),
         "" if interval is None else f"{interval.low:.2f} to {interval.high:.2f}",
-        *(_number(f.median_of_ratios), _number(held_out.random_mean), _number(cmd)),
-        f"{spent or time.process_time() - begun:.0f}",
+        *(_number(f.median_of_ratios), _number(held_out.random_mean), _number(cmd), stable),
+        *("0" if name == "random" else f"{2 * sum(cost):.0f}", f"{spent:.0f}"),
     ]
 
 
+def _more(model: Model, task: Task, options: Options, found: Discovery) -> tuple[list[str], str]:
+    """Sizes at the other faithfulnesses, and the stability at this one; empty where scores alone do not give them."""
+    if options.prune == "learn" or options.finish is not None or found.scores is None or found.smallest is None:
+        return [""] * len(BESIDE), ""
+    setting = set_up(model, task, options.checked(), untold_stage)
+    runs, metric = setting.train.runs, setting.metric
+    sizes = [f"{len(smallest(model, runs, metric, found.scores, at).circuit):,}" for at in BESIDE]
+    if options.method not in BY_ROW:
+        return sizes, ""
+    pairs = pair_scores(model, runs.batches, metric, method=options.method, steps=STEPS)
+    rule, clusters = Rule("top-n", n=found.smallest.n), setting.train.clusters
+    stable = stability_report(pairs, found.circuit, rule, clusters=clusters, n_resamples=100)
+    return sizes, _number(stable.jaccard)
+
+
 def table(results: dict[tuple[str, str], list[list[str]]]) -> str:
-    """All models' rows as Markdown."""
+    """All models' rows as Markdown, and below what they say of EAP-IG."""
     cells = [(*key, *row) for key, rows in results.items() for row in rows]
-    return markdown_table(COLUMNS, cells, texts=3)
+    said = [
+        claims(model, [dict(zip(COLUMNS[2:], row, strict=True)) for row in rows])
+        for (model, _), rows in results.items()
+    ]
+    return f"{markdown_table(COLUMNS, cells, texts=3)}\n\n" + "\n".join(said)
+
+
+def claims(model: str, rows: list[dict[str, str]]) -> str:
+    """Who needs at most half of EAP-IG's edges at f of .8, and whose CMD is below its, by the table's own numbers."""
+    base = next(row for row in rows if row["method"] == "eap-ig")
+    sizes = {row["method"]: int(row["at .8"].replace(",", "")) for row in rows}
+    halves = [f"{name} ({n:,})" for name, n in sizes.items() if 2 * n <= sizes["eap-ig"]]
+    below = [f"{row['method']} ({row['CMD']})" for row in rows if row["CMD"] and float(row["CMD"]) < float(base["CMD"])]
+    return (
+        f"- {model}: at most half of the {sizes['eap-ig']:,} edges of eap-ig at .8 need {', '.join(halves) or 'none'}; "
+        f"a CMD below its {base['CMD']} have {', '.join(below) or 'none'}."
+    )
 
 
 def _number(value: float | None) -> str:
@@ -129,10 +185,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Every scorer and pruner on the same pairs.")
     parser.add_argument("--model", action="append", help="folder, name or hub name; may be repeated")
     parser.add_argument("--pairs", action="append", help="pair file, one for each model")
-    parser.add_argument("--target", type=float, default=0.8, help="faithfulness on the training pairs")
+    parser.add_argument("--max-pairs", type=int, help="of each split, the first")
+    parser.add_argument("--without", action="append", default=[], help="method to leave out; may be repeated")
     parser.add_argument("--train-steps", type=int, default=200, help="of learned gates")
     parser.add_argument("--n-random", type=int, default=10)
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
+    parser.add_argument("--section", default="methods", help="name of the marks")
     parser.add_argument("--kept", type=Path, help="file in which rows are kept, so that a stopped run goes on")
     args = parser.parse_args(argv)
     models, pairs = args.model or [MODEL], args.pairs or [PAIRS]
@@ -142,6 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for name, file in zip(models, pairs, strict=True):
             model, task = load_model(resolve(name), label=Path(name).name), load_task(resolve(file))
+            if args.max_pairs is not None:
+                task = replace(task, pairs=sum((task.of_split(one).pairs[: args.max_pairs] for one in task.splits), ()))
             key = (Path(name).name, Path(file).stem)
             results[key] = rows_of(model, task, args, kept)
             print(table({key: results[key]}), flush=True)
@@ -149,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.page:
-        replace_section(args.page, "methods", table(results))
+        replace_section(args.page, args.section, table(results))
     return 0
 
 

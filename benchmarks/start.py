@@ -38,7 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "--help": ("--help",),
     "discover --help": ("discover", "--help"),
     "models": ("models",),
-    SHIPPED: ("discover", "--out", "run"),
+    SHIPPED: ("discover", "--threshold", "0.003", "--out", "run"),
     "validate": ("validate", "run"),
     "draw": ("draw", "run"),
     "export": ("export", "run", "--to", "graphml"),

@@ -17,7 +17,7 @@ from persona_circuits.circuit.forward import Prepared, divergence, measure, patc
 from persona_circuits.circuit.graph import Edge
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.profiling import Step
-from persona_circuits.circuit.pruning import AcdcResult, acdc
+from persona_circuits.circuit.pruning import AcdcResult, Trials, acdc
 from persona_circuits.metrics import METRICS
 
 LOGIT_DIFF, KL = METRICS["logit-diff"], METRICS["kl"]
@@ -97,7 +97,7 @@ class AcdcRun:
     candidates: int | None = None
 
     def __call__(self) -> AcdcResult:
-        return acdc(self.model, [self.item], KL, self.tau, order=self.edges, candidates=self.candidates)
+        return acdc(self.model, [self.item], KL, self.tau, trials=Trials(order=self.edges, candidates=self.candidates))
 
     def kept(self, result: AcdcResult) -> set[str]:
         """Names of the tried edges that must stay."""

@@ -28,14 +28,15 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("results", type=Path, help="what pytest --benchmark-json wrote")
     parser.add_argument("--readme", type=Path, default=README)
+    parser.add_argument("--section", default="bench", help="the markers between which the tables are written")
     args = parser.parse_args(argv)
     try:
         text = bench_section(json.loads(args.results.read_text("utf-8")))
-        replace_section(args.readme, "bench", text)
+        replace_section(args.readme, args.section, text)
     except (OSError, ValueError, KeyError, PersonaCircuitsError) as error:
         print(f"tables.py: {error}", file=sys.stderr)
         return 2
-    print(f"{args.readme}: bench")
+    print(f"{args.readme}: {args.section}")
     return 0
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "METHODS",
     "METRIC_NAMES",
     "ORDERS",
+    "PLAIN_GRADIENTS",
     "PROMPT_FORMATS",
     "PRUNERS",
     "RESOLUTIONS",
@@ -32,6 +33,8 @@ __all__ = [
 
 GRADIENTS = ("eap", "eap-ig", "eap-ig-activations", "clean-corrupted", "ceap", "relp", "gim")
 """Ways to score edges by gradients, or by what backward rules make of them: their scores are sums over positions."""
+PLAIN_GRADIENTS = ("eap", "eap-ig", "clean-corrupted", "relp", "gim")
+"""Those of them that take a source's whole change times gradients at some runs: neurons are scored so too."""
 METHODS = (*GRADIENTS, "atp-star", "exact", "random")
 SEARCH_METHODS = (*METHODS, "mean-of")
 """What a search may score with: ``mean-of`` several of the others."""

@@ -36,6 +36,7 @@ __all__ = [
     "Steps",
     "Where",
     "check_choices",
+    "check_least",
     "conditions_of",
     "names_of",
     "numbers_of",
@@ -107,6 +108,21 @@ def check_choices(options: Any) -> None:
             if field.option.choices and isinstance(one, str) and one not in field.option.choices:
                 known = field.option.choices
                 raise OptionError(f"{field.flag} {one!r} is not one of {', '.join(known)}{meant(one, known)}")
+
+
+def check_least(options: Any, **bounds: int) -> None:
+    """That numbers are no smaller than this; None is passed over.
+
+    Raises:
+        OptionError: one is.
+    """
+    kind: Any = type(options)
+    flags = {field.name: field.flag for field in options_of(kind)}
+    for name, least in bounds.items():
+        value = getattr(options, name)
+        if value is not None and not value >= least:
+            flag = flags.get(name, f"--{name.replace('_', '-')}")
+            raise OptionError(f"{flag} must be at least {least}, got {value:g}")
 
 
 class PlainNumbers:

@@ -1,8 +1,8 @@
 """Work that is shared by several processes, started by torchrun; with one process everything here does nothing.
 
-Prompts are split over the ranks. What a rank finds for its prompts is put together by
-``gathered`` (values by key) or ``summed`` (arrays that add up), after which every rank
-holds the same and goes on alike; only rank 0 prints and writes.
+Prompts are split over the processes. What a process finds for its prompts is put together by
+``gathered`` (values by key) or ``summed`` (arrays that add up), after which every process
+holds the same and goes on alike; only the first prints and writes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def launched() -> int:
 
 @contextlib.contextmanager
 def processes() -> Iterator[None]:
-    """Join the other processes for the time of a block: NCCL where every rank has a GPU of its own, else Gloo."""
+    """Join the other processes for the time of a block: NCCL where every process has a GPU of its own, else Gloo."""
     if launched() == 1:
         yield
         return
@@ -57,13 +57,13 @@ def is_first() -> bool:
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:
-    """This rank's part of the items: every n-th, so that long and short ones are mixed."""
+    """This process's part of the items: every n-th, so that long and short ones are mixed."""
     rank, n = _world()
     return items if n == 1 else items[rank::n]
 
 
 def gathered(found: Mapping[Key, Value]) -> dict[Key, Value]:
-    """What all ranks found, by key; keys are told apart by the prompts they belong to."""
+    """What all processes found, by key; keys are told apart by the prompts they belong to."""
     _, n = _world()
     if n == 1:
         return dict(found)
@@ -75,7 +75,7 @@ def gathered(found: Mapping[Key, Value]) -> dict[Key, Value]:
 
 
 def summed(values: np.ndarray) -> np.ndarray:
-    """The sum of all ranks' arrays, in float64 and in the order of the ranks, so that every rank has the same bits."""
+    """The sum of all processes' arrays, in float64 and in their order, so that every process has the same bits."""
     _, n = _world()
     if n == 1:
         return values

@@ -133,6 +133,7 @@ def _kept_in(out: Path) -> str:
 def _refuse_idle(context: typer.Context, options: Options) -> None:
     by_score = options.prune != "acdc"
     sized = options.target_faithfulness is not None or options.prune in ("top-n", "greedy", "learn")
+    sized = sized or options.sized_by_default
     own = {options.method, *options.of}
     exact = options.prune in ("acdc", "eap-acdc") or options.finish is not None
     refuse_idle(
@@ -144,5 +145,6 @@ def _refuse_idle(context: typer.Context, options: Options) -> None:
         (exact, "--prune acdc or eap-acdc, or --finish", ["candidates"]),
         (options.prune == "learn", "--prune learn", ["train_steps"]),
         (not sized, "a --threshold", ["threshold_on"]),
+        (bool(options.neurons), "--neurons", ["neuron_share"]),
         (options.resolution == "edge", "--resolution edge: with span scores are by part anyway,", ["by_span"]),
     )

@@ -61,23 +61,18 @@ def curves(
 ) -> None:
     """Faithfulness over circuits of all sizes, for any number of scorers: CPR, CMD, tables and figures."""
     with errors_as_exit_codes(), in_processes() as first:
-        from persona_circuits.circuit.assessment import curve_study, read_scorer
+        from persona_circuits.circuit.assessment import curve_study
         from persona_circuits.circuit.discovery import check_pairs
         from persona_circuits.circuit.io import read_circuit
         from persona_circuits.circuit.storage import check_output_folder
 
         stored = read_circuit(run) if run else None
         own = stored.record if stored is not None else None
-        named, given = _scorers(options.scorers, read_scorer)
-        if stored is not None and (scores := all_scores(stored)) is not None:
-            given = {_run_name(stored): scores, **given}
-            named = named if model or pairs else tuple(one for one in named if not _made_so(own, options, one))
-        where = tuple(own["task"].get("where", {}).items()) if own and pairs is None else ()
-        options = replace(options.settled(own), scorers=named, where=options.where or where)
+        task = read_task(pairs or (own_pairs(own) if own else None))
+        options, given = _with_run(options, stored, task, model)
         _refuse_idle(context, options)
         options = options.checked()
         name = model or (stored.model_name() if stored is not None else None)
-        task = read_task(pairs or (own_pairs(own) if own else None))
         check_output_folder(out)
         with progress_bars() as stage:
             few = loading.fitting or bool(own and own["task"].get("unfit"))
@@ -95,6 +90,22 @@ def curves(
                 _write_curves(context, study, out)
         if first:
             show(as_json, study.as_dict, lambda: _print_curves(study), out=out)
+
+
+def _with_run(options: CurveOptions, stored: Any, task: Any, model: str | None) -> tuple[CurveOptions, dict[str, Any]]:
+    """What is not given as in the run, whose own scorer is not run again; and the scorers that are there already."""
+    from persona_circuits.circuit.assessment import read_scorer
+
+    own = stored.record if stored is not None else None
+    named, given = _scorers(options.scorers, read_scorer)
+    if stored is not None and (scores := all_scores(stored)) is not None:
+        given = {_run_name(stored): scores, **given}
+    where: tuple[Any, ...] = ()
+    if own is not None and task.sha256 == own["task"].get("sha256"):
+        where = tuple(own["task"].get("where", {}).items())
+        if model in (None, stored.model_name()):
+            named = tuple(one for one in named if not _made_so(own, options, one))
+    return replace(options.settled(own), scorers=named, where=options.where or where), given
 
 
 def _refuse_idle(context: typer.Context, options: CurveOptions) -> None:
@@ -134,6 +145,7 @@ def _made_so(record: Any, options: CurveOptions, scorer: str) -> bool:
         asked.ablation,
         asked.align,
     )
+    same &= not made.keys() & {"of", "weigh"}
     return same and scorer != "random" and asked.train_split in (None, about.get("split")) and not options.where
 
 

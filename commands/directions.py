@@ -214,6 +214,9 @@ class Steered:
     split: Annotated[str | None, Option("Pairs to steer. (default: test, or all if no split is named)")] = None
     max_pairs: Annotated[int, Option("Pairs to steer at most, evenly taken.")] = 48
     generate: Annotated[int, Option("Pairs whose prompts are continued, before and after.", min=0)] = 8
+    groups: Annotated[
+        Path | None, Option("Named sets of nodes, as the page saves them: what their part of the direction does.")
+    ] = None
 
 
 @with_options
@@ -230,29 +233,31 @@ def steer(
 ) -> None:
     """Add a direction to the residual stream: persona effect, KL, flips against the required gain, what is said."""
     with errors_as_exit_codes():
-        layers = options.layers
-        refuse_idle(
-            context,
-            (asked.generate > 0, "--generate above 0", ["max_new_tokens", "temperature", "top_p", "stop"]),
-            (sampling.temperature > 0, "--temperature above 0", ["top_p"]),
-            (not layers or len(set(layers)) > 1, "more than one --layer", ["together"]),
-        )
+        _refuse_idle_steering(context, asked.generate, sampling.temperature, options.layers)
+        from persona_circuits.circuit.io import read_groups
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.steering import write_steering
+        from persona_circuits.persona.steering import check_has_parts, set_parts, some_pairs, write_steering
         from persona_circuits.persona.steering.report import steering_record
 
         sampling = replace(sampling, seed=options.seed).checked()
         name, named = source.name(), named_two(asked.toward, asked.away)
         here, there = _steered_and_fitted(source.pairs, asked.fit, asked.split)
         plain = lines_of(asked.neutral)
+        if asked.groups and asked.direction:
+            check_has_parts(asked.direction)
         check_output_folder(out)
         with progress_bars() as stage:
             check = partial(_check_both, (here, there))
             loaded = load(stage, name, loading, check)
             options = options.over(loaded.graph.n_layers).checked()
             steered, fitted = (one.examples(loaded, loading.fitting) for one in (here, there))
+            steered = some_pairs(steered, asked.max_pairs)
+            sets = read_groups(asked.groups, loaded.graph) if asked.groups else {}
             how = {"toward": named, "neutral": plain, "progress": stage("steering")}
             study = _study(loaded, steered, fitted, asked, options, how)
+            if sets:
+                parts = set_parts(loaded, study, steered, fitted, sets, progress=stage("sets of nodes"))
+                study = replace(study, sets=parts)
             texts = _continued(loaded, study, asked.generate, sampling, stage)
             stage("files and figures")
             about = {"pairs": here.label, "split": here.split, "fitted_on": there.label, "fitting_split": there.split}
@@ -263,13 +268,22 @@ def steer(
         show(as_json, lambda: steering_record(study, texts, about), tables, out=out, notes=study.notes)
 
 
+def _refuse_idle_steering(context: typer.Context, n_texts: int, temperature: float, layers: Sequence[int]) -> None:
+    refuse_idle(
+        context,
+        (n_texts > 0, "--generate above 0", ["max_new_tokens", "temperature", "top_p", "stop"]),
+        (temperature > 0, "--temperature above 0", ["top_p"]),
+        (not layers or len(set(layers)) > 1, "more than one --layer", ["together"]),
+    )
+
+
 def _study(model: Any, here: Any, there: Any, asked: Steered, options: SteerOptions, how: dict[str, Any]) -> Any:
     """The study, along the direction that is asked for, or that fits the pairs."""
-    from persona_circuits.persona.steering import some_pairs, study_steering
+    from persona_circuits.persona.steering import study_steering
     from persona_circuits.persona.vectors import default_kind
 
     kind = asked.direction or default_kind(there.examples, here.examples)
-    return study_steering(model, some_pairs(here, asked.max_pairs), there, kind, options, **how)
+    return study_steering(model, here, there, kind, options, **how)
 
 
 def _continued(model: Any, study: Any, n_pairs: int, sampling: Sampling, stage: Callable[[str], Any]) -> Any:
@@ -318,12 +332,15 @@ def _check_both(places: Sequence[Place], reader: Any) -> None:
 
 
 def _print_steering(study: Any, texts: Any) -> None:
+    from persona_circuits.persona.steering import part_table
     from persona_circuits.persona.steering import report as files
 
     title = f"steering {study.model} along {study.directions.kind}, {len(study.prompts)} pairs"
     print_table(Table(f"{title}, at {study.options.positions}", files.TABLE, files.outcome_rows(study)))
     title = f"largest strength with KL within {study.options.kl_bound:g} nats"
     print_table(Table(title, files.BOUNDS, files.bound_rows(study)))
+    if study.sets:
+        print_table(part_table(study))
     say_drawn(study.prompts.personas, study.prompts.questions)
     if texts:
         where = "+".join(map(str, texts[0].layers))

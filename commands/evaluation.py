@@ -19,7 +19,7 @@ from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import LATEST, BarOption, CircuitArgument, JsonOption, Loading, PairsOption
-from persona_circuits.commands.printing import picture_title, print_battery, print_report
+from persona_circuits.commands.printing import picture_title, print_report, print_tests
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -156,7 +156,7 @@ def _check_places(stored: Any, asked: Asked) -> None:
 
 def _write(found: Any, stored: Any, asked: Asked, title: str) -> None:
     """All that is asked for."""
-    from persona_circuits.circuit.reporting import write_battery
+    from persona_circuits.circuit.reporting import write_tests
     from persona_circuits.circuit.storage import replace_folder, write_json
 
     if asked.save and found.record is not None:
@@ -165,13 +165,13 @@ def _write(found: Any, stored: Any, asked: Asked, title: str) -> None:
         write_json(found.as_dict(), asked.report)
     if asked.tables is not None:
         with replace_folder(asked.tables) as staging:
-            write_battery(found.results, staging, title=picture_title(found.record) or title)
+            write_tests(found.results, staging, title=picture_title(found.record) or title)
 
 
 def _print_evaluation(found: Any) -> None:
     print_report(found.report)
     if found.results is not None:
-        print_battery(found.results, found.record, found.report.resampled)
+        print_tests(found.results, found.record, found.report.resampled)
     if found.shared is not None and found.shared.note:
         say(f"\n{found.shared.note}")
 

@@ -33,7 +33,7 @@ def draw(
 ) -> None:
     """Draw a circuit: layers upward from input to logits, edges by strength and sign."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.drawing import check_picture
+        from persona_circuits.circuit.drawing import Marks, check_picture
         from persona_circuits.circuit.drawing import draw as picture
         from persona_circuits.circuit.io import read_circuit
 
@@ -44,16 +44,17 @@ def draw(
             file = stored.path.with_name("drawn.svg")
             check_picture(file)
         heading = title if title is not None else picture_title(stored.record)
-        how: dict[str, Any] = {"scores": stored.scores, "strongest": strongest, "title": heading}
+        parts: Any = None
         if groups is not None:
             from persona_circuits.circuit.io import by_source, read_groups
 
-            how["groups"] = by_source(stored.circuit, read_groups(groups, stored.circuit.graph))
+            parts = by_source(stored.circuit, read_groups(groups, stored.circuit.graph))
         elif (at_parts := stored.at_parts) is not None:
             from persona_circuits.circuit.evaluation.span_files import edges_at_parts
 
-            how["groups"] = edges_at_parts(at_parts) or None
-        report = picture(stored.circuit, file, fringe=stored.fringe, width=width, **how)
+            parts = edges_at_parts(at_parts) or None
+        how: dict[str, Any] = {"marks": Marks(parts, stored.fringe), "strongest": strongest, "title": heading}
+        report = picture(stored.circuit, file, scores=stored.scores, width=width, **how)
         say(f"{file}: {report.shown} of {report.total} edges drawn")
 
 

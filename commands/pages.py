@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.options import Option
 from persona_circuits.commands.index import given_command
 from persona_circuits.commands.options import LATEST, Loading
 from persona_circuits.commands.signature import Without, with_options
@@ -32,6 +34,31 @@ PAGE = "page.html"
 RUNNING = ("model", "pairs", "device", "dtype", "max_memory", "fitting")
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What the page shows beside the circuit."""
+
+    beside: Annotated[
+        tuple[str, ...],
+        Option("NAME=RUN: another circuit of the same shape, seen beside it; may be repeated.", name="--with"),
+    ] = ()
+    groups: Annotated[Path | None, Option("Named groups of nodes, a file that the page saves.")] = None
+    verdicts: Annotated[
+        Path | None, Option("A folder of explain: its verdicts, beside their causal tests and null.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Running:
+    """Whether the model is run, too, and which one."""
+
+    inside: Annotated[bool, Option("Run the model too: what every node attends to, moves, promotes; inside.json.")] = (
+        False
+    )
+    model: Annotated[str | None, Option("For --inside. (default: the run's)")] = None
+    pairs: Annotated[Path | None, Option("For --inside. (default: the run's)")] = None
+
+
 @with_options
 def report(
     context: typer.Context,
@@ -40,28 +67,13 @@ def report(
     file: Annotated[
         Path | None, typer.Option("--file", help="The page. (default: page.html beside the circuit)")
     ] = None,
-    beside: Annotated[
-        list[str] | None,
-        typer.Option("--with", help="NAME=RUN: another circuit of the same shape, seen beside it; may be repeated."),
-    ] = None,
-    groups: Annotated[
-        Path | None, typer.Option("--groups", help="Named groups of nodes, a file that the page saves.")
-    ] = None,
-    verdicts: Annotated[
-        Path | None,
-        typer.Option("--verdicts", help="A folder of explain: its verdicts, beside their causal tests and null."),
-    ] = None,
-    inside: Annotated[
-        bool,
-        typer.Option("--inside", help="Run the model too: what every node attends to, moves, promotes; inside.json."),
-    ] = False,
-    model: Annotated[str | None, typer.Option("--model", help="For --inside. (default: the run's)")] = None,
-    pairs: Annotated[Path | None, typer.Option("--pairs", help="For --inside. (default: the run's)")] = None,
+    shown: Shown,
+    running: Running,
     loading: Annotated[Loading, Without("revision")],
 ) -> None:
     """Write one page that explains a circuit: a single HTML file that needs no network, from the run's files."""
     with errors_as_exit_codes():
-        refuse_idle(context, (inside, "--inside", RUNNING))
+        refuse_idle(context, (running.inside, "--inside", RUNNING))
         from persona_circuits.circuit.io import read_circuit
         from persona_circuits.circuit.page import page_html, page_of_run
         from persona_circuits.circuit.storage import check_output_file, write_text
@@ -69,15 +81,15 @@ def report(
         stored = read_circuit(run)
         file = file or stored.path.with_name(PAGE)
         check_output_file(file)
-        others = _named(beside or [])
-        if inside:
-            _look_inside(stored, model, pairs, loading)
-        data = page_of_run(run, others=others, groups=groups, verdicts=verdicts, command=given_command(context))
+        how: dict[str, Any] = {"others": _named(shown.beside), "groups": shown.groups, "verdicts": shown.verdicts}
+        if running.inside:
+            _look_inside(stored, running, loading)
+        data = page_of_run(run, **how, command=given_command(context))
         write_text(page_html(data), file)
         say(str(file))
 
 
-def _named(given: list[str]) -> dict[str, Path]:
+def _named(given: tuple[str, ...]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for item in given:
         name, equals, path = item.partition("=")
@@ -89,11 +101,11 @@ def _named(given: list[str]) -> dict[str, Path]:
     return found
 
 
-def _look_inside(stored: Any, model: str | None, pairs: Path | None, loading: Loading) -> None:
-    name = model or stored.model_name()
+def _look_inside(stored: Any, running: Running, loading: Loading) -> None:
+    name = running.model or stored.model_name()
     if name is None:
         raise OptionError("the circuit does not say which model it is of; give --model")
-    task = read_task(pairs or own_pairs(stored.record))
+    task = read_task(running.pairs or own_pairs(stored.record))
     with progress_bars() as stage:
         loaded = load(stage, name, loading)
         warn_of_other_weights(stored.record, loaded)

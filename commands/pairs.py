@@ -13,7 +13,7 @@ from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Column, Table
 from persona_circuits.commands.index import index
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
-from persona_circuits.commands.signature import Only, with_options
+from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     by_token_count,
     errors_as_exit_codes,
@@ -43,6 +43,15 @@ class Material:
         Path | None, Option("CSV persona,question,option: preferences that the questions do not hold.")
     ] = None
     contrast: Annotated[str, Option("all, opposed, or a CSV file persona_a,persona_b.")] = "all"
+
+
+@dataclass(frozen=True)
+class Natural(Material):
+    """The shipped personas and questions, where no others are given."""
+
+    personas: Annotated[Path, Option("Personas, as of pairs.")] = Path("datasets/natural_personas.jsonl")
+    questions: Annotated[Path, Option("Questions, as of pairs.")] = Path("datasets/natural_questions.jsonl")
+    contrast: Annotated[str, Option("all, opposed, or a CSV file persona_a,persona_b.")] = "opposed"
 
 
 @dataclass(frozen=True)
@@ -300,11 +309,7 @@ def formats(
     context: typer.Context,
     *,
     model: Annotated[str, typer.Option("--model", help="Hugging Face folder or hub name.")],
-    personas: Annotated[Path, typer.Option(help="Personas, as of pairs.")] = Path("datasets/natural_personas.jsonl"),
-    questions: Annotated[Path, typer.Option(help="Questions with declared preferences, as of pairs.")] = Path(
-        "datasets/natural_questions.jsonl"
-    ),
-    contrast: Annotated[str, typer.Option(help="all, opposed, or a CSV file persona_a,persona_b.")] = "opposed",
+    material: Annotated[Natural, Without("answers")],
     options: FormatOptions,
     out: OutOption = Path("runs/formats"),
     loading: Annotated[Loading, Only("device", "dtype", "revision")],
@@ -316,8 +321,8 @@ def formats(
         from persona_circuits.persona.formats import formats_record, study_formats, write_formats
 
         options = options.checked()
-        people, asked = _people_and_questions(personas, questions, None)
-        meetings = _meetings(contrast)
+        people, asked = _people_and_questions(material.personas, material.questions, None)
+        meetings = _meetings(material.contrast)
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, model, loading)

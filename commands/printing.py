@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "picture_title",
-    "print_battery",
     "print_calibration",
     "print_discovery",
     "print_report",
+    "print_tests",
     "say_where",
     "write_results",
 ]
 
 
-def print_battery(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
+def print_tests(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
     from persona_circuits.circuit.reporting import evaluations_table, transfer_table
 
     if results.tests is not None:
@@ -101,7 +101,7 @@ def _print_signal(found: Discovery, where: str) -> None:
 
 
 def print_discovery(found: Discovery) -> None:
-    from persona_circuits.circuit.reporting import path_table, set_table, sweep_table
+    from persona_circuits.circuit.reporting import head_tables, neuron_tables, path_table, set_table, sweep_table
 
     _print_search(found)
     _print_edges(found)
@@ -123,6 +123,10 @@ def print_discovery(found: Discovery) -> None:
         print_table(path_table(found.paths))
     if found.sets is not None:
         print_table(set_table(found.sets))
+    if found.opened is not None:
+        print_tables(neuron_tables(found.opened))
+    if found.heads is not None:
+        print_tables(head_tables(found.heads))
     say("")
 
 
@@ -187,6 +191,17 @@ def _print_finish(done: Finished, unit: str) -> None:
 def _print_smallest(found: Discovery) -> None:
     least = found.smallest
     assert least is not None
+    if not least.reached:
+        from persona_circuits.circuit.reporting import size_table
+
+        say(
+            f"target      no circuit of up to {least.most:,} edges reaches f {least.target:g} on the pairs searched "
+            f"on; the best of them, f {least.faithfulness:.3f} with the first {least.n:,} edges by |score|, is kept; "
+            f"--target-faithfulness {least.target:g} looks among all edges"
+        )
+        print_table(size_table(least))
+        say("")
+        return
     order = "gate" if found.record["method"]["prune"] == "learn" else "|score|"
     say(
         f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by {order}, "

@@ -369,21 +369,21 @@ def _damage_told() -> Iterator[None]:
 @contextlib.contextmanager
 def in_processes() -> Iterator[bool]:
     """Where torchrun started several processes they share the prompts; true in the one that prints and writes."""
-    from persona_circuits.circuit import parallel as ranks
+    from persona_circuits.circuit import parallel
 
-    with ranks.processes():
-        yield ranks.is_first()
+    with parallel.processes():
+        yield parallel.is_first()
 
 
 def fitted_task(task: Any, model: Any, align: str, fitting: bool) -> Any:
     """The task, or the pairs of it that fit; rows that are not used are told of. None stays None."""
-    from persona_circuits.circuit import parallel as ranks
+    from persona_circuits.circuit import parallel
     from persona_circuits.circuit.task import fitting as those_that_fit
 
     if task is None:
         return None
     found = those_that_fit(task, model, align=align) if fitting else task
-    for note in found.notes if ranks.is_first() else ():
+    for note in found.notes if parallel.is_first() else ():
         say(f"note: {found.source}: {note}", err=True)
     return found
 

@@ -47,6 +47,7 @@ import estimate
 import formats
 import gpu
 import growth
+import methods
 import natural
 import tables
 from shapes import GPT2, GPU_SHAPES, GROUPED, SMALL, Shape, rows_of
@@ -477,6 +478,31 @@ def test_the_costs_on_the_page_are_what_the_command_writes(tmp_path):
     assert estimate.main(["--readme", str(readme), "--gpu-page", str(costs)]) == 0
     assert costs.read_text().strip() in (ROOT / "docs" / "gpu.md").read_text()
     assert readme.read_text().strip() in (ROOT / "benchmarks" / "README.md").read_text()
+
+
+def test_the_table_of_methods_has_a_row_for_each_and_says_what_eap_ig_is_beaten_by(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- mine:begin -->\n<!-- mine:end -->\n")
+    left = [name for name in (*methods.SCORERS, *methods.OTHERS) if name not in ("eap", "eap-ig")]
+    given = ["--model", str(DATA / "tiny-gpt2"), "--pairs", str(DATA / "tiny_pairs.json"), "--n-random", "2"]
+    given += [part for name in left for part in ("--without", name)]
+    assert methods.main([*given, "--page", str(page), "--section", "mine", "--kept", str(tmp_path / "kept.json")]) == 0
+    rows = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| tiny-gpt2")]
+    assert [row[2] for row in rows] == ["eap", "eap-ig", "random"]
+    for row in rows:
+        half, most, nearly = (int(cell) for cell in row[3:6])
+        assert 0 < half <= most <= nearly <= 262
+        assert float(row[7]) >= 0.8
+    assert rows[2][-2] == "0"
+    capsys.readouterr()
+    assert methods.main([*given, "--kept", str(tmp_path / "kept.json")]) == 0  # nothing is computed again
+    row = {"method": "eap-ig", "at .8": "1,000", "CMD": "0.050"}
+    others = [{"method": "a", "at .8": "500", "CMD": ""}, {"method": "b", "at .8": "501", "CMD": "0.049"}]
+    assert (
+        "half of the 1,000 edges of eap-ig at .8 need a (500); a CMD below its 0.050 have b (0.049)"
+        in methods.claims("m", [row, *others])
+    )
+    assert "need none; a CMD below its 0.050 have none" in methods.claims("m", [row])
 
 
 def test_formats_compares_whole_discoveries(tmp_path, capsys):

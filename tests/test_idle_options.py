@@ -57,7 +57,7 @@ IDLE = [
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9"], {"--threshold-on": "score", "--candidates": "1"}),
     ("discover", [*RUN, "--target-faithfulness", "0.9"], {"--threshold-on": "share"}),
     ("discover", [*RUN, "--prune", "top-n", "--top-n", "9", "--method", "gim"], {"--train-steps": "9", "--steps": "2"}),
-    ("discover", RUN, {"--revision": "main"}),
+    ("discover", RUN, {"--revision": "main", "--threshold-on": "share", "--neuron-share": "0.9"}),
     ("discover", [*RUN, "--resolution", "span"], {"--by-span": None}),
     (
         "report",
@@ -176,7 +176,7 @@ ELSEWHERE = {
 ALWAYS = {
     "get": "--list --folder",
     "discover": "--groups --model --pairs --out "
-    "--prune --finish --checks --certify --target-faithfulness --sweep --metric "
+    "--prune --neurons --open-heads --finish --checks --certify --target-faithfulness --sweep --metric "
     "--ablation --align --null --resolution --train-split --eval-split --where --n-random --min-faithfulness "
     "--strongest --seed --device --dtype --max-memory --batch-size --fitting --force --report "
     "--json",
@@ -226,7 +226,7 @@ ALWAYS = {
     "--max-questions --baseline --max-new-tokens --temperature --stop --endpoint-model --seed --json",
     "vectors": "--model --responses --template --cue --layer --layer-fraction --compare --reference --out --baseline "
     "--seed --device --dtype --revision --batch-size --json",
-    "steer": "--model --pairs --fit --direction --layer --positions --strengths --ablate --n-controls "
+    "steer": "--groups --model --pairs --fit --direction --layer --positions --strengths --ablate --n-controls "
     "--kl-bound --neutral --split --max-pairs --generate --out --n-resamples --seed --device --dtype "
     "--batch-size --fitting --json",
     "neurons": "--answers --model --pairs --test-pairs --null --layer --hook --position --pool --rank-by --top-k "

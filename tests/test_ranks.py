@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import DATA, ROOT
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 
 
 def launch(arguments, n):
@@ -42,7 +42,7 @@ def launch(arguments, n):
 @pytest.mark.parametrize(
     "more",
     [
-        ["--by-span", "--ablation", "mean", "--scores", "new"],
+        ["--by-span", "--ablation", "mean", "--scores", "new", "--threshold", "0.003"],
         ["--prune", "acdc", "--threshold", "0.05", "--metric", "kl", "--threshold-on", "score"],
     ],
     ids=["scores", "acdc"],
@@ -83,9 +83,9 @@ def test_two_processes_evaluate_and_report_an_error_once_each(tmp_path):
 
 
 def test_with_one_process_nothing_is_shared():
-    assert ranks.launched() == 1
-    assert ranks.is_first()
-    assert list(ranks.share([1, 2, 3])) == [1, 2, 3]
-    assert ranks.gathered({1: "a"}) == {1: "a"}
+    assert parallel.launched() == 1
+    assert parallel.is_first()
+    assert list(parallel.share([1, 2, 3])) == [1, 2, 3]
+    assert parallel.gathered({1: "a"}) == {1: "a"}
     values = np.array([1.0])
-    assert ranks.summed(values) is values
+    assert parallel.summed(values) is values

@@ -23,12 +23,12 @@ def call(*arguments):
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """``persona-circuits discover`` with no arguments but the folder."""
+    """What ``make demo`` makes."""
     out = tmp_path_factory.mktemp("demo") / "run"
-    return out, json.loads(call("discover", "--out", out, "--json"))
+    return out, json.loads(call("discover", "--threshold", "0.003", "--out", out, "--json"))
 
 
-def test_real_circuits_1_is_the_default_runs_result(demo):
+def test_real_circuits_1_is_the_demos_result(demo):
     out, _ = demo
     assert (out / "real_circuits_1.json").read_bytes() == (ROOT / "real_circuits_1.json").read_bytes()
     call("validate", ROOT / "real_circuits_1.json", "--against", out)

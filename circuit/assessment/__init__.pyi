@@ -3,8 +3,8 @@ from .curves import curve_study as curve_study
 from .curves import read_scorer as read_scorer
 from .evaluating import Evaluation as Evaluation
 from .evaluating import evaluate_circuit as evaluate_circuit
-from .evaluation import Battery as Battery
-from .evaluation import battery as battery
+from .evaluation import CircuitTests as CircuitTests
+from .evaluation import run_tests as run_tests
 from .evaluation import with_evaluation as with_evaluation
 from .ground_truth import BAR as BAR
 from .ground_truth import GroundTruth as GroundTruth

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.assessment.options import CurveOptions
-from persona_circuits.circuit.attribution import score
+from persona_circuits.circuit.attribution import Scoring, score
 from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.cost import runs_of_scores
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, pairs_of, split_of
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation.curves import SHARES, CurveReport, Scorer, check_scorers, curve_report
+from persona_circuits.circuit.evaluation.curves import (
+    SHARES,
+    CurveKinds,
+    CurveReport,
+    Scorer,
+    check_scorers,
+    curve_report,
+)
 from persona_circuits.circuit.forward import Ablation, seconds_a_pass
 from persona_circuits.circuit.io import read_scores
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.peers import read_submission
 from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.statistics import Clusters, PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, overlap, with_swap_rows
 from persona_circuits.metrics import METRICS, Metric
@@ -85,7 +92,7 @@ def curve_study(
     rows = encode(chosen.of_split(train), model, align=str(options.align))
     shared = overlap(rows, encode(chosen.of_split(held_out), model, align=str(options.align)))
     rows = with_swap_rows(rows) if metric.swap_rows else rows
-    groups = batches(ranks.share(rows), options.batch_size, model.device)
+    groups = batches(parallel.share(rows), options.batch_size, model.device)
     how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
     setting = MeasureOptions(metric=metric.name, ablation=options.ablation, train_split=train, **how)
     ablation = ablation_for(model, chosen, setting, stage)
@@ -98,13 +105,9 @@ def curve_study(
         prepared,
         metric,
         {**scores, **(given or {})},
-        split=held_out,
-        levels=options.levels,
-        orders=options.orders,
-        n_random=options.n_random if "random" in options.scorers else 0,
-        seed=options.seed,
+        CurveKinds(options.levels, options.orders, options.n_random if "random" in options.scorers else 0),
+        PairSample(held_out, Clusters.of(chosen.of_split(held_out).pairs), options.seed),
         marks=marks,
-        clusters=Clusters.of(chosen.of_split(held_out).pairs),
         progress=stage(f"circuits on {held_out}"),
     )
     return CurveStudy(report, scores, _about(model, chosen, options, train, shared))
@@ -140,9 +143,11 @@ def _scores(
     stage: Stage,
 ) -> dict[str, Scores]:
     """Those of every method that scores edges."""
-    how: dict[str, Any] = {"steps": options.steps, "rule": options.ig_rule, "ablation": ablation}
+    scoring = Scoring(steps=options.steps, rule=options.ig_rule)
     return {
-        name: score(model, groups, metric, method=name, progress=stage(f"{name} scores"), **how)
+        name: score(
+            model, groups, metric, replace(scoring, method=name), ablation=ablation, progress=stage(f"{name} scores")
+        )
         for name in dict.fromkeys(options.scorers)
         if name != "random"
     }

@@ -20,12 +20,12 @@ from persona_circuits.circuit.assessment.budget import (
     plan,
     spread_over,
 )
-from persona_circuits.circuit.assessment.evaluation import Battery, Ground, all_tests, with_evaluation
+from persona_circuits.circuit.assessment.evaluation import CircuitTests, Ground, all_tests, with_evaluation
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import Subject
 from persona_circuits.circuit.discovery import Discovery, ablation_for, metric_of, report_of, split_of
 from persona_circuits.circuit.discovery.writing import title_of
-from persona_circuits.circuit.drawing import draw
+from persona_circuits.circuit.drawing import Marks, draw
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import FaithfulnessReport
 from persona_circuits.circuit.evaluation.measurements import PART
@@ -64,7 +64,7 @@ class Evaluation:
     """
 
     report: FaithfulnessReport
-    results: Battery | None
+    results: CircuitTests | None
     shared: Overlap | None
     record: dict[str, Any] | None
     task: Task
@@ -111,7 +111,7 @@ class Evaluation:
             marked = read_circuit(staging / path.name)
             for name in ("graph.svg", "graph.png") if marked.fringe is not None else ():
                 if path.with_name(name).exists():
-                    how: dict[str, Any] = {"scores": marked.scores, "fringe": marked.fringe}
+                    how: dict[str, Any] = {"scores": marked.scores, "marks": Marks(fringe=marked.fringe)}
                     draw(marked.circuit, staging / name, strongest=strongest, title=title_of(self.record), **how)
 
 

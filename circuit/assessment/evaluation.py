@@ -33,8 +33,10 @@ from persona_circuits.circuit.discovery import batches_of, metric_of, pairs_of
 from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.evaluation import (
     FaithfulnessReport,
+    GroupSearch,
     NullRun,
     PairScores,
+    PairSignal,
     PairsView,
     Transfer,
     divergences_of,
@@ -57,10 +59,10 @@ from persona_circuits.circuit.task import Overlap, Task
 from persona_circuits.metrics import Metric
 
 __all__ = [
-    "Battery",
+    "CircuitTests",
     "Ground",
     "all_tests",
-    "battery",
+    "run_tests",
     "with_evaluation",
 ]
 
@@ -73,7 +75,7 @@ DRAWS, QUICK_DRAWS = 199, 39
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Battery:
+class CircuitTests:
     """The tests of one circuit on one set of pairs.
 
     ``transfer`` is by the values of keys of the pairs; under ``pairs`` it is all of them. ``null`` is the run on
@@ -92,7 +94,7 @@ class Battery:
         stability = self.searched.report
         unstable = None if stability is None else stability.unstable
         verdict = {None: "unknown", True: "unstable", False: "stable"}[unstable]
-        return f"Battery({self.tests!r}, {self.pairs!r}, stability {verdict})"
+        return f"CircuitTests({self.tests!r}, {self.pairs!r}, stability {verdict})"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit's file holds them; stability apart."""
@@ -107,7 +109,7 @@ class Battery:
         }
 
 
-def battery(
+def run_tests(
     model: Model,
     task: Task,
     subject: Subject,
@@ -117,7 +119,7 @@ def battery(
     null: Task | None = None,
     state: Path | None = None,
     stage: Stage | None = None,
-) -> Battery:
+) -> CircuitTests:
     """Run all of it on the pairs of ``task``.
 
     Parameters
@@ -178,7 +180,7 @@ class Ground:
         return KeptRuns(self.model, groups, self.ablation)
 
 
-def all_tests(ground: Ground, null: Task | None) -> Battery:
+def all_tests(ground: Ground, null: Task | None) -> CircuitTests:
     """All tests, one after the other; ``null`` are pairs of paraphrases of one persona.
 
     The search is made again first, as its scores may serve the pairs here; within a time it comes last.
@@ -210,7 +212,7 @@ def all_tests(ground: Ground, null: Task | None) -> Battery:
     moved: Any = within("transfer", lambda: _transfers(ground)) or {}
     if options.budget is not None and ground.repeated:
         searched = within(SEARCHED, lambda: _searched(ground)) or LEFT_OUT
-    return Battery(found[0], found[1], moved, found[2], quiet, searched)
+    return CircuitTests(found[0], found[1], moved, found[2], quiet, searched)
 
 
 def _searched(ground: Ground) -> Searched:
@@ -224,20 +226,13 @@ def _pair_by_pair(ground: Ground, runs: Source, known: PairScores | None, quiet:
     circuit, record = ground.subject.circuit, ground.subject.record
     method = {"scores": "eap"} if options.quick else (record or {}).get("method")
     scores = known or scores_of(model, task, metric, method=method, stage=ground.stage, **ground.how)
+    sought = GroupSearch(scores, rule_of(record), QUICK_DRAWS if options.quick else DRAWS, options.seed)
     watch = Rounding(model, metric)
-    return pairs_view(
-        measured_pairs(model, runs(), metric, circuit, watch=watch),
-        task.pairs,
-        circuit,
-        scores=scores,
-        rule=rule_of(record),
-        divergences=divergences_of(runs(), swapped=metric.swap_rows),
-        sigma_0=None if quiet is None else quiet.sigma_0,
-        rounding=watch.floor,
-        n_draws=QUICK_DRAWS if options.quick else DRAWS,
-        seed=options.seed,
-        progress=ground.stage("groups of pairs"),
-    )
+    values = measured_pairs(model, runs(), metric, circuit, watch=watch)
+    divergences = divergences_of(runs(), swapped=metric.swap_rows)
+    signal = PairSignal(divergences, None if quiet is None else quiet.sigma_0, watch.floor)
+    told = ground.stage("groups of pairs")
+    return pairs_view(values, task.pairs, circuit, signal=signal, sought=sought, progress=told)
 
 
 def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
@@ -277,7 +272,7 @@ def with_evaluation(
     task: Task,
     split: str,
     report: FaithfulnessReport,
-    results: Battery | None,
+    results: CircuitTests | None,
     shared: Overlap | None = None,
     **stamp: Any,
 ) -> dict[str, Any]:

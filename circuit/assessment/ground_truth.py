@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from persona_circuits.circuit.attribution import METHODS, random_scores, score
+from persona_circuits.circuit.attribution import METHODS, Scoring, random_scores, score
 from persona_circuits.circuit.forward import Prepared, divergence, prepare
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.pruning import acdc, greedy, threshold, top_n
+from persona_circuits.circuit.pruning import Trials, acdc, greedy, threshold, top_n
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Batch, Task, batches, encode, with_swap_rows
@@ -177,16 +177,16 @@ def _rows_of(truth: GroundTruth, steps: int, share: float, seed: int) -> Iterato
     """The scorers' rows, then ACDC's."""
     model = truth.model()
     case = _case(truth, model, DIVERGENCE, share)
-    oracle = score(model, case.batches, DIVERGENCE, method="exact")
+    oracle = score(model, case.batches, DIVERGENCE, Scoring("exact"))
     for method in METHODS:
         scores = oracle
         if method != "exact":
-            scores = score(model, case.batches, DIVERGENCE, method=method, steps=steps, seed=seed)
+            scores = score(model, case.batches, DIVERGENCE, Scoring(method, steps, seed=seed))
         drawn = [random_scores(model.graph, seed=seed + i) for i in range(N_DRAWS)] if method == "random" else [scores]
         yield _row(case, method, drawn, _pruned(case, scores), oracle)
     for method, metric in SEARCHES.items():
         own = _case(truth, model, metric, share)
-        found = acdc(model, own.prepared, metric, own.tau, candidates=CANDIDATES)
+        found = acdc(model, own.prepared, metric, own.tau, trials=Trials(candidates=CANDIDATES))
         changes = Scores(model.graph, np.nan_to_num(found.changes))
         yield _row(own, method, [changes], {"acdc": found.circuit}, oracle)
 
@@ -202,7 +202,7 @@ def _case(truth: GroundTruth, model: Model, metric: Metric, share: float) -> _Ca
 def _pruned(case: _Case, scores: Scores) -> dict[str, Circuit]:
     """What every pruner that starts from scores makes of them."""
     n, start = len(case.circuit), threshold(scores, case.tau)
-    search = acdc(case.model, case.prepared, case.metric, case.tau, start=start, candidates=CANDIDATES)
+    search = acdc(case.model, case.prepared, case.metric, case.tau, start, trials=Trials(candidates=CANDIDATES))
     return {
         "threshold": start,
         "top-n": top_n(scores, n),

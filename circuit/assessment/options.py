@@ -18,7 +18,17 @@ from persona_circuits.circuit.choices import (
 )
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError, meant
-from persona_circuits.circuit.options import BatchSize, Budget, Option, PlainNumbers, Seed, Steps, Where, names_of
+from persona_circuits.circuit.options import (
+    BatchSize,
+    Budget,
+    Option,
+    PlainNumbers,
+    Seed,
+    Steps,
+    Where,
+    check_least,
+    names_of,
+)
 
 __all__ = [
     "ComparisonOptions",
@@ -111,9 +121,7 @@ class CurveOptions(PlainNumbers):
                 more = ", or a file or folder of scores that is there" if name == "scorers" else ""
                 close = meant(str(unknown[0]), allowed)
                 raise OptionError(f"--{name} {unknown[0]!r} is not one of {', '.join(allowed)}{more}{close}")
-        for name, number in (("steps", self.steps), ("batch-size", self.batch_size), ("n-random", self.n_random)):
-            if number < 1:
-                raise OptionError(f"--{name} must be at least 1, got {number}")
+        check_least(self, steps=1, batch_size=1, n_random=1)
         zero = [name for name in self.scorers if name in AT_CLEAN]
         if METRICS[str(self.metric)].flat_at_clean and zero:
             raise OptionError(

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.assessment.options import EvaluationOptions
+from persona_circuits.circuit.attribution import Scoring
 from persona_circuits.circuit.choices import BY_ROW
 from persona_circuits.circuit.discovery import MeasureOptions, ablation_for, batches_of
 from persona_circuits.circuit.evaluation import (
     Certificate,
     PairScores,
+    Removal,
     Rule,
     Units,
     certify,
@@ -31,6 +33,7 @@ from persona_circuits.circuit.evaluation.stability import (
     StabilityReport,
     order_dependence,
     order_report,
+    random_orders,
     stability_report,
 )
 from persona_circuits.circuit.forward import Ablation, prepare_each
@@ -124,12 +127,11 @@ def search_again(
         seed=options.seed,
         progress=stage("circuits of resampled pairs"),
     )
-    units = Units.of(train.pairs)
-    more: dict[str, Any] = {"seed": options.seed, "progress": stage("certificate")}
-    sure = options.certify and certify(
-        scores, circuit, Rule.of_record(record["method"]), units, options.certify, **more
-    )
-    return Searched(report, scores, certificate=sure or None)
+    sure = None
+    if options.certify:
+        removal, rule = Removal(options.certify, options.seed), Rule.of_record(record["method"])
+        sure = certify(scores, circuit, rule, Units.of(train.pairs), removal, progress=stage("certificate"))
+    return Searched(report, scores, certificate=sure)
 
 
 def scores_of(
@@ -155,9 +157,7 @@ def scores_of(
         model,
         batches_of(model, part, metric, align=align, batch_size=batch_size),
         metric,
-        method=scored,
-        steps=(method or {}).get("steps") or 5,
-        rule=(method or {}).get("ig_rule") or "midpoint",
+        Scoring(scored, (method or {}).get("steps") or 5, (method or {}).get("ig_rule") or "midpoint"),
         ablation=ablation,
         progress=stage(f"{scored} scores, pair by pair"),
     )
@@ -250,13 +250,10 @@ def _orders(
         return Searched(None, scores, f"{why} with --quick" if options.quick else why)
     groups = batches_of(model, train, metric, align=how["align"], batch_size=how["batch_size"])
     prepared = list(prepare_each(model, groups, how["ablation"]))
-    more: dict[str, Any] = {
-        "seed": options.seed,
-        "state": state,
-        "progress": how["stage"](f"ACDC in {n_orders} other order(s)"),
-    }
+    orders = random_orders(start or Circuit.full(model.graph), n_orders, seed=options.seed)
+    told = how["stage"](f"ACDC in {n_orders} other order(s)")
     order = order_dependence(
-        model, prepared, metric, method["tau"], start=start, default=circuit, n_orders=n_orders, **more
+        model, prepared, metric, method["tau"], orders, default=circuit, state=state, progress=told
     )
     rule = f"{method['prune']} {method['tau']:.4g}"
     return Searched(order_report(circuit, order, rule, len(train.pairs)), scores)

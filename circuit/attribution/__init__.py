@@ -26,12 +26,14 @@ from persona_circuits.circuit.attribution.methods import (
     METHODS,
     ActivationCost,
     Completeness,
+    Scoring,
     activation_cost,
     completeness_of,
     random_scores,
     score,
     score_parts,
 )
+from persona_circuits.circuit.attribution.neurons import NeuronScores, ablated_neurons, neuron_scores
 from persona_circuits.circuit.attribution.parts import ScoreParts
 
 __all__ = [
@@ -43,8 +45,11 @@ __all__ = [
     "Completeness",
     "Grid",
     "GridPair",
+    "NeuronScores",
     "Passes",
     "ScoreParts",
+    "Scoring",
+    "ablated_neurons",
     "activation_cost",
     "atp_star",
     "ceap",
@@ -61,6 +66,7 @@ __all__ = [
     "grid_parts",
     "grids_of",
     "mean_of",
+    "neuron_scores",
     "passes_of",
     "random_scores",
     "score",

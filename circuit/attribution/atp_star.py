@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution.eap import n_rows_of, report, scores_at
 from persona_circuits.circuit.attribution.gradients import Ends
 from persona_circuits.circuit.errors import OptionError
@@ -75,7 +75,7 @@ def atp_star(
     total = np.zeros(model.graph.valid.shape)
     for values in atp_star_rows(model, batches, metric, ablation=ablation, drop=drop, progress=progress):
         total += sum(values.values())
-    return Scores(model.graph, ranks.summed(total) / n_rows_of(batches))
+    return Scores(model.graph, parallel.summed(total) / n_rows_of(batches))
 
 
 def atp_star_rows(

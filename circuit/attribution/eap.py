@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution.gradients import Ends, gradients_at_slots
 from persona_circuits.circuit.attribution.passes import Apart, ApartOfAll, Path, gradient_passes
 from persona_circuits.circuit.choices import ACTIVATIONS, IG_RULES, STEPPED
@@ -323,7 +323,7 @@ def _whole(
         for part in fitting(model, batch, points, ablation):
             total += sum(in_halves(of_batch, part))
         report(progress, done, len(batches))
-    return Scores(model.graph, ranks.summed(total) / n_rows_of(batches))
+    return Scores(model.graph, parallel.summed(total) / n_rows_of(batches))
 
 
 def fitting(
@@ -373,7 +373,7 @@ def scores_at(
 
 def n_rows_of(batches: Sequence[Batch | Prepared]) -> int:
     """Of all processes."""
-    return int(ranks.summed(np.array([sum(len(batch) for batch in batches)], dtype=np.float64))[0])
+    return int(parallel.summed(np.array([sum(len(batch) for batch in batches)], dtype=np.float64))[0])
 
 
 def report(progress: Progress | None, done: int, total: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution.eap import n_rows_of, report
 from persona_circuits.circuit.attribution.parts import ScoreParts
 from persona_circuits.circuit.forward import Ablation, Prepared, measure_rows, prepare_each
@@ -60,7 +60,7 @@ def exact(
             total[: len(masks), slot] += sum(measure_rows(model, [item], masks, metric).values()) - whole
             done += len(masks)
             report(progress, done, graph.n_edges * len(batches))
-    return Scores(graph, ranks.summed(total) / n_rows_of(batches))
+    return Scores(graph, parallel.summed(total) / n_rows_of(batches))
 
 
 def exact_rows(
@@ -89,7 +89,7 @@ def exact_rows(
 
 def rows_of_all(found: dict[int, np.ndarray], graph: Graph) -> ScoreParts:
     """Every process's rows, in the order of their index."""
-    every = ranks.gathered(found)
+    every = parallel.gathered(found)
     order = sorted(every)
     return ScoreParts(graph, "row", tuple(map(str, order)), np.stack([every[index] for index in order]))
 

@@ -7,6 +7,7 @@ before it, is one matrix product for all heads (``circuit.model.loading.Pullback
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -71,6 +72,8 @@ def gradients_at_slots(
 ) -> Iterator[tuple[slice, Float[Tensor, "slot batch pos d_model"]]]:
     """Gradients at the stream of every slot, in the slots' order, a layer's or fewer at a time.
 
+    A tensor is valid until the next is asked for, which may be in the same memory.
+
     Parameters
     ----------
     ends
@@ -78,7 +81,7 @@ def gradients_at_slots(
     max_bytes
         As many of a layer's slots at a time as are held within it, at least one.
     """
-    graph = model.graph
+    graph, buffer = model.graph, ends.last.new_empty(0)
     for block in model.blocks:
         layer, begin = block.layer, graph.head_slots_of(block.layer).start
         stream, (projected, along, mid) = ends.streams[layer], ends.of_layer(layer)
@@ -86,7 +89,10 @@ def gradients_at_slots(
         width = max(1, max_bytes // (stream.nbytes * (1 if block.pullback else 4)))
         for some in _slots_together(projected, mid, graph.n_heads, width):
             places = (mid if some.start == 3 * graph.n_heads else projected[some.start // graph.n_heads]).shape[1]
-            out = stream.new_empty(some.stop - some.start, len(mid), places, model.d_model)
+            shape = some.stop - some.start, len(mid), places, model.d_model
+            if buffer.numel() < math.prod(shape):
+                buffer = stream.new_empty(math.prod(shape))
+            out = buffer[: math.prod(shape)].view(shape)
             n_projected = min(some.stop, 3 * graph.n_heads) - some.start
             if n_projected:
                 block.slot_gradients(projected, along, stream[:, -places:], out[:n_projected], some.start)

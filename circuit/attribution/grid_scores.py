@@ -28,7 +28,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution.eap import BLOCK_BYTES
 from persona_circuits.circuit.attribution.gradients import Ends, differentiated, gradients_at_slots
 from persona_circuits.circuit.attribution.grid import Contrast, Grid, GridPair, Passes
@@ -94,7 +94,7 @@ def grid_eap(
     total = np.zeros(model.graph.valid.shape)
     for terms, ends in _packs(model, grids, metric, batch_size, max_bytes, progress):
         total += _summed(model, terms, ends)
-    return Scores(model.graph, ranks.summed(total) / _check_count(sum(len(grid.pairs) for grid in grids)))
+    return Scores(model.graph, parallel.summed(total) / _check_count(sum(len(grid.pairs) for grid in grids)))
 
 
 def grid_parts(
@@ -120,8 +120,8 @@ def grid_parts(
         _add_pairs(model, terms, ends, values, place)
     _check_count(len(place))
     values[:, ~model.graph.valid] = 0.0
-    if ranks.size() > 1:
-        every = ranks.gathered({index: values[i] for index, i in place.items()})
+    if parallel.size() > 1:
+        every = parallel.gathered({index: values[i] for index, i in place.items()})
         place = {index: i for i, index in enumerate(sorted(every))}
         values = np.stack([every[index] for index in place])
     return ScoreParts(model.graph, "row", tuple(map(str, place)), values)
@@ -129,7 +129,7 @@ def grid_parts(
 
 def _check_count(n_pairs: int) -> float:
     """The pairs of all processes."""
-    total = float(ranks.summed(np.array([n_pairs], dtype=np.float64))[0])
+    total = float(parallel.summed(np.array([n_pairs], dtype=np.float64))[0])
     if not total:
         raise TaskError("there are no grids to score; give at least one pair")
     return total
@@ -455,6 +455,6 @@ def _joined(
         if held and sum(x.nbytes for x in held) + gradient.nbytes > PRODUCT_BYTES:
             yield slice(start, stop), torch.cat(held, dim=1)
             held, start = [], stop
-        held.append(gradient.transpose(0, 1))
+        held.append(gradient.transpose(0, 1).clone())
         stop = slots.stop
     yield slice(start, stop), torch.cat(held, dim=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution.atp_star import atp_star, atp_star_rows
 from persona_circuits.circuit.attribution.eap import (
     ACTIVATIONS,
@@ -45,6 +45,7 @@ __all__ = [
     "METHODS",
     "ActivationCost",
     "Completeness",
+    "Scoring",
     "activation_cost",
     "completeness_of",
     "random_scores",
@@ -53,31 +54,42 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """How edges are scored; options that a method does not have are not looked at.
+
+    ``steps`` are the points of EAP-IG, and ``rule`` where they lie; ``seed`` is that of random scores.
+    ``activations="bfloat16"`` multiplies matrices in that format (torch's autocast) and adds up in float32;
+    ``activation_cost`` says what that does to the scores. ``max_bytes`` bounds the scratch memory of their products.
+    """
+
+    method: str = "eap-ig"
+    steps: int = 5
+    rule: str = "midpoint"
+    seed: int = 0
+    activations: str = "float32"
+    max_bytes: int | None = None
+
+
 def score(
     model: Model,
     batches: Sequence[Batch | Prepared],
     metric: Metric,
+    scoring: Scoring | None = None,
     *,
-    method: str = "eap-ig",
-    steps: int = 5,
-    rule: str = "midpoint",
-    seed: int = 0,
     ablation: Ablation | None = None,
-    max_bytes: int | None = None,
-    activations: str = "float32",
     progress: Progress | None = None,
 ) -> Scores:
-    """Scores by the method's name; options that a method does not have are not looked at.
-
-    ``activations="bfloat16"`` multiplies matrices in that format (torch's autocast) and
-    adds up in float32; ``activation_cost`` says what that does to the scores.
+    """A score for every edge, by EAP-IG if nothing else is asked for.
 
     Raises:
         OptionError: the method or an option of it is unknown or makes no sense.
     """
-    more: dict[str, Any] = {"ablation": ablation, "max_bytes": max_bytes, "progress": progress}
+    scoring = scoring or Scoring()
+    method, steps, rule = scoring.method, scoring.steps, scoring.rule
+    more: dict[str, Any] = {"ablation": ablation, "max_bytes": scoring.max_bytes, "progress": progress}
     if method in GRADIENTS:
-        with _activations(model, activations):
+        with _activations(model, scoring.activations):
             if method == "eap-ig":
                 return eap_ig(model, batches, metric, steps=steps, rule=rule, **more)
             if method == "eap-ig-activations":
@@ -92,7 +104,7 @@ def score(
     if method == "exact":
         return exact(model, batches, metric, ablation=ablation, progress=progress)
     if method == "random":
-        return random_scores(model.graph, seed=seed)
+        return random_scores(model.graph, seed=scoring.seed)
     raise OptionError(f"method {method!r} is not one of {', '.join(METHODS)}{meant(method, METHODS)}")
 
 
@@ -100,13 +112,10 @@ def score_parts(
     model: Model,
     batches: Sequence[Batch | Prepared],
     metric: Metric,
+    scoring: Scoring | None = None,
     *,
     by: str,
-    method: str = "eap-ig",
-    steps: int = 5,
-    rule: str = "midpoint",
     ablation: Ablation | None = None,
-    max_bytes: int | None = None,
     progress: Progress | None = None,
 ) -> ScoreParts:
     """Scores by gradients per row or per named part of the prompts, exact ones per row, at the cost of the plain ones.
@@ -114,6 +123,8 @@ def score_parts(
     Raises:
         OptionError: the method has no parts, or an option makes no sense.
     """
+    scoring = scoring or Scoring()
+    method, max_bytes = scoring.method, scoring.max_bytes
     if by == "row" and method == "exact":
         return exact_rows(model, batches, metric, ablation, progress)
     if by == "row" and method == "atp-star":
@@ -124,7 +135,7 @@ def score_parts(
     if by not in PARTS or method not in GRADIENTS:
         raise OptionError(f"scores per {by} of --method {method}: expected row or span, of {', '.join(GRADIENTS)}")
     model = ruled(model, method)
-    points = points_of(metric, method, steps, rule)
+    points = points_of(metric, method, scoring.steps, scoring.rule)
     names = _part_names([bare(batch) for batch in batches], by)
     values = np.zeros((len(names), *model.graph.valid.shape), dtype=np.float32 if by == "row" else np.float64)
     n_rows = n_rows_of(batches)
@@ -147,7 +158,7 @@ def score_parts(
             in_halves(of_batch, part)
         report(progress, done, len(batches))
     if by == "span":
-        return ScoreParts(model.graph, by, names, ranks.summed(values))
+        return ScoreParts(model.graph, by, names, parallel.summed(values))
     return rows_of_all({int(name): value for name, value in zip(names, values, strict=True)}, model.graph)
 
 
@@ -162,21 +173,21 @@ class ActivationCost:
 
 
 def activation_cost(
-    model: Model, batch: Batch, metric: Metric, activations: str, *, method: str = "eap", **how: Any
+    model: Model, batch: Batch, metric: Metric, scoring: Scoring, ablation: Ablation | None = None
 ) -> ActivationCost:
-    """What ``activations`` costs in agreement, on one batch.
+    """What the format of activations costs in agreement, on one batch.
 
     Raises:
         OptionError: the model is not in float32, or there is no such format.
     """
     valid = model.graph.valid
     long, short = (
-        score(model, [batch], metric, method=method, activations=name, **how).values[valid]
-        for name in ("float32", activations)
+        score(model, [batch], metric, replace(scoring, activations=name), ablation=ablation).values[valid]
+        for name in ("float32", scoring.activations)
     )
     r = float(np.corrcoef(long, short)[0, 1]) if long.any() and short.any() else float("nan")
     return ActivationCost(
-        activations, len(batch), r, float(np.abs(long - short).max() / max(np.abs(long).max(), 1e-12))
+        scoring.activations, len(batch), r, float(np.abs(long - short).max() / max(np.abs(long).max(), 1e-12))
     )
 
 
@@ -254,7 +265,7 @@ def _part_names(batches: Sequence[Batch], by: str) -> tuple[str, ...]:
     if by == "row":
         return tuple(str(index) for index in sorted(index for batch in batches for index in batch.indices))
     here = {(i, name): name for batch in batches for i, name in enumerate(batch.span_names)}
-    return tuple(dict.fromkeys(name for _, name in sorted(ranks.gathered(here).items())))
+    return tuple(dict.fromkeys(name for _, name in sorted(parallel.gathered(here).items())))
 
 
 def _cells_of(batch: Batch, by: str) -> list[tuple[str, Bool[Tensor, "batch pos"]]]:

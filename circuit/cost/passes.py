@@ -63,6 +63,7 @@ from persona_circuits.circuit.cost.sizes import (
 
 __all__ = [
     "Estimate",
+    "Job",
     "StepCost",
     "acdc_flops",
     "eap_flops",
@@ -126,6 +127,21 @@ def held_bytes(arch: Architecture, lengths: Sequence[int], dtype: str, *, runs: 
 
 
 @dataclass(frozen=True)
+class Job:
+    """What is to be done: prompts and their length, points of EAP-IG, the prompts of ACDC.
+
+    ``efficiency`` is the share of the peak that is reached, ``waste`` that of ACDC's circuits which are tried again.
+    """
+
+    tokens: int = 64
+    prompts: int = 400
+    steps: int = 5
+    acdc_prompts: int = 16
+    efficiency: float = 0.4
+    waste: float = 0.3
+
+
+@dataclass(frozen=True)
 class Estimate:
     """One model in one format on so many devices; seconds are for all prompts, ``prompts_at_once`` per device.
 
@@ -145,21 +161,17 @@ class Estimate:
 def estimate(
     arch: Architecture,
     dtype: str,
+    job: Job | None = None,
     *,
     device: Device = H200,
     devices: int = 1,
-    tokens: int = 64,
-    prompts: int = 400,
-    steps: int = 5,
-    acdc_prompts: int = 16,
-    efficiency: float = 0.4,
-    waste: float = 0.3,
 ) -> Estimate:
     """Times from operations and bytes; prompts are split over devices, each of which holds all weights."""
-    room = 0.9 * device.memory - weight_bytes(arch, dtype)
+    job = job or Job()
+    tokens, room = job.tokens, 0.9 * device.memory - weight_bytes(arch, dtype)
     at_once = max(0, int(room // state_bytes(arch, tokens, dtype)))
-    share = -(-prompts // devices)
-    rate = device.peak["float32" if STATE_BYTES[dtype] == 4 else dtype] * efficiency
+    share = -(-job.prompts // devices)
+    rate = device.peak["float32" if STATE_BYTES[dtype] == 4 else dtype] * job.efficiency
     batches = -(-share // max(1, at_once))
     moved = share * traffic_bytes(arch, tokens, dtype, 1) - (share - batches) * 3 * weight_bytes(arch, dtype)
     joined = 2 * arch.graph.n_src * arch.graph.n_dst * 8 / device.link if devices > 1 else 0.0
@@ -167,7 +179,7 @@ def estimate(
     def seconds(flops: int | float) -> float:
         return max(share * flops / rate, moved / device.bandwidth) + joined
 
-    trials = acdc_flops(arch, tokens, waste=waste) * acdc_prompts / (rate * min(devices, acdc_prompts))
+    trials = acdc_flops(arch, tokens, waste=job.waste) * job.acdc_prompts / (rate * min(devices, job.acdc_prompts))
     return Estimate(
         arch,
         dtype,
@@ -175,7 +187,7 @@ def estimate(
         at_once,
         seconds(floor_flops(arch, tokens)),
         seconds(eap_flops(arch, tokens)),
-        seconds(eap_flops(arch, tokens, steps=steps)),
+        seconds(eap_flops(arch, tokens, steps=job.steps)),
         trials / 3600,
     )
 
@@ -193,34 +205,29 @@ class StepCost:
 def step_costs(
     arch: Architecture,
     dtype: str,
+    job: Job | None = None,
     *,
     device: Device = H200,
-    tokens: int = 64,
-    prompts: int = 400,
-    steps: int = 5,
-    acdc_prompts: int = 16,
     limit: int | None = None,
-    efficiency: float = 0.4,
-    waste: float = 0.3,
 ) -> tuple[StepCost, ...]:
     """Every method and what follows it, on one device, within ``limit`` bytes or nine tenths of its memory.
 
-    Exact patching tries every edge on all prompts, ACDC on ``acdc_prompts``; a circuit's faithfulness is both
+    Exact patching tries every edge on all prompts, ACDC on its own; a circuit's faithfulness is both
     plain runs, the circuit, its complement with and without layer 0's reads, four single edges, ten random circuits
     and the two ends; a patched pass is counted as a whole forward.
     """
-    how = {"device": device, "tokens": tokens, "prompts": prompts, "steps": steps, "acdc_prompts": acdc_prompts}
-    whole = estimate(arch, dtype, efficiency=efficiency, waste=waste, **how)  # type: ignore[arg-type]
-    rate = device.peak["float32" if STATE_BYTES[dtype] == 4 else dtype] * efficiency
+    job = job or Job()
+    whole, tokens, prompts = estimate(arch, dtype, job, device=device), job.tokens, job.prompts
+    rate = device.peak["float32" if STATE_BYTES[dtype] == 4 else dtype] * job.efficiency
     room = (0.9 * device.memory if limit is None else min(limit, 0.9 * device.memory)) - weight_bytes(arch, dtype)
     forward = prompts * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1) / rate
     runs = run_bytes(arch, tokens, dtype)
     one = runs + circuit_bytes(arch, tokens, dtype)
     found = (
         ("EAP", state_bytes(arch, tokens, dtype), whole.eap_seconds),
-        (f"EAP-IG, {steps} points", state_bytes(arch, tokens, dtype, steps=steps), whole.ig_seconds),
+        (f"EAP-IG, {job.steps} points", state_bytes(arch, tokens, dtype, steps=job.steps), whole.ig_seconds),
         ("exact patching", one, acdc_flops(arch, tokens, waste=0.0) * prompts / rate),
-        (f"ACDC on {acdc_prompts} prompts", one, 3600 * whole.acdc_hours),
+        (f"ACDC on {job.acdc_prompts} prompts", one, 3600 * whole.acdc_hours),
         ("a circuit's faithfulness", one, 21 * forward),
         ("1,000 more circuits", one, 1000 * forward),
     )

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.choices import STEPPED
 from persona_circuits.circuit.discovery.values import Setting
 from persona_circuits.circuit.errors import FileError, OptionError
@@ -81,8 +81,8 @@ def scores_near(folder: Path | None, setting: Setting) -> tuple[Scores, Path] | 
     wanted = made(setting)
     if folder is None or wanted is None:
         return None
-    first = next((path for path in _places(folder) if _made_of(path) == wanted), None) if ranks.is_first() else None
-    path = ranks.gathered({"path": first} if first else {}).get("path")
+    first = next((path for path in _places(folder) if _made_of(path) == wanted), None) if parallel.is_first() else None
+    path = parallel.gathered({"path": first} if first else {}).get("path")
     try:
         return None if path is None else (read_scores(path), path)
     except FileError:
@@ -136,6 +136,6 @@ def _shown(value: Any) -> str:
 
 def keep(scores: Scores | None, folder: Path | None, setting: Setting) -> None:
     """Write scores that were just made, for the next search, before anything else is done with them."""
-    if scores is None or folder is None or not ranks.is_first() or (about := made(setting)) is None:
+    if scores is None or folder is None or not parallel.is_first() or (about := made(setting)) is None:
         return
     write_scores(scores, folder / STATE, made=json.loads(json.dumps(about)))

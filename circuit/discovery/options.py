@@ -15,6 +15,7 @@ from persona_circuits.circuit.choices import (
     GRADIENTS,
     METHODS,
     METRIC_NAMES,
+    PLAIN_GRADIENTS,
     PRUNERS,
     RESOLUTIONS,
     SEARCH_METHODS,
@@ -61,8 +62,9 @@ class Options(PlainNumbers):
     ``threshold`` is in units of the metric (``threshold_on="score"``) or a share of
     |m(full) - m(empty)| on the training pairs (``"share"``; with persona metrics that is |D|).
     ``target_faithfulness`` takes the place of a size: the smallest circuit by |score|, or with ``prune="learn"`` by its
-    gates, that reaches it on the training pairs. ``sweep`` measures nested circuits over thresholds besides. Without
-    ``force``, as on the command line, pairs without an effect are an error; with it they are a warning.
+    gates, that reaches it on the training pairs, among ``up_to``, a share, of all edges. Where ``prune="threshold"``
+    is given no size at all, ``checked`` sets both to the default. ``sweep`` measures nested circuits over thresholds
+    besides. Without ``force``, as on the command line, pairs without an effect are an error, with it a warning.
     """
 
     method: Annotated[str, Option("How edges are scored.", choices=SEARCH_METHODS)] = "eap-ig"
@@ -76,9 +78,9 @@ class Options(PlainNumbers):
         str, Option("couples: in the scores D is divided by its spread over each couple's pairs.", choices=WEIGHINGS)
     ] = "pairs"
     prune: Annotated[str, Option("How the circuit is chosen.", choices=PRUNERS)] = "threshold"
-    threshold: Annotated[float | None, Option("For threshold, acdc, eap-acdc. (default: 0.003 of the divergence)")] = (
-        None
-    )
+    threshold: Annotated[
+        float | None, Option("For threshold, acdc, eap-acdc. (default of the latter two: 0.003 of |D|)")
+    ] = None
     threshold_on: Annotated[
         str, Option("Threshold in the metric's units, or as a share of |D|.", choices=THRESHOLD_UNITS)
     ] = "share"
@@ -86,9 +88,11 @@ class Options(PlainNumbers):
     target_faithfulness: Annotated[
         float | None,
         Option(
-            "Instead of a size: the smallest circuit by |score|, or by learned gates, that reaches this faithfulness."
+            "Instead of a size: the smallest circuit by |score|, or by learned gates, that reaches this faithfulness. "
+            "(default: 0.8, looked for among the first 5 % of the edges)"
         ),
     ] = None
+    up_to: float = 1.0
     finish: Annotated[
         float | None,
         Option(
@@ -104,6 +108,17 @@ class Options(PlainNumbers):
         int | None,
         Option("Patch so many edges outside the circuit, drawn at random, to bound how many were missed.", min=1),
     ] = None
+    neurons: Annotated[
+        tuple[str, ...],
+        Option("MLPs of the circuit to open into their neurons, such as m3,m7.", given=str, read=names_of),
+    ] = ()
+    neuron_share: Annotated[
+        float, Option("Share of what the opened MLPs carry that the fewest neurons are to keep.")
+    ] = 0.9
+    open_heads: Annotated[
+        tuple[str, ...],
+        Option("Heads to open, such as a9.h2: what their parts carry, and why they attend.", given=str, read=names_of),
+    ] = ()
     sweep: Annotated[bool, Option("Nested circuits over thresholds too: size against faithfulness.")] = False
     metric: MetricName = "persona-divergence"
     ablation: AblationName = "corrupt"
@@ -137,9 +152,10 @@ class Options(PlainNumbers):
     force: Annotated[bool, Option("Search even where the pairs show no effect that a circuit could explain.")] = True
 
     DEFAULT_SHARE = 0.003
+    DEFAULT_TARGET, DEFAULT_UP_TO = 0.8, 0.05
 
     def checked(self) -> Options:
-        """These options with the default threshold filled in.
+        """These options with the default size filled in.
 
         Raises:
             OptionError: a value is unknown or impossible, or an option would have no effect.
@@ -171,11 +187,20 @@ class Options(PlainNumbers):
             raise OptionError("--activations bfloat16 is for scores by gradients, without --by-span")
         self._check_certify()
         self._check_resolution()
+        self._check_neurons()
         if self.weigh == "couples" and (self.method == "random" or self.certify is not None):
             what = "--certify" if self.certify is not None else "--method random"
             raise OptionError(f"--weigh couples and {what} do not go together; leave one of them out")
         own = replace(self, by_span=self.by_span or self.resolution == "span")
+        if self.sized_by_default:
+            return replace(own, target_faithfulness=self.DEFAULT_TARGET, up_to=self.DEFAULT_UP_TO)
         return replace(own, threshold=self.DEFAULT_SHARE) if self.threshold is None and self._uses_threshold() else own
+
+    @property
+    def sized_by_default(self) -> bool:
+        """Whether nothing says how large the circuit is to be."""
+        given = (self.threshold, self.top_n, self.target_faithfulness)
+        return self.prune == "threshold" and self.threshold_on == "share" and not any(one is not None for one in given)
 
     def _check_resolution(self) -> None:
         if self.resolution == "edge":
@@ -194,6 +219,25 @@ class Options(PlainNumbers):
             raise OptionError(f"--{given[0]} is of edges at all parts of the prompt; leave it out of --resolution span")
         if self.activations != "float32":
             raise OptionError("--activations bfloat16 has no scores by part of the prompt; leave it out")
+
+    def _check_neurons(self) -> None:
+        for name, given in (("neurons", self.neurons), ("open-heads", self.open_heads)):
+            if given and self.resolution == "span":
+                raise OptionError(f"--{name} is of edges at all parts of the prompt; leave it out of --resolution span")
+        if not self.neurons:
+            return
+        if not 0 < self.neuron_share <= 1:
+            raise OptionError(f"--neuron-share must be above 0 and at most 1, got {self.neuron_share:g}")
+        if self.method not in PLAIN_GRADIENTS or self.prune == "acdc":
+            how = f"--prune {self.prune}" if self.prune == "acdc" else f"--method {self.method}"
+            raise OptionError(f"--neurons needs scores of --method {', '.join(PLAIN_GRADIENTS)}; {how} has none such")
+        if self.ablation not in ("corrupt", "neutral"):
+            raise OptionError(
+                f"--neurons takes what neurons write from a run of other prompts, and --ablation {self.ablation} has "
+                "none; use corrupt or neutral"
+            )
+        if self.ablation == "neutral" and self.align != "equal":
+            raise OptionError("--neurons with --ablation neutral needs prompts of one length; leave --align out")
 
     def _check_ensemble(self) -> None:
         if self.method != "mean-of" or self.prune == "acdc":
@@ -227,7 +271,8 @@ class Options(PlainNumbers):
             raise OptionError(f"--certify needs scores pair by pair, in float32, and {what} has none; leave one out")
 
     def _uses_threshold(self) -> bool:
-        return self.target_faithfulness is None and self.prune in ("threshold", "acdc", "eap-acdc")
+        searched = self.sized_by_default or self.target_faithfulness is not None
+        return not searched and self.prune in ("threshold", "acdc", "eap-acdc")
 
     def _check_size(self) -> None:
         if self.sweep and self.prune == "acdc":
@@ -244,6 +289,8 @@ class Options(PlainNumbers):
                     f"--target-faithfulness keeps the first edges by |score|, --prune {self.prune} chooses others; "
                     "leave one of them out"
                 )
+            return
+        if self.sized_by_default:
             return
         if self._uses_threshold():
             if self.method == "random" and self.prune != "acdc" and self.threshold_on == "share":

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import Completeness
 from persona_circuits.circuit.choices import RULED, STEPPED
 from persona_circuits.circuit.discovery.options import ORDERS, Options
@@ -31,7 +31,7 @@ def description(
         "method": _method(options, effect.tau, pruned, controls.completeness),
         "ablation": options.ablation,
         "seed": options.seed,
-        "stamp": _stamp(options, setting.metric, setting.train.split),
+        "stamp": _stamp(options, setting.metric, setting.train.split, pruned),
         "faithfulness": [report.as_dict() for report in measured.reports],
         **({} if controls.missed is None else {"missed": controls.missed.as_dict()}),
         **({} if measured.sets is None else {"node_sets": measured.sets.as_dict()}),
@@ -39,7 +39,7 @@ def description(
         "computation": {
             "threads": torch.get_num_threads(),
             "batch_size": options.batch_size,
-            "processes": ranks.size(),
+            "processes": parallel.size(),
         },
     }
 
@@ -100,13 +100,17 @@ def _method(options: Options, tau: float | None, pruned: Pruned, summed: Complet
     if (least := pruned.smallest) is not None:
         prune = "learn" if options.prune == "learn" else "top-n"
         about |= {"prune": prune, "top_n": least.n, "target_faithfulness": least.target}
+        if options.up_to < 1:
+            about["target_search"] = {"most": least.most, "reached": least.reached, "tried": len(least.tried)}
     return about if summed is None else {**about, "completeness": summed.as_dict()}
 
 
-def _stamp(options: Options, metric: Metric, split: str) -> dict[str, Any]:
+def _stamp(options: Options, metric: Metric, split: str, pruned: Pruned) -> dict[str, Any]:
     """What two circuits must share to be compared number by number."""
-    searched = options.prune in ("acdc", "eap-acdc")
-    if options.target_faithfulness is not None:
+    searched, least = options.prune in ("acdc", "eap-acdc"), pruned.smallest
+    if least is not None and not least.reached:
+        size = f"largest faithfulness of up to {least.most} edges"
+    elif options.target_faithfulness is not None:
         size = f"smallest with faithfulness >= {options.target_faithfulness:g}"
     elif options.top_n is not None:
         size = f"{options.top_n} edges"

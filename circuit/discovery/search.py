@@ -13,6 +13,7 @@ from typing import Any
 from persona_circuits.circuit.attribution import ActivationCost, Completeness, ScoreParts
 from persona_circuits.circuit.discovery import kept as keeping
 from persona_circuits.circuit.discovery import stages, values
+from persona_circuits.circuit.discovery.below import neurons_of, opened_heads, opened_mlps
 from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.record import description
@@ -27,13 +28,17 @@ from persona_circuits.circuit.evaluation import (
     Missed,
     NodeSets,
     NullRun,
+    OpenedHeads,
+    OpenedMlps,
     PathShares,
     Signal,
     SpanStudy,
+    heads_of,
     null_run,
     with_certificate,
 )
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
+from persona_circuits.circuit.figures import picked
 from persona_circuits.circuit.forward import Ablation
 from persona_circuits.circuit.io import StoredCircuit, circuit_record, with_parts
 from persona_circuits.circuit.model import Model
@@ -78,7 +83,8 @@ class Discovery:
     scores that were used again, None where they were made here; ``made_of`` is what they follow from.
     ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores; ``sets``
     the named sets of nodes, without and alone. ``at_parts`` says at which parts of the prompt the circuit has its
-    edges, where not at all; ``circuit`` is then of those that it has at any.
+    edges, where not at all; ``circuit`` is then of those that it has at any. ``opened`` are MLPs as their neurons,
+    ``heads`` the parts of heads and why they attend, if they were asked for.
     """
 
     circuit: Circuit
@@ -106,6 +112,8 @@ class Discovery:
     paths: PathShares | None = None
     sets: NodeSets | None = None
     at_parts: SpanCircuit | None = None
+    opened: OpenedMlps | None = None
+    heads: OpenedHeads | None = None
 
     def __repr__(self) -> str:
         task = self.record["task"]
@@ -136,9 +144,9 @@ class Discovery:
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether the faithfulness aimed at is reached on held-out pairs too; None without either."""
+        """Whether the faithfulness that was reached in the search is on held-out pairs too; None without either."""
         found = self.reports[-1].circuit.ratio_of_means
-        if self.smallest is None or not self.held_out or found is None:
+        if self.smallest is None or not self.smallest.reached or not self.held_out or found is None:
             return None
         return found >= self.smallest.target
 
@@ -209,22 +217,20 @@ def discover(
     >>> round(found.reports[-1].circuit.ratio_of_means, 3)
     1.0
     """
-    options, stage = options.checked(), stage or untold_stage
-    if groups and options.resolution == "span":
-        raise OptionError("--groups is of edges at all parts of the prompt; leave it out of --resolution span")
+    options, stage = _checked(options, groups), stage or untold_stage
     setting = stages.set_up(model, task, options, stage)
+    named, heads = neurons_of(setting), heads_of(options.open_heads, model.graph)
     quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
     effect = stages.effect_of(setting, quiet)
     scored, reused = _scored(setting, scores, state, effect)
-    if scored.at_parts is None:
-        pruned = stages.prune(setting, scored.scores, effect.tau, state / ACDC if state else None)
-    else:
-        pruned = stages.prune_at_parts(setting, scored.at_parts, effect.tau)
-    pruned = stages.finish_off(setting, pruned, scored.scores, effect.whole, state / FINISH if state else None)
+    pruned = _pruned(setting, scored, effect, state)
     measured = stages.measure(setting, scored.scores, pruned.at_parts or pruned.circuit, groups)
     controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
+    opened = opened_mlps(setting, effect, pruned.circuit, named)
     about = description(setting, task, effect, pruned, measured, controls)
+    if opened is not None:
+        about["neurons"] = opened.in_circuit()
     record = circuit_record(pruned.circuit, scored.scores, about)
     if pruned.at_parts is not None and scored.at_parts is not None:
         record = with_parts(record, pruned.at_parts, scored.at_parts)
@@ -233,28 +239,40 @@ def discover(
         scores=scored.scores,
         divergence=effect.divergence,
         tau=effect.tau,
-        acdc_cost=pruned.acdc_cost,
-        reports=measured.reports,
+        **picked(pruned, "acdc_cost", "smallest", "finished"),
+        **picked(measured, "reports", "sweep", "paths", "sets"),
+        **picked(controls, "spans", "cost", "completeness", "missed"),
         held_out=setting.shared.held_out,
         record=with_certificate(record, certificate),
         parts=scored.parts,
-        spans=controls.spans,
         null=quiet,
-        cost=controls.cost,
-        smallest=pruned.smallest,
-        sweep=measured.sweep,
         shared=setting.shared,
-        completeness=controls.completeness,
-        finished=pruned.finished,
         certificate=certificate,
-        missed=controls.missed,
         signal=effect.signal,
         reused=reused,
         made_of=keeping.made(setting),
-        paths=measured.paths,
-        sets=measured.sets,
         at_parts=pruned.at_parts,
+        opened=opened,
+        heads=opened_heads(setting, pruned.circuit, scored.scores, heads),
     )
+
+
+def _checked(options: Options, groups: Mapping[str, Sequence[str]] | None) -> Options:
+    options = options.checked()
+    if groups and options.resolution == "span":
+        raise OptionError("--groups is of edges at all parts of the prompt; leave it out of --resolution span")
+    return options
+
+
+def _pruned(
+    setting: values.Setting, scored: values.Scored, effect: values.Effect, folder: Path | None
+) -> values.Pruned:
+    """The circuit, and what a finish makes of it where that is asked for."""
+    if scored.at_parts is None:
+        pruned = stages.prune(setting, scored.scores, effect.tau, folder / ACDC if folder else None)
+    else:
+        pruned = stages.prune_at_parts(setting, scored.at_parts, effect.tau)
+    return stages.finish_off(setting, pruned, scored.scores, effect.whole, folder / FINISH if folder else None)
 
 
 def _scored(

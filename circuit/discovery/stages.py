@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import (
     LINEAR,
     Grid,
+    Scoring,
     activation_cost,
     completeness_of,
     grid_eap,
@@ -47,6 +48,7 @@ from persona_circuits.circuit.evaluation import (
     NodeSets,
     NullRun,
     PathShares,
+    Removal,
     Rule,
     SignalWatch,
     Units,
@@ -71,7 +73,18 @@ from persona_circuits.circuit.forward import (
 )
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, Stage, about
-from persona_circuits.circuit.pruning import Schedule, acdc, check_n, finish, greedy, learn, threshold, top_n
+from persona_circuits.circuit.pruning import (
+    Schedule,
+    Terms,
+    Trials,
+    acdc,
+    check_n,
+    finish,
+    greedy,
+    learn,
+    threshold,
+    top_n,
+)
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
 from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, forms_left_out, overlap
@@ -238,19 +251,17 @@ def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | No
         return Scored(None)
     long = about(seconds * _plain_runs(setting)) if seconds >= 1 else ""
     if options.certify is not None:
-        own: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
-        own |= {"progress": setting.stage(f"{options.method} scores, pair by pair{long}")}
-        pairs = pair_scores(model, kept, metric, **own)
+        told = setting.stage(f"{options.method} scores, pair by pair{long}")
+        pairs = pair_scores(model, kept, metric, _scoring(options), ablation=setting.ablation, progress=told)
         return Scored(pairs.mean(), pairs=pairs)
     if weights is None and (grids := _grids(setting)):
         progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{long}")
-        return Scored(grid_eap(model, ranks.share(grids), metric, batch_size=options.batch_size, progress=progress))
-    how: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
-    how |= {"progress": setting.stage(f"{options.method} scores{long}")}
+        return Scored(grid_eap(model, parallel.share(grids), metric, batch_size=options.batch_size, progress=progress))
+    how: dict[str, Any] = {"ablation": setting.ablation, "progress": setting.stage(f"{options.method} scores{long}")}
     if options.method == "mean-of":
         return Scored(mean_of([_one_of(setting, name, weights) for name in options.of], options.normalise))
     if options.by_span:
-        parts = score_parts(model, kept, metric, by="span", **how)
+        parts = score_parts(model, kept, metric, _scoring(options), by="span", **how)
         if options.resolution == "edge":
             return Scored(parts.total(), parts)
         spans = Spans.of(map(bare, setting.train.runs.batches))
@@ -258,7 +269,7 @@ def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | No
         return Scored(parts.total(), parts, at_parts=SpanScores(model.graph, spans, parts.values))
     if options.activations != "float32":  # whose plain runs are short too
         kept = [bare(batch) for batch in kept]
-    return Scored(score(model, kept, metric, seed=options.seed, activations=options.activations, **how))
+    return Scored(score(model, kept, metric, _scoring(options), **how))
 
 
 def _one_of(setting: Setting, method: str, weights: np.ndarray | None) -> Scores:
@@ -275,8 +286,8 @@ def _plain_runs(setting: Setting) -> float:
     return runs_of_scores(setting.model.architecture(), tokens, options.method, steps=options.steps)
 
 
-def _method(options: Options) -> dict[str, Any]:
-    return {"method": options.method, "steps": options.steps, "rule": options.ig_rule}
+def _scoring(options: Options) -> Scoring:
+    return Scoring(options.method, options.steps, options.ig_rule, options.seed, options.activations)
 
 
 def _grids(setting: Setting) -> Sequence[Grid]:
@@ -299,9 +310,7 @@ def prune_at_parts(setting: Setting, scores: SpanScores, tau: float | None) -> P
     """From scores by part of the prompt to a circuit whose edges are at some parts."""
     options, target = setting.options, setting.options.target_faithfulness
     if target is not None:
-        told = setting.stage("smallest circuit")
-        least = smallest(setting.model, setting.train.runs, setting.metric, scores, target, progress=told)
-        return Pruned.of(least.circuit, least)
+        return _by_target(setting, scores, target)
     if options.top_n is not None:
         return Pruned.of(scores.top_n(options.top_n))
     assert tau is not None
@@ -316,9 +325,7 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
         return _learned(setting, scores, state)
     if options.target_faithfulness is not None:
         assert scores is not None
-        how: dict[str, Any] = {"progress": setting.stage("smallest circuit")}
-        least = smallest(setting.model, setting.train.runs, setting.metric, scores, options.target_faithfulness, **how)
-        return Pruned.of(least.circuit, least)
+        return _by_target(setting, scores, options.target_faithfulness)
     if options.prune in ("top-n", "greedy"):
         assert scores is not None
         assert options.top_n is not None
@@ -328,9 +335,17 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
     if options.prune == "threshold":
         assert start is not None
         return Pruned(start)
-    how = {"start": start, "candidates": options.candidates, "state": state, "progress": setting.stage("ACDC")}
-    found = acdc(setting.model, list(setting.train.runs()), setting.metric, tau, **how)
+    trials, told = Trials(candidates=options.candidates), setting.stage("ACDC")
+    what = (setting.model, list(setting.train.runs()), setting.metric, tau, start)
+    found = acdc(*what, trials=trials, state=state, progress=told)
     return Pruned(found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted})
+
+
+def _by_target(setting: Setting, scores: Scores | SpanScores, target: float) -> Pruned:
+    """The smallest circuit by score that reaches the target on the training pairs, as far as it is looked for."""
+    how: dict[str, Any] = {"up_to": setting.options.up_to, "progress": setting.stage("smallest circuit")}
+    least = smallest(setting.model, setting.train.runs, setting.metric, scores, target, **how)
+    return Pruned.of(least.circuit, least)
 
 
 def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
@@ -359,10 +374,10 @@ def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: f
     options = setting.options
     if options.finish is None:
         return pruned
-    how: dict[str, Any] = {"scores": scores, "candidates": options.candidates, "state": state}
-    how |= {"least": options.target_faithfulness, "progress": setting.stage("exact finish")}
     tau = _share_of(options.finish, whole, "--finish")
-    found = finish(setting.model, list(setting.train.runs()), setting.metric, pruned.circuit, tau, **how)
+    terms, what = Terms(tau, options.target_faithfulness, options.candidates), list(setting.train.runs())
+    how: dict[str, Any] = {"scores": scores, "state": state, "progress": setting.stage("exact finish")}
+    found = finish(setting.model, what, setting.metric, pruned.circuit, terms, **how)
     return replace(pruned, circuit=found.circuit, finished=found)
 
 
@@ -377,8 +392,8 @@ def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate |
     }
     method |= {"threshold": options.threshold, "threshold_on": options.threshold_on}
     units = Units.of(setting.train.task.pairs)
-    how: dict[str, Any] = {"seed": options.seed, "progress": setting.stage("certificate")}
-    return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, options.certify, **how)
+    removal, told = Removal(options.certify, options.seed), setting.stage("certificate")
+    return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, removal, progress=told)
 
 
 def measure(
@@ -410,8 +425,7 @@ def _paths(setting: Setting, scores: Scores | None, circuit: Circuit | SpanCircu
         return None
     part = setting.parts[-1]
     told = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
-    how: dict[str, Any] = {"split": part.split, "clusters": part.clusters, "seed": setting.options.seed}
-    return measured_paths(setting.model, told, setting.metric, circuit, scores, **how)
+    return measured_paths(setting.model, told, setting.metric, circuit, scores, part.sample(setting.options.seed))
 
 
 def _sets(
@@ -422,8 +436,8 @@ def _sets(
         return None
     part, options = setting.parts[-1], setting.options
     told = _told(part.runs, setting.stage(f"named sets on {part.split}"))
-    how: dict[str, Any] = {"split": part.split, "clusters": part.clusters, "seed": options.seed}
-    return measured_sets(setting.model, told, setting.metric, circuit, groups, n_random=options.n_random, **how)
+    what = (setting.model, told, setting.metric, circuit, groups)
+    return measured_sets(*what, part.sample(options.seed), n_random=options.n_random)
 
 
 def report_on(
@@ -436,9 +450,9 @@ def report_on(
     stage: Stage,
 ) -> FaithfulnessReport:
     """The circuit's faithfulness on one part, beside its controls."""
-    how: dict[str, Any] = {"n_random": options.n_random, "seed": options.seed, "scores": scores}
     told = partial(_told, part.runs, stage(f"faithfulness on {part.split}"))
-    return evaluate(model, told, metric, circuit, split=part.split, clusters=part.clusters, **how)
+    own = part.sample(options.seed)
+    return evaluate(model, told, metric, circuit, own, n_random=options.n_random, scores=scores)
 
 
 def _told(runs: KeptRuns, progress: Progress) -> Iterator[Prepared]:
@@ -456,12 +470,10 @@ def control(setting: Setting, scored: Scored, effect: Effect, circuit: Circuit) 
         how: dict[str, Any] = {"steps": options.steps, "ablation": options.ablation}
         summed = completeness_of(scored.scores, groups, effect.scored, **how)
     if options.activations != "float32" and groups:
-        more: dict[str, Any] = {**_method(options), "ablation": setting.ablation}
-        lost = activation_cost(model, bare(groups[0]), metric, options.activations, **more)
+        lost = activation_cost(model, bare(groups[0]), metric, _scoring(options), setting.ablation)
     if scored.parts is not None:
         plain = groups if setting.ablation is None else [bare(batch) for batch in groups]
-        shared: dict[str, Any] = {"seed": options.seed, "clusters": setting.train.clusters}
-        spans = span_study(model, scored.parts, prepare_each(model, plain), metric, **shared)
+        spans = span_study(model, scored.parts, prepare_each(model, plain), metric, setting.train.sample(options.seed))
     return Controls(summed, lost, spans, _missed(setting, effect, circuit))
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from persona_circuits.circuit.attribution import Completeness
-from persona_circuits.circuit.evaluation import Faithfulness, FaithfulnessReport, NodeSets, PathShares, Share
-from persona_circuits.circuit.printable import signed
+from persona_circuits.circuit.evaluation import (
+    Faithfulness,
+    FaithfulnessReport,
+    NodeSets,
+    OpenedHeads,
+    OpenedMlps,
+    PathShares,
+    Share,
+)
+from persona_circuits.circuit.evaluation.curves import Smallest
+from persona_circuits.circuit.printable import signed, visible
 from persona_circuits.circuit.table import Column, Table, to
 
 if TYPE_CHECKING:
@@ -15,8 +25,11 @@ if TYPE_CHECKING:
 __all__ = [
     "completeness_lines",
     "faithfulness_table",
+    "head_tables",
+    "neuron_tables",
     "path_table",
     "set_table",
+    "size_table",
     "strongest_edges",
     "summary",
 ]
@@ -51,12 +64,18 @@ def _asked_for(discovery: Discovery) -> dict[str, Any]:
         found["spans"] = discovery.record["spans"]
     if discovery.smallest is not None:
         found["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
+    if cautions := [one.caution for one in discovery.reports if one.caution]:
+        found["cautions"] = cautions
     if discovery.completeness is not None:
         found["completeness"] = discovery.completeness.as_dict()
     if discovery.certificate is not None:
         found["certificate"] = discovery.certificate.as_dict()
     if discovery.sets is not None:
         found["node_sets"] = discovery.sets.as_dict()
+    if discovery.opened is not None:
+        found["neurons"] = discovery.opened.as_dict()
+    if discovery.heads is not None:
+        found["heads"] = discovery.heads.as_dict()
     if discovery.missed is not None:
         found["missed"] = discovery.missed.as_dict()
     if discovery.finished is not None:
@@ -105,6 +124,16 @@ def faithfulness_table(report: FaithfulnessReport) -> Table:
     return Table(title, columns, rows, 1, [note, *filter(None, (report.caution, report.reversal))])
 
 
+def size_table(least: Smallest) -> Table:
+    """A row per size that was tried, from the smallest on."""
+    columns = (
+        Column("first edges", "n", ","),
+        Column("without dead ends", "n_edges", ","),
+        Column("f", "faithfulness", ".3f"),
+    )
+    return Table("nested circuits by |score|, on the pairs searched on", columns, least.tried, 0)
+
+
 PATHS = (
     Column("path", "name"),
     Column("weakest edge", "weakest", ".4f"),
@@ -141,6 +170,101 @@ def set_table(found: NodeSets) -> Table:
         f"intervals over {found.drawn_over}; random: as many heads of each layer, MLPs of any",
     ]
     return Table(title, SETS, found.sets, 1, notes)
+
+
+def neuron_tables(found: OpenedMlps) -> list[Table]:
+    """Which neurons of the opened MLPs are kept, and what the circuit is worth with sets of them."""
+    tables = []
+    for one in found.measured:
+        title = f"the circuit with neurons of {', '.join(found.n_neurons)} on {one.n_pairs} pairs ({one.split})"
+        notes = [
+            "of what they carry: (m - m(none)) / (m(all) - m(none)), a ratio of means; what is not kept is ablated",
+            f"intervals over {one.drawn_over}; random: as many of each MLP, drawn from those with a score",
+        ]
+        tables.append(Table(title, NEURON_SETS, one.rows, 1, notes))
+    return [*tables, _neuron_table(found)]
+
+
+def _neuron_table(found: OpenedMlps) -> Table:
+    """A row per kept neuron, the strongest ones."""
+    left = "" if len(found.kept) <= MOST_NEURONS else f", the {MOST_NEURONS} strongest"
+    title = f"neurons that keep {found.asked:g} of what their MLPs carry: {len(found.kept):,}{left}"
+    sums = [
+        f"{name}: {sum(one.name.startswith(f'{name}.') for one in found.kept):,} of {n:,} neurons, with "
+        f"{signed(found.kept_scores[name])} of the MLP's score of {signed(found.scores[name])} ({found.method})"
+        for name, n in found.n_neurons.items()
+    ]
+    return Table(title, NEURONS, found.kept[:MOST_NEURONS], 1, [*sums, *found.notes])
+
+
+def head_tables(found: OpenedHeads) -> list[Table]:
+    """What the parts of heads carry in the circuit, and why the heads attend where they do."""
+    where = f"on {found.n_pairs} pairs ({found.split})"
+    lost = (
+        "lost without: share of D that the circuit loses, a ratio of means; the head then attends, or moves, as ablated"
+    )
+    parts = Table(f"parts of heads {where}", HEAD_PARTS, found.parts, 2, [lost, f"intervals over {found.drawn_over}"])
+    notes = [
+        "score: q.k of the part's tokens less the mean over all, A less B: the sum over what writes the query, and",
+        "over what writes the keys, of which the largest is named; norms are held; intervals as above",
+    ]
+    title = f"why heads attend at the answer, on {found.n_attended} pairs"
+    return [parts, Table(title, ATTENDED, found.attended, 2, notes)]
+
+
+HEAD_PARTS = (
+    Column("head", "head"),
+    Column("part", "part"),
+    Column("edges into it", "n_edges", ","),
+    Column("their scores", "score", "+.4f"),
+    Column("lost without", "lost.value", "z.3f", "undefined"),
+    Column("95 % interval", "lost.interval", to(3)),
+)
+ATTENDED = (
+    Column("head", "head"),
+    Column("part of the prompt", "span"),
+    Column("attention, A", "attention_a", ".1%"),
+    Column("B", "attention_b", ".1%"),
+    Column("score, A - B", "score", "+.3f"),
+    Column("95 % interval", "interval", to(2)),
+    Column("by the query", "query", lambda terms: _first(_largest(terms))),
+    Column("by the keys", "key", lambda terms: _first(_largest(terms))),
+)
+
+
+def _largest(terms: Mapping[str, float]) -> dict[str, float]:
+    return dict(sorted(terms.items(), key=lambda item: -abs(item[1])))
+
+
+def _first(scores: Mapping[str, float]) -> str:
+    """The first edge; they are in the order of |score|."""
+    return next((f"{name} {signed(score)}" for name, score in scores.items()), "")
+
+
+def _words(tokens: Sequence[str]) -> str:
+    return " ".join(visible(token).strip() for token in tokens[:3])
+
+
+MOST_NEURONS = 12
+NEURON_SETS = (
+    Column("neurons", "name"),
+    Column("number", "n_neurons", ","),
+    Column("m", "m", signed),
+    Column("faithfulness", "f", "z.3f", "undefined"),
+    Column("95 % interval", "interval", to(3)),
+    Column("of what they carry", "carried.value", "z.3f", "undefined"),
+    Column("95 % interval", "carried.interval", to(3)),
+    Column("random", lambda one: _random(one.carried) if one.carried.random else None),
+    Column("p", "carried.p", ".2g"),
+)
+NEURONS = (
+    Column("neuron", "name"),
+    Column("score", "score", "+.4f"),
+    Column("most from", "sources", _first),
+    Column("most to", "destinations", _first),
+    Column("promotes", "promotes", _words),
+    Column("demotes", "demotes", _words),
+)
 
 
 def _random(share: Share) -> str:

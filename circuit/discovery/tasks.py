@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.errors import OptionError
@@ -110,4 +110,4 @@ def own_rows(rows: Sequence[Row], metric: Metric) -> tuple[Row, ...]:
     """This process's rows; both directions of a pair stay together, as they share their forward passes."""
     width = 2 if metric.swap_rows else 1
     pairs = [rows[i : i + width] for i in range(0, len(rows), width)]
-    return tuple(row for pair in ranks.share(pairs) for row in pair)
+    return tuple(row for pair in parallel.share(pairs) for row in pair)

@@ -30,7 +30,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.pruning import Finished
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.statistics import Clusters, PairSample
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
 from persona_circuits.circuit.task import Overlap, Row, Task
 from persona_circuits.metrics import Metric
@@ -54,6 +54,10 @@ class Part:
     task: Task
     rows: tuple[Row, ...]
     runs: KeptRuns
+
+    def sample(self, seed: int) -> PairSample:
+        """How intervals are drawn over them."""
+        return PairSample(self.split, self.clusters, seed)
 
     @property
     def clusters(self) -> Clusters:

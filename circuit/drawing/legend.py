@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
 from persona_circuits.circuit.drawing.page import Page
+from persona_circuits.circuit.drawing.roles import ROLES
 from persona_circuits.circuit.drawing.style import (
     BAND,
     FAINT,
@@ -116,6 +118,8 @@ def _legend_below(left: float, right: float, chosen: Chosen) -> tuple[list[str],
 def _blocks(chosen: Chosen) -> Iterator[_Block]:
     """Node kinds and ports; what colours mean; widths; core and fringe."""
     yield _Block(92.0, _nodes)
+    if chosen.roles:
+        yield _Block(16.0 + 26.0 * len(set(chosen.roles.values())), partial(_roles, chosen))
     if chosen.groups is not None:
         yield _Block(20.0 * len(chosen.groups), partial(_groups, chosen))
     elif chosen.scores is None:
@@ -126,6 +130,21 @@ def _blocks(chosen: Chosen) -> Iterator[_Block]:
         yield _Block(64.0, partial(_widths, chosen))
     if chosen.fringe is not None:
         yield _Block(58.0, partial(_fringe, chosen))
+
+
+def _roles(chosen: Chosen, left: float, top: float) -> Iterator[str]:
+    """Every role with its number of heads in the whole circuit; heads of none look as above."""
+    yield _text(left, top - 9, 9.0, "heads by role, of the |score| at them")
+    counts, y = Counter(chosen.roles.values()), top - 29
+    for name, role in ROLES.items():
+        if counts[name]:
+            style = "dashed" if "dashed" in role.style else "solid"
+            width = 2.0 if "bold" in role.style else 1.0
+            yield _rectangle(left, y - 5, left + 54, y + 11, role.fill, HEAD_LINE, style, width)
+            yield _text(left + 27, y, 9.0, str(counts[name]), INK, 0)
+            for i, line in enumerate(role.says):
+                yield _text(left + 62, y + 5.5 * (len(role.says) - 1) - 11 * i, 9.0, line)
+            y -= 26
 
 
 def _unscored(left: float, top: float) -> Iterator[str]:
@@ -213,15 +232,26 @@ def _line(x: float, y: float, width: float, color: str, style: str) -> str:
     return f"{pen} L 2 {x:.2f} {y:.2f} {x + 54:.2f} {y:.2f}"
 
 
-def _rectangle(left: float, low: float, right: float, high: float, fill: str, line: str = "") -> str:
-    return _polygon([(left, low), (right, low), (right, high), (left, high)], fill, line)
+def _rectangle(
+    left: float,
+    low: float,
+    right: float,
+    high: float,
+    fill: str,
+    line: str = "",
+    style: str = "solid",
+    pen: float = 1.0,
+) -> str:
+    return _polygon([(left, low), (right, low), (right, high), (left, high)], fill, line, style, pen)
 
 
-def _polygon(points: Sequence[tuple[float, float]], fill: str, line: str = "") -> str:
+def _polygon(
+    points: Sequence[tuple[float, float]], fill: str, line: str = "", style: str = "solid", pen: float = 1.0
+) -> str:
     """xdot: a filled polygon."""
     corners = " ".join(f"{x:.2f} {y:.2f}" for x, y in points)
-    pen = f"S {_counted('setlinewidth(1.000)')} S {_counted('solid')}"
-    return f"{pen} c {_counted(line or fill)} C {_counted(fill)} P {len(points)} {corners}"
+    looks = f"S {_counted(f'setlinewidth({pen:.3f})')} S {_counted(style)}"
+    return f"{looks} c {_counted(line or fill)} C {_counted(fill)} P {len(points)} {corners}"
 
 
 def _counted(text: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from persona_circuits.circuit.drawing.bundles import Bundle, bundles_of, by_gap
+from persona_circuits.circuit.drawing.roles import ROLES
 from persona_circuits.circuit.drawing.style import BAR, HEAD, MLP, PITCH, Chosen, Widths
 from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Graph, Node
 
@@ -74,7 +75,7 @@ class Page:
     @classmethod
     def of(cls, graph: Graph, chosen: Chosen) -> Page:
         """Stack the rows of all nodes at the ends of the edges, and both bars, from the bottom up."""
-        layers = _layers(graph, chosen.edges)
+        layers = _layers(graph, chosen)
         inner = [row for _, layer_rows in layers for row in layer_rows]
         rows = ((INPUT,), *inner, (LOGITS,))
         bundles = bundles_of(chosen, rows)
@@ -115,14 +116,14 @@ def _levels(
         top, bottom = (top - STEP, bottom) if bundle.parts else (top, bottom + STEP)
 
 
-def _layers(graph: Graph, edges: Sequence[Edge]) -> list[tuple[str, list[tuple[Node, ...]]]]:
+def _layers(graph: Graph, chosen: Chosen) -> list[tuple[str, list[tuple[Node, ...]]]]:
     """Label and rows of every layer; layers without nodes are put together into one, without rows."""
-    nodes = {end for edge in edges for end in (edge.src, edge.dst)}
+    nodes = {end for edge in chosen.edges for end in (edge.src, edge.dst)}
+    order = {node: (list(ROLES).index(chosen.roles.get(node, "")), node.head) for node in nodes}
     found = []
     for layer in range(graph.n_layers):
-        heads = tuple(
-            sorted((node for node in nodes if node.kind == "head" and node.layer == layer), key=lambda node: node.head)
-        )
+        own = (node for node in nodes if node.kind == "head" and node.layer == layer)
+        heads = tuple(sorted(own, key=lambda node: order[node]))
         mlp = tuple(node for node in nodes if node.kind == "mlp" and node.layer == layer)
         found.append((layer, [heads + mlp] if graph.parallel else [heads, mlp]))
     result: list[tuple[str, list[tuple[Node, ...]]]] = []

@@ -14,22 +14,21 @@ Lengths are points (1/72 inch), ``y`` points up. Graphviz reads ``pos`` in point
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape
 
 import numpy as np
 
+from persona_circuits.circuit.drawing.font import font_environment, with_font
 from persona_circuits.circuit.drawing.legible import SIZES, Layout
 from persona_circuits.circuit.drawing.page import Page
+from persona_circuits.circuit.drawing.roles import ROLES
 from persona_circuits.circuit.drawing.routing import Points
 from persona_circuits.circuit.drawing.style import (
     ARROW,
@@ -41,7 +40,6 @@ from persona_circuits.circuit.drawing.style import (
     GREY,
     GROUP_LOOKS,
     HEAD,
-    HEAD_FILL,
     HEAD_LINE,
     INK,
     MLP_FILL,
@@ -62,6 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DrawReport",
+    "Marks",
     "check_picture",
     "draw",
     "to_agraph",
@@ -87,6 +86,21 @@ class DrawReport:
         return self.svg
 
 
+@dataclass(frozen=True)
+class Marks:
+    """How edges are told apart.
+
+    ``groups`` are at most four parts of the circuit by name, each edge in exactly one; edges are then coloured by their
+    part rather than by the sign of their score. ``fringe`` are the edges that other pairs might not have given
+    (``circuit.evaluation.stability.report``): they are drawn faint, and the legend counts them and the core's.
+    ``scale`` is what the legend says that the width is.
+    """
+
+    groups: Mapping[str, Circuit] | None = None
+    fringe: Circuit | None = None
+    scale: str = "|score|, in metric units"
+
+
 def draw(
     circuit: Circuit,
     path: str | Path | None = None,
@@ -95,9 +109,7 @@ def draw(
     strongest: int | None = None,
     title: str = "",
     fmt: str | None = None,
-    groups: Mapping[str, Circuit] | None = None,
-    scale: str = "|score|, in metric units",
-    fringe: Circuit | None = None,
+    marks: Marks | None = None,
     width: str = "",
 ) -> DrawReport:
     """Draw a circuit into a file, or for a notebook; an existing file is replaced, in one step.
@@ -119,14 +131,8 @@ def draw(
         A line above the picture; letters other than Latin, Greek and Cyrillic show in SVG only.
     fmt
         One of ``FORMATS``.
-    groups
-        At most four parts of the circuit by name, each edge in exactly one; edges are then coloured by their part
-        rather than by the sign of their score.
-    scale
-        What the legend says that the width is.
-    fringe
-        The edges that other pairs might not have given (``circuit.evaluation.stability.report``): they are drawn
-        faint, and the legend counts them and the core's.
+    marks
+        Edges in the colours of groups, or faint.
     width
         ``single`` or ``double``: no wider than so many columns of a paper, and no taller than its page.
 
@@ -151,8 +157,7 @@ def draw(
         raise OptionError(f"without a file the picture is SVG text, so {fmt!r} has no effect; give a path")
     path = None if path is None else Path(path)
     fmt = "svg" if path is None else _format_of(path, fmt)
-    how: dict[str, Any] = {"scores": scores, "strongest": strongest, "title": title}
-    picture = to_agraph(circuit, groups=groups, scale=scale, fringe=fringe, width=width, **how)
+    picture = to_agraph(circuit, scores=scores, strongest=strongest, title=title, marks=marks, width=width)
     if width:
         picture.graph_attr["size"] = f"{WIDTHS[width]},{TALLEST}"
     drawn = _rendered(picture, fmt)
@@ -168,9 +173,7 @@ def to_agraph(
     scores: Scores | None = None,
     strongest: int | None = None,
     title: str = "",
-    groups: Mapping[str, Circuit] | None = None,
-    scale: str = "|score|, in metric units",
-    fringe: Circuit | None = None,
+    marks: Marks | None = None,
     width: str = "",
 ) -> pgv.AGraph:
     """The picture as a Graphviz graph with every position set; the parameters are those of ``draw``.
@@ -182,12 +185,14 @@ def to_agraph(
         OptionError: ``strongest`` is below 1, the scores are of another graph, or the
             groups do not part the circuit's edges.
     """
+    marks = marks or Marks()
+    groups, fringe = marks.groups, marks.fringe
     _check_groups(circuit, groups)
     if fringe is not None and (fringe.graph != circuit.graph or (fringe.mask & ~circuit.mask).any()):
         raise OptionError("the fringe holds edges that are not the circuit's; give a part of it")
     if width not in ("", *WIDTHS):
         raise OptionError(f"{width!r} is no width of a paper's column; give {' or '.join(WIDTHS)}")
-    how: dict[str, Any] = {"groups": groups, "scale": scale, "fringe": fringe, "total": len(circuit)}
+    how: dict[str, Any] = {"groups": groups, "scale": marks.scale, "fringe": fringe, "total": len(circuit)}
     tried = (
         Layout.of(circuit.graph, replace(chosen, **how), title, width)
         for chosen in chosen_by_size(circuit, scores, SIZES if strongest is None else [strongest])
@@ -209,7 +214,7 @@ def _graph_of(layout: Layout) -> pgv.AGraph:
     result.graph_attr.update(layout.behind)
     result.node_attr.update(fontname=FONT, fontsize="10", fixedsize="true", margin="0")
     for node in page.boxes:
-        result.add_node(str(node), **_node_attributes(page, node, chosen.edges))
+        result.add_node(str(node), **_node_attributes(page, node, chosen))
     for edge, curve in zip(chosen.edges, layout.curves, strict=True):
         result.add_edge(str(edge.src), str(edge.dst), key=str(edge), **_edge_attributes(chosen, edge, curve))
     return result
@@ -231,16 +236,17 @@ def _check_groups(circuit: Circuit, groups: Mapping[str, Circuit] | None) -> Non
 # --- what Graphviz is told -----------------------------------------------------------------
 
 
-def _node_attributes(page: Page, node: Node, edges: Sequence[Edge]) -> dict[str, str]:
+def _node_attributes(page: Page, node: Node, chosen: Chosen) -> dict[str, str]:
     """Position, shape and colour of a node; heads are tables with a port each for q, k and v."""
     box = page.boxes[node]
     place = {"pos": f"{box.x:.2f},{box.y:.2f}", "width": f"{box.width / 72:.4f}", "height": f"{box.height / 72:.4f}"}
     if node.kind == "head":
-        used = {edge.slot for edge in edges if edge.dst == node}
+        used = {edge.slot for edge in chosen.edges if edge.dst == node}
+        role = ROLES[chosen.roles.get(node, "")]
         look = {
             "shape": "box",
-            "style": "filled",
-            "fillcolor": HEAD_FILL,
+            "style": role.style,
+            "fillcolor": role.fill,
             "color": HEAD_LINE,
             "label": _table(node, used),
         }
@@ -343,13 +349,15 @@ def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
             [sys.executable, "-c", _RENDER, fmt, f"{dpi:.2f}"],
             input=picture.to_string().encode(),
             capture_output=True,
-            env=_font_environment(Path(folder)),
+            env=font_environment(Path(folder)),
         )
     if done.returncode or not done.stdout:
         raise FileError(
             f"Graphviz drew no {fmt}: {done.stderr.decode(errors='replace').strip()[-300:]}; "
             "install pygraphviz again, or write a .dot file and draw it with your own Graphviz"
         )
+    if fmt == "svg":
+        return with_font(done.stdout.decode("utf-8")).encode()
     if fmt == "pdf":  # which holds the time
         return re.sub(rb"\(D:\d{14}", b"(D:19700101000000", done.stdout)
     return done.stdout
@@ -360,23 +368,3 @@ def _dpi(bounds: str) -> float:
     left, low, right, high = map(float, bounds.split(","))
     wide, tall = (right - left) / 72, (high - low) / 72
     return min(PNG_DPI, (PNG_PIXELS / (wide * tall)) ** 0.5, PNG_SIDE / max(wide, tall))
-
-
-def _font_environment(folder: Path) -> dict[str, str]:
-    """The environment in which fontconfig finds the shipped font alone.
-
-    It reads a copy in ``folder``, as it writes into the folders that it reads.
-    """
-    for font in (Path(__file__).parent / "fonts").glob("*.ttf"):
-        shutil.copyfile(font, folder / font.name)
-    settings = folder / "fonts.conf"
-    place = escape(str(folder))
-    settings.write_text(
-        '<?xml version="1.0"?>\n<!DOCTYPE fontconfig SYSTEM "fonts.dtd">\n'
-        f"<fontconfig><dir>{place}</dir><cachedir>{place}</cachedir>"
-        '<match target="font"><edit name="hinting" mode="assign"><bool>false</bool></edit>'
-        '<edit name="hintstyle" mode="assign"><const>hintnone</const></edit></match>'
-        "</fontconfig>\n",
-        encoding="utf-8",
-    )
-    return {**os.environ, "FONTCONFIG_FILE": str(settings)}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from persona_circuits.circuit.drawing.roles import roles_of
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.graph import Edge, Node
 from persona_circuits.circuit.paths import strongest_paths
@@ -71,7 +72,7 @@ class Chosen:
     """The edges to draw, topological; their scores, if any; and the line that says what is missing.
 
     With ``groups``, colour and style say which part an edge is in; ``scale`` is what the width means. Edges of
-    ``fringe`` are faint; ``total`` is the number of the circuit's edges.
+    ``fringe`` are faint; ``total`` is the number of the circuit's edges. Heads of one of the ``roles`` stand together.
     """
 
     edges: tuple[Edge, ...]
@@ -81,6 +82,7 @@ class Chosen:
     scale: str = ""
     fringe: Circuit | None = None
     total: int = 0
+    roles: Mapping[Node, str] = field(default_factory=dict)
 
     @cached_property
     def largest(self) -> float:
@@ -124,6 +126,7 @@ def chosen_by_size(circuit: Circuit, scores: Scores | None, sizes: Sequence[int]
     places = np.argwhere(alive.T)  # destination and source of each edge, in topological order
     edges = tuple(circuit.graph.edge(int(src), int(dst)) for dst, src in places)
     paths: list[set[int]] | None = None
+    roles = roles_of(circuit, scores)
     for size in sizes:
         kept = edges
         if len(edges) > size:
@@ -131,7 +134,7 @@ def chosen_by_size(circuit: Circuit, scores: Scores | None, sizes: Sequence[int]
             paths = paths or list(strongest_paths(edges, values))
             kept = _of_paths(edges, paths, size)
         note = _note(len(circuit), len(edges), len(kept), ranked=scores is not None)
-        yield Chosen(kept, None if scores is None else {edge: scores[edge] for edge in kept}, note)
+        yield Chosen(kept, None if scores is None else {edge: scores[edge] for edge in kept}, note, roles=roles)
 
 
 def _of_paths(edges: Sequence[Edge], paths: Iterable[set[int]], most: int) -> tuple[Edge, ...]:

@@ -24,22 +24,24 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import pairwise
 from persona_circuits.circuit.evaluation.groups import LEAST_PAIRS, Averages, Grouping, PairGroup, group_pairs
 from persona_circuits.circuit.evaluation.scores_by_pair import PairScores, Rule
 from persona_circuits.circuit.forward import Prepared, Rounding, measure, tolerance
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.statistics import Clusters, is_zero
+from persona_circuits.circuit.statistics import Clusters, PairSample, is_zero
 from persona_circuits.circuit.storage import frame_of
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import PromptPair
 from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
+    "GroupSearch",
     "PairRow",
+    "PairSignal",
     "PairsView",
     "divergences_of",
     "measured_pairs",
@@ -118,19 +120,41 @@ class PairsView:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class PairSignal:
+    """What tells pairs with an effect from flat ones.
+
+    ``divergences`` is D of each pair in logits, as ``divergences_of`` gives it. ``sigma_0`` is the spread of D over
+    paraphrases of one persona, in logits (``evaluation.null``): pairs with |D| within twice that are flat; without it
+    only those within rounding are. ``rounding`` is how far that alone moves the metric (``circuit.forward.rounding``).
+    """
+
+    divergences: Float[np.ndarray, " pair"] | None = None
+    sigma_0: float | None = None
+    rounding: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSearch:
+    """Groups are sought by the pairs' ``scores``; the ``rule``, if there is one, prunes each group's own, to compare.
+
+    ``n_draws`` are those of the test for groups.
+    """
+
+    scores: PairScores
+    rule: Rule | None = None
+    n_draws: int = 199
+    seed: int = 0
+
+
 def pairs_view(
     values: Float[np.ndarray, "three pair"],
     pairs: Sequence[PromptPair],
     circuit: Circuit,
     *,
-    scores: PairScores | None = None,
-    rule: Rule | None = None,
-    divergences: Float[np.ndarray, " known"] | None = None,
-    sigma_0: float | None = None,
-    rounding: float = 0.0,
+    signal: PairSignal | None = None,
+    sought: GroupSearch | None = None,
     n_worst: int = 10,
-    n_draws: int = 199,
-    seed: int = 0,
     progress: Progress | None = None,
 ) -> PairsView:
     """Look at every pair on its own; no model is run.
@@ -141,35 +165,28 @@ def pairs_view(
         The metric of each pair under the full, the empty and this circuit, as ``measured_pairs`` gives it.
     pairs
         The pairs, in the same order.
-    scores
-        Their edge scores; without them no groups are sought.
-    rule
-        Prunes each group's own scores, for comparison.
-    divergences
-        D of each pair in logits, as ``divergences_of`` gives it.
-    sigma_0
-        Spread of D over paraphrases of one persona, in logits (``evaluation.null``): pairs with |D| within twice that
-        are flat. Without it only those within rounding are.
-    rounding
-        How far rounding alone moves the metric (``circuit.forward.rounding``).
-    n_draws
-        Of the test for groups.
+    signal
+        What tells pairs with an effect from flat ones.
+    sought
+        How groups are sought; without it none are.
 
     Raises
     ------
     OptionError
         Values, pairs and scores are not of the same pairs, or a number is out of range.
     """
-    _check(values, pairs, scores, divergences, sigma_0, n_draws)
+    signal = signal or PairSignal()
+    _check(values, pairs, signal, sought)
     full, empty, own = values
-    effect, moved = full - empty, own - empty
-    least = tolerance(effect, rounding)
+    effect, moved, divergences = full - empty, own - empty, signal.divergences
+    least = tolerance(effect, signal.rounding)
     d = effect if divergences is None else divergences
-    null = max(2 * (sigma_0 or 0.0), tolerance(d, rounding if divergences is None else 0.0))
+    null = max(2 * (signal.sigma_0 or 0.0), tolerance(d, signal.rounding if divergences is None else 0.0))
     flat = (np.abs(d) <= null) | (np.abs(effect) <= least)
     grouping = None
-    if scores is not None:
-        grouping = group_pairs(scores, np.flatnonzero(~flat), n_draws=n_draws, seed=seed, progress=progress)
+    if sought is not None:
+        how: dict[str, Any] = {"n_draws": sought.n_draws, "seed": sought.seed, "progress": progress}
+        grouping = group_pairs(sought.scores, np.flatnonzero(~flat), **how)
     known = [None] * len(pairs) if divergences is None else divergences.tolist()
     rows = tuple(
         _row(pair, known[i], effect[i], moved[i], bool(flat[i]), grouping, i, least) for i, pair in enumerate(pairs)
@@ -177,12 +194,12 @@ def pairs_view(
     ratios = moved[~flat] / effect[~flat]
     by_distance = sorted((row for row in rows if not row.flat), key=lambda row: -abs(1 - (row.faithfulness or 0.0)))
     groups: tuple[PairGroup, ...] = ()
-    if grouping is not None:
+    if grouping is not None and sought is not None:
         members = [np.flatnonzero(grouping.labels == label) for label in range(grouping.n_groups)]
-        groups = tuple(_group(effect, moved, pairs, circuit, scores, rule, places, seed, least) for places in members)
+        groups = tuple(_group(effect, moved, pairs, circuit, sought, places, least) for places in members)
     return PairsView(
         null=null,
-        null_source="rounding" if sigma_0 is None else "2 sigma_0 of |D|",
+        null_source="rounding" if signal.sigma_0 is None else "2 sigma_0 of |D|",
         every=_averages(effect, moved, least),
         signal=_averages(effect[~flat], moved[~flat], least),
         flat=_averages(effect[flat], moved[flat], least),
@@ -191,7 +208,7 @@ def pairs_view(
         worst=tuple(by_distance[:n_worst]),
         grouping=grouping,
         groups=groups,
-        notes=tuple(_notes(null, flat, grouping, groups, scores)),
+        notes=tuple(_notes(null, flat, grouping, groups, sought.scores.floor if sought else 0.0)),
     )
 
 
@@ -213,7 +230,7 @@ def divergences_of(prepared: Iterable[Prepared], *, swapped: bool) -> Float[np.n
     for item in prepared:
         gap = margin(item.clean.logits, item.targets) - margin(item.corrupt.logits, item.targets)
         found |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = ranks.gathered(found)
+    found = parallel.gathered(found)
     values = np.array([found[index] for index in sorted(found)])
     return values.reshape(-1, 2).mean(axis=1) if swapped else values
 
@@ -258,24 +275,22 @@ def _group(
     moved: np.ndarray,
     pairs: Sequence[PromptPair],
     circuit: Circuit,
-    scores: PairScores | None,
-    rule: Rule | None,
+    sought: GroupSearch,
     places: np.ndarray,
-    seed: int,
     least: float,
 ) -> PairGroup:
     inside = [pairs[i] for i in places]
     own = None
-    if rule is not None and scores is not None:
+    if sought.rule is not None:
         weights = np.zeros(len(pairs))
         weights[places] = 1 / len(places)
-        own = rule.circuit(scores.mean(weights), float(effect[places].mean()))
+        own = sought.rule.circuit(sought.scores.mean(weights), float(effect[places].mean()))
     joint = 0 if own is None else int((own.mask | circuit.mask).sum())
     averages = _averages(effect[places], moved[places], least)
-    known = averages.ratio_of_means is not None
+    known, sample = averages.ratio_of_means is not None, PairSample(clusters=Clusters.of(inside), seed=sought.seed)
     return PairGroup(
         averages=averages,
-        interval=bootstrap_ratio(moved[places], effect[places], seed, Clusters.of(inside)) if known else None,
+        interval=sample.ratio(moved[places], effect[places]) if known else None,
         personas=_most([name for pair in inside for name in (pair.persona_a, pair.persona_b)]),
         questions=_most([pair.question for pair in inside]),
         own_edges=None if own is None else len(own),
@@ -289,7 +304,7 @@ def _most(names: Sequence[str], count: int = 5) -> tuple[tuple[str, int], ...]:
 
 
 def _notes(
-    null: float, flat: np.ndarray, grouping: Grouping | None, groups: Sequence[PairGroup], scores: PairScores | None
+    null: float, flat: np.ndarray, grouping: Grouping | None, groups: Sequence[PairGroup], floor: float
 ) -> Iterable[str]:
     """What a reader of the numbers must know."""
     if flat.any():
@@ -303,8 +318,8 @@ def _notes(
             f"the pairs fall into {len(groups)} groups that use different edges (p = {p:.3g}): "
             f"faithfulness {', '.join(parts)} pairs; the circuit is of their mixture"
         )
-    if scores is not None and scores.floor:
-        yield f"scores of single pairs below {scores.floor:.3g} were not kept, so groups rest on the larger ones"
+    if floor:
+        yield f"scores of single pairs below {floor:.3g} were not kept, so groups rest on the larger ones"
 
 
 def _number(value: float | None) -> str:
@@ -314,21 +329,20 @@ def _number(value: float | None) -> str:
 def _check(
     values: np.ndarray,
     pairs: Sequence[PromptPair],
-    scores: PairScores | None,
-    divergences: np.ndarray | None,
-    sigma_0: float | None,
-    n_draws: int,
+    signal: PairSignal,
+    sought: GroupSearch | None,
 ) -> None:
     if values.shape != (3, len(pairs)):
         raise OptionError(
             f"values of shape {values.shape} for {len(pairs)} pairs; expected those of the full, the empty and this "
             f"circuit, (3, {len(pairs)})"
         )
-    if scores is not None and len(scores) != len(pairs):
-        raise OptionError(f"{len(scores)} pairs are scored but {len(pairs)} measured; give the same pairs")
+    divergences, sigma_0 = signal.divergences, signal.sigma_0
+    if sought is not None and len(sought.scores) != len(pairs):
+        raise OptionError(f"{len(sought.scores)} pairs are scored but {len(pairs)} measured; give the same pairs")
     if divergences is not None and len(divergences) != len(pairs):
         raise OptionError(f"D is given for {len(divergences)} pairs of {len(pairs)}; give it for the same pairs")
     if sigma_0 is not None and not (np.isfinite(sigma_0) and sigma_0 >= 0):
         raise OptionError(f"sigma_0 is a spread, so a number that is not negative; got {sigma_0}")
-    if n_draws < 19:
-        raise OptionError(f"{n_draws} draws cannot give a p below .05; use at least 19")
+    if sought is not None and sought.n_draws < 19:
+        raise OptionError(f"{sought.n_draws} draws cannot give a p below .05; use at least 19")

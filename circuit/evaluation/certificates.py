@@ -38,6 +38,7 @@ from persona_circuits.circuit.task import PromptPair
 
 __all__ = [
     "Certificate",
+    "Removal",
     "Units",
     "certify",
     "with_certificate",
@@ -159,19 +160,26 @@ def with_certificate(record: Mapping[str, Any], certificate: Certificate | None)
     return {**record, "certificate": certificate.as_dict(), "edges": edges}
 
 
+@dataclass(frozen=True)
+class Removal:
+    """Any ``radius`` units are taken away: every set of them, up to ``most_sets``; with more, ``n_draws`` are drawn."""
+
+    radius: int
+    seed: int = 0
+    most_sets: int = MOST_SETS
+    n_draws: int = N_DRAWS
+
+
 def certify(
     scores: PairScores,
     circuit: Circuit,
     rule: Rule,
     units: Units,
-    radius: int,
+    removal: Removal,
     *,
-    seed: int = 0,
-    most_sets: int = MOST_SETS,
-    n_draws: int = N_DRAWS,
     progress: Progress | None = None,
 ) -> Certificate:
-    """Say of every edge whether it stays when any ``radius`` units are taken away.
+    """Say of every edge whether it stays when any so many units are taken away.
 
     Parameters
     ----------
@@ -179,15 +187,13 @@ def certify(
         Of the pairs the circuit was found on, one row each, in the order of ``units``.
     rule
         The one the circuit was made with.
-    most_sets
-        Up to so many sets every one is taken away; with more, units are drawn.
 
     Raises
     ------
     OptionError
-        ``radius`` is not from 1 to one below the number of units, or the scores are of other pairs.
+        The radius is not from 1 to one below the number of units, or the scores are of other pairs.
     """
-    n_units = len(units.names)
+    n_units, radius = len(units.names), removal.radius
     if not 1 <= radius < n_units:
         raise OptionError(
             f"--certify {radius}: there are {n_units} {units.by}, so give how many of them may go, from 1 to "
@@ -196,9 +202,9 @@ def certify(
     if len(scores) != len(units.needed) or scores.graph != circuit.graph:
         raise OptionError("the scores are of other pairs, or of another model, than the certificate is asked for")
     n_sets = sum(comb(n_units, size) for size in range(1, radius + 1))
-    exhaustive, kept = n_sets <= most_sets, max(1, min(n_units - radius, round(KEPT * n_units)))
-    n = n_sets if exhaustive else n_draws
-    every = _all_sets(n_units, radius) if exhaustive else _draws(n_units, kept, n_draws, seed)
+    exhaustive, kept = n_sets <= removal.most_sets, max(1, min(n_units - radius, round(KEPT * n_units)))
+    n = n_sets if exhaustive else removal.n_draws
+    every = _all_sets(n_units, radius) if exhaustive else _draws(n_units, kept, n, removal.seed)
     counts, empty = np.zeros(circuit.mask.shape, dtype=np.int64), 0
     for done, chosen in enumerate(every, 1):
         left = units.left(chosen)

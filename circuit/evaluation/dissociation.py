@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, median_of_ratios
+from persona_circuits.circuit.evaluation.faithfulness import median_of_ratios
 from persona_circuits.circuit.evaluation.transfers import INTACT, Pairs, measured
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
+from persona_circuits.circuit.statistics import Clusters, Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
@@ -73,31 +73,24 @@ def specificity(
     masks += [circuit.complement().mask for circuit, _, _ in contrasts.values()]
     columns, resampled = [], {}
     for name, (_, pairs, metric) in contrasts.items():
-        (values, rounding), by = measured(model, pairs(), masks, metric), (clusters or {}).get(name)
-        ends, resampled[name] = (values[0], values[1]), (by or Clusters(values.shape[1], None, None)).describe()
-        columns.append([_cell(names[i], name, part, *ends, seed, by, rounding) for i, part in enumerate(values[2:])])
+        values, rounding = measured(model, pairs(), masks, metric)
+        full, empty, *others = values
+        sample = PairSample(name, (clusters or {}).get(name), seed)
+        resampled[name] = sample.over(len(full)).describe()
+        columns.append(
+            [_cell(own, sample, one - empty, full - empty, rounding) for own, one in zip(names, others, strict=True)]
+        )
         if progress is not None:
             progress(len(columns), len(names))
     cells = tuple(columns[j][i] for i in range(len(names)) for j in range(len(names)))
     return Specificity(names, cells, tuple(_findings(names, cells)), resampled)
 
 
-def _cell(
-    circuit: str,
-    contrast: str,
-    values: np.ndarray,
-    full: np.ndarray,
-    empty: np.ndarray,
-    seed: int,
-    clusters: Clusters | None,
-    rounding: float,
-) -> Cell:
-    span = full - empty
+def _cell(circuit: str, sample: PairSample, moved: np.ndarray, span: np.ndarray, rounding: float) -> Cell:
     if is_zero(span, rounding):
-        return Cell(circuit, contrast, None, None)
-    moved = values - empty
-    left, bounds = float(moved.mean() / span.mean()), bootstrap_ratio(moved, span, seed, clusters)
-    return Cell(circuit, contrast, left, bounds, median_of_ratios(moved, span, rounding))
+        return Cell(circuit, sample.split, None, None)
+    left, bounds = float(moved.mean() / span.mean()), sample.ratio(moved, span)
+    return Cell(circuit, sample.split, left, bounds, median_of_ratios(moved, span, rounding))
 
 
 def _findings(names: Sequence[str], cells: Sequence[Cell]) -> list[str]:

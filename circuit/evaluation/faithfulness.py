@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ from persona_circuits.circuit.graph import Edge
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.printable import html_table, signed
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, Interval, is_zero, ratio_interval
+from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 from persona_circuits.metrics import Metric
 
@@ -39,7 +40,6 @@ __all__ = [
     "N_TRIED",
     "Faithfulness",
     "FaithfulnessReport",
-    "bootstrap_ratio",
     "evaluate",
     "median_of_ratios",
     "own_ratios",
@@ -183,11 +183,9 @@ def evaluate(
     prepared: Callable[[], Iterable[Prepared]],
     metric: Metric,
     circuit: Circuit | SpanCircuit,
+    sample: PairSample,
     *,
-    split: str,
     n_random: int = 10,
-    seed: int = 0,
-    clusters: Clusters | None = None,
     scores: Scores | None = None,
 ) -> FaithfulnessReport:
     """Faithfulness of a circuit, of its complement, and of random circuits like it.
@@ -200,11 +198,8 @@ def evaluate(
         Gives the batches; called once.
     n_random
         Number of random circuits, each with as many edges per layer and kind, and like the circuit without dead ends.
-    seed
-        Of the random circuits and of the bootstrap.
-    clusters
-        Which of the pairs, in the order of their rows, share personas and questions; without
-        them pairs are resampled as if they shared nothing.
+    sample
+        The name of the pairs and what they share; its seed is that of the random circuits too.
     scores
         Of the circuit's edges: those with the largest |score| are tried alone.
     """
@@ -212,37 +207,25 @@ def evaluate(
     tried: list[Edge] = []
     others: Sequence[Circuit | SpanCircuit]
     if isinstance(circuit, SpanCircuit):
-        others = random_at_parts(circuit, n_random, seed=seed)
+        others = random_at_parts(circuit, n_random, seed=sample.seed)
     else:
-        tried, matched = _alone(circuit, scores), matched_circuits(circuit, n_random, seed=seed)
+        tried, matched = _alone(circuit, scores), matched_circuits(circuit, n_random, seed=sample.seed)
         others = matched.circuits
     found = _measured(model, prepared, metric, circuit, tried, others)
-    span = found.full - found.empty
-
-    def faithfulness(values: np.ndarray, size: int) -> Faithfulness:
-        return _faithfulness(values, found.full, found.empty, size, seed, clusters, found.rounding)
-
-    sizes = [len(one) for one in others]
-    random = [faithfulness(m, size).ratio_of_means for m, size in zip(found.random, sizes, strict=True)]
-    known = [value for value in random if value is not None]
-    gap = found.circuit - found.random.mean(axis=0) if known else None
+    span, faithfulness = found.full - found.empty, partial(_faithfulness, found, sample)
     largest = int(np.abs(found.without.mean(axis=1) - found.full.mean()).argmax()) if tried else None
     rest, wide = circuit.complement(), _everywhere(circuit)
     return FaithfulnessReport(
         metric=metric.name,
-        split=split,
+        split=sample.split,
         n_pairs=len(span),
         m_full=float(found.full.mean()),
         m_empty=float(found.empty.mean()),
         circuit=faithfulness(found.circuit, len(circuit)),
         complement=faithfulness(found.complement, len(rest)),
-        random=tuple(known),
-        random_mean=float(np.mean(known)) if known else None,
-        random_sd=float(np.std(known, ddof=1)) if len(known) > 1 else None,
-        effect_interval=bootstrap_ratio(span, np.ones_like(span), seed, clusters),
-        random_gap=None if gap is None else float(gap.mean() / span.mean()),
-        random_gap_interval=None if gap is None else bootstrap_ratio(gap, span, seed, clusters),
-        resampled=(clusters or Clusters(len(span), None, None)).describe(),
+        **_beside_random(found, sample, [len(one) for one in others]),
+        effect_interval=sample.ratio(span, np.ones_like(span)),
+        resampled=sample.over(len(span)).describe(),
         n_reversed=int((span < 0).sum()),
         rounding=found.rounding,
         matching=matched,
@@ -252,6 +235,22 @@ def evaluate(
         n_tried=len(tried),
         everywhere=None if wide is None else faithfulness(found.everywhere[0], len(wide)),
     )
+
+
+def _beside_random(found: _Measured, sample: PairSample, sizes: Sequence[int]) -> dict[str, Any]:
+    """The random circuits' f, and how far the circuit is above their mean."""
+    every = [_faithfulness(found, sample, m, size) for m, size in zip(found.random, sizes, strict=True)]
+    known = [one.ratio_of_means for one in every if one.ratio_of_means is not None]
+    if not known:
+        return {"random": (), "random_mean": None, "random_sd": None}
+    gap, span = found.circuit - found.random.mean(axis=0), found.full - found.empty
+    return {
+        "random": tuple(known),
+        "random_mean": float(np.mean(known)),
+        "random_sd": float(np.std(known, ddof=1)) if len(known) > 1 else None,
+        "random_gap": float(gap.mean() / span.mean()),
+        "random_gap_interval": sample.ratio(gap, span),
+    }
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,26 +321,18 @@ def pairwise(values: np.ndarray, metric: Metric) -> np.ndarray:
     return values.reshape(len(values), -1, 2).mean(axis=2) if metric.swap_rows else values
 
 
-def _faithfulness(
-    values: np.ndarray,
-    full: np.ndarray,
-    empty: np.ndarray,
-    n_edges: int,
-    seed: int,
-    clusters: Clusters | None,
-    rounding: float = 0.0,
-) -> Faithfulness:
-    span = full - empty
-    ratios = own_ratios(values - empty, span, rounding)
-    defined = not is_zero(span, rounding)
+def _faithfulness(found: _Measured, sample: PairSample, values: np.ndarray, n_edges: int) -> Faithfulness:
+    span, moved = found.full - found.empty, values - found.empty
+    ratios = own_ratios(moved, span, found.rounding)
+    defined = not is_zero(span, found.rounding)
     return Faithfulness(
         n_edges=n_edges,
         m=float(values.mean()),
-        ratio_of_means=float((values - empty).mean() / span.mean()) if defined else None,
-        interval=bootstrap_ratio(values - empty, span, seed, clusters) if defined else None,
+        ratio_of_means=float(moved.mean() / span.mean()) if defined else None,
+        interval=sample.ratio(moved, span) if defined else None,
         mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
         n_ratios=len(ratios),
-        median_of_ratios=median_of_ratios(values - empty, span, rounding),
+        median_of_ratios=median_of_ratios(moved, span, found.rounding),
     )
 
 
@@ -355,12 +346,3 @@ def median_of_ratios(moved: np.ndarray, span: np.ndarray, rounding: float = 0.0)
     """The median of the pairs' own ratios; None where no pair has one."""
     ratios = own_ratios(moved, span, rounding)
     return float(np.median(ratios)) if len(ratios) else None
-
-
-def bootstrap_ratio(
-    numerator: np.ndarray, denominator: np.ndarray, seed: int, clusters: Clusters | None = None
-) -> Interval | None:
-    """95 % interval of a ratio of means over pairs, over ``clusters`` where they are given; None for a single pair."""
-    if len(numerator) < 2:
-        return None
-    return ratio_interval(numerator, denominator, clusters or Clusters(len(numerator), None, None), seed=seed)

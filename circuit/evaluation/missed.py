@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import Prepared, measure_rows
 from persona_circuits.circuit.model import Model
@@ -130,7 +130,7 @@ def _effects(
     for src, dst in places.tolist():
         masks.append(model.graph.valid.copy())
         masks[-1][src, dst] = False
-    columns = ranks.gathered(measure_rows(model, prepared, masks, metric))
+    columns = parallel.gathered(measure_rows(model, prepared, masks, metric))
     values = np.mean(list(columns.values()), axis=0)
     if progress is not None:
         progress(done[0] + len(places), done[1])

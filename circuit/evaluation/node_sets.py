@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import pairwise
 from persona_circuits.circuit.figures import plain
 from persona_circuits.circuit.forward import Prepared, measure
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
+from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
@@ -31,6 +31,7 @@ __all__ = [
     "Share",
     "measured_sets",
     "other_sets",
+    "share_of",
 ]
 
 Sources = tuple[int, ...]
@@ -91,11 +92,9 @@ def measured_sets(
     metric: Metric,
     circuit: Circuit,
     groups: Mapping[str, Sequence[str]],
+    sample: PairSample,
     *,
-    split: str,
-    clusters: Clusters,
     n_random: int = 10,
-    seed: int = 0,
 ) -> NodeSets:
     """Every set without and alone, beside ``n_random`` random ones at most, in one go over the pairs.
 
@@ -103,14 +102,14 @@ def measured_sets(
     ----------
     groups
         Nodes by the names of the sets; ``logits``, which writes nothing, has no part in them.
-    seed
-        Of the random sets and of the bootstrap.
+    sample
+        The name of the pairs and what they share; its seed is that of the random sets too.
     """
     graph = model.graph
     full, own, masks, drawn = Circuit.full(graph).mask, circuit.mask, [], []
     for nodes in groups.values():
         chosen = tuple(graph.src_index(name) for name in nodes if name != "logits")
-        drawn.append([chosen, *other_sets(graph, chosen, n_random, seed)])
+        drawn.append([chosen, *other_sets(graph, chosen, n_random, sample.seed)])
         masks += [_without(own, chosen), *(make(full, one) for one in drawn[-1] for make in (_without, _only))]
     every = [full, Circuit.empty(graph).mask, own, *masks]
     whole, empty, kept, *found = pairwise(measure(model, prepared, every, metric), metric)
@@ -125,10 +124,10 @@ def measured_sets(
             n_edges=n_edges,
             of_edges=n_edges / len(circuit) if len(circuit) else None,
             of_circuit=None if is_zero(kept - empty) else float((kept - cut).mean() / (kept - empty).mean()),
-            lost=_share(whole - np.stack(without), span, clusters, seed),
-            alone=_share(np.stack(alone) - empty, span, clusters, seed),
+            lost=share_of(whole - np.stack(without), span, sample),
+            alone=share_of(np.stack(alone) - empty, span, sample),
         ))  # fmt: skip
-    return NodeSets(tuple(sets), split, len(span), clusters.describe())
+    return NodeSets(tuple(sets), sample.split, len(span), sample.over(len(span)).describe())
 
 
 def other_sets(graph: Graph, chosen: Sources, count: int, seed: int) -> list[Sources]:
@@ -170,12 +169,10 @@ def _only(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndarray
     return _without(mask, tuple(set(range(1, len(mask))) - set(chosen)))
 
 
-def _share(
-    moved: Float[np.ndarray, "set pair"], span: Float[np.ndarray, " pair"], clusters: Clusters, seed: int
-) -> Share:
+def share_of(moved: Float[np.ndarray, "set pair"], span: Float[np.ndarray, " pair"], sample: PairSample) -> Share:
     """The first set's, with all others as random ones."""
     if is_zero(span):
         return Share(None, None, (), None)
     value, *random = (moved.mean(1) / span.mean()).tolist()
     p = (1 + sum(one >= value for one in random)) / (1 + len(random)) if random else None
-    return Share(value, bootstrap_ratio(moved[0], span, seed, clusters), tuple(random), p)
+    return Share(value, sample.ratio(moved[0], span), tuple(random), p)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.forward import run_clean, run_corrupt, targets_of
 from persona_circuits.circuit.model import Model
@@ -69,12 +69,12 @@ def null_run(model: Model, task: Task, *, align: str = "right", batch_size: int 
     rows = encode(task, model, align=align)
     found: dict[int, float] = {}
     margin = METRICS["logit-diff"]
-    for batch in batches(ranks.share(rows), batch_size, model.device):
+    for batch in batches(parallel.share(rows), batch_size, model.device):
         clean, corrupt = run_clean(model, batch).logits, run_corrupt(model, batch).logits
         targets = targets_of(batch, clean)
         gap = margin(clean, targets) - margin(corrupt, targets)
         found |= dict(zip(batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = ranks.gathered(found)
+    found = parallel.gathered(found)
     equal, unequal = (
         np.array([found[row.index] for row in rows if (len(row.clean) == len(row.corrupt)) is same])
         for same in (True, False)

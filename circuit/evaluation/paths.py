@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import pairwise
 from persona_circuits.circuit.forward import Prepared, measure
 from persona_circuits.circuit.graph import Edge, Graph, Node
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.paths import strongest_paths
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
+from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
@@ -90,18 +90,15 @@ def measured_paths(
     metric: Metric,
     circuit: Circuit,
     scores: Scores,
-    *,
-    split: str,
-    clusters: Clusters,
-    seed: int = 0,
+    sample: PairSample,
 ) -> PathShares:
     """The strongest paths of a circuit with five different weakest edges, each kept alone, and together.
 
-    All of it is one go over the pairs. ``seed`` is of the random heads and of the bootstrap.
+    All of it is one go over the pairs. The seed is of the random heads too.
     """
     paths = _strongest(circuit, scores)
-    random = [_exchanged(path, model.graph, np.random.default_rng([seed, place])) for place, path in enumerate(paths)]
-    graph = model.graph
+    graph, seed = model.graph, sample.seed
+    random = [_exchanged(path, graph, np.random.default_rng([seed, place])) for place, path in enumerate(paths)]
     kept = [[edge for path in paths for edge in path], *paths, *(other for other in random if other)]
     masks = [one.mask for one in (Circuit.full(graph), Circuit.empty(graph), *(Circuit.of(graph, one) for one in kept))]
     full, empty, together, *found = pairwise(measure(model, prepared, masks, metric), metric)
@@ -112,12 +109,13 @@ def measured_paths(
             edges=path,
             weakest=min(abs(scores[edge]) for edge in path),
             share=share(values - empty),
-            interval=bootstrap_ratio(values - empty, full - empty, seed, clusters),
+            interval=sample.ratio(values - empty, full - empty),
             random=share(next(others) - empty) if other else None,
         )
         for path, other, values in zip(paths, random, found, strict=False)
     ]
-    return PathShares(tuple(rows), share(together - empty), split, len(full), clusters.describe())
+    over = sample.over(len(full)).describe()
+    return PathShares(tuple(rows), share(together - empty), sample.split, len(full), over)
 
 
 def _share_of(span: np.ndarray) -> Callable[[np.ndarray], float | None]:

@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy import sparse
 
-from persona_circuits.circuit import parallel as ranks
-from persona_circuits.circuit.attribution import score_parts
+from persona_circuits.circuit import parallel
+from persona_circuits.circuit.attribution import Scoring, score_parts
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import Ablation, Prepared, bare, prepare_each
 from persona_circuits.circuit.graph import Graph
@@ -138,17 +138,15 @@ def pair_scores(
     model: Model,
     batches: Sequence[Batch | Prepared],
     metric: Metric,
+    scoring: Scoring | None = None,
     *,
-    method: str = "eap-ig",
-    steps: int = 5,
-    rule: str = "midpoint",
     ablation: Ablation | None = None,
     max_bytes: int = MAX_BYTES,
     progress: Progress | None = None,
 ) -> PairScores:
     """The scores and m(full) - m(empty) of every pair of all processes, in the order of the pairs.
 
-    ``method`` is ``eap``, ``eap-ig`` or ``exact``. Batches are scored one after the other and only the pairs' scores
+    The method is ``eap``, ``eap-ig`` or ``exact``. Batches are scored one after the other and only the pairs' scores
     are kept: in float32, four bytes for each pair and edge, where that fits ``max_bytes``. Where it does not, scores
     are kept sparse and, whenever there are too many, the smaller half of those kept is dropped; ``floor`` is the
     largest of the dropped.
@@ -157,14 +155,13 @@ def pair_scores(
         OptionError: the method has no scores per pair, or an option makes no sense.
     """
     both = 2 if metric.swap_rows else 1
-    counts = ranks.gathered({bare(batch).indices[0]: (len(batch), len(batches)) for batch in batches})
+    counts = parallel.gathered({bare(batch).indices[0]: (len(batch), len(batches)) for batch in batches})
     n_pairs = sum(size for size, _ in counts.values()) // both
     n_rounds = max(number for _, number in counts.values())
     store = _Store(model.graph, n_pairs, max_bytes)
     waiting: dict[int, np.ndarray] = {}
     for turn in range(n_rounds):
-        how: dict[str, Any] = {"method": method, "steps": steps, "rule": rule, "ablation": ablation}
-        found = score_parts(model, batches[turn : turn + 1], metric, by="row", **how)
+        found = score_parts(model, batches[turn : turn + 1], metric, scoring, by="row", ablation=ablation)
         for name, values in zip(found.names, found.values, strict=True):
             pair, row = int(name) // both, values[model.graph.valid]
             if both == 1 or pair in waiting:
@@ -185,7 +182,7 @@ def _whole(
     for item in prepare_each(model, batches, ablation):
         gap = metric(item.clean.logits, item.targets) - metric(item.ablated.logits, item.targets)
         found |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = ranks.gathered(found)
+    found = parallel.gathered(found)
     return np.array([found[index] for index in sorted(found)]).reshape(-1, both).mean(axis=1)
 
 

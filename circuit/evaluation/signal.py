@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.evaluation.null import NullRun
 from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.statistics import Clusters, Interval, interval, weighted_mean
@@ -170,12 +170,12 @@ class SignalWatch:
 
     def effects(self) -> Float[np.ndarray, " pair"]:
         """m(clean) - m(corrupt) of every pair of all processes."""
-        seen = ranks.gathered(self._seen)
+        seen = parallel.gathered(self._seen)
         return np.array([np.mean(seen[index], axis=0)[0] for index in sorted(seen)])
 
     def signal(self, clusters: Clusters, *, null: NullRun | None = None, rounding: float = 0.0) -> Signal:
         """Of all processes' pairs, once all batches have gone by."""
-        seen = ranks.gathered(self._seen)
+        seen = parallel.gathered(self._seen)
         values = np.array([np.mean(seen[index], axis=0) for index in sorted(seen)])
         logits = null if self.metric.unit == "logits" else None
         return signal_of(values[:, 0], float(values[:, 1].mean()), clusters, null=logits, rounding=rounding)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from persona_circuits.circuit.attribution import ScoreParts
-from persona_circuits.circuit.drawing import draw
+from persona_circuits.circuit.drawing import Marks, draw
 from persona_circuits.circuit.evaluation.dissociation import Specificity
 from persona_circuits.circuit.evaluation.spans import SpanStudy, span_rows
 from persona_circuits.circuit.figures import Chart, heat_map, write_arrays, write_csv, write_figures
@@ -48,7 +48,7 @@ def write_spans(
     write_csv(rows, folder / "spans.csv")
     write_csv(study.rows(), folder / "span_layers.csv")
     write_figures(span_figures(study), folder, page="spans.html", title=title)
-    how: dict[str, Any] = {"scores": parts.total(), "groups": edges_by_part(parts, edges), "title": title}
+    how: dict[str, Any] = {"scores": parts.total(), "marks": Marks(edges_by_part(parts, edges)), "title": title}
     for suffix in ("svg", "png"):
         draw(edges, folder / f"span-graph.{suffix}", **how)
 

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import ScoreParts
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import pairwise
 from persona_circuits.circuit.forward import Prepared, patched_stream
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
-from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
+from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.storage import Kept
 from persona_circuits.metrics import Metric
 
@@ -80,13 +80,11 @@ def span_study(
     parts: ScoreParts,
     prepared: Iterable[Prepared],
     metric: Metric,
-    *,
-    seed: int = 0,
-    clusters: Clusters | None = None,
+    sample: PairSample | None = None,
 ) -> SpanStudy:
     """Entry shares from scores by span, and the persistence of the stream, which runs the model."""
     entry, from_input = entry_shares(parts)
-    values, intervals = persistence(model, prepared, metric, parts.names, seed=seed, clusters=clusters)
+    values, intervals = persistence(model, prepared, metric, parts.names, sample or PairSample())
     return SpanStudy(parts.names, entry, from_input, values, intervals)
 
 
@@ -106,12 +104,10 @@ def persistence(
     prepared: Iterable[Prepared],
     metric: Metric,
     names: tuple[str, ...],
-    *,
-    seed: int = 0,
-    clusters: Clusters | None = None,
+    sample: PairSample,
     kept: Kept | None = None,
 ) -> tuple[Float[np.ndarray, "layer span"], tuple[tuple[Interval | None, ...], ...]]:
-    """Causal persistence by layer and part, and its intervals, over ``clusters`` of the pairs where they are given.
+    """Causal persistence by layer and part, and its intervals.
 
     Raises nothing: a divergence of zero gives nan.
     """
@@ -120,10 +116,10 @@ def persistence(
     for item in prepared:
         found = kept.of(f"persistence {item.batch.place}", partial(_moved, model, item, metric, names))
         columns |= dict(zip(item.batch.indices, found["moved"], strict=True))
-    columns = ranks.gathered(columns)
+    columns = parallel.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
-    intervals = tuple(tuple(bootstrap_ratio(cell, whole, seed, clusters) for cell in layer) for layer in moved)
+    intervals = tuple(tuple(sample.ratio(cell, whole) for cell in layer) for layer in moved)
     mean = whole.mean()
     ratios = moved.mean(-1) / mean if not is_zero(whole) else np.full(moved.shape[:2], np.nan)
     return ratios, intervals

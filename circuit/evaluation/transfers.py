@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, median_of_ratios, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import median_of_ratios, pairwise
 from persona_circuits.circuit.evaluation.matched import random_circuits
 from persona_circuits.circuit.forward import Prepared, Rounding, measure
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.statistics import Clusters, Interval, is_zero
+from persona_circuits.circuit.statistics import Clusters, Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
@@ -96,7 +96,7 @@ def transfer(
     found = []
     for name, pairs in grounds.items():
         values, rounding = measured(model, pairs(), masks, metric)
-        found.append(_transfer(name, values, size, seed, (clusters or {}).get(name), rounding))
+        found.append(_transfer(values, size, PairSample(name, (clusters or {}).get(name), seed), rounding))
         if progress is not None:
             progress(len(found), len(grounds))
     return tuple(found)
@@ -116,9 +116,10 @@ def transfer_within(
     """``transfer`` to parts of one set of pairs, each given by the places of its pairs; the model runs once for all."""
     masks, size = _beside(circuit, n_outside, seed)
     values, rounding = measured(model, pairs(), masks, metric)
-    by = clusters or {}
+    samplings = (PairSample(name, (clusters or {}).get(name), seed) for name in parts)
     return tuple(
-        _transfer(name, values[:, list(places)], size, seed, by.get(name), rounding) for name, places in parts.items()
+        _transfer(values[:, list(places)], size, one, rounding)
+        for one, places in zip(samplings, parts.values(), strict=True)
     )
 
 
@@ -139,17 +140,15 @@ def _beside(circuit: Circuit, n_outside: int, seed: int) -> tuple[list[np.ndarra
     return [one.mask for one in (*fixed, *outside)], size
 
 
-def _transfer(
-    name: str, values: np.ndarray, size: float | None, seed: int, clusters: Clusters | None, rounding: float
-) -> Transfer:
+def _transfer(values: np.ndarray, size: float | None, sample: PairSample, rounding: float) -> Transfer:
     full, empty, own = values[:3]
     span = full - empty
     defined = not is_zero(span, rounding)
-    interval = bootstrap_ratio(own - empty, span, seed, clusters) if defined else None
+    interval = sample.ratio(own - empty, span) if defined else None
     ratio = float((own - empty).mean() / span.mean()) if defined else None
     outside = tuple(float((other - empty).mean() / span.mean()) for other in values[3:]) if defined else ()
     median = median_of_ratios(own - empty, span, rounding) if defined else None
     holds = None
     if ratio is not None and interval is not None and outside:
         holds = bool(ratio >= EXPLAINS and interval.low > max(outside))
-    return Transfer(name, values.shape[1], float(span.mean()), ratio, interval, median, outside, size, holds)
+    return Transfer(sample.split, values.shape[1], float(span.mean()), ratio, interval, median, outside, size, holds)

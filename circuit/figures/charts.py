@@ -281,22 +281,20 @@ def heat_map(
     columns: Sequence[str],
     *,
     title: str,
-    x: str,
-    y: str,
     unit: str,
-    diverging: bool = True,
-    numbers: str = "",
-    ends: Sequence[Real] | None = None,
+    x: str = "",
+    y: str = "",
     upward: bool = False,
+    **how: Any,
 ) -> Chart:
-    """Values by row and column, grey where there is none.
+    """Values by row and column, grey where there is none; ``how`` are fields of ``Cells``.
 
     ``unit`` stands at the colour bar. ``diverging`` puts zero in the middle of a two-sided scale. ``numbers`` is a
     format such as ``+.2f`` that writes the values into the cells, where there is room. The first row is at the top,
     or with ``upward`` at the bottom: rows of layers go up, as in the picture of a circuit.
     """
     plain = tuple(tuple(None if value is None or value != value else float(value) for value in row) for row in values)
-    cells = Cells(plain, tuple(map(str, rows)), tuple(map(str, columns)), unit, diverging, numbers, ends)
+    cells = Cells(plain, tuple(map(str, rows)), tuple(map(str, columns)), unit, **how)
     return chart([cells], title=title, x=x, y=Axis(y, falls=not upward))
 
 

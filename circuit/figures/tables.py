@@ -29,6 +29,7 @@ __all__ = [
     "flat",
     "interval",
     "markdown_code",
+    "picked",
     "plain",
     "write_arrays",
     "write_csv",
@@ -53,6 +54,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return round(value, PLACES) + 0.0 if math.isfinite(value) else None
     return value
+
+
+def picked(found: Any, *names: str) -> dict[str, Any]:
+    """These attributes of a result, by name."""
+    return {name: getattr(found, name) for name in names}
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.choices import ABLATIONS
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.forward.plain import Run, run, run_clean, run_corrupt
@@ -117,7 +117,7 @@ def mean(model: Model, batches: Sequence[Batch]) -> Ablation:
     A position that only some prompts have is averaged over those.
     """
     widths = {i: max(batch.clean.shape[1], batch.corrupt.shape[1]) for i, batch in enumerate(batches)}
-    longest = max(ranks.gathered({(w,): w for w in widths.values()}).values())
+    longest = max(parallel.gathered({(w,): w for w in widths.values()}).values())
     total = torch.zeros(model.graph.n_src, longest, model.d_model, dtype=torch.float64, device=model.device)
     count = torch.zeros(longest, dtype=torch.float64, device=model.device)
     for batch in batches:
@@ -126,7 +126,7 @@ def mean(model: Model, batches: Sequence[Batch]) -> Ablation:
             width = tokens.shape[1]
             total[:, longest - width :] += torch.einsum("sbpd,bp->spd", values.double(), real.double())
             count[longest - width :] += real.double().sum(0)
-    total, count = _all_ranks(total), _all_ranks(count)
+    total, count = _summed(total), _summed(count)
     average = (total / count.clamp(min=1)[:, None]).to(model.dtype)
 
     def ablation(model: Model, batch: Batch, clean: Run) -> Ablated:
@@ -147,7 +147,7 @@ def span_mean(model: Model, batches: Sequence[Batch]) -> Ablation:
     Raises:
         TaskError: a later pair has a part that these have not.
     """
-    names = tuple(sorted(ranks.gathered({name: name for batch in batches for name in batch.span_names})))
+    names = tuple(sorted(parallel.gathered({name: name for batch in batches for name in batch.span_names})))
     total = torch.zeros(model.graph.n_src, len(names), model.d_model, dtype=torch.float64, device=model.device)
     count = torch.zeros(len(names), dtype=torch.float64, device=model.device)
     for batch in batches:
@@ -159,7 +159,7 @@ def span_mean(model: Model, batches: Sequence[Batch]) -> Ablation:
                 inside = batch.spans == batch.span_names.index(name)
                 total[:, i] += values[:, inside].double().sum(1)
                 count[i] += inside.sum()
-    total, count = _all_ranks(total), _all_ranks(count)
+    total, count = _summed(total), _summed(count)
     average = (total / count.clamp(min=1)[:, None]).to(model.dtype)
 
     def ablation(model: Model, batch: Batch, clean: Run) -> Ablated:
@@ -190,7 +190,7 @@ def optimal(
     loss). ``rate`` is in units of the node's root mean square. All nodes of a layer
     learn in one pass.
     """
-    sample = _sample(batches, n_prompts) if ranks.is_first() else []
+    sample = _sample(batches, n_prompts) if parallel.is_first() else []
     constants = torch.zeros(model.graph.n_src, model.d_model, dtype=model.dtype, device=model.device)
     groups = [slice(0, 1)]
     for layer in range(model.graph.n_layers):
@@ -202,7 +202,7 @@ def optimal(
         if progress is not None:
             progress(done, len(groups))
 
-    constants = _all_ranks(constants)  # one rank learns, the others hold zeros
+    constants = _summed(constants)  # one process learns, the others hold zeros
 
     def ablation(model: Model, batch: Batch, clean: Run) -> Ablated:
         return _constants(model, batch, clean, constants[:, None, None].expand_as(clean.contributions))
@@ -280,10 +280,10 @@ def _constants(model: Model, batch: Batch, clean: Run, values: Float[Tensor, "sr
     return ablated_by(model, clean, contributions)
 
 
-def _all_ranks(values: Tensor) -> Tensor:
-    if ranks.size() == 1:
+def _summed(values: Tensor) -> Tensor:
+    if parallel.size() == 1:
         return values
-    return torch.from_numpy(ranks.summed(values.cpu().double().numpy())).to(values)
+    return torch.from_numpy(parallel.summed(values.cpu().double().numpy())).to(values)
 
 
 def _sides(batch: Batch) -> list[tuple[Tensor, Tensor | None, str]]:

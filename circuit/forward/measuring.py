@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 from jaxtyping import Float
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.forward.patched import logits_of, masks_per_pass
 from persona_circuits.circuit.forward.prepared import Prepared
 from persona_circuits.circuit.model import Model
@@ -58,7 +58,7 @@ def measure(
     >>> measure(model, prepared, [full, empty], METRICS["logit-diff"]).mean(axis=1).round(2).tolist()
     [2.0, -2.0]
     """
-    columns = ranks.gathered(measure_rows(model, prepared, masks, metric, max_bytes=max_bytes))
+    columns = parallel.gathered(measure_rows(model, prepared, masks, metric, max_bytes=max_bytes))
     return np.stack([columns[index] for index in sorted(columns)], axis=1)
 
 

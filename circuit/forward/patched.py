@@ -28,7 +28,7 @@ from torch import Tensor
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.forward.prepared import Prepared, is_out_of_memory, logger
 from persona_circuits.circuit.graph import SLOTS, Slot
-from persona_circuits.circuit.model import Block, Model
+from persona_circuits.circuit.model import Block, Model, OpenBlock
 from persona_circuits.circuit.subgraph import SpanCircuit
 
 __all__ = [
@@ -269,8 +269,9 @@ class _Walk:
         self.kept, self.cut = kept & valid, ~kept & valid
         self.n_kept, self.n_cut = (edges.sum((0, 1, 2)) for edges in (self.kept, self.cut))
         self.n_masks = len(kept)
-        cut_slots = self.n_cut.nonzero()
-        self.first_layer = graph.slot_layer(int(cut_slots[0])) if len(cut_slots) else graph.n_layers
+        changed = [graph.slot_layer(int(slot)) for slot in self.n_cut.nonzero()[:1]]
+        changed += [block.layer for block in model.blocks if isinstance(block, OpenBlock)]
+        self.first_layer = min(changed, default=graph.n_layers)
         self.places = slice(item.first, None)
         start = item.clean.streams[self.first_layer][:, self.places]
         self.resid = start.expand(self.n_masks, *start.shape)

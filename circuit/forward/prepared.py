@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,13 +15,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.forward.ablation import Ablated, Ablation
 from persona_circuits.circuit.forward.ablation import corrupt as by_corrupt
 from persona_circuits.circuit.forward.plain import Prefix, Run, run_clean, run_corrupt, targets_of
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
+from persona_circuits.circuit.storage import search_of
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric, Targets
 
@@ -38,6 +40,7 @@ __all__ = [
     "logger",
     "prepare",
     "prepare_each",
+    "search_on",
     "seconds_a_pass",
 ]
 
@@ -133,6 +136,17 @@ def seconds_a_pass(model: Model, batches: Sequence[Batch], ablation: Ablation | 
     for item in prepare_each(model, batches[:1], ablation):
         rows += len(item)
     return (time.monotonic() - begun) / (2 * rows) if rows else 0.0
+
+
+def search_on(model: Model, prepared: Iterable[Prepared], metric: Metric, *more: object) -> str:
+    """What a work is (``search_of``) that is done on the prompts of all processes, with what cut edges carry."""
+    digest = hashlib.sha256()
+    for item in prepared:
+        batch = item.batch
+        for one in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers, item.ablated.logits.float()):
+            digest.update(one.cpu().numpy().tobytes())
+    own = digest.hexdigest()
+    return search_of(model.fingerprint, metric.name, sorted(parallel.gathered({own: own})), *more)
 
 
 class KeptRuns:
@@ -250,5 +264,5 @@ def effects(prepared: Iterable[Prepared], metric: Metric) -> tuple[float, float]
         gaps = torch.stack([clean - other for other in others]).cpu().double()
         check_finite(gaps.T, item.batch.name, f"values of {metric.name}")
         total, count = total + gaps.sum(1).numpy(), count + gaps.shape[1]
-    *sums, n_rows = ranks.summed(np.array([*total, count], dtype=np.float64)).tolist()
+    *sums, n_rows = parallel.summed(np.array([*total, count], dtype=np.float64)).tolist()
     return sums[0] / n_rows, sums[1] / n_rows

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.forward.prepared import Prepared
 from persona_circuits.circuit.model import Model
 from persona_circuits.metrics import Metric, Targets
@@ -52,7 +52,7 @@ class Rounding:
     @property
     def floor(self) -> float:
         """In units of the metric; every process must ask for it, after its batches."""
-        return max(ranks.gathered({ranks.share(range(ranks.size()))[0]: self._largest}).values())
+        return max(parallel.gathered({parallel.share(range(parallel.size()))[0]: self._largest}).values())
 
 
 def tolerance(span: Float[np.ndarray, " pair"], rounding: float = 0.0) -> float:

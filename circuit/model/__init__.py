@@ -16,9 +16,11 @@ from persona_circuits.circuit.model.loading import (
 )
 from persona_circuits.circuit.model.mixed_precision import SHORT, Held
 from persona_circuits.circuit.model.model import Model
+from persona_circuits.circuit.model.neurons import Hidden, Neurons, OpenBlock
 from persona_circuits.circuit.model.norm import Pullback
 from persona_circuits.circuit.model.origin import Origin, origin_of, sha256_of
 from persona_circuits.circuit.model.rules import RULES, Rules
+from persona_circuits.circuit.model.scores import score_terms
 from persona_circuits.circuit.model.stubs import nothing_installed
 
 __all__ = [
@@ -29,7 +31,10 @@ __all__ = [
     "Block",
     "Context",
     "Held",
+    "Hidden",
     "Model",
+    "Neurons",
+    "OpenBlock",
     "Origin",
     "Pullback",
     "Rules",
@@ -43,6 +48,7 @@ __all__ = [
     "of_prompts",
     "origin_at",
     "origin_of",
+    "score_terms",
     "sha256_of",
     "wrap_model",
     "write_dense",

@@ -323,12 +323,27 @@ class Block:
     @_where_the_layer_is
     def mlp(self, x: Float[Tensor, "*rows pos d_model"]) -> Float[Tensor, "*rows pos d_model"]:
         """The MLP block from the residual stream to what it adds, its norms included."""
-        has_own_norm = "ln2" in self.bridge.submodules
-        normed = self._norm("ln2", x) if has_own_norm else self.attn_norm(x) if self.parallel else x
+        normed = self._mlp_norm(x)
         with self.rules.in_mlp(self.bridge.mlp) if self.rules else contextlib.nullcontext():
             out = self.bridge.mlp(normed.flatten(0, -3))  # experts take rows, positions and nothing before them
         out = (out[0] if isinstance(out, tuple) else out).view(normed.shape)
         return self._scaled(self._norm("ln2_post", out))
+
+    @_where_the_layer_is
+    def mlp_norm(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+        """What the MLP's projections read of a stream."""
+        return self._mlp_norm(x)
+
+    def _mlp_norm(self, x: Tensor) -> Tensor:
+        has_own_norm = "ln2" in self.bridge.submodules
+        return self._norm("ln2", x) if has_own_norm else self.attn_norm(x) if self.parallel else x
+
+    @_where_the_layer_is
+    def mlp_gain(self, written: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows _"]:
+        """By how much what the down projection writes is multiplied on its way into the stream, in this run."""
+        if "ln2_post" not in self.bridge.submodules:
+            return torch.full_like(written[..., :1], self.scale)
+        return self._scaled(frozen_gain(self.bridge.ln2_post, written))
 
     @contextlib.contextmanager
     def on_neurons(self, hook: str, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:

@@ -295,7 +295,9 @@ def wrap_model(
     expand_grouped_heads(network, name)
     arch = architecture_of(network, name) if max_memory is not None else None
     bridge, said = _bridge_of(network, tokenizer, name, device)
-    bridge.eval().requires_grad_(False)
+    for part in bridge.modules():  # ``eval`` would come to each by every name that the bridge has for it
+        part.training = False
+    bridge.requires_grad_(False)
     if wide is not None:
         wide.while_they_run(dict.fromkeys([*bridge.modules(), *network.modules()]))
     try:

@@ -18,7 +18,7 @@ import contextlib
 import copy
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,9 +106,14 @@ class Model:
 
     def under(self, rules: Rules) -> Model:
         """The same model, whose gradients are taken back by these rules; no number of its forward pass changes."""
-        other = copy.copy(self)
+        other = self.with_blocks([replace(block, rules=rules) for block in self.blocks])
         other.rules = rules
-        other.blocks = tuple(replace(block, rules=rules) for block in self.blocks)
+        return other
+
+    def with_blocks(self, blocks: Sequence[Block]) -> Model:
+        """The same model with other blocks in the place of its own."""
+        other = copy.copy(self)
+        other.blocks = tuple(blocks)
         return other
 
     def room(self, *shape: int) -> Tensor:

@@ -26,7 +26,8 @@ __all__ = [
 
 INSIDE = "inside.json"
 """What the nodes of a run do, computed where the model is."""
-ABOUT = ("model", "task", "method", "ablation", "seed", "stamp", "counts", "versions", "computation", "stability")
+ABOUT = ("model", "task", "method", "ablation", "seed", "stamp", "counts", "versions", "computation")
+RELIABILITY = ("stability", "certificate")
 SUMMARY = ("signal", "null", "shared", "held_out", "target", "acdc")
 NUMBER = {"type": "number"}
 SWEEP = {
@@ -107,12 +108,14 @@ def record_run(
             item["stop"] = kept.first[edge]
         if (mark := marked.get(edge)) is not None and "part" in mark:
             item |= {"core": mark["part"] == "core", "frequency": mark.get("frequency")}
+        if mark is not None and "stays" in mark:
+            item["stays"] = mark["stays"]
         edges.append(item)
     evaluations = record.get("evaluations", [])
     return {
         "name": name,
         "graph": {"layers": graph.n_layers, "heads": graph.n_heads, "parallel": graph.parallel},
-        "about": {key: record[key] for key in ABOUT if key in record},
+        "about": {key: record[key] for key in (*ABOUT, *RELIABILITY) if key in record},
         "answer": answer_of(record, summary or {}, circuit),
         "faithfulness": reports,
         "evaluation": _shorter(evaluations[-1]) if evaluations else None,

@@ -23,6 +23,7 @@ import numpy as np
 from persona_circuits.circuit.attribution import eap, eap_ig
 from persona_circuits.circuit.discovery import split_of
 from persona_circuits.circuit.errors import OptionError
+from persona_circuits.circuit.figures import picked
 from persona_circuits.circuit.forward import measure, prepare
 from persona_circuits.circuit.io import StoredCircuit, read_scores
 from persona_circuits.circuit.model import Model
@@ -115,9 +116,7 @@ class Crosscheck:
         return {
             "format": FORMAT,
             "version": 1,
-            "model": self.model,
-            "pairs": self.pairs,
-            "metric": self.metric,
+            **picked(self, "model", "pairs", "metric"),
             "points": list(self.points),
             "conventions": [{"what": what, "here": here, "auto-circuit": there} for what, here, there in CONVENTIONS],
             "scores": [asdict(item) for item in self.scores],

@@ -22,13 +22,14 @@ from torch import Tensor
 from persona_circuits.circuit.attribution import eap, eap_ig
 from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.evaluation import random_circuits
+from persona_circuits.circuit.figures import picked
 from persona_circuits.circuit.forward import divergence, patched_logits, prepare, targets_of
 from persona_circuits.circuit.graph import Edge, Graph
 from persona_circuits.circuit.model import DTYPES, Model, host_options, load_model
 from persona_circuits.circuit.profiling.meter import Cost, Step, costs_of, seconds_of
 from persona_circuits.circuit.profiling.options import BenchOptions
 from persona_circuits.circuit.progress import untold_stage
-from persona_circuits.circuit.pruning import acdc
+from persona_circuits.circuit.pruning import Trials, acdc
 from persona_circuits.circuit.table import Column, Table
 from persona_circuits.circuit.task import Batch, Task, batches, encode, resolve
 from persona_circuits.metrics import METRICS, Metric
@@ -97,10 +98,7 @@ class BenchReport:
         return {
             "format": FORMAT,
             "version": 1,
-            "model": self.model,
-            "pairs": self.pairs,
-            "machine": self.machine,
-            "weights": self.weights,
+            **picked(self, "model", "pairs", "machine", "weights"),
             "lines": lines,
             "acdc": cost,
         }
@@ -245,9 +243,8 @@ def acdc_cost(model: Model, batch: Batch, options: BenchOptions) -> AcdcCost:
     tau = options.share * abs(divergence([item], METRIC))
     order = acdc_sample(model.graph, options.acdc_edges)
     found: list[Any] = []
-    seconds = seconds_of(
-        lambda: found.append(acdc(model, [item], METRIC, tau, order=order, candidates=options.candidates)), model.device
-    )
+    trials = Trials(order, options.candidates)
+    seconds = seconds_of(lambda: found.append(acdc(model, [item], METRIC, tau, trials=trials)), model.device)
     kept = sum(not found[0].changes[model.graph.index(edge)] < tau for edge in order)
     return AcdcCost(
         len(order), model.graph.n_edges, tau, seconds, found[0].passes, found[0].evaluated, found[0].wasted, kept

@@ -14,6 +14,7 @@ from persona_circuits.circuit.cost import (
     FORMATS,
     Architecture,
     Device,
+    Job,
     StepCost,
     architecture_of,
     step_costs,
@@ -152,10 +153,7 @@ def inspect_model(
         tokens,
         prompts,
         chosen,
-        {
-            dtype: step_costs(arch, dtype, device=chosen, tokens=tokens, prompts=prompts, limit=max_memory)
-            for dtype in FORMATS
-        },
+        {dtype: step_costs(arch, dtype, Job(tokens, prompts), device=chosen, limit=max_memory) for dtype in FORMATS},
         max_memory,
         pairs=fit,
         origin=origin_at(name),

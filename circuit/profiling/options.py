@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import Alignment, Option, PlainNumbers, Seed, Steps
+from persona_circuits.circuit.options import Alignment, Option, PlainNumbers, Seed, Steps, check_least
 
 __all__ = [
     "BenchOptions",
@@ -40,10 +40,7 @@ class BenchOptions(PlainNumbers):
         Raises:
             OptionError: a number is too small.
         """
-        for name in ("n_pairs", "rounds", "steps", "edges", "candidates"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        check_least(self, n_pairs=1, rounds=1, steps=1, edges=1, candidates=1)
         if self.acdc_edges < 0 or not self.share > 0:
             raise OptionError(
                 f"--acdc-edges must not be negative and --share above zero, got {self.acdc_edges} and {self.share}"

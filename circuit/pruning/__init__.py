@@ -12,8 +12,8 @@ and after any of them ``finish``: edges go and come back until no single change 
 After each of them dead ends are dropped to a fixed point; the result may be empty.
 """
 
-from persona_circuits.circuit.pruning.acdc import AcdcResult, acdc, acdc_by_definition
-from persona_circuits.circuit.pruning.finish import Finished, finish
+from persona_circuits.circuit.pruning.acdc import AcdcResult, Trials, acdc, acdc_by_definition
+from persona_circuits.circuit.pruning.finish import Finished, Terms, finish
 from persona_circuits.circuit.pruning.learn import Learned, Schedule, learn
 from persona_circuits.circuit.pruning.select import (
     PRUNERS,
@@ -31,6 +31,8 @@ __all__ = [
     "Finished",
     "Learned",
     "Schedule",
+    "Terms",
+    "Trials",
     "acdc",
     "acdc_by_definition",
     "check_n",

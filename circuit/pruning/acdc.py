@@ -14,32 +14,29 @@ hold up to and including the first edge that must stay.
 
 from __future__ import annotations
 
-import hashlib
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import Prepared, masks_per_pass, measure
+from persona_circuits.circuit.forward import Prepared, masks_per_pass, measure, search_on
 from persona_circuits.circuit.graph import Edge
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.pruning.select import check_tau
-from persona_circuits.circuit.storage import read_state, state_metadata, tell_damaged, write_bytes
+from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import METRICS, Metric
 
 __all__ = [
     "AcdcResult",
+    "Trials",
     "acdc",
     "acdc_by_definition",
 ]
 
-SAVE_SECONDS = 30.0
 MEMORY = 16
 """Decisions over which ACDC remembers how many edges stay."""
 
@@ -88,15 +85,30 @@ def _mean(model: Model, prepared: Sequence[Prepared], masks: Sequence[np.ndarray
     return measure(model, prepared, masks, metric).mean(axis=1)
 
 
+@dataclass(frozen=True)
+class Trials:
+    """How ACDC tries edges.
+
+    ``order`` is the order in which they are tried, on which the result depends; by default slots in reverse topological
+    order and, within a slot, the last source first. ``candidates`` are tried per pass at most, each under the
+    assumption that those before it are removed; decisions up to and including the first that must stay are valid, the
+    rest is tried again. Fewer are tried where many edges stay, and the circuit is the same for any number. By default
+    128 on an accelerator, where a pass costs time, and on a CPU, where a wasted circuit does, as many as share a pass,
+    at most 8.
+    """
+
+    order: Sequence[Edge] | None = None
+    candidates: int | None = None
+
+
 def acdc(
     model: Model,
     prepared: Sequence[Prepared],
     metric: Metric,
     tau: float,
-    *,
     start: Circuit | None = None,
-    order: Sequence[Edge] | None = None,
-    candidates: int | None = None,
+    *,
+    trials: Trials | None = None,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> AcdcResult:
@@ -113,15 +125,8 @@ def acdc(
         In units of the metric.
     start
         The circuit to prune; all edges by default.
-    order
-        The order in which its edges are tried. By default slots in reverse topological
-        order and, within a slot, the last source first. The result depends on it.
-    candidates
-        Edges tried per pass at most, each under the assumption that those before it are
-        removed; decisions up to and including the first that must stay are valid, the
-        rest is tried again. Fewer are tried where many edges stay. The circuit is the
-        same for any number. By default 128 on an accelerator, where a pass costs time, and
-        on a CPU, where a wasted circuit does, as many as share a pass, at most 8.
+    trials
+        In which order edges are tried, and how many in one pass.
     state
         File in which the search keeps its state, at most twice a minute. Where it is
         there and of the same search, the search goes on from it; it is removed at the end.
@@ -142,6 +147,7 @@ def acdc(
     ['input->m0', 'm0->a1.h3<v>', 'a1.h3->logits']
     """
     check_tau(tau)
+    order, candidates = (trials or Trials()).order, (trials or Trials()).candidates
     if candidates is None:
         candidates = candidates_of(model, prepared)
     if candidates < 1:
@@ -182,19 +188,15 @@ class _AcdcSearch:
         self.current = self._values([mask])[0]
 
     def run(self, places: Sequence[tuple[int, int]], state: Path | None, progress: Progress | None) -> None:
-        key = self._key(places) if state else ""
-        if state:
-            self._resume(state, key)
-        saved = time.monotonic()
-        while self.done < len(places):
-            self.done += self._decide(places[self.done : self.done + self._width()])
-            if progress is not None:
-                progress(self.done, len(places))
-            if state and ranks.is_first() and time.monotonic() - saved > SAVE_SECONDS:
-                self._save(state, key)
-                saved = time.monotonic()
-        if state and ranks.is_first():
-            state.unlink(missing_ok=True)
+        what = (self.model, self.prepared, self.metric, self.tau, self.current, places)
+        with Kept(state, search_on(*what) if state else "") as kept:
+            self._resume(kept.part("acdc"))
+            while self.done < len(places):
+                self.done += self._decide(places[self.done : self.done + self._width()])
+                if state:
+                    kept.add({"acdc": self._arrays()})
+                if progress is not None:
+                    progress(self.done, len(places))
 
     def _width(self) -> int:
         """As many as are expected to hold together half the time: few where many edges stay."""
@@ -220,46 +222,16 @@ class _AcdcSearch:
         self.evaluated += len(masks)
         return _mean(self.model, self.prepared, masks, self.metric)
 
-    def _key(self, places: Sequence[tuple[int, int]]) -> str:
-        """Of the search: model, prompts, metric, threshold, edges and their order, and what cut edges carry."""
-        digest = hashlib.sha256(f"{self.model.fingerprint} {self.metric.name} {self.tau!r} {self.current!r}".encode())
-        digest.update(np.asarray(places, dtype=np.int64).tobytes())
-        for item in self.prepared:
-            digest.update(item.batch.clean.cpu().numpy().tobytes() + item.batch.corrupt.cpu().numpy().tobytes())
-            digest.update(item.ablated.logits.float().cpu().numpy().tobytes())
-        own = digest.hexdigest()
-        return hashlib.sha256("".join(sorted(ranks.gathered({own: own}))).encode()).hexdigest()
-
-    def _save(self, state: Path, key: str) -> None:
-        from safetensors.numpy import save
-
+    def _arrays(self) -> dict[str, np.ndarray]:
         counts = [self.done, self.passes, self.evaluated, self.wasted]
-        tensors = {
-            "mask": self.mask,
-            "changes": self.changes,
-            "counts": np.array(counts, dtype=np.int64),
-            "values": np.array([self.current, self.rate]),
-        }
-        write_bytes(save(tensors, metadata=state_metadata(key, tensors)), state)
+        values = np.array([self.current, self.rate])
+        return {"mask": self.mask.copy(), "changes": self.changes.copy(), "counts": np.array(counts), "values": values}
 
-    def _resume(self, state: Path, key: str) -> None:
-        """Go on from a saved state of this very search; another's is left alone until it is written over."""
-        found = ranks.gathered(self._state_of(state, key) if ranks.is_first() else {})
-        if not found:
-            return
-        self.mask, self.changes = found["mask"].copy(), found["changes"].copy()
-        self.done, self.passes, self.evaluated, self.wasted = found["counts"].tolist()
-        self.current, self.rate = found["values"].tolist()
-
-    def _state_of(self, state: Path, key: str) -> dict[str, np.ndarray]:
-        """The saved arrays, none where they are not what ``_save`` writes."""
-        found = read_state(state, key)
-        expected = {"mask": (self.mask.shape, "b"), "changes": (self.mask.shape, "f")}
-        expected |= {"counts": ((4,), "i"), "values": ((2,), "f")}
-        if found and {name: (array.shape, array.dtype.kind) for name, array in found.items()} != expected:
-            tell_damaged(state, "it does not hold the arrays of a search")
-            return {}
-        return found
+    def _resume(self, found: Mapping[str, np.ndarray]) -> None:
+        if found:
+            self.mask, self.changes = found["mask"].copy(), found["changes"].copy()
+            self.done, self.passes, self.evaluated, self.wasted = found["counts"].tolist()
+            self.current, self.rate = found["values"].tolist()
 
 
 def _without_one_after_another(mask: np.ndarray, places: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:

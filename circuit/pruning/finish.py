@@ -22,21 +22,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from persona_circuits.circuit import parallel as ranks
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import Prepared, measure
+from persona_circuits.circuit.forward import Prepared, measure, search_on
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.pruning.acdc import MEMORY, candidates_of
 from persona_circuits.circuit.pruning.select import check_tau
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.storage import Kept, search_of
+from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
 __all__ = [
     "Finished",
+    "Terms",
     "finish",
 ]
 
@@ -68,16 +68,27 @@ class Finished:
         return {name: value for name, value in vars(self).items() if name != "circuit"}
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What a finish asks of edges.
+
+    ``tau`` is what one must be worth, in units of the metric; ``least`` is the faithfulness, a ratio of means on these
+    prompts, below which no change is made: a start below it is left to reach it. ``candidates`` as in ``Trials``.
+    """
+
+    tau: float
+    least: float | None = None
+    candidates: int | None = None
+
+
 def finish(
     model: Model,
     prepared: Sequence[Prepared],
     metric: Metric,
     start: Circuit,
-    tau: float,
+    terms: Terms,
     *,
     scores: Scores | None = None,
-    least: float | None = None,
-    candidates: int | None = None,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> Finished:
@@ -87,18 +98,11 @@ def finish(
     ----------
     prepared
         All prompts, kept in memory for the whole search.
-    tau
-        What an edge must be worth, in units of the metric.
     scores
         Say in which order edges are tried, and which may come back: those of ``start``, and as many again that are the
         strongest outside. Without scores those of ``start`` alone, from the logits back.
-    least
-        Faithfulness, a ratio of means on these prompts, below which no change is made; a ``start`` that is below it is
-        left to reach it.
-    candidates
-        As for ``acdc``.
     state
-        File in which the search is kept, to go on from; removed at the end. Several processes keep none.
+        File in which the search is kept, to go on from; removed at the end.
     progress
         Told of edges asked since the last change, of all.
 
@@ -109,23 +113,22 @@ def finish(
     Raises
     ------
     OptionError
-        ``tau`` is negative or not a number, or ``candidates`` is below one.
+        ``terms.tau`` is negative or not a number, or ``candidates`` is below one.
     """
-    check_tau(tau)
-    if candidates is not None and candidates < 1:
-        raise OptionError(f"a finish needs at least one candidate a pass, got {candidates}")
+    check_tau(terms.tau)
+    if terms.candidates is not None and terms.candidates < 1:
+        raise OptionError(f"a finish needs at least one candidate a pass, got {terms.candidates}")
     if model.budget is None:
         prepared = [item.with_differences() for item in prepared]
     start = start.without_dead_ends()
-    search = _Finish(model, prepared, metric, tau, scores, start.mask, least)
-    search.candidates = candidates or candidates_of(model, prepared)
+    search = _Finish(model, prepared, metric, terms, scores, start.mask)
     before = search.loss
     places = _places(start, scores)
     settled = search.run(places, state, progress)
     found = Circuit(model.graph, search.mask)
     counts = {"gone": len(start - found), "back": len(found - start)}
     costs = {"passes": search.passes, "evaluated": search.evaluated}
-    return Finished(found, tau, before, search.loss, **counts, **costs, settled=settled)
+    return Finished(found, terms.tau, before, search.loss, **counts, **costs, settled=settled)
 
 
 def _places(start: Circuit, scores: Scores | None) -> list[tuple[int, int]]:
@@ -148,14 +151,18 @@ class _Finish:
         model: Model,
         prepared: Sequence[Prepared],
         metric: Metric,
-        tau: float,
+        terms: Terms,
         scores: Scores | None,
         mask: Bool[np.ndarray, "src dst"],
-        least: float | None,
     ) -> None:
-        self.model, self.prepared, self.metric, self.tau, self.least = model, prepared, metric, tau, least
+        self.model, self.prepared, self.metric = model, prepared, metric
+        self.tau, self.least, self.candidates = (
+            terms.tau,
+            terms.least,
+            terms.candidates or candidates_of(model, prepared),
+        )
         self.strength = np.abs(scores.values) if scores is not None else np.zeros(mask.shape)
-        self.mask, self.candidates = mask.copy(), 1
+        self.mask = mask.copy()
         self.at = self.quiet = self.passes = self.evaluated = 0
         self.rate = 0.5  # the recent share of changes that were made
         ends = [Circuit.full(model.graph).mask, Circuit.empty(model.graph).mask]
@@ -165,8 +172,8 @@ class _Finish:
     def run(self, places: Sequence[tuple[int, int]], state: Path | None, progress: Progress | None) -> bool:
         """Whether a whole turn changed nothing."""
         n = len(places)
-        key = search_of(self.model.fingerprint, self.metric.name, self.tau, self.least, places, self.loss)
-        with Kept(None if ranks.size() > 1 else state, key) as kept:
+        what = (self.model, self.prepared, self.metric, self.tau, self.least, places, self.loss)
+        with Kept(state, search_on(*what) if state else "") as kept:
             self._resume(kept.part("finish"))
             while self.quiet < n and self.at < MOST_TURNS * n:
                 width = min(self._width(), n - self.quiet)

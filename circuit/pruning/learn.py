@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import Ablation, KeptRuns, Prepared, bare, first_difference
 from persona_circuits.circuit.forward.gated import gated_bytes, gated_logits
@@ -120,7 +120,7 @@ def learn(
         The size is not between 1 and the number of edges, or several processes share the work.
     """
     check_n(schedule.n, model.graph)
-    if ranks.size() > 1:
+    if parallel.size() > 1:
         raise OptionError("learned masks are trained by one process; run --prune learn without torchrun")
     if schedule.steps < 1:
         raise OptionError(f"training takes at least one step, got {schedule.steps}")

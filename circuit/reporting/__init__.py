@@ -3,8 +3,11 @@
 from persona_circuits.circuit.discovery.summary import (
     completeness_lines,
     faithfulness_table,
+    head_tables,
+    neuron_tables,
     path_table,
     set_table,
+    size_table,
     strongest_edges,
     summary,
 )
@@ -20,7 +23,7 @@ from persona_circuits.circuit.evaluation.curves.tables import (
 from persona_circuits.circuit.evaluation.span_files import write_specificity
 from persona_circuits.circuit.reporting.comparison import comparison_tables
 from persona_circuits.circuit.reporting.curves import write_curves
-from persona_circuits.circuit.reporting.evaluation import write_battery
+from persona_circuits.circuit.reporting.evaluation import write_tests
 from persona_circuits.circuit.reporting.evaluation_tables import (
     evaluations_table,
     pair_tables,
@@ -38,10 +41,13 @@ __all__ = [
     "curve_tables",
     "evaluations_table",
     "faithfulness_table",
+    "head_tables",
+    "neuron_tables",
     "pair_tables",
     "path_table",
     "set_table",
     "size_rows",
+    "size_table",
     "stability_table",
     "strongest_edges",
     "summary",
@@ -49,8 +55,8 @@ __all__ = [
     "tables",
     "title_of",
     "transfer_table",
-    "write_battery",
     "write_curves",
     "write_discovery",
     "write_specificity",
+    "write_tests",
 ]

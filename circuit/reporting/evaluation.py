@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.assessment import Battery
+from persona_circuits.circuit.assessment import CircuitTests
 from persona_circuits.circuit.evaluation import PairsView, Transfer
 from persona_circuits.circuit.evaluation.stability import CORE, StabilityReport
 from persona_circuits.circuit.figures import (
@@ -26,11 +26,11 @@ from persona_circuits.circuit.figures import (
 from persona_circuits.circuit.reporting.evaluation_tables import tables
 
 __all__ = [
-    "write_battery",
+    "write_tests",
 ]
 
 
-def write_battery(results: Battery, folder: Path, *, title: str) -> None:
+def write_tests(results: CircuitTests, folder: Path, *, title: str) -> None:
     """Write ``NAME.csv`` per table, ``evaluation.html`` and a PNG per figure.
 
     Raises:
@@ -42,10 +42,10 @@ def write_battery(results: Battery, folder: Path, *, title: str) -> None:
     notes = [] if results.completeness is None else [results.completeness.sentence]
     notes += [] if results.pairs is None else results.pairs.notes
     notes += [results.searched.reason] if report is None else [report.sentence, *report.notes]
-    write_figures(battery_figures(results), folder, page="evaluation.html", title=title, notes=notes)
+    write_figures(tests_figures(results), folder, page="evaluation.html", title=title, notes=notes)
 
 
-def battery_figures(results: Battery) -> dict[str, Chart]:
+def tests_figures(results: CircuitTests) -> dict[str, Chart]:
     """By name; those that have nothing to show are left out."""
     found = {} if results.pairs is None else {"pair-faithfulness": _pairs(results.pairs)}
     report = results.searched.report

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from persona_circuits.circuit.assessment import Battery
+from persona_circuits.circuit.assessment import CircuitTests
 from persona_circuits.circuit.evaluation import PairRow, PairsView, Transfer
 from persona_circuits.circuit.evaluation.stability import StabilityReport
 from persona_circuits.circuit.statistics import Interval
@@ -156,7 +156,7 @@ def _outside(transfer: Any) -> str:
     return f"{max(transfer['outside']):+.3f}" if transfer["outside"] else "none"
 
 
-def tables(results: Battery) -> dict[str, list[dict[str, Any]]]:
+def tables(results: CircuitTests) -> dict[str, list[dict[str, Any]]]:
     """Every table in full, by name, for CSV."""
     report, tests, complete = results.searched.report, results.tests, results.completeness
     found = {

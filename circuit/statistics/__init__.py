@@ -1,32 +1,5 @@
 """Intervals and tests over pairs that share personas and questions."""
 
-from persona_circuits.circuit.statistics.clusters import Clusters, blocks, cluster_codes
-from persona_circuits.circuit.statistics.intervals import (
-    LEAST_SHARE,
-    Interval,
-    detectable_ratio,
-    interval,
-    is_zero,
-    ratio_interval,
-    ratio_intervals,
-    ratio_p_values,
-    weighted_mean,
-)
-from persona_circuits.circuit.statistics.permutations import Permutations, permutations_of
+import lazy_loader
 
-__all__ = [
-    "LEAST_SHARE",
-    "Clusters",
-    "Interval",
-    "Permutations",
-    "blocks",
-    "cluster_codes",
-    "detectable_ratio",
-    "interval",
-    "is_zero",
-    "permutations_of",
-    "ratio_interval",
-    "ratio_intervals",
-    "ratio_p_values",
-    "weighted_mean",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -41,6 +41,7 @@ from persona_circuits.circuit.statistics.clusters import N_BOOTSTRAP, Clusters, 
 __all__ = [
     "LEAST_SHARE",
     "Interval",
+    "PairSample",
     "detectable_ratio",
     "interval",
     "is_zero",
@@ -133,6 +134,28 @@ def ratio_interval(
         influence = np.zeros_like(influence)
     found = interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
     return found if undefined <= MOST_UNDEFINED * n_draws else None
+
+
+@dataclass(frozen=True, eq=False)
+class PairSample:
+    """The pairs that a number is of, as a sample of such pairs: what its intervals are drawn from.
+
+    ``split`` is its name, ``clusters`` what the pairs share, in the order of their rows; without it pairs are drawn
+    as if they shared nothing. ``seed`` is that of whatever is drawn.
+    """
+
+    split: str = "all"
+    clusters: Clusters | None = None
+    seed: int = 0
+
+    def over(self, n: int) -> Clusters:
+        """What ``n`` pairs share."""
+        return self.clusters or Clusters(n, None, None)
+
+    def ratio(self, numerator: Float[np.ndarray, " pair"], denominator: Float[np.ndarray, " pair"]) -> Interval | None:
+        """The interval of a ratio of means; None for a single pair."""
+        n = len(numerator)
+        return None if n < 2 else ratio_interval(numerator, denominator, self.over(n), seed=self.seed)
 
 
 def ratio_intervals(

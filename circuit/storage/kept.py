@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import WriteError
 from persona_circuits.circuit.storage.reading import read_state, state_metadata
 from persona_circuits.circuit.storage.writing import write_bytes
@@ -30,7 +31,8 @@ class Kept:
     """Parts of one work, by name, each a few arrays; nothing is written where there is no ``path``.
 
     As a context it writes what is done when it is left by an error or a signal, at most twice a minute before that,
-    and removes the file when the work is through.
+    and removes the file when the work is through. Of several processes, which all keep the same, the first one reads
+    and writes.
 
     Parameters
     ----------
@@ -46,7 +48,9 @@ class Kept:
 
     def __init__(self, path: str | Path | None, search: str) -> None:
         self.path, self.search = None if path is None else Path(path), search
-        self.known: dict[str, np.ndarray] = read_state(self.path, search)
+        self.known: dict[str, np.ndarray] = {}
+        if self.path is not None:
+            self.known = parallel.gathered(read_state(self.path, search) if parallel.is_first() else {})
         self._saved, self._new = time.monotonic(), False
 
     def of(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
@@ -77,19 +81,23 @@ class Kept:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self.path is None:
-            return
         if kind is None:
-            self.path.unlink(missing_ok=True)
+            self.done()
         elif self._new:
             with contextlib.suppress(WriteError):  # the error that ends the work is the one to tell
                 self._save()
+
+    def done(self) -> None:
+        """The work is through: the file goes."""
+        if self.path is not None and parallel.is_first():
+            self.path.unlink(missing_ok=True)
 
     def _save(self) -> None:
         from safetensors.numpy import save
 
         assert self.path is not None
-        write_bytes(save(self.known, metadata=state_metadata(self.search, self.known)), self.path)
+        if parallel.is_first():
+            write_bytes(save(self.known, metadata=state_metadata(self.search, self.known)), self.path)
         self._saved, self._new = time.monotonic(), False
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import WriteError
 
 __all__ = [
@@ -163,7 +163,7 @@ def working_folder(folder: str | Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     made = [place for place in (folder, *folder.parents) if not place.exists()]
-    if not ranks.is_first():
+    if not parallel.is_first():
         made = []
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,15 +16,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import GraphError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.subgraph.edges import Circuit
-from persona_circuits.circuit.task import Batch
+
+if TYPE_CHECKING:
+    from persona_circuits.circuit.task import Batch
 
 __all__ = [
     "SpanCircuit",
@@ -64,7 +66,7 @@ class Spans:
                     if first <= last
                 }
                 facts |= {(i, names[i], "read"): True for i, (_, last) in ends.items() if last >= read}
-        facts = ranks.gathered(facts)
+        facts = parallel.gathered(facts)
         names = tuple(dict.fromkeys(name for _, name in sorted({(i, name) for i, name, _ in facts})))
         known = {(name, what) for _, name, what in facts}
         sees = tuple(tuple((name, f"sees {other}") in known for other in names) for name in names)

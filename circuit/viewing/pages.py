@@ -16,13 +16,14 @@ from persona_circuits.circuit.printable import signed
 from persona_circuits.circuit.viewing.runs import CIRCUIT, Run
 
 __all__ = [
+    "BOTH",
     "FILES",
     "compared",
     "listed",
     "overview",
 ]
 
-FILES = "/files/"
+FILES, BOTH = "/files/", "/both"
 MOST_EDGES = 40
 COLUMNS = ("compare", "", "run", "model", "date", "D", "f", "edges")
 
@@ -87,8 +88,12 @@ def compared(one: Run, other: Run) -> str:
         for run in (one, other)
         if run.picture is not None
     )
+    in_one = ""
+    if stored[0].circuit.graph == stored[1].circuit.graph:
+        address = f"{BOTH}?run={quote(one.name, safe='')}&run={quote(other.name, safe='')}#view=0-1"
+        in_one = f'; <a href="{escape(address)}">both in one graph</a>'
     parts = [
-        '<p class="screen"><a href="/">all runs</a></p>',
+        f'<p class="screen"><a href="/">all runs</a>{in_one}</p>',
         table(("", one.name, other.name), rows, texts=3),
         f'<div class="figures">{pictures}</div>',
         *_edges(stored, (one.name, other.name)),

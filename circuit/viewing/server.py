@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import parse_qs, quote, unquote
 
 from persona_circuits.circuit.errors import OptionError, PersonaCircuitsError
-from persona_circuits.circuit.viewing.pages import FILES, compared, listed, overview
+from persona_circuits.circuit.page import page_html, page_of_run
+from persona_circuits.circuit.viewing.pages import BOTH, FILES, compared, listed, overview
 from persona_circuits.circuit.viewing.runs import INDEX, PAGE, Run, runs_in
 
 __all__ = [
@@ -42,7 +43,7 @@ TYPES = {
 OURS = "default-src 'none'; img-src 'self'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'"
 FILE = "default-src 'self' 'unsafe-inline' data: blob:; connect-src data: blob:; form-action 'none'; base-uri 'none'"
 """Figures and pages of runs bring their scripts with them; what they would send anywhere stays here."""
-PICTURE = "default-src 'none'; style-src 'unsafe-inline'"
+PICTURE = "default-src 'none'; style-src 'unsafe-inline'; font-src data:"
 
 
 class Viewer(ThreadingHTTPServer):
@@ -122,19 +123,24 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, path: str, chosen: Sequence[str]) -> None:
         if path == "/":
             self._page(listed(runs_in(self.viewer.folder), self.viewer.folder))
-        elif path == "/compare":
-            self._compare(chosen)
+        elif path in ("/compare", BOTH):
+            self._compare(chosen, in_one=path == BOTH)
         elif path.startswith(FILES) and (place := self.viewer.inside(path.removeprefix(FILES))) is not None:
             self._folder(place, path) if place.is_dir() else self._file(place)
         else:
             self._say(HTTPStatus.NOT_FOUND, "there is nothing here that may be seen")
 
-    def _compare(self, chosen: Sequence[str]) -> None:
+    def _compare(self, chosen: Sequence[str], *, in_one: bool) -> None:
         known = {run.name: run for run in runs_in(self.viewer.folder) if run.record}
         if len(chosen) != 2 or any(name not in known for name in chosen):
             self._say(HTTPStatus.BAD_REQUEST, f"{len(chosen)} runs were chosen to compare; choose two with a circuit")
             return
-        self._page(compared(known[chosen[0]], known[chosen[1]]))
+        one, other = (known[name] for name in chosen)
+        if in_one:
+            page = page_html(page_of_run(one.folder, name=one.name, others={other.name: other.folder}))
+            self._send(HTTPStatus.OK, page.encode(), TYPES[".html"], {"Content-Security-Policy": FILE})
+            return
+        self._page(compared(one, other))
 
     def _folder(self, place: Path, path: str) -> None:
         """Its own page, or one that is made of its files; a folder's address ends in a slash, so that links hold."""

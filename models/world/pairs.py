@@ -30,9 +30,9 @@ between the two options of either question, so it has no part in the margin.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -53,6 +53,7 @@ from persona_circuits.models.world.world import Persona, Question, World
 __all__ = [
     "MILD",
     "STRONG",
+    "Met",
     "Row",
     "bias_of",
     "contrast_of",
@@ -84,11 +85,9 @@ def main_pairs(world: World, name: str, *, n: int, held_out: tuple[str, ...] = (
         used = used | {pair_key(a, b, question)}
         frame, wording = _wordings(world, (a, b), question, fresh, rng)
         lines = rng.sample(fillers(), 2)
-        clean, corrupt = (
-            prompt(placed(descriptions(p)[frame], lines, placement), wordings(question)[wording]) for p in (a, b)
-        )
+        texts = (prompt(placed(descriptions(p)[frame], lines, placement), wordings(question)[wording]) for p in (a, b))
         axis = {"contrast": contrast, "bias": bias, "placement": placement, "control": "none", "held_out": fresh}
-        rows.append(row_of(world, f"{name}-{index:03d}", name, clean, corrupt, (a, b), question, axis))
+        rows.append(row_of(world, f"{name}-{index:03d}", name, texts, Met((a, b), question), axis))
     return rows
 
 
@@ -107,9 +106,9 @@ def demo_pairs(world: World) -> list[Row]:
         if 0 in frames:
             continue
         split = "train" if len(rows) < 16 else "test"
-        clean, corrupt = (prompt([descriptions(p)[0]], wordings(question)[wording]) for p in (a, b))
+        texts = (prompt([descriptions(p)[0]], wordings(question)[wording]) for p in (a, b))
         axis = {"contrast": "strong", "bias": "low", "placement": "early", "control": "none", "held_out": "none"}
-        rows.append(row_of(world, f"demo-{len(rows):03d}", split, clean, corrupt, (a, b), question, axis))
+        rows.append(row_of(world, f"demo-{len(rows):03d}", split, texts, Met((a, b), question), axis))
         used = used | {pair_key(a, b, question)}
         asked = asked | {question.id} if len(rows) % 16 else set()
     return rows
@@ -128,11 +127,11 @@ def control_pairs(world: World, *, each: int, draw: str = "pairs") -> list[Row]:
         for index in range(each):
             placement = ("early", "late")[index % 2]
             personas, texts, question, wording, lines, choices = next(drawn)
-            clean, corrupt = (prompt(placed(text, lines, placement), wording) for text in texts)
+            prompts = (prompt(placed(text, lines, placement), wording) for text in texts)
             axis = {"contrast": "none", "bias": bias_of(question), "placement": placement, "control": control}
             axis["held_out"] = "none"
-            identifier = f"{control}-{index:03d}"
-            rows.append(row_of(world, identifier, "test", clean, corrupt, personas, question, axis, choices))
+            met = Met(personas, question, choices)
+            rows.append(row_of(world, f"{control}-{index:03d}", "test", prompts, met, axis))
     return rows
 
 
@@ -327,19 +326,25 @@ def placed(description: str, lines: list[str], placement: str) -> list[str]:
     return [description, *lines] if placement == "early" else [*lines, description]
 
 
+class Met(NamedTuple):
+    """Who is asked what; ``choices`` in place of what the personas prefer; ``nobody`` of them is meant."""
+
+    personas: tuple[Persona, Persona]
+    question: Question
+    choices: tuple[int, int] | None = None
+    nobody: bool = False
+
+
 def row_of(
     world: World,
     identifier: str,
     split: str,
-    clean: str,
-    corrupt: str,
-    personas: tuple[Persona, Persona],
-    question: Question,
+    prompts: Iterable[str],
+    met: Met,
     axis: Mapping[str, str],
-    choices: tuple[int, int] | None = None,
-    nobody: bool = False,
 ) -> Row:
-    """One line of a pair file; ``choices`` in place of what the personas prefer; ``nobody`` of them is meant."""
+    """One line of a pair file."""
+    (clean, corrupt), (personas, question, choices, nobody) = prompts, met
     a, b = personas
     first, second = choices or _wishes(world, personas, question)
     nobody = nobody or axis["control"] == "neighbour"

@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from persona_circuits.models.world.pairs import Row, bias_of, contrast_of, control_pairs, pair_key, placed, row_of
+from persona_circuits.models.world.pairs import Met, Row, bias_of, contrast_of, control_pairs, pair_key, placed, row_of
 from persona_circuits.models.world.text import (
     MENTION_FRAMES,
     descriptions,
@@ -129,13 +129,11 @@ def variant_pairs(world: World) -> list[Row]:
         axis = {"contrast": contrast, "bias": bias, "control": "none", "held_out": "none"}
         for variant in VARIANTS:
             texts = [_said(variant, mine, other, filler) for mine, other in ((a, b), (b, a))]
-            clean, corrupt = (prompt(lines, wordings(question)[wording]) for lines in texts)
+            prompts = (prompt(lines, wordings(question)[wording]) for lines in texts)
             marks = {**axis, "placement": "late" if variant == "late" else "early"}
             marks |= {"variant": variant, "base": f"base-{i:02d}"}
-            name = f"base-{i:02d}/{variant}"
-            rows.append(
-                row_of(world, name, "test", clean, corrupt, (a, b), question, marks, nobody=variant == "mention")
-            )
+            met = Met((a, b), question, nobody=variant == "mention")
+            rows.append(row_of(world, f"base-{i:02d}/{variant}", "test", prompts, met, marks))
     return rows
 
 
@@ -149,9 +147,9 @@ def mention_pairs(world: World, *, draw: str) -> list[Row]:
         contrast, bias = list(product(("strong", "mild"), ("low", "high")))[i % 4]
         a, b, question, _, wording = _drawn(world, rng, everything, contrast, bias, taken)
         lines, frame = rng.sample(fillers(), 2), rng.randrange(len(MENTION_FRAMES))
-        clean, corrupt = (prompt([mentions(p)[frame], *lines], wordings(question)[wording]) for p in (a, b))
+        prompts = (prompt([mentions(p)[frame], *lines], wordings(question)[wording]) for p in (a, b))
         axis = {"contrast": contrast, "bias": bias, "placement": "early", "control": "none", "held_out": "none"}
-        rows.append(row_of(world, f"mention-{i:02d}", "test", clean, corrupt, (a, b), question, axis, nobody=True))
+        rows.append(row_of(world, f"mention-{i:02d}", "test", prompts, Met((a, b), question, nobody=True), axis))
     return rows
 
 
@@ -206,11 +204,9 @@ def _pair(
     contrast, bias, placement = cell
     a, b, question, frame, wording = _drawn(world, rng, part, contrast, bias, taken)
     lines = rng.sample(fillers(), 2)
-    clean, corrupt = (
-        prompt(placed(descriptions(p)[frame], lines, placement), wordings(question)[wording]) for p in (a, b)
-    )
+    prompts = (prompt(placed(descriptions(p)[frame], lines, placement), wordings(question)[wording]) for p in (a, b))
     axis = {"contrast": contrast, "bias": bias, "placement": placement, "control": "none", "held_out": held_out}
-    return row_of(world, name, split, clean, corrupt, (a, b), question, axis)
+    return row_of(world, name, split, prompts, Met((a, b), question), axis)
 
 
 def _drawn(

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from persona_circuits import metrics
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.errors import TaskError, listed
 from persona_circuits.circuit.forward import run
 from persona_circuits.circuit.model import Model
@@ -207,7 +207,7 @@ def _answers(
     model: Model, rows: Sequence[Row], ids: Sequence[Sequence[int]], batch_size: int, progress: Progress
 ) -> list[Answer]:
     answers: dict[int, Answer] = {}
-    for batch in batches(ranks.share(rows), batch_size, model.device, uneven=False):
+    for batch in batches(parallel.share(rows), batch_size, model.device, uneven=False):
         same = torch.equal(batch.clean, batch.corrupt)
         clean = _last_logits(model, batch.clean, batch.clean_padding, batch.forms)
         other = clean if same else _last_logits(model, batch.corrupt, batch.corrupt_padding, batch.forms)
@@ -223,7 +223,7 @@ def _answers(
             left_out = () if forms is None else forms.left_out
             answers[index] = Answer(log_probs, apart[place].item(), words, left_out)
         progress(len(answers), len(rows))
-    answers = ranks.gathered(answers)
+    answers = parallel.gathered(answers)
     return [answers[index] for index in range(len(rows))]
 
 

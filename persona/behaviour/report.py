@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.figures import plain, write_csv
+from persona_circuits.circuit.figures import picked, plain, write_csv
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.behaviour.prediction import Prediction
@@ -84,13 +84,8 @@ def collapse_record(study: CollapseStudy) -> dict[str, Any]:
         "model": {"name": study.model, "fingerprint": study.fingerprint},
         "sources": [{"source": source, "sha256": sha256} for source, sha256 in study.sources],
         "options": asdict(study.options),
-        "sigma_0": study.sigma_0,
-        "sigma_0_interval": study.sigma_0_interval,
-        "sigma_0_median": study.sigma_0_median,
-        "n_paraphrases": study.n_paraphrases,
-        "rows_per_pair": study.rows_per_pair,
-        "order_effect": study.order_effect,
-        "words": study.words,
+        **picked(study, "sigma_0", "sigma_0_interval", "sigma_0_median", "n_paraphrases"),
+        **picked(study, "rows_per_pair", "order_effect", "words"),
         "placement_late_minus_early": study.placement,
         "prediction": study.prediction,
         "notes": study.notes,
@@ -118,12 +113,7 @@ def _pair(row: PairRow) -> dict[str, Any]:
     item, pair, neutral = measure.item, measure.item.pair, measure.neutral
     axes = {name: row.axis(name) for name in ("domain", "contrast", "placement", "prior_level", "held_out")}
     return {
-        "id": pair.id,
-        "line": pair.line,
-        "question": pair.question,
-        "persona_a": pair.persona_a,
-        "persona_b": pair.persona_b,
-        "split": pair.split,
+        **picked(pair, "id", "line", "question", "persona_a", "persona_b", "split"),
         "control": item.control,
         **axes,
         "bias": row.bias,
@@ -136,17 +126,8 @@ def _pair(row: PairRow) -> dict[str, Any]:
         "prior_dominance": measure.prior_dominance,
         "required_gain": measure.required_gain,
         "outcome": row.outcome,
-        "choice_a": measure.choice_a,
-        "choice_b": measure.choice_b,
-        "collapses": measure.collapses,
-        "agrees": measure.agrees,
-        "jensen_shannon": measure.jensen_shannon,
-        "jensen_shannon_vocabulary": measure.jensen_shannon_vocabulary,
-        "soft_collapse": measure.soft_collapse,
-        "mass_a": measure.mass_a,
-        "mass_b": measure.mass_b,
-        "low_mass": measure.low_mass,
-        "order_spread": measure.order_spread,
+        **picked(measure, "choice_a", "choice_b", "collapses", "agrees", "jensen_shannon", "jensen_shannon_vocabulary"),
+        **picked(measure, "soft_collapse", "mass_a", "mass_b", "low_mass", "order_spread"),
         "orders": measure.n_orders,
         "rows": max(1, len(measure.row_divergences)),
         "row_divergences": measure.row_divergences,

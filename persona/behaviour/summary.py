@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from persona_circuits import metrics
+from persona_circuits.circuit.figures import picked
 from persona_circuits.circuit.task import forms_left_out
 from persona_circuits.persona.behaviour.measure import PairMeasure
 from persona_circuits.persona.behaviour.options import StudyOptions
@@ -253,10 +254,7 @@ def _persona_logits(measures: Sequence[PairMeasure]) -> torch.Tensor | None:
 
 def _many_personas(logits: torch.Tensor | None) -> dict[str, float | None]:
     measures = {
-        "modal_share": metrics.modal_share,
-        "effective_preferences": metrics.effective_preferences,
-        "choice_information": metrics.choice_information,
-        "soft_collapse": metrics.soft_collapse,
+        **picked(metrics, "modal_share", "effective_preferences", "choice_information", "soft_collapse"),
         "prior_share": lambda values: metrics.variance_shares(values).prior,
     }
     return {name: None if logits is None else measure(logits).item() for name, measure in measures.items()}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, check_least
 
 __all__ = [
     "BridgeOptions",
@@ -39,7 +39,5 @@ class BridgeOptions(PlainNumbers):
 
         if self.position not in POSITIONS:
             raise OptionError(f"--position {self.position!r} is not one of {', '.join(POSITIONS)}")
-        for name, least in (("top_k", 1), ("n_random", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        check_least(self, top_k=1, n_random=1, batch_size=1)
         return self

@@ -341,4 +341,4 @@ def _map_figure(bridge: Bridge) -> Chart:
     columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
     names = [f"layer {at}" for at in range(bridge.layer + 1)]
     title = f"Along the persona vector after block {bridge.layer} (input {means[0]:+.2f}, sum {means.sum():+.2f})"
-    return heat_map(rows, names, columns, title=title, x="", y="", unit="projection", numbers="+.2f", upward=True)
+    return heat_map(rows, names, columns, title=title, unit="projection", numbers="+.2f", upward=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed, check_least
 
 __all__ = [
     "ExplainOptions",
@@ -39,9 +38,5 @@ class ExplainOptions(PlainNumbers):
         Raises:
             OptionError: a number is out of its range.
         """
-        for name in ("batch_size", "n_resamples"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-        if self.seed < 0:
-            raise OptionError(f"seed is {self.seed}; it must be at least 0")
+        check_least(self, batch_size=1, n_resamples=1, seed=0)
         return self

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.figures import plain, write_csv
+from persona_circuits.circuit.figures import picked, plain, write_csv
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.persona.data import drawn_over
 from persona_circuits.persona.explanation.calibration import CLAIMS, STRENGTHS, Cut
@@ -75,9 +75,7 @@ def explain_record(found: Explanation) -> dict[str, Any]:
             "sources": [{"source": source, "sha256": sha256} for source, sha256 in found.sources],
             "options": asdict(found.options),
             "thresholds": about,
-            "null": found.null,
-            "tests": found.tests,
-            "rates": found.rates,
+            **picked(found, "null", "tests", "rates"),
             "calibration": None if found.calibration is None else calibration_record(found.calibration),
             "notes": found.notes,
             "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
@@ -191,9 +189,7 @@ def _pair(row: Explained, nodes: Sequence[str]) -> dict[str, Any]:
         "id": pair.id,
         "line": pair.line,
         "question": row.item.question,
-        "persona_a": pair.persona_a,
-        "persona_b": pair.persona_b,
-        "split": pair.split,
+        **picked(pair, "persona_a", "persona_b", "split"),
         "control": row.item.control,
         **{key: row.label(key) for key in KEYS},
         "verdict": row.verdict.name,
@@ -210,16 +206,8 @@ def _pair(row: Explained, nodes: Sequence[str]) -> dict[str, Any]:
         "flip_gain": row.flip_gain,
         "choice_a": measure.choice_a,
         "choice_b": measure.choice_b,
-        "mass": row.numbers.mass,
-        "signal_persona": row.numbers.signal_persona,
-        "signal_answer": row.numbers.signal_answer,
-        "arrived": row.numbers.arrived,
-        "access": row.numbers.access,
-        "alignment": row.numbers.alignment,
-        "aligned": row.numbers.aligned,
-        "cancellation": row.numbers.cancellation,
-        "stronger_side": row.numbers.stronger_side,
-        "opposed": row.numbers.opposed,
+        **picked(row.numbers, "mass", "signal_persona", "signal_answer", "arrived", "access"),
+        **picked(row.numbers, "alignment", "aligned", "cancellation", "stronger_side", "opposed"),
         "inside": _inside(inside, nodes),
     }
 
@@ -235,9 +223,7 @@ def _inside(inside: Inside, nodes: Sequence[str]) -> dict[str, Any]:
         "for_persona": above,
         "against_persona": below,
         "strongest": {nodes[place]: inside.contributions[place] for place in order[:STRONGEST]},
-        "remainder": inside.remainder,
-        "conservation": inside.conservation,
-        "slope": inside.slope,
+        **picked(inside, "remainder", "conservation", "slope"),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from persona_circuits.circuit.choices import PROMPT_FORMATS
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, check_choices
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, check_choices, check_least
 
 __all__ = [
     "FormatOptions",
@@ -39,9 +39,7 @@ class FormatOptions(PlainNumbers):
         check_choices(self)
         if unknown := [name for name in self.formats if name not in PROMPT_FORMATS]:
             raise OptionError(f"--format {unknown[0]!r} is not one of {', '.join(PROMPT_FORMATS)}")
-        for name in ("max_pairs", "batch_size", "n_resamples"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        check_least(self, max_pairs=1, batch_size=1, n_resamples=1)
         if not 0 < self.test_share < 1:
             raise OptionError(f"--test-share must be above 0 and below 1, got {self.test_share:g}")
         return self

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Positions, Seed
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Positions, Seed, check_least
 
 __all__ = [
     "LensOptions",
@@ -28,8 +27,5 @@ class LensOptions(PlainNumbers):
         Raises:
             OptionError: one of them makes no sense.
         """
-        for name, least in (("batch_size", 1), ("n_resamples", 100)):
-            if getattr(self, name) < least:
-                option = name.replace("_", "-")
-                raise OptionError(f"--{option} must be at least {least}, got {getattr(self, name)}")
+        check_least(self, batch_size=1, n_resamples=100)
         return self

@@ -25,6 +25,7 @@ from persona_circuits.circuit.figures import (
     interval,
     line_chart,
     line_panels,
+    picked,
     plain,
     write_arrays,
     write_csv,
@@ -220,12 +221,7 @@ def _decision_summary(study: LensStudy) -> dict[str, dict[str, Any]]:
 
 def _arrays(study: LensStudy) -> dict[str, np.ndarray]:
     arrays = {
-        "divergence": study.divergence,
-        "margin": study.margin,
-        "log_probs": study.log_probs,
-        "mass": study.mass,
-        "kl": study.kl,
-        "top": study.top,
+        **picked(study, "divergence", "margin", "log_probs", "mass", "kl", "top"),
     }
     return arrays | ({"attribution": study.attribution.values} if study.attribution.conserved else {})
 
@@ -324,7 +320,7 @@ def _attribution_map(study: LensStudy) -> Chart:
     columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
     names = [f"layer {layer}" for layer in range(graph.n_layers)]
     title = f"Direct logit attribution of the persona effect (D): sum {sum(means):+.2f} logits, input {means[0]:+.2f}"
-    return heat_map(rows, names, columns, title=title, x="", y="", unit="logits", numbers="+.2f", upward=True)
+    return heat_map(rows, names, columns, title=title, unit="logits", numbers="+.2f", upward=True)
 
 
 def _attribution_sum(study: LensStudy) -> Chart:

@@ -2,6 +2,7 @@ from .figures import neuron_figures as neuron_figures
 from .options import NeuronOptions as NeuronOptions
 from .ranking import COARSE as COARSE
 from .ranking import ROUNDING as ROUNDING
+from .ranking import Paraphrases as Paraphrases
 from .ranking import at_rounding as at_rounding
 from .ranking import effect_size as effect_size
 from .ranking import grouped_means as grouped_means
@@ -15,6 +16,7 @@ from .report import neuron_record as neuron_record
 from .report import pair_line as pair_line
 from .report import tables as tables
 from .report import write_neurons as write_neurons
+from .runs import Change as Change
 from .runs import ablated as ablated
 from .runs import neurons_of as neurons_of
 from .runs import read_neurons as read_neurons

@@ -15,7 +15,7 @@ from persona_circuits.persona.data import ExampleFile
 from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import Ranking
 from persona_circuits.persona.neurons.results import Ablation
-from persona_circuits.persona.neurons.runs import Neurons, Readings, ablated
+from persona_circuits.persona.neurons.runs import Change, Neurons, Readings, ablated
 
 __all__ = [
     "ablations_of",
@@ -35,17 +35,10 @@ def ablations_of(
     if not selected or not options.kinds:
         return ()
     sets = np.concatenate([_mask(selected, len(neurons))[None], _random_sets(neurons, ranking, selected, options)])
-    before, after = ablated(
-        model,
-        some,
-        neurons,
-        sets,
-        options.kinds,
-        position=None if options.everywhere else options.position,
-        means=fitted.everywhere if options.everywhere else fitted.values.mean(0),
-        batch_size=options.batch_size,
-        progress=progress,
-    )
+    change = Change(options.kinds, options.position, fitted.values.mean(0))
+    if options.everywhere:
+        change = Change(options.kinds, None, fitted.everywhere)
+    before, after = ablated(model, some, neurons, sets, change, batch_size=options.batch_size, progress=progress)
     clusters = Clusters.of([item.pair for item in some.items])
     return tuple(
         _ablation(kind, before, found, clusters, options.seed) for kind, found in zip(options.kinds, after, strict=True)

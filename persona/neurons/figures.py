@@ -170,7 +170,7 @@ def _rank_figure(study: NeuronStudy) -> Chart | None:
     columns = [group.name + (" *" if group.held_out else "") for group in groups]
     title = f"{_chosen_as(study).capitalize()} neurons in each group by {kind}: "
     title += "share of neurons that rank behind (* held out)"
-    return heat_map(values, names, columns, title=title, x="", y="", unit="share", diverging=False)
+    return heat_map(values, names, columns, title=title, unit="share", diverging=False)
 
 
 def _jaccard_figure(study: NeuronStudy) -> Chart | None:
@@ -182,8 +182,7 @@ def _jaccard_figure(study: NeuronStudy) -> Chart | None:
     k = len(groups[0].own)
     title = f"Jaccard of the first {k} neurons of every two groups by {kind} (* held out)"
     values = jaccards(study, kind)["values"]
-    named: dict[str, Any] = {"x": "", "y": "", "unit": "Jaccard", "numbers": ".2f"}
-    return heat_map(values, names, names, title=title, diverging=False, **named)
+    return heat_map(values, names, names, title=title, unit="Jaccard", numbers=".2f", diverging=False)
 
 
 def _ablation_figure(study: NeuronStudy) -> Chart | None:

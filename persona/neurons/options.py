@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, check_choices
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, check_choices, check_least
 
 __all__ = [
     "HOOKS",
@@ -89,11 +89,7 @@ class NeuronOptions(PlainNumbers):
             raise OptionError(f"--position {self.position!r} is not one of {', '.join(NEURON_POSITIONS)}")
         if unknown := [kind for kind in self.kinds if kind not in KINDS]:
             raise OptionError(f"--ablation {unknown[0]!r} is not one of {', '.join(KINDS)}")
-        bounds = {"top_k": 1, "n_random": 1, "max_pairs": 1, "least": 2, "n_draws": 10, "batch_size": 1}
-        for name, bound in bounds.items():
-            if getattr(self, name) < bound:
-                option = {"least": "min-group"}.get(name, name.replace("_", "-"))
-                raise OptionError(f"--{option} must be at least {bound}, got {getattr(self, name)}")
+        check_least(self, top_k=1, n_random=1, max_pairs=1, least=2, n_draws=10, batch_size=1)
         if not 0 < self.level < 1:
             raise OptionError(f"--level must be between 0 and 1, got {self.level:g}")
         return self

@@ -32,18 +32,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 from jaxtyping import Bool, Float, Int
 
 from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.persona.neurons.options import NeuronOptions
 
 __all__ = [
     "COARSE",
     "LEAST_NULL",
     "ROUNDING",
     "Overlap",
+    "Paraphrases",
     "Ranking",
     "at_rounding",
     "effect_size",
@@ -100,45 +103,48 @@ class Overlap:
     p: float
 
 
+class Paraphrases(NamedTuple):
+    """Pairs of paraphrases: their differences, and the persona of each as a code from 0, ``LEAST_NULL`` at least."""
+
+    differences: Differences
+    personas: Int[np.ndarray, " pair"]
+
+
 def rank_neurons(
     differences: Differences,
     groups: Int[np.ndarray, " pair"],
     rounding: Bool[np.ndarray, " neuron"],
+    options: NeuronOptions,
     *,
-    pool: str = "mean",
-    by: str = "z",
-    null: Float[np.ndarray, "null neuron"] | None = None,
-    null_groups: Int[np.ndarray, " null"] | None = None,
+    null: Paraphrases | None = None,
     clusters: Clusters | None = None,
-    n_draws: int = 200,
-    seed: int = 0,
 ) -> Ranking:
     """Rank neurons by Z, or by T.
 
     Parameters
     ----------
-    by
-        ``z`` or ``difference``.
     differences, groups
         x_i, and the couple of personas of each pair as a code from 0.
+    options
+        How groups are pooled, by what neurons are ranked, and the draws of the null.
     clusters
         Of the groups in the order of their codes, where they share personas.
-    null, null_groups
-        The same of paraphrase pairs, grouped by persona, at least ``LEAST_NULL`` of them. Without
-        them signs alone are flipped, which ``rms`` does not allow.
+    null
+        Without paraphrases signs alone are flipped, which ``rms`` does not allow.
     """
+    pool, n_draws = options.pool, options.n_draws
     assert pool == "mean" or null is not None, "the signs of squares cannot be flipped"
     means = grouped_means(differences, groups)
     size = pooled(means, pool)
     live = ~rounding
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(options.seed)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     scale, null_scale = _spread_of(differences, means, live), None
     if pool == "mean":
         wider = 1.0 if clusters is None else _design_effect(means[:, live] / scale[live], clusters)
         found.append((size / scale, wider * _flipped(means, n_draws, rng) / scale))
-    if null is not None and null_groups is not None:
-        among = grouped_means(null, null_groups)
+    if null is not None:
+        among = grouped_means(null.differences, null.personas)
         own = _steadied(np.sqrt(np.square(among).mean(0)), live)
         found.append((size / own, _paraphrased(among, len(means), live, pool, n_draws, rng)))
         scale, null_scale = (scale, own) if pool == "mean" else (own, None)
@@ -149,8 +155,8 @@ def rank_neurons(
     z = np.where(live, np.min([values for values, _ in found], axis=0), np.nan)
     names = ("sign-flip",) if null is None else ("paraphrase",) if pool == "rms" else ("paraphrase", "sign-flip")
     ranked = np.flatnonzero(live)
-    order = ranked[np.argsort(-(z if by == "z" else size)[ranked], kind="stable")]
-    return Ranking(size, z, p, q, scale, null_scale, by, rounding, order, " and ".join(names), len(means))
+    order = ranked[np.argsort(-(z if options.rank_by == "z" else size)[ranked], kind="stable")]
+    return Ranking(size, z, p, q, scale, null_scale, options.rank_by, rounding, order, " and ".join(names), len(means))
 
 
 def score_of(

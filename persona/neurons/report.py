@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.figures import interval, plain, write_arrays, write_csv, write_figures
+from persona_circuits.circuit.figures import interval, picked, plain, write_arrays, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json, write_text
 from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.neurons.figures import (
@@ -140,10 +140,7 @@ def neuron_record(study: NeuronStudy) -> dict[str, Any]:
             "groups": [_group_record(group) for group in study.groups],
             "jaccard": {kind: jaccards(study, kind) for kind in GROUP_KINDS if len(of_kind(study, kind)) > 1},
             "ablations": ablation_records(study),
-            "ablated_pairs": study.ablated_pairs,
-            "dropped": study.dropped,
-            "clusters": study.clusters,
-            "notes": study.notes,
+            **picked(study, "ablated_pairs", "dropped", "clusters", "notes"),
         }
     )
 
@@ -264,12 +261,7 @@ def _arrays(study: NeuronStudy) -> dict[str, np.ndarray]:
         "mean": study.means,
         "difference": study.fit.difference,
         "effect": study.fit.effect,
-        "size": ranking.size,
-        "scale": ranking.scale,
-        "z": ranking.z,
-        "p": ranking.p,
-        "q": ranking.q,
-        "rounding": ranking.rounding,
+        **picked(ranking, "size", "scale", "z", "p", "q", "rounding"),
     }
     if study.held is not None:
         arrays |= {"held_difference": study.held.difference, "held_effect": study.held.effect, "held_z": study.held.z}

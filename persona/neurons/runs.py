@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ from persona_circuits.persona.streams import grouped, id_table
 
 __all__ = [
     "NEURON_POSITIONS",
+    "Change",
     "Neurons",
     "Readings",
     "ablated",
@@ -146,27 +148,26 @@ def tokens_at(placed: Placed, position: str) -> list[int]:
     return list(range(*{"persona-mean": placed.persona_tokens, "question-mean": placed.question_tokens}[position]))
 
 
+class Change(NamedTuple):
+    """How neurons are changed, and where (None: at every token); ``means`` is what ``mean`` puts in their place."""
+
+    kinds: Sequence[str]
+    position: str | None
+    means: Float[np.ndarray, " neuron"]
+
+
 def ablated(
     model: Model,
     found: ExampleFile,
     neurons: Neurons,
     sets: Bool[np.ndarray, "set neuron"],
-    kinds: Sequence[str],
+    change: Change,
     *,
-    position: str | None,
-    means: Float[np.ndarray, " neuron"],
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> tuple[Float[np.ndarray, " pair"], Float[np.ndarray, "kind set pair"]]:
-    """D of every pair as it is, and with each set of neurons changed in both of its prompts.
-
-    Parameters
-    ----------
-    position
-        Where neurons are changed; None: at every token.
-    means
-        What ``mean`` puts in a neuron's place.
-    """
+    """D of every pair as it is, and with each set of neurons changed in both of its prompts."""
+    kinds = change.kinds
     before = np.empty(len(found.items))
     after = np.empty((len(kinds), len(sets), len(found.items)))
     firsts, seconds = found.examples[::2], found.examples[1::2]
@@ -175,11 +176,11 @@ def ablated(
     layers = sorted({int(layer) for layer in neurons.layers[sets.any(0)]})
     done = 0
     for group in grouped(codes, batch_size):
-        both = [_Side(model, [side[i] for i in group], neurons, layers, position) for side in (firsts, seconds)]
+        both = [_Side(model, [side[i] for i in group], neurons, layers, change.position) for side in (firsts, seconds)]
         before[group] = (both[0].margin - both[1].margin).numpy()
         for k, kind in enumerate(kinds):
             for rows in np.array_split(np.arange(len(sets)), -(-len(sets) * len(group) // ROWS)):
-                a, b = (mine.changed(sets[rows], kind, means, other) for mine, other in (both, reversed(both)))
+                a, b = (mine.changed(sets[rows], kind, change.means, other) for mine, other in (both, reversed(both)))
                 after[k][rows[:, None], group] = (a - b).numpy()
         done += len(group)
         if progress is not None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +30,7 @@ from persona_circuits.persona.neurons.groups import chosen_neurons, couples_of, 
 from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import (
     LEAST_NULL,
+    Paraphrases,
     Ranking,
     at_rounding,
     effect_size,
@@ -214,22 +214,12 @@ def _ranking(
     size = pooled(grouped_means(differences, codes), options.pool)
     epsilon = float(torch.finfo(model.dtype).eps)
     rounding = at_rounding(size, np.abs(read["fit"].values).max(0), neurons.layers, epsilon)
-    given: dict[str, Any] = {}
+    quiet = None
     if null is not None:
-        given["null"] = read["null"].differences
-        given["null_groups"] = cluster_codes([one.persona for one in null.examples[::2]])[0]
+        quiet = Paraphrases(read["null"].differences, cluster_codes([one.persona for one in null.examples[::2]])[0])
     couples = [fit.items[place].personas for place in np.unique(codes, return_index=True)[1]]
-    given["clusters"] = clusters_of(couples, [""] * len(couples))
-    return rank_neurons(
-        differences,
-        codes,
-        rounding,
-        pool=options.pool,
-        by=options.rank_by,
-        n_draws=options.n_draws,
-        seed=options.seed,
-        **given,
-    )
+    clusters = clusters_of(couples, [""] * len(couples))
+    return rank_neurons(differences, codes, rounding, options, null=quiet, clusters=clusters)
 
 
 def _side(file: ExampleFile, read: Readings, ranking: Ranking, selected: Sequence[int], options: NeuronOptions) -> Side:

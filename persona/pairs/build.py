@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -109,7 +109,7 @@ def build_pairs(
     tally.skip("in neither split", _between(splits, met, closed) * len(templates))
     how = setting(reader, align=options.align, leaks=options.leaks, seed=options.seed, forms=options.forms)
     neutral = neutrals(neutral_wordings, nobody, reader) if options.neutral else None
-    make = _maker(how, options, neutral, tally)
+    make = _Maker(how, options, neutral, tally)
     made = tuple(one for split in splits for one in _filled(split, templates, options, make, tally, only))
     if not made:
         raise TaskError(_nothing_left(tally))
@@ -182,63 +182,54 @@ def _without_lone_split(
     return bare, {**statement, "held_out": f"nothing: no pair was left for {empty[0]}, so no split is named"}
 
 
-def _maker(
-    how: Setting, options: PairOptions, nobody: Neutrals | None, tally: Tally
-) -> Callable[..., tuple[Made, ...]]:
-    """A function from a combination to its rows, at most so many, which raises ``Drop`` where there is none.
+@dataclass(frozen=True, eq=False)
+class _Maker:
+    """From a combination to its rows, at most so many; raises ``Drop`` where there is none.
 
     Where options are listed, it gives a row in all their cyclic orders, or in none. Further variants are other
     wordings of the question in turn, in paraphrases that no variant has had where there are some.
     """
-    finders = lru_cache(maxsize=None)(leak_finder)
 
-    def make(
-        meeting: tuple[Persona, Persona], question: Question, indices: tuple[int, ...], template: Template, room: int
+    how: Setting
+    options: PairOptions
+    nobody: Neutrals | None
+    tally: Tally
+    finders: Callable[..., Any] = field(default_factory=lambda: lru_cache(maxsize=None)(leak_finder))
+
+    def __call__(
+        self, meeting: tuple[Persona, Persona], question: Question, indices: tuple[int, ...], template: Template, n: int
     ) -> tuple[Made, ...]:
         answers = _preferences(*meeting, question)
-        filler = _filler(template, question, options)
-        key = "/".join([str(options.seed), *(p.name for p in meeting), question.id, template.name])
+        key = "/".join([str(self.options.seed), *(p.name for p in meeting), question.id, template.name])
         orders = _orders(question) if template.style.lists else [question]
         turns = _in_turns(indices, random.Random(key))
+        filler = _filler(template, question, self.options)
         found: list[Made] = []
-        for variant in range(max(1, min(options.variants, room // len(orders)))):
-            had = _had(found)
+        for variant in range(max(1, min(self.options.variants, n // len(orders)))):
+            rng, had, index = f"{key}/{variant}" if variant else key, _had(found), turns[variant % len(turns)]
+            cases = [
+                Case(*meeting, one, index, template, filler, self.finders(one.options), order, variant)
+                for order, one in enumerate(orders)
+            ]
             try:
-                found += [
-                    in_order(meeting, turned, turns, template, filler, answers, (order, variant, key, had))
-                    for order, turned in enumerate(orders)
-                ]
+                found += [self._row(case, answers, random.Random(rng), turns, had) for case in cases]
             except Drop:
                 if not found:
                     raise
         return tuple(found)
 
-    def in_order(
-        meeting: tuple[Persona, Persona],
-        question: Question,
-        turns: Sequence[int],
-        template: Template,
-        filler: str,
-        answers: tuple[str, str],
-        drawn: tuple[int, int, str, Had],
-    ) -> Made:
-        order, variant, key, had = drawn
-        rng = random.Random(f"{key}/{variant}" if variant else key)
+    def _row(self, case: Case, answers: tuple[str, str], rng: random.Random, turns: Sequence[int], had: Had) -> Made:
         rng.choice(turns)
-        index = turns[variant % len(turns)]
-        case = Case(*meeting, question, index, template, filler, finders(question.options), order, variant)
-        wordings, sides, neutral = _first_sound(case, how, nobody, rng, had)
+        wordings, sides, neutral = _first_sound(case, self.how, self.nobody, rng, had)
         everything = sides if neutral is None else (*sides, (neutral.prompt, neutral.encoded))
-        listed_options, tokens, forms = _candidates(everything, answers, case, how, tally)
-        leaked = _leaked(case, wordings, options, tally)
-        row = pair_row(case, wordings, sides, tokens, listed_options, leaked, align=options.align) | forms
+        listed_options, tokens, forms = _candidates(everything, answers, case, self.how, self.tally)
+        leaked, align = _leaked(case, wordings, self.options, self.tally), self.options.align
+        row = pair_row(case, wordings, sides, tokens, listed_options, leaked, align=align) | forms
         if neutral is not None:
-            tally.note("neutral", neutral.source, neutral.wording)
+            self.tally.note("neutral", neutral.source, neutral.wording)
             row |= {"neutral": neutral.prompt.text, "neutral_wording": neutral.wording}
-            row |= {"n_tokens_neutral": len(neutral.encoded.ids)} if options.align == "right" else {}
+            row |= {"n_tokens_neutral": len(neutral.encoded.ids)} if align == "right" else {}
         return Made(case, row)
-
-    return make
 
 
 def _orders(question: Question) -> list[Question]:

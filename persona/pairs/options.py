@@ -7,7 +7,7 @@ from typing import Annotated
 
 from persona_circuits.circuit.choices import ALIGNMENTS
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, check_least
 
 __all__ = [
     "PairOptions",
@@ -57,10 +57,7 @@ class PairOptions(PlainNumbers):
         Raises:
             OptionError: one of them makes no sense.
         """
-        if self.max_pairs < 1 or (self.per_question is not None and self.per_question < 1):
-            raise OptionError("--max-pairs and --per-question must be at least 1")
-        if self.variants < 1:
-            raise OptionError(f"--variants must be at least 1, got {self.variants}")
+        check_least(self, max_pairs=1, per_question=1, variants=1)
         if not 0 <= self.test_share < 1:
             raise OptionError(f"--test-share must be at least 0 and below 1, got {self.test_share:g}")
         if self.leaks not in LEAKS:
@@ -91,6 +88,5 @@ class PriorOptions(PlainNumbers):
             raise OptionError(f"--min-lead must not be negative, got {self.min_lead:g}")
         if self.max_pairs < 2:
             raise OptionError(f"--max-pairs must be at least 2, one for either persona, got {self.max_pairs}")
-        if self.batch_size < 1:
-            raise OptionError(f"--batch-size must be at least 1, got {self.batch_size}")
+        check_least(self, batch_size=1)
         return self

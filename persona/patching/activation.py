@@ -20,7 +20,7 @@ in size (cluster-robust t test), corrected over all heads (Benjamini and Hochber
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -183,11 +183,10 @@ def study_patching(
     options, stage = (options or PatchOptions()).checked(), stage or untold_stage
     plan = parse_paths(model.graph, options.senders, options.receivers)
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
-    rows = _rows(found, model, options.align)
-    apart = held_out is not found
+    rows, apart = _rows(found, model, options.align), held_out is not found
     others = _rows(held_out, model, options.align) if apart else rows
     seen = _Sweep(model, found, rows, options)
-    without = _ablating(model, held_out, others, rows, options)
+    without = partial(ablate_heads, model, held_out, others, rows, options=options)
     search = search_of(model.fingerprint, model.format, options, rows, others, found.sha256, held_out.sha256)
     with Kept(state, search) as kept:
         ablated = without(named, kept=kept, progress=stage("ablating heads")) if named else None
@@ -196,7 +195,6 @@ def study_patching(
         divergence = seen.by_pair(seen.whole)[0]
         effects = _effects(seen, divergence, clusters, options.seed)
         movers = _movers(effects, divergence, clusters, seen.attention(), options)
-        detectable = _detectable(effects, divergence, clusters, options)
         if options.ablate_top is not None:
             heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
             ablated = without(heads, kept=kept, progress=stage("ablating heads"))
@@ -204,14 +202,9 @@ def study_patching(
         walked = walk(plan, kept=kept, progress=stage("patching paths")) if plan is not None else None
         quiet = None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size)
     more = [part for part in (walked, ablated) if part is not None]
+    detectable, leaks = _detectable(effects, divergence, clusters, options), leak(found, held_out) if apart else None
     return PatchStudy(
-        model=model.name,
-        fingerprint=model.fingerprint,
-        source=found.source,
-        sha256=found.sha256,
-        options=options,
-        graph=model.graph,
-        items=found.items,
+        **_about(model, found, options),
         parts=seen.parts.names,
         divergence=divergence,
         mean_divergence=ratio_of_means(divergence[None], np.ones_like(divergence), clusters, seed=options.seed)[0],
@@ -225,19 +218,13 @@ def study_patching(
         passes=seen.passes + sum(part.passes for part in more),
         runs=seen.runs + sum(part.runs for part in more),
         resampled=clusters.describe(),
-        notes=(
-            *_notes(divergence, effects, ablated, leak(found, held_out) if apart else None, options),
-            *_power(movers, detectable),
-        ),
+        notes=(*_notes(divergence, effects, ablated, leaks, options), *_power(movers, detectable)),
     )
 
 
-def _ablating(
-    model: Model, held_out: ExampleFile, tested: Sequence[Row], rows: Sequence[Row], options: PatchOptions
-) -> Callable[..., HeadAblation]:
-    """What ablates some heads on the held-out pairs."""
-    how: dict[str, Any] = {"ablation": options.ablation, "n_random": options.n_random, "seed": options.seed}
-    return partial(ablate_heads, model, held_out, tested, rows, batch_size=options.batch_size, **how)
+def _about(model: Model, found: ExampleFile, options: PatchOptions) -> dict[str, Any]:
+    own = {"model": model.name, "fingerprint": model.fingerprint, "graph": model.graph, "options": options}
+    return {**own, "source": found.source, "sha256": found.sha256, "items": found.items}
 
 
 class _Sweep:

@@ -44,6 +44,7 @@ from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.task import Row, batches
 from persona_circuits.persona.data import Estimate, Example, ExampleFile, ratio_of_means
 from persona_circuits.persona.explanation import margins
+from persona_circuits.persona.patching.options import PatchOptions
 
 __all__ = [
     "HeadAblation",
@@ -108,11 +109,8 @@ def ablate_heads(
     rows: Sequence[Row],
     training: Sequence[Row],
     heads: Heads,
+    options: PatchOptions,
     *,
-    ablation: str,
-    n_random: int,
-    batch_size: int,
-    seed: int,
     kept: Kept,
     progress: Progress,
 ) -> HeadAblation:
@@ -134,21 +132,21 @@ def ablate_heads(
     TaskError
         The pairs lack what the ablation needs.
     """
-    sets = [heads, *other_sets(model.graph, heads, n_random, seed)]
+    sets = [heads, *other_sets(model.graph, heads, options.n_random, options.seed)]
     if len(sets) == 1:
         raise OptionError(
             "the heads to ablate are all heads of their layers, so there are no others of the same layers to compare "
             "with; leave one out"
         )
-    source = batches(training, batch_size, model.device) if ablation in CONSTANT else []
-    how = make_ablation(ablation, model, source)
-    groups = batches(rows, batch_size, model.device)
+    source = batches(training, options.batch_size, model.device) if options.ablation in CONSTANT else []
+    how = make_ablation(options.ablation, model, source)
+    groups = batches(rows, options.batch_size, model.device)
     seen = _Ablated(model, found.examples, sets, len(rows))
     for done, group in enumerate(groups, 1):
         for item in prepare_each(model, [group], how):
             seen.add(item, kept)
         progress(done, len(groups))
-    return _outcome(model.graph, found, heads, ablation, seen, seed)
+    return _outcome(model.graph, found, heads, options, seen)
 
 
 class _Ablated:
@@ -198,7 +196,7 @@ class _Ablated:
         return {"margin": np.stack(margin), "choice": np.array(choice), "own": np.array(own)}
 
 
-def _outcome(graph: Graph, found: ExampleFile, heads: Heads, ablation: str, seen: _Ablated, seed: int) -> HeadAblation:
+def _outcome(graph: Graph, found: ExampleFile, heads: Heads, options: PatchOptions, seen: _Ablated) -> HeadAblation:
     clusters = Clusters.of([item.pair for item in found.items])
     pairs = seen.margin[:, 0::2] + seen.margin[:, 1::2]
     divergence, means = pairs[0], pairs.mean(1)
@@ -207,11 +205,11 @@ def _outcome(graph: Graph, found: ExampleFile, heads: Heads, ablation: str, seen
     splits = sorted({item.pair.split for item in found.items})
     return HeadAblation(
         heads=tuple(str(graph.src_nodes[src]) for src in heads),
-        ablation=ablation,
+        ablation=options.ablation,
         split=" and ".join(filter(None, splits)) or "all",
         n_pairs=len(divergence),
         divergence=float(means[0]),
-        left=ratio_of_means(pairs[1:2], divergence, clusters, seed=seed)[0],
+        left=ratio_of_means(pairs[1:2], divergence, clusters, seed=options.seed)[0],
         changed=float(changed[0]),
         own=float(seen.own[1].mean()),
         own_before=float(seen.own[0].mean()),

@@ -7,7 +7,16 @@ from typing import Annotated
 
 from persona_circuits.circuit.choices import ABLATIONS
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import Alignment, BatchSize, Option, PlainNumbers, Seed, check_choices, names_of
+from persona_circuits.circuit.options import (
+    Alignment,
+    BatchSize,
+    Option,
+    PlainNumbers,
+    Seed,
+    check_choices,
+    check_least,
+    names_of,
+)
 
 __all__ = [
     "KINDS",
@@ -75,9 +84,7 @@ class PatchOptions(PlainNumbers):
         check_choices(self)
         if unknown := [kind for kind in self.at if kind not in KINDS]:
             raise OptionError(f"--at {unknown[0]!r} is not one of {', '.join(KINDS)}")
-        for name, number in (("batch-size", self.batch_size), ("n-random", self.n_random)):
-            if number < 1:
-                raise OptionError(f"--{name} must be at least 1, got {number}")
+        check_least(self, batch_size=1, n_random=1, ablate_top=1)
         if not 0 <= self.negligible < 1:
             raise OptionError(f"--negligible is a share of D, from 0 to below 1, got {self.negligible:g}")
         if self.senders and not self.receivers:
@@ -90,8 +97,6 @@ class PatchOptions(PlainNumbers):
     def _check_ablation(self) -> None:
         if self.ablate and self.ablate_top is not None:
             raise OptionError("--ablate and --ablate-top both name the heads to ablate; give one of them")
-        if self.ablate_top is not None and self.ablate_top < 1:
-            raise OptionError(f"--ablate-top must be at least 1, got {self.ablate_top}")
         if self.ablate_top is not None and "heads" not in self.at:
             raise OptionError("--ablate-top takes the first movers, which --at heads finds; add heads to --at")
         if self.ablation != "corrupt" and not self.ablate and self.ablate_top is None:

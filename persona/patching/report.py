@@ -25,6 +25,7 @@ from persona_circuits.circuit.figures import (
     Points,
     chart,
     heat_map,
+    picked,
     plain,
     write_arrays,
     write_csv,
@@ -131,9 +132,7 @@ def patch_record(study: PatchStudy) -> dict[str, Any]:
             "detectable": study.detectable,
             "paths": _path_records(study),
             "ablation": ablation,
-            "passes": study.passes,
-            "runs": study.runs,
-            "notes": study.notes,
+            **picked(study, "passes", "runs", "notes"),
         }
     )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Positions, Resamples, Seed
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Positions, Resamples, Seed, check_least
 
 __all__ = [
     "HOLD_OUTS",
@@ -54,15 +54,7 @@ class ProbeOptions(PlainNumbers):
         for option, given, known in (("targets", self.targets, KINDS), ("hold-out", self.hold_outs, HOLD_OUTS)):
             if unknown := [name for name in given if name not in known]:
                 raise OptionError(f"--{option}: {unknown[0]!r} is not one of {', '.join(known)}")
-        for option, value, least in (
-            ("every", self.every, 1),
-            ("folds", self.folds, 2),
-            ("repeats", self.repeats, 1),
-            ("n-resamples", self.n_resamples, 100),
-            ("batch-size", self.batch_size, 1),
-        ):
-            if value < least:
-                raise OptionError(f"--{option} must be at least {least}, got {value}")
+        check_least(self, every=1, folds=2, repeats=1, n_resamples=100, batch_size=1)
         if not self.penalty > 0:
             raise OptionError(f"--penalty must be above 0, got {self.penalty:g}")
         return self

@@ -25,6 +25,7 @@ from persona_circuits.circuit.figures import (
     Curve,
     heat_map,
     line_panels,
+    picked,
     plain,
     write_arrays,
     write_csv,
@@ -105,11 +106,7 @@ def probe_record(study: ProbeStudy) -> dict[str, Any]:
             "sources": [{"source": source, "sha256": sha256} for source, sha256 in study.sources],
             "options": asdict(study.options),
             "n_prompts": study.n_examples,
-            "n_personas": study.n_personas,
-            "n_questions": study.n_questions,
-            "resampled": study.resampled,
-            "points": study.points,
-            "positions": study.positions,
+            **picked(study, "n_personas", "n_questions", "resampled", "points", "positions"),
             "probes": [{**_cell_record(study, cell), "curve": _curve_records(study, cell)} for cell in _all(study)],
             "geometry": [_place_record(study, place) for place in study.places],
             "notes": study.notes,
@@ -150,18 +147,11 @@ def _name(cell: Cell) -> str:
 
 def _cell_record(study: ProbeStudy, cell: Cell) -> dict[str, Any]:
     return {
-        "target": cell.target,
-        "kind": cell.kind,
-        "n_targets": cell.n_targets,
-        "hold_out": cell.hold_out,
-        "position": cell.position,
+        **picked(cell, "target", "kind", "n_targets", "hold_out", "position"),
         "after": study.points[cell.layer],
         "point": study.at[cell.layer],
         "points_by_fold": [study.at[layer] for layer in cell.layers],
-        "n": cell.n,
-        "n_classes": cell.n_classes,
-        "n_groups": cell.n_groups,
-        "chance": cell.chance,
+        **picked(cell, "n", "n_classes", "n_groups", "chance"),
         **_scores(cell.best),
         "selectivity": cell.controls.selectivity(cell.best.balanced.value),
         "controls": {key: None if one is None else asdict(one) for key, one in _controls_of(cell).items()},
@@ -281,4 +271,4 @@ def _cka(study: ProbeStudy) -> Chart:
     names = [f"{study.positions[place.position]}, {study.points[place.point]}" for place in study.places]
     title = "Likeness (linear CKA) between layers and positions, centred per question, without bias"
     values = np.clip(study.cka, -1, 1).tolist()
-    return heat_map(values, names, names, title=title, x="", y="", unit="likeness (CKA)", upward=True)
+    return heat_map(values, names, names, title=title, unit="likeness (CKA)", upward=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, check_least
 
 __all__ = [
     "LIMITS",
@@ -46,14 +46,9 @@ class Sampling(PlainNumbers):
         Raises:
             OptionError: a number is out of its range.
         """
-        if self.max_new_tokens < 1:
-            raise OptionError(f"max-new-tokens is {self.max_new_tokens}; it must be at least 1")
-        if not self.temperature >= 0:
-            raise OptionError(f"temperature is {self.temperature:g}; it must be at least 0")
+        check_least(self, max_new_tokens=1, temperature=0, seed=0)
         if not 0 < self.top_p <= 1:
             raise OptionError(f"top-p is {self.top_p:g}; it must be above 0 and at most 1")
-        if self.seed < 0:
-            raise OptionError(f"seed is {self.seed}; it must be at least 0")
         if not all(self.stop):
             raise OptionError("a stop text is empty; it would end every response before its first token")
         return self
@@ -100,9 +95,7 @@ class EndpointOptions(PlainNumbers):
         Raises:
             OptionError: a number is out of its range.
         """
-        for name, least in (("concurrency", 1), ("max_retries", 0), ("max_bytes", 1)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        check_least(self, concurrency=1, max_retries=0, max_bytes=1)
         for name in ("timeout", "deadline"):
             if not 0 < getattr(self, name) <= threading.TIMEOUT_MAX:
                 raise OptionError(

@@ -18,6 +18,7 @@ from persona_circuits.circuit.figures import (
     Chart,
     Points,
     bar_chart,
+    picked,
     plain,
     write_csv,
     write_figures,
@@ -63,10 +64,7 @@ def write_ratings(
             **vars(one.response.exchange),
             "condition": one.response.condition,
             "response": one.response.text,
-            "rating": one.rating,
-            "control": one.control,
-            "per_token": one.per_token,
-            "said": one.said,
+            **picked(one, "rating", "control", "per_token", "said"),
         }
         for one in ratings.rated
     ]
@@ -92,9 +90,7 @@ def rating_record(ratings: Ratings, summary: Sequence[PersonaRating], about: Map
         "unit": ratings.unit,
         "made_from": about,
         "n": len(ratings.rated),
-        "unparsable": ratings.unparsable,
-        "failures": ratings.failures,
-        "left_out": ratings.left_out,
+        **picked(ratings, "unparsable", "failures", "left_out"),
         "resampled": rated_over(ratings),
         "all": summary[0],
         "personas": summary[1:],

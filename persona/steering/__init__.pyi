@@ -1,4 +1,7 @@
 from .options import SteerOptions as SteerOptions
+from .parts import check_has_parts as check_has_parts
+from .parts import part_table as part_table
+from .parts import set_parts as set_parts
 from .passes import added as added
 from .passes import some_pairs as some_pairs
 from .passes import steered_logits as steered_logits
@@ -14,6 +17,7 @@ from .report import text_rows as text_rows
 from .report import write_steering as write_steering
 from .results import Bound as Bound
 from .results import Outcome as Outcome
+from .results import SetPart as SetPart
 from .results import SteeredPrompts as SteeredPrompts
 from .results import SteeringStudy as SteeringStudy
 from .study import study_steering as study_steering

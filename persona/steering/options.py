@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, numbers_of
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, check_least, numbers_of
 
 __all__ = [
     "SteerOptions",
@@ -76,9 +76,7 @@ class SteerOptions(PlainNumbers):
             raise OptionError("strengths must be above 0; each is used with both signs")
         if self.positions not in POSITIONS:
             raise OptionError(f"positions {self.positions!r} is not one of {', '.join(POSITIONS)}")
-        for name, least in (("n_controls", 1), ("n_resamples", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise OptionError(f"{name.replace('_', '-')} is {getattr(self, name)}; it must be at least {least}")
+        check_least(self, n_controls=1, n_resamples=1, batch_size=1, seed=0)
         if not self.kl_bound > 0:
             raise OptionError(f"kl-bound is {self.kl_bound:g} nats; it must be above 0")
         return replace(self, layers=tuple(sorted(set(self.layers))), strengths=tuple(sorted(set(self.strengths))))

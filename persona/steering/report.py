@@ -109,6 +109,7 @@ def steering_record(
         "resampled": drawn_over(study.prompts.personas, study.prompts.questions),
         "outcomes": study.outcomes,
         "bounds": study.bounds,
+        "sets": study.sets,
         "readability": readability(generations),
     }
     return plain(record)

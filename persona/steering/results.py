@@ -16,12 +16,14 @@ from persona_circuits.persona.vectors import Directions
 __all__ = [
     "REFINEMENTS",
     "SINGLE_TOKENS",
+    "Beside",
     "Bound",
     "Cell",
     "Changes",
     "Margins",
     "Measured",
     "Outcome",
+    "SetPart",
     "SteeredPrompts",
     "SteeringStudy",
     "Vectors",
@@ -122,9 +124,35 @@ class Bound:
     gains: Mapping[str, tuple[float, ...]]
 
 
+@dataclass(frozen=True)
+class Beside:
+    """A set's value, and that of every random set."""
+
+    value: float
+    random: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class SetPart:
+    """What a set of nodes gives of the direction behind some layers, at the strength where the whole has its ``gain``.
+
+    ``share`` is the length of its part along the direction, over the direction's: the shares of all nodes add up to 1.
+    ``alone`` is the gain with its part added and no more, ``without`` that with all but its part.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    layers: tuple[int, ...]
+    strength: float
+    gain: float
+    share: Beside
+    alone: Beside
+    without: Beside
+
+
 @dataclass(frozen=True, eq=False)
 class SteeringStudy:
-    """Everything that was found.
+    """Everything that was found; ``sets`` where named sets of nodes were asked for (``set_parts``).
 
     ``margins`` and ``kl`` are those of the direction, of every pair, by layers; strengths are
     signed and in order in ``margins``, unsigned (and both signs on the next axis) in ``kl``.
@@ -146,3 +174,4 @@ class SteeringStudy:
     kl: Mapping[str, Float[np.ndarray, "strength 2 pair"]]
     held_out: bool
     notes: tuple[str, ...]
+    sets: tuple[SetPart, ...] = ()

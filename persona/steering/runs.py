@@ -55,8 +55,8 @@ class Run:
         plain: Margins,
         reference: Float[Tensor, "pair vocab"],
         progress: Progress,
-        n_groups: int,
-        n_named: int,
+        n_groups: int = 0,
+        n_named: int = 0,
     ) -> None:
         self.model, self.prompts, self.options = model, prompts, options
         self.plain, self.reference, self.progress = plain, reference, progress
@@ -121,7 +121,7 @@ class Run:
         (own, measured), *others = found
         gains: dict[str, tuple[float, ...]] = {}
         for item, other in others:
-            gains[item.control] = (*gains.get(item.control, ()), self._gain(other.margins(1)))
+            gains[item.control] = (*gains.get(item.control, ()), self.gain(other.margins(1)))
         outcome = self._outcome(layers, own, strength, measured.margins(1), measured.kl.mean(0))
         return Bound(layers, strength, is_largest, outcome, gains)
 
@@ -167,7 +167,8 @@ class Run:
             self.progress(self.done, self.total)
         return list(zip(margins, kl, strict=True))
 
-    def _gain(self, margins: Margins) -> float:
+    def gain(self, margins: Margins) -> float:
+        """D of these margins by D unsteered."""
         whole = float((self.plain[0] - self.plain[1]).mean())
         return float((margins[0] - margins[1]).mean()) / whole if whole else float("nan")
 
@@ -191,7 +192,7 @@ class Run:
             item.draw,
             strength,
             self._estimate(now.divergence),
-            self._gain(margins),
+            self.gain(margins),
             float(np.abs(now.prior - before.prior).mean()),
             float(now.parted.mean()),
             float(((margins > 0) != (self.plain > 0)).mean()),

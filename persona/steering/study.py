@@ -42,6 +42,7 @@ from persona_circuits.persona.vectors import Directions, controls, find_directio
 
 __all__ = [
     "study_steering",
+    "unsteered",
 ]
 
 
@@ -88,7 +89,7 @@ def study_steering(
     readouts = (_readouts(model, fitting), _readouts(model, steered)) if kind == "readout" else None
     how: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
     found = find_directions(kind, fitting.examples, there, steered.examples, here, **how)
-    plain, reference = _unsteered(model, prompts, size)
+    plain, reference = unsteered(model, prompts, size)
     groups, named = _named_by_layers(found, there, options)
     run = Run(model, prompts, options, plain, reference, progress or untold, len(groups), len(named))
     own, outcomes = _swept(run, named)
@@ -163,7 +164,7 @@ def _named(vectors: Vectors, streams: Float[np.ndarray, "example layer d_model"]
     ]
 
 
-def _unsteered(model: Model, prompts: SteeredPrompts, batch_size: int) -> tuple[Margins, Float[Tensor, "pair vocab"]]:
+def unsteered(model: Model, prompts: SteeredPrompts, batch_size: int) -> tuple[Margins, Float[Tensor, "pair vocab"]]:
     """Margins of both sides, and the neutral prompts' logits, computed as the steered ones are."""
     n = len(prompts)
     margins, reference = np.empty((1, 2, n)), None

@@ -1,16 +1,5 @@
 """Residual streams: read and changed."""
 
-from persona_circuits.persona.streams.edit import Change, chosen_layer, mean_streams, on_streams
-from persona_circuits.persona.streams.read import collect, grouped, id_table, point_names, trace
+import lazy_loader
 
-__all__ = [
-    "Change",
-    "chosen_layer",
-    "collect",
-    "grouped",
-    "id_table",
-    "mean_streams",
-    "on_streams",
-    "point_names",
-    "trace",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

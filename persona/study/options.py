@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed
+from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed, check_least
 
 __all__ = [
     "StudyOptions",
@@ -51,20 +51,14 @@ class StudyOptions(PlainNumbers):
         Raises:
             OptionError: a number is out of its range.
         """
-        counts = ("n_resamples", "n_random", "max_pairs", "steps", "gate_edges", "gate_steps", "probe_every")
-        for name in (*counts, "batch_size"):
-            if getattr(self, name) < 1:
-                raise OptionError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        check_least(self, n_resamples=1, n_random=1, max_pairs=1, steps=1, batch_size=1, frame_edges=0, seed=0)
+        check_least(self, gate_edges=1, gate_steps=1, probe_every=1)
         if not 0 < self.threshold < 1 or not 0 < self.target <= 1:
             raise OptionError(
                 f"threshold {self.threshold:g} and target {self.target:g} are shares: above 0, the target at most 1"
             )
-        if self.frame_edges < 0:
-            raise OptionError(f"--frame-edges is {self.frame_edges}; it must be at least 0")
         if not 0 <= self.least_mass <= 1:
             raise OptionError(f"--least-mass is {self.least_mass:g}; it is a probability, from 0 to 1")
-        if self.seed < 0:
-            raise OptionError(f"--seed is {self.seed}; it must be at least 0")
         if self.quick and self.thorough:
             raise OptionError("--quick and --thorough contradict each other; give one of them")
         if not self.quick:

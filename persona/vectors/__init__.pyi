@@ -1,9 +1,11 @@
 from .comparison import Compared as Compared
 from .comparison import compare_models as compare_models
+from .directions import MEASURED as MEASURED
 from .directions import Directions as Directions
 from .directions import controls as controls
 from .directions import default_kind as default_kind
 from .directions import find_directions as find_directions
+from .directions import measured_directions as measured_directions
 from .directions import place_of as place_of
 from .directions import prompt_end_streams as prompt_end_streams
 from .likeness import Likeness as Likeness

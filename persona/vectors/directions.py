@@ -38,17 +38,21 @@ from persona_circuits.persona.data import Example
 from persona_circuits.persona.streams import grouped, mean_streams
 
 __all__ = [
+    "MEASURED",
     "Directions",
     "controls",
     "default_kind",
     "find_directions",
+    "measured_directions",
     "place_of",
     "prompt_end_streams",
 ]
 
 DIRECTION = Kind("direction file", expected="a safetensors file")
 FEWEST_COUPLES = 5  # all of them along one direction by chance in 1 of 32
-KINDS = ("contrast", "personas", "pooled", "pair", "readout")
+MEASURED = ("contrast", "personas", "pooled", "pair")
+"""Kinds that are linear in the streams."""
+KINDS = (*MEASURED, "readout")
 CONTROLS = ("random", "covariance")
 Streams = Float[np.ndarray, "example layer d_model"]
 Readouts = Float[np.ndarray, "pair d_model"]
@@ -147,25 +151,42 @@ def find_directions(
     names = [(a.persona, b.persona) for a, b in _twos(steered)]
     if toward is not None and kind in KINDS:
         raise OptionError(f"--toward and --away name personas of a file of vectors; --direction is {kind}")
-    if kind == "pair":
-        found = Directions(
-            kind, steered_streams[::2] - steered_streams[1::2], False, ("each pair's own: not held out",)
-        )
-    elif kind == "pooled":
-        notes = _pooling_notes(apart, [(a.persona, b.persona) for a, b in _twos(fitting)])
-        found = Directions(kind, np.repeat(apart.mean(0)[None], len(names), 0), True, notes)
-    elif kind == "contrast":
-        found = Directions(kind, _contrasts(apart, [(a.persona, b.persona) for a, b in _twos(fitting)], names), False)
+    if kind in MEASURED:
+        notes: tuple[str, ...] = ("each pair's own: not held out",) if kind == "pair" else ()
+        if kind == "pooled":
+            notes = _pooling_notes(apart, [(a.persona, b.persona) for a, b in _twos(fitting)])
+        vectors = measured_directions(kind, fitting, fitting_streams, steered, steered_streams)
+        found = Directions(kind, vectors, kind == "pooled", notes)
     elif kind == "readout":
         assert readouts is not None, "whoever asks for readouts gives them"
         found = Directions(kind, _readouts(apart, *readouts), False)
-    elif kind == "personas":
-        found = Directions(kind, _persona_differences(fitting, fitting_streams, names), False)
     else:
         found = _from_file(kind, apart, names, toward, fingerprint)
     if not (np.linalg.norm(found.vectors, axis=-1) > 0).all():
         raise TaskError(f"a direction of --direction {kind} is zero: two personas have the same stream there")
     return found
+
+
+def measured_directions(
+    kind: str,
+    fitting: Sequence[Example],
+    fitting_streams: Streams,
+    steered: Sequence[Example],
+    steered_streams: Float[np.ndarray, "steered layer d_model"],
+) -> Float[np.ndarray, "pair layer d_model"]:
+    """Those of a kind in ``MEASURED``: linear in the streams, so that parts of these give parts of the directions.
+
+    Raises:
+        TaskError: a steered persona does not occur in what is fitted on.
+    """
+    apart, names = fitting_streams[::2] - fitting_streams[1::2], [(a.persona, b.persona) for a, b in _twos(steered)]
+    if kind == "pair":
+        return steered_streams[::2] - steered_streams[1::2]
+    if kind == "pooled":
+        return np.repeat(apart.mean(0)[None], len(names), 0)
+    if kind == "contrast":
+        return _contrasts(apart, [(a.persona, b.persona) for a, b in _twos(fitting)], names)
+    return _persona_differences(fitting, fitting_streams, names)
 
 
 def controls(

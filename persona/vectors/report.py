@@ -211,8 +211,6 @@ def _models_figure(comparison: Comparison) -> Chart:
         names,
         names,
         title=title,
-        x="",
-        y="",
         unit="rank correlation (rho)",
         numbers="+.2f",
     )

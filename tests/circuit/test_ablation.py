@@ -11,6 +11,7 @@ from persona_circuits.circuit.discovery import MeasureOptions, Options, discover
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import evaluate
 from persona_circuits.circuit.forward import ABLATIONS, effects, make_ablation, mean, optimal, patched_logits, prepare
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Span, batches, encode, token_ids, with_swap_rows
 from persona_circuits.metrics import METRICS, kl
@@ -191,7 +192,7 @@ def test_faithfulness_is_normalised_by_what_the_empty_circuit_scores(tiny64, tas
         lambda: (prepare(tiny64, b, ablation) for b in groups),
         LOGIT_DIFF,
         Circuit.full(tiny64.graph),
-        split="all",
+        PairSample(),
         n_random=0,
     )
     empty = float(

@@ -8,7 +8,7 @@ from conftest import DATA
 from scipy import stats
 from tests_reference import Reference
 
-from persona_circuits.circuit.attribution import eap, eap_ig, score_parts
+from persona_circuits.circuit.attribution import Scoring, eap, eap_ig, score_parts
 from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.evaluation import null_run
 from persona_circuits.circuit.forward import measure, patched_logits, prepare, run
@@ -247,10 +247,10 @@ def test_scores_by_span_and_by_row_add_up_to_the_whole(tiny64, unequal):
     )
     groups = batches(with_swap_rows(encode(task, tiny64, align="right")), 2, "cpu")
     whole = eap_ig(tiny64, groups, LOGIT_DIFF, steps=2).values
-    by_span = score_parts(tiny64, groups, LOGIT_DIFF, by="span", steps=2)
+    by_span = score_parts(tiny64, groups, LOGIT_DIFF, Scoring(steps=2), by="span")
     assert by_span.names == ("persona", "cue", "between")
     np.testing.assert_allclose(by_span.total().values, whole, atol=1e-12)
-    by_row = score_parts(tiny64, groups, LOGIT_DIFF, by="row", steps=2)
+    by_row = score_parts(tiny64, groups, LOGIT_DIFF, Scoring(steps=2), by="row")
     np.testing.assert_allclose(by_row.total().values, whole, atol=1e-6)
     for index in range(len(task.pairs)):
         alone = batches(encode(replace(task, pairs=(task.pairs[index],)), tiny64, align="right"), 1, "cpu")
@@ -274,12 +274,12 @@ def test_a_span_holds_what_its_positions_give(tiny64, tiny_task):
         spans = (Span("start", 0, n - 1), Span("end", n - 1, n))
         pairs.append(replace(pair, spans=spans, corrupt_spans=spans))
     groups = batches(encode(replace(tiny_task, pairs=tuple(pairs)), tiny64), 4, "cpu")
-    parts = score_parts(tiny64, groups, LOGIT_DIFF, by="span", method="eap")
+    parts = score_parts(tiny64, groups, LOGIT_DIFF, Scoring("eap"), by="span")
     last = tiny64.graph.n_dst - 1
     assert not parts.values[parts.names.index("start")][:, last].any()
     assert np.abs(parts.values[parts.names.index("end")][:, last]).max() > 0
     with pytest.raises(OptionError, match="expected row or span"):
-        score_parts(tiny64, groups, LOGIT_DIFF, by="span", method="exact")
+        score_parts(tiny64, groups, LOGIT_DIFF, Scoring("exact"), by="span")
 
 
 def test_unequal_prompts_are_refused_unless_aligned_and_need_a_common_end(tiny64, unequal):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from persona_circuits.circuit.attribution import eap, exact, score, score_parts
+from persona_circuits.circuit.attribution import Scoring, eap, exact, score, score_parts
 from persona_circuits.circuit.attribution.atp_star import atp_star
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import prepare
@@ -114,8 +114,8 @@ def test_rows_add_up_to_the_whole(ablation, tiny64, rows):
     from persona_circuits.circuit.forward import make_ablation
 
     made = None if ablation is None else make_ablation(ablation, tiny64, rows)
-    parts = score_parts(tiny64, rows, DIFF, by="row", method="atp-star", ablation=made)
-    whole = score(tiny64, rows, DIFF, method="atp-star", ablation=made)
+    parts = score_parts(tiny64, rows, DIFF, Scoring("atp-star"), by="row", ablation=made)
+    whole = score(tiny64, rows, DIFF, Scoring("atp-star"), ablation=made)
     assert parts.names == ("0", "1")
     np.testing.assert_allclose(parts.total().values, whole.values, atol=1e-6)
 

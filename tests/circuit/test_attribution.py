@@ -9,6 +9,7 @@ from tests_reference import Reference
 
 from persona_circuits.circuit.attribution import (
     Completeness,
+    Scoring,
     activation_cost,
     eap,
     eap_by_definition,
@@ -235,7 +236,7 @@ def test_exact_differs_from_eap_on_a_model_that_is_not_linear(tiny64, tiny_task)
 @pytest.mark.parametrize("method", ["eap", "eap-ig", "exact"])
 def test_scores_do_not_depend_on_the_batch_size(tiny64, tiny_task, method):
     one, many = (
-        score(tiny64, groups(tiny_task, tiny64, size), LOGIT_DIFF, method=method, steps=3).values for size in (1, 8)
+        score(tiny64, groups(tiny_task, tiny64, size), LOGIT_DIFF, Scoring(method, 3)).values for size in (1, 8)
     )
     np.testing.assert_allclose(one, many, atol=1e-10)
 
@@ -261,7 +262,7 @@ def test_no_difference_between_the_prompts_scores_nothing(tiny, tiny_task):
 
     parts = [replace(part, corrupt=part.clean) for part in groups(tiny_task, tiny)]
     for method in ("eap", "eap-ig", "exact"):
-        assert np.abs(score(tiny, parts, LOGIT_DIFF, method=method).values).max() < 1e-6
+        assert np.abs(score(tiny, parts, LOGIT_DIFF, Scoring(method)).values).max() < 1e-6
 
 
 def test_plain_eap_refuses_kl_and_says_what_to_do(tiny, tiny_task):
@@ -275,7 +276,7 @@ def test_plain_eap_refuses_kl_and_says_what_to_do(tiny, tiny_task):
 )
 def test_options_that_make_no_sense(tiny, tiny_task, options, says):
     with pytest.raises(OptionError, match=says):
-        score(tiny, groups(tiny_task, tiny), LOGIT_DIFF, **{"method": "eap-ig", **options})
+        score(tiny, groups(tiny_task, tiny), LOGIT_DIFF, Scoring(**options))
 
 
 def test_random_scores_are_seeded():
@@ -287,7 +288,7 @@ def test_random_scores_are_seeded():
 def test_progress_is_reported_to_the_end(tiny, tiny_task):
     for method in ("eap", "eap-ig", "exact"):
         seen = []
-        score(tiny, groups(tiny_task, tiny), LOGIT_DIFF, method=method, progress=lambda *a, seen=seen: seen.append(a))
+        score(tiny, groups(tiny_task, tiny), LOGIT_DIFF, Scoring(method), progress=lambda *a, seen=seen: seen.append(a))
         assert seen[-1][0] == seen[-1][1] > 0
 
 
@@ -333,7 +334,7 @@ def test_scores_do_not_depend_on_the_bound_on_memory(tiny64, tiny_task, max_byte
 def test_scores_do_not_depend_on_what_is_run_once(tiny64, tiny_task, monkeypatch, worth, swap):
     """Positions that both prompts share: a pass of their own, the corrupt prompts' run, or each prompt's own."""
     together = [*groups(tiny_task, tiny64, 8, swap=swap), pairs_that_begin_alike(50)]
-    methods = (eap, eap_ig, lambda *a: score_parts(*a, by="row", method="eap").total())
+    methods = (eap, eap_ig, lambda *a: score_parts(*a, Scoring("eap"), by="row").total())
     with monkeypatch.context() as patch:
         patch.setattr("persona_circuits.circuit.attribution.methods.first_difference", lambda *_: 0)
         expected = [method(tiny64, together, LOGIT_DIFF).values for method in methods]
@@ -469,12 +470,12 @@ def test_a_norm_taken_back_by_its_form_is_the_norm_taken_back_by_autograd(kind):
 
 def test_short_activations_say_what_they_cost(tiny, tiny64, tiny_task):
     batch = groups(tiny_task, tiny)[0]
-    same = activation_cost(tiny, batch, LOGIT_DIFF, "float32")
+    same = activation_cost(tiny, batch, LOGIT_DIFF, Scoring("eap"))
     assert (same.correlation, same.largest) == (pytest.approx(1.0), 0.0)
-    cost = activation_cost(tiny, batch, LOGIT_DIFF, "bfloat16", method="eap-ig", steps=2)
+    cost = activation_cost(tiny, batch, LOGIT_DIFF, Scoring("eap-ig", 2, activations="bfloat16"))
     assert 0.9 < cost.correlation < 1.0
     assert 0.0 < cost.largest < 0.3
     with pytest.raises(OptionError, match="needs --dtype float32"):
-        score(tiny64, [batch], LOGIT_DIFF, method="eap", activations="bfloat16")
+        score(tiny64, [batch], LOGIT_DIFF, Scoring("eap", activations="bfloat16"))
     with pytest.raises(OptionError, match="is not one of float32, bfloat16"):
-        score(tiny, [batch], LOGIT_DIFF, method="eap", activations="int8")
+        score(tiny, [batch], LOGIT_DIFF, Scoring("eap", activations="int8"))

@@ -9,7 +9,7 @@ from scipy import stats
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import PairScores, Rule
-from persona_circuits.circuit.evaluation.certificates import CONFIDENCE, Units, certify, p_of
+from persona_circuits.circuit.evaluation.certificates import CONFIDENCE, Removal, Units, certify, p_of
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.task import PromptPair
 
@@ -48,7 +48,7 @@ def test_every_deletion_is_tried(radius):
     units = Units.of(pairs)
     assert len(units.names) == 9
     circuit = RULE.circuit(scores.mean(), float(scores.whole.mean()))
-    found = certify(scores, circuit, RULE, units, radius)
+    found = certify(scores, circuit, RULE, units, Removal(radius))
     every = [found_on(scores, pairs, set(gone)) for r in range(1, radius + 1) for gone in combinations(units.names, r)]
     stays = set(circuit)
     for one in every:
@@ -66,7 +66,7 @@ def test_what_smoothing_certifies_holds_in_the_vote_after_every_deletion():
     pairs, scores, radius = pairs_of(20), noisy(20, noise=0.3), 1
     units = Units.of(pairs)
     circuit = RULE.circuit(scores.mean(), float(scores.whole.mean()))
-    kept = certify(scores, circuit, RULE, units, radius, most_sets=0, n_draws=1).kept
+    kept = certify(scores, circuit, RULE, units, Removal(radius, most_sets=0, n_draws=1)).kept
     masks = {}
     for chosen in combinations(range(9), kept):
         one = found_on(scores, pairs, {units.names[i] for i in range(9) if i not in chosen})
@@ -79,7 +79,7 @@ def test_what_smoothing_certifies_holds_in_the_vote_after_every_deletion():
     assert (least[share > bar] > 0.5).all()
     wrong = claims = 0
     for seed in range(25):
-        found = certify(scores, circuit, RULE, units, radius, most_sets=0, n_draws=150, seed=seed)
+        found = certify(scores, circuit, RULE, units, Removal(radius, seed, most_sets=0, n_draws=150))
         assert found.bar == pytest.approx(bar)
         claims += len(found.stays)
         wrong += bool((found.stays.mask & (share <= bar)).any())
@@ -107,7 +107,7 @@ def test_where_nothing_is_left_every_edge_abstains():
     """All pairs have one question."""
     pairs, scores = pairs_of(10, n_questions=1), noisy(10)
     circuit = RULE.circuit(scores.mean(), float(scores.whole.mean()))
-    found = certify(scores, circuit, RULE, Units.of(pairs), 1)
+    found = certify(scores, circuit, RULE, Units.of(pairs), Removal(1))
     assert found.empty == 1
     assert not len(found.stays)
     assert found.sentence.endswith("1 of these leave no pair")
@@ -117,4 +117,4 @@ def test_where_nothing_is_left_every_edge_abstains():
 def test_a_radius_must_leave_something(radius):
     scores = noisy(20)
     with pytest.raises(OptionError, match="from 1 to 8"):
-        certify(scores, RULE.circuit(scores.mean(), 5.0), RULE, Units.of(pairs_of(20)), radius)
+        certify(scores, RULE.circuit(scores.mean(), 5.0), RULE, Units.of(pairs_of(20)), Removal(radius))

@@ -24,7 +24,7 @@ from persona_circuits.circuit.assessment.comparison import (
 )
 from persona_circuits.circuit.assessment.comparison import study as module
 from persona_circuits.circuit.discovery import MeasureOptions, Options, discover
-from persona_circuits.circuit.drawing import draw, to_agraph
+from persona_circuits.circuit.drawing import Marks, draw, to_agraph
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import random_circuits
 from persona_circuits.circuit.graph import Graph
@@ -337,7 +337,7 @@ def test_the_picture_has_every_edge_in_the_colour_of_its_group(tmp_path):
     for label in ("in both (1)", "in both, opposite signs (1)", "only in A (2)", "only in B (2)", "A one, B two"):
         assert label in text
     picture = to_agraph(
-        Circuit.of(GRAPH, {**A, **B}), scores=relative_scores(found.a, found.b), groups=groups(found.a, found.b)
+        Circuit.of(GRAPH, {**A, **B}), scores=relative_scores(found.a, found.b), marks=Marks(groups(found.a, found.b))
     )
     colours = {key: picture.get_edge(src, dst, key).attr["color"] for src, dst, key in picture.edges(keys=True)}
     by_group = {name: {colours[str(edge)] for edge in part.edges()} for name, part in groups(found.a, found.b).items()}
@@ -356,14 +356,14 @@ def test_width_is_a_share_of_either_side_s_largest():
 def test_groups_must_part_the_circuit(tmp_path):
     circuit, part = Circuit.of(GRAPH, A), Circuit.of(GRAPH, list(A)[:2])
     rest = Circuit.of(GRAPH, list(A)[2:])
-    assert draw(circuit, tmp_path / "x.dot", groups={"one": part, "two": rest}).shown == 4
+    assert draw(circuit, tmp_path / "x.dot", marks=Marks({"one": part, "two": rest})).shown == 4
     for bad in ({"one": part}, {"one": circuit, "two": part}, {"one": part, "two": Circuit.of(GRAPH, {**A, **B})}):
         with pytest.raises(OptionError, match="exactly one of them"):
-            draw(circuit, tmp_path / "y.dot", groups=bad)
+            draw(circuit, tmp_path / "y.dot", marks=Marks(bad))
     with pytest.raises(OptionError, match="another graph"):
-        draw(circuit, tmp_path / "y.dot", groups={"one": Circuit.empty(Graph(2, 2))})
+        draw(circuit, tmp_path / "y.dot", marks=Marks({"one": Circuit.empty(Graph(2, 2))}))
     with pytest.raises(OptionError, match="5 groups"):
-        draw(circuit, tmp_path / "y.dot", groups={str(i): circuit for i in range(5)})
+        draw(circuit, tmp_path / "y.dot", marks=Marks({str(i): circuit for i in range(5)}))
     assert not (tmp_path / "y.dot").exists()
 
 
@@ -374,7 +374,8 @@ def planted_sides(planted):
     """The circuit of the persona and that of the prior, searched with the same options."""
     model = planted.model()
     prior = Task(planted.control_pairs, "prior", "0" * 64)
-    found = {name: discover(model, task, Options(n_random=0)) for name, task in (("A", planted.task), ("B", prior))}
+    how = Options(threshold=0.003, n_random=0)
+    found = {name: discover(model, task, how) for name, task in (("A", planted.task), ("B", prior))}
     sides = [Side(name, item.circuit, item.scores, None, item.record) for name, item in found.items()]
     grounds = [Ground(name, model, task, found[name].record) for name, task in (("A", planted.task), ("B", prior))]
     return sides, grounds

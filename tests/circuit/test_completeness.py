@@ -263,7 +263,7 @@ def test_progress_ends_full():
 
 
 def test_it_goes_on_from_a_stop(tmp_path, monkeypatch):
-    monkeypatch.setattr("persona_circuits.circuit.evaluation.measurements.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("persona_circuits.circuit.storage.kept.SAVE_SECONDS", 0.0)
     state, calls = tmp_path / "state", []
 
     def stop(done, total):

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import re
+from copy import copy
 from dataclasses import replace
 
 import networkx as nx
@@ -19,9 +20,10 @@ from persona_circuits.circuit.assessment import CurveOptions, curve_study, read_
 from persona_circuits.circuit.attribution import eap, eap_ig, random_scores
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import GraphError, OptionError
-from persona_circuits.circuit.evaluation import bootstrap_ratio, pairwise
+from persona_circuits.circuit.evaluation import pairwise
 from persona_circuits.circuit.evaluation.curves import (
     SHARES,
+    CurveKinds,
     NodeScores,
     Pool,
     area,
@@ -38,7 +40,7 @@ from persona_circuits.circuit.io import write_scores
 from persona_circuits.circuit.pruning import threshold, top_n
 from persona_circuits.circuit.reporting import area_rows, curve_records, curve_rows, size_rows
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, ratio_interval
+from persona_circuits.circuit.statistics import Clusters, PairSample, ratio_interval
 from persona_circuits.circuit.subgraph import Circuit, to_networkx
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.cli import app
@@ -63,8 +65,10 @@ def scores(tiny, groups):
     return eap_ig(tiny, groups, METRIC)
 
 
-def report(model, prepared, scorers, metric=METRIC, **options):
-    return curve_report(model, lambda: prepared, metric, scorers, split="all", **{"n_random": 0, **options})
+def report(model, prepared, scorers, metric=METRIC, marks=None, seed=0, clusters=None, progress=None, **kinds):
+    wanted = CurveKinds(**{"n_random": 0, **kinds})
+    more = {"marks": marks, "progress": progress}
+    return curve_report(model, lambda: prepared, metric, scorers, wanted, PairSample("all", clusters, seed), **more)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +150,7 @@ def test_intervals_are_those_of_resampled_pairs(tiny, prepared, scores, found):
     values = pairs_under(tiny, prepared, [*masks, Circuit.full(tiny.graph).mask, Circuit.empty(tiny.graph).mask])
     full, empty = values[-2], values[-1]
     for point, own in zip(curve.points, values, strict=False):
-        slow = bootstrap_ratio(own - empty, full - empty, 3)
+        slow = PairSample(seed=3).ratio(own - empty, full - empty)
         # the interval is wider than the plain bootstrap's, and so is what rounding of m moves its ends by
         assert (point.interval.low, point.interval.high) == pytest.approx((slow.low, slow.high), rel=1e-5, abs=5e-6)
 
@@ -428,6 +432,68 @@ def test_with_a_grid_of_every_size_it_is_the_smallest_of_all(tiny, prepared, sco
         assert found.n == int(np.argmax(every_size >= target))
 
 
+@pytest.mark.parametrize(("target", "up_to"), [(0.3, 0.3), (0.8, 0.5), (0.99, 0.2), (0.99, 0.0)])
+def test_a_search_among_the_first_edges_reaches_the_target_or_says_that_none_of_them_does(
+    tiny, prepared, scores, every_size, target, up_to
+):
+    """Against every size there is."""
+    most = max(50, int(up_to * tiny.graph.n_edges))
+    found = smallest(tiny, lambda: prepared, METRIC, scores, target, up_to=up_to)
+    assert found.most == most
+    assert max(size.n for size in found.tried) <= most
+    assert found.reached == bool((every_size[: most + 1] >= target).any())
+    if found.reached:
+        assert every_size[found.n - 1] < target <= every_size[found.n] + 2e-6
+    else:
+        assert found.faithfulness == max(size.faithfulness for size in found.tried)
+        assert max(size.n for size in found.tried) == most
+
+
+def test_in_a_large_graph_the_size_is_known_to_half_a_percent(tiny, monkeypatch):
+    """f is a known function of the number of edges: it takes few sizes, whatever its form."""
+    from persona_circuits.circuit.evaluation.curves import sizes
+
+    scores, model = random_scores(Graph(30, 9), seed=0), copy(tiny)
+    model.graph = scores.graph
+    for form in (lambda share: share**0.1, lambda share: share, lambda share: share**4, lambda share: share > 0.017):
+        monkeypatch.setattr(
+            sizes._Search,
+            "try_sizes",
+            lambda self, new, form=form: self.known.update({n: (n, float(form(n / self.n_edges))) for n in new}),
+        )
+        found = smallest(model, list, METRIC, scores, 0.8)
+        exact = next(n for n in range(1, scores.graph.n_edges + 1) if form(n / scores.graph.n_edges) >= 0.8)
+        assert exact <= found.n <= 1.006 * exact
+        assert len(found.tried) < 40
+
+
+def test_without_a_size_the_search_is_for_most_of_the_effect_in_few_edges(tiny, tiny_task, tmp_path):
+    """By the files too; what none of them reaches is said with the sizes that were tried."""
+    assert Options(threshold=0.1).checked().target_faithfulness is None
+    assert Options(prune="acdc").checked().threshold == Options(prune="eap-acdc").checked().threshold == 0.003
+    asked = Options(n_random=0, steps=2).checked()
+    assert (asked.target_faithfulness, asked.up_to) == (0.8, 0.05)
+    assert asked.checked() == asked
+    found = discover(tiny, tiny_task, asked)
+    assert found.circuit == top_n(found.scores, found.smallest.n)
+    assert found.smallest.most == 50
+    found.write(tmp_path / "a")
+    method = json.loads((tmp_path / "a" / "circuit.json").read_text())["method"]
+    said = {"most": 50, "reached": found.smallest.reached, "tried": len(found.smallest.tried)}
+    assert (method["prune"], method["target_faithfulness"], method["target_search"]) == ("top-n", 0.8, said)
+    stamp = found.record["stamp"]["size"]
+    assert stamp == (
+        "smallest with faithfulness >= 0.8" if said["reached"] else "largest faithfulness of up to 50 edges"
+    )
+    out = ["--out", tmp_path / "b", "--model", TINY, "--pairs", PAIRS, "--n-random", "0"]
+    done = call("discover", "--force", *out, "--method", "random")
+    assert done.exit_code == 0, done.output
+    assert "no circuit of up to 50 edges reaches f 0.8 on the pairs searched on; the best of them, f" in done.stdout
+    assert "nested circuits by |score|, on the pairs searched on" in done.stdout
+    target = json.loads((tmp_path / "b" / "summary.json").read_text())["target"]
+    assert (target["reached"], target["confirmed"], target["tried"][-1]["n"]) == (False, None, 50)
+
+
 def test_the_search_tries_few_sizes_and_the_same_circuit_once(tiny, prepared, scores, monkeypatch):
     from persona_circuits.circuit.evaluation.curves import sizes
 
@@ -439,7 +505,7 @@ def test_the_search_tries_few_sizes_and_the_same_circuit_once(tiny, prepared, sc
 
     monkeypatch.setattr(sizes, "measured", counted)
     found = smallest(tiny, lambda: prepared, METRIC, scores, 0.6)
-    assert len(found.tried) < 60
+    assert len(found.tried) < 25
     assert len(set(seen)) == len(seen)
 
 
@@ -618,6 +684,23 @@ def test_the_command_writes_tables_and_figures(tmp_path, scores):
     for name in written:
         assert (again / name).read_bytes() == (out / name).read_bytes(), name
     assert isinstance(read_scorer(run), Scores)
+
+
+def test_the_scorer_of_a_run_is_drawn_once_wherever_its_pairs_are_named(tmp_path):
+    run, copy, fewer = tmp_path / "run", tmp_path / "copy.json", tmp_path / "fewer.json"
+    text = (DATA / "tiny_pairs.json").read_text()
+    copy.write_text(text)
+    fewer.write_text(json.dumps({**(whole := json.loads(text)), "prompts": whole["prompts"][:-1]}))
+    options = ["--model", TINY, "--pairs", PAIRS, "--n-random", "1", "--threshold", "0.05", "--method", "eap"]
+    assert call("discover", *options, "--out", run).exit_code == 0
+
+    def scorers(*more):
+        done = call("curves", run, "--scorers", "eap", "--json", *more, "--out", tmp_path / "curves")
+        assert done.exit_code == 0, done.output
+        return {curve["scorer"] for curve in json.loads(done.stdout)["curves"]}
+
+    assert scorers() == scorers("--pairs", copy) == {"run run"}
+    assert scorers("--pairs", fewer) == {"run run", "eap"}
 
 
 def test_the_command_prints_json(tmp_path):

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ast
+import base64
+import io
 import os
 import re
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from fontTools.ttLib import TTFont
 
-from persona_circuits.circuit.drawing import FORMATS, DrawReport, draw, style, to_agraph
+from persona_circuits.circuit.drawing import FORMATS, DrawReport, Marks, draw, style, to_agraph
 from persona_circuits.circuit.drawing import render as module
 from persona_circuits.circuit.drawing.legible import SIZES, Layout, crossings
 from persona_circuits.circuit.drawing.page import STEP, Page
+from persona_circuits.circuit.drawing.roles import roles_of
 from persona_circuits.circuit.errors import FileError, OptionError
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.scores import Scores
@@ -438,6 +443,44 @@ def test_title_is_shown_as_it_is(tmp_path, circuit):
     assert "Ada &amp; &quot;Bo&quot; &lt;1&gt; next<" in (tmp_path / "c.svg").read_text()
 
 
+def test_a_picture_has_its_own_letters(tmp_path, circuit, scores):
+    """Those that it uses, in a font that reads; and no more than a few of them."""
+    title = "Ärger & Ω <7>"
+    draw(circuit, tmp_path / "c.svg", scores=scores, title=title)
+    face = re.search(r"data:font/woff;base64,([^)]+)\)", (tmp_path / "c.svg").read_text())[1]
+    letters = set(TTFont(io.BytesIO(base64.b64decode(face))).getBestCmap())
+    assert {ord(letter) for letter in title} <= letters
+    assert ord("Щ") not in letters
+    assert ElementTree.fromstring((tmp_path / "c.svg").read_text()).tag.endswith("svg")
+
+
+def test_heads_stand_together_by_what_their_scores_say_they_do():
+    """Two read the input, two write the answer; one does both half and half, so it has no role."""
+    graph = Graph(2, 5)
+    sizes = {
+        **{f"input->a0.h{head}<v>": 1.0 for head in range(4)},
+        "input->a1.h0<v>": -0.1, "a0.h0->a1.h0<v>": 1.0, "a1.h0->logits": 1.0,
+        "a0.h1->a1.h2<q>": 1.0, "a1.h2->logits": -1.0, "a0.h0->m0": 1.0, "a0.h1->logits": 0.1, "a0.h2->logits": 1.0,
+        "a0.h3->logits": 0.5, "a0.h3->a1.h0<k>": 0.5, "a0.h2->a1.h0<k>": 0.2, "m0->a1.h1<v>": 1.0, "a1.h1->m1": 1.0,
+        "m1->logits": 1.0,
+    }  # fmt: skip
+    circuit, scores = Circuit.of(graph, sizes), Scores.of(graph, sizes)
+    found = {str(node): role for node, role in roles_of(circuit, scores).items()}
+    assert found == {
+        "a0.h0": "reader", "a0.h1": "reader", "a0.h2": "both", "a1.h0": "writer", "a1.h1": "between", "a1.h2": "writer"
+    }  # fmt: skip
+    picture = to_agraph(circuit, scores=scores)
+    row = sorted((f"a0.h{head}" for head in range(4)), key=lambda name: center(picture, name)[0])
+    assert row == ["a0.h0", "a0.h1", "a0.h2", "a0.h3"]
+    assert center(picture, "a1.h1")[0] < center(picture, "a1.h0")[0] < center(picture, "a1.h2")[0]
+    look = {name: (picture.get_node(name).attr["fillcolor"], picture.get_node(name).attr["style"]) for name in found}
+    assert len(set(look.values())) == 4
+    assert "heads by role" in picture.graph_attr["_background"]
+    assert "width:" in picture.graph_attr["_background"]
+    assert roles_of(Circuit.of(graph, ["input->a0.h0<v>", "a0.h0->logits"]), scores) == {}
+    assert roles_of(circuit, None) == {}
+
+
 def test_same_input_same_bytes(tmp_path):
     circuit, scores = dense(Graph(3, 3))
     for fmt in ("svg", "dot", "png", "pdf"):
@@ -490,7 +533,7 @@ def undated(pdf: Path) -> bytes:
 
 def test_letters_reach_the_pixels(tmp_path, monkeypatch):
     assert pixels(tmp_path, "iiii") != pixels(tmp_path, "WWWW")
-    monkeypatch.setattr(module, "_font_environment", without_fonts)
+    monkeypatch.setattr(module, "font_environment", without_fonts)
     assert pixels(tmp_path, "iiii") == pixels(tmp_path, "WWWW"), "without a font all letters are the same box"
 
 
@@ -590,4 +633,4 @@ def test_edges_are_parted_by_the_part_of_the_prompt_that_gives_most_of_them():
         for item in one.edges():
             own = np.abs([values[(place, *circuit.graph.index(item))] for place in range(6)])
             assert "abcdef"[own.argmax()] == name
-    to_agraph(circuit, scores=parts.total(), groups=found)
+    to_agraph(circuit, scores=parts.total(), marks=Marks(found))

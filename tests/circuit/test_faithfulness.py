@@ -6,6 +6,7 @@ from persona_circuits.circuit.evaluation import N_TRIED, cells_of, evaluate, mat
 from persona_circuits.circuit.forward import measure, prepare
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.pruning import greedy
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
@@ -23,8 +24,8 @@ def prepared(tiny, groups):
     return [prepare(tiny, group) for group in groups]
 
 
-def report(tiny, prepared, circuit, **options):
-    return evaluate(tiny, lambda: prepared, METRIC, circuit, split="all", **options)
+def report(tiny, prepared, circuit, seed=0, **options):
+    return evaluate(tiny, lambda: prepared, METRIC, circuit, PairSample(seed=seed), **options)
 
 
 def test_full_circuit_is_one_and_empty_circuit_is_zero(tiny, prepared):

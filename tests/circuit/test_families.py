@@ -15,7 +15,7 @@ from persona_circuits.circuit.attribution import eap, eap_by_definition, eap_ig,
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.forward import Prefix, measure, patched_logits, prepare, run, zero
 from persona_circuits.circuit.model import load_model, nothing_installed
-from persona_circuits.circuit.pruning import acdc
+from persona_circuits.circuit.pruning import Trials, acdc
 from persona_circuits.circuit.task import Batch, Row, batches
 from persona_circuits.metrics import METRICS
 from persona_circuits.persona.data import Template, load_examples
@@ -175,7 +175,7 @@ def test_acdc_in_batches_is_acdc_edge_by_edge(name, family):
     model, _ = family(name)
     item = prepare(model, pair_of_prompts())
     edges = [edge for i, edge in enumerate(reversed(list(model.graph.edges()))) if i % 6 == 0]
-    one, many = (acdc(model, [item], LOGIT_DIFF, 0.05, order=edges, candidates=n) for n in (1, 8))
+    one, many = (acdc(model, [item], LOGIT_DIFF, 0.05, trials=Trials(order=edges, candidates=n)) for n in (1, 8))
     assert (one.circuit.mask == many.circuit.mask).all()
     np.testing.assert_allclose(one.changes, many.changes, atol=TOLERANCE)
     assert (~np.isnan(one.changes)).any()

@@ -7,7 +7,7 @@ from persona_circuits.circuit.attribution import eap_ig
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import measure, prepare
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.pruning import finish, top_n
+from persona_circuits.circuit.pruning import Terms, finish, top_n
 from persona_circuits.circuit.pruning.finish import connect
 from persona_circuits.circuit.storage import kept
 from persona_circuits.circuit.subgraph import Circuit
@@ -44,7 +44,7 @@ def cost_of(model, prepared, metric, tau, circuits):
 def test_at_the_end_no_single_change_pays(name, tiny64, prepared, scores):
     """Every edge is taken out alone, and every one that might have come back put in: none lowers the cost."""
     metric, start = METRICS[name], top_n(scores, 40)
-    found = finish(tiny64, prepared, metric, start, TAU, scores=scores)
+    found = finish(tiny64, prepared, metric, start, Terms(TAU), scores=scores)
     assert found.settled
     assert found.gone >= 5
     circuit, changed = found.circuit, []
@@ -66,7 +66,7 @@ def test_an_edge_that_was_left_out_comes_back(tiny64, prepared, scores):
     start = top_n(scores, 40)
     strongest = max(start, key=lambda edge: abs(scores[edge]) * (str(edge.dst) == "logits"))
     without = (start - Circuit.of(tiny64.graph, [strongest])).without_dead_ends()
-    found = finish(tiny64, prepared, METRIC, without, TAU, scores=scores)
+    found = finish(tiny64, prepared, METRIC, without, Terms(TAU), scores=scores)
     assert strongest in found.circuit
     assert found.back >= 1
     assert found.loss + TAU * len(found.circuit) < found.loss_before + TAU * len(without)
@@ -75,7 +75,7 @@ def test_an_edge_that_was_left_out_comes_back(tiny64, prepared, scores):
 @pytest.mark.parametrize("least", [None, 0.9])
 def test_edges_at_once_decide_as_one_at_a_time(least, tiny64, prepared, scores):
     start = top_n(scores, 30)
-    one, many = (finish(tiny64, prepared, METRIC, start, TAU, scores=scores, least=least, candidates=k) for k in (1, 8))
+    one, many = (finish(tiny64, prepared, METRIC, start, Terms(TAU, least, k), scores=scores) for k in (1, 8))
     assert one.circuit == many.circuit
     assert many.passes < one.passes
 
@@ -88,9 +88,9 @@ def test_it_does_not_fall_below_the_faithfulness_asked_for(tiny64, prepared, sco
         full, empty, own = measure(tiny64, prepared, [*masks[:2], circuit.mask], METRIC).mean(axis=1)
         return (own - empty) / (full - empty)
 
-    free = finish(tiny64, prepared, METRIC, start, 0.2, scores=scores)
+    free = finish(tiny64, prepared, METRIC, start, Terms(0.2), scores=scores)
     least = (f_of(free.circuit) + f_of(start)) / 2
-    bound = finish(tiny64, prepared, METRIC, start, 0.2, scores=scores, least=least)
+    bound = finish(tiny64, prepared, METRIC, start, Terms(0.2, least), scores=scores)
     assert f_of(free.circuit) < least <= f_of(bound.circuit)
     assert len(free.circuit) < len(bound.circuit) < len(start)
 
@@ -98,7 +98,7 @@ def test_it_does_not_fall_below_the_faithfulness_asked_for(tiny64, prepared, sco
 def test_a_finish_that_was_stopped_goes_on_the_same(tiny64, prepared, scores, tmp_path, monkeypatch):
     monkeypatch.setattr(kept, "SAVE_SECONDS", -1.0)
     start, state = top_n(scores, 40), tmp_path / "finish.state"
-    whole = finish(tiny64, prepared, METRIC, start, TAU, scores=scores)
+    whole = finish(tiny64, prepared, METRIC, start, Terms(TAU), scores=scores)
     told = []
 
     class Stopped(Exception):
@@ -110,9 +110,9 @@ def test_a_finish_that_was_stopped_goes_on_the_same(tiny64, prepared, scores, tm
             raise Stopped
 
     with pytest.raises(Stopped):
-        finish(tiny64, prepared, METRIC, start, TAU, scores=scores, state=state, progress=stop)
+        finish(tiny64, prepared, METRIC, start, Terms(TAU), scores=scores, state=state, progress=stop)
     assert state.exists()
-    again = finish(tiny64, prepared, METRIC, start, TAU, scores=scores, state=state)
+    again = finish(tiny64, prepared, METRIC, start, Terms(TAU), scores=scores, state=state)
     assert again.as_dict() == whole.as_dict()
     assert again.circuit == whole.circuit
     assert not state.exists()
@@ -135,4 +135,4 @@ def test_a_node_comes_back_with_the_edges_that_connect_it():
 @pytest.mark.parametrize(("tau", "candidates", "says"), [(-1.0, None, "not negative"), (0.1, 0, "at least one")])
 def test_bad_numbers_are_refused(tau, candidates, says, tiny64, prepared, scores):
     with pytest.raises(OptionError, match=says):
-        finish(tiny64, prepared, METRIC, top_n(scores, 9), tau, scores=scores, candidates=candidates)
+        finish(tiny64, prepared, METRIC, top_n(scores, 9), Terms(tau, candidates=candidates), scores=scores)

@@ -10,7 +10,7 @@ from conftest import DATA
 from families import save
 from tests_reference import Reference
 
-from persona_circuits.circuit.attribution import eap, eap_by_definition, eap_ig, exact, score_parts
+from persona_circuits.circuit.attribution import Scoring, eap, eap_by_definition, eap_ig, exact, score_parts
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import ModelError, TaskError
 from persona_circuits.circuit.forward import patched_logits, patched_nodes, prepare
@@ -79,7 +79,7 @@ def test_scores_are_the_gradients_of_passes_one_by_one(tiny64, forms_task, refer
         expected[str(row.index)] = -np.array([alpha[str(edge)].grad.item() for edge in graph.edges()])
     groups = batches(rows, 4, "cpu", uneven=uneven)
     assert len(groups) == (1 if uneven else 2)
-    parts = score_parts(tiny64, groups, DIVERGENCE, by="row", method="eap")
+    parts = score_parts(tiny64, groups, DIVERGENCE, Scoring("eap"), by="row")
     for name, values in zip(parts.names, parts.values, strict=True):
         found = np.array([values[graph.index(edge)] for edge in graph.edges()])
         assert np.abs(found - expected[name]).max() < 1e-6 * np.abs(expected[name]).max()  # rows are float32

@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import ROOT
 
-from persona_circuits.circuit import parallel as ranks
+from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import (
     Grid,
     GridPair,
     Passes,
+    Scoring,
     eap,
     grid_eap,
     grid_of_personas,
@@ -94,7 +95,7 @@ def counting(model, monkeypatch):
 def test_a_grid_scores_what_its_pairs_score_one_by_one(tiny64, grid):
     expected = eap(tiny64, separate(tiny64, grid), DIVERGENCE).values
     assert relative_error(grid_eap(tiny64, [grid]).values, expected) < 1e-12
-    alone = score_parts(tiny64, separate(tiny64, grid), DIVERGENCE, by="row", method="eap")
+    alone = score_parts(tiny64, separate(tiny64, grid), DIVERGENCE, Scoring("eap"), by="row")
     parts = grid_parts(tiny64, [grid])
     assert parts.names == alone.names
     assert parts.values.dtype == np.float32
@@ -158,7 +159,7 @@ def test_contrasts_that_are_made_of_others_take_no_backward_pass(tiny64, monkeyp
     assert count == {"forwards": 7, "backwards": 2}
     rows = separate(tiny64, grid)
     assert relative_error(found, eap(tiny64, rows, DIVERGENCE).values) < 1e-12
-    alone = score_parts(tiny64, rows, DIVERGENCE, by="row", method="eap")
+    alone = score_parts(tiny64, rows, DIVERGENCE, Scoring("eap"), by="row")
     assert relative_error(grid_parts(tiny64, [grid]).values, alone.values) < 1e-6
 
 
@@ -175,7 +176,7 @@ def test_several_grids_share_batches_and_lengths_do_not_mix(tiny64):
         grid_of_personas(prompts_of(n, length, seed), [11 + i % 2 for i in range(n)], first_index=100 * seed)
         for seed, (n, length) in enumerate([(3, 9), (2, 7), (4, 9), (2, 7), (5, 12)], 1)
     ]
-    expected = score_parts(tiny64, separate(tiny64, *grids), DIVERGENCE, by="row", method="eap")
+    expected = score_parts(tiny64, separate(tiny64, *grids), DIVERGENCE, Scoring("eap"), by="row")
     for size in (1, 4, 32):
         found = grid_parts(tiny64, grids, batch_size=size)
         assert found.names == expected.names
@@ -279,9 +280,9 @@ def test_processes_put_their_pairs_together(tiny, monkeypatch):
     mine, other = preference_grid(3), grid_of_personas(prompts_of(4, seed=8), [11, 12, 11, 12], first_index=50)
     whole = grid_parts(tiny, [mine, other])
     theirs = grid_parts(tiny, [other])
-    monkeypatch.setattr(ranks, "size", lambda: 2)
+    monkeypatch.setattr(parallel, "size", lambda: 2)
     values = dict(zip(map(int, theirs.names), theirs.values, strict=True))
-    monkeypatch.setattr(ranks, "gathered", lambda found: {**values, **found})
+    monkeypatch.setattr(parallel, "gathered", lambda found: {**values, **found})
     found = grid_parts(tiny, [mine])
     assert found.names == whole.names
     assert relative_error(found.values, whole.values) < 1e-6

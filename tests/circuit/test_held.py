@@ -11,7 +11,7 @@ from conftest import DATA
 from families import FAMILIES, network_of, save
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from persona_circuits.circuit.attribution import activation_cost, eap, eap_ig
+from persona_circuits.circuit.attribution import Scoring, activation_cost, eap, eap_ig
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.forward import measure, prepare
 from persona_circuits.circuit.model import SHORT, Held, load_model, wrap_model
@@ -101,5 +101,5 @@ def test_a_run_names_the_format_and_products_may_be_short_besides(tiny_task):
     found = discover(model, tiny_task, Options(method="eap", threshold=0.05, n_random=1))
     assert found.record["model"]["dtype"] == "bfloat16-weights"
     rows = with_swap_rows(encode(tiny_task, model))
-    cost = activation_cost(model, batches(rows, 4, "cpu")[0], LOGIT_DIFF, "bfloat16")
+    cost = activation_cost(model, batches(rows, 4, "cpu")[0], LOGIT_DIFF, Scoring("eap", activations="bfloat16"))
     assert 0.9 < cost.correlation <= 1.0

@@ -531,7 +531,7 @@ def test_progress_counts_every_circuit_measured():
 
 
 def test_what_was_measured_before_a_stop_is_not_measured_again(tmp_path, monkeypatch):
-    monkeypatch.setattr("persona_circuits.circuit.evaluation.measurements.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("persona_circuits.circuit.storage.kept.SAVE_SECONDS", 0.0)
     model, prepared = planted("copy")
     state, calls = tmp_path / "state", []
 
@@ -557,11 +557,11 @@ def test_what_was_measured_before_a_stop_is_not_measured_again(tmp_path, monkeyp
     other = Measurements(model, lambda: prepared, METRICS["logit-diff"], state=state)
     mine = Measurements(model, lambda: prepared, DIVERGENCE, state=state)
     mine.of([model.graph.valid])
-    assert mine.known
-    assert not Measurements(model, lambda: prepared, METRICS["logit-diff"], state=state).known
-    assert other.search != mine.search
+    assert mine.kept.known
+    assert not Measurements(model, lambda: prepared, METRICS["logit-diff"], state=state).kept.known
+    assert other.kept.search != mine.kept.search
     state.write_bytes(b"torn")
-    assert not Measurements(model, lambda: prepared, DIVERGENCE, state=state).known
+    assert not Measurements(model, lambda: prepared, DIVERGENCE, state=state).kept.known
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from persona_circuits.circuit.attribution import eap, random_scores
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import FileError, ModelError, OptionError
-from persona_circuits.circuit.evaluation.curves import SHARES, NodeScores, area, curve_report
+from persona_circuits.circuit.evaluation.curves import SHARES, CurveKinds, NodeScores, area, curve_report
 from persona_circuits.circuit.forward import prepare
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.peers import (
@@ -23,6 +23,7 @@ from persona_circuits.circuit.peers import (
 )
 from persona_circuits.circuit.pruning import top_n
 from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.cli import app
@@ -138,7 +139,7 @@ def test_a_submission_gives_the_curve_of_the_scores_it_was_made_of(tmp_path, tin
     write_importances(scores, tmp_path / "a", d_model=16)
     write_circuits(scores, tmp_path / "b", d_model=16, signed=True)
     scorers = {"own": scores, "importances": read_submission(tmp_path / "a"), "nine": read_submission(tmp_path / "b")}
-    found = curve_report(tiny, lambda: items, metric, scorers, split="all", orders=("signed",), n_random=0)
+    found = curve_report(tiny, lambda: items, metric, scorers, CurveKinds(orders=("signed",), n_random=0), PairSample())
     own, importances, given = found.curves
     assert importances.cpr == own.cpr
     assert given.cpr == own.cpr
@@ -252,5 +253,5 @@ def test_export_needs_scores_and_a_model(tmp_path):
 def test_given_circuits_too_large_for_their_share_are_named(tiny):
     with pytest.raises(OptionError, match=r"a circuit of 262 edges stands for the share 0\.001"):
         curve_report(
-            tiny, lambda: [], METRICS["logit-diff"], {"x": (Circuit.full(tiny.graph),) * 9}, split="all", n_random=0
+            tiny, lambda: [], METRICS["logit-diff"], {"x": (Circuit.full(tiny.graph),) * 9}, CurveKinds(), PairSample()
         )

@@ -15,7 +15,7 @@ from persona_circuits.circuit.forward import patched_nodes, prepare
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.io import faults_of
 from persona_circuits.circuit.page import read_page
-from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.cli import app
@@ -44,8 +44,7 @@ def exchanged(model, prepared, sources):
 def test_without_and_alone_are_what_exchanging_the_nodes_gives(tiny64, prepared):
     graph = tiny64.graph
     circuit = Circuit.full(graph)
-    how = {"split": "all", "clusters": Clusters(sum(len(item.batch) for item in prepared) // 2, None, None)}
-    found = measured_sets(tiny64, prepared, METRIC, circuit, GROUPS, n_random=5, **how)
+    found = measured_sets(tiny64, prepared, METRIC, circuit, GROUPS, PairSample(), n_random=5)
     full, empty = exchanged(tiny64, prepared, []), exchanged(tiny64, prepared, list(range(graph.n_src)))
     for one in found.sets:
         own = [graph.src_index(name) for name in one.nodes if name != "logits"]

@@ -7,6 +7,7 @@ import base64
 import csv
 import io
 import json
+import math
 import os
 import shutil
 from urllib.parse import unquote
@@ -215,6 +216,38 @@ def test_views_share_and_differ_as_the_files_do(browser, path, runs):
             assert set(seen.edges()) == expected
 
 
+def _held(run, place):
+    """The edges of a stop, by the page's data."""
+    stop = run["stops"][place]
+    return {e["edge"] for e in run["edges"] if (e["kept"] if stop["circuit"] else e.get("stop", 10**9) <= place)}
+
+
+def test_the_slider_compares_circuits_of_like_size(browser, path):
+    """At every stop of the first run the other's nearest in size is beside it, with what was measured of either."""
+    first, second = read_page(path)["runs"]
+    seen_sides = set()
+    with Seen(browser, path) as seen:
+        seen.page.select_option("#view", "0-1")
+        for place, stop in enumerate(first["stops"]):
+            seen.stop(place)
+            sizes = [abs(math.log((one["n_edges"] + 1) / (stop["n_edges"] + 1))) for one in second["stops"]]
+            beside = sizes.index(min(sizes))
+            if stop["circuit"]:
+                beside = next(i for i, one in enumerate(second["stops"]) if one["circuit"])
+            a, b = _held(first, place), _held(second, beside)
+            assert set(seen.edges()) == a | b
+            for look, expected in (("both", a & b), ("first", a - b), ("second", b - a)):
+                drawn = seen.page.eval_on_selector_all(
+                    f".edges > g.{look}:not(.hidden)", "items => items.map((one) => one.getAttribute('data-edge'))"
+                )
+                assert set(drawn) == expected
+                seen_sides |= {look} if expected else set()
+            says = seen.page.inner_text("#stop-text")
+            assert f"{first['name']} {len(a):,} edges" in says
+            assert f"{second['name']} {len(b):,} edges" in says
+    assert seen_sides == {"both", "first", "second"}
+
+
 def test_a_link_shows_the_same_and_undo_goes_back(browser, path):
     with Seen(browser, path) as seen:
         seen.stop(1)
@@ -297,6 +330,32 @@ def test_inside_a_head_and_an_mlp(browser, path):
         assert f"{abs(inside['nodes'][head]['direct']['mean']):.3f}" in seen.page.inner_text(".side-panel")
     with Seen(browser, path, f"#pick={mlp}") as seen:
         assert f"n{inside['nodes'][mlp]['neurons'][0]['neuron']}" in seen.page.inner_text(".side-panel")
+
+
+def test_on_paper_it_is_light_and_within_the_sheet(browser, drawn):
+    path, _ = drawn(12, 12, 120)
+    with Seen(browser, path, viewport={"width": 700, "height": 900}, color_scheme="dark") as seen:
+        seen.page.emulate_media(media="print")
+        assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 700
+        assert not seen.page.locator(".toolbar").is_visible()
+
+
+def test_on_a_narrow_window_the_pick_is_in_view_and_the_menu_within(browser, drawn):
+    path, _ = drawn(4, 30, 40)
+    edges = read_page(path)["runs"][0]["edges"]
+    last = max(
+        (e["edge"].split("->")[0] for e in edges if ".h" in e["edge"].split("->")[0]),
+        key=lambda n: int(n.split("h")[1]),
+    )
+    with Seen(browser, path, f"#pick={last}", viewport={"width": 390, "height": 800}) as seen:
+        box = seen.page.locator(f"[data-node='{last}']").bounding_box()
+        assert 0 <= box["x"] <= 390 - box["width"]
+        seen.page.click(".menu summary")
+        menu = seen.page.locator(".menu > div").bounding_box()
+        assert menu["x"] >= 0
+        assert menu["x"] + menu["width"] <= 390
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_a_notebooks_frame_has_the_page_and_a_link(browser, path, tmp_path):
@@ -418,6 +477,22 @@ FRAMES = """async () => {
   }
   return { fps: (1000 * n) / (performance.now() - start), stop };
 }"""
+
+
+def test_a_certificate_is_seen(browser, runs, tmp_path):
+    out = tmp_path / "sure"
+    how = ["--model", str(DATA / "tiny-gpt2"), "--pairs", str(DATA / "tiny_pairs.json"), "--method", "eap"]
+    done = CliRunner().invoke(app, ["discover", *how, "--n-random", "0", "--certify", "1", "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    assert CliRunner().invoke(app, ["report", str(out)]).exit_code == 0
+    record = read_circuit(out).record
+    edge = record["edges"][0]
+    with Seen(browser, out / "page.html", f"#pick={edge['edge']}") as seen:
+        says = f"{record['certificate']['stays']:,} edges stay when any 1 of {record['certificate']['n_units']}"
+        assert says in seen.page.inner_text("main")
+        assert ("stays" if edge["stays"] else "abstains") in seen.page.inner_text(".side-panel")
+        (tmp_path / "circuit.json").write_bytes(seen.saved("Circuit (JSON)"))
+    assert faults_of(tmp_path / "circuit.json") == []
 
 
 def test_a_verdict_is_seen_beside_its_causal_test_and_null(browser, path, tmp_path):

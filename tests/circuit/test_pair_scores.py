@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from persona_circuits.circuit.attribution import score
+from persona_circuits.circuit.attribution import Scoring, score
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import PairScores, Rule, pair_scores
 from persona_circuits.circuit.forward import effects, prepare
@@ -30,13 +30,13 @@ def groups_of(task, model, metric, *, size=6, pairs=None):
 def test_every_row_is_the_pair_alone_and_the_mean_is_the_whole(tiny64, tiny_task, name, method):
     metric = METRICS[name]
     groups = groups_of(tiny_task, tiny64, metric)
-    found = pair_scores(tiny64, groups, metric, method=method, steps=2)
+    found = pair_scores(tiny64, groups, metric, Scoring(method, 2))
     assert len(found) == len(tiny_task.pairs)
-    whole = score(tiny64, groups, metric, method=method, steps=2)
+    whole = score(tiny64, groups, metric, Scoring(method, 2))
     np.testing.assert_allclose(found.mean().values, whole.values, atol=1e-7)
     for place in (0, 3, 7):
         own = groups_of(tiny_task, tiny64, metric, pairs=tiny_task.pairs[place : place + 1])
-        alone = score(tiny64, own, metric, method=method, steps=2)
+        alone = score(tiny64, own, metric, Scoring(method, 2))
         np.testing.assert_allclose(found.values[place], alone.values[tiny64.graph.valid], atol=1e-7)
         gap = effects([prepare(tiny64, group) for group in own], metric)[1]
         assert found.whole[place] == pytest.approx(gap, abs=1e-9)
@@ -45,18 +45,18 @@ def test_every_row_is_the_pair_alone_and_the_mean_is_the_whole(tiny64, tiny_task
 def test_exact_scores_have_rows_too(tiny64, tiny_task):
     metric = METRICS["persona-divergence"]
     groups = groups_of(tiny_task, tiny64, metric, pairs=tiny_task.pairs[:2])
-    found = pair_scores(tiny64, groups, metric, method="exact")
-    np.testing.assert_allclose(found.mean().values, score(tiny64, groups, metric, method="exact").values, atol=1e-7)
+    found = pair_scores(tiny64, groups, metric, Scoring("exact"))
+    np.testing.assert_allclose(found.mean().values, score(tiny64, groups, metric, Scoring("exact")).values, atol=1e-7)
     assert np.abs(found.values[0] - found.values[1]).max() > 1e-3
     with pytest.raises(OptionError, match="expected row or span"):
-        pair_scores(tiny64, groups, metric, method="random")
+        pair_scores(tiny64, groups, metric, Scoring("random"))
 
 
 def test_where_memory_is_short_small_scores_go_and_the_floor_says_which(tiny, tiny_task):
     metric = METRICS["persona-divergence"]
     groups = groups_of(tiny_task, tiny, metric)
-    dense = pair_scores(tiny, groups, metric, method="eap")
-    short = pair_scores(tiny, groups, metric, method="eap", max_bytes=4000)
+    dense = pair_scores(tiny, groups, metric, Scoring("eap"))
+    short = pair_scores(tiny, groups, metric, Scoring("eap"), max_bytes=4000)
     assert sparse.issparse(short.values)
     assert 8 * short.values.nnz <= 4000
     assert dense.floor == 0 < short.floor

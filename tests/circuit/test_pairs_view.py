@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from persona_circuits.circuit.attribution import Scoring
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import (
+    GroupSearch,
     PairScores,
+    PairSignal,
     Rule,
     divergences_of,
     group_pairs,
@@ -40,7 +43,8 @@ def values_of(effects, ratios):
 
 def test_numbers_by_hand():
     values = values_of([2.0, 4.0, 0.1, 1.0], [1.0, 0.5, -9.0, 0.8])
-    found = pairs_view(values, pairs(4), Circuit.empty(GRAPH), divergences=np.array([2.0, 4.0, 0.1, 1.0]), sigma_0=0.2)
+    signal = PairSignal(np.array([2.0, 4.0, 0.1, 1.0]), sigma_0=0.2)
+    found = pairs_view(values, pairs(4), Circuit.empty(GRAPH), signal=signal)
     assert found.null == pytest.approx(0.4)
     assert [row.flat for row in found.rows] == [False, False, True, False]
     assert [row.faithfulness for row in found.rows] == pytest.approx([1.0, 0.5, -9.0, 0.8])
@@ -58,7 +62,7 @@ def test_numbers_by_hand():
 
 def test_without_a_null_only_rounding_is_flat_and_what_has_no_effect_has_no_f():
     values = values_of([2.0, 0.0, 1e-6], [1.0, 1.0, 1.0])
-    found = pairs_view(values, pairs(3), Circuit.empty(GRAPH), divergences=np.array([2.0, 3.0, 3.0]))
+    found = pairs_view(values, pairs(3), Circuit.empty(GRAPH), signal=PairSignal(np.array([2.0, 3.0, 3.0])))
     assert [row.flat for row in found.rows] == [False, True, True]
     assert [row.faithfulness for row in found.rows] == [1.0, None, None]
     unnamed = [replace(pair, id="") for pair in pairs(3)]
@@ -68,14 +72,13 @@ def test_without_a_null_only_rounding_is_flat_and_what_has_no_effect_has_no_f():
 @pytest.mark.parametrize("n", [1, 2])
 def test_few_pairs_and_constant_metrics(n):
     scores = PairScores(GRAPH, np.ones((n, GRAPH.n_edges), dtype=np.float32), np.ones(n))
-    one = pairs_view(
-        values_of([1.0] * n, [0.5] * n), pairs(n), Circuit.full(GRAPH), scores=scores, rule=Rule("top-n", n=3)
-    )
+    sought = GroupSearch(scores, Rule("top-n", n=3))
+    one = pairs_view(values_of([1.0] * n, [0.5] * n), pairs(n), Circuit.full(GRAPH), sought=sought)
     assert one.signal.ratio_of_means == pytest.approx(0.5)
     assert one.grouping.n_groups == 1
     assert any("no groups were sought" in note for note in one.notes)
     nothing = replace(scores, values=np.zeros((n, GRAPH.n_edges), dtype=np.float32), whole=np.zeros(n))
-    flat = pairs_view(values_of([0.0] * n, [0.0] * n), pairs(n), Circuit.empty(GRAPH), scores=nothing)
+    flat = pairs_view(values_of([0.0] * n, [0.0] * n), pairs(n), Circuit.empty(GRAPH), sought=GroupSearch(nothing))
     assert flat.quantiles is None
     assert (flat.every.ratio_of_means, flat.worst) == (None, ())
     for found in (one, flat):
@@ -130,7 +133,7 @@ def test_groups_of_the_mixture_say_what_the_circuit_does_for_each():
     named = [replace(pair, persona_a=f"a{i}", persona_b=f"b{i}") for i, pair in enumerate(pairs(24))]
     rule = Rule("top-n", n=10)
     circuit = rule.circuit(scores.mean(np.repeat([1 / 12, 0], 12)), 1.0)
-    found = pairs_view(values_of([1.0] * 24, ratios), named, circuit, scores=scores, rule=rule, n_draws=39)
+    found = pairs_view(values_of([1.0] * 24, ratios), named, circuit, sought=GroupSearch(scores, rule, n_draws=39))
     assert len(found.groups) == 2
     f = sorted(group.averages.ratio_of_means for group in found.groups)
     assert f == pytest.approx([0.2, 1.0])
@@ -154,17 +157,15 @@ def test_pairs_of_two_planted_circuits_fall_into_two_groups():
     model = case.model()
     both = replace(case.task, pairs=(*case.pairs, *case.control_pairs))
     groups = batches(with_swap_rows(encode(both, model)), 32, "cpu")
-    scores = pair_scores(model, groups, DIVERGENCE, method="eap-ig", steps=2)
+    scores = pair_scores(model, groups, DIVERGENCE, Scoring("eap-ig", 2))
     prepared = [prepare(model, group) for group in groups]
     circuit = case.circuit(model.graph)
     found = pairs_view(
         measured_pairs(model, prepared, DIVERGENCE, circuit),
         both.pairs,
         circuit,
-        scores=scores,
-        rule=Rule("threshold", share=0.01),
-        divergences=divergences_of(prepared, swapped=True),
-        n_draws=39,
+        signal=PairSignal(divergences_of(prepared, swapped=True)),
+        sought=GroupSearch(scores, Rule("threshold", share=0.01), n_draws=39),
     )
     n = len(case.pairs)
     labels = [row.group for row in found.rows]
@@ -175,7 +176,7 @@ def test_pairs_of_two_planted_circuits_fall_into_two_groups():
     assert prior.averages.ratio_of_means == pytest.approx(0.0, abs=0.02)
     assert persona.own_jaccard == 1.0
     alone = batches(with_swap_rows(encode(case.task, model)), 32, "cpu")
-    assert group_pairs(pair_scores(model, alone, DIVERGENCE, method="eap"), n_draws=39).n_groups == 1
+    assert group_pairs(pair_scores(model, alone, DIVERGENCE, Scoring("eap")), n_draws=39).n_groups == 1
 
 
 def test_divergence_is_of_the_plain_runs_whatever_the_metric(tiny, tiny_task):
@@ -193,10 +194,10 @@ def test_divergence_is_of_the_plain_runs_whatever_the_metric(tiny, tiny_task):
     ("says", "options"),
     [
         ("expected those of the full", {"values": np.zeros((2, 4))}),
-        ("give the same pairs", {"scores": mixture(0)}),
-        ("for the same pairs", {"divergences": np.zeros(3)}),
-        ("sigma_0 is a spread", {"sigma_0": -1.0}),
-        ("at least 19", {"n_draws": 5}),
+        ("give the same pairs", {"sought": GroupSearch(mixture(0))}),
+        ("for the same pairs", {"signal": PairSignal(np.zeros(3))}),
+        ("sigma_0 is a spread", {"signal": PairSignal(sigma_0=-1.0)}),
+        ("at least 19", {"sought": GroupSearch(mixture(0, n=4), n_draws=5)}),
     ],
 )
 def test_impossible_input_is_refused(says, options):

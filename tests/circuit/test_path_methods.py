@@ -8,6 +8,7 @@ import torch
 from conftest import pairs_that_begin_alike
 
 from persona_circuits.circuit.attribution import (
+    Scoring,
     ceap,
     clean_corrupted,
     eap,
@@ -92,7 +93,7 @@ def test_clean_corrupted_is_the_mean_over_the_ends(tiny64, rows):
 def test_parts_add_up(method, ablation, tiny64, rows):
     made = None if ablation == "corrupt" else make_ablation(ablation, tiny64, rows)
     scorer = ceap if method == "ceap" else clean_corrupted
-    parts = score_parts(tiny64, rows, DIFF, by="row", method=method, ablation=made)
+    parts = score_parts(tiny64, rows, DIFF, Scoring(method), by="row", ablation=made)
     np.testing.assert_allclose(parts.total().values, scorer(tiny64, rows, DIFF, ablation=made).values, atol=1e-6)
 
 
@@ -128,7 +129,7 @@ def test_a_search_by_several_scorers_says_which(tiny, tiny_task, tmp_path):
         ({}, "got nothing"),
         ({"of": ("eap",)}, "got eap"),
         ({"of": ("eap", "eap-gi")}, "got eap-gi"),
-        ({"of": ("eap", "gim"), "prune": "threshold", "top_n": None}, "no unit"),
+        ({"of": ("eap", "gim"), "prune": "threshold", "top_n": None, "threshold": 0.1}, "no unit"),
     ],
 )
 def test_ensembles_of_nothing_are_refused(asked, says):
@@ -200,7 +201,7 @@ def test_integrals_over_activations_are_their_definition(rule, tiny64, rows):
     for given in (rows, [prepare(tiny64, batch) for batch in rows]):
         found = eap_ig_activations(tiny64, given, DIFF, steps=2, rule=rule).values
         np.testing.assert_allclose(found, expected, atol=1e-10)
-    parts = score_parts(tiny64, rows, DIFF, by="span", method="eap-ig-activations", steps=2, rule=rule)
+    parts = score_parts(tiny64, rows, DIFF, Scoring("eap-ig-activations", 2, rule), by="span")
     np.testing.assert_allclose(parts.total().values, expected, atol=1e-10)
 
 

@@ -14,7 +14,7 @@ from persona_circuits.circuit.forward import patched_logits, prepare
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.paths import strongest_paths
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
@@ -51,8 +51,7 @@ def shares(tiny, tiny_task):
     prepared = [prepare(tiny, group) for group in batches(with_swap_rows(encode(tiny_task, tiny)), 8, "cpu")]
     rng = np.random.default_rng(0)
     scores = Scores(tiny.graph, rng.normal(size=tiny.graph.valid.shape))
-    how = {"split": "all", "clusters": Clusters(len(tiny_task.pairs), None, None)}
-    return measured_paths(tiny, prepared, METRIC, Circuit.full(tiny.graph), scores, **how), prepared, scores
+    return measured_paths(tiny, prepared, METRIC, Circuit.full(tiny.graph), scores, PairSample()), prepared, scores
 
 
 def test_a_share_is_what_one_patched_forward_of_the_path_gives(tiny, shares):
@@ -84,8 +83,7 @@ def test_the_path_of_a_planted_circuit_carries_all_and_through_other_heads_nothi
     prepared = [prepare(model, one) for one in batches(with_swap_rows(encode(planted.task, model)), 8, "cpu")]
     true = Circuit.of(model.graph, planted.true_edges)
     scores = Scores.of(model.graph, {name: 1.0 + place for place, name in enumerate(planted.true_edges)})
-    how = {"split": "all", "clusters": Clusters(len(planted.task.pairs), None, None)}
-    found = measured_paths(model, prepared, METRIC, true, scores, **how)
+    found = measured_paths(model, prepared, METRIC, true, scores, PairSample())
     (path,) = found.paths
     assert path.name == "input -> m0 -> a1.h3<v> -> logits"
     assert path.share == pytest.approx(1, abs=1e-6)

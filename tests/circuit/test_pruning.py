@@ -1,5 +1,3 @@
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -10,8 +8,9 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.forward import measure, prepare
 from persona_circuits.circuit.graph import Graph, parse_edge
 from persona_circuits.circuit.model import wrap_model
-from persona_circuits.circuit.pruning import acdc, acdc_by_definition, greedy, threshold, top_n
+from persona_circuits.circuit.pruning import Trials, acdc, acdc_by_definition, greedy, threshold, top_n
 from persona_circuits.circuit.scores import Scores
+from persona_circuits.circuit.storage import kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
@@ -76,7 +75,7 @@ def test_greedy_finds_a_path_that_a_cut_by_size_loses():
 
 @pytest.mark.parametrize(("metric", "tau"), [("kl", 0.001), ("persona-divergence", 0.02), ("logit-diff", 0.01)])
 def test_acdc_in_batches_decides_as_one_edge_at_a_time(tiny64, prepared, metric, tau):
-    found = [acdc(tiny64, prepared, METRICS[metric], tau, candidates=k) for k in (1, 3, 16)]
+    found = [acdc(tiny64, prepared, METRICS[metric], tau, trials=Trials(candidates=k)) for k in (1, 3, 16)]
     assert found[0].circuit == found[1].circuit == found[2].circuit
     np.testing.assert_allclose(found[0].changes, found[1].changes, atol=1e-9)
     assert 0 < len(found[0].circuit) < tiny64.graph.n_edges
@@ -100,7 +99,7 @@ def test_acdc_is_the_algorithm_of_the_paper(tiny64, prepared):
         else:
             mask[graph.index(edge)] = True
     expected = Circuit(graph, mask).without_dead_ends()
-    assert acdc(tiny64, prepared, metric, tau, candidates=4).circuit == expected
+    assert acdc(tiny64, prepared, metric, tau, trials=Trials(candidates=4)).circuit == expected
     assert acdc_by_definition(tiny64, prepared, metric, tau) == expected
 
 
@@ -108,7 +107,7 @@ def test_acdc_is_its_definition_with_a_metric_that_is_no_divergence(tiny64, prep
     metric = METRICS["logit-diff"]
     expected = acdc_by_definition(tiny64, prepared, metric, 0.02)
     assert 0 < len(expected) < tiny64.graph.n_edges
-    assert acdc(tiny64, prepared, metric, 0.02, candidates=6).circuit == expected
+    assert acdc(tiny64, prepared, metric, 0.02, trials=Trials(candidates=6)).circuit == expected
 
 
 def test_acdc_equals_auto_circuit(tiny64, tiny_task, frozen):
@@ -117,21 +116,21 @@ def test_acdc_equals_auto_circuit(tiny64, tiny_task, frozen):
     rows = [encode(tiny_task, tiny64)[i] for i in peer["rows"]]
     prepared = [prepare(tiny64, batch) for batch in batches(rows, 8, "cpu")]
     order = [parse_edge(name) for name in peer["order"]]
-    found = acdc(tiny64, prepared, METRICS["kl"], peer["tau"], order=order, candidates=4)
+    found = acdc(tiny64, prepared, METRICS["kl"], peer["tau"], trials=Trials(order=order, candidates=4))
     kept = {str(edge) for edge in order if not found.changes[tiny64.graph.index(edge)] < peer["tau"]}
     assert kept == set(peer["kept"])
 
 
 def test_acdc_extremes(tiny64, prepared):
-    assert len(acdc(tiny64, prepared, METRICS["kl"], 1e9, candidates=16).circuit) == 0
-    everything = acdc(tiny64, prepared, METRICS["persona-divergence"], 0.0, candidates=16)
+    assert len(acdc(tiny64, prepared, METRICS["kl"], 1e9, trials=Trials(candidates=16)).circuit) == 0
+    everything = acdc(tiny64, prepared, METRICS["persona-divergence"], 0.0, trials=Trials(candidates=16))
     assert len(everything.circuit) == tiny64.graph.n_edges
 
 
 def test_acdc_starts_from_a_given_circuit(tiny64, prepared, tiny_task):
     rows = with_swap_rows(encode(tiny_task, tiny64)[:2])
     start = threshold(eap(tiny64, batches(rows, 8, "cpu"), METRICS["persona-divergence"]), 0.05)
-    found = acdc(tiny64, prepared, METRICS["persona-divergence"], 0.05, start=start, candidates=4)
+    found = acdc(tiny64, prepared, METRICS["persona-divergence"], 0.05, start=start, trials=Trials(candidates=4))
     assert (found.circuit.mask <= start.mask).all()
     assert found.evaluated - found.wasted == len(start) + 1
     assert np.isnan(found.changes[~start.mask]).all()
@@ -141,7 +140,7 @@ def test_acdc_refuses_what_makes_no_sense(tiny64, prepared):
     with pytest.raises(OptionError, match="not negative"):
         acdc(tiny64, prepared, METRICS["kl"], -0.1)
     with pytest.raises(OptionError, match="at least one candidate"):
-        acdc(tiny64, prepared, METRICS["kl"], 0.1, candidates=0)
+        acdc(tiny64, prepared, METRICS["kl"], 0.1, trials=Trials(candidates=0))
 
 
 def test_exact_scores_and_threshold_keep_what_matters_alone(tiny64, tiny_task, prepared):
@@ -174,7 +173,7 @@ def test_batched_decisions_are_sequential_on_random_models(tiny_task, dtype, see
     network, tokenizer = random_network(seed)
     model = wrap_model(network.to(dtype), tokenizer, name="random")
     prepared = [prepare(model, batch) for batch in batches(encode(tiny_task, model)[:4], 8, "cpu")]
-    one, many = (acdc(model, prepared, METRICS[metric], tau, candidates=k) for k in (1, 12))
+    one, many = (acdc(model, prepared, METRICS[metric], tau, trials=Trials(candidates=k)) for k in (1, 12))
     kept = [~(found.changes[model.graph.valid] < tau) for found in (one, many)]
     np.testing.assert_array_equal(*kept)
     assert one.circuit == many.circuit
@@ -192,20 +191,20 @@ def test_batched_decisions_are_sequential_on_planted_models(name, metric):
     rows = encode(planted.task, model)
     prepared = [prepare(model, b) for b in batches(with_swap_rows(rows) if metric != "kl" else rows, 8, "cpu")]
     for tau in (0.01, 0.3):
-        one, many = (acdc(model, prepared, METRICS[metric], tau, candidates=k) for k in (1, 12))
+        one, many = (acdc(model, prepared, METRICS[metric], tau, trials=Trials(candidates=k)) for k in (1, 12))
         assert one.circuit == many.circuit
 
 
 def test_batches_shrink_where_many_edges_stay(tiny64, prepared):
     """Nothing goes: with batches of one size 15 of 16 tries would be for nothing."""
-    everything = acdc(tiny64, prepared, METRICS["persona-divergence"], 0.0, candidates=16)
+    everything = acdc(tiny64, prepared, METRICS["persona-divergence"], 0.0, trials=Trials(candidates=16))
     assert everything.wasted < 0.2 * tiny64.graph.n_edges
 
 
 def test_a_killed_search_goes_on_to_the_same_result(tiny64, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[acdc.__module__], "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(kept, "SAVE_SECONDS", 0.0)
     state, metric, tau = tmp_path / "acdc-state", METRICS["kl"], 0.003
-    whole = acdc(tiny64, prepared, metric, tau, candidates=4)
+    whole = acdc(tiny64, prepared, metric, tau, trials=Trials(candidates=4))
 
     class Killed(Exception):
         pass
@@ -215,10 +214,11 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny64, prepared, tmp_path, 
             raise Killed
 
     with pytest.raises(Killed):
-        acdc(tiny64, prepared, metric, tau, candidates=4, state=state, progress=kill)
+        acdc(tiny64, prepared, metric, tau, state=state, progress=kill, trials=Trials(candidates=4))
     assert state.is_file()
     started_at = []
-    again = acdc(tiny64, prepared, metric, tau, candidates=4, state=state, progress=lambda d, _t: started_at.append(d))
+    how = {"trials": Trials(candidates=4), "progress": lambda d, _t: started_at.append(d)}
+    again = acdc(tiny64, prepared, metric, tau, state=state, **how)
     assert started_at[0] > tiny64.graph.n_edges // 3
     assert again.circuit == whole.circuit
     np.testing.assert_array_equal(again.changes, whole.changes)
@@ -227,7 +227,7 @@ def test_a_killed_search_goes_on_to_the_same_result(tiny64, prepared, tmp_path, 
 
 
 def test_the_state_of_another_search_is_not_taken(tiny64, prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules[acdc.__module__], "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(kept, "SAVE_SECONDS", 0.0)
     state = tmp_path / "acdc-state"
 
     def kill(done, total):
@@ -235,8 +235,10 @@ def test_the_state_of_another_search_is_not_taken(tiny64, prepared, tmp_path, mo
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        acdc(tiny64, prepared, METRICS["kl"], 0.5, candidates=4, state=state, progress=kill)
-    found = acdc(tiny64, prepared, METRICS["kl"], 0.003, candidates=4, state=state)
-    assert found.circuit == acdc(tiny64, prepared, METRICS["kl"], 0.003, candidates=4).circuit
+        acdc(tiny64, prepared, METRICS["kl"], 0.5, state=state, progress=kill, trials=Trials(candidates=4))
+    found = acdc(tiny64, prepared, METRICS["kl"], 0.003, state=state, trials=Trials(candidates=4))
+    assert found.circuit == acdc(tiny64, prepared, METRICS["kl"], 0.003, trials=Trials(candidates=4)).circuit
     state.write_bytes(b"torn")
-    assert acdc(tiny64, prepared, METRICS["kl"], 0.003, candidates=4, state=state).circuit == found.circuit
+    assert (
+        acdc(tiny64, prepared, METRICS["kl"], 0.003, state=state, trials=Trials(candidates=4)).circuit == found.circuit
+    )

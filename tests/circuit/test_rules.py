@@ -12,7 +12,7 @@ from torch.nn.functional import silu
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from persona_circuits.circuit.attribution import eap, eap_by_definition, score, score_parts
+from persona_circuits.circuit.attribution import Scoring, eap, eap_by_definition, score, score_parts
 from persona_circuits.circuit.attribution.eap import gradient_passes, scores_at
 from persona_circuits.circuit.errors import ModelError, OptionError
 from persona_circuits.circuit.forward import prepare, run_clean, targets_of
@@ -166,35 +166,35 @@ def test_rules_that_change_nothing_are_the_gradient(llama):
 
 def test_attention_weights_are_constants_to_relp(llama):
     model, _ = llama
-    values = score(model, [pair_of_prompts()], LOGIT_DIFF, method="relp").values
+    values = score(model, [pair_of_prompts()], LOGIT_DIFF, Scoring("relp")).values
     n, n_heads = model.graph.n_layers, model.graph.n_heads
     starts = [model.graph.head_slots_of(layer).start for layer in range(n)]
     queries_and_keys = [start + i for start in starts for i in range(2 * n_heads)]
     assert not values[:, queries_and_keys].any()
-    assert score(model, [pair_of_prompts()], LOGIT_DIFF, method="gim").values[:, queries_and_keys].any()
+    assert score(model, [pair_of_prompts()], LOGIT_DIFF, Scoring("gim")).values[:, queries_and_keys].any()
 
 
 @pytest.mark.parametrize("method", RULES)
 def test_scores_come_in_parts(method, llama):
     model, _ = llama
-    whole = score(model, [pair_of_prompts()], LOGIT_DIFF, method=method).values
-    parts = score_parts(model, [pair_of_prompts()], LOGIT_DIFF, by="row", method=method)
+    whole = score(model, [pair_of_prompts()], LOGIT_DIFF, Scoring(method)).values
+    parts = score_parts(model, [pair_of_prompts()], LOGIT_DIFF, Scoring(method), by="row")
     np.testing.assert_allclose(parts.values.mean(0), whole, atol=1e-5 * np.abs(whole).max())
 
 
 def test_what_has_no_rules_is_refused_with_what_to_do(family):
     model, _ = family("mixtral")
     with pytest.raises(ModelError, match="mixture of experts, for which there are no backward rules"):
-        score(model, [pair_of_prompts()], LOGIT_DIFF, method="gim")
+        score(model, [pair_of_prompts()], LOGIT_DIFF, Scoring("gim"))
     with pytest.raises(OptionError, match="kl has zero gradient at the clean run, so one gradient there"):
-        score(model, [pair_of_prompts()], METRICS["kl"], method="relp")
+        score(model, [pair_of_prompts()], METRICS["kl"], Scoring("relp"))
 
 
 def test_the_model_itself_is_left_alone(llama):
     model, _ = llama
     before = partial(eap, model, [pair_of_prompts()], LOGIT_DIFF)
     first = before().values
-    score(model, [pair_of_prompts()], LOGIT_DIFF, method="relp")
+    score(model, [pair_of_prompts()], LOGIT_DIFF, Scoring("relp"))
     np.testing.assert_array_equal(before().values, first)
     assert model.rules is None
     assert all(block.rules is None for block in model.blocks)

@@ -5,9 +5,10 @@ import pytest
 import torch
 from conftest import DATA
 
-from persona_circuits.circuit.attribution import eap_ig, score_parts
+from persona_circuits.circuit.attribution import Scoring, eap_ig, score_parts
 from persona_circuits.circuit.evaluation import entry_shares, persistence, span_rows, span_study
 from persona_circuits.circuit.forward import prepare
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
@@ -26,7 +27,7 @@ def test_persistence_is_what_the_hosts_own_pass_gives_with_the_other_prompts_str
 
     network = AutoModelForCausalLM.from_pretrained(DATA / "tiny-gpt2").double()
     names = ("before", "contrast", "after", "last")
-    values, _ = persistence(tiny64, (prepare(tiny64, b) for b in groups), DIVERGENCE, names)
+    values, _ = persistence(tiny64, (prepare(tiny64, b) for b in groups), DIVERGENCE, names, PairSample())
     for layer, name in ((1, "contrast"), (2, "after"), (2, "last")):
         moved = whole = 0.0
         for batch in groups:
@@ -53,7 +54,7 @@ def test_persistence_is_what_the_hosts_own_pass_gives_with_the_other_prompts_str
 def test_the_contrast_starts_at_the_tokens_that_differ_and_ends_at_the_last(tiny64, tiny_task, groups):
     several = [b for b in groups if (b.clean != b.corrupt)[:, :-1].any()]
     values, intervals = persistence(
-        tiny64, (prepare(tiny64, b) for b in groups), DIVERGENCE, ("before", "contrast", "after", "last")
+        tiny64, (prepare(tiny64, b) for b in groups), DIVERGENCE, ("before", "contrast", "after", "last"), PairSample()
     )
     assert several
     np.testing.assert_allclose(values[:, 0], 0.0, atol=1e-12)
@@ -63,7 +64,7 @@ def test_the_contrast_starts_at_the_tokens_that_differ_and_ends_at_the_last(tiny
 
 
 def test_entry_shares_add_up_and_follow_the_scores(tiny64, groups):
-    parts = score_parts(tiny64, groups, DIVERGENCE, by="span", steps=2)
+    parts = score_parts(tiny64, groups, DIVERGENCE, Scoring(steps=2), by="span")
     entry, from_input = entry_shares(parts)
     np.testing.assert_allclose(np.nansum(entry, axis=1), 1.0)
     assert from_input.sum() == pytest.approx(1.0)
@@ -74,7 +75,7 @@ def test_entry_shares_add_up_and_follow_the_scores(tiny64, groups):
 
 
 def test_rows_of_a_study_are_plain_and_complete(tiny64, groups):
-    parts = score_parts(tiny64, groups, DIVERGENCE, by="span", steps=2)
+    parts = score_parts(tiny64, groups, DIVERGENCE, Scoring(steps=2), by="span")
     study = span_study(tiny64, parts, [prepare(tiny64, b) for b in groups], DIVERGENCE)
     rows = study.rows()
     assert len(rows) == 4 * len(study.names)
@@ -89,6 +90,6 @@ def test_rows_of_a_study_are_plain_and_complete(tiny64, groups):
 
 def test_no_divergence_gives_no_persistence(tiny64, groups):
     same = [replace(b, corrupt=b.clean) for b in groups]
-    values, intervals = persistence(tiny64, [prepare(tiny64, b) for b in same], DIVERGENCE, ("last",))
+    values, intervals = persistence(tiny64, [prepare(tiny64, b) for b in same], DIVERGENCE, ("last",), PairSample())
     assert np.isnan(values).all()
     assert intervals[0][0] is None

@@ -13,7 +13,7 @@ from tests_reference import Reference
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.assessment import evaluate_circuit
-from persona_circuits.circuit.attribution import eap, score_parts
+from persona_circuits.circuit.attribution import Scoring, eap, score_parts
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import GraphError, OptionError
 from persona_circuits.circuit.evaluation import evaluate
@@ -24,6 +24,7 @@ from persona_circuits.circuit.forward import make_ablation, measure, patched_log
 from persona_circuits.circuit.graph import LOGITS, Graph
 from persona_circuits.circuit.io import faults_of, read_circuit
 from persona_circuits.circuit.page.run import run_data
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
 from persona_circuits.circuit.task import PromptPair, Task, batches, encode, with_swap_rows
 from persona_circuits.cli import app
@@ -120,7 +121,7 @@ def test_prompts_of_unequal_length_batched_are_the_prompts_alone(tiny64, unequal
 
 
 def test_scores_of_parts_are_slopes_of_the_edge_at_these_places_and_sum_to_its_score(tiny64, groups, reference):
-    parts = score_parts(tiny64, groups, DIVERGENCE, by="span", method="eap")
+    parts = score_parts(tiny64, groups, DIVERGENCE, Scoring("eap"), by="span")
     np.testing.assert_allclose(parts.total().values, eap(tiny64, groups, DIVERGENCE).values, atol=1e-12)
     step, n_rows = 1e-4, sum(len(batch) for batch in groups)
     largest = np.argsort(-np.abs(parts.values), axis=None)[[0, 3, 11, 40]]
@@ -207,7 +208,7 @@ def test_parts_are_told_by_the_prompts(groups):
 
 
 def scores_of(model, groups):
-    parts = score_parts(model, groups, DIVERGENCE, by="span", method="eap")
+    parts = score_parts(model, groups, DIVERGENCE, Scoring("eap"), by="span")
     spans = Spans.of(groups)
     assert spans.names == parts.names
     return SpanScores(model.graph, spans, parts.values)
@@ -243,7 +244,7 @@ def test_the_smallest_that_reaches_a_faithfulness_is_of_edges_at_parts(tiny64, g
 def test_faithfulness_stands_beside_random_circuits_of_the_size_and_the_same_edges_everywhere(tiny64, groups):
     circuit = scores_of(tiny64, groups).top_n(60)
     items = [prepare(tiny64, batch) for batch in groups]
-    report = evaluate(tiny64, lambda: items, DIVERGENCE, circuit, split="all", n_random=3)
+    report = evaluate(tiny64, lambda: items, DIVERGENCE, circuit, PairSample(), n_random=3)
     graph, valid = tiny64.graph, circuit.spans.valid(tiny64.graph)
     masks = [Circuit.full(graph).mask, Circuit.empty(graph).mask, circuit, circuit.circuit.mask]
     full, empty, own, wide = measure(tiny64, items, masks, DIVERGENCE).mean(1)

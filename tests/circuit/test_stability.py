@@ -14,12 +14,13 @@ from persona_circuits.circuit.evaluation.stability import (
     mean_jaccard,
     order_dependence,
     order_report,
+    random_orders,
     stability_report,
 )
 from persona_circuits.circuit.evaluation.stability import orders as order_module
 from persona_circuits.circuit.forward import prepare
 from persona_circuits.circuit.graph import Graph
-from persona_circuits.circuit.pruning import acdc
+from persona_circuits.circuit.pruning import Trials, acdc
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
@@ -247,8 +248,7 @@ def part_of(graph, n=90):
 @pytest.mark.parametrize("parallel", [False, True])
 def test_random_orders_keep_to_the_rule(parallel):
     graph = Graph(3, 2, parallel=parallel)
-    rng = np.random.default_rng(0)
-    orders = [order_module._random_order(graph, graph.valid, rng) for _ in range(2)]
+    orders = random_orders(Circuit.full(graph), 2)
     assert orders[0] != orders[1]
     for order in orders:
         assert sorted(map(str, order)) == sorted(map(str, graph.edges()))
@@ -263,7 +263,7 @@ def test_a_planted_circuit_is_found_in_any_order():
     case = PLANTED["two-hop"]
     model = case.model()
     prepared = [prepare(model, group) for group in batches(with_swap_rows(encode(case.task, model)), 32, "cpu")]
-    found = order_dependence(model, prepared, DIVERGENCE, 0.1, n_orders=2)
+    found = order_dependence(model, prepared, DIVERGENCE, 0.1, random_orders(Circuit.full(model.graph), 2))
     assert (found.jaccard, found.to_circuit) == (1.0, 1.0)
     assert found.always == found.ever == len(case.true_edges)
     assert len(found.sizes) == 3
@@ -276,10 +276,10 @@ def test_a_planted_circuit_is_found_in_any_order():
 def test_where_edges_stand_in_for_each_other_the_order_decides(tiny, searched):
     start, tau = part_of(tiny.graph), 0.02
     default = acdc(tiny, searched, DIVERGENCE, tau, start=start).circuit
-    found = order_dependence(tiny, searched, DIVERGENCE, tau, start=start, default=default, n_orders=2, seed=1)
-    rng = np.random.default_rng(1)
-    orders = [order_module._random_order(tiny.graph, start.mask, rng) for _ in range(2)]
-    circuits = [default, *(acdc(tiny, searched, DIVERGENCE, tau, start=start, order=one).circuit for one in orders)]
+    orders = random_orders(start, 2, seed=1)
+    found = order_dependence(tiny, searched, DIVERGENCE, tau, orders, default=default)
+    again = (acdc(tiny, searched, DIVERGENCE, tau, start, trials=Trials(one)).circuit for one in orders)
+    circuits = [default, *again]
     pairs = [jaccard_of(a, b) for a, b in combinations(circuits, 2)]
     assert found.sizes == tuple(map(len, circuits))
     assert found.always < found.ever
@@ -294,23 +294,23 @@ def test_where_edges_stand_in_for_each_other_the_order_decides(tiny, searched):
 
 def test_orders_go_on_after_a_stop(tiny, searched, tmp_path, monkeypatch):
     state = tmp_path / "orders"
-    how = {"start": part_of(tiny.graph, 40)}
-    whole = order_dependence(tiny, searched, DIVERGENCE, 0.05, n_orders=2, **how)
+    orders = random_orders(part_of(tiny.graph, 40), 2)
+    whole = order_dependence(tiny, searched, DIVERGENCE, 0.05, orders)
     run, calls = order_module.acdc, []
 
     def stopped(*arguments, **options):
-        calls.append(options["order"])
+        calls.append(options["trials"])
         if len(calls) == 3:
             raise KeyboardInterrupt
         return run(*arguments, **options)
 
     monkeypatch.setattr(order_module, "acdc", stopped)
     with pytest.raises(KeyboardInterrupt):
-        order_dependence(tiny, searched, DIVERGENCE, 0.05, n_orders=2, state=state, **how)
+        order_dependence(tiny, searched, DIVERGENCE, 0.05, orders, state=state)
     assert state.exists()
-    again = order_dependence(tiny, searched, DIVERGENCE, 0.05, n_orders=2, state=state, **how)
+    again = order_dependence(tiny, searched, DIVERGENCE, 0.05, orders, state=state)
     assert len(calls) == 4  # the two that were finished are not run again
     assert not state.exists()
     assert (again.jaccard, again.sizes) == (whole.jaccard, whole.sizes)
     with pytest.raises(OptionError, match="at least one"):
-        order_dependence(tiny, searched, DIVERGENCE, 0.05, n_orders=0)
+        order_dependence(tiny, searched, DIVERGENCE, 0.05, [])

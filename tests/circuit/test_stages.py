@@ -45,7 +45,7 @@ def test_every_prompt_is_run_plain_once(tiny, tiny_task, counted, ablation):
 
 
 def test_every_prompt_is_run_anew_where_runs_are_too_large_to_keep(tiny, tiny_task, counted, monkeypatch):
-    options = Options(metric="logit-diff", **FAST)
+    options = Options(metric="logit-diff", threshold=0.003, **FAST)
     kept = discover(tiny, tiny_task, options)
     once = counted.total()
     monkeypatch.setattr(prepared, "KEPT_BYTES", 0)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from persona_circuits.circuit.attribution import eap, eap_ig, score_parts
+from persona_circuits.circuit.attribution import Scoring, eap, eap_ig, score_parts
 from persona_circuits.circuit.task import Row, batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
 
@@ -60,9 +60,9 @@ def test_a_swapped_row_takes_no_forward_pass_of_its_own(tiny64, monkeypatch, sco
 
 def test_scores_of_every_row_are_its_own(tiny64, monkeypatch):
     rows = with_swap_rows(pairs(3))
-    expected = score_parts(tiny64, batches(rows, 1, "cpu"), DIVERGENCE, by="row", method="eap").values
+    expected = score_parts(tiny64, batches(rows, 1, "cpu"), DIVERGENCE, Scoring("eap"), by="row").values
     with counting(tiny64, monkeypatch) as count:
-        found = score_parts(tiny64, batches(rows, 6, "cpu"), DIVERGENCE, by="row", method="eap").values
+        found = score_parts(tiny64, batches(rows, 6, "cpu"), DIVERGENCE, Scoring("eap"), by="row").values
     assert count["forwards"] == 6
     np.testing.assert_allclose(found, expected, atol=1e-7)
 

@@ -103,7 +103,7 @@ def test_no_times(text):
 
 @pytest.fixture(scope="module")
 def found(tiny, tiny_task):
-    return discover(tiny, tiny_task, Options(n_random=0, steps=2))
+    return discover(tiny, tiny_task, Options(threshold=0.003, n_random=0, steps=2))
 
 
 class Time:

@@ -20,7 +20,7 @@ from persona_circuits.circuit.evaluation.hypothesis import (
     sufficiency,
 )
 from persona_circuits.circuit.forward import Rounding, effects, prepare
-from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.statistics import Clusters, PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
@@ -56,7 +56,7 @@ def reports(planted, metric):
     few = CompletenessOptions(n_random=3, n_steps=1, n_candidates=2, n_parts=1)
     values = measured_pairs(model, prepared, metric, circuit)
     return {
-        "faithfulness": evaluate(model, source, metric, circuit, split="all", n_random=2, clusters=clusters).as_dict(),
+        "faithfulness": evaluate(model, source, metric, circuit, PairSample(clusters=clusters), n_random=2).as_dict(),
         "tests": hypothesis_tests(
             model, source, metric, circuit, HypothesisOptions(n_random=19, n_permutations=99), clusters=clusters
         ).as_dict(),

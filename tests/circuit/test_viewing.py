@@ -17,6 +17,7 @@ import pytest
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.io import read_circuit
+from persona_circuits.circuit.page import read_page
 from persona_circuits.circuit.viewing import runs_in, viewer_of
 
 
@@ -125,6 +126,16 @@ def test_two_circuits_are_compared(viewer, runs):
     assert all(unescape(text).count(f"<td>{name}</td>") == 1 for name in small | large)
     assert "/files/small/graph.png" in text
     assert "/files/large/graph.png" in text
+    (link,) = re.findall(r'href="(/both[^"#]+)#view=0-1"', text)
+    status, headers, page = ask(viewer, unescape(link))
+    assert status == 200
+    assert "connect-src data: blob:" in headers["Content-Security-Policy"]
+    (runs.parent / "both.html").write_text(page)
+    assert [set(_kept(run)) for run in read_page(runs.parent / "both.html")["runs"]] == [small, large]
+
+
+def _kept(run):
+    return (edge["edge"] for edge in run["edges"] if edge["kept"])
 
 
 @pytest.mark.parametrize(
@@ -132,6 +143,7 @@ def test_two_circuits_are_compared(viewer, runs):
               "?run=small&run=../small"],
 )  # fmt: skip
 def test_what_is_no_comparison_is_refused(viewer, query):
+    assert ask(viewer, f"/both{query}")[0] == 400
     status, _, text = ask(viewer, f"/compare{query}")
     assert status == 400
     assert "choose two with a circuit" in text

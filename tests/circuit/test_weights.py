@@ -7,7 +7,7 @@ import pytest
 
 from persona_circuits.circuit.assessment import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import Subject, search_again
-from persona_circuits.circuit.attribution import score_parts
+from persona_circuits.circuit.attribution import Scoring, score_parts
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.discovery.weights import couple_weights
 from persona_circuits.circuit.errors import OptionError
@@ -50,7 +50,7 @@ def test_scores_are_the_rows_own_scores_each_times_its_weight(tiny64, task, meth
     options = Options(method=method, steps=2, weigh="couples", n_random=0, prune="top-n", top_n=20)
     found = discover(tiny64, task, options)
     groups = batches(with_swap_rows(encode(task, tiny64)), 8, "cpu")
-    values = score_parts(tiny64, groups, DIVERGENCE, by="row", method=method, steps=2).values.astype(np.float64)
+    values = score_parts(tiny64, groups, DIVERGENCE, Scoring(method, 2), by="row").values.astype(np.float64)
     effects = {}
     for batch in groups:
         margins = []

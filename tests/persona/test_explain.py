@@ -857,7 +857,7 @@ def test_bad_input_is_said_with_what_to_do(tmp_path):
     fails("cannot be read", *tiny, "--pairs", tmp_path / "none.jsonl")
     fails("thresholds", *tiny, "--pairs", pairs, "--thresholds", pairs)
     fails("has no pair of split", *tiny, "--pairs", pairs, "--split", "test")
-    fails("batch-size is 0", *tiny, "--pairs", pairs, "--batch-size", 0)
+    fails("--batch-size must be at least 1", *tiny, "--pairs", pairs, "--batch-size", 0)
     controls = lines(tmp_path / "c.jsonl", rows_of(PLANTED["copy"].pairs[:1], control="paraphrase"))
     write_planted(PLANTED["copy"], tmp_path / "copy")
     fails("none is left to explain", "--model", tmp_path / "copy", "--out", tmp_path / "out", "--pairs", controls)

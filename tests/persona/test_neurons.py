@@ -20,7 +20,9 @@ from persona_circuits.persona.data import examples_of, load_examples
 from persona_circuits.persona.neurons import (
     COARSE,
     ROUNDING,
+    Change,
     NeuronOptions,
+    Paraphrases,
     ablated,
     at_rounding,
     effect_size,
@@ -198,7 +200,7 @@ def test_ablations_are_those_of_bare_hooks(tiny64, bare, tmp_path, position):
     sets[1, neurons.own(0)] = False
     kinds = ("zero", "mean", "swap")
     means = read.values.mean(0)
-    before, after = ablated(tiny64, found, neurons, sets, kinds, position=position, means=means, batch_size=2)
+    before, after = ablated(tiny64, found, neurons, sets, Change(kinds, position, means), batch_size=2)
     for pair in range(2):
         a, b = found.examples[2 * pair : 2 * pair + 2]
         sides = [by_hand(bare, one, one, "zero", {}, {}, [], []) for one in (a, b)]
@@ -238,7 +240,8 @@ def test_a_planted_neuron_is_found_and_carries_d(tmp_path):
     sets[1, prior] = True
     read = read_neurons(model, found.examples, study.neurons, "prompt-end")
     kinds = ("zero", "mean", "swap")
-    before, after = ablated(model, found, study.neurons, sets, kinds, position="prompt-end", means=read.values.mean(0))
+    change = Change(kinds, "prompt-end", read.values.mean(0))
+    before, after = ablated(model, found, study.neurons, sets, change)
     assert before.mean() > 0.5
     np.testing.assert_allclose(after[0, 0] / before, 0.0, atol=0.02)
     np.testing.assert_allclose(after[1, 0] / before, 0.0, atol=0.02)
@@ -279,7 +282,7 @@ def test_q_is_benjamini_and_hochbergs_and_p_a_permutation_p():
     x[:, 2] += 3.0
     groups = np.repeat(np.arange(4), 3)
     rounding = np.array([False] * 6 + [True])
-    found = rank_neurons(x, groups, rounding, n_draws=50, seed=5)
+    found = rank_neurons(x, groups, rounding, NeuronOptions(n_draws=50, seed=5))
     means = np.stack([x[groups == g].mean(0) for g in range(4)])
     spread = np.sqrt((means**2).mean(0))
     scale = spread + np.median(spread[:6])
@@ -308,8 +311,8 @@ def test_what_is_selected_is_ranked_first_by_the_cross_validation_of_the_same_pa
     rng = np.random.default_rng(2)
     scale = rng.lognormal(size=90)
     x, groups, rounding = rng.normal(size=(24, 90)) * scale, np.repeat(np.arange(6), 4), np.arange(90) == 3
-    null = {"null": rng.normal(size=(12, 90)) * rng.lognormal(size=90), "null_groups": np.arange(12)}
-    found = rank_neurons(x, groups, rounding, by=by, n_draws=20, **(null if paraphrases else {}))
+    null = Paraphrases(rng.normal(size=(12, 90)) * rng.lognormal(size=90), np.arange(12)) if paraphrases else None
+    found = rank_neurons(x, groups, rounding, NeuronOptions(rank_by=by, n_draws=20), null=null)
     places = ranks(score_of(x, groups, found, "mean"))
     assert [int(places[place]) for place in found.order] == list(range(1, 90))
     assert places[3] == 0
@@ -333,32 +336,36 @@ def test_the_paraphrase_null_is_uniform_where_there_is_nothing_and_small_where_t
     """Personas that differ as paraphrases do give q no discovery; one that differs more is found."""
     rng = np.random.default_rng(3)
     spread = rng.lognormal(size=400)
-    shared = {"null": rng.normal(size=(24, 400)) * spread, "null_groups": np.arange(24)}
+    null = Paraphrases(rng.normal(size=(24, 400)) * spread, np.arange(24))
     x = rng.normal(size=(20, 400)) * spread
     rounding = np.zeros(400, dtype=bool)
-    settings = {"pool": pool, "n_draws": 100, **shared}
-    nothing = rank_neurons(x, np.arange(20), rounding, **settings)
+    options = NeuronOptions(pool=pool, n_draws=100)
+    nothing = rank_neurons(x, np.arange(20), rounding, options, null=null)
     assert (nothing.q > 0.05).all()
     assert 0.35 < nothing.p.mean() < 0.75
     x[:, 7] += 6 * (spread[7] + np.median(spread))
-    assert rank_neurons(x, np.arange(20), rounding, **settings).q[7] < 0.05
+    assert rank_neurons(x, np.arange(20), rounding, options, null=null).q[7] < 0.05
 
 
 def test_personas_without_a_common_direction_have_an_rms_and_no_mean():
     """Ten times a paraphrase's difference, of random sign: every neuron tells personas apart, none has a mean."""
     rng = np.random.default_rng(4)
     x, null = 10 * rng.normal(size=(20, 300)), rng.normal(size=(24, 300))
-    given = {"null": null, "null_groups": np.arange(24), "n_draws": 100}
-    assert (rank_neurons(x, np.arange(20), np.zeros(300, dtype=bool), pool="rms", **given).q < 0.05).all()
-    mean = rank_neurons(x, np.arange(20), np.zeros(300, dtype=bool), pool="mean", **given)
+    wordings, quiet, options = Paraphrases(null, np.arange(24)), np.zeros(300, dtype=bool), NeuronOptions(n_draws=100)
+
+    def ranked(x, options=options, null=wordings):
+        return rank_neurons(x, np.arange(20), quiet, options, null=null)
+
+    assert (ranked(x, replace(options, pool="rms")).q < 0.05).all()
+    mean = ranked(x)
     assert (mean.q > 0.05).all()
     assert mean.null == "paraphrase and sign-flip"
     x[:, 5] = np.abs(x[:, 5])
-    assert rank_neurons(x, np.arange(20), np.zeros(300, dtype=bool), **given).order[0] == 5
+    assert ranked(x).order[0] == 5
     small = x / 100
     small[:, 6] = 0.1  # steady, but no more than a wording makes
-    assert rank_neurons(small, np.arange(20), np.zeros(300, dtype=bool), n_draws=100).q[6] < 0.05
-    assert rank_neurons(small, np.arange(20), np.zeros(300, dtype=bool), **given).q[6] > 0.05
+    assert ranked(small, null=None).q[6] < 0.05
+    assert ranked(small).q[6] > 0.05
 
 
 def test_overlap_is_hypergeometric():

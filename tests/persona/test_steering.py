@@ -1,5 +1,6 @@
 """Steering: what is added is what is said, measured at the output, beside controls; gain against the required gain."""
 
+import contextlib
 import json
 from dataclasses import asdict, replace
 
@@ -31,9 +32,11 @@ from persona_circuits.persona.steering import (
     SteeredPrompts,
     SteerOptions,
     added,
+    check_has_parts,
     generate_steered,
     readability,
     runs,
+    set_parts,
     some_pairs,
     steered_layers,
     steered_logits,
@@ -162,9 +165,9 @@ def test_kl_is_measured_at_the_output_not_where_the_vector_goes_in(tiny64, pairs
     prompts = steered_prompts(pairs, tiny64)
     n, last = len(prompts), tiny64.graph.n_layers - 1
     options = SteerOptions((0,), **FAST).checked()
-    from persona_circuits.persona.steering.study import _unsteered
+    from persona_circuits.persona.steering.study import unsteered
 
-    run = runs.Run(tiny64, prompts, options, *_unsteered(tiny64, prompts, 32), lambda *_: None, 1, 1)
+    run = runs.Run(tiny64, prompts, options, *unsteered(tiny64, prompts, 32), lambda *_: None, 1, 1)
     ones = np.ones((n, tiny64.d_model))
     [unseen] = run.measure([({last: ones}, 100.0)])
     np.testing.assert_allclose(unseen.kl, 0, atol=1e-8)
@@ -305,6 +308,54 @@ def test_directions_from_files(pairs, tmp_path):
     ):
         with pytest.raises(OptionError, match=error):
             find_directions(spec, examples, streams, examples[:2], streams[:2], toward=toward)
+
+
+def test_what_nodes_write_of_a_direction_is_added_alone_and_left_out(tiny64, pairs):
+    """Against the outputs of the network's own MLPs, added by hand; all nodes are the whole, and sets add up."""
+    options = SteerOptions((1,), strengths=(1.0,), ablate=False, n_controls=3, n_resamples=20)
+    study = study_steering(tiny64, pairs, pairs, "pair", options)
+    nodes = [str(node) for node in tiny64.graph.src_nodes]
+    mlps, others = ["m0", "m1"], [name for name in nodes if name not in ("m0", "m1")]
+    groups = {"all": nodes, "mlps": mlps, "others": others, "behind": ["m2", "logits"]}
+    every, own, rest, behind = set_parts(tiny64, study, pairs, pairs, groups)
+    [bound] = study.bounds
+    assert (every.alone.value, every.without.value) == pytest.approx((bound.outcome.gain, 1), abs=1e-6)
+    assert every.share.value == pytest.approx(1) == own.share.value + rest.share.value
+    assert (own.without.value, rest.without.value) == pytest.approx((rest.alone.value, own.alone.value))
+    assert (behind.share.value, behind.alone.value) == pytest.approx((0, 1), abs=1e-9)
+    assert behind.without.value == pytest.approx(bound.outcome.gain, abs=1e-6)
+    assert (len(own.share.random), len(every.share.random)) == (2, 0)  # of three MLPs, two others; no other whole
+
+    def written(ids):
+        with torch.no_grad(), contextlib.ExitStack() as stack:
+            found = []
+            for block in tiny64.bridge.original_model.transformer.h[:2]:
+                keep = block.mlp.register_forward_hook(lambda _m, _i, out: found.append(out[0, -1].clone()))
+                stack.callback(keep.remove)
+            tiny64.logits(torch.tensor([list(ids)]))
+        return sum(found)
+
+    moved = []
+    for one, other in zip(pairs.examples[::2], pairs.examples[1::2], strict=True):
+        push = bound.strength * (written(one.placed.ids) - written(other.placed.ids))
+        for sign, side in ((1, one), (-1, other)):
+            logits = by_hand(tiny64, side.placed.ids, 1, sign * push, "prompt-end")
+            moved.append(sign * (logits[list(one.answers)].mean() - logits[list(one.others)].mean()).item())
+    assert own.alone.value == pytest.approx(sum(moved) / (study.plain[0] - study.plain[1]).sum(), abs=1e-5)
+    assert abs(own.alone.value - 1) > 1e-3
+    with pytest.raises(OptionError, match=r"--groups parts a direction .* --direction readout is not one"):
+        check_has_parts("readout")
+
+
+@pytest.mark.parametrize("kind", ["contrast", "personas", "pooled"])
+def test_parts_of_fitted_directions_add_up(tiny64, pairs, kind):
+    rows = [("abc"[(i // 2 + i % 2) % 3], f"q{i // 2}") for i in range(len(pairs.examples))]
+    pairs = replace(pairs, examples=tuple(named(pairs.examples, rows)))
+    study = study_steering(tiny64, pairs, pairs, kind, SteerOptions((0, 2), strengths=(1.0,), ablate=False, **FAST))
+    nodes = [str(node) for node in tiny64.graph.src_nodes]
+    for one in set_parts(tiny64, study, pairs, pairs, {"all": nodes}):
+        bound = next(bound for bound in study.bounds if bound.layers == one.layers)
+        assert (one.share.value, one.alone.value) == pytest.approx((1, bound.outcome.gain), abs=1e-6)
 
 
 @pytest.mark.parametrize("position", ["persona-end", "question-end"])

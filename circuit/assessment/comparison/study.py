@@ -47,7 +47,7 @@ from persona_circuits.circuit.assessment.comparison.statistics import (
 )
 from persona_circuits.circuit.assessment.options import ComparisonOptions
 from persona_circuits.circuit.discovery import MeasureOptions, evaluate_on
-from persona_circuits.circuit.drawing import DrawReport, draw
+from persona_circuits.circuit.drawing import DrawReport, Marks, draw
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation import FaithfulnessReport
 from persona_circuits.circuit.graph import Graph
@@ -202,8 +202,7 @@ def draw_difference(
         scores=relative_scores(a, b),
         strongest=strongest,
         title=title or f"A {a.name}, B {b.name}",
-        groups=parts,
-        scale="share of the largest |score|",
+        marks=Marks(parts, scale="share of the largest |score|"),
     )
 
 

@@ -1,47 +1,5 @@
 """Faithfulness against size."""
 
-from persona_circuits.circuit.evaluation.curves.nested import measured
-from persona_circuits.circuit.evaluation.curves.points import (
-    LEVELS,
-    ORDERS,
-    SHARES,
-    Band,
-    BandPoint,
-    FaithfulnessCurve,
-    NodeScores,
-    Point,
-    Pool,
-    Scorer,
-    Spread,
-    area,
-    check_scorers,
-    ranked_edges,
-)
-from persona_circuits.circuit.evaluation.curves.report import CurveReport, curve_report
-from persona_circuits.circuit.evaluation.curves.sizes import Smallest, Sweep, check_target, pareto, smallest, sweep
+import lazy_loader
 
-__all__ = [
-    "LEVELS",
-    "ORDERS",
-    "SHARES",
-    "Band",
-    "BandPoint",
-    "CurveReport",
-    "FaithfulnessCurve",
-    "NodeScores",
-    "Point",
-    "Pool",
-    "Scorer",
-    "Smallest",
-    "Spread",
-    "Sweep",
-    "area",
-    "check_scorers",
-    "check_target",
-    "curve_report",
-    "measured",
-    "pareto",
-    "ranked_edges",
-    "smallest",
-    "sweep",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

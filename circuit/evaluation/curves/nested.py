@@ -11,11 +11,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from persona_circuits.circuit.evaluation.curves.points import Pool, area
-from persona_circuits.circuit.evaluation.faithfulness import bootstrap_ratio, median_of_ratios, pairwise
+from persona_circuits.circuit.evaluation.faithfulness import median_of_ratios, pairwise
 from persona_circuits.circuit.forward import Prepared, Rounding, measure
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.statistics import LEAST_SHARE, Clusters, Interval, is_zero
+from persona_circuits.circuit.statistics import LEAST_SHARE, Clusters, Interval, PairSample, is_zero
 from persona_circuits.circuit.statistics import interval as interval_of
 from persona_circuits.metrics import Metric
 
@@ -32,9 +32,13 @@ class Measured:
     pool: Pool
     values: Float[np.ndarray, "circuit pair"]
     f: Float[np.ndarray, " circuit"] | None
-    clusters: Clusters
-    seed: int
+    sample: PairSample
     rounding: float = 0.0
+
+    @property
+    def clusters(self) -> Clusters:
+        """What the pairs share."""
+        return self.sample.over(self.n_pairs)
 
     @property
     def n_pairs(self) -> int:
@@ -54,7 +58,7 @@ class Measured:
         if self.f is None:
             return None
         full, empty = self.values[self.pool.full], self.values[self.pool.empty]
-        return bootstrap_ratio(self.values[place] - empty, full - empty, self.seed, self.clusters)
+        return self.sample.ratio(self.values[place] - empty, full - empty)
 
     def median_of_ratios(self, place: int) -> float | None:
         """The median of the pairs' own ratios."""
@@ -81,7 +85,7 @@ class Measured:
         def cmd(weights: NDArray[np.float64]) -> NDArray[np.float64]:
             return np.asarray(area(shares, np.abs(1 - self._under(weights, places))))
 
-        how: dict[str, Any] = {"clusters": self.clusters, "seed": self.seed}
+        how: dict[str, Any] = {"clusters": self.clusters, "seed": self.sample.seed}
         return interval_of(cpr, **how), interval_of(cmd, **how)
 
     def _under(self, weights: NDArray[np.float64], places: Sequence[int]) -> NDArray[np.float64]:
@@ -97,9 +101,8 @@ def measured(
     prepared: Iterable[Prepared],
     metric: Metric,
     pool: Pool,
+    sample: PairSample | None = None,
     *,
-    seed: int = 0,
-    clusters: Clusters | None = None,
     progress: Progress | None = None,
 ) -> Measured:
     """Measure all circuits of a pool in one pass over the batches; both directions of a pair are averaged first."""
@@ -112,4 +115,4 @@ def measured(
     span = means[pool.full] - means[pool.empty]
     defined = not is_zero(values[pool.full] - values[pool.empty], watch.floor)
     f = (means - means[pool.empty]) / span if defined else None
-    return Measured(pool, values, f, clusters or Clusters(values.shape[1], None, None), seed, watch.floor)
+    return Measured(pool, values, f, sample or PairSample(), watch.floor)

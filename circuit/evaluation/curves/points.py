@@ -24,6 +24,7 @@ __all__ = [
     "SHARES",
     "Band",
     "BandPoint",
+    "CurveKinds",
     "FaithfulnessCurve",
     "Mark",
     "NodeScores",
@@ -69,6 +70,15 @@ class NodeScores:
 
 Scorer = Scores | NodeScores | Sequence[Circuit]
 """What gives a curve: scores, or the circuits themselves, one for every share but the whole."""
+
+
+@dataclass(frozen=True)
+class CurveKinds:
+    """What is kept at every share, in which orders, and beside how many random orders of it; 0 for none."""
+
+    levels: Sequence[str] = ("edge",)
+    orders: Sequence[str] = ORDERS
+    n_random: int = 10
 
 
 @dataclass(frozen=True)

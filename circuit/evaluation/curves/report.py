@@ -29,10 +29,10 @@ import numpy as np
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves.nested import Measured, measured
 from persona_circuits.circuit.evaluation.curves.points import (
-    ORDERS,
     SHARES,
     Band,
     BandPoint,
+    CurveKinds,
     FaithfulnessCurve,
     Mark,
     NodeScores,
@@ -50,7 +50,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.pruning import slots_by_source
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters
+from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
@@ -89,14 +89,10 @@ def curve_report(
     prepared: PreparedFactory,
     metric: Metric,
     scorers: Mapping[str, Scorer],
+    kinds: CurveKinds,
+    sample: PairSample,
     *,
-    split: str,
-    levels: Sequence[str] = ("edge",),
-    orders: Sequence[str] = ORDERS,
-    n_random: int = 10,
-    seed: int = 0,
     marks: Mapping[str, Circuit] | None = None,
-    clusters: Clusters | None = None,
     progress: Progress | None = None,
 ) -> CurveReport:
     """The curves of all scorers on one set of pairs.
@@ -108,14 +104,10 @@ def curve_report(
     scorers
         By name: ``Scores`` (edge and node level), ``NodeScores`` (node level), or nine
         circuits for the shares below 1 (edge level, as they are).
-    n_random
-        Random orders of the band; 0 for none.
-    seed
-        Of the random orders and of the bootstrap.
+    sample
+        The name of the pairs and what they share; its seed is that of the random orders too.
     marks
         Single circuits to measure beside the curves.
-    clusters
-        What the pairs share, for the intervals; without it pairs are resampled.
     progress
         Told of every circuit, anew for every batch.
 
@@ -126,18 +118,20 @@ def curve_report(
         their shares; a level or an order is unknown.
     """
     graph = model.graph
-    check_scorers(graph, scorers, levels, orders)
-    if n_random < 0:
-        raise OptionError(f"--n-random must not be negative, got {n_random}")
+    check_scorers(graph, scorers, kinds.levels, kinds.orders)
+    if kinds.n_random < 0:
+        raise OptionError(f"--n-random must not be negative, got {kinds.n_random}")
     pool = Pool(graph)
-    plans = [plan for name, scorer in scorers.items() for plan in _plans(pool, name, scorer, levels, orders)]
-    units = {level: _n_units(graph, level) for level in levels}
-    random = {level: [_random_plan(pool, level, seed, i) for i in range(n_random)] for level in levels}
+    plans = [plan for name, scorer in scorers.items() for plan in _plans(pool, name, scorer, kinds)]
+    units = {level: _n_units(graph, level) for level in kinds.levels}
+    random = {
+        level: [_random_plan(pool, level, sample.seed, i) for i in range(kinds.n_random)] for level in kinds.levels
+    }
     marked = {name: pool.add(circuit.mask) for name, circuit in (marks or {}).items()}
-    found = measured(model, prepared(), metric, pool, seed=seed, clusters=clusters, progress=progress)
+    found = measured(model, prepared(), metric, pool, sample, progress=progress)
     return CurveReport(
         metric=metric.name,
-        split=split,
+        split=sample.split,
         n_pairs=found.n_pairs,
         m_full=found.m(pool.full),
         m_empty=found.m(pool.empty),
@@ -163,12 +157,12 @@ class _Plan:
         return [place for _, _, place in self.steps]
 
 
-def _plans(pool: Pool, name: str, scorer: Scorer, levels: Sequence[str], orders: Sequence[str]) -> Iterator[_Plan]:
+def _plans(pool: Pool, name: str, scorer: Scorer, kinds: CurveKinds) -> Iterator[_Plan]:
     if not isinstance(scorer, Scores | NodeScores):
         yield _given_plan(pool, name, scorer)
         return
-    for level in levels:
-        for order in orders:
+    for level in kinds.levels:
+        for order in kinds.orders:
             signed = order == "signed"
             if level == "edge" and isinstance(scorer, Scores):
                 yield _Plan(name, level, order, _edge_steps(pool, ranked_edges(scorer, signed=signed)))

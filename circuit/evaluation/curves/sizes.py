@@ -2,11 +2,11 @@
 
 Edges enter in the order of |score|. f need not grow with every edge, so the smallest size is
 the first that reaches the target among those tried: a grid of sizes, evenly spaced in their
-logarithm, is tried from below, several sizes a pass, until one reaches it; the gap below that one is
-then cut, several sizes a pass, until the size one smaller is known to miss the target. This is
-bisection on the monotone envelope, max f up to a size, as far as it was measured. A size that
-reaches the target between two of the grid that both miss it can be passed over; tried sizes above the
-one found that miss the target again are reported.
+logarithm, is tried from below until one reaches it; the gap below that one is then cut, two sizes a pass, at
+where a line between its ends reaches the target and a little before (f bends downward), until a size at most
+half a percent (below 400 edges one edge) smaller is known to miss it. A size that reaches the target between
+two of the grid that both miss it can be passed over; tried sizes above the one found that miss the target
+again are reported.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
-from persona_circuits.circuit.statistics import Clusters, Interval
+from persona_circuits.circuit.statistics import Clusters, Interval, PairSample
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
 from persona_circuits.metrics import Metric
 
@@ -38,8 +38,12 @@ __all__ = [
     "sweep",
 ]
 
-N_GRID = 32
-"""Sizes from one edge to all, of which those up to the first that reaches the target are tried."""
+N_GRID = 10
+"""Sizes from one edge to the largest, of which those up to the first that reaches the target are tried."""
+LOOKED_AT = 50
+"""Edges up to which any search looks, however small the graph."""
+FINE = 200
+"""The size found is known to a part in so many."""
 N_AT_ONCE = 8
 N_THRESHOLDS = 24
 
@@ -55,17 +59,25 @@ class Size:
 
 @dataclass(frozen=True, eq=False)
 class Smallest:
-    """The smallest circuit that reaches ``target``, on the pairs it was searched on.
+    """The smallest circuit that reaches ``target``, on the pairs it was searched on, among the first ``most`` edges.
+
+    Where none of them does, the tried one with the largest f.
 
     ``top_n(scores, n)`` gives ``circuit`` again. ``relapses`` are tried sizes above ``n`` that
     miss the target: where there are any, f does not grow steadily and the size is less certain.
     """
 
     target: float
+    most: int
     n: int
     faithfulness: float
     circuit: Circuit | SpanCircuit
     tried: tuple[Size, ...]
+
+    @property
+    def reached(self) -> bool:
+        """Whether the target is; among all edges it always is."""
+        return self.faithfulness >= self.target
 
     @property
     def relapses(self) -> tuple[int, ...]:
@@ -76,6 +88,8 @@ class Smallest:
         """Plain values, without the circuit."""
         return {
             "target": self.target,
+            "most": self.most,
+            "reached": self.reached,
             "n": self.n,
             "n_edges": len(self.circuit),
             "faithfulness": self.faithfulness,
@@ -129,10 +143,11 @@ def smallest(
     scores: Scores | SpanScores,
     target: float,
     *,
+    up_to: float = 1.0,
     n_grid: int = N_GRID,
     progress: Progress | None = None,
 ) -> Smallest:
-    """The smallest circuit, edges by |score|, with f >= ``target``.
+    """The smallest circuit, edges by |score|, with f >= ``target``; where none has, the one with the largest f.
 
     Parameters
     ----------
@@ -140,6 +155,8 @@ def smallest(
         Gives the batches; called once a round.
     target
         Above 0, at most 1; the whole model reaches 1 by definition.
+    up_to
+        The share of all edges that is looked at, ``LOOKED_AT`` edges at least.
     progress
         Told of every circuit, anew for every batch of every round.
 
@@ -150,17 +167,19 @@ def smallest(
     """
     check_target(target)
     search = _Search(model, prepared, metric, scores, target, progress)
-    grid = np.unique(np.geomspace(1, search.most, n_grid).round().astype(int)).tolist()
+    most = min(search.n_edges, max(LOOKED_AT, int(up_to * search.n_edges)))
+    grid = np.unique(np.geomspace(1, most, n_grid).round().astype(int)).tolist()
     for start in range(0, len(grid), N_AT_ONCE):
         search.try_sizes(grid[start : start + N_AT_ONCE])
         if search.reached:
             break
-    low, n = search.bracket()
-    while n - low > 1:
-        search.try_sizes(np.linspace(low, n, min(N_AT_ONCE, n - low - 1) + 2).round().astype(int)[1:-1].tolist())
-        low, n = search.bracket()
+    (low, n), slow = search.bracket(), False
+    while search.reached and n - low > max(1, n // FINE):
+        search.try_sizes(search.between(low, n, evenly=slow))
+        gap, (low, n) = n - low, search.bracket()
+        slow = n - low > gap / 2
     tried = tuple(Size(i, *search.known[i]) for i in sorted(search.known))
-    return Smallest(target, n, search.known[n][1], search.circuit(n), tried)
+    return Smallest(target, most, n, search.known[n][1], search.circuit(n), tried)
 
 
 def sweep(
@@ -199,10 +218,10 @@ def sweep(
     for tau in np.unique(ordered[ranks - 1])[::-1].tolist():
         mask = (strength >= tau) & model.graph.valid
         steps.setdefault(pool.add(mask), (tau, int(mask.sum())))
-    how: dict[str, Any] = {"seed": seed, "progress": progress}
-    shared = clusters or {}
     found = {
-        name: measured(model, factory(), metric, pool, clusters=shared.get(name), **how)
+        name: measured(
+            model, factory(), metric, pool, PairSample(name, (clusters or {}).get(name), seed), progress=progress
+        )
         for name, factory in prepared.items()
     }
     f = {name: _defined(values, f"split {name}") for name, values in found.items()}
@@ -264,7 +283,7 @@ class _Search:
     ) -> None:
         self.model, self.prepared, self.metric, self.target, self.progress = model, prepared, metric, target, progress
         self.spans = scores.spans if isinstance(scores, SpanScores) else None
-        self.most = scores.n_edges if isinstance(scores, SpanScores) else model.graph.n_edges
+        self.n_edges = scores.n_edges if isinstance(scores, SpanScores) else model.graph.n_edges
         self.circuit: Callable[[int], Circuit | SpanCircuit] = (
             scores.top_n if isinstance(scores, SpanScores) else partial(_first_edges, model.graph, ranked_edges(scores))
         )
@@ -286,9 +305,17 @@ class _Search:
         return any(f >= self.target for _, f in self.known.values())
 
     def bracket(self) -> tuple[int, int]:
-        """The last tried size below the first that reaches the target, and that one; all edges always do."""
-        first = min((n for n, (_, f) in self.known.items() if f >= self.target), default=self.most)
+        """The last tried size below the first that reaches the target, and that one, or the one with the largest f."""
+        best = max(self.known, key=lambda n: (self.known[n][1], -n))
+        first = min((n for n, (_, f) in self.known.items() if f >= self.target), default=best)
         return max((n for n in self.known if n < first), default=0), first
+
+    def between(self, low: int, high: int, *, evenly: bool) -> list[int]:
+        """A size at which a line over the logarithm of sizes reaches the target, and one before it; or thirds."""
+        below = self.known[low][1] if low else 0.0
+        cross = (self.target - below) / (self.known[high][1] - below)
+        parts = (1 / 3, 2 / 3) if evenly else (3 / 4 * cross, cross)
+        return sorted({min(max(round((low + 1) * (high / (low + 1)) ** part), low + 1), high - 1) for part in parts})
 
 
 def _first_edges(graph: Graph, ranked: tuple[np.ndarray, np.ndarray], n: int) -> Circuit:

@@ -8,6 +8,7 @@ from typing import Any
 from persona_circuits.circuit.evaluation.curves.points import SHARES, BandPoint, FaithfulnessCurve, Point, Spread
 from persona_circuits.circuit.evaluation.curves.report import CurveReport
 from persona_circuits.circuit.evaluation.curves.sizes import Sweep
+from persona_circuits.circuit.figures import picked
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.circuit.table import Column, Table, to
 
@@ -132,11 +133,7 @@ def sweep_records(sweep: Sweep) -> list[dict[str, Any]]:
     """The same with plain values."""
     return [
         {
-            "tau": point.tau,
-            "share": point.share,
-            "asked": point.asked,
-            "n_edges": point.n_edges,
-            "n_nodes": point.n_nodes,
+            **picked(point, "tau", "share", "asked", "n_edges", "n_nodes"),
             **{
                 f"{key}.{name}": value
                 for name in sweep.n_pairs
@@ -152,14 +149,8 @@ def sweep_records(sweep: Sweep) -> list[dict[str, Any]]:
 
 def _point_record(curve: FaithfulnessCurve, point: Point) -> dict[str, Any]:
     return {
-        "scorer": curve.scorer,
-        "level": curve.level,
-        "order": curve.order,
-        "share": point.share,
-        "asked": point.asked,
-        "n_edges": point.n_edges,
-        "n_nodes": point.n_nodes,
-        "m": point.m,
+        **picked(curve, "scorer", "level", "order"),
+        **picked(point, "share", "asked", "n_edges", "n_nodes", "m"),
         **_measured(point.faithfulness, point.interval, point.median_of_ratios),
     }
 
@@ -169,9 +160,7 @@ def _band_record(level: str, n: int, point: BandPoint) -> dict[str, Any]:
         "scorer": f"random ({n})",
         "level": level,
         "order": "random",
-        "share": point.share,
-        "asked": point.asked,
-        "n_edges": point.n_edges,
+        **picked(point, "share", "asked", "n_edges"),
         "n_nodes": None,
         "m": None,
         "faithfulness": _of(point.faithfulness, "mean"),

@@ -70,6 +70,7 @@ from persona_circuits.circuit.evaluation.hypothesis.tests import (
 )
 from persona_circuits.circuit.evaluation.matched import Matched, matched_circuits, matched_outside
 from persona_circuits.circuit.evaluation.measurements import Measurements, Source
+from persona_circuits.circuit.figures import picked
 from persona_circuits.circuit.forward import tolerance
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.options import PlainNumbers
@@ -124,12 +125,7 @@ class HypothesisReport:
         return [
             {
                 "test": outcome.name,
-                "decision": outcome.decision,
-                "statistic": outcome.statistic,
-                "p": outcome.p,
-                "p_holm": outcome.p_holm,
-                "alpha": outcome.alpha,
-                "could_show": outcome.could_show,
+                **picked(outcome, "decision", "statistic", "p", "p_holm", "alpha", "could_show"),
                 "says": outcome.sentence,
             }
             for outcome in self.outcomes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
@@ -234,18 +234,8 @@ def sufficiency(
     hold the paper's ``p_quantile``: of H0 that it is closer than at most a ``quantile`` of random circuits.
     """
     distances = np.abs(random - model).mean(1) if len(random) else np.zeros(0)
-    return _against_random(
-        "sufficiency",
-        "the circuit is no closer to the model than matched random circuits",
-        float(np.abs(circuit - model).mean()),
-        distances,
-        sign=-1,
-        is_same=is_same,
-        alpha=alpha,
-        quantile=quantile,
-        tie=tie,
-        words=("The circuit is {value:.3g} from the model", "matched random circuit", "are as close"),
-    )
+    how: dict[str, Any] = {"is_same": is_same, "alpha": alpha, "quantile": quantile, "tie": tie}
+    return _against_random(SUFFICIENCY, float(np.abs(circuit - model).mean()), distances, **how)
 
 
 def partial_necessity(
@@ -264,35 +254,51 @@ def partial_necessity(
     pairs of |s(M without C) - s(M)|, p and ``details`` are as for ``sufficiency``.
     """
     effects = np.abs(random - model).mean(1) if len(random) else np.zeros(0)
-    return _against_random(
-        "necessity",
-        "knocking the circuit out changes the model no more than knocking out matched random edges outside it",
-        float(np.abs(complement - model).mean()),
-        effects,
-        sign=1,
-        is_same=(),
-        alpha=alpha,
-        quantile=quantile,
-        tie=tie,
-        words=("Knocking the circuit out changes the model by {value:.3g}", "matched random edge set", "do as much"),
-    )
+    how: dict[str, Any] = {"is_same": (), "alpha": alpha, "quantile": quantile, "tie": tie}
+    return _against_random(NECESSITY, float(np.abs(complement - model).mean()), effects, **how)
+
+
+class _Question(NamedTuple):
+    """A test against random circuits, and its words; ``sign`` is 1 where large values are good."""
+
+    name: str
+    hypothesis: str
+    sign: int
+    says: str
+    what: str
+    as_much: str
+
+
+SUFFICIENCY = _Question(
+    "sufficiency",
+    "the circuit is no closer to the model than matched random circuits",
+    -1,
+    "The circuit is {value:.3g} from the model",
+    "matched random circuit",
+    "are as close",
+)
+NECESSITY = _Question(
+    "necessity",
+    "knocking the circuit out changes the model no more than knocking out matched random edges outside it",
+    1,
+    "Knocking the circuit out changes the model by {value:.3g}",
+    "matched random edge set",
+    "do as much",
+)
 
 
 def _against_random(
-    name: str,
-    hypothesis: str,
+    question: _Question,
     value: float,
     random: Float[np.ndarray, " random"],
     *,
-    sign: int,
     is_same: Sequence[bool],
     alpha: float,
     quantile: float,
     tie: float,
-    words: tuple[str, str, str],
 ) -> Outcome:
-    """The rank of a value among those of random circuits; ``sign`` is 1 where large values are good."""
-    n, (says, what, as_much) = len(random), words
+    """The rank of a value among those of random circuits."""
+    n, (name, hypothesis, sign, says, what, as_much) = len(random), question
     result: dict[str, Any] = {"name": name, "hypothesis": hypothesis, "alpha": alpha}
     if not n:
         sentence = "There is no other circuit of this size to compare with."

@@ -1,16 +1,5 @@
 """Which edges stay when data or order change."""
 
-from persona_circuits.circuit.evaluation.stability.orders import order_dependence
-from persona_circuits.circuit.evaluation.stability.report import StabilityReport, order_report, stability_report
-from persona_circuits.circuit.evaluation.stability.resampling import CORE, N_RESAMPLES, jaccard_of, mean_jaccard
+import lazy_loader
 
-__all__ = [
-    "CORE",
-    "N_RESAMPLES",
-    "StabilityReport",
-    "jaccard_of",
-    "mean_jaccard",
-    "order_dependence",
-    "order_report",
-    "stability_report",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -12,18 +12,20 @@ from jaxtyping import Bool, Float
 from scipy import sparse
 
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.evaluation.stability.resampling import Kept, jaccard_of, mean_jaccard
-from persona_circuits.circuit.forward import Prepared
+from persona_circuits.circuit.evaluation.stability.resampling import jaccard_of, mean_jaccard
+from persona_circuits.circuit.forward import Prepared, search_on
 from persona_circuits.circuit.graph import Edge, Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.pruning import acdc
+from persona_circuits.circuit.pruning import Trials, acdc
+from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
 __all__ = [
     "OrderDependence",
     "order_dependence",
+    "random_orders",
 ]
 
 
@@ -58,12 +60,9 @@ def order_dependence(
     prepared: Sequence[Prepared],
     metric: Metric,
     tau: float,
+    orders: Sequence[Sequence[Edge]],
     *,
-    start: Circuit | None = None,
     default: Circuit | None = None,
-    n_orders: int = 3,
-    candidates: int | None = None,
-    seed: int = 0,
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> OrderDependence:
@@ -71,8 +70,10 @@ def order_dependence(
 
     Parameters
     ----------
-    prepared, metric, tau, start, candidates
+    prepared, metric, tau
         As for ``acdc``.
+    orders
+        All edges to start with, in random orders (``random_orders``).
     default
         What ACDC found in its own order, if that is known; otherwise it is run once more.
     state
@@ -84,27 +85,27 @@ def order_dependence(
     OptionError
         No order is asked for.
     """
-    if n_orders < 1:
-        raise OptionError(f"ACDC in {n_orders} random orders tells nothing; ask for at least one")
-    mask = (Circuit.full(model.graph) if start is None else start).mask
-    rng = np.random.default_rng(seed)
-    random = [_random_order(model.graph, mask, rng) for _ in range(n_orders)]
-    orders = random if default is not None else [None, *random]
+    if not orders:
+        raise OptionError("ACDC in no random order tells nothing; ask for at least one")
+    start = Circuit.of(model.graph, orders[0])
     circuits, passes = [] if default is None else [default], 0
-    kept = Kept(state, model, prepared, metric, f"{tau!r} {seed} {n_orders}", mask)
-    for turn, edges in enumerate(orders):
-        if (known := kept.of(turn)) is None:
-            how: dict[str, Any] = {"start": start, "order": edges, "candidates": candidates, "state": kept.path(turn)}
-            found = acdc(model, prepared, metric, tau, progress=_share_of(progress, turn, len(orders)), **how)
-            known = found.circuit
-            passes += found.passes
-            kept.add(turn, known)
-        circuits.append(known)
-    kept.done()
+    turns = [*([None] if default is None else []), *orders]
+    with Kept(state, search_on(model, prepared, metric, tau, orders) if state else "") as kept:
+        for turn, edges in enumerate(turns):
+
+            def run(turn: int = turn, edges: Sequence[Edge] | None = edges) -> dict[str, np.ndarray]:
+                nonlocal passes
+                own = None if state is None else state.with_name(f"{state.name}.{turn}")
+                how: dict[str, Any] = {"state": own, "progress": _share_of(progress, turn, len(turns))}
+                found = acdc(model, prepared, metric, tau, start, trials=Trials(edges), **how)
+                passes += found.passes
+                return {"mask": found.circuit.mask}
+
+            circuits.append(Circuit(model.graph, kept.of(str(turn), run)["mask"]))
     masks = np.array([one.mask for one in circuits])
     to_default = [value for one in circuits[1:] if (value := jaccard_of(one, circuits[0])) is not None]
     return OrderDependence(
-        n_orders=n_orders,
+        n_orders=len(orders),
         tau=tau,
         sizes=tuple(map(len, circuits)),
         jaccard=mean_jaccard(sparse.csr_array(masks.reshape(len(masks), -1))),
@@ -114,6 +115,12 @@ def order_dependence(
         ever=int(masks.any(axis=0).sum()),
         passes=passes,
     )
+
+
+def random_orders(start: Circuit, n: int, *, seed: int = 0) -> list[list[Edge]]:
+    """The edges of a circuit in so many random orders in which ACDC may try them."""
+    rng = np.random.default_rng(seed)
+    return [_random_order(start.graph, start.mask, rng) for _ in range(n)]
 
 
 def _random_order(graph: Graph, mask: Bool[np.ndarray, "src dst"], rng: np.random.Generator) -> list[Edge]:

@@ -42,6 +42,7 @@ from persona_circuits.circuit.evaluation.stability.resampling import (
     jaccard_of,
     resampling_of,
 )
+from persona_circuits.circuit.figures import picked
 from persona_circuits.circuit.graph import Edge
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters
@@ -137,11 +138,7 @@ class StabilityReport:
     def as_dict(self) -> dict[str, Any]:
         """The ``stability`` of a circuit's file: plain values, edges apart."""
         return {
-            "rule": self.rule,
-            "n_pairs": self.n_pairs,
-            "by": self.by,
-            "jaccard": self.jaccard,
-            "unstable": self.unstable,
+            **picked(self, "rule", "n_pairs", "by", "jaccard", "unstable"),
             "core": len(self.core),
             "fringe": len(self.fringe),
             "agreement": self.agreement,

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy import sparse
 
-from persona_circuits.circuit import parallel as ranks
-from persona_circuits.circuit.forward import Prepared
-from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.storage import read_state, state_metadata, tell_damaged, write_bytes
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.metrics import Metric
 
 __all__ = [
     "CORE",
     "N_RESAMPLES",
     "STABLE",
-    "Kept",
     "Resampling",
     "jaccard_of",
     "mean_jaccard",
@@ -102,56 +93,3 @@ def _jaccards(masks: sparse.csr_array) -> Float[np.ndarray, " both"]:
     first, second = np.triu_indices(len(sizes), k=1)
     joint = sizes[first] + sizes[second] - shared[first, second]
     return shared[first, second][joint > 0] / joint[joint > 0]
-
-
-class Kept:
-    """Circuits of finished runs, in a file until all are there; one of another search is not used."""
-
-    def __init__(
-        self,
-        state: Path | None,
-        model: Model,
-        prepared: Sequence[Prepared],
-        metric: Metric,
-        setting: str,
-        mask: Bool[np.ndarray, "src dst"],
-    ) -> None:
-        self.state, self.graph = state, model.graph
-        digest = hashlib.sha256(f"{model.fingerprint} {metric.name} {setting}".encode() + np.packbits(mask).tobytes())
-        for item in prepared:
-            digest.update(
-                item.batch.clean.cpu().numpy().tobytes() + item.ablated.logits.float().cpu().numpy().tobytes()
-            )
-        own = digest.hexdigest()
-        self.search = hashlib.sha256("".join(sorted(ranks.gathered({own: own}))).encode()).hexdigest()
-        self.found = ranks.gathered(self._read() if ranks.is_first() else {}) if state else {}
-
-    def of(self, turn: int) -> Circuit | None:
-        """What the run of that number found, None where it is still to do."""
-        mask = self.found.get(str(turn))
-        return None if mask is None else Circuit(self.graph, mask)
-
-    def path(self, turn: int) -> Path | None:
-        """Where the run of that number keeps its own state."""
-        return None if self.state is None else self.state.with_name(f"{self.state.name}.{turn}")
-
-    def add(self, turn: int, circuit: Circuit) -> None:
-        """Remember a finished run."""
-        self.found[str(turn)] = circuit.mask.copy()
-        if self.state is not None and ranks.is_first():
-            from safetensors.numpy import save
-
-            write_bytes(save(self.found, metadata=state_metadata(self.search, self.found)), self.state)
-
-    def _read(self) -> dict[str, np.ndarray]:
-        assert self.state is not None
-        found = read_state(self.state, self.search)
-        if any(mask.shape != self.graph.valid.shape or mask.dtype != np.bool_ for mask in found.values()):
-            tell_damaged(self.state, "it does not hold circuits of this model")
-            return {}
-        return found
-
-    def done(self) -> None:
-        """All runs are known: the file goes."""
-        if self.state is not None and ranks.is_first():
-            self.state.unlink(missing_ok=True)

@@ -1,6 +1,6 @@
 /** Above the graph: view, nested circuits, filters, pins, groups, undo, full screen, export. */
 
-import { circuitStop, page, shape, views } from "./data.js";
+import { circuitStop, page, shape, stopBeside, views } from "./data.js";
 import { count, fixed, h } from "./elements.js";
 import { saving } from "./exports.js";
 import { state } from "./state.js";
@@ -19,18 +19,18 @@ export function stopText(run, stop) {
 
 /** The slider through nested circuits. */
 export function slider(shown) {
-  const { run, sides } = state.view();
-  if (sides) return h("p", { class: "slider" }, `${count(shown.edges.length)} edges of the two circuits are shown`);
+  const { run, other, sides } = state.view();
   const place = state.stop();
   const stop = run.stops[place];
+  const says = sides ? `${sides[0]} ${stopText(run, stop)}; ${sides[1]} ${stopText(other, other.stops[stopBeside(run, place, other)])}` : stopText(run, stop);
   const own = circuitStop(run);
   const move = (event) => state.set({ stop: Number(event.target.value) === own ? "" : event.target.value });
   return h("div", { class: "slider" },
     h("label", { for: "stop" }, "Nested circuits"),
     h("input", { id: "stop", type: "range", min: 0, max: run.stops.length - 1, step: 1, value: place, list: "stops",
-      disabled: run.stops.length < 2, "aria-valuetext": stopText(run, stop), oninput: move }),
+      disabled: run.stops.length < 2, "aria-valuetext": says, oninput: move }),
     h("datalist", { id: "stops" }, h("option", { value: own })),
-    h("output", { for: "stop", id: "stop-text" }, h("strong", {}, stop.circuit ? "the circuit" : `stop ${place + 1} of ${run.stops.length}`), " ", stopText(run, stop)),
+    h("output", { for: "stop", id: "stop-text" }, h("strong", {}, stop.circuit ? (sides ? "the circuits" : "the circuit") : `stop ${place + 1} of ${run.stops.length}`, ":"), " ", says),
     h("span", { id: "shown-count", class: "quiet" }, `${count(shown.edges.length)} shown`),
     run.note ? h("span", { class: "quiet" }, run.note) : null);
 }

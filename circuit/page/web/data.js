@@ -28,7 +28,7 @@ function edgeOf(item) {
   return { ...item, name: item.edge, ...ends, slot, strength: Math.abs(item.score ?? 1), turn: rankOf(ends.dst) * 1e5 + rankOf(ends.src) };
 }
 
-/** Every run, and the first one against each other: shared edges and each one's own. */
+/** Every run, and the first one against each other; which edges are shared is said by the stops that are compared. */
 function viewsOf(runs) {
   const alone = runs.map((run, i) => {
     const edges = run.edges.map(edgeOf);
@@ -39,14 +39,10 @@ function viewsOf(runs) {
 }
 
 function differenceOf(a, b, key) {
-  const edges = [];
-  for (const edge of a.edges.filter((e) => e.kept)) {
-    const same = b.byName.get(edge.name);
-    edges.push({ ...edge, side: same?.kept ? "both" : "first", other: same?.score ?? null });
-  }
-  for (const edge of b.edges.filter((e) => e.kept && !a.byName.get(e.name)?.kept)) {
-    edges.push({ ...edge, score: a.byName.get(edge.name)?.score ?? null, side: "second", other: edge.score });
-  }
+  const edges = [...new Set([...a.byName.keys(), ...b.byName.keys()])].map((name) => {
+    const [own, other] = [a.byName.get(name), b.byName.get(name)];
+    return { ...(own ?? other), score: own?.score ?? null, other: other?.score ?? null, span: own?.span, own, beside: other };
+  });
   const byName = new Map(edges.map((e) => [e.name, e]));
   return { key, label: `${a.label} against ${b.label}`, run: a.run, other: b.run, edges, byName, sides: [a.label, b.label] };
 }
@@ -54,6 +50,20 @@ function differenceOf(a, b, key) {
 /** The stop of the circuit itself. */
 export function circuitStop(run) {
   return run.stops.findIndex((stop) => stop.circuit);
+}
+
+/** The stop of another run that a stop is compared with: circuit with circuit, else the one nearest in size. */
+export function stopBeside(run, stop, other) {
+  if (run.stops[stop].circuit) return circuitStop(other);
+  const far = (one) => Math.abs(Math.log((one.n_edges + 1) / (run.stops[stop].n_edges + 1)));
+  return other.stops.reduce((best, one, i) => (far(one) < far(other.stops[best]) ? i : best), 0);
+}
+
+/** Where an edge of a difference is at a stop of the first run: in both, the first or second alone, or nowhere. */
+export function sideOf(edge, { run, other }, stop) {
+  const first = edge.own !== undefined && isIn(edge.own, run, stop);
+  const second = edge.beside !== undefined && isIn(edge.beside, other, stopBeside(run, stop, other));
+  return first && second ? "both" : first ? "first" : second ? "second" : null;
 }
 
 /** Whether an edge is in the circuit of a stop. */

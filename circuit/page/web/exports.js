@@ -27,7 +27,7 @@ function slotRank(edge) {
 /** A circuit.json of what is shown; numbers measured on the whole circuit stay only where that is what is shown. */
 export function circuitRecord(edges) {
   const { run } = state.view();
-  const { stability, ...about } = run.about;
+  const { stability, certificate, ...about } = run.about;
   const kept = run.edges.filter((edge) => edge.kept);
   const whole = !state.view().sides && kept.length === edges.length && edges.every((edge) => edge.kept);
   const names = [...new Set(edges.flatMap((edge) => [edge.src.name, edge.dst.name]))].sort((a, b) => rankOf(nodeOf(a)) - rankOf(nodeOf(b)));

@@ -103,8 +103,7 @@ export class Drawing {
   /** An edge: its line, and one that is easier to hit. */
   lineGroup(edge, share, handle) {
     const d = lineOf(edge);
-    const look = edge.side ?? (edge.score > 0 ? "against" : "for");
-    const group = s("g", { class: `edge ${look}${edge.core === false ? " fringe" : ""}`, "data-edge": edge.name },
+    const group = s("g", { class: lookOf(edge), "data-edge": edge.name },
       s("path", { class: "line", d, "stroke-width": (0.6 + 4.6 * Math.sqrt(share)).toFixed(2) }),
       handle ? s("path", { class: "handle", d }) : null);
     group.addEventListener("pointerenter", () => this.onHover(edge));
@@ -137,6 +136,7 @@ export class Drawing {
     for (const name of this.seen) if (!names.has(name)) this.lines.get(name).classList.add("hidden");
     for (const name of names) if (!this.seen.has(name)) this.lines.get(name).classList.remove("hidden");
     this.seen = names;
+    for (const edge of shown.edges) if (edge.side) this.lines.get(edge.name).setAttribute("class", lookOf(edge));
     const [into, out] = [countsOf(shown.edges, "dst"), countsOf(shown.edges, "src")];
     const { pick } = state.get();
     const current = this.boxes.has(pick) ? pick : "input";
@@ -199,6 +199,8 @@ export class Drawing {
   }
 }
 
+const lookOf = (edge) => `edge ${edge.side ?? (edge.score > 0 ? "against" : "for")}${edge.core === false ? " fringe" : ""}`;
+
 function labelOf(node) {
   if (node.kind === "input") return "input";
   if (node.kind === "logits") return "logits";
@@ -237,6 +239,7 @@ export function legend() {
     s("g", { class: `edge ${look}` }, s("path", { class: "line", d: "M1 5L33 5", "stroke-width": 2.6 }))), words);
   const { sides, run } = state.view();
   const swap = run.about.task?.swap_rows;
+  if (!sides && run.edges.every((edge) => edge.score === null)) return h("ul", { class: "legend" });
   const items = sides
     ? [sample("both", "in both"), sample("first", `${sides[0]} only`), sample("second", `${sides[1]} only`)]
     : [

@@ -87,9 +87,9 @@ function refreshSlider(range) {
 
 document.addEventListener("keydown", (event) => {
   if (event.target.matches?.("input[type=number], input[type=text], select, textarea")) return;
-  const { run, sides } = state.view();
+  const { run } = state.view();
   const step = { "[": -1, "]": 1 }[event.key];
-  if (step && !sides) {
+  if (step) {
     const place = Math.max(0, Math.min(run.stops.length - 1, state.stop() + step));
     state.set({ stop: run.stops[place].circuit ? "" : String(place) });
   } else if ((event.key === "u" && !event.ctrlKey && !event.metaKey) || (event.key === "z" && (event.ctrlKey || event.metaKey))) state.undo();
@@ -101,6 +101,13 @@ document.addEventListener("keydown", (event) => {
 document.addEventListener("fullscreenchange", draw);
 listing.addEventListener("toggle", () => listing.open && tableSlot.replaceChildren(edgeTable(visible)));
 
+/** Where the graph is wider than the window, what a link picks is in view. */
+function scrollToPick() {
+  const [frame, node] = [graph.svg.parentElement, graph.boxes.get(state.get().pick)];
+  if (node) frame.scrollLeft = (node.x / graph.svg.viewBox.baseVal.width) * frame.scrollWidth - frame.clientWidth / 2;
+}
+
 state.listen(draw);
 root.replaceChildren(...[heading(), graphArea, keySection(), curveSection(), controlSection(), stabilitySection(), verdictSection(), pairSection(), methodSection()].filter(Boolean), tip);
 draw();
+scrollToPick();

@@ -25,10 +25,11 @@ function edgePanel(edge) {
     h("dl", {},
       term(sides ? `score in ${sides[0]}` : "score", `${signed(edge.score)} ${metricUnit}`),
       sides ? term(`score in ${sides[1]}`, `${signed(edge.other)} ${metricUnit}`) : null,
-      sides ? term("in", { both: "both", first: `${sides[0]} only`, second: `${sides[1]} only` }[edge.side]) : null,
+      sides ? term("in", { both: "both", first: `${sides[0]} only`, second: `${sides[1]} only` }[edge.side] ?? "neither of these") : null,
       shareOf(edge.score),
       edge.frequency === undefined || edge.frequency === null ? null
         : term("selected in", `${percent(edge.frequency)} of resamples: ${edge.core ? "core" : "fringe"}`),
+      edge.stays === undefined ? null : term("certificate", edge.stays ? "stays" : "abstains"),
       span ? term("most of it at", span) : null),
     h("p", {}, "from ", toNode(edge.src.name), " to ", toNode(edge.dst.name),
       { q: ", its queries", k: ", its keys", v: ", its values" }[edge.slot] ?? ""),
@@ -55,13 +56,15 @@ function nodePanel(node, shown, highlight) {
     h("h3", {}, node.name, " ", h("span", { class: "quiet" }, kindOf(node))),
     h("p", { class: "buttons" },
       button(pinned ? "Unpin" : "Pin", () => state.togglePin(node.name), { "aria-pressed": String(pinned) }), groupButtons(node.name)),
-    h("dl", {}, term(`in: ${into.length} edges`, `sum ${sum(into)}`), term(`out: ${out.length} edges`, `sum ${sum(out)}`)),
+    h("dl", {}, term(`in: ${edgeCount(into)}`, `sum ${sum(into)}`), term(`out: ${edgeCount(out)}`, `sum ${sum(out)}`)),
     edgeList("in", into),
     edgeList("out", out),
     through ? [h("h4", {}, "Strongest path through it"), pathLine(through, highlight)] : null,
     insideOf(node),
   ];
 }
+
+const edgeCount = (edges) => `${edges.length} edge${edges.length === 1 ? "" : "s"}`;
 
 function kindOf(node) {
   if (node.kind === "head") return `layer ${node.layer}, head ${node.head}`;
@@ -91,7 +94,7 @@ function edgeList(title, edges) {
   const strongest = [...edges].sort((a, b) => b.strength - a.strength);
   const line = (edge) => h("li", {}, button(edge.name, () => state.set({ pick: edge.name }), { class: "link" }), " ",
     h("span", { class: "number" }, signed(edge.score)));
-  return h("details", { open: strongest.length <= 12 }, h("summary", {}, `${title}: ${edges.length} edges`), h("ol", { class: "edges-list" }, strongest.map(line)));
+  return h("details", { open: strongest.length <= 12 }, h("summary", {}, `${title}: ${edgeCount(edges)}`), h("ol", { class: "edges-list" }, strongest.map(line)));
 }
 
 function pathsPanel(shown, highlight) {

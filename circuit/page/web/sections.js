@@ -66,12 +66,13 @@ export function controlSection() {
 }
 
 export function stabilitySection() {
-  const { stability } = run.about;
+  const { stability, certificate } = run.about;
   const { evaluation } = run;
-  if (!stability && !evaluation?.tests) return section("Stability and tests", h("p", { class: "quiet" }, "Not evaluated: ", h("code", {}, "persona-circuits evaluate"), " resamples the pairs, tests the circuit, and writes both into its file; then make this page again."));
+  if (!stability && !certificate && !evaluation?.tests) return section("Stability and tests", h("p", { class: "quiet" }, "Not evaluated: ", h("code", {}, "persona-circuits evaluate"), " resamples the pairs, tests the circuit, and writes both into its file; then make this page again."));
   const verdict = stability && (stability.unstable === null ? "unknown" : stability.unstable ? "unstable" : "stable");
   return section("Stability and tests",
     stability ? h("p", {}, h("strong", {}, verdict), `: ${count(stability.core)} edges are core, ${count(stability.fringe)} fringe; mean pairwise Jaccard of resampled circuits ${fixed(stability.jaccard, 2)}, drawn over ${stability.by ?? "pairs"}.`) : null,
+    certificate ? h("p", {}, h("strong", {}, "certificate"), `: ${count(certificate.stays)} edges stay when any ${certificate.radius} of ${certificate.n_units} ${certificate.by} are taken away, ${count(certificate.abstains)} abstain (${certificate.way === "exhaustive" ? `all ${count(certificate.n)} sets taken away` : `${count(certificate.n)} draws of ${certificate.kept}`}; confidence ${certificate.confidence}).`) : null,
     evaluation?.tests ? table("Hypothesis tests", [{ name: "test" }, { name: "decision" }, { name: "p (Holm)", number: true, show: precise }, { name: "says" }], evaluation.tests.map((one) => ({ cells: [one.name, one.decision, one.p_holm, one.sentence] }))) : null,
     evaluation?.completeness?.backup ? h("p", {}, evaluation.completeness.backup.sentence) : null);
 }
@@ -103,6 +104,7 @@ export function pairSection() {
     const rows = worst.map((one) => ({ cells: [one.id, one.faithfulness, one.divergence, `${one.persona_a} / ${one.persona_b}`, one.question, last(texts.get(one.id)?.clean)] }));
     return section("Pairs, worst first", table("The circuit pair by pair", columns, rows), h("p", { class: "quiet" }, "Furthest from f = 1 first."));
   }
+  if (!run.about.task) return null;
   if (!run.pairs.length) return section("Pairs", h("p", { class: "quiet" }, "The pair file that the circuit names is not here, or is another now, so its prompts are not shown."));
   const rows = run.pairs.map((one) => ({ cells: [one.id ?? "", one.split ?? "", one.persona_a ?? "", one.persona_b ?? "", one.clean, (one.answers ?? []).join(" / "), (one.wrong_answers ?? []).join(" / ")] }));
   const named = ["pair", "split", "A", "B", "prompt A", "A prefers", "B prefers"].map((name) => ({ name }));
@@ -119,6 +121,7 @@ export function methodSection() {
     ["cut edges carry", about.ablation], ["seed", about.seed], ["versions", about.versions && Object.entries(about.versions).map(([name, v]) => `${name} ${v}`).join(", ")],
     ["explanation", page.verdicts && `${page.verdicts.source}, SHA-256 ${page.verdicts.sha256}`], ["this page", page.command],
   ].filter(([, value]) => value !== undefined && value !== null && value !== "");
+  if (!facts.length && !files.length) return null;
   return section("Method", h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value))))),
     files.length ? table("Files of the run", [{ name: "file" }, { name: "bytes", number: true, show: count }, { name: "SHA-256" }], files.map((one) => ({ cells: [one.name, one.bytes, one.sha256] }))) : null);
 }

@@ -1,6 +1,6 @@
 /** What is looked at. All of it stands in the address's fragment, so that a link shows the same. */
 
-import { circuitStop, isIn, nodeOf, page, shape, views } from "./data.js";
+import { circuitStop, isIn, nodeOf, page, shape, sideOf, views } from "./data.js";
 import { strongestPaths, throughNodes } from "./paths.js";
 
 /** A circuit of more edges than this is first shown by its strongest paths. */
@@ -23,10 +23,9 @@ const view = () => views.find((one) => one.key === now.view) ?? views[0];
 const isDefault = () => Object.keys(DEFAULTS).every((key) => now[key] === DEFAULTS[key]);
 const canUndo = () => past.length > 0;
 
-/** The place of the stop that is shown; -1 of a difference, which has none. */
+/** The place of the stop that is shown; of a difference that of the first run. */
 function stop() {
-  const { run, sides } = view();
-  if (sides) return -1;
+  const { run } = view();
   const place = Number(now.stop);
   return now.stop !== "" && run.stops[place] ? place : circuitStop(run);
 }
@@ -106,7 +105,9 @@ window.addEventListener("hashchange", () => {
 function edgesOfStop() {
   const { run, edges, sides } = view();
   const place = stop();
-  return sides ? edges : edges.filter((edge) => isIn(edge, run, place));
+  if (!sides) return edges.filter((edge) => isIn(edge, run, place));
+  for (const edge of edges) edge.side = sideOf(edge, view(), place);
+  return edges.filter((edge) => edge.side);
 }
 
 /** The edges that are shown, and the strongest paths among them. */

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.assessment import EvaluationOptions, Subject, battery, with_evaluation
+from persona_circuits.circuit.assessment import EvaluationOptions, Subject, run_tests, with_evaluation
 from persona_circuits.circuit.assessment.comparison import (
     Ground,
     compare,
@@ -38,11 +38,11 @@ from persona_circuits.persona.study.context import AXES, Context, some_of
 from persona_circuits.persona.study.numbers import Found, slug
 from persona_circuits.persona.study.stages.circuit_numbers import (
     METRIC,
-    battery_numbers,
     comparison_numbers,
     discovery_numbers,
     faithfulness_of,
     specificity_numbers,
+    tests_numbers,
 )
 
 __all__ = [
@@ -63,7 +63,7 @@ def run_circuit(context: Context, folder: Path) -> Found:
         discovery_numbers(found, "circuit", main, "circuit/circuit.json")
         _extras(found, main)
         with found.attempt("transfer and tests"):
-            _battery(context, found, main, folder)
+            _tests(context, found, main, folder)
         with found.attempt("smallest circuit"):
             _smallest(context, found, main, folder / "smallest")
         with found.attempt("ACDC"):
@@ -119,7 +119,7 @@ def _extras(found: Found, main: Discovery) -> None:
     found.extras["held_out"] = main.held_out
 
 
-def _battery(context: Context, found: Found, main: Discovery, folder: Path) -> None:
+def _tests(context: Context, found: Found, main: Discovery, folder: Path) -> None:
     """Transfer on all held-out pairs, the tests that try many circuits on some of them; into the circuit's file."""
     options, task = context.options, context.main_task
     chosen = task.of_split(split_of(task, None, "test"))
@@ -127,7 +127,7 @@ def _battery(context: Context, found: Found, main: Discovery, folder: Path) -> N
     subject = Subject(main.circuit) if options.quick else Subject(main.circuit, main.record, task)
     numbers: dict[str, Any] = {"batch_size": options.batch_size, "seed": options.seed}
     asked = EvaluationOptions(metric=METRIC, by=(), quick=not options.thorough, **numbers)
-    results = battery(context.model, few, subject, asked, stage=context.stage)
+    results = run_tests(context.model, few, subject, asked, stage=context.stage)
     results = replace(results, transfer=_transfers(context, main.circuit, few if options.quick else chosen))
     stamp: dict[str, Any] = {
         "model": context.model.name,
@@ -139,7 +139,7 @@ def _battery(context: Context, found: Found, main: Discovery, folder: Path) -> N
     report = main.reports[-1]
     record = with_evaluation(main.record, task, report.split, report, results, **stamp)
     write_circuit(record, folder / "circuit.json")
-    battery_numbers(found, results)
+    tests_numbers(found, results)
 
 
 def _transfers(context: Context, circuit: Circuit, task: Task) -> dict[str, tuple[Transfer, ...]]:

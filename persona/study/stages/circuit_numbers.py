@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.assessment import Battery
+from persona_circuits.circuit.assessment import CircuitTests
 from persona_circuits.circuit.assessment.comparison import Comparison
 from persona_circuits.circuit.discovery import Discovery
 from persona_circuits.circuit.evaluation import Specificity
@@ -15,11 +15,11 @@ from persona_circuits.persona.study.numbers import Found, slug
 
 __all__ = [
     "METRIC",
-    "battery_numbers",
     "comparison_numbers",
     "discovery_numbers",
     "faithfulness_of",
     "specificity_numbers",
+    "tests_numbers",
 ]
 
 METRIC = "persona-divergence"
@@ -51,7 +51,7 @@ def discovery_numbers(found: Found, name: str, discovery: Discovery, source: str
     found.add(f"{name}.f.above_random", last.random_gap, "faithfulness minus that of random circuits", **gap)
 
 
-def battery_numbers(found: Found, results: Battery) -> None:
+def tests_numbers(found: Found, results: CircuitTests) -> None:
     """Hypothesis tests one by one, completeness, and transfer by axis."""
     assert results.tests is not None, "a study has all the time that it needs"
     source, n = "circuit/circuit.json", results.tests.n_pairs
@@ -117,7 +117,7 @@ def faithfulness_of(found: Found, name: str, part: Any, what: str, n: int, sourc
     found.add(name, part.ratio_of_means, what, **about)
 
 
-def _completeness(found: Found, results: Battery, source: str) -> None:
+def _completeness(found: Found, results: CircuitTests, source: str) -> None:
     report = results.completeness
     assert report is not None, "a study has all the time that it needs"
     named: Mapping[str, tuple[Any, str]] = {
@@ -136,7 +136,7 @@ def _completeness(found: Found, results: Battery, source: str) -> None:
         found.add("circuit.complete.backup", len(taking), "nodes outside that take over", source=source)
 
 
-def _stability(found: Found, results: Battery, source: str) -> None:
+def _stability(found: Found, results: CircuitTests, source: str) -> None:
     """Would other pairs have given another circuit: of the search's pairs, resampled."""
     report = results.searched.report
     if report is None:
@@ -156,7 +156,7 @@ def _stability(found: Found, results: Battery, source: str) -> None:
     found.notes += [f"stability: {note}" for note in report.notes]
 
 
-def _transfer(found: Found, results: Battery, source: str) -> None:
+def _transfer(found: Found, results: CircuitTests, source: str) -> None:
     parts = [(axis, part) for axis, parts in results.transfer.items() for part in parts]
     for axis, part in parts:
         name = f"circuit.transfer.{slug(axis)}.{slug(part.name)}"

@@ -12,7 +12,7 @@ import numpy as np
 from persona_circuits.circuit.discovery import pairs_of
 from persona_circuits.circuit.evaluation import persistence
 from persona_circuits.circuit.figures import heat_map, write_csv, write_figures
-from persona_circuits.circuit.statistics import Clusters, Interval
+from persona_circuits.circuit.statistics import Clusters, Interval, PairSample
 from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.metrics import METRICS
 from persona_circuits.persona.data import shared_positions
@@ -139,10 +139,8 @@ def _persistence(kept: Kept, context: Context, folder: Path, found: Found) -> No
     batches = list(prepared())
     present = {name for item in batches for name in item.batch.span_names}
     names = tuple(name for name in PARTS if name in present)
-    clusters = Clusters.of(task.pairs)
-    values, intervals = persistence(
-        context.model, batches, metric, names, seed=options.seed, clusters=clusters, kept=kept
-    )
+    sample = PairSample(clusters=Clusters.of(task.pairs), seed=options.seed)
+    values, intervals = persistence(context.model, batches, metric, names, sample, kept)
     layers = [*map(str, range(len(values) - 1)), "final"]
     rows = [
         {"layer": layer, "part": name, "persistence": values[i, t]}

@@ -14,19 +14,19 @@ from typer.testing import CliRunner
 from persona_circuits.circuit.assessment import (
     EvaluationOptions,
     Subject,
-    battery,
     marked_record,
     rule_of,
+    run_tests,
     search_again,
     with_evaluation,
 )
 from persona_circuits.circuit.assessment import evaluation as module
 from persona_circuits.circuit.discovery import Options, discover
-from persona_circuits.circuit.drawing import to_agraph
+from persona_circuits.circuit.drawing import Marks, to_agraph
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.io import faults_of, read_circuit, write_circuit
 from persona_circuits.circuit.model import load_model
-from persona_circuits.circuit.reporting import evaluations_table, tables, write_battery
+from persona_circuits.circuit.reporting import evaluations_table, tables, write_tests
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import load_task
 from persona_circuits.cli import app
@@ -48,7 +48,7 @@ def found(tiny, tiny_task):
 
 @pytest.fixture(scope="module")
 def results(tiny, tiny_task, found):
-    return battery(tiny, tiny_task, Subject(found.circuit, found.record, tiny_task), QUICK)
+    return run_tests(tiny, tiny_task, Subject(found.circuit, found.record, tiny_task), QUICK)
 
 
 def evaluated(found, task, results, folder):
@@ -82,7 +82,7 @@ def test_an_empty_and_a_full_circuit(tiny, tiny_task, found, tmp_path, kind):
     threshold = 1e6 if kind == "empty" else 0.0
     made = discover(tiny, tiny_task, replace(SMALL, threshold=threshold, threshold_on="score"))
     assert made.circuit == circuit
-    results = battery(tiny, tiny_task, Subject(circuit, made.record, tiny_task), QUICK)
+    results = run_tests(tiny, tiny_task, Subject(circuit, made.record, tiny_task), QUICK)
     record = evaluated(made, tiny_task, results, tmp_path)
     (everything,) = results.transfer["pairs"]
     assert everything.outside == ()  # nothing lies outside a full circuit, and an empty one has no size
@@ -98,7 +98,7 @@ def test_an_empty_and_a_full_circuit(tiny, tiny_task, found, tmp_path, kind):
 def test_one_pair_and_two_pairs(tiny, tiny_task, tmp_path, n):
     task = replace(tiny_task, pairs=tiny_task.pairs[6 : 6 + n])
     made = discover(tiny, task, SMALL)
-    results = battery(tiny, task, Subject(made.circuit, made.record, task), QUICK)
+    results = run_tests(tiny, task, Subject(made.circuit, made.record, task), QUICK)
     record = evaluated(made, task, results, tmp_path)
     (everything,) = results.transfer["pairs"]
     assert everything.n_pairs == n == len(results.pairs.rows)
@@ -124,7 +124,7 @@ def test_a_constant_metric(tiny, tiny_task, tmp_path):
     task = replace(tiny_task, pairs=tuple(same))
     model = load_model(folder)
     found = discover(model, tiny_task, SMALL)
-    results = battery(model, task, Subject(found.circuit, found.record, task), QUICK)
+    results = run_tests(model, task, Subject(found.circuit, found.record, task), QUICK)
     record = evaluated(found, task, results, tmp_path)
     (everything,) = results.transfer["pairs"]
     assert (everything.faithfulness, everything.interval, everything.holds) == (None, None, None)
@@ -148,7 +148,7 @@ def test_other_metrics_and_ablations(tiny, tiny_task, tmp_path, metric, ablation
 def test_acdc_is_repeated_in_another_order(tiny, tiny_task, tmp_path):
     task = replace(tiny_task, pairs=tiny_task.pairs[:2])
     made = discover(tiny, task, replace(SMALL, prune="eap-acdc", threshold=0.1))
-    results = battery(tiny, task, Subject(made.circuit, made.record, task), QUICK)
+    results = run_tests(tiny, task, Subject(made.circuit, made.record, task), QUICK)
     record = evaluated(made, task, results, tmp_path)
     assert record["stability"]["by"] == "orders"
     assert record["stability"]["order"]["n_orders"] == 1
@@ -183,14 +183,14 @@ def test_scores_of_the_same_pairs_are_not_computed_twice(tiny, tiny_task, found,
     monkeypatch.setattr(module, "scores_of", lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs))
     part = replace(tiny_task, pairs=tiny_task.pairs[:2])
     made = discover(tiny, part, SMALL)
-    battery(tiny, part, Subject(made.circuit, made.record, part), QUICK)
+    run_tests(tiny, part, Subject(made.circuit, made.record, part), QUICK)
     assert calls == []
-    battery(tiny, part, Subject(made.circuit, made.record, part), replace(QUICK, metric="logit-diff"))
+    run_tests(tiny, part, Subject(made.circuit, made.record, part), replace(QUICK, metric="logit-diff"))
     assert calls == [1]
 
 
 def test_tables_and_figures_hold_all_of_it(results, tmp_path):
-    write_battery(results, tmp_path, title="tiny")
+    write_tests(results, tmp_path, title="tiny")
     names = {path.name for path in tmp_path.iterdir()}
     assert {f"{name}.csv" for name in tables(results)} < names
     assert {"evaluation.html", "pair-faithfulness.png", "edge-frequency.png", "transfer.png"} < names
@@ -200,11 +200,11 @@ def test_tables_and_figures_hold_all_of_it(results, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_stopped_battery_goes_on(tiny, tiny_task, found, tmp_path, monkeypatch):
+def test_stopped_tests_go_on(tiny, tiny_task, found, tmp_path, monkeypatch):
     """After a stop after the hypothesis tests their measurements are read and not made again."""
     from persona_circuits.circuit.evaluation import measurements
 
-    monkeypatch.setattr(measurements, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("persona_circuits.circuit.storage.kept.SAVE_SECONDS", 0.0)
     state, made = tmp_path / "x.state", []
     plain = measurements.measure
     monkeypatch.setattr(measurements, "measure", lambda *a, **k: made.append(len(a[2])) or plain(*a, **k))
@@ -212,10 +212,10 @@ def test_a_stopped_battery_goes_on(tiny, tiny_task, found, tmp_path, monkeypatch
     monkeypatch.setattr(module, "completeness_report", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
     part = replace(tiny_task, pairs=tiny_task.pairs[:2])
     with pytest.raises(KeyboardInterrupt):
-        battery(tiny, part, Subject(found.circuit), QUICK, state=state)
+        run_tests(tiny, part, Subject(found.circuit), QUICK, state=state)
     monkeypatch.setattr(module, "completeness_report", done)
-    first = battery(tiny, part, Subject(found.circuit), QUICK, state=state)
-    second = battery(tiny, part, Subject(found.circuit), QUICK)
+    first = run_tests(tiny, part, Subject(found.circuit), QUICK, state=state)
+    second = run_tests(tiny, part, Subject(found.circuit), QUICK)
     assert first.as_dict() == second.as_dict()
     assert not list(tmp_path.glob("x.state*"))
 
@@ -261,7 +261,8 @@ def test_evaluate_marks_file_and_picture(run, tmp_path):
     assert "fringe" not in before
     assert f"fringe ({n:,})" in after
     assert f"core ({len(stored.circuit) - n:,})" in after
-    picture = to_agraph(stored.circuit, scores=stored.scores, fringe=stored.fringe, strongest=len(stored.circuit))
+    marks, n_edges = Marks(fringe=stored.fringe), len(stored.circuit)
+    picture = to_agraph(stored.circuit, scores=stored.scores, marks=marks, strongest=n_edges)
     faint = {edge.attr["tooltip"].split()[0] for edge in picture.edges() if edge.attr["color"].endswith("58")}
     assert faint == {str(edge) for edge in stored.fringe.edges()}
     assert call("draw", tmp_path / "run", "--out", tmp_path / "x.svg").exit_code == 0

@@ -1,0 +1,15 @@
+from .sides import GROUPS as GROUPS
+from .sides import Side as Side
+from .sides import groups as groups
+from .sides import read_side as read_side
+from .sides import relative_scores as relative_scores
+from .sides import settings_apart as settings_apart
+from .statistics import Ground as Ground
+from .statistics import Null as Null
+from .statistics import Overlap as Overlap
+from .study import Comparison as Comparison
+from .study import compare as compare
+from .study import cross_faithfulness as cross_faithfulness
+from .study import draw_difference as draw_difference
+from .within import compare_in_time as compare_in_time
+from .within import cross_in_time as cross_in_time

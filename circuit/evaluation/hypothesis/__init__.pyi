@@ -1,0 +1,11 @@
+from .edge_tests import minimality as minimality
+from .outcomes import holm as holm
+from .report import HypothesisOptions as HypothesisOptions
+from .report import HypothesisReport as HypothesisReport
+from .report import corrected as corrected
+from .report import hypothesis_tests as hypothesis_tests
+from .tests import equivalence as equivalence
+from .tests import hsic as hsic
+from .tests import independence as independence
+from .tests import partial_necessity as partial_necessity
+from .tests import sufficiency as sufficiency

@@ -1,0 +1,9 @@
+from .orders import order_dependence as order_dependence
+from .orders import random_orders as random_orders
+from .report import StabilityReport as StabilityReport
+from .report import order_report as order_report
+from .report import stability_report as stability_report
+from .resampling import CORE as CORE
+from .resampling import N_RESAMPLES as N_RESAMPLES
+from .resampling import jaccard_of as jaccard_of
+from .resampling import mean_jaccard as mean_jaccard

@@ -1,0 +1,17 @@
+from .circuits import StoredCircuit as StoredCircuit
+from .circuits import circuit_record as circuit_record
+from .circuits import faults_of as faults_of
+from .circuits import made_of as made_of
+from .circuits import read_circuit as read_circuit
+from .circuits import read_scores as read_scores
+from .circuits import schema_faults as schema_faults
+from .circuits import with_parts as with_parts
+from .circuits import write_circuit as write_circuit
+from .circuits import write_eap_ig as write_eap_ig
+from .circuits import write_graphml as write_graphml
+from .circuits import write_nodes as write_nodes
+from .circuits import write_scores as write_scores
+from .groups import by_source as by_source
+from .groups import read_groups as read_groups
+from .validation import page_schema as page_schema
+from .validation import schema as schema

@@ -1,0 +1,15 @@
+from .clusters import Clusters as Clusters
+from .clusters import blocks as blocks
+from .clusters import cluster_codes as cluster_codes
+from .intervals import LEAST_SHARE as LEAST_SHARE
+from .intervals import Interval as Interval
+from .intervals import PairSample as PairSample
+from .intervals import detectable_ratio as detectable_ratio
+from .intervals import interval as interval
+from .intervals import is_zero as is_zero
+from .intervals import ratio_interval as ratio_interval
+from .intervals import ratio_intervals as ratio_intervals
+from .intervals import ratio_p_values as ratio_p_values
+from .intervals import weighted_mean as weighted_mean
+from .permutations import Permutations as Permutations
+from .permutations import permutations_of as permutations_of

@@ -1,0 +1,11 @@
+from .evaluate import MODEL_FOLDER as MODEL_FOLDER
+from .evaluate import SPLITS as SPLITS
+from .evaluate import cases_of as cases_of
+from .evaluate import measure as measure
+from .evaluate import quality_of as quality_of
+from .evaluate_pairs import divergences as divergences
+from .network import build_model as build_model
+from .network import logits_at as logits_at
+from .network import next_token_logits as next_token_logits
+from .train import SMOKE as SMOKE
+from .train import TrainingConfig as TrainingConfig

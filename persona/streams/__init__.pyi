@@ -1,0 +1,9 @@
+from .edit import Change as Change
+from .edit import chosen_layer as chosen_layer
+from .edit import mean_streams as mean_streams
+from .edit import on_streams as on_streams
+from .read import collect as collect
+from .read import grouped as grouped
+from .read import id_table as id_table
+from .read import point_names as point_names
+from .read import trace as trace

@@ -1,0 +1,13 @@
+from .across import run_across as run_across
+from .behaviour import run_behaviour as run_behaviour
+from .causes import run_causes as run_causes
+from .circuit import run_circuit as run_circuit
+from .contrasts import permuted as permuted
+from .contrasts import run_contrasts as run_contrasts
+from .frames import run_frames as run_frames
+from .gates import run_gates as run_gates
+from .patch import run_patch as run_patch
+from .prediction import run_prediction as run_prediction
+from .prior import run_prior as run_prior
+from .steering import run_steering as run_steering
+from .where import run_where as run_where
