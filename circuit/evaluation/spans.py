@@ -13,21 +13,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import ScoreParts
 from persona_circuits.circuit.evaluation.faithfulness import pairwise
-from persona_circuits.circuit.forward import Prepared
-from persona_circuits.circuit.graph import SLOTS, Graph
+from persona_circuits.circuit.forward import Prepared, patched_stream
+from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
+from persona_circuits.circuit.storage import Kept
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -104,16 +105,17 @@ def persistence(
     metric: Metric,
     names: tuple[str, ...],
     sample: PairSample,
+    kept: Kept | None = None,
 ) -> tuple[Float[np.ndarray, "layer span"], tuple[tuple[Interval | None, ...], ...]]:
     """Causal persistence by layer and part, and its intervals.
 
     Raises nothing: a divergence of zero gives nan.
     """
-    n_layers = model.graph.n_layers
+    n_layers, kept = model.graph.n_layers, kept or Kept(None, "")
     columns: dict[int, np.ndarray] = {}
     for item in prepared:
-        found = _moved(model, item, metric, names)
-        columns |= dict(zip(item.batch.indices, found, strict=True))
+        found = kept.of(f"persistence {item.batch.place}", partial(_moved, model, item, metric, names))
+        columns |= dict(zip(item.batch.indices, found["moved"], strict=True))
     columns = parallel.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
@@ -133,7 +135,7 @@ def span_rows(parts: ScoreParts, kept: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def _moved(model: Model, item: Prepared, metric: Metric, names: tuple[str, ...]) -> Float[np.ndarray, "row measure"]:
+def _moved(model: Model, item: Prepared, metric: Metric, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """Per row m(clean) - m(corrupt), and m(clean) - m(clean with the other's stream) by layer and part."""
     batch, ablated, clean = item.batch, item.ablated, item.clean
     assert batch.spans is not None
@@ -143,25 +145,10 @@ def _moved(model: Model, item: Prepared, metric: Metric, names: tuple[str, ...])
         [batch.spans == batch.span_names.index(n) if n in batch.span_names else batch.spans < -1 for n in names]
     )
     for layer in range(model.graph.n_layers + 1):
-        stream = torch.where(masks[..., None], ablated.streams[layer], clean.streams[layer])
-        logits = _from_layer(model, stream.flatten(0, 1), item, layer).unflatten(0, (len(names), -1))
-        found += [base - metric(part, item.targets) for part in logits]
+        found += [base - metric(part, item.targets) for part in patched_stream(model, item, layer, masks)]
     values = torch.stack(found, dim=1).cpu().double().numpy()
     check_finite(values, item.batch.name, f"values of {metric.name}")
-    return values
-
-
-def _from_layer(
-    model: Model, resid: Float[Tensor, "rows pos d_model"], item: Prepared, layer: int
-) -> Float[Tensor, "rows vocab"]:
-    """The plain forward pass from the stream into one layer on."""
-    with torch.no_grad():
-        for block in model.blocks[layer:]:
-            normed = block.attn_norm(resid)
-            q, k, v = (block.project(slot, normed) for slot in SLOTS)
-            after = resid + block.attn_out(block.attention(q, k, v, item.clean.context))
-            resid = after + block.mlp(resid if block.parallel else after)
-        return model.answer(resid, item.clean.context.forms)
+    return {"moved": values}
 
 
 def _slots_of_layers(graph: Graph) -> list[slice]:

@@ -65,6 +65,10 @@ class PromptPair:
         """What messages call it: by its place in the file, and its id."""
         return f"{self.unit} {self.line} (id {self.id})"
 
+    def bare(self) -> PromptPair:
+        """Without its neutral prompt and its parts."""
+        return replace(self, neutral="", spans=(), corrupt_spans=())
+
     def axis(self, name: str) -> str:
         """The value of one key of the file, of those above or of ``axes``; empty where the pair has none."""
         return str(getattr(self, name)) if name in TEXT_KEYS else dict(self.axes).get(name, "")

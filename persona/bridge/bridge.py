@@ -49,7 +49,7 @@ from persona_circuits.persona.bridge.parts import (
     three_way,
     up_to,
 )
-from persona_circuits.persona.data import ExampleFile, leak, shared_positions
+from persona_circuits.persona.data import ExampleFile, leak, shared_positions, told_once
 from persona_circuits.persona.neurons import overlap
 
 __all__ = [
@@ -178,6 +178,9 @@ def build_bridge(
     for file in (fit, measured):
         shared_positions(file, (options.position,))
     leaks = None if held is None else leak(fit, held)
+    told = told_once(measured, options.position)
+    fit, held = fit.once(options.position), None if held is None else held.once(options.position)
+    measured = held or fit
     found = decomposed_run(model, fit, held, options, stage)
     parts = found.parts
     clusters = Clusters.of([item.pair for item in measured.items])
@@ -203,7 +206,7 @@ def build_bridge(
         conserved=found.error <= TOLERANCE,
         layers=layers,
         overlaps=_overlaps(model.graph, circuit, own_movers, neurons),
-        notes=(*found.directions.notes, *_notes(model.graph, leaks, circuit, own_movers, neurons, found.error)),
+        notes=(*told, *found.directions.notes, *_notes(model.graph, leaks, circuit, own_movers, neurons, found.error)),
     )
 
 

@@ -4,9 +4,11 @@ from persona_circuits.persona.data.examples import (
     Example,
     ExampleFile,
     examples_of,
+    firsts,
     leak,
     load_examples,
     shared_positions,
+    told_once,
 )
 from persona_circuits.persona.data.formats import (
     examples_without,
@@ -24,7 +26,7 @@ from persona_circuits.persona.data.items import (
     load_unanswered,
     neutral_prompts,
 )
-from persona_circuits.persona.data.positions import POSITIONS, Placed, apart, locate, without_persona
+from persona_circuits.persona.data.positions import POSITIONS, Placed, apart, locate, seen, without_persona
 from persona_circuits.persona.data.prompts import (
     Encoded,
     TokenizerOnly,
@@ -79,6 +81,7 @@ __all__ = [
     "examples_of",
     "examples_without",
     "first_person",
+    "firsts",
     "items_of",
     "leak",
     "listing",
@@ -101,9 +104,11 @@ __all__ = [
     "read_personas",
     "read_questions",
     "said",
+    "seen",
     "shared_positions",
     "shown_options",
     "sign_flip",
+    "told_once",
     "top_words",
     "two_way_difference",
     "two_way_mean",

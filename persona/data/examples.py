@@ -8,7 +8,7 @@ form of different personas has one name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,18 @@ from persona_circuits.circuit.task import (
 )
 from persona_circuits.circuit.task import fitting as those_that_fit
 from persona_circuits.persona.data.items import Item, ItemFile, load_items
-from persona_circuits.persona.data.positions import POSITIONS, Placed, locate
+from persona_circuits.persona.data.positions import POSITIONS, Placed, locate, seen
 from persona_circuits.persona.data.values import Persona
 
 __all__ = [
     "Example",
     "ExampleFile",
     "examples_of",
+    "firsts",
     "leak",
     "load_examples",
     "shared_positions",
+    "told_once",
 ]
 
 
@@ -86,6 +88,19 @@ class ExampleFile:
         """How many pairs have prompts of different length."""
         first, second = self.examples[::2], self.examples[1::2]
         return sum(len(a.placed.ids) != len(b.placed.ids) for a, b in zip(first, second, strict=True))
+
+    def once(self, position: str) -> ExampleFile:
+        """The first of all pairs whose two streams at a position are the same two rows, since their prompts are so far.
+
+        What they ask comes later, so that where pairs are left out those that stay have no question.
+        """
+        kept = firsts([seen(one.placed, position) for one in self.examples])
+        if len(kept) == len(self.items):
+            return self
+        examples = [
+            replace(self.examples[2 * i + side], pair=n, question="") for n, i in enumerate(kept) for side in (0, 1)
+        ]
+        return replace(self, items=tuple(self.items[i] for i in kept), examples=tuple(examples))
 
 
 def load_examples(path: str | Path, reader: Reader, *, label: str | None = None, **how: Any) -> ExampleFile:
@@ -158,6 +173,21 @@ def examples_of(
     if faults:
         raise TaskError(misfit(found.source, reader.name, len(found.items), len(found.items) - len(fit), faults))
     return ExampleFile(found.items, tuple(examples), found.source, found.sha256)
+
+
+def firsts(keys: Sequence[Hashable]) -> list[int]:
+    """Of examples in twos, the pairs by place whose two keys are those of no pair before."""
+    found: dict[tuple[Hashable, Hashable], int] = {}
+    for i, two in enumerate(zip(keys[::2], keys[1::2], strict=True)):
+        found.setdefault(two, i)
+    return [*found.values()]
+
+
+def told_once(found: ExampleFile, position: str) -> tuple[str, ...]:
+    """What is to be said where ``once`` leaves pairs out."""
+    kept, n = len(found.once(position).items), len(found.items)
+    says = f"{position}: {n} pairs have {kept} pairs of different streams there, each of which is counted once"
+    return (says,) if kept < n else ()
 
 
 def leak(fitted: ExampleFile, measured: ExampleFile) -> str:

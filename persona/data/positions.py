@@ -29,6 +29,7 @@ __all__ = [
     "Placed",
     "apart",
     "locate",
+    "seen",
     "without_persona",
 ]
 
@@ -94,6 +95,16 @@ def locate(
     found = _given(spans, texts) or _compared(pair.clean, pair.corrupt)
     placed = tuple(place(texts[side], found[side], reader, faults) for side in texts)
     return placed[0], placed[1]
+
+
+def seen(placed: Placed, position: str) -> tuple[int, ...]:
+    """The tokens that a stream at a position, or the mean over a part, has seen: prompts that share them share it.
+
+    All of the prompt where it has no such position.
+    """
+    last = placed.places.get(position, len(placed.ids) - 1)
+    means = {"persona-mean": placed.persona_tokens[1], "question-mean": placed.question_tokens[1]}
+    return placed.ids[: means.get(position, last + 1)]
 
 
 def place(text: str, spans: Mapping[str, Span], reader: Reader, faults: list[str] | None = None) -> Placed:

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from persona_circuits import metrics
+from persona_circuits.circuit.forward import Prefix
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
@@ -41,6 +42,7 @@ from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.runs import (
     Both,
     Removed,
+    behind,
     both_of,
     can_come_nearer,
     margins,
@@ -212,30 +214,35 @@ def _ablation(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
     chosen = torch.stack([_opposing(item.inside.contributions, thresholds.ablated_share) for item in items])
     mean = torch.stack([run.contributions[:, :, -1] for run in both.runs]).mean(0)
     d = _divergence(both, [run.logits for run in both.runs]).tolist()
-    after = _without(model, both, chosen, mean).tolist()
+    before = [behind(model, run) for run in both.runs]
+    after = _without(model, both, before, chosen, mean).tolist()
     layers = torch.tensor([node.layer for node in model.graph.src_nodes])
     keys = [item.row.index for item in items]
-    drawn = [_without(model, both, _alike(chosen, layers, keys, draw), mean).tolist() for draw in range(N_RANDOM)]
+    random = [_alike(chosen, layers, keys, draw) for draw in range(N_RANDOM)]
+    drawn = [_without(model, both, before, nodes, mean).tolist() for nodes in random]
     outcomes = []
     for i, (item, n) in enumerate(zip(items, chosen.sum(1).tolist(), strict=True)):
-        random = [values[i] for values in drawn]
-        says = {"D": d[i], "D without": after[i], "nodes": float(n), "D without random": float(np.mean(random))}
-        says[RANDOM] = float(np.mean([d[i] < item.restored <= value for value in random]))
-        why = f"D {d[i]:+.2f} to {after[i]:+.2f} without {n} nodes, {np.mean(random):+.2f} without random ones"
+        others = [values[i] for values in drawn]
+        says = {"D": d[i], "D without": after[i], "nodes": float(n), "D without random": float(np.mean(others))}
+        says[RANDOM] = float(np.mean([d[i] < item.restored <= value for value in others]))
+        why = f"D {d[i]:+.2f} to {after[i]:+.2f} without {n} nodes, {np.mean(others):+.2f} without random ones"
         outcomes.append(Outcome("ablation", d[i] < item.restored <= after[i], says, why))
     return outcomes
 
 
 def _without(
-    model: Model, both: Both, chosen: Bool[Tensor, "batch src"], mean: Float[Tensor, "src batch d_model"]
+    model: Model,
+    both: Both,
+    before: Sequence[Prefix],
+    chosen: Bool[Tensor, "batch src"],
+    mean: Float[Tensor, "src batch d_model"],
 ) -> Float[Tensor, " batch"]:
     """D where the chosen nodes write the mean of both runs at the answer."""
     removed = Removed(chosen.to(mean.device), mean)
     logits = []
-    for run in both.runs:
-        start = run.streams[0].clone()
-        start[:, -1] += removed.shift(slice(0, 1), run.contributions[:1, :, -1])
-        logits.append(replay(model, start, run.context, removed=removed))
+    for run, held in zip(both.runs, before, strict=True):
+        start = run.streams[0][:, -1:] + removed.shift(slice(0, 1), run.contributions[:1, :, -1])[:, None]
+        logits.append(replay(model, start, run.context, removed=removed, before=held))
     return _divergence(both, logits)
 
 
@@ -275,6 +282,7 @@ def _nearness(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
 def _steering(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
     assert both.gradients is not None, "run_test asks for gradients"
     layers = [_arrival(item.inside.signal["answer"]) for item in items]
+    before = [behind(model, run) for run in both.runs]
     steered, amplified = (torch.zeros(len(items), dtype=torch.float64) for _ in range(2))
     for layer in sorted(set(layers)):
         here = torch.tensor([at == layer for at in layers])
@@ -284,8 +292,14 @@ def _steering(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
         size = (thresholds.amplification - 1) / 2
         for out, push in zip((steered, amplified), pushes, strict=True):
             logits = [
-                replay(model, _pushed(run.streams[layer], sign * size * push), run.context, layer=layer)
-                for run, sign in zip(both.runs, (1, -1), strict=True)
+                replay(
+                    model,
+                    run.streams[layer][:, -1:] + sign * size * push[:, None],
+                    run.context,
+                    layer=layer,
+                    before=held,
+                )
+                for run, held, sign in zip(both.runs, before, (1, -1), strict=True)
             ]
             out[here] = _divergence(both, logits)[here]
     return [

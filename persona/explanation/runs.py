@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from persona_circuits import metrics
-from persona_circuits.circuit.forward import Run, run
+from persona_circuits.circuit.forward import Prefix, Run, run
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Context, Model
 from persona_circuits.circuit.model.finite import check_finite
@@ -25,6 +25,7 @@ from persona_circuits.circuit.task import Batch, Row, batches
 __all__ = [
     "Both",
     "Removed",
+    "behind",
     "both_of",
     "both_runs",
     "can_come_nearer",
@@ -115,13 +116,14 @@ def replay(
     *,
     layer: int = 0,
     removed: Removed | None = None,
+    before: Prefix | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    """Logits at the last place of a pass that is taken up at ``layer`` with this stream."""
+    """Logits at the last place of a pass that is taken up at ``layer`` with this stream, that behind ``before``."""
     with torch.no_grad():
         for block in model.blocks[layer:]:
             normed = block.attn_norm(stream)
             q, k, v = (block.project(slot, normed) for slot in SLOTS)
-            z = block.attention(q, k, v, context)
+            z = block.attention(q, k, v, context, None if before is None else before.layers[block.layer])
             after = stream + block.attn_out(z)
             if removed is not None:
                 heads = block.head_results(z[:, -1:])[:, :, 0]
@@ -132,6 +134,16 @@ def replay(
                 added = _at_last(added, removed.shift(slice(place, place + 1), added[None, :, -1]))
             stream = after + added
         return model.unembed(stream[:, -1])
+
+
+def behind(model: Model, run: Run) -> Prefix:
+    """Keys and values of a run at all places but the answer's: what a pass of that place alone reads of them."""
+    layers = []
+    with torch.no_grad():
+        for block in model.blocks:
+            earlier = block.attn_norm(run.streams[block.layer][:, :-1])
+            layers.append((block.project("k", earlier), block.project("v", earlier)))
+    return Prefix(tuple(layers))
 
 
 def scaled(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> list[Float[Tensor, "batch vocab"]]:

@@ -25,7 +25,7 @@ from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.storage import Kept, search_of
-from persona_circuits.circuit.task import PromptPair, Task, encode, without_forms
+from persona_circuits.circuit.task import Task, encode, without_forms
 from persona_circuits.persona.behaviour import PairMeasure, grouped_rows, measure_pairs, pooled, usual_rows
 from persona_circuits.persona.data import ItemFile, clusters_of
 from persona_circuits.persona.data.items import Item
@@ -138,7 +138,7 @@ def explain(
     measures = measure_pairs(model, items, source=source, batch_size=options.batch_size, progress=stage("asking"))
     asking = time.monotonic() - begun
     stage = first_told(stage, "with all tests", asking * (INSIDE + TESTED * options.causal))
-    rows = encode(Task(tuple(_bare(item.pair) for item in items), source, ""), model)
+    rows = encode(Task(tuple(item.pair.bare() for item in items), source, ""), model)
     half = _training_half(calibration, items, model, thresholds, options)
     search = search_of(
         model.fingerprint, model.format, options, thresholds, calibration, rows, [item.candidates for item in items]
@@ -253,10 +253,6 @@ def _labels(pairs: ItemFile) -> tuple[str, ...]:
     """Keys of rows that can tell pairs apart: those with text or a number."""
     found = dict.fromkeys(key for item in pairs.items for key, value in item.pair.row.items() if is_label(value))
     return tuple(key for key in found if key not in ("clean", "corrupt", "neutral"))
-
-
-def _bare(pair: PromptPair) -> PromptPair:
-    return PromptPair(pair.clean, pair.corrupt, pair.answers, pair.wrong_answers, id=pair.id, line=pair.line)
 
 
 def _judged(

@@ -40,7 +40,16 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import FormTable, form_table, forms_left_out
-from persona_circuits.persona.data import POSITIONS, Estimate, Example, ExampleFile, shared_positions, two_way_mean
+from persona_circuits.persona.data import (
+    POSITIONS,
+    Estimate,
+    Example,
+    ExampleFile,
+    firsts,
+    seen,
+    shared_positions,
+    two_way_mean,
+)
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.data.words import Words, mean_words, top_words
 from persona_circuits.persona.lens.options import LensOptions
@@ -310,9 +319,9 @@ def _decisions(seen: _Seen, margin: NDArray[np.float64]) -> tuple[Decision, ...]
 
 
 def _curves(
-    seen: _Seen, margin: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions
+    lens: _Seen, margin: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions
 ) -> dict[str, tuple[tuple[Estimate, ...], ...]]:
-    answer, other, kl, mass = (seen.by_side(x) for x in (seen.answer, seen.other, seen.kl, seen.mass))
+    answer, other, kl, mass = (lens.by_side(x) for x in (lens.answer, lens.other, lens.kl, lens.mass))
     values = {
         "divergence": margin[0] - margin[1],
         "prior": margin.mean(0),
@@ -321,13 +330,16 @@ def _curves(
         "mass": mass.mean(0),
         "kl": kl.mean(0),
     }
-    return {
-        name: tuple(
-            tuple(_mean(array[:, point, place], names, options) for place in range(array.shape[2]))
-            for point in range(array.shape[1])
-        )
-        for name, array in values.items()
-    }
+    means: dict[str, list[tuple[Estimate, ...]]] = {name: [] for name in values}
+    first = [
+        firsts([(seen(one.placed, position), one.sides, one.candidates) for one in lens.examples])
+        for position in lens.positions
+    ]
+    for name, array in values.items():
+        for point in range(array.shape[1]):
+            means[name].append(tuple(_mean(array[own, point, place], [[x[i] for i in own] for x in names], options)
+                                     for place, own in enumerate(first)))  # fmt: skip
+    return {name: tuple(rows) for name, rows in means.items()}
 
 
 def _mean(values: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions) -> Estimate:

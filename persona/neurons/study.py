@@ -24,7 +24,7 @@ from persona_circuits.circuit.errors import OptionError, TaskError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, cluster_codes, interval, weighted_mean
-from persona_circuits.persona.data import ExampleFile, clusters_of, leak
+from persona_circuits.persona.data import ExampleFile, clusters_of, leak, told_once
 from persona_circuits.persona.neurons.ablation import ablations_of
 from persona_circuits.persona.neurons.groups import chosen_neurons, couples_of, groups_of, too_small, turned_differences
 from persona_circuits.persona.neurons.options import NeuronOptions
@@ -123,6 +123,9 @@ def study_neurons(
     _check_null(null, options)
     neurons = neurons_of(model, options.hook, options.layers)
     files = {name: file for name, file in (("fit", fit), ("held", held), ("null", null)) if file is not None}
+    whole, leaks = files, leak(fit, held) if held is not None else ""
+    files = {name: file.once(options.position) for name, file in whole.items()}
+    fit, held, null = files["fit"], files.get("held"), files.get("null")
     read = _read(model, files, neurons, options, stage)
     ranking = _ranking(model, fit, null, read, neurons, options)
     selected = tuple(int(place) for place in ranking.order[: options.top_k])
@@ -131,7 +134,7 @@ def study_neurons(
         name: _side(files[name], read[name], ranking, selected if name == measured else (), options)
         for name in dict.fromkeys(("fit", measured))
     }
-    some = some_pairs(files[measured], options.max_pairs)
+    some = some_pairs(whole[measured], options.max_pairs)
     ablations = ablations_of(model, some, neurons, ranking, read["fit"], selected, options, stage("ablation"))
     values = read["fit"].values
     study = NeuronStudy(
@@ -152,17 +155,22 @@ def study_neurons(
         ablated_pairs=tuple(item.pair.id for item in some.items) if ablations else (),
         clusters=Clusters.of([item.pair for item in some.items]).describe(),
         n_null=len(null.items) if null is not None else 0,
-        dropped=_dropped(dropped or {}, fit, held, len(some.items) if ablations else None, options),
+        dropped=_dropped(
+            dropped or {}, fit, held, len(whole[measured].items) - len(some.items) if ablations else 0, options
+        ),
     )
-    leaks = leak(fit, held) if held is not None else ""
-    return replace(study, notes=(*([leaks] if leaks else []), *_notes(study)))
+    told = [says for file in whole.values() for says in told_once(file, options.position)]
+    return replace(study, notes=(*([leaks] if leaks else []), *told, *_notes(study)))
 
 
 def _dropped(
-    before: Mapping[str, int], fit: ExampleFile, held: ExampleFile | None, ablated: int | None, options: NeuronOptions
+    before: Mapping[str, int], fit: ExampleFile, held: ExampleFile | None, left: int, options: NeuronOptions
 ) -> dict[str, int]:
-    left = {} if ablated is None else {"not ablated, beyond --max-pairs": len((held or fit).items) - ablated}
-    counts = {**before, **left, "in a group below --min-group": too_small(fit, held, options)}
+    counts = {
+        **before,
+        "not ablated, beyond --max-pairs": left,
+        "in a group below --min-group": too_small(fit, held, options),
+    }
     return {why: count for why, count in counts.items() if count}
 
 

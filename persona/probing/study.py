@@ -45,11 +45,11 @@ from persona_circuits.persona.probing.fit import (
     probe_directions,
     score,
 )
-from persona_circuits.persona.probing.folds import Fold, Sample
+from persona_circuits.persona.probing.folds import Sample
 from persona_circuits.persona.probing.geometry import geometry_by_place
 from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
 from persona_circuits.persona.probing.results import ANSWER, Cell, Controls, ProbeStudy
-from persona_circuits.persona.probing.targets import Data, Target, planned_probes
+from persona_circuits.persona.probing.targets import Data, Planned, Target, planned_probes
 
 __all__ = [
     "study_probes",
@@ -93,7 +93,7 @@ def study_probes(
     data = Data(model, everything, positions, personas, options, stage)
     notes: list[str] = []
     plan = planned_probes(data, len(found.examples), test is not None, notes)
-    cells = _cells(data, plan, len(positions), stage("fitting probes"))
+    cells = _cells(data, plan, stage("fitting probes"))
     places, cka = geometry_by_place(
         data.streams,
         data.personas,
@@ -106,7 +106,7 @@ def study_probes(
     )
     own = tuple(cell for cell in cells if cell.kind != "trait")
     traits = tuple(cell for cell in cells if cell.kind == "trait")
-    shown = tuple(sorted((*own, *_mean_traits(traits, data.sample)), key=lambda cell: _order(cell, positions)))
+    shown = tuple(sorted((*own, *_mean_traits(traits, data)), key=lambda cell: _order(cell, positions)))
     return ProbeStudy(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -127,13 +127,12 @@ def study_probes(
     )
 
 
-def _cells(data: Data, plan: Sequence[Any], n_positions: int, progress: Callable[[int, int], None]) -> list[Cell]:
-    """Every planned probe at every position."""
+def _cells(data: Data, plan: Sequence[Planned], progress: Callable[[int, int], None]) -> list[Cell]:
+    """Every planned probe."""
     cells: list[Cell] = []
-    for target, hold_out, folds, here in plan:
-        for position in range(n_positions):
-            cells.append(_cell(data, target, hold_out, folds, here, position))
-            progress(len(cells), len(plan) * n_positions)
+    for one in plan:
+        cells.append(_cell(data, one))
+        progress(len(cells), len(plan))
     return cells
 
 
@@ -145,29 +144,28 @@ def _together(found: ExampleFile, test: ExampleFile | None) -> ExampleFile:
     return ExampleFile(items, (*found.examples, *moved), f"{found.source} and {test.source}", found.sha256)
 
 
-def _cell(
-    data: Data, target: Target, hold_out: str, folds: tuple[Fold, ...], here: Int[np.ndarray, " here"], position: int
-) -> Cell:
+def _cell(data: Data, planned: Planned) -> Cell:
+    target, folds, here = planned.target, planned.folds, planned.here
     settings: dict[str, Any] = {"penalty": data.options.penalty, "symmetric": target.symmetric}
     kept, labels = np.unique(target.labels[here], return_inverse=True)
     labels = labels.astype(np.int64)
-    layers = _layers(target, data.streams[:, :, position], here)
+    layers = _layers(target, data.streams[:, :, data.positions.index(planned.position)], here)
     by_layer, chosen = cross_validate(layers, labels, folds, **settings)
-    sample = data.sample_of(target)
+    sample = data.sample_of(target.kind, planned.position)
     curve = tuple(score(one, sample, here) for one in by_layer)
-    n_groups = len({data.groups(hold_out)[i] for i in here})
+    groups = data.groups(planned.hold_out, target.kind, planned.position)
     cell = Cell(
         target=target.name,
         kind=target.kind,
-        hold_out=hold_out,
-        position=data.positions[position],
+        hold_out=planned.hold_out,
+        position=planned.position,
         n=int(sum(len(fold.test) for fold in folds)),
         n_classes=int(labels.max()) + 1,
-        n_groups=n_groups,
+        n_groups=len({groups[i] for i in here}),
         curve=curve,
         best=score(joined(by_layer, chosen), sample, here),
         layers=tuple(chosen),
-        controls=_controls(data, target, layers, labels, folds, chosen, here, position),
+        controls=_controls(data, planned, layers, labels, chosen),
         classes=tuple(target.classes[label] for label in kept),
     )
     if target.symmetric:
@@ -183,16 +181,14 @@ def _layers(
 
 def _controls(
     data: Data,
-    target: Target,
+    planned: Planned,
     layers: Sequence[np.ndarray],
     labels: Int[np.ndarray, " here"],
-    folds: tuple[Fold, ...],
     chosen: Sequence[int],
-    here: Int[np.ndarray, " here"],
-    position: int,
 ) -> Controls:
+    target, folds, here, name = planned.target, planned.folds, planned.here, planned.position
     settings: dict[str, Any] = {"penalty": data.options.penalty, "symmetric": target.symmetric}
-    rng, sample = np.random.default_rng(data.options.seed), data.sample_of(target)
+    rng, sample = np.random.default_rng(data.options.seed), data.sample_of(target.kind, name)
     shuffled: list[float] = []
     task: list[float] = []
     for _ in range(data.options.repeats):
@@ -201,7 +197,7 @@ def _controls(
             (task, _random_by_type([target.types[i] for i in here], labels, rng)),
         ):
             found.append(balanced_accuracy(predict_chosen(layers, wrong, folds, chosen, **settings)))
-    name, dropped = data.positions[position], None
+    dropped = None
     if data.bare is not None and name in data.without:
         bare = _layers(target, data.bare[:, :, data.without.index(name)], here)
         dropped = score(predict_chosen(bare, labels, folds, chosen, **settings), sample, here).balanced
@@ -224,12 +220,12 @@ def _over_repeats(values: Sequence[float]) -> Estimate:
     return Estimate(float(np.mean(values)), float(min(values)), float(max(values)))
 
 
-def _mean_traits(cells: Sequence[Cell], sample: Sample) -> list[Cell]:
+def _mean_traits(cells: Sequence[Cell], data: Data) -> list[Cell]:
     """The mean over traits of every hold-out and position."""
     together: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         together.setdefault((cell.hold_out, cell.position), []).append(cell)
-    return [_mean_cell(several, sample) for several in together.values()]
+    return [_mean_cell(several, data.sample_of("trait", at)) for (_, at), several in together.items()]
 
 
 def _mean_cell(cells: Sequence[Cell], sample: Sample) -> Cell:
@@ -265,7 +261,12 @@ def _order(cell: Cell, positions: Sequence[str]) -> tuple[int, int, int]:
 
 
 def _notes(data: Data, cells: Sequence[Cell]) -> list[str]:
-    notes = []
+    notes = [
+        f"{position}: {len(rows)} prompts have {n} different streams there; a probe counts each once, in one of its "
+        "folds; the geometry counts prompts"
+        for position in data.positions
+        if (n := len(set(rows := data.rows("trait", position)))) < len(rows)
+    ]
     if not data.options.positions and len(data.positions) < len(POSITIONS):
         missing = ", ".join(name for name in POSITIONS if name not in data.positions)
         notes.append(f"not every prompt has such a place: {missing}")

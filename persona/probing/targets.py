@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, Stage
-from persona_circuits.persona.data import ExampleFile, Persona, Placed, without_persona
+from persona_circuits.persona.data import ExampleFile, Persona, Placed, seen, without_persona
 from persona_circuits.persona.lens import read_out_direction
 from persona_circuits.persona.probing.folds import Fold, Sample, explicit_fold, folds_by_group
 from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
@@ -20,6 +20,7 @@ from persona_circuits.persona.streams import collect
 
 __all__ = [
     "Data",
+    "Planned",
     "Target",
     "planned_probes",
 ]
@@ -62,9 +63,7 @@ class Data:
         self.personas = [one.persona or f"pair {one.pair} {'AB'[not one.is_clean]}" for one in self.examples]
         self.questions = [one.question for one in self.examples]
         self.traits = {persona.name: persona.traits for persona in personas}
-        draws = {"n_draws": options.n_resamples, "seed": options.seed}
-        self.sample = Sample(self.personas, self.questions, **draws)
-        self.of_questions = Sample([""] * len(self.examples), self.questions, **draws)
+        self._samples: dict[tuple[str, str], Sample] = {}
         n = model.graph.n_layers
         self.at = tuple(sorted({*range(0, n, options.every), n}))
         placed = [one.placed for one in self.examples]
@@ -79,23 +78,37 @@ class Data:
             else None
         )
 
-    def sample_of(self, target: Target) -> Sample:
+    def sample_of(self, kind: str, position: str) -> Sample:
         """What is drawn; not the personas where they are the classes."""
-        return self.of_questions if target.kind == "identity" else self.sample
+        if (key := (kind, position)) not in self._samples:
+            who = [""] * len(self.examples) if kind == "identity" else self.personas
+            draws = {"n_draws": self.options.n_resamples, "seed": self.options.seed}
+            self._samples[key] = Sample(who, self.groups("question", kind, position), **draws)
+        return self._samples[key]
 
     @property
     def resampled(self) -> str:
         """What intervals are drawn over, for people."""
+        both, questions = (self.sample_of(kind, self.positions[-1]).clusters for kind in ("trait", "identity"))
         return (
-            f"{self.sample.clusters.describe('prompts')}; of identity over "
-            f"{self.of_questions.clusters.by.replace('pairs', 'prompts')} alone, since the personas are its classes"
+            f"{both.describe('prompts')}; of identity over {questions.by.replace('pairs', 'prompts')} alone, since the "
+            "personas are its classes"
         )
 
-    def groups(self, hold_out: str) -> list[str]:
-        """What no two folds share."""
-        if hold_out == "persona":
-            return self.personas
-        return [str(getattr(one, hold_out)) for one in self.examples]
+    def rows(self, kind: str, position: str) -> list[int]:
+        """The first example whose features are the same: its prompt is the same up to the position."""
+        keys = [(seen(one.placed, position), one.sides if kind == "preference" else ()) for one in self.examples]
+        first: dict[object, int] = {}
+        return [first.setdefault(key, i) for i, key in enumerate(keys)]
+
+    def groups(self, hold_out: str, kind: str, position: str) -> list[str]:
+        """What no two folds share; features that are those of several groups are a group of their own."""
+        own = self.personas if hold_out == "persona" else [str(getattr(one, hold_out)) for one in self.examples]
+        names: dict[int, set[str]] = {}
+        rows = self.rows(kind, position)
+        for row, name in zip(rows, own, strict=True):
+            names.setdefault(row, set()).add(name)
+        return [name if len(names[row]) == 1 else f"prompts like {row}" for row, name in zip(rows, own, strict=True)]
 
     def lengths(self) -> Float[np.ndarray, "example feature"]:
         """Token counts, and the places of the named positions: all that length could give away."""
@@ -124,42 +137,56 @@ def _streams(
     return values[[place[key] for key in keys]][:, list(at)]
 
 
-_Planned = tuple[Target, str, tuple[Fold, ...], Int[np.ndarray, " here"]]
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """A probe that is to be fitted: its folds, and the places of the examples that they count."""
+
+    target: Target
+    hold_out: str
+    position: str
+    folds: tuple[Fold, ...]
+    here: Int[np.ndarray, " here"]
 
 
-def planned_probes(data: Data, n_first: int, has_test: bool, notes: list[str]) -> list[_Planned]:
-    """What is to be fitted: target, hold-out, its folds, and the places of the examples that they count."""
+def planned_probes(data: Data, n_first: int, has_test: bool, notes: list[str]) -> list[Planned]:
+    """What is to be fitted."""
     targets = [target for kind in data.options.targets or KINDS for target in _targets(data, kind, notes)]
-    plan: list[_Planned] = []
-    missing: dict[tuple[str, str], list[str]] = {}
+    plan: list[Planned] = []
+    missing: dict[tuple[str, str], dict[str, list[str]]] = {}
     for hold_out in data.options.hold_outs or HOLD_OUTS:
         for target in targets:
             if hold_out == "persona" and target.kind == "identity":
                 continue
-            here, folds, why = _held_out(data, target, hold_out, n_first, has_test)
-            if folds:
-                plan.append((target, hold_out, folds, here))
-            elif why and (hold_out in data.options.hold_outs or hold_out != "split"):
-                missing.setdefault((hold_out, why), []).append(target.name)
+            for position in data.positions:
+                here, folds, why = _held_out(data, target, hold_out, position, n_first if has_test else None)
+                if folds:
+                    plan.append(Planned(target, hold_out, position, folds, here))
+                elif why and (hold_out in data.options.hold_outs or hold_out != "split"):
+                    missing.setdefault((hold_out, why), {}).setdefault(target.name, []).append(position)
     for (hold_out, why), names in missing.items():
         who = "" if len(names) == len(targets) else f" ({', '.join(names)})"
-        notes.append(f"not held out by {hold_out}: {why}{who}")
+        where = [name for name in data.positions if any(name in at for at in names.values())]
+        at = "" if len(where) == len(data.positions) else f" at {', '.join(where)}"
+        notes.append(f"not held out by {hold_out}{at}: {why}{who}")
     if not plan:
         raise OptionError("no probe can be fitted: " + "; ".join(notes or ["the file has too few prompts"]))
     return plan
 
 
 def _held_out(
-    data: Data, target: Target, hold_out: str, n_first: int, has_test: bool
+    data: Data, target: Target, hold_out: str, position: str, n_first: int | None
 ) -> tuple[Int[np.ndarray, " here"], tuple[Fold, ...], str]:
     """The examples that count, their folds (as places among those), or why there are none."""
-    groups = np.asarray(data.groups(hold_out), dtype=object)
-    if hold_out == "split":
-        sides = _sides(data, n_first, has_test)
+    rows = np.array(data.rows(target.kind, position))
+    if hold_out != "split":
+        groups = np.asarray(data.groups(hold_out, target.kind, position), dtype=object)
+    else:
+        sides = _sides(data, n_first, position)
         if sides is None:
             return np.arange(0), (), "the file names no train and test split; give --test-pairs"
         groups = np.where(sides[0], "train", np.where(sides[1], "test", ""))
     here = np.flatnonzero((target.labels >= 0) & (groups != ""))
+    here = here[np.sort(np.unique(rows[here], return_index=True)[1])]
     # A class of one group would be tested without having been seen.
     apart = {label: set(groups[here[target.labels[here] == label]]) for label in np.unique(target.labels[here])}
     here = here[[len(apart[label]) > 1 for label in target.labels[here]]] if len(here) else here
@@ -177,13 +204,14 @@ def _held_out(
     return here, folds_by_group(groups[here].tolist(), pairs, questions, n_outer=data.options.folds), ""
 
 
-def _sides(data: Data, n_first: int, has_test: bool) -> tuple[np.ndarray, np.ndarray] | None:
-    """Which examples are for fitting and which for testing; a prompt of both is for fitting only."""
+def _sides(data: Data, n_first: int | None, position: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Which examples are for fitting and which for testing; a prompt of both, so far, is for fitting only."""
     place = np.arange(len(data.examples))
     splits = np.array([one.split for one in data.examples])
-    train, test = (place < n_first, place >= n_first) if has_test else (splits == "train", splits == "test")
-    seen = {data.examples[i].placed.ids for i in np.flatnonzero(train)}
-    test = test & ~np.array([one.placed.ids in seen for one in data.examples])
+    train, test = (splits == "train", splits == "test") if n_first is None else (place < n_first, place >= n_first)
+    prompts = [seen(one.placed, position) for one in data.examples]
+    known = {prompts[i] for i in np.flatnonzero(train)}
+    test = test & ~np.array([prompt in known for prompt in prompts])
     return (train, test) if train.any() and test.any() else None
 
 

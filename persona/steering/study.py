@@ -31,7 +31,7 @@ from torch import Tensor
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress, untold
-from persona_circuits.persona.data import ExampleFile
+from persona_circuits.persona.data import ExampleFile, told_once
 from persona_circuits.persona.lens import read_out_direction
 from persona_circuits.persona.steering.options import SteerOptions
 from persona_circuits.persona.steering.passes import steered_logits, steered_prompts
@@ -81,7 +81,9 @@ def study_steering(
     if beyond := [layer for layer in options.layers if not 0 <= layer < model.graph.n_layers]:
         raise OptionError(f"layer {beyond[0]} is not one of 0 to {model.graph.n_layers - 1}")
     prompts, at = steered_prompts(steered, model, neutral, position=options.fitted_at), options.fitted_at
-    size = options.batch_size
+    size, told = options.batch_size, told_once(fitting, options.fitted_at)
+    held_out = kind != "pair" and not _shared_prompts(steered, fitting)
+    fitting = fitting.once(at)
     there = prompt_end_streams(model, fitting.examples, position=at, batch_size=size)
     here = there if fitting is steered else prompt_end_streams(model, steered.examples, position=at, batch_size=size)
     readouts = (_readouts(model, fitting), _readouts(model, steered)) if kind == "readout" else None
@@ -94,7 +96,6 @@ def study_steering(
     bounds = run.bounds(named, own)
     if options.ablate:
         outcomes += run.ablations(named)
-    held_out = kind not in ("pair",) and not _shared_prompts(steered, fitting)
     return SteeringStudy(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -113,7 +114,7 @@ def study_steering(
         },
         kl={_name(layers): np.stack([m.kl for m in each]) for layers, each in own.items()},
         held_out=held_out,
-        notes=_notes(found, held_out),
+        notes=(*told, *_notes(found, held_out)),
     )
 
 

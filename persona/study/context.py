@@ -206,7 +206,7 @@ class Context:
     def plain_task(self) -> Task:
         """The pairs of ``main``, their parts told from the prompts themselves: before, contrast, after, last."""
         kept = {item.pair.line for item in self.main}
-        pairs = tuple(replace(one, spans=(), corrupt_spans=()) for one in self.task.pairs if one.line in kept)
+        pairs = tuple(one.bare() for one in self.task.pairs if one.line in kept)
         return replace(self.task, pairs=pairs)
 
     def examples(self, split: str = "all") -> ExampleFile:

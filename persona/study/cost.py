@@ -103,13 +103,13 @@ CALLS: Mapping[str, Callable[[Context], int | float]] = {
 
 
 def _seconds(context: Context) -> int | float:
-    """Of one prompt, by a batch of the study's own; measured once."""
+    """Of one prompt, by a batch of the study's own; measured once, as time of this process, whatever runs beside it."""
     if context.seconds is None:
         pairs = context.task.pairs[: context.options.batch_size]
         rows = encode(Task(pairs, context.task.source, ""), context.model, alike=True)
-        begun = time.monotonic()
+        begun = time.thread_time()
         n = sum(2 * len(both.batch) for both in both_runs(context.model, rows, len(pairs), gradients=False))
-        context.seconds = (time.monotonic() - begun) / n
+        context.seconds = (time.thread_time() - begun) / n
     return context.seconds
 
 

@@ -83,6 +83,7 @@ def written_by_hand(network, ids, place):
 @pytest.mark.parametrize("position", ["persona-end", "prompt-end"])
 def test_parts_are_what_bare_hooks_see_along_the_pooled_difference(tiny64, found, position):
     """v written out: the mean of A - B over the pairs, of length one; heads by their slices of the output matrix."""
+    found = found.once(position)
     bare = AutoModelForCausalLM.from_pretrained(DATA / "tiny-gpt2", dtype=torch.float64).eval()
     places = [one.placed.places[position] for one in found.examples]
     written = np.stack(

@@ -383,16 +383,12 @@ def cell(study, target, hold_out, position):
 
 @pytest.mark.slow
 def test_the_shipped_model_turns_a_persona_into_a_preference(study):
-    """At the answer's place the preference is there late and is not there early; where the persona ends, who it is."""
+    """At the answer's place the preference is there late and is not there early."""
     answer = cell(study, "preference", "question", "prompt-end")
     assert answer.best.balanced.value > 0.9
     assert study.points == ("embedding", "block 3", "block 7", "block 11")
     assert answer.curve[1].balanced.value < 0.75
     assert min(answer.layers) >= 2
-    who = cell(study, "identity", "question", "persona-end")
-    assert who.best.balanced.value > 0.8
-    assert who.curve[0].balanced.value < 3 * who.chance
-    assert who.best.balanced.value > cell(study, "identity", "question", "prompt-end").best.balanced.value
     place = {(study.positions[one.position], study.points[one.point]): one for one in study.places}
     assert place["persona-end", "block 3"].geometry.share.low > 0.3
     first, early, last = (place["prompt-end", name] for name in ("embedding", "block 3", "block 11"))
@@ -406,22 +402,30 @@ def test_the_shipped_model_turns_a_persona_into_a_preference(study):
 def test_controls_are_at_chance_where_nothing_leaks(study):
     """The prompts of a pair without their persona are one prompt: no probe can tell their labels apart."""
     one = cell(study, "preference", "question", "prompt-end")
-    assert one.controls.dropped.value == pytest.approx(0.5)
+    assert one.controls.dropped.value == pytest.approx(0.5, abs=0.005)  # one prompt is in two pairs, and counted once
     assert one.controls.length.value == pytest.approx(0.5)
     assert abs(one.controls.shuffled.value - 0.5) < 0.3
     assert cell(study, "preference", "question", "persona-end").controls.dropped is None
     assert not [note for note in study.notes if "length" in note]
 
 
-def test_the_control_task_shows_what_can_be_learned_by_heart(study):
-    """At the persona's end a random label per persona is learned too; at chance it would be 0.5."""
-    one = cell(study, "trait", "question", "persona-end")
-    assert one.controls.task.value > 0.6
-    assert one.controls.selectivity(one.best.balanced.value) < one.best.balanced.value - 0.6
+def test_prompts_that_are_the_same_so_far_are_one_example_there_and_in_one_fold(study, found):
+    """At the persona's end one text is one stream, whatever is asked: seen in training, it would be known by heart."""
+    texts = {(one.persona, one.placed.persona) for one in found.examples}
+    own = [one for one in study.traits if one.position == "persona-end"]
+    assert own
+    assert all(one.n <= len(texts) < 64 for one in own)
+    assert not [one for one in study.cells if (one.kind, one.position) == ("identity", "persona-end")]
+    assert any(f"64 prompts have {len(texts)} different streams" in note for note in study.notes)
+    assert (
+        "not held out by question at persona-end: fewer than two classes are in two questions (identity)" in study.notes
+    )
+    both = [cell(study, "preference", "question", name).n for name in ("persona-end", "prompt-end")]
+    assert both == [63, 63]  # the same stream is read for other answers; one prompt is in two pairs
 
 
 def test_one_wording_a_persona_makes_the_control_task_the_probe_itself(study):
-    one = cell(study, "identity", "question", "persona-end")
+    one = cell(study, "identity", "question", "prompt-end")
     assert one.controls.task.value == pytest.approx(one.best.balanced.value)
     assert any("each persona has one wording" in note for note in study.notes)
 
@@ -543,8 +547,8 @@ def test_files_hold_what_was_measured(study, folder):
     arrays = load_file(folder / "probe.safetensors")
     assert arrays["cka"].shape == (8, 8)
     np.testing.assert_allclose(np.diag(arrays["cka"])[[1, 3, 5, 7]], 1.0)
-    assert arrays["direction/identity/persona-end"].shape[1] == 144
-    np.testing.assert_allclose(np.linalg.norm(arrays["direction/identity/persona-end"], axis=1), 1.0, atol=1e-5)
+    assert arrays["direction/identity/prompt-end"].shape[1] == 144
+    np.testing.assert_allclose(np.linalg.norm(arrays["direction/identity/prompt-end"], axis=1), 1.0, atol=1e-5)
     record = json.loads((folder / "probe.json").read_text())
     assert record["probes"][0]["curve"][0]["after"] == "embedding"
     probes, geometry = probe_tables(study)

@@ -393,6 +393,33 @@ def test_a_direction_is_fitted_and_added_at_the_named_token_alone(tiny64, pairs,
     assert any(one.changed for one in texts if one.control == "direction")
 
 
+@pytest.mark.parametrize("kind", ["contrast", "personas", "pooled"])
+def test_prompts_that_are_the_same_up_to_the_position_are_fitted_on_once(tiny64, pairs, kind):
+    """A persona's text that is asked three questions is one stream where it ends: three are fitted on as one is."""
+
+    def only(*places):
+        examples = [replace(pairs.examples[2 * i + k], persona=f"{i} {k}") for i in places for k in (0, 1)]
+        return replace(pairs, items=tuple(pairs.items[i] for i in places), examples=tuple(examples))
+
+    def asked(one, token):
+        """The same prompt with a token more, another question."""
+        placed, last = one.placed, {"prompt-end": len(one.placed.ids)}
+        longer = replace(placed, ids=(*placed.ids, token), places={**placed.places, **last})
+        return replace(one, placed=longer, question=str(token))
+
+    at = "persona-end"
+    options = SteerOptions((1,), strengths=(1.0,), positions=at, ablate=False, **FAST)
+    two = [i for i in range(len(pairs.items)) if all(at in pairs.examples[2 * i + k].placed.places for k in (0, 1))][:2]
+    plain, more = only(*two), only(two[0], two[0], *two)
+    tokens = [5, 5, 6, 6]
+    more = replace(more, examples=(*map(asked, more.examples[:4], tokens), *more.examples[4:]))
+    found, same = (study_steering(tiny64, plain, fit, kind, options) for fit in (more, plain))
+    np.testing.assert_allclose(found.directions.vectors, same.directions.vectors, atol=1e-9)
+    assert f"{at}: 4 pairs have 2 pairs of different streams there, each of which is counted once" in found.notes
+    assert not [note for note in same.notes if at in note]
+    assert more.once("prompt-end") is more
+
+
 def test_a_position_that_a_prompt_does_not_have_is_refused(tiny64, pairs):
     places = {"prompt-end": 1}
     bare = [replace(one, placed=replace(one.placed, places=places)) for one in pairs.examples]

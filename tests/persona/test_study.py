@@ -360,6 +360,23 @@ def test_a_stage_that_is_stopped_keeps_what_it_has(model, files, tmp_path):
     assert again.numbers == whole.numbers
 
 
+def test_where_keeps_the_streams_that_were_exchanged(model, files, tmp_path, monkeypatch):
+    how = {"options": StudyOptions(compact=True, **OPTIONS), "only": ["where"]}
+    whole = run_study(model, files, tmp_path / "whole", **how)
+
+    def stopping(part):
+        if "fitting probes" in part:
+            raise KeyboardInterrupt
+        return lambda *_: None
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(model, files, tmp_path / "out", stage=stopping, **how)
+    assert (tmp_path / "out/work/where/where.state").is_file()
+    monkeypatch.setattr("persona_circuits.circuit.evaluation.spans._moved", lambda *_: pytest.fail("made again"))
+    assert run_study(model, files, tmp_path / "out", **how).numbers == whole.numbers
+    assert not (tmp_path / "out/work").exists()
+
+
 def test_a_low_mass_stops_before_the_long_stages_and_says_what_to_change(model, files, tmp_path):
     how = {"options": StudyOptions(**OPTIONS | {"least_mass": 1.0}), "only": ["behaviour", "frames"]}
     parts = []

@@ -113,9 +113,8 @@ def same_side(items: Sequence[Item]) -> list[Item]:
                 continue
             others = tuple(text for text in item.candidates if text not in own)[:1]
             about = {"persona_a": a, "persona_b": b, "id": f"same {len(found)}", "control": "same side"}
-            pair = replace(item.pair, clean=clean, corrupt=corrupt, answers=own, wrong_answers=others, neutral="",
-                           spans=(), corrupt_spans=(), row={**item.pair.row, **about}, id=about["id"], persona_a=a,
-                           persona_b=b)  # fmt: skip
+            pair = replace(item.pair.bare(), clean=clean, corrupt=corrupt, answers=own, wrong_answers=others,
+                           row={**item.pair.row, **about}, id=about["id"], persona_a=a, persona_b=b)  # fmt: skip
             found[name] = Item(pair, item.candidates, {**item.axes, "control": "same side"})
     return [*found.values()]
 

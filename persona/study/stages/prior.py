@@ -19,20 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from persona_circuits.circuit.figures import write_csv
-from persona_circuits.circuit.forward import Run
-from persona_circuits.circuit.graph import SLOTS
-from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.storage import Kept, search_of
-from persona_circuits.circuit.task import PromptPair, Task, encode
+from persona_circuits.circuit.task import Task, encode
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_rows, measure_pairs
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.explanation.runs import Both, both_runs, margins
+from persona_circuits.persona.explanation.runs import Both, behind, both_runs, margins, replay
 from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context
 from persona_circuits.persona.study.numbers import Estimates, Found
 from persona_circuits.persona.study.stages.figures import write_levels
@@ -86,7 +81,7 @@ class _Defaults:
         asked: dict[tuple[str, object], Item] = {}
         for item in _own_items(context):
             if text := item.pair.neutral:
-                unasked = replace(bare(item), clean=text, corrupt=text)
+                unasked = replace(item.pair.bare(), clean=text, corrupt=text)
                 asked.setdefault((item.question, item.pair.row.get("wording")), replace(item, pair=unasked))
         self.model, self.asked = context.model, asked
         size, items = context.options.batch_size, [*asked.values()]
@@ -131,7 +126,7 @@ def _chosen(context: Context, defaults: _Defaults) -> list[tuple[PairMeasure, li
         return []
     places = np.unique(np.linspace(0, len(groups) - 1, 2 * context.options.max_pairs).round().astype(int))
     chosen = [item for place in places for item in groups[place]]
-    asked = iter(_asked(context, [replace(item, pair=bare(item)) for item in chosen]))
+    asked = iter(_asked(context, [replace(item, pair=item.pair.bare()) for item in chosen]))
     return [(next(asked), [next(asked) for _ in groups[place][1:]]) for place in places]
 
 
@@ -206,7 +201,7 @@ def _direction(
     assert context.wordings is not None
     file = replace(context.wordings, items=tuple(items))
     candidates = [example.candidates for example in examples_of(file, context.model).examples[::2]]
-    encoded = encode(Task(tuple(bare(item) for item in items), file.source, ""), context.model)
+    encoded = encode(Task(tuple(item.pair.bare() for item in items), file.source, ""), context.model)
     cases = _Cases(context, defaults, items, [tuple(ids) for ids in candidates])
     every = {name: np.zeros((n, len(items), 3)) for name, n in {"none": 1, "own": 1, **N_RANDOM}.items()}
     progress, done = context.stage("taking the default's direction out"), 0
@@ -276,7 +271,9 @@ class _Cases:
             last = stream[:, -1].cpu().double().numpy()
             much = ((last - middle) * own).sum(-1, keepdims=True)
             moved = torch.from_numpy(last - much * along).to(stream)
-            found = _answered(self.model, run, moved.flatten(0, 1), self.layer).double().unflatten(0, moved.shape[:2])
+            ends = replay(self.model, moved.flatten(0, 1)[:, None], run.context, layer=self.layer,
+                          before=behind(self.model, run))  # fmt: skip
+            found = ends.double().unflatten(0, moved.shape[:2])
             logits.append(found.cpu().numpy())
             of_margin.append(torch.stack([margins(each, both.batch) for each in found]).cpu().numpy())
         rows = np.zeros((len(along), len(at), 3))
@@ -285,23 +282,6 @@ class _Cases:
             ids = list(self.candidates[at[k]])
             rows[draw, k, :2] = _outcome(self.items[at[k]], *(side[draw, k, ids] for side in logits))
         return rows
-
-
-def _answered(model: Model, run: Run, last: Float[Tensor, "rows d_model"], layer: int) -> Float[Tensor, "rows vocab"]:
-    """Logits of a run that is taken up at ``layer`` with other streams at the answer; what lies before stays as it is.
-
-    ``rows`` are so many times the run's own, all of them in turn.
-    """
-    stream = last[:, None]
-    with torch.no_grad():
-        for block in model.blocks[layer:]:
-            earlier = block.attn_norm(run.streams[block.layer][:, :-1])
-            held = (block.project("k", earlier), block.project("v", earlier))
-            normed = block.attn_norm(stream)
-            q, k, v = (block.project(slot, normed) for slot in SLOTS)
-            after = stream + block.attn_out(block.attention(q, k, v, run.context, held))
-            stream = after + block.mlp(stream if block.parallel else after)
-        return model.unembed(stream[:, 0])
 
 
 def _enter(
@@ -333,8 +313,3 @@ def _enter(
 
 def _words(kind: str) -> str:
     return {"random": "random directions, moved as far", "other": "other questions' directions, moved as far"}[kind]
-
-
-def bare(item: Item) -> PromptPair:
-    """The pair without its neutral prompt and its parts."""
-    return replace(item.pair, neutral="", spans=(), corrupt_spans=())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from persona_circuits.circuit.discovery import pairs_of
 from persona_circuits.circuit.evaluation import persistence
 from persona_circuits.circuit.figures import heat_map, write_csv, write_figures
 from persona_circuits.circuit.statistics import Clusters, Interval, PairSample
+from persona_circuits.circuit.storage import Kept, search_of
 from persona_circuits.metrics import METRICS
 from persona_circuits.persona.data import shared_positions
 from persona_circuits.persona.lens import LensOptions, LensStudy, study_lens, write_lens
@@ -30,12 +32,13 @@ HALF = 0.5
 def run_where(context: Context, folder: Path) -> Found:
     """Probes, the logit lens and causal persistence, each with its files in a folder of its name."""
     found = Found()
-    for name, run in (("probe", _probe), ("lens", _lens), ("persistence", _persistence)):
-        (folder / name).mkdir()
-        with found.attempt(name):
-            run(context, folder / name, found)
-        if not any((folder / name).iterdir()):
-            (folder / name).rmdir()
+    with Kept(context.kept("where.state"), search_of(context.digest("where"))) as kept:
+        for name, run in (("persistence", partial(_persistence, kept)), ("probe", _probe), ("lens", _lens)):
+            (folder / name).mkdir()
+            with found.attempt(name):
+                run(context, folder / name, found)
+            if not any((folder / name).iterdir()):
+                (folder / name).rmdir()
     return found
 
 
@@ -128,7 +131,7 @@ def _lens(context: Context, folder: Path, found: Found) -> None:
     lens_numbers(found, study)
 
 
-def _persistence(context: Context, folder: Path, found: Found) -> None:
+def _persistence(kept: Kept, context: Context, folder: Path, found: Found) -> None:
     metric, options = METRICS["persona-divergence"], context.options
     task = some_of(context.plain_task, PASSES * options.max_pairs)
     context.stage("causal persistence")
@@ -137,7 +140,7 @@ def _persistence(context: Context, folder: Path, found: Found) -> None:
     present = {name for item in batches for name in item.batch.span_names}
     names = tuple(name for name in PARTS if name in present)
     sample = PairSample(clusters=Clusters.of(task.pairs), seed=options.seed)
-    values, intervals = persistence(context.model, batches, metric, names, sample)
+    values, intervals = persistence(context.model, batches, metric, names, sample, kept)
     layers = [*map(str, range(len(values) - 1)), "final"]
     rows = [
         {"layer": layer, "part": name, "persistence": values[i, t]}
