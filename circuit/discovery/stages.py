@@ -107,6 +107,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 LEARNED = 4
 """Gates aim at so much fewer edges than scores need for the same faithfulness; what they need is then searched."""
+GATE_GRID = 32
+"""Sizes tried of learned gates before the smallest is looked for between two: f does not grow steadily with them."""
 MUCH_BYTES = 1 << 30
 """From here on it is said what ACDC holds."""
 
@@ -361,7 +363,8 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
     found = learn(setting.model, runs.batches, setting.metric, scores, schedule, **how)
     if target is None:
         return Pruned(found.circuit)
-    least = smallest(*what, found.open, target, progress=setting.stage("smallest circuit by gate"))
+    how = {"n_grid": GATE_GRID, "progress": setting.stage("smallest circuit by gate")}
+    least = smallest(*what, found.open, target, **how)
     return Pruned.of(least.circuit, least)
 
 

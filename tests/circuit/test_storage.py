@@ -422,7 +422,7 @@ def test_a_working_folder_goes_if_nothing_is_left_in_it(tmp_path):
 ALLOWED = {
     "writing.py",  # storage itself
     "process.py",  # a file without a name, for another program's output
-    "render.py",  # fontconfig's settings, in a temporary folder of the system
+    "font.py",  # fontconfig's settings, in a temporary folder of the system
     "second_opinion.py",  # rows into a staging folder
     "circuits.py",  # of circuit.io: a large file, into storage's temporary one
     "fetching.py",  # parts joined, into storage's temporary file
