@@ -91,7 +91,7 @@ def gradients_at_slots(
             places = (mid if some.start == 3 * graph.n_heads else projected[some.start // graph.n_heads]).shape[1]
             shape = some.stop - some.start, len(mid), places, model.d_model
             if buffer.numel() < math.prod(shape):
-                buffer = stream.new_empty(math.prod(shape))
+                buffer = stream.new_empty(min(width, 3 * graph.n_heads + 1) * stream.numel())
             out = buffer[: math.prod(shape)].view(shape)
             n_projected = min(some.stop, 3 * graph.n_heads) - some.start
             if n_projected:
