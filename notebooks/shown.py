@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from persona_circuits.circuit.table import Table
+
 if TYPE_CHECKING:
     from IPython.display import Image, Markdown
 
@@ -33,10 +35,12 @@ def figure(drawn: Chart) -> Image:
     return Image(png_bytes(drawn, dpi=145))
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Markdown:
-    """Rows as a Markdown table."""
+def table(columns: Table | Sequence[str], rows: Sequence[Sequence[str]] = ()) -> Markdown:
+    """Rows under columns, or a result's own table, as Markdown."""
     from IPython.display import Markdown
 
+    if isinstance(columns, Table):
+        columns, rows = columns.labels, columns.cells()
     lines = [columns, ["---"] * len(columns), *rows]
     return Markdown("\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines))
 

@@ -456,7 +456,7 @@ def test_memory_per_prompt_is_near_what_the_allocator_counts(counted):
     model = shape.model()
     eap(model, [batch], LOGIT_DIFF)
     found = peak_bytes(lambda: eap(model, [batch], LOGIT_DIFF), "cpu")
-    # The estimate is for prompts that are padded or ablated too, where what every source writes is held beside autograd's graph.
+    # The estimate is of padded and ablated prompts too: what every source writes is held beside autograd's graph.
     assert 0.5 < estimate.state_bytes(arch, shape.tokens, "float32") / found < 2.2
 
 
