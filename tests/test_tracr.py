@@ -82,12 +82,14 @@ def test_exact_patching_finds_the_true_edges_and_no_other(name):
 
 
 def test_what_the_norm_leaves_of_a_flat_gradient_is_not_counted():
-    """The step of `majority` has no slope; what is left ranks the edges rightly, a millionth of the effect."""
+    """The step of `majority` has no slope; what is left, under a millionth of the effect, ranks the edges rightly."""
     program = PROGRAMS["majority"]
     model = program.model()
     truth, scores = Circuit.of(model.graph, program.true_edges), eap(model, batches_of(program, model), DIVERGENCE)
     assert tracr_circuits.ranking(scores, truth)[0] > 0.99
-    counted = [tracr_circuits.ranking(draw, truth)[0] for draw in tracr_circuits.floored(scores, 2e-4)]
+    counted = [
+        tracr_circuits.ranking(draw, truth)[0] for draw in tracr_circuits.floored(scores, 2 * tracr_circuits.FLOOR)
+    ]
     assert 0.4 < np.mean(counted) < 0.75
 
 
