@@ -4,8 +4,9 @@
 
 AUROC and average precision are of |score| over all edges, on the training pairs; "over .01" are the edges that score
 .01 of |D| or more, less dead ends, and the circuit at .8 is the smallest, by |score| or by gates, that keeps .8 of the
-effect. Before, noise of ``FLOOR`` times |D| is added to every score, and ranks are means over 30 draws: smaller scores come of
-the norm that the converted model has and tracr's has not, and of rounding, and would rank edges whose gradient is 0.
+effect. Before, noise of ``FLOOR`` times |D| is added to every score, and ranks are means over 30 draws: smaller scores
+come of the norm that the converted model has and tracr's has not, and of rounding; they would rank edges whose
+gradient is 0.
 """
 
 from __future__ import annotations
@@ -97,11 +98,16 @@ def main(argv: list[str] | None = None) -> int:
     """Print the table; 2 for bad input."""
     parser = argparse.ArgumentParser(description="Scorers and pruners on circuits that tracr compiled.")
     parser.add_argument("--program", action="append", help="balance, majority, answer or pointer; may be repeated")
+    parser.add_argument("--write", type=Path, help="write the models as folders below this one, and no table")
     parser.add_argument("--page", type=Path, help="write the table into this page, between its marks")
     parser.add_argument("--section", default="tracr", help="name of the marks")
     args = parser.parse_args(argv)
     try:
         programs = [one for one in compiled_programs() if one.name in (args.program or [one.name])]
+        if args.write:
+            for program in programs:
+                program.write(args.write / program.name)
+            return 0
         rows = [row for program in programs for row in rows_of(program)]
         edges = [f"- `{one.name}`: {', '.join(f'`{edge}`' for edge in sorted(one.true_edges))}." for one in programs]
         text = f"{markdown_table(COLUMNS, rows, texts=2)}\n\nTrue edges:\n\n" + "\n".join(edges)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from persona_circuits.circuit.graph import Edge, Graph
 from persona_circuits.circuit.model import DTYPES, Model, wrap_model
+from persona_circuits.circuit.storage import replace_folder, write_json, write_text
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import PromptPair, Task
 
@@ -105,10 +107,24 @@ class Compiled:
 
     def model(self, *, dtype: str = "float32") -> Model:
         """The converted model, freshly built and ready for the engine."""
+        return wrap_model(self.network().to(DTYPES[dtype]), self.tokenizer, name=f"tracr:{self.name}", copy=False)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """One token a word."""
         tokenizer = Tokenizer(WordLevel(self.vocabulary, unk_token="pad"))
         tokenizer.pre_tokenizer = Whitespace()
-        words = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="pad", pad_token="pad")
-        return wrap_model(self.network().to(DTYPES[dtype]), words, name=f"tracr:{self.name}", copy=False)
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="pad", pad_token="pad")
+
+    def write(self, folder: Path) -> None:
+        """A model folder for the command line, with ``pairs.jsonl`` and ``truth.json`` in it."""
+        keys = ("id", "clean", "corrupt", "answers", "wrong_answers", "persona_a", "persona_b", "question", "split")
+        lines = [json.dumps({key: getattr(pair, key) for key in keys}) for pair in self.task.pairs]
+        with replace_folder(folder) as staging:
+            self.network().float().save_pretrained(staging)
+            self.tokenizer.save_pretrained(staging)
+            write_text("\n".join((*lines, "")), staging / "pairs.jsonl")
+            write_json({"name": self.name, "edges": sorted(self.true_edges)}, staging / "truth.json")
 
     def network(self) -> GPT2LMHeadModel:
         """tracr's weights as a GPT-2, in float64."""
@@ -152,9 +168,8 @@ class Compiled:
         return network
 
     def _layer(self, layer: int, written: Array, spread: Array, scale: float) -> dict[str, Array]:
-        """GPT-2's parameters of one layer; tracr's biases are those of MLPs alone."""
+        """GPT-2's parameters of one layer; tracr has a direction that is 1 everywhere in place of biases."""
         query, key, value, result, first, second = self._weights(layer)
-        bias = self.arrays[f"transformer/layer_{layer}/mlp/linear_1/b"]
         reads, here = written / 2, f"transformer.h.{layer}"
         return {
             f"{here}.attn.c_attn.weight": np.concatenate(
@@ -162,7 +177,6 @@ class Compiled:
             ),
             f"{here}.attn.c_proj.weight": spread.T @ result @ written.T,
             f"{here}.mlp.c_fc.weight": reads @ first,
-            f"{here}.mlp.c_fc.bias": bias,
             f"{here}.mlp.c_proj.weight": second @ written.T,
         }
 
@@ -186,8 +200,7 @@ class Compiled:
                 weights = softmax((stream @ query) @ (stream @ key).T / query.shape[1] ** 0.5 + later, axis=-1)
                 run.attention[f"a{layer}.h{i}"] = weights
                 run.wrote[f"a{layer}.h{i}"] = weights @ stream @ value @ result
-            bias = self.arrays[f"transformer/layer_{layer}/mlp/linear_1/b"]
-            run.wrote[f"m{layer}"] = np.maximum(sum(run.wrote.values()) @ first + bias, 0) @ second
+            run.wrote[f"m{layer}"] = np.maximum(sum(run.wrote.values()) @ first, 0) @ second
             stream = sum(run.wrote.values())
         return run
 

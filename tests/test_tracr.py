@@ -1,5 +1,6 @@
 """Models that tracr compiled: converted without loss, with the edges that their programs use; tracr is not needed."""
 
+import json
 import sys
 
 import numpy as np
@@ -9,8 +10,10 @@ from conftest import ROOT
 
 from persona_circuits.circuit.assessment import GroundTruth, support
 from persona_circuits.circuit.attribution import Scoring, eap, score
+from persona_circuits.circuit.discovery import Options, discover
+from persona_circuits.circuit.model import load_model
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.circuit.task import batches, encode, with_swap_rows
+from persona_circuits.circuit.task import batches, encode, load_task, with_swap_rows
 from persona_circuits.metrics import METRICS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -91,6 +94,15 @@ def test_what_the_norm_leaves_of_a_flat_gradient_is_not_counted():
         tracr_circuits.ranking(draw, truth)[0] for draw in tracr_circuits.floored(scores, 2 * tracr_circuits.FLOOR)
     ]
     assert 0.4 < np.mean(counted) < 0.75
+
+
+def test_a_written_model_is_read_by_the_engine(tmp_path):
+    assert tracr_circuits.main(["--program", "pointer", "--write", str(tmp_path)]) == 0
+    folder, program = tmp_path / "pointer", PROGRAMS["pointer"]
+    task, truth = load_task(folder / "pairs.jsonl"), json.loads((folder / "truth.json").read_text())
+    assert [pair.clean for pair in task.pairs] == [pair.clean for pair in program.task.pairs]
+    found = discover(load_model(folder), task, Options(threshold=0.01, n_random=0))
+    assert set(found.circuit.edge_names()) == program.true_edges == set(truth["edges"])
 
 
 @pytest.mark.slow

@@ -69,6 +69,8 @@ def arrays(program: rasp.SOp, words: set[str], length: int) -> dict[str, np.ndar
     """Weights, vocabulary, inputs and outputs of one compiled program."""
     model = compiling.compile_rasp_to_model(program, words, length, causal=True, compiler_bos=BOS, compiler_pad=PAD)
     params = {module: {k: np.asarray(v, np.float64) for k, v in one.items()} for module, one in model.params.items()}
+    flat = {f"{module}/{name}": value for module, one in params.items() for name, value in one.items()}
+    assert not any(value.any() for name, value in flat.items() if name.endswith("/b"))
     encoding = model.input_encoder.encoding_map
     vocabulary = sorted(encoding, key=encoding.get)
     outputs = getattr(model.output_encoder, "encoding_map", {"": 0})
@@ -78,7 +80,7 @@ def arrays(program: rasp.SOp, words: set[str], length: int) -> dict[str, np.ndar
     inputs = np.concatenate([np.full((N_INPUTS, 1), encoding[BOS]), drawn], axis=1)
     output = model.forward(params, inputs).transformer_output.output
     return {
-        **{f"{module}/{name}": value for module, one in params.items() for name, value in one.items()},
+        **{name: value for name, value in flat.items() if not name.endswith("/b")},
         "vocabulary": np.array(vocabulary),
         "outputs": np.array(outputs),
         "reads": np.array(reads),
