@@ -7,6 +7,7 @@ THREADS ?= 1
 WORKERS ?= 2
 SHARE = 0.003
 PEERS ?= benchmarks/peers/.venv
+TRACR ?= benchmarks/tracr/.venv
 CRAFTGPT ?= ../shared/models/craftgpt-5m
 SMOLLM2 ?=
 SMOLLM2_PAIRS ?= datasets/natural_pairs_smollm2.jsonl
@@ -17,7 +18,7 @@ BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 CHECKED = __init__.pyi py.typed cli.py circuit commands metrics models persona
 
-.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-smollm2 bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-load-model bench-start reliability coverage workflows notebooks peers clean
+.PHONY: demo real circuit sample study first-study test test-fast check types bench bench-smollm2 bench-gpu bench-growth bench-estimate bench-formats natural methods bench-load bench-load-model bench-start reliability coverage workflows notebooks peers tracr tracr-compile clean
 
 $(READY): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0])'
@@ -171,6 +172,14 @@ notebooks: $(READY)  ## every notebook from its Markdown; the evidence is run
 peers:  ## the second opinion's environment, and its frozen numbers
 	benchmarks/peers/setup.sh $(PEERS)
 	$(PEERS)/bin/python benchmarks/peers/make_frozen.py
+
+tracr: $(READY)  ## every scorer and pruner on circuits that tracr compiled; writes docs/methods.md
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/tracr_circuits.py --page docs/methods.md
+
+tracr-compile:  ## tracr's own environment (650 MB), and its programs compiled anew
+	$(PYTHON) -m venv $(TRACR)
+	$(TRACR)/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/tracr/requirements.txt
+	$(TRACR)/bin/python benchmarks/tracr/compile_programs.py
 
 clean:
 	rm -rf $(VENV) build dist runs *.egg-info
