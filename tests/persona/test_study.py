@@ -505,7 +505,7 @@ def test_bad_input_is_one_sentence(model, files, tmp_path):
     with pytest.raises(OptionError, match="'everything' is not one of behaviour"):
         run_study(model, files, tmp_path / "a", only=["everything"])
     for wrong, says in (
-        ({"n_resamples": 0}, "n-resamples is 0"),
+        ({"n_resamples": 0}, "--n-resamples must be at least 1, got 0"),
         ({"threshold": 0.0}, "threshold 0"),
         ({"quick": True, "thorough": True}, "contradict"),
         ({"seed": -1}, "seed"),
