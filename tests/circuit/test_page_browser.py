@@ -438,6 +438,20 @@ def test_an_empty_circuit_has_a_page(browser, drawn):
         assert "No path" in seen.page.inner_text(".side-panel")
 
 
+def test_circuits_found_in_a_real_model_have_a_page(browser, tmp_path):
+    """SmolLM2's, for two frames of its personas, from the files of the study."""
+    frames = ROOT / "logs" / "smollm2-chat-cue" / "frames"
+    record = json.loads((frames / "you" / "circuit.json").read_text())
+    page = tmp_path / "page.html"
+    page.write_text(page_html(page_of_run(frames / "you", others={"friend": frames / "friend"})))
+    with Seen(browser, page) as seen:
+        assert "smollm2" in seen.page.inner_text("h1").lower()
+        assert "234 edges, 60 nodes" in seen.page.inner_text("body")
+        seen.page.select_option("#paths", "all")
+        assert sorted(seen.edges()) == sorted(edge["edge"] for edge in record["edges"])
+        assert seen.page.locator("text=layer 29").count()
+
+
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_nothing_is_wider_than_the_window(browser, drawn, path, width, scheme):
     pages = [path, drawn(30, 9, 737)[0], *([SAMPLE] if SAMPLE.exists() else [])]
