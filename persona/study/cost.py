@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from persona_circuits.circuit.errors import PersonaCircuitsError
 from persona_circuits.circuit.progress import duration
 from persona_circuits.circuit.task import Task, encode
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.explanation import beyond_asking
 from persona_circuits.persona.explanation.runs import both_runs
 from persona_circuits.persona.study.context import PASSES, Context
 
@@ -78,21 +80,24 @@ def _wordings(times: int) -> Callable[[Context], int | float]:
     return lambda context: 0 if context.wordings is None else times * len(context.wordings.items)
 
 
-def _asked(times: int) -> Callable[[Context], int | float]:
-    def prompts(context: Context) -> int | float:
-        controls = 0 if context.controls is None else len(context.controls.items)
-        return 2 * times * (_n(context)[1] + controls)
+def _items(context: Context) -> list[Item]:
+    """The pairs to measure on, and the controls."""
+    controls = () if context.controls is None else context.controls.items
+    return [*context.pairs.of_split(context.fitted_and_held_out[1]).items, *controls]
 
-    return prompts
+
+def _causes(context: Context) -> int | float:
+    items = _items(context)
+    return 2 * len(items) * (1 + beyond_asking(items))
 
 
 CALLS: Mapping[str, Callable[[Context], int | float]] = {
-    "behaviour": _asked(1),
+    "behaviour": lambda context: 2 * len(_items(context)),
     "contrasts": lambda context: 0 if context.variants is None else 2 * len(context.variants.items),
     "frames": _frames,
     "across": lambda context: 0 if context.frames is None else 90 * context.options.max_pairs,
     "prediction": _wordings(3),
-    "causes": _asked(12),
+    "causes": _causes,
     "prior": lambda context: 0 if context.wordings is None else 200 * context.options.max_pairs,
     "where": _where,
     "gates": _gates,
