@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 
 from persona_circuits.circuit.errors import PersonaCircuitsError
+from persona_circuits.circuit.forward.gated import gated_bytes
 from persona_circuits.circuit.progress import duration
+from persona_circuits.circuit.pruning.learn import MAX_BYTES
 from persona_circuits.circuit.task import Task, encode
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.explanation import beyond_asking
@@ -20,8 +22,8 @@ __all__ = [
     "told",
 ]
 
-SEARCH, STEP = 4, 8
-"""A gradient costs so many passes as one prompt does, all nodes' outputs held; a step of gates has so many prompts."""
+SEARCH, STEP = 4, 6
+"""A gradient costs so many passes as one prompt does, all nodes' outputs held; a prompt of a step of gates so many."""
 
 
 def told(stage: str, context: Context) -> list[str]:
@@ -66,8 +68,14 @@ def _where(context: Context) -> int | float:
 
 
 def _gates(context: Context) -> int | float:
-    trained = 2 * 2 * SEARCH * context.options.gate_steps * STEP
-    return 0 if context.frames is None else trained + _searches(context, 2) / context.options.steps
+    """Each circuit is scored, trained, and measured on its own pairs and those of the other frames and the prior."""
+    if context.frames is None:
+        return 0
+    options, few, prior = context.options, context.options.max_pairs, context.prior is not None
+    rows = max(2, MAX_BYTES // gated_bytes(context.model, _longest(context)))
+    trained = 2 * SEARCH * 2 * few + options.gate_steps * STEP * min(rows, 4 * few)
+    measured = 2 * (2 + options.n_random) * few * (6 + prior)
+    return (2 + prior) * (trained + measured)
 
 
 def _patch(context: Context) -> int | float:
@@ -120,6 +128,11 @@ def _seconds(context: Context) -> int | float:
 
 def _bytes_held(stage: str, context: Context) -> int:
     """Streams of a batch; where edges are scored every node's output and its gradient too."""
-    model, lengths = context.model, [int(item.pair.row.get("n_tokens", 64)) for item in context.pairs.items]
+    model = context.model
     arrays = 3 * model.graph.n_src if stage in ("frames", "gates", "circuit", "causes") else 3 * model.graph.n_layers
-    return 4 * arrays * context.options.batch_size * max(lengths, default=64) * model.d_model
+    return 4 * arrays * context.options.batch_size * _longest(context) * model.d_model
+
+
+def _longest(context: Context) -> int:
+    """Tokens of the longest prompt, about."""
+    return max((int(item.pair.row.get("n_tokens", 64)) for item in context.pairs.items), default=64)
