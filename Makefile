@@ -59,12 +59,14 @@ study: $(READY)  ## the study again, on the two real models: pairs, frames, word
 		for form in $$format few-shot; do data=runs/study/$$label-$$form; size=140; frames="--frame book --frame past"; \
 			if [ $$form = few-shot ]; then size=70; frames="--split test"; how="--frame-edges 0 --only behaviour,frames --plan logs/plan_v1.held_out_format.json"; \
 			elif [ $$label = gemma ]; then how="--frame-edges 0 --only behaviour,frames --plan logs/plan_v1.gemma.json"; \
-			else how="--wordings $$words.jsonl --only behaviour,frames,across,prediction,causes,prior,where,gates \
+			else how="--wordings $$words.jsonl --prior-pairs $$data.prior.jsonl --only behaviour,frames,across,prediction,causes,prior,where,gates \
 				--plan logs/plan_v1.smollm2.json --plan logs/plan_v1.causes.json"; fi; \
 			$(BIN)/persona-circuits pairs --model $$model --format $$form $(ASKED) --test-share 0.64 --max-pairs $$size \
 				--null $$data.null.jsonl --file $$data.jsonl || exit 1; \
 			$(BIN)/persona-circuits vary --model $$model --pairs $$data.jsonl $(NATURAL) $$frames \
 				$(addprefix --frame ,you again friend not nobody) --file $$data.frames.jsonl || exit 1; \
+			case "$$how" in *prior-pairs*) $(BIN)/persona-circuits prior-pairs --model $$model --pairs $$data.jsonl \
+				--neutral datasets/natural_questions.jsonl --file $$data.prior.jsonl || exit 1;; esac; \
 			$(STUDY) --least-mass 0 --model $$model --pairs $$data.jsonl --null $$data.null.jsonl --frames $$data.frames.jsonl \
 				$(NATURAL) $$how --out logs/$$label-$$form || exit 1; done; done
 

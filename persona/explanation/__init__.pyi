@@ -27,6 +27,7 @@ from .report import write_explanation as write_explanation
 from .runs import margins as margins
 from .runs import replay as replay
 from .study import Explanation as Explanation
+from .study import beyond_asking as beyond_asking
 from .study import explain as explain
 from .truth import NO_EFFECT as NO_EFFECT
 from .truth import agreement as agreement

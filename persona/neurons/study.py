@@ -130,13 +130,9 @@ def study_neurons(
     ranking = _ranking(model, fit, null, read, neurons, options)
     selected = tuple(int(place) for place in ranking.order[: options.top_k])
     measured = "fit" if held is None else "held"
-    sides = {
-        name: _side(files[name], read[name], ranking, selected if name == measured else (), options)
-        for name in dict.fromkeys(("fit", measured))
-    }
     some = some_pairs(whole[measured], options.max_pairs)
     ablations = ablations_of(model, some, neurons, ranking, read["fit"], selected, options, stage("ablation"))
-    values = read["fit"].values
+    values, left = read["fit"].values, len(whole[measured].items) - len(some.items) if ablations else 0
     study = NeuronStudy(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -147,17 +143,15 @@ def study_neurons(
         ranking=ranking,
         means=np.stack([values[::2].mean(0), values[1::2].mean(0)]),
         silent=(values == 0).all(0),
-        fit=sides["fit"],
-        held=sides.get("held"),
+        fit=_side(fit, read["fit"], ranking, selected if held is None else (), options),
+        held=None if held is None else _side(held, read["held"], ranking, selected, options),
         selected=selected,
         groups=groups_of(fit, held, read, ranking, selected, options),
         ablations=ablations,
         ablated_pairs=tuple(item.pair.id for item in some.items) if ablations else (),
         clusters=Clusters.of([item.pair for item in some.items]).describe(),
         n_null=len(null.items) if null is not None else 0,
-        dropped=_dropped(
-            dropped or {}, fit, held, len(whole[measured].items) - len(some.items) if ablations else 0, options
-        ),
+        dropped=_dropped(dropped or {}, fit, held, left, options),
     )
     told = [says for file in whole.values() for says in told_once(file, options.position)]
     return replace(study, notes=(*([leaks] if leaks else []), *told, *_notes(study)))

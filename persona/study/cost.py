@@ -8,8 +8,12 @@ import time
 from collections.abc import Callable, Mapping
 
 from persona_circuits.circuit.errors import PersonaCircuitsError
+from persona_circuits.circuit.forward.gated import gated_bytes
 from persona_circuits.circuit.progress import duration
+from persona_circuits.circuit.pruning.learn import MAX_BYTES
 from persona_circuits.circuit.task import Task, encode
+from persona_circuits.persona.data.items import Item
+from persona_circuits.persona.explanation import beyond_asking
 from persona_circuits.persona.explanation.runs import both_runs
 from persona_circuits.persona.study.context import PASSES, Context
 
@@ -18,8 +22,8 @@ __all__ = [
     "told",
 ]
 
-SEARCH, STEP = 4, 8
-"""A gradient costs so many passes as one prompt does, all nodes' outputs held; a step of gates has so many prompts."""
+SEARCH, STEP = 4, 6
+"""A gradient costs so many passes as one prompt does, all nodes' outputs held; a prompt of a step of gates so many."""
 
 
 def told(stage: str, context: Context) -> list[str]:
@@ -64,8 +68,14 @@ def _where(context: Context) -> int | float:
 
 
 def _gates(context: Context) -> int | float:
-    trained = 2 * 2 * SEARCH * context.options.gate_steps * STEP
-    return 0 if context.frames is None else trained + _searches(context, 2) / context.options.steps
+    """Each circuit is scored, trained, and measured on its own pairs and those of the other frames and the prior."""
+    if context.frames is None:
+        return 0
+    options, few, prior = context.options, context.options.max_pairs, context.prior is not None
+    rows = max(2, MAX_BYTES // gated_bytes(context.model, _longest(context)))
+    trained = 2 * SEARCH * 2 * few + options.gate_steps * STEP * min(rows, 4 * few)
+    measured = 2 * (2 + options.n_random) * few * (6 + prior)
+    return (2 + prior) * (trained + measured)
 
 
 def _patch(context: Context) -> int | float:
@@ -78,21 +88,24 @@ def _wordings(times: int) -> Callable[[Context], int | float]:
     return lambda context: 0 if context.wordings is None else times * len(context.wordings.items)
 
 
-def _asked(times: int) -> Callable[[Context], int | float]:
-    def prompts(context: Context) -> int | float:
-        controls = 0 if context.controls is None else len(context.controls.items)
-        return 2 * times * (_n(context)[1] + controls)
+def _items(context: Context) -> list[Item]:
+    """The pairs to measure on, and the controls."""
+    controls = () if context.controls is None else context.controls.items
+    return [*context.pairs.of_split(context.fitted_and_held_out[1]).items, *controls]
 
-    return prompts
+
+def _causes(context: Context) -> int | float:
+    items = _items(context)
+    return 2 * len(items) * (1 + beyond_asking(items))
 
 
 CALLS: Mapping[str, Callable[[Context], int | float]] = {
-    "behaviour": _asked(1),
+    "behaviour": lambda context: 2 * len(_items(context)),
     "contrasts": lambda context: 0 if context.variants is None else 2 * len(context.variants.items),
     "frames": _frames,
     "across": lambda context: 0 if context.frames is None else 90 * context.options.max_pairs,
     "prediction": _wordings(3),
-    "causes": _asked(12),
+    "causes": _causes,
     "prior": lambda context: 0 if context.wordings is None else 200 * context.options.max_pairs,
     "where": _where,
     "gates": _gates,
@@ -115,6 +128,11 @@ def _seconds(context: Context) -> int | float:
 
 def _bytes_held(stage: str, context: Context) -> int:
     """Streams of a batch; where edges are scored every node's output and its gradient too."""
-    model, lengths = context.model, [int(item.pair.row.get("n_tokens", 64)) for item in context.pairs.items]
+    model = context.model
     arrays = 3 * model.graph.n_src if stage in ("frames", "gates", "circuit", "causes") else 3 * model.graph.n_layers
-    return 4 * arrays * context.options.batch_size * max(lengths, default=64) * model.d_model
+    return 4 * arrays * context.options.batch_size * _longest(context) * model.d_model
+
+
+def _longest(context: Context) -> int:
+    """Tokens of the longest prompt, about."""
+    return max((int(item.pair.row.get("n_tokens", 64)) for item in context.pairs.items), default=64)
