@@ -29,15 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from persona_circuits.circuit.attribution import (
-    Grid,
-    GridPair,
-    eap,
-    grid_eap,
-    grid_of_texts,
-    grid_parts,
-    passes_of,
-)
+from persona_circuits.circuit.attribution import Grid, GridPair, eap, grid_eap, grid_of_texts, grid_parts, passes_of
 from persona_circuits.circuit.model import Model, load_model
 from persona_circuits.circuit.profiling import Cost, Step, costs_of, machine
 from persona_circuits.circuit.task import MODEL, Batch, Row, batches, resolve, shipped, token_ids

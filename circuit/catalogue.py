@@ -9,15 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = [
-    "CATALOGUE",
-    "FOLDER_VARIABLE",
-    "ORIGIN_FILE",
-    "Entry",
-    "Wheel",
-    "fetched",
-    "models_folder",
-]
+__all__ = ["CATALOGUE", "FOLDER_VARIABLE", "ORIGIN_FILE", "Entry", "Wheel", "fetched", "models_folder"]
 
 FOLDER_VARIABLE = "PERSONA_CIRCUITS_MODELS"
 """The environment variable that names the folder of fetched models."""

@@ -24,11 +24,7 @@ from persona_circuits.circuit.model import check_reader, origin_of, sha256_of, w
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.storage import atomic, replace_folder, working_folder, write_json, write_text
 
-__all__ = [
-    "downloads_of",
-    "entry_of",
-    "fetch",
-]
+__all__ = ["downloads_of", "entry_of", "fetch"]
 
 LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 

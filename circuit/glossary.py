@@ -5,13 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = [
-    "TERMS",
-    "Term",
-    "explained",
-    "glossary_page",
-    "labelled",
-]
+__all__ = ["TERMS", "Term", "explained", "glossary_page", "labelled"]
 
 
 class Term(NamedTuple):

@@ -25,17 +25,7 @@ import numpy as np
 
 from persona_circuits.circuit.errors import GraphError
 
-__all__ = [
-    "INPUT",
-    "LOGITS",
-    "SLOTS",
-    "Edge",
-    "Graph",
-    "Node",
-    "Slot",
-    "parse_edge",
-    "parse_node",
-]
+__all__ = ["INPUT", "LOGITS", "SLOTS", "Edge", "Graph", "Node", "Slot", "parse_edge", "parse_node"]
 
 Kind = Literal["input", "head", "mlp", "logits"]
 Slot = Literal["q", "k", "v"]

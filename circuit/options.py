@@ -223,8 +223,7 @@ AnyMetric = Any  # str | metrics.Metric | Callable, but this module loads none o
 MetricName = Annotated[AnyMetric, Option("What the circuit is to explain.", choices=METRIC_NAMES)]
 AblationName = Annotated[str, Option("What an edge outside the circuit carries.", choices=ABLATIONS)]
 Alignment = Annotated[
-    str,
-    Option("equal: prompts of one length; right: unequal personas, aligned on the common end.", choices=ALIGNMENTS),
+    str, Option("equal: prompts of one length; right: unequal personas, aligned on the common end.", choices=ALIGNMENTS)
 ]
 Positions = Annotated[
     tuple[str, ...],

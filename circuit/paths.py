@@ -12,9 +12,7 @@ import numpy as np
 
 from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Node
 
-__all__ = [
-    "strongest_paths",
-]
+__all__ = ["strongest_paths"]
 
 
 def strongest_paths(edges: Sequence[Edge], sizes: np.ndarray) -> Iterator[set[int]]:

@@ -13,13 +13,7 @@ import html
 import re
 from collections.abc import Sequence
 
-__all__ = [
-    "html_table",
-    "one_line",
-    "shortened",
-    "signed",
-    "visible",
-]
+__all__ = ["html_table", "one_line", "shortened", "signed", "visible"]
 
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and line feed, delete, C1

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-__all__ = [
-    "Progress",
-    "Stage",
-    "about",
-    "duration",
-    "first_told",
-    "untold",
-    "untold_stage",
-]
+__all__ = ["Progress", "Stage", "about", "duration", "first_told", "untold", "untold_stage"]
 
 Progress = Callable[[int, int], None]
 """Called with the work done and the work there is; never called from another thread."""

@@ -12,9 +12,7 @@ from persona_circuits.circuit.errors import GraphError
 from persona_circuits.circuit.graph import Edge, Graph
 from persona_circuits.circuit.storage import frame_of
 
-__all__ = [
-    "Scores",
-]
+__all__ = ["Scores"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,14 +15,7 @@ from typing import Any
 
 from persona_circuits.circuit.printable import html_table, visible
 
-__all__ = [
-    "Column",
-    "Table",
-    "comma",
-    "markdown_cell",
-    "markdown_table",
-    "to",
-]
+__all__ = ["Column", "Table", "comma", "markdown_cell", "markdown_table", "to"]
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,7 @@ class Limits:
     """What verdicts are held against: controls, thresholds, and thresholds that are set on the controls."""
 
     controls: Annotated[
-        Path | None,
-        Option("More pairs, of which the controls are taken; paraphrases give sigma_0.", name="--null"),
+        Path | None, Option("More pairs, of which the controls are taken; paraphrases give sigma_0.", name="--null")
     ] = None
     thresholds: Annotated[Path | None, Option("Thresholds, JSON, fixed before the run. (default: shipped)")] = None
     calibration: Annotated[

@@ -8,11 +8,7 @@ from typing import Any
 
 from persona_circuits.circuit.errors import FileError, PersonaCircuitsError
 
-__all__ = [
-    "faults_of_file",
-    "files_of",
-    "kind_of",
-]
+__all__ = ["faults_of_file", "files_of", "kind_of"]
 
 TABLE, ARRAYS, RESULT, PAGE, LINES = "table", "arrays", "result", "page of figures", "JSON Lines"
 CIRCUIT_PAGE, GROUPS = "page of a circuit", "groups of nodes"

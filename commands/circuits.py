@@ -55,8 +55,7 @@ class Pictures:
     """What is drawn of a circuit."""
 
     report: Annotated[
-        bool,
-        Option("One page that explains the circuit too: page.html, with --sweep, and what its nodes do."),
+        bool, Option("One page that explains the circuit too: page.html, with --sweep, and what its nodes do.")
     ] = False
     strongest: Drawn = None
 

@@ -34,9 +34,7 @@ from persona_circuits.commands.terminal import (
     warn_of_other_weights,
 )
 
-__all__ = [
-    "all_scores",
-]
+__all__ = ["all_scores"]
 
 
 @with_options
@@ -257,11 +255,7 @@ def compare(
 
 
 def _grounds(
-    sides: Sequence[Any],
-    pairs: Sequence[Path | None],
-    model: str | None,
-    stage: Callable[[str], Any],
-    loading: Loading,
+    sides: Sequence[Any], pairs: Sequence[Path | None], model: str | None, stage: Callable[[str], Any], loading: Loading
 ) -> tuple[list[Any], list[str]]:
     """What either side's circuit was found on, where pairs and model are here, and notes on what is not."""
     from persona_circuits.circuit.assessment.comparison import Ground

@@ -110,14 +110,12 @@ def export(
         typer.Option(help="Format to write. (default: by the ending of --file: .graphml, .dot, .json: eap-ig)"),
     ] = None,
     file: Annotated[
-        Path | None,
-        typer.Option("--file", help="File to write; not for mib*. (default: in --out, by its format)"),
+        Path | None, typer.Option("--file", help="File to write; not for mib*. (default: in --out, by its format)")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
-            help="Folder to write into; for mib*, which needs it, named TASK_MODEL. (default: the circuit's)",
+            "--out", help="Folder to write into; for mib*, which needs it, named TASK_MODEL. (default: the circuit's)"
         ),
     ] = None,
 ) -> None:

@@ -9,10 +9,7 @@ from typing import Any
 
 import typer
 
-__all__ = [
-    "given_command",
-    "index",
-]
+__all__ = ["given_command", "index"]
 
 SECRET = ("--api-key",)
 """Options whose values are not written down."""

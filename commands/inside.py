@@ -124,8 +124,7 @@ class Patched(Source):
     """The model and the pairs, what they are read as, and where they are patched and ablated."""
 
     tokens: Annotated[
-        tuple[str, str] | None,
-        Option("Two words, the first persona's and the second's, for the pairs' own answers."),
+        tuple[str, str] | None, Option("Two words, the first persona's and the second's, for the pairs' own answers.")
     ] = None
     null: Annotated[Path | None, Option("Pairs of paraphrases of one persona: how large D is without signal.")] = None
     train_split: Annotated[str | None, Option("Pairs to patch. (default: train, or all if no split is named)")] = None

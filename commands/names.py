@@ -12,11 +12,7 @@ from typer.core import TyperGroup
 from persona_circuits.circuit.errors import meant
 from persona_circuits.commands.terminal import EXPLAIN
 
-__all__ = [
-    "FORMER",
-    "NamedCommands",
-    "complete_model",
-]
+__all__ = ["FORMER", "NamedCommands", "complete_model"]
 
 FORMER: Mapping[str, Mapping[str, str]] = {
     "collapse": {"--controls": "--null"},

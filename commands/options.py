@@ -28,23 +28,12 @@ __all__ = [
 ]
 
 ExportFormat = Literal[
-    "eap-ig",
-    "graphml",
-    "dot",
-    "nodes",
-    "auto-circuit",
-    "auto-circuit-pairs",
-    "mib",
-    "mib-nodes",
-    "mib-circuits",
+    "eap-ig", "graphml", "dot", "nodes", "auto-circuit", "auto-circuit-pairs", "mib", "mib-nodes", "mib-circuits"
 ]
 MODEL = "Folder, GGUF file, name of a model that get fetched, or hub name. (default: the model that is shipped)"
 PAIRS = "Prompt pairs: JSON Lines, or auto-circuit's JSON. (default: the shipped model's)"
 ModelOption = Annotated[str | None, typer.Option("--model", help=MODEL)]
-PairsOption = Annotated[
-    Path | None,
-    typer.Option("--pairs", help=PAIRS),
-]
+PairsOption = Annotated[Path | None, typer.Option("--pairs", help=PAIRS)]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the results; made if it is not there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 BarOption = Annotated[
@@ -96,8 +85,7 @@ class Loading:
         ),
     ] = "float32"
     max_memory: Annotated[
-        str | None,
-        Option("Memory limit, e.g. 8GiB: fewer prompts and circuits at a time, so that all stays below it."),
+        str | None, Option("Memory limit, e.g. 8GiB: fewer prompts and circuits at a time, so that all stays below it.")
     ] = None
     revision: Annotated[str | None, Option("Branch, tag or commit on the hub.")] = None
     fitting: Annotated[

@@ -25,10 +25,7 @@ from persona_circuits.commands.terminal import (
     warn_of_other_weights,
 )
 
-__all__ = [
-    "PAGE",
-    "write_inside",
-]
+__all__ = ["PAGE", "write_inside"]
 
 PAGE = "page.html"
 RUNNING = ("model", "pairs", "device", "dtype", "max_memory", "fitting")

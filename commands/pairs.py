@@ -59,8 +59,7 @@ class Wording:
     """How a question is put."""
 
     template: Annotated[
-        str | None,
-        Option("raw, chat (the tokenizer's own), or a file. (default: raw; with --model the best --format)"),
+        str | None, Option("raw, chat (the tokenizer's own), or a file. (default: raw; with --model the best --format)")
     ] = None
     form: Annotated[
         str | None,
@@ -84,8 +83,7 @@ class Declared:
         bool, Option("Let the model declare who prefers what, on a wording that no pair has.", name="--ask-model")
     ] = False
     mines: Annotated[
-        bool,
-        Option("The same, among candidates that are the model's own top answers.", name="--mine-candidates"),
+        bool, Option("The same, among candidates that are the model's own top answers.", name="--mine-candidates")
     ] = False
 
 

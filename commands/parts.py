@@ -31,9 +31,7 @@ from persona_circuits.commands.terminal import (
 from persona_circuits.persona.bridge.options import BridgeOptions
 from persona_circuits.persona.neurons.options import NeuronOptions
 
-__all__ = [
-    "named_two",
-]
+__all__ = ["named_two"]
 
 
 def named_two(toward: str | None, away: str | None) -> tuple[str, str] | None:

@@ -14,10 +14,7 @@ from collections.abc import Callable, Iterator
 
 from persona_circuits.circuit.progress import Progress, Stage, duration
 
-__all__ = [
-    "MinuteLines",
-    "progress_bars",
-]
+__all__ = ["MinuteLines", "progress_bars"]
 
 EVERY = 60.0
 """Seconds between two lines in a log."""

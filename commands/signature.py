@@ -22,14 +22,7 @@ from persona_circuits.circuit.options import Field, options_of
 from persona_circuits.commands.names import complete_model
 from persona_circuits.commands.terminal import errors_as_exit_codes
 
-__all__ = [
-    "But",
-    "Group",
-    "Only",
-    "Without",
-    "groups_of",
-    "with_options",
-]
+__all__ = ["But", "Group", "Only", "Without", "groups_of", "with_options"]
 
 
 class Without:

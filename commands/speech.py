@@ -26,13 +26,7 @@ from persona_circuits.commands.terminal import (
 )
 from persona_circuits.persona.responses.options import EndpointOptions, Plan, RatingOptions, Sampling
 
-__all__ = [
-    "Asked",
-    "Form",
-    "check_journal",
-    "exchanges_of",
-    "respond_here",
-]
+__all__ = ["Asked", "Form", "check_journal", "exchanges_of", "respond_here"]
 
 ASKING = ("base_url", "api_key", "concurrency", "max_retries", "timeout", "deadline", "max_bytes", "limit_field")
 """Options of asking an endpoint, by their parameters' names."""
@@ -190,12 +184,7 @@ def rate(
 
 
 def _rate_there(
-    model: str,
-    asking: Endpoint,
-    said: Any,
-    options: RatingOptions,
-    out: Path,
-    stage: Callable[[str], Any],
+    model: str, asking: Endpoint, said: Any, options: RatingOptions, out: Path, stage: Callable[[str], Any]
 ) -> Any:
     """Ratings by a model behind an endpoint, and what they were made with."""
     from persona_circuits.persona.responses import Journal, endpoint, rating
@@ -261,12 +250,7 @@ def exchanges_of(model: str | None, asked: Asked) -> Any:
 
 
 def respond_here(
-    loaded: Any,
-    wanted: Any,
-    form: Form,
-    sampling: Sampling,
-    out: Path,
-    stage: Callable[[str], Any],
+    loaded: Any, wanted: Any, form: Form, sampling: Sampling, out: Path, stage: Callable[[str], Any]
 ) -> Any:
     """The local model's responses, kept in the folder's journal, and what they were made with.
 

@@ -11,11 +11,7 @@ from torch import Tensor
 from persona_circuits.metrics.divergences import kl
 from persona_circuits.metrics.margins import logit_diff, prob_diff
 
-__all__ = [
-    "METRICS",
-    "Metric",
-    "Targets",
-]
+__all__ = ["METRICS", "Metric", "Targets"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,14 +56,10 @@ METRICS = {
         swap_rows=True,
     ),
     "logit-diff": Metric(
-        "logit-diff",
-        lambda logits, targets: logit_diff(logits, targets.answers, targets.wrong_answers),
-        "logits",
+        "logit-diff", lambda logits, targets: logit_diff(logits, targets.answers, targets.wrong_answers), "logits"
     ),
     "prob-diff": Metric(
-        "prob-diff",
-        lambda logits, targets: prob_diff(logits, targets.answers, targets.wrong_answers),
-        "probability",
+        "prob-diff", lambda logits, targets: prob_diff(logits, targets.answers, targets.wrong_answers), "probability"
     ),
     "kl": Metric("kl", lambda logits, targets: -kl(targets.reference, logits), "-nats", flat_at_clean=True),
 }

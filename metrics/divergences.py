@@ -9,10 +9,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = [
-    "jensen_shannon",
-    "kl",
-]
+__all__ = ["jensen_shannon", "kl"]
 
 LN_2 = 0.6931471805599453
 RULED_OUT = -1e4  # its exponential is 0 in every format, and unlike -inf it has a gradient

@@ -18,9 +18,7 @@ from torch import Tensor
 
 from persona_circuits.metrics.divergences import RULED_OUT
 
-__all__ = [
-    "with_options",
-]
+__all__ = ["with_options"]
 
 
 def with_options(

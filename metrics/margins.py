@@ -5,11 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = [
-    "logit_diff",
-    "persona_divergence",
-    "prob_diff",
-]
+__all__ = ["logit_diff", "persona_divergence", "prob_diff"]
 
 
 def logit_diff(

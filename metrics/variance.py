@@ -16,11 +16,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = [
-    "VarianceShares",
-    "centred",
-    "variance_shares",
-]
+__all__ = ["VarianceShares", "centred", "variance_shares"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,11 +26,7 @@ from reliability_fuzz import READERS, counted, encoded, mutations, outcome, tabl
 
 EXAMPLES = int(os.environ.get("PERSONA_CIRCUITS_FUZZ", "200"))
 FAST = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    database=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
+    max_examples=EXAMPLES, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 BY_NAME = pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)

@@ -172,10 +172,7 @@ def test_a_command_may_take_a_part_or_have_another_default():
     found = []
 
     @with_options
-    def bake(
-        *,
-        cake: Annotated[Cake, Only("eggs", "flour"), But(eggs=9)],
-    ) -> None:
+    def bake(*, cake: Annotated[Cake, Only("eggs", "flour"), But(eggs=9)]) -> None:
         found.append(cake)
 
     @with_options

@@ -27,10 +27,7 @@ from persona_circuits.circuit.errors import FileError
 from persona_circuits.circuit.figures import csv_lines
 from persona_circuits.circuit.storage import Kind, read_json, read_text
 
-__all__ = [
-    "result_values",
-    "unfound_numbers",
-]
+__all__ = ["result_values", "unfound_numbers"]
 
 RESULT = Kind("result file", expected="a .csv, or JSON")
 ALLOWED = ("95",)

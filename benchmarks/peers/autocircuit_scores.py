@@ -465,12 +465,7 @@ def run_circuit(model, edges, rows, *, seed: int, share: float) -> dict:
     for name in kept:
         values[edges[name].dest.module_name][edges[name].patch_idx] = 1.0
     outputs = run_circuits(
-        model,
-        _loader(rows),
-        [len(kept)],
-        values,
-        patch_type=PatchType.TREE_PATCH,
-        ablation_type=AblationType.RESAMPLE,
+        model, _loader(rows), [len(kept)], values, patch_type=PatchType.TREE_PATCH, ablation_type=AblationType.RESAMPLE
     )
     ((n_kept, mean),) = measure_answer_diff(model, _loader(rows), outputs)
     assert n_kept == len(kept)

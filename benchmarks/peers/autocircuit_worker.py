@@ -142,12 +142,7 @@ class Worker:
         from auto_circuit.types import AblationType, PatchType
 
         outputs = run_circuits(
-            self.model,
-            loader,
-            [n_edges],
-            values,
-            patch_type=PatchType.TREE_PATCH,
-            ablation_type=AblationType.RESAMPLE,
+            self.model, loader, [n_edges], values, patch_type=PatchType.TREE_PATCH, ablation_type=AblationType.RESAMPLE
         )
         ((n_kept, found),) = outputs.items()
         assert n_kept == n_edges

@@ -46,10 +46,7 @@ def transformerlens_eap(folder, prompts, dtype: str = "float32") -> dict[str, fl
 
 def scores_of(model, prompts) -> dict[str, float]:
     """The same for a model of `boot`, so that loading it can be left out of a time."""
-    from transformer_lens.tools.analysis.attribution_patching import (
-        EdgeAttributionConfig,
-        attribution_patch,
-    )
+    from transformer_lens.tools.analysis.attribution_patching import EdgeAttributionConfig, attribution_patch
 
     totals: defaultdict[str, float] = defaultdict(float)
     for prompt in prompts:

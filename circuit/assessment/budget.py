@@ -18,16 +18,7 @@ import numpy as np
 from persona_circuits.circuit.progress import Progress, Stage
 from persona_circuits.circuit.task import Task
 
-__all__ = [
-    "Clock",
-    "OutOfTime",
-    "Plan",
-    "Workload",
-    "least",
-    "pace_of",
-    "plan",
-    "spread_over",
-]
+__all__ = ["Clock", "OutOfTime", "Plan", "Workload", "least", "pace_of", "plan", "spread_over"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

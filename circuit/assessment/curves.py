@@ -33,11 +33,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, overlap, with_swap_rows
 from persona_circuits.metrics import METRICS, Metric
 
-__all__ = [
-    "CurveStudy",
-    "curve_study",
-    "read_scorer",
-]
+__all__ = ["CurveStudy", "curve_study", "read_scorer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,11 +114,7 @@ PATCHED = 1.8
 
 
 def _passes(
-    model: Model,
-    options: CurveOptions,
-    rows: Sequence[Row],
-    held_out: Task,
-    given: Mapping[str, Scorer] | None,
+    model: Model, options: CurveOptions, rows: Sequence[Row], held_out: Task, given: Mapping[str, Scorer] | None
 ) -> float:
     """About how many passes of a prompt the curves take: those of the scores, and those of the circuits."""
     arch, tokens = model.architecture(), max((len(row.clean) for row in rows), default=1)

@@ -10,16 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.assessment.budget import (
-    OWN,
-    Clock,
-    Plan,
-    Workload,
-    least,
-    pace_of,
-    plan,
-    spread_over,
-)
+from persona_circuits.circuit.assessment.budget import OWN, Clock, Plan, Workload, least, pace_of, plan, spread_over
 from persona_circuits.circuit.assessment.evaluation import CircuitTests, Ground, all_tests, with_evaluation
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import Subject
@@ -37,21 +28,9 @@ from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
-from persona_circuits.circuit.task import (
-    CONTROLS,
-    MODEL,
-    Overlap,
-    Task,
-    fitting,
-    load_task,
-    overlap_of_tasks,
-    resolve,
-)
+from persona_circuits.circuit.task import CONTROLS, MODEL, Overlap, Task, fitting, load_task, overlap_of_tasks, resolve
 
-__all__ = [
-    "Evaluation",
-    "evaluate_circuit",
-]
+__all__ = ["Evaluation", "evaluate_circuit"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -58,13 +58,7 @@ from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.task import Overlap, Task
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "CircuitTests",
-    "Ground",
-    "all_tests",
-    "run_tests",
-    "with_evaluation",
-]
+__all__ = ["CircuitTests", "Ground", "all_tests", "run_tests", "with_evaluation"]
 
 AXES = ("held_out", "domain", "template", "placement")
 """Keys of the pairs by which transfer is looked at where no other is asked for."""

@@ -32,12 +32,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Batch, Task, batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS, Metric
 
-__all__ = [
-    "BAR",
-    "GroundTruth",
-    "calibrate",
-    "support",
-]
+__all__ = ["BAR", "GroundTruth", "calibrate", "support"]
 
 BAR = 0.95
 SHARE = 0.01
@@ -203,12 +198,7 @@ def _pruned(case: _Case, scores: Scores) -> dict[str, Circuit]:
     """What every pruner that starts from scores makes of them."""
     n, start = len(case.circuit), threshold(scores, case.tau)
     search = acdc(case.model, case.prepared, case.metric, case.tau, start, trials=Trials(candidates=CANDIDATES))
-    return {
-        "threshold": start,
-        "top-n": top_n(scores, n),
-        "greedy": greedy(scores, n),
-        "eap-acdc": search.circuit,
-    }
+    return {"threshold": start, "top-n": top_n(scores, n), "greedy": greedy(scores, n), "eap-acdc": search.circuit}
 
 
 def _row(

@@ -30,11 +30,7 @@ from persona_circuits.circuit.options import (
     names_of,
 )
 
-__all__ = [
-    "ComparisonOptions",
-    "CurveOptions",
-    "EvaluationOptions",
-]
+__all__ = ["ComparisonOptions", "CurveOptions", "EvaluationOptions"]
 
 
 def _levels_of(level: str) -> tuple[str, ...]:

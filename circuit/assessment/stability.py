@@ -45,15 +45,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Task
 from persona_circuits.metrics import METRICS, Metric
 
-__all__ = [
-    "NOT_SEARCHED",
-    "Searched",
-    "Subject",
-    "marked_record",
-    "rule_of",
-    "scores_of",
-    "search_again",
-]
+__all__ = ["NOT_SEARCHED", "Searched", "Subject", "marked_record", "rule_of", "scores_of", "search_again"]
 
 QUICK_RESAMPLES, QUICK_EDGES = 100, 600
 """With ``quick``: resamples, and edges to try up to which ACDC is repeated, in one random order."""

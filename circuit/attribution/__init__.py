@@ -13,14 +13,7 @@ from persona_circuits.circuit.attribution.eap import (
 )
 from persona_circuits.circuit.attribution.ensemble import mean_of
 from persona_circuits.circuit.attribution.exact import exact
-from persona_circuits.circuit.attribution.grid import (
-    Grid,
-    GridPair,
-    Passes,
-    grid_of_personas,
-    grid_of_texts,
-    grids_of,
-)
+from persona_circuits.circuit.attribution.grid import Grid, GridPair, Passes, grid_of_personas, grid_of_texts, grids_of
 from persona_circuits.circuit.attribution.grid_scores import LINEAR, grid_eap, grid_parts, passes_of
 from persona_circuits.circuit.attribution.methods import (
     METHODS,

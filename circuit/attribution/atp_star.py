@@ -34,10 +34,7 @@ from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "atp_star",
-    "atp_star_rows",
-]
+__all__ = ["atp_star", "atp_star_rows"]
 
 MAX_BYTES = 1 << 28
 """Bound on the gradients of all layers dropped that are held at a time, and on heads' changed results."""

@@ -37,15 +37,7 @@ from persona_circuits.circuit.attribution.gradients import Ends, gradients_at_sl
 from persona_circuits.circuit.attribution.passes import Apart, ApartOfAll, Path, gradient_passes
 from persona_circuits.circuit.choices import ACTIVATIONS, IG_RULES, STEPPED
 from persona_circuits.circuit.errors import OptionError
-from persona_circuits.circuit.forward import (
-    Ablation,
-    Prepared,
-    bare,
-    first_difference,
-    in_halves,
-    is_plain,
-    targets_of,
-)
+from persona_circuits.circuit.forward import Ablation, Prepared, bare, first_difference, in_halves, is_plain, targets_of
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Context, Model
 from persona_circuits.circuit.progress import Progress

@@ -17,9 +17,7 @@ import scipy  # whose parts are loaded when they are used: scipy.stats takes a s
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.scores import Scores
 
-__all__ = [
-    "mean_of",
-]
+__all__ = ["mean_of"]
 
 
 def mean_of(scores: Sequence[Scores], by: str = "scale") -> Scores:

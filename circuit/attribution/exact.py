@@ -17,11 +17,7 @@ from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "exact",
-    "exact_rows",
-    "rows_of_all",
-]
+__all__ = ["exact", "exact_rows", "rows_of_all"]
 
 
 def exact(

@@ -19,11 +19,7 @@ from persona_circuits.circuit.forward import Run
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Model
 
-__all__ = [
-    "Ends",
-    "differentiated",
-    "gradients_at_slots",
-]
+__all__ = ["Ends", "differentiated", "gradients_at_slots"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +61,7 @@ def differentiated(model: Model, at: Run, value: Float[Tensor, ""], *, retain: b
 
 
 def gradients_at_slots(
-    model: Model,
-    ends: Ends,
-    *,
-    max_bytes: int,
+    model: Model, ends: Ends, *, max_bytes: int
 ) -> Iterator[tuple[slice, Float[Tensor, "slot batch pos d_model"]]]:
     """Gradients at the stream of every slot, in the slots' order, a layer's or fewer at a time.
 

@@ -9,24 +9,9 @@ from functools import cached_property
 import networkx as nx
 
 from persona_circuits.circuit.errors import TaskError, listed
-from persona_circuits.circuit.task import (
-    Reader,
-    Row,
-    answer_id,
-    lost_differences,
-    prompt_faults,
-    token_ids,
-)
+from persona_circuits.circuit.task import Reader, Row, answer_id, lost_differences, prompt_faults, token_ids
 
-__all__ = [
-    "Contrast",
-    "Grid",
-    "GridPair",
-    "Passes",
-    "grid_of_personas",
-    "grid_of_texts",
-    "grids_of",
-]
+__all__ = ["Contrast", "Grid", "GridPair", "Passes", "grid_of_personas", "grid_of_texts", "grids_of"]
 
 Contrast = tuple[tuple[int, float], ...]
 """A linear function of the logits: tokens and their weights, by token."""

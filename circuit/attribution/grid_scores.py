@@ -42,12 +42,7 @@ from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.metrics import METRICS, Metric
 
-__all__ = [
-    "LINEAR",
-    "grid_eap",
-    "grid_parts",
-    "passes_of",
-]
+__all__ = ["LINEAR", "grid_eap", "grid_parts", "passes_of"]
 
 LINEAR = ("persona-divergence", "logit-diff")
 """The metrics that are differences of logits."""
@@ -215,12 +210,7 @@ class _Ends:
 
 
 def _packs(
-    model: Model,
-    grids: Sequence[Grid],
-    metric: Metric,
-    batch_size: int,
-    max_bytes: int,
-    progress: Progress | None,
+    model: Model, grids: Sequence[Grid], metric: Metric, batch_size: int, max_bytes: int, progress: Progress | None
 ) -> Iterator[tuple[_Terms, _Ends]]:
     """Grids of one length, as many as fill a batch, with their passes; larger ones alone."""
     if metric.name not in LINEAR:
@@ -317,9 +307,7 @@ def _ends(model: Model, terms: _Terms, batch_size: int) -> _Ends:
             direction.append(values)
     joined = [tuple(torch.cat(parts) for parts in zip(*direction, strict=True)) for direction in gradients]
     return _Ends(
-        torch.cat(contributions, dim=1),
-        tuple(torch.cat(parts) for parts in zip(*streams, strict=True)),
-        tuple(joined),
+        torch.cat(contributions, dim=1), tuple(torch.cat(parts) for parts in zip(*streams, strict=True)), tuple(joined)
     )
 
 
@@ -376,11 +364,7 @@ def _summed(model: Model, terms: _Terms, ends: _Ends) -> Float[np.ndarray, "src 
 
 
 def _add_pairs(
-    model: Model,
-    terms: _Terms,
-    ends: _Ends,
-    values: Float[np.ndarray, "pair src dst"],
-    place: Mapping[int, int],
+    model: Model, terms: _Terms, ends: _Ends, values: Float[np.ndarray, "pair src dst"], place: Mapping[int, int]
 ) -> None:
     """Add every term to its pair's scores: a product per run, contrast and layer of sources."""
     asked: dict[tuple[int, Contrast], list[_Term]] = {}

@@ -32,11 +32,7 @@ from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "NeuronScores",
-    "ablated_neurons",
-    "neuron_scores",
-]
+__all__ = ["NeuronScores", "ablated_neurons", "neuron_scores"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,9 +76,7 @@ def neuron_scores(
     graph = model.graph
     total = {
         layer: NeuronScores(
-            np.zeros(len(one)),
-            np.zeros((graph.n_src, len(chosen[layer]))),
-            np.zeros((len(chosen[layer]), graph.n_dst)),
+            np.zeros(len(one)), np.zeros((graph.n_src, len(chosen[layer]))), np.zeros((len(chosen[layer]), graph.n_dst))
         )
         for layer, one in opened.items()
     }

@@ -10,10 +10,7 @@ from jaxtyping import Float
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.scores import Scores
 
-__all__ = [
-    "PARTS",
-    "ScoreParts",
-]
+__all__ = ["PARTS", "ScoreParts"]
 
 PARTS = ("row", "span")
 

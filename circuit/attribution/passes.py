@@ -31,12 +31,7 @@ from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric, Targets
 
-__all__ = [
-    "Apart",
-    "ApartOfAll",
-    "Path",
-    "gradient_passes",
-]
+__all__ = ["Apart", "ApartOfAll", "Path", "gradient_passes"]
 
 SHORT: dict[str, Any] = {"contributions": False, "answer_only": True}
 """A run of which only what it wrote and what the answer depends on is wanted."""

@@ -15,14 +15,7 @@ from dataclasses import dataclass
 from persona_circuits.circuit.cost.sizes import Architecture, circuit_bytes, run_bytes, state_bytes
 from persona_circuits.circuit.errors import ModelError, OptionError
 
-__all__ = [
-    "OTHER",
-    "PLAIN",
-    "PROCESS_BYTES",
-    "Budget",
-    "parse_bytes",
-    "shown_bytes",
-]
+__all__ = ["OTHER", "PLAIN", "PROCESS_BYTES", "Budget", "parse_bytes", "shown_bytes"]
 
 UNITS = {"": 1, "B": 1} | {
     f"{letter}{suffix}": base**power

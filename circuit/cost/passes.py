@@ -159,12 +159,7 @@ class Estimate:
 
 
 def estimate(
-    arch: Architecture,
-    dtype: str,
-    job: Job | None = None,
-    *,
-    device: Device = H200,
-    devices: int = 1,
+    arch: Architecture, dtype: str, job: Job | None = None, *, device: Device = H200, devices: int = 1
 ) -> Estimate:
     """Times from operations and bytes; prompts are split over devices, each of which holds all weights."""
     job = job or Job()
@@ -203,12 +198,7 @@ class StepCost:
 
 
 def step_costs(
-    arch: Architecture,
-    dtype: str,
-    job: Job | None = None,
-    *,
-    device: Device = H200,
-    limit: int | None = None,
+    arch: Architecture, dtype: str, job: Job | None = None, *, device: Device = H200, limit: int | None = None
 ) -> tuple[StepCost, ...]:
     """Every method and what follows it, on one device, within ``limit`` bytes or nine tenths of its memory.
 

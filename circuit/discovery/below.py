@@ -32,11 +32,7 @@ from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "neurons_of",
-    "opened_heads",
-    "opened_mlps",
-]
+__all__ = ["neurons_of", "opened_heads", "opened_mlps"]
 
 
 def neurons_of(setting: Setting) -> dict[int, Neurons]:

@@ -22,15 +22,7 @@ from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.task import Row
 from persona_circuits.metrics import METRICS
 
-__all__ = [
-    "NEW",
-    "SCORES",
-    "STATE",
-    "keep",
-    "made",
-    "scores_at",
-    "scores_near",
-]
+__all__ = ["NEW", "SCORES", "STATE", "keep", "made", "scores_at", "scores_near"]
 
 SCORES, STATE = "scores.safetensors", "scores.state"
 NEW = "new"

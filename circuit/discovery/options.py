@@ -40,11 +40,7 @@ from persona_circuits.circuit.options import (
     names_of,
 )
 
-__all__ = [
-    "ORDERS",
-    "MeasureOptions",
-    "Options",
-]
+__all__ = ["ORDERS", "MeasureOptions", "Options"]
 
 ORDERS = {
     "threshold": "|score|, largest first",

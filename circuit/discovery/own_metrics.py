@@ -11,10 +11,7 @@ from persona_circuits.circuit.errors import OptionError, meant
 from persona_circuits.circuit.options import AnyMetric
 from persona_circuits.metrics import METRICS, Metric, Targets
 
-__all__ = [
-    "AnyMetric",
-    "metric_of",
-]
+__all__ = ["AnyMetric", "metric_of"]
 
 
 def metric_of(given: AnyMetric) -> Metric:

@@ -15,9 +15,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.task import Task
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "description",
-]
+__all__ = ["description"]
 
 
 def description(

@@ -51,13 +51,7 @@ from persona_circuits.circuit.storage import replace_folder
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 from persona_circuits.circuit.task import Overlap, Task, encode
 
-__all__ = [
-    "ACDC",
-    "Discovery",
-    "discover",
-    "evaluate_on",
-    "report_of",
-]
+__all__ = ["ACDC", "Discovery", "discover", "evaluate_on", "report_of"]
 
 
 ACDC, FINISH = "acdc.state", "finish.state"

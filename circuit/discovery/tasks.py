@@ -15,16 +15,7 @@ from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.task import Batch, Reader, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "ablation_for",
-    "batches_of",
-    "check_pairs",
-    "named_ablation",
-    "own_rows",
-    "pairs_of",
-    "rows_of",
-    "split_of",
-]
+__all__ = ["ablation_for", "batches_of", "check_pairs", "named_ablation", "own_rows", "pairs_of", "rows_of", "split_of"]
 
 
 def named_ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stage) -> Ablation | None:

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from persona_circuits.circuit.attribution import (
-    ActivationCost,
-    Completeness,
-    ScoreParts,
-)
+from persona_circuits.circuit.attribution import ActivationCost, Completeness, ScoreParts
 from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.circuit.evaluation import (
     FaithfulnessReport,
@@ -22,10 +18,7 @@ from persona_circuits.circuit.evaluation import (
     SpanStudy,
 )
 from persona_circuits.circuit.evaluation.curves import Smallest, Sweep
-from persona_circuits.circuit.forward import (
-    Ablation,
-    KeptRuns,
-)
+from persona_circuits.circuit.forward import Ablation, KeptRuns
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage
 from persona_circuits.circuit.pruning import Finished
@@ -35,15 +28,7 @@ from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
 from persona_circuits.circuit.task import Overlap, Row, Task
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "Controls",
-    "Effect",
-    "Measured",
-    "Part",
-    "Pruned",
-    "Scored",
-    "Setting",
-]
+__all__ = ["Controls", "Effect", "Measured", "Part", "Pruned", "Scored", "Setting"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,10 +19,7 @@ from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.task import Batch, PromptPair
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "couple_weights",
-    "weighed",
-]
+__all__ = ["couple_weights", "weighed"]
 
 LEAST = 0.1
 

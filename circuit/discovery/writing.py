@@ -16,10 +16,7 @@ from persona_circuits.circuit.io import circuits as files
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery.search import Discovery
 
-__all__ = [
-    "title_of",
-    "write_discovery",
-]
+__all__ = ["title_of", "write_discovery"]
 
 
 def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = None) -> None:

@@ -15,11 +15,7 @@ from typing import Any, NamedTuple
 from persona_circuits.circuit.drawing.style import Chosen
 from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Node
 
-__all__ = [
-    "Bundle",
-    "bundles_of",
-    "by_gap",
-]
+__all__ = ["Bundle", "bundles_of", "by_gap"]
 
 FEWEST = 2  # edges of a bundle
 

@@ -11,10 +11,7 @@ import shutil
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-__all__ = [
-    "font_environment",
-    "with_font",
-]
+__all__ = ["font_environment", "with_font"]
 
 FAMILY = "Persona Circuits Sans"
 FONTS = Path(__file__).parent / "fonts"

@@ -34,9 +34,7 @@ from persona_circuits.circuit.drawing.style import (
 from persona_circuits.circuit.graph import LOGITS, SLOTS
 from persona_circuits.circuit.printable import shortened
 
-__all__ = [
-    "background",
-]
+__all__ = ["background"]
 
 LONGEST = 200  # characters of a title
 LETTER = 0.57  # width of a letter in its size, on average

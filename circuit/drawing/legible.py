@@ -15,11 +15,7 @@ from persona_circuits.circuit.drawing.style import Chosen
 from persona_circuits.circuit.figures.paper import TALLEST, WIDTHS
 from persona_circuits.circuit.graph import Graph
 
-__all__ = [
-    "SIZES",
-    "Layout",
-    "crossings",
-]
+__all__ = ["SIZES", "Layout", "crossings"]
 
 SIZES = (150, 120, 100, 80, 65, 50, 40, 32, 25, 20, 16, 12, 9, 7, 5, 1)  # numbers of edges that are tried
 MOST_CROSSINGS = 2.0  # of a line with others, per edge

@@ -12,10 +12,7 @@ from persona_circuits.circuit.drawing.roles import ROLES
 from persona_circuits.circuit.drawing.style import BAR, HEAD, MLP, PITCH, Chosen, Widths
 from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Graph, Node
 
-__all__ = [
-    "Lanes",
-    "Page",
-]
+__all__ = ["Lanes", "Page"]
 
 BETWEEN = 6.0  # from a layer's band to the next
 STEP = 6.0  # from a bundle's bar to the next

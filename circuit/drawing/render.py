@@ -58,13 +58,7 @@ from persona_circuits.circuit.subgraph import Circuit
 if TYPE_CHECKING:
     import pygraphviz as pgv
 
-__all__ = [
-    "DrawReport",
-    "Marks",
-    "check_picture",
-    "draw",
-    "to_agraph",
-]
+__all__ = ["DrawReport", "Marks", "check_picture", "draw", "to_agraph"]
 
 PAPER_DPI = 600.0  # of a picture that is scaled to a paper's columns
 PNG_DPI, PNG_PIXELS, PNG_SIDE = 130.0, 24e6, 16000  # resolution, and what it gives way to

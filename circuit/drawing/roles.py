@@ -10,11 +10,7 @@ from persona_circuits.circuit.graph import Node
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "ROLES",
-    "Role",
-    "roles_of",
-]
+__all__ = ["ROLES", "Role", "roles_of"]
 
 PLAIN = 2 / 3  # of |score|; at most the rest of it is plainly not
 

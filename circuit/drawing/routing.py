@@ -14,10 +14,7 @@ from persona_circuits.circuit.drawing.page import Lanes, Page
 from persona_circuits.circuit.drawing.style import Chosen
 from persona_circuits.circuit.graph import INPUT, LOGITS, SLOTS, Edge, Node
 
-__all__ = [
-    "Points",
-    "route",
-]
+__all__ = ["Points", "route"]
 
 # --- where the edges go --------------------------------------------------------------------
 

@@ -14,9 +14,7 @@ import numpy as np
 from persona_circuits.circuit.graph import SLOTS, Graph
 from persona_circuits.circuit.subgraph import SpanCircuit
 
-__all__ = [
-    "random_at_parts",
-]
+__all__ = ["random_at_parts"]
 
 MOST_TRIES = 20
 """Exchanges that are drawn for one that changes anything."""

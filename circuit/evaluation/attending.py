@@ -34,14 +34,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Row
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "Attended",
-    "HeadPart",
-    "OpenedHeads",
-    "attended",
-    "head_parts",
-    "heads_of",
-]
+__all__ = ["Attended", "HeadPart", "OpenedHeads", "attended", "head_parts", "heads_of"]
 
 PARTS: dict[str, tuple[Slot, ...]] = {"query-key": ("q", "k"), "value-output": ("v",)}
 REST = "biases"
@@ -146,12 +139,7 @@ def head_parts(
 
 
 def attended(
-    model: Model,
-    rows: Sequence[Row],
-    heads: Sequence[Node],
-    sample: PairSample,
-    *,
-    progress: Progress | None = None,
+    model: Model, rows: Sequence[Row], heads: Sequence[Node], sample: PairSample, *, progress: Progress | None = None
 ) -> tuple[Attended, ...]:
     """Why heads attend to each part of the prompt, under A less under B; a prompt at a time.
 

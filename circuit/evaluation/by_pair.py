@@ -38,15 +38,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import PromptPair
 from persona_circuits.metrics import METRICS, Metric
 
-__all__ = [
-    "GroupSearch",
-    "PairRow",
-    "PairSignal",
-    "PairsView",
-    "divergences_of",
-    "measured_pairs",
-    "pairs_view",
-]
+__all__ = ["GroupSearch", "PairRow", "PairSignal", "PairsView", "divergences_of", "measured_pairs", "pairs_view"]
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
@@ -326,12 +318,7 @@ def _number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.2f}"
 
 
-def _check(
-    values: np.ndarray,
-    pairs: Sequence[PromptPair],
-    signal: PairSignal,
-    sought: GroupSearch | None,
-) -> None:
+def _check(values: np.ndarray, pairs: Sequence[PromptPair], signal: PairSignal, sought: GroupSearch | None) -> None:
     if values.shape != (3, len(pairs)):
         raise OptionError(
             f"values of shape {values.shape} for {len(pairs)} pairs; expected those of the full, the empty and this "

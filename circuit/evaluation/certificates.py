@@ -36,13 +36,7 @@ from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import PromptPair
 
-__all__ = [
-    "Certificate",
-    "Removal",
-    "Units",
-    "certify",
-    "with_certificate",
-]
+__all__ = ["Certificate", "Removal", "Units", "certify", "with_certificate"]
 
 MOST_SETS = 3000
 """Sets up to which every one is taken away."""

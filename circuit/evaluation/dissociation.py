@@ -16,11 +16,7 @@ from persona_circuits.circuit.statistics import Clusters, Interval, PairSample, 
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "Cell",
-    "Specificity",
-    "specificity",
-]
+__all__ = ["Cell", "Specificity", "specificity"]
 
 
 @dataclass(frozen=True)

@@ -36,15 +36,7 @@ from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "N_TRIED",
-    "Faithfulness",
-    "FaithfulnessReport",
-    "evaluate",
-    "median_of_ratios",
-    "own_ratios",
-    "pairwise",
-]
+__all__ = ["N_TRIED", "Faithfulness", "FaithfulnessReport", "evaluate", "median_of_ratios", "own_ratios", "pairwise"]
 
 WIDEST = 2.0
 """An interval of f that goes beyond this, or holds 0, tells nothing of a circuit."""

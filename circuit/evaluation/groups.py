@@ -13,13 +13,7 @@ from persona_circuits.circuit.evaluation.scores_by_pair import PairScores
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Interval
 
-__all__ = [
-    "LEAST_PAIRS",
-    "Averages",
-    "Grouping",
-    "PairGroup",
-    "group_pairs",
-]
+__all__ = ["LEAST_PAIRS", "Averages", "Grouping", "PairGroup", "group_pairs"]
 
 MOST_GROUPS = 6
 LEAST_PAIRS = 8

@@ -34,14 +34,7 @@ from persona_circuits.circuit.graph import Graph, Node
 from persona_circuits.circuit.pruning import slots_by_source
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "MATCHINGS",
-    "Matched",
-    "cells_of",
-    "matched_circuits",
-    "matched_outside",
-    "random_circuits",
-]
+__all__ = ["MATCHINGS", "Matched", "cells_of", "matched_circuits", "matched_outside", "random_circuits"]
 
 MATCHINGS = ("layer", "type", "size")
 """What a cell is: edges of one layer and type at both ends, of one type at both ends, or all edges."""

@@ -17,10 +17,7 @@ from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.storage import Kept
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "Measurements",
-    "Source",
-]
+__all__ = ["Measurements", "Source"]
 
 Source = Callable[[], Iterable[Prepared]]
 """Gives this process's batches, anew at every call."""

@@ -23,11 +23,7 @@ from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "Missed",
-    "missed",
-    "most_of",
-]
+__all__ = ["Missed", "missed", "most_of"]
 
 CONFIDENCE = 0.95
 AT_ONCE = 16

@@ -25,14 +25,7 @@ from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "NodeSet",
-    "NodeSets",
-    "Share",
-    "measured_sets",
-    "other_sets",
-    "share_of",
-]
+__all__ = ["NodeSet", "NodeSets", "Share", "measured_sets", "other_sets", "share_of"]
 
 Sources = tuple[int, ...]
 """Heads and MLPs, by their places among the graph's sources."""

@@ -20,10 +20,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.task import Task, batches, encode
 from persona_circuits.metrics import METRICS
 
-__all__ = [
-    "NullRun",
-    "null_run",
-]
+__all__ = ["NullRun", "null_run"]
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,7 @@ from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "PathShare",
-    "PathShares",
-    "measured_paths",
-]
+__all__ = ["PathShare", "PathShares", "measured_paths"]
 
 N_PATHS = 5
 
@@ -85,12 +81,7 @@ class PathShares:
 
 
 def measured_paths(
-    model: Model,
-    prepared: Iterable[Prepared],
-    metric: Metric,
-    circuit: Circuit,
-    scores: Scores,
-    sample: PairSample,
+    model: Model, prepared: Iterable[Prepared], metric: Metric, circuit: Circuit, scores: Scores, sample: PairSample
 ) -> PathShares:
     """The strongest paths of a circuit with five different weakest edges, each kept alone, and together.
 

@@ -27,11 +27,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "PairScores",
-    "Rule",
-    "pair_scores",
-]
+__all__ = ["PairScores", "Rule", "pair_scores"]
 
 MAX_BYTES = 1 << 30
 NO_EFFECT = 1e-9

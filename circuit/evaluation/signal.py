@@ -22,11 +22,7 @@ from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.statistics import Clusters, Interval, interval, weighted_mean
 from persona_circuits.metrics import Metric, Targets
 
-__all__ = [
-    "Signal",
-    "SignalWatch",
-    "signal_of",
-]
+__all__ = ["Signal", "SignalWatch", "signal_of"]
 
 ENOUGH, TOO_SMALL, TOO_FEW, REVERSED, UNKNOWN = "enough", "too small", "too few pairs", "reversed", "unknown"
 LEVEL = 0.05

@@ -16,12 +16,7 @@ from persona_circuits.circuit.figures import Chart, heat_map, write_arrays, writ
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 
-__all__ = [
-    "edges_at_parts",
-    "edges_by_part",
-    "write_spans",
-    "write_specificity",
-]
+__all__ = ["edges_at_parts", "edges_by_part", "write_spans", "write_specificity"]
 
 MOST_PARTS = 4  # colours of edges in a picture
 

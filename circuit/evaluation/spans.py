@@ -31,13 +31,7 @@ from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.storage import Kept
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "SpanStudy",
-    "entry_shares",
-    "persistence",
-    "span_rows",
-    "span_study",
-]
+__all__ = ["SpanStudy", "entry_shares", "persistence", "span_rows", "span_study"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +70,7 @@ class SpanStudy:
 
 
 def span_study(
-    model: Model,
-    parts: ScoreParts,
-    prepared: Iterable[Prepared],
-    metric: Metric,
-    sample: PairSample | None = None,
+    model: Model, parts: ScoreParts, prepared: Iterable[Prepared], metric: Metric, sample: PairSample | None = None
 ) -> SpanStudy:
     """Entry shares from scores by span, and the persistence of the stream, which runs the model."""
     entry, from_input = entry_shares(parts)

@@ -27,14 +27,7 @@ from persona_circuits.circuit.statistics import Clusters, Interval, PairSample, 
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "INTACT",
-    "Pairs",
-    "Transfer",
-    "measured",
-    "transfer",
-    "transfer_within",
-]
+__all__ = ["INTACT", "Pairs", "Transfer", "measured", "transfer", "transfer_within"]
 
 Pairs = Callable[[], Iterable[Prepared]]
 """Gives the batches of a contrast; called once."""

@@ -12,12 +12,7 @@ from persona_circuits.circuit.figures.page import DATA, figure_page
 from persona_circuits.circuit.figures.paper import FORMATS, WIDTHS, paper
 from persona_circuits.circuit.storage import write_bytes
 
-__all__ = [
-    "INDEX",
-    "read_figures",
-    "redraw",
-    "write_figures",
-]
+__all__ = ["INDEX", "read_figures", "redraw", "write_figures"]
 
 INDEX = "index.html"
 """The page of a run's folder, which holds no figures of its own."""

@@ -8,15 +8,7 @@ from urllib.parse import quote
 
 from persona_circuits.circuit.printable import visible
 
-__all__ = [
-    "HTML",
-    "address",
-    "document",
-    "figure",
-    "link",
-    "shown",
-    "table",
-]
+__all__ = ["HTML", "address", "document", "figure", "link", "shown", "table"]
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --faint: #5d646d; --paper: #fff; --line: #d9dce1; --band: #f4f5f7;

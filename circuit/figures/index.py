@@ -18,12 +18,7 @@ from persona_circuits.circuit.figures.html import document, figure, link, shown,
 from persona_circuits.circuit.figures.tables import csv_rows
 from persona_circuits.circuit.storage import write_text
 
-__all__ = [
-    "About",
-    "is_index",
-    "run_page",
-    "write_index",
-]
+__all__ = ["About", "is_index", "run_page", "write_index"]
 
 MOST_ROWS, MOST_COLUMNS = 50, 16  # of a table that are shown on the page; the file has all
 DEEPEST = 3  # folders within folders whose files are named

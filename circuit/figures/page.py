@@ -31,11 +31,7 @@ from persona_circuits.circuit.figures.charts import (
 )
 from persona_circuits.circuit.printable import shortened, visible
 
-__all__ = [
-    "DATA",
-    "figure_page",
-    "plotly_figure",
-]
+__all__ = ["DATA", "figure_page", "plotly_figure"]
 
 LONGEST_TEXT = 300  # characters of a text that are shown on a page
 MOST_NUMBERS = 24  # columns of a heat map with numbers in its cells

@@ -37,13 +37,7 @@ from persona_circuits.circuit.printable import shortened, visible
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "FORMATS",
-    "TALLEST",
-    "WIDTHS",
-    "paper",
-    "png_bytes",
-]
+__all__ = ["FORMATS", "TALLEST", "WIDTHS", "paper", "png_bytes"]
 
 FORMATS = ("png", "svg", "pdf")
 WIDTHS = {"single": 3.3, "double": 6.9}  # inches: one column of a paper, or both

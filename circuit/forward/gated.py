@@ -20,10 +20,7 @@ from persona_circuits.circuit.forward.prepared import Prepared
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Block, Model
 
-__all__ = [
-    "gated_bytes",
-    "gated_logits",
-]
+__all__ = ["gated_bytes", "gated_logits"]
 
 COPIES = 5
 """Streams of a slot that autograd keeps: as read, in two stages of its norm, projected, and its gradient."""

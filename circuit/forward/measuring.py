@@ -16,10 +16,7 @@ from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.subgraph import SpanCircuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "measure",
-    "measure_rows",
-]
+__all__ = ["measure", "measure_rows"]
 
 
 def measure(

@@ -24,22 +24,14 @@ from persona_circuits.circuit.forward.prepared import Prepared
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Block, Model
 
-__all__ = [
-    "patched_nodes",
-    "patched_stream",
-    "per_pass",
-    "portions",
-]
+__all__ = ["patched_nodes", "patched_stream", "per_pass", "portions"]
 
 CPU_BYTES = 1 << 25
 """On a CPU a few patches a pass are faster than many: their streams stay in the cache."""
 
 
 def patched_nodes(
-    model: Model,
-    item: Prepared,
-    chosen: Bool[Tensor, "patch src"],
-    where: Bool[Tensor, "patch batch pos"],
+    model: Model, item: Prepared, chosen: Bool[Tensor, "patch src"], where: Bool[Tensor, "patch batch pos"]
 ) -> Float[Tensor, "patch batch vocab"]:
     """Logits at the last position, with each patch's chosen nodes ablated at its positions.
 

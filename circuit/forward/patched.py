@@ -31,12 +31,7 @@ from persona_circuits.circuit.graph import SLOTS, Slot
 from persona_circuits.circuit.model import Block, Model, OpenBlock
 from persona_circuits.circuit.subgraph import SpanCircuit
 
-__all__ = [
-    "MASK_BYTES",
-    "logits_of",
-    "masks_per_pass",
-    "patched_logits",
-]
+__all__ = ["MASK_BYTES", "logits_of", "masks_per_pass", "patched_logits"]
 
 MASK_BYTES = 1 << 30
 ROWS_AT_A_TIME = 64
@@ -161,10 +156,7 @@ class _Differences:
         self._every: Tensor | None = None
 
     def added_to(
-        self,
-        base: Float[Tensor, "_ batch pos d_model"],
-        chosen: Bool[Tensor, "mask part src slot"],
-        sign: int,
+        self, base: Float[Tensor, "_ batch pos d_model"], chosen: Bool[Tensor, "mask part src slot"], sign: int
     ) -> Float[Tensor, "mask slot batch pos d_model"]:
         """A stream and, with this sign, the sum over the chosen edges; sources that no edge chooses are left out.
 

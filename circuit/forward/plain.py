@@ -15,18 +15,7 @@ from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Targets
 
-__all__ = [
-    "Held",
-    "Prefix",
-    "Run",
-    "Written",
-    "changes",
-    "prefix_of",
-    "run",
-    "run_clean",
-    "run_corrupt",
-    "targets_of",
-]
+__all__ = ["Held", "Prefix", "Run", "Written", "changes", "prefix_of", "run", "run_clean", "run_corrupt", "targets_of"]
 
 WORTH_A_PASS = 128
 """Places for whose sake a pass is made: one over few costs what reading the weights costs, as much as a hundred do."""

@@ -25,10 +25,7 @@ from persona_circuits.circuit.forward.prepared import Prepared
 from persona_circuits.circuit.model import Model
 from persona_circuits.metrics import Metric, Targets
 
-__all__ = [
-    "Rounding",
-    "tolerance",
-]
+__all__ = ["Rounding", "tolerance"]
 
 SHARE = 1e-4
 """Of |m(full) - m(empty)|: differences that are smaller are ties."""

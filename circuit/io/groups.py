@@ -10,11 +10,7 @@ from persona_circuits.circuit.graph import Graph, parse_node
 from persona_circuits.circuit.storage import Kind, is_text, is_texts, read_json
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "GROUPS",
-    "by_source",
-    "read_groups",
-]
+__all__ = ["GROUPS", "by_source", "read_groups"]
 
 FORMAT = "persona-circuits/groups"
 GROUPS = Kind(

@@ -6,10 +6,7 @@ import json
 from importlib import resources
 from typing import Any
 
-__all__ = [
-    "page_schema",
-    "schema",
-]
+__all__ = ["page_schema", "schema"]
 
 
 def schema() -> dict[str, Any]:

@@ -33,12 +33,7 @@ from persona_circuits.circuit.model.rules import Rules
 from persona_circuits.circuit.model.stubs import returning, stubbed_forward, unchanged
 from persona_circuits.circuit.task import FormTable
 
-__all__ = [
-    "NEURON_HOOKS",
-    "Block",
-    "Context",
-    "take_apart",
-]
+__all__ = ["NEURON_HOOKS", "Block", "Context", "take_apart"]
 
 CACHED_BYTES = 1 << 18
 """From this size on a CPU takes streams one by one, which stay in its cache; smaller ones together, in fewer calls."""

@@ -18,14 +18,7 @@ import torch
 from persona_circuits.circuit.catalogue import CATALOGUE
 from persona_circuits.circuit.errors import ModelError, first_line
 
-__all__ = [
-    "check_folder",
-    "check_keys",
-    "check_place",
-    "check_weights",
-    "lacks_tokenizer",
-    "stored_tensors",
-]
+__all__ = ["check_folder", "check_keys", "check_place", "check_weights", "lacks_tokenizer", "stored_tensors"]
 
 WANTED = "give a Hugging Face folder or a hub name such as gpt2"
 PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+)")

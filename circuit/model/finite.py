@@ -16,11 +16,7 @@ from torch import Tensor
 
 from persona_circuits.circuit.errors import ModelError
 
-__all__ = [
-    "Name",
-    "check_finite",
-    "of_prompts",
-]
+__all__ = ["Name", "check_finite", "of_prompts"]
 
 SHOWN = 60
 """Characters of a prompt that a message shows, the last ones."""

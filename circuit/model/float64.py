@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-__all__ = [
-    "Wide",
-]
+__all__ = ["Wide"]
 
 
 class Wide:

@@ -12,15 +12,7 @@ from typing import Any
 from persona_circuits.circuit.errors import ModelError, first_line
 from persona_circuits.circuit.model.origin import Origin, sha256_of
 
-__all__ = [
-    "as_dense",
-    "check_gguf",
-    "check_reader",
-    "gguf_in",
-    "gguf_refusal",
-    "origin_of_gguf",
-    "without_bars",
-]
+__all__ = ["as_dense", "check_gguf", "check_reader", "gguf_in", "gguf_refusal", "origin_of_gguf", "without_bars"]
 
 MAGIC = b"GGUF"
 

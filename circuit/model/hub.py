@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from persona_circuits.circuit.errors import first_line
 
-__all__ = [
-    "hub_refusal",
-]
+__all__ = ["hub_refusal"]
 
 
 def hub_refusal(error: BaseException, name: str, revision: str | None) -> str | None:

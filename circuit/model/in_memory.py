@@ -10,11 +10,7 @@ import torch
 from persona_circuits.circuit.errors import ModelError, first_line
 from persona_circuits.circuit.model.model import trial_run
 
-__all__ = [
-    "name_of",
-    "network_in",
-    "own_copy",
-]
+__all__ = ["name_of", "network_in", "own_copy"]
 
 WRAPPED = "._original_component"
 """What the host library puts into the names of weights that it wraps."""

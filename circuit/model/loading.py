@@ -323,11 +323,7 @@ def _bridge_of(network: Any, tokenizer: Any, name: str, device: torch.device | s
     try:
         with quiet() as said, nothing_installed():
             bridge = TransformerBridge.boot_transformers(
-                name,
-                hf_model=network,
-                tokenizer=tokenizer,
-                device=str(device),
-                dtype=network.dtype,
+                name, hf_model=network, tokenizer=tokenizer, device=str(device), dtype=network.dtype
             )
     except (ValueError, NotImplementedError, RuntimeError, AttributeError) as error:
         raise ModelError(

@@ -14,10 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "SHORT",
-    "Held",
-]
+__all__ = ["SHORT", "Held"]
 
 SHORT = (torch.bfloat16, torch.float16)
 

@@ -38,15 +38,7 @@ from persona_circuits.circuit.model.stubs import Body, Stop, returning_nothing, 
 from persona_circuits.circuit.model.weights import text_config_of
 from persona_circuits.circuit.task import Forms, FormTable, form_table
 
-__all__ = [
-    "HELD",
-    "Model",
-    "OwnLogits",
-    "fixed_bytes",
-    "placed_on",
-    "trial_run",
-    "unpadded",
-]
+__all__ = ["HELD", "Model", "OwnLogits", "fixed_bytes", "placed_on", "trial_run", "unpadded"]
 
 ROOM_BYTES = 1 << 28
 """As much memory is kept on a CPU between patched passes."""

@@ -19,11 +19,7 @@ from torch import Tensor
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.model.block import NEURON_HOOKS, Block
 
-__all__ = [
-    "Hidden",
-    "Neurons",
-    "OpenBlock",
-]
+__all__ = ["Hidden", "Neurons", "OpenBlock"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,12 +13,7 @@ from torch import Tensor
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model.stubs import unchanged
 
-__all__ = [
-    "Pullback",
-    "direct",
-    "frozen_gain",
-    "norm_of",
-]
+__all__ = ["Pullback", "direct", "frozen_gain", "norm_of"]
 
 EPSILONS = ("eps", "variance_epsilon", "epsilon")
 """What the constant under a norm's root is called, in torch and in the host's models."""

@@ -12,11 +12,7 @@ from persona_circuits.circuit.catalogue import ORIGIN_FILE
 from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.storage import Kind, read_json
 
-__all__ = [
-    "Origin",
-    "origin_of",
-    "sha256_of",
-]
+__all__ = ["Origin", "origin_of", "sha256_of"]
 
 KIND = Kind("note of a model's origin", ModelError)
 CHUNK = 2**20

@@ -31,10 +31,7 @@ from persona_circuits.circuit.errors import ModelError
 from persona_circuits.circuit.model.norm import Pullback, direct
 from persona_circuits.circuit.model.stubs import stubbed_forward
 
-__all__ = [
-    "RULES",
-    "Rules",
-]
+__all__ = ["RULES", "Rules"]
 
 SOFTMAXES = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
 PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)

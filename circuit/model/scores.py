@@ -22,9 +22,7 @@ from persona_circuits.circuit.model.norm import frozen_gain
 from persona_circuits.circuit.model.rules import SOFTMAXES
 from persona_circuits.circuit.model.stubs import stubbed_forward
 
-__all__ = [
-    "score_terms",
-]
+__all__ = ["score_terms"]
 
 AT_ONCE = 16
 """Sources whose terms are computed in one call of the host's attention."""
@@ -33,10 +31,7 @@ BOUND = 1e-3
 
 
 def score_terms(
-    block: Block,
-    stream: Float[Tensor, "1 pos d_model"],
-    written: Float[Tensor, "src pos d_model"],
-    context: Context,
+    block: Block, stream: Float[Tensor, "1 pos d_model"], written: Float[Tensor, "src pos d_model"], context: Context
 ) -> tuple[Float[Tensor, "term head pos"], Float[Tensor, "term head pos"], Float[Tensor, "head pos"]]:
     """Scores of all heads at the last position, as sums over what makes the query, and over what makes the keys.
 

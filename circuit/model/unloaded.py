@@ -14,10 +14,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = [
-    "UNUSED",
-    "left_unloaded",
-]
+__all__ = ["UNUSED", "left_unloaded"]
 
 UNUSED = (
     "datasets",

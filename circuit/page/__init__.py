@@ -5,13 +5,4 @@ from persona_circuits.circuit.page.html import is_page, page_faults, page_html, 
 from persona_circuits.circuit.page.notebook import CircuitPage, circuit_page
 from persona_circuits.circuit.page.run import run_data
 
-__all__ = [
-    "CircuitPage",
-    "circuit_page",
-    "is_page",
-    "page_faults",
-    "page_html",
-    "page_of_run",
-    "read_page",
-    "run_data",
-]
+__all__ = ["CircuitPage", "circuit_page", "is_page", "page_faults", "page_html", "page_of_run", "read_page", "run_data"]

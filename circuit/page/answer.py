@@ -9,9 +9,7 @@ from typing import Any
 from persona_circuits.circuit.printable import signed
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "answer_of",
-]
+__all__ = ["answer_of"]
 
 
 def answer_of(record: Mapping[str, Any], summary: Mapping[str, Any], circuit: Circuit) -> dict[str, str]:

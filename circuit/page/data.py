@@ -12,11 +12,7 @@ from persona_circuits.circuit.page.run import INSIDE, run_data
 from persona_circuits.circuit.page.verdicts import read_verdicts
 from persona_circuits.circuit.storage import Kind, read_json
 
-__all__ = [
-    "FORMAT",
-    "page_data",
-    "page_of_run",
-]
+__all__ = ["FORMAT", "page_data", "page_of_run"]
 
 FORMAT = "persona-circuits/page"
 

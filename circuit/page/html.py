@@ -20,14 +20,7 @@ from persona_circuits.circuit.io import page_schema, schema_faults
 from persona_circuits.circuit.printable import visible
 from persona_circuits.circuit.storage import Kind, json_of, read_text
 
-__all__ = [
-    "MODULES",
-    "is_page",
-    "page_faults",
-    "page_html",
-    "read_page",
-    "web_file",
-]
+__all__ = ["MODULES", "is_page", "page_faults", "page_html", "read_page", "web_file"]
 
 MODULES = (
     "data.js",

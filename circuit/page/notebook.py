@@ -19,10 +19,7 @@ from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import check_output_file, parse_json, write_text
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "CircuitPage",
-    "circuit_page",
-]
+__all__ = ["CircuitPage", "circuit_page"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

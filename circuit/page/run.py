@@ -17,12 +17,7 @@ from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import Kind, json_of, read_bytes, read_json, read_tensors
 from persona_circuits.circuit.task import resolve, task_of
 
-__all__ = [
-    "INSIDE",
-    "read_sweep",
-    "record_run",
-    "run_data",
-]
+__all__ = ["INSIDE", "read_sweep", "record_run", "run_data"]
 
 INSIDE = "inside.json"
 """What the nodes of a run do, computed where the model is."""

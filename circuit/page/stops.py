@@ -16,11 +16,7 @@ import numpy as np
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "Nested",
-    "curve_of",
-    "nested",
-]
+__all__ = ["Nested", "curve_of", "nested"]
 
 MOST_EDGES = 1000
 """Stops up to this many edges are on the page, or up to the circuit's own size where that is larger."""

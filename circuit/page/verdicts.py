@@ -11,9 +11,7 @@ from persona_circuits.circuit.errors import FileError, OptionError, listed
 from persona_circuits.circuit.io import schema_faults
 from persona_circuits.circuit.storage import Kind, decoded, json_of, read_bytes
 
-__all__ = [
-    "read_verdicts",
-]
+__all__ = ["read_verdicts"]
 
 EXPLAIN = Kind("explanation", expected="the explain.json of explain, or its folder")
 NUMBER, COUNT, TEXT = {"type": "number"}, {"type": "integer", "minimum": 0}, {"type": "string"}

@@ -34,13 +34,7 @@ from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.storage import Kind, is_number, read_json, replace_folder, write_json
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "read_submission",
-    "stream_width",
-    "weighted_edge_count",
-    "write_circuits",
-    "write_importances",
-]
+__all__ = ["read_submission", "stream_width", "weighted_edge_count", "write_circuits", "write_importances"]
 
 IMPORTANCES = "importances.json"
 SUBMISSION = Kind("file of a submission")

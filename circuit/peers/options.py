@@ -8,9 +8,7 @@ from typing import Annotated
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers
 
-__all__ = [
-    "CrosscheckOptions",
-]
+__all__ = ["CrosscheckOptions"]
 
 
 @dataclass(frozen=True)

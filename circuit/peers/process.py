@@ -20,13 +20,7 @@ from persona_circuits.circuit.storage import Kind, read_json
 from persona_circuits.circuit.task import Row, shipped
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "PEER_METRICS",
-    "AutoCircuit",
-    "autocircuit_rows",
-    "check_model",
-    "peers_python",
-]
+__all__ = ["PEER_METRICS", "AutoCircuit", "autocircuit_rows", "check_model", "peers_python"]
 
 ENVIRONMENT = "PERSONA_CIRCUITS_PEERS"
 CONFIG = Kind("configuration", ModelError)

@@ -7,9 +7,7 @@ from typing import Any
 
 from persona_circuits.circuit.storage import Kind, read_json
 
-__all__ = [
-    "supported_families",
-]
+__all__ = ["supported_families"]
 
 
 def supported_families() -> dict[str, Any]:

@@ -26,9 +26,7 @@ from persona_circuits.circuit.model import Origin, load_model, load_skeleton, or
 from persona_circuits.circuit.profiling.options import InspectOptions
 from persona_circuits.circuit.task import Task, encode, fitting
 
-__all__ = [
-    "inspect_model",
-]
+__all__ = ["inspect_model"]
 
 
 @dataclass(frozen=True)
@@ -82,11 +80,7 @@ class Inspection:
                 "max_memory": self.limit,
             },
             "cost": [
-                {
-                    "dtype": dtype,
-                    "weights_bytes": weight_bytes(arch, dtype),
-                    "steps": [asdict(step) for step in steps],
-                }
+                {"dtype": dtype, "weights_bytes": weight_bytes(arch, dtype), "steps": [asdict(step) for step in steps]}
                 for dtype, steps in self.costs.items()
             ],
             "origin": self.origin.as_dict() if self.origin else None,

@@ -20,15 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = [
-    "Cost",
-    "Step",
-    "cost_of",
-    "costs_of",
-    "peak_bytes",
-    "process_peak_bytes",
-    "seconds_of",
-]
+__all__ = ["Cost", "Step", "cost_of", "costs_of", "peak_bytes", "process_peak_bytes", "seconds_of"]
 
 Step = Callable[[], Any]
 

@@ -8,10 +8,7 @@ from typing import Annotated
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Alignment, Option, PlainNumbers, Seed, Steps, check_least
 
-__all__ = [
-    "BenchOptions",
-    "InspectOptions",
-]
+__all__ = ["BenchOptions", "InspectOptions"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +25,7 @@ class BenchOptions(PlainNumbers):
     edges: Annotated[int, Option("Edges of the random circuit.")] = 200
     acdc_edges: Annotated[int, Option("Edges that ACDC tries, spread over the graph; 0: none.")] = 96
     candidates: Annotated[
-        int | None,
-        Option("Edges that ACDC tries per pass. (default: as many as share one, at most 8; GPU: 128)"),
+        int | None, Option("Edges that ACDC tries per pass. (default: as many as share one, at most 8; GPU: 128)")
     ] = None
     share: Annotated[float, Option("ACDC's threshold as a share of |m(full) - m(empty)|.")] = 0.003
     seed: Seed = 0
@@ -54,8 +50,7 @@ class InspectOptions(PlainNumbers):
 
     align: Alignment = "equal"
     config_only: Annotated[
-        bool | None,
-        Option("Read the configuration and no weights; the check is left out. (default: with --pairs)"),
+        bool | None, Option("Read the configuration and no weights; the check is left out. (default: with --pairs)")
     ] = None
     tokens: Annotated[int, Option("Tokens of a prompt. (with --pairs: the longest)")] = 64
     prompts: Annotated[int, Option("Prompt pairs, both directions. (with --pairs: the file's)")] = 400

@@ -30,12 +30,7 @@ from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import METRICS, Metric
 
-__all__ = [
-    "AcdcResult",
-    "Trials",
-    "acdc",
-    "acdc_by_definition",
-]
+__all__ = ["AcdcResult", "Trials", "acdc", "acdc_by_definition"]
 
 MEMORY = 16
 """Decisions over which ACDC remembers how many edges stay."""
@@ -172,13 +167,7 @@ class _AcdcSearch:
     """The running state of ACDC; ``mask`` is the circuit so far, ``rate`` the recent share of edges that stay."""
 
     def __init__(
-        self,
-        model: Model,
-        prepared: Sequence[Prepared],
-        metric: Metric,
-        tau: float,
-        mask: np.ndarray,
-        candidates: int,
+        self, model: Model, prepared: Sequence[Prepared], metric: Metric, tau: float, mask: np.ndarray, candidates: int
     ) -> None:
         self.model, self.prepared, self.metric, self.tau, self.mask = model, prepared, metric, tau, mask
         self.candidates = candidates

@@ -34,11 +34,7 @@ from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "Finished",
-    "Terms",
-    "finish",
-]
+__all__ = ["Finished", "Terms", "finish"]
 
 MOST_TURNS = 20
 """After so many the search stops, settled or not."""
@@ -244,10 +240,7 @@ class _Finish:
 
 
 def connect(
-    graph: Graph,
-    mask: Bool[np.ndarray, "src dst"],
-    strength: Float[np.ndarray, "src dst"],
-    place: tuple[int, int],
+    graph: Graph, mask: Bool[np.ndarray, "src dst"], strength: Float[np.ndarray, "src dst"], place: tuple[int, int]
 ) -> None:
     """Put the strongest edge into ``mask`` that connects the source of an edge to the input, and its reader onward."""
     src, dst = place

@@ -33,11 +33,7 @@ from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Batch
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "Learned",
-    "Schedule",
-    "learn",
-]
+__all__ = ["Learned", "Schedule", "learn"]
 
 BETA, LEAST, MOST = 2 / 3, -0.1, 1.1
 """Of hard concrete gates: how sharp they are, and the ends they are stretched to before they are clamped."""

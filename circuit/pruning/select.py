@@ -14,15 +14,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "PRUNERS",
-    "check_n",
-    "check_tau",
-    "greedy",
-    "slots_by_source",
-    "threshold",
-    "top_n",
-]
+__all__ = ["PRUNERS", "check_n", "check_tau", "greedy", "slots_by_source", "threshold", "top_n"]
 
 
 def threshold(scores: Scores, tau: float) -> Circuit:

@@ -18,9 +18,7 @@ from persona_circuits.circuit.figures import PALETTE, Chart, Curve, Points, plai
 from persona_circuits.circuit.io import write_scores
 from persona_circuits.circuit.storage import write_json
 
-__all__ = [
-    "write_curves",
-]
+__all__ = ["write_curves"]
 
 COLOURS = tuple(colour for colour in PALETTE if colour not in ("#000000", "#8a8a8a"))
 NOTES = (

@@ -13,21 +13,10 @@ from typing import Any
 from persona_circuits.circuit.assessment import CircuitTests
 from persona_circuits.circuit.evaluation import PairsView, Transfer
 from persona_circuits.circuit.evaluation.stability import CORE, StabilityReport
-from persona_circuits.circuit.figures import (
-    GREY,
-    Bars,
-    Chart,
-    Points,
-    bar_chart,
-    chart,
-    write_csv,
-    write_figures,
-)
+from persona_circuits.circuit.figures import GREY, Bars, Chart, Points, bar_chart, chart, write_csv, write_figures
 from persona_circuits.circuit.reporting.evaluation_tables import tables
 
-__all__ = [
-    "write_tests",
-]
+__all__ = ["write_tests"]
 
 
 def write_tests(results: CircuitTests, folder: Path, *, title: str) -> None:

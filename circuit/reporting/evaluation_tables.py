@@ -12,13 +12,7 @@ from persona_circuits.circuit.evaluation.stability import StabilityReport
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.circuit.table import Column, Table, to
 
-__all__ = [
-    "evaluations_table",
-    "pair_tables",
-    "stability_table",
-    "tables",
-    "transfer_table",
-]
+__all__ = ["evaluations_table", "pair_tables", "stability_table", "tables", "transfer_table"]
 
 ANSWERS = {True: "yes", False: "no", None: "undefined"}
 STABILITY = (

@@ -18,12 +18,7 @@ from scipy import sparse, special
 from persona_circuits.circuit.statistics.permutations import Permutations, permutations_of
 from persona_circuits.circuit.task import PromptPair
 
-__all__ = [
-    "N_BOOTSTRAP",
-    "Clusters",
-    "blocks",
-    "cluster_codes",
-]
+__all__ = ["N_BOOTSTRAP", "Clusters", "blocks", "cluster_codes"]
 
 N_BOOTSTRAP = 2000
 BLOCK = 250  # resamples at a time, so that memory stays small

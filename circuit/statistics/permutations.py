@@ -27,10 +27,7 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from scipy.special import gammaln
 
-__all__ = [
-    "Permutations",
-    "permutations_of",
-]
+__all__ = ["Permutations", "permutations_of"]
 
 Codes = NDArray[np.int64]
 Classes = tuple[Codes, ...]

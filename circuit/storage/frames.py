@@ -7,9 +7,7 @@ from typing import Any
 
 from persona_circuits.circuit.errors import OptionError
 
-__all__ = [
-    "frame_of",
-]
+__all__ = ["frame_of"]
 
 
 def frame_of(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> Any:

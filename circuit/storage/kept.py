@@ -17,12 +17,7 @@ from persona_circuits.circuit.errors import WriteError
 from persona_circuits.circuit.storage.reading import read_state, state_metadata
 from persona_circuits.circuit.storage.writing import write_bytes
 
-__all__ = [
-    "Kept",
-    "packed",
-    "search_of",
-    "unpacked",
-]
+__all__ = ["Kept", "packed", "search_of", "unpacked"]
 
 SAVE_SECONDS = 30.0
 

@@ -3,11 +3,4 @@
 from persona_circuits.circuit.subgraph.edges import Circuit, from_networkx, to_networkx
 from persona_circuits.circuit.subgraph.spans import SpanCircuit, Spans, SpanScores
 
-__all__ = [
-    "Circuit",
-    "SpanCircuit",
-    "SpanScores",
-    "Spans",
-    "from_networkx",
-    "to_networkx",
-]
+__all__ = ["Circuit", "SpanCircuit", "SpanScores", "Spans", "from_networkx", "to_networkx"]

@@ -13,11 +13,7 @@ from persona_circuits.circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, No
 from persona_circuits.circuit.printable import html_table
 from persona_circuits.circuit.scores import Scores
 
-__all__ = [
-    "Circuit",
-    "from_networkx",
-    "to_networkx",
-]
+__all__ = ["Circuit", "from_networkx", "to_networkx"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -28,11 +28,7 @@ from persona_circuits.circuit.subgraph.edges import Circuit
 if TYPE_CHECKING:
     from persona_circuits.circuit.task import Batch
 
-__all__ = [
-    "SpanCircuit",
-    "SpanScores",
-    "Spans",
-]
+__all__ = ["SpanCircuit", "SpanScores", "Spans"]
 
 
 @dataclass(frozen=True)

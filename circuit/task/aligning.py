@@ -15,10 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = [
-    "alignment",
-    "shared_ends",
-]
+__all__ = ["alignment", "shared_ends"]
 
 
 def shared_ends(first: Sequence[int], second: Sequence[int]) -> tuple[int, int]:

@@ -14,10 +14,7 @@ from persona_circuits.circuit.task.aligning import alignment
 from persona_circuits.circuit.task.encoding import Row
 from persona_circuits.circuit.task.forms import FormTable, form_table
 
-__all__ = [
-    "Batch",
-    "batches",
-]
+__all__ = ["Batch", "batches"]
 
 OUTSIDE = "between"
 """What the tokens between two parts of a prompt count to."""

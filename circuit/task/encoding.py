@@ -27,16 +27,7 @@ from persona_circuits.circuit.task.tokens import (
     token_ids,
 )
 
-__all__ = [
-    "ALIGNMENTS",
-    "ALIKE",
-    "Row",
-    "answer_id",
-    "encode",
-    "fitting",
-    "misfit",
-    "with_swap_rows",
-]
+__all__ = ["ALIGNMENTS", "ALIKE", "Row", "answer_id", "encode", "fitting", "misfit", "with_swap_rows"]
 
 ALIKE = "clean and corrupt are the same tokens, so nothing can differ between them; take the pair out"
 

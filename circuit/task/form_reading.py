@@ -8,10 +8,7 @@ from persona_circuits.circuit.task.forms import Forms, forms_of
 from persona_circuits.circuit.task.pairs import PromptPair
 from persona_circuits.circuit.task.tokens import Reader, beyond_embedding
 
-__all__ = [
-    "options_of",
-    "read_forms",
-]
+__all__ = ["options_of", "read_forms"]
 
 
 def options_of(pair: PromptPair) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -23,13 +23,7 @@ from torch import Tensor
 
 from persona_circuits.metrics.forms import with_options
 
-__all__ = [
-    "FormTable",
-    "Forms",
-    "form_table",
-    "forms_left_out",
-    "forms_of",
-]
+__all__ = ["FormTable", "Forms", "form_table", "forms_left_out", "forms_of"]
 
 Ids = tuple[int, ...]
 

@@ -10,12 +10,7 @@ from persona_circuits.circuit.task.encoding import Row
 from persona_circuits.circuit.task.pairs import Task
 from persona_circuits.circuit.task.tokens import Reader, token_ids
 
-__all__ = [
-    "Overlap",
-    "overlap",
-    "overlap_of_prompts",
-    "overlap_of_tasks",
-]
+__all__ = ["Overlap", "overlap", "overlap_of_prompts", "overlap_of_tasks"]
 
 Prompts = tuple[tuple[int, ...], tuple[int, ...]]
 

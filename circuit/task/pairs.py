@@ -9,13 +9,7 @@ from typing import Any, overload
 from persona_circuits.circuit.errors import TaskError, meant
 from persona_circuits.circuit.printable import html_table
 
-__all__ = [
-    "TEXT_KEYS",
-    "PromptPair",
-    "Span",
-    "Task",
-    "without_forms",
-]
+__all__ = ["TEXT_KEYS", "PromptPair", "Span", "Task", "without_forms"]
 
 TEXT_KEYS = ("id", "persona_a", "persona_b", "question", "split")
 

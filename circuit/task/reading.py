@@ -32,12 +32,7 @@ from persona_circuits.circuit.storage import (
 )
 from persona_circuits.circuit.task.pairs import TEXT_KEYS, PromptPair, Span, Task
 
-__all__ = [
-    "PAIRS",
-    "load_task",
-    "task_of",
-    "task_of_items",
-]
+__all__ = ["PAIRS", "load_task", "task_of", "task_of_items"]
 
 TEXTS, ANSWERS = ("clean", "corrupt"), ("answers", "wrong_answers")
 OPTIONAL = (*TEXT_KEYS, "neutral", "spans", "forms")

@@ -7,13 +7,7 @@ from pathlib import Path
 from persona_circuits.circuit.catalogue import fetched
 from persona_circuits.circuit.errors import FileError
 
-__all__ = [
-    "CONTROLS",
-    "MODEL",
-    "PAIRS",
-    "resolve",
-    "shipped",
-]
+__all__ = ["CONTROLS", "MODEL", "PAIRS", "resolve", "shipped"]
 
 MODEL = "models/persona-world"
 PAIRS = "datasets/pairs_demo.jsonl"

@@ -15,13 +15,7 @@ from persona_circuits.circuit.io import StoredCircuit, read_circuit
 from persona_circuits.circuit.printable import signed
 from persona_circuits.circuit.viewing.runs import CIRCUIT, Run
 
-__all__ = [
-    "BOTH",
-    "FILES",
-    "compared",
-    "listed",
-    "overview",
-]
+__all__ = ["BOTH", "FILES", "compared", "listed", "overview"]
 
 FILES, BOTH = "/files/", "/both"
 MOST_EDGES = 40

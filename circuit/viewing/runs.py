@@ -12,10 +12,7 @@ from persona_circuits.circuit.errors import PersonaCircuitsError
 from persona_circuits.circuit.io import read_circuit
 from persona_circuits.circuit.storage import Kind, read_json
 
-__all__ = [
-    "Run",
-    "runs_in",
-]
+__all__ = ["Run", "runs_in"]
 
 MOST, DEEPEST = 500, 3  # runs that are listed; folders within folders that are looked into
 CIRCUIT, PAGE, INDEX = "circuit.json", "page.html", "index.html"

@@ -21,10 +21,7 @@ from persona_circuits.circuit.page import page_html, page_of_run
 from persona_circuits.circuit.viewing.pages import BOTH, FILES, compared, listed, overview
 from persona_circuits.circuit.viewing.runs import INDEX, PAGE, Run, runs_in
 
-__all__ = [
-    "Viewer",
-    "viewer_of",
-]
+__all__ = ["Viewer", "viewer_of"]
 
 LOOPBACK = "127.0.0.1"
 TYPES = {

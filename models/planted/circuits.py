@@ -58,11 +58,7 @@ from persona_circuits.models.planted.vocabulary import (
     build_tokenizer,
 )
 
-__all__ = [
-    "Planted",
-    "planted_models",
-    "write_planted",
-]
+__all__ = ["Planted", "planted_models", "write_planted"]
 
 
 NAMES = ("copy", "two-hop", "prior", "cancel", "keys", "saturated", "weak", "bottleneck")
@@ -275,11 +271,7 @@ def _keys() -> GPT2LMHeadModel:
     net.linear(0, reads={"who": 1}, writes={"loud": 1})
     net.head(0, 1, attends={"mark": FOUND}, reads={"who": 1}, writes={"taste": 1})
     net.head(
-        1,
-        0,
-        attends={"mark": FOUND, "start": FOUND, "loud": 2},
-        reads={"taste": 1, "start": -1},
-        writes={"answer": 1},
+        1, 0, attends={"mark": FOUND, "start": FOUND, "loud": 2}, reads={"taste": 1, "start": -1}, writes={"answer": 1}
     )
     # Bystanders: a head that reads taste and loud but writes where nobody reads.
     net.head(2, 0, attends={"mark": FOUND}, reads={"taste": 1, "loud": 1}, writes={"spare": 1})
@@ -306,11 +298,7 @@ def _weak() -> GPT2LMHeadModel:
     """who -> a1.h1 -> answer, but the last word competes for its attention: persona word 4.5 - 0.7 distance, cue 0."""
     net = Hand(n_layers=2, n_heads=2)
     net.head(
-        1,
-        1,
-        attends={"mark": FOUND + 4.5, "cue": FOUND, "place": 8 * 0.7},
-        reads={"who": 1},
-        writes={"answer": 1},
+        1, 1, attends={"mark": FOUND + 4.5, "cue": FOUND, "place": 8 * 0.7}, reads={"who": 1}, writes={"answer": 1}
     )
     # Bystanders.
     net.head(0, 0, attends={"mark": FOUND}, reads={"who": 1}, writes={"spare": 1})

@@ -17,12 +17,7 @@ from persona_circuits.models.planted.vocabulary import (
     vocabulary_of,
 )
 
-__all__ = [
-    "D_MODEL",
-    "FOUND",
-    "STEADY",
-    "Hand",
-]
+__all__ = ["D_MODEL", "FOUND", "STEADY", "Hand"]
 
 FEATURES = (
     *("steady", "who", "mark", "topic", "lean", "start", "cue", "place"),

@@ -59,15 +59,7 @@ from persona_circuits.models.world import (
     wordings,
 )
 
-__all__ = [
-    "MODEL_FOLDER",
-    "SPLITS",
-    "Quality",
-    "cases_of",
-    "main",
-    "measure",
-    "quality_of",
-]
+__all__ = ["MODEL_FOLDER", "SPLITS", "Quality", "cases_of", "main", "measure", "quality_of"]
 
 SPLITS = ("seen", "held-out combinations", "held-out descriptions", "held-out wordings", "all new")
 MODEL_FOLDER = Path(__file__).parents[1] / "persona-world"

@@ -18,12 +18,7 @@ from transformers import GPT2LMHeadModel
 from persona_circuits.circuit.errors import FileError
 from persona_circuits.models.training.network import next_token_logits
 
-__all__ = [
-    "PairQuality",
-    "divergences",
-    "pair_groups",
-    "pair_quality",
-]
+__all__ = ["PairQuality", "divergences", "pair_groups", "pair_quality"]
 
 AXES = {"train": (), "test": ("contrast", "bias", "placement", "held_out"), "controls": ("control",), "demo": ()}
 

@@ -17,11 +17,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-__all__ = [
-    "build_model",
-    "logits_at",
-    "next_token_logits",
-]
+__all__ = ["build_model", "logits_at", "next_token_logits"]
 
 
 def build_model(

@@ -54,12 +54,7 @@ from persona_circuits.models.world import (
     save_tokenizer,
 )
 
-__all__ = [
-    "SMOKE",
-    "TrainingConfig",
-    "main",
-    "train",
-]
+__all__ = ["SMOKE", "TrainingConfig", "main", "train"]
 
 TEXT_WEIGHT = 0.2
 TEXT_SHARE = 0.25
@@ -239,10 +234,7 @@ def _start(config: TrainingConfig, tokenizer: Tokenizer, out: Path, resume: bool
 def _optimizer(model: GPT2LMHeadModel, config: TrainingConfig) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.dim() == 2]
     vectors = [p for p in model.parameters() if p.dim() != 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
 
 

@@ -30,10 +30,7 @@ from persona_circuits.models.world.text import (
 )
 from persona_circuits.models.world.world import GAIN, PRIOR, World, build_world
 
-__all__ = [
-    "world_files",
-    "write_world",
-]
+__all__ = ["world_files", "write_world"]
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 

@@ -19,10 +19,7 @@ from persona_circuits.models.world.text import Answer, document, ordinary_docume
 from persona_circuits.models.world.tokenizer import END
 from persona_circuits.models.world.world import World
 
-__all__ = [
-    "Batch",
-    "BatchMaker",
-]
+__all__ = ["Batch", "BatchMaker"]
 
 # Length of a batch's documents, and how often it is drawn.
 LENGTHS = {40: 0.3, 64: 0.5, 112: 0.2}

@@ -10,9 +10,7 @@ Traits have two poles and one letter each. A persona's value on a trait lies bet
 
 from __future__ import annotations
 
-__all__ = [
-    "FILLER",
-]
+__all__ = ["FILLER"]
 
 # letter | positive pole | negative pole
 TRAITS = """

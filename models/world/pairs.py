@@ -335,14 +335,7 @@ class Met(NamedTuple):
     nobody: bool = False
 
 
-def row_of(
-    world: World,
-    identifier: str,
-    split: str,
-    prompts: Iterable[str],
-    met: Met,
-    axis: Mapping[str, str],
-) -> Row:
+def row_of(world: World, identifier: str, split: str, prompts: Iterable[str], met: Met, axis: Mapping[str, str]) -> Row:
     """One line of a pair file."""
     (clean, corrupt), (personas, question, choices, nobody) = prompts, met
     a, b = personas

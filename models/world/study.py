@@ -58,13 +58,7 @@ from persona_circuits.models.world.text import (
 )
 from persona_circuits.models.world.world import Persona, Question, World, build_world
 
-__all__ = [
-    "HELD_OUT",
-    "VARIANTS",
-    "study_files",
-    "study_pairs",
-    "variant_pairs",
-]
+__all__ = ["HELD_OUT", "VARIANTS", "study_files", "study_pairs", "variant_pairs"]
 
 HELD_OUT = ("pair", "persona", "question", "template", "domain")
 VARIANTS = ("identity", "near", "far", "late", "rich", "repeated", "mention", "distractor")

@@ -20,12 +20,7 @@ from persona_circuits.circuit.storage import write_text
 from persona_circuits.models.world.text import all_lines
 from persona_circuits.models.world.world import World
 
-__all__ = [
-    "END",
-    "N_POSITIONS",
-    "build_tokenizer",
-    "save_tokenizer",
-]
+__all__ = ["END", "N_POSITIONS", "build_tokenizer", "save_tokenizer"]
 
 END = "<|endoftext|>"
 N_POSITIONS = 128
@@ -50,10 +45,7 @@ def build_tokenizer(world: World) -> Tokenizer:
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(
-        vocab_size=20_000,
-        special_tokens=[END],
-        initial_alphabet=sorted(ByteLevel.alphabet()),
-        show_progress=False,
+        vocab_size=20_000, special_tokens=[END], initial_alphabet=sorted(ByteLevel.alphabet()), show_progress=False
     )
     tokenizer.train_from_iterator(_words(world), trainer)
     return tokenizer

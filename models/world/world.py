@@ -23,14 +23,7 @@ import numpy as np
 
 from persona_circuits.models.world import lexicon as world_lexicon
 
-__all__ = [
-    "GAIN",
-    "PRIOR",
-    "Persona",
-    "Question",
-    "World",
-    "build_world",
-]
+__all__ = ["GAIN", "PRIOR", "Persona", "Question", "World", "build_world"]
 
 GAIN = 2.5
 PRIOR = (0.0, 1.0, 2.2, 5.5)

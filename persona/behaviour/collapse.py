@@ -32,9 +32,7 @@ from persona_circuits.persona.behaviour.summary import summarise
 from persona_circuits.persona.behaviour.wordings import pooled
 from persona_circuits.persona.data import ItemFile, Neutral
 
-__all__ = [
-    "study_collapse",
-]
+__all__ = ["study_collapse"]
 
 
 def study_collapse(

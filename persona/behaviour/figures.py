@@ -13,25 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.figures import (
-    GREY,
-    Axis,
-    Chart,
-    Curve,
-    Points,
-    Spread,
-    chart,
-    heat_map,
-    write_figures,
-)
+from persona_circuits.circuit.figures import GREY, Axis, Chart, Curve, Points, Spread, chart, heat_map, write_figures
 from persona_circuits.persona.behaviour.results import CollapseStudy, PairRow
 
-__all__ = [
-    "collapse_figures",
-    "divergence_by_placement",
-    "divergence_by_prior",
-    "write_collapse_figures",
-]
+__all__ = ["collapse_figures", "divergence_by_placement", "divergence_by_prior", "write_collapse_figures"]
 
 LOOKS = {
     "apart": ("#0072b2", "circle"),

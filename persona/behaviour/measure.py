@@ -21,13 +21,7 @@ from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.data.words import Words, mean_words, top_words
 
-__all__ = [
-    "Answer",
-    "PairMeasure",
-    "fitting_items",
-    "measure_pairs",
-    "measured",
-]
+__all__ = ["Answer", "PairMeasure", "fitting_items", "measure_pairs", "measured"]
 
 LOW_MASS = 0.2
 

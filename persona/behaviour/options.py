@@ -16,9 +16,7 @@ from persona_circuits.circuit.options import (
     check_least,
 )
 
-__all__ = [
-    "StudyOptions",
-]
+__all__ = ["StudyOptions"]
 
 
 @dataclass(frozen=True)

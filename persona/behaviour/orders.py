@@ -18,11 +18,7 @@ import torch
 from persona_circuits.persona.behaviour.measure import Answer, PairMeasure, measured
 from persona_circuits.persona.data.items import Item
 
-__all__ = [
-    "averaged",
-    "incomplete",
-    "order_effect",
-]
+__all__ = ["averaged", "incomplete", "order_effect"]
 
 
 def averaged(measures: Sequence[PairMeasure]) -> tuple[PairMeasure, ...]:

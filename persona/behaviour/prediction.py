@@ -24,12 +24,7 @@ from persona_circuits.persona.behaviour.measure import PairMeasure
 from persona_circuits.persona.behaviour.wordings import grouped_rows
 from persona_circuits.persona.data import Estimate, sign_flip, two_way_mean
 
-__all__ = [
-    "Prediction",
-    "Predictor",
-    "known_elsewhere",
-    "predicted",
-]
+__all__ = ["Prediction", "Predictor", "known_elsewhere", "predicted"]
 
 FOLDS = 5
 LEAST = 4

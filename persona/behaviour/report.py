@@ -24,12 +24,7 @@ from persona_circuits.persona.behaviour.prediction import Prediction
 from persona_circuits.persona.behaviour.results import CollapseStudy, PairRow
 from persona_circuits.persona.data import drawn_over
 
-__all__ = [
-    "collapse_record",
-    "group_table",
-    "prediction_table",
-    "write_collapse",
-]
+__all__ = ["collapse_record", "group_table", "prediction_table", "write_collapse"]
 
 FORMAT = "persona-circuits/collapse"
 PREDICTED = (

@@ -10,15 +10,7 @@ from persona_circuits.persona.behaviour.prediction import Prediction
 from persona_circuits.persona.data import Estimate
 from persona_circuits.persona.data.words import Words
 
-__all__ = [
-    "AXES",
-    "PARAPHRASE",
-    "CollapseStudy",
-    "Group",
-    "PairRow",
-    "QuestionSummary",
-    "Summary",
-]
+__all__ = ["AXES", "PARAPHRASE", "CollapseStudy", "Group", "PairRow", "QuestionSummary", "Summary"]
 
 AXES = ("contrast", "bias", "placement", "prior_level", "held_out", "domain")
 PARAPHRASE = "paraphrase"

@@ -27,9 +27,7 @@ from persona_circuits.persona.behaviour.wordings import null_divergences, usual_
 from persona_circuits.persona.data import Estimate, sign_flip, two_way_difference, two_way_mean
 from persona_circuits.persona.data.words import mean_words, said
 
-__all__ = [
-    "summarise",
-]
+__all__ = ["summarise"]
 
 FEW_CLUSTERS = 8
 SHARE = (0.0, 1.0)

@@ -19,12 +19,7 @@ from persona_circuits.persona.behaviour.measure import Answer, NeutralPrior, Pai
 from persona_circuits.persona.data.items import Item
 from persona_circuits.persona.data.words import mean_words
 
-__all__ = [
-    "grouped_rows",
-    "null_divergences",
-    "pooled",
-    "usual_rows",
-]
+__all__ = ["grouped_rows", "null_divergences", "pooled", "usual_rows"]
 
 KEPT_APART = ("template", "frame", "format", "filler")
 

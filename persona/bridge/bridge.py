@@ -41,25 +41,11 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, Interval, interval, ratio_interval, weighted_mean
 from persona_circuits.persona.bridge.options import BridgeOptions
-from persona_circuits.persona.bridge.parts import (
-    MATCHINGS,
-    TOLERANCE,
-    decomposed_run,
-    random_sets,
-    three_way,
-    up_to,
-)
+from persona_circuits.persona.bridge.parts import MATCHINGS, TOLERANCE, decomposed_run, random_sets, three_way, up_to
 from persona_circuits.persona.data import ExampleFile, leak, shared_positions, told_once
 from persona_circuits.persona.neurons import overlap
 
-__all__ = [
-    "Bridge",
-    "LayerShare",
-    "NodeSet",
-    "SetOverlap",
-    "Share",
-    "build_bridge",
-]
+__all__ = ["Bridge", "LayerShare", "NodeSet", "SetOverlap", "Share", "build_bridge"]
 
 
 @dataclass(frozen=True)
@@ -319,12 +305,7 @@ def _layers(graph: Graph, places: frozenset[int]) -> frozenset[int]:
 
 
 def _notes(
-    graph: Graph,
-    leaks: str | None,
-    circuit: NodeSet,
-    movers: NodeSet,
-    neurons: NodeSet | None,
-    error: float,
+    graph: Graph, leaks: str | None, circuit: NodeSet, movers: NodeSet, neurons: NodeSet | None, error: float
 ) -> tuple[str, ...]:
     notes = []
     if leaks is None:

@@ -8,9 +8,7 @@ from typing import Annotated
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, check_least
 
-__all__ = [
-    "BridgeOptions",
-]
+__all__ = ["BridgeOptions"]
 
 
 @dataclass(frozen=True)

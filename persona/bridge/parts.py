@@ -18,14 +18,7 @@ from persona_circuits.persona.data import Example, ExampleFile
 from persona_circuits.persona.streams import grouped, trace
 from persona_circuits.persona.vectors import Directions, default_kind, find_directions
 
-__all__ = [
-    "MATCHINGS",
-    "TOLERANCE",
-    "decomposed_run",
-    "random_sets",
-    "three_way",
-    "up_to",
-]
+__all__ = ["MATCHINGS", "TOLERANCE", "decomposed_run", "random_sets", "three_way", "up_to"]
 
 MATCHINGS = ("layer", "type")
 TOLERANCE = 1e-4  # of what the parts may miss, relative to the largest stream

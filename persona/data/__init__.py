@@ -10,13 +10,7 @@ from persona_circuits.persona.data.examples import (
     shared_positions,
     told_once,
 )
-from persona_circuits.persona.data.formats import (
-    examples_without,
-    first_person,
-    listing,
-    load_format,
-    shown_options,
-)
+from persona_circuits.persona.data.formats import examples_without, first_person, listing, load_format, shown_options
 from persona_circuits.persona.data.items import (
     ItemFile,
     Neutral,

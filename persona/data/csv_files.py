@@ -11,14 +11,7 @@ from persona_circuits.circuit.errors import TaskError
 from persona_circuits.circuit.storage import Kind, read_text, table_kind
 from persona_circuits.persona.data.values import Faults, Persona, Question, checked_question
 
-__all__ = [
-    "PERSONA_HEADER",
-    "QUESTION_HEADER",
-    "SOURCE",
-    "csv_personas",
-    "csv_question",
-    "csv_rows",
-]
+__all__ = ["PERSONA_HEADER", "QUESTION_HEADER", "SOURCE", "csv_personas", "csv_question", "csv_rows"]
 
 PERSONA_HEADER, QUESTION_HEADER = ("name", "wording"), ("id", "wording", "options")
 SOURCE = Kind("source", TaskError)

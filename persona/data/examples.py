@@ -34,16 +34,7 @@ from persona_circuits.persona.data.items import Item, ItemFile, load_items
 from persona_circuits.persona.data.positions import POSITIONS, Placed, locate, seen
 from persona_circuits.persona.data.values import Persona
 
-__all__ = [
-    "Example",
-    "ExampleFile",
-    "examples_of",
-    "firsts",
-    "leak",
-    "load_examples",
-    "shared_positions",
-    "told_once",
-]
+__all__ = ["Example", "ExampleFile", "examples_of", "firsts", "leak", "load_examples", "shared_positions", "told_once"]
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,7 @@ from persona_circuits.circuit.choices import PROMPT_FORMATS
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.persona.data.templates import Style, Template, chat_template, has_chat, option_list
 
-__all__ = [
-    "examples_without",
-    "first_person",
-    "listing",
-    "load_format",
-    "shown_options",
-]
+__all__ = ["examples_without", "first_person", "listing", "load_format", "shown_options"]
 
 CUE = "My answer is"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"

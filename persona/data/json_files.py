@@ -41,14 +41,7 @@ from persona_circuits.persona.data.values import (
     signed,
 )
 
-__all__ = [
-    "axis_personas",
-    "axis_questions",
-    "json_question",
-    "json_rows",
-    "jsonl_personas",
-    "poles_of",
-]
+__all__ = ["axis_personas", "axis_questions", "json_question", "json_rows", "jsonl_personas", "poles_of"]
 
 
 def json_rows(path: Path, header: tuple[str, ...], faults: Faults) -> Iterator[Item]:

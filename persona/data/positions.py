@@ -24,14 +24,7 @@ from persona_circuits.circuit.task import PromptPair, Reader
 from persona_circuits.persona.data.prompts import encode_prompt, prompt_faults
 from persona_circuits.persona.data.templates import PARTS, Prompt
 
-__all__ = [
-    "POSITIONS",
-    "Placed",
-    "apart",
-    "locate",
-    "seen",
-    "without_persona",
-]
+__all__ = ["POSITIONS", "Placed", "apart", "locate", "seen", "without_persona"]
 
 POSITIONS = ("persona-end", "question-end", "question-word", "prompt-end")
 MARK = r"\n|_?\[/?[A-Za-z]+\]|<[^<>\n]{1,40}>"

@@ -16,14 +16,7 @@ from persona_circuits.circuit.model import load_reader
 from persona_circuits.circuit.task import Reader, answer_id, resolve, token_ids, token_offsets, unknown_pieces
 from persona_circuits.persona.data.templates import PARTS, Prompt
 
-__all__ = [
-    "Encoded",
-    "TokenizerOnly",
-    "candidates",
-    "encode_prompt",
-    "load_tokenizer",
-    "prompt_faults",
-]
+__all__ = ["Encoded", "TokenizerOnly", "candidates", "encode_prompt", "load_tokenizer", "prompt_faults"]
 
 OPENING = "([{\"'“‘«"
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx")

@@ -30,13 +30,7 @@ from persona_circuits.persona.data.json_files import (
 )
 from persona_circuits.persona.data.values import Faults, Persona, Question, checked, repeated
 
-__all__ = [
-    "read_answers",
-    "read_contrast",
-    "read_personas",
-    "read_questions",
-    "with_answers",
-]
+__all__ = ["read_answers", "read_contrast", "read_personas", "read_questions", "with_answers"]
 
 
 def read_personas(path: str | Path) -> tuple[Persona, ...]:

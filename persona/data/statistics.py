@@ -24,15 +24,7 @@ from persona_circuits.circuit.statistics import (
     weighted_mean,
 )
 
-__all__ = [
-    "Estimate",
-    "clusters_of",
-    "drawn_over",
-    "ratio_of_means",
-    "sign_flip",
-    "two_way_difference",
-    "two_way_mean",
-]
+__all__ = ["Estimate", "clusters_of", "drawn_over", "ratio_of_means", "sign_flip", "two_way_difference", "two_way_mean"]
 
 ENDS = ("low", "high")
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]

@@ -12,13 +12,7 @@ from typing import Any
 
 from persona_circuits.persona.data.values import TRAIT_FRAMES, Faults, Persona, Question, is_texts
 
-__all__ = [
-    "is_outcomes",
-    "is_statements",
-    "outcome_questions",
-    "statement_personas",
-    "statement_questions",
-]
+__all__ = ["is_outcomes", "is_statements", "outcome_questions", "statement_personas", "statement_questions"]
 
 DOMAINS = {"O": "openness", "C": "conscientiousness", "E": "extraversion", "A": "agreeableness", "N": "neuroticism"}
 DESCRIBES = ('Does this describe you: "{}"?', 'Would you say of yourself: "{}"?')

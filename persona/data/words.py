@@ -9,13 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = [
-    "N_WORDS",
-    "Words",
-    "mean_words",
-    "said",
-    "top_words",
-]
+__all__ = ["N_WORDS", "Words", "mean_words", "said", "top_words"]
 
 N_WORDS = 10
 Words = tuple[tuple[str, float], ...]

@@ -22,11 +22,7 @@ from persona_circuits.circuit.storage import (
 from persona_circuits.persona.explanation.calibration import CLAIMS, Calibration, Cut, Rate
 from persona_circuits.persona.explanation.verdicts import Null
 
-__all__ = [
-    "calibration_record",
-    "load_calibration",
-    "write_calibration",
-]
+__all__ = ["calibration_record", "load_calibration", "write_calibration"]
 
 FORMAT = "persona-circuits/calibration"
 CALIBRATION = Kind("calibration")

@@ -52,13 +52,7 @@ from persona_circuits.persona.explanation.runs import (
 )
 from persona_circuits.persona.explanation.verdicts import Thresholds
 
-__all__ = [
-    "TESTS",
-    "Asked",
-    "Outcome",
-    "flip_gain",
-    "run_test",
-]
+__all__ = ["TESTS", "Asked", "Outcome", "flip_gain", "run_test"]
 
 TESTS = {
     "no collapse": "patching",
@@ -174,10 +168,7 @@ def _exchanged(model: Model, both: Both, layer: int, marked: Bool[Tensor, "batch
     a, b = both.runs
     return [
         replay(
-            model,
-            torch.where(marked[..., None], other.streams[layer], run.streams[layer]),
-            run.context,
-            layer=layer,
+            model, torch.where(marked[..., None], other.streams[layer], run.streams[layer]), run.context, layer=layer
         )
         for run, other in ((a, b), (b, a))
     ]
@@ -313,13 +304,7 @@ def _steering(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
     ]
 
 
-_RUNNERS = {
-    "patching": _patching,
-    "gain": _gain,
-    "ablation": _ablation,
-    "nearness": _nearness,
-    "steering": _steering,
-}
+_RUNNERS = {"patching": _patching, "gain": _gain, "ablation": _ablation, "nearness": _nearness, "steering": _steering}
 
 
 def _drawn_apart(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> list[Tensor]:

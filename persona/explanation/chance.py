@@ -15,10 +15,7 @@ from torch import Tensor
 from persona_circuits.circuit.model import Model
 from persona_circuits.persona.explanation.runs import Both
 
-__all__ = [
-    "N_TOKEN_PAIRS",
-    "chance_alignment",
-]
+__all__ = ["N_TOKEN_PAIRS", "chance_alignment"]
 
 N_TOKEN_PAIRS = 256
 ROUNDING = 1e-6  # of a cosine in float32

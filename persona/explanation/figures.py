@@ -32,10 +32,7 @@ from persona_circuits.persona.explanation.groups import Explained
 from persona_circuits.persona.explanation.study import Explanation
 from persona_circuits.persona.explanation.verdicts import VERDICTS
 
-__all__ = [
-    "explain_figures",
-    "write_explain_figures",
-]
+__all__ = ["explain_figures", "write_explain_figures"]
 
 COLOURS = {
     "no collapse": "#0072b2",

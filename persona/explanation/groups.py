@@ -16,13 +16,7 @@ from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.null import CausalTest, expected_agreement
 from persona_circuits.persona.explanation.verdicts import VERDICTS, Numbers, Verdict
 
-__all__ = [
-    "Explained",
-    "Group",
-    "group_of",
-    "groups_by",
-    "is_label",
-]
+__all__ = ["Explained", "Group", "group_of", "groups_by", "is_label"]
 
 
 @dataclass(frozen=True)

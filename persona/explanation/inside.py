@@ -37,11 +37,7 @@ from persona_circuits.persona.explanation.chance import chance_alignment
 from persona_circuits.persona.explanation.runs import Both, both_of, can_come_nearer, margins, nearer, replay
 from persona_circuits.persona.lens import read_out
 
-__all__ = [
-    "PLACES",
-    "Inside",
-    "look_inside",
-]
+__all__ = ["PLACES", "Inside", "look_inside"]
 
 PLACES = ("persona", "between", "answer")
 STEP = 0.5  # of the central difference, in attention logits
@@ -72,10 +68,7 @@ class Inside:
     @property
     def sides(self) -> tuple[float, float]:
         """The sums of the contributions above and below zero."""
-        return (
-            sum((x for x in self.contributions if x > 0), 0.0),
-            sum((x for x in self.contributions if x < 0), 0.0),
-        )
+        return (sum((x for x in self.contributions if x > 0), 0.0), sum((x for x in self.contributions if x < 0), 0.0))
 
     @property
     def stronger_side(self) -> float:

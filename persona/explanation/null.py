@@ -15,12 +15,7 @@ from persona_circuits.persona.explanation.causal import RANDOM, TESTS, Outcome
 from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.verdicts import Null, Thresholds
 
-__all__ = [
-    "CausalTest",
-    "causal_test",
-    "expected_agreement",
-    "null_of",
-]
+__all__ = ["CausalTest", "causal_test", "expected_agreement", "null_of"]
 
 LEVEL = 0.05
 

@@ -7,9 +7,7 @@ from typing import Annotated
 
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed, check_least
 
-__all__ = [
-    "ExplainOptions",
-]
+__all__ = ["ExplainOptions"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +18,7 @@ class ExplainOptions(PlainNumbers):
     """
 
     by: Annotated[
-        tuple[str, ...],
-        Option("pair, question, … any key of the rows; may be repeated. (default: question)"),
+        tuple[str, ...], Option("pair, question, … any key of the rows; may be repeated. (default: question)")
     ] = ("question",)
     split: Annotated[str, Option("Pairs to explain; controls are taken of every split of --null.")] = "all"
     batch_size: BatchSize = 32

@@ -49,11 +49,7 @@ from persona_circuits.persona.explanation.truth import Agreement, agreement, exp
 from persona_circuits.persona.explanation.verdicts import Null, Numbers, Thresholds, judge, load_thresholds
 from persona_circuits.persona.explanation.wordings import mean_inside
 
-__all__ = [
-    "Explanation",
-    "beyond_asking",
-    "explain",
-]
+__all__ = ["Explanation", "beyond_asking", "explain"]
 
 
 INSIDE, TESTED, OF_PARAPHRASES = 3.8, 3.7, 3
@@ -264,12 +260,7 @@ def _labels(pairs: ItemFile) -> tuple[str, ...]:
 
 
 def _judged(
-    measure: PairMeasure,
-    inside: Inside,
-    keys: Mapping[str, Any],
-    null: Null,
-    thresholds: Thresholds,
-    model: Model,
+    measure: PairMeasure, inside: Inside, keys: Mapping[str, Any], null: Null, thresholds: Thresholds, model: Model
 ) -> Explained:
     numbers = _numbers(measure, inside, null, thresholds, model.d_model)
     return Explained(

@@ -15,10 +15,7 @@ from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.null import CausalTest, causal_test
 from persona_circuits.persona.explanation.wordings import mean_outcome
 
-__all__ = [
-    "Asking",
-    "tested",
-]
+__all__ = ["Asking", "tested"]
 
 
 @dataclass(frozen=True)

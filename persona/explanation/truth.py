@@ -22,13 +22,7 @@ import numpy as np
 
 from persona_circuits.circuit.statistics import Clusters
 
-__all__ = [
-    "NO_EFFECT",
-    "Agreement",
-    "agreement",
-    "expected_of",
-    "fits",
-]
+__all__ = ["NO_EFFECT", "Agreement", "agreement", "expected_of", "fits"]
 
 NO_EFFECT = "no persona effect"
 TRUTHS = ("no collapse", "prior dominance", NO_EFFECT, "reversed")

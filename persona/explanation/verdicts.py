@@ -31,15 +31,7 @@ from typing import Any
 from persona_circuits.circuit.errors import FileError, listed
 from persona_circuits.circuit.storage import Kind, decoded, is_number, json_of, read_bytes
 
-__all__ = [
-    "VERDICTS",
-    "Null",
-    "Numbers",
-    "Thresholds",
-    "Verdict",
-    "judge",
-    "load_thresholds",
-]
+__all__ = ["VERDICTS", "Null", "Numbers", "Thresholds", "Verdict", "judge", "load_thresholds"]
 
 FORMAT = "persona-circuits/thresholds"
 SHIPPED = "persona/explanation/thresholds.json"
@@ -178,11 +170,7 @@ def load_thresholds(path: str | Path | None = None) -> Thresholds:
     values: dict[str, Any] = {
         name: tuple(map(float, value)) if isinstance(value, list) else float(value) for name, value in given.items()
     }
-    return Thresholds(
-        **values,
-        source=SHIPPED if path is None else str(path),
-        sha256=hashlib.sha256(raw).hexdigest(),
-    )
+    return Thresholds(**values, source=SHIPPED if path is None else str(path), sha256=hashlib.sha256(raw).hexdigest())
 
 
 def _lost(numbers: Numbers, thresholds: Thresholds) -> Verdict | None:

@@ -12,10 +12,7 @@ from persona_circuits import metrics
 from persona_circuits.persona.explanation.causal import Outcome
 from persona_circuits.persona.explanation.inside import PLACES, Inside
 
-__all__ = [
-    "mean_inside",
-    "mean_outcome",
-]
+__all__ = ["mean_inside", "mean_outcome"]
 
 
 def mean_inside(group: Sequence[Inside]) -> Inside:

@@ -9,9 +9,7 @@ from persona_circuits.circuit.choices import PROMPT_FORMATS
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, check_choices, check_least
 
-__all__ = [
-    "FormatOptions",
-]
+__all__ = ["FormatOptions"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +17,7 @@ class FormatOptions(PlainNumbers):
     """How formats are compared. ``formats`` are all where none is named; ``n_answers`` answers are spelt out."""
 
     formats: Annotated[
-        tuple[str, ...],
-        Option(f"{', '.join(PROMPT_FORMATS)}; may be repeated. (default: all)", name="--format"),
+        tuple[str, ...], Option(f"{', '.join(PROMPT_FORMATS)}; may be repeated. (default: all)", name="--format")
     ] = ()
     max_pairs: Annotated[int, Option("Pairs to measure every format on.", min=2)] = 16
     min_mass: Annotated[float, Option("Probability of the options that a recommended format has.", min=0)] = 0.05

@@ -19,13 +19,7 @@ from persona_circuits.persona.data import said
 from persona_circuits.persona.formats.study import FormatStudy
 from persona_circuits.persona.pairs.report import Built
 
-__all__ = [
-    "format_table",
-    "formats_record",
-    "headline",
-    "with_calibration",
-    "write_formats",
-]
+__all__ = ["format_table", "formats_record", "headline", "with_calibration", "write_formats"]
 
 FORMAT = "persona-circuits/formats"
 COLUMNS = (
@@ -120,10 +114,7 @@ def _figure(study: FormatStudy) -> Chart:
         "paraphrases (2 sigma_0)", names, [None if r.sigma_0 is None else 2 * r.sigma_0 for r in study.rows], symbol="x"
     )
     mass = Bars("on options (mass)", names, [row.mass for row in study.rows])
-    panels = [
-        Panel([effect, friend, null], y=Axis("logits")),
-        Panel([mass], y=Axis("probability of the options")),
-    ]
+    panels = [Panel([effect, friend, null], y=Axis("logits")), Panel([mass], y=Axis("probability of the options"))]
     return Chart("Persona divergence and candidate mass by format", panels)
 
 

@@ -28,13 +28,7 @@ from persona_circuits.persona.formats.options import FormatOptions
 from persona_circuits.persona.pairs import PairOptions, build_pairs, framed
 from persona_circuits.persona.responses import Sampling, continuations
 
-__all__ = [
-    "FormatRow",
-    "FormatStudy",
-    "calibrated",
-    "recommended",
-    "study_formats",
-]
+__all__ = ["FormatRow", "FormatStudy", "calibrated", "recommended", "study_formats"]
 
 ANSWER_TOKENS = 16
 CALIBRATION = 8

@@ -11,10 +11,7 @@ from torch import Tensor
 from persona_circuits.circuit.graph import SLOTS
 from persona_circuits.circuit.model import Block, Context
 
-__all__ = [
-    "Attention",
-    "attention_of",
-]
+__all__ = ["Attention", "attention_of"]
 
 
 @dataclass(frozen=True, eq=False)

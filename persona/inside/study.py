@@ -37,9 +37,7 @@ from persona_circuits.persona.inside.heads import attention_of
 from persona_circuits.persona.lens.readout import read_out
 from persona_circuits.persona.streams import trace
 
-__all__ = [
-    "look_inside",
-]
+__all__ = ["look_inside"]
 
 MOST_PAIRS, MOST_HEADS = 16, 64
 """Pairs that are averaged; heads with their attention, those of the largest direct effect."""

@@ -7,9 +7,7 @@ from typing import Annotated
 
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Positions, Seed, check_least
 
-__all__ = [
-    "LensOptions",
-]
+__all__ = ["LensOptions"]
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,7 @@ from persona_circuits import metrics
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 
-__all__ = [
-    "Decision",
-    "component_names",
-    "decision",
-    "read_out",
-    "read_out_direction",
-]
+__all__ = ["Decision", "component_names", "decision", "read_out", "read_out_direction"]
 
 N_SKETCHES = 8  # read-outs from which the norm's scale is found
 

@@ -38,12 +38,7 @@ from persona_circuits.persona.data.words import said
 from persona_circuits.persona.lens.readout import component_names
 from persona_circuits.persona.lens.study import ANSWER, LensStudy
 
-__all__ = [
-    "lens_figures",
-    "lens_record",
-    "lens_tables",
-    "write_lens",
-]
+__all__ = ["lens_figures", "lens_record", "lens_tables", "write_lens"]
 
 FORMAT = "persona-circuits/lens"
 MOST = 10  # attributions in the table
@@ -220,9 +215,7 @@ def _decision_summary(study: LensStudy) -> dict[str, dict[str, Any]]:
 
 
 def _arrays(study: LensStudy) -> dict[str, np.ndarray]:
-    arrays = {
-        **picked(study, "divergence", "margin", "log_probs", "mass", "kl", "top"),
-    }
+    arrays = {**picked(study, "divergence", "margin", "log_probs", "mass", "kl", "top")}
     return arrays | ({"attribution": study.attribution.values} if study.attribution.conserved else {})
 
 

@@ -56,11 +56,7 @@ from persona_circuits.persona.lens.options import LensOptions
 from persona_circuits.persona.lens.readout import Decision, decision, read_out
 from persona_circuits.persona.streams import grouped, id_table, point_names, trace
 
-__all__ = [
-    "ANSWER",
-    "LensStudy",
-    "study_lens",
-]
+__all__ = ["ANSWER", "LensStudy", "study_lens"]
 
 ANSWER = "prompt-end"
 TOLERANCE = 1e-3  # of what the attributions may miss, in logits or relative to the largest of them

@@ -17,9 +17,7 @@ from persona_circuits.persona.neurons.ranking import Ranking
 from persona_circuits.persona.neurons.results import Ablation
 from persona_circuits.persona.neurons.runs import Change, Neurons, Readings, ablated
 
-__all__ = [
-    "ablations_of",
-]
+__all__ = ["ablations_of"]
 
 
 def ablations_of(
@@ -46,11 +44,7 @@ def ablations_of(
 
 
 def _ablation(
-    kind: str,
-    before: Float[np.ndarray, " pair"],
-    after: Float[np.ndarray, "set pair"],
-    clusters: Clusters,
-    seed: int,
+    kind: str, before: Float[np.ndarray, " pair"], after: Float[np.ndarray, "set pair"], clusters: Clusters, seed: int
 ) -> Ablation:
     changes = after - before
     effects = changes.mean(1)

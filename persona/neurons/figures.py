@@ -6,29 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.figures import (
-    GREY,
-    PALETTE,
-    Bars,
-    Chart,
-    Points,
-    Spread,
-    bar_chart,
-    chart,
-    heat_map,
-)
+from persona_circuits.circuit.figures import GREY, PALETTE, Bars, Chart, Points, Spread, bar_chart, chart, heat_map
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy
 
-__all__ = [
-    "ablation_records",
-    "axes",
-    "jaccards",
-    "label",
-    "layer_records",
-    "neuron_figures",
-    "of_kind",
-]
+__all__ = ["ablation_records", "axes", "jaccards", "label", "layer_records", "neuron_figures", "of_kind"]
 
 MOST_POINTS = 4000
 MOST_GROUPS = 40

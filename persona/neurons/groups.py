@@ -16,13 +16,7 @@ from persona_circuits.persona.neurons.ranking import Ranking, overlap, ranks, sc
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group
 from persona_circuits.persona.neurons.runs import Readings
 
-__all__ = [
-    "chosen_neurons",
-    "couples_of",
-    "groups_of",
-    "too_small",
-    "turned_differences",
-]
+__all__ = ["chosen_neurons", "couples_of", "groups_of", "too_small", "turned_differences"]
 
 
 def chosen_neurons(found: ExampleFile, places: Sequence[int]) -> ExampleFile:

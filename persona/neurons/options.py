@@ -8,12 +8,7 @@ from typing import Annotated, Literal
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, check_choices, check_least
 
-__all__ = [
-    "HOOKS",
-    "KINDS",
-    "POOLS",
-    "NeuronOptions",
-]
+__all__ = ["HOOKS", "KINDS", "POOLS", "NeuronOptions"]
 
 HOOKS = ("post", "pre", "gate")
 """The keys of ``circuit.model.NEURON_HOOKS``."""

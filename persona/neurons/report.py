@@ -35,14 +35,7 @@ from persona_circuits.persona.neurons.figures import (
 from persona_circuits.persona.neurons.ranking import ranks
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy, Side
 
-__all__ = [
-    "has_intervals",
-    "headline",
-    "neuron_record",
-    "pair_line",
-    "tables",
-    "write_neurons",
-]
+__all__ = ["has_intervals", "headline", "neuron_record", "pair_line", "tables", "write_neurons"]
 
 FORMAT = "persona-circuits/neurons"
 
@@ -71,17 +64,7 @@ LAYERS = tuple(
     Column(name, place, ",")
     for place, name in enumerate(("layer", "neurons", "rounding", "silent", "q at level", "selected"))
 )
-GROUPS = (
-    "groups by",
-    "pairs",
-    "groups",
-    "shared",
-    "by chance",
-    "Jaccard",
-    "median rank",
-    "same sign",
-    "rho",
-)
+GROUPS = ("groups by", "pairs", "groups", "shared", "by chance", "Jaccard", "median rank", "same sign", "rho")
 ABLATIONS = (
     Column("neurons set to", "kind"),
     Column("D", "before", "+.3f"),

@@ -14,14 +14,7 @@ from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import Overlap, Ranking
 from persona_circuits.persona.neurons.runs import Neurons
 
-__all__ = [
-    "GROUP_KINDS",
-    "SOURCES",
-    "Ablation",
-    "Group",
-    "NeuronStudy",
-    "Side",
-]
+__all__ = ["GROUP_KINDS", "SOURCES", "Ablation", "Group", "NeuronStudy", "Side"]
 
 GROUP_KINDS = ("personas", "persona domain", "domain", "template", "wording")
 SOURCES = {"fit": "pairs", "held": "held_out", "null": "null"}

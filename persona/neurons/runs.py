@@ -34,16 +34,7 @@ from persona_circuits.persona.data import POSITIONS, Example, ExampleFile, Place
 from persona_circuits.persona.explanation import replay
 from persona_circuits.persona.streams import grouped, id_table
 
-__all__ = [
-    "NEURON_POSITIONS",
-    "Change",
-    "Neurons",
-    "Readings",
-    "ablated",
-    "neurons_of",
-    "read_neurons",
-    "tokens_at",
-]
+__all__ = ["NEURON_POSITIONS", "Change", "Neurons", "Readings", "ablated", "neurons_of", "read_neurons", "tokens_at"]
 
 NEURON_POSITIONS = (*POSITIONS, "persona-mean", "question-mean")
 ROWS = 256  # of one pass with changed neurons

@@ -43,10 +43,7 @@ from persona_circuits.persona.neurons.results import SOURCES, NeuronStudy, Side
 from persona_circuits.persona.neurons.runs import Neurons, Readings, neurons_of, read_neurons
 from persona_circuits.persona.steering import some_pairs
 
-__all__ = [
-    "held_out_files",
-    "study_neurons",
-]
+__all__ = ["held_out_files", "study_neurons"]
 
 
 def held_out_files(

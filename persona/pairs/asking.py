@@ -30,27 +30,13 @@ from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress, untold
 from persona_circuits.circuit.task import token_ids
-from persona_circuits.persona.data import (
-    Persona,
-    Question,
-    Template,
-    Words,
-    examples_without,
-    mean_words,
-    top_words,
-)
+from persona_circuits.persona.data import Persona, Question, Template, Words, examples_without, mean_words, top_words
 from persona_circuits.persona.pairs.matching import Case, leak_finder
 from persona_circuits.persona.pairs.options import PairOptions
 from persona_circuits.persona.pairs.report import Built
 from persona_circuits.persona.pairs.splits import Meeting, training_meetings
 
-__all__ = [
-    "AskedModel",
-    "ask_model",
-    "joined_candidates",
-    "lifts",
-    "marked",
-]
+__all__ = ["AskedModel", "ask_model", "joined_candidates", "lifts", "marked"]
 
 N_FIRST = 60
 """Tokens of a prompt that candidates are mined from."""

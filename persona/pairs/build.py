@@ -51,9 +51,7 @@ from persona_circuits.persona.pairs.options import PairOptions
 from persona_circuits.persona.pairs.report import Built, Tally
 from persona_circuits.persona.pairs.splits import Split, divided, in_turn, meetings
 
-__all__ = [
-    "build_pairs",
-]
+__all__ = ["build_pairs"]
 
 Had = Sequence[tuple[int, int, int]]
 
@@ -291,11 +289,7 @@ def _filler(template: Template, question: Question, options: PairOptions) -> str
 
 
 def _candidates(
-    sides: Sequence[Side],
-    answers: tuple[str, str],
-    case: Case,
-    how: Setting,
-    tally: Tally,
+    sides: Sequence[Side], answers: tuple[str, str], case: Case, how: Setting, tally: Tally
 ) -> tuple[list[str], tuple[str, str], dict[str, Any]]:
     """All options that can be told apart here, and the two preferred ones, as they follow the prompt; their forms."""
     question = case.question

@@ -13,10 +13,7 @@ from persona_circuits.persona.data import candidates, shown_options
 from persona_circuits.persona.data.prompts import Candidates, leads
 from persona_circuits.persona.pairs.matching import Case, Drop, Setting, Side
 
-__all__ = [
-    "surface_forms",
-    "usable",
-]
+__all__ = ["surface_forms", "usable"]
 
 ARTICLES = ("a", "an", "the")
 HISSING = ("s", "x", "z", "ch", "sh")

@@ -27,9 +27,7 @@ from persona_circuits.circuit.task import Reader, token_ids
 from persona_circuits.persona.data import Persona, apart, first_person
 from persona_circuits.persona.pairs.variants import Unfit, Varied, checked_row, rows_of
 
-__all__ = [
-    "framed",
-]
+__all__ = ["framed"]
 
 SAID = {
     "second": {
@@ -55,12 +53,7 @@ BEGINS = {"second": re.compile(r"You are\b"), "first": re.compile(r"I am\b")}
 
 
 def framed(
-    pairs: Any,
-    frames: Sequence[str],
-    reader: Reader,
-    *,
-    split: str | None = None,
-    personas: Sequence[Persona] = (),
+    pairs: Any, frames: Sequence[str], reader: Reader, *, split: str | None = None, personas: Sequence[Persona] = ()
 ) -> Varied:
     """Every pair of a file, or of rows, in every one of these frames, checked as ``vary`` checks.
 
@@ -112,11 +105,7 @@ def _in_frames(
 
 
 def _again(
-    row: Mapping[str, Any],
-    personas: tuple[Span, Span],
-    voice: str,
-    others: Mapping[str, Sequence[str]],
-    reader: Reader,
+    row: Mapping[str, Any], personas: tuple[Span, Span], voice: str, others: Mapping[str, Sequence[str]], reader: Reader
 ) -> list[tuple[str, ...]]:
     """The pair with both personas in other words, of one length: all ways to do so."""
     said = []

@@ -33,18 +33,7 @@ from persona_circuits.persona.data import (
     shown_options,
 )
 
-__all__ = [
-    "REASONS",
-    "Case",
-    "Drop",
-    "Setting",
-    "Side",
-    "check_sides",
-    "leak_finder",
-    "matched",
-    "pair_row",
-    "setting",
-]
+__all__ = ["REASONS", "Case", "Drop", "Setting", "Side", "check_sides", "leak_finder", "matched", "pair_row", "setting"]
 
 REASONS = {
     "open question": "the question has no options; give them with --answers",

@@ -117,11 +117,7 @@ def built_in_wordings() -> tuple[str, ...]:
 
 
 def neutral_side(
-    case: Case,
-    wordings: tuple[int, int],
-    sides: tuple[Side, Side],
-    neutrals: Neutrals,
-    setting: Setting,
+    case: Case, wordings: tuple[int, int], sides: tuple[Side, Side], neutrals: Neutrals, setting: Setting
 ) -> NeutralSide:
     """The neutral wording nearest in length to both prompts, and its prompt.
 

@@ -20,12 +20,7 @@ from persona_circuits.persona.data import Persona
 from persona_circuits.persona.pairs.forms import usable
 from persona_circuits.persona.pairs.matching import Case, Drop, Setting, check_sides, pair_row
 
-__all__ = [
-    "Made",
-    "NullPairs",
-    "length_differences",
-    "null_pairs",
-]
+__all__ = ["Made", "NullPairs", "length_differences", "null_pairs"]
 
 KINDS = ("equal", "unequal")
 

@@ -9,10 +9,7 @@ from persona_circuits.circuit.choices import ALIGNMENTS
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, check_least
 
-__all__ = [
-    "PairOptions",
-    "PriorOptions",
-]
+__all__ = ["PairOptions", "PriorOptions"]
 
 LEAKS = ("drop", "keep", "only")
 
@@ -39,15 +36,13 @@ class PairOptions(PlainNumbers):
     leaks: Annotated[str, Option("Pairs with an option in a persona's text.", choices=LEAKS)] = "drop"
     filler: Annotated[int, Option("Filler sentences per prompt, from the template's list.")] = 0
     align: Annotated[
-        str,
-        Option("right: where no paraphrases have equal token length, the nearest; see --null.", choices=ALIGNMENTS),
+        str, Option("right: where no paraphrases have equal token length, the nearest; see --null.", choices=ALIGNMENTS)
     ] = "equal"
     neutral: Annotated[
         bool, Option("Add the question under no persona to every pair, for --ablation neutral.", name="--add-neutral")
     ] = False
     forms: Annotated[
-        bool,
-        Option("An option is all that it may look like: capital, article, plural, synonyms, several tokens."),
+        bool, Option("An option is all that it may look like: capital, article, plural, synonyms, several tokens.")
     ] = False
     null: bool = False
 

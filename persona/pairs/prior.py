@@ -42,10 +42,7 @@ from persona_circuits.persona.data import ItemFile, Neutral
 from persona_circuits.persona.pairs.options import PriorOptions
 from persona_circuits.persona.pairs.prior_choice import REASONS, Asked, Drop, Tally, leanings_of, study_items
 
-__all__ = [
-    "build_prior_pairs",
-    "write_prior_pairs",
-]
+__all__ = ["build_prior_pairs", "write_prior_pairs"]
 
 
 @dataclass(frozen=True)
@@ -251,11 +248,7 @@ def _others(first: Asked, second: Asked) -> tuple[str, tuple[str, str]]:
 
 
 def _row(
-    first: Asked,
-    second: Asked,
-    persona: str,
-    words: tuple[tuple[str, ...], tuple[str, ...]],
-    about: Mapping[str, Any],
+    first: Asked, second: Asked, persona: str, words: tuple[tuple[str, ...], tuple[str, ...]], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     prompts = first.prompts[persona], second.prompts[persona]
     try:

@@ -16,14 +16,7 @@ from persona_circuits.circuit.task import PromptPair, beyond_embedding, token_id
 from persona_circuits.persona.data import ItemFile, Neutral, neutral_prompts
 from persona_circuits.persona.data.items import Item
 
-__all__ = [
-    "REASONS",
-    "Asked",
-    "Drop",
-    "Tally",
-    "leanings_of",
-    "study_items",
-]
+__all__ = ["REASONS", "Asked", "Drop", "Tally", "leanings_of", "study_items"]
 
 N_EXAMPLES = 5
 REASONS = {
@@ -124,11 +117,7 @@ def study_items(items: ItemFile) -> list[Item]:
 
 
 def leanings_of(
-    model: Model,
-    items: Sequence[Item],
-    neutral: Sequence[Neutral],
-    batch_size: int,
-    progress: Progress,
+    model: Model, items: Sequence[Item], neutral: Sequence[Neutral], batch_size: int, progress: Progress
 ) -> dict[int, dict[str, float]]:
     """Per item with another wording: mean log probability without a persona of every option of the whole file.
 

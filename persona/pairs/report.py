@@ -16,14 +16,7 @@ from persona_circuits.circuit.storage import replace_files, write_json, write_te
 from persona_circuits.persona.pairs.matching import REASONS
 from persona_circuits.persona.pairs.null import NullPairs, length_differences
 
-__all__ = [
-    "Built",
-    "Tally",
-    "default_null",
-    "default_report",
-    "write_pairs",
-    "write_rows",
-]
+__all__ = ["Built", "Tally", "default_null", "default_report", "write_pairs", "write_rows"]
 
 N_EXAMPLES = 5
 

@@ -16,14 +16,7 @@ from persona_circuits.circuit.errors import OptionError, TaskError, listed
 from persona_circuits.persona.data import Persona, Question, Template, preferred
 from persona_circuits.persona.pairs.options import PairOptions
 
-__all__ = [
-    "Meeting",
-    "Split",
-    "divided",
-    "in_turn",
-    "meetings",
-    "training_meetings",
-]
+__all__ = ["Meeting", "Split", "divided", "in_turn", "meetings", "training_meetings"]
 
 Meeting = tuple[Persona, Persona]
 Asked = tuple[Question, tuple[int, ...]]  # a question and the indices of its wordings

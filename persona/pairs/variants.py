@@ -24,14 +24,7 @@ from persona_circuits.circuit.storage import Kind, read_json
 from persona_circuits.circuit.task import Reader, answer_id, prompt_faults, token_ids
 from persona_circuits.persona.data import load_items
 
-__all__ = [
-    "Unfit",
-    "Varied",
-    "checked_row",
-    "read_rules",
-    "rows_of",
-    "vary",
-]
+__all__ = ["Unfit", "Varied", "checked_row", "read_rules", "rows_of", "vary"]
 
 Rules = Mapping[str, Sequence[tuple[re.Pattern[str], str]]]
 RULES = Kind("rules", OptionError, "variants by name")

@@ -58,11 +58,7 @@ from persona_circuits.persona.patching.options import PatchOptions
 from persona_circuits.persona.patching.paths import Paths, parse_paths, patch_paths
 from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, Site, parts_of, sites_of
 
-__all__ = [
-    "DIRECTIONS",
-    "PatchStudy",
-    "study_patching",
-]
+__all__ = ["DIRECTIONS", "PatchStudy", "study_patching"]
 
 DIRECTIONS = ("noising", "denoising")
 """The order of the two rows of a swapped pair: B's site in A's run, and A's in B's."""

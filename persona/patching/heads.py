@@ -46,11 +46,7 @@ from persona_circuits.persona.data import Estimate, Example, ExampleFile, ratio_
 from persona_circuits.persona.explanation import margins
 from persona_circuits.persona.patching.options import PatchOptions
 
-__all__ = [
-    "HeadAblation",
-    "ablate_heads",
-    "parse_heads",
-]
+__all__ = ["HeadAblation", "ablate_heads", "parse_heads"]
 
 Heads = tuple[int, ...]
 """Places among the graph's sources."""

@@ -18,11 +18,7 @@ from persona_circuits.circuit.options import (
     names_of,
 )
 
-__all__ = [
-    "KINDS",
-    "MODES",
-    "PatchOptions",
-]
+__all__ = ["KINDS", "MODES", "PatchOptions"]
 
 KINDS = ("stream", "attn", "mlps", "heads", "head-parts")
 MODES = ("spans", "named", "positions")

@@ -31,11 +31,7 @@ from persona_circuits.circuit.task import Batch
 from persona_circuits.persona.data import Estimate, ratio_of_means
 from persona_circuits.persona.explanation import margins
 
-__all__ = [
-    "Paths",
-    "parse_paths",
-    "patch_paths",
-]
+__all__ = ["Paths", "parse_paths", "patch_paths"]
 
 TOGETHER = "together"
 """All senders to a receiver at once; without named senders all that the receiver reads."""

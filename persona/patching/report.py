@@ -39,13 +39,7 @@ from persona_circuits.persona.patching.heads import HeadAblation
 from persona_circuits.persona.patching.paths import Paths
 from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, Site
 
-__all__ = [
-    "ablation_lines",
-    "patch_figures",
-    "patch_record",
-    "patch_tables",
-    "write_patch",
-]
+__all__ = ["ablation_lines", "patch_figures", "patch_record", "patch_tables", "write_patch"]
 
 FORMAT = "persona-circuits/patch"
 

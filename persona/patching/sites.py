@@ -25,13 +25,7 @@ from persona_circuits.circuit.graph import Graph, Node
 from persona_circuits.circuit.task import Batch, Row
 from persona_circuits.persona.data import Example, ExampleFile, shared_positions
 
-__all__ = [
-    "ANSWER",
-    "EVERYWHERE",
-    "Site",
-    "parts_of",
-    "sites_of",
-]
+__all__ = ["ANSWER", "EVERYWHERE", "Site", "parts_of", "sites_of"]
 
 ANSWER, EVERYWHERE = "answer", "everywhere"
 REST = "between"

@@ -10,15 +10,7 @@ from jaxtyping import Float, Int
 
 from persona_circuits.circuit.statistics import Clusters
 
-__all__ = [
-    "Features",
-    "Fold",
-    "Labels",
-    "Places",
-    "Sample",
-    "explicit_fold",
-    "folds_by_group",
-]
+__all__ = ["Features", "Fold", "Labels", "Places", "Sample", "explicit_fold", "folds_by_group"]
 
 Labels = Int[np.ndarray, " example"]
 Features = Float[np.ndarray, "example feature"]

@@ -12,10 +12,7 @@ from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.probing import representation
 from persona_circuits.persona.probing.representation import Correlation, Geometry
 
-__all__ = [
-    "Place",
-    "geometry_by_place",
-]
+__all__ = ["Place", "geometry_by_place"]
 
 
 @dataclass(frozen=True, eq=False)

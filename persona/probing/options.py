@@ -8,11 +8,7 @@ from typing import Annotated
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Positions, Resamples, Seed, check_least
 
-__all__ = [
-    "HOLD_OUTS",
-    "KINDS",
-    "ProbeOptions",
-]
+__all__ = ["HOLD_OUTS", "KINDS", "ProbeOptions"]
 
 KINDS = ("identity", "trait", "preference")
 HOLD_OUTS = ("question", "template", "wording", "persona", "split")

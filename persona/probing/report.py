@@ -39,12 +39,7 @@ from persona_circuits.persona.probing.geometry import Place
 from persona_circuits.persona.probing.options import KINDS
 from persona_circuits.persona.probing.results import Cell, ProbeStudy
 
-__all__ = [
-    "probe_figures",
-    "probe_record",
-    "probe_tables",
-    "write_probes",
-]
+__all__ = ["probe_figures", "probe_record", "probe_tables", "write_probes"]
 
 FORMAT = "persona-circuits/probe"
 PROBES = (

@@ -13,12 +13,7 @@ from persona_circuits.persona.probing.geometry import Place
 from persona_circuits.persona.probing.options import ProbeOptions
 from persona_circuits.persona.streams import point_names
 
-__all__ = [
-    "ANSWER",
-    "Cell",
-    "Controls",
-    "ProbeStudy",
-]
+__all__ = ["ANSWER", "Cell", "Controls", "ProbeStudy"]
 
 ANSWER = "prompt-end"
 

@@ -51,9 +51,7 @@ from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOpti
 from persona_circuits.persona.probing.results import ANSWER, Cell, Controls, ProbeStudy
 from persona_circuits.persona.probing.targets import Data, Planned, Target, planned_probes
 
-__all__ = [
-    "study_probes",
-]
+__all__ = ["study_probes"]
 
 
 def study_probes(
@@ -180,11 +178,7 @@ def _layers(
 
 
 def _controls(
-    data: Data,
-    planned: Planned,
-    layers: Sequence[np.ndarray],
-    labels: Int[np.ndarray, " here"],
-    chosen: Sequence[int],
+    data: Data, planned: Planned, layers: Sequence[np.ndarray], labels: Int[np.ndarray, " here"], chosen: Sequence[int]
 ) -> Controls:
     target, folds, here, name = planned.target, planned.folds, planned.here, planned.position
     settings: dict[str, Any] = {"penalty": data.options.penalty, "symmetric": target.symmetric}

@@ -18,12 +18,7 @@ from persona_circuits.persona.probing.folds import Fold, Sample, explicit_fold, 
 from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
 from persona_circuits.persona.streams import collect
 
-__all__ = [
-    "Data",
-    "Planned",
-    "Target",
-    "planned_probes",
-]
+__all__ = ["Data", "Planned", "Target", "planned_probes"]
 
 
 @dataclass(frozen=True, eq=False)

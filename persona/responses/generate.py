@@ -34,11 +34,7 @@ from persona_circuits.persona.responses.options import Sampling
 from persona_circuits.persona.responses.plan import Exchange, Response, Responses, Said, rendered
 from persona_circuits.persona.responses.remote import Chat, Endpoint, EndpointError, ask
 
-__all__ = [
-    "continuations",
-    "respond",
-    "respond_remotely",
-]
+__all__ = ["continuations", "respond", "respond_remotely"]
 
 Changed = Callable[[int], contextlib.AbstractContextManager[None]]
 

@@ -13,11 +13,7 @@ from typing import Any
 from persona_circuits.circuit.errors import FileError
 from persona_circuits.circuit.storage import DamagedState, append, parse_json
 
-__all__ = [
-    "Answer",
-    "Answers",
-    "Journal",
-]
+__all__ = ["Answer", "Answers", "Journal"]
 
 
 @dataclass(frozen=True)

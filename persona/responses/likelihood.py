@@ -15,11 +15,7 @@ from persona_circuits.circuit.progress import Progress
 from persona_circuits.persona.responses.tokens import SpokenTokens
 from persona_circuits.persona.streams import grouped
 
-__all__ = [
-    "log_likelihoods",
-    "perplexity",
-    "repetition",
-]
+__all__ = ["log_likelihoods", "perplexity", "repetition"]
 
 N_GRAM = 3
 

@@ -9,13 +9,7 @@ from typing import Annotated
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, check_least
 
-__all__ = [
-    "LIMITS",
-    "EndpointOptions",
-    "Plan",
-    "RatingOptions",
-    "Sampling",
-]
+__all__ = ["LIMITS", "EndpointOptions", "Plan", "RatingOptions", "Sampling"]
 
 LIMITS = ("max_tokens", "max_completion_tokens")
 

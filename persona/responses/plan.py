@@ -11,16 +11,7 @@ from persona_circuits.persona.data import FIELDS, Persona, Question, Template, l
 from persona_circuits.persona.data.templates import CHAT
 from persona_circuits.persona.responses.options import Plan
 
-__all__ = [
-    "Exchange",
-    "Response",
-    "Responses",
-    "Said",
-    "baseline_of",
-    "exchanges",
-    "open_template",
-    "rendered",
-]
+__all__ = ["Exchange", "Response", "Responses", "Said", "baseline_of", "exchanges", "open_template", "rendered"]
 
 BASELINE = "default"
 

@@ -14,26 +14,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from persona_circuits.circuit.figures import (
-    Chart,
-    Points,
-    bar_chart,
-    picked,
-    plain,
-    write_csv,
-    write_figures,
-)
+from persona_circuits.circuit.figures import Chart, Points, bar_chart, picked, plain, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.data import Estimate, clusters_of
 from persona_circuits.persona.responses.rating import PersonaRating, Ratings
 
-__all__ = [
-    "rating_figures",
-    "rating_record",
-    "rating_table",
-    "write_ratings",
-]
+__all__ = ["rating_figures", "rating_record", "rating_table", "write_ratings"]
 
 FORMAT = "persona-circuits/rate"
 RATED = (

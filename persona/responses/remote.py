@@ -38,13 +38,7 @@ from persona_circuits.persona.responses.journal import Answer, Answers, Journal
 from persona_circuits.persona.responses.options import EndpointOptions
 from persona_circuits.persona.responses.scrubbing import bare_address, scrubbed, secrets_of
 
-__all__ = [
-    "Chat",
-    "Endpoint",
-    "EndpointError",
-    "ask",
-    "endpoint",
-]
+__all__ = ["Chat", "Endpoint", "EndpointError", "ask", "endpoint"]
 
 NO_KEY = "none"  # what servers that want no key are sent: the client insists on one
 DEFAULT_URL = "https://api.openai.com/v1"

@@ -17,26 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.errors import TaskError, listed
-from persona_circuits.circuit.figures import (
-    Bars,
-    Chart,
-    bar_chart,
-    plain,
-    write_csv,
-    write_figures,
-)
+from persona_circuits.circuit.figures import Bars, Chart, bar_chart, plain, write_csv, write_figures
 from persona_circuits.circuit.printable import shortened
 from persona_circuits.circuit.storage import Kind, is_number, is_text, is_whole, read_json_lines, write_json, write_text
 from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.responses.plan import Exchange, Response, Responses, baseline_of
 
-__all__ = [
-    "read_responses",
-    "summarise",
-    "summary_table",
-    "write_response_study",
-    "write_responses",
-]
+__all__ = ["read_responses", "summarise", "summary_table", "write_response_study", "write_responses"]
 
 FORMAT = "persona-circuits/responses"
 RESPONSES = Kind("response file")

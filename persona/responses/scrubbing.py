@@ -12,12 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit, urlunsplit
 
-__all__ = [
-    "PART",
-    "bare_address",
-    "scrubbed",
-    "secrets_of",
-]
+__all__ = ["PART", "bare_address", "scrubbed", "secrets_of"]
 
 HIDDEN = "[key]"
 PART = 8  # so many characters of a key in a row are as secret as all of it

@@ -11,10 +11,7 @@ from persona_circuits.circuit.task import token_ids, unknown_pieces
 from persona_circuits.persona.data import Template
 from persona_circuits.persona.responses.plan import Response, rendered
 
-__all__ = [
-    "SpokenTokens",
-    "spoken_tokens",
-]
+__all__ = ["SpokenTokens", "spoken_tokens"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,7 @@ from typing import Annotated
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Seed, check_least, numbers_of
 
-__all__ = [
-    "SteerOptions",
-]
+__all__ = ["SteerOptions"]
 
 POSITIONS = ("prompt-end", "persona-end", "question-end", "question-word", "all")
 DEPTHS = (0.25, 0.5, 0.75, 0.9)

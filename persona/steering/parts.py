@@ -25,11 +25,7 @@ from persona_circuits.persona.steering.study import unsteered
 from persona_circuits.persona.streams import grouped, trace
 from persona_circuits.persona.vectors import MEASURED, measured_directions, place_of
 
-__all__ = [
-    "check_has_parts",
-    "part_table",
-    "set_parts",
-]
+__all__ = ["check_has_parts", "part_table", "set_parts"]
 
 
 def set_parts(

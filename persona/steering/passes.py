@@ -21,13 +21,7 @@ from persona_circuits.persona.steering.results import SINGLE_TOKENS, Cell, Chang
 from persona_circuits.persona.streams import Change, grouped, on_streams
 from persona_circuits.persona.vectors import place_of
 
-__all__ = [
-    "added",
-    "some_pairs",
-    "steered_logits",
-    "steered_prompts",
-    "without_direction",
-]
+__all__ = ["added", "some_pairs", "steered_logits", "steered_prompts", "without_direction"]
 
 
 def steered_prompts(

@@ -37,16 +37,7 @@ from persona_circuits.persona.data import drawn_over
 from persona_circuits.persona.steering.results import Outcome, SteeringStudy
 from persona_circuits.persona.steering.text import Generation, Readability, readability
 
-__all__ = [
-    "BOUNDS",
-    "TABLE",
-    "TEXTS",
-    "bound_rows",
-    "outcome_rows",
-    "steering_figures",
-    "text_rows",
-    "write_steering",
-]
+__all__ = ["BOUNDS", "TABLE", "TEXTS", "bound_rows", "outcome_rows", "steering_figures", "text_rows", "write_steering"]
 
 FORMAT = "persona-circuits/steer"
 TABLE = (

@@ -28,11 +28,7 @@ from persona_circuits.persona.steering.results import (
 )
 from persona_circuits.persona.streams import Change, id_table
 
-__all__ = [
-    "Named",
-    "Run",
-    "enter",
-]
+__all__ = ["Named", "Run", "enter"]
 
 
 @dataclass(frozen=True, eq=False)

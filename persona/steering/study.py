@@ -40,10 +40,7 @@ from persona_circuits.persona.steering.runs import Named, Run, enter
 from persona_circuits.persona.streams import id_table
 from persona_circuits.persona.vectors import Directions, controls, find_directions, prompt_end_streams
 
-__all__ = [
-    "study_steering",
-    "unsteered",
-]
+__all__ = ["study_steering", "unsteered"]
 
 
 def study_steering(

@@ -31,13 +31,7 @@ from persona_circuits.persona.steering.results import SteeringStudy
 from persona_circuits.persona.streams import Change, grouped, on_streams
 from persona_circuits.persona.vectors import controls
 
-__all__ = [
-    "Generation",
-    "Readability",
-    "generate_steered",
-    "readability",
-    "steered_layers",
-]
+__all__ = ["Generation", "Readability", "generate_steered", "readability", "steered_layers"]
 
 PLAIN = "unsteered"
 

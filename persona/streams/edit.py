@@ -18,12 +18,7 @@ from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.model import Model, of_prompts
 from persona_circuits.circuit.model.finite import check_finite
 
-__all__ = [
-    "Change",
-    "chosen_layer",
-    "mean_streams",
-    "on_streams",
-]
+__all__ = ["Change", "chosen_layer", "mean_streams", "on_streams"]
 
 Change = Callable[[Float[Tensor, "batch pos d_model"]], Tensor | None]
 

@@ -20,13 +20,7 @@ from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.task import FormTable
 
-__all__ = [
-    "collect",
-    "grouped",
-    "id_table",
-    "point_names",
-    "trace",
-]
+__all__ = ["collect", "grouped", "id_table", "point_names", "trace"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,11 +22,7 @@ from persona_circuits.persona.behaviour import measure_pairs
 from persona_circuits.persona.data import ItemFile, Neutral
 from persona_circuits.persona.data.items import Item
 
-__all__ = [
-    "DerivedBias",
-    "derived_bias",
-    "with_bias",
-]
+__all__ = ["DerivedBias", "derived_bias", "with_bias"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +44,7 @@ class DerivedBias:
 
 
 def derived_bias(
-    model: Model,
-    file: ItemFile,
-    *,
-    batch_size: int = 32,
-    stage: Stage | None = None,
+    model: Model, file: ItemFile, *, batch_size: int = 32, stage: Stage | None = None
 ) -> DerivedBias | None:
     """The bias of every row that is no control; None where a row has a bias already or has no neutral prompt.
 

@@ -26,16 +26,7 @@ from persona_circuits.persona.steering import some_pairs
 from persona_circuits.persona.study.bias import DerivedBias, derived_bias, with_bias
 from persona_circuits.persona.study.options import StudyOptions
 
-__all__ = [
-    "AXES",
-    "NO_WORDINGS",
-    "PASSES",
-    "Context",
-    "StudyFile",
-    "StudyFiles",
-    "axes_of",
-    "some_of",
-]
+__all__ = ["AXES", "NO_WORDINGS", "PASSES", "Context", "StudyFile", "StudyFiles", "axes_of", "some_of"]
 
 AXES = ("contrast", "bias", "placement", "domain", "held_out", "prior_level")
 PASSES = 4

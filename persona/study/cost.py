@@ -17,10 +17,7 @@ from persona_circuits.persona.explanation import beyond_asking
 from persona_circuits.persona.explanation.runs import both_runs
 from persona_circuits.persona.study.context import PASSES, Context
 
-__all__ = [
-    "prompts_of",
-    "told",
-]
+__all__ = ["prompts_of", "told"]
 
 SEARCH, STEP = 4, 6
 """A gradient costs so many passes as one prompt does, all nodes' outputs held; a prompt of a step of gates so many."""

@@ -24,15 +24,7 @@ from persona_circuits.circuit.statistics import Clusters, interval, weighted_mea
 from persona_circuits.persona.data import sign_flip
 from persona_circuits.persona.data.items import Item
 
-__all__ = [
-    "Estimates",
-    "Found",
-    "Number",
-    "Numbers",
-    "number_rows",
-    "slug",
-    "with_holm",
-]
+__all__ = ["Estimates", "Found", "Number", "Numbers", "number_rows", "slug", "with_holm"]
 
 Values = Sequence[float] | NDArray[Any]
 

@@ -8,9 +8,7 @@ from typing import Annotated
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers, Resamples, Seed, check_least
 
-__all__ = [
-    "StudyOptions",
-]
+__all__ = ["StudyOptions"]
 
 
 @dataclass(frozen=True)

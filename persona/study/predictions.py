@@ -28,13 +28,7 @@ from persona_circuits.circuit.figures import plain
 from persona_circuits.circuit.storage import Kind, decoded, json_of, read_bytes
 from persona_circuits.persona.study.numbers import Number
 
-__all__ = [
-    "Outcome",
-    "Plan",
-    "load_plan",
-    "outcome_records",
-    "outcomes",
-]
+__all__ = ["Outcome", "Plan", "load_plan", "outcome_records", "outcomes"]
 
 SUPPORTED, REFUTED, UNDECIDED, NOT_TESTED = OUTCOMES = ("supported", "refuted", "undecided", "not tested")
 PLAN = Kind("plan")
@@ -44,10 +38,7 @@ CONDITION: dict[str, Any] = {
     "number": {"type": "string", "minLength": 1},
     "is": {"enum": [*ONE, *TWO]},
     "value": {
-        "anyOf": [
-            {"type": "number"},
-            {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
-        ]
+        "anyOf": [{"type": "number"}, {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}]
     },
 }
 SCHEMA: dict[str, Any] = {

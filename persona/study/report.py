@@ -17,10 +17,7 @@ from persona_circuits.persona.study.numbers import Number, Numbers, slug
 if TYPE_CHECKING:
     from persona_circuits.persona.study.values import Study
 
-__all__ = [
-    "report",
-    "shown",
-]
+__all__ = ["report", "shown"]
 
 GOAL = (
     "A persona collapses on a question where the model's most likely answer is the same under two personas that "
@@ -222,13 +219,7 @@ def _circuit(numbers: Numbers, extras: Mapping[str, Any], out: Path) -> Iterator
     cells = [(name, *(shown(numbers.get(f"circuit.transfer.{name}{end}")) for end in ("", ".outside")),
               _passed(numbers.get(f"circuit.transfer.{name}.holds"))) for name in transfer]  # fmt: skip
     yield _table(("transfer to", "f", "best outside", "holds"), cells) if cells else ""
-    yield _list(
-        numbers,
-        "circuit.transfer.holds",
-        "circuit.transfer.n",
-        "circuit.stability.",
-        "circuit.specificity.",
-    )
+    yield _list(numbers, "circuit.transfer.holds", "circuit.transfer.n", "circuit.stability.", "circuit.specificity.")
     prior = [name for name in numbers if name.startswith("circuit.prior.") and ".f." not in name]
     yield _list(numbers, *(name for name in prior if name.split(".")[2] not in ("edges", "nodes", "heads", "mlps")))
     yield _list(numbers, "circuit.prior.f.")

@@ -49,10 +49,7 @@ from persona_circuits.persona.study.stages import (
 )
 from persona_circuits.persona.study.values import StageResult, Study
 
-__all__ = [
-    "STAGES",
-    "run_study",
-]
+__all__ = ["STAGES", "run_study"]
 
 STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
     "behaviour": run_behaviour,

@@ -11,10 +11,7 @@ from persona_circuits.persona.study.numbers import Numbers
 from persona_circuits.persona.study.options import StudyOptions
 from persona_circuits.persona.study.predictions import Outcome, Plan
 
-__all__ = [
-    "StageResult",
-    "Study",
-]
+__all__ = ["StageResult", "Study"]
 
 FORMAT = "persona-circuits/study"
 

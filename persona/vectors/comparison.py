@@ -23,11 +23,7 @@ from persona_circuits.persona.probing import Correlation, rank_correlation
 from persona_circuits.persona.vectors.options import VectorOptions
 from persona_circuits.persona.vectors.vectors import centred, cosines
 
-__all__ = [
-    "Compared",
-    "Comparison",
-    "compare_models",
-]
+__all__ = ["Compared", "Comparison", "compare_models"]
 
 FEWEST = 4  # with fewer personas there are too few orders to tell likeness from chance
 

@@ -190,11 +190,7 @@ def measured_directions(
 
 
 def controls(
-    directions: Float[np.ndarray, "pair d_model"],
-    streams: Float[np.ndarray, "example d_model"],
-    *,
-    n: int,
-    seed: int,
+    directions: Float[np.ndarray, "pair d_model"], streams: Float[np.ndarray, "example d_model"], *, n: int, seed: int
 ) -> dict[str, Float[np.ndarray, "draw pair d_model"]]:
     """Directions that mean nothing, each as long as the one that it stands beside, the same of each draw for all pairs.
 

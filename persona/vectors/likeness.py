@@ -17,11 +17,7 @@ from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.vectors.comparison import Compared
 from persona_circuits.persona.vectors.vectors import centred
 
-__all__ = [
-    "Likeness",
-    "likeness",
-    "likeness_table",
-]
+__all__ = ["Likeness", "likeness", "likeness_table"]
 
 LIKENESS = (Column("persona", "persona"), Column("cosine", "raw", ".5f"), Column("centred", "centred", ".5f"))
 

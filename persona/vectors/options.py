@@ -7,9 +7,7 @@ from typing import Annotated
 
 from persona_circuits.circuit.options import BatchSize, Option, PlainNumbers
 
-__all__ = [
-    "VectorOptions",
-]
+__all__ = ["VectorOptions"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,7 @@ class VectorOptions(PlainNumbers):
     ] = None
     layer_fraction: Annotated[float | None, Option("The same as a share of the blocks; all are read and kept.")] = None
     min_cosine: Annotated[
-        float | None,
-        Option("Exit with 1 where a persona's raw cosine with --reference is below. (default: no bar)"),
+        float | None, Option("Exit with 1 where a persona's raw cosine with --reference is below. (default: no bar)")
     ] = None
     n_permutations: Annotated[int, Option("Permutations of personas when models are compared.")] = 2000
     seed: Annotated[int, Option("Seed of responses and permutations.", min=0)] = 0

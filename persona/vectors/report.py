@@ -44,11 +44,7 @@ from persona_circuits.persona.vectors.comparison import Comparison
 from persona_circuits.persona.vectors.storage import Geometry, about_vectors, persona_records, vector_record
 from persona_circuits.persona.vectors.vectors import assistant_axis
 
-__all__ = [
-    "vector_figures",
-    "vector_tables",
-    "write_vectors",
-]
+__all__ = ["vector_figures", "vector_tables", "write_vectors"]
 
 PERSONAS = (
     Column("persona", "persona"),
@@ -207,12 +203,7 @@ def _models_figure(comparison: Comparison) -> Chart:
     names = [f"{i + 1}: {Path(name).name}" for i, name in enumerate(comparison.models)]
     title = "How alike the models arrange the personas: rank correlation of their distances"
     return heat_map(
-        comparison.similarity.tolist(),
-        names,
-        names,
-        title=title,
-        unit="rank correlation (rho)",
-        numbers="+.2f",
+        comparison.similarity.tolist(), names, names, title=title, unit="rank correlation (rho)", numbers="+.2f"
     )
 
 

@@ -744,10 +744,7 @@ def test_discover_by_target_with_a_sweep(tmp_path):
         ("is not one of eap", ["curves", "--scorers", "nothing"]),
         ("needs --pairs", ["curves", "--model", TINY]),
         ("cannot be read", ["curves", "no-such-run"]),
-        (
-            "no JSON is there",
-            ["curves", "--scorers", str(DATA / ".." / "circuit")],
-        ),
+        ("no JSON is there", ["curves", "--scorers", str(DATA / ".." / "circuit")]),
         ("--target-faithfulness", ["discover", "--target-faithfulness", "2"]),
         ("--threshold and --target", ["discover", "--target-faithfulness", "0.9", "--threshold", "0.1"]),
     ],

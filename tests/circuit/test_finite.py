@@ -54,8 +54,7 @@ def pairs(tmp_path_factory):
 def run_folder(pairs):
     out = pairs.parent / "run"
     found = CliRunner().invoke(
-        cli.app,
-        ["discover", "--model", str(DATA / "tiny-gpt2"), "--pairs", str(pairs), "--out", str(out), *DISCOVER],
+        cli.app, ["discover", "--model", str(DATA / "tiny-gpt2"), "--pairs", str(pairs), "--out", str(out), *DISCOVER]
     )
     assert found.exit_code == 0, found.output
     return out

@@ -50,10 +50,7 @@ def by_definition(weights, tokens, *, d_head, n_kv, gemma):
 
 @pytest.mark.parametrize(
     ("family", "shape"),
-    [
-        ("llama2", {"d_head": D_HEAD, "n_kv": HEADS, "gemma": False}),
-        ("gemma", {"d_head": 8, "n_kv": 1, "gemma": True}),
-    ],
+    [("llama2", {"d_head": D_HEAD, "n_kv": HEADS, "gemma": False}), ("gemma", {"d_head": 8, "n_kv": 1, "gemma": True})],
 )
 def test_logits_are_those_of_the_definition(family, shape, tmp_path):
     network = network_of(FAMILIES[family])

@@ -312,12 +312,7 @@ def test_the_refusal_is_needed(tiny64):
     assert relative_error(scale * logits, probabilities) > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
-    ],
-)
+@pytest.mark.parametrize(("change", "says"), [({"batch_size": 0}, "--batch-size must be at least 1, got 0")])
 def test_options_that_make_no_sense(tiny, change, says):
     with pytest.raises(OptionError, match=says):
         grid_eap(tiny, [preference_grid()], **change)

@@ -21,13 +21,7 @@ from persona_circuits.circuit.io import (
     write_circuit,
     write_eap_ig,
 )
-from persona_circuits.circuit.page import (
-    circuit_page,
-    page_faults,
-    page_html,
-    page_of_run,
-    read_page,
-)
+from persona_circuits.circuit.page import circuit_page, page_faults, page_html, page_of_run, read_page
 from persona_circuits.circuit.page.html import MODULES, program
 from persona_circuits.circuit.pruning import greedy, threshold
 from persona_circuits.circuit.scores import Scores

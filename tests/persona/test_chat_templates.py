@@ -92,16 +92,8 @@ RENDERED = {
         f"<|im_start|>system\n{PERSONA}<|im_end|>\n<|im_start|>user\n{ASKED}<|im_end|>\n<|im_start|>assistant\n"
         "<think>\n\n</think>\n\n",
     ),
-    "gemma": (
-        GEMMA,
-        False,
-        f"<s><start_of_turn>user\n{PERSONA}\n\n{ASKED}<end_of_turn>\n<start_of_turn>model\n",
-    ),
-    "gemma3": (
-        GEMMA3,
-        True,
-        f"<s><start_of_turn>user\n{PERSONA}\n\n{ASKED}<end_of_turn>\n<start_of_turn>model\n",
-    ),
+    "gemma": (GEMMA, False, f"<s><start_of_turn>user\n{PERSONA}\n\n{ASKED}<end_of_turn>\n<start_of_turn>model\n"),
+    "gemma3": (GEMMA3, True, f"<s><start_of_turn>user\n{PERSONA}\n\n{ASKED}<end_of_turn>\n<start_of_turn>model\n"),
     "mistral": (MISTRAL, True, f"<s>[INST] {PERSONA}\n\n{ASKED}[/INST]"),
 }
 SPECIAL = ["<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]

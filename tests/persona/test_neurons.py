@@ -184,10 +184,7 @@ def by_hand(bare, one, other, kind, chosen, means, places, partners):
 @pytest.mark.parametrize("position", ["persona-end", "question-mean", None])
 def test_ablations_are_those_of_bare_hooks(tiny64, bare, tmp_path, position):
     """Pairs of unequal length among them: tokens without a partner keep their own value under ``swap``."""
-    rows = [
-        ("you are a happy cook.", "you are a sad cook."),
-        ("you are a happy happy cook.", "you are a sad cook."),
-    ]
+    rows = [("you are a happy cook.", "you are a sad cook."), ("you are a happy happy cook.", "you are a sad cook.")]
     path = tmp_path / "pairs.jsonl"
     answers = {"answers": [" blue"], "wrong_answers": [" red"]}
     texts = [{"clean": f"{a} red or blue? answer:", "corrupt": f"{b} red or blue? answer:"} for a, b in rows]

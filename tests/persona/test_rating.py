@@ -184,12 +184,7 @@ def test_what_cannot_be_rated_offline_is_counted(tiny, raw):
     said = [reply("happy", "red", " tea"), reply("sad", "red", ""), long, reply("", "red", " tea")]
     found = rate_offline(tiny, [*said, reply("sad", "red", " xyzzy")], raw)
     assert len(found.rated) == 1
-    assert found.left_out == {
-        "no persona's text": 1,
-        "empty": 1,
-        "not in this tokenizer's words": 1,
-        "too long": 1,
-    }
+    assert found.left_out == {"no persona's text": 1, "empty": 1, "not in this tokenizer's words": 1, "too long": 1}
     with pytest.raises(TaskError, match="no response of a persona"):
         rate_offline(tiny, [long], raw)
 

@@ -18,16 +18,7 @@ from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.circuit.task import Task
 
-__all__ = [
-    "Correlation",
-    "Ground",
-    "Null",
-    "Overlap",
-    "Signs",
-    "all_correlations",
-    "all_overlaps",
-    "all_signs",
-]
+__all__ = ["Correlation", "Ground", "Null", "Overlap", "Signs", "all_correlations", "all_overlaps", "all_signs"]
 
 
 @dataclass(frozen=True)

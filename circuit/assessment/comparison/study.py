@@ -54,12 +54,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.progress import Progress, Stage, untold
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "Comparison",
-    "compare",
-    "cross_faithfulness",
-    "draw_difference",
-]
+__all__ = ["Comparison", "compare", "cross_faithfulness", "draw_difference"]
 
 
 @dataclass(frozen=True)
@@ -157,12 +152,7 @@ def compare(
 
 
 def cross_faithfulness(
-    a: Side,
-    b: Side,
-    grounds: Sequence[Ground],
-    setting: MeasureOptions | None = None,
-    *,
-    stage: Stage | None = None,
+    a: Side, b: Side, grounds: Sequence[Ground], setting: MeasureOptions | None = None, *, stage: Stage | None = None
 ) -> tuple[CrossCell, ...]:
     """Either circuit, and what they share, on the held-out pairs of every ground (``test`` if there is one, else all).
 

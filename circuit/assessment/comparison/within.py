@@ -16,10 +16,7 @@ from persona_circuits.circuit.discovery import MeasureOptions, evaluate_on, spli
 from persona_circuits.circuit.progress import Stage, about, first_told, untold_stage
 from persona_circuits.circuit.task import Task
 
-__all__ = [
-    "compare_in_time",
-    "cross_in_time",
-]
+__all__ = ["compare_in_time", "cross_in_time"]
 
 LEAST_DRAWS = 20
 MEASURED = 3

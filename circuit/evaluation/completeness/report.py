@@ -41,11 +41,7 @@ from persona_circuits.circuit.statistics import Clusters, interval, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "CompletenessOptions",
-    "CompletenessReport",
-    "completeness_report",
-]
+__all__ = ["CompletenessOptions", "CompletenessReport", "completeness_report"]
 
 NOT_SEARCHED = BackupSearch(NOT_APPLICABLE, "Backup was not searched for.")
 

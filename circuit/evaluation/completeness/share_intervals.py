@@ -10,14 +10,7 @@ from jaxtyping import Float
 
 from persona_circuits.circuit.statistics import Clusters, Interval, ratio_interval
 
-__all__ = [
-    "MOST_EXHAUSTIVE",
-    "NOT_APPLICABLE",
-    "N_SIGNS",
-    "Share",
-    "growth_p",
-    "shares",
-]
+__all__ = ["MOST_EXHAUSTIVE", "NOT_APPLICABLE", "N_SIGNS", "Share", "growth_p", "shares"]
 
 NOT_APPLICABLE = "not applicable"
 MOST_EXHAUSTIVE = 16

@@ -21,12 +21,7 @@ from persona_circuits.circuit.evaluation.measurements import Measurements
 from persona_circuits.circuit.statistics import Clusters, is_zero
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "BackupSearch",
-    "Cut",
-    "Knockout",
-    "Study",
-]
+__all__ = ["BackupSearch", "Cut", "Knockout", "Study"]
 
 N_CONTROLS = 5
 FEWEST_TO_SPLIT = 4
@@ -238,12 +233,7 @@ class Study:
         ]
 
     def _part(
-        self,
-        cut: Cut,
-        left: Float[np.ndarray, " pair"],
-        f_left: Share,
-        nodes: Sequence[Backup],
-        outside: Sequence[int],
+        self, cut: Cut, left: Float[np.ndarray, " pair"], f_left: Share, nodes: Sequence[Backup], outside: Sequence[int]
     ) -> Part:
         """The nodes found for a part, knocked out together, beside as many others."""
         found = [self.graph.src_index(one.node) for one in nodes if one.takes_over]

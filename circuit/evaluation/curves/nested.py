@@ -19,10 +19,7 @@ from persona_circuits.circuit.statistics import LEAST_SHARE, Clusters, Interval,
 from persona_circuits.circuit.statistics import interval as interval_of
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "Measured",
-    "measured",
-]
+__all__ = ["Measured", "measured"]
 
 
 @dataclass(frozen=True, eq=False)

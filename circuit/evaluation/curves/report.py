@@ -54,10 +54,7 @@ from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "CurveReport",
-    "curve_report",
-]
+__all__ = ["CurveReport", "curve_report"]
 
 
 @dataclass(frozen=True)

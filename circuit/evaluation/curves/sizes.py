@@ -29,14 +29,7 @@ from persona_circuits.circuit.statistics import Clusters, Interval, PairSample
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "Smallest",
-    "Sweep",
-    "check_target",
-    "pareto",
-    "smallest",
-    "sweep",
-]
+__all__ = ["Smallest", "Sweep", "check_target", "pareto", "smallest", "sweep"]
 
 N_GRID = 10
 """Sizes from one edge to the largest, of which those up to the first that reaches the target are tried."""

@@ -11,11 +11,7 @@ from persona_circuits.circuit.evaluation.curves.tables import sweep_records
 from persona_circuits.circuit.figures import Axis, Chart, Curve, Points, line_chart, plain, write_csv, write_figures
 from persona_circuits.circuit.storage import write_json
 
-__all__ = [
-    "each",
-    "f_by_size",
-    "write_sweep",
-]
+__all__ = ["each", "f_by_size", "write_sweep"]
 
 FAITHFULNESS = "faithfulness f"
 

@@ -12,15 +12,7 @@ from persona_circuits.circuit.figures import picked
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.circuit.table import Column, Table, to
 
-__all__ = [
-    "area_rows",
-    "curve_records",
-    "curve_rows",
-    "curve_tables",
-    "size_rows",
-    "sweep_records",
-    "sweep_table",
-]
+__all__ = ["area_rows", "curve_records", "curve_rows", "curve_tables", "size_rows", "sweep_records", "sweep_table"]
 
 Rows = list[tuple[str, ...]]
 PERCENT = tuple(f"{100 * share:g} %" for share in SHARES[:-1])

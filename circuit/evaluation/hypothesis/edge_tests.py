@@ -22,10 +22,7 @@ from persona_circuits.circuit.evaluation.hypothesis.outcomes import (
 )
 from persona_circuits.circuit.evaluation.hypothesis.tests import counted
 
-__all__ = [
-    "EdgeTest",
-    "minimality",
-]
+__all__ = ["EdgeTest", "minimality"]
 
 
 @dataclass(frozen=True)

@@ -80,12 +80,7 @@ from persona_circuits.circuit.storage import frame_of
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "HypothesisOptions",
-    "HypothesisReport",
-    "corrected",
-    "hypothesis_tests",
-]
+__all__ = ["HypothesisOptions", "HypothesisReport", "corrected", "hypothesis_tests"]
 
 QUICK_RANDOM, QUICK_PERMUTATIONS, QUICK_EDGES = 19, 199, 10
 """With 19 random circuits the least p is 1/20, just enough at level .05, but not for one of five tests."""

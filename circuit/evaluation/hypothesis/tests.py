@@ -22,14 +22,7 @@ from persona_circuits.circuit.evaluation.hypothesis.outcomes import (
 )
 from persona_circuits.circuit.statistics import Clusters, Permutations, permutations_of
 
-__all__ = [
-    "counted",
-    "equivalence",
-    "hsic",
-    "independence",
-    "partial_necessity",
-    "sufficiency",
-]
+__all__ = ["counted", "equivalence", "hsic", "independence", "partial_necessity", "sufficiency"]
 
 DETECTABLE, POWER = 0.5, 0.8
 """Independence passes where a correlation of this size would have been found with this chance."""

@@ -22,11 +22,7 @@ from persona_circuits.circuit.storage import Kept
 from persona_circuits.circuit.subgraph import Circuit
 from persona_circuits.metrics import Metric
 
-__all__ = [
-    "OrderDependence",
-    "order_dependence",
-    "random_orders",
-]
+__all__ = ["OrderDependence", "order_dependence", "random_orders"]
 
 
 @dataclass(frozen=True, eq=False)

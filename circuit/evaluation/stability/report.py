@@ -48,11 +48,7 @@ from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "StabilityReport",
-    "order_report",
-    "stability_report",
-]
+__all__ = ["StabilityReport", "order_report", "stability_report"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,15 +11,7 @@ from scipy import sparse
 
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = [
-    "CORE",
-    "N_RESAMPLES",
-    "STABLE",
-    "Resampling",
-    "jaccard_of",
-    "mean_jaccard",
-    "resampling_of",
-]
+__all__ = ["CORE", "N_RESAMPLES", "STABLE", "Resampling", "jaccard_of", "mean_jaccard", "resampling_of"]
 
 N_RESAMPLES = 200
 CORE = 0.9

@@ -26,9 +26,7 @@ from persona_circuits.persona.study.context import Context
 from persona_circuits.persona.study.numbers import Estimates, Found
 from persona_circuits.persona.study.stages.figures import across_figure
 
-__all__ = [
-    "run_across",
-]
+__all__ = ["run_across"]
 
 YOU, FRAMES = "you", ("you", "friend", "book", "nobody")
 HALF = 0.5

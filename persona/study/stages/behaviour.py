@@ -12,11 +12,7 @@ from persona_circuits.persona.behaviour import CollapseStudy, PairMeasure, Study
 from persona_circuits.persona.study.context import Context
 from persona_circuits.persona.study.numbers import Estimates, Found, slug
 
-__all__ = [
-    "MEASURES",
-    "mean_of",
-    "run_behaviour",
-]
+__all__ = ["MEASURES", "mean_of", "run_behaviour"]
 
 SOURCE = "behaviour/collapse.json"
 N_EXAMPLES = 3

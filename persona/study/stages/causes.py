@@ -29,9 +29,7 @@ from persona_circuits.persona.explanation import (
 from persona_circuits.persona.study.context import Context, axes_of
 from persona_circuits.persona.study.numbers import Estimates, Found, slug
 
-__all__ = [
-    "run_causes",
-]
+__all__ = ["run_causes"]
 
 SOURCE = "causes/explain.json"
 MEANS = {"signal_persona": "signal_persona", "signal_answer": "signal_answer", "alignment": "alignment",

@@ -45,10 +45,7 @@ from persona_circuits.persona.study.stages.circuit_numbers import (
     tests_numbers,
 )
 
-__all__ = [
-    "run_circuit",
-    "search",
-]
+__all__ = ["run_circuit", "search"]
 
 FEWEST = 4
 """A domain needs so many pairs to search on and to measure on to have a circuit of its own."""

@@ -88,10 +88,7 @@ def comparison_numbers(found: Found, both: Comparison) -> None:
                 found.add(f"{name}shared_{key}", chance.mean, f"shared {what} by chance ({key}); p of as many", **about)
     for one in both.correlations:
         if one.over == "union":
-            for key, value, null in (
-                ("", one.signed, one.null_signed),
-                ("_abs", one.absolute, one.null_absolute),
-            ):
+            for key, value, null in (("", one.signed, one.null_signed), ("_abs", one.absolute, one.null_absolute)):
                 about = {"n": one.n, "p": None if null is None else null.p, "source": source}
                 what = f"rank correlation of {'|score|' if key else 'scores'} over {one.over}"
                 found.add(f"circuit.prior.correlation{key}", value, what, **about)
@@ -147,12 +144,7 @@ def _stability(found: Found, results: CircuitTests, source: str) -> None:
     found.add("circuit.stability.jaccard", report.jaccard, what, **about)
     if len(report.circuit):
         share = len(report.core) / len(report.circuit)
-        found.add(
-            "circuit.stability.core",
-            share,
-            "edges selected in at least 90 % of the resamples",
-            **about,
-        )
+        found.add("circuit.stability.core", share, "edges selected in at least 90 % of the resamples", **about)
     found.notes += [f"stability: {note}" for note in report.notes]
 
 
@@ -169,19 +161,8 @@ def _transfer(found: Found, results: CircuitTests, source: str) -> None:
     defined = [part for _, part in parts if part.holds is not None]
     if defined:
         held = sum(bool(part.holds) for part in defined)
-        found.add(
-            "circuit.transfer.holds",
-            held,
-            "parts to which the circuit transfers",
-            n=len(defined),
-            source=source,
-        )
-        found.add(
-            "circuit.transfer.n",
-            len(defined),
-            "parts on which transfer is defined",
-            source=source,
-        )
+        found.add("circuit.transfer.holds", held, "parts to which the circuit transfers", n=len(defined), source=source)
+        found.add("circuit.transfer.n", len(defined), "parts on which transfer is defined", source=source)
 
 
 def _signs(found: Found, both: Comparison, source: str) -> None:

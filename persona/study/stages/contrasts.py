@@ -40,11 +40,7 @@ from persona_circuits.persona.study.context import Context, axes_of
 from persona_circuits.persona.study.numbers import Estimates, Found, number_rows, slug, with_holm
 from persona_circuits.persona.study.stages.behaviour import MEASURES, mean_of
 
-__all__ = [
-    "permuted",
-    "run_contrasts",
-    "shared_p",
-]
+__all__ = ["permuted", "run_contrasts", "shared_p"]
 
 SOURCE, VARIANTS = "contrasts/contrasts.csv", "contrasts/variants/pairs.csv"
 COMPARED = ("divergence", "collapse", "agree", "prior_abs")
@@ -117,12 +113,7 @@ def variant_numbers(found: Found, rows: Sequence[Explained], draws: Mapping[str,
 
 
 def permuted(
-    statistic: Statistic,
-    codes: NDArray[np.int64],
-    items: Sequence[Item],
-    *,
-    n_resamples: int = 2000,
-    seed: int = 0,
+    statistic: Statistic, codes: NDArray[np.int64], items: Sequence[Item], *, n_resamples: int = 2000, seed: int = 0
 ) -> tuple[float, str]:
     """The p of a statistic of the pairs' levels ``codes`` under shuffles, and what was shuffled.
 

@@ -9,11 +9,7 @@ from typing import Any
 from persona_circuits.circuit.figures import Chart, Curve, Points, bar_chart, line_chart, write_figures
 from persona_circuits.persona.study.numbers import Number
 
-__all__ = [
-    "across_figure",
-    "level_figure",
-    "write_levels",
-]
+__all__ = ["across_figure", "level_figure", "write_levels"]
 
 
 def level_figure(numbers: Mapping[str, Number], title: str) -> Chart:

@@ -29,10 +29,7 @@ from persona_circuits.persona.study.stages.circuit import search
 from persona_circuits.persona.study.stages.circuit_numbers import faithfulness_of
 from persona_circuits.persona.study.stages.figures import level_figure
 
-__all__ = [
-    "frame_numbers",
-    "run_frames",
-]
+__all__ = ["frame_numbers", "run_frames"]
 
 YOU = "you"
 SEARCHED = (YOU, "again", "friend", "nobody")

@@ -21,9 +21,7 @@ from persona_circuits.persona.study.stages.circuit import search
 from persona_circuits.persona.study.stages.circuit_numbers import faithfulness_of
 from persona_circuits.persona.study.stages.figures import write_levels
 
-__all__ = [
-    "run_gates",
-]
+__all__ = ["run_gates"]
 
 SEARCHED = ("you", "friend")
 MEASURED = ("you", "again", "friend", "nobody")

@@ -11,9 +11,7 @@ from persona_circuits.persona.steering import some_pairs
 from persona_circuits.persona.study.context import PASSES, Context
 from persona_circuits.persona.study.numbers import Found
 
-__all__ = [
-    "run_patch",
-]
+__all__ = ["run_patch"]
 
 SOURCE = "patch/patch.json"
 TOP = 5

@@ -10,9 +10,7 @@ from persona_circuits.persona.study.context import NO_WORDINGS, Context
 from persona_circuits.persona.study.numbers import Found, slug
 from persona_circuits.persona.study.stages.figures import write_levels
 
-__all__ = [
-    "run_prediction",
-]
+__all__ = ["run_prediction"]
 
 SOURCE = "prediction/predictors.csv"
 

@@ -32,9 +32,7 @@ from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context
 from persona_circuits.persona.study.numbers import Estimates, Found
 from persona_circuits.persona.study.stages.figures import write_levels
 
-__all__ = [
-    "run_prior",
-]
+__all__ = ["run_prior"]
 
 DEPTH = 2 / 3
 N_RANDOM = {"random": 100, "other": 10}

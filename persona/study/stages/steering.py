@@ -24,9 +24,7 @@ from persona_circuits.persona.study.context import PASSES, Context
 from persona_circuits.persona.study.numbers import Estimates, Found
 from persona_circuits.persona.vectors import default_kind
 
-__all__ = [
-    "run_steering",
-]
+__all__ = ["run_steering"]
 
 DEPTHS = (0.25, 0.5, 0.75, 0.9)
 

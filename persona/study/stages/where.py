@@ -21,9 +21,7 @@ from persona_circuits.persona.probing import ProbeOptions, ProbeStudy, study_pro
 from persona_circuits.persona.study.context import PASSES, Context, some_of
 from persona_circuits.persona.study.numbers import Found, slug
 
-__all__ = [
-    "run_where",
-]
+__all__ = ["run_where"]
 
 PARTS = ("before", "contrast", "after", "last")
 HALF = 0.5
