@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from persona_circuits.circuit.errors import GraphError, OptionError
 from persona_circuits.circuit.evaluation.faithfulness import pairwise
-from persona_circuits.circuit.evaluation.node_sets import Share, share_of
+from persona_circuits.circuit.evaluation.node_sets import Share, nodes_named, share_of
 from persona_circuits.circuit.figures import plain
 from persona_circuits.circuit.forward import Prepared, measure, run
-from persona_circuits.circuit.graph import Graph, Node, Slot, parse_node
+from persona_circuits.circuit.graph import Graph, Node, Slot
 from persona_circuits.circuit.model import Model, score_terms
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
@@ -96,19 +95,8 @@ def heads_of(names: Sequence[str], graph: Graph) -> list[Node]:
     OptionError
         One is no head of this graph.
     """
-    heads = []
-    for name in names:
-        try:
-            node = parse_node(name)
-            graph.src_index(node)
-            fault = "" if node.kind == "head" else " names no head"
-        except GraphError as error:
-            fault = f": {error}"
-        if fault:
-            last = f"a{graph.n_layers - 1}.h{graph.n_heads - 1}"
-            raise OptionError(f"--open-heads {name!r}{fault}; heads of this model are a0.h0 to {last}")
-        heads.append(node)
-    return list(dict.fromkeys(heads))
+    last = f"a{graph.n_layers - 1}.h{graph.n_heads - 1}"
+    return nodes_named("open-heads", names, graph, "head", "head", f"a0.h0 to {last}")
 
 
 def head_parts(

@@ -17,12 +17,11 @@ from jaxtyping import Bool, Float
 
 from persona_circuits.circuit import parallel
 from persona_circuits.circuit.attribution import NeuronScores, ablated_neurons
-from persona_circuits.circuit.errors import GraphError, OptionError
 from persona_circuits.circuit.evaluation.faithfulness import pairwise
-from persona_circuits.circuit.evaluation.node_sets import Share, share_of
+from persona_circuits.circuit.evaluation.node_sets import Share, nodes_named, share_of
 from persona_circuits.circuit.figures import plain
 from persona_circuits.circuit.forward import Prepared, measure_rows
-from persona_circuits.circuit.graph import Graph, parse_node
+from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model, Neurons, OpenBlock
 from persona_circuits.circuit.statistics import Interval, PairSample
 from persona_circuits.circuit.subgraph import Circuit
@@ -130,18 +129,8 @@ def mlps_of(names: Sequence[str], graph: Graph) -> list[int]:
     OptionError
         One is no MLP of this graph.
     """
-    layers = []
-    for name in names:
-        try:
-            node = parse_node(name)
-            graph.src_index(node)
-            fault = "" if node.kind == "mlp" else " names no MLP"
-        except GraphError as error:
-            fault = f": {error}"
-        if fault:
-            raise OptionError(f"--neurons {name!r}{fault}; MLPs of this model are m0 to m{graph.n_layers - 1}")
-        layers.append(node.layer)
-    return sorted(set(layers))
+    found = nodes_named("neurons", names, graph, "mlp", "MLP", f"m0 to m{graph.n_layers - 1}")
+    return sorted(node.layer for node in found)
 
 
 def measured_neurons(

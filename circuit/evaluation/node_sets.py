@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
+from persona_circuits.circuit.errors import GraphError, OptionError
 from persona_circuits.circuit.evaluation.faithfulness import pairwise
 from persona_circuits.circuit.figures import plain
 from persona_circuits.circuit.forward import Prepared, measure
-from persona_circuits.circuit.graph import Graph
+from persona_circuits.circuit.graph import Graph, Node, parse_node
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.statistics import Interval, PairSample, is_zero
 from persona_circuits.circuit.subgraph import Circuit
@@ -160,6 +161,28 @@ def _without(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndar
 def _only(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndarray, "src dst"]:
     """What others would read is cut with what they write."""
     return _without(mask, tuple(set(range(1, len(mask))) - set(chosen)))
+
+
+def nodes_named(option: str, names: Sequence[str], graph: Graph, kind: str, what: str, ends: str) -> list[Node]:
+    """Each node once, by the names that an option gives; ``what`` and ``ends`` say which a model has.
+
+    Raises
+    ------
+    OptionError
+        One is no node of that kind in this graph.
+    """
+    nodes = []
+    for name in names:
+        try:
+            node = parse_node(name)
+            graph.src_index(node)
+            fault = "" if node.kind == kind else f" names no {what}"
+        except GraphError as error:
+            fault = f": {error}"
+        if fault:
+            raise OptionError(f"--{option} {name!r}{fault}; {what}s of this model are {ends}")
+        nodes.append(node)
+    return list(dict.fromkeys(nodes))
 
 
 def share_of(moved: Float[np.ndarray, "set pair"], span: Float[np.ndarray, " pair"], sample: PairSample) -> Share:
