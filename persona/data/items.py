@@ -9,20 +9,23 @@ Keys that a pair file may have besides those of ``circuit.task.batching``:
 ``control`` is ``none`` (or absent) for the pairs of the study and names the control
 otherwise; ``paraphrase`` are two descriptions of one persona.
 
-Neutral wordings ask without a persona. A file of them is JSON Lines of either form:
+Neutral wordings ask without a persona. A file of them is JSON Lines of any of these forms:
 
     {"question": "home-house", "wording": "Name a house.", "prompt": "Q: Name a house.\nA:"}
     {"id": "home-house", "wordings": ["Which house do you prefer?", "Name a house."]}
 
 The second form has no prompts: a wording takes the place of the pair's own in the
-pair's prompt, of which everything before the line of the question is left out.
+pair's prompt, of which everything before the line of the question is left out. The rows of a pair file with neutral
+prompts (``pairs --add-neutral``) do as well: what ``clean`` and ``neutral`` end in is the wording.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -252,12 +255,26 @@ def _neutrals(line: int, row: Any, faults: list[str]) -> tuple[Neutral, ...]:
         if row["wording"] not in row["prompt"]:
             faults.append(f"line {line}: the wording {row['wording']!r} does not stand in its prompt")
         return (Neutral(row["question"], row["wording"], row["prompt"]),)
+    if _are_texts(row.get("question"), row.get("neutral"), row.get("clean")):
+        wording = _common_end(row["neutral"], row["clean"])
+        if not wording:
+            faults.append(f"line {line}: 'clean' and 'neutral' do not end in the same words, those of the question")
+        return (Neutral(row["question"], wording, row["neutral"]),)
     wordings = row.get("wordings")
     if isinstance(wordings, list) and _are_texts(row.get("id"), *wordings):
         return tuple(Neutral(row["id"], wording) for wording in wordings)
-    faults.append(f"line {line}: expected the keys question, wording and prompt, or id and wordings, all text")
+    keys = "question, wording and prompt, or id and wordings, or question, neutral and clean"
+    faults.append(f"line {line}: expected the keys {keys}, all text")
     return ()
 
 
 def _are_texts(*values: Any) -> bool:
     return all(isinstance(value, str) and value for value in values)
+
+
+def _common_end(first: str, second: str) -> str:
+    """The sentences, else the words, in which both texts end: the question as it is put in both prompts."""
+    backwards = zip(first[::-1], second[::-1], strict=False)
+    end = "".join(a for a, _ in takewhile(lambda two: two[0] == two[1], backwards))[::-1]
+    cut = re.search(r"[.!?\n]\s*", end) or re.search(r"\s+", end)
+    return end[cut.end() :] if cut else ""

@@ -100,6 +100,7 @@ CALLS: Mapping[str, Callable[[Context], int | float]] = {
     "behaviour": lambda context: 2 * len(_items(context)),
     "contrasts": lambda context: 0 if context.variants is None else 2 * len(context.variants.items),
     "frames": _frames,
+    "attention": lambda context: 2 * 2 * PASSES * context.options.max_pairs * 9,
     "across": lambda context: 0 if context.frames is None else 90 * context.options.max_pairs,
     "prediction": _wordings(3),
     "causes": _causes,

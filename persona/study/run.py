@@ -35,6 +35,7 @@ from persona_circuits.persona.study.predictions import Plan, outcome_records, ou
 from persona_circuits.persona.study.report import report
 from persona_circuits.persona.study.stages import (
     run_across,
+    run_attention,
     run_behaviour,
     run_causes,
     run_circuit,
@@ -56,6 +57,7 @@ STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
     "contrasts": run_contrasts,
     "frames": run_frames,
     "across": run_across,
+    "attention": run_attention,
     "prediction": run_prediction,
     "causes": run_causes,
     "prior": run_prior,
@@ -69,7 +71,7 @@ RECORDS = ("stage", "circuit", "real_circuits_1", "summary", "comparison", "spec
 PICTURES = (
     *("divergence-by-prior", "frames", "levels-divergence", "levels-collapse", "verdicts", "signal", "persistence"),
     *("lens-divergence", "probe-identity", "probe-preference", "graph", "difference", "specificity"),
-    *("gain", "flips", "movers", "across", "prediction", "prior", "gates"),
+    *("gain", "flips", "movers", "across", "attention", "prediction", "prior", "gates"),
 )
 """What a compact study keeps besides tables: records of circuits, and the pictures that say most."""
 SEARCHES = ("acdc", "smallest", "specificity", "frames", "gates")

@@ -227,6 +227,25 @@ def test_neutral_prompts_leave_out_the_persona_and_the_pairs_own_wording(tmp_pat
     assert neutral_prompts(item, given) == ("Drink? Say:",)
 
 
+def test_rows_with_a_neutral_prompt_are_neutral_wordings(tmp_path):
+    """What both prompts end in, from a sentence's beginning on, is the wording; an equal letter before it is not."""
+    asked = ("For tea I say", "My tea is")
+    rows = [
+        {"question": "tea", "neutral": f"I am nobody with cats. {ask}", "clean": f"I am A with rats. {ask}"}
+        for ask in asked
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_neutral(path)
+    assert found == tuple(Neutral("tea", ask, f"I am nobody with cats. {ask}") for ask in asked)
+    own = pair(clean="I am A with hats. My tea is", corrupt="I am B with mats. My tea is")
+    (item,) = load_items(written(tmp_path / "pairs.jsonl", own)).items
+    assert neutral_prompts(item, found) == ("I am nobody with cats. For tea I say",)
+    path.write_text(json.dumps({"question": "tea", "neutral": "Tea!", "clean": "Tea?"}))
+    with pytest.raises(TaskError, match="do not end in the same words"):
+        load_neutral(path)
+
+
 def test_no_neutral_prompt_is_made_where_the_persona_stands_with_the_question(tmp_path):
     rows = pair(clean="You are A. Tea? I say", corrupt="You are B. Tea? I say")
     (item,) = load_items(written(tmp_path / "pairs.jsonl", rows)).items

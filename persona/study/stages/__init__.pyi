@@ -1,4 +1,5 @@
 from .across import run_across as run_across
+from .attention import run_attention as run_attention
 from .behaviour import run_behaviour as run_behaviour
 from .causes import run_causes as run_causes
 from .circuit import run_circuit as run_circuit
