@@ -49,26 +49,29 @@ circuit: $(READY)  ## make real_circuits_1.json and the README's pictures again
 	cp runs/discover/graph.png docs/images/persona-world.png
 
 MODELS = smollm2:smollm2-135m-instruct:chat-cue gemma:gemma-3-270m:first-person
-NATURAL = --personas datasets/natural_personas.jsonl
-ASKED = $(NATURAL) --questions datasets/natural_questions.jsonl --contrast opposed
+PERSONAS = --personas datasets/natural_personas.jsonl
+ASKED = $(PERSONAS) --questions datasets/natural_questions.jsonl --contrast opposed
+STAGES = behaviour,frames,across,attention,prediction,causes,prior,where,gates,patch
 study: $(READY)  ## the study again, on the two real models: pairs, frames, wordings, stages; they are fetched by get
 	for one in $(MODELS); do label=$${one%%:*}; format=$${one##*:}; model=$${one#*:}; model=$${model%:*}; \
-		words=runs/study/$$label-wordings; \
+		words=runs/study/$$label-wordings; neutral=datasets/natural_questions.jsonl; \
+		if [ $$label = gemma ]; then neutral=$$words.jsonl; fi; \
 		$(BIN)/persona-circuits pairs --model $$model --format $$format $(ASKED) --test-share 0 --variants 3 --add-neutral \
 			--null $$words.null.jsonl --file $$words.jsonl || exit 1; \
-		for form in $$format few-shot; do data=runs/study/$$label-$$form; size=140; frames="--frame book --frame past"; \
-			if [ $$form = few-shot ]; then size=70; frames="--split test"; how="--frame-edges 0 --only behaviour,frames --plan logs/plan_v1.held_out_format.json"; \
-			elif [ $$label = gemma ]; then how="--frame-edges 0 --only behaviour,frames --plan logs/plan_v1.gemma.json"; \
-			else how="--wordings $$words.jsonl --prior-pairs $$data.prior.jsonl --only behaviour,frames,across,prediction,causes,prior,where,gates \
-				--plan logs/plan_v1.smollm2.json --plan logs/plan_v1.causes.json"; fi; \
+		for form in $$format few-shot; do data=runs/study/$$label-$$form; \
+			if [ $$form = few-shot ]; then size=70; frames="--split test $(addprefix --frame ,you again friend not nobody)"; \
+				how="--frame-edges 0 --only behaviour,frames --plan logs/plan_v1.held_out_format.json"; \
+			else size=140; frames="$(addprefix --frame ,you again friend book past not nobody)"; \
+				how="--wordings $$words.jsonl --prior-pairs $$data.prior.jsonl --only $(STAGES) \
+					--plan logs/plan_v1.$$label.json --plan logs/plan_v1.causes.json --plan logs/plan_v1.heads.json"; fi; \
 			$(BIN)/persona-circuits pairs --model $$model --format $$form $(ASKED) --test-share 0.64 --max-pairs $$size \
 				--null $$data.null.jsonl --file $$data.jsonl || exit 1; \
-			$(BIN)/persona-circuits vary --model $$model --pairs $$data.jsonl $(NATURAL) $$frames \
-				$(addprefix --frame ,you again friend not nobody) --file $$data.frames.jsonl || exit 1; \
+			$(BIN)/persona-circuits vary --model $$model --pairs $$data.jsonl $(PERSONAS) $$frames \
+				--file $$data.frames.jsonl || exit 1; \
 			case "$$how" in *prior-pairs*) $(BIN)/persona-circuits prior-pairs --model $$model --pairs $$data.jsonl \
-				--neutral datasets/natural_questions.jsonl --file $$data.prior.jsonl || exit 1;; esac; \
+				--neutral $$neutral --file $$data.prior.jsonl || exit 1;; esac; \
 			$(STUDY) --least-mass 0 --model $$model --pairs $$data.jsonl --null $$data.null.jsonl --frames $$data.frames.jsonl \
-				$(NATURAL) $$how --out logs/$$label-$$form || exit 1; done; done
+				$(PERSONAS) $$how --out logs/$$label-$$form || exit 1; done; done
 
 first-study: $(READY)  ## the first study again, on the shipped model, and on the small chat model where it is
 	rm -rf logs/first_study/persona-world* logs/first_study/craftgpt*
