@@ -136,12 +136,12 @@ def plan(work: Workload, seconds: float, pace: float) -> Plan:
     few = min(work.n_pairs, FEW)
     made = Plan(few, 0, False, False, ())
     for share in (
-        lambda one: replace(one, n_random=min(work.n_random, LEAST_RANDOM)),
-        lambda one: replace(one, n_pairs=_most(one, work, room, min(work.n_pairs, ENOUGH))),
-        lambda one: replace(one, tested=work.tests > 0),
-        lambda one: replace(one, n_random=work.n_random),
-        lambda one: replace(one, n_pairs=_most(one, work, room, work.n_pairs)),
-        lambda one: replace(one, searched=work.search > 0),
+        lambda trial: replace(trial, n_random=min(work.n_random, LEAST_RANDOM)),
+        lambda trial: replace(trial, n_pairs=_most(trial, work, room, min(work.n_pairs, ENOUGH))),
+        lambda trial: replace(trial, tested=work.tests > 0),
+        lambda trial: replace(trial, n_random=work.n_random),
+        lambda trial: replace(trial, n_pairs=_most(trial, work, room, work.n_pairs)),
+        lambda trial: replace(trial, searched=work.search > 0),
     ):
         more = share(made)
         made = more if more.passes(work) <= room else made
@@ -160,16 +160,16 @@ def _most(made: Plan, work: Workload, room: float, most: int) -> int:
 
 
 def _left_out(made: Plan, work: Workload) -> tuple[str, ...]:
-    found = []
+    left_out = []
     if made.n_pairs < work.n_pairs:
-        found.append(f"{work.n_pairs - made.n_pairs} of {work.n_pairs} pairs")
+        left_out.append(f"{work.n_pairs - made.n_pairs} of {work.n_pairs} pairs")
     if made.n_random < work.n_random:
-        found.append(f"{work.n_random - made.n_random} of {work.n_random} random circuits")
+        left_out.append(f"{work.n_random - made.n_random} of {work.n_random} random circuits")
     if work.tests and not made.tested:
-        found.append("tests beyond faithfulness")
+        left_out.append("tests beyond faithfulness")
     if work.search and not made.searched:
-        found.append(SEARCHED)
-    return tuple(found)
+        left_out.append(SEARCHED)
+    return tuple(left_out)
 
 
 def pace_of(measure: Callable[[], object], passes: int, clock: Callable[[], float] = time.perf_counter) -> float:

@@ -57,21 +57,21 @@ class Evaluation:
         if self.results is None or self.results.tests is None:
             return self.report._repr_html_()
         tests = self.results.tests
-        rows = [(one.name, one.decision, one.sentence) for one in tests.outcomes]
+        rows = [(outcome.name, outcome.decision, outcome.sentence) for outcome in tests.outcomes]
         more = html_table(f"hypothesis tests on {tests.n_pairs} pairs", ("test", "circuit", "says"), rows)
         return f"{self.report._repr_html_()}{more}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the command ``evaluate`` prints them."""
-        found = self.report.as_dict()
+        record = self.report.as_dict()
         if self.results is not None:
             stability = self.results.searched.report
             known = {"reason": self.results.searched.reason} if stability is None else stability.as_dict()
-            found |= {"stability": known, **self.results.as_dict()}
+            record |= {"stability": known, **self.results.as_dict()}
             if (sure := self.results.searched.certificate) is not None:
-                found["certificate"] = sure.as_dict()
-        found |= self.task.counts
-        return found | (
+                record["certificate"] = sure.as_dict()
+        record |= self.task.counts
+        return record | (
             {} if self.shared is None else {"held_out": self.shared.held_out, "shared": self.shared.as_dict()}
         )
 
@@ -191,8 +191,8 @@ class _Asked:
 
     @property
     def _of_files(self) -> tuple[str, ...]:
-        tasks = [one for one in (self.task, self.null, self.subject.search) if one is not None]
-        return tuple(dict.fromkeys(f"{one.source}: {note}" for one in tasks for note in one.notes))
+        tasks = [task for task in (self.task, self.null, self.subject.search) if task is not None]
+        return tuple(dict.fromkeys(f"{task.source}: {note}" for task in tasks for note in task.notes))
 
     @property
     def searches_ablation(self) -> bool:
@@ -223,8 +223,8 @@ def _asked(
     task = _own_task(record) if task is None else task
     fit = bool(task.unfit or (record or {"task": {}})["task"].get("unfit"))
     whole, quiet, search = (
-        one if one is None or one.unfit or not fit else fitting(one, model, align=str(options.align))
-        for one in (task, null, _searched_task(record, task))
+        read if read is None or read.unfit or not fit else fitting(read, model, align=str(options.align))
+        for read in (task, null, _searched_task(record, task))
     )
     assert whole is not None
     if search is not None and search.sha256 == whole.sha256:
@@ -251,14 +251,14 @@ def passes_of_tests(options: EvaluationOptions) -> int:
 
 def _timed_report(asked: _Asked, model: Model, made: Ablation | None, stage: Stage) -> tuple[FaithfulnessReport, float]:
     """The faithfulness, and how long a pass of a pair took."""
-    found: list[FaithfulnessReport] = []
+    reports: list[FaithfulnessReport] = []
 
     def once() -> None:
         what = (asked.options, made, asked.split, asked.scores, stage)
-        found.append(report_of(model, asked.chosen, asked.at_parts or asked.subject.circuit, *what))
+        reports.append(report_of(model, asked.chosen, asked.at_parts or asked.subject.circuit, *what))
 
     pace = pace_of(once, (OWN + asked.options.n_random) * len(asked.chosen.pairs))
-    return found[0], pace
+    return reports[0], pace
 
 
 def _within(

@@ -199,14 +199,14 @@ def all_tests(ground: Ground, null: Task | None) -> CircuitTests:
     def view() -> PairsView:
         return _pair_by_pair(ground, what[1], _same_pairs(ground, searched.scores), quiet)
 
-    found: Any = [
+    results: Any = [
         within(name, work)
         for name, work in (("hypothesis tests", tests), ("completeness", complete), ("pair by pair", view))
     ]
     moved: Any = within("transfer", lambda: _transfers(ground)) or {}
     if options.budget is not None and ground.repeated:
         searched = within(SEARCHED, lambda: _searched(ground)) or LEFT_OUT
-    return CircuitTests(found[0], found[1], moved, found[2], quiet, searched)
+    return CircuitTests(results[0], results[1], moved, results[2], quiet, searched)
 
 
 def _searched(ground: Ground) -> Searched:
@@ -231,7 +231,7 @@ def _pair_by_pair(ground: Ground, runs: Source, known: PairScores | None, quiet:
 
 def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
     """On all pairs, and on those of every value of the keys."""
-    found: dict[str, tuple[Transfer, ...]] = {}
+    transfers: dict[str, tuple[Transfer, ...]] = {}
     by = ground.options.by
     for key in ("pairs", *(_axes(ground.task) if by is None else by)):
         parts = {"all": ground.task} if key == "pairs" else ground.task.groups(key)
@@ -241,8 +241,8 @@ def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
         more: dict[str, Any] = {"clusters": clusters, "seed": ground.options.seed}
         more |= {"n_outside": 3 if ground.options.quick else 10}
         tell = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
-        found[key] = transfer(ground.model, ground.subject.circuit, grounds, ground.metric, progress=tell, **more)
-    return found
+        transfers[key] = transfer(ground.model, ground.subject.circuit, grounds, ground.metric, progress=tell, **more)
+    return transfers
 
 
 def _stepping(clock: Clock, pairs: Source) -> Iterator[Prepared]:
@@ -277,7 +277,7 @@ def with_evaluation(
     """
     what = {"source": task.source, "sha256": task.sha256, "split": split, **stamp}
     earlier = [
-        one for one in record.get("evaluations", []) if any(one.get(key) != value for key, value in what.items())
+        entry for entry in record.get("evaluations", []) if any(entry.get(key) != value for key, value in what.items())
     ]
     known = {} if shared is None else {"held_out": shared.held_out, "shared": shared.as_dict()}
     new = {**what, **task.counts, **known, "faithfulness": report.as_dict(), **(results.as_dict() if results else {})}
@@ -289,12 +289,12 @@ def with_evaluation(
 
 def _axes(task: Task) -> list[str]:
     """Of the usual keys those by which these pairs fall into several parts."""
-    found = []
+    axes = []
     for key in AXES:
         try:
             groups = task.groups(key)
         except TaskError:
             continue
         if len(groups) > 1:
-            found.append(key)
-    return found
+            axes.append(key)
+    return axes

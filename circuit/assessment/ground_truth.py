@@ -181,9 +181,9 @@ def _rows_of(truth: GroundTruth, steps: int, share: float, seed: int) -> Iterato
         yield _row(case, method, drawn, _pruned(case, scores), oracle)
     for method, metric in SEARCHES.items():
         own = _case(truth, model, metric, share)
-        found = acdc(model, own.prepared, metric, own.tau, trials=Trials(candidates=CANDIDATES))
-        changes = Scores(model.graph, np.nan_to_num(found.changes))
-        yield _row(own, method, [changes], {"acdc": found.circuit}, oracle)
+        search = acdc(model, own.prepared, metric, own.tau, trials=Trials(candidates=CANDIDATES))
+        changes = Scores(model.graph, np.nan_to_num(search.changes))
+        yield _row(own, method, [changes], {"acdc": search.circuit}, oracle)
 
 
 def _case(truth: GroundTruth, model: Model, metric: Metric, share: float) -> _Case:
@@ -202,7 +202,7 @@ def _pruned(case: _Case, scores: Scores) -> dict[str, Circuit]:
 
 
 def _row(
-    case: _Case, method: str, drawn: Sequence[Scores], found: dict[str, Circuit], oracle: Scores
+    case: _Case, method: str, drawn: Sequence[Scores], circuits: dict[str, Circuit], oracle: Scores
 ) -> CalibrationRow:
     truth = case.circuit
     auroc, average_precision = np.mean([_ranking(scores, truth) for scores in drawn], axis=0)
@@ -213,7 +213,7 @@ def _row(
         span=case.span,
         auroc=float(auroc),
         average_precision=float(average_precision),
-        recoveries=tuple(_recovery(prune, circuit, truth) for prune, circuit in found.items()),
+        recoveries=tuple(_recovery(prune, circuit, truth) for prune, circuit in circuits.items()),
         note="the control" if method == "random" else _note(method, case, drawn[0], oracle),
     )
 
@@ -225,14 +225,14 @@ def _ranking(scores: Scores, truth: Circuit) -> tuple[float, float]:
     return float(roc_auc_score(is_true, strength)), float(average_precision_score(is_true, strength))
 
 
-def _recovery(prune: str, found: Circuit, truth: Circuit) -> Recovery:
-    hits = int((found.mask & truth.mask).sum())
+def _recovery(prune: str, circuit: Circuit, truth: Circuit) -> Recovery:
+    hits = int((circuit.mask & truth.mask).sum())
     return Recovery(
         prune=prune,
-        n_edges=len(found),
-        precision=hits / len(found) if len(found) else 0.0,
+        n_edges=len(circuit),
+        precision=hits / len(circuit) if len(circuit) else 0.0,
         recall=hits / len(truth),
-        exact=found == truth,
+        exact=circuit == truth,
     )
 
 

@@ -192,8 +192,8 @@ def _correlation(
             where = known & (mine | mask)
             return correlate(first[where], values[where])
 
-        found = over_union(second, yours)
-        return found, _null_of(found, [over_union(second[move], yours[move]) for move in moves])
+        observed = over_union(second, yours)
+        return observed, _null_of(observed, [over_union(second[move], yours[move]) for move in moves])
 
     signed, null_signed = rho(a.values, b.values)
     absolute, null_absolute = rho(abs(a.values), abs(b.values))
@@ -249,6 +249,6 @@ def _signs(a: Side, b: Side, over: str, mask: np.ndarray, n: int, rng: np.random
     if not len(first):
         return Signs(over, 0, 0, 0, None, None, None)
     draws = (rng.permuted(np.tile(second, (n, 1)), axis=1) != first).sum(axis=1)
-    found = minus_plus + plus_minus
-    more, fewer = ((1 + int(beyond.sum())) / (1 + n) for beyond in (draws >= found, draws <= found))
+    n_opposite = minus_plus + plus_minus
+    more, fewer = ((1 + int(beyond.sum())) / (1 + n) for beyond in (draws >= n_opposite, draws <= n_opposite))
     return Signs(over, len(first), minus_plus, plus_minus, float(draws.mean()), more, fewer)

@@ -164,7 +164,7 @@ def cross_faithfulness(
     """
     shared = Circuit(a.circuit.graph, a.circuit.mask & b.circuit.mask).without_dead_ends()
     circuits = {"A": a.circuit, "B": b.circuit, "shared": shared}
-    found = []
+    cells = []
     for ground in grounds:
         own = replace(
             (setting or MeasureOptions()).settled(ground.record), train_split=ground.record["task"]["split"], where=()
@@ -172,8 +172,8 @@ def cross_faithfulness(
         for name, circuit in circuits.items():
             how = replace(own, n_random=0) if name == "shared" else own
             report = evaluate_on(ground.model, ground.task, circuit, how, stage=stage)
-            found.append(CrossCell(name, ground.name, report))
-    return tuple(found)
+            cells.append(CrossCell(name, ground.name, report))
+    return tuple(cells)
 
 
 def draw_difference(

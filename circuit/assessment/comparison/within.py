@@ -38,25 +38,25 @@ def compare_in_time(
         done = max(1, now * n // max(total, 1))
         tell(now, total)
 
-    found = half.within("", lambda: compare(a, b, n_draws=n, seed=seed, progress=counted))
-    if found is None:  # half of what was drawn takes half as long again
+    comparison = half.within("", lambda: compare(a, b, n_draws=n, seed=seed, progress=counted))
+    if comparison is None:  # half of what was drawn takes half as long again
         n = max(tried, done // 2)
-        found = compare(a, b, n_draws=n, seed=seed)
-    return found, [f"left out by --budget: {n_draws - n} of {n_draws} draws of chance"] if n < n_draws else []
+        comparison = compare(a, b, n_draws=n, seed=seed)
+    return comparison, [f"left out by --budget: {n_draws - n} of {n_draws} draws of chance"] if n < n_draws else []
 
 
 def cross_in_time(
     a: Side, b: Side, grounds: Sequence[Ground], setting: MeasureOptions, clock: Clock, *, stage: Stage = untold_stage
 ) -> tuple[tuple[CrossCell, ...], list[str]]:
     """Each circuit on so many pairs of every ground, beside so many random ones, as there is time for."""
-    found: list[CrossCell] = []
+    crossed: list[CrossCell] = []
     notes: list[str] = []
     for place, ground in enumerate(grounds):
         here = Clock(max(clock.left, 0.0) / (len(grounds) - place), clock.now)
         cells, short = _cross_on(a, b, ground, setting, here, stage)
-        found += cells
+        crossed += cells
         notes += [f"left out by --budget, on {ground.name}'s pairs: {', '.join(short)}"] if short else []
-    return tuple(found), notes
+    return tuple(crossed), notes
 
 
 def _cross_on(
