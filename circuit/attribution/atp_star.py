@@ -110,14 +110,14 @@ def _of_rows(model: Model, item: Prepared, metric: Metric, drop: bool) -> Float[
     with torch.enable_grad():
         value = metric(run.logits, item.targets).sum()
     layers = [None, *(range(graph.n_layers) if drop else ())]
-    found = [run.differentiated(value, layer) for layer in layers]
+    passes = [run.differentiated(value, layer) for layer in layers]
     delta = item.ablated.contributions - item.clean.contributions
     rows = torch.arange(len(item.batch), device=delta.device)[:, None].expand(delta.shape[1:3])
     cells = [rows == i for i in range(len(item.batch))]
-    scores = np.stack([scores_at(model, ends, delta, max_bytes=None, cells=cells) for ends, _ in found])
+    scores = np.stack([scores_at(model, ends, delta, max_bytes=None, cells=cells) for ends, _ in passes])
     for layer, block in enumerate(model.blocks):
         n = graph.n_reaching(graph.head_slots_of(layer).start)
-        at_z = torch.stack([gradients[layer] for _, gradients in found])
+        at_z = torch.stack([gradients[layer] for _, gradients in passes])
         scores[:, :, :n, graph.head_slots_of(layer).start :][..., : 2 * graph.n_heads] = _of_queries_and_keys(
             run, block.layer, delta[:n], at_z
         )
@@ -161,13 +161,13 @@ class _Kept:
         """The gradients at all that nodes read, and at heads' results before W_O, with nothing through one layer."""
         self.dropped = -1 if dropped is None else dropped
         reads = [x for layer in self.qkv for x in layer] + [*self.mids, self.last]
-        found = list(torch.autograd.grad(value, [*reads, *self.z], retain_graph=True))
-        found, at_z = found[: len(reads)], found[len(reads) :]
+        derivatives = list(torch.autograd.grad(value, [*reads, *self.z], retain_graph=True))
+        derivatives, at_z = derivatives[: len(reads)], derivatives[len(reads) :]
         with torch.no_grad():
             for block, projected in zip(self.model.blocks, self.qkv, strict=True):
-                gradients = found[3 * block.layer : 3 * block.layer + 3]
-                found += [block.along(*each) for each in zip(SLOTS, gradients, projected, strict=True)]
-        return Ends([stream.detach() for stream in self.streams], found), at_z
+                gradients = derivatives[3 * block.layer : 3 * block.layer + 3]
+                derivatives += [block.along(*each) for each in zip(SLOTS, gradients, projected, strict=True)]
+        return Ends([stream.detach() for stream in self.streams], derivatives), at_z
 
 
 @torch.no_grad()
@@ -192,6 +192,6 @@ def _of_queries_and_keys(
             given = [*tiled]
             given[i] = block.project(slot, normed)
             change = block.attention(*given, run.context).unflatten(0, (copies, -1)) - z
-            found = torch.einsum("sbphd,nbphd->nbsh", change, at_z)
-            out[:, :, start : start + copies, i * n_heads : (i + 1) * n_heads] = found.cpu().double().numpy()
+            effects = torch.einsum("sbphd,nbphd->nbsh", change, at_z)
+            out[:, :, start : start + copies, i * n_heads : (i + 1) * n_heads] = effects.cpu().double().numpy()
     return out

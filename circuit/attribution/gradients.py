@@ -52,12 +52,12 @@ class Ends:
 def differentiated(model: Model, at: Run, value: Float[Tensor, ""], *, retain: bool = False) -> Ends:
     """Gradients of ``value``, made of the run's logits, at what the run's nodes read; ``retain`` keeps the graph."""
     reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
-    found = list(torch.autograd.grad(value, reads, retain_graph=retain))
+    derivatives = list(torch.autograd.grad(value, reads, retain_graph=retain))
     with torch.no_grad():
         for block, projected in zip(model.blocks, at.qkv, strict=True):
-            gradients = found[3 * block.layer : 3 * block.layer + 3]
-            found += [block.along(*each) for each in zip(SLOTS, gradients, projected, strict=True)]
-    return Ends([stream.detach() for stream in at.streams[:-1]], found)
+            gradients = derivatives[3 * block.layer : 3 * block.layer + 3]
+            derivatives += [block.along(*each) for each in zip(SLOTS, gradients, projected, strict=True)]
+    return Ends([stream.detach() for stream in at.streams[:-1]], derivatives)
 
 
 def gradients_at_slots(

@@ -129,10 +129,10 @@ def grid_of_texts(
         faults.append(f"the prompts have {min(lengths)} to {max(lengths)} tokens; choose wordings of equal length")
     tokens: dict[str, int] = {}
     for answer in dict.fromkeys(preferences[name] for name in prompts if name in preferences):
-        found = {answer_id(text, encoded[name], answer, model, faults) for name, text in prompts.items()}
-        if len(found) > 1:
+        answer_ids = {answer_id(text, encoded[name], answer, model, faults) for name, text in prompts.items()}
+        if len(answer_ids) > 1:
             faults.append(f"answer {answer!r} is not the same token behind every prompt")
-        token = found.pop() or 0
+        token = answer_ids.pop() or 0
         if (other := next((text for text, known in tokens.items() if token and known == token), None)) is not None:
             faults.append(f"answers {other!r} and {answer!r} are one token here")
         tokens[answer] = token

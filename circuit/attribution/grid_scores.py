@@ -158,12 +158,12 @@ class _Terms:
     @classmethod
     def of(cls, grid: Grid) -> _Terms:
         """What one grid asks."""
-        found = [_term_of(pair) for pair in grid.pairs]
+        terms = [_term_of(pair) for pair in grid.pairs]
         needed: list[dict[Contrast, None]] = [{} for _ in grid.prompts]
-        for term in found:
+        for term in terms:
             needed[term.at][term.contrast] = None
         bases, shares = zip(*(_basis(tuple(contrasts)) for contrasts in needed), strict=True)
-        return cls(grid.prompts, tuple(found), bases, shares, grid.first_difference)
+        return cls(grid.prompts, tuple(terms), bases, shares, grid.first_difference)
 
     @classmethod
     def together(cls, several: Sequence[_Terms]) -> _Terms:
@@ -240,7 +240,7 @@ def _packs(
 def _filled(grids: Sequence[Grid], batch_size: int) -> Iterator[list[Grid]]:
     pack: list[Grid] = []
     for grid in grids:
-        if pack and sum(len(one.prompts) for one in (*pack, grid)) > batch_size:
+        if pack and sum(len(waiting.prompts) for waiting in (*pack, grid)) > batch_size:
             yield pack
             pack = []
         pack.append(grid)
@@ -300,10 +300,10 @@ def _ends(model: Model, terms: _Terms, batch_size: int) -> _Ends:
     contributions, streams = [], []
     gradients: list[list[list[Tensor]]] = [[] for _ in terms.bases[0]]
     for some in _blocks(terms, batch_size):
-        at, found = _pass(model, terms.prompts[some], terms.bases[some], terms.first)
+        at, derivatives = _pass(model, terms.prompts[some], terms.bases[some], terms.first)
         contributions.append(at[0])
         streams.append(at[1])
-        for direction, values in zip(gradients, found, strict=False):
+        for direction, values in zip(gradients, derivatives, strict=False):
             direction.append(values)
     joined = [tuple(torch.cat(parts) for parts in zip(*direction, strict=True)) for direction in gradients]
     return _Ends(
@@ -331,12 +331,12 @@ def _pass(
     with torch.set_grad_enabled(n_directions > 0):
         at = run(model, embedded.detach().requires_grad_(n_directions > 0), context, before=before)
         check_finite(at.logits, of_prompts(model, prompts))
-        found = []
+        derivatives = []
         for direction in range(n_directions):
             value = _value(at.logits, [basis[direction] for basis in bases])
             ends = differentiated(model, at, value, retain=direction + 1 < n_directions)
-            found.append(list(ends.late(n_late).gradients))
-    return (at.contributions[:, :, -n_late:], [stream.detach()[:, -n_late:] for stream in at.streams[:-1]]), found
+            derivatives.append(list(ends.late(n_late).gradients))
+    return (at.contributions[:, :, -n_late:], [stream.detach()[:, -n_late:] for stream in at.streams[:-1]]), derivatives
 
 
 def _value(logits: Float[Tensor, "batch vocab"], contrasts: Sequence[Contrast]) -> Float[Tensor, ""]:
@@ -404,8 +404,8 @@ def _add_products(
         # Subtracted before the product: what two runs have in common is much larger than what they do not.
         runs = ends.contributions[sources]
         differences = runs.index_select(1, others).sub_(runs[:, at : at + 1])
-        found = differences.flatten(2).flatten(0, 1) @ gradient[reached.start - slots.start :].T
-        parts = found.view(len(runs), len(terms), -1).transpose(0, 1).cpu().float().numpy()
+        products = differences.flatten(2).flatten(0, 1) @ gradient[reached.start - slots.start :].T
+        parts = products.view(len(runs), len(terms), -1).transpose(0, 1).cpu().float().numpy()
         values[where, sources, reached] += parts * weights
 
 
@@ -418,15 +418,15 @@ def _source_groups(graph: Graph) -> Iterator[tuple[slice, int]]:
 
 def _combined(ends: _Ends, at: Sequence[int], shares: Sequence[np.ndarray]) -> list[Tensor]:
     """Gradients of contrasts at some runs, from those of the runs' bases."""
-    found = []
+    combined = []
     for parts in zip(*ends.gradients, strict=True):
         rows = []
         for row, weights in zip(at, shares, strict=True):
             # zero weights are left out: a basis contrast is itself, to the last digit
             used = [float(w) * part[row] for w, part in zip(weights, parts, strict=False) if w]
             rows.append(torch.stack(used).sum(0) if len(used) > 1 else used[0])
-        found.append(torch.stack(rows))
-    return found
+        combined.append(torch.stack(rows))
+    return combined
 
 
 def _joined(

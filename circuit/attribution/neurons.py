@@ -76,14 +76,16 @@ def neuron_scores(
     graph = model.graph
     total = {
         layer: NeuronScores(
-            np.zeros(len(one)), np.zeros((graph.n_src, len(chosen[layer]))), np.zeros((len(chosen[layer]), graph.n_dst))
+            np.zeros(len(entry)),
+            np.zeros((graph.n_src, len(chosen[layer]))),
+            np.zeros((len(chosen[layer]), graph.n_dst)),
         )
-        for layer, one in opened.items()
+        for layer, entry in opened.items()
     }
 
     def of_part(part: Batch | Prepared) -> int:
         item = part if isinstance(part, Prepared) else prepare(model, part, ablation)
-        sides = {layer: _Sides(model, item, one, chosen[layer]) for layer, one in opened.items()}
+        sides = {layer: _Sides(model, item, entry, chosen[layer]) for layer, entry in opened.items()}
 
         def add(ends: Ends, delta: Tensor, share: float) -> None:
             _add(model, item, ends, delta, share, sides, total)
@@ -99,8 +101,8 @@ def neuron_scores(
             progress(done, len(groups))
     whole = float(parallel.summed(np.array([n_rows], dtype=np.float64))[0])
     return {
-        layer: NeuronScores(*(parallel.summed(x) / whole for x in (one.values, one.into, one.out_of)))
-        for layer, one in total.items()
+        layer: NeuronScores(*(parallel.summed(x) / whole for x in (entry.values, entry.into, entry.out_of)))
+        for layer, entry in total.items()
     }
 
 
