@@ -212,13 +212,13 @@ def step_costs(
     room = (0.9 * device.memory if limit is None else min(limit, 0.9 * device.memory)) - weight_bytes(arch, dtype)
     forward = prompts * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1) / rate
     runs = run_bytes(arch, tokens, dtype)
-    one = runs + circuit_bytes(arch, tokens, dtype)
-    found = (
+    per_circuit = runs + circuit_bytes(arch, tokens, dtype)
+    steps = (
         ("EAP", state_bytes(arch, tokens, dtype), whole.eap_seconds),
         (f"EAP-IG, {job.steps} points", state_bytes(arch, tokens, dtype, steps=job.steps), whole.ig_seconds),
-        ("exact patching", one, acdc_flops(arch, tokens, waste=0.0) * prompts / rate),
-        (f"ACDC on {job.acdc_prompts} prompts", one, 3600 * whole.acdc_hours),
-        ("a circuit's faithfulness", one, 21 * forward),
-        ("1,000 more circuits", one, 1000 * forward),
+        ("exact patching", per_circuit, acdc_flops(arch, tokens, waste=0.0) * prompts / rate),
+        (f"ACDC on {job.acdc_prompts} prompts", per_circuit, 3600 * whole.acdc_hours),
+        ("a circuit's faithfulness", per_circuit, 21 * forward),
+        ("1,000 more circuits", per_circuit, 1000 * forward),
     )
-    return tuple(StepCost(name, each, max(0, int(room // each)), seconds) for name, each, seconds in found)
+    return tuple(StepCost(name, each, max(0, int(room // each)), seconds) for name, each, seconds in steps)

@@ -202,10 +202,10 @@ def architecture_of(network: Any, name: str) -> Architecture:
     import torch
 
     config = network.config.get_text_config()
-    found = {key: getattr(config, key, None) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")}
-    if lacking := [key for key, value in found.items() if not value]:
+    fields = {key: getattr(config, key, None) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")}
+    if lacking := [key for key, value in fields.items() if not value]:
         raise ModelError(f"{name}: its configuration has no {' and no '.join(lacking)}; expected a transformer's")
-    layers, heads, width = (int(value) for value in found.values() if value)
+    layers, heads, width = (int(value) for value in fields.values() if value)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     d_head = int(getattr(config, "head_dim", None) or width // heads)
     table = network.get_input_embeddings().weight
@@ -224,7 +224,7 @@ def architecture_of(network: Any, name: str) -> Architecture:
 def _active(config: Any, d_mlp: int) -> int:
     """The MLP width of the experts that a token passes, where there are experts."""
     names = ("num_local_experts", "num_experts", "n_routed_experts")
-    n = next((int(found) for name in names if (found := getattr(config, name, None))), 0)
+    n = next((int(value) for name in names if (value := getattr(config, name, None))), 0)
     each = int(getattr(config, "num_experts_per_tok", None) or 0)
     return -(-d_mlp * each // n) if n and each else 0
 
