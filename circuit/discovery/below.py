@@ -54,7 +54,7 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
     if not named:
         return None
     model, options, graph = setting.model, setting.options, setting.model.graph
-    inside = {layer: one for layer, one in named.items() if circuit.mask[graph.mlp_of(layer)].any()}
+    inside = {layer: x for layer, x in named.items() if circuit.mask[graph.mlp_of(layer)].any()}
     notes = tuple(f"m{layer} is not in the circuit, and is not opened" for layer in named if layer not in inside)
     kept_batches, metric = setting.train.runs.batches, setting.metric
     if effect.weights is not None:
@@ -64,18 +64,18 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
     told = setting.stage("scores of neurons")
     scores = neuron_scores(model, kept_batches, metric, inside, **how, progress=told)
     kept = _fewest(setting, circuit, inside, scores)
-    if inside and not any(one.any() for one in kept.values()):
+    if inside and not any(x.any() for x in kept.values()):
         notes += ("the opened MLPs carry nothing in this circuit, so no neuron is kept",)
-    chosen = {layer: np.flatnonzero(one) for layer, one in kept.items()}
+    chosen = {layer: np.flatnonzero(x) for layer, x in kept.items()}
     told = setting.stage("scores of edges of neurons")
     edges = neuron_scores(model, kept_batches, metric, inside, chosen, **how, progress=told)
     draws = random_neurons(scores, kept, options.n_random, options.seed)
     return OpenedMlps(
         asked=options.neuron_share,
         method=options.method,
-        n_neurons={f"m{layer}": len(one) for layer, one in inside.items()},
-        scores={f"m{layer}": float(one.values.sum()) for layer, one in scores.items()},
-        kept_scores={f"m{layer}": float(one.values[chosen[layer]].sum()) for layer, one in scores.items()},
+        n_neurons={f"m{layer}": len(x) for layer, x in inside.items()},
+        scores={f"m{layer}": float(x.values.sum()) for layer, x in scores.items()},
+        kept_scores={f"m{layer}": float(x.values[chosen[layer]].sum()) for layer, x in scores.items()},
         kept=described(model, circuit, inside, scores, edges, kept),
         measured=tuple(_measured(setting, part, circuit, inside, kept, draws) for part in setting.parts if inside),
         notes=notes,
@@ -84,7 +84,7 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
 
 def _fewest(setting: Setting, circuit: Circuit, opened: dict[int, Neurons], scores: dict[int, NeuronScores]) -> Kept:
     """The fewest that keep the share of what the opened MLPs carry on the pairs searched on; none where that is 0."""
-    none, every = ({layer: np.full(len(one), some) for layer, one in opened.items()} for some in (False, True))
+    none, every = ({layer: np.full(len(neurons), some) for layer, neurons in opened.items()} for some in (False, True))
     told, tried = setting.stage("fewest neurons"), 0
 
     def values(*sets: Kept) -> np.ndarray:
@@ -110,8 +110,8 @@ def _fewest(setting: Setting, circuit: Circuit, opened: dict[int, Neurons], scor
 def _measured(
     setting: Setting, part: Part, circuit: Circuit, opened: dict[int, Neurons], kept: Kept, draws: Sequence[Kept]
 ) -> NeuronSets:
-    rest = {layer: ~one for layer, one in kept.items()}
-    none = {layer: np.zeros_like(one) for layer, one in kept.items()}
+    rest = {layer: ~own for layer, own in kept.items()}
+    none = {layer: np.zeros_like(own) for layer, own in kept.items()}
     told = setting.stage(f"neurons on {part.split}")
     masks = [Circuit.full(circuit.graph).mask, Circuit.empty(circuit.graph).mask, circuit.mask]
     plainly = pairwise(measure(setting.model, part.runs(), masks, setting.metric), setting.metric)

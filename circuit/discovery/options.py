@@ -196,7 +196,9 @@ class Options(PlainNumbers):
     def sized_by_default(self) -> bool:
         """Whether nothing says how large the circuit is to be."""
         given = (self.threshold, self.top_n, self.target_faithfulness)
-        return self.prune == "threshold" and self.threshold_on == "share" and not any(one is not None for one in given)
+        return (
+            self.prune == "threshold" and self.threshold_on == "share" and not any(value is not None for value in given)
+        )
 
     def _check_resolution(self) -> None:
         if self.resolution == "edge":

@@ -135,10 +135,10 @@ def _stamp(options: Options, metric: Metric, split: str, pruned: Pruned) -> dict
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in ("persona-circuits", "torch", "transformer-lens", "transformers", "numpy"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions

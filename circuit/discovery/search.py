@@ -111,10 +111,10 @@ class Discovery:
 
     def __repr__(self) -> str:
         task = self.record["task"]
-        found = ", ".join(f"{one.circuit.shown} ({one.split})" for one in self.reports)
+        reports = ", ".join(f"{report.circuit.shown} ({report.split})" for report in self.reports)
         held = "held out" if self.held_out else "not held out"
         effect = f"{task['metric']} {self.divergence:+.3f} on {task['n_pairs']} pairs ({task['split']})"
-        return f"Discovery({self.circuit!r}, {found}, {held}; {effect})"
+        return f"Discovery({self.circuit!r}, {reports}, {held}; {effect})"
 
     def _repr_html_(self) -> str:
         edges = [(item["edge"], signed(item["score"], 4)) for item in strongest_edges(self)]
@@ -139,10 +139,10 @@ class Discovery:
     @property
     def confirmed(self) -> bool | None:
         """Whether the faithfulness that was reached in the search is on held-out pairs too; None without either."""
-        found = self.reports[-1].circuit.ratio_of_means
-        if self.smallest is None or not self.smallest.reached or not self.held_out or found is None:
+        ratio = self.reports[-1].circuit.ratio_of_means
+        if self.smallest is None or not self.smallest.reached or not self.held_out or ratio is None:
             return None
-        return found >= self.smallest.target
+        return ratio >= self.smallest.target
 
     def write(self, folder: str | Path, *, strongest: int | None = None) -> None:
         """Write what the command ``discover`` writes: circuit, nodes, scores, pictures, summary; all or nothing.
@@ -281,8 +281,8 @@ def _scored(
     if given is not None and not again:
         scores, path = keeping.scores_at(Path(given), setting)
         return values.Scored(scores), path
-    if not again and (found := keeping.scores_near(folder, setting)) is not None:
-        return values.Scored(found[0]), found[1]
+    if not again and (stored := keeping.scores_near(folder, setting)) is not None:
+        return values.Scored(stored[0]), stored[1]
     made = stages.score_edges(setting, effect.seconds, effect.weights)
     keeping.keep(made.scores, folder, setting)
     return made, None

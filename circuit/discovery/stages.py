@@ -339,8 +339,8 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
         return Pruned(start)
     trials, told = Trials(candidates=options.candidates), setting.stage("ACDC")
     what = (setting.model, list(setting.train.runs()), setting.metric, tau, start)
-    found = acdc(*what, trials=trials, state=state, progress=told)
-    return Pruned(found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted})
+    result = acdc(*what, trials=trials, state=state, progress=told)
+    return Pruned(result.circuit, {"passes": result.passes, "evaluated": result.evaluated, "wasted": result.wasted})
 
 
 def _by_target(setting: Setting, scores: Scores | SpanScores, target: float) -> Pruned:
@@ -360,11 +360,11 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
     assert n is not None
     schedule = Schedule(n, steps=options.train_steps, seed=options.seed)
     how: dict[str, Any] = {"ablation": setting.ablation, "state": state, "progress": setting.stage("learned gates")}
-    found = learn(setting.model, runs.batches, setting.metric, scores, schedule, **how)
+    learned = learn(setting.model, runs.batches, setting.metric, scores, schedule, **how)
     if target is None:
-        return Pruned(found.circuit)
+        return Pruned(learned.circuit)
     how = {"n_grid": GATE_GRID, "progress": setting.stage("smallest circuit by gate")}
-    least = smallest(*what, found.open, target, **how)
+    least = smallest(*what, learned.open, target, **how)
     return Pruned.of(least.circuit, least)
 
 
@@ -380,8 +380,8 @@ def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: f
     tau = _share_of(options.finish, whole, "--finish")
     terms, what = Terms(tau, options.target_faithfulness, options.candidates), list(setting.train.runs())
     how: dict[str, Any] = {"scores": scores, "state": state, "progress": setting.stage("exact finish")}
-    found = finish(setting.model, what, setting.metric, pruned.circuit, terms, **how)
-    return replace(pruned, circuit=found.circuit, finished=found)
+    finished = finish(setting.model, what, setting.metric, pruned.circuit, terms, **how)
+    return replace(pruned, circuit=finished.circuit, finished=finished)
 
 
 def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate | None:
