@@ -52,20 +52,20 @@ def bundles_of(chosen: Chosen, rows: Sequence[Sequence[Node]]) -> dict[Edge, Bun
         groups[Bundle(edge.src, None, last, look, True)].append(edge)
         if edge.src != INPUT:
             groups[Bundle(edge.dst, edge.slot, first, look, False)].append(edge)
-    found: dict[Any, Bundle] = {}
+    bundles: dict[Any, Bundle] = {}
     for bundle, edges in sorted(groups.items(), key=lambda item: len(item[1])):
         if len(edges) >= FEWEST:
-            found |= dict.fromkeys(edges, bundle)
-    left = _sizes(found)  # an edge that went to a larger bundle may have left one alone
-    return {edge: bundle for edge, bundle in found.items() if left[bundle] >= FEWEST}
+            bundles |= dict.fromkeys(edges, bundle)
+    left = _sizes(bundles)  # an edge that went to a larger bundle may have left one alone
+    return {edge: bundle for edge, bundle in bundles.items() if left[bundle] >= FEWEST}
 
 
 def by_gap(bundles: Mapping[Edge, Bundle]) -> dict[int, list[Bundle]]:
     """The bundles whose bars lie below each row, those of most edges first: their bars are nearest to their nodes."""
-    found: dict[int, list[Bundle]] = defaultdict(list)
+    by_gap: dict[int, list[Bundle]] = defaultdict(list)
     for bundle, _ in sorted(_sizes(bundles).items(), key=lambda item: (-item[1], str(item[0]))):
-        found[bundle.gap].append(bundle)
-    return found
+        by_gap[bundle.gap].append(bundle)
+    return by_gap
 
 
 def _sizes(bundles: Mapping[Edge, Bundle]) -> dict[Bundle, int]:

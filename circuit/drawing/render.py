@@ -312,11 +312,11 @@ def check_picture(path: str | Path) -> None:
 
 
 def _format_of(path: Path, fmt: str | None) -> str:
-    found = (fmt or path.suffix.lstrip(".")).lower()
-    if found not in FORMATS:
-        got = f"{found!r}" if found else f"none, as {path.name!r} has no ending"
+    form = (fmt or path.suffix.lstrip(".")).lower()
+    if form not in FORMATS:
+        got = f"{form!r}" if form else f"none, as {path.name!r} has no ending"
         raise OptionError(f"the picture's format is {got}; give a path that ends in .{', .'.join(FORMATS)}")
-    return found
+    return form
 
 
 _RENDER = """
