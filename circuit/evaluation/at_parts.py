@@ -22,16 +22,16 @@ MOST_TRIES = 20
 
 def random_at_parts(circuit: SpanCircuit, count: int, *, seed: int) -> list[SpanCircuit]:
     """``count`` random circuits through other heads; fewer, or none, where other heads give the same circuit."""
-    found = []
-    for one in np.random.SeedSequence(seed).spawn(count):
-        rng = np.random.default_rng(one)
+    circuits = []
+    for child in np.random.SeedSequence(seed).spawn(count):
+        rng = np.random.default_rng(child)
         for _ in range(MOST_TRIES):
             sources, slots = _exchanged(circuit.graph, rng)
             other = replace(circuit, mask=circuit.mask[:, sources][:, :, slots])
             if other != circuit:
-                found.append(other)
+                circuits.append(other)
                 break
-    return found
+    return circuits
 
 
 def _exchanged(graph: Graph, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

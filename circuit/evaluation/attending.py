@@ -122,7 +122,7 @@ def head_parts(
             masks.append(circuit.mask.copy())
             masks[-1][:, slots] = False
     full, empty, own, *without = pairwise(measure(model, prepared, masks, metric), metric)
-    lost = [share_of((own - one)[None], full - empty, sample) for one in without]
+    lost = [share_of((own - row)[None], full - empty, sample) for row in without]
     return tuple(HeadPart(*about, share) for about, share in zip(named, lost, strict=True))
 
 
@@ -148,20 +148,22 @@ def attended(
             total.setdefault(place, []).append(np.stack([side[place] for side in sides]))
         if progress is not None:
             progress(done, len(rows))
-    found = []
+    by_head = []
     for (head, span), values in total.items():
         a, b = np.mean(values, 0)
         n = model.graph.n_reaching(model.graph.head_slots_of(head.layer).start) + 1
         names = (*model.graph.src_names[: n - 1], REST)
         share_a, change = a[0], a - b
         query, key = (dict(zip(names, change[2 + i * n : 2 + (i + 1) * n].tolist(), strict=True)) for i in (0, 1))
-        each = np.array([one[0, 1] - one[1, 1] for one in values])
+        each = np.array([entry[0, 1] - entry[1, 1] for entry in values])
         known = None
         if 1 < len(each) == len(rows):
             known = interval(partial(weighted_mean, values=each), sample.over(len(each)), seed=sample.seed)
-        found.append(Attended(str(head), span, float(share_a), float(b[0]), float(change[1]), known, query, key))
+        by_head.append(Attended(str(head), span, float(share_a), float(b[0]), float(change[1]), known, query, key))
     order = [str(head) for head in heads]
-    return tuple(sorted(found, key=lambda one: (order.index(one.head), -max(one.attention_a, one.attention_b))))
+    return tuple(
+        sorted(by_head, key=lambda entry: (order.index(entry.head), -max(entry.attention_a, entry.attention_b)))
+    )
 
 
 def _side(
@@ -172,12 +174,12 @@ def _side(
     spans = (row.spans, row.corrupt_spans)[turn]
     with torch.no_grad():
         at = run(model, *model.start(tokens))
-    found = {}
+    sides = {}
     for layer in sorted({head.layer for head in heads}):
         n = model.graph.n_reaching(model.graph.head_slots_of(layer).start)
         with torch.no_grad():
             terms = score_terms(model.blocks[layer], at.streams[layer], at.contributions[:n, 0], at.context)
-        query, key, score = (one.double().cpu().numpy() for one in terms)
+        query, key, score = (term.double().cpu().numpy() for term in terms)
         for head in (head for head in heads if head.layer == layer):
             own = np.concatenate([score[head.head][None], query[:, head.head], key[:, head.head]])
             seen = np.isfinite(own[0])
@@ -188,5 +190,5 @@ def _side(
                 places = [i for span in spans if span.name == name for i in range(span.start, span.end) if seen[i]]
                 share = pattern[places].sum()
                 if places and share > 0:
-                    found[head, name] = np.concatenate([[share], own[:, places] @ (pattern[places] / share)])
-    return found
+                    sides[head, name] = np.concatenate([[share], own[:, places] @ (pattern[places] / share)])
+    return sides

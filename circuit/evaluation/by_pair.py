@@ -218,12 +218,12 @@ def measured_pairs(
 def divergences_of(prepared: Iterable[Prepared], *, swapped: bool) -> Float[np.ndarray, " pair"]:
     """D of each pair in logits, from the plain runs; ``swapped``: every pair stands there in both directions."""
     margin = METRICS["logit-diff"]
-    found: dict[int, float] = {}
+    gaps: dict[int, float] = {}
     for item in prepared:
         gap = margin(item.clean.logits, item.targets) - margin(item.corrupt.logits, item.targets)
-        found |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = parallel.gathered(found)
-    values = np.array([found[index] for index in sorted(found)])
+        gaps |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
+    gaps = parallel.gathered(gaps)
+    values = np.array([gaps[index] for index in sorted(gaps)])
     return values.reshape(-1, 2).mean(axis=1) if swapped else values
 
 

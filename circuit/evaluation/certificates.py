@@ -129,18 +129,18 @@ class Certificate:
         """The whole of it in words."""
         tried = f"all {self.n:,} sets taken away" if self.way == "exhaustive" else f"{self.n:,} draws of {self.kept}"
         what = "of the rule" if self.way == "exhaustive" else "of the vote of such draws"
-        found = (
+        sentence = (
             f"{len(self.stays):,} of {len(self.circuit):,} edges stay when any {self.radius} of {self.n_units} "
             f"{self.by} are taken away, {len(self.abstains):,} abstain "
             f"({tried}; {what}, confidence {self.confidence:g})"
         )
-        return found + (f"; {self.empty:,} of these leave no pair" if self.empty else "")
+        return sentence + (f"; {self.empty:,} of these leave no pair" if self.empty else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, edges apart."""
         names = ("rule", "radius", "by", "n_units", "n_pairs", "way", "n", "empty", "confidence")
-        found = {name: getattr(self, name) for name in names}
-        return {**found, "kept": self.kept or None, "stays": len(self.stays), "abstains": len(self.abstains)}
+        fields = {name: getattr(self, name) for name in names}
+        return {**fields, "kept": self.kept or None, "stays": len(self.stays), "abstains": len(self.abstains)}
 
 
 def with_certificate(record: Mapping[str, Any], certificate: Certificate | None) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class FaithfulnessReport:
         named = {"circuit": self.circuit, "complement": self.complement}
         if self.without_edge is not None:
             named[f"all but {self.edge}"] = self.without_edge
-        rows = [(name, f"{one.n_edges:,}", signed(one.m), one.shown) for name, one in named.items()]
+        rows = [(name, f"{part.n_edges:,}", signed(part.m), part.shown) for name, part in named.items()]
         if self.random_mean is not None:
             rows.append((f"random ({len(self.random)})", f"{self.circuit.n_edges:,}", "", f"f {self.random_mean:.3f}"))
         return html_table(repr(self), ("", "edges", "m", "faithfulness"), rows)
@@ -164,10 +164,10 @@ class FaithfulnessReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit file holds them."""
         matching = self.matching.as_dict() if self.matching else None
-        found = {**asdict(replace(self, matching=None)), "random": list(self.random), "matching": matching}
+        record = {**asdict(replace(self, matching=None)), "random": list(self.random), "matching": matching}
         if self.everywhere is None:
-            del found["everywhere"]
-        return found
+            del record["everywhere"]
+        return record
 
 
 def evaluate(
@@ -203,39 +203,39 @@ def evaluate(
     else:
         tried, matched = _alone(circuit, scores), matched_circuits(circuit, n_random, seed=sample.seed)
         others = matched.circuits
-    found = _measured(model, prepared, metric, circuit, tried, others)
-    span, faithfulness = found.full - found.empty, partial(_faithfulness, found, sample)
-    largest = int(np.abs(found.without.mean(axis=1) - found.full.mean()).argmax()) if tried else None
+    values = _measured(model, prepared, metric, circuit, tried, others)
+    span, faithfulness = values.full - values.empty, partial(_faithfulness, values, sample)
+    largest = int(np.abs(values.without.mean(axis=1) - values.full.mean()).argmax()) if tried else None
     rest, wide = circuit.complement(), _everywhere(circuit)
     return FaithfulnessReport(
         metric=metric.name,
         split=sample.split,
         n_pairs=len(span),
-        m_full=float(found.full.mean()),
-        m_empty=float(found.empty.mean()),
-        circuit=faithfulness(found.circuit, len(circuit)),
-        complement=faithfulness(found.complement, len(rest)),
-        **_beside_random(found, sample, [len(one) for one in others]),
+        m_full=float(values.full.mean()),
+        m_empty=float(values.empty.mean()),
+        circuit=faithfulness(values.circuit, len(circuit)),
+        complement=faithfulness(values.complement, len(rest)),
+        **_beside_random(values, sample, [len(other) for other in others]),
         effect_interval=sample.ratio(span, np.ones_like(span)),
         resampled=sample.over(len(span)).describe(),
         n_reversed=int((span < 0).sum()),
-        rounding=found.rounding,
+        rounding=values.rounding,
         matching=matched,
-        complement_with_reads=faithfulness(found.with_reads, len(_with_reads(rest))),
+        complement_with_reads=faithfulness(values.with_reads, len(_with_reads(rest))),
         edge=None if largest is None else str(tried[largest]),
-        without_edge=None if largest is None else faithfulness(found.without[largest], model.graph.n_edges - 1),
+        without_edge=None if largest is None else faithfulness(values.without[largest], model.graph.n_edges - 1),
         n_tried=len(tried),
-        everywhere=None if wide is None else faithfulness(found.everywhere[0], len(wide)),
+        everywhere=None if wide is None else faithfulness(values.everywhere[0], len(wide)),
     )
 
 
-def _beside_random(found: _Measured, sample: PairSample, sizes: Sequence[int]) -> dict[str, Any]:
+def _beside_random(measured: _Measured, sample: PairSample, sizes: Sequence[int]) -> dict[str, Any]:
     """The random circuits' f, and how far the circuit is above their mean."""
-    every = [_faithfulness(found, sample, m, size) for m, size in zip(found.random, sizes, strict=True)]
-    known = [one.ratio_of_means for one in every if one.ratio_of_means is not None]
+    every = [_faithfulness(measured, sample, m, size) for m, size in zip(measured.random, sizes, strict=True)]
+    known = [faithfulness.ratio_of_means for faithfulness in every if faithfulness.ratio_of_means is not None]
     if not known:
         return {"random": (), "random_mean": None, "random_sd": None}
-    gap, span = found.circuit - found.random.mean(axis=0), found.full - found.empty
+    gap, span = measured.circuit - measured.random.mean(axis=0), measured.full - measured.empty
     return {
         "random": tuple(known),
         "random_mean": float(np.mean(known)),
@@ -273,7 +273,7 @@ def _measured(
     full, empty = replace(circuit, mask=circuit.mask | rest.mask), replace(circuit, mask=np.zeros_like(rest.mask))
     fixed = [full, empty, circuit, rest, _with_reads(rest), *([] if wide is None else [wide])]
     without = [Circuit.of(graph, [edge]).complement() for edge in tried]
-    masks = [one if isinstance(one, SpanCircuit) else one.mask for one in (*fixed, *without, *random)]
+    masks = [drawn if isinstance(drawn, SpanCircuit) else drawn.mask for drawn in (*fixed, *without, *random)]
     watch = Rounding(model, metric)
     values = pairwise(measure(model, watch.watched(prepared()), masks, metric), metric)
     first = len(fixed) + len(tried)
@@ -313,10 +313,10 @@ def pairwise(values: np.ndarray, metric: Metric) -> np.ndarray:
     return values.reshape(len(values), -1, 2).mean(axis=2) if metric.swap_rows else values
 
 
-def _faithfulness(found: _Measured, sample: PairSample, values: np.ndarray, n_edges: int) -> Faithfulness:
-    span, moved = found.full - found.empty, values - found.empty
-    ratios = own_ratios(moved, span, found.rounding)
-    defined = not is_zero(span, found.rounding)
+def _faithfulness(measured: _Measured, sample: PairSample, values: np.ndarray, n_edges: int) -> Faithfulness:
+    span, moved = measured.full - measured.empty, values - measured.empty
+    ratios = own_ratios(moved, span, measured.rounding)
+    defined = not is_zero(span, measured.rounding)
     return Faithfulness(
         n_edges=n_edges,
         m=float(values.mean()),
@@ -324,7 +324,7 @@ def _faithfulness(found: _Measured, sample: PairSample, values: np.ndarray, n_ed
         interval=sample.ratio(moved, span) if defined else None,
         mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
         n_ratios=len(ratios),
-        median_of_ratios=median_of_ratios(moved, span, found.rounding),
+        median_of_ratios=median_of_ratios(moved, span, measured.rounding),
     )
 
 

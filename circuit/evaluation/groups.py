@@ -100,23 +100,23 @@ def group_pairs(
     own = _cosines(gram[np.ix_(chosen, chosen)])
     if float(np.diag(_centred(own)).mean()) < ALIKE:
         return Grouping(labels, 1, None, None, None, None)
-    found = _cut(own)
+    cut = _cut(own)
     for turn in range(n_draws):
         mixing = _without_groups(own, rng)
-        reached += _cut(mixing @ own @ mixing.T).explained >= found.explained - 1e-9
+        reached += _cut(mixing @ own @ mixing.T).explained >= cut.explained - 1e-9
         if progress is not None:
             progress(turn + 1, n_draws)
     p = (1 + reached) / (1 + n_draws)
-    n_best = int(found.groups.max()) + 1
+    n_best = int(cut.groups.max()) + 1
     if p <= ALPHA:
-        labels[chosen] = found.groups
-    known = found.explained > -1
+        labels[chosen] = cut.groups
+    known = cut.explained > -1
     return Grouping(
         labels,
         n_groups=n_best if p <= ALPHA else 1,
         n_best=n_best if known else None,
-        explained=found.explained if known else None,
-        silhouette=found.silhouette if known else None,
+        explained=cut.explained if known else None,
+        silhouette=cut.silhouette if known else None,
         p=p,
     )
 
@@ -167,8 +167,8 @@ def _cut(gram: Float[np.ndarray, "pair pair"]) -> _Cut:
     n = len(apart)
     explained, best, groups = -1.0, -1.0, np.ones((n, 1), dtype=bool)
     for k in range(2, min(2 * MOST_GROUPS, n // 2) + 1):
-        found = hierarchy.fcluster(tree, k, criterion="maxclust")
-        member = found[:, None] == np.arange(1, k + 1)
+        labels = hierarchy.fcluster(tree, k, criterion="maxclust")
+        member = labels[:, None] == np.arange(1, k + 1)
         member = member[:, member.sum(axis=0) >= max(LEAST_GROUP, LEAST_SHARE * n)]
         if member.sum() < LEAST_COVERED * n:
             continue

@@ -115,12 +115,12 @@ def matched_circuits(circuit: Circuit, count: int, *, seed: int) -> Matched:
     if not count or not 0 < len(circuit) < circuit.graph.n_edges:
         return _none(circuit, outside=False)
     for matching in MATCHINGS[:-1]:
-        found = _matched(circuit, count, matching, seed, most_repeats=int(MOST_REPEATS * count))
-        if found is not None:
-            return found
-    found = _matched(circuit, count, MATCHINGS[-1], seed)
-    assert found is not None, "there is no bound on repeats"
-    return found
+        matched = _matched(circuit, count, matching, seed, most_repeats=int(MOST_REPEATS * count))
+        if matched is not None:
+            return matched
+    matched = _matched(circuit, count, MATCHINGS[-1], seed)
+    assert matched is not None, "there is no bound on repeats"
+    return matched
 
 
 def matched_outside(circuit: Circuit, count: int, *, seed: int) -> Matched:
@@ -134,10 +134,10 @@ def matched_outside(circuit: Circuit, count: int, *, seed: int) -> Matched:
     if not count or not 0 < len(circuit) <= circuit.graph.n_edges - len(circuit):
         return _none(circuit, outside=True)
     for i in range(len(MATCHINGS)):
-        found = _outside(circuit, count, MATCHINGS[i:], seed)
-        if len(found.circuits) == count:
+        matched = _outside(circuit, count, MATCHINGS[i:], seed)
+        if len(matched.circuits) == count:
             break
-    return found
+    return matched
 
 
 def _none(circuit: Circuit, *, outside: bool) -> Matched:
@@ -148,21 +148,21 @@ def _outside(circuit: Circuit, count: int, matchings: Sequence[str], seed: int) 
     """Sets matched in the first of ``matchings`` as far as its cells allow, then in the next."""
     levels = [cells_of(circuit.graph, matching) for matching in matchings]
     drawn: dict[Circuit, np.ndarray] = {}
-    for one in np.random.SeedSequence(seed).spawn(MOST_TRIES * count):
-        other, short = _draw_outside(circuit, levels, np.random.default_rng(one))
+    for child in np.random.SeedSequence(seed).spawn(MOST_TRIES * count):
+        other, short = _draw_outside(circuit, levels, np.random.default_rng(child))
         drawn.setdefault(other, short)
         if len(drawn) == count:
             break
-    found = tuple(drawn)
+    circuits = tuple(drawn)
     return Matched(
-        circuits=found,
+        circuits=circuits,
         matching=matchings[0],
         outside=True,
         connected=False,
         n_cells=len(np.unique(levels[0][circuit.mask])),
         n_forced=0,
         n_relaxed=int(short.sum()),
-        n_different=len(found),
+        n_different=len(circuits),
         overlap=0.0,
         repeats=0.0,
         narrow=_cell_names(circuit.graph, levels[0], np.flatnonzero(short), matchings[0]),
@@ -202,25 +202,25 @@ def _matched(
     steps = int(np.clip(STEPS_PER_EDGE * len(circuit), FEWEST_STEPS, MOST_STEPS))
     to_hub, *onwards = np.random.SeedSequence(seed).spawn(count + 1)
     hub = _Walk(space, circuit).go(steps, np.random.default_rng(to_hub))
-    found: list[Circuit] = []
+    circuits: list[Circuit] = []
     repeats = 0
-    for one in onwards:
-        found.append(_Walk(space, hub).go(steps, np.random.default_rng(one)))
-        repeats += found[-1] == circuit
+    for child in onwards:
+        circuits.append(_Walk(space, hub).go(steps, np.random.default_rng(child)))
+        repeats += circuits[-1] == circuit
         if most_repeats is not None and repeats > most_repeats:
             return None
     counts = np.bincount(space.cells[circuit.mask], minlength=len(space.places))
     sizes = np.array([len(places) for places in space.places])
     return Matched(
-        circuits=tuple(found),
+        circuits=tuple(circuits),
         matching=matching,
         outside=False,
         connected=space.connected,
         n_cells=int((counts > 0).sum()),
         n_forced=int(counts[counts == sizes].sum()),
         n_relaxed=0,
-        n_different=len(set(found)),
-        overlap=float(np.mean([(other.mask & circuit.mask).sum() / len(circuit) for other in found])),
+        n_different=len(set(circuits)),
+        overlap=float(np.mean([(other.mask & circuit.mask).sum() / len(circuit) for other in circuits])),
         repeats=repeats / count,
         narrow=_cell_names(circuit.graph, space.cells, np.flatnonzero((counts > 0) & (counts == sizes)), matching),
     )
@@ -332,14 +332,14 @@ class _Walk:
         space, graph = self.space, self.space.graph
         layers = [int(draw * graph.n_layers) for draw in draws[:2]]
         heads = [int(draw * graph.n_heads) for draw in draws[2:4]]
-        one, other = (graph.heads_of(layer).start + head for layer, head in zip(layers, heads, strict=True))
+        node, other = (graph.heads_of(layer).start + head for layer, head in zip(layers, heads, strict=True))
         if space.matching == "layer":
             other = graph.heads_of(layers[0]).start + heads[1]
         elif draws[4] < 0.5:
             other = graph.mlp_of(layers[1])
-            one = one if space.matching == "size" and draws[4] < 0.25 else graph.mlp_of(layers[0])
-        nodes = {one: other, other: one}
-        here, there = space.slots[one], space.slots[other]
+            node = node if space.matching == "size" and draws[4] < 0.25 else graph.mlp_of(layers[0])
+        nodes = {node: other, other: node}
+        here, there = space.slots[node], space.slots[other]
         if len(here) != len(there):
             here = (here[int(draws[5] * len(here))],)
         slots = dict(zip(here + there, there + here, strict=True))
@@ -385,7 +385,7 @@ def random_circuits(
     """
     free = (Circuit.full(graph) if outside is None else outside.complement().without_dead_ends()).mask
     seeds = np.random.SeedSequence(seed).spawn(count) if n_edges and free.any() else []
-    return [_random_circuit(graph, free, n_edges, np.random.default_rng(one)) for one in seeds]
+    return [_random_circuit(graph, free, n_edges, np.random.default_rng(child)) for child in seeds]
 
 
 def _random_circuit(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.Generator) -> Circuit:
@@ -426,7 +426,7 @@ def _random_path(graph: Graph, free: np.ndarray, rng: np.random.Generator) -> li
         path.append((src, slot))
         if src == 0:
             return path
-        slot = int(rng.choice([one for one in slots[src] if free[:, one].any()]))
+        slot = int(rng.choice([x for x in slots[src] if free[:, x].any()]))
 
 
 def _fill(graph: Graph, free: np.ndarray, mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:

@@ -55,15 +55,15 @@ class Measurements:
 
     def of(self, masks: Iterable[np.ndarray]) -> Float[np.ndarray, "mask pair"]:
         """What each circuit scores; both directions of a swapped pair averaged."""
-        items, found = iter(masks), []
+        items, values = iter(masks), []
         while part := list(islice(items, PART)):
-            found.append(self._part(part))
+            values.append(self._part(part))
             self.n_done += len(part)
             if self.progress is not None:
                 self.progress(self.n_done, max(self.total, self.n_done))
-        if found:
-            self.n_pairs = found[0].shape[1]
-        return np.concatenate(found) if found else np.zeros((0, self.n_pairs))
+        if values:
+            self.n_pairs = values[0].shape[1]
+        return np.concatenate(values) if values else np.zeros((0, self.n_pairs))
 
     @property
     def rounding(self) -> float:
@@ -83,6 +83,6 @@ class Measurements:
 
     def _measured(self, masks: list[np.ndarray]) -> Float[np.ndarray, "mask pair"]:
         prepared = self._watch.watched(self.prepared()) if not self._watch.floor else self.prepared()
-        found = pairwise(measure(self.model, prepared, masks, self.metric), self.metric)
+        values = pairwise(measure(self.model, prepared, masks, self.metric), self.metric)
         self.kept.of("rounding", lambda: {"floor": np.array([self._watch.floor])})
-        return found
+        return values

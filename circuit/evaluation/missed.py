@@ -53,9 +53,9 @@ class Missed:
     @property
     def sentence(self) -> str:
         """The whole of it in words."""
-        found = "none moves" if not self.n_found else f"{self.n_found:,} move{'s' if self.n_found == 1 else ''}"
+        moving = "none moves" if not self.n_found else f"{self.n_found:,} move{'s' if self.n_found == 1 else ''}"
         return (
-            f"{self.n_checked:,} of {self.n_outside:,} edges outside, drawn at random, were patched exactly: {found} "
+            f"{self.n_checked:,} of {self.n_outside:,} edges outside, drawn at random, were patched exactly: {moving} "
             f"the metric by {self.tau:.3g} or more, the largest {self.edge} by {self.largest:+.3g}; with confidence "
             f"{self.confidence:g} at most {self.most:,} of all outside do ({self.most / self.n_outside:.2%})"
         )
@@ -89,10 +89,10 @@ def missed(
         _effects(model, prepared, metric, chosen[i : i + AT_ONCE], progress, (i, len(chosen)))
         for i in range(0, len(chosen), AT_ONCE)
     ])  # fmt: skip
-    first, found = int(np.abs(effects).argmax()), int((np.abs(effects) >= tau).sum())
-    most = most_of(len(places), len(chosen), found)
+    first, n_moving = int(np.abs(effects).argmax()), int((np.abs(effects) >= tau).sum())
+    most = most_of(len(places), len(chosen), n_moving)
     edge = str(model.graph.edge(*chosen[first].tolist()))
-    return Missed(len(places), len(chosen), tau, found, most, float(effects[first]), edge)
+    return Missed(len(places), len(chosen), tau, n_moving, most, float(effects[first]), edge)
 
 
 def most_of(n_all: int, n_drawn: int, n_found: int, confidence: float = CONFIDENCE) -> int:

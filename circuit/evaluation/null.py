@@ -64,20 +64,20 @@ def null_run(model: Model, task: Task, *, align: str = "right", batch_size: int 
             "run takes two paraphrases of one"
         )
     rows = encode(task, model, align=align)
-    found: dict[int, float] = {}
+    by_row: dict[int, float] = {}
     margin = METRICS["logit-diff"]
     for batch in batches(parallel.share(rows), batch_size, model.device):
         clean, corrupt = run_clean(model, batch).logits, run_corrupt(model, batch).logits
         targets = targets_of(batch, clean)
         gap = margin(clean, targets) - margin(corrupt, targets)
-        found |= dict(zip(batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = parallel.gathered(found)
+        by_row |= dict(zip(batch.indices, gap.cpu().double().tolist(), strict=True))
+    by_row = parallel.gathered(by_row)
     equal, unequal = (
-        np.array([found[row.index] for row in rows if (len(row.clean) == len(row.corrupt)) is same])
+        np.array([by_row[row.index] for row in rows if (len(row.clean) == len(row.corrupt)) is same])
         for same in (True, False)
     )
     gaps = [abs(len(row.clean) - len(row.corrupt)) for row in rows]
-    sizes = [abs(found[row.index]) for row in rows]
+    sizes = [abs(by_row[row.index]) for row in rows]
     rank = scipy.stats.spearmanr(gaps, sizes) if len(rows) > 2 and len(set(gaps)) > 1 and len(set(sizes)) > 1 else None
     sigma = float(np.sqrt(np.mean(equal**2))) if len(equal) else None
     enough = len(equal) > 2 and len(unequal) > 2 and bool(np.ptp(equal)) and bool(np.ptp(unequal))

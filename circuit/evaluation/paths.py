@@ -91,10 +91,10 @@ def measured_paths(
     graph, seed = model.graph, sample.seed
     random = [_exchanged(path, graph, np.random.default_rng([seed, place])) for place, path in enumerate(paths)]
     kept = [[edge for path in paths for edge in path], *paths, *(other for other in random if other)]
-    masks = [one.mask for one in (Circuit.full(graph), Circuit.empty(graph), *(Circuit.of(graph, one) for one in kept))]
-    full, empty, together, *found = pairwise(measure(model, prepared, masks, metric), metric)
+    masks = [x.mask for x in (Circuit.full(graph), Circuit.empty(graph), *(Circuit.of(graph, x) for x in kept))]
+    full, empty, together, *alone = pairwise(measure(model, prepared, masks, metric), metric)
     share = _share_of(full - empty)
-    others = iter(found[len(paths) :])
+    others = iter(alone[len(paths) :])
     rows = [
         PathShare(
             edges=path,
@@ -103,7 +103,7 @@ def measured_paths(
             interval=sample.ratio(values - empty, full - empty),
             random=share(next(others) - empty) if other else None,
         )
-        for path, other, values in zip(paths, random, found, strict=False)
+        for path, other, values in zip(paths, random, alone, strict=False)
     ]
     over = sample.over(len(full)).describe()
     return PathShares(tuple(rows), share(together - empty), sample.split, len(full), over)
@@ -118,12 +118,12 @@ def _strongest(circuit: Circuit, scores: Scores) -> list[tuple[Edge, ...]]:
     edges = circuit.without_dead_ends().edges()
     edges.sort(key=lambda edge: circuit.graph.index(edge)[::-1])
     sizes = np.array([abs(scores[edge]) for edge in edges])
-    found: dict[int, set[int]] = {}
+    paths: dict[int, set[int]] = {}
     for path in strongest_paths(edges, sizes):
-        found.setdefault(min(path, key=lambda place: sizes[place]), path)
-        if len(found) == N_PATHS:
+        paths.setdefault(min(path, key=lambda place: sizes[place]), path)
+        if len(paths) == N_PATHS:
             break
-    return [tuple(edges[place] for place in sorted(path)) for path in found.values()]
+    return [tuple(edges[place] for place in sorted(path)) for path in paths.values()]
 
 
 def _exchanged(path: Sequence[Edge], graph: Graph, rng: np.random.Generator) -> tuple[Edge, ...]:

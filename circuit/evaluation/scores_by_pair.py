@@ -157,8 +157,8 @@ def pair_scores(
     store = _Store(model.graph, n_pairs, max_bytes)
     waiting: dict[int, np.ndarray] = {}
     for turn in range(n_rounds):
-        found = score_parts(model, batches[turn : turn + 1], metric, scoring, by="row", ablation=ablation)
-        for name, values in zip(found.names, found.values, strict=True):
+        parts = score_parts(model, batches[turn : turn + 1], metric, scoring, by="row", ablation=ablation)
+        for name, values in zip(parts.names, parts.values, strict=True):
             pair, row = int(name) // both, values[model.graph.valid]
             if both == 1 or pair in waiting:
                 store.put(pair, row if both == 1 else (row + waiting.pop(pair)) / 2)
@@ -174,12 +174,12 @@ def _whole(
     model: Model, batches: Sequence[Batch | Prepared], metric: Metric, ablation: Ablation | None, both: int
 ) -> Float[np.ndarray, " pair"]:
     """m(full) - m(empty) of every pair, from the plain runs."""
-    found: dict[int, float] = {}
+    gaps: dict[int, float] = {}
     for item in prepare_each(model, batches, ablation):
         gap = metric(item.clean.logits, item.targets) - metric(item.ablated.logits, item.targets)
-        found |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = parallel.gathered(found)
-    return np.array([found[index] for index in sorted(found)]).reshape(-1, both).mean(axis=1)
+        gaps |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
+    gaps = parallel.gathered(gaps)
+    return np.array([gaps[index] for index in sorted(gaps)]).reshape(-1, both).mean(axis=1)
 
 
 class _Store:

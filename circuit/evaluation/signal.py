@@ -126,7 +126,7 @@ def signal_of(
     if n < 2:
         return Signal(n, effect, None, None, int((effects < 0).sum()), mass, sigma, None, UNKNOWN)
     influence = effects - effect
-    found = interval(lambda w: weighted_mean(w, effects), clusters, influence=influence, seed=seed)
+    bounds = interval(lambda w: weighted_mean(w, effects), clusters, influence=influence, seed=seed)
     p = clusters.p_value(abs(effect), influence, rounding)
     needed = _needed(effect, clusters.spread(influence[:, None]), n)
     if abs(effect) <= rounding or (sigma is not None and abs(effect) <= sigma):
@@ -135,7 +135,7 @@ def signal_of(
         verdict = ENOUGH if effect > 0 else REVERSED
     else:
         verdict = TOO_FEW if needed is not None and needed <= HARDLY * n else TOO_SMALL
-    return Signal(n, effect, found, p, int((effects < 0).sum()), mass, sigma, needed, verdict)
+    return Signal(n, effect, bounds, p, int((effects < 0).sum()), mass, sigma, needed, verdict)
 
 
 def _needed(effect: float, spread: float, n: int) -> int | None:
@@ -157,8 +157,8 @@ class SignalWatch:
         for item in prepared:
             sides = (item.clean.logits, item.corrupt.logits)
             clean, corrupt = (self.metric(logits, item.targets).double() for logits in sides)
-            one, other = (_mass(logits, item.targets) for logits in sides)
-            mass = (one + other) / 2
+            clean_mass, corrupt_mass = (_mass(logits, item.targets) for logits in sides)
+            mass = (clean_mass + corrupt_mass) / 2
             rows = zip(item.batch.indices, (clean - corrupt).tolist(), mass.tolist(), strict=True)
             for index, gap, share in rows:
                 self._seen.setdefault(index // directions, []).append((gap, share))

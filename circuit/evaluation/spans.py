@@ -104,8 +104,8 @@ def persistence(
     n_layers, kept = model.graph.n_layers, kept or Kept(None, "")
     columns: dict[int, np.ndarray] = {}
     for item in prepared:
-        found = kept.of(f"persistence {item.batch.place}", partial(_moved, model, item, metric, names))
-        columns |= dict(zip(item.batch.indices, found["moved"], strict=True))
+        effects = kept.of(f"persistence {item.batch.place}", partial(_moved, model, item, metric, names))
+        columns |= dict(zip(item.batch.indices, effects["moved"], strict=True))
     columns = parallel.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
@@ -130,13 +130,13 @@ def _moved(model: Model, item: Prepared, metric: Metric, names: tuple[str, ...])
     batch, ablated, clean = item.batch, item.ablated, item.clean
     assert batch.spans is not None
     base = metric(clean.logits, item.targets)
-    found = [base - metric(ablated.logits, item.targets)]
+    effects = [base - metric(ablated.logits, item.targets)]
     masks = torch.stack(
         [batch.spans == batch.span_names.index(n) if n in batch.span_names else batch.spans < -1 for n in names]
     )
     for layer in range(model.graph.n_layers + 1):
-        found += [base - metric(part, item.targets) for part in patched_stream(model, item, layer, masks)]
-    values = torch.stack(found, dim=1).cpu().double().numpy()
+        effects += [base - metric(part, item.targets) for part in patched_stream(model, item, layer, masks)]
+    values = torch.stack(effects, dim=1).cpu().double().numpy()
     check_finite(values, item.batch.name, f"values of {metric.name}")
     return {"moved": values}
 

@@ -86,13 +86,13 @@ def transfer(
         Random circuits outside.
     """
     masks, size = _beside(circuit, n_outside, seed)
-    found = []
+    transfers = []
     for name, pairs in grounds.items():
         values, rounding = measured(model, pairs(), masks, metric)
-        found.append(_transfer(values, size, PairSample(name, (clusters or {}).get(name), seed), rounding))
+        transfers.append(_transfer(values, size, PairSample(name, (clusters or {}).get(name), seed), rounding))
         if progress is not None:
-            progress(len(found), len(grounds))
-    return tuple(found)
+            progress(len(transfers), len(grounds))
+    return tuple(transfers)
 
 
 def transfer_within(
@@ -111,8 +111,8 @@ def transfer_within(
     values, rounding = measured(model, pairs(), masks, metric)
     samplings = (PairSample(name, (clusters or {}).get(name), seed) for name in parts)
     return tuple(
-        _transfer(values[:, list(places)], size, one, rounding)
-        for one, places in zip(samplings, parts.values(), strict=True)
+        _transfer(values[:, list(places)], size, sampling, rounding)
+        for sampling, places in zip(samplings, parts.values(), strict=True)
     )
 
 
@@ -129,8 +129,8 @@ def _beside(circuit: Circuit, n_outside: int, seed: int) -> tuple[list[np.ndarra
     """The full, the empty and this circuit, and random ones outside it; and the mean size of those."""
     outside = random_circuits(circuit.graph, len(circuit), n_outside, seed=seed, outside=circuit)
     fixed = (Circuit.full(circuit.graph), Circuit.empty(circuit.graph), circuit)
-    size = float(np.mean([len(one) for one in outside])) if outside else None
-    return [one.mask for one in (*fixed, *outside)], size
+    size = float(np.mean([len(subgraph) for subgraph in outside])) if outside else None
+    return [subgraph.mask for subgraph in (*fixed, *outside)], size
 
 
 def _transfer(values: np.ndarray, size: float | None, sample: PairSample, rounding: float) -> Transfer:

@@ -109,18 +109,23 @@ class CompletenessReport:
     def knockout_rows(self) -> list[dict[str, Any]]:
         """A row per knockout."""
         return [
-            {"kind": one.kind, "name": one.name, "edges": one.n_edges, "f_circuit": one.f_circuit}
-            | {"f_model": one.f_model, "gap": one.gap.value, **_bounds(one.gap), "pairs": one.n_pairs}
-            for one in self.knockouts
+            {"kind": knockout.kind, "name": knockout.name, "edges": knockout.n_edges, "f_circuit": knockout.f_circuit}
+            | {
+                "f_model": knockout.f_model,
+                "gap": knockout.gap.value,
+                **_bounds(knockout.gap),
+                "pairs": knockout.n_pairs,
+            }
+            for knockout in self.knockouts
         ]
 
     def backup_rows(self) -> list[dict[str, Any]]:
         """A row per node outside and part searched, the largest growth first."""
         return [
-            {"node": one.node, "part": one.part, "before": one.before, "after": one.after}
-            | {"growth": one.growth.value, **_bounds(one.growth), "p": one.p, "p_adjusted": one.p_adjusted}
-            | {"takes_over": one.takes_over}
-            for one in self.backup.nodes
+            {"node": node.node, "part": node.part, "before": node.before, "after": node.after}
+            | {"growth": node.growth.value, **_bounds(node.growth), "p": node.p, "p_adjusted": node.p_adjusted}
+            | {"takes_over": node.takes_over}
+            for node in self.backup.nodes
         ]
 
 
@@ -235,7 +240,7 @@ def completeness_report(
         circuit=study.share(study.alone - study.empty),
         complement=study.share(study.without - study.empty),
         mean_gap=_mean_absolute(gaps, study.span, study.clusters, seed),
-        worst=max(drawn, key=lambda one: abs(one.gap.value), default=None),
+        worst=max(drawn, key=lambda knockout: abs(knockout.gap.value), default=None),
         greedy=chosen,
         knockouts=(study.nothing_cut(), *drawn, *greedy),
         backup=backup,

@@ -59,10 +59,10 @@ def growth_p(
 
 def _flipped(growth: Float[np.ndarray, "node pair"], seed: int) -> Float[np.ndarray, " node"]:
     n = growth.shape[1]
-    found = growth.sum(1) - 1e-9 * np.abs(growth).sum(1)
+    observed = growth.sum(1) - 1e-9 * np.abs(growth).sum(1)
     at_least, tried = np.zeros(len(growth)), 0
     for signs in _signs(n, seed):
-        at_least += (signs @ growth.T >= found).sum(0)
+        at_least += (signs @ growth.T >= observed).sum(0)
         tried += len(signs)
     return at_least / tried if n <= MOST_EXHAUSTIVE else (1 + at_least) / (1 + tried)
 

@@ -117,7 +117,7 @@ class Study:
     def __init__(self, measured: Measurements, circuit: Circuit, clusters: Clusters | None, seed: int) -> None:
         self.measured, self.circuit, self.graph, self.seed = measured, circuit, circuit.graph, seed
         whole = [Circuit.full(self.graph), Circuit.empty(self.graph), circuit, circuit.complement()]
-        self.full, self.empty, self.alone, self.without = measured.of(one.mask for one in whole)
+        self.full, self.empty, self.alone, self.without = measured.of(subgraph.mask for subgraph in whole)
         self.span = self.full - self.empty
         self.clusters = clusters or Clusters(len(self.span), None, None)
 
@@ -147,12 +147,12 @@ class Study:
     def knockouts(self, kind: str, cuts: Sequence[Cut]) -> tuple[list[Knockout], Float[np.ndarray, "cut pair"]]:
         """Each part knocked out, and the gaps per pair."""
         mine, whole = self._both(cuts)
-        found = [self._knockout(kind, cut, mine[i], whole[i]) for i, cut in enumerate(cuts)]
-        return found, mine - whole
+        knockouts = [self._knockout(kind, cut, mine[i], whole[i]) for i, cut in enumerate(cuts)]
+        return knockouts, mine - whole
 
     def greedy(self, inside: Sequence[int], n_steps: int, n_candidates: int) -> tuple[list[Knockout], Knockout | None]:
         """Every step's knockout, measured on pairs that did not choose it, and the largest on those that did."""
-        rng, found, sizes = self.rng(1), [], []
+        rng, knockouts, sizes = self.rng(1), [], []
         choosing, held = self._halves(rng)
         nodes: tuple[int, ...] = ()
         for step in range(1, min(n_steps, len(inside)) + 1):
@@ -163,8 +163,8 @@ class Study:
             best = int(gaps.argmax())
             nodes = cuts[best].nodes
             sizes.append(gaps[best])
-            found.append(self._knockout("greedy", cuts[best], mine[best], whole[best], held))
-        return found, found[int(np.argmax(sizes))] if found else None
+            knockouts.append(self._knockout("greedy", cuts[best], mine[best], whole[best], held))
+        return knockouts, knockouts[int(np.argmax(sizes))] if knockouts else None
 
     def backup(
         self,
@@ -182,12 +182,12 @@ class Study:
         cuts = [Cut("circuit", edges=places), *types]
         left = np.stack([self.without, *(self.measured.of(cut.of(self.graph.valid) for cut in types) if types else [])])
         f_left = self.shares(left - self.empty)
-        in_circuit = [0.0, *(one.f_circuit for one in by_type)]
+        in_circuit = [0.0, *(x.f_circuit for x in by_type)]
         order = sorted(range(len(cuts)), key=lambda i: in_circuit[i] - f_left[i].value)
         searched = [i for i in order if abs(f_left[i].value) > negligible][:n_parts]
         nodes = self._growth([cuts[i] for i in searched], left[searched], outside, alpha, negligible)
         parts = [
-            self._part(cuts[i], left[i], f_left[i], [one for one in nodes if one.part == cuts[i].name], outside)
+            self._part(cuts[i], left[i], f_left[i], [x for x in nodes if x.part == cuts[i].name], outside)
             if i in searched
             else Part(cuts[i].name, self._names(cuts[i].nodes), f_left[i], False)
             for i in order
@@ -206,8 +206,10 @@ class Study:
             return []
         valid, scale = self.graph.valid, float(self.span.mean())
         singles = [Cut(str(self.graph.src_nodes[node]), (node,)) for node in outside]
-        before = self.full - self.measured.of(one.of(valid) for one in singles)
-        after = [left[i] - self.measured.of(one.of(cut.of(valid)) for one in singles) for i, cut in enumerate(cuts)]
+        before = self.full - self.measured.of(single.of(valid) for single in singles)
+        after = [
+            left[i] - self.measured.of(single.of(cut.of(valid)) for single in singles) for i, cut in enumerate(cuts)
+        ]
         growth = np.concatenate([values - before for values in after])
         p = growth_p(growth * np.sign(scale) - negligible * abs(scale), seed=self.seed, clusters=self.clusters)
         adjusted = scipy.stats.false_discovery_control(p)
@@ -236,19 +238,19 @@ class Study:
         self, cut: Cut, left: Float[np.ndarray, " pair"], f_left: Share, nodes: Sequence[Backup], outside: Sequence[int]
     ) -> Part:
         """The nodes found for a part, knocked out together, beside as many others."""
-        found = [self.graph.src_index(one.node) for one in nodes if one.takes_over]
+        backups = [self.graph.src_index(x.node) for x in nodes if x.takes_over]
         names = self._names(cut.nodes)
-        if not found:
+        if not backups:
             return Part(cut.name, names, f_left, True)
-        others = [node for node in outside if node not in found]
-        rng, sets = self.rng(2), [found]
-        if len(others) >= len(found):
-            sets += [rng.permutation(others)[: len(found)].tolist() for _ in range(N_CONTROLS)]
-        masks = (Cut("", tuple(one)).of(cut.of(self.graph.valid)) for one in sets)
+        others = [node for node in outside if node not in backups]
+        rng, sets = self.rng(2), [backups]
+        if len(others) >= len(backups):
+            sets += [rng.permutation(others)[: len(backups)].tolist() for _ in range(N_CONTROLS)]
+        masks = (Cut("", tuple(x)).of(cut.of(self.graph.valid)) for x in sets)
         joint, *controls = self.shares(left - self.measured.of(masks))
-        control = float(np.mean([one.value for one in controls])) if controls else None
+        control = float(np.mean([x.value for x in controls])) if controls else None
         confirmed = joint.interval is not None and joint.interval.low > max(0.0, control or 0.0)
-        return Part(cut.name, names, f_left, True, self._names(found), joint, control, confirmed)
+        return Part(cut.name, names, f_left, True, self._names(backups), joint, control, confirmed)
 
     def _both(self, cuts: Sequence[Cut]) -> tuple[Float[np.ndarray, "cut pair"], Float[np.ndarray, "cut pair"]]:
         """What the circuit and the model still do with each part knocked out."""

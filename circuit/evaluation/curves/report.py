@@ -125,19 +125,19 @@ def curve_report(
         level: [_random_plan(pool, level, sample.seed, i) for i in range(kinds.n_random)] for level in kinds.levels
     }
     marked = {name: pool.add(circuit.mask) for name, circuit in (marks or {}).items()}
-    found = measured(model, prepared(), metric, pool, sample, progress=progress)
+    values = measured(model, prepared(), metric, pool, sample, progress=progress)
     return CurveReport(
         metric=metric.name,
         split=sample.split,
-        n_pairs=found.n_pairs,
-        m_full=found.m(pool.full),
-        m_empty=found.m(pool.empty),
-        resampled=found.clusters.describe(),
+        n_pairs=values.n_pairs,
+        m_full=values.m(pool.full),
+        m_empty=values.m(pool.empty),
+        resampled=values.clusters.describe(),
         graph_edges=graph.n_edges,
         n_units=units,
-        curves=tuple(_curve(found, pool, plan) for plan in plans),
-        bands=tuple(_band(found, pool, level, drawn) for level, drawn in random.items() if drawn),
-        marks=tuple(_mark(found, pool, name, place) for name, place in marked.items()),
+        curves=tuple(_curve(values, pool, plan) for plan in plans),
+        bands=tuple(_band(values, pool, level, drawn) for level, drawn in random.items() if drawn),
+        marks=tuple(_mark(values, pool, name, place) for name, place in marked.items()),
     )
 
 
@@ -214,46 +214,46 @@ def _random_plan(pool: Pool, level: str, seed: int, draw: int) -> _Plan:
     return _Plan("random", level, "random", _node_steps(pool, NodeScores(pool.graph, values), signed=False))
 
 
-def _curve(found: Measured, pool: Pool, plan: _Plan) -> FaithfulnessCurve:
+def _curve(values: Measured, pool: Pool, plan: _Plan) -> FaithfulnessCurve:
     places = plan.places()
-    cpr, cmd = found.areas(places, SHARES) or (None, None)
-    cpr_interval, cmd_interval = found.area_intervals(places, SHARES)
+    cpr, cmd = values.areas(places, SHARES) or (None, None)
+    cpr_interval, cmd_interval = values.area_intervals(places, SHARES)
     points = tuple(
         Point(
             share=share,
             asked=asked,
             n_edges=pool.n_edges(place),
             n_nodes=pool.n_nodes(place),
-            m=found.m(place),
-            faithfulness=found.faithfulness(place),
-            interval=found.interval(place),
-            median_of_ratios=found.median_of_ratios(place),
+            m=values.m(place),
+            faithfulness=values.faithfulness(place),
+            interval=values.interval(place),
+            median_of_ratios=values.median_of_ratios(place),
         )
         for share, asked, place in plan.steps
     )
     return FaithfulnessCurve(plan.scorer, plan.level, plan.order, points, cpr, cpr_interval, cmd, cmd_interval)
 
 
-def _band(found: Measured, pool: Pool, level: str, drawn: Sequence[_Plan]) -> Band:
-    areas = [found.areas(plan.places(), SHARES) for plan in drawn]
+def _band(values: Measured, pool: Pool, level: str, drawn: Sequence[_Plan]) -> Band:
+    areas = [values.areas(plan.places(), SHARES) for plan in drawn]
     points = []
     for i, (share, asked, _) in enumerate(drawn[0].steps):
         places = [plan.steps[i][2] for plan in drawn]
         n_edges = float(np.mean([pool.n_edges(place) for place in places]))
-        points.append(BandPoint(share, asked, n_edges, _spread([found.faithfulness(place) for place in places])))
+        points.append(BandPoint(share, asked, n_edges, _spread([values.faithfulness(place) for place in places])))
     cpr, cmd = (_spread([None if pair is None else pair[which] for pair in areas]) for which in (0, 1))
     return Band(level, len(drawn), tuple(points), cpr, cmd)
 
 
-def _mark(found: Measured, pool: Pool, name: str, place: int) -> Mark:
+def _mark(values: Measured, pool: Pool, name: str, place: int) -> Mark:
     return Mark(
         name=name,
         n_edges=pool.n_edges(place),
         share=pool.n_edges(place) / pool.graph.n_edges,
-        m=found.m(place),
-        faithfulness=found.faithfulness(place),
-        interval=found.interval(place),
-        median_of_ratios=found.median_of_ratios(place),
+        m=values.m(place),
+        faithfulness=values.faithfulness(place),
+        interval=values.interval(place),
+        median_of_ratios=values.median_of_ratios(place),
     )
 
 

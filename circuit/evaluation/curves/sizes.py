@@ -211,14 +211,14 @@ def sweep(
     for tau in np.unique(ordered[ranks - 1])[::-1].tolist():
         mask = (strength >= tau) & model.graph.valid
         steps.setdefault(pool.add(mask), (tau, int(mask.sum())))
-    found = {
+    by_split = {
         name: measured(
             model, factory(), metric, pool, PairSample(name, (clusters or {}).get(name), seed), progress=progress
         )
         for name, factory in prepared.items()
     }
-    f = {name: _defined(values, f"split {name}") for name, values in found.items()}
-    first = next(iter(found.values()))
+    f = {name: _defined(values, f"split {name}") for name, values in by_split.items()}
+    first = next(iter(by_split.values()))
     span = abs(first.m(pool.full) - first.m(pool.empty))
     points = [
         SweepPoint(
@@ -228,8 +228,8 @@ def sweep(
             n_edges=pool.n_edges(place),
             n_nodes=pool.n_nodes(place),
             faithfulness={name: float(values[place]) for name, values in f.items()},
-            intervals={name: values.interval(place) for name, values in found.items()},
-            medians={name: values.median_of_ratios(place) for name, values in found.items()},
+            intervals={name: values.interval(place) for name, values in by_split.items()},
+            medians={name: values.median_of_ratios(place) for name, values in by_split.items()},
             on_front=False,
         )
         for place, (tau, asked) in steps.items()
@@ -237,8 +237,8 @@ def sweep(
     name = next(iter(prepared))
     front = pareto([point.n_edges for point in points], [abs(1 - point.faithfulness[name]) for point in points])
     marked = tuple(replace(point, on_front=i in front) for i, point in enumerate(points))
-    sizes = {split: values.n_pairs for split, values in found.items()}
-    return Sweep(metric.name, sizes, {split: values.clusters.describe() for split, values in found.items()}, marked)
+    sizes = {split: values.n_pairs for split, values in by_split.items()}
+    return Sweep(metric.name, sizes, {split: values.clusters.describe() for split, values in by_split.items()}, marked)
 
 
 def pareto(costs: Sequence[int | float], losses: Sequence[int | float]) -> frozenset[int]:

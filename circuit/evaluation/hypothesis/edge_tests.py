@@ -122,5 +122,5 @@ def _superfluous(
 def _detectable_share(n_random: int, n_tested: int, quantile: float, alpha: float) -> float | None:
     """The largest share of random edges that an edge may beat and still be called superfluous; None: no share."""
     k = np.arange(n_random + 1)
-    found = k[scipy.stats.binom.cdf(k, n_random, quantile) * n_tested <= alpha]
-    return float(found.max() / n_random) if len(found) else None
+    undetected = k[scipy.stats.binom.cdf(k, n_random, quantile) * n_tested <= alpha]
+    return float(undetected.max() / n_random) if len(undetected) else None

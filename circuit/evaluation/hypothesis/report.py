@@ -127,7 +127,7 @@ class HypothesisReport:
         ]
 
     def __repr__(self) -> str:
-        decisions = ", ".join(f"{one.name} {one.decision}" for one in self.outcomes)
+        decisions = ", ".join(f"{outcome.name} {outcome.decision}" for outcome in self.outcomes)
         return f"HypothesisReport({self.n_edges} edges on {self.n_pairs} pairs: {decisions})"
 
     def to_frame(self) -> Any:
@@ -235,20 +235,22 @@ def hypothesis_tests(
     options = (options or HypothesisOptions()).checked()
     drawn = _Drawn.of(circuit, options.n_random, options.max_edges, options.seed)
     measured = Measurements(model, prepared, metric, total=drawn.n_circuits, progress=progress, state=state)
-    found = _measured(measured, circuit, drawn)
+    values = _measured(measured, circuit, drawn)
 
-    tie, clusters = tolerance(found.full - found.empty, measured.rounding), clusters or Clusters(found.n, None, None)
-    least = max(options.negligible * float(np.abs((found.full - found.empty).mean())), tie)
+    tie, clusters = tolerance(values.full - values.empty, measured.rounding), clusters or Clusters(values.n, None, None)
+    least = max(options.negligible * float(np.abs((values.full - values.empty).mean())), tie)
     level: dict[str, Any] = {"alpha": options.alpha, "quantile": options.quantile, "tie": tie}
     common: dict[str, Any] = {"alpha": options.alpha, "negligible": least, "tie": tie, "clusters": clusters}
     how: dict[str, Any] = {"eps": options.eps, "n_permutations": options.n_permutations, "seed": options.seed}
-    outcomes, edges = _outcomes(found, circuit, drawn, level, common, **how)
-    outcomes, edges = _applicable(outcomes, edges, metric, _nothing_to_test(found.full, found.empty, measured.rounding))
+    outcomes, edges = _outcomes(values, circuit, drawn, level, common, **how)
+    outcomes, edges = _applicable(
+        outcomes, edges, metric, _nothing_to_test(values.full, values.empty, measured.rounding)
+    )
     return HypothesisReport(
         metric=metric.name,
-        n_pairs=found.n,
+        n_pairs=values.n,
         n_edges=len(circuit),
-        **found.means(),
+        **values.means(),
         negligible=least,
         quick=options.quick,
         seed=options.seed,
@@ -262,7 +264,7 @@ def hypothesis_tests(
 
 
 def _outcomes(
-    found: _Measured,
+    measured: _Measured,
     circuit: Circuit,
     drawn: _Drawn,
     level: dict[str, Any],
@@ -274,14 +276,14 @@ def _outcomes(
 ) -> tuple[tuple[Outcome, ...], tuple[EdgeTest, ...]]:
     """The five tests, and every tested edge's own."""
     names = [str(circuit.graph.edge(*place)) for place in drawn.tested]
-    minimal, edges = minimality(found.changes, found.random_changes, names, n_edges=len(circuit), **level)
-    left, whole = found.without - found.empty, found.full - found.empty
-    same = [one == circuit for one in drawn.matched.circuits]
+    minimal, edges = minimality(measured.changes, measured.random_changes, names, n_edges=len(circuit), **level)
+    left, whole = measured.without - measured.empty, measured.full - measured.empty
+    same = [other == circuit for other in drawn.matched.circuits]
     return (
-        equivalence(found.alone, found.full, eps=eps, **common),
+        equivalence(measured.alone, measured.full, eps=eps, **common),
         independence(left, whole, n_permutations=n_permutations, seed=seed, **common),
-        sufficiency(found.alone, found.full, found.random, is_same=same, **level),
-        partial_necessity(found.without, found.full, found.random_without, **level),
+        sufficiency(measured.alone, measured.full, measured.random, is_same=same, **level),
+        partial_necessity(measured.without, measured.full, measured.random_without, **level),
         minimal,
     ), edges
 
@@ -348,9 +350,9 @@ class _Measured:
 
 def _measured(measured: Measurements, circuit: Circuit, drawn: _Drawn) -> _Measured:
     whole = [Circuit.full(circuit.graph), Circuit.empty(circuit.graph), circuit, circuit.complement()]
-    full, empty, alone, without = measured.of(one.mask for one in whole)
-    random = measured.of(one.mask for one in drawn.matched.circuits)
-    random_without = measured.of(one.complement().mask for one in drawn.outside.circuits)
+    full, empty, alone, without = measured.of(subgraph.mask for subgraph in whole)
+    random = measured.of(subgraph.mask for subgraph in drawn.matched.circuits)
+    random_without = measured.of(subgraph.complement().mask for subgraph in drawn.outside.circuits)
     random_changes = _changes(measured.of(drawn.inflated), measured.of(drawn.lacking))
     changes = _changes(alone[None], measured.of(_without_each(circuit, drawn.tested)))
     measured.done()
@@ -359,19 +361,19 @@ def _measured(measured: Measurements, circuit: Circuit, drawn: _Drawn) -> _Measu
 
 def corrected(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
     """The tests with p-values corrected for each other (Holm); what is rejected without it alone is undecided."""
-    places = [i for i, one in enumerate(outcomes) if one.p is not None]
+    places = [i for i, outcome in enumerate(outcomes) if outcome.p is not None]
     adjusted = holm(np.array([outcomes[i].deciding for i in places], dtype=float))
-    found = list(outcomes)
+    decided = list(outcomes)
     for i, p in zip(places, adjusted.tolist(), strict=True):
-        one, deciding = outcomes[i], outcomes[i].deciding
-        found[i] = replace(one, p_holm=p)
-        if deciding is not None and deciding <= one.alpha < p:
-            sentence = f"{one.sentence} Corrected for {len(places)} tests p is {p:.2g}: undecided."
-            fewest = math.ceil(len(places) / one.alpha - 1e-9) - 1
-            if one.details.get("n_random", fewest) < fewest and one.name != "minimality":
+        outcome, deciding = outcomes[i], outcomes[i].deciding
+        decided[i] = replace(outcome, p_holm=p)
+        if deciding is not None and deciding <= outcome.alpha < p:
+            sentence = f"{outcome.sentence} Corrected for {len(places)} tests p is {p:.2g}: undecided."
+            fewest = math.ceil(len(places) / outcome.alpha - 1e-9) - 1
+            if outcome.details.get("n_random", fewest) < fewest and outcome.name != "minimality":
                 sentence = f"{sentence[:-1]}; it takes at least {fewest} random ones."
-            found[i] = replace(found[i], decision=UNDECIDED, sentence=sentence)
-    return tuple(found)
+            decided[i] = replace(decided[i], decision=UNDECIDED, sentence=sentence)
+    return tuple(decided)
 
 
 def _inflated(circuit: Circuit, matched: Matched, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

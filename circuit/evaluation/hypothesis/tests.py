@@ -198,7 +198,7 @@ def hsic(
     among = permutations_of(len(x)) if among is None else among
     x, y = x[among.places], y[among.places]
     k, other = _centred(_kernel(x)), _kernel(y)
-    found = float((k * other).sum())
+    observed = float((k * other).sum())
     rng = np.random.default_rng(seed)
     at_least, n = 0, len(x)
     block = max(1, ELEMENTS // n**2)
@@ -206,8 +206,8 @@ def hsic(
         size = min(block, n_permutations - start)
         orders = among.draws(rng, size)
         drawn = np.einsum("ij,bij->b", k, other[orders[:, :, None], orders[:, None, :]])
-        at_least += int((drawn >= found - 1e-9 * abs(found)).sum())
-    return found / n**2, (1 + at_least) / (1 + n_permutations)
+        at_least += int((drawn >= observed - 1e-9 * abs(observed)).sum())
+    return observed / n**2, (1 + at_least) / (1 + n_permutations)
 
 
 def sufficiency(

@@ -93,13 +93,13 @@ def order_dependence(
                 nonlocal passes
                 own = None if state is None else state.with_name(f"{state.name}.{turn}")
                 how: dict[str, Any] = {"state": own, "progress": _share_of(progress, turn, len(turns))}
-                found = acdc(model, prepared, metric, tau, start, trials=Trials(edges), **how)
-                passes += found.passes
-                return {"mask": found.circuit.mask}
+                search = acdc(model, prepared, metric, tau, start, trials=Trials(edges), **how)
+                passes += search.passes
+                return {"mask": search.circuit.mask}
 
             circuits.append(Circuit(model.graph, kept.of(str(turn), run)["mask"]))
-    masks = np.array([one.mask for one in circuits])
-    to_default = [value for one in circuits[1:] if (value := jaccard_of(one, circuits[0])) is not None]
+    masks = np.array([circuit.mask for circuit in circuits])
+    to_default = [value for circuit in circuits[1:] if (value := jaccard_of(circuit, circuits[0])) is not None]
     return OrderDependence(
         n_orders=len(orders),
         tau=tau,
