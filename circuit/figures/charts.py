@@ -222,14 +222,14 @@ class Chart:
 
     def looks(self) -> dict[str, Look]:
         """The look of every named series, in order of appearance; from ``MOST_SERIES`` on all are the same grey."""
-        found: dict[str, Look] = {}
+        looks: dict[str, Look] = {}
         for mark in (mark for panel in self.panels for mark in panel.marks):
-            if not isinstance(mark, Cells) and mark.name not in found:
-                place = len(found)
+            if not isinstance(mark, Cells) and mark.name not in looks:
+                place = len(looks)
                 own = getattr(mark, "symbol", "") or SYMBOLS[place % len(SYMBOLS)]
                 colour = mark.colour or PALETTE[place % len(PALETTE)]
-                found[mark.name] = Look(colour, own, place) if place < MOST_SERIES else Look(GREY, "circle", place)
-        return found
+                looks[mark.name] = Look(colour, own, place) if place < MOST_SERIES else Look(GREY, "circle", place)
+        return looks
 
     def legend(self) -> tuple[list[str], int]:
         """The names that a legend holds, and how many more there are; none for a single name that the title says."""
@@ -305,12 +305,12 @@ MARKS = {kind.__name__: kind for kind in (Curve, Points, Bars, Spread, Cells)}
 
 def charts_record(charts: Mapping[str, Chart]) -> dict[str, Any]:
     """Charts as plain values; ``charts_from`` reads them back."""
-    found = {name: _plain(asdict(one)) for name, one in charts.items()}
-    for name, one in charts.items():
-        for record, panel in zip(found[name]["panels"], one.panels, strict=True):
+    record = {name: _plain(asdict(chart)) for name, chart in charts.items()}
+    for name, chart in charts.items():
+        for entry, panel in zip(record[name]["panels"], chart.panels, strict=True):
             kinds = [type(mark).__name__ for mark in panel.marks]
-            record["marks"] = [{"kind": kind, **mark} for kind, mark in zip(kinds, record["marks"], strict=True)]
-    return found
+            entry["marks"] = [{"kind": kind, **mark} for kind, mark in zip(kinds, entry["marks"], strict=True)]
+    return record
 
 
 def _plain(value: Any) -> Any:
@@ -329,7 +329,7 @@ def charts_from(record: Mapping[str, Any]) -> dict[str, Chart]:
     Raises:
         KeyError, TypeError: it is no record of charts.
     """
-    return {name: Chart(**{**one, "panels": tuple(_panels(one["panels"]))}) for name, one in record.items()}
+    return {name: Chart(**{**chart, "panels": tuple(_panels(chart["panels"]))}) for name, chart in record.items()}
 
 
 def _panels(records: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:

@@ -67,10 +67,10 @@ def run_page(folder: str | Path, about: About) -> str:
 def _files(folder: Path, deepest: int) -> Iterator[Path]:
     """Files in order of their names, those of inner folders after those of the outer one; no links, nothing hidden."""
     try:
-        found = sorted(folder.iterdir())
+        paths = sorted(folder.iterdir())
     except OSError as error:
         raise FileError(f"folder {folder} cannot be read ({error}); give one that holds a result") from error
-    inside = [path for path in found if not path.name.startswith(".") and not path.is_symlink()]
+    inside = [path for path in paths if not path.name.startswith(".") and not path.is_symlink()]
     yield from (path for path in inside if path.is_file() and path.name != INDEX)
     for path in inside if deepest else ():
         if path.is_dir():
@@ -114,7 +114,7 @@ def _alone(path: Path, files: Sequence[Path]) -> bool:
 def _titles(page: Path) -> list[tuple[str, str]]:
     """Names and titles of a page's figures; none of a page of another kind."""
     try:
-        return [(name, one.title or name) for name, one in read_figures(page).items()]
+        return [(name, chart.title or name) for name, chart in read_figures(page).items()]
     except FileError:
         return []
 

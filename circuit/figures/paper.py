@@ -74,14 +74,14 @@ def paper(chart: Chart, formats: Sequence[str] = FORMATS, *, width: str = "doubl
     """The chart's bytes by format; ``width`` is a name of ``WIDTHS``."""
     about: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
     about["pdf"] = {"CreationDate": None, "Creator": None, "Producer": None}
-    found = {}
+    pictures = {}
     with _settings():
         canvas = _drawn(chart, WIDTHS[width])
         for form in formats:
             out = io.BytesIO()
             canvas.savefig(out, format=form, dpi=dpi, metadata=about[form])
-            found[form] = out.getvalue()
-    return found
+            pictures[form] = out.getvalue()
+    return pictures
 
 
 @contextmanager
