@@ -311,8 +311,8 @@ class _Part:
         self.reference = self.clean.logits.log_softmax(-1)
 
     def values(self, sources: slice) -> Float[Tensor, "src batch pos d_model"]:
-        found = self.clean.contributions[sources]
-        return found - self.positions if sources.start == 0 else found
+        values = self.clean.contributions[sources]
+        return values - self.positions if sources.start == 0 else values
 
 
 def _sample(batches: Sequence[Batch], n_prompts: int) -> list[Batch]:
@@ -386,5 +386,5 @@ def _loss(model: Model, part: _Part, sources: slice, constant: Float[Tensor, "sr
             z = block.attention(q, k, v, clean.context)
             after = resid + block.attn_out(z)
             resid = after + block.mlp(resid if block.parallel else after)
-        found = model.answer(resid, clean.context.forms).log_softmax(-1).unflatten(0, (n, batch))
-    return (part.reference.exp() * (part.reference - found)).sum(-1).mean(-1)
+        log_probs = model.answer(resid, clean.context.forms).log_softmax(-1).unflatten(0, (n, batch))
+    return (part.reference.exp() * (part.reference - log_probs)).sum(-1).mean(-1)

@@ -83,7 +83,7 @@ def logits_of(
     names = item.batch.span_names
     own = [mask.at(names) if isinstance(mask, SpanCircuit) else mask for mask in masks]
     try:
-        found = patched_logits(model, item, torch.from_numpy(np.stack(np.broadcast_arrays(*own))))
+        logits = patched_logits(model, item, torch.from_numpy(np.stack(np.broadcast_arrays(*own))))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -92,9 +92,9 @@ def logits_of(
                 f"one circuit on {len(item.batch)} prompts does not fit the memory of {model.device}; "
                 "use a smaller --batch-size"
             ) from error
-        found = None
-    if found is not None:
-        yield from found
+        logits = None
+    if logits is not None:
+        yield from logits
         return
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -177,14 +177,14 @@ class _Differences:
         if bool(used[:n_shared].any()):
             which, shared = self._shared(used[:n_shared])
             weights_shared = weights[..., which].to(own.device)
-        weights_own, found = weights_own.to(own.device), []
+        weights_own, sums = weights_own.to(own.device), []
         for part, cells in self.parts.cells:
             if part is None:
-                found.append(own[:, :1, cells].expand(-1, slots, -1))
+                sums.append(own[:, :1, cells].expand(-1, slots, -1))
                 continue
             some = None if shared is None else (weights_shared[:, part], shared[:, cells])
-            found.append(_summed(weights_own[:, part], own[:, :, cells], some))
-        total = found[0] if len(found) == 1 else torch.cat(found, 2)
+            sums.append(_summed(weights_own[:, part], own[:, :, cells], some))
+        total = sums[0] if len(sums) == 1 else torch.cat(sums, 2)
         return self.parts.as_they_were(total, self.shape[-1]).view(masks, slots, *self.shape)
 
     def _move(self, n_rows: int) -> None:
@@ -205,11 +205,11 @@ class _Differences:
 
     def _of(self, which: Int[Tensor, " some"] | slice) -> Float[Tensor, "some cell"]:
         if self.item.differences is not None:
-            found = self.item.differences[:, :, -self.shape[1] :][which]
+            differences = self.item.differences[:, :, -self.shape[1] :][which]
         else:
             ablated, clean = self.item.ablated.contributions, self.item.clean.contributions
-            found = ablated[:, :, self.places][which] - clean[:, :, self.places][which]
-        return self.parts.ordered(found.flatten(1), self.shape[-1])
+            differences = ablated[:, :, self.places][which] - clean[:, :, self.places][which]
+        return self.parts.ordered(differences.flatten(1), self.shape[-1])
 
     def room(self, sources: slice) -> Float[Tensor, "mask src batch pos d_model"]:
         """Where sources of the layer that runs are written."""
@@ -338,15 +338,15 @@ class _Walk:
             read = self._read(chosen, self.resid, self.item.ablated.streams[block.layer])
             assert read is not None, "something is cut in each of these slots"
             streams = read.transpose(0, 1).flatten(1, 2)
-        found, begin = {}, 0
+        projections, begin = {}, 0
         for i, slot in enumerate(which):
             here = slice(i * n_heads, (i + 1) * n_heads)
             heads = own[here].nonzero()[:, 0]
-            found[slot] = self._shared_heads(block, slot, common, live[here] & ~own[here], bool(own[here].all()))
+            projections[slot] = self._shared_heads(block, slot, common, live[here] & ~own[here], bool(own[here].all()))
             if streams is not None and len(heads):
-                block.project_own(slot, streams[begin : begin + len(heads)], heads, found[slot])
+                block.project_own(slot, streams[begin : begin + len(heads)], heads, projections[slot])
             begin += len(heads)
-        return found
+        return projections
 
     def _shared_heads(
         self,

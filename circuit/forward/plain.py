@@ -179,8 +179,8 @@ def prefix_of(model: Model, tokens: Int[Tensor, "batch before"]) -> Prefix | Non
         return None
     with torch.no_grad():
         at = run(model, *model.start(different), contributions=False, answer_only=True)
-    found = Prefix.of(at, tokens.shape[1])
-    return None if found is None else found.rows(place.tolist())
+    prefix = Prefix.of(at, tokens.shape[1])
+    return None if prefix is None else prefix.rows(place.tolist())
 
 
 def changes(model: Model, before: Written, after: Written) -> Float[Tensor, "src batch pos d_model"]:
@@ -219,17 +219,17 @@ def _room(model: Model, stream: Tensor) -> Tensor:
 def run_clean(model: Model, batch: Batch) -> Run:
     """The plain pass over a batch's clean prompts, without gradient."""
     with torch.no_grad():
-        found = run(model, *model.start(batch.clean, batch.clean_padding, batch.forms))
-    check_finite(found.logits, batch.name)
-    return found
+        clean = run(model, *model.start(batch.clean, batch.clean_padding, batch.forms))
+    check_finite(clean.logits, batch.name)
+    return clean
 
 
 def run_corrupt(model: Model, batch: Batch) -> Run:
     """The plain pass over a batch's corrupt prompts, at their own places, without gradient."""
     with torch.no_grad():
-        found = run(model, *model.start(batch.corrupt, batch.corrupt_padding, batch.forms))
-    check_finite(found.logits, batch.name)
-    return found
+        corrupt = run(model, *model.start(batch.corrupt, batch.corrupt_padding, batch.forms))
+    check_finite(corrupt.logits, batch.name)
+    return corrupt
 
 
 def targets_of(batch: Batch, reference: Float[Tensor, "batch vocab"]) -> Targets:

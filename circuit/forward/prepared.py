@@ -143,8 +143,8 @@ def search_on(model: Model, prepared: Iterable[Prepared], metric: Metric, *more:
     digest = hashlib.sha256()
     for item in prepared:
         batch = item.batch
-        for one in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers, item.ablated.logits.float()):
-            digest.update(one.cpu().numpy().tobytes())
+        for tensor in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers, item.ablated.logits.float()):
+            digest.update(tensor.cpu().numpy().tobytes())
     own = digest.hexdigest()
     return search_of(model.fingerprint, metric.name, sorted(parallel.gathered({own: own})), *more)
 
