@@ -197,10 +197,10 @@ def made_of(path: str | Path) -> dict[str, Any] | None:
         FileError: the file is missing or holds no tensors.
     """
     try:
-        found = json.loads(read_tensors(path, SCORES, only=()).metadata.get(MADE, "null"))
+        made = json.loads(read_tensors(path, SCORES, only=()).metadata.get(MADE, "null"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return made if isinstance(made, dict) else None
 
 
 def read_scores(path: str | Path) -> Scores:
@@ -366,7 +366,7 @@ def _part_faults(content: Mapping[str, Any], graph: Graph) -> list[str]:
         faults += [f"edges[{i}].spans: {name!r} is not one of spans.names" for name in {*item.get("spans", ())} - names]
     if (
         len(about["sees"]) != len(names)
-        or not {*about["read"], *(one for row in about["sees"] for one in row)} <= names
+        or not {*about["read"], *(part for row in about["sees"] for part in row)} <= names
     ):
         faults.append("spans: sees and read must be of the parts that names lists")
     if faults:
