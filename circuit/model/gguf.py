@@ -30,10 +30,10 @@ def gguf_in(name: str) -> Path | None:
         return place
     if not place.is_dir() or any(place.glob("*.safetensors*")):
         return None
-    found = sorted(path for path in place.iterdir() if path.suffix.lower() == ".gguf")
-    if len(found) > 1:
-        raise ModelError(f"model folder {name} holds {len(found)} GGUF files; give one of them, such as {found[0]}")
-    return found[0] if found else None
+    files = sorted(path for path in place.iterdir() if path.suffix.lower() == ".gguf")
+    if len(files) > 1:
+        raise ModelError(f"model folder {name} holds {len(files)} GGUF files; give one of them, such as {files[0]}")
+    return files[0] if files else None
 
 
 def check_gguf(path: Path) -> None:

@@ -210,8 +210,8 @@ class _Place:
 
 def _place_of(name: str) -> _Place:
     """Where the model of that name is, in any of the ways in which it may be given; what lies here goes first."""
-    found = None if Path(name).exists() else fetched(name)
-    name = name if found is None else str(found)
+    folder = None if Path(name).exists() else fetched(name)
+    name = name if folder is None else str(folder)
     if (gguf := gguf_in(name)) is not None:
         check_gguf(gguf)
         return _Place(str(gguf.parent), True, gguf)

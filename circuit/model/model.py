@@ -272,14 +272,14 @@ class Model:
         ``[batch, pos, d_model]``, or zeros of that shape for models that rotate queries and keys instead.
         """
         part = getattr(self.bridge, "pos_embed", None)
-        found: list[Tensor] = []
-        hook = part.register_forward_hook(lambda _m, _i, out: found.append(out)) if part is not None else None
+        outputs: list[Tensor] = []
+        hook = part.register_forward_hook(lambda _m, _i, out: outputs.append(out)) if part is not None else None
         try:
             stream, _ = self._probe(tokens, padding, None if forms is None or forms.n_read == 1 else forms)
         finally:
             if hook is not None:
                 hook.remove()
-        return found[0].expand_as(stream) if found else torch.zeros_like(stream)
+        return outputs[0].expand_as(stream) if outputs else torch.zeros_like(stream)
 
     def normed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """What the final norm makes of a stream, on the device of the unembedding."""
@@ -360,12 +360,12 @@ class Model:
         why = "its residual stream is not a plain sum of nodes"
         self._compare(host, ours, bound, "put together from heads and MLPs", "it does as a whole", why)
 
-    def _gap(self, expected: Tensor, found: Tensor) -> float:
+    def _gap(self, expected: Tensor, actual: Tensor) -> float:
         scale = float(expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
-        return float((expected - found).abs().max()) / scale
+        return float((expected - actual).abs().max()) / scale
 
-    def _compare(self, expected: Tensor, found: Tensor, bound: float, how: str, than: str, why: str) -> None:
-        gap = self._gap(expected, found)
+    def _compare(self, expected: Tensor, actual: Tensor, bound: float, how: str, than: str, why: str) -> None:
+        gap = self._gap(expected, actual)
         if not gap <= bound:
             raise ModelError(
                 f"{self.name}: {how} the model gives other logits than {than} (relative difference {gap:.2g}, "

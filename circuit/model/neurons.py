@@ -97,8 +97,8 @@ class Neurons:
             for name in self.reads:
                 hooks.enter_context(self.block.on_neurons(name, lambda value, name=name: seen.update({name: value})))  # type: ignore[misc]
             out = self.block.mlp(x.detach().requires_grad_())
-            found = torch.autograd.grad(out, list(seen.values()), direction)
-        return {name: value.view(*x.shape[:-1], -1).to(x) for name, value in zip(seen, found, strict=True)}
+            gradients = torch.autograd.grad(out, list(seen.values()), direction)
+        return {name: value.view(*x.shape[:-1], -1).to(x) for name, value in zip(seen, gradients, strict=True)}
 
     def at_input(
         self,
@@ -127,7 +127,7 @@ class OpenBlock(Block):
     def of(
         cls, neurons: Neurons, dropped: Int[Tensor, " some"], instead: Float[Tensor, "batch pos d_model"]
     ) -> OpenBlock:
-        own: dict[str, Any] = {one.name: getattr(neurons.block, one.name) for one in fields(Block)}
+        own: dict[str, Any] = {field.name: getattr(neurons.block, field.name) for field in fields(Block)}
         return cls(**own, neurons=neurons, dropped=dropped, instead=instead)
 
     def mlp(self, x: Float[Tensor, "*rows pos d_model"]) -> Float[Tensor, "*rows pos d_model"]:
@@ -156,7 +156,7 @@ def _linear(block: Block, projection: Any) -> tuple[Float[Tensor, "in out"], Flo
     weight = weight.detach().T if isinstance(module, torch.nn.Linear) else weight.detach()
     x = torch.randn(1, 1, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
     with torch.no_grad():
-        bias, found = projection(torch.zeros_like(x))[0, 0], projection(x)[0, 0]
-    if not torch.allclose(x[0, 0] @ weight + bias, found, rtol=1e-2, atol=1e-2 * float(found.abs().max())):
+        bias, output = projection(torch.zeros_like(x))[0, 0], projection(x)[0, 0]
+    if not torch.allclose(x[0, 0] @ weight + bias, output, rtol=1e-2, atol=1e-2 * float(output.abs().max())):
         raise ModelError(f"layer {block.layer}: the MLP's {type(module).__name__} is no product with its weights")
     return weight.float() if block.held is not None else weight, bias

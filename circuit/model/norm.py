@@ -125,8 +125,8 @@ class Pullback:
             for weight in (ones,) if own is None else (own.detach(), own.detach() + 1):
                 for centred in (True, False):
                     form = cls(weight.to(like), eps or 0.0, centred)
-                    found = weight * form.parts(x)[0] + shift
-                    if eps is not None and bool(((found - expected).abs() <= 1e-5 * expected.abs().max()).all()):
+                    output = weight * form.parts(x)[0] + shift
+                    if eps is not None and bool(((output - expected).abs() <= 1e-5 * expected.abs().max()).all()):
                         return form
         return None
 

@@ -67,16 +67,16 @@ def score_terms(
     whole = (plain - nothing)[0].masked_fill(masked, 0.0)
 
     def terms(some: Tensor, of_query: bool) -> Tensor:
-        found = []
+        sums = []
         for each in some.split(AT_ONCE):
             other = (k if of_query else q).expand(len(each), -1, -1, -1)
             own_q, own_k = (each, other) if of_query else (other, each)
-            found.append(_scores(block, own_q, own_k, context, held) - nothing)
-        return torch.cat(found).masked_fill(masked, 0.0)
+            sums.append(_scores(block, own_q, own_k, context, held) - nothing)
+        return torch.cat(sums).masked_fill(masked, 0.0)
 
     query, key = terms(parts["q"], True), terms(parts["k"], False)
     bound = BOUND * float(whole.abs().max()) * (1e-6 if whole.dtype == torch.float64 else 1.0)
-    if not all(bool(((one.sum(0) - whole).abs() <= bound + 1e-9).all()) for one in (query, key)):
+    if not all(bool(((term.sum(0) - whole).abs() <= bound + 1e-9).all()) for term in (query, key)):
         raise ModelError(
             f"layer {block.layer}: the scores of attention are not sums over what makes queries and keys in this "
             "architecture; why its heads attend cannot be told"

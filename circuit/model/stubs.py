@@ -156,7 +156,7 @@ def quiet() -> Iterator[list[str]]:
             warnings.simplefilter("ignore", FutureWarning)
             yield kept.notes
     finally:
-        kept.notes.extend(" ".join(str(one.message).split()) for one in caught)
+        kept.notes.extend(" ".join(str(warning.message).split()) for warning in caught)
         for logger, handlers in zip(loggers, before, strict=True):
             logger.handlers = handlers
         hf_logging.set_verbosity(level)
