@@ -156,19 +156,19 @@ def _modules(graph: Graph) -> dict[str, tuple[slice, int, tuple[int, ...]]]:
         raise GraphError(
             "attention and MLP of this model run in parallel; auto-circuit's layout of such models is not mapped"
         )
-    found: dict[str, tuple[slice, int, tuple[int, ...]]] = {}
+    modules: dict[str, tuple[slice, int, tuple[int, ...]]] = {}
     for layer in range(graph.n_layers):
         start = graph.head_slots_of(layer).start
         for i, slot in enumerate(SLOTS):
             slots = slice(start + i * graph.n_heads, start + (i + 1) * graph.n_heads)
             n_sources = graph.n_reaching(start)
-            found[f"blocks.{layer}.hook_{slot}_input"] = (slots, n_sources, (graph.n_heads, n_sources))
+            modules[f"blocks.{layer}.hook_{slot}_input"] = (slots, n_sources, (graph.n_heads, n_sources))
         place = graph.mlp_slot_of(layer)
         n_sources = graph.n_reaching(place)
-        found[f"blocks.{layer}.hook_mlp_in"] = (slice(place, place + 1), n_sources, (n_sources,))
+        modules[f"blocks.{layer}.hook_mlp_in"] = (slice(place, place + 1), n_sources, (n_sources,))
     last = graph.n_dst - 1
-    found[f"blocks.{graph.n_layers - 1}.hook_resid_post"] = (slice(last, last + 1), graph.n_src, (graph.n_src,))
-    return found
+    modules[f"blocks.{graph.n_layers - 1}.hook_resid_post"] = (slice(last, last + 1), graph.n_src, (graph.n_src,))
+    return modules
 
 
 def _graph_of(tensors: Mapping[str, np.ndarray]) -> Graph:
