@@ -242,12 +242,12 @@ def acdc_cost(model: Model, batch: Batch, options: BenchOptions) -> AcdcCost:
     item = prepare(model, batch)
     tau = options.share * abs(divergence([item], METRIC))
     order = acdc_sample(model.graph, options.acdc_edges)
-    found: list[Any] = []
+    results: list[Any] = []
     trials = Trials(order, options.candidates)
-    seconds = seconds_of(lambda: found.append(acdc(model, [item], METRIC, tau, trials=trials)), model.device)
-    kept = sum(not found[0].changes[model.graph.index(edge)] < tau for edge in order)
+    seconds = seconds_of(lambda: results.append(acdc(model, [item], METRIC, tau, trials=trials)), model.device)
+    kept = sum(not results[0].changes[model.graph.index(edge)] < tau for edge in order)
     return AcdcCost(
-        len(order), model.graph.n_edges, tau, seconds, found[0].passes, found[0].evaluated, found[0].wasted, kept
+        len(order), model.graph.n_edges, tau, seconds, results[0].passes, results[0].evaluated, results[0].wasted, kept
     )
 
 
