@@ -216,11 +216,11 @@ class _AcdcSearch:
         values = np.array([self.current, self.rate])
         return {"mask": self.mask.copy(), "changes": self.changes.copy(), "counts": np.array(counts), "values": values}
 
-    def _resume(self, found: Mapping[str, np.ndarray]) -> None:
-        if found:
-            self.mask, self.changes = found["mask"].copy(), found["changes"].copy()
-            self.done, self.passes, self.evaluated, self.wasted = found["counts"].tolist()
-            self.current, self.rate = found["values"].tolist()
+    def _resume(self, state: Mapping[str, np.ndarray]) -> None:
+        if state:
+            self.mask, self.changes = state["mask"].copy(), state["changes"].copy()
+            self.done, self.passes, self.evaluated, self.wasted = state["counts"].tolist()
+            self.current, self.rate = state["values"].tolist()
 
 
 def _without_one_after_another(mask: np.ndarray, places: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:

@@ -121,10 +121,10 @@ def finish(
     before = search.loss
     places = _places(start, scores)
     settled = search.run(places, state, progress)
-    found = Circuit(model.graph, search.mask)
-    counts = {"gone": len(start - found), "back": len(found - start)}
+    circuit = Circuit(model.graph, search.mask)
+    counts = {"gone": len(start - circuit), "back": len(circuit - start)}
     costs = {"passes": search.passes, "evaluated": search.evaluated}
-    return Finished(found, terms.tau, before, search.loss, **counts, **costs, settled=settled)
+    return Finished(circuit, terms.tau, before, search.loss, **counts, **costs, settled=settled)
 
 
 def _places(start: Circuit, scores: Scores | None) -> list[tuple[int, int]]:
@@ -218,25 +218,25 @@ class _Finish:
         """Of every circuit the mean of |m - m(full)|, and f; circuits that are the one so far are known."""
         known = [self.evaluated > 0 and bool((mask == self.mask).all()) for mask in masks]
         new = [mask for mask, seen in zip(masks, known, strict=True) if not seen]
-        found: Iterator[tuple[float, float]] = iter(())
+        measured: Iterator[tuple[float, float]] = iter(())
         if new:
             self.passes += 1
             self.evaluated += len(new)
             values = measure(self.model, self.prepared, new, self.metric)
             effect = float((self.full - self.empty).mean())
             f = (values - self.empty).mean(axis=1) / effect if effect else np.zeros(len(new))
-            found = iter(zip(np.abs(values - self.full).mean(axis=1).tolist(), f.tolist(), strict=True))
-        return [(self.loss, self.f) if seen else next(found) for seen in known]
+            measured = iter(zip(np.abs(values - self.full).mean(axis=1).tolist(), f.tolist(), strict=True))
+        return [(self.loss, self.f) if seen else next(measured) for seen in known]
 
     def _arrays(self) -> dict[str, np.ndarray]:
         counts = [self.at, self.quiet, self.passes, self.evaluated]
         return {"mask": self.mask, "counts": np.array(counts), "values": np.array([self.loss, self.f, self.rate])}
 
-    def _resume(self, found: dict[str, Any]) -> None:
-        if found:
-            self.mask = found["mask"].copy()
-            self.at, self.quiet, self.passes, self.evaluated = found["counts"].tolist()
-            self.loss, self.f, self.rate = found["values"].tolist()
+    def _resume(self, state: dict[str, Any]) -> None:
+        if state:
+            self.mask = state["mask"].copy()
+            self.at, self.quiet, self.passes, self.evaluated = state["counts"].tolist()
+            self.loss, self.f, self.rate = state["values"].tolist()
 
 
 def connect(
@@ -247,7 +247,7 @@ def connect(
     slots = graph.slots_by_source
     reader = next((node for node in range(1, graph.n_src) if dst in slots[node]), None)
     if src and not mask[:, list(slots[src])].any():
-        _add_strongest(mask, strength, [(one, slot) for slot in slots[src] for one in _fed(graph, mask, slot)])
+        _add_strongest(mask, strength, [(source, slot) for slot in slots[src] for source in _fed(graph, mask, slot)])
     if reader is not None and not mask[reader].any():
         used = np.flatnonzero(mask.any(axis=0) & graph.valid[reader]).tolist()
         _add_strongest(mask, strength, [(reader, slot) for slot in {*used, graph.n_dst - 1} if slot != dst])
@@ -255,7 +255,11 @@ def connect(
 
 def _fed(graph: Graph, mask: Bool[np.ndarray, "src dst"], slot: int) -> list[int]:
     """Sources that may write to a slot: the input and those that read something."""
-    return [one for one in range(graph.n_reaching(slot)) if not one or mask[:, list(graph.slots_by_source[one])].any()]
+    return [
+        source
+        for source in range(graph.n_reaching(slot))
+        if not source or mask[:, list(graph.slots_by_source[source])].any()
+    ]
 
 
 def _add_strongest(

@@ -125,8 +125,8 @@ def learn(
     chance = torch.sigmoid(training.logits.detach().double() - OPEN).cpu().numpy()
     if scores is not None:  # gates that were never opened are in the order of their scores
         chance += TIES * np.abs(scores.values) / max(np.abs(scores.values).max(), np.finfo(float).tiny)
-    found = Scores(model.graph, np.where(model.graph.valid, chance, 0.0))
-    return Learned(top_n(found, schedule.n), found)
+    chances = Scores(model.graph, np.where(model.graph.valid, chance, 0.0))
+    return Learned(top_n(chances, schedule.n), chances)
 
 
 class _Training:
@@ -219,12 +219,12 @@ class _Training:
         tensors = {"logits": self.logits.detach(), "first": own["exp_avg"], "second": own["exp_avg_sq"]}
         return {"step": np.array([self.step]), **{name: x.cpu().numpy().copy() for name, x in tensors.items()}}
 
-    def _resume(self, found: dict[str, np.ndarray]) -> None:
-        if not found:
+    def _resume(self, state: dict[str, np.ndarray]) -> None:
+        if not state:
             return
-        self.step = int(found["step"][0])
+        self.step = int(state["step"][0])
         logits, first, second = (
-            torch.from_numpy(found[name]).to(self.logits) for name in ("logits", "first", "second")
+            torch.from_numpy(state[name]).to(self.logits) for name in ("logits", "first", "second")
         )
         with torch.no_grad():
             self.logits.copy_(logits)
@@ -246,10 +246,10 @@ def _parts(
     model: Model, batches: Sequence[Batch | Prepared], ablation: Ablation | None, max_bytes: int
 ) -> list[Batch | Prepared]:
     """Batches of as many rows as a differentiated pass holds within the bound; whole ones keep their plain runs."""
-    found: list[Batch | Prepared] = []
+    items: list[Batch | Prepared] = []
     for item in batches:
         batch = bare(item)
         n_late = batch.n_tokens - first_difference(item, ablation)
         parts = batch.parts(max(2, max_bytes // gated_bytes(model, n_late)))
-        found += [item] if len(parts) == 1 else parts
-    return found
+        items += [item] if len(parts) == 1 else parts
+    return items
