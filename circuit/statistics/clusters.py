@@ -60,9 +60,9 @@ class Clusters:
         personas = _Ways(n, personas=(both[:n], both[n:])).enough() if all((*persona_a, *persona_b)) else None
         questions = _Ways(n, questions=asked).enough() if all(question) else None
         notes = [
-            f"{name} are not named for every pair" if found is None else f"{name} too few to be drawn ({count})"
-            for name, found, count in (("personas", personas, n_personas), ("questions", questions, n_questions))
-            if not found
+            f"{name} are not named for every pair" if known is None else f"{name} too few to be drawn ({count})"
+            for name, known, count in (("personas", personas, n_personas), ("questions", questions, n_questions))
+            if not known
         ]
         codes = (both[:n], both[n:]) if all((*persona_a, *persona_b)) else None, asked if all(question) else None
         drawn = codes[0] if personas else None, codes[1] if questions else None
@@ -136,11 +136,11 @@ class Clusters:
         changes by ``weights @ influence``. ``confident`` widens by the t quantile over the
         normal one, as an interval needs.
         """
-        found = self.draws(n_draws=n_draws, seed=seed)
-        own = float((found @ influence).var(axis=0).sum()) ** 0.5
+        weights = self.draws(n_draws=n_draws, seed=seed)
+        own = float((weights @ influence).var(axis=0).sum()) ** 0.5
         varies = own > CANCELS * float((influence**2).sum(axis=1).mean()) ** 0.5
         stretch = self.spread(influence, confident=confident) / own if varies else 1.0
-        return 1 / self.n + stretch * (found - 1 / self.n)
+        return 1 / self.n + stretch * (weights - 1 / self.n)
 
     def spread(self, influence: Float[np.ndarray, "pair number"], *, confident: bool = False) -> float:
         """The root of the cluster-robust variances of all numbers together, the widest of all kinds of sharing."""
@@ -214,14 +214,14 @@ class _Way:
 
     def asked(self, design: Float[np.ndarray, "pair column"]) -> _Way:
         """The same for a coefficient: what is taken off for pairs that share twice would cancel too much of it."""
-        return replace(self, terms=tuple(one for one in self.terms if one[0] > 0), design=design)
+        return replace(self, terms=tuple(term for term in self.terms if term[0] > 0), design=design)
 
     def spread(self, influence: Float[np.ndarray, "pair number"], confident: bool) -> float:
         if self.freedom < LEAST_KNOWN:
             return float("inf")
-        found = sum(sign * float(((members.T @ influence) ** 2).sum()) for sign, members in self.terms)
+        variance = sum(sign * float(((members.T @ influence) ** 2).sum()) for sign, members in self.terms)
         widening = special.stdtrit(self.freedom, 0.975) / NORMAL if confident else 1.0
-        return widening * (self.correction * max(found, 0.0)) ** 0.5 / self.effects.shape[0]
+        return widening * (self.correction * max(variance, 0.0)) ** 0.5 / self.effects.shape[0]
 
     def p_value(self, size: float, influence: Float[np.ndarray, " pair"], negligible: float) -> float:
         spread = self.spread(influence[:, None], confident=False)
@@ -259,9 +259,9 @@ class _Way:
     @cached_property
     def _moments(self) -> tuple[float, float]:
         n = self.effects.shape[0]
-        if self.design is None or (found := self._moments_of(np.linalg.pinv(self.design)[-1], self.design)) is None:
-            found = self._moments_of(np.full(n, 1 / n), np.ones((n, 1)))
-        return found or (0.0, 0.0)
+        if self.design is None or (moments := self._moments_of(np.linalg.pinv(self.design)[-1], self.design)) is None:
+            moments = self._moments_of(np.full(n, 1 / n), np.ones((n, 1)))
+        return moments or (0.0, 0.0)
 
     def _moments_of(
         self, row: Float[np.ndarray, " pair"], design: Float[np.ndarray, "pair column"]
@@ -304,27 +304,27 @@ class _Ways:
         return kept if self.design is None else [way.asked(self.design) for way in kept]
 
     def _simple(self) -> list[_Way]:
-        found = []
+        ways = []
         if self.personas is not None:
-            one = self._of_personas()
-            found.append(_Way(((1.0, one), (-1.0, self._of_couples())), one))
+            personas = self._of_personas()
+            ways.append(_Way(((1.0, personas), (-1.0, self._of_couples())), personas))
         if self.questions is not None:
             asked = _members(self.questions)
-            found.append(_Way(((1.0, asked),), asked))
-        return found
+            ways.append(_Way(((1.0, asked),), asked))
+        return ways
 
     def _compound(self) -> list[_Way]:
         """Both personas; and a persona or a question: sharing one, plus the other, minus both."""
         if self.personas is None:
             return []
-        one, couples = self._of_personas(), self._of_couples(own=True)
-        found = [_Way(((1.0, couples),), couples)]
+        personas, couples = self._of_personas(), self._of_couples(own=True)
+        ways = [_Way(((1.0, couples),), couples)]
         if self.questions is not None:
             asked = _members(self.questions)
             crossed = ((-1.0, self._of_personas(self.questions)), (1.0, self._of_couples(self.questions)))
-            terms = ((1.0, one), (-1.0, self._of_couples()), (1.0, asked), *crossed)
-            found.append(_Way(terms, sparse.hstack([one, asked], format="csr")))
-        return found
+            terms = ((1.0, personas), (-1.0, self._of_couples()), (1.0, asked), *crossed)
+            ways.append(_Way(terms, sparse.hstack([personas, asked], format="csr")))
+        return ways
 
     def _of_personas(self, crossed: NDArray[np.int64] | None = None) -> sparse.csr_array:
         """Membership of every persona, or of every persona under every question; once for a pair with itself."""

@@ -97,11 +97,11 @@ def interval(
     if not np.isfinite(clusters.spread(influence[:, None])):
         return None
     weights = clusters.weights(influence[:, None], n_draws=n_draws, seed=seed, confident=True)
-    found = np.concatenate([statistic(part) for part in np.array_split(weights, len(blocks(len(weights))))])
-    found = found[np.isfinite(found)]
-    if not len(found):
+    values = np.concatenate([statistic(part) for part in np.array_split(weights, len(blocks(len(weights))))])
+    values = values[np.isfinite(values)]
+    if not len(values):
         return None
-    low, high = np.percentile(found, [2.5, 97.5])
+    low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(low), float(high), clusters.by)
 
 
@@ -132,8 +132,8 @@ def ratio_interval(
     influence = (numerator - numerator.mean() / below * denominator) / below
     if np.abs(influence).max() < NOTHING:  # one ratio on every pair: rounding is no spread
         influence = np.zeros_like(influence)
-    found = interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
-    return found if undefined <= MOST_UNDEFINED * n_draws else None
+    bounds = interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
+    return bounds if undefined <= MOST_UNDEFINED * n_draws else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def ratio_intervals(
         return (None,) * len(numerators)
     weights = clusters.draws(n_draws=n_draws, seed=seed)
     below = weights @ denominator
-    found = []
+    intervals = []
     for numerator, influence in zip(numerators, _ratio_influences(numerators, denominator), strict=True):
         own = float((weights @ influence).std())
         stretch = clusters.spread(influence[:, None], confident=True) / own if own > NOTHING else 1.0
@@ -180,8 +180,8 @@ def ratio_intervals(
         known = bottom / denominator.mean() > LEAST_SHARE
         enough = known.mean() >= 1 - MOST_UNDEFINED
         ends = np.percentile(above[known] / bottom[known], [2.5, 97.5]) if enough else None
-        found.append(None if ends is None else Interval(float(ends[0]), float(ends[1]), clusters.by))
-    return tuple(found)
+        intervals.append(None if ends is None else Interval(float(ends[0]), float(ends[1]), clusters.by))
+    return tuple(intervals)
 
 
 def ratio_p_values(
@@ -239,11 +239,11 @@ def _ratio_influences(
 
 def _influence(statistic: Statistic, n: int) -> Float[np.ndarray, " pair"]:
     """What each pair adds to a number: its change where that pair's weight grows, by central differences."""
-    found = []
+    slopes = []
     for part in np.array_split(np.arange(n), len(blocks(n))):
         step = STEP * (np.eye(n)[part] - 1 / n)
-        found.append((statistic(1 / n + step) - statistic(1 / n - step)) / (2 * STEP))
-    influence = np.concatenate(found)
+        slopes.append((statistic(1 / n + step) - statistic(1 / n - step)) / (2 * STEP))
+    influence = np.concatenate(slopes)
     influence = np.where(np.isfinite(influence), influence, 0.0)
     return influence - influence.mean()
 

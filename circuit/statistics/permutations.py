@@ -96,7 +96,7 @@ class _Names:
 
     @property
     def log_count(self) -> float:
-        sizes = [len(one) for one in (*self.unit_classes, *self.question_classes)]
+        sizes = [len(members) for members in (*self.unit_classes, *self.question_classes)]
         cells = np.unique(self._cells(*self.units, self.questions), return_counts=True)[1]
         return float(gammaln(np.array([*sizes, *cells.tolist()]) + 1).sum())
 
@@ -113,15 +113,15 @@ class _Names:
 
     def _cells(self, first: Codes, second: Codes, asked: Codes) -> Codes:
         """One number for both names, in whatever order, and the question."""
-        n_units, n_questions = 1 + max(int(one.max()) for one in self.units), 1 + int(self.questions.max())
+        n_units, n_questions = 1 + max(int(codes.max()) for codes in self.units), 1 + int(self.questions.max())
         return (np.minimum(first, second) * n_units + np.maximum(first, second)) * n_questions + asked
 
 
 def _exchanged(classes: Classes, rng: np.random.Generator, count: int) -> Int[np.ndarray, "draw code"]:
     """What each code becomes."""
-    codes = np.empty((count, sum(len(one) for one in classes)), dtype=np.int64)
-    for one in classes:
-        codes[:, one] = rng.permuted(np.tile(one, (count, 1)), axis=1)
+    codes = np.empty((count, sum(len(members) for members in classes)), dtype=np.int64)
+    for members in classes:
+        codes[:, members] = rng.permuted(np.tile(members, (count, 1)), axis=1)
     return codes
 
 
@@ -132,15 +132,15 @@ def _classes(first: Codes, second: Codes, other: Codes) -> Classes:
         beside[a][b if a != b else -1, third] += 1
         if a != b:
             beside[b][a, third] += 1
-    found: list[list[int]] = []
+    classes: list[list[int]] = []
     for code in range(len(beside)):
-        same = (one for one in found if _can_be_exchanged(code, one[0], beside))
+        same = (members for members in classes if _can_be_exchanged(code, members[0], beside))
         home = next(same, None)
         if home is None:
-            found.append([code])
+            classes.append([code])
         else:
             home.append(code)
-    return tuple(np.array(one, dtype=np.int64) for one in found)
+    return tuple(np.array(members, dtype=np.int64) for members in classes)
 
 
 def _can_be_exchanged(a: int, b: int, beside: Sequence[Counter[tuple[int, int]]]) -> bool:
@@ -154,9 +154,9 @@ def _apart(n: int, personas: tuple[Codes, Codes] | None, questions: Codes | None
     """Pairs no two of which share a name: first those that share with the fewest others (a greedy independent set)."""
     shares = np.zeros((n, n), dtype=bool)
     if personas is not None:
-        for one in personas:
+        for codes in personas:
             for other in personas:
-                shares |= one[:, None] == other
+                shares |= codes[:, None] == other
     if questions is not None:
         shares |= questions[:, None] == questions
     np.fill_diagonal(shares, val=False)
