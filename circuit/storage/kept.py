@@ -50,11 +50,11 @@ class Kept:
 
     def of(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         """The arrays of a part: those that are kept, else made now."""
-        found: Mapping[str, np.ndarray] = self.part(name)
-        if not found:
-            found = make()
-            self.add({name: found})
-        return found
+        arrays: Mapping[str, np.ndarray] = self.part(name)
+        if not arrays:
+            arrays = make()
+            self.add({name: arrays})
+        return arrays
 
     def part(self, name: str) -> dict[str, np.ndarray]:
         """The arrays of a part that is kept; none where it is not."""

@@ -121,17 +121,17 @@ def read_bytes(path: str | Path, kind: Kind, *, label: str | None = None) -> byt
     Raises:
         PersonaCircuitsError: of the given kind; there is no such file, or it has more than ``MAX_BYTES``.
     """
-    found, size = [], 0
+    chunks, size = [], 0
     try:
         with open(path, "rb") as file:
             while chunk := file.read(CHUNK):
                 size += len(chunk)
                 if size > MAX_BYTES:
                     raise kind.faulty(label or path, f"has more than {MAX_BYTES:,} bytes; no more are read")
-                found.append(chunk)
+                chunks.append(chunk)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise kind.unreadable(label or path, getattr(error, "strerror", None) or error) from error
-    return b"".join(found)
+    return b"".join(chunks)
 
 
 def decoded(content: bytes, name: str | Path, kind: Kind) -> str:
@@ -255,18 +255,18 @@ def check_format(path: str | Path, kind: Kind) -> None:
         PersonaCircuitsError: of the given kind.
     """
     path = Path(path)
-    found = {".gguf": "gguf", ".npy": "numpy", ".npz": "numpy"}.get(path.suffix.lower())
+    format = {".gguf": "gguf", ".npy": "numpy", ".npz": "numpy"}.get(path.suffix.lower())
     if path.suffix.lower() in PICKLES:
-        found = "pickle"
+        format = "pickle"
     try:
         with open(path, "rb") as file:
             head = file.read(64)
     except (OSError, ValueError) as error:
         raise kind.unreadable(path, getattr(error, "strerror", None) or error) from error
     if head[8:9] != b"{":  # safetensors: eight bytes of length, which may look like anything, then JSON
-        found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), found)
-    if found is not None:
-        raise kind.error(f"{kind.noun} {path} {ADVICE[found]}")
+        format = next((name for magic, name in MAGIC.items() if head.startswith(magic)), format)
+    if format is not None:
+        raise kind.error(f"{kind.noun} {path} {ADVICE[format]}")
 
 
 def read_state(path: str | Path | None, search: str) -> dict[str, np.ndarray]:
@@ -283,14 +283,14 @@ def read_state(path: str | Path | None, search: str) -> dict[str, np.ndarray]:
             metadata = file.metadata() or {}
             if metadata.get("search") != search:
                 return {}
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last: a format of no array
         tell_damaged(path, error)
         return {}
-    if metadata != state_metadata(search, found):
+    if metadata != state_metadata(search, arrays):
         tell_damaged(path, "its numbers are not those that were written")
         return {}
-    return found
+    return arrays
 
 
 def state_metadata(search: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
@@ -387,10 +387,10 @@ def _no_number(text: str) -> str:
 
 
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) < len(items):
+    record = dict(items)
+    if len(record) < len(items):
         raise _RefusedError("a key stands twice in an object")
-    return found
+    return record
 
 
 STRICT = json.JSONDecoder(parse_int=_integer, parse_float=_real, parse_constant=_constant, object_pairs_hook=_object)
@@ -411,12 +411,12 @@ def _refused(text: str) -> list[str]:
         return reading
 
     def an_object(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = _Repeated(items)
-        if len(found) < len(items):
+        record = _Repeated(items)
+        if len(record) < len(items):
             names = [name for name, _ in items]
-            found.key = next(name for name in found if names.count(name) > 1)
-            return found
-        return dict(found)
+            record.key = next(name for name in record if names.count(name) > 1)
+            return record
+        return dict(record)
 
     lenient = json.JSONDecoder(
         parse_int=or_odd(_integer),
@@ -472,11 +472,11 @@ def _through_torch(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     import torch
     from safetensors import safe_open
 
-    found = {}
+    arrays = {}
     with safe_open(path, framework="pt") as file:
         for name in names:
             tensor = file.get_tensor(name)
             if tensor.is_complex():
                 raise ValueError(f"{name} holds complex numbers")
-            found[name] = tensor.to(torch.float32).numpy()
-    return found
+            arrays[name] = tensor.to(torch.float32).numpy()
+    return arrays
