@@ -75,7 +75,7 @@ class Circuit:
 
     def _mask_of(self, other: Circuit) -> np.ndarray:
         if other.graph != self.graph:
-            shapes = [f"{one.graph.n_layers} layers of {one.graph.n_heads} heads" for one in (self, other)]
+            shapes = [f"{circuit.graph.n_layers} layers of {circuit.graph.n_heads} heads" for circuit in (self, other)]
             raise GraphError(f"circuits of two graphs, {' and '.join(shapes)}; edges are shared within one model only")
         return other.mask
 
@@ -128,8 +128,8 @@ class Circuit:
         """The nodes at either end of a kept edge: sources in order, ``logits`` last."""
         graph = self.graph
         ends = self.mask.any(axis=1) | _reading_sources(graph, self.mask)
-        found = [graph.src_nodes[src] for src in np.flatnonzero(ends).tolist()]
-        return [*found, LOGITS] if self.mask[:, -1].any() else found
+        nodes = [graph.src_nodes[src] for src in np.flatnonzero(ends).tolist()]
+        return [*nodes, LOGITS] if self.mask[:, -1].any() else nodes
 
     def src_names(self) -> list[str]:
         """What ``real_circuits_1.json`` lists: ``input`` first, then the kept sources in order."""
