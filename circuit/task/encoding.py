@@ -173,17 +173,17 @@ def _encode_pair(
         return ids if (ids := known.get(text)) is not None else token_ids(text, model)
 
     def added(prompt: str, ids: list[int], text: str) -> int | None:
-        return _added(ids, read(prompt + text), prompt, text, model, found)
+        return _added(ids, read(prompt + text), prompt, text, model, own_faults)
 
     clean, corrupt = read(pair.clean), read(pair.corrupt)
     neutral = read(pair.neutral) if pair.neutral else []
-    found = [fault for ids in (clean, corrupt, neutral) for fault in prompt_faults(ids, model)]
-    found += (lost := lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model))
+    own_faults = [fault for ids in (clean, corrupt, neutral) for fault in prompt_faults(ids, model)]
+    own_faults += (lost := lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model))
     if clean == corrupt and not alike and not lost:
-        found.append(ALIKE)
-    found += _length_faults(clean, {"corrupt": corrupt} | ({"neutral": neutral} if neutral else {}), align)
-    found += _span_faults(((clean, pair.spans), (corrupt, pair.corrupt_spans)))
-    found += _other_tokens(pair, clean, corrupt)
+        own_faults.append(ALIKE)
+    own_faults += _length_faults(clean, {"corrupt": corrupt} | ({"neutral": neutral} if neutral else {}), align)
+    own_faults += _span_faults(((clean, pair.spans), (corrupt, pair.corrupt_spans)))
+    own_faults += _other_tokens(pair, clean, corrupt)
     prompts = [(pair.clean, clean), (pair.corrupt, corrupt), *([(pair.neutral, neutral)] if neutral else [])]
     forms: Forms | None = None
     sides: list[list[int | None]] = [[-1], [-1]]
@@ -192,11 +192,11 @@ def _encode_pair(
         for prompt, ids in prompts[1:]:
             for text in (*pair.answers, *pair.wrong_answers):
                 added(prompt, ids, text)
-        found += _side_faults(sides, model)
+        own_faults += _side_faults(sides, model)
     else:
-        forms = read_forms(pair, [(ids, prompt, read) for prompt, ids in prompts], model, found)
-    if found:
-        faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(found)]
+        forms = read_forms(pair, [(ids, prompt, read) for prompt, ids in prompts], model, own_faults)
+    if own_faults:
+        faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(own_faults)]
         return None
     answers, wrong = (tuple(i for i in side if i is not None) for side in sides)
     spans = pair.spans or _spans_by_difference(clean, corrupt)
@@ -220,16 +220,16 @@ def _with_forms(row: Row, forms: Forms, n_answers: int, model: Reader) -> Row:
 
 
 def _length_faults(clean: list[int], others: Mapping[str, list[int]], align: str) -> list[str]:
-    found = []
+    faults = []
     for name, other in others.items():
         if len(other) != len(clean) and align == "equal":
-            found.append(
+            faults.append(
                 f"the clean prompt has {len(clean)} tokens and the {name} one {len(other)}; "
                 "choose wordings of equal length, or use --align right"
             )
         elif len(other) != len(clean) and not shared_ends(clean, other)[1]:
-            found.append(f"the clean and the {name} prompt do not end in the same token; there is nothing to align on")
-    return found
+            faults.append(f"the clean and the {name} prompt do not end in the same token; there is nothing to align on")
+    return faults
 
 
 def _span_faults(sides: Iterable[tuple[list[int], tuple[Span, ...]]]) -> list[str]:
@@ -243,18 +243,18 @@ def _span_faults(sides: Iterable[tuple[list[int], tuple[Span, ...]]]) -> list[st
 
 def _side_faults(sides: Sequence[list[int | None]], model: Reader) -> list[str]:
     """Tokens that stand on both sides, or twice on one."""
-    found = []
+    faults = []
     if both := {i for i in sides[0] if i is not None} & set(sides[1]):
         names = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(both))
-        found.append(f"{names} is both an answer and a wrong answer")
+        faults.append(f"{names} is both an answer and a wrong answer")
     for side in sides:
         there = [i for i in side if i is not None]
-        found += [
+        faults += [
             f"answer {model.tokenizer.decode([i])!r} stands {there.count(i)} times on one side; name every token once"
             for i in dict.fromkeys(there)
             if there.count(i) > 1
         ]
-    return found
+    return faults
 
 
 def _spans_by_difference(ids: list[int], other: list[int]) -> tuple[Span, ...]:

@@ -39,14 +39,14 @@ def read_forms(
             if not why:
                 options[name].append(form := behind.pop())
                 said.setdefault(form, text)
-    found = forms_of(options, said, left_out)
+    forms = forms_of(options, said, left_out)
     wanted = dict.fromkeys((*pair.answers, *pair.wrong_answers))
-    empty = [name for name, some in zip(found.names, found.forms, strict=True) if name in wanted and not some]
-    why_not = f" ({'; '.join(found.left_out)})" if found.left_out else ""
+    empty = [name for name, some in zip(forms.names, forms.forms, strict=True) if name in wanted and not some]
+    why_not = f" ({'; '.join(forms.left_out)})" if forms.left_out else ""
     faults += [f"option {name!r} has no form that can be counted{why_not}; give it other 'forms'" for name in empty]
     if both := set(pair.answers) & set(pair.wrong_answers):
         faults.append(f"{', '.join(map(repr, sorted(both)))} is both an answer and a wrong answer")
-    own = found.only(tuple(wanted))
+    own = forms.only(tuple(wanted))
     if model.n_context and (size := max(len(ids) for ids, _, _ in prompts) + len(own.forced)) > model.n_context:
         faults.append(f"a prompt with its forms has {size} tokens, the model's context holds {model.n_context}")
     return own

@@ -100,9 +100,9 @@ def forms_of(options: Mapping[str, Iterable[Ids]], said: Mapping[Ids, str], left
 
 def forms_left_out(notes: Sequence[Sequence[str]], most: int = 5) -> tuple[str, ...]:
     """What is to be said of forms that are not counted, of the ``left_out`` of every pair."""
-    counts = Counter(note for one in notes for note in one)
-    found = [f"a form is not counted: {note} ({n} of {len(notes)} pairs)" for note, n in counts.most_common(most)]
-    return (*found, *([f"{len(counts) - most} more forms are not counted"] if len(counts) > most else []))
+    counts = Counter(note for own in notes for note in own)
+    lines = [f"a form is not counted: {note} ({n} of {len(notes)} pairs)" for note, n in counts.most_common(most)]
+    return (*lines, *([f"{len(counts) - most} more forms are not counted"] if len(counts) > most else []))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,28 +162,28 @@ class FormTable:
 
 def form_table(rows: Sequence[Forms], device: torch.device | str) -> FormTable:
     """The forms of rows, those with fewer padded."""
-    n_nodes = max(len(one.nodes) for one in rows)
-    n_forms = max(sum(map(len, one.forms)) for one in rows)
-    n_steps = max(len(form) for one in rows for some in one.forms for form in some)
+    n_nodes = max(len(entry.nodes) for entry in rows)
+    n_forms = max(sum(map(len, entry.forms)) for entry in rows)
+    n_steps = max(len(form) for entry in rows for some in entry.forms for form in some)
     shape = (len(rows), n_forms, n_steps)
     places, tokens = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     options = torch.full(shape[:2], -1)
     depth = torch.zeros(len(rows), n_nodes, dtype=torch.long)
     sees = torch.ones(len(rows), n_nodes, n_nodes, dtype=torch.bool)
-    for row, one in enumerate(rows):
-        end = n_nodes - len(one.nodes)  # the place of the prompt's last token among those read
-        place = {(): end} | {node: end + 1 + i for i, node in enumerate(one.nodes)}
+    for row, entry in enumerate(rows):
+        end = n_nodes - len(entry.nodes)  # the place of the prompt's last token among those read
+        place = {(): end} | {node: end + 1 + i for i, node in enumerate(entry.nodes)}
         places[row] = end
-        owned = [(number, form) for number, some in enumerate(one.forms) for form in some]
+        owned = [(number, form) for number, some in enumerate(entry.forms) for form in some]
         for i, (number, form) in enumerate(owned):
             options[row, i] = number
             tokens[row, i, : len(form)] = torch.tensor(form)
             places[row, i, : len(form)] = torch.tensor([place[form[:n]] for n in range(len(form))])
-        depth[row, end:] = torch.tensor([len(node) for node in one.nodes], dtype=torch.long)
+        depth[row, end:] = torch.tensor([len(node) for node in entry.nodes], dtype=torch.long)
         sees[row, :, end:] = False
-        for node in one.nodes:
+        for node in entry.nodes:
             seen = [place[node[: n + 1]] - 1 for n in range(len(node))]
             sees[row, place[node] - 1, seen] = True
     here = (x.to(device) for x in (places, tokens, options, depth, sees))
     named: dict[str, Any] = dict(zip((field.name for field in fields(FormTable)), here, strict=False))
-    return FormTable(**named, n_options=max(len(one.names) for one in rows))
+    return FormTable(**named, n_options=max(len(entry.names) for entry in rows))

@@ -143,9 +143,12 @@ class Task:
     @property
     def notes(self) -> tuple[str, ...]:
         """What is to be said of rows of the file that are not used."""
-        one, many = "pair says the same as one before it and is", "pairs say the same as others before them and are"
+        singular, plural = (
+            "pair says the same as one before it and is",
+            "pairs say the same as others before them and are",
+        )
         return (
-            *([f"{self.repeated} {one if self.repeated == 1 else many} left out"] if self.repeated else []),
+            *([f"{self.repeated} {singular if self.repeated == 1 else plural} left out"] if self.repeated else []),
             *([f"{self.unfit} of {self.n_read} pairs do not fit and are left out"] if self.unfit else []),
         )
 
@@ -188,13 +191,13 @@ class Task:
         if chosen:
             return replace(self, pairs=chosen)
         for key in values:
-            found = sorted({pair.axis(key) for pair in self.pairs} - {""})
-            if not found:
+            known = sorted({pair.axis(key) for pair in self.pairs} - {""})
+            if not known:
                 raise self._without(key)
-            if values[key] not in found:
-                near = meant(str(values[key]), found)
+            if values[key] not in known:
+                near = meant(str(values[key]), known)
                 raise TaskError(
-                    f"no pair of {self.source} has {key} {values[key]!r}; there are: {', '.join(found)}{near}"
+                    f"no pair of {self.source} has {key} {values[key]!r}; there are: {', '.join(known)}{near}"
                 )
         wanted = " and ".join(f"{key} {value!r}" for key, value in values.items())
         raise TaskError(f"no pair of {self.source} has {wanted} together")

@@ -187,11 +187,11 @@ def _check_kind(path: Path, text: str, items: Sequence[tuple[str, int, Any]]) ->
     Raises:
         TaskError: it is a table, or auto-circuit's prompts as token ids.
     """
-    if not items and (found := table_kind(text)):
+    if not items and (kind := table_kind(text)):
         first = next(line for line in text.split("\n") if line.strip())
         ids = " (EAP-IG's, whose answers are token ids)" if "correct_idx" in first else ""
         raise TaskError(
-            f"pair file {path} is {found}{ids} that begins {first.strip()[:80]!r}; pairs are read as {READ} "
+            f"pair file {path} is {kind}{ids} that begins {first.strip()[:80]!r}; pairs are read as {READ} "
             "(docs/pairs.md)"
         )
     prompts = [item.get("clean") for _, _, item in items if isinstance(item, dict)]
@@ -207,7 +207,7 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         faults.append(f"{where}: expected an object with clean, corrupt, answers, wrong_answers, got {_shape(item)}")
         return None
     row, item = item, {key: value for key, value in item.items() if value is not None or key not in OPTIONAL}
-    found = [
+    own_faults = [
         *(f"{key!r} must be a non-empty string{_near(key, item)}" for key in TEXTS if not is_text(item.get(key))),
         *(
             f"{key!r} must be a non-empty list of strings{_near(key, item)}"
@@ -223,8 +223,8 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         *_span_faults(item.get("spans", {})),
         *_form_faults(item.get("forms", {})),
     ]
-    if found:
-        faults += [f"{where}: {fault}" for fault in found]
+    if own_faults:
+        faults += [f"{where}: {fault}" for fault in own_faults]
         return None
     extra = {key: str(item[key]) for key in TEXT_KEYS if key in item}
     answers, wrong = tuple(item["answers"]), tuple(item["wrong_answers"])
@@ -284,8 +284,8 @@ def _is_range(value: Any) -> bool:
 
 
 def _spans(parts: dict[str, Any]) -> tuple[Span, ...]:
-    found = (Span(name, *part["tokens"]) for name, part in parts.items())
-    return tuple(span for span in found if span.end > span.start)
+    spans = (Span(name, *part["tokens"]) for name, part in parts.items())
+    return tuple(span for span in spans if span.end > span.start)
 
 
 def _shape(value: Any) -> str:

@@ -105,8 +105,8 @@ def lost_differences(prompts: Mapping[str, Sequence[int]], model: Reader) -> lis
     ``prompts`` are texts with their ids. Prompts that differ there only are one and the same to the model. What all
     of them hold, such as a template's letters, takes no difference away and is let pass.
     """
-    pieces = [{one.strip() for one in unknown_pieces(text, ids, model).values()} for text, ids in prompts.items()]
-    lost = {one for some in pieces for one in some if not all(one in other for other in pieces)}
+    pieces = [{piece.strip() for piece in unknown_pieces(text, ids, model).values()} for text, ids in prompts.items()]
+    lost = {piece for some in pieces for piece in some if not all(piece in other for other in pieces)}
     return [
         f"the tokenizer cannot write {piece[:40]!r}, in which prompts differ; use words (and case) that it knows"
         for piece in sorted(lost)
@@ -142,11 +142,11 @@ def many_token_ids(texts: Sequence[str], tokenizer: Any) -> dict[str, list[int]]
     if not getattr(tokenizer, "is_fast", False):
         return {}
     bos, ends = tokenizer.bos_token, _ends(tokenizer)
-    found: dict[str, list[int]] = {}
+    ids_by_text: dict[str, list[int]] = {}
     for special in (True, False):
         some = [text for text in texts if (bool(bos) and text.startswith(bos)) != special]
         if some:
             read = tokenizer(some, add_special_tokens=special, return_attention_mask=False)["input_ids"]
-            found |= {text: list(ids) for text, ids in zip(some, read, strict=True)}
-    ended = {text: ids for text, ids in found.items() if ends.intersection(ids[-1:])}
-    return found | {text: without_end(ids, text, tokenizer) for text, ids in ended.items()}
+            ids_by_text |= {text: list(ids) for text, ids in zip(some, read, strict=True)}
+    ended = {text: ids for text, ids in ids_by_text.items() if ends.intersection(ids[-1:])}
+    return ids_by_text | {text: without_end(ids, text, tokenizer) for text, ids in ended.items()}
