@@ -52,13 +52,13 @@ class Run:
 
 def runs_in(folder: Path) -> list[Run]:
     """All runs of a folder, by name; links are not followed, hidden folders not looked into."""
-    found = []
+    runs = []
     for place in _folders(folder, DEEPEST):
         if (run := _run(place, folder)) is not None:
-            found.append(run)
-        if len(found) == MOST:
+            runs.append(run)
+        if len(runs) == MOST:
             break
-    return found
+    return runs
 
 
 def _folders(folder: Path, deepest: int) -> Iterator[Path]:

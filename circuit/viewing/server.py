@@ -132,12 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
         if len(chosen) != 2 or any(name not in known for name in chosen):
             self._say(HTTPStatus.BAD_REQUEST, f"{len(chosen)} runs were chosen to compare; choose two with a circuit")
             return
-        one, other = (known[name] for name in chosen)
+        first, second = (known[name] for name in chosen)
         if in_one:
-            page = page_html(page_of_run(one.folder, name=one.name, others={other.name: other.folder}))
+            page = page_html(page_of_run(first.folder, name=first.name, others={second.name: second.folder}))
             self._send(HTTPStatus.OK, page.encode(), TYPES[".html"], {"Content-Security-Policy": FILE})
             return
-        self._page(compared(one, other))
+        self._page(compared(first, second))
 
     def _folder(self, place: Path, path: str) -> None:
         """Its own page, or one that is made of its files; a folder's address ends in a slash, so that links hold."""
@@ -150,8 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         root = self.viewer.folder
         name = place.relative_to(root).as_posix()
-        found = [replace(run, name=name) for run in runs_in(place) if run.folder == place]
-        self._page(overview(found[0] if found else Run(name, place, {}, "", "", None, ())))
+        runs = [replace(run, name=name) for run in runs_in(place) if run.folder == place]
+        self._page(overview(runs[0] if runs else Run(name, place, {}, "", "", None, ())))
 
     def _file(self, place: Path) -> None:
         with place.open("rb") as file:
