@@ -94,5 +94,5 @@ def meant(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'eap-ig'?``, or nothing where no known word is close."""
     from difflib import get_close_matches
 
-    found = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    matches = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

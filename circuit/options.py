@@ -81,13 +81,15 @@ class Field(NamedTuple):
 @cache
 def options_of(kind: Any) -> tuple[Field, ...]:
     """The fields of an options dataclass that are options of the command line, in order."""
-    found = []
+    options = []
     hints = _hints(kind)
     for field in fields(kind):
         hint = hints[field.name]
-        if get_origin(hint) is Annotated and (marks := [one for one in get_args(hint)[1:] if isinstance(one, Option)]):
-            found.append(Field(field.name, get_args(hint)[0], marks[-1], field.default))
-    return tuple(found)
+        if get_origin(hint) is Annotated and (
+            marks := [mark for mark in get_args(hint)[1:] if isinstance(mark, Option)]
+        ):
+            options.append(Field(field.name, get_args(hint)[0], marks[-1], field.default))
+    return tuple(options)
 
 
 @cache
@@ -104,10 +106,10 @@ def check_choices(options: Any) -> None:
     kind: Any = type(options)
     for field in options_of(kind):
         value = getattr(options, field.name)
-        for one in value if isinstance(value, tuple) else (value,):
-            if field.option.choices and isinstance(one, str) and one not in field.option.choices:
+        for choice in value if isinstance(value, tuple) else (value,):
+            if field.option.choices and isinstance(choice, str) and choice not in field.option.choices:
                 known = field.option.choices
-                raise OptionError(f"{field.flag} {one!r} is not one of {', '.join(known)}{meant(one, known)}")
+                raise OptionError(f"{field.flag} {choice!r} is not one of {', '.join(known)}{meant(choice, known)}")
 
 
 def check_least(options: Any, **bounds: int) -> None:
@@ -155,7 +157,7 @@ def _plain(value: Any) -> Any:
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     if type(value) in (tuple, list):
-        return type(value)(_plain(one) for one in value)
+        return type(value)(_plain(item) for item in value)
     return value
 
 
@@ -195,13 +197,13 @@ def conditions_of(where: list[str]) -> tuple[tuple[str, str], ...]:
     Raises:
         OptionError: one has no ``=``.
     """
-    found = []
+    conditions = []
     for item in where:
         key, equals, value = item.partition("=")
         if not equals:
             raise OptionError(f"--where {item!r} must be KEY=VALUE, such as domain=food")
-        found.append((key.strip(), value.strip()))
-    return tuple(found)
+        conditions.append((key.strip(), value.strip()))
+    return tuple(conditions)
 
 
 BatchSize = Annotated[int, Option("Prompts per pass.")]

@@ -62,15 +62,15 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
     return items if n == 1 else items[rank::n]
 
 
-def gathered(found: Mapping[Key, Value]) -> dict[Key, Value]:
+def gathered(own: Mapping[Key, Value]) -> dict[Key, Value]:
     """What all processes found, by key; keys are told apart by the prompts they belong to."""
     _, n = _world()
     if n == 1:
-        return dict(found)
+        return dict(own)
     import torch.distributed as dist
 
     parts: list[dict[Key, Value]] = [{}] * n
-    dist.all_gather_object(parts, dict(found))
+    dist.all_gather_object(parts, dict(own))
     return {key: value for part in parts for key, value in part.items()}
 
 

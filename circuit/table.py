@@ -78,7 +78,7 @@ class Table:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(one.label for one in self._columns())
+        return tuple(column.label for column in self._columns())
 
     def cells(self) -> list[tuple[str, ...]]:
         """How every row reads."""
@@ -97,17 +97,19 @@ class Table:
         return html_table(self.title, self.labels, self.cells())
 
     def _columns(self) -> list[Column]:
-        return [one if isinstance(one, Column) else Column(one, place) for place, one in enumerate(self.columns)]
+        return [
+            column if isinstance(column, Column) else Column(column, place) for place, column in enumerate(self.columns)
+        ]
 
 
 def comma(places: int = 2) -> Callable[[Any], str]:
     """The ends of an estimate or an interval as ``1.20, 3.40``; nothing where they are not known."""
-    return lambda one: "" if one.low is None or one.high is None else f"{one.low:.{places}f}, {one.high:.{places}f}"
+    return lambda row: "" if row.low is None or row.high is None else f"{row.low:.{places}f}, {row.high:.{places}f}"
 
 
 def to(places: int = 2) -> Callable[[Any], str]:
     """The ends of an interval as ``1.20 to 3.40``."""
-    return lambda one: f"{one.low:.{places}f} to {one.high:.{places}f}"
+    return lambda row: f"{row.low:.{places}f} to {row.high:.{places}f}"
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
