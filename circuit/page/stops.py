@@ -60,7 +60,7 @@ def nested(
     if not candidates:
         candidates = _of_sizes(circuit, scores)
         note = note or "Nothing was measured between the sizes: discover --sweep or --report does."
-    candidates = [entry for entry in stored if entry[0] != circuit]
+    candidates = [entry for entry in candidates if entry[0] != circuit]
     stops = sorted([*(stop for _, stop in candidates), own], key=lambda stop: (stop["n_edges"], stop["circuit"]))
     first: dict[str, int] = {}
     for place, stop in enumerate(stops):
