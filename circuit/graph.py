@@ -105,8 +105,8 @@ def parse_edge(name: str) -> Edge:
         raise GraphError(f"{name!r} is not an edge name; expected src->dst such as a0.h1->a3.h2<k> or m0->logits")
     edge = Edge(parse_node(match["src"]), parse_node(match["dst"]), match["slot"])  # type: ignore[arg-type]
     if (edge.dst.kind == "head") != (edge.slot is not None):
-        wanted = "needs <q>, <k> or <v> behind it" if edge.slot is None else "takes no <q>, <k> or <v>"
-        raise GraphError(f"edge {name!r}: the destination {edge.dst} {wanted}")
+        need = "needs <q>, <k> or <v> behind it" if edge.slot is None else "takes no <q>, <k> or <v>"
+        raise GraphError(f"edge {name!r}: the destination {edge.dst} {need}")
     return edge
 
 

@@ -36,8 +36,8 @@ def about(seconds: float) -> str:
 
 def first_told(stage: Stage, what: str, seconds: float) -> Stage:
     """The same stages; the first is called with how long ``what``, all that begins with it, may take."""
-    said = [f"; {what}{about(seconds)}"] if about(seconds) else []
-    return lambda name: stage(f"{name}{said.pop() if said else ''}")
+    notes = [f"; {what}{about(seconds)}"] if about(seconds) else []
+    return lambda name: stage(f"{name}{notes.pop() if notes else ''}")
 
 
 def untold(_done: int, _total: int) -> None:

@@ -80,10 +80,10 @@ class Clock:
         """The same stages, every report of which is a step."""
 
         def begun(name: str) -> Progress:
-            tell = stage(name)
+            report = stage(name)
 
             def progress(done: int, total: int) -> None:
-                tell(done, total)
+                report(done, total)
                 if done < total:
                     self.step()
 
@@ -134,7 +134,7 @@ def plan(work: Workload, seconds: float, pace: float) -> Plan:
     """The most of the work that should fit into so many seconds, where a pass of one pair takes ``pace``."""
     room = SAFE * seconds / max(pace, 1e-9)
     few = min(work.n_pairs, FEW)
-    made = Plan(few, 0, False, False, ())
+    current = Plan(few, 0, False, False, ())
     for share in (
         lambda trial: replace(trial, n_random=min(work.n_random, LEAST_RANDOM)),
         lambda trial: replace(trial, n_pairs=_most(trial, work, room, min(work.n_pairs, ENOUGH))),
@@ -143,9 +143,9 @@ def plan(work: Workload, seconds: float, pace: float) -> Plan:
         lambda trial: replace(trial, n_pairs=_most(trial, work, room, work.n_pairs)),
         lambda trial: replace(trial, searched=work.search > 0),
     ):
-        more = share(made)
-        made = more if more.passes(work) <= room else made
-    return made.told(work)
+        more = share(current)
+        current = more if more.passes(work) <= room else current
+    return current.told(work)
 
 
 def least(work: Workload) -> Plan:
@@ -153,30 +153,30 @@ def least(work: Workload) -> Plan:
     return Plan(min(work.n_pairs, LEAST), 0, False, False, ()).told(work)
 
 
-def _most(made: Plan, work: Workload, room: float, most: int) -> int:
+def _most(current: Plan, work: Workload, room: float, most: int) -> int:
     """Pairs that fit, not fewer than there are already."""
-    each = replace(made, n_pairs=1).passes(work)
-    return max(made.n_pairs, int(min(most, room // each)))
+    each = replace(current, n_pairs=1).passes(work)
+    return max(current.n_pairs, int(min(most, room // each)))
 
 
-def _left_out(made: Plan, work: Workload) -> tuple[str, ...]:
+def _left_out(current: Plan, work: Workload) -> tuple[str, ...]:
     left_out = []
-    if made.n_pairs < work.n_pairs:
-        left_out.append(f"{work.n_pairs - made.n_pairs} of {work.n_pairs} pairs")
-    if made.n_random < work.n_random:
-        left_out.append(f"{work.n_random - made.n_random} of {work.n_random} random circuits")
-    if work.tests and not made.tested:
+    if current.n_pairs < work.n_pairs:
+        left_out.append(f"{work.n_pairs - current.n_pairs} of {work.n_pairs} pairs")
+    if current.n_random < work.n_random:
+        left_out.append(f"{work.n_random - current.n_random} of {work.n_random} random circuits")
+    if work.tests and not current.tested:
         left_out.append("tests beyond faithfulness")
-    if work.search and not made.searched:
+    if work.search and not current.searched:
         left_out.append(SEARCHED)
     return tuple(left_out)
 
 
 def pace_of(measure: Callable[[], object], passes: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one pass of one pair, from a measurement that takes so many."""
-    begun = clock()
+    start = clock()
     measure()
-    return (clock() - begun) / passes
+    return (clock() - start) / passes
 
 
 def spread_over(task: Task, n: int) -> Task:

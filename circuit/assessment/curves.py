@@ -82,8 +82,8 @@ def curve_study(
     metric = METRICS[str(options.metric)]
     chosen = task.where(**dict(options.where))
     train, held_out = (
-        split_of(chosen, wanted, name)
-        for wanted, name in ((options.train_split, "train"), (options.eval_split, "test"))
+        split_of(chosen, requested, name)
+        for requested, name in ((options.train_split, "train"), (options.eval_split, "test"))
     )
     rows = encode(chosen.of_split(train), model, align=str(options.align))
     shared = overlap(rows, encode(chosen.of_split(held_out), model, align=str(options.align)))
@@ -154,8 +154,8 @@ def read_scorer(path: str | Path) -> Scorer:
     path = Path(path)
     if path.suffix == ".safetensors":
         return read_scores(path)
-    beside = path / "scores.safetensors"
-    return read_scores(beside) if beside.is_file() else read_submission(path)
+    file = path / "scores.safetensors"
+    return read_scores(file) if file.is_file() else read_submission(path)
 
 
 def _about(model: Model, task: Task, options: CurveOptions, train: str, shared: Overlap) -> dict[str, Any]:

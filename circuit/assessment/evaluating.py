@@ -68,8 +68,8 @@ class Evaluation:
             stability = self.results.searched.report
             known = {"reason": self.results.searched.reason} if stability is None else stability.as_dict()
             record |= {"stability": known, **self.results.as_dict()}
-            if (sure := self.results.searched.certificate) is not None:
-                record["certificate"] = sure.as_dict()
+            if (certificate := self.results.searched.certificate) is not None:
+                record["certificate"] = certificate.as_dict()
         record |= self.task.counts
         return record | (
             {} if self.shared is None else {"held_out": self.shared.held_out, "shared": self.shared.as_dict()}
@@ -135,36 +135,38 @@ def evaluate_circuit(
         The pairs do not fit the model, or have no such key or split.
     """
     stage = stage or untold_stage
-    asked = _asked(model, circuit, task, options or EvaluationOptions(), _null_task(null, model) if tested else None)
-    subject, options = asked.subject, asked.options
-    if asked.at_parts is not None and tested:
+    request = _asked(model, circuit, task, options or EvaluationOptions(), _null_task(null, model) if tested else None)
+    subject, options = request.subject, request.options
+    if request.at_parts is not None and tested:
         raise OptionError(
             "this circuit has its edges at parts of the prompt, and the tests take edges at all of them; give "
             "--only-faithfulness, which measures it as it is"
         )
     clock = Clock(options.budget)
-    made = ablation_for(model, asked.task, options, stage)
+    ablation = ablation_for(model, request.task, options, stage)
     report, pace = None, 0.0
     if options.budget is not None:
-        asked, tested, report = _within(clock, asked, model, made, tested, stage)
-        options, state = asked.options, None
+        request, tested, report = _within(clock, request, model, ablation, tested, stage)
+        options, state = request.options, None
     if report is None:
-        report, pace = _timed_report(asked, model, made, stage)
+        report, pace = _timed_report(request, model, ablation, stage)
     results = None
     if tested:
-        own = made if asked.searches_ablation else None
-        told = first_told(clock.watched(stage), "all tests", pace * len(asked.chosen.pairs) * passes_of_tests(options))
-        ground = Ground(model, asked.chosen, subject, options, metric_of(options.metric), made, state, told, own)
-        ground = replace(ground, repeated=asked.repeated, clock=clock)
-        results = all_tests(ground, asked.null)
-    asked = replace(asked, left_out=(*asked.left_out, *clock.left_out))
+        own = ablation if request.searches_ablation else None
+        timed = first_told(
+            clock.watched(stage), "all tests", pace * len(request.chosen.pairs) * passes_of_tests(options)
+        )
+        ground = Ground(model, request.chosen, subject, options, metric_of(options.metric), ablation, state, timed, own)
+        ground = replace(ground, repeated=request.repeated, clock=clock)
+        results = all_tests(ground, request.null)
+    request = replace(request, left_out=(*request.left_out, *clock.left_out))
     record = None
     if subject.record is not None:
         stamp = {"model": model.name, "fingerprint": model.fingerprint, "where": dict(options.where)}
         stamp |= {"metric": metric_of(options.metric).name}
         stamp |= {name: getattr(options, name) for name in ("ablation", "align", "seed", "quick")}
-        record = with_evaluation(subject.record, asked.task, report.split, report, results, asked.shared, **stamp)
-    return Evaluation(report, results, asked.shared, record, asked.task, asked.notes)
+        record = with_evaluation(subject.record, request.task, report.split, report, results, request.shared, **stamp)
+    return Evaluation(report, results, request.shared, record, request.task, request.notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,8 +202,8 @@ class _Asked:
         record, options = self.subject.record, self.options
         if record is None or self.subject.search is not self.task:
             return False
-        about = record["task"]
-        own = (record["ablation"], about["align"], about.get("where", {}), about["split"])
+        task_record = record["task"]
+        own = (record["ablation"], task_record["align"], task_record.get("where", {}), task_record["split"])
         return own == (options.ablation, options.align, dict(options.where), split_of(self.task, None, "train"))
 
 
@@ -249,57 +251,64 @@ def passes_of_tests(options: EvaluationOptions) -> int:
     return QUICK_PASSES if options.quick else TEST_PASSES
 
 
-def _timed_report(asked: _Asked, model: Model, made: Ablation | None, stage: Stage) -> tuple[FaithfulnessReport, float]:
+def _timed_report(
+    request: _Asked, model: Model, ablation: Ablation | None, stage: Stage
+) -> tuple[FaithfulnessReport, float]:
     """The faithfulness, and how long a pass of a pair took."""
     reports: list[FaithfulnessReport] = []
 
     def once() -> None:
-        what = (asked.options, made, asked.split, asked.scores, stage)
-        reports.append(report_of(model, asked.chosen, asked.at_parts or asked.subject.circuit, *what))
+        what = (request.options, ablation, request.split, request.scores, stage)
+        reports.append(report_of(model, request.chosen, request.at_parts or request.subject.circuit, *what))
 
-    pace = pace_of(once, (OWN + asked.options.n_random) * len(asked.chosen.pairs))
+    pace = pace_of(once, (OWN + request.options.n_random) * len(request.chosen.pairs))
     return reports[0], pace
 
 
 def _within(
-    clock: Clock, asked: _Asked, model: Model, made: Ablation | None, tested: bool, stage: Stage
+    clock: Clock, request: _Asked, model: Model, ablation: Ablation | None, tested: bool, stage: Stage
 ) -> tuple[_Asked, bool, FaithfulnessReport]:
     """What of it fits into the time, its faithfulness, and whether there is time for tests.
 
     The faithfulness of a few pairs is measured in any case and tells what a pass takes. That of more takes its place
     where it is done in time.
     """
-    asked = replace(asked, options=replace(asked.options, quick=True))
-    work = _workload(asked, model, tested)
-    ours = least(work)
-    report, pace = _timed_report(_shortened(asked, ours), model, made, stage)
+    request = replace(request, options=replace(request.options, quick=True))
+    work = _workload(request, model, tested)
+    affordable = least(work)
+    report, pace = _timed_report(_shortened(request, affordable), model, ablation, stage)
     more = plan(work, clock.left, pace)
-    asked = replace(asked, options=_in_slices(asked.options, clock.left, pace))
+    request = replace(request, options=_in_slices(request.options, clock.left, pace))
 
     def larger() -> tuple[FaithfulnessReport, float]:
-        return _timed_report(_shortened(asked, more), model, made, clock.watched(stage))
+        return _timed_report(_shortened(request, more), model, ablation, clock.watched(stage))
 
-    if more.n_pairs > ours.n_pairs and (done := clock.within("", larger, more.alone(pace))):
-        ours, (report, pace) = more, done
+    if more.n_pairs > affordable.n_pairs and (done := clock.within("", larger, more.alone(pace))):
+        affordable, (report, pace) = more, done
     clock.left_out.clear()
-    fits = ours.tested and QUICK_PASSES * ours.n_pairs * pace <= clock.left
-    ours = ours if fits == ours.tested else replace(ours, tested=False, searched=False).told(work)
-    return _shortened(asked, ours), ours.tested, report
+    fits = affordable.tested and QUICK_PASSES * affordable.n_pairs * pace <= clock.left
+    affordable = (
+        affordable if fits == affordable.tested else replace(affordable, tested=False, searched=False).told(work)
+    )
+    return _shortened(request, affordable), affordable.tested, report
 
 
-def _workload(asked: _Asked, model: Model, tested: bool) -> Workload:
-    record, search = asked.subject.record, asked.subject.search
+def _workload(request: _Asked, model: Model, tested: bool) -> Workload:
+    record, search = request.subject.record, request.subject.search
     method = (record or {}).get("method", {})
     per_pair = 3 * (1 + (method.get("steps") or 1))
-    again = 2 * per_pair * len(search.pairs) if tested and search is not None and record is not None else 0
+    repeats = 2 * per_pair * len(search.pairs) if tested and search is not None and record is not None else 0
     if method.get("prune") in ("acdc", "eap-acdc"):
-        again = max(again, 2 * model.graph.n_edges)
-    return Workload(len(asked.chosen.pairs), asked.options.n_random, QUICK_PASSES if tested else 0, again)
+        repeats = max(repeats, 2 * model.graph.n_edges)
+    return Workload(len(request.chosen.pairs), request.options.n_random, QUICK_PASSES if tested else 0, repeats)
 
 
-def _shortened(asked: _Asked, ours: Plan) -> _Asked:
-    chosen, options = spread_over(asked.chosen, ours.n_pairs), replace(asked.options, n_random=ours.n_random)
-    return replace(asked, options=options, chosen=chosen, repeated=ours.searched, left_out=ours.left_out)
+def _shortened(request: _Asked, affordable: Plan) -> _Asked:
+    chosen, options = (
+        spread_over(request.chosen, affordable.n_pairs),
+        replace(request.options, n_random=affordable.n_random),
+    )
+    return replace(request, options=options, chosen=chosen, repeated=affordable.searched, left_out=affordable.left_out)
 
 
 def _in_slices(options: EvaluationOptions, seconds: float, pace: float) -> EvaluationOptions:

@@ -188,8 +188,8 @@ def all_tests(ground: Ground, null: Task | None) -> CircuitTests:
     more: dict[str, Any] = {"clusters": Clusters.of(ground.task.pairs)}
 
     def tests() -> HypothesisReport:
-        asked = HypothesisOptions(n_random=options.n_tested, seed=options.seed, quick=options.quick)
-        return hypothesis_tests(*what, asked, state=ground.kept("tests"), progress=ground.stage("tests"), **more)
+        test_options = HypothesisOptions(n_random=options.n_tested, seed=options.seed, quick=options.quick)
+        return hypothesis_tests(*what, test_options, state=ground.kept("tests"), progress=ground.stage("tests"), **more)
 
     def complete() -> CompletenessReport:
         few = CompletenessOptions(seed=options.seed, quick=options.quick)
@@ -214,19 +214,19 @@ def _searched(ground: Ground) -> Searched:
     return search_again(ground.model, ground.subject, ground.options, **known)
 
 
-def _pair_by_pair(ground: Ground, runs: Source, known: PairScores | None, quiet: NullRun | None) -> PairsView:
+def _pair_by_pair(ground: Ground, runs: Source, known: PairScores | None, null: NullRun | None) -> PairsView:
     """The circuit on every pair alone, and groups of pairs that use other edges."""
     model, task, metric, options = ground.model, ground.task, ground.metric, ground.options
     circuit, record = ground.subject.circuit, ground.subject.record
     method = {"scores": "eap"} if options.quick else (record or {}).get("method")
     scores = known or scores_of(model, task, metric, method=method, stage=ground.stage, **ground.how)
-    sought = GroupSearch(scores, rule_of(record), QUICK_DRAWS if options.quick else DRAWS, options.seed)
+    group_search = GroupSearch(scores, rule_of(record), QUICK_DRAWS if options.quick else DRAWS, options.seed)
     watch = Rounding(model, metric)
     values = measured_pairs(model, runs(), metric, circuit, watch=watch)
     divergences = divergences_of(runs(), swapped=metric.swap_rows)
-    signal = PairSignal(divergences, None if quiet is None else quiet.sigma_0, watch.floor)
-    told = ground.stage("groups of pairs")
-    return pairs_view(values, task.pairs, circuit, signal=signal, sought=sought, progress=told)
+    signal = PairSignal(divergences, None if null is None else null.sigma_0, watch.floor)
+    progress = ground.stage("groups of pairs")
+    return pairs_view(values, task.pairs, circuit, signal=signal, sought=group_search, progress=progress)
 
 
 def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
@@ -240,8 +240,10 @@ def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
         clusters = {value: Clusters.of(part.pairs) for value, part in parts.items()}
         more: dict[str, Any] = {"clusters": clusters, "seed": ground.options.seed}
         more |= {"n_outside": 3 if ground.options.quick else 10}
-        tell = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
-        transfers[key] = transfer(ground.model, ground.subject.circuit, grounds, ground.metric, progress=tell, **more)
+        progress = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
+        transfers[key] = transfer(
+            ground.model, ground.subject.circuit, grounds, ground.metric, progress=progress, **more
+        )
     return transfers
 
 
@@ -254,9 +256,9 @@ def _same_pairs(ground: Ground, scores: PairScores | None) -> PairScores | None:
     record, search = ground.subject.record, ground.subject.search
     if scores is None or search is None or record is None or ground.ablation is not None:
         return None
-    about = record["task"]
-    own = (about["metric"], record["ablation"], about["align"])
-    searched = search.where(**about.get("where", {})).of_split(about["split"])
+    task_record = record["task"]
+    own = (task_record["metric"], record["ablation"], task_record["align"])
+    searched = search.where(**task_record.get("where", {})).of_split(task_record["split"])
     same = own == (ground.metric.name, "corrupt", ground.options.align)
     return scores if same and searched.pairs == ground.task.pairs else None
 

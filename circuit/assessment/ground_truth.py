@@ -260,9 +260,9 @@ def _reason(method: str, is_true: bool) -> str:
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """Many threads on matrices this small cost tens of times what they save where cores are shared."""
-    before = torch.get_num_threads()
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(n_threads)

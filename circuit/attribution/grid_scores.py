@@ -367,12 +367,12 @@ def _add_pairs(
     model: Model, terms: _Terms, ends: _Ends, values: Float[np.ndarray, "pair src dst"], place: Mapping[int, int]
 ) -> None:
     """Add every term to its pair's scores: a product per run, contrast and layer of sources."""
-    asked: dict[tuple[int, Contrast], list[_Term]] = {}
+    terms_of_row: dict[tuple[int, Contrast], list[_Term]] = {}
     for term in terms.terms:
-        asked.setdefault((term.at, term.contrast), []).append(term)
+        terms_of_row.setdefault((term.at, term.contrast), []).append(term)
     sample = ends.contributions[0, 0]
     n_rows = max(1, PRODUCT_BYTES // (model.graph.n_dst * sample.numel() * sample.element_size()))
-    rows = list(asked)
+    rows = list(terms_of_row)
     for some in (rows[i : i + n_rows] for i in range(0, len(rows), n_rows)):
         at = [run for run, _ in some]
         gradients = _combined(ends, at, [terms.shares[run][contrast] for run, contrast in some])
@@ -380,7 +380,7 @@ def _add_pairs(
         at_slots = gradients_at_slots(model, Ends(streams, gradients), max_bytes=BLOCK_BYTES)
         for slots, gradient in _joined(at_slots):
             for i, key in enumerate(some):
-                _add_products(model, ends, asked[key], slots, gradient[i].flatten(1), values, place)
+                _add_products(model, ends, terms_of_row[key], slots, gradient[i].flatten(1), values, place)
 
 
 def _add_products(

@@ -148,20 +148,23 @@ def _add(
     total: Mapping[int, NeuronScores],
 ) -> None:
     """One differentiated run's part of all scores."""
-    behind = {layer: torch.zeros_like(delta[0]) for layer in sides}
+    gradients_by_layer = {layer: torch.zeros_like(delta[0]) for layer in sides}
     max_bytes = max(BLOCK_BYTES, delta.nbytes // 4)
     for slots, gradient in gradients_at_slots(model, ends, max_bytes=max_bytes):
         for layer in (layer for layer in sides if layer < model.graph.slot_layer(slots.start)):
-            behind[layer][:, -gradient.shape[2] :] += gradient.sum(0)
+            gradients_by_layer[layer][:, -gradient.shape[2] :] += gradient.sum(0)
             if len(sides[layer].chosen):
                 total[layer].out_of[:, slots] += share * sides[layer].summed(gradient, every=False).T
     for layer, side in sides.items():
-        total[layer].values[:] += share * side.summed(behind[layer][None], every=True)[0]
+        total[layer].values[:] += share * side.summed(gradients_by_layer[layer][None], every=True)[0]
         if not len(side.chosen):
             continue
         with torch.no_grad():
             x = _read_by_mlp(model, item, layer, ends.streams[layer])
-        gradients, n = side.neurons.read(x, behind[layer]), model.graph.n_reaching(model.graph.mlp_slot_of(layer))
+        gradients, n = (
+            side.neurons.read(x, gradients_by_layer[layer]),
+            model.graph.n_reaching(model.graph.mlp_slot_of(layer)),
+        )
         for places in torch.arange(len(side.chosen)).split(max(1, max_bytes // (4 * x.nbytes))):
             taken = side.neurons.at_input(x, gradients, side.chosen[places])
             into = delta[:n].flatten(1) @ taken.flatten(1).T

@@ -61,14 +61,14 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
         kept_batches, metric = weighed(kept_batches, metric, effect.weights)
     how: dict[str, Any] = {"scoring": Scoring(options.method, options.steps, options.ig_rule)}
     how["ablation"] = setting.ablation
-    told = setting.stage("scores of neurons")
-    scores = neuron_scores(model, kept_batches, metric, inside, **how, progress=told)
+    progress = setting.stage("scores of neurons")
+    scores = neuron_scores(model, kept_batches, metric, inside, **how, progress=progress)
     kept = _fewest(setting, circuit, inside, scores)
     if inside and not any(x.any() for x in kept.values()):
         notes += ("the opened MLPs carry nothing in this circuit, so no neuron is kept",)
     chosen = {layer: np.flatnonzero(x) for layer, x in kept.items()}
-    told = setting.stage("scores of edges of neurons")
-    edges = neuron_scores(model, kept_batches, metric, inside, chosen, **how, progress=told)
+    progress = setting.stage("scores of edges of neurons")
+    edges = neuron_scores(model, kept_batches, metric, inside, chosen, **how, progress=progress)
     draws = random_neurons(scores, kept, options.n_random, options.seed)
     return OpenedMlps(
         asked=options.neuron_share,
@@ -85,7 +85,7 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
 def _fewest(setting: Setting, circuit: Circuit, opened: dict[int, Neurons], scores: dict[int, NeuronScores]) -> Kept:
     """The fewest that keep the share of what the opened MLPs carry on the pairs searched on; none where that is 0."""
     none, every = ({layer: np.full(len(neurons), some) for layer, neurons in opened.items()} for some in (False, True))
-    told, tried = setting.stage("fewest neurons"), 0
+    progress, tried = setting.stage("fewest neurons"), 0
 
     def values(*sets: Kept) -> np.ndarray:
         runs = setting.train.runs()
@@ -100,7 +100,7 @@ def _fewest(setting: Setting, circuit: Circuit, opened: dict[int, Neurons], scor
     def reached(kept: Kept) -> bool:
         nonlocal tried
         tried += 1
-        told(tried, 2 * len(bin(sum(map(len, every.values())))))
+        progress(tried, 2 * len(bin(sum(map(len, every.values())))))
         share = (values(kept)[0] - without).mean() / (whole - without).mean()
         return bool(share >= setting.options.neuron_share)
 
@@ -112,12 +112,12 @@ def _measured(
 ) -> NeuronSets:
     rest = {layer: ~own for layer, own in kept.items()}
     none = {layer: np.zeros_like(own) for layer, own in kept.items()}
-    told = setting.stage(f"neurons on {part.split}")
+    progress = setting.stage(f"neurons on {part.split}")
     masks = [Circuit.full(circuit.graph).mask, Circuit.empty(circuit.graph).mask, circuit.mask]
     plainly = pairwise(measure(setting.model, part.runs(), masks, setting.metric), setting.metric)
     sets = [kept, rest, none, *draws]
     below = measured_neurons(setting.model, part.runs(), setting.metric, circuit, opened, sets)
-    told(1, 1)
+    progress(1, 1)
     return neuron_sets(np.concatenate([plainly, below]), kept, part.sample(setting.options.seed))
 
 
@@ -128,9 +128,9 @@ def opened_heads(
     if not heads:
         return None
     part, model, seed = setting.parts[-1], setting.model, setting.options.seed
-    told = setting.stage(f"parts of heads on {part.split}")
+    progress = setting.stage(f"parts of heads on {part.split}")
     parts = head_parts(model, part.runs(), setting.metric, circuit, scores, heads, part.sample(seed))
-    told(1, 1)
+    progress(1, 1)
     width = 2 if setting.metric.swap_rows else 1
     rows = part.rows[::width][:MOST_PAIRS]
     sample = PairSample(part.split, Clusters.of([part.task.pairs[row.index // width] for row in rows]), seed)

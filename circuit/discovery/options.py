@@ -336,13 +336,13 @@ class MeasureOptions(PlainNumbers):
     def settled(self: Measures, record: Mapping[str, Any] | None = None) -> Measures:
         """With nothing left open: what is not given is as in the circuit's ``record``, else as a search has it."""
         plain = Options()
-        about = record or {"task": {"metric": plain.metric, "align": plain.align}, "ablation": plain.ablation}
+        recorded = record or {"task": {"metric": plain.metric, "align": plain.align}, "ablation": plain.ablation}
         return replace(
             self,
-            metric=self.metric or about["task"]["metric"],
-            ablation=self.ablation or about["ablation"],
-            align=self.align or about["task"]["align"],
-            where=self.where or tuple(about["task"].get("where", {}).items()),
+            metric=self.metric or recorded["task"]["metric"],
+            ablation=self.ablation or recorded["ablation"],
+            align=self.align or recorded["task"]["align"],
+            where=self.where or tuple(recorded["task"].get("where", {}).items()),
         )
 
     def checked(self: Measures) -> Measures:

@@ -214,18 +214,18 @@ def discover(
     options, stage = _checked(options, groups), stage or untold_stage
     setting = stages.set_up(model, task, options, stage)
     named, heads = neurons_of(setting), heads_of(options.open_heads, model.graph)
-    quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
-    effect = stages.effect_of(setting, quiet)
+    null_noise = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
+    effect = stages.effect_of(setting, null_noise)
     scored, reused = _scored(setting, scores, state, effect)
     pruned = _pruned(setting, scored, effect, state)
     measured = stages.measure(setting, scored.scores, pruned.at_parts or pruned.circuit, groups)
     controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
     opened = opened_mlps(setting, effect, pruned.circuit, named)
-    about = description(setting, task, effect, pruned, measured, controls)
+    details = description(setting, task, effect, pruned, measured, controls)
     if opened is not None:
-        about["neurons"] = opened.in_circuit()
-    record = circuit_record(pruned.circuit, scored.scores, about)
+        details["neurons"] = opened.in_circuit()
+    record = circuit_record(pruned.circuit, scored.scores, details)
     if pruned.at_parts is not None and scored.at_parts is not None:
         record = with_parts(record, pruned.at_parts, scored.at_parts)
     return Discovery(
@@ -239,7 +239,7 @@ def discover(
         held_out=setting.shared.held_out,
         record=with_certificate(record, certificate),
         parts=scored.parts,
-        null=quiet,
+        null=null_noise,
         shared=setting.shared,
         certificate=certificate,
         signal=effect.signal,
@@ -277,15 +277,15 @@ def _scored(
         if setting.options.certify is not None:
             raise OptionError("certify needs scores pair by pair, and the given ones are of all pairs; leave one out")
         return values.Scored(given), None
-    again = given == keeping.NEW
-    if given is not None and not again:
+    is_new = given == keeping.NEW
+    if given is not None and not is_new:
         scores, path = keeping.scores_at(Path(given), setting)
         return values.Scored(scores), path
-    if not again and (stored := keeping.scores_near(folder, setting)) is not None:
+    if not is_new and (stored := keeping.scores_near(folder, setting)) is not None:
         return values.Scored(stored[0]), stored[1]
-    made = stages.score_edges(setting, effect.seconds, effect.weights)
-    keeping.keep(made.scores, folder, setting)
-    return made, None
+    scored = stages.score_edges(setting, effect.seconds, effect.weights)
+    keeping.keep(scored.scores, folder, setting)
+    return scored, None
 
 
 def evaluate_on(
@@ -316,8 +316,8 @@ def evaluate_on(
     stage = stage or untold_stage
     task = task.where(**dict(setting.where))
     name = split_of(task, setting.split, "test")
-    made = ablation_for(model, task, setting, stage)
-    return report_of(model, task.of_split(name), circuit, setting, made, name, scores, stage)
+    ablation = ablation_for(model, task, setting, stage)
+    return report_of(model, task.of_split(name), circuit, setting, ablation, name, scores, stage)
 
 
 def report_of(

@@ -119,7 +119,7 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     if options.top_n is not None and options.resolution == "edge":
         check_n(options.top_n, model.graph)
     task = task.where(**dict(options.where))
-    names = [split_of(task, wanted, usual) for wanted, usual in _wanted_splits(options)]
+    names = [split_of(task, requested, usual) for requested, usual in _wanted_splits(options)]
     rows = {
         name: rows_of(encode(task.of_split(name), model, align=options.align), metric) for name in dict.fromkeys(names)
     }
@@ -149,16 +149,16 @@ def _check_parts(spans: Spans, top_n: int | None, model: Model) -> None:
 
 def _warn(task: Task, rows: Sequence[Row]) -> None:
     """Say before the search what of the pairs is not used, or not enough for a claim."""
-    asked: dict[str, set[str]] = {}
+    orders_by_group: dict[str, set[str]] = {}
     for pair in task.pairs:
         if isinstance(options := pair.row.get("options"), list) and "orders_of" in pair.row:
-            asked.setdefault(f"{len(options)} {pair.row['orders_of']}", set()).add(str(pair.row.get("order")))
-    if few := sum(len(orders) < int(name.split()[0]) for name, orders in asked.items()):
+            orders_by_group.setdefault(f"{len(options)} {pair.row['orders_of']}", set()).add(str(pair.row.get("order")))
+    if few := sum(len(orders) < int(name.split()[0]) for name, orders in orders_by_group.items()):
         logger.warning(
             "%d of %d pairs list their options and are not asked in all cyclic orders: the place in the list counts, "
             "too, and the circuit may be that of the place; pairs --format options or letters writes all orders",
             few,
-            len(asked),
+            len(orders_by_group),
         )
     by_pair = {row.id: row.forms.left_out for row in rows if row.forms is not None}
     for note in forms_left_out(list(by_pair.values())):
@@ -207,9 +207,9 @@ def effect_of(setting: Setting, null: NullRun | None = None) -> Effect:
         TaskError: they show no effect, and the options do not say that it is to be searched for all the same.
     """
     watch, seen = Rounding(setting.model, setting.metric), SignalWatch(setting.metric)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     divergence, whole = effects(seen.watched(watch.watched(setting.train.runs())), setting.metric)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     signal = seen.signal(setting.train.clusters, null=null, rounding=watch.floor)
     if signal.nothing and not setting.options.force:
         raise TaskError(f"nothing to find: {signal.shown}: {signal.sentence}; --force searches all the same")
@@ -253,8 +253,8 @@ def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | No
         return Scored(None)
     long = about(seconds * _plain_runs(setting)) if seconds >= 1 else ""
     if options.certify is not None:
-        told = setting.stage(f"{options.method} scores, pair by pair{long}")
-        pairs = pair_scores(model, kept, metric, _scoring(options), ablation=setting.ablation, progress=told)
+        report = setting.stage(f"{options.method} scores, pair by pair{long}")
+        pairs = pair_scores(model, kept, metric, _scoring(options), ablation=setting.ablation, progress=report)
         return Scored(pairs.mean(), pairs=pairs)
     if weights is None and (grids := _grids(setting)):
         progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{long}")
@@ -337,9 +337,9 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
     if options.prune == "threshold":
         assert start is not None
         return Pruned(start)
-    trials, told = Trials(candidates=options.candidates), setting.stage("ACDC")
+    trials, progress = Trials(candidates=options.candidates), setting.stage("ACDC")
     what = (setting.model, list(setting.train.runs()), setting.metric, tau, start)
-    result = acdc(*what, trials=trials, state=state, progress=told)
+    result = acdc(*what, trials=trials, state=state, progress=progress)
     return Pruned(result.circuit, {"passes": result.passes, "evaluated": result.evaluated, "wasted": result.wasted})
 
 
@@ -395,8 +395,8 @@ def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate |
     }
     method |= {"threshold": options.threshold, "threshold_on": options.threshold_on}
     units = Units.of(setting.train.task.pairs)
-    removal, told = Removal(options.certify, options.seed), setting.stage("certificate")
-    return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, removal, progress=told)
+    removal, progress = Removal(options.certify, options.seed), setting.stage("certificate")
+    return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, removal, progress=progress)
 
 
 def measure(
@@ -417,8 +417,8 @@ def measure(
     runs = {part.split: part.runs for part in setting.parts}
     clusters = {part.split: part.clusters for part in setting.parts}
     how: dict[str, Any] = {"seed": setting.options.seed, "clusters": clusters}
-    told = setting.stage("nested circuits")
-    nested = sweep(setting.model, runs, setting.metric, scores, progress=told, **how)
+    progress = setting.stage("nested circuits")
+    nested = sweep(setting.model, runs, setting.metric, scores, progress=progress, **how)
     return Measured(reports, nested, paths, sets)
 
 
@@ -427,8 +427,8 @@ def _paths(setting: Setting, scores: Scores | None, circuit: Circuit | SpanCircu
     if scores is None or isinstance(circuit, SpanCircuit) or not len(circuit.without_dead_ends()):
         return None
     part = setting.parts[-1]
-    told = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
-    return measured_paths(setting.model, told, setting.metric, circuit, scores, part.sample(setting.options.seed))
+    source = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
+    return measured_paths(setting.model, source, setting.metric, circuit, scores, part.sample(setting.options.seed))
 
 
 def _sets(
@@ -438,8 +438,8 @@ def _sets(
     if not groups or isinstance(circuit, SpanCircuit):
         return None
     part, options = setting.parts[-1], setting.options
-    told = _told(part.runs, setting.stage(f"named sets on {part.split}"))
-    what = (setting.model, told, setting.metric, circuit, groups)
+    source = _told(part.runs, setting.stage(f"named sets on {part.split}"))
+    what = (setting.model, source, setting.metric, circuit, groups)
     return measured_sets(*what, part.sample(options.seed), n_random=options.n_random)
 
 
@@ -453,9 +453,9 @@ def report_on(
     stage: Stage,
 ) -> FaithfulnessReport:
     """The circuit's faithfulness on one part, beside its controls."""
-    told = partial(_told, part.runs, stage(f"faithfulness on {part.split}"))
+    source = partial(_told, part.runs, stage(f"faithfulness on {part.split}"))
     own = part.sample(options.seed)
-    return evaluate(model, told, metric, circuit, own, n_random=options.n_random, scores=scores)
+    return evaluate(model, source, metric, circuit, own, n_random=options.n_random, scores=scores)
 
 
 def _told(runs: KeptRuns, progress: Progress) -> Iterator[Prepared]:

@@ -84,7 +84,7 @@ def check_pairs(
         TaskError: there is no such split or key, or some do not fit; all faults are listed.
     """
     chosen = task.where(**dict(where))
-    for name in dict.fromkeys(split_of(chosen, wanted, usual) for wanted, usual in splits):
+    for name in dict.fromkeys(split_of(chosen, requested, usual) for requested, usual in splits):
         encode(chosen.of_split(name), reader, align=align)
 
 

@@ -61,5 +61,5 @@ def title_of(record: Mapping[str, Any] | None) -> str:
         return ""
     model, task = record["model"], record["task"]
     origin = model.get("origin")
-    made = f" (quantised {origin['quantisation']}, dequantised)" if origin else ""
-    return f"{Path(model['name']).name}{made}: {task['metric']}, {Path(task['source']).name}"
+    origin_note = f" (quantised {origin['quantisation']}, dequantised)" if origin else ""
+    return f"{Path(model['name']).name}{origin_note}: {task['metric']}, {Path(task['source']).name}"

@@ -83,6 +83,6 @@ def _at(curve: Points, heights: np.ndarray) -> np.ndarray:
     points, t = np.array(curve), np.linspace(0, 1, 9)[:, None]
     ends = [points[i : len(points) - 3 + i : 3] for i in range(4)]
     weights = ((1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3)
-    along = sum(w[None] * p[:, None] for w, p in zip(weights, ends, strict=True)).reshape(-1, 2)
-    level = along[:, 1] + 1e-9 * np.arange(len(along))  # a level piece has an order too
-    return np.interp(heights, level, along[:, 0], left=np.nan, right=np.nan)
+    xy = sum(w[None] * p[:, None] for w, p in zip(weights, ends, strict=True)).reshape(-1, 2)
+    level = xy[:, 1] + 1e-9 * np.arange(len(xy))  # a level piece has an order too
+    return np.interp(heights, level, xy[:, 0], left=np.nan, right=np.nan)

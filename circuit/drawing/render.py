@@ -314,8 +314,8 @@ def check_picture(path: str | Path) -> None:
 def _format_of(path: Path, fmt: str | None) -> str:
     form = (fmt or path.suffix.lstrip(".")).lower()
     if form not in FORMATS:
-        got = f"{form!r}" if form else f"none, as {path.name!r} has no ending"
-        raise OptionError(f"the picture's format is {got}; give a path that ends in .{', .'.join(FORMATS)}")
+        given = f"{form!r}" if form else f"none, as {path.name!r} has no ending"
+        raise OptionError(f"the picture's format is {given}; give a path that ends in .{', .'.join(FORMATS)}")
     return form
 
 
@@ -339,22 +339,22 @@ def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
     if fmt == "png":
         dpi = PAPER_DPI if picture.graph_attr.get("size") else _dpi(picture.graph_attr["bb"])
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", _RENDER, fmt, f"{dpi:.2f}"],
             input=picture.to_string().encode(),
             capture_output=True,
             env=font_environment(Path(folder)),
         )
-    if done.returncode or not done.stdout:
+    if process.returncode or not process.stdout:
         raise FileError(
-            f"Graphviz drew no {fmt}: {done.stderr.decode(errors='replace').strip()[-300:]}; "
+            f"Graphviz drew no {fmt}: {process.stderr.decode(errors='replace').strip()[-300:]}; "
             "install pygraphviz again, or write a .dot file and draw it with your own Graphviz"
         )
     if fmt == "svg":
-        return with_font(done.stdout.decode("utf-8")).encode()
+        return with_font(process.stdout.decode("utf-8")).encode()
     if fmt == "pdf":  # which holds the time
-        return re.sub(rb"\(D:\d{14}", b"(D:19700101000000", done.stdout)
-    return done.stdout
+        return re.sub(rb"\(D:\d{14}", b"(D:19700101000000", process.stdout)
+    return process.stdout
 
 
 def _dpi(bounds: str) -> float:

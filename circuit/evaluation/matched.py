@@ -175,22 +175,22 @@ def _draw_outside(
     """A set, and how many edges each of the first level's cells is short of."""
     free = circuit.graph.valid & ~circuit.mask
     chosen = np.zeros_like(free)
-    wanted = np.bincount(levels[0][circuit.mask], minlength=int(levels[0].max()) + 1)
+    counts = np.bincount(levels[0][circuit.mask], minlength=int(levels[0].max()) + 1)
     missing = []
     for i, cells in enumerate(levels):
         places = rng.permutation(np.argwhere(free & ~chosen))
         order = np.argsort(cells[tuple(places.T)], kind="stable")  # random within a cell
         places, cell = places[order], cells[tuple(places[order].T)]
-        first = np.searchsorted(cell, np.arange(len(wanted)))
-        taken = places[np.arange(len(places)) - first[cell] < wanted[cell]]
+        first = np.searchsorted(cell, np.arange(len(counts)))
+        taken = places[np.arange(len(places)) - first[cell] < counts[cell]]
         chosen[tuple(taken.T)] = True
-        short = wanted - np.bincount(cells[tuple(taken.T)], minlength=len(wanted))
+        short = counts - np.bincount(cells[tuple(taken.T)], minlength=len(counts))
         missing.append(short)
         if not short.any():
             break
-        wider, owner = levels[i + 1], np.zeros(len(wanted), dtype=int)
+        wider, owner = levels[i + 1], np.zeros(len(counts), dtype=int)
         owner[cells[circuit.graph.valid]] = wider[circuit.graph.valid]
-        wanted = np.bincount(owner, weights=short, minlength=int(wider.max()) + 1).astype(int)
+        counts = np.bincount(owner, weights=short, minlength=int(wider.max()) + 1).astype(int)
     return Circuit(circuit.graph, chosen), missing[0]
 
 
@@ -200,11 +200,11 @@ def _matched(
     """The ends of the walks; None as soon as more of them than ``most_repeats`` are the circuit itself."""
     space = _Space(circuit, matching)
     steps = int(np.clip(STEPS_PER_EDGE * len(circuit), FEWEST_STEPS, MOST_STEPS))
-    to_hub, *onwards = np.random.SeedSequence(seed).spawn(count + 1)
+    to_hub, *children = np.random.SeedSequence(seed).spawn(count + 1)
     hub = _Walk(space, circuit).go(steps, np.random.default_rng(to_hub))
     circuits: list[Circuit] = []
     repeats = 0
-    for child in onwards:
+    for child in children:
         circuits.append(_Walk(space, hub).go(steps, np.random.default_rng(child)))
         repeats += circuits[-1] == circuit
         if most_repeats is not None and repeats > most_repeats:

@@ -76,8 +76,8 @@ class PathShares:
             }
             for path in self.paths
         ]
-        about = {"split": self.split, "n_pairs": self.n_pairs, "over": self.drawn_over}
-        return {**about, "together": self.together, "paths": rows}
+        facts = {"split": self.split, "n_pairs": self.n_pairs, "over": self.drawn_over}
+        return {**facts, "together": self.together, "paths": rows}
 
 
 def measured_paths(

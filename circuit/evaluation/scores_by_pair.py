@@ -87,8 +87,8 @@ class Rule:
             )
         if self.prune not in ("threshold", "top-n", "greedy"):
             raise OptionError(f"pruning rule {self.prune!r} is not one of threshold, top-n, greedy")
-        wanted = (self.tau, self.share) if self.prune == "threshold" else (self.n,)
-        if sum(value is not None for value in wanted) != 1:
+        sizes = (self.tau, self.share) if self.prune == "threshold" else (self.n,)
+        if sum(value is not None for value in sizes) != 1:
             raise OptionError(f"--prune {self.prune} needs one of {self._needs()}, got {self}")
         for value in (self.tau, self.share):
             if value is not None:

@@ -140,8 +140,8 @@ def signal_of(
 
 def _needed(effect: float, spread: float, n: int) -> int | None:
     """Pairs for a power of .8, the spread of the mean falling with the root of their number; None beyond a million."""
-    wanted = n * (POWERED * spread / abs(effect)) ** 2 if effect else math.inf
-    return max(n, math.ceil(wanted)) if wanted <= MOST else None
+    n_needed = n * (POWERED * spread / abs(effect)) ** 2 if effect else math.inf
+    return max(n, math.ceil(n_needed)) if n_needed <= MOST else None
 
 
 class SignalWatch:

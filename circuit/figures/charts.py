@@ -132,8 +132,8 @@ class Cells:
     def _text(self, value: Number, least: float) -> str:
         if value is None or not abs(value) >= least or not self.numbers:
             return ""
-        said = format(value, self.numbers)
-        return said if any(digit in said for digit in "123456789") else ""
+        text = format(value, self.numbers)
+        return text if any(digit in text for digit in "123456789") else ""
 
     def limits(self) -> tuple[Real, Real]:
         """The ends of the scale: those given, else around zero, else the data's."""
@@ -265,8 +265,8 @@ def line_panels(
 ) -> Chart:
     """Charts of the same series side by side, with one legend; a series' name gives its colour."""
     x, y = (Axis(axis) if isinstance(axis, str) else axis for axis in (x, y))
-    made = tuple(Panel(tuple(marks), name, x, y) for name, marks in panels.items())
-    return Chart(title, made, min(columns, len(made)))
+    shown = tuple(Panel(tuple(marks), name, x, y) for name, marks in panels.items())
+    return Chart(title, shown, min(columns, len(shown)))
 
 
 def bar_chart(bars: Sequence[Mark], *, title: str, x: str, y: str, **panel: Any) -> Chart:

@@ -129,6 +129,6 @@ def _table(path: Path, name: str) -> str:
     cells = [[row.get(column, "") for column in columns] for row in islice(rows, MOST_ROWS)]
     more = f"; the first {MOST_ROWS} are here" if len(rows) > MOST_ROWS else ""
     more += f", of {len(rows[0])} columns the first {MOST_COLUMNS}" if rows and len(rows[0]) > MOST_COLUMNS else ""
-    said = f"{shown(path.name)}: {len(rows):,} row{'s' * (len(rows) != 1)}{more}"
+    summary = f"{shown(path.name)}: {len(rows):,} row{'s' * (len(rows) != 1)}{more}"
     content = table(columns, cells, texts=MOST_COLUMNS) if columns else ""
-    return f"<details><summary>{said}</summary>{content}<p>{link(name, 'the whole table')}</p></details>"
+    return f"<details><summary>{summary}</summary>{content}<p>{link(name, 'the whole table')}</p></details>"

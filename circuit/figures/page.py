@@ -148,14 +148,14 @@ def _axis(panel: Panel, which: str, axis: Axis) -> dict[str, Any]:
 def _shapes(panel: Panel, place: int) -> list[dict[str, Any]]:
     end, shapes = _turn(place), []
     for which, at in panel.lines.items():
-        along = {"xref": f"x{end}", "yref": f"y{end} domain", "x0": at, "x1": at, "y0": 0, "y1": 1}
+        ends = {"xref": f"x{end}", "yref": f"y{end} domain", "x0": at, "x1": at, "y0": 0, "y1": 1}
         if which == "y":
-            along = {"xref": f"x{end} domain", "yref": f"y{end}", "x0": 0, "x1": 1, "y0": at, "y1": at}
-        shapes.append({"type": "line", **along, "line": {"color": "black", "width": 1, "dash": "dot"}})
+            ends = {"xref": f"x{end} domain", "yref": f"y{end}", "x0": 0, "x1": 1, "y0": at, "y1": at}
+        shapes.append({"type": "line", **ends, "line": {"color": "black", "width": 1, "dash": "dot"}})
     if panel.shade is not None:
         low, high = panel.shade
-        along = {"xref": f"x{end} domain", "yref": f"y{end}", "x0": 0, "x1": 1, "y0": low, "y1": high}
-        shapes.append({"type": "rect", **along, "fillcolor": GREY, "opacity": 0.3, "line": {"width": 0}})
+        ends = {"xref": f"x{end} domain", "yref": f"y{end}", "x0": 0, "x1": 1, "y0": low, "y1": high}
+        shapes.append({"type": "rect", **ends, "fillcolor": GREY, "opacity": 0.3, "line": {"width": 0}})
     return shapes
 
 
@@ -178,11 +178,11 @@ def _curve(curve: Curve, look: Look) -> list[dict[str, Any]]:
     traces = []
     ends = [(a, b, c) for a, b, c in zip(curve.x, curve.low, curve.high, strict=False) if b is not None]
     if ends:
-        around = [(a, c) for a, _, c in ends] + [(a, b) for a, b, _ in reversed(ends)]
+        outline = [(a, c) for a, _, c in ends] + [(a, b) for a, b, _ in reversed(ends)]
         band: dict[str, Any] = {
             "type": "scatter",
-            "x": [a for a, _ in around],
-            "y": [b for _, b in around],
+            "x": [a for a, _ in outline],
+            "y": [b for _, b in outline],
             "mode": "lines",
         }
         band |= {"fill": "toself", "fillcolor": look.colour, "opacity": 0.15, "line": {"width": 0}}

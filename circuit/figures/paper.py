@@ -72,14 +72,14 @@ def png_bytes(chart: Chart, *, dpi: int = DPI) -> bytes:
 
 def paper(chart: Chart, formats: Sequence[str] = FORMATS, *, width: str = "double", dpi: int = DPI) -> dict[str, bytes]:
     """The chart's bytes by format; ``width`` is a name of ``WIDTHS``."""
-    about: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    about["pdf"] = {"CreationDate": None, "Creator": None, "Producer": None}
+    metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    metadata["pdf"] = {"CreationDate": None, "Creator": None, "Producer": None}
     pictures = {}
     with _settings():
         canvas = _drawn(chart, WIDTHS[width])
         for form in formats:
             out = io.BytesIO()
-            canvas.savefig(out, format=form, dpi=dpi, metadata=about[form])
+            canvas.savefig(out, format=form, dpi=dpi, metadata=metadata[form])
             pictures[form] = out.getvalue()
     return pictures
 
@@ -137,8 +137,8 @@ def _height(panel: Panel, wide: float) -> float:
     below = min(turned, LONGEST_NAME) * LETTER
     if not names:
         return max(2.1, 0.42 * wide) + max(0.0, below - 0.5)
-    beside = 1 if panel.stacked else max(1, sum(isinstance(mark, Bars) for mark in panel.marks))
-    return max(1.4, 0.8 + below + 1.3 * LINE * len(names) * beside)
+    n_beside = 1 if panel.stacked else max(1, sum(isinstance(mark, Bars) for mark in panel.marks))
+    return max(1.4, 0.8 + below + 1.3 * LINE * len(names) * n_beside)
 
 
 class _Drawing:
@@ -218,11 +218,11 @@ class _Drawing:
 
     def _bars(self, bars: Sequence[Bars]) -> None:
         """Side by side, or on each other; told apart by hatching too."""
-        beside = 1 if self.panel.stacked else len(bars)
-        width, above, below = 0.8 / beside, dict[float, float](), dict[float, float]()
+        n_beside = 1 if self.panel.stacked else len(bars)
+        width, above, below = 0.8 / n_beside, dict[float, float](), dict[float, float]()
         for turn, mark in enumerate(bars):
             at, look = self.at("y" if self.panel.across else "x", mark.places), self.looks[mark.name]
-            place, length = at + width * (turn - (beside - 1) / 2) * (beside > 1), _numbers(mark.values)
+            place, length = at + width * (turn - (n_beside - 1) / 2) * (n_beside > 1), _numbers(mark.values)
             start = np.zeros(len(at))
             for i, value in enumerate(np.nan_to_num(length)) if self.panel.stacked else ():
                 pile = above if value >= 0 else below

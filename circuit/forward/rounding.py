@@ -62,9 +62,9 @@ def _distance(model: Model, item: Prepared, metric: Metric) -> Float[Tensor, " b
     ablated, clean = (run.contributions[:, :, -context.n_read :] for run in (item.ablated, item.clean))
     with torch.no_grad():
         rebuilt = model.answer(item.clean.streams[-1][:, -context.n_read :] + (ablated - clean).sum(0), context.forms)
-    m, again = (metric(logits, item.targets) for logits in (item.ablated.logits, rebuilt))
+    m, m_rebuilt = (metric(logits, item.targets) for logits in (item.ablated.logits, rebuilt))
     last_place = [_last_place(metric, run.logits, item.targets) for run in (item.clean, item.ablated)]
-    return PASSES * (again - m).abs() + torch.maximum(*last_place)
+    return PASSES * (m_rebuilt - m).abs() + torch.maximum(*last_place)
 
 
 def _last_place(metric: Metric, logits: Float[Tensor, "batch vocab"], targets: Targets) -> Float[Tensor, " batch"]:

@@ -341,12 +341,12 @@ def _record_faults(content: Any, graph: Graph | None) -> list[str]:
 
 
 def _at_parts(record: Mapping[str, Any], graph: Graph) -> SpanCircuit:
-    about = record["spans"]
-    names = tuple(about["names"])
+    parts = record["spans"]
+    names = tuple(parts["names"])
     spans = Spans(
         names,
-        tuple(tuple(name in row for name in names) for row in about["sees"]),
-        tuple(name in about["read"] for name in names),
+        tuple(tuple(name in row for name in names) for row in parts["sees"]),
+        tuple(name in parts["read"] for name in names),
     )
     mask = np.zeros((len(names), *graph.valid.shape), dtype=bool)
     for item in record["edges"]:
@@ -356,17 +356,17 @@ def _at_parts(record: Mapping[str, Any], graph: Graph) -> SpanCircuit:
 
 
 def _part_faults(content: Mapping[str, Any], graph: Graph) -> list[str]:
-    about, edges = content.get("spans"), content["edges"]
-    if about is None:
+    spans, edges = content.get("spans"), content["edges"]
+    if spans is None:
         named = [item["edge"] for item in edges if "spans" in item]
         return [f"spans: missing, and {named[0]} is kept at some"] if named else []
-    names = set(about["names"])
+    names = set(spans["names"])
     faults = [f"edges[{i}].spans: missing" for i, item in enumerate(edges) if "spans" not in item]
     for i, item in enumerate(edges):
         faults += [f"edges[{i}].spans: {name!r} is not one of spans.names" for name in {*item.get("spans", ())} - names]
     if (
-        len(about["sees"]) != len(names)
-        or not {*about["read"], *(part for row in about["sees"] for part in row)} <= names
+        len(spans["sees"]) != len(names)
+        or not {*spans["read"], *(part for row in spans["sees"] for part in row)} <= names
     ):
         faults.append("spans: sees and read must be of the parts that names lists")
     if faults:
@@ -376,7 +376,7 @@ def _part_faults(content: Mapping[str, Any], graph: Graph) -> list[str]:
     except GraphError as error:
         return [f"spans: {error}"]
     counts = {key: circuit.as_dict()[key] for key in ("edges", "graph_edges")}
-    return [f"spans.{key}: {about[key]}, expected {value}" for key, value in counts.items() if about[key] != value]
+    return [f"spans.{key}: {spans[key]}, expected {value}" for key, value in counts.items() if spans[key] != value]
 
 
 def _eap_ig_faults(content: dict[str, Any]) -> list[str]:

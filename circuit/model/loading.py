@@ -294,7 +294,7 @@ def wrap_model(
         _widen_buffers(network, wide)
     expand_grouped_heads(network, name)
     arch = architecture_of(network, name) if max_memory is not None else None
-    bridge, said = _bridge_of(network, tokenizer, name, device)
+    bridge, notes = _bridge_of(network, tokenizer, name, device)
     for part in bridge.modules():  # ``eval`` would come to each by every name that the bridge has for it
         part.training = False
     bridge.requires_grad_(False)
@@ -307,7 +307,7 @@ def wrap_model(
             f"{name}: the attention of this architecture does not come apart into heads ({first_line(error)})"
         ) from error
     model.check_decomposition(own)
-    model.notes = tuple(said)
+    model.notes = tuple(notes)
     if max_memory is not None and arch is not None:
         process = PROCESS_BYTES if model.device.type == "cpu" else 0
         model.budget = Budget(max_memory, fixed_bytes(model) + process, arch, model.format, process)
@@ -321,7 +321,7 @@ def _bridge_of(network: Any, tokenizer: Any, name: str, device: torch.device | s
 
     network.config.architectures = network.config.architectures or [type(network).__name__]
     try:
-        with quiet() as said, nothing_installed():
+        with quiet() as notes, nothing_installed():
             bridge = TransformerBridge.boot_transformers(
                 name, hf_model=network, tokenizer=tokenizer, device=str(device), dtype=network.dtype
             )
@@ -330,7 +330,7 @@ def _bridge_of(network: Any, tokenizer: Any, name: str, device: torch.device | s
             f"{name}: TransformerLens cannot hold this model ({first_line(error)}); "
             "see its list of supported architectures"
         ) from error
-    return bridge, said
+    return bridge, notes
 
 
 def _own_logits(network: Any, name: str, device: torch.device | str, *, in_float32: bool) -> OwnLogits:
@@ -403,8 +403,8 @@ def _reading(place: _Place, revision: str | None, part: str = "") -> Iterator[li
     """What the host library raises while it reads a model's files is the files' fault; the reason in one sentence."""
     name, local = place.name, place.local
     try:
-        with quiet() as said, contextlib.nullcontext() if place.gguf is None else without_bars():
-            yield said
+        with quiet() as notes, contextlib.nullcontext() if place.gguf is None else without_bars():
+            yield notes
     except ModelError:
         raise
     except Exception as error:

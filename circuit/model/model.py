@@ -341,7 +341,7 @@ class Model:
         bound = ROUNDING.get(self.dtype, 0.1)
         try:
             with torch.no_grad():
-                host, ours = self.logits(tokens), self.forward(tokens)
+                host, rebuilt = self.logits(tokens), self.forward(tokens)
                 padded = None if own is None else self.forward(tokens, padding)
         except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
@@ -358,7 +358,7 @@ class Model:
             if bool(own.padded.isfinite().all()):  # eager attention of float64 gives NaN where rows are padded
                 self._compare(own.padded, own.without_padding(padded), own.bound, "with padded rows", than, why)
         why = "its residual stream is not a plain sum of nodes"
-        self._compare(host, ours, bound, "put together from heads and MLPs", "it does as a whole", why)
+        self._compare(host, rebuilt, bound, "put together from heads and MLPs", "it does as a whole", why)
 
     def _gap(self, expected: Tensor, actual: Tensor) -> float:
         scale = float(expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))

@@ -36,11 +36,11 @@ def _answer(share: str, reports: Sequence[Mapping[str, Any]], summary: Mapping[s
     circuit, interval, random = report["circuit"], report["circuit"]["interval"], report["random_mean"]
     held = "held-out pairs" if summary.get("held_out", report["split"] == "test") else f"pairs ({report['split']})"
     between = f" (95 % interval {interval['low']:.2f} to {interval['high']:.2f})" if interval else " (no interval)"
-    beside = "" if random is None else f" Random circuits of the same size and shape keep {random:.2f}"
+    against = "" if random is None else f" Random circuits of the same size and shape keep {random:.2f}"
     spread = "" if random is None or report["random_sd"] is None else f" ± {report['random_sd']:.2f}"
-    rest = f"; all the other edges keep {report['complement']['ratio_of_means']:.2f}" if beside else ""
+    rest = f"; all the other edges keep {report['complement']['ratio_of_means']:.2f}" if against else ""
     return f"{share} keep {circuit['ratio_of_means']:.2f}{between} of the effect on {report['n_pairs']} {held}." + (
-        f"{beside}{spread}{rest}." if beside else ""
+        f"{against}{spread}{rest}." if against else ""
     )
 
 

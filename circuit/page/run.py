@@ -69,10 +69,10 @@ def run_data(folder: str | Path, *, name: str | None = None) -> dict[str, Any]:
     stored = read_circuit(folder)
     place = stored.path.absolute().parent
     sweep = read_sweep(place / "sweep.json")
-    beside = place / "scores.safetensors"
-    scores = read_scores(beside) if beside.is_file() else stored.scores
+    path = place / "scores.safetensors"
+    scores = read_scores(path) if path.is_file() else stored.scores
     if scores is not None and scores.graph != stored.circuit.graph:
-        raise FileError(f"{beside} has scores of another graph than {stored.path}; put each run into its own folder")
+        raise FileError(f"{path} has scores of another graph than {stored.path}; put each run into its own folder")
     data = record_run(stored, scores, name=name or place.name, sweep=sweep, summary=_json(place / "summary.json") or {})
     _add_spans(data, place / "spans.safetensors", stored)
     return data | {"pairs": _pairs(stored.record), "files": list(_files(place))}

@@ -72,13 +72,15 @@ def read_verdicts(place: str | Path, record: Mapping[str, Any] | None = None) ->
     verdicts = json_of(decoded(raw, path, EXPLAIN), path, EXPLAIN)
     if faults := schema_faults(verdicts, SCHEMA):
         raise FileError(listed(f"{path} is no {EXPLAIN.noun}; it has {len(faults)} fault(s):", faults))
-    about = record or {}
-    if about and verdicts["model"]["fingerprint"] != about["model"]["fingerprint"]:
+    run_record = record or {}
+    if run_record and verdicts["model"]["fingerprint"] != run_record["model"]["fingerprint"]:
         model = verdicts["model"]["name"]
         raise OptionError(
             f"{path} explains other weights, of {model}, than those of the circuit; run explain on its own"
         )
-    same = "task" not in about or about["task"]["sha256"] in (entry["sha256"] for entry in verdicts["sources"])
+    same = "task" not in run_record or run_record["task"]["sha256"] in (
+        entry["sha256"] for entry in verdicts["sources"]
+    )
     return {
         "source": str(path),
         "sha256": hashlib.sha256(raw).hexdigest(),

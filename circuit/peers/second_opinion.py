@@ -183,10 +183,10 @@ def crosscheck(
     peer_rows = autocircuit_rows(rows, metric)
     groups = batches(rows, options.batch_size, model.device)
     stage("scores and circuit here")
-    values, ours = _own_numbers(model, groups, metric, stored.circuit, steps, points)
+    values, own_faithfulness = _own_numbers(model, groups, metric, stored.circuit, steps, points)
     with AutoCircuit(python) as peer:
         stage("auto-circuit: loading")
-        about = peer.load(folder, peer_rows, batch_size=options.batch_size)
+        loaded = peer.load(folder, peer_rows, batch_size=options.batch_size)
         replies = _peer_numbers(peer, stored.circuit, PEER_METRICS[metric.name], points, options, stage)
     values |= {
         f"auto-circuit {name}": from_prune_scores(_arrays(reply["scores"])) for name, reply in replies[0].items()
@@ -198,8 +198,8 @@ def crosscheck(
         metric=metric.name,
         points=points,
         scores=agreements,
-        circuit=CircuitAgreement(len(stored.circuit), ours, replies[1]),
-        versions=about["versions"],
+        circuit=CircuitAgreement(len(stored.circuit), own_faithfulness, replies[1]),
+        versions=loaded["versions"],
         seconds={name: reply["seconds"] for name, reply in replies[0].items()},
         notes=notes,
         values=values,

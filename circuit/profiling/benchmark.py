@@ -137,7 +137,7 @@ def bench(
     model = load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=label or name)
     batch = one_batch(model, task, options.n_pairs)
     where, weights = model.device, {"engine": held_bytes(_tensors_of(model))}
-    about = _about(model)
+    facts = _about(model)
     stage("EAP, EAP-IG, one circuit")
     costs = _engine_costs(model, batch, options)
     cost = None
@@ -151,7 +151,7 @@ def bench(
     steps = {FLOOR: bare_passes(network, batch), FORWARD: bare_forward(network, batch)}
     bare = costs_of(steps, where, rounds=options.rounds)
     pairs = {"source": task.source, "n_pairs": len(batch), "n_tokens": batch.clean.shape[1]}
-    return BenchReport(about, pairs, machine(where), weights, _lines(bare, costs, options), cost)
+    return BenchReport(facts, pairs, machine(where), weights, _lines(bare, costs, options), cost)
 
 
 FLOOR = "two forwards and one backward, bare"

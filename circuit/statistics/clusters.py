@@ -56,15 +56,18 @@ class Clusters:
         """The clusters of these names, one per pair in each list; an empty name is none."""
         n = len(question)
         both, n_personas = cluster_codes([*persona_a, *persona_b])
-        asked, n_questions = cluster_codes(question)
+        question_codes, n_questions = cluster_codes(question)
         personas = _Ways(n, personas=(both[:n], both[n:])).enough() if all((*persona_a, *persona_b)) else None
-        questions = _Ways(n, questions=asked).enough() if all(question) else None
+        questions = _Ways(n, questions=question_codes).enough() if all(question) else None
         notes = [
             f"{name} are not named for every pair" if known is None else f"{name} too few to be drawn ({count})"
             for name, known, count in (("personas", personas, n_personas), ("questions", questions, n_questions))
             if not known
         ]
-        codes = (both[:n], both[n:]) if all((*persona_a, *persona_b)) else None, asked if all(question) else None
+        codes = (
+            (both[:n], both[n:]) if all((*persona_a, *persona_b)) else None,
+            question_codes if all(question) else None,
+        )
         drawn = codes[0] if personas else None, codes[1] if questions else None
         return cls(n, *drawn, "; ".join(notes), codes)
 
@@ -309,8 +312,8 @@ class _Ways:
             personas = self._of_personas()
             ways.append(_Way(((1.0, personas), (-1.0, self._of_couples())), personas))
         if self.questions is not None:
-            asked = _members(self.questions)
-            ways.append(_Way(((1.0, asked),), asked))
+            by_question = _members(self.questions)
+            ways.append(_Way(((1.0, by_question),), by_question))
         return ways
 
     def _compound(self) -> list[_Way]:
@@ -320,10 +323,10 @@ class _Ways:
         personas, couples = self._of_personas(), self._of_couples(own=True)
         ways = [_Way(((1.0, couples),), couples)]
         if self.questions is not None:
-            asked = _members(self.questions)
+            by_question = _members(self.questions)
             crossed = ((-1.0, self._of_personas(self.questions)), (1.0, self._of_couples(self.questions)))
-            terms = ((1.0, personas), (-1.0, self._of_couples()), (1.0, asked), *crossed)
-            ways.append(_Way(terms, sparse.hstack([personas, asked], format="csr")))
+            terms = ((1.0, personas), (-1.0, self._of_couples()), (1.0, by_question), *crossed)
+            ways.append(_Way(terms, sparse.hstack([personas, by_question], format="csr")))
         return ways
 
     def _of_personas(self, crossed: NDArray[np.int64] | None = None) -> sparse.csr_array:

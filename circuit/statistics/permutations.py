@@ -84,15 +84,21 @@ class _Names:
     def of(cls, n: int, personas: tuple[Codes, Codes] | None, questions: Codes | None) -> _Names:
         none = np.zeros(n, dtype=np.int64)
         first, second = (none, none) if personas is None else personas
-        asked = none if questions is None else questions
+        question_codes = none if questions is None else questions
         both = np.sort(np.stack([first, second]), axis=0)
         couples, inverse = np.unique(both, axis=1, return_inverse=True)
         couple = inverse.reshape(-1).astype(np.int64)
         apart = len(np.unique(couples)) == sum(len({*two}) for two in couples.T.tolist())
         what = "persona pairs" if apart else "personas"
         units = (couple, couple) if apart else (first, second)
-        says = f"{what} and questions within what they share"
-        return cls(says, units, asked, _classes(*units, asked), _classes(asked, asked, couple))
+        description = f"{what} and questions within what they share"
+        return cls(
+            description,
+            units,
+            question_codes,
+            _classes(*units, question_codes),
+            _classes(question_codes, question_codes, couple),
+        )
 
     @property
     def log_count(self) -> float:
@@ -103,18 +109,18 @@ class _Names:
     def draws(self, rng: np.random.Generator, count: int) -> Codes:
         """Names are exchanged, and every pair gets the value of one of those that bear its new names."""
         units = _exchanged(self.unit_classes, rng, count)
-        asked = _exchanged(self.question_classes, rng, count)
-        wanted = self._cells(units[:, self.units[0]], units[:, self.units[1]], asked[:, self.questions])
-        to = np.argsort(wanted + rng.random(wanted.shape), axis=1)
+        questions = _exchanged(self.question_classes, rng, count)
+        cells = self._cells(units[:, self.units[0]], units[:, self.units[1]], questions[:, self.questions])
+        to = np.argsort(cells + rng.random(cells.shape), axis=1)
         source = np.argsort(self._cells(*self.units, self.questions), kind="stable")
         orders = np.empty_like(to)
         np.put_along_axis(orders, to, np.broadcast_to(source, to.shape), axis=1)
         return orders
 
-    def _cells(self, first: Codes, second: Codes, asked: Codes) -> Codes:
+    def _cells(self, first: Codes, second: Codes, questions: Codes) -> Codes:
         """One number for both names, in whatever order, and the question."""
         n_units, n_questions = 1 + max(int(codes.max()) for codes in self.units), 1 + int(self.questions.max())
-        return (np.minimum(first, second) * n_units + np.maximum(first, second)) * n_questions + asked
+        return (np.minimum(first, second) * n_units + np.maximum(first, second)) * n_questions + questions
 
 
 def _exchanged(classes: Classes, rng: np.random.Generator, count: int) -> Int[np.ndarray, "draw code"]:
@@ -127,14 +133,14 @@ def _exchanged(classes: Classes, rng: np.random.Generator, count: int) -> Int[np
 
 def _classes(first: Codes, second: Codes, other: Codes) -> Classes:
     """Codes any two of which can be exchanged: the pairs of both, but for themselves, are the same."""
-    beside: list[Counter[tuple[int, int]]] = [Counter() for _ in range(1 + int(max(first.max(), second.max())))]
+    partners: list[Counter[tuple[int, int]]] = [Counter() for _ in range(1 + int(max(first.max(), second.max())))]
     for a, b, third in zip(first.tolist(), second.tolist(), other.tolist(), strict=True):
-        beside[a][b if a != b else -1, third] += 1
+        partners[a][b if a != b else -1, third] += 1
         if a != b:
-            beside[b][a, third] += 1
+            partners[b][a, third] += 1
     classes: list[list[int]] = []
-    for code in range(len(beside)):
-        same = (members for members in classes if _can_be_exchanged(code, members[0], beside))
+    for code in range(len(partners)):
+        same = (members for members in classes if _can_be_exchanged(code, members[0], partners))
         home = next(same, None)
         if home is None:
             classes.append([code])
@@ -143,11 +149,11 @@ def _classes(first: Codes, second: Codes, other: Codes) -> Classes:
     return tuple(np.array(members, dtype=np.int64) for members in classes)
 
 
-def _can_be_exchanged(a: int, b: int, beside: Sequence[Counter[tuple[int, int]]]) -> bool:
-    if beside[a].total() != beside[b].total():
+def _can_be_exchanged(a: int, b: int, partners: Sequence[Counter[tuple[int, int]]]) -> bool:
+    if partners[a].total() != partners[b].total():
         return False
-    mine, yours = ({key: n for key, n in beside[x].items() if key[0] != y} for x, y in ((a, b), (b, a)))
-    return mine == yours
+    of_a, of_b = ({key: n for key, n in partners[x].items() if key[0] != y} for x, y in ((a, b), (b, a)))
+    return of_a == of_b
 
 
 def _apart(n: int, personas: tuple[Codes, Codes] | None, questions: Codes | None) -> Codes:

@@ -238,14 +238,14 @@ def read_tensors(path: str | Path, kind: Kind, *, only: Collection[str] | None =
     try:
         with safe_open(path, framework="numpy") as file:
             names, metadata = tuple(sorted(file.keys())), dict(file.metadata() or {})
-            wanted = [name for name in names if only is None or name in only]
-            plain = [name for name in wanted if file.get_slice(name).get_dtype() in NUMPY_FORMATS]
+            chosen = [name for name in names if only is None or name in only]
+            plain = [name for name in chosen if file.get_slice(name).get_dtype() in NUMPY_FORMATS]
             arrays = {name: file.get_tensor(name) for name in plain}
-        if others := [name for name in wanted if name not in arrays]:
+        if others := [name for name in chosen if name not in arrays]:
             arrays |= _through_torch(path, others)
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise kind.unreadable(path, getattr(error, "strerror", None) or error) from error
-    return Tensors({name: arrays[name] for name in wanted}, names, metadata)
+    return Tensors({name: arrays[name] for name in chosen}, names, metadata)
 
 
 def check_format(path: str | Path, kind: Kind) -> None:

@@ -162,15 +162,15 @@ def working_folder(folder: str | Path) -> Iterator[Path]:
         WriteError: it cannot be made.
     """
     folder = Path(folder)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = [place for place in (folder, *folder.parents) if not place.exists()]
     if not parallel.is_first():
-        made = []
+        created = []
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     finally:
-        for place in made:
+        for place in created:
             with contextlib.suppress(OSError):
                 place.rmdir()
 
@@ -353,13 +353,13 @@ def _undisturbed() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda got, _frame: came.append(got))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda received, _frame: came.append(received))
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if came:
             signal.raise_signal(came[0])
@@ -409,7 +409,7 @@ def _shown(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _told(path: Path, says: str = "cannot write {}") -> Iterator[None]:
+def _told(path: Path, template: str = "cannot write {}") -> Iterator[None]:
     """What the system refuses about the path becomes one sentence that names it; other errors stay what they are."""
     try:
         yield
@@ -418,4 +418,4 @@ def _told(path: Path, says: str = "cannot write {}") -> Iterator[None]:
         own = named is None or PREFIX in str(named) or os.path.abspath(path).startswith(os.path.abspath(str(named)))
         if error.errno not in ADVICE or not own:
             raise
-        raise WriteError(f"{says.format(_shown(path))}: {error.strerror}; {ADVICE[error.errno]}") from error
+        raise WriteError(f"{template.format(_shown(path))}: {error.strerror}; {ADVICE[error.errno]}") from error

@@ -105,10 +105,12 @@ def fitting(task: Task, model: Reader, *, align: str = "equal") -> Task:
 
 def misfit(source: str, name: str, n: int, unfit: int, faults: Sequence[str]) -> str:
     """The message on pairs that do not fit: how many, what is wrong, and how to go on with the others."""
-    said = listed(f"{source} does not fit {name}: {unfit:,} of {n:,} pairs do not, {len(faults):,} fault(s):", faults)
+    message = listed(
+        f"{source} does not fit {name}: {unfit:,} of {n:,} pairs do not, {len(faults):,} fault(s):", faults
+    )
     left = n - unfit
     way = f"to go on with the {left:,} that fit, use --fitting, or write them with inspect --write-fitting"
-    return f"{said}\n  {way}" if left else said
+    return f"{message}\n  {way}" if left else message
 
 
 def _encoded(task: Task, model: Reader, align: str, alike: bool) -> tuple[list[Row | None], list[str]]:

@@ -25,7 +25,7 @@ def read_forms(
     faults: list[str],
 ) -> Forms:
     """The forms of the answers that are the same tokens after every prompt, and of no option besides."""
-    said: dict[tuple[int, ...], str] = {}
+    text_of: dict[tuple[int, ...], str] = {}
     options: dict[str, list[tuple[int, ...]]] = {}
     left_out: list[str] = []
     for name, texts in options_of(pair):
@@ -38,8 +38,8 @@ def read_forms(
             left_out += why[:1]
             if not why:
                 options[name].append(form := behind.pop())
-                said.setdefault(form, text)
-    forms = forms_of(options, said, left_out)
+                text_of.setdefault(form, text)
+    forms = forms_of(options, text_of, left_out)
     wanted = dict.fromkeys((*pair.answers, *pair.wrong_answers))
     empty = [name for name, some in zip(forms.names, forms.forms, strict=True) if name in wanted and not some]
     why_not = f" ({'; '.join(forms.left_out)})" if forms.left_out else ""

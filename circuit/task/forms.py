@@ -75,18 +75,20 @@ def forms_of(options: Mapping[str, Iterable[Ids]], said: Mapping[Ids, str], left
     for name, forms in options.items():
         for form in forms:
             owners.setdefault(form, set()).add(name)
-    begun: dict[Ids, set[str]] = {}
+    beginnings: dict[Ids, set[str]] = {}
     for form, names in owners.items():
         for n in range(1, len(form)):
-            begun.setdefault(form[:n], set()).update(names)
+            beginnings.setdefault(form[:n], set()).update(names)
     notes = list(left_out)
     for form, names in owners.items():
-        others = begun.get(form, set()) - names if len(names) == 1 else names
+        others = beginnings.get(form, set()) - names if len(names) == 1 else names
         if others:
             verb = "stands for" if len(names) > 1 else "begins"
             whom = ", ".join(repr(name) for name in sorted(names | others))
             notes.append(f"{said[form]!r} {verb} {'more than one of ' if verb == 'begins' else ''}{whom}")
-    clear = {form: names for form, names in owners.items() if len(names) == 1 and not begun.get(form, set()) - names}
+    clear = {
+        form: names for form, names in owners.items() if len(names) == 1 and not beginnings.get(form, set()) - names
+    }
     kept = {
         name: tuple(
             form

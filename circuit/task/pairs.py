@@ -199,8 +199,8 @@ class Task:
                 raise TaskError(
                     f"no pair of {self.source} has {key} {values[key]!r}; there are: {', '.join(known)}{near}"
                 )
-        wanted = " and ".join(f"{key} {value!r}" for key, value in values.items())
-        raise TaskError(f"no pair of {self.source} has {wanted} together")
+        conditions = " and ".join(f"{key} {value!r}" for key, value in values.items())
+        raise TaskError(f"no pair of {self.source} has {conditions} together")
 
     def _without(self, key: str) -> TaskError:
         keys = dict.fromkeys(name for pair in self.pairs for name in (*TEXT_KEYS, *dict(pair.axes)))

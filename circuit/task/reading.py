@@ -141,9 +141,9 @@ def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:
     seen: dict[tuple[Any, ...], PromptPair] = {}
     for pair in pairs:
         answers = (frozenset(pair.answers), frozenset(pair.wrong_answers), pair.forms)
-        said = (pair.clean, pair.corrupt, *answers, pair.neutral)
+        texts = (pair.clean, pair.corrupt, *answers, pair.neutral)
         parts = (str(pair.row.get(key)) for key in PARTS)
-        seen.setdefault((*said, pair.split, *parts), pair)
+        seen.setdefault((*texts, pair.split, *parts), pair)
     return tuple(seen.values())
 
 

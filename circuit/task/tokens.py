@@ -123,9 +123,9 @@ def unknown_pieces(text: str, ids: Sequence[int], model: Reader) -> dict[int, st
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown not in ids or not getattr(tokenizer, "is_fast", False):
         return {}
-    offsets, said = token_offsets(text, ids, model), tokenizer.decode([unknown])
+    offsets, unknown_text = token_offsets(text, ids, model), tokenizer.decode([unknown])
     pieces = {i: text[slice(*offsets[i])] for i, token in enumerate(ids) if token == unknown}
-    return {i: piece for i, piece in pieces.items() if piece.strip() and piece != said}
+    return {i: piece for i, piece in pieces.items() if piece.strip() and piece != unknown_text}
 
 
 def token_offsets(text: str, ids: Sequence[int], model: Reader) -> list[tuple[int, int]]:

@@ -25,13 +25,13 @@ COLUMNS = ("compare", "", "run", "model", "date", "D", "f", "edges")
 def listed(runs: Sequence[Run], folder: Path) -> str:
     """The list of runs, of which two circuits can be chosen."""
     if not runs:
-        said = f"no runs in {folder}: no folder of it holds a circuit.json or an index.html"
-        return document("Runs", [f"<p>{shown(said)}</p>"])
+        message = f"no runs in {folder}: no folder of it holds a circuit.json or an index.html"
+        return document("Runs", [f"<p>{shown(message)}</p>"])
     rows = [_row(run) for run in runs]
     what = '<p class="screen">Choose two circuits: <button type="submit">compare</button></p>'
     form = f'<form action="/compare" method="get">{what}{table(COLUMNS, rows, texts=5)}</form>'
-    said = "D: the metric's effect on the pairs searched on; f: faithfulness on the pairs named beside it"
-    return document("Runs", [f'<p class="faint">{shown(folder)}: {len(runs):,}. {shown(said)}</p>', form])
+    message = "D: the metric's effect on the pairs searched on; f: faithfulness on the pairs named beside it"
+    return document("Runs", [f'<p class="faint">{shown(folder)}: {len(runs):,}. {shown(message)}</p>', form])
 
 
 def _row(run: Run) -> tuple[object, ...]:
@@ -68,8 +68,8 @@ def _picture(run: Run, kind: str = "") -> str:
 
 def overview(run: Run) -> str:
     """The page of a run that has none of its own."""
-    about = ((name, value) for name, value in _facts(run))
-    return run_page(run.folder, About(run.name, given=[(name, str(value)) for name, value in about]))
+    facts = ((name, value) for name, value in _facts(run))
+    return run_page(run.folder, About(run.name, given=[(name, str(value)) for name, value in facts]))
 
 
 def compared(first: Run, second: Run) -> str:

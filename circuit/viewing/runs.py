@@ -107,6 +107,6 @@ def _model_of(files: dict[str, Path]) -> str:
                 content = read_json(path, Kind("result"))
             except PersonaCircuitsError:
                 continue
-            said = content.get("model") if isinstance(content, dict) else None
-            return str(said.get("name", "") if isinstance(said, dict) else said or "")
+            model = content.get("model") if isinstance(content, dict) else None
+            return str(model.get("name", "") if isinstance(model, dict) else model or "")
     return ""

@@ -122,11 +122,11 @@ def relative_scores(a: Side, b: Side) -> Scores | None:
 
 def _scores_beside(stored: StoredCircuit) -> Scores | None:
     """Every edge's score, where ``scores.safetensors`` lies beside ``circuit.json`` and is of the same search."""
-    beside = stored.path.parent / "scores.safetensors"
-    if stored.record is None or stored.scores is None or not beside.is_file():
+    path = stored.path.parent / "scores.safetensors"
+    if stored.record is None or stored.scores is None or not path.is_file():
         return None
     try:
-        every = read_scores(beside)
+        every = read_scores(path)
     except FileError:
         return None
     mask = stored.circuit.mask

@@ -171,33 +171,33 @@ def all_correlations(a: Side, b: Side, moves: Sequence[Move]) -> tuple[Correlati
     known = a.known & b.known
     if not (known == a.circuit.graph.valid).all():
         moves = ()
-    everywhere, mine, yours = np.ones_like(known), a.circuit.mask, b.circuit.mask
+    everywhere, mask_a, mask_b = np.ones_like(known), a.circuit.mask, b.circuit.mask
     return (
         _correlation("all", a.scores, b.scores, known, everywhere, everywhere, moves),
-        _correlation("union", a.scores, b.scores, known, mine, yours, moves),
+        _correlation("union", a.scores, b.scores, known, mask_a, mask_b, moves),
     )
 
 
 def _correlation(
-    over: str, a: Scores, b: Scores, known: np.ndarray, mine: np.ndarray, yours: np.ndarray, moves: Sequence[Move]
+    over: str, a: Scores, b: Scores, known: np.ndarray, mask_a: np.ndarray, mask_b: np.ndarray, moves: Sequence[Move]
 ) -> Correlation:
     """Over the known edges of either mask, where ``yours`` moves with B's scores."""
 
     def rho(first: np.ndarray, second: np.ndarray) -> tuple[float | None, Null | None]:
         correlate = _spearman
-        if mine.all():  # the same edges in every draw, so they are ranked once
+        if mask_a.all():  # the same edges in every draw, so they are ranked once
             first, second, correlate = _ranked(first, known), _ranked(second, known), _pearson
 
         def over_union(values: np.ndarray, mask: np.ndarray) -> float | None:
-            where = known & (mine | mask)
+            where = known & (mask_a | mask)
             return correlate(first[where], values[where])
 
-        observed = over_union(second, yours)
-        return observed, _null_of(observed, [over_union(second[move], yours[move]) for move in moves])
+        observed = over_union(second, mask_b)
+        return observed, _null_of(observed, [over_union(second[move], mask_b[move]) for move in moves])
 
     signed, null_signed = rho(a.values, b.values)
     absolute, null_absolute = rho(abs(a.values), abs(b.values))
-    n = int((known & (mine | yours)).sum())
+    n = int((known & (mask_a | mask_b)).sum())
     return Correlation(over, n, signed, absolute, null_signed, null_absolute)
 
 

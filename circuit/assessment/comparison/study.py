@@ -260,5 +260,5 @@ def _scores_of(side: Side, circuit: Circuit) -> list[float | None]:
 
 
 def _side_record(side: Side) -> dict[str, Any]:
-    about = {key: side.record[key] for key in (*SECTIONS, "ablation", "seed")} if side.record else None
-    return {"name": side.name, "edges": len(side.circuit), "scored": int(side.known.sum()), "about": about}
+    settings = {key: side.record[key] for key in (*SECTIONS, "ablation", "seed")} if side.record else None
+    return {"name": side.name, "edges": len(side.circuit), "scored": int(side.known.sum()), "about": settings}

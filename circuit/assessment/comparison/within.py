@@ -31,12 +31,12 @@ def compare_in_time(
     pace = pace_of(lambda: compare(a, b, n_draws=tried), tried)
     n = int(min(n_draws, max(LEAST_DRAWS, SAFE * clock.left / 2 / max(pace, 1e-9))))
     half = Clock(max(clock.left, 0.0) / 2, clock.now)
-    tell = half.watched(stage)(f"random circuits{about(n * pace)}")
+    told = half.watched(stage)(f"random circuits{about(n * pace)}")
 
     def counted(now: int, total: int) -> None:
         nonlocal done
         done = max(1, now * n // max(total, 1))
-        tell(now, total)
+        told(now, total)
 
     comparison = half.within("", lambda: compare(a, b, n_draws=n, seed=seed, progress=counted))
     if comparison is None:  # half of what was drawn takes half as long again
@@ -68,12 +68,12 @@ def _cross_on(
     few = shortened(ground.task, split, 2)
     pace = pace_of(lambda: evaluate_on(ground.model, few, a.circuit, own), 2 * OWN)
     work = Workload(len(ground.task.of_split(split).pairs), setting.n_random)
-    ours = plan(work, clock.left / MEASURED, pace)
-    part = replace(ground, task=shortened(ground.task, split, ours.n_pairs))
-    told = first_told(clock.watched(stage), "three circuits", MEASURED * ours.alone(pace))
-    how = replace(setting, n_random=ours.n_random)
-    cells = clock.within("", lambda: cross_faithfulness(a, b, [part], how, stage=told))
-    return ((), ("all of it",)) if cells is None else (cells, ours.left_out)
+    affordable = plan(work, clock.left / MEASURED, pace)
+    part = replace(ground, task=shortened(ground.task, split, affordable.n_pairs))
+    timed = first_told(clock.watched(stage), "three circuits", MEASURED * affordable.alone(pace))
+    reduced = replace(setting, n_random=affordable.n_random)
+    cells = clock.within("", lambda: cross_faithfulness(a, b, [part], reduced, stage=timed))
+    return ((), ("all of it",)) if cells is None else (cells, affordable.left_out)
 
 
 def shortened(task: Task, split: str, n: int) -> Task:

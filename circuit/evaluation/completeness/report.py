@@ -223,10 +223,10 @@ def completeness_report(
     total += (len(types) + 1 + (1 + n_parts) * len(outside)) if n_parts else 0
     measured = Measurements(model, prepared, metric, total=total, progress=progress, state=state)
     study = Study(measured, circuit, clusters, seed)
-    about = {"metric": metric.name, "n_edges": len(circuit), "quick": options.quick, "seed": seed, **_ends(study)}
+    facts = {"metric": metric.name, "n_edges": len(circuit), "quick": options.quick, "seed": seed, **_ends(study)}
     if is_zero(study.span, measured.rounding):
         measured.done()
-        return _undefined(about)
+        return _undefined(facts)
     random, gaps = study.knockouts("random nodes", study.random_nodes(inside, options.n_random))
     by_edges, _ = study.knockouts("random edges", study.random_edges(options.n_random))
     by_type, _ = study.knockouts("type", types)
@@ -244,7 +244,7 @@ def completeness_report(
         greedy=chosen,
         knockouts=(study.nothing_cut(), *drawn, *greedy),
         backup=backup,
-        **about,
+        **facts,
     )
 
 
@@ -278,10 +278,10 @@ def _mean_absolute(
     return Share(float(mean(np.full((1, len(span)), 1 / len(span)))[0]), interval(mean, clusters, seed=seed))
 
 
-def _undefined(about: dict[str, Any]) -> CompletenessReport:
-    says = "With every edge ablated the metric is the same as with none: no share of it is defined."
-    nothing: dict[str, Any] = dict.fromkeys(("circuit", "complement", "mean_gap", "worst", "greedy"))
-    return CompletenessReport(knockouts=(), backup=BackupSearch(NOT_APPLICABLE, says), **nothing, **about)
+def _undefined(facts: dict[str, Any]) -> CompletenessReport:
+    sentence = "With every edge ablated the metric is the same as with none: no share of it is defined."
+    absent: dict[str, Any] = dict.fromkeys(("circuit", "complement", "mean_gap", "worst", "greedy"))
+    return CompletenessReport(knockouts=(), backup=BackupSearch(NOT_APPLICABLE, sentence), **absent, **facts)
 
 
 def _bounds(share: Share) -> dict[str, float | None]:

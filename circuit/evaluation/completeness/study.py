@@ -146,9 +146,9 @@ class Study:
 
     def knockouts(self, kind: str, cuts: Sequence[Cut]) -> tuple[list[Knockout], Float[np.ndarray, "cut pair"]]:
         """Each part knocked out, and the gaps per pair."""
-        mine, whole = self._both(cuts)
-        knockouts = [self._knockout(kind, cut, mine[i], whole[i]) for i, cut in enumerate(cuts)]
-        return knockouts, mine - whole
+        of_circuit, of_model = self._both(cuts)
+        knockouts = [self._knockout(kind, cut, of_circuit[i], of_model[i]) for i, cut in enumerate(cuts)]
+        return knockouts, of_circuit - of_model
 
     def greedy(self, inside: Sequence[int], n_steps: int, n_candidates: int) -> tuple[list[Knockout], Knockout | None]:
         """Every step's knockout, measured on pairs that did not choose it, and the largest on those that did."""
@@ -158,12 +158,12 @@ class Study:
         for step in range(1, min(n_steps, len(inside)) + 1):
             tried = rng.permutation([node for node in inside if node not in nodes])[:n_candidates].tolist()
             cuts = [Cut(f"greedy {step}", (*nodes, node)) for node in tried]
-            mine, whole = self._both(cuts)
-            gaps = np.abs((mine - whole)[:, choosing].mean(1))
+            of_circuit, of_model = self._both(cuts)
+            gaps = np.abs((of_circuit - of_model)[:, choosing].mean(1))
             best = int(gaps.argmax())
             nodes = cuts[best].nodes
             sizes.append(gaps[best])
-            knockouts.append(self._knockout("greedy", cuts[best], mine[best], whole[best], held))
+            knockouts.append(self._knockout("greedy", cuts[best], of_circuit[best], of_model[best], held))
         return knockouts, knockouts[int(np.argmax(sizes))] if knockouts else None
 
     def backup(
@@ -256,15 +256,17 @@ class Study:
         """What the circuit and the model still do with each part knocked out."""
         if not cuts:
             return np.zeros((0, len(self.span))), np.zeros((0, len(self.span)))
-        mine, whole = (self.measured.of(cut.of(mask) for cut in cuts) for mask in (self.circuit.mask, self.graph.valid))
-        return mine - self.empty, whole - self.empty
+        of_circuit, of_model = (
+            self.measured.of(cut.of(mask) for cut in cuts) for mask in (self.circuit.mask, self.graph.valid)
+        )
+        return of_circuit - self.empty, of_model - self.empty
 
     def _knockout(
         self,
         kind: str,
         cut: Cut,
-        mine: Float[np.ndarray, " pair"],
-        whole: Float[np.ndarray, " pair"],
+        of_circuit: Float[np.ndarray, " pair"],
+        of_model: Float[np.ndarray, " pair"],
         pairs: np.ndarray | None = None,
     ) -> Knockout:
         chosen = np.arange(len(self.span)) if pairs is None else pairs
@@ -275,9 +277,9 @@ class Study:
             name=cut.name,
             nodes=self._names(cut.nodes),
             n_edges=int((self.circuit.mask & ~cut.of(self.circuit.mask)).sum()),
-            f_circuit=float(mine[chosen].mean() / span.mean()),
-            f_model=float(whole[chosen].mean() / span.mean()),
-            gap=shares((mine - whole)[None, chosen], span, clusters=drawn, seed=self.seed)[0],
+            f_circuit=float(of_circuit[chosen].mean() / span.mean()),
+            f_model=float(of_model[chosen].mean() / span.mean()),
+            gap=shares((of_circuit - of_model)[None, chosen], span, clusters=drawn, seed=self.seed)[0],
             n_pairs=len(chosen),
         )
 
@@ -297,8 +299,8 @@ def _conclusion(
 ) -> BackupSearch:
     taking = [part for part in parts if part.found]
     if not nodes:
-        says = f"Whatever part of the circuit is gone, the model does less than {negligible:.0%} of what it did."
-        return BackupSearch("none found", says, tuple(parts))
+        sentence = f"Whatever part of the circuit is gone, the model does less than {negligible:.0%} of what it did."
+        return BackupSearch("none found", sentence, tuple(parts))
     if taking:
         told = "; ".join(_told(part) for part in taking)
         return BackupSearch("found", f"Nodes outside take over: {told}.", tuple(parts), tuple(nodes))
@@ -307,14 +309,14 @@ def _conclusion(
     least = max(least, 0.5**clusters.independent)
     if least * len(nodes) > alpha:
         pairs = "1 pair" if n_pairs == 1 else f"{n_pairs} pairs"
-        says = f"With {pairs} no single node out of {len(nodes)} tested could be told from chance."
-        return BackupSearch("undecided", says, tuple(parts), tuple(nodes))
+        sentence = f"With {pairs} no single node out of {len(nodes)} tested could be told from chance."
+        return BackupSearch("undecided", sentence, tuple(parts), tuple(nodes))
     where = ", ".join(part.name for part in parts if part.searched)
     most = f"{nodes[0].node} with {nodes[0].growth.value:+.1%} without {nodes[0].part}"
-    says = (
+    sentence = (
         f"No node outside is shown to grow by more than {negligible:.0%} (searched without: {where}); the most: {most}."
     )
-    return BackupSearch("none found", says, tuple(parts), tuple(nodes))
+    return BackupSearch("none found", sentence, tuple(parts), tuple(nodes))
 
 
 def _told(part: Part) -> str:

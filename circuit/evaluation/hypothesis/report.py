@@ -424,5 +424,5 @@ def _nothing_to_test(
 
 def _not_applicable(outcome: Outcome, reason: str) -> Outcome:
     sentence = f"{reason[0].upper()}{reason[1:]}."
-    nothing: dict[str, Any] = {"statistic": None, "p": None, "details": {}, "could_show": ""}
-    return replace(outcome, decision=NOT_APPLICABLE, sentence=sentence, **nothing)
+    absent: dict[str, Any] = {"statistic": None, "p": None, "details": {}, "could_show": ""}
+    return replace(outcome, decision=NOT_APPLICABLE, sentence=sentence, **absent)

@@ -142,8 +142,8 @@ def independence(
     among = permutations_of(n) if clusters is None else clusters.permutations
     if cannot := _no_dependence_can_show(effect, model, tie, among, n_permutations, alpha):
         decision, why, could = cannot
-        nothing: dict[str, Any] = {"statistic": None, "p": None, "details": details}
-        return Outcome(decision=decision, sentence=f"{why}; {rest}.", could_show=could, **nothing, **result)
+        absent: dict[str, Any] = {"statistic": None, "p": None, "details": details}
+        return Outcome(decision=decision, sentence=f"{why}; {rest}.", could_show=could, **absent, **result)
     statistic, p = hsic(effect, model, n_permutations=n_permutations, seed=seed, among=among)
     detectable = _detectable(effect, model, among, alpha, seed)
     details |= {"permuted": among.what, "n_permuted": len(among.places), "detectable": detectable}
@@ -291,7 +291,7 @@ def _against_random(
     tie: float,
 ) -> Outcome:
     """The rank of a value among those of random circuits."""
-    n, (name, hypothesis, sign, says, what, as_much) = len(random), question
+    n, (name, hypothesis, sign, template, what, as_much) = len(random), question
     result: dict[str, Any] = {"name": name, "hypothesis": hypothesis, "alpha": alpha}
     if not n:
         sentence = "There is no other circuit of this size to compare with."
@@ -310,7 +310,7 @@ def _against_random(
         decision, why = FAILED, ""
     best = random.max() if sign > 0 else random.min()
     sentence = (
-        f"{says.format(value=value)}; {b} of {counted(n, what)} {as_much}, the best {best:.3g}, "
+        f"{template.format(value=value)}; {b} of {counted(n, what)} {as_much}, the best {best:.3g}, "
         f"the median {np.median(random):.3g} (p = {p:.2g}){why}."
     )
     most = math.floor(alpha * (1 + n) + 1e-9) - 1

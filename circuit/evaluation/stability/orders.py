@@ -144,5 +144,5 @@ def _levels(graph: Graph) -> Iterator[slice]:
 def _share_of(progress: Progress | None, turn: int, total: int) -> Progress | None:
     if progress is None:
         return None
-    tell = progress
-    return lambda done, whole: tell(turn * whole + done, total * whole)
+    report = progress
+    return lambda done, whole: report(turn * whole + done, total * whole)

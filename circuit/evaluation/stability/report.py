@@ -195,8 +195,8 @@ def stability_report(
         circuits = _selected(scores, rule, way, n_resamples, seed)
         masks = _stacked(circuits, turn * n_resamples, len(ways) * n_resamples, progress)
         resamplings.append(resampling_of(way.by, masks, circuit))
-    again = rule.circuit(scores.mean(), float(scores.whole.mean()))
-    agreement = jaccard_of(again, circuit)
+    repeated = rule.circuit(scores.mean(), float(scores.whole.mean()))
+    agreement = jaccard_of(repeated, circuit)
     notes = _notes(scores, rule, clusters, agreement, resamplings)
     return StabilityReport(circuit, str(rule), len(scores), agreement, scores.floor, tuple(resamplings), tuple(notes))
 
