@@ -271,7 +271,7 @@ class _Walk:
         if self.first_layer == 0:  # the input alone: it is cheaper to hold it for every circuit than to add it up apart
             n_shared = 0
         n_own = max(0, graph.heads_of(graph.n_layers - 1).start - n_shared)
-        own = model.room(self.n_masks, 1 + n_own, start.numel())
+        own = model.scratch(self.n_masks, 1 + n_own, start.numel())
         self.differences = _Differences(item, self.places, n_shared, own, n_parts)
         if self.first_layer == 0:
             change = item.ablated.contributions[0] - item.clean.contributions[0]

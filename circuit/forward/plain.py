@@ -185,7 +185,7 @@ def prefix_of(model: Model, tokens: Int[Tensor, "batch before"]) -> Prefix | Non
 
 def changes(model: Model, before: Written, after: Written) -> Float[Tensor, "src batch pos d_model"]:
     """What every source writes in one run less what it writes in another."""
-    out = _room(model, before.embedded)
+    out = _scratch(model, before.embedded)
     with torch.no_grad():
         torch.sub(after.embedded, before.embedded, out=out[0])
         for block, z, other, mlp, other_mlp in zip(
@@ -203,7 +203,7 @@ def changes(model: Model, before: Written, after: Written) -> Float[Tensor, "src
 
 def _contributions(model: Model, written: Written) -> Float[Tensor, "src batch pos d_model"]:
     """What every source adds to the stream; one stream a source."""
-    out = _room(model, written.embedded)
+    out = _scratch(model, written.embedded)
     with torch.no_grad():
         out[0] = written.embedded
         for block, z, mlp in zip(model.blocks, written.z, written.mlps, strict=True):
@@ -212,7 +212,7 @@ def _contributions(model: Model, written: Written) -> Float[Tensor, "src batch p
     return out
 
 
-def _room(model: Model, stream: Tensor) -> Tensor:
+def _scratch(model: Model, stream: Tensor) -> Tensor:
     return stream.new_empty(model.graph.n_src, *stream.shape, requires_grad=False)
 
 

@@ -14,7 +14,7 @@ from persona_circuits.circuit.model.loading import (
     wrap_model,
     write_dense,
 )
-from persona_circuits.circuit.model.mixed_precision import SHORT, Held
+from persona_circuits.circuit.model.mixed_precision import HALF_PRECISION, Upcasting
 from persona_circuits.circuit.model.model import Model
 from persona_circuits.circuit.model.neurons import Hidden, Neurons, OpenBlock
 from persona_circuits.circuit.model.norm import Pullback
@@ -25,12 +25,11 @@ from persona_circuits.circuit.model.stubs import nothing_installed
 
 __all__ = [
     "DTYPES",
+    "HALF_PRECISION",
     "NEURON_HOOKS",
     "RULES",
-    "SHORT",
     "Block",
     "Context",
-    "Held",
     "Hidden",
     "Model",
     "Neurons",
@@ -38,6 +37,7 @@ __all__ = [
     "Origin",
     "Pullback",
     "Rules",
+    "Upcasting",
     "Wide",
     "check_reader",
     "host_options",

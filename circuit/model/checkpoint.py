@@ -1,7 +1,7 @@
 """What a model's name and folder hold, looked at before and after the host library reads them.
 
 The host library fills what a checkpoint lacks with random numbers, drops what it does not know, and says so
-in warnings. Here each of that is a refusal: a folder that is not what it seems, a key too few or too many.
+in warnings. Here each of these is an error: a folder that is not what it seems, a key too few or too many.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def lacks_tokenizer(folder: Path) -> bool:
 
 
 def check_keys(name: str, network: Any, info: Mapping[str, Any]) -> None:
-    """Hold the host library's loading info against the model.
+    """Compare the host library's loading info with the model.
 
     Raises:
         ModelError: a weight was not in the checkpoint or has another shape there, or the checkpoint holds what is

@@ -1,4 +1,4 @@
-"""Quantised models in GGUF files: read by the host library, with their weights made long."""
+"""Quantised models in GGUF files: the host library reads and dequantises them."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def origin_of_gguf(path: Path) -> Origin:
 
 
 def as_dense() -> dict[str, Any]:
-    """What the host library is told, so that it makes weights long and does not compute with blocks of them."""
+    """Options that make the host library dequantise the weights and not compute with quantised blocks."""
     from transformers import GgufConfig
 
     return {"quantization_config": GgufConfig(dequantize=True)}

@@ -1,4 +1,4 @@
-"""A model that the caller holds, copied, so that taking it apart leaves the caller's as it was."""
+"""A copy of the caller's model, so that taking it apart leaves the original as it was."""
 
 from __future__ import annotations
 

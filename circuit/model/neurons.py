@@ -65,7 +65,7 @@ class Neurons:
         return self.hidden(seen[0].view(*x.shape[:-1], -1).to(x))
 
     def hidden(self, values: Float[Tensor, "*rows pos neuron"]) -> Hidden:
-        """With the gain that these values have."""
+        """These values with their gain."""
         written = values @ self.writes.to(values) + self.bias.to(values)
         return Hidden(values, self.block.mlp_gain(written))
 
@@ -80,11 +80,11 @@ class Neurons:
         direction: Float[Tensor, "*more batch pos d_model"],
         some: Int[Tensor, " some"] | slice = slice(None),
     ) -> Float[Tensor, "*more batch pos some"]:
-        """What each neuron writes in the ``other`` run less what it writes in the clean one, along a direction."""
+        """What each neuron writes in the ``other`` run minus what it writes in the clean one, along a direction."""
         n, weights = direction.shape[-2], self.writes[some].T.to(direction)
         before, after = (at.values[:, -n:, some] for at in (clean, other))
         gains = [at.gain[:, -n:] for at in (clean, other)]
-        if gains[0].shape[-1] == 1:  # no norm behind: one factor for both
+        if gains[0].shape[-1] == 1:  # no norm after the MLP: one factor for both
             return direction @ weights * ((after - before) * gains[0])
         return (direction * gains[1]) @ weights * after - (direction * gains[0]) @ weights * before
 
@@ -106,7 +106,7 @@ class Neurons:
         gradients: Mapping[str, Float[Tensor, "*rows pos neuron"]],
         some: Int[Tensor, " some"],
     ) -> Float[Tensor, "some *rows pos d_model"]:
-        """``read`` taken back to the stream, through each of some neurons alone; over all it is the MLP's."""
+        """Gradients of ``read`` taken back to the stream through each of some neurons; summed over all, the MLP's."""
         halves = [(gradients[name][..., some], weights[:, some].T.to(x)) for name, weights in self.reads.items()]
         outer = [g.movedim(-1, 0)[..., None] * w[(slice(None), *[None] * (x.dim() - 1))] for g, w in halves]
         normed = outer[0] if len(outer) == 1 else outer[0] + outer[1]
@@ -117,7 +117,7 @@ class Neurons:
 
 @dataclass(frozen=True, eq=False)
 class OpenBlock(Block):
-    """A block of whose MLP some neurons, ``dropped``, write what ``instead`` says, whatever the MLP reads."""
+    """A block in whose MLP some neurons, ``dropped``, write ``instead``, whatever the MLP reads."""
 
     neurons: Neurons | None = None
     dropped: Int[Tensor, " some"] | None = field(default=None, repr=False)
@@ -159,4 +159,4 @@ def _linear(block: Block, projection: Any) -> tuple[Float[Tensor, "in out"], Flo
         bias, output = projection(torch.zeros_like(x))[0, 0], projection(x)[0, 0]
     if not torch.allclose(x[0, 0] @ weight + bias, output, rtol=1e-2, atol=1e-2 * float(output.abs().max())):
         raise ModelError(f"layer {block.layer}: the MLP's {type(module).__name__} is no product with its weights")
-    return weight.float() if block.held is not None else weight, bias
+    return weight.float() if block.upcasting is not None else weight, bias

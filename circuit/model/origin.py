@@ -1,4 +1,4 @@
-"""From which quantised file a model's weights were made, so that results can say it."""
+"""The quantised file that a model's weights come from, so that results can name it."""
 
 from __future__ import annotations
 
