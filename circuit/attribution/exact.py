@@ -1,4 +1,4 @@
-"""Exact patching: every edge's own effect, a patched forward each."""
+"""Exact patching: every edge's own effect, from one patched forward pass per edge."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def exact(
     batches, metric, ablation
         As for ``eap``.
     progress
-        Called with the edges done and of all, over all batches.
+        Called with the number of edges done and their total, over all batches.
 
     Returns
     -------
-    The score of every edge, in the metric's unit, mean over prompts; nothing of it is an estimate.
+    The exact score of every edge, in the metric's unit, mean over prompts.
 
     Examples
     --------
@@ -91,7 +91,7 @@ def rows_of_all(rows: dict[int, np.ndarray], graph: Graph) -> ScoreParts:
 
 
 class _LazyMasks(Sequence[np.ndarray]):
-    """For every edge into one slot, the mask of all edges but that one; made when asked for."""
+    """For every edge into one slot, the mask of all edges but that one; made lazily."""
 
     def __init__(self, graph: Graph, slot: int) -> None:
         self.graph, self.slot = graph, slot

@@ -9,8 +9,8 @@
 
 Positional embeddings are no node (they stay) except between prompts of unequal
 length, where a token stands against one of another position and brings its own.
-Corrupt and neutral change what tells A from B, or persona from no persona; the
-others remove everything a node says, and ask what the model needs at all.
+Corrupt and neutral change what distinguishes A from B, or persona from no persona; the
+others remove everything a node writes, and so measure what the model needs at all.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ __all__ = [
 ]
 
 CONSTANT = ("mean", "span-mean", "optimal")
-"""Those that are computed from prompts before the first patched pass."""
+"""Ablations that are computed from prompts before the first patched pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class Idle:
-    """What the nodes of a layer write that read nothing but ablated values.
+    """What nodes write that read nothing but ablated values.
 
     ``contributions`` as in a run; ``attn[l]`` is all that layer l's attention adds, its bias included.
     """
@@ -79,11 +79,11 @@ class Ablated:
 
 
 Ablation = Callable[[Model, Batch, Run], Ablated]
-"""From a batch and its clean run to what its cut edges carry."""
+"""Maps a batch and its clean run to what its cut edges carry."""
 
 
 def corrupt(model: Model, batch: Batch, clean: Run, other: Run | None = None) -> Ablated:
-    """The corrupt prompts' values; ``other`` is their plain run, if it is already there."""
+    """The corrupt prompts' values; ``other`` is their plain run, if available."""
     return _of_run(model, clean, other or run_corrupt(model, batch), batch.corrupt_to_clean)
 
 
@@ -145,7 +145,7 @@ def span_mean(model: Model, batches: Sequence[Batch]) -> Ablation:
     """The mean over all prompts of ``batches`` and all positions of a part, as the pair file names the parts.
 
     Raises:
-        TaskError: a later pair has a part that these have not.
+        TaskError: a later pair has a part that these lack.
     """
     names = tuple(sorted(parallel.gathered({name: name for batch in batches for name in batch.span_names})))
     total = torch.zeros(model.graph.n_src, len(names), model.d_model, dtype=torch.float64, device=model.device)
@@ -182,7 +182,7 @@ def optimal(
     rate: float = 0.1,
     progress: Progress | None = None,
 ) -> Ablation:
-    """One learned vector per node: with it in the node's place the whole model keeps its output best.
+    """One learned vector per node, which in the node's place preserves the model's output best.
 
     For each source alone, KL(whole model || model with the vector at every position of
     the node) is minimised over ``n_prompts`` clean prompts, by Adam from the node's mean
@@ -202,7 +202,7 @@ def optimal(
         if progress is not None:
             progress(done, len(groups))
 
-    constants = _summed(constants)  # one process learns, the others hold zeros
+    constants = _summed(constants)  # one process learns, the others contribute zeros
 
     def ablation(model: Model, batch: Batch, clean: Run) -> Ablated:
         return _constants(model, batch, clean, constants[:, None, None].expand_as(clean.contributions))
@@ -227,9 +227,9 @@ def make_ablation(name: str, model: Model, batches: Sequence[Batch], *, progress
 
 
 def ablated_by(model: Model, clean: Run, contributions: Float[Tensor, "src batch pos d_model"]) -> Ablated:
-    """The streams that these contributions make in the places of the clean run's, and what idle nodes make of them.
+    """The streams these contributions sum to in place of the clean run's, and what idle nodes make of them.
 
-    They are added up anew, not as changes of the clean streams: nothing but zeros is exactly zero.
+    They are summed from scratch, not as changes of the clean streams, so that zeros sum to exactly zero.
     """
     graph = model.graph
     with torch.no_grad():
@@ -256,9 +256,9 @@ def ablated_by(model: Model, clean: Run, contributions: Float[Tensor, "src batch
 
 
 def _bias(model: Model, block: Block, clean: Run) -> Tensor | float:
-    """What the clean run's attention adds that no head wrote; exactly nothing where it has no bias.
+    """What the clean run's attention adds that no head wrote; exactly zero where it has no bias.
 
-    As a difference of streams it would be rounding, which a norm of a stream of zeros makes large.
+    As a difference of streams it would be rounding error, which the norm of a stream of zeros amplifies.
     """
     if not block.has_attn_bias:
         return 0.0
@@ -303,7 +303,7 @@ def _token_contributions(
 
 
 class _Part:
-    """A batch in which constants are learned: its clean run, and where the tokens' own part lies."""
+    """A batch on which constants are learned: its clean run, and the part of the stream that comes from tokens."""
 
     def __init__(self, model: Model, batch: Batch) -> None:
         self.clean = run_clean(model, batch)
@@ -342,7 +342,7 @@ def _sample(batches: Sequence[Batch], n_prompts: int) -> list[Batch]:
 def _learned(
     model: Model, parts: Sequence[_Part], sources: slice, steps: int, rate: float
 ) -> Float[Tensor, "src d_model"]:
-    """The best constants of some sources of one layer, each learned alone but all at once."""
+    """The best constants of some sources of one layer, learned independently but in the same passes."""
     cells = torch.cat([part.values(sources).flatten(1, 2) for part in parts], dim=1)
     start = cells.mean(1)
     scale = cells.square().mean((1, 2)).sqrt().clamp(min=1e-6)[:, None]

@@ -37,7 +37,7 @@ from persona_circuits.metrics import Metric
 __all__ = ["Finished", "Terms", "finish"]
 
 MOST_TURNS = 20
-"""After so many the search stops, settled or not."""
+"""The search stops after so many, settled or not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Terms:
     """What a finish asks of edges.
 
     ``tau`` is what one must be worth, in units of the metric; ``least`` is the faithfulness, a ratio of means on these
-    prompts, below which no change is made: a start below it is left to reach it. ``candidates`` as in ``Trials``.
+    prompts, below which no change goes: a start below it may only rise towards it. ``candidates`` as in ``Trials``.
     """
 
     tau: float
@@ -98,9 +98,9 @@ def finish(
         Say in which order edges are tried, and which may come back: those of ``start``, and as many again that are the
         strongest outside. Without scores those of ``start`` alone, from the logits back.
     state
-        File in which the search is kept, to go on from; removed at the end.
+        File in which the search saves its state, to resume from; removed at the end.
     progress
-        Told of edges asked since the last change, of all.
+        Called with the number of edges tried since the last change and their total.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def finish(
     """
     check_tau(terms.tau)
     if terms.candidates is not None and terms.candidates < 1:
-        raise OptionError(f"a finish needs at least one candidate a pass, got {terms.candidates}")
+        raise OptionError(f"a finish needs at least one candidate per pass, got {terms.candidates}")
     if model.budget is None:
         prepared = [item.with_differences() for item in prepared]
     start = start.without_dead_ends()
@@ -184,7 +184,7 @@ class _Finish:
         return max(1, min(self.candidates, int(0.7 / max(min(self.rate, 1 - self.rate), 1e-9))))
 
     def _decide(self, places: Sequence[tuple[int, int]]) -> None:
-        """Try some edges at once, each as if all before it had been changed, or none had; go on as far as that held."""
+        """Try some edges at once, each as if all before it had been changed, or none had; keep what proves right."""
         changed = self.rate > 0.5
         masks, base = [], self.mask
         for place in places:
@@ -215,7 +215,7 @@ class _Finish:
         return Circuit(self.model.graph, mask).without_dead_ends().mask
 
     def _values(self, masks: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-        """Of every circuit the mean of |m - m(full)|, and f; circuits that are the one so far are known."""
+        """The mean of |m - m(full)|, and f, of every circuit; those of the current circuit are known."""
         known = [self.evaluated > 0 and bool((mask == self.mask).all()) for mask in masks]
         new = [mask for mask, seen in zip(masks, known, strict=True) if not seen]
         measured: Iterator[tuple[float, float]] = iter(())

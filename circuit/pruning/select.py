@@ -18,7 +18,7 @@ __all__ = ["PRUNERS", "check_n", "check_tau", "greedy", "slots_by_source", "thre
 
 
 def threshold(scores: Scores, tau: float) -> Circuit:
-    """The edges with ``|score| >= tau``, less dead ends.
+    """The edges with ``|score| >= tau``, without dead ends.
 
     Parameters
     ----------
@@ -45,13 +45,13 @@ def threshold(scores: Scores, tau: float) -> Circuit:
 
 
 def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
-    """The ``n`` edges with the largest |score|, less dead ends; ties go to the earlier edge.
+    """The ``n`` edges with the largest |score|, without dead ends; ties go to the earlier edge.
 
     Parameters
     ----------
     signed
         Take the most negative scores first instead: those whose corruption lowers the metric, the order of MIB's CPR
-        numbers (arXiv:2504.13151) in our sign.
+        (arXiv:2504.13151) with the opposite sign.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
 
 
 def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
-    """``n`` edges grown backward from ``logits``, always the strongest that the circuit can use next.
+    """``n`` edges grown backward from ``logits``, always adding the strongest that the circuit can use.
 
     An edge can be used once its destination is ``logits`` or a node that already writes into the circuit. What does not
     reach back to ``input`` is dropped at the end, so that the circuit may hold fewer than ``n`` edges.
@@ -117,7 +117,7 @@ def check_tau(tau: float) -> None:
 
 
 def check_n(n: int, graph: Graph) -> None:
-    """That so many edges can be kept.
+    """Check that so many edges can be kept.
 
     Raises:
         OptionError: the graph has fewer, or it is none.

@@ -70,7 +70,7 @@ class Circuit:
         return Circuit(self.graph, self.mask | self._mask_of(other))
 
     def __sub__(self, other: Circuit) -> Circuit:
-        """The edges of this one that the other has not."""
+        """The edges of this circuit that the other lacks."""
         return Circuit(self.graph, self.mask & ~self._mask_of(other))
 
     def _mask_of(self, other: Circuit) -> np.ndarray:
