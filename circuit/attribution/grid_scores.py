@@ -185,7 +185,7 @@ class _Terms:
         )
 
     def mixture(self, direction: int, n_rows: int) -> Float[np.ndarray, "row run"]:
-        """Weights of runs' contributions in the difference that a direction's gradient multiplies, for the first rows."""
+        """Weights of runs' contributions in the difference that a direction's gradient multiplies, first rows."""
         weights = np.zeros((n_rows, len(self.prompts)))
         for term in self.terms:
             if term.at < n_rows:

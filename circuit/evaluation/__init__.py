@@ -1,4 +1,4 @@
-"""Measures of a circuit: faithfulness and what stands beside it."""
+"""Measures of a circuit: faithfulness and its controls."""
 
 from persona_circuits.circuit.evaluation.attending import MOST_PAIRS, OpenedHeads, attended, head_parts, heads_of
 from persona_circuits.circuit.evaluation.by_pair import (

@@ -1,8 +1,8 @@
 """Random circuits like one whose edges are at parts of the prompt: the same through other heads.
 
-In every layer the heads exchange their edges at random, those that they write and those that they read. So a random
-circuit has as many edges at every part between every two layers and kinds of node, hangs together as the given one
-does, and differs in nothing but which heads it goes through. Edges between MLPs, ``input`` and ``logits`` are in all.
+In every layer the heads exchange their edges, in and out, by a random permutation. So a random circuit has as many
+edges at every part between every two layers and kinds of node, is connected like the given one, and differs only in
+the heads it goes through. Edges between MLPs, ``input`` and ``logits`` are in all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from persona_circuits.circuit.subgraph import SpanCircuit
 __all__ = ["random_at_parts"]
 
 MOST_TRIES = 20
-"""Exchanges that are drawn for one that changes anything."""
+"""Permutations drawn at most to find one that changes anything."""
 
 
 def random_at_parts(circuit: SpanCircuit, count: int, *, seed: int) -> list[SpanCircuit]:
@@ -35,7 +35,7 @@ def random_at_parts(circuit: SpanCircuit, count: int, *, seed: int) -> list[Span
 
 
 def _exchanged(graph: Graph, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The sources and slots in another order: the heads of every layer by turns."""
+    """The sources and slots in another order: the heads of every layer permuted."""
     sources, slots = np.arange(graph.n_src), np.arange(graph.n_dst)
     for layer in range(graph.n_layers):
         order, heads, first = rng.permutation(graph.n_heads), graph.heads_of(layer), graph.head_slots_of(layer).start

@@ -1,12 +1,12 @@
-"""Chosen heads, opened: what their queries and keys, and what their values carry, and why they attend where they do.
+"""Chosen heads in detail: what their queries and keys, and their values, carry, and why they attend where they do.
 
 Parts: the circuit without what a head's query and key read, so that it attends as in the ablated run, and without what
 its value reads, so that it moves what is there in that run.
 
 Attention: the score of a key at the answer's place, q . k before the softmax, is a sum over the sources that write the
-query, and over those that write the key, with the scales of norms held (``model.scores``). Scores are taken less
-their mean over all keys, as attention depends on differences alone, and averaged over a part of the prompt by how much
-the head attends to each of its tokens. What is reported is persona A's run less persona B's, mean over pairs.
+query, and over those that write the key, with the scales of norms frozen (``model.scores``). Their mean over all keys
+is subtracted, as attention depends on differences alone, and scores are averaged over a part of the prompt, weighted by
+the head's attention to each of its tokens. The report gives persona A's run minus persona B's, mean over pairs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["Attended", "HeadPart", "OpenedHeads", "attended", "head_parts", "hea
 PARTS: dict[str, tuple[Slot, ...]] = {"query-key": ("q", "k"), "value-output": ("v",)}
 REST = "biases"
 MOST_PAIRS = 16
-"""Pairs whose attention is taken apart."""
+"""Pairs whose attention is decomposed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Attended:
     """A head and a part of the prompt: how much of the attention it has, the score, and what makes the difference.
 
     ``query`` and ``key`` are of every source and of what belongs to none (``biases``); either sums to ``score``, A
-    less B. ``attention_a`` and ``attention_b`` are shares of the attention at the answer. ``interval`` is that of
+    minus B. ``attention_a`` and ``attention_b`` are shares of the attention at the answer. ``interval`` is that of
     ``score`` over pairs, None where some pairs have no such part.
     """
 
@@ -83,7 +83,7 @@ class OpenedHeads:
     drawn_over: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as ``heads.json`` holds them."""
+        """Plain values, as in ``heads.json``."""
         return {"format": "persona-circuits/heads", "version": 1, **plain(self)}
 
 
@@ -129,7 +129,7 @@ def head_parts(
 def attended(
     model: Model, rows: Sequence[Row], heads: Sequence[Node], sample: PairSample, *, progress: Progress | None = None
 ) -> tuple[Attended, ...]:
-    """Why heads attend to each part of the prompt, under A less under B; a prompt at a time.
+    """Why heads attend to each part of the prompt, under A minus under B; one prompt at a time.
 
     Parameters
     ----------

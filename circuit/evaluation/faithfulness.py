@@ -2,16 +2,16 @@
 
     f(C) = (m(C) - m(empty)) / (m(full) - m(empty))
 
-The headline is the ratio of means over pairs; the mean of the pairs' ratios is a
-different number, and so is their median, which no pair with a tiny effect can move: both
-stand beside it. Both directions of a swapped pair belong
+The headline is the ratio of means over pairs. The mean of the pairs' ratios is a different
+number, and so is their median, which is robust to pairs with a tiny effect: both are
+reported beside it. Both directions of a swapped pair belong
 to one pair: they are averaged first and resampled together. Pairs that share personas
 or questions are resampled by those, where the pair file names them (``circuit.statistics.intervals``).
 
 A ratio means something beside controls that could have been as high: random circuits with as many
 edges per layer and kind, so that they read the embedding through layer 0 as the circuit does; the
-complement, which is nearly always cut off from the embedding, again with those reads; and the whole
-model without one edge, as a single one can carry everything. ``N_TRIED`` patched passes at most look for it.
+complement, which is nearly always cut off from the embedding, also with those reads; and the whole
+model without one edge, as a single one can carry everything: at most ``N_TRIED`` edges are tried.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from persona_circuits.metrics import Metric
 __all__ = ["N_TRIED", "Faithfulness", "FaithfulnessReport", "evaluate", "median_of_ratios", "own_ratios", "pairwise"]
 
 WIDEST = 2.0
-"""An interval of f that goes beyond this, or holds 0, tells nothing of a circuit."""
+"""An interval of f wider than this, or one that contains 0, says nothing about a circuit."""
 PRECISE = 0.25
-"""Half the width of one that would."""
+"""Half the width of an interval that would."""
 
 N_TRIED = 4
-"""Edges that are cut alone at most: the read of the first MLP, and the strongest."""
+"""Most edges to cut alone: what the first MLP reads, and the strongest."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,7 +88,7 @@ class FaithfulnessReport:
     ``rounding`` how far rounding alone moves the metric. ``n_reversed`` counts the pairs on which m(full) is below
     m(empty): with persona metrics and the corrupt ablation those of negative D.
     The random circuits are matched, ``matching`` says how. ``complement_with_reads`` keeps what layer 0 reads of
-    ``input`` besides; ``without_edge`` is the whole model less the edge ``edge``, the one of ``n_tried`` edges of
+    ``input`` too; ``without_edge`` is the whole model without ``edge``, the one of ``n_tried`` edges of
     the circuit whose loss alone changes f most. Of a circuit whose edges are at parts of the prompt ``everywhere`` is
     the circuit that has the same edges at all parts; its random circuits go through other heads.
     """
@@ -132,7 +132,7 @@ class FaithfulnessReport:
 
     @property
     def caution(self) -> str:
-        """What is to be said where these pairs do not tell how faithful the circuit is; empty where they do."""
+        """A warning where these pairs do not determine how faithful the circuit is; else empty."""
         known, effect = self.circuit.interval, self.effect_interval
         if self.circuit.ratio_of_means is None or self.n_pairs < 2:
             return ""
@@ -152,7 +152,7 @@ class FaithfulnessReport:
 
     @property
     def reversal(self) -> str:
-        """What is to be said of a contrast that runs the other way as a whole; empty where it does not."""
+        """A warning where the contrast as a whole is reversed; else empty."""
         if self.m_full >= self.m_empty:
             return ""
         return (
@@ -247,7 +247,7 @@ def _beside_random(measured: _Measured, sample: PairSample, sizes: Sequence[int]
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """The metric of every pair, of the circuit and of all that stands beside it; ``without`` is less one edge each."""
+    """The metric of every pair under the circuit and its controls; ``without`` lacks one edge each."""
 
     full: Float[np.ndarray, " pair"]
     empty: Float[np.ndarray, " pair"]
@@ -268,7 +268,7 @@ def _measured(
     tried: Sequence[Edge],
     random: Sequence[Circuit | SpanCircuit],
 ) -> _Measured:
-    """All circuits in one go over the pairs."""
+    """All circuits in one run over the pairs."""
     graph, rest, wide = model.graph, circuit.complement(), _everywhere(circuit)
     full, empty = replace(circuit, mask=circuit.mask | rest.mask), replace(circuit, mask=np.zeros_like(rest.mask))
     fixed = [full, empty, circuit, rest, _with_reads(rest), *([] if wide is None else [wide])]
@@ -295,7 +295,7 @@ def _everywhere(circuit: Circuit | SpanCircuit) -> SpanCircuit | None:
 
 
 def _alone(circuit: Circuit, scores: Scores | None) -> list[Edge]:
-    """Edges of the circuit of which one may carry it: what the first MLP reads of ``input``, then by |score|.
+    """Edges of the circuit, one of which may carry everything: the first MLP's read of ``input``, then by |score|.
 
     Where edges have no scores, what else leaves ``input``, in the order of the graph.
     """

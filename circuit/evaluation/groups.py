@@ -17,13 +17,13 @@ __all__ = ["LEAST_PAIRS", "Averages", "Grouping", "PairGroup", "group_pairs"]
 
 MOST_GROUPS = 6
 LEAST_PAIRS = 8
-"""Fewer pairs are not searched for groups."""
+"""Fewest pairs for a search for groups."""
 LEAST_GROUP, LEAST_SHARE = 3, 0.1
-"""A group has at least so many pairs, and so large a share of them; a few odd pairs are no group."""
+"""The least number and the least share of pairs in a group; a few outliers are no group."""
 MOST_PAIRS = 500
-"""Of more pairs so many, drawn at random, are searched for groups: work grows with their square."""
+"""Most pairs in a search for groups, a random sample of more: the work is quadratic in them."""
 ALIKE = 1e-9
-"""Scores of length one whose mean squared distance from their mean is less differ by rounding alone: one group."""
+"""Normalised scores with a smaller mean squared distance from their mean differ by rounding alone: one group."""
 LEAST_COVERED = 0.9
 """Share of the pairs that must be in groups for a cut to count."""
 ALPHA = 0.05
@@ -135,7 +135,7 @@ def _without_groups(gram: Float[np.ndarray, "pair pair"], rng: np.random.Generat
     """Makes points of the sample's points that have their mean, their covariance and their distances, but no groups.
 
     A new point is the mean plus a normal mixture of all deviations from it, times the distance from
-    the mean of one of the points, each used once: odd pairs are as odd as they were.
+    the mean of one of the points, each used once, so that outliers stay outliers.
     """
     n = len(gram)
     distances = np.sqrt(np.maximum(np.diag(_centred(gram)), 0.0))
@@ -146,7 +146,7 @@ def _without_groups(gram: Float[np.ndarray, "pair pair"], rng: np.random.Generat
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """How points fall apart: what two groups explain of their variance, and the groups with the largest silhouette.
+    """How points cluster: the share of variance that two groups explain, and the groups with the largest silhouette.
 
     ``explained`` is -1 where there are no two groups at any height, and ``silhouette`` then too.
     """
@@ -160,7 +160,7 @@ def _cut(gram: Float[np.ndarray, "pair pair"]) -> _Cut:
     """Two groups, and 2 to 6 groups, by Ward's method; the largest group first.
 
     What is too small for a group is no group: such pairs have no part in the numbers and go to the
-    nearest group. A cut that leaves more than a tenth of the pairs in none is not looked at.
+    nearest group. A cut that leaves more than a tenth of the pairs in none is skipped.
     """
     apart = _distances(gram)
     tree = hierarchy.linkage(squareform(apart, checks=False), method="ward")

@@ -14,9 +14,9 @@ distribution over all matched circuits; and if the given circuit is itself a ran
 of them, it cannot be told from the ends of the walks, however short they are: p-values
 from ranks are exact (Besag and Clifford 1989, doi:10.1093/biomet/76.4.633).
 
-In small graphs a cell often has no other edge to offer. Where too many of the walks end
-at the given circuit itself, the layers are given up and only the types matched, and
-after that only the size.
+In small graphs a cell often has no other edge. Where too many of the walks end at the
+given circuit itself, only the types are matched and not the layers, and failing that
+only the size.
 
 ``random_circuits`` makes circuits of a size alone, where there is no circuit to be like, or none that its edges
 may be of.
@@ -39,17 +39,17 @@ __all__ = ["MATCHINGS", "Matched", "cells_of", "matched_circuits", "matched_outs
 MATCHINGS = ("layer", "type", "size")
 """What a cell is: edges of one layer and type at both ends, of one type at both ends, or all edges."""
 MOST_REPEATS = 0.02
-"""With a larger share of walks that end where they began, the next wider matching is taken."""
+"""Largest share of walks that end where they began; beyond it the next wider matching is used."""
 MOST_TRIES = 3
-"""Sets drawn outside a circuit for each one that is wanted, where the same is drawn again."""
+"""Most draws per requested set outside a circuit, where draws repeat."""
 STEPS_PER_EDGE = 20
 FEWEST_STEPS, MOST_STEPS = 2000, 10_000
 MOST_MOVED = 3
 EXCHANGES = 50
-"""Of E edges a step exchanges nodes with chance 50 / E, at most 1/4: it looks at all E."""
+"""With E edges a step exchanges nodes with chance 50 / E, at most 1/4, as such a step visits all E."""
 BLOCK = 1000
 MOST_PATHS = 200
-"""Random circuits, and paths, that are tried for one of exactly the size; only outside a circuit can there be none."""
+"""Most random circuits, and paths, tried for one of exactly the size; it always exists but outside a circuit."""
 Place = tuple[int, int]
 Step = dict[int, Place]
 """New places of edges, by their number."""

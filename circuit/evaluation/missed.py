@@ -1,7 +1,7 @@
 """What a search missed: edges outside the circuit, drawn at random, each patched exactly.
 
-Scores are estimates, and those of AtP* come with a bound on what they may have passed over (arXiv:2403.00745). Here it
-rests on nothing but the draw: of N edges outside n are patched, k of them move the metric by tau or more, and K, the
+Scores are estimates, and those of AtP* come with a bound on what they may have missed (arXiv:2403.00745). Here it
+rests on random sampling alone: of N edges outside n are patched, k of them move the metric by tau or more, and K, the
 number of all that do, is at most the largest for which k or fewer would be drawn with a chance above 1 - confidence
 (hypergeometric, one-sided). It holds for any scorer and any pruner.
 """
@@ -52,7 +52,7 @@ class Missed:
 
     @property
     def sentence(self) -> str:
-        """The whole of it in words."""
+        """The result in words."""
         moving = "none moves" if not self.n_found else f"{self.n_found:,} move{'s' if self.n_found == 1 else ''}"
         return (
             f"{self.n_checked:,} of {self.n_outside:,} edges outside, drawn at random, were patched exactly: {moving} "

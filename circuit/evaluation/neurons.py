@@ -1,4 +1,4 @@
-"""Chosen MLPs of a circuit, opened into their neurons: which of them it needs, and what these read, write and mean.
+"""The neurons of chosen MLPs of a circuit: which of them it needs, and what these read, write and promote.
 
 Neurons of all opened MLPs are ranked together by |score|, and the fewest first ones are kept with which the circuit
 has so large a share of what these MLPs carry in it: of m(circuit) - m(circuit with none of their neurons). A neuron
@@ -64,7 +64,7 @@ class Neuron:
 
 @dataclass(frozen=True)
 class NeuronRow:
-    """The circuit whose opened MLPs have these neurons: mean metric, f, and the part of what the MLPs carry."""
+    """The circuit with these neurons of its opened MLPs: mean metric, f, and the share of what the MLPs carry."""
 
     name: str
     n_neurons: int
@@ -101,11 +101,11 @@ class OpenedMlps:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as ``neurons.json`` holds them."""
+        """Plain values, as in ``neurons.json``."""
         return {"format": FORMAT, "version": 1, **plain(self)}
 
     def in_circuit(self) -> dict[str, Any]:
-        """What ``circuit.json`` holds of it."""
+        """The part of it in ``circuit.json``."""
         names = [neuron.name for neuron in self.kept]
         return {"share": self.asked, "mlps": list(self.n_neurons), "neurons": names}
 
@@ -245,10 +245,10 @@ def described(
 
 
 def _words(model: Model, neurons: Neurons, places: np.ndarray) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The tokens that each neuron raises and lowers the most by what it writes, if nothing else were in the stream."""
+    """The tokens that each neuron's write would raise and lower the most if nothing else were in the stream."""
     writes = neurons.writes[torch.from_numpy(places).to(neurons.writes.device)].to(model.device, model.dtype)
     with torch.no_grad():
-        writes = writes * neurons.block.mlp_gain(writes)  # the norm behind the MLP weighs coordinates
+        writes = writes * neurons.block.mlp_gain(writes)  # the norm after the MLP scales coordinates
         logits = model.unembed(writes) - model.unembed(torch.zeros_like(writes[:1]))
     n = min(N_TOKENS, logits.shape[-1])
     ends = ((sign * logits).topk(n).indices.tolist() for sign in (1, -1))

@@ -36,7 +36,7 @@ Sources = tuple[int, ...]
 class Share:
     """A share of m(full) - m(empty), and that of every random set; None where there is no effect.
 
-    ``p``: with how large a chance a random set has as large a share, (1 + b) / (1 + B).
+    ``p``: the chance that a random set has as large a share, (1 + b) / (1 + B).
     """
 
     value: float | None
@@ -90,7 +90,7 @@ def measured_sets(
     *,
     n_random: int = 10,
 ) -> NodeSets:
-    """Every set without and alone, beside ``n_random`` random ones at most, in one go over the pairs.
+    """Every set without and alone, beside at most ``n_random`` random ones, in one run over the pairs.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ def other_sets(graph: Graph, chosen: Sources, count: int, seed: int) -> list[Sou
 
 
 def _pools(graph: Graph, chosen: Sources) -> list[tuple[Sequence[int], int]]:
-    """What can stand for what: the heads of each layer, and all MLPs, each with how many are taken; ``input`` stays."""
+    """Pools to draw from, and how many: the heads of each layer, and all MLPs; ``input`` stays."""
     layers = [graph.src_nodes[src].layer for src in chosen if graph.src_nodes[src].kind == "head"]
     n_mlps = sum(graph.src_nodes[src].kind == "mlp" for src in chosen)
     pools: list[tuple[Sequence[int], int]] = [((0,), 1)] if 0 in chosen else []
@@ -163,7 +163,7 @@ def _without(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndar
 
 
 def _only(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndarray, "src dst"]:
-    """What others would read is cut with what they write."""
+    """The circuit of the edges among these sources, ``input`` and ``logits``."""
     return _without(mask, tuple(set(range(1, len(mask))) - set(chosen)))
 
 

@@ -1,4 +1,4 @@
-"""The run where there is nothing to find: two paraphrases of one persona.
+"""The null run: two paraphrases of one persona, between which there is nothing to find.
 
 Their divergence should be zero but for the wording. Paraphrases of equal length give
 sigma_0, the spread to be expected; those of unequal length must stay within it,
@@ -48,12 +48,12 @@ class NullRun:
     p_gap: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as the results hold them."""
+        """Plain values, as in the results."""
         return asdict(self)
 
 
 def null_run(model: Model, task: Task, *, align: str = "right", batch_size: int = 32) -> NullRun:
-    """Ask the model both paraphrases of every pair.
+    """Run the model on both paraphrases of every pair.
 
     Raises:
         TaskError: a pair is of two personas.

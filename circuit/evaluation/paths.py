@@ -6,7 +6,7 @@ of no other: path patching (Goldowsky-Dill et al. 2023, arXiv:2304.05969) of the
     (m(path) - m(empty)) / (m(full) - m(empty))
 
 the faithfulness of a circuit that is this path; under swapped persona pairs m(full) - m(empty) is D. Shares do not add
-up: nodes are not linear, and what comes together may do what nothing does alone.
+up: nodes are not linear, and several inputs together may do what none does alone.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def measured_paths(
 ) -> PathShares:
     """The strongest paths of a circuit with five different weakest edges, each kept alone, and together.
 
-    All of it is one go over the pairs. The seed is of the random heads too.
+    All are measured in one run over the pairs. The seed is of the random heads too.
     """
     paths = _strongest(circuit, scores)
     graph, seed = model.graph, sample.seed
@@ -127,7 +127,7 @@ def _strongest(circuit: Circuit, scores: Scores) -> list[tuple[Edge, ...]]:
 
 
 def _exchanged(path: Sequence[Edge], graph: Graph, rng: np.random.Generator) -> tuple[Edge, ...]:
-    """The path with each of its heads exchanged for another of that layer; empty where that cannot be."""
+    """The path with each of its heads replaced by another of that layer; empty where that is impossible."""
     heads = [edge.dst for edge in path if edge.dst.kind == "head"]
     if not heads or graph.n_heads == 1:
         return ()

@@ -1,4 +1,4 @@
-"""Edge scores of every pair, kept so that pairs can be drawn anew without running the model again.
+"""Edge scores of every pair, kept so that pairs can be resampled without running the model again.
 
 A circuit found on other pairs, or on the same ones counted differently, is then a weighted mean of
 rows and the pruning rule (``Rule``), and no pass.
@@ -31,7 +31,7 @@ __all__ = ["PairScores", "Rule", "pair_scores"]
 
 MAX_BYTES = 1 << 30
 NO_EFFECT = 1e-9
-"""Of the largest |score|: a whole effect up to it is rounding, nothing that a threshold could be a share of."""
+"""Share of the largest |score| below which a whole effect is rounding and no threshold can be a share of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class PairScores:
         return len(self.whole)
 
     def mean(self, weights: Float[np.ndarray, " pair"] | None = None) -> Scores:
-        """The scores of all pairs, or of pairs that count differently; weights have the sum one."""
+        """The mean scores of all pairs, or a weighted mean; weights sum to one."""
         weights = np.full(len(self), 1 / len(self)) if weights is None else weights
         values = np.zeros(self.graph.valid.shape)
         values[self.graph.valid] = weights.astype(np.float32) @ self.values
@@ -183,7 +183,7 @@ def _whole(
 
 
 class _Store:
-    """Rows of scores as they come: dense where they all fit, else sparse above a floor that rises with need."""
+    """Rows of scores as they arrive: dense where all fit, else sparse above a floor that rises as needed."""
 
     def __init__(self, graph: Graph, n_pairs: int, max_bytes: int) -> None:
         self.shape, self.max_bytes, self.floor = (n_pairs, graph.n_edges), max_bytes, 0.0

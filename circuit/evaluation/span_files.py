@@ -80,7 +80,7 @@ def write_specificity(specificity: Specificity, folder: Path) -> None:
     """
     write_json(specificity.as_dict(), folder / "specificity.json")
     write_csv(specificity.as_dict()["cells"], folder / "specificity.csv")
-    # From nothing left to all of it: colours that followed the data would make a dissociation of any differences.
+    # A fixed colour scale from 0 to 1: one that followed the data would make any differences look like a dissociation.
     most = max(1.0, float(np.abs(np.nan_to_num(specificity.matrix())).max()))
     figure = heat_map(
         specificity.matrix().tolist(),

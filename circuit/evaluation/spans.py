@@ -1,4 +1,4 @@
-"""Where in the prompt a contrast is carried: scores by part of the prompt, and what the stream there still does.
+"""Where in the prompt a contrast is carried: scores by part of the prompt, and the effect of the stream there.
 
 Entry share: of all |score| of edges into a layer, the share that lies on each part of
 the prompt. An edge's score is split over positions, so this says at which tokens a

@@ -1,4 +1,4 @@
-"""Does a circuit hold elsewhere, and is it of this contrast alone?
+"""Does a circuit generalise, and is it specific to this contrast?
 
 Transfer: the same circuit on other pairs, personas, questions, templates or domains, each
 beside random circuits of its size that are made of edges outside it. A circuit transfers where it explains the
@@ -32,9 +32,9 @@ __all__ = ["INTACT", "Pairs", "Transfer", "measured", "transfer", "transfer_with
 Pairs = Callable[[], Iterable[Prepared]]
 """Gives the batches of a contrast; called once."""
 EXPLAINS = 0.5
-"""A circuit transfers to pairs of whose effect it explains at least this share."""
+"""Least share of the effect that a circuit must explain to transfer to other pairs."""
 INTACT = 0.8
-"""A contrast goes on under an ablation where it keeps at least this share of its effect."""
+"""Least share of its effect that a contrast must keep to survive an ablation."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def transfer_within(
 def measured(
     model: Model, prepared: Iterable[Prepared], masks: Sequence[np.ndarray], metric: Metric
 ) -> tuple[np.ndarray, float]:
-    """What circuits score on each pair, ``[mask, pair]``, and how far rounding alone moves it."""
+    """The metric of circuits on each pair, ``[mask, pair]``, and how far rounding alone moves it."""
     watch = Rounding(model, metric)
     values = pairwise(measure(model, watch.watched(prepared), masks, metric), metric)
     return values, watch.floor

@@ -8,14 +8,14 @@
 F(X) = (m(X) - m(empty)) / (m(full) - m(empty)), a ratio of means over pairs. Knocking out a
 node cuts every edge that leaves it. K is drawn at random (each node, or each edge, with
 chance 1/2), is all of one type (heads, MLPs, heads of one layer), or is grown greedily to
-make the gap large. What is chosen for being large is too large by chance: the greedy K
-is chosen on one half of the pairs and its gap measured on the other.
+make the gap large. Such a selected gap is biased upwards, so the greedy K is chosen on one
+half of the pairs and its gap measured on the other.
 
 The backup search measures the effect of every node outside, F(X) - F(X without it), in the
 whole model and in the model with a part K of the circuit knocked out, and tests per
-node that it grows by more than a negligible share, with the false discovery rate
-held over all nodes and parts (Benjamini and Hochberg 1995). What is found is then knocked
-out together, beside as many other nodes: only what is lost then was theirs.
+node that it grows by more than a negligible share, controlling the false discovery rate
+over all nodes and parts (Benjamini and Hochberg 1995). The nodes found are then knocked
+out together, with as many other nodes as a control: only what is lost then was theirs.
 """
 
 from __future__ import annotations
@@ -140,12 +140,12 @@ class CompletenessOptions(PlainNumbers):
     n_steps, n_candidates
         Of the greedy knockout: nodes added, and nodes tried for each.
     n_parts
-        Parts of the circuit whose absence is searched for backup, those first that the
-        model needs most.
+        Parts of the circuit whose absence is searched for backup, starting with those that
+        the model needs most.
     alpha
         False discovery rate of the backup search.
     negligible
-        Growth of a node's effect, as a share of m(full) - m(empty), that is no taking over.
+        Growth of a node's effect, as a share of m(full) - m(empty), that does not count as taking over.
     quick
         5 random knockouts, 2 greedy steps of 4 candidates, no backup search.
     """
@@ -160,7 +160,7 @@ class CompletenessOptions(PlainNumbers):
     quick: bool = False
 
     def checked(self) -> CompletenessOptions:
-        """These options, with few of everything where it is to be quick.
+        """These options, with small numbers where ``quick`` is set.
 
         Raises:
             OptionError: a level, share or number is impossible.
@@ -202,11 +202,11 @@ def completeness_report(
         Gives the batches; called once for every 64 circuits measured, so a list is best
         where memory allows.
     clusters
-        Personas and questions that pairs share, for the intervals; pairs alone without it.
+        Personas and questions that pairs share, for the intervals; without it pairs are resampled.
     progress
-        Called with the circuits measured and the most that there can be.
+        Called with the number of circuits measured and its upper bound.
     state
-        File in which measurements are kept, to go on from after a stop; removed at the end.
+        File in which measurements are saved, to resume from after a stop; removed at the end.
 
     Raises
     ------
@@ -249,7 +249,7 @@ def completeness_report(
 
 
 def _ends(study: Study) -> dict[str, Any]:
-    """On how many pairs, and the metric of the whole model and of nothing."""
+    """The number of pairs, and the metric of the full and of the empty circuit."""
     means = {"m_full": float(study.full.mean()), "m_empty": float(study.empty.mean())}
     return {"n_pairs": len(study.span), **means}
 

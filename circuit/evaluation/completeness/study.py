@@ -1,4 +1,4 @@
-"""Knockouts: what goes when parts of a circuit and of the model go, and what stands in for them."""
+"""Knockouts: what is lost when parts of a circuit and of the model are removed, and what takes over."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["BackupSearch", "Cut", "Knockout", "Study"]
 N_CONTROLS = 5
 FEWEST_TO_SPLIT = 4
 MOST_INTERVALS = 20
-"""Of the nodes outside those that grow most have an interval, and those that are found to take over."""
+"""Number of nodes outside that get an interval, those that grow most; nodes that take over always do."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Study:
         return [Cut(f"random edges {i}", edges=tuple(map(tuple, cut.tolist()))) for i, cut in named if len(cut)]
 
     def nothing_cut(self) -> Knockout:
-        """The gap that the circuit has as it is."""
+        """The gap of the circuit without a knockout."""
         return self._knockout("none", Cut("nothing"), self.alone - self.empty, self.span)
 
     def knockouts(self, kind: str, cuts: Sequence[Cut]) -> tuple[list[Knockout], Float[np.ndarray, "cut pair"]]:

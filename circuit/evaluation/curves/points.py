@@ -235,9 +235,9 @@ class Pool:
         return Circuit(self.graph, mask) if self.spans is None else SpanCircuit(self.graph, self.spans, mask)
 
     def by_size(self, progress: Progress | None = None) -> tuple[list[int], Sequence[np.ndarray | SpanCircuit]]:
-        """Places and masks from the smallest circuit to the largest: what small ones do not run is not run for them.
+        """Places and masks from the smallest circuit to the largest, so that passes of small circuits stay cheap.
 
-        ``progress`` is told of every mask that is taken.
+        ``progress`` is called for every mask.
         """
         packed = list(self._places)
         order = sorted(range(len(packed)), key=lambda place: self._edges[place])
@@ -254,7 +254,7 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class _Unpacked(Sequence[np.ndarray | SpanCircuit]):
-    """Masks that are unpacked when they are asked for."""
+    """Masks that are unpacked on access."""
 
     packed: Sequence[bytes]
     unpack: Callable[[bytes], np.ndarray | SpanCircuit]

@@ -1,10 +1,10 @@
 """Faithfulness against size: what circuits of the standard shares of edges explain, for any number of scorers.
 
 A scorer puts all edges into an order. For every share k of ``SHARES`` the first int(k n) of the
-n edges are kept, dead ends are dropped, and f is measured. Two areas sum a curve up
+n edges are kept, dead ends are dropped, and f is measured. Two areas summarise a curve
 (MIB, Mueller et al. 2025, arXiv:2504.13151), by trapezoids over k from .001 to 1:
 
-    CPR    area under f(k)           more is better, unbounded above: never to be read alone
+    CPR    area under f(k)           more is better, but unbounded above: not to be read alone
     CMD    area under |1 - f(k)|     less is better, 0 is the whole model at every size
 
 Two orders: ``absolute``, the largest |score| first; ``signed``, first the edges whose corruption
@@ -61,7 +61,7 @@ __all__ = ["CurveReport", "curve_report"]
 class CurveReport:
     """All curves of a set of pairs.
 
-    ``n_units`` is what a share is a share of, by level; ``resampled`` says what the intervals are drawn over.
+    ``n_units`` is what shares are shares of, by level; ``resampled`` says what the intervals are drawn over.
     """
 
     metric: str
@@ -106,7 +106,7 @@ def curve_report(
     marks
         Single circuits to measure beside the curves.
     progress
-        Told of every circuit, anew for every batch.
+        Called for every circuit, again for every batch.
 
     Raises
     ------

@@ -1,12 +1,11 @@
 """How large a circuit has to be: the smallest one that reaches a faithfulness, and all sizes in a row.
 
 Edges enter in the order of |score|. f need not grow with every edge, so the smallest size is
-the first that reaches the target among those tried: a grid of sizes, evenly spaced in their
-logarithm, is tried from below until one reaches it; the gap below that one is then cut, two sizes a pass, at
-where a line between its ends reaches the target and a little before (f bends downward), until a size at most
-half a percent (below 400 edges one edge) smaller is known to miss it. A size that reaches the target between
-two of the grid that both miss it can be passed over; tried sizes above the one found that miss the target
-again are reported.
+the first that reaches the target among those tried: a logarithmic grid of sizes is tried from below until
+one reaches it; the gap below that one is then narrowed, two sizes per pass, at the point where a line
+between its ends reaches the target and a little before (f is concave), until a size at most half a percent
+(below 400 edges one edge) smaller is known to miss it. A size that reaches the target between two grid
+sizes that both miss it can go unnoticed; tried sizes above the result that miss the target are reported.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ __all__ = ["Smallest", "Sweep", "check_target", "pareto", "smallest", "sweep"]
 N_GRID = 10
 """Sizes from one edge to the largest, of which those up to the first that reaches the target are tried."""
 LOOKED_AT = 50
-"""Edges up to which any search looks, however small the graph."""
+"""Edges among which every search looks, however small ``up_to``."""
 FINE = 200
-"""The size found is known to a part in so many."""
+"""The resulting size is known to one part in so many."""
 N_AT_ONCE = 8
 N_THRESHOLDS = 24
 
@@ -69,7 +68,7 @@ class Smallest:
 
     @property
     def reached(self) -> bool:
-        """Whether the target is; among all edges it always is."""
+        """Whether the target is reached; among all edges it always is."""
         return self.faithfulness >= self.target
 
     @property
@@ -145,13 +144,13 @@ def smallest(
     Parameters
     ----------
     prepared
-        Gives the batches; called once a round.
+        Gives the batches; called once per round.
     target
         Above 0, at most 1; the whole model reaches 1 by definition.
     up_to
         The share of all edges that is looked at, ``LOOKED_AT`` edges at least.
     progress
-        Told of every circuit, anew for every batch of every round.
+        Called for every circuit, again for every batch of every round.
 
     Raises
     ------
@@ -263,7 +262,7 @@ def check_target(target: float) -> None:
 
 
 class _Search:
-    """What is known of sizes: ``known[n]`` is the number of edges without dead ends, and f."""
+    """Sizes measured so far: ``known[n]`` is the number of edges without dead ends, and f."""
 
     def __init__(
         self,

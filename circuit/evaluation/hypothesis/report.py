@@ -13,7 +13,7 @@ H0 is rejected; for sufficiency and necessity it *passes* where H0 is rejected. 
 not pass because a test had no power: equivalence passes where the opposite H0, |P - 1/2| >= eps, is
 rejected (two one-sided tests), independence where a correlation of .5 would have been found four times in five.
 What could not have come out otherwise on so few pairs or random circuits is ``undecided``,
-what has no object ``not applicable``. The five p-values are corrected for each other (Holm 1979): a
+a test without an object ``not applicable``. The five p-values are corrected for each other (Holm 1979): a
 decision that rests on a rejection at level ``alpha`` alone, and not at ``alpha`` after correction, is ``undecided``.
 Every test says what it could have shown.
 
@@ -22,8 +22,8 @@ Where this differs from the paper and its code:
 - The indicator of s(C) > s(M) is tested, not the mean difference, and ties count one
   half: a circuit that equals the model passes.
 - Differences below a ``negligible`` share (1 %) of m(full) - m(empty) are ties: a sign
-  test calls every systematic difference a failure, one of a millionth as well. The p
-  without that allowance stands beside it.
+  test calls every systematic difference a failure, however small. The p without that
+  allowance is reported too.
 - Pairs that share personas or questions are not independent: equivalence counts as many pairs as would tell
   as much if they shared nothing (Korn and Graubard 1998), and independence permutes only what is
   exchangeable (``circuit.statistics.permutations``). ``docs/statistics.md`` has the levels by simulation.
@@ -178,7 +178,7 @@ class HypothesisOptions(PlainNumbers):
     quick: bool = False
 
     def checked(self) -> HypothesisOptions:
-        """These options, with few of everything where it is to be quick.
+        """These options, with small numbers where ``quick`` is set.
 
         Raises:
             OptionError: a level, share or number is impossible.
@@ -223,9 +223,9 @@ def hypothesis_tests(
     clusters
         Personas and questions that the pairs share; pairs count as independent without it.
     progress
-        Called with the circuits measured and all that there are to measure.
+        Called with the number of circuits measured and their total.
     state
-        File in which measurements are kept, to go on from after a stop; removed at the end.
+        File in which measurements are saved, to resume from after a stop; removed at the end.
 
     Raises
     ------
@@ -302,9 +302,9 @@ def _applicable(
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """The circuits beside which one is tested: random ones like it, others outside it, and it with either and less one.
+    """The circuits that one is compared with: random ones like it, others outside it, and it with added or lost edges.
 
-    ``inflated`` are masks of the circuit with each random one added, ``lacking`` the same less an edge, and
+    ``inflated`` are masks of the circuit with each random one added, ``lacking`` the same without an edge, and
     ``tested`` the places of the circuit's edges that are removed one by one.
     """
 
@@ -321,7 +321,7 @@ class _Drawn:
 
     @property
     def n_circuits(self) -> int:
-        """How many are to be measured, with the circuit, its complement, all and nothing."""
+        """The number of circuits to measure, including the circuit, its complement, the full and the empty one."""
         return 4 + len(self.matched.circuits) + len(self.outside.circuits) + 2 * len(self.inflated) + len(self.tested)
 
 

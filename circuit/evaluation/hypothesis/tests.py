@@ -26,7 +26,7 @@ __all__ = ["counted", "equivalence", "hsic", "independence", "partial_necessity"
 
 DETECTABLE, POWER = 0.5, 0.8
 """Independence passes where a correlation of this size would have been found with this chance."""
-ELEMENTS = 1 << 22  # of permuted kernel matrices held at a time
+ELEMENTS = 1 << 22  # of permuted kernel matrices in memory at a time
 
 
 def equivalence(
@@ -50,7 +50,7 @@ def equivalence(
     eps at which the circuit would have passed, ``fails_from`` the least share that would have failed.
 
     With ``clusters`` both go by the number of pairs that would tell as much if they shared nothing,
-    ``n_effective``, and are no smaller than if every cluster had one mind: (1/2 + eps)^k and
+    ``n_effective``, and are no smaller than if all pairs of a cluster agreed: (1/2 + eps)^k and
     (1 - 2 eps)^k for k clusters.
     """
     n, clusters = len(model), clusters or Clusters(len(model), None, None)
@@ -359,7 +359,7 @@ def _tail(n: float, k: float, eps: float) -> float:
 
 
 def _bound(above: float, below: float, n: float, alpha: float) -> float:
-    """How far P may be from 1/2, at one-sided level ``alpha`` on either side."""
+    """A bound on |P - 1/2|, at one-sided level ``alpha`` on either side."""
     ends = []
     for more, fewer in ((above, below), (below, above)):
         high = scipy.special.betaincinv(more + 1, n - more, 1 - alpha / 2) if more < n else 1.0

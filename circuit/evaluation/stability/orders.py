@@ -73,13 +73,13 @@ def order_dependence(
     default
         What ACDC found in its own order, if that is known; otherwise it is run once more.
     state
-        Beside this path the run in progress keeps its state and finished ones their circuits, to go on from after
+        Next to this path the run in progress saves its state and finished runs their circuits, to resume from after
         a stop; all of it is removed at the end.
 
     Raises
     ------
     OptionError
-        No order is asked for.
+        No order is requested.
     """
     if not orders:
         raise OptionError("ACDC in no random order tells nothing; ask for at least one")

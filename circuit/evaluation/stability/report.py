@@ -8,7 +8,7 @@ model is run. Over resamples:
     Jaccard     edges that two resamples share over edges that either has, mean over all pairs of resamples
     core        edges of the circuit selected in at least 90 % of the resamples; the other edges are its fringe
 
-Resampled twice: ``pairs`` (each pair for itself) and, where the pair file names them, clusters: personas and
+Resampled twice: ``pairs`` (each pair independently) and, where the pair file names them, clusters: personas and
 questions are drawn, and the weights are scaled so that scores vary as the cluster-robust variance
 says (``circuit.statistics.intervals``), without the small-sample widening of an interval. Clusters go first where they
 can be drawn: other personas and questions are what a circuit should survive.
@@ -108,7 +108,7 @@ class StabilityReport:
 
     @property
     def sentence(self) -> str:
-        """The headline in words."""
+        """The result in words."""
         if self.jaccard is None:
             return f"Stability is not known: {'; '.join(self.notes) or 'nothing was resampled'}."
         how = f"{self.order.n_orders + 1} orders of ACDC" if self.order and not self.resamplings else self._drawn()
@@ -180,7 +180,7 @@ def stability_report(
     clusters
         Which of the pairs share personas and questions, in the same order.
     n_resamples
-        Of each kind; at least 100 for a number that is to be reported.
+        Of each kind; at least 100 for a number to report.
 
     Raises
     ------

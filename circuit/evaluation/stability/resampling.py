@@ -22,7 +22,7 @@ STABLE = 0.8
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """What one way of resampling gave.
+    """The result of one way of resampling.
 
     ``by`` is what was drawn. ``frequency[src, dst]`` is the share of resamples that select an edge.
     ``jaccard`` is the mean over pairs of resamples, ``low`` and ``high`` the 5th and the 95th percentile,
