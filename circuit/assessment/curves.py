@@ -30,7 +30,8 @@ from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, PairSample
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, overlap, with_swap_rows
+from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, with_swap_rows
+from persona_circuits.circuit.task.overlap import overlap
 from persona_circuits.metrics import METRICS, Metric
 
 __all__ = ["CurveStudy", "curve_study", "read_scorer"]

@@ -56,11 +56,11 @@ from persona_circuits.circuit.evaluation import (
     evaluate,
     measured_paths,
     measured_sets,
-    missed,
     pair_scores,
     span_study,
 )
 from persona_circuits.circuit.evaluation.curves import smallest, sweep
+from persona_circuits.circuit.evaluation.missed import missed
 from persona_circuits.circuit.forward import (
     Ablation,
     KeptRuns,
@@ -87,7 +87,8 @@ from persona_circuits.circuit.pruning import (
 )
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
-from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, forms_left_out, overlap
+from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, forms_left_out
+from persona_circuits.circuit.task.overlap import overlap
 from persona_circuits.metrics import Metric
 
 __all__ = [
