@@ -8,8 +8,7 @@
     │   └── WriteError a file or folder that cannot be written
     └── OptionError    an option, or a combination of options, that makes no sense
 
-The command line turns these into exit code 2. Anything else is a bug and
-keeps its traceback.
+The command line turns these into exit code 2. Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations

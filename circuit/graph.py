@@ -5,9 +5,8 @@ A *source* writes into the residual stream, a *slot* reads from it:
     sources   input, then per layer  a{l}.h0 … a{l}.h{H-1}, m{l}
     slots     per layer  a{l}.h*<q>, a{l}.h*<k>, a{l}.h*<v>, m{l},  then  logits
 
-An edge joins a source to a slot that comes after it. Heads of a layer reach the
-MLP of the same layer unless attention and MLP run in parallel. The convention,
-names included, is that of Hanna et al. 2024 (arXiv:2403.17806).
+An edge joins a source to a slot that comes after it. Heads of a layer reach the MLP of the same layer unless attention
+and MLP run in parallel. The convention, names included, is that of Hanna et al. 2024 (arXiv:2403.17806).
 
 Names are parsed and printed in this module alone.
 """

@@ -7,8 +7,7 @@ A known edge is *true* if corrupting it alone moves the persona divergence D by 
 than a share of |D|. Where edges stand in for each other that would miss them all; the
 models this is meant for have no such edges, and `support` shows it.
 
-This module knows no model. What it is given has a name, a task, true edges and a
-model: see `GroundTruth`.
+This module knows no model. What it is given has a name, a task, true edges and a model: see `GroundTruth`.
 """
 
 from __future__ import annotations
@@ -79,12 +78,10 @@ class Recovery:
 class CalibrationRow:
     """One method on one model.
 
-    ``auroc`` and ``average_precision`` are of |score| against the true edges, over all
-    edges of the graph; for ``random`` their mean over 30 draws. For ACDC the score of an
-    edge is the change that its removal made when it was tried, 0 where it was not.
-    ``span`` is m(full) - m(empty): D in logits, but KL(full || empty) in nats for
-    ``acdc-kl``. ``note`` says which edges fall on the wrong side of the threshold and
-    why; it is empty where none does.
+    ``auroc`` and ``average_precision`` are of |score| against the true edges, over all edges of the graph; for
+    ``random`` their mean over 30 draws. For ACDC the score of an edge is the change that its removal made when it was
+    tried, 0 where it was not. ``span`` is m(full) - m(empty): D in logits, but KL(full || empty) in nats for
+    ``acdc-kl``. ``note`` says which edges fall on the wrong side of the threshold and why; it is empty where none does.
     """
 
     planted: str

@@ -11,15 +11,13 @@
     exact       one patched forward pass per edge
     random      the control
 
-with delta_s = ablated - clean output of the source, summed over positions and
-averaged over prompts. Neither split copies of the residual stream nor gradients
-of parameters are taken: the gradient at a head's stream is the norm's Jacobian
-transposed times W_Q g_q, and all edges into a layer are one matrix product.
+with delta_s = ablated - clean output of the source, summed over positions and averaged over prompts. Neither split
+copies of the residual stream nor gradients of parameters are taken: the gradient at a head's stream is the norm's
+Jacobian transposed times W_Q g_q, and all edges into a layer are one matrix product.
 
 ``eap_by_definition`` spells out both of the first two; ``eap`` and ``eap_ig`` give the same numbers with less work.
 
-A score is a sum over prompts and positions, so it can be given in parts: per
-prompt, or per named part of the prompts.
+A score is a sum over prompts and positions, so it can be given in parts: per prompt, or per named part of the prompts.
 """
 
 from __future__ import annotations
@@ -339,9 +337,8 @@ def scores_at(
 ) -> Float[np.ndarray, "part src dst"]:
     """Sum of delta . gradient over prompts and positions, for every edge, the gradient at one run.
 
-    With ``cells`` a sum over each of these sets of places instead. Heads are taken as many
-    at a time as keep the gradients at their streams within ``max_bytes``, by default within
-    a quarter of what the differences hold.
+    With ``cells`` a sum over each of these sets of places instead. Heads are taken as many at a time as keep the
+    gradients at their streams within ``max_bytes``, by default within a quarter of what the differences hold.
     """
     graph = model.graph
 

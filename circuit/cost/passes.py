@@ -33,11 +33,10 @@ Memory beside the weights, per prompt, in numbers of the format:
     runs     = 2 (S + K + Z) + W            both plain runs of a pair, 4 (...) + W where a cut edge carries neither
     circuit  = 2 S + T (14 H d + 6 d + 6 H h + c f) + 3 H T^2     one patched pass, for each circuit in it
 
-f is the MLP width that a token passes (c = 7 in experts, else 4 if it is gated and 5 if not), n the
-norms of a layer beyond two, and b = 1.3, or 2.6 where attention scores are capped. The constants are
-bounds on what torch's allocator counts for the families that the tests build. Times divide operations by the
-device's peak times an assumed efficiency, or bytes by its bandwidth where that is longer. They are
-estimates; no time here was measured.
+f is the MLP width that a token passes (c = 7 in experts, else 4 if it is gated and 5 if not), n the norms of a layer
+beyond two, and b = 1.3, or 2.6 where attention scores are capped. The constants are bounds on what torch's allocator
+counts for the families that the tests build. Times divide operations by the device's peak times an assumed efficiency,
+or bytes by its bandwidth where that is longer. They are estimates; no time here was measured.
 """
 
 from __future__ import annotations

@@ -62,23 +62,20 @@ ACDC, FINISH = "acdc.state", "finish.state"
 class Discovery:
     """What was found: the circuit, every edge's score (None for plain ACDC), and how good it is where.
 
-    ``divergence`` is m(clean) - m(corrupt) on the training pairs, ``tau`` the threshold in
-    the metric's units, ``acdc_cost`` patched passes and circuits tried. ``held_out``
-    says whether all pairs of ``reports[-1]`` are pairs that the search did not see.
-    ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
-    ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
-    a shorter format did to the scores of the first batch. ``smallest`` is the search for
-    the size that reaches a faithfulness, ``finished`` what an exact finish did, ``sweep`` the nested circuits over
-    thresholds. ``shared`` is
-    what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
-    scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
-    worth a search, ``certificate`` which edges stay when personas or questions go,
-    ``missed`` a bound on edges outside that matter. ``reused`` is the file of
-    scores that were used again, None where they were made here; ``made_of`` is what they follow from.
-    ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores; ``sets``
-    the named sets of nodes, without and alone. ``at_parts`` says at which parts of the prompt the circuit has its
-    edges, where not at all; ``circuit`` is then of those that it has at any. ``opened`` are MLPs as their neurons,
-    ``heads`` the parts of heads and why they attend, if they were asked for.
+    ``divergence`` is m(clean) - m(corrupt) on the training pairs, ``tau`` the threshold in the metric's units,
+    ``acdc_cost`` patched passes and circuits tried. ``held_out`` says whether all pairs of ``reports[-1]`` are pairs
+    that the search did not see. ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
+    ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in a shorter format did to the
+    scores of the first batch. ``smallest`` is the search for the size that reaches a faithfulness, ``finished`` what an
+    exact finish did, ``sweep`` the nested circuits over thresholds. ``shared`` is what pairs searched on and pairs
+    measured on have in common, ``completeness`` how nearly EAP-IG's scores add up to the effect, None for other scores,
+    ``signal`` whether the pairs searched on hold an effect worth a search, ``certificate`` which edges stay when
+    personas or questions go, ``missed`` a bound on edges outside that matter. ``reused`` is the file of scores that
+    were used again, None where they were made here; ``made_of`` is what they follow from. ``paths`` are the strongest
+    paths from ``input`` to ``logits``, each measured alone, None without scores; ``sets`` the named sets of nodes,
+    without and alone. ``at_parts`` says at which parts of the prompt the circuit has its edges, where not at all;
+    ``circuit`` is then of those that it has at any. ``opened`` are MLPs as their neurons, ``heads`` the parts of heads
+    and why they attend, if they were asked for.
     """
 
     circuit: Circuit

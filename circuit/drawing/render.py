@@ -329,9 +329,8 @@ sys.stdout.buffer.write(graph.draw(None, format=sys.argv[1], prog="nop2"))
 def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
     """The picture's bytes.
 
-    Graphviz runs in a process of its own, as fontconfig reads its settings once per
-    process: there our font is the only one, so labels neither vanish on a machine
-    without fonts nor look different on another.
+    Graphviz runs in a process of its own, as fontconfig reads its settings once per process: there our font is the only
+    one, so labels neither vanish on a machine without fonts nor look different on another.
     """
     if fmt == "dot":
         return picture.to_string().encode()

@@ -64,9 +64,8 @@ class PairsView:
     """A circuit pair by pair; ``rows`` in the order of the pairs.
 
     ``null`` is the bound on |D| (on |effect| where D is not given) of flat pairs and ``null_source`` where it comes
-    from.
-    ``quantiles`` are of the f of pairs that are not flat, None where all are. ``worst`` are those of
-    them furthest from f = 1.
+    from. ``quantiles`` are of the f of pairs that are not flat, None where all are. ``worst`` are those of them
+    furthest from f = 1.
     """
 
     null: float

@@ -2,11 +2,10 @@
 
     f(C) = (m(C) - m(empty)) / (m(full) - m(empty))
 
-The headline is the ratio of means over pairs. The mean of the pairs' ratios is a different
-number, and so is their median, which is robust to pairs with a tiny effect: both are
-reported beside it. Both directions of a swapped pair belong
-to one pair: they are averaged first and resampled together. Pairs that share personas
-or questions are resampled by those, where the pair file names them (``circuit.statistics.intervals``).
+The headline is the ratio of means over pairs. The mean of the pairs' ratios is a different number, and so is their
+median, which is robust to pairs with a tiny effect: both are reported beside it. Both directions of a swapped pair
+belong to one pair: they are averaged first and resampled together. Pairs that share personas or questions are resampled
+by those, where the pair file names them (``circuit.statistics.intervals``).
 
 A ratio means something beside controls that could have been as high: random circuits with as many
 edges per layer and kind, so that they read the embedding through layer 0 as the circuit does; the
@@ -81,16 +80,15 @@ class Faithfulness:
 class FaithfulnessReport:
     """A circuit, its complement and random circuits of its size on a set of pairs.
 
-    ``random_mean`` and ``random_sd`` are over the random circuits' ``ratio_of_means``;
-    ``random`` holds each. ``effect_interval`` is of m(full) - m(empty), which with persona
-    metrics and the corrupt ablation is D. ``random_gap`` is the circuit's ratio of means minus
-    ``random_mean``, on the same pairs and draws. ``resampled`` says what the intervals are drawn over,
-    ``rounding`` how far rounding alone moves the metric. ``n_reversed`` counts the pairs on which m(full) is below
-    m(empty): with persona metrics and the corrupt ablation those of negative D.
-    The random circuits are matched, ``matching`` says how. ``complement_with_reads`` keeps what layer 0 reads of
-    ``input`` too; ``without_edge`` is the whole model without ``edge``, the one of ``n_tried`` edges of
-    the circuit whose loss alone changes f most. Of a circuit whose edges are at parts of the prompt ``everywhere`` is
-    the circuit that has the same edges at all parts; its random circuits go through other heads.
+    ``random_mean`` and ``random_sd`` are over the random circuits' ``ratio_of_means``; ``random`` holds each.
+    ``effect_interval`` is of m(full) - m(empty), which with persona metrics and the corrupt ablation is D.
+    ``random_gap`` is the circuit's ratio of means minus ``random_mean``, on the same pairs and draws. ``resampled``
+    says what the intervals are drawn over, ``rounding`` how far rounding alone moves the metric. ``n_reversed`` counts
+    the pairs on which m(full) is below m(empty): with persona metrics and the corrupt ablation those of negative D. The
+    random circuits are matched, ``matching`` says how. ``complement_with_reads`` keeps what layer 0 reads of ``input``
+    too; ``without_edge`` is the whole model without ``edge``, the one of ``n_tried`` edges of the circuit whose loss
+    alone changes f most. Of a circuit whose edges are at parts of the prompt ``everywhere`` is the circuit that has the
+    same edges at all parts; its random circuits go through other heads.
     """
 
     metric: str

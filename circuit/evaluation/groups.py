@@ -44,10 +44,9 @@ class Averages:
 class Grouping:
     """How pairs fall into groups by their own scores.
 
-    ``labels`` are -1 where a pair was left out, else the group, from 0, the largest first.
-    ``explained`` is the share of variance between two groups and ``p`` that of its test. ``silhouette`` is the
-    largest mean silhouette of 2 to 6 groups, ``n_best`` the number of groups it was found at. There is one group
-    where p is above .05.
+    ``labels`` are -1 where a pair was left out, else the group, from 0, the largest first. ``explained`` is the share
+    of variance between two groups and ``p`` that of its test. ``silhouette`` is the largest mean silhouette of 2 to 6
+    groups, ``n_best`` the number of groups it was found at. There is one group where p is above .05.
     """
 
     labels: Int[np.ndarray, " pair"]
@@ -62,9 +61,8 @@ class Grouping:
 class PairGroup:
     """The circuit on one group of pairs.
 
-    ``personas`` and ``questions`` are the most frequent with their counts. With a pruning rule
-    ``own_edges`` is the size of the circuit of this group's scores alone, ``own_jaccard`` what it
-    shares with the circuit.
+    ``personas`` and ``questions`` are the most frequent with their counts. With a pruning rule ``own_edges`` is the
+    size of the circuit of this group's scores alone, ``own_jaccard`` what it shares with the circuit.
     """
 
     averages: Averages

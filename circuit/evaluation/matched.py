@@ -1,22 +1,19 @@
 """Random circuits that resemble a given one in everything but the choice of edges.
 
-A *cell* holds the edges from sources of one layer and type to slots of one layer and
-type: ``a3.h* -> a5.h*<v>``, say. A matched circuit has as many edges in every cell as the
-given one, hence its size, and like it no dead ends.
+A *cell* holds the edges from sources of one layer and type to slots of one layer and type: ``a3.h* -> a5.h*<v>``, say.
+A matched circuit has as many edges in every cell as the given one, hence its size, and like it no dead ends.
 
     1. From the given circuit a random walk goes ``steps`` steps to a hub; from the hub as
        many walks as circuits are wanted go ``steps`` steps each.
     2. A step moves one to three edges to random places in their cells, or exchanges two
        heads of a layer with all their edges. What makes dead ends is refused.
 
-Every step is as likely as the step back, so the walks do not leave the uniform
-distribution over all matched circuits; and if the given circuit is itself a random one
-of them, it cannot be told from the ends of the walks, however short they are: p-values
-from ranks are exact (Besag and Clifford 1989, doi:10.1093/biomet/76.4.633).
+Every step is as likely as the step back, so the walks do not leave the uniform distribution over all matched circuits;
+and if the given circuit is itself a random one of them, it cannot be told from the ends of the walks, however short
+they are: p-values from ranks are exact (Besag and Clifford 1989, doi:10.1093/biomet/76.4.633).
 
-In small graphs a cell often has no other edge. Where too many of the walks end at the
-given circuit itself, only the types are matched and not the layers, and failing that
-only the size.
+In small graphs a cell often has no other edge. Where too many of the walks end at the given circuit itself, only the
+types are matched and not the layers, and failing that only the size.
 
 ``random_circuits`` makes circuits of a size alone, where there is no circuit to be like, or none that its edges
 may be of.
@@ -59,13 +56,12 @@ Step = dict[int, Place]
 class Matched:
     """Random circuits and how they were matched.
 
-    ``matching`` is one of ``MATCHINGS``; ``outside`` says that they share no edge with the
-    given circuit, ``connected`` that they have no dead ends. ``n_cells`` cells hold edges of the given
-    circuit; ``n_forced`` of its edges lie in cells that it fills, so that every random
-    circuit has them too, and ``n_relaxed`` had to be matched in a wider cell, as their own
-    holds too few others. ``overlap`` is the mean share of the given circuit's edges in
-    the random ones, ``repeats`` the share of random ones that are the given circuit.
-    ``narrow`` names the cells that the forced or the relaxed edges are of.
+    ``matching`` is one of ``MATCHINGS``; ``outside`` says that they share no edge with the given circuit, ``connected``
+    that they have no dead ends. ``n_cells`` cells hold edges of the given circuit; ``n_forced`` of its edges lie in
+    cells that it fills, so that every random circuit has them too, and ``n_relaxed`` had to be matched in a wider cell,
+    as their own holds too few others. ``overlap`` is the mean share of the given circuit's edges in the random ones,
+    ``repeats`` the share of random ones that are the given circuit. ``narrow`` names the cells that the forced or the
+    relaxed edges are of.
     """
 
     circuits: tuple[Circuit, ...]
@@ -126,10 +122,9 @@ def matched_circuits(circuit: Circuit, count: int, *, seed: int) -> Matched:
 def matched_outside(circuit: Circuit, count: int, *, seed: int) -> Matched:
     """``count`` random sets of edges outside ``circuit``, as many in every cell; none where it holds most edges.
 
-    Where a cell holds too few other edges, the rest is drawn from the cells of the same
-    types, then from all edges. Sets to be cut need no connection, so dead ends are
-    allowed. All sets are different ones: the narrowest matching that offers so many is
-    taken, and by size alone there may be fewer.
+    Where a cell holds too few other edges, the rest is drawn from the cells of the same types, then from all edges.
+    Sets to be cut need no connection, so dead ends are allowed. All sets are different ones: the narrowest matching
+    that offers so many is taken, and by size alone there may be fewer.
     """
     if not count or not 0 < len(circuit) <= circuit.graph.n_edges - len(circuit):
         return _none(circuit, outside=True)
@@ -283,9 +278,8 @@ class _Space:
 class _Walk:
     """A random walk from a circuit.
 
-    In a graph without cycles a circuit has no dead ends exactly if every node that is
-    read also reads and the other way round, so counts of edges in and out of the nodes
-    that a step touches are enough to tell.
+    In a graph without cycles a circuit has no dead ends exactly if every node that is read also reads and the other way
+    round, so counts of edges in and out of the nodes that a step touches are enough to tell.
     """
 
     def __init__(self, space: _Space, start: Circuit) -> None:
@@ -375,9 +369,8 @@ def random_circuits(
 ) -> list[Circuit]:
     """Random circuits of exactly ``n_edges`` edges without dead ends; none where there is no edge to place.
 
-    Each is a union of random paths from ``input`` to ``logits``, filled up with
-    random edges between the nodes on them. Circuits of more than half of all edges
-    are plain random subsets: hardly anything is a dead end there.
+    Each is a union of random paths from ``input`` to ``logits``, filled up with random edges between the nodes on them.
+    Circuits of more than half of all edges are plain random subsets: hardly anything is a dead end there.
 
     With ``outside`` they are made of edges that are not in that circuit: fewer than ``n_edges`` where fewer lie on
     paths there, or hang together, more where not even one path is so short, and none where no path from ``input``

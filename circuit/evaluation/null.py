@@ -27,13 +27,12 @@ __all__ = ["NullRun", "null_run"]
 class NullRun:
     """D over paraphrases of one persona, in logits.
 
-    ``sigma_0`` is the root mean square over pairs of equal length (None without any),
-    ``unequal`` the same over pairs of unequal length. ``within`` is the share of the
-    unequal ones with |D| < 2 sigma_0. ``p_larger`` is Levene's test (medians) that
-    unequal pairs spread more, one-sided, and ``p_shift`` the signed-rank test that
-    their D is not centred at zero. ``gap_correlation`` is Spearman's between |D| and the
-    difference in length, over all pairs, ``p_gap`` its p: the fairest of the three, as
-    longer paraphrases say other things too. None with fewer than three pairs.
+    ``sigma_0`` is the root mean square over pairs of equal length (None without any), ``unequal`` the same over pairs
+    of unequal length. ``within`` is the share of the unequal ones with |D| < 2 sigma_0. ``p_larger`` is Levene's test
+    (medians) that unequal pairs spread more, one-sided, and ``p_shift`` the signed-rank test that their D is not
+    centred at zero. ``gap_correlation`` is Spearman's between |D| and the difference in length, over all pairs,
+    ``p_gap`` its p: the fairest of the three, as longer paraphrases say other things too. None with fewer than three
+    pairs.
     """
 
     source: str

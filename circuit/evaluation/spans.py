@@ -1,12 +1,10 @@
 """Where in the prompt a contrast is carried: scores by part of the prompt, and the effect of the stream there.
 
-Entry share: of all |score| of edges into a layer, the share that lies on each part of
-the prompt. An edge's score is split over positions, so this says at which tokens a
-layer reads the contrast from.
+Entry share: of all |score| of edges into a layer, the share that lies on each part of the prompt. An edge's score is
+split over positions, so this says at which tokens a layer reads the contrast from.
 
-Causal persistence P(l, t) = [m(x_B with h_(l,t) from x_A) - m(x_B)] / [m(x_A) - m(x_B)]:
-the share of the divergence that comes with the residual stream into layer l at part t.
-With swapped rows both directions are in it.
+Causal persistence P(l, t) = [m(x_B with h_(l,t) from x_A) - m(x_B)] / [m(x_A) - m(x_B)]: the share of the divergence
+that comes with the residual stream into layer l at part t. With swapped rows both directions are in it.
 """
 
 from __future__ import annotations
@@ -38,10 +36,9 @@ __all__ = ["SpanStudy", "entry_shares", "persistence", "span_rows", "span_study"
 class SpanStudy:
     """Shares and persistence by layer and part of the prompt.
 
-    ``entry[l, t]`` (l up to ``n_layers``, the last for edges into the logits) is nan where
-    no edge into the layer has a score. ``from_input[l, t]`` is the share of all |score|
-    of edges that leave ``input``. ``persistence[l, t]`` is of the stream into layer l, the
-    last of that into the final norm; ``intervals`` are over what pairs share.
+    ``entry[l, t]`` (l up to ``n_layers``, the last for edges into the logits) is nan where no edge into the layer has a
+    score. ``from_input[l, t]`` is the share of all |score| of edges that leave ``input``. ``persistence[l, t]`` is of
+    the stream into layer l, the last of that into the final norm; ``intervals`` are over what pairs share.
     """
 
     names: tuple[str, ...]

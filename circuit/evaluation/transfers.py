@@ -5,9 +5,8 @@ beside random circuits of its size that are made of edges outside it. A circuit 
 other pairs and circuits of units outside it do not: that control is run, and where none can be made (the circuit
 leaves no path from ``input`` to ``logits`` outside it) nothing is claimed.
 
-Specificity: every circuit is ablated (its edges cut, all others kept) on every contrast. A
-contrast should break under its own circuit (low on the diagonal) and go on under the
-others' (near 1 off it).
+Specificity: every circuit is ablated (its edges cut, all others kept) on every contrast. A contrast should break under
+its own circuit (low on the diagonal) and go on under the others' (near 1 off it).
 """
 
 from __future__ import annotations

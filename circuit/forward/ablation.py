@@ -7,10 +7,9 @@
     span-mean    the mean over prompts and over all positions of a named part of the prompt
     optimal      a learned constant per node (Li and Janson 2024, arXiv:2409.09951)
 
-Positional embeddings are no node (they stay) except between prompts of unequal
-length, where a token stands against one of another position and brings its own.
-Corrupt and neutral change what distinguishes A from B, or persona from no persona; the
-others remove everything a node writes, and so measure what the model needs at all.
+Positional embeddings are no node (they stay) except between prompts of unequal length, where a token stands against one
+of another position and brings its own. Corrupt and neutral change what distinguishes A from B, or persona from no
+persona; the others remove everything a node writes, and so measure what the model needs at all.
 """
 
 from __future__ import annotations
@@ -184,11 +183,10 @@ def optimal(
 ) -> Ablation:
     """One learned vector per node, which in the node's place preserves the model's output best.
 
-    For each source alone, KL(whole model || model with the vector at every position of
-    the node) is minimised over ``n_prompts`` clean prompts, by Adam from the node's mean
-    over those prompts (Li and Janson 2024, arXiv:2409.09951: the constant of smallest
-    loss). ``rate`` is in units of the node's root mean square. All nodes of a layer
-    learn in one pass.
+    For each source alone, KL(whole model || model with the vector at every position of the node) is minimised over
+    ``n_prompts`` clean prompts, by Adam from the node's mean over those prompts (Li and Janson 2024, arXiv:2409.09951:
+    the constant of smallest loss). ``rate`` is in units of the node's root mean square. All nodes of a layer learn in
+    one pass.
     """
     sample = _sample(batches, n_prompts) if parallel.is_first() else []
     constants = torch.zeros(model.graph.n_src, model.d_model, dtype=model.dtype, device=model.device)

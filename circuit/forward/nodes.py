@@ -1,10 +1,9 @@
 """The plain forward pass with the output of chosen nodes, or the stream between layers, taken from another run.
 
-A node that is patched at a position writes its ablated value there; everything that reads it is
-recomputed. ``patched`` does the same where every edge that leaves the node is cut, but here all
-readers share one stream, so a pass costs as much as a plain one, and it may be confined to
-positions. Layers before the first patched node are the clean run's, and so are keys and values of
-positions before the first at which a patch can change anything.
+A node that is patched at a position writes its ablated value there; everything that reads it is recomputed. ``patched``
+does the same where every edge that leaves the node is cut, but here all readers share one stream, so a pass costs as
+much as a plain one, and it may be confined to positions. Layers before the first patched node are the clean run's, and
+so are keys and values of positions before the first at which a patch can change anything.
 
 What a node is patched with is the batch's ablation: with the corrupt prompts (the
 default) one run's value in the other run, "activation patching" (Vig et al. 2020,

@@ -8,12 +8,11 @@ or, where fewer edges are kept than cut, equivalently
 
     x_d = ablated resid_d + sum over kept edges s->d of (current_s - ablated_s)
 
-so the full circuit gives the clean logits and the empty circuit those of the ablated
-values alone, with the corrupt prompts' values the corrupt logits.
-Many circuits run in one pass. A circuit may keep an edge at some parts of the prompt and not at others: at the places
-of a part the sums are over the edges kept or cut there. Layers before the first cut edge and positions before the first
-difference are those of the clean run and are not run again; what no circuit gives
-anything to read is not run; after the last layer's keys and values only the answer's position is.
+so the full circuit gives the clean logits and the empty circuit those of the ablated values alone, with the corrupt
+prompts' values the corrupt logits. Many circuits run in one pass. A circuit may keep an edge at some parts of the
+prompt and not at others: at the places of a part the sums are over the edges kept or cut there. Layers before the first
+cut edge and positions before the first difference are those of the clean run and are not run again; what no circuit
+gives anything to read is not run; after the last layer's keys and values only the answer's position is.
 """
 
 from __future__ import annotations
@@ -321,9 +320,8 @@ class _Walk:
     def _projections(self, block: Block, which: Sequence[Slot]) -> dict[Slot, Float[Tensor, "rows pos head d_head"]]:
         """Queries, keys or values of a layer.
 
-        Heads that no circuit lets read there have the ablated ones, heads into which nothing
-        is cut those of the common stream; the streams of all others are summed at once, so
-        that every source is read once.
+        Heads that no circuit lets read there have the ablated ones, heads into which nothing is cut those of the common
+        stream; the streams of all others are summed at once, so that every source is read once.
         """
         n_heads, first = self.graph.n_heads, self.graph.head_slots_of(block.layer).start
         start = first + SLOTS.index(which[0]) * n_heads

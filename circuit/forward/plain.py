@@ -80,15 +80,13 @@ class Prefix:
 class Run:
     """The results of one forward pass.
 
-    ``streams[l]`` enters layer l's attention and ``streams[-1]`` the final norm,
-    ``mids[l]`` enters layer l's MLP, each ``[batch, pos, d_model]``; ``qkv[l]`` are
-    the projections, each ``[batch, pos, head, d_head]``; ``contributions`` is what
-    every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into
-    the first block: the positions in it cancel in differences between prompts of one
-    length), without gradient; ``logits`` are the answer's, ``[batch, vocab]``: of the last position, or what
-    ``Model.answer`` makes of several.
-    Where contributions were not requested, they have no sources. ``written`` is what they
-    are made of. In a run after a prefix, everything is of the positions after it.
+    ``streams[l]`` enters layer l's attention and ``streams[-1]`` the final norm, ``mids[l]`` enters layer l's MLP, each
+    ``[batch, pos, d_model]``; ``qkv[l]`` are the projections, each ``[batch, pos, head, d_head]``; ``contributions`` is
+    what every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into the first block: the positions
+    in it cancel in differences between prompts of one length), without gradient; ``logits`` are the answer's, ``[batch,
+    vocab]``: of the last position, or what ``Model.answer`` makes of several. Where contributions were not requested,
+    they have no sources. ``written`` is what they are made of. In a run after a prefix, everything is of the positions
+    after it.
     """
 
     streams: tuple[Tensor, ...]
@@ -130,12 +128,11 @@ def run(
 ) -> Run:
     """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is.
 
-    Without ``contributions`` they are not computed. With ``answer_only`` what follows the
-    last layer's keys and values is run at the answer's position or positions alone, since nothing reads it
-    elsewhere: the last layer's queries, the last of ``streams``, of ``mids`` and of what was written then have no
-    other, and there are no contributions.
-    With ``held`` one component writes something else, and passes no gradient back.
-    With ``before`` the stream starts after these positions, and the context covers all of them.
+    Without ``contributions`` they are not computed. With ``answer_only`` what follows the last layer's keys and values
+    is run at the answer's position or positions alone, since nothing reads it elsewhere: the last layer's queries, the
+    last of ``streams``, of ``mids`` and of what was written then have no other, and there are no contributions. With
+    ``held`` one component writes something else, and passes no gradient back. With ``before`` the stream starts after
+    these positions, and the context covers all of them.
     """
     assert not (contributions and answer_only), "contributions have all positions"
     resid, streams, mids, qkv, zs, mlps = embedded, [], [], [], [], []

@@ -63,8 +63,7 @@ MADE = "made of"
 class StoredCircuit:
     """A circuit read from a file.
 
-    ``scores`` are those of the edges the file names. ``record`` is the rich file as
-    it stands, None for EAP-IG's JSON.
+    ``scores`` are those of the edges the file names. ``record`` is the rich file as it stands, None for EAP-IG's JSON.
     """
 
     circuit: Circuit
@@ -223,8 +222,7 @@ def read_scores(path: str | Path) -> Scores:
 def write_eap_ig(circuit: Circuit, scores: Scores | None, path: str | Path, *, d_model: int | None = None) -> None:
     """Write EAP-IG's JSON: every node and edge of the graph with ``in_graph`` and, for edges, ``score``.
 
-    Scores keep our sign, which is theirs too when their metric is ours. Without
-    scores every edge scores zero.
+    Scores keep our sign, which is theirs too when their metric is ours. Without scores every edge scores zero.
     """
     graph = circuit.graph
     inside = set(circuit.nodes())

@@ -1,16 +1,14 @@
 """A transformer written as a sum of nodes. The only module that knows the host library.
 
-TransformerLens' bridge holds the model with its own weights and numerics. This
-module takes each block apart into what an edge needs: the norm before attention,
-the query, key and value projections of each head, the attention itself given
+TransformerLens' bridge holds the model with its own weights and numerics. This module takes each block apart into what
+an edge needs: the norm before attention, the query, key and value projections of each head, the attention itself given
 those three, each head's result, and the MLP. With them
 
     residual stream = embeddings + sum of head results + attention biases + sum of MLP outputs
 
-and the stream into any head or MLP can be changed on its own. Nothing here
-depends on a model family's name: at load the blocks are put together again and
-must give the logits that Hugging Face's own network gave before any of its parts was replaced, otherwise the
-model is refused.
+and the stream into any head or MLP can be changed on its own. Nothing here depends on a model family's name: at load
+the blocks are put together again and must give the logits that Hugging Face's own network gave before any of its parts
+was replaced, otherwise the model is refused.
 """
 
 from __future__ import annotations

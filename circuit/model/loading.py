@@ -95,13 +95,11 @@ def load_model(
     revision
         Branch, tag or commit on the hub. The model's ``revision`` is then the commit that was loaded.
     device
-        ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or
-        ``balanced``: the layers over all GPUs, as the host library divides them. The state
-        of a run then lies on the first of them.
+        ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``balanced``: the layers
+        over all GPUs, as the host library divides them. The state of a run then lies on the first of them.
     dtype
-        ``float32`` (use it for attribution), ``bfloat16-weights`` (weights rounded and stored in
-        bfloat16, everything computed in float32), or ``bfloat16``, ``float16``, ``float64`` for
-        weights and computation alike.
+        ``float32`` (use it for attribution), ``bfloat16-weights`` (weights rounded and stored in bfloat16, everything
+        computed in float32), or ``bfloat16``, ``float16``, ``float64`` for weights and computation alike.
     label
         The name that results give the model, if not ``name``.
     max_memory

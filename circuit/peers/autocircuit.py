@@ -7,11 +7,10 @@ for every module that reads the residual stream:
     blocks.{l}.hook_mlp_in                                 [src]
     blocks.{L-1}.hook_resid_post                           [src]     the last stream, our ``logits``
 
-Sources are counted as here: the input, then layer by layer the heads and the MLP. A score
-is its gradient of -m, summed over batches: the sign is turned, and a file made from several
-batches is to be divided by their number. auto-circuit saves with PyTorch's pickles, which are
-not read here; ``benchmarks/peers/convert_scores.py`` turns them into safetensors, and back,
-inside auto-circuit's own environment.
+Sources are counted as here: the input, then layer by layer the heads and the MLP. A score is its gradient of -m, summed
+over batches: the sign is turned, and a file made from several batches is to be divided by their number. auto-circuit
+saves with PyTorch's pickles, which are not read here; ``benchmarks/peers/convert_scores.py`` turns them into
+safetensors, and back, inside auto-circuit's own environment.
 
 It writes edges as ``A0.1->A2.3.Q``, ``Resid Start->MLP 0``, ``MLP 1->Resid End``.
 """

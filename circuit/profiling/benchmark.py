@@ -254,9 +254,8 @@ def acdc_cost(model: Model, batch: Batch, options: BenchOptions) -> AcdcCost:
 def acdc_sample(graph: Graph, count: int, *, runs: int = 6) -> list[Edge]:
     """About ``count`` edges in ACDC's order: runs of neighbours, spread evenly over the graph.
 
-    The cost of a pass grows from the first edges (into ``logits``, no layer to run) to the
-    last (all layers), and neighbours share passes: so neither the first edges nor
-    scattered single ones stand for all.
+    The cost of a pass grows from the first edges (into ``logits``, no layer to run) to the last (all layers), and
+    neighbours share passes: so neither the first edges nor scattered single ones stand for all.
     """
     order = [(src, dst) for dst in reversed(range(graph.n_dst)) for src in reversed(range(graph.n_reaching(dst)))]
     size = max(1, count // runs)

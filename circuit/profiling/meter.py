@@ -1,10 +1,9 @@
 """What a step costs: seconds of wall time, and the bytes that torch's own allocator hands out.
 
-On an accelerator the clock is read only when all work before it is done, and the peak
-is the caching allocator's. On a CPU neither tracemalloc (which does not see torch) nor
-the resident set (which includes every library and hardly ever shrinks) will do: one
-more, untimed round runs under torch's profiler, and every allocation and release is
-added up. Buffers that other libraries hold for themselves are not in it.
+On an accelerator the clock is read only when all work before it is done, and the peak is the caching allocator's. On a
+CPU neither tracemalloc (which does not see torch) nor the resident set (which includes every library and hardly ever
+shrinks) will do: one more, untimed round runs under torch's profiler, and every allocation and release is added up.
+Buffers that other libraries hold for themselves are not in it.
 
 Needs torch and nothing else of this project, so that other programs' environments can use it too.
 """

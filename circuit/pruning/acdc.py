@@ -40,9 +40,8 @@ MEMORY = 16
 class AcdcResult:
     """A circuit and what finding it cost.
 
-    ``passes`` are patched passes over all prompts, ``evaluated`` the candidate
-    circuits in them and ``wasted`` those whose assumption did not hold. ``changes``
-    holds, per edge tried, the change that its removal made when it was tried
+    ``passes`` are patched passes over all prompts, ``evaluated`` the candidate circuits in them and ``wasted`` those
+    whose assumption did not hold. ``changes`` holds, per edge tried, the change that its removal made when it was tried
     (``nan`` for edges not tried).
     """
 

@@ -135,9 +135,8 @@ class Clusters:
     ) -> Float[np.ndarray, "draw pair"]:
         """Drawn weights under which numbers spread as they should, their variances added up.
 
-        ``influence`` is what each pair adds to each number, of mean zero over pairs: the number
-        changes by ``weights @ influence``. ``confident`` widens by the t quantile over the
-        normal one, as an interval needs.
+        ``influence`` is what each pair adds to each number, of mean zero over pairs: the number changes by ``weights @
+        influence``. ``confident`` widens by the t quantile over the normal one, as an interval needs.
         """
         weights = self.draws(n_draws=n_draws, seed=seed)
         own = float((weights @ influence).var(axis=0).sum()) ** 0.5

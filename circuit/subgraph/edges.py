@@ -183,11 +183,10 @@ def _slots_of(graph: Graph, alive: np.ndarray) -> np.ndarray:
 def to_networkx(circuit: Circuit, scores: Scores | None = None) -> nx.DiGraph:
     """The circuit as a directed graph over node names.
 
-    A DiGraph holds one edge per pair of nodes, so the slots of a head are
-    attributes of it: ``slots`` is such as ``"qk"`` (empty where the destination is
-    no head) and the scores are ``score_q``, ``score_k``, ``score_v`` or ``score``.
-    ``weight`` is the largest absolute score, 1 without scores. The graph's own
-    attributes hold the shape, so that ``from_networkx`` needs nothing else.
+    A DiGraph holds one edge per pair of nodes, so the slots of a head are attributes of it: ``slots`` is such as
+    ``"qk"`` (empty where the destination is no head) and the scores are ``score_q``, ``score_k``, ``score_v`` or
+    ``score``. ``weight`` is the largest absolute score, 1 without scores. The graph's own attributes hold the shape, so
+    that ``from_networkx`` needs nothing else.
 
     Parameters
     ----------

@@ -24,12 +24,11 @@ OUTSIDE = "between"
 class Batch:
     """Rows as tensors on the model's device; answers padded with -1.
 
-    Rows of one length have no padding. Otherwise prompts are padded on the left,
-    ``*_padding`` tokens each, and ``corrupt_to_clean`` and ``neutral_to_clean`` say
-    what of the other prompt stands against each place of the clean one; None where
-    every place stands against itself. ``spans`` numbers the part that a place of the
-    clean prompt belongs to, an index of ``span_names``; padding is -1. ``ids`` are the pairs'. ``forms``
-    are there where the rows' options are sets of them, ``weights`` where rows are weighed.
+    Rows of one length have no padding. Otherwise prompts are padded on the left, ``*_padding`` tokens each, and
+    ``corrupt_to_clean`` and ``neutral_to_clean`` say what of the other prompt stands against each place of the clean
+    one; None where every place stands against itself. ``spans`` numbers the part that a place of the clean prompt
+    belongs to, an index of ``span_names``; padding is -1. ``ids`` are the pairs'. ``forms`` are there where the rows'
+    options are sets of them, ``weights`` where rows are weighed.
     """
 
     indices: tuple[int, ...]

@@ -1,8 +1,7 @@
 """A task as token ids, checked against a model's tokenizer.
 
-Both prompts of a pair must have the same number of tokens, unless they are aligned on the
-right, and every answer must be exactly one token *in its context*. All faults are reported
-at once, with their lines.
+Both prompts of a pair must have the same number of tokens, unless they are aligned on the right, and every answer must
+be exactly one token *in its context*. All faults are reported at once, with their lines.
 """
 
 from __future__ import annotations

@@ -27,13 +27,12 @@ class Span:
 class PromptPair:
     """One question under persona A (``clean``) and persona B (``corrupt``).
 
-    ``answers`` are the preference tokens of A, ``wrong_answers`` those of B, as
-    text that continues the prompt (so usually with a leading space). ``neutral`` is
-    the question under no persona. ``forms``, where they are given, are texts that each of its options may take, any
-    number of tokens; without them an answer is one token. ``spans`` and ``corrupt_spans`` are the parts of
-    either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
-    truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``.
-    ``row`` is what the file, or the mapping in memory, holds, every key of it.
+    ``answers`` are the preference tokens of A, ``wrong_answers`` those of B, as text that continues the prompt (so
+    usually with a leading space). ``neutral`` is the question under no persona. ``forms``, where they are given, are
+    texts that each of its options may take, any number of tokens; without them an answer is one token. ``spans`` and
+    ``corrupt_spans`` are the parts of either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
+    truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``. ``row`` is what the file, or
+    the mapping in memory, holds, every key of it.
     """
 
     clean: str

@@ -1,11 +1,9 @@
 """A task read from a pair file: JSON Lines, or auto-circuit's JSON.
 
-JSON Lines hold one pair a line, with the keys ``clean``, ``corrupt``, ``answers``,
-``wrong_answers`` and, if wanted, ``id``, ``persona_a``, ``persona_b``, ``question``,
-``split``; auto-circuit's JSON is ``{"prompts": [...]}`` with the same four keys in every
-prompt. ``neutral``, the question under no persona, ``spans``, the named parts of the
-prompts, and ``forms``, texts that options may take, are read where they are there. All faults of a file are
-reported at once.
+JSON Lines hold one pair a line, with the keys ``clean``, ``corrupt``, ``answers``, ``wrong_answers`` and, if wanted,
+``id``, ``persona_a``, ``persona_b``, ``question``, ``split``; auto-circuit's JSON is ``{"prompts": [...]}`` with the
+same four keys in every prompt. ``neutral``, the question under no persona, ``spans``, the named parts of the prompts,
+and ``forms``, texts that options may take, are read where they are there. All faults of a file are reported at once.
 """
 
 from __future__ import annotations

@@ -35,10 +35,9 @@ class Null:
 class Overlap:
     """How many edges (or nodes) two circuits share.
 
-    ``jaccard`` is shared / union, None where both are empty; ``possible`` is the largest
-    that their sizes allow. ``random`` and ``exchanged`` are of the number shared, None
-    where a circuit is empty; of ``random`` it is the less favourable of one circuit
-    against random ones of the other's size.
+    ``jaccard`` is shared / union, None where both are empty; ``possible`` is the largest that their sizes allow.
+    ``random`` and ``exchanged`` are of the number shared, None where a circuit is empty; of ``random`` it is the less
+    favourable of one circuit against random ones of the other's size.
     """
 
     a: int

@@ -5,17 +5,15 @@
                  as the model breaks (Wang et al. 2022, arXiv:2211.00593, section 4)
     backup       nodes outside the circuit that do more once nodes of the circuit are knocked out
 
-F(X) = (m(X) - m(empty)) / (m(full) - m(empty)), a ratio of means over pairs. Knocking out a
-node cuts every edge that leaves it. K is drawn at random (each node, or each edge, with
-chance 1/2), is all of one type (heads, MLPs, heads of one layer), or is grown greedily to
-make the gap large. Such a selected gap is biased upwards, so the greedy K is chosen on one
-half of the pairs and its gap measured on the other.
+F(X) = (m(X) - m(empty)) / (m(full) - m(empty)), a ratio of means over pairs. Knocking out a node cuts every edge that
+leaves it. K is drawn at random (each node, or each edge, with chance 1/2), is all of one type (heads, MLPs, heads of
+one layer), or is grown greedily to make the gap large. Such a selected gap is biased upwards, so the greedy K is chosen
+on one half of the pairs and its gap measured on the other.
 
-The backup search measures the effect of every node outside, F(X) - F(X without it), in the
-whole model and in the model with a part K of the circuit knocked out, and tests per
-node that it grows by more than a negligible share, controlling the false discovery rate
-over all nodes and parts (Benjamini and Hochberg 1995). The nodes found are then knocked
-out together, with as many other nodes as a control: only what is lost then was theirs.
+The backup search measures the effect of every node outside, F(X) - F(X without it), in the whole model and in the model
+with a part K of the circuit knocked out, and tests per node that it grows by more than a negligible share, controlling
+the false discovery rate over all nodes and parts (Benjamini and Hochberg 1995). The nodes found are then knocked out
+together, with as many other nodes as a control: only what is lost then was theirs.
 """
 
 from __future__ import annotations
@@ -140,8 +138,7 @@ class CompletenessOptions(PlainNumbers):
     n_steps, n_candidates
         Of the greedy knockout: nodes added, and nodes tried for each.
     n_parts
-        Parts of the circuit whose absence is searched for backup, starting with those that
-        the model needs most.
+        Parts of the circuit whose absence is searched for backup, starting with those that the model needs most.
     alpha
         False discovery rate of the backup search.
     negligible
@@ -199,8 +196,7 @@ def completeness_report(
     Parameters
     ----------
     prepared
-        Gives the batches; called once for every 64 circuits measured, so a list is best
-        where memory allows.
+        Gives the batches; called once for every 64 circuits measured, so a list is best where memory allows.
     clusters
         Personas and questions that pairs share, for the intervals; without it pairs are resampled.
     progress

@@ -85,10 +85,9 @@ class CurveKinds:
 class Point:
     """One circuit of a curve.
 
-    ``asked`` is the number of units that the share comes to, int(share n); ``n_edges`` and
-    ``n_nodes`` (``input`` and ``logits`` included) are what is left without dead ends.
-    ``faithfulness``, a ratio of means, is None where m(full) - m(empty) is zero, ``interval`` for a single pair too;
-    ``median_of_ratios`` is of the pairs' own.
+    ``asked`` is the number of units that the share comes to, int(share n); ``n_edges`` and ``n_nodes`` (``input`` and
+    ``logits`` included) are what is left without dead ends. ``faithfulness``, a ratio of means, is None where m(full) -
+    m(empty) is zero, ``interval`` for a single pair too; ``median_of_ratios`` is of the pairs' own.
     """
 
     share: float

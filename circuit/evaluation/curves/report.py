@@ -10,10 +10,9 @@ n edges are kept, dead ends are dropped, and f is measured. Two areas summarise 
 Two orders: ``absolute``, the largest |score| first; ``signed``, first the edges whose corruption
 lowers the metric most. MIB reports CPR in the signed order and CMD in the absolute one.
 
-At node level the unit is a node. Its score is the sum over its outgoing edges, which for EAP
-and EAP-IG is the node's own attribution, since delta_s . grad adds up over readers. The first
-int(k n) of n nodes are kept, with all edges among them and to the logits; ``input`` is always kept
-and not counted, as MIB treats a node without a score.
+At node level the unit is a node. Its score is the sum over its outgoing edges, which for EAP and EAP-IG is the node's
+own attribution, since delta_s . grad adds up over readers. The first int(k n) of n nodes are kept, with all edges among
+them and to the logits; ``input`` is always kept and not counted, as MIB treats a node without a score.
 
 All circuits of all scorers are measured in one call, each of them once.
 """

@@ -94,9 +94,8 @@ class Smallest:
 class SweepPoint:
     """The circuit of one threshold: the edges with |score| >= ``tau``, in units of the metric.
 
-    ``share`` is tau over |m(full) - m(empty)| on the first split. ``asked`` edges reach the threshold,
-    ``n_edges`` of them are no dead ends. ``faithfulness``, ``intervals`` and ``medians``, of the
-    pairs' own ratios, are by split.
+    ``share`` is tau over |m(full) - m(empty)| on the first split. ``asked`` edges reach the threshold, ``n_edges`` of
+    them are no dead ends. ``faithfulness``, ``intervals`` and ``medians``, of the pairs' own ratios, are by split.
     ``on_front``: no smaller circuit here is as close to f = 1 on the first split.
     """
 

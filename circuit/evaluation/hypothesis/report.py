@@ -8,13 +8,12 @@ With s(X) the metric of a pair under circuit X, M the whole model, C the circuit
     necessity      H0 knocking C out of M changes no more than knocking out matched random edges outside C
     minimality     H0 every edge, alone removed from C, changes more than a random edge does, per edge
 
-The first two and the last state what a good circuit does, so the circuit *fails* where
-H0 is rejected; for sufficiency and necessity it *passes* where H0 is rejected. A circuit does
-not pass because a test had no power: equivalence passes where the opposite H0, |P - 1/2| >= eps, is
-rejected (two one-sided tests), independence where a correlation of .5 would have been found four times in five.
-What could not have come out otherwise on so few pairs or random circuits is ``undecided``,
-a test without an object ``not applicable``. The five p-values are corrected for each other (Holm 1979): a
-decision that rests on a rejection at level ``alpha`` alone, and not at ``alpha`` after correction, is ``undecided``.
+The first two and the last state what a good circuit does, so the circuit *fails* where H0 is rejected; for sufficiency
+and necessity it *passes* where H0 is rejected. A circuit does not pass because a test had no power: equivalence passes
+where the opposite H0, |P - 1/2| >= eps, is rejected (two one-sided tests), independence where a correlation of .5 would
+have been found four times in five. What could not have come out otherwise on so few pairs or random circuits is
+``undecided``, a test without an object ``not applicable``. The five p-values are corrected for each other (Holm 1979):
+a decision that rests on a rejection at level ``alpha`` alone, and not at ``alpha`` after correction, is ``undecided``.
 Every test says what it could have shown.
 
 Where this differs from the paper and its code:
@@ -218,8 +217,7 @@ def hypothesis_tests(
     Parameters
     ----------
     prepared
-        Gives the batches; called once for every 64 circuits measured, so a list is best
-        where memory allows.
+        Gives the batches; called once for every 64 circuits measured, so a list is best where memory allows.
     clusters
         Personas and questions that the pairs share; pairs count as independent without it.
     progress

@@ -41,17 +41,15 @@ def equivalence(
 ) -> Outcome:
     """Whether the circuit scores above the model as often as below: H0 |P(s(C) > s(M)) - 1/2| < eps.
 
-    The statistic is the share of pairs above, pairs within ``negligible`` counting one half. p is
-    the chance of a share as far from 1/2 at the edge of H0, P = 1/2 + eps, where it is
-    largest (Shi et al. 2024, arXiv:2410.13032, section 3); the circuit fails where it is small.
-    ``details`` hold ``p_shown``, that of the opposite H0, |P - 1/2| >= eps, whose rejection shows equivalence: only
-    then does the circuit pass. Two one-sided tests, each by exact bounds of the shares above and
-    below (Clopper and Pearson 1934). ``p_strict`` is p where only ``tie`` makes a tie, ``eps_shown`` the smallest
-    eps at which the circuit would have passed, ``fails_from`` the least share that would have failed.
+    The statistic is the share of pairs above, pairs within ``negligible`` counting one half. p is the chance of a share
+    as far from 1/2 at the edge of H0, P = 1/2 + eps, where it is largest (Shi et al. 2024, arXiv:2410.13032, section
+    3); the circuit fails where it is small. ``details`` hold ``p_shown``, that of the opposite H0, |P - 1/2| >= eps,
+    whose rejection shows equivalence: only then does the circuit pass. Two one-sided tests, each by exact bounds of the
+    shares above and below (Clopper and Pearson 1934). ``p_strict`` is p where only ``tie`` makes a tie, ``eps_shown``
+    the smallest eps at which the circuit would have passed, ``fails_from`` the least share that would have failed.
 
-    With ``clusters`` both go by the number of pairs that would tell as much if they shared nothing,
-    ``n_effective``, and are no smaller than if all pairs of a cluster agreed: (1/2 + eps)^k and
-    (1 - 2 eps)^k for k clusters.
+    With ``clusters`` both go by the number of pairs that would tell as much if they shared nothing, ``n_effective``,
+    and are no smaller than if all pairs of a cluster agreed: (1/2 + eps)^k and (1 - 2 eps)^k for k clusters.
     """
     n, clusters = len(model), clusters or Clusters(len(model), None, None)
     above, below = _above_below(circuit - model, negligible)
@@ -114,9 +112,8 @@ def independence(
 
     The statistic is the Hilbert-Schmidt independence criterion with Gaussian kernels (Gretton et al. 2007), p from
     permutations of what is exchangeable (``statistics.permutations``), (1 + b) / (1 + B). Effects within ``negligible``
-    are none: a complement that has none on any pair is independent of everything. Where nothing is
-    rejected the circuit passes only if a correlation of .5 would have been found four times in five;
-    ``detectable`` is the size that would.
+    are none: a complement that has none on any pair is independent of everything. Where nothing is rejected the circuit
+    passes only if a correlation of .5 would have been found four times in five; ``detectable`` is the size that would.
     """
     n = len(model)
     effect = np.where(np.abs(complement) <= negligible, 0.0, complement)

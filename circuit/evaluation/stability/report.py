@@ -1,8 +1,7 @@
 """Would other pairs have given another circuit: edges that stay, and edges that come and go.
 
-Pairs are resampled, the kept scores of each pair (``circuit.evaluation.scores_by_pair``) are averaged anew and
-pruned by the circuit's own rule, threshold as a share of that resample's own effect included. No
-model is run. Over resamples:
+Pairs are resampled, the kept scores of each pair (``circuit.evaluation.scores_by_pair``) are averaged anew and pruned
+by the circuit's own rule, threshold as a share of that resample's own effect included. No model is run. Over resamples:
 
     frequency   how often an edge is selected
     Jaccard     edges that two resamples share over edges that either has, mean over all pairs of resamples
