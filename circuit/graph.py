@@ -202,6 +202,35 @@ class Graph:
             slots.append((self.mlp_slot_of(layer),))
         return tuple(slots)
 
+    @cached_property
+    def source_of_slot(self) -> np.ndarray:
+        """The source that reads through each slot; ``n_src`` for ``logits``, which is no source. Read-only."""
+        sources = np.full(self.n_dst, self.n_src)
+        for src, slots in enumerate(self.slots_by_source):
+            sources[list(slots)] = src
+        sources.setflags(write=False)
+        return sources
+
+    def slots_of(self, sources: np.ndarray) -> np.ndarray:
+        """The slots of the given sources, bool ``[n_src]``, and ``logits``; bool, shape ``[n_dst]``."""
+        return np.append(sources, True)[self.source_of_slot]
+
+    def sources_of(self, slots: np.ndarray) -> np.ndarray:
+        """The sources that read through the given slots, bool ``[n_dst]``; bool, shape ``[n_src]``."""
+        sources = np.zeros(self.n_src + 1, dtype=bool)
+        sources[self.source_of_slot[slots]] = True
+        return sources[:-1]
+
+    def permuted_heads(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Sources and slots with the heads of every layer permuted at random, which maps the graph onto itself."""
+        sources, slots = np.arange(self.n_src), np.arange(self.n_dst)
+        for layer in range(self.n_layers):
+            order = rng.permutation(self.n_heads)
+            sources[self.heads_of(layer)] = sources[self.heads_of(layer)][order]
+            of_heads = slots[self.head_slots_of(layer)].reshape(len(SLOTS), self.n_heads)
+            slots[self.head_slots_of(layer)] = of_heads[:, order].ravel()
+        return sources, slots
+
     def n_reaching(self, slot: int) -> int:
         """How many of the first sources reach this slot; they are always a prefix of ``src_nodes``."""
         layer, place = divmod(slot, 3 * self.n_heads + 1)

@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from persona_circuits.circuit.graph import SLOTS, Graph
 from persona_circuits.circuit.subgraph import SpanCircuit
 
 __all__ = ["random_at_parts"]
@@ -26,21 +25,9 @@ def random_at_parts(circuit: SpanCircuit, count: int, *, seed: int) -> list[Span
     for child in np.random.SeedSequence(seed).spawn(count):
         rng = np.random.default_rng(child)
         for _ in range(MOST_TRIES):
-            sources, slots = _exchanged(circuit.graph, rng)
+            sources, slots = circuit.graph.permuted_heads(rng)
             other = replace(circuit, mask=circuit.mask[:, sources][:, :, slots])
             if other != circuit:
                 circuits.append(other)
                 break
     return circuits
-
-
-def _exchanged(graph: Graph, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The sources and slots in another order: the heads of every layer permuted."""
-    sources, slots = np.arange(graph.n_src), np.arange(graph.n_dst)
-    for layer in range(graph.n_layers):
-        order, heads, first = rng.permutation(graph.n_heads), graph.heads_of(layer), graph.head_slots_of(layer).start
-        sources[heads] = heads.start + order
-        for i in range(len(SLOTS)):
-            start = first + i * graph.n_heads
-            slots[start : start + graph.n_heads] = start + order
-    return sources, slots

@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 
 from persona_circuits.circuit.graph import Graph, Node
-from persona_circuits.circuit.pruning import slots_by_source
 from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = ["MATCHINGS", "Matched", "cells_of", "matched_circuits", "matched_outside", "random_circuits"]
@@ -268,11 +267,8 @@ class _Space:
         for src, slot in np.argwhere(graph.valid).tolist():
             self.places[self.cell_of[src][slot]].append((src, slot))
         self.reach = [graph.n_reaching(slot) for slot in range(graph.n_dst)]
-        self.slots = slots_by_source(graph)
-        self.reader = [graph.n_src] * graph.n_dst
-        for src, slots in enumerate(self.slots):
-            for slot in slots:
-                self.reader[slot] = src
+        self.slots = graph.slots_by_source
+        self.reader = graph.source_of_slot.tolist()
 
 
 class _Walk:
@@ -411,7 +407,6 @@ def _random_paths(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.G
 
 def _random_path(graph: Graph, free: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Edges from ``logits`` back to ``input``, every step uniform over what can be read."""
-    slots = slots_by_source(graph)
     path, slot = [], graph.n_dst - 1
     while True:
         readable = np.flatnonzero(free[:, slot])
@@ -419,7 +414,7 @@ def _random_path(graph: Graph, free: np.ndarray, rng: np.random.Generator) -> li
         path.append((src, slot))
         if src == 0:
             return path
-        slot = int(rng.choice([x for x in slots[src] if free[:, x].any()]))
+        slot = int(rng.choice([x for x in graph.slots_by_source[src] if free[:, x].any()]))
 
 
 def _fill(graph: Graph, free: np.ndarray, mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -427,10 +422,7 @@ def _fill(graph: Graph, free: np.ndarray, mask: np.ndarray, n: int, rng: np.rand
     if n <= 0:
         return np.zeros_like(mask)
     sources = np.asarray(mask.any(axis=1))
-    slots = slots_by_source(graph)
-    readable = np.zeros(graph.n_dst, dtype=bool)
-    readable[[graph.n_dst - 1, *(slot for src in np.flatnonzero(sources) for slot in slots[src])]] = True
-    open_places = np.argwhere(free & ~mask & sources[:, None] & readable[None, :])
+    open_places = np.argwhere(free & ~mask & sources[:, None] & graph.slots_of(sources)[None, :])
     return _with_edges(graph, rng.permutation(open_places)[:n]).mask
 
 

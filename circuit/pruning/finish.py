@@ -245,21 +245,19 @@ def connect(
     """Put the strongest edge into ``mask`` that connects the source of an edge to the input, and its reader onward."""
     src, dst = place
     slots = graph.slots_by_source
-    reader = next((node for node in range(1, graph.n_src) if dst in slots[node]), None)
+    reader = int(graph.source_of_slot[dst])
     if src and not mask[:, list(slots[src])].any():
         _add_strongest(mask, strength, [(source, slot) for slot in slots[src] for source in _fed(graph, mask, slot)])
-    if reader is not None and not mask[reader].any():
+    if reader < graph.n_src and not mask[reader].any():
         used = np.flatnonzero(mask.any(axis=0) & graph.valid[reader]).tolist()
         _add_strongest(mask, strength, [(reader, slot) for slot in {*used, graph.n_dst - 1} if slot != dst])
 
 
 def _fed(graph: Graph, mask: Bool[np.ndarray, "src dst"], slot: int) -> list[int]:
     """Sources that may write to a slot: the input and those that read something."""
-    return [
-        source
-        for source in range(graph.n_reaching(slot))
-        if not source or mask[:, list(graph.slots_by_source[source])].any()
-    ]
+    reading = graph.sources_of(mask.any(axis=0))
+    reading[0] = True
+    return np.flatnonzero(reading[: graph.n_reaching(slot)]).tolist()
 
 
 def _add_strongest(

@@ -14,7 +14,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = ["PRUNERS", "check_n", "check_tau", "greedy", "slots_by_source", "threshold", "top_n"]
+__all__ = ["PRUNERS", "check_n", "check_tau", "greedy", "threshold", "top_n"]
 
 
 def threshold(scores: Scores, tau: float) -> Circuit:
@@ -95,7 +95,6 @@ def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
     check_n(n, graph)
     strength = _strength(scores, signed)
     mask = np.zeros_like(graph.valid)
-    slots_of = slots_by_source(graph)
     seen = np.zeros(graph.n_src, dtype=bool)
     heap = _candidates(graph, strength, [graph.n_dst - 1])
     heapq.heapify(heap)
@@ -105,7 +104,7 @@ def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
         n -= 1
         if not seen[src]:
             seen[src] = True
-            for candidate in _candidates(graph, strength, slots_of[src]):
+            for candidate in _candidates(graph, strength, graph.slots_by_source[src]):
                 heapq.heappush(heap, candidate)
     return Circuit(graph, mask).without_dead_ends()
 
@@ -128,11 +127,6 @@ def check_n(n: int, graph: Graph) -> None:
 
 def _strength(scores: Scores, signed: bool) -> np.ndarray:
     return -scores.values if signed else np.abs(scores.values)
-
-
-def slots_by_source(graph: Graph) -> tuple[tuple[int, ...], ...]:
-    """The slots through which each source reads: none for ``input``, three for a head, one for an MLP."""
-    return graph.slots_by_source
 
 
 def _candidates(graph: Graph, strength: np.ndarray, slots: Sequence[int]) -> list[tuple[float, int, int]]:

@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 
 from persona_circuits.circuit.errors import GraphError
-from persona_circuits.circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
+from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Graph, Node
 from persona_circuits.circuit.printable import html_table
 from persona_circuits.circuit.scores import Scores
 
@@ -127,7 +127,7 @@ class Circuit:
     def nodes(self) -> list[Node]:
         """The nodes at either end of a kept edge: sources in order, ``logits`` last."""
         graph = self.graph
-        ends = self.mask.any(axis=1) | _reading_sources(graph, self.mask)
+        ends = self.mask.any(axis=1) | graph.sources_of(self.mask.any(axis=0))
         nodes = [graph.src_nodes[src] for src in np.flatnonzero(ends).tolist()]
         return [*nodes, LOGITS] if self.mask[:, -1].any() else nodes
 
@@ -147,7 +147,7 @@ class Circuit:
         mask = self.mask.copy()
         while True:
             alive = _live_sources(self.graph, mask)
-            pruned = mask & alive[:, None] & _slots_of(self.graph, alive)[None, :]
+            pruned = mask & alive[:, None] & self.graph.slots_of(alive)[None, :]
             if (pruned == mask).all():
                 return Circuit(self.graph, pruned)
             mask = pruned
@@ -155,29 +155,9 @@ class Circuit:
 
 def _live_sources(graph: Graph, mask: np.ndarray) -> np.ndarray:
     """Sources that are read by something and, but for ``input``, read something themselves."""
-    read = _reading_sources(graph, mask)
+    read = graph.sources_of(mask.any(axis=0))
     read[0] = True
-    return read & mask.any(axis=1)
-
-
-def _reading_sources(graph: Graph, mask: np.ndarray) -> np.ndarray:
-    """Sources that read something; bool, shape ``[n_src]``."""
-    read = np.zeros(graph.n_src, dtype=bool)
-    slot_read = np.asarray(mask.any(axis=0))
-    for layer in range(graph.n_layers):
-        heads = slot_read[graph.head_slots_of(layer)].reshape(len(SLOTS), graph.n_heads)
-        read[graph.heads_of(layer)] = heads.any(axis=0)
-        read[graph.mlp_of(layer)] = slot_read[graph.mlp_slot_of(layer)]
-    return read
-
-
-def _slots_of(graph: Graph, alive: np.ndarray) -> np.ndarray:
-    """Slots of the given sources, and ``logits``; bool, shape ``[n_dst]``."""
-    slots = np.ones(graph.n_dst, dtype=bool)
-    for layer in range(graph.n_layers):
-        slots[graph.head_slots_of(layer)] = np.tile(alive[graph.heads_of(layer)], len(SLOTS))
-        slots[graph.mlp_slot_of(layer)] = alive[graph.mlp_of(layer)]
-    return slots
+    return np.asarray(read & mask.any(axis=1))
 
 
 def to_networkx(circuit: Circuit, scores: Scores | None = None) -> nx.DiGraph:

@@ -29,7 +29,6 @@ import numpy as np
 from persona_circuits.circuit.assessment.comparison.sides import (
     LABELS,
     SECTIONS,
-    Move,
     Setting,
     Side,
     groups,
@@ -137,7 +136,7 @@ def compare(
     progress = progress or untold
     seeds = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(seeds[0])
-    moves = [_exchange(a.circuit.graph, rng) for _ in range(n_draws)]
+    moves = [np.ix_(*a.circuit.graph.permuted_heads(rng)) for _ in range(n_draws)]
     edges, nodes = all_overlaps(a.circuit, b.circuit, moves, seed, progress)
     return Comparison(
         a=a,
@@ -234,20 +233,6 @@ def _unknown(a: Side, b: Side) -> list[Side]:
 
 
 # --- overlap ---------------------------------------------------------------------------------
-
-
-def _exchange(graph: Graph, rng: np.random.Generator) -> Move:
-    """Exchanges the heads of every layer at random; ``values[move]`` is what the circuit becomes.
-
-    Heads of a layer have the same sources and the same readers, so this maps the graph onto itself.
-    """
-    src, dst = np.arange(graph.n_src), np.arange(graph.n_dst)
-    for layer in range(graph.n_layers):
-        order = rng.permutation(graph.n_heads)
-        heads, slots = graph.heads_of(layer), graph.head_slots_of(layer)
-        src[heads] = src[heads][order]
-        dst[slots] = dst[slots].reshape(-1, graph.n_heads)[:, order].reshape(-1)
-    return np.ix_(src, dst)
 
 
 def _scores_of(side: Side, circuit: Circuit) -> list[float | None]:

@@ -47,7 +47,6 @@ from persona_circuits.circuit.evaluation.curves.points import (
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.pruning import slots_by_source
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
@@ -197,10 +196,7 @@ def _node_steps(pool: Pool, scores: NodeScores, signed: bool) -> tuple[tuple[flo
 
 def _among(graph: Graph, kept: np.ndarray) -> np.ndarray:
     """All edges among the kept sources, and from them to the logits."""
-    slots = slots_by_source(graph)
-    read = np.zeros(graph.n_dst, dtype=bool)
-    read[[graph.n_dst - 1, *(slot for src in np.flatnonzero(kept) for slot in slots[src])]] = True
-    return np.asarray(graph.valid & kept[:, None] & read[None, :])
+    return np.asarray(graph.valid & kept[:, None] & graph.slots_of(kept)[None, :])
 
 
 def _random_plan(pool: Pool, level: str, seed: int, draw: int) -> _Plan:
