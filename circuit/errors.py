@@ -35,7 +35,7 @@ MAX_FAULT = 300
 
 
 class PersonaCircuitsError(Exception):
-    """Base of all errors that a user can cause and mend; a message that quotes too much is cut in its middle."""
+    """Base of all errors that a user can cause and fix; messages that quote too much are cut in the middle."""
 
     def __init__(self, message: object = "") -> None:
         # A lone surrogate, as in the name of a file that is not UTF-8, could not be printed.

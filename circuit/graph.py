@@ -30,7 +30,7 @@ Kind = Literal["input", "head", "mlp", "logits"]
 Slot = Literal["q", "k", "v"]
 SLOTS: tuple[Slot, ...] = ("q", "k", "v")
 MAX_CELLS = 10**9
-"""Of the table of sources and slots, 8 bytes each where it holds scores; 126 layers of 128 heads have 789 million."""
+"""Largest table of sources and slots, 8 bytes per score; 126 layers of 128 heads have 789 million cells."""
 _HEAD = re.compile(r"a(0|[1-9][0-9]{0,8})\.h(0|[1-9][0-9]{0,8})\Z")
 _MLP = re.compile(r"m(0|[1-9][0-9]{0,8})\Z")
 _EDGE = re.compile(r"(?P<src>[^<>]+)->(?P<dst>[^<>]+?)(?:<(?P<slot>[qkv])>)?\Z")
@@ -92,8 +92,8 @@ def parse_edge(name: str) -> Edge:
     """The edge called ``name``.
 
     Raises:
-        GraphError: ``name`` is not of the form ``src->dst``, with ``<q>``, ``<k>``
-            or ``<v>`` behind it exactly when ``dst`` is a head.
+        GraphError: ``name`` is not of the form ``src->dst``, with ``<q>``, ``<k>`` or ``<v>`` after it exactly
+            when ``dst`` is a head.
 
     Examples:
         >>> str(parse_edge("a0.h1->a3.h2<k>"))
@@ -104,7 +104,7 @@ def parse_edge(name: str) -> Edge:
         raise GraphError(f"{name!r} is not an edge name; expected src->dst such as a0.h1->a3.h2<k> or m0->logits")
     edge = Edge(parse_node(match["src"]), parse_node(match["dst"]), match["slot"])  # type: ignore[arg-type]
     if (edge.dst.kind == "head") != (edge.slot is not None):
-        need = "needs <q>, <k> or <v> behind it" if edge.slot is None else "takes no <q>, <k> or <v>"
+        need = "needs <q>, <k> or <v> after it" if edge.slot is None else "takes no <q>, <k> or <v>"
         raise GraphError(f"edge {name!r}: the destination {edge.dst} {need}")
     return edge
 
@@ -138,7 +138,7 @@ class Graph:
         if self.n_src * self.n_dst > MAX_CELLS:
             raise GraphError(
                 f"a graph of {self.n_layers} layers with {self.n_heads} heads has {self.n_src} sources and "
-                f"{self.n_dst} slots; at most {MAX_CELLS:,} pairs of them are held"
+                f"{self.n_dst} slots; at most {MAX_CELLS:,} pairs of them are supported"
             )
 
     @property
@@ -181,7 +181,7 @@ class Graph:
 
     @cached_property
     def slot_names(self) -> tuple[str, ...]:
-        """The names of ``dst_slots``, as they stand behind the arrow of an edge: ``a0.h1<q>``, ``m0``, ``logits``."""
+        """The names of ``dst_slots``, as they follow the arrow of an edge: ``a0.h1<q>``, ``m0``, ``logits``."""
         return tuple(f"{node}<{slot}>" if slot else str(node) for node, slot in self.dst_slots)
 
     @cached_property
@@ -285,7 +285,7 @@ class Graph:
         return src, dst
 
     def _place_of(self, name: str) -> tuple[int, int] | None:
-        """Row and column by the two halves of a name, without parsing it; None where a fault is to be named."""
+        """Row and column by the two halves of a name, without parsing it; None for names to be parsed for faults."""
         sources, slots = self._places
         src, _, dst = name.partition("->")
         row, column = sources.get(src), slots.get(dst)

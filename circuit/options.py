@@ -37,6 +37,7 @@ __all__ = [
     "Where",
     "check_choices",
     "check_least",
+    "check_n_random",
     "conditions_of",
     "names_of",
     "numbers_of",
@@ -98,7 +99,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def check_choices(options: Any) -> None:
-    """That every option with choices has one of them.
+    """Check that every option with choices has one of them.
 
     Raises:
         OptionError: one has not.
@@ -113,7 +114,7 @@ def check_choices(options: Any) -> None:
 
 
 def check_least(options: Any, **bounds: int) -> None:
-    """That numbers are no smaller than this; None is passed over.
+    """Check that numbers are no smaller than these bounds; None is skipped.
 
     Raises:
         OptionError: one is.
@@ -127,8 +128,14 @@ def check_least(options: Any, **bounds: int) -> None:
             raise OptionError(f"{flag} must be at least {least}, got {value:g}")
 
 
+def check_n_random(n: int) -> None:
+    """Raise ``OptionError`` where the number of random circuits, or orders, is negative."""
+    if n < 0:
+        raise OptionError(f"--n-random must not be negative, got {n}")
+
+
 class PlainNumbers:
-    """A base of frozen dataclasses: numpy's numbers become Python's, and a whole float an int where one is wanted.
+    """A base of frozen dataclasses: numpy's numbers become Python's, and whole floats become int where an int is due.
 
     Raises:
         OptionError: a field of whole numbers is given a fraction.
@@ -162,7 +169,7 @@ def _plain(value: Any) -> Any:
 
 
 def names_of(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
+    """The parts between commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -192,7 +199,7 @@ def seconds_of(text: str) -> float:
 
 
 def conditions_of(where: list[str]) -> tuple[tuple[str, str], ...]:
-    """``KEY=VALUE`` taken apart.
+    """``KEY=VALUE`` split in two.
 
     Raises:
         OptionError: one has no ``=``.
@@ -212,7 +219,7 @@ RandomCircuits = Annotated[int, Option("Random circuits of the same size to comp
 Budget = Annotated[
     float | None,
     Option(
-        "Time that it may take, such as 2m: what tells most comes first, and what is left out is said.",
+        "Time that it may take, such as 2m: the most informative comes first, and what is left out is reported.",
         given=str,
         read=seconds_of,
     ),

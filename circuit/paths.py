@@ -23,7 +23,7 @@ def strongest_paths(edges: Sequence[Edge], sizes: np.ndarray) -> Iterator[set[in
     edges
         In topological order, each on a path from ``input`` to ``logits``.
     sizes
-        What an edge counts, ``[edge]``: its ``|score|``.
+        The strength of each edge, ``[edge]``: its ``|score|``.
 
     Yields
     ------

@@ -1,4 +1,4 @@
-"""A result as a table: every column declared once, with its label, its value of a row and how that reads.
+"""A result as a table: every column declared once, with its label, its value of a row and the value's format.
 
     LAYERS = (Column("layer", "layer"), Column("f", "circuit.f", ".3f", "undefined"), Column("95 %", "interval", to(2)))
     Table("faithfulness by layer", LAYERS, study.layers)
@@ -20,7 +20,7 @@ __all__ = ["Column", "Table", "comma", "markdown_cell", "markdown_table", "to"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its label, its value and how that reads.
+    """A column: its label, its value and the value's format.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Column:
     form
         A format specification (``"+.2f"``), or a function of the value.
     missing
-        What stands where there is no value.
+        The text where there is no value.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Column:
         return row
 
     def text(self, row: Any) -> str:
-        """How it reads."""
+        """The value as text."""
         value = self.of(row)
         if value is None:
             return self.missing
@@ -81,7 +81,7 @@ class Table:
         return tuple(column.label for column in self._columns())
 
     def cells(self) -> list[tuple[str, ...]]:
-        """How every row reads."""
+        """The cells of every row as text."""
         columns = self._columns()
         return [tuple(column.text(row) for column in columns) for row in self.rows]
 
@@ -120,7 +120,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, tex
 
 
 def markdown_cell(text: object) -> str:
-    """Text on one line; what would be HTML, another cell, a link or a picture is shown instead."""
+    """Text on one line, escaped so that HTML, cell borders, links and pictures are shown as text."""
     line = visible(text).replace("\n", " ")
     if not re.fullmatch(r"`[^`]*`", line):  # all of it code, where nothing is obeyed
         line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("](", "]\\(")

@@ -1,8 +1,8 @@
-"""What is done within a time: a pass is timed, and as much is asked as should fit, what tells most first.
+"""Work within a time budget: one pass is timed, and as much is planned as should fit, the most informative first.
 
 First comes the faithfulness on a few pairs, then more pairs, then random circuits beside it, then the tests in their
-quick form, and last the search repeated on resampled pairs. What does not fit is left out, and said. A plan rests on a
-pass that was timed, and machines get slower meanwhile: a ``Clock`` ends what would not be done in time after all.
+quick form, and last the search repeated on resampled pairs. What does not fit is left out and reported. A plan rests on
+one timed pass, and machines may slow down: a ``Clock`` ends work that would not finish in time.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["Clock", "OutOfTime", "Plan", "Workload", "least", "pace_of", "plan",
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 SAFE = 0.6
-"""The share of the time that is planned for: passes differ, and reading and writing take some."""
+"""Share of the time to plan for, as passes vary and input and output take time too."""
 LEAST, FEW, ENOUGH = 2, 4, 16
-"""Pairs that are measured in any case, below which nothing else is, and up to which pairs come before all else."""
+"""Pairs measured in any case, pairs before anything else is measured, and pairs that precede everything else."""
 LEAST_RANDOM = 3
 SEARCHED = "the search repeated on resampled pairs"
 OWN = 6
@@ -33,14 +33,14 @@ OWN = 6
 
 
 class OutOfTime(Exception):
-    """The time is over, or would be before the next step."""
+    """The time is up, or would be before the next step ends."""
 
 
 class Clock:
     """The time that is left, without end where ``seconds`` is None.
 
-    It is asked between two steps of a work, and raises ``OutOfTime`` where the next, as long as the last one, would end
-    too late. ``left_out`` are the works that were not done for it.
+    It is checked between two steps of some work, and raises ``OutOfTime`` where the next step, if as long as the last,
+    would end too late. ``left_out`` names the work that was skipped.
     """
 
     def __init__(self, seconds: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class Clock:
         return self.end - self.now()
 
     def step(self) -> None:
-        """Another step begins."""
+        """Mark the start of another step."""
         before, self._step = self._step, self.now()
         if 2 * self._step - before > self.end:
             raise OutOfTime
@@ -66,7 +66,7 @@ class Clock:
             yield item
 
     def within(self, what: str, work: Callable[[], Result], seconds: float = 0.0) -> Result | None:
-        """What the work gives; None where it would take more ``seconds`` than are left, or was ended."""
+        """The result of the work; None where it would take more ``seconds`` than are left, or ran out of time."""
         self._step = self.now()
         try:
             if self.left > seconds:
@@ -94,7 +94,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked for, in passes: of every pair for the tests, and of the whole search made again."""
+    """The requested work: ``tests`` is in passes per pair, ``search`` in passes of the whole repeated search."""
 
     n_pairs: int
     n_random: int
@@ -104,7 +104,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Plan:
-    """What of it is done, in how many passes; ``left_out`` says what is not."""
+    """The part of the work to do; ``left_out`` says what is not done."""
 
     n_pairs: int
     n_random: int
@@ -122,12 +122,8 @@ class Plan:
         return self.n_pairs * (OWN + self.n_random) * pace
 
     def told(self, work: Workload) -> Plan:
-        """The plan, with what of the work it leaves out."""
+        """The plan, with a list of the work it leaves out."""
         return replace(self, left_out=_left_out(self, work))
-
-    def seconds(self, work: Workload, pace: float) -> float:
-        """How long that should take, with a pass of ``pace`` seconds."""
-        return self.passes(work) * pace
 
 
 def plan(work: Workload, seconds: float, pace: float) -> Plan:
@@ -180,7 +176,7 @@ def pace_of(measure: Callable[[], object], passes: int, clock: Callable[[], floa
 
 
 def spread_over(task: Task, n: int) -> Task:
-    """So many pairs of a task, drawn at random and always the same: every second one might be of one question only."""
+    """A fixed random sample of ``n`` pairs of a task; regular steps might select pairs of one question only."""
     if n >= len(task.pairs):
         return task
     places = np.random.default_rng(0).choice(len(task.pairs), n, replace=False)

@@ -39,7 +39,7 @@ __all__ = ["CurveStudy", "curve_study", "read_scorer"]
 
 @dataclass(frozen=True, eq=False)
 class CurveStudy:
-    """The curves, the scores that were computed for them by name, and what all of it was made from."""
+    """The curves, the scores computed for them by name, and a record of their inputs."""
 
     report: CurveReport
     scores: dict[str, Scores]
@@ -82,10 +82,7 @@ def curve_study(
     stage = stage or untold_stage
     metric = METRICS[str(options.metric)]
     chosen = task.where(**dict(options.where))
-    train, held_out = (
-        split_of(chosen, requested, name)
-        for requested, name in ((options.train_split, "train"), (options.eval_split, "test"))
-    )
+    train, held_out = split_of(chosen, options.train_split, "train"), split_of(chosen, options.eval_split, "test")
     rows = encode(chosen.of_split(train), model, align=str(options.align))
     shared = overlap(rows, encode(chosen.of_split(held_out), model, align=str(options.align)))
     rows = with_swap_rows(rows) if metric.swap_rows else rows
@@ -150,7 +147,7 @@ def read_scorer(path: str | Path) -> Scorer:
     """Scores or circuits from a ``scores.safetensors``, a run's folder with one in it, or a submission to MIB.
 
     Raises:
-        FileError: it is none of these, or at fault.
+        FileError: it is none of these, or faulty.
     """
     path = Path(path)
     if path.suffix == ".safetensors":

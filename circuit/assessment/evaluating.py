@@ -1,6 +1,6 @@
-"""The evaluation of a circuit, as a researcher asks for it: a circuit, its model, and perhaps other pairs.
+"""The evaluation of a circuit, given the circuit, its model, and optionally other pairs.
 
-What is not said is as the circuit's file says it: pairs, metric, ablation, alignment, conditions.
+Defaults come from the circuit's file: pairs, metric, ablation, alignment, conditions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from persona_circuits.circuit.assessment.evaluation import CircuitTests, Ground,
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import Subject
 from persona_circuits.circuit.discovery import Discovery, ablation_for, metric_of, report_of, split_of
+from persona_circuits.circuit.discovery.tasks import check_graph
 from persona_circuits.circuit.discovery.writing import title_of
 from persona_circuits.circuit.drawing import Marks, draw
 from persona_circuits.circuit.errors import OptionError, TaskError
@@ -35,11 +36,11 @@ __all__ = ["Evaluation", "evaluate_circuit"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """A circuit's faithfulness on a set of pairs, and what else it was put to.
+    """A circuit's faithfulness on a set of pairs, and the results of its tests.
 
-    ``results`` are the tests, None where only faithfulness was asked for. ``shared`` is what the pairs have in
+    ``results`` are the tests, None where only faithfulness was requested. ``shared`` is what the pairs have in
     common with those searched on, where these are known. ``record`` is the circuit's file with this in it, None for a
-    circuit without one. ``notes`` are to be said of rows of the pair files that are not used.
+    circuit without one. ``notes`` tell of rows of the pair files that are not used.
     """
 
     report: FaithfulnessReport
@@ -76,7 +77,7 @@ class Evaluation:
         )
 
     def save(self, path: str | Path, *, strongest: int | None = None) -> None:
-        """Write the answer into the circuit's file; pictures that lie beside it are drawn again, with its marks.
+        """Write the evaluation into the circuit's file; pictures beside it are drawn again, with its marks.
 
         Raises:
             OptionError: the circuit has no file.
@@ -121,7 +122,7 @@ def evaluate_circuit(
         Pairs of paraphrases of one persona: |D| within twice their spread is flat. By default the shipped ones for
         the shipped model.
     state
-        Measurements are kept beside this path, to go on from after a stop.
+        Measurements are saved next to this path, to resume from after a stop.
 
     Returns
     -------
@@ -171,7 +172,7 @@ def evaluate_circuit(
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """What was asked for, with the gaps filled from the circuit's file; ``options`` are settled."""
+    """The request, with defaults filled in from the circuit's file; ``options`` are settled."""
 
     subject: Subject
     scores: Scores | None
@@ -187,7 +188,7 @@ class _Asked:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Of all pair files, each once, and of what there was no time for."""
+        """The notes of all pair files, each once, and of work for which there was no time."""
         short = (f"left out by --budget: {', '.join(self.left_out)}",) if self.left_out else ()
         return (*self._of_files, *short)
 
@@ -214,12 +215,9 @@ def _asked(
     options: EvaluationOptions,
     null: Task | None,
 ) -> _Asked:
-    circuit, scores, record = (given, None, None) if isinstance(given, Circuit) else _parts_of(given)
-    if circuit.graph != model.graph:
-        raise OptionError(
-            f"the circuit is of a model with {circuit.graph.n_layers} layers and {circuit.graph.n_heads} heads, but "
-            f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
-        )
+    bare = isinstance(given, Circuit)
+    circuit, scores, record = (given, None, None) if bare else (given.circuit, given.scores, given.record)
+    check_graph(circuit, model)
     options = options.settled(record).checked()
     metric_of(options.metric)
     task = _own_task(record) if task is None else task
@@ -241,20 +239,20 @@ def _asked(
 
 
 TEST_PASSES, QUICK_PASSES = 1500, 150
-"""Passes of a pair that all tests take at most, and in their quick form, for a few keys of the pairs."""
+"""Upper bounds on the passes per pair of all tests, in full and in their quick form, for a few keys of the pairs."""
 SLICE = 0.1
-"""The share of the time that is left, beyond which no batch goes: between two the time is looked at."""
+"""Largest share of the remaining time for one batch; the time is checked between batches."""
 
 
 def passes_of_tests(options: EvaluationOptions) -> int:
-    """So many of every pair, without the search made again."""
+    """The number of passes per pair, without the repeated search."""
     return QUICK_PASSES if options.quick else TEST_PASSES
 
 
 def _timed_report(
     request: _Asked, model: Model, ablation: Ablation | None, stage: Stage
 ) -> tuple[FaithfulnessReport, float]:
-    """The faithfulness, and how long a pass of a pair took."""
+    """The faithfulness, and the time that one pass of a pair took."""
     reports: list[FaithfulnessReport] = []
 
     def once() -> None:
@@ -268,10 +266,10 @@ def _timed_report(
 def _within(
     clock: Clock, request: _Asked, model: Model, ablation: Ablation | None, tested: bool, stage: Stage
 ) -> tuple[_Asked, bool, FaithfulnessReport]:
-    """What of it fits into the time, its faithfulness, and whether there is time for tests.
+    """The part of the request that fits the time, whether there is time for tests, and the faithfulness.
 
-    The faithfulness of a few pairs is measured in any case and tells what a pass takes. That of more takes its place
-    where it is done in time.
+    The faithfulness on a few pairs is measured in any case and gives the time of a pass. That on more pairs replaces it
+    if it finishes in time.
     """
     request = replace(request, options=replace(request.options, quick=True))
     work = _workload(request, model, tested)
@@ -312,13 +310,9 @@ def _shortened(request: _Asked, affordable: Plan) -> _Asked:
 
 
 def _in_slices(options: EvaluationOptions, seconds: float, pace: float) -> EvaluationOptions:
-    """So few rows a batch that one of them, with all circuits that are measured at once, takes a slice of the time."""
+    """Reduce the batch size so that one batch, with all circuits measured at once, takes a slice of the time."""
     rows = int(2 * SLICE * seconds / max(PART * pace, 1e-9))
     return replace(options, batch_size=max(1, min(options.batch_size, rows)))
-
-
-def _parts_of(given: StoredCircuit | Discovery) -> tuple[Circuit, Scores | None, dict[str, Any] | None]:
-    return given.circuit, given.scores, given.record
 
 
 def _own_task(record: Mapping[str, Any] | None) -> Task:
@@ -341,7 +335,7 @@ def _null_task(null: Task | None, model: Model) -> Task | None:
 def _searched_task(record: Mapping[str, Any] | None, task: Task) -> Task | None:
     """The whole pair file of the circuit's search; None where other pairs are asked for and its stability is known.
 
-    Where that file is not here it is the task in hand, and the reason is given later.
+    Where that file is missing the result is ``task``, and the reason is given later.
     """
     if record is None or task.sha256 == record["task"]["sha256"]:
         return task

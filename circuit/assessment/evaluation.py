@@ -1,13 +1,13 @@
-"""Everything that a circuit has to stand: faithfulness, hypothesis tests, completeness, stability, pairs, transfer.
+"""All tests of a circuit: faithfulness, hypothesis tests, completeness, stability, pairs, transfer.
 
 1. *stability*: the search's own pairs are resampled, or ACDC's order changed (``circuit.assessment.stability``)
-2. *hypothesis tests* and *completeness* on the pairs asked for
+2. *hypothesis tests* and *completeness* on the requested pairs
 3. *pairs*: the same circuit pair by pair, flat pairs apart, groups of pairs that use other edges
 4. *transfer*: the circuit on all of these pairs and on every value of their keys, beside circuits outside it
 
-What is found goes into the circuit's file, with what it was measured on, so that a
-circuit is never seen without it. Stability is of the search, not of the pairs asked for: it stands at the top of the
-file, with frequency and part (core or fringe) at every edge.
+The results go into the circuit's file, with what they were measured on, so that a circuit is never seen without them.
+Stability is of the search, not of the requested pairs: it is at the top of the file, with frequency and part (core or
+fringe) at every edge.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ from persona_circuits.metrics import Metric
 __all__ = ["CircuitTests", "Ground", "all_tests", "run_tests", "with_evaluation"]
 
 AXES = ("held_out", "domain", "template", "placement")
-"""Keys of the pairs by which transfer is looked at where no other is asked for."""
+"""The default keys of pairs for transfer."""
 Source = Callable[[], Iterable[Prepared]]
 LEFT_OUT = Searched(None, reason="left out by --budget")
 DRAWS, QUICK_DRAWS = 199, 39
-"""Of the test for groups of pairs."""
+"""Random draws of the test for groups of pairs, in full and in the quick form."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,8 +73,8 @@ class CircuitTests:
     """The tests of one circuit on one set of pairs.
 
     ``transfer`` is by the values of keys of the pairs; under ``pairs`` it is all of them. ``null`` is the run on
-    paraphrases, if one was asked for, and ``searched`` the stability of the circuit's search, if its file was given.
-    What there was no time for is None, or missing.
+    paraphrases, if requested, and ``searched`` the stability of the circuit's search, if its file was given. Results
+    for which there was no time are None or missing.
     """
 
     tests: HypothesisReport | None
@@ -125,7 +125,7 @@ def run_tests(
     null
         Pairs of two paraphrases of one persona: D is flat within twice its spread over them.
     state
-        Measurements are kept beside this path, to go on from after a stop.
+        Measurements are saved next to this path, to resume from after a stop.
 
     Raises
     ------
@@ -140,10 +140,10 @@ def run_tests(
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """What all tests of one circuit have in common: pairs, options (settled), and where what is measured is kept.
+    """What all tests of one circuit share: pairs, settled options, and where measurements are saved.
 
     ``searched_with`` is the ablation of the circuit's search, where it is made already; ``repeated`` is whether that
-    search is made again on resampled pairs. ``clock`` ends what would take too long.
+    search is made again on resampled pairs. ``clock`` stops what would take too long.
     """
 
     model: Model
@@ -164,7 +164,7 @@ class Ground:
         return {"align": self.options.align, "ablation": self.ablation, "batch_size": self.options.batch_size}
 
     def kept(self, name: str) -> Path | None:
-        """Where the measurements of one test are kept, to go on from after a stop."""
+        """Where the measurements of one test are saved, to resume from after a stop."""
         return None if self.state is None else self.state.with_name(f"{self.state.name}.{name}")
 
     def runs(self) -> KeptRuns:
@@ -177,7 +177,7 @@ class Ground:
 def all_tests(ground: Ground, null: Task | None) -> CircuitTests:
     """All tests, one after the other; ``null`` are pairs of paraphrases of one persona.
 
-    The search is made again first, as its scores may serve the pairs here; within a time it comes last.
+    The search is repeated first, as its scores may serve the pairs here; with a time budget it comes last.
     """
     options, within = ground.options, ground.clock.within
     how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
@@ -272,7 +272,7 @@ def with_evaluation(
     shared: Overlap | None = None,
     **stamp: Any,
 ) -> dict[str, Any]:
-    """The circuit's record with this evaluation; an earlier one of the same pairs, split and setting gives way.
+    """The circuit's record with this evaluation; it replaces an earlier one of the same pairs, split and setting.
 
     ``shared`` is what its pairs have in common with those searched on, where these are known. Its stability, and
     frequency and part of every edge, are written where they are known.
@@ -290,7 +290,7 @@ def with_evaluation(
 
 
 def _axes(task: Task) -> list[str]:
-    """Of the usual keys those by which these pairs fall into several parts."""
+    """The default keys that split these pairs into several parts."""
     axes = []
     for key in AXES:
         try:

@@ -48,7 +48,7 @@ from persona_circuits.metrics import METRICS, Metric
 __all__ = ["NOT_SEARCHED", "Searched", "Subject", "marked_record", "rule_of", "scores_of", "search_again"]
 
 QUICK_RESAMPLES, QUICK_EDGES = 100, 600
-"""With ``quick``: resamples, and edges to try up to which ACDC is repeated, in one random order."""
+"""With ``quick``: the number of resamples, and the most edges with which ACDC is repeated, in one random order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ NOT_SEARCHED = Searched(None, reason="it is not said how the circuit was found")
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A circuit that is put to the test; if known, the ``record`` in its file, and its ``search``'s whole pair file."""
+    """A circuit to test; if known, the ``record`` in its file, and its ``search``'s whole pair file."""
 
     circuit: Circuit
     record: Mapping[str, Any] | None = None
@@ -84,9 +84,9 @@ def search_again(
 ) -> Searched:
     """The stability of a circuit, whose record says which pairs of its search's file were searched on.
 
-    ``ablation`` is that of the record, where it is made already. ``state``: beside this path ACDC keeps its state, to
-    go on from after a stop. With ``options.quick`` there are at most 100 resamples, and one order where ACDC has at
-    most 600 edges to try.
+    ``ablation`` is that of the record, if it exists already. ACDC saves its state next to ``state``, to resume from
+    after a stop. With ``options.quick`` there are at most 100 resamples, and one order where ACDC has at most 600 edges
+    to try.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def scores_of(
 
 
 def rule_of(record: Mapping[str, Any] | None) -> Rule | None:
-    """How the circuit of this file was made of scores; None where it was not, or nothing says how."""
+    """The rule by which the circuit of this file follows from scores; None where it does not, or is unknown."""
     if (
         record is None
         or record["method"].keys() & {"finish", "of", "weigh", "resolution"}
@@ -174,9 +174,9 @@ def marked_record(
     seed: int = 0,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """The circuit's record with its stability, and with frequency and part of every edge; an earlier one gives way.
+    """The circuit's record with its stability, and with frequency and part of every edge, in place of earlier ones.
 
-    So does an earlier certificate to a new one.
+    A new certificate also replaces an earlier one.
 
     Without a report the record keeps what it has. ``seed`` and ``quick`` are those of the report.
     """

@@ -26,7 +26,7 @@ Memory beside the weights, per prompt, in numbers of the format:
     K = L T (2 d + 3 H h) + T d             streams, and projections of all layers
     A = L T (6 H h + c f + 3 n d) + b L H T^2   what autograd keeps besides of one forward pass
     R = L T (3 H h + d) + T d               gradients at all projections and MLP inputs
-    Z = L T (H h + d) + T d                 what the parts of one run wrote, heads not told apart
+    Z = L T (H h + d) + T d                 what the parts of one run wrote, before heads are separated
     W = T (H d + 4 H h + c f) + 3 H T^2     one layer at work
     EAP      = max(S + K + A + 4 Z + 2 H T^2, 1.6 S + K + R + 2 Z)
     EAP-IG   = max(S + K + 4 Z + W, S + 2 K + A + 2 Z, 1.6 S + 2 K + R + 2 Z)
@@ -120,7 +120,7 @@ def acdc_flops(arch: Architecture, tokens: int, *, waste: float) -> float:
 
 
 def held_bytes(arch: Architecture, lengths: Sequence[int], dtype: str, *, runs: int = 2) -> int:
-    """The runs of prompts of these lengths, held together, and every source's difference, as ACDC does."""
+    """Bytes of the runs of prompts of these lengths together, and of every source's difference, as ACDC needs."""
     sources = sum(_sources(arch, tokens) for tokens in lengths) * STATE_BYTES[dtype]
     return sum(run_bytes(arch, tokens, dtype, runs=runs) for tokens in lengths) + sources
 

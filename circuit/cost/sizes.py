@@ -87,7 +87,7 @@ class Device:
 
 
 FORMATS = ("float32", "bfloat16-weights", "bfloat16")
-"""Those of ``model.DTYPES`` to estimate; the second holds weights short and computes in float32."""
+"""The formats of ``model.DTYPES`` to estimate; the second has half-precision weights and computes in float32."""
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bfloat16-weights": 2}
 STATE_BYTES = {**WEIGHT_BYTES, "bfloat16-weights": 4}
 H200 = Device("H200", {"float32": 66.9e12, "bfloat16": 989.4e12}, 141e9, 4.8e12, 450e9)
@@ -128,7 +128,7 @@ def floor_flops(arch: Architecture, tokens: int) -> int:
 
 
 def state_bytes(arch: Architecture, tokens: int, dtype: str, *, steps: int | None = None) -> int:
-    """What EAP, or EAP-IG of so many steps, holds per prompt beside the weights; see the module's text."""
+    """Bytes per prompt beside the weights of EAP, or EAP-IG of so many steps; see the module's text."""
     sources, kept, written = _sources(arch, tokens), _kept(arch, tokens), _written(arch, tokens)
     norms = 3 * max(0, arch.norms - 2) * arch.d_model
     wide = 6 * arch.heads * arch.d_head + _mlp_width(arch) + norms
@@ -144,7 +144,7 @@ def state_bytes(arch: Architecture, tokens: int, dtype: str, *, steps: int | Non
 
 
 def run_bytes(arch: Architecture, tokens: int, dtype: str, *, runs: int = 2) -> int:
-    """So many plain runs of one prompt, kept with what every source writes."""
+    """Bytes of so many plain runs of one prompt, with what every source writes."""
     kept = runs * (_sources(arch, tokens) + _kept(arch, tokens) + _written(arch, tokens) + arch.vocab)
     return (kept + _working(arch, tokens)) * STATE_BYTES[dtype]
 
@@ -178,7 +178,7 @@ def _kept(arch: Architecture, tokens: int) -> int:
 
 
 def weight_bytes(arch: Architecture, dtype: str) -> int:
-    """The weights as the engine holds them, keys and values repeated."""
+    """Bytes of the weights as the engine stores them, with keys and values repeated."""
     repeated = arch.matrices(arch.heads) - arch.matrices(arch.kv_heads)
     return (arch.parameters + repeated) * WEIGHT_BYTES[dtype]
 

@@ -1,4 +1,4 @@
-"""Below the node: MLPs of the circuit that was found, opened into their neurons, and heads into their parts."""
+"""Below the node: the neurons of the circuit's MLPs, and the parts of its heads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def neurons_of(setting: Setting) -> dict[int, Neurons]:
     OptionError
         A name is of no MLP of this model.
     ModelError
-        An MLP's neurons cannot be told.
+        An MLP's neurons cannot be told apart.
     """
     model = setting.model
     return {layer: Neurons.of(model.blocks[layer]) for layer in mlps_of(setting.options.neurons, model.graph)}

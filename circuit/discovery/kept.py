@@ -1,4 +1,4 @@
-"""Scores are made once: kept with what they were made of, and used again by a search that would make the same.
+"""Scores are computed once: saved with their inputs, and reused by a search that would compute the same.
 
 They are in ``scores.state`` of the search's folder as soon as they are made, and in its ``scores.safetensors`` at the
 end. Either says, in its metadata, in which weights, on which prompts and by which method they were made.
@@ -26,14 +26,14 @@ __all__ = ["NEW", "SCORES", "STATE", "keep", "made", "scores_at", "scores_near"]
 
 SCORES, STATE = "scores.safetensors", "scores.state"
 NEW = "new"
-"""What is given for a run's folder where nothing is to be used again."""
+"""The value of ``scores`` with which nothing is reused."""
 MOST_RUNS = 200
-"""Folders beside the search's own that are looked into."""
+"""Most folders beside the search's own to look into."""
 WORDS = {"model": "weights", "dtype": "number format", "pairs": "pairs", "scores": "method"}
 
 
 def made(setting: Setting) -> dict[str, Any] | None:
-    """What the scores of a search follow from, as plain values; None where that cannot be told."""
+    """What determines the scores of a search, as plain values; None where that is unknown."""
     options = setting.options
     known = METRICS.get(setting.metric.name) is setting.metric
     if options.prune == "acdc" or options.by_span or options.certify is not None or not known:

@@ -37,6 +37,8 @@ from persona_circuits.circuit.options import (
     Steps,
     Where,
     check_choices,
+    check_least,
+    check_n_random,
     names_of,
 )
 
@@ -157,12 +159,8 @@ class Options(PlainNumbers):
             OptionError: a value is unknown or impossible, or an option would have no effect.
         """
         check_choices(self)
-        for name in ("steps", "batch-size", "candidates", "train-steps", "checks"):
-            number = getattr(self, name.replace("-", "_"))
-            if number is not None and number < 1:
-                raise OptionError(f"--{name} must be at least 1, got {number}")
-        if self.n_random < 0:
-            raise OptionError(f"--n-random must not be negative, got {self.n_random}")
+        check_least(self, steps=1, batch_size=1, candidates=1, train_steps=1, checks=1)
+        check_n_random(self.n_random)
         self._check_size()
         if self.finish is not None:
             from persona_circuits.circuit.pruning import check_tau
@@ -334,7 +332,7 @@ class MeasureOptions(PlainNumbers):
     batch_size: BatchSize = 32
 
     def settled(self: Measures, record: Mapping[str, Any] | None = None) -> Measures:
-        """With nothing left open: what is not given is as in the circuit's ``record``, else as a search has it."""
+        """These options with defaults from the circuit's ``record``, else those of a search."""
         plain = Options()
         recorded = record or {"task": {"metric": plain.metric, "align": plain.align}, "ablation": plain.ablation}
         return replace(
@@ -354,8 +352,6 @@ class MeasureOptions(PlainNumbers):
         check_choices(self)
         if self.align not in (None, *ALIGNMENTS):
             raise OptionError(f"--align {self.align!r} is not one of {', '.join(ALIGNMENTS)}")
-        if self.batch_size < 1:
-            raise OptionError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.n_random < 0:
-            raise OptionError(f"--n-random must not be negative, got {self.n_random}")
+        check_least(self, batch_size=1)
+        check_n_random(self.n_random)
         return self.settled()

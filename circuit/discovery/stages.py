@@ -1,11 +1,11 @@
-"""The stages of a search: each takes what those before it found, and returns a value with a name.
+"""The stages of a search: each takes the results of earlier ones, and returns a named value.
 
 set_up    Setting    pairs checked against the tokenizer, splits, what cut edges carry
 effect    Effect     every training prompt run plain once: D, m(full) - m(empty), the threshold in its units
 score     Scored     a number for every edge
 prune     Pruned     the circuit
 measure   Measured   faithfulness on pairs searched on and held out, beside controls; nested circuits
-control   Controls   what the scores leave open: completeness, short formats, parts of the prompt
+control   Controls   checks of the scores: completeness, half-precision formats, parts of the prompt
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 LEARNED = 4
-"""Gates aim at so much fewer edges than scores need for the same faithfulness; what they need is then searched."""
+"""Gates are trained to so many times fewer edges than scores need; the size they need is then searched for."""
 GATE_GRID = 32
-"""Sizes tried of learned gates before the smallest is looked for between two: f does not grow steadily with them."""
+"""Sizes of learned gates to try before the search between two of them, as f is not monotonic in them."""
 MUCH_BYTES = 1 << 30
-"""From here on it is said what ACDC holds."""
+"""Memory of ACDC from which a warning is logged."""
 
 
 def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
@@ -120,7 +120,7 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     if options.top_n is not None and options.resolution == "edge":
         check_n(options.top_n, model.graph)
     task = task.where(**dict(options.where))
-    names = [split_of(task, requested, usual) for requested, usual in _wanted_splits(options)]
+    names = [split_of(task, options.train_split, "train"), split_of(task, options.eval_split, "test")]
     rows = {
         name: rows_of(encode(task.of_split(name), model, align=options.align), metric) for name in dict.fromkeys(names)
     }
@@ -140,7 +140,7 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
 
 
 def _check_parts(spans: Spans, top_n: int | None, model: Model) -> None:
-    """That the prompts have parts to tell apart, and so many edges at them."""
+    """Check that the prompts have several parts, and enough edges at them."""
     if len(spans.names) < 2:
         raise TaskError(f"--resolution span needs prompts of several parts, and these have {spans.shown or 'none'}")
     possible = int(spans.valid(model.graph).sum())
@@ -149,7 +149,7 @@ def _check_parts(spans: Spans, top_n: int | None, model: Model) -> None:
 
 
 def _warn(task: Task, rows: Sequence[Row]) -> None:
-    """Say before the search what of the pairs is not used, or not enough for a claim."""
+    """Warn before the search of pairs that are not used, or not enough for a claim."""
     orders_by_group: dict[str, set[str]] = {}
     for pair in task.pairs:
         if isinstance(options := pair.row.get("options"), list) and "orders_of" in pair.row:
@@ -164,10 +164,6 @@ def _warn(task: Task, rows: Sequence[Row]) -> None:
     by_pair = {row.id: row.forms.left_out for row in rows if row.forms is not None}
     for note in forms_left_out(list(by_pair.values())):
         logger.warning("%s", note)
-
-
-def _wanted_splits(options: Options) -> tuple[tuple[str | None, str], ...]:
-    return (options.train_split, "train"), (options.eval_split, "test")
 
 
 def part_of(
@@ -185,7 +181,7 @@ def part_of(
 
 
 def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None) -> None:
-    """That what ACDC, or a finish, keeps of all prompts is within the budget; where there is none, how much that is."""
+    """Check that what ACDC, or a finish, keeps of all prompts is within the budget; without one, log its size."""
     plain = all(is_plain(batch, ablation) for batch in groups)
     lengths = [batch.n_tokens for batch in groups for _ in batch.indices]
     if model.budget is not None:
@@ -202,10 +198,10 @@ def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None
 
 
 def effect_of(setting: Setting, null: NullRun | None = None) -> Effect:
-    """The plain runs of the training prompts, and what they say; ``null`` is what paraphrases do.
+    """The plain runs of the training prompts, and the effect in them; ``null`` is the run on paraphrases.
 
     Raises:
-        TaskError: they show no effect, and the options do not say that it is to be searched for all the same.
+        TaskError: they show no effect, and the options do not force a search.
     """
     watch, seen = Rounding(setting.model, setting.metric), SignalWatch(setting.metric)
     start = time.perf_counter()
@@ -244,7 +240,7 @@ def _share_of(share: float, whole: float, name: str, rounding: float = 0.0) -> f
 def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | None = None) -> Scored:
     """A score for every edge, by the method of the options; ``seconds`` is what the plain runs took.
 
-    With ``weights`` pairs weigh so much in it.
+    ``weights`` are those of the pairs.
     """
     model, metric, options = setting.model, setting.metric, setting.options
     kept = setting.train.runs.batches
@@ -270,7 +266,7 @@ def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | No
         spans = Spans.of(map(bare, setting.train.runs.batches))
         assert spans.names == parts.names
         return Scored(parts.total(), parts, at_parts=SpanScores(model.graph, spans, parts.values))
-    if options.activations != "float32":  # whose plain runs are short too
+    if options.activations != "float32":  # whose plain runs are in half precision too
         kept = [bare(batch) for batch in kept]
     return Scored(score(model, kept, metric, _scoring(options), **how))
 
@@ -370,7 +366,7 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
 
 
 def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: float, state: Path | None) -> Pruned:
-    """The exact finish, if asked for; ``whole`` is m(full) - m(empty), of which an edge is to be worth a share.
+    """The exact finish, if requested; ``whole`` is m(full) - m(empty), of which an edge must be worth a share.
 
     Raises:
         OptionError: it is zero.
@@ -386,7 +382,7 @@ def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: f
 
 
 def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate | None:
-    """Which edges stay when personas or questions are taken away, where that is asked for."""
+    """Which edges stay when personas or questions are taken away, if requested."""
     options, least = setting.options, pruned.smallest
     if options.certify is None or scored.pairs is None:
         return None
@@ -406,7 +402,7 @@ def measure(
     circuit: Circuit | SpanCircuit,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Measured:
-    """Faithfulness on every part, and what was asked for: nested circuits of the scores, named sets of nodes."""
+    """Faithfulness on every part, and if requested nested circuits of the scores and named sets of nodes."""
     reports = tuple(
         report_on(setting.model, part, setting.metric, circuit, scores, setting.options, setting.stage)
         for part in setting.parts
@@ -460,14 +456,14 @@ def report_on(
 
 
 def _told(runs: KeptRuns, progress: Progress) -> Iterator[Prepared]:
-    """The batches one after the other, each told of when it is done."""
+    """The batches one after the other, with a report of progress after each."""
     for place in range(len(runs)):
         yield from runs.of(place)
         progress(place + 1, len(runs))
 
 
 def control(setting: Setting, scored: Scored, effect: Effect, circuit: Circuit) -> Controls:
-    """What the scores leave open, as far as they are of a kind that leaves it open."""
+    """Checks of the scores, as far as they apply to the method."""
     model, metric, options, groups = setting.model, setting.metric, setting.options, setting.train.runs.batches
     summed = lost = spans = None
     if scored.scores is not None and options.method == "eap-ig":

@@ -36,7 +36,7 @@ __all__ = [
 
 
 def summary(discovery: Discovery) -> dict[str, Any]:
-    """What ``discover --json`` prints and ``summary.json`` holds."""
+    """The content of ``summary.json`` and of ``discover --json``."""
     record = discovery.record
     return {
         "model": record["model"]["name"],
@@ -209,8 +209,8 @@ def head_tables(heads: OpenedHeads) -> list[Table]:
     )
     parts = Table(f"parts of heads {where}", HEAD_PARTS, heads.parts, 2, [lost, f"intervals over {heads.drawn_over}"])
     notes = [
-        "score: q.k of the part's tokens less the mean over all, A less B: the sum over what writes the query, and",
-        "over what writes the keys, of which the largest is named; norms are held; intervals as above",
+        "score: q.k of the part's tokens minus the mean over all, A minus B: the sum over what writes the query, and",
+        "over what writes the keys, of which the largest is named; norms are frozen; intervals as above",
     ]
     title = f"why heads attend at the answer, on {heads.n_attended} pairs"
     return [parts, Table(title, ATTENDED, heads.attended, 2, notes)]

@@ -1,4 +1,4 @@
-"""A discovery as files: the circuit, its nodes, all scores, the picture, and what was asked for besides."""
+"""A discovery as files: the circuit, its nodes, all scores, the picture, and optional results."""
 
 from __future__ import annotations
 

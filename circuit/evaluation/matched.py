@@ -381,7 +381,7 @@ def _random_circuit(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random
     n_free = int(free.sum())
     if n_edges > n_free // 2:
         places = np.argwhere(free)
-        return _with_edges(graph, rng.permutation(places)[:n_edges])
+        return Circuit.at(graph, *rng.permutation(places)[:n_edges].T)
     best = Circuit.empty(graph)
     for _ in range(MOST_PATHS):
         mask = _random_paths(graph, free, n_edges, rng)
@@ -423,10 +423,4 @@ def _fill(graph: Graph, free: np.ndarray, mask: np.ndarray, n: int, rng: np.rand
         return np.zeros_like(mask)
     sources = np.asarray(mask.any(axis=1))
     open_places = np.argwhere(free & ~mask & sources[:, None] & graph.slots_of(sources)[None, :])
-    return _with_edges(graph, rng.permutation(open_places)[:n]).mask
-
-
-def _with_edges(graph: Graph, places: np.ndarray) -> Circuit:
-    mask = np.zeros_like(graph.valid)
-    mask[tuple(places.T)] = True
-    return Circuit(graph, mask)
+    return Circuit.at(graph, *rng.permutation(open_places)[:n].T).mask

@@ -59,14 +59,12 @@ def write_circuits(scores: Scores, folder: str | Path, *, d_model: int, signed: 
     Raises:
         FileError: the folder cannot be written.
     """
-    graph = scores.graph
     src, dst = ranked_edges(scores, signed=signed)
     with replace_folder(folder) as staging:
         for share in SHARES[:-1]:
-            mask, n = np.zeros_like(graph.valid), int(share * len(src))
-            mask[src[:n], dst[:n]] = True
-            content = _content(None, Circuit(graph, mask).without_dead_ends(), d_model)
-            write_json(content, staging / f"circuit-{share:g}.json", indent=None)
+            n = int(share * len(src))
+            circuit = Circuit.at(scores.graph, src[:n], dst[:n]).without_dead_ends()
+            write_json(_content(None, circuit, d_model), staging / f"circuit-{share:g}.json", indent=None)
 
 
 def read_submission(path: str | Path) -> Scorer:

@@ -15,7 +15,16 @@ After each of them dead ends are dropped to a fixed point; the result may be emp
 from persona_circuits.circuit.pruning.acdc import AcdcResult, Trials, acdc, acdc_by_definition
 from persona_circuits.circuit.pruning.finish import Finished, Terms, finish
 from persona_circuits.circuit.pruning.learn import Learned, Schedule, learn
-from persona_circuits.circuit.pruning.select import PRUNERS, check_n, check_tau, greedy, threshold, top_n
+from persona_circuits.circuit.pruning.select import (
+    PRUNERS,
+    check_n,
+    check_tau,
+    greedy,
+    ranked_edges,
+    strength_of,
+    threshold,
+    top_n,
+)
 
 __all__ = [
     "PRUNERS",
@@ -32,6 +41,8 @@ __all__ = [
     "finish",
     "greedy",
     "learn",
+    "ranked_edges",
+    "strength_of",
     "threshold",
     "top_n",
 ]

@@ -14,7 +14,7 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = ["PRUNERS", "check_n", "check_tau", "greedy", "threshold", "top_n"]
+__all__ = ["PRUNERS", "check_n", "check_tau", "greedy", "ranked_edges", "strength_of", "threshold", "top_n"]
 
 
 def threshold(scores: Scores, tau: float) -> Circuit:
@@ -63,12 +63,20 @@ def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
         ``n`` is not between 1 and the number of edges.
     """
     check_n(n, scores.graph)
+    src, dst = ranked_edges(scores, signed=signed)
+    return Circuit.at(scores.graph, src[:n], dst[:n]).without_dead_ends()
+
+
+def ranked_edges(scores: Scores, *, signed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Sources and slots of all edges, best first; ties go to the earlier edge."""
     src, dst = np.nonzero(scores.graph.valid)
-    strength = _strength(scores, signed)[src, dst]
-    order = np.lexsort((src, dst, -strength))[:n]
-    mask = np.zeros_like(scores.graph.valid)
-    mask[src[order], dst[order]] = True
-    return Circuit(scores.graph, mask).without_dead_ends()
+    order = np.lexsort((src, dst, -strength_of(scores.values[src, dst], signed)))
+    return src[order], dst[order]
+
+
+def strength_of(values: np.ndarray, signed: bool) -> np.ndarray:
+    """What edges or nodes are ranked by: |score|, or with ``signed`` the most negative score first."""
+    return -values if signed else np.abs(values)
 
 
 def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
@@ -93,7 +101,7 @@ def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
     """
     graph = scores.graph
     check_n(n, graph)
-    strength = _strength(scores, signed)
+    strength = strength_of(scores.values, signed)
     mask = np.zeros_like(graph.valid)
     seen = np.zeros(graph.n_src, dtype=bool)
     heap = _candidates(graph, strength, [graph.n_dst - 1])
@@ -123,10 +131,6 @@ def check_n(n: int, graph: Graph) -> None:
     """
     if not 1 <= n <= graph.n_edges:
         raise OptionError(f"the number of edges to keep must be from 1 to {graph.n_edges}, got {n}")
-
-
-def _strength(scores: Scores, signed: bool) -> np.ndarray:
-    return -scores.values if signed else np.abs(scores.values)
 
 
 def _candidates(graph: Graph, strength: np.ndarray, slots: Sequence[int]) -> list[tuple[float, int, int]]:

@@ -32,9 +32,9 @@ NORMAL = 1.959963984540054  # its 97.5th percentile
 class Clusters:
     """Which pairs share a persona, on either side, or a question.
 
-    ``personas`` (of A and of B) and ``questions`` are codes from 0, ``[pair]`` each, None where
-    they are not drawn; ``note`` says why not. ``all_named`` are the codes of whatever is named for every pair, drawn
-    or not. ``design`` is that of a regression whose last coefficient is asked for; without it a mean is.
+    ``personas`` (of A and of B) and ``questions`` are codes from 0, ``[pair]`` each, None where they are not drawn;
+    ``note`` says why not. ``all_named`` are the codes of whatever is named for every pair, drawn or not. ``design`` is
+    that of a regression whose last coefficient is the estimate; without it the estimate is a mean.
     """
 
     n: int
@@ -85,7 +85,7 @@ class Clusters:
         return Clusters.named(names(sides[0]), names(sides[1]), names(questions))
 
     def between(self, is_first: NDArray[Any], strata: NDArray[np.int64] | None = None) -> Clusters:
-        """The same pairs, asked for a difference of two groups: as many degrees of freedom as that has.
+        """The same pairs, for a difference of two groups, with its degrees of freedom.
 
         With ``strata``, codes from 0, the difference is within those.
         """
@@ -107,7 +107,7 @@ class Clusters:
         return " and ".join(names) or "pairs"
 
     def describe(self, unit: str = "pairs") -> str:
-        """One line for people: what is drawn, how many there are, and why not more; ``unit`` is what is counted."""
+        """One line: what is drawn, how many there are, and why not more; ``unit`` is what is counted."""
         counts = [f"{self.n} {unit}"]
         if self.personas is not None:
             counts.append(f"{len(np.unique(self.personas))} personas")
@@ -181,7 +181,7 @@ class Clusters:
 
     @cached_property
     def permutations(self) -> Permutations:
-        """Those under which what pairs share stays as it is."""
+        """Permutations that preserve what pairs share."""
         return permutations_of(self.n, *self.all_named)
 
     @cached_property
@@ -232,7 +232,7 @@ class _Way:
         return self._p_of(size, spread, negligible)
 
     def detectable(self, level: float, influence: Float[np.ndarray, " pair"], negligible: float) -> float:
-        from scipy import optimize  # takes a second
+        from scipy import optimize  # slow to import
 
         spread = self.spread(influence[:, None], confident=False)
         if spread <= 0 or not np.isfinite(spread):

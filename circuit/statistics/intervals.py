@@ -1,8 +1,8 @@
 """Intervals of numbers over pairs that share personas and questions.
 
-Pairs that share a persona, on either side, or a question are not independent: resampled as
-if they were, they give intervals that are too short. No bootstrap is exact for crossed
-clusters (McCullagh 2000), so two known parts are put together:
+Pairs that share a persona, on either side, or a question are not independent: resampled as if they were, they give
+intervals that are too narrow. No bootstrap is exact for crossed clusters (McCullagh 2000), so two known parts are put
+together:
 
 1. *draws*: the pigeonhole bootstrap (Owen 2007, arXiv:0712.1111). Personas and questions are
    drawn with replacement and a pair counts as often as its clusters were drawn, multiplied:
@@ -21,10 +21,10 @@ The drawn weights are moved towards equal ones, or away from them, until the num
 first order, the robust one times the t quantile of its degrees of freedom. The interval goes from the
 2.5th to the 97.5th percentile of the number under these weights.
 
-A way with fewer than two degrees of freedom (two personas, two questions) says nothing of
-others and is not drawn; where neither is, pairs are resampled, and their spread is widened in the
-same way: by the t quantile of n - 1 degrees of freedom, and from the bootstrap's variance to the unbiased
-one. ``Interval.by`` and ``Clusters.note`` say what was drawn. Coverage, by simulation: ``docs/statistics.md``.
+Clusters with fewer than two degrees of freedom (two personas, two questions) do not generalise and are not drawn; where
+neither is, pairs are resampled, and their spread is widened in the same way: by the t quantile of n - 1 degrees of
+freedom, and from the bootstrap's variance to the unbiased one. ``Interval.by`` and ``Clusters.note`` say what was
+drawn. Coverage, by simulation: ``docs/statistics.md``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LEAST_SHARE = 1e-4  # of a denominator: draws under which less of it is left are
 MOST_UNDEFINED = 0.05  # of the draws: where more of them have no denominator, an end could lie anywhere
 STEP = 1e-6  # of a finite difference in one pair's weight
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""From weights ``[draw, pair]``, each row of sum one, to one number a draw; nan where it is not defined."""
+"""From weights ``[draw, pair]``, each row of sum one, to one number per draw; nan where it is not defined."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def detectable_ratio(
 
 
 def is_zero(values: Float[np.ndarray, " pair"], rounding: float = 0.0) -> bool:
-    """Whether the mean is zero: within what rounding alone moves it, here and in the passes that gave the values."""
+    """Whether the mean is zero up to rounding, here and in the passes that gave the values."""
     return bool(abs(values.mean()) <= max(rounding, NOTHING * float(np.abs(values).mean())))
 
 

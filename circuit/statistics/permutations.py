@@ -1,19 +1,19 @@
-"""Permutations of pairs that leave what the pairs share as it is.
+"""Permutations of pairs that preserve what the pairs share.
 
 Two numbers per pair that have nothing to do with each other look dependent where both follow the personas and the
-questions that pairs share: pairs are then not exchangeable, and a test that permutes them all rejects too often.
-What is exchangeable are the names. A permutation of personas and one of questions that map the pairs onto the
-pairs carry one number to other pairs and leave its own dependence among pairs as it is (a test is exact under
-such a group: Hoeffding 1952; for arrays of rows and columns, Aldous 1981). Two names can be exchanged where they
-stand in the same pairs but for themselves:
+questions that pairs share: pairs are then not exchangeable, and a test that permutes them all rejects too often. What
+is exchangeable are the names. A permutation of personas and one of questions that map the pairs onto the pairs carry
+one number to other pairs and leave its own dependence among pairs as it is (a test is exact under such a group:
+Hoeffding 1952; for arrays of rows and columns, Aldous 1981). Two names can be exchanged where they occur in the same
+pairs but for themselves:
 
     every persona pair with every question    persona pairs among each other, and questions among each other
     questions of one persona pair alone       questions within their persona pair
     every two of some personas                personas among each other
     no names                                  all pairs
 
-Where hardly any names can be exchanged, as pairs share them here and there, only pairs that share nothing with each
-other are looked at, and those are permuted freely. Of the two the one with more permutations is taken.
+Where hardly any names can be exchanged, because pairs share them irregularly, only pairs that share nothing with each
+other are used, and permuted freely. Of the two schemes the one with more permutations is taken.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Permutations:
 
     @property
     def least_p(self) -> float:
-        """No p can be smaller."""
+        """The smallest possible p."""
         return float(np.exp(-self.log_count))
 
 
@@ -107,7 +107,7 @@ class _Names:
         return float(gammaln(np.array([*sizes, *cells.tolist()]) + 1).sum())
 
     def draws(self, rng: np.random.Generator, count: int) -> Codes:
-        """Names are exchanged, and every pair gets the value of one of those that bear its new names."""
+        """Exchange names, and give every pair the value of one of the pairs with its new names."""
         units = _exchanged(self.unit_classes, rng, count)
         questions = _exchanged(self.question_classes, rng, count)
         cells = self._cells(units[:, self.units[0]], units[:, self.units[1]], questions[:, self.questions])

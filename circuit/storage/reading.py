@@ -4,8 +4,8 @@
     JSON      as RFC 8259 has it, so without NaN and Infinity; a key stands once in an object; numbers fit a float
     tensors   safetensors, with every format of numbers that PyTorch has; pickles are named and never opened
 
-What a file may ask for is bounded: ``MAX_BYTES``, ``MAX_LINES``, ``MAX_DEPTH``, ``MAX_DIGITS``. Every reader hands
-in a ``Kind``, the noun that its file goes by and the error that its faults are.
+Sizes are bounded: ``MAX_BYTES``, ``MAX_LINES``, ``MAX_DEPTH``, ``MAX_DIGITS``. Every reader passes a ``Kind``, the noun
+for its file and the error for its faults.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ NUMPY_FORMATS = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is called in messages, the error that its faults are, and what was ``expected`` of it."""
+    """What a file is called in messages, the error for its faults, and what was ``expected`` of it."""
 
     noun: str
     error: type[PersonaCircuitsError] = FileError
@@ -103,12 +103,12 @@ class NotJson(ValueError):
 
 
 class DamagedState(UserWarning):
-    """A file of half-done work is damaged and is not used."""
+    """A file of unfinished work is damaged and is not used."""
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of a file that were asked for, the names of all, and the file's metadata."""
+    """The requested tensors of a file, the names of all, and the file's metadata."""
 
     arrays: Mapping[str, np.ndarray]
     names: tuple[str, ...]
@@ -183,7 +183,7 @@ def read_json_lines(path: str | Path, kind: Kind, faults: list[str]) -> Iterator
 
 
 def json_lines(text: str, faults: list[str]) -> Iterator[tuple[int, Any]]:
-    """The values of a text of one JSON value a line, with their lines, from 1; what is not JSON goes to ``faults``."""
+    """The values of a text of one JSON value per line, with their lines, from 1; others go to ``faults``."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -270,9 +270,9 @@ def check_format(path: str | Path, kind: Kind) -> None:
 
 
 def read_state(path: str | Path | None, search: str) -> dict[str, np.ndarray]:
-    """The arrays that a search left when it was stopped; none where there is no file, or one of another search.
+    """The arrays saved by an interrupted search; none where there is no file, or one of another search.
 
-    A file that is damaged is told of (``DamagedState``) and not used.
+    A damaged file is not used, with a warning (``DamagedState``).
     """
     from safetensors import SafetensorError, safe_open
 
@@ -294,7 +294,7 @@ def read_state(path: str | Path | None, search: str) -> dict[str, np.ndarray]:
 
 
 def state_metadata(search: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """What the file of a stopped search says of itself: which search it is, and the SHA-256 of its arrays."""
+    """The metadata of an interrupted search's file: which search it is, and the SHA-256 of its arrays."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -304,9 +304,9 @@ def state_metadata(search: str, arrays: Mapping[str, np.ndarray]) -> dict[str, s
 
 
 def tell_damaged(path: str | Path, why: object) -> None:
-    """Warn that a file of half-done work is damaged, so that its work begins anew."""
+    """Warn that a file of unfinished work is damaged, so that the work starts again."""
     reason = " ".join(str(why).split())[:200]
-    warnings.warn(DamagedState(f"{path} is damaged ({reason}) and not used; its work begins anew"), stacklevel=3)
+    warnings.warn(DamagedState(f"{path} is damaged ({reason}) and not used; its work starts again"), stacklevel=3)
 
 
 def table_kind(text: str) -> str:

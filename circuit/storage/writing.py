@@ -7,7 +7,7 @@ together are made in a hidden folder inside their own folder, and renamed when a
     FOLDER/.persona-circuits-4f0c…/ready/    complete; of a killed process, moved into place at the next start
 
 Nothing is staged outside ``FOLDER``, which may be a mount point, a link to another file system, or all that one
-may write to. Whoever stages holds a lock, which tells a living process's files from a killed one's. Permissions
+may write to. Staging holds a lock, which distinguishes a living process's files from a killed one's. Permissions
 are what the umask leaves; a link to a file is followed.
 """
 
@@ -193,7 +193,7 @@ def append(file: io.FileIO, data: bytes, path: str | Path) -> None:
 
 
 def check_output_folder(folder: str | Path) -> None:
-    """Make sure, before long work, that ``folder`` can be made and written; nothing is left behind.
+    """Make sure, before long work, that ``folder`` can be made and written; no trace of the check remains.
 
     What a killed process left there is moved into place where it was complete, else removed.
 
@@ -218,7 +218,7 @@ def check_output_folder(folder: str | Path) -> None:
 
 
 def check_output_file(path: str | Path, *, makes_folder: bool = False) -> None:
-    """Make sure, before long work, that the file can be written; nothing is left behind.
+    """Make sure, before long work, that the file can be written; no trace of the check remains.
 
     Parameters
     ----------
@@ -299,7 +299,7 @@ def _lock(handle: int, *, wait: bool = True) -> bool:
 
 
 def _move(staging: Path, folder: Path) -> None:
-    """Rename all that is ready to its place in ``folder``; where one cannot be, those before it are taken back."""
+    """Rename all that is ready to its place in ``folder``; where one fails, those before it are undone."""
     old = staging / "old"
     old.mkdir(exist_ok=True)
     moved: list[str] = []
@@ -410,7 +410,7 @@ def _shown(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _told(path: Path, template: str = "cannot write {}") -> Iterator[None]:
-    """What the system refuses about the path becomes one sentence that names it; other errors stay what they are."""
+    """Turn the system's errors about the path into one sentence that names it; other errors pass through."""
     try:
         yield
     except OSError as error:

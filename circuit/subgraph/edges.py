@@ -115,6 +115,13 @@ class Circuit:
             mask[graph.index(edge)] = True
         return cls(graph, mask)
 
+    @classmethod
+    def at(cls, graph: Graph, src: np.ndarray, dst: np.ndarray) -> Circuit:
+        """The circuit of the edges at these rows and columns."""
+        mask = np.zeros_like(graph.valid)
+        mask[src, dst] = True
+        return cls(graph, mask)
+
     def edges(self) -> list[Edge]:
         """The kept edges, by slot in topological order, then by source."""
         return [self.graph.edge(src, dst) for dst, src in np.argwhere(self.mask.T).tolist()]

@@ -17,7 +17,7 @@ from persona_circuits.circuit.task.forms import FormTable, form_table
 __all__ = ["Batch", "batches"]
 
 OUTSIDE = "between"
-"""What the tokens between two parts of a prompt count to."""
+"""The name of the part for tokens between two parts of a prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class Batch:
         return len(self.indices)
 
     def name(self, row: int) -> str:
-        """What messages call a row: its pair's id."""
+        """The name of a row in messages: its pair's id."""
         return f"pair {self.ids[row]}" if self.ids else f"row {self.indices[row]}"
 
     @property

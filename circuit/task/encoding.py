@@ -63,8 +63,8 @@ def encode(task: Task, model: Reader, *, align: str = "equal", alike: bool = Fal
     Parameters
     ----------
     align
-        ``"equal"`` wants the same number of tokens in both prompts of a pair; with ``"right"`` they may differ in
-        length, as long as they end alike.
+        ``"equal"`` requires the same number of tokens in both prompts of a pair; with ``"right"`` they may differ in
+        length if they share an ending.
     alike
         Both prompts of a pair may be the same tokens.
 
@@ -78,9 +78,9 @@ def encode(task: Task, model: Reader, *, align: str = "equal", alike: bool = Fal
         There is no such alignment.
     TaskError
         Prompts of a pair differ in length, or have no common end to be aligned on, an answer is not one token in its
-        context, an answer stands on both sides or twice on one, both prompts are the same tokens, a prompt has a BOS
-        too many, is longer than the model's context or holds a token without an embedding, a span lies outside its
-        prompt. All are listed.
+        context, an answer stands on both sides or twice on one, both prompts are the same tokens, a prompt has an extra
+        BOS, is longer than the model's context or holds a token without an embedding, a span lies outside its prompt.
+        All are listed.
     """
     rows, faults = _encoded(task, model, align, alike)
     if faults:
@@ -153,7 +153,7 @@ AT_ONCE = 2000
 
 
 def _texts(pairs: Sequence[PromptPair]) -> list[str]:
-    """What ``_encode_pair`` asks the ids of, each once: the prompts, and the prompts with every answer after them."""
+    """The texts that ``_encode_pair`` needs as ids, each once: prompts, and prompts with every answer after them."""
     ends = [("", *(form for _, some in options_of(pair) for form in some)) for pair in pairs]
     prompts = [(pair.clean, pair.corrupt, *([pair.neutral] if pair.neutral else [])) for pair in pairs]
     return list(dict.fromkeys(a + b for some, own in zip(prompts, ends, strict=True) for a in some for b in own))

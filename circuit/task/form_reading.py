@@ -24,7 +24,7 @@ def read_forms(
     model: Reader,
     faults: list[str],
 ) -> Forms:
-    """The forms of the answers that are the same tokens after every prompt, and of no option besides."""
+    """The forms of the answers that are the same tokens after every prompt and belong to one option only."""
     text_of: dict[tuple[int, ...], str] = {}
     options: dict[str, list[tuple[int, ...]]] = {}
     left_out: list[str] = []
@@ -55,7 +55,7 @@ def read_forms(
 def _behind(
     ids: list[int], joined: list[int], prompt: str, text: str, model: Reader, why: list[str]
 ) -> tuple[int, ...]:
-    """The tokens that a form adds behind a prompt's."""
+    """The tokens that a form adds after a prompt's."""
     form = tuple(joined[len(ids) :])
     if joined[: len(ids)] != ids or not form:
         why.append(f"{text!r} merges with the prompt's last token")

@@ -101,7 +101,7 @@ def forms_of(options: Mapping[str, Iterable[Ids]], said: Mapping[Ids, str], left
 
 
 def forms_left_out(notes: Sequence[Sequence[str]], most: int = 5) -> tuple[str, ...]:
-    """What is to be said of forms that are not counted, of the ``left_out`` of every pair."""
+    """Notes on forms that are not counted, from the ``left_out`` of every pair."""
     counts = Counter(note for own in notes for note in own)
     lines = [f"a form is not counted: {note} ({n} of {len(notes)} pairs)" for note, n in counts.most_common(most)]
     return (*lines, *([f"{len(counts) - most} more forms are not counted"] if len(counts) > most else []))
@@ -137,7 +137,7 @@ class FormTable:
         return FormTable(**cut, n_options=self.n_options)
 
     def key(self, row: int) -> bytes:
-        """What tells apart rows of the same tokens."""
+        """What distinguishes rows of the same tokens."""
         return self.depth[row].cpu().numpy().tobytes() + self.sees[row].cpu().numpy().tobytes()
 
     def read(self, logits: Float[Tensor, "*lead batch read vocab"]) -> Float[Tensor, "*lead batch events"]:
@@ -145,7 +145,7 @@ class FormTable:
         return with_options(logits, self.places, self.tokens, self.options, self.n_options)
 
     def chain(self, n_tokens: int) -> Int[Tensor, "batch pos"]:
-        """For every token of rows this long the place that it would have were its branch the only one."""
+        """The position of every token of rows this long as if its branch were the only one."""
         n_nodes, places = self.depth.shape[1], torch.arange(n_tokens, device=self.depth.device)
         ends = n_tokens - 1 - (self.depth > 0).sum(1, keepdim=True)
         own = torch.where(self.depth > 0, ends + self.depth, places[n_tokens - n_nodes :])

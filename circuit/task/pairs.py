@@ -55,7 +55,7 @@ class PromptPair:
 
     @property
     def place(self) -> str:
-        """What messages call it: by its place in the file, and its id."""
+        """Its name in messages: its place in the file, and its id."""
         return f"{self.unit} {self.line} (id {self.id})"
 
     def bare(self) -> PromptPair:
@@ -85,7 +85,7 @@ class Task:
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[Mapping[str, Any]], *, source: str = "pairs in memory") -> Task:
-        """A task of pairs that stand in no file.
+        """A task of pairs in memory.
 
         Parameters
         ----------
@@ -141,7 +141,7 @@ class Task:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of rows of the file that are not used."""
+        """Notes on rows of the file that are not used."""
         singular, plural = (
             "pair says the same as one before it and is",
             "pairs say the same as others before them and are",

@@ -1,6 +1,6 @@
 """A task read from a pair file: JSON Lines, or auto-circuit's JSON.
 
-JSON Lines hold one pair a line, with the keys ``clean``, ``corrupt``, ``answers``, ``wrong_answers`` and, if wanted,
+JSON Lines hold one pair per line, with the keys ``clean``, ``corrupt``, ``answers``, ``wrong_answers`` and, if wanted,
 ``id``, ``persona_a``, ``persona_b``, ``question``, ``split``; auto-circuit's JSON is ``{"prompts": [...]}`` with the
 same four keys in every prompt. ``neutral``, the question under no persona, ``spans``, the named parts of the prompts,
 and ``forms``, texts that options may take, are read where they are there. All faults of a file are reported at once.
@@ -34,13 +34,13 @@ __all__ = ["PAIRS", "load_task", "task_of", "task_of_items"]
 
 TEXTS, ANSWERS = ("clean", "corrupt"), ("answers", "wrong_answers")
 OPTIONAL = (*TEXT_KEYS, "neutral", "spans", "forms")
-"""Keys whose null is read as if they were not there."""
+"""Keys whose null counts as absent."""
 PARTS = ("control", "variant")
 """Keys of rows that are compared with each other: one text may stand in several of these parts, as a control does."""
 PAIRS = Kind("pair file", TaskError)
-READ = "one JSON object a line, or an array of them, with the keys clean, corrupt, answers and wrong_answers"
+READ = "one JSON object per line, or an array of them, with the keys clean, corrupt, answers and wrong_answers"
 ONE_VALUE = re.compile(r"\s*(\[|\{\s*\"prompts\")")
-"""How a file begins that is one JSON value and not one a line."""
+"""First characters of a file that is a single JSON value and not JSON Lines."""
 
 
 def load_task(path: str | Path, *, label: str | None = None) -> Task:
@@ -89,7 +89,7 @@ def faults_of_pairs(path: str | Path) -> list[str]:
         return [str(error)]
     pairs = [pair for where, line, item in items if (pair := _parse_pair(item, where, line, faults)) is not None]
     faults += _repeated_ids(pairs)
-    return faults if faults or pairs else ["holds no pairs; expected one JSON object a line"]
+    return faults if faults or pairs else ["holds no pairs; expected one JSON object per line"]
 
 
 def task_of_items(items: Iterable[Mapping[str, Any]], source: str) -> Task:
@@ -132,7 +132,7 @@ def _task(
 
 
 def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:
-    """The pairs less those whose prompts and answers stand before them in the same split.
+    """The pairs without those that repeat the prompts and answers of an earlier one in the same split.
 
     They would add nothing but weight, and make every interval narrower than the data does.
     """

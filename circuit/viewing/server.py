@@ -91,7 +91,7 @@ def viewer_of(folder: str | Path, port: int = 0) -> Viewer:
     try:
         return Viewer(Path(folder), port)
     except (OSError, OverflowError) as error:
-        raise OptionError(f"port {port} cannot be had ({error}); leave out --port for a free one") from error
+        raise OptionError(f"port {port} cannot be opened ({error}); leave out --port for a free one") from error
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -187,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _decoded(path: str) -> str:
-    """The path of an address as text; nothing where it is none."""
+    """The path of an address as text; empty where it is invalid."""
     try:
         return unquote(path, errors="strict") if path.isascii() else ""
     except UnicodeDecodeError:

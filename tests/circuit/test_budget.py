@@ -187,7 +187,7 @@ def test_acdc_and_learned_constants_say_what_they_cannot_hold(tiny_task):
     model = load_model(DATA / "tiny-gpt2", max_memory=free.fixed + 6 * sizes.state_bytes(free.arch, 12, "float32"))
     with pytest.raises(ModelError, match=r"ACDC keeps the runs of all 16 prompts: .* use fewer pairs"):
         discover(model, tiny_task, Options(prune="acdc", threshold=0.1))
-    with pytest.raises(OptionError, match="cannot be held to --max-memory"):
+    with pytest.raises(OptionError, match="cannot be kept within --max-memory"):
         discover(model, tiny_task, Options(ablation="optimal"))
 
 

@@ -1,4 +1,4 @@
-"""What two circuits share, against what circuits drawn alike share."""
+"""What two circuits share, compared with random circuits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Correlation", "Ground", "Null", "Overlap", "Signs", "all_correlation
 
 @dataclass(frozen=True)
 class Null:
-    """What chance gives: mean and standard deviation over ``n`` draws, and the p of as much or more."""
+    """The null distribution: mean and standard deviation over ``n`` draws, and the p of as much or more."""
 
     n: int
     mean: float

@@ -69,7 +69,7 @@ class CrossCell:
 class Comparison:
     """All of it. ``settings`` differ apart from the pairs; ``notes`` are what a reader must know.
 
-    ``cross`` is what ``cross_faithfulness`` gives, empty until it is asked for.
+    ``cross`` is the result of ``cross_faithfulness``, empty until it is computed.
     """
 
     a: Side
@@ -123,7 +123,7 @@ def compare(
     n_draws
         Draws of every kind of chance.
     progress
-        Called with the draws done and all of them.
+        Called with the number of draws done and their total.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """A comparison within a time: half of it for what chance shares, half for each circuit on the other's pairs.
 
-Both are planned by a part of the work that was timed, and ended where they take longer than that made believe.
+Both are planned from a timed part of the work, and stopped where they take longer than predicted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MEASURED = 3
 def compare_in_time(
     a: Side, b: Side, n_draws: int, clock: Clock, *, seed: int = 0, stage: Stage = untold_stage
 ) -> tuple[Comparison, list[str]]:
-    """The comparison with so many draws of chance as half of the time has room for, and what is left out."""
+    """The comparison with as many random draws as fit half of the time, and what is left out."""
     tried, done = 2, 0
     pace = pace_of(lambda: compare(a, b, n_draws=tried), tried)
     n = int(min(n_draws, max(LEAST_DRAWS, SAFE * clock.left / 2 / max(pace, 1e-9))))
@@ -39,7 +39,7 @@ def compare_in_time(
         told(now, total)
 
     comparison = half.within("", lambda: compare(a, b, n_draws=n, seed=seed, progress=counted))
-    if comparison is None:  # half of what was drawn takes half as long again
+    if comparison is None:  # half of the draws takes half as long again
         n = max(tried, done // 2)
         comparison = compare(a, b, n_draws=n, seed=seed)
     return comparison, [f"left out by --budget: {n_draws - n} of {n_draws} draws of chance"] if n < n_draws else []
@@ -62,7 +62,7 @@ def cross_in_time(
 def _cross_on(
     a: Side, b: Side, ground: Ground, setting: MeasureOptions, clock: Clock, stage: Stage
 ) -> tuple[tuple[CrossCell, ...], tuple[str, ...]]:
-    """The circuits on one ground, and what of it is left out."""
+    """The circuits on one ground, and what is left out there."""
     own = replace(setting.settled(ground.record), n_random=0, train_split=ground.record["task"]["split"], where=())
     split = split_of(ground.task, own.split, "test")
     few = shortened(ground.task, split, 2)

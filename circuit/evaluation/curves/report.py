@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves.nested import Measured, measured
 from persona_circuits.circuit.evaluation.curves.points import (
     SHARES,
@@ -41,12 +40,12 @@ from persona_circuits.circuit.evaluation.curves.points import (
     Scorer,
     Spread,
     check_scorers,
-    ranked_edges,
-    strength_of,
 )
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import check_n_random
 from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.pruning import ranked_edges, strength_of
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
@@ -114,8 +113,7 @@ def curve_report(
     """
     graph = model.graph
     check_scorers(graph, scorers, kinds.levels, kinds.orders)
-    if kinds.n_random < 0:
-        raise OptionError(f"--n-random must not be negative, got {kinds.n_random}")
+    check_n_random(kinds.n_random)
     pool = Pool(graph)
     plans = [plan for name, scorer in scorers.items() for plan in _plans(pool, name, scorer, kinds)]
     units = {level: _n_units(graph, level) for level in kinds.levels}
@@ -176,9 +174,8 @@ def _edge_steps(pool: Pool, ranked: tuple[np.ndarray, np.ndarray]) -> tuple[tupl
     src, dst = ranked
     steps = []
     for share in SHARES:
-        mask, n = np.zeros_like(pool.graph.valid), int(share * len(src))
-        mask[src[:n], dst[:n]] = True
-        steps.append((share, n, pool.add(mask)))
+        n = int(share * len(src))
+        steps.append((share, n, pool.add(Circuit.at(pool.graph, src[:n], dst[:n]).mask)))
     return tuple(steps)
 
 

@@ -25,7 +25,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, Interval, PairSample
-from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
 from persona_circuits.metrics import Metric
 
 __all__ = ["Smallest", "Sweep", "check_target", "pareto", "smallest", "sweep"]
@@ -273,11 +273,13 @@ class _Search:
         progress: Progress | None,
     ) -> None:
         self.model, self.prepared, self.metric, self.target, self.progress = model, prepared, metric, target, progress
-        self.spans = scores.spans if isinstance(scores, SpanScores) else None
-        self.n_edges = scores.n_edges if isinstance(scores, SpanScores) else model.graph.n_edges
-        self.circuit: Callable[[int], Circuit | SpanCircuit] = (
-            scores.top_n if isinstance(scores, SpanScores) else partial(_first_edges, model.graph, ranked_edges(scores))
-        )
+        self.spans: Spans | None = None
+        self.n_edges = model.graph.n_edges
+        self.circuit: Callable[[int], Circuit | SpanCircuit]
+        if isinstance(scores, SpanScores):
+            self.spans, self.n_edges, self.circuit = scores.spans, scores.n_edges, scores.top_n
+        else:
+            self.circuit = partial(_first_edges, model.graph, *ranked_edges(scores))
         self.known: dict[int, tuple[int, float]] = {}
         self.seen: dict[Circuit | SpanCircuit, float] = {}
 
@@ -309,10 +311,8 @@ class _Search:
         return sorted({min(max(round((low + 1) * (high / (low + 1)) ** part), low + 1), high - 1) for part in parts})
 
 
-def _first_edges(graph: Graph, ranked: tuple[np.ndarray, np.ndarray], n: int) -> Circuit:
-    mask = np.zeros_like(graph.valid)
-    mask[tuple(places[:n] for places in ranked)] = True
-    return Circuit(graph, mask).without_dead_ends()
+def _first_edges(graph: Graph, src: np.ndarray, dst: np.ndarray, n: int) -> Circuit:
+    return Circuit.at(graph, src[:n], dst[:n]).without_dead_ends()
 
 
 def _defined(values: Measured, where: str) -> np.ndarray:
