@@ -215,8 +215,9 @@ def _asked(
     options: EvaluationOptions,
     null: Task | None,
 ) -> _Asked:
-    bare = isinstance(given, Circuit)
-    circuit, scores, record = (given, None, None) if bare else (given.circuit, given.scores, given.record)
+    circuit, scores, record = (
+        (given, None, None) if isinstance(given, Circuit) else (given.circuit, given.scores, given.record)
+    )
     check_graph(circuit, model)
     options = options.settled(record).checked()
     metric_of(options.metric)
