@@ -1,4 +1,4 @@
-"""What stands behind and below the graph: bands and legend."""
+"""The background of the graph and what is below it: bands and legend."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LETTER = 0.57  # width of a letter in its size, on average
 
 
 def background(page: Page, chosen: Chosen, title: str, *, below: bool = False) -> dict[str, str]:
-    """All that is no node and no edge, in Graphviz's xdot language; and the bounds of the whole picture.
+    """Everything but nodes and edges, in Graphviz's xdot language; and the bounds of the whole picture.
 
     The legend is beside the graph, or ``below`` it.
     """

@@ -1,4 +1,4 @@
-"""Where nodes stand, a row of heads and an MLP for every layer, and between them the bars of bundles."""
+"""Positions of nodes, a row of heads and an MLP for every layer, and of the bars of bundles between them."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _size(node: Node) -> tuple[float, float]:
 
 
 class Lanes:
-    """Hands out room beside the nodes, outwards, to the edges that pass there; full gaps start again."""
+    """Assigns lanes beside the nodes, from inside out, to the edges that pass there; full gaps start again."""
 
     def __init__(self) -> None:
         self._taken: dict[tuple[Node, int], float] = defaultdict(float)

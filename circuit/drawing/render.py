@@ -82,7 +82,7 @@ class DrawReport:
 
 @dataclass(frozen=True)
 class Marks:
-    """How edges are told apart.
+    """How edges are distinguished.
 
     ``groups`` are at most four parts of the circuit by name, each edge in exactly one; edges are then coloured by their
     part rather than by the sign of their score. ``fringe`` are the edges that other pairs might not have given
@@ -227,7 +227,7 @@ def _check_groups(circuit: Circuit, groups: Mapping[str, Circuit] | None) -> Non
         raise OptionError("the groups do not part the circuit: each of its edges must be in exactly one of them")
 
 
-# --- what Graphviz is told -----------------------------------------------------------------
+# --- Graphviz attributes -------------------------------------------------------------------
 
 
 def _node_attributes(page: Page, node: Node, chosen: Chosen) -> dict[str, str]:
@@ -357,7 +357,7 @@ def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
 
 
 def _dpi(bounds: str) -> float:
-    """Dots per inch, less where the picture would have too many of them."""
+    """Dots per inch, reduced where the picture would have too many pixels."""
     left, low, right, high = map(float, bounds.split(","))
     wide, tall = (right - left) / 72, (high - low) / 72
     return min(PNG_DPI, (PNG_PIXELS / (wide * tall)) ** 0.5, PNG_SIDE / max(wide, tall))

@@ -74,7 +74,7 @@ def _line(start: tuple[float, float], end: tuple[float, float]) -> Points:
 
 
 def _straight(trunk: Points, bundle: Bundle) -> Points:
-    """A trunk that had to turn aside parts, or joins, where it is then rather than back in the middle."""
+    """A trunk that had to turn aside splits, or joins, at its new place rather than back in the middle."""
     if len(trunk) == 2:
         return trunk
     if bundle.parts:

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 FORMATS = ("svg", "png", "pdf", "dot")
-# Colours that are told apart by colour-blind readers too (Okabe and Ito).
+# Colours that colour-blind readers can distinguish too (Okabe and Ito).
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#8A8A8A"
 INK, FAINT, BAND, DARK = "#222222", "#767676", "#F4F5F7", "#4A4F57"
 HEAD_FILL, HEAD_LINE, PORT_FILL = "#FFF6DC", "#A8791A", "#F3D58B"

@@ -4,10 +4,10 @@
     Bars      bars, side by side or stacked  Spread    single values beside their quartiles
     Cells     a heat map
 
-A report makes a ``Chart`` and is done: ``circuit.figures.page`` draws it with plotly, ``circuit.figures.paper`` with
-matplotlib, and both take colours, symbols, dashes and names of places from here. Colours are told apart by colour-blind
-readers too (Okabe and Ito; the two-sided scale is ColorBrewer's RdBu), and no series is known by its colour alone.
-Texts are plain, whatever is in them.
+A report makes a ``Chart`` only: ``circuit.figures.page`` draws it with plotly, ``circuit.figures.paper`` with
+matplotlib, and both take colours, symbols, dashes and names of places from here. Colour-blind readers can distinguish
+the colours too (Okabe and Ito; the two-sided scale is ColorBrewer's RdBu), and no series is identified by its colour
+alone. Texts are plain, whatever is in them.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ class Panel:
 
 
 class Look(NamedTuple):
-    """How a series is known; ``place`` is its turn, from 0."""
+    """The look of a series; ``place`` is its number, from 0."""
 
     colour: str
     symbol: str

@@ -1,4 +1,4 @@
-"""Charts as files: a page of all of them, a PNG of each, and from the page what a paper takes."""
+"""Charts as files: a page of all of them, a PNG of each, and from the page files for a paper."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_figures(
 
 
 def redraw(page: str | Path, folder: str | Path, *, formats: Sequence[str] = ("svg", "pdf"), width: str) -> list[Path]:
-    """Draw the figures of a page again, as the files that a paper takes; ``folder`` must exist.
+    """Draw the figures of a page again, as files for a paper; ``folder`` must exist.
 
     Raises:
         FileError: the page cannot be read, or holds no figures of this program; or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""``index.html`` of a run's folder: what was asked, by which command, the figures, the tables, and all files.
+"""``index.html`` of a run's folder: the question, the command, the figures, the tables, and all files.
 
 The page is made of the folder's own files and names them relative to itself, so that the folder may be moved or sent;
 it holds no script and needs no network.
@@ -27,7 +27,7 @@ MARK = '<meta name="generator" content="persona-circuits index">'
 
 @dataclass(frozen=True)
 class About:
-    """What a run was: its title, what it was asked, the command that made it, what it was given, and its notes."""
+    """What a run was: its title, its question, the command that made it, its inputs, and its notes."""
 
     title: str
     asked: str = ""

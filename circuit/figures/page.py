@@ -211,7 +211,7 @@ def _points(panel: Panel, mark: Points, look: Look) -> dict[str, Any]:
 
 
 def _bars(panel: Panel, mark: Bars, look: Look) -> dict[str, Any]:
-    """Told apart by hatching too, where there are several of them."""
+    """Bars, distinguished by hatching too where there are several series."""
     several = sum(isinstance(other, Bars) for other in panel.marks) > 1
     pattern = {"shape": HATCHES[look.place % len(HATCHES)] if several else "", "fgcolor": "white", "solidity": 0.2}
     lengths = ("x", "y") if panel.across else ("y", "x")

@@ -1,8 +1,8 @@
 """Charts for paper, drawn by matplotlib: PNG, SVG and PDF of the width of one column or of two, without a browser.
 
 Letters have at least 7 points, in the project's own font, which is in the files; ticks are thinned and cells have
-numbers where there is room for them. The same chart gives the same bytes. Texts are plain: no mathematics, whatever is
-in them. Nothing of matplotlib's settings is changed.
+numbers where they fit. The same chart gives the same bytes. Texts are plain: no mathematics, whatever is in them.
+Nothing of matplotlib's settings is changed.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ class _Drawing:
         self.axes.errorbar(x, y, fmt="none", ecolor=DARK, elinewidth=0.8, capsize=1.5, **which)
 
     def _bars(self, bars: Sequence[Bars]) -> None:
-        """Side by side, or on each other; told apart by hatching too."""
+        """Bars side by side or stacked, distinguished by hatching too."""
         n_beside = 1 if self.panel.stacked else len(bars)
         width, above, below = 0.8 / n_beside, dict[float, float](), dict[float, float]()
         for turn, mark in enumerate(bars):
@@ -305,7 +305,7 @@ class _Drawing:
             axes.grid(True, axis="x" if which == "x" else "y", color="#eeeeee", linewidth=0.5)
 
     def _ticks(self, which: str, names: Sequence[str]) -> None:
-        """Names of places, as many as there is room for; upright below where they would run into each other."""
+        """Names of places, as many as fit; vertical below the axis where they would overlap."""
         if which == "y":
             step = max(1, -(-len(names) * LINE // self.room[1]))
             self.axes.set_yticks(range(0, len(names), int(step)), names[:: int(step)])

@@ -137,7 +137,7 @@ def read_circuit(path: str | Path) -> StoredCircuit:
     Raises
     ------
     FileError
-        It is missing, broken, of another kind, or at fault; all faults are listed.
+        It is missing, broken, of another kind, or faulty; all faults are listed.
     """
     path = Path(path)
     if path.is_dir():
@@ -238,7 +238,7 @@ def write_eap_ig(circuit: Circuit, scores: Scores | None, path: str | Path, *, d
 
 
 def _eap_ig_edges(circuit: Circuit, scores: Scores | None) -> Iterator[str]:
-    """All edges as JSON, a slot's at a time: a large graph has millions, which need not be held together."""
+    """All edges as JSON, slot by slot, as a large graph has millions and need not be in memory at once."""
     graph = circuit.graph
     for dst, slot in enumerate(graph.slot_names):
         n = graph.n_reaching(dst)
@@ -403,7 +403,7 @@ def _eap_ig_faults(content: dict[str, Any]) -> list[str]:
 
 
 def schema_faults(content: Any, schema: Mapping[str, Any]) -> list[str]:
-    """What a JSON Schema has against a value, each fault with its place; a whole number is one that is written so."""
+    """The violations of a JSON Schema by a value, each with its place; 2.0 is not a whole number."""
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 

@@ -45,7 +45,7 @@ def _answer(share: str, reports: Sequence[Mapping[str, Any]], summary: Mapping[s
 
 
 def _caution(record: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> str:
-    """What stands against reading the answer as it is."""
+    """Reasons not to take the answer at face value."""
     cautions = []
     interval = reports[-1]["circuit"]["interval"] if reports else None
     if interval and interval["high"] - interval["low"] > 0.5:

@@ -58,7 +58,7 @@ def read_verdicts(place: str | Path, record: Mapping[str, Any] | None = None) ->
     place
         A folder of ``explain``, or its ``explain.json``.
     record
-        The circuit's own; without one nothing is held against it.
+        The circuit's own; without one nothing is compared with it.
 
     Raises
     ------

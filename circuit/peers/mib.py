@@ -11,7 +11,7 @@ opposite sign of our scores: MIB attributes a loss, -m, so that an edge whose co
 metric is positive. MIB takes PyTorch's pickles (``.pt``) too; they are neither written nor read here.
 
 MIB's f, CPR and CMD are those of ``circuit.evaluation.curves.report``: the first int(k n) edges, dead ends dropped, f a
-ratio of means, trapezoids over the shares asked for (not over those left). Its evaluation has a switch
+ratio of means, trapezoids over the requested shares (not over those left). Its evaluation has a switch
 for a logarithmic axis, ``area(..., log=True)``. Beside f it reports how many edges are left, each
 weighted by the share of its source's neurons that are kept; without neurons that is their number.
 """

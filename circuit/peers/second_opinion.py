@@ -98,7 +98,7 @@ class CircuitAgreement:
 
 @dataclass(frozen=True)
 class Crosscheck:
-    """All that was compared; ``scores`` by method and program, for the file."""
+    """The whole comparison; ``scores`` by method and program, for the file."""
 
     model: dict[str, Any]
     pairs: dict[str, Any]
@@ -165,7 +165,7 @@ def crosscheck(
     Raises
     ------
     ModelError, OptionError, TaskError
-        auto-circuit cannot hold this model, this metric or these pairs; the reason is said.
+        auto-circuit cannot take this model, this metric or these pairs; the message says why.
     PersonaCircuitsError
         auto-circuit's process ended.
     """

@@ -82,7 +82,7 @@ class AcdcCost:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was measured where. ``weights`` are the bytes that the bare and the taken-apart model hold."""
+    """The measurements and the machine. ``weights`` are the bytes of the bare and of the decomposed model."""
 
     model: dict[str, Any]
     pairs: dict[str, Any]

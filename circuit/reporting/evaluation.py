@@ -1,4 +1,4 @@
-"""What a circuit was put to, as files: a CSV of every table, and figures of its pairs, edges and transfer.
+"""The tests of a circuit as files: a CSV of every table, and figures of its pairs, edges and transfer.
 
 pair-faithfulness     every pair's own f beside its D; flat pairs and groups apart
 edge-frequency        how often each edge of the circuit is selected when the search's pairs are resampled

@@ -1,4 +1,4 @@
-"""What a circuit was put to, as tables for people and rows for CSV."""
+"""The tests of a circuit as tables for people and rows for CSV."""
 
 from __future__ import annotations
 
