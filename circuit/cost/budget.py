@@ -95,10 +95,6 @@ class Budget:
                 "--prune threshold, or a higher limit"
             )
 
-    def score_peak(self, tokens: int, rows: int, *, steps: int | None = None) -> int:
-        """Predicted bytes while so many prompts are scored at a time, weights included."""
-        return self.fixed + rows * state_bytes(self.arch, tokens, self.dtype, steps=steps)
-
     def _row_bytes(self, tokens: int, plain: bool) -> int:
         runs = run_bytes(self.arch, tokens, self.dtype, runs=PLAIN if plain else OTHER)
         return max(runs, circuit_bytes(self.arch, tokens, self.dtype))

@@ -120,7 +120,7 @@ def mean(model: Model, batches: Sequence[Batch]) -> Ablation:
     total = torch.zeros(model.graph.n_src, longest, model.d_model, dtype=torch.float64, device=model.device)
     count = torch.zeros(longest, dtype=torch.float64, device=model.device)
     for batch in batches:
-        for tokens, padding, _ in _sides(batch):
+        for tokens, padding in ((batch.clean, batch.clean_padding), (batch.corrupt, batch.corrupt_padding)):
             values, real = _token_contributions(model, tokens, padding)
             width = tokens.shape[1]
             total[:, longest - width :] += torch.einsum("sbpd,bp->spd", values.double(), real.double())
@@ -282,10 +282,6 @@ def _summed(values: Tensor) -> Tensor:
     if parallel.size() == 1:
         return values
     return torch.from_numpy(parallel.summed(values.cpu().double().numpy())).to(values)
-
-
-def _sides(batch: Batch) -> list[tuple[Tensor, Tensor | None, str]]:
-    return [(batch.clean, batch.clean_padding, "clean"), (batch.corrupt, batch.corrupt_padding, "corrupt")]
 
 
 def _token_contributions(

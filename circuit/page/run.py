@@ -91,8 +91,8 @@ def record_run(
     graph, reports = circuit.graph, record.get("faithfulness", [])
     kept = nested(circuit, scores, reports, sweep)
     marked = {item["edge"]: item for item in record.get("edges", [])}
-    known = {} if scores is None else _values(scores, {*kept.first, *circuit.edge_names()})
     names = sorted({*circuit.edge_names(), *kept.first}, key=lambda edge: graph.index(edge)[::-1])
+    known = {} if scores is None else {name: scores[name] for name in names}
     inside = set(circuit.edge_names())
     edges = []
     for edge in names:
@@ -135,10 +135,6 @@ def read_sweep(path: Path) -> dict[str, Any] | None:
     if faults := schema_faults(content, SWEEP):
         raise FileError(listed(f"{path} is no sweep of discover; it has {len(faults)} fault(s):", faults))
     return content
-
-
-def _values(scores: Scores, names: Iterable[str]) -> dict[str, float]:
-    return {name: float(scores.values[scores.graph.index(name)]) for name in names}
 
 
 def _shorter(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,13 +71,10 @@ class Viewer(ThreadingHTTPServer):
             place = self.folder.joinpath(*parts).resolve(strict=True)
         except (OSError, RuntimeError, ValueError):
             return None
-        hidden = (
-            any(part.startswith(".") for part in place.relative_to(self.folder).parts) if self._has(place) else True
-        )
+        if not place.is_relative_to(self.folder):
+            return None
+        hidden = any(part.startswith(".") for part in place.relative_to(self.folder).parts)
         return None if hidden or not (place.is_file() or place.is_dir()) else place
-
-    def _has(self, place: Path) -> bool:
-        return place == self.folder or self.folder in place.parents
 
 
 def viewer_of(folder: str | Path, port: int = 0) -> Viewer:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 from jaxtyping import Bool, Float
 
 from persona_circuits.circuit.assessment.comparison.sides import Move, Side
@@ -207,7 +208,7 @@ def _null_of(observed: float | None, draws: Sequence[float | None]) -> Null | No
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     """Pearson's correlation of the ranks, ties at their mean."""
-    return _pearson(_ranks(first), _ranks(second))
+    return _pearson(scipy.stats.rankdata(first), scipy.stats.rankdata(second))
 
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -220,15 +221,8 @@ def _pearson(first: np.ndarray, second: np.ndarray) -> float | None:
 def _ranked(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """The ranks of the values there, in their places."""
     ranked = np.zeros_like(values)
-    ranked[where] = _ranks(values[where])
+    ranked[where] = scipy.stats.rankdata(values[where])
     return ranked
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    if not len(values):
-        return values
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[places]
 
 
 def all_signs(a: Side, b: Side, n: int, rng: np.random.Generator) -> tuple[Signs, ...]:

@@ -209,7 +209,8 @@ def _shape(graph: Graph) -> str:
 
 
 def _notes(a: Side, b: Side) -> tuple[str, ...]:
-    notes = [f"{side.name} does not say how it was found, so its settings are not compared" for side in _unknown(a, b)]
+    unknown = [side.name for side in (a, b) if side.record is None]
+    notes = [f"{name} does not say how it was found, so its settings are not compared" for name in unknown]
     if len(a.circuit) != len(b.circuit):
         notes.append(
             f"the circuits have {len(a.circuit):,} and {len(b.circuit):,} edges: their Jaccard index cannot be "
@@ -226,10 +227,6 @@ def _notes(a: Side, b: Side) -> tuple[str, ...]:
     if not (a.known.sum() == b.known.sum() == a.circuit.graph.n_edges):
         notes.append("not every edge has a score on both sides: correlations have no chance level beside them")
     return tuple(notes)
-
-
-def _unknown(a: Side, b: Side) -> list[Side]:
-    return [side for side in (a, b) if side.record is None]
 
 
 # --- overlap ---------------------------------------------------------------------------------

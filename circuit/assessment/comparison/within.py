@@ -79,9 +79,5 @@ def _cross_on(
 def shortened(task: Task, split: str, n: int) -> Task:
     """The task with so many pairs of one split, spread over it; those of other splits stay."""
     part = task.of_split(split)
-    kept = {pair.id for pair in spread_over(part, n).pairs} | ({pair.id for pair in task.pairs} - _ids(part))
-    return replace(task, pairs=tuple(pair for pair in task.pairs if pair.id in kept))
-
-
-def _ids(task: Task) -> set[str]:
-    return {pair.id for pair in task.pairs}
+    dropped = {pair.id for pair in part.pairs} - {pair.id for pair in spread_over(part, n).pairs}
+    return replace(task, pairs=tuple(pair for pair in task.pairs if pair.id not in dropped))

@@ -41,7 +41,7 @@ Where this differs from the paper and its code:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -352,7 +352,7 @@ def _measured(measured: Measurements, circuit: Circuit, drawn: _Drawn) -> _Measu
     random = measured.of(subgraph.mask for subgraph in drawn.matched.circuits)
     random_without = measured.of(subgraph.complement().mask for subgraph in drawn.outside.circuits)
     random_changes = _changes(measured.of(drawn.inflated), measured.of(drawn.lacking))
-    changes = _changes(alone[None], measured.of(_without_each(circuit, drawn.tested)))
+    changes = _changes(alone[None], measured.of(_lacking(circuit.mask, place) for place in drawn.tested))
     measured.done()
     return _Measured(full, empty, alone, without, random, random_without, random_changes, changes)
 
@@ -392,10 +392,6 @@ def _tested(circuit: Circuit, most: int, seed: int) -> list[tuple[int, int]]:
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
     chosen = np.sort(rng.permutation(len(places))[:most])
     return [places[i] for i in chosen]
-
-
-def _without_each(circuit: Circuit, places: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
-    return (_lacking(circuit.mask, place) for place in places)
 
 
 def _lacking(mask: np.ndarray, place: Sequence[int] | np.ndarray) -> np.ndarray:
