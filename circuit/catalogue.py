@@ -1,4 +1,4 @@
-"""Real models that come inside packages of the Python index: what each is, and where it lies once it is fetched.
+"""Real models distributed in packages of the Python index: their descriptions, and where fetched ones are stored.
 
 Nothing here is fetched, and nothing heavy imported; ``circuit.fetching`` does the work.
 """
@@ -28,7 +28,7 @@ class Wheel:
 
     @property
     def pinned(self) -> str:
-        """As pip takes it."""
+        """The requirement in pip's syntax."""
         return f"{self.package}=={self.version}"
 
 
@@ -37,7 +37,7 @@ class Entry:
     """A model that can be fetched.
 
     ``wheels`` hold the parts of ``file``, in order, which has ``n_bytes`` bytes and the hash ``sha256``. ``is_open``
-    is whether the licence asks for nothing that has to be agreed to first; ``terms`` is where it is to be read.
+    says that the licence needs no agreement; ``terms`` is where to read it.
     """
 
     name: str

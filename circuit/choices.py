@@ -1,6 +1,6 @@
 """The names that options may have: methods, pruners, metrics, ablations, number formats.
 
-What a name stands for is told where it is done; here it can be read without loading any of that.
+Each name is explained where it is implemented; this list loads none of that.
 """
 
 from __future__ import annotations

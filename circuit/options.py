@@ -37,6 +37,7 @@ __all__ = [
     "Where",
     "check_choices",
     "check_least",
+    "check_n_random",
     "conditions_of",
     "names_of",
     "numbers_of",
@@ -81,13 +82,15 @@ class Field(NamedTuple):
 @cache
 def options_of(kind: Any) -> tuple[Field, ...]:
     """The fields of an options dataclass that are options of the command line, in order."""
-    found = []
+    options = []
     hints = _hints(kind)
     for field in fields(kind):
         hint = hints[field.name]
-        if get_origin(hint) is Annotated and (marks := [one for one in get_args(hint)[1:] if isinstance(one, Option)]):
-            found.append(Field(field.name, get_args(hint)[0], marks[-1], field.default))
-    return tuple(found)
+        if get_origin(hint) is Annotated and (
+            marks := [mark for mark in get_args(hint)[1:] if isinstance(mark, Option)]
+        ):
+            options.append(Field(field.name, get_args(hint)[0], marks[-1], field.default))
+    return tuple(options)
 
 
 @cache
@@ -96,7 +99,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def check_choices(options: Any) -> None:
-    """That every option with choices has one of them.
+    """Check that every option with choices has one of them.
 
     Raises:
         OptionError: one has not.
@@ -104,14 +107,14 @@ def check_choices(options: Any) -> None:
     kind: Any = type(options)
     for field in options_of(kind):
         value = getattr(options, field.name)
-        for one in value if isinstance(value, tuple) else (value,):
-            if field.option.choices and isinstance(one, str) and one not in field.option.choices:
+        for choice in value if isinstance(value, tuple) else (value,):
+            if field.option.choices and isinstance(choice, str) and choice not in field.option.choices:
                 known = field.option.choices
-                raise OptionError(f"{field.flag} {one!r} is not one of {', '.join(known)}{meant(one, known)}")
+                raise OptionError(f"{field.flag} {choice!r} is not one of {', '.join(known)}{meant(choice, known)}")
 
 
 def check_least(options: Any, **bounds: int) -> None:
-    """That numbers are no smaller than this; None is passed over.
+    """Check that numbers are no smaller than these bounds; None is skipped.
 
     Raises:
         OptionError: one is.
@@ -125,8 +128,14 @@ def check_least(options: Any, **bounds: int) -> None:
             raise OptionError(f"{flag} must be at least {least}, got {value:g}")
 
 
+def check_n_random(n: int) -> None:
+    """Raise ``OptionError`` where the number of random circuits, or orders, is negative."""
+    if n < 0:
+        raise OptionError(f"--n-random must not be negative, got {n}")
+
+
 class PlainNumbers:
-    """A base of frozen dataclasses: numpy's numbers become Python's, and a whole float an int where one is wanted.
+    """A base of frozen dataclasses: numpy's numbers become Python's, and whole floats become int where an int is due.
 
     Raises:
         OptionError: a field of whole numbers is given a fraction.
@@ -155,12 +164,12 @@ def _plain(value: Any) -> Any:
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         return value.item()
     if type(value) in (tuple, list):
-        return type(value)(_plain(one) for one in value)
+        return type(value)(_plain(item) for item in value)
     return value
 
 
 def names_of(text: str) -> tuple[str, ...]:
-    """What stands between commas."""
+    """The parts between commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
@@ -190,18 +199,18 @@ def seconds_of(text: str) -> float:
 
 
 def conditions_of(where: list[str]) -> tuple[tuple[str, str], ...]:
-    """``KEY=VALUE`` taken apart.
+    """``KEY=VALUE`` split in two.
 
     Raises:
         OptionError: one has no ``=``.
     """
-    found = []
+    conditions = []
     for item in where:
         key, equals, value = item.partition("=")
         if not equals:
             raise OptionError(f"--where {item!r} must be KEY=VALUE, such as domain=food")
-        found.append((key.strip(), value.strip()))
-    return tuple(found)
+        conditions.append((key.strip(), value.strip()))
+    return tuple(conditions)
 
 
 BatchSize = Annotated[int, Option("Prompts per pass.")]
@@ -210,7 +219,7 @@ RandomCircuits = Annotated[int, Option("Random circuits of the same size to comp
 Budget = Annotated[
     float | None,
     Option(
-        "Time that it may take, such as 2m: what tells most comes first, and what is left out is said.",
+        "Time that it may take, such as 2m: the most informative comes first, and what is left out is reported.",
         given=str,
         read=seconds_of,
     ),

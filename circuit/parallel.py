@@ -1,8 +1,7 @@
-"""Work that is shared by several processes, started by torchrun; with one process everything here does nothing.
+"""Work shared by several processes, started by torchrun; with one process everything here does nothing.
 
-Prompts are split over the processes. What a process finds for its prompts is put together by
-``gathered`` (values by key) or ``summed`` (arrays that add up), after which every process
-holds the same and goes on alike; only the first prints and writes.
+Prompts are split over the processes. Their results are combined by ``gathered`` (values by key) or ``summed`` (arrays
+to add), after which every process has the same values; only the first prints and writes.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def processes() -> Iterator[None]:
 
 
 def size() -> int:
-    """How many processes share the work now."""
+    """The number of processes that share the work."""
     return _world()[1]
 
 
@@ -62,15 +61,15 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
     return items if n == 1 else items[rank::n]
 
 
-def gathered(found: Mapping[Key, Value]) -> dict[Key, Value]:
-    """What all processes found, by key; keys are told apart by the prompts they belong to."""
+def gathered(own: Mapping[Key, Value]) -> dict[Key, Value]:
+    """The values of all processes by key; keys are unique, as each belongs to a prompt."""
     _, n = _world()
     if n == 1:
-        return dict(found)
+        return dict(own)
     import torch.distributed as dist
 
     parts: list[dict[Key, Value]] = [{}] * n
-    dist.all_gather_object(parts, dict(found))
+    dist.all_gather_object(parts, dict(own))
     return {key: value for part in parts for key, value in part.items()}
 
 

@@ -23,7 +23,7 @@ def strongest_paths(edges: Sequence[Edge], sizes: np.ndarray) -> Iterator[set[in
     edges
         In topological order, each on a path from ``input`` to ``logits``.
     sizes
-        What an edge counts, ``[edge]``: its ``|score|``.
+        The strength of each edge, ``[edge]``: its ``|score|``.
 
     Yields
     ------
@@ -51,10 +51,10 @@ def strongest_paths(edges: Sequence[Edge], sizes: np.ndarray) -> Iterator[set[in
 
 def _widest(edges: Sequence[Edge], sizes: np.ndarray, *, back: bool) -> dict[Node, tuple[float, int]]:
     """By node the weakest edge of the strongest path to it from an end of the model, and that path's next edge."""
-    found: dict[Node, tuple[float, int]] = {LOGITS if back else INPUT: (np.inf, -1)}
+    widest: dict[Node, tuple[float, int]] = {LOGITS if back else INPUT: (np.inf, -1)}
     for i in range(len(edges) - 1, -1, -1) if back else range(len(edges)):
         own, other = (edges[i].src, edges[i].dst) if back else (edges[i].dst, edges[i].src)
-        size = min(float(sizes[i]), found[other][0])
-        if own not in found or size > found[own][0]:
-            found[own] = (size, i)
-    return found
+        size = min(float(sizes[i]), widest[other][0])
+        if own not in widest or size > widest[own][0]:
+            widest[own] = (size, i)
+    return widest

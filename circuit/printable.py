@@ -1,9 +1,9 @@
-"""Text from outside, made fit to be shown: names, answers and messages hold whatever their authors put there.
+"""Make text from outside safe to show: names, answers and messages contain whatever their authors put there.
 
-What a terminal, a figure or a picture would obey or hide instead of showing is written as its
-escape: control characters (the escape character that begins every terminal command among them),
-marks that turn the direction of writing, invisible marks, and halves of surrogate pairs. Line
-feeds and tabs stay. Nothing here belongs into data files: those keep the text as it is.
+What a terminal, a figure or a picture would obey or hide instead of showing is written as its escape: control
+characters (the escape character that begins every terminal command among them), marks that turn the direction of
+writing, invisible marks, and halves of surrogate pairs. Line feeds and tabs stay. Nothing here belongs into data files:
+those keep the text as it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a long work is: callbacks that the command line turns into bars."""
+"""Progress of long work: callbacks that the command line turns into bars."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 __all__ = ["Progress", "Stage", "about", "duration", "first_told", "untold", "untold_stage"]
 
 Progress = Callable[[int, int], None]
-"""Called with the work done and the work there is; never called from another thread."""
+"""Called with the amount of work done and its total; never called from another thread."""
 Stage = Callable[[str], Progress]
 """Called when a stage of the work begins, with its name; gives the stage's progress callback."""
 
@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """How long a work may take, to be put after its name; nothing where that is under a second.
+    """How long some work may take, to follow its name; empty where that is under a second.
 
     Examples:
         >>> about(200), about(0.3)
@@ -35,15 +35,15 @@ def about(seconds: float) -> str:
 
 
 def first_told(stage: Stage, what: str, seconds: float) -> Stage:
-    """The same stages; the first is called with how long ``what``, all that begins with it, may take."""
-    said = [f"; {what}{about(seconds)}"] if about(seconds) else []
-    return lambda name: stage(f"{name}{said.pop() if said else ''}")
+    """The same stages; the name of the first also says how long ``what``, all work that begins with it, may take."""
+    notes = [f"; {what}{about(seconds)}"] if about(seconds) else []
+    return lambda name: stage(f"{name}{notes.pop() if notes else ''}")
 
 
 def untold(_done: int, _total: int) -> None:
-    """The progress that nobody wants to hear of."""
+    """Progress that is ignored."""
 
 
 def untold_stage(_name: str) -> Progress:
-    """The same of every stage."""
+    """Ignored progress for every stage."""
     return untold

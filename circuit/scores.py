@@ -36,7 +36,7 @@ class Scores:
             src, dst = np.argwhere(~np.isfinite(values))[0].tolist()
             raise GraphError(
                 f"the score of {self.graph.edge(src, dst)} is {values[src, dst]}; scores must be finite. "
-                "Load the model in float32 if it ran in a shorter format"
+                "Load the model in float32 if it ran in half precision"
             )
         values.setflags(write=False)
         object.__setattr__(self, "values", values)

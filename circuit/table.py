@@ -1,4 +1,4 @@
-"""A result as a table: every column declared once, with its label, its value of a row and how that reads.
+"""A result as a table: every column declared once, with its label, its value of a row and the value's format.
 
     LAYERS = (Column("layer", "layer"), Column("f", "circuit.f", ".3f", "undefined"), Column("95 %", "interval", to(2)))
     Table("faithfulness by layer", LAYERS, study.layers)
@@ -20,7 +20,7 @@ __all__ = ["Column", "Table", "comma", "markdown_cell", "markdown_table", "to"]
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its label, its value and how that reads.
+    """A column: its label, its value and the value's format.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Column:
     form
         A format specification (``"+.2f"``), or a function of the value.
     missing
-        What stands where there is no value.
+        The text where there is no value.
     """
 
     label: str
@@ -46,7 +46,7 @@ class Column:
         return row
 
     def text(self, row: Any) -> str:
-        """How it reads."""
+        """The value as text."""
         value = self.of(row)
         if value is None:
             return self.missing
@@ -78,10 +78,10 @@ class Table:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return tuple(one.label for one in self._columns())
+        return tuple(column.label for column in self._columns())
 
     def cells(self) -> list[tuple[str, ...]]:
-        """How every row reads."""
+        """The cells of every row as text."""
         columns = self._columns()
         return [tuple(column.text(row) for column in columns) for row in self.rows]
 
@@ -97,17 +97,19 @@ class Table:
         return html_table(self.title, self.labels, self.cells())
 
     def _columns(self) -> list[Column]:
-        return [one if isinstance(one, Column) else Column(one, place) for place, one in enumerate(self.columns)]
+        return [
+            column if isinstance(column, Column) else Column(column, place) for place, column in enumerate(self.columns)
+        ]
 
 
 def comma(places: int = 2) -> Callable[[Any], str]:
     """The ends of an estimate or an interval as ``1.20, 3.40``; nothing where they are not known."""
-    return lambda one: "" if one.low is None or one.high is None else f"{one.low:.{places}f}, {one.high:.{places}f}"
+    return lambda row: "" if row.low is None or row.high is None else f"{row.low:.{places}f}, {row.high:.{places}f}"
 
 
 def to(places: int = 2) -> Callable[[Any], str]:
     """The ends of an interval as ``1.20 to 3.40``."""
-    return lambda one: f"{one.low:.{places}f} to {one.high:.{places}f}"
+    return lambda row: f"{row.low:.{places}f} to {row.high:.{places}f}"
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int = 1) -> str:
@@ -118,7 +120,7 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, tex
 
 
 def markdown_cell(text: object) -> str:
-    """Text on one line; what would be HTML, another cell, a link or a picture is shown instead."""
+    """Text on one line, escaped so that HTML, cell borders, links and pictures are shown as text."""
     line = visible(text).replace("\n", " ")
     if not re.fullmatch(r"`[^`]*`", line):  # all of it code, where nothing is obeyed
         line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("](", "]\\(")

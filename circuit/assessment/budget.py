@@ -1,8 +1,8 @@
-"""What is done within a time: a pass is timed, and as much is asked as should fit, what tells most first.
+"""Work within a time budget: one pass is timed, and as much is planned as should fit, the most informative first.
 
 First comes the faithfulness on a few pairs, then more pairs, then random circuits beside it, then the tests in their
-quick form, and last the search repeated on resampled pairs. What does not fit is left out, and said. A plan rests on a
-pass that was timed, and machines get slower meanwhile: a ``Clock`` ends what would not be done in time after all.
+quick form, and last the search repeated on resampled pairs. What does not fit is left out and reported. A plan rests on
+one timed pass, and machines may slow down: a ``Clock`` ends work that would not finish in time.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["Clock", "OutOfTime", "Plan", "Workload", "least", "pace_of", "plan",
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 SAFE = 0.6
-"""The share of the time that is planned for: passes differ, and reading and writing take some."""
+"""Share of the time to plan for, as passes vary and input and output take time too."""
 LEAST, FEW, ENOUGH = 2, 4, 16
-"""Pairs that are measured in any case, below which nothing else is, and up to which pairs come before all else."""
+"""Pairs measured in any case, pairs before anything else is measured, and pairs that precede everything else."""
 LEAST_RANDOM = 3
 SEARCHED = "the search repeated on resampled pairs"
 OWN = 6
@@ -33,14 +33,14 @@ OWN = 6
 
 
 class OutOfTime(Exception):
-    """The time is over, or would be before the next step."""
+    """The time is up, or would be before the next step ends."""
 
 
 class Clock:
     """The time that is left, without end where ``seconds`` is None.
 
-    It is asked between two steps of a work, and raises ``OutOfTime`` where the next, as long as the last one, would end
-    too late. ``left_out`` are the works that were not done for it.
+    It is checked between two steps of some work, and raises ``OutOfTime`` where the next step, if as long as the last,
+    would end too late. ``left_out`` names the work that was skipped.
     """
 
     def __init__(self, seconds: float | None = None, now: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class Clock:
         return self.end - self.now()
 
     def step(self) -> None:
-        """Another step begins."""
+        """Mark the start of another step."""
         before, self._step = self._step, self.now()
         if 2 * self._step - before > self.end:
             raise OutOfTime
@@ -66,7 +66,7 @@ class Clock:
             yield item
 
     def within(self, what: str, work: Callable[[], Result], seconds: float = 0.0) -> Result | None:
-        """What the work gives; None where it would take more ``seconds`` than are left, or was ended."""
+        """The result of the work; None where it would take more ``seconds`` than are left, or ran out of time."""
         self._step = self.now()
         try:
             if self.left > seconds:
@@ -80,10 +80,10 @@ class Clock:
         """The same stages, every report of which is a step."""
 
         def begun(name: str) -> Progress:
-            tell = stage(name)
+            report = stage(name)
 
             def progress(done: int, total: int) -> None:
-                tell(done, total)
+                report(done, total)
                 if done < total:
                     self.step()
 
@@ -94,7 +94,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked for, in passes: of every pair for the tests, and of the whole search made again."""
+    """The requested work: ``tests`` is in passes per pair, ``search`` in passes of the whole repeated search."""
 
     n_pairs: int
     n_random: int
@@ -104,7 +104,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Plan:
-    """What of it is done, in how many passes; ``left_out`` says what is not."""
+    """The part of the work to do; ``left_out`` says what is not done."""
 
     n_pairs: int
     n_random: int
@@ -122,30 +122,26 @@ class Plan:
         return self.n_pairs * (OWN + self.n_random) * pace
 
     def told(self, work: Workload) -> Plan:
-        """The plan, with what of the work it leaves out."""
+        """The plan, with a list of the work it leaves out."""
         return replace(self, left_out=_left_out(self, work))
-
-    def seconds(self, work: Workload, pace: float) -> float:
-        """How long that should take, with a pass of ``pace`` seconds."""
-        return self.passes(work) * pace
 
 
 def plan(work: Workload, seconds: float, pace: float) -> Plan:
     """The most of the work that should fit into so many seconds, where a pass of one pair takes ``pace``."""
     room = SAFE * seconds / max(pace, 1e-9)
     few = min(work.n_pairs, FEW)
-    made = Plan(few, 0, False, False, ())
+    current = Plan(few, 0, False, False, ())
     for share in (
-        lambda one: replace(one, n_random=min(work.n_random, LEAST_RANDOM)),
-        lambda one: replace(one, n_pairs=_most(one, work, room, min(work.n_pairs, ENOUGH))),
-        lambda one: replace(one, tested=work.tests > 0),
-        lambda one: replace(one, n_random=work.n_random),
-        lambda one: replace(one, n_pairs=_most(one, work, room, work.n_pairs)),
-        lambda one: replace(one, searched=work.search > 0),
+        lambda trial: replace(trial, n_random=min(work.n_random, LEAST_RANDOM)),
+        lambda trial: replace(trial, n_pairs=_most(trial, work, room, min(work.n_pairs, ENOUGH))),
+        lambda trial: replace(trial, tested=work.tests > 0),
+        lambda trial: replace(trial, n_random=work.n_random),
+        lambda trial: replace(trial, n_pairs=_most(trial, work, room, work.n_pairs)),
+        lambda trial: replace(trial, searched=work.search > 0),
     ):
-        more = share(made)
-        made = more if more.passes(work) <= room else made
-    return made.told(work)
+        more = share(current)
+        current = more if more.passes(work) <= room else current
+    return current.told(work)
 
 
 def least(work: Workload) -> Plan:
@@ -153,34 +149,34 @@ def least(work: Workload) -> Plan:
     return Plan(min(work.n_pairs, LEAST), 0, False, False, ()).told(work)
 
 
-def _most(made: Plan, work: Workload, room: float, most: int) -> int:
+def _most(current: Plan, work: Workload, room: float, most: int) -> int:
     """Pairs that fit, not fewer than there are already."""
-    each = replace(made, n_pairs=1).passes(work)
-    return max(made.n_pairs, int(min(most, room // each)))
+    each = replace(current, n_pairs=1).passes(work)
+    return max(current.n_pairs, int(min(most, room // each)))
 
 
-def _left_out(made: Plan, work: Workload) -> tuple[str, ...]:
-    found = []
-    if made.n_pairs < work.n_pairs:
-        found.append(f"{work.n_pairs - made.n_pairs} of {work.n_pairs} pairs")
-    if made.n_random < work.n_random:
-        found.append(f"{work.n_random - made.n_random} of {work.n_random} random circuits")
-    if work.tests and not made.tested:
-        found.append("tests beyond faithfulness")
-    if work.search and not made.searched:
-        found.append(SEARCHED)
-    return tuple(found)
+def _left_out(current: Plan, work: Workload) -> tuple[str, ...]:
+    left_out = []
+    if current.n_pairs < work.n_pairs:
+        left_out.append(f"{work.n_pairs - current.n_pairs} of {work.n_pairs} pairs")
+    if current.n_random < work.n_random:
+        left_out.append(f"{work.n_random - current.n_random} of {work.n_random} random circuits")
+    if work.tests and not current.tested:
+        left_out.append("tests beyond faithfulness")
+    if work.search and not current.searched:
+        left_out.append(SEARCHED)
+    return tuple(left_out)
 
 
 def pace_of(measure: Callable[[], object], passes: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of one pass of one pair, from a measurement that takes so many."""
-    begun = clock()
+    start = clock()
     measure()
-    return (clock() - begun) / passes
+    return (clock() - start) / passes
 
 
 def spread_over(task: Task, n: int) -> Task:
-    """So many pairs of a task, drawn at random and always the same: every second one might be of one question only."""
+    """A fixed random sample of ``n`` pairs of a task; regular steps might select pairs of one question only."""
     if n >= len(task.pairs):
         return task
     places = np.random.default_rng(0).choice(len(task.pairs), n, replace=False)

@@ -30,7 +30,8 @@ from persona_circuits.circuit.progress import Stage, first_told, untold_stage
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, PairSample
 from persona_circuits.circuit.subgraph import Circuit
-from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, overlap, with_swap_rows
+from persona_circuits.circuit.task import Batch, Overlap, Row, Task, batches, encode, with_swap_rows
+from persona_circuits.circuit.task.overlap import overlap
 from persona_circuits.metrics import METRICS, Metric
 
 __all__ = ["CurveStudy", "curve_study", "read_scorer"]
@@ -38,7 +39,7 @@ __all__ = ["CurveStudy", "curve_study", "read_scorer"]
 
 @dataclass(frozen=True, eq=False)
 class CurveStudy:
-    """The curves, the scores that were computed for them by name, and what all of it was made from."""
+    """The curves, the scores computed for them by name, and a record of their inputs."""
 
     report: CurveReport
     scores: dict[str, Scores]
@@ -81,10 +82,7 @@ def curve_study(
     stage = stage or untold_stage
     metric = METRICS[str(options.metric)]
     chosen = task.where(**dict(options.where))
-    train, held_out = (
-        split_of(chosen, wanted, name)
-        for wanted, name in ((options.train_split, "train"), (options.eval_split, "test"))
-    )
+    train, held_out = split_of(chosen, options.train_split, "train"), split_of(chosen, options.eval_split, "test")
     rows = encode(chosen.of_split(train), model, align=str(options.align))
     shared = overlap(rows, encode(chosen.of_split(held_out), model, align=str(options.align)))
     rows = with_swap_rows(rows) if metric.swap_rows else rows
@@ -149,13 +147,13 @@ def read_scorer(path: str | Path) -> Scorer:
     """Scores or circuits from a ``scores.safetensors``, a run's folder with one in it, or a submission to MIB.
 
     Raises:
-        FileError: it is none of these, or at fault.
+        FileError: it is none of these, or faulty.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
         return read_scores(path)
-    beside = path / "scores.safetensors"
-    return read_scores(beside) if beside.is_file() else read_submission(path)
+    file = path / "scores.safetensors"
+    return read_scores(file) if file.is_file() else read_submission(path)
 
 
 def _about(model: Model, task: Task, options: CurveOptions, train: str, shared: Overlap) -> dict[str, Any]:

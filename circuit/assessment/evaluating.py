@@ -1,6 +1,6 @@
-"""The evaluation of a circuit, as a researcher asks for it: a circuit, its model, and perhaps other pairs.
+"""The evaluation of a circuit, given the circuit, its model, and optionally other pairs.
 
-What is not said is as the circuit's file says it: pairs, metric, ablation, alignment, conditions.
+Defaults come from the circuit's file: pairs, metric, ablation, alignment, conditions.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from persona_circuits.circuit.assessment.evaluation import CircuitTests, Ground,
 from persona_circuits.circuit.assessment.options import EvaluationOptions
 from persona_circuits.circuit.assessment.stability import Subject
 from persona_circuits.circuit.discovery import Discovery, ablation_for, metric_of, report_of, split_of
+from persona_circuits.circuit.discovery.tasks import check_graph
 from persona_circuits.circuit.discovery.writing import title_of
 from persona_circuits.circuit.drawing import Marks, draw
 from persona_circuits.circuit.errors import OptionError, TaskError
@@ -35,11 +36,11 @@ __all__ = ["Evaluation", "evaluate_circuit"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
-    """A circuit's faithfulness on a set of pairs, and what else it was put to.
+    """A circuit's faithfulness on a set of pairs, and the results of its tests.
 
-    ``results`` are the tests, None where only faithfulness was asked for. ``shared`` is what the pairs have in
+    ``results`` are the tests, None where only faithfulness was requested. ``shared`` is what the pairs have in
     common with those searched on, where these are known. ``record`` is the circuit's file with this in it, None for a
-    circuit without one. ``notes`` are to be said of rows of the pair files that are not used.
+    circuit without one. ``notes`` tell of rows of the pair files that are not used.
     """
 
     report: FaithfulnessReport
@@ -57,26 +58,26 @@ class Evaluation:
         if self.results is None or self.results.tests is None:
             return self.report._repr_html_()
         tests = self.results.tests
-        rows = [(one.name, one.decision, one.sentence) for one in tests.outcomes]
+        rows = [(outcome.name, outcome.decision, outcome.sentence) for outcome in tests.outcomes]
         more = html_table(f"hypothesis tests on {tests.n_pairs} pairs", ("test", "circuit", "says"), rows)
         return f"{self.report._repr_html_()}{more}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the command ``evaluate`` prints them."""
-        found = self.report.as_dict()
+        record = self.report.as_dict()
         if self.results is not None:
             stability = self.results.searched.report
             known = {"reason": self.results.searched.reason} if stability is None else stability.as_dict()
-            found |= {"stability": known, **self.results.as_dict()}
-            if (sure := self.results.searched.certificate) is not None:
-                found["certificate"] = sure.as_dict()
-        found |= self.task.counts
-        return found | (
+            record |= {"stability": known, **self.results.as_dict()}
+            if (certificate := self.results.searched.certificate) is not None:
+                record["certificate"] = certificate.as_dict()
+        record |= self.task.counts
+        return record | (
             {} if self.shared is None else {"held_out": self.shared.held_out, "shared": self.shared.as_dict()}
         )
 
     def save(self, path: str | Path, *, strongest: int | None = None) -> None:
-        """Write the answer into the circuit's file; pictures that lie beside it are drawn again, with its marks.
+        """Write the evaluation into the circuit's file; pictures beside it are drawn again, with its marks.
 
         Raises:
             OptionError: the circuit has no file.
@@ -121,7 +122,7 @@ def evaluate_circuit(
         Pairs of paraphrases of one persona: |D| within twice their spread is flat. By default the shipped ones for
         the shipped model.
     state
-        Measurements are kept beside this path, to go on from after a stop.
+        Measurements are saved next to this path, to resume from after a stop.
 
     Returns
     -------
@@ -135,41 +136,43 @@ def evaluate_circuit(
         The pairs do not fit the model, or have no such key or split.
     """
     stage = stage or untold_stage
-    asked = _asked(model, circuit, task, options or EvaluationOptions(), _null_task(null, model) if tested else None)
-    subject, options = asked.subject, asked.options
-    if asked.at_parts is not None and tested:
+    request = _asked(model, circuit, task, options or EvaluationOptions(), _null_task(null, model) if tested else None)
+    subject, options = request.subject, request.options
+    if request.at_parts is not None and tested:
         raise OptionError(
             "this circuit has its edges at parts of the prompt, and the tests take edges at all of them; give "
             "--only-faithfulness, which measures it as it is"
         )
     clock = Clock(options.budget)
-    made = ablation_for(model, asked.task, options, stage)
+    ablation = ablation_for(model, request.task, options, stage)
     report, pace = None, 0.0
     if options.budget is not None:
-        asked, tested, report = _within(clock, asked, model, made, tested, stage)
-        options, state = asked.options, None
+        request, tested, report = _within(clock, request, model, ablation, tested, stage)
+        options, state = request.options, None
     if report is None:
-        report, pace = _timed_report(asked, model, made, stage)
+        report, pace = _timed_report(request, model, ablation, stage)
     results = None
     if tested:
-        own = made if asked.searches_ablation else None
-        told = first_told(clock.watched(stage), "all tests", pace * len(asked.chosen.pairs) * passes_of_tests(options))
-        ground = Ground(model, asked.chosen, subject, options, metric_of(options.metric), made, state, told, own)
-        ground = replace(ground, repeated=asked.repeated, clock=clock)
-        results = all_tests(ground, asked.null)
-    asked = replace(asked, left_out=(*asked.left_out, *clock.left_out))
+        own = ablation if request.searches_ablation else None
+        timed = first_told(
+            clock.watched(stage), "all tests", pace * len(request.chosen.pairs) * passes_of_tests(options)
+        )
+        ground = Ground(model, request.chosen, subject, options, metric_of(options.metric), ablation, state, timed, own)
+        ground = replace(ground, repeated=request.repeated, clock=clock)
+        results = all_tests(ground, request.null)
+    request = replace(request, left_out=(*request.left_out, *clock.left_out))
     record = None
     if subject.record is not None:
         stamp = {"model": model.name, "fingerprint": model.fingerprint, "where": dict(options.where)}
         stamp |= {"metric": metric_of(options.metric).name}
         stamp |= {name: getattr(options, name) for name in ("ablation", "align", "seed", "quick")}
-        record = with_evaluation(subject.record, asked.task, report.split, report, results, asked.shared, **stamp)
-    return Evaluation(report, results, asked.shared, record, asked.task, asked.notes)
+        record = with_evaluation(subject.record, request.task, report.split, report, results, request.shared, **stamp)
+    return Evaluation(report, results, request.shared, record, request.task, request.notes)
 
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """What was asked for, with the gaps filled from the circuit's file; ``options`` are settled."""
+    """The request, with defaults filled in from the circuit's file; ``options`` are settled."""
 
     subject: Subject
     scores: Scores | None
@@ -185,14 +188,14 @@ class _Asked:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Of all pair files, each once, and of what there was no time for."""
+        """The notes of all pair files, each once, and of work for which there was no time."""
         short = (f"left out by --budget: {', '.join(self.left_out)}",) if self.left_out else ()
         return (*self._of_files, *short)
 
     @property
     def _of_files(self) -> tuple[str, ...]:
-        tasks = [one for one in (self.task, self.null, self.subject.search) if one is not None]
-        return tuple(dict.fromkeys(f"{one.source}: {note}" for one in tasks for note in one.notes))
+        tasks = [task for task in (self.task, self.null, self.subject.search) if task is not None]
+        return tuple(dict.fromkeys(f"{task.source}: {note}" for task in tasks for note in task.notes))
 
     @property
     def searches_ablation(self) -> bool:
@@ -200,8 +203,8 @@ class _Asked:
         record, options = self.subject.record, self.options
         if record is None or self.subject.search is not self.task:
             return False
-        about = record["task"]
-        own = (record["ablation"], about["align"], about.get("where", {}), about["split"])
+        task_record = record["task"]
+        own = (record["ablation"], task_record["align"], task_record.get("where", {}), task_record["split"])
         return own == (options.ablation, options.align, dict(options.where), split_of(self.task, None, "train"))
 
 
@@ -212,19 +215,17 @@ def _asked(
     options: EvaluationOptions,
     null: Task | None,
 ) -> _Asked:
-    circuit, scores, record = (given, None, None) if isinstance(given, Circuit) else _parts_of(given)
-    if circuit.graph != model.graph:
-        raise OptionError(
-            f"the circuit is of a model with {circuit.graph.n_layers} layers and {circuit.graph.n_heads} heads, but "
-            f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
-        )
+    circuit, scores, record = (
+        (given, None, None) if isinstance(given, Circuit) else (given.circuit, given.scores, given.record)
+    )
+    check_graph(circuit, model)
     options = options.settled(record).checked()
     metric_of(options.metric)
     task = _own_task(record) if task is None else task
     fit = bool(task.unfit or (record or {"task": {}})["task"].get("unfit"))
     whole, quiet, search = (
-        one if one is None or one.unfit or not fit else fitting(one, model, align=str(options.align))
-        for one in (task, null, _searched_task(record, task))
+        read if read is None or read.unfit or not fit else fitting(read, model, align=str(options.align))
+        for read in (task, null, _searched_task(record, task))
     )
     assert whole is not None
     if search is not None and search.sha256 == whole.sha256:
@@ -239,77 +240,80 @@ def _asked(
 
 
 TEST_PASSES, QUICK_PASSES = 1500, 150
-"""Passes of a pair that all tests take at most, and in their quick form, for a few keys of the pairs."""
+"""Upper bounds on the passes per pair of all tests, in full and in their quick form, for a few keys of the pairs."""
 SLICE = 0.1
-"""The share of the time that is left, beyond which no batch goes: between two the time is looked at."""
+"""Largest share of the remaining time for one batch; the time is checked between batches."""
 
 
 def passes_of_tests(options: EvaluationOptions) -> int:
-    """So many of every pair, without the search made again."""
+    """The number of passes per pair, without the repeated search."""
     return QUICK_PASSES if options.quick else TEST_PASSES
 
 
-def _timed_report(asked: _Asked, model: Model, made: Ablation | None, stage: Stage) -> tuple[FaithfulnessReport, float]:
-    """The faithfulness, and how long a pass of a pair took."""
-    found: list[FaithfulnessReport] = []
+def _timed_report(
+    request: _Asked, model: Model, ablation: Ablation | None, stage: Stage
+) -> tuple[FaithfulnessReport, float]:
+    """The faithfulness, and the time that one pass of a pair took."""
+    reports: list[FaithfulnessReport] = []
 
     def once() -> None:
-        what = (asked.options, made, asked.split, asked.scores, stage)
-        found.append(report_of(model, asked.chosen, asked.at_parts or asked.subject.circuit, *what))
+        what = (request.options, ablation, request.split, request.scores, stage)
+        reports.append(report_of(model, request.chosen, request.at_parts or request.subject.circuit, *what))
 
-    pace = pace_of(once, (OWN + asked.options.n_random) * len(asked.chosen.pairs))
-    return found[0], pace
+    pace = pace_of(once, (OWN + request.options.n_random) * len(request.chosen.pairs))
+    return reports[0], pace
 
 
 def _within(
-    clock: Clock, asked: _Asked, model: Model, made: Ablation | None, tested: bool, stage: Stage
+    clock: Clock, request: _Asked, model: Model, ablation: Ablation | None, tested: bool, stage: Stage
 ) -> tuple[_Asked, bool, FaithfulnessReport]:
-    """What of it fits into the time, its faithfulness, and whether there is time for tests.
+    """The part of the request that fits the time, whether there is time for tests, and the faithfulness.
 
-    The faithfulness of a few pairs is measured in any case and tells what a pass takes. That of more takes its place
-    where it is done in time.
+    The faithfulness on a few pairs is measured in any case and gives the time of a pass. That on more pairs replaces it
+    if it finishes in time.
     """
-    asked = replace(asked, options=replace(asked.options, quick=True))
-    work = _workload(asked, model, tested)
-    ours = least(work)
-    report, pace = _timed_report(_shortened(asked, ours), model, made, stage)
+    request = replace(request, options=replace(request.options, quick=True))
+    work = _workload(request, model, tested)
+    affordable = least(work)
+    report, pace = _timed_report(_shortened(request, affordable), model, ablation, stage)
     more = plan(work, clock.left, pace)
-    asked = replace(asked, options=_in_slices(asked.options, clock.left, pace))
+    request = replace(request, options=_in_slices(request.options, clock.left, pace))
 
     def larger() -> tuple[FaithfulnessReport, float]:
-        return _timed_report(_shortened(asked, more), model, made, clock.watched(stage))
+        return _timed_report(_shortened(request, more), model, ablation, clock.watched(stage))
 
-    if more.n_pairs > ours.n_pairs and (done := clock.within("", larger, more.alone(pace))):
-        ours, (report, pace) = more, done
+    if more.n_pairs > affordable.n_pairs and (done := clock.within("", larger, more.alone(pace))):
+        affordable, (report, pace) = more, done
     clock.left_out.clear()
-    fits = ours.tested and QUICK_PASSES * ours.n_pairs * pace <= clock.left
-    ours = ours if fits == ours.tested else replace(ours, tested=False, searched=False).told(work)
-    return _shortened(asked, ours), ours.tested, report
+    fits = affordable.tested and QUICK_PASSES * affordable.n_pairs * pace <= clock.left
+    affordable = (
+        affordable if fits == affordable.tested else replace(affordable, tested=False, searched=False).told(work)
+    )
+    return _shortened(request, affordable), affordable.tested, report
 
 
-def _workload(asked: _Asked, model: Model, tested: bool) -> Workload:
-    record, search = asked.subject.record, asked.subject.search
+def _workload(request: _Asked, model: Model, tested: bool) -> Workload:
+    record, search = request.subject.record, request.subject.search
     method = (record or {}).get("method", {})
     per_pair = 3 * (1 + (method.get("steps") or 1))
-    again = 2 * per_pair * len(search.pairs) if tested and search is not None and record is not None else 0
+    repeats = 2 * per_pair * len(search.pairs) if tested and search is not None and record is not None else 0
     if method.get("prune") in ("acdc", "eap-acdc"):
-        again = max(again, 2 * model.graph.n_edges)
-    return Workload(len(asked.chosen.pairs), asked.options.n_random, QUICK_PASSES if tested else 0, again)
+        repeats = max(repeats, 2 * model.graph.n_edges)
+    return Workload(len(request.chosen.pairs), request.options.n_random, QUICK_PASSES if tested else 0, repeats)
 
 
-def _shortened(asked: _Asked, ours: Plan) -> _Asked:
-    chosen, options = spread_over(asked.chosen, ours.n_pairs), replace(asked.options, n_random=ours.n_random)
-    return replace(asked, options=options, chosen=chosen, repeated=ours.searched, left_out=ours.left_out)
+def _shortened(request: _Asked, affordable: Plan) -> _Asked:
+    chosen, options = (
+        spread_over(request.chosen, affordable.n_pairs),
+        replace(request.options, n_random=affordable.n_random),
+    )
+    return replace(request, options=options, chosen=chosen, repeated=affordable.searched, left_out=affordable.left_out)
 
 
 def _in_slices(options: EvaluationOptions, seconds: float, pace: float) -> EvaluationOptions:
-    """So few rows a batch that one of them, with all circuits that are measured at once, takes a slice of the time."""
+    """Reduce the batch size so that one batch, with all circuits measured at once, takes a slice of the time."""
     rows = int(2 * SLICE * seconds / max(PART * pace, 1e-9))
     return replace(options, batch_size=max(1, min(options.batch_size, rows)))
-
-
-def _parts_of(given: StoredCircuit | Discovery) -> tuple[Circuit, Scores | None, dict[str, Any] | None]:
-    return given.circuit, given.scores, given.record
 
 
 def _own_task(record: Mapping[str, Any] | None) -> Task:
@@ -332,7 +336,7 @@ def _null_task(null: Task | None, model: Model) -> Task | None:
 def _searched_task(record: Mapping[str, Any] | None, task: Task) -> Task | None:
     """The whole pair file of the circuit's search; None where other pairs are asked for and its stability is known.
 
-    Where that file is not here it is the task in hand, and the reason is given later.
+    Where that file is missing the result is ``task``, and the reason is given later.
     """
     if record is None or task.sha256 == record["task"]["sha256"]:
         return task

@@ -1,13 +1,13 @@
-"""Everything that a circuit has to stand: faithfulness, hypothesis tests, completeness, stability, pairs, transfer.
+"""All tests of a circuit: faithfulness, hypothesis tests, completeness, stability, pairs, transfer.
 
 1. *stability*: the search's own pairs are resampled, or ACDC's order changed (``circuit.assessment.stability``)
-2. *hypothesis tests* and *completeness* on the pairs asked for
+2. *hypothesis tests* and *completeness* on the requested pairs
 3. *pairs*: the same circuit pair by pair, flat pairs apart, groups of pairs that use other edges
 4. *transfer*: the circuit on all of these pairs and on every value of their keys, beside circuits outside it
 
-What is found goes into the circuit's file, with what it was measured on, so that a
-circuit is never seen without it. Stability is of the search, not of the pairs asked for: it stands at the top of the
-file, with frequency and part (core or fringe) at every edge.
+The results go into the circuit's file, with what they were measured on, so that a circuit is never seen without them.
+Stability is of the search, not of the requested pairs: it is at the top of the file, with frequency and part (core or
+fringe) at every edge.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ from persona_circuits.metrics import Metric
 __all__ = ["CircuitTests", "Ground", "all_tests", "run_tests", "with_evaluation"]
 
 AXES = ("held_out", "domain", "template", "placement")
-"""Keys of the pairs by which transfer is looked at where no other is asked for."""
+"""The default keys of pairs for transfer."""
 Source = Callable[[], Iterable[Prepared]]
 LEFT_OUT = Searched(None, reason="left out by --budget")
 DRAWS, QUICK_DRAWS = 199, 39
-"""Of the test for groups of pairs."""
+"""Random draws of the test for groups of pairs, in full and in the quick form."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,8 +73,8 @@ class CircuitTests:
     """The tests of one circuit on one set of pairs.
 
     ``transfer`` is by the values of keys of the pairs; under ``pairs`` it is all of them. ``null`` is the run on
-    paraphrases, if one was asked for, and ``searched`` the stability of the circuit's search, if its file was given.
-    What there was no time for is None, or missing.
+    paraphrases, if requested, and ``searched`` the stability of the circuit's search, if its file was given. Results
+    for which there was no time are None or missing.
     """
 
     tests: HypothesisReport | None
@@ -125,7 +125,7 @@ def run_tests(
     null
         Pairs of two paraphrases of one persona: D is flat within twice its spread over them.
     state
-        Measurements are kept beside this path, to go on from after a stop.
+        Measurements are saved next to this path, to resume from after a stop.
 
     Raises
     ------
@@ -140,10 +140,10 @@ def run_tests(
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """What all tests of one circuit have in common: pairs, options (settled), and where what is measured is kept.
+    """What all tests of one circuit share: pairs, settled options, and where measurements are saved.
 
     ``searched_with`` is the ablation of the circuit's search, where it is made already; ``repeated`` is whether that
-    search is made again on resampled pairs. ``clock`` ends what would take too long.
+    search is made again on resampled pairs. ``clock`` stops what would take too long.
     """
 
     model: Model
@@ -164,7 +164,7 @@ class Ground:
         return {"align": self.options.align, "ablation": self.ablation, "batch_size": self.options.batch_size}
 
     def kept(self, name: str) -> Path | None:
-        """Where the measurements of one test are kept, to go on from after a stop."""
+        """Where the measurements of one test are saved, to resume from after a stop."""
         return None if self.state is None else self.state.with_name(f"{self.state.name}.{name}")
 
     def runs(self) -> KeptRuns:
@@ -177,7 +177,7 @@ class Ground:
 def all_tests(ground: Ground, null: Task | None) -> CircuitTests:
     """All tests, one after the other; ``null`` are pairs of paraphrases of one persona.
 
-    The search is made again first, as its scores may serve the pairs here; within a time it comes last.
+    The search is repeated first, as its scores may serve the pairs here; with a time budget it comes last.
     """
     options, within = ground.options, ground.clock.within
     how: dict[str, Any] = {"align": options.align, "batch_size": options.batch_size}
@@ -188,8 +188,8 @@ def all_tests(ground: Ground, null: Task | None) -> CircuitTests:
     more: dict[str, Any] = {"clusters": Clusters.of(ground.task.pairs)}
 
     def tests() -> HypothesisReport:
-        asked = HypothesisOptions(n_random=options.n_tested, seed=options.seed, quick=options.quick)
-        return hypothesis_tests(*what, asked, state=ground.kept("tests"), progress=ground.stage("tests"), **more)
+        test_options = HypothesisOptions(n_random=options.n_tested, seed=options.seed, quick=options.quick)
+        return hypothesis_tests(*what, test_options, state=ground.kept("tests"), progress=ground.stage("tests"), **more)
 
     def complete() -> CompletenessReport:
         few = CompletenessOptions(seed=options.seed, quick=options.quick)
@@ -199,14 +199,14 @@ def all_tests(ground: Ground, null: Task | None) -> CircuitTests:
     def view() -> PairsView:
         return _pair_by_pair(ground, what[1], _same_pairs(ground, searched.scores), quiet)
 
-    found: Any = [
+    results: Any = [
         within(name, work)
         for name, work in (("hypothesis tests", tests), ("completeness", complete), ("pair by pair", view))
     ]
     moved: Any = within("transfer", lambda: _transfers(ground)) or {}
     if options.budget is not None and ground.repeated:
         searched = within(SEARCHED, lambda: _searched(ground)) or LEFT_OUT
-    return CircuitTests(found[0], found[1], moved, found[2], quiet, searched)
+    return CircuitTests(results[0], results[1], moved, results[2], quiet, searched)
 
 
 def _searched(ground: Ground) -> Searched:
@@ -214,24 +214,24 @@ def _searched(ground: Ground) -> Searched:
     return search_again(ground.model, ground.subject, ground.options, **known)
 
 
-def _pair_by_pair(ground: Ground, runs: Source, known: PairScores | None, quiet: NullRun | None) -> PairsView:
+def _pair_by_pair(ground: Ground, runs: Source, known: PairScores | None, null: NullRun | None) -> PairsView:
     """The circuit on every pair alone, and groups of pairs that use other edges."""
     model, task, metric, options = ground.model, ground.task, ground.metric, ground.options
     circuit, record = ground.subject.circuit, ground.subject.record
     method = {"scores": "eap"} if options.quick else (record or {}).get("method")
     scores = known or scores_of(model, task, metric, method=method, stage=ground.stage, **ground.how)
-    sought = GroupSearch(scores, rule_of(record), QUICK_DRAWS if options.quick else DRAWS, options.seed)
+    group_search = GroupSearch(scores, rule_of(record), QUICK_DRAWS if options.quick else DRAWS, options.seed)
     watch = Rounding(model, metric)
     values = measured_pairs(model, runs(), metric, circuit, watch=watch)
     divergences = divergences_of(runs(), swapped=metric.swap_rows)
-    signal = PairSignal(divergences, None if quiet is None else quiet.sigma_0, watch.floor)
-    told = ground.stage("groups of pairs")
-    return pairs_view(values, task.pairs, circuit, signal=signal, sought=sought, progress=told)
+    signal = PairSignal(divergences, None if null is None else null.sigma_0, watch.floor)
+    progress = ground.stage("groups of pairs")
+    return pairs_view(values, task.pairs, circuit, signal=signal, sought=group_search, progress=progress)
 
 
 def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
     """On all pairs, and on those of every value of the keys."""
-    found: dict[str, tuple[Transfer, ...]] = {}
+    transfers: dict[str, tuple[Transfer, ...]] = {}
     by = ground.options.by
     for key in ("pairs", *(_axes(ground.task) if by is None else by)):
         parts = {"all": ground.task} if key == "pairs" else ground.task.groups(key)
@@ -240,9 +240,11 @@ def _transfers(ground: Ground) -> dict[str, tuple[Transfer, ...]]:
         clusters = {value: Clusters.of(part.pairs) for value, part in parts.items()}
         more: dict[str, Any] = {"clusters": clusters, "seed": ground.options.seed}
         more |= {"n_outside": 3 if ground.options.quick else 10}
-        tell = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
-        found[key] = transfer(ground.model, ground.subject.circuit, grounds, ground.metric, progress=tell, **more)
-    return found
+        progress = ground.stage("transfer" if key == "pairs" else f"transfer by {key}")
+        transfers[key] = transfer(
+            ground.model, ground.subject.circuit, grounds, ground.metric, progress=progress, **more
+        )
+    return transfers
 
 
 def _stepping(clock: Clock, pairs: Source) -> Iterator[Prepared]:
@@ -254,9 +256,9 @@ def _same_pairs(ground: Ground, scores: PairScores | None) -> PairScores | None:
     record, search = ground.subject.record, ground.subject.search
     if scores is None or search is None or record is None or ground.ablation is not None:
         return None
-    about = record["task"]
-    own = (about["metric"], record["ablation"], about["align"])
-    searched = search.where(**about.get("where", {})).of_split(about["split"])
+    task_record = record["task"]
+    own = (task_record["metric"], record["ablation"], task_record["align"])
+    searched = search.where(**task_record.get("where", {})).of_split(task_record["split"])
     same = own == (ground.metric.name, "corrupt", ground.options.align)
     return scores if same and searched.pairs == ground.task.pairs else None
 
@@ -270,14 +272,14 @@ def with_evaluation(
     shared: Overlap | None = None,
     **stamp: Any,
 ) -> dict[str, Any]:
-    """The circuit's record with this evaluation; an earlier one of the same pairs, split and setting gives way.
+    """The circuit's record with this evaluation; it replaces an earlier one of the same pairs, split and setting.
 
     ``shared`` is what its pairs have in common with those searched on, where these are known. Its stability, and
     frequency and part of every edge, are written where they are known.
     """
     what = {"source": task.source, "sha256": task.sha256, "split": split, **stamp}
     earlier = [
-        one for one in record.get("evaluations", []) if any(one.get(key) != value for key, value in what.items())
+        entry for entry in record.get("evaluations", []) if any(entry.get(key) != value for key, value in what.items())
     ]
     known = {} if shared is None else {"held_out": shared.held_out, "shared": shared.as_dict()}
     new = {**what, **task.counts, **known, "faithfulness": report.as_dict(), **(results.as_dict() if results else {})}
@@ -288,13 +290,13 @@ def with_evaluation(
 
 
 def _axes(task: Task) -> list[str]:
-    """Of the usual keys those by which these pairs fall into several parts."""
-    found = []
+    """The default keys that split these pairs into several parts."""
+    axes = []
     for key in AXES:
         try:
             groups = task.groups(key)
         except TaskError:
             continue
         if len(groups) > 1:
-            found.append(key)
-    return found
+            axes.append(key)
+    return axes

@@ -7,8 +7,7 @@ A known edge is *true* if corrupting it alone moves the persona divergence D by 
 than a share of |D|. Where edges stand in for each other that would miss them all; the
 models this is meant for have no such edges, and `support` shows it.
 
-This module knows no model. What it is given has a name, a task, true edges and a
-model: see `GroundTruth`.
+This module knows no model. What it is given has a name, a task, true edges and a model: see `GroundTruth`.
 """
 
 from __future__ import annotations
@@ -79,12 +78,10 @@ class Recovery:
 class CalibrationRow:
     """One method on one model.
 
-    ``auroc`` and ``average_precision`` are of |score| against the true edges, over all
-    edges of the graph; for ``random`` their mean over 30 draws. For ACDC the score of an
-    edge is the change that its removal made when it was tried, 0 where it was not.
-    ``span`` is m(full) - m(empty): D in logits, but KL(full || empty) in nats for
-    ``acdc-kl``. ``note`` says which edges fall on the wrong side of the threshold and
-    why; it is empty where none does.
+    ``auroc`` and ``average_precision`` are of |score| against the true edges, over all edges of the graph; for
+    ``random`` their mean over 30 draws. For ACDC the score of an edge is the change that its removal made when it was
+    tried, 0 where it was not. ``span`` is m(full) - m(empty): D in logits, but KL(full || empty) in nats for
+    ``acdc-kl``. ``note`` says which edges fall on the wrong side of the threshold and why; it is empty where none does.
     """
 
     planted: str
@@ -181,9 +178,9 @@ def _rows_of(truth: GroundTruth, steps: int, share: float, seed: int) -> Iterato
         yield _row(case, method, drawn, _pruned(case, scores), oracle)
     for method, metric in SEARCHES.items():
         own = _case(truth, model, metric, share)
-        found = acdc(model, own.prepared, metric, own.tau, trials=Trials(candidates=CANDIDATES))
-        changes = Scores(model.graph, np.nan_to_num(found.changes))
-        yield _row(own, method, [changes], {"acdc": found.circuit}, oracle)
+        search = acdc(model, own.prepared, metric, own.tau, trials=Trials(candidates=CANDIDATES))
+        changes = Scores(model.graph, np.nan_to_num(search.changes))
+        yield _row(own, method, [changes], {"acdc": search.circuit}, oracle)
 
 
 def _case(truth: GroundTruth, model: Model, metric: Metric, share: float) -> _Case:
@@ -202,7 +199,7 @@ def _pruned(case: _Case, scores: Scores) -> dict[str, Circuit]:
 
 
 def _row(
-    case: _Case, method: str, drawn: Sequence[Scores], found: dict[str, Circuit], oracle: Scores
+    case: _Case, method: str, drawn: Sequence[Scores], circuits: dict[str, Circuit], oracle: Scores
 ) -> CalibrationRow:
     truth = case.circuit
     auroc, average_precision = np.mean([_ranking(scores, truth) for scores in drawn], axis=0)
@@ -213,7 +210,7 @@ def _row(
         span=case.span,
         auroc=float(auroc),
         average_precision=float(average_precision),
-        recoveries=tuple(_recovery(prune, circuit, truth) for prune, circuit in found.items()),
+        recoveries=tuple(_recovery(prune, circuit, truth) for prune, circuit in circuits.items()),
         note="the control" if method == "random" else _note(method, case, drawn[0], oracle),
     )
 
@@ -225,14 +222,14 @@ def _ranking(scores: Scores, truth: Circuit) -> tuple[float, float]:
     return float(roc_auc_score(is_true, strength)), float(average_precision_score(is_true, strength))
 
 
-def _recovery(prune: str, found: Circuit, truth: Circuit) -> Recovery:
-    hits = int((found.mask & truth.mask).sum())
+def _recovery(prune: str, circuit: Circuit, truth: Circuit) -> Recovery:
+    hits = int((circuit.mask & truth.mask).sum())
     return Recovery(
         prune=prune,
-        n_edges=len(found),
-        precision=hits / len(found) if len(found) else 0.0,
+        n_edges=len(circuit),
+        precision=hits / len(circuit) if len(circuit) else 0.0,
         recall=hits / len(truth),
-        exact=found == truth,
+        exact=circuit == truth,
     )
 
 
@@ -260,9 +257,9 @@ def _reason(method: str, is_true: bool) -> str:
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """Many threads on matrices this small cost tens of times what they save where cores are shared."""
-    before = torch.get_num_threads()
+    n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(n_threads)

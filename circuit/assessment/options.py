@@ -1,4 +1,4 @@
-"""Choices of the studies of circuits."""
+"""Options of the studies of circuits."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class CurveOptions(PlainNumbers):
     seed: Seed = 0
 
     def settled(self, record: Mapping[str, Any] | None = None) -> CurveOptions:
-        """With nothing left open: what is not given is as in a run's ``record``, else as a search has it."""
+        """These options with defaults from a run's ``record``, else those of a search."""
         own = MeasureOptions(metric=self.metric, ablation=self.ablation, align=self.align).settled(record)
         return replace(self, metric=own.metric, ablation=own.ablation, align=own.align)
 
@@ -137,7 +137,7 @@ class ComparisonOptions(PlainNumbers):
 
 @dataclass(frozen=True)
 class EvaluationOptions(MeasureOptions):
-    """What a circuit is put to.
+    """How a circuit is evaluated.
 
     ``by`` are keys of the pairs: it is measured on every value of each, beside circuits outside it; by default on those
     of the usual keys that split the pairs. ``n_random`` random circuits stand beside the faithfulness,

@@ -48,7 +48,7 @@ from persona_circuits.metrics import METRICS, Metric
 __all__ = ["NOT_SEARCHED", "Searched", "Subject", "marked_record", "rule_of", "scores_of", "search_again"]
 
 QUICK_RESAMPLES, QUICK_EDGES = 100, 600
-"""With ``quick``: resamples, and edges to try up to which ACDC is repeated, in one random order."""
+"""With ``quick``: the number of resamples, and the most edges with which ACDC is repeated, in one random order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +66,7 @@ NOT_SEARCHED = Searched(None, reason="it is not said how the circuit was found")
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A circuit that is put to the test; if known, the ``record`` in its file, and its ``search``'s whole pair file."""
+    """A circuit to test; if known, the ``record`` in its file, and its ``search``'s whole pair file."""
 
     circuit: Circuit
     record: Mapping[str, Any] | None = None
@@ -84,9 +84,9 @@ def search_again(
 ) -> Searched:
     """The stability of a circuit, whose record says which pairs of its search's file were searched on.
 
-    ``ablation`` is that of the record, where it is made already. ``state``: beside this path ACDC keeps its state, to
-    go on from after a stop. With ``options.quick`` there are at most 100 resamples, and one order where ACDC has at
-    most 600 edges to try.
+    ``ablation`` is that of the record, if it exists already. ACDC saves its state next to ``state``, to resume from
+    after a stop. With ``options.quick`` there are at most 100 resamples, and one order where ACDC has at most 600 edges
+    to try.
 
     Raises
     ------
@@ -100,16 +100,16 @@ def search_again(
     reason = _not_repeatable(model, task, record)
     if reason:
         return Searched(None, reason=reason)
-    about = record["task"]
-    train = task.where(**about.get("where", {})).of_split(about["split"])
-    how: dict[str, Any] = {"method": record["method"], "align": about["align"], "batch_size": options.batch_size}
-    setting = MeasureOptions(train_split=about["split"], batch_size=options.batch_size).settled(record)
+    task_record = record["task"]
+    train = task.where(**task_record.get("where", {})).of_split(task_record["split"])
+    how: dict[str, Any] = {"method": record["method"], "align": task_record["align"], "batch_size": options.batch_size}
+    setting = MeasureOptions(train_split=task_record["split"], batch_size=options.batch_size).settled(record)
     how |= {"ablation": ablation or ablation_for(model, task, setting), "stage": stage}
     if record["method"]["prune"] in ("acdc", "eap-acdc"):
         return _orders(model, train, circuit, record, options, state, how)
     if record["method"]["scores"] == "random":
         return Searched(None, reason="random scores do not depend on the pairs, so there is nothing to resample")
-    scores = scores_of(model, train, METRICS[about["metric"]], **how)
+    scores = scores_of(model, train, METRICS[task_record["metric"]], **how)
     report = stability_report(
         scores,
         circuit,
@@ -119,11 +119,11 @@ def search_again(
         seed=options.seed,
         progress=stage("circuits of resampled pairs"),
     )
-    sure = None
+    certificate = None
     if options.certify:
         removal, rule = Removal(options.certify, options.seed), Rule.of_record(record["method"])
-        sure = certify(scores, circuit, rule, Units.of(train.pairs), removal, progress=stage("certificate"))
-    return Searched(report, scores, certificate=sure)
+        certificate = certify(scores, circuit, rule, Units.of(train.pairs), removal, progress=stage("certificate"))
+    return Searched(report, scores, certificate=certificate)
 
 
 def scores_of(
@@ -142,8 +142,8 @@ def scores_of(
     Where that has no scores of single pairs (ACDC, random) or none of this metric, those of EAP-IG.
     """
     stage = stage or untold_stage
-    asked = (method or {}).get("scores")
-    known = asked if asked in BY_ROW else "eap-ig"
+    named = (method or {}).get("scores")
+    known = named if named in BY_ROW else "eap-ig"
     scored = "eap-ig" if metric.flat_at_clean and known != "exact" else known
     return pair_scores(
         model,
@@ -156,7 +156,7 @@ def scores_of(
 
 
 def rule_of(record: Mapping[str, Any] | None) -> Rule | None:
-    """How the circuit of this file was made of scores; None where it was not, or nothing says how."""
+    """The rule by which the circuit of this file follows from scores; None where it does not, or is unknown."""
     if (
         record is None
         or record["method"].keys() & {"finish", "of", "weigh", "resolution"}
@@ -174,9 +174,9 @@ def marked_record(
     seed: int = 0,
     quick: bool = False,
 ) -> dict[str, Any]:
-    """The circuit's record with its stability, and with frequency and part of every edge; an earlier one gives way.
+    """The circuit's record with its stability, and with frequency and part of every edge, in place of earlier ones.
 
-    So does an earlier certificate to a new one.
+    A new certificate also replaces an earlier one.
 
     Without a report the record keeps what it has. ``seed`` and ``quick`` are those of the report.
     """
@@ -243,9 +243,9 @@ def _orders(
     groups = batches_of(model, train, metric, align=how["align"], batch_size=how["batch_size"])
     prepared = list(prepare_each(model, groups, how["ablation"]))
     orders = random_orders(start or Circuit.full(model.graph), n_orders, seed=options.seed)
-    told = how["stage"](f"ACDC in {n_orders} other order(s)")
+    progress = how["stage"](f"ACDC in {n_orders} other order(s)")
     order = order_dependence(
-        model, prepared, metric, method["tau"], orders, default=circuit, state=state, progress=told
+        model, prepared, metric, method["tau"], orders, default=circuit, state=state, progress=progress
     )
     rule = f"{method['prune']} {method['tau']:.4g}"
     return Searched(order_report(circuit, order, rule, len(train.pairs)), scores)

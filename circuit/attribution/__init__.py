@@ -1,67 +1,36 @@
 """Scores of edges: EAP, EAP-IG, exact patching, and persona grids."""
 
-from persona_circuits.circuit.attribution.atp_star import atp_star
-from persona_circuits.circuit.attribution.eap import (
-    ACTIVATIONS,
-    IG_RULES,
-    ceap,
-    clean_corrupted,
-    eap,
-    eap_by_definition,
-    eap_ig,
-    eap_ig_activations,
-)
-from persona_circuits.circuit.attribution.ensemble import mean_of
-from persona_circuits.circuit.attribution.exact import exact
-from persona_circuits.circuit.attribution.grid import Grid, GridPair, Passes, grid_of_personas, grid_of_texts, grids_of
-from persona_circuits.circuit.attribution.grid_scores import LINEAR, grid_eap, grid_parts, passes_of
-from persona_circuits.circuit.attribution.methods import (
-    METHODS,
-    ActivationCost,
-    Completeness,
-    Scoring,
-    activation_cost,
-    completeness_of,
-    random_scores,
-    score,
-    score_parts,
-)
-from persona_circuits.circuit.attribution.neurons import NeuronScores, ablated_neurons, neuron_scores
-from persona_circuits.circuit.attribution.parts import ScoreParts
-
-__all__ = [
-    "ACTIVATIONS",
-    "IG_RULES",
-    "LINEAR",
-    "METHODS",
-    "ActivationCost",
-    "Completeness",
-    "Grid",
-    "GridPair",
-    "NeuronScores",
-    "Passes",
-    "ScoreParts",
-    "Scoring",
-    "ablated_neurons",
-    "activation_cost",
-    "atp_star",
-    "ceap",
-    "clean_corrupted",
-    "completeness_of",
-    "eap",
-    "eap_by_definition",
-    "eap_ig",
-    "eap_ig_activations",
-    "exact",
-    "grid_eap",
-    "grid_of_personas",
-    "grid_of_texts",
-    "grid_parts",
-    "grids_of",
-    "mean_of",
-    "neuron_scores",
-    "passes_of",
-    "random_scores",
-    "score",
-    "score_parts",
-]
+from persona_circuits.circuit.attribution.atp_star import atp_star as atp_star
+from persona_circuits.circuit.attribution.eap import ACTIVATIONS as ACTIVATIONS
+from persona_circuits.circuit.attribution.eap import IG_RULES as IG_RULES
+from persona_circuits.circuit.attribution.eap import ceap as ceap
+from persona_circuits.circuit.attribution.eap import clean_corrupted as clean_corrupted
+from persona_circuits.circuit.attribution.eap import eap as eap
+from persona_circuits.circuit.attribution.eap import eap_by_definition as eap_by_definition
+from persona_circuits.circuit.attribution.eap import eap_ig as eap_ig
+from persona_circuits.circuit.attribution.eap import eap_ig_activations as eap_ig_activations
+from persona_circuits.circuit.attribution.ensemble import mean_of as mean_of
+from persona_circuits.circuit.attribution.exact import exact as exact
+from persona_circuits.circuit.attribution.grid import Grid as Grid
+from persona_circuits.circuit.attribution.grid import GridPair as GridPair
+from persona_circuits.circuit.attribution.grid import Passes as Passes
+from persona_circuits.circuit.attribution.grid import grid_of_personas as grid_of_personas
+from persona_circuits.circuit.attribution.grid import grid_of_texts as grid_of_texts
+from persona_circuits.circuit.attribution.grid import grids_of as grids_of
+from persona_circuits.circuit.attribution.grid_scores import LINEAR as LINEAR
+from persona_circuits.circuit.attribution.grid_scores import grid_eap as grid_eap
+from persona_circuits.circuit.attribution.grid_scores import grid_parts as grid_parts
+from persona_circuits.circuit.attribution.grid_scores import passes_of as passes_of
+from persona_circuits.circuit.attribution.methods import METHODS as METHODS
+from persona_circuits.circuit.attribution.methods import ActivationCost as ActivationCost
+from persona_circuits.circuit.attribution.methods import Completeness as Completeness
+from persona_circuits.circuit.attribution.methods import Scoring as Scoring
+from persona_circuits.circuit.attribution.methods import activation_cost as activation_cost
+from persona_circuits.circuit.attribution.methods import completeness_of as completeness_of
+from persona_circuits.circuit.attribution.methods import random_scores as random_scores
+from persona_circuits.circuit.attribution.methods import score as score
+from persona_circuits.circuit.attribution.methods import score_parts as score_parts
+from persona_circuits.circuit.attribution.neurons import NeuronScores as NeuronScores
+from persona_circuits.circuit.attribution.neurons import ablated_neurons as ablated_neurons
+from persona_circuits.circuit.attribution.neurons import neuron_scores as neuron_scores
+from persona_circuits.circuit.attribution.parts import ScoreParts as ScoreParts

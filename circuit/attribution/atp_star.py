@@ -1,8 +1,8 @@
-"""AtP*: attribution patching with its two blind spots mended (Kramár et al. 2024, arXiv:2403.00745).
+"""AtP*: attribution patching with its two blind spots fixed (Kramár et al. 2024, arXiv:2403.00745).
 
     query-key fix    an edge into a query or a key: attention is computed again with the changed query (or key), and the
-                     change of the head's result, not of its query, meets the gradient. A saturated softmax has no slope
-                     but does move.
+                     change of the head's result, not of its query, is multiplied by the gradient. A saturated
+                     softmax has no slope but does move.
     GradDrop         the gradient is taken once for every layer, with nothing coming back through that layer's attention
                      and MLP: paths that cancel in the whole gradient do not in these. A prompt's score is the mean of
                      |score| over the whole gradient and those without a layer, the reader's own apart, with the sign
@@ -37,7 +37,7 @@ from persona_circuits.metrics import Metric
 __all__ = ["atp_star", "atp_star_rows"]
 
 MAX_BYTES = 1 << 28
-"""Bound on the gradients of all layers dropped that are held at a time, and on heads' changed results."""
+"""Bound on the bytes of all dropped layers' gradients at a time, and of heads' changed results."""
 
 
 def atp_star(
@@ -58,7 +58,7 @@ def atp_star(
     drop
         GradDrop too; without it the query-key fix alone.
     progress
-        Called with the batches done and of all.
+        Called with the number of batches done and their total.
 
     Returns
     -------
@@ -110,14 +110,14 @@ def _of_rows(model: Model, item: Prepared, metric: Metric, drop: bool) -> Float[
     with torch.enable_grad():
         value = metric(run.logits, item.targets).sum()
     layers = [None, *(range(graph.n_layers) if drop else ())]
-    found = [run.differentiated(value, layer) for layer in layers]
+    passes = [run.differentiated(value, layer) for layer in layers]
     delta = item.ablated.contributions - item.clean.contributions
     rows = torch.arange(len(item.batch), device=delta.device)[:, None].expand(delta.shape[1:3])
     cells = [rows == i for i in range(len(item.batch))]
-    scores = np.stack([scores_at(model, ends, delta, max_bytes=None, cells=cells) for ends, _ in found])
+    scores = np.stack([scores_at(model, ends, delta, max_bytes=None, cells=cells) for ends, _ in passes])
     for layer, block in enumerate(model.blocks):
         n = graph.n_reaching(graph.head_slots_of(layer).start)
-        at_z = torch.stack([gradients[layer] for _, gradients in found])
+        at_z = torch.stack([gradients[layer] for _, gradients in passes])
         scores[:, :, :n, graph.head_slots_of(layer).start :][..., : 2 * graph.n_heads] = _of_queries_and_keys(
             run, block.layer, delta[:n], at_z
         )
@@ -125,7 +125,7 @@ def _of_rows(model: Model, item: Prepared, metric: Metric, drop: bool) -> Float[
     if not drop:
         return whole
     own = np.array([slot // (3 * graph.n_heads + 1) for slot in range(graph.n_dst)])
-    counted = np.arange(graph.n_layers)[:, None] != own  # a reader's own layer lets nothing through
+    counted = np.arange(graph.n_layers)[:, None] != own  # a reader's own layer is blocked
     mean = (np.abs(whole) + np.einsum("lrsd,ld->rsd", np.abs(scores[1:]), counted)) / (1 + counted.sum(axis=0))
     return np.where(whole < 0, -mean, mean)
 
@@ -158,16 +158,16 @@ class _Kept:
         return written
 
     def differentiated(self, value: Float[Tensor, ""], dropped: int | None) -> tuple[Ends, Sequence[Tensor]]:
-        """The gradients at all that nodes read, and at heads' results before W_O, with nothing through one layer."""
+        """The gradients at everything nodes read, and at heads' results before W_O, with one layer blocked."""
         self.dropped = -1 if dropped is None else dropped
         reads = [x for layer in self.qkv for x in layer] + [*self.mids, self.last]
-        found = list(torch.autograd.grad(value, [*reads, *self.z], retain_graph=True))
-        found, at_z = found[: len(reads)], found[len(reads) :]
+        derivatives = list(torch.autograd.grad(value, [*reads, *self.z], retain_graph=True))
+        derivatives, at_z = derivatives[: len(reads)], derivatives[len(reads) :]
         with torch.no_grad():
             for block, projected in zip(self.model.blocks, self.qkv, strict=True):
-                gradients = found[3 * block.layer : 3 * block.layer + 3]
-                found += [block.along(*each) for each in zip(SLOTS, gradients, projected, strict=True)]
-        return Ends([stream.detach() for stream in self.streams], found), at_z
+                gradients = derivatives[3 * block.layer : 3 * block.layer + 3]
+                derivatives += [block.along(*each) for each in zip(SLOTS, gradients, projected, strict=True)]
+        return Ends([stream.detach() for stream in self.streams], derivatives), at_z
 
 
 @torch.no_grad()
@@ -177,7 +177,7 @@ def _of_queries_and_keys(
     delta: Float[Tensor, "src batch pos d_model"],
     at_z: Float[Tensor, "drop batch pos head d_head"],
 ) -> Float[np.ndarray, "drop batch src slot"]:
-    """Of every source into every query and key of a layer: the head's changed result on the gradient there."""
+    """For every source into every query and key of a layer: the head's changed result times the gradient there."""
     block, stream = run.model.blocks[layer], run.streams[layer].detach()
     q, k, v = (x.detach() for x in run.qkv[layer])
     z = run.z[layer].detach()
@@ -192,6 +192,6 @@ def _of_queries_and_keys(
             given = [*tiled]
             given[i] = block.project(slot, normed)
             change = block.attention(*given, run.context).unflatten(0, (copies, -1)) - z
-            found = torch.einsum("sbphd,nbphd->nbsh", change, at_z)
-            out[:, :, start : start + copies, i * n_heads : (i + 1) * n_heads] = found.cpu().double().numpy()
+            effects = torch.einsum("sbphd,nbphd->nbsh", change, at_z)
+            out[:, :, start : start + copies, i * n_heads : (i + 1) * n_heads] = effects.cpu().double().numpy()
     return out

@@ -11,15 +11,13 @@
     exact       one patched forward pass per edge
     random      the control
 
-with delta_s = ablated - clean output of the source, summed over positions and
-averaged over prompts. Neither split copies of the residual stream nor gradients
-of parameters are taken: the gradient at a head's stream is the norm's Jacobian
-transposed times W_Q g_q, and all edges into a layer are one matrix product.
+with delta_s = ablated - clean output of the source, summed over positions and averaged over prompts. Neither split
+copies of the residual stream nor gradients of parameters are taken: the gradient at a head's stream is the norm's
+Jacobian transposed times W_Q g_q, and all edges into a layer are one matrix product.
 
-``eap_by_definition`` is both of the first two written out; ``eap`` and ``eap_ig`` give the same numbers from less work.
+``eap_by_definition`` spells out both of the first two; ``eap`` and ``eap_ig`` give the same numbers with less work.
 
-A score is a sum over prompts and positions, so it can be given in parts: per
-prompt, or per named part of the prompts.
+A score is a sum over prompts and positions, so it can be given in parts: per prompt, or per named part of the prompts.
 """
 
 from __future__ import annotations
@@ -64,7 +62,7 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 1 << 26
-"""Least bound on the gradients at heads' streams that are held at a time, where none is given."""
+"""Smallest default bound on the bytes of gradients at heads' streams in memory at a time."""
 
 
 def eap_by_definition(
@@ -77,7 +75,7 @@ def eap_by_definition(
     summed over positions, averaged over prompts. The gradient is taken at the clean run; with other ``points`` it is
     averaged over runs from between the corrupt (0) and the clean (1) embeddings (EAP-IG, arXiv:2403.17806).
 
-    Nobody needs it but a reader and the tests: every head has a copy of the stream for each of q, k and v. Prompts
+    It serves readers and tests only: every head has a copy of the stream for each of q, k and v. Prompts
     are not padded, and cut edges carry the corrupt prompt's value.
     """
     graph, total = model.graph, np.zeros(model.graph.valid.shape)
@@ -135,15 +133,15 @@ def eap(
     Parameters
     ----------
     batches
-        Of ``batches``, or prepared ones with the same ablation, whose plain runs are then not made again.
+        From ``batches``, or prepared with the same ablation, which saves their plain runs.
     metric
-        One of ``METRICS``; a score is in its unit.
+        One of ``METRICS``; scores are in its unit.
     ablation
         What a cut edge carries; the corrupt prompt's value by default.
     max_bytes
-        Bound on the gradients at heads' streams that are held at a time.
+        Bound on the bytes of gradients at heads' streams in memory at a time.
     progress
-        Called with the batches done and of all.
+        Called with the number of batches done and their total.
 
     Returns
     -------
@@ -191,7 +189,7 @@ def ceap(
     batches, metric, ablation, max_bytes, progress
         As for ``eap``.
     steps
-        Into which the path is cut; a gradient is taken at each of their ends.
+        Number of steps along the path; a gradient is taken at each end of each.
     """
     return _whole(model, batches, metric, points_of(metric, "ceap", steps, "midpoint"), ablation, max_bytes, progress)
 
@@ -339,9 +337,8 @@ def scores_at(
 ) -> Float[np.ndarray, "part src dst"]:
     """Sum of delta . gradient over prompts and positions, for every edge, the gradient at one run.
 
-    With ``cells`` a sum over each of these sets of places instead. Heads are taken as many
-    at a time as keep the gradients at their streams within ``max_bytes``, by default within
-    a quarter of what the differences hold.
+    With ``cells`` a sum over each of these sets of places instead. Heads are taken as many at a time as keep the
+    gradients at their streams within ``max_bytes``, by default within a quarter of what the differences hold.
     """
     graph = model.graph
 

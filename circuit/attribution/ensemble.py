@@ -40,8 +40,8 @@ def mean_of(scores: Sequence[Scores], by: str = "scale") -> Scores:
         raise OptionError(f"scores are made comparable by scale or rank, got {by!r}")
     valid = scores[0].graph.valid
     values = np.zeros(valid.shape)
-    for one in scores:
-        values[valid] += _normalised(one.values[valid], by) / len(scores)
+    for part in scores:
+        values[valid] += _normalised(part.values[valid], by) / len(scores)
     return Scores(scores[0].graph, values)
 
 

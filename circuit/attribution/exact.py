@@ -1,4 +1,4 @@
-"""Exact patching: every edge's own effect, a patched forward each."""
+"""Exact patching: every edge's own effect, from one patched forward pass per edge."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def exact(
     batches, metric, ablation
         As for ``eap``.
     progress
-        Called with the edges done and of all, over all batches.
+        Called with the number of edges done and their total, over all batches.
 
     Returns
     -------
-    The score of every edge, in the metric's unit, mean over prompts; nothing of it is an estimate.
+    The exact score of every edge, in the metric's unit, mean over prompts.
 
     Examples
     --------
@@ -68,7 +68,7 @@ def exact_rows(
 ) -> ScoreParts:
     """What ``exact`` averages, row by row."""
     graph, done = model.graph, 0
-    found: dict[int, np.ndarray] = {}
+    rows_by_index: dict[int, np.ndarray] = {}
     for item in prepare_each(model, batches, ablation):
         whole = metric(item.clean.logits, item.targets).cpu().double().numpy()
         rows = np.zeros((len(item.batch), *graph.valid.shape), dtype=np.float32)
@@ -79,19 +79,19 @@ def exact_rows(
                 rows[i, : len(masks), slot] = columns[index] - whole[i]
             done += len(masks)
             report(progress, done, graph.n_edges * len(batches))
-        found |= dict(zip(item.batch.indices, rows, strict=True))
-    return rows_of_all(found, graph)
+        rows_by_index |= dict(zip(item.batch.indices, rows, strict=True))
+    return rows_of_all(rows_by_index, graph)
 
 
-def rows_of_all(found: dict[int, np.ndarray], graph: Graph) -> ScoreParts:
+def rows_of_all(rows: dict[int, np.ndarray], graph: Graph) -> ScoreParts:
     """Every process's rows, in the order of their index."""
-    every = parallel.gathered(found)
+    every = parallel.gathered(rows)
     order = sorted(every)
     return ScoreParts(graph, "row", tuple(map(str, order)), np.stack([every[index] for index in order]))
 
 
 class _LazyMasks(Sequence[np.ndarray]):
-    """For every edge into one slot, the mask of all edges but that one; made when asked for."""
+    """For every edge into one slot, the mask of all edges but that one; made lazily."""
 
     def __init__(self, graph: Graph, slot: int) -> None:
         self.graph, self.slot = graph, slot

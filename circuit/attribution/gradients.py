@@ -24,11 +24,11 @@ __all__ = ["Ends", "differentiated", "gradients_at_slots"]
 
 @dataclass(frozen=True, eq=False)
 class Ends:
-    """One run differentiated, without its graph, which need not be held beside what comes later.
+    """One differentiated run, without its autograd graph.
 
     ``streams[l]`` enters layer l's attention. ``gradients`` are those with respect to q, k and v of all layers
-    in turn, to the MLPs' inputs and to the last stream, and then what ``Block.along`` makes of
-    those at q, k and v: all of them linear in what was differentiated, each with its batch first.
+    in turn, to the MLPs' inputs and to the last stream, followed by ``Block.along`` of
+    those at q, k and v: all are linear in the differentiated value, with the batch as their first axis.
     """
 
     streams: Sequence[Float[Tensor, "batch pos d_model"]]
@@ -52,12 +52,12 @@ class Ends:
 def differentiated(model: Model, at: Run, value: Float[Tensor, ""], *, retain: bool = False) -> Ends:
     """Gradients of ``value``, made of the run's logits, at what the run's nodes read; ``retain`` keeps the graph."""
     reads = [x for layer in at.qkv for x in layer] + [*at.mids, at.streams[-1]]
-    found = list(torch.autograd.grad(value, reads, retain_graph=retain))
+    derivatives = list(torch.autograd.grad(value, reads, retain_graph=retain))
     with torch.no_grad():
         for block, projected in zip(model.blocks, at.qkv, strict=True):
-            gradients = found[3 * block.layer : 3 * block.layer + 3]
-            found += [block.along(*each) for each in zip(SLOTS, gradients, projected, strict=True)]
-    return Ends([stream.detach() for stream in at.streams[:-1]], found)
+            gradients = derivatives[3 * block.layer : 3 * block.layer + 3]
+            derivatives += [block.along(*each) for each in zip(SLOTS, gradients, projected, strict=True)]
+    return Ends([stream.detach() for stream in at.streams[:-1]], derivatives)
 
 
 def gradients_at_slots(
@@ -65,20 +65,20 @@ def gradients_at_slots(
 ) -> Iterator[tuple[slice, Float[Tensor, "slot batch pos d_model"]]]:
     """Gradients at the stream of every slot, in the slots' order, a layer's or fewer at a time.
 
-    A tensor is valid until the next is asked for, which may be in the same memory.
+    A tensor is valid until the next one is requested, which may reuse its memory.
 
     Parameters
     ----------
     ends
         A run and its gradients.
     max_bytes
-        As many of a layer's slots at a time as are held within it, at least one.
+        Bound on the memory of a layer's slots at a time; at least one slot is taken.
     """
     graph, buffer = model.graph, ends.last.new_empty(0)
     for block in model.blocks:
         layer, begin = block.layer, graph.head_slots_of(block.layer).start
         stream, (projected, along, mid) = ends.streams[layer], ends.of_layer(layer)
-        # Autograd holds a gradient about four times while it goes back through a norm.
+        # Autograd keeps about four copies of a gradient in the backward pass of a norm.
         width = max(1, max_bytes // (stream.nbytes * (1 if block.pullback else 4)))
         for some in _slots_together(projected, mid, graph.n_heads, width):
             places = (mid if some.start == 3 * graph.n_heads else projected[some.start // graph.n_heads]).shape[1]

@@ -69,7 +69,7 @@ class Grid:
 
     @property
     def first_difference(self) -> int:
-        """The first position at which two of the prompts differ; before it all nodes say the same."""
+        """The first position at which two of the prompts differ; before it all nodes have the same values."""
         same = (len(set(column)) == 1 for column in zip(*self.prompts, strict=True))
         return next((i for i, agrees in enumerate(same) if not agrees), len(self.prompts[0]) - 1)
 
@@ -93,13 +93,13 @@ def grid_of_personas(
     """All ordered pairs of personas that prefer different tokens, numbered from ``first_index``.
 
     ``prompts`` are token ids, ``preferences`` each persona's declared token. Personas with
-    the same preference make no pair: their contrast is no contrast.
+    the same preference make no pair, as nothing distinguishes their answers.
 
     Raises:
         TaskError: the prompts differ in length, or all personas prefer the same.
     """
     if len(preferences) != len(prompts):
-        raise TaskError(f"a grid needs one preference a persona, got {len(preferences)} for {len(prompts)} prompts")
+        raise TaskError(f"a grid needs one preference per persona, got {len(preferences)} for {len(prompts)} prompts")
     met = [(a, b) for a in range(len(prompts)) for b in range(len(prompts)) if preferences[a] != preferences[b]]
     pairs = tuple(GridPair(first_index + i, a, b, (preferences[a],), (preferences[b],)) for i, (a, b) in enumerate(met))
     return Grid(tuple(tuple(ids) for ids in prompts), pairs, tuple(personas), question)
@@ -117,7 +117,7 @@ def grid_of_texts(
 
     Raises:
         TaskError: prompts differ in length or do not fit the model, a persona has no
-            preference, a candidate is not the same one token behind every prompt, or two
+            preference, a candidate is not the same single token after every prompt, or two
             candidates are one token. All are listed.
     """
     faults = [f"persona {name!r} has no preference" for name in prompts if name not in preferences]
@@ -129,10 +129,10 @@ def grid_of_texts(
         faults.append(f"the prompts have {min(lengths)} to {max(lengths)} tokens; choose wordings of equal length")
     tokens: dict[str, int] = {}
     for answer in dict.fromkeys(preferences[name] for name in prompts if name in preferences):
-        found = {answer_id(text, encoded[name], answer, model, faults) for name, text in prompts.items()}
-        if len(found) > 1:
-            faults.append(f"answer {answer!r} is not the same token behind every prompt")
-        token = found.pop() or 0
+        answer_ids = {answer_id(text, encoded[name], answer, model, faults) for name, text in prompts.items()}
+        if len(answer_ids) > 1:
+            faults.append(f"answer {answer!r} is not the same token after every prompt")
+        token = answer_ids.pop() or 0
         if (other := next((text for text, known in tokens.items() if token and known == token), None)) is not None:
             faults.append(f"answers {other!r} and {answer!r} are one token here")
         tokens[answer] = token
@@ -146,7 +146,7 @@ def grid_of_texts(
 
 
 def grids_of(rows: Sequence[Row]) -> tuple[Grid, ...]:
-    """Rows that share prompts, directly or through others, put together: the fewest runs that give all of them.
+    """Group rows that share prompts, directly or through others, into grids: the fewest runs that cover all rows.
 
     A prompt that stands in several rows, on either side, is one run. The order is that of the rows.
 

@@ -14,7 +14,7 @@ stream. So the runs are those of the prompts, not of the pairs:
    one matrix product for all pairs. Scores per pair take a product each, and no further pass.
 
 Separate pairs take two forward passes and one backward pass each, n(n - 1) times. Pairs that form no
-grid are grids of two prompts. Only a metric that is linear in the logits can be taken apart so.
+grid are grids of two prompts. Only metrics that are linear in the logits decompose like this.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ __all__ = ["LINEAR", "grid_eap", "grid_parts", "passes_of"]
 LINEAR = ("persona-divergence", "logit-diff")
 """The metrics that are differences of logits."""
 GRID_BYTES = 1 << 30
-"""Bound on the node contributions of a grid that are held at a time; about twice that is used."""
+"""Bound on the bytes of a grid's node contributions in memory at a time; about twice that is used."""
 PRODUCT_BYTES = 1 << 25
-"""Bound on the gradients that products per pair are taken with at a time; more than a cache holds gains nothing."""
+"""Bound on the bytes of gradients in one product of scores per pair; more than fits the cache gains nothing."""
 
 
 def passes_of(grids: Sequence[Grid]) -> Passes:
@@ -76,7 +76,7 @@ def grid_eap(
     batch_size
         Prompts per pass.
     max_bytes
-        Bound on the node contributions held at a time, though ``batch_size`` prompts always are. A grid
+        Bound on the bytes of node contributions in memory at a time, at least those of ``batch_size`` prompts. A grid
         that is larger is divided, and prompts on both sides of a division are run again.
 
     Raises
@@ -143,10 +143,10 @@ class _Term:
 
 @dataclass(frozen=True, eq=False)
 class _Terms:
-    """Prompts with all that is asked of their runs, those with the most backward passes first.
+    """Prompts with everything their runs must provide, those with the most backward passes first.
 
-    ``bases[r]`` are the contrasts that are taken back at run r, ``shares[r][contrast]``
-    how every contrast that its terms need is made of them.
+    ``bases[r]`` are the contrasts differentiated at run r, ``shares[r][contrast]`` the coefficients that express
+    each contrast its terms need in this basis.
     """
 
     prompts: tuple[tuple[int, ...], ...]
@@ -157,13 +157,13 @@ class _Terms:
 
     @classmethod
     def of(cls, grid: Grid) -> _Terms:
-        """What one grid asks."""
-        found = [_term_of(pair) for pair in grid.pairs]
+        """The terms of one grid."""
+        terms = [_term_of(pair) for pair in grid.pairs]
         needed: list[dict[Contrast, None]] = [{} for _ in grid.prompts]
-        for term in found:
+        for term in terms:
             needed[term.at][term.contrast] = None
         bases, shares = zip(*(_basis(tuple(contrasts)) for contrasts in needed), strict=True)
-        return cls(grid.prompts, tuple(found), bases, shares, grid.first_difference)
+        return cls(grid.prompts, tuple(terms), bases, shares, grid.first_difference)
 
     @classmethod
     def together(cls, several: Sequence[_Terms]) -> _Terms:
@@ -185,7 +185,7 @@ class _Terms:
         )
 
     def mixture(self, direction: int, n_rows: int) -> Float[np.ndarray, "row run"]:
-        """Of what runs' contributions the difference consists that a direction's gradient meets, for the first rows."""
+        """Weights of runs' contributions in the difference that a direction's gradient multiplies, first rows."""
         weights = np.zeros((n_rows, len(self.prompts)))
         for term in self.terms:
             if term.at < n_rows:
@@ -197,7 +197,7 @@ class _Terms:
 
 @dataclass(frozen=True, eq=False)
 class _Ends:
-    """What the passes leave behind, from the first differing position on.
+    """The results of the passes, from the first differing position on.
 
     ``streams[l]`` enters layer l's attention, ``[run, pos, d_model]``. ``gradients[j]`` are those of the
     j-th contrast of each run's basis, as ``circuit.attribution.gradients.Ends`` has them, for the runs that have a
@@ -240,7 +240,7 @@ def _packs(
 def _filled(grids: Sequence[Grid], batch_size: int) -> Iterator[list[Grid]]:
     pack: list[Grid] = []
     for grid in grids:
-        if pack and sum(len(one.prompts) for one in (*pack, grid)) > batch_size:
+        if pack and sum(len(waiting.prompts) for waiting in (*pack, grid)) > batch_size:
             yield pack
             pack = []
         pack.append(grid)
@@ -256,7 +256,7 @@ def _divided(grid: Grid, most: int) -> list[Grid]:
     parts: dict[tuple[int, int], list[GridPair]] = {}
     for pair in grid.pairs:
         low, high = sorted((pair.clean // size, pair.corrupt // size))
-        if low == high:  # with a neighbour, whose prompts are run with these anyhow
+        if low == high:  # together with a neighbour, whose prompts are in the same pass anyway
             low, high = (low, low + 1) if low + 1 < n_groups else (low - 1, low)
         parts.setdefault((low, high), []).append(pair)
     return [_part_of(grid, pairs) for pairs in parts.values()]
@@ -300,10 +300,10 @@ def _ends(model: Model, terms: _Terms, batch_size: int) -> _Ends:
     contributions, streams = [], []
     gradients: list[list[list[Tensor]]] = [[] for _ in terms.bases[0]]
     for some in _blocks(terms, batch_size):
-        at, found = _pass(model, terms.prompts[some], terms.bases[some], terms.first)
+        at, derivatives = _pass(model, terms.prompts[some], terms.bases[some], terms.first)
         contributions.append(at[0])
         streams.append(at[1])
-        for direction, values in zip(gradients, found, strict=False):
+        for direction, values in zip(gradients, derivatives, strict=False):
             direction.append(values)
     joined = [tuple(torch.cat(parts) for parts in zip(*direction, strict=True)) for direction in gradients]
     return _Ends(
@@ -323,7 +323,7 @@ def _blocks(terms: _Terms, batch_size: int) -> Iterator[slice]:
 def _pass(
     model: Model, prompts: Sequence[Sequence[int]], bases: Sequence[Sequence[Contrast]], first: int
 ) -> tuple[tuple[Tensor, list[Tensor]], list[list[Tensor]]]:
-    """Contributions and streams of some runs, and the gradients of their contrasts, without what autograd kept."""
+    """Contributions and streams of some runs, and the gradients of their contrasts, without autograd graphs."""
     tokens = torch.tensor([list(ids) for ids in prompts], device=model.device)
     embedded, context = model.start(tokens)
     before, n_late, n_directions = prefix_of(model, tokens[:, :first]), tokens.shape[1] - first, len(bases[0])
@@ -331,12 +331,12 @@ def _pass(
     with torch.set_grad_enabled(n_directions > 0):
         at = run(model, embedded.detach().requires_grad_(n_directions > 0), context, before=before)
         check_finite(at.logits, of_prompts(model, prompts))
-        found = []
+        derivatives = []
         for direction in range(n_directions):
             value = _value(at.logits, [basis[direction] for basis in bases])
             ends = differentiated(model, at, value, retain=direction + 1 < n_directions)
-            found.append(list(ends.late(n_late).gradients))
-    return (at.contributions[:, :, -n_late:], [stream.detach()[:, -n_late:] for stream in at.streams[:-1]]), found
+            derivatives.append(list(ends.late(n_late).gradients))
+    return (at.contributions[:, :, -n_late:], [stream.detach()[:, -n_late:] for stream in at.streams[:-1]]), derivatives
 
 
 def _value(logits: Float[Tensor, "batch vocab"], contrasts: Sequence[Contrast]) -> Float[Tensor, ""]:
@@ -367,12 +367,12 @@ def _add_pairs(
     model: Model, terms: _Terms, ends: _Ends, values: Float[np.ndarray, "pair src dst"], place: Mapping[int, int]
 ) -> None:
     """Add every term to its pair's scores: a product per run, contrast and layer of sources."""
-    asked: dict[tuple[int, Contrast], list[_Term]] = {}
+    terms_of_row: dict[tuple[int, Contrast], list[_Term]] = {}
     for term in terms.terms:
-        asked.setdefault((term.at, term.contrast), []).append(term)
+        terms_of_row.setdefault((term.at, term.contrast), []).append(term)
     sample = ends.contributions[0, 0]
     n_rows = max(1, PRODUCT_BYTES // (model.graph.n_dst * sample.numel() * sample.element_size()))
-    rows = list(asked)
+    rows = list(terms_of_row)
     for some in (rows[i : i + n_rows] for i in range(0, len(rows), n_rows)):
         at = [run for run, _ in some]
         gradients = _combined(ends, at, [terms.shares[run][contrast] for run, contrast in some])
@@ -380,7 +380,7 @@ def _add_pairs(
         at_slots = gradients_at_slots(model, Ends(streams, gradients), max_bytes=BLOCK_BYTES)
         for slots, gradient in _joined(at_slots):
             for i, key in enumerate(some):
-                _add_products(model, ends, asked[key], slots, gradient[i].flatten(1), values, place)
+                _add_products(model, ends, terms_of_row[key], slots, gradient[i].flatten(1), values, place)
 
 
 def _add_products(
@@ -401,11 +401,11 @@ def _add_products(
         reached = slice(max(first, slots.start), slots.stop)
         if reached.start >= reached.stop:
             return
-        # Subtracted before the product: what two runs have in common is much larger than what they do not.
+        # Subtract before the product: what two runs share is much larger than their difference.
         runs = ends.contributions[sources]
         differences = runs.index_select(1, others).sub_(runs[:, at : at + 1])
-        found = differences.flatten(2).flatten(0, 1) @ gradient[reached.start - slots.start :].T
-        parts = found.view(len(runs), len(terms), -1).transpose(0, 1).cpu().float().numpy()
+        products = differences.flatten(2).flatten(0, 1) @ gradient[reached.start - slots.start :].T
+        parts = products.view(len(runs), len(terms), -1).transpose(0, 1).cpu().float().numpy()
         values[where, sources, reached] += parts * weights
 
 
@@ -418,21 +418,21 @@ def _source_groups(graph: Graph) -> Iterator[tuple[slice, int]]:
 
 def _combined(ends: _Ends, at: Sequence[int], shares: Sequence[np.ndarray]) -> list[Tensor]:
     """Gradients of contrasts at some runs, from those of the runs' bases."""
-    found = []
+    combined = []
     for parts in zip(*ends.gradients, strict=True):
         rows = []
         for row, weights in zip(at, shares, strict=True):
-            # zero weights are left out: a basis contrast is itself, to the last digit
+            # zero weights are skipped, so that a basis contrast is reproduced exactly
             used = [float(w) * part[row] for w, part in zip(weights, parts, strict=False) if w]
             rows.append(torch.stack(used).sum(0) if len(used) > 1 else used[0])
-        found.append(torch.stack(rows))
-    return found
+        combined.append(torch.stack(rows))
+    return combined
 
 
 def _joined(
     parts: Iterator[tuple[slice, Float[Tensor, "slot run pos d_model"]]],
 ) -> Iterator[tuple[slice, Float[Tensor, "run slot pos d_model"]]]:
-    """Slots that follow one another put together, up to ``PRODUCT_BYTES``: few large products are faster."""
+    """Merge consecutive slots up to ``PRODUCT_BYTES``: few large products are faster."""
     held: list[Tensor] = []
     start = stop = 0
     for slots, gradient in parts:

@@ -1,4 +1,4 @@
-"""Scores by the name of their method, whole or in parts, and what short products cost."""
+"""Scores by the name of their method, whole or in parts, and the cost of half-precision activations."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Scoring:
-    """How edges are scored; options that a method does not have are not looked at.
+    """How edges are scored; options that a method does not have are ignored.
 
     ``steps`` are the points of EAP-IG, and ``rule`` where they lie; ``seed`` is that of random scores.
     ``activations="bfloat16"`` multiplies matrices in that format (torch's autocast) and adds up in float32;
-    ``activation_cost`` says what that does to the scores. ``max_bytes`` bounds the scratch memory of their products.
+    ``activation_cost`` measures how that changes the scores. ``max_bytes`` bounds the scratch memory of their products.
     """
 
     method: str = "eap-ig"
@@ -80,7 +80,7 @@ def score(
     ablation: Ablation | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """A score for every edge, by EAP-IG if nothing else is asked for.
+    """A score for every edge, by EAP-IG by default.
 
     Raises:
         OptionError: the method or an option of it is unknown or makes no sense.
@@ -164,7 +164,7 @@ def score_parts(
 
 @dataclass(frozen=True)
 class ActivationCost:
-    """Scores in a shorter format against float32: Pearson's r, and the largest difference over the largest score."""
+    """Scores in half precision against float32: Pearson's r, and the largest difference over the largest score."""
 
     activations: str
     n_prompts: int
@@ -175,7 +175,7 @@ class ActivationCost:
 def activation_cost(
     model: Model, batch: Batch, metric: Metric, scoring: Scoring, ablation: Ablation | None = None
 ) -> ActivationCost:
-    """What the format of activations costs in agreement, on one batch.
+    """How far scores with activations in this format agree with float32, on one batch.
 
     Raises:
         OptionError: the model is not in float32, or there is no such format.
@@ -193,7 +193,7 @@ def activation_cost(
 
 @dataclass(frozen=True)
 class Completeness:
-    """What EAP-IG's points leave open: the scores of the edges that leave ``input`` sum to the effect in the limit.
+    """How well EAP-IG's points suffice: the scores of the edges that leave ``input`` sum to the effect in the limit.
 
     The completeness of integrated gradients (Sundararajan et al. 2017, arXiv:1703.01365). ``attributed`` is that sum,
     ``effect`` m(ablated) - m(clean), and ``gap`` the difference as a share of |effect|. Where the path between the
@@ -221,7 +221,7 @@ class Completeness:
 def completeness_of(
     scores: Scores, batches: Sequence[Batch | Prepared], whole: float, *, steps: int, ablation: str = "corrupt"
 ) -> Completeness:
-    """How far EAP-IG's scores miss ``-whole``, m(full) - m(empty) on the same prompts, at no further pass.
+    """How far EAP-IG's scores miss ``-whole``, m(full) - m(empty) on the same prompts, without a further pass.
 
     It holds where a run from the ablated embeddings is the ablated run: the corrupt or the neutral prompt's, of the
     clean one's length. With constants, and with prompts of unequal length, more is ablated than the embeddings.
@@ -231,13 +231,13 @@ def completeness_of(
     if moved is None:
         return Completeness(steps, attributed, reason=f"--ablation {ablation} changes more than the embeddings")
     if any(getattr(batch, moved) is not None for batch in map(bare, batches)):
-        return Completeness(steps, attributed, reason="prompts of unequal length are moved onto each other's places")
+        return Completeness(steps, attributed, reason="prompts of unequal length are aligned onto each other's places")
     gap = abs(attributed + whole) / abs(whole) if whole else None
     return Completeness(steps, attributed, -whole, gap, "" if whole else "the ablation has no effect")
 
 
 def ruled(model: Model, method: str) -> Model:
-    """The model under the method's backward rules, itself where it has none."""
+    """The model under the method's backward rules; the model itself for a method without any."""
     return model.under(RULES[method]) if method in RULES else model
 
 

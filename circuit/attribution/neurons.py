@@ -1,6 +1,6 @@
 """Scores of the neurons of MLPs, and of the edges into and out of them, from the gradients that edges are scored with.
 
-    score of neuron i of an MLP      sum over edges that leave the MLP of what the neuron has in their scores:
+    score of neuron i of an MLP      sum over edges that leave the MLP of the neuron's share of their scores:
                                      (ablated h_i w_i - clean h_i w_i) . gradient at the slot
     source -> neuron                 (ablated - clean output of the source) . the gradient at the MLP's input, taken
                                      back through this neuron alone: both halves where it has a gate
@@ -37,7 +37,7 @@ __all__ = ["NeuronScores", "ablated_neurons", "neuron_scores"]
 
 @dataclass(frozen=True, eq=False)
 class NeuronScores:
-    """Scores of one MLP's neurons; ``into`` and ``out_of`` are those of edges, of the neurons asked for."""
+    """Scores of one MLP's neurons; ``into`` and ``out_of`` are scores of edges of the chosen neurons."""
 
     values: Float[np.ndarray, " neuron"]
     into: Float[np.ndarray, "src some"]
@@ -76,14 +76,16 @@ def neuron_scores(
     graph = model.graph
     total = {
         layer: NeuronScores(
-            np.zeros(len(one)), np.zeros((graph.n_src, len(chosen[layer]))), np.zeros((len(chosen[layer]), graph.n_dst))
+            np.zeros(len(entry)),
+            np.zeros((graph.n_src, len(chosen[layer]))),
+            np.zeros((len(chosen[layer]), graph.n_dst)),
         )
-        for layer, one in opened.items()
+        for layer, entry in opened.items()
     }
 
     def of_part(part: Batch | Prepared) -> int:
         item = part if isinstance(part, Prepared) else prepare(model, part, ablation)
-        sides = {layer: _Sides(model, item, one, chosen[layer]) for layer, one in opened.items()}
+        sides = {layer: _Sides(model, item, entry, chosen[layer]) for layer, entry in opened.items()}
 
         def add(ends: Ends, delta: Tensor, share: float) -> None:
             _add(model, item, ends, delta, share, sides, total)
@@ -99,21 +101,21 @@ def neuron_scores(
             progress(done, len(groups))
     whole = float(parallel.summed(np.array([n_rows], dtype=np.float64))[0])
     return {
-        layer: NeuronScores(*(parallel.summed(x) / whole for x in (one.values, one.into, one.out_of)))
-        for layer, one in total.items()
+        layer: NeuronScores(*(parallel.summed(x) / whole for x in (entry.values, entry.into, entry.out_of)))
+        for layer, entry in total.items()
     }
 
 
 def _halved(
     model: Model, batch: Batch | Prepared, points: tuple[float, ...] | None, ablation: Ablation | None
 ) -> Iterable[Batch | Prepared]:
-    """Parts half as large as what edges are scored on at a time, as both runs are held; whole without a limit."""
+    """Batches half as large as for scores of edges, as both runs are in memory; whole batches without a limit."""
     for part in fitting(model, batch, points, ablation):
         yield from (part,) if model.budget is None else bare(part).parts(max(1, len(part) // 2))
 
 
 def ablated_neurons(item: Prepared, neurons: Neurons) -> Hidden:
-    """An MLP's neurons in the run that cut edges carry the values of, at the places of the clean prompts."""
+    """An MLP's neurons in the run whose values cut edges carry, at the places of the clean prompts."""
     layer, places = neurons.block.layer, item.batch.corrupt_to_clean
     if item.ablated.idle is None:
         return neurons.at(item.ablated.mids[layer])
@@ -131,7 +133,7 @@ class _Sides:
         self.clean, self.ablated = neurons.at(item.clean.mids[layer]), ablated_neurons(item, neurons)
 
     def summed(self, gradient: Float[Tensor, "slot batch pos d_model"], every: bool) -> Float[np.ndarray, "slot some"]:
-        """What the neurons' changes have in the metric's, by the gradients at slots that read the stream."""
+        """The neurons' share of the metric's change, by the gradients at slots that read the stream."""
         which = slice(None) if every else self.chosen
         return self.neurons.products(self.clean, self.ablated, gradient, which).sum((1, 2)).cpu().double().numpy()
 
@@ -145,21 +147,24 @@ def _add(
     sides: Mapping[int, _Sides],
     total: Mapping[int, NeuronScores],
 ) -> None:
-    """One differentiated run's part of all scores."""
-    behind = {layer: torch.zeros_like(delta[0]) for layer in sides}
+    """Add one differentiated run's share to all scores."""
+    gradients_by_layer = {layer: torch.zeros_like(delta[0]) for layer in sides}
     max_bytes = max(BLOCK_BYTES, delta.nbytes // 4)
     for slots, gradient in gradients_at_slots(model, ends, max_bytes=max_bytes):
         for layer in (layer for layer in sides if layer < model.graph.slot_layer(slots.start)):
-            behind[layer][:, -gradient.shape[2] :] += gradient.sum(0)
+            gradients_by_layer[layer][:, -gradient.shape[2] :] += gradient.sum(0)
             if len(sides[layer].chosen):
                 total[layer].out_of[:, slots] += share * sides[layer].summed(gradient, every=False).T
     for layer, side in sides.items():
-        total[layer].values[:] += share * side.summed(behind[layer][None], every=True)[0]
+        total[layer].values[:] += share * side.summed(gradients_by_layer[layer][None], every=True)[0]
         if not len(side.chosen):
             continue
         with torch.no_grad():
             x = _read_by_mlp(model, item, layer, ends.streams[layer])
-        gradients, n = side.neurons.read(x, behind[layer]), model.graph.n_reaching(model.graph.mlp_slot_of(layer))
+        gradients, n = (
+            side.neurons.read(x, gradients_by_layer[layer]),
+            model.graph.n_reaching(model.graph.mlp_slot_of(layer)),
+        )
         for places in torch.arange(len(side.chosen)).split(max(1, max_bytes // (4 * x.nbytes))):
             taken = side.neurons.at_input(x, gradients, side.chosen[places])
             into = delta[:n].flatten(1) @ taken.flatten(1).T

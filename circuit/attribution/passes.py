@@ -1,4 +1,4 @@
-"""The differentiated runs that scores are made of: at the clean prompt, between two prompts, or along the way."""
+"""The differentiated runs behind scores: at the clean prompt, between two prompts, or along the path."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from persona_circuits.metrics import Metric, Targets
 __all__ = ["Apart", "ApartOfAll", "Path", "gradient_passes"]
 
 SHORT: dict[str, Any] = {"contributions": False, "answer_only": True}
-"""A run of which only what it wrote and what the answer depends on is wanted."""
+"""Options of a run of which only its outputs and what the answer depends on are needed."""
 
 
 class Path(tuple[float, ...]):
@@ -45,7 +45,7 @@ class Apart(tuple[float, ...]):
     """Points of one component after the other, the others as in the clean run (``_passes_apart``)."""
 
     every = False
-    """Whether an edge has the gradients of all of these runs, not of those alone in which its source is between."""
+    """Whether an edge uses the gradients of all of these runs, not only of those that interpolate its source."""
 
 
 class ApartOfAll(Apart):
@@ -65,7 +65,7 @@ def gradient_passes(
 ) -> None:
     """Call ``use`` per point with the differentiated run, delta from position ``first`` on, and the point's share.
 
-    Plain runs that a prepared batch holds are not made again.
+    The plain runs of a prepared batch are reused.
     """
     item, batch = batch if isinstance(batch, Prepared) else None, bare(batch)
     if isinstance(points, Path):
@@ -90,8 +90,8 @@ def _one_pass(
 ) -> None:
     """At the clean run.
 
-    Positions that both prompts share are run once where there is a way: in a pass of their own, or in the
-    corrupt run, which then goes first. The clean run has no gradient there.
+    Positions that both prompts share are run once where possible: in a pass of their own, or in the corrupt run,
+    which then comes first. The clean run has no gradient there.
     """
     embedded, context = model.start(batch.clean, None, batch.forms)
     n_late = embedded.shape[1] - first
@@ -111,7 +111,7 @@ def _one_pass(
     check_finite(clean.logits, batch.name)
     ends = _differentiated(model, clean, metric, targets_of(batch, clean.logits)).late(n_late)
     written = clean.written.late(n_late)
-    del clean  # its graph is not held beside what comes
+    del clean  # frees its graph
     delta = changes(model, written, other or _corrupt_written(model, batch, written, before))
     del written, other
     use(ends, delta, 1.0)
@@ -142,7 +142,7 @@ def _passes_between(
     for point in points:
         ends = _between(model, metric, targets, start + point * (embedded - start), context, before)
         use(ends, delta, 1.0 / len(points))
-        del ends  # not held beside the next graph
+        del ends  # frees its graph before the next one
 
 
 def _passes_along(
@@ -186,9 +186,9 @@ def _passes_along(
 def _passes_apart(
     model: Model, item: Prepared, metric: Metric, points: Apart, first: int, use: Callable[[Ends, Tensor, float], None]
 ) -> None:
-    """The embeddings, a layer's attention and its MLP in turn, each between what it writes in both runs.
+    """The embeddings, a layer's attention and its MLP in turn, each interpolated between its outputs in both runs.
 
-    The component is held there: nothing comes back through it.
+    The component's output is fixed: no gradient passes through it.
     """
     graph, n_late = model.graph, item.clean.streams[0].shape[1] - first
     delta, start = item.ablated.contributions - item.clean.contributions, item.clean.streams[0]
@@ -226,7 +226,7 @@ def _general_passes(
     ablation: Ablation,
     use: Callable[[Ends, Tensor, float], None],
 ) -> None:
-    """The same for any ablation and for rows that are padded, of all positions."""
+    """The same for any ablation and for padded rows, over all positions."""
     if item is not None and points is not None:
         clean = item.clean
     else:
@@ -292,7 +292,7 @@ def _corrupt_written(model: Model, batch: Batch, clean: Written, before: Prefix 
 
 
 def _shared_prompts(batch: Batch) -> tuple[list[int], list[int]]:
-    """Where each corrupt prompt stands among the clean ones and those missing there; and rows that have the latter."""
+    """The place of each corrupt prompt among the clean ones and those missing there; and the rows of the latter."""
     tails = [b"" if batch.forms is None else batch.forms.key(row) for row in range(len(batch))]
     where = {(*ids, tail): i for i, (ids, tail) in enumerate(zip(batch.clean.tolist(), tails, strict=True))}
     place: list[int] = []

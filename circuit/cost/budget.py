@@ -25,14 +25,14 @@ UNITS = {"": 1, "B": 1} | {
 PROCESS_BYTES = 600 << 20
 """Python, torch and the host libraries when a model has been loaded, the weights left out: 530 MiB were measured."""
 PLAIN, OTHER = 2, 6
-"""Plain runs that a pair takes at most at a time: where a cut edge carries the corrupt run's value, and otherwise."""
+"""Most plain runs of a pair in memory at a time: where cut edges carry the corrupt run's values, and otherwise."""
 
 
 @dataclass(frozen=True)
 class Budget:
     """What a model may take: ``limit`` bytes of which ``fixed`` are its weights; ``dtype`` as in ``model.DTYPES``.
 
-    ``process`` bytes of ``fixed`` are no weights but the process itself.
+    ``process`` bytes of ``fixed`` belong to the process itself, not to the weights.
 
     Raises:
         ModelError: the weights alone exceed the limit.
@@ -69,7 +69,7 @@ class Budget:
         return self._rows(state_bytes(self.arch, tokens, self.dtype, steps=steps) + more, tokens)
 
     def circuit_rows(self, tokens: int, *, plain: bool = True) -> int:
-        """Prompts whose runs are held, and on which at least one circuit is measured.
+        """Prompts whose runs are in memory while at least one circuit is measured on them.
 
         Raises:
             ModelError: not even one fits.
@@ -81,7 +81,7 @@ class Budget:
         return max(1, self.room // 2 // (rows * circuit_bytes(self.arch, tokens, self.dtype)))
 
     def check_held(self, lengths: list[int], *, plain: bool = True) -> None:
-        """That the runs of all prompts of these lengths can be held at a time, as a search over edges does.
+        """Check that the runs of all prompts of these lengths fit into memory together, as a search over edges needs.
 
         Raises:
             ModelError: they cannot.
@@ -94,10 +94,6 @@ class Budget:
                 f"weights, and --max-memory allows {shown_bytes(self.limit)}; use fewer pairs (--where), "
                 "--prune threshold, or a higher limit"
             )
-
-    def score_peak(self, tokens: int, rows: int, *, steps: int | None = None) -> int:
-        """Predicted bytes while so many prompts are scored at a time, weights included."""
-        return self.fixed + rows * state_bytes(self.arch, tokens, self.dtype, steps=steps)
 
     def _row_bytes(self, tokens: int, plain: bool) -> int:
         runs = run_bytes(self.arch, tokens, self.dtype, runs=PLAIN if plain else OTHER)

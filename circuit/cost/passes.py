@@ -26,18 +26,17 @@ Memory beside the weights, per prompt, in numbers of the format:
     K = L T (2 d + 3 H h) + T d             streams, and projections of all layers
     A = L T (6 H h + c f + 3 n d) + b L H T^2   what autograd keeps besides of one forward pass
     R = L T (3 H h + d) + T d               gradients at all projections and MLP inputs
-    Z = L T (H h + d) + T d                 what the parts of one run wrote, heads not told apart
+    Z = L T (H h + d) + T d                 what the parts of one run wrote, before heads are separated
     W = T (H d + 4 H h + c f) + 3 H T^2     one layer at work
     EAP      = max(S + K + A + 4 Z + 2 H T^2, 1.6 S + K + R + 2 Z)
     EAP-IG   = max(S + K + 4 Z + W, S + 2 K + A + 2 Z, 1.6 S + 2 K + R + 2 Z)
     runs     = 2 (S + K + Z) + W            both plain runs of a pair, 4 (...) + W where a cut edge carries neither
     circuit  = 2 S + T (14 H d + 6 d + 6 H h + c f) + 3 H T^2     one patched pass, for each circuit in it
 
-f is the MLP width that a token passes (c = 7 in experts, else 4 if it is gated and 5 if not), n the
-norms of a layer beyond two, and b = 1.3, or 2.6 where attention scores are capped. The constants are
-bounds on what torch's allocator counts for the families that the tests build. Times divide operations by the
-device's peak times an assumed efficiency, or bytes by its bandwidth where that is longer. They are
-estimates; no time here was measured.
+f is the MLP width that a token passes (c = 7 in experts, else 4 if it is gated and 5 if not), n the norms of a layer
+beyond two, and b = 1.3, or 2.6 where attention scores are capped. The constants are bounds on what torch's allocator
+counts for the families that the tests build. Times divide operations by the device's peak times an assumed efficiency,
+or bytes by its bandwidth where that is longer. They are estimates; no time here was measured.
 """
 
 from __future__ import annotations
@@ -121,7 +120,7 @@ def acdc_flops(arch: Architecture, tokens: int, *, waste: float) -> float:
 
 
 def held_bytes(arch: Architecture, lengths: Sequence[int], dtype: str, *, runs: int = 2) -> int:
-    """The runs of prompts of these lengths, held together, and every source's difference, as ACDC does."""
+    """Bytes of the runs of prompts of these lengths together, and of every source's difference, as ACDC needs."""
     sources = sum(_sources(arch, tokens) for tokens in lengths) * STATE_BYTES[dtype]
     return sum(run_bytes(arch, tokens, dtype, runs=runs) for tokens in lengths) + sources
 
@@ -212,13 +211,13 @@ def step_costs(
     room = (0.9 * device.memory if limit is None else min(limit, 0.9 * device.memory)) - weight_bytes(arch, dtype)
     forward = prompts * forward_flops(arch, tokens, kv_heads=arch.heads, logits=1) / rate
     runs = run_bytes(arch, tokens, dtype)
-    one = runs + circuit_bytes(arch, tokens, dtype)
-    found = (
+    per_circuit = runs + circuit_bytes(arch, tokens, dtype)
+    steps = (
         ("EAP", state_bytes(arch, tokens, dtype), whole.eap_seconds),
         (f"EAP-IG, {job.steps} points", state_bytes(arch, tokens, dtype, steps=job.steps), whole.ig_seconds),
-        ("exact patching", one, acdc_flops(arch, tokens, waste=0.0) * prompts / rate),
-        (f"ACDC on {job.acdc_prompts} prompts", one, 3600 * whole.acdc_hours),
-        ("a circuit's faithfulness", one, 21 * forward),
-        ("1,000 more circuits", one, 1000 * forward),
+        ("exact patching", per_circuit, acdc_flops(arch, tokens, waste=0.0) * prompts / rate),
+        (f"ACDC on {job.acdc_prompts} prompts", per_circuit, 3600 * whole.acdc_hours),
+        ("a circuit's faithfulness", per_circuit, 21 * forward),
+        ("1,000 more circuits", per_circuit, 1000 * forward),
     )
-    return tuple(StepCost(name, each, max(0, int(room // each)), seconds) for name, each, seconds in found)
+    return tuple(StepCost(name, each, max(0, int(room // each)), seconds) for name, each, seconds in steps)

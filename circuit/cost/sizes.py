@@ -87,7 +87,7 @@ class Device:
 
 
 FORMATS = ("float32", "bfloat16-weights", "bfloat16")
-"""Those of ``model.DTYPES`` to estimate; the second holds weights short and computes in float32."""
+"""The formats of ``model.DTYPES`` to estimate; the second has half-precision weights and computes in float32."""
 WEIGHT_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "bfloat16-weights": 2}
 STATE_BYTES = {**WEIGHT_BYTES, "bfloat16-weights": 4}
 H200 = Device("H200", {"float32": 66.9e12, "bfloat16": 989.4e12}, 141e9, 4.8e12, 450e9)
@@ -128,7 +128,7 @@ def floor_flops(arch: Architecture, tokens: int) -> int:
 
 
 def state_bytes(arch: Architecture, tokens: int, dtype: str, *, steps: int | None = None) -> int:
-    """What EAP, or EAP-IG of so many steps, holds per prompt beside the weights; see the module's text."""
+    """Bytes per prompt beside the weights of EAP, or EAP-IG of so many steps; see the module's text."""
     sources, kept, written = _sources(arch, tokens), _kept(arch, tokens), _written(arch, tokens)
     norms = 3 * max(0, arch.norms - 2) * arch.d_model
     wide = 6 * arch.heads * arch.d_head + _mlp_width(arch) + norms
@@ -144,7 +144,7 @@ def state_bytes(arch: Architecture, tokens: int, dtype: str, *, steps: int | Non
 
 
 def run_bytes(arch: Architecture, tokens: int, dtype: str, *, runs: int = 2) -> int:
-    """So many plain runs of one prompt, kept with what every source writes."""
+    """Bytes of so many plain runs of one prompt, with what every source writes."""
     kept = runs * (_sources(arch, tokens) + _kept(arch, tokens) + _written(arch, tokens) + arch.vocab)
     return (kept + _working(arch, tokens)) * STATE_BYTES[dtype]
 
@@ -178,7 +178,7 @@ def _kept(arch: Architecture, tokens: int) -> int:
 
 
 def weight_bytes(arch: Architecture, dtype: str) -> int:
-    """The weights as the engine holds them, keys and values repeated."""
+    """Bytes of the weights as the engine stores them, with keys and values repeated."""
     repeated = arch.matrices(arch.heads) - arch.matrices(arch.kv_heads)
     return (arch.parameters + repeated) * WEIGHT_BYTES[dtype]
 
@@ -202,10 +202,10 @@ def architecture_of(network: Any, name: str) -> Architecture:
     import torch
 
     config = network.config.get_text_config()
-    found = {key: getattr(config, key, None) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")}
-    if lacking := [key for key, value in found.items() if not value]:
+    fields = {key: getattr(config, key, None) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size")}
+    if lacking := [key for key, value in fields.items() if not value]:
         raise ModelError(f"{name}: its configuration has no {' and no '.join(lacking)}; expected a transformer's")
-    layers, heads, width = (int(value) for value in found.values() if value)
+    layers, heads, width = (int(value) for value in fields.values() if value)
     kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
     d_head = int(getattr(config, "head_dim", None) or width // heads)
     table = network.get_input_embeddings().weight
@@ -224,7 +224,7 @@ def architecture_of(network: Any, name: str) -> Architecture:
 def _active(config: Any, d_mlp: int) -> int:
     """The MLP width of the experts that a token passes, where there are experts."""
     names = ("num_local_experts", "num_experts", "n_routed_experts")
-    n = next((int(found) for name in names if (found := getattr(config, name, None))), 0)
+    n = next((int(value) for name in names if (value := getattr(config, name, None))), 0)
     each = int(getattr(config, "num_experts_per_tok", None) or 0)
     return -(-d_mlp * each // n) if n and each else 0
 

@@ -1,4 +1,4 @@
-"""Below the node: MLPs of the circuit that was found, opened into their neurons, and heads into their parts."""
+"""Below the node: the neurons of the circuit's MLPs, and the parts of its heads."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def neurons_of(setting: Setting) -> dict[int, Neurons]:
     OptionError
         A name is of no MLP of this model.
     ModelError
-        An MLP's neurons cannot be told.
+        An MLP's neurons cannot be told apart.
     """
     model = setting.model
     return {layer: Neurons.of(model.blocks[layer]) for layer in mlps_of(setting.options.neurons, model.graph)}
@@ -54,28 +54,28 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
     if not named:
         return None
     model, options, graph = setting.model, setting.options, setting.model.graph
-    inside = {layer: one for layer, one in named.items() if circuit.mask[graph.mlp_of(layer)].any()}
+    inside = {layer: x for layer, x in named.items() if circuit.mask[graph.mlp_of(layer)].any()}
     notes = tuple(f"m{layer} is not in the circuit, and is not opened" for layer in named if layer not in inside)
     kept_batches, metric = setting.train.runs.batches, setting.metric
     if effect.weights is not None:
         kept_batches, metric = weighed(kept_batches, metric, effect.weights)
     how: dict[str, Any] = {"scoring": Scoring(options.method, options.steps, options.ig_rule)}
     how["ablation"] = setting.ablation
-    told = setting.stage("scores of neurons")
-    scores = neuron_scores(model, kept_batches, metric, inside, **how, progress=told)
+    progress = setting.stage("scores of neurons")
+    scores = neuron_scores(model, kept_batches, metric, inside, **how, progress=progress)
     kept = _fewest(setting, circuit, inside, scores)
-    if inside and not any(one.any() for one in kept.values()):
+    if inside and not any(x.any() for x in kept.values()):
         notes += ("the opened MLPs carry nothing in this circuit, so no neuron is kept",)
-    chosen = {layer: np.flatnonzero(one) for layer, one in kept.items()}
-    told = setting.stage("scores of edges of neurons")
-    edges = neuron_scores(model, kept_batches, metric, inside, chosen, **how, progress=told)
+    chosen = {layer: np.flatnonzero(x) for layer, x in kept.items()}
+    progress = setting.stage("scores of edges of neurons")
+    edges = neuron_scores(model, kept_batches, metric, inside, chosen, **how, progress=progress)
     draws = random_neurons(scores, kept, options.n_random, options.seed)
     return OpenedMlps(
         asked=options.neuron_share,
         method=options.method,
-        n_neurons={f"m{layer}": len(one) for layer, one in inside.items()},
-        scores={f"m{layer}": float(one.values.sum()) for layer, one in scores.items()},
-        kept_scores={f"m{layer}": float(one.values[chosen[layer]].sum()) for layer, one in scores.items()},
+        n_neurons={f"m{layer}": len(x) for layer, x in inside.items()},
+        scores={f"m{layer}": float(x.values.sum()) for layer, x in scores.items()},
+        kept_scores={f"m{layer}": float(x.values[chosen[layer]].sum()) for layer, x in scores.items()},
         kept=described(model, circuit, inside, scores, edges, kept),
         measured=tuple(_measured(setting, part, circuit, inside, kept, draws) for part in setting.parts if inside),
         notes=notes,
@@ -84,8 +84,8 @@ def opened_mlps(setting: Setting, effect: Effect, circuit: Circuit, named: dict[
 
 def _fewest(setting: Setting, circuit: Circuit, opened: dict[int, Neurons], scores: dict[int, NeuronScores]) -> Kept:
     """The fewest that keep the share of what the opened MLPs carry on the pairs searched on; none where that is 0."""
-    none, every = ({layer: np.full(len(one), some) for layer, one in opened.items()} for some in (False, True))
-    told, tried = setting.stage("fewest neurons"), 0
+    none, every = ({layer: np.full(len(neurons), some) for layer, neurons in opened.items()} for some in (False, True))
+    progress, tried = setting.stage("fewest neurons"), 0
 
     def values(*sets: Kept) -> np.ndarray:
         runs = setting.train.runs()
@@ -100,7 +100,7 @@ def _fewest(setting: Setting, circuit: Circuit, opened: dict[int, Neurons], scor
     def reached(kept: Kept) -> bool:
         nonlocal tried
         tried += 1
-        told(tried, 2 * len(bin(sum(map(len, every.values())))))
+        progress(tried, 2 * len(bin(sum(map(len, every.values())))))
         share = (values(kept)[0] - without).mean() / (whole - without).mean()
         return bool(share >= setting.options.neuron_share)
 
@@ -110,14 +110,14 @@ def _fewest(setting: Setting, circuit: Circuit, opened: dict[int, Neurons], scor
 def _measured(
     setting: Setting, part: Part, circuit: Circuit, opened: dict[int, Neurons], kept: Kept, draws: Sequence[Kept]
 ) -> NeuronSets:
-    rest = {layer: ~one for layer, one in kept.items()}
-    none = {layer: np.zeros_like(one) for layer, one in kept.items()}
-    told = setting.stage(f"neurons on {part.split}")
+    rest = {layer: ~own for layer, own in kept.items()}
+    none = {layer: np.zeros_like(own) for layer, own in kept.items()}
+    progress = setting.stage(f"neurons on {part.split}")
     masks = [Circuit.full(circuit.graph).mask, Circuit.empty(circuit.graph).mask, circuit.mask]
     plainly = pairwise(measure(setting.model, part.runs(), masks, setting.metric), setting.metric)
     sets = [kept, rest, none, *draws]
     below = measured_neurons(setting.model, part.runs(), setting.metric, circuit, opened, sets)
-    told(1, 1)
+    progress(1, 1)
     return neuron_sets(np.concatenate([plainly, below]), kept, part.sample(setting.options.seed))
 
 
@@ -128,9 +128,9 @@ def opened_heads(
     if not heads:
         return None
     part, model, seed = setting.parts[-1], setting.model, setting.options.seed
-    told = setting.stage(f"parts of heads on {part.split}")
+    progress = setting.stage(f"parts of heads on {part.split}")
     parts = head_parts(model, part.runs(), setting.metric, circuit, scores, heads, part.sample(seed))
-    told(1, 1)
+    progress(1, 1)
     width = 2 if setting.metric.swap_rows else 1
     rows = part.rows[::width][:MOST_PAIRS]
     sample = PairSample(part.split, Clusters.of([part.task.pairs[row.index // width] for row in rows]), seed)

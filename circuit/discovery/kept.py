@@ -1,4 +1,4 @@
-"""Scores are made once: kept with what they were made of, and used again by a search that would make the same.
+"""Scores are computed once: saved with their inputs, and reused by a search that would compute the same.
 
 They are in ``scores.state`` of the search's folder as soon as they are made, and in its ``scores.safetensors`` at the
 end. Either says, in its metadata, in which weights, on which prompts and by which method they were made.
@@ -26,14 +26,14 @@ __all__ = ["NEW", "SCORES", "STATE", "keep", "made", "scores_at", "scores_near"]
 
 SCORES, STATE = "scores.safetensors", "scores.state"
 NEW = "new"
-"""What is given for a run's folder where nothing is to be used again."""
+"""The value of ``scores`` with which nothing is reused."""
 MOST_RUNS = 200
-"""Folders beside the search's own that are looked into."""
+"""Most folders beside the search's own to look into."""
 WORDS = {"model": "weights", "dtype": "number format", "pairs": "pairs", "scores": "method"}
 
 
 def made(setting: Setting) -> dict[str, Any] | None:
-    """What the scores of a search follow from, as plain values; None where that cannot be told."""
+    """What determines the scores of a search, as plain values; None where that is unknown."""
     options = setting.options
     known = METRICS.get(setting.metric.name) is setting.metric
     if options.prune == "acdc" or options.by_span or options.certify is not None or not known:
@@ -70,10 +70,12 @@ def _digest(rows: tuple[Row, ...]) -> str:
 
 def scores_near(folder: Path | None, setting: Setting) -> tuple[Scores, Path] | None:
     """The scores that this very search would make, and their file, in its folder or one beside it."""
-    wanted = made(setting)
-    if folder is None or wanted is None:
+    description = made(setting)
+    if folder is None or description is None:
         return None
-    first = next((path for path in _places(folder) if _made_of(path) == wanted), None) if parallel.is_first() else None
+    first = (
+        next((path for path in _places(folder) if _made_of(path) == description), None) if parallel.is_first() else None
+    )
     path = parallel.gathered({"path": first} if first else {}).get("path")
     try:
         return None if path is None else (read_scores(path), path)
@@ -101,8 +103,8 @@ def scores_at(run: Path, setting: Setting) -> tuple[Scores, Path]:
         OptionError: they are of other weights, pairs or another method, or this search makes no such scores.
         FileError: there are none.
     """
-    wanted = made(setting)
-    if wanted is None:
+    description = made(setting)
+    if description is None:
         raise OptionError(
             "--scores has no effect here: --prune acdc has no scores, --by-span and --certify need them in parts, and "
             "those of a metric of one's own are not told apart; leave it out"
@@ -111,10 +113,10 @@ def scores_at(run: Path, setting: Setting) -> tuple[Scores, Path]:
     scores, own = read_scores(path), made_of(path)
     if own is None:
         raise OptionError(f"{path} does not say what its scores were made of; leave --scores out to make them again")
-    for key in sorted(wanted.keys() | own.keys(), key=[*wanted, *own].index):
-        if own.get(key) != wanted.get(key):
+    for key in sorted(description.keys() | own.keys(), key=[*description, *own].index):
+        if own.get(key) != description.get(key):
             plain = key in ("model", "pairs")
-            shown = "" if plain else f" ({_shown(own.get(key))}, and here {_shown(wanted.get(key))})"
+            shown = "" if plain else f" ({_shown(own.get(key))}, and here {_shown(description.get(key))})"
             raise OptionError(
                 f"the scores of {path} are of other {WORDS.get(key, key)} than this search's{shown}; leave --scores "
                 "out to make them anew"
@@ -128,6 +130,6 @@ def _shown(value: Any) -> str:
 
 def keep(scores: Scores | None, folder: Path | None, setting: Setting) -> None:
     """Write scores that were just made, for the next search, before anything else is done with them."""
-    if scores is None or folder is None or not parallel.is_first() or (about := made(setting)) is None:
+    if scores is None or folder is None or not parallel.is_first() or (description := made(setting)) is None:
         return
-    write_scores(scores, folder / STATE, made=json.loads(json.dumps(about)))
+    write_scores(scores, folder / STATE, made=json.loads(json.dumps(description)))

@@ -37,6 +37,8 @@ from persona_circuits.circuit.options import (
     Steps,
     Where,
     check_choices,
+    check_least,
+    check_n_random,
     names_of,
 )
 
@@ -157,12 +159,8 @@ class Options(PlainNumbers):
             OptionError: a value is unknown or impossible, or an option would have no effect.
         """
         check_choices(self)
-        for name in ("steps", "batch-size", "candidates", "train-steps", "checks"):
-            number = getattr(self, name.replace("-", "_"))
-            if number is not None and number < 1:
-                raise OptionError(f"--{name} must be at least 1, got {number}")
-        if self.n_random < 0:
-            raise OptionError(f"--n-random must not be negative, got {self.n_random}")
+        check_least(self, steps=1, batch_size=1, candidates=1, train_steps=1, checks=1)
+        check_n_random(self.n_random)
         self._check_size()
         if self.finish is not None:
             from persona_circuits.circuit.pruning import check_tau
@@ -196,7 +194,9 @@ class Options(PlainNumbers):
     def sized_by_default(self) -> bool:
         """Whether nothing says how large the circuit is to be."""
         given = (self.threshold, self.top_n, self.target_faithfulness)
-        return self.prune == "threshold" and self.threshold_on == "share" and not any(one is not None for one in given)
+        return (
+            self.prune == "threshold" and self.threshold_on == "share" and not any(value is not None for value in given)
+        )
 
     def _check_resolution(self) -> None:
         if self.resolution == "edge":
@@ -332,15 +332,15 @@ class MeasureOptions(PlainNumbers):
     batch_size: BatchSize = 32
 
     def settled(self: Measures, record: Mapping[str, Any] | None = None) -> Measures:
-        """With nothing left open: what is not given is as in the circuit's ``record``, else as a search has it."""
+        """These options with defaults from the circuit's ``record``, else those of a search."""
         plain = Options()
-        about = record or {"task": {"metric": plain.metric, "align": plain.align}, "ablation": plain.ablation}
+        recorded = record or {"task": {"metric": plain.metric, "align": plain.align}, "ablation": plain.ablation}
         return replace(
             self,
-            metric=self.metric or about["task"]["metric"],
-            ablation=self.ablation or about["ablation"],
-            align=self.align or about["task"]["align"],
-            where=self.where or tuple(about["task"].get("where", {}).items()),
+            metric=self.metric or recorded["task"]["metric"],
+            ablation=self.ablation or recorded["ablation"],
+            align=self.align or recorded["task"]["align"],
+            where=self.where or tuple(recorded["task"].get("where", {}).items()),
         )
 
     def checked(self: Measures) -> Measures:
@@ -352,8 +352,6 @@ class MeasureOptions(PlainNumbers):
         check_choices(self)
         if self.align not in (None, *ALIGNMENTS):
             raise OptionError(f"--align {self.align!r} is not one of {', '.join(ALIGNMENTS)}")
-        if self.batch_size < 1:
-            raise OptionError(f"--batch-size must be at least 1, got {self.batch_size}")
-        if self.n_random < 0:
-            raise OptionError(f"--n-random must not be negative, got {self.n_random}")
+        check_least(self, batch_size=1)
+        check_n_random(self.n_random)
         return self.settled()

@@ -35,11 +35,11 @@ def metric_of(given: AnyMetric) -> Metric:
 
 
 def _one_a_prompt(metric: Metric, logits: Tensor, targets: Targets) -> Tensor:
-    found = metric.function(logits, targets)
-    if not isinstance(found, Tensor) or found.shape != (len(logits),):
-        got = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    values = metric.function(logits, targets)
+    if not isinstance(values, Tensor) or values.shape != (len(logits),):
+        got = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise OptionError(
             f"metric {metric.name} gave {got} for {len(logits)} prompt(s), expected one number per prompt, a tensor of "
             f"shape ({len(logits)},); leave out the mean or sum over prompts"
         )
-    return found
+    return values

@@ -77,7 +77,7 @@ def _method(options: Options, tau: float | None, pruned: Pruned, summed: Complet
     scored = options.prune != "acdc"
     uses_ig, own = scored and options.method in RULED, {options.method, *options.of}
     steps = options.steps if scored and own & {*STEPPED} else None
-    about: dict[str, Any] = {
+    method: dict[str, Any] = {
         "scores": options.method if scored else None,
         "steps": steps,
         "ig_rule": options.ig_rule if uses_ig else None,
@@ -88,19 +88,19 @@ def _method(options: Options, tau: float | None, pruned: Pruned, summed: Complet
         "top_n": options.top_n,
     }
     if scored and options.weigh != "pairs":
-        about["weigh"] = options.weigh
+        method["weigh"] = options.weigh
     if options.resolution == "span":
-        about["resolution"] = "span"
+        method["resolution"] = "span"
     if scored and options.method == "mean-of":
-        about |= {"of": list(options.of), "normalise": options.normalise}
+        method |= {"of": list(options.of), "normalise": options.normalise}
     if pruned.finished is not None:
-        about["finish"] = {"share": options.finish, **pruned.finished.as_dict()}
+        method["finish"] = {"share": options.finish, **pruned.finished.as_dict()}
     if (least := pruned.smallest) is not None:
         prune = "learn" if options.prune == "learn" else "top-n"
-        about |= {"prune": prune, "top_n": least.n, "target_faithfulness": least.target}
+        method |= {"prune": prune, "top_n": least.n, "target_faithfulness": least.target}
         if options.up_to < 1:
-            about["target_search"] = {"most": least.most, "reached": least.reached, "tried": len(least.tried)}
-    return about if summed is None else {**about, "completeness": summed.as_dict()}
+            method["target_search"] = {"most": least.most, "reached": least.reached, "tried": len(least.tried)}
+    return method if summed is None else {**method, "completeness": summed.as_dict()}
 
 
 def _stamp(options: Options, metric: Metric, split: str, pruned: Pruned) -> dict[str, Any]:
@@ -135,10 +135,10 @@ def _stamp(options: Options, metric: Metric, split: str, pruned: Pruned) -> dict
 def _versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in ("persona-circuits", "torch", "transformer-lens", "transformers", "numpy"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions

@@ -18,7 +18,7 @@ from persona_circuits.circuit.discovery.options import MeasureOptions, Options
 from persona_circuits.circuit.discovery.own_metrics import metric_of
 from persona_circuits.circuit.discovery.record import description
 from persona_circuits.circuit.discovery.summary import strongest_edges, summary
-from persona_circuits.circuit.discovery.tasks import ablation_for, rows_of, split_of
+from persona_circuits.circuit.discovery.tasks import ablation_for, check_graph, rows_of, split_of
 from persona_circuits.circuit.discovery.writing import title_of, write_discovery
 from persona_circuits.circuit.drawing import draw
 from persona_circuits.circuit.errors import OptionError
@@ -60,25 +60,22 @@ ACDC, FINISH = "acdc.state", "finish.state"
 
 @dataclass(frozen=True, repr=False)
 class Discovery:
-    """What was found: the circuit, every edge's score (None for plain ACDC), and how good it is where.
+    """The result of a search: the circuit, every edge's score (None for plain ACDC), and its faithfulness.
 
-    ``divergence`` is m(clean) - m(corrupt) on the training pairs, ``tau`` the threshold in
-    the metric's units, ``acdc_cost`` patched passes and circuits tried. ``held_out``
-    says whether all pairs of ``reports[-1]`` are pairs that the search did not see.
-    ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
-    ``null`` the run on paraphrases, if they were asked for; ``cost`` is what activations in
-    a shorter format did to the scores of the first batch. ``smallest`` is the search for
-    the size that reaches a faithfulness, ``finished`` what an exact finish did, ``sweep`` the nested circuits over
-    thresholds. ``shared`` is
-    what pairs searched on and pairs measured on have in common, ``completeness`` how nearly EAP-IG's
-    scores add up to the effect, None for other scores, ``signal`` whether the pairs searched on hold an effect
-    worth a search, ``certificate`` which edges stay when personas or questions go,
-    ``missed`` a bound on edges outside that matter. ``reused`` is the file of
-    scores that were used again, None where they were made here; ``made_of`` is what they follow from.
-    ``paths`` are the strongest paths from ``input`` to ``logits``, each measured alone, None without scores; ``sets``
-    the named sets of nodes, without and alone. ``at_parts`` says at which parts of the prompt the circuit has its
-    edges, where not at all; ``circuit`` is then of those that it has at any. ``opened`` are MLPs as their neurons,
-    ``heads`` the parts of heads and why they attend, if they were asked for.
+    ``divergence`` is m(clean) - m(corrupt) on the training pairs, ``tau`` the threshold in the metric's units,
+    ``acdc_cost`` patched passes and circuits tried. ``held_out`` says whether all pairs of ``reports[-1]`` are pairs
+    that the search did not see. ``parts`` are the scores by part of the prompt and ``spans`` what they say by layer,
+    ``null`` the run on paraphrases, if requested; ``cost`` is the effect of half-precision activations on the scores of
+    the first batch. ``smallest`` is the search for the size that reaches a faithfulness, ``finished`` what an exact
+    finish did, ``sweep`` the nested circuits over thresholds. ``shared`` is what pairs searched on and pairs measured
+    on have in common, ``completeness`` how nearly EAP-IG's scores add up to the effect, None for other scores,
+    ``signal`` whether the pairs searched on hold an effect worth a search, ``certificate`` which edges stay when
+    personas or questions go, ``missed`` a bound on edges outside that matter. ``reused`` is the file of scores that
+    were reused, None where they were computed here; ``made_of`` is what determines them. ``paths`` are the strongest
+    paths from ``input`` to ``logits``, each measured alone, None without scores; ``sets`` the named sets of nodes,
+    without and alone. ``at_parts`` says at which parts of the prompt the circuit has its edges, where not at all;
+    ``circuit`` is then of those that it has at any. ``opened`` are MLPs as their neurons, ``heads`` the parts of heads
+    and why they attend, if requested.
     """
 
     circuit: Circuit
@@ -111,10 +108,10 @@ class Discovery:
 
     def __repr__(self) -> str:
         task = self.record["task"]
-        found = ", ".join(f"{one.circuit.shown} ({one.split})" for one in self.reports)
+        reports = ", ".join(f"{report.circuit.shown} ({report.split})" for report in self.reports)
         held = "held out" if self.held_out else "not held out"
         effect = f"{task['metric']} {self.divergence:+.3f} on {task['n_pairs']} pairs ({task['split']})"
-        return f"Discovery({self.circuit!r}, {found}, {held}; {effect})"
+        return f"Discovery({self.circuit!r}, {reports}, {held}; {effect})"
 
     def _repr_html_(self) -> str:
         edges = [(item["edge"], signed(item["score"], 4)) for item in strongest_edges(self)]
@@ -138,11 +135,11 @@ class Discovery:
 
     @property
     def confirmed(self) -> bool | None:
-        """Whether the faithfulness that was reached in the search is on held-out pairs too; None without either."""
-        found = self.reports[-1].circuit.ratio_of_means
-        if self.smallest is None or not self.smallest.reached or not self.held_out or found is None:
+        """Whether the faithfulness reached in the search is reached on held-out pairs too; None without either."""
+        ratio = self.reports[-1].circuit.ratio_of_means
+        if self.smallest is None or not self.smallest.reached or not self.held_out or ratio is None:
             return None
-        return found >= self.smallest.target
+        return ratio >= self.smallest.target
 
     def write(self, folder: str | Path, *, strongest: int | None = None) -> None:
         """Write what the command ``discover`` writes: circuit, nodes, scores, pictures, summary; all or nothing.
@@ -184,14 +181,13 @@ def discover(
     groups
         Nodes by the names of sets, as ``read_groups`` gives them: what each carries, without and alone.
     scores
-        Of an earlier search of the same method on the same model and training pairs, to be pruned anew: the scores, or
-        the folder of the run, where it is checked that they are the same. Without them edges are scored here.
+        Of an earlier search of the same method on the same model and training pairs, to be pruned again: the scores, or
+        the folder of the run, whose settings are checked. Without them edges are scored here.
     state
-        A folder that is there: scores are kept in it as soon as they are made, and ACDC's state, to go on from after
-        being stopped. Scores of this very search that lie in it or in a folder beside it are used again, unless
-        ``scores`` is ``"new"``.
+        An existing folder: scores are saved in it as soon as they are made, and ACDC's state, to resume from after a
+        stop. Scores of this same search in it or in a folder beside it are reused, unless ``scores`` is ``"new"``.
     stage
-        Called when a stage of the work begins, with its name; gives the function that is told of progress.
+        Called when a stage of the work begins, with its name; returns the function that receives its progress.
 
     Returns
     -------
@@ -214,18 +210,18 @@ def discover(
     options, stage = _checked(options, groups), stage or untold_stage
     setting = stages.set_up(model, task, options, stage)
     named, heads = neurons_of(setting), heads_of(options.open_heads, model.graph)
-    quiet = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
-    effect = stages.effect_of(setting, quiet)
+    null_noise = null_run(model, null, align=options.align, batch_size=options.batch_size) if null else None
+    effect = stages.effect_of(setting, null_noise)
     scored, reused = _scored(setting, scores, state, effect)
     pruned = _pruned(setting, scored, effect, state)
     measured = stages.measure(setting, scored.scores, pruned.at_parts or pruned.circuit, groups)
     controls = stages.control(setting, scored, effect, pruned.circuit)
     certificate = stages.certified(setting, scored, pruned)
     opened = opened_mlps(setting, effect, pruned.circuit, named)
-    about = description(setting, task, effect, pruned, measured, controls)
+    details = description(setting, task, effect, pruned, measured, controls)
     if opened is not None:
-        about["neurons"] = opened.in_circuit()
-    record = circuit_record(pruned.circuit, scored.scores, about)
+        details["neurons"] = opened.in_circuit()
+    record = circuit_record(pruned.circuit, scored.scores, details)
     if pruned.at_parts is not None and scored.at_parts is not None:
         record = with_parts(record, pruned.at_parts, scored.at_parts)
     return Discovery(
@@ -239,7 +235,7 @@ def discover(
         held_out=setting.shared.held_out,
         record=with_certificate(record, certificate),
         parts=scored.parts,
-        null=quiet,
+        null=null_noise,
         shared=setting.shared,
         certificate=certificate,
         signal=effect.signal,
@@ -261,7 +257,7 @@ def _checked(options: Options, groups: Mapping[str, Sequence[str]] | None) -> Op
 def _pruned(
     setting: values.Setting, scored: values.Scored, effect: values.Effect, folder: Path | None
 ) -> values.Pruned:
-    """The circuit, and what a finish makes of it where that is asked for."""
+    """The circuit, after an exact finish if one is requested."""
     if scored.at_parts is None:
         pruned = stages.prune(setting, scored.scores, effect.tau, folder / ACDC if folder else None)
     else:
@@ -277,15 +273,15 @@ def _scored(
         if setting.options.certify is not None:
             raise OptionError("certify needs scores pair by pair, and the given ones are of all pairs; leave one out")
         return values.Scored(given), None
-    again = given == keeping.NEW
-    if given is not None and not again:
+    is_new = given == keeping.NEW
+    if given is not None and not is_new:
         scores, path = keeping.scores_at(Path(given), setting)
         return values.Scored(scores), path
-    if not again and (found := keeping.scores_near(folder, setting)) is not None:
-        return values.Scored(found[0]), found[1]
-    made = stages.score_edges(setting, effect.seconds, effect.weights)
-    keeping.keep(made.scores, folder, setting)
-    return made, None
+    if not is_new and (stored := keeping.scores_near(folder, setting)) is not None:
+        return values.Scored(stored[0]), stored[1]
+    scored = stages.score_edges(setting, effect.seconds, effect.weights)
+    keeping.keep(scored.scores, folder, setting)
+    return scored, None
 
 
 def evaluate_on(
@@ -316,8 +312,8 @@ def evaluate_on(
     stage = stage or untold_stage
     task = task.where(**dict(setting.where))
     name = split_of(task, setting.split, "test")
-    made = ablation_for(model, task, setting, stage)
-    return report_of(model, task.of_split(name), circuit, setting, made, name, scores, stage)
+    ablation = ablation_for(model, task, setting, stage)
+    return report_of(model, task.of_split(name), circuit, setting, ablation, name, scores, stage)
 
 
 def report_of(
@@ -335,11 +331,7 @@ def report_of(
     Raises:
         OptionError: the circuit is of another graph than the model.
     """
-    if circuit.graph != model.graph:
-        raise OptionError(
-            f"the circuit is of a model with {circuit.graph.n_layers} layers and {circuit.graph.n_heads} heads, but "
-            f"{model.name} has {model.graph.n_layers} and {model.graph.n_heads}; give the model it was found in"
-        )
+    check_graph(circuit, model)
     metric = metric_of(setting.metric)
     rows = rows_of(encode(part, model, align=str(setting.align)), metric)
     here = stages.part_of(model, part, rows, split, metric, ablation, setting.batch_size)

@@ -1,11 +1,11 @@
-"""The stages of a search: each takes what those before it found, and returns a value with a name.
+"""The stages of a search: each takes the results of earlier ones, and returns a named value.
 
 set_up    Setting    pairs checked against the tokenizer, splits, what cut edges carry
 effect    Effect     every training prompt run plain once: D, m(full) - m(empty), the threshold in its units
 score     Scored     a number for every edge
 prune     Pruned     the circuit
 measure   Measured   faithfulness on pairs searched on and held out, beside controls; nested circuits
-control   Controls   what the scores leave open: completeness, short formats, parts of the prompt
+control   Controls   checks of the scores: completeness, half-precision formats, parts of the prompt
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ from persona_circuits.circuit.evaluation import (
     evaluate,
     measured_paths,
     measured_sets,
-    missed,
     pair_scores,
     span_study,
 )
 from persona_circuits.circuit.evaluation.curves import smallest, sweep
+from persona_circuits.circuit.evaluation.missed import missed
 from persona_circuits.circuit.forward import (
     Ablation,
     KeptRuns,
@@ -87,7 +87,8 @@ from persona_circuits.circuit.pruning import (
 )
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
-from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, forms_left_out, overlap
+from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, forms_left_out
+from persona_circuits.circuit.task.overlap import overlap
 from persona_circuits.metrics import Metric
 
 __all__ = [
@@ -106,11 +107,11 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 LEARNED = 4
-"""Gates aim at so much fewer edges than scores need for the same faithfulness; what they need is then searched."""
+"""Gates are trained to so many times fewer edges than scores need; the size they need is then searched for."""
 GATE_GRID = 32
-"""Sizes tried of learned gates before the smallest is looked for between two: f does not grow steadily with them."""
+"""Sizes of learned gates to try before the search between two of them, as f is not monotonic in them."""
 MUCH_BYTES = 1 << 30
-"""From here on it is said what ACDC holds."""
+"""Memory of ACDC from which a warning is logged."""
 
 
 def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
@@ -119,7 +120,7 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
     if options.top_n is not None and options.resolution == "edge":
         check_n(options.top_n, model.graph)
     task = task.where(**dict(options.where))
-    names = [split_of(task, wanted, usual) for wanted, usual in _wanted_splits(options)]
+    names = [split_of(task, options.train_split, "train"), split_of(task, options.eval_split, "test")]
     rows = {
         name: rows_of(encode(task.of_split(name), model, align=options.align), metric) for name in dict.fromkeys(names)
     }
@@ -139,7 +140,7 @@ def set_up(model: Model, task: Task, options: Options, stage: Stage) -> Setting:
 
 
 def _check_parts(spans: Spans, top_n: int | None, model: Model) -> None:
-    """That the prompts have parts to tell apart, and so many edges at them."""
+    """Check that the prompts have several parts, and enough edges at them."""
     if len(spans.names) < 2:
         raise TaskError(f"--resolution span needs prompts of several parts, and these have {spans.shown or 'none'}")
     possible = int(spans.valid(model.graph).sum())
@@ -148,25 +149,21 @@ def _check_parts(spans: Spans, top_n: int | None, model: Model) -> None:
 
 
 def _warn(task: Task, rows: Sequence[Row]) -> None:
-    """Say before the search what of the pairs is not used, or not enough for a claim."""
-    asked: dict[str, set[str]] = {}
+    """Warn before the search of pairs that are not used, or not enough for a claim."""
+    orders_by_group: dict[str, set[str]] = {}
     for pair in task.pairs:
         if isinstance(options := pair.row.get("options"), list) and "orders_of" in pair.row:
-            asked.setdefault(f"{len(options)} {pair.row['orders_of']}", set()).add(str(pair.row.get("order")))
-    if few := sum(len(orders) < int(name.split()[0]) for name, orders in asked.items()):
+            orders_by_group.setdefault(f"{len(options)} {pair.row['orders_of']}", set()).add(str(pair.row.get("order")))
+    if few := sum(len(orders) < int(name.split()[0]) for name, orders in orders_by_group.items()):
         logger.warning(
             "%d of %d pairs list their options and are not asked in all cyclic orders: the place in the list counts, "
             "too, and the circuit may be that of the place; pairs --format options or letters writes all orders",
             few,
-            len(asked),
+            len(orders_by_group),
         )
     by_pair = {row.id: row.forms.left_out for row in rows if row.forms is not None}
     for note in forms_left_out(list(by_pair.values())):
         logger.warning("%s", note)
-
-
-def _wanted_splits(options: Options) -> tuple[tuple[str | None, str], ...]:
-    return (options.train_split, "train"), (options.eval_split, "test")
 
 
 def part_of(
@@ -184,7 +181,7 @@ def part_of(
 
 
 def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None) -> None:
-    """That what ACDC, or a finish, keeps of all prompts is within the budget; where there is none, how much that is."""
+    """Check that what ACDC, or a finish, keeps of all prompts is within the budget; without one, log its size."""
     plain = all(is_plain(batch, ablation) for batch in groups)
     lengths = [batch.n_tokens for batch in groups for _ in batch.indices]
     if model.budget is not None:
@@ -201,15 +198,15 @@ def _check_held(model: Model, groups: Sequence[Batch], ablation: Ablation | None
 
 
 def effect_of(setting: Setting, null: NullRun | None = None) -> Effect:
-    """The plain runs of the training prompts, and what they say; ``null`` is what paraphrases do.
+    """The plain runs of the training prompts, and the effect in them; ``null`` is the run on paraphrases.
 
     Raises:
-        TaskError: they show no effect, and the options do not say that it is to be searched for all the same.
+        TaskError: they show no effect, and the options do not force a search.
     """
     watch, seen = Rounding(setting.model, setting.metric), SignalWatch(setting.metric)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     divergence, whole = effects(seen.watched(watch.watched(setting.train.runs())), setting.metric)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     signal = seen.signal(setting.train.clusters, null=null, rounding=watch.floor)
     if signal.nothing and not setting.options.force:
         raise TaskError(f"nothing to find: {signal.shown}: {signal.sentence}; --force searches all the same")
@@ -243,7 +240,7 @@ def _share_of(share: float, whole: float, name: str, rounding: float = 0.0) -> f
 def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | None = None) -> Scored:
     """A score for every edge, by the method of the options; ``seconds`` is what the plain runs took.
 
-    With ``weights`` pairs weigh so much in it.
+    ``weights`` are those of the pairs.
     """
     model, metric, options = setting.model, setting.metric, setting.options
     kept = setting.train.runs.batches
@@ -253,8 +250,8 @@ def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | No
         return Scored(None)
     long = about(seconds * _plain_runs(setting)) if seconds >= 1 else ""
     if options.certify is not None:
-        told = setting.stage(f"{options.method} scores, pair by pair{long}")
-        pairs = pair_scores(model, kept, metric, _scoring(options), ablation=setting.ablation, progress=told)
+        report = setting.stage(f"{options.method} scores, pair by pair{long}")
+        pairs = pair_scores(model, kept, metric, _scoring(options), ablation=setting.ablation, progress=report)
         return Scored(pairs.mean(), pairs=pairs)
     if weights is None and (grids := _grids(setting)):
         progress = setting.stage(f"{options.method} scores of {len(grids)} persona grids{long}")
@@ -269,7 +266,7 @@ def score_edges(setting: Setting, seconds: float = 0.0, weights: np.ndarray | No
         spans = Spans.of(map(bare, setting.train.runs.batches))
         assert spans.names == parts.names
         return Scored(parts.total(), parts, at_parts=SpanScores(model.graph, spans, parts.values))
-    if options.activations != "float32":  # whose plain runs are short too
+    if options.activations != "float32":  # whose plain runs are in half precision too
         kept = [bare(batch) for batch in kept]
     return Scored(score(model, kept, metric, _scoring(options), **how))
 
@@ -337,10 +334,10 @@ def prune(setting: Setting, scores: Scores | None, tau: float | None, state: Pat
     if options.prune == "threshold":
         assert start is not None
         return Pruned(start)
-    trials, told = Trials(candidates=options.candidates), setting.stage("ACDC")
+    trials, progress = Trials(candidates=options.candidates), setting.stage("ACDC")
     what = (setting.model, list(setting.train.runs()), setting.metric, tau, start)
-    found = acdc(*what, trials=trials, state=state, progress=told)
-    return Pruned(found.circuit, {"passes": found.passes, "evaluated": found.evaluated, "wasted": found.wasted})
+    result = acdc(*what, trials=trials, state=state, progress=progress)
+    return Pruned(result.circuit, {"passes": result.passes, "evaluated": result.evaluated, "wasted": result.wasted})
 
 
 def _by_target(setting: Setting, scores: Scores | SpanScores, target: float) -> Pruned:
@@ -360,16 +357,16 @@ def _learned(setting: Setting, scores: Scores, state: Path | None) -> Pruned:
     assert n is not None
     schedule = Schedule(n, steps=options.train_steps, seed=options.seed)
     how: dict[str, Any] = {"ablation": setting.ablation, "state": state, "progress": setting.stage("learned gates")}
-    found = learn(setting.model, runs.batches, setting.metric, scores, schedule, **how)
+    learned = learn(setting.model, runs.batches, setting.metric, scores, schedule, **how)
     if target is None:
-        return Pruned(found.circuit)
+        return Pruned(learned.circuit)
     how = {"n_grid": GATE_GRID, "progress": setting.stage("smallest circuit by gate")}
-    least = smallest(*what, found.open, target, **how)
+    least = smallest(*what, learned.open, target, **how)
     return Pruned.of(least.circuit, least)
 
 
 def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: float, state: Path | None) -> Pruned:
-    """The exact finish, if asked for; ``whole`` is m(full) - m(empty), of which an edge is to be worth a share.
+    """The exact finish, if requested; ``whole`` is m(full) - m(empty), of which an edge must be worth a share.
 
     Raises:
         OptionError: it is zero.
@@ -380,12 +377,12 @@ def finish_off(setting: Setting, pruned: Pruned, scores: Scores | None, whole: f
     tau = _share_of(options.finish, whole, "--finish")
     terms, what = Terms(tau, options.target_faithfulness, options.candidates), list(setting.train.runs())
     how: dict[str, Any] = {"scores": scores, "state": state, "progress": setting.stage("exact finish")}
-    found = finish(setting.model, what, setting.metric, pruned.circuit, terms, **how)
-    return replace(pruned, circuit=found.circuit, finished=found)
+    finished = finish(setting.model, what, setting.metric, pruned.circuit, terms, **how)
+    return replace(pruned, circuit=finished.circuit, finished=finished)
 
 
 def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate | None:
-    """Which edges stay when personas or questions are taken away, where that is asked for."""
+    """Which edges stay when personas or questions are taken away, if requested."""
     options, least = setting.options, pruned.smallest
     if options.certify is None or scored.pairs is None:
         return None
@@ -395,8 +392,8 @@ def certified(setting: Setting, scored: Scored, pruned: Pruned) -> Certificate |
     }
     method |= {"threshold": options.threshold, "threshold_on": options.threshold_on}
     units = Units.of(setting.train.task.pairs)
-    removal, told = Removal(options.certify, options.seed), setting.stage("certificate")
-    return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, removal, progress=told)
+    removal, progress = Removal(options.certify, options.seed), setting.stage("certificate")
+    return certify(scored.pairs, pruned.circuit, Rule.of_record(method), units, removal, progress=progress)
 
 
 def measure(
@@ -405,7 +402,7 @@ def measure(
     circuit: Circuit | SpanCircuit,
     groups: Mapping[str, Sequence[str]] | None = None,
 ) -> Measured:
-    """Faithfulness on every part, and what was asked for: nested circuits of the scores, named sets of nodes."""
+    """Faithfulness on every part, and if requested nested circuits of the scores and named sets of nodes."""
     reports = tuple(
         report_on(setting.model, part, setting.metric, circuit, scores, setting.options, setting.stage)
         for part in setting.parts
@@ -417,8 +414,8 @@ def measure(
     runs = {part.split: part.runs for part in setting.parts}
     clusters = {part.split: part.clusters for part in setting.parts}
     how: dict[str, Any] = {"seed": setting.options.seed, "clusters": clusters}
-    told = setting.stage("nested circuits")
-    nested = sweep(setting.model, runs, setting.metric, scores, progress=told, **how)
+    progress = setting.stage("nested circuits")
+    nested = sweep(setting.model, runs, setting.metric, scores, progress=progress, **how)
     return Measured(reports, nested, paths, sets)
 
 
@@ -427,8 +424,8 @@ def _paths(setting: Setting, scores: Scores | None, circuit: Circuit | SpanCircu
     if scores is None or isinstance(circuit, SpanCircuit) or not len(circuit.without_dead_ends()):
         return None
     part = setting.parts[-1]
-    told = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
-    return measured_paths(setting.model, told, setting.metric, circuit, scores, part.sample(setting.options.seed))
+    source = _told(part.runs, setting.stage(f"strongest paths on {part.split}"))
+    return measured_paths(setting.model, source, setting.metric, circuit, scores, part.sample(setting.options.seed))
 
 
 def _sets(
@@ -438,8 +435,8 @@ def _sets(
     if not groups or isinstance(circuit, SpanCircuit):
         return None
     part, options = setting.parts[-1], setting.options
-    told = _told(part.runs, setting.stage(f"named sets on {part.split}"))
-    what = (setting.model, told, setting.metric, circuit, groups)
+    source = _told(part.runs, setting.stage(f"named sets on {part.split}"))
+    what = (setting.model, source, setting.metric, circuit, groups)
     return measured_sets(*what, part.sample(options.seed), n_random=options.n_random)
 
 
@@ -453,20 +450,20 @@ def report_on(
     stage: Stage,
 ) -> FaithfulnessReport:
     """The circuit's faithfulness on one part, beside its controls."""
-    told = partial(_told, part.runs, stage(f"faithfulness on {part.split}"))
+    source = partial(_told, part.runs, stage(f"faithfulness on {part.split}"))
     own = part.sample(options.seed)
-    return evaluate(model, told, metric, circuit, own, n_random=options.n_random, scores=scores)
+    return evaluate(model, source, metric, circuit, own, n_random=options.n_random, scores=scores)
 
 
 def _told(runs: KeptRuns, progress: Progress) -> Iterator[Prepared]:
-    """The batches one after the other, each told of when it is done."""
+    """The batches one after the other, with a report of progress after each."""
     for place in range(len(runs)):
         yield from runs.of(place)
         progress(place + 1, len(runs))
 
 
 def control(setting: Setting, scored: Scored, effect: Effect, circuit: Circuit) -> Controls:
-    """What the scores leave open, as far as they are of a kind that leaves it open."""
+    """Checks of the scores, as far as they apply to the method."""
     model, metric, options, groups = setting.model, setting.metric, setting.options, setting.train.runs.batches
     summed = lost = spans = None
     if scored.scores is not None and options.method == "eap-ig":

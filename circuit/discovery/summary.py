@@ -36,7 +36,7 @@ __all__ = [
 
 
 def summary(discovery: Discovery) -> dict[str, Any]:
-    """What ``discover --json`` prints and ``summary.json`` holds."""
+    """The content of ``summary.json`` and of ``discover --json``."""
     record = discovery.record
     return {
         "model": record["model"]["name"],
@@ -59,40 +59,40 @@ def summary(discovery: Discovery) -> dict[str, Any]:
 
 
 def _asked_for(discovery: Discovery) -> dict[str, Any]:
-    found: dict[str, Any] = {"null": discovery.null.as_dict()} if discovery.null else {}
+    record: dict[str, Any] = {"null": discovery.null.as_dict()} if discovery.null else {}
     if discovery.at_parts is not None:
-        found["spans"] = discovery.record["spans"]
+        record["spans"] = discovery.record["spans"]
     if discovery.smallest is not None:
-        found["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
-    if cautions := [one.caution for one in discovery.reports if one.caution]:
-        found["cautions"] = cautions
+        record["target"] = {**discovery.smallest.as_dict(), "confirmed": discovery.confirmed}
+    if cautions := [report.caution for report in discovery.reports if report.caution]:
+        record["cautions"] = cautions
     if discovery.completeness is not None:
-        found["completeness"] = discovery.completeness.as_dict()
+        record["completeness"] = discovery.completeness.as_dict()
     if discovery.certificate is not None:
-        found["certificate"] = discovery.certificate.as_dict()
+        record["certificate"] = discovery.certificate.as_dict()
     if discovery.sets is not None:
-        found["node_sets"] = discovery.sets.as_dict()
+        record["node_sets"] = discovery.sets.as_dict()
     if discovery.opened is not None:
-        found["neurons"] = discovery.opened.as_dict()
+        record["neurons"] = discovery.opened.as_dict()
     if discovery.heads is not None:
-        found["heads"] = discovery.heads.as_dict()
+        record["heads"] = discovery.heads.as_dict()
     if discovery.missed is not None:
-        found["missed"] = discovery.missed.as_dict()
+        record["missed"] = discovery.missed.as_dict()
     if discovery.finished is not None:
-        found["finish"] = discovery.finished.as_dict()
-    return found | ({"sweep": discovery.sweep.as_dict()} if discovery.sweep else {})
+        record["finish"] = discovery.finished.as_dict()
+    return record | ({"sweep": discovery.sweep.as_dict()} if discovery.sweep else {})
 
 
-def completeness_lines(found: Completeness) -> list[str]:
+def completeness_lines(check: Completeness) -> list[str]:
     """What EAP-IG's scores sum to, and a warning where that is more than 5 % off."""
-    if found.gap is None:
-        return [f"EAP-IG      edges that leave input sum to {signed(found.attributed)}; unchecked: {found.reason}"]
+    if check.gap is None:
+        return [f"EAP-IG      edges that leave input sum to {signed(check.attributed)}; unchecked: {check.reason}"]
     line = (
-        f"EAP-IG      edges that leave input sum to {signed(found.attributed)} of {found.effect:+.3f}: "
-        f"{found.gap:.1%} off with {found.steps} steps"
+        f"EAP-IG      edges that leave input sum to {signed(check.attributed)} of {check.effect:+.3f}: "
+        f"{check.gap:.1%} off with {check.steps} steps"
     )
-    warning = f"warning: more than {found.MOST:.0%} off: the points are too few; use --steps {4 * found.steps} or more"
-    return [line, warning] if found.wide else [line]
+    warning = f"warning: more than {check.MOST:.0%} off: the points are too few; use --steps {4 * check.steps} or more"
+    return [line, warning] if check.wide else [line]
 
 
 def strongest_edges(discovery: Discovery, count: int = 10) -> list[dict[str, Any]]:
@@ -144,72 +144,76 @@ PATHS = (
 """The last column is the same path through others of the same layers' heads."""
 
 
-def path_table(found: PathShares) -> Table:
+def path_table(shares: PathShares) -> Table:
     """A row per path, and one of all together where there are several."""
-    n = len(found.paths)
+    n = len(shares.paths)
     together = {
         "name": f"these {n} together",
-        "share": found.together,
+        "share": shares.together,
         "weakest": None,
         "interval": None,
         "random": None,
     }
-    title = f"strongest paths from input to logits, each kept alone, on {found.n_pairs} pairs ({found.split})"
+    title = f"strongest paths from input to logits, each kept alone, on {shares.n_pairs} pairs ({shares.split})"
     notes = [
         "share of D: (m(path) - m(empty)) / (m(full) - m(empty)), a ratio of means; shares do not add up",
-        f"intervals over {found.drawn_over}; other heads: the same path through others of the same layers",
+        f"intervals over {shares.drawn_over}; other heads: the same path through others of the same layers",
     ]
-    return Table(title, PATHS, found.paths if n < 2 else [*found.paths, together], 1, notes)
+    return Table(title, PATHS, shares.paths if n < 2 else [*shares.paths, together], 1, notes)
 
 
-def set_table(found: NodeSets) -> Table:
+def set_table(node_sets: NodeSets) -> Table:
     """A row per set: its part of the circuit, what the whole model loses without it, what it does alone."""
-    title = f"named sets of nodes on {found.n_pairs} pairs ({found.split}): what leaves them cut, and they alone"
+    title = (
+        f"named sets of nodes on {node_sets.n_pairs} pairs ({node_sets.split}): what leaves them cut, and they alone"
+    )
     notes = [
         "edges: the circuit's that leave the set; lost without, alone: shares of D in the whole model, ratios of means",
-        f"intervals over {found.drawn_over}; random: as many heads of each layer, MLPs of any",
+        f"intervals over {node_sets.drawn_over}; random: as many heads of each layer, MLPs of any",
     ]
-    return Table(title, SETS, found.sets, 1, notes)
+    return Table(title, SETS, node_sets.sets, 1, notes)
 
 
-def neuron_tables(found: OpenedMlps) -> list[Table]:
+def neuron_tables(opened: OpenedMlps) -> list[Table]:
     """Which neurons of the opened MLPs are kept, and what the circuit is worth with sets of them."""
     tables = []
-    for one in found.measured:
-        title = f"the circuit with neurons of {', '.join(found.n_neurons)} on {one.n_pairs} pairs ({one.split})"
+    for measured in opened.measured:
+        title = (
+            f"the circuit with neurons of {', '.join(opened.n_neurons)} on {measured.n_pairs} pairs ({measured.split})"
+        )
         notes = [
             "of what they carry: (m - m(none)) / (m(all) - m(none)), a ratio of means; what is not kept is ablated",
-            f"intervals over {one.drawn_over}; random: as many of each MLP, drawn from those with a score",
+            f"intervals over {measured.drawn_over}; random: as many of each MLP, drawn from those with a score",
         ]
-        tables.append(Table(title, NEURON_SETS, one.rows, 1, notes))
-    return [*tables, _neuron_table(found)]
+        tables.append(Table(title, NEURON_SETS, measured.rows, 1, notes))
+    return [*tables, _neuron_table(opened)]
 
 
-def _neuron_table(found: OpenedMlps) -> Table:
+def _neuron_table(opened: OpenedMlps) -> Table:
     """A row per kept neuron, the strongest ones."""
-    left = "" if len(found.kept) <= MOST_NEURONS else f", the {MOST_NEURONS} strongest"
-    title = f"neurons that keep {found.asked:g} of what their MLPs carry: {len(found.kept):,}{left}"
+    left = "" if len(opened.kept) <= MOST_NEURONS else f", the {MOST_NEURONS} strongest"
+    title = f"neurons that keep {opened.asked:g} of what their MLPs carry: {len(opened.kept):,}{left}"
     sums = [
-        f"{name}: {sum(one.name.startswith(f'{name}.') for one in found.kept):,} of {n:,} neurons, with "
-        f"{signed(found.kept_scores[name])} of the MLP's score of {signed(found.scores[name])} ({found.method})"
-        for name, n in found.n_neurons.items()
+        f"{name}: {sum(neuron.name.startswith(f'{name}.') for neuron in opened.kept):,} of {n:,} neurons, with "
+        f"{signed(opened.kept_scores[name])} of the MLP's score of {signed(opened.scores[name])} ({opened.method})"
+        for name, n in opened.n_neurons.items()
     ]
-    return Table(title, NEURONS, found.kept[:MOST_NEURONS], 1, [*sums, *found.notes])
+    return Table(title, NEURONS, opened.kept[:MOST_NEURONS], 1, [*sums, *opened.notes])
 
 
-def head_tables(found: OpenedHeads) -> list[Table]:
+def head_tables(heads: OpenedHeads) -> list[Table]:
     """What the parts of heads carry in the circuit, and why the heads attend where they do."""
-    where = f"on {found.n_pairs} pairs ({found.split})"
+    where = f"on {heads.n_pairs} pairs ({heads.split})"
     lost = (
         "lost without: share of D that the circuit loses, a ratio of means; the head then attends, or moves, as ablated"
     )
-    parts = Table(f"parts of heads {where}", HEAD_PARTS, found.parts, 2, [lost, f"intervals over {found.drawn_over}"])
+    parts = Table(f"parts of heads {where}", HEAD_PARTS, heads.parts, 2, [lost, f"intervals over {heads.drawn_over}"])
     notes = [
-        "score: q.k of the part's tokens less the mean over all, A less B: the sum over what writes the query, and",
-        "over what writes the keys, of which the largest is named; norms are held; intervals as above",
+        "score: q.k of the part's tokens minus the mean over all, A minus B: the sum over what writes the query, and",
+        "over what writes the keys, of which the largest is named; norms are frozen; intervals as above",
     ]
-    title = f"why heads attend at the answer, on {found.n_attended} pairs"
-    return [parts, Table(title, ATTENDED, found.attended, 2, notes)]
+    title = f"why heads attend at the answer, on {heads.n_attended} pairs"
+    return [parts, Table(title, ATTENDED, heads.attended, 2, notes)]
 
 
 HEAD_PARTS = (

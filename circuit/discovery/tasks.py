@@ -12,10 +12,21 @@ from persona_circuits.circuit.forward import CONSTANT, Ablation, Prepared, make_
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.options import Where
 from persona_circuits.circuit.progress import Stage, untold_stage
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit
 from persona_circuits.circuit.task import Batch, Reader, Row, Task, batches, encode, with_swap_rows
 from persona_circuits.metrics import Metric
 
-__all__ = ["ablation_for", "batches_of", "check_pairs", "named_ablation", "own_rows", "pairs_of", "rows_of", "split_of"]
+__all__ = [
+    "ablation_for",
+    "batches_of",
+    "check_graph",
+    "check_pairs",
+    "named_ablation",
+    "own_rows",
+    "pairs_of",
+    "rows_of",
+    "split_of",
+]
 
 
 def named_ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stage) -> Ablation | None:
@@ -26,7 +37,7 @@ def named_ablation(name: str, model: Model, groups: Sequence[Batch], stage: Stag
     if model.budget is not None:
         if name == "optimal":
             raise OptionError(
-                "--ablation optimal learns on 16 prompts at a time and cannot be held to --max-memory; use another "
+                "--ablation optimal learns on 16 prompts at a time and cannot be kept within --max-memory; use another "
                 "ablation, or leave --max-memory out"
             )
         longest = max((batch.n_tokens for batch in groups), default=1)
@@ -56,7 +67,7 @@ def pairs_of(
     ablation: Ablation | None = None,
     batch_size: int = 32,
 ) -> Callable[[], Iterator[Prepared]]:
-    """What gives a task's batches, prepared one after the other, each time it is called.
+    """A function that yields a task's batches, prepared one after the other.
 
     Raises:
         TaskError: the pairs do not fit the model.
@@ -66,7 +77,7 @@ def pairs_of(
 
 
 def batches_of(model: Model, task: Task, metric: Metric, *, align: str = "equal", batch_size: int = 32) -> list[Batch]:
-    """This process's batches of a task, both directions of a pair in them where the metric wants both.
+    """This process's batches of a task, with both directions of each pair where the metric needs them.
 
     Raises:
         TaskError: the pairs do not fit the model.
@@ -75,21 +86,35 @@ def batches_of(model: Model, task: Task, metric: Metric, *, align: str = "equal"
     return batches(own_rows(rows, metric), batch_size, model.device)
 
 
+def check_graph(circuit: Circuit | SpanCircuit, model: Model) -> None:
+    """Check that a circuit is of this model's graph.
+
+    Raises:
+        OptionError: it is of another one.
+    """
+    own, graph = circuit.graph, model.graph
+    if own != graph:
+        raise OptionError(
+            f"the circuit is of a model with {own.n_layers} layers and {own.n_heads} heads, but {model.name} has "
+            f"{graph.n_layers} and {graph.n_heads}; give the model it was found in"
+        )
+
+
 def check_pairs(
     task: Task, reader: Reader, *splits: tuple[str | None, str], where: Where = (), align: str = "equal"
 ) -> None:
-    """That the pairs of some splits, each what is wanted and the usual name, fit a tokenizer.
+    """Check that the pairs of some splits, each given as the requested and the default name, fit a tokenizer.
 
     Raises:
         TaskError: there is no such split or key, or some do not fit; all faults are listed.
     """
     chosen = task.where(**dict(where))
-    for name in dict.fromkeys(split_of(chosen, wanted, usual) for wanted, usual in splits):
+    for name in dict.fromkeys(split_of(chosen, requested, usual) for requested, usual in splits):
         encode(chosen.of_split(name), reader, align=align)
 
 
 def split_of(task: Task, wanted: str | None, default: str) -> str:
-    """The split to use: the one asked for, else ``default`` if the file has it, else all pairs."""
+    """The split to use: the requested one, else ``default`` if the file has it, else all pairs."""
     return wanted if wanted is not None else default if default in task.splits else "all"
 
 

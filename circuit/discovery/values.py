@@ -1,4 +1,4 @@
-"""What the stages of a search find: each value has a name of its own."""
+"""The results of the stages of a search."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a search stands on: ``test`` is ``train`` where the pairs have no splits. ``shared`` is what both have."""
+    """The inputs of a search: ``test`` is ``train`` where the pairs have no splits. ``shared`` is their overlap."""
 
     model: Model
     metric: Metric
@@ -88,7 +88,7 @@ class Effect:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """Every edge's score, by part of the prompt or by pair too where that was asked for; None of it for plain ACDC."""
+    """Every edge's score, also by part of the prompt or by pair if requested; all None for plain ACDC."""
 
     scores: Scores | None
     parts: ScoreParts | None = None
@@ -100,7 +100,7 @@ class Scored:
 class Pruned:
     """The circuit; what ACDC cost; the search for the smallest, where a faithfulness was aimed at; the exact finish.
 
-    ``at_parts`` says at which parts of the prompt the circuit has its edges, where it does not have them at all.
+    ``at_parts`` says at which parts of the prompt the circuit has its edges, where not at all of them.
     """
 
     circuit: Circuit
@@ -132,7 +132,7 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Controls:
-    """How nearly EAP-IG's scores add up, what a short format did to them, where contrast persists, what is missed."""
+    """EAP-IG's completeness, the cost of half precision, where the contrast persists, and a bound on missed edges."""
 
     completeness: Completeness | None
     cost: ActivationCost | None

@@ -1,9 +1,9 @@
-"""Pairs that weigh alike in the scores, whatever the size of their effect.
+"""Equal weights of couples of personas in the scores, whatever the size of their effect.
 
 A score is a mean over pairs, so that couples of personas with a large divergence say most of it. Here every pair's
 metric is divided by the spread of its couple, the root mean square of D over the couple's pairs, and multiplied by one
 number, so that the weights' mean is 1 and the metric's unit stays. Couples with less than a tenth of the spread of all
-pairs count as if they had that: nothing but noise would be made large.
+pairs count as if they had that, so as not to amplify noise.
 """
 
 from __future__ import annotations

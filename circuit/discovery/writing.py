@@ -1,4 +1,4 @@
-"""A discovery as files: the circuit, its nodes, all scores, the picture, and what was asked for besides."""
+"""A discovery as files: the circuit, its nodes, all scores, the picture, and optional results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["title_of", "write_discovery"]
 
 
-def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = None) -> None:
+def write_discovery(discovery: Discovery, folder: Path, *, strongest: int | None = None) -> None:
     """Write all files into ``folder``, which must exist.
 
     The picture has the ``strongest`` edges at most, or as many as can be followed.
@@ -27,32 +27,32 @@ def write_discovery(found: Discovery, folder: Path, *, strongest: int | None = N
     Raises:
         FileError: the folder is missing or cannot be written.
     """
-    files.write_circuit(found.record, folder / "circuit.json")
-    files.write_nodes(found.circuit, folder / "real_circuits_1.json")
-    if found.scores is not None:
-        files.write_scores(found.scores, folder / "scores.safetensors", made=found.made_of)
-    title = title_of(found.record)
-    fringe = None if found.certificate is None else found.certificate.abstains
-    parts = {} if found.sets is None else by_source(found.circuit, found.sets.groups)
+    files.write_circuit(discovery.record, folder / "circuit.json")
+    files.write_nodes(discovery.circuit, folder / "real_circuits_1.json")
+    if discovery.scores is not None:
+        files.write_scores(discovery.scores, folder / "scores.safetensors", made=discovery.made_of)
+    title = title_of(discovery.record)
+    fringe = None if discovery.certificate is None else discovery.certificate.abstains
+    parts = {} if discovery.sets is None else by_source(discovery.circuit, discovery.sets.groups)
     groups = parts if 0 < len(parts) <= len(GROUP_LOOKS) else None
-    if found.at_parts is not None:
-        groups = edges_at_parts(found.at_parts) or None
-    how: dict[str, Any] = {"scores": found.scores, "strongest": strongest, "title": title}
+    if discovery.at_parts is not None:
+        groups = edges_at_parts(discovery.at_parts) or None
+    how: dict[str, Any] = {"scores": discovery.scores, "strongest": strongest, "title": title}
     for suffix in ("svg", "png"):
-        draw(found.circuit, folder / f"graph.{suffix}", marks=Marks(groups, fringe), **how)
-    files.write_json(summary(found), folder / "summary.json")
-    if found.parts is not None and found.spans is not None:
-        write_spans(found.parts, found.spans, found.at_parts or found.circuit, folder, title=title)
-    if found.heads is not None:
-        files.write_json(found.heads.as_dict(), folder / "heads.json")
-    if found.opened is not None:
-        files.write_json(found.opened.as_dict(), folder / "neurons.json")
-        write_csv(found.opened.rows(), folder / "neurons.csv")
-        write_csv(found.opened.edges(), folder / "neuron_edges.csv")
-    if found.sweep is not None:
+        draw(discovery.circuit, folder / f"graph.{suffix}", marks=Marks(groups, fringe), **how)
+    files.write_json(summary(discovery), folder / "summary.json")
+    if discovery.parts is not None and discovery.spans is not None:
+        write_spans(discovery.parts, discovery.spans, discovery.at_parts or discovery.circuit, folder, title=title)
+    if discovery.heads is not None:
+        files.write_json(discovery.heads.as_dict(), folder / "heads.json")
+    if discovery.opened is not None:
+        files.write_json(discovery.opened.as_dict(), folder / "neurons.json")
+        write_csv(discovery.opened.rows(), folder / "neurons.csv")
+        write_csv(discovery.opened.edges(), folder / "neuron_edges.csv")
+    if discovery.sweep is not None:
         from persona_circuits.circuit.evaluation.curves.sweep_files import write_sweep
 
-        write_sweep(found.sweep, folder, title=title)
+        write_sweep(discovery.sweep, folder, title=title)
 
 
 def title_of(record: Mapping[str, Any] | None) -> str:
@@ -61,5 +61,5 @@ def title_of(record: Mapping[str, Any] | None) -> str:
         return ""
     model, task = record["model"], record["task"]
     origin = model.get("origin")
-    made = f" (quantised {origin['quantisation']}, dequantised)" if origin else ""
-    return f"{Path(model['name']).name}{made}: {task['metric']}, {Path(task['source']).name}"
+    origin_note = f" (quantised {origin['quantisation']}, dequantised)" if origin else ""
+    return f"{Path(model['name']).name}{origin_note}: {task['metric']}, {Path(task['source']).name}"

@@ -1,9 +1,9 @@
-"""Edges that run together: one stroke up to a level bar beside a row of nodes, where they part or join.
+"""Edges that run together: one stroke up to a horizontal bar beside a row of nodes, where they split or join.
 
 ::
 
     a0.h0 ─┐ ┌─ a0.h1            edges of one look that leave a row for one port join above that row;
-           └─┴────────── m0      edges of one look that leave a node for one row part below that row
+           └─┴────────── m0      edges of one look that leave a node for one row split below that row
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FEWEST = 2  # edges of a bundle
 
 
 class Bundle(NamedTuple):
-    """Edges of one ``look`` between a ``node`` (and its port) and a ``row``; they part there, or else join there.
+    """Edges of one ``look`` between a ``node`` (and its port) and a ``row``; they split there, or else join there.
 
     ``gap`` is where their bar lies: below the row of that number, counted from ``input``.
     """
@@ -38,7 +38,7 @@ class Bundle(NamedTuple):
 
 
 def bundles_of(chosen: Chosen, rows: Sequence[Sequence[Node]]) -> dict[Edge, Bundle]:
-    """The larger one of both bundles that an edge may be in, where that has enough edges.
+    """The larger of the two bundles that an edge may be in, if it has enough edges.
 
     What leaves ``input`` for the next row, or enters ``logits``, goes straight up: those are bars already.
     """
@@ -52,20 +52,20 @@ def bundles_of(chosen: Chosen, rows: Sequence[Sequence[Node]]) -> dict[Edge, Bun
         groups[Bundle(edge.src, None, last, look, True)].append(edge)
         if edge.src != INPUT:
             groups[Bundle(edge.dst, edge.slot, first, look, False)].append(edge)
-    found: dict[Any, Bundle] = {}
+    bundles: dict[Any, Bundle] = {}
     for bundle, edges in sorted(groups.items(), key=lambda item: len(item[1])):
         if len(edges) >= FEWEST:
-            found |= dict.fromkeys(edges, bundle)
-    left = _sizes(found)  # an edge that went to a larger bundle may have left one alone
-    return {edge: bundle for edge, bundle in found.items() if left[bundle] >= FEWEST}
+            bundles |= dict.fromkeys(edges, bundle)
+    left = _sizes(bundles)  # an edge that went to a larger bundle may have left one alone
+    return {edge: bundle for edge, bundle in bundles.items() if left[bundle] >= FEWEST}
 
 
 def by_gap(bundles: Mapping[Edge, Bundle]) -> dict[int, list[Bundle]]:
     """The bundles whose bars lie below each row, those of most edges first: their bars are nearest to their nodes."""
-    found: dict[int, list[Bundle]] = defaultdict(list)
+    by_gap: dict[int, list[Bundle]] = defaultdict(list)
     for bundle, _ in sorted(_sizes(bundles).items(), key=lambda item: (-item[1], str(item[0]))):
-        found[bundle.gap].append(bundle)
-    return found
+        by_gap[bundle.gap].append(bundle)
+    return by_gap
 
 
 def _sizes(bundles: Mapping[Edge, Bundle]) -> dict[Bundle, int]:

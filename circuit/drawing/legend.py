@@ -1,4 +1,4 @@
-"""What stands behind and below the graph: bands and legend."""
+"""The background of the graph and what is below it: bands and legend."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ LETTER = 0.57  # width of a letter in its size, on average
 
 
 def background(page: Page, chosen: Chosen, title: str, *, below: bool = False) -> dict[str, str]:
-    """All that is no node and no edge, in Graphviz's xdot language; and the bounds of the whole picture.
+    """Everything but nodes and edges, in Graphviz's xdot language; and the bounds of the whole picture.
 
     The legend is beside the graph, or ``below`` it.
     """
-    left, middle, beside = page.left - LABELS, (page.left + page.right) / 2, page.right + 26
-    right = (page.right if below else beside + LEGEND) + MARGIN
+    left, middle, right_of_page = page.left - LABELS, (page.left + page.right) / 2, page.right + 26
+    right = (page.right if below else right_of_page + LEGEND) + MARGIN
     top, drawn = page.top + 24, []
     title = shortened("".join(x if x.isprintable() else " " for x in title).replace("\\", "∖").strip(), LONGEST)
     for text, size, color, room in ((chosen.note, 9.5, FAINT, 7.0), (title, 15.0, INK, 3.0)):
@@ -62,7 +62,7 @@ def background(page: Page, chosen: Chosen, title: str, *, below: bool = False) -
     if below:
         legend, low = _legend_below(left, page.right, chosen)
     else:
-        legend, low = _legend_beside(beside, page.top, chosen)
+        legend, low = _legend_beside(right_of_page, page.top, chosen)
     low, high = min(0.0, low) - MARGIN, top - 8 + MARGIN
     paper = _rectangle(0.0, low, right, high, "#FFFFFF")
     return {

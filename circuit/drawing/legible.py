@@ -1,4 +1,4 @@
-"""How much of a circuit can be followed on paper: lines that cross, and letters that are scaled down."""
+"""How much of a circuit is legible on paper: crossings of lines, and letters that are scaled down."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLICE = 3.0  # points from one height at which lines are looked at to the next
 
 @dataclass(frozen=True)
 class Layout:
-    """Where all of a picture is: page, curves of the edges, what stands behind; and how well it can be read.
+    """The layout of a picture: page, curves of the edges, background; and how legible it is.
 
     ``scale`` is what a paper's page and columns leave of its size, 1 at most.
     """
@@ -64,7 +64,7 @@ def _scale(bounds: str, wide: float, tall: float) -> float:
 def crossings(curves: Sequence[Points], shares: Sequence[float]) -> float:
     """How often curves cross one another; those that touch and part on the same side do not.
 
-    ``shares`` are what a curve counts, less where several are one line over most of their way.
+    ``shares`` are the weights of curves, smaller where several share a line over most of their way.
     """
     if not curves:
         return 0.0
@@ -83,6 +83,6 @@ def _at(curve: Points, heights: np.ndarray) -> np.ndarray:
     points, t = np.array(curve), np.linspace(0, 1, 9)[:, None]
     ends = [points[i : len(points) - 3 + i : 3] for i in range(4)]
     weights = ((1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3)
-    along = sum(w[None] * p[:, None] for w, p in zip(weights, ends, strict=True)).reshape(-1, 2)
-    level = along[:, 1] + 1e-9 * np.arange(len(along))  # a level piece has an order too
-    return np.interp(heights, level, along[:, 0], left=np.nan, right=np.nan)
+    xy = sum(w[None] * p[:, None] for w, p in zip(weights, ends, strict=True)).reshape(-1, 2)
+    level = xy[:, 1] + 1e-9 * np.arange(len(xy))  # a horizontal piece needs an order too
+    return np.interp(heights, level, xy[:, 0], left=np.nan, right=np.nan)

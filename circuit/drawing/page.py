@@ -1,4 +1,4 @@
-"""Where nodes stand, a row of heads and an MLP for every layer, and between them the bars of bundles."""
+"""Positions of nodes, a row of heads and an MLP for every layer, and of the bars of bundles between them."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Page:
             bands.append(_Band(label, low, high, not layer_rows))
         above = max(widths.room, _room(gaps.get(place, ())))
         boxes[LOGITS] = _Box(widths.middle, high + BETWEEN + above + BAR / 2, widths.bar, BAR)
-        levels = {bundle: level for gap, found in gaps.items() for bundle, level in _levels(boxes, rows, gap, found)}
+        levels = {bundle: level for gap, in_gap in gaps.items() for bundle, level in _levels(boxes, rows, gap, in_gap)}
         return cls(boxes, rows, tuple(bands), widths.left, widths.left + widths.bar, bundles, levels)
 
 
@@ -117,14 +117,14 @@ def _layers(graph: Graph, chosen: Chosen) -> list[tuple[str, list[tuple[Node, ..
     """Label and rows of every layer; layers without nodes are put together into one, without rows."""
     nodes = {end for edge in chosen.edges for end in (edge.src, edge.dst)}
     order = {node: (list(ROLES).index(chosen.roles.get(node, "")), node.head) for node in nodes}
-    found = []
+    layers = []
     for layer in range(graph.n_layers):
         own = (node for node in nodes if node.kind == "head" and node.layer == layer)
         heads = tuple(sorted(own, key=lambda node: order[node]))
         mlp = tuple(node for node in nodes if node.kind == "mlp" and node.layer == layer)
-        found.append((layer, [heads + mlp] if graph.parallel else [heads, mlp]))
+        layers.append((layer, [heads + mlp] if graph.parallel else [heads, mlp]))
     result: list[tuple[str, list[tuple[Node, ...]]]] = []
-    for empty, group in groupby(found, key=lambda item: not any(item[1])):
+    for empty, group in groupby(layers, key=lambda item: not any(item[1])):
         run = list(group)
         if empty:
             first, last = run[0][0], run[-1][0]
@@ -139,7 +139,7 @@ def _size(node: Node) -> tuple[float, float]:
 
 
 class Lanes:
-    """Hands out room beside the nodes, outwards, to the edges that pass there; full gaps start again."""
+    """Assigns lanes beside the nodes, from inside out, to the edges that pass there; full gaps start again."""
 
     def __init__(self) -> None:
         self._taken: dict[tuple[Node, int], float] = defaultdict(float)

@@ -82,7 +82,7 @@ class DrawReport:
 
 @dataclass(frozen=True)
 class Marks:
-    """How edges are told apart.
+    """How edges are distinguished.
 
     ``groups`` are at most four parts of the circuit by name, each edge in exactly one; edges are then coloured by their
     part rather than by the sign of their score. ``fringe`` are the edges that other pairs might not have given
@@ -227,7 +227,7 @@ def _check_groups(circuit: Circuit, groups: Mapping[str, Circuit] | None) -> Non
         raise OptionError("the groups do not part the circuit: each of its edges must be in exactly one of them")
 
 
-# --- what Graphviz is told -----------------------------------------------------------------
+# --- Graphviz attributes -------------------------------------------------------------------
 
 
 def _node_attributes(page: Page, node: Node, chosen: Chosen) -> dict[str, str]:
@@ -312,11 +312,11 @@ def check_picture(path: str | Path) -> None:
 
 
 def _format_of(path: Path, fmt: str | None) -> str:
-    found = (fmt or path.suffix.lstrip(".")).lower()
-    if found not in FORMATS:
-        got = f"{found!r}" if found else f"none, as {path.name!r} has no ending"
-        raise OptionError(f"the picture's format is {got}; give a path that ends in .{', .'.join(FORMATS)}")
-    return found
+    form = (fmt or path.suffix.lstrip(".")).lower()
+    if form not in FORMATS:
+        given = f"{form!r}" if form else f"none, as {path.name!r} has no ending"
+        raise OptionError(f"the picture's format is {given}; give a path that ends in .{', .'.join(FORMATS)}")
+    return form
 
 
 _RENDER = """
@@ -329,9 +329,8 @@ sys.stdout.buffer.write(graph.draw(None, format=sys.argv[1], prog="nop2"))
 def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
     """The picture's bytes.
 
-    Graphviz runs in a process of its own, as fontconfig reads its settings once per
-    process: there our font is the only one, so labels neither vanish on a machine
-    without fonts nor look different on another.
+    Graphviz runs in a process of its own, as fontconfig reads its settings once per process: there our font is the only
+    one, so labels neither vanish on a machine without fonts nor look different on another.
     """
     if fmt == "dot":
         return picture.to_string().encode()
@@ -339,26 +338,26 @@ def _rendered(picture: pgv.AGraph, fmt: str) -> bytes:
     if fmt == "png":
         dpi = PAPER_DPI if picture.graph_attr.get("size") else _dpi(picture.graph_attr["bb"])
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", _RENDER, fmt, f"{dpi:.2f}"],
             input=picture.to_string().encode(),
             capture_output=True,
             env=font_environment(Path(folder)),
         )
-    if done.returncode or not done.stdout:
+    if process.returncode or not process.stdout:
         raise FileError(
-            f"Graphviz drew no {fmt}: {done.stderr.decode(errors='replace').strip()[-300:]}; "
+            f"Graphviz drew no {fmt}: {process.stderr.decode(errors='replace').strip()[-300:]}; "
             "install pygraphviz again, or write a .dot file and draw it with your own Graphviz"
         )
     if fmt == "svg":
-        return with_font(done.stdout.decode("utf-8")).encode()
+        return with_font(process.stdout.decode("utf-8")).encode()
     if fmt == "pdf":  # which holds the time
-        return re.sub(rb"\(D:\d{14}", b"(D:19700101000000", done.stdout)
-    return done.stdout
+        return re.sub(rb"\(D:\d{14}", b"(D:19700101000000", process.stdout)
+    return process.stdout
 
 
 def _dpi(bounds: str) -> float:
-    """Dots per inch, less where the picture would have too many of them."""
+    """Dots per inch, reduced where the picture would have too many pixels."""
     left, low, right, high = map(float, bounds.split(","))
     wide, tall = (right - left) / 72, (high - low) / 72
     return min(PNG_DPI, (PNG_PIXELS / (wide * tall)) ** 0.5, PNG_SIDE / max(wide, tall))

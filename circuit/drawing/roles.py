@@ -49,7 +49,7 @@ def roles_of(circuit: Circuit, scores: Scores | None) -> dict[Node, str]:
     """
     if scores is None:
         return {}
-    sizes, graph, found = np.abs(scores.values) * circuit.mask, circuit.graph, {}
+    sizes, graph, roles = np.abs(scores.values) * circuit.mask, circuit.graph, {}
     for src, node in enumerate(graph.src_nodes):
         slots = list(graph.slots_by_source[src])
         into, out = sizes[:, slots].sum(), sizes[src].sum()
@@ -58,5 +58,5 @@ def roles_of(circuit: Circuit, scores: Scores | None) -> dict[Node, str]:
         shares = sizes[0, slots].sum() / into, sizes[src, -1] / out
         if all(max(share, 1 - share) >= PLAIN for share in shares):
             reads, writes = (share >= PLAIN for share in shares)
-            found[node] = BOTH if reads and writes else READER if reads else WRITER if writes else BETWEEN
-    return found if len(set(found.values())) > 1 else {}
+            roles[node] = BOTH if reads and writes else READER if reads else WRITER if writes else BETWEEN
+    return roles if len(set(roles.values())) > 1 else {}

@@ -74,7 +74,7 @@ def _line(start: tuple[float, float], end: tuple[float, float]) -> Points:
 
 
 def _straight(trunk: Points, bundle: Bundle) -> Points:
-    """A trunk that had to turn aside parts, or joins, where it is then rather than back in the middle."""
+    """A trunk that had to turn aside splits, or joins, at its new place rather than back in the middle."""
     if len(trunk) == 2:
         return trunk
     if bundle.parts:
@@ -88,13 +88,13 @@ def _starts(page: Page, edges: Sequence[Edge]) -> dict[Edge, float]:
     for edge in edges:
         bundle = page.bundles.get(edge)
         groups[edge.src].setdefault(bundle if bundle and bundle.parts else edge, []).append(edge)
-    found: dict[Edge, float] = {}
+    starts: dict[Edge, float] = {}
     for node, group in groups.items():
         towards = [sum(_port_x(page, edge) for edge in own) / len(own) for own in group.values()]
         firsts = [own[0] for own in group.values()]
         places = dict(_spread(page, node, firsts, towards, _half(page, node)))
-        found |= {edge: places[own[0]] for own in group.values() for edge in own}
-    return found
+        starts |= {edge: places[own[0]] for own in group.values() for edge in own}
+    return starts
 
 
 def _ends(page: Page, edges: Sequence[Edge]) -> dict[Edge, float]:
@@ -103,13 +103,13 @@ def _ends(page: Page, edges: Sequence[Edge]) -> dict[Edge, float]:
     for edge in edges:
         bundle = page.bundles.get(edge)
         groups[edge.dst, edge.slot].setdefault(bundle if bundle and not bundle.parts else edge, []).append(edge)
-    found: dict[Edge, float] = {}
+    ends: dict[Edge, float] = {}
     for (node, slot), group in groups.items():
         towards = [sum(page.boxes[edge.src].x for edge in own) / len(own) for own in group.values()]
         firsts = [own[0] for own in group.values()]
         places = dict(_spread(page, node, firsts, towards, 5.5 if slot else _half(page, node)))
-        found |= {edge: places[own[0]] for own in group.values() for edge in own}
-    return found
+        ends |= {edge: places[own[0]] for own in group.values() for edge in own}
+    return ends
 
 
 def _half(page: Page, node: Node) -> float:

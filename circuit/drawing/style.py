@@ -41,13 +41,12 @@ __all__ = [
     "Chosen",
     "Widths",
     "chosen_by_size",
-    "chosen_edges",
     "edge_look",
     "line_width",
 ]
 
 FORMATS = ("svg", "png", "pdf", "dot")
-# Colours that are told apart by colour-blind readers too (Okabe and Ito).
+# Colours that colour-blind readers can distinguish too (Okabe and Ito).
 BLUE, VERMILLION, GREY = "#0072B2", "#D55E00", "#8A8A8A"
 INK, FAINT, BAND, DARK = "#222222", "#767676", "#F4F5F7", "#4A4F57"
 HEAD_FILL, HEAD_LINE, PORT_FILL = "#FFF6DC", "#A8791A", "#F3D58B"
@@ -108,13 +107,8 @@ class Chosen:
         return edge_look(self.scores[edge])
 
 
-def chosen_edges(circuit: Circuit, scores: Scores | None, strongest: int) -> Chosen:
-    """All edges that are on a path, or of more than ``strongest`` those of the strongest paths: nothing dangles."""
-    return next(chosen_by_size(circuit, scores, [strongest]))
-
-
 def chosen_by_size(circuit: Circuit, scores: Scores | None, sizes: Sequence[int]) -> Iterator[Chosen]:
-    """What ``chosen_edges`` gives for each of the sizes in turn."""
+    """For each of the sizes all edges on a path, or of more those of the strongest paths, so that nothing dangles."""
     if any(size < 1 for size in sizes):
         raise OptionError(f"strongest is {min(sizes)}; it is how many edges to draw, so give 1 or more")
     if scores is not None and scores.graph != circuit.graph:

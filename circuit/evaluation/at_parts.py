@@ -1,8 +1,8 @@
 """Random circuits like one whose edges are at parts of the prompt: the same through other heads.
 
-In every layer the heads exchange their edges at random, those that they write and those that they read. So a random
-circuit has as many edges at every part between every two layers and kinds of node, hangs together as the given one
-does, and differs in nothing but which heads it goes through. Edges between MLPs, ``input`` and ``logits`` are in all.
+In every layer the heads exchange their edges, in and out, by a random permutation. So a random circuit has as many
+edges at every part between every two layers and kinds of node, is connected like the given one, and differs only in
+the heads it goes through. Edges between MLPs, ``input`` and ``logits`` are in all.
 """
 
 from __future__ import annotations
@@ -11,36 +11,23 @@ from dataclasses import replace
 
 import numpy as np
 
-from persona_circuits.circuit.graph import SLOTS, Graph
 from persona_circuits.circuit.subgraph import SpanCircuit
 
 __all__ = ["random_at_parts"]
 
 MOST_TRIES = 20
-"""Exchanges that are drawn for one that changes anything."""
+"""Permutations drawn at most to find one that changes anything."""
 
 
 def random_at_parts(circuit: SpanCircuit, count: int, *, seed: int) -> list[SpanCircuit]:
     """``count`` random circuits through other heads; fewer, or none, where other heads give the same circuit."""
-    found = []
-    for one in np.random.SeedSequence(seed).spawn(count):
-        rng = np.random.default_rng(one)
+    circuits = []
+    for child in np.random.SeedSequence(seed).spawn(count):
+        rng = np.random.default_rng(child)
         for _ in range(MOST_TRIES):
-            sources, slots = _exchanged(circuit.graph, rng)
+            sources, slots = circuit.graph.permuted_heads(rng)
             other = replace(circuit, mask=circuit.mask[:, sources][:, :, slots])
             if other != circuit:
-                found.append(other)
+                circuits.append(other)
                 break
-    return found
-
-
-def _exchanged(graph: Graph, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The sources and slots in another order: the heads of every layer by turns."""
-    sources, slots = np.arange(graph.n_src), np.arange(graph.n_dst)
-    for layer in range(graph.n_layers):
-        order, heads, first = rng.permutation(graph.n_heads), graph.heads_of(layer), graph.head_slots_of(layer).start
-        sources[heads] = heads.start + order
-        for i in range(len(SLOTS)):
-            start = first + i * graph.n_heads
-            slots[start : start + graph.n_heads] = start + order
-    return sources, slots
+    return circuits

@@ -1,12 +1,12 @@
-"""Chosen heads, opened: what their queries and keys, and what their values carry, and why they attend where they do.
+"""Chosen heads in detail: what their queries and keys, and their values, carry, and why they attend where they do.
 
 Parts: the circuit without what a head's query and key read, so that it attends as in the ablated run, and without what
 its value reads, so that it moves what is there in that run.
 
 Attention: the score of a key at the answer's place, q . k before the softmax, is a sum over the sources that write the
-query, and over those that write the key, with the scales of norms held (``model.scores``). Scores are taken less
-their mean over all keys, as attention depends on differences alone, and averaged over a part of the prompt by how much
-the head attends to each of its tokens. What is reported is persona A's run less persona B's, mean over pairs.
+query, and over those that write the key, with the scales of norms frozen (``model.scores``). Their mean over all keys
+is subtracted, as attention depends on differences alone, and scores are averaged over a part of the prompt, weighted by
+the head's attention to each of its tokens. The report gives persona A's run minus persona B's, mean over pairs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["Attended", "HeadPart", "OpenedHeads", "attended", "head_parts", "hea
 PARTS: dict[str, tuple[Slot, ...]] = {"query-key": ("q", "k"), "value-output": ("v",)}
 REST = "biases"
 MOST_PAIRS = 16
-"""Pairs whose attention is taken apart."""
+"""Pairs whose attention is decomposed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Attended:
     """A head and a part of the prompt: how much of the attention it has, the score, and what makes the difference.
 
     ``query`` and ``key`` are of every source and of what belongs to none (``biases``); either sums to ``score``, A
-    less B. ``attention_a`` and ``attention_b`` are shares of the attention at the answer. ``interval`` is that of
+    minus B. ``attention_a`` and ``attention_b`` are shares of the attention at the answer. ``interval`` is that of
     ``score`` over pairs, None where some pairs have no such part.
     """
 
@@ -83,7 +83,7 @@ class OpenedHeads:
     drawn_over: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as ``heads.json`` holds them."""
+        """Plain values, as in ``heads.json``."""
         return {"format": "persona-circuits/heads", "version": 1, **plain(self)}
 
 
@@ -122,14 +122,14 @@ def head_parts(
             masks.append(circuit.mask.copy())
             masks[-1][:, slots] = False
     full, empty, own, *without = pairwise(measure(model, prepared, masks, metric), metric)
-    lost = [share_of((own - one)[None], full - empty, sample) for one in without]
+    lost = [share_of((own - row)[None], full - empty, sample) for row in without]
     return tuple(HeadPart(*about, share) for about, share in zip(named, lost, strict=True))
 
 
 def attended(
     model: Model, rows: Sequence[Row], heads: Sequence[Node], sample: PairSample, *, progress: Progress | None = None
 ) -> tuple[Attended, ...]:
-    """Why heads attend to each part of the prompt, under A less under B; a prompt at a time.
+    """Why heads attend to each part of the prompt, under A minus under B; one prompt at a time.
 
     Parameters
     ----------
@@ -148,20 +148,22 @@ def attended(
             total.setdefault(place, []).append(np.stack([side[place] for side in sides]))
         if progress is not None:
             progress(done, len(rows))
-    found = []
+    by_head = []
     for (head, span), values in total.items():
         a, b = np.mean(values, 0)
         n = model.graph.n_reaching(model.graph.head_slots_of(head.layer).start) + 1
         names = (*model.graph.src_names[: n - 1], REST)
         share_a, change = a[0], a - b
         query, key = (dict(zip(names, change[2 + i * n : 2 + (i + 1) * n].tolist(), strict=True)) for i in (0, 1))
-        each = np.array([one[0, 1] - one[1, 1] for one in values])
+        each = np.array([entry[0, 1] - entry[1, 1] for entry in values])
         known = None
         if 1 < len(each) == len(rows):
             known = interval(partial(weighted_mean, values=each), sample.over(len(each)), seed=sample.seed)
-        found.append(Attended(str(head), span, float(share_a), float(b[0]), float(change[1]), known, query, key))
+        by_head.append(Attended(str(head), span, float(share_a), float(b[0]), float(change[1]), known, query, key))
     order = [str(head) for head in heads]
-    return tuple(sorted(found, key=lambda one: (order.index(one.head), -max(one.attention_a, one.attention_b))))
+    return tuple(
+        sorted(by_head, key=lambda entry: (order.index(entry.head), -max(entry.attention_a, entry.attention_b)))
+    )
 
 
 def _side(
@@ -172,12 +174,12 @@ def _side(
     spans = (row.spans, row.corrupt_spans)[turn]
     with torch.no_grad():
         at = run(model, *model.start(tokens))
-    found = {}
+    sides = {}
     for layer in sorted({head.layer for head in heads}):
         n = model.graph.n_reaching(model.graph.head_slots_of(layer).start)
         with torch.no_grad():
             terms = score_terms(model.blocks[layer], at.streams[layer], at.contributions[:n, 0], at.context)
-        query, key, score = (one.double().cpu().numpy() for one in terms)
+        query, key, score = (term.double().cpu().numpy() for term in terms)
         for head in (head for head in heads if head.layer == layer):
             own = np.concatenate([score[head.head][None], query[:, head.head], key[:, head.head]])
             seen = np.isfinite(own[0])
@@ -188,5 +190,5 @@ def _side(
                 places = [i for span in spans if span.name == name for i in range(span.start, span.end) if seen[i]]
                 share = pattern[places].sum()
                 if places and share > 0:
-                    found[head, name] = np.concatenate([[share], own[:, places] @ (pattern[places] / share)])
-    return found
+                    sides[head, name] = np.concatenate([[share], own[:, places] @ (pattern[places] / share)])
+    return sides

@@ -1,4 +1,4 @@
-"""Pair by pair: what one number of faithfulness hides.
+"""Pair by pair: what a single faithfulness number hides.
 
     distribution   quantiles of the pairs' own f, the worst pairs by name, ratio of means beside mean of ratios
     flat pairs     those whose |D| is within the null, 2 sigma_0, and those without an effect m(full) - m(empty) to
@@ -7,11 +7,11 @@
     groups         pairs whose own edge scores differ in kind, with the circuit's faithfulness in each, so that
                    a mixture of circuits is not passed off as one
 
-Groups are sought among the pairs that are not flat. The pairs' score vectors are brought to length one, put
-together by Ward's method, and cut into the number of groups with the largest mean silhouette. One group is a
-possible answer: two groups must explain more of the variance than they do in data of the same mean and covariance
-without groups, drawn from a normal distribution and treated alike (SigClust, Liu, Hayes, Nobel and Marron 2008).
-In that test B draws give p = (1 + b) / (1 + B).
+Groups are searched for among the pairs that are not flat. The pairs' score vectors are normalised, clustered by
+Ward's method, and cut into the number of groups with the largest mean silhouette. One group is a possible answer:
+two groups must explain more of the variance than they do in data of the same mean and covariance without groups, drawn
+from a normal distribution and treated the same way (SigClust, Liu, Hayes, Nobel and Marron 2008). In that test B draws
+give p = (1 + b) / (1 + B).
 """
 
 from __future__ import annotations
@@ -64,9 +64,8 @@ class PairsView:
     """A circuit pair by pair; ``rows`` in the order of the pairs.
 
     ``null`` is the bound on |D| (on |effect| where D is not given) of flat pairs and ``null_source`` where it comes
-    from.
-    ``quantiles`` are of the f of pairs that are not flat, None where all are. ``worst`` are those of
-    them furthest from f = 1.
+    from. ``quantiles`` are of the f of pairs that are not flat, None where all are. ``worst`` are those of them
+    furthest from f = 1.
     """
 
     null: float
@@ -114,7 +113,7 @@ class PairsView:
 
 @dataclass(frozen=True, eq=False)
 class PairSignal:
-    """What tells pairs with an effect from flat ones.
+    """What distinguishes pairs with an effect from flat ones.
 
     ``divergences`` is D of each pair in logits, as ``divergences_of`` gives it. ``sigma_0`` is the spread of D over
     paraphrases of one persona, in logits (``evaluation.null``): pairs with |D| within twice that are flat; without it
@@ -149,7 +148,7 @@ def pairs_view(
     n_worst: int = 10,
     progress: Progress | None = None,
 ) -> PairsView:
-    """Look at every pair on its own; no model is run.
+    """Analyse every pair on its own; no model is run.
 
     Parameters
     ----------
@@ -158,9 +157,9 @@ def pairs_view(
     pairs
         The pairs, in the same order.
     signal
-        What tells pairs with an effect from flat ones.
+        What distinguishes pairs with an effect from flat ones.
     sought
-        How groups are sought; without it none are.
+        How to search for groups; without it there is no search.
 
     Raises
     ------
@@ -209,7 +208,7 @@ def measured_pairs(
 ) -> Float[np.ndarray, "three pair"]:
     """The metric of each pair under the full, the empty and this circuit; both directions averaged.
 
-    ``watch`` sees the batches go by.
+    ``watch`` inspects the batches as they pass.
     """
     masks = [Circuit.full(model.graph).mask, Circuit.empty(model.graph).mask, circuit.mask]
     return pairwise(measure(model, prepared if watch is None else watch.watched(prepared), masks, metric), metric)
@@ -218,12 +217,12 @@ def measured_pairs(
 def divergences_of(prepared: Iterable[Prepared], *, swapped: bool) -> Float[np.ndarray, " pair"]:
     """D of each pair in logits, from the plain runs; ``swapped``: every pair stands there in both directions."""
     margin = METRICS["logit-diff"]
-    found: dict[int, float] = {}
+    gaps: dict[int, float] = {}
     for item in prepared:
         gap = margin(item.clean.logits, item.targets) - margin(item.corrupt.logits, item.targets)
-        found |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = parallel.gathered(found)
-    values = np.array([found[index] for index in sorted(found)])
+        gaps |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
+    gaps = parallel.gathered(gaps)
+    values = np.array([gaps[index] for index in sorted(gaps)])
     return values.reshape(-1, 2).mean(axis=1) if swapped else values
 
 
@@ -300,9 +299,9 @@ def _notes(
 ) -> Iterable[str]:
     """What a reader of the numbers must know."""
     if flat.any():
-        yield f"{int(flat.sum())} of {len(flat)} pairs have no effect beyond the null ({null:.3g}); they stand apart"
+        yield f"{int(flat.sum())} of {len(flat)} pairs have no effect beyond the null ({null:.3g}); they are apart"
     if grouping is not None and grouping.p is None and grouping.n_groups:
-        yield f"fewer than {LEAST_PAIRS} pairs with an effect: no groups were sought"
+        yield f"fewer than {LEAST_PAIRS} pairs with an effect: no search for groups"
     if len(groups) > 1:
         parts = [f"{_number(group.averages.ratio_of_means)} on {group.averages.n_pairs}" for group in groups]
         p = grouping.p if grouping is not None and grouping.p is not None else 1.0

@@ -1,7 +1,7 @@
-"""Certificates: which edges stay whatever R personas or questions are taken away.
+"""Certificates: which edges stay whichever R personas or questions are removed.
 
-The pairs' kept scores are averaged and pruned again by the circuit's own rule; no model is run. A persona or a question
-that goes takes every pair with it that it occurs in.
+The pairs' kept scores are averaged and pruned again by the circuit's own rule; no model is run. Removing a persona or a
+question removes every pair that it occurs in.
 
     exhaustive   every set of 1 to R of them is taken away, where there are few enough sets: an edge *stays* if every
                  one of these circuits has it. This is about the rule itself, and sure.
@@ -39,7 +39,7 @@ from persona_circuits.circuit.task import PromptPair
 __all__ = ["Certificate", "Removal", "Units", "certify", "with_certificate"]
 
 MOST_SETS = 3000
-"""Sets up to which every one is taken away."""
+"""Largest number of sets that are all tried."""
 N_DRAWS = 2000
 KEPT = 2 / 3
 """Share of the units that a draw keeps."""
@@ -117,30 +117,30 @@ class Certificate:
 
     @property
     def confidence(self) -> float:
-        """That every edge which is said to stay does."""
+        """The confidence that every edge said to stay does."""
         return 1.0 if self.way == "exhaustive" else CONFIDENCE
 
     def share(self, edge: Edge | str) -> float:
-        """In how many of the circuits an edge is, of all."""
+        """The share of the circuits that have an edge."""
         return float(self.counts[self.circuit.graph.index(edge)] / self.n)
 
     @property
     def sentence(self) -> str:
-        """The whole of it in words."""
+        """The result in words."""
         tried = f"all {self.n:,} sets taken away" if self.way == "exhaustive" else f"{self.n:,} draws of {self.kept}"
         what = "of the rule" if self.way == "exhaustive" else "of the vote of such draws"
-        found = (
+        sentence = (
             f"{len(self.stays):,} of {len(self.circuit):,} edges stay when any {self.radius} of {self.n_units} "
             f"{self.by} are taken away, {len(self.abstains):,} abstain "
             f"({tried}; {what}, confidence {self.confidence:g})"
         )
-        return found + (f"; {self.empty:,} of these leave no pair" if self.empty else "")
+        return sentence + (f"; {self.empty:,} of these leave no pair" if self.empty else "")
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, edges apart."""
         names = ("rule", "radius", "by", "n_units", "n_pairs", "way", "n", "empty", "confidence")
-        found = {name: getattr(self, name) for name in names}
-        return {**found, "kept": self.kept or None, "stays": len(self.stays), "abstains": len(self.abstains)}
+        fields = {name: getattr(self, name) for name in names}
+        return {**fields, "kept": self.kept or None, "stays": len(self.stays), "abstains": len(self.abstains)}
 
 
 def with_certificate(record: Mapping[str, Any], certificate: Certificate | None) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def certify(
     *,
     progress: Progress | None = None,
 ) -> Certificate:
-    """Say of every edge whether it stays when any so many units are taken away.
+    """Certify of every edge whether it stays when any ``radius`` units are taken away.
 
     Parameters
     ----------

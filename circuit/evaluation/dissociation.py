@@ -74,7 +74,10 @@ def specificity(
         sample = PairSample(name, (clusters or {}).get(name), seed)
         resampled[name] = sample.over(len(full)).describe()
         columns.append(
-            [_cell(own, sample, one - empty, full - empty, rounding) for own, one in zip(names, others, strict=True)]
+            [
+                _cell(own, sample, alone - empty, full - empty, rounding)
+                for own, alone in zip(names, others, strict=True)
+            ]
         )
         if progress is not None:
             progress(len(columns), len(names))
@@ -91,12 +94,12 @@ def _cell(circuit: str, sample: PairSample, moved: np.ndarray, span: np.ndarray,
 
 def _findings(names: Sequence[str], cells: Sequence[Cell]) -> list[str]:
     """A sentence for every circuit that does not break its own contrast, or breaks another's."""
-    found = []
+    findings = []
     for cell in cells:
         text = _finding(cell)
-        if text is not None and text not in found:
-            found.append(text)
-    return found or [f"every circuit breaks its own contrast and leaves at least {INTACT} of the others"]
+        if text is not None and text not in findings:
+            findings.append(text)
+    return findings or [f"every circuit breaks its own contrast and leaves at least {INTACT} of the others"]
 
 
 def _finding(cell: Cell) -> str | None:

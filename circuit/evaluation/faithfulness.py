@@ -2,16 +2,15 @@
 
     f(C) = (m(C) - m(empty)) / (m(full) - m(empty))
 
-The headline is the ratio of means over pairs; the mean of the pairs' ratios is a
-different number, and so is their median, which no pair with a tiny effect can move: both
-stand beside it. Both directions of a swapped pair belong
-to one pair: they are averaged first and resampled together. Pairs that share personas
-or questions are resampled by those, where the pair file names them (``circuit.statistics.intervals``).
+The headline is the ratio of means over pairs. The mean of the pairs' ratios is a different number, and so is their
+median, which is robust to pairs with a tiny effect: both are reported beside it. Both directions of a swapped pair
+belong to one pair: they are averaged first and resampled together. Pairs that share personas or questions are resampled
+by those, where the pair file names them (``circuit.statistics.intervals``).
 
 A ratio means something beside controls that could have been as high: random circuits with as many
 edges per layer and kind, so that they read the embedding through layer 0 as the circuit does; the
-complement, which is nearly always cut off from the embedding, again with those reads; and the whole
-model without one edge, as a single one can carry everything. ``N_TRIED`` patched passes at most look for it.
+complement, which is nearly always cut off from the embedding, also with those reads; and the whole
+model without one edge, as a single one can carry everything: at most ``N_TRIED`` edges are tried.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ from persona_circuits.metrics import Metric
 __all__ = ["N_TRIED", "Faithfulness", "FaithfulnessReport", "evaluate", "median_of_ratios", "own_ratios", "pairwise"]
 
 WIDEST = 2.0
-"""An interval of f that goes beyond this, or holds 0, tells nothing of a circuit."""
+"""An interval of f wider than this, or one that contains 0, says nothing about a circuit."""
 PRECISE = 0.25
-"""Half the width of one that would."""
+"""Half the width of an interval that would."""
 
 N_TRIED = 4
-"""Edges that are cut alone at most: the read of the first MLP, and the strongest."""
+"""Most edges to cut alone: what the first MLP reads, and the strongest."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,16 +80,15 @@ class Faithfulness:
 class FaithfulnessReport:
     """A circuit, its complement and random circuits of its size on a set of pairs.
 
-    ``random_mean`` and ``random_sd`` are over the random circuits' ``ratio_of_means``;
-    ``random`` holds each. ``effect_interval`` is of m(full) - m(empty), which with persona
-    metrics and the corrupt ablation is D. ``random_gap`` is the circuit's ratio of means minus
-    ``random_mean``, on the same pairs and draws. ``resampled`` says what the intervals are drawn over,
-    ``rounding`` how far rounding alone moves the metric. ``n_reversed`` counts the pairs on which m(full) is below
-    m(empty): with persona metrics and the corrupt ablation those of negative D.
-    The random circuits are matched, ``matching`` says how. ``complement_with_reads`` keeps what layer 0 reads of
-    ``input`` besides; ``without_edge`` is the whole model less the edge ``edge``, the one of ``n_tried`` edges of
-    the circuit whose loss alone changes f most. Of a circuit whose edges are at parts of the prompt ``everywhere`` is
-    the circuit that has the same edges at all parts; its random circuits go through other heads.
+    ``random_mean`` and ``random_sd`` are over the random circuits' ``ratio_of_means``; ``random`` holds each.
+    ``effect_interval`` is of m(full) - m(empty), which with persona metrics and the corrupt ablation is D.
+    ``random_gap`` is the circuit's ratio of means minus ``random_mean``, on the same pairs and draws. ``resampled``
+    says what the intervals are drawn over, ``rounding`` how far rounding alone moves the metric. ``n_reversed`` counts
+    the pairs on which m(full) is below m(empty): with persona metrics and the corrupt ablation those of negative D. The
+    random circuits are matched, ``matching`` says how. ``complement_with_reads`` keeps what layer 0 reads of ``input``
+    too; ``without_edge`` is the whole model without ``edge``, the one of ``n_tried`` edges of the circuit whose loss
+    alone changes f most. Of a circuit whose edges are at parts of the prompt ``everywhere`` is the circuit that has the
+    same edges at all parts; its random circuits go through other heads.
     """
 
     metric: str
@@ -125,14 +123,14 @@ class FaithfulnessReport:
         named = {"circuit": self.circuit, "complement": self.complement}
         if self.without_edge is not None:
             named[f"all but {self.edge}"] = self.without_edge
-        rows = [(name, f"{one.n_edges:,}", signed(one.m), one.shown) for name, one in named.items()]
+        rows = [(name, f"{part.n_edges:,}", signed(part.m), part.shown) for name, part in named.items()]
         if self.random_mean is not None:
             rows.append((f"random ({len(self.random)})", f"{self.circuit.n_edges:,}", "", f"f {self.random_mean:.3f}"))
         return html_table(repr(self), ("", "edges", "m", "faithfulness"), rows)
 
     @property
     def caution(self) -> str:
-        """What is to be said where these pairs do not tell how faithful the circuit is; empty where they do."""
+        """A warning where these pairs do not determine how faithful the circuit is; else empty."""
         known, effect = self.circuit.interval, self.effect_interval
         if self.circuit.ratio_of_means is None or self.n_pairs < 2:
             return ""
@@ -152,7 +150,7 @@ class FaithfulnessReport:
 
     @property
     def reversal(self) -> str:
-        """What is to be said of a contrast that runs the other way as a whole; empty where it does not."""
+        """A warning where the contrast as a whole is reversed; else empty."""
         if self.m_full >= self.m_empty:
             return ""
         return (
@@ -164,10 +162,10 @@ class FaithfulnessReport:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as the circuit file holds them."""
         matching = self.matching.as_dict() if self.matching else None
-        found = {**asdict(replace(self, matching=None)), "random": list(self.random), "matching": matching}
+        record = {**asdict(replace(self, matching=None)), "random": list(self.random), "matching": matching}
         if self.everywhere is None:
-            del found["everywhere"]
-        return found
+            del record["everywhere"]
+        return record
 
 
 def evaluate(
@@ -203,39 +201,39 @@ def evaluate(
     else:
         tried, matched = _alone(circuit, scores), matched_circuits(circuit, n_random, seed=sample.seed)
         others = matched.circuits
-    found = _measured(model, prepared, metric, circuit, tried, others)
-    span, faithfulness = found.full - found.empty, partial(_faithfulness, found, sample)
-    largest = int(np.abs(found.without.mean(axis=1) - found.full.mean()).argmax()) if tried else None
+    values = _measured(model, prepared, metric, circuit, tried, others)
+    span, faithfulness = values.full - values.empty, partial(_faithfulness, values, sample)
+    largest = int(np.abs(values.without.mean(axis=1) - values.full.mean()).argmax()) if tried else None
     rest, wide = circuit.complement(), _everywhere(circuit)
     return FaithfulnessReport(
         metric=metric.name,
         split=sample.split,
         n_pairs=len(span),
-        m_full=float(found.full.mean()),
-        m_empty=float(found.empty.mean()),
-        circuit=faithfulness(found.circuit, len(circuit)),
-        complement=faithfulness(found.complement, len(rest)),
-        **_beside_random(found, sample, [len(one) for one in others]),
+        m_full=float(values.full.mean()),
+        m_empty=float(values.empty.mean()),
+        circuit=faithfulness(values.circuit, len(circuit)),
+        complement=faithfulness(values.complement, len(rest)),
+        **_beside_random(values, sample, [len(other) for other in others]),
         effect_interval=sample.ratio(span, np.ones_like(span)),
         resampled=sample.over(len(span)).describe(),
         n_reversed=int((span < 0).sum()),
-        rounding=found.rounding,
+        rounding=values.rounding,
         matching=matched,
-        complement_with_reads=faithfulness(found.with_reads, len(_with_reads(rest))),
+        complement_with_reads=faithfulness(values.with_reads, len(_with_reads(rest))),
         edge=None if largest is None else str(tried[largest]),
-        without_edge=None if largest is None else faithfulness(found.without[largest], model.graph.n_edges - 1),
+        without_edge=None if largest is None else faithfulness(values.without[largest], model.graph.n_edges - 1),
         n_tried=len(tried),
-        everywhere=None if wide is None else faithfulness(found.everywhere[0], len(wide)),
+        everywhere=None if wide is None else faithfulness(values.everywhere[0], len(wide)),
     )
 
 
-def _beside_random(found: _Measured, sample: PairSample, sizes: Sequence[int]) -> dict[str, Any]:
+def _beside_random(measured: _Measured, sample: PairSample, sizes: Sequence[int]) -> dict[str, Any]:
     """The random circuits' f, and how far the circuit is above their mean."""
-    every = [_faithfulness(found, sample, m, size) for m, size in zip(found.random, sizes, strict=True)]
-    known = [one.ratio_of_means for one in every if one.ratio_of_means is not None]
+    every = [_faithfulness(measured, sample, m, size) for m, size in zip(measured.random, sizes, strict=True)]
+    known = [faithfulness.ratio_of_means for faithfulness in every if faithfulness.ratio_of_means is not None]
     if not known:
         return {"random": (), "random_mean": None, "random_sd": None}
-    gap, span = found.circuit - found.random.mean(axis=0), found.full - found.empty
+    gap, span = measured.circuit - measured.random.mean(axis=0), measured.full - measured.empty
     return {
         "random": tuple(known),
         "random_mean": float(np.mean(known)),
@@ -247,7 +245,7 @@ def _beside_random(found: _Measured, sample: PairSample, sizes: Sequence[int]) -
 
 @dataclass(frozen=True, eq=False)
 class _Measured:
-    """The metric of every pair, of the circuit and of all that stands beside it; ``without`` is less one edge each."""
+    """The metric of every pair under the circuit and its controls; ``without`` lacks one edge each."""
 
     full: Float[np.ndarray, " pair"]
     empty: Float[np.ndarray, " pair"]
@@ -268,12 +266,12 @@ def _measured(
     tried: Sequence[Edge],
     random: Sequence[Circuit | SpanCircuit],
 ) -> _Measured:
-    """All circuits in one go over the pairs."""
+    """All circuits in one run over the pairs."""
     graph, rest, wide = model.graph, circuit.complement(), _everywhere(circuit)
     full, empty = replace(circuit, mask=circuit.mask | rest.mask), replace(circuit, mask=np.zeros_like(rest.mask))
     fixed = [full, empty, circuit, rest, _with_reads(rest), *([] if wide is None else [wide])]
     without = [Circuit.of(graph, [edge]).complement() for edge in tried]
-    masks = [one if isinstance(one, SpanCircuit) else one.mask for one in (*fixed, *without, *random)]
+    masks = [drawn if isinstance(drawn, SpanCircuit) else drawn.mask for drawn in (*fixed, *without, *random)]
     watch = Rounding(model, metric)
     values = pairwise(measure(model, watch.watched(prepared()), masks, metric), metric)
     first = len(fixed) + len(tried)
@@ -295,7 +293,7 @@ def _everywhere(circuit: Circuit | SpanCircuit) -> SpanCircuit | None:
 
 
 def _alone(circuit: Circuit, scores: Scores | None) -> list[Edge]:
-    """Edges of the circuit of which one may carry it: what the first MLP reads of ``input``, then by |score|.
+    """Edges of the circuit, one of which may carry everything: the first MLP's read of ``input``, then by |score|.
 
     Where edges have no scores, what else leaves ``input``, in the order of the graph.
     """
@@ -313,10 +311,10 @@ def pairwise(values: np.ndarray, metric: Metric) -> np.ndarray:
     return values.reshape(len(values), -1, 2).mean(axis=2) if metric.swap_rows else values
 
 
-def _faithfulness(found: _Measured, sample: PairSample, values: np.ndarray, n_edges: int) -> Faithfulness:
-    span, moved = found.full - found.empty, values - found.empty
-    ratios = own_ratios(moved, span, found.rounding)
-    defined = not is_zero(span, found.rounding)
+def _faithfulness(measured: _Measured, sample: PairSample, values: np.ndarray, n_edges: int) -> Faithfulness:
+    span, moved = measured.full - measured.empty, values - measured.empty
+    ratios = own_ratios(moved, span, measured.rounding)
+    defined = not is_zero(span, measured.rounding)
     return Faithfulness(
         n_edges=n_edges,
         m=float(values.mean()),
@@ -324,7 +322,7 @@ def _faithfulness(found: _Measured, sample: PairSample, values: np.ndarray, n_ed
         interval=sample.ratio(moved, span) if defined else None,
         mean_of_ratios=float(ratios.mean()) if len(ratios) else None,
         n_ratios=len(ratios),
-        median_of_ratios=median_of_ratios(moved, span, found.rounding),
+        median_of_ratios=median_of_ratios(moved, span, measured.rounding),
     )
 
 

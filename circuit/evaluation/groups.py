@@ -17,13 +17,13 @@ __all__ = ["LEAST_PAIRS", "Averages", "Grouping", "PairGroup", "group_pairs"]
 
 MOST_GROUPS = 6
 LEAST_PAIRS = 8
-"""Fewer pairs are not searched for groups."""
+"""Fewest pairs for a search for groups."""
 LEAST_GROUP, LEAST_SHARE = 3, 0.1
-"""A group has at least so many pairs, and so large a share of them; a few odd pairs are no group."""
+"""The least number and the least share of pairs in a group; a few outliers are no group."""
 MOST_PAIRS = 500
-"""Of more pairs so many, drawn at random, are searched for groups: work grows with their square."""
+"""Most pairs in a search for groups, a random sample of more: the work is quadratic in them."""
 ALIKE = 1e-9
-"""Scores of length one whose mean squared distance from their mean is less differ by rounding alone: one group."""
+"""Normalised scores with a smaller mean squared distance from their mean differ by rounding alone: one group."""
 LEAST_COVERED = 0.9
 """Share of the pairs that must be in groups for a cut to count."""
 ALPHA = 0.05
@@ -44,10 +44,9 @@ class Averages:
 class Grouping:
     """How pairs fall into groups by their own scores.
 
-    ``labels`` are -1 where a pair was left out, else the group, from 0, the largest first.
-    ``explained`` is the share of variance between two groups and ``p`` that of its test. ``silhouette`` is the
-    largest mean silhouette of 2 to 6 groups, ``n_best`` the number of groups it was found at. There is one group
-    where p is above .05.
+    ``labels`` are -1 where a pair was left out, else the group, from 0, the largest first. ``explained`` is the share
+    of variance between two groups and ``p`` that of its test. ``silhouette`` is the largest mean silhouette of 2 to 6
+    groups, ``n_best`` the number of groups it was found at. There is one group where p is above .05.
     """
 
     labels: Int[np.ndarray, " pair"]
@@ -62,9 +61,8 @@ class Grouping:
 class PairGroup:
     """The circuit on one group of pairs.
 
-    ``personas`` and ``questions`` are the most frequent with their counts. With a pruning rule
-    ``own_edges`` is the size of the circuit of this group's scores alone, ``own_jaccard`` what it
-    shares with the circuit.
+    ``personas`` and ``questions`` are the most frequent with their counts. With a pruning rule ``own_edges`` is the
+    size of the circuit of this group's scores alone, ``own_jaccard`` what it shares with the circuit.
     """
 
     averages: Averages
@@ -100,23 +98,23 @@ def group_pairs(
     own = _cosines(gram[np.ix_(chosen, chosen)])
     if float(np.diag(_centred(own)).mean()) < ALIKE:
         return Grouping(labels, 1, None, None, None, None)
-    found = _cut(own)
+    cut = _cut(own)
     for turn in range(n_draws):
         mixing = _without_groups(own, rng)
-        reached += _cut(mixing @ own @ mixing.T).explained >= found.explained - 1e-9
+        reached += _cut(mixing @ own @ mixing.T).explained >= cut.explained - 1e-9
         if progress is not None:
             progress(turn + 1, n_draws)
     p = (1 + reached) / (1 + n_draws)
-    n_best = int(found.groups.max()) + 1
+    n_best = int(cut.groups.max()) + 1
     if p <= ALPHA:
-        labels[chosen] = found.groups
-    known = found.explained > -1
+        labels[chosen] = cut.groups
+    known = cut.explained > -1
     return Grouping(
         labels,
         n_groups=n_best if p <= ALPHA else 1,
         n_best=n_best if known else None,
-        explained=found.explained if known else None,
-        silhouette=found.silhouette if known else None,
+        explained=cut.explained if known else None,
+        silhouette=cut.silhouette if known else None,
         p=p,
     )
 
@@ -135,7 +133,7 @@ def _without_groups(gram: Float[np.ndarray, "pair pair"], rng: np.random.Generat
     """Makes points of the sample's points that have their mean, their covariance and their distances, but no groups.
 
     A new point is the mean plus a normal mixture of all deviations from it, times the distance from
-    the mean of one of the points, each used once: odd pairs are as odd as they were.
+    the mean of one of the points, each used once, so that outliers stay outliers.
     """
     n = len(gram)
     distances = np.sqrt(np.maximum(np.diag(_centred(gram)), 0.0))
@@ -146,7 +144,7 @@ def _without_groups(gram: Float[np.ndarray, "pair pair"], rng: np.random.Generat
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """How points fall apart: what two groups explain of their variance, and the groups with the largest silhouette.
+    """How points cluster: the share of variance that two groups explain, and the groups with the largest silhouette.
 
     ``explained`` is -1 where there are no two groups at any height, and ``silhouette`` then too.
     """
@@ -160,15 +158,15 @@ def _cut(gram: Float[np.ndarray, "pair pair"]) -> _Cut:
     """Two groups, and 2 to 6 groups, by Ward's method; the largest group first.
 
     What is too small for a group is no group: such pairs have no part in the numbers and go to the
-    nearest group. A cut that leaves more than a tenth of the pairs in none is not looked at.
+    nearest group. A cut that leaves more than a tenth of the pairs in none is skipped.
     """
     apart = _distances(gram)
     tree = hierarchy.linkage(squareform(apart, checks=False), method="ward")
     n = len(apart)
     explained, best, groups = -1.0, -1.0, np.ones((n, 1), dtype=bool)
     for k in range(2, min(2 * MOST_GROUPS, n // 2) + 1):
-        found = hierarchy.fcluster(tree, k, criterion="maxclust")
-        member = found[:, None] == np.arange(1, k + 1)
+        labels = hierarchy.fcluster(tree, k, criterion="maxclust")
+        member = labels[:, None] == np.arange(1, k + 1)
         member = member[:, member.sum(axis=0) >= max(LEAST_GROUP, LEAST_SHARE * n)]
         if member.sum() < LEAST_COVERED * n:
             continue

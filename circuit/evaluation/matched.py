@@ -1,22 +1,19 @@
 """Random circuits that resemble a given one in everything but the choice of edges.
 
-A *cell* holds the edges from sources of one layer and type to slots of one layer and
-type: ``a3.h* -> a5.h*<v>``, say. A matched circuit has as many edges in every cell as the
-given one, hence its size, and like it no dead ends.
+A *cell* holds the edges from sources of one layer and type to slots of one layer and type: ``a3.h* -> a5.h*<v>``, say.
+A matched circuit has as many edges in every cell as the given one, hence its size, and like it no dead ends.
 
     1. From the given circuit a random walk goes ``steps`` steps to a hub; from the hub as
        many walks as circuits are wanted go ``steps`` steps each.
     2. A step moves one to three edges to random places in their cells, or exchanges two
        heads of a layer with all their edges. What makes dead ends is refused.
 
-Every step is as likely as the step back, so the walks do not leave the uniform
-distribution over all matched circuits; and if the given circuit is itself a random one
-of them, it cannot be told from the ends of the walks, however short they are: p-values
-from ranks are exact (Besag and Clifford 1989, doi:10.1093/biomet/76.4.633).
+Every step is as likely as the step back, so the walks do not leave the uniform distribution over all matched circuits;
+and if the given circuit is itself a random one of them, it cannot be told from the ends of the walks, however short
+they are: p-values from ranks are exact (Besag and Clifford 1989, doi:10.1093/biomet/76.4.633).
 
-In small graphs a cell often has no other edge to offer. Where too many of the walks end
-at the given circuit itself, the layers are given up and only the types matched, and
-after that only the size.
+In small graphs a cell often has no other edge. Where too many of the walks end at the given circuit itself, only the
+types are matched and not the layers, and failing that only the size.
 
 ``random_circuits`` makes circuits of a size alone, where there is no circuit to be like, or none that its edges
 may be of.
@@ -31,7 +28,6 @@ from typing import Any
 import numpy as np
 
 from persona_circuits.circuit.graph import Graph, Node
-from persona_circuits.circuit.pruning import slots_by_source
 from persona_circuits.circuit.subgraph import Circuit
 
 __all__ = ["MATCHINGS", "Matched", "cells_of", "matched_circuits", "matched_outside", "random_circuits"]
@@ -39,17 +35,17 @@ __all__ = ["MATCHINGS", "Matched", "cells_of", "matched_circuits", "matched_outs
 MATCHINGS = ("layer", "type", "size")
 """What a cell is: edges of one layer and type at both ends, of one type at both ends, or all edges."""
 MOST_REPEATS = 0.02
-"""With a larger share of walks that end where they began, the next wider matching is taken."""
+"""Largest share of walks that end where they began; beyond it the next wider matching is used."""
 MOST_TRIES = 3
-"""Sets drawn outside a circuit for each one that is wanted, where the same is drawn again."""
+"""Most draws per requested set outside a circuit, where draws repeat."""
 STEPS_PER_EDGE = 20
 FEWEST_STEPS, MOST_STEPS = 2000, 10_000
 MOST_MOVED = 3
 EXCHANGES = 50
-"""Of E edges a step exchanges nodes with chance 50 / E, at most 1/4: it looks at all E."""
+"""With E edges a step exchanges nodes with chance 50 / E, at most 1/4, as such a step visits all E."""
 BLOCK = 1000
 MOST_PATHS = 200
-"""Random circuits, and paths, that are tried for one of exactly the size; only outside a circuit can there be none."""
+"""Most random circuits, and paths, tried for one of exactly the size; it always exists but outside a circuit."""
 Place = tuple[int, int]
 Step = dict[int, Place]
 """New places of edges, by their number."""
@@ -59,13 +55,12 @@ Step = dict[int, Place]
 class Matched:
     """Random circuits and how they were matched.
 
-    ``matching`` is one of ``MATCHINGS``; ``outside`` says that they share no edge with the
-    given circuit, ``connected`` that they have no dead ends. ``n_cells`` cells hold edges of the given
-    circuit; ``n_forced`` of its edges lie in cells that it fills, so that every random
-    circuit has them too, and ``n_relaxed`` had to be matched in a wider cell, as their own
-    holds too few others. ``overlap`` is the mean share of the given circuit's edges in
-    the random ones, ``repeats`` the share of random ones that are the given circuit.
-    ``narrow`` names the cells that the forced or the relaxed edges are of.
+    ``matching`` is one of ``MATCHINGS``; ``outside`` says that they share no edge with the given circuit, ``connected``
+    that they have no dead ends. ``n_cells`` cells hold edges of the given circuit; ``n_forced`` of its edges lie in
+    cells that it fills, so that every random circuit has them too, and ``n_relaxed`` had to be matched in a wider cell,
+    as their own holds too few others. ``overlap`` is the mean share of the given circuit's edges in the random ones,
+    ``repeats`` the share of random ones that are the given circuit. ``narrow`` names the cells that the forced or the
+    relaxed edges are of.
     """
 
     circuits: tuple[Circuit, ...]
@@ -115,29 +110,28 @@ def matched_circuits(circuit: Circuit, count: int, *, seed: int) -> Matched:
     if not count or not 0 < len(circuit) < circuit.graph.n_edges:
         return _none(circuit, outside=False)
     for matching in MATCHINGS[:-1]:
-        found = _matched(circuit, count, matching, seed, most_repeats=int(MOST_REPEATS * count))
-        if found is not None:
-            return found
-    found = _matched(circuit, count, MATCHINGS[-1], seed)
-    assert found is not None, "there is no bound on repeats"
-    return found
+        matched = _matched(circuit, count, matching, seed, most_repeats=int(MOST_REPEATS * count))
+        if matched is not None:
+            return matched
+    matched = _matched(circuit, count, MATCHINGS[-1], seed)
+    assert matched is not None, "there is no bound on repeats"
+    return matched
 
 
 def matched_outside(circuit: Circuit, count: int, *, seed: int) -> Matched:
     """``count`` random sets of edges outside ``circuit``, as many in every cell; none where it holds most edges.
 
-    Where a cell holds too few other edges, the rest is drawn from the cells of the same
-    types, then from all edges. Sets to be cut need no connection, so dead ends are
-    allowed. All sets are different ones: the narrowest matching that offers so many is
-    taken, and by size alone there may be fewer.
+    Where a cell holds too few other edges, the rest is drawn from the cells of the same types, then from all edges.
+    Sets to be cut need no connection, so dead ends are allowed. All sets are different ones: the narrowest matching
+    that offers so many is taken, and by size alone there may be fewer.
     """
     if not count or not 0 < len(circuit) <= circuit.graph.n_edges - len(circuit):
         return _none(circuit, outside=True)
     for i in range(len(MATCHINGS)):
-        found = _outside(circuit, count, MATCHINGS[i:], seed)
-        if len(found.circuits) == count:
+        matched = _outside(circuit, count, MATCHINGS[i:], seed)
+        if len(matched.circuits) == count:
             break
-    return found
+    return matched
 
 
 def _none(circuit: Circuit, *, outside: bool) -> Matched:
@@ -148,21 +142,21 @@ def _outside(circuit: Circuit, count: int, matchings: Sequence[str], seed: int) 
     """Sets matched in the first of ``matchings`` as far as its cells allow, then in the next."""
     levels = [cells_of(circuit.graph, matching) for matching in matchings]
     drawn: dict[Circuit, np.ndarray] = {}
-    for one in np.random.SeedSequence(seed).spawn(MOST_TRIES * count):
-        other, short = _draw_outside(circuit, levels, np.random.default_rng(one))
+    for child in np.random.SeedSequence(seed).spawn(MOST_TRIES * count):
+        other, short = _draw_outside(circuit, levels, np.random.default_rng(child))
         drawn.setdefault(other, short)
         if len(drawn) == count:
             break
-    found = tuple(drawn)
+    circuits = tuple(drawn)
     return Matched(
-        circuits=found,
+        circuits=circuits,
         matching=matchings[0],
         outside=True,
         connected=False,
         n_cells=len(np.unique(levels[0][circuit.mask])),
         n_forced=0,
         n_relaxed=int(short.sum()),
-        n_different=len(found),
+        n_different=len(circuits),
         overlap=0.0,
         repeats=0.0,
         narrow=_cell_names(circuit.graph, levels[0], np.flatnonzero(short), matchings[0]),
@@ -175,22 +169,22 @@ def _draw_outside(
     """A set, and how many edges each of the first level's cells is short of."""
     free = circuit.graph.valid & ~circuit.mask
     chosen = np.zeros_like(free)
-    wanted = np.bincount(levels[0][circuit.mask], minlength=int(levels[0].max()) + 1)
+    counts = np.bincount(levels[0][circuit.mask], minlength=int(levels[0].max()) + 1)
     missing = []
     for i, cells in enumerate(levels):
         places = rng.permutation(np.argwhere(free & ~chosen))
         order = np.argsort(cells[tuple(places.T)], kind="stable")  # random within a cell
         places, cell = places[order], cells[tuple(places[order].T)]
-        first = np.searchsorted(cell, np.arange(len(wanted)))
-        taken = places[np.arange(len(places)) - first[cell] < wanted[cell]]
+        first = np.searchsorted(cell, np.arange(len(counts)))
+        taken = places[np.arange(len(places)) - first[cell] < counts[cell]]
         chosen[tuple(taken.T)] = True
-        short = wanted - np.bincount(cells[tuple(taken.T)], minlength=len(wanted))
+        short = counts - np.bincount(cells[tuple(taken.T)], minlength=len(counts))
         missing.append(short)
         if not short.any():
             break
-        wider, owner = levels[i + 1], np.zeros(len(wanted), dtype=int)
+        wider, owner = levels[i + 1], np.zeros(len(counts), dtype=int)
         owner[cells[circuit.graph.valid]] = wider[circuit.graph.valid]
-        wanted = np.bincount(owner, weights=short, minlength=int(wider.max()) + 1).astype(int)
+        counts = np.bincount(owner, weights=short, minlength=int(wider.max()) + 1).astype(int)
     return Circuit(circuit.graph, chosen), missing[0]
 
 
@@ -200,27 +194,27 @@ def _matched(
     """The ends of the walks; None as soon as more of them than ``most_repeats`` are the circuit itself."""
     space = _Space(circuit, matching)
     steps = int(np.clip(STEPS_PER_EDGE * len(circuit), FEWEST_STEPS, MOST_STEPS))
-    to_hub, *onwards = np.random.SeedSequence(seed).spawn(count + 1)
+    to_hub, *children = np.random.SeedSequence(seed).spawn(count + 1)
     hub = _Walk(space, circuit).go(steps, np.random.default_rng(to_hub))
-    found: list[Circuit] = []
+    circuits: list[Circuit] = []
     repeats = 0
-    for one in onwards:
-        found.append(_Walk(space, hub).go(steps, np.random.default_rng(one)))
-        repeats += found[-1] == circuit
+    for child in children:
+        circuits.append(_Walk(space, hub).go(steps, np.random.default_rng(child)))
+        repeats += circuits[-1] == circuit
         if most_repeats is not None and repeats > most_repeats:
             return None
     counts = np.bincount(space.cells[circuit.mask], minlength=len(space.places))
     sizes = np.array([len(places) for places in space.places])
     return Matched(
-        circuits=tuple(found),
+        circuits=tuple(circuits),
         matching=matching,
         outside=False,
         connected=space.connected,
         n_cells=int((counts > 0).sum()),
         n_forced=int(counts[counts == sizes].sum()),
         n_relaxed=0,
-        n_different=len(set(found)),
-        overlap=float(np.mean([(other.mask & circuit.mask).sum() / len(circuit) for other in found])),
+        n_different=len(set(circuits)),
+        overlap=float(np.mean([(other.mask & circuit.mask).sum() / len(circuit) for other in circuits])),
         repeats=repeats / count,
         narrow=_cell_names(circuit.graph, space.cells, np.flatnonzero((counts > 0) & (counts == sizes)), matching),
     )
@@ -273,19 +267,15 @@ class _Space:
         for src, slot in np.argwhere(graph.valid).tolist():
             self.places[self.cell_of[src][slot]].append((src, slot))
         self.reach = [graph.n_reaching(slot) for slot in range(graph.n_dst)]
-        self.slots = slots_by_source(graph)
-        self.reader = [graph.n_src] * graph.n_dst
-        for src, slots in enumerate(self.slots):
-            for slot in slots:
-                self.reader[slot] = src
+        self.slots = graph.slots_by_source
+        self.reader = graph.source_of_slot.tolist()
 
 
 class _Walk:
     """A random walk from a circuit.
 
-    In a graph without cycles a circuit has no dead ends exactly if every node that is
-    read also reads and the other way round, so counts of edges in and out of the nodes
-    that a step touches are enough to tell.
+    In a graph without cycles a circuit has no dead ends exactly if every node that is read also reads and the other way
+    round, so counts of edges in and out of the nodes that a step touches are enough to tell.
     """
 
     def __init__(self, space: _Space, start: Circuit) -> None:
@@ -332,14 +322,14 @@ class _Walk:
         space, graph = self.space, self.space.graph
         layers = [int(draw * graph.n_layers) for draw in draws[:2]]
         heads = [int(draw * graph.n_heads) for draw in draws[2:4]]
-        one, other = (graph.heads_of(layer).start + head for layer, head in zip(layers, heads, strict=True))
+        node, other = (graph.heads_of(layer).start + head for layer, head in zip(layers, heads, strict=True))
         if space.matching == "layer":
             other = graph.heads_of(layers[0]).start + heads[1]
         elif draws[4] < 0.5:
             other = graph.mlp_of(layers[1])
-            one = one if space.matching == "size" and draws[4] < 0.25 else graph.mlp_of(layers[0])
-        nodes = {one: other, other: one}
-        here, there = space.slots[one], space.slots[other]
+            node = node if space.matching == "size" and draws[4] < 0.25 else graph.mlp_of(layers[0])
+        nodes = {node: other, other: node}
+        here, there = space.slots[node], space.slots[other]
         if len(here) != len(there):
             here = (here[int(draws[5] * len(here))],)
         slots = dict(zip(here + there, there + here, strict=True))
@@ -375,9 +365,8 @@ def random_circuits(
 ) -> list[Circuit]:
     """Random circuits of exactly ``n_edges`` edges without dead ends; none where there is no edge to place.
 
-    Each is a union of random paths from ``input`` to ``logits``, filled up with
-    random edges between the nodes on them. Circuits of more than half of all edges
-    are plain random subsets: hardly anything is a dead end there.
+    Each is a union of random paths from ``input`` to ``logits``, filled up with random edges between the nodes on them.
+    Circuits of more than half of all edges are plain random subsets: hardly anything is a dead end there.
 
     With ``outside`` they are made of edges that are not in that circuit: fewer than ``n_edges`` where fewer lie on
     paths there, or hang together, more where not even one path is so short, and none where no path from ``input``
@@ -385,14 +374,14 @@ def random_circuits(
     """
     free = (Circuit.full(graph) if outside is None else outside.complement().without_dead_ends()).mask
     seeds = np.random.SeedSequence(seed).spawn(count) if n_edges and free.any() else []
-    return [_random_circuit(graph, free, n_edges, np.random.default_rng(one)) for one in seeds]
+    return [_random_circuit(graph, free, n_edges, np.random.default_rng(child)) for child in seeds]
 
 
 def _random_circuit(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.Generator) -> Circuit:
     n_free = int(free.sum())
     if n_edges > n_free // 2:
         places = np.argwhere(free)
-        return _with_edges(graph, rng.permutation(places)[:n_edges])
+        return Circuit.at(graph, *rng.permutation(places)[:n_edges].T)
     best = Circuit.empty(graph)
     for _ in range(MOST_PATHS):
         mask = _random_paths(graph, free, n_edges, rng)
@@ -418,7 +407,6 @@ def _random_paths(graph: Graph, free: np.ndarray, n_edges: int, rng: np.random.G
 
 def _random_path(graph: Graph, free: np.ndarray, rng: np.random.Generator) -> list[tuple[int, int]]:
     """Edges from ``logits`` back to ``input``, every step uniform over what can be read."""
-    slots = slots_by_source(graph)
     path, slot = [], graph.n_dst - 1
     while True:
         readable = np.flatnonzero(free[:, slot])
@@ -426,7 +414,7 @@ def _random_path(graph: Graph, free: np.ndarray, rng: np.random.Generator) -> li
         path.append((src, slot))
         if src == 0:
             return path
-        slot = int(rng.choice([one for one in slots[src] if free[:, one].any()]))
+        slot = int(rng.choice([x for x in graph.slots_by_source[src] if free[:, x].any()]))
 
 
 def _fill(graph: Graph, free: np.ndarray, mask: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
@@ -434,14 +422,5 @@ def _fill(graph: Graph, free: np.ndarray, mask: np.ndarray, n: int, rng: np.rand
     if n <= 0:
         return np.zeros_like(mask)
     sources = np.asarray(mask.any(axis=1))
-    slots = slots_by_source(graph)
-    readable = np.zeros(graph.n_dst, dtype=bool)
-    readable[[graph.n_dst - 1, *(slot for src in np.flatnonzero(sources) for slot in slots[src])]] = True
-    open_places = np.argwhere(free & ~mask & sources[:, None] & readable[None, :])
-    return _with_edges(graph, rng.permutation(open_places)[:n]).mask
-
-
-def _with_edges(graph: Graph, places: np.ndarray) -> Circuit:
-    mask = np.zeros_like(graph.valid)
-    mask[tuple(places.T)] = True
-    return Circuit(graph, mask)
+    open_places = np.argwhere(free & ~mask & sources[:, None] & graph.slots_of(sources)[None, :])
+    return Circuit.at(graph, *rng.permutation(open_places)[:n].T).mask

@@ -1,4 +1,4 @@
-"""What many circuits score on every pair: in parts, with progress, and a file to go on from after a stop."""
+"""The metric of many circuits on every pair: in parts, with progress, and a file to resume from."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from persona_circuits.metrics import Metric
 __all__ = ["Measurements", "Source"]
 
 Source = Callable[[], Iterable[Prepared]]
-"""Gives this process's batches, anew at every call."""
+"""Gives this process's batches, afresh at every call."""
 PART = 16
-"""Circuits for which the batches are gone through once: the source is called once for each part."""
+"""Circuits measured per run over the batches."""
 
 
 class Measurements:
@@ -31,7 +31,7 @@ class Measurements:
     Parameters
     ----------
     total
-        Number of circuits that will be asked for, or the most it can be, for ``progress``.
+        Number of circuits to be measured, or its upper bound, for ``progress``.
     state
         File for what has been measured, written at most twice a minute; ``done`` removes
         it. One of another model, metric, ablation or other prompts is not used.
@@ -55,15 +55,15 @@ class Measurements:
 
     def of(self, masks: Iterable[np.ndarray]) -> Float[np.ndarray, "mask pair"]:
         """What each circuit scores; both directions of a swapped pair averaged."""
-        items, found = iter(masks), []
+        items, values = iter(masks), []
         while part := list(islice(items, PART)):
-            found.append(self._part(part))
+            values.append(self._part(part))
             self.n_done += len(part)
             if self.progress is not None:
                 self.progress(self.n_done, max(self.total, self.n_done))
-        if found:
-            self.n_pairs = found[0].shape[1]
-        return np.concatenate(found) if found else np.zeros((0, self.n_pairs))
+        if values:
+            self.n_pairs = values[0].shape[1]
+        return np.concatenate(values) if values else np.zeros((0, self.n_pairs))
 
     @property
     def rounding(self) -> float:
@@ -72,7 +72,7 @@ class Measurements:
         return float(known["floor"][0]) if known else self._watch.floor
 
     def done(self) -> None:
-        """There is no more to measure: the bar is full, and the state file goes."""
+        """Finish: complete the progress bar and remove the state file."""
         if self.progress is not None:
             self.progress(max(self.total, self.n_done), max(self.total, self.n_done))
         self.kept.done()
@@ -83,6 +83,6 @@ class Measurements:
 
     def _measured(self, masks: list[np.ndarray]) -> Float[np.ndarray, "mask pair"]:
         prepared = self._watch.watched(self.prepared()) if not self._watch.floor else self.prepared()
-        found = pairwise(measure(self.model, prepared, masks, self.metric), self.metric)
+        values = pairwise(measure(self.model, prepared, masks, self.metric), self.metric)
         self.kept.of("rounding", lambda: {"floor": np.array([self._watch.floor])})
-        return found
+        return values

@@ -1,7 +1,7 @@
 """What a search missed: edges outside the circuit, drawn at random, each patched exactly.
 
-Scores are estimates, and those of AtP* come with a bound on what they may have passed over (arXiv:2403.00745). Here it
-rests on nothing but the draw: of N edges outside n are patched, k of them move the metric by tau or more, and K, the
+Scores are estimates, and those of AtP* come with a bound on what they may have missed (arXiv:2403.00745). Here it
+rests on random sampling alone: of N edges outside n are patched, k of them move the metric by tau or more, and K, the
 number of all that do, is at most the largest for which k or fewer would be drawn with a chance above 1 - confidence
 (hypergeometric, one-sided). It holds for any scorer and any pruner.
 """
@@ -52,10 +52,10 @@ class Missed:
 
     @property
     def sentence(self) -> str:
-        """The whole of it in words."""
-        found = "none moves" if not self.n_found else f"{self.n_found:,} move{'s' if self.n_found == 1 else ''}"
+        """The result in words."""
+        moving = "none moves" if not self.n_found else f"{self.n_found:,} move{'s' if self.n_found == 1 else ''}"
         return (
-            f"{self.n_checked:,} of {self.n_outside:,} edges outside, drawn at random, were patched exactly: {found} "
+            f"{self.n_checked:,} of {self.n_outside:,} edges outside, drawn at random, were patched exactly: {moving} "
             f"the metric by {self.tau:.3g} or more, the largest {self.edge} by {self.largest:+.3g}; with confidence "
             f"{self.confidence:g} at most {self.most:,} of all outside do ({self.most / self.n_outside:.2%})"
         )
@@ -89,10 +89,10 @@ def missed(
         _effects(model, prepared, metric, chosen[i : i + AT_ONCE], progress, (i, len(chosen)))
         for i in range(0, len(chosen), AT_ONCE)
     ])  # fmt: skip
-    first, found = int(np.abs(effects).argmax()), int((np.abs(effects) >= tau).sum())
-    most = most_of(len(places), len(chosen), found)
+    first, n_moving = int(np.abs(effects).argmax()), int((np.abs(effects) >= tau).sum())
+    most = most_of(len(places), len(chosen), n_moving)
     edge = str(model.graph.edge(*chosen[first].tolist()))
-    return Missed(len(places), len(chosen), tau, found, most, float(effects[first]), edge)
+    return Missed(len(places), len(chosen), tau, n_moving, most, float(effects[first]), edge)
 
 
 def most_of(n_all: int, n_drawn: int, n_found: int, confidence: float = CONFIDENCE) -> int:

@@ -1,4 +1,4 @@
-"""Chosen MLPs of a circuit, opened into their neurons: which of them it needs, and what these read, write and mean.
+"""The neurons of chosen MLPs of a circuit: which of them it needs, and what these read, write and promote.
 
 Neurons of all opened MLPs are ranked together by |score|, and the fewest first ones are kept with which the circuit
 has so large a share of what these MLPs carry in it: of m(circuit) - m(circuit with none of their neurons). A neuron
@@ -64,7 +64,7 @@ class Neuron:
 
 @dataclass(frozen=True)
 class NeuronRow:
-    """The circuit whose opened MLPs have these neurons: mean metric, f, and the part of what the MLPs carry."""
+    """The circuit with these neurons of its opened MLPs: mean metric, f, and the share of what the MLPs carry."""
 
     name: str
     n_neurons: int
@@ -101,23 +101,23 @@ class OpenedMlps:
     notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as ``neurons.json`` holds them."""
+        """Plain values, as in ``neurons.json``."""
         return {"format": FORMAT, "version": 1, **plain(self)}
 
     def in_circuit(self) -> dict[str, Any]:
-        """What ``circuit.json`` holds of it."""
-        names = [one.name for one in self.kept]
+        """The part of it in ``circuit.json``."""
+        names = [neuron.name for neuron in self.kept]
         return {"share": self.asked, "mlps": list(self.n_neurons), "neurons": names}
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for every kept neuron."""
         names = ("name", "score", "promotes", "demotes")
-        return [{name: getattr(one, name) for name in names} for one in self.kept]
+        return [{name: getattr(neuron, name) for name in names} for neuron in self.kept]
 
     def edges(self) -> list[dict[str, Any]]:
         """A row for every edge of a kept neuron."""
-        into = [(f"{src}->{one.name}", score) for one in self.kept for src, score in one.sources.items()]
-        out = [(f"{one.name}->{dst}", score) for one in self.kept for dst, score in one.destinations.items()]
+        into = [(f"{src}->{neuron.name}", score) for neuron in self.kept for src, score in neuron.sources.items()]
+        out = [(f"{neuron.name}->{dst}", score) for neuron in self.kept for dst, score in neuron.destinations.items()]
         return [{"edge": edge, "score": score} for edge, score in into + out]
 
 
@@ -129,8 +129,8 @@ def mlps_of(names: Sequence[str], graph: Graph) -> list[int]:
     OptionError
         One is no MLP of this graph.
     """
-    found = nodes_named("neurons", names, graph, "mlp", "MLP", f"m0 to m{graph.n_layers - 1}")
-    return sorted(node.layer for node in found)
+    nodes = nodes_named("neurons", names, graph, "mlp", "MLP", f"m0 to m{graph.n_layers - 1}")
+    return sorted(node.layer for node in nodes)
 
 
 def measured_neurons(
@@ -144,8 +144,8 @@ def measured_neurons(
     """The metric of the circuit whose opened MLPs have one set of neurons after the other."""
     columns: dict[int, np.ndarray] = {}
     for item in prepared:
-        own = [measure_rows(_with(model, item, opened, one), [item], [circuit.mask], metric) for one in sets]
-        columns |= {index: np.concatenate([one[index] for one in own]) for index in item.batch.indices}
+        own = [measure_rows(_with(model, item, opened, x), [item], [circuit.mask], metric) for x in sets]
+        columns |= {index: np.concatenate([x[index] for x in own]) for index in item.batch.indices}
     columns = parallel.gathered(columns)
     return pairwise(np.stack([columns[index] for index in sorted(columns)], axis=1), metric)
 
@@ -163,14 +163,14 @@ def _with(model: Model, item: Prepared, opened: Mapping[int, Neurons], kept: Kep
 
 def fewest(scores: Mapping[int, NeuronScores], reached: Callable[[Kept], bool]) -> Kept:
     """The first neurons by |score| that are enough: their number doubles until they are, then the gap is halved."""
-    every = [(layer, i, abs(x)) for layer, one in scores.items() for i, x in enumerate(one.values.tolist())]
-    order = sorted(every, key=lambda one: -one[2])
+    every = [(layer, i, abs(value)) for layer, x in scores.items() for i, value in enumerate(x.values.tolist())]
+    order = sorted(every, key=lambda x: -x[2])
 
     def first(n: int) -> Kept:
-        found = {layer: np.zeros(len(one.values), dtype=bool) for layer, one in scores.items()}
+        kept = {layer: np.zeros(len(x.values), dtype=bool) for layer, x in scores.items()}
         for layer, i, _ in order[:n]:
-            found[layer][i] = True
-        return found
+            kept[layer][i] = True
+        return kept
 
     high = 1
     while high < len(order) and not reached(first(high)):
@@ -185,12 +185,12 @@ def fewest(scores: Mapping[int, NeuronScores], reached: Callable[[Kept], bool]) 
 def random_neurons(scores: Mapping[int, NeuronScores], kept: Kept, count: int, seed: int) -> Sequence[Kept]:
     """Sets of as many neurons of each MLP, drawn from those whose score is not zero: that do something here."""
     random, drawn = np.random.default_rng(seed), []
-    for _ in range(count if any(one.any() for one in kept.values()) else 0):
-        found = {layer: np.zeros_like(own) for layer, own in kept.items()}
+    for _ in range(count if any(mask.any() for mask in kept.values()) else 0):
+        sample = {layer: np.zeros_like(own) for layer, own in kept.items()}
         for layer, own in kept.items():
             alive = np.flatnonzero(scores[layer].values)
-            found[layer][random.choice(alive, min(int(own.sum()), len(alive)), replace=False)] = True
-        drawn.append(found)
+            sample[layer][random.choice(alive, min(int(own.sum()), len(alive)), replace=False)] = True
+        drawn.append(sample)
     return drawn
 
 
@@ -224,7 +224,7 @@ def described(
     kept: Kept,
 ) -> tuple[Neuron, ...]:
     """The kept neurons, the strongest first; ``edges`` are the scores of theirs."""
-    graph, found = model.graph, []
+    graph, rows = model.graph, []
     for layer, neurons in opened.items():
         places, mlp, slot = np.flatnonzero(kept[layer]), graph.mlp_of(layer), graph.mlp_slot_of(layer)
         if not len(places):
@@ -233,7 +233,7 @@ def described(
         sources, slots = np.flatnonzero(circuit.mask[:, slot]), np.flatnonzero(circuit.mask[mlp])
         for i, (place, (up, down)) in enumerate(zip(places.tolist(), words, strict=True)):
             into, out = edges[layer].into[:, i], edges[layer].out_of[i]
-            found.append(Neuron(
+            rows.append(Neuron(
                 f"m{layer}.n{place}",
                 float(scores[layer].values[place]),
                 up,
@@ -241,14 +241,14 @@ def described(
                 {graph.src_names[s]: float(into[s]) for s in sources[np.abs(into[sources]).argsort()[::-1]]},
                 {graph.slot_names[d]: float(out[d]) for d in slots[np.abs(out[slots]).argsort()[::-1]]},
             ))  # fmt: skip
-    return tuple(sorted(found, key=lambda one: -abs(one.score)))
+    return tuple(sorted(rows, key=lambda neuron: -abs(neuron.score)))
 
 
 def _words(model: Model, neurons: Neurons, places: np.ndarray) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The tokens that each neuron raises and lowers the most by what it writes, if nothing else were in the stream."""
+    """The tokens that each neuron's write would raise and lower the most if nothing else were in the stream."""
     writes = neurons.writes[torch.from_numpy(places).to(neurons.writes.device)].to(model.device, model.dtype)
     with torch.no_grad():
-        writes = writes * neurons.block.mlp_gain(writes)  # the norm behind the MLP weighs coordinates
+        writes = writes * neurons.block.mlp_gain(writes)  # the norm after the MLP scales coordinates
         logits = model.unembed(writes) - model.unembed(torch.zeros_like(writes[:1]))
     n = min(N_TOKENS, logits.shape[-1])
     ends = ((sign * logits).topk(n).indices.tolist() for sign in (1, -1))

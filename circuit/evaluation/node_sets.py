@@ -36,7 +36,7 @@ Sources = tuple[int, ...]
 class Share:
     """A share of m(full) - m(empty), and that of every random set; None where there is no effect.
 
-    ``p``: with how large a chance a random set has as large a share, (1 + b) / (1 + B).
+    ``p``: the chance that a random set has as large a share, (1 + b) / (1 + B).
     """
 
     value: float | None
@@ -77,7 +77,7 @@ class NodeSets:
     @property
     def groups(self) -> dict[str, list[str]]:
         """Nodes by the sets' names."""
-        return {one.name: list(one.nodes) for one in self.sets}
+        return {x.name: list(x.nodes) for x in self.sets}
 
 
 def measured_sets(
@@ -90,7 +90,7 @@ def measured_sets(
     *,
     n_random: int = 10,
 ) -> NodeSets:
-    """Every set without and alone, beside ``n_random`` random ones at most, in one go over the pairs.
+    """Every set without and alone, beside at most ``n_random`` random ones, in one run over the pairs.
 
     Parameters
     ----------
@@ -104,10 +104,10 @@ def measured_sets(
     for nodes in groups.values():
         chosen = tuple(graph.src_index(name) for name in nodes if name != "logits")
         drawn.append([chosen, *other_sets(graph, chosen, n_random, sample.seed)])
-        masks += [_without(own, chosen), *(make(full, one) for one in drawn[-1] for make in (_without, _only))]
+        masks += [_without(own, chosen), *(make(full, x) for x in drawn[-1] for make in (_without, _only))]
     every = [full, Circuit.empty(graph).mask, own, *masks]
-    whole, empty, kept, *found = pairwise(measure(model, prepared, every, metric), metric)
-    rest, span, sets = iter(found), whole - empty, []
+    whole, empty, kept, *cut_or_alone = pairwise(measure(model, prepared, every, metric), metric)
+    rest, span, sets = iter(cut_or_alone), whole - empty, []
     for (name, nodes), of in zip(groups.items(), drawn, strict=True):
         cut = next(rest)
         without, alone = zip(*((next(rest), next(rest)) for _ in of), strict=True)
@@ -131,25 +131,29 @@ def other_sets(graph: Graph, chosen: Sources, count: int, seed: int) -> list[Sou
     rng, own = np.random.default_rng(seed), frozenset(chosen)
     if possible <= 4 * count:
         parts = product(*(combinations(pool, size) for pool, size in pools))
-        every = [one for one in (tuple(src for part in each for src in part) for each in parts) if {*one} != own]
+        every = [
+            sources for sources in (tuple(src for part in each for src in part) for each in parts) if {*sources} != own
+        ]
         return [every[i] for i in rng.permutation(len(every))[:count]]
-    found: dict[frozenset[int], Sources] = {}
-    while len(found) < count:
-        one = tuple(src for pool, size in pools for src in sorted(pool[i] for i in rng.permutation(len(pool))[:size]))
-        if frozenset(one) != own:
-            found.setdefault(frozenset(one), one)
-    return list(found.values())
+    drawn: dict[frozenset[int], Sources] = {}
+    while len(drawn) < count:
+        sources = tuple(
+            src for pool, size in pools for src in sorted(pool[i] for i in rng.permutation(len(pool))[:size])
+        )
+        if frozenset(sources) != own:
+            drawn.setdefault(frozenset(sources), sources)
+    return list(drawn.values())
 
 
 def _pools(graph: Graph, chosen: Sources) -> list[tuple[Sequence[int], int]]:
-    """What can stand for what: the heads of each layer, and all MLPs, each with how many are taken; ``input`` stays."""
+    """Pools to draw from, and how many: the heads of each layer, and all MLPs; ``input`` stays."""
     layers = [graph.src_nodes[src].layer for src in chosen if graph.src_nodes[src].kind == "head"]
     n_mlps = sum(graph.src_nodes[src].kind == "mlp" for src in chosen)
-    found: list[tuple[Sequence[int], int]] = [((0,), 1)] if 0 in chosen else []
+    pools: list[tuple[Sequence[int], int]] = [((0,), 1)] if 0 in chosen else []
     for layer in sorted(set(layers)):
         own = graph.heads_of(layer)
-        found.append((range(own.start, own.stop), layers.count(layer)))
-    return found + ([([graph.mlp_of(layer) for layer in range(graph.n_layers)], n_mlps)] if n_mlps else [])
+        pools.append((range(own.start, own.stop), layers.count(layer)))
+    return pools + ([([graph.mlp_of(layer) for layer in range(graph.n_layers)], n_mlps)] if n_mlps else [])
 
 
 def _without(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndarray, "src dst"]:
@@ -159,7 +163,7 @@ def _without(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndar
 
 
 def _only(mask: Bool[np.ndarray, "src dst"], chosen: Sources) -> Bool[np.ndarray, "src dst"]:
-    """What others would read is cut with what they write."""
+    """The circuit of the edges among these sources, ``input`` and ``logits``."""
     return _without(mask, tuple(set(range(1, len(mask))) - set(chosen)))
 
 
@@ -190,5 +194,5 @@ def share_of(moved: Float[np.ndarray, "set pair"], span: Float[np.ndarray, " pai
     if is_zero(span):
         return Share(None, None, (), None)
     value, *random = (moved.mean(1) / span.mean()).tolist()
-    p = (1 + sum(one >= value for one in random)) / (1 + len(random)) if random else None
+    p = (1 + sum(x >= value for x in random)) / (1 + len(random)) if random else None
     return Share(value, sample.ratio(moved[0], span), tuple(random), p)

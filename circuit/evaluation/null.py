@@ -1,4 +1,4 @@
-"""The run where there is nothing to find: two paraphrases of one persona.
+"""The null run: two paraphrases of one persona, between which there is nothing to find.
 
 Their divergence should be zero but for the wording. Paraphrases of equal length give
 sigma_0, the spread to be expected; those of unequal length must stay within it,
@@ -27,13 +27,12 @@ __all__ = ["NullRun", "null_run"]
 class NullRun:
     """D over paraphrases of one persona, in logits.
 
-    ``sigma_0`` is the root mean square over pairs of equal length (None without any),
-    ``unequal`` the same over pairs of unequal length. ``within`` is the share of the
-    unequal ones with |D| < 2 sigma_0. ``p_larger`` is Levene's test (medians) that
-    unequal pairs spread more, one-sided, and ``p_shift`` the signed-rank test that
-    their D is not centred at zero. ``gap_correlation`` is Spearman's between |D| and the
-    difference in length, over all pairs, ``p_gap`` its p: the fairest of the three, as
-    longer paraphrases say other things too. None with fewer than three pairs.
+    ``sigma_0`` is the root mean square over pairs of equal length (None without any), ``unequal`` the same over pairs
+    of unequal length. ``within`` is the share of the unequal ones with |D| < 2 sigma_0. ``p_larger`` is Levene's test
+    (medians) that unequal pairs spread more, one-sided, and ``p_shift`` the signed-rank test that their D is not
+    centred at zero. ``gap_correlation`` is Spearman's between |D| and the difference in length, over all pairs,
+    ``p_gap`` its p: the fairest of the three, as longer paraphrases say other things too. None with fewer than three
+    pairs.
     """
 
     source: str
@@ -48,12 +47,12 @@ class NullRun:
     p_gap: float | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as the results hold them."""
+        """Plain values, as in the results."""
         return asdict(self)
 
 
 def null_run(model: Model, task: Task, *, align: str = "right", batch_size: int = 32) -> NullRun:
-    """Ask the model both paraphrases of every pair.
+    """Run the model on both paraphrases of every pair.
 
     Raises:
         TaskError: a pair is of two personas.
@@ -64,20 +63,20 @@ def null_run(model: Model, task: Task, *, align: str = "right", batch_size: int 
             "run takes two paraphrases of one"
         )
     rows = encode(task, model, align=align)
-    found: dict[int, float] = {}
+    by_row: dict[int, float] = {}
     margin = METRICS["logit-diff"]
     for batch in batches(parallel.share(rows), batch_size, model.device):
         clean, corrupt = run_clean(model, batch).logits, run_corrupt(model, batch).logits
         targets = targets_of(batch, clean)
         gap = margin(clean, targets) - margin(corrupt, targets)
-        found |= dict(zip(batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = parallel.gathered(found)
+        by_row |= dict(zip(batch.indices, gap.cpu().double().tolist(), strict=True))
+    by_row = parallel.gathered(by_row)
     equal, unequal = (
-        np.array([found[row.index] for row in rows if (len(row.clean) == len(row.corrupt)) is same])
+        np.array([by_row[row.index] for row in rows if (len(row.clean) == len(row.corrupt)) is same])
         for same in (True, False)
     )
     gaps = [abs(len(row.clean) - len(row.corrupt)) for row in rows]
-    sizes = [abs(found[row.index]) for row in rows]
+    sizes = [abs(by_row[row.index]) for row in rows]
     rank = scipy.stats.spearmanr(gaps, sizes) if len(rows) > 2 and len(set(gaps)) > 1 and len(set(sizes)) > 1 else None
     sigma = float(np.sqrt(np.mean(equal**2))) if len(equal) else None
     enough = len(equal) > 2 and len(unequal) > 2 and bool(np.ptp(equal)) and bool(np.ptp(unequal))

@@ -6,7 +6,7 @@ of no other: path patching (Goldowsky-Dill et al. 2023, arXiv:2304.05969) of the
     (m(path) - m(empty)) / (m(full) - m(empty))
 
 the faithfulness of a circuit that is this path; under swapped persona pairs m(full) - m(empty) is D. Shares do not add
-up: nodes are not linear, and what comes together may do what nothing does alone.
+up: nodes are not linear, and several inputs together may do what none does alone.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class PathShares:
             }
             for path in self.paths
         ]
-        about = {"split": self.split, "n_pairs": self.n_pairs, "over": self.drawn_over}
-        return {**about, "together": self.together, "paths": rows}
+        facts = {"split": self.split, "n_pairs": self.n_pairs, "over": self.drawn_over}
+        return {**facts, "together": self.together, "paths": rows}
 
 
 def measured_paths(
@@ -85,16 +85,16 @@ def measured_paths(
 ) -> PathShares:
     """The strongest paths of a circuit with five different weakest edges, each kept alone, and together.
 
-    All of it is one go over the pairs. The seed is of the random heads too.
+    All are measured in one run over the pairs. The seed is of the random heads too.
     """
     paths = _strongest(circuit, scores)
     graph, seed = model.graph, sample.seed
     random = [_exchanged(path, graph, np.random.default_rng([seed, place])) for place, path in enumerate(paths)]
     kept = [[edge for path in paths for edge in path], *paths, *(other for other in random if other)]
-    masks = [one.mask for one in (Circuit.full(graph), Circuit.empty(graph), *(Circuit.of(graph, one) for one in kept))]
-    full, empty, together, *found = pairwise(measure(model, prepared, masks, metric), metric)
+    masks = [x.mask for x in (Circuit.full(graph), Circuit.empty(graph), *(Circuit.of(graph, x) for x in kept))]
+    full, empty, together, *alone = pairwise(measure(model, prepared, masks, metric), metric)
     share = _share_of(full - empty)
-    others = iter(found[len(paths) :])
+    others = iter(alone[len(paths) :])
     rows = [
         PathShare(
             edges=path,
@@ -103,7 +103,7 @@ def measured_paths(
             interval=sample.ratio(values - empty, full - empty),
             random=share(next(others) - empty) if other else None,
         )
-        for path, other, values in zip(paths, random, found, strict=False)
+        for path, other, values in zip(paths, random, alone, strict=False)
     ]
     over = sample.over(len(full)).describe()
     return PathShares(tuple(rows), share(together - empty), sample.split, len(full), over)
@@ -118,16 +118,16 @@ def _strongest(circuit: Circuit, scores: Scores) -> list[tuple[Edge, ...]]:
     edges = circuit.without_dead_ends().edges()
     edges.sort(key=lambda edge: circuit.graph.index(edge)[::-1])
     sizes = np.array([abs(scores[edge]) for edge in edges])
-    found: dict[int, set[int]] = {}
+    paths: dict[int, set[int]] = {}
     for path in strongest_paths(edges, sizes):
-        found.setdefault(min(path, key=lambda place: sizes[place]), path)
-        if len(found) == N_PATHS:
+        paths.setdefault(min(path, key=lambda place: sizes[place]), path)
+        if len(paths) == N_PATHS:
             break
-    return [tuple(edges[place] for place in sorted(path)) for path in found.values()]
+    return [tuple(edges[place] for place in sorted(path)) for path in paths.values()]
 
 
 def _exchanged(path: Sequence[Edge], graph: Graph, rng: np.random.Generator) -> tuple[Edge, ...]:
-    """The path with each of its heads exchanged for another of that layer; empty where that cannot be."""
+    """The path with each of its heads replaced by another of that layer; empty where that is impossible."""
     heads = [edge.dst for edge in path if edge.dst.kind == "head"]
     if not heads or graph.n_heads == 1:
         return ()

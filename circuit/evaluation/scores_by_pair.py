@@ -1,4 +1,4 @@
-"""Edge scores of every pair, kept so that pairs can be drawn anew without running the model again.
+"""Edge scores of every pair, kept so that pairs can be resampled without running the model again.
 
 A circuit found on other pairs, or on the same ones counted differently, is then a weighted mean of
 rows and the pruning rule (``Rule``), and no pass.
@@ -31,7 +31,7 @@ __all__ = ["PairScores", "Rule", "pair_scores"]
 
 MAX_BYTES = 1 << 30
 NO_EFFECT = 1e-9
-"""Of the largest |score|: a whole effect up to it is rounding, nothing that a threshold could be a share of."""
+"""Share of the largest |score| below which a whole effect is rounding and no threshold can be a share of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class PairScores:
         return len(self.whole)
 
     def mean(self, weights: Float[np.ndarray, " pair"] | None = None) -> Scores:
-        """The scores of all pairs, or of pairs that count differently; weights have the sum one."""
+        """The mean scores of all pairs, or a weighted mean; weights sum to one."""
         weights = np.full(len(self), 1 / len(self)) if weights is None else weights
         values = np.zeros(self.graph.valid.shape)
         values[self.graph.valid] = weights.astype(np.float32) @ self.values
@@ -87,8 +87,8 @@ class Rule:
             )
         if self.prune not in ("threshold", "top-n", "greedy"):
             raise OptionError(f"pruning rule {self.prune!r} is not one of threshold, top-n, greedy")
-        wanted = (self.tau, self.share) if self.prune == "threshold" else (self.n,)
-        if sum(value is not None for value in wanted) != 1:
+        sizes = (self.tau, self.share) if self.prune == "threshold" else (self.n,)
+        if sum(value is not None for value in sizes) != 1:
             raise OptionError(f"--prune {self.prune} needs one of {self._needs()}, got {self}")
         for value in (self.tau, self.share):
             if value is not None:
@@ -157,8 +157,8 @@ def pair_scores(
     store = _Store(model.graph, n_pairs, max_bytes)
     waiting: dict[int, np.ndarray] = {}
     for turn in range(n_rounds):
-        found = score_parts(model, batches[turn : turn + 1], metric, scoring, by="row", ablation=ablation)
-        for name, values in zip(found.names, found.values, strict=True):
+        parts = score_parts(model, batches[turn : turn + 1], metric, scoring, by="row", ablation=ablation)
+        for name, values in zip(parts.names, parts.values, strict=True):
             pair, row = int(name) // both, values[model.graph.valid]
             if both == 1 or pair in waiting:
                 store.put(pair, row if both == 1 else (row + waiting.pop(pair)) / 2)
@@ -174,16 +174,16 @@ def _whole(
     model: Model, batches: Sequence[Batch | Prepared], metric: Metric, ablation: Ablation | None, both: int
 ) -> Float[np.ndarray, " pair"]:
     """m(full) - m(empty) of every pair, from the plain runs."""
-    found: dict[int, float] = {}
+    gaps: dict[int, float] = {}
     for item in prepare_each(model, batches, ablation):
         gap = metric(item.clean.logits, item.targets) - metric(item.ablated.logits, item.targets)
-        found |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
-    found = parallel.gathered(found)
-    return np.array([found[index] for index in sorted(found)]).reshape(-1, both).mean(axis=1)
+        gaps |= dict(zip(item.batch.indices, gap.cpu().double().tolist(), strict=True))
+    gaps = parallel.gathered(gaps)
+    return np.array([gaps[index] for index in sorted(gaps)]).reshape(-1, both).mean(axis=1)
 
 
 class _Store:
-    """Rows of scores as they come: dense where they all fit, else sparse above a floor that rises with need."""
+    """Rows of scores as they arrive: dense where all fit, else sparse above a floor that rises as needed."""
 
     def __init__(self, graph: Graph, n_pairs: int, max_bytes: int) -> None:
         self.shape, self.max_bytes, self.floor = (n_pairs, graph.n_edges), max_bytes, 0.0

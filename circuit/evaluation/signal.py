@@ -35,7 +35,7 @@ POWERED = 1.96 + 0.84
 
 @dataclass(frozen=True)
 class Signal:
-    """The effect m(clean) - m(corrupt) over pairs, in the metric's units, and whether it will bear a search.
+    """The effect m(clean) - m(corrupt) over pairs, in the metric's units, and whether it justifies a search.
 
     ``p`` is two-sided, of a mean effect of zero, over personas and questions where they are named. ``mass`` is the
     probability of the answers and wrong answers together, averaged over pairs and both prompts. ``sigma_0`` is the
@@ -97,7 +97,7 @@ class Signal:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as the results hold them."""
+        """Plain values, as in the results."""
         return asdict(self)
 
 
@@ -110,7 +110,7 @@ def signal_of(
     rounding: float = 0.0,
     seed: int = 0,
 ) -> Signal:
-    """What the pairs' effects amount to.
+    """The signal in the pairs' effects.
 
     Parameters
     ----------
@@ -119,14 +119,14 @@ def signal_of(
     null
         The same between paraphrases; its sigma_0 is compared where ``effects`` are logits too.
     rounding
-        Effects below it are none.
+        Effects below it count as none.
     """
     effect, n = float(effects.mean()), len(effects)
     sigma = null.sigma_0 if null is not None else None
     if n < 2:
         return Signal(n, effect, None, None, int((effects < 0).sum()), mass, sigma, None, UNKNOWN)
     influence = effects - effect
-    found = interval(lambda w: weighted_mean(w, effects), clusters, influence=influence, seed=seed)
+    bounds = interval(lambda w: weighted_mean(w, effects), clusters, influence=influence, seed=seed)
     p = clusters.p_value(abs(effect), influence, rounding)
     needed = _needed(effect, clusters.spread(influence[:, None]), n)
     if abs(effect) <= rounding or (sigma is not None and abs(effect) <= sigma):
@@ -135,30 +135,30 @@ def signal_of(
         verdict = ENOUGH if effect > 0 else REVERSED
     else:
         verdict = TOO_FEW if needed is not None and needed <= HARDLY * n else TOO_SMALL
-    return Signal(n, effect, found, p, int((effects < 0).sum()), mass, sigma, needed, verdict)
+    return Signal(n, effect, bounds, p, int((effects < 0).sum()), mass, sigma, needed, verdict)
 
 
 def _needed(effect: float, spread: float, n: int) -> int | None:
     """Pairs for a power of .8, the spread of the mean falling with the root of their number; None beyond a million."""
-    wanted = n * (POWERED * spread / abs(effect)) ** 2 if effect else math.inf
-    return max(n, math.ceil(wanted)) if wanted <= MOST else None
+    n_needed = n * (POWERED * spread / abs(effect)) ** 2 if effect else math.inf
+    return max(n, math.ceil(n_needed)) if n_needed <= MOST else None
 
 
 class SignalWatch:
-    """The effect and the answers' probability of every pair, read off the passes that are run anyway."""
+    """The effect and the answers' probability of every pair, from passes that are run anyway."""
 
     def __init__(self, metric: Metric) -> None:
         self.metric = metric
         self._seen: dict[int, list[tuple[float, float]]] = {}
 
     def watched(self, prepared: Iterable[Prepared]) -> Iterator[Prepared]:
-        """The same batches; each is looked at as it goes by."""
+        """The same batches, each inspected as it passes."""
         directions = 2 if self.metric.swap_rows else 1
         for item in prepared:
             sides = (item.clean.logits, item.corrupt.logits)
             clean, corrupt = (self.metric(logits, item.targets).double() for logits in sides)
-            one, other = (_mass(logits, item.targets) for logits in sides)
-            mass = (one + other) / 2
+            clean_mass, corrupt_mass = (_mass(logits, item.targets) for logits in sides)
+            mass = (clean_mass + corrupt_mass) / 2
             rows = zip(item.batch.indices, (clean - corrupt).tolist(), mass.tolist(), strict=True)
             for index, gap, share in rows:
                 self._seen.setdefault(index // directions, []).append((gap, share))
@@ -170,7 +170,7 @@ class SignalWatch:
         return np.array([np.mean(seen[index], axis=0)[0] for index in sorted(seen)])
 
     def signal(self, clusters: Clusters, *, null: NullRun | None = None, rounding: float = 0.0) -> Signal:
-        """Of all processes' pairs, once all batches have gone by."""
+        """The answers' probability over all processes' pairs, once all batches have passed."""
         seen = parallel.gathered(self._seen)
         values = np.array([np.mean(seen[index], axis=0) for index in sorted(seen)])
         logits = null if self.metric.unit == "logits" else None

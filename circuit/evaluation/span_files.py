@@ -67,25 +67,25 @@ def edges_at_parts(circuit: SpanCircuit) -> dict[str, Circuit]:
 def _most(circuit: Circuit, groups: dict[str, np.ndarray]) -> dict[str, Circuit]:
     order = sorted((name for name in groups if groups[name].any()), key=lambda name: -int(groups[name].sum()))
     shown = order if len(order) <= MOST_PARTS else order[: MOST_PARTS - 1]
-    found = {name: Circuit(circuit.graph, groups[name]) for name in shown}
+    circuits = {name: Circuit(circuit.graph, groups[name]) for name in shown}
     rest = [groups[name] for name in order[len(shown) :]]
-    return found | ({"other parts": Circuit(circuit.graph, np.logical_or.reduce(rest))} if rest else {})
+    return circuits | ({"other parts": Circuit(circuit.graph, np.logical_or.reduce(rest))} if rest else {})
 
 
-def write_specificity(found: Specificity, folder: Path) -> None:
+def write_specificity(specificity: Specificity, folder: Path) -> None:
     """Write ``specificity.json``, ``specificity.csv`` and the matrix as a heat map.
 
     Raises:
         FileError: the folder is missing or cannot be written.
     """
-    write_json(found.as_dict(), folder / "specificity.json")
-    write_csv(found.as_dict()["cells"], folder / "specificity.csv")
-    # From nothing left to all of it: colours that followed the data would make a dissociation of any differences.
-    most = max(1.0, float(np.abs(np.nan_to_num(found.matrix())).max()))
+    write_json(specificity.as_dict(), folder / "specificity.json")
+    write_csv(specificity.as_dict()["cells"], folder / "specificity.csv")
+    # A fixed colour scale from 0 to 1: one that followed the data would make any differences look like a dissociation.
+    most = max(1.0, float(np.abs(np.nan_to_num(specificity.matrix())).max()))
     figure = heat_map(
-        found.matrix().tolist(),
-        found.names,
-        found.names,
+        specificity.matrix().tolist(),
+        specificity.names,
+        specificity.names,
         title="What is left of a contrast when a circuit is ablated",
         x="contrast",
         y="circuit ablated",
@@ -93,7 +93,9 @@ def write_specificity(found: Specificity, folder: Path) -> None:
         numbers=".2f",
         ends=(-most, most),
     )
-    write_figures({"specificity": figure}, folder, page="specificity.html", title="Specificity", notes=found.findings)
+    write_figures(
+        {"specificity": figure}, folder, page="specificity.html", title="Specificity", notes=specificity.findings
+    )
 
 
 def span_figures(study: SpanStudy) -> dict[str, Chart]:

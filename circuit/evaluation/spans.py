@@ -1,12 +1,10 @@
-"""Where in the prompt a contrast is carried: scores by part of the prompt, and what the stream there still does.
+"""Where in the prompt a contrast is carried: scores by part of the prompt, and the effect of the stream there.
 
-Entry share: of all |score| of edges into a layer, the share that lies on each part of
-the prompt. An edge's score is split over positions, so this says at which tokens a
-layer reads the contrast from.
+Entry share: of all |score| of edges into a layer, the share that lies on each part of the prompt. An edge's score is
+split over positions, so this says at which tokens a layer reads the contrast from.
 
-Causal persistence P(l, t) = [m(x_B with h_(l,t) from x_A) - m(x_B)] / [m(x_A) - m(x_B)]:
-the share of the divergence that comes with the residual stream into layer l at part t.
-With swapped rows both directions are in it.
+Causal persistence P(l, t) = [m(x_B with h_(l,t) from x_A) - m(x_B)] / [m(x_A) - m(x_B)]: the share of the divergence
+that comes with the residual stream into layer l at part t. With swapped rows both directions are in it.
 """
 
 from __future__ import annotations
@@ -38,10 +36,9 @@ __all__ = ["SpanStudy", "entry_shares", "persistence", "span_rows", "span_study"
 class SpanStudy:
     """Shares and persistence by layer and part of the prompt.
 
-    ``entry[l, t]`` (l up to ``n_layers``, the last for edges into the logits) is nan where
-    no edge into the layer has a score. ``from_input[l, t]`` is the share of all |score|
-    of edges that leave ``input``. ``persistence[l, t]`` is of the stream into layer l, the
-    last of that into the final norm; ``intervals`` are over what pairs share.
+    ``entry[l, t]`` (l up to ``n_layers``, the last for edges into the logits) is nan where no edge into the layer has a
+    score. ``from_input[l, t]`` is the share of all |score| of edges that leave ``input``. ``persistence[l, t]`` is of
+    the stream into layer l, the last of that into the final norm; ``intervals`` are over what pairs share.
     """
 
     names: tuple[str, ...]
@@ -104,8 +101,8 @@ def persistence(
     n_layers, kept = model.graph.n_layers, kept or Kept(None, "")
     columns: dict[int, np.ndarray] = {}
     for item in prepared:
-        found = kept.of(f"persistence {item.batch.place}", partial(_moved, model, item, metric, names))
-        columns |= dict(zip(item.batch.indices, found["moved"], strict=True))
+        effects = kept.of(f"persistence {item.batch.place}", partial(_moved, model, item, metric, names))
+        columns |= dict(zip(item.batch.indices, effects["moved"], strict=True))
     columns = parallel.gathered(columns)
     values = pairwise(np.stack([columns[i] for i in sorted(columns)]).T, metric)
     whole, moved = values[0], values[1:].reshape(n_layers + 1, len(names), -1)
@@ -130,13 +127,13 @@ def _moved(model: Model, item: Prepared, metric: Metric, names: tuple[str, ...])
     batch, ablated, clean = item.batch, item.ablated, item.clean
     assert batch.spans is not None
     base = metric(clean.logits, item.targets)
-    found = [base - metric(ablated.logits, item.targets)]
+    effects = [base - metric(ablated.logits, item.targets)]
     masks = torch.stack(
         [batch.spans == batch.span_names.index(n) if n in batch.span_names else batch.spans < -1 for n in names]
     )
     for layer in range(model.graph.n_layers + 1):
-        found += [base - metric(part, item.targets) for part in patched_stream(model, item, layer, masks)]
-    values = torch.stack(found, dim=1).cpu().double().numpy()
+        effects += [base - metric(part, item.targets) for part in patched_stream(model, item, layer, masks)]
+    values = torch.stack(effects, dim=1).cpu().double().numpy()
     check_finite(values, item.batch.name, f"values of {metric.name}")
     return {"moved": values}
 

@@ -1,13 +1,12 @@
-"""Does a circuit hold elsewhere, and is it of this contrast alone?
+"""Does a circuit generalise, and is it specific to this contrast?
 
 Transfer: the same circuit on other pairs, personas, questions, templates or domains, each
 beside random circuits of its size that are made of edges outside it. A circuit transfers where it explains the
 other pairs and circuits of units outside it do not: that control is run, and where none can be made (the circuit
 leaves no path from ``input`` to ``logits`` outside it) nothing is claimed.
 
-Specificity: every circuit is ablated (its edges cut, all others kept) on every contrast. A
-contrast should break under its own circuit (low on the diagonal) and go on under the
-others' (near 1 off it).
+Specificity: every circuit is ablated (its edges cut, all others kept) on every contrast. A contrast should break under
+its own circuit (low on the diagonal) and go on under the others' (near 1 off it).
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ __all__ = ["INTACT", "Pairs", "Transfer", "measured", "transfer", "transfer_with
 Pairs = Callable[[], Iterable[Prepared]]
 """Gives the batches of a contrast; called once."""
 EXPLAINS = 0.5
-"""A circuit transfers to pairs of whose effect it explains at least this share."""
+"""Least share of the effect that a circuit must explain to transfer to other pairs."""
 INTACT = 0.8
-"""A contrast goes on under an ablation where it keeps at least this share of its effect."""
+"""Least share of its effect that a contrast must keep to survive an ablation."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,13 @@ def transfer(
         Random circuits outside.
     """
     masks, size = _beside(circuit, n_outside, seed)
-    found = []
+    transfers = []
     for name, pairs in grounds.items():
         values, rounding = measured(model, pairs(), masks, metric)
-        found.append(_transfer(values, size, PairSample(name, (clusters or {}).get(name), seed), rounding))
+        transfers.append(_transfer(values, size, PairSample(name, (clusters or {}).get(name), seed), rounding))
         if progress is not None:
-            progress(len(found), len(grounds))
-    return tuple(found)
+            progress(len(transfers), len(grounds))
+    return tuple(transfers)
 
 
 def transfer_within(
@@ -111,15 +110,15 @@ def transfer_within(
     values, rounding = measured(model, pairs(), masks, metric)
     samplings = (PairSample(name, (clusters or {}).get(name), seed) for name in parts)
     return tuple(
-        _transfer(values[:, list(places)], size, one, rounding)
-        for one, places in zip(samplings, parts.values(), strict=True)
+        _transfer(values[:, list(places)], size, sampling, rounding)
+        for sampling, places in zip(samplings, parts.values(), strict=True)
     )
 
 
 def measured(
     model: Model, prepared: Iterable[Prepared], masks: Sequence[np.ndarray], metric: Metric
 ) -> tuple[np.ndarray, float]:
-    """What circuits score on each pair, ``[mask, pair]``, and how far rounding alone moves it."""
+    """The metric of circuits on each pair, ``[mask, pair]``, and how far rounding alone moves it."""
     watch = Rounding(model, metric)
     values = pairwise(measure(model, watch.watched(prepared), masks, metric), metric)
     return values, watch.floor
@@ -129,8 +128,8 @@ def _beside(circuit: Circuit, n_outside: int, seed: int) -> tuple[list[np.ndarra
     """The full, the empty and this circuit, and random ones outside it; and the mean size of those."""
     outside = random_circuits(circuit.graph, len(circuit), n_outside, seed=seed, outside=circuit)
     fixed = (Circuit.full(circuit.graph), Circuit.empty(circuit.graph), circuit)
-    size = float(np.mean([len(one) for one in outside])) if outside else None
-    return [one.mask for one in (*fixed, *outside)], size
+    size = float(np.mean([len(subgraph) for subgraph in outside])) if outside else None
+    return [subgraph.mask for subgraph in (*fixed, *outside)], size
 
 
 def _transfer(values: np.ndarray, size: float | None, sample: PairSample, rounding: float) -> Transfer:

@@ -4,10 +4,10 @@
     Bars      bars, side by side or stacked  Spread    single values beside their quartiles
     Cells     a heat map
 
-A report makes a ``Chart`` and is done: ``circuit.figures.page`` draws it with plotly, ``circuit.figures.paper`` with
-matplotlib, and both take colours, symbols, dashes and names of places from here. Colours are told apart by colour-blind
-readers too (Okabe and Ito; the two-sided scale is ColorBrewer's RdBu), and no series is known by its colour alone.
-Texts are plain, whatever is in them.
+A report makes a ``Chart`` only: ``circuit.figures.page`` draws it with plotly, ``circuit.figures.paper`` with
+matplotlib, and both take colours, symbols, dashes and names of places from here. Colour-blind readers can distinguish
+the colours too (Okabe and Ito; the two-sided scale is ColorBrewer's RdBu), and no series is identified by its colour
+alone. Texts are plain, whatever is in them.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ class Cells:
     def _text(self, value: Number, least: float) -> str:
         if value is None or not abs(value) >= least or not self.numbers:
             return ""
-        said = format(value, self.numbers)
-        return said if any(digit in said for digit in "123456789") else ""
+        text = format(value, self.numbers)
+        return text if any(digit in text for digit in "123456789") else ""
 
     def limits(self) -> tuple[Real, Real]:
         """The ends of the scale: those given, else around zero, else the data's."""
@@ -204,7 +204,7 @@ class Panel:
 
 
 class Look(NamedTuple):
-    """How a series is known; ``place`` is its turn, from 0."""
+    """The look of a series; ``place`` is its number, from 0."""
 
     colour: str
     symbol: str
@@ -222,14 +222,14 @@ class Chart:
 
     def looks(self) -> dict[str, Look]:
         """The look of every named series, in order of appearance; from ``MOST_SERIES`` on all are the same grey."""
-        found: dict[str, Look] = {}
+        looks: dict[str, Look] = {}
         for mark in (mark for panel in self.panels for mark in panel.marks):
-            if not isinstance(mark, Cells) and mark.name not in found:
-                place = len(found)
+            if not isinstance(mark, Cells) and mark.name not in looks:
+                place = len(looks)
                 own = getattr(mark, "symbol", "") or SYMBOLS[place % len(SYMBOLS)]
                 colour = mark.colour or PALETTE[place % len(PALETTE)]
-                found[mark.name] = Look(colour, own, place) if place < MOST_SERIES else Look(GREY, "circle", place)
-        return found
+                looks[mark.name] = Look(colour, own, place) if place < MOST_SERIES else Look(GREY, "circle", place)
+        return looks
 
     def legend(self) -> tuple[list[str], int]:
         """The names that a legend holds, and how many more there are; none for a single name that the title says."""
@@ -265,8 +265,8 @@ def line_panels(
 ) -> Chart:
     """Charts of the same series side by side, with one legend; a series' name gives its colour."""
     x, y = (Axis(axis) if isinstance(axis, str) else axis for axis in (x, y))
-    made = tuple(Panel(tuple(marks), name, x, y) for name, marks in panels.items())
-    return Chart(title, made, min(columns, len(made)))
+    shown = tuple(Panel(tuple(marks), name, x, y) for name, marks in panels.items())
+    return Chart(title, shown, min(columns, len(shown)))
 
 
 def bar_chart(bars: Sequence[Mark], *, title: str, x: str, y: str, **panel: Any) -> Chart:
@@ -305,12 +305,12 @@ MARKS = {kind.__name__: kind for kind in (Curve, Points, Bars, Spread, Cells)}
 
 def charts_record(charts: Mapping[str, Chart]) -> dict[str, Any]:
     """Charts as plain values; ``charts_from`` reads them back."""
-    found = {name: _plain(asdict(one)) for name, one in charts.items()}
-    for name, one in charts.items():
-        for record, panel in zip(found[name]["panels"], one.panels, strict=True):
+    record = {name: _plain(asdict(chart)) for name, chart in charts.items()}
+    for name, chart in charts.items():
+        for entry, panel in zip(record[name]["panels"], chart.panels, strict=True):
             kinds = [type(mark).__name__ for mark in panel.marks]
-            record["marks"] = [{"kind": kind, **mark} for kind, mark in zip(kinds, record["marks"], strict=True)]
-    return found
+            entry["marks"] = [{"kind": kind, **mark} for kind, mark in zip(kinds, entry["marks"], strict=True)]
+    return record
 
 
 def _plain(value: Any) -> Any:
@@ -329,7 +329,7 @@ def charts_from(record: Mapping[str, Any]) -> dict[str, Chart]:
     Raises:
         KeyError, TypeError: it is no record of charts.
     """
-    return {name: Chart(**{**one, "panels": tuple(_panels(one["panels"]))}) for name, one in record.items()}
+    return {name: Chart(**{**chart, "panels": tuple(_panels(chart["panels"]))}) for name, chart in record.items()}
 
 
 def _panels(records: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:

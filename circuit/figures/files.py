@@ -1,4 +1,4 @@
-"""Charts as files: a page of all of them, a PNG of each, and from the page what a paper takes."""
+"""Charts as files: a page of all of them, a PNG of each, and from the page files for a paper."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_figures(
 
 
 def redraw(page: str | Path, folder: str | Path, *, formats: Sequence[str] = ("svg", "pdf"), width: str) -> list[Path]:
-    """Draw the figures of a page again, as the files that a paper takes; ``folder`` must exist.
+    """Draw the figures of a page again, as files for a paper; ``folder`` must exist.
 
     Raises:
         FileError: the page cannot be read, or holds no figures of this program; or the folder cannot be written.
@@ -68,10 +68,10 @@ def read_figures(page: str | Path) -> dict[str, Chart]:
         FileError: the page cannot be read, or holds no figures of this program.
     """
     page = Path(page)
-    pages = sorted(one for one in page.glob("*.html") if one.name != INDEX) if page.is_dir() else [page]
+    pages = sorted(path for path in page.glob("*.html") if path.name != INDEX) if page.is_dir() else [page]
     if not pages:
         raise FileError(f"folder {page} holds no HTML page of figures; give the folder of a result that has one")
-    return {name: figure for one in pages for name, figure in _read(one).items()}
+    return {name: figure for path in pages for name, figure in _read(path).items()}
 
 
 def _read(page: Path) -> dict[str, Chart]:
@@ -81,9 +81,9 @@ def _read(page: Path) -> dict[str, Chart]:
         raise FileError(f"page {page} cannot be read ({error}); give an HTML page that this program wrote") from error
     *_, data = text.partition(DATA)
     try:
-        found = charts_from(json.loads(data.partition("</script>")[0]))
+        charts = charts_from(json.loads(data.partition("</script>")[0]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise FileError(f"page {page} holds no figures to draw again; give one that this version wrote") from error
-    if any(not name or Path(name).name != name for name in found):
+    if any(not name or Path(name).name != name for name in charts):
         raise FileError(f"page {page} has a figure whose name is no file's; give one that this program wrote")
-    return found
+    return charts

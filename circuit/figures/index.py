@@ -1,4 +1,4 @@
-"""``index.html`` of a run's folder: what was asked, by which command, the figures, the tables, and all files.
+"""``index.html`` of a run's folder: the question, the command, the figures, the tables, and all files.
 
 The page is made of the folder's own files and names them relative to itself, so that the folder may be moved or sent;
 it holds no script and needs no network.
@@ -27,7 +27,7 @@ MARK = '<meta name="generator" content="persona-circuits index">'
 
 @dataclass(frozen=True)
 class About:
-    """What a run was: its title, what it was asked, the command that made it, what it was given, and its notes."""
+    """What a run was: its title, its question, the command that made it, its inputs, and its notes."""
 
     title: str
     asked: str = ""
@@ -67,10 +67,10 @@ def run_page(folder: str | Path, about: About) -> str:
 def _files(folder: Path, deepest: int) -> Iterator[Path]:
     """Files in order of their names, those of inner folders after those of the outer one; no links, nothing hidden."""
     try:
-        found = sorted(folder.iterdir())
+        paths = sorted(folder.iterdir())
     except OSError as error:
         raise FileError(f"folder {folder} cannot be read ({error}); give one that holds a result") from error
-    inside = [path for path in found if not path.name.startswith(".") and not path.is_symlink()]
+    inside = [path for path in paths if not path.name.startswith(".") and not path.is_symlink()]
     yield from (path for path in inside if path.is_file() and path.name != INDEX)
     for path in inside if deepest else ():
         if path.is_dir():
@@ -114,7 +114,7 @@ def _alone(path: Path, files: Sequence[Path]) -> bool:
 def _titles(page: Path) -> list[tuple[str, str]]:
     """Names and titles of a page's figures; none of a page of another kind."""
     try:
-        return [(name, one.title or name) for name, one in read_figures(page).items()]
+        return [(name, chart.title or name) for name, chart in read_figures(page).items()]
     except FileError:
         return []
 
@@ -129,6 +129,6 @@ def _table(path: Path, name: str) -> str:
     cells = [[row.get(column, "") for column in columns] for row in islice(rows, MOST_ROWS)]
     more = f"; the first {MOST_ROWS} are here" if len(rows) > MOST_ROWS else ""
     more += f", of {len(rows[0])} columns the first {MOST_COLUMNS}" if rows and len(rows[0]) > MOST_COLUMNS else ""
-    said = f"{shown(path.name)}: {len(rows):,} row{'s' * (len(rows) != 1)}{more}"
+    summary = f"{shown(path.name)}: {len(rows):,} row{'s' * (len(rows) != 1)}{more}"
     content = table(columns, cells, texts=MOST_COLUMNS) if columns else ""
-    return f"<details><summary>{said}</summary>{content}<p>{link(name, 'the whole table')}</p></details>"
+    return f"<details><summary>{summary}</summary>{content}<p>{link(name, 'the whole table')}</p></details>"

@@ -42,7 +42,7 @@ GRID = {"showgrid": True, "gridcolor": "#eeeeee", "zerolinecolor": "#cccccc", "a
 
 def figure_page(charts: Mapping[str, Chart], title: str, notes: Sequence[str] = ()) -> str:
     """All charts on one HTML page, plotly's script included once."""
-    parts = [_part(name, one, with_script=place == 0) for place, (name, one) in enumerate(charts.items())]
+    parts = [_part(name, chart, with_script=place == 0) for place, (name, chart) in enumerate(charts.items())]
     title, lines = escape(visible(title)), "".join(f"<p>{escape(visible(note))}</p>" for note in notes)
     head = f'<head><meta charset="utf-8"><title>{title}</title></head>'
     body = f'<body style="font-family: sans-serif; max-width: 1100px; margin: auto"><h1>{title}</h1>{lines}'
@@ -124,39 +124,39 @@ def _axes(chart: Chart, place: int) -> dict[str, Any]:
 
 
 def _axis(panel: Panel, which: str, axis: Axis) -> dict[str, Any]:
-    found: dict[str, Any] = {"title": {"text": axis.title, "standoff": 12}, **GRID}
+    layout: dict[str, Any] = {"title": {"text": axis.title, "standoff": 12}, **GRID}
     if names := panel.names(which):
-        found |= {"type": "category", "categoryorder": "array", "categoryarray": names}
-        found["showgrid"] = panel.cells is None and (which == "x") == panel.across
+        layout |= {"type": "category", "categoryorder": "array", "categoryarray": names}
+        layout["showgrid"] = panel.cells is None and (which == "x") == panel.across
         if which == "x" and sum(map(len, names)) > 110:
-            found["tickangle"] = -60
+            layout["tickangle"] = -60
     elif axis.log:
-        found["type"] = "log"
+        layout["type"] = "log"
     if axis.whole:
         most = max(
             (value for mark in panel.marks for value in panel.along(mark, which) if value is not None), default=1
         )
-        found |= {"tick0": 0, "dtick": max(1, -(-int(most) // 6))}
+        layout |= {"tick0": 0, "dtick": max(1, -(-int(most) // 6))}
     if axis.ends is not None:
         ends = tuple(map(log10, axis.ends)) if axis.log else axis.ends
-        found["range"] = ends[::-1] if axis.falls else ends
+        layout["range"] = ends[::-1] if axis.falls else ends
     elif axis.falls:
-        found["autorange"] = "reversed"
-    return found | ({"showticklabels": False, "showgrid": False, "zeroline": False} if axis.bare else {})
+        layout["autorange"] = "reversed"
+    return layout | ({"showticklabels": False, "showgrid": False, "zeroline": False} if axis.bare else {})
 
 
 def _shapes(panel: Panel, place: int) -> list[dict[str, Any]]:
-    end, found = _turn(place), []
+    end, shapes = _turn(place), []
     for which, at in panel.lines.items():
-        along = {"xref": f"x{end}", "yref": f"y{end} domain", "x0": at, "x1": at, "y0": 0, "y1": 1}
+        ends = {"xref": f"x{end}", "yref": f"y{end} domain", "x0": at, "x1": at, "y0": 0, "y1": 1}
         if which == "y":
-            along = {"xref": f"x{end} domain", "yref": f"y{end}", "x0": 0, "x1": 1, "y0": at, "y1": at}
-        found.append({"type": "line", **along, "line": {"color": "black", "width": 1, "dash": "dot"}})
+            ends = {"xref": f"x{end} domain", "yref": f"y{end}", "x0": 0, "x1": 1, "y0": at, "y1": at}
+        shapes.append({"type": "line", **ends, "line": {"color": "black", "width": 1, "dash": "dot"}})
     if panel.shade is not None:
         low, high = panel.shade
-        along = {"xref": f"x{end} domain", "yref": f"y{end}", "x0": 0, "x1": 1, "y0": low, "y1": high}
-        found.append({"type": "rect", **along, "fillcolor": GREY, "opacity": 0.3, "line": {"width": 0}})
-    return found
+        ends = {"xref": f"x{end} domain", "yref": f"y{end}", "x0": 0, "x1": 1, "y0": low, "y1": high}
+        shapes.append({"type": "rect", **ends, "fillcolor": GREY, "opacity": 0.3, "line": {"width": 0}})
+    return shapes
 
 
 def _traces(panel: Panel, mark: Mark, look: Look) -> list[dict[str, Any]]:
@@ -178,11 +178,11 @@ def _curve(curve: Curve, look: Look) -> list[dict[str, Any]]:
     traces = []
     ends = [(a, b, c) for a, b, c in zip(curve.x, curve.low, curve.high, strict=False) if b is not None]
     if ends:
-        around = [(a, c) for a, _, c in ends] + [(a, b) for a, b, _ in reversed(ends)]
+        outline = [(a, c) for a, _, c in ends] + [(a, b) for a, b, _ in reversed(ends)]
         band: dict[str, Any] = {
             "type": "scatter",
-            "x": [a for a, _ in around],
-            "y": [b for _, b in around],
+            "x": [a for a, _ in outline],
+            "y": [b for _, b in outline],
             "mode": "lines",
         }
         band |= {"fill": "toself", "fillcolor": look.colour, "opacity": 0.15, "line": {"width": 0}}
@@ -203,21 +203,21 @@ def _points(panel: Panel, mark: Points, look: Look) -> dict[str, Any]:
     if mark.values:
         scale = {"colorscale": "Viridis", "showscale": True, "colorbar": {"title": {"text": mark.unit}}}
         marker |= {"color": list(mark.values), **scale}
-    found = {"type": "scatter", "x": list(mark.x), "y": list(mark.y), "name": mark.name, "marker": marker}
-    found |= {"mode": "markers+text" if mark.labels else "markers", "text": list(mark.labels)}
-    found |= {"textposition": "top center", "textfont": {"size": 10}, "hovertext": list(mark.hover or mark.labels)}
+    trace = {"type": "scatter", "x": list(mark.x), "y": list(mark.y), "name": mark.name, "marker": marker}
+    trace |= {"mode": "markers+text" if mark.labels else "markers", "text": list(mark.labels)}
+    trace |= {"textposition": "top center", "textfont": {"size": 10}, "hovertext": list(mark.hover or mark.labels)}
     middle = mark.x if panel.across else mark.y
-    return found | _whiskers(panel, middle, mark.low, mark.high)
+    return trace | _whiskers(panel, middle, mark.low, mark.high)
 
 
 def _bars(panel: Panel, mark: Bars, look: Look) -> dict[str, Any]:
-    """Told apart by hatching too, where there are several of them."""
+    """Bars, distinguished by hatching too where there are several series."""
     several = sum(isinstance(other, Bars) for other in panel.marks) > 1
     pattern = {"shape": HATCHES[look.place % len(HATCHES)] if several else "", "fgcolor": "white", "solidity": 0.2}
     lengths = ("x", "y") if panel.across else ("y", "x")
-    found = {"type": "bar", lengths[0]: list(mark.values), lengths[1]: list(mark.places), "name": mark.name}
-    found |= {"orientation": "h" if panel.across else "v", "legendgroup": mark.name}
-    return {**found, "marker": {"color": look.colour, "pattern": pattern}} | _whiskers(
+    trace = {"type": "bar", lengths[0]: list(mark.values), lengths[1]: list(mark.places), "name": mark.name}
+    trace |= {"orientation": "h" if panel.across else "v", "legendgroup": mark.name}
+    return {**trace, "marker": {"color": look.colour, "pattern": pattern}} | _whiskers(
         panel, mark.values, mark.low, mark.high
     )
 
@@ -233,13 +233,13 @@ def _whiskers(panel: Panel, middle: Sequence[Any], low: Sequence[Any], high: Seq
 
 def _cells(mark: Cells) -> dict[str, Any]:
     low, high = mark.limits()
-    found: dict[str, Any] = {"type": "heatmap", "x": list(mark.columns), "y": list(mark.rows)}
-    found["z"] = [list(row) for row in mark.values]
+    trace: dict[str, Any] = {"type": "heatmap", "x": list(mark.columns), "y": list(mark.rows)}
+    trace["z"] = [list(row) for row in mark.values]
     scale = DIVERGING if mark.diverging else SEQUENTIAL
-    found |= {"colorscale": [list(stop) for stop in scale], "zmin": low, "zmax": high, "hoverongaps": False}
+    trace |= {"colorscale": [list(stop) for stop in scale], "zmin": low, "zmax": high, "hoverongaps": False}
     if mark.numbers and len(mark.columns) <= MOST_NUMBERS:
-        found |= {"text": mark.texts(), "texttemplate": "%{text}"}
-    return found | {"colorbar": {"title": {"text": mark.unit}}}
+        trace |= {"text": mark.texts(), "texttemplate": "%{text}"}
+    return trace | {"colorbar": {"title": {"text": mark.unit}}}
 
 
 def _part(name: str, chart: Chart, *, with_script: bool) -> str:

@@ -1,8 +1,8 @@
 """Charts for paper, drawn by matplotlib: PNG, SVG and PDF of the width of one column or of two, without a browser.
 
 Letters have at least 7 points, in the project's own font, which is in the files; ticks are thinned and cells have
-numbers where there is room for them. The same chart gives the same bytes. Texts are plain: no mathematics, whatever is
-in them. Nothing of matplotlib's settings is changed.
+numbers where they fit. The same chart gives the same bytes. Texts are plain: no mathematics, whatever is in them.
+Nothing of matplotlib's settings is changed.
 """
 
 from __future__ import annotations
@@ -72,16 +72,16 @@ def png_bytes(chart: Chart, *, dpi: int = DPI) -> bytes:
 
 def paper(chart: Chart, formats: Sequence[str] = FORMATS, *, width: str = "double", dpi: int = DPI) -> dict[str, bytes]:
     """The chart's bytes by format; ``width`` is a name of ``WIDTHS``."""
-    about: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    about["pdf"] = {"CreationDate": None, "Creator": None, "Producer": None}
-    found = {}
+    metadata: dict[str, Any] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    metadata["pdf"] = {"CreationDate": None, "Creator": None, "Producer": None}
+    pictures = {}
     with _settings():
         canvas = _drawn(chart, WIDTHS[width])
         for form in formats:
             out = io.BytesIO()
-            canvas.savefig(out, format=form, dpi=dpi, metadata=about[form])
-            found[form] = out.getvalue()
-    return found
+            canvas.savefig(out, format=form, dpi=dpi, metadata=metadata[form])
+            pictures[form] = out.getvalue()
+    return pictures
 
 
 @contextmanager
@@ -137,8 +137,8 @@ def _height(panel: Panel, wide: float) -> float:
     below = min(turned, LONGEST_NAME) * LETTER
     if not names:
         return max(2.1, 0.42 * wide) + max(0.0, below - 0.5)
-    beside = 1 if panel.stacked else max(1, sum(isinstance(mark, Bars) for mark in panel.marks))
-    return max(1.4, 0.8 + below + 1.3 * LINE * len(names) * beside)
+    n_beside = 1 if panel.stacked else max(1, sum(isinstance(mark, Bars) for mark in panel.marks))
+    return max(1.4, 0.8 + below + 1.3 * LINE * len(names) * n_beside)
 
 
 class _Drawing:
@@ -217,12 +217,12 @@ class _Drawing:
         self.axes.errorbar(x, y, fmt="none", ecolor=DARK, elinewidth=0.8, capsize=1.5, **which)
 
     def _bars(self, bars: Sequence[Bars]) -> None:
-        """Side by side, or on each other; told apart by hatching too."""
-        beside = 1 if self.panel.stacked else len(bars)
-        width, above, below = 0.8 / beside, dict[float, float](), dict[float, float]()
+        """Bars side by side or stacked, distinguished by hatching too."""
+        n_beside = 1 if self.panel.stacked else len(bars)
+        width, above, below = 0.8 / n_beside, dict[float, float](), dict[float, float]()
         for turn, mark in enumerate(bars):
             at, look = self.at("y" if self.panel.across else "x", mark.places), self.looks[mark.name]
-            place, length = at + width * (turn - (beside - 1) / 2) * (beside > 1), _numbers(mark.values)
+            place, length = at + width * (turn - (n_beside - 1) / 2) * (n_beside > 1), _numbers(mark.values)
             start = np.zeros(len(at))
             for i, value in enumerate(np.nan_to_num(length)) if self.panel.stacked else ():
                 pile = above if value >= 0 else below
@@ -305,7 +305,7 @@ class _Drawing:
             axes.grid(True, axis="x" if which == "x" else "y", color="#eeeeee", linewidth=0.5)
 
     def _ticks(self, which: str, names: Sequence[str]) -> None:
-        """Names of places, as many as there is room for; upright below where they would run into each other."""
+        """Names of places, as many as fit; vertical below the axis where they would overlap."""
         if which == "y":
             step = max(1, -(-len(names) * LINE // self.room[1]))
             self.axes.set_yticks(range(0, len(names), int(step)), names[:: int(step)])

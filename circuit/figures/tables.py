@@ -56,24 +56,24 @@ def plain(value: Any) -> Any:
     return value
 
 
-def picked(found: Any, *names: str) -> dict[str, Any]:
+def picked(result: Any, *names: str) -> dict[str, Any]:
     """These attributes of a result, by name."""
-    return {name: getattr(found, name) for name in names}
+    return {name: getattr(result, name) for name in names}
 
 
 def flat(row: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """One level of columns: ``summary.low``; a list's numbers are ``name.1``, ``name.2``, its texts are joined."""
-    found: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
+            columns |= flat(value, f"{prefix}{key}.")
         elif isinstance(value, list) and any(isinstance(item, int | float) for item in value):
-            found |= {f"{prefix}{key}.{place}": item for place, item in enumerate(value, 1)}
+            columns |= {f"{prefix}{key}.{place}": item for place, item in enumerate(value, 1)}
         elif isinstance(value, list):
-            found[f"{prefix}{key}"] = " | ".join(str(item).strip() for item in value)
+            columns[f"{prefix}{key}"] = " | ".join(str(item).strip() for item in value)
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            columns[f"{prefix}{key}"] = value
+    return columns
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,10 +7,9 @@
     span-mean    the mean over prompts and over all positions of a named part of the prompt
     optimal      a learned constant per node (Li and Janson 2024, arXiv:2409.09951)
 
-Positional embeddings are no node (they stay) except between prompts of unequal
-length, where a token stands against one of another position and brings its own.
-Corrupt and neutral change what tells A from B, or persona from no persona; the
-others remove everything a node says, and ask what the model needs at all.
+Positional embeddings are no node (they stay) except between prompts of unequal length, where a token stands against one
+of another position and brings its own. Corrupt and neutral change what distinguishes A from B, or persona from no
+persona; the others remove everything a node writes, and so measure what the model needs at all.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ __all__ = [
 ]
 
 CONSTANT = ("mean", "span-mean", "optimal")
-"""Those that are computed from prompts before the first patched pass."""
+"""Ablations that are computed from prompts before the first patched pass."""
 
 
 @dataclass(frozen=True, eq=False)
 class Idle:
-    """What the nodes of a layer write that read nothing but ablated values.
+    """What nodes write that read nothing but ablated values.
 
     ``contributions`` as in a run; ``attn[l]`` is all that layer l's attention adds, its bias included.
     """
@@ -79,11 +78,11 @@ class Ablated:
 
 
 Ablation = Callable[[Model, Batch, Run], Ablated]
-"""From a batch and its clean run to what its cut edges carry."""
+"""Maps a batch and its clean run to what its cut edges carry."""
 
 
 def corrupt(model: Model, batch: Batch, clean: Run, other: Run | None = None) -> Ablated:
-    """The corrupt prompts' values; ``other`` is their plain run, if it is already there."""
+    """The corrupt prompts' values; ``other`` is their plain run, if available."""
     return _of_run(model, clean, other or run_corrupt(model, batch), batch.corrupt_to_clean)
 
 
@@ -121,7 +120,7 @@ def mean(model: Model, batches: Sequence[Batch]) -> Ablation:
     total = torch.zeros(model.graph.n_src, longest, model.d_model, dtype=torch.float64, device=model.device)
     count = torch.zeros(longest, dtype=torch.float64, device=model.device)
     for batch in batches:
-        for tokens, padding, _ in _sides(batch):
+        for tokens, padding in ((batch.clean, batch.clean_padding), (batch.corrupt, batch.corrupt_padding)):
             values, real = _token_contributions(model, tokens, padding)
             width = tokens.shape[1]
             total[:, longest - width :] += torch.einsum("sbpd,bp->spd", values.double(), real.double())
@@ -145,7 +144,7 @@ def span_mean(model: Model, batches: Sequence[Batch]) -> Ablation:
     """The mean over all prompts of ``batches`` and all positions of a part, as the pair file names the parts.
 
     Raises:
-        TaskError: a later pair has a part that these have not.
+        TaskError: a later pair has a part that these lack.
     """
     names = tuple(sorted(parallel.gathered({name: name for batch in batches for name in batch.span_names})))
     total = torch.zeros(model.graph.n_src, len(names), model.d_model, dtype=torch.float64, device=model.device)
@@ -182,13 +181,12 @@ def optimal(
     rate: float = 0.1,
     progress: Progress | None = None,
 ) -> Ablation:
-    """One learned vector per node: with it in the node's place the whole model keeps its output best.
+    """One learned vector per node, which in the node's place preserves the model's output best.
 
-    For each source alone, KL(whole model || model with the vector at every position of
-    the node) is minimised over ``n_prompts`` clean prompts, by Adam from the node's mean
-    over those prompts (Li and Janson 2024, arXiv:2409.09951: the constant of smallest
-    loss). ``rate`` is in units of the node's root mean square. All nodes of a layer
-    learn in one pass.
+    For each source alone, KL(whole model || model with the vector at every position of the node) is minimised over
+    ``n_prompts`` clean prompts, by Adam from the node's mean over those prompts (Li and Janson 2024, arXiv:2409.09951:
+    the constant of smallest loss). ``rate`` is in units of the node's root mean square. All nodes of a layer learn in
+    one pass.
     """
     sample = _sample(batches, n_prompts) if parallel.is_first() else []
     constants = torch.zeros(model.graph.n_src, model.d_model, dtype=model.dtype, device=model.device)
@@ -202,7 +200,7 @@ def optimal(
         if progress is not None:
             progress(done, len(groups))
 
-    constants = _summed(constants)  # one process learns, the others hold zeros
+    constants = _summed(constants)  # one process learns, the others contribute zeros
 
     def ablation(model: Model, batch: Batch, clean: Run) -> Ablated:
         return _constants(model, batch, clean, constants[:, None, None].expand_as(clean.contributions))
@@ -227,9 +225,9 @@ def make_ablation(name: str, model: Model, batches: Sequence[Batch], *, progress
 
 
 def ablated_by(model: Model, clean: Run, contributions: Float[Tensor, "src batch pos d_model"]) -> Ablated:
-    """The streams that these contributions make in the places of the clean run's, and what idle nodes make of them.
+    """The streams these contributions sum to in place of the clean run's, and what idle nodes make of them.
 
-    They are added up anew, not as changes of the clean streams: nothing but zeros is exactly zero.
+    They are summed from scratch, not as changes of the clean streams, so that zeros sum to exactly zero.
     """
     graph = model.graph
     with torch.no_grad():
@@ -256,9 +254,9 @@ def ablated_by(model: Model, clean: Run, contributions: Float[Tensor, "src batch
 
 
 def _bias(model: Model, block: Block, clean: Run) -> Tensor | float:
-    """What the clean run's attention adds that no head wrote; exactly nothing where it has no bias.
+    """What the clean run's attention adds that no head wrote; exactly zero where it has no bias.
 
-    As a difference of streams it would be rounding, which a norm of a stream of zeros makes large.
+    As a difference of streams it would be rounding error, which the norm of a stream of zeros amplifies.
     """
     if not block.has_attn_bias:
         return 0.0
@@ -286,10 +284,6 @@ def _summed(values: Tensor) -> Tensor:
     return torch.from_numpy(parallel.summed(values.cpu().double().numpy())).to(values)
 
 
-def _sides(batch: Batch) -> list[tuple[Tensor, Tensor | None, str]]:
-    return [(batch.clean, batch.clean_padding, "clean"), (batch.corrupt, batch.corrupt_padding, "corrupt")]
-
-
 def _token_contributions(
     model: Model, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None
 ) -> tuple[Float[Tensor, "src batch pos d_model"], Tensor]:
@@ -303,7 +297,7 @@ def _token_contributions(
 
 
 class _Part:
-    """A batch in which constants are learned: its clean run, and where the tokens' own part lies."""
+    """A batch on which constants are learned: its clean run, and the part of the stream that comes from tokens."""
 
     def __init__(self, model: Model, batch: Batch) -> None:
         self.clean = run_clean(model, batch)
@@ -311,8 +305,8 @@ class _Part:
         self.reference = self.clean.logits.log_softmax(-1)
 
     def values(self, sources: slice) -> Float[Tensor, "src batch pos d_model"]:
-        found = self.clean.contributions[sources]
-        return found - self.positions if sources.start == 0 else found
+        values = self.clean.contributions[sources]
+        return values - self.positions if sources.start == 0 else values
 
 
 def _sample(batches: Sequence[Batch], n_prompts: int) -> list[Batch]:
@@ -342,7 +336,7 @@ def _sample(batches: Sequence[Batch], n_prompts: int) -> list[Batch]:
 def _learned(
     model: Model, parts: Sequence[_Part], sources: slice, steps: int, rate: float
 ) -> Float[Tensor, "src d_model"]:
-    """The best constants of some sources of one layer, each learned alone but all at once."""
+    """The best constants of some sources of one layer, learned independently but in the same passes."""
     cells = torch.cat([part.values(sources).flatten(1, 2) for part in parts], dim=1)
     start = cells.mean(1)
     scale = cells.square().mean((1, 2)).sqrt().clamp(min=1e-6)[:, None]
@@ -386,5 +380,5 @@ def _loss(model: Model, part: _Part, sources: slice, constant: Float[Tensor, "sr
             z = block.attention(q, k, v, clean.context)
             after = resid + block.attn_out(z)
             resid = after + block.mlp(resid if block.parallel else after)
-        found = model.answer(resid, clean.context.forms).log_softmax(-1).unflatten(0, (n, batch))
-    return (part.reference.exp() * (part.reference - found)).sum(-1).mean(-1)
+        log_probs = model.answer(resid, clean.context.forms).log_softmax(-1).unflatten(0, (n, batch))
+    return (part.reference.exp() * (part.reference - log_probs)).sum(-1).mean(-1)

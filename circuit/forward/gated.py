@@ -4,8 +4,8 @@ The stream into slot d is
 
     x_d = ablated x_d + sum over s of gate[s, d] (current_s - ablated_s)
 
-so that gates of 0 and 1 are ``patched_logits``. Every slot has a stream of its own, at all depths: where edges are cut
-and not weighed, ``patched_logits`` is many times as fast.
+so that gates of 0 and 1 give ``patched_logits``. Every slot has a stream of its own, at all depths: for edges that are
+kept or cut, ``patched_logits`` is many times as fast.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def gated_logits(model: Model, item: Prepared, gates: Float[Tensor, "src dst"]) 
     item
         Of ``prepare``.
     gates
-        1 keeps an edge, 0 cuts it; those of edges that do not exist are not looked at.
+        1 keeps an edge, 0 cuts it; gates of edges that do not exist are ignored.
 
     Returns
     -------
-    ``[batch, vocab]``, with a gradient at the gates, to be taken back once.
+    ``[batch, vocab]``, differentiable in the gates, for a single backward pass.
     """
     walk = _Walk(model, item, gates)
     for block in model.blocks:
@@ -48,7 +48,7 @@ def gated_logits(model: Model, item: Prepared, gates: Float[Tensor, "src dst"]) 
 
 
 class _Walk:
-    """Current less ablated of every source so far."""
+    """Current minus ablated of every source so far."""
 
     def __init__(self, model: Model, item: Prepared, gates: Float[Tensor, "src dst"]) -> None:
         self.graph, self.item, self.gates, self.late = model.graph, item, gates, slice(item.first, None)
@@ -83,7 +83,7 @@ class _Walk:
 
 
 class _Changes:
-    """One row a source, and their gradients: every layer reads all rows before it in one product, and copies none."""
+    """One row per source, and their gradients: each layer reads all earlier rows in one product without a copy."""
 
     def __init__(self, n_src: int, like: Float[Tensor, "1 batch late d_model"]) -> None:
         self.shape = like.shape[1:]
@@ -97,7 +97,7 @@ class _Changes:
 
 
 class _Write(torch.autograd.Function):
-    """Rows are written; what is handed on is a token, by which later reads are taken back before this is."""
+    """Write rows; the token passed on makes autograd differentiate later reads before this write."""
 
     @staticmethod
     def forward(ctx: Any, token: Tensor, values: Tensor, changes: _Changes, sources: slice) -> Tensor:
@@ -128,5 +128,5 @@ class _Read(torch.autograd.Function):
 
 
 def gated_bytes(model: Model, n_late: int) -> int:
-    """About what a differentiated pass over a row of so many positions holds, beside its plain runs."""
+    """Approximate memory of a differentiated pass over a row of so many positions, beside its plain runs."""
     return COPIES * (model.graph.n_dst + model.graph.n_src) * n_late * model.d_model * model.dtype.itemsize

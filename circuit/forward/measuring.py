@@ -1,4 +1,4 @@
-"""A metric of circuits: many masks, many batches."""
+"""A metric of many circuits on many batches."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def measure(
     masks
         Kept edges of each circuit, bool ``[n_src, n_dst]``; or circuits of edges at parts of the prompt.
     max_bytes
-        Bound on the node contributions held at a time; circuits that share a pass are
-        as many as fit. By default 64 MiB on a CPU and 1 GiB elsewhere.
+        Bound on the bytes of node contributions in memory at a time; as many circuits share a
+        pass as fit. By default 64 MiB on a CPU and 1 GiB elsewhere.
 
     Returns
     -------

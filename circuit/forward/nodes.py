@@ -1,10 +1,9 @@
 """The plain forward pass with the output of chosen nodes, or the stream between layers, taken from another run.
 
-A node that is patched at a position writes its ablated value there; all that reads it, now or
-later, is computed anew. It is what ``patching`` does where every edge that leaves the node is
-cut, but here all readers share one stream, so a pass costs what a plain one costs, and it may
-be confined to positions. Layers before the first patched node are the clean run's, and so are keys and values of
-positions before the first at which a patch can change anything.
+A node that is patched at a position writes its ablated value there; everything that reads it is recomputed. ``patched``
+does the same where every edge that leaves the node is cut, but here all readers share one stream, so a pass costs as
+much as a plain one, and it may be confined to positions. Layers before the first patched node are the clean run's, and
+so are keys and values of positions before the first at which a patch can change anything.
 
 What a node is patched with is the batch's ablation: with the corrupt prompts (the
 default) one run's value in the other run, "activation patching" (Vig et al. 2020,
@@ -27,7 +26,7 @@ from persona_circuits.circuit.model import Block, Model
 __all__ = ["patched_nodes", "patched_stream", "per_pass", "portions"]
 
 CPU_BYTES = 1 << 25
-"""On a CPU a few patches a pass are faster than many: their streams stay in the cache."""
+"""On a CPU a few patches per pass are faster than many: their streams stay in the cache."""
 
 
 def patched_nodes(
@@ -82,9 +81,9 @@ def patched_stream(
 
 
 def per_pass(model: Model, item: Prepared, streams: int, *, at_end: bool = False) -> int:
-    """How many patches share a pass, if each holds so many streams at a time; ``at_end``: of the last position alone.
+    """How many patches share a pass, if each needs so many streams at a time; ``at_end``: of the last position alone.
 
-    A pass from the last position on still holds keys and values of all, of one layer.
+    A pass from the last position on still keeps keys and values of all positions, of one layer.
     """
     stream = item.clean.streams[0]
     streams = 8 + streams // stream.shape[1] if at_end else streams

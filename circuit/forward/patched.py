@@ -4,16 +4,15 @@ Everything that asks "what if this edge carried another value" comes here. The s
 
     x_d = resid_d + sum over cut edges s->d of (ablated_s - current_s)
 
-or, where fewer edges are kept than cut, the same from the other side
+or, where fewer edges are kept than cut, equivalently
 
     x_d = ablated resid_d + sum over kept edges s->d of (current_s - ablated_s)
 
-so the full circuit gives the clean logits and the empty circuit those of the ablated
-values alone, with the corrupt prompts' values the corrupt logits.
-Many circuits run in one pass. A circuit may keep an edge at some parts of the prompt and not at others: at the places
-of a part the sums are over the edges kept or cut there. Layers before the first cut edge and positions before the first
-difference are those of the clean run and are not run again; what no circuit gives
-anything to read is not run, nor what lies behind the last layer's keys and values but the answer.
+so the full circuit gives the clean logits and the empty circuit those of the ablated values alone, with the corrupt
+prompts' values the corrupt logits. Many circuits run in one pass. A circuit may keep an edge at some parts of the
+prompt and not at others: at the places of a part the sums are over the edges kept or cut there. Layers before the first
+cut edge and positions before the first difference are those of the clean run and are not run again; what no circuit
+gives anything to read is not run; after the last layer's keys and values only the answer's position is.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ __all__ = ["MASK_BYTES", "logits_of", "masks_per_pass", "patched_logits"]
 
 MASK_BYTES = 1 << 30
 ROWS_AT_A_TIME = 64
-"""Sources that are added up at a time on a CPU: of more of them it cannot keep the pages' addresses at hand."""
+"""Sources summed at a time on a CPU: more of them would exceed its translation lookaside buffer."""
 CPU_MASK_BYTES = 1 << 26
-"""On a CPU one circuit of a large model a pass is two to three times as fast as many: its streams stay in the cache."""
+"""On a CPU one circuit of a large model per pass is two to three times as fast as many, as streams stay cached."""
 
 
 def patched_logits(
@@ -45,14 +44,14 @@ def patched_logits(
 ) -> Float[Tensor, "mask batch vocab"]:
     """Logits of the answer where slot d reads x_d = sum of (s->d kept ? current_s : ablated_s), and biases.
 
-    "Current" is what the source writes in this very pass, given what its own slots read.
+    "Current" is what the source writes in this pass, given what its own slots read.
 
     Parameters
     ----------
     item
         Of ``prepare``: a batch with its plain runs and what cut edges carry.
     kept
-        Bool ``[mask, src, dst]``, the kept edges of one circuit a mask; they share a pass. Or ``[mask, part, src,
+        Bool ``[mask, src, dst]``, the kept edges of one circuit per mask; they share a pass. Or ``[mask, part, src,
         dst]``: those kept at the places of each of the batch's ``span_names``.
 
     Returns
@@ -79,11 +78,11 @@ def patched_logits(
 def logits_of(
     model: Model, item: Prepared, masks: Sequence[np.ndarray | SpanCircuit]
 ) -> Iterator[Float[Tensor, "batch vocab"]]:
-    """Per circuit; fewer at a time where the device's memory runs out."""
+    """The logits of each circuit; fewer circuits share a pass where the device's memory runs out."""
     names = item.batch.span_names
     own = [mask.at(names) if isinstance(mask, SpanCircuit) else mask for mask in masks]
     try:
-        found = patched_logits(model, item, torch.from_numpy(np.stack(np.broadcast_arrays(*own))))
+        logits = patched_logits(model, item, torch.from_numpy(np.stack(np.broadcast_arrays(*own))))
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -92,9 +91,9 @@ def logits_of(
                 f"one circuit on {len(item.batch)} prompts does not fit the memory of {model.device}; "
                 "use a smaller --batch-size"
             ) from error
-        found = None
-    if found is not None:
-        yield from found
+        logits = None
+    if logits is not None:
+        yield from logits
         return
     if model.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -105,7 +104,7 @@ def logits_of(
 
 
 class _Parts:
-    """The places of a patched pass in the order of the parts of the prompt that they belong to.
+    """The places of a patched pass, sorted by the part of the prompt that they belong to.
 
     ``cells[i]`` are those of part i among a stream's cells so ordered; places of no part come first.
     """
@@ -142,8 +141,8 @@ class _Parts:
 class _Differences:
     """Ablated minus current of every source so far, at the places that a patched pass runs.
 
-    Sources before the first layer that any circuit changes are the same under all, and are computed when they
-    are asked for; those behind are each circuit's own, ``[mask, 1 + src, cell]``, below the stream that they change.
+    Sources before the first layer that any circuit changes are the same under all circuits, and are computed on
+    demand; later ones are each circuit's own, ``[mask, 1 + src, cell]``, after the stream that they change.
     The first ``moved`` of these rows have their places in the order of ``parts``.
     """
 
@@ -169,7 +168,7 @@ class _Differences:
         self.own[:, 0] = self.parts.ordered(base.flatten(1), self.shape[-1])
         weights_own = torch.cat([weights.new_ones(masks, n_parts, slots, 1), weights[..., n_shared:]], 3)
         own = self.own[:, : weights_own.shape[3]]
-        if 3 * int(used[n_shared:].sum()) <= n - n_shared:  # choosing the used ones copies them
+        if 3 * int(used[n_shared:].sum()) <= n - n_shared:  # selecting the used ones copies them
             rows = torch.cat([used.new_ones(1), used[n_shared:]]).nonzero()[:, 0]
             weights_own, own = weights_own[..., rows], own[:, rows]
         shared: Tensor | None = None
@@ -177,18 +176,18 @@ class _Differences:
         if bool(used[:n_shared].any()):
             which, shared = self._shared(used[:n_shared])
             weights_shared = weights[..., which].to(own.device)
-        weights_own, found = weights_own.to(own.device), []
+        weights_own, sums = weights_own.to(own.device), []
         for part, cells in self.parts.cells:
             if part is None:
-                found.append(own[:, :1, cells].expand(-1, slots, -1))
+                sums.append(own[:, :1, cells].expand(-1, slots, -1))
                 continue
             some = None if shared is None else (weights_shared[:, part], shared[:, cells])
-            found.append(_summed(weights_own[:, part], own[:, :, cells], some))
-        total = found[0] if len(found) == 1 else torch.cat(found, 2)
+            sums.append(_summed(weights_own[:, part], own[:, :, cells], some))
+        total = sums[0] if len(sums) == 1 else torch.cat(sums, 2)
         return self.parts.as_they_were(total, self.shape[-1]).view(masks, slots, *self.shape)
 
     def _move(self, n_rows: int) -> None:
-        """Rows that were written since are brought into the order of the parts, each once."""
+        """Bring rows written since the last call into the order of the parts, each once."""
         if self.parts.order is not None and n_rows > self.moved:
             new = self.own[:, self.moved : n_rows]
             new.copy_(self.parts.ordered(new, self.shape[-1]))
@@ -205,19 +204,19 @@ class _Differences:
 
     def _of(self, which: Int[Tensor, " some"] | slice) -> Float[Tensor, "some cell"]:
         if self.item.differences is not None:
-            found = self.item.differences[:, :, -self.shape[1] :][which]
+            differences = self.item.differences[:, :, -self.shape[1] :][which]
         else:
             ablated, clean = self.item.ablated.contributions, self.item.clean.contributions
-            found = ablated[:, :, self.places][which] - clean[:, :, self.places][which]
-        return self.parts.ordered(found.flatten(1), self.shape[-1])
+            differences = ablated[:, :, self.places][which] - clean[:, :, self.places][which]
+        return self.parts.ordered(differences.flatten(1), self.shape[-1])
 
     def room(self, sources: slice) -> Float[Tensor, "mask src batch pos d_model"]:
-        """Where sources of the layer that runs are written."""
+        """The rows for these sources of the current layer, to be written into."""
         start, stop = (1 + place - self.n_shared for place in (sources.start, sources.stop))
         return self.own[:, start:stop].unflatten(-1, self.shape)
 
     def at_answer(self, n_src: int) -> _Differences:
-        """At the positions that the answer is read from, with room for ``n_src`` sources."""
+        """The differences at the positions that the answer is read from, with rows for ``n_src`` sources."""
         masks, n_rows, _ = self.own.shape
         (batch, _, d_model), n_read = self.shape, self.item.clean.context.n_read
         own = self.own.new_empty(masks, 1 + n_src - self.n_shared, batch * n_read * d_model)
@@ -248,12 +247,12 @@ class _Walk:
     """The state of a patched pass: the current streams and, per source, ablated minus current.
 
     Before the first position at which anything is ablated there are the clean run's keys and values, and
-    nothing is run. Behind the last layer's keys and values only the last position is run, as nothing reads the others.
+    nothing is run. After the last layer's keys and values only the last position is run, as nothing reads the others.
     """
 
     def __init__(self, model: Model, item: Prepared, kept: Bool[Tensor, "mask *part src dst"]) -> None:
         graph = model.graph
-        # What is to be done is decided on the CPU, so that no device is waited for.
+        # Decisions are made on the CPU, to avoid synchronising with the device.
         valid, kept = torch.from_numpy(graph.valid.copy()), kept.cpu()
         n_parts = kept.shape[1] if kept.ndim == 4 else None
         kept = kept if kept.ndim == 4 else kept[:, None]
@@ -268,10 +267,10 @@ class _Walk:
         start = item.clean.streams[self.first_layer][:, self.places]
         self.resid = start.expand(self.n_masks, *start.shape)
         n_shared = 1 + self.first_layer * (graph.n_heads + 1)
-        if self.first_layer == 0:  # the input alone: it is cheaper to hold it for every circuit than to add it up apart
+        if self.first_layer == 0:  # the input alone: a copy per circuit is cheaper than a separate sum
             n_shared = 0
         n_own = max(0, graph.heads_of(graph.n_layers - 1).start - n_shared)
-        own = model.room(self.n_masks, 1 + n_own, start.numel())
+        own = model.scratch(self.n_masks, 1 + n_own, start.numel())
         self.differences = _Differences(item, self.places, n_shared, own, n_parts)
         if self.first_layer == 0:
             change = item.ablated.contributions[0] - item.clean.contributions[0]
@@ -288,7 +287,7 @@ class _Walk:
     def through(self, block: Block) -> None:
         """One layer: every head and the MLP read their own streams, and write.
 
-        What no circuit gives anything to read is known beforehand and is not run.
+        What no circuit gives anything to read is known in advance and is not run.
         """
         graph, layer = self.graph, block.layer
         heads, mlp_slot, mlp = graph.heads_of(layer), graph.mlp_slot_of(layer), graph.mlp_of(layer)
@@ -321,9 +320,8 @@ class _Walk:
     def _projections(self, block: Block, which: Sequence[Slot]) -> dict[Slot, Float[Tensor, "rows pos head d_head"]]:
         """Queries, keys or values of a layer.
 
-        Heads that no circuit lets read there have the ablated ones, heads into which nothing
-        is cut those of the common stream; the streams of all others are summed at once, so
-        that every source is read once.
+        Heads that no circuit lets read there have the ablated ones, heads into which nothing is cut those of the common
+        stream; the streams of all others are summed at once, so that every source is read once.
         """
         n_heads, first = self.graph.n_heads, self.graph.head_slots_of(block.layer).start
         start = first + SLOTS.index(which[0]) * n_heads
@@ -338,15 +336,15 @@ class _Walk:
             read = self._read(chosen, self.resid, self.item.ablated.streams[block.layer])
             assert read is not None, "something is cut in each of these slots"
             streams = read.transpose(0, 1).flatten(1, 2)
-        found, begin = {}, 0
+        projections, begin = {}, 0
         for i, slot in enumerate(which):
             here = slice(i * n_heads, (i + 1) * n_heads)
             heads = own[here].nonzero()[:, 0]
-            found[slot] = self._shared_heads(block, slot, common, live[here] & ~own[here], bool(own[here].all()))
+            projections[slot] = self._shared_heads(block, slot, common, live[here] & ~own[here], bool(own[here].all()))
             if streams is not None and len(heads):
-                block.project_own(slot, streams[begin : begin + len(heads)], heads, found[slot])
+                block.project_own(slot, streams[begin : begin + len(heads)], heads, projections[slot])
             begin += len(heads)
-        return found
+        return projections
 
     def _shared_heads(
         self,
@@ -375,8 +373,8 @@ class _Walk:
     ) -> Float[Tensor, "mask slot batch pos d_model"] | None:
         """The streams into slots of one kind, from the side with fewer terms; None where nothing is cut.
 
-        A stream of which most is cut may be all zeros. As what is left of a whole one it would be rounding, which
-        a norm makes large, so that one such slot decides; a corrupt run's streams are never that small.
+        A stream of which most is cut may be all zeros. As the remainder of a whole one it would be rounding error,
+        which a norm amplifies, so one such slot decides the side; a corrupt run's streams are never that small.
         """
         n, n_kept, n_cut = self.graph.n_reaching(slots[0]), self.n_kept[slots].sum(), self.n_cut[slots].sum()
         if not n_cut:
@@ -402,7 +400,7 @@ class _Walk:
         torch.sub(ablated, values, out=self.differences.room(sources))
 
     def _write_idle(self, sources: slice, layer: int | None) -> Float[Tensor, "batch pos d_model"]:
-        """Write what nodes make of ablated values alone; what they add to the stream.
+        """Write what nodes make of ablated values alone, and return what they add to the stream.
 
         ``layer`` is that of the heads, whose attention has a bias besides; None for an MLP.
         """
@@ -421,7 +419,7 @@ class _Walk:
 
 
 def masks_per_pass(model: Model, item: Prepared, max_bytes: int | None = None) -> int:
-    """How many circuits share a pass: as many as hold their nodes' contributions within the bound, at least one."""
+    """How many circuits share a pass: as many as keep their nodes' contributions within the bound, at least one."""
     if max_bytes is None:
         max_bytes = CPU_MASK_BYTES if model.device.type == "cpu" else MASK_BYTES
     stream = item.clean.streams[0]

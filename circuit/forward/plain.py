@@ -18,12 +18,12 @@ from persona_circuits.metrics import Targets
 __all__ = ["Held", "Prefix", "Run", "Written", "changes", "prefix_of", "run", "run_clean", "run_corrupt", "targets_of"]
 
 WORTH_A_PASS = 128
-"""Places for whose sake a pass is made: one over few costs what reading the weights costs, as much as a hundred do."""
+"""Fewest places worth a pass: fewer cost as much as a hundred, the time to read the weights."""
 
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """What the parts of a run wrote, heads not yet told apart; without gradient.
+    """What the parts of a run wrote, before heads are separated; without gradient.
 
     ``embedded`` and ``mlps[l]`` are ``[batch, pos, d_model]``, ``z[l]`` is ``[batch, pos, head,
     d_head]``: as much as three streams a layer, where every head's own result is one stream each.
@@ -38,17 +38,17 @@ class Written:
         return Written(self.embedded[which], tuple(z[which] for z in self.z), tuple(m[which] for m in self.mlps))
 
     def late(self, n: int) -> Written:
-        """The last ``n`` positions, or the one that there is."""
+        """The last ``n`` positions, or the only one."""
         z, mlps = (tuple(x[:, -n:] for x in values) for values in (self.z, self.mlps))
         return Written(self.embedded[:, -n:], z, mlps)
 
     def answer_only(self, n_read: int = 1) -> Written:
-        """Of the last layer the last positions alone, as of a run of which only the answer counts there."""
+        """With only the last positions of the last layer, as in a run with ``answer_only``."""
         z, mlps = ((*values[:-1], values[-1][:, -n_read:]) for values in (self.z, self.mlps))
         return Written(self.embedded, z, mlps)
 
     def joined(self, more: Written) -> Written:
-        """These rows and ``more`` behind them."""
+        """These rows followed by ``more``."""
         pairs = (
             (self.embedded, more.embedded),
             *zip(self.z, more.z, strict=True),
@@ -66,7 +66,7 @@ class Prefix:
 
     @classmethod
     def of(cls, at: Run, first: int) -> Prefix | None:
-        """That before position ``first`` of a run, copied lest it hold the run; None if there is nothing."""
+        """Keys and values before position ``first`` of a run, copied so that the run can be freed; None for none."""
         if not first:
             return None
         return cls(tuple((k[:, :first].detach().clone(), v[:, :first].detach().clone()) for _, k, v in at.qkv))
@@ -78,17 +78,15 @@ class Prefix:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What one forward pass leaves behind.
+    """The results of one forward pass.
 
-    ``streams[l]`` enters layer l's attention and ``streams[-1]`` the final norm,
-    ``mids[l]`` enters layer l's MLP, each ``[batch, pos, d_model]``; ``qkv[l]`` are
-    the projections, each ``[batch, pos, head, d_head]``; ``contributions`` is what
-    every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into
-    the first block: the positions in it cancel in differences between prompts of one
-    length), without gradient; ``logits`` are the answer's, ``[batch, vocab]``: of the last position, or what
-    ``Model.answer`` makes of several.
-    Where contributions were not asked for, there are no sources in them. ``written`` is
-    what they are made of. Of a run that began behind a prefix, all of it is of the positions behind.
+    ``streams[l]`` enters layer l's attention and ``streams[-1]`` the final norm, ``mids[l]`` enters layer l's MLP, each
+    ``[batch, pos, d_model]``; ``qkv[l]`` are the projections, each ``[batch, pos, head, d_head]``; ``contributions`` is
+    what every source adds, ``[src, batch, pos, d_model]`` (for ``input`` the stream into the first block: the positions
+    in it cancel in differences between prompts of one length), without gradient; ``logits`` are the answer's, ``[batch,
+    vocab]``: of the last position, or what ``Model.answer`` makes of several. Where contributions were not requested,
+    they have no sources. ``written`` is what they are made of. In a run after a prefix, everything is of the positions
+    after it.
     """
 
     streams: tuple[Tensor, ...]
@@ -100,7 +98,7 @@ class Run:
     written: Written
 
     def without_graph(self) -> Run:
-        """The same numbers, without what autograd keeps to differentiate them."""
+        """The same numbers, detached from autograd."""
         streams, mids = (tuple(x.detach() for x in values) for values in (self.streams, self.mids))
         qkv = tuple((q.detach(), k.detach(), v.detach()) for q, k, v in self.qkv)
         return replace(self, streams=streams, mids=mids, qkv=qkv, logits=self.logits.detach())
@@ -108,13 +106,13 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A component, by its first source, that writes so much more than it does, whatever it reads."""
+    """A component, by its first source, to whose output ``change`` is added, with a zero gradient at its input."""
 
     source: int
     change: Float[Tensor, "batch pos d_model"]
 
     def __call__(self, wrote: Float[Tensor, "batch late d_model"]) -> Float[Tensor, "batch late d_model"]:
-        """What it writes, at the places that are run; what it reads has a gradient, which is zero."""
+        """Its changed output, at the places that are run; the last term keeps its input in the autograd graph."""
         return wrote.detach() + self.change[:, -wrote.shape[1] :] + 0.0 * (wrote - wrote.detach())
 
 
@@ -130,12 +128,11 @@ def run(
 ) -> Run:
     """One plain forward pass from the stream into the first block, differentiable if ``embedded`` is.
 
-    Without ``contributions`` they are not computed. With ``answer_only`` what lies behind the
-    last layer's keys and values is run at the position of the answer alone (or those), since nothing reads it
-    elsewhere: the last layer's queries, the last of ``streams``, of ``mids`` and of what was written then have no
-    other, and there are no contributions.
-    With ``held`` one component writes something else, and hands no gradient back.
-    With ``before`` the stream is that behind these positions, and the context that of all of them.
+    Without ``contributions`` they are not computed. With ``answer_only`` what follows the last layer's keys and values
+    is run at the answer's position or positions alone, since nothing reads it elsewhere: the last layer's queries, the
+    last of ``streams``, of ``mids`` and of what was written then have no other, and there are no contributions. With
+    ``held`` one component writes something else, and passes no gradient back. With ``before`` the stream starts after
+    these positions, and the context covers all of them.
     """
     assert not (contributions and answer_only), "contributions have all positions"
     resid, streams, mids, qkv, zs, mlps = embedded, [], [], [], [], []
@@ -168,9 +165,9 @@ def run(
 
 
 def prefix_of(model: Model, tokens: Int[Tensor, "batch before"]) -> Prefix | None:
-    """What the first tokens of prompts leave to those behind them, run once for rows that share them.
+    """Keys and values of prompts' first tokens for the later ones, run once for rows that share them.
 
-    None where that would save too few places to be worth a pass of its own, or where there are none.
+    None where that would save too few places to be worth a separate pass, or none at all.
     """
     if tokens.numel() < WORTH_A_PASS:
         return None
@@ -179,20 +176,20 @@ def prefix_of(model: Model, tokens: Int[Tensor, "batch before"]) -> Prefix | Non
         return None
     with torch.no_grad():
         at = run(model, *model.start(different), contributions=False, answer_only=True)
-    found = Prefix.of(at, tokens.shape[1])
-    return None if found is None else found.rows(place.tolist())
+    prefix = Prefix.of(at, tokens.shape[1])
+    return None if prefix is None else prefix.rows(place.tolist())
 
 
 def changes(model: Model, before: Written, after: Written) -> Float[Tensor, "src batch pos d_model"]:
-    """What every source writes in one run less what it writes in another."""
-    out = _room(model, before.embedded)
+    """What every source writes in the run ``after`` minus what it writes in ``before``."""
+    out = _scratch(model, before.embedded)
     with torch.no_grad():
         torch.sub(after.embedded, before.embedded, out=out[0])
         for block, z, other, mlp, other_mlp in zip(
             model.blocks, before.z, after.z, before.mlps, after.mlps, strict=True
         ):
             heads, place = out[model.graph.heads_of(block.layer)], out[model.graph.mlp_of(block.layer)]
-            if (n := mlp.shape[1]) < before.embedded.shape[1]:  # of a run in which only the answer counts here
+            if (n := mlp.shape[1]) < before.embedded.shape[1]:  # of a run with ``answer_only``
                 heads.zero_()[:, :, -n:] = block.head_results(other) - block.head_results(z)
                 place.zero_()[:, -n:] = other_mlp - mlp
             else:
@@ -202,8 +199,8 @@ def changes(model: Model, before: Written, after: Written) -> Float[Tensor, "src
 
 
 def _contributions(model: Model, written: Written) -> Float[Tensor, "src batch pos d_model"]:
-    """What every source adds to the stream; one stream a source."""
-    out = _room(model, written.embedded)
+    """What every source adds to the stream, one stream per source."""
+    out = _scratch(model, written.embedded)
     with torch.no_grad():
         out[0] = written.embedded
         for block, z, mlp in zip(model.blocks, written.z, written.mlps, strict=True):
@@ -212,24 +209,24 @@ def _contributions(model: Model, written: Written) -> Float[Tensor, "src batch p
     return out
 
 
-def _room(model: Model, stream: Tensor) -> Tensor:
+def _scratch(model: Model, stream: Tensor) -> Tensor:
     return stream.new_empty(model.graph.n_src, *stream.shape, requires_grad=False)
 
 
 def run_clean(model: Model, batch: Batch) -> Run:
     """The plain pass over a batch's clean prompts, without gradient."""
     with torch.no_grad():
-        found = run(model, *model.start(batch.clean, batch.clean_padding, batch.forms))
-    check_finite(found.logits, batch.name)
-    return found
+        clean = run(model, *model.start(batch.clean, batch.clean_padding, batch.forms))
+    check_finite(clean.logits, batch.name)
+    return clean
 
 
 def run_corrupt(model: Model, batch: Batch) -> Run:
     """The plain pass over a batch's corrupt prompts, at their own places, without gradient."""
     with torch.no_grad():
-        found = run(model, *model.start(batch.corrupt, batch.corrupt_padding, batch.forms))
-    check_finite(found.logits, batch.name)
-    return found
+        corrupt = run(model, *model.start(batch.corrupt, batch.corrupt_padding, batch.forms))
+    check_finite(corrupt.logits, batch.name)
+    return corrupt
 
 
 def targets_of(batch: Batch, reference: Float[Tensor, "batch vocab"]) -> Targets:

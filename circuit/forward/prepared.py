@@ -47,15 +47,15 @@ __all__ = [
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 KEPT_BYTES = 1 << 30
-"""Bound on the runs of a set of prompts that are kept to be used again; those beyond it are run again."""
+"""Bound on the bytes of a task's runs kept for reuse; the rest is run again each time."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A batch with its clean and its corrupt run, what cut edges carry, and what its prompts are measured against.
 
-    Before position ``first`` what cut edges carry is what the clean run has. ``differences`` are ablated less clean
-    of every source from there on, where many circuits are to be tried on the batch.
+    Before position ``first`` cut edges carry the clean run's values. ``differences`` are ablated minus clean
+    of every source from there on, for batches on which many circuits are tried.
     """
 
     batch: Batch
@@ -71,7 +71,7 @@ class Prepared:
 
     @property
     def nbytes(self) -> int:
-        """What the runs hold, each storage once."""
+        """Bytes of the runs, each storage once."""
         runs = (self.clean, self.corrupt, self.ablated)
         held = [
             x for at in runs for x in (at.contributions, *at.streams, *at.mids, *(y for qkv in at.qkv for y in qkv))
@@ -86,7 +86,7 @@ class Prepared:
         return Prefix.of(self.clean, self.first)
 
     def with_differences(self) -> Prepared:
-        """The same for many circuits: half as much memory again, and what they have in common is computed once."""
+        """The same for many circuits: 50 % more memory, and what circuits share is computed once."""
         late = slice(self.first, None)
         return replace(self, differences=self.ablated.contributions[:, :, late] - self.clean.contributions[:, :, late])
 
@@ -120,7 +120,7 @@ def prepare_each(
 ) -> Iterator[Prepared]:
     """``prepare`` for one batch after the other, as many rows at a time as the model's budget allows.
 
-    A batch that does not fit the memory all the same is taken in halves. One that is prepared already goes by as it is.
+    A batch that still does not fit the memory is split in halves. A prepared batch passes through unchanged.
     """
     for batch in batches:
         if isinstance(batch, Prepared):
@@ -139,20 +139,20 @@ def seconds_a_pass(model: Model, batches: Sequence[Batch], ablation: Ablation | 
 
 
 def search_on(model: Model, prepared: Iterable[Prepared], metric: Metric, *more: object) -> str:
-    """What a work is (``search_of``) that is done on the prompts of all processes, with what cut edges carry."""
+    """A name (``search_of``) of work on the prompts of all processes, with what cut edges carry."""
     digest = hashlib.sha256()
     for item in prepared:
         batch = item.batch
-        for one in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers, item.ablated.logits.float()):
-            digest.update(one.cpu().numpy().tobytes())
+        for tensor in (batch.clean, batch.corrupt, batch.answers, batch.wrong_answers, item.ablated.logits.float()):
+            digest.update(tensor.cpu().numpy().tobytes())
     own = digest.hexdigest()
     return search_of(model.fingerprint, metric.name, sorted(parallel.gathered({own: own})), *more)
 
 
 class KeptRuns:
-    """Batches that are run plain once, when they are first asked for; called, it gives them prepared.
+    """Batches whose plain runs are made on first use; a call yields them prepared.
 
-    Runs are kept up to ``KEPT_BYTES``, and none where the model has a budget; the rest is run anew each time.
+    Runs are kept up to ``KEPT_BYTES``, and none where the model has a budget; the rest is run again each time.
     """
 
     def __init__(self, model: Model, batches: Iterable[Batch | Prepared], ablation: Ablation | None = None) -> None:
@@ -192,7 +192,7 @@ def within_budget(model: Model, batch: Batch, ablation: Ablation | None) -> tupl
 
 
 def is_plain(batch: Batch, ablation: Ablation | None) -> bool:
-    """Whether cut edges carry the corrupt run's values place by place, which takes no further run."""
+    """Whether cut edges carry the corrupt run's values place by place, which needs no further run."""
     return (ablation is None or ablation is by_corrupt) and batch.corrupt_to_clean is None
 
 

@@ -63,8 +63,7 @@ MADE = "made of"
 class StoredCircuit:
     """A circuit read from a file.
 
-    ``scores`` are those of the edges the file names. ``record`` is the rich file as
-    it stands, None for EAP-IG's JSON.
+    ``scores`` are those of the edges the file names. ``record`` is the rich file as it stands, None for EAP-IG's JSON.
     """
 
     circuit: Circuit
@@ -138,7 +137,7 @@ def read_circuit(path: str | Path) -> StoredCircuit:
     Raises
     ------
     FileError
-        It is missing, broken, of another kind, or at fault; all faults are listed.
+        It is missing, broken, of another kind, or faulty; all faults are listed.
     """
     path = Path(path)
     if path.is_dir():
@@ -197,10 +196,10 @@ def made_of(path: str | Path) -> dict[str, Any] | None:
         FileError: the file is missing or holds no tensors.
     """
     try:
-        found = json.loads(read_tensors(path, SCORES, only=()).metadata.get(MADE, "null"))
+        made = json.loads(read_tensors(path, SCORES, only=()).metadata.get(MADE, "null"))
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return made if isinstance(made, dict) else None
 
 
 def read_scores(path: str | Path) -> Scores:
@@ -223,8 +222,7 @@ def read_scores(path: str | Path) -> Scores:
 def write_eap_ig(circuit: Circuit, scores: Scores | None, path: str | Path, *, d_model: int | None = None) -> None:
     """Write EAP-IG's JSON: every node and edge of the graph with ``in_graph`` and, for edges, ``score``.
 
-    Scores keep our sign, which is theirs too when their metric is ours. Without
-    scores every edge scores zero.
+    Scores keep our sign, which is theirs too when their metric is ours. Without scores every edge scores zero.
     """
     graph = circuit.graph
     inside = set(circuit.nodes())
@@ -240,7 +238,7 @@ def write_eap_ig(circuit: Circuit, scores: Scores | None, path: str | Path, *, d
 
 
 def _eap_ig_edges(circuit: Circuit, scores: Scores | None) -> Iterator[str]:
-    """All edges as JSON, a slot's at a time: a large graph has millions, which need not be held together."""
+    """All edges as JSON, slot by slot, as a large graph has millions and need not be in memory at once."""
     graph = circuit.graph
     for dst, slot in enumerate(graph.slot_names):
         n = graph.n_reaching(dst)
@@ -341,12 +339,12 @@ def _record_faults(content: Any, graph: Graph | None) -> list[str]:
 
 
 def _at_parts(record: Mapping[str, Any], graph: Graph) -> SpanCircuit:
-    about = record["spans"]
-    names = tuple(about["names"])
+    parts = record["spans"]
+    names = tuple(parts["names"])
     spans = Spans(
         names,
-        tuple(tuple(name in row for name in names) for row in about["sees"]),
-        tuple(name in about["read"] for name in names),
+        tuple(tuple(name in row for name in names) for row in parts["sees"]),
+        tuple(name in parts["read"] for name in names),
     )
     mask = np.zeros((len(names), *graph.valid.shape), dtype=bool)
     for item in record["edges"]:
@@ -356,17 +354,17 @@ def _at_parts(record: Mapping[str, Any], graph: Graph) -> SpanCircuit:
 
 
 def _part_faults(content: Mapping[str, Any], graph: Graph) -> list[str]:
-    about, edges = content.get("spans"), content["edges"]
-    if about is None:
+    spans, edges = content.get("spans"), content["edges"]
+    if spans is None:
         named = [item["edge"] for item in edges if "spans" in item]
         return [f"spans: missing, and {named[0]} is kept at some"] if named else []
-    names = set(about["names"])
+    names = set(spans["names"])
     faults = [f"edges[{i}].spans: missing" for i, item in enumerate(edges) if "spans" not in item]
     for i, item in enumerate(edges):
         faults += [f"edges[{i}].spans: {name!r} is not one of spans.names" for name in {*item.get("spans", ())} - names]
     if (
-        len(about["sees"]) != len(names)
-        or not {*about["read"], *(one for row in about["sees"] for one in row)} <= names
+        len(spans["sees"]) != len(names)
+        or not {*spans["read"], *(part for row in spans["sees"] for part in row)} <= names
     ):
         faults.append("spans: sees and read must be of the parts that names lists")
     if faults:
@@ -376,7 +374,7 @@ def _part_faults(content: Mapping[str, Any], graph: Graph) -> list[str]:
     except GraphError as error:
         return [f"spans: {error}"]
     counts = {key: circuit.as_dict()[key] for key in ("edges", "graph_edges")}
-    return [f"spans.{key}: {about[key]}, expected {value}" for key, value in counts.items() if about[key] != value]
+    return [f"spans.{key}: {spans[key]}, expected {value}" for key, value in counts.items() if spans[key] != value]
 
 
 def _eap_ig_faults(content: dict[str, Any]) -> list[str]:
@@ -405,7 +403,7 @@ def _eap_ig_faults(content: dict[str, Any]) -> list[str]:
 
 
 def schema_faults(content: Any, schema: Mapping[str, Any]) -> list[str]:
-    """What a JSON Schema has against a value, each fault with its place; a whole number is one that is written so."""
+    """The violations of a JSON Schema by a value, each with its place; 2.0 is not a whole number."""
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 

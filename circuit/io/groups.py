@@ -35,9 +35,9 @@ def read_groups(path: str | Path, graph: Graph | None = None) -> dict[str, list[
             continue
         for node in nodes:
             try:
-                found = parse_node(node)
+                parsed = parse_node(node)
                 if graph is not None and node != "logits":
-                    graph.src_index(found)
+                    graph.src_index(parsed)
             except GraphError as error:
                 faults.append(f"groups[{name!r}]: {error}")
     if faults:
@@ -47,10 +47,10 @@ def read_groups(path: str | Path, graph: Graph | None = None) -> dict[str, list[
 
 def by_source(circuit: Circuit, groups: Mapping[str, Sequence[str]]) -> dict[str, Circuit]:
     """A circuit's edges by the first group that their source is in; those of none are called ``others``."""
-    left, found = circuit, {}
+    left, circuits = circuit, {}
     for name, nodes in groups.items():
         chosen = set(nodes)
         own = Circuit.of(circuit.graph, (edge for edge in left if str(edge.src) in chosen))
         if len(own):
-            found[name], left = own, left - own
-    return found | ({"others": left} if len(left) else {})
+            circuits[name], left = own, left - own
+    return circuits | ({"others": left} if len(left) else {})

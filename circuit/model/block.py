@@ -1,16 +1,14 @@
 """A transformer written as a sum of nodes. The only module that knows the host library.
 
-TransformerLens' bridge holds the model with its own weights and numerics. This
-module takes each block apart into what an edge needs: the norm before attention,
-the query, key and value projections of each head, the attention itself given
+TransformerLens' bridge holds the model with its own weights and numerics. This module takes each block apart into what
+an edge needs: the norm before attention, the query, key and value projections of each head, the attention itself given
 those three, each head's result, and the MLP. With them
 
     residual stream = embeddings + sum of head results + attention biases + sum of MLP outputs
 
-and the stream into any head or MLP can be changed on its own. Nothing here
-depends on a model family's name: at load the blocks are put together again and
-must give the logits that Hugging Face's own network gave before anything of it was replaced, otherwise the model
-is refused.
+and the stream into any head or MLP can be changed on its own. Nothing here depends on a model family's name: at load
+the blocks are put together again and must give the logits that Hugging Face's own network gave before any of its parts
+was replaced, otherwise the model is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from torch import Tensor
 
 from persona_circuits.circuit.errors import ModelError, first_line
 from persona_circuits.circuit.graph import SLOTS, Graph
-from persona_circuits.circuit.model.mixed_precision import SHORT, Held
+from persona_circuits.circuit.model.mixed_precision import HALF_PRECISION, Upcasting
 from persona_circuits.circuit.model.norm import Pullback, frozen_gain, norm_of
 from persona_circuits.circuit.model.rules import Rules
 from persona_circuits.circuit.model.stubs import returning, stubbed_forward, unchanged
@@ -36,7 +34,7 @@ from persona_circuits.circuit.task import FormTable
 __all__ = ["NEURON_HOOKS", "Block", "Context", "take_apart"]
 
 CACHED_BYTES = 1 << 18
-"""From this size on a CPU takes streams one by one, which stay in its cache; smaller ones together, in fewer calls."""
+"""On a CPU larger streams are processed one by one, so that they stay in its cache; smaller ones together."""
 NEURON_HOOKS = {"post": "out", "pre": "in", "gate": "gate"}
 """Places inside an MLP: what its down projection reads, and what its up and its gate projection write."""
 
@@ -45,9 +43,8 @@ NEURON_HOOKS = {"post": "out", "pre": "in", "gate": "gate"}
 class Context:
     """What the host hands to each layer's attention besides the residual stream: masks, rotations.
 
-    ``n_rows`` is the number of rows that it tells apart: one where all rows have one
-    length, the batch's where rows are padded. ``forms`` says what is read of the last positions, where that is not
-    the last one alone.
+    ``n_rows`` is one where all rows have the same length, and the batch size where rows are padded. ``forms`` says what
+    is read at the last positions, where that is more than the last one.
     """
 
     per_layer: tuple[dict[str, Any], ...]
@@ -56,7 +53,7 @@ class Context:
 
     @property
     def n_read(self) -> int:
-        """How many of the last positions the logits are of."""
+        """The number of last positions at which logits are read."""
         return 1 if self.forms is None else self.forms.n_read
 
     def of_layer(self, layer: int, rows: int) -> dict[str, Any]:
@@ -79,7 +76,7 @@ def _where_the_layer_is(function: Callable[..., Tensor]) -> Callable[..., Tensor
     def moved(self: Block, *args: Any) -> Tensor:
         home = next(value.device for value in args if isinstance(value, Tensor))
         here = self.W_O.device
-        with contextlib.nullcontext() if self.held is None else self.held.long(self.bridge):
+        with contextlib.nullcontext() if self.upcasting is None else self.upcasting.on(self.bridge):
             if home == here:
                 return function(self, *args)
             return function(self, *(x.to(here) if isinstance(x, Tensor) else x for x in args)).to(home)
@@ -105,13 +102,13 @@ class Block:
     W_O: Float[Tensor, "head d_head d_model"] = field(repr=False)
     scale: float = 1.0
     pullback: Pullback | None = None
-    """The norm before attention taken back, where it is one that can be written out."""
+    """The backward pass of the norm before attention, where the norm has a known form."""
     mlp_returns: int = 0
     """How many values the host's MLP returns in a tuple; 0: a tensor."""
-    held: Held | None = None
-    """Where the weights are shorter than what is computed with them."""
+    upcasting: Upcasting | None = None
+    """Set where the weights are in half precision and the computation in float32."""
     rules: Rules | None = None
-    """What is handed back in place of the gradient; None: the gradient."""
+    """Backward rules that replace the gradient; None: the plain gradient."""
 
     @_where_the_layer_is
     def attn_norm(self, x: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
@@ -133,7 +130,7 @@ class Block:
     ) -> None:
         """Queries, keys or values of some heads, each of which reads its own stream, into their places in ``out``."""
         large = streams.device.type == "cpu" and streams[0].nbytes >= CACHED_BYTES
-        if not large or self.held is not None or streams.dtype in SHORT or not self._plain(streams, out):
+        if not large or self.upcasting is not None or streams.dtype in HALF_PRECISION or not self._plain(streams, out):
             out[:, :, heads] = self.project_each(slot, self.attn_norm(streams), heads).to(out)
             return
         # One head at a time its normed stream stays in the cache, and no weights are gathered.
@@ -156,9 +153,9 @@ class Block:
         count, rows, pos, d_model = normed.shape
         weights, bias = self.weights[slot], self.biases[slot]
         every = count == self.n_heads
-        out = torch.bmm(normed.reshape(count, rows * pos, d_model), self._long(weights if every else weights[heads]))
+        out = torch.bmm(normed.reshape(count, rows * pos, d_model), self._upcast(weights if every else weights[heads]))
         if bias is not None:
-            out = out + self._long(bias[heads])[:, None]
+            out = out + self._upcast(bias[heads])[:, None]
         return out.view(count, rows, pos, -1).permute(1, 2, 0, 3)
 
     @_where_the_layer_is
@@ -173,13 +170,13 @@ class Block:
         """The host's own attention, given q, k, v as projected (before any rotation or q/k norm).
 
         ``before`` are keys and values of the positions before those of ``k`` and ``v``, where these are not
-        all that the context has. Queries may be those of the last positions alone; so is then what comes back.
+        all that the context has. With queries of the last positions alone, the result is of these positions too.
         """
         attn, n_queries = self.bridge.attn, q.shape[1]
         if before is not None:
-            k, v = (_behind(held, x) for held, x in zip(before, (k, v), strict=True))
+            k, v = (_after(kept, x) for kept, x in zip(before, (k, v), strict=True))
         if (missing := k.shape[1] - n_queries) > 0:
-            # The host wants a query at every place; what these see is thrown away.
+            # The host wants a query at every position; the results of these are dropped.
             q = torch.nn.functional.pad(q, (0, 0, 0, 0, missing, 0))
         if self.rules is not None:
             q, k, v = self.rules.projected(q, k, v)
@@ -204,8 +201,8 @@ class Block:
         with the scale that the norm has in this run.
         """
         batch, pos, heads, _ = z.shape
-        results = torch.bmm(_by_head(z), self._long(self.W_O)).view(heads, batch, pos, -1)
-        if self._normed_behind:
+        results = torch.bmm(_by_head(z), self._upcast(self.W_O)).view(heads, batch, pos, -1)
+        if self._normed_after:
             results = results * frozen_gain(self.bridge.ln1_post, self.bridge.attn.o(z.flatten(-2)))
         return results
 
@@ -213,10 +210,10 @@ class Block:
     def head_readers(
         self, z: Float[Tensor, "batch pos head d_head"], direction: Float[Tensor, "batch pos d_model"]
     ) -> Float[Tensor, "batch pos head d_head"]:
-        """The direction of each head's z in which one of the stream reads its result: the products are the same."""
-        if self._normed_behind:
+        """A direction of the stream pulled back to each head's z: products with z equal those with head results."""
+        if self._normed_after:
             direction = direction * frozen_gain(self.bridge.ln1_post, self.bridge.attn.o(z.flatten(-2)))
-        return torch.einsum("hed,bpd->bphe", self._long(self.W_O), direction)
+        return torch.einsum("hed,bpd->bphe", self._upcast(self.W_O), direction)
 
     def write_head_results(
         self,
@@ -225,14 +222,14 @@ class Block:
         *,
         less_than: Float[Tensor, "head batch pos d_model"] | None = None,
     ) -> None:
-        """``head_results`` into ``out``, or ``less_than`` less them; without a copy where it can be had without."""
-        if not self._plain(z, out) or self._normed_behind:
+        """Write ``head_results``, or ``less_than`` minus them, into ``out``; without a copy where possible."""
+        if not self._plain(z, out) or self._normed_after:
             results = self.head_results(z)
             out.copy_(results if less_than is None else less_than - results)
         elif less_than is None:
-            torch.bmm(_by_head(z), self._long(self.W_O), out=out.flatten(1, 2))
+            torch.bmm(_by_head(z), self._upcast(self.W_O), out=out.flatten(1, 2))
         else:
-            out.copy_(less_than).flatten(1, 2).baddbmm_(_by_head(z), self._long(self.W_O), alpha=-1)
+            out.copy_(less_than).flatten(1, 2).baddbmm_(_by_head(z), self._upcast(self.W_O), alpha=-1)
 
     def write_head_changes(
         self,
@@ -240,27 +237,27 @@ class Block:
         after: Float[Tensor, "batch pos head d_head"],
         out: Float[Tensor, "head batch pos d_model"],
     ) -> None:
-        """Head results after less those before, into ``out``: one product, unless a norm follows attention."""
-        if self._plain(before, out) and not self._normed_behind:
-            torch.bmm(_by_head(after - before), self._long(self.W_O), out=out.flatten(1, 2))
+        """Write head results after minus those before into ``out``: one product, unless a norm follows attention."""
+        if self._plain(before, out) and not self._normed_after:
+            torch.bmm(_by_head(after - before), self._upcast(self.W_O), out=out.flatten(1, 2))
         else:
             torch.sub(self.head_results(after), self.head_results(before), out=out)
 
     def _plain(self, x: Tensor, out: Tensor) -> bool:
         """Whether a product of ``x`` and this layer's weights can be written into ``out`` as it is."""
-        dtype = torch.float32 if self.held is not None else self.W_O.dtype
+        dtype = torch.float32 if self.upcasting is not None else self.W_O.dtype
         same = x.device == out.device == self.W_O.device and x.dtype == out.dtype == dtype
         return same and not torch.is_autocast_enabled(x.device.type)
 
     @property
-    def _normed_behind(self) -> bool:
+    def _normed_after(self) -> bool:
         """Whether a norm follows attention."""
         return "ln1_post" in self.bridge.submodules
 
     @property
     def has_attn_bias(self) -> bool:
         """Whether attention adds something that belongs to no head."""
-        parts = [self.bridge.attn.o, *([self.bridge.ln1_post] if self._normed_behind else [])]
+        parts = [self.bridge.attn.o, *([self.bridge.ln1_post] if self._normed_after else [])]
         return any(getattr(part.original_component, "bias", None) is not None for part in parts)
 
     def along(
@@ -297,7 +294,7 @@ class Block:
                 continue
             begin = i * self.n_heads + some.start - start
             here, gradient = out[begin : begin + some.stop - some.start], gradients[i][:, :, some]
-            weights = self._long(self.weights[slot][some])
+            weights = self._upcast(self.weights[slot][some])
             if not plain or (parts is None and "ln1" in self.bridge.submodules):
                 here.copy_(self._slot_gradients(_by_head(gradient), weights.transpose(1, 2), x))
             elif parts is None or self.pullback is None:
@@ -307,7 +304,7 @@ class Block:
 
     @_where_the_layer_is
     def _slot_gradients(self, gradient: Tensor, weights: Tensor, x: Tensor) -> Tensor:
-        """The same by autograd, for any norm."""
+        """The same gradients by autograd, for any norm."""
         normed = torch.bmm(gradient, weights).view(len(gradient), *x.shape)
         if "ln1" not in self.bridge.submodules:
             return normed
@@ -335,7 +332,7 @@ class Block:
 
     @_where_the_layer_is
     def mlp_gain(self, written: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows _"]:
-        """By how much what the down projection writes is multiplied on its way into the stream, in this run."""
+        """The factor between what the down projection writes and what enters the stream, in this run."""
         if "ln2_post" not in self.bridge.submodules:
             return torch.full_like(written[..., :1], self.scale)
         return self._scaled(frozen_gain(self.bridge.ln2_post, written))
@@ -379,7 +376,7 @@ class Block:
         if not whole:
             raise ModelError(
                 f"layer {self.layer}: the MLP does not run through a {NEURON_HOOKS[hook]!r} projection once and give "
-                "what its down projection writes; its neurons cannot be told"
+                "what its down projection writes; its neurons cannot be told apart"
             )
         return int(seen[0].shape[-1])
 
@@ -405,8 +402,8 @@ class Block:
     def _scaled(self, written: Tensor) -> Tensor:
         return written if self.scale == 1.0 else written * self.scale
 
-    def _long(self, weight: Tensor) -> Tensor:
-        return weight if self.held is None else weight.float()
+    def _upcast(self, weight: Tensor) -> Tensor:
+        return weight if self.upcasting is None else weight.float()
 
 
 def take_apart(block: Any, layer: int, graph: Graph, name: str, config: Any) -> Block:
@@ -453,10 +450,10 @@ def _by_head(x: Float[Tensor, "batch pos head d_head"]) -> Float[Tensor, "head r
     return x.permute(2, 0, 1, 3).reshape(x.shape[2], -1, x.shape[3])
 
 
-def _behind(held: Float[Tensor, "batch before head d_head"], x: Float[Tensor, "rows pos head d_head"]) -> Tensor:
-    """``x`` with what is held of the positions before it, which is of one batch where ``x`` is of copies of it."""
-    copies = len(x) // len(held)
-    return torch.cat([held.to(x) if copies == 1 else held.to(x).repeat(copies, 1, 1, 1), x], 1)
+def _after(kept: Float[Tensor, "batch before head d_head"], x: Float[Tensor, "rows pos head d_head"]) -> Tensor:
+    """``x`` after what is kept of the positions before it, repeated where ``x`` is several copies of the batch."""
+    copies = len(x) // len(kept)
+    return torch.cat([kept.to(x) if copies == 1 else kept.to(x).repeat(copies, 1, 1, 1), x], 1)
 
 
 def _replaced(value: Tensor | None, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:

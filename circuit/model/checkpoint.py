@@ -1,7 +1,7 @@
 """What a model's name and folder hold, looked at before and after the host library reads them.
 
 The host library fills what a checkpoint lacks with random numbers, drops what it does not know, and says so
-in warnings. Here each of that is a refusal: a folder that is not what it seems, a key too few or too many.
+in warnings. Here each of these is an error: a folder that is not what it seems, a key too few or too many.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ def check_folder(folder: Path, *, weights: bool = True) -> None:
         ModelError: it holds an adapter, no configuration, or files that are empty, pointers or damaged; with
             ``weights`` also where there are none that can be read.
     """
-    if found := next((file for file in ADAPTER if (folder / file).exists()), None):
+    if adapter := next((file for file in ADAPTER if (folder / file).exists()), None):
         whole = (folder / SINGLE).exists() or (folder / INDEX).exists()
         other = "; to analyse the weights beside it, take the adapter's files away" if whole else ""
         raise ModelError(
-            f"model folder {folder} holds a LoRA adapter ({found}), which is not applied; merge it into its base "
+            f"model folder {folder} holds a LoRA adapter ({adapter}), which is not applied; merge it into its base "
             f"model (merge_and_unload of peft) and save the result{other}"
         )
     if not (folder / "config.json").is_file():
@@ -122,7 +122,7 @@ def lacks_tokenizer(folder: Path) -> bool:
 
 
 def check_keys(name: str, network: Any, info: Mapping[str, Any]) -> None:
-    """Hold the host library's loading info against the model.
+    """Compare the host library's loading info with the model.
 
     Raises:
         ModelError: a weight was not in the checkpoint or has another shape there, or the checkpoint holds what is
@@ -134,7 +134,7 @@ def check_keys(name: str, network: Any, info: Mapping[str, Any]) -> None:
     other = sorted(key for key in info["mismatched_keys"] if not key[0].startswith(unused))
     faults = [f"{_some(missing)} of the model not in the checkpoint"] if missing else []
     faults += [f"{_some(surplus)} of the checkpoint not in the model"] if surplus else []
-    faults += [f"{_some([_shapes(*one) for one in other])} of another shape"] if other else []
+    faults += [f"{_some([_shapes(*mismatch) for mismatch in other])} of another shape"] if other else []
     faults += [first_line(ValueError(message)) for message in info.get("error_msgs", ())[:1]]
     if faults:
         raise ModelError(f"{name}: the weights are not those of config.json: {'; '.join(faults)}; {_remedy(surplus)}")
@@ -172,9 +172,9 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
         return (folder / SINGLE,)
     if (folder / INDEX).is_file():
         return _shards(folder, folder / INDEX)
-    if found := next((path for pattern in PICKLED for path in sorted(folder.glob(pattern))), None):
+    if file := next((path for pattern in PICKLED for path in sorted(folder.glob(pattern))), None):
         raise ModelError(
-            f"model folder {folder} holds no {SINGLE} but pickled weights ({found.name}), which may run code when they "
+            f"model folder {folder} holds no {SINGLE} but pickled weights ({file.name}), which may run code when they "
             "are read; if you trust them, convert them once with "
             "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(OTHER)"
         )
@@ -224,18 +224,20 @@ def _not_of_the_text(network: Any) -> tuple[str, ...]:
     names = [name for name, part in network.named_modules() if part in kept]
 
     def is_kept(name: str) -> bool:
-        return any(f"{one}.".startswith(f"{name}.") or name.startswith(f"{one}.") for one in names)
+        return any(f"{other}.".startswith(f"{name}.") or name.startswith(f"{other}.") for other in names)
 
     return tuple(f"{name}." for name, _ in network.named_modules() if name and not is_kept(name))
 
 
 def _remedy(surplus: list[str]) -> str:
     prefix, ways = "", []
-    while found := next((one for one in PREFIXES if all(key.startswith(prefix + one) for key in surplus)), None):
+    while longer := next(
+        (candidate for candidate in PREFIXES if all(key.startswith(prefix + candidate) for key in surplus)), None
+    ):
         if not surplus:
             break
-        prefix += found
-        ways.append(PREFIXES[found])
+        prefix += longer
+        ways.append(PREFIXES[longer])
     if prefix:
         return f"every key has the prefix {prefix!r} of {ways[0]}, or take the prefix off the keys"
     return "save the whole model again with save_pretrained, or mend config.json"

@@ -1,7 +1,7 @@
-"""Whether what a model computes are numbers: one check for logits, streams and metrics.
+"""Whether what a model computes is finite: one check for logits, streams and metrics.
 
-A format too short for a model overflows: its logits are then nan or infinite, and what is made of them
-(an argmax, a share, a p) may look like a result. Every pass that is read goes through ``check_finite``, once,
+Activations can overflow in half precision: logits are then nan or infinite, and what is computed from them
+(an argmax, a share, a p-value) may look like a result. Every pass that is read goes through ``check_finite``, once,
 where its numbers are about to leave the device.
 """
 
@@ -36,7 +36,7 @@ def check_finite(values: Tensor | np.ndarray, name: Name, what: str = "logits") 
     bad = (~rows.isfinite()).nonzero()[0].tolist()
     raise ModelError(
         f"the {what} of {name(bad[0])} are {rows[tuple(bad)].item()}; {what} must be finite. Load the model in float32 "
-        "if it ran in a shorter format"
+        "if it ran in half precision"
     )
 
 

@@ -1,7 +1,7 @@
-"""A network in float64 all through.
+"""A network in float64 throughout.
 
 Norms, rotations and softmaxes of the host libraries convert to float32 whatever the weights are in, so a model
-of float64 weights gives float32's digits. Within ``Wide.on`` a conversion to float32 is one to float64, and
+of float64 weights has only float32's precision. Within ``Wide.on`` a conversion to float32 is one to float64, and
 every module of the libraries enters it while it runs.
 """
 
@@ -42,7 +42,7 @@ class Wide:
             torch.set_default_dtype(default)
 
     def while_they_run(self, modules: Iterable[torch.nn.Module]) -> None:
-        """Make the modules enter ``on``, but for torch's own, which compute in the format of what they are given.
+        """Make the modules enter ``on``, except torch's own, which compute in the format of their inputs.
 
         Their classes are replaced by subclasses, as other functions take the place of an instance's ``forward``
         for a time.

@@ -1,4 +1,4 @@
-"""Quantised models in GGUF files: read by the host library, with their weights made long."""
+"""Quantised models in GGUF files: the host library reads and dequantises them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def gguf_in(name: str) -> Path | None:
         return place
     if not place.is_dir() or any(place.glob("*.safetensors*")):
         return None
-    found = sorted(path for path in place.iterdir() if path.suffix.lower() == ".gguf")
-    if len(found) > 1:
-        raise ModelError(f"model folder {name} holds {len(found)} GGUF files; give one of them, such as {found[0]}")
-    return found[0] if found else None
+    files = sorted(path for path in place.iterdir() if path.suffix.lower() == ".gguf")
+    if len(files) > 1:
+        raise ModelError(f"model folder {name} holds {len(files)} GGUF files; give one of them, such as {files[0]}")
+    return files[0] if files else None
 
 
 def check_gguf(path: Path) -> None:
@@ -91,7 +91,7 @@ def origin_of_gguf(path: Path) -> Origin:
 
 
 def as_dense() -> dict[str, Any]:
-    """What the host library is told, so that it makes weights long and does not compute with blocks of them."""
+    """Options that make the host library dequantise the weights and not compute with quantised blocks."""
     from transformers import GgufConfig
 
     return {"quantization_config": GgufConfig(dequantize=True)}

@@ -19,7 +19,7 @@ def hub_refusal(error: BaseException, name: str, revision: str | None) -> str | 
         at = at.__cause__ or at.__context__
 
     def is_any(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(one, kinds) for one in chain)
+        return any(isinstance(fault, kinds) for fault in chain)
 
     has_token = bool(get_token())
     if is_any(errors.GatedRepoError):
@@ -47,6 +47,6 @@ def hub_refusal(error: BaseException, name: str, revision: str | None) -> str | 
             f"the hub cannot be reached and model {name} is not in the local cache; check the network "
             "(HTTPS_PROXY, HF_ENDPOINT), or give a folder"
         )
-    if (refused := next((one for one in chain if isinstance(one, errors.HfHubHTTPError)), None)) is not None:
+    if (refused := next((fault for fault in chain if isinstance(fault, errors.HfHubHTTPError)), None)) is not None:
         return f"the hub did not give model {name} ({first_line(refused)}); wait and try again"
     return None

@@ -1,4 +1,4 @@
-"""A model that the caller holds, copied, so that taking it apart leaves the caller's as it was."""
+"""A copy of the caller's model, so that taking it apart leaves the original as it was."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def _of_bridge(wrapped: Any, name: str) -> Any:
     fresh.eval()
     tokens, _ = trial_run(fresh, first.device)
     with torch.no_grad():
-        ours, theirs = (one(tokens, use_cache=False).logits for one in (fresh, wrapped))
-    gap = float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1e-9))
-    if not gap <= (1e-3 if ours.dtype in (torch.float32, torch.float64) else 0.1):
+        unwrapped_logits, wrapped_logits = (module(tokens, use_cache=False).logits for module in (fresh, wrapped))
+    gap = float((unwrapped_logits - wrapped_logits).abs().max() / wrapped_logits.abs().max().clamp(min=1e-9))
+    if not gap <= (1e-3 if unwrapped_logits.dtype in (torch.float32, torch.float64) else 0.1):
         raise ModelError(
             f"{name}: the bridge gives other logits than its weights do in Hugging Face's network (relative difference "
             f"{gap:.2g}), as after enable_compatibility_mode; give the Hugging Face model that it was made from"

@@ -32,8 +32,16 @@ from persona_circuits.circuit.model.gguf import (
 )
 from persona_circuits.circuit.model.hub import hub_refusal
 from persona_circuits.circuit.model.in_memory import name_of, network_in, own_copy
-from persona_circuits.circuit.model.mixed_precision import SHORT, Held
-from persona_circuits.circuit.model.model import HELD, Model, OwnLogits, fixed_bytes, placed_on, trial_run, unpadded
+from persona_circuits.circuit.model.mixed_precision import HALF_PRECISION, Upcasting
+from persona_circuits.circuit.model.model import (
+    BFLOAT16_WEIGHTS,
+    Model,
+    OwnLogits,
+    fixed_bytes,
+    placed_on,
+    trial_run,
+    unpadded,
+)
 from persona_circuits.circuit.model.origin import Origin, origin_of
 from persona_circuits.circuit.model.stubs import nothing_collected, nothing_installed, quiet
 from persona_circuits.circuit.model.unloaded import left_unloaded
@@ -87,18 +95,16 @@ def load_model(
     revision
         Branch, tag or commit on the hub. The model's ``revision`` is then the commit that was loaded.
     device
-        ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or
-        ``balanced``: the layers over all GPUs, as the host library divides them. The state
-        of a run then lies on the first of them.
+        ``auto`` (CUDA if there is any, else CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``, or ``balanced``: the layers
+        over all GPUs, as the host library divides them. The state of a run then lies on the first of them.
     dtype
-        ``float32`` (use it for attribution), ``bfloat16-weights`` (weights rounded and held in
-        bfloat16, everything computed in float32), or ``bfloat16``, ``float16``, ``float64`` for
-        weights and computation alike.
+        ``float32`` (use it for attribution), ``bfloat16-weights`` (weights rounded and stored in bfloat16, everything
+        computed in float32), or ``bfloat16``, ``float16``, ``float64`` for weights and computation alike.
     label
         The name that results give the model, if not ``name``.
     max_memory
         Bytes that weights and work may take together; scores and circuits take so many prompts at
-        a time that the predicted peak stays below it. Loading itself is not held to it.
+        a time that the predicted peak stays below it. Loading itself may exceed it.
 
     Returns
     -------
@@ -116,12 +122,12 @@ def load_model(
     spread = "balanced" if where is None else None
     place = _place_of(str(name))
     network, tokenizer, notes = _load_pretrained(place, revision, DTYPES[dtype], spread)
-    if dtype == HELD:
+    if dtype == BFLOAT16_WEIGHTS:
         restore_buffers(network)
     where = where or next(network.parameters()).device
     commit = getattr(network.config, "_commit_hash", None) or revision
     how: dict[str, Any] = {"revision": commit, "device": where, "max_memory": max_memory}
-    how |= {"in_float32": dtype == HELD, "copy": False}
+    how |= {"in_float32": dtype == BFLOAT16_WEIGHTS, "copy": False}
     model = wrap_model(network, tokenizer, name=label or str(name), **how)
     model.notes = (*notes, *model.notes)
     model.origin = place.origin()
@@ -171,10 +177,10 @@ def write_dense(file: Path, folder: Path) -> Origin:
 
 
 def origin_at(name: str | Path) -> Origin | None:
-    """From which quantised file the weights of the model of that name are; None where that is not known.
+    """The quantised file that the weights of the model of that name come from; None where that is not known.
 
     Raises:
-        ModelError: the note of it in the model's folder is at fault.
+        ModelError: the note of it in the model's folder is faulty.
     """
     return _place_of(str(name)).origin()
 
@@ -203,15 +209,15 @@ class _Place:
         return origin_of(Path(self.name)) if self.local else None
 
     def options(self, revision: str | None) -> dict[str, Any]:
-        """What every reading of the host library is told: no code of the model's own is run, and nobody is asked."""
+        """Options of every call of the host library: no code of the model's own runs, and the user is asked nothing."""
         file = {} if self.gguf is None else {"gguf_file": self.gguf.name}
         return {"revision": revision, "local_files_only": self.local, "trust_remote_code": False, **file}
 
 
 def _place_of(name: str) -> _Place:
-    """Where the model of that name is, in any of the ways in which it may be given; what lies here goes first."""
-    found = None if Path(name).exists() else fetched(name)
-    name = name if found is None else str(found)
+    """Where the model of that name is, however it is given; local files take precedence."""
+    folder = None if Path(name).exists() else fetched(name)
+    name = name if folder is None else str(folder)
     if (gguf := gguf_in(name)) is not None:
         check_gguf(gguf)
         return _Place(str(gguf.parent), True, gguf)
@@ -260,7 +266,7 @@ def wrap_model(
     device
         Where it runs; by default where its weights are.
     in_float32
-        Weights in a shorter format stay so, and everything is computed in float32.
+        Half-precision weights stay so in memory, and everything is computed in float32.
     max_memory
         As for ``load_model``.
     copy
@@ -294,7 +300,7 @@ def wrap_model(
         _widen_buffers(network, wide)
     expand_grouped_heads(network, name)
     arch = architecture_of(network, name) if max_memory is not None else None
-    bridge, said = _bridge_of(network, tokenizer, name, device)
+    bridge, notes = _bridge_of(network, tokenizer, name, device)
     for part in bridge.modules():  # ``eval`` would come to each by every name that the bridge has for it
         part.training = False
     bridge.requires_grad_(False)
@@ -307,7 +313,7 @@ def wrap_model(
             f"{name}: the attention of this architecture does not come apart into heads ({first_line(error)})"
         ) from error
     model.check_decomposition(own)
-    model.notes = tuple(said)
+    model.notes = tuple(notes)
     if max_memory is not None and arch is not None:
         process = PROCESS_BYTES if model.device.type == "cpu" else 0
         model.budget = Budget(max_memory, fixed_bytes(model) + process, arch, model.format, process)
@@ -321,7 +327,7 @@ def _bridge_of(network: Any, tokenizer: Any, name: str, device: torch.device | s
 
     network.config.architectures = network.config.architectures or [type(network).__name__]
     try:
-        with quiet() as said, nothing_installed():
+        with quiet() as notes, nothing_installed():
             bridge = TransformerBridge.boot_transformers(
                 name, hf_model=network, tokenizer=tokenizer, device=str(device), dtype=network.dtype
             )
@@ -330,17 +336,17 @@ def _bridge_of(network: Any, tokenizer: Any, name: str, device: torch.device | s
             f"{name}: TransformerLens cannot hold this model ({first_line(error)}); "
             "see its list of supported architectures"
         ) from error
-    return bridge, said
+    return bridge, notes
 
 
 def _own_logits(network: Any, name: str, device: torch.device | str, *, in_float32: bool) -> OwnLogits:
-    """Run the network as Hugging Face made it, in eager attention; with ``in_float32`` its weights are long then."""
+    """Run the network as Hugging Face made it, in eager attention; with ``in_float32`` with upcast weights."""
     network.eval().requires_grad_(False)
     if not any("_hf_hook" in vars(part) for part in network.modules()):
         network.to(device)  # else it lies on several devices
-    held, short = Held(), network.dtype in SHORT
-    parts = [part for part in network.modules() if part._parameters] if in_float32 and short else []
-    hooks = [hook for part in parts for hook in held.while_it_runs(part)]
+    upcasting, is_half = Upcasting(), network.dtype in HALF_PRECISION
+    parts = [part for part in network.modules() if part._parameters] if in_float32 and is_half else []
+    hooks = [hook for part in parts for hook in upcasting.while_it_runs(part)]
     tokens, padding = trial_run(network, next(network.parameters()).device)
     try:
         network.set_attn_implementation("eager")
@@ -359,7 +365,7 @@ def _own_logits(network: Any, name: str, device: torch.device | str, *, in_float
     if not bool(plain.isfinite().all()):
         short_name = str(network.dtype).removeprefix("torch.")
         raise ModelError(f"{name}: its logits are not finite in {short_name}; load it in float32")
-    return OwnLogits(plain, unpadded(padded, padding), padding, 0.1 if short and not in_float32 else 2e-4)
+    return OwnLogits(plain, unpadded(padded, padding), padding, 0.1 if is_half and not in_float32 else 2e-4)
 
 
 def _device(name: str) -> torch.device:
@@ -400,11 +406,11 @@ def _load_pretrained(
 
 @contextlib.contextmanager
 def _reading(place: _Place, revision: str | None, part: str = "") -> Iterator[list[str]]:
-    """What the host library raises while it reads a model's files is the files' fault; the reason in one sentence."""
+    """What the host library raises while it reads a model's files becomes a ``ModelError`` of one sentence."""
     name, local = place.name, place.local
     try:
-        with quiet() as said, contextlib.nullcontext() if place.gguf is None else without_bars():
-            yield said
+        with quiet() as notes, contextlib.nullcontext() if place.gguf is None else without_bars():
+            yield notes
     except ModelError:
         raise
     except Exception as error:
@@ -429,7 +435,7 @@ def _reading(place: _Place, revision: str | None, part: str = "") -> Iterator[li
 
 
 def _refuse_adapter(name: str, revision: str | None, local: bool) -> None:
-    """An adapter on the hub would be applied, or not, as a library happens to be installed."""
+    """Whether an adapter on the hub is applied would depend on which libraries are installed."""
     from transformers.utils import find_adapter_config_file
 
     if not local and find_adapter_config_file(name, revision=revision):
@@ -440,7 +446,7 @@ def _refuse_adapter(name: str, revision: str | None, local: bool) -> None:
 
 
 def _check_stored(place: _Place, config: Any) -> None:
-    """Hold the heads of a folder's files against the model, as loading would, without the weights."""
+    """Compare the headers of a folder's files with the model, as loading would, without the weights."""
     from transformers import AutoModelForCausalLM
 
     if getattr(config, "quantization_config", None) is not None:
@@ -456,7 +462,7 @@ def _check_stored(place: _Place, config: Any) -> None:
 
 
 def _widen_buffers(network: Any, wide: Wide) -> None:
-    """Constants that no file holds computed anew in float64, where what is there is the same number rounded."""
+    """Recompute constants that no file holds in float64, where the present value is the same number rounded."""
     with wide.on():
         fresh = fresh_buffers(network, torch.float64)
     for name, buffer in dict(network.named_buffers()).items():

@@ -1,8 +1,8 @@
-"""Weights held in a short format and computed with in float32: a part's weights are long only while it runs.
+"""Weights stored in half precision and computed with in float32: a part's weights are upcast only while it runs.
 
-What autograd keeps of such weights for its backward pass is the short ones, from which the long ones are
-made again when they are needed. So the float32 copy of one part at a time is all that is added, and
-every number is that of a float32 model with the rounded weights.
+For the backward pass autograd keeps the half-precision weights and upcasts them again when it needs them. The only
+extra memory is the float32 copy of one part at a time, and every number is that of a float32 model with the rounded
+weights.
 """
 
 from __future__ import annotations
@@ -14,41 +14,42 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["SHORT", "Held"]
+__all__ = ["HALF_PRECISION", "Upcasting"]
 
-SHORT = (torch.bfloat16, torch.float16)
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
-class Held:
-    """The parts of one network whose weights are short; ``long`` is entered while one of them runs."""
+class Upcasting:
+    """The parts of one network whose weights are in half precision; ``on`` is entered while one of them runs."""
 
     def __init__(self) -> None:
-        self._live: dict[int, Tensor] = {}  # of every long copy there is: where it lies, and the short one
+        self._originals: dict[int, Tensor] = {}  # half-precision weights, by the data pointer of their float32 copy
 
     @contextlib.contextmanager
-    def long(self, part: torch.nn.Module) -> Iterator[None]:
-        """The part's weights in float32 for the time of a block, but for those that are long already."""
-        short = [(weight, weight.data) for weight in dict.fromkeys(part.parameters()) if weight.dtype in SHORT]
-        places = []
+    def on(self, part: torch.nn.Module) -> Iterator[None]:
+        """Within the block the part's weights are in float32."""
+        weights = dict.fromkeys(part.parameters())
+        originals = [(weight, weight.data) for weight in weights if weight.dtype in HALF_PRECISION]
+        pointers = []
         try:
-            for weight, data in short:
+            for weight, data in originals:
                 weight.data = data.float()
-                places.append(weight.data.untyped_storage().data_ptr())
-                self._live[places[-1]] = data
-            with torch.autograd.graph.saved_tensors_hooks(self._keep, _lengthened):
+                pointers.append(weight.data.untyped_storage().data_ptr())
+                self._originals[pointers[-1]] = data
+            with torch.autograd.graph.saved_tensors_hooks(self._keep, _upcast):
                 yield
         finally:
-            for place in places:
-                self._live.pop(place, None)
-            for weight, data in short:
+            for pointer in pointers:
+                self._originals.pop(pointer, None)
+            for weight, data in originals:
                 weight.data = data
 
     def while_it_runs(self, part: torch.nn.Module) -> tuple[Any, Any]:
-        """Make the part's own calls enter ``long``, until the hooks that are returned are removed."""
+        """Make the part's own calls enter ``on``, until the hooks that are returned are removed."""
         entered: list[contextlib.AbstractContextManager[None]] = []
 
         def before(*_: Any) -> None:
-            entered.append(self.long(part))
+            entered.append(self.on(part))
             entered[-1].__enter__()
 
         def after(*_: Any) -> None:
@@ -57,13 +58,13 @@ class Held:
         return part.register_forward_pre_hook(before), part.register_forward_hook(after, always_call=True)
 
     def _keep(self, saved: Tensor) -> Any:
-        """What autograd keeps: in place of a long copy, or of a view of one, the short weight and the view's shape."""
-        short = self._live.get(saved.untyped_storage().data_ptr())
-        return saved if short is None else (short, saved.size(), saved.stride(), saved.storage_offset())
+        """What autograd keeps: for a float32 copy, or a view of one, the original weight and the view's shape."""
+        original = self._originals.get(saved.untyped_storage().data_ptr())
+        return saved if original is None else (original, saved.size(), saved.stride(), saved.storage_offset())
 
 
-def _lengthened(kept: Any) -> Tensor:
+def _upcast(kept: Any) -> Tensor:
     if isinstance(kept, Tensor):
         return kept
-    short, *view = kept
-    return short.float().as_strided(*view)
+    original, *view = kept
+    return original.float().as_strided(*view)

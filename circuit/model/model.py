@@ -1,15 +1,13 @@
 """A transformer written as a sum of nodes.
 
-TransformerLens' bridge holds the model with its own weights and numerics. This
-package takes each block apart into what an edge needs: the norm before attention,
-the query, key and value projections of each head, the attention itself given
+TransformerLens' bridge holds the model with its own weights and numerics. This package takes each block apart into what
+an edge needs: the norm before attention, the query, key and value projections of each head, the attention itself given
 those three, each head's result, and the MLP. With them
 
     residual stream = embeddings + sum of head results + attention biases + sum of MLP outputs
 
-and the stream into any head or MLP can be changed on its own. Nothing here
-depends on a model family's name: at load the blocks are put together again and
-must give the host's logits, otherwise the model is refused.
+and the stream into any head or MLP can be changed on its own. Nothing here depends on a model family's name: at load
+the blocks are put together again and must give the host's logits, otherwise the model is refused.
 """
 
 from __future__ import annotations
@@ -30,7 +28,7 @@ from persona_circuits.circuit.cost import Architecture, Budget, architecture_of
 from persona_circuits.circuit.errors import ModelError, first_line
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model.block import Block, Context, take_apart
-from persona_circuits.circuit.model.mixed_precision import SHORT, Held
+from persona_circuits.circuit.model.mixed_precision import HALF_PRECISION, Upcasting
 from persona_circuits.circuit.model.norm import Pullback, direct
 from persona_circuits.circuit.model.origin import Origin
 from persona_circuits.circuit.model.rules import Rules
@@ -38,16 +36,16 @@ from persona_circuits.circuit.model.stubs import Body, Stop, returning_nothing, 
 from persona_circuits.circuit.model.weights import text_config_of
 from persona_circuits.circuit.task import Forms, FormTable, form_table
 
-__all__ = ["HELD", "Model", "OwnLogits", "fixed_bytes", "placed_on", "trial_run", "unpadded"]
+__all__ = ["BFLOAT16_WEIGHTS", "Model", "OwnLogits", "fixed_bytes", "placed_on", "trial_run", "unpadded"]
 
-ROOM_BYTES = 1 << 28
-"""As much memory is kept on a CPU between patched passes."""
+SCRATCH_BYTES = 1 << 28
+"""Memory kept on a CPU between patched passes."""
 ROUNDING = {torch.float32: 2e-4, torch.float64: 1e-9}
-"""Of the largest logit, what two ways to compute the same may differ by; a tenth in short formats."""
+"""How far two ways to compute the same logits may differ, relative to the largest; a tenth in half precision."""
 N_CONTEXTS = 4
-"""Contexts of whole rows, each of one length, that a model keeps."""
-HELD = "bfloat16-weights"
-"""The format whose weights are short and whose every computation is in float32."""
+"""Contexts of unpadded rows, each of one length, that a model keeps."""
+BFLOAT16_WEIGHTS = "bfloat16-weights"
+"""The format with weights in half precision and every computation in float32."""
 
 
 class Model:
@@ -88,42 +86,42 @@ class Model:
         self.notes: tuple[str, ...] = ()
         self.origin: Origin | None = None
         self._contexts: dict[tuple[int, bool], Context] = {}
-        self._room: Tensor | None = None
+        self._scratch: Tensor | None = None
         self.rules: Rules | None = None
         self._reads_forms = False
-        self.held = _hold(bridge) if in_float32 and weight.dtype in SHORT else None
-        if self.held is not None:
+        self.upcasting = _upcast_parts(bridge) if in_float32 and weight.dtype in HALF_PRECISION else None
+        if self.upcasting is not None:
             self.dtype = torch.float32
-            self.blocks = tuple(_held_block(block, self.held) for block in self.blocks)
+            self.blocks = tuple(_upcast_block(block, self.upcasting) for block in self.blocks)
 
     def under(self, rules: Rules) -> Model:
-        """The same model, whose gradients are taken back by these rules; no number of its forward pass changes."""
+        """The same model with these backward rules; no number of its forward pass changes."""
         other = self.with_blocks([replace(block, rules=rules) for block in self.blocks])
         other.rules = rules
         return other
 
     def with_blocks(self, blocks: Sequence[Block]) -> Model:
-        """The same model with other blocks in the place of its own."""
+        """The same model with other blocks in place of its own."""
         other = copy.copy(self)
         other.blocks = tuple(blocks)
         return other
 
-    def room(self, *shape: int) -> Tensor:
-        """Uninitialised memory for work that is over before it is asked for again.
+    def scratch(self, *shape: int) -> Tensor:
+        """Uninitialised scratch memory, valid until the next call.
 
-        On a CPU, whose fresh pages cost as much as what is written into them, it is kept from one time to the next,
-        up to ``ROOM_BYTES``, unless memory has a limit of its own.
+        On a CPU, where fresh pages cost as much as writing to them, it is reused between calls, up to
+        ``SCRATCH_BYTES``, unless a memory limit is set.
         """
         size = math.prod(shape)
         fresh = {"device": self.device, "dtype": self.dtype}
-        if self.device.type != "cpu" or self.budget is not None or size * self.dtype.itemsize > ROOM_BYTES:
+        if self.device.type != "cpu" or self.budget is not None or size * self.dtype.itemsize > SCRATCH_BYTES:
             return torch.empty(shape, **fresh)
-        if self._room is None or self._room.numel() < size:
-            self._room = torch.empty(size, **fresh)
-        return self._room[:size].view(shape)
+        if self._scratch is None or self._scratch.numel() < size:
+            self._scratch = torch.empty(size, **fresh)
+        return self._scratch[:size].view(shape)
 
     def architecture(self) -> Architecture:
-        """The sizes, for estimates; keys and values are counted once per query head, as they are held.
+        """The sizes, for estimates; keys and values are counted once per query head, as they are stored.
 
         Raises:
             ModelError: the configuration does not say them.
@@ -131,13 +129,13 @@ class Model:
         return architecture_of(self.bridge.original_model, self.name)
 
     def forget(self) -> None:
-        """Let go of the memory that ``room`` keeps, as who measures memory has to."""
-        self._room = None
+        """Free the memory that ``scratch`` keeps, for measurements of memory."""
+        self._scratch = None
 
     @property
     def format(self) -> str:
         """The name of the format, one of ``DTYPES``."""
-        return HELD if self.held is not None else str(self.dtype).removeprefix("torch.")
+        return BFLOAT16_WEIGHTS if self.upcasting is not None else str(self.dtype).removeprefix("torch.")
 
     def logits(
         self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None = None
@@ -179,7 +177,7 @@ class Model:
     def _start_of_branches(
         self, tokens: Int[Tensor, "batch pos"], padding: Int[Tensor, " batch"] | None, forms: FormTable
     ) -> tuple[Float[Tensor, "batch pos d_model"], Context]:
-        """Where the host has put a chain after each prompt, masks are those of branches; positions it is told."""
+        """The host sees a chain after each prompt; its masks become those of branches, positions are given to it."""
         stream, contexts = self._probe(tokens, padding, forms)
 
         def branched(value: Any) -> Any:
@@ -191,7 +189,7 @@ class Model:
         )
 
     def _check_forms(self) -> None:
-        """That branches are read as they are one by one, by the host itself; looked at once.
+        """Check, once, that the host reads branches side by side as it reads them one by one.
 
         Raises:
             ModelError: they are not.
@@ -204,7 +202,7 @@ class Model:
         ends = [tokens.new_tensor(node).expand(2, -1) for node in ((), *some.nodes)]
         forced = torch.cat([tokens, tokens.new_tensor(some.forced).expand(2, -1)], 1)
         forms = form_table([some, some], self.device)
-        self._reads_forms = True  # asked while it is found out
+        self._reads_forms = True  # read by the passes of this check
         try:
             with torch.no_grad():
                 one_by_one = [self.logits(torch.cat([tokens, end], 1), padding)[:, -1] for end in ends]
@@ -220,7 +218,7 @@ class Model:
             )
 
     def _context_of_length(self, tokens: Int[Tensor, "1 pos"]) -> Context:
-        """The context of a row without padding; those of the last few lengths are kept."""
+        """The context of a row without padding; contexts of the last few lengths are kept."""
         key = (tokens.shape[1], torch.is_autocast_enabled(self.device.type))
         if key not in self._contexts:
             if len(self._contexts) == N_CONTEXTS:
@@ -267,24 +265,24 @@ class Model:
         padding: Int[Tensor, " batch"] | None = None,
         forms: FormTable | None = None,
     ) -> Tensor:
-        """What the stream into the first block holds besides the tokens: learned positions, where there are any.
+        """What the stream into the first block contains besides token embeddings: learned positions, if any.
 
         ``[batch, pos, d_model]``, or zeros of that shape for models that rotate queries and keys instead.
         """
         part = getattr(self.bridge, "pos_embed", None)
-        found: list[Tensor] = []
-        hook = part.register_forward_hook(lambda _m, _i, out: found.append(out)) if part is not None else None
+        outputs: list[Tensor] = []
+        hook = part.register_forward_hook(lambda _m, _i, out: outputs.append(out)) if part is not None else None
         try:
             stream, _ = self._probe(tokens, padding, None if forms is None or forms.n_read == 1 else forms)
         finally:
             if hook is not None:
                 hook.remove()
-        return found[0].expand_as(stream) if found else torch.zeros_like(stream)
+        return outputs[0].expand_as(stream) if outputs else torch.zeros_like(stream)
 
     def normed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
         """What the final norm makes of a stream, on the device of the unembedding."""
         norm = direct if self.rules is None else self.rules.norm
-        with contextlib.nullcontext() if self.held is None else self.held.long(self.bridge.ln_final):
+        with contextlib.nullcontext() if self.upcasting is None else self.upcasting.on(self.bridge.ln_final):
             return norm(self.bridge.ln_final)(resid.to(self.bridge.unembed.W_U.device))
 
     def unembed(self, resid: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows vocab"]:
@@ -332,7 +330,7 @@ class Model:
         return self.unembed(resid)
 
     def check_decomposition(self, own: OwnLogits | None = None) -> None:
-        """Put the parts together and compare with the host, and both with the network's own logits of before.
+        """Compare the parts put together with the host, and both with the network's own logits before the change.
 
         Raises:
             ModelError: the logits differ by more than the format's rounding explains.
@@ -341,7 +339,7 @@ class Model:
         bound = ROUNDING.get(self.dtype, 0.1)
         try:
             with torch.no_grad():
-                host, ours = self.logits(tokens), self.forward(tokens)
+                host, rebuilt = self.logits(tokens), self.forward(tokens)
                 padded = None if own is None else self.forward(tokens, padding)
         except (RuntimeError, AttributeError, TypeError, ValueError, IndexError) as error:
             raise ModelError(
@@ -349,7 +347,7 @@ class Model:
                 f"({first_line(error)})"
             ) from error
         if own is not None and padded is not None:
-            # In float64 the network's own norms were still in float32, in short formats all of it was.
+            # The reference is less precise: float64 norms ran in float32, half precision ran throughout.
             than, why = (
                 "Hugging Face's own network",
                 "TransformerLens does not compute all that this configuration asks",
@@ -358,14 +356,14 @@ class Model:
             if bool(own.padded.isfinite().all()):  # eager attention of float64 gives NaN where rows are padded
                 self._compare(own.padded, own.without_padding(padded), own.bound, "with padded rows", than, why)
         why = "its residual stream is not a plain sum of nodes"
-        self._compare(host, ours, bound, "put together from heads and MLPs", "it does as a whole", why)
+        self._compare(host, rebuilt, bound, "put together from heads and MLPs", "it does as a whole", why)
 
-    def _gap(self, expected: Tensor, found: Tensor) -> float:
+    def _gap(self, expected: Tensor, actual: Tensor) -> float:
         scale = float(expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny))
-        return float((expected - found).abs().max()) / scale
+        return float((expected - actual).abs().max()) / scale
 
-    def _compare(self, expected: Tensor, found: Tensor, bound: float, how: str, than: str, why: str) -> None:
-        gap = self._gap(expected, found)
+    def _compare(self, expected: Tensor, actual: Tensor, bound: float, how: str, than: str, why: str) -> None:
+        gap = self._gap(expected, actual)
         if not gap <= bound:
             raise ModelError(
                 f"{self.name}: {how} the model gives other logits than {than} (relative difference {gap:.2g}, "
@@ -375,7 +373,7 @@ class Model:
 
 @dataclass(frozen=True)
 class OwnLogits:
-    """What a network gave for the trial's first rows, and for all padded on the left, before anything was replaced."""
+    """A network's logits of the trial's first rows, and of all rows left-padded, before any part was replaced."""
 
     plain: Float[Tensor, "first pos vocab"]
     padded: Float[Tensor, "rows vocab"]
@@ -383,12 +381,12 @@ class OwnLogits:
     bound: float
 
     def without_padding(self, logits: Float[Tensor, "batch pos vocab"]) -> Float[Tensor, "rows vocab"]:
-        """The rows that are no padding."""
+        """The rows that are not padding."""
         return unpadded(logits, self.padding)
 
 
 def trial_run(network: Any, device: torch.device) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, " batch"]]:
-    """Two rows of random tokens, and how many of each are padding where rows are to be padded."""
+    """Two rows of random tokens, and the number of padding tokens of each for a padded run."""
     config = network.config.get_text_config()
     length = min(8, int(getattr(config, "max_position_embeddings", 0) or 8))
     generator = torch.Generator().manual_seed(0)
@@ -402,7 +400,7 @@ def placed_on(
     padding: Int[Tensor, " batch"] | None,
     forms: FormTable | None = None,
 ) -> dict[str, Any]:
-    """The host's arguments for rows that are padded on the left or end in branches; nothing special where none is."""
+    """The host's arguments for rows that are left-padded or end in branches; the defaults for plain rows."""
     if forms is not None:
         padding = tokens.new_zeros(len(tokens)) if padding is None else padding
     elif padding is None or not bool(padding.any()):
@@ -419,38 +417,38 @@ def unpadded(logits: Float[Tensor, "batch pos vocab"], padding: Int[Tensor, " ba
 
 
 def fixed_bytes(model: Model) -> int:
-    """What the weights take, each storage once, and the long copy of the largest part that runs at a time."""
+    """Bytes of the weights, each storage once, and of the float32 copy of the largest part that runs at a time."""
     network = model.bridge.original_model
     own = [tensor for block in model.blocks for tensor in (*block.weights.values(), block.W_O)]
     tensors = [*network.parameters(), *network.buffers(), *own]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    if model.held is None:
+    if model.upcasting is None:
         return sum(storages.values())
     ends = [part for name in ("embed", "unembed") if (part := getattr(model.bridge, name, None)) is not None]
     largest = max(sum(weight.numel() for weight in part.parameters()) for part in (*model.bridge.blocks, *ends))
     return sum(storages.values()) + largest * 4
 
 
-def _hold(bridge: Any) -> Held:
-    """Every part of a model long while it runs; weights that are in none of them long for good."""
-    held = Held()
+def _upcast_parts(bridge: Any) -> Upcasting:
+    """Upcast every part of a model while it runs, and weights that belong to no part permanently."""
+    upcasting = Upcasting()
     ends = [getattr(bridge, name, None) for name in ("embed", "pos_embed", "ln_final", "unembed")]
     parts = [*bridge.blocks, *(part for part in ends if part is not None)]
     for part in parts:
-        held.while_it_runs(part)
+        upcasting.while_it_runs(part)
     inside = {id(weight) for part in parts for weight in part.parameters()}
     network = bridge.original_model
     for weight in (*network.parameters(), *network.buffers()):
-        if id(weight) not in inside and weight.dtype in SHORT:
+        if id(weight) not in inside and weight.dtype in HALF_PRECISION:
             weight.data = weight.data.float()
-    return held
+    return upcasting
 
 
-def _held_block(block: Block, held: Held) -> Block:
-    """The block with weights that are long while it runs; its norm is written out again, now unrounded."""
+def _upcast_block(block: Block, upcasting: Upcasting) -> Block:
+    """The block with weights upcast while it runs; the form of its norm is found again, now without rounding."""
     pullback = None
     if block.pullback is not None:
         like = torch.zeros(1, device=block.W_O.device)
-        with held.long(block.bridge):
+        with upcasting.on(block.bridge):
             pullback = Pullback.of_block(block, like)
-    return replace(block, held=held, pullback=pullback)
+    return replace(block, upcasting=upcasting, pullback=pullback)

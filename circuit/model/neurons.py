@@ -65,7 +65,7 @@ class Neurons:
         return self.hidden(seen[0].view(*x.shape[:-1], -1).to(x))
 
     def hidden(self, values: Float[Tensor, "*rows pos neuron"]) -> Hidden:
-        """With the gain that these values have."""
+        """These values with their gain."""
         written = values @ self.writes.to(values) + self.bias.to(values)
         return Hidden(values, self.block.mlp_gain(written))
 
@@ -80,11 +80,11 @@ class Neurons:
         direction: Float[Tensor, "*more batch pos d_model"],
         some: Int[Tensor, " some"] | slice = slice(None),
     ) -> Float[Tensor, "*more batch pos some"]:
-        """What each neuron writes in the ``other`` run less what it writes in the clean one, along a direction."""
+        """What each neuron writes in the ``other`` run minus what it writes in the clean one, along a direction."""
         n, weights = direction.shape[-2], self.writes[some].T.to(direction)
         before, after = (at.values[:, -n:, some] for at in (clean, other))
         gains = [at.gain[:, -n:] for at in (clean, other)]
-        if gains[0].shape[-1] == 1:  # no norm behind: one factor for both
+        if gains[0].shape[-1] == 1:  # no norm after the MLP: one factor for both
             return direction @ weights * ((after - before) * gains[0])
         return (direction * gains[1]) @ weights * after - (direction * gains[0]) @ weights * before
 
@@ -97,8 +97,8 @@ class Neurons:
             for name in self.reads:
                 hooks.enter_context(self.block.on_neurons(name, lambda value, name=name: seen.update({name: value})))  # type: ignore[misc]
             out = self.block.mlp(x.detach().requires_grad_())
-            found = torch.autograd.grad(out, list(seen.values()), direction)
-        return {name: value.view(*x.shape[:-1], -1).to(x) for name, value in zip(seen, found, strict=True)}
+            gradients = torch.autograd.grad(out, list(seen.values()), direction)
+        return {name: value.view(*x.shape[:-1], -1).to(x) for name, value in zip(seen, gradients, strict=True)}
 
     def at_input(
         self,
@@ -106,7 +106,7 @@ class Neurons:
         gradients: Mapping[str, Float[Tensor, "*rows pos neuron"]],
         some: Int[Tensor, " some"],
     ) -> Float[Tensor, "some *rows pos d_model"]:
-        """``read`` taken back to the stream, through each of some neurons alone; over all it is the MLP's."""
+        """Gradients of ``read`` taken back to the stream through each of some neurons; summed over all, the MLP's."""
         halves = [(gradients[name][..., some], weights[:, some].T.to(x)) for name, weights in self.reads.items()]
         outer = [g.movedim(-1, 0)[..., None] * w[(slice(None), *[None] * (x.dim() - 1))] for g, w in halves]
         normed = outer[0] if len(outer) == 1 else outer[0] + outer[1]
@@ -117,7 +117,7 @@ class Neurons:
 
 @dataclass(frozen=True, eq=False)
 class OpenBlock(Block):
-    """A block of whose MLP some neurons, ``dropped``, write what ``instead`` says, whatever the MLP reads."""
+    """A block in whose MLP some neurons, ``dropped``, write ``instead``, whatever the MLP reads."""
 
     neurons: Neurons | None = None
     dropped: Int[Tensor, " some"] | None = field(default=None, repr=False)
@@ -127,7 +127,7 @@ class OpenBlock(Block):
     def of(
         cls, neurons: Neurons, dropped: Int[Tensor, " some"], instead: Float[Tensor, "batch pos d_model"]
     ) -> OpenBlock:
-        own: dict[str, Any] = {one.name: getattr(neurons.block, one.name) for one in fields(Block)}
+        own: dict[str, Any] = {field.name: getattr(neurons.block, field.name) for field in fields(Block)}
         return cls(**own, neurons=neurons, dropped=dropped, instead=instead)
 
     def mlp(self, x: Float[Tensor, "*rows pos d_model"]) -> Float[Tensor, "*rows pos d_model"]:
@@ -156,7 +156,7 @@ def _linear(block: Block, projection: Any) -> tuple[Float[Tensor, "in out"], Flo
     weight = weight.detach().T if isinstance(module, torch.nn.Linear) else weight.detach()
     x = torch.randn(1, 1, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
     with torch.no_grad():
-        bias, found = projection(torch.zeros_like(x))[0, 0], projection(x)[0, 0]
-    if not torch.allclose(x[0, 0] @ weight + bias, found, rtol=1e-2, atol=1e-2 * float(found.abs().max())):
+        bias, output = projection(torch.zeros_like(x))[0, 0], projection(x)[0, 0]
+    if not torch.allclose(x[0, 0] @ weight + bias, output, rtol=1e-2, atol=1e-2 * float(output.abs().max())):
         raise ModelError(f"layer {block.layer}: the MLP's {type(module).__name__} is no product with its weights")
-    return weight.float() if block.held is not None else weight, bias
+    return weight.float() if block.upcasting is not None else weight, bias

@@ -47,7 +47,7 @@ class Pullback:
             return None if form is None else form.of_projections(block)
 
     def of_projections(self, block: Any) -> Pullback:
-        """The same with what the projections after the norm make of its parts."""
+        """The same form with what the projections after the norm make of its parts."""
         zero = block.attn_norm(torch.zeros(1, 1, len(self.weight)).to(self.weight))
         shifts: dict[str, Tensor] = {slot: block.project(slot, zero)[0, 0] for slot in SLOTS}
         return replace(
@@ -101,7 +101,7 @@ class Pullback:
         head: int,
         out: Float[Tensor, "row d_head"],
     ) -> None:
-        """What a head projects of its own stream, without the normed stream; for a norm that does not centre."""
+        """A head's projection of its own stream, without computing the normed stream; for norms that do not centre."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         torch.mm(x, weights * self.weight[:, None], out=out)
         out.mul_((length.square() / x.shape[-1] + self.eps).rsqrt()).add_(self.shifts[slot][head])
@@ -114,7 +114,7 @@ class Pullback:
 
     @classmethod
     def of(cls, norm: Any, d_model: int, like: Tensor) -> Pullback | None:
-        """The form of a norm, found by trying: what gives its values on random streams; None where none does."""
+        """The form of a norm that reproduces its values on random streams; None where none does."""
         module = getattr(norm, "original_component", norm)
         eps = _epsilon(module)
         own = getattr(module, "weight", None)
@@ -125,8 +125,8 @@ class Pullback:
             for weight in (ones,) if own is None else (own.detach(), own.detach() + 1):
                 for centred in (True, False):
                     form = cls(weight.to(like), eps or 0.0, centred)
-                    found = weight * form.parts(x)[0] + shift
-                    if eps is not None and bool(((found - expected).abs() <= 1e-5 * expected.abs().max()).all()):
+                    output = weight * form.parts(x)[0] + shift
+                    if eps is not None and bool(((output - expected).abs() <= 1e-5 * expected.abs().max()).all()):
                         return form
         return None
 
@@ -137,7 +137,7 @@ def norm_of(bridge: Any, name: str) -> Callable[[Tensor], Tensor]:
 
 
 def direct(norm: Any) -> Callable[[Tensor], Tensor]:
-    """The norm; torch's own layer norm itself, as the host spells it out in five passes over memory."""
+    """The norm; torch's fused layer norm where there is one, as the host's makes five passes over memory."""
     own = getattr(norm, "original_component", norm)
     return own if type(own) is torch.nn.LayerNorm else norm
 

@@ -1,4 +1,4 @@
-"""From which quantised file a model's weights were made, so that results can say it."""
+"""The quantised file that a model's weights come from, so that results can name it."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def origin_of(folder: Path) -> Origin | None:
     path = folder / ORIGIN_FILE
     if not path.is_file():
         return None
-    found = read_json(path, KIND)
+    record = read_json(path, KIND)
     names = ("file", "sha256", "quantisation", "source", "licence")
-    if not isinstance(found, dict) or not all(isinstance(found.get(name, ""), str) for name in names):
+    if not isinstance(record, dict) or not all(isinstance(record.get(name, ""), str) for name in names):
         raise KIND.faulty(path, f"is no object of texts named {', '.join(names)}; fetch the model again")
-    origin = Origin(**{name: found.get(name, "") for name in names})
+    origin = Origin(**{name: record.get(name, "") for name in names})
     if not (origin.file and origin.quantisation and re.fullmatch("[0-9a-f]{64}", origin.sha256)):
         raise KIND.faulty(path, "lacks a file, its SHA-256 or its quantisation; fetch the model again")
     return origin

@@ -1,8 +1,8 @@
 """Backward rules: the same forward pass, and in place of its gradient one that sees past saturation.
 
 A gradient is the slope at one point. Where a norm divides by what it is given, a softmax is saturated, or two factors
-carry one signal, the slope says little of what happens when a component is taken away. Rules leave every number of
-the forward pass as it is and change what is handed back:
+carry one signal, the slope says little about the effect of ablating a component. Rules leave every number of
+the forward pass as it is and change the backward pass:
 
     relp    layer-wise relevance propagation (Rezaei Jafari et al. 2025, arXiv:2508.21258): norms as linear maps with
             the scale they have in this run, attention weights as constants, f(x)/x for an activation's slope, and
@@ -36,21 +36,21 @@ __all__ = ["RULES", "Rules"]
 SOFTMAXES = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
 PRODUCTS = (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__)
 SMALL = 1e-6
-"""Below it f(x)/x is taken at this distance from zero, on either side."""
+"""For smaller |x|, f(x)/x is taken at this distance from zero, with the sign of x."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What is handed back through each kind of part; as they stand by default, the gradient.
+    """The backward pass of each kind of part; by default the plain gradient.
 
     Parameters
     ----------
     freeze_norms
         Norms, those of queries and keys too, are linear maps with the scale of the run.
     temperature
-        Of the softmax that attention is taken back through; infinite: its weights are constants.
+        Of the softmax of attention in the backward pass; infinite: attention weights are constants.
     ratios
-        An activation hands back f(x)/x in place of its slope.
+        The backward pass of an activation uses f(x)/x in place of its slope.
     gate
         Share of the gradient that each of the two factors of a gated MLP gets.
     query_key, value
@@ -126,10 +126,10 @@ def _frozen(norm: Any) -> Callable[[Tensor], Tensor]:
         form = Pullback.of(norm, x.shape[-1], x)
         if form is None:
             name = type(getattr(norm, "original_component", norm)).__name__
-            raise ModelError(f"{name} is no norm whose scale could be held; use eap or eap-ig")
+            raise ModelError(f"{name} is no norm whose scale could be frozen; use eap or eap-ig")
         with torch.no_grad():
             value, rate = direct(norm)(x), form.parts(x)[1]
-        # Less its own value the linear map is zero, and its gradient is left.
+        # The linear map minus its own value is zero; only its gradient remains.
         line = (x - x.mean(-1, keepdim=True) if form.centred else x) * rate * form.weight
         return value + (line - line.detach())
 
@@ -148,7 +148,7 @@ def _ratio_of(part: torch.nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 class _Ratio(torch.autograd.Function):
-    """An activation that hands back f(x)/x."""
+    """An activation whose backward pass uses f(x)/x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -162,7 +162,7 @@ class _Ratio(torch.autograd.Function):
 
 
 class _Warm(torch.autograd.Function):
-    """A softmax that is taken back at another temperature, without the factor 1/T, as the method's own code has it."""
+    """A softmax with a backward pass at another temperature, without the factor 1/T, as in the method's own code."""
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, dim: int, temperature: float) -> Tensor:
@@ -200,7 +200,7 @@ class _Softmax(TorchFunctionMode):
 
 
 class _Gates(TorchFunctionMode):
-    """Products of two things that both depend on the input: those of gates, activations being passed over."""
+    """Products of two factors that both depend on the input, as in gates; those within activations are left alone."""
 
     def __init__(self, share: float) -> None:
         super().__init__()
@@ -225,7 +225,7 @@ class _Gates(TorchFunctionMode):
 
 
 def _share(x: Tensor, share: float) -> Tensor:
-    """The same numbers, of whose gradient a share is handed back."""
+    """The same values, with a share of the gradient."""
     return x if share == 1.0 or not x.requires_grad else _Share.apply(x, share)
 
 

@@ -1,8 +1,8 @@
 """What a head's attention to a key is made of: its score, which is linear in the query and in the key.
 
 The score that a softmax is taken of is q . k after rotations, times a scale, with masks and position biases added. With
-the scale of every norm held as it is in this run (that before attention, those of queries and keys), q and k are sums
-over the sources of the stream and a rest: biases of norms, of projections, and of attention's outputs before.
+the scale of every norm frozen at its value in this run (that before attention, those of queries and keys), q and k are
+sums over the sources of the stream and a rest: biases of norms, of projections, and of attention's outputs before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["score_terms"]
 AT_ONCE = 16
 """Sources whose terms are computed in one call of the host's attention."""
 BOUND = 1e-3
-"""Of the largest score, what its terms may miss it by; in float64 a millionth of that."""
+"""How far the terms of a score may miss it, relative to the largest score; in float64 a millionth of that."""
 
 
 def score_terms(
@@ -45,7 +45,7 @@ def score_terms(
     Returns
     -------
     Terms of the query, terms of the keys, each in the order of the sources with the rest last, and the scores, in each
-    case less what masks and positions add. Keys that the mask leaves out have -inf as a score, and terms of 0.
+    case minus what masks and positions add. Keys that the mask leaves out have -inf as a score, and terms of 0.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def score_terms(
         Scores of this architecture are not linear in the query and in the key (a soft cap, say).
     """
     if "ln1" in block.bridge.submodules and block.pullback is None:
-        raise ModelError(f"layer {block.layer}: the norm before attention has no scale that could be held")
+        raise ModelError(f"layer {block.layer}: the norm before attention has no scale that could be frozen")
     normed = block.attn_norm(stream)
     slots: tuple[Slot, Slot] = ("q", "k")
     q, k = (block.project(slot, normed) for slot in slots)
@@ -67,16 +67,16 @@ def score_terms(
     whole = (plain - nothing)[0].masked_fill(masked, 0.0)
 
     def terms(some: Tensor, of_query: bool) -> Tensor:
-        found = []
+        sums = []
         for each in some.split(AT_ONCE):
             other = (k if of_query else q).expand(len(each), -1, -1, -1)
             own_q, own_k = (each, other) if of_query else (other, each)
-            found.append(_scores(block, own_q, own_k, context, held) - nothing)
-        return torch.cat(found).masked_fill(masked, 0.0)
+            sums.append(_scores(block, own_q, own_k, context, held) - nothing)
+        return torch.cat(sums).masked_fill(masked, 0.0)
 
     query, key = terms(parts["q"], True), terms(parts["k"], False)
     bound = BOUND * float(whole.abs().max()) * (1e-6 if whole.dtype == torch.float64 else 1.0)
-    if not all(bool(((one.sum(0) - whole).abs() <= bound + 1e-9).all()) for one in (query, key)):
+    if not all(bool(((term.sum(0) - whole).abs() <= bound + 1e-9).all()) for term in (query, key)):
         raise ModelError(
             f"layer {block.layer}: the scores of attention are not sums over what makes queries and keys in this "
             "architecture; why its heads attend cannot be told"
@@ -87,7 +87,7 @@ def score_terms(
 def _parts(
     block: Block, slot: Slot, stream: Tensor, written: Tensor, whole: Float[Tensor, "1 place head d_head"]
 ) -> Float[Tensor, "term place head d_head"]:
-    """Queries or keys of every source alone, with the norm's scale held, and what is left of the whole."""
+    """Queries or keys of every source alone, with the norm's scale frozen, and what is left of the whole."""
     n, form = whole.shape[1], block.pullback if "ln1" in block.bridge.submodules else None
     writes = written[:, -n:]
     if form is not None:
@@ -112,7 +112,7 @@ def _scores(
 
 
 def _without(part: Any, norm: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
-    """The norm by ``norm``, which may run the norm itself."""
+    """``norm`` in place of the part's own forward pass, which it may call."""
     stub = part.__dict__.pop("forward")
     try:
         return norm(part, x)

@@ -1,4 +1,4 @@
-"""Running parts of the host library's model: what is left out, silenced or refused while it runs."""
+"""Running parts of the host library's model: what is stubbed, silenced or prevented while it runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def seeing(value: Any) -> Any:
-    """A mask ``[batch, 1, query, key]`` in which padding sees itself; anything else as it is.
+    """A mask ``[batch, 1, query, key]`` in which padding sees itself; any other value unchanged.
 
     A query that sees nothing has no softmax: what it gives (nan, in some formats) would
     be multiplied by zero weights later and still spoil every row.
@@ -82,7 +82,7 @@ def returning(x: Tensor) -> Callable[..., Tensor]:
 
 @contextlib.contextmanager
 def stubbed_forward(stubs: dict[Any, Callable[..., Any]]) -> Iterator[None]:
-    """Put other functions in the place of modules' ``forward``, and take them out again."""
+    """Replace modules' ``forward`` by other functions within the block."""
     try:
         for module, stub in stubs.items():
             module.__dict__["forward"] = stub
@@ -94,7 +94,7 @@ def stubbed_forward(stubs: dict[Any, Callable[..., Any]]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def nothing_collected() -> Iterator[None]:
-    """No look for garbage while a model is made of hundreds of thousands of objects, all of which stay."""
+    """No garbage collection while a model is built of hundreds of thousands of objects, all of which stay."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -122,7 +122,7 @@ def nothing_installed() -> Iterator[None]:
 
 
 class _Kept(logging.Handler):
-    """Keeps what is said instead of showing it."""
+    """Keeps messages instead of showing them."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -137,7 +137,7 @@ class _Kept(logging.Handler):
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Keep what the libraries have to say while a model loads, but for progress and what is deprecated in them."""
+    """Collect the libraries' messages while a model loads, except progress bars and deprecation warnings."""
     import warnings
 
     from transformers.utils import logging as hf_logging
@@ -156,7 +156,7 @@ def quiet() -> Iterator[list[str]]:
             warnings.simplefilter("ignore", FutureWarning)
             yield kept.notes
     finally:
-        kept.notes.extend(" ".join(str(one.message).split()) for one in caught)
+        kept.notes.extend(" ".join(str(warning.message).split()) for warning in caught)
         for logger, handlers in zip(loggers, before, strict=True):
             logger.handlers = handlers
         hf_logging.set_verbosity(level)

@@ -1,4 +1,4 @@
-"""Packages that the host libraries import and that nothing here uses: they are loaded when somebody asks for them.
+"""Packages that the host libraries import and that nothing here uses: they are loaded on first use.
 
 TransformerLens imports ``datasets`` and pandas (and with them pyarrow) for helpers that fetch training texts and search
 grids, Transformers ``scipy.optimize`` for a loss of object detectors.
@@ -28,9 +28,9 @@ UNUSED = (
 
 @contextlib.contextmanager
 def left_unloaded(*names: str) -> Iterator[None]:
-    """While modules are imported, others of these names give placeholders; whatever is loaded already stays.
+    """Within the block, imports of these modules give placeholders; modules that are loaded already stay.
 
-    A placeholder is called, or asked for its instances, as what it stands for, which is imported then.
+    Calling a placeholder, or an ``isinstance`` check with it, imports what it stands for.
 
     Examples
     --------
@@ -50,7 +50,7 @@ def left_unloaded(*names: str) -> Iterator[None]:
 
 
 class _Placeholder(types.ModuleType):
-    """A module whose every attribute is a placeholder, and once it is replaced the other's own."""
+    """A module whose every attribute is a placeholder; once the real module is loaded, the attributes are its own."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -66,7 +66,7 @@ class _Placeholder(types.ModuleType):
 
 
 class _Later(type):
-    """A class, so that it may stand in annotations, in the place of a class or a function."""
+    """Stands for a class or a function; a class itself, so that it may be used in annotations."""
 
     module: str
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from persona_circuits.circuit.errors import ModelError, first_line
-from persona_circuits.circuit.model.mixed_precision import SHORT
+from persona_circuits.circuit.model.mixed_precision import HALF_PRECISION
 from persona_circuits.circuit.model.stubs import quiet
 
 __all__ = [
@@ -35,10 +35,10 @@ def fingerprint_of(network: Any) -> str:
 
 
 def restore_buffers(network: Any) -> None:
-    """Constants that no file holds, such as the scale of embeddings, as they are in float32 and not rounded."""
+    """Set constants that no file holds, such as the scale of embeddings, to their unrounded float32 values."""
     fresh = fresh_buffers(network, torch.float32)
     for name, buffer in network.named_buffers():
-        if buffer.dtype in SHORT and name in fresh:
+        if buffer.dtype in HALF_PRECISION and name in fresh:
             set_buffer(network, name, fresh[name].float().to(buffer.device))
 
 
@@ -48,7 +48,7 @@ def set_buffer(network: Any, name: str, value: Tensor) -> None:
 
 
 def fresh_buffers(network: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The constants of a new network of the same configuration, whose weights are not made."""
+    """The constants of a new network of the same configuration, without allocating its weights."""
     from accelerate import init_empty_weights
 
     config = copy.deepcopy(network.config)
@@ -114,7 +114,7 @@ def expand_grouped_heads(network: Any, name: str) -> None:
 
 
 def _repeat_rows(linear: Any, start: int, groups: int, repeat: int) -> None:
-    """Repeat what lies after the first ``start`` rows, ``groups`` heads one after the other."""
+    """Repeat each of the ``groups`` heads that follow the first ``start`` rows."""
     for name in ("weight", "bias"):
         rows = getattr(linear, name)
         if rows is not None:

@@ -33,29 +33,31 @@ def _answer(share: str, reports: Sequence[Mapping[str, Any]], summary: Mapping[s
     if not reports or reports[-1]["circuit"]["ratio_of_means"] is None:
         return f"The circuit keeps {share}; how much of the effect that is was not measured, or is undefined."
     report = reports[-1]
-    one, interval, random = report["circuit"], report["circuit"]["interval"], report["random_mean"]
+    circuit, interval, random = report["circuit"], report["circuit"]["interval"], report["random_mean"]
     held = "held-out pairs" if summary.get("held_out", report["split"] == "test") else f"pairs ({report['split']})"
     between = f" (95 % interval {interval['low']:.2f} to {interval['high']:.2f})" if interval else " (no interval)"
-    beside = "" if random is None else f" Random circuits of the same size and shape keep {random:.2f}"
+    against = "" if random is None else f" Random circuits of the same size and shape keep {random:.2f}"
     spread = "" if random is None or report["random_sd"] is None else f" ± {report['random_sd']:.2f}"
-    rest = f"; all the other edges keep {report['complement']['ratio_of_means']:.2f}" if beside else ""
-    return f"{share} keep {one['ratio_of_means']:.2f}{between} of the effect on {report['n_pairs']} {held}." + (
-        f"{beside}{spread}{rest}." if beside else ""
+    rest = f"; all the other edges keep {report['complement']['ratio_of_means']:.2f}" if against else ""
+    return f"{share} keep {circuit['ratio_of_means']:.2f}{between} of the effect on {report['n_pairs']} {held}." + (
+        f"{against}{spread}{rest}." if against else ""
     )
 
 
 def _caution(record: Mapping[str, Any], reports: Sequence[Mapping[str, Any]]) -> str:
-    """What stands against reading the answer as it is."""
-    found = []
+    """Reasons not to take the answer at face value."""
+    cautions = []
     interval = reports[-1]["circuit"]["interval"] if reports else None
     if interval and interval["high"] - interval["low"] > 0.5:
-        found.append(f"The interval is wide: {reports[-1]['n_pairs']} pairs do not tell how faithful the circuit is.")
+        cautions.append(
+            f"The interval is wide: {reports[-1]['n_pairs']} pairs do not tell how faithful the circuit is."
+        )
     gap = reports[-1].get("random_gap_interval") if reports else None
     if gap and gap["low"] <= 0:
-        found.append("The interval of the lead over random circuits reaches zero.")
+        cautions.append("The interval of the lead over random circuits reaches zero.")
     stability = record.get("stability")
     if stability and stability["unstable"]:
-        found.append(
+        cautions.append(
             f"Unstable: other samples of pairs would select other edges (mean Jaccard {stability['jaccard']:.2f})."
         )
-    return " ".join(found)
+    return " ".join(cautions)

@@ -78,7 +78,7 @@ def is_page(text: str) -> bool:
 
 
 def page_faults(data: Any) -> list[str]:
-    """What the page's schema has against its data."""
+    """The violations of the page's schema by its data."""
     return schema_faults(data, page_schema())
 
 

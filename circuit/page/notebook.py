@@ -87,13 +87,13 @@ class CircuitPage:
             >>> page.selection("page.html#pins=m0,a1.h3&stop=2")["pins"]
             ['m0', 'a1.h3']
         """
-        said = {key: values[-1] for key, values in parse_qs(urlsplit(link).fragment).items()}
+        query = {key: values[-1] for key, values in parse_qs(urlsplit(link).fragment).items()}
         try:
-            groups = parse_json(said.pop("groups", json.dumps(self.data["groups"])))
+            groups = parse_json(query.pop("groups", json.dumps(self.data["groups"])))
         except ValueError as error:
             raise OptionError(f"the link's groups are no JSON ({error}); copy it from the page again") from error
-        pins = [name for name in said.pop("pins", "").split(",") if name]
-        return {"pins": pins, "groups": groups, **said}
+        pins = [name for name in query.pop("pins", "").split(",") if name]
+        return {"pins": pins, "groups": groups, **query}
 
 
 def circuit_page(

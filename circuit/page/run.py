@@ -69,15 +69,13 @@ def run_data(folder: str | Path, *, name: str | None = None) -> dict[str, Any]:
     stored = read_circuit(folder)
     place = stored.path.absolute().parent
     sweep = read_sweep(place / "sweep.json")
-    beside = place / "scores.safetensors"
-    scores = read_scores(beside) if beside.is_file() else stored.scores
+    path = place / "scores.safetensors"
+    scores = read_scores(path) if path.is_file() else stored.scores
     if scores is not None and scores.graph != stored.circuit.graph:
-        raise FileError(f"{beside} has scores of another graph than {stored.path}; put each run into its own folder")
-    found = record_run(
-        stored, scores, name=name or place.name, sweep=sweep, summary=_json(place / "summary.json") or {}
-    )
-    _add_spans(found, place / "spans.safetensors", stored)
-    return found | {"pairs": _pairs(stored.record), "files": list(_files(place))}
+        raise FileError(f"{path} has scores of another graph than {stored.path}; put each run into its own folder")
+    data = record_run(stored, scores, name=name or place.name, sweep=sweep, summary=_json(place / "summary.json") or {})
+    _add_spans(data, place / "spans.safetensors", stored)
+    return data | {"pairs": _pairs(stored.record), "files": list(_files(place))}
 
 
 def record_run(
@@ -93,8 +91,8 @@ def record_run(
     graph, reports = circuit.graph, record.get("faithfulness", [])
     kept = nested(circuit, scores, reports, sweep)
     marked = {item["edge"]: item for item in record.get("edges", [])}
-    known = {} if scores is None else _values(scores, {*kept.first, *circuit.edge_names()})
     names = sorted({*circuit.edge_names(), *kept.first}, key=lambda edge: graph.index(edge)[::-1])
+    known = {} if scores is None else {name: scores[name] for name in names}
     inside = set(circuit.edge_names())
     edges = []
     for edge in names:
@@ -139,17 +137,15 @@ def read_sweep(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _values(scores: Scores, names: Iterable[str]) -> dict[str, float]:
-    return {name: float(scores.values[scores.graph.index(name)]) for name in names}
-
-
 def _shorter(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """An evaluation without the long lists that the page does not show."""
     kept = {key: value for key, value in evaluation.items() if key not in ("tests", "completeness", "faithfulness")}
     tests, complete = evaluation.get("tests"), evaluation.get("completeness")
     if tests and isinstance(tests.get("outcomes"), list):
         names = ("name", "hypothesis", "decision", "p", "p_holm", "sentence", "could_show")
-        kept["tests"] = [{key: one.get(key) for key in names} for one in tests["outcomes"] if isinstance(one, dict)]
+        kept["tests"] = [
+            {key: outcome.get(key) for key in names} for outcome in tests["outcomes"] if isinstance(outcome, dict)
+        ]
     if complete:
         kept["completeness"] = {
             key: complete.get(key) for key in ("circuit", "complement", "mean_gap", "worst", "backup")
@@ -157,7 +153,7 @@ def _shorter(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _add_spans(found: dict[str, Any], path: Path, stored: StoredCircuit) -> None:
+def _add_spans(data: dict[str, Any], path: Path, stored: StoredCircuit) -> None:
     """Of every edge the part of the prompt that gives most of its score, where the run has scores by part.
 
     Where the circuit has its edges at some parts, it is the one of these.
@@ -171,15 +167,15 @@ def _add_spans(found: dict[str, Any], path: Path, stored: StoredCircuit) -> None
     values = read.arrays.get("scores")
     if values is None or values.shape[1:] != graph.valid.shape or len(names) != len(values):
         raise kind.faulty(path, "cannot be used (its scores are of another graph, or have no names)")
-    found["spans"], kept = list(names), None if at_parts is None else at_parts.at(names)
-    for item in found["edges"]:
+    data["spans"], kept = list(names), None if at_parts is None else at_parts.at(names)
+    for item in data["edges"]:
         place = (slice(None), *graph.index(item["edge"]))
         here = np.abs(values[place])
         if kept is not None and kept[place].any():
             here = np.where(kept[place], here, -1.0)
         item["span"] = int(here.argmax())
     layers = {key: read.arrays[key].tolist() for key in ("entry", "persistence") if key in read.arrays}
-    found["span_layers"] = layers
+    data["span_layers"] = layers
 
 
 def _pairs(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -196,14 +192,14 @@ def _pairs(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     except PersonaCircuitsError:
         return []
     keys = ("id", "clean", "corrupt", "answers", "wrong_answers", "split", "persona_a", "persona_b", "question")
-    found = [{key: getattr(pair, key, None) for key in keys} for pair in pairs[:MOST_PAIRS]]
+    rows = [{key: getattr(pair, key, None) for key in keys} for pair in pairs[:MOST_PAIRS]]
     return [
         {
             key: list(value) if isinstance(value, tuple) else value
-            for key, value in one.items()
+            for key, value in row.items()
             if value not in (None, "")
         }
-        for one in found
+        for row in rows
     ]
 
 

@@ -54,17 +54,17 @@ def nested(
     if scores is None:
         return Nested((own,), {}, "The edges have no scores, so there is no order in which circuits could be nested.")
     most, note = max(MOST_EDGES, len(circuit)), ""
-    found = _of_sweep(scores, sweep, most) if sweep else []
-    if sweep and not found:
+    candidates = _of_sweep(scores, sweep, most) if sweep else []
+    if sweep and not candidates:
         note = "The sweep beside this circuit is of other scores, so it is left out."
-    if not found:
-        found = _of_sizes(circuit, scores)
+    if not candidates:
+        candidates = _of_sizes(circuit, scores)
         note = note or "Nothing was measured between the sizes: discover --sweep or --report does."
-    found = [one for one in found if one[0] != circuit]
-    stops = sorted([*(stop for _, stop in found), own], key=lambda stop: (stop["n_edges"], stop["circuit"]))
+    candidates = [entry for entry in candidates if entry[0] != circuit]
+    stops = sorted([*(stop for _, stop in candidates), own], key=lambda stop: (stop["n_edges"], stop["circuit"]))
     first: dict[str, int] = {}
     for place, stop in enumerate(stops):
-        for held, other in found:
+        for held, other in candidates:
             if other is stop:
                 for name in held.edge_names():
                     first.setdefault(name, place)
@@ -74,12 +74,12 @@ def nested(
 def curve_of(sweep: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """Size and faithfulness of every point of a sweep that has edges."""
     points = (sweep or {}).get("points", [])
-    return [{"n_edges": one["n_edges"], "f": _measured_of_point(one)} for one in points if one["n_edges"]]
+    return [{"n_edges": point["n_edges"], "f": _measured_of_point(point)} for point in points if point["n_edges"]]
 
 
 def _of_sweep(scores: Scores, sweep: Mapping[str, Any], most: int) -> list[tuple[Circuit, dict[str, Any]]]:
     """The circuits of a sweep's thresholds; none where one has another size than the sweep says."""
-    strength, valid, found = np.abs(scores.values), scores.graph.valid, []
+    strength, valid, stops = np.abs(scores.values), scores.graph.valid, []
     ordered = np.sort(strength[valid])[::-1]
     for point in sweep["points"]:
         if not 0 < point["n_edges"] <= most or point["asked"] > len(ordered):
@@ -88,8 +88,8 @@ def _of_sweep(scores: Scores, sweep: Mapping[str, Any], most: int) -> list[tuple
         held = Circuit(scores.graph, (strength >= ordered[point["asked"] - 1]) & valid).without_dead_ends()
         if len(held) != point["n_edges"]:
             return []
-        found.append((held, _stop(held, point["tau"], _measured_of_point(point))))
-    return found
+        stops.append((held, _stop(held, point["tau"], _measured_of_point(point))))
+    return stops
 
 
 def _of_sizes(circuit: Circuit, scores: Scores) -> list[tuple[Circuit, dict[str, Any]]]:
@@ -98,13 +98,13 @@ def _of_sizes(circuit: Circuit, scores: Scores) -> list[tuple[Circuit, dict[str,
     ordered = np.sort(strength[circuit.mask])[::-1]
     if not len(ordered):
         return []
-    found: dict[int, tuple[Circuit, dict[str, Any]]] = {}
+    stops: dict[int, tuple[Circuit, dict[str, Any]]] = {}
     for rank in np.unique(np.geomspace(1, len(ordered), N_SIZES).round().astype(int)):
         tau = float(ordered[rank - 1])
         held = Circuit(circuit.graph, strength >= tau).without_dead_ends()
         if len(held):
-            found.setdefault(len(held), (held, _stop(held, tau, {})))
-    return list(found.values())
+            stops.setdefault(len(held), (held, _stop(held, tau, {})))
+    return list(stops.values())
 
 
 def _stop(held: Circuit, tau: float | None, f: Mapping[str, Any], *, circuit: bool = False) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def _measured_of_point(point: Mapping[str, Any]) -> dict[str, Any]:
 
 def _measured_of_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
-        one["split"]: _number(one["circuit"]["ratio_of_means"], one["circuit"]["interval"], None)
-        for one in reports
-        if one["circuit"]["ratio_of_means"] is not None
+        report["split"]: _number(report["circuit"]["ratio_of_means"], report["circuit"]["interval"], None)
+        for report in reports
+        if report["circuit"]["ratio_of_means"] is not None
     }
 
 

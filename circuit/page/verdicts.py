@@ -58,7 +58,7 @@ def read_verdicts(place: str | Path, record: Mapping[str, Any] | None = None) ->
     place
         A folder of ``explain``, or its ``explain.json``.
     record
-        The circuit's own; without one nothing is held against it.
+        The circuit's own; without one nothing is compared with it.
 
     Raises
     ------
@@ -69,27 +69,29 @@ def read_verdicts(place: str | Path, record: Mapping[str, Any] | None = None) ->
     """
     path = Path(place) / "explain.json" if Path(place).is_dir() else Path(place)
     raw = read_bytes(path, EXPLAIN)
-    found = json_of(decoded(raw, path, EXPLAIN), path, EXPLAIN)
-    if faults := schema_faults(found, SCHEMA):
+    verdicts = json_of(decoded(raw, path, EXPLAIN), path, EXPLAIN)
+    if faults := schema_faults(verdicts, SCHEMA):
         raise FileError(listed(f"{path} is no {EXPLAIN.noun}; it has {len(faults)} fault(s):", faults))
-    about = record or {}
-    if about and found["model"]["fingerprint"] != about["model"]["fingerprint"]:
-        model = found["model"]["name"]
+    run_record = record or {}
+    if run_record and verdicts["model"]["fingerprint"] != run_record["model"]["fingerprint"]:
+        model = verdicts["model"]["name"]
         raise OptionError(
             f"{path} explains other weights, of {model}, than those of the circuit; run explain on its own"
         )
-    same = "task" not in about or about["task"]["sha256"] in (one["sha256"] for one in found["sources"])
+    same = "task" not in run_record or run_record["task"]["sha256"] in (
+        entry["sha256"] for entry in verdicts["sources"]
+    )
     return {
         "source": str(path),
         "sha256": hashlib.sha256(raw).hexdigest(),
-        "pairs": [one["source"] for one in found["sources"]],
+        "pairs": [entry["source"] for entry in verdicts["sources"]],
         "same_pairs": same,
-        "resampled": found["resampled"],
-        "null": _kept(found["null"], ("n", "sigma_0")),
-        "tests": [_kept(one, TEST["required"]) for one in found["tests"].values() if one["ran"]],
+        "resampled": verdicts["resampled"],
+        "null": _kept(verdicts["null"], ("n", "sigma_0")),
+        "tests": [_kept(entry, TEST["required"]) for entry in verdicts["tests"].values() if entry["ran"]],
         "groups": [
-            _kept(one, GROUP["required"]) | {"divergence": _kept(one["divergence"], ("value", "low", "high"))}
-            for one in found["groups"]
+            _kept(entry, GROUP["required"]) | {"divergence": _kept(entry["divergence"], ("value", "low", "high"))}
+            for entry in verdicts["groups"]
         ],
     }
 

@@ -7,11 +7,10 @@ for every module that reads the residual stream:
     blocks.{l}.hook_mlp_in                                 [src]
     blocks.{L-1}.hook_resid_post                           [src]     the last stream, our ``logits``
 
-Sources are counted as here: the input, then layer by layer the heads and the MLP. A score
-is its gradient of -m, summed over batches: the sign is turned, and a file made from several
-batches is to be divided by their number. auto-circuit saves with PyTorch's pickles, which are
-not read here; ``benchmarks/peers/convert_scores.py`` turns them into safetensors, and back,
-inside auto-circuit's own environment.
+Sources are counted as here: the input, then layer by layer the heads and the MLP. A score is its gradient of -m, summed
+over batches: the sign is turned, and a file made from several batches is to be divided by their number. auto-circuit
+saves with PyTorch's pickles, which are not read here; ``benchmarks/peers/convert_scores.py`` turns them into
+safetensors, and back, inside auto-circuit's own environment.
 
 It writes edges as ``A0.1->A2.3.Q``, ``Resid Start->MLP 0``, ``MLP 1->Resid End``.
 """
@@ -156,19 +155,19 @@ def _modules(graph: Graph) -> dict[str, tuple[slice, int, tuple[int, ...]]]:
         raise GraphError(
             "attention and MLP of this model run in parallel; auto-circuit's layout of such models is not mapped"
         )
-    found: dict[str, tuple[slice, int, tuple[int, ...]]] = {}
+    modules: dict[str, tuple[slice, int, tuple[int, ...]]] = {}
     for layer in range(graph.n_layers):
         start = graph.head_slots_of(layer).start
         for i, slot in enumerate(SLOTS):
             slots = slice(start + i * graph.n_heads, start + (i + 1) * graph.n_heads)
             n_sources = graph.n_reaching(start)
-            found[f"blocks.{layer}.hook_{slot}_input"] = (slots, n_sources, (graph.n_heads, n_sources))
+            modules[f"blocks.{layer}.hook_{slot}_input"] = (slots, n_sources, (graph.n_heads, n_sources))
         place = graph.mlp_slot_of(layer)
         n_sources = graph.n_reaching(place)
-        found[f"blocks.{layer}.hook_mlp_in"] = (slice(place, place + 1), n_sources, (n_sources,))
+        modules[f"blocks.{layer}.hook_mlp_in"] = (slice(place, place + 1), n_sources, (n_sources,))
     last = graph.n_dst - 1
-    found[f"blocks.{graph.n_layers - 1}.hook_resid_post"] = (slice(last, last + 1), graph.n_src, (graph.n_src,))
-    return found
+    modules[f"blocks.{graph.n_layers - 1}.hook_resid_post"] = (slice(last, last + 1), graph.n_src, (graph.n_src,))
+    return modules
 
 
 def _graph_of(tensors: Mapping[str, np.ndarray]) -> Graph:

@@ -11,7 +11,7 @@ opposite sign of our scores: MIB attributes a loss, -m, so that an edge whose co
 metric is positive. MIB takes PyTorch's pickles (``.pt``) too; they are neither written nor read here.
 
 MIB's f, CPR and CMD are those of ``circuit.evaluation.curves.report``: the first int(k n) edges, dead ends dropped, f a
-ratio of means, trapezoids over the shares asked for (not over those left). Its evaluation has a switch
+ratio of means, trapezoids over the requested shares (not over those left). Its evaluation has a switch
 for a logarithmic axis, ``area(..., log=True)``. Beside f it reports how many edges are left, each
 weighted by the share of its source's neurons that are kept; without neurons that is their number.
 """
@@ -59,14 +59,12 @@ def write_circuits(scores: Scores, folder: str | Path, *, d_model: int, signed: 
     Raises:
         FileError: the folder cannot be written.
     """
-    graph = scores.graph
     src, dst = ranked_edges(scores, signed=signed)
     with replace_folder(folder) as staging:
         for share in SHARES[:-1]:
-            mask, n = np.zeros_like(graph.valid), int(share * len(src))
-            mask[src[:n], dst[:n]] = True
-            content = _content(None, Circuit(graph, mask).without_dead_ends(), d_model)
-            write_json(content, staging / f"circuit-{share:g}.json", indent=None)
+            n = int(share * len(src))
+            circuit = Circuit.at(scores.graph, src[:n], dst[:n]).without_dead_ends()
+            write_json(_content(None, circuit, d_model), staging / f"circuit-{share:g}.json", indent=None)
 
 
 def read_submission(path: str | Path) -> Scorer:

@@ -1,7 +1,7 @@
 """auto-circuit as another process: which models and pairs it can be given, where it is, and how it is asked.
 
 It needs TransformerLens 2 and numpy 1, so it lives in an environment of its own (``make peers``). The other
-end is ``benchmarks/peers/autocircuit_worker.py``: one JSON object a line in, one a line out.
+end is ``benchmarks/peers/autocircuit_worker.py``: one JSON object per line in, one per line out.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class AutoCircuit:
     def load(
         self, folder: str | Path, rows: Sequence[Mapping[str, Any]], *, batch_size: int = 16, threads: int | None = None
     ) -> dict[str, Any]:
-        """Load a model and rows; says ``n_edges`` and ``versions``."""
+        """Load a model and rows; returns ``n_edges`` and ``versions``."""
         import torch
 
         return self.ask(

@@ -98,7 +98,7 @@ class CircuitAgreement:
 
 @dataclass(frozen=True)
 class Crosscheck:
-    """All that was compared; ``scores`` by method and program, for the file."""
+    """The whole comparison; ``scores`` by method and program, for the file."""
 
     model: dict[str, Any]
     pairs: dict[str, Any]
@@ -165,7 +165,7 @@ def crosscheck(
     Raises
     ------
     ModelError, OptionError, TaskError
-        auto-circuit cannot hold this model, this metric or these pairs; the reason is said.
+        auto-circuit cannot take this model, this metric or these pairs; the message says why.
     PersonaCircuitsError
         auto-circuit's process ended.
     """
@@ -183,12 +183,14 @@ def crosscheck(
     peer_rows = autocircuit_rows(rows, metric)
     groups = batches(rows, options.batch_size, model.device)
     stage("scores and circuit here")
-    values, ours = _own_numbers(model, groups, metric, stored.circuit, steps, points)
+    values, own_faithfulness = _own_numbers(model, groups, metric, stored.circuit, steps, points)
     with AutoCircuit(python) as peer:
         stage("auto-circuit: loading")
-        about = peer.load(folder, peer_rows, batch_size=options.batch_size)
-        found = _peer_numbers(peer, stored.circuit, PEER_METRICS[metric.name], points, options, stage)
-    values |= {f"auto-circuit {name}": from_prune_scores(_arrays(reply["scores"])) for name, reply in found[0].items()}
+        loaded = peer.load(folder, peer_rows, batch_size=options.batch_size)
+        replies = _peer_numbers(peer, stored.circuit, PEER_METRICS[metric.name], points, options, stage)
+    values |= {
+        f"auto-circuit {name}": from_prune_scores(_arrays(reply["scores"])) for name, reply in replies[0].items()
+    }
     agreements, notes = _agreements(values, stored, method_complete=len(chosen) == len(every), split=split)
     return Crosscheck(
         model={"name": model.name, "fingerprint": model.fingerprint, "dtype": model.format},
@@ -196,9 +198,9 @@ def crosscheck(
         metric=metric.name,
         points=points,
         scores=agreements,
-        circuit=CircuitAgreement(len(stored.circuit), ours, found[1]),
-        versions=about["versions"],
-        seconds={name: reply["seconds"] for name, reply in found[0].items()},
+        circuit=CircuitAgreement(len(stored.circuit), own_faithfulness, replies[1]),
+        versions=loaded["versions"],
+        seconds={name: reply["seconds"] for name, reply in replies[0].items()},
         notes=notes,
         values=values,
     )
@@ -354,9 +356,9 @@ def _faithfulness(full: float, empty: float, m: float) -> dict[str, float | None
 def _agreements(
     values: Mapping[str, Scores], stored: StoredCircuit, *, method_complete: bool, split: str
 ) -> tuple[tuple[Agreement, ...], tuple[str, ...]]:
-    found = [agreement(name, values[name], values[f"auto-circuit {name}"]) for name in ("EAP", "EAP-IG")]
+    agreements = [agreement(name, values[name], values[f"auto-circuit {name}"]) for name in ("EAP", "EAP-IG")]
     if "auto-circuit mask IG" in values:
-        found.append(
+        agreements.append(
             agreement(
                 "EAP-IG here, mask IG there", values["EAP-IG"], values["auto-circuit mask IG"], same_quantity=False
             )
@@ -369,8 +371,8 @@ def _agreements(
     elif not method_complete or record["task"]["split"] != split:
         notes.append("the run's own scores are over all pairs of its split; to compare them too use --n-pairs 0")
     else:
-        found.append(agreement(f"the run's {own}", read_scores(file), values[f"auto-circuit {own}"]))
-    return tuple(found), tuple(notes)
+        agreements.append(agreement(f"the run's {own}", read_scores(file), values[f"auto-circuit {own}"]))
+    return tuple(agreements), tuple(notes)
 
 
 def _arrays(scores: Mapping[str, Any]) -> dict[str, np.ndarray]:

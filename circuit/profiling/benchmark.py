@@ -82,7 +82,7 @@ class AcdcCost:
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was measured where. ``weights`` are the bytes that the bare and the taken-apart model hold."""
+    """The measurements and the machine. ``weights`` are the bytes of the bare and of the decomposed model."""
 
     model: dict[str, Any]
     pairs: dict[str, Any]
@@ -137,7 +137,7 @@ def bench(
     model = load_model(resolve(name), revision=revision, device=device, dtype=dtype, label=label or name)
     batch = one_batch(model, task, options.n_pairs)
     where, weights = model.device, {"engine": held_bytes(_tensors_of(model))}
-    about = _about(model)
+    facts = _about(model)
     stage("EAP, EAP-IG, one circuit")
     costs = _engine_costs(model, batch, options)
     cost = None
@@ -151,7 +151,7 @@ def bench(
     steps = {FLOOR: bare_passes(network, batch), FORWARD: bare_forward(network, batch)}
     bare = costs_of(steps, where, rounds=options.rounds)
     pairs = {"source": task.source, "n_pairs": len(batch), "n_tokens": batch.clean.shape[1]}
-    return BenchReport(about, pairs, machine(where), weights, _lines(bare, costs, options), cost)
+    return BenchReport(facts, pairs, machine(where), weights, _lines(bare, costs, options), cost)
 
 
 FLOOR = "two forwards and one backward, bare"
@@ -242,21 +242,20 @@ def acdc_cost(model: Model, batch: Batch, options: BenchOptions) -> AcdcCost:
     item = prepare(model, batch)
     tau = options.share * abs(divergence([item], METRIC))
     order = acdc_sample(model.graph, options.acdc_edges)
-    found: list[Any] = []
+    results: list[Any] = []
     trials = Trials(order, options.candidates)
-    seconds = seconds_of(lambda: found.append(acdc(model, [item], METRIC, tau, trials=trials)), model.device)
-    kept = sum(not found[0].changes[model.graph.index(edge)] < tau for edge in order)
+    seconds = seconds_of(lambda: results.append(acdc(model, [item], METRIC, tau, trials=trials)), model.device)
+    kept = sum(not results[0].changes[model.graph.index(edge)] < tau for edge in order)
     return AcdcCost(
-        len(order), model.graph.n_edges, tau, seconds, found[0].passes, found[0].evaluated, found[0].wasted, kept
+        len(order), model.graph.n_edges, tau, seconds, results[0].passes, results[0].evaluated, results[0].wasted, kept
     )
 
 
 def acdc_sample(graph: Graph, count: int, *, runs: int = 6) -> list[Edge]:
     """About ``count`` edges in ACDC's order: runs of neighbours, spread evenly over the graph.
 
-    The cost of a pass grows from the first edges (into ``logits``, no layer to run) to the
-    last (all layers), and neighbours share passes: so neither the first edges nor
-    scattered single ones stand for all.
+    The cost of a pass grows from the first edges (into ``logits``, no layer to run) to the last (all layers), and
+    neighbours share passes: so neither the first edges nor scattered single ones stand for all.
     """
     order = [(src, dst) for dst in reversed(range(graph.n_dst)) for src in reversed(range(graph.n_reaching(dst)))]
     size = max(1, count // runs)

@@ -128,9 +128,9 @@ def inspect_model(
     """
     options = options or InspectOptions()
     tokens, prompts = options.tokens, options.prompts
-    chosen = next((one for one in DEVICES if one.name == options.device), None)
+    chosen = next((device for device in DEVICES if device.name == options.device), None)
     if chosen is None:
-        raise OptionError(f"--on {options.device!r} is not one of {', '.join(one.name for one in DEVICES)}")
+        raise OptionError(f"--on {options.device!r} is not one of {', '.join(device.name for device in DEVICES)}")
     if tokens < 2 or prompts < 1:
         raise OptionError(f"at least 2 tokens and 1 prompt, got {tokens} and {prompts}")
     network, tokenizer = load_skeleton(name, revision=revision)
@@ -140,7 +140,7 @@ def inspect_model(
     fit = _fit(task, _Reader(tokenizer, label or name, n_context, arch.vocab), options.align) if task else None
     if fit and not fit.fault:
         tokens, prompts = fit.longest, 2 * fit.n_pairs
-    found = Inspection(
+    inspection = Inspection(
         arch,
         n_context,
         arch.graph,
@@ -153,15 +153,15 @@ def inspect_model(
         origin=origin_at(name),
     )
     alone = task is not None if options.config_only is None else options.config_only
-    return found if alone else _checked(found, name, revision)
+    return inspection if alone else _checked(inspection, name, revision)
 
 
-def _checked(found: Inspection, name: str, revision: str | None) -> Inspection:
+def _checked(inspection: Inspection, name: str, revision: str | None) -> Inspection:
     try:
         model = load_model(name, revision=revision, device="cpu")
     except ModelError as error:
-        return replace(found, comes_apart=False, fault=str(error))
-    return replace(found, comes_apart=True, graph=model.graph)
+        return replace(inspection, comes_apart=False, fault=str(error))
+    return replace(inspection, comes_apart=True, graph=model.graph)
 
 
 def _fit(task: Task, reader: _Reader, align: str) -> PairFit:

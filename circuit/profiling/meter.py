@@ -1,10 +1,9 @@
 """What a step costs: seconds of wall time, and the bytes that torch's own allocator hands out.
 
-On an accelerator the clock is read only when all work before it is done, and the peak
-is the caching allocator's. On a CPU neither tracemalloc (which does not see torch) nor
-the resident set (which includes every library and hardly ever shrinks) will do: one
-more, untimed round runs under torch's profiler, and every allocation and release is
-added up. Buffers that other libraries hold for themselves are not in it.
+On an accelerator the clock is read only when all work before it is done, and the peak is the caching allocator's. On a
+CPU neither tracemalloc (which does not see torch) nor the resident set (which includes every library and hardly ever
+shrinks) will do: one more, untimed round runs under torch's profiler, and every allocation and release is added up.
+Buffers that other libraries hold for themselves are not in it.
 
 Needs torch and nothing else of this project, so that other programs' environments can use it too.
 """
@@ -27,7 +26,7 @@ Step = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall time of every round, and the most bytes held at a time beyond those held when the step began.
+    """Wall time of every round, and the peak of allocated bytes beyond those at the start of the step.
 
     ``peak_bytes`` is None where the device keeps no count.
     """
@@ -63,7 +62,7 @@ def costs_of(
     memory
         Take the peak too, in one more round of each.
     before_peak
-        Called before each of these, to let go of memory that is kept between rounds.
+        Called before each of these, to free memory that is kept between rounds.
     """
     for _ in range(warmup):
         for step in steps.values():
@@ -95,7 +94,7 @@ def seconds_of(step: Step, device: Any) -> float:
 
 
 def peak_bytes(step: Step, device: Any) -> int | None:
-    """The most bytes that the device's allocator has out during one run, beyond those out when it began."""
+    """The peak of bytes allocated during one run, beyond those allocated at its start."""
     import torch
 
     kind = torch.device(device).type

@@ -7,7 +7,7 @@
                 H = H without w->v
     drop dead ends
 
-(Conmy et al. 2023, Algorithm 1.) ``acdc_by_definition`` is this, one patched pass an edge. ``acdc`` decides the same
+(Conmy et al. 2023, Algorithm 1.) ``acdc_by_definition`` is this, one patched pass per edge. ``acdc`` decides the same
 from fewer passes: several edges share one, each tried as if those before it had gone, and decisions
 hold up to and including the first edge that must stay.
 """
@@ -33,16 +33,15 @@ from persona_circuits.metrics import METRICS, Metric
 __all__ = ["AcdcResult", "Trials", "acdc", "acdc_by_definition"]
 
 MEMORY = 16
-"""Decisions over which ACDC remembers how many edges stay."""
+"""Number of recent decisions from which ACDC estimates how many edges stay."""
 
 
 @dataclass(frozen=True)
 class AcdcResult:
     """A circuit and what finding it cost.
 
-    ``passes`` are patched passes over all prompts, ``evaluated`` the candidate
-    circuits in them and ``wasted`` those whose assumption did not hold. ``changes``
-    holds, per edge tried, the change that its removal made when it was tried
+    ``passes`` are patched passes over all prompts, ``evaluated`` the candidate circuits in them and ``wasted`` those
+    whose assumption did not hold. ``changes`` holds, per edge tried, the change that its removal made when it was tried
     (``nan`` for edges not tried).
     """
 
@@ -54,7 +53,7 @@ class AcdcResult:
 
 
 def acdc_by_definition(model: Model, prepared: Sequence[Prepared], metric: Metric, tau: float) -> Circuit:
-    """The algorithm of the paper as it is printed, for readers and tests; ``acdc`` finds the same circuit."""
+    """The algorithm as printed in the paper, for readers and tests; ``acdc`` finds the same circuit."""
     graph, H = model.graph, model.graph.valid.copy()
     m_of_H = _mean(model, prepared, [H], metric)[0]
     for edge in reversed(list(graph.edges())):
@@ -121,10 +120,10 @@ def acdc(
     start
         The circuit to prune; all edges by default.
     trials
-        In which order edges are tried, and how many in one pass.
+        The order in which edges are tried, and how many in one pass.
     state
-        File in which the search keeps its state, at most twice a minute. Where it is
-        there and of the same search, the search goes on from it; it is removed at the end.
+        File in which the search saves its state, at most twice a minute. If it exists and belongs to
+        the same search, the search resumes from it; it is removed at the end.
 
     Returns
     -------
@@ -146,7 +145,7 @@ def acdc(
     if candidates is None:
         candidates = candidates_of(model, prepared)
     if candidates < 1:
-        raise OptionError(f"ACDC needs at least one candidate a pass, got {candidates}")
+        raise OptionError(f"ACDC needs at least one candidate per pass, got {candidates}")
     if model.budget is None:
         prepared = [item.with_differences() for item in prepared]
     mask = (Circuit.full(model.graph) if start is None else start).mask.copy()
@@ -192,7 +191,7 @@ class _AcdcSearch:
         return max(1, min(self.candidates, int(0.7 / max(self.rate, 1e-9))))
 
     def _decide(self, places: Sequence[tuple[int, int]]) -> int:
-        """Try some edges at once, each without those before it; the number of decisions that hold."""
+        """Try some edges at once, each without those before it; returns the number of valid decisions."""
         values = self._values(list(_without_one_after_another(self.mask, places)))
         for i, place in enumerate(places):
             change = float(loss(self.metric, self.current, values[i]))
@@ -216,15 +215,15 @@ class _AcdcSearch:
         values = np.array([self.current, self.rate])
         return {"mask": self.mask.copy(), "changes": self.changes.copy(), "counts": np.array(counts), "values": values}
 
-    def _resume(self, found: Mapping[str, np.ndarray]) -> None:
-        if found:
-            self.mask, self.changes = found["mask"].copy(), found["changes"].copy()
-            self.done, self.passes, self.evaluated, self.wasted = found["counts"].tolist()
-            self.current, self.rate = found["values"].tolist()
+    def _resume(self, state: Mapping[str, np.ndarray]) -> None:
+        if state:
+            self.mask, self.changes = state["mask"].copy(), state["changes"].copy()
+            self.done, self.passes, self.evaluated, self.wasted = state["counts"].tolist()
+            self.current, self.rate = state["values"].tolist()
 
 
 def _without_one_after_another(mask: np.ndarray, places: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
-    """The circuit less the first edge, less the first two, and so on."""
+    """The circuit without the first edge, without the first two, and so on."""
     for place in places:
         mask = mask.copy()
         mask[place] = False

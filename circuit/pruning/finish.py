@@ -37,7 +37,7 @@ from persona_circuits.metrics import Metric
 __all__ = ["Finished", "Terms", "finish"]
 
 MOST_TURNS = 20
-"""After so many the search stops, settled or not."""
+"""The search stops after so many, settled or not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Terms:
     """What a finish asks of edges.
 
     ``tau`` is what one must be worth, in units of the metric; ``least`` is the faithfulness, a ratio of means on these
-    prompts, below which no change is made: a start below it is left to reach it. ``candidates`` as in ``Trials``.
+    prompts, below which no change goes: a start below it may only rise towards it. ``candidates`` as in ``Trials``.
     """
 
     tau: float
@@ -98,9 +98,9 @@ def finish(
         Say in which order edges are tried, and which may come back: those of ``start``, and as many again that are the
         strongest outside. Without scores those of ``start`` alone, from the logits back.
     state
-        File in which the search is kept, to go on from; removed at the end.
+        File in which the search saves its state, to resume from; removed at the end.
     progress
-        Told of edges asked since the last change, of all.
+        Called with the number of edges tried since the last change and their total.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def finish(
     """
     check_tau(terms.tau)
     if terms.candidates is not None and terms.candidates < 1:
-        raise OptionError(f"a finish needs at least one candidate a pass, got {terms.candidates}")
+        raise OptionError(f"a finish needs at least one candidate per pass, got {terms.candidates}")
     if model.budget is None:
         prepared = [item.with_differences() for item in prepared]
     start = start.without_dead_ends()
@@ -121,10 +121,10 @@ def finish(
     before = search.loss
     places = _places(start, scores)
     settled = search.run(places, state, progress)
-    found = Circuit(model.graph, search.mask)
-    counts = {"gone": len(start - found), "back": len(found - start)}
+    circuit = Circuit(model.graph, search.mask)
+    counts = {"gone": len(start - circuit), "back": len(circuit - start)}
     costs = {"passes": search.passes, "evaluated": search.evaluated}
-    return Finished(found, terms.tau, before, search.loss, **counts, **costs, settled=settled)
+    return Finished(circuit, terms.tau, before, search.loss, **counts, **costs, settled=settled)
 
 
 def _places(start: Circuit, scores: Scores | None) -> list[tuple[int, int]]:
@@ -184,7 +184,7 @@ class _Finish:
         return max(1, min(self.candidates, int(0.7 / max(min(self.rate, 1 - self.rate), 1e-9))))
 
     def _decide(self, places: Sequence[tuple[int, int]]) -> None:
-        """Try some edges at once, each as if all before it had been changed, or none had; go on as far as that held."""
+        """Try some edges at once, each as if all before it had been changed, or none had; keep what proves right."""
         changed = self.rate > 0.5
         masks, base = [], self.mask
         for place in places:
@@ -215,28 +215,28 @@ class _Finish:
         return Circuit(self.model.graph, mask).without_dead_ends().mask
 
     def _values(self, masks: Sequence[np.ndarray]) -> list[tuple[float, float]]:
-        """Of every circuit the mean of |m - m(full)|, and f; circuits that are the one so far are known."""
+        """The mean of |m - m(full)|, and f, of every circuit; those of the current circuit are known."""
         known = [self.evaluated > 0 and bool((mask == self.mask).all()) for mask in masks]
         new = [mask for mask, seen in zip(masks, known, strict=True) if not seen]
-        found: Iterator[tuple[float, float]] = iter(())
+        measured: Iterator[tuple[float, float]] = iter(())
         if new:
             self.passes += 1
             self.evaluated += len(new)
             values = measure(self.model, self.prepared, new, self.metric)
             effect = float((self.full - self.empty).mean())
             f = (values - self.empty).mean(axis=1) / effect if effect else np.zeros(len(new))
-            found = iter(zip(np.abs(values - self.full).mean(axis=1).tolist(), f.tolist(), strict=True))
-        return [(self.loss, self.f) if seen else next(found) for seen in known]
+            measured = iter(zip(np.abs(values - self.full).mean(axis=1).tolist(), f.tolist(), strict=True))
+        return [(self.loss, self.f) if seen else next(measured) for seen in known]
 
     def _arrays(self) -> dict[str, np.ndarray]:
         counts = [self.at, self.quiet, self.passes, self.evaluated]
         return {"mask": self.mask, "counts": np.array(counts), "values": np.array([self.loss, self.f, self.rate])}
 
-    def _resume(self, found: dict[str, Any]) -> None:
-        if found:
-            self.mask = found["mask"].copy()
-            self.at, self.quiet, self.passes, self.evaluated = found["counts"].tolist()
-            self.loss, self.f, self.rate = found["values"].tolist()
+    def _resume(self, state: dict[str, Any]) -> None:
+        if state:
+            self.mask = state["mask"].copy()
+            self.at, self.quiet, self.passes, self.evaluated = state["counts"].tolist()
+            self.loss, self.f, self.rate = state["values"].tolist()
 
 
 def connect(
@@ -245,17 +245,19 @@ def connect(
     """Put the strongest edge into ``mask`` that connects the source of an edge to the input, and its reader onward."""
     src, dst = place
     slots = graph.slots_by_source
-    reader = next((node for node in range(1, graph.n_src) if dst in slots[node]), None)
+    reader = int(graph.source_of_slot[dst])
     if src and not mask[:, list(slots[src])].any():
-        _add_strongest(mask, strength, [(one, slot) for slot in slots[src] for one in _fed(graph, mask, slot)])
-    if reader is not None and not mask[reader].any():
+        _add_strongest(mask, strength, [(source, slot) for slot in slots[src] for source in _fed(graph, mask, slot)])
+    if reader < graph.n_src and not mask[reader].any():
         used = np.flatnonzero(mask.any(axis=0) & graph.valid[reader]).tolist()
         _add_strongest(mask, strength, [(reader, slot) for slot in {*used, graph.n_dst - 1} if slot != dst])
 
 
 def _fed(graph: Graph, mask: Bool[np.ndarray, "src dst"], slot: int) -> list[int]:
     """Sources that may write to a slot: the input and those that read something."""
-    return [one for one in range(graph.n_reaching(slot)) if not one or mask[:, list(graph.slots_by_source[one])].any()]
+    reading = graph.sources_of(mask.any(axis=0))
+    reading[0] = True
+    return np.flatnonzero(reading[: graph.n_reaching(slot)]).tolist()
 
 
 def _add_strongest(

@@ -1,11 +1,11 @@
-"""Learned masks: a gate on every edge, trained so that few open ones keep what the model does.
+"""Learned masks: a gate on every edge, trained so that few open ones preserve the model's behaviour.
 
     gate = clamp(1.2 sigmoid((log u - log(1 - u) + a) / beta) - 0.1, 0, 1)      u uniform, one a for every edge
     loss = mean of ((m(gated) - m(full)) / mean |m(full) - m(empty)|)^2 + price log(expected open gates / size)^2
 
 Hard concrete gates (Louizos et al. 2018, arXiv:1712.01312) on edges, as in Edge Pruning (Bhaskar et al. 2024,
-arXiv:2406.16778). They start from scores, and the size that is asked for shrinks from what these leave open to the
-end's: a score looks at one edge with all others in place, a gate at what edges do together.
+arXiv:2406.16778). They start from scores, and the target size shrinks from the number of edges open at the start to
+the final one: a score looks at one edge with all others in place, a gate at what edges do together.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from persona_circuits.metrics import Metric
 __all__ = ["Learned", "Schedule", "learn"]
 
 BETA, LEAST, MOST = 2 / 3, -0.1, 1.1
-"""Of hard concrete gates: how sharp they are, and the ends they are stretched to before they are clamped."""
+"""Temperature of hard concrete gates, and the interval they are stretched to before they are clamped."""
 OPEN = BETA * math.log(-LEAST / MOST)
 """P(gate > 0) is sigmoid(a - OPEN)."""
 SURE, SHUT = 2.0, -9.0
-"""Where the best and all the other edges' gates begin."""
+"""Initial logits of the strongest edges' gates and of all others."""
 PRICE = 4.0
 WIDE = 8
-"""Gates that begin open, in sizes of the end."""
+"""Gates open at the start, as a multiple of the final size."""
 SHRINKING = 0.6
-"""Share of the steps after which the size is the end's."""
+"""Share of the steps after which the target size is the final one."""
 TIES = 1e-9
 MAX_BYTES = 1 << 30
 
@@ -65,7 +65,7 @@ class Schedule:
     seed
         Of the gates' noise and of the prompts' order.
     max_bytes
-        Bound on what a differentiated pass holds.
+        Bound on the memory of a differentiated pass.
     """
 
     n: int
@@ -94,17 +94,17 @@ def learn(
     state: Path | None = None,
     progress: Progress | None = None,
 ) -> Learned:
-    """Train a gate on every edge, from scores to a circuit of ``schedule.n`` edges less dead ends.
+    """Train a gate on every edge, from scores to a circuit of ``schedule.n`` edges without dead ends.
 
     Parameters
     ----------
     batches
         The training prompts.
     scores
-        The strongest ``8 n`` edges begin open, the stronger the more; all others begin almost shut. Without scores
-        all begin open, which takes more steps.
+        The strongest ``8 n`` edges start open, the stronger the more; all others start almost shut. Without scores
+        all start open, which takes more steps.
     state
-        File in which the gates are kept, at most twice a minute; training goes on from it. Removed at the end.
+        File in which the gates are saved, at most twice a minute; training resumes from it. Removed at the end.
 
     Returns
     -------
@@ -125,8 +125,8 @@ def learn(
     chance = torch.sigmoid(training.logits.detach().double() - OPEN).cpu().numpy()
     if scores is not None:  # gates that were never opened are in the order of their scores
         chance += TIES * np.abs(scores.values) / max(np.abs(scores.values).max(), np.finfo(float).tiny)
-    found = Scores(model.graph, np.where(model.graph.valid, chance, 0.0))
-    return Learned(top_n(found, schedule.n), found)
+    chances = Scores(model.graph, np.where(model.graph.valid, chance, 0.0))
+    return Learned(top_n(chances, schedule.n), chances)
 
 
 class _Training:
@@ -175,7 +175,7 @@ class _Training:
         return (soft * (MOST - LEAST) + LEAST).clamp(0, 1) * self.valid
 
     def wanted(self, step: int) -> float:
-        """The size that is asked for at a step: shrinking by a constant factor, then the end's."""
+        """The target size at a step: shrinking by a constant factor, then the final one."""
         done = min(1.0, (step + 1) / (SHRINKING * self.schedule.steps))
         return self.first_size * (self.schedule.n / self.first_size) ** done
 
@@ -190,7 +190,7 @@ class _Training:
                     progress(self.step, self.schedule.steps)
 
     def _one(self, step: int) -> None:
-        """A step depends on its number and the gates alone, so that training that was stopped goes on the same."""
+        """A step depends on its number and the gates alone, so that interrupted training resumes identically."""
         order = np.random.default_rng([self.schedule.seed, step // len(self.runs)]).permutation(len(self.runs))
         noise = torch.Generator().manual_seed(self.schedule.seed * 1_000_003 + step)
         self.optimiser.zero_grad()
@@ -209,22 +209,22 @@ class _Training:
         self.optimiser.step()
 
     def _search(self) -> str:
-        """Which training this is."""
+        """What identifies this training."""
         model, start = self.model.fingerprint, self.start.tobytes()
         return search_of(model, self.metric.name, self.schedule, len(self.runs), self.scale, start)
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        """Copies of all that the next step stands on."""
+        """Copies of everything the next step depends on."""
         own = self.optimiser.state[self.logits]
         tensors = {"logits": self.logits.detach(), "first": own["exp_avg"], "second": own["exp_avg_sq"]}
         return {"step": np.array([self.step]), **{name: x.cpu().numpy().copy() for name, x in tensors.items()}}
 
-    def _resume(self, found: dict[str, np.ndarray]) -> None:
-        if not found:
+    def _resume(self, state: dict[str, np.ndarray]) -> None:
+        if not state:
             return
-        self.step = int(found["step"][0])
+        self.step = int(state["step"][0])
         logits, first, second = (
-            torch.from_numpy(found[name]).to(self.logits) for name in ("logits", "first", "second")
+            torch.from_numpy(state[name]).to(self.logits) for name in ("logits", "first", "second")
         )
         with torch.no_grad():
             self.logits.copy_(logits)
@@ -233,7 +233,7 @@ class _Training:
 
 
 def _start(scores: Scores, n: int) -> Float[np.ndarray, "src dst"]:
-    """Where gates begin: the strongest edges from likely open to undecided, by rank."""
+    """Initial gates: the strongest edges from likely open to undecided, by rank."""
     valid = scores.graph.valid
     out = np.full(valid.shape, SHUT)
     src, dst = np.nonzero(valid)
@@ -245,11 +245,11 @@ def _start(scores: Scores, n: int) -> Float[np.ndarray, "src dst"]:
 def _parts(
     model: Model, batches: Sequence[Batch | Prepared], ablation: Ablation | None, max_bytes: int
 ) -> list[Batch | Prepared]:
-    """Batches of as many rows as a differentiated pass holds within the bound; whole ones keep their plain runs."""
-    found: list[Batch | Prepared] = []
+    """Batches of as many rows as fit a differentiated pass within the bound; whole ones keep their plain runs."""
+    items: list[Batch | Prepared] = []
     for item in batches:
         batch = bare(item)
         n_late = batch.n_tokens - first_difference(item, ablation)
         parts = batch.parts(max(2, max_bytes // gated_bytes(model, n_late)))
-        found += [item] if len(parts) == 1 else parts
-    return found
+        items += [item] if len(parts) == 1 else parts
+    return items

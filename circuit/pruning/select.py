@@ -14,11 +14,11 @@ from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.subgraph import Circuit
 
-__all__ = ["PRUNERS", "check_n", "check_tau", "greedy", "slots_by_source", "threshold", "top_n"]
+__all__ = ["PRUNERS", "check_n", "check_tau", "greedy", "ranked_edges", "strength_of", "threshold", "top_n"]
 
 
 def threshold(scores: Scores, tau: float) -> Circuit:
-    """The edges with ``|score| >= tau``, less dead ends.
+    """The edges with ``|score| >= tau``, without dead ends.
 
     Parameters
     ----------
@@ -45,13 +45,13 @@ def threshold(scores: Scores, tau: float) -> Circuit:
 
 
 def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
-    """The ``n`` edges with the largest |score|, less dead ends; ties go to the earlier edge.
+    """The ``n`` edges with the largest |score|, without dead ends; ties go to the earlier edge.
 
     Parameters
     ----------
     signed
         Take the most negative scores first instead: those whose corruption lowers the metric, the order of MIB's CPR
-        numbers (arXiv:2504.13151) in our sign.
+        (arXiv:2504.13151) with the opposite sign.
 
     Returns
     -------
@@ -63,16 +63,24 @@ def top_n(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
         ``n`` is not between 1 and the number of edges.
     """
     check_n(n, scores.graph)
+    src, dst = ranked_edges(scores, signed=signed)
+    return Circuit.at(scores.graph, src[:n], dst[:n]).without_dead_ends()
+
+
+def ranked_edges(scores: Scores, *, signed: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Sources and slots of all edges, best first; ties go to the earlier edge."""
     src, dst = np.nonzero(scores.graph.valid)
-    strength = _strength(scores, signed)[src, dst]
-    order = np.lexsort((src, dst, -strength))[:n]
-    mask = np.zeros_like(scores.graph.valid)
-    mask[src[order], dst[order]] = True
-    return Circuit(scores.graph, mask).without_dead_ends()
+    order = np.lexsort((src, dst, -strength_of(scores.values[src, dst], signed)))
+    return src[order], dst[order]
+
+
+def strength_of(values: np.ndarray, signed: bool) -> np.ndarray:
+    """What edges or nodes are ranked by: |score|, or with ``signed`` the most negative score first."""
+    return -values if signed else np.abs(values)
 
 
 def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
-    """``n`` edges grown backward from ``logits``, always the strongest that the circuit can use next.
+    """``n`` edges grown backward from ``logits``, always adding the strongest that the circuit can use.
 
     An edge can be used once its destination is ``logits`` or a node that already writes into the circuit. What does not
     reach back to ``input`` is dropped at the end, so that the circuit may hold fewer than ``n`` edges.
@@ -93,9 +101,8 @@ def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
     """
     graph = scores.graph
     check_n(n, graph)
-    strength = _strength(scores, signed)
+    strength = strength_of(scores.values, signed)
     mask = np.zeros_like(graph.valid)
-    slots_of = slots_by_source(graph)
     seen = np.zeros(graph.n_src, dtype=bool)
     heap = _candidates(graph, strength, [graph.n_dst - 1])
     heapq.heapify(heap)
@@ -105,7 +112,7 @@ def greedy(scores: Scores, n: int, *, signed: bool = False) -> Circuit:
         n -= 1
         if not seen[src]:
             seen[src] = True
-            for candidate in _candidates(graph, strength, slots_of[src]):
+            for candidate in _candidates(graph, strength, graph.slots_by_source[src]):
                 heapq.heappush(heap, candidate)
     return Circuit(graph, mask).without_dead_ends()
 
@@ -117,22 +124,13 @@ def check_tau(tau: float) -> None:
 
 
 def check_n(n: int, graph: Graph) -> None:
-    """That so many edges can be kept.
+    """Check that so many edges can be kept.
 
     Raises:
         OptionError: the graph has fewer, or it is none.
     """
     if not 1 <= n <= graph.n_edges:
         raise OptionError(f"the number of edges to keep must be from 1 to {graph.n_edges}, got {n}")
-
-
-def _strength(scores: Scores, signed: bool) -> np.ndarray:
-    return -scores.values if signed else np.abs(scores.values)
-
-
-def slots_by_source(graph: Graph) -> tuple[tuple[int, ...], ...]:
-    """The slots through which each source reads: none for ``input``, three for a head, one for an MLP."""
-    return graph.slots_by_source
 
 
 def _candidates(graph: Graph, strength: np.ndarray, slots: Sequence[int]) -> list[tuple[float, int, int]]:

@@ -13,8 +13,8 @@ __all__ = ["comparison_tables"]
 
 def _by_chance(label: str, null: Callable[[Any], Null | None], places: int) -> tuple[Column, Column]:
     """The mean of a null with its standard deviation, and p."""
-    spread = Column(label, null, lambda one: f"{one.mean:.{places}f} (sd {one.sd:.{places}f})")
-    return spread, Column("p", null, lambda one: f"{one.p:.3f}")
+    spread = Column(label, null, lambda cell: f"{cell.mean:.{places}f} (sd {cell.sd:.{places}f})")
+    return spread, Column("p", null, lambda cell: f"{cell.p:.3f}")
 
 
 SETTINGS = (

@@ -43,14 +43,14 @@ def write_curves(study: CurveStudy, folder: Path, *, title: str) -> None:
 
 def curve_figures(report: CurveReport) -> dict[str, Chart]:
     """Per level f by share, and f by the edges that are left; the circuits that stand beside the curves are marked."""
-    found = {}
+    charts = {}
     for level in report.n_units:
         curves = [curve for curve in report.curves if curve.level == level]
         bands = [band for band in report.bands if band.level == level]
         if curves or bands:
-            found[f"faithfulness-{level}"] = _by_share(report, level, curves, bands)
-            found[f"faithfulness-{level}-left"] = _by_edges(report, level, curves)
-    return found
+            charts[f"faithfulness-{level}"] = _by_share(report, level, curves, bands)
+            charts[f"faithfulness-{level}-left"] = _by_edges(report, level, curves)
+    return charts
 
 
 def _by_share(report: CurveReport, level: str, curves: list[FaithfulnessCurve], bands: list[Band]) -> Chart:
@@ -76,7 +76,7 @@ def _by_edges(report: CurveReport, level: str, curves: list[FaithfulnessCurve]) 
 
 def _line(curve: FaithfulnessCurve, curves: list[FaithfulnessCurve], x: list[float] | list[int]) -> Curve:
     """A scorer has one colour; its signed order is dashed."""
-    scorers = list(dict.fromkeys(one.scorer for one in curves))
+    scorers = list(dict.fromkeys(drawn.scorer for drawn in curves))
     intervals = [point.interval for point in curve.points]
     return Curve(
         f"{curve.scorer}, {curve.order}",
@@ -93,7 +93,7 @@ def _marks(report: CurveReport, *, by_share: bool) -> list[Points]:
     """The circuits that stand beside the curves."""
     look: dict[str, Any] = {"symbol": "star", "size": 13, "colour": "#000000"}
     return [
-        Points(f"{one.name} ({one.n_edges:,} edges)", [one.share if by_share else one.n_edges], [f], **look)
-        for one in report.marks
-        if one.n_edges and (f := one.faithfulness) is not None
+        Points(f"{mark.name} ({mark.n_edges:,} edges)", [mark.share if by_share else mark.n_edges], [f], **look)
+        for mark in report.marks
+        if mark.n_edges and (f := mark.faithfulness) is not None
     ]

@@ -1,4 +1,4 @@
-"""What a circuit was put to, as files: a CSV of every table, and figures of its pairs, edges and transfer.
+"""The tests of a circuit as files: a CSV of every table, and figures of its pairs, edges and transfer.
 
 pair-faithfulness     every pair's own f beside its D; flat pairs and groups apart
 edge-frequency        how often each edge of the circuit is selected when the search's pairs are resampled
@@ -36,14 +36,14 @@ def write_tests(results: CircuitTests, folder: Path, *, title: str) -> None:
 
 def tests_figures(results: CircuitTests) -> dict[str, Chart]:
     """By name; those that have nothing to show are left out."""
-    found = {} if results.pairs is None else {"pair-faithfulness": _pairs(results.pairs)}
+    charts = {} if results.pairs is None else {"pair-faithfulness": _pairs(results.pairs)}
     report = results.searched.report
     if report is not None and report.jaccard is not None and len(report.circuit):
-        found["edge-frequency"] = _frequencies(report)
+        charts["edge-frequency"] = _frequencies(report)
     parts = [(key, part) for key, group in results.transfer.items() for part in group if part.faithfulness is not None]
     if parts:
-        found["transfer"] = _transfer(parts)
-    return found
+        charts["transfer"] = _transfer(parts)
+    return charts
 
 
 def _pairs(view: PairsView) -> Chart:
@@ -78,7 +78,7 @@ def _transfer(parts: list[tuple[str, Transfer]]) -> Chart:
     names = [f"{key}: {part.name} ({part.n_pairs})" for key, part in parts]
     f: list[Any] = [part.faithfulness for _, part in parts]
     ends = [part.interval for _, part in parts]
-    low, high = ([None if one is None else getattr(one, end) for one in ends] for end in ("low", "high"))
+    low, high = ([None if interval is None else getattr(interval, end) for interval in ends] for end in ("low", "high"))
     outside: list[Any] = [max(part.outside, default=None) for _, part in parts]
     marks = [Points("the circuit", f, names, low, high), Points("best circuit outside it", outside, names, symbol="x")]
     named = {"x": "faithfulness (f)", "y": "pairs, by their keys"}

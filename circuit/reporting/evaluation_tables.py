@@ -1,4 +1,4 @@
-"""What a circuit was put to, as tables for people and rows for CSV."""
+"""The tests of a circuit as tables for people and rows for CSV."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def stability_table(report: StabilityReport) -> Table:
     """A row per way of resampling, and one for ACDC's orders."""
     rows: list[dict[str, Any]] = [
         {
-            "by": one.by,
-            "n": one.n_resamples,
-            "jaccard": one.jaccard,
-            "ends": None if one.low is None or one.high is None else (one.low, one.high),
-            "to_circuit": one.to_circuit,
-            "sizes": f"{one.sizes[0]:,}, {one.sizes[1]:,g}, {one.sizes[2]:,}",
+            "by": resampling.by,
+            "n": resampling.n_resamples,
+            "jaccard": resampling.jaccard,
+            "ends": None if resampling.low is None or resampling.high is None else (resampling.low, resampling.high),
+            "to_circuit": resampling.to_circuit,
+            "sizes": f"{resampling.sizes[0]:,}, {resampling.sizes[1]:,g}, {resampling.sizes[2]:,}",
         }
-        for one in report.resamplings
+        for resampling in report.resamplings
     ]
     if (order := report.order) is not None:
         sizes = sorted(order.sizes)
@@ -97,24 +97,27 @@ def pair_tables(view: PairsView) -> Iterator[Table]:
     """Both orders of averaging, over all pairs, those with a signal, flat ones; then quantiles, the worst, groups."""
     named = (("all", view.every), ("signal", view.signal), ("flat", view.flat))
     averages = [row for row in named if row[1].n_pairs or row[0] == "all"]
-    found = [Table(f"pair by pair; flat: |D| within {view.null:.3g} ({view.null_source})", AVERAGES, averages)]
+    tables = [Table(f"pair by pair; flat: |D| within {view.null:.3g} ({view.null_source})", AVERAGES, averages)]
     if view.quantiles is not None:
         row = ("not flat", *(f"{value:+.2f}" for value in view.quantiles.values()))
-        found.append(Table("distribution", QUANTILES, [row]))
+        tables.append(Table("distribution", QUANTILES, [row]))
     if view.worst:
-        found.append(Table("worst pairs", WORST, view.worst[:5], 3))
+        tables.append(Table("worst pairs", WORST, view.worst[:5], 3))
     notes = [f"note: {note}" for note in view.notes]
     if len(view.groups) > 1:
         over = drawn(group.interval for group in view.groups)
-        found.append(Table("groups of pairs", GROUPS, list(enumerate(view.groups)), 2, [over]))
-    *first, last = found
+        tables.append(Table("groups of pairs", GROUPS, list(enumerate(view.groups)), 2, [over]))
+    *first, last = tables
     yield from first
     yield replace(last, notes=[*last.notes, *notes])
 
 
 def drawn(intervals: Iterable[Interval | None]) -> str:
     """What intervals were drawn over, each way once."""
-    by = ", or ".join(dict.fromkeys(one.by for one in intervals if one is not None)) or "nothing: there is none"
+    by = (
+        ", or ".join(dict.fromkeys(interval.by for interval in intervals if interval is not None))
+        or "nothing: there is none"
+    )
     return f"faithfulness is a ratio of means; intervals over {by}"
 
 
@@ -128,20 +131,20 @@ def transfer_table(key: str, parts: tuple[Transfer, ...]) -> Table:
 def evaluations_table(record: Mapping[str, Any]) -> Table:
     """What the circuit's file says of every set of pairs and model that it was evaluated on."""
     rows = record.get("evaluations", [])
-    ends = (one["faithfulness"]["circuit"]["interval"] for one in rows)
-    by = ", or ".join(dict.fromkeys(one.get("by", "pairs") for one in ends if one)) or "nothing: there is none"
+    ends = (entry["faithfulness"]["circuit"]["interval"] for entry in rows)
+    by = ", or ".join(dict.fromkeys(entry.get("by", "pairs") for entry in ends if entry)) or "nothing: there is none"
     note = f"faithfulness is a ratio of means; intervals over {by}"
     return Table("all evaluations in the circuit's file", EVALUATIONS, rows, 4, [note])
 
 
-def _where(one: Mapping[str, Any]) -> str:
-    where = ", ".join(f"{key}={value}" for key, value in one.get("where", {}).items())
+def _where(entry: Mapping[str, Any]) -> str:
+    where = ", ".join(f"{key}={value}" for key, value in entry.get("where", {}).items())
     return f" ({where})" if where else ""
 
 
-def _transferred(one: Mapping[str, Any]) -> Any:
-    found = (one.get("transfer") or {}).get("pairs")
-    return found[0] if found else None
+def _transferred(entry: Mapping[str, Any]) -> Any:
+    rows = (entry.get("transfer") or {}).get("pairs")
+    return rows[0] if rows else None
 
 
 def _outside(transfer: Any) -> str:
@@ -153,7 +156,7 @@ def _outside(transfer: Any) -> str:
 def tables(results: CircuitTests) -> dict[str, list[dict[str, Any]]]:
     """Every table in full, by name, for CSV."""
     report, tests, complete = results.searched.report, results.tests, results.completeness
-    found = {
+    tables = {
         "tests": [] if tests is None else tests.rows(),
         "minimality": [] if tests is None else tests.edge_rows(),
         "completeness": [] if complete is None else complete.rows(),
@@ -163,7 +166,7 @@ def tables(results: CircuitTests) -> dict[str, list[dict[str, Any]]]:
         "transfer": [_transfer_record(key, part) for key, parts in results.transfer.items() for part in parts],
         "edges": [] if report is None else report.rows(),
     }
-    return {name: rows for name, rows in found.items() if rows}
+    return {name: rows for name, rows in tables.items() if rows}
 
 
 def _plain(row: PairRow) -> dict[str, Any]:

@@ -32,9 +32,9 @@ NORMAL = 1.959963984540054  # its 97.5th percentile
 class Clusters:
     """Which pairs share a persona, on either side, or a question.
 
-    ``personas`` (of A and of B) and ``questions`` are codes from 0, ``[pair]`` each, None where
-    they are not drawn; ``note`` says why not. ``all_named`` are the codes of whatever is named for every pair, drawn
-    or not. ``design`` is that of a regression whose last coefficient is asked for; without it a mean is.
+    ``personas`` (of A and of B) and ``questions`` are codes from 0, ``[pair]`` each, None where they are not drawn;
+    ``note`` says why not. ``all_named`` are the codes of whatever is named for every pair, drawn or not. ``design`` is
+    that of a regression whose last coefficient is the estimate; without it the estimate is a mean.
     """
 
     n: int
@@ -56,15 +56,18 @@ class Clusters:
         """The clusters of these names, one per pair in each list; an empty name is none."""
         n = len(question)
         both, n_personas = cluster_codes([*persona_a, *persona_b])
-        asked, n_questions = cluster_codes(question)
+        question_codes, n_questions = cluster_codes(question)
         personas = _Ways(n, personas=(both[:n], both[n:])).enough() if all((*persona_a, *persona_b)) else None
-        questions = _Ways(n, questions=asked).enough() if all(question) else None
+        questions = _Ways(n, questions=question_codes).enough() if all(question) else None
         notes = [
-            f"{name} are not named for every pair" if found is None else f"{name} too few to be drawn ({count})"
-            for name, found, count in (("personas", personas, n_personas), ("questions", questions, n_questions))
-            if not found
+            f"{name} are not named for every pair" if known is None else f"{name} too few to be drawn ({count})"
+            for name, known, count in (("personas", personas, n_personas), ("questions", questions, n_questions))
+            if not known
         ]
-        codes = (both[:n], both[n:]) if all((*persona_a, *persona_b)) else None, asked if all(question) else None
+        codes = (
+            (both[:n], both[n:]) if all((*persona_a, *persona_b)) else None,
+            question_codes if all(question) else None,
+        )
         drawn = codes[0] if personas else None, codes[1] if questions else None
         return cls(n, *drawn, "; ".join(notes), codes)
 
@@ -82,7 +85,7 @@ class Clusters:
         return Clusters.named(names(sides[0]), names(sides[1]), names(questions))
 
     def between(self, is_first: NDArray[Any], strata: NDArray[np.int64] | None = None) -> Clusters:
-        """The same pairs, asked for a difference of two groups: as many degrees of freedom as that has.
+        """The same pairs, for a difference of two groups, with its degrees of freedom.
 
         With ``strata``, codes from 0, the difference is within those.
         """
@@ -104,7 +107,7 @@ class Clusters:
         return " and ".join(names) or "pairs"
 
     def describe(self, unit: str = "pairs") -> str:
-        """One line for people: what is drawn, how many there are, and why not more; ``unit`` is what is counted."""
+        """One line: what is drawn, how many there are, and why not more; ``unit`` is what is counted."""
         counts = [f"{self.n} {unit}"]
         if self.personas is not None:
             counts.append(f"{len(np.unique(self.personas))} personas")
@@ -132,15 +135,14 @@ class Clusters:
     ) -> Float[np.ndarray, "draw pair"]:
         """Drawn weights under which numbers spread as they should, their variances added up.
 
-        ``influence`` is what each pair adds to each number, of mean zero over pairs: the number
-        changes by ``weights @ influence``. ``confident`` widens by the t quantile over the
-        normal one, as an interval needs.
+        ``influence`` is what each pair adds to each number, of mean zero over pairs: the number changes by ``weights @
+        influence``. ``confident`` widens by the t quantile over the normal one, as an interval needs.
         """
-        found = self.draws(n_draws=n_draws, seed=seed)
-        own = float((found @ influence).var(axis=0).sum()) ** 0.5
+        weights = self.draws(n_draws=n_draws, seed=seed)
+        own = float((weights @ influence).var(axis=0).sum()) ** 0.5
         varies = own > CANCELS * float((influence**2).sum(axis=1).mean()) ** 0.5
         stretch = self.spread(influence, confident=confident) / own if varies else 1.0
-        return 1 / self.n + stretch * (found - 1 / self.n)
+        return 1 / self.n + stretch * (weights - 1 / self.n)
 
     def spread(self, influence: Float[np.ndarray, "pair number"], *, confident: bool = False) -> float:
         """The root of the cluster-robust variances of all numbers together, the widest of all kinds of sharing."""
@@ -179,7 +181,7 @@ class Clusters:
 
     @cached_property
     def permutations(self) -> Permutations:
-        """Those under which what pairs share stays as it is."""
+        """Permutations that preserve what pairs share."""
         return permutations_of(self.n, *self.all_named)
 
     @cached_property
@@ -214,14 +216,14 @@ class _Way:
 
     def asked(self, design: Float[np.ndarray, "pair column"]) -> _Way:
         """The same for a coefficient: what is taken off for pairs that share twice would cancel too much of it."""
-        return replace(self, terms=tuple(one for one in self.terms if one[0] > 0), design=design)
+        return replace(self, terms=tuple(term for term in self.terms if term[0] > 0), design=design)
 
     def spread(self, influence: Float[np.ndarray, "pair number"], confident: bool) -> float:
         if self.freedom < LEAST_KNOWN:
             return float("inf")
-        found = sum(sign * float(((members.T @ influence) ** 2).sum()) for sign, members in self.terms)
+        variance = sum(sign * float(((members.T @ influence) ** 2).sum()) for sign, members in self.terms)
         widening = special.stdtrit(self.freedom, 0.975) / NORMAL if confident else 1.0
-        return widening * (self.correction * max(found, 0.0)) ** 0.5 / self.effects.shape[0]
+        return widening * (self.correction * max(variance, 0.0)) ** 0.5 / self.effects.shape[0]
 
     def p_value(self, size: float, influence: Float[np.ndarray, " pair"], negligible: float) -> float:
         spread = self.spread(influence[:, None], confident=False)
@@ -230,7 +232,7 @@ class _Way:
         return self._p_of(size, spread, negligible)
 
     def detectable(self, level: float, influence: Float[np.ndarray, " pair"], negligible: float) -> float:
-        from scipy import optimize  # takes a second
+        from scipy import optimize  # slow to import
 
         spread = self.spread(influence[:, None], confident=False)
         if spread <= 0 or not np.isfinite(spread):
@@ -259,9 +261,9 @@ class _Way:
     @cached_property
     def _moments(self) -> tuple[float, float]:
         n = self.effects.shape[0]
-        if self.design is None or (found := self._moments_of(np.linalg.pinv(self.design)[-1], self.design)) is None:
-            found = self._moments_of(np.full(n, 1 / n), np.ones((n, 1)))
-        return found or (0.0, 0.0)
+        if self.design is None or (moments := self._moments_of(np.linalg.pinv(self.design)[-1], self.design)) is None:
+            moments = self._moments_of(np.full(n, 1 / n), np.ones((n, 1)))
+        return moments or (0.0, 0.0)
 
     def _moments_of(
         self, row: Float[np.ndarray, " pair"], design: Float[np.ndarray, "pair column"]
@@ -304,27 +306,27 @@ class _Ways:
         return kept if self.design is None else [way.asked(self.design) for way in kept]
 
     def _simple(self) -> list[_Way]:
-        found = []
+        ways = []
         if self.personas is not None:
-            one = self._of_personas()
-            found.append(_Way(((1.0, one), (-1.0, self._of_couples())), one))
+            personas = self._of_personas()
+            ways.append(_Way(((1.0, personas), (-1.0, self._of_couples())), personas))
         if self.questions is not None:
-            asked = _members(self.questions)
-            found.append(_Way(((1.0, asked),), asked))
-        return found
+            by_question = _members(self.questions)
+            ways.append(_Way(((1.0, by_question),), by_question))
+        return ways
 
     def _compound(self) -> list[_Way]:
         """Both personas; and a persona or a question: sharing one, plus the other, minus both."""
         if self.personas is None:
             return []
-        one, couples = self._of_personas(), self._of_couples(own=True)
-        found = [_Way(((1.0, couples),), couples)]
+        personas, couples = self._of_personas(), self._of_couples(own=True)
+        ways = [_Way(((1.0, couples),), couples)]
         if self.questions is not None:
-            asked = _members(self.questions)
+            by_question = _members(self.questions)
             crossed = ((-1.0, self._of_personas(self.questions)), (1.0, self._of_couples(self.questions)))
-            terms = ((1.0, one), (-1.0, self._of_couples()), (1.0, asked), *crossed)
-            found.append(_Way(terms, sparse.hstack([one, asked], format="csr")))
-        return found
+            terms = ((1.0, personas), (-1.0, self._of_couples()), (1.0, by_question), *crossed)
+            ways.append(_Way(terms, sparse.hstack([personas, by_question], format="csr")))
+        return ways
 
     def _of_personas(self, crossed: NDArray[np.int64] | None = None) -> sparse.csr_array:
         """Membership of every persona, or of every persona under every question; once for a pair with itself."""

@@ -1,8 +1,8 @@
 """Intervals of numbers over pairs that share personas and questions.
 
-Pairs that share a persona, on either side, or a question are not independent: resampled as
-if they were, they give intervals that are too short. No bootstrap is exact for crossed
-clusters (McCullagh 2000), so two known parts are put together:
+Pairs that share a persona, on either side, or a question are not independent: resampled as if they were, they give
+intervals that are too narrow. No bootstrap is exact for crossed clusters (McCullagh 2000), so two known parts are put
+together:
 
 1. *draws*: the pigeonhole bootstrap (Owen 2007, arXiv:0712.1111). Personas and questions are
    drawn with replacement and a pair counts as often as its clusters were drawn, multiplied:
@@ -21,10 +21,10 @@ The drawn weights are moved towards equal ones, or away from them, until the num
 first order, the robust one times the t quantile of its degrees of freedom. The interval goes from the
 2.5th to the 97.5th percentile of the number under these weights.
 
-A way with fewer than two degrees of freedom (two personas, two questions) says nothing of
-others and is not drawn; where neither is, pairs are resampled, and their spread is widened in the
-same way: by the t quantile of n - 1 degrees of freedom, and from the bootstrap's variance to the unbiased
-one. ``Interval.by`` and ``Clusters.note`` say what was drawn. Coverage, by simulation: ``docs/statistics.md``.
+Clusters with fewer than two degrees of freedom (two personas, two questions) do not generalise and are not drawn; where
+neither is, pairs are resampled, and their spread is widened in the same way: by the t quantile of n - 1 degrees of
+freedom, and from the bootstrap's variance to the unbiased one. ``Interval.by`` and ``Clusters.note`` say what was
+drawn. Coverage, by simulation: ``docs/statistics.md``.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ LEAST_SHARE = 1e-4  # of a denominator: draws under which less of it is left are
 MOST_UNDEFINED = 0.05  # of the draws: where more of them have no denominator, an end could lie anywhere
 STEP = 1e-6  # of a finite difference in one pair's weight
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-"""From weights ``[draw, pair]``, each row of sum one, to one number a draw; nan where it is not defined."""
+"""From weights ``[draw, pair]``, each row of sum one, to one number per draw; nan where it is not defined."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,11 @@ def interval(
     if not np.isfinite(clusters.spread(influence[:, None])):
         return None
     weights = clusters.weights(influence[:, None], n_draws=n_draws, seed=seed, confident=True)
-    found = np.concatenate([statistic(part) for part in np.array_split(weights, len(blocks(len(weights))))])
-    found = found[np.isfinite(found)]
-    if not len(found):
+    values = np.concatenate([statistic(part) for part in np.array_split(weights, len(blocks(len(weights))))])
+    values = values[np.isfinite(values)]
+    if not len(values):
         return None
-    low, high = np.percentile(found, [2.5, 97.5])
+    low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(low), float(high), clusters.by)
 
 
@@ -132,8 +132,8 @@ def ratio_interval(
     influence = (numerator - numerator.mean() / below * denominator) / below
     if np.abs(influence).max() < NOTHING:  # one ratio on every pair: rounding is no spread
         influence = np.zeros_like(influence)
-    found = interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
-    return found if undefined <= MOST_UNDEFINED * n_draws else None
+    bounds = interval(ratio, clusters, influence=influence, n_draws=n_draws, seed=seed)
+    return bounds if undefined <= MOST_UNDEFINED * n_draws else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ def ratio_intervals(
         return (None,) * len(numerators)
     weights = clusters.draws(n_draws=n_draws, seed=seed)
     below = weights @ denominator
-    found = []
+    intervals = []
     for numerator, influence in zip(numerators, _ratio_influences(numerators, denominator), strict=True):
         own = float((weights @ influence).std())
         stretch = clusters.spread(influence[:, None], confident=True) / own if own > NOTHING else 1.0
@@ -180,8 +180,8 @@ def ratio_intervals(
         known = bottom / denominator.mean() > LEAST_SHARE
         enough = known.mean() >= 1 - MOST_UNDEFINED
         ends = np.percentile(above[known] / bottom[known], [2.5, 97.5]) if enough else None
-        found.append(None if ends is None else Interval(float(ends[0]), float(ends[1]), clusters.by))
-    return tuple(found)
+        intervals.append(None if ends is None else Interval(float(ends[0]), float(ends[1]), clusters.by))
+    return tuple(intervals)
 
 
 def ratio_p_values(
@@ -226,7 +226,7 @@ def detectable_ratio(
 
 
 def is_zero(values: Float[np.ndarray, " pair"], rounding: float = 0.0) -> bool:
-    """Whether the mean is zero: within what rounding alone moves it, here and in the passes that gave the values."""
+    """Whether the mean is zero up to rounding, here and in the passes that gave the values."""
     return bool(abs(values.mean()) <= max(rounding, NOTHING * float(np.abs(values).mean())))
 
 
@@ -239,11 +239,11 @@ def _ratio_influences(
 
 def _influence(statistic: Statistic, n: int) -> Float[np.ndarray, " pair"]:
     """What each pair adds to a number: its change where that pair's weight grows, by central differences."""
-    found = []
+    slopes = []
     for part in np.array_split(np.arange(n), len(blocks(n))):
         step = STEP * (np.eye(n)[part] - 1 / n)
-        found.append((statistic(1 / n + step) - statistic(1 / n - step)) / (2 * STEP))
-    influence = np.concatenate(found)
+        slopes.append((statistic(1 / n + step) - statistic(1 / n - step)) / (2 * STEP))
+    influence = np.concatenate(slopes)
     influence = np.where(np.isfinite(influence), influence, 0.0)
     return influence - influence.mean()
 

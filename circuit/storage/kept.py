@@ -1,4 +1,4 @@
-"""Long work in parts: what is done is kept in a file, and a stopped work goes on from there."""
+"""Long work in parts: finished parts are saved in a file, from which interrupted work resumes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SAVE_SECONDS = 30.0
 class Kept:
     """Parts of one work, by name, each a few arrays; nothing is written where there is no ``path``.
 
-    As a context it writes what is done when it is left by an error or a signal, at most twice a minute before that,
-    and removes the file when the work is through. Of several processes, which all keep the same, the first one reads
+    As a context manager it saves finished parts on an error or a signal, at most twice a minute before that, and
+    removes the file when the work is complete. Of several processes, which all have the same parts, the first one reads
     and writes.
 
     Parameters
     ----------
     search
-        What the work is (``search_of``). A file of another work is not used.
+        What identifies the work (``search_of``). A file of other work is not used.
 
     Examples
     --------
@@ -49,15 +49,15 @@ class Kept:
         self._saved, self._new = time.monotonic(), False
 
     def of(self, name: str, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-        """The arrays of a part: those that are kept, else made now."""
-        found: Mapping[str, np.ndarray] = self.part(name)
-        if not found:
-            found = make()
-            self.add({name: found})
-        return found
+        """The arrays of a part: saved ones, or new ones from ``make``."""
+        arrays: Mapping[str, np.ndarray] = self.part(name)
+        if not arrays:
+            arrays = make()
+            self.add({name: arrays})
+        return arrays
 
     def part(self, name: str) -> dict[str, np.ndarray]:
-        """The arrays of a part that is kept; none where it is not."""
+        """The arrays of a saved part; none where it is not saved."""
         own = f"{name}/"
         return {key.removeprefix(own): array for key, array in self.known.items() if key.startswith(own)}
 
@@ -67,7 +67,7 @@ class Kept:
             return
         self.known |= {
             f"{name}/{key}": np.ascontiguousarray(array) for name, part in parts.items() for key, array in part.items()
-        }  # safetensors writes memory as it lies
+        }  # safetensors ignores strides
         self._new = True
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self._save()
@@ -79,11 +79,11 @@ class Kept:
         if kind is None:
             self.done()
         elif self._new:
-            with contextlib.suppress(WriteError):  # the error that ends the work is the one to tell
+            with contextlib.suppress(WriteError):  # report the error that ended the work
                 self._save()
 
     def done(self) -> None:
-        """The work is through: the file goes."""
+        """Remove the file of complete work."""
         if self.path is not None and parallel.is_first():
             self.path.unlink(missing_ok=True)
 
@@ -97,7 +97,7 @@ class Kept:
 
 
 def search_of(*parts: object) -> str:
-    """What a work is: the SHA-256 of all that its results depend on, as Python writes it."""
+    """An identifier of work: the SHA-256 of the ``repr`` of everything its results depend on."""
     return hashlib.sha256("\n".join(map(repr, parts)).encode()).hexdigest()
 
 

@@ -4,8 +4,8 @@
     JSON      as RFC 8259 has it, so without NaN and Infinity; a key stands once in an object; numbers fit a float
     tensors   safetensors, with every format of numbers that PyTorch has; pickles are named and never opened
 
-What a file may ask for is bounded: ``MAX_BYTES``, ``MAX_LINES``, ``MAX_DEPTH``, ``MAX_DIGITS``. Every reader hands
-in a ``Kind``, the noun that its file goes by and the error that its faults are.
+Sizes are bounded: ``MAX_BYTES``, ``MAX_LINES``, ``MAX_DEPTH``, ``MAX_DIGITS``. Every reader passes a ``Kind``, the noun
+for its file and the error for its faults.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ NUMPY_FORMATS = ("F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is called in messages, the error that its faults are, and what was ``expected`` of it."""
+    """What a file is called in messages, the error for its faults, and what was ``expected`` of it."""
 
     noun: str
     error: type[PersonaCircuitsError] = FileError
@@ -103,12 +103,12 @@ class NotJson(ValueError):
 
 
 class DamagedState(UserWarning):
-    """A file of half-done work is damaged and is not used."""
+    """A file of unfinished work is damaged and is not used."""
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """The tensors of a file that were asked for, the names of all, and the file's metadata."""
+    """The requested tensors of a file, the names of all, and the file's metadata."""
 
     arrays: Mapping[str, np.ndarray]
     names: tuple[str, ...]
@@ -121,17 +121,17 @@ def read_bytes(path: str | Path, kind: Kind, *, label: str | None = None) -> byt
     Raises:
         PersonaCircuitsError: of the given kind; there is no such file, or it has more than ``MAX_BYTES``.
     """
-    found, size = [], 0
+    chunks, size = [], 0
     try:
         with open(path, "rb") as file:
             while chunk := file.read(CHUNK):
                 size += len(chunk)
                 if size > MAX_BYTES:
                     raise kind.faulty(label or path, f"has more than {MAX_BYTES:,} bytes; no more are read")
-                found.append(chunk)
+                chunks.append(chunk)
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         raise kind.unreadable(label or path, getattr(error, "strerror", None) or error) from error
-    return b"".join(found)
+    return b"".join(chunks)
 
 
 def decoded(content: bytes, name: str | Path, kind: Kind) -> str:
@@ -183,7 +183,7 @@ def read_json_lines(path: str | Path, kind: Kind, faults: list[str]) -> Iterator
 
 
 def json_lines(text: str, faults: list[str]) -> Iterator[tuple[int, Any]]:
-    """The values of a text of one JSON value a line, with their lines, from 1; what is not JSON goes to ``faults``."""
+    """The values of a text of one JSON value per line, with their lines, from 1; others go to ``faults``."""
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -238,14 +238,14 @@ def read_tensors(path: str | Path, kind: Kind, *, only: Collection[str] | None =
     try:
         with safe_open(path, framework="numpy") as file:
             names, metadata = tuple(sorted(file.keys())), dict(file.metadata() or {})
-            wanted = [name for name in names if only is None or name in only]
-            plain = [name for name in wanted if file.get_slice(name).get_dtype() in NUMPY_FORMATS]
+            chosen = [name for name in names if only is None or name in only]
+            plain = [name for name in chosen if file.get_slice(name).get_dtype() in NUMPY_FORMATS]
             arrays = {name: file.get_tensor(name) for name in plain}
-        if others := [name for name in wanted if name not in arrays]:
+        if others := [name for name in chosen if name not in arrays]:
             arrays |= _through_torch(path, others)
     except (OSError, SafetensorError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise kind.unreadable(path, getattr(error, "strerror", None) or error) from error
-    return Tensors({name: arrays[name] for name in wanted}, names, metadata)
+    return Tensors({name: arrays[name] for name in chosen}, names, metadata)
 
 
 def check_format(path: str | Path, kind: Kind) -> None:
@@ -255,24 +255,24 @@ def check_format(path: str | Path, kind: Kind) -> None:
         PersonaCircuitsError: of the given kind.
     """
     path = Path(path)
-    found = {".gguf": "gguf", ".npy": "numpy", ".npz": "numpy"}.get(path.suffix.lower())
+    format = {".gguf": "gguf", ".npy": "numpy", ".npz": "numpy"}.get(path.suffix.lower())
     if path.suffix.lower() in PICKLES:
-        found = "pickle"
+        format = "pickle"
     try:
         with open(path, "rb") as file:
             head = file.read(64)
     except (OSError, ValueError) as error:
         raise kind.unreadable(path, getattr(error, "strerror", None) or error) from error
     if head[8:9] != b"{":  # safetensors: eight bytes of length, which may look like anything, then JSON
-        found = next((name for magic, name in MAGIC.items() if head.startswith(magic)), found)
-    if found is not None:
-        raise kind.error(f"{kind.noun} {path} {ADVICE[found]}")
+        format = next((name for magic, name in MAGIC.items() if head.startswith(magic)), format)
+    if format is not None:
+        raise kind.error(f"{kind.noun} {path} {ADVICE[format]}")
 
 
 def read_state(path: str | Path | None, search: str) -> dict[str, np.ndarray]:
-    """The arrays that a search left when it was stopped; none where there is no file, or one of another search.
+    """The arrays saved by an interrupted search; none where there is no file, or one of another search.
 
-    A file that is damaged is told of (``DamagedState``) and not used.
+    A damaged file is not used, with a warning (``DamagedState``).
     """
     from safetensors import SafetensorError, safe_open
 
@@ -283,18 +283,18 @@ def read_state(path: str | Path | None, search: str) -> dict[str, np.ndarray]:
             metadata = file.metadata() or {}
             if metadata.get("search") != search:
                 return {}
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:  # the last: a format of no array
         tell_damaged(path, error)
         return {}
-    if metadata != state_metadata(search, found):
+    if metadata != state_metadata(search, arrays):
         tell_damaged(path, "its numbers are not those that were written")
         return {}
-    return found
+    return arrays
 
 
 def state_metadata(search: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """What the file of a stopped search says of itself: which search it is, and the SHA-256 of its arrays."""
+    """The metadata of an interrupted search's file: which search it is, and the SHA-256 of its arrays."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         array = np.ascontiguousarray(arrays[name])
@@ -304,9 +304,9 @@ def state_metadata(search: str, arrays: Mapping[str, np.ndarray]) -> dict[str, s
 
 
 def tell_damaged(path: str | Path, why: object) -> None:
-    """Warn that a file of half-done work is damaged, so that its work begins anew."""
+    """Warn that a file of unfinished work is damaged, so that the work starts again."""
     reason = " ".join(str(why).split())[:200]
-    warnings.warn(DamagedState(f"{path} is damaged ({reason}) and not used; its work begins anew"), stacklevel=3)
+    warnings.warn(DamagedState(f"{path} is damaged ({reason}) and not used; its work starts again"), stacklevel=3)
 
 
 def table_kind(text: str) -> str:
@@ -387,10 +387,10 @@ def _no_number(text: str) -> str:
 
 
 def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(items)
-    if len(found) < len(items):
+    record = dict(items)
+    if len(record) < len(items):
         raise _RefusedError("a key stands twice in an object")
-    return found
+    return record
 
 
 STRICT = json.JSONDecoder(parse_int=_integer, parse_float=_real, parse_constant=_constant, object_pairs_hook=_object)
@@ -411,12 +411,12 @@ def _refused(text: str) -> list[str]:
         return reading
 
     def an_object(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = _Repeated(items)
-        if len(found) < len(items):
+        record = _Repeated(items)
+        if len(record) < len(items):
             names = [name for name, _ in items]
-            found.key = next(name for name in found if names.count(name) > 1)
-            return found
-        return dict(found)
+            record.key = next(name for name in record if names.count(name) > 1)
+            return record
+        return dict(record)
 
     lenient = json.JSONDecoder(
         parse_int=or_odd(_integer),
@@ -472,11 +472,11 @@ def _through_torch(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
     import torch
     from safetensors import safe_open
 
-    found = {}
+    arrays = {}
     with safe_open(path, framework="pt") as file:
         for name in names:
             tensor = file.get_tensor(name)
             if tensor.is_complex():
                 raise ValueError(f"{name} holds complex numbers")
-            found[name] = tensor.to(torch.float32).numpy()
-    return found
+            arrays[name] = tensor.to(torch.float32).numpy()
+    return arrays

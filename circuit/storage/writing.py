@@ -7,7 +7,7 @@ together are made in a hidden folder inside their own folder, and renamed when a
     FOLDER/.persona-circuits-4f0c…/ready/    complete; of a killed process, moved into place at the next start
 
 Nothing is staged outside ``FOLDER``, which may be a mount point, a link to another file system, or all that one
-may write to. Whoever stages holds a lock, which tells a living process's files from a killed one's. Permissions
+may write to. Staging holds a lock, which distinguishes a living process's files from a killed one's. Permissions
 are what the umask leaves; a link to a file is followed.
 """
 
@@ -162,15 +162,15 @@ def working_folder(folder: str | Path) -> Iterator[Path]:
         WriteError: it cannot be made.
     """
     folder = Path(folder)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = [place for place in (folder, *folder.parents) if not place.exists()]
     if not parallel.is_first():
-        made = []
+        created = []
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
     finally:
-        for place in made:
+        for place in created:
             with contextlib.suppress(OSError):
                 place.rmdir()
 
@@ -193,7 +193,7 @@ def append(file: io.FileIO, data: bytes, path: str | Path) -> None:
 
 
 def check_output_folder(folder: str | Path) -> None:
-    """Make sure, before long work, that ``folder`` can be made and written; nothing is left behind.
+    """Make sure, before long work, that ``folder`` can be made and written; no trace of the check remains.
 
     What a killed process left there is moved into place where it was complete, else removed.
 
@@ -218,7 +218,7 @@ def check_output_folder(folder: str | Path) -> None:
 
 
 def check_output_file(path: str | Path, *, makes_folder: bool = False) -> None:
-    """Make sure, before long work, that the file can be written; nothing is left behind.
+    """Make sure, before long work, that the file can be written; no trace of the check remains.
 
     Parameters
     ----------
@@ -299,7 +299,7 @@ def _lock(handle: int, *, wait: bool = True) -> bool:
 
 
 def _move(staging: Path, folder: Path) -> None:
-    """Rename all that is ready to its place in ``folder``; where one cannot be, those before it are taken back."""
+    """Rename all that is ready to its place in ``folder``; where one fails, those before it are undone."""
     old = staging / "old"
     old.mkdir(exist_ok=True)
     moved: list[str] = []
@@ -353,13 +353,13 @@ def _undisturbed() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda got, _frame: came.append(got))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda received, _frame: came.append(received))
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if came:
             signal.raise_signal(came[0])
@@ -409,8 +409,8 @@ def _shown(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _told(path: Path, says: str = "cannot write {}") -> Iterator[None]:
-    """What the system refuses about the path becomes one sentence that names it; other errors stay what they are."""
+def _told(path: Path, template: str = "cannot write {}") -> Iterator[None]:
+    """Turn the system's errors about the path into one sentence that names it; other errors pass through."""
     try:
         yield
     except OSError as error:
@@ -418,4 +418,4 @@ def _told(path: Path, says: str = "cannot write {}") -> Iterator[None]:
         own = named is None or PREFIX in str(named) or os.path.abspath(path).startswith(os.path.abspath(str(named)))
         if error.errno not in ADVICE or not own:
             raise
-        raise WriteError(f"{says.format(_shown(path))}: {error.strerror}; {ADVICE[error.errno]}") from error
+        raise WriteError(f"{template.format(_shown(path))}: {error.strerror}; {ADVICE[error.errno]}") from error

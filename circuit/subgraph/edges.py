@@ -9,7 +9,7 @@ import networkx as nx
 import numpy as np
 
 from persona_circuits.circuit.errors import GraphError
-from persona_circuits.circuit.graph import INPUT, LOGITS, SLOTS, Edge, Graph, Node
+from persona_circuits.circuit.graph import INPUT, LOGITS, Edge, Graph, Node
 from persona_circuits.circuit.printable import html_table
 from persona_circuits.circuit.scores import Scores
 
@@ -70,12 +70,12 @@ class Circuit:
         return Circuit(self.graph, self.mask | self._mask_of(other))
 
     def __sub__(self, other: Circuit) -> Circuit:
-        """The edges of this one that the other has not."""
+        """The edges of this circuit that the other lacks."""
         return Circuit(self.graph, self.mask & ~self._mask_of(other))
 
     def _mask_of(self, other: Circuit) -> np.ndarray:
         if other.graph != self.graph:
-            shapes = [f"{one.graph.n_layers} layers of {one.graph.n_heads} heads" for one in (self, other)]
+            shapes = [f"{circuit.graph.n_layers} layers of {circuit.graph.n_heads} heads" for circuit in (self, other)]
             raise GraphError(f"circuits of two graphs, {' and '.join(shapes)}; edges are shared within one model only")
         return other.mask
 
@@ -115,6 +115,13 @@ class Circuit:
             mask[graph.index(edge)] = True
         return cls(graph, mask)
 
+    @classmethod
+    def at(cls, graph: Graph, src: np.ndarray, dst: np.ndarray) -> Circuit:
+        """The circuit of the edges at these rows and columns."""
+        mask = np.zeros_like(graph.valid)
+        mask[src, dst] = True
+        return cls(graph, mask)
+
     def edges(self) -> list[Edge]:
         """The kept edges, by slot in topological order, then by source."""
         return [self.graph.edge(src, dst) for dst, src in np.argwhere(self.mask.T).tolist()]
@@ -127,9 +134,9 @@ class Circuit:
     def nodes(self) -> list[Node]:
         """The nodes at either end of a kept edge: sources in order, ``logits`` last."""
         graph = self.graph
-        ends = self.mask.any(axis=1) | _reading_sources(graph, self.mask)
-        found = [graph.src_nodes[src] for src in np.flatnonzero(ends).tolist()]
-        return [*found, LOGITS] if self.mask[:, -1].any() else found
+        ends = self.mask.any(axis=1) | graph.sources_of(self.mask.any(axis=0))
+        nodes = [graph.src_nodes[src] for src in np.flatnonzero(ends).tolist()]
+        return [*nodes, LOGITS] if self.mask[:, -1].any() else nodes
 
     def src_names(self) -> list[str]:
         """What ``real_circuits_1.json`` lists: ``input`` first, then the kept sources in order."""
@@ -147,7 +154,7 @@ class Circuit:
         mask = self.mask.copy()
         while True:
             alive = _live_sources(self.graph, mask)
-            pruned = mask & alive[:, None] & _slots_of(self.graph, alive)[None, :]
+            pruned = mask & alive[:, None] & self.graph.slots_of(alive)[None, :]
             if (pruned == mask).all():
                 return Circuit(self.graph, pruned)
             mask = pruned
@@ -155,39 +162,18 @@ class Circuit:
 
 def _live_sources(graph: Graph, mask: np.ndarray) -> np.ndarray:
     """Sources that are read by something and, but for ``input``, read something themselves."""
-    read = _reading_sources(graph, mask)
+    read = graph.sources_of(mask.any(axis=0))
     read[0] = True
-    return read & mask.any(axis=1)
-
-
-def _reading_sources(graph: Graph, mask: np.ndarray) -> np.ndarray:
-    """Sources that read something; bool, shape ``[n_src]``."""
-    read = np.zeros(graph.n_src, dtype=bool)
-    slot_read = np.asarray(mask.any(axis=0))
-    for layer in range(graph.n_layers):
-        heads = slot_read[graph.head_slots_of(layer)].reshape(len(SLOTS), graph.n_heads)
-        read[graph.heads_of(layer)] = heads.any(axis=0)
-        read[graph.mlp_of(layer)] = slot_read[graph.mlp_slot_of(layer)]
-    return read
-
-
-def _slots_of(graph: Graph, alive: np.ndarray) -> np.ndarray:
-    """Slots of the given sources, and ``logits``; bool, shape ``[n_dst]``."""
-    slots = np.ones(graph.n_dst, dtype=bool)
-    for layer in range(graph.n_layers):
-        slots[graph.head_slots_of(layer)] = np.tile(alive[graph.heads_of(layer)], len(SLOTS))
-        slots[graph.mlp_slot_of(layer)] = alive[graph.mlp_of(layer)]
-    return slots
+    return np.asarray(read & mask.any(axis=1))
 
 
 def to_networkx(circuit: Circuit, scores: Scores | None = None) -> nx.DiGraph:
     """The circuit as a directed graph over node names.
 
-    A DiGraph holds one edge per pair of nodes, so the slots of a head are
-    attributes of it: ``slots`` is such as ``"qk"`` (empty where the destination is
-    no head) and the scores are ``score_q``, ``score_k``, ``score_v`` or ``score``.
-    ``weight`` is the largest absolute score, 1 without scores. The graph's own
-    attributes hold the shape, so that ``from_networkx`` needs nothing else.
+    A DiGraph holds one edge per pair of nodes, so the slots of a head are attributes of it: ``slots`` is such as
+    ``"qk"`` (empty where the destination is no head) and the scores are ``score_q``, ``score_k``, ``score_v`` or
+    ``score``. ``weight`` is the largest absolute score, 1 without scores. The graph's own attributes hold the shape, so
+    that ``from_networkx`` needs nothing else.
 
     Parameters
     ----------

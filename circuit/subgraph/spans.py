@@ -3,7 +3,7 @@
 An edge s->d *at* part t is what s writes at the positions of t, as d reads it there. Information moves
 
     from position to position   through heads alone: what a head's k and v read at a part u reaches what it writes at
-                                every part t of which a position stands at or behind one of u, in some prompt
+                                every part t of which a position is at or after one of u, in some prompt
     within a position           through everything else: an MLP, and a head's q, read at t and write at t
     out                         at the positions that the answer is read from, which edges into ``logits`` are of
 
@@ -33,7 +33,7 @@ __all__ = ["SpanCircuit", "SpanScores", "Spans"]
 
 @dataclass(frozen=True)
 class Spans:
-    """Parts of prompts. ``sees[t][u]``: a position of t stands at or behind one of u; ``read[t]``: t holds an answer's.
+    """Parts of prompts. ``sees[t][u]``: a position of t is at or after one of u; ``read[t]``: t holds an answer's.
 
     Examples
     --------
@@ -137,7 +137,7 @@ class SpanCircuit:
         return [name for name, here in zip(self.spans.names, self.mask[:, src, dst], strict=True) if here]
 
     def without_dead_ends(self) -> SpanCircuit:
-        """What lies on a way from ``input`` to ``logits``, as information can go; it may be empty."""
+        """What lies on a path from ``input`` to ``logits`` that information can take; it may be empty."""
         graph, mask = self.graph, self.mask
         sees = np.array(self.spans.sees, dtype=bool).reshape(len(mask), len(mask))
         while True:
@@ -148,7 +148,7 @@ class SpanCircuit:
             mask = pruned
 
     def as_dict(self) -> dict[str, Any]:
-        """The parts, as the circuit's file holds them; its edges say at which they are kept."""
+        """The parts, as stored in the circuit's file, whose edges say at which parts they are kept."""
         spans = self.spans
         sees = [[name for name, seen in zip(spans.names, row, strict=True) if seen] for row in spans.sees]
         read = [name for name, here in zip(spans.names, spans.read, strict=True) if here]
@@ -165,11 +165,11 @@ class SpanScores:
     values: np.ndarray
 
     def threshold(self, tau: float) -> SpanCircuit:
-        """Edges at the parts where their ``|score| >= tau``, less dead ends."""
+        """Edges at the parts where their ``|score| >= tau``, without dead ends."""
         return self._circuit((np.abs(self.values) >= tau) & self.spans.valid(self.graph))
 
     def top_n(self, n: int) -> SpanCircuit:
-        """The ``n`` largest |score| of edges at parts, less dead ends; ties go to the earlier part, slot and source."""
+        """The ``n`` largest |score| of edges at parts, without dead ends; ties go to earlier part, slot and source."""
         mask = np.zeros_like(self.values, dtype=bool)
         mask[tuple(place[:n] for place in self._ranked)] = True
         return self._circuit(mask)

@@ -1,10 +1,9 @@
 """Which place of one prompt stands for which place of another, where they differ in length.
 
-Two prompts of a pair share their beginning and their end; between lies what tells
-them apart, the persona. The ends are laid on each other from the left and from the
-right. In between the prompts are aligned on the right, last token on last token;
-where the first prompt has more tokens there, those that are left over stand
-against the mean of the other's. Nothing is ever padded between the two.
+Two prompts of a pair share their beginning and their end and differ in between, in the persona. The ends are
+laid on each other from the left and from the right. In between the prompts are aligned on the right, last token on last
+token; where the first prompt has more tokens there, those that are left over stand against the mean of the other's.
+Nothing is ever padded between the two.
 """
 
 from __future__ import annotations

@@ -17,19 +17,18 @@ from persona_circuits.circuit.task.forms import FormTable, form_table
 __all__ = ["Batch", "batches"]
 
 OUTSIDE = "between"
-"""What the tokens between two parts of a prompt count to."""
+"""The name of the part for tokens between two parts of a prompt."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Rows as tensors on the model's device; answers padded with -1.
 
-    Rows of one length have no padding. Otherwise prompts are padded on the left,
-    ``*_padding`` tokens each, and ``corrupt_to_clean`` and ``neutral_to_clean`` say
-    what of the other prompt stands against each place of the clean one; None where
-    every place stands against itself. ``spans`` numbers the part that a place of the
-    clean prompt belongs to, an index of ``span_names``; padding is -1. ``ids`` are the pairs'. ``forms``
-    are there where the rows' options are sets of them, ``weights`` where rows are weighed.
+    Rows of one length have no padding. Otherwise prompts are padded on the left, ``*_padding`` tokens each, and
+    ``corrupt_to_clean`` and ``neutral_to_clean`` say what of the other prompt stands against each place of the clean
+    one; None where every place stands against itself. ``spans`` numbers the part that a place of the clean prompt
+    belongs to, an index of ``span_names``; padding is -1. ``ids`` are the pairs'. ``forms`` are there where the rows'
+    options are sets of them, ``weights`` where rows are weighed.
     """
 
     indices: tuple[int, ...]
@@ -53,7 +52,7 @@ class Batch:
         return len(self.indices)
 
     def name(self, row: int) -> str:
-        """What messages call a row: its pair's id."""
+        """The name of a row in messages: its pair's id."""
         return f"pair {self.ids[row]}" if self.ids else f"row {self.indices[row]}"
 
     @property

@@ -1,8 +1,7 @@
 """A task as token ids, checked against a model's tokenizer.
 
-Both prompts of a pair must have the same number of tokens, unless they are aligned on the
-right, and every answer must be exactly one token *in its context*. All faults are reported
-at once, with their lines.
+Both prompts of a pair must have the same number of tokens, unless they are aligned on the right, and every answer must
+be exactly one token *in its context*. All faults are reported at once, with their lines.
 """
 
 from __future__ import annotations
@@ -64,8 +63,8 @@ def encode(task: Task, model: Reader, *, align: str = "equal", alike: bool = Fal
     Parameters
     ----------
     align
-        ``"equal"`` wants the same number of tokens in both prompts of a pair; with ``"right"`` they may differ in
-        length, as long as they end alike.
+        ``"equal"`` requires the same number of tokens in both prompts of a pair; with ``"right"`` they may differ in
+        length if they share an ending.
     alike
         Both prompts of a pair may be the same tokens.
 
@@ -79,9 +78,9 @@ def encode(task: Task, model: Reader, *, align: str = "equal", alike: bool = Fal
         There is no such alignment.
     TaskError
         Prompts of a pair differ in length, or have no common end to be aligned on, an answer is not one token in its
-        context, an answer stands on both sides or twice on one, both prompts are the same tokens, a prompt has a BOS
-        too many, is longer than the model's context or holds a token without an embedding, a span lies outside its
-        prompt. All are listed.
+        context, an answer stands on both sides or twice on one, both prompts are the same tokens, a prompt has an extra
+        BOS, is longer than the model's context or holds a token without an embedding, a span lies outside its prompt.
+        All are listed.
     """
     rows, faults = _encoded(task, model, align, alike)
     if faults:
@@ -105,10 +104,12 @@ def fitting(task: Task, model: Reader, *, align: str = "equal") -> Task:
 
 def misfit(source: str, name: str, n: int, unfit: int, faults: Sequence[str]) -> str:
     """The message on pairs that do not fit: how many, what is wrong, and how to go on with the others."""
-    said = listed(f"{source} does not fit {name}: {unfit:,} of {n:,} pairs do not, {len(faults):,} fault(s):", faults)
+    message = listed(
+        f"{source} does not fit {name}: {unfit:,} of {n:,} pairs do not, {len(faults):,} fault(s):", faults
+    )
     left = n - unfit
     way = f"to go on with the {left:,} that fit, use --fitting, or write them with inspect --write-fitting"
-    return f"{said}\n  {way}" if left else said
+    return f"{message}\n  {way}" if left else message
 
 
 def _encoded(task: Task, model: Reader, align: str, alike: bool) -> tuple[list[Row | None], list[str]]:
@@ -152,7 +153,7 @@ AT_ONCE = 2000
 
 
 def _texts(pairs: Sequence[PromptPair]) -> list[str]:
-    """What ``_encode_pair`` asks the ids of, each once: the prompts, and the prompts with every answer after them."""
+    """The texts that ``_encode_pair`` needs as ids, each once: prompts, and prompts with every answer after them."""
     ends = [("", *(form for _, some in options_of(pair) for form in some)) for pair in pairs]
     prompts = [(pair.clean, pair.corrupt, *([pair.neutral] if pair.neutral else [])) for pair in pairs]
     return list(dict.fromkeys(a + b for some, own in zip(prompts, ends, strict=True) for a in some for b in own))
@@ -173,17 +174,17 @@ def _encode_pair(
         return ids if (ids := known.get(text)) is not None else token_ids(text, model)
 
     def added(prompt: str, ids: list[int], text: str) -> int | None:
-        return _added(ids, read(prompt + text), prompt, text, model, found)
+        return _added(ids, read(prompt + text), prompt, text, model, own_faults)
 
     clean, corrupt = read(pair.clean), read(pair.corrupt)
     neutral = read(pair.neutral) if pair.neutral else []
-    found = [fault for ids in (clean, corrupt, neutral) for fault in prompt_faults(ids, model)]
-    found += (lost := lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model))
+    own_faults = [fault for ids in (clean, corrupt, neutral) for fault in prompt_faults(ids, model)]
+    own_faults += (lost := lost_differences({pair.clean: clean, pair.corrupt: corrupt}, model))
     if clean == corrupt and not alike and not lost:
-        found.append(ALIKE)
-    found += _length_faults(clean, {"corrupt": corrupt} | ({"neutral": neutral} if neutral else {}), align)
-    found += _span_faults(((clean, pair.spans), (corrupt, pair.corrupt_spans)))
-    found += _other_tokens(pair, clean, corrupt)
+        own_faults.append(ALIKE)
+    own_faults += _length_faults(clean, {"corrupt": corrupt} | ({"neutral": neutral} if neutral else {}), align)
+    own_faults += _span_faults(((clean, pair.spans), (corrupt, pair.corrupt_spans)))
+    own_faults += _other_tokens(pair, clean, corrupt)
     prompts = [(pair.clean, clean), (pair.corrupt, corrupt), *([(pair.neutral, neutral)] if neutral else [])]
     forms: Forms | None = None
     sides: list[list[int | None]] = [[-1], [-1]]
@@ -192,11 +193,11 @@ def _encode_pair(
         for prompt, ids in prompts[1:]:
             for text in (*pair.answers, *pair.wrong_answers):
                 added(prompt, ids, text)
-        found += _side_faults(sides, model)
+        own_faults += _side_faults(sides, model)
     else:
-        forms = read_forms(pair, [(ids, prompt, read) for prompt, ids in prompts], model, found)
-    if found:
-        faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(found)]
+        forms = read_forms(pair, [(ids, prompt, read) for prompt, ids in prompts], model, own_faults)
+    if own_faults:
+        faults += [f"{pair.place}: {fault}" for fault in dict.fromkeys(own_faults)]
         return None
     answers, wrong = (tuple(i for i in side if i is not None) for side in sides)
     spans = pair.spans or _spans_by_difference(clean, corrupt)
@@ -220,16 +221,16 @@ def _with_forms(row: Row, forms: Forms, n_answers: int, model: Reader) -> Row:
 
 
 def _length_faults(clean: list[int], others: Mapping[str, list[int]], align: str) -> list[str]:
-    found = []
+    faults = []
     for name, other in others.items():
         if len(other) != len(clean) and align == "equal":
-            found.append(
+            faults.append(
                 f"the clean prompt has {len(clean)} tokens and the {name} one {len(other)}; "
                 "choose wordings of equal length, or use --align right"
             )
         elif len(other) != len(clean) and not shared_ends(clean, other)[1]:
-            found.append(f"the clean and the {name} prompt do not end in the same token; there is nothing to align on")
-    return found
+            faults.append(f"the clean and the {name} prompt do not end in the same token; there is nothing to align on")
+    return faults
 
 
 def _span_faults(sides: Iterable[tuple[list[int], tuple[Span, ...]]]) -> list[str]:
@@ -243,18 +244,18 @@ def _span_faults(sides: Iterable[tuple[list[int], tuple[Span, ...]]]) -> list[st
 
 def _side_faults(sides: Sequence[list[int | None]], model: Reader) -> list[str]:
     """Tokens that stand on both sides, or twice on one."""
-    found = []
+    faults = []
     if both := {i for i in sides[0] if i is not None} & set(sides[1]):
         names = ", ".join(repr(model.tokenizer.decode([i])) for i in sorted(both))
-        found.append(f"{names} is both an answer and a wrong answer")
+        faults.append(f"{names} is both an answer and a wrong answer")
     for side in sides:
         there = [i for i in side if i is not None]
-        found += [
+        faults += [
             f"answer {model.tokenizer.decode([i])!r} stands {there.count(i)} times on one side; name every token once"
             for i in dict.fromkeys(there)
             if there.count(i) > 1
         ]
-    return found
+    return faults
 
 
 def _spans_by_difference(ids: list[int], other: list[int]) -> tuple[Span, ...]:

@@ -24,8 +24,8 @@ def read_forms(
     model: Reader,
     faults: list[str],
 ) -> Forms:
-    """The forms of the answers that are the same tokens after every prompt, and of no option besides."""
-    said: dict[tuple[int, ...], str] = {}
+    """The forms of the answers that are the same tokens after every prompt and belong to one option only."""
+    text_of: dict[tuple[int, ...], str] = {}
     options: dict[str, list[tuple[int, ...]]] = {}
     left_out: list[str] = []
     for name, texts in options_of(pair):
@@ -38,15 +38,15 @@ def read_forms(
             left_out += why[:1]
             if not why:
                 options[name].append(form := behind.pop())
-                said.setdefault(form, text)
-    found = forms_of(options, said, left_out)
+                text_of.setdefault(form, text)
+    forms = forms_of(options, text_of, left_out)
     wanted = dict.fromkeys((*pair.answers, *pair.wrong_answers))
-    empty = [name for name, some in zip(found.names, found.forms, strict=True) if name in wanted and not some]
-    why_not = f" ({'; '.join(found.left_out)})" if found.left_out else ""
+    empty = [name for name, some in zip(forms.names, forms.forms, strict=True) if name in wanted and not some]
+    why_not = f" ({'; '.join(forms.left_out)})" if forms.left_out else ""
     faults += [f"option {name!r} has no form that can be counted{why_not}; give it other 'forms'" for name in empty]
     if both := set(pair.answers) & set(pair.wrong_answers):
         faults.append(f"{', '.join(map(repr, sorted(both)))} is both an answer and a wrong answer")
-    own = found.only(tuple(wanted))
+    own = forms.only(tuple(wanted))
     if model.n_context and (size := max(len(ids) for ids, _, _ in prompts) + len(own.forced)) > model.n_context:
         faults.append(f"a prompt with its forms has {size} tokens, the model's context holds {model.n_context}")
     return own
@@ -55,7 +55,7 @@ def read_forms(
 def _behind(
     ids: list[int], joined: list[int], prompt: str, text: str, model: Reader, why: list[str]
 ) -> tuple[int, ...]:
-    """The tokens that a form adds behind a prompt's."""
+    """The tokens that a form adds after a prompt's."""
     form = tuple(joined[len(ids) :])
     if joined[: len(ids)] != ids or not form:
         why.append(f"{text!r} merges with the prompt's last token")

@@ -75,18 +75,20 @@ def forms_of(options: Mapping[str, Iterable[Ids]], said: Mapping[Ids, str], left
     for name, forms in options.items():
         for form in forms:
             owners.setdefault(form, set()).add(name)
-    begun: dict[Ids, set[str]] = {}
+    beginnings: dict[Ids, set[str]] = {}
     for form, names in owners.items():
         for n in range(1, len(form)):
-            begun.setdefault(form[:n], set()).update(names)
+            beginnings.setdefault(form[:n], set()).update(names)
     notes = list(left_out)
     for form, names in owners.items():
-        others = begun.get(form, set()) - names if len(names) == 1 else names
+        others = beginnings.get(form, set()) - names if len(names) == 1 else names
         if others:
             verb = "stands for" if len(names) > 1 else "begins"
             whom = ", ".join(repr(name) for name in sorted(names | others))
             notes.append(f"{said[form]!r} {verb} {'more than one of ' if verb == 'begins' else ''}{whom}")
-    clear = {form: names for form, names in owners.items() if len(names) == 1 and not begun.get(form, set()) - names}
+    clear = {
+        form: names for form, names in owners.items() if len(names) == 1 and not beginnings.get(form, set()) - names
+    }
     kept = {
         name: tuple(
             form
@@ -99,10 +101,10 @@ def forms_of(options: Mapping[str, Iterable[Ids]], said: Mapping[Ids, str], left
 
 
 def forms_left_out(notes: Sequence[Sequence[str]], most: int = 5) -> tuple[str, ...]:
-    """What is to be said of forms that are not counted, of the ``left_out`` of every pair."""
-    counts = Counter(note for one in notes for note in one)
-    found = [f"a form is not counted: {note} ({n} of {len(notes)} pairs)" for note, n in counts.most_common(most)]
-    return (*found, *([f"{len(counts) - most} more forms are not counted"] if len(counts) > most else []))
+    """Notes on forms that are not counted, from the ``left_out`` of every pair."""
+    counts = Counter(note for own in notes for note in own)
+    lines = [f"a form is not counted: {note} ({n} of {len(notes)} pairs)" for note, n in counts.most_common(most)]
+    return (*lines, *([f"{len(counts) - most} more forms are not counted"] if len(counts) > most else []))
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +137,7 @@ class FormTable:
         return FormTable(**cut, n_options=self.n_options)
 
     def key(self, row: int) -> bytes:
-        """What tells apart rows of the same tokens."""
+        """What distinguishes rows of the same tokens."""
         return self.depth[row].cpu().numpy().tobytes() + self.sees[row].cpu().numpy().tobytes()
 
     def read(self, logits: Float[Tensor, "*lead batch read vocab"]) -> Float[Tensor, "*lead batch events"]:
@@ -143,7 +145,7 @@ class FormTable:
         return with_options(logits, self.places, self.tokens, self.options, self.n_options)
 
     def chain(self, n_tokens: int) -> Int[Tensor, "batch pos"]:
-        """For every token of rows this long the place that it would have were its branch the only one."""
+        """The position of every token of rows this long as if its branch were the only one."""
         n_nodes, places = self.depth.shape[1], torch.arange(n_tokens, device=self.depth.device)
         ends = n_tokens - 1 - (self.depth > 0).sum(1, keepdim=True)
         own = torch.where(self.depth > 0, ends + self.depth, places[n_tokens - n_nodes :])
@@ -162,28 +164,28 @@ class FormTable:
 
 def form_table(rows: Sequence[Forms], device: torch.device | str) -> FormTable:
     """The forms of rows, those with fewer padded."""
-    n_nodes = max(len(one.nodes) for one in rows)
-    n_forms = max(sum(map(len, one.forms)) for one in rows)
-    n_steps = max(len(form) for one in rows for some in one.forms for form in some)
+    n_nodes = max(len(entry.nodes) for entry in rows)
+    n_forms = max(sum(map(len, entry.forms)) for entry in rows)
+    n_steps = max(len(form) for entry in rows for some in entry.forms for form in some)
     shape = (len(rows), n_forms, n_steps)
     places, tokens = torch.zeros(shape, dtype=torch.long), torch.full(shape, -1)
     options = torch.full(shape[:2], -1)
     depth = torch.zeros(len(rows), n_nodes, dtype=torch.long)
     sees = torch.ones(len(rows), n_nodes, n_nodes, dtype=torch.bool)
-    for row, one in enumerate(rows):
-        end = n_nodes - len(one.nodes)  # the place of the prompt's last token among those read
-        place = {(): end} | {node: end + 1 + i for i, node in enumerate(one.nodes)}
+    for row, entry in enumerate(rows):
+        end = n_nodes - len(entry.nodes)  # the place of the prompt's last token among those read
+        place = {(): end} | {node: end + 1 + i for i, node in enumerate(entry.nodes)}
         places[row] = end
-        owned = [(number, form) for number, some in enumerate(one.forms) for form in some]
+        owned = [(number, form) for number, some in enumerate(entry.forms) for form in some]
         for i, (number, form) in enumerate(owned):
             options[row, i] = number
             tokens[row, i, : len(form)] = torch.tensor(form)
             places[row, i, : len(form)] = torch.tensor([place[form[:n]] for n in range(len(form))])
-        depth[row, end:] = torch.tensor([len(node) for node in one.nodes], dtype=torch.long)
+        depth[row, end:] = torch.tensor([len(node) for node in entry.nodes], dtype=torch.long)
         sees[row, :, end:] = False
-        for node in one.nodes:
+        for node in entry.nodes:
             seen = [place[node[: n + 1]] - 1 for n in range(len(node))]
             sees[row, place[node] - 1, seen] = True
     here = (x.to(device) for x in (places, tokens, options, depth, sees))
     named: dict[str, Any] = dict(zip((field.name for field in fields(FormTable)), here, strict=False))
-    return FormTable(**named, n_options=max(len(one.names) for one in rows))
+    return FormTable(**named, n_options=max(len(entry.names) for entry in rows))

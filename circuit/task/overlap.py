@@ -17,7 +17,7 @@ Prompts = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Overlap:
-    """How many of the pairs measured on stand among those searched on, in either direction, and how many prompts do."""
+    """How many pairs measured on are among those searched on, in either direction, and how many prompts are."""
 
     pairs: int
     n_pairs: int
@@ -31,7 +31,7 @@ class Overlap:
 
     @property
     def note(self) -> str:
-        """What is to be said; empty where nothing is shared."""
+        """A note on what is shared; empty where nothing is."""
         if self.pairs == self.n_pairs:
             return "not held out: the circuit was measured on pairs that it was found on; name splits in the file"
         if self.pairs:

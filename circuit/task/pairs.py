@@ -27,13 +27,12 @@ class Span:
 class PromptPair:
     """One question under persona A (``clean``) and persona B (``corrupt``).
 
-    ``answers`` are the preference tokens of A, ``wrong_answers`` those of B, as
-    text that continues the prompt (so usually with a leading space). ``neutral`` is
-    the question under no persona. ``forms``, where they are given, are texts that each of its options may take, any
-    number of tokens; without them an answer is one token. ``spans`` and ``corrupt_spans`` are the parts of
-    either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
-    truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``.
-    ``row`` is what the file, or the mapping in memory, holds, every key of it.
+    ``answers`` are the preference tokens of A, ``wrong_answers`` those of B, as text that continues the prompt (so
+    usually with a leading space). ``neutral`` is the question under no persona. ``forms``, where they are given, are
+    texts that each of its options may take, any number of tokens; without them an answer is one token. ``spans`` and
+    ``corrupt_spans`` are the parts of either prompt. ``axes`` are the remaining keys whose values are texts, numbers or
+    truth values, as texts. ``line`` is the place in the file, from 1, counted in ``unit``. ``row`` is what the file, or
+    the mapping in memory, holds, every key of it.
     """
 
     clean: str
@@ -56,7 +55,7 @@ class PromptPair:
 
     @property
     def place(self) -> str:
-        """What messages call it: by its place in the file, and its id."""
+        """Its name in messages: its place in the file, and its id."""
         return f"{self.unit} {self.line} (id {self.id})"
 
     def bare(self) -> PromptPair:
@@ -86,7 +85,7 @@ class Task:
 
     @classmethod
     def from_pairs(cls, pairs: Iterable[Mapping[str, Any]], *, source: str = "pairs in memory") -> Task:
-        """A task of pairs that stand in no file.
+        """A task of pairs in memory.
 
         Parameters
         ----------
@@ -142,10 +141,13 @@ class Task:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of rows of the file that are not used."""
-        one, many = "pair says the same as one before it and is", "pairs say the same as others before them and are"
+        """Notes on rows of the file that are not used."""
+        singular, plural = (
+            "pair says the same as one before it and is",
+            "pairs say the same as others before them and are",
+        )
         return (
-            *([f"{self.repeated} {one if self.repeated == 1 else many} left out"] if self.repeated else []),
+            *([f"{self.repeated} {singular if self.repeated == 1 else plural} left out"] if self.repeated else []),
             *([f"{self.unfit} of {self.n_read} pairs do not fit and are left out"] if self.unfit else []),
         )
 
@@ -188,16 +190,16 @@ class Task:
         if chosen:
             return replace(self, pairs=chosen)
         for key in values:
-            found = sorted({pair.axis(key) for pair in self.pairs} - {""})
-            if not found:
+            known = sorted({pair.axis(key) for pair in self.pairs} - {""})
+            if not known:
                 raise self._without(key)
-            if values[key] not in found:
-                near = meant(str(values[key]), found)
+            if values[key] not in known:
+                near = meant(str(values[key]), known)
                 raise TaskError(
-                    f"no pair of {self.source} has {key} {values[key]!r}; there are: {', '.join(found)}{near}"
+                    f"no pair of {self.source} has {key} {values[key]!r}; there are: {', '.join(known)}{near}"
                 )
-        wanted = " and ".join(f"{key} {value!r}" for key, value in values.items())
-        raise TaskError(f"no pair of {self.source} has {wanted} together")
+        conditions = " and ".join(f"{key} {value!r}" for key, value in values.items())
+        raise TaskError(f"no pair of {self.source} has {conditions} together")
 
     def _without(self, key: str) -> TaskError:
         keys = dict.fromkeys(name for pair in self.pairs for name in (*TEXT_KEYS, *dict(pair.axes)))

@@ -1,11 +1,9 @@
 """A task read from a pair file: JSON Lines, or auto-circuit's JSON.
 
-JSON Lines hold one pair a line, with the keys ``clean``, ``corrupt``, ``answers``,
-``wrong_answers`` and, if wanted, ``id``, ``persona_a``, ``persona_b``, ``question``,
-``split``; auto-circuit's JSON is ``{"prompts": [...]}`` with the same four keys in every
-prompt. ``neutral``, the question under no persona, ``spans``, the named parts of the
-prompts, and ``forms``, texts that options may take, are read where they are there. All faults of a file are
-reported at once.
+JSON Lines hold one pair per line, with the keys ``clean``, ``corrupt``, ``answers``, ``wrong_answers`` and, if wanted,
+``id``, ``persona_a``, ``persona_b``, ``question``, ``split``; auto-circuit's JSON is ``{"prompts": [...]}`` with the
+same four keys in every prompt. ``neutral``, the question under no persona, ``spans``, the named parts of the prompts,
+and ``forms``, texts that options may take, are read where they are there. All faults of a file are reported at once.
 """
 
 from __future__ import annotations
@@ -36,13 +34,13 @@ __all__ = ["PAIRS", "load_task", "task_of", "task_of_items"]
 
 TEXTS, ANSWERS = ("clean", "corrupt"), ("answers", "wrong_answers")
 OPTIONAL = (*TEXT_KEYS, "neutral", "spans", "forms")
-"""Keys whose null is read as if they were not there."""
+"""Keys whose null counts as absent."""
 PARTS = ("control", "variant")
 """Keys of rows that are compared with each other: one text may stand in several of these parts, as a control does."""
 PAIRS = Kind("pair file", TaskError)
-READ = "one JSON object a line, or an array of them, with the keys clean, corrupt, answers and wrong_answers"
+READ = "one JSON object per line, or an array of them, with the keys clean, corrupt, answers and wrong_answers"
 ONE_VALUE = re.compile(r"\s*(\[|\{\s*\"prompts\")")
-"""How a file begins that is one JSON value and not one a line."""
+"""First characters of a file that is a single JSON value and not JSON Lines."""
 
 
 def load_task(path: str | Path, *, label: str | None = None) -> Task:
@@ -91,7 +89,7 @@ def faults_of_pairs(path: str | Path) -> list[str]:
         return [str(error)]
     pairs = [pair for where, line, item in items if (pair := _parse_pair(item, where, line, faults)) is not None]
     faults += _repeated_ids(pairs)
-    return faults if faults or pairs else ["holds no pairs; expected one JSON object a line"]
+    return faults if faults or pairs else ["holds no pairs; expected one JSON object per line"]
 
 
 def task_of_items(items: Iterable[Mapping[str, Any]], source: str) -> Task:
@@ -134,16 +132,16 @@ def _task(
 
 
 def _said_once(pairs: Sequence[PromptPair]) -> tuple[PromptPair, ...]:
-    """The pairs less those whose prompts and answers stand before them in the same split.
+    """The pairs without those that repeat the prompts and answers of an earlier one in the same split.
 
     They would add nothing but weight, and make every interval narrower than the data does.
     """
     seen: dict[tuple[Any, ...], PromptPair] = {}
     for pair in pairs:
         answers = (frozenset(pair.answers), frozenset(pair.wrong_answers), pair.forms)
-        said = (pair.clean, pair.corrupt, *answers, pair.neutral)
+        texts = (pair.clean, pair.corrupt, *answers, pair.neutral)
         parts = (str(pair.row.get(key)) for key in PARTS)
-        seen.setdefault((*said, pair.split, *parts), pair)
+        seen.setdefault((*texts, pair.split, *parts), pair)
     return tuple(seen.values())
 
 
@@ -187,11 +185,11 @@ def _check_kind(path: Path, text: str, items: Sequence[tuple[str, int, Any]]) ->
     Raises:
         TaskError: it is a table, or auto-circuit's prompts as token ids.
     """
-    if not items and (found := table_kind(text)):
+    if not items and (kind := table_kind(text)):
         first = next(line for line in text.split("\n") if line.strip())
         ids = " (EAP-IG's, whose answers are token ids)" if "correct_idx" in first else ""
         raise TaskError(
-            f"pair file {path} is {found}{ids} that begins {first.strip()[:80]!r}; pairs are read as {READ} "
+            f"pair file {path} is {kind}{ids} that begins {first.strip()[:80]!r}; pairs are read as {READ} "
             "(docs/pairs.md)"
         )
     prompts = [item.get("clean") for _, _, item in items if isinstance(item, dict)]
@@ -207,7 +205,7 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         faults.append(f"{where}: expected an object with clean, corrupt, answers, wrong_answers, got {_shape(item)}")
         return None
     row, item = item, {key: value for key, value in item.items() if value is not None or key not in OPTIONAL}
-    found = [
+    own_faults = [
         *(f"{key!r} must be a non-empty string{_near(key, item)}" for key in TEXTS if not is_text(item.get(key))),
         *(
             f"{key!r} must be a non-empty list of strings{_near(key, item)}"
@@ -223,8 +221,8 @@ def _parse_pair(item: Any, where: str, line: int, faults: list[str]) -> PromptPa
         *_span_faults(item.get("spans", {})),
         *_form_faults(item.get("forms", {})),
     ]
-    if found:
-        faults += [f"{where}: {fault}" for fault in found]
+    if own_faults:
+        faults += [f"{where}: {fault}" for fault in own_faults]
         return None
     extra = {key: str(item[key]) for key in TEXT_KEYS if key in item}
     answers, wrong = tuple(item["answers"]), tuple(item["wrong_answers"])
@@ -284,8 +282,8 @@ def _is_range(value: Any) -> bool:
 
 
 def _spans(parts: dict[str, Any]) -> tuple[Span, ...]:
-    found = (Span(name, *part["tokens"]) for name, part in parts.items())
-    return tuple(span for span in found if span.end > span.start)
+    spans = (Span(name, *part["tokens"]) for name, part in parts.items())
+    return tuple(span for span in spans if span.end > span.start)
 
 
 def _shape(value: Any) -> str:

@@ -21,7 +21,7 @@ __all__ = [
 
 @runtime_checkable
 class Reader(Protocol):
-    """What reading prompts asks of a model; a ``Model`` is one, and so is a tokenizer with a name and a size."""
+    """What encoding prompts needs of a model: a ``Model``, or a tokenizer with a name and a size."""
 
     @property
     def name(self) -> str: ...
@@ -51,7 +51,7 @@ def token_ids(text: str, model: Reader) -> list[int]:
 
 
 def without_end(ids: list[int], text: str, tokenizer: Any) -> list[int]:
-    """The ids less those that the tokenizer appends to every text, as with ``add_eos_token``."""
+    """The ids without those that the tokenizer appends to every text, as with ``add_eos_token``."""
     if not ids or ids[-1] not in _ends(tokenizer):
         return ids
     plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -64,7 +64,7 @@ def _ends(tokenizer: Any) -> set[int]:
 
 
 def prompt_faults(ids: list[int], model: Reader) -> list[str]:
-    """What is wrong with a prompt's ids: a BOS too many, more than the context holds, tokens without an embedding."""
+    """What is wrong with a prompt's ids: an extra BOS, more than the context holds, tokens without an embedding."""
     faults = []
     bos, eos = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
@@ -102,11 +102,11 @@ def beyond_embedding(ids: Sequence[int], model: Reader) -> list[str]:
 def lost_differences(prompts: Mapping[str, Sequence[int]], model: Reader) -> list[str]:
     """What some of the prompts say and others do not, and the tokenizer can only write as its unknown token.
 
-    ``prompts`` are texts with their ids. Prompts that differ there only are one and the same to the model. What all
-    of them hold, such as a template's letters, takes no difference away and is let pass.
+    ``prompts`` are texts with their ids. Prompts that differ there only are one and the same to the model. Unknown
+    tokens common to all, such as a template's letters, hide no difference and are allowed.
     """
-    pieces = [{one.strip() for one in unknown_pieces(text, ids, model).values()} for text, ids in prompts.items()]
-    lost = {one for some in pieces for one in some if not all(one in other for other in pieces)}
+    pieces = [{piece.strip() for piece in unknown_pieces(text, ids, model).values()} for text, ids in prompts.items()]
+    lost = {piece for some in pieces for piece in some if not all(piece in other for other in pieces)}
     return [
         f"the tokenizer cannot write {piece[:40]!r}, in which prompts differ; use words (and case) that it knows"
         for piece in sorted(lost)
@@ -123,9 +123,9 @@ def unknown_pieces(text: str, ids: Sequence[int], model: Reader) -> dict[int, st
     unknown = tokenizer.unk_token_id
     if unknown is None or unknown not in ids or not getattr(tokenizer, "is_fast", False):
         return {}
-    offsets, said = token_offsets(text, ids, model), tokenizer.decode([unknown])
+    offsets, unknown_text = token_offsets(text, ids, model), tokenizer.decode([unknown])
     pieces = {i: text[slice(*offsets[i])] for i, token in enumerate(ids) if token == unknown}
-    return {i: piece for i, piece in pieces.items() if piece.strip() and piece != said}
+    return {i: piece for i, piece in pieces.items() if piece.strip() and piece != unknown_text}
 
 
 def token_offsets(text: str, ids: Sequence[int], model: Reader) -> list[tuple[int, int]]:
@@ -133,7 +133,7 @@ def token_offsets(text: str, ids: Sequence[int], model: Reader) -> list[tuple[in
     variants = (
         model.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True) for special in (True, False)
     )
-    n = len(ids)  # the tokenizer may append an EOS, which is none of the text's
+    n = len(ids)  # the tokenizer may append an EOS, which is not part of the text
     return next(variant["offset_mapping"][:n] for variant in variants if list(variant["input_ids"])[:n] == list(ids))
 
 
@@ -142,11 +142,11 @@ def many_token_ids(texts: Sequence[str], tokenizer: Any) -> dict[str, list[int]]
     if not getattr(tokenizer, "is_fast", False):
         return {}
     bos, ends = tokenizer.bos_token, _ends(tokenizer)
-    found: dict[str, list[int]] = {}
+    ids_by_text: dict[str, list[int]] = {}
     for special in (True, False):
         some = [text for text in texts if (bool(bos) and text.startswith(bos)) != special]
         if some:
             read = tokenizer(some, add_special_tokens=special, return_attention_mask=False)["input_ids"]
-            found |= {text: list(ids) for text, ids in zip(some, read, strict=True)}
-    ended = {text: ids for text, ids in found.items() if ends.intersection(ids[-1:])}
-    return found | {text: without_end(ids, text, tokenizer) for text, ids in ended.items()}
+            ids_by_text |= {text: list(ids) for text, ids in zip(some, read, strict=True)}
+    ended = {text: ids for text, ids in ids_by_text.items() if ends.intersection(ids[-1:])}
+    return ids_by_text | {text: without_end(ids, text, tokenizer) for text, ids in ended.items()}

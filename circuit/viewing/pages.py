@@ -25,13 +25,13 @@ COLUMNS = ("compare", "", "run", "model", "date", "D", "f", "edges")
 def listed(runs: Sequence[Run], folder: Path) -> str:
     """The list of runs, of which two circuits can be chosen."""
     if not runs:
-        said = f"no runs in {folder}: no folder of it holds a circuit.json or an index.html"
-        return document("Runs", [f"<p>{shown(said)}</p>"])
+        message = f"no runs in {folder}: no folder of it holds a circuit.json or an index.html"
+        return document("Runs", [f"<p>{shown(message)}</p>"])
     rows = [_row(run) for run in runs]
     what = '<p class="screen">Choose two circuits: <button type="submit">compare</button></p>'
     form = f'<form action="/compare" method="get">{what}{table(COLUMNS, rows, texts=5)}</form>'
-    said = "D: the metric's effect on the pairs searched on; f: faithfulness on the pairs named beside it"
-    return document("Runs", [f'<p class="faint">{shown(folder)}: {len(runs):,}. {shown(said)}</p>', form])
+    message = "D: the metric's effect on the pairs searched on; f: faithfulness on the pairs named beside it"
+    return document("Runs", [f'<p class="faint">{shown(folder)}: {len(runs):,}. {shown(message)}</p>', form])
 
 
 def _row(run: Run) -> tuple[object, ...]:
@@ -43,8 +43,12 @@ def _row(run: Run) -> tuple[object, ...]:
 
 
 def _numbers(run: Run) -> tuple[str, str, str]:
-    found = run.faithfulness
-    f = "" if found is None or found["ratio_of_means"] is None else f"{found['ratio_of_means']:.3f} ({found['split']})"
+    report = run.faithfulness
+    f = (
+        ""
+        if report is None or report["ratio_of_means"] is None
+        else f"{report['ratio_of_means']:.3f} ({report['split']})"
+    )
     return (
         "" if run.divergence is None else signed(run.divergence),
         f,
@@ -64,35 +68,35 @@ def _picture(run: Run, kind: str = "") -> str:
 
 def overview(run: Run) -> str:
     """The page of a run that has none of its own."""
-    about = ((name, value) for name, value in _facts(run))
-    return run_page(run.folder, About(run.name, given=[(name, str(value)) for name, value in about]))
+    facts = ((name, value) for name, value in _facts(run))
+    return run_page(run.folder, About(run.name, given=[(name, str(value)) for name, value in facts]))
 
 
-def compared(one: Run, other: Run) -> str:
+def compared(first: Run, second: Run) -> str:
     """Two circuits: numbers and pictures side by side, and the edges that both have or one has alone.
 
     Raises:
         PersonaCircuitsError: a circuit cannot be read.
     """
-    stored = [read_circuit(run.folder / CIRCUIT) for run in (one, other)]
-    facts = [dict(_facts(run)) for run in (one, other)]
+    stored = [read_circuit(run.folder / CIRCUIT) for run in (first, second)]
+    facts = [dict(_facts(run)) for run in (first, second)]
     rows = [(name, facts[0].get(name, ""), facts[1].get(name, "")) for name in dict.fromkeys([*facts[0], *facts[1]])]
     pictures = "".join(
         f"<figure>{_picture(run)}<figcaption>{shown(run.name)}</figcaption></figure>"
-        for run in (one, other)
+        for run in (first, second)
         if run.picture is not None
     )
     in_one = ""
     if stored[0].circuit.graph == stored[1].circuit.graph:
-        address = f"{BOTH}?run={quote(one.name, safe='')}&run={quote(other.name, safe='')}#view=0-1"
+        address = f"{BOTH}?run={quote(first.name, safe='')}&run={quote(second.name, safe='')}#view=0-1"
         in_one = f'; <a href="{escape(address)}">both in one graph</a>'
     parts = [
         f'<p class="screen"><a href="/">all runs</a>{in_one}</p>',
-        table(("", one.name, other.name), rows, texts=3),
+        table(("", first.name, second.name), rows, texts=3),
         f'<div class="figures">{pictures}</div>',
-        *_edges(stored, (one.name, other.name)),
+        *_edges(stored, (first.name, second.name)),
     ]
-    return document(f"{one.name} and {other.name}", parts)
+    return document(f"{first.name} and {second.name}", parts)
 
 
 def _facts(run: Run) -> Iterator[tuple[str, object]]:
@@ -104,8 +108,8 @@ def _facts(run: Run) -> Iterator[tuple[str, object]]:
     yield from (("pairs", task["source"]), ("metric", task["metric"]), ("ablation", run.record["ablation"]))
     yield "scores, pruning", f"{method['scores'] or 'none'}, {method['prune']}"
     yield from (("D", divergence), ("f", f))
-    if (found := run.faithfulness) and found.get("interval"):
-        yield "95 % interval of f", " to ".join(f"{end:.3f}" for end in _ends(found["interval"]))
+    if (report := run.faithfulness) and report.get("interval"):
+        yield "95 % interval of f", " to ".join(f"{end:.3f}" for end in _ends(report["interval"]))
     yield from (("edges", edges), ("nodes", run.record["counts"]["nodes"]))
 
 
@@ -115,17 +119,17 @@ def _ends(interval: Any) -> Sequence[float]:
 
 def _edges(stored: Sequence[StoredCircuit], names: Sequence[str]) -> Iterator[str]:
     """How many edges both have, and the strongest of those, and of those that one has alone."""
-    one, other = stored
+    first, second = stored
     yield "<h2>Edges</h2>"
-    if one.circuit.graph != other.circuit.graph:
+    if first.circuit.graph != second.circuit.graph:
         kinds = " and ".join(
             f"{item.circuit.graph.n_layers} layers of {item.circuit.graph.n_heads} heads" for item in stored
         )
         yield f"<p>Different graphs: {shown(kinds)}; no edge is in both.</p>"
         return
-    both, union = one.circuit & other.circuit, len(one.circuit | other.circuit)
+    both, union = first.circuit & second.circuit, len(first.circuit | second.circuit)
     yield f"<p>{len(both):,} shared, of {union:,} in either; Jaccard {len(both) / max(1, union):.3f}</p>"
-    alone = [one.circuit - other.circuit, other.circuit - one.circuit]
+    alone = [first.circuit - second.circuit, second.circuit - first.circuit]
     shared = sorted(both.edges(), key=lambda edge: (-min(_size(item, edge) for item in stored), str(edge)))
     yield from _table("shared", shared, stored, names)
     for place, own in enumerate(alone):
@@ -140,7 +144,7 @@ def _size(stored: StoredCircuit, edge: Edge) -> float:
 def _table(what: str, edges: Sequence[Edge], stored: Sequence[StoredCircuit], names: Sequence[str]) -> Iterator[str]:
     first = f", the {MOST_EDGES} strongest" if len(edges) > MOST_EDGES else ""
     rows = [
-        (edge, *("" if one.scores is None else signed(one.scores[edge], 4) for one in stored))
+        (edge, *("" if other.scores is None else signed(other.scores[edge], 4) for other in stored))
         for edge in edges[:MOST_EDGES]
     ]
     content = table(("edge", *names), rows) if rows else ""

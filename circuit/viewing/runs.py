@@ -51,14 +51,14 @@ class Run:
 
 
 def runs_in(folder: Path) -> list[Run]:
-    """All runs of a folder, by name; links are not followed, hidden folders not looked into."""
-    found = []
+    """All runs of a folder, by name; links are not followed, and hidden folders are skipped."""
+    runs = []
     for place in _folders(folder, DEEPEST):
         if (run := _run(place, folder)) is not None:
-            found.append(run)
-        if len(found) == MOST:
+            runs.append(run)
+        if len(runs) == MOST:
             break
-    return found
+    return runs
 
 
 def _folders(folder: Path, deepest: int) -> Iterator[Path]:
@@ -69,7 +69,7 @@ def _folders(folder: Path, deepest: int) -> Iterator[Path]:
 
 
 def _run(place: Path, root: Path) -> Run | None:
-    """The run of a folder; None of a folder that is none."""
+    """The run of a folder; None for a folder without one."""
     files = {path.name: path for path in sorted(place.iterdir()) if path.is_file() and not path.is_symlink()}
     own = next((files[name] for name in (CIRCUIT, INDEX, PAGE) if name in files), None)
     if own is None:
@@ -107,6 +107,6 @@ def _model_of(files: dict[str, Path]) -> str:
                 content = read_json(path, Kind("result"))
             except PersonaCircuitsError:
                 continue
-            said = content.get("model") if isinstance(content, dict) else None
-            return str(said.get("name", "") if isinstance(said, dict) else said or "")
+            model = content.get("model") if isinstance(content, dict) else None
+            return str(model.get("name", "") if isinstance(model, dict) else model or "")
     return ""

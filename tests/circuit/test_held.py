@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from persona_circuits.circuit.attribution import Scoring, activation_cost, eap, eap_ig
 from persona_circuits.circuit.discovery import Options, discover
 from persona_circuits.circuit.forward import measure, prepare
-from persona_circuits.circuit.model import SHORT, Held, load_model, wrap_model
+from persona_circuits.circuit.model import HALF_PRECISION, Upcasting, load_model, wrap_model
 from persona_circuits.circuit.profiling import peak_bytes
 from persona_circuits.circuit.task import Batch, batches, encode, with_swap_rows
 from persona_circuits.metrics import METRICS
@@ -56,7 +56,7 @@ def test_numbers_are_those_of_the_rounded_weights(name, tmp_path):
     masks = [held.graph.valid & (np.random.default_rng(0).random(held.graph.valid.shape) < 0.5)]
     ours, expected = (measure(model, [prepare(model, batch)], masks, LOGIT_DIFF) for model in (held, long))
     np.testing.assert_allclose(ours, expected, atol=1e-5)
-    assert not held.held._live
+    assert not held.upcasting._originals
     assert {weight.dtype for weight in held.bridge.original_model.parameters()} == {torch.bfloat16}
 
 
@@ -83,16 +83,16 @@ def test_autograd_keeps_no_long_weights():
 
 
 def test_parts_nest_and_come_back_after_an_error():
-    held, part = Held(), torch.nn.Sequential(torch.nn.Linear(3, 3).bfloat16())
-    with held.long(part):
-        with held.long(part[0]):
+    held, part = Upcasting(), torch.nn.Sequential(torch.nn.Linear(3, 3).bfloat16())
+    with held.on(part):
+        with held.on(part[0]):
             assert part[0].weight.dtype == torch.float32
         assert part[0].weight.dtype == torch.float32, "the outer block is still open"
-    assert part[0].weight.dtype in SHORT
+    assert part[0].weight.dtype in HALF_PRECISION
     held.while_it_runs(part)
     with pytest.raises(RuntimeError):
         part(torch.zeros(1, 2))
-    assert part[0].weight.dtype in SHORT
+    assert part[0].weight.dtype in HALF_PRECISION
     assert part(torch.zeros(1, 3)).dtype == torch.float32
 
 

@@ -7,7 +7,8 @@ from conftest import DATA
 from typer.testing import CliRunner
 
 from persona_circuits.circuit.io import read_circuit
-from persona_circuits.circuit.task import Overlap, Row, encode, load_task, overlap, overlap_of_tasks
+from persona_circuits.circuit.task import Overlap, Row, encode, load_task, overlap_of_tasks
+from persona_circuits.circuit.task.overlap import overlap
 from persona_circuits.cli import app
 
 TINY = str(DATA / "tiny-gpt2")

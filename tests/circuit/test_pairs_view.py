@@ -76,7 +76,7 @@ def test_few_pairs_and_constant_metrics(n):
     one = pairs_view(values_of([1.0] * n, [0.5] * n), pairs(n), Circuit.full(GRAPH), sought=sought)
     assert one.signal.ratio_of_means == pytest.approx(0.5)
     assert one.grouping.n_groups == 1
-    assert any("no groups were sought" in note for note in one.notes)
+    assert any("no search for groups" in note for note in one.notes)
     nothing = replace(scores, values=np.zeros((n, GRAPH.n_edges), dtype=np.float32), whole=np.zeros(n))
     flat = pairs_view(values_of([0.0] * n, [0.0] * n), pairs(n), Circuit.empty(GRAPH), sought=GroupSearch(nothing))
     assert flat.quantiles is None

@@ -97,11 +97,11 @@ def test_positions_before_the_first_difference_are_not_run(tiny, monkeypatch):
 
 
 def test_memory_of_a_pass_is_kept_on_a_cpu_and_let_go_of(tiny):
-    first = tiny.room(3, 40)
-    assert tiny.room(2, 5).data_ptr() == first.data_ptr()
-    assert tiny.room(5, 40).shape == (5, 40)
+    first = tiny.scratch(3, 40)
+    assert tiny.scratch(2, 5).data_ptr() == first.data_ptr()
+    assert tiny.scratch(5, 40).shape == (5, 40)
     tiny.forget()
-    assert tiny._room is None
+    assert tiny._scratch is None
 
 
 def test_only_layers_from_the_first_cut_edge_on_are_run(tiny, prepared, monkeypatch):

@@ -191,7 +191,7 @@ def test_a_state_is_used_only_where_it_is_whole(tmp_path):
     at = content.index(np.arange(40.0).tobytes()) + 100
     for damaged in (content[:-1], b"torn", content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]):
         path.write_bytes(damaged)
-        with pytest.warns(DamagedState, match="is damaged .* its work begins anew"):
+        with pytest.warns(DamagedState, match="is damaged .* its work starts again"):
             assert read_state(path, "mine") == {}
 
 
@@ -286,7 +286,7 @@ def test_what_is_no_pair_file_is_one_sentence(tmp_path, name, text, says):
     with pytest.raises(TaskError, match=says) as caught:
         load_task(tmp_path / name)
     assert "\n" not in str(caught.value)
-    assert "one JSON object a line" in str(caught.value)
+    assert "one JSON object per line" in str(caught.value)
 
 
 @pytest.mark.slow

@@ -236,7 +236,7 @@ def test_an_empty_folder_says_what_is_missing(tmp_path):
 def test_errors_are_sentences(tmp_path, viewer):
     with pytest.raises(OptionError, match="is no folder; give one that holds runs"):
         viewer_of(tmp_path / "absent")
-    with pytest.raises(OptionError, match="cannot be had"):
+    with pytest.raises(OptionError, match="cannot be opened"):
         viewer_of(tmp_path, viewer.server_port)
 
 

@@ -25,7 +25,6 @@ from persona_circuits.circuit.figures import (
     heat_map,
     line_chart,
     line_panels,
-    paper,
     png_bytes,
     read_figures,
     redraw,
@@ -33,6 +32,7 @@ from persona_circuits.circuit.figures import (
 )
 from persona_circuits.circuit.figures.charts import MOST_SERIES
 from persona_circuits.circuit.figures.page import plotly_figure
+from persona_circuits.circuit.figures.paper import paper
 
 
 @pytest.fixture

@@ -585,5 +585,5 @@ def test_a_damaged_stage_is_told_of_and_run_again(tmp_path):
         "\x00",
     ):
         path.write_text(damaged)
-        with pytest.warns(DamagedState, match="is damaged .* its work begins anew"):
+        with pytest.warns(DamagedState, match="is damaged .* its work starts again"):
             assert engine._finished(tmp_path, "s", "d") is None

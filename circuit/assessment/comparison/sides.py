@@ -32,7 +32,7 @@ __all__ = [
 LABELS = {"shared": "in both", "opposite": "in both, opposite signs", "only_a": "only in A", "only_b": "only in B"}
 GROUPS = tuple(LABELS)
 Move = tuple[np.ndarray, ...]
-"""What ``numpy.ix_`` gives: where every value of an array ``[src, dst]`` comes from."""
+"""An index by ``numpy.ix_``: where every value of an array ``[src, dst]`` comes from."""
 # What follows from a search rather than being set for it; and what says which pairs it ran on.
 OUTCOMES = {"format", "version", "task.divergence", "method.tau", "method.completeness"}
 PAIRS = {"task.source", "task.sha256", "task.n_pairs"}
@@ -88,7 +88,7 @@ def read_side(path: str | Path) -> Side:
 
 
 def settings_apart(a: Side, b: Side) -> tuple[Setting, ...]:
-    """What was set differently when the circuits were found, apart from the pairs; empty if either is unknown."""
+    """The settings that differed between the two searches, apart from the pairs; empty if either is unknown."""
     if a.record is None or b.record is None:
         return ()
     first, second = _leaves(a.record), _leaves(b.record)
@@ -122,11 +122,11 @@ def relative_scores(a: Side, b: Side) -> Scores | None:
 
 def _scores_beside(stored: StoredCircuit) -> Scores | None:
     """Every edge's score, where ``scores.safetensors`` lies beside ``circuit.json`` and is of the same search."""
-    beside = stored.path.parent / "scores.safetensors"
-    if stored.record is None or stored.scores is None or not beside.is_file():
+    path = stored.path.parent / "scores.safetensors"
+    if stored.record is None or stored.scores is None or not path.is_file():
         return None
     try:
-        every = read_scores(beside)
+        every = read_scores(path)
     except FileError:
         return None
     mask = stored.circuit.mask

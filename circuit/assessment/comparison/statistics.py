@@ -1,4 +1,4 @@
-"""What two circuits share, against what circuits drawn alike share."""
+"""What two circuits share, compared with random circuits."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
 from jaxtyping import Bool, Float
 
 from persona_circuits.circuit.assessment.comparison.sides import Move, Side
@@ -23,7 +24,7 @@ __all__ = ["Correlation", "Ground", "Null", "Overlap", "Signs", "all_correlation
 
 @dataclass(frozen=True)
 class Null:
-    """What chance gives: mean and standard deviation over ``n`` draws, and the p of as much or more."""
+    """The null distribution: mean and standard deviation over ``n`` draws, and the p of as much or more."""
 
     n: int
     mean: float
@@ -35,10 +36,9 @@ class Null:
 class Overlap:
     """How many edges (or nodes) two circuits share.
 
-    ``jaccard`` is shared / union, None where both are empty; ``possible`` is the largest
-    that their sizes allow. ``random`` and ``exchanged`` are of the number shared, None
-    where a circuit is empty; of ``random`` it is the less favourable of one circuit
-    against random ones of the other's size.
+    ``jaccard`` is shared / union, None where both are empty; ``possible`` is the largest that their sizes allow.
+    ``random`` and ``exchanged`` are of the number shared, None where a circuit is empty; of ``random`` it is the less
+    favourable of one circuit against random ones of the other's size.
     """
 
     a: int
@@ -171,33 +171,33 @@ def all_correlations(a: Side, b: Side, moves: Sequence[Move]) -> tuple[Correlati
     known = a.known & b.known
     if not (known == a.circuit.graph.valid).all():
         moves = ()
-    everywhere, mine, yours = np.ones_like(known), a.circuit.mask, b.circuit.mask
+    everywhere, mask_a, mask_b = np.ones_like(known), a.circuit.mask, b.circuit.mask
     return (
         _correlation("all", a.scores, b.scores, known, everywhere, everywhere, moves),
-        _correlation("union", a.scores, b.scores, known, mine, yours, moves),
+        _correlation("union", a.scores, b.scores, known, mask_a, mask_b, moves),
     )
 
 
 def _correlation(
-    over: str, a: Scores, b: Scores, known: np.ndarray, mine: np.ndarray, yours: np.ndarray, moves: Sequence[Move]
+    over: str, a: Scores, b: Scores, known: np.ndarray, mask_a: np.ndarray, mask_b: np.ndarray, moves: Sequence[Move]
 ) -> Correlation:
     """Over the known edges of either mask, where ``yours`` moves with B's scores."""
 
     def rho(first: np.ndarray, second: np.ndarray) -> tuple[float | None, Null | None]:
         correlate = _spearman
-        if mine.all():  # the same edges in every draw, so they are ranked once
+        if mask_a.all():  # the same edges in every draw, so they are ranked once
             first, second, correlate = _ranked(first, known), _ranked(second, known), _pearson
 
         def over_union(values: np.ndarray, mask: np.ndarray) -> float | None:
-            where = known & (mine | mask)
+            where = known & (mask_a | mask)
             return correlate(first[where], values[where])
 
-        found = over_union(second, yours)
-        return found, _null_of(found, [over_union(second[move], yours[move]) for move in moves])
+        observed = over_union(second, mask_b)
+        return observed, _null_of(observed, [over_union(second[move], mask_b[move]) for move in moves])
 
     signed, null_signed = rho(a.values, b.values)
     absolute, null_absolute = rho(abs(a.values), abs(b.values))
-    n = int((known & (mine | yours)).sum())
+    n = int((known & (mask_a | mask_b)).sum())
     return Correlation(over, n, signed, absolute, null_signed, null_absolute)
 
 
@@ -208,7 +208,7 @@ def _null_of(observed: float | None, draws: Sequence[float | None]) -> Null | No
 
 def _spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     """Pearson's correlation of the ranks, ties at their mean."""
-    return _pearson(_ranks(first), _ranks(second))
+    return _pearson(scipy.stats.rankdata(first), scipy.stats.rankdata(second))
 
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> float | None:
@@ -221,15 +221,8 @@ def _pearson(first: np.ndarray, second: np.ndarray) -> float | None:
 def _ranked(values: np.ndarray, where: np.ndarray) -> np.ndarray:
     """The ranks of the values there, in their places."""
     ranked = np.zeros_like(values)
-    ranked[where] = _ranks(values[where])
+    ranked[where] = scipy.stats.rankdata(values[where])
     return ranked
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    if not len(values):
-        return values
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[places]
 
 
 def all_signs(a: Side, b: Side, n: int, rng: np.random.Generator) -> tuple[Signs, ...]:
@@ -249,6 +242,6 @@ def _signs(a: Side, b: Side, over: str, mask: np.ndarray, n: int, rng: np.random
     if not len(first):
         return Signs(over, 0, 0, 0, None, None, None)
     draws = (rng.permuted(np.tile(second, (n, 1)), axis=1) != first).sum(axis=1)
-    found = minus_plus + plus_minus
-    more, fewer = ((1 + int(beyond.sum())) / (1 + n) for beyond in (draws >= found, draws <= found))
+    n_opposite = minus_plus + plus_minus
+    more, fewer = ((1 + int(beyond.sum())) / (1 + n) for beyond in (draws >= n_opposite, draws <= n_opposite))
     return Signs(over, len(first), minus_plus, plus_minus, float(draws.mean()), more, fewer)

@@ -29,7 +29,6 @@ import numpy as np
 from persona_circuits.circuit.assessment.comparison.sides import (
     LABELS,
     SECTIONS,
-    Move,
     Setting,
     Side,
     groups,
@@ -70,7 +69,7 @@ class CrossCell:
 class Comparison:
     """All of it. ``settings`` differ apart from the pairs; ``notes`` are what a reader must know.
 
-    ``cross`` is what ``cross_faithfulness`` gives, empty until it is asked for.
+    ``cross`` is the result of ``cross_faithfulness``, empty until it is computed.
     """
 
     a: Side
@@ -124,7 +123,7 @@ def compare(
     n_draws
         Draws of every kind of chance.
     progress
-        Called with the draws done and all of them.
+        Called with the number of draws done and their total.
 
     Raises
     ------
@@ -137,7 +136,7 @@ def compare(
     progress = progress or untold
     seeds = np.random.SeedSequence(seed).spawn(2)
     rng = np.random.default_rng(seeds[0])
-    moves = [_exchange(a.circuit.graph, rng) for _ in range(n_draws)]
+    moves = [np.ix_(*a.circuit.graph.permuted_heads(rng)) for _ in range(n_draws)]
     edges, nodes = all_overlaps(a.circuit, b.circuit, moves, seed, progress)
     return Comparison(
         a=a,
@@ -164,7 +163,7 @@ def cross_faithfulness(
     """
     shared = Circuit(a.circuit.graph, a.circuit.mask & b.circuit.mask).without_dead_ends()
     circuits = {"A": a.circuit, "B": b.circuit, "shared": shared}
-    found = []
+    cells = []
     for ground in grounds:
         own = replace(
             (setting or MeasureOptions()).settled(ground.record), train_split=ground.record["task"]["split"], where=()
@@ -172,8 +171,8 @@ def cross_faithfulness(
         for name, circuit in circuits.items():
             how = replace(own, n_random=0) if name == "shared" else own
             report = evaluate_on(ground.model, ground.task, circuit, how, stage=stage)
-            found.append(CrossCell(name, ground.name, report))
-    return tuple(found)
+            cells.append(CrossCell(name, ground.name, report))
+    return tuple(cells)
 
 
 def draw_difference(
@@ -210,7 +209,8 @@ def _shape(graph: Graph) -> str:
 
 
 def _notes(a: Side, b: Side) -> tuple[str, ...]:
-    notes = [f"{side.name} does not say how it was found, so its settings are not compared" for side in _unknown(a, b)]
+    unknown = [side.name for side in (a, b) if side.record is None]
+    notes = [f"{name} does not say how it was found, so its settings are not compared" for name in unknown]
     if len(a.circuit) != len(b.circuit):
         notes.append(
             f"the circuits have {len(a.circuit):,} and {len(b.circuit):,} edges: their Jaccard index cannot be "
@@ -229,25 +229,7 @@ def _notes(a: Side, b: Side) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _unknown(a: Side, b: Side) -> list[Side]:
-    return [side for side in (a, b) if side.record is None]
-
-
 # --- overlap ---------------------------------------------------------------------------------
-
-
-def _exchange(graph: Graph, rng: np.random.Generator) -> Move:
-    """Exchanges the heads of every layer at random; ``values[move]`` is what the circuit becomes.
-
-    Heads of a layer have the same sources and the same readers, so this maps the graph onto itself.
-    """
-    src, dst = np.arange(graph.n_src), np.arange(graph.n_dst)
-    for layer in range(graph.n_layers):
-        order = rng.permutation(graph.n_heads)
-        heads, slots = graph.heads_of(layer), graph.head_slots_of(layer)
-        src[heads] = src[heads][order]
-        dst[slots] = dst[slots].reshape(-1, graph.n_heads)[:, order].reshape(-1)
-    return np.ix_(src, dst)
 
 
 def _scores_of(side: Side, circuit: Circuit) -> list[float | None]:
@@ -260,5 +242,5 @@ def _scores_of(side: Side, circuit: Circuit) -> list[float | None]:
 
 
 def _side_record(side: Side) -> dict[str, Any]:
-    about = {key: side.record[key] for key in (*SECTIONS, "ablation", "seed")} if side.record else None
-    return {"name": side.name, "edges": len(side.circuit), "scored": int(side.known.sum()), "about": about}
+    settings = {key: side.record[key] for key in (*SECTIONS, "ablation", "seed")} if side.record else None
+    return {"name": side.name, "edges": len(side.circuit), "scored": int(side.known.sum()), "about": settings}

@@ -1,10 +1,5 @@
 """What a circuit leaves out: knockouts and backups."""
 
-from persona_circuits.circuit.evaluation.completeness.report import (
-    CompletenessOptions,
-    CompletenessReport,
-    completeness_report,
-)
-from persona_circuits.circuit.evaluation.completeness.share_intervals import growth_p, shares
+import lazy_loader
 
-__all__ = ["CompletenessOptions", "CompletenessReport", "completeness_report", "growth_p", "shares"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

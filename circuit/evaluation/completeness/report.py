@@ -5,17 +5,15 @@
                  as the model breaks (Wang et al. 2022, arXiv:2211.00593, section 4)
     backup       nodes outside the circuit that do more once nodes of the circuit are knocked out
 
-F(X) = (m(X) - m(empty)) / (m(full) - m(empty)), a ratio of means over pairs. Knocking out a
-node cuts every edge that leaves it. K is drawn at random (each node, or each edge, with
-chance 1/2), is all of one type (heads, MLPs, heads of one layer), or is grown greedily to
-make the gap large. What is chosen for being large is too large by chance: the greedy K
-is chosen on one half of the pairs and its gap measured on the other.
+F(X) = (m(X) - m(empty)) / (m(full) - m(empty)), a ratio of means over pairs. Knocking out a node cuts every edge that
+leaves it. K is drawn at random (each node, or each edge, with chance 1/2), is all of one type (heads, MLPs, heads of
+one layer), or is grown greedily to make the gap large. Such a selected gap is biased upwards, so the greedy K is chosen
+on one half of the pairs and its gap measured on the other.
 
-The backup search measures the effect of every node outside, F(X) - F(X without it), in the
-whole model and in the model with a part K of the circuit knocked out, and tests per
-node that it grows by more than a negligible share, with the false discovery rate
-held over all nodes and parts (Benjamini and Hochberg 1995). What is found is then knocked
-out together, beside as many other nodes: only what is lost then was theirs.
+The backup search measures the effect of every node outside, F(X) - F(X without it), in the whole model and in the model
+with a part K of the circuit knocked out, and tests per node that it grows by more than a negligible share, controlling
+the false discovery rate over all nodes and parts (Benjamini and Hochberg 1995). The nodes found are then knocked out
+together, with as many other nodes as a control: only what is lost then was theirs.
 """
 
 from __future__ import annotations
@@ -109,18 +107,23 @@ class CompletenessReport:
     def knockout_rows(self) -> list[dict[str, Any]]:
         """A row per knockout."""
         return [
-            {"kind": one.kind, "name": one.name, "edges": one.n_edges, "f_circuit": one.f_circuit}
-            | {"f_model": one.f_model, "gap": one.gap.value, **_bounds(one.gap), "pairs": one.n_pairs}
-            for one in self.knockouts
+            {"kind": knockout.kind, "name": knockout.name, "edges": knockout.n_edges, "f_circuit": knockout.f_circuit}
+            | {
+                "f_model": knockout.f_model,
+                "gap": knockout.gap.value,
+                **_bounds(knockout.gap),
+                "pairs": knockout.n_pairs,
+            }
+            for knockout in self.knockouts
         ]
 
     def backup_rows(self) -> list[dict[str, Any]]:
         """A row per node outside and part searched, the largest growth first."""
         return [
-            {"node": one.node, "part": one.part, "before": one.before, "after": one.after}
-            | {"growth": one.growth.value, **_bounds(one.growth), "p": one.p, "p_adjusted": one.p_adjusted}
-            | {"takes_over": one.takes_over}
-            for one in self.backup.nodes
+            {"node": node.node, "part": node.part, "before": node.before, "after": node.after}
+            | {"growth": node.growth.value, **_bounds(node.growth), "p": node.p, "p_adjusted": node.p_adjusted}
+            | {"takes_over": node.takes_over}
+            for node in self.backup.nodes
         ]
 
 
@@ -135,12 +138,11 @@ class CompletenessOptions(PlainNumbers):
     n_steps, n_candidates
         Of the greedy knockout: nodes added, and nodes tried for each.
     n_parts
-        Parts of the circuit whose absence is searched for backup, those first that the
-        model needs most.
+        Parts of the circuit whose absence is searched for backup, starting with those that the model needs most.
     alpha
         False discovery rate of the backup search.
     negligible
-        Growth of a node's effect, as a share of m(full) - m(empty), that is no taking over.
+        Growth of a node's effect, as a share of m(full) - m(empty), that does not count as taking over.
     quick
         5 random knockouts, 2 greedy steps of 4 candidates, no backup search.
     """
@@ -155,7 +157,7 @@ class CompletenessOptions(PlainNumbers):
     quick: bool = False
 
     def checked(self) -> CompletenessOptions:
-        """These options, with few of everything where it is to be quick.
+        """These options, with small numbers where ``quick`` is set.
 
         Raises:
             OptionError: a level, share or number is impossible.
@@ -194,14 +196,13 @@ def completeness_report(
     Parameters
     ----------
     prepared
-        Gives the batches; called once for every 64 circuits measured, so a list is best
-        where memory allows.
+        Gives the batches; called once for every 64 circuits measured, so a list is best where memory allows.
     clusters
-        Personas and questions that pairs share, for the intervals; pairs alone without it.
+        Personas and questions that pairs share, for the intervals; without it pairs are resampled.
     progress
-        Called with the circuits measured and the most that there can be.
+        Called with the number of circuits measured and its upper bound.
     state
-        File in which measurements are kept, to go on from after a stop; removed at the end.
+        File in which measurements are saved, to resume from after a stop; removed at the end.
 
     Raises
     ------
@@ -218,10 +219,10 @@ def completeness_report(
     total += (len(types) + 1 + (1 + n_parts) * len(outside)) if n_parts else 0
     measured = Measurements(model, prepared, metric, total=total, progress=progress, state=state)
     study = Study(measured, circuit, clusters, seed)
-    about = {"metric": metric.name, "n_edges": len(circuit), "quick": options.quick, "seed": seed, **_ends(study)}
+    facts = {"metric": metric.name, "n_edges": len(circuit), "quick": options.quick, "seed": seed, **_ends(study)}
     if is_zero(study.span, measured.rounding):
         measured.done()
-        return _undefined(about)
+        return _undefined(facts)
     random, gaps = study.knockouts("random nodes", study.random_nodes(inside, options.n_random))
     by_edges, _ = study.knockouts("random edges", study.random_edges(options.n_random))
     by_type, _ = study.knockouts("type", types)
@@ -235,16 +236,16 @@ def completeness_report(
         circuit=study.share(study.alone - study.empty),
         complement=study.share(study.without - study.empty),
         mean_gap=_mean_absolute(gaps, study.span, study.clusters, seed),
-        worst=max(drawn, key=lambda one: abs(one.gap.value), default=None),
+        worst=max(drawn, key=lambda knockout: abs(knockout.gap.value), default=None),
         greedy=chosen,
         knockouts=(study.nothing_cut(), *drawn, *greedy),
         backup=backup,
-        **about,
+        **facts,
     )
 
 
 def _ends(study: Study) -> dict[str, Any]:
-    """On how many pairs, and the metric of the whole model and of nothing."""
+    """The number of pairs, and the metric of the full and of the empty circuit."""
     means = {"m_full": float(study.full.mean()), "m_empty": float(study.empty.mean())}
     return {"n_pairs": len(study.span), **means}
 
@@ -273,10 +274,10 @@ def _mean_absolute(
     return Share(float(mean(np.full((1, len(span)), 1 / len(span)))[0]), interval(mean, clusters, seed=seed))
 
 
-def _undefined(about: dict[str, Any]) -> CompletenessReport:
-    says = "With every edge ablated the metric is the same as with none: no share of it is defined."
-    nothing: dict[str, Any] = dict.fromkeys(("circuit", "complement", "mean_gap", "worst", "greedy"))
-    return CompletenessReport(knockouts=(), backup=BackupSearch(NOT_APPLICABLE, says), **nothing, **about)
+def _undefined(facts: dict[str, Any]) -> CompletenessReport:
+    sentence = "With every edge ablated the metric is the same as with none: no share of it is defined."
+    absent: dict[str, Any] = dict.fromkeys(("circuit", "complement", "mean_gap", "worst", "greedy"))
+    return CompletenessReport(knockouts=(), backup=BackupSearch(NOT_APPLICABLE, sentence), **absent, **facts)
 
 
 def _bounds(share: Share) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ __all__ = ["MOST_EXHAUSTIVE", "NOT_APPLICABLE", "N_SIGNS", "Share", "growth_p", 
 
 NOT_APPLICABLE = "not applicable"
 MOST_EXHAUSTIVE = 16
-"""Up to so many pairs all signs are tried in the sign-flip test, else ``N_SIGNS`` random ones."""
+"""Up to so many pairs the sign-flip test tries all signs, else ``N_SIGNS`` random ones."""
 N_SIGNS = 50_000
 SIGNS_AT_A_TIME = 4096
 
@@ -46,7 +46,7 @@ def growth_p(
 
     With at most 16 pairs the share of all 2^n sign patterns whose mean is at least the
     one found; with more, (1 + b) / (1 + B) over B = 50,000 random patterns. With n pairs p is at least 2^-n.
-    Pairs that share personas or questions are not flipped each for itself with right: with ``clusters`` p is no smaller
+    Pairs that share personas or questions cannot be flipped independently: with ``clusters`` p is no smaller
     than that of a t test with their spread, nor than 2^-k with k independent clusters.
     """
     p = _flipped(growth, seed)
@@ -59,10 +59,10 @@ def growth_p(
 
 def _flipped(growth: Float[np.ndarray, "node pair"], seed: int) -> Float[np.ndarray, " node"]:
     n = growth.shape[1]
-    found = growth.sum(1) - 1e-9 * np.abs(growth).sum(1)
+    observed = growth.sum(1) - 1e-9 * np.abs(growth).sum(1)
     at_least, tried = np.zeros(len(growth)), 0
     for signs in _signs(n, seed):
-        at_least += (signs @ growth.T >= found).sum(0)
+        at_least += (signs @ growth.T >= observed).sum(0)
         tried += len(signs)
     return at_least / tried if n <= MOST_EXHAUSTIVE else (1 + at_least) / (1 + tried)
 

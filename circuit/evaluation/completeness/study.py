@@ -1,4 +1,4 @@
-"""Knockouts: what goes when parts of a circuit and of the model go, and what stands in for them."""
+"""Knockouts: what is lost when parts of a circuit and of the model are removed, and what takes over."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["BackupSearch", "Cut", "Knockout", "Study"]
 N_CONTROLS = 5
 FEWEST_TO_SPLIT = 4
 MOST_INTERVALS = 20
-"""Of the nodes outside those that grow most have an interval, and those that are found to take over."""
+"""Number of nodes outside that get an interval, those that grow most; nodes that take over always do."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Study:
     def __init__(self, measured: Measurements, circuit: Circuit, clusters: Clusters | None, seed: int) -> None:
         self.measured, self.circuit, self.graph, self.seed = measured, circuit, circuit.graph, seed
         whole = [Circuit.full(self.graph), Circuit.empty(self.graph), circuit, circuit.complement()]
-        self.full, self.empty, self.alone, self.without = measured.of(one.mask for one in whole)
+        self.full, self.empty, self.alone, self.without = measured.of(subgraph.mask for subgraph in whole)
         self.span = self.full - self.empty
         self.clusters = clusters or Clusters(len(self.span), None, None)
 
@@ -141,30 +141,30 @@ class Study:
         return [Cut(f"random edges {i}", edges=tuple(map(tuple, cut.tolist()))) for i, cut in named if len(cut)]
 
     def nothing_cut(self) -> Knockout:
-        """The gap that the circuit has as it is."""
+        """The gap of the circuit without a knockout."""
         return self._knockout("none", Cut("nothing"), self.alone - self.empty, self.span)
 
     def knockouts(self, kind: str, cuts: Sequence[Cut]) -> tuple[list[Knockout], Float[np.ndarray, "cut pair"]]:
         """Each part knocked out, and the gaps per pair."""
-        mine, whole = self._both(cuts)
-        found = [self._knockout(kind, cut, mine[i], whole[i]) for i, cut in enumerate(cuts)]
-        return found, mine - whole
+        of_circuit, of_model = self._both(cuts)
+        knockouts = [self._knockout(kind, cut, of_circuit[i], of_model[i]) for i, cut in enumerate(cuts)]
+        return knockouts, of_circuit - of_model
 
     def greedy(self, inside: Sequence[int], n_steps: int, n_candidates: int) -> tuple[list[Knockout], Knockout | None]:
         """Every step's knockout, measured on pairs that did not choose it, and the largest on those that did."""
-        rng, found, sizes = self.rng(1), [], []
+        rng, knockouts, sizes = self.rng(1), [], []
         choosing, held = self._halves(rng)
         nodes: tuple[int, ...] = ()
         for step in range(1, min(n_steps, len(inside)) + 1):
             tried = rng.permutation([node for node in inside if node not in nodes])[:n_candidates].tolist()
             cuts = [Cut(f"greedy {step}", (*nodes, node)) for node in tried]
-            mine, whole = self._both(cuts)
-            gaps = np.abs((mine - whole)[:, choosing].mean(1))
+            of_circuit, of_model = self._both(cuts)
+            gaps = np.abs((of_circuit - of_model)[:, choosing].mean(1))
             best = int(gaps.argmax())
             nodes = cuts[best].nodes
             sizes.append(gaps[best])
-            found.append(self._knockout("greedy", cuts[best], mine[best], whole[best], held))
-        return found, found[int(np.argmax(sizes))] if found else None
+            knockouts.append(self._knockout("greedy", cuts[best], of_circuit[best], of_model[best], held))
+        return knockouts, knockouts[int(np.argmax(sizes))] if knockouts else None
 
     def backup(
         self,
@@ -182,12 +182,12 @@ class Study:
         cuts = [Cut("circuit", edges=places), *types]
         left = np.stack([self.without, *(self.measured.of(cut.of(self.graph.valid) for cut in types) if types else [])])
         f_left = self.shares(left - self.empty)
-        in_circuit = [0.0, *(one.f_circuit for one in by_type)]
+        in_circuit = [0.0, *(x.f_circuit for x in by_type)]
         order = sorted(range(len(cuts)), key=lambda i: in_circuit[i] - f_left[i].value)
         searched = [i for i in order if abs(f_left[i].value) > negligible][:n_parts]
         nodes = self._growth([cuts[i] for i in searched], left[searched], outside, alpha, negligible)
         parts = [
-            self._part(cuts[i], left[i], f_left[i], [one for one in nodes if one.part == cuts[i].name], outside)
+            self._part(cuts[i], left[i], f_left[i], [x for x in nodes if x.part == cuts[i].name], outside)
             if i in searched
             else Part(cuts[i].name, self._names(cuts[i].nodes), f_left[i], False)
             for i in order
@@ -206,8 +206,10 @@ class Study:
             return []
         valid, scale = self.graph.valid, float(self.span.mean())
         singles = [Cut(str(self.graph.src_nodes[node]), (node,)) for node in outside]
-        before = self.full - self.measured.of(one.of(valid) for one in singles)
-        after = [left[i] - self.measured.of(one.of(cut.of(valid)) for one in singles) for i, cut in enumerate(cuts)]
+        before = self.full - self.measured.of(single.of(valid) for single in singles)
+        after = [
+            left[i] - self.measured.of(single.of(cut.of(valid)) for single in singles) for i, cut in enumerate(cuts)
+        ]
         growth = np.concatenate([values - before for values in after])
         p = growth_p(growth * np.sign(scale) - negligible * abs(scale), seed=self.seed, clusters=self.clusters)
         adjusted = scipy.stats.false_discovery_control(p)
@@ -236,33 +238,35 @@ class Study:
         self, cut: Cut, left: Float[np.ndarray, " pair"], f_left: Share, nodes: Sequence[Backup], outside: Sequence[int]
     ) -> Part:
         """The nodes found for a part, knocked out together, beside as many others."""
-        found = [self.graph.src_index(one.node) for one in nodes if one.takes_over]
+        backups = [self.graph.src_index(x.node) for x in nodes if x.takes_over]
         names = self._names(cut.nodes)
-        if not found:
+        if not backups:
             return Part(cut.name, names, f_left, True)
-        others = [node for node in outside if node not in found]
-        rng, sets = self.rng(2), [found]
-        if len(others) >= len(found):
-            sets += [rng.permutation(others)[: len(found)].tolist() for _ in range(N_CONTROLS)]
-        masks = (Cut("", tuple(one)).of(cut.of(self.graph.valid)) for one in sets)
+        others = [node for node in outside if node not in backups]
+        rng, sets = self.rng(2), [backups]
+        if len(others) >= len(backups):
+            sets += [rng.permutation(others)[: len(backups)].tolist() for _ in range(N_CONTROLS)]
+        masks = (Cut("", tuple(x)).of(cut.of(self.graph.valid)) for x in sets)
         joint, *controls = self.shares(left - self.measured.of(masks))
-        control = float(np.mean([one.value for one in controls])) if controls else None
+        control = float(np.mean([x.value for x in controls])) if controls else None
         confirmed = joint.interval is not None and joint.interval.low > max(0.0, control or 0.0)
-        return Part(cut.name, names, f_left, True, self._names(found), joint, control, confirmed)
+        return Part(cut.name, names, f_left, True, self._names(backups), joint, control, confirmed)
 
     def _both(self, cuts: Sequence[Cut]) -> tuple[Float[np.ndarray, "cut pair"], Float[np.ndarray, "cut pair"]]:
         """What the circuit and the model still do with each part knocked out."""
         if not cuts:
             return np.zeros((0, len(self.span))), np.zeros((0, len(self.span)))
-        mine, whole = (self.measured.of(cut.of(mask) for cut in cuts) for mask in (self.circuit.mask, self.graph.valid))
-        return mine - self.empty, whole - self.empty
+        of_circuit, of_model = (
+            self.measured.of(cut.of(mask) for cut in cuts) for mask in (self.circuit.mask, self.graph.valid)
+        )
+        return of_circuit - self.empty, of_model - self.empty
 
     def _knockout(
         self,
         kind: str,
         cut: Cut,
-        mine: Float[np.ndarray, " pair"],
-        whole: Float[np.ndarray, " pair"],
+        of_circuit: Float[np.ndarray, " pair"],
+        of_model: Float[np.ndarray, " pair"],
         pairs: np.ndarray | None = None,
     ) -> Knockout:
         chosen = np.arange(len(self.span)) if pairs is None else pairs
@@ -273,9 +277,9 @@ class Study:
             name=cut.name,
             nodes=self._names(cut.nodes),
             n_edges=int((self.circuit.mask & ~cut.of(self.circuit.mask)).sum()),
-            f_circuit=float(mine[chosen].mean() / span.mean()),
-            f_model=float(whole[chosen].mean() / span.mean()),
-            gap=shares((mine - whole)[None, chosen], span, clusters=drawn, seed=self.seed)[0],
+            f_circuit=float(of_circuit[chosen].mean() / span.mean()),
+            f_model=float(of_model[chosen].mean() / span.mean()),
+            gap=shares((of_circuit - of_model)[None, chosen], span, clusters=drawn, seed=self.seed)[0],
             n_pairs=len(chosen),
         )
 
@@ -295,8 +299,8 @@ def _conclusion(
 ) -> BackupSearch:
     taking = [part for part in parts if part.found]
     if not nodes:
-        says = f"Whatever part of the circuit is gone, the model does less than {negligible:.0%} of what it did."
-        return BackupSearch("none found", says, tuple(parts))
+        sentence = f"Whatever part of the circuit is gone, the model does less than {negligible:.0%} of what it did."
+        return BackupSearch("none found", sentence, tuple(parts))
     if taking:
         told = "; ".join(_told(part) for part in taking)
         return BackupSearch("found", f"Nodes outside take over: {told}.", tuple(parts), tuple(nodes))
@@ -305,14 +309,14 @@ def _conclusion(
     least = max(least, 0.5**clusters.independent)
     if least * len(nodes) > alpha:
         pairs = "1 pair" if n_pairs == 1 else f"{n_pairs} pairs"
-        says = f"With {pairs} no single node out of {len(nodes)} tested could be told from chance."
-        return BackupSearch("undecided", says, tuple(parts), tuple(nodes))
+        sentence = f"With {pairs} no single node out of {len(nodes)} tested could be told from chance."
+        return BackupSearch("undecided", sentence, tuple(parts), tuple(nodes))
     where = ", ".join(part.name for part in parts if part.searched)
     most = f"{nodes[0].node} with {nodes[0].growth.value:+.1%} without {nodes[0].part}"
-    says = (
+    sentence = (
         f"No node outside is shown to grow by more than {negligible:.0%} (searched without: {where}); the most: {most}."
     )
-    return BackupSearch("none found", says, tuple(parts), tuple(nodes))
+    return BackupSearch("none found", sentence, tuple(parts), tuple(nodes))
 
 
 def _told(part: Part) -> str:

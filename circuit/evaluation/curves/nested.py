@@ -1,4 +1,4 @@
-"""Nested circuits measured once, whichever curve asks for them."""
+"""Nested circuits, each measured once for all curves."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from persona_circuits.circuit.errors import GraphError, OptionError
 from persona_circuits.circuit.forward import Prepared
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.progress import Progress
+from persona_circuits.circuit.pruning import ranked_edges
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans
@@ -36,7 +37,6 @@ __all__ = [
     "area",
     "check_scorers",
     "ranked_edges",
-    "strength_of",
 ]
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -85,10 +85,9 @@ class CurveKinds:
 class Point:
     """One circuit of a curve.
 
-    ``asked`` is the number of units that the share comes to, int(share n); ``n_edges`` and
-    ``n_nodes`` (``input`` and ``logits`` included) are what is left without dead ends.
-    ``faithfulness``, a ratio of means, is None where m(full) - m(empty) is zero, ``interval`` for a single pair too;
-    ``median_of_ratios`` is of the pairs' own.
+    ``asked`` is the number of units that the share comes to, int(share n); ``n_edges`` and ``n_nodes`` (``input`` and
+    ``logits`` included) are what is left without dead ends. ``faithfulness``, a ratio of means, is None where m(full) -
+    m(empty) is zero, ``interval`` for a single pair too; ``median_of_ratios`` is of the pairs' own.
     """
 
     share: float
@@ -182,14 +181,6 @@ def area(shares: Sequence[float], values: Any, *, log: bool = False) -> Any:
     return np.trapezoid(np.asarray(values), x, axis=-1)
 
 
-def ranked_edges(scores: Scores, *, signed: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Sources and slots of all edges, best first; ties go to the earlier edge, as in ``pruning.top_n``."""
-    src, dst = np.nonzero(scores.graph.valid)
-    strength = strength_of(scores.values[src, dst], signed)
-    order = np.lexsort((src, dst, -strength))
-    return src[order], dst[order]
-
-
 class Pool:
     """Circuits to be measured, without dead ends and each once; ``full`` and ``empty`` are places of its own.
 
@@ -235,9 +226,9 @@ class Pool:
         return Circuit(self.graph, mask) if self.spans is None else SpanCircuit(self.graph, self.spans, mask)
 
     def by_size(self, progress: Progress | None = None) -> tuple[list[int], Sequence[np.ndarray | SpanCircuit]]:
-        """Places and masks from the smallest circuit to the largest: what small ones do not run is not run for them.
+        """Places and masks from the smallest circuit to the largest, so that passes of small circuits stay cheap.
 
-        ``progress`` is told of every mask that is taken.
+        ``progress`` is called for every mask.
         """
         packed = list(self._places)
         order = sorted(range(len(packed)), key=lambda place: self._edges[place])
@@ -254,7 +245,7 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class _Unpacked(Sequence[np.ndarray | SpanCircuit]):
-    """Masks that are unpacked when they are asked for."""
+    """Masks that are unpacked on access."""
 
     packed: Sequence[bytes]
     unpack: Callable[[bytes], np.ndarray | SpanCircuit]
@@ -291,7 +282,3 @@ def _check_scorer(graph: Graph, name: str, scorer: Scorer, levels: Sequence[str]
                 f"scorer {name}: a circuit of {len(circuit):,} edges stands for the share {share:g}, which allows "
                 f"{int(share * graph.n_edges):,}; give one circuit within each of the nine shares"
             )
-
-
-def strength_of(values: np.ndarray, signed: bool) -> np.ndarray:
-    return -values if signed else np.abs(values)

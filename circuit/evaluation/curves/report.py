@@ -1,19 +1,18 @@
 """Faithfulness against size: what circuits of the standard shares of edges explain, for any number of scorers.
 
 A scorer puts all edges into an order. For every share k of ``SHARES`` the first int(k n) of the
-n edges are kept, dead ends are dropped, and f is measured. Two areas sum a curve up
+n edges are kept, dead ends are dropped, and f is measured. Two areas summarise a curve
 (MIB, Mueller et al. 2025, arXiv:2504.13151), by trapezoids over k from .001 to 1:
 
-    CPR    area under f(k)           more is better, unbounded above: never to be read alone
+    CPR    area under f(k)           more is better, but unbounded above: not to be read alone
     CMD    area under |1 - f(k)|     less is better, 0 is the whole model at every size
 
 Two orders: ``absolute``, the largest |score| first; ``signed``, first the edges whose corruption
 lowers the metric most. MIB reports CPR in the signed order and CMD in the absolute one.
 
-At node level the unit is a node. Its score is the sum over its outgoing edges, which for EAP
-and EAP-IG is the node's own attribution, since delta_s . grad adds up over readers. The first
-int(k n) of n nodes are kept, with all edges among them and to the logits; ``input`` is always kept
-and not counted, as MIB treats a node without a score.
+At node level the unit is a node. Its score is the sum over its outgoing edges, which for EAP and EAP-IG is the node's
+own attribution, since delta_s . grad adds up over readers. The first int(k n) of n nodes are kept, with all edges among
+them and to the logits; ``input`` is always kept and not counted, as MIB treats a node without a score.
 
 All circuits of all scorers are measured in one call, each of them once.
 """
@@ -26,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.evaluation.curves.nested import Measured, measured
 from persona_circuits.circuit.evaluation.curves.points import (
     SHARES,
@@ -42,13 +40,12 @@ from persona_circuits.circuit.evaluation.curves.points import (
     Scorer,
     Spread,
     check_scorers,
-    ranked_edges,
-    strength_of,
 )
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
+from persona_circuits.circuit.options import check_n_random
 from persona_circuits.circuit.progress import Progress
-from persona_circuits.circuit.pruning import slots_by_source
+from persona_circuits.circuit.pruning import ranked_edges, strength_of
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import PairSample
 from persona_circuits.circuit.subgraph import Circuit
@@ -61,7 +58,7 @@ __all__ = ["CurveReport", "curve_report"]
 class CurveReport:
     """All curves of a set of pairs.
 
-    ``n_units`` is what a share is a share of, by level; ``resampled`` says what the intervals are drawn over.
+    ``n_units`` is what shares are shares of, by level; ``resampled`` says what the intervals are drawn over.
     """
 
     metric: str
@@ -106,7 +103,7 @@ def curve_report(
     marks
         Single circuits to measure beside the curves.
     progress
-        Told of every circuit, anew for every batch.
+        Called for every circuit, again for every batch.
 
     Raises
     ------
@@ -116,8 +113,7 @@ def curve_report(
     """
     graph = model.graph
     check_scorers(graph, scorers, kinds.levels, kinds.orders)
-    if kinds.n_random < 0:
-        raise OptionError(f"--n-random must not be negative, got {kinds.n_random}")
+    check_n_random(kinds.n_random)
     pool = Pool(graph)
     plans = [plan for name, scorer in scorers.items() for plan in _plans(pool, name, scorer, kinds)]
     units = {level: _n_units(graph, level) for level in kinds.levels}
@@ -125,19 +121,19 @@ def curve_report(
         level: [_random_plan(pool, level, sample.seed, i) for i in range(kinds.n_random)] for level in kinds.levels
     }
     marked = {name: pool.add(circuit.mask) for name, circuit in (marks or {}).items()}
-    found = measured(model, prepared(), metric, pool, sample, progress=progress)
+    values = measured(model, prepared(), metric, pool, sample, progress=progress)
     return CurveReport(
         metric=metric.name,
         split=sample.split,
-        n_pairs=found.n_pairs,
-        m_full=found.m(pool.full),
-        m_empty=found.m(pool.empty),
-        resampled=found.clusters.describe(),
+        n_pairs=values.n_pairs,
+        m_full=values.m(pool.full),
+        m_empty=values.m(pool.empty),
+        resampled=values.clusters.describe(),
         graph_edges=graph.n_edges,
         n_units=units,
-        curves=tuple(_curve(found, pool, plan) for plan in plans),
-        bands=tuple(_band(found, pool, level, drawn) for level, drawn in random.items() if drawn),
-        marks=tuple(_mark(found, pool, name, place) for name, place in marked.items()),
+        curves=tuple(_curve(values, pool, plan) for plan in plans),
+        bands=tuple(_band(values, pool, level, drawn) for level, drawn in random.items() if drawn),
+        marks=tuple(_mark(values, pool, name, place) for name, place in marked.items()),
     )
 
 
@@ -178,9 +174,8 @@ def _edge_steps(pool: Pool, ranked: tuple[np.ndarray, np.ndarray]) -> tuple[tupl
     src, dst = ranked
     steps = []
     for share in SHARES:
-        mask, n = np.zeros_like(pool.graph.valid), int(share * len(src))
-        mask[src[:n], dst[:n]] = True
-        steps.append((share, n, pool.add(mask)))
+        n = int(share * len(src))
+        steps.append((share, n, pool.add(Circuit.at(pool.graph, src[:n], dst[:n]).mask)))
     return tuple(steps)
 
 
@@ -198,10 +193,7 @@ def _node_steps(pool: Pool, scores: NodeScores, signed: bool) -> tuple[tuple[flo
 
 def _among(graph: Graph, kept: np.ndarray) -> np.ndarray:
     """All edges among the kept sources, and from them to the logits."""
-    slots = slots_by_source(graph)
-    read = np.zeros(graph.n_dst, dtype=bool)
-    read[[graph.n_dst - 1, *(slot for src in np.flatnonzero(kept) for slot in slots[src])]] = True
-    return np.asarray(graph.valid & kept[:, None] & read[None, :])
+    return np.asarray(graph.valid & kept[:, None] & graph.slots_of(kept)[None, :])
 
 
 def _random_plan(pool: Pool, level: str, seed: int, draw: int) -> _Plan:
@@ -214,46 +206,46 @@ def _random_plan(pool: Pool, level: str, seed: int, draw: int) -> _Plan:
     return _Plan("random", level, "random", _node_steps(pool, NodeScores(pool.graph, values), signed=False))
 
 
-def _curve(found: Measured, pool: Pool, plan: _Plan) -> FaithfulnessCurve:
+def _curve(values: Measured, pool: Pool, plan: _Plan) -> FaithfulnessCurve:
     places = plan.places()
-    cpr, cmd = found.areas(places, SHARES) or (None, None)
-    cpr_interval, cmd_interval = found.area_intervals(places, SHARES)
+    cpr, cmd = values.areas(places, SHARES) or (None, None)
+    cpr_interval, cmd_interval = values.area_intervals(places, SHARES)
     points = tuple(
         Point(
             share=share,
             asked=asked,
             n_edges=pool.n_edges(place),
             n_nodes=pool.n_nodes(place),
-            m=found.m(place),
-            faithfulness=found.faithfulness(place),
-            interval=found.interval(place),
-            median_of_ratios=found.median_of_ratios(place),
+            m=values.m(place),
+            faithfulness=values.faithfulness(place),
+            interval=values.interval(place),
+            median_of_ratios=values.median_of_ratios(place),
         )
         for share, asked, place in plan.steps
     )
     return FaithfulnessCurve(plan.scorer, plan.level, plan.order, points, cpr, cpr_interval, cmd, cmd_interval)
 
 
-def _band(found: Measured, pool: Pool, level: str, drawn: Sequence[_Plan]) -> Band:
-    areas = [found.areas(plan.places(), SHARES) for plan in drawn]
+def _band(values: Measured, pool: Pool, level: str, drawn: Sequence[_Plan]) -> Band:
+    areas = [values.areas(plan.places(), SHARES) for plan in drawn]
     points = []
     for i, (share, asked, _) in enumerate(drawn[0].steps):
         places = [plan.steps[i][2] for plan in drawn]
         n_edges = float(np.mean([pool.n_edges(place) for place in places]))
-        points.append(BandPoint(share, asked, n_edges, _spread([found.faithfulness(place) for place in places])))
+        points.append(BandPoint(share, asked, n_edges, _spread([values.faithfulness(place) for place in places])))
     cpr, cmd = (_spread([None if pair is None else pair[which] for pair in areas]) for which in (0, 1))
     return Band(level, len(drawn), tuple(points), cpr, cmd)
 
 
-def _mark(found: Measured, pool: Pool, name: str, place: int) -> Mark:
+def _mark(values: Measured, pool: Pool, name: str, place: int) -> Mark:
     return Mark(
         name=name,
         n_edges=pool.n_edges(place),
         share=pool.n_edges(place) / pool.graph.n_edges,
-        m=found.m(place),
-        faithfulness=found.faithfulness(place),
-        interval=found.interval(place),
-        median_of_ratios=found.median_of_ratios(place),
+        m=values.m(place),
+        faithfulness=values.faithfulness(place),
+        interval=values.interval(place),
+        median_of_ratios=values.median_of_ratios(place),
     )
 
 

@@ -1,12 +1,11 @@
 """How large a circuit has to be: the smallest one that reaches a faithfulness, and all sizes in a row.
 
 Edges enter in the order of |score|. f need not grow with every edge, so the smallest size is
-the first that reaches the target among those tried: a grid of sizes, evenly spaced in their
-logarithm, is tried from below until one reaches it; the gap below that one is then cut, two sizes a pass, at
-where a line between its ends reaches the target and a little before (f bends downward), until a size at most
-half a percent (below 400 edges one edge) smaller is known to miss it. A size that reaches the target between
-two of the grid that both miss it can be passed over; tried sizes above the one found that miss the target
-again are reported.
+the first that reaches the target among those tried: a logarithmic grid of sizes is tried from below until
+one reaches it; the gap below that one is then narrowed, two sizes per pass, at the point where a line
+between its ends reaches the target and a little before (f is concave), until a size at most half a percent
+(below 400 edges one edge) smaller is known to miss it. A size that reaches the target between two grid
+sizes that both miss it can go unnoticed; tried sizes above the result that miss the target are reported.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.scores import Scores
 from persona_circuits.circuit.statistics import Clusters, Interval, PairSample
-from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, SpanScores
+from persona_circuits.circuit.subgraph import Circuit, SpanCircuit, Spans, SpanScores
 from persona_circuits.metrics import Metric
 
 __all__ = ["Smallest", "Sweep", "check_target", "pareto", "smallest", "sweep"]
@@ -34,9 +33,9 @@ __all__ = ["Smallest", "Sweep", "check_target", "pareto", "smallest", "sweep"]
 N_GRID = 10
 """Sizes from one edge to the largest, of which those up to the first that reaches the target are tried."""
 LOOKED_AT = 50
-"""Edges up to which any search looks, however small the graph."""
+"""Edges among which every search looks, however small ``up_to``."""
 FINE = 200
-"""The size found is known to a part in so many."""
+"""The resulting size is known to one part in so many."""
 N_AT_ONCE = 8
 N_THRESHOLDS = 24
 
@@ -69,7 +68,7 @@ class Smallest:
 
     @property
     def reached(self) -> bool:
-        """Whether the target is; among all edges it always is."""
+        """Whether the target is reached; among all edges it always is."""
         return self.faithfulness >= self.target
 
     @property
@@ -95,9 +94,8 @@ class Smallest:
 class SweepPoint:
     """The circuit of one threshold: the edges with |score| >= ``tau``, in units of the metric.
 
-    ``share`` is tau over |m(full) - m(empty)| on the first split. ``asked`` edges reach the threshold,
-    ``n_edges`` of them are no dead ends. ``faithfulness``, ``intervals`` and ``medians``, of the
-    pairs' own ratios, are by split.
+    ``share`` is tau over |m(full) - m(empty)| on the first split. ``asked`` edges reach the threshold, ``n_edges`` of
+    them are no dead ends. ``faithfulness``, ``intervals`` and ``medians``, of the pairs' own ratios, are by split.
     ``on_front``: no smaller circuit here is as close to f = 1 on the first split.
     """
 
@@ -145,13 +143,13 @@ def smallest(
     Parameters
     ----------
     prepared
-        Gives the batches; called once a round.
+        Gives the batches; called once per round.
     target
         Above 0, at most 1; the whole model reaches 1 by definition.
     up_to
         The share of all edges that is looked at, ``LOOKED_AT`` edges at least.
     progress
-        Told of every circuit, anew for every batch of every round.
+        Called for every circuit, again for every batch of every round.
 
     Raises
     ------
@@ -211,14 +209,14 @@ def sweep(
     for tau in np.unique(ordered[ranks - 1])[::-1].tolist():
         mask = (strength >= tau) & model.graph.valid
         steps.setdefault(pool.add(mask), (tau, int(mask.sum())))
-    found = {
+    by_split = {
         name: measured(
             model, factory(), metric, pool, PairSample(name, (clusters or {}).get(name), seed), progress=progress
         )
         for name, factory in prepared.items()
     }
-    f = {name: _defined(values, f"split {name}") for name, values in found.items()}
-    first = next(iter(found.values()))
+    f = {name: _defined(values, f"split {name}") for name, values in by_split.items()}
+    first = next(iter(by_split.values()))
     span = abs(first.m(pool.full) - first.m(pool.empty))
     points = [
         SweepPoint(
@@ -228,8 +226,8 @@ def sweep(
             n_edges=pool.n_edges(place),
             n_nodes=pool.n_nodes(place),
             faithfulness={name: float(values[place]) for name, values in f.items()},
-            intervals={name: values.interval(place) for name, values in found.items()},
-            medians={name: values.median_of_ratios(place) for name, values in found.items()},
+            intervals={name: values.interval(place) for name, values in by_split.items()},
+            medians={name: values.median_of_ratios(place) for name, values in by_split.items()},
             on_front=False,
         )
         for place, (tau, asked) in steps.items()
@@ -237,8 +235,8 @@ def sweep(
     name = next(iter(prepared))
     front = pareto([point.n_edges for point in points], [abs(1 - point.faithfulness[name]) for point in points])
     marked = tuple(replace(point, on_front=i in front) for i, point in enumerate(points))
-    sizes = {split: values.n_pairs for split, values in found.items()}
-    return Sweep(metric.name, sizes, {split: values.clusters.describe() for split, values in found.items()}, marked)
+    sizes = {split: values.n_pairs for split, values in by_split.items()}
+    return Sweep(metric.name, sizes, {split: values.clusters.describe() for split, values in by_split.items()}, marked)
 
 
 def pareto(costs: Sequence[int | float], losses: Sequence[int | float]) -> frozenset[int]:
@@ -263,7 +261,7 @@ def check_target(target: float) -> None:
 
 
 class _Search:
-    """What is known of sizes: ``known[n]`` is the number of edges without dead ends, and f."""
+    """Sizes measured so far: ``known[n]`` is the number of edges without dead ends, and f."""
 
     def __init__(
         self,
@@ -275,11 +273,13 @@ class _Search:
         progress: Progress | None,
     ) -> None:
         self.model, self.prepared, self.metric, self.target, self.progress = model, prepared, metric, target, progress
-        self.spans = scores.spans if isinstance(scores, SpanScores) else None
-        self.n_edges = scores.n_edges if isinstance(scores, SpanScores) else model.graph.n_edges
-        self.circuit: Callable[[int], Circuit | SpanCircuit] = (
-            scores.top_n if isinstance(scores, SpanScores) else partial(_first_edges, model.graph, ranked_edges(scores))
-        )
+        self.spans: Spans | None = None
+        self.n_edges = model.graph.n_edges
+        self.circuit: Callable[[int], Circuit | SpanCircuit]
+        if isinstance(scores, SpanScores):
+            self.spans, self.n_edges, self.circuit = scores.spans, scores.n_edges, scores.top_n
+        else:
+            self.circuit = partial(_first_edges, model.graph, *ranked_edges(scores))
         self.known: dict[int, tuple[int, float]] = {}
         self.seen: dict[Circuit | SpanCircuit, float] = {}
 
@@ -311,10 +311,8 @@ class _Search:
         return sorted({min(max(round((low + 1) * (high / (low + 1)) ** part), low + 1), high - 1) for part in parts})
 
 
-def _first_edges(graph: Graph, ranked: tuple[np.ndarray, np.ndarray], n: int) -> Circuit:
-    mask = np.zeros_like(graph.valid)
-    mask[tuple(places[:n] for places in ranked)] = True
-    return Circuit(graph, mask).without_dead_ends()
+def _first_edges(graph: Graph, src: np.ndarray, dst: np.ndarray, n: int) -> Circuit:
+    return Circuit.at(graph, src[:n], dst[:n]).without_dead_ends()
 
 
 def _defined(values: Measured, where: str) -> np.ndarray:

@@ -57,7 +57,7 @@ def median_rows(report: CurveReport, level: str) -> Rows:
 
 
 def size_rows(report: CurveReport, level: str) -> Rows:
-    """Edges left without dead ends, by share; first how many edges or nodes the share comes to."""
+    """Edges left without dead ends, by share, after the number of edges or nodes that the share amounts to."""
     curves = [curve for curve in report.curves if curve.level == level]
     bands = [band for band in report.bands if band.level == level]
     asked = [curve.points for curve in curves if curve.order != "given"] + [band.points for band in bands]
@@ -69,7 +69,7 @@ def size_rows(report: CurveReport, level: str) -> Rows:
 
 
 def area_rows(report: CurveReport, level: str) -> Rows:
-    """CPR and CMD; the band's with its ends in the place of intervals."""
+    """CPR and CMD; the band's ends in place of intervals."""
     rows: Rows = [
         (
             curve.scorer,

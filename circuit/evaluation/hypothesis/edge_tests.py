@@ -29,10 +29,9 @@ __all__ = ["EdgeTest", "minimality"]
 class EdgeTest:
     """Minimality of one edge.
 
-    ``change`` is the mean over pairs of |s(C) - s(C without the edge)|, ``share`` that of
-    random edges that change less. ``p`` is of H0 that the share is at least the
-    quantile, ``p_holm`` corrected for the number of edges; at or below the level the edge
-    is ``superfluous``.
+    ``change`` is the mean over pairs of |s(C) - s(C without the edge)|, ``share`` that of random edges that change
+    less. ``p`` is of H0 that the share is at least the quantile, ``p_holm`` corrected for the number of edges; at or
+    below the level the edge is ``superfluous``.
     """
 
     edge: str
@@ -55,10 +54,9 @@ def minimality(
 ) -> tuple[Outcome, tuple[EdgeTest, ...]]:
     """Whether every edge changes more than random edges do when it alone is removed.
 
-    Per edge H0: it changes more than a random edge with probability at least ``quantile``.
-    p is binomial, from the number of random edges that it beats; over edges Holm's
-    correction holds the chance of calling any edge of a minimal circuit superfluous at
-    ``alpha`` (Shi et al. 2024, arXiv:2410.13032, section 3, whose code leaves it out).
+    Per edge H0: it changes more than a random edge with probability at least ``quantile``. p is binomial, from the
+    number of random edges that it beats; over edges Holm's correction holds the chance of calling any edge of a minimal
+    circuit superfluous at ``alpha`` (Shi et al. 2024, arXiv:2410.13032, section 3, whose code leaves it out).
 
     Parameters
     ----------
@@ -122,5 +120,5 @@ def _superfluous(
 def _detectable_share(n_random: int, n_tested: int, quantile: float, alpha: float) -> float | None:
     """The largest share of random edges that an edge may beat and still be called superfluous; None: no share."""
     k = np.arange(n_random + 1)
-    found = k[scipy.stats.binom.cdf(k, n_random, quantile) * n_tested <= alpha]
-    return float(found.max() / n_random) if len(found) else None
+    undetected = k[scipy.stats.binom.cdf(k, n_random, quantile) * n_tested <= alpha]
+    return float(undetected.max() / n_random) if len(undetected) else None

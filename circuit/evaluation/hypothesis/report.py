@@ -8,13 +8,12 @@ With s(X) the metric of a pair under circuit X, M the whole model, C the circuit
     necessity      H0 knocking C out of M changes no more than knocking out matched random edges outside C
     minimality     H0 every edge, alone removed from C, changes more than a random edge does, per edge
 
-The first two and the last state what a good circuit does, so the circuit *fails* where
-H0 is rejected; for sufficiency and necessity it *passes* where H0 is rejected. A circuit does
-not pass because a test had no power: equivalence passes where the opposite H0, |P - 1/2| >= eps, is
-rejected (two one-sided tests), independence where a correlation of .5 would have been found four times in five.
-What could not have come out otherwise on so few pairs or random circuits is ``undecided``,
-what has no object ``not applicable``. The five p-values are corrected for each other (Holm 1979): a
-decision that rests on a rejection at level ``alpha`` alone, and not at ``alpha`` after correction, is ``undecided``.
+The first two and the last state what a good circuit does, so the circuit *fails* where H0 is rejected; for sufficiency
+and necessity it *passes* where H0 is rejected. A circuit does not pass because a test had no power: equivalence passes
+where the opposite H0, |P - 1/2| >= eps, is rejected (two one-sided tests), independence where a correlation of .5 would
+have been found four times in five. What could not have come out otherwise on so few pairs or random circuits is
+``undecided``, a test without an object ``not applicable``. The five p-values are corrected for each other (Holm 1979):
+a decision that rests on a rejection at level ``alpha`` alone, and not at ``alpha`` after correction, is ``undecided``.
 Every test says what it could have shown.
 
 Where this differs from the paper and its code:
@@ -22,8 +21,8 @@ Where this differs from the paper and its code:
 - The indicator of s(C) > s(M) is tested, not the mean difference, and ties count one
   half: a circuit that equals the model passes.
 - Differences below a ``negligible`` share (1 %) of m(full) - m(empty) are ties: a sign
-  test calls every systematic difference a failure, one of a millionth as well. The p
-  without that allowance stands beside it.
+  test calls every systematic difference a failure, however small. The p without that
+  allowance is reported too.
 - Pairs that share personas or questions are not independent: equivalence counts as many pairs as would tell
   as much if they shared nothing (Korn and Graubard 1998), and independence permutes only what is
   exchangeable (``circuit.statistics.permutations``). ``docs/statistics.md`` has the levels by simulation.
@@ -42,7 +41,7 @@ Where this differs from the paper and its code:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +126,7 @@ class HypothesisReport:
         ]
 
     def __repr__(self) -> str:
-        decisions = ", ".join(f"{one.name} {one.decision}" for one in self.outcomes)
+        decisions = ", ".join(f"{outcome.name} {outcome.decision}" for outcome in self.outcomes)
         return f"HypothesisReport({self.n_edges} edges on {self.n_pairs} pairs: {decisions})"
 
     def to_frame(self) -> Any:
@@ -178,7 +177,7 @@ class HypothesisOptions(PlainNumbers):
     quick: bool = False
 
     def checked(self) -> HypothesisOptions:
-        """These options, with few of everything where it is to be quick.
+        """These options, with small numbers where ``quick`` is set.
 
         Raises:
             OptionError: a level, share or number is impossible.
@@ -218,14 +217,13 @@ def hypothesis_tests(
     Parameters
     ----------
     prepared
-        Gives the batches; called once for every 64 circuits measured, so a list is best
-        where memory allows.
+        Gives the batches; called once for every 64 circuits measured, so a list is best where memory allows.
     clusters
         Personas and questions that the pairs share; pairs count as independent without it.
     progress
-        Called with the circuits measured and all that there are to measure.
+        Called with the number of circuits measured and their total.
     state
-        File in which measurements are kept, to go on from after a stop; removed at the end.
+        File in which measurements are saved, to resume from after a stop; removed at the end.
 
     Raises
     ------
@@ -235,20 +233,22 @@ def hypothesis_tests(
     options = (options or HypothesisOptions()).checked()
     drawn = _Drawn.of(circuit, options.n_random, options.max_edges, options.seed)
     measured = Measurements(model, prepared, metric, total=drawn.n_circuits, progress=progress, state=state)
-    found = _measured(measured, circuit, drawn)
+    values = _measured(measured, circuit, drawn)
 
-    tie, clusters = tolerance(found.full - found.empty, measured.rounding), clusters or Clusters(found.n, None, None)
-    least = max(options.negligible * float(np.abs((found.full - found.empty).mean())), tie)
+    tie, clusters = tolerance(values.full - values.empty, measured.rounding), clusters or Clusters(values.n, None, None)
+    least = max(options.negligible * float(np.abs((values.full - values.empty).mean())), tie)
     level: dict[str, Any] = {"alpha": options.alpha, "quantile": options.quantile, "tie": tie}
     common: dict[str, Any] = {"alpha": options.alpha, "negligible": least, "tie": tie, "clusters": clusters}
     how: dict[str, Any] = {"eps": options.eps, "n_permutations": options.n_permutations, "seed": options.seed}
-    outcomes, edges = _outcomes(found, circuit, drawn, level, common, **how)
-    outcomes, edges = _applicable(outcomes, edges, metric, _nothing_to_test(found.full, found.empty, measured.rounding))
+    outcomes, edges = _outcomes(values, circuit, drawn, level, common, **how)
+    outcomes, edges = _applicable(
+        outcomes, edges, metric, _nothing_to_test(values.full, values.empty, measured.rounding)
+    )
     return HypothesisReport(
         metric=metric.name,
-        n_pairs=found.n,
+        n_pairs=values.n,
         n_edges=len(circuit),
-        **found.means(),
+        **values.means(),
         negligible=least,
         quick=options.quick,
         seed=options.seed,
@@ -262,7 +262,7 @@ def hypothesis_tests(
 
 
 def _outcomes(
-    found: _Measured,
+    measured: _Measured,
     circuit: Circuit,
     drawn: _Drawn,
     level: dict[str, Any],
@@ -274,14 +274,14 @@ def _outcomes(
 ) -> tuple[tuple[Outcome, ...], tuple[EdgeTest, ...]]:
     """The five tests, and every tested edge's own."""
     names = [str(circuit.graph.edge(*place)) for place in drawn.tested]
-    minimal, edges = minimality(found.changes, found.random_changes, names, n_edges=len(circuit), **level)
-    left, whole = found.without - found.empty, found.full - found.empty
-    same = [one == circuit for one in drawn.matched.circuits]
+    minimal, edges = minimality(measured.changes, measured.random_changes, names, n_edges=len(circuit), **level)
+    left, whole = measured.without - measured.empty, measured.full - measured.empty
+    same = [other == circuit for other in drawn.matched.circuits]
     return (
-        equivalence(found.alone, found.full, eps=eps, **common),
+        equivalence(measured.alone, measured.full, eps=eps, **common),
         independence(left, whole, n_permutations=n_permutations, seed=seed, **common),
-        sufficiency(found.alone, found.full, found.random, is_same=same, **level),
-        partial_necessity(found.without, found.full, found.random_without, **level),
+        sufficiency(measured.alone, measured.full, measured.random, is_same=same, **level),
+        partial_necessity(measured.without, measured.full, measured.random_without, **level),
         minimal,
     ), edges
 
@@ -300,9 +300,9 @@ def _applicable(
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """The circuits beside which one is tested: random ones like it, others outside it, and it with either and less one.
+    """The circuits that one is compared with: random ones like it, others outside it, and it with added or lost edges.
 
-    ``inflated`` are masks of the circuit with each random one added, ``lacking`` the same less an edge, and
+    ``inflated`` are masks of the circuit with each random one added, ``lacking`` the same without an edge, and
     ``tested`` the places of the circuit's edges that are removed one by one.
     """
 
@@ -319,7 +319,7 @@ class _Drawn:
 
     @property
     def n_circuits(self) -> int:
-        """How many are to be measured, with the circuit, its complement, all and nothing."""
+        """The number of circuits to measure, including the circuit, its complement, the full and the empty one."""
         return 4 + len(self.matched.circuits) + len(self.outside.circuits) + 2 * len(self.inflated) + len(self.tested)
 
 
@@ -348,30 +348,30 @@ class _Measured:
 
 def _measured(measured: Measurements, circuit: Circuit, drawn: _Drawn) -> _Measured:
     whole = [Circuit.full(circuit.graph), Circuit.empty(circuit.graph), circuit, circuit.complement()]
-    full, empty, alone, without = measured.of(one.mask for one in whole)
-    random = measured.of(one.mask for one in drawn.matched.circuits)
-    random_without = measured.of(one.complement().mask for one in drawn.outside.circuits)
+    full, empty, alone, without = measured.of(subgraph.mask for subgraph in whole)
+    random = measured.of(subgraph.mask for subgraph in drawn.matched.circuits)
+    random_without = measured.of(subgraph.complement().mask for subgraph in drawn.outside.circuits)
     random_changes = _changes(measured.of(drawn.inflated), measured.of(drawn.lacking))
-    changes = _changes(alone[None], measured.of(_without_each(circuit, drawn.tested)))
+    changes = _changes(alone[None], measured.of(_lacking(circuit.mask, place) for place in drawn.tested))
     measured.done()
     return _Measured(full, empty, alone, without, random, random_without, random_changes, changes)
 
 
 def corrected(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
     """The tests with p-values corrected for each other (Holm); what is rejected without it alone is undecided."""
-    places = [i for i, one in enumerate(outcomes) if one.p is not None]
+    places = [i for i, outcome in enumerate(outcomes) if outcome.p is not None]
     adjusted = holm(np.array([outcomes[i].deciding for i in places], dtype=float))
-    found = list(outcomes)
+    decided = list(outcomes)
     for i, p in zip(places, adjusted.tolist(), strict=True):
-        one, deciding = outcomes[i], outcomes[i].deciding
-        found[i] = replace(one, p_holm=p)
-        if deciding is not None and deciding <= one.alpha < p:
-            sentence = f"{one.sentence} Corrected for {len(places)} tests p is {p:.2g}: undecided."
-            fewest = math.ceil(len(places) / one.alpha - 1e-9) - 1
-            if one.details.get("n_random", fewest) < fewest and one.name != "minimality":
+        outcome, deciding = outcomes[i], outcomes[i].deciding
+        decided[i] = replace(outcome, p_holm=p)
+        if deciding is not None and deciding <= outcome.alpha < p:
+            sentence = f"{outcome.sentence} Corrected for {len(places)} tests p is {p:.2g}: undecided."
+            fewest = math.ceil(len(places) / outcome.alpha - 1e-9) - 1
+            if outcome.details.get("n_random", fewest) < fewest and outcome.name != "minimality":
                 sentence = f"{sentence[:-1]}; it takes at least {fewest} random ones."
-            found[i] = replace(found[i], decision=UNDECIDED, sentence=sentence)
-    return tuple(found)
+            decided[i] = replace(decided[i], decision=UNDECIDED, sentence=sentence)
+    return tuple(decided)
 
 
 def _inflated(circuit: Circuit, matched: Matched, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -392,10 +392,6 @@ def _tested(circuit: Circuit, most: int, seed: int) -> list[tuple[int, int]]:
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(2,)))
     chosen = np.sort(rng.permutation(len(places))[:most])
     return [places[i] for i in chosen]
-
-
-def _without_each(circuit: Circuit, places: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
-    return (_lacking(circuit.mask, place) for place in places)
 
 
 def _lacking(mask: np.ndarray, place: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -422,5 +418,5 @@ def _nothing_to_test(
 
 def _not_applicable(outcome: Outcome, reason: str) -> Outcome:
     sentence = f"{reason[0].upper()}{reason[1:]}."
-    nothing: dict[str, Any] = {"statistic": None, "p": None, "details": {}, "could_show": ""}
-    return replace(outcome, decision=NOT_APPLICABLE, sentence=sentence, **nothing)
+    absent: dict[str, Any] = {"statistic": None, "p": None, "details": {}, "could_show": ""}
+    return replace(outcome, decision=NOT_APPLICABLE, sentence=sentence, **absent)

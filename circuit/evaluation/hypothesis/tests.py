@@ -26,7 +26,7 @@ __all__ = ["counted", "equivalence", "hsic", "independence", "partial_necessity"
 
 DETECTABLE, POWER = 0.5, 0.8
 """Independence passes where a correlation of this size would have been found with this chance."""
-ELEMENTS = 1 << 22  # of permuted kernel matrices held at a time
+ELEMENTS = 1 << 22  # of permuted kernel matrices in memory at a time
 
 
 def equivalence(
@@ -41,17 +41,15 @@ def equivalence(
 ) -> Outcome:
     """Whether the circuit scores above the model as often as below: H0 |P(s(C) > s(M)) - 1/2| < eps.
 
-    The statistic is the share of pairs above, pairs within ``negligible`` counting one half. p is
-    the chance of a share as far from 1/2 at the edge of H0, P = 1/2 + eps, where it is
-    largest (Shi et al. 2024, arXiv:2410.13032, section 3); the circuit fails where it is small.
-    ``details`` hold ``p_shown``, that of the opposite H0, |P - 1/2| >= eps, whose rejection shows equivalence: only
-    then does the circuit pass. Two one-sided tests, each by exact bounds of the shares above and
-    below (Clopper and Pearson 1934). ``p_strict`` is p where only ``tie`` makes a tie, ``eps_shown`` the smallest
-    eps at which the circuit would have passed, ``fails_from`` the least share that would have failed.
+    The statistic is the share of pairs above, pairs within ``negligible`` counting one half. p is the chance of a share
+    as far from 1/2 at the edge of H0, P = 1/2 + eps, where it is largest (Shi et al. 2024, arXiv:2410.13032, section
+    3); the circuit fails where it is small. ``details`` hold ``p_shown``, that of the opposite H0, |P - 1/2| >= eps,
+    whose rejection shows equivalence: only then does the circuit pass. Two one-sided tests, each by exact bounds of the
+    shares above and below (Clopper and Pearson 1934). ``p_strict`` is p where only ``tie`` makes a tie, ``eps_shown``
+    the smallest eps at which the circuit would have passed, ``fails_from`` the least share that would have failed.
 
-    With ``clusters`` both go by the number of pairs that would tell as much if they shared nothing,
-    ``n_effective``, and are no smaller than if every cluster had one mind: (1/2 + eps)^k and
-    (1 - 2 eps)^k for k clusters.
+    With ``clusters`` both go by the number of pairs that would tell as much if they shared nothing, ``n_effective``,
+    and are no smaller than if all pairs of a cluster agreed: (1/2 + eps)^k and (1 - 2 eps)^k for k clusters.
     """
     n, clusters = len(model), clusters or Clusters(len(model), None, None)
     above, below = _above_below(circuit - model, negligible)
@@ -114,9 +112,8 @@ def independence(
 
     The statistic is the Hilbert-Schmidt independence criterion with Gaussian kernels (Gretton et al. 2007), p from
     permutations of what is exchangeable (``statistics.permutations``), (1 + b) / (1 + B). Effects within ``negligible``
-    are none: a complement that has none on any pair is independent of everything. Where nothing is
-    rejected the circuit passes only if a correlation of .5 would have been found four times in five;
-    ``detectable`` is the size that would.
+    are none: a complement that has none on any pair is independent of everything. Where nothing is rejected the circuit
+    passes only if a correlation of .5 would have been found four times in five; ``detectable`` is the size that would.
     """
     n = len(model)
     effect = np.where(np.abs(complement) <= negligible, 0.0, complement)
@@ -142,8 +139,8 @@ def independence(
     among = permutations_of(n) if clusters is None else clusters.permutations
     if cannot := _no_dependence_can_show(effect, model, tie, among, n_permutations, alpha):
         decision, why, could = cannot
-        nothing: dict[str, Any] = {"statistic": None, "p": None, "details": details}
-        return Outcome(decision=decision, sentence=f"{why}; {rest}.", could_show=could, **nothing, **result)
+        absent: dict[str, Any] = {"statistic": None, "p": None, "details": details}
+        return Outcome(decision=decision, sentence=f"{why}; {rest}.", could_show=could, **absent, **result)
     statistic, p = hsic(effect, model, n_permutations=n_permutations, seed=seed, among=among)
     detectable = _detectable(effect, model, among, alpha, seed)
     details |= {"permuted": among.what, "n_permuted": len(among.places), "detectable": detectable}
@@ -198,7 +195,7 @@ def hsic(
     among = permutations_of(len(x)) if among is None else among
     x, y = x[among.places], y[among.places]
     k, other = _centred(_kernel(x)), _kernel(y)
-    found = float((k * other).sum())
+    observed = float((k * other).sum())
     rng = np.random.default_rng(seed)
     at_least, n = 0, len(x)
     block = max(1, ELEMENTS // n**2)
@@ -206,8 +203,8 @@ def hsic(
         size = min(block, n_permutations - start)
         orders = among.draws(rng, size)
         drawn = np.einsum("ij,bij->b", k, other[orders[:, :, None], orders[:, None, :]])
-        at_least += int((drawn >= found - 1e-9 * abs(found)).sum())
-    return found / n**2, (1 + at_least) / (1 + n_permutations)
+        at_least += int((drawn >= observed - 1e-9 * abs(observed)).sum())
+    return observed / n**2, (1 + at_least) / (1 + n_permutations)
 
 
 def sufficiency(
@@ -291,7 +288,7 @@ def _against_random(
     tie: float,
 ) -> Outcome:
     """The rank of a value among those of random circuits."""
-    n, (name, hypothesis, sign, says, what, as_much) = len(random), question
+    n, (name, hypothesis, sign, template, what, as_much) = len(random), question
     result: dict[str, Any] = {"name": name, "hypothesis": hypothesis, "alpha": alpha}
     if not n:
         sentence = "There is no other circuit of this size to compare with."
@@ -310,7 +307,7 @@ def _against_random(
         decision, why = FAILED, ""
     best = random.max() if sign > 0 else random.min()
     sentence = (
-        f"{says.format(value=value)}; {b} of {counted(n, what)} {as_much}, the best {best:.3g}, "
+        f"{template.format(value=value)}; {b} of {counted(n, what)} {as_much}, the best {best:.3g}, "
         f"the median {np.median(random):.3g} (p = {p:.2g}){why}."
     )
     most = math.floor(alpha * (1 + n) + 1e-9) - 1
@@ -359,7 +356,7 @@ def _tail(n: float, k: float, eps: float) -> float:
 
 
 def _bound(above: float, below: float, n: float, alpha: float) -> float:
-    """How far P may be from 1/2, at one-sided level ``alpha`` on either side."""
+    """A bound on |P - 1/2|, at one-sided level ``alpha`` on either side."""
     ends = []
     for more, fewer in ((above, below), (below, above)):
         high = scipy.special.betaincinv(more + 1, n - more, 1 - alpha / 2) if more < n else 1.0

@@ -73,13 +73,13 @@ def order_dependence(
     default
         What ACDC found in its own order, if that is known; otherwise it is run once more.
     state
-        Beside this path the run in progress keeps its state and finished ones their circuits, to go on from after
+        Next to this path the run in progress saves its state and finished runs their circuits, to resume from after
         a stop; all of it is removed at the end.
 
     Raises
     ------
     OptionError
-        No order is asked for.
+        No order is requested.
     """
     if not orders:
         raise OptionError("ACDC in no random order tells nothing; ask for at least one")
@@ -93,13 +93,13 @@ def order_dependence(
                 nonlocal passes
                 own = None if state is None else state.with_name(f"{state.name}.{turn}")
                 how: dict[str, Any] = {"state": own, "progress": _share_of(progress, turn, len(turns))}
-                found = acdc(model, prepared, metric, tau, start, trials=Trials(edges), **how)
-                passes += found.passes
-                return {"mask": found.circuit.mask}
+                search = acdc(model, prepared, metric, tau, start, trials=Trials(edges), **how)
+                passes += search.passes
+                return {"mask": search.circuit.mask}
 
             circuits.append(Circuit(model.graph, kept.of(str(turn), run)["mask"]))
-    masks = np.array([one.mask for one in circuits])
-    to_default = [value for one in circuits[1:] if (value := jaccard_of(one, circuits[0])) is not None]
+    masks = np.array([circuit.mask for circuit in circuits])
+    to_default = [value for circuit in circuits[1:] if (value := jaccard_of(circuit, circuits[0])) is not None]
     return OrderDependence(
         n_orders=len(orders),
         tau=tau,
@@ -144,5 +144,5 @@ def _levels(graph: Graph) -> Iterator[slice]:
 def _share_of(progress: Progress | None, turn: int, total: int) -> Progress | None:
     if progress is None:
         return None
-    tell = progress
-    return lambda done, whole: tell(turn * whole + done, total * whole)
+    report = progress
+    return lambda done, whole: report(turn * whole + done, total * whole)

@@ -1,14 +1,13 @@
 """Would other pairs have given another circuit: edges that stay, and edges that come and go.
 
-Pairs are resampled, the kept scores of each pair (``circuit.evaluation.scores_by_pair``) are averaged anew and
-pruned by the circuit's own rule, threshold as a share of that resample's own effect included. No
-model is run. Over resamples:
+Pairs are resampled, the kept scores of each pair (``circuit.evaluation.scores_by_pair``) are averaged anew and pruned
+by the circuit's own rule, threshold as a share of that resample's own effect included. No model is run. Over resamples:
 
     frequency   how often an edge is selected
     Jaccard     edges that two resamples share over edges that either has, mean over all pairs of resamples
     core        edges of the circuit selected in at least 90 % of the resamples; the other edges are its fringe
 
-Resampled twice: ``pairs`` (each pair for itself) and, where the pair file names them, clusters: personas and
+Resampled twice: ``pairs`` (each pair independently) and, where the pair file names them, clusters: personas and
 questions are drawn, and the weights are scaled so that scores vary as the cluster-robust variance
 says (``circuit.statistics.intervals``), without the small-sample widening of an interval. Clusters go first where they
 can be drawn: other personas and questions are what a circuit should survive.
@@ -108,7 +107,7 @@ class StabilityReport:
 
     @property
     def sentence(self) -> str:
-        """The headline in words."""
+        """The result in words."""
         if self.jaccard is None:
             return f"Stability is not known: {'; '.join(self.notes) or 'nothing was resampled'}."
         how = f"{self.order.n_orders + 1} orders of ACDC" if self.order and not self.resamplings else self._drawn()
@@ -125,7 +124,10 @@ class StabilityReport:
         rows = []
         for dst, src in np.argwhere(shown.T).tolist():
             where = "core" if core.mask[src, dst] else "fringe" if self.circuit.mask[src, dst] else "outside"
-            frequencies = {f"frequency by {one.by}": float(one.frequency[src, dst]) for one in self.resamplings}
+            frequencies = {
+                f"frequency by {resampling.by}": float(resampling.frequency[src, dst])
+                for resampling in self.resamplings
+            }
             if self.order is not None:
                 frequencies["frequency by orders"] = float(self.order.frequency[src, dst])
             rows.append({"edge": str(graph.edge(src, dst)), "part": where, **frequencies})
@@ -139,7 +141,7 @@ class StabilityReport:
             "fringe": len(self.fringe),
             "agreement": self.agreement,
             "floor": self.floor,
-            "resamplings": [one.as_dict() for one in self.resamplings],
+            "resamplings": [resampling.as_dict() for resampling in self.resamplings],
             "order": None if self.order is None else self.order.as_dict(),
             "notes": list(self.notes),
         }
@@ -177,7 +179,7 @@ def stability_report(
     clusters
         Which of the pairs share personas and questions, in the same order.
     n_resamples
-        Of each kind; at least 100 for a number that is to be reported.
+        Of each kind; at least 100 for a number to report.
 
     Raises
     ------
@@ -187,15 +189,15 @@ def stability_report(
     _check(scores, circuit, clusters, n_resamples)
     plain = Clusters(len(scores), None, None)
     ways = [] if len(scores) < 2 else [plain] if clusters is None or clusters.by == "pairs" else [clusters, plain]
-    found = []
+    resamplings = []
     for turn, way in enumerate(ways):
         circuits = _selected(scores, rule, way, n_resamples, seed)
         masks = _stacked(circuits, turn * n_resamples, len(ways) * n_resamples, progress)
-        found.append(resampling_of(way.by, masks, circuit))
-    again = rule.circuit(scores.mean(), float(scores.whole.mean()))
-    agreement = jaccard_of(again, circuit)
-    notes = _notes(scores, rule, clusters, agreement, found)
-    return StabilityReport(circuit, str(rule), len(scores), agreement, scores.floor, tuple(found), tuple(notes))
+        resamplings.append(resampling_of(way.by, masks, circuit))
+    repeated = rule.circuit(scores.mean(), float(scores.whole.mean()))
+    agreement = jaccard_of(repeated, circuit)
+    notes = _notes(scores, rule, clusters, agreement, resamplings)
+    return StabilityReport(circuit, str(rule), len(scores), agreement, scores.floor, tuple(resamplings), tuple(notes))
 
 
 def order_report(circuit: Circuit, order: OrderDependence, rule: str, n_pairs: int) -> StabilityReport:
@@ -237,9 +239,9 @@ def _influence(scores: PairScores) -> Float[np.ndarray, "pair number"]:
 def _stacked(circuits: Iterator[Circuit], done: int, total: int, progress: Progress | None) -> sparse.csr_array:
     """``[resample, edge]``, edges in the order of the graph's places, src by src."""
     places, n_edges = [], 0
-    for turn, one in enumerate(circuits, 1):
-        places.append(np.flatnonzero(one.mask))
-        n_edges = one.mask.size
+    for turn, circuit in enumerate(circuits, 1):
+        places.append(np.flatnonzero(circuit.mask))
+        n_edges = circuit.mask.size
         if progress is not None:
             progress(done + turn, total)
     ends = np.cumsum([0, *map(len, places)])
@@ -247,7 +249,11 @@ def _stacked(circuits: Iterator[Circuit], done: int, total: int, progress: Progr
 
 
 def _notes(
-    scores: PairScores, rule: Rule, clusters: Clusters | None, agreement: float | None, found: Sequence[Resampling]
+    scores: PairScores,
+    rule: Rule,
+    clusters: Clusters | None,
+    agreement: float | None,
+    resamplings: Sequence[Resampling],
 ) -> Iterator[str]:
     """What a reader of the numbers must know."""
     if len(scores) < 2:
@@ -257,7 +263,7 @@ def _notes(
         yield f"pairs are resampled as if they shared neither personas nor questions{why}"
     elif clusters.note:
         yield clusters.note
-    if any(one.jaccard is None for one in found):
+    if any(resampling.jaccard is None for resampling in resamplings):
         yield "the rule selects no edge in any resample"
     if agreement is not None and agreement < 1:
         yield f"the rule makes another circuit of these pairs' scores (Jaccard {agreement:.3f})"

@@ -22,7 +22,7 @@ STABLE = 0.8
 
 @dataclass(frozen=True, eq=False)
 class Resampling:
-    """What one way of resampling gave.
+    """The result of one way of resampling.
 
     ``by`` is what was drawn. ``frequency[src, dst]`` is the share of resamples that select an edge.
     ``jaccard`` is the mean over pairs of resamples, ``low`` and ``high`` the 5th and the 95th percentile,
@@ -48,8 +48,8 @@ class Resampling:
 
 def mean_jaccard(masks: sparse.csr_array) -> float | None:
     """Mean Jaccard over pairs of rows of ``[circuit, edge]``; two empty ones are left out, None if all are."""
-    found = _jaccards(masks)
-    return float(found.mean()) if len(found) else None
+    jaccards = _jaccards(masks)
+    return float(jaccards.mean()) if len(jaccards) else None
 
 
 def jaccard_of(first: Circuit, second: Circuit) -> float | None:
@@ -59,19 +59,19 @@ def jaccard_of(first: Circuit, second: Circuit) -> float | None:
 
 
 def resampling_of(by: str, masks: sparse.csr_array, circuit: Circuit) -> Resampling:
-    found = _jaccards(masks)
+    jaccards = _jaccards(masks)
     own = sparse.csr_array(circuit.mask.reshape(1, -1).astype(np.float64))
     sizes = masks.sum(axis=1)
     shared = (masks @ own.T).toarray()[:, 0]
     joint = sizes + len(circuit) - shared
     to_circuit = shared[joint > 0] / joint[joint > 0]
-    low, high = np.percentile(found, [5, 95]).tolist() if len(found) else (None, None)
+    low, high = np.percentile(jaccards, [5, 95]).tolist() if len(jaccards) else (None, None)
     return Resampling(
         by=by,
         n_resamples=masks.shape[0],
         n_empty=int((sizes == 0).sum()),
         frequency=(masks.sum(axis=0) / masks.shape[0]).reshape(circuit.mask.shape),
-        jaccard=float(found.mean()) if len(found) else None,
+        jaccard=float(jaccards.mean()) if len(jaccards) else None,
         low=low,
         high=high,
         to_circuit=float(to_circuit.mean()) if len(to_circuit) else None,
