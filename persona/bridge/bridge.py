@@ -164,11 +164,11 @@ def build_bridge(
     for file in (fit, measured):
         shared_positions(file, (options.position,))
     leaks = None if held is None else leak(fit, held)
-    told = told_once(measured, options.position)
+    repeats = told_once(measured, options.position)
     fit, held = fit.once(options.position), None if held is None else held.once(options.position)
     measured = held or fit
-    found = decomposed_run(model, fit, held, options, stage)
-    parts = found.parts
+    decomposition = decomposed_run(model, fit, held, options, stage)
+    parts = decomposition.parts
     clusters = Clusters.of([item.pair for item in measured.items])
     layers = tuple(_layer_share(model.graph, at, circuit, parts, clusters, options) for at in range(parts.shape[1]))
     own_movers = movers or _direct_movers(model.graph, layer, parts, options.top_k)
@@ -179,20 +179,24 @@ def build_bridge(
         sources={"pairs": (fit.source, fit.sha256), "held_out": (measured.source, measured.sha256)},
         options=options,
         layer=layer,
-        direction=found.directions.kind,
+        direction=decomposition.directions.kind,
         pairs=tuple(item.pair.id for item in measured.items),
         clusters=clusters.describe(),
         circuit=circuit,
         movers=own_movers,
         neurons=neurons,
         parts=parts,
-        projections=found.projections,
+        projections=decomposition.projections,
         intervals=_intervals(parts[:, layer], clusters, options.seed),
-        error=found.error,
-        conserved=found.error <= TOLERANCE,
+        error=decomposition.error,
+        conserved=decomposition.error <= TOLERANCE,
         layers=layers,
         overlaps=_overlaps(model.graph, circuit, own_movers, neurons),
-        notes=(*told, *found.directions.notes, *_notes(model.graph, leaks, circuit, own_movers, neurons, found.error)),
+        notes=(
+            *repeats,
+            *decomposition.directions.notes,
+            *_notes(model.graph, leaks, circuit, own_movers, neurons, decomposition.error),
+        ),
     )
 
 
@@ -216,15 +220,15 @@ def _layer_share(
     chosen = np.zeros(graph.n_src, dtype=bool)
     chosen[list(circuit.nodes)] = True
     here = chosen & up_to(graph, layer)
-    own = parts[:, layer]
-    total, nodes = own.sum(1), own[:, : graph.n_src]
+    written = parts[:, layer]
+    total, nodes = written.sum(1), written[:, : graph.n_src]
     mean = nodes.mean(0)
     draws = {
         matching: random_sets(graph, chosen, layer, matching, n=options.n_random, seed=options.seed)
         for matching in MATCHINGS
     }
     around = ratio_interval(nodes[:, here].sum(1), total, clusters, seed=options.seed)
-    size = np.abs(own.mean(0))
+    size = np.abs(written.mean(0))
     return LayerShare(
         layer=layer,
         projection=float(total.mean()),
@@ -247,12 +251,12 @@ def _share(
     value = float(each[here].sum())
     chance = {}
     for matching, sets in draws.items():
-        found = sets @ each
-        low, high = np.percentile(found, (2.5, 97.5))
-        extreme = int((found >= value - 1e-9 * max(1.0, abs(value))).sum())
+        shares = sets @ each
+        low, high = np.percentile(shares, (2.5, 97.5))
+        extreme = int((shares >= value - 1e-9 * max(1.0, abs(value))).sum())
         fixed = bool((sets == sets[0]).all())
         p = None if fixed else (1 + extreme) / (1 + len(sets))
-        chance[matching] = (float(found.mean()), float(low), float(high), p)
+        chance[matching] = (float(shares.mean()), float(low), float(high), p)
     return Share(value, around, chance)
 
 
@@ -260,8 +264,8 @@ def _intervals(values: Float[np.ndarray, "pair part"], clusters: Clusters, seed:
     """Of the mean of every column."""
     influence = (values - values.mean(0)) / len(values)
     return tuple(
-        interval(partial(weighted_mean, values=x), clusters, influence=own, seed=seed)
-        for x, own in zip(values.T, influence.T, strict=True)
+        interval(partial(weighted_mean, values=x), clusters, influence=row, seed=seed)
+        for x, row in zip(values.T, influence.T, strict=True)
     )
 
 
@@ -275,22 +279,22 @@ def _direct_movers(graph: Graph, layer: int, parts: Float[np.ndarray, "pair laye
 
 
 def _overlaps(graph: Graph, circuit: NodeSet, movers: NodeSet, neurons: NodeSet | None) -> tuple[SetOverlap, ...]:
-    sets = [one for one in (circuit, movers, neurons) if one is not None]
-    found = [_pair_overlap(graph, a, b) for i, a in enumerate(sets) for b in sets[i + 1 :]]
-    universe = frozenset.intersection(*(one.universe for one in sets))
+    sets = [node_set for node_set in (circuit, movers, neurons) if node_set is not None]
+    overlaps = [_pair_overlap(graph, a, b) for i, a in enumerate(sets) for b in sets[i + 1 :]]
+    universe = frozenset.intersection(*(node_set.universe for node_set in sets))
     if len(sets) == 3 and universe:
-        inside = [one.nodes & universe for one in sets]
+        inside = [node_set.nodes & universe for node_set in sets]
         shared = frozenset.intersection(*inside)
-        sizes = tuple(len(one) for one in inside)
+        sizes = tuple(len(node_set) for node_set in inside)
         expected, p = three_way(sizes, len(shared), len(universe))
-        names = tuple(one.name for one in sets)
-        found.append(SetOverlap(names, "nodes", sizes, tuple(sorted(shared)), len(universe), expected, p))
-    return tuple(found)
+        names = tuple(node_set.name for node_set in sets)
+        overlaps.append(SetOverlap(names, "nodes", sizes, tuple(sorted(shared)), len(universe), expected, p))
+    return tuple(overlaps)
 
 
 def _pair_overlap(graph: Graph, a: NodeSet, b: NodeSet) -> SetOverlap:
     by: Literal["nodes", "layers"] = "nodes" if a.universe & b.universe else "layers"
-    held = [(one.nodes, one.universe) for one in (a, b)]
+    held = [(node_set.nodes, node_set.universe) for node_set in (a, b)]
     if by == "layers":
         held = [(_layers(graph, nodes), _layers(graph, universe)) for nodes, universe in held]
     universe = held[0][1] & held[1][1]

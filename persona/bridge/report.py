@@ -62,8 +62,8 @@ def _percent(ends: Any) -> str:
 
 def _chance(share: Share, matching: str) -> Any:
     """Mean, low end, high end and p of random sets; None where only one can be drawn."""
-    found = share.chance.get(matching)
-    return None if found is None or found[3] is None else found
+    drawn = share.chance.get(matching)
+    return None if drawn is None or drawn[3] is None else drawn
 
 
 LAYERS = (
@@ -157,8 +157,8 @@ def read_neuron_mlps(path: str | Path, graph: Graph) -> NodeSet:
 def fingerprint_of(path: str | Path) -> str:
     """The fingerprint of the model that a result of ``patch`` or ``neurons`` names; empty where it names none."""
     path = Path(path)
-    found = [path / f"{name}.json" for name in ("patch", "neurons")] if path.is_dir() else [path]
-    for file in found:
+    candidates = [path / f"{name}.json" for name in ("patch", "neurons")] if path.is_dir() else [path]
+    for file in candidates:
         if file.is_file():
             model = _json(file, "a result").get("model")
             return str(model.get("fingerprint", "")) if isinstance(model, dict) else ""
@@ -173,9 +173,9 @@ def write_bridge(bridge: Bridge, folder: str | Path) -> None:
     """
     folder = Path(folder)
     write_json(bridge_record(bridge), folder / "bridge.json")
-    write_csv([asdict(one) for one in bridge.layers], folder / "layers.csv")
+    write_csv([asdict(row) for row in bridge.layers], folder / "layers.csv")
     write_csv(_node_records(bridge), folder / "nodes.csv")
-    write_csv([_overlap_record(bridge, one) for one in bridge.overlaps], folder / "overlaps.csv")
+    write_csv([_overlap_record(bridge, row) for row in bridge.overlaps], folder / "overlaps.csv")
     axes = {"parts": "pair layer part", "projections": "pair layer", "part": _part_names(bridge), "pair": bridge.pairs}
     write_arrays({"parts": bridge.parts, "projections": bridge.projections}, axes, folder / "bridge.safetensors")
     write_figures(bridge_figures(bridge), folder, page="bridge.html", title=_title(bridge), notes=bridge.notes)
@@ -197,10 +197,10 @@ def bridge_record(bridge: Bridge) -> dict[str, Any]:
             "clusters": bridge.clusters,
             "conserved": bridge.conserved,
             "error": float(f"{bridge.error:.3g}"),
-            "sets": {name: _set_record(bridge, one) for name, one in sets.items() if one is not None},
-            "layers": [asdict(one) for one in bridge.layers],
+            "sets": {name: _set_record(bridge, item) for name, item in sets.items() if item is not None},
+            "layers": [asdict(item) for item in bridge.layers],
             "nodes": _node_records(bridge),
-            "overlaps": [_overlap_record(bridge, one) for one in bridge.overlaps],
+            "overlaps": [_overlap_record(bridge, item) for item in bridge.overlaps],
             "notes": bridge.notes,
         }
     )
@@ -212,7 +212,7 @@ def bridge_tables(bridge: Bridge) -> list[Table]:
     return [
         Table(title, LAYERS, bridge.layers),
         Table(f"largest writers after block {bridge.layer}", NODES, _node_records(bridge)[:MOST]),
-        Table("overlap of sets of nodes", OVERLAPS, [_overlap_record(bridge, one) for one in bridge.overlaps]),
+        Table("overlap of sets of nodes", OVERLAPS, [_overlap_record(bridge, item) for item in bridge.overlaps]),
     ]
 
 
@@ -270,30 +270,30 @@ def _part_names(bridge: Bridge) -> list[str]:
     return [*map(str, bridge.graph.src_nodes), *(f"b{layer}" for layer in range(bridge.graph.n_layers))]
 
 
-def _set_record(bridge: Bridge, one: NodeSet) -> dict[str, Any]:
-    names = [str(bridge.graph.src_nodes[place]) for place in sorted(one.nodes)]
-    return {"name": one.name, "source": one.source, "nodes": names, "universe": len(one.universe)}
+def _set_record(bridge: Bridge, node_set: NodeSet) -> dict[str, Any]:
+    names = [str(bridge.graph.src_nodes[place]) for place in sorted(node_set.nodes)]
+    return {"name": node_set.name, "source": node_set.source, "nodes": names, "universe": len(node_set.universe)}
 
 
-def _overlap_record(bridge: Bridge, one: SetOverlap) -> dict[str, Any]:
-    return asdict(one) | {"shared": _shared_names(bridge, one)}
+def _overlap_record(bridge: Bridge, overlap: SetOverlap) -> dict[str, Any]:
+    return asdict(overlap) | {"shared": _shared_names(bridge, overlap)}
 
 
-def _shared_names(bridge: Bridge, one: SetOverlap) -> list[str]:
-    return [f"layer {at}" if one.by == "layers" else str(bridge.graph.src_nodes[at]) for at in one.shared]
+def _shared_names(bridge: Bridge, overlap: SetOverlap) -> list[str]:
+    return [f"layer {at}" if overlap.by == "layers" else str(bridge.graph.src_nodes[at]) for at in overlap.shared]
 
 
 def _node_records(bridge: Bridge) -> list[dict[str, Any]]:
     """The parts up to the chosen layer, the largest first; ``share`` is of the mean projection."""
-    own, total = bridge.parts[:, bridge.layer].mean(0), bridge.projections[:, bridge.layer].mean()
+    written, total = bridge.parts[:, bridge.layer].mean(0), bridge.projections[:, bridge.layer].mean()
     sets = {"circuit": bridge.circuit, "movers": bridge.movers, "neurons": bridge.neurons}
     rows = []
     for place, name in enumerate(_part_names(bridge)):
         if _layer_of(bridge.graph, place) <= bridge.layer:
             around = bridge.intervals[place]
-            row = {"node": name, "writes": float(own[place]), "share": own[place] / total if total else None}
+            row = {"node": name, "writes": float(written[place]), "share": written[place] / total if total else None}
             row |= {"low": around.low if around else None, "high": around.high if around else None}
-            rows.append(row | {key: one is not None and place in one.nodes for key, one in sets.items()})
+            rows.append(row | {key: node_set is not None and place in node_set.nodes for key, node_set in sets.items()})
     return sorted(rows, key=lambda row: -abs(row["writes"]))
 
 
@@ -303,19 +303,19 @@ def _layer_of(graph: Graph, part: int) -> int:
 
 def _share_figure(bridge: Bridge) -> Chart:
     """The circuit's share by layer, random sets' middle 95 % as bands."""
-    layers = [str(one.layer) for one in bridge.layers]
+    layers = [str(entry.layer) for entry in bridge.layers]
     curves = [
         Curve(
             "circuit",
             layers,
-            [one.share.value for one in bridge.layers],
-            [one.share.interval.low if one.share.interval else None for one in bridge.layers],
-            [one.share.interval.high if one.share.interval else None for one in bridge.layers],
+            [entry.share.value for entry in bridge.layers],
+            [entry.share.interval.low if entry.share.interval else None for entry in bridge.layers],
+            [entry.share.interval.high if entry.share.interval else None for entry in bridge.layers],
         )
     ]
     for matching, colour in zip(MATCHINGS, (PALETTE[1], GREY), strict=True):
-        found = [one.share.chance.get(matching, (None,) * 4) for one in bridge.layers]
-        mean, low, high = ([row[place] for row in found] for place in range(3))
+        bands = [entry.share.chance.get(matching, (None,) * 4) for entry in bridge.layers]
+        mean, low, high = ([row[place] for row in bands] for place in range(3))
         curves.append(Curve(f"random, by {matching}", layers, mean, low, high, dash="dot", colour=colour))
     title = f"Share of the persona vector's projection that the circuit writes ({bridge.options.position})"
     return line_chart(curves, title=title, x="after block", y="share of the projection")
