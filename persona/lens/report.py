@@ -126,15 +126,15 @@ def lens_tables(study: LensStudy) -> list[Table]:
     ]
     words = [{"after": after, "words": words} for after, words in zip(study.points, study.words, strict=True)]
     title = f"logit lens of {study.model} at {where}, {len(study.items)} pairs"
-    found = [
+    tables = [
         Table(title, CURVES, curves),
         Table(f"the most likely words at {where}", WORDS, words, 3, [drawn, *decision_lines(study)]),
     ]
     if study.attribution.conserved:
         conserved = f"conserved   the parts sum to D within {study.attribution.error:.1e} logits on every pair"
         title, rows = "direct logit attribution of D, the largest", _component_records(study)[:MOST]
-        found.append(Table(title, COMPONENTS, rows, notes=[drawn, conserved]))
-    return found
+        tables.append(Table(title, COMPONENTS, rows, notes=[drawn, conserved]))
+    return tables
 
 
 def decision_lines(study: LensStudy) -> list[str]:
@@ -152,7 +152,7 @@ def decision_lines(study: LensStudy) -> list[str]:
 
 def lens_figures(study: LensStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
-    found = {
+    figures = {
         "lens-divergence": _divergence_chart(study),
         "lens-divergence-map": _divergence_map(study),
         "lens-options": _options_chart(study),
@@ -160,9 +160,9 @@ def lens_figures(study: LensStudy) -> dict[str, Chart]:
         "lens-decision": _decision_figure(study),
     }
     if study.attribution.conserved:
-        found["attribution"] = _attribution_map(study)
-        found["attribution-sum"] = _attribution_sum(study)
-    return {name: figure for name, figure in found.items() if figure is not None}
+        figures["attribution"] = _attribution_map(study)
+        figures["attribution-sum"] = _attribution_sum(study)
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def _title(study: LensStudy) -> str:
@@ -206,12 +206,12 @@ def _component_records(study: LensStudy) -> list[dict[str, Any]]:
 
 
 def _decision_summary(study: LensStudy) -> dict[str, dict[str, Any]]:
-    found = {}
+    summary = {}
     for key in DECIDED if study.decisions else ():
-        values = [getattr(one, key) for one in study.decisions if getattr(one, key) is not None]
+        values = [getattr(decision, key) for decision in study.decisions if getattr(decision, key) is not None]
         quartiles = np.percentile(values, (25, 50, 75), method="nearest").tolist() if values else [None] * 3
-        found[key] = dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {"n": len(values)}
-    return found
+        summary[key] = dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {"n": len(values)}
+    return summary
 
 
 def _arrays(study: LensStudy) -> dict[str, np.ndarray]:
@@ -244,7 +244,7 @@ def _divergence_chart(study: LensStudy) -> Chart:
 def _curve(study: LensStudy, name: str, place: int, label: str, dash: str = "solid") -> Curve:
     column = [row[place] for row in study.curves[name]]
     values = [estimate.value for estimate in column]
-    return Curve(label, study.points, values, [one.low for one in column], [one.high for one in column], dash)
+    return Curve(label, study.points, values, [entry.low for entry in column], [entry.high for entry in column], dash)
 
 
 def _options_chart(study: LensStudy) -> Chart:
@@ -296,7 +296,7 @@ def _decision_figure(study: LensStudy) -> Chart | None:
     names["choice_b"] = "choice of B stable"
     panels = {}
     for key, label in names.items():
-        values = [getattr(one, key) for one in study.decisions]
+        values = [getattr(decision, key) for decision in study.decisions]
         counts = [sum(value == point for value in values) for point in range(len(study.points))]
         panels[label] = [Bars("pairs", study.points, counts)]
     title = f"Where {len(study.items)} pairs are decided"
@@ -305,7 +305,7 @@ def _decision_figure(study: LensStudy) -> Chart | None:
 
 def _attribution_map(study: LensStudy) -> Chart:
     """Heads, the MLP and the attention bias of every layer."""
-    graph, means = study.graph, [one.value for one in study.attribution.estimates]
+    graph, means = study.graph, [estimate.value for estimate in study.attribution.estimates]
     rows = [
         [*means[graph.heads_of(layer)], means[graph.mlp_of(layer)], means[graph.n_src + layer]]
         for layer in range(graph.n_layers)
