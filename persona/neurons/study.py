@@ -57,14 +57,14 @@ def held_out_files(
     Raises:
         TaskError: a file has no pair of the kind that is asked of it.
     """
-    own = [i for i, item in enumerate(pairs.items) if item.control == "none"]
-    if not own:
+    studied = [i for i, item in enumerate(pairs.items) if item.control == "none"]
+    if not studied:
         raise TaskError(f"{pairs.source} has no pair but controls; give pairs of the study itself")
     if held_out is None:
-        fit = [i for i in own if pairs.items[i].pair.split == "train"] or own
-        held, rest = pairs, [i for i in own if i not in set(fit)]
+        fit = [i for i in studied if pairs.items[i].pair.split == "train"] or studied
+        held, rest = pairs, [i for i in studied if i not in set(fit)]
     else:
-        fit, held = own, held_out
+        fit, held = studied, held_out
         rest = [i for i, item in enumerate(held.items) if item.control == "none"]
         if not rest:
             raise TaskError(f"{held.source} has no pair but controls; give --test-pairs pairs of the study itself")
@@ -127,9 +127,9 @@ def study_neurons(
     ranking = _ranking(model, fit, null, read, neurons, options)
     selected = tuple(int(place) for place in ranking.order[: options.top_k])
     measured = "fit" if held is None else "held"
-    some = some_pairs(whole[measured], options.max_pairs)
-    ablations = ablations_of(model, some, neurons, ranking, read["fit"], selected, options, stage("ablation"))
-    values, left = read["fit"].values, len(whole[measured].items) - len(some.items) if ablations else 0
+    sample = some_pairs(whole[measured], options.max_pairs)
+    ablations = ablations_of(model, sample, neurons, ranking, read["fit"], selected, options, stage("ablation"))
+    values, left = read["fit"].values, len(whole[measured].items) - len(sample.items) if ablations else 0
     study = NeuronStudy(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -145,13 +145,13 @@ def study_neurons(
         selected=selected,
         groups=groups_of(fit, held, read, ranking, selected, options),
         ablations=ablations,
-        ablated_pairs=tuple(item.pair.id for item in some.items) if ablations else (),
-        clusters=Clusters.of([item.pair for item in some.items]).describe(),
+        ablated_pairs=tuple(item.pair.id for item in sample.items) if ablations else (),
+        clusters=Clusters.of([item.pair for item in sample.items]).describe(),
         n_null=len(null.items) if null is not None else 0,
         dropped=_dropped(dropped or {}, fit, held, left, options),
     )
-    told = [says for file in whole.values() for says in told_once(file, options.position)]
-    return replace(study, notes=(*([leaks] if leaks else []), *told, *_notes(study)))
+    repeats = [says for file in whole.values() for says in told_once(file, options.position)]
+    return replace(study, notes=(*([leaks] if leaks else []), *repeats, *_notes(study)))
 
 
 def _dropped(
@@ -184,7 +184,7 @@ def _check_null(null: ExampleFile | None, options: NeuronOptions) -> None:
                 "pairs whose 'control' is 'paraphrase', or use --pool mean"
             )
         return
-    personas = {one.persona for one in null.examples}
+    personas = {example.persona for example in null.examples}
     if len(personas) < LEAST_NULL:
         raise TaskError(
             f"the paraphrase pairs of {null.source} are of {len(personas)} persona(s); the null needs {LEAST_NULL}: "
@@ -207,7 +207,9 @@ def _ranking(
     rounding = at_rounding(size, np.abs(read["fit"].values).max(0), neurons.layers, epsilon)
     quiet = None
     if null is not None:
-        quiet = Paraphrases(read["null"].differences, cluster_codes([one.persona for one in null.examples[::2]])[0])
+        quiet = Paraphrases(
+            read["null"].differences, cluster_codes([example.persona for example in null.examples[::2]])[0]
+        )
     couples = [fit.items[place].personas for place in np.unique(codes, return_index=True)[1]]
     clusters = clusters_of(couples, [""] * len(couples))
     return rank_neurons(differences, codes, rounding, options, null=quiet, clusters=clusters)
