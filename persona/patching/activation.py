@@ -179,8 +179,8 @@ def study_patching(
     options, stage = (options or PatchOptions()).checked(), stage or untold_stage
     plan = parse_paths(model.graph, options.senders, options.receivers)
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
-    rows, apart = _rows(found, model, options.align), held_out is not found
-    others = _rows(held_out, model, options.align) if apart else rows
+    rows, separate = _rows(found, model, options.align), held_out is not found
+    others = _rows(held_out, model, options.align) if separate else rows
     seen = _Sweep(model, found, rows, options)
     without = partial(ablate_heads, model, held_out, others, rows, options=options)
     search = search_of(model.fingerprint, model.format, options, rows, others, found.sha256, held_out.sha256)
@@ -192,13 +192,13 @@ def study_patching(
         effects = _effects(seen, divergence, clusters, options.seed)
         movers = _movers(effects, divergence, clusters, seen.attention(), options)
         if options.ablate_top is not None:
-            heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
+            heads = tuple(model.graph.src_index(mover.head) for mover in movers[: options.ablate_top])
             ablated = without(heads, kept=kept, progress=stage("ablating heads"))
         walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
         walked = walk(plan, kept=kept, progress=stage("patching paths")) if plan is not None else None
         quiet = None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size)
     more = [part for part in (walked, ablated) if part is not None]
-    detectable, leaks = _detectable(effects, divergence, clusters, options), leak(found, held_out) if apart else None
+    detectable, leaks = _detectable(effects, divergence, clusters, options), leak(found, held_out) if separate else None
     return PatchStudy(
         **_about(model, found, options),
         parts=seen.parts.names,
@@ -218,18 +218,18 @@ def study_patching(
     )
 
 
-def _about(model: Model, found: ExampleFile, options: PatchOptions) -> dict[str, Any]:
-    own = {"model": model.name, "fingerprint": model.fingerprint, "graph": model.graph, "options": options}
-    return {**own, "source": found.source, "sha256": found.sha256, "items": found.items}
+def _about(model: Model, file: ExampleFile, options: PatchOptions) -> dict[str, Any]:
+    record = {"model": model.name, "fingerprint": model.fingerprint, "graph": model.graph, "options": options}
+    return {**record, "source": file.source, "sha256": file.sha256, "items": file.items}
 
 
 class _Sweep:
     """The arrays of a study while they are filled, a value per row."""
 
-    def __init__(self, model: Model, found: ExampleFile, rows: Sequence[Row], options: PatchOptions) -> None:
+    def __init__(self, model: Model, file: ExampleFile, rows: Sequence[Row], options: PatchOptions) -> None:
         self.model, self.rows = model, rows
         self.groups = batches(rows, options.batch_size, model.device)
-        self.parts = parts_of(found, rows, options.parts, model.tokenizer)
+        self.parts = parts_of(file, rows, options.parts, model.tokenizer)
         self.sites = sites_of(model.graph, options.at, self.parts.names)
         self.steps = list(_steps(self.sites))
         self.whole, self.all = np.zeros(len(rows)), np.zeros(len(rows))
@@ -244,9 +244,9 @@ class _Sweep:
             for item in prepare_each(self.model, [group]):
                 self._plain(item)
                 for place, chosen in enumerate(self.steps):
-                    found = kept.of(f"sites {place} {item.batch.place}", partial(self._patch, item, chosen))
-                    self.moved[np.ix_(item.batch.indices, chosen)] = found["moved"]
-                    self.passes, self.runs = self.passes + int(found["cost"][0]), self.runs + int(found["cost"][1])
+                    result = kept.of(f"sites {place} {item.batch.place}", partial(self._patch, item, chosen))
+                    self.moved[np.ix_(item.batch.indices, chosen)] = result["moved"]
+                    self.passes, self.runs = self.passes + int(result["cost"][0]), self.runs + int(result["cost"][1])
                     done += 1
                     progress(min(done, total), total)
 
@@ -281,9 +281,9 @@ class _Sweep:
         masks, base = self.parts.masks(item.batch), _margins(item.clean.logits, item.batch)
         sites, moved, passes = [self.sites[i] for i in chosen], [], 0
         streams, at_end = self.model.graph.n_heads + 8, sites[0].part == ANSWER
-        for some in portions(len(sites), per_pass(self.model, item, streams, at_end=at_end)):
-            where = torch.stack([masks[site.part] for site in sites[some]])
-            logits = self._logits(item, sites[some], where)
+        for span in portions(len(sites), per_pass(self.model, item, streams, at_end=at_end)):
+            where = torch.stack([masks[site.part] for site in sites[span]])
+            logits = self._logits(item, sites[span], where)
             moved += [base - _margins(part, item.batch) for part in logits]
             passes += 1
         return {"moved": np.stack(moved, axis=1), "cost": np.array([passes, len(sites) * len(item.batch)])}
@@ -305,34 +305,36 @@ def _steps(sites: Sequence[Site]) -> Iterator[list[int]]:
     yield from by_start.values()
 
 
-def _rows(found: ExampleFile, model: Model, align: str) -> tuple[Row, ...]:
-    task = Task(tuple(item.pair for item in found.items), found.source, found.sha256)
+def _rows(file: ExampleFile, model: Model, align: str) -> tuple[Row, ...]:
+    task = Task(tuple(item.pair for item in file.items), file.source, file.sha256)
     return with_swap_rows(encode(task, model, align=align))
 
 
 def _margins(logits: Float[Tensor, "batch vocab"], batch: Batch) -> NDArray[np.float64]:
-    found = margins(logits.double(), batch).cpu().numpy()
-    check_finite(found, batch.name, "margins")
-    return found
+    values = margins(logits.double(), batch).cpu().numpy()
+    check_finite(values, batch.name, "margins")
+    return values
 
 
 def _attention_mass(
     model: Model, item: Prepared, inside: Bool[Tensor, "batch pos"]
 ) -> Float[np.ndarray, "batch layer head"]:
     """Attention from the last position to the marked ones: what arrives there of values that are 1 at those, else 0."""
-    found = []
+    masses = []
     with torch.no_grad():
         for block in model.blocks:
             q, k, v = item.clean.qkv[block.layer]
             z = block.attention(q, k, inside[..., None, None].to(v.dtype).expand_as(v).contiguous(), item.clean.context)
-            found.append(z[:, -1].double().mean(-1))
-    return torch.stack(found, dim=1).cpu().numpy()
+            masses.append(z[:, -1].double().mean(-1))
+    return torch.stack(masses, dim=1).cpu().numpy()
 
 
 def _effects(seen: _Sweep, divergence: Float[np.ndarray, " pair"], clusters: Clusters, seed: int) -> Effects:
     values = seen.by_pair(seen.moved).transpose(0, 2, 1)
     numerators = {"noising": values[0], "denoising": values[1], "both": values.mean(0)}
-    shares = {name: ratio_of_means(one, divergence, clusters, seed=seed) for name, one in numerators.items()}
+    shares = {
+        name: ratio_of_means(numerator, divergence, clusters, seed=seed) for name, numerator in numerators.items()
+    }
     whole = ratio_of_means(seen.by_pair(seen.all).mean(0)[None], divergence, clusters, seed=seed)[0]
     return Effects(seen.sites, values, shares, whole.value)
 
@@ -351,12 +353,12 @@ def _movers(
     p = ratio_p_values(effects.values[1, at], divergence, clusters, negligible=options.negligible)
     adjusted = scipy.stats.false_discovery_control(p)
     mass = None if attention is None else np.nanmean(attention, axis=1)
-    found = []
-    for i, one, corrected in zip(at, p, adjusted, strict=True):
+    movers = []
+    for i, raw, corrected in zip(at, p, adjusted, strict=True):
         site = effects.sites[i]
         share = effects.shares["denoising"][i]
         shown = (None, None) if mass is None else [float(side[site.layer, site.head]) for side in mass]
-        found.append(
+        movers.append(
             Mover(
                 head=site.name,
                 layer=site.layer,
@@ -364,14 +366,14 @@ def _movers(
                 denoising=share,
                 noising=effects.shares["noising"][i],
                 everywhere=effects.share("both", Site("head", site.layer, EVERYWHERE, site.head)),
-                p=float(one),
+                p=float(raw),
                 p_adjusted=float(corrected),
                 is_mover=bool(corrected <= options.alpha and share.value > 0),
                 attention_a=shown[0],
                 attention_b=shown[1],
             )
         )
-    order = sorted(found, key=lambda mover: (-np.nan_to_num(mover.denoising.value), mover.layer, mover.index))
+    order = sorted(movers, key=lambda mover: (-np.nan_to_num(mover.denoising.value), mover.layer, mover.index))
     return tuple(order)
 
 
@@ -392,7 +394,7 @@ def _detectable(
 
 def _power(movers: Sequence[Mover], detectable: float | None) -> list[str]:
     """Where nothing survives the correction: what would have."""
-    if detectable is None or any(one.is_mover for one in movers):
+    if detectable is None or any(mover.is_mover for mover in movers):
         return []
     needed = f"a share of D of about {detectable:.2f}" if np.isfinite(detectable) else "more pairs than these"
     return [
