@@ -100,16 +100,16 @@ def cross_validate(
         centring, and the threshold is zero.
     """
     n_classes = int(labels.max()) + 1
-    found = [_empty(labels, n_classes) for _ in layers]
+    predictions = [_empty(labels, n_classes) for _ in layers]
     chosen = []
     for turn, fold in enumerate(folds):
         quality = []
-        for one, features in zip(found, layers, strict=True):
+        for predicted, features in zip(predictions, layers, strict=True):
             held, threshold = _within(features, labels, fold, n_classes, penalty, symmetric)
             quality.append(held)
-            _predict(one, features, labels, fold, turn, threshold, penalty, symmetric)
+            _predict(predicted, features, labels, fold, turn, threshold, penalty, symmetric)
         chosen.append(int(np.argmax(quality)))
-    return found, chosen
+    return predictions, chosen
 
 
 def predict_chosen(
@@ -123,12 +123,12 @@ def predict_chosen(
 ) -> Predicted:
     """Predictions with every fold's layer given: for controls, which are asked at the layers that the probe chose."""
     n_classes = int(labels.max()) + 1
-    found = _empty(labels, n_classes)
+    predicted = _empty(labels, n_classes)
     for turn, (fold, layer) in enumerate(zip(folds, chosen, strict=True)):
         needs_threshold = n_classes == 2 and not symmetric
         threshold = _within(layers[layer], labels, fold, n_classes, penalty, symmetric)[1] if needs_threshold else 0.0
-        _predict(found, layers[layer], labels, fold, turn, threshold, penalty, symmetric)
-    return found
+        _predict(predicted, layers[layer], labels, fold, turn, threshold, penalty, symmetric)
+    return predicted
 
 
 def probe_directions(features: Features, labels: Labels, *, penalty: float) -> Float[np.ndarray, "direction feature"]:
@@ -141,21 +141,21 @@ def probe_directions(features: Features, labels: Labels, *, penalty: float) -> F
     x = centred / scale
     basis = np.linalg.svd(x, full_matrices=False)[2].T if x.shape[1] > x.shape[0] else np.eye(x.shape[1])
     probe = _fitted(x @ basis, labels, penalty)
-    found = probe.coef_ @ basis.T / scale
-    length = np.linalg.norm(found, axis=1, keepdims=True)
-    return np.divide(found, length, out=np.zeros_like(found), where=length > 0)
+    directions = probe.coef_ @ basis.T / scale
+    length = np.linalg.norm(directions, axis=1, keepdims=True)
+    return np.divide(directions, length, out=np.zeros_like(directions), where=length > 0)
 
 
 def joined(by_layer: Sequence[Predicted], chosen: Sequence[int]) -> Predicted:
     """The predictions of every fold at its own layer."""
     first = by_layer[0]
     copies = first.predicted.copy(), first.scores.copy(), first.fold, first.tied.copy()
-    found = Predicted(first.labels, *copies)
+    predicted = Predicted(first.labels, *copies)
     for turn, layer in enumerate(chosen):
         here = first.fold == turn
         for name in ("predicted", "scores", "tied"):
-            getattr(found, name)[here] = getattr(by_layer[layer], name)[here]
-    return found
+            getattr(predicted, name)[here] = getattr(by_layer[layer], name)[here]
+    return predicted
 
 
 def score(found: Predicted, sample: Sample, here: Places | None = None) -> Scored:
@@ -164,29 +164,30 @@ def score(found: Predicted, sample: Sample, here: Places | None = None) -> Score
     return _scored(_measures(found), tested if here is None else here[tested], sample)
 
 
-def balanced_accuracy(found: Predicted) -> float:
+def balanced_accuracy(predicted: Predicted) -> float:
     """Of all tested examples, without an interval."""
-    return float(_measures(found)[1](np.ones((1, int((found.fold >= 0).sum()))))[0])
+    return float(_measures(predicted)[1](np.ones((1, int((predicted.fold >= 0).sum()))))[0])
 
 
 def mean_scores(several: Sequence[Scored], sample: Sample) -> Scored:
     """The mean over several targets, under the same draws of all examples that any of them tests."""
-    places = np.unique(np.concatenate([one.places for one in several]))
-    inside = [np.searchsorted(places, one.places) for one in several]
+    places = np.unique(np.concatenate([scored.places for scored in several]))
+    inside = [np.searchsorted(places, scored.places) for scored in several]
 
     def mean_of(turn: int) -> Statistic:
         return lambda weights: np.mean(
-            [one.measures[turn](weights[:, own]) for one, own in zip(several, inside, strict=True)], axis=0
+            [scored.measures[turn](weights[:, columns]) for scored, columns in zip(several, inside, strict=True)],
+            axis=0,
         )
 
     return _scored(tuple(mean_of(turn) for turn in range(3)), places, sample)
 
 
-def _measures(found: Predicted) -> tuple[Statistic, ...]:
+def _measures(predicted: Predicted) -> tuple[Statistic, ...]:
     """Accuracy, balanced accuracy and area under weights of the tested examples."""
-    here = found.fold >= 0
-    labels, fold, scores = found.labels[here], found.fold[here], found.scores[here]
-    correct = found.correct[here]
+    here = predicted.fold >= 0
+    labels, fold, scores = predicted.labels[here], predicted.fold[here], predicted.scores[here]
+    correct = predicted.correct[here]
     return (
         lambda w: ratio(w @ correct, w.sum(1)),
         lambda w: _balanced(w, labels, correct),
@@ -201,16 +202,16 @@ def _within(
     places, scores, same = [], [], []
     for fit, held in fold.inner:
         places.append(held)
-        told, constant = _told(features, labels, fit, held, n_classes, penalty, symmetric)
-        scores.append(told)
+        held_scores, constant = _told(features, labels, fit, held, n_classes, penalty, symmetric)
+        scores.append(held_scores)
         same.append(np.full(len(held), constant))
     if not places:
         return 0.0, 0.0
-    own, found, constants = labels[np.concatenate(places)], np.concatenate(scores), np.concatenate(same)
-    threshold = _threshold(found[:, 0], own) if n_classes == 2 and not symmetric else 0.0
-    predicted, tied = _decide(found, threshold)
-    correct = _correct(predicted, own, tied | constants, n_classes)
-    return float(_balanced(np.ones((1, len(own))), own, correct)[0]), threshold
+    held_labels, values, constants = labels[np.concatenate(places)], np.concatenate(scores), np.concatenate(same)
+    threshold = _threshold(values[:, 0], held_labels) if n_classes == 2 and not symmetric else 0.0
+    predicted, tied = _decide(values, threshold)
+    correct = _correct(predicted, held_labels, tied | constants, n_classes)
+    return float(_balanced(np.ones((1, len(held_labels))), held_labels, correct)[0]), threshold
 
 
 def _threshold(scores: Float[np.ndarray, " held"], labels: Int[np.ndarray, " held"]) -> float:
@@ -225,7 +226,7 @@ def _threshold(scores: Float[np.ndarray, " held"], labels: Int[np.ndarray, " hel
 
 
 def _predict(
-    found: Predicted,
+    predictions: Predicted,
     features: Features,
     labels: Labels,
     fold: Fold,
@@ -234,11 +235,15 @@ def _predict(
     penalty: float,
     symmetric: bool,
 ) -> None:
-    n_classes = max(2, found.scores.shape[1])
+    n_classes = max(2, predictions.scores.shape[1])
     scores, same = _told(features, labels, fold.train, fold.test, n_classes, penalty, symmetric)
     predicted, tied = _decide(scores, threshold)
-    found.scores[fold.test], found.predicted[fold.test], found.tied[fold.test] = scores, predicted, tied | same
-    found.fold[fold.test] = turn
+    predictions.scores[fold.test], predictions.predicted[fold.test], predictions.tied[fold.test] = (
+        scores,
+        predicted,
+        tied | same,
+    )
+    predictions.fold[fold.test] = turn
 
 
 def _told(
@@ -355,7 +360,7 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _scored(measures: tuple[Statistic, ...], places: Places, sample: Sample) -> Scored:
-    accuracy, balanced, auc = (_estimate(one, sample.among(places), sample) for one in measures)
+    accuracy, balanced, auc = (_estimate(measure, sample.among(places), sample) for measure in measures)
     return Scored(accuracy, balanced, auc, places, measures)
 
 
@@ -366,10 +371,10 @@ def _estimate(statistic: Statistic, clusters: Clusters, sample: Sample) -> Estim
     Pearson 1934) of as many successes as there are independent clusters.
     """
     value = float(statistic(np.full((1, clusters.n), 1 / clusters.n))[0])
-    found = interval(statistic, clusters, n_draws=sample.n_draws, seed=sample.seed) if np.isfinite(value) else None
-    if found is None:
+    bounds = interval(statistic, clusters, n_draws=sample.n_draws, seed=sample.seed) if np.isfinite(value) else None
+    if bounds is None:
         return Estimate(value, None, None)
-    if found.high - found.low < ROUNDING and min(value, 1 - value) < ROUNDING:
+    if bounds.high - bounds.low < ROUNDING and min(value, 1 - value) < ROUNDING:
         least = 0.025 ** (1 / clusters.independent)
         return Estimate(value, *((least, 1.0) if value > 0.5 else (0.0, 1 - least)))
-    return Estimate(value, max(0.0, found.low), min(1.0, found.high))
+    return Estimate(value, max(0.0, bounds.low), min(1.0, bounds.high))

@@ -82,8 +82,8 @@ def _group_split(
     codes = np.unique(names[places].astype(str), return_inverse=True)[1]
     splitter = GroupKFold(min(most, int(codes.max()) + 1))
     splits = ((places[fit], places[held]) for fit, held in splitter.split(places, groups=codes))
-    apart = ((fit[~np.isin(pairs[fit], pairs[held])], held) for fit, held in splits)
-    return [(fit, held) for fit, held in apart if len(fit)]
+    separated = ((fit[~np.isin(pairs[fit], pairs[held])], held) for fit, held in splits)
+    return [(fit, held) for fit, held in separated if len(fit)]
 
 
 def _inner(train: Int[np.ndarray, " train"], names: _Names, n_inner: int) -> tuple[tuple[Places, Places], ...]:

@@ -43,7 +43,7 @@ class _Personas:
     def with_others(self, other: _Personas, n_permutations: int, seed: int) -> Correlation | None:
         """Rank correlation over the personas that both have."""
         both = [name for name in self.names if name in other.names]
-        first, second = ([one.names.index(name) for name in both] for one in (self, other))
+        first, second = ([side.names.index(name) for name in both] for side in (self, other))
         return representation.rank_correlation(
             self.distances[np.ix_(first, first)],
             other.distances[np.ix_(second, second)],
@@ -77,7 +77,7 @@ def geometry_by_place(
     final = None if last is None else _Personas(*representation.persona_distances(each[last], personas, questions))
     places = []
     for i, ((point, position), x) in enumerate(zip(where, each, strict=True)):
-        own = _Personas(*representation.persona_distances(x, personas, questions))
+        distances = _Personas(*representation.persona_distances(x, personas, questions))
         places.append(
             Place(
                 point=point,
@@ -85,8 +85,8 @@ def geometry_by_place(
                 geometry=shares[i],
                 cka_persona=representation.linear_cka(x, who, questions),
                 cka_answer=float("nan") if last is None else float(cka[i, last]),
-                rsa_traits=own.with_others(of_traits, n_permutations, seed),
-                rsa_answer=None if final is None else own.with_others(final, n_permutations, seed),
+                rsa_traits=distances.with_others(of_traits, n_permutations, seed),
+                rsa_answer=None if final is None else distances.with_others(final, n_permutations, seed),
             )
         )
         progress(i + 1, len(where))
@@ -98,11 +98,11 @@ def _cka(
 ) -> Float[np.ndarray, "place place"]:
     """``linear_cka`` of all with all, every Gram made once."""
     names = np.asarray(questions, dtype=object)
-    apart = names[:, None] != names[None]
-    grams = np.stack([(x @ x.T)[apart] for x in each])
+    differ = names[:, None] != names[None]
+    grams = np.stack([(x @ x.T)[differ] for x in each])
     across = grams @ grams.T
-    own = np.diag(across)
-    scale = np.sqrt(np.where(own > 0, own, np.nan))
+    norms = np.diag(across)
+    scale = np.sqrt(np.where(norms > 0, norms, np.nan))
     return across / scale[:, None] / scale[None]
 
 

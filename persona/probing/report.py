@@ -127,9 +127,9 @@ def probe_tables(study: ProbeStudy) -> list[Table]:
 
 def probe_figures(study: ProbeStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
-    found = {f"probe-{kind}": _curves(study, kind) for kind in KINDS}
-    found |= {"probe-controls": _controls(study), "probe-geometry": _geometry(study), "probe-cka": _cka(study)}
-    return {name: figure for name, figure in found.items() if figure is not None}
+    figures = {f"probe-{kind}": _curves(study, kind) for kind in KINDS}
+    figures |= {"probe-controls": _controls(study), "probe-geometry": _geometry(study), "probe-cka": _cka(study)}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def _all(study: ProbeStudy) -> tuple[Cell, ...]:
@@ -149,7 +149,9 @@ def _cell_record(study: ProbeStudy, cell: Cell) -> dict[str, Any]:
         **picked(cell, "n", "n_classes", "n_groups", "chance"),
         **_scores(cell.best),
         "selectivity": cell.controls.selectivity(cell.best.balanced.value),
-        "controls": {key: None if one is None else asdict(one) for key, one in _controls_of(cell).items()},
+        "controls": {
+            key: None if estimate is None else asdict(estimate) for key, estimate in _controls_of(cell).items()
+        },
     }
 
 
@@ -208,9 +210,11 @@ def _curves(study: ProbeStudy, kind: str) -> Chart | None:
     panels: dict[str, list[Curve]] = {}
     for cell in cells:
         values = [scored.balanced for scored in cell.curve]
-        ends = ([one.low for one in values], [one.high for one in values])
-        own = Curve(cell.position, study.points, [one.value for one in values], *ends, colour=_colour(study, cell))
-        panels.setdefault(f"held out by {cell.hold_out}", []).append(own)
+        ends = ([estimate.low for estimate in values], [estimate.high for estimate in values])
+        curve = Curve(
+            cell.position, study.points, [estimate.value for estimate in values], *ends, colour=_colour(study, cell)
+        )
+        panels.setdefault(f"held out by {cell.hold_out}", []).append(curve)
     for name, curves in panels.items():
         chance = next(cell.chance for cell in cells if name.endswith(cell.hold_out))
         flat = [chance] * len(study.points)
@@ -233,7 +237,9 @@ def _controls(study: ProbeStudy) -> Chart:
         x = [f"{cell.kind}, {cell.hold_out}" for cell in cells]
         for key, label in names.items():
             values = [cell.best.balanced if key == "probe" else getattr(cell.controls, key) for cell in cells]
-            y, low, high = ([None if one is None else getattr(one, name) for one in values] for name in ENDS)
+            y, low, high = (
+                [None if estimate is None else getattr(estimate, name) for estimate in values] for name in ENDS
+            )
             ends = (low, high) if key == "probe" else ()
             panels.setdefault(position, []).append(Bars(label, x, y, *ends))
     title = "Probes and their controls, each at the layer chosen on the training folds"
@@ -244,12 +250,12 @@ def _geometry(study: ProbeStudy) -> Chart:
     """Signal to noise, CKA and RSA by layer, a line per position."""
 
     def curves(value: Any) -> list[Curve]:
-        found = []
+        lines = []
         for place, position in enumerate(study.positions):
-            values = [value(one) for one in study.places if one.position == place]
-            y = [None if one is None or one != one else one for one in values]
-            found.append(Curve(position, study.points, y))
-        return found
+            values = [value(item) for item in study.places if item.position == place]
+            y = [None if item is None or item != item else item for item in values]
+            lines.append(Curve(position, study.points, y))
+        return lines
 
     panels = {
         "persona's share of the variance": curves(lambda one: one.geometry.share.value),

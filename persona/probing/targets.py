@@ -47,25 +47,25 @@ class Data:
     def __init__(
         self,
         model: Model,
-        found: ExampleFile,
+        file: ExampleFile,
         positions: tuple[str, ...],
         personas: Sequence[Persona],
         options: ProbeOptions,
         stage: Stage,
     ) -> None:
-        self.model, self.found, self.positions, self.options = model, found, positions, options
-        self.examples = found.examples
-        self.personas = [one.persona or f"pair {one.pair} {'AB'[not one.is_clean]}" for one in self.examples]
-        self.questions = [one.question for one in self.examples]
+        self.model, self.found, self.positions, self.options = model, file, positions, options
+        self.examples = file.examples
+        self.personas = [item.persona or f"pair {item.pair} {'AB'[not item.is_clean]}" for item in self.examples]
+        self.questions = [item.question for item in self.examples]
         self.traits = {persona.name: persona.traits for persona in personas}
         self._samples: dict[tuple[str, str], Sample] = {}
         n = model.graph.n_layers
         self.at = tuple(sorted({*range(0, n, options.every), n}))
-        placed = [one.placed for one in self.examples]
+        placed = [item.placed for item in self.examples]
         self.streams = _streams(model, placed, positions, self.at, options, stage("reading"))
         self.without = tuple(name for name in positions if name != "persona-end")
-        every = (without_persona(one.placed, model) for one in self.examples)
-        bare = [one for one in every if one is not None and set(self.without) <= set(one.places)]
+        every = (without_persona(item.placed, model) for item in self.examples)
+        bare = [item for item in every if item is not None and set(self.without) <= set(item.places)]
         known = len(bare) == len(self.examples)
         self.bare = (
             _streams(model, bare, self.without, self.at, options, stage("reading without the persona"))
@@ -92,25 +92,29 @@ class Data:
 
     def rows(self, kind: str, position: str) -> list[int]:
         """The first example whose features are the same: its prompt is the same up to the position."""
-        keys = [(seen(one.placed, position), one.sides if kind == "preference" else ()) for one in self.examples]
+        keys = [
+            (seen(example.placed, position), example.sides if kind == "preference" else ()) for example in self.examples
+        ]
         first: dict[object, int] = {}
         return [first.setdefault(key, i) for i, key in enumerate(keys)]
 
     def groups(self, hold_out: str, kind: str, position: str) -> list[str]:
         """What no two folds share; features that are those of several groups are a group of their own."""
-        own = self.personas if hold_out == "persona" else [str(getattr(one, hold_out)) for one in self.examples]
+        labels = (
+            self.personas if hold_out == "persona" else [str(getattr(example, hold_out)) for example in self.examples]
+        )
         names: dict[int, set[str]] = {}
         rows = self.rows(kind, position)
-        for row, name in zip(rows, own, strict=True):
+        for row, name in zip(rows, labels, strict=True):
             names.setdefault(row, set()).add(name)
-        return [name if len(names[row]) == 1 else f"prompts like {row}" for row, name in zip(rows, own, strict=True)]
+        return [name if len(names[row]) == 1 else f"prompts like {row}" for row, name in zip(rows, labels, strict=True)]
 
     def lengths(self) -> Float[np.ndarray, "example feature"]:
         """Token counts, and the places of the named positions: all that length could give away."""
         rows = [
-            [len(one.placed.ids), one.placed.persona_tokens[1] - one.placed.persona_tokens[0]]
-            + [one.placed.places[name] for name in self.positions]
-            for one in self.examples
+            [len(example.placed.ids), example.placed.persona_tokens[1] - example.placed.persona_tokens[0]]
+            + [example.placed.places[name] for name in self.positions]
+            for example in self.examples
         ]
         return np.array(rows, dtype=np.float64)
 
@@ -124,7 +128,7 @@ def _streams(
     progress: Progress,
 ) -> Float[np.ndarray, "example point position d_model"]:
     """Every distinct prompt is run once."""
-    keys = [(one.ids, tuple(one.places[name] for name in positions)) for one in placed]
+    keys = [(prompt.ids, tuple(prompt.places[name] for name in positions)) for prompt in placed]
     distinct = list(dict.fromkeys(keys))
     prompts, places = [ids for ids, _ in distinct], [where for _, where in distinct]
     values = collect(model, prompts, places, batch_size=options.batch_size, progress=progress).numpy()
@@ -183,8 +187,8 @@ def _held_out(
     here = np.flatnonzero((target.labels >= 0) & (groups != ""))
     here = here[np.sort(np.unique(rows[here], return_index=True)[1])]
     # A class of one group would be tested without having been seen.
-    apart = {label: set(groups[here[target.labels[here] == label]]) for label in np.unique(target.labels[here])}
-    here = here[[len(apart[label]) > 1 for label in target.labels[here]]] if len(here) else here
+    groups_of = {label: set(groups[here[target.labels[here] == label]]) for label in np.unique(target.labels[here])}
+    here = here[[len(groups_of[label]) > 1 for label in target.labels[here]]] if len(here) else here
     if len(set(target.labels[here].tolist())) < 2:
         kinds = len(set(groups[target.labels >= 0].tolist()))
         return (
@@ -202,9 +206,9 @@ def _held_out(
 def _sides(data: Data, n_first: int | None, position: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Which examples are for fitting and which for testing; a prompt of both, so far, is for fitting only."""
     place = np.arange(len(data.examples))
-    splits = np.array([one.split for one in data.examples])
+    splits = np.array([example.split for example in data.examples])
     train, test = (splits == "train", splits == "test") if n_first is None else (place < n_first, place >= n_first)
-    prompts = [seen(one.placed, position) for one in data.examples]
+    prompts = [seen(example.placed, position) for example in data.examples]
     known = {prompts[i] for i in np.flatnonzero(train)}
     test = test & ~np.array([prompt in known for prompt in prompts])
     return (train, test) if train.any() and test.any() else None
@@ -212,32 +216,33 @@ def _sides(data: Data, n_first: int | None, position: str) -> tuple[np.ndarray, 
 
 def _targets(data: Data, kind: str, notes: list[str]) -> list[Target]:
     if kind == "identity":
-        if not all(one.persona for one in data.examples):
+        if not all(example.persona for example in data.examples):
             notes.append("no identity probes: the file does not name its personas (persona_a, persona_b)")
             return []
         names, labels = np.unique(data.personas, return_inverse=True)
-        texts = tuple(one.placed.persona for one in data.examples)
+        texts = tuple(example.placed.persona for example in data.examples)
         return [Target("identity", kind, labels.astype(np.int64), texts, tuple(names.tolist()))]
     return _trait_targets(data, notes) if kind == "trait" else [_preference(data)]
 
 
 def _trait_targets(data: Data, notes: list[str]) -> list[Target]:
     names = sorted({trait for traits in data.traits.values() for trait in traits})
-    found = []
+    targets = []
     for name in names:
         values = np.array([data.traits.get(persona, {}).get(name, 0.0) for persona in data.personas])
         labels = np.where(values == 0, -1, (values > 0).astype(np.int64))
         people = [len({data.personas[i] for i in np.flatnonzero(labels == side)}) for side in (0, 1)]
         if min(people) >= 2:
-            found.append(Target(name, "trait", labels, tuple(data.personas), (f"not {name}", name)))
-    if not found:
+            targets.append(Target(name, "trait", labels, tuple(data.personas), (f"not {name}", name)))
+    if not targets:
         notes.append("no trait probes: no trait has two personas on either side; give --personas with traits")
-    return found
+    return targets
 
 
 def _preference(data: Data) -> Target:
     first, second = (
-        [one.answers if one.is_clean == side else one.others for one in data.examples] for side in (True, False)
+        [example.answers if example.is_clean == side else example.others for example in data.examples]
+        for side in (True, False)
     )
     width = max(map(len, (*first, *second)))
     tables = [
@@ -247,6 +252,6 @@ def _preference(data: Data) -> Target:
     size = data.options.batch_size
     parts = [read_out_direction(data.model, *(t[i : i + size] for t in tables)) for i in range(0, len(first), size)]
     directions = torch.cat(parts).double().cpu().numpy()
-    labels = np.array([int(one.is_clean) for one in data.examples])
+    labels = np.array([int(example.is_clean) for example in data.examples])
     types = tuple(f"{who} {question}" for who, question in zip(data.personas, data.questions, strict=True))
     return Target("preference", "preference", labels, types, ("the other's answer", "its own answer"), directions)
