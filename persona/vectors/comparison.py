@@ -69,14 +69,14 @@ def compare_models(
     if len(shared) < FEWEST:
         raise TaskError(f"the models have {len(shared)} personas in common; a comparison needs {FEWEST} or more")
     tables = [model.vectors[[model.personas.index(name) for name in shared]] for model in models]
-    apart = [1 - cosines(table) for table in tables]
+    distances = [1 - cosines(table) for table in tables]
     n = len(models)
     similarity, p = np.eye(n), np.zeros((n, n))
     for i in range(n):
         for j in range(i):
-            found = _alike(apart[i], apart[j], n_permutations, seed)
-            similarity[i, j] = similarity[j, i] = np.nan if found is None else found.value
-            p[i, j] = p[j, i] = np.nan if found is None else found.p
+            correlation = _alike(distances[i], distances[j], n_permutations, seed)
+            similarity[i, j] = similarity[j, i] = np.nan if correlation is None else correlation.value
+            p[i, j] = p[j, i] = np.nan if correlation is None else correlation.p
     return Comparison(
         tuple(model.name for model in models),
         tuple(model.layer for model in models),

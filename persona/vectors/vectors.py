@@ -154,23 +154,23 @@ def persona_vectors(
     by_persona: dict[str, list[int]] = {}
     for i in usable:
         by_persona.setdefault(responses[i].exchange.persona, []).append(i)
-    total, done, found = len(usable), 0, []
-    for own in by_persona.values():
-        rows = [spoken[i] for i in own]
-        asked = [shared.index(responses[i].exchange.question) for i in own]
-        found.append(_read(model, rows, asked, cache, batch_size))
-        done += len(own)
+    total, done, means = len(usable), 0, []
+    for indices in by_persona.values():
+        rows = [spoken[i] for i in indices]
+        asked = [shared.index(responses[i].exchange.question) for i in indices]
+        means.append(_read(model, rows, asked, cache, batch_size))
+        done += len(indices)
         if progress is not None:
             progress(done, total)
-    halves = np.stack([half for half, _ in found], axis=1)
+    halves = np.stack([half for half, _ in means], axis=1)
     return PersonaVectors(
         personas=tuple(by_persona),
         questions=tuple(shared),
-        means=np.stack([mean for _, mean in found]),
+        means=np.stack([mean for _, mean in means]),
         halves=halves,
-        n_responses=tuple(len(own) for own in by_persona.values()),
-        n_tokens=tuple(sum(len(spoken[i].ids) - spoken[i].start for i in own) for own in by_persona.values()),
-        prompt_lengths=tuple(float(np.mean([spoken[i].start for i in own])) for own in by_persona.values()),
+        n_responses=tuple(len(indices) for indices in by_persona.values()),
+        n_tokens=tuple(sum(len(spoken[i].ids) - spoken[i].start for i in indices) for indices in by_persona.values()),
+        prompt_lengths=tuple(float(np.mean([spoken[i].start for i in indices])) for indices in by_persona.values()),
         model=model.name,
         fingerprint=model.fingerprint,
         left_out=left_out,
@@ -225,11 +225,21 @@ def most_reliable_layer(vectors: PersonaVectors) -> int | None:
 
     Of several, the one where a persona's halves are most alike against those of two. One question says nothing.
     """
-    found = [reliability(vectors, layer) for layer in range(vectors.n_layers)]
-    known = [layer for layer, one in enumerate(found) if np.isfinite([one.own, one.others, one.identified]).all()]
+    reliabilities = [reliability(vectors, layer) for layer in range(vectors.n_layers)]
+    known = [
+        layer
+        for layer, scores in enumerate(reliabilities)
+        if np.isfinite([scores.own, scores.others, scores.identified]).all()
+    ]
     if not known:
         return None
-    return max(known, key=lambda layer: (round(found[layer].identified, 9), found[layer].own - found[layer].others))
+    return max(
+        known,
+        key=lambda layer: (
+            round(reliabilities[layer].identified, 9),
+            reliabilities[layer].own - reliabilities[layer].others,
+        ),
+    )
 
 
 def reliability(vectors: PersonaVectors, layer: int) -> Reliability:
@@ -252,11 +262,13 @@ def tree(vectors: Vectors) -> Float[np.ndarray, "merge 4"]:
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
-    apart = 1 - cosines(vectors)
-    if len(apart) < 2 or not np.isfinite(apart).all():
+    distances = 1 - cosines(vectors)
+    if len(distances) < 2 or not np.isfinite(distances).all():
         raise TaskError("a tree needs two personas or more, none of which is exactly their mean")
-    np.fill_diagonal(apart, 0.0)
-    return linkage(squareform((apart + apart.T) / 2, checks=False).clip(min=0.0), "average", optimal_ordering=True)
+    np.fill_diagonal(distances, 0.0)
+    return linkage(
+        squareform((distances + distances.T) / 2, checks=False).clip(min=0.0), "average", optimal_ordering=True
+    )
 
 
 def _usable(
@@ -282,14 +294,14 @@ def _usable(
 def _shared_questions(responses: Sequence[Response], left_out: Mapping[str, int]) -> list[str]:
     """The questions that every persona has a response to, in order of appearance."""
     asked: dict[str, dict[str, None]] = {}
-    for one in responses:
-        asked.setdefault(one.exchange.persona, {})[one.exchange.question] = None
+    for response in responses:
+        asked.setdefault(response.exchange.persona, {})[response.exchange.question] = None
     if len(asked) < 2:
         without = "".join(f"; {count:,} responses are left out: {why}" for why, count in left_out.items())
         raise TaskError(
             f"vectors need two personas or more with a response that can be read, got {len(asked)}{without}"
         )
-    shared = [name for name in next(iter(asked.values())) if all(name in own for own in asked.values())]
+    shared = [name for name in next(iter(asked.values())) if all(name in questions for questions in asked.values())]
     if not shared:
         raise TaskError("there is no question that every persona has a response to, so their means cannot be compared")
     return shared
@@ -303,9 +315,9 @@ def _read(
     path = None if cache is None else Path(cache) / f"{key[:32]}.safetensors"
     if path is not None and path.is_file() and (stored := _cached(path, (model.graph.n_layers, model.d_model))):
         return stored["halves"], stored["mean"]
-    found = _means(model, rows, asked, batch_size)
-    halves = np.stack([_mean_of(found[half::2]) for half in (0, 1)])
-    mean = _mean_of(found)
+    means = _means(model, rows, asked, batch_size)
+    halves = np.stack([_mean_of(means[half::2]) for half in (0, 1)])
+    mean = _mean_of(means)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {"key": key, "model": model.name, "fingerprint": model.fingerprint, "layers": "all"}
