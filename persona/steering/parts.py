@@ -57,25 +57,25 @@ def set_parts(
     for nodes in groups.values():
         chosen = tuple(graph.src_index(name) for name in nodes if name != "logits")
         drawn.append([chosen, *other_sets(graph, chosen, options.n_controls, options.seed)])
-    members, at = _members(graph, [one for each in drawn for one in each], options.layers), options.fitted_at
+    members, at = _members(graph, [item for each in drawn for item in each], options.layers), options.fitted_at
     there = here = _written(model, fitting.examples, members, at, options.batch_size)
     if kind == "pair" and fitting is not steered:
         here = _written(model, steered.examples, members, at, options.batch_size)
     parts = np.stack([
-        measured_directions(kind, fitting.examples, one, steered.examples, other)
-        for one, other in zip(there, here, strict=True)
+        measured_directions(kind, fitting.examples, item, steered.examples, other)
+        for item, other in zip(there, here, strict=True)
     ])  # fmt: skip
     reference = unsteered(model, study.prompts, options.batch_size)[1]
     run = Run(model, study.prompts, options, study.plain, reference, progress)
     run.total = 12 * len(study.prompts) * len(members) * len(study.bounds)
-    found = []
+    results = []
     for bound in study.bounds:
         values = iter(_values(run, study, bound, parts))
         for (name, nodes), each in zip(groups.items(), drawn, strict=True):
             measures = zip(*(next(values) for _ in each), strict=True)
-            besides = (Beside(float(own), tuple(map(float, others))) for own, *others in measures)
-            found.append(SetPart(name, tuple(nodes), bound.layers, bound.strength, bound.outcome.gain, *besides))
-    return tuple(found)
+            besides = (Beside(float(value), tuple(map(float, others))) for value, *others in measures)
+            results.append(SetPart(name, tuple(nodes), bound.layers, bound.strength, bound.outcome.gain, *besides))
+    return tuple(results)
 
 
 def check_has_parts(kind: str) -> None:
@@ -106,14 +106,14 @@ def _written(
     batch_size: int,
 ) -> Float[np.ndarray, "set example layer d_model"]:
     """What each set wrote at the named token of every prompt."""
-    found = np.empty((len(members), len(examples), members.shape[1], model.d_model))
-    for group in grouped([len(one.placed.ids) for one in examples], batch_size):
+    written = np.empty((len(members), len(examples), members.shape[1], model.d_model))
+    for group in grouped([len(example.placed.ids) for example in examples], batch_size):
         tokens = torch.tensor([examples[i].placed.ids for i in group], device=model.device)
         at = torch.tensor([place_of(examples[i], position) for i in group], device=model.device)
         parts = trace(model, tokens, at[:, None], with_parts=True, parts_at=at).parts
         assert parts is not None, "they were asked for"
-        found[:, group] = np.einsum("gls,sbd->gbld", members.astype(float), parts.double().cpu().numpy())
-    return found
+        written[:, group] = np.einsum("gls,sbd->gbld", members.astype(float), parts.double().cpu().numpy())
+    return written
 
 
 def _values(
@@ -125,10 +125,13 @@ def _values(
     size = sum(float((vector**2).sum()) for vector in whole.values())
     steps, shares = [], []
     for part in parts:
-        own = {layer: part[:, place] for layer, place in places.items()}
-        steps += [(own, bound.strength), ({layer: whole[layer] - own[layer] for layer in own}, bound.strength)]
-        shares.append(sum(float((own[layer] * whole[layer]).sum()) for layer in own) / size)
-    gains = [run.gain(one.margins(1)) for one in run.measure(steps)]
+        vectors = {layer: part[:, place] for layer, place in places.items()}
+        steps += [
+            (vectors, bound.strength),
+            ({layer: whole[layer] - vectors[layer] for layer in vectors}, bound.strength),
+        ]
+        shares.append(sum(float((vectors[layer] * whole[layer]).sum()) for layer in vectors) / size)
+    gains = [run.gain(measured.margins(1)) for measured in run.measure(steps)]
     return list(zip(shares, gains[::2], gains[1::2], strict=True))
 
 
@@ -146,8 +149,8 @@ def part_table(study: SteeringStudy) -> Table:
 
 
 def _random(name: str) -> Column:
-    def span(one: SetPart) -> str:
-        values = getattr(one, name).random
+    def span(part: SetPart) -> str:
+        values = getattr(part, name).random
         return f"{min(values):+.2f}…{max(values):+.2f}" if values else "no other set"
 
     return Column("random", span)

@@ -47,24 +47,24 @@ def steered_prompts(
         if faults:
             raise TaskError(listed(f"neutral prompts cannot be put to {model.name}:", faults))
     else:
-        taken_out = [without_persona(one.placed, model) for one in firsts]
-        there = [one for one in taken_out if one is not None]
+        taken_out = [without_persona(item.placed, model) for item in firsts]
+        there = [item for item in taken_out if item is not None]
         if not there:
             raise TaskError(
                 f"in no pair of {file.source} a persona was found that could be left out; give prompts with --neutral"
             )
-        filled = [one or there[i % len(there)] for i, one in enumerate(taken_out)]
-        texts, plainly = tuple(one.text for one in filled), tuple(one.ids for one in filled)
-        at = [one.places.get(position, len(one.ids) - 1) for one in filled]
+        filled = [item or there[i % len(there)] for i, item in enumerate(taken_out)]
+        texts, plainly = tuple(item.text for item in filled), tuple(item.ids for item in filled)
+        at = [item.places.get(position, len(item.ids) - 1) for item in filled]
     return SteeredPrompts(
-        (tuple(one.placed.ids for one in firsts), tuple(one.placed.ids for one in seconds)),
+        (tuple(item.placed.ids for item in firsts), tuple(item.placed.ids for item in seconds)),
         plainly,
-        (tuple(one.answers for one in firsts), tuple(one.others for one in firsts)),
-        (texts, tuple(one.placed.text for one in seconds)),
+        (tuple(item.answers for item in firsts), tuple(item.others for item in firsts)),
+        (texts, tuple(item.placed.text for item in seconds)),
         tuple((a.persona, b.persona) for a, b in zip(firsts, seconds, strict=True)),
-        tuple(one.question for one in firsts),
-        (*at, *(place_of(one, position) for one in (*firsts, *seconds))),
-        tuple((one.placed.persona, one.placed.question) for one in firsts),
+        tuple(item.question for item in firsts),
+        (*at, *(place_of(item, position) for item in (*firsts, *seconds))),
+        tuple((item.placed.persona, item.placed.question) for item in firsts),
     )
 
 
@@ -172,8 +172,8 @@ def _last(model: Model, tokens: Tensor, cache: Any, repeats: int) -> Float[Tenso
     """Logits of the last token behind a copy of the cache; the host appends to what it is given."""
     if cache is None:
         return model.logits(tokens)[:, -1].float().cpu().double()
-    own = copy.deepcopy(cache)
-    own.batch_repeat_interleave(repeats)
+    repeated = copy.deepcopy(cache)
+    repeated.batch_repeat_interleave(repeats)
     with torch.no_grad():
-        out = model.bridge.original_model(tokens, past_key_values=own, use_cache=True)
+        out = model.bridge.original_model(tokens, past_key_values=repeated, use_cache=True)
     return out.logits[:, -1].float().cpu().double()

@@ -63,15 +63,15 @@ class Run:
     def measure(self, steps: Sequence[tuple[Vectors, float]]) -> list[Measured]:
         """All prompts under plus and minus the vectors, for every vectors and strength."""
         signed = [(vectors, sign * strength) for vectors, strength in steps for sign in (1, -1)]
-        found = self._under(signed, self._adding)
+        measured = self._under(signed, self._adding)
         return [
             Measured(plus[0], minus[0], np.stack([plus[1], minus[1]]))
-            for plus, minus in zip(found[::2], found[1::2], strict=True)
+            for plus, minus in zip(measured[::2], measured[1::2], strict=True)
         ]
 
-    def outcomes(self, layers: tuple[int, ...], item: Named, found: Sequence[Measured]) -> list[Outcome]:
+    def outcomes(self, layers: tuple[int, ...], item: Named, measured: Sequence[Measured]) -> list[Outcome]:
         """Both signs of every strength, from the most negative."""
-        signed = [(sign, s, m) for s, m in zip(self.options.strengths, found, strict=True) for sign in (-1, 1)]
+        signed = [(sign, s, m) for s, m in zip(self.options.strengths, measured, strict=True) for sign in (-1, 1)]
         signed.sort(key=lambda each: each[0] * each[1])
         return [self._outcome(layers, item, sign * s, m.margins(sign), m.kl.mean(0)) for sign, s, m in signed]
 
@@ -82,8 +82,10 @@ class Run:
             ({layer: item.vectors.get(layer, item.vectors[layers[0]]) for layer in range(layers[0], n)}, 1.0)
             for layers, item in named
         ]
-        found = self._under(each, lambda rows, _: without_direction(rows), only_last=False)
-        return [self._outcome(layers, item, None, *one) for (layers, item), one in zip(named, found, strict=True)]
+        results = self._under(each, lambda rows, _: without_direction(rows), only_last=False)
+        return [
+            self._outcome(layers, item, None, *result) for (layers, item), result in zip(named, results, strict=True)
+        ]
 
     def bounds(
         self, named: Sequence[tuple[tuple[int, ...], Named]], swept: Mapping[tuple[int, ...], Sequence[Measured]]
@@ -91,34 +93,34 @@ class Run:
         """The largest strength within the KL bound, found in the sweep's first step out of it by regula falsi."""
         strengths, limit = self.options.strengths, self.options.kl_bound
         first_over = {
-            layers: next((i for i, m in enumerate(found) if m.kl.mean() > limit), None)
-            for layers, found in swept.items()
+            layers: next((i for i, m in enumerate(results) if m.kl.mean() > limit), None)
+            for layers, results in swept.items()
         }
-        ends = {layers: _ends(first_over[layers], strengths, found) for layers, found in swept.items()}
+        ends = {layers: _ends(first_over[layers], strengths, results) for layers, results in swept.items()}
         vectors = {layers: item.vectors for layers, item in named if item.draw < 0}
         for _ in range(REFINEMENTS):
             guesses = {layers: _between(*at, limit) for layers, at in ends.items()}
             signed = [(vectors[layers], sign * guess) for layers, guess in guesses.items() for sign in (1, -1)]
-            found = self._under(signed, self._adding, only_neutral=True)
+            results = self._under(signed, self._adding, only_neutral=True)
             for place, (layers, guess) in enumerate(guesses.items()):
-                here = guess, float(np.mean([kl for _, kl in found[2 * place : 2 * place + 2]]))
+                here = guess, float(np.mean([kl for _, kl in results[2 * place : 2 * place + 2]]))
                 ends[layers] = (here, ends[layers][1]) if here[1] <= limit else (ends[layers][0], here)
         measured = self.measure([(item.vectors, ends[layers][0][0]) for layers, item in named])
         return [
             self._bound(layers, ends[layers][0][0], over is None, [
-                (item, m) for (its, item), m in zip(named, measured, strict=True) if its == layers
+                (item, m) for (group, item), m in zip(named, measured, strict=True) if group == layers
             ])
             for layers, over in first_over.items()
         ]  # fmt: skip
 
     def _bound(
-        self, layers: tuple[int, ...], strength: float, is_largest: bool, found: Sequence[tuple[Named, Measured]]
+        self, layers: tuple[int, ...], strength: float, is_largest: bool, results: Sequence[tuple[Named, Measured]]
     ) -> Bound:
-        (own, measured), *others = found
+        (direction, measured), *others = results
         gains: dict[str, tuple[float, ...]] = {}
         for item, other in others:
             gains[item.control] = (*gains.get(item.control, ()), self.gain(other.margins(1)))
-        outcome = self._outcome(layers, own, strength, measured.margins(1), measured.kl.mean(0))
+        outcome = self._outcome(layers, direction, strength, measured.margins(1), measured.kl.mean(0))
         return Bound(layers, strength, is_largest, outcome, gains)
 
     def _adding(self, rows: Mapping[int, Tensor], places: Sequence[int]) -> Mapping[int, Change]:
@@ -180,7 +182,7 @@ class Run:
         asked = before.divergence > 0
         gains = now.divergence[asked] / before.divergence[asked]
         needed = 2 * np.abs(before.prior[asked]) / before.divergence[asked]
-        parted, above = now.parted[asked], gains > needed
+        differ, above = now.parted[asked], gains > needed
         collapsed = asked & ~before.parted
         return Outcome(
             layers,
@@ -195,18 +197,18 @@ class Run:
             self._estimate(kl),
             int(asked.sum()),
             float(above.mean()) if asked.any() else None,
-            float((parted == above).mean()) if asked.any() else None,
+            float((differ == above).mean()) if asked.any() else None,
             int(collapsed.sum()),
             float(now.parted[collapsed].mean()) if collapsed.any() else None,
         )
 
     def _estimate(self, values: Float[np.ndarray, " pair"]) -> Estimate:
         options, prompts = self.options, self.prompts
-        found = two_way_mean(
+        estimate = two_way_mean(
             values.tolist(), prompts.personas, prompts.questions, n_resamples=options.n_resamples, seed=options.seed
         )
-        assert found is not None, "there is a pair"
-        return found
+        assert estimate is not None, "there is a pair"
+        return estimate
 
 
 class _Sides:
@@ -219,10 +221,10 @@ class _Sides:
 
 
 def _ends(
-    over: int | None, strengths: Sequence[float], found: Sequence[Measured]
+    over: int | None, strengths: Sequence[float], measured: Sequence[Measured]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """The last strength within the bound and the first out of it, each with its KL; the same twice if none is out."""
-    known = [(0.0, 0.0), *((s, float(m.kl.mean())) for s, m in zip(strengths, found, strict=True))]
+    known = [(0.0, 0.0), *((s, float(m.kl.mean())) for s, m in zip(strengths, measured, strict=True))]
     return (known[-1], known[-1]) if over is None else (known[over], known[over + 1])
 
 

@@ -78,52 +78,52 @@ def study_steering(
     if beyond := [layer for layer in options.layers if not 0 <= layer < model.graph.n_layers]:
         raise OptionError(f"layer {beyond[0]} is not one of 0 to {model.graph.n_layers - 1}")
     prompts, at = steered_prompts(steered, model, neutral, position=options.fitted_at), options.fitted_at
-    size, told = options.batch_size, told_once(fitting, options.fitted_at)
+    size, repeats = options.batch_size, told_once(fitting, options.fitted_at)
     held_out = kind != "pair" and not _shared_prompts(steered, fitting)
     fitting = fitting.once(at)
     there = prompt_end_streams(model, fitting.examples, position=at, batch_size=size)
     here = there if fitting is steered else prompt_end_streams(model, steered.examples, position=at, batch_size=size)
     readouts = (_readouts(model, fitting), _readouts(model, steered)) if kind == "readout" else None
     how: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
-    found = find_directions(kind, fitting.examples, there, steered.examples, here, **how)
+    directions = find_directions(kind, fitting.examples, there, steered.examples, here, **how)
     plain, reference = unsteered(model, prompts, size)
-    groups, named = _named_by_layers(found, there, options)
+    groups, named = _named_by_layers(directions, there, options)
     run = Run(model, prompts, options, plain, reference, progress or untold, len(groups), len(named))
-    own, outcomes = _swept(run, named)
-    bounds = run.bounds(named, own)
+    measured, outcomes = _swept(run, named)
+    bounds = run.bounds(named, measured)
     if options.ablate:
         outcomes += run.ablations(named)
     return SteeringStudy(
         model=model.name,
         fingerprint=model.fingerprint,
         options=options,
-        directions=found,
+        directions=directions,
         prompts=prompts,
         ids=tuple(item.pair.id for item in steered.items),
-        first_personas=tuple(one.persona for one in steered.examples[::2]),
+        first_personas=tuple(example.persona for example in steered.examples[::2]),
         streams=there,
         plain=plain,
         outcomes=tuple(outcomes),
         bounds=tuple(bounds),
         margins={
             _name(layers): np.stack([m.margins(sign) for sign in (-1, 1) for m in each[::sign]])
-            for layers, each in own.items()
+            for layers, each in measured.items()
         },
-        kl={_name(layers): np.stack([m.kl for m in each]) for layers, each in own.items()},
+        kl={_name(layers): np.stack([m.kl for m in each]) for layers, each in measured.items()},
         held_out=held_out,
-        notes=(*told, *_notes(found, held_out)),
+        notes=(*repeats, *_notes(directions, held_out)),
     )
 
 
 def _named_by_layers(
-    found: Directions, streams: Float[np.ndarray, "example layer d_model"], options: SteerOptions
+    directions: Directions, streams: Float[np.ndarray, "example layer d_model"], options: SteerOptions
 ) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], Named]]]:
     """Which layers are steered at once, and the direction and its controls for each of these."""
     groups: list[tuple[int, ...]] = [options.layers] if options.together else [(layer,) for layer in options.layers]
     return groups, [
         (layers, item)
         for layers in groups
-        for item in _named({layer: found.vectors[:, layer] for layer in layers}, streams, options)
+        for item in _named({layer: directions.vectors[:, layer] for layer in layers}, streams, options)
     ]
 
 
@@ -135,13 +135,13 @@ def _swept(
     swept = run.measure([(item.vectors, s) for _, item in named for s in strengths])
     steps = len(strengths)
     of_each = [swept[i * steps : (i + 1) * steps] for i in range(len(named))]
-    own = {layers: each for (layers, item), each in zip(named, of_each, strict=True) if item.draw < 0}
+    by_layers = {layers: each for (layers, item), each in zip(named, of_each, strict=True) if item.draw < 0}
     outcomes = [
         outcome
         for (layers, item), each in zip(named, of_each, strict=True)
         for outcome in run.outcomes(layers, item, each)
     ]
-    return own, outcomes
+    return by_layers, outcomes
 
 
 def _name(layers: tuple[int, ...]) -> str:
@@ -179,17 +179,20 @@ def _readouts(model: Model, file: ExampleFile) -> Float[np.ndarray, "pair d_mode
     """The direction, of length one, in which each pair's two answers are read out, A's minus B's."""
     firsts = file.examples[::2]
     sides = [
-        id_table(rows).to(model.device) for rows in ([one.answers for one in firsts], [one.others for one in firsts])
+        id_table(rows).to(model.device)
+        for rows in ([example.answers for example in firsts], [example.others for example in firsts])
     ]
     return read_out_direction(model, *sides).double().cpu().numpy()
 
 
 def _shared_prompts(first: ExampleFile, second: ExampleFile) -> bool:
-    return bool({one.placed.text for one in first.examples} & {one.placed.text for one in second.examples})
+    return bool(
+        {example.placed.text for example in first.examples} & {example.placed.text for example in second.examples}
+    )
 
 
-def _notes(found: Directions, held_out: bool) -> tuple[str, ...]:
-    notes = list(found.notes)
-    if not held_out and found.kind != "pair":
+def _notes(directions: Directions, held_out: bool) -> tuple[str, ...]:
+    notes = list(directions.notes)
+    if not held_out and directions.kind != "pair":
         notes.append("not held out: directions were fitted on prompts that are steered")
     return tuple(notes)
