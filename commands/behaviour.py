@@ -72,7 +72,7 @@ def collapse(
             fits = {"split": options.split, "align": options.align}
             loaded = load(stage, name, loading, lambda reader: check_items(items, reader, **fits))
             if loading.fitting:
-                items, more = (one and fitting_items(one, loaded, align=options.align) for one in (items, more))
+                items, more = (file and fitting_items(file, loaded, align=options.align) for file in (items, more))
             how = {"controls": more, "neutral": wordings, "options": options, "progress": stage("asking")}
             study = study_collapse(loaded, items, **how)
             if first:
@@ -128,26 +128,28 @@ def explain(
         with progress_bars() as stage, working_folder(out):
             loaded = load(stage, name, loading, lambda reader: check_items(study, reader, split=options.split))
             if loading.fitting:
-                study, more = (one and fitting_items(one, loaded) for one in (study, more))
+                study, more = (file and fitting_items(file, loaded) for file in (study, more))
             how: dict[str, Any] = {"controls": more, "thresholds": thresholds, "options": options}
             how["calibration"] = set_before or ("new" if calibration else None)
-            found = explain_pairs(loaded, study, **how, state=state, stage=stage)
+            explanation = explain_pairs(loaded, study, **how, state=state, stage=stage)
             stage("files and figures")
-            _write_explanation(context, found, out, name, None if set_before else calibration)
-        tables = partial(_print_explanation, found)
-        show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
+            _write_explanation(context, explanation, out, name, None if set_before else calibration)
+        tables = partial(_print_explanation, explanation)
+        show(as_json, lambda: _without(explain_record(explanation), "pairs"), tables, out=out, notes=explanation.notes)
 
 
-def _write_explanation(context: typer.Context, found: Any, out: Path, name: str, calibration: Path | None) -> None:
+def _write_explanation(
+    context: typer.Context, explanation: Any, out: Path, name: str, calibration: Path | None
+) -> None:
     """The files, and the thresholds that were set now."""
     from persona_circuits.circuit.storage import replace_folder
     from persona_circuits.persona.explanation import write_calibration, write_explanation
 
     with replace_folder(out) as staging:
-        write_explanation(found, staging)
-        index(context, staging, name, notes=found.notes)
-    if calibration and found.calibration:
-        write_calibration(found.calibration, calibration)
+        write_explanation(explanation, staging)
+        index(context, staging, name, notes=explanation.notes)
+    if calibration and explanation.calibration:
+        write_calibration(explanation.calibration, calibration)
 
 
 def _items(pairs: Path | None, controls: Path | None, source: Source) -> list[Any]:
@@ -168,7 +170,7 @@ def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in keys}
 
 
-def _print_explanation(found: Any) -> None:
+def _print_explanation(explanation: Any) -> None:
     from persona_circuits.persona.explanation import (
         LEVEL,
         TESTED,
@@ -179,28 +181,33 @@ def _print_explanation(found: Any) -> None:
         test_rows,
     )
 
-    null = found.null
-    parts = {"all": [found.overall], **{key: [g for g in found.groups if g.by == key] for key in found.options.by}}
-    for key, groups in (parts | {"control": found.controls}).items():
+    null = explanation.null
+    parts = {
+        "all": [explanation.overall],
+        **{key: [g for g in explanation.groups if g.by == key] for key in explanation.options.by},
+    }
+    for key, groups in (parts | {"control": explanation.controls}).items():
         if groups:
-            title = f"why personas collapse in {found.model}" if key == "all" else f"by {key}"
+            title = f"why personas collapse in {explanation.model}" if key == "all" else f"by {key}"
             print_table(Table(title, table_columns(key), group_rows(groups), 2))
-    items = [row.measure.item for row in found.pairs]
+    items = [row.measure.item for row in explanation.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
-    if tested := test_rows(found):
+    if tested := test_rows(explanation):
         print_table(Table("causal tests", TESTED, tested, 2))
-    columns, rows = rate_table(found)
+    columns, rows = rate_table(explanation)
     if rows:
-        held = " that it was not set on" if found.calibration is not None else ""
+        held = " that it was not set on" if explanation.calibration is not None else ""
         title = f"how often controls{held}, without a persona to find, have a verdict"
         print_table(Table(title, columns, rows, 2))
-        if found.calibration is not None:
-            given = found.calibration.source or "set on half of the controls by persona pair; the others are held out"
+        if explanation.calibration is not None:
+            given = (
+                explanation.calibration.source or "set on half of the controls by persona pair; the others are held out"
+            )
             say(f"calibration {given}; a verdict is given where at most {LEVEL:g} of controls have it")
-    columns, rows = confusion_rows(found)
+    columns, rows = confusion_rows(explanation)
     if rows:
         print_table(Table("verdicts by what the generator sets", columns, rows))
-        given = found.agreement
+        given = explanation.agreement
         kappa = "undefined" if given.kappa is None else f"{given.kappa:.3f}"
         say(
             f"agreement   {given.share:.3f} of {given.n} pairs (by chance {given.chance:.3f}), "
@@ -211,8 +218,10 @@ def _print_explanation(found: Any) -> None:
             f"paraphrases {null.n} pairs: sigma_0 {null.sigma_0:.3f} logits; more than they have is a signal at the "
             f"answer from {null.signal_answer:.2f} and one side of {null.stronger_side:.2f} logits"
         )
-    say(f"eta         high from {found.thresholds.alignment_sd:g} times its root mean square over random token pairs")
-    say(f"thresholds  {found.thresholds.source}, sha256 {found.thresholds.sha256[:12]}…")
+    say(
+        f"eta         high from {explanation.thresholds.alignment_sd:g} times its root mean square over random token pairs"
+    )
+    say(f"thresholds  {explanation.thresholds.source}, sha256 {explanation.thresholds.sha256[:12]}…")
 
 
 def _print_collapse(study: Any) -> None:
@@ -222,11 +231,11 @@ def _print_collapse(study: Any) -> None:
     print_table(group_table(study))
     items = [row.measure.item for row in study.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
-    if (told := study.prediction) is not None:
-        print_table(prediction_table(told))
+    if (prediction := study.prediction) is not None:
+        print_table(prediction_table(prediction))
         say(
-            f"held out    {told.n_persona_pairs} persona pairs and {told.n_questions} questions, a fold of either at a "
-            f"time; {told.left_out} rows have no other wording"
+            f"held out    {prediction.n_persona_pairs} persona pairs and {prediction.n_questions} questions, a fold of either at a "
+            f"time; {prediction.left_out} rows have no other wording"
         )
     say(f"it says     {said(study.words)}")
     if study.order_effect is not None:

@@ -21,7 +21,7 @@ def files_of(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     known = (".json", ".jsonl", ".csv", ".safetensors", ".html")
-    return sorted(one for one in path.iterdir() if one.is_file() and one.suffix in known) or [path]
+    return sorted(file for file in path.iterdir() if file.is_file() and file.suffix in known) or [path]
 
 
 def faults_of_file(path: Path, graph: Any = None) -> list[str]:
@@ -135,8 +135,8 @@ def _lines(path: Path) -> list[str]:
 def _arrays(path: Path) -> list[str]:
     from persona_circuits.circuit.storage import Kind, json_of, read_tensors
 
-    found = read_tensors(path, Kind("file of arrays"))
-    json_of(found.metadata.get("about", "{}"), path, Kind("file of arrays"))
+    tensors = read_tensors(path, Kind("file of arrays"))
+    json_of(tensors.metadata.get("about", "{}"), path, Kind("file of arrays"))
     return []
 
 

@@ -94,31 +94,33 @@ def discover(
             loaded = load(stage, name, loading, lambda reader: check_pairs(task, reader, *splits, **fits))
 
             named = read_groups(given.groups, loaded.graph) if given.groups else None
-            task, quiet = (fitted_task(one, loaded, options.align, loading.fitting) for one in (task, quiet))
+            task, quiet = (fitted_task(item, loaded, options.align, loading.fitting) for item in (task, quiet))
             how: dict[str, Any] = {"null": quiet, "groups": named, "scores": given.scores, "state": out}
-            found = search(loaded, task, options, **how, stage=stage)
+            discovery = search(loaded, task, options, **how, stage=stage)
             if first:
                 stage("files and picture")
-                write_results(found, out, pictures.strongest)
+                write_results(discovery, out, pictures.strongest)
                 if pictures.report:
-                    _write_page(loaded, task, found, out, given.groups, given_command(context), stage)
+                    _write_page(loaded, task, discovery, out, given.groups, given_command(context), stage)
         if first:
             from persona_circuits.circuit.reporting import summary
 
-            show(as_json, lambda: summary(found), lambda: print_discovery(found), out=out)
+            show(as_json, lambda: summary(discovery), lambda: print_discovery(discovery), out=out)
             if not as_json:
                 say_where(out)
-        require(found.reports[-1].circuit.ratio_of_means, given.min_faithfulness)
+        require(discovery.reports[-1].circuit.ratio_of_means, given.min_faithfulness)
 
 
-def _write_page(model: Any, task: Any, found: Any, out: Path, groups: Path | None, command: str, stage: Any) -> None:
+def _write_page(
+    model: Any, task: Any, discovery: Any, out: Path, groups: Path | None, command: str, stage: Any
+) -> None:
     """The page of what was just written, with what its nodes do."""
     from persona_circuits.circuit.page import page_html, page_of_run
     from persona_circuits.circuit.storage import write_text
     from persona_circuits.commands.pages import PAGE, write_inside
 
-    about = found.record["task"]
-    write_inside(model, task.where(**about["where"]), found.circuit, out, align=about["align"], stage=stage)
+    about = discovery.record["task"]
+    write_inside(model, task.where(**about["where"]), discovery.circuit, out, align=about["align"], stage=stage)
     write_text(page_html(page_of_run(out, groups=groups, command=command)), out / PAGE)
 
 
@@ -133,13 +135,13 @@ def _refuse_idle(context: typer.Context, options: Options) -> None:
     by_score = options.prune != "acdc"
     sized = options.target_faithfulness is not None or options.prune in ("top-n", "greedy", "learn")
     sized = sized or options.sized_by_default
-    own = {options.method, *options.of}
+    methods = {options.method, *options.of}
     exact = options.prune in ("acdc", "eap-acdc") or options.finish is not None
     refuse_idle(
         context,
         (by_score, "a --prune that goes by scores", ["method", "scores", "weigh"]),
-        (by_score and bool(own & {*STEPPED}), f"scores of --method {', '.join(STEPPED)}", ["steps"]),
-        (by_score and bool(own & {*RULED}), f"scores of --method {', '.join(RULED)}", ["ig_rule"]),
+        (by_score and bool(methods & {*STEPPED}), f"scores of --method {', '.join(STEPPED)}", ["steps"]),
+        (by_score and bool(methods & {*RULED}), f"scores of --method {', '.join(RULED)}", ["ig_rule"]),
         (by_score and options.method == "mean-of", "--method mean-of", ["of", "normalise"]),
         (exact, "--prune acdc or eap-acdc, or --finish", ["candidates"]),
         (options.prune == "learn", "--prune learn", ["train_steps"]),

@@ -65,21 +65,21 @@ def curves(
         from persona_circuits.circuit.storage import check_output_folder
 
         stored = read_circuit(run) if run else None
-        own = stored.record if stored is not None else None
-        task = read_task(pairs or (own_pairs(own) if own else None))
+        record = stored.record if stored is not None else None
+        task = read_task(pairs or (own_pairs(record) if record else None))
         options, given = _with_run(options, stored, task, model)
         _refuse_idle(context, options)
         options = options.checked()
         name = model or (stored.model_name() if stored is not None else None)
         check_output_folder(out)
         with progress_bars() as stage:
-            few = loading.fitting or bool(own and own["task"].get("unfit"))
+            few = loading.fitting or bool(record and record["task"].get("unfit"))
             splits = (options.train_split, "train"), (options.eval_split, "test")
             fits: dict[str, Any] = {"where": options.where, "align": options.align}
-            name = Source(name, pairs).name() if own is None else str(name)
+            name = Source(name, pairs).name() if record is None else str(name)
             how = replace(loading, fitting=few)
             loaded = load(stage, name, how, lambda reader: check_pairs(task, reader, *splits, **fits))
-            warn_of_other_weights(own, loaded)
+            warn_of_other_weights(record, loaded)
             task = fitted_task(task, loaded, str(options.align), few)
             marks = {"circuit": stored.circuit} if stored is not None else None
             study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
@@ -94,16 +94,16 @@ def _with_run(options: CurveOptions, stored: Any, task: Any, model: str | None) 
     """What is not given as in the run, whose own scorer is not run again; and the scorers that are there already."""
     from persona_circuits.circuit.assessment import read_scorer
 
-    own = stored.record if stored is not None else None
+    record = stored.record if stored is not None else None
     named, given = _scorers(options.scorers, read_scorer)
     if stored is not None and (scores := all_scores(stored)) is not None:
         given = {_run_name(stored): scores, **given}
     where: tuple[Any, ...] = ()
-    if own is not None and task.sha256 == own["task"].get("sha256"):
-        where = tuple(own["task"].get("where", {}).items())
+    if record is not None and task.sha256 == record["task"].get("sha256"):
+        where = tuple(record["task"].get("where", {}).items())
         if model in (None, stored.model_name()):
-            named = tuple(one for one in named if not _made_so(own, options, one))
-    return replace(options.settled(own), scorers=named, where=options.where or where), given
+            named = tuple(scorer for scorer in named if not _made_so(record, options, scorer))
+    return replace(options.settled(record), scorers=named, where=options.where or where), given
 
 
 def _refuse_idle(context: typer.Context, options: CurveOptions) -> None:
@@ -238,20 +238,20 @@ def compare(
         if picture is not None:
             check_picture(picture)
         with progress_bars() as stage:
-            found, short = compare_in_time(*sides, options.n_draws, clock, seed=setting.seed, stage=stage)
+            comparison, short = compare_in_time(*sides, options.n_draws, clock, seed=setting.seed, stage=stage)
             if not ground.no_model:
                 given = ground.pairs_a, ground.pairs_b
                 grounds, notes = _grounds(sides, given, ground.model, stage, loading)
                 cross, more = cross_in_time(*sides, grounds, setting, clock, stage=stage)
-                found, short = found.with_cross(cross, notes), [*short, *more]
-            found = replace(found, notes=(*found.notes, *short))
+                comparison, short = comparison.with_cross(cross, notes), [*short, *more]
+            comparison = replace(comparison, notes=(*comparison.notes, *short))
             if picture is not None:
-                draw_difference(found, picture, strongest=shown.strongest)
+                draw_difference(comparison, picture, strongest=shown.strongest)
         if report is not None:
-            write_json(found.as_dict(), report)
+            write_json(comparison.as_dict(), report)
         written = [path for path in (report, picture) if path]
         record = {"written": [str(path) for path in written]}
-        show(shown.as_json, lambda: record | found.as_dict(), lambda: _print_comparison(found, written))
+        show(shown.as_json, lambda: record | comparison.as_dict(), lambda: _print_comparison(comparison, written))
 
 
 def _grounds(
@@ -289,15 +289,15 @@ def _grounds(
     return grounds, notes
 
 
-def _print_comparison(found: Any, written: Sequence[Path]) -> None:
+def _print_comparison(comparison: Any, written: Sequence[Path]) -> None:
     from persona_circuits.circuit.reporting import comparison_tables
 
-    for letter, side in (("A", found.a), ("B", found.b)):
+    for letter, side in (("A", comparison.a), ("B", comparison.b)):
         task = side.record["task"] if side.record else None
         about = f": {task['metric']} on {task['n_pairs']} pairs of {task['source']} ({task['split']})" if task else ""
         say(f"{letter}           {side.name}{about}")
-    print_tables(comparison_tables(found))
-    for note in found.notes:
+    print_tables(comparison_tables(comparison))
+    for note in comparison.notes:
         say(f"note: {note}")
     for path in written:
         say(f"written to  {path}")

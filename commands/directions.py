@@ -130,33 +130,33 @@ def _geometry(
     anew = asked.responses is not None and (form.template is not None or form.cue is not None)
     how: dict[str, Any] = {"cache": cache, "batch_size": options.batch_size, "anew": anew}
     tell = stage("reading the residual stream")
-    found = persona_vectors(model, said, form.opened(model.tokenizer), **how, progress=tell)
+    vectors = persona_vectors(model, said, form.opened(model.tokenizer), **how, progress=tell)
     if options.layer is None and options.layer_fraction is None:
-        best = most_reliable_layer(found)
+        best = most_reliable_layer(vectors)
         at = at if best is None else best
-    return geometry_of(found, at, baseline_of(found.personas, asked.baseline))
+    return geometry_of(vectors, at, baseline_of(vectors.personas, asked.baseline))
 
 
 def _beside(geometry: Any, others: Sequence[Any]) -> list[Any]:
     """Every persona's cosines with each of these at the layer that is shown; None where widths or layers differ."""
     from persona_circuits.persona.vectors import StoredVectors, likeness
 
-    own, found = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared(), []
+    compared, likenesses = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared(), []
     for other in others:
         alike = other.vectors.means.shape[1:] == geometry.vectors.means.shape[1:]
-        found.append(likeness(own, other.compared(geometry.layer)) if alike else None)
-    return found
+        likenesses.append(likeness(compared, other.compared(geometry.layer)) if alike else None)
+    return likenesses
 
 
-def _require_likeness(found: Any, bar: float | None) -> None:
+def _require_likeness(likenesses: Any, bar: float | None) -> None:
     """The bar of ``--min-cosine``."""
     from persona_circuits.circuit.errors import TaskError
 
-    if found is None:
+    if likenesses is None:
         raise TaskError("--reference holds vectors of another depth or width: they have no cosine with these")
-    low = [one for one in found if bar is not None and not one.raw >= bar]
-    for one in low:
-        say(f"{one.persona}: cosine {one.raw:.5f} with the reference is below the bar of {bar:g}", err=True)
+    low = [row for row in likenesses if bar is not None and not row.raw >= bar]
+    for row in low:
+        say(f"{row.persona}: cosine {row.raw:.5f} with the reference is below the bar of {bar:g}", err=True)
     if low:
         raise typer.Exit(1)
 
@@ -179,9 +179,9 @@ def _compared(geometry: Any, others: Sequence[Any], options: VectorOptions) -> A
     from persona_circuits.persona.vectors import StoredVectors, compare_models
 
     fraction = options.layer_fraction
-    own = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared()
+    compared = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared()
     layers = [None if fraction is None else chosen_layer(side.vectors.n_layers, None, fraction) for side in others]
-    sides = [own, *(side.compared(at) for side, at in zip(others, layers, strict=True))]
+    sides = [compared, *(side.compared(at) for side, at in zip(others, layers, strict=True))]
     return compare_models(sides, n_permutations=options.n_permutations, seed=options.seed)
 
 
@@ -189,7 +189,7 @@ def _print_vectors(geometry: Any, comparison: Any, beside: Sequence[Any]) -> Non
     from persona_circuits.persona.vectors import likeness_table, vector_tables
 
     print_tables(vector_tables(geometry, comparison))
-    print_tables(likeness_table(found) for found in beside if found is not None)
+    print_tables(likeness_table(rows) for rows in beside if rows is not None)
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def steer(
             check = partial(_check_both, (here, there))
             loaded = load(stage, name, loading, check)
             options = options.over(loaded.graph.n_layers).checked()
-            steered, fitted = (one.examples(loaded, loading.fitting) for one in (here, there))
+            steered, fitted = (side.examples(loaded, loading.fitting) for side in (here, there))
             steered = some_pairs(steered, asked.max_pairs)
             sets = read_groups(asked.groups, loaded.graph) if asked.groups else {}
             how = {"toward": named, "neutral": plain, "progress": stage("steering")}
@@ -327,8 +327,8 @@ def _steered_and_fitted(pairs: Path | None, fit: Path | None, split: str | None)
 
 def _check_both(places: Sequence[Place], reader: Any) -> None:
     """That the pairs to steer and those to fit on fit a tokenizer."""
-    for one in places:
-        one.examples(reader, fitting=False)
+    for place in places:
+        place.examples(reader, fitting=False)
 
 
 def _print_steering(study: Any, texts: Any) -> None:

@@ -79,7 +79,9 @@ def crosscheck(
         stored = read_circuit(run)
         if other.scores is not None:
             agreements = [compare_with_file(stored, other.scores)]
-            show(as_json, lambda: [asdict(one) for one in agreements], lambda: _print_agreements(agreements))
+            show(
+                as_json, lambda: [asdict(agreement) for agreement in agreements], lambda: _print_agreements(agreements)
+            )
             _require_agreement(agreements, other.tolerance)
             return
         name = other.model or stored.model_name()
@@ -166,10 +168,10 @@ def bench(
 
         with progress_bars() as stage:
             where: dict[str, Any] = {"revision": loading.revision, "device": loading.device, "dtype": loading.dtype}
-            found = measure(name, task, options, stage=stage, **where)
+            measurement = measure(name, task, options, stage=stage, **where)
         if report is not None:
-            write_json(found.as_dict(), report)
-        show(as_json, found.as_dict, lambda: _print_bench(found))
+            write_json(measurement.as_dict(), report)
+        show(as_json, measurement.as_dict, lambda: _print_bench(measurement))
 
 
 def _print_bench(report: Any) -> None:
@@ -187,23 +189,23 @@ def models(as_json: JsonOption = False) -> None:
     with errors_as_exit_codes():
         from persona_circuits.circuit.profiling import supported_families
 
-        found = supported_families()
-        show(as_json, lambda: found, lambda: _print_families(found), indent=2)
+        families = supported_families()
+        show(as_json, lambda: families, lambda: _print_families(families), indent=2)
 
 
-def _print_families(found: Any) -> None:
-    checks = list(found["families"][0]["checks"])
+def _print_families(families: Any) -> None:
+    checks = list(families["families"][0]["checks"])
     sign = {"passed": "yes", "skipped": "-", "failed": "no"}
     cells = [
-        (one["name"], one["examples"], *(sign.get(one["checks"][check], "?") for check in checks))
-        for one in found["families"]
+        (family["name"], family["examples"], *(sign.get(family["checks"][check], "?") for check in checks))
+        for family in families["families"]
     ]
     columns = ("family", "models", *map(str, range(1, len(checks) + 1)))
     print_table(Table("tested", columns, cells, 2))
     say("\n".join(f"{i}  {check}" for i, check in enumerate(checks, 1)))
-    told = (Column("family", "name"), Column("models", "examples"), Column("reason", "reason"))
-    print_table(Table("refused", told, found["refused"], 3))
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    reasons = (Column("family", "name"), Column("models", "examples"), Column("reason", "reason"))
+    print_table(Table("refused", reasons, families["refused"], 3))
+    versions = ", ".join(f"{name} {version}" for name, version in families["versions"].items())
     say(
         f"\nrandom weights in each architecture; with {versions}. Any other model is tried, and refused\n"
         "with the reason if it does not come apart: persona-circuits inspect MODEL"
@@ -244,11 +246,11 @@ def inspect(
         task = read_task(pairs) if pairs else None
         limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
         how: dict[str, Any] = {"label": model, "revision": loading.revision, "max_memory": limit}
-        found = inspect_model(resolve(model), options, task=task, **how)
-        show(as_json, found.as_dict, lambda: _print_inspection(found, price), indent=2)
+        inspection = inspect_model(resolve(model), options, task=task, **how)
+        show(as_json, inspection.as_dict, lambda: _print_inspection(inspection, price), indent=2)
         if write_fitting is not None:
-            _write_fitting(task, found.pairs, write_fitting)
-        if found.comes_apart is False or (found.pairs and found.pairs.fault and write_fitting is None):
+            _write_fitting(task, inspection.pairs, write_fitting)
+        if inspection.comes_apart is False or (inspection.pairs and inspection.pairs.fault and write_fitting is None):
             raise typer.Exit(1)
 
 
@@ -265,42 +267,44 @@ def _write_fitting(task: Any, fit: Any, out: Path) -> None:
     say(f"written to  {out}: {len(lines):,} of {fit.n_pairs:,} pairs", err=True)
 
 
-def _print_inspection(found: Any, price: float | None) -> None:
-    arch, graph = found.architecture, found.graph
+def _print_inspection(inspection: Any, price: float | None) -> None:
+    arch, graph = inspection.architecture, inspection.graph
     say(
         f"{arch.name}: {arch.layers} layers, {arch.heads} heads of width {arch.d_head} ({arch.kv_heads} key-value), "
-        f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, context {found.n_context or 'unknown'}\n"
+        f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, context {inspection.n_context or 'unknown'}\n"
         f"parameters {arch.parameters / 1e9:.3g} G; {graph.n_src:,} sources, {graph.n_dst:,} slots, "
-        f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if found.comes_apart is None else ''}"
+        f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if inspection.comes_apart is None else ''}"
     )
-    if found.origin is not None:
-        say(f"weights: {found.origin.sentence}")
-    says = {None: "not tried: only the configuration was read", True: "yes", False: found.fault}
-    say(f"comes apart into nodes: {says[found.comes_apart]}")
-    _print_costs(found, price)
-    if found.pairs is not None:
-        fit = found.pairs
+    if inspection.origin is not None:
+        say(f"weights: {inspection.origin.sentence}")
+    says = {None: "not tried: only the configuration was read", True: "yes", False: inspection.fault}
+    say(f"comes apart into nodes: {says[inspection.comes_apart]}")
+    _print_costs(inspection, price)
+    if inspection.pairs is not None:
+        fit = inspection.pairs
         fine = f"{fit.n_pairs:,} pairs of {fit.source} fit, {fit.longest} tokens at most"
         say(f"\npairs: {fit.fault or fine}")
         if fit.repeated:
             say(f"note: {fit.repeated} rows say the same as others before them; they are left out everywhere")
 
 
-def _print_costs(found: Any, price: float | None) -> None:
+def _print_costs(inspection: Any, price: float | None) -> None:
     """Memory, time and, if an hour has a price, money for every step in every format."""
     from persona_circuits.circuit.cost import weight_bytes
 
     rows = []
-    for dtype, steps in found.costs.items():
-        for i, one in enumerate(steps):
-            fits = one.prompts_at_once > 0
-            head = (dtype, f"{weight_bytes(found.architecture, dtype) / 1e9:.3g}") if i == 0 else ("", "")
-            money = () if price is None else (f"{one.seconds / 3600 * price:,.2f}" if fits else "-",)
-            size, at_once = f"{one.bytes_per_prompt / 1e9:.3g}", f"{one.prompts_at_once:,}" if fits else "none fits"
-            rows.append((*head, one.step, size, at_once, duration(one.seconds) if fits else "-", *money))
+    for dtype, steps in inspection.costs.items():
+        for i, cost in enumerate(steps):
+            fits = cost.prompts_at_once > 0
+            head = (dtype, f"{weight_bytes(inspection.architecture, dtype) / 1e9:.3g}") if i == 0 else ("", "")
+            money = () if price is None else (f"{cost.seconds / 3600 * price:,.2f}" if fits else "-",)
+            size, at_once = f"{cost.bytes_per_prompt / 1e9:.3g}", f"{cost.prompts_at_once:,}" if fits else "none fits"
+            rows.append((*head, cost.step, size, at_once, duration(cost.seconds) if fits else "-", *money))
     columns = ("format", "weights, GB", "step", "per prompt, GB", "prompts at once", "time")
-    title = f"estimated for {found.prompts:,} prompts of {found.tokens} tokens on one {found.device.name}"
-    title += "" if found.limit is None else f" within {found.limit / 1e9:.3g} GB"
+    title = (
+        f"estimated for {inspection.prompts:,} prompts of {inspection.tokens} tokens on one {inspection.device.name}"
+    )
+    title += "" if inspection.limit is None else f" within {inspection.limit / 1e9:.3g} GB"
     print_table(Table(title, (*columns, *(() if price is None else ("cost",))), rows, 3))
 
 

@@ -106,13 +106,13 @@ def evaluate(
             if options.budget is not None:  # reading and loading are part of it
                 options = replace(options, budget=max(1e-3, options.budget - (time.monotonic() - begun)))
             how: dict[str, Any] = {"null": quiet, "tested": not asked.only_faithfulness, "state": state, "stage": stage}
-            found = evaluate_circuit(loaded, stored, task, options, **how)
+            evaluation = evaluate_circuit(loaded, stored, task, options, **how)
         if first:
-            for note in found.notes:
+            for note in evaluation.notes:
                 say(f"note: {note}", err=True)
-            _write(found, stored, asked, title=f"{circuit}, {found.task.source}")
-            show(as_json, found.as_dict, lambda: _print_evaluation(found))
-        require(found.report.circuit.ratio_of_means, min_faithfulness)
+            _write(evaluation, stored, asked, title=f"{circuit}, {evaluation.task.source}")
+            show(as_json, evaluation.as_dict, lambda: _print_evaluation(evaluation))
+        require(evaluation.report.circuit.ratio_of_means, min_faithfulness)
 
 
 def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
@@ -154,26 +154,26 @@ def _check_places(stored: Any, asked: Asked) -> None:
             check_output_file(path)
 
 
-def _write(found: Any, stored: Any, asked: Asked, title: str) -> None:
+def _write(evaluation: Any, stored: Any, asked: Asked, title: str) -> None:
     """All that is asked for."""
     from persona_circuits.circuit.reporting import write_tests
     from persona_circuits.circuit.storage import replace_folder, write_json
 
-    if asked.save and found.record is not None:
-        found.save(stored.path, strongest=asked.strongest)
+    if asked.save and evaluation.record is not None:
+        evaluation.save(stored.path, strongest=asked.strongest)
     if asked.report is not None:
-        write_json(found.as_dict(), asked.report)
+        write_json(evaluation.as_dict(), asked.report)
     if asked.tables is not None:
         with replace_folder(asked.tables) as staging:
-            write_tests(found.results, staging, title=picture_title(found.record) or title)
+            write_tests(evaluation.results, staging, title=picture_title(evaluation.record) or title)
 
 
-def _print_evaluation(found: Any) -> None:
-    print_report(found.report)
-    if found.results is not None:
-        print_tests(found.results, found.record, found.report.resampled)
-    if found.shared is not None and found.shared.note:
-        say(f"\n{found.shared.note}")
+def _print_evaluation(evaluation: Any) -> None:
+    print_report(evaluation.report)
+    if evaluation.results is not None:
+        print_tests(evaluation.results, evaluation.record, evaluation.report.resampled)
+    if evaluation.shared is not None and evaluation.shared.note:
+        say(f"\n{evaluation.shared.note}")
 
 
 def _state_beside(path: Path) -> Path | None:
@@ -214,7 +214,7 @@ def specificity(
         from persona_circuits.circuit.storage import check_output_folder, replace_folder
 
         stored = _contrasts(circuits, names)
-        records = [one.record for one in stored.values()]
+        records = [run.record for run in stored.values()]
         tasks = [read_task(own_pairs(record)) for record in records]
         _check_graphs(list(stored.values()))
         if out is not None:
@@ -226,17 +226,17 @@ def specificity(
             from persona_circuits.circuit.evaluation import specificity as matrix
 
             contrasts, clusters = {}, {}
-            for (label, one), every in zip(stored.items(), tasks, strict=True):
-                contrasts[label], clusters[label] = _ground(one, every, loaded, setting, loading.fitting, stage)
+            for (label, run), every in zip(stored.items(), tasks, strict=True):
+                contrasts[label], clusters[label] = _ground(run, every, loaded, setting, loading.fitting, stage)
             tell = stage("every circuit on every contrast")
-            found = matrix(loaded, contrasts, clusters=clusters, seed=setting.seed, progress=tell)
+            result = matrix(loaded, contrasts, clusters=clusters, seed=setting.seed, progress=tell)
         if out is not None:
             from persona_circuits.circuit.reporting import write_specificity
 
             with replace_folder(out) as staging:
-                write_specificity(found, staging)
+                write_specificity(result, staging)
                 index(context, staging, loaded.name)
-        show(as_json, found.as_dict, lambda: _print_specificity(found))
+        show(as_json, result.as_dict, lambda: _print_specificity(result))
 
 
 def _contrasts(paths: list[Path], names: str | None) -> dict[str, Any]:
@@ -251,7 +251,7 @@ def _contrasts(paths: list[Path], names: str | None) -> dict[str, Any]:
 
 
 def _check_graphs(stored: list[Any]) -> None:
-    if other := next((one for one in stored if one.circuit.graph != stored[0].circuit.graph), None):
+    if other := next((run for run in stored if run.circuit.graph != stored[0].circuit.graph), None):
         raise OptionError(f"{other.path} is a circuit of another graph than {stored[0].path}; give one model's")
 
 
@@ -276,29 +276,29 @@ def _ground(
     warn_of_other_weights(stored.record, model)
     about = stored.record["task"]
     task = fitted_task(task, model, about["align"], fitting or bool(about.get("unfit")))
-    own = replace(setting, train_split=about["split"]).settled(stored.record)
-    chosen = task.where(**dict(own.where))
-    chosen = chosen.of_split(split_of(chosen, own.split, "test"))
-    made, metric = ablation_for(model, task, own, stage), METRICS[about["metric"]]
-    pairs = pairs_of(model, chosen, metric, ablation=made, align=about["align"], batch_size=own.batch_size)
+    settled = replace(setting, train_split=about["split"]).settled(stored.record)
+    chosen = task.where(**dict(settled.where))
+    chosen = chosen.of_split(split_of(chosen, settled.split, "test"))
+    made, metric = ablation_for(model, task, settled, stage), METRICS[about["metric"]]
+    pairs = pairs_of(model, chosen, metric, ablation=made, align=about["align"], batch_size=settled.batch_size)
     return (stored.circuit, pairs, metric), Clusters.of(chosen.pairs)
 
 
-def _print_specificity(found: Any) -> None:
-    cells = {(cell.circuit, cell.contrast): cell for cell in found.cells}
+def _print_specificity(result: Any) -> None:
+    cells = {(cell.circuit, cell.contrast): cell for cell in result.cells}
     rows = []
-    for circuit in found.names:
+    for circuit in result.names:
         row = [circuit]
-        for contrast in found.names:
+        for contrast in result.names:
             cell = cells[circuit, contrast]
             bounds = f" ({cell.interval.low:.2f} to {cell.interval.high:.2f})" if cell.interval else ""
             median = f"; median {cell.median_of_ratios:.2f}" if cell.median_of_ratios is not None else ""
             row.append("undefined" if cell.left is None else f"{cell.left:.2f}{bounds}{median}")
         rows.append(row)
-    columns = ("ablated circuit of", *(f"left of {name}" for name in found.names))
+    columns = ("ablated circuit of", *(f"left of {name}" for name in result.names))
     note = "what is left is a ratio of means; beside it the median of the pairs' own ratios"
     print_table(Table("what is left of a contrast when a circuit is ablated", columns, rows, 1, [note]))
-    for name, over in found.resampled.items():
+    for name, over in result.resampled.items():
         say(f"intervals of {name} over {over}")
-    for text in found.findings:
+    for text in result.findings:
         say(text)

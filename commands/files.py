@@ -93,7 +93,7 @@ def validate(
 
         graph = read_circuit(against).circuit.graph if against else None
         faulty = 0
-        for path in (one for given in files for one in files_of(given)):
+        for path in (file for given in files for file in files_of(given)):
             faults = faults_of_file(path, graph)
             faulty += bool(faults)
             says = f"{len(faults)} fault(s)" if faults else f"valid ({kind_of(path)})"

@@ -30,16 +30,16 @@ def given_command(context: typer.Context) -> str:
 
 
 def _given(context: typer.Context) -> Iterator[str]:
-    for one in context.command.params:
-        source = context.get_parameter_source(str(one.name))
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
         if source is None or source.name != "COMMANDLINE":
             continue
-        value: Any = context.params[str(one.name)]
+        value: Any = context.params[str(parameter.name)]
         values = value if isinstance(value, list | tuple) else [value]
-        if one.param_type_name == "argument":
+        if parameter.param_type_name == "argument":
             yield from map(str, values)
         elif isinstance(value, bool):
-            yield one.opts[0] if value else one.secondary_opts[0]
-        elif one.opts[0] != "--out":
+            yield parameter.opts[0] if value else parameter.secondary_opts[0]
+        elif parameter.opts[0] != "--out":
             for item in values:
-                yield from (one.opts[0], "..." if one.opts[0] in SECRET else str(item))
+                yield from (parameter.opts[0], "..." if parameter.opts[0] in SECRET else str(item))

@@ -74,9 +74,9 @@ def probe(
             how: dict[str, Any] = {"personas": who, "fitting": loading.fitting}
             items = load_items(path or "", label=label)
             loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, split=source.split))
-            found = examples_of(items, loaded, split=source.split, **how)
+            examples = examples_of(items, loaded, split=source.split, **how)
             test = load_examples(source.test_pairs, loaded, **how) if source.test_pairs else None
-            study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
+            study = study_probes(loaded, examples, test=test, personas=who, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_probes(study, staging)
@@ -110,8 +110,8 @@ def lens(
             items = load_items(path or "", label=label)
             how: dict[str, Any] = {"split": split, "tokens": tokens, "fitting": loading.fitting, "takes_forms": True}
             loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, **how))
-            found = examples_of(items, loaded, **how)
-            study = study_lens(loaded, found, tokens=tokens, options=options, progress=stage("reading layers"))
+            examples = examples_of(items, loaded, **how)
+            study = study_lens(loaded, examples, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_lens(study, staging)
@@ -161,9 +161,9 @@ def patch(
             fit = options.align if loading.fitting else None
             splits = source.pairs, source.train_split, source.eval_split
             loaded = load(stage, name, loading, lambda reader: two_splits(reader, *splits, fit, source.tokens))
-            found, held_out = two_splits(loaded, *splits, fit, source.tokens)
+            examples, held_out = two_splits(loaded, *splits, fit, source.tokens)
             quiet = fitted_task(quiet, loaded, options.align, loading.fitting)
-            study = study_patching(loaded, found, held_out, options=options, null=quiet, state=state, stage=stage)
+            study = study_patching(loaded, examples, held_out, options=options, null=quiet, state=state, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_patch(study, staging)

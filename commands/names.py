@@ -39,7 +39,7 @@ class NamedCommands(TyperGroup):
         former = FORMER.get(str(name), {})
         if "--explain" in rest:
             EXPLAIN.set(True)
-        return name, command, [_renamed(one, former) for one in rest if one != "--explain"]
+        return name, command, [_renamed(argument, former) for argument in rest if argument != "--explain"]
 
     def invoke(self, ctx: Any) -> Any:
         """Run it; a message on a value that is no choice names the closest one."""

@@ -87,15 +87,15 @@ def report(
 
 
 def _named(given: tuple[str, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for item in given:
         name, equals, path = item.partition("=")
         if not (name and equals and path):
             raise OptionError(f"--with {item!r}: expected NAME=RUN, such as prior=runs/prior")
-        if name in found:
+        if name in paths:
             raise OptionError(f"--with names two runs {name}; give each a name of its own")
-        found[name] = Path(path)
-    return found
+        paths[name] = Path(path)
+    return paths
 
 
 def _look_inside(stored: Any, running: Running, loading: Loading) -> None:

@@ -121,12 +121,12 @@ def pairs(
         from persona_circuits.persona.formats import with_calibration
         from persona_circuits.persona.pairs import build_pairs, marked, read_neutral_wordings, write_pairs
 
-        own = wording.neutral_wordings
+        neutral = wording.neutral_wordings
         quiet = files.null is not None or options.align == "right"
-        options = replace(options, neutral=options.neutral or own is not None, null=quiet).checked()
+        options = replace(options, neutral=options.neutral or neutral is not None, null=quiet).checked()
         people, asked = _people_and_questions(material.personas, material.questions, material.answers)
         meetings = _meetings(material.contrast)
-        nobody = () if own is None else read_neutral_wordings(own)
+        nobody = () if neutral is None else read_neutral_wordings(neutral)
         _check_places(files, options)
         reader = load_tokenizer(model or MODEL)
         tried = None
@@ -145,8 +145,8 @@ def pairs(
         built = built if tried is None else with_calibration(built, tried)
         sources = {name: value and str(value) for name, value in vars(material).items()}
         written = write_pairs(built, files.out, files.report, files.null, pairs=str(files.out), sources=sources)
-        found, names = built.report(), {name: str(path) for name, path in written.items()}
-        show(as_json, lambda: names | found, lambda: _print_built(built, found), written=list(names.values()))
+        record, names = built.report(), {name: str(path) for name, path in written.items()}
+        show(as_json, lambda: names | record, lambda: _print_built(built, record), written=list(names.values()))
 
 
 def _meetings(contrast: str) -> Any:
@@ -202,35 +202,35 @@ def _check_places(files: Written, options: PairOptions) -> None:
             check_output_file(path, makes_folder=True)
 
 
-def _print_built(built: Any, found: dict[str, Any]) -> None:
-    splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
-    say(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}")
-    say(f"held out    {found['splits']['held_out']}")
-    if "calibration" in found:
-        say(f"format      {found['calibration']['says']}")
-    if found["unequal"]["pairs"]:
-        say(f"unequal     {found['unequal']['pairs']:,} pairs, by {by_token_count(found['unequal'])}")
-    if "null" in found:
-        _print_null(found["null"])
-    if "asked" in found:
+def _print_built(built: Any, record: dict[str, Any]) -> None:
+    splits = ", ".join(f"{name} {count}" for name, count in record["kept_by_split"].items())
+    say(f"kept        {record['kept']:,} pairs{f' ({splits})' if splits else ''}")
+    say(f"held out    {record['splits']['held_out']}")
+    if "calibration" in record:
+        say(f"format      {record['calibration']['says']}")
+    if record["unequal"]["pairs"]:
+        say(f"unequal     {record['unequal']['pairs']:,} pairs, by {by_token_count(record['unequal'])}")
+    if "null" in record:
+        _print_null(record["null"])
+    if "asked" in record:
         from persona_circuits.persona.data import said
 
-        say(f"it says     {said(found['asked']['words'])}")
-        say(f"declared    by the model, in {len(found['asked']['wordings'])} wordings that no pair has")
-    if "neutral" in found:
-        counts = ", ".join(f"{len(texts):,} of {source}" for source, texts in found["neutral"].items())
+        say(f"it says     {said(record['asked']['words'])}")
+        say(f"declared    by the model, in {len(record['asked']['wordings'])} wordings that no pair has")
+    if "neutral" in record:
+        counts = ", ".join(f"{len(texts):,} of {source}" for source, texts in record["neutral"].items())
         say(f"neutral     wordings: {counts}")
     if built.dropped:
         print_table(_dropped("combinations", [(item.reason, item.examples[0], item.count) for item in built.dropped]))
-    for why, count in found["not_tried"].items():
+    for why, count in record["not_tried"].items():
         say(f"not tried   {count:,} combinations {why}")
     for key, says in (
         ("leaks", "options in a persona's text"),
         ("candidates_left_out", "options that are no candidate here"),
         ("wordings_left_out", "wordings left out"),
     ):
-        if found[key]:
-            say(f"note        {len(found[key]):,} {says}; see the report")
+        if record[key]:
+            say(f"note        {len(record[key]):,} {says}; see the report")
 
 
 def _print_null(null: dict[str, Any]) -> None:
@@ -280,26 +280,26 @@ def vary(
         where, reader = resolve(str(pairs)), load_tokenizer(model or MODEL)
         if rules is None:
             known = read_personas(resolve(str(personas))) if personas else ()
-            found = framed(where, named, reader, split=split, personas=known)
+            varied = framed(where, named, reader, split=split, personas=known)
         elif personas:
             raise OptionError("--personas is for --frame again; --rules takes none")
         else:
-            found = vary(where, named, reader, split=split)
+            varied = vary(where, named, reader, split=split)
         with working_folder(out.parent):
-            write_rows(found.rows, out)
-        dropped = {reason: list(ids) for reason, ids in found.dropped.items()}
-        record = {"bases": len(found.rows) // len(named), "variants": list(named), "dropped": dropped}
+            write_rows(varied.rows, out)
+        dropped = {reason: list(ids) for reason, ids in varied.dropped.items()}
+        record = {"bases": len(varied.rows) // len(named), "variants": list(named), "dropped": dropped}
         if rules is None:
-            record["matched"] = sum(bool(row["frame_matched"]) for row in found.rows) // len(named)
+            record["matched"] = sum(bool(row["frame_matched"]) for row in varied.rows) // len(named)
         show(as_json, lambda: record, lambda: _print_varied(record), out=out, written=[out])
 
 
-def _print_varied(found: dict[str, Any]) -> None:
-    say(f"kept        {found['bases']:,} bases in {len(found['variants'])} variants: {', '.join(found['variants'])}")
-    if "matched" in found:
-        say(f"matched     {found['matched']:,} of {found['bases']:,} have the same number of tokens in all frames")
-    if found["dropped"]:
-        print_table(_dropped("bases", [(reason, ids[0], len(ids)) for reason, ids in found["dropped"].items()]))
+def _print_varied(record: dict[str, Any]) -> None:
+    say(f"kept        {record['bases']:,} bases in {len(record['variants'])} variants: {', '.join(record['variants'])}")
+    if "matched" in record:
+        say(f"matched     {record['matched']:,} of {record['bases']:,} have the same number of tokens in all frames")
+    if record["dropped"]:
+        print_table(_dropped("bases", [(reason, ids[0], len(ids)) for reason, ids in record["dropped"].items()]))
 
 
 @with_options
@@ -374,19 +374,19 @@ def prior_pairs(
         with progress_bars() as stage:
             loaded = load(stage, model or MODEL, loading)
             built = build_prior_pairs(loaded, items, wordings, options=options, progress=stage("defaults"))
-        beside, found = write_prior_pairs(built, out, report), built.report()
-        record = {"report": str(beside), **found}
-        show(as_json, lambda: record, lambda: _print_prior_pairs(found), out=out, written=[out, beside])
+        beside, counts = write_prior_pairs(built, out, report), built.report()
+        record = {"report": str(beside), **counts}
+        show(as_json, lambda: record, lambda: _print_prior_pairs(counts), out=out, written=[out, beside])
 
 
-def _print_prior_pairs(found: dict[str, Any]) -> None:
-    splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
-    forms = ", ".join(f"{name} {count}" for name, count in found["kept_by_form"].items())
-    say(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}; form: {forms}")
-    lead, contrast = found["mean_lead"], found["mean_expected"]
+def _print_prior_pairs(counts: dict[str, Any]) -> None:
+    splits = ", ".join(f"{name} {count}" for name, count in counts["kept_by_split"].items())
+    forms = ", ".join(f"{name} {count}" for name, count in counts["kept_by_form"].items())
+    say(f"kept        {counts['kept']:,} pairs{f' ({splits})' if splits else ''}; form: {forms}")
+    lead, contrast = counts["mean_lead"], counts["mean_expected"]
     say(f"no persona  a default leads by {lead:.2f} logits on average; contrast {contrast:.2f}")
-    if found["dropped"]:
-        rows = [(item["reason"], item["examples"][0], item["count"]) for item in found["dropped"]]
+    if counts["dropped"]:
+        rows = [(item["reason"], item["examples"][0], item["count"]) for item in counts["dropped"]]
         print_table(_dropped("rows or meetings", rows))
 
 

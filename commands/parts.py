@@ -77,9 +77,9 @@ def neurons(
             items = {key: read(path, label=label) for key, (path, label) in files.items() if path}
             check = partial(_check_all, tuple(items.values()))
             loaded = load(stage, name, loading, check)
-            found = {key: examples_of(own, loaded, fitting=loading.fitting) for key, own in items.items()}
-            dropped = _left_out(items, found)
-            study = study_neurons(loaded, *held_out_files(**found), options=options, dropped=dropped, stage=stage)
+            examples = {key: examples_of(item, loaded, fitting=loading.fitting) for key, item in items.items()}
+            dropped = _left_out(items, examples)
+            study = study_neurons(loaded, *held_out_files(**examples), options=options, dropped=dropped, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_neurons(study, staging)
@@ -95,11 +95,11 @@ def _check_all(files: Sequence[Any], reader: Any) -> None:
         examples_of(items, reader)
 
 
-def _left_out(items: dict[str, Any], found: dict[str, Any]) -> dict[str, int]:
+def _left_out(items: dict[str, Any], examples: dict[str, Any]) -> dict[str, int]:
     """Of the pairs and the held-out ones: how many do not fit the model, and how many are controls."""
-    studied = [key for key in ("pairs", "held_out") if key in found]
-    misfit = sum(len(items[key].items) - len(found[key].items) for key in studied)
-    controls = sum(item.control != "none" for key in studied for item in found[key].items)
+    studied = [key for key in ("pairs", "held_out") if key in examples]
+    misfit = sum(len(items[key].items) - len(examples[key].items) for key in studied)
+    controls = sum(item.control != "none" for key in studied for item in examples[key].items)
     return {"do not fit the model": misfit, "controls": controls}
 
 
@@ -158,10 +158,10 @@ def bridge(
         stored = files.read_nodes(circuit)
         name, given = _model_and_pairs(stored, measured.model, measured.pairs)
         check_output_folder(out)
-        found = vars(others)
-        study = _bridged(stored, name, (given, measured.test_pairs), found, options, loading, out, context)
+        set_files = vars(others)
+        study = _bridged(stored, name, (given, measured.test_pairs), set_files, options, loading, out, context)
         show(as_json, lambda: files.bridge_record(study), lambda: _print_bridge(study), out=out, notes=study.notes)
-        for path in filter(None, found.values()):
+        for path in filter(None, set_files.values()):
             if files.fingerprint_of(path) not in ("", study.fingerprint):
                 say(f"note: {path} is of other weights than {study.model} has", err=True)
 
@@ -180,7 +180,7 @@ def _bridged(
     stored: Any,
     name: str | None,
     pairs: tuple[str, Path | None],
-    found: dict[str, Path | None],
+    set_files: dict[str, Path | None],
     options: BridgeOptions,
     loading: Loading,
     out: Path,
@@ -200,8 +200,8 @@ def _bridged(
         loaded = load(stage, shipped_or(name), loading, partial(_check_all, items))
         warn_of_other_weights(stored.record, loaded)
         readers = {"movers": files.read_movers, "neurons": files.read_neuron_mlps}
-        sets = {key: readers[key](path, loaded.graph) if path else None for key, path in found.items()}
-        fit, measured, _ = held_out_files(*(examples_of(one, loaded, fitting=loading.fitting) for one in items))
+        sets = {key: readers[key](path, loaded.graph) if path else None for key, path in set_files.items()}
+        fit, measured, _ = held_out_files(*(examples_of(item, loaded, fitting=loading.fitting) for item in items))
         study = build_bridge(loaded, stored.of(loaded.graph), fit, measured, options=options, stage=stage, **sets)
         stage("files and figures")
         with replace_folder(out) as staging:

@@ -123,12 +123,12 @@ def respond(
         sampling = sampling.checked()
         check_journal(out, kept)
         if asking.endpoint_model:
-            found, about = _respond_there(asking.endpoint_model, asking, wanted, out, sampling)
+            responses, about = _respond_there(asking.endpoint_model, asking, wanted, out, sampling)
         else:
             with progress_bars() as stage:
                 loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
-                found, about = respond_here(loaded, wanted, form, sampling, out, stage)
-        _show_responses(context, found, about | {"sources": sources}, out, asked.baseline, as_json)
+                responses, about = respond_here(loaded, wanted, form, sampling, out, stage)
+        _show_responses(context, responses, about | {"sources": sources}, out, asked.baseline, as_json)
 
 
 def _respond_there(model: str, asking: Endpoint, wanted: Any, out: Path, sampling: Sampling) -> Any:
@@ -138,8 +138,8 @@ def _respond_there(model: str, asking: Endpoint, wanted: Any, out: Path, samplin
     place = endpoint(model, asking)
     with progress_bars() as stage, Journal(out / "journal.jsonl") as journal:
         how: dict[str, Any] = {"sampling": sampling, "system_turn": asking.system_turn}
-        found = respond_remotely(place, wanted, journal, **how, progress=stage(f"asking {model}"))
-    return found, {"model": model, "address": place.address, "system_turn": asking.system_turn}
+        responses = respond_remotely(place, wanted, journal, **how, progress=stage(f"asking {model}"))
+    return responses, {"model": model, "address": place.address, "system_turn": asking.system_turn}
 
 
 @with_options
@@ -169,18 +169,18 @@ def rate(
         check_journal(out, kept)
         with progress_bars() as stage:
             if asking.endpoint_model:
-                found, about = _rate_there(asking.endpoint_model, asking, said, options, out, stage)
+                ratings, about = _rate_there(asking.endpoint_model, asking, said, options, out, stage)
             else:
                 loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
-                found, about = _rate_here(loaded, said, options, form, stage)
+                ratings, about = _rate_here(loaded, said, options, form, stage)
             about = {"responses": str(options.responses), **about}
-            whole, each = rating.summarise_ratings(found, n_resamples=options.n_resamples, seed=options.seed)
+            whole, each = rating.summarise_ratings(ratings, n_resamples=options.n_resamples, seed=options.seed)
             stage("files and figures")
             summary = (whole, *each)
             with replace_folder(out) as staging:
-                write_ratings(found, summary, about, staging)
+                write_ratings(ratings, summary, about, staging)
                 index(context, staging, str(about["model"]))
-        show(as_json, lambda: rating_record(found, summary, about), lambda: _print_ratings(found, summary), out=out)
+        show(as_json, lambda: rating_record(ratings, summary, about), lambda: _print_ratings(ratings, summary), out=out)
 
 
 def _rate_there(
@@ -192,8 +192,8 @@ def _rate_there(
     place, prompt = endpoint(model, asking), rating.rater_prompt(asking.rater_prompt)
     with Journal(out / "journal.jsonl") as journal:
         how: dict[str, Any] = {"prompt": prompt, "control": options.control, "max_tokens": options.max_answer_tokens}
-        found = rating.rate_remotely(place, said, journal, **how, progress=stage(f"asking {model}"))
-    return found, {"model": model, "address": place.address, "prompt": prompt}
+        ratings = rating.rate_remotely(place, said, journal, **how, progress=stage(f"asking {model}"))
+    return ratings, {"model": model, "address": place.address, "prompt": prompt}
 
 
 def _rate_here(model: Any, said: Any, options: RatingOptions, form: Form, stage: Callable[[str], Any]) -> Any:
@@ -220,13 +220,13 @@ def check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
     kept.append(lambda: journalled(out))
 
 
-def _print_ratings(found: Any, summary: Any) -> None:
+def _print_ratings(ratings: Any, summary: Any) -> None:
     from persona_circuits.persona.responses import rating_table
 
-    print_table(rating_table(found, summary))
-    if found.unparsable:
-        say(f"unparsable  {found.unparsable:,} answers of the rater are no rating; they are not guessed at")
-    for kind, counts in (("failed", found.failures), ("left out", found.left_out)):
+    print_table(rating_table(ratings, summary))
+    if ratings.unparsable:
+        say(f"unparsable  {ratings.unparsable:,} answers of the rater are no rating; they are not guessed at")
+    for kind, counts in (("failed", ratings.failures), ("left out", ratings.left_out)):
         for reason, count in counts.items():
             say(f"{kind:<11} {count:,}: {reason}")
 
@@ -243,7 +243,7 @@ def exchanges_of(model: str | None, asked: Asked) -> Any:
         for given, what in ((asked.personas, "personas"), (asked.questions, "questions"))
     ]
     people, questions = read_personas(resolve(names[0])), read_questions(resolve(names[1]))
-    plan = {one.name: getattr(asked, one.name) for one in fields(Plan)}
+    plan = {field.name: getattr(asked, field.name) for field in fields(Plan)}
     wanted = exchanges(people, questions, **plan)
     baseline_of([item.persona for item in wanted], asked.baseline)
     return wanted, dict(zip(("personas", "questions"), names, strict=True)) | plan
@@ -264,32 +264,32 @@ def respond_here(
         sampling = replace(sampling, stop=("\n",))
     with Journal(out / "journal.jsonl") as journal:
         how = {"sampling": sampling, "batch_size": form.batch_size, "progress": stage("responses")}
-        found = answer(loaded, wanted, template, journal, **how)
+        responses = answer(loaded, wanted, template, journal, **how)
     about = {"model": loaded.name, "fingerprint": loaded.fingerprint, "template": template.about()}
-    return found, about | {"sampling": asdict(sampling)}
+    return responses, about | {"sampling": asdict(sampling)}
 
 
 def _show_responses(
-    context: typer.Context, found: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool
+    context: typer.Context, responses: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool
 ) -> None:
     from persona_circuits.circuit.storage import replace_folder
     from persona_circuits.persona.responses import summarise, write_response_study
 
     with replace_folder(out) as staging:
-        write_response_study(found, about, staging, baseline=baseline)
+        write_response_study(responses, about, staging, baseline=baseline)
         index(context, staging, about["model"])
-    summaries = summarise(found.responses, baseline)
-    counts = {"made": found.made, "remembered": found.remembered, "failures": dict(found.failures)}
-    record = {"n": len(found.responses), **counts, **about}
-    show(as_json, lambda: record, lambda: _print_responses(found, about["model"], summaries), out=out)
+    summaries = summarise(responses.responses, baseline)
+    counts = {"made": responses.made, "remembered": responses.remembered, "failures": dict(responses.failures)}
+    record = {"n": len(responses.responses), **counts, **about}
+    show(as_json, lambda: record, lambda: _print_responses(responses, about["model"], summaries), out=out)
 
 
-def _print_responses(found: Any, model: str, summaries: Any) -> None:
+def _print_responses(responses: Any, model: str, summaries: Any) -> None:
     from persona_circuits.persona.responses import summary_table
 
-    print_table(summary_table(f"{len(found.responses):,} responses of {model}", summaries))
-    say(f"made now    {found.made:,}; remembered {found.remembered:,}")
-    for reason, count in found.failures.items():
+    print_table(summary_table(f"{len(responses.responses):,} responses of {model}", summaries))
+    say(f"made now    {responses.made:,}; remembered {responses.remembered:,}")
+    for reason, count in responses.failures.items():
         say(f"failed      {count:,}: {reason}")
 
 

@@ -106,8 +106,8 @@ def two_splits(
     read = partial(
         examples_of, items if tokens is None else items.with_tokens(tokens), model, fitting=fit is not None, align=fit
     )
-    found = read(split=first)
-    return found, found if second == first else read(split=second)
+    examples = read(split=first)
+    return examples, examples if second == first else read(split=second)
 
 
 def lines_of(path: Path | None) -> tuple[str, ...]:
@@ -189,8 +189,8 @@ def show(
 ) -> None:
     """What a command found: as JSON, with its folder ``out`` if it has one, or as tables, notes and where files are."""
     if as_json:
-        found = record()
-        typer.echo(json.dumps(found if out is None else {"out": str(out), **found}, indent=indent))
+        content = record()
+        typer.echo(json.dumps(content if out is None else {"out": str(out), **content}, indent=indent))
         return
     tables()
     for note in notes:
@@ -382,10 +382,10 @@ def fitted_task(task: Any, model: Any, align: str, fitting: bool) -> Any:
 
     if task is None:
         return None
-    found = those_that_fit(task, model, align=align) if fitting else task
-    for note in found.notes if parallel.is_first() else ():
-        say(f"note: {found.source}: {note}", err=True)
-    return found
+    usable = those_that_fit(task, model, align=align) if fitting else task
+    for note in usable.notes if parallel.is_first() else ():
+        say(f"note: {usable.source}: {note}", err=True)
+    return usable
 
 
 def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]]) -> None:
@@ -395,7 +395,7 @@ def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]])
     """
     from persona_circuits.circuit.errors import OptionError
 
-    flags = {one.name: one.opts[0] for one in context.command.params}
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
     for there, what, names in rules:
         for name in names if not there else ():
             source = context.get_parameter_source(name)
