@@ -91,7 +91,7 @@ def study_files(world: World) -> dict[str, str]:
         "study2_world_mentions.jsonl": mention_pairs(world, draw="study2"),
         "study3_world.jsonl": study_pairs(world, draw="study3"),
     }
-    return {name: "".join(json.dumps(row) + "\n" for row in found) for name, found in rows.items()}
+    return {name: "".join(json.dumps(row) + "\n" for row in file_rows) for name, file_rows in rows.items()}
 
 
 def study_pairs(world: World, *, draw: str = "study") -> list[Row]:
@@ -122,7 +122,7 @@ def variant_pairs(world: World) -> list[Row]:
         filler = rng.sample(fillers(), 6)
         axis = {"contrast": contrast, "bias": bias, "control": "none", "held_out": "none"}
         for variant in VARIANTS:
-            texts = [_said(variant, mine, other, filler) for mine, other in ((a, b), (b, a))]
+            texts = [_said(variant, persona, other, filler) for persona, other in ((a, b), (b, a))]
             prompts = (prompt(lines, wordings(question)[wording]) for lines in texts)
             marks = {**axis, "placement": "late" if variant == "late" else "early"}
             marks |= {"variant": variant, "base": f"base-{i:02d}"}
@@ -226,18 +226,18 @@ def _known(indices: Sequence[int], new: set[int]) -> list[int]:
     return [index for index in indices if index not in new]
 
 
-def _said(variant: str, mine: Persona, other: Persona, filler: Sequence[str]) -> list[str]:
+def _said(variant: str, persona: Persona, other: Persona, filler: Sequence[str]) -> list[str]:
     """The lines before the question."""
-    short = descriptions(mine)[0]
+    short = descriptions(persona)[0]
     two = list(filler[:2])
     return {
         "identity": [short, *two],
         "near": [short],
         "far": [short, *filler],
         "late": [*two, short],
-        "rich": [descriptions(mine)[RICH], *two],
-        "repeated": [short, filler[0], descriptions(mine)[AGAIN], filler[1]],
-        "mention": [mentions(mine)[0], *two],
+        "rich": [descriptions(persona)[RICH], *two],
+        "repeated": [short, filler[0], descriptions(persona)[AGAIN], filler[1]],
+        "mention": [mentions(persona)[0], *two],
         "distractor": [short, mentions(other)[0], *two],
     }[variant]
 
