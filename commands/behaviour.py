@@ -219,7 +219,8 @@ def _print_explanation(explanation: Any) -> None:
             f"answer from {null.signal_answer:.2f} and one side of {null.stronger_side:.2f} logits"
         )
     say(
-        f"eta         high from {explanation.thresholds.alignment_sd:g} times its root mean square over random token pairs"
+        f"eta         high from {explanation.thresholds.alignment_sd:g} times its root mean square over random "
+        "token pairs"
     )
     say(f"thresholds  {explanation.thresholds.source}, sha256 {explanation.thresholds.sha256[:12]}…")
 
@@ -234,8 +235,8 @@ def _print_collapse(study: Any) -> None:
     if (prediction := study.prediction) is not None:
         print_table(prediction_table(prediction))
         say(
-            f"held out    {prediction.n_persona_pairs} persona pairs and {prediction.n_questions} questions, a fold of either at a "
-            f"time; {prediction.left_out} rows have no other wording"
+            f"held out    {prediction.n_persona_pairs} persona pairs and {prediction.n_questions} questions, a fold of "
+            f"either at a time; {prediction.left_out} rows have no other wording"
         )
     say(f"it says     {said(study.words)}")
     if study.order_effect is not None:

@@ -271,7 +271,8 @@ def _print_inspection(inspection: Any, price: float | None) -> None:
     arch, graph = inspection.architecture, inspection.graph
     say(
         f"{arch.name}: {arch.layers} layers, {arch.heads} heads of width {arch.d_head} ({arch.kv_heads} key-value), "
-        f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, context {inspection.n_context or 'unknown'}\n"
+        f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, "
+        f"context {inspection.n_context or 'unknown'}\n"
         f"parameters {arch.parameters / 1e9:.3g} G; {graph.n_src:,} sources, {graph.n_dst:,} slots, "
         f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if inspection.comes_apart is None else ''}"
     )

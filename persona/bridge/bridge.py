@@ -5,7 +5,7 @@ on other pairs. The stream there is a sum over the nodes up to l, so the pair's 
 
     (x_A - x_B) . v  =  sum over nodes n up to l of c_n,      c_n = (what n wrote under A - under B) . v
 
-with every run's own norms in what was written: a norm behind a component has the gain of that run. Attention's
+with every run's own norms in what was written: a norm after a component has the gain of that run. Attention's
 biases belong to no head and are parts of their own. The sum is checked on every pair and layer.
 
     share of a set S of nodes     (mean over pairs of the sum of c_n over S) / (mean projection)
@@ -72,7 +72,7 @@ class Share:
 
 @dataclass(frozen=True)
 class LayerShare:
-    """Behind one block: the mean projection, the set's ``share`` of it and of all that is ``written``."""
+    """After one block: the mean projection, the set's ``share`` of it and of all that is ``written``."""
 
     layer: int
     projection: float

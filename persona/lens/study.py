@@ -335,9 +335,13 @@ def _curves(
     ]
     for name, array in values.items():
         for point in range(array.shape[1]):
-            means[name].append(tuple(_mean(array[indices, point, place], [[x[i] for i in indices] for x in names], options)
-                                     for place, indices in enumerate(first)))  # fmt: skip
-    return {name: tuple(rows) for name, rows in means.items()}
+            means[name].append(
+                tuple(
+                    _mean(array[rows, point, place], [[x[i] for i in rows] for x in names], options)
+                    for place, rows in enumerate(first)
+                )
+            )
+    return {name: tuple(points) for name, points in means.items()}
 
 
 def _mean(values: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions) -> Estimate:

@@ -151,7 +151,7 @@ def _rank_figure(study: NeuronStudy) -> Chart | None:
     names = [study.neurons.name(place) for place in study.selected]
     columns = [group.name + (" *" if group.held_out else "") for group in groups]
     title = f"{_chosen_as(study).capitalize()} neurons in each group by {kind}: "
-    title += "share of neurons that rank behind (* held out)"
+    title += "share of neurons that rank below (* held out)"
     return heat_map(values, names, columns, title=title, unit="share", diverging=False)
 
 

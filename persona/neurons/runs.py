@@ -261,7 +261,7 @@ def _passing(model: Model, tokens: Int[Tensor, "batch pos"], neurons: Neurons) -
         yield layer, values
 
 
-def _keeping(found: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
+def _keeping(by_layer: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
     def keep(values: Tensor) -> None:
         by_layer[layer] = values
 

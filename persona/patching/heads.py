@@ -110,7 +110,7 @@ def ablate_heads(
     kept: Kept,
     progress: Progress,
 ) -> HeadAblation:
-    """Ablate the heads, and random sets, on the pairs of ``found``.
+    """Ablate the heads, and random sets, on the pairs of ``file``.
 
     Parameters
     ----------

@@ -166,8 +166,8 @@ def ablation_lines(study: PatchStudy) -> list[str]:
     ablation = study.ablation
     if ablation is None:
         return []
-    heads = f"{', '.join(ablation.heads)} ({ablation.ablation}) on {ablation.n_pairs} pairs ({ablation.split}), D {ablation.divergence:+.3f}"
-    lines = [f"ablated     {heads}"]
+    heads, pairs = ", ".join(ablation.heads), f"{ablation.n_pairs} pairs ({ablation.split})"
+    lines = [f"ablated     {heads} ({ablation.ablation}) on {pairs}, D {ablation.divergence:+.3f}"]
     if ablation.random_left:
         ends = f" ({comma()(ablation.left)})" if ablation.left.low is not None else ""
         spread = f"{min(ablation.random_left):.2f} to {max(ablation.random_left):.2f}"
@@ -201,7 +201,7 @@ def patch_figures(study: PatchStudy) -> dict[str, Chart]:
 
 
 def _shown_parts(study: PatchStudy) -> list[int]:
-    """Places of the parts that a terminal has room for, in the order of the prompt."""
+    """Places of the parts that fit a terminal, in the order of the prompt."""
     values = _by_part(study, "stream", study.parts)
     sizes = [max(abs(np.nan_to_num(row[i] or 0.0)) for row in values) for i in range(len(study.parts))]
     return sorted(sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MOST_PARTS])

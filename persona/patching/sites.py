@@ -81,7 +81,7 @@ class Parts:
 
 
 def parts_of(file: ExampleFile, rows: Sequence[Row], mode: str, tokenizer: Any = None) -> Parts:
-    """The parts of every row; rows are the pairs of ``found`` in both directions.
+    """The parts of every row; rows are the pairs of ``file`` in both directions.
 
     With a tokenizer positions bear the token that stands there in all prompts, if it is one.
 

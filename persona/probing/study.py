@@ -267,8 +267,8 @@ def _notes(data: Data, cells: Sequence[Cell]) -> list[str]:
     if not data.options.positions and len(data.positions) < len(POSITIONS):
         missing = ", ".join(name for name in POSITIONS if name not in data.positions)
         notes.append(f"not every prompt has such a place: {missing}")
-    if data.found.uneven:
-        notes.append(f"{data.found.uneven} of {len(data.found.items)} pairs have prompts of different length")
+    if data.file.uneven:
+        notes.append(f"{data.file.uneven} of {len(data.file.items)} pairs have prompts of different length")
     if data.bare is None:
         notes.append("no control without the persona: its text was not found in every prompt")
     texts = {(example.persona, example.placed.persona) for example in data.examples}

@@ -53,7 +53,7 @@ class Data:
         options: ProbeOptions,
         stage: Stage,
     ) -> None:
-        self.model, self.found, self.positions, self.options = model, file, positions, options
+        self.model, self.file, self.positions, self.options = model, file, positions, options
         self.examples = file.examples
         self.personas = [item.persona or f"pair {item.pair} {'AB'[not item.is_clean]}" for item in self.examples]
         self.questions = [item.question for item in self.examples]

@@ -25,8 +25,7 @@ class SteerOptions(PlainNumbers):
     """
 
     layers: Annotated[
-        tuple[int, ...],
-        Option("Block, from 0, to add behind; may be repeated. (default: four, evenly)", name="--layer"),
+        tuple[int, ...], Option("Block, from 0, to add after; may be repeated. (default: four, evenly)", name="--layer")
     ] = ()
     strengths: Annotated[
         tuple[float, ...],
@@ -35,7 +34,8 @@ class SteerOptions(PlainNumbers):
     positions: Annotated[
         str,
         Option(
-            "Where to fit and add: prompt-end (and all behind it), a named token, or all tokens.", choices=POSITIONS
+            "Where to fit and add: prompt-end (and every token after it), a named token, or all tokens.",
+            choices=POSITIONS,
         ),
     ] = "prompt-end"
     together: Annotated[bool, Option("All layers at once, not one at a time.")] = False

@@ -92,7 +92,7 @@ def check_has_parts(kind: str) -> None:
 
 
 def _members(graph: Graph, sets: Sequence[Sequence[int]], layers: Sequence[int]) -> Bool[np.ndarray, "set layer src"]:
-    """Which sources write a set's part of the stream behind each layer."""
+    """Which sources write a set's part of the stream after each layer."""
     inside = np.array([[src in chosen for src in range(graph.n_src)] for chosen in sets])
     before = np.array([[node.layer <= layer for node in graph.src_nodes] for layer in layers])
     return inside[:, None] & before

@@ -87,7 +87,7 @@ def some_pairs(file: ExampleFile, n: int) -> ExampleFile:
 def added(
     vectors: Mapping[int, Float[Tensor, "batch d_model"]], positions: str, places: Sequence[int] = ()
 ) -> dict[int, Change]:
-    """Changes that add each row's vector behind the named blocks: at all positions, the last, or one of each row."""
+    """Changes that add each row's vector after the named blocks: at all positions, at the last, or at one per row."""
 
     def change(vector: Tensor) -> Change:
         def add(stream: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def steered_logits(
     only_last: bool,
     batch_size: int,
 ) -> Iterator[tuple[list[Cell], Float[Tensor, "batch vocab"]]]:
-    """Logits behind each prompt, at the output, under every variant.
+    """Logits after each prompt, at the output, under every variant.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def _cache_of(model: Model, tokens: Tensor) -> Any:
 
 
 def _last(model: Model, tokens: Tensor, cache: Any, repeats: int) -> Float[Tensor, "batch vocab"]:
-    """Logits of the last token behind a copy of the cache; the host appends to what it is given."""
+    """Logits of the last token, run on a copy of the cache: the host model appends to the one that it is given."""
     if cache is None:
         return model.logits(tokens)[:, -1].float().cpu().double()
     repeated = copy.deepcopy(cache)

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 REFINEMENTS = 4
-SINGLE_TOKENS = 4  # rows of one token behind a cache that share a pass, for each row of a whole prompt
+SINGLE_TOKENS = 4  # rows of one cached token that share a pass, for each row of a whole prompt
 Cell = tuple[int, int]  # a variant and a prompt, by their places
 Changes = Callable[[Sequence[Cell]], Mapping[int, Change]]
 Vectors = Mapping[int, np.ndarray]  # by layer, a row per pair
@@ -113,7 +113,7 @@ class Outcome:
 class Bound:
     """The largest strength whose mean KL on neutral prompts is within the bound, and what it does.
 
-    ``is_largest``: even the largest strength of the sweep is within, so there may be more room.
+    ``is_largest``: even the largest strength of the sweep is within, so a larger one may be, too.
     ``gains`` are those of the controls at the same strength.
     """
 
@@ -134,7 +134,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class SetPart:
-    """What a set of nodes gives of the direction behind some layers, at the strength where the whole has its ``gain``.
+    """What a set of nodes gives of the direction after some layers, at the strength where the whole has its ``gain``.
 
     ``share`` is the length of its part along the direction, over the direction's: the shares of all nodes add up to 1.
     ``alone`` is the gain with its part added and no more, ``without`` that with all but its part.

@@ -76,7 +76,7 @@ class Run:
         return [self._outcome(layers, item, sign * s, m.margins(sign), m.kl.mean(0)) for sign, s, m in signed]
 
     def ablations(self, named: Sequence[tuple[tuple[int, ...], Named]]) -> list[Outcome]:
-        """The direction, and every control, taken out behind every block from the first of its layers on."""
+        """The direction, and every control, taken out after every block from the first of its layers on."""
         n = self.model.graph.n_layers
         each = [
             ({layer: item.vectors.get(layer, item.vectors[layers[0]]) for layer in range(layers[0], n)}, 1.0)

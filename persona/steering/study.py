@@ -5,7 +5,7 @@ With strength s and a pair's direction v, persona A's prompt gets s v and person
     D(s)    margin of A's prompt minus margin of B's; D(0) is the model as it is
     gain    D(s) / D(0)
     b(s)    the mean of both margins: what s moves besides the persona's effect
-    parted  A's margin above zero and B's below it: the two tokens part
+    parted  A's margin above zero and B's below it: the two personas answer differently
     KL      KL(model || steered model) of the next token of neutral prompts, at the output, s and -s
 
 For its tokens to part a pair needs the gain g* = 2 |b| / |D|: below 1 it parts by itself. Steering
@@ -14,7 +14,7 @@ where its own gain D(s)/D(0) is above its g*. The share of pairs of which that i
 reported; it can fail.
 
 Beside every direction stand controls of the same length, drawn at random and drawn with the
-covariance of the model's own activity. Ablation takes the direction out of the stream behind
+covariance of the model's own activity. Ablation takes the direction out of the stream after
 every block from the layer on (arXiv:2406.11717).
 """
 
@@ -149,7 +149,7 @@ def _name(layers: tuple[int, ...]) -> str:
 
 
 def _named(vectors: Vectors, streams: Float[np.ndarray, "example layer d_model"], options: SteerOptions) -> list[Named]:
-    """The direction, and every control with a vector of its own behind each layer."""
+    """The direction, and every control with a vector of its own after each layer."""
     by_layer = {
         layer: controls(each, streams[:, layer], n=options.n_controls, seed=options.seed * 1000 + layer)
         for layer, each in vectors.items()

@@ -218,8 +218,8 @@ def _notes(vectors: PersonaVectors, baseline: int | None) -> tuple[str, ...]:
         length = vectors.prompt_lengths[baseline]
         if abs(length - others) > FAR * others:
             notes.append(
-                f"the baseline's prompts have {length:.1f} tokens, the others' {others:.1f} on average: part of the axis "
-                "is position and length; a neutral persona of like length would be the better baseline"
+                f"the baseline's prompts have {length:.1f} tokens, the others' {others:.1f} on average: part of the "
+                "axis is position and length; a neutral persona of like length would be the better baseline"
             )
     return tuple(notes)
 
