@@ -63,8 +63,8 @@ def collapse(
 
         options, name = options.checked(), source.name()
         items, more = _items(source.pairs, controls, source)
-        asked = neutral is not None or source.shipped or any(item.pair.neutral for item in items.items)
-        refuse_idle(context, (asked, "--neutral, or pairs with a 'neutral' of their own,", ["bias_cut"]))
+        has_neutral = neutral is not None or source.shipped or any(item.pair.neutral for item in items.items)
+        refuse_idle(context, (has_neutral, "--neutral, or pairs with a 'neutral' of their own,", ["bias_cut"]))
         plain, _ = _file(neutral, "questions", source)
         wordings = load_neutral(plain) if plain else ()
         check_output_folder(out)
@@ -73,8 +73,8 @@ def collapse(
             loaded = load(stage, name, loading, lambda reader: check_items(items, reader, **fits))
             if loading.fitting:
                 items, more = (file and fitting_items(file, loaded, align=options.align) for file in (items, more))
-            how = {"controls": more, "neutral": wordings, "options": options, "progress": stage("asking")}
-            study = study_collapse(loaded, items, **how)
+            settings = {"controls": more, "neutral": wordings, "options": options, "progress": stage("asking")}
+            study = study_collapse(loaded, items, **settings)
             if first:
                 stage("files and figures")
                 with replace_folder(out) as staging:
@@ -129,9 +129,9 @@ def explain(
             loaded = load(stage, name, loading, lambda reader: check_items(study, reader, split=options.split))
             if loading.fitting:
                 study, more = (file and fitting_items(file, loaded) for file in (study, more))
-            how: dict[str, Any] = {"controls": more, "thresholds": thresholds, "options": options}
-            how["calibration"] = set_before or ("new" if calibration else None)
-            explanation = explain_pairs(loaded, study, **how, state=state, stage=stage)
+            settings: dict[str, Any] = {"controls": more, "thresholds": thresholds, "options": options}
+            settings["calibration"] = set_before or ("new" if calibration else None)
+            explanation = explain_pairs(loaded, study, **settings, state=state, stage=stage)
             stage("files and figures")
             _write_explanation(context, explanation, out, name, None if set_before else calibration)
         tables = partial(_print_explanation, explanation)
@@ -160,9 +160,9 @@ def _items(pairs: Path | None, controls: Path | None, source: Source) -> list[An
     return [load_items(path, label=label) if path else None for path, label in files]
 
 
-def _file(given: Path | None, name: str, source: Source) -> tuple[str | None, str | None]:
+def _file(path: Path | None, name: str, source: Source) -> tuple[str | None, str | None]:
     """Path and name of a file: the one that is given, else the shipped one where the pairs are the shipped ones."""
-    return path_and_name(given, f"datasets/{name}.jsonl" if source.shipped else None)
+    return path_and_name(path, f"datasets/{name}.jsonl" if source.shipped else None)
 
 
 def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -196,8 +196,8 @@ def _print_explanation(explanation: Any) -> None:
         print_table(Table("causal tests", TESTED, tested, 2))
     columns, rows = rate_table(explanation)
     if rows:
-        held = " that it was not set on" if explanation.calibration is not None else ""
-        title = f"how often controls{held}, without a persona to find, have a verdict"
+        qualifier = " that it was not set on" if explanation.calibration is not None else ""
+        title = f"how often controls{qualifier}, without a persona to find, have a verdict"
         print_table(Table(title, columns, rows, 2))
         if explanation.calibration is not None:
             given = (
@@ -207,11 +207,11 @@ def _print_explanation(explanation: Any) -> None:
     columns, rows = confusion_rows(explanation)
     if rows:
         print_table(Table("verdicts by what the generator sets", columns, rows))
-        given = explanation.agreement
-        kappa = "undefined" if given.kappa is None else f"{given.kappa:.3f}"
+        agreement = explanation.agreement
+        kappa = "undefined" if agreement.kappa is None else f"{agreement.kappa:.3f}"
         say(
-            f"agreement   {given.share:.3f} of {given.n} pairs (by chance {given.chance:.3f}), "
-            f"Cohen's kappa {kappa}, p {given.p:.2g} by permuting {given.permuted}"
+            f"agreement   {agreement.share:.3f} of {agreement.n} pairs (by chance {agreement.chance:.3f}), "
+            f"Cohen's kappa {kappa}, p {agreement.p:.2g} by permuting {agreement.permuted}"
         )
     if null.n:
         say(

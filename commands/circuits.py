@@ -95,8 +95,8 @@ def discover(
 
             named = read_groups(given.groups, loaded.graph) if given.groups else None
             task, quiet = (fitted_task(item, loaded, options.align, loading.fitting) for item in (task, quiet))
-            how: dict[str, Any] = {"null": quiet, "groups": named, "scores": given.scores, "state": out}
-            discovery = search(loaded, task, options, **how, stage=stage)
+            settings: dict[str, Any] = {"null": quiet, "groups": named, "scores": given.scores, "state": out}
+            discovery = search(loaded, task, options, **settings, stage=stage)
             if first:
                 stage("files and picture")
                 write_results(discovery, out, pictures.strongest)
@@ -126,9 +126,9 @@ def _write_page(
 
 def _kept_in(out: Path) -> str:
     """What a stopped search leaves for the next one."""
-    kept = {"scores.state": "the scores of all edges are", "acdc.state": "what is searched so far is"}
-    kept |= {"finish.state": "the finish so far is"}
-    return ", ".join(f"{what} kept in {out / name}" for name, what in kept.items() if (out / name).exists())
+    states = {"scores.state": "the scores of all edges are", "acdc.state": "what is searched so far is"}
+    states |= {"finish.state": "the finish so far is"}
+    return ", ".join(f"{what} kept in {out / name}" for name, what in states.items() if (out / name).exists())
 
 
 def _refuse_idle(context: typer.Context, options: Options) -> None:

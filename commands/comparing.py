@@ -67,7 +67,7 @@ def curves(
         stored = read_circuit(run) if run else None
         record = stored.record if stored is not None else None
         task = read_task(pairs or (own_pairs(record) if record else None))
-        options, given = _with_run(options, stored, task, model)
+        options, scores_of = _with_run(options, stored, task, model)
         _refuse_idle(context, options)
         options = options.checked()
         name = model or (stored.model_name() if stored is not None else None)
@@ -77,12 +77,12 @@ def curves(
             splits = (options.train_split, "train"), (options.eval_split, "test")
             fits: dict[str, Any] = {"where": options.where, "align": options.align}
             name = Source(name, pairs).name() if record is None else str(name)
-            how = replace(loading, fitting=few)
-            loaded = load(stage, name, how, lambda reader: check_pairs(task, reader, *splits, **fits))
+            settings = replace(loading, fitting=few)
+            loaded = load(stage, name, settings, lambda reader: check_pairs(task, reader, *splits, **fits))
             warn_of_other_weights(record, loaded)
             task = fitted_task(task, loaded, str(options.align), few)
             marks = {"circuit": stored.circuit} if stored is not None else None
-            study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
+            study = curve_study(loaded, task, options, given=scores_of, marks=marks, stage=stage)
             if first:
                 stage("files and figures")
                 _write_curves(context, study, out)
@@ -95,15 +95,15 @@ def _with_run(options: CurveOptions, stored: Any, task: Any, model: str | None) 
     from persona_circuits.circuit.assessment import read_scorer
 
     record = stored.record if stored is not None else None
-    named, given = _scorers(options.scorers, read_scorer)
+    named, scores_of = _scorers(options.scorers, read_scorer)
     if stored is not None and (scores := all_scores(stored)) is not None:
-        given = {_run_name(stored): scores, **given}
+        scores_of = {_run_name(stored): scores, **scores_of}
     where: tuple[Any, ...] = ()
     if record is not None and task.sha256 == record["task"].get("sha256"):
         where = tuple(record["task"].get("where", {}).items())
         if model in (None, stored.model_name()):
             named = tuple(scorer for scorer in named if not _made_so(record, options, scorer))
-    return replace(options.settled(record), scorers=named, where=options.where or where), given
+    return replace(options.settled(record), scorers=named, where=options.where or where), scores_of
 
 
 def _refuse_idle(context: typer.Context, options: CurveOptions) -> None:
@@ -118,7 +118,7 @@ def _refuse_idle(context: typer.Context, options: CurveOptions) -> None:
 
 def _scorers(items: Sequence[str], read: Callable[[str], Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
     """Names of methods, and what was read from files and folders, by a name made of their path."""
-    named, given = [], {}
+    named, scores_of = [], {}
     for item in items:
         path = Path(item)
         if not path.exists():
@@ -126,25 +126,25 @@ def _scorers(items: Sequence[str], read: Callable[[str], Any]) -> tuple[tuple[st
             continue
         plain = path.stem in ("scores", "importances") or path.is_dir()
         name = path.absolute().parent.name if plain and not path.is_dir() else path.absolute().stem
-        if name in given:
+        if name in scores_of:
             raise OptionError(f"--scorers names two sources called {name}; rename one of the files or folders")
-        given[name] = read(item)
-    return tuple(named), given
+        scores_of[name] = read(item)
+    return tuple(named), scores_of
 
 
 def _made_so(record: Any, options: CurveOptions, scorer: str) -> bool:
     """Whether a scorer would only make the run's own scores again, and draw one curve twice."""
     made, about = (record or {}).get("method", {}), (record or {}).get("task", {})
-    asked = options.settled(record)
-    steps = asked.steps if scorer in STEPPED else None, asked.ig_rule if scorer in RULED else None
+    settled = options.settled(record)
+    steps = settled.steps if scorer in STEPPED else None, settled.ig_rule if scorer in RULED else None
     same = (made.get("scores"), made.get("steps"), made.get("ig_rule")) == (scorer, *steps)
     same &= (about.get("metric"), (record or {}).get("ablation"), about.get("align")) == (
-        asked.metric,
-        asked.ablation,
-        asked.align,
+        settled.metric,
+        settled.ablation,
+        settled.align,
     )
     same &= not made.keys() & {"of", "weigh"}
-    return same and scorer != "random" and asked.train_split in (None, about.get("split")) and not options.where
+    return same and scorer != "random" and settled.train_split in (None, about.get("split")) and not options.where
 
 
 def _run_name(stored: Any) -> str:
@@ -240,8 +240,8 @@ def compare(
         with progress_bars() as stage:
             comparison, short = compare_in_time(*sides, options.n_draws, clock, seed=setting.seed, stage=stage)
             if not ground.no_model:
-                given = ground.pairs_a, ground.pairs_b
-                grounds, notes = _grounds(sides, given, ground.model, stage, loading)
+                pair_files = ground.pairs_a, ground.pairs_b
+                grounds, notes = _grounds(sides, pair_files, ground.model, stage, loading)
                 cross, more = cross_in_time(*sides, grounds, setting, clock, stage=stage)
                 comparison, short = comparison.with_cross(cross, notes), [*short, *more]
             comparison = replace(comparison, notes=(*comparison.notes, *short))
@@ -264,11 +264,11 @@ def _grounds(
     grounds: list[Any] = []
     notes: list[str] = []
     models: dict[str, Any] = {}
-    for letter, side, given in zip("AB", sides, pairs, strict=True):
+    for letter, side, pair_file in zip("AB", sides, pairs, strict=True):
         if side.record is None:
             notes.append(f"nothing is measured on {letter}'s pairs: {side.name} does not say how it was found")
             continue
-        name, source = model or side.record["model"]["name"], given or own_pairs(side.record)
+        name, source = model or side.record["model"]["name"], pair_file or own_pairs(side.record)
         try:
             task = read_task(source)
             if name not in models:
@@ -276,7 +276,7 @@ def _grounds(
             about = side.record["task"]
             task = fitted_task(task, models[name], about["align"], bool(about.get("unfit")))
         except (TaskError, ModelError) as error:
-            if given is not None or model is not None:
+            if pair_file is not None or model is not None:
                 raise
             reason = str(error).splitlines()[0]
             notes.append(f"nothing is measured on {letter}'s pairs: {reason}; see --pairs-a, --pairs-b and --model")

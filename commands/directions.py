@@ -128,9 +128,9 @@ def _geometry(
     from persona_circuits.persona.vectors import geometry_of, most_reliable_layer, persona_vectors
 
     anew = asked.responses is not None and (form.template is not None or form.cue is not None)
-    how: dict[str, Any] = {"cache": cache, "batch_size": options.batch_size, "anew": anew}
+    settings: dict[str, Any] = {"cache": cache, "batch_size": options.batch_size, "anew": anew}
     tell = stage("reading the residual stream")
-    vectors = persona_vectors(model, said, form.opened(model.tokenizer), **how, progress=tell)
+    vectors = persona_vectors(model, said, form.opened(model.tokenizer), **settings, progress=tell)
     if options.layer is None and options.layer_fraction is None:
         best = most_reliable_layer(vectors)
         at = at if best is None else best
@@ -253,8 +253,8 @@ def steer(
             steered, fitted = (side.examples(loaded, loading.fitting) for side in (here, there))
             steered = some_pairs(steered, asked.max_pairs)
             sets = read_groups(asked.groups, loaded.graph) if asked.groups else {}
-            how = {"toward": named, "neutral": plain, "progress": stage("steering")}
-            study = _study(loaded, steered, fitted, asked, options, how)
+            settings = {"toward": named, "neutral": plain, "progress": stage("steering")}
+            study = _study(loaded, steered, fitted, asked, options, settings)
             if sets:
                 parts = set_parts(loaded, study, steered, fitted, sets, progress=stage("sets of nodes"))
                 study = replace(study, sets=parts)
@@ -277,13 +277,13 @@ def _refuse_idle_steering(context: typer.Context, n_texts: int, temperature: flo
     )
 
 
-def _study(model: Any, here: Any, there: Any, asked: Steered, options: SteerOptions, how: dict[str, Any]) -> Any:
+def _study(model: Any, here: Any, there: Any, asked: Steered, options: SteerOptions, settings: dict[str, Any]) -> Any:
     """The study, along the direction that is asked for, or that fits the pairs."""
     from persona_circuits.persona.steering import study_steering
     from persona_circuits.persona.vectors import default_kind
 
     kind = asked.direction or default_kind(there.examples, here.examples)
-    return study_steering(model, here, there, kind, options, **how)
+    return study_steering(model, here, there, kind, options, **settings)
 
 
 def _continued(model: Any, study: Any, n_pairs: int, sampling: Sampling, stage: Callable[[str], Any]) -> Any:
@@ -316,13 +316,13 @@ def _steered_and_fitted(pairs: Path | None, fit: Path | None, split: str | None)
     from persona_circuits.persona.data import load_items
 
     path, label = path_and_name(pairs, "datasets/pairs_test.jsonl")
-    asked = load_items(path, label=label), label
-    known = {item.pair.split for item in asked[0].items}
+    source = load_items(path, label=label), label
+    known = {item.pair.split for item in source[0].items}
     steered = split or ("test" if "test" in known else "all")
     if fit is not None or pairs is None:
         path, label = path_and_name(fit, "datasets/pairs_train.jsonl")
-        return Place(*asked, steered), Place(load_items(path, label=label), label, "all")
-    return Place(*asked, steered), Place(*asked, "train" if "train" in known and steered != "train" else "all")
+        return Place(*source, steered), Place(load_items(path, label=label), label, "all")
+    return Place(*source, steered), Place(*source, "train" if "train" in known and steered != "train" else "all")
 
 
 def _check_both(places: Sequence[Place], reader: Any) -> None:

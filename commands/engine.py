@@ -93,8 +93,8 @@ def crosscheck(
         result = _checked_there(stored, name, task, other.peers, options.checked(), loading.fitting)
         write_crosscheck(result, folder)
         written = [folder / "crosscheck.json", folder / "crosscheck.csv"]
-        how = {"out": folder, "notes": result.notes, "written": written}
-        show(as_json, result.as_dict, lambda: _print_crosscheck(result), **how)
+        extra = {"out": folder, "notes": result.notes, "written": written}
+        show(as_json, result.as_dict, lambda: _print_crosscheck(result), **extra)
         _require_agreement(result.scores, other.tolerance)
 
 
@@ -245,8 +245,8 @@ def inspect(
         refuse_revision(resolve(model), loading.revision)
         task = read_task(pairs) if pairs else None
         limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
-        how: dict[str, Any] = {"label": model, "revision": loading.revision, "max_memory": limit}
-        inspection = inspect_model(resolve(model), options, task=task, **how)
+        settings: dict[str, Any] = {"label": model, "revision": loading.revision, "max_memory": limit}
+        inspection = inspect_model(resolve(model), options, task=task, **settings)
         show(as_json, inspection.as_dict, lambda: _print_inspection(inspection, price), indent=2)
         if write_fitting is not None:
             _write_fitting(task, inspection.pairs, write_fitting)

@@ -105,8 +105,13 @@ def evaluate(
             task = those_that_fit(task, loaded, align=str(options.align)) if loading.fitting else task
             if options.budget is not None:  # reading and loading are part of it
                 options = replace(options, budget=max(1e-3, options.budget - (time.monotonic() - begun)))
-            how: dict[str, Any] = {"null": quiet, "tested": not asked.only_faithfulness, "state": state, "stage": stage}
-            evaluation = evaluate_circuit(loaded, stored, task, options, **how)
+            settings: dict[str, Any] = {
+                "null": quiet,
+                "tested": not asked.only_faithfulness,
+                "state": state,
+                "stage": stage,
+            }
+            evaluation = evaluate_circuit(loaded, stored, task, options, **settings)
         if first:
             for note in evaluation.notes:
                 say(f"note: {note}", err=True)
@@ -137,9 +142,9 @@ def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
         (searched, "a circuit found by ACDC", ["orders"]),
         (scored, "a circuit that was pruned by scores", ["certify"]),
     )
-    given = [name for name, path in (("--null", asked.null), ("--tables", asked.tables)) if path]
-    if asked.only_faithfulness and given:
-        raise OptionError(f"{given[0]} has no effect with --only-faithfulness; leave one of them out")
+    extra = [name for name, path in (("--null", asked.null), ("--tables", asked.tables)) if path]
+    if asked.only_faithfulness and extra:
+        raise OptionError(f"{extra[0]} has no effect with --only-faithfulness; leave one of them out")
     return stored
 
 

@@ -56,17 +56,17 @@ def _fetch(name: str, folder: Path | None, accept_licence: bool) -> None:
     from persona_circuits.circuit.model import origin_of
     from persona_circuits.circuit.storage import check_output_folder
 
-    entry, there = CATALOGUE[name], fetched(name, folder)
+    entry, existing = CATALOGUE[name], fetched(name, folder)
     say(f"licence     {entry.licence}, {'open' if entry.is_open else 'not an open one'}: {entry.terms}")
-    if there is None:
+    if existing is None:
         check_output_folder(models_folder(folder))
     with progress_bars() as stage:
         place = fetch(name, accept_licence=accept_licence, folder=folder, stage=stage)
     origin = origin_of(place)
     say(f"weights     {origin.sentence if origin else ''}")
-    say(f"{'is there   ' if there else 'written to '} {place}")
-    given = name if folder is None else str(place)
-    say(f"use it as   --model {given}")
+    say(f"{'is there   ' if existing else 'written to '} {place}")
+    reference = name if folder is None else str(place)
+    say(f"use it as   --model {reference}")
 
 
 def _print_catalogue(folder: Path | None) -> None:

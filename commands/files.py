@@ -53,8 +53,8 @@ def draw(
             from persona_circuits.circuit.evaluation.span_files import edges_at_parts
 
             parts = edges_at_parts(at_parts) or None
-        how: dict[str, Any] = {"marks": Marks(parts, stored.fringe), "strongest": strongest, "title": heading}
-        report = picture(stored.circuit, file, scores=stored.scores, width=width, **how)
+        settings: dict[str, Any] = {"marks": Marks(parts, stored.fringe), "strongest": strongest, "title": heading}
+        report = picture(stored.circuit, file, scores=stored.scores, width=width, **settings)
         say(f"{file}: {report.shown} of {report.total} edges drawn")
 
 
@@ -93,7 +93,7 @@ def validate(
 
         graph = read_circuit(against).circuit.graph if against else None
         faulty = 0
-        for path in (file for given in files for file in files_of(given)):
+        for path in (file for place in files for file in files_of(place)):
             faults = faults_of_file(path, graph)
             faulty += bool(faults)
             says = f"{len(faults)} fault(s)" if faults else f"valid ({kind_of(path)})"

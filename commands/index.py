@@ -19,9 +19,9 @@ def index(context: typer.Context, folder: Path, name: str, *, notes: Sequence[st
     """Write ``index.html`` into the folder of what a command has found in the model of that name."""
     from persona_circuits.circuit.figures import About, write_index
 
-    asked = (context.command.help or "").split("\n\n")[0]
+    purpose = (context.command.help or "").split("\n\n")[0]
     title = f"{context.info_name}: {Path(name).name}"
-    write_index(folder, About(title, asked, given_command(context), given=(("model", name),), notes=notes))
+    write_index(folder, About(title, purpose, given_command(context), given=(("model", name),), notes=notes))
 
 
 def given_command(context: typer.Context) -> str:

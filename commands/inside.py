@@ -68,15 +68,15 @@ def probe(
         options, name = options.checked(), source.name()
         path, label = path_and_name(source.pairs, "datasets/pairs_test.jsonl")
         people, _ = path_and_name(source.personas, "datasets/personas.jsonl" if source.shipped else None)
-        who = read_personas(people) if people else ()
+        personas = read_personas(people) if people else ()
         check_output_folder(out)
         with progress_bars() as stage:
-            how: dict[str, Any] = {"personas": who, "fitting": loading.fitting}
+            settings: dict[str, Any] = {"personas": personas, "fitting": loading.fitting}
             items = load_items(path or "", label=label)
             loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, split=source.split))
-            examples = examples_of(items, loaded, split=source.split, **how)
-            test = load_examples(source.test_pairs, loaded, **how) if source.test_pairs else None
-            study = study_probes(loaded, examples, test=test, personas=who, options=options, stage=stage)
+            examples = examples_of(items, loaded, split=source.split, **settings)
+            test = load_examples(source.test_pairs, loaded, **settings) if source.test_pairs else None
+            study = study_probes(loaded, examples, test=test, personas=personas, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_probes(study, staging)
@@ -108,9 +108,14 @@ def lens(
         check_output_folder(out)
         with progress_bars() as stage:
             items = load_items(path or "", label=label)
-            how: dict[str, Any] = {"split": split, "tokens": tokens, "fitting": loading.fitting, "takes_forms": True}
-            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, **how))
-            examples = examples_of(items, loaded, **how)
+            settings: dict[str, Any] = {
+                "split": split,
+                "tokens": tokens,
+                "fitting": loading.fitting,
+                "takes_forms": True,
+            }
+            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, **settings))
+            examples = examples_of(items, loaded, **settings)
             study = study_lens(loaded, examples, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")
             with replace_folder(out) as staging:

@@ -47,10 +47,10 @@ class NamedCommands(TyperGroup):
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if said := re.fullmatch(
+            if match := re.fullmatch(
                 r"(?:Value error, )?('(.*)' is not one of (.*?))\.?", getattr(error, "message", "")
             ):
-                error.message = said[1] + meant(said[2], re.findall("'([^']*)'", said[3]))  # type: ignore[attr-defined]
+                error.message = match[1] + meant(match[2], re.findall("'([^']*)'", match[3]))  # type: ignore[attr-defined]
             raise
         finally:
             EXPLAIN.reset(before)

@@ -124,24 +124,24 @@ def pairs(
         neutral = wording.neutral_wordings
         quiet = files.null is not None or options.align == "right"
         options = replace(options, neutral=options.neutral or neutral is not None, null=quiet).checked()
-        people, asked = _people_and_questions(material.personas, material.questions, material.answers)
+        people, questions = _people_and_questions(material.personas, material.questions, material.answers)
         meetings = _meetings(material.contrast)
         nobody = () if neutral is None else read_neutral_wordings(neutral)
         _check_places(files, options)
         reader = load_tokenizer(model or MODEL)
         tried = None
         if wording.template is None and form is None and model is not None and not ask:
-            tried = _calibrated(model, people, asked, meetings, options)
+            tried = _calibrated(model, people, questions, meetings, options)
             form = None if tried is None else tried.best
         if form is None:
             forms = load_templates(resolve(wording.template or "raw"), reader.tokenizer, cue=cue)
         else:
             forms = (load_format(form, reader.tokenizer, cue=cue),)
-        how: dict[str, Any] = {"contrast": meetings, "options": options}
-        said = _asked_model(model or MODEL, people, asked, forms[0], declared.mines, how) if ask else None
-        asked = asked if said is None else said.questions
-        built = build_pairs(people, asked, reader, forms, neutral_wordings=nobody, **how)
-        built = built if said is None else marked(built, said)
+        settings: dict[str, Any] = {"contrast": meetings, "options": options}
+        answers = _asked_model(model or MODEL, people, questions, forms[0], declared.mines, settings) if ask else None
+        questions = questions if answers is None else answers.questions
+        built = build_pairs(people, questions, reader, forms, neutral_wordings=nobody, **settings)
+        built = built if answers is None else marked(built, answers)
         built = built if tried is None else with_calibration(built, tried)
         sources = {name: value and str(value) for name, value in vars(material).items()}
         written = write_pairs(built, files.out, files.report, files.null, pairs=str(files.out), sources=sources)
@@ -156,7 +156,7 @@ def _meetings(contrast: str) -> Any:
     return contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
 
 
-def _calibrated(name: str, people: Any, asked: Any, meetings: Any, options: PairOptions) -> Any:
+def _calibrated(name: str, people: Any, questions: Any, meetings: Any, options: PairOptions) -> Any:
     """The formats on a few training pairs; None where none can be put to this model and these questions."""
     from persona_circuits.circuit.errors import TaskError
     from persona_circuits.persona.formats import calibrated
@@ -164,31 +164,31 @@ def _calibrated(name: str, people: Any, asked: Any, meetings: Any, options: Pair
     with progress_bars() as stage:
         loaded = load(stage, name, Loading())
         try:
-            return calibrated(loaded, people, asked, contrast=meetings, like=options, stage=stage)
+            return calibrated(loaded, people, questions, contrast=meetings, like=options, stage=stage)
         except TaskError as error:
             say(f"format      raw: {str(error).splitlines()[0]}")
             return None
 
 
-def _asked_model(name: str, people: Any, asked: Any, form: Any, mines: bool, how: dict[str, Any]) -> Any:
+def _asked_model(name: str, people: Any, questions: Any, form: Any, mines: bool, settings: dict[str, Any]) -> Any:
     """What the model declares, asked on wordings that no pair will have."""
     from persona_circuits.persona.pairs import ask_model, meetings
 
     with progress_bars() as stage:
         loaded = load(stage, name, Loading())
-        met = meetings(people, how["contrast"])
-        ask = {"mine": mines, "options": how["options"], "progress": stage("asking the model")}
-        return ask_model(loaded, met, asked, form, **ask)
+        met = meetings(people, settings["contrast"])
+        ask = {"mine": mines, "options": settings["options"], "progress": stage("asking the model")}
+        return ask_model(loaded, met, questions, form, **ask)
 
 
 def _people_and_questions(personas: Path, questions: Path, answers: Path | None) -> tuple[Any, Any]:
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.data import sources
 
-    people, asked = sources.read_personas(resolve(str(personas))), sources.read_questions(resolve(str(questions)))
+    people, items = sources.read_personas(resolve(str(personas))), sources.read_questions(resolve(str(questions)))
     if answers is None:
-        return people, asked
-    return people, sources.with_answers(asked, sources.read_answers(answers), people)
+        return people, items
+    return people, sources.with_answers(items, sources.read_answers(answers), people)
 
 
 def _check_places(files: Written, options: PairOptions) -> None:
@@ -319,12 +319,12 @@ def formats(
         from persona_circuits.persona.formats import formats_record, study_formats, write_formats
 
         options = options.checked()
-        people, asked = _people_and_questions(material.personas, material.questions, None)
+        people, questions = _people_and_questions(material.personas, material.questions, None)
         meetings = _meetings(material.contrast)
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, model, loading)
-            study = study_formats(loaded, people, asked, contrast=meetings, options=options, stage=stage)
+            study = study_formats(loaded, people, questions, contrast=meetings, options=options, stage=stage)
             stage("files and figures")
             with replace_folder(out) as staging:
                 write_formats(study, staging)

@@ -56,8 +56,8 @@ def _print_tests(tests: Any) -> None:
     )
     rows = tests.rows()
     title = f"hypothesis tests on {tests.n_pairs} pairs, level {rows and tests.outcomes[0].alpha:g}"
-    said = [f"{row['test']}: {row['says']}" for row in rows]
-    print_table(Table(title, columns, rows, 2, [f"tested over {tests.resampled}", *said]))
+    verdicts = [f"{row['test']}: {row['says']}" for row in rows]
+    print_table(Table(title, columns, rows, 2, [f"tested over {tests.resampled}", *verdicts]))
 
 
 def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
@@ -153,7 +153,7 @@ def _print_search(discovery: Discovery) -> None:
     if discovery.at_parts is not None:
         about, parts = discovery.record["spans"], discovery.at_parts
         here = ", ".join(
-            f"{name} {int(kept.sum()):,}" for name, kept in zip(parts.spans.names, parts.mask, strict=True)
+            f"{name} {int(mask.sum()):,}" for name, mask in zip(parts.spans.names, parts.mask, strict=True)
         )
         say(f"at parts    {about['edges']:,} of {about['graph_edges']:,} edges at parts of the prompt: {here}")
     if not len(discovery.circuit):
@@ -207,9 +207,9 @@ def _print_smallest(discovery: Discovery) -> None:
         f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by {order}, "
         f"of {len(least.tried):,} sizes tried"
     )
-    held = discovery.reports[-1].circuit.ratio_of_means
-    if discovery.confirmed is not None and held is not None:
-        say(f"held out    {held:.3f}: {'confirmed' if discovery.confirmed else 'not confirmed'}")
+    faithfulness = discovery.reports[-1].circuit.ratio_of_means
+    if discovery.confirmed is not None and faithfulness is not None:
+        say(f"held out    {faithfulness:.3f}: {'confirmed' if discovery.confirmed else 'not confirmed'}")
     if least.relapses:
         shown = ", ".join(f"{n:,}" for n in least.relapses[:5])
         say(f"note: f does not grow steadily; larger sizes that miss the target: {shown}")

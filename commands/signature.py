@@ -108,10 +108,10 @@ def _parameter(field: Field) -> inspect.Parameter:
     """A field as Typer wants it: an annotated parameter with a default."""
     option, default = field.option, _shown(field)
     named = (field.flag,) if option.name or default is False else ()  # a switch that is on can be turned off, too
-    how: dict[str, Any] = {"help": option.help}
+    settings: dict[str, Any] = {"help": option.help}
     if option.min is not None:
-        how["min"] = option.min
-    hint = Annotated[_shown_type(field), typer.Option(*named, **how)]  # type: ignore
+        settings["min"] = option.min
+    hint = Annotated[_shown_type(field), typer.Option(*named, **settings)]  # type: ignore
     empty = inspect.Parameter.empty if default is MISSING else default
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=empty)
 

@@ -137,8 +137,8 @@ def _respond_there(model: str, asking: Endpoint, wanted: Any, out: Path, samplin
 
     place = endpoint(model, asking)
     with progress_bars() as stage, Journal(out / "journal.jsonl") as journal:
-        how: dict[str, Any] = {"sampling": sampling, "system_turn": asking.system_turn}
-        responses = respond_remotely(place, wanted, journal, **how, progress=stage(f"asking {model}"))
+        settings: dict[str, Any] = {"sampling": sampling, "system_turn": asking.system_turn}
+        responses = respond_remotely(place, wanted, journal, **settings, progress=stage(f"asking {model}"))
     return responses, {"model": model, "address": place.address, "system_turn": asking.system_turn}
 
 
@@ -155,28 +155,28 @@ def rate(
 ) -> None:
     """Rate how much of a persona shows in responses: by a model behind an endpoint, or offline by likelihoods."""
     with errors_as_exit_codes() as kept:
-        there = [*ASKING, "rater_prompt", "control", "max_answer_tokens"]
+        endpoint_options = [*ASKING, "rater_prompt", "control", "max_answer_tokens"]
         refuse_idle(
             context,
-            (asking.endpoint_model is not None, "--endpoint-model", there),
+            (asking.endpoint_model is not None, "--endpoint-model", endpoint_options),
             (asking.endpoint_model is None, "a model that is run here", ["cue", "neutral", *RUNNING]),
         )
         from persona_circuits.circuit.storage import replace_folder
         from persona_circuits.persona.responses import rating, rating_record, read_responses, write_ratings
 
         _check_one_model(asking, form)
-        said = read_responses(options.responses)
+        responses = read_responses(options.responses)
         check_journal(out, kept)
         with progress_bars() as stage:
             if asking.endpoint_model:
-                ratings, about = _rate_there(asking.endpoint_model, asking, said, options, out, stage)
+                ratings, about = _rate_there(asking.endpoint_model, asking, responses, options, out, stage)
             else:
                 loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
-                ratings, about = _rate_here(loaded, said, options, form, stage)
+                ratings, about = _rate_here(loaded, responses, options, form, stage)
             about = {"responses": str(options.responses), **about}
-            whole, each = rating.summarise_ratings(ratings, n_resamples=options.n_resamples, seed=options.seed)
+            whole, groups = rating.summarise_ratings(ratings, n_resamples=options.n_resamples, seed=options.seed)
             stage("files and figures")
-            summary = (whole, *each)
+            summary = (whole, *groups)
             with replace_folder(out) as staging:
                 write_ratings(ratings, summary, about, staging)
                 index(context, staging, str(about["model"]))
@@ -184,26 +184,30 @@ def rate(
 
 
 def _rate_there(
-    model: str, asking: Endpoint, said: Any, options: RatingOptions, out: Path, stage: Callable[[str], Any]
+    model: str, asking: Endpoint, responses: Any, options: RatingOptions, out: Path, stage: Callable[[str], Any]
 ) -> Any:
     """Ratings by a model behind an endpoint, and what they were made with."""
     from persona_circuits.persona.responses import Journal, endpoint, rating
 
     place, prompt = endpoint(model, asking), rating.rater_prompt(asking.rater_prompt)
     with Journal(out / "journal.jsonl") as journal:
-        how: dict[str, Any] = {"prompt": prompt, "control": options.control, "max_tokens": options.max_answer_tokens}
-        ratings = rating.rate_remotely(place, said, journal, **how, progress=stage(f"asking {model}"))
+        settings: dict[str, Any] = {
+            "prompt": prompt,
+            "control": options.control,
+            "max_tokens": options.max_answer_tokens,
+        }
+        ratings = rating.rate_remotely(place, responses, journal, **settings, progress=stage(f"asking {model}"))
     return ratings, {"model": model, "address": place.address, "prompt": prompt}
 
 
-def _rate_here(model: Any, said: Any, options: RatingOptions, form: Form, stage: Callable[[str], Any]) -> Any:
+def _rate_here(model: Any, responses: Any, options: RatingOptions, form: Form, stage: Callable[[str], Any]) -> Any:
     """Ratings by a local model's likelihoods, and what they were made with."""
     from persona_circuits.persona.responses import rating
 
     template = form.opened(model.tokenizer)
     about = {"model": model.name, "fingerprint": model.fingerprint, "template": template.about()}
-    how = {"neutral": options.neutral, "batch_size": options.batch_size, "progress": stage("likelihoods")}
-    return rating.rate_offline(model, said, template, **how), about | {"neutral": options.neutral}
+    settings = {"neutral": options.neutral, "batch_size": options.batch_size, "progress": stage("likelihoods")}
+    return rating.rate_offline(model, responses, template, **settings), about | {"neutral": options.neutral}
 
 
 def _check_one_model(asking: Endpoint, form: Form) -> None:
@@ -239,8 +243,8 @@ def exchanges_of(model: str | None, asked: Asked) -> Any:
 
     kind = "" if model is None else "vector_"
     names = [
-        str(given) if given else f"datasets/{kind}{what}.jsonl"
-        for given, what in ((asked.personas, "personas"), (asked.questions, "questions"))
+        str(path) if path else f"datasets/{kind}{what}.jsonl"
+        for path, what in ((asked.personas, "personas"), (asked.questions, "questions"))
     ]
     people, questions = read_personas(resolve(names[0])), read_questions(resolve(names[1]))
     plan = {field.name: getattr(asked, field.name) for field in fields(Plan)}
@@ -263,8 +267,8 @@ def respond_here(
     if not sampling.stop and not template.chat:
         sampling = replace(sampling, stop=("\n",))
     with Journal(out / "journal.jsonl") as journal:
-        how = {"sampling": sampling, "batch_size": form.batch_size, "progress": stage("responses")}
-        responses = answer(loaded, wanted, template, journal, **how)
+        settings = {"sampling": sampling, "batch_size": form.batch_size, "progress": stage("responses")}
+        responses = answer(loaded, wanted, template, journal, **settings)
     about = {"model": loaded.name, "fingerprint": loaded.fingerprint, "template": template.about()}
     return responses, about | {"sampling": asdict(sampling)}
 

@@ -51,8 +51,8 @@ class Sources(Source):
 
         shipped = ("study_world_controls", "study_world_variants", "pairs_prior", "personas", None, None)
         more = []
-        for given, default in zip(list(vars(self).values())[2:], shipped, strict=True):
-            path, label = path_and_name(given, f"datasets/{default}.jsonl" if default and self.shipped else None)
+        for chosen, default in zip(list(vars(self).values())[2:], shipped, strict=True):
+            path, label = path_and_name(chosen, f"datasets/{default}.jsonl" if default and self.shipped else None)
             more.append(None if path is None else StudyFile.at(path, label))
         return StudyFiles(StudyFile.at(*path_and_name(self.pairs, "datasets/study_world.jsonl")), *more)
 

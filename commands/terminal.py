@@ -150,7 +150,7 @@ def revision_of(record: dict[str, Any] | None, other_model: str | None) -> str |
     return record["model"]["revision"] if record is not None and other_model is None else None
 
 
-def load(stage: Callable[[str], Any], name: str, how: Loading, check: Callable[[Any], object] | None = None) -> Any:
+def load(stage: Callable[[str], Any], name: str, loading: Loading, check: Callable[[Any], object] | None = None) -> Any:
     """The model of that name; what is to be said of it goes to standard error.
 
     ``check`` is called with its tokenizer before the weights are read; what does not fit it ends the command there.
@@ -160,18 +160,23 @@ def load(stage: Callable[[str], Any], name: str, how: Loading, check: Callable[[
     from persona_circuits.circuit.model import load_model
     from persona_circuits.circuit.task import resolve
 
-    refuse_revision(resolve(name), how.revision)
-    if check is not None and not how.fitting:
+    refuse_revision(resolve(name), loading.revision)
+    if check is not None and not loading.fitting:
         from persona_circuits.circuit.model.checkpoint import check_folder
         from persona_circuits.circuit.model.gguf import gguf_in
         from persona_circuits.persona.data import load_tokenizer
 
         if Path(resolve(name)).is_dir() and gguf_in(resolve(name)) is None:
             check_folder(Path(resolve(name)))  # a folder that is no model is the first thing to be told
-        check(load_tokenizer(name, revision=how.revision))
-    limit = None if how.max_memory is None else parse_bytes(how.max_memory)
-    given: dict[str, Any] = {"revision": how.revision, "device": how.device, "dtype": how.dtype, "max_memory": limit}
-    model = load_model(resolve(name), label=name, **given)
+        check(load_tokenizer(name, revision=loading.revision))
+    limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
+    settings: dict[str, Any] = {
+        "revision": loading.revision,
+        "device": loading.device,
+        "dtype": loading.dtype,
+        "max_memory": limit,
+    }
+    model = load_model(resolve(name), label=name, **settings)
     for note in model.notes:
         say(f"note: {note}", err=True)
     return model
@@ -287,20 +292,20 @@ def errors_as_exit_codes() -> Iterator[list[Callable[[], str]]]:
     from persona_circuits.circuit.errors import PersonaCircuitsError
 
     rank = int(os.environ.get("RANK", "0"))
-    who = f"rank {rank}: " if rank else ""
+    prefix = f"rank {rank}: " if rank else ""
     kept: list[Callable[[], str]] = []
     with _signals() as came, _damage_told():
         try:
             yield kept
         except BaseException as error:
             if came or isinstance(error, KeyboardInterrupt):
-                say(f"{who}{_stopped(kept)}", err=True)
+                say(f"{prefix}{_stopped(kept)}", err=True)
                 raise typer.Exit(128 + (came or [signal.SIGINT])[0]) from None
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 place = error.filename or "a temporary file"
-                say(f"{who}error: cannot write {place}: {error.strerror}; free some space", err=True)
+                say(f"{prefix}error: cannot write {place}: {error.strerror}; free some space", err=True)
             elif isinstance(error, PersonaCircuitsError):
-                say(f"{who}error: {error}", err=True)
+                say(f"{prefix}error: {error}", err=True)
             else:
                 raise
             raise typer.Exit(2) from None
@@ -340,8 +345,8 @@ def kept_in(state: Path) -> Callable[[], str]:
 
 def _stopped(kept: Sequence[Callable[[], str]]) -> str:
     """What a stopped command leaves, and how to go on."""
-    if said := "; ".join(filter(None, (tell() for tell in kept))):
-        return f"stopped: {said}; the same command goes on from there"
+    if notes := "; ".join(filter(None, (tell() for tell in kept))):
+        return f"stopped: {notes}; the same command goes on from there"
     return "stopped: no file is half-written; the same command begins anew"
 
 
@@ -396,8 +401,8 @@ def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]])
     from persona_circuits.circuit.errors import OptionError
 
     flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
-    for there, what, names in rules:
-        for name in names if not there else ():
+    for applies, what, names in rules:
+        for name in names if not applies else ():
             source = context.get_parameter_source(name)
             if source is not None and source.name == "COMMANDLINE":
                 raise OptionError(f"{flags[name]} has no effect here: it is for {what}; leave one of them out")

@@ -169,10 +169,10 @@ def _case(world: World, split: str, persona: Persona, question: Question, rng: r
     new_description = split in ("held-out descriptions", "all new")
     new_wording = split in ("held-out wordings", "all new")
     described = _choice(descriptions(persona), held_out_description(world, persona), new_description, rng)
-    asked = _choice(wordings(question), held_out_wording(world, question), new_wording, rng)
+    wording = _choice(wordings(question), held_out_wording(world, question), new_wording, rng)
     lines = [described, *rng.sample(fillers(), rng.choice((0, 1)))]
     rng.shuffle(lines)
-    text = prompt(lines, asked, cue=rng.randrange(len(CUES)))
+    text = prompt(lines, wording, cue=rng.randrange(len(CUES)))
     return Case(text, persona, question, world.probabilities(persona, question))
 
 

@@ -167,14 +167,14 @@ def _parts(world: World, rng: random.Random) -> tuple[Part, dict[str, Part]]:
     """What train is made of, and what each part of test is."""
     personas = rng.sample(world.personas, len(world.personas))
     old, new = tuple(personas[:32]), tuple(personas[32:])
-    asked = [q for q in world.questions if not q.ignores_persona]
-    known = [q for q in asked if q.domain not in NEW_DOMAINS]
+    answerable = [q for q in world.questions if not q.ignores_persona]
+    known = [q for q in answerable if q.domain not in NEW_DOMAINS]
     questions = rng.sample(known, len(known))
     cut = round(len(questions) * 2 / 3)
     frames = tuple(i for i in range(RICH) if i not in NEW_FRAMES)
     words = tuple(i for i in range(5) if i not in NEW_WORDINGS)
     train = Part(old, tuple(questions[:cut]), frames, words)
-    domain = tuple(q for q in asked if q.domain in NEW_DOMAINS)
+    domain = tuple(q for q in answerable if q.domain in NEW_DOMAINS)
     return train, {
         "pair": train,
         "persona": Part(new, train.questions, frames, words),
@@ -211,14 +211,14 @@ def _drawn(
         question = rng.choice(part.questions)
         a, b = rng.sample(part.personas, 2)
         frames = _known(part.frames, {held_out_description(world, p) for p in (a, b)})
-        asked = _known(part.asked, {held_out_wording(world, question)})
-        if pair_key(a, b, question) in taken or not frames or not asked:
+        wordings = _known(part.asked, {held_out_wording(world, question)})
+        if pair_key(a, b, question) in taken or not frames or not wordings:
             continue
         if any(world.is_held_out(p, question) for p in (a, b)):
             continue
         if bias_of(question) == bias and contrast_of(world, a, b, question) == contrast:
             taken.add(pair_key(a, b, question))
-            return a, b, question, rng.choice(frames), rng.choice(asked)
+            return a, b, question, rng.choice(frames), rng.choice(wordings)
     raise AssertionError(f"no pair is left of contrast {contrast} and bias {bias}")
 
 

@@ -240,18 +240,18 @@ def _layer_share(
 
 
 def _share(
-    each: Float[np.ndarray, " src"] | None,
+    node_shares: Float[np.ndarray, " src"] | None,
     here: Bool[np.ndarray, " src"],
     around: Interval | None,
     draws: dict[str, Bool[np.ndarray, "draw src"]],
 ) -> Share:
     """The share of a set and of random ones, from the share of each node."""
-    if each is None:
+    if node_shares is None:
         return Share(None, None, {})
-    value = float(each[here].sum())
+    value = float(node_shares[here].sum())
     chance = {}
     for matching, sets in draws.items():
-        shares = sets @ each
+        shares = sets @ node_shares
         low, high = np.percentile(shares, (2.5, 97.5))
         extreme = int((shares >= value - 1e-9 * max(1.0, abs(value))).sum())
         fixed = bool((sets == sets[0]).all())
@@ -294,11 +294,11 @@ def _overlaps(graph: Graph, circuit: NodeSet, movers: NodeSet, neurons: NodeSet 
 
 def _pair_overlap(graph: Graph, a: NodeSet, b: NodeSet) -> SetOverlap:
     by: Literal["nodes", "layers"] = "nodes" if a.universe & b.universe else "layers"
-    held = [(node_set.nodes, node_set.universe) for node_set in (a, b)]
+    sides = [(node_set.nodes, node_set.universe) for node_set in (a, b)]
     if by == "layers":
-        held = [(_layers(graph, nodes), _layers(graph, universe)) for nodes, universe in held]
-    universe = held[0][1] & held[1][1]
-    first, second = (nodes & universe for nodes, _ in held)
+        sides = [(_layers(graph, nodes), _layers(graph, universe)) for nodes, universe in sides]
+    universe = sides[0][1] & sides[1][1]
+    first, second = (nodes & universe for nodes, _ in sides)
     both = overlap(sorted(first), sorted(second), len(universe))
     shared = tuple(sorted(first & second))
     return SetOverlap((a.name, b.name), by, (both.first, both.second), shared, both.universe, both.expected, both.p)

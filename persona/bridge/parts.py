@@ -99,11 +99,11 @@ def _seen(
     for group in grouped([len(example.placed.ids) for example in examples], options.batch_size):
         tokens = torch.tensor([examples[i].placed.ids for i in group], device=model.device)
         at = torch.tensor([examples[i].placed.places[options.position] for i in group], device=model.device)
-        seen = trace(model, tokens, at[:, None], with_parts=True, parts_at=at)
-        assert seen.parts is not None
-        assert seen.biases is not None
-        streams[group] = seen.streams[:, :, 0].transpose(0, 1).double().cpu().numpy()
-        parts[group] = torch.cat([seen.parts, seen.biases]).transpose(0, 1).double().cpu().numpy()
+        traced = trace(model, tokens, at[:, None], with_parts=True, parts_at=at)
+        assert traced.parts is not None
+        assert traced.biases is not None
+        streams[group] = traced.streams[:, :, 0].transpose(0, 1).double().cpu().numpy()
+        parts[group] = torch.cat([traced.parts, traced.biases]).transpose(0, 1).double().cpu().numpy()
         done += len(group)
         progress(done, len(examples))
     return streams, parts

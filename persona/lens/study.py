@@ -154,17 +154,17 @@ def study_lens(
     """
     options = (options or LensOptions()).checked()
     positions = _positions(found, options)
-    seen = _Seen(model, found, positions)
+    readings = _Seen(model, found, positions)
     total, done = len(found.examples), 0
     for group in grouped([len(_with_forms(example)) for example in found.examples], options.batch_size):
-        seen.add(group)
+        readings.add(group)
         done += len(group)
         if progress is not None:
             progress(done, total)
-    margin = seen.by_side(seen.margin)
-    decisions = _decisions(seen, margin) if ANSWER in positions else ()
+    margin = readings.by_side(readings.margin)
+    decisions = _decisions(readings, margin) if ANSWER in positions else ()
     names: list[Sequence[Any]] = [[item.personas for item in found.items], [item.question for item in found.items]]
-    attribution = _attribution(seen, names, options)
+    attribution = _attribution(readings, names, options)
     return LensStudy(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -176,16 +176,16 @@ def study_lens(
         positions=positions,
         items=found.items,
         margin=margin,
-        log_probs=seen.by_side(seen.log_probs),
-        answer=seen.by_side(seen.answer),
-        other=seen.by_side(seen.other),
-        mass=seen.by_side(seen.mass),
-        kl=seen.by_side(seen.kl),
-        top=seen.by_side(seen.top),
-        top_texts=seen.final_texts(),
-        words=seen.mean_words(),
+        log_probs=readings.by_side(readings.log_probs),
+        answer=readings.by_side(readings.answer),
+        other=readings.by_side(readings.other),
+        mass=readings.by_side(readings.mass),
+        kl=readings.by_side(readings.kl),
+        top=readings.by_side(readings.top),
+        top_texts=readings.final_texts(),
+        words=readings.mean_words(),
         decisions=decisions,
-        curves=_curves(seen, margin, names, options),
+        curves=_curves(readings, margin, names, options),
         attribution=attribution,
         notes=_notes(found, positions, options, attribution),
     )
@@ -241,14 +241,14 @@ class _Seen:
             [[example.placed.places[name] for name in self.positions] for example in examples], device=model.device
         )
         last = torch.full((len(examples), 1), tokens.shape[1] - 1, device=model.device)
-        seen = trace(model, tokens, torch.cat([at, last], dim=1), with_parts=True)
+        traced = trace(model, tokens, torch.cat([at, last], dim=1), with_parts=True)
         for place in range(len(self.positions)):
-            self._read(group, examples, seen.streams[:, :, place : place + 1], place, sides)
-        resid = seen.streams[-1, :, -1].contiguous()
+            self._read(group, examples, traced.streams[:, :, place : place + 1], place, sides)
+        resid = traced.streams[-1, :, -1].contiguous()
         direction = read_out(model, resid, *sides)
-        assert seen.parts is not None
-        assert seen.biases is not None
-        parts = torch.cat([seen.parts, seen.biases])
+        assert traced.parts is not None
+        assert traced.biases is not None
+        parts = torch.cat([traced.parts, traced.biases])
         self.attributed[group] = torch.einsum("cbd,bd->bc", parts.double(), direction.double()).cpu().numpy()
         with torch.no_grad():
             self.final_margin[group] = metrics.logit_diff(model.unembed(resid).double(), *sides).cpu().numpy()
@@ -307,10 +307,10 @@ class _Seen:
         return tuple(zip(texts[0::2], texts[1::2], strict=True))
 
 
-def _decisions(seen: _Seen, margin: NDArray[np.float64]) -> tuple[Decision, ...]:
-    place = seen.positions.index(ANSWER)
+def _decisions(readings: _Seen, margin: NDArray[np.float64]) -> tuple[Decision, ...]:
+    place = readings.positions.index(ANSWER)
     divergence = (margin[0] - margin[1])[..., place]
-    best = seen.by_side(np.nanargmax(seen.log_probs[:, :, place], axis=-1))
+    best = readings.by_side(np.nanargmax(readings.log_probs[:, :, place], axis=-1))
     return tuple(
         decision(divergence[pair], best[0, pair].tolist(), best[1, pair].tolist()) for pair in range(len(divergence))
     )
@@ -350,14 +350,14 @@ def _mean(values: NDArray[np.float64], names: Sequence[Sequence[Any]], options: 
     return estimate
 
 
-def _attribution(seen: _Seen, names: Sequence[Sequence[Any]], options: LensOptions) -> Attribution:
+def _attribution(readings: _Seen, names: Sequence[Sequence[Any]], options: LensOptions) -> Attribution:
     """a(A) - a(B) of every component, held against D."""
-    values = seen.attributed[0::2] - seen.attributed[1::2]
-    divergence = seen.final_margin[0::2] - seen.final_margin[1::2]
+    values = readings.attributed[0::2] - readings.attributed[1::2]
+    divergence = readings.final_margin[0::2] - readings.final_margin[1::2]
     missed = np.abs(values.sum(1) - divergence)
     within = missed <= TOLERANCE * np.maximum(1.0, np.abs(values).max(1))  # False for nan too
     estimates = tuple(_mean(column, names, options) for column in values.T)
-    return Attribution(values, estimates, float(missed.max()), bool(within.all()) and not seen.forms)
+    return Attribution(values, estimates, float(missed.max()), bool(within.all()) and not readings.forms)
 
 
 def _notes(

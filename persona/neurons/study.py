@@ -68,14 +68,14 @@ def held_out_files(
         rest = [i for i, item in enumerate(held.items) if item.control == "none"]
         if not rest:
             raise TaskError(f"{held.source} has no pair but controls; give --test-pairs pairs of the study itself")
-    given = null or pairs
-    alike = [i for i, item in enumerate(given.items) if item.control == "paraphrase"]
+    source = null or pairs
+    alike = [i for i, item in enumerate(source.items) if item.control == "paraphrase"]
     if null is not None and not alike:
         raise TaskError(f"{null.source} has no pair whose 'control' is 'paraphrase': two wordings of one persona")
     return (
         chosen_neurons(pairs, fit),
         chosen_neurons(held, rest) if rest else None,
-        chosen_neurons(given, alike) if alike else None,
+        chosen_neurons(source, alike) if alike else None,
     )
 
 
@@ -169,9 +169,9 @@ def _read(
     model: Model, files: dict[str, ExampleFile], neurons: Neurons, options: NeuronOptions, stage: Stage
 ) -> dict[str, Readings]:
     names = {"fit": "neurons", "held": "held-out pairs", "null": "paraphrases"}
-    how = {"batch_size": options.batch_size}
+    settings = {"batch_size": options.batch_size}
     return {
-        name: read_neurons(model, file.examples, neurons, options.position, **how, progress=stage(names[name]))
+        name: read_neurons(model, file.examples, neurons, options.position, **settings, progress=stage(names[name]))
         for name, file in files.items()
     }
 

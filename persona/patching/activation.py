@@ -181,38 +181,38 @@ def study_patching(
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
     rows, separate = _rows(found, model, options.align), held_out is not found
     others = _rows(held_out, model, options.align) if separate else rows
-    seen = _Sweep(model, found, rows, options)
+    sweep = _Sweep(model, found, rows, options)
     without = partial(ablate_heads, model, held_out, others, rows, options=options)
     search = search_of(model.fingerprint, model.format, options, rows, others, found.sha256, held_out.sha256)
     with Kept(state, search) as kept:
         ablated = without(named, kept=kept, progress=stage("ablating heads")) if named else None
-        seen.run(stage(f"patching {len(seen.sites)} sites{seen.about()}"), kept)
+        sweep.run(stage(f"patching {len(sweep.sites)} sites{sweep.about()}"), kept)
         clusters = Clusters.of([item.pair for item in found.items])
-        divergence = seen.by_pair(seen.whole)[0]
-        effects = _effects(seen, divergence, clusters, options.seed)
-        movers = _movers(effects, divergence, clusters, seen.attention(), options)
+        divergence = sweep.by_pair(sweep.whole)[0]
+        effects = _effects(sweep, divergence, clusters, options.seed)
+        movers = _movers(effects, divergence, clusters, sweep.attention(), options)
         if options.ablate_top is not None:
             heads = tuple(model.graph.src_index(mover.head) for mover in movers[: options.ablate_top])
             ablated = without(heads, kept=kept, progress=stage("ablating heads"))
-        walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
+        walk = partial(patch_paths, model, sweep.groups, divergence=divergence, clusters=clusters, seed=options.seed)
         walked = walk(plan, kept=kept, progress=stage("patching paths")) if plan is not None else None
         quiet = None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size)
     more = [part for part in (walked, ablated) if part is not None]
     detectable, leaks = _detectable(effects, divergence, clusters, options), leak(found, held_out) if separate else None
     return PatchStudy(
         **_about(model, found, options),
-        parts=seen.parts.names,
+        parts=sweep.parts.names,
         divergence=divergence,
         mean_divergence=ratio_of_means(divergence[None], np.ones_like(divergence), clusters, seed=options.seed)[0],
         effects=effects,
         movers=movers,
         detectable=detectable,
-        attention=seen.attention(),
+        attention=sweep.attention(),
         paths=walked,
         ablation=ablated,
         null=quiet,
-        passes=seen.passes + sum(part.passes for part in more),
-        runs=seen.runs + sum(part.runs for part in more),
+        passes=sweep.passes + sum(part.passes for part in more),
+        runs=sweep.runs + sum(part.runs for part in more),
         resampled=clusters.describe(),
         notes=(*_notes(divergence, effects, ablated, leaks, options), *_power(movers, detectable)),
     )
@@ -329,14 +329,14 @@ def _attention_mass(
     return torch.stack(masses, dim=1).cpu().numpy()
 
 
-def _effects(seen: _Sweep, divergence: Float[np.ndarray, " pair"], clusters: Clusters, seed: int) -> Effects:
-    values = seen.by_pair(seen.moved).transpose(0, 2, 1)
+def _effects(sweep: _Sweep, divergence: Float[np.ndarray, " pair"], clusters: Clusters, seed: int) -> Effects:
+    values = sweep.by_pair(sweep.moved).transpose(0, 2, 1)
     numerators = {"noising": values[0], "denoising": values[1], "both": values.mean(0)}
     shares = {
         name: ratio_of_means(numerator, divergence, clusters, seed=seed) for name, numerator in numerators.items()
     }
-    whole = ratio_of_means(seen.by_pair(seen.all).mean(0)[None], divergence, clusters, seed=seed)[0]
-    return Effects(seen.sites, values, shares, whole.value)
+    whole = ratio_of_means(sweep.by_pair(sweep.all).mean(0)[None], divergence, clusters, seed=seed)[0]
+    return Effects(sweep.sites, values, shares, whole.value)
 
 
 def _movers(
@@ -388,8 +388,8 @@ def _detectable(
     at = _heads_at_the_answer(effects)
     if not at:
         return None
-    how = {"level": options.alpha / len(at), "negligible": options.negligible}
-    return detectable_ratio(effects.values[1, at], divergence, clusters, **how)
+    settings = {"level": options.alpha / len(at), "negligible": options.negligible}
+    return detectable_ratio(effects.values[1, at], divergence, clusters, **settings)
 
 
 def _power(movers: Sequence[Mover], detectable: float | None) -> list[str]:

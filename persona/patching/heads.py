@@ -135,14 +135,14 @@ def ablate_heads(
             "with; leave one out"
         )
     source = batches(training, options.batch_size, model.device) if options.ablation in CONSTANT else []
-    how = make_ablation(options.ablation, model, source)
+    method = make_ablation(options.ablation, model, source)
     groups = batches(rows, options.batch_size, model.device)
-    seen = _Ablated(model, file.examples, sets, len(rows))
+    ablated = _Ablated(model, file.examples, sets, len(rows))
     for done, group in enumerate(groups, 1):
-        for item in prepare_each(model, [group], how):
-            seen.add(item, kept)
+        for item in prepare_each(model, [group], method):
+            ablated.add(item, kept)
         progress(done, len(groups))
-    return _outcome(model.graph, file, heads, options, seen)
+    return _outcome(model.graph, file, heads, options, ablated)
 
 
 class _Ablated:
@@ -192,12 +192,12 @@ class _Ablated:
         return {"margin": np.stack(margin), "choice": np.array(choice), "own": np.array(is_own)}
 
 
-def _outcome(graph: Graph, file: ExampleFile, heads: Heads, options: PatchOptions, seen: _Ablated) -> HeadAblation:
+def _outcome(graph: Graph, file: ExampleFile, heads: Heads, options: PatchOptions, ablated: _Ablated) -> HeadAblation:
     clusters = Clusters.of([item.pair for item in file.items])
-    pairs = seen.margin[:, 0::2] + seen.margin[:, 1::2]
+    pairs = ablated.margin[:, 0::2] + ablated.margin[:, 1::2]
     divergence, means = pairs[0], pairs.mean(1)
     defined = not is_zero(divergence)
-    changed = (seen.choice[1:] != seen.choice[0]).mean(1)
+    changed = (ablated.choice[1:] != ablated.choice[0]).mean(1)
     splits = sorted({item.pair.split for item in file.items})
     return HeadAblation(
         heads=tuple(str(graph.src_nodes[src]) for src in heads),
@@ -207,15 +207,15 @@ def _outcome(graph: Graph, file: ExampleFile, heads: Heads, options: PatchOption
         divergence=float(means[0]),
         left=ratio_of_means(pairs[1:2], divergence, clusters, seed=options.seed)[0],
         changed=float(changed[0]),
-        own=float(seen.own[1].mean()),
-        own_before=float(seen.own[0].mean()),
+        own=float(ablated.own[1].mean()),
+        own_before=float(ablated.own[0].mean()),
         random_left=tuple((means[2:] / means[0]).tolist()) if defined else (),
         random_changed=tuple(map(float, changed[1:])),
         p=_rank(-np.sign(means[0]) * means[1:]),
         p_changed=_rank(changed),
         left_by_pair=pairs[1],
-        passes=seen.passes,
-        runs=seen.runs,
+        passes=ablated.passes,
+        runs=ablated.runs,
     )
 
 

@@ -151,10 +151,10 @@ def _of_receiver(model: Model, item: Prepared, senders: Sequence[int], slots: Se
     base = margins(item.clean.logits.double(), item.batch)
     all_moved, passes = [], 0
     for span in portions(len(sets), per_pass(model, item, graph.n_src + 6 * graph.n_heads)):
-        kept = np.repeat(graph.valid[None], span.stop - span.start, axis=0)
-        for mask, sources in zip(kept, sets[span], strict=True):
+        masks = np.repeat(graph.valid[None], span.stop - span.start, axis=0)
+        for mask, sources in zip(masks, sets[span], strict=True):
             mask[np.ix_(sources, slots)] = False
-        logits = patched_logits(model, item, torch.from_numpy(kept).to(model.device))
+        logits = patched_logits(model, item, torch.from_numpy(masks).to(model.device))
         moved = [(base - margins(part.double(), item.batch)).cpu().numpy() for part in logits]
         check_finite(np.stack(moved, axis=1), item.batch.name, "margins")
         all_moved += moved
@@ -170,4 +170,4 @@ def _shares(
 ) -> tuple[tuple[Estimate | None, ...], ...]:
     known = np.isfinite(numerators).all(-1)
     estimates = iter(ratio_of_means(numerators[known], divergence, clusters, seed=seed))
-    return tuple(tuple(next(estimates) if there else None for there in row) for row in known.tolist())
+    return tuple(tuple(next(estimates) if is_known else None for is_known in row) for row in known.tolist())

@@ -245,9 +245,11 @@ def _head_parts_map(study: PatchStudy) -> Chart:
         if site.kind == "head" and site.part != EVERYWHERE:
             values.setdefault(site.name, {})[site.part] = estimate.value
     order = sorted(values, key=lambda name: -max(np.nan_to_num(np.abs(list(values[name].values())))))[:MOST_HEADS]
-    kept = [name for name in values if name in order]
-    cells = [[values[name].get(part) for part in study.parts] for name in kept]
-    return _map(study, cells, kept, study.parts, "Heads by part of the prompt, both directions", x="part of the prompt")
+    shown = [name for name in values if name in order]
+    cells = [[values[name].get(part) for part in study.parts] for name in shown]
+    return _map(
+        study, cells, shown, study.parts, "Heads by part of the prompt, both directions", x="part of the prompt"
+    )
 
 
 def _paths_map(study: PatchStudy) -> Chart:

@@ -105,8 +105,8 @@ def cross_validate(
     for turn, fold in enumerate(folds):
         quality = []
         for predicted, features in zip(predictions, layers, strict=True):
-            held, threshold = _within(features, labels, fold, n_classes, penalty, symmetric)
-            quality.append(held)
+            accuracy, threshold = _within(features, labels, fold, n_classes, penalty, symmetric)
+            quality.append(accuracy)
             _predict(predicted, features, labels, fold, turn, threshold, penalty, symmetric)
         chosen.append(int(np.argmax(quality)))
     return predictions, chosen

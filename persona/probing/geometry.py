@@ -68,22 +68,22 @@ def geometry_by_place(
     ``answer`` is the index of the answer's position, None if it is not among them.
     """
     where = [(point, position) for position in range(streams.shape[2]) for point in range(streams.shape[1])]
-    each = [representation.centred_by_group(streams[:, point, position], questions) for point, position in where]
-    cka = _cka(each, questions)
-    shares = representation.signal_to_noise(each, personas, questions)
-    who = representation.indicators(personas)
+    centred = [representation.centred_by_group(streams[:, point, position], questions) for point, position in where]
+    cka = _cka(centred, questions)
+    shares = representation.signal_to_noise(centred, personas, questions)
+    identity = representation.indicators(personas)
     of_traits = _trait_distances(personas, traits)
     last = None if answer is None else where.index((streams.shape[1] - 1, answer))
-    final = None if last is None else _Personas(*representation.persona_distances(each[last], personas, questions))
+    final = None if last is None else _Personas(*representation.persona_distances(centred[last], personas, questions))
     places = []
-    for i, ((point, position), x) in enumerate(zip(where, each, strict=True)):
+    for i, ((point, position), x) in enumerate(zip(where, centred, strict=True)):
         distances = _Personas(*representation.persona_distances(x, personas, questions))
         places.append(
             Place(
                 point=point,
                 position=position,
                 geometry=shares[i],
-                cka_persona=representation.linear_cka(x, who, questions),
+                cka_persona=representation.linear_cka(x, identity, questions),
                 cka_answer=float("nan") if last is None else float(cka[i, last]),
                 rsa_traits=distances.with_others(of_traits, n_permutations, seed),
                 rsa_answer=None if final is None else distances.with_others(final, n_permutations, seed),
@@ -94,12 +94,12 @@ def geometry_by_place(
 
 
 def _cka(
-    each: Sequence[Float[np.ndarray, "example d_model"]], questions: Sequence[str]
+    streams: Sequence[Float[np.ndarray, "example d_model"]], questions: Sequence[str]
 ) -> Float[np.ndarray, "place place"]:
     """``linear_cka`` of all with all, every Gram made once."""
     names = np.asarray(questions, dtype=object)
     differ = names[:, None] != names[None]
-    grams = np.stack([(x @ x.T)[differ] for x in each])
+    grams = np.stack([(x @ x.T)[differ] for x in streams])
     across = grams @ grams.T
     norms = np.diag(across)
     scale = np.sqrt(np.where(norms > 0, norms, np.nan))

@@ -145,7 +145,7 @@ def _together(file: ExampleFile, test: ExampleFile | None) -> ExampleFile:
 def _cell(data: Data, planned: Planned) -> Cell:
     target, folds, here = planned.target, planned.folds, planned.here
     settings: dict[str, Any] = {"penalty": data.options.penalty, "symmetric": target.symmetric}
-    kept, labels = np.unique(target.labels[here], return_inverse=True)
+    present, labels = np.unique(target.labels[here], return_inverse=True)
     labels = labels.astype(np.int64)
     layers = _layers(target, data.streams[:, :, data.positions.index(planned.position)], here)
     by_layer, chosen = cross_validate(layers, labels, folds, **settings)
@@ -164,7 +164,7 @@ def _cell(data: Data, planned: Planned) -> Cell:
         best=score(joined(by_layer, chosen), sample, here),
         layers=tuple(chosen),
         controls=_controls(data, planned, layers, labels, chosen),
-        classes=tuple(target.classes[label] for label in kept),
+        classes=tuple(target.classes[label] for label in present),
     )
     if target.symmetric:
         return cell

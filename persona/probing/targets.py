@@ -76,9 +76,9 @@ class Data:
     def sample_of(self, kind: str, position: str) -> Sample:
         """What is drawn; not the personas where they are the classes."""
         if (key := (kind, position)) not in self._samples:
-            who = [""] * len(self.examples) if kind == "identity" else self.personas
+            clusters = [""] * len(self.examples) if kind == "identity" else self.personas
             draws = {"n_draws": self.options.n_resamples, "seed": self.options.seed}
-            self._samples[key] = Sample(who, self.groups("question", kind, position), **draws)
+            self._samples[key] = Sample(clusters, self.groups("question", kind, position), **draws)
         return self._samples[key]
 
     @property
@@ -163,10 +163,10 @@ def planned_probes(data: Data, n_first: int, has_test: bool, notes: list[str]) -
                 elif why and (hold_out in data.options.hold_outs or hold_out != "split"):
                     missing.setdefault((hold_out, why), {}).setdefault(target.name, []).append(position)
     for (hold_out, why), names in missing.items():
-        who = "" if len(names) == len(targets) else f" ({', '.join(names)})"
+        which = "" if len(names) == len(targets) else f" ({', '.join(names)})"
         where = [name for name in data.positions if any(name in at for at in names.values())]
         at = "" if len(where) == len(data.positions) else f" at {', '.join(where)}"
-        notes.append(f"not held out by {hold_out}{at}: {why}{who}")
+        notes.append(f"not held out by {hold_out}{at}: {why}{which}")
     if not plan:
         raise OptionError("no probe can be fitted: " + "; ".join(notes or ["the file has too few prompts"]))
     return plan
@@ -253,5 +253,5 @@ def _preference(data: Data) -> Target:
     parts = [read_out_direction(data.model, *(t[i : i + size] for t in tables)) for i in range(0, len(first), size)]
     directions = torch.cat(parts).double().cpu().numpy()
     labels = np.array([int(example.is_clean) for example in data.examples])
-    types = tuple(f"{who} {question}" for who, question in zip(data.personas, data.questions, strict=True))
+    types = tuple(f"{persona} {question}" for persona, question in zip(data.personas, data.questions, strict=True))
     return Target("preference", "preference", labels, types, ("the other's answer", "its own answer"), directions)

@@ -57,13 +57,16 @@ def set_parts(
     for nodes in groups.values():
         chosen = tuple(graph.src_index(name) for name in nodes if name != "logits")
         drawn.append([chosen, *other_sets(graph, chosen, options.n_controls, options.seed)])
-    members, at = _members(graph, [item for each in drawn for item in each], options.layers), options.fitted_at
-    there = here = _written(model, fitting.examples, members, at, options.batch_size)
+    members, at = (
+        _members(graph, [item for node_sets in drawn for item in node_sets], options.layers),
+        options.fitted_at,
+    )
+    on_fitting = on_steered = _written(model, fitting.examples, members, at, options.batch_size)
     if kind == "pair" and fitting is not steered:
-        here = _written(model, steered.examples, members, at, options.batch_size)
+        on_steered = _written(model, steered.examples, members, at, options.batch_size)
     parts = np.stack([
         measured_directions(kind, fitting.examples, item, steered.examples, other)
-        for item, other in zip(there, here, strict=True)
+        for item, other in zip(on_fitting, on_steered, strict=True)
     ])  # fmt: skip
     reference = unsteered(model, study.prompts, options.batch_size)[1]
     run = Run(model, study.prompts, options, study.plain, reference, progress)
@@ -71,8 +74,8 @@ def set_parts(
     results = []
     for bound in study.bounds:
         values = iter(_values(run, study, bound, parts))
-        for (name, nodes), each in zip(groups.items(), drawn, strict=True):
-            measures = zip(*(next(values) for _ in each), strict=True)
+        for (name, nodes), node_sets in zip(groups.items(), drawn, strict=True):
+            measures = zip(*(next(values) for _ in node_sets), strict=True)
             besides = (Beside(float(value), tuple(map(float, others))) for value, *others in measures)
             results.append(SetPart(name, tuple(nodes), bound.layers, bound.strength, bound.outcome.gain, *besides))
     return tuple(results)

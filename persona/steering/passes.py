@@ -48,12 +48,12 @@ def steered_prompts(
             raise TaskError(listed(f"neutral prompts cannot be put to {model.name}:", faults))
     else:
         taken_out = [without_persona(item.placed, model) for item in firsts]
-        there = [item for item in taken_out if item is not None]
-        if not there:
+        available = [item for item in taken_out if item is not None]
+        if not available:
             raise TaskError(
                 f"in no pair of {file.source} a persona was found that could be left out; give prompts with --neutral"
             )
-        filled = [item or there[i % len(there)] for i, item in enumerate(taken_out)]
+        filled = [item or available[i % len(available)] for i, item in enumerate(taken_out)]
         texts, plainly = tuple(item.text for item in filled), tuple(item.ids for item in filled)
         at = [item.places.get(position, len(item.ids) - 1) for item in filled]
     return SteeredPrompts(

@@ -293,11 +293,11 @@ def _flip_figure(study: SteeringStudy) -> Chart:
     Above the line the gain is above g* = 2 |b| / |D|.
     """
     divergence, prior = study.plain[0] - study.plain[1], np.abs(study.plain.mean(0))
-    asked = divergence > 0
+    positive = divergence > 0
     points: dict[bool, tuple[list[float], list[float]]] = {True: ([], []), False: ([], [])}
     for margins in study.margins.values():
         for a, b in margins:
-            for x, y, differ in zip(prior[asked], (a - b)[asked] / 2, ((a > 0) & (b < 0))[asked], strict=True):
+            for x, y, differ in zip(prior[positive], (a - b)[positive] / 2, ((a > 0) & (b < 0))[positive], strict=True):
                 points[bool(differ)][0].append(float(x))
                 points[bool(differ)][1].append(float(y))
     marks: list[Curve | Points] = [

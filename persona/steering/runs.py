@@ -72,17 +72,17 @@ class Run:
     def outcomes(self, layers: tuple[int, ...], item: Named, measured: Sequence[Measured]) -> list[Outcome]:
         """Both signs of every strength, from the most negative."""
         signed = [(sign, s, m) for s, m in zip(self.options.strengths, measured, strict=True) for sign in (-1, 1)]
-        signed.sort(key=lambda each: each[0] * each[1])
+        signed.sort(key=lambda step: step[0] * step[1])
         return [self._outcome(layers, item, sign * s, m.margins(sign), m.kl.mean(0)) for sign, s, m in signed]
 
     def ablations(self, named: Sequence[tuple[tuple[int, ...], Named]]) -> list[Outcome]:
         """The direction, and every control, taken out after every block from the first of its layers on."""
         n = self.model.graph.n_layers
-        each = [
+        variants = [
             ({layer: item.vectors.get(layer, item.vectors[layers[0]]) for layer in range(layers[0], n)}, 1.0)
             for layers, item in named
         ]
-        results = self._under(each, lambda rows, _: without_direction(rows), only_last=False)
+        results = self._under(variants, lambda rows, _: without_direction(rows), only_last=False)
         return [
             self._outcome(layers, item, None, *result) for (layers, item), result in zip(named, results, strict=True)
         ]
@@ -148,8 +148,8 @@ class Run:
                 )
                 for layer in layers
             }
-            given = {layer: torch.from_numpy(each) for layer, each in rows.items() if each.any()}
-            return changing(given, [self.prompts.places[i] for _, i in cells] if self.options.named else ())
+            tensors = {layer: torch.from_numpy(array) for layer, array in rows.items() if array.any()}
+            return changing(tensors, [self.prompts.places[i] for _, i in cells] if self.options.named else ())
 
         margins, kl = np.full((len(variants), 2, n), np.nan), np.empty((len(variants), n))
         for cells, logits in steered_logits(
@@ -179,11 +179,11 @@ class Run:
         kl: Float[np.ndarray, " pair"],
     ) -> Outcome:
         before, now = _Sides(self.plain), _Sides(margins)
-        asked = before.divergence > 0
-        gains = now.divergence[asked] / before.divergence[asked]
-        needed = 2 * np.abs(before.prior[asked]) / before.divergence[asked]
-        differ, above = now.parted[asked], gains > needed
-        collapsed = asked & ~before.parted
+        positive = before.divergence > 0
+        gains = now.divergence[positive] / before.divergence[positive]
+        needed = 2 * np.abs(before.prior[positive]) / before.divergence[positive]
+        differ, above = now.parted[positive], gains > needed
+        collapsed = positive & ~before.parted
         return Outcome(
             layers,
             item.control,
@@ -195,9 +195,9 @@ class Run:
             float(now.parted.mean()),
             float(((margins > 0) != (self.plain > 0)).mean()),
             self._estimate(kl),
-            int(asked.sum()),
-            float(above.mean()) if asked.any() else None,
-            float((differ == above).mean()) if asked.any() else None,
+            int(positive.sum()),
+            float(above.mean()) if positive.any() else None,
+            float((differ == above).mean()) if positive.any() else None,
             int(collapsed.sum()),
             float(now.parted[collapsed].mean()) if collapsed.any() else None,
         )

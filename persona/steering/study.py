@@ -81,13 +81,17 @@ def study_steering(
     size, repeats = options.batch_size, told_once(fitting, options.fitted_at)
     held_out = kind != "pair" and not _shared_prompts(steered, fitting)
     fitting = fitting.once(at)
-    there = prompt_end_streams(model, fitting.examples, position=at, batch_size=size)
-    here = there if fitting is steered else prompt_end_streams(model, steered.examples, position=at, batch_size=size)
+    fitting_streams = prompt_end_streams(model, fitting.examples, position=at, batch_size=size)
+    steered_streams = (
+        fitting_streams
+        if fitting is steered
+        else prompt_end_streams(model, steered.examples, position=at, batch_size=size)
+    )
     readouts = (_readouts(model, fitting), _readouts(model, steered)) if kind == "readout" else None
-    how: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
-    directions = find_directions(kind, fitting.examples, there, steered.examples, here, **how)
+    settings: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
+    directions = find_directions(kind, fitting.examples, fitting_streams, steered.examples, steered_streams, **settings)
     plain, reference = unsteered(model, prompts, size)
-    groups, named = _named_by_layers(directions, there, options)
+    groups, named = _named_by_layers(directions, fitting_streams, options)
     run = Run(model, prompts, options, plain, reference, progress or untold, len(groups), len(named))
     measured, outcomes = _swept(run, named)
     bounds = run.bounds(named, measured)
@@ -101,7 +105,7 @@ def study_steering(
         prompts=prompts,
         ids=tuple(item.pair.id for item in steered.items),
         first_personas=tuple(example.persona for example in steered.examples[::2]),
-        streams=there,
+        streams=fitting_streams,
         plain=plain,
         outcomes=tuple(outcomes),
         bounds=tuple(bounds),
@@ -135,11 +139,11 @@ def _swept(
     swept = run.measure([(item.vectors, s) for _, item in named for s in strengths])
     steps = len(strengths)
     of_each = [swept[i * steps : (i + 1) * steps] for i in range(len(named))]
-    by_layers = {layers: each for (layers, item), each in zip(named, of_each, strict=True) if item.draw < 0}
+    by_layers = {layers: measures for (layers, item), measures in zip(named, of_each, strict=True) if item.draw < 0}
     outcomes = [
         outcome
-        for (layers, item), each in zip(named, of_each, strict=True)
-        for outcome in run.outcomes(layers, item, each)
+        for (layers, item), measures in zip(named, of_each, strict=True)
+        for outcome in run.outcomes(layers, item, measures)
     ]
     return by_layers, outcomes
 
@@ -151,8 +155,8 @@ def _name(layers: tuple[int, ...]) -> str:
 def _named(vectors: Vectors, streams: Float[np.ndarray, "example layer d_model"], options: SteerOptions) -> list[Named]:
     """The direction, and every control with a vector of its own after each layer."""
     by_layer = {
-        layer: controls(each, streams[:, layer], n=options.n_controls, seed=options.seed * 1000 + layer)
-        for layer, each in vectors.items()
+        layer: controls(direction, streams[:, layer], n=options.n_controls, seed=options.seed * 1000 + layer)
+        for layer, direction in vectors.items()
     }
     return [Named("direction", -1, vectors)] + [
         Named(kind, draw, {layer: drawn[kind][draw] for layer, drawn in by_layer.items()})

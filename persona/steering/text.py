@@ -198,6 +198,6 @@ def _generations(
     return tuple(results)
 
 
-def _over(values: Sequence[float], how: Callable[[Sequence[float]], np.floating]) -> float | None:
+def _over(values: Sequence[float], average: Callable[[Sequence[float]], np.floating]) -> float | None:
     known = [value for value in values if np.isfinite(value)]
-    return float(how(known)) if known else None
+    return float(average(known)) if known else None

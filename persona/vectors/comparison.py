@@ -111,8 +111,8 @@ def _joint(
     The mean of the models' scores is the joint score.
     """
     _, sizes, axes = np.linalg.svd(np.concatenate(tables, axis=1), full_matrices=False)
-    kept = len(tables[0]) - 1
-    sizes, axes = sizes[:kept], axes[:kept]
+    n_components = len(tables[0]) - 1
+    sizes, axes = sizes[:n_components], axes[:n_components]
     axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
     parts = np.split(axes, np.cumsum([table.shape[1] for table in tables])[:-1], axis=1)
     scores = np.stack([table @ part.T for table, part in zip(tables, parts, strict=True)])

@@ -277,10 +277,10 @@ def _persona_differences(
             f"{len(missing)} personas are steered but not fitted on: {shown}; "
             "use --direction pooled, or fit on pairs that have them"
         )
-    asked = list(dict.fromkeys(example.question for example in examples))
-    design = np.zeros((len(examples), len(known) + len(asked)))
+    questions = list(dict.fromkeys(example.question for example in examples))
+    design = np.zeros((len(examples), len(known) + len(questions)))
     for row, example in enumerate(examples):
-        design[row, known.index(example.persona)] = design[row, len(known) + asked.index(example.question)] = 1.0
+        design[row, known.index(example.persona)] = design[row, len(known) + questions.index(example.question)] = 1.0
     flat = streams.reshape(len(examples), -1)
     fitted = np.linalg.lstsq(design, flat, rcond=None)[0][: len(known)].reshape(len(known), *streams.shape[1:])
     return np.stack([fitted[known.index(a)] - fitted[known.index(b)] for a, b in names])

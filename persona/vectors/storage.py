@@ -124,10 +124,10 @@ def read_vectors(path: str | Path) -> StoredVectors:
     if fault := _fault_of(about, stored.arrays):
         raise VECTORS.faulty(path, f"cannot be used ({fault})")
     lists = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths")
-    kept: dict[str, Any] = {name: tuple(about[name]) for name in lists}
-    kept |= {name: about[name] for name in ("model", "fingerprint", "left_out")}
+    fields: dict[str, Any] = {name: tuple(about[name]) for name in lists}
+    fields |= {name: about[name] for name in ("model", "fingerprint", "left_out")}
     means, halves = (stored.arrays[name].astype(np.float64) for name in ("means", "halves"))
-    return StoredVectors(PersonaVectors(means=means, halves=halves, **kept), about["layer"], about.get("baseline"))
+    return StoredVectors(PersonaVectors(means=means, halves=halves, **fields), about["layer"], about.get("baseline"))
 
 
 def _fault_of(about: Any, arrays: Mapping[str, np.ndarray]) -> str:
@@ -187,8 +187,8 @@ def vector_record(
 
 def about_vectors(geometry: Geometry) -> dict[str, Any]:
     vectors = geometry.vectors
-    kept = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths", "model", "fingerprint", "left_out")
-    return {name: getattr(vectors, name) for name in kept} | {"layer": geometry.layer, "baseline": geometry.baseline}
+    names = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths", "model", "fingerprint", "left_out")
+    return {name: getattr(vectors, name) for name in names} | {"layer": geometry.layer, "baseline": geometry.baseline}
 
 
 def _layer(vectors: PersonaVectors, layer: int, baseline: str | None) -> dict[str, float | int | None]:

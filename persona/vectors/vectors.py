@@ -157,8 +157,8 @@ def persona_vectors(
     total, done, means = len(usable), 0, []
     for indices in by_persona.values():
         rows = [spoken[i] for i in indices]
-        asked = [shared.index(responses[i].exchange.question) for i in indices]
-        means.append(_read(model, rows, asked, cache, batch_size))
+        question_of = [shared.index(responses[i].exchange.question) for i in indices]
+        means.append(_read(model, rows, question_of, cache, batch_size))
         done += len(indices)
         if progress is not None:
             progress(done, total)
@@ -213,9 +213,9 @@ def principal_components(vectors: Vectors, *, without: int | None = None) -> Com
     """
     fitted = vectors if without is None else np.delete(vectors, without, axis=0)
     _, sizes, axes = np.linalg.svd(centred(fitted), full_matrices=False)
-    kept = min(len(fitted) - 1, fitted.shape[1])
-    axes, variance = axes[:kept], sizes[:kept] ** 2
-    axes = axes * np.sign(axes[np.arange(kept), np.abs(axes).argmax(1)])[:, None]
+    n_components = min(len(fitted) - 1, fitted.shape[1])
+    axes, variance = axes[:n_components], sizes[:n_components] ** 2
+    axes = axes * np.sign(axes[np.arange(n_components), np.abs(axes).argmax(1)])[:, None]
     whole = variance.sum()
     return Components(axes, (vectors - fitted.mean(0)) @ axes.T, variance / whole if whole else variance)
 
@@ -293,29 +293,33 @@ def _usable(
 
 def _shared_questions(responses: Sequence[Response], left_out: Mapping[str, int]) -> list[str]:
     """The questions that every persona has a response to, in order of appearance."""
-    asked: dict[str, dict[str, None]] = {}
+    questions_of: dict[str, dict[str, None]] = {}
     for response in responses:
-        asked.setdefault(response.exchange.persona, {})[response.exchange.question] = None
-    if len(asked) < 2:
+        questions_of.setdefault(response.exchange.persona, {})[response.exchange.question] = None
+    if len(questions_of) < 2:
         without = "".join(f"; {count:,} responses are left out: {why}" for why, count in left_out.items())
         raise TaskError(
-            f"vectors need two personas or more with a response that can be read, got {len(asked)}{without}"
+            f"vectors need two personas or more with a response that can be read, got {len(questions_of)}{without}"
         )
-    shared = [name for name in next(iter(asked.values())) if all(name in questions for questions in asked.values())]
+    shared = [
+        name
+        for name in next(iter(questions_of.values()))
+        if all(name in questions for questions in questions_of.values())
+    ]
     if not shared:
         raise TaskError("there is no question that every persona has a response to, so their means cannot be compared")
     return shared
 
 
 def _read(
-    model: Model, rows: Sequence[SpokenTokens], asked: Sequence[int], cache: str | Path | None, batch_size: int
+    model: Model, rows: Sequence[SpokenTokens], question_of: Sequence[int], cache: str | Path | None, batch_size: int
 ) -> tuple[Float[np.ndarray, "2 layer d_model"], Float[np.ndarray, "layer d_model"]]:
     """One persona's two half means and whole mean, from the cache where it has them."""
-    key = _key(model, rows, asked)
+    key = _key(model, rows, question_of)
     path = None if cache is None else Path(cache) / f"{key[:32]}.safetensors"
     if path is not None and path.is_file() and (stored := _cached(path, (model.graph.n_layers, model.d_model))):
         return stored["halves"], stored["mean"]
-    means = _means(model, rows, asked, batch_size)
+    means = _means(model, rows, question_of, batch_size)
     halves = np.stack([_mean_of(means[half::2]) for half in (0, 1)])
     mean = _mean_of(means)
     if path is not None:
@@ -339,18 +343,18 @@ def _cached(path: Path, shape: tuple[int, int]) -> Mapping[str, np.ndarray]:
 
 
 def _means(
-    model: Model, rows: Sequence[SpokenTokens], asked: Sequence[int], batch_size: int
+    model: Model, rows: Sequence[SpokenTokens], question_of: Sequence[int], batch_size: int
 ) -> Float[np.ndarray, "question layer d_model"]:
     """Mean over the responses to each question, in float64."""
-    sums = np.zeros((max(asked) + 1, model.graph.n_layers, model.d_model))
+    sums = np.zeros((max(question_of) + 1, model.graph.n_layers, model.d_model))
     counts = np.zeros(len(sums))
     for group in grouped([len(row.ids) for row in rows], batch_size):
         tokens = torch.tensor([rows[i].ids for i in group], device=model.device)
         starts = torch.tensor([rows[i].start for i in group], device=model.device)
         inside = torch.arange(tokens.shape[1], device=model.device) >= starts[:, None]
         for i, mean in zip(group, mean_streams(model, tokens, inside).double().numpy(), strict=True):
-            sums[asked[i]] += mean
-            counts[asked[i]] += 1
+            sums[question_of[i]] += mean
+            counts[question_of[i]] += 1
     return sums / counts[:, None, None]
 
 
@@ -358,9 +362,15 @@ def _mean_of(questions: Float[np.ndarray, "question layer d_model"]) -> Float[np
     return questions.mean(0) if len(questions) else np.full(questions.shape[1:], np.nan)
 
 
-def _key(model: Model, rows: Sequence[SpokenTokens], asked: Sequence[int]) -> str:
+def _key(model: Model, rows: Sequence[SpokenTokens], question_of: Sequence[int]) -> str:
     """Model, weights' format, layers and every token that is read, by question."""
-    whole = [model.fingerprint, str(model.dtype), "all layers", [[row.ids, row.start] for row in rows], list(asked)]
+    whole = [
+        model.fingerprint,
+        str(model.dtype),
+        "all layers",
+        [[row.ids, row.start] for row in rows],
+        list(question_of),
+    ]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
