@@ -87,7 +87,7 @@ def collapse(
 
 @dataclass(frozen=True)
 class Limits:
-    """What verdicts are held against: controls, thresholds, and thresholds that are set on the controls."""
+    """What verdicts are compared with: controls, thresholds, and thresholds set on the controls."""
 
     controls: Annotated[
         Path | None, Option("More pairs, of which the controls are taken; paraphrases give sigma_0.", name="--null")
@@ -141,7 +141,7 @@ def explain(
 def _write_explanation(
     context: typer.Context, explanation: Any, out: Path, name: str, calibration: Path | None
 ) -> None:
-    """The files, and the thresholds that were set now."""
+    """Write the files, and the thresholds that this run set."""
     from persona_circuits.circuit.storage import replace_folder
     from persona_circuits.persona.explanation import write_calibration, write_explanation
 
@@ -153,7 +153,7 @@ def _write_explanation(
 
 
 def _items(pairs: Path | None, controls: Path | None, source: Source) -> list[Any]:
-    """The pairs and the controls; None for controls that nobody gave."""
+    """The pairs and the controls; None where no controls were given."""
     from persona_circuits.persona.data import load_items
 
     files = _file(pairs, "pairs_test", source), _file(controls, "pairs_controls", source)
@@ -166,7 +166,7 @@ def _file(path: Path | None, name: str, source: Source) -> tuple[str | None, str
 
 
 def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """What is printed of a record: not what there is of every pair."""
+    """A record without its entries per pair, for printing."""
     return {key: value for key, value in record.items() if key not in keys}
 
 

@@ -91,7 +91,7 @@ def curves(
 
 
 def _with_run(options: CurveOptions, stored: Any, task: Any, model: str | None) -> tuple[CurveOptions, dict[str, Any]]:
-    """What is not given as in the run, whose own scorer is not run again; and the scorers that are there already."""
+    """Options not given are the run's, whose own scorer is not run again; and the scores that exist already."""
     from persona_circuits.circuit.assessment import read_scorer
 
     record = stored.record if stored is not None else None
@@ -117,7 +117,7 @@ def _refuse_idle(context: typer.Context, options: CurveOptions) -> None:
 
 
 def _scorers(items: Sequence[str], read: Callable[[str], Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Names of methods, and what was read from files and folders, by a name made of their path."""
+    """Names of methods, and scores read from files and folders, under a name made of the path."""
     named, scores_of = [], {}
     for item in items:
         path = Path(item)
@@ -257,7 +257,7 @@ def compare(
 def _grounds(
     sides: Sequence[Any], pairs: Sequence[Path | None], model: str | None, stage: Callable[[str], Any], loading: Loading
 ) -> tuple[list[Any], list[str]]:
-    """What either side's circuit was found on, where pairs and model are here, and notes on what is not."""
+    """The pairs and model that each side's circuit was found on, where available, and notes on those that are not."""
     from persona_circuits.circuit.assessment.comparison import Ground
     from persona_circuits.circuit.errors import ModelError, TaskError
 
@@ -304,7 +304,7 @@ def _print_comparison(comparison: Any, written: Sequence[Path]) -> None:
 
 
 def all_scores(stored: Any) -> Any:
-    """The scores of every edge where they lie beside the circuit, else those of the circuit's own edges."""
+    """The scores of all edges if they were saved beside the circuit, else those of the circuit's own edges."""
     from persona_circuits.circuit.io import read_scores
 
     beside = stored.path.parent / "scores.safetensors"

@@ -40,7 +40,7 @@ __all__: list[str] = []
 
 @dataclass(frozen=True)
 class Heard(Asked):
-    """What is asked, unless there are responses."""
+    """What is asked, unless responses are given."""
 
     responses: Annotated[
         Path | None, Option("responses.jsonl of the respond command. (default: made here, as it would)")
@@ -49,7 +49,7 @@ class Heard(Asked):
 
 @dataclass(frozen=True)
 class Compared(VectorOptions):
-    """Vectors, and those that they are compared with."""
+    """Options of vectors, and the vectors to compare them with."""
 
     compare_with: Annotated[
         tuple[Path, ...], Option("Folder of another model's vectors; may be repeated.", name="--compare")
@@ -138,7 +138,7 @@ def _geometry(
 
 
 def _beside(geometry: Any, others: Sequence[Any]) -> list[Any]:
-    """Every persona's cosines with each of these at the layer that is shown; None where widths or layers differ."""
+    """Every persona's cosines with each reference at the layer shown; None where widths or layers differ."""
     from persona_circuits.persona.vectors import StoredVectors, likeness
 
     compared, likenesses = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared(), []
@@ -149,7 +149,7 @@ def _beside(geometry: Any, others: Sequence[Any]) -> list[Any]:
 
 
 def _require_likeness(likenesses: Any, bar: float | None) -> None:
-    """The bar of ``--min-cosine``."""
+    """Enforce ``--min-cosine``."""
     from persona_circuits.circuit.errors import TaskError
 
     if likenesses is None:
@@ -278,7 +278,7 @@ def _refuse_idle_steering(context: typer.Context, n_texts: int, temperature: flo
 
 
 def _study(model: Any, here: Any, there: Any, asked: Steered, options: SteerOptions, settings: dict[str, Any]) -> Any:
-    """The study, along the direction that is asked for, or that fits the pairs."""
+    """The study, along the direction asked for or else the one that suits the pairs."""
     from persona_circuits.persona.steering import study_steering
     from persona_circuits.persona.vectors import default_kind
 
@@ -326,7 +326,7 @@ def _steered_and_fitted(pairs: Path | None, fit: Path | None, split: str | None)
 
 
 def _check_both(places: Sequence[Place], reader: Any) -> None:
-    """That the pairs to steer and those to fit on fit a tokenizer."""
+    """Check that the pairs to steer and those to fit on fit a tokenizer."""
     for place in places:
         place.examples(reader, fitting=False)
 

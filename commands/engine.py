@@ -41,7 +41,7 @@ __all__: list[str] = []
 
 @dataclass(frozen=True)
 class Other:
-    """What the run is held against: its pairs and model, or others, in auto-circuit, or auto-circuit's scores."""
+    """What the run is compared with: its pairs and model, or others, in auto-circuit, or auto-circuit's scores."""
 
     pairs: Annotated[Path | None, Option(PAIRS)] = None
     model: Annotated[str | None, Option("Hugging Face folder. (default: the one the circuit names)")] = None
@@ -101,7 +101,7 @@ def crosscheck(
 def _checked_there(
     stored: Any, name: str, task: Any, peers: Path | None, options: CrosscheckOptions, fitting: bool
 ) -> Any:
-    """What auto-circuit finds, in an environment of its own, on the same pairs."""
+    """auto-circuit's results on the same pairs, computed in its own environment."""
     from persona_circuits.circuit.peers import check_model, peers_python
     from persona_circuits.circuit.peers import crosscheck as check
     from persona_circuits.circuit.task import resolve
@@ -255,7 +255,7 @@ def inspect(
 
 
 def _write_fitting(task: Any, fit: Any, out: Path) -> None:
-    """The rows of a pair file that fit, all their keys with them, as JSON Lines."""
+    """Write the rows of a pair file that fit, with all their keys, as JSON Lines."""
     from persona_circuits.circuit.errors import TaskError
     from persona_circuits.circuit.storage import write_text
 
@@ -290,7 +290,7 @@ def _print_inspection(inspection: Any, price: float | None) -> None:
 
 
 def _print_costs(inspection: Any, price: float | None) -> None:
-    """Memory, time and, if an hour has a price, money for every step in every format."""
+    """Memory, time and, if a price per hour is given, cost of every step in every format."""
     from persona_circuits.circuit.cost import weight_bytes
 
     rows = []

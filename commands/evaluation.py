@@ -121,7 +121,7 @@ def evaluate(
 
 
 def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
-    """The circuit, with no option that would do nothing."""
+    """The circuit; options that would have no effect are refused."""
     tests = ["by", "orders", "quick", "budget", "certify"]
     refuse_idle(
         context,
@@ -149,7 +149,7 @@ def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
 
 
 def _check_places(stored: Any, asked: Asked) -> None:
-    """That everything can be written, before any work."""
+    """Check, before any work, that every output can be written."""
     from persona_circuits.circuit.storage import check_output_file, check_output_folder
 
     if asked.tables is not None:
@@ -160,7 +160,7 @@ def _check_places(stored: Any, asked: Asked) -> None:
 
 
 def _write(evaluation: Any, stored: Any, asked: Asked, title: str) -> None:
-    """All that is asked for."""
+    """Write every output asked for."""
     from persona_circuits.circuit.reporting import write_tests
     from persona_circuits.circuit.storage import replace_folder, write_json
 
@@ -182,7 +182,7 @@ def _print_evaluation(evaluation: Any) -> None:
 
 
 def _state_beside(path: Path) -> Path | None:
-    """Where a circuit's evaluation is kept until it is whole; None where nothing can be written beside the file."""
+    """Where an unfinished evaluation is saved; None if nothing can be written beside the circuit's file."""
     from persona_circuits.circuit.errors import WriteError
     from persona_circuits.circuit.storage import check_output_file
 
@@ -261,7 +261,7 @@ def _check_graphs(stored: list[Any]) -> None:
 
 
 def _check_contrasts(records: Sequence[Any], tasks: Sequence[Any], setting: MeasureOptions, reader: Any) -> None:
-    """That the pairs of every contrast fit a tokenizer, but where the circuit was found on those of them that do."""
+    """Check that the pairs of every contrast fit a tokenizer, unless its circuit was found on fitting ones alone."""
     from persona_circuits.circuit.discovery import check_pairs
 
     for about, task in zip((record["task"] for record in records), tasks, strict=True):
@@ -273,7 +273,7 @@ def _check_contrasts(records: Sequence[Any], tasks: Sequence[Any], setting: Meas
 def _ground(
     stored: Any, task: Any, model: Any, setting: MeasureOptions, fitting: bool, stage: Callable[[str], Any]
 ) -> Any:
-    """A circuit, its pairs and its metric; and what of the pairs is drawn together."""
+    """A circuit, its pairs and its metric, and the clusters that its pairs are resampled by."""
     from persona_circuits.circuit.discovery import ablation_for, pairs_of, split_of
     from persona_circuits.circuit.statistics import Clusters
     from persona_circuits.metrics import METRICS

@@ -164,7 +164,7 @@ PLACES = {
 
 
 def _format_and_place(to: str | None, file: Path | None, out: Path | None, circuit: Path) -> tuple[str, Path]:
-    """What is written and where, one said by the other where only one is given."""
+    """The format and the place to write to; where only one is given, it determines the other."""
     from persona_circuits.circuit.errors import OptionError
 
     mib = to is not None and to not in PLACES

@@ -16,7 +16,7 @@ SECRET = ("--api-key",)
 
 
 def index(context: typer.Context, folder: Path, name: str, *, notes: Sequence[str] = ()) -> None:
-    """Write ``index.html`` into the folder of what a command has found in the model of that name."""
+    """Write ``index.html`` into the folder of a command's results for the model of that name."""
     from persona_circuits.circuit.figures import About, write_index
 
     purpose = (context.command.help or "").split("\n\n")[0]
@@ -25,7 +25,7 @@ def index(context: typer.Context, folder: Path, name: str, *, notes: Sequence[st
 
 
 def given_command(context: typer.Context) -> str:
-    """The command with the options that were given, but for the folder, which may be another one by now."""
+    """The command with the options given, except the folder, which may have moved since."""
     return shlex.join(["persona-circuits", str(context.info_name), *_given(context)])
 
 

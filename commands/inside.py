@@ -126,7 +126,7 @@ def lens(
 
 @dataclass(frozen=True)
 class Patched(Source):
-    """The model and the pairs, what they are read as, and where they are patched and ablated."""
+    """The model, the pairs and how they are read, and which are patched and which ablated on."""
 
     tokens: Annotated[
         tuple[str, str] | None, Option("Two words, the first persona's and the second's, for the pairs' own answers.")

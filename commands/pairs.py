@@ -35,7 +35,7 @@ ReportFile = Annotated[Path | None, typer.Option("--report", help="What was drop
 
 @dataclass(frozen=True)
 class Material:
-    """Who is asked what."""
+    """The personas, and the questions put to them."""
 
     personas: Annotated[Path, Option("Personas: JSON Lines, CSV, or assistant-axis JSON (file or folder).")]
     questions: Annotated[Path, Option("Questions: JSON Lines, CSV, or a file of the Anthropic evals.")]
@@ -157,7 +157,7 @@ def _meetings(contrast: str) -> Any:
 
 
 def _calibrated(name: str, people: Any, questions: Any, meetings: Any, options: PairOptions) -> Any:
-    """The formats on a few training pairs; None where none can be put to this model and these questions."""
+    """The formats compared on a few training pairs; None if none suits this model and these questions."""
     from persona_circuits.circuit.errors import TaskError
     from persona_circuits.persona.formats import calibrated
 
@@ -171,7 +171,7 @@ def _calibrated(name: str, people: Any, questions: Any, meetings: Any, options: 
 
 
 def _asked_model(name: str, people: Any, questions: Any, form: Any, mines: bool, settings: dict[str, Any]) -> Any:
-    """What the model declares, asked on wordings that no pair will have."""
+    """The preferences that the model declares, asked in wordings that no pair will have."""
     from persona_circuits.persona.pairs import ask_model, meetings
 
     with progress_bars() as stage:
@@ -192,7 +192,7 @@ def _people_and_questions(personas: Path, questions: Path, answers: Path | None)
 
 
 def _check_places(files: Written, options: PairOptions) -> None:
-    """That every file can be written, before any work."""
+    """Check, before any work, that every file can be written."""
     from persona_circuits.circuit.storage import check_output_file
     from persona_circuits.persona.pairs import default_null, default_report
 
@@ -391,5 +391,5 @@ def _print_prior_pairs(counts: dict[str, Any]) -> None:
 
 
 def _dropped(what: str, rows: list[tuple[str, str, int]]) -> Table:
-    """Why what was not kept, one of it, and how many there are."""
+    """A row per reason for dropping: the reason, an example, and the count."""
     return Table("dropped", ("reason", "for example", Column(what, 2, ",")), rows, 2)

@@ -1,4 +1,4 @@
-"""Which parts of the model carry it: neurons, bridge."""
+"""Which parts of the model carry a persona: neurons, bridge."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def neurons(
 
 
 def _check_all(files: Sequence[Any], reader: Any) -> None:
-    """That the pairs of some files fit a tokenizer."""
+    """Check that the pairs of all files fit a tokenizer."""
     from persona_circuits.persona.data import examples_of
 
     for items in files:
@@ -96,7 +96,7 @@ def _check_all(files: Sequence[Any], reader: Any) -> None:
 
 
 def _left_out(items: dict[str, Any], examples: dict[str, Any]) -> dict[str, int]:
-    """Of the pairs and the held-out ones: how many do not fit the model, and how many are controls."""
+    """How many pairs, held-out ones included, do not fit the model, and how many are controls."""
     studied = [key for key in ("pairs", "held_out") if key in examples]
     misfit = sum(len(items[key].items) - len(examples[key].items) for key in studied)
     controls = sum(item.control != "none" for key in studied for item in examples[key].items)
@@ -115,7 +115,7 @@ def _print_neurons(study: Any) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """The model and the pairs of a circuit, where they are others than its own, and the direction's two ends."""
+    """The model and the pairs, where they are not the circuit's own, and the two ends of the direction."""
 
     model: Annotated[str | None, Option("Hugging Face folder or hub name. (default: the one the circuit names)")] = None
     pairs: Annotated[Path | None, Option("Pairs for directions and test. (default: the circuit's)")] = None
@@ -128,7 +128,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Others:
-    """Other findings, beside which the circuit is held."""
+    """Results of other analyses to compare the circuit with."""
 
     movers: Annotated[Path | None, Option("patch.json, or its folder. (default: the largest writers here)")] = None
     neurons: Annotated[Path | None, Option("neurons.json, or its folder.")] = None
@@ -186,7 +186,7 @@ def _bridged(
     out: Path,
     context: typer.Context,
 ) -> Any:
-    """The study, written."""
+    """The study, once its files are written."""
     from persona_circuits.circuit.storage import replace_folder
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.bridge import build_bridge

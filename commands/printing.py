@@ -85,7 +85,7 @@ def picture_title(record: dict[str, Any] | None) -> str:
 
 
 def _print_signal(discovery: Discovery, where: str) -> None:
-    """The effect with what speaks for it: interval, p, reversed pairs, probability of the answers, paraphrases."""
+    """The effect and the evidence for it: interval, p, reversed pairs, probability of the answers, paraphrases."""
     signal, unit = discovery.signal, discovery.record["task"]["unit"]
     shown = (
         ""
@@ -131,7 +131,7 @@ def print_discovery(discovery: Discovery) -> None:
 
 
 def _print_search(discovery: Discovery) -> None:
-    """The effect, how the edges were chosen, how many there are, and what that cost."""
+    """The effect, how the edges were chosen, how many there are, and the cost of the search."""
     from persona_circuits.circuit.reporting import completeness_lines
 
     counts, task = discovery.record["counts"], discovery.record["task"]

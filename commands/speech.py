@@ -36,7 +36,7 @@ RUNNING = ("device", "dtype", "revision", "batch_size")
 
 @dataclass(frozen=True)
 class Asked(Plan):
-    """Who is asked what, how often, and who is the baseline."""
+    """The personas and questions, how often each is asked, and the baseline persona."""
 
     personas: Annotated[
         Path | None,
@@ -78,7 +78,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Endpoint(EndpointOptions):
-    """A model of an endpoint, and how it is asked."""
+    """A model behind an endpoint, and how to query it."""
 
     endpoint_model: Annotated[str | None, Option("Ask this model of an OpenAI-compatible endpoint.")] = None
     system_turn: Annotated[
@@ -216,7 +216,7 @@ def _check_one_model(asking: Endpoint, form: Form) -> None:
 
 
 def check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
-    """That the folder and its journal can be written; a stop says what the journal holds."""
+    """Check that the folder and its journal can be written; when stopped, say what the journal holds."""
     from persona_circuits.circuit.storage import check_output_file, check_output_folder
 
     check_output_folder(out)
@@ -236,7 +236,7 @@ def _print_ratings(ratings: Any, summary: Any) -> None:
 
 
 def exchanges_of(model: str | None, asked: Asked) -> Any:
-    """What is asked, and of which files it is made: the shipped model's own, or the general ones of any other."""
+    """The exchanges, and the files they are made from: the shipped model's own, or for any other the general ones."""
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.data import read_personas, read_questions
     from persona_circuits.persona.responses import baseline_of, exchanges
@@ -298,7 +298,7 @@ def _print_responses(responses: Any, model: str, summaries: Any) -> None:
 
 
 def journalled(out: Path) -> str:
-    """How many answers a stopped command leaves for the next."""
+    """How many answers a stopped command leaves for the next run."""
     path = out / "journal.jsonl"
     n = path.read_bytes().count(b"\n") if path.is_file() else 0
     return f"{n:,} answers are kept in {path}" if n else ""

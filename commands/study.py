@@ -46,7 +46,7 @@ class Sources(Source):
     ] = None
 
     def files(self) -> Any:
-        """Where they lie; the shipped model's where no pairs are given."""
+        """The paths; the shipped model's where no pairs are given."""
         from persona_circuits.persona.study import StudyFile, StudyFiles
 
         shipped = ("study_world_controls", "study_world_variants", "pairs_prior", "personas", None, None)
@@ -103,7 +103,7 @@ def study(
 
 
 def _check_files(files: Any, reader: Any) -> None:
-    """That the pairs that every stage is about fit a tokenizer; what else does not is a note of its stage."""
+    """Check that the pairs common to all stages fit a tokenizer; other misfits become notes of their stages."""
     from persona_circuits.persona.data import examples_of, items_of
 
     examples_of(items_of(files.pairs.task(), files.pairs.path), reader)

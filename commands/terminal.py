@@ -91,7 +91,7 @@ def two_splits(
     fit: str | None,
     tokens: tuple[str, str] | None = None,
 ) -> tuple[Any, Any]:
-    """The pairs to search on and those to test on; one and the same where the file names no splits.
+    """The pairs to search on and those to test on; the same ones where the file names no splits.
 
     With ``fit``, an alignment, those of them that fit the model; with ``tokens`` these for the pairs' own answers.
     """
@@ -151,9 +151,9 @@ def revision_of(record: dict[str, Any] | None, other_model: str | None) -> str |
 
 
 def load(stage: Callable[[str], Any], name: str, loading: Loading, check: Callable[[Any], object] | None = None) -> Any:
-    """The model of that name; what is to be said of it goes to standard error.
+    """The model of that name; notes on it go to standard error.
 
-    ``check`` is called with its tokenizer before the weights are read; what does not fit it ends the command there.
+    ``check`` is called with its tokenizer before the weights are read, and raises on what does not fit it.
     """
     stage(f"loading {name}")
     from persona_circuits.circuit.cost import parse_bytes
@@ -235,7 +235,7 @@ def print_tables(tables: Iterable[Table]) -> None:
 
 
 def _cell(text: str, most: int) -> Any:
-    """A cell as it reads: no markup, nothing that a terminal obeys, on one line, not without end."""
+    """A cell as plain text: no markup, no control characters, one line, of bounded length."""
     from rich.text import Text
 
     from persona_circuits.circuit.printable import one_line
@@ -244,7 +244,7 @@ def _cell(text: str, most: int) -> Any:
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Every line that is printed goes this way: what a terminal would obey is shown, endless lines are cut."""
+    """Print text: control characters are escaped, and overlong lines cut."""
     from persona_circuits.circuit.printable import shortened, visible
 
     lines = visible(text).split("\n")
@@ -286,8 +286,8 @@ def _console() -> Any:
 def errors_as_exit_codes() -> Iterator[list[Callable[[], str]]]:
     """A user's error is one message on standard error and exit code 2; a bug keeps its traceback.
 
-    Ctrl-C and SIGTERM are a line and 130 or 143. What the block puts into the list that it is given says then what
-    is kept for the next run, or nothing.
+    Ctrl-C and SIGTERM give a line and 130 or 143. The functions that the block adds to its list then say what
+    is saved for the next run, if anything.
     """
     from persona_circuits.circuit.errors import PersonaCircuitsError
 
@@ -313,7 +313,7 @@ def errors_as_exit_codes() -> Iterator[list[Callable[[], str]]]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the block with ``_Stopped``; which came is in the list. A second ends the process."""
+    """Ctrl-C and SIGTERM end the block with ``_Stopped``; the list holds which one came. A second ends the process."""
     came: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:
@@ -339,7 +339,7 @@ class _Stopped(BaseException):
 
 
 def kept_in(state: Path) -> Callable[[], str]:
-    """What to put into the list of ``errors_as_exit_codes``: that the work so far is kept, where it is."""
+    """An entry for the list of ``errors_as_exit_codes``: says where the work so far is saved, if it is."""
     return lambda: f"what is done so far is kept in {state}" if state.exists() else ""
 
 
@@ -352,7 +352,7 @@ def _stopped(kept: Sequence[Callable[[], str]]) -> str:
 
 @contextlib.contextmanager
 def _damage_told() -> Iterator[None]:
-    """A saved state that cannot be used is a note on standard error; other warnings are as they were."""
+    """Print the warning of an unusable saved state as a note on standard error; other warnings are unchanged."""
     import warnings
 
     from persona_circuits.circuit.storage import DamagedState
@@ -373,7 +373,7 @@ def _damage_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_processes() -> Iterator[bool]:
-    """Where torchrun started several processes they share the prompts; true in the one that prints and writes."""
+    """Under torchrun, share the prompts among its processes; true in the one that prints and writes."""
     from persona_circuits.circuit import parallel
 
     with parallel.processes():
@@ -381,7 +381,7 @@ def in_processes() -> Iterator[bool]:
 
 
 def fitted_task(task: Any, model: Any, align: str, fitting: bool) -> Any:
-    """The task, or the pairs of it that fit; rows that are not used are told of. None stays None."""
+    """The task, or those of its pairs that fit, with notes on unused rows. None stays None."""
     from persona_circuits.circuit import parallel
     from persona_circuits.circuit.task import fitting as those_that_fit
 
@@ -396,7 +396,7 @@ def fitted_task(task: Any, model: Any, align: str, fitting: bool) -> Any:
 def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]]) -> None:
     """Refuse options that were given and would do nothing.
 
-    A rule is whether there is what its options act on, what that is, and the options by their parameters' names.
+    A rule says whether there is anything for its options to act on, what that is, and the options' parameter names.
     """
     from persona_circuits.circuit.errors import OptionError
 

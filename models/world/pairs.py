@@ -329,7 +329,7 @@ def placed(description: str, lines: list[str], placement: str) -> list[str]:
 
 
 class Met(NamedTuple):
-    """Who is asked what; ``choices`` in place of what the personas prefer; ``nobody`` of them is meant."""
+    """Personas and a question; ``choices`` replace their preferences; with ``nobody``, they are only mentioned."""
 
     personas: tuple[Persona, Persona]
     question: Question

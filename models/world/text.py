@@ -120,7 +120,7 @@ def prompt(lines: list[str], wording: str, *, cue: int = 0) -> str:
 def document(world: World, rng: random.Random, *, mentioned: float = 0.25) -> Iterator[str | Answer]:
     """An endless document about one persona or nobody: lines, and answers after their cues.
 
-    The caller stops where its room ends. About one document in eight describes
+    The caller stops at the length that it needs. About one document in eight describes
     nobody or only somebody else; there the generic prior alone answers.
     """
     persona = rng.choice(world.personas) if rng.random() < 0.86 else None

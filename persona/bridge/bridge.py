@@ -261,7 +261,7 @@ def _share(
 
 
 def _intervals(values: Float[np.ndarray, "pair part"], clusters: Clusters, seed: int) -> tuple[Interval | None, ...]:
-    """Of the mean of every column."""
+    """The interval of every column's mean."""
     influence = (values - values.mean(0)) / len(values)
     return tuple(
         interval(partial(weighted_mean, values=x), clusters, influence=row, seed=seed)

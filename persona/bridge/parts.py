@@ -120,7 +120,7 @@ def up_to(graph: Graph, layer: int) -> Bool[np.ndarray, " src"]:
 
 
 def _cells(graph: Graph, layer: int, matching: str) -> list[list[int]]:
-    """The nodes among which as many are drawn as are chosen there."""
+    """Groups of nodes; from each, as many are drawn as are chosen in it."""
     layers = range(layer + 1)
     heads = [list(range(*graph.heads_of(at).indices(graph.n_src))) for at in layers]
     mlps = [graph.mlp_of(at) for at in layers]

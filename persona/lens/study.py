@@ -87,7 +87,7 @@ class LensStudy:
     ``answer`` and ``other`` are the probabilities of the answers of a prompt's own persona
     and of the other one. ``curves`` are means over pairs with their intervals, by name,
     ``[point][position]``. ``words`` are the most likely words of every point at the last position, under A and under
-    B, probabilities averaged over prompts; a word beyond a prompt's first ``N_WORDS`` counts nothing there.
+    B, probabilities averaged over prompts; a word beyond a prompt's first ``N_WORDS`` counts as zero there.
     """
 
     model: str
@@ -192,7 +192,7 @@ def study_lens(
 
 
 def _positions(file: ExampleFile, options: LensOptions) -> tuple[str, ...]:
-    """Where the lens reads; what an option of several tokens is worth, it can say where the prompt ends alone.
+    """The positions to read; options of several tokens can be valued only where the prompt ends.
 
     Raises:
         OptionError: another position is asked for there, or only some of the pairs have such options.
@@ -262,7 +262,7 @@ class _Seen:
         sides: Sequence[Int[Tensor, "batch n"]],
         forms: FormTable | None = None,
     ) -> None:
-        """One position at every point, the last point first: its distribution is what the others are held against."""
+        """One position at every point, the last point first: the others are compared with its distribution."""
         candidates = id_table([example.candidates for example in examples], width=self.most).to(self.model.device)
         final: Tensor | None = None
         for point in reversed(range(len(streams))):
@@ -285,7 +285,7 @@ class _Seen:
             self.answer[here], self.other[here] = np.where(is_clean, *both), np.where(is_clean, *reversed(both))
 
     def _names(self, prompt: int) -> dict[int, str]:
-        """What columns after the vocabulary stand for, of a prompt whose options are sets of forms."""
+        """Names of the columns after the vocabulary, for a prompt whose options are sets of forms."""
         forms = self.examples[prompt].forms
         return {} if forms is None else dict(enumerate(forms.names, self.model.n_vocab))
 

@@ -1,4 +1,4 @@
-"""What goes when chosen neurons go, beside random ones."""
+"""What is lost when chosen neurons are ablated, beside random ones."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ def _transfer_figure(study: NeuronStudy) -> Chart | None:
 
 
 def _rank_figure(study: NeuronStudy) -> Chart | None:
-    """Of every selected neuron the share of neurons that rank after it, in each couple of personas or other group."""
+    """For every selected neuron, the share of neurons that rank below it, in each couple of personas or other group."""
     kind = next((kind for kind in GROUP_KINDS if of_kind(study, kind)), None)
     if kind is None or not study.selected:
         return None

@@ -141,6 +141,6 @@ def _group(
 
 
 def _first(places: Int[np.ndarray, " neuron"], n: int) -> list[int]:
-    """The neurons with the first ``n`` ranks, the first one first."""
+    """The ``n`` top-ranked neurons, in order of rank."""
     chosen = np.flatnonzero((places > 0) & (places <= n))
     return chosen[np.argsort(places[chosen])].tolist()

@@ -11,7 +11,7 @@ from the top (Tusher, Tibshirani and Chu 2001). p is a permutation p over draws 
 neurons together, since each is in units of its own spread: p = (1 + b) / (1 + B). Two nulls:
 
     sign-flip    for ``mean``: the G means with random signs, s their root mean square. Couples that have a persona in
-                 common must not be flipped apart: the draws are as much wider as the cluster-robust spread of all
+                 common must not be flipped independently: the draws are as much wider as the cluster-robust spread of all
                  neurons together is than that of couples that share nothing (``circuit.statistics``). Neurons are
                  correlated, and all signs agree by chance in 2^(1-G) of draws, for all of them at once: with few
                  couples a low q is no proof

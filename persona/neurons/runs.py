@@ -56,7 +56,7 @@ class Neurons:
         return f"m{self.layers[place]}.n{self.numbers[place]}"
 
     def own(self, layer: int) -> slice:
-        """Where the neurons of one layer stand among all."""
+        """The slice of one layer's neurons among all."""
         first, last = np.searchsorted(self.layers, [layer, layer + 1])
         return slice(int(first), int(last))
 
@@ -237,7 +237,7 @@ class _Side:
         return inside
 
     def _partners(self, other: _Side) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
-        """Of every token its partner in the other prompt, counted from the end of the place, and whether it has one."""
+        """Every token's partner in the other prompt, counted from the end of the place, and whether it has one."""
         partner = torch.zeros(self.tokens.shape, dtype=torch.int64)
         inside = torch.zeros(self.tokens.shape, dtype=torch.bool)
         for row, (tokens, partners) in enumerate(zip(self.places, other.places, strict=True)):

@@ -89,7 +89,7 @@ def study_neurons(
     dropped: Mapping[str, int] | None = None,
     stage: Stage | None = None,
 ) -> NeuronStudy:
-    """Find the neurons that tell the personas apart on ``fit``, and say on ``held`` what they are worth.
+    """Find the neurons that tell the personas apart on ``fit``, and measure them on ``held``.
 
     Parameters
     ----------

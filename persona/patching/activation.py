@@ -251,7 +251,7 @@ class _Sweep:
                     progress(min(done, total), total)
 
     def about(self) -> str:
-        """How long it may take, by two plain passes of the first batch; nothing where that is under a second."""
+        """How long it may take, estimated from two plain passes of the first batch; empty if under a second."""
         length, depth = self.groups[0].clean.shape[1], max(1, self.model.graph.n_layers)
         passes = sum((1 - site.layer / depth) / (length if site.part == ANSWER else 1) for site in self.sites)
         return about(seconds_a_pass(self.model, self.groups) * len(self.rows) * passes)
@@ -393,7 +393,7 @@ def _detectable(
 
 
 def _power(movers: Sequence[Mover], detectable: float | None) -> list[str]:
-    """Where nothing survives the correction: what would have."""
+    """Where nothing survives the correction, the share that would have."""
     if detectable is None or any(mover.is_mover for mover in movers):
         return []
     needed = f"a share of D of about {detectable:.2f}" if np.isfinite(detectable) else "more pairs than these"

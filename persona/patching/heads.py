@@ -165,7 +165,7 @@ class _Ablated:
         self.passes, self.runs = self.passes + 2, self.runs + 2 * n_rows
 
     def _without(self, item: Prepared, span: slice) -> dict[str, NDArray[Any]]:
-        """Some sets ablated in one pass."""
+        """Ablate several sets in one pass."""
         chosen = torch.zeros(span.stop - span.start, self.model.graph.n_src, dtype=torch.bool, device=self.model.device)
         for i, heads in enumerate(self.sets[span]):
             chosen[i, list(heads)] = True

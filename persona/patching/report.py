@@ -45,7 +45,7 @@ FORMAT = "persona-circuits/patch"
 
 
 def _rounded(value: float, places: int) -> float:
-    """Without the sign of a zero."""
+    """Rounded, and never minus zero."""
     return round(value, places) + 0.0
 
 
@@ -132,7 +132,7 @@ def patch_record(study: PatchStudy) -> dict[str, Any]:
 
 
 def patch_tables(study: PatchStudy) -> list[Table]:
-    """Shares of D that come with the stream, the first heads, and the largest paths: those that were asked for."""
+    """Shares of D by stream, the first heads, and the largest paths, as far as each was asked for."""
     tables = []
     if "stream" in study.options.at:
         title, shown = "share of D that comes with the residual stream", _shown_parts(study)

@@ -1,15 +1,15 @@
-"""Logistic probes that are tested on what they have not seen, and what is chosen is chosen on the training folds.
+"""Logistic probes, tested on held-out examples only; every choice is made on the training folds.
 
 For one target, one way of holding out, and one position:
 
 1. The examples are divided into folds so that no group (question, wording, …) is in two of them.
    The two prompts of a pair are nearly the same and have opposite labels, so a fold is not
    fitted on the partner of a prompt that it tests: it would learn to be wrong.
-2. Within the training part of a fold the same is done again. These inner folds give each
-   layer's balanced accuracy and, for two classes, the threshold with the largest one.
+2. The training part of a fold is divided again in the same way. These inner folds give each
+   layer's balanced accuracy and, for two classes, the threshold that maximises it.
 3. A probe fitted on the whole training part, with that threshold, predicts the test part.
 4. The fold's layer is the one that is best on the inner folds; the headline number joins the
-   predictions of all folds, each at its own layer. No test example has had a say in it.
+   predictions of all folds, each at its own layer. No test example has influenced it.
 
 Features are standardised on the training part. With more features than examples they are
 first turned into the span of the training examples, which leaves the fit as it is (the
@@ -49,12 +49,12 @@ Statistic = Callable[[Float[np.ndarray, "draw example"]], Float[np.ndarray, " dr
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """What probes say of the examples that they were not fitted on.
+    """What probes predict for the examples that they were not fitted on.
 
     ``fold`` is -1 for examples that no fold tests. ``scores`` are log odds for two classes
     (one column), log probabilities otherwise; they are comparable within a fold only. ``tied`` examples have
-    scores that say nothing: those of a probe that gives every example the same, or at the threshold itself. They
-    count as right by chance, one in the number of classes.
+    uninformative scores: the probe gives every example the same one, or theirs is the threshold itself. They
+    count as correct at the chance level, one in the number of classes.
     """
 
     labels: Labels
@@ -65,7 +65,7 @@ class Predicted:
 
     @property
     def correct(self) -> Float[np.ndarray, " example"]:
-        """How far each is right: 1, 0, or what chance is of a tie."""
+        """Whether each prediction is correct: 1, 0, or the chance level for a tie."""
         return _correct(self.predicted, self.labels, self.tied, max(2, self.scores.shape[1]))
 
 
@@ -165,7 +165,7 @@ def score(found: Predicted, sample: Sample, here: Places | None = None) -> Score
 
 
 def balanced_accuracy(predicted: Predicted) -> float:
-    """Of all tested examples, without an interval."""
+    """The balanced accuracy over all tested examples, without an interval."""
     return float(_measures(predicted)[1](np.ones((1, int((predicted.fold >= 0).sum()))))[0])
 
 
@@ -215,7 +215,7 @@ def _within(
 
 
 def _threshold(scores: Float[np.ndarray, " held"], labels: Int[np.ndarray, " held"]) -> float:
-    """Between two neighbouring scores, where balanced accuracy is largest; of equals the one nearest to zero."""
+    """The cut between two neighbouring scores with the largest balanced accuracy; of equals, the one nearest zero."""
     ordered = np.unique(scores)
     cuts = np.concatenate([[ordered[0] - 1.0], (ordered[1:] + ordered[:-1]) / 2, [ordered[-1] + 1.0]])
     above = scores[None] > cuts[:, None]
@@ -249,7 +249,7 @@ def _predict(
 def _told(
     features: Features, labels: Labels, fit: Places, held: Places, n_classes: int, penalty: float, symmetric: bool
 ) -> tuple[Float[np.ndarray, "held column"], bool]:
-    """Scores of the held examples, and whether the probe gives these and those it was fitted on all the same."""
+    """Scores of the held-out examples, and whether the probe scores all examples, fitted ones included, the same."""
     both = np.concatenate([held, fit])
     scores = _scores(features[fit], labels[fit], features[both], n_classes, penalty, symmetric)
     known = scores[:, np.isfinite(scores).all(0)]
@@ -279,7 +279,7 @@ def _scores(
     penalty: float,
     symmetric: bool,
 ) -> Float[np.ndarray, "held column"]:
-    """Log odds for two classes, else log probabilities, -inf for classes that are not there to be learned."""
+    """Log odds for two classes, else log probabilities, with -inf for classes absent from the training part."""
     classes = np.unique(labels)
     columns = 1 if n_classes == 2 else n_classes
     if len(classes) < 2:
@@ -324,7 +324,7 @@ def _balanced(
     labels: Int[np.ndarray, " example"],
     correct: Float[np.ndarray, " example"],
 ) -> Float[np.ndarray, " draw"]:
-    """Mean over classes of the share that is right; classes that a draw does not hold are left out of its mean."""
+    """Mean over classes of the share correct; classes absent from a draw are left out of its mean."""
     member = np.eye(int(labels.max()) + 1)[labels]
     recall = ratio(weights @ (member * correct[:, None]), weights @ member)
     known = np.isfinite(recall)
@@ -337,7 +337,7 @@ def _auc(
     scores: Float[np.ndarray, "example column"],
     fold: Int[np.ndarray, " example"],
 ) -> Float[np.ndarray, " draw"]:
-    """Share of pairs of a class and not of it, within a fold, that the scores order rightly; ties count half."""
+    """Share of (positive, negative) pairs within a fold that the scores order correctly; ties count half."""
     areas = []
     for label, column in [(1, 0)] if scores.shape[1] == 1 else [(i, i) for i in range(scores.shape[1])]:
         right, total = np.zeros(len(weights)), np.zeros(len(weights))

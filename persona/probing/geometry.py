@@ -96,7 +96,7 @@ def geometry_by_place(
 def _cka(
     streams: Sequence[Float[np.ndarray, "example d_model"]], questions: Sequence[str]
 ) -> Float[np.ndarray, "place place"]:
-    """``linear_cka`` of all with all, every Gram made once."""
+    """``linear_cka`` of every two, each Gram matrix computed once."""
     names = np.asarray(questions, dtype=object)
     differ = names[:, None] != names[None]
     grams = np.stack([(x @ x.T)[differ] for x in streams])

@@ -192,7 +192,7 @@ def _share(signal: Float[np.ndarray, " stream"], noise: Float[np.ndarray, " stre
 
 
 def _jackknife_variance(left_out: Float[np.ndarray, "part stream"]) -> Float[np.ndarray, " stream"]:
-    """Zero for a single part: nothing could be left out."""
+    """The jackknife's variance; zero for a single part, since none can be left out."""
     n = len(left_out)
     return (n - 1) / n * ((left_out - left_out.mean(0)) ** 2).sum(0) if n > 1 else np.zeros(left_out.shape[1])
 

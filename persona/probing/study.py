@@ -20,7 +20,7 @@ Controls, asked with the same folds at the layers that the probe chose:
     dropped       the same prompts without the persona's text, under the same labels
     length        token counts and places alone; anything above chance is a fault of the file
 
-A probe at chance does not say that the model has lost the persona; see arXiv:2102.12452.
+A probe at chance does not show that the model has lost the persona; see arXiv:2102.12452.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _mean_cell(cells: Sequence[Cell], sample: Sample) -> Cell:
 
 
 def _mean_estimate(several: Sequence[Estimate]) -> Estimate:
-    """Means of values and of ends: wider than the interval of the mean."""
+    """Means of values and of interval ends: wider than the interval of the mean."""
     ends = [
         [getattr(estimate, end) for estimate in several if getattr(estimate, end) is not None]
         for end in ("low", "high")

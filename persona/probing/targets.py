@@ -23,7 +23,7 @@ __all__ = ["Data", "Planned", "Target", "planned_probes"]
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Labels of all examples, -1 where the question does not arise."""
+    """Labels of all examples, -1 where the target does not apply."""
 
     name: str
     kind: str
@@ -74,7 +74,7 @@ class Data:
         )
 
     def sample_of(self, kind: str, position: str) -> Sample:
-        """What is drawn; not the personas where they are the classes."""
+        """The clusters to resample; not the personas where they are the classes."""
         if (key := (kind, position)) not in self._samples:
             clusters = [""] * len(self.examples) if kind == "identity" else self.personas
             draws = {"n_draws": self.options.n_resamples, "seed": self.options.seed}
@@ -83,7 +83,7 @@ class Data:
 
     @property
     def resampled(self) -> str:
-        """What intervals are drawn over, for people."""
+        """What intervals are resampled over, in words."""
         both, questions = (self.sample_of(kind, self.positions[-1]).clusters for kind in ("trait", "identity"))
         return (
             f"{both.describe('prompts')}; of identity over {questions.by.replace('pairs', 'prompts')} alone, since the "
@@ -91,7 +91,7 @@ class Data:
         )
 
     def rows(self, kind: str, position: str) -> list[int]:
-        """The first example whose features are the same: its prompt is the same up to the position."""
+        """For every example, the first with the same features: its prompt is the same up to the position."""
         keys = [
             (seen(example.placed, position), example.sides if kind == "preference" else ()) for example in self.examples
         ]
@@ -99,7 +99,7 @@ class Data:
         return [first.setdefault(key, i) for i, key in enumerate(keys)]
 
     def groups(self, hold_out: str, kind: str, position: str) -> list[str]:
-        """What no two folds share; features that are those of several groups are a group of their own."""
+        """The group of every example; features that occur in several groups form a group of their own."""
         labels = (
             self.personas if hold_out == "persona" else [str(getattr(example, hold_out)) for example in self.examples]
         )
@@ -110,7 +110,7 @@ class Data:
         return [name if len(names[row]) == 1 else f"prompts like {row}" for row, name in zip(rows, labels, strict=True)]
 
     def lengths(self) -> Float[np.ndarray, "example feature"]:
-        """Token counts, and the places of the named positions: all that length could give away."""
+        """Token counts and the indices of the named positions: everything that length could give away."""
         rows = [
             [len(example.placed.ids), example.placed.persona_tokens[1] - example.placed.persona_tokens[0]]
             + [example.placed.places[name] for name in self.positions]
@@ -127,7 +127,7 @@ def _streams(
     options: ProbeOptions,
     progress: Progress,
 ) -> Float[np.ndarray, "example point position d_model"]:
-    """Every distinct prompt is run once."""
+    """The streams of all prompts; every distinct one is run once."""
     keys = [(prompt.ids, tuple(prompt.places[name] for name in positions)) for prompt in placed]
     distinct = list(dict.fromkeys(keys))
     prompts, places = [ids for ids, _ in distinct], [where for _, where in distinct]
@@ -148,7 +148,7 @@ class Planned:
 
 
 def planned_probes(data: Data, n_first: int, has_test: bool, notes: list[str]) -> list[Planned]:
-    """What is to be fitted."""
+    """All probes to fit; why others cannot be fitted is added to ``notes``."""
     targets = [target for kind in data.options.targets or KINDS for target in _targets(data, kind, notes)]
     plan: list[Planned] = []
     missing: dict[tuple[str, str], dict[str, list[str]]] = {}

@@ -57,13 +57,13 @@ class SteerOptions(PlainNumbers):
         return self.positions if self.named else "prompt-end"
 
     def over(self, n_layers: int) -> SteerOptions:
-        """These, with four layers, evenly over the depth, where none is named."""
+        """These options, with four layers evenly over the depth where none is named."""
         from persona_circuits.persona.streams import chosen_layer
 
         return self if self.layers else replace(self, layers=tuple(chosen_layer(n_layers, None, at) for at in DEPTHS))
 
     def checked(self) -> SteerOptions:
-        """Itself, layers and strengths in order.
+        """These options, with layers and strengths sorted.
 
         Raises:
             OptionError: a number is out of range, or nothing would be steered.

@@ -1,4 +1,4 @@
-"""What named sets of nodes give of steering: their part of the direction, added alone and left out.
+"""How much of steering named sets of nodes account for: their part of the direction, added alone or left out.
 
 The stream after a block is the sum of all that nodes up to there wrote, and a direction that is measured on streams is
 linear in them. So it is the sum of its nodes' parts, each measured in the same way on what the node wrote there.
@@ -122,7 +122,7 @@ def _written(
 def _values(
     run: Run, study: SteeringStudy, bound: Bound, parts: Float[np.ndarray, "set pair layer d_model"]
 ) -> list[tuple[float, float, float]]:
-    """Of every set its share of the direction, and the gains with its part alone and with all but its part."""
+    """Every set's share of the direction, and the gains with its part alone and with all but its part."""
     places = {layer: study.options.layers.index(layer) for layer in bound.layers}
     whole = {layer: study.directions.vectors[:, layer] for layer in places}
     size = sum(float((vector**2).sum()) for vector in whole.values())

@@ -156,7 +156,7 @@ def steered_logits(
             with on_streams(model, changes(cells)):
                 logits = _last(model, rows, before, len(variants))
             check_finite(logits, partial(_called, of_prompts(model, prompts), cells))
-            yield cells, logits  # the changes end here: whoever asks may run the model in between
+            yield cells, logits  # the changes end here: the caller may run the model in between
 
 
 def _called(name: Name, cells: Sequence[tuple[int, int]], row: int) -> str:

@@ -288,7 +288,7 @@ def _trade_figure(study: SteeringStudy) -> Chart:
 
 
 def _flip_figure(study: SteeringStudy) -> Chart:
-    """Every pair at every layer and signed strength: D(s)/2 against its |b|, and whether its tokens part.
+    """Every pair at every layer and signed strength: D(s)/2 against its |b|, and whether its two answers differ.
 
     Above the line the gain is above g* = 2 |b| / |D|.
     """

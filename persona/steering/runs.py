@@ -41,7 +41,7 @@ class Named:
 
 
 class Run:
-    """One study's measurements: the same prompts, under other changes."""
+    """One study's measurements: the same prompts under different changes."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Run:
         self.total = len(prompts) * (3 * of_all + 2 * n_groups * REFINEMENTS)
 
     def measure(self, steps: Sequence[tuple[Vectors, float]]) -> list[Measured]:
-        """All prompts under plus and minus the vectors, for every vectors and strength."""
+        """All prompts under plus and minus the vectors, for every step: vectors and a strength."""
         signed = [(vectors, sign * strength) for vectors, strength in steps for sign in (1, -1)]
         measured = self._under(signed, self._adding)
         return [
@@ -166,7 +166,7 @@ class Run:
         return list(zip(margins, kl, strict=True))
 
     def gain(self, margins: Margins) -> float:
-        """D of these margins by D unsteered."""
+        """D of these margins over D unsteered."""
         whole = float((self.plain[0] - self.plain[1]).mean())
         return float((margins[0] - margins[1]).mean()) / whole if whole else float("nan")
 
@@ -212,7 +212,7 @@ class Run:
 
 
 class _Sides:
-    """Both sides' margins as D, b, and whether the tokens part."""
+    """Both sides' margins as D, b, and whether the two personas answer differently."""
 
     def __init__(self, margins: Margins) -> None:
         self.divergence: Float[np.ndarray, " pair"] = margins[0] - margins[1]
@@ -243,7 +243,7 @@ def enter(
     margins: Float[np.ndarray, "variant 2 pair"],
     kl: Float[np.ndarray, "variant pair"],
 ) -> None:
-    """Write a batch's numbers to their places: the KL of neutral prompts, the margins of the sides'."""
+    """Write a batch's results into the arrays: the KL of neutral prompts, the margins of A's and B's."""
     n = len(prompts)
     for kind in range(3):
         here = [place for place, (_, i) in enumerate(cells) if i // n == kind]

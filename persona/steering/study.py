@@ -8,9 +8,9 @@ With strength s and a pair's direction v, persona A's prompt gets s v and person
     parted  A's margin above zero and B's below it: the two personas answer differently
     KL      KL(model || steered model) of the next token of neutral prompts, at the output, s and -s
 
-For its tokens to part a pair needs the gain g* = 2 |b| / |D|: below 1 it parts by itself. Steering
-that acts on the persona's effect alone leaves b where it is, and then a pair must part exactly
-where its own gain D(s)/D(0) is above its g*. The share of pairs of which that is true is
+For its two answers to differ a pair needs the gain g* = 2 |b| / |D|: below 1 they differ by themselves. Steering
+that acts on the persona's effect alone leaves b where it is, and then a pair's answers differ exactly
+where its own gain D(s)/D(0) is above its g*. The share of pairs for which that is true is
 reported; it can fail.
 
 Beside every direction stand controls of the same length, drawn at random and drawn with the

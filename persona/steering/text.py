@@ -158,7 +158,7 @@ def readability(generations: Sequence[Generation]) -> tuple[Readability, ...]:
 
 
 def _within(model: Model, changes: Mapping[int, Change], named: bool, first: int) -> AbstractContextManager[None]:
-    """A named token is one of the prompt's, which is the first pass."""
+    """The changes of one pass; a named token is in the prompt, so it is changed in the first pass only."""
     return on_streams(model, {} if named and first else changes)
 
 

@@ -1,4 +1,4 @@
-"""The same personas in two and more models: do the models arrange them alike?
+"""The same personas in two or more models: do the models arrange them alike?
 
 Models have other dimensions, so vectors cannot be compared as they are. What can be:
 

@@ -219,7 +219,7 @@ def _twos(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
 def _pooling_notes(
     differences: Float[np.ndarray, "pair layer d_model"], names: Sequence[tuple[str, str]]
 ) -> tuple[str, ...]:
-    """Whether couples of personas differ in one direction at all: that of each with the mean of the others.
+    """Whether couples of personas share one direction at all: each one's is compared with the mean of the others.
 
     A note where no more of them point there than signs drawn at random would (binomial, one-sided .05).
     """
@@ -355,7 +355,7 @@ def _from_vectors(
 
 
 def _array(path: Path, name: str, row: int | None, shape: tuple[int, ...]) -> Float[np.ndarray, "layer d_model"]:
-    """One vector per layer: the array's own, or its one vector for all."""
+    """One vector per layer: the array's rows, or its single vector for every layer."""
     stored = read_tensors(path, DIRECTION, only=(name,))
     if name not in stored.names:
         raise FileError(f"{path} has no array {name!r}; it has {', '.join(stored.names)}")

@@ -4,7 +4,7 @@
     question        mean over a persona's responses to it
     persona vector  mean over questions, the same ones for every persona
 
-All geometry is of centred vectors: the mean of all personas is taken off first. What all
+All geometry is of centred vectors: the mean of all personas is subtracted first. What all
 responses share (the model's mean stream, mostly) is far larger than what tells personas
 apart, and uncentred cosines are near 1 whatever the personas are.
 
@@ -121,7 +121,7 @@ def persona_vectors(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> PersonaVectors:
-    """Read the vectors of every persona off the model while it says, or hears itself say, the responses.
+    """Read every persona's vectors off the model while it processes the responses.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def persona_vectors(
 
 
 def centred(vectors: Vectors) -> Vectors:
-    """The vectors less their mean over personas."""
+    """The vectors minus their mean over personas."""
     return vectors - vectors.mean(0)
 
 
@@ -208,7 +208,7 @@ def axis_positions(vectors: PersonaVectors, baseline: str, layer: int) -> Float[
 def principal_components(vectors: Vectors, *, without: int | None = None) -> Components:
     """All principal components of the personas' vectors, the largest share of variance first.
 
-    The persona ``without`` has no say in the components and is projected onto them: a
+    The persona ``without`` does not enter the components and is projected onto them: a
     baseline that stands far off would be the first component all by itself.
     """
     fitted = vectors if without is None else np.delete(vectors, without, axis=0)
@@ -221,7 +221,7 @@ def principal_components(vectors: Vectors, *, without: int | None = None) -> Com
 
 
 def most_reliable_layer(vectors: PersonaVectors) -> int | None:
-    """The layer at which most personas are identified by their other half; None where nothing can be said of it.
+    """The layer at which most personas are identified by their other half; None where that is undefined.
 
     Of several, the one where a persona's halves are most alike against those of two. One question says nothing.
     """
@@ -330,7 +330,7 @@ def _read(
 
 
 def _cached(path: Path, shape: tuple[int, int]) -> Mapping[str, np.ndarray]:
-    """A persona's means as they were kept; none where the file is damaged, so that they are read anew."""
+    """A persona's cached means; empty if the file is damaged, so that they are computed again."""
     try:
         stored = read_tensors(path, Kind("file of kept means")).arrays
     except FileError as error:
@@ -363,7 +363,7 @@ def _mean_of(questions: Float[np.ndarray, "question layer d_model"]) -> Float[np
 
 
 def _key(model: Model, rows: Sequence[SpokenTokens], question_of: Sequence[int]) -> str:
-    """Model, weights' format, layers and every token that is read, by question."""
+    """A hash of the model, the weights' format, the layers and every token that is read, by question."""
     whole = [
         model.fingerprint,
         str(model.dtype),
