@@ -37,13 +37,11 @@ class Given:
     scores: Annotated[
         str | None,
         Option(
-            "Run whose scores are pruned anew; new: score again. (default: those of the same search, where they "
+            "Run whose scores are pruned again; new: compute them anew. (default: those of the same search, if they "
             "lie in the output folder or beside it)"
         ),
     ] = None
-    null: Annotated[Path | None, Option("Pairs of paraphrases of one persona: what D is where there is nothing.")] = (
-        None
-    )
+    null: Annotated[Path | None, Option("Pairs of paraphrases of one persona: the size of D without signal.")] = None
     groups: Annotated[
         Path | None, Option("Named sets of nodes, a file of the page: what each carries, without and alone.")
     ] = None
@@ -139,7 +137,7 @@ def _refuse_idle(context: typer.Context, options: Options) -> None:
     exact = options.prune in ("acdc", "eap-acdc") or options.finish is not None
     refuse_idle(
         context,
-        (by_score, "a --prune that goes by scores", ["method", "scores", "weigh"]),
+        (by_score, "a --prune by scores", ["method", "scores", "weigh"]),
         (by_score and bool(methods & {*STEPPED}), f"scores of --method {', '.join(STEPPED)}", ["steps"]),
         (by_score and bool(methods & {*RULED}), f"scores of --method {', '.join(RULED)}", ["ig_rule"]),
         (by_score and options.method == "mean-of", "--method mean-of", ["of", "normalise"]),

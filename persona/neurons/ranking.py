@@ -11,12 +11,12 @@ from the top (Tusher, Tibshirani and Chu 2001). p is a permutation p over draws 
 neurons together, since each is in units of its own spread: p = (1 + b) / (1 + B). Two nulls:
 
     sign-flip    for ``mean``: the G means with random signs, s their root mean square. Couples that have a persona in
-                 common must not be flipped independently: the draws are as much wider as the cluster-robust spread of all
-                 neurons together is than that of couples that share nothing (``circuit.statistics``). Neurons are
-                 correlated, and all signs agree by chance in 2^(1-G) of draws, for all of them at once: with few
-                 couples a low q is no proof
+                 common must not be flipped independently: the draws are widened by the ratio of the cluster-robust
+                 spread of all neurons together to that of couples that share nothing (``circuit.statistics``).
+                 Neurons are correlated, and all signs agree by chance in 2^(1-G) of draws, for all of them at
+                 once: with few couples a low q is no proof
     paraphrase   G times a paraphrase pair's persona is drawn, with a random sign, s being the root mean square
-                 over these personas; of the draws it is found on the other half of them, so that it is
+                 over these personas; for the draws it is computed on the other half of them, so that it is
                  as independent as T's
 
 ``rms`` has the paraphrase null alone. ``mean`` has to pass both where there are paraphrases: p is the larger

@@ -89,7 +89,7 @@ def check_has_parts(kind: str) -> None:
     """
     if kind not in MEASURED:
         raise OptionError(
-            f"--groups parts a direction that is measured on the model's streams: {', '.join(MEASURED)}; "
+            f"--groups splits a direction that is measured on the model's streams: {', '.join(MEASURED)}; "
             f"--direction {kind} is not one of them"
         )
 
