@@ -11,7 +11,7 @@ import typer
 
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -51,7 +51,7 @@ def collapse(
 ) -> None:
     """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
     with errors_as_exit_codes(), in_processes() as first:
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.behaviour import (
             check_items,
             collapse_record,
@@ -77,9 +77,8 @@ def collapse(
             study = study_collapse(loaded, items, **settings)
             if first:
                 stage("files and figures")
-                with replace_folder(out) as staging:
+                with result_folder(context, out, name, notes=study.notes) as staging:
                     write_collapse(study, staging)
-                    index(context, staging, name, notes=study.notes)
         if first:
             record, tables = partial(collapse_record, study), partial(_print_collapse, study)
             show(as_json, lambda: _without(record(), "pairs", "questions"), tables, out=out, notes=study.notes)
@@ -142,12 +141,10 @@ def _write_explanation(
     context: typer.Context, explanation: Any, out: Path, name: str, calibration: Path | None
 ) -> None:
     """Write the files, and the thresholds that this run set."""
-    from persona_circuits.circuit.storage import replace_folder
     from persona_circuits.persona.explanation import write_calibration, write_explanation
 
-    with replace_folder(out) as staging:
+    with result_folder(context, out, name, notes=explanation.notes) as staging:
         write_explanation(explanation, staging)
-        index(context, staging, name, notes=explanation.notes)
     if calibration and explanation.calibration:
         write_calibration(explanation.calibration, calibration)
 

@@ -15,7 +15,7 @@ from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.printable import signed
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import Drawn, JsonOption, Loading, Source
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
@@ -153,12 +153,10 @@ def _run_name(stored: Any) -> str:
 
 def _write_curves(context: typer.Context, study: Any, out: Path) -> None:
     from persona_circuits.circuit.reporting import write_curves
-    from persona_circuits.circuit.storage import replace_folder
 
     about = study.about
-    with replace_folder(out) as staging:
+    with result_folder(context, out, about["model"]["name"]) as staging:
         write_curves(study, staging, title=f"{Path(about['model']['name']).name}: {study.report.metric}")
-        index(context, staging, about["model"]["name"])
 
 
 def _print_curves(study: Any) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.parts import named_two
 from persona_circuits.commands.signature import But, Only, Without, with_options
@@ -74,7 +74,7 @@ def vectors(
     """Mean activations of a model as every persona: cosines, components, assistant axis, other models beside."""
     with errors_as_exit_codes() as kept:
         _refuse_idle(context, sampling, asked, options)
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.responses import read_responses, write_responses
         from persona_circuits.persona.streams import chosen_layer
         from persona_circuits.persona.vectors import read_vectors, write_vectors
@@ -101,11 +101,10 @@ def vectors(
             comparison = _compared(geometry, others, options) if others else None
             beside = _beside(geometry, [*others, *([] if should_be is None else [should_be])])
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, loaded.name, notes=geometry.notes) as staging:
                 write_vectors(geometry, about, staging, comparison=comparison)
                 if responses is None:
                     write_responses(said, staging / "responses.jsonl")
-                index(context, staging, loaded.name, notes=geometry.notes)
         tables = partial(_print_vectors, geometry, comparison, beside)
         record = partial(vector_record, geometry, about, comparison, beside)
         show(as_json, record, tables, out=out, notes=geometry.notes)
@@ -235,9 +234,16 @@ def steer(
     with errors_as_exit_codes():
         _refuse_idle_steering(context, asked.generate, sampling.temperature, options.layers)
         from persona_circuits.circuit.io import read_groups
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.steering import check_has_parts, set_parts, some_pairs, write_steering
+        from persona_circuits.circuit.storage import check_output_folder
+        from persona_circuits.persona.steering import (
+            check_has_parts,
+            set_parts,
+            some_pairs,
+            study_steering,
+            write_steering,
+        )
         from persona_circuits.persona.steering.report import steering_record
+        from persona_circuits.persona.vectors import default_kind
 
         sampling = replace(sampling, seed=options.seed).checked()
         name, named = source.name(), named_two(asked.toward, asked.away)
@@ -247,23 +253,23 @@ def steer(
             check_has_parts(asked.direction)
         check_output_folder(out)
         with progress_bars() as stage:
-            check = partial(_check_both, (here, there))
-            loaded = load(stage, name, loading, check)
+            both = here, there
+            loaded = load(stage, name, loading, lambda reader: [side.examples(reader, False) for side in both])
             options = options.over(loaded.graph.n_layers).checked()
-            steered, fitted = (side.examples(loaded, loading.fitting) for side in (here, there))
+            steered, fitted = (side.examples(loaded, loading.fitting) for side in both)
             steered = some_pairs(steered, asked.max_pairs)
             sets = read_groups(asked.groups, loaded.graph) if asked.groups else {}
-            settings = {"toward": named, "neutral": plain, "progress": stage("steering")}
-            study = _study(loaded, steered, fitted, asked, options, settings)
+            kind = asked.direction or default_kind(fitted.examples, steered.examples)
+            settings: dict[str, Any] = {"toward": named, "neutral": plain, "progress": stage("steering")}
+            study = study_steering(loaded, steered, fitted, kind, options, **settings)
             if sets:
                 parts = set_parts(loaded, study, steered, fitted, sets, progress=stage("sets of nodes"))
                 study = replace(study, sets=parts)
             texts = _continued(loaded, study, asked.generate, sampling, stage)
             stage("files and figures")
             about = {"pairs": here.label, "split": here.split, "fitted_on": there.label, "fitting_split": there.split}
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_steering(study, texts, about, staging)
-                index(context, staging, name, notes=study.notes)
         tables = partial(_print_steering, study, texts)
         show(as_json, lambda: steering_record(study, texts, about), tables, out=out, notes=study.notes)
 
@@ -275,15 +281,6 @@ def _refuse_idle_steering(context: typer.Context, n_texts: int, temperature: flo
         (temperature > 0, "--temperature above 0", ["top_p"]),
         (not layers or len(set(layers)) > 1, "more than one --layer", ["together"]),
     )
-
-
-def _study(model: Any, here: Any, there: Any, asked: Steered, options: SteerOptions, settings: dict[str, Any]) -> Any:
-    """The study, along the direction asked for or else the one that suits the pairs."""
-    from persona_circuits.persona.steering import study_steering
-    from persona_circuits.persona.vectors import default_kind
-
-    kind = asked.direction or default_kind(there.examples, here.examples)
-    return study_steering(model, here, there, kind, options, **settings)
 
 
 def _continued(model: Any, study: Any, n_pairs: int, sampling: Sampling, stage: Callable[[str], Any]) -> Any:
@@ -323,12 +320,6 @@ def _steered_and_fitted(pairs: Path | None, fit: Path | None, split: str | None)
         path, label = path_and_name(fit, "datasets/pairs_train.jsonl")
         return Place(*source, steered), Place(load_items(path, label=label), label, "all")
     return Place(*source, steered), Place(*source, "train" if "train" in known and steered != "train" else "all")
-
-
-def _check_both(places: Sequence[Place], reader: Any) -> None:
-    """Check that the pairs to steer and those to fit on fit a tokenizer."""
-    for place in places:
-        place.examples(reader, fitting=False)
 
 
 def _print_steering(study: Any, texts: Any) -> None:

@@ -17,7 +17,7 @@ from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import LATEST, BarOption, CircuitArgument, JsonOption, Loading, PairsOption
 from persona_circuits.commands.printing import picture_title, print_report, print_tests
 from persona_circuits.commands.signature import Only, Without, with_options
@@ -216,7 +216,7 @@ def specificity(
 ) -> None:
     """Ablate every circuit on every contrast: each should break its own and leave the others."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
 
         stored = _contrasts(circuits, names)
         records = [run.record for run in stored.values()]
@@ -238,9 +238,8 @@ def specificity(
         if out is not None:
             from persona_circuits.circuit.reporting import write_specificity
 
-            with replace_folder(out) as staging:
+            with result_folder(context, out, loaded.name) as staging:
                 write_specificity(result, staging)
-                index(context, staging, loaded.name)
         show(as_json, result.as_dict, lambda: _print_specificity(result))
 
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 
-__all__ = ["given_command", "index"]
+__all__ = ["given_command", "index", "result_folder"]
 
 SECRET = ("--api-key",)
 """Options whose values are not written down."""
+
+
+@contextmanager
+def result_folder(context: typer.Context, out: Path, name: str, *, notes: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to fill with a command's results; with its ``index.html`` it then takes the place of ``out``."""
+    from persona_circuits.circuit.storage import replace_folder
+
+    with replace_folder(out) as staging:
+        yield staging
+        index(context, staging, name, notes=notes)
 
 
 def index(context: typer.Context, folder: Path, name: str, *, notes: Sequence[str] = ()) -> None:

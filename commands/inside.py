@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from persona_circuits.circuit.options import Option
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -61,7 +61,7 @@ def probe(
 ) -> None:
     """Probe every layer for who the persona is, its traits and its preference, with controls; RSA, CKA and noise."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.data import examples_of, load_examples, load_items, read_personas
         from persona_circuits.persona.probing import probe_record, probe_tables, study_probes, write_probes
 
@@ -78,9 +78,8 @@ def probe(
             test = load_examples(source.test_pairs, loaded, **settings) if source.test_pairs else None
             study = study_probes(loaded, examples, test=test, personas=personas, options=options, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_probes(study, staging)
-                index(context, staging, name, notes=study.notes)
         tables = probe_tables(study)
         show(as_json, lambda: probe_record(study), lambda: print_tables(tables), out=out, notes=study.notes)
 
@@ -99,7 +98,7 @@ def lens(
 ) -> None:
     """Read preferences off every layer (logit lens), say where they are decided, and which nodes write them."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.data import examples_of, load_items
         from persona_circuits.persona.lens import lens_record, lens_tables, study_lens, write_lens
 
@@ -118,9 +117,8 @@ def lens(
             examples = examples_of(items, loaded, **settings)
             study = study_lens(loaded, examples, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_lens(study, staging)
-                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: lens_record(study), lambda: print_tables(lens_tables(study)), out=out, notes=study.notes)
 
 
@@ -154,7 +152,7 @@ def patch(
             (cut, "--ablate or --ablate-top", ["ablation", "n_random", "eval_split"]),
             ("heads" in options.at, "--at heads", ["negligible"]),
         )
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder, working_folder
+        from persona_circuits.circuit.storage import check_output_folder, working_folder
         from persona_circuits.persona.patching import patch_record, study_patching, write_patch
 
         options, name = options.checked(), source.name()
@@ -170,9 +168,8 @@ def patch(
             quiet = fitted_task(quiet, loaded, options.align, loading.fitting)
             study = study_patching(loaded, examples, held_out, options=options, null=quiet, state=state, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_patch(study, staging)
-                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: patch_record(study), lambda: _print_patch(study), out=out, notes=study.notes)
 
 

@@ -11,7 +11,7 @@ import typer
 from persona_circuits.circuit.choices import PROMPT_FORMATS
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Column, Table
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
@@ -315,7 +315,7 @@ def formats(
 ) -> None:
     """Measure every format of a question on a model, and recommend one: mass, D beside its null, order effect."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.formats import formats_record, study_formats, write_formats
 
         options = options.checked()
@@ -326,9 +326,8 @@ def formats(
             loaded = load(stage, model, loading)
             study = study_formats(loaded, people, questions, contrast=meetings, options=options, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, loaded.name) as staging:
                 write_formats(study, staging)
-                index(context, staging, loaded.name)
         show(as_json, lambda: formats_record(study), lambda: _print_formats(study), out=out)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +10,7 @@ import typer
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Option
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import LATEST, JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -61,7 +59,7 @@ def neurons(
     """Find the MLP neurons that tell two personas apart: a null, cross-validation, ablation beside random ones."""
     with errors_as_exit_codes():
         refuse_idle(context, (options.answers, "pairs with answers", ["kinds", "everywhere", "n_random", "max_pairs"]))
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.data import examples_of, load_items, load_unanswered
         from persona_circuits.persona.neurons import held_out_files, neuron_record, study_neurons, write_neurons
 
@@ -75,24 +73,14 @@ def neurons(
         with progress_bars() as stage:
             read = load_items if options.answers else load_unanswered
             items = {key: read(path, label=label) for key, (path, label) in files.items() if path}
-            check = partial(_check_all, tuple(items.values()))
-            loaded = load(stage, name, loading, check)
+            loaded = load(stage, name, loading, lambda reader: [examples_of(item, reader) for item in items.values()])
             examples = {key: examples_of(item, loaded, fitting=loading.fitting) for key, item in items.items()}
             dropped = _left_out(items, examples)
             study = study_neurons(loaded, *held_out_files(**examples), options=options, dropped=dropped, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_neurons(study, staging)
-                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: neuron_record(study), lambda: _print_neurons(study), out=out, notes=study.notes)
-
-
-def _check_all(files: Sequence[Any], reader: Any) -> None:
-    """Check that the pairs of all files fit a tokenizer."""
-    from persona_circuits.persona.data import examples_of
-
-    for items in files:
-        examples_of(items, reader)
 
 
 def _left_out(items: dict[str, Any], examples: dict[str, Any]) -> dict[str, int]:
@@ -187,7 +175,6 @@ def _bridged(
     context: typer.Context,
 ) -> Any:
     """The study, once its files are written."""
-    from persona_circuits.circuit.storage import replace_folder
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.bridge import build_bridge
     from persona_circuits.persona.bridge import report as files
@@ -197,16 +184,15 @@ def _bridged(
     given, test = pairs
     items = [load_items(resolve(given), label=given), *([load_items(test)] if test else [])]
     with progress_bars() as stage:
-        loaded = load(stage, shipped_or(name), loading, partial(_check_all, items))
+        loaded = load(stage, shipped_or(name), loading, lambda reader: [examples_of(item, reader) for item in items])
         warn_of_other_weights(stored.record, loaded)
         readers = {"movers": files.read_movers, "neurons": files.read_neuron_mlps}
         sets = {key: readers[key](path, loaded.graph) if path else None for key, path in set_files.items()}
         fit, measured, _ = held_out_files(*(examples_of(item, loaded, fitting=loading.fitting) for item in items))
         study = build_bridge(loaded, stored.of(loaded.graph), fit, measured, options=options, stage=stage, **sets)
         stage("files and figures")
-        with replace_folder(out) as staging:
+        with result_folder(context, out, loaded.name, notes=study.notes) as staging:
             files.write_bridge(study, staging)
-            index(context, staging, loaded.name, notes=study.notes)
     return study
 
 

@@ -11,7 +11,7 @@ import typer
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import MODEL, JsonOption, Loading, OutOption
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
@@ -161,7 +161,6 @@ def rate(
             (asking.endpoint_model is not None, "--endpoint-model", endpoint_options),
             (asking.endpoint_model is None, "a model that is run here", ["cue", "neutral", *RUNNING]),
         )
-        from persona_circuits.circuit.storage import replace_folder
         from persona_circuits.persona.responses import rating, rating_record, read_responses, write_ratings
 
         _check_one_model(asking, form)
@@ -177,9 +176,8 @@ def rate(
             whole, groups = rating.summarise_ratings(ratings, n_resamples=options.n_resamples, seed=options.seed)
             stage("files and figures")
             summary = (whole, *groups)
-            with replace_folder(out) as staging:
+            with result_folder(context, out, str(about["model"])) as staging:
                 write_ratings(ratings, summary, about, staging)
-                index(context, staging, str(about["model"]))
         show(as_json, lambda: rating_record(ratings, summary, about), lambda: _print_ratings(ratings, summary), out=out)
 
 
@@ -276,12 +274,10 @@ def respond_here(
 def _show_responses(
     context: typer.Context, responses: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool
 ) -> None:
-    from persona_circuits.circuit.storage import replace_folder
     from persona_circuits.persona.responses import summarise, write_response_study
 
-    with replace_folder(out) as staging:
+    with result_folder(context, out, about["model"]) as staging:
         write_response_study(responses, about, staging, baseline=baseline)
-        index(context, staging, about["model"])
     summaries = summarise(responses.responses, baseline)
     counts = {"made": responses.made, "remembered": responses.remembered, "failures": dict(responses.failures)}
     record = {"n": len(responses.responses), **counts, **about}

@@ -26,7 +26,6 @@ from persona_circuits.circuit.figures import (
     Chart,
     Curve,
     bar_chart,
-    heat_map,
     interval,
     line_chart,
     plain,
@@ -40,6 +39,8 @@ from persona_circuits.circuit.storage import Kind, is_whole, read_json, write_js
 from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.bridge.bridge import Bridge, NodeSet, SetOverlap, Share
 from persona_circuits.persona.bridge.parts import MATCHINGS
+from persona_circuits.persona.lens.readout import component_names
+from persona_circuits.persona.lens.report import component_map
 
 __all__ = [
     "bridge_figures",
@@ -176,7 +177,12 @@ def write_bridge(bridge: Bridge, folder: str | Path) -> None:
     write_csv([asdict(row) for row in bridge.layers], folder / "layers.csv")
     write_csv(_node_records(bridge), folder / "nodes.csv")
     write_csv([_overlap_record(bridge, row) for row in bridge.overlaps], folder / "overlaps.csv")
-    axes = {"parts": "pair layer part", "projections": "pair layer", "part": _part_names(bridge), "pair": bridge.pairs}
+    axes = {
+        "parts": "pair layer part",
+        "projections": "pair layer",
+        "part": component_names(bridge.graph),
+        "pair": bridge.pairs,
+    }
     write_arrays({"parts": bridge.parts, "projections": bridge.projections}, axes, folder / "bridge.safetensors")
     write_figures(bridge_figures(bridge), folder, page="bridge.html", title=_title(bridge), notes=bridge.notes)
 
@@ -190,7 +196,7 @@ def bridge_record(bridge: Bridge) -> dict[str, Any]:
             "version": 1,
             "model": {"name": bridge.model, "fingerprint": bridge.fingerprint},
             "sources": {name: {"source": a, "sha256": b} for name, (a, b) in bridge.sources.items()},
-            "options": asdict(bridge.options),
+            "options": bridge.options,
             "direction": bridge.direction,
             "layer": bridge.layer,
             "n_pairs": len(bridge.pairs),
@@ -198,7 +204,7 @@ def bridge_record(bridge: Bridge) -> dict[str, Any]:
             "conserved": bridge.conserved,
             "error": float(f"{bridge.error:.3g}"),
             "sets": {name: _set_record(bridge, item) for name, item in sets.items() if item is not None},
-            "layers": [asdict(item) for item in bridge.layers],
+            "layers": bridge.layers,
             "nodes": _node_records(bridge),
             "overlaps": [_overlap_record(bridge, item) for item in bridge.overlaps],
             "notes": bridge.notes,
@@ -266,21 +272,15 @@ def _title(bridge: Bridge) -> str:
     return f"Persona vector and circuit: {Path(bridge.model).name}, {Path(bridge.sources['pairs'][0]).name}"
 
 
-def _part_names(bridge: Bridge) -> list[str]:
-    return [*map(str, bridge.graph.src_nodes), *(f"b{layer}" for layer in range(bridge.graph.n_layers))]
-
-
 def _set_record(bridge: Bridge, node_set: NodeSet) -> dict[str, Any]:
     names = [str(bridge.graph.src_nodes[place]) for place in sorted(node_set.nodes)]
     return {"name": node_set.name, "source": node_set.source, "nodes": names, "universe": len(node_set.universe)}
 
 
 def _overlap_record(bridge: Bridge, overlap: SetOverlap) -> dict[str, Any]:
-    return asdict(overlap) | {"shared": _shared_names(bridge, overlap)}
-
-
-def _shared_names(bridge: Bridge, overlap: SetOverlap) -> list[str]:
-    return [f"layer {at}" if overlap.by == "layers" else str(bridge.graph.src_nodes[at]) for at in overlap.shared]
+    nodes = bridge.graph.src_nodes
+    shared = [f"layer {at}" if overlap.by == "layers" else str(nodes[at]) for at in overlap.shared]
+    return asdict(overlap) | {"shared": shared}
 
 
 def _node_records(bridge: Bridge) -> list[dict[str, Any]]:
@@ -288,7 +288,7 @@ def _node_records(bridge: Bridge) -> list[dict[str, Any]]:
     written, total = bridge.parts[:, bridge.layer].mean(0), bridge.projections[:, bridge.layer].mean()
     sets = {"circuit": bridge.circuit, "movers": bridge.movers, "neurons": bridge.neurons}
     rows = []
-    for place, name in enumerate(_part_names(bridge)):
+    for place, name in enumerate(component_names(bridge.graph)):
         if _layer_of(bridge.graph, place) <= bridge.layer:
             around = bridge.intervals[place]
             row = {"node": name, "writes": float(written[place]), "share": written[place] / total if total else None}
@@ -334,11 +334,6 @@ def _node_figure(bridge: Bridge, most: int = 25) -> Chart:
 
 def _map_figure(bridge: Bridge) -> Chart:
     """Heads, the MLP and the attention bias of every layer, along the vector after the chosen one."""
-    graph, means = bridge.graph, bridge.parts[:, bridge.layer].mean(0)
-    rows = [
-        [*means[graph.heads_of(at)], means[graph.mlp_of(at)], means[graph.n_src + at]] for at in range(bridge.layer + 1)
-    ]
-    columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
-    names = [f"layer {at}" for at in range(bridge.layer + 1)]
+    means = bridge.parts[:, bridge.layer].mean(0)
     title = f"Along the persona vector after block {bridge.layer} (input {means[0]:+.2f}, sum {means.sum():+.2f})"
-    return heat_map(rows, names, columns, title=title, unit="projection", numbers="+.2f", upward=True)
+    return component_map(bridge.graph, means, bridge.layer + 1, title=title, unit="projection")

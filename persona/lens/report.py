@@ -10,6 +10,7 @@ lens.html, *.png     the figures
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from persona_circuits.circuit.figures import (
     write_csv,
     write_figures,
 )
+from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.data import drawn_over
@@ -38,7 +40,7 @@ from persona_circuits.persona.data.words import said
 from persona_circuits.persona.lens.readout import component_names
 from persona_circuits.persona.lens.study import ANSWER, LensStudy
 
-__all__ = ["lens_figures", "lens_record", "lens_tables", "write_lens"]
+__all__ = ["component_map", "lens_figures", "lens_record", "lens_tables", "write_lens"]
 
 FORMAT = "persona-circuits/lens"
 MOST = 10  # attributions in the table
@@ -97,7 +99,7 @@ def lens_record(study: LensStudy) -> dict[str, Any]:
             "model": {"name": study.model, "fingerprint": study.fingerprint},
             "source": {"source": study.source, "sha256": study.sha256},
             "tokens": study.tokens,
-            "options": asdict(study.options),
+            "options": study.options,
             "n_pairs": len(study.items),
             "points": study.points,
             "positions": study.positions,
@@ -157,12 +159,13 @@ def lens_figures(study: LensStudy) -> dict[str, Chart]:
         "lens-divergence-map": _divergence_map(study),
         "lens-options": _options_chart(study),
         "lens-kl": _kl_chart(study),
-        "lens-decision": _decision_figure(study),
     }
+    if study.decisions:
+        figures["lens-decision"] = _decision_figure(study)
     if study.attribution.conserved:
         figures["attribution"] = _attribution_map(study)
         figures["attribution-sum"] = _attribution_sum(study)
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    return figures
 
 
 def _title(study: LensStudy) -> str:
@@ -173,7 +176,7 @@ def _title(study: LensStudy) -> str:
 def _curve_records(study: LensStudy) -> list[dict[str, Any]]:
     return [
         {"point": point, "after": after, "position": position}
-        | {name: asdict(rows[point][place]) for name, rows in study.curves.items()}
+        | {name: rows[point][place] for name, rows in study.curves.items()}
         for point, after in enumerate(study.points)
         for place, position in enumerate(study.positions)
     ]
@@ -182,9 +185,7 @@ def _curve_records(study: LensStudy) -> list[dict[str, Any]]:
 def _pair_records(study: LensStudy) -> list[dict[str, Any]]:
     rows = []
     for place, item in enumerate(study.items):
-        pair = item.pair
-        row: dict[str, Any] = {"id": pair.id, "line": pair.line, "question": pair.question}
-        row |= {"persona_a": pair.persona_a, "persona_b": pair.persona_b, "split": pair.split}
+        row = picked(item.pair, "id", "line", "question", "persona_a", "persona_b", "split")
         if study.decisions:
             row |= {"divergence": study.divergence[place, -1, study.positions.index(ANSWER)]}
             row |= asdict(study.decisions[place])
@@ -275,25 +276,26 @@ def _kl_chart(study: LensStudy) -> Chart:
 
 def _divergence_map(study: LensStudy) -> Chart:
     values = [[row[place].value for row in study.curves["divergence"]] for place in range(len(study.positions))]
-    named: dict[str, Any] = {
-        "x": "residual stream after",
-        "y": "",
-        "unit": "persona effect (D), logits",
-        "numbers": "+.2f",
-    }
-    return heat_map(values, study.positions, study.points, title="Mean persona effect by layer and position", **named)
+    return heat_map(
+        values,
+        study.positions,
+        study.points,
+        title="Mean persona effect by layer and position",
+        x="residual stream after",
+        y="",
+        unit="persona effect (D), logits",
+        numbers="+.2f",
+    )
 
 
-def _decision_figure(study: LensStudy) -> Chart | None:
+def _decision_figure(study: LensStudy) -> Chart:
     """How many pairs are decided at each point."""
-    if not study.decisions:
-        return None
     names = {
         "pivot": "half of the effect reached",
         "stable_from": "sign of the effect stable",
         "choice_a": "choice of A stable",
+        "choice_b": "choice of B stable",
     }
-    names["choice_b"] = "choice of B stable"
     panels = {}
     for key, label in names.items():
         values = [getattr(decision, key) for decision in study.decisions]
@@ -304,16 +306,18 @@ def _decision_figure(study: LensStudy) -> Chart | None:
 
 
 def _attribution_map(study: LensStudy) -> Chart:
-    """Heads, the MLP and the attention bias of every layer."""
-    graph, means = study.graph, [estimate.value for estimate in study.attribution.estimates]
-    rows = [
-        [*means[graph.heads_of(layer)], means[graph.mlp_of(layer)], means[graph.n_src + layer]]
-        for layer in range(graph.n_layers)
-    ]
-    columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
-    names = [f"layer {layer}" for layer in range(graph.n_layers)]
+    means = [estimate.value for estimate in study.attribution.estimates]
     title = f"Direct logit attribution of the persona effect (D): sum {sum(means):+.2f} logits, input {means[0]:+.2f}"
-    return heat_map(rows, names, columns, title=title, unit="logits", numbers="+.2f", upward=True)
+    return component_map(study.graph, means, study.graph.n_layers, title=title, unit="logits")
+
+
+def component_map(graph: Graph, values: Sequence[float], n_layers: int, *, title: str, unit: str) -> Chart:
+    """Heads, the MLP and the attention bias of the first layers; ``values`` as ``component_names`` are."""
+    layers = range(n_layers)
+    rows = [[*values[graph.heads_of(at)], values[graph.mlp_of(at)], values[graph.n_src + at]] for at in layers]
+    columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
+    names = [f"layer {at}" for at in layers]
+    return heat_map(rows, names, columns, title=title, unit=unit, numbers="+.2f", upward=True)
 
 
 def _attribution_sum(study: LensStudy) -> Chart:

@@ -10,7 +10,7 @@ from persona_circuits.circuit.figures import GREY, PALETTE, Bars, Chart, Points,
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy
 
-__all__ = ["ablation_records", "axes", "jaccards", "label", "layer_records", "neuron_figures", "of_kind"]
+__all__ = ["ablation_records", "axes", "ends_of", "jaccards", "label", "layer_records", "neuron_figures", "of_kind"]
 
 MOST_POINTS = 4000
 MOST_GROUPS = 40
@@ -34,14 +34,17 @@ def layer_records(study: NeuronStudy) -> list[dict[str, int]]:
     rows = []
     for layer in np.unique(study.neurons.layers):
         span = study.neurons.own(int(layer))
-        counts = (ranking.rounding[span], study.silent[span], ranking.q[span] <= study.options.level, chosen[span])
-        row = {"layer": int(layer), "neurons": span.stop - span.start}
-        rows.append(row | dict(zip(("rounding", "silent", "q_at_level", "selected"), map(_count, counts), strict=True)))
+        rows.append(
+            {
+                "layer": int(layer),
+                "neurons": span.stop - span.start,
+                "rounding": int(ranking.rounding[span].sum()),
+                "silent": int(study.silent[span].sum()),
+                "q_at_level": int((ranking.q[span] <= study.options.level).sum()),
+                "selected": int(chosen[span].sum()),
+            }
+        )
     return rows
-
-
-def _count(marks: np.ndarray) -> int:
-    return int(marks.sum())
 
 
 def label(group: Group) -> str:
@@ -52,7 +55,6 @@ def ablation_records(study: NeuronStudy) -> list[dict[str, Any]]:
     rows = []
     for ablation in study.ablations:
         low, high = np.percentile(ablation.random, (2.5, 97.5))
-        ends = {"low": ablation.change_interval, "kept_low": ablation.kept_interval}
         rows.append(
             {
                 "kind": ablation.kind,
@@ -60,9 +62,9 @@ def ablation_records(study: NeuronStudy) -> list[dict[str, Any]]:
                 "before": ablation.before.mean(),
                 "after": ablation.after.mean(),
                 "change": ablation.change,
-                **_ends(ends["low"], ""),
+                **ends_of(ablation.change_interval),
                 "kept": ablation.kept,
-                **_ends(ends["kept_low"], "kept_"),
+                **ends_of(ablation.kept_interval, "kept_"),
                 "random_mean": ablation.random.mean(),
                 "random_low": low,
                 "random_high": high,
@@ -73,7 +75,7 @@ def ablation_records(study: NeuronStudy) -> list[dict[str, Any]]:
     return rows
 
 
-def _ends(interval: Interval | None, prefix: str) -> dict[str, float | None]:
+def ends_of(interval: Interval | None, prefix: str = "") -> dict[str, float | None]:
     return {f"{prefix}low": interval.low if interval else None, f"{prefix}high": interval.high if interval else None}
 
 

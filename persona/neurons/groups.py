@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
@@ -15,13 +14,9 @@ from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import Ranking, overlap, ranks, score_of
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group
 from persona_circuits.persona.neurons.runs import Readings
+from persona_circuits.persona.steering.passes import chosen_pairs
 
-__all__ = ["chosen_neurons", "couples_of", "groups_of", "too_small", "turned_differences"]
-
-
-def chosen_neurons(file: ExampleFile, places: Sequence[int]) -> ExampleFile:
-    examples = tuple(file.examples[2 * i + side] for i in places for side in (0, 1))
-    return replace(file, items=tuple(file.items[i] for i in places), examples=examples)
+__all__ = ["couples_of", "groups_of", "too_small", "turned_differences"]
 
 
 def turned_differences(file: ExampleFile, differences: Float[np.ndarray, "pair neuron"], pool: str) -> np.ndarray:
@@ -77,7 +72,7 @@ def too_small(fit: ExampleFile, held: ExampleFile | None, options: NeuronOptions
 
 
 def _part(file: ExampleFile, read: Readings, chosen: Bool[np.ndarray, " pair"]) -> tuple[ExampleFile, np.ndarray]:
-    return chosen_neurons(file, np.flatnonzero(chosen).tolist()), read.differences[chosen]
+    return chosen_pairs(file, np.flatnonzero(chosen).tolist()), read.differences[chosen]
 
 
 def _labels(file: ExampleFile, kind: str) -> list[str]:

@@ -26,6 +26,7 @@ from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.neurons.figures import (
     ablation_records,
     axes,
+    ends_of,
     jaccards,
     label,
     layer_records,
@@ -33,7 +34,7 @@ from persona_circuits.persona.neurons.figures import (
     of_kind,
 )
 from persona_circuits.persona.neurons.ranking import ranks
-from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy, Side
+from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy
 
 __all__ = ["has_intervals", "headline", "neuron_record", "pair_line", "tables", "write_neurons"]
 
@@ -109,7 +110,7 @@ def neuron_record(study: NeuronStudy) -> dict[str, Any]:
                 "n_heads": study.graph.n_heads,
             },
             "sources": {name: {"source": a, "sha256": b} for name, (a, b) in study.sources.items()},
-            "options": asdict(study.options),
+            "options": study.options,
             "n_pairs": {"fit": study.fit.n_pairs, "held_out": study.held.n_pairs if study.held else 0},
             "null": {"kind": ranking.null, "pairs": study.n_null, "couples": ranking.n_groups},
             "counts": {
@@ -189,10 +190,9 @@ def _title(study: NeuronStudy) -> str:
 def _selected(study: NeuronStudy) -> list[dict[str, Any]]:
     ranking, neurons, fit, held = study.ranking, study.neurons, study.fit, study.held
     measured = held or fit
-    places = _places(held)
+    places = None if held is None else ranks(held.z)
     rows = []
     for turn, place in enumerate(study.selected):
-        around = measured.intervals[turn]
         rows.append(
             {
                 "rank": turn + 1,
@@ -208,18 +208,13 @@ def _selected(study: NeuronStudy) -> list[dict[str, Any]]:
                 "log10_p": float(np.log10(ranking.p[place])),
                 "log10_q": float(np.log10(ranking.q[place])),
                 "held_difference": None if held is None else float(held.difference[place]),
-                "low": around.low if around else None,
-                "high": around.high if around else None,
+                **ends_of(measured.intervals[turn]),
                 "held_size": None if held is None else float(held.size[place]),
                 "held_effect": None if held is None else float(held.effect[place]),
-                "held_rank": None if held is None else int(places[place]),
+                "held_rank": None if places is None else int(places[place]),
             }
         )
     return rows
-
-
-def _places(side: Side | None) -> np.ndarray:
-    return ranks(side.z) if side is not None else np.zeros(0, dtype=np.int64)
 
 
 def _group_record(group: Group) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, cluster_codes, interval, weighted_mean
 from persona_circuits.persona.data import ExampleFile, clusters_of, leak, told_once
 from persona_circuits.persona.neurons.ablation import ablations_of
-from persona_circuits.persona.neurons.groups import chosen_neurons, couples_of, groups_of, too_small, turned_differences
+from persona_circuits.persona.neurons.groups import couples_of, groups_of, too_small, turned_differences
 from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import (
     LEAST_NULL,
@@ -41,7 +41,7 @@ from persona_circuits.persona.neurons.ranking import (
 )
 from persona_circuits.persona.neurons.results import SOURCES, NeuronStudy, Side
 from persona_circuits.persona.neurons.runs import Neurons, Readings, neurons_of, read_neurons
-from persona_circuits.persona.steering import some_pairs
+from persona_circuits.persona.steering.passes import chosen_pairs, some_pairs
 
 __all__ = ["held_out_files", "study_neurons"]
 
@@ -73,9 +73,9 @@ def held_out_files(
     if null is not None and not alike:
         raise TaskError(f"{null.source} has no pair whose 'control' is 'paraphrase': two wordings of one persona")
     return (
-        chosen_neurons(pairs, fit),
-        chosen_neurons(held, rest) if rest else None,
-        chosen_neurons(source, alike) if alike else None,
+        chosen_pairs(pairs, fit),
+        chosen_pairs(held, rest) if rest else None,
+        chosen_pairs(source, alike) if alike else None,
     )
 
 

@@ -45,6 +45,7 @@ from persona_circuits.circuit.task import Row, batches
 from persona_circuits.persona.data import Estimate, Example, ExampleFile, ratio_of_means
 from persona_circuits.persona.explanation import margins
 from persona_circuits.persona.patching.options import PatchOptions
+from persona_circuits.persona.streams import id_table
 
 __all__ = ["HeadAblation", "ablate_heads", "parse_heads"]
 
@@ -179,8 +180,7 @@ class _Ablated:
     def _read(self, many: Iterable[Float[Tensor, "batch vocab"]], item: Prepared) -> dict[str, NDArray[Any]]:
         """Margins, choices and whether these are the persona's own, ``[set, row]``."""
         examples = [self.examples[index] for index in item.batch.indices]
-        width = max(len(example.candidates) for example in examples)
-        ids = torch.tensor([[*example.candidates, *[-1] * (width - len(example.candidates))] for example in examples])
+        ids = id_table([example.candidates for example in examples])
         margin, choice, is_own = [], [], []
         for logits in many:
             values = margins(logits.double(), item.batch).cpu().numpy()

@@ -93,7 +93,11 @@ def write_patch(study: PatchStudy, folder: str | Path) -> None:
     """
     folder = Path(folder)
     write_json(patch_record(study), folder / "patch.json")
-    tables = {"sites": _site_records(study), "movers": _mover_records(study), "pairs": _pair_records(study)}
+    tables = {
+        "sites": _site_records(study),
+        "movers": [asdict(mover) for mover in study.movers],
+        "pairs": _pair_records(study),
+    }
     tables |= {"paths": _path_records(study), "ablation": _ablation_records(study.ablation)}
     for name, rows in tables.items():
         if rows:
@@ -114,15 +118,15 @@ def patch_record(study: PatchStudy) -> dict[str, Any]:
             "version": 1,
             "model": {"name": study.model, "fingerprint": study.fingerprint},
             "source": {"source": study.source, "sha256": study.sha256},
-            "options": asdict(study.options),
+            "options": study.options,
             "n_pairs": len(study.items),
-            "divergence": asdict(study.mean_divergence),
+            "divergence": study.mean_divergence,
             "resampled": study.resampled,
             "null": None if study.null is None else {**study.null.as_dict(), "n_below": _count(study.below_null)},
             "everything": study.effects.everything,
             "parts": study.parts,
             "sites": _site_records(study),
-            "movers": _mover_records(study),
+            "movers": study.movers,
             "detectable": study.detectable,
             "paths": _path_records(study),
             "ablation": ablation,
@@ -181,12 +185,13 @@ def ablation_lines(study: PatchStudy) -> list[str]:
 def patch_figures(study: PatchStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
     at, figures = study.options.at, {}
-    if "stream" in at:
-        figures["patch-stream"] = _layers_map(study, "stream", "Residual stream, by layer and part of the prompt")
-    if "attn" in at:
-        figures["patch-attention"] = _layers_map(study, "attn", "Attention outputs, by layer and part of the prompt")
-    if "mlps" in at:
-        figures["patch-mlps"] = _layers_map(study, "mlp", "MLP outputs, by layer and part of the prompt")
+    for option, kind, name, what in (
+        ("stream", "stream", "patch-stream", "Residual stream"),
+        ("attn", "attn", "patch-attention", "Attention outputs"),
+        ("mlps", "mlp", "patch-mlps", "MLP outputs"),
+    ):
+        if option in at:
+            figures[name] = _layers_map(study, kind, f"{what}, by layer and part of the prompt")
     if "heads" in at:
         figures["patch-heads"] = _heads_map(study, "both", EVERYWHERE, "Heads at all positions, both directions")
         title = "Heads at the answer alone, denoising: what each brings over"
@@ -299,13 +304,9 @@ def _ablation_figure(ablation: HeadAblation) -> Chart:
 def _site_records(study: PatchStudy) -> list[dict[str, Any]]:
     return [
         {"site": site.name, **asdict(site), "head": site.head if site.kind == "head" else None}
-        | {name: asdict(shares[i]) for name, shares in study.effects.shares.items()}
+        | {name: shares[i] for name, shares in study.effects.shares.items()}
         for i, site in enumerate(study.effects.sites)
     ]
-
-
-def _mover_records(study: PatchStudy) -> list[dict[str, Any]]:
-    return [asdict(mover) for mover in study.movers]
 
 
 def _path_records(study: PatchStudy) -> list[dict[str, Any]]:
@@ -313,8 +314,7 @@ def _path_records(study: PatchStudy) -> list[dict[str, Any]]:
     if paths is None:
         return []
     return [
-        {"from": sender, "to": receiver}
-        | {name: asdict(estimate) for name, rows in paths.shares.items() if (estimate := rows[i][j]) is not None}
+        {"from": sender, "to": receiver} | {name: rows[i][j] for name, rows in paths.shares.items()}
         for j, receiver in enumerate(paths.receivers)
         for i, sender in enumerate(paths.senders)
         if paths.shares["both"][i][j] is not None
@@ -332,13 +332,11 @@ def _ablation_records(ablation: HeadAblation | None) -> list[dict[str, Any]]:
 
 def _pair_records(study: PatchStudy) -> list[dict[str, Any]]:
     below = [None] * len(study.items) if study.below_null is None else study.below_null.tolist()
-    rows = []
-    for item, value, is_below in zip(study.items, study.divergence.tolist(), below, strict=True):
-        pair = item.pair
-        row = {"id": pair.id, "line": pair.line, "question": pair.question, "persona_a": pair.persona_a}
-        row |= {"persona_b": pair.persona_b, "split": pair.split, "divergence": value}
-        rows.append(row | {"below_null": is_below})
-    return rows
+    return [
+        picked(item.pair, "id", "line", "question", "persona_a", "persona_b", "split")
+        | {"divergence": value, "below_null": is_below}
+        for item, value, is_below in zip(study.items, study.divergence.tolist(), below, strict=True)
+    ]
 
 
 def _count(marked: np.ndarray | None) -> int | None:

@@ -10,7 +10,6 @@ probe.html, *.png    the figures
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ from persona_circuits.circuit.figures import (
 )
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.table import Column, Table, comma
-from persona_circuits.persona.data import Estimate
-from persona_circuits.persona.probing.fit import Scored
 from persona_circuits.persona.probing.geometry import Place
 from persona_circuits.persona.probing.options import KINDS
 from persona_circuits.persona.probing.results import Cell, ProbeStudy
@@ -69,6 +66,7 @@ GEOMETRY = (
     Column("RSA traits", "rsa_traits", lambda one: f"{one.value:.2f} (p {one.p:.3f})"),
     Column("RSA answer", "rsa_answer", lambda one: f"{one.value:.2f} (p {one.p:.3f})"),
 )
+SCORES = ("accuracy", "balanced", "auc")
 CONTROLS = ("shuffled", "task", "dropped", "length")
 ENDS = ("value", "low", "high")
 ACCURACY = Axis("balanced accuracy", ends=(0.0, 1.02))
@@ -99,7 +97,7 @@ def probe_record(study: ProbeStudy) -> dict[str, Any]:
             "version": 1,
             "model": {"name": study.model, "fingerprint": study.fingerprint},
             "sources": [{"source": source, "sha256": sha256} for source, sha256 in study.sources],
-            "options": asdict(study.options),
+            "options": study.options,
             "n_prompts": study.n_examples,
             **picked(study, "n_personas", "n_questions", "resampled", "points", "positions"),
             "probes": [{**_cell_record(study, cell), "curve": _curve_records(study, cell)} for cell in _all(study)],
@@ -147,28 +145,18 @@ def _cell_record(study: ProbeStudy, cell: Cell) -> dict[str, Any]:
         "point": study.at[cell.layer],
         "points_by_fold": [study.at[layer] for layer in cell.layers],
         **picked(cell, "n", "n_classes", "n_groups", "chance"),
-        **_scores(cell.best),
+        **picked(cell.best, *SCORES),
         "selectivity": cell.controls.selectivity(cell.best.balanced.value),
-        "controls": {
-            key: None if estimate is None else asdict(estimate) for key, estimate in _controls_of(cell).items()
-        },
+        "controls": picked(cell.controls, *CONTROLS),
     }
 
 
-def _controls_of(cell: Cell) -> dict[str, Estimate | None]:
-    return {key: getattr(cell.controls, key) for key in CONTROLS}
-
-
 def _curve_records(study: ProbeStudy, cell: Cell) -> list[dict[str, Any]]:
-    where = {"target": cell.target, "hold_out": cell.hold_out, "position": cell.position}
+    where = picked(cell, "target", "hold_out", "position")
     return [
-        {**where, "point": point, "after": after, **_scores(scored)}
+        {**where, "point": point, "after": after, **picked(scored, *SCORES)}
         for point, after, scored in zip(study.at, study.points, cell.curve, strict=True)
     ]
-
-
-def _scores(scored: Scored) -> dict[str, Any]:
-    return {"accuracy": asdict(scored.accuracy), "balanced": asdict(scored.balanced), "auc": asdict(scored.auc)}
 
 
 def _place_record(study: ProbeStudy, place: Place) -> dict[str, Any]:
@@ -176,14 +164,9 @@ def _place_record(study: ProbeStudy, place: Place) -> dict[str, Any]:
         "position": study.positions[place.position],
         "point": study.at[place.point],
         "after": study.points[place.point],
-        "signal": place.geometry.signal,
-        "noise": place.geometry.noise,
-        "share": asdict(place.geometry.share),
+        **picked(place.geometry, "signal", "noise", "share"),
         "signal_to_noise": place.geometry.ratio,
-        "cka_persona": place.cka_persona,
-        "cka_answer": place.cka_answer,
-        "rsa_traits": None if place.rsa_traits is None else asdict(place.rsa_traits),
-        "rsa_answer": None if place.rsa_answer is None else asdict(place.rsa_answer),
+        **picked(place, "cka_persona", "cka_answer", "rsa_traits", "rsa_answer"),
     }
 
 
@@ -209,11 +192,8 @@ def _curves(study: ProbeStudy, kind: str) -> Chart | None:
         return None
     panels: dict[str, list[Curve]] = {}
     for cell in cells:
-        values = [scored.balanced for scored in cell.curve]
-        ends = ([estimate.low for estimate in values], [estimate.high for estimate in values])
-        curve = Curve(
-            cell.position, study.points, [estimate.value for estimate in values], *ends, colour=_colour(study, cell)
-        )
+        values = [[getattr(scored.balanced, end) for scored in cell.curve] for end in ENDS]
+        curve = Curve(cell.position, study.points, *values, colour=_colour(study, cell))
         panels.setdefault(f"held out by {cell.hold_out}", []).append(curve)
     for name, curves in panels.items():
         chance = next(cell.chance for cell in cells if name.endswith(cell.hold_out))

@@ -16,7 +16,7 @@ from persona_circuits.persona.data import ExampleFile, Persona, Placed, seen, wi
 from persona_circuits.persona.lens import read_out_direction
 from persona_circuits.persona.probing.folds import Fold, Sample, explicit_fold, folds_by_group
 from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
-from persona_circuits.persona.streams import collect
+from persona_circuits.persona.streams import collect, id_table
 
 __all__ = ["Data", "Planned", "Target", "planned_probes"]
 
@@ -240,17 +240,10 @@ def _trait_targets(data: Data, notes: list[str]) -> list[Target]:
 
 
 def _preference(data: Data) -> Target:
-    first, second = (
-        [example.answers if example.is_clean == side else example.others for example in data.examples]
-        for side in (True, False)
-    )
-    width = max(map(len, (*first, *second)))
-    tables = [
-        torch.tensor([[*ids, *[-1] * (width - len(ids))] for ids in side], device=data.model.device)
-        for side in (first, second)
-    ]
-    size = data.options.batch_size
-    parts = [read_out_direction(data.model, *(t[i : i + size] for t in tables)) for i in range(0, len(first), size)]
+    sides = list(zip(*(example.sides for example in data.examples), strict=True))
+    width = max(len(ids) for side in sides for ids in side)
+    tables = [id_table(side, width=width).to(data.model.device).split(data.options.batch_size) for side in sides]
+    parts = [read_out_direction(data.model, *batch) for batch in zip(*tables, strict=True)]
     directions = torch.cat(parts).double().cpu().numpy()
     labels = np.array([int(example.is_clean) for example in data.examples])
     types = tuple(f"{persona} {question}" for persona, question in zip(data.personas, data.questions, strict=True))

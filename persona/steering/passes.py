@@ -21,7 +21,7 @@ from persona_circuits.persona.steering.results import SINGLE_TOKENS, Cell, Chang
 from persona_circuits.persona.streams import Change, grouped, on_streams
 from persona_circuits.persona.vectors import place_of
 
-__all__ = ["added", "some_pairs", "steered_logits", "steered_prompts", "without_direction"]
+__all__ = ["added", "chosen_pairs", "some_pairs", "steered_logits", "steered_prompts", "without_direction"]
 
 
 def steered_prompts(
@@ -79,9 +79,18 @@ def some_pairs(file: ExampleFile, n: int) -> ExampleFile:
     every = len(file.items)
     if n >= every:
         return file
-    chosen = np.unique(np.linspace(0, every - 1, n).round().astype(int)).tolist()
-    examples = tuple(file.examples[2 * i + side] for i in chosen for side in (0, 1))
-    return replace(file, items=tuple(file.items[i] for i in chosen), examples=examples)
+    return chosen_pairs(file, evenly(every, n))
+
+
+def chosen_pairs(file: ExampleFile, places: Sequence[int]) -> ExampleFile:
+    """The file with these of its pairs alone."""
+    examples = tuple(file.examples[2 * i + side] for i in places for side in (0, 1))
+    return replace(file, items=tuple(file.items[i] for i in places), examples=examples)
+
+
+def evenly(count: int, n: int) -> list[int]:
+    """At most ``n`` indices below ``count``, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(n, count)).round().astype(int)).tolist()
 
 
 def added(

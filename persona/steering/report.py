@@ -94,7 +94,7 @@ def steering_record(
         "direction": study.directions.kind,
         "shared": study.directions.shared,
         "held_out": study.held_out,
-        "options": asdict(study.options),
+        "options": study.options,
         "n_pairs": len(study.prompts),
         "notes": study.notes,
         "resampled": drawn_over(study.prompts.personas, study.prompts.questions),

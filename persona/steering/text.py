@@ -26,7 +26,7 @@ from persona_circuits.persona.responses import (
     perplexity,
     repetition,
 )
-from persona_circuits.persona.steering.passes import added
+from persona_circuits.persona.steering.passes import added, evenly
 from persona_circuits.persona.steering.results import SteeringStudy
 from persona_circuits.persona.streams import Change, grouped, on_streams
 from persona_circuits.persona.vectors import controls
@@ -112,9 +112,9 @@ def generate_steered(
         (PLAIN, 0.0, directions),
         *((name, s, each) for s in used for name, each in (("direction", directions), ("random", random))),
     ]
-    chosen = np.unique(np.linspace(0, len(study.prompts) - 1, min(n_pairs, len(study.prompts))).round().astype(int))
-    prompts = [(int(i), "B", study.prompts.sides[1][i]) for i in chosen]
-    prompts += [(int(i), "neutral", study.prompts.neutral[i]) for i in chosen]
+    chosen = evenly(len(study.prompts), n_pairs)
+    prompts = [(i, "B", study.prompts.sides[1][i]) for i in chosen]
+    prompts += [(i, "neutral", study.prompts.neutral[i]) for i in chosen]
     said: dict[tuple[int, int], Said] = {}
     for turn, (_, strength, vectors) in enumerate(plan):
         for group in grouped([len(ids) for _, _, ids in prompts], study.options.batch_size):
