@@ -92,12 +92,7 @@ def study(
             loaded = load(stage, name, loading, partial(_check_files, files))
             result = run_study(loaded, files, out, options=options, only=stages.names(), plans=plans, stage=stage)
             if not options.compact:
-                index(
-                    context,
-                    out,
-                    name,
-                    notes=[f"{finished.name}: {note}" for finished in result.stages for note in finished.notes],
-                )
+                index(context, out, name, notes=[f"{x.name}: {note}" for x in result.stages for note in x.notes])
         written = [f"{out}/: numbers.json, numbers.csv, report.md, a folder per stage"]
         show(as_json, result.record, lambda: _print_study(result), out=out, written=written)
 

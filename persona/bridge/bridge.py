@@ -167,8 +167,8 @@ def build_bridge(
     repeats = told_once(measured, options.position)
     fit, held = fit.once(options.position), None if held is None else held.once(options.position)
     measured = held or fit
-    decomposition = decomposed_run(model, fit, held, options, stage)
-    parts = decomposition.parts
+    run = decomposed_run(model, fit, held, options, stage)
+    parts = run.parts
     clusters = Clusters.of([item.pair for item in measured.items])
     layers = tuple(_layer_share(model.graph, at, circuit, parts, clusters, options) for at in range(parts.shape[1]))
     own_movers = movers or _direct_movers(model.graph, layer, parts, options.top_k)
@@ -179,24 +179,20 @@ def build_bridge(
         sources={"pairs": (fit.source, fit.sha256), "held_out": (measured.source, measured.sha256)},
         options=options,
         layer=layer,
-        direction=decomposition.directions.kind,
+        direction=run.directions.kind,
         pairs=tuple(item.pair.id for item in measured.items),
         clusters=clusters.describe(),
         circuit=circuit,
         movers=own_movers,
         neurons=neurons,
         parts=parts,
-        projections=decomposition.projections,
+        projections=run.projections,
         intervals=_intervals(parts[:, layer], clusters, options.seed),
-        error=decomposition.error,
-        conserved=decomposition.error <= TOLERANCE,
+        error=run.error,
+        conserved=run.error <= TOLERANCE,
         layers=layers,
         overlaps=_overlaps(model.graph, circuit, own_movers, neurons),
-        notes=(
-            *repeats,
-            *decomposition.directions.notes,
-            *_notes(model.graph, leaks, circuit, own_movers, neurons, decomposition.error),
-        ),
+        notes=(*repeats, *run.directions.notes, *_notes(model.graph, leaks, circuit, own_movers, neurons, run.error)),
     )
 
 

@@ -229,17 +229,15 @@ class _Seen:
     def add(self, group: list[int]) -> None:
         """Run prompts of one length and read them."""
         model, examples = self.model, [self.examples[i] for i in group]
-        tokens = torch.tensor([_with_forms(example) for example in examples], device=model.device)
-        sides = [id_table([example.sides[turn] for example in examples]).to(model.device) for turn in (0, 1)]
+        tokens = torch.tensor([_with_forms(x) for x in examples], device=model.device)
+        sides = [id_table([x.sides[turn] for x in examples]).to(model.device) for turn in (0, 1)]
         if self.forms:
-            table = form_table([example.forms for example in examples if example.forms is not None], model.device)
+            table = form_table([x.forms for x in examples if x.forms is not None], model.device)
             ends = torch.arange(tokens.shape[1] - table.n_read, tokens.shape[1], device=model.device)
             streams = trace(model, tokens, ends.expand(len(examples), -1), forms=table).streams
             self._read(group, examples, streams, 0, sides, table)
             return
-        at = torch.tensor(
-            [[example.placed.places[name] for name in self.positions] for example in examples], device=model.device
-        )
+        at = torch.tensor([[x.placed.places[name] for name in self.positions] for x in examples], device=model.device)
         last = torch.full((len(examples), 1), tokens.shape[1] - 1, device=model.device)
         traced = trace(model, tokens, torch.cat([at, last], dim=1), with_parts=True)
         for place in range(len(self.positions)):

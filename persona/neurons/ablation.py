@@ -39,8 +39,7 @@ def ablations_of(
     before, after = ablated(model, file, neurons, sets, change, batch_size=options.batch_size, progress=progress)
     clusters = Clusters.of([item.pair for item in file.items])
     return tuple(
-        _ablation(kind, before, values, clusters, options.seed)
-        for kind, values in zip(options.kinds, after, strict=True)
+        _ablation(kind, before, d, clusters, options.seed) for kind, d in zip(options.kinds, after, strict=True)
     )
 
 

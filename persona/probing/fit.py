@@ -171,13 +171,12 @@ def balanced_accuracy(predicted: Predicted) -> float:
 
 def mean_scores(several: Sequence[Scored], sample: Sample) -> Scored:
     """The mean over several targets, under the same draws of all examples that any of them tests."""
-    places = np.unique(np.concatenate([scored.places for scored in several]))
-    inside = [np.searchsorted(places, scored.places) for scored in several]
+    places = np.unique(np.concatenate([x.places for x in several]))
+    inside = [np.searchsorted(places, x.places) for x in several]
 
     def mean_of(turn: int) -> Statistic:
         return lambda weights: np.mean(
-            [scored.measures[turn](weights[:, columns]) for scored, columns in zip(several, inside, strict=True)],
-            axis=0,
+            [x.measures[turn](weights[:, columns]) for x, columns in zip(several, inside, strict=True)], axis=0
         )
 
     return _scored(tuple(mean_of(turn) for turn in range(3)), places, sample)
@@ -226,7 +225,7 @@ def _threshold(scores: Float[np.ndarray, " held"], labels: Int[np.ndarray, " hel
 
 
 def _predict(
-    predictions: Predicted,
+    into: Predicted,
     features: Features,
     labels: Labels,
     fold: Fold,
@@ -235,15 +234,11 @@ def _predict(
     penalty: float,
     symmetric: bool,
 ) -> None:
-    n_classes = max(2, predictions.scores.shape[1])
+    n_classes = max(2, into.scores.shape[1])
     scores, same = _told(features, labels, fold.train, fold.test, n_classes, penalty, symmetric)
     predicted, tied = _decide(scores, threshold)
-    predictions.scores[fold.test], predictions.predicted[fold.test], predictions.tied[fold.test] = (
-        scores,
-        predicted,
-        tied | same,
-    )
-    predictions.fold[fold.test] = turn
+    into.scores[fold.test], into.predicted[fold.test], into.tied[fold.test] = (scores, predicted, tied | same)
+    into.fold[fold.test] = turn
 
 
 def _told(

@@ -216,12 +216,9 @@ def _pair_records(study: SteeringStudy) -> list[dict[str, Any]]:
 
 def _swept(study: SteeringStudy, control: str, layers: tuple[int, ...]) -> list[Outcome]:
     return [
-        outcome
-        for outcome in study.outcomes
-        if outcome.control == control
-        and outcome.layers == layers
-        and outcome.strength is not None
-        and outcome.draw <= 0
+        row
+        for row in study.outcomes
+        if row.control == control and row.layers == layers and row.strength is not None and row.draw <= 0
     ]
 
 
@@ -234,15 +231,12 @@ def _sweep(study: SteeringStudy, value: Any, title: str, unit: str) -> Chart:
     curves = []
     for place, layers in enumerate(_groups(study)):
         outcomes, colour = _swept(study, "direction", layers), PALETTE[place % len(PALETTE)]
-        points = sorted([(float(outcome.strength or 0.0), value(outcome)) for outcome in outcomes] + [(0.0, 1.0)])
+        points = sorted([(float(row.strength or 0.0), value(row)) for row in outcomes] + [(0.0, 1.0)])
         curves.append(Curve(_name(layers), [x for x, _ in points], [y for _, y in points], colour=colour))
         for control, dash in (("random", "dot"), ("covariance", "dash")):
             beside = [
-                (
-                    float(outcome.strength or 0.0),
-                    float(np.mean([value(other) for other in _beside(study, outcome, control)])),
-                )
-                for outcome in outcomes
+                (float(row.strength or 0.0), float(np.mean([value(other) for other in _beside(study, row, control)])))
+                for row in outcomes
             ]
             points = sorted([*beside, (0.0, 1.0)])
             x, y = [a for a, _ in points], [b for _, b in points]
@@ -257,9 +251,9 @@ def _name(layers: tuple[int, ...]) -> str:
 def _kl_figure(study: SteeringStudy) -> Chart:
     curves = []
     for layers in _groups(study):
-        outcomes = [outcome for outcome in _swept(study, "direction", layers) if (outcome.strength or 0) > 0]
-        low, high = [outcome.kl.low for outcome in outcomes], [outcome.kl.high for outcome in outcomes]
-        x, y = [float(outcome.strength or 0.0) for outcome in outcomes], [outcome.kl.value for outcome in outcomes]
+        outcomes = [row for row in _swept(study, "direction", layers) if (row.strength or 0) > 0]
+        low, high = [row.kl.low for row in outcomes], [row.kl.high for row in outcomes]
+        x, y = [float(row.strength or 0.0) for row in outcomes], [row.kl.value for row in outcomes]
         curves.append(Curve(_name(layers), x, y, low, high))
     most = study.options.strengths[-1]
     bound = study.options.kl_bound
@@ -276,13 +270,11 @@ def _trade_figure(study: SteeringStudy) -> Chart:
     """What a gain costs: every layer and strength, the controls beside."""
     marks: list[Curve | Points] = []
     for layers in _groups(study):
-        outcomes = [outcome for outcome in _swept(study, "direction", layers) if (outcome.strength or 0) > 0]
-        marks.append(
-            Curve(_name(layers), [outcome.kl.value for outcome in outcomes], [outcome.gain for outcome in outcomes])
-        )
+        outcomes = [row for row in _swept(study, "direction", layers) if (row.strength or 0) > 0]
+        marks.append(Curve(_name(layers), [row.kl.value for row in outcomes], [row.gain for row in outcomes]))
     for control, symbol in zip(CONTROLS, ("x", "diamond"), strict=True):
-        points = [outcome for outcome in study.outcomes if outcome.control == control and (outcome.strength or 0) > 0]
-        x, y = [outcome.kl.value for outcome in points], [outcome.gain for outcome in points]
+        points = [row for row in study.outcomes if row.control == control and (row.strength or 0) > 0]
+        x, y = [row.kl.value for row in points], [row.gain for row in points]
         marks.append(Points(control, x, y, colour="#8a8a8a", symbol=symbol))
     return chart(marks, title="Gain against its cost", x="divergence on neutral prompts (KL), nats", y="gain")
 

@@ -83,9 +83,7 @@ class Run:
             for layers, item in named
         ]
         results = self._under(variants, lambda rows, _: without_direction(rows), only_last=False)
-        return [
-            self._outcome(layers, item, None, *result) for (layers, item), result in zip(named, results, strict=True)
-        ]
+        return [self._outcome(layers, item, None, *x) for (layers, item), x in zip(named, results, strict=True)]
 
     def bounds(
         self, named: Sequence[tuple[tuple[int, ...], Named]], swept: Mapping[tuple[int, ...], Sequence[Measured]]

@@ -147,21 +147,21 @@ def find_directions(
     FileError
         The file cannot be used.
     """
-    differences = fitting_streams[::2] - fitting_streams[1::2]
+    deltas = fitting_streams[::2] - fitting_streams[1::2]
     names = [(a.persona, b.persona) for a, b in _twos(steered)]
     if toward is not None and kind in KINDS:
         raise OptionError(f"--toward and --away name personas of a file of vectors; --direction is {kind}")
     if kind in MEASURED:
         notes: tuple[str, ...] = ("each pair's own: not held out",) if kind == "pair" else ()
         if kind == "pooled":
-            notes = _pooling_notes(differences, [(a.persona, b.persona) for a, b in _twos(fitting)])
+            notes = _pooling_notes(deltas, [(a.persona, b.persona) for a, b in _twos(fitting)])
         vectors = measured_directions(kind, fitting, fitting_streams, steered, steered_streams)
         directions = Directions(kind, vectors, kind == "pooled", notes)
     elif kind == "readout":
         assert readouts is not None, "whoever asks for readouts gives them"
-        directions = Directions(kind, _readouts(differences, *readouts), False)
+        directions = Directions(kind, _readouts(deltas, *readouts), False)
     else:
-        directions = _from_file(kind, differences, names, toward, fingerprint)
+        directions = _from_file(kind, deltas, names, toward, fingerprint)
     if not (np.linalg.norm(directions.vectors, axis=-1) > 0).all():
         raise TaskError(f"a direction of --direction {kind} is zero: two personas have the same stream there")
     return directions
@@ -179,16 +179,13 @@ def measured_directions(
     Raises:
         TaskError: a steered persona does not occur in what is fitted on.
     """
-    differences, names = (
-        fitting_streams[::2] - fitting_streams[1::2],
-        [(a.persona, b.persona) for a, b in _twos(steered)],
-    )
+    deltas, names = (fitting_streams[::2] - fitting_streams[1::2], [(a.persona, b.persona) for a, b in _twos(steered)])
     if kind == "pair":
         return steered_streams[::2] - steered_streams[1::2]
     if kind == "pooled":
-        return np.repeat(differences.mean(0)[None], len(names), 0)
+        return np.repeat(deltas.mean(0)[None], len(names), 0)
     if kind == "contrast":
-        return _contrasts(differences, [(a.persona, b.persona) for a, b in _twos(fitting)], names)
+        return _contrasts(deltas, [(a.persona, b.persona) for a, b in _twos(fitting)], names)
     return _persona_differences(fitting, fitting_streams, names)
 
 
@@ -217,14 +214,14 @@ def _twos(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
 
 
 def _pooling_notes(
-    differences: Float[np.ndarray, "pair layer d_model"], names: Sequence[tuple[str, str]]
+    deltas: Float[np.ndarray, "pair layer d_model"], names: Sequence[tuple[str, str]]
 ) -> tuple[str, ...]:
     """Whether couples of personas share one direction at all: each one's is compared with the mean of the others.
 
     A note where no more of them point there than signs drawn at random would (binomial, one-sided .05).
     """
     couples = list(dict.fromkeys(names))
-    means = np.stack([differences[[name == couple for name in names]].mean(0) for couple in couples])
+    means = np.stack([deltas[[name == couple for name in names]].mean(0) for couple in couples])
     if len(couples) < FEWEST_COUPLES:
         return (
             f"pooled over {len(couples)} couple(s) of personas: nothing says that they have one direction in common",
@@ -242,18 +239,12 @@ def _pooling_notes(
 
 
 def _contrasts(
-    differences: Float[np.ndarray, "pair layer d_model"],
-    fitted: Sequence[tuple[str, str]],
-    names: Sequence[tuple[str, str]],
+    deltas: Float[np.ndarray, "pair layer d_model"], fitted: Sequence[tuple[str, str]], names: Sequence[tuple[str, str]]
 ) -> Float[np.ndarray, "steered layer d_model"]:
     """The mean difference of the fitting pairs that have the same two personas, turned as the steered pair is."""
     means = {}
     for both in dict.fromkeys(names):
-        rows = [
-            sign * difference
-            for difference, couple in zip(differences, fitted, strict=True)
-            for sign in _turns(couple, both)
-        ]
+        rows = [sign * delta for delta, two in zip(deltas, fitted, strict=True) for sign in _turns(two, both)]
         if not rows:
             shown = " and ".join(name or "(no name)" for name in both)
             raise TaskError(
@@ -287,28 +278,28 @@ def _persona_differences(
 
 
 def _readouts(
-    differences: Float[np.ndarray, "pair layer d_model"], fitting: Readouts, steered: Readouts
+    deltas: Float[np.ndarray, "pair layer d_model"], fitting: Readouts, steered: Readouts
 ) -> Float[np.ndarray, "pair layer d_model"]:
     """Every steered pair's readout, at each layer as long as the fitting pairs differ along theirs."""
-    lengths = np.abs(np.einsum("pld,pd->pl", differences, fitting)).mean(0)
+    lengths = np.abs(np.einsum("pld,pd->pl", deltas, fitting)).mean(0)
     return steered[:, None] * lengths[:, None]
 
 
 def _from_file(
     spec: str,
-    differences: Float[np.ndarray, "pair layer d_model"],
+    deltas: Float[np.ndarray, "pair layer d_model"],
     names: Sequence[tuple[str, str]],
     toward: tuple[str, str] | None,
     fingerprint: str,
 ) -> Directions:
     path, name, row = _parsed(spec)
     if name is None:
-        return _from_vectors(path, differences.shape[1:], names, toward, fingerprint)
+        return _from_vectors(path, deltas.shape[1:], names, toward, fingerprint)
     if toward is not None:
         raise OptionError("--toward and --away name personas of a file of vectors, not rows of an array")
-    array = _array(path, name, row, differences.shape[1:])
+    array = _array(path, name, row, deltas.shape[1:])
     unit = array / np.linalg.norm(array, axis=-1, keepdims=True)
-    along = np.einsum("pld,ld->pl", differences, unit)
+    along = np.einsum("pld,ld->pl", deltas, unit)
     signs = np.where(along.mean(0) < 0, -1.0, 1.0)
     scaled = unit * (signs * np.abs(along).mean(0))[:, None]
     notes = (f"the sign of {name} was turned at layer(s) {', '.join(map(str, np.flatnonzero(signs < 0)))}",)

@@ -157,8 +157,8 @@ def persona_vectors(
     total, done, means = len(usable), 0, []
     for indices in by_persona.values():
         rows = [spoken[i] for i in indices]
-        question_of = [shared.index(responses[i].exchange.question) for i in indices]
-        means.append(_read(model, rows, question_of, cache, batch_size))
+        places = [shared.index(responses[i].exchange.question) for i in indices]
+        means.append(_read(model, rows, places, cache, batch_size))
         done += len(indices)
         if progress is not None:
             progress(done, total)
@@ -226,11 +226,7 @@ def most_reliable_layer(vectors: PersonaVectors) -> int | None:
     Of several, the one where a persona's halves are most alike against those of two. One question says nothing.
     """
     reliabilities = [reliability(vectors, layer) for layer in range(vectors.n_layers)]
-    known = [
-        layer
-        for layer, scores in enumerate(reliabilities)
-        if np.isfinite([scores.own, scores.others, scores.identified]).all()
-    ]
+    known = [layer for layer, x in enumerate(reliabilities) if np.isfinite([x.own, x.others, x.identified]).all()]
     if not known:
         return None
     return max(
@@ -262,13 +258,11 @@ def tree(vectors: Vectors) -> Float[np.ndarray, "merge 4"]:
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
-    distances = 1 - cosines(vectors)
-    if len(distances) < 2 or not np.isfinite(distances).all():
+    gaps = 1 - cosines(vectors)
+    if len(gaps) < 2 or not np.isfinite(gaps).all():
         raise TaskError("a tree needs two personas or more, none of which is exactly their mean")
-    np.fill_diagonal(distances, 0.0)
-    return linkage(
-        squareform((distances + distances.T) / 2, checks=False).clip(min=0.0), "average", optimal_ordering=True
-    )
+    np.fill_diagonal(gaps, 0.0)
+    return linkage(squareform((gaps + gaps.T) / 2, checks=False).clip(min=0.0), "average", optimal_ordering=True)
 
 
 def _usable(
@@ -293,33 +287,29 @@ def _usable(
 
 def _shared_questions(responses: Sequence[Response], left_out: Mapping[str, int]) -> list[str]:
     """The questions that every persona has a response to, in order of appearance."""
-    questions_of: dict[str, dict[str, None]] = {}
+    by_persona: dict[str, dict[str, None]] = {}
     for response in responses:
-        questions_of.setdefault(response.exchange.persona, {})[response.exchange.question] = None
-    if len(questions_of) < 2:
+        by_persona.setdefault(response.exchange.persona, {})[response.exchange.question] = None
+    if len(by_persona) < 2:
         without = "".join(f"; {count:,} responses are left out: {why}" for why, count in left_out.items())
         raise TaskError(
-            f"vectors need two personas or more with a response that can be read, got {len(questions_of)}{without}"
+            f"vectors need two personas or more with a response that can be read, got {len(by_persona)}{without}"
         )
-    shared = [
-        name
-        for name in next(iter(questions_of.values()))
-        if all(name in questions for questions in questions_of.values())
-    ]
+    shared = [name for name in next(iter(by_persona.values())) if all(name in names for names in by_persona.values())]
     if not shared:
         raise TaskError("there is no question that every persona has a response to, so their means cannot be compared")
     return shared
 
 
 def _read(
-    model: Model, rows: Sequence[SpokenTokens], question_of: Sequence[int], cache: str | Path | None, batch_size: int
+    model: Model, rows: Sequence[SpokenTokens], questions: Sequence[int], cache: str | Path | None, batch_size: int
 ) -> tuple[Float[np.ndarray, "2 layer d_model"], Float[np.ndarray, "layer d_model"]]:
     """One persona's two half means and whole mean, from the cache where it has them."""
-    key = _key(model, rows, question_of)
+    key = _key(model, rows, questions)
     path = None if cache is None else Path(cache) / f"{key[:32]}.safetensors"
     if path is not None and path.is_file() and (stored := _cached(path, (model.graph.n_layers, model.d_model))):
         return stored["halves"], stored["mean"]
-    means = _means(model, rows, question_of, batch_size)
+    means = _means(model, rows, questions, batch_size)
     halves = np.stack([_mean_of(means[half::2]) for half in (0, 1)])
     mean = _mean_of(means)
     if path is not None:
@@ -343,18 +333,18 @@ def _cached(path: Path, shape: tuple[int, int]) -> Mapping[str, np.ndarray]:
 
 
 def _means(
-    model: Model, rows: Sequence[SpokenTokens], question_of: Sequence[int], batch_size: int
+    model: Model, rows: Sequence[SpokenTokens], questions: Sequence[int], batch_size: int
 ) -> Float[np.ndarray, "question layer d_model"]:
     """Mean over the responses to each question, in float64."""
-    sums = np.zeros((max(question_of) + 1, model.graph.n_layers, model.d_model))
+    sums = np.zeros((max(questions) + 1, model.graph.n_layers, model.d_model))
     counts = np.zeros(len(sums))
     for group in grouped([len(row.ids) for row in rows], batch_size):
         tokens = torch.tensor([rows[i].ids for i in group], device=model.device)
         starts = torch.tensor([rows[i].start for i in group], device=model.device)
         inside = torch.arange(tokens.shape[1], device=model.device) >= starts[:, None]
         for i, mean in zip(group, mean_streams(model, tokens, inside).double().numpy(), strict=True):
-            sums[question_of[i]] += mean
-            counts[question_of[i]] += 1
+            sums[questions[i]] += mean
+            counts[questions[i]] += 1
     return sums / counts[:, None, None]
 
 
@@ -362,15 +352,9 @@ def _mean_of(questions: Float[np.ndarray, "question layer d_model"]) -> Float[np
     return questions.mean(0) if len(questions) else np.full(questions.shape[1:], np.nan)
 
 
-def _key(model: Model, rows: Sequence[SpokenTokens], question_of: Sequence[int]) -> str:
+def _key(model: Model, rows: Sequence[SpokenTokens], questions: Sequence[int]) -> str:
     """A hash of the model, the weights' format, the layers and every token that is read, by question."""
-    whole = [
-        model.fingerprint,
-        str(model.dtype),
-        "all layers",
-        [[row.ids, row.start] for row in rows],
-        list(question_of),
-    ]
+    whole = [model.fingerprint, str(model.dtype), "all layers", [[row.ids, row.start] for row in rows], list(questions)]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 
