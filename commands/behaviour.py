@@ -137,16 +137,14 @@ def explain(
         show(as_json, lambda: _without(explain_record(explanation), "pairs"), tables, out=out, notes=explanation.notes)
 
 
-def _write_explanation(
-    context: typer.Context, explanation: Any, out: Path, name: str, calibration: Path | None
-) -> None:
+def _write_explanation(context: typer.Context, result: Any, out: Path, name: str, calibration: Path | None) -> None:
     """Write the files, and the thresholds that this run set."""
     from persona_circuits.persona.explanation import write_calibration, write_explanation
 
-    with result_folder(context, out, name, notes=explanation.notes) as staging:
-        write_explanation(explanation, staging)
-    if calibration and explanation.calibration:
-        write_calibration(explanation.calibration, calibration)
+    with result_folder(context, out, name, notes=result.notes) as staging:
+        write_explanation(result, staging)
+    if calibration and result.calibration:
+        write_calibration(result.calibration, calibration)
 
 
 def _items(pairs: Path | None, controls: Path | None, source: Source) -> list[Any]:
@@ -167,7 +165,7 @@ def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in keys}
 
 
-def _print_explanation(explanation: Any) -> None:
+def _print_explanation(result: Any) -> None:
     from persona_circuits.persona.explanation import (
         LEVEL,
         TESTED,
@@ -178,33 +176,28 @@ def _print_explanation(explanation: Any) -> None:
         test_rows,
     )
 
-    null = explanation.null
-    parts = {
-        "all": [explanation.overall],
-        **{key: [g for g in explanation.groups if g.by == key] for key in explanation.options.by},
-    }
-    for key, groups in (parts | {"control": explanation.controls}).items():
+    null = result.null
+    parts = {"all": [result.overall], **{key: [g for g in result.groups if g.by == key] for key in result.options.by}}
+    for key, groups in (parts | {"control": result.controls}).items():
         if groups:
-            title = f"why personas collapse in {explanation.model}" if key == "all" else f"by {key}"
+            title = f"why personas collapse in {result.model}" if key == "all" else f"by {key}"
             print_table(Table(title, table_columns(key), group_rows(groups), 2))
-    items = [row.measure.item for row in explanation.pairs]
+    items = [row.measure.item for row in result.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
-    if tested := test_rows(explanation):
+    if tested := test_rows(result):
         print_table(Table("causal tests", TESTED, tested, 2))
-    columns, rows = rate_table(explanation)
+    columns, rows = rate_table(result)
     if rows:
-        qualifier = " that it was not set on" if explanation.calibration is not None else ""
+        qualifier = " that it was not set on" if result.calibration is not None else ""
         title = f"how often controls{qualifier}, without a persona to find, have a verdict"
         print_table(Table(title, columns, rows, 2))
-        if explanation.calibration is not None:
-            given = (
-                explanation.calibration.source or "set on half of the controls by persona pair; the others are held out"
-            )
+        if result.calibration is not None:
+            given = result.calibration.source or "set on half of the controls by persona pair; the others are held out"
             say(f"calibration {given}; a verdict is given where at most {LEVEL:g} of controls have it")
-    columns, rows = confusion_rows(explanation)
+    columns, rows = confusion_rows(result)
     if rows:
         print_table(Table("verdicts by what the generator sets", columns, rows))
-        agreement = explanation.agreement
+        agreement = result.agreement
         kappa = "undefined" if agreement.kappa is None else f"{agreement.kappa:.3f}"
         say(
             f"agreement   {agreement.share:.3f} of {agreement.n} pairs (by chance {agreement.chance:.3f}), "
@@ -215,11 +208,8 @@ def _print_explanation(explanation: Any) -> None:
             f"paraphrases {null.n} pairs: sigma_0 {null.sigma_0:.3f} logits; more than they have is a signal at the "
             f"answer from {null.signal_answer:.2f} and one side of {null.stronger_side:.2f} logits"
         )
-    say(
-        f"eta         high from {explanation.thresholds.alignment_sd:g} times its root mean square over random "
-        "token pairs"
-    )
-    say(f"thresholds  {explanation.thresholds.source}, sha256 {explanation.thresholds.sha256[:12]}…")
+    say(f"eta         high from {result.thresholds.alignment_sd:g} times its root mean square over random token pairs")
+    say(f"thresholds  {result.thresholds.source}, sha256 {result.thresholds.sha256[:12]}…")
 
 
 def _print_collapse(study: Any) -> None:

@@ -79,9 +79,7 @@ def crosscheck(
         stored = read_circuit(run)
         if other.scores is not None:
             agreements = [compare_with_file(stored, other.scores)]
-            show(
-                as_json, lambda: [asdict(agreement) for agreement in agreements], lambda: _print_agreements(agreements)
-            )
+            show(as_json, lambda: [asdict(x) for x in agreements], lambda: _print_agreements(agreements))
             _require_agreement(agreements, other.tolerance)
             return
         name = other.model or stored.model_name()
@@ -267,45 +265,43 @@ def _write_fitting(task: Any, fit: Any, out: Path) -> None:
     say(f"written to  {out}: {len(lines):,} of {fit.n_pairs:,} pairs", err=True)
 
 
-def _print_inspection(inspection: Any, price: float | None) -> None:
-    arch, graph = inspection.architecture, inspection.graph
+def _print_inspection(result: Any, price: float | None) -> None:
+    arch, graph = result.architecture, result.graph
     say(
         f"{arch.name}: {arch.layers} layers, {arch.heads} heads of width {arch.d_head} ({arch.kv_heads} key-value), "
         f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, "
-        f"context {inspection.n_context or 'unknown'}\n"
+        f"context {result.n_context or 'unknown'}\n"
         f"parameters {arch.parameters / 1e9:.3g} G; {graph.n_src:,} sources, {graph.n_dst:,} slots, "
-        f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if inspection.comes_apart is None else ''}"
+        f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if result.comes_apart is None else ''}"
     )
-    if inspection.origin is not None:
-        say(f"weights: {inspection.origin.sentence}")
-    says = {None: "not tried: only the configuration was read", True: "yes", False: inspection.fault}
-    say(f"comes apart into nodes: {says[inspection.comes_apart]}")
-    _print_costs(inspection, price)
-    if inspection.pairs is not None:
-        fit = inspection.pairs
+    if result.origin is not None:
+        say(f"weights: {result.origin.sentence}")
+    says = {None: "not tried: only the configuration was read", True: "yes", False: result.fault}
+    say(f"comes apart into nodes: {says[result.comes_apart]}")
+    _print_costs(result, price)
+    if result.pairs is not None:
+        fit = result.pairs
         fine = f"{fit.n_pairs:,} pairs of {fit.source} fit, {fit.longest} tokens at most"
         say(f"\npairs: {fit.fault or fine}")
         if fit.repeated:
             say(f"note: {fit.repeated} rows repeat earlier ones; they are left out everywhere")
 
 
-def _print_costs(inspection: Any, price: float | None) -> None:
+def _print_costs(result: Any, price: float | None) -> None:
     """Memory, time and, if a price per hour is given, cost of every step in every format."""
     from persona_circuits.circuit.cost import weight_bytes
 
     rows = []
-    for dtype, steps in inspection.costs.items():
+    for dtype, steps in result.costs.items():
         for i, cost in enumerate(steps):
             fits = cost.prompts_at_once > 0
-            head = (dtype, f"{weight_bytes(inspection.architecture, dtype) / 1e9:.3g}") if i == 0 else ("", "")
+            head = (dtype, f"{weight_bytes(result.architecture, dtype) / 1e9:.3g}") if i == 0 else ("", "")
             money = () if price is None else (f"{cost.seconds / 3600 * price:,.2f}" if fits else "-",)
             size, at_once = f"{cost.bytes_per_prompt / 1e9:.3g}", f"{cost.prompts_at_once:,}" if fits else "none fits"
             rows.append((*head, cost.step, size, at_once, duration(cost.seconds) if fits else "-", *money))
     columns = ("format", "weights, GB", "step", "per prompt, GB", "prompts at once", "time")
-    title = (
-        f"estimated for {inspection.prompts:,} prompts of {inspection.tokens} tokens on one {inspection.device.name}"
-    )
-    title += "" if inspection.limit is None else f" within {inspection.limit / 1e9:.3g} GB"
+    title = f"estimated for {result.prompts:,} prompts of {result.tokens} tokens on one {result.device.name}"
+    title += "" if result.limit is None else f" within {result.limit / 1e9:.3g} GB"
     print_table(Table(title, (*columns, *(() if price is None else ("cost",))), rows, 3))
 
 

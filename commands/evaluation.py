@@ -105,13 +105,10 @@ def evaluate(
             task = those_that_fit(task, loaded, align=str(options.align)) if loading.fitting else task
             if options.budget is not None:  # reading and loading are part of it
                 options = replace(options, budget=max(1e-3, options.budget - (time.monotonic() - begun)))
-            settings: dict[str, Any] = {
-                "null": quiet,
-                "tested": not asked.only_faithfulness,
-                "state": state,
-                "stage": stage,
-            }
-            evaluation = evaluate_circuit(loaded, stored, task, options, **settings)
+            tested = not asked.only_faithfulness
+            evaluation = evaluate_circuit(
+                loaded, stored, task, options, null=quiet, tested=tested, state=state, stage=stage
+            )
         if first:
             for note in evaluation.notes:
                 say(f"note: {note}", err=True)

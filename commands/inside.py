@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -107,14 +108,9 @@ def lens(
         check_output_folder(out)
         with progress_bars() as stage:
             items = load_items(path or "", label=label)
-            settings: dict[str, Any] = {
-                "split": split,
-                "tokens": tokens,
-                "fitting": loading.fitting,
-                "takes_forms": True,
-            }
-            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, **settings))
-            examples = examples_of(items, loaded, **settings)
+            read = partial(examples_of, items, split=split, tokens=tokens, fitting=loading.fitting, takes_forms=True)
+            loaded = load(stage, name, loading, read)
+            examples = read(loaded)
             study = study_lens(loaded, examples, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")
             with result_folder(context, out, name, notes=study.notes) as staging:

@@ -170,13 +170,8 @@ def load(stage: Callable[[str], Any], name: str, loading: Loading, check: Callab
             check_folder(Path(resolve(name)))  # a folder that is no model is the first thing to be told
         check(load_tokenizer(name, revision=loading.revision))
     limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
-    settings: dict[str, Any] = {
-        "revision": loading.revision,
-        "device": loading.device,
-        "dtype": loading.dtype,
-        "max_memory": limit,
-    }
-    model = load_model(resolve(name), label=name, **settings)
+    settings: dict[str, Any] = {key: getattr(loading, key) for key in ("revision", "device", "dtype")}
+    model = load_model(resolve(name), label=name, max_memory=limit, **settings)
     for note in model.notes:
         say(f"note: {note}", err=True)
     return model

@@ -171,9 +171,7 @@ def ablated(
         before[group] = (both[0].margin - both[1].margin).numpy()
         for k, kind in enumerate(kinds):
             for rows in np.array_split(np.arange(len(sets)), -(-len(sets) * len(group) // ROWS)):
-                a, b = (
-                    prompts.changed(sets[rows], kind, change.means, other) for prompts, other in (both, reversed(both))
-                )
+                a, b = (x.changed(sets[rows], kind, change.means, y) for x, y in (both, reversed(both)))
                 after[k][rows[:, None], group] = (a - b).numpy()
         done += len(group)
         if progress is not None:

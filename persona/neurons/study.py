@@ -207,9 +207,7 @@ def _ranking(
     rounding = at_rounding(size, np.abs(read["fit"].values).max(0), neurons.layers, epsilon)
     quiet = None
     if null is not None:
-        quiet = Paraphrases(
-            read["null"].differences, cluster_codes([example.persona for example in null.examples[::2]])[0]
-        )
+        quiet = Paraphrases(read["null"].differences, cluster_codes([x.persona for x in null.examples[::2]])[0])
     couples = [fit.items[place].personas for place in np.unique(codes, return_index=True)[1]]
     clusters = clusters_of(couples, [""] * len(couples))
     return rank_neurons(differences, codes, rounding, options, null=quiet, clusters=clusters)

@@ -332,9 +332,7 @@ def _attention_mass(
 def _effects(sweep: _Sweep, divergence: Float[np.ndarray, " pair"], clusters: Clusters, seed: int) -> Effects:
     values = sweep.by_pair(sweep.moved).transpose(0, 2, 1)
     numerators = {"noising": values[0], "denoising": values[1], "both": values.mean(0)}
-    shares = {
-        name: ratio_of_means(numerator, divergence, clusters, seed=seed) for name, numerator in numerators.items()
-    }
+    shares = {name: ratio_of_means(x, divergence, clusters, seed=seed) for name, x in numerators.items()}
     whole = ratio_of_means(sweep.by_pair(sweep.all).mean(0)[None], divergence, clusters, seed=seed)[0]
     return Effects(sweep.sites, values, shares, whole.value)
 

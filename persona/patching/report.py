@@ -250,23 +250,18 @@ def _head_parts_map(study: PatchStudy) -> Chart:
         if site.kind == "head" and site.part != EVERYWHERE:
             values.setdefault(site.name, {})[site.part] = estimate.value
     order = sorted(values, key=lambda name: -max(np.nan_to_num(np.abs(list(values[name].values())))))[:MOST_HEADS]
-    shown = [name for name in values if name in order]
-    cells = [[values[name].get(part) for part in study.parts] for name in shown]
-    return _map(
-        study, cells, shown, study.parts, "Heads by part of the prompt, both directions", x="part of the prompt"
-    )
+    rows = [name for name in values if name in order]
+    cells = [[values[name].get(part) for part in study.parts] for name in rows]
+    return _map(study, cells, rows, study.parts, "Heads by part of the prompt, both directions", x="part of the prompt")
 
 
 def _paths_map(study: PatchStudy) -> Chart:
     """The strongest senders, in the model's order; all together are in the table."""
     assert study.paths is not None
     shares = study.paths.shares["both"][:-1]
-    sizes = [
-        max((abs(np.nan_to_num(estimate.value)) for estimate in row if estimate is not None), default=0.0)
-        for row in shares
-    ]
+    sizes = [max((abs(np.nan_to_num(x.value)) for x in row if x is not None), default=0.0) for row in shares]
     order = sorted(sorted(range(len(shares)), key=lambda i: -sizes[i])[:MOST_HEADS])
-    cells = [[None if estimate is None else estimate.value for estimate in shares[i]] for i in order]
+    cells = [[None if x is None else x.value for x in shares[i]] for i in order]
     names = [study.paths.senders[i] for i in order]
     return _map(study, cells, names, study.paths.receivers, "Direct paths, both directions", x="to", y="from")
 

@@ -110,12 +110,8 @@ def linear_cka(
         a, b = centred_by_group(x, groups), centred_by_group(y, groups)
         estimate = partial(grouped_hsic, apart=_apart(groups))
     first, second = a @ a.T, b @ b.T
-    first_norm, second_norm = estimate(first, first), estimate(second, second)
-    return (
-        float(estimate(first, second) / np.sqrt(first_norm * second_norm))
-        if first_norm > 0 and second_norm > 0
-        else float("nan")
-    )
+    norms = estimate(first, first), estimate(second, second)
+    return float(estimate(first, second) / np.sqrt(np.prod(norms))) if min(norms) > 0 else float("nan")
 
 
 def unbiased_hsic(first: Matrix, second: Matrix) -> float:

@@ -245,12 +245,9 @@ def _mean_cell(cells: Sequence[Cell], sample: Sample) -> Cell:
 
 def _mean_estimate(several: Sequence[Estimate]) -> Estimate:
     """Means of values and of interval ends: wider than the interval of the mean."""
-    ends = [
-        [getattr(estimate, end) for estimate in several if getattr(estimate, end) is not None]
-        for end in ("low", "high")
-    ]
+    ends = [[getattr(x, end) for x in several if getattr(x, end) is not None] for end in ("low", "high")]
     low, high = (float(np.mean(values)) if values else None for values in ends)
-    return Estimate(float(np.mean([estimate.value for estimate in several])), low, high)
+    return Estimate(float(np.mean([x.value for x in several])), low, high)
 
 
 def _order(cell: Cell, positions: Sequence[str]) -> tuple[int, int, int]:

@@ -57,10 +57,8 @@ def set_parts(
     for nodes in groups.values():
         chosen = tuple(graph.src_index(name) for name in nodes if name != "logits")
         drawn.append([chosen, *other_sets(graph, chosen, options.n_controls, options.seed)])
-    members, at = (
-        _members(graph, [item for node_sets in drawn for item in node_sets], options.layers),
-        options.fitted_at,
-    )
+    members = _members(graph, [item for node_sets in drawn for item in node_sets], options.layers)
+    at = options.fitted_at
     on_fitting = on_steered = _written(model, fitting.examples, members, at, options.batch_size)
     if kind == "pair" and fitting is not steered:
         on_steered = _written(model, steered.examples, members, at, options.batch_size)
@@ -128,12 +126,9 @@ def _values(
     size = sum(float((vector**2).sum()) for vector in whole.values())
     steps, shares = [], []
     for part in parts:
-        vectors = {layer: part[:, place] for layer, place in places.items()}
-        steps += [
-            (vectors, bound.strength),
-            ({layer: whole[layer] - vectors[layer] for layer in vectors}, bound.strength),
-        ]
-        shares.append(sum(float((vectors[layer] * whole[layer]).sum()) for layer in vectors) / size)
+        added = {layer: part[:, place] for layer, place in places.items()}
+        steps += [(added, bound.strength), ({layer: whole[layer] - added[layer] for layer in added}, bound.strength)]
+        shares.append(sum(float((added[layer] * whole[layer]).sum()) for layer in added) / size)
     gains = [run.gain(measured.margins(1)) for measured in run.measure(steps)]
     return list(zip(shares, gains[::2], gains[1::2], strict=True))
 

@@ -21,6 +21,7 @@ every block from the layer on (arXiv:2406.11717).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,17 +82,14 @@ def study_steering(
     size, repeats = options.batch_size, told_once(fitting, options.fitted_at)
     held_out = kind != "pair" and not _shared_prompts(steered, fitting)
     fitting = fitting.once(at)
-    fitting_streams = prompt_end_streams(model, fitting.examples, position=at, batch_size=size)
-    steered_streams = (
-        fitting_streams
-        if fitting is steered
-        else prompt_end_streams(model, steered.examples, position=at, batch_size=size)
-    )
+    read = partial(prompt_end_streams, model, position=at, batch_size=size)
+    streams = read(fitting.examples)
+    steered_streams = streams if fitting is steered else read(steered.examples)
     readouts = (_readouts(model, fitting), _readouts(model, steered)) if kind == "readout" else None
     settings: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
-    directions = find_directions(kind, fitting.examples, fitting_streams, steered.examples, steered_streams, **settings)
+    directions = find_directions(kind, fitting.examples, streams, steered.examples, steered_streams, **settings)
     plain, reference = unsteered(model, prompts, size)
-    groups, named = _named_by_layers(directions, fitting_streams, options)
+    groups, named = _named_by_layers(directions, streams, options)
     run = Run(model, prompts, options, plain, reference, progress or untold, len(groups), len(named))
     measured, outcomes = _swept(run, named)
     bounds = run.bounds(named, measured)
@@ -105,7 +103,7 @@ def study_steering(
         prompts=prompts,
         ids=tuple(item.pair.id for item in steered.items),
         first_personas=tuple(example.persona for example in steered.examples[::2]),
-        streams=fitting_streams,
+        streams=streams,
         plain=plain,
         outcomes=tuple(outcomes),
         bounds=tuple(bounds),
@@ -181,18 +179,12 @@ def unsteered(model: Model, prompts: SteeredPrompts, batch_size: int) -> tuple[M
 
 def _readouts(model: Model, file: ExampleFile) -> Float[np.ndarray, "pair d_model"]:
     """The direction, of length one, in which each pair's two answers are read out, A's minus B's."""
-    firsts = file.examples[::2]
-    sides = [
-        id_table(rows).to(model.device)
-        for rows in ([example.answers for example in firsts], [example.others for example in firsts])
-    ]
+    sides = [id_table([x.sides[turn] for x in file.examples[::2]]).to(model.device) for turn in (0, 1)]
     return read_out_direction(model, *sides).double().cpu().numpy()
 
 
 def _shared_prompts(first: ExampleFile, second: ExampleFile) -> bool:
-    return bool(
-        {example.placed.text for example in first.examples} & {example.placed.text for example in second.examples}
-    )
+    return bool({x.placed.text for x in first.examples} & {x.placed.text for x in second.examples})
 
 
 def _notes(directions: Directions, held_out: bool) -> tuple[str, ...]:

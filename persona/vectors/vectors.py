@@ -225,17 +225,11 @@ def most_reliable_layer(vectors: PersonaVectors) -> int | None:
 
     Of several, the one where a persona's halves are most alike against those of two. One question says nothing.
     """
-    reliabilities = [reliability(vectors, layer) for layer in range(vectors.n_layers)]
-    known = [layer for layer, x in enumerate(reliabilities) if np.isfinite([x.own, x.others, x.identified]).all()]
+    scores = [reliability(vectors, layer) for layer in range(vectors.n_layers)]
+    known = [layer for layer, x in enumerate(scores) if np.isfinite([x.own, x.others, x.identified]).all()]
     if not known:
         return None
-    return max(
-        known,
-        key=lambda layer: (
-            round(reliabilities[layer].identified, 9),
-            reliabilities[layer].own - reliabilities[layer].others,
-        ),
-    )
+    return max(known, key=lambda at: (round(scores[at].identified, 9), scores[at].own - scores[at].others))
 
 
 def reliability(vectors: PersonaVectors, layer: int) -> Reliability:
