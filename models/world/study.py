@@ -37,14 +37,12 @@ words on either side.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
+from persona_circuits.models.world.data import json_lines, write_and_print
 from persona_circuits.models.world.pairs import Met, Row, bias_of, contrast_of, control_pairs, pair_key, placed, row_of
 from persona_circuits.models.world.text import (
     MENTION_FRAMES,
@@ -56,7 +54,7 @@ from persona_circuits.models.world.text import (
     prompt,
     wordings,
 )
-from persona_circuits.models.world.world import Persona, Question, World, build_world
+from persona_circuits.models.world.world import Persona, Question, World
 
 __all__ = ["HELD_OUT", "VARIANTS", "study_files", "study_pairs", "variant_pairs"]
 
@@ -91,7 +89,7 @@ def study_files(world: World) -> dict[str, str]:
         "study2_world_mentions.jsonl": mention_pairs(world, draw="study2"),
         "study3_world.jsonl": study_pairs(world, draw="study3"),
     }
-    return {name: "".join(json.dumps(row) + "\n" for row in file_rows) for name, file_rows in rows.items()}
+    return {name: json_lines(file_rows) for name, file_rows in rows.items()}
 
 
 def study_pairs(world: World, *, draw: str = "study") -> list[Row]:
@@ -149,18 +147,7 @@ def mention_pairs(world: World, *, draw: str) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; prints the names of the files."""
-    from persona_circuits.circuit.storage import write_text
-
-    parser = argparse.ArgumentParser(
-        prog="python -m persona_circuits.models.world.study", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "datasets", help="folder")
-    out = parser.parse_args(argv).out
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in study_files(build_world()).items():
-        write_text(text, out / name)
-        print(out / name)
-    return 0
+    return write_and_print("study", __doc__, study_files, argv)
 
 
 def _parts(world: World, rng: random.Random) -> tuple[Part, dict[str, Part]]:

@@ -45,15 +45,13 @@ from persona_circuits.circuit.forward import (
 )
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress, Stage, about, untold_stage
 from persona_circuits.circuit.statistics import Clusters, detectable_ratio, is_zero, ratio_p_values
 from persona_circuits.circuit.storage import Kept, search_of
-from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
+from persona_circuits.circuit.task import Row, Task, batches, encode, with_swap_rows
 from persona_circuits.persona.data import Estimate, ExampleFile, leak, ratio_of_means
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.explanation import margins
-from persona_circuits.persona.patching.heads import HeadAblation, ablate_heads, parse_heads
+from persona_circuits.persona.patching.heads import HeadAblation, ablate_heads, finite_margins, parse_heads
 from persona_circuits.persona.patching.options import PatchOptions
 from persona_circuits.persona.patching.paths import Paths, parse_paths, patch_paths
 from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, Site, parts_of, sites_of
@@ -265,9 +263,9 @@ class _Sweep:
         return self.by_pair(self.mass) if self.wants_attention else None
 
     def _plain(self, item: Prepared) -> None:
-        at, base = list(item.batch.indices), _margins(item.clean.logits, item.batch)
-        self.whole[at] = base - _margins(item.corrupt.logits, item.batch)
-        self.all[at] = base - _margins(item.ablated.logits, item.batch)
+        at, base = list(item.batch.indices), finite_margins(item.clean.logits, item.batch)
+        self.whole[at] = base - finite_margins(item.corrupt.logits, item.batch)
+        self.all[at] = base - finite_margins(item.ablated.logits, item.batch)
         self.passes, self.runs = self.passes + 2, self.runs + 2 * len(at)
         if self.wants_attention:
             inside = self.parts.masks(item.batch)[self.parts.contrast or ""]
@@ -278,13 +276,13 @@ class _Sweep:
 
         Gives ``moved``, ``[row, site]``, and ``cost``: passes, and prompts in them.
         """
-        masks, base = self.parts.masks(item.batch), _margins(item.clean.logits, item.batch)
+        masks, base = self.parts.masks(item.batch), finite_margins(item.clean.logits, item.batch)
         sites, moved, passes = [self.sites[i] for i in chosen], [], 0
         streams, at_end = self.model.graph.n_heads + 8, sites[0].part == ANSWER
         for span in portions(len(sites), per_pass(self.model, item, streams, at_end=at_end)):
             where = torch.stack([masks[site.part] for site in sites[span]])
             logits = self._logits(item, sites[span], where)
-            moved += [base - _margins(part, item.batch) for part in logits]
+            moved += [base - finite_margins(part, item.batch) for part in logits]
             passes += 1
         return {"moved": np.stack(moved, axis=1), "cost": np.array([passes, len(sites) * len(item.batch)])}
 
@@ -308,12 +306,6 @@ def _steps(sites: Sequence[Site]) -> Iterator[list[int]]:
 def _rows(file: ExampleFile, model: Model, align: str) -> tuple[Row, ...]:
     task = Task(tuple(item.pair for item in file.items), file.source, file.sha256)
     return with_swap_rows(encode(task, model, align=align))
-
-
-def _margins(logits: Float[Tensor, "batch vocab"], batch: Batch) -> NDArray[np.float64]:
-    values = margins(logits.double(), batch).cpu().numpy()
-    check_finite(values, batch.name, "margins")
-    return values
 
 
 def _attention_mass(

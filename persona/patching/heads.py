@@ -41,13 +41,13 @@ from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, is_zero
 from persona_circuits.circuit.storage import Kept
-from persona_circuits.circuit.task import Row, batches
+from persona_circuits.circuit.task import Batch, Row, batches
 from persona_circuits.persona.data import Estimate, Example, ExampleFile, ratio_of_means
 from persona_circuits.persona.explanation import margins
 from persona_circuits.persona.patching.options import PatchOptions
 from persona_circuits.persona.streams import id_table
 
-__all__ = ["HeadAblation", "ablate_heads", "parse_heads"]
+__all__ = ["HeadAblation", "ablate_heads", "finite_margins", "parse_heads"]
 
 Heads = tuple[int, ...]
 """Places among the graph's sources."""
@@ -183,10 +183,8 @@ class _Ablated:
         ids = id_table([example.candidates for example in examples])
         margin, choice, is_own = [], [], []
         for logits in many:
-            values = margins(logits.double(), item.batch).cpu().numpy()
-            check_finite(values, item.batch.name, "margins")
             best = metrics.candidate_logits(logits, ids.to(logits.device)).argmax(-1).tolist()
-            margin.append(values)
+            margin.append(finite_margins(logits, item.batch))
             choice.append(best)
             is_own.append([example.candidates[i] in example.answers for example, i in zip(examples, best, strict=True)])
         return {"margin": np.stack(margin), "choice": np.array(choice), "own": np.array(is_own)}
@@ -217,6 +215,17 @@ def _outcome(graph: Graph, file: ExampleFile, heads: Heads, options: PatchOption
         passes=ablated.passes,
         runs=ablated.runs,
     )
+
+
+def finite_margins(logits: Float[Tensor, "batch vocab"], batch: Batch) -> NDArray[np.float64]:
+    """The margin of every row, in float64 on the CPU.
+
+    Raises:
+        ModelError: one is not finite.
+    """
+    values = margins(logits.double(), batch).cpu().numpy()
+    check_finite(values, batch.name, "margins")
+    return values
 
 
 def _rank(values: NDArray[np.float64]) -> float:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -84,6 +84,28 @@ class Scored:
     measures: tuple[Statistic, ...]
 
 
+class _Settings(NamedTuple):
+    """How the probes of one target are fitted."""
+
+    n_classes: int
+    penalty: float
+    symmetric: bool
+
+    @property
+    def has_threshold(self) -> bool:
+        return self.n_classes == 2 and not self.symmetric
+
+    @property
+    def n_columns(self) -> int:
+        return 1 if self.n_classes == 2 else self.n_classes
+
+    def nothing_yet(self, labels: Labels) -> Predicted:
+        """Predictions to be filled in, fold by fold."""
+        n = len(labels)
+        scores, fold, tied = np.zeros((n, self.n_columns)), np.full(n, -1, np.int64), np.zeros(n, dtype=bool)
+        return Predicted(labels, np.zeros(n, np.int64), scores, fold, tied)
+
+
 def cross_validate(
     layers: Sequence[Features], labels: Labels, folds: Sequence[Fold], *, penalty: float, symmetric: bool = False
 ) -> tuple[list[Predicted], list[int]]:
@@ -99,15 +121,15 @@ def cross_validate(
         Turning the sign of an example's features swaps its label: no intercept, no
         centring, and the threshold is zero.
     """
-    n_classes = int(labels.max()) + 1
-    predictions = [_empty(labels, n_classes) for _ in layers]
+    settings = _Settings(int(labels.max()) + 1, penalty, symmetric)
+    predictions = [settings.nothing_yet(labels) for _ in layers]
     chosen = []
     for turn, fold in enumerate(folds):
         quality = []
         for predicted, features in zip(predictions, layers, strict=True):
-            accuracy, threshold = _within(features, labels, fold, n_classes, penalty, symmetric)
+            accuracy, threshold = _within(features, labels, fold, settings)
             quality.append(accuracy)
-            _predict(predicted, features, labels, fold, turn, threshold, penalty, symmetric)
+            _predict(predicted, features, fold, turn, threshold, settings)
         chosen.append(int(np.argmax(quality)))
     return predictions, chosen
 
@@ -122,12 +144,11 @@ def predict_chosen(
     symmetric: bool = False,
 ) -> Predicted:
     """Predictions with every fold's layer given: for controls, which are asked at the layers that the probe chose."""
-    n_classes = int(labels.max()) + 1
-    predicted = _empty(labels, n_classes)
+    settings = _Settings(int(labels.max()) + 1, penalty, symmetric)
+    predicted = settings.nothing_yet(labels)
     for turn, (fold, layer) in enumerate(zip(folds, chosen, strict=True)):
-        needs_threshold = n_classes == 2 and not symmetric
-        threshold = _within(layers[layer], labels, fold, n_classes, penalty, symmetric)[1] if needs_threshold else 0.0
-        _predict(predicted, layers[layer], labels, fold, turn, threshold, penalty, symmetric)
+        threshold = _within(layers[layer], labels, fold, settings)[1] if settings.has_threshold else 0.0
+        _predict(predicted, layers[layer], fold, turn, threshold, settings)
     return predicted
 
 
@@ -194,22 +215,20 @@ def _measures(predicted: Predicted) -> tuple[Statistic, ...]:
     )
 
 
-def _within(
-    features: Features, labels: Labels, fold: Fold, n_classes: int, penalty: float, symmetric: bool
-) -> tuple[float, float]:
+def _within(features: Features, labels: Labels, fold: Fold, settings: _Settings) -> tuple[float, float]:
     """Balanced accuracy within the training part, and the threshold that gives it."""
     places, scores, same = [], [], []
     for fit, held in fold.inner:
         places.append(held)
-        held_scores, constant = _told(features, labels, fit, held, n_classes, penalty, symmetric)
+        held_scores, constant = _held_scores(features, labels, fit, held, settings)
         scores.append(held_scores)
         same.append(np.full(len(held), constant))
     if not places:
         return 0.0, 0.0
     held_labels, values, constants = labels[np.concatenate(places)], np.concatenate(scores), np.concatenate(same)
-    threshold = _threshold(values[:, 0], held_labels) if n_classes == 2 and not symmetric else 0.0
+    threshold = _threshold(values[:, 0], held_labels) if settings.has_threshold else 0.0
     predicted, tied = _decide(values, threshold)
-    correct = _correct(predicted, held_labels, tied | constants, n_classes)
+    correct = _correct(predicted, held_labels, tied | constants, settings.n_classes)
     return float(_balanced(np.ones((1, len(held_labels))), held_labels, correct)[0]), threshold
 
 
@@ -224,29 +243,19 @@ def _threshold(scores: Float[np.ndarray, " held"], labels: Int[np.ndarray, " hel
     return float(cuts[best[np.argmin(np.abs(cuts[best]))]])
 
 
-def _predict(
-    into: Predicted,
-    features: Features,
-    labels: Labels,
-    fold: Fold,
-    turn: int,
-    threshold: float,
-    penalty: float,
-    symmetric: bool,
-) -> None:
-    n_classes = max(2, into.scores.shape[1])
-    scores, same = _told(features, labels, fold.train, fold.test, n_classes, penalty, symmetric)
+def _predict(into: Predicted, features: Features, fold: Fold, turn: int, threshold: float, settings: _Settings) -> None:
+    scores, same = _held_scores(features, into.labels, fold.train, fold.test, settings)
     predicted, tied = _decide(scores, threshold)
     into.scores[fold.test], into.predicted[fold.test], into.tied[fold.test] = (scores, predicted, tied | same)
     into.fold[fold.test] = turn
 
 
-def _told(
-    features: Features, labels: Labels, fit: Places, held: Places, n_classes: int, penalty: float, symmetric: bool
+def _held_scores(
+    features: Features, labels: Labels, fit: Places, held: Places, settings: _Settings
 ) -> tuple[Float[np.ndarray, "held column"], bool]:
     """Scores of the held-out examples, and whether the probe scores all examples, fitted ones included, the same."""
     both = np.concatenate([held, fit])
-    scores = _scores(features[fit], labels[fit], features[both], n_classes, penalty, symmetric)
+    scores = _scores(features[fit], labels[fit], features[both], settings)
     known = scores[:, np.isfinite(scores).all(0)]
     return scores[: len(held)], bool((np.ptp(known, axis=0) < ROUNDING).all())
 
@@ -267,28 +276,23 @@ def _correct(
 
 
 def _scores(
-    fit: Features,
-    labels: Labels,
-    held: Float[np.ndarray, "held feature"],
-    n_classes: int,
-    penalty: float,
-    symmetric: bool,
+    fit: Features, labels: Labels, held: Float[np.ndarray, "held feature"], settings: _Settings
 ) -> Float[np.ndarray, "held column"]:
     """Log odds for two classes, else log probabilities, with -inf for classes absent from the training part."""
-    classes = np.unique(labels)
-    columns = 1 if n_classes == 2 else n_classes
+    classes, n_columns = np.unique(labels), settings.n_columns
     if len(classes) < 2:
-        return np.tile(np.where(np.arange(n_classes) == classes[0], 0.0, -np.inf), (len(held), 1))[:, -columns:]
-    centre = np.zeros(fit.shape[1]) if symmetric else fit.mean(0)
+        only = np.where(np.arange(settings.n_classes) == classes[0], 0.0, -np.inf)
+        return np.tile(only, (len(held), 1))[:, -n_columns:]
+    centre = np.zeros(fit.shape[1]) if settings.symmetric else fit.mean(0)
     scale = _scale(fit - centre)
     x, y = (fit - centre) / scale, (held - centre) / scale
     if x.shape[1] > x.shape[0]:
         basis = np.linalg.svd(x, full_matrices=False)[2].T
         x, y = x @ basis, y @ basis
-    probe = _fitted(x, labels, penalty, fit_intercept=not symmetric)
-    if n_classes == 2:
+    probe = _fitted(x, labels, settings.penalty, fit_intercept=not settings.symmetric)
+    if settings.n_classes == 2:
         return probe.decision_function(y)[:, None]
-    scores = np.full((len(held), columns), -np.inf)
+    scores = np.full((len(held), n_columns), -np.inf)
     scores[:, classes] = probe.predict_log_proba(y)
     return scores
 
@@ -305,13 +309,6 @@ def _fitted(x: Features, labels: Labels, penalty: float, **settings: Any) -> Any
     with warnings.catch_warnings():  # many personas in a small file are what is asked for
         warnings.filterwarnings("ignore", message="The number of unique classes")
         return LogisticRegression(C=penalty, max_iter=1000, tol=1e-3, **settings).fit(x, labels)
-
-
-def _empty(labels: Labels, n_classes: int) -> Predicted:
-    n = len(labels)
-    columns = 1 if n_classes == 2 else n_classes
-    unknown = np.zeros((n, columns)), np.full(n, -1, np.int64), np.zeros(n, dtype=bool)
-    return Predicted(labels, np.zeros(n, np.int64), *unknown)
 
 
 def _balanced(

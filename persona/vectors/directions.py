@@ -103,9 +103,8 @@ def default_kind(fitting: Sequence[Example], steered: Sequence[Example]) -> str:
 
     ``personas`` needs every steered persona to have a name and to be fitted on.
     """
-    couples = {frozenset((a.persona, b.persona)) for a, b in _twos(fitting)}
-    steers = [(a.persona, b.persona) for a, b in _twos(steered)]
-    if all(all(both) and frozenset(both) in couples for both in steers):
+    couples = set(map(frozenset, _couples(fitting)))
+    if all(all(both) and frozenset(both) in couples for both in _couples(steered)):
         return "contrast"
     known = {example.persona for example in fitting if example.persona}
     return "personas" if {example.persona for example in steered} <= known else "pooled"
@@ -148,20 +147,19 @@ def find_directions(
         The file cannot be used.
     """
     deltas = fitting_streams[::2] - fitting_streams[1::2]
-    names = [(a.persona, b.persona) for a, b in _twos(steered)]
     if toward is not None and kind in KINDS:
         raise OptionError(f"--toward and --away name personas of a file of vectors; --direction is {kind}")
     if kind in MEASURED:
         notes: tuple[str, ...] = ("each pair's own: not held out",) if kind == "pair" else ()
         if kind == "pooled":
-            notes = _pooling_notes(deltas, [(a.persona, b.persona) for a, b in _twos(fitting)])
+            notes = _pooling_notes(deltas, _couples(fitting))
         vectors = measured_directions(kind, fitting, fitting_streams, steered, steered_streams)
         directions = Directions(kind, vectors, kind == "pooled", notes)
     elif kind == "readout":
         assert readouts is not None, "whoever asks for readouts gives them"
         directions = Directions(kind, _readouts(deltas, *readouts), False)
     else:
-        directions = _from_file(kind, deltas, names, toward, fingerprint)
+        directions = _from_file(kind, deltas, _couples(steered), toward, fingerprint)
     if not (np.linalg.norm(directions.vectors, axis=-1) > 0).all():
         raise TaskError(f"a direction of --direction {kind} is zero: two personas have the same stream there")
     return directions
@@ -179,13 +177,13 @@ def measured_directions(
     Raises:
         TaskError: a steered persona does not occur in what is fitted on.
     """
-    deltas, names = (fitting_streams[::2] - fitting_streams[1::2], [(a.persona, b.persona) for a, b in _twos(steered)])
+    deltas, names = fitting_streams[::2] - fitting_streams[1::2], _couples(steered)
     if kind == "pair":
         return steered_streams[::2] - steered_streams[1::2]
     if kind == "pooled":
         return np.repeat(deltas.mean(0)[None], len(names), 0)
     if kind == "contrast":
-        return _contrasts(deltas, [(a.persona, b.persona) for a, b in _twos(fitting)], names)
+        return _contrasts(deltas, _couples(fitting), names)
     return _persona_differences(fitting, fitting_streams, names)
 
 
@@ -209,8 +207,9 @@ def controls(
     }
 
 
-def _twos(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
-    return list(zip(examples[::2], examples[1::2], strict=True))
+def _couples(examples: Sequence[Example]) -> list[tuple[str, str]]:
+    """The two personas of every pair."""
+    return [(a.persona, b.persona) for a, b in zip(examples[::2], examples[1::2], strict=True)]
 
 
 def _pooling_notes(
@@ -244,7 +243,8 @@ def _contrasts(
     """The mean difference of the fitting pairs that have the same two personas, turned as the steered pair is."""
     means = {}
     for both in dict.fromkeys(names):
-        rows = [sign * delta for delta, two in zip(deltas, fitted, strict=True) for sign in _turns(two, both)]
+        couples = zip(deltas, fitted, strict=True)
+        rows = [delta if two == both else -delta for delta, two in couples if two in (both, both[::-1])]
         if not rows:
             shown = " and ".join(name or "(no name)" for name in both)
             raise TaskError(
@@ -252,10 +252,6 @@ def _contrasts(
             )
         means[both] = np.mean(rows, axis=0)
     return np.stack([means[both] for both in names])
-
-
-def _turns(two: tuple[str, str], both: tuple[str, str]) -> tuple[int, ...]:
-    return (1,) if two == both else (-1,) if two == both[::-1] else ()
 
 
 def _persona_differences(

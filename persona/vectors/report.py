@@ -182,16 +182,10 @@ def _axis_figure(geometry: Geometry) -> Chart:
     order = np.argsort(-geometry.positions, kind="stable")
     names = [geometry.vectors.personas[i] for i in order]
     values = geometry.positions[order].tolist()
+    marks = [name == geometry.baseline for name in names]
     bars = [
-        Bars(
-            name,
-            names,
-            [
-                x if (persona == geometry.baseline) == is_baseline else None
-                for persona, x in zip(names, values, strict=True)
-            ],
-        )
-        for name, is_baseline in (("personas", False), ("baseline", True))
+        Bars(label, names, [x if mark == wanted else None for mark, x in zip(marks, values, strict=True)])
+        for label, wanted in (("personas", False), ("baseline", True))
     ]
     title = f"Personas on the axis from the others' mean (0) to {geometry.baseline} (1), block {geometry.layer}"
     return bar_chart(bars, title=title, x="place on the axis", y="persona", across=True, stacked=True)
