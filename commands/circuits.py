@@ -13,7 +13,7 @@ from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.circuit.options import Option
 from persona_circuits.commands.index import given_command
 from persona_circuits.commands.options import LATEST, Drawn, JsonOption, Loading, OutOption, Source
-from persona_circuits.commands.printing import print_discovery, say_where, write_results
+from persona_circuits.commands.printing import print_discovery, say_where
 from persona_circuits.commands.signature import But, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -97,7 +97,7 @@ def discover(
             discovery = search(loaded, task, options, **settings, stage=stage)
             if first:
                 stage("files and picture")
-                write_results(discovery, out, pictures.strongest)
+                discovery.write(out, strongest=pictures.strongest)
                 if pictures.report:
                     _write_page(loaded, task, discovery, out, given.groups, given_command(context), stage)
         if first:

@@ -73,13 +73,13 @@ def crosscheck(
         run_there = ["pairs", "model", "split", "n_pairs", "steps", "mask_ig", "peers", "out", "batch_size", "fitting"]
         refuse_idle(context, (other.scores is None, "a run of auto-circuit, without --scores", run_there))
         from persona_circuits.circuit.io import read_circuit
-        from persona_circuits.circuit.peers import compare_with_file, write_crosscheck
+        from persona_circuits.circuit.peers import agreement_table, compare_with_file, write_crosscheck
         from persona_circuits.circuit.storage import check_output_folder
 
         stored = read_circuit(run)
         if other.scores is not None:
             agreements = [compare_with_file(stored, other.scores)]
-            show(as_json, lambda: [asdict(x) for x in agreements], lambda: _print_agreements(agreements))
+            show(as_json, lambda: [asdict(x) for x in agreements], lambda: print_table(agreement_table(agreements)))
             _require_agreement(agreements, other.tolerance)
             return
         name = other.model or stored.model_name()
@@ -122,12 +122,6 @@ def _print_crosscheck(result: Any) -> None:
     say(f"there       {', '.join(f'{name} {version}' for name, version in result.versions.items())}")
     print_tables((agreement_table(result.scores), circuit_table(result)))
     print_table(Table("conventions", ("", "here", "auto-circuit"), CONVENTIONS, 3))
-
-
-def _print_agreements(agreements: Sequence[Any]) -> None:
-    from persona_circuits.circuit.peers import agreement_table
-
-    print_table(agreement_table(agreements))
 
 
 def _require_agreement(agreements: Sequence[Any], tolerance: float | None) -> None:

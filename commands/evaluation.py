@@ -19,7 +19,7 @@ from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
 from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import LATEST, BarOption, CircuitArgument, JsonOption, Loading, PairsOption
-from persona_circuits.commands.printing import picture_title, print_report, print_tests
+from persona_circuits.commands.printing import print_tests
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -158,7 +158,7 @@ def _check_places(stored: Any, asked: Asked) -> None:
 
 def _write(evaluation: Any, stored: Any, asked: Asked, title: str) -> None:
     """Write every output asked for."""
-    from persona_circuits.circuit.reporting import write_tests
+    from persona_circuits.circuit.reporting import title_of, write_tests
     from persona_circuits.circuit.storage import replace_folder, write_json
 
     if asked.save and evaluation.record is not None:
@@ -167,11 +167,13 @@ def _write(evaluation: Any, stored: Any, asked: Asked, title: str) -> None:
         write_json(evaluation.as_dict(), asked.report)
     if asked.tables is not None:
         with replace_folder(asked.tables) as staging:
-            write_tests(evaluation.results, staging, title=picture_title(evaluation.record) or title)
+            write_tests(evaluation.results, staging, title=title_of(evaluation.record) or title)
 
 
 def _print_evaluation(evaluation: Any) -> None:
-    print_report(evaluation.report)
+    from persona_circuits.circuit.reporting import faithfulness_table
+
+    print_table(faithfulness_table(evaluation.report))
     if evaluation.results is not None:
         print_tests(evaluation.results, evaluation.record, evaluation.report.resampled)
     if evaluation.shared is not None and evaluation.shared.note:

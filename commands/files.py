@@ -10,7 +10,6 @@ import typer
 from persona_circuits.circuit.options import names_of
 from persona_circuits.commands.comparing import all_scores
 from persona_circuits.commands.options import LATEST, CircuitArgument, DrawnOption, ExportFormat
-from persona_circuits.commands.printing import picture_title
 from persona_circuits.commands.terminal import errors_as_exit_codes, own_pairs, read_task, say
 
 __all__: list[str] = []
@@ -36,6 +35,7 @@ def draw(
         from persona_circuits.circuit.drawing import Marks, check_picture
         from persona_circuits.circuit.drawing import draw as picture
         from persona_circuits.circuit.io import read_circuit
+        from persona_circuits.circuit.reporting import title_of
 
         if file is not None:
             check_picture(file)
@@ -43,7 +43,7 @@ def draw(
         if file is None:
             file = stored.path.with_name("drawn.svg")
             check_picture(file)
-        heading = title if title is not None else picture_title(stored.record)
+        heading = title if title is not None else title_of(stored.record)
         parts: Any = None
         if groups is not None:
             from persona_circuits.circuit.io import by_source, read_groups

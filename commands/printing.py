@@ -11,18 +11,9 @@ from persona_circuits.commands.terminal import print_table, print_tables, say
 
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery import Discovery
-    from persona_circuits.circuit.evaluation import FaithfulnessReport
     from persona_circuits.circuit.pruning import Finished
 
-__all__ = [
-    "picture_title",
-    "print_calibration",
-    "print_discovery",
-    "print_report",
-    "print_tests",
-    "say_where",
-    "write_results",
-]
+__all__ = ["print_calibration", "print_discovery", "print_tests", "say_where"]
 
 
 def print_tests(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
@@ -73,17 +64,6 @@ def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
         say(f"certificate: {searched.certificate.sentence}")
 
 
-def write_results(discovery: Discovery, out: Path, strongest: int | None) -> None:
-    """All files of a discovery, moved into place together."""
-    discovery.write(out, strongest=strongest)
-
-
-def picture_title(record: dict[str, Any] | None) -> str:
-    from persona_circuits.circuit.reporting import title_of
-
-    return title_of(record)
-
-
 def _print_signal(discovery: Discovery, where: str) -> None:
     """The effect and the evidence for it: interval, p, reversed pairs, probability of the answers, paraphrases."""
     signal, unit = discovery.signal, discovery.record["task"]["unit"]
@@ -101,7 +81,7 @@ def _print_signal(discovery: Discovery, where: str) -> None:
 
 
 def print_discovery(discovery: Discovery) -> None:
-    from persona_circuits.circuit.reporting import head_tables, neuron_tables, path_table, set_table, sweep_table
+    from persona_circuits.circuit import reporting
 
     _print_search(discovery)
     _print_edges(discovery)
@@ -114,19 +94,19 @@ def print_discovery(discovery: Discovery) -> None:
     if discovery.spans is not None:
         _print_spans(discovery)
     if discovery.sweep is not None:
-        print_table(sweep_table(discovery.sweep))
+        print_table(reporting.sweep_table(discovery.sweep))
     for report in discovery.reports:
-        print_report(report)
+        print_table(reporting.faithfulness_table(report))
     if discovery.shared is not None and discovery.shared.note:
         say(f"\n{discovery.shared.note}")
     if discovery.paths is not None:
-        print_table(path_table(discovery.paths))
+        print_table(reporting.path_table(discovery.paths))
     if discovery.sets is not None:
-        print_table(set_table(discovery.sets))
+        print_table(reporting.set_table(discovery.sets))
     if discovery.opened is not None:
-        print_tables(neuron_tables(discovery.opened))
+        print_tables(reporting.neuron_tables(discovery.opened))
     if discovery.heads is not None:
-        print_tables(head_tables(discovery.heads))
+        print_tables(reporting.head_tables(discovery.heads))
     say("")
 
 
@@ -247,12 +227,6 @@ def _print_edges(discovery: Discovery) -> None:
         columns.append(Column("certificate", lambda edge: {True: "stays", False: "abstains"}[edge["stays"]]))
     if edges := strongest_edges(discovery):
         print_table(Table("strongest edges", columns, edges))
-
-
-def print_report(report: FaithfulnessReport) -> None:
-    from persona_circuits.circuit.reporting import faithfulness_table
-
-    print_table(faithfulness_table(report))
 
 
 def print_calibration(rows: list[Any]) -> None:
