@@ -233,10 +233,7 @@ def print_calibration(rows: list[Any]) -> None:
     columns = (
         Column("planted model", "planted"),
         Column("scores", "method"),
-        Column(
-            "recovered exactly by",
-            lambda row: ", ".join(recovery.prune for recovery in row.recoveries if recovery.exact) or "none",
-        ),
+        Column("recovered exactly by", lambda row: ", ".join(x.prune for x in row.recoveries if x.exact) or "none"),
         Column("true edges", "n_true"),
         Column("AUROC", "auroc", ".3f"),
         Column("average precision", "average_precision", ".3f"),

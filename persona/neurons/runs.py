@@ -186,12 +186,11 @@ class _Side:
         self, model: Model, examples: Sequence[Example], neurons: Neurons, layers: Sequence[int], position: str | None
     ) -> None:
         self.model, self.neurons, self.layers = model, neurons, layers
-        self.tokens = torch.tensor([example.placed.ids for example in examples], device=model.device)
+        self.tokens = torch.tensor([x.placed.ids for x in examples], device=model.device)
         self.places = [
-            list(range(len(example.placed.ids))) if position is None else tokens_at(example.placed, position)
-            for example in examples
+            list(range(len(x.placed.ids))) if position is None else tokens_at(x.placed, position) for x in examples
         ]
-        self.answers = [id_table([example.sides[turn] for example in examples]) for turn in (0, 1)]
+        self.answers = [id_table([x.sides[turn] for x in examples]) for turn in (0, 1)]
         self.values: dict[int, Tensor] = {}
         with torch.no_grad(), ExitStack() as hooks:
             for layer in layers:

@@ -183,14 +183,18 @@ def _controls(
     target, folds, here, name = planned.target, planned.folds, planned.here, planned.position
     settings: dict[str, Any] = {"penalty": data.options.penalty, "symmetric": target.symmetric}
     rng, sample = np.random.default_rng(data.options.seed), data.sample_of(target.kind, name)
-    shuffled: list[float] = []
-    task: list[float] = []
-    for _ in range(data.options.repeats):
-        for accuracies, wrong in (
-            (shuffled, rng.permutation(labels)),
-            (task, _random_by_type([target.types[i] for i in here], labels, rng)),
-        ):
-            accuracies.append(balanced_accuracy(predict_chosen(layers, wrong, folds, chosen, **settings)))
+    types = [target.types[i] for i in here]
+
+    def accuracy(wrong: Int[np.ndarray, " here"]) -> float:
+        return balanced_accuracy(predict_chosen(layers, wrong, folds, chosen, **settings))
+
+    shuffled, task = zip(
+        *(
+            (accuracy(rng.permutation(labels)), accuracy(_random_by_type(types, labels, rng)))
+            for _ in range(data.options.repeats)
+        ),
+        strict=True,
+    )
     dropped = None
     if data.bare is not None and name in data.without:
         bare = _layers(target, data.bare[:, :, data.without.index(name)], here)

@@ -92,17 +92,13 @@ class Data:
 
     def rows(self, kind: str, position: str) -> list[int]:
         """For every example, the first with the same features: its prompt is the same up to the position."""
-        keys = [
-            (seen(example.placed, position), example.sides if kind == "preference" else ()) for example in self.examples
-        ]
+        keys = [(seen(x.placed, position), x.sides if kind == "preference" else ()) for x in self.examples]
         first: dict[object, int] = {}
         return [first.setdefault(key, i) for i, key in enumerate(keys)]
 
     def groups(self, hold_out: str, kind: str, position: str) -> list[str]:
         """The group of every example; features that occur in several groups form a group of their own."""
-        labels = (
-            self.personas if hold_out == "persona" else [str(getattr(example, hold_out)) for example in self.examples]
-        )
+        labels = self.personas if hold_out == "persona" else [str(getattr(x, hold_out)) for x in self.examples]
         names: dict[int, set[str]] = {}
         rows = self.rows(kind, position)
         for row, name in zip(rows, labels, strict=True):
