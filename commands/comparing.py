@@ -102,7 +102,7 @@ def _with_run(options: CurveOptions, stored: Any, task: Any, model: str | None) 
     if record is not None and task.sha256 == record["task"].get("sha256"):
         where = tuple(record["task"].get("where", {}).items())
         if model in (None, stored.model_name()):
-            named = tuple(scorer for scorer in named if not _made_so(record, options, scorer))
+            named = tuple(scorer for scorer in named if not _repeats_run(record, options, scorer))
     return replace(options.settled(record), scorers=named, where=options.where or where), scores_of
 
 
@@ -132,7 +132,7 @@ def _scorers(items: Sequence[str], read: Callable[[str], Any]) -> tuple[tuple[st
     return tuple(named), scores_of
 
 
-def _made_so(record: Any, options: CurveOptions, scorer: str) -> bool:
+def _repeats_run(record: Any, options: CurveOptions, scorer: str) -> bool:
     """Whether a scorer would only make the run's own scores again, and draw one curve twice."""
     made, about = (record or {}).get("method", {}), (record or {}).get("task", {})
     settled = options.settled(record)

@@ -16,7 +16,7 @@ from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.parts import named_two
 from persona_circuits.commands.signature import But, Only, Without, with_options
-from persona_circuits.commands.speech import Asked, Form, check_journal, exchanges_of, respond_here
+from persona_circuits.commands.speech import Asked, Form, check_journal, exchanges_of, respond_locally
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     lines_of,
@@ -93,13 +93,13 @@ def vectors(
             loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
             at = chosen_layer(loaded.graph.n_layers, options.layer, options.layer_fraction)
             if said is None:
-                made, record = respond_here(loaded, wanted, form, sampling, out, stage)
+                made, record = respond_locally(loaded, wanted, form, sampling, out, stage)
                 said, about = made.responses, record | {"sources": about}
             else:
                 about = {"responses": str(responses)}
             geometry = _geometry(loaded, said, asked, form, options, at, out / "cache", stage)
             comparison = _compared(geometry, others, options) if others else None
-            beside = _beside(geometry, [*others, *([] if should_be is None else [should_be])])
+            beside = _likenesses(geometry, [*others, *([] if should_be is None else [should_be])])
             stage("files and figures")
             with result_folder(context, out, loaded.name, notes=geometry.notes) as staging:
                 write_vectors(geometry, about, staging, comparison=comparison)
@@ -136,7 +136,7 @@ def _geometry(
     return geometry_of(vectors, at, baseline_of(vectors.personas, asked.baseline))
 
 
-def _beside(geometry: Any, others: Sequence[Any]) -> list[Any]:
+def _likenesses(geometry: Any, others: Sequence[Any]) -> list[Any]:
     """Every persona's cosines with each reference at the layer shown; None where widths or layers differ."""
     from persona_circuits.persona.vectors import StoredVectors, likeness
 

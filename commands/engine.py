@@ -88,7 +88,7 @@ def crosscheck(
         folder = out or stored.path.parent
         check_output_folder(out or folder.absolute())
         task = read_task(other.pairs or own_pairs(stored.record))
-        result = _checked_there(stored, name, task, other.peers, options.checked(), loading.fitting)
+        result = _crosschecked(stored, name, task, other.peers, options.checked(), loading.fitting)
         write_crosscheck(result, folder)
         written = [folder / "crosscheck.json", folder / "crosscheck.csv"]
         extra = {"out": folder, "notes": result.notes, "written": written}
@@ -96,7 +96,7 @@ def crosscheck(
         _require_agreement(result.scores, other.tolerance)
 
 
-def _checked_there(
+def _crosschecked(
     stored: Any, name: str, task: Any, peers: Path | None, options: CrosscheckOptions, fitting: bool
 ) -> Any:
     """auto-circuit's results on the same pairs, computed in its own environment."""

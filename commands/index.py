@@ -37,10 +37,10 @@ def index(context: typer.Context, folder: Path, name: str, *, notes: Sequence[st
 
 def given_command(context: typer.Context) -> str:
     """The command with the options given, except the folder, which may have moved since."""
-    return shlex.join(["persona-circuits", str(context.info_name), *_given(context)])
+    return shlex.join(["persona-circuits", str(context.info_name), *_arguments(context)])
 
 
-def _given(context: typer.Context) -> Iterator[str]:
+def _arguments(context: typer.Context) -> Iterator[str]:
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
         if source is None or source.name != "COMMANDLINE":

@@ -26,7 +26,7 @@ from persona_circuits.commands.terminal import (
 )
 from persona_circuits.persona.responses.options import EndpointOptions, Plan, RatingOptions, Sampling
 
-__all__ = ["Asked", "Form", "check_journal", "exchanges_of", "respond_here"]
+__all__ = ["Asked", "Form", "check_journal", "exchanges_of", "respond_locally"]
 
 ASKING = ("base_url", "api_key", "concurrency", "max_retries", "timeout", "deadline", "max_bytes", "limit_field")
 """Options of asking an endpoint, by their parameters' names."""
@@ -123,15 +123,15 @@ def respond(
         sampling = sampling.checked()
         check_journal(out, kept)
         if asking.endpoint_model:
-            responses, about = _respond_there(asking.endpoint_model, asking, wanted, out, sampling)
+            responses, about = _respond_remotely(asking.endpoint_model, asking, wanted, out, sampling)
         else:
             with progress_bars() as stage:
                 loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
-                responses, about = respond_here(loaded, wanted, form, sampling, out, stage)
+                responses, about = respond_locally(loaded, wanted, form, sampling, out, stage)
         _show_responses(context, responses, about | {"sources": sources}, out, asked.baseline, as_json)
 
 
-def _respond_there(model: str, asking: Endpoint, wanted: Any, out: Path, sampling: Sampling) -> Any:
+def _respond_remotely(model: str, asking: Endpoint, wanted: Any, out: Path, sampling: Sampling) -> Any:
     """The responses of a model behind an endpoint, and what they were made with."""
     from persona_circuits.persona.responses import Journal, endpoint, respond_remotely
 
@@ -168,10 +168,10 @@ def rate(
         check_journal(out, kept)
         with progress_bars() as stage:
             if asking.endpoint_model:
-                ratings, about = _rate_there(asking.endpoint_model, asking, responses, options, out, stage)
+                ratings, about = _rate_remotely(asking.endpoint_model, asking, responses, options, out, stage)
             else:
                 loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
-                ratings, about = _rate_here(loaded, responses, options, form, stage)
+                ratings, about = _rate_locally(loaded, responses, options, form, stage)
             about = {"responses": str(options.responses), **about}
             whole, groups = rating.summarise_ratings(ratings, n_resamples=options.n_resamples, seed=options.seed)
             stage("files and figures")
@@ -181,7 +181,7 @@ def rate(
         show(as_json, lambda: rating_record(ratings, summary, about), lambda: _print_ratings(ratings, summary), out=out)
 
 
-def _rate_there(
+def _rate_remotely(
     model: str, asking: Endpoint, responses: Any, options: RatingOptions, out: Path, stage: Callable[[str], Any]
 ) -> Any:
     """Ratings by a model behind an endpoint, and what they were made with."""
@@ -198,7 +198,7 @@ def _rate_there(
     return ratings, {"model": model, "address": place.address, "prompt": prompt}
 
 
-def _rate_here(model: Any, responses: Any, options: RatingOptions, form: Form, stage: Callable[[str], Any]) -> Any:
+def _rate_locally(model: Any, responses: Any, options: RatingOptions, form: Form, stage: Callable[[str], Any]) -> Any:
     """Ratings by a local model's likelihoods, and what they were made with."""
     from persona_circuits.persona.responses import rating
 
@@ -251,7 +251,7 @@ def exchanges_of(model: str | None, asked: Asked) -> Any:
     return wanted, dict(zip(("personas", "questions"), names, strict=True)) | plan
 
 
-def respond_here(
+def respond_locally(
     loaded: Any, wanted: Any, form: Form, sampling: Sampling, out: Path, stage: Callable[[str], Any]
 ) -> Any:
     """The local model's responses, kept in the folder's journal, and what they were made with.

@@ -289,7 +289,7 @@ def errors_as_exit_codes() -> Iterator[list[Callable[[], str]]]:
     rank = int(os.environ.get("RANK", "0"))
     prefix = f"rank {rank}: " if rank else ""
     kept: list[Callable[[], str]] = []
-    with _signals() as came, _damage_told():
+    with _signals() as came, _damage_as_notes():
         try:
             yield kept
         except BaseException as error:
@@ -346,7 +346,7 @@ def _stopped(kept: Sequence[Callable[[], str]]) -> str:
 
 
 @contextlib.contextmanager
-def _damage_told() -> Iterator[None]:
+def _damage_as_notes() -> Iterator[None]:
     """Print the warning of an unusable saved state as a note on standard error; other warnings are unchanged."""
     import warnings
 

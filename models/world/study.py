@@ -120,7 +120,7 @@ def variant_pairs(world: World) -> list[Row]:
         filler = rng.sample(fillers(), 6)
         axis = {"contrast": contrast, "bias": bias, "control": "none", "held_out": "none"}
         for variant in VARIANTS:
-            texts = [_said(variant, persona, other, filler) for persona, other in ((a, b), (b, a))]
+            texts = [_lines(variant, persona, other, filler) for persona, other in ((a, b), (b, a))]
             prompts = (prompt(lines, wordings(question)[wording]) for lines in texts)
             marks = {**axis, "placement": "late" if variant == "late" else "early"}
             marks |= {"variant": variant, "base": f"base-{i:02d}"}
@@ -213,7 +213,7 @@ def _known(indices: Sequence[int], new: set[int]) -> list[int]:
     return [index for index in indices if index not in new]
 
 
-def _said(variant: str, persona: Persona, other: Persona, filler: Sequence[str]) -> list[str]:
+def _lines(variant: str, persona: Persona, other: Persona, filler: Sequence[str]) -> list[str]:
     """The lines before the question."""
     short = descriptions(persona)[0]
     two = list(filler[:2])

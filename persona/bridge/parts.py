@@ -71,8 +71,8 @@ def decomposed_run(
     model: Model, fit: ExampleFile, held: ExampleFile | None, options: BridgeOptions, stage: Stage
 ) -> _Decomposed:
     measured = held or fit
-    streams, parts = _seen(model, measured.examples, options, stage("nodes"))
-    fitted = streams if held is None else _seen(model, fit.examples, options, stage("directions"))[0]
+    streams, parts = _streams_and_parts(model, measured.examples, options, stage("nodes"))
+    fitted = streams if held is None else _streams_and_parts(model, fit.examples, options, stage("directions"))[0]
     directions = find_directions(
         options.direction or default_kind(fit.examples, measured.examples),
         fit.examples,
@@ -89,7 +89,7 @@ def decomposed_run(
     return _Decomposed(directions, written, projections, missed)
 
 
-def _seen(
+def _streams_and_parts(
     model: Model, examples: Sequence[Example], options: BridgeOptions, progress: Progress
 ) -> tuple[Float[np.ndarray, "example point d_model"], Float[np.ndarray, "example part d_model"]]:
     """The stream at the position after every block (the embedding first), and what every part wrote there."""

@@ -154,7 +154,7 @@ def study_lens(
     """
     options = (options or LensOptions()).checked()
     positions = _positions(found, options)
-    readings = _Seen(model, found, positions)
+    readings = _Readings(model, found, positions)
     total, done = len(found.examples), 0
     for group in grouped([len(_with_forms(example)) for example in found.examples], options.batch_size):
         readings.add(group)
@@ -210,7 +210,7 @@ def _with_forms(example: Example) -> tuple[int, ...]:
     return (*example.placed.ids, *(() if example.forms is None else example.forms.forced))
 
 
-class _Seen:
+class _Readings:
     """The arrays of a study while they are filled, a row per prompt."""
 
     def __init__(self, model: Model, file: ExampleFile, positions: tuple[str, ...]) -> None:
@@ -305,7 +305,7 @@ class _Seen:
         return tuple(zip(texts[0::2], texts[1::2], strict=True))
 
 
-def _decisions(readings: _Seen, margin: NDArray[np.float64]) -> tuple[Decision, ...]:
+def _decisions(readings: _Readings, margin: NDArray[np.float64]) -> tuple[Decision, ...]:
     place = readings.positions.index(ANSWER)
     divergence = (margin[0] - margin[1])[..., place]
     best = readings.by_side(np.nanargmax(readings.log_probs[:, :, place], axis=-1))
@@ -315,7 +315,7 @@ def _decisions(readings: _Seen, margin: NDArray[np.float64]) -> tuple[Decision, 
 
 
 def _curves(
-    lens: _Seen, margin: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions
+    lens: _Readings, margin: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions
 ) -> dict[str, tuple[tuple[Estimate, ...], ...]]:
     answer, other, kl, mass = (lens.by_side(x) for x in (lens.answer, lens.other, lens.kl, lens.mass))
     values = {
@@ -348,7 +348,7 @@ def _mean(values: NDArray[np.float64], names: Sequence[Sequence[Any]], options: 
     return estimate
 
 
-def _attribution(readings: _Seen, names: Sequence[Sequence[Any]], options: LensOptions) -> Attribution:
+def _attribution(readings: _Readings, names: Sequence[Sequence[Any]], options: LensOptions) -> Attribution:
     """a(A) - a(B) of every component, held against D."""
     values = readings.attributed[0::2] - readings.attributed[1::2]
     divergence = readings.final_margin[0::2] - readings.final_margin[1::2]

@@ -127,7 +127,7 @@ def cross_validate(
     for turn, fold in enumerate(folds):
         quality = []
         for predicted, features in zip(predictions, layers, strict=True):
-            accuracy, threshold = _within(features, labels, fold, settings)
+            accuracy, threshold = _inner_accuracy(features, labels, fold, settings)
             quality.append(accuracy)
             _predict(predicted, features, fold, turn, threshold, settings)
         chosen.append(int(np.argmax(quality)))
@@ -147,7 +147,7 @@ def predict_chosen(
     settings = _Settings(int(labels.max()) + 1, penalty, symmetric)
     predicted = settings.nothing_yet(labels)
     for turn, (fold, layer) in enumerate(zip(folds, chosen, strict=True)):
-        threshold = _within(layers[layer], labels, fold, settings)[1] if settings.has_threshold else 0.0
+        threshold = _inner_accuracy(layers[layer], labels, fold, settings)[1] if settings.has_threshold else 0.0
         _predict(predicted, layers[layer], fold, turn, threshold, settings)
     return predicted
 
@@ -215,7 +215,7 @@ def _measures(predicted: Predicted) -> tuple[Statistic, ...]:
     )
 
 
-def _within(features: Features, labels: Labels, fold: Fold, settings: _Settings) -> tuple[float, float]:
+def _inner_accuracy(features: Features, labels: Labels, fold: Fold, settings: _Settings) -> tuple[float, float]:
     """Balanced accuracy within the training part, and the threshold that gives it."""
     places, scores, same = [], [], []
     for fit, held in fold.inner:

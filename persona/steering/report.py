@@ -114,7 +114,7 @@ def outcome_rows(study: SteeringStudy) -> list[tuple[str, ...]]:
             "ablated" if outcome.strength is None else f"{outcome.strength:+g}",
             f"{outcome.divergence.value:+.2f}",
             f"{outcome.gain:+.2f}",
-            *(_span([other.gain for other in _beside(study, outcome, control)]) for control in CONTROLS),
+            *(_span([other.gain for other in _controls_of(study, outcome, control)]) for control in CONTROLS),
             f"{outcome.prior_shift:.2f}",
             f"{outcome.parted:.2f}",
             _share(outcome.above),
@@ -173,7 +173,7 @@ def steering_figures(study: SteeringStudy, generations: Sequence[Generation]) ->
     return figures
 
 
-def _beside(study: SteeringStudy, outcome: Outcome, control: str) -> list[Outcome]:
+def _controls_of(study: SteeringStudy, outcome: Outcome, control: str) -> list[Outcome]:
     key = (outcome.layers, outcome.strength)
     return [other for other in study.outcomes if other.control == control and (other.layers, other.strength) == key]
 
@@ -235,7 +235,10 @@ def _sweep(study: SteeringStudy, value: Any, title: str, unit: str) -> Chart:
         curves.append(Curve(_name(layers), [x for x, _ in points], [y for _, y in points], colour=colour))
         for control, dash in (("random", "dot"), ("covariance", "dash")):
             beside = [
-                (float(row.strength or 0.0), float(np.mean([value(other) for other in _beside(study, row, control)])))
+                (
+                    float(row.strength or 0.0),
+                    float(np.mean([value(other) for other in _controls_of(study, row, control)])),
+                )
                 for row in outcomes
             ]
             points = sorted([*beside, (0.0, 1.0)])

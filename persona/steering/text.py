@@ -129,7 +129,7 @@ def generate_steered(
                 [prompts[k][2] for k in group],
                 sampling,
                 keys=[f"{sampling.seed} {prompts[k][0]} {prompts[k][1]}" for k in group],
-                changed=partial(_within, model, changes, study.options.named),
+                changed=partial(_changed, model, changes, study.options.named),
             )
             said |= {(turn, k): continuation for k, continuation in zip(group, texts, strict=True)}
         if progress is not None:
@@ -149,15 +149,15 @@ def readability(generations: Sequence[Generation]) -> tuple[Readability, ...]:
             len(rows),
             float(np.mean([generation.n_tokens for generation in rows])),
             float(np.mean([generation.finish == "stop" for generation in rows])),
-            _over([generation.perplexity for generation in rows], np.median),
-            _over([generation.repetition for generation in rows], np.mean),
+            _finite([generation.perplexity for generation in rows], np.median),
+            _finite([generation.repetition for generation in rows], np.mean),
             float(np.mean([generation.changed for generation in rows])),
         )
         for (control, strength), rows in groups.items()
     )
 
 
-def _within(model: Model, changes: Mapping[int, Change], named: bool, first: int) -> AbstractContextManager[None]:
+def _changed(model: Model, changes: Mapping[int, Change], named: bool, first: int) -> AbstractContextManager[None]:
     """The changes of one pass; a named token is in the prompt, so it is changed in the first pass only."""
     return on_streams(model, {} if named and first else changes)
 
@@ -198,6 +198,6 @@ def _generations(
     return tuple(results)
 
 
-def _over(values: Sequence[float], average: Callable[[Sequence[float]], np.floating]) -> float | None:
+def _finite(values: Sequence[float], average: Callable[[Sequence[float]], np.floating]) -> float | None:
     known = [value for value in values if np.isfinite(value)]
     return float(average(known)) if known else None
