@@ -184,17 +184,11 @@ def _controls(
     settings: dict[str, Any] = {"penalty": data.options.penalty, "symmetric": target.symmetric}
     rng, sample = np.random.default_rng(data.options.seed), data.sample_of(target.kind, name)
     types = [target.types[i] for i in here]
-
-    def accuracy(wrong: Int[np.ndarray, " here"]) -> float:
-        return balanced_accuracy(predict_chosen(layers, wrong, folds, chosen, **settings))
-
-    shuffled, task = zip(
-        *(
-            (accuracy(rng.permutation(labels)), accuracy(_random_by_type(types, labels, rng)))
-            for _ in range(data.options.repeats)
-        ),
-        strict=True,
-    )
+    repeats = []
+    for _ in range(data.options.repeats):
+        wrong = rng.permutation(labels), _random_by_type(types, labels, rng)
+        repeats.append([balanced_accuracy(predict_chosen(layers, x, folds, chosen, **settings)) for x in wrong])
+    shuffled, task = zip(*repeats, strict=True)
     dropped = None
     if data.bare is not None and name in data.without:
         bare = _layers(target, data.bare[:, :, data.without.index(name)], here)
