@@ -303,18 +303,11 @@ def _layer_of(graph: Graph, part: int) -> int:
 
 def _share_figure(bridge: Bridge) -> Chart:
     """The circuit's share by layer, random sets' middle 95 % as bands."""
-    layers = [str(entry.layer) for entry in bridge.layers]
-    curves = [
-        Curve(
-            "circuit",
-            layers,
-            [entry.share.value for entry in bridge.layers],
-            [entry.share.interval.low if entry.share.interval else None for entry in bridge.layers],
-            [entry.share.interval.high if entry.share.interval else None for entry in bridge.layers],
-        )
-    ]
+    layers, shares = [str(entry.layer) for entry in bridge.layers], [entry.share for entry in bridge.layers]
+    ends = [[x.interval and getattr(x.interval, end) for x in shares] for end in ("low", "high")]
+    curves = [Curve("circuit", layers, [x.value for x in shares], *ends)]
     for matching, colour in zip(MATCHINGS, (PALETTE[1], GREY), strict=True):
-        bands = [entry.share.chance.get(matching, (None,) * 4) for entry in bridge.layers]
+        bands = [x.chance.get(matching, (None,) * 4) for x in shares]
         mean, low, high = ([row[place] for row in bands] for place in range(3))
         curves.append(Curve(f"random, by {matching}", layers, mean, low, high, dash="dot", colour=colour))
     title = f"Share of the persona vector's projection that the circuit writes ({bridge.options.position})"

@@ -237,9 +237,8 @@ def _axes(study: LensStudy) -> dict[str, Any]:
 
 def _divergence_chart(study: LensStudy) -> Chart:
     curves = [_curve(study, "divergence", place, position) for place, position in enumerate(study.positions)]
-    return line_chart(
-        curves, title="Persona divergence through the lens", x="residual stream after", y="persona effect (D), logits"
-    )
+    title, unit = "Persona divergence through the lens", "persona effect (D), logits"
+    return line_chart(curves, title=title, x="residual stream after", y=unit)
 
 
 def _curve(study: LensStudy, name: str, place: int, label: str, dash: str = "solid") -> Curve:
@@ -266,26 +265,14 @@ def _kl_chart(study: LensStudy) -> Chart:
         values = [row[place].value for row in study.curves["kl"]]
         curves.append(Curve(position, study.points, [value if value > 0 else None for value in values]))
     title = "Distance from the model's own distribution, mean over prompts (after the last block it is 0)"
-    return line_chart(
-        curves,
-        title=title,
-        x="residual stream after",
-        y=Axis("divergence from the final distribution (KL), nats", log=True),
-    )
+    axis = Axis("divergence from the final distribution (KL), nats", log=True)
+    return line_chart(curves, title=title, x="residual stream after", y=axis)
 
 
 def _divergence_map(study: LensStudy) -> Chart:
     values = [[row[place].value for row in study.curves["divergence"]] for place in range(len(study.positions))]
-    return heat_map(
-        values,
-        study.positions,
-        study.points,
-        title="Mean persona effect by layer and position",
-        x="residual stream after",
-        y="",
-        unit="persona effect (D), logits",
-        numbers="+.2f",
-    )
+    title, x, unit = "Mean persona effect by layer and position", "residual stream after", "persona effect (D), logits"
+    return heat_map(values, study.positions, study.points, title=title, x=x, y="", unit=unit, numbers="+.2f")
 
 
 def _decision_figure(study: LensStudy) -> Chart:

@@ -261,12 +261,8 @@ def _kl_figure(study: SteeringStudy) -> Chart:
     most = study.options.strengths[-1]
     bound = study.options.kl_bound
     curves.append(Curve(f"bound {bound:g}", [0.0, most], [bound, bound], dash="dash", colour=GREY, markers=False))
-    return line_chart(
-        curves,
-        title="Divergence (KL) from the unsteered model on neutral prompts",
-        x="strength",
-        y="divergence (KL), nats",
-    )
+    title = "Divergence (KL) from the unsteered model on neutral prompts"
+    return line_chart(curves, title=title, x="strength", y="divergence (KL), nats")
 
 
 def _trade_figure(study: SteeringStudy) -> Chart:
