@@ -50,7 +50,8 @@ class NamedCommands(TyperGroup):
             if match := re.fullmatch(
                 r"(?:Value error, )?('(.*)' is not one of (.*?))\.?", getattr(error, "message", "")
             ):
-                error.message = match[1] + meant(match[2], re.findall("'([^']*)'", match[3]))  # type: ignore[attr-defined]
+                says, given, known = match.groups()
+                error.message = says + meant(given, re.findall("'([^']*)'", known))  # type: ignore[attr-defined]
             raise
         finally:
             EXPLAIN.reset(before)
