@@ -304,8 +304,8 @@ def _layer_of(graph: Graph, part: int) -> int:
 def _share_figure(bridge: Bridge) -> Chart:
     """The circuit's share by layer, random sets' middle 95 % as bands."""
     layers, shares = [str(entry.layer) for entry in bridge.layers], [entry.share for entry in bridge.layers]
-    ends = [[x.interval and getattr(x.interval, end) for x in shares] for end in ("low", "high")]
-    curves = [Curve("circuit", layers, [x.value for x in shares], *ends)]
+    low, high = ([getattr(x.interval, end, None) for x in shares] for end in ("low", "high"))
+    curves = [Curve("circuit", layers, [x.value for x in shares], low, high)]
     for matching, colour in zip(MATCHINGS, (PALETTE[1], GREY), strict=True):
         bands = [x.chance.get(matching, (None,) * 4) for x in shares]
         mean, low, high = ([row[place] for row in bands] for place in range(3))

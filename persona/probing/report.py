@@ -192,8 +192,8 @@ def _curves(study: ProbeStudy, kind: str) -> Chart | None:
         return None
     panels: dict[str, list[Curve]] = {}
     for cell in cells:
-        values = [[getattr(scored.balanced, end) for scored in cell.curve] for end in ENDS]
-        curve = Curve(cell.position, study.points, *values, colour=_colour(study, cell))
+        y, low, high = ([getattr(scored.balanced, end) for scored in cell.curve] for end in ENDS)
+        curve = Curve(cell.position, study.points, y, low, high, colour=_colour(study, cell))
         panels.setdefault(f"held out by {cell.hold_out}", []).append(curve)
     for name, curves in panels.items():
         chance = next(cell.chance for cell in cells if name.endswith(cell.hold_out))
