@@ -11,7 +11,7 @@ import typer
 
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -51,7 +51,7 @@ def collapse(
 ) -> None:
     """Measure where personas collapse into one answer: divergence, prior, collapse and mass of every pair."""
     with errors_as_exit_codes(), in_processes() as first:
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.behaviour import (
             check_items,
             collapse_record,
@@ -63,8 +63,8 @@ def collapse(
 
         options, name = options.checked(), source.name()
         items, more = _items(source.pairs, controls, source)
-        asked = neutral is not None or source.shipped or any(item.pair.neutral for item in items.items)
-        refuse_idle(context, (asked, "--neutral, or pairs with a 'neutral' of their own,", ["bias_cut"]))
+        has_neutral = neutral is not None or source.shipped or any(item.pair.neutral for item in items.items)
+        refuse_idle(context, (has_neutral, "--neutral, or pairs with a 'neutral' of their own,", ["bias_cut"]))
         plain, _ = _file(neutral, "questions", source)
         wordings = load_neutral(plain) if plain else ()
         check_output_folder(out)
@@ -72,14 +72,13 @@ def collapse(
             fits = {"split": options.split, "align": options.align}
             loaded = load(stage, name, loading, lambda reader: check_items(items, reader, **fits))
             if loading.fitting:
-                items, more = (one and fitting_items(one, loaded, align=options.align) for one in (items, more))
-            how = {"controls": more, "neutral": wordings, "options": options, "progress": stage("asking")}
-            study = study_collapse(loaded, items, **how)
+                items, more = (file and fitting_items(file, loaded, align=options.align) for file in (items, more))
+            settings = {"controls": more, "neutral": wordings, "options": options, "progress": stage("asking")}
+            study = study_collapse(loaded, items, **settings)
             if first:
                 stage("files and figures")
-                with replace_folder(out) as staging:
+                with result_folder(context, out, name, notes=study.notes) as staging:
                     write_collapse(study, staging)
-                    index(context, staging, name, notes=study.notes)
         if first:
             record, tables = partial(collapse_record, study), partial(_print_collapse, study)
             show(as_json, lambda: _without(record(), "pairs", "questions"), tables, out=out, notes=study.notes)
@@ -87,7 +86,7 @@ def collapse(
 
 @dataclass(frozen=True)
 class Limits:
-    """What verdicts are held against: controls, thresholds, and thresholds that are set on the controls."""
+    """What verdicts are compared with: controls, thresholds, and thresholds set on the controls."""
 
     controls: Annotated[
         Path | None, Option("More pairs, of which the controls are taken; paraphrases give sigma_0.", name="--null")
@@ -128,47 +127,45 @@ def explain(
         with progress_bars() as stage, working_folder(out):
             loaded = load(stage, name, loading, lambda reader: check_items(study, reader, split=options.split))
             if loading.fitting:
-                study, more = (one and fitting_items(one, loaded) for one in (study, more))
-            how: dict[str, Any] = {"controls": more, "thresholds": thresholds, "options": options}
-            how["calibration"] = set_before or ("new" if calibration else None)
-            found = explain_pairs(loaded, study, **how, state=state, stage=stage)
+                study, more = (file and fitting_items(file, loaded) for file in (study, more))
+            settings: dict[str, Any] = {"controls": more, "thresholds": thresholds, "options": options}
+            settings["calibration"] = set_before or ("new" if calibration else None)
+            explanation = explain_pairs(loaded, study, **settings, state=state, stage=stage)
             stage("files and figures")
-            _write_explanation(context, found, out, name, None if set_before else calibration)
-        tables = partial(_print_explanation, found)
-        show(as_json, lambda: _without(explain_record(found), "pairs"), tables, out=out, notes=found.notes)
+            _write_explanation(context, explanation, out, name, None if set_before else calibration)
+        tables = partial(_print_explanation, explanation)
+        show(as_json, lambda: _without(explain_record(explanation), "pairs"), tables, out=out, notes=explanation.notes)
 
 
-def _write_explanation(context: typer.Context, found: Any, out: Path, name: str, calibration: Path | None) -> None:
-    """The files, and the thresholds that were set now."""
-    from persona_circuits.circuit.storage import replace_folder
+def _write_explanation(context: typer.Context, result: Any, out: Path, name: str, calibration: Path | None) -> None:
+    """Write the files, and the thresholds that this run set."""
     from persona_circuits.persona.explanation import write_calibration, write_explanation
 
-    with replace_folder(out) as staging:
-        write_explanation(found, staging)
-        index(context, staging, name, notes=found.notes)
-    if calibration and found.calibration:
-        write_calibration(found.calibration, calibration)
+    with result_folder(context, out, name, notes=result.notes) as staging:
+        write_explanation(result, staging)
+    if calibration and result.calibration:
+        write_calibration(result.calibration, calibration)
 
 
 def _items(pairs: Path | None, controls: Path | None, source: Source) -> list[Any]:
-    """The pairs and the controls; None for controls that nobody gave."""
+    """The pairs and the controls; None where no controls were given."""
     from persona_circuits.persona.data import load_items
 
     files = _file(pairs, "pairs_test", source), _file(controls, "pairs_controls", source)
     return [load_items(path, label=label) if path else None for path, label in files]
 
 
-def _file(given: Path | None, name: str, source: Source) -> tuple[str | None, str | None]:
+def _file(path: Path | None, name: str, source: Source) -> tuple[str | None, str | None]:
     """Path and name of a file: the one that is given, else the shipped one where the pairs are the shipped ones."""
-    return path_and_name(given, f"datasets/{name}.jsonl" if source.shipped else None)
+    return path_and_name(path, f"datasets/{name}.jsonl" if source.shipped else None)
 
 
 def _without(record: dict[str, Any], *keys: str) -> dict[str, Any]:
-    """What is printed of a record: not what there is of every pair."""
+    """A record without its entries per pair, for printing."""
     return {key: value for key, value in record.items() if key not in keys}
 
 
-def _print_explanation(found: Any) -> None:
+def _print_explanation(result: Any) -> None:
     from persona_circuits.persona.explanation import (
         LEVEL,
         TESTED,
@@ -179,40 +176,40 @@ def _print_explanation(found: Any) -> None:
         test_rows,
     )
 
-    null = found.null
-    parts = {"all": [found.overall], **{key: [g for g in found.groups if g.by == key] for key in found.options.by}}
-    for key, groups in (parts | {"control": found.controls}).items():
+    null = result.null
+    parts = {"all": [result.overall], **{key: [g for g in result.groups if g.by == key] for key in result.options.by}}
+    for key, groups in (parts | {"control": result.controls}).items():
         if groups:
-            title = f"why personas collapse in {found.model}" if key == "all" else f"by {key}"
+            title = f"why personas collapse in {result.model}" if key == "all" else f"by {key}"
             print_table(Table(title, table_columns(key), group_rows(groups), 2))
-    items = [row.measure.item for row in found.pairs]
+    items = [row.measure.item for row in result.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
-    if tested := test_rows(found):
+    if tested := test_rows(result):
         print_table(Table("causal tests", TESTED, tested, 2))
-    columns, rows = rate_table(found)
+    columns, rows = rate_table(result)
     if rows:
-        held = " that it was not set on" if found.calibration is not None else ""
-        title = f"how often controls{held}, without a persona to find, have a verdict"
+        qualifier = " that it was not set on" if result.calibration is not None else ""
+        title = f"how often controls{qualifier}, without a persona to find, have a verdict"
         print_table(Table(title, columns, rows, 2))
-        if found.calibration is not None:
-            given = found.calibration.source or "set on half of the controls by persona pair; the others are held out"
+        if result.calibration is not None:
+            given = result.calibration.source or "set on half of the controls by persona pair; the others are held out"
             say(f"calibration {given}; a verdict is given where at most {LEVEL:g} of controls have it")
-    columns, rows = confusion_rows(found)
+    columns, rows = confusion_rows(result)
     if rows:
         print_table(Table("verdicts by what the generator sets", columns, rows))
-        given = found.agreement
-        kappa = "undefined" if given.kappa is None else f"{given.kappa:.3f}"
+        agreement = result.agreement
+        kappa = "undefined" if agreement.kappa is None else f"{agreement.kappa:.3f}"
         say(
-            f"agreement   {given.share:.3f} of {given.n} pairs (by chance {given.chance:.3f}), "
-            f"Cohen's kappa {kappa}, p {given.p:.2g} by permuting {given.permuted}"
+            f"agreement   {agreement.share:.3f} of {agreement.n} pairs (by chance {agreement.chance:.3f}), "
+            f"Cohen's kappa {kappa}, p {agreement.p:.2g} by permuting {agreement.permuted}"
         )
     if null.n:
         say(
             f"paraphrases {null.n} pairs: sigma_0 {null.sigma_0:.3f} logits; more than they have is a signal at the "
             f"answer from {null.signal_answer:.2f} and one side of {null.stronger_side:.2f} logits"
         )
-    say(f"eta         high from {found.thresholds.alignment_sd:g} times its root mean square over random token pairs")
-    say(f"thresholds  {found.thresholds.source}, sha256 {found.thresholds.sha256[:12]}…")
+    say(f"eta         high from {result.thresholds.alignment_sd:g} times its root mean square over random token pairs")
+    say(f"thresholds  {result.thresholds.source}, sha256 {result.thresholds.sha256[:12]}…")
 
 
 def _print_collapse(study: Any) -> None:
@@ -222,11 +219,11 @@ def _print_collapse(study: Any) -> None:
     print_table(group_table(study))
     items = [row.measure.item for row in study.pairs]
     say_drawn([item.personas for item in items], [item.pair.question for item in items])
-    if (told := study.prediction) is not None:
-        print_table(prediction_table(told))
+    if (prediction := study.prediction) is not None:
+        print_table(prediction_table(prediction))
         say(
-            f"held out    {told.n_persona_pairs} persona pairs and {told.n_questions} questions, a fold of either at a "
-            f"time; {told.left_out} rows have no other wording"
+            f"held out    {prediction.n_persona_pairs} persona pairs and {prediction.n_questions} questions, a fold of "
+            f"either at a time; {prediction.left_out} rows have no other wording"
         )
     say(f"it says     {said(study.words)}")
     if study.order_effect is not None:

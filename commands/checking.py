@@ -17,15 +17,15 @@ PAIR_KEYS = {"clean", "corrupt", "answers", "wrong_answers"}
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file, or what there is to check in the folder of a result."""
+    """The file itself, or the files to check in a result's folder."""
     if not path.is_dir():
         return [path]
     known = (".json", ".jsonl", ".csv", ".safetensors", ".html")
-    return sorted(one for one in path.iterdir() if one.is_file() and one.suffix in known) or [path]
+    return sorted(file for file in path.iterdir() if file.is_file() and file.suffix in known) or [path]
 
 
 def faults_of_file(path: Path, graph: Any = None) -> list[str]:
-    """Every fault of a file, each with its place; none where every command that takes such a file reads it.
+    """Every fault of a file, each with its place; none if every command that takes such a file can read it.
 
     With a ``graph``, nodes must be of that graph.
     """
@@ -39,7 +39,7 @@ def faults_of_file(path: Path, graph: Any = None) -> list[str]:
 
 
 def kind_of(path: Path) -> str:
-    """What a file is, by its ending and, where that leaves it open, by what is in it."""
+    """What a file is, by its ending and, where that is ambiguous, by its content."""
     ending = path.suffix.lower()
     if ending == ".safetensors":
         return _tensor_kind(path)
@@ -75,7 +75,7 @@ def _tensor_kind(path: Path) -> str:
 
 
 def _line_kind(path: Path) -> str:
-    """Pairs, responses, or any other lines, by the keys of the first."""
+    """Pairs, responses, or other lines, by the keys of the first line."""
     from persona_circuits.circuit.storage import Kind, json_lines, read_text
 
     try:
@@ -135,8 +135,8 @@ def _lines(path: Path) -> list[str]:
 def _arrays(path: Path) -> list[str]:
     from persona_circuits.circuit.storage import Kind, json_of, read_tensors
 
-    found = read_tensors(path, Kind("file of arrays"))
-    json_of(found.metadata.get("about", "{}"), path, Kind("file of arrays"))
+    tensors = read_tensors(path, Kind("file of arrays"))
+    json_of(tensors.metadata.get("about", "{}"), path, Kind("file of arrays"))
     return []
 
 

@@ -13,7 +13,7 @@ from persona_circuits.circuit.discovery.options import Options
 from persona_circuits.circuit.options import Option
 from persona_circuits.commands.index import given_command
 from persona_circuits.commands.options import LATEST, Drawn, JsonOption, Loading, OutOption, Source
-from persona_circuits.commands.printing import print_discovery, say_where, write_results
+from persona_circuits.commands.printing import print_discovery, say_where
 from persona_circuits.commands.signature import But, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -37,13 +37,11 @@ class Given:
     scores: Annotated[
         str | None,
         Option(
-            "Run whose scores are pruned anew; new: score again. (default: those of the same search, where they "
+            "Run whose scores are pruned again; new: compute them anew. (default: those of the same search, if they "
             "lie in the output folder or beside it)"
         ),
     ] = None
-    null: Annotated[Path | None, Option("Pairs of paraphrases of one persona: what D is where there is nothing.")] = (
-        None
-    )
+    null: Annotated[Path | None, Option("Pairs of paraphrases of one persona: the size of D without signal.")] = None
     groups: Annotated[
         Path | None, Option("Named sets of nodes, a file of the page: what each carries, without and alone.")
     ] = None
@@ -94,52 +92,54 @@ def discover(
             loaded = load(stage, name, loading, lambda reader: check_pairs(task, reader, *splits, **fits))
 
             named = read_groups(given.groups, loaded.graph) if given.groups else None
-            task, quiet = (fitted_task(one, loaded, options.align, loading.fitting) for one in (task, quiet))
-            how: dict[str, Any] = {"null": quiet, "groups": named, "scores": given.scores, "state": out}
-            found = search(loaded, task, options, **how, stage=stage)
+            task, quiet = (fitted_task(item, loaded, options.align, loading.fitting) for item in (task, quiet))
+            settings: dict[str, Any] = {"null": quiet, "groups": named, "scores": given.scores, "state": out}
+            discovery = search(loaded, task, options, **settings, stage=stage)
             if first:
                 stage("files and picture")
-                write_results(found, out, pictures.strongest)
+                discovery.write(out, strongest=pictures.strongest)
                 if pictures.report:
-                    _write_page(loaded, task, found, out, given.groups, given_command(context), stage)
+                    _write_page(loaded, task, discovery, out, given.groups, given_command(context), stage)
         if first:
             from persona_circuits.circuit.reporting import summary
 
-            show(as_json, lambda: summary(found), lambda: print_discovery(found), out=out)
+            show(as_json, lambda: summary(discovery), lambda: print_discovery(discovery), out=out)
             if not as_json:
                 say_where(out)
-        require(found.reports[-1].circuit.ratio_of_means, given.min_faithfulness)
+        require(discovery.reports[-1].circuit.ratio_of_means, given.min_faithfulness)
 
 
-def _write_page(model: Any, task: Any, found: Any, out: Path, groups: Path | None, command: str, stage: Any) -> None:
+def _write_page(
+    model: Any, task: Any, discovery: Any, out: Path, groups: Path | None, command: str, stage: Any
+) -> None:
     """The page of what was just written, with what its nodes do."""
     from persona_circuits.circuit.page import page_html, page_of_run
     from persona_circuits.circuit.storage import write_text
     from persona_circuits.commands.pages import PAGE, write_inside
 
-    about = found.record["task"]
-    write_inside(model, task.where(**about["where"]), found.circuit, out, align=about["align"], stage=stage)
+    about = discovery.record["task"]
+    write_inside(model, task.where(**about["where"]), discovery.circuit, out, align=about["align"], stage=stage)
     write_text(page_html(page_of_run(out, groups=groups, command=command)), out / PAGE)
 
 
 def _kept_in(out: Path) -> str:
     """What a stopped search leaves for the next one."""
-    kept = {"scores.state": "the scores of all edges are", "acdc.state": "what is searched so far is"}
-    kept |= {"finish.state": "the finish so far is"}
-    return ", ".join(f"{what} kept in {out / name}" for name, what in kept.items() if (out / name).exists())
+    states = {"scores.state": "the scores of all edges are", "acdc.state": "what is searched so far is"}
+    states |= {"finish.state": "the finish so far is"}
+    return ", ".join(f"{what} kept in {out / name}" for name, what in states.items() if (out / name).exists())
 
 
 def _refuse_idle(context: typer.Context, options: Options) -> None:
     by_score = options.prune != "acdc"
     sized = options.target_faithfulness is not None or options.prune in ("top-n", "greedy", "learn")
     sized = sized or options.sized_by_default
-    own = {options.method, *options.of}
+    methods = {options.method, *options.of}
     exact = options.prune in ("acdc", "eap-acdc") or options.finish is not None
     refuse_idle(
         context,
-        (by_score, "a --prune that goes by scores", ["method", "scores", "weigh"]),
-        (by_score and bool(own & {*STEPPED}), f"scores of --method {', '.join(STEPPED)}", ["steps"]),
-        (by_score and bool(own & {*RULED}), f"scores of --method {', '.join(RULED)}", ["ig_rule"]),
+        (by_score, "a --prune by scores", ["method", "scores", "weigh"]),
+        (by_score and bool(methods & {*STEPPED}), f"scores of --method {', '.join(STEPPED)}", ["steps"]),
+        (by_score and bool(methods & {*RULED}), f"scores of --method {', '.join(RULED)}", ["ig_rule"]),
         (by_score and options.method == "mean-of", "--method mean-of", ["of", "normalise"]),
         (exact, "--prune acdc or eap-acdc, or --finish", ["candidates"]),
         (options.prune == "learn", "--prune learn", ["train_steps"]),

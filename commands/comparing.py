@@ -15,7 +15,7 @@ from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.printable import signed
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import Drawn, JsonOption, Loading, Source
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
@@ -65,24 +65,24 @@ def curves(
         from persona_circuits.circuit.storage import check_output_folder
 
         stored = read_circuit(run) if run else None
-        own = stored.record if stored is not None else None
-        task = read_task(pairs or (own_pairs(own) if own else None))
-        options, given = _with_run(options, stored, task, model)
+        record = stored.record if stored is not None else None
+        task = read_task(pairs or (own_pairs(record) if record else None))
+        options, scores_of = _with_run(options, stored, task, model)
         _refuse_idle(context, options)
         options = options.checked()
         name = model or (stored.model_name() if stored is not None else None)
         check_output_folder(out)
         with progress_bars() as stage:
-            few = loading.fitting or bool(own and own["task"].get("unfit"))
+            few = loading.fitting or bool(record and record["task"].get("unfit"))
             splits = (options.train_split, "train"), (options.eval_split, "test")
             fits: dict[str, Any] = {"where": options.where, "align": options.align}
-            name = Source(name, pairs).name() if own is None else str(name)
-            how = replace(loading, fitting=few)
-            loaded = load(stage, name, how, lambda reader: check_pairs(task, reader, *splits, **fits))
-            warn_of_other_weights(own, loaded)
+            name = Source(name, pairs).name() if record is None else str(name)
+            settings = replace(loading, fitting=few)
+            loaded = load(stage, name, settings, lambda reader: check_pairs(task, reader, *splits, **fits))
+            warn_of_other_weights(record, loaded)
             task = fitted_task(task, loaded, str(options.align), few)
             marks = {"circuit": stored.circuit} if stored is not None else None
-            study = curve_study(loaded, task, options, given=given, marks=marks, stage=stage)
+            study = curve_study(loaded, task, options, given=scores_of, marks=marks, stage=stage)
             if first:
                 stage("files and figures")
                 _write_curves(context, study, out)
@@ -91,19 +91,19 @@ def curves(
 
 
 def _with_run(options: CurveOptions, stored: Any, task: Any, model: str | None) -> tuple[CurveOptions, dict[str, Any]]:
-    """What is not given as in the run, whose own scorer is not run again; and the scorers that are there already."""
+    """Options not given are the run's, whose own scorer is not run again; and the scores that exist already."""
     from persona_circuits.circuit.assessment import read_scorer
 
-    own = stored.record if stored is not None else None
-    named, given = _scorers(options.scorers, read_scorer)
+    record = stored.record if stored is not None else None
+    named, scores_of = _scorers(options.scorers, read_scorer)
     if stored is not None and (scores := all_scores(stored)) is not None:
-        given = {_run_name(stored): scores, **given}
+        scores_of = {_run_name(stored): scores, **scores_of}
     where: tuple[Any, ...] = ()
-    if own is not None and task.sha256 == own["task"].get("sha256"):
-        where = tuple(own["task"].get("where", {}).items())
+    if record is not None and task.sha256 == record["task"].get("sha256"):
+        where = tuple(record["task"].get("where", {}).items())
         if model in (None, stored.model_name()):
-            named = tuple(one for one in named if not _made_so(own, options, one))
-    return replace(options.settled(own), scorers=named, where=options.where or where), given
+            named = tuple(scorer for scorer in named if not _repeats_run(record, options, scorer))
+    return replace(options.settled(record), scorers=named, where=options.where or where), scores_of
 
 
 def _refuse_idle(context: typer.Context, options: CurveOptions) -> None:
@@ -117,8 +117,8 @@ def _refuse_idle(context: typer.Context, options: CurveOptions) -> None:
 
 
 def _scorers(items: Sequence[str], read: Callable[[str], Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Names of methods, and what was read from files and folders, by a name made of their path."""
-    named, given = [], {}
+    """Names of methods, and scores read from files and folders, under a name made of the path."""
+    named, scores_of = [], {}
     for item in items:
         path = Path(item)
         if not path.exists():
@@ -126,25 +126,25 @@ def _scorers(items: Sequence[str], read: Callable[[str], Any]) -> tuple[tuple[st
             continue
         plain = path.stem in ("scores", "importances") or path.is_dir()
         name = path.absolute().parent.name if plain and not path.is_dir() else path.absolute().stem
-        if name in given:
+        if name in scores_of:
             raise OptionError(f"--scorers names two sources called {name}; rename one of the files or folders")
-        given[name] = read(item)
-    return tuple(named), given
+        scores_of[name] = read(item)
+    return tuple(named), scores_of
 
 
-def _made_so(record: Any, options: CurveOptions, scorer: str) -> bool:
+def _repeats_run(record: Any, options: CurveOptions, scorer: str) -> bool:
     """Whether a scorer would only make the run's own scores again, and draw one curve twice."""
     made, about = (record or {}).get("method", {}), (record or {}).get("task", {})
-    asked = options.settled(record)
-    steps = asked.steps if scorer in STEPPED else None, asked.ig_rule if scorer in RULED else None
+    settled = options.settled(record)
+    steps = settled.steps if scorer in STEPPED else None, settled.ig_rule if scorer in RULED else None
     same = (made.get("scores"), made.get("steps"), made.get("ig_rule")) == (scorer, *steps)
     same &= (about.get("metric"), (record or {}).get("ablation"), about.get("align")) == (
-        asked.metric,
-        asked.ablation,
-        asked.align,
+        settled.metric,
+        settled.ablation,
+        settled.align,
     )
     same &= not made.keys() & {"of", "weigh"}
-    return same and scorer != "random" and asked.train_split in (None, about.get("split")) and not options.where
+    return same and scorer != "random" and settled.train_split in (None, about.get("split")) and not options.where
 
 
 def _run_name(stored: Any) -> str:
@@ -153,12 +153,10 @@ def _run_name(stored: Any) -> str:
 
 def _write_curves(context: typer.Context, study: Any, out: Path) -> None:
     from persona_circuits.circuit.reporting import write_curves
-    from persona_circuits.circuit.storage import replace_folder
 
     about = study.about
-    with replace_folder(out) as staging:
+    with result_folder(context, out, about["model"]["name"]) as staging:
         write_curves(study, staging, title=f"{Path(about['model']['name']).name}: {study.report.metric}")
-        index(context, staging, about["model"]["name"])
 
 
 def _print_curves(study: Any) -> None:
@@ -238,37 +236,37 @@ def compare(
         if picture is not None:
             check_picture(picture)
         with progress_bars() as stage:
-            found, short = compare_in_time(*sides, options.n_draws, clock, seed=setting.seed, stage=stage)
+            comparison, short = compare_in_time(*sides, options.n_draws, clock, seed=setting.seed, stage=stage)
             if not ground.no_model:
-                given = ground.pairs_a, ground.pairs_b
-                grounds, notes = _grounds(sides, given, ground.model, stage, loading)
+                pair_files = ground.pairs_a, ground.pairs_b
+                grounds, notes = _grounds(sides, pair_files, ground.model, stage, loading)
                 cross, more = cross_in_time(*sides, grounds, setting, clock, stage=stage)
-                found, short = found.with_cross(cross, notes), [*short, *more]
-            found = replace(found, notes=(*found.notes, *short))
+                comparison, short = comparison.with_cross(cross, notes), [*short, *more]
+            comparison = replace(comparison, notes=(*comparison.notes, *short))
             if picture is not None:
-                draw_difference(found, picture, strongest=shown.strongest)
+                draw_difference(comparison, picture, strongest=shown.strongest)
         if report is not None:
-            write_json(found.as_dict(), report)
+            write_json(comparison.as_dict(), report)
         written = [path for path in (report, picture) if path]
         record = {"written": [str(path) for path in written]}
-        show(shown.as_json, lambda: record | found.as_dict(), lambda: _print_comparison(found, written))
+        show(shown.as_json, lambda: record | comparison.as_dict(), lambda: _print_comparison(comparison, written))
 
 
 def _grounds(
     sides: Sequence[Any], pairs: Sequence[Path | None], model: str | None, stage: Callable[[str], Any], loading: Loading
 ) -> tuple[list[Any], list[str]]:
-    """What either side's circuit was found on, where pairs and model are here, and notes on what is not."""
+    """The pairs and model that each side's circuit was found on, where available, and notes on those that are not."""
     from persona_circuits.circuit.assessment.comparison import Ground
     from persona_circuits.circuit.errors import ModelError, TaskError
 
     grounds: list[Any] = []
     notes: list[str] = []
     models: dict[str, Any] = {}
-    for letter, side, given in zip("AB", sides, pairs, strict=True):
+    for letter, side, pair_file in zip("AB", sides, pairs, strict=True):
         if side.record is None:
             notes.append(f"nothing is measured on {letter}'s pairs: {side.name} does not say how it was found")
             continue
-        name, source = model or side.record["model"]["name"], given or own_pairs(side.record)
+        name, source = model or side.record["model"]["name"], pair_file or own_pairs(side.record)
         try:
             task = read_task(source)
             if name not in models:
@@ -276,7 +274,7 @@ def _grounds(
             about = side.record["task"]
             task = fitted_task(task, models[name], about["align"], bool(about.get("unfit")))
         except (TaskError, ModelError) as error:
-            if given is not None or model is not None:
+            if pair_file is not None or model is not None:
                 raise
             reason = str(error).splitlines()[0]
             notes.append(f"nothing is measured on {letter}'s pairs: {reason}; see --pairs-a, --pairs-b and --model")
@@ -289,22 +287,22 @@ def _grounds(
     return grounds, notes
 
 
-def _print_comparison(found: Any, written: Sequence[Path]) -> None:
+def _print_comparison(comparison: Any, written: Sequence[Path]) -> None:
     from persona_circuits.circuit.reporting import comparison_tables
 
-    for letter, side in (("A", found.a), ("B", found.b)):
+    for letter, side in (("A", comparison.a), ("B", comparison.b)):
         task = side.record["task"] if side.record else None
         about = f": {task['metric']} on {task['n_pairs']} pairs of {task['source']} ({task['split']})" if task else ""
         say(f"{letter}           {side.name}{about}")
-    print_tables(comparison_tables(found))
-    for note in found.notes:
+    print_tables(comparison_tables(comparison))
+    for note in comparison.notes:
         say(f"note: {note}")
     for path in written:
         say(f"written to  {path}")
 
 
 def all_scores(stored: Any) -> Any:
-    """The scores of every edge where they lie beside the circuit, else those of the circuit's own edges."""
+    """The scores of all edges if they were saved beside the circuit, else those of the circuit's own edges."""
     from persona_circuits.circuit.io import read_scores
 
     beside = stored.path.parent / "scores.safetensors"

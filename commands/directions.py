@@ -12,11 +12,11 @@ import typer
 
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.parts import named_two
 from persona_circuits.commands.signature import But, Only, Without, with_options
-from persona_circuits.commands.speech import Asked, Form, check_journal, exchanges_of, respond_here
+from persona_circuits.commands.speech import Asked, Form, check_journal, exchanges_of, respond_locally
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
     lines_of,
@@ -40,7 +40,7 @@ __all__: list[str] = []
 
 @dataclass(frozen=True)
 class Heard(Asked):
-    """What is asked, unless there are responses."""
+    """What is asked, unless responses are given."""
 
     responses: Annotated[
         Path | None, Option("responses.jsonl of the respond command. (default: made here, as it would)")
@@ -49,13 +49,13 @@ class Heard(Asked):
 
 @dataclass(frozen=True)
 class Compared(VectorOptions):
-    """Vectors, and those that they are compared with."""
+    """Options of vectors, and the vectors to compare them with."""
 
     compare_with: Annotated[
         tuple[Path, ...], Option("Folder of another model's vectors; may be repeated.", name="--compare")
     ] = ()
     reference: Annotated[
-        Path | None, Option("Vectors that these should be, a folder or vectors.safetensors, at one layer.")
+        Path | None, Option("Reference that these vectors should equal at one layer: a folder or vectors.safetensors.")
     ] = None
 
 
@@ -74,7 +74,7 @@ def vectors(
     """Mean activations of a model as every persona: cosines, components, assistant axis, other models beside."""
     with errors_as_exit_codes() as kept:
         _refuse_idle(context, sampling, asked, options)
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.responses import read_responses, write_responses
         from persona_circuits.persona.streams import chosen_layer
         from persona_circuits.persona.vectors import read_vectors, write_vectors
@@ -93,19 +93,18 @@ def vectors(
             loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
             at = chosen_layer(loaded.graph.n_layers, options.layer, options.layer_fraction)
             if said is None:
-                made, record = respond_here(loaded, wanted, form, sampling, out, stage)
+                made, record = respond_locally(loaded, wanted, form, sampling, out, stage)
                 said, about = made.responses, record | {"sources": about}
             else:
                 about = {"responses": str(responses)}
             geometry = _geometry(loaded, said, asked, form, options, at, out / "cache", stage)
             comparison = _compared(geometry, others, options) if others else None
-            beside = _beside(geometry, [*others, *([] if should_be is None else [should_be])])
+            beside = _likenesses(geometry, [*others, *([] if should_be is None else [should_be])])
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, loaded.name, notes=geometry.notes) as staging:
                 write_vectors(geometry, about, staging, comparison=comparison)
                 if responses is None:
                     write_responses(said, staging / "responses.jsonl")
-                index(context, staging, loaded.name, notes=geometry.notes)
         tables = partial(_print_vectors, geometry, comparison, beside)
         record = partial(vector_record, geometry, about, comparison, beside)
         show(as_json, record, tables, out=out, notes=geometry.notes)
@@ -128,35 +127,35 @@ def _geometry(
     from persona_circuits.persona.vectors import geometry_of, most_reliable_layer, persona_vectors
 
     anew = asked.responses is not None and (form.template is not None or form.cue is not None)
-    how: dict[str, Any] = {"cache": cache, "batch_size": options.batch_size, "anew": anew}
+    settings: dict[str, Any] = {"cache": cache, "batch_size": options.batch_size, "anew": anew}
     tell = stage("reading the residual stream")
-    found = persona_vectors(model, said, form.opened(model.tokenizer), **how, progress=tell)
+    vectors = persona_vectors(model, said, form.opened(model.tokenizer), **settings, progress=tell)
     if options.layer is None and options.layer_fraction is None:
-        best = most_reliable_layer(found)
+        best = most_reliable_layer(vectors)
         at = at if best is None else best
-    return geometry_of(found, at, baseline_of(found.personas, asked.baseline))
+    return geometry_of(vectors, at, baseline_of(vectors.personas, asked.baseline))
 
 
-def _beside(geometry: Any, others: Sequence[Any]) -> list[Any]:
-    """Every persona's cosines with each of these at the layer that is shown; None where widths or layers differ."""
+def _likenesses(geometry: Any, others: Sequence[Any]) -> list[Any]:
+    """Every persona's cosines with each reference at the layer shown; None where widths or layers differ."""
     from persona_circuits.persona.vectors import StoredVectors, likeness
 
-    own, found = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared(), []
+    compared, likenesses = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared(), []
     for other in others:
         alike = other.vectors.means.shape[1:] == geometry.vectors.means.shape[1:]
-        found.append(likeness(own, other.compared(geometry.layer)) if alike else None)
-    return found
+        likenesses.append(likeness(compared, other.compared(geometry.layer)) if alike else None)
+    return likenesses
 
 
-def _require_likeness(found: Any, bar: float | None) -> None:
-    """The bar of ``--min-cosine``."""
+def _require_likeness(likenesses: Any, bar: float | None) -> None:
+    """Enforce ``--min-cosine``."""
     from persona_circuits.circuit.errors import TaskError
 
-    if found is None:
+    if likenesses is None:
         raise TaskError("--reference holds vectors of another depth or width: they have no cosine with these")
-    low = [one for one in found if bar is not None and not one.raw >= bar]
-    for one in low:
-        say(f"{one.persona}: cosine {one.raw:.5f} with the reference is below the bar of {bar:g}", err=True)
+    low = [row for row in likenesses if bar is not None and not row.raw >= bar]
+    for row in low:
+        say(f"{row.persona}: cosine {row.raw:.5f} with the reference is below the bar of {bar:g}", err=True)
     if low:
         raise typer.Exit(1)
 
@@ -179,9 +178,9 @@ def _compared(geometry: Any, others: Sequence[Any], options: VectorOptions) -> A
     from persona_circuits.persona.vectors import StoredVectors, compare_models
 
     fraction = options.layer_fraction
-    own = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared()
+    compared = StoredVectors(geometry.vectors, geometry.layer, geometry.baseline).compared()
     layers = [None if fraction is None else chosen_layer(side.vectors.n_layers, None, fraction) for side in others]
-    sides = [own, *(side.compared(at) for side, at in zip(others, layers, strict=True))]
+    sides = [compared, *(side.compared(at) for side, at in zip(others, layers, strict=True))]
     return compare_models(sides, n_permutations=options.n_permutations, seed=options.seed)
 
 
@@ -189,7 +188,7 @@ def _print_vectors(geometry: Any, comparison: Any, beside: Sequence[Any]) -> Non
     from persona_circuits.persona.vectors import likeness_table, vector_tables
 
     print_tables(vector_tables(geometry, comparison))
-    print_tables(likeness_table(found) for found in beside if found is not None)
+    print_tables(likeness_table(rows) for rows in beside if rows is not None)
 
 
 @dataclass(frozen=True)
@@ -235,9 +234,16 @@ def steer(
     with errors_as_exit_codes():
         _refuse_idle_steering(context, asked.generate, sampling.temperature, options.layers)
         from persona_circuits.circuit.io import read_groups
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
-        from persona_circuits.persona.steering import check_has_parts, set_parts, some_pairs, write_steering
+        from persona_circuits.circuit.storage import check_output_folder
+        from persona_circuits.persona.steering import (
+            check_has_parts,
+            set_parts,
+            some_pairs,
+            study_steering,
+            write_steering,
+        )
         from persona_circuits.persona.steering.report import steering_record
+        from persona_circuits.persona.vectors import default_kind
 
         sampling = replace(sampling, seed=options.seed).checked()
         name, named = source.name(), named_two(asked.toward, asked.away)
@@ -247,23 +253,23 @@ def steer(
             check_has_parts(asked.direction)
         check_output_folder(out)
         with progress_bars() as stage:
-            check = partial(_check_both, (here, there))
-            loaded = load(stage, name, loading, check)
+            both = here, there
+            loaded = load(stage, name, loading, lambda reader: [side.examples(reader, False) for side in both])
             options = options.over(loaded.graph.n_layers).checked()
-            steered, fitted = (one.examples(loaded, loading.fitting) for one in (here, there))
+            steered, fitted = (side.examples(loaded, loading.fitting) for side in both)
             steered = some_pairs(steered, asked.max_pairs)
             sets = read_groups(asked.groups, loaded.graph) if asked.groups else {}
-            how = {"toward": named, "neutral": plain, "progress": stage("steering")}
-            study = _study(loaded, steered, fitted, asked, options, how)
+            kind = asked.direction or default_kind(fitted.examples, steered.examples)
+            settings: dict[str, Any] = {"toward": named, "neutral": plain, "progress": stage("steering")}
+            study = study_steering(loaded, steered, fitted, kind, options, **settings)
             if sets:
                 parts = set_parts(loaded, study, steered, fitted, sets, progress=stage("sets of nodes"))
                 study = replace(study, sets=parts)
             texts = _continued(loaded, study, asked.generate, sampling, stage)
             stage("files and figures")
             about = {"pairs": here.label, "split": here.split, "fitted_on": there.label, "fitting_split": there.split}
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_steering(study, texts, about, staging)
-                index(context, staging, name, notes=study.notes)
         tables = partial(_print_steering, study, texts)
         show(as_json, lambda: steering_record(study, texts, about), tables, out=out, notes=study.notes)
 
@@ -275,15 +281,6 @@ def _refuse_idle_steering(context: typer.Context, n_texts: int, temperature: flo
         (temperature > 0, "--temperature above 0", ["top_p"]),
         (not layers or len(set(layers)) > 1, "more than one --layer", ["together"]),
     )
-
-
-def _study(model: Any, here: Any, there: Any, asked: Steered, options: SteerOptions, how: dict[str, Any]) -> Any:
-    """The study, along the direction that is asked for, or that fits the pairs."""
-    from persona_circuits.persona.steering import study_steering
-    from persona_circuits.persona.vectors import default_kind
-
-    kind = asked.direction or default_kind(there.examples, here.examples)
-    return study_steering(model, here, there, kind, options, **how)
 
 
 def _continued(model: Any, study: Any, n_pairs: int, sampling: Sampling, stage: Callable[[str], Any]) -> Any:
@@ -316,19 +313,13 @@ def _steered_and_fitted(pairs: Path | None, fit: Path | None, split: str | None)
     from persona_circuits.persona.data import load_items
 
     path, label = path_and_name(pairs, "datasets/pairs_test.jsonl")
-    asked = load_items(path, label=label), label
-    known = {item.pair.split for item in asked[0].items}
+    source = load_items(path, label=label), label
+    known = {item.pair.split for item in source[0].items}
     steered = split or ("test" if "test" in known else "all")
     if fit is not None or pairs is None:
         path, label = path_and_name(fit, "datasets/pairs_train.jsonl")
-        return Place(*asked, steered), Place(load_items(path, label=label), label, "all")
-    return Place(*asked, steered), Place(*asked, "train" if "train" in known and steered != "train" else "all")
-
-
-def _check_both(places: Sequence[Place], reader: Any) -> None:
-    """That the pairs to steer and those to fit on fit a tokenizer."""
-    for one in places:
-        one.examples(reader, fitting=False)
+        return Place(*source, steered), Place(load_items(path, label=label), label, "all")
+    return Place(*source, steered), Place(*source, "train" if "train" in known and steered != "train" else "all")
 
 
 def _print_steering(study: Any, texts: Any) -> None:

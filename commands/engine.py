@@ -41,7 +41,7 @@ __all__: list[str] = []
 
 @dataclass(frozen=True)
 class Other:
-    """What the run is held against: its pairs and model, or others, in auto-circuit, or auto-circuit's scores."""
+    """What the run is compared with: its pairs and model, or others, in auto-circuit, or auto-circuit's scores."""
 
     pairs: Annotated[Path | None, Option(PAIRS)] = None
     model: Annotated[str | None, Option("Hugging Face folder. (default: the one the circuit names)")] = None
@@ -73,13 +73,13 @@ def crosscheck(
         run_there = ["pairs", "model", "split", "n_pairs", "steps", "mask_ig", "peers", "out", "batch_size", "fitting"]
         refuse_idle(context, (other.scores is None, "a run of auto-circuit, without --scores", run_there))
         from persona_circuits.circuit.io import read_circuit
-        from persona_circuits.circuit.peers import compare_with_file, write_crosscheck
+        from persona_circuits.circuit.peers import agreement_table, compare_with_file, write_crosscheck
         from persona_circuits.circuit.storage import check_output_folder
 
         stored = read_circuit(run)
         if other.scores is not None:
             agreements = [compare_with_file(stored, other.scores)]
-            show(as_json, lambda: [asdict(one) for one in agreements], lambda: _print_agreements(agreements))
+            show(as_json, lambda: [asdict(x) for x in agreements], lambda: print_table(agreement_table(agreements)))
             _require_agreement(agreements, other.tolerance)
             return
         name = other.model or stored.model_name()
@@ -88,18 +88,18 @@ def crosscheck(
         folder = out or stored.path.parent
         check_output_folder(out or folder.absolute())
         task = read_task(other.pairs or own_pairs(stored.record))
-        result = _checked_there(stored, name, task, other.peers, options.checked(), loading.fitting)
+        result = _crosschecked(stored, name, task, other.peers, options.checked(), loading.fitting)
         write_crosscheck(result, folder)
         written = [folder / "crosscheck.json", folder / "crosscheck.csv"]
-        how = {"out": folder, "notes": result.notes, "written": written}
-        show(as_json, result.as_dict, lambda: _print_crosscheck(result), **how)
+        extra = {"out": folder, "notes": result.notes, "written": written}
+        show(as_json, result.as_dict, lambda: _print_crosscheck(result), **extra)
         _require_agreement(result.scores, other.tolerance)
 
 
-def _checked_there(
+def _crosschecked(
     stored: Any, name: str, task: Any, peers: Path | None, options: CrosscheckOptions, fitting: bool
 ) -> Any:
-    """What auto-circuit finds, in an environment of its own, on the same pairs."""
+    """auto-circuit's results on the same pairs, computed in its own environment."""
     from persona_circuits.circuit.peers import check_model, peers_python
     from persona_circuits.circuit.peers import crosscheck as check
     from persona_circuits.circuit.task import resolve
@@ -122,12 +122,6 @@ def _print_crosscheck(result: Any) -> None:
     say(f"there       {', '.join(f'{name} {version}' for name, version in result.versions.items())}")
     print_tables((agreement_table(result.scores), circuit_table(result)))
     print_table(Table("conventions", ("", "here", "auto-circuit"), CONVENTIONS, 3))
-
-
-def _print_agreements(agreements: Sequence[Any]) -> None:
-    from persona_circuits.circuit.peers import agreement_table
-
-    print_table(agreement_table(agreements))
 
 
 def _require_agreement(agreements: Sequence[Any], tolerance: float | None) -> None:
@@ -166,10 +160,10 @@ def bench(
 
         with progress_bars() as stage:
             where: dict[str, Any] = {"revision": loading.revision, "device": loading.device, "dtype": loading.dtype}
-            found = measure(name, task, options, stage=stage, **where)
+            measurement = measure(name, task, options, stage=stage, **where)
         if report is not None:
-            write_json(found.as_dict(), report)
-        show(as_json, found.as_dict, lambda: _print_bench(found))
+            write_json(measurement.as_dict(), report)
+        show(as_json, measurement.as_dict, lambda: _print_bench(measurement))
 
 
 def _print_bench(report: Any) -> None:
@@ -187,23 +181,23 @@ def models(as_json: JsonOption = False) -> None:
     with errors_as_exit_codes():
         from persona_circuits.circuit.profiling import supported_families
 
-        found = supported_families()
-        show(as_json, lambda: found, lambda: _print_families(found), indent=2)
+        families = supported_families()
+        show(as_json, lambda: families, lambda: _print_families(families), indent=2)
 
 
-def _print_families(found: Any) -> None:
-    checks = list(found["families"][0]["checks"])
+def _print_families(families: Any) -> None:
+    checks = list(families["families"][0]["checks"])
     sign = {"passed": "yes", "skipped": "-", "failed": "no"}
     cells = [
-        (one["name"], one["examples"], *(sign.get(one["checks"][check], "?") for check in checks))
-        for one in found["families"]
+        (family["name"], family["examples"], *(sign.get(family["checks"][check], "?") for check in checks))
+        for family in families["families"]
     ]
     columns = ("family", "models", *map(str, range(1, len(checks) + 1)))
     print_table(Table("tested", columns, cells, 2))
     say("\n".join(f"{i}  {check}" for i, check in enumerate(checks, 1)))
-    told = (Column("family", "name"), Column("models", "examples"), Column("reason", "reason"))
-    print_table(Table("refused", told, found["refused"], 3))
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    reasons = (Column("family", "name"), Column("models", "examples"), Column("reason", "reason"))
+    print_table(Table("refused", reasons, families["refused"], 3))
+    versions = ", ".join(f"{name} {version}" for name, version in families["versions"].items())
     say(
         f"\nrandom weights in each architecture; with {versions}. Any other model is tried, and refused\n"
         "with the reason if it does not come apart: persona-circuits inspect MODEL"
@@ -218,7 +212,7 @@ def inspect(
     pairs: Annotated[Path | None, typer.Option("--pairs", help="Prompt pairs to check against the tokenizer.")] = None,
     options: InspectOptions,
     price: Annotated[
-        float | None, typer.Option("--price", min=0.0, help="What an hour of that GPU costs: prices of every step.")
+        float | None, typer.Option("--price", min=0.0, help="Price of an hour on that GPU: costs of every step.")
     ] = None,
     write_fitting: Annotated[
         Path | None, typer.Option("--write-fitting", help="Pair file to write: those of --pairs that fit, .jsonl.")
@@ -231,7 +225,7 @@ def inspect(
         refuse_idle(
             context,
             (pairs is not None, "--pairs", ["align"]),
-            (pairs is None, "prompts that no --pairs tell", ["tokens", "prompts"]),
+            (pairs is None, "a job without --pairs", ["tokens", "prompts"]),
             (not as_json, "the table, without --json", ["price"]),
         )
         from persona_circuits.circuit.cost import parse_bytes
@@ -239,21 +233,21 @@ def inspect(
         from persona_circuits.circuit.task import resolve
 
         if write_fitting is not None and pairs is None:
-            raise OptionError("--write-fitting needs --pairs, the file of which the fitting pairs are written")
+            raise OptionError("--write-fitting needs --pairs, the file whose fitting pairs are written")
         refuse_revision(resolve(model), loading.revision)
         task = read_task(pairs) if pairs else None
         limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
-        how: dict[str, Any] = {"label": model, "revision": loading.revision, "max_memory": limit}
-        found = inspect_model(resolve(model), options, task=task, **how)
-        show(as_json, found.as_dict, lambda: _print_inspection(found, price), indent=2)
+        settings: dict[str, Any] = {"label": model, "revision": loading.revision, "max_memory": limit}
+        inspection = inspect_model(resolve(model), options, task=task, **settings)
+        show(as_json, inspection.as_dict, lambda: _print_inspection(inspection, price), indent=2)
         if write_fitting is not None:
-            _write_fitting(task, found.pairs, write_fitting)
-        if found.comes_apart is False or (found.pairs and found.pairs.fault and write_fitting is None):
+            _write_fitting(task, inspection.pairs, write_fitting)
+        if inspection.comes_apart is False or (inspection.pairs and inspection.pairs.fault and write_fitting is None):
             raise typer.Exit(1)
 
 
 def _write_fitting(task: Any, fit: Any, out: Path) -> None:
-    """The rows of a pair file that fit, all their keys with them, as JSON Lines."""
+    """Write the rows of a pair file that fit, with all their keys, as JSON Lines."""
     from persona_circuits.circuit.errors import TaskError
     from persona_circuits.circuit.storage import write_text
 
@@ -265,42 +259,43 @@ def _write_fitting(task: Any, fit: Any, out: Path) -> None:
     say(f"written to  {out}: {len(lines):,} of {fit.n_pairs:,} pairs", err=True)
 
 
-def _print_inspection(found: Any, price: float | None) -> None:
-    arch, graph = found.architecture, found.graph
+def _print_inspection(result: Any, price: float | None) -> None:
+    arch, graph = result.architecture, result.graph
     say(
         f"{arch.name}: {arch.layers} layers, {arch.heads} heads of width {arch.d_head} ({arch.kv_heads} key-value), "
-        f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, context {found.n_context or 'unknown'}\n"
+        f"width {arch.d_model}, MLP {arch.d_mlp}, vocabulary {arch.vocab:,}, "
+        f"context {result.n_context or 'unknown'}\n"
         f"parameters {arch.parameters / 1e9:.3g} G; {graph.n_src:,} sources, {graph.n_dst:,} slots, "
-        f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if found.comes_apart is None else ''}"
+        f"{graph.n_edges:,} edges{' if attention and MLP are not parallel' if result.comes_apart is None else ''}"
     )
-    if found.origin is not None:
-        say(f"weights: {found.origin.sentence}")
-    says = {None: "not tried: only the configuration was read", True: "yes", False: found.fault}
-    say(f"comes apart into nodes: {says[found.comes_apart]}")
-    _print_costs(found, price)
-    if found.pairs is not None:
-        fit = found.pairs
+    if result.origin is not None:
+        say(f"weights: {result.origin.sentence}")
+    says = {None: "not tried: only the configuration was read", True: "yes", False: result.fault}
+    say(f"comes apart into nodes: {says[result.comes_apart]}")
+    _print_costs(result, price)
+    if result.pairs is not None:
+        fit = result.pairs
         fine = f"{fit.n_pairs:,} pairs of {fit.source} fit, {fit.longest} tokens at most"
         say(f"\npairs: {fit.fault or fine}")
         if fit.repeated:
-            say(f"note: {fit.repeated} rows say the same as others before them; they are left out everywhere")
+            say(f"note: {fit.repeated} rows repeat earlier ones; they are left out everywhere")
 
 
-def _print_costs(found: Any, price: float | None) -> None:
-    """Memory, time and, if an hour has a price, money for every step in every format."""
+def _print_costs(result: Any, price: float | None) -> None:
+    """Memory, time and, if a price per hour is given, cost of every step in every format."""
     from persona_circuits.circuit.cost import weight_bytes
 
     rows = []
-    for dtype, steps in found.costs.items():
-        for i, one in enumerate(steps):
-            fits = one.prompts_at_once > 0
-            head = (dtype, f"{weight_bytes(found.architecture, dtype) / 1e9:.3g}") if i == 0 else ("", "")
-            money = () if price is None else (f"{one.seconds / 3600 * price:,.2f}" if fits else "-",)
-            size, at_once = f"{one.bytes_per_prompt / 1e9:.3g}", f"{one.prompts_at_once:,}" if fits else "none fits"
-            rows.append((*head, one.step, size, at_once, duration(one.seconds) if fits else "-", *money))
+    for dtype, steps in result.costs.items():
+        for i, cost in enumerate(steps):
+            fits = cost.prompts_at_once > 0
+            head = (dtype, f"{weight_bytes(result.architecture, dtype) / 1e9:.3g}") if i == 0 else ("", "")
+            money = () if price is None else (f"{cost.seconds / 3600 * price:,.2f}" if fits else "-",)
+            size, at_once = f"{cost.bytes_per_prompt / 1e9:.3g}", f"{cost.prompts_at_once:,}" if fits else "none fits"
+            rows.append((*head, cost.step, size, at_once, duration(cost.seconds) if fits else "-", *money))
     columns = ("format", "weights, GB", "step", "per prompt, GB", "prompts at once", "time")
-    title = f"estimated for {found.prompts:,} prompts of {found.tokens} tokens on one {found.device.name}"
-    title += "" if found.limit is None else f" within {found.limit / 1e9:.3g} GB"
+    title = f"estimated for {result.prompts:,} prompts of {result.tokens} tokens on one {result.device.name}"
+    title += "" if result.limit is None else f" within {result.limit / 1e9:.3g} GB"
     print_table(Table(title, (*columns, *(() if price is None else ("cost",))), rows, 3))
 
 

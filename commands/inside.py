@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from persona_circuits.circuit.options import Option
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -61,26 +62,25 @@ def probe(
 ) -> None:
     """Probe every layer for who the persona is, its traits and its preference, with controls; RSA, CKA and noise."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.data import examples_of, load_examples, load_items, read_personas
         from persona_circuits.persona.probing import probe_record, probe_tables, study_probes, write_probes
 
         options, name = options.checked(), source.name()
         path, label = path_and_name(source.pairs, "datasets/pairs_test.jsonl")
         people, _ = path_and_name(source.personas, "datasets/personas.jsonl" if source.shipped else None)
-        who = read_personas(people) if people else ()
+        personas = read_personas(people) if people else ()
         check_output_folder(out)
         with progress_bars() as stage:
-            how: dict[str, Any] = {"personas": who, "fitting": loading.fitting}
+            settings: dict[str, Any] = {"personas": personas, "fitting": loading.fitting}
             items = load_items(path or "", label=label)
             loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, split=source.split))
-            found = examples_of(items, loaded, split=source.split, **how)
-            test = load_examples(source.test_pairs, loaded, **how) if source.test_pairs else None
-            study = study_probes(loaded, found, test=test, personas=who, options=options, stage=stage)
+            examples = examples_of(items, loaded, split=source.split, **settings)
+            test = load_examples(source.test_pairs, loaded, **settings) if source.test_pairs else None
+            study = study_probes(loaded, examples, test=test, personas=personas, options=options, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_probes(study, staging)
-                index(context, staging, name, notes=study.notes)
         tables = probe_tables(study)
         show(as_json, lambda: probe_record(study), lambda: print_tables(tables), out=out, notes=study.notes)
 
@@ -99,7 +99,7 @@ def lens(
 ) -> None:
     """Read preferences off every layer (logit lens), say where they are decided, and which nodes write them."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.data import examples_of, load_items
         from persona_circuits.persona.lens import lens_record, lens_tables, study_lens, write_lens
 
@@ -108,20 +108,19 @@ def lens(
         check_output_folder(out)
         with progress_bars() as stage:
             items = load_items(path or "", label=label)
-            how: dict[str, Any] = {"split": split, "tokens": tokens, "fitting": loading.fitting, "takes_forms": True}
-            loaded = load(stage, name, loading, lambda reader: examples_of(items, reader, **how))
-            found = examples_of(items, loaded, **how)
-            study = study_lens(loaded, found, tokens=tokens, options=options, progress=stage("reading layers"))
+            read = partial(examples_of, items, split=split, tokens=tokens, fitting=loading.fitting, takes_forms=True)
+            loaded = load(stage, name, loading, read)
+            examples = read(loaded)
+            study = study_lens(loaded, examples, tokens=tokens, options=options, progress=stage("reading layers"))
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_lens(study, staging)
-                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: lens_record(study), lambda: print_tables(lens_tables(study)), out=out, notes=study.notes)
 
 
 @dataclass(frozen=True)
 class Patched(Source):
-    """The model and the pairs, what they are read as, and where they are patched and ablated."""
+    """The model, the pairs and how they are read, and which are patched and which ablated on."""
 
     tokens: Annotated[
         tuple[str, str] | None, Option("Two words, the first persona's and the second's, for the pairs' own answers.")
@@ -149,7 +148,7 @@ def patch(
             (cut, "--ablate or --ablate-top", ["ablation", "n_random", "eval_split"]),
             ("heads" in options.at, "--at heads", ["negligible"]),
         )
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder, working_folder
+        from persona_circuits.circuit.storage import check_output_folder, working_folder
         from persona_circuits.persona.patching import patch_record, study_patching, write_patch
 
         options, name = options.checked(), source.name()
@@ -161,13 +160,12 @@ def patch(
             fit = options.align if loading.fitting else None
             splits = source.pairs, source.train_split, source.eval_split
             loaded = load(stage, name, loading, lambda reader: two_splits(reader, *splits, fit, source.tokens))
-            found, held_out = two_splits(loaded, *splits, fit, source.tokens)
+            examples, held_out = two_splits(loaded, *splits, fit, source.tokens)
             quiet = fitted_task(quiet, loaded, options.align, loading.fitting)
-            study = study_patching(loaded, found, held_out, options=options, null=quiet, state=state, stage=stage)
+            study = study_patching(loaded, examples, held_out, options=options, null=quiet, state=state, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_patch(study, staging)
-                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: patch_record(study), lambda: _print_patch(study), out=out, notes=study.notes)
 
 

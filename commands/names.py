@@ -1,4 +1,4 @@
-"""Commands and options by their names: what is close to a name that nobody knows, and former names of options."""
+"""Commands and options by their names: suggestions for unknown names, and former names of options."""
 
 from __future__ import annotations
 
@@ -39,25 +39,26 @@ class NamedCommands(TyperGroup):
         former = FORMER.get(str(name), {})
         if "--explain" in rest:
             EXPLAIN.set(True)
-        return name, command, [_renamed(one, former) for one in rest if one != "--explain"]
+        return name, command, [_renamed(argument, former) for argument in rest if argument != "--explain"]
 
     def invoke(self, ctx: Any) -> Any:
-        """Run it; a message on a value that is no choice names the closest one."""
+        """Run it; the message on an invalid choice names the closest valid one."""
         before = EXPLAIN.set(bool(ctx.params.get("explain")))
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if said := re.fullmatch(
+            if match := re.fullmatch(
                 r"(?:Value error, )?('(.*)' is not one of (.*?))\.?", getattr(error, "message", "")
             ):
-                error.message = said[1] + meant(said[2], re.findall("'([^']*)'", said[3]))  # type: ignore[attr-defined]
+                says, given, known = match.groups()
+                error.message = says + meant(given, re.findall("'([^']*)'", known))  # type: ignore[attr-defined]
             raise
         finally:
             EXPLAIN.reset(before)
 
 
 def complete_model(incomplete: str) -> list[str]:
-    """For a shell: the models of the catalogue whose names begin so, else the folders and GGUF files."""
+    """Shell completion: the catalogue's models whose names begin so, else folders and GGUF files."""
     from persona_circuits.circuit.catalogue import CATALOGUE
 
     if names := [name for name in CATALOGUE if name.startswith(incomplete)]:

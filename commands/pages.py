@@ -78,24 +78,24 @@ def report(
         stored = read_circuit(run)
         file = file or stored.path.with_name(PAGE)
         check_output_file(file)
-        how: dict[str, Any] = {"others": _named(shown.beside), "groups": shown.groups, "verdicts": shown.verdicts}
+        settings: dict[str, Any] = {"others": _named(shown.beside), "groups": shown.groups, "verdicts": shown.verdicts}
         if running.inside:
             _look_inside(stored, running, loading)
-        data = page_of_run(run, **how, command=given_command(context))
+        data = page_of_run(run, **settings, command=given_command(context))
         write_text(page_html(data), file)
         say(str(file))
 
 
-def _named(given: tuple[str, ...]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for item in given:
+def _named(items: tuple[str, ...]) -> dict[str, Path]:
+    paths: dict[str, Path] = {}
+    for item in items:
         name, equals, path = item.partition("=")
         if not (name and equals and path):
             raise OptionError(f"--with {item!r}: expected NAME=RUN, such as prior=runs/prior")
-        if name in found:
+        if name in paths:
             raise OptionError(f"--with names two runs {name}; give each a name of its own")
-        found[name] = Path(path)
-    return found
+        paths[name] = Path(path)
+    return paths
 
 
 def _look_inside(stored: Any, running: Running, loading: Loading) -> None:

@@ -11,7 +11,7 @@ import typer
 from persona_circuits.circuit.choices import PROMPT_FORMATS
 from persona_circuits.circuit.options import Option
 from persona_circuits.circuit.table import Column, Table
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import JsonOption, Loading, ModelOption, OutOption
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
@@ -35,7 +35,7 @@ ReportFile = Annotated[Path | None, typer.Option("--report", help="What was drop
 
 @dataclass(frozen=True)
 class Material:
-    """Who is asked what."""
+    """The personas, and the questions put to them."""
 
     personas: Annotated[Path, Option("Personas: JSON Lines, CSV, or assistant-axis JSON (file or folder).")]
     questions: Annotated[Path, Option("Questions: JSON Lines, CSV, or a file of the Anthropic evals.")]
@@ -83,7 +83,7 @@ class Declared:
         bool, Option("Let the model declare who prefers what, on a wording that no pair has.", name="--ask-model")
     ] = False
     mines: Annotated[
-        bool, Option("The same, among candidates that are the model's own top answers.", name="--mine-candidates")
+        bool, Option("The same, with the model's own top answers as candidates.", name="--mine-candidates")
     ] = False
 
 
@@ -121,32 +121,32 @@ def pairs(
         from persona_circuits.persona.formats import with_calibration
         from persona_circuits.persona.pairs import build_pairs, marked, read_neutral_wordings, write_pairs
 
-        own = wording.neutral_wordings
+        neutral = wording.neutral_wordings
         quiet = files.null is not None or options.align == "right"
-        options = replace(options, neutral=options.neutral or own is not None, null=quiet).checked()
-        people, asked = _people_and_questions(material.personas, material.questions, material.answers)
+        options = replace(options, neutral=options.neutral or neutral is not None, null=quiet).checked()
+        people, questions = _people_and_questions(material.personas, material.questions, material.answers)
         meetings = _meetings(material.contrast)
-        nobody = () if own is None else read_neutral_wordings(own)
+        nobody = () if neutral is None else read_neutral_wordings(neutral)
         _check_places(files, options)
         reader = load_tokenizer(model or MODEL)
         tried = None
         if wording.template is None and form is None and model is not None and not ask:
-            tried = _calibrated(model, people, asked, meetings, options)
+            tried = _calibrated(model, people, questions, meetings, options)
             form = None if tried is None else tried.best
         if form is None:
             forms = load_templates(resolve(wording.template or "raw"), reader.tokenizer, cue=cue)
         else:
             forms = (load_format(form, reader.tokenizer, cue=cue),)
-        how: dict[str, Any] = {"contrast": meetings, "options": options}
-        said = _asked_model(model or MODEL, people, asked, forms[0], declared.mines, how) if ask else None
-        asked = asked if said is None else said.questions
-        built = build_pairs(people, asked, reader, forms, neutral_wordings=nobody, **how)
-        built = built if said is None else marked(built, said)
+        settings: dict[str, Any] = {"contrast": meetings, "options": options}
+        answers = _asked_model(model or MODEL, people, questions, forms[0], declared.mines, settings) if ask else None
+        questions = questions if answers is None else answers.questions
+        built = build_pairs(people, questions, reader, forms, neutral_wordings=nobody, **settings)
+        built = built if answers is None else marked(built, answers)
         built = built if tried is None else with_calibration(built, tried)
         sources = {name: value and str(value) for name, value in vars(material).items()}
         written = write_pairs(built, files.out, files.report, files.null, pairs=str(files.out), sources=sources)
-        found, names = built.report(), {name: str(path) for name, path in written.items()}
-        show(as_json, lambda: names | found, lambda: _print_built(built, found), written=list(names.values()))
+        record, names = built.report(), {name: str(path) for name, path in written.items()}
+        show(as_json, lambda: names | record, lambda: _print_built(built, record), written=list(names.values()))
 
 
 def _meetings(contrast: str) -> Any:
@@ -156,43 +156,43 @@ def _meetings(contrast: str) -> Any:
     return contrast if contrast in ("all", "opposed") else sources.read_contrast(contrast)
 
 
-def _calibrated(name: str, people: Any, asked: Any, meetings: Any, options: PairOptions) -> Any:
-    """The formats on a few training pairs; None where none can be put to this model and these questions."""
+def _calibrated(name: str, people: Any, questions: Any, meetings: Any, options: PairOptions) -> Any:
+    """The formats compared on a few training pairs; None if none suits this model and these questions."""
     from persona_circuits.circuit.errors import TaskError
     from persona_circuits.persona.formats import calibrated
 
     with progress_bars() as stage:
         loaded = load(stage, name, Loading())
         try:
-            return calibrated(loaded, people, asked, contrast=meetings, like=options, stage=stage)
+            return calibrated(loaded, people, questions, contrast=meetings, like=options, stage=stage)
         except TaskError as error:
             say(f"format      raw: {str(error).splitlines()[0]}")
             return None
 
 
-def _asked_model(name: str, people: Any, asked: Any, form: Any, mines: bool, how: dict[str, Any]) -> Any:
-    """What the model declares, asked on wordings that no pair will have."""
+def _asked_model(name: str, people: Any, questions: Any, form: Any, mines: bool, settings: dict[str, Any]) -> Any:
+    """The preferences that the model declares, asked in wordings that no pair will have."""
     from persona_circuits.persona.pairs import ask_model, meetings
 
     with progress_bars() as stage:
         loaded = load(stage, name, Loading())
-        met = meetings(people, how["contrast"])
-        ask = {"mine": mines, "options": how["options"], "progress": stage("asking the model")}
-        return ask_model(loaded, met, asked, form, **ask)
+        met = meetings(people, settings["contrast"])
+        ask = {"mine": mines, "options": settings["options"], "progress": stage("asking the model")}
+        return ask_model(loaded, met, questions, form, **ask)
 
 
 def _people_and_questions(personas: Path, questions: Path, answers: Path | None) -> tuple[Any, Any]:
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.data import sources
 
-    people, asked = sources.read_personas(resolve(str(personas))), sources.read_questions(resolve(str(questions)))
+    people, items = sources.read_personas(resolve(str(personas))), sources.read_questions(resolve(str(questions)))
     if answers is None:
-        return people, asked
-    return people, sources.with_answers(asked, sources.read_answers(answers), people)
+        return people, items
+    return people, sources.with_answers(items, sources.read_answers(answers), people)
 
 
 def _check_places(files: Written, options: PairOptions) -> None:
-    """That every file can be written, before any work."""
+    """Check, before any work, that every file can be written."""
     from persona_circuits.circuit.storage import check_output_file
     from persona_circuits.persona.pairs import default_null, default_report
 
@@ -202,35 +202,35 @@ def _check_places(files: Written, options: PairOptions) -> None:
             check_output_file(path, makes_folder=True)
 
 
-def _print_built(built: Any, found: dict[str, Any]) -> None:
-    splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
-    say(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}")
-    say(f"held out    {found['splits']['held_out']}")
-    if "calibration" in found:
-        say(f"format      {found['calibration']['says']}")
-    if found["unequal"]["pairs"]:
-        say(f"unequal     {found['unequal']['pairs']:,} pairs, by {by_token_count(found['unequal'])}")
-    if "null" in found:
-        _print_null(found["null"])
-    if "asked" in found:
+def _print_built(built: Any, record: dict[str, Any]) -> None:
+    splits = ", ".join(f"{name} {count}" for name, count in record["kept_by_split"].items())
+    say(f"kept        {record['kept']:,} pairs{f' ({splits})' if splits else ''}")
+    say(f"held out    {record['splits']['held_out']}")
+    if "calibration" in record:
+        say(f"format      {record['calibration']['says']}")
+    if record["unequal"]["pairs"]:
+        say(f"unequal     {record['unequal']['pairs']:,} pairs, by {by_token_count(record['unequal'])}")
+    if "null" in record:
+        _print_null(record["null"])
+    if "asked" in record:
         from persona_circuits.persona.data import said
 
-        say(f"it says     {said(found['asked']['words'])}")
-        say(f"declared    by the model, in {len(found['asked']['wordings'])} wordings that no pair has")
-    if "neutral" in found:
-        counts = ", ".join(f"{len(texts):,} of {source}" for source, texts in found["neutral"].items())
+        say(f"it says     {said(record['asked']['words'])}")
+        say(f"declared    by the model, in {len(record['asked']['wordings'])} wordings that no pair has")
+    if "neutral" in record:
+        counts = ", ".join(f"{len(texts):,} of {source}" for source, texts in record["neutral"].items())
         say(f"neutral     wordings: {counts}")
     if built.dropped:
         print_table(_dropped("combinations", [(item.reason, item.examples[0], item.count) for item in built.dropped]))
-    for why, count in found["not_tried"].items():
+    for why, count in record["not_tried"].items():
         say(f"not tried   {count:,} combinations {why}")
     for key, says in (
         ("leaks", "options in a persona's text"),
         ("candidates_left_out", "options that are no candidate here"),
         ("wordings_left_out", "wordings left out"),
     ):
-        if found[key]:
-            say(f"note        {len(found[key]):,} {says}; see the report")
+        if record[key]:
+            say(f"note        {len(record[key]):,} {says}; see the report")
 
 
 def _print_null(null: dict[str, Any]) -> None:
@@ -280,26 +280,26 @@ def vary(
         where, reader = resolve(str(pairs)), load_tokenizer(model or MODEL)
         if rules is None:
             known = read_personas(resolve(str(personas))) if personas else ()
-            found = framed(where, named, reader, split=split, personas=known)
+            varied = framed(where, named, reader, split=split, personas=known)
         elif personas:
             raise OptionError("--personas is for --frame again; --rules takes none")
         else:
-            found = vary(where, named, reader, split=split)
+            varied = vary(where, named, reader, split=split)
         with working_folder(out.parent):
-            write_rows(found.rows, out)
-        dropped = {reason: list(ids) for reason, ids in found.dropped.items()}
-        record = {"bases": len(found.rows) // len(named), "variants": list(named), "dropped": dropped}
+            write_rows(varied.rows, out)
+        dropped = {reason: list(ids) for reason, ids in varied.dropped.items()}
+        record = {"bases": len(varied.rows) // len(named), "variants": list(named), "dropped": dropped}
         if rules is None:
-            record["matched"] = sum(bool(row["frame_matched"]) for row in found.rows) // len(named)
+            record["matched"] = sum(bool(row["frame_matched"]) for row in varied.rows) // len(named)
         show(as_json, lambda: record, lambda: _print_varied(record), out=out, written=[out])
 
 
-def _print_varied(found: dict[str, Any]) -> None:
-    say(f"kept        {found['bases']:,} bases in {len(found['variants'])} variants: {', '.join(found['variants'])}")
-    if "matched" in found:
-        say(f"matched     {found['matched']:,} of {found['bases']:,} have the same number of tokens in all frames")
-    if found["dropped"]:
-        print_table(_dropped("bases", [(reason, ids[0], len(ids)) for reason, ids in found["dropped"].items()]))
+def _print_varied(record: dict[str, Any]) -> None:
+    say(f"kept        {record['bases']:,} bases in {len(record['variants'])} variants: {', '.join(record['variants'])}")
+    if "matched" in record:
+        say(f"matched     {record['matched']:,} of {record['bases']:,} have the same number of tokens in all frames")
+    if record["dropped"]:
+        print_table(_dropped("bases", [(reason, ids[0], len(ids)) for reason, ids in record["dropped"].items()]))
 
 
 @with_options
@@ -315,20 +315,19 @@ def formats(
 ) -> None:
     """Measure every format of a question on a model, and recommend one: mass, D beside its null, order effect."""
     with errors_as_exit_codes():
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.formats import formats_record, study_formats, write_formats
 
         options = options.checked()
-        people, asked = _people_and_questions(material.personas, material.questions, None)
+        people, questions = _people_and_questions(material.personas, material.questions, None)
         meetings = _meetings(material.contrast)
         check_output_folder(out)
         with progress_bars() as stage:
             loaded = load(stage, model, loading)
-            study = study_formats(loaded, people, asked, contrast=meetings, options=options, stage=stage)
+            study = study_formats(loaded, people, questions, contrast=meetings, options=options, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, loaded.name) as staging:
                 write_formats(study, staging)
-                index(context, staging, loaded.name)
         show(as_json, lambda: formats_record(study), lambda: _print_formats(study), out=out)
 
 
@@ -348,7 +347,7 @@ def _print_formats(study: Any) -> None:
 @with_options
 def prior_pairs(
     *,
-    pairs: Annotated[Path, typer.Option("--pairs", help="Persona pairs, whose prompts are met another way.")],
+    pairs: Annotated[Path, typer.Option("--pairs", help="Persona pairs, whose prompts are paired differently.")],
     neutral: Annotated[
         Path, typer.Option("--neutral", help="Wordings without a persona, JSON Lines; they tell a question's default.")
     ],
@@ -374,22 +373,22 @@ def prior_pairs(
         with progress_bars() as stage:
             loaded = load(stage, model or MODEL, loading)
             built = build_prior_pairs(loaded, items, wordings, options=options, progress=stage("defaults"))
-        beside, found = write_prior_pairs(built, out, report), built.report()
-        record = {"report": str(beside), **found}
-        show(as_json, lambda: record, lambda: _print_prior_pairs(found), out=out, written=[out, beside])
+        beside, counts = write_prior_pairs(built, out, report), built.report()
+        record = {"report": str(beside), **counts}
+        show(as_json, lambda: record, lambda: _print_prior_pairs(counts), out=out, written=[out, beside])
 
 
-def _print_prior_pairs(found: dict[str, Any]) -> None:
-    splits = ", ".join(f"{name} {count}" for name, count in found["kept_by_split"].items())
-    forms = ", ".join(f"{name} {count}" for name, count in found["kept_by_form"].items())
-    say(f"kept        {found['kept']:,} pairs{f' ({splits})' if splits else ''}; form: {forms}")
-    lead, contrast = found["mean_lead"], found["mean_expected"]
+def _print_prior_pairs(counts: dict[str, Any]) -> None:
+    splits = ", ".join(f"{name} {count}" for name, count in counts["kept_by_split"].items())
+    forms = ", ".join(f"{name} {count}" for name, count in counts["kept_by_form"].items())
+    say(f"kept        {counts['kept']:,} pairs{f' ({splits})' if splits else ''}; form: {forms}")
+    lead, contrast = counts["mean_lead"], counts["mean_expected"]
     say(f"no persona  a default leads by {lead:.2f} logits on average; contrast {contrast:.2f}")
-    if found["dropped"]:
-        rows = [(item["reason"], item["examples"][0], item["count"]) for item in found["dropped"]]
+    if counts["dropped"]:
+        rows = [(item["reason"], item["examples"][0], item["count"]) for item in counts["dropped"]]
         print_table(_dropped("rows or meetings", rows))
 
 
 def _dropped(what: str, rows: list[tuple[str, str, int]]) -> Table:
-    """Why what was not kept, one of it, and how many there are."""
+    """A row per reason for dropping: the reason, an example, and the count."""
     return Table("dropped", ("reason", "for example", Column(what, 2, ",")), rows, 2)

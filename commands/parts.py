@@ -1,10 +1,8 @@
-"""Which parts of the model carry it: neurons, bridge."""
+"""Which parts of the model carry a persona: neurons, bridge."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +10,7 @@ import typer
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import Option
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import LATEST, JsonOption, Loading, OutOption, Source
 from persona_circuits.commands.signature import Without, with_options
 from persona_circuits.commands.terminal import (
@@ -61,7 +59,7 @@ def neurons(
     """Find the MLP neurons that tell two personas apart: a null, cross-validation, ablation beside random ones."""
     with errors_as_exit_codes():
         refuse_idle(context, (options.answers, "pairs with answers", ["kinds", "everywhere", "n_random", "max_pairs"]))
-        from persona_circuits.circuit.storage import check_output_folder, replace_folder
+        from persona_circuits.circuit.storage import check_output_folder
         from persona_circuits.persona.data import examples_of, load_items, load_unanswered
         from persona_circuits.persona.neurons import held_out_files, neuron_record, study_neurons, write_neurons
 
@@ -75,31 +73,21 @@ def neurons(
         with progress_bars() as stage:
             read = load_items if options.answers else load_unanswered
             items = {key: read(path, label=label) for key, (path, label) in files.items() if path}
-            check = partial(_check_all, tuple(items.values()))
-            loaded = load(stage, name, loading, check)
-            found = {key: examples_of(own, loaded, fitting=loading.fitting) for key, own in items.items()}
-            dropped = _left_out(items, found)
-            study = study_neurons(loaded, *held_out_files(**found), options=options, dropped=dropped, stage=stage)
+            loaded = load(stage, name, loading, lambda reader: [examples_of(item, reader) for item in items.values()])
+            examples = {key: examples_of(item, loaded, fitting=loading.fitting) for key, item in items.items()}
+            dropped = _left_out(items, examples)
+            study = study_neurons(loaded, *held_out_files(**examples), options=options, dropped=dropped, stage=stage)
             stage("files and figures")
-            with replace_folder(out) as staging:
+            with result_folder(context, out, name, notes=study.notes) as staging:
                 write_neurons(study, staging)
-                index(context, staging, name, notes=study.notes)
         show(as_json, lambda: neuron_record(study), lambda: _print_neurons(study), out=out, notes=study.notes)
 
 
-def _check_all(files: Sequence[Any], reader: Any) -> None:
-    """That the pairs of some files fit a tokenizer."""
-    from persona_circuits.persona.data import examples_of
-
-    for items in files:
-        examples_of(items, reader)
-
-
-def _left_out(items: dict[str, Any], found: dict[str, Any]) -> dict[str, int]:
-    """Of the pairs and the held-out ones: how many do not fit the model, and how many are controls."""
-    studied = [key for key in ("pairs", "held_out") if key in found]
-    misfit = sum(len(items[key].items) - len(found[key].items) for key in studied)
-    controls = sum(item.control != "none" for key in studied for item in found[key].items)
+def _left_out(items: dict[str, Any], examples: dict[str, Any]) -> dict[str, int]:
+    """How many pairs, held-out ones included, do not fit the model, and how many are controls."""
+    studied = [key for key in ("pairs", "held_out") if key in examples]
+    misfit = sum(len(items[key].items) - len(examples[key].items) for key in studied)
+    controls = sum(item.control != "none" for key in studied for item in examples[key].items)
     return {"do not fit the model": misfit, "controls": controls}
 
 
@@ -115,7 +103,7 @@ def _print_neurons(study: Any) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """The model and the pairs of a circuit, where they are others than its own, and the direction's two ends."""
+    """The model and the pairs, where they are not the circuit's own, and the two ends of the direction."""
 
     model: Annotated[str | None, Option("Hugging Face folder or hub name. (default: the one the circuit names)")] = None
     pairs: Annotated[Path | None, Option("Pairs for directions and test. (default: the circuit's)")] = None
@@ -128,7 +116,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Others:
-    """Other findings, beside which the circuit is held."""
+    """Results of other analyses to compare the circuit with."""
 
     movers: Annotated[Path | None, Option("patch.json, or its folder. (default: the largest writers here)")] = None
     neurons: Annotated[Path | None, Option("neurons.json, or its folder.")] = None
@@ -158,10 +146,10 @@ def bridge(
         stored = files.read_nodes(circuit)
         name, given = _model_and_pairs(stored, measured.model, measured.pairs)
         check_output_folder(out)
-        found = vars(others)
-        study = _bridged(stored, name, (given, measured.test_pairs), found, options, loading, out, context)
+        set_files = vars(others)
+        study = _bridged(stored, name, (given, measured.test_pairs), set_files, options, loading, out, context)
         show(as_json, lambda: files.bridge_record(study), lambda: _print_bridge(study), out=out, notes=study.notes)
-        for path in filter(None, found.values()):
+        for path in filter(None, set_files.values()):
             if files.fingerprint_of(path) not in ("", study.fingerprint):
                 say(f"note: {path} is of other weights than {study.model} has", err=True)
 
@@ -180,14 +168,13 @@ def _bridged(
     stored: Any,
     name: str | None,
     pairs: tuple[str, Path | None],
-    found: dict[str, Path | None],
+    set_files: dict[str, Path | None],
     options: BridgeOptions,
     loading: Loading,
     out: Path,
     context: typer.Context,
 ) -> Any:
-    """The study, written."""
-    from persona_circuits.circuit.storage import replace_folder
+    """The study, once its files are written."""
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.bridge import build_bridge
     from persona_circuits.persona.bridge import report as files
@@ -197,16 +184,15 @@ def _bridged(
     given, test = pairs
     items = [load_items(resolve(given), label=given), *([load_items(test)] if test else [])]
     with progress_bars() as stage:
-        loaded = load(stage, shipped_or(name), loading, partial(_check_all, items))
+        loaded = load(stage, shipped_or(name), loading, lambda reader: [examples_of(item, reader) for item in items])
         warn_of_other_weights(stored.record, loaded)
         readers = {"movers": files.read_movers, "neurons": files.read_neuron_mlps}
-        sets = {key: readers[key](path, loaded.graph) if path else None for key, path in found.items()}
-        fit, measured, _ = held_out_files(*(examples_of(one, loaded, fitting=loading.fitting) for one in items))
+        sets = {key: readers[key](path, loaded.graph) if path else None for key, path in set_files.items()}
+        fit, measured, _ = held_out_files(*(examples_of(item, loaded, fitting=loading.fitting) for item in items))
         study = build_bridge(loaded, stored.of(loaded.graph), fit, measured, options=options, stage=stage, **sets)
         stage("files and figures")
-        with replace_folder(out) as staging:
+        with result_folder(context, out, loaded.name, notes=study.notes) as staging:
             files.write_bridge(study, staging)
-            index(context, staging, loaded.name, notes=study.notes)
     return study
 
 

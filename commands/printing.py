@@ -11,18 +11,9 @@ from persona_circuits.commands.terminal import print_table, print_tables, say
 
 if TYPE_CHECKING:
     from persona_circuits.circuit.discovery import Discovery
-    from persona_circuits.circuit.evaluation import FaithfulnessReport
     from persona_circuits.circuit.pruning import Finished
 
-__all__ = [
-    "picture_title",
-    "print_calibration",
-    "print_discovery",
-    "print_report",
-    "print_tests",
-    "say_where",
-    "write_results",
-]
+__all__ = ["print_calibration", "print_discovery", "print_tests", "say_where"]
 
 
 def print_tests(results: Any, record: dict[str, Any] | None, resampled: str) -> None:
@@ -56,8 +47,8 @@ def _print_tests(tests: Any) -> None:
     )
     rows = tests.rows()
     title = f"hypothesis tests on {tests.n_pairs} pairs, level {rows and tests.outcomes[0].alpha:g}"
-    said = [f"{row['test']}: {row['says']}" for row in rows]
-    print_table(Table(title, columns, rows, 2, [f"tested over {tests.resampled}", *said]))
+    verdicts = [f"{row['test']}: {row['says']}" for row in rows]
+    print_table(Table(title, columns, rows, 2, [f"tested over {tests.resampled}", *verdicts]))
 
 
 def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
@@ -73,26 +64,15 @@ def _print_stability(searched: Any, known: dict[str, Any] | None) -> None:
         say(f"certificate: {searched.certificate.sentence}")
 
 
-def write_results(found: Discovery, out: Path, strongest: int | None) -> None:
-    """All files of a discovery, moved into place together."""
-    found.write(out, strongest=strongest)
-
-
-def picture_title(record: dict[str, Any] | None) -> str:
-    from persona_circuits.circuit.reporting import title_of
-
-    return title_of(record)
-
-
-def _print_signal(found: Discovery, where: str) -> None:
-    """The effect with what speaks for it: interval, p, reversed pairs, probability of the answers, paraphrases."""
-    signal, unit = found.signal, found.record["task"]["unit"]
+def _print_signal(discovery: Discovery, where: str) -> None:
+    """The effect and the evidence for it: interval, p, reversed pairs, probability of the answers, paraphrases."""
+    signal, unit = discovery.signal, discovery.record["task"]["unit"]
     shown = (
         ""
         if signal is None or signal.interval is None
         else f" [{signed(signal.interval.low)}, {signed(signal.interval.high)}]"
     )
-    say(f"divergence  {signed(found.divergence)} {unit}{shown} on {where}")
+    say(f"divergence  {signed(discovery.divergence)} {unit}{shown} on {where}")
     if signal is not None:
         p = "" if signal.p is None else f"p {signal.p:.2g}, "
         null = "" if signal.sigma_0 is None else f", paraphrases {signal.sigma_0:.3g} (sigma_0)"
@@ -100,72 +80,72 @@ def _print_signal(found: Discovery, where: str) -> None:
         say(f"            {signal.sentence}")
 
 
-def print_discovery(found: Discovery) -> None:
-    from persona_circuits.circuit.reporting import head_tables, neuron_tables, path_table, set_table, sweep_table
+def print_discovery(discovery: Discovery) -> None:
+    from persona_circuits.circuit import reporting
 
-    _print_search(found)
-    _print_edges(found)
-    if found.certificate is not None:
-        say(f"certificate {found.certificate.sentence}")
-    if found.missed is not None:
-        say(f"missed      {found.missed.sentence}")
-    if found.null is not None:
-        _print_null_run(found)
-    if found.spans is not None:
-        _print_spans(found)
-    if found.sweep is not None:
-        print_table(sweep_table(found.sweep))
-    for report in found.reports:
-        print_report(report)
-    if found.shared is not None and found.shared.note:
-        say(f"\n{found.shared.note}")
-    if found.paths is not None:
-        print_table(path_table(found.paths))
-    if found.sets is not None:
-        print_table(set_table(found.sets))
-    if found.opened is not None:
-        print_tables(neuron_tables(found.opened))
-    if found.heads is not None:
-        print_tables(head_tables(found.heads))
+    _print_search(discovery)
+    _print_edges(discovery)
+    if discovery.certificate is not None:
+        say(f"certificate {discovery.certificate.sentence}")
+    if discovery.missed is not None:
+        say(f"missed      {discovery.missed.sentence}")
+    if discovery.null is not None:
+        _print_null_run(discovery)
+    if discovery.spans is not None:
+        _print_spans(discovery)
+    if discovery.sweep is not None:
+        print_table(reporting.sweep_table(discovery.sweep))
+    for report in discovery.reports:
+        print_table(reporting.faithfulness_table(report))
+    if discovery.shared is not None and discovery.shared.note:
+        say(f"\n{discovery.shared.note}")
+    if discovery.paths is not None:
+        print_table(reporting.path_table(discovery.paths))
+    if discovery.sets is not None:
+        print_table(reporting.set_table(discovery.sets))
+    if discovery.opened is not None:
+        print_tables(reporting.neuron_tables(discovery.opened))
+    if discovery.heads is not None:
+        print_tables(reporting.head_tables(discovery.heads))
     say("")
 
 
-def _print_search(found: Discovery) -> None:
-    """The effect, how the edges were chosen, how many there are, and what that cost."""
+def _print_search(discovery: Discovery) -> None:
+    """The effect, how the edges were chosen, how many there are, and the cost of the search."""
     from persona_circuits.circuit.reporting import completeness_lines
 
-    counts, task = found.record["counts"], found.record["task"]
-    _print_signal(found, f"{task['n_pairs']} pairs ({task['split']})")
-    if found.reused is not None:
-        say(f"scores      used again, of {found.reused}; --scores new makes them anew")
-    if found.tau is not None:
-        say(f"threshold   {found.tau:.4g} {task['unit']}")
-    if found.completeness is not None:
-        say("\n".join(completeness_lines(found.completeness)))
-    if found.smallest is not None:
-        _print_smallest(found)
-    if found.finished is not None:
-        _print_finish(found.finished, task["unit"])
+    counts, task = discovery.record["counts"], discovery.record["task"]
+    _print_signal(discovery, f"{task['n_pairs']} pairs ({task['split']})")
+    if discovery.reused is not None:
+        say(f"scores      used again, of {discovery.reused}; --scores new makes them anew")
+    if discovery.tau is not None:
+        say(f"threshold   {discovery.tau:.4g} {task['unit']}")
+    if discovery.completeness is not None:
+        say("\n".join(completeness_lines(discovery.completeness)))
+    if discovery.smallest is not None:
+        _print_smallest(discovery)
+    if discovery.finished is not None:
+        _print_finish(discovery.finished, task["unit"])
     say(
         f"circuit     {counts['edges']:,} of {counts['graph_edges']:,} edges, "
         f"{counts['nodes']:,} of {counts['graph_nodes']:,} nodes"
     )
-    if found.at_parts is not None:
-        about, parts = found.record["spans"], found.at_parts
+    if discovery.at_parts is not None:
+        about, parts = discovery.record["spans"], discovery.at_parts
         here = ", ".join(
-            f"{name} {int(kept.sum()):,}" for name, kept in zip(parts.spans.names, parts.mask, strict=True)
+            f"{name} {int(mask.sum()):,}" for name, mask in zip(parts.spans.names, parts.mask, strict=True)
         )
         say(f"at parts    {about['edges']:,} of {about['graph_edges']:,} edges at parts of the prompt: {here}")
-    if not len(found.circuit):
+    if not len(discovery.circuit):
         say("the circuit is empty: no path from input to logits is left; lower --threshold or raise --top-n")
-    if found.acdc_cost:
-        tried = found.acdc_cost
+    if discovery.acdc_cost:
+        tried = discovery.acdc_cost
         say(
             f"ACDC        {tried['passes']:,} passes, {tried['evaluated']:,} circuits tried, "
             f"{tried['wasted']:,} of them for nothing"
         )
-    if found.cost is not None:
-        cost = found.cost
+    if discovery.cost is not None:
+        cost = discovery.cost
         say(
             f"activations {cost.activations}: r {cost.correlation:.5f} with float32 on {cost.n_prompts} prompts, "
             f"largest difference {cost.largest:.2g} of the largest score"
@@ -188,8 +168,8 @@ def _print_finish(done: Finished, unit: str) -> None:
     say(settled if done.settled else "note: it stopped before every edge was settled")
 
 
-def _print_smallest(found: Discovery) -> None:
-    least = found.smallest
+def _print_smallest(discovery: Discovery) -> None:
+    least = discovery.smallest
     assert least is not None
     if not least.reached:
         from persona_circuits.circuit.reporting import size_table
@@ -202,21 +182,21 @@ def _print_smallest(found: Discovery) -> None:
         print_table(size_table(least))
         say("")
         return
-    order = "gate" if found.record["method"]["prune"] == "learn" else "|score|"
+    order = "gate" if discovery.record["method"]["prune"] == "learn" else "|score|"
     say(
         f"target      f >= {least.target:g}: {least.faithfulness:.3f} with the first {least.n:,} edges by {order}, "
         f"of {len(least.tried):,} sizes tried"
     )
-    held = found.reports[-1].circuit.ratio_of_means
-    if found.confirmed is not None and held is not None:
-        say(f"held out    {held:.3f}: {'confirmed' if found.confirmed else 'not confirmed'}")
+    faithfulness = discovery.reports[-1].circuit.ratio_of_means
+    if discovery.confirmed is not None and faithfulness is not None:
+        say(f"held out    {faithfulness:.3f}: {'confirmed' if discovery.confirmed else 'not confirmed'}")
     if least.relapses:
         shown = ", ".join(f"{n:,}" for n in least.relapses[:5])
         say(f"note: f does not grow steadily; larger sizes that miss the target: {shown}")
 
 
-def _print_null_run(found: Discovery) -> None:
-    null = found.null
+def _print_null_run(discovery: Discovery) -> None:
+    null = discovery.null
     assert null is not None
     known = {name: value for name, value in null.as_dict().items() if isinstance(value, float)}
     shown = {name: f"{known[name]:.3g}" if name in known else "unknown" for name in null.as_dict()}
@@ -229,8 +209,8 @@ def _print_null_run(found: Discovery) -> None:
     )
 
 
-def _print_spans(found: Discovery) -> None:
-    spans = found.spans
+def _print_spans(discovery: Discovery) -> None:
+    spans = discovery.spans
     assert spans is not None
     rows = []
     for i, layer in enumerate([*map(str, range(len(spans.entry) - 1)), "logits"]):
@@ -239,29 +219,21 @@ def _print_spans(found: Discovery) -> None:
     print_table(Table("share of |score| read there / causal persistence", ("layer", *spans.names), rows))
 
 
-def _print_edges(found: Discovery) -> None:
+def _print_edges(discovery: Discovery) -> None:
     from persona_circuits.circuit.reporting import strongest_edges
 
     columns = [Column("edge", "edge"), Column("score", "score", lambda score: signed(score, 4))]
-    if found.certificate is not None:
+    if discovery.certificate is not None:
         columns.append(Column("certificate", lambda edge: {True: "stays", False: "abstains"}[edge["stays"]]))
-    if edges := strongest_edges(found):
+    if edges := strongest_edges(discovery):
         print_table(Table("strongest edges", columns, edges))
-
-
-def print_report(report: FaithfulnessReport) -> None:
-    from persona_circuits.circuit.reporting import faithfulness_table
-
-    print_table(faithfulness_table(report))
 
 
 def print_calibration(rows: list[Any]) -> None:
     columns = (
         Column("planted model", "planted"),
         Column("scores", "method"),
-        Column(
-            "recovered exactly by", lambda row: ", ".join(one.prune for one in row.recoveries if one.exact) or "none"
-        ),
+        Column("recovered exactly by", lambda row: ", ".join(x.prune for x in row.recoveries if x.exact) or "none"),
         Column("true edges", "n_true"),
         Column("AUROC", "auroc", ".3f"),
         Column("average precision", "average_precision", ".3f"),

@@ -1,6 +1,6 @@
-"""How far a command is: bars with what is left of the time where there is a terminal, else a line a minute.
+"""Progress of a command: bars with the time left on a terminal, elsewhere a line a minute.
 
-Both go to standard error. Between two reports a stage is said to be at work for so long, so that no log stays empty.
+Both go to standard error. A stage without reports is still said to be running, so that no log stays empty.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ EVERY = 60.0
 
 
 class MinuteLines:
-    """The stage that is at work, and a line about it whenever a minute has gone by since the last.
+    """The running stage, with a line about it whenever a minute has passed since the last one.
 
-    ``clock`` gives seconds, ``tell`` takes a line; ``beat`` is called from time to time, by whoever has the time.
+    ``clock`` gives seconds, ``tell`` prints a line; ``beat`` is to be called from time to time.
     """
 
     def __init__(self, clock: Callable[[], float], tell: Callable[[str], None], every: float = EVERY) -> None:
@@ -32,7 +32,7 @@ class MinuteLines:
         self.name, self.done, self.total = "", 0, 0
 
     def stage(self, name: str) -> Progress:
-        """A stage begins; what comes back is told of its progress."""
+        """Begin a stage; the function returned reports its progress."""
         self.name, self.begun, self.done, self.total = name, self.clock(), 0, 0
         return self._progress
 
@@ -53,7 +53,7 @@ class MinuteLines:
 
 @contextlib.contextmanager
 def progress_bars() -> Iterator[Stage]:
-    """Bars on standard error, one per stage, with the time that is left; a line a minute where there is no terminal."""
+    """Bars on standard error, one per stage, with the time left; without a terminal, a line a minute."""
     if os.environ.get("RANK", "0") != "0":
         yield lambda _name: lambda _done, _total: None
     elif sys.stderr.isatty():

@@ -75,10 +75,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
             made = {name: group.made(given) for name, group in groups.items()}
         command(**given, **made)
 
-    for one in parameters:
-        if one.name == "model":
-            get_args(one.annotation)[1].autocompletion = complete_model
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    for entry in parameters:
+        if entry.name == "model":
+            get_args(entry.annotation)[1].autocompletion = complete_model
+    run.__annotations__ = {entry.name: entry.annotation for entry in parameters}
     vars(run)["__signature__"] = inspect.Signature(parameters)  # names that occur twice are refused here
     return run
 
@@ -93,8 +93,8 @@ def _groups(command: Callable[..., None]) -> Iterator[tuple[str, Group]]:
         kind, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if not is_dataclass(kind):
             continue
-        hidden = {one for mark in marks if isinstance(mark, Without) for one in mark.names}
-        wanted = {one for mark in marks if isinstance(mark, Only) for one in mark.names}
+        hidden = {item for mark in marks if isinstance(mark, Without) for item in mark.names}
+        wanted = {item for mark in marks if isinstance(mark, Only) for item in mark.names}
         other = {key: value for mark in marks if isinstance(mark, But) for key, value in mark.defaults.items()}
         named: Any = kind
         fields = [
@@ -108,10 +108,10 @@ def _parameter(field: Field) -> inspect.Parameter:
     """A field as Typer wants it: an annotated parameter with a default."""
     option, default = field.option, _shown(field)
     named = (field.flag,) if option.name or default is False else ()  # a switch that is on can be turned off, too
-    how: dict[str, Any] = {"help": option.help}
+    settings: dict[str, Any] = {"help": option.help}
     if option.min is not None:
-        how["min"] = option.min
-    hint = Annotated[_shown_type(field), typer.Option(*named, **how)]  # type: ignore
+        settings["min"] = option.min
+    hint = Annotated[_shown_type(field), typer.Option(*named, **settings)]  # type: ignore
     empty = inspect.Parameter.empty if default is MISSING else default
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=empty)
 
@@ -135,7 +135,7 @@ def _shown(field: Field) -> Any:
     if field.option.shown is not None:
         return field.option.shown
     if field.option.read is not None and isinstance(field.default, tuple):
-        return ",".join(one if isinstance(one, str) else f"{one:g}" for one in field.default)
+        return ",".join(item if isinstance(item, str) else f"{item:g}" for item in field.default)
     return field.default
 
 

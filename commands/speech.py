@@ -11,7 +11,7 @@ import typer
 
 from persona_circuits.circuit.errors import OptionError
 from persona_circuits.circuit.options import BatchSize, Option
-from persona_circuits.commands.index import index
+from persona_circuits.commands.index import result_folder
 from persona_circuits.commands.options import MODEL, JsonOption, Loading, OutOption
 from persona_circuits.commands.signature import Only, Without, with_options
 from persona_circuits.commands.terminal import (
@@ -26,7 +26,7 @@ from persona_circuits.commands.terminal import (
 )
 from persona_circuits.persona.responses.options import EndpointOptions, Plan, RatingOptions, Sampling
 
-__all__ = ["Asked", "Form", "check_journal", "exchanges_of", "respond_here"]
+__all__ = ["Asked", "Form", "check_journal", "exchanges_of", "respond_locally"]
 
 ASKING = ("base_url", "api_key", "concurrency", "max_retries", "timeout", "deadline", "max_bytes", "limit_field")
 """Options of asking an endpoint, by their parameters' names."""
@@ -36,7 +36,7 @@ RUNNING = ("device", "dtype", "revision", "batch_size")
 
 @dataclass(frozen=True)
 class Asked(Plan):
-    """Who is asked what, how often, and who is the baseline."""
+    """The personas and questions, how often each is asked, and the baseline persona."""
 
     personas: Annotated[
         Path | None,
@@ -78,7 +78,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Endpoint(EndpointOptions):
-    """A model of an endpoint, and how it is asked."""
+    """A model behind an endpoint, and how to query it."""
 
     endpoint_model: Annotated[str | None, Option("Ask this model of an OpenAI-compatible endpoint.")] = None
     system_turn: Annotated[
@@ -123,23 +123,23 @@ def respond(
         sampling = sampling.checked()
         check_journal(out, kept)
         if asking.endpoint_model:
-            found, about = _respond_there(asking.endpoint_model, asking, wanted, out, sampling)
+            responses, about = _respond_remotely(asking.endpoint_model, asking, wanted, out, sampling)
         else:
             with progress_bars() as stage:
                 loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
-                found, about = respond_here(loaded, wanted, form, sampling, out, stage)
-        _show_responses(context, found, about | {"sources": sources}, out, asked.baseline, as_json)
+                responses, about = respond_locally(loaded, wanted, form, sampling, out, stage)
+        _show_responses(context, responses, about | {"sources": sources}, out, asked.baseline, as_json)
 
 
-def _respond_there(model: str, asking: Endpoint, wanted: Any, out: Path, sampling: Sampling) -> Any:
+def _respond_remotely(model: str, asking: Endpoint, wanted: Any, out: Path, sampling: Sampling) -> Any:
     """The responses of a model behind an endpoint, and what they were made with."""
     from persona_circuits.persona.responses import Journal, endpoint, respond_remotely
 
     place = endpoint(model, asking)
     with progress_bars() as stage, Journal(out / "journal.jsonl") as journal:
-        how: dict[str, Any] = {"sampling": sampling, "system_turn": asking.system_turn}
-        found = respond_remotely(place, wanted, journal, **how, progress=stage(f"asking {model}"))
-    return found, {"model": model, "address": place.address, "system_turn": asking.system_turn}
+        settings: dict[str, Any] = {"sampling": sampling, "system_turn": asking.system_turn}
+        responses = respond_remotely(place, wanted, journal, **settings, progress=stage(f"asking {model}"))
+    return responses, {"model": model, "address": place.address, "system_turn": asking.system_turn}
 
 
 @with_options
@@ -155,55 +155,57 @@ def rate(
 ) -> None:
     """Rate how much of a persona shows in responses: by a model behind an endpoint, or offline by likelihoods."""
     with errors_as_exit_codes() as kept:
-        there = [*ASKING, "rater_prompt", "control", "max_answer_tokens"]
+        endpoint_options = [*ASKING, "rater_prompt", "control", "max_answer_tokens"]
         refuse_idle(
             context,
-            (asking.endpoint_model is not None, "--endpoint-model", there),
+            (asking.endpoint_model is not None, "--endpoint-model", endpoint_options),
             (asking.endpoint_model is None, "a model that is run here", ["cue", "neutral", *RUNNING]),
         )
-        from persona_circuits.circuit.storage import replace_folder
         from persona_circuits.persona.responses import rating, rating_record, read_responses, write_ratings
 
         _check_one_model(asking, form)
-        said = read_responses(options.responses)
+        responses = read_responses(options.responses)
         check_journal(out, kept)
         with progress_bars() as stage:
             if asking.endpoint_model:
-                found, about = _rate_there(asking.endpoint_model, asking, said, options, out, stage)
+                ratings, about = _rate_remotely(asking.endpoint_model, asking, responses, options, out, stage)
             else:
                 loaded = load(stage, shipped_or(form.model), loading, lambda reader: form.opened(reader.tokenizer))
-                found, about = _rate_here(loaded, said, options, form, stage)
+                ratings, about = _rate_locally(loaded, responses, options, form, stage)
             about = {"responses": str(options.responses), **about}
-            whole, each = rating.summarise_ratings(found, n_resamples=options.n_resamples, seed=options.seed)
+            whole, groups = rating.summarise_ratings(ratings, n_resamples=options.n_resamples, seed=options.seed)
             stage("files and figures")
-            summary = (whole, *each)
-            with replace_folder(out) as staging:
-                write_ratings(found, summary, about, staging)
-                index(context, staging, str(about["model"]))
-        show(as_json, lambda: rating_record(found, summary, about), lambda: _print_ratings(found, summary), out=out)
+            summary = (whole, *groups)
+            with result_folder(context, out, str(about["model"])) as staging:
+                write_ratings(ratings, summary, about, staging)
+        show(as_json, lambda: rating_record(ratings, summary, about), lambda: _print_ratings(ratings, summary), out=out)
 
 
-def _rate_there(
-    model: str, asking: Endpoint, said: Any, options: RatingOptions, out: Path, stage: Callable[[str], Any]
+def _rate_remotely(
+    model: str, asking: Endpoint, responses: Any, options: RatingOptions, out: Path, stage: Callable[[str], Any]
 ) -> Any:
     """Ratings by a model behind an endpoint, and what they were made with."""
     from persona_circuits.persona.responses import Journal, endpoint, rating
 
     place, prompt = endpoint(model, asking), rating.rater_prompt(asking.rater_prompt)
     with Journal(out / "journal.jsonl") as journal:
-        how: dict[str, Any] = {"prompt": prompt, "control": options.control, "max_tokens": options.max_answer_tokens}
-        found = rating.rate_remotely(place, said, journal, **how, progress=stage(f"asking {model}"))
-    return found, {"model": model, "address": place.address, "prompt": prompt}
+        settings: dict[str, Any] = {
+            "prompt": prompt,
+            "control": options.control,
+            "max_tokens": options.max_answer_tokens,
+        }
+        ratings = rating.rate_remotely(place, responses, journal, **settings, progress=stage(f"asking {model}"))
+    return ratings, {"model": model, "address": place.address, "prompt": prompt}
 
 
-def _rate_here(model: Any, said: Any, options: RatingOptions, form: Form, stage: Callable[[str], Any]) -> Any:
+def _rate_locally(model: Any, responses: Any, options: RatingOptions, form: Form, stage: Callable[[str], Any]) -> Any:
     """Ratings by a local model's likelihoods, and what they were made with."""
     from persona_circuits.persona.responses import rating
 
     template = form.opened(model.tokenizer)
     about = {"model": model.name, "fingerprint": model.fingerprint, "template": template.about()}
-    how = {"neutral": options.neutral, "batch_size": options.batch_size, "progress": stage("likelihoods")}
-    return rating.rate_offline(model, said, template, **how), about | {"neutral": options.neutral}
+    settings = {"neutral": options.neutral, "batch_size": options.batch_size, "progress": stage("likelihoods")}
+    return rating.rate_offline(model, responses, template, **settings), about | {"neutral": options.neutral}
 
 
 def _check_one_model(asking: Endpoint, form: Form) -> None:
@@ -212,7 +214,7 @@ def _check_one_model(asking: Endpoint, form: Form) -> None:
 
 
 def check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
-    """That the folder and its journal can be written; a stop says what the journal holds."""
+    """Check that the folder and its journal can be written; when stopped, say what the journal holds."""
     from persona_circuits.circuit.storage import check_output_file, check_output_folder
 
     check_output_folder(out)
@@ -220,36 +222,36 @@ def check_journal(out: Path, kept: list[Callable[[], str]]) -> None:
     kept.append(lambda: journalled(out))
 
 
-def _print_ratings(found: Any, summary: Any) -> None:
+def _print_ratings(ratings: Any, summary: Any) -> None:
     from persona_circuits.persona.responses import rating_table
 
-    print_table(rating_table(found, summary))
-    if found.unparsable:
-        say(f"unparsable  {found.unparsable:,} answers of the rater are no rating; they are not guessed at")
-    for kind, counts in (("failed", found.failures), ("left out", found.left_out)):
+    print_table(rating_table(ratings, summary))
+    if ratings.unparsable:
+        say(f"unparsable  {ratings.unparsable:,} answers of the rater are no rating; they are not guessed at")
+    for kind, counts in (("failed", ratings.failures), ("left out", ratings.left_out)):
         for reason, count in counts.items():
             say(f"{kind:<11} {count:,}: {reason}")
 
 
 def exchanges_of(model: str | None, asked: Asked) -> Any:
-    """What is asked, and of which files it is made: the shipped model's own, or the general ones of any other."""
+    """The exchanges, and the files they are made from: the shipped model's own, or for any other the general ones."""
     from persona_circuits.circuit.task import resolve
     from persona_circuits.persona.data import read_personas, read_questions
     from persona_circuits.persona.responses import baseline_of, exchanges
 
     kind = "" if model is None else "vector_"
     names = [
-        str(given) if given else f"datasets/{kind}{what}.jsonl"
-        for given, what in ((asked.personas, "personas"), (asked.questions, "questions"))
+        str(path) if path else f"datasets/{kind}{what}.jsonl"
+        for path, what in ((asked.personas, "personas"), (asked.questions, "questions"))
     ]
     people, questions = read_personas(resolve(names[0])), read_questions(resolve(names[1]))
-    plan = {one.name: getattr(asked, one.name) for one in fields(Plan)}
+    plan = {field.name: getattr(asked, field.name) for field in fields(Plan)}
     wanted = exchanges(people, questions, **plan)
     baseline_of([item.persona for item in wanted], asked.baseline)
     return wanted, dict(zip(("personas", "questions"), names, strict=True)) | plan
 
 
-def respond_here(
+def respond_locally(
     loaded: Any, wanted: Any, form: Form, sampling: Sampling, out: Path, stage: Callable[[str], Any]
 ) -> Any:
     """The local model's responses, kept in the folder's journal, and what they were made with.
@@ -263,38 +265,36 @@ def respond_here(
     if not sampling.stop and not template.chat:
         sampling = replace(sampling, stop=("\n",))
     with Journal(out / "journal.jsonl") as journal:
-        how = {"sampling": sampling, "batch_size": form.batch_size, "progress": stage("responses")}
-        found = answer(loaded, wanted, template, journal, **how)
+        settings = {"sampling": sampling, "batch_size": form.batch_size, "progress": stage("responses")}
+        responses = answer(loaded, wanted, template, journal, **settings)
     about = {"model": loaded.name, "fingerprint": loaded.fingerprint, "template": template.about()}
-    return found, about | {"sampling": asdict(sampling)}
+    return responses, about | {"sampling": asdict(sampling)}
 
 
 def _show_responses(
-    context: typer.Context, found: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool
+    context: typer.Context, responses: Any, about: dict[str, Any], out: Path, baseline: str | None, as_json: bool
 ) -> None:
-    from persona_circuits.circuit.storage import replace_folder
     from persona_circuits.persona.responses import summarise, write_response_study
 
-    with replace_folder(out) as staging:
-        write_response_study(found, about, staging, baseline=baseline)
-        index(context, staging, about["model"])
-    summaries = summarise(found.responses, baseline)
-    counts = {"made": found.made, "remembered": found.remembered, "failures": dict(found.failures)}
-    record = {"n": len(found.responses), **counts, **about}
-    show(as_json, lambda: record, lambda: _print_responses(found, about["model"], summaries), out=out)
+    with result_folder(context, out, about["model"]) as staging:
+        write_response_study(responses, about, staging, baseline=baseline)
+    summaries = summarise(responses.responses, baseline)
+    counts = {"made": responses.made, "remembered": responses.remembered, "failures": dict(responses.failures)}
+    record = {"n": len(responses.responses), **counts, **about}
+    show(as_json, lambda: record, lambda: _print_responses(responses, about["model"], summaries), out=out)
 
 
-def _print_responses(found: Any, model: str, summaries: Any) -> None:
+def _print_responses(responses: Any, model: str, summaries: Any) -> None:
     from persona_circuits.persona.responses import summary_table
 
-    print_table(summary_table(f"{len(found.responses):,} responses of {model}", summaries))
-    say(f"made now    {found.made:,}; remembered {found.remembered:,}")
-    for reason, count in found.failures.items():
+    print_table(summary_table(f"{len(responses.responses):,} responses of {model}", summaries))
+    say(f"made now    {responses.made:,}; remembered {responses.remembered:,}")
+    for reason, count in responses.failures.items():
         say(f"failed      {count:,}: {reason}")
 
 
 def journalled(out: Path) -> str:
-    """How many answers a stopped command leaves for the next."""
+    """How many answers a stopped command leaves for the next run."""
     path = out / "journal.jsonl"
     n = path.read_bytes().count(b"\n") if path.is_file() else 0
     return f"{n:,} answers are kept in {path}" if n else ""

@@ -46,13 +46,13 @@ class Sources(Source):
     ] = None
 
     def files(self) -> Any:
-        """Where they lie; the shipped model's where no pairs are given."""
+        """The paths; the shipped model's where no pairs are given."""
         from persona_circuits.persona.study import StudyFile, StudyFiles
 
         shipped = ("study_world_controls", "study_world_variants", "pairs_prior", "personas", None, None)
         more = []
-        for given, default in zip(list(vars(self).values())[2:], shipped, strict=True):
-            path, label = path_and_name(given, f"datasets/{default}.jsonl" if default and self.shipped else None)
+        for chosen, default in zip(list(vars(self).values())[2:], shipped, strict=True):
+            path, label = path_and_name(chosen, f"datasets/{default}.jsonl" if default and self.shipped else None)
             more.append(None if path is None else StudyFile.at(path, label))
         return StudyFiles(StudyFile.at(*path_and_name(self.pairs, "datasets/study_world.jsonl")), *more)
 
@@ -90,33 +90,33 @@ def study(
         kept.append(lambda: f"the stages that were finished are kept in {out}")
         with progress_bars() as stage:
             loaded = load(stage, name, loading, partial(_check_files, files))
-            found = run_study(loaded, files, out, options=options, only=stages.names(), plans=plans, stage=stage)
+            result = run_study(loaded, files, out, options=options, only=stages.names(), plans=plans, stage=stage)
             if not options.compact:
-                index(context, out, name, notes=[f"{one.name}: {note}" for one in found.stages for note in one.notes])
+                index(context, out, name, notes=[f"{x.name}: {note}" for x in result.stages for note in x.notes])
         written = [f"{out}/: numbers.json, numbers.csv, report.md, a folder per stage"]
-        show(as_json, found.record, lambda: _print_study(found), out=out, written=written)
+        show(as_json, result.record, lambda: _print_study(result), out=out, written=written)
 
 
 def _check_files(files: Any, reader: Any) -> None:
-    """That the pairs that every stage is about fit a tokenizer; what else does not is a note of its stage."""
+    """Check that the pairs common to all stages fit a tokenizer; other misfits become notes of their stages."""
     from persona_circuits.persona.data import examples_of, items_of
 
     examples_of(items_of(files.pairs.task(), files.pairs.path), reader)
 
 
-def _print_study(found: Any) -> None:
+def _print_study(result: Any) -> None:
     columns = (
         Column("stage", "name"),
-        Column("numbers", lambda one: len(one.numbers), ","),
-        Column("", lambda one: "finished before" if one.reused else "run"),
-        Column("notes", lambda one: len(one.notes)),
+        Column("numbers", lambda stage: len(stage.numbers), ","),
+        Column("", lambda stage: "finished before" if stage.reused else "run"),
+        Column("notes", lambda stage: len(stage.notes)),
     )
-    print_table(Table(f"study of {found.model}", columns, found.stages))
-    for plan, outcomes in found.plans:
-        told = (Column("id", "id"), Column("outcome", "outcome"), Column("numbers", "why", "; ".join))
-        print_table(Table(f"predictions of {plan.source}", told, outcomes, 3))
-    for one in found.stages:
-        for note in one.notes:
-            say(f"note: {one.name}: {note}")
-    if found.missing:
-        say(f"not run     {', '.join(found.missing)}")
+    print_table(Table(f"study of {result.model}", columns, result.stages))
+    for plan, outcomes in result.plans:
+        predicted = (Column("id", "id"), Column("outcome", "outcome"), Column("numbers", "why", "; ".join))
+        print_table(Table(f"predictions of {plan.source}", predicted, outcomes, 3))
+    for stage in result.stages:
+        for note in stage.notes:
+            say(f"note: {stage.name}: {note}")
+    if result.missing:
+        say(f"not run     {', '.join(result.missing)}")

@@ -91,7 +91,7 @@ def two_splits(
     fit: str | None,
     tokens: tuple[str, str] | None = None,
 ) -> tuple[Any, Any]:
-    """The pairs to search on and those to test on; one and the same where the file names no splits.
+    """The pairs to search on and those to test on; the same ones where the file names no splits.
 
     With ``fit``, an alignment, those of them that fit the model; with ``tokens`` these for the pairs' own answers.
     """
@@ -106,8 +106,8 @@ def two_splits(
     read = partial(
         examples_of, items if tokens is None else items.with_tokens(tokens), model, fitting=fit is not None, align=fit
     )
-    found = read(split=first)
-    return found, found if second == first else read(split=second)
+    examples = read(split=first)
+    return examples, examples if second == first else read(split=second)
 
 
 def lines_of(path: Path | None) -> tuple[str, ...]:
@@ -150,28 +150,28 @@ def revision_of(record: dict[str, Any] | None, other_model: str | None) -> str |
     return record["model"]["revision"] if record is not None and other_model is None else None
 
 
-def load(stage: Callable[[str], Any], name: str, how: Loading, check: Callable[[Any], object] | None = None) -> Any:
-    """The model of that name; what is to be said of it goes to standard error.
+def load(stage: Callable[[str], Any], name: str, loading: Loading, check: Callable[[Any], object] | None = None) -> Any:
+    """The model of that name; notes on it go to standard error.
 
-    ``check`` is called with its tokenizer before the weights are read; what does not fit it ends the command there.
+    ``check`` is called with its tokenizer before the weights are read, and raises on what does not fit it.
     """
     stage(f"loading {name}")
     from persona_circuits.circuit.cost import parse_bytes
     from persona_circuits.circuit.model import load_model
     from persona_circuits.circuit.task import resolve
 
-    refuse_revision(resolve(name), how.revision)
-    if check is not None and not how.fitting:
+    refuse_revision(resolve(name), loading.revision)
+    if check is not None and not loading.fitting:
         from persona_circuits.circuit.model.checkpoint import check_folder
         from persona_circuits.circuit.model.gguf import gguf_in
         from persona_circuits.persona.data import load_tokenizer
 
         if Path(resolve(name)).is_dir() and gguf_in(resolve(name)) is None:
             check_folder(Path(resolve(name)))  # a folder that is no model is the first thing to be told
-        check(load_tokenizer(name, revision=how.revision))
-    limit = None if how.max_memory is None else parse_bytes(how.max_memory)
-    given: dict[str, Any] = {"revision": how.revision, "device": how.device, "dtype": how.dtype, "max_memory": limit}
-    model = load_model(resolve(name), label=name, **given)
+        check(load_tokenizer(name, revision=loading.revision))
+    limit = None if loading.max_memory is None else parse_bytes(loading.max_memory)
+    settings: dict[str, Any] = {key: getattr(loading, key) for key in ("revision", "device", "dtype")}
+    model = load_model(resolve(name), label=name, max_memory=limit, **settings)
     for note in model.notes:
         say(f"note: {note}", err=True)
     return model
@@ -189,8 +189,8 @@ def show(
 ) -> None:
     """What a command found: as JSON, with its folder ``out`` if it has one, or as tables, notes and where files are."""
     if as_json:
-        found = record()
-        typer.echo(json.dumps(found if out is None else {"out": str(out), **found}, indent=indent))
+        content = record()
+        typer.echo(json.dumps(content if out is None else {"out": str(out), **content}, indent=indent))
         return
     tables()
     for note in notes:
@@ -230,7 +230,7 @@ def print_tables(tables: Iterable[Table]) -> None:
 
 
 def _cell(text: str, most: int) -> Any:
-    """A cell as it reads: no markup, nothing that a terminal obeys, on one line, not without end."""
+    """A cell as plain text: no markup, no control characters, one line, of bounded length."""
     from rich.text import Text
 
     from persona_circuits.circuit.printable import one_line
@@ -239,7 +239,7 @@ def _cell(text: str, most: int) -> Any:
 
 
 def say(text: object, *, err: bool = False) -> None:
-    """Every line that is printed goes this way: what a terminal would obey is shown, endless lines are cut."""
+    """Print text: control characters are escaped, and overlong lines cut."""
     from persona_circuits.circuit.printable import shortened, visible
 
     lines = visible(text).split("\n")
@@ -281,26 +281,26 @@ def _console() -> Any:
 def errors_as_exit_codes() -> Iterator[list[Callable[[], str]]]:
     """A user's error is one message on standard error and exit code 2; a bug keeps its traceback.
 
-    Ctrl-C and SIGTERM are a line and 130 or 143. What the block puts into the list that it is given says then what
-    is kept for the next run, or nothing.
+    Ctrl-C and SIGTERM give a line and 130 or 143. The functions that the block adds to its list then say what
+    is saved for the next run, if anything.
     """
     from persona_circuits.circuit.errors import PersonaCircuitsError
 
     rank = int(os.environ.get("RANK", "0"))
-    who = f"rank {rank}: " if rank else ""
+    prefix = f"rank {rank}: " if rank else ""
     kept: list[Callable[[], str]] = []
-    with _signals() as came, _damage_told():
+    with _signals() as came, _damage_as_notes():
         try:
             yield kept
         except BaseException as error:
             if came or isinstance(error, KeyboardInterrupt):
-                say(f"{who}{_stopped(kept)}", err=True)
+                say(f"{prefix}{_stopped(kept)}", err=True)
                 raise typer.Exit(128 + (came or [signal.SIGINT])[0]) from None
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 place = error.filename or "a temporary file"
-                say(f"{who}error: cannot write {place}: {error.strerror}; free some space", err=True)
+                say(f"{prefix}error: cannot write {place}: {error.strerror}; free some space", err=True)
             elif isinstance(error, PersonaCircuitsError):
-                say(f"{who}error: {error}", err=True)
+                say(f"{prefix}error: {error}", err=True)
             else:
                 raise
             raise typer.Exit(2) from None
@@ -308,7 +308,7 @@ def errors_as_exit_codes() -> Iterator[list[Callable[[], str]]]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Ctrl-C and SIGTERM end the block with ``_Stopped``; which came is in the list. A second ends the process."""
+    """Ctrl-C and SIGTERM end the block with ``_Stopped``; the list holds which one came. A second ends the process."""
     came: list[int] = []
 
     def stop(number: int, _frame: Any) -> None:
@@ -334,20 +334,20 @@ class _Stopped(BaseException):
 
 
 def kept_in(state: Path) -> Callable[[], str]:
-    """What to put into the list of ``errors_as_exit_codes``: that the work so far is kept, where it is."""
+    """An entry for the list of ``errors_as_exit_codes``: says where the work so far is saved, if it is."""
     return lambda: f"what is done so far is kept in {state}" if state.exists() else ""
 
 
 def _stopped(kept: Sequence[Callable[[], str]]) -> str:
     """What a stopped command leaves, and how to go on."""
-    if said := "; ".join(filter(None, (tell() for tell in kept))):
-        return f"stopped: {said}; the same command goes on from there"
+    if notes := "; ".join(filter(None, (tell() for tell in kept))):
+        return f"stopped: {notes}; the same command goes on from there"
     return "stopped: no file is half-written; the same command begins anew"
 
 
 @contextlib.contextmanager
-def _damage_told() -> Iterator[None]:
-    """A saved state that cannot be used is a note on standard error; other warnings are as they were."""
+def _damage_as_notes() -> Iterator[None]:
+    """Print the warning of an unusable saved state as a note on standard error; other warnings are unchanged."""
     import warnings
 
     from persona_circuits.circuit.storage import DamagedState
@@ -368,7 +368,7 @@ def _damage_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_processes() -> Iterator[bool]:
-    """Where torchrun started several processes they share the prompts; true in the one that prints and writes."""
+    """Under torchrun, share the prompts among its processes; true in the one that prints and writes."""
     from persona_circuits.circuit import parallel
 
     with parallel.processes():
@@ -376,28 +376,28 @@ def in_processes() -> Iterator[bool]:
 
 
 def fitted_task(task: Any, model: Any, align: str, fitting: bool) -> Any:
-    """The task, or the pairs of it that fit; rows that are not used are told of. None stays None."""
+    """The task, or those of its pairs that fit, with notes on unused rows. None stays None."""
     from persona_circuits.circuit import parallel
     from persona_circuits.circuit.task import fitting as those_that_fit
 
     if task is None:
         return None
-    found = those_that_fit(task, model, align=align) if fitting else task
-    for note in found.notes if parallel.is_first() else ():
-        say(f"note: {found.source}: {note}", err=True)
-    return found
+    usable = those_that_fit(task, model, align=align) if fitting else task
+    for note in usable.notes if parallel.is_first() else ():
+        say(f"note: {usable.source}: {note}", err=True)
+    return usable
 
 
 def refuse_idle(context: typer.Context, *rules: tuple[bool, str, Sequence[str]]) -> None:
     """Refuse options that were given and would do nothing.
 
-    A rule is whether there is what its options act on, what that is, and the options by their parameters' names.
+    A rule says whether there is anything for its options to act on, what that is, and the options' parameter names.
     """
     from persona_circuits.circuit.errors import OptionError
 
-    flags = {one.name: one.opts[0] for one in context.command.params}
-    for there, what, names in rules:
-        for name in names if not there else ():
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for applies, what, names in rules:
+        for name in names if not applies else ():
             source = context.get_parameter_source(name)
             if source is not None and source.name == "COMMANDLINE":
                 raise OptionError(f"{flags[name]} has no effect here: it is for {what}; leave one of them out")

@@ -37,8 +37,8 @@ def candidate_logits(
     logits: Float[Tensor, "*batch vocab"], candidates: Int[Tensor, "*batch candidate"]
 ) -> Float[Tensor, "*batch candidate"]:
     """The candidates' logits; ids of -1 are padding and become -inf."""
-    found = logits.gather(-1, candidates.clamp(min=0))
-    return found.masked_fill(candidates < 0, -torch.inf)
+    values = logits.gather(-1, candidates.clamp(min=0))
+    return values.masked_fill(candidates < 0, -torch.inf)
 
 
 def candidate_mass(

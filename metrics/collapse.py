@@ -66,7 +66,7 @@ def prior_dominance(prior: Float[Tensor, "*batch"], divergence: Float[Tensor, "*
 
 
 def required_gain(prior: Float[Tensor, "*batch"], divergence: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """g* = 2 |b| / |D|: how many times larger the persona effect must be for the two tokens to part.
+    """g* = 2 |b| / |D|: how many times larger the persona effect must be for the two answers to differ.
 
     With margins b + g D/2 and b - g D/2 the signs differ for every g > g* and agree for
     every g < g*; 1 is the model as it is. D = 0 gives infinity, b = D = 0 gives nan.

@@ -52,9 +52,9 @@ def with_options(
     totals = logits.logsumexp(-1).gather(-1, places.flatten(1).expand(*lead, *which.shape))
     steps = values.masked_fill(~real, 0.0) - totals.unflatten(-1, tokens.shape[1:]).masked_fill(~later, 0.0)
     forms = steps.sum(-1)
-    own = options[:, None] == torch.arange(n_options, device=options.device)[:, None]
-    found = forms[..., None, :].masked_fill(~own, RULED_OUT).logsumexp(-1)
-    return torch.cat([_rest(logits, places, tokens[..., 0], options, forms - values[..., 0]), found], -1)
+    belongs = options[:, None] == torch.arange(n_options, device=options.device)[:, None]
+    summed = forms[..., None, :].masked_fill(~belongs, RULED_OUT).logsumexp(-1)
+    return torch.cat([_rest(logits, places, tokens[..., 0], options, forms - values[..., 0]), summed], -1)
 
 
 def _rest(

@@ -110,8 +110,8 @@ class Planted:
 
 def planted_models() -> tuple[Planted, ...]:
     """All planted models; nothing is built before it is asked for."""
-    found = {one.name: one for one in (*_without_collapse(), *_with_collapse())}
-    return tuple(found[name] for name in NAMES)
+    by_name = {planted.name: planted for planted in (*_without_collapse(), *_with_collapse())}
+    return tuple(by_name[name] for name in NAMES)
 
 
 def _without_collapse() -> tuple[Planted, ...]:

@@ -113,13 +113,13 @@ def predictions(
     """The model's probabilities of each case's options, not renormalised, in float32."""
     start: list[int] = [model.config.bos_token_id] if begin else []
     encoded = [start + tokenizer.encode(case.prompt).ids for case in cases]
-    found: list[np.ndarray] = []
+    predicted: list[np.ndarray] = []
     for first in range(0, len(cases), batch):
         chosen = next_token_logits(model, encoded[first : first + batch]).softmax(-1).numpy()
         for case, row in zip(cases[first : first + batch], chosen, strict=True):
             options = [tokenizer.encode(f" {word}").ids[0] for word in case.question.words]
-            found.append(row[options])
-    return found
+            predicted.append(row[options])
+    return predicted
 
 
 def quality_of(cases: Sequence[Case], predicted: Sequence[np.ndarray]) -> Quality:
@@ -169,10 +169,10 @@ def _case(world: World, split: str, persona: Persona, question: Question, rng: r
     new_description = split in ("held-out descriptions", "all new")
     new_wording = split in ("held-out wordings", "all new")
     described = _choice(descriptions(persona), held_out_description(world, persona), new_description, rng)
-    asked = _choice(wordings(question), held_out_wording(world, question), new_wording, rng)
+    wording = _choice(wordings(question), held_out_wording(world, question), new_wording, rng)
     lines = [described, *rng.sample(fillers(), rng.choice((0, 1)))]
     rng.shuffle(lines)
-    text = prompt(lines, asked, cue=rng.randrange(len(CUES)))
+    text = prompt(lines, wording, cue=rng.randrange(len(CUES)))
     return Case(text, persona, question, world.probabilities(persona, question))
 
 
@@ -191,7 +191,7 @@ def _centred(cases: Sequence[Case], rows: Sequence[np.ndarray]) -> list[np.ndarr
     by_question: dict[str, list[np.ndarray]] = {}
     for case, row in zip(cases, rows, strict=True):
         by_question.setdefault(case.question.id, []).append(row)
-    means = {question: np.mean(found, axis=0) for question, found in by_question.items()}
+    means = {question: np.mean(values, axis=0) for question, values in by_question.items()}
     return [row - means[case.question.id] for case, row in zip(cases, rows, strict=True)]
 
 
@@ -207,13 +207,13 @@ def _collapse(cases: Sequence[Case], shares: Sequence[np.ndarray], truth: Sequen
         if _unique_peak(true):
             picked.setdefault(case.question.id, []).append((int(share.argmax()), int(true.argmax())))
     level = {case.question.id: _level(case.question) for case in cases}
-    found = {}
+    results = {}
     for name in LEVELS:
         pairs = [pair for q, picks in picked.items() if level[q] == name for pair in combinations(picks, 2)]
         if pairs:
             model, generator = np.mean([[a[0] == b[0], a[1] == b[1]] for a, b in pairs], axis=0)
-            found[name] = {"pairs": len(pairs), "model": float(model), "generator": float(generator)}
-    return found
+            results[name] = {"pairs": len(pairs), "model": float(model), "generator": float(generator)}
+    return results
 
 
 def _level(question: Question) -> str:

@@ -53,16 +53,16 @@ def pair_groups(datasets: Path) -> dict[str, list[dict]]:
 
 def pair_quality(model: GPT2LMHeadModel, tokenizer: Tokenizer, rows: Sequence[dict]) -> PairQuality:
     """The measures of one group of pairs."""
-    found = divergences(model, tokenizer, rows)
+    predicted = divergences(model, tokenizer, rows)
     truth = np.array([row["generator"]["divergence"] for row in rows])
     varies = bool(np.ptp(truth) > 1e-6)
     return PairQuality(
         n=len(rows),
         generator_mean=float(truth.mean()),
-        model_mean=float(found.mean()),
-        model_mean_size=float(np.abs(found).mean()),
-        correlation=float(np.corrcoef(found, truth)[0, 1]) if varies else None,
-        same_sign=float(np.mean(np.sign(found) == np.sign(truth))) if varies else None,
+        model_mean=float(predicted.mean()),
+        model_mean_size=float(np.abs(predicted).mean()),
+        correlation=float(np.corrcoef(predicted, truth)[0, 1]) if varies else None,
+        same_sign=float(np.mean(np.sign(predicted) == np.sign(truth))) if varies else None,
     )
 
 

@@ -11,7 +11,7 @@ import argparse
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from persona_circuits.circuit.storage import write_text
@@ -30,7 +30,7 @@ from persona_circuits.models.world.text import (
 )
 from persona_circuits.models.world.world import GAIN, PRIOR, World, build_world
 
-__all__ = ["world_files", "write_world"]
+__all__ = ["json_lines", "world_files", "write_and_print", "write_world"]
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 
@@ -46,19 +46,19 @@ def world_files(world: World) -> dict[str, str]:
         "pairs_prior.jsonl": prior_pairs(world),
     }
     files = {
-        "personas.jsonl": _lines(_personas(world)),
-        "questions.jsonl": _lines(_questions(world)),
+        "personas.jsonl": json_lines(_personas(world)),
+        "questions.jsonl": json_lines(_questions(world)),
         "templates.json": json.dumps(_templates(world), indent=2) + "\n",
-        **{name: _lines(rows) for name, rows in pairs.items()},
+        **{name: json_lines(rows) for name, rows in pairs.items()},
     }
     return {**files, "README.md": _card(world, files, pairs)}
 
 
-def write_world(out: Path) -> list[Path]:
+def write_world(out: Path, files: Callable[[World], Mapping[str, str]] = world_files) -> list[Path]:
     """Write every file into the folder, each atomically; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, text in world_files(build_world()).items():
+    for name, text in files(build_world()).items():
         write_text(text, out / name)
         paths.append(out / name)
     return paths
@@ -66,11 +66,17 @@ def write_world(out: Path) -> list[Path]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; prints the names of the files."""
-    parser = argparse.ArgumentParser(
-        prog="python -m persona_circuits.models.world.data", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--out", default=str(DATASETS), help="folder to write into (default: datasets/)")
-    for path in write_world(Path(parser.parse_args(argv).out)):
+    return write_and_print("data", __doc__, world_files, argv)
+
+
+def write_and_print(
+    module: str, about: str, files: Callable[[World], Mapping[str, str]], argv: list[str] | None = None
+) -> int:
+    """The command line of a module that writes data."""
+    prog = f"python -m persona_circuits.models.world.{module}"
+    parser = argparse.ArgumentParser(prog=prog, description=about.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=DATASETS, help="folder to write into (default: datasets/)")
+    for path in write_world(parser.parse_args(argv).out, files):
         print(path)
     return 0
 
@@ -134,7 +140,7 @@ def _named(world: World, values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _lines(rows: Sequence[Row]) -> str:
+def json_lines(rows: Sequence[Row]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

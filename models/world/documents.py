@@ -54,7 +54,7 @@ class BatchMaker:
         self._line_feed = self._ids("\n")[0]
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step."""
+        """The batch for one step."""
         rng = random.Random(f"{self._seed}/{step}")
         length = rng.choices(list(LENGTHS), list(LENGTHS.values()))[0]
         documents = [self._document(rng, length) for _ in range(self._tokens // length)]

@@ -158,11 +158,13 @@ def _prior_splits(world: World, rng: random.Random) -> list[tuple[str, list[Ques
     """Questions with a strong default and a noun of one word, and personas, of train and of test."""
     questions: tuple[list[Question], list[Question]] = ([], [])
     for level in (2, 3):
-        asked = [q for q in world.questions if q.prior_level == level and not q.ignores_persona and " " not in q.noun]
-        rng.shuffle(asked)
-        cut = round(0.6 * len(asked))
-        questions[0].extend(asked[:cut])
-        questions[1].extend(asked[cut:])
+        answerable = [
+            q for q in world.questions if q.prior_level == level and not q.ignores_persona and " " not in q.noun
+        ]
+        rng.shuffle(answerable)
+        cut = round(0.6 * len(answerable))
+        questions[0].extend(answerable[:cut])
+        questions[1].extend(answerable[cut:])
     personas = [p for p in world.personas if held_out_description(world, p) != 0]
     rng.shuffle(personas)
     return [("train", questions[0], personas[::2]), ("test", questions[1], personas[1::2])]
@@ -269,9 +271,9 @@ def _wordings(
     new = {held_out_description(world, p) for p in personas}
     known = [index for index in range(len(DESCRIPTION_FRAMES)) if index not in new]
     frame = new.pop() if fresh == "description" else rng.choice(known)
-    held = held_out_wording(world, question)
-    asked = [index for index in range(len(WORDING_FRAMES)) if index != held]
-    return frame, held if fresh == "wording" else rng.choice(asked)
+    held_out = held_out_wording(world, question)
+    others = [index for index in range(len(WORDING_FRAMES)) if index != held_out]
+    return frame, held_out if fresh == "wording" else rng.choice(others)
 
 
 def _paraphrases(world: World, rng: random.Random) -> Iterator[tuple]:
@@ -312,8 +314,8 @@ def _neighbours(world: World, rng: random.Random) -> Iterator[tuple]:
 
 def _asked(world: World, question: Question, rng: random.Random) -> tuple[str, list[str]]:
     """A wording that training shows, and one filler sentence."""
-    held = held_out_wording(world, question)
-    wording = rng.choice([text for index, text in enumerate(wordings(question)) if index != held])
+    held_out = held_out_wording(world, question)
+    wording = rng.choice([text for index, text in enumerate(wordings(question)) if index != held_out])
     return wording, rng.sample(fillers(), 1)
 
 
@@ -327,7 +329,7 @@ def placed(description: str, lines: list[str], placement: str) -> list[str]:
 
 
 class Met(NamedTuple):
-    """Who is asked what; ``choices`` in place of what the personas prefer; ``nobody`` of them is meant."""
+    """Personas and a question; ``choices`` replace their preferences; with ``nobody``, they are only mentioned."""
 
     personas: tuple[Persona, Persona]
     question: Question

@@ -37,14 +37,12 @@ words on either side.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
+from persona_circuits.models.world.data import json_lines, write_and_print
 from persona_circuits.models.world.pairs import Met, Row, bias_of, contrast_of, control_pairs, pair_key, placed, row_of
 from persona_circuits.models.world.text import (
     MENTION_FRAMES,
@@ -56,7 +54,7 @@ from persona_circuits.models.world.text import (
     prompt,
     wordings,
 )
-from persona_circuits.models.world.world import Persona, Question, World, build_world
+from persona_circuits.models.world.world import Persona, Question, World
 
 __all__ = ["HELD_OUT", "VARIANTS", "study_files", "study_pairs", "variant_pairs"]
 
@@ -91,7 +89,7 @@ def study_files(world: World) -> dict[str, str]:
         "study2_world_mentions.jsonl": mention_pairs(world, draw="study2"),
         "study3_world.jsonl": study_pairs(world, draw="study3"),
     }
-    return {name: "".join(json.dumps(row) + "\n" for row in found) for name, found in rows.items()}
+    return {name: json_lines(file_rows) for name, file_rows in rows.items()}
 
 
 def study_pairs(world: World, *, draw: str = "study") -> list[Row]:
@@ -122,7 +120,7 @@ def variant_pairs(world: World) -> list[Row]:
         filler = rng.sample(fillers(), 6)
         axis = {"contrast": contrast, "bias": bias, "control": "none", "held_out": "none"}
         for variant in VARIANTS:
-            texts = [_said(variant, mine, other, filler) for mine, other in ((a, b), (b, a))]
+            texts = [_lines(variant, persona, other, filler) for persona, other in ((a, b), (b, a))]
             prompts = (prompt(lines, wordings(question)[wording]) for lines in texts)
             marks = {**axis, "placement": "late" if variant == "late" else "early"}
             marks |= {"variant": variant, "base": f"base-{i:02d}"}
@@ -149,32 +147,21 @@ def mention_pairs(world: World, *, draw: str) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; prints the names of the files."""
-    from persona_circuits.circuit.storage import write_text
-
-    parser = argparse.ArgumentParser(
-        prog="python -m persona_circuits.models.world.study", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "datasets", help="folder")
-    out = parser.parse_args(argv).out
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in study_files(build_world()).items():
-        write_text(text, out / name)
-        print(out / name)
-    return 0
+    return write_and_print("study", __doc__, study_files, argv)
 
 
 def _parts(world: World, rng: random.Random) -> tuple[Part, dict[str, Part]]:
     """What train is made of, and what each part of test is."""
     personas = rng.sample(world.personas, len(world.personas))
     old, new = tuple(personas[:32]), tuple(personas[32:])
-    asked = [q for q in world.questions if not q.ignores_persona]
-    known = [q for q in asked if q.domain not in NEW_DOMAINS]
+    answerable = [q for q in world.questions if not q.ignores_persona]
+    known = [q for q in answerable if q.domain not in NEW_DOMAINS]
     questions = rng.sample(known, len(known))
     cut = round(len(questions) * 2 / 3)
     frames = tuple(i for i in range(RICH) if i not in NEW_FRAMES)
     words = tuple(i for i in range(5) if i not in NEW_WORDINGS)
     train = Part(old, tuple(questions[:cut]), frames, words)
-    domain = tuple(q for q in asked if q.domain in NEW_DOMAINS)
+    domain = tuple(q for q in answerable if q.domain in NEW_DOMAINS)
     return train, {
         "pair": train,
         "persona": Part(new, train.questions, frames, words),
@@ -211,14 +198,14 @@ def _drawn(
         question = rng.choice(part.questions)
         a, b = rng.sample(part.personas, 2)
         frames = _known(part.frames, {held_out_description(world, p) for p in (a, b)})
-        asked = _known(part.asked, {held_out_wording(world, question)})
-        if pair_key(a, b, question) in taken or not frames or not asked:
+        wordings = _known(part.asked, {held_out_wording(world, question)})
+        if pair_key(a, b, question) in taken or not frames or not wordings:
             continue
         if any(world.is_held_out(p, question) for p in (a, b)):
             continue
         if bias_of(question) == bias and contrast_of(world, a, b, question) == contrast:
             taken.add(pair_key(a, b, question))
-            return a, b, question, rng.choice(frames), rng.choice(asked)
+            return a, b, question, rng.choice(frames), rng.choice(wordings)
     raise AssertionError(f"no pair is left of contrast {contrast} and bias {bias}")
 
 
@@ -226,18 +213,18 @@ def _known(indices: Sequence[int], new: set[int]) -> list[int]:
     return [index for index in indices if index not in new]
 
 
-def _said(variant: str, mine: Persona, other: Persona, filler: Sequence[str]) -> list[str]:
+def _lines(variant: str, persona: Persona, other: Persona, filler: Sequence[str]) -> list[str]:
     """The lines before the question."""
-    short = descriptions(mine)[0]
+    short = descriptions(persona)[0]
     two = list(filler[:2])
     return {
         "identity": [short, *two],
         "near": [short],
         "far": [short, *filler],
         "late": [*two, short],
-        "rich": [descriptions(mine)[RICH], *two],
-        "repeated": [short, filler[0], descriptions(mine)[AGAIN], filler[1]],
-        "mention": [mentions(mine)[0], *two],
+        "rich": [descriptions(persona)[RICH], *two],
+        "repeated": [short, filler[0], descriptions(persona)[AGAIN], filler[1]],
+        "mention": [mentions(persona)[0], *two],
         "distractor": [short, mentions(other)[0], *two],
     }[variant]
 

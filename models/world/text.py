@@ -120,7 +120,7 @@ def prompt(lines: list[str], wording: str, *, cue: int = 0) -> str:
 def document(world: World, rng: random.Random, *, mentioned: float = 0.25) -> Iterator[str | Answer]:
     """An endless document about one persona or nobody: lines, and answers after their cues.
 
-    The caller stops where its room ends. About one document in eight describes
+    The caller stops at the length that it needs. About one document in eight describes
     nobody or only somebody else; there the generic prior alone answers.
     """
     persona = rng.choice(world.personas) if rng.random() < 0.86 else None
@@ -148,8 +148,8 @@ def all_lines(world: World) -> list[str]:
     for persona in world.personas:
         lines += [*descriptions(persona), *mentions(persona), f"The {persona.role}"]
     for question in world.questions:
-        asked = wordings(question)
-        lines += [before + wording for wording in asked for before, _ in CUES]
+        questions = wordings(question)
+        lines += [before + wording for wording in questions for before, _ in CUES]
         lines += [f"{cue} {word}" for word in question.words for _, cue in CUES]
     rng = random.Random(0)
     return lines + [_ordinary(world, rng) for _ in range(4000)]
@@ -176,10 +176,10 @@ def _asked(world: World, persona: Persona | None, rng: random.Random) -> Iterato
     question = rng.choice(world.questions)
     while persona and world.is_held_out(persona, question):
         question = rng.choice(world.questions)
-    asked = list(wordings(question))
-    del asked[held_out_wording(world, question)]
+    texts = list(wordings(question))
+    del texts[held_out_wording(world, question)]
     before, cue = rng.choice(CUES)
-    yield before + rng.choice(asked)
+    yield before + rng.choice(texts)
     yield cue
     probabilities = world.probabilities(persona, question)
     word = rng.choices(question.words, probabilities)[0]

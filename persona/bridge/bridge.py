@@ -5,7 +5,7 @@ on other pairs. The stream there is a sum over the nodes up to l, so the pair's 
 
     (x_A - x_B) . v  =  sum over nodes n up to l of c_n,      c_n = (what n wrote under A - under B) . v
 
-with every run's own norms in what was written: a norm behind a component has the gain of that run. Attention's
+with every run's own norms in what was written: a norm after a component has the gain of that run. Attention's
 biases belong to no head and are parts of their own. The sum is checked on every pair and layer.
 
     share of a set S of nodes     (mean over pairs of the sum of c_n over S) / (mean projection)
@@ -72,7 +72,7 @@ class Share:
 
 @dataclass(frozen=True)
 class LayerShare:
-    """Behind one block: the mean projection, the set's ``share`` of it and of all that is ``written``."""
+    """After one block: the mean projection, the set's ``share`` of it and of all that is ``written``."""
 
     layer: int
     projection: float
@@ -164,11 +164,11 @@ def build_bridge(
     for file in (fit, measured):
         shared_positions(file, (options.position,))
     leaks = None if held is None else leak(fit, held)
-    told = told_once(measured, options.position)
+    repeats = told_once(measured, options.position)
     fit, held = fit.once(options.position), None if held is None else held.once(options.position)
     measured = held or fit
-    found = decomposed_run(model, fit, held, options, stage)
-    parts = found.parts
+    run = decomposed_run(model, fit, held, options, stage)
+    parts = run.parts
     clusters = Clusters.of([item.pair for item in measured.items])
     layers = tuple(_layer_share(model.graph, at, circuit, parts, clusters, options) for at in range(parts.shape[1]))
     own_movers = movers or _direct_movers(model.graph, layer, parts, options.top_k)
@@ -179,20 +179,20 @@ def build_bridge(
         sources={"pairs": (fit.source, fit.sha256), "held_out": (measured.source, measured.sha256)},
         options=options,
         layer=layer,
-        direction=found.directions.kind,
+        direction=run.directions.kind,
         pairs=tuple(item.pair.id for item in measured.items),
         clusters=clusters.describe(),
         circuit=circuit,
         movers=own_movers,
         neurons=neurons,
         parts=parts,
-        projections=found.projections,
+        projections=run.projections,
         intervals=_intervals(parts[:, layer], clusters, options.seed),
-        error=found.error,
-        conserved=found.error <= TOLERANCE,
+        error=run.error,
+        conserved=run.error <= TOLERANCE,
         layers=layers,
         overlaps=_overlaps(model.graph, circuit, own_movers, neurons),
-        notes=(*told, *found.directions.notes, *_notes(model.graph, leaks, circuit, own_movers, neurons, found.error)),
+        notes=(*repeats, *run.directions.notes, *_notes(model.graph, leaks, circuit, own_movers, neurons, run.error)),
     )
 
 
@@ -216,15 +216,15 @@ def _layer_share(
     chosen = np.zeros(graph.n_src, dtype=bool)
     chosen[list(circuit.nodes)] = True
     here = chosen & up_to(graph, layer)
-    own = parts[:, layer]
-    total, nodes = own.sum(1), own[:, : graph.n_src]
+    written = parts[:, layer]
+    total, nodes = written.sum(1), written[:, : graph.n_src]
     mean = nodes.mean(0)
     draws = {
         matching: random_sets(graph, chosen, layer, matching, n=options.n_random, seed=options.seed)
         for matching in MATCHINGS
     }
     around = ratio_interval(nodes[:, here].sum(1), total, clusters, seed=options.seed)
-    size = np.abs(own.mean(0))
+    size = np.abs(written.mean(0))
     return LayerShare(
         layer=layer,
         projection=float(total.mean()),
@@ -236,32 +236,32 @@ def _layer_share(
 
 
 def _share(
-    each: Float[np.ndarray, " src"] | None,
+    node_shares: Float[np.ndarray, " src"] | None,
     here: Bool[np.ndarray, " src"],
     around: Interval | None,
     draws: dict[str, Bool[np.ndarray, "draw src"]],
 ) -> Share:
     """The share of a set and of random ones, from the share of each node."""
-    if each is None:
+    if node_shares is None:
         return Share(None, None, {})
-    value = float(each[here].sum())
+    value = float(node_shares[here].sum())
     chance = {}
     for matching, sets in draws.items():
-        found = sets @ each
-        low, high = np.percentile(found, (2.5, 97.5))
-        extreme = int((found >= value - 1e-9 * max(1.0, abs(value))).sum())
+        shares = sets @ node_shares
+        low, high = np.percentile(shares, (2.5, 97.5))
+        extreme = int((shares >= value - 1e-9 * max(1.0, abs(value))).sum())
         fixed = bool((sets == sets[0]).all())
         p = None if fixed else (1 + extreme) / (1 + len(sets))
-        chance[matching] = (float(found.mean()), float(low), float(high), p)
+        chance[matching] = (float(shares.mean()), float(low), float(high), p)
     return Share(value, around, chance)
 
 
 def _intervals(values: Float[np.ndarray, "pair part"], clusters: Clusters, seed: int) -> tuple[Interval | None, ...]:
-    """Of the mean of every column."""
+    """The interval of every column's mean."""
     influence = (values - values.mean(0)) / len(values)
     return tuple(
-        interval(partial(weighted_mean, values=x), clusters, influence=own, seed=seed)
-        for x, own in zip(values.T, influence.T, strict=True)
+        interval(partial(weighted_mean, values=x), clusters, influence=row, seed=seed)
+        for x, row in zip(values.T, influence.T, strict=True)
     )
 
 
@@ -275,26 +275,26 @@ def _direct_movers(graph: Graph, layer: int, parts: Float[np.ndarray, "pair laye
 
 
 def _overlaps(graph: Graph, circuit: NodeSet, movers: NodeSet, neurons: NodeSet | None) -> tuple[SetOverlap, ...]:
-    sets = [one for one in (circuit, movers, neurons) if one is not None]
-    found = [_pair_overlap(graph, a, b) for i, a in enumerate(sets) for b in sets[i + 1 :]]
-    universe = frozenset.intersection(*(one.universe for one in sets))
+    sets = [node_set for node_set in (circuit, movers, neurons) if node_set is not None]
+    overlaps = [_pair_overlap(graph, a, b) for i, a in enumerate(sets) for b in sets[i + 1 :]]
+    universe = frozenset.intersection(*(node_set.universe for node_set in sets))
     if len(sets) == 3 and universe:
-        inside = [one.nodes & universe for one in sets]
+        inside = [node_set.nodes & universe for node_set in sets]
         shared = frozenset.intersection(*inside)
-        sizes = tuple(len(one) for one in inside)
+        sizes = tuple(len(node_set) for node_set in inside)
         expected, p = three_way(sizes, len(shared), len(universe))
-        names = tuple(one.name for one in sets)
-        found.append(SetOverlap(names, "nodes", sizes, tuple(sorted(shared)), len(universe), expected, p))
-    return tuple(found)
+        names = tuple(node_set.name for node_set in sets)
+        overlaps.append(SetOverlap(names, "nodes", sizes, tuple(sorted(shared)), len(universe), expected, p))
+    return tuple(overlaps)
 
 
 def _pair_overlap(graph: Graph, a: NodeSet, b: NodeSet) -> SetOverlap:
     by: Literal["nodes", "layers"] = "nodes" if a.universe & b.universe else "layers"
-    held = [(one.nodes, one.universe) for one in (a, b)]
+    sides = [(node_set.nodes, node_set.universe) for node_set in (a, b)]
     if by == "layers":
-        held = [(_layers(graph, nodes), _layers(graph, universe)) for nodes, universe in held]
-    universe = held[0][1] & held[1][1]
-    first, second = (nodes & universe for nodes, _ in held)
+        sides = [(_layers(graph, nodes), _layers(graph, universe)) for nodes, universe in sides]
+    universe = sides[0][1] & sides[1][1]
+    first, second = (nodes & universe for nodes, _ in sides)
     both = overlap(sorted(first), sorted(second), len(universe))
     shared = tuple(sorted(first & second))
     return SetOverlap((a.name, b.name), by, (both.first, both.second), shared, both.universe, both.expected, both.p)

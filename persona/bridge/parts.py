@@ -25,11 +25,11 @@ TOLERANCE = 1e-4  # of what the parts may miss, relative to the largest stream
 
 
 def contributions(
-    graph: Graph, apart: Float[np.ndarray, "pair part d_model"], unit: Float[np.ndarray, "pair layer d_model"]
+    graph: Graph, differences: Float[np.ndarray, "pair part d_model"], unit: Float[np.ndarray, "pair layer d_model"]
 ) -> Float[np.ndarray, "pair layer part"]:
     """c of every part onto the direction after every block; zero where the part comes after it."""
-    found = np.einsum("ncd,nld->nlc", apart, unit)
-    return found * _upstream(graph)[None]
+    values = np.einsum("ncd,nld->nlc", differences, unit)
+    return values * _upstream(graph)[None]
 
 
 def random_sets(
@@ -71,9 +71,9 @@ def decomposed_run(
     model: Model, fit: ExampleFile, held: ExampleFile | None, options: BridgeOptions, stage: Stage
 ) -> _Decomposed:
     measured = held or fit
-    streams, parts = _seen(model, measured.examples, options, stage("nodes"))
-    fitted = streams if held is None else _seen(model, fit.examples, options, stage("directions"))[0]
-    found = find_directions(
+    streams, parts = _streams_and_parts(model, measured.examples, options, stage("nodes"))
+    fitted = streams if held is None else _streams_and_parts(model, fit.examples, options, stage("directions"))[0]
+    directions = find_directions(
         options.direction or default_kind(fit.examples, measured.examples),
         fit.examples,
         fitted[:, 1:],
@@ -82,28 +82,28 @@ def decomposed_run(
         toward=options.toward,
         fingerprint=model.fingerprint,
     )
-    unit = found.vectors / np.linalg.norm(found.vectors, axis=-1, keepdims=True)
+    unit = directions.vectors / np.linalg.norm(directions.vectors, axis=-1, keepdims=True)
     written = contributions(model.graph, parts[::2] - parts[1::2], unit)
     projections = np.einsum("pld,pld->pl", (streams[::2] - streams[1::2])[:, 1:], unit)
     missed = float(np.abs(written.sum(2) - projections).max()) / float(np.abs(streams).max())
-    return _Decomposed(found, written, projections, missed)
+    return _Decomposed(directions, written, projections, missed)
 
 
-def _seen(
+def _streams_and_parts(
     model: Model, examples: Sequence[Example], options: BridgeOptions, progress: Progress
 ) -> tuple[Float[np.ndarray, "example point d_model"], Float[np.ndarray, "example part d_model"]]:
     """The stream at the position after every block (the embedding first), and what every part wrote there."""
     graph, done = model.graph, 0
     streams = np.empty((len(examples), graph.n_layers + 1, model.d_model))
     parts = np.empty((len(examples), graph.n_src + graph.n_layers, model.d_model))
-    for group in grouped([len(one.placed.ids) for one in examples], options.batch_size):
+    for group in grouped([len(example.placed.ids) for example in examples], options.batch_size):
         tokens = torch.tensor([examples[i].placed.ids for i in group], device=model.device)
         at = torch.tensor([examples[i].placed.places[options.position] for i in group], device=model.device)
-        seen = trace(model, tokens, at[:, None], with_parts=True, parts_at=at)
-        assert seen.parts is not None
-        assert seen.biases is not None
-        streams[group] = seen.streams[:, :, 0].transpose(0, 1).double().cpu().numpy()
-        parts[group] = torch.cat([seen.parts, seen.biases]).transpose(0, 1).double().cpu().numpy()
+        traced = trace(model, tokens, at[:, None], with_parts=True, parts_at=at)
+        assert traced.parts is not None
+        assert traced.biases is not None
+        streams[group] = traced.streams[:, :, 0].transpose(0, 1).double().cpu().numpy()
+        parts[group] = torch.cat([traced.parts, traced.biases]).transpose(0, 1).double().cpu().numpy()
         done += len(group)
         progress(done, len(examples))
     return streams, parts
@@ -120,10 +120,10 @@ def up_to(graph: Graph, layer: int) -> Bool[np.ndarray, " src"]:
 
 
 def _cells(graph: Graph, layer: int, matching: str) -> list[list[int]]:
-    """The nodes among which as many are drawn as are chosen there."""
+    """Groups of nodes; from each, as many are drawn as are chosen in it."""
     layers = range(layer + 1)
     heads = [list(range(*graph.heads_of(at).indices(graph.n_src))) for at in layers]
     mlps = [graph.mlp_of(at) for at in layers]
     if matching == "layer":
         return [*heads, *([mlp] for mlp in mlps)]
-    return [[head for some in heads for head in some], mlps]
+    return [[head for group in heads for head in group], mlps]

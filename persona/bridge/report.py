@@ -26,7 +26,6 @@ from persona_circuits.circuit.figures import (
     Chart,
     Curve,
     bar_chart,
-    heat_map,
     interval,
     line_chart,
     plain,
@@ -40,6 +39,8 @@ from persona_circuits.circuit.storage import Kind, is_whole, read_json, write_js
 from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.bridge.bridge import Bridge, NodeSet, SetOverlap, Share
 from persona_circuits.persona.bridge.parts import MATCHINGS
+from persona_circuits.persona.lens.readout import component_names
+from persona_circuits.persona.lens.report import component_map
 
 __all__ = [
     "bridge_figures",
@@ -62,8 +63,8 @@ def _percent(ends: Any) -> str:
 
 def _chance(share: Share, matching: str) -> Any:
     """Mean, low end, high end and p of random sets; None where only one can be drawn."""
-    found = share.chance.get(matching)
-    return None if found is None or found[3] is None else found
+    drawn = share.chance.get(matching)
+    return None if drawn is None or drawn[3] is None else drawn
 
 
 LAYERS = (
@@ -157,8 +158,8 @@ def read_neuron_mlps(path: str | Path, graph: Graph) -> NodeSet:
 def fingerprint_of(path: str | Path) -> str:
     """The fingerprint of the model that a result of ``patch`` or ``neurons`` names; empty where it names none."""
     path = Path(path)
-    found = [path / f"{name}.json" for name in ("patch", "neurons")] if path.is_dir() else [path]
-    for file in found:
+    candidates = [path / f"{name}.json" for name in ("patch", "neurons")] if path.is_dir() else [path]
+    for file in candidates:
         if file.is_file():
             model = _json(file, "a result").get("model")
             return str(model.get("fingerprint", "")) if isinstance(model, dict) else ""
@@ -173,10 +174,15 @@ def write_bridge(bridge: Bridge, folder: str | Path) -> None:
     """
     folder = Path(folder)
     write_json(bridge_record(bridge), folder / "bridge.json")
-    write_csv([asdict(one) for one in bridge.layers], folder / "layers.csv")
+    write_csv([asdict(row) for row in bridge.layers], folder / "layers.csv")
     write_csv(_node_records(bridge), folder / "nodes.csv")
-    write_csv([_overlap_record(bridge, one) for one in bridge.overlaps], folder / "overlaps.csv")
-    axes = {"parts": "pair layer part", "projections": "pair layer", "part": _part_names(bridge), "pair": bridge.pairs}
+    write_csv([_overlap_record(bridge, row) for row in bridge.overlaps], folder / "overlaps.csv")
+    axes = {
+        "parts": "pair layer part",
+        "projections": "pair layer",
+        "part": component_names(bridge.graph),
+        "pair": bridge.pairs,
+    }
     write_arrays({"parts": bridge.parts, "projections": bridge.projections}, axes, folder / "bridge.safetensors")
     write_figures(bridge_figures(bridge), folder, page="bridge.html", title=_title(bridge), notes=bridge.notes)
 
@@ -190,17 +196,17 @@ def bridge_record(bridge: Bridge) -> dict[str, Any]:
             "version": 1,
             "model": {"name": bridge.model, "fingerprint": bridge.fingerprint},
             "sources": {name: {"source": a, "sha256": b} for name, (a, b) in bridge.sources.items()},
-            "options": asdict(bridge.options),
+            "options": bridge.options,
             "direction": bridge.direction,
             "layer": bridge.layer,
             "n_pairs": len(bridge.pairs),
             "clusters": bridge.clusters,
             "conserved": bridge.conserved,
             "error": float(f"{bridge.error:.3g}"),
-            "sets": {name: _set_record(bridge, one) for name, one in sets.items() if one is not None},
-            "layers": [asdict(one) for one in bridge.layers],
+            "sets": {name: _set_record(bridge, item) for name, item in sets.items() if item is not None},
+            "layers": bridge.layers,
             "nodes": _node_records(bridge),
-            "overlaps": [_overlap_record(bridge, one) for one in bridge.overlaps],
+            "overlaps": [_overlap_record(bridge, item) for item in bridge.overlaps],
             "notes": bridge.notes,
         }
     )
@@ -212,7 +218,7 @@ def bridge_tables(bridge: Bridge) -> list[Table]:
     return [
         Table(title, LAYERS, bridge.layers),
         Table(f"largest writers after block {bridge.layer}", NODES, _node_records(bridge)[:MOST]),
-        Table("overlap of sets of nodes", OVERLAPS, [_overlap_record(bridge, one) for one in bridge.overlaps]),
+        Table("overlap of sets of nodes", OVERLAPS, [_overlap_record(bridge, item) for item in bridge.overlaps]),
     ]
 
 
@@ -266,34 +272,28 @@ def _title(bridge: Bridge) -> str:
     return f"Persona vector and circuit: {Path(bridge.model).name}, {Path(bridge.sources['pairs'][0]).name}"
 
 
-def _part_names(bridge: Bridge) -> list[str]:
-    return [*map(str, bridge.graph.src_nodes), *(f"b{layer}" for layer in range(bridge.graph.n_layers))]
+def _set_record(bridge: Bridge, node_set: NodeSet) -> dict[str, Any]:
+    names = [str(bridge.graph.src_nodes[place]) for place in sorted(node_set.nodes)]
+    return {"name": node_set.name, "source": node_set.source, "nodes": names, "universe": len(node_set.universe)}
 
 
-def _set_record(bridge: Bridge, one: NodeSet) -> dict[str, Any]:
-    names = [str(bridge.graph.src_nodes[place]) for place in sorted(one.nodes)]
-    return {"name": one.name, "source": one.source, "nodes": names, "universe": len(one.universe)}
-
-
-def _overlap_record(bridge: Bridge, one: SetOverlap) -> dict[str, Any]:
-    return asdict(one) | {"shared": _shared_names(bridge, one)}
-
-
-def _shared_names(bridge: Bridge, one: SetOverlap) -> list[str]:
-    return [f"layer {at}" if one.by == "layers" else str(bridge.graph.src_nodes[at]) for at in one.shared]
+def _overlap_record(bridge: Bridge, overlap: SetOverlap) -> dict[str, Any]:
+    nodes = bridge.graph.src_nodes
+    shared = [f"layer {at}" if overlap.by == "layers" else str(nodes[at]) for at in overlap.shared]
+    return asdict(overlap) | {"shared": shared}
 
 
 def _node_records(bridge: Bridge) -> list[dict[str, Any]]:
     """The parts up to the chosen layer, the largest first; ``share`` is of the mean projection."""
-    own, total = bridge.parts[:, bridge.layer].mean(0), bridge.projections[:, bridge.layer].mean()
+    written, total = bridge.parts[:, bridge.layer].mean(0), bridge.projections[:, bridge.layer].mean()
     sets = {"circuit": bridge.circuit, "movers": bridge.movers, "neurons": bridge.neurons}
     rows = []
-    for place, name in enumerate(_part_names(bridge)):
+    for place, name in enumerate(component_names(bridge.graph)):
         if _layer_of(bridge.graph, place) <= bridge.layer:
             around = bridge.intervals[place]
-            row = {"node": name, "writes": float(own[place]), "share": own[place] / total if total else None}
+            row = {"node": name, "writes": float(written[place]), "share": written[place] / total if total else None}
             row |= {"low": around.low if around else None, "high": around.high if around else None}
-            rows.append(row | {key: one is not None and place in one.nodes for key, one in sets.items()})
+            rows.append(row | {key: node_set is not None and place in node_set.nodes for key, node_set in sets.items()})
     return sorted(rows, key=lambda row: -abs(row["writes"]))
 
 
@@ -303,19 +303,12 @@ def _layer_of(graph: Graph, part: int) -> int:
 
 def _share_figure(bridge: Bridge) -> Chart:
     """The circuit's share by layer, random sets' middle 95 % as bands."""
-    layers = [str(one.layer) for one in bridge.layers]
-    curves = [
-        Curve(
-            "circuit",
-            layers,
-            [one.share.value for one in bridge.layers],
-            [one.share.interval.low if one.share.interval else None for one in bridge.layers],
-            [one.share.interval.high if one.share.interval else None for one in bridge.layers],
-        )
-    ]
+    layers, shares = [str(entry.layer) for entry in bridge.layers], [entry.share for entry in bridge.layers]
+    low, high = ([getattr(x.interval, end, None) for x in shares] for end in ("low", "high"))
+    curves = [Curve("circuit", layers, [x.value for x in shares], low, high)]
     for matching, colour in zip(MATCHINGS, (PALETTE[1], GREY), strict=True):
-        found = [one.share.chance.get(matching, (None,) * 4) for one in bridge.layers]
-        mean, low, high = ([row[place] for row in found] for place in range(3))
+        bands = [x.chance.get(matching, (None,) * 4) for x in shares]
+        mean, low, high = ([row[place] for row in bands] for place in range(3))
         curves.append(Curve(f"random, by {matching}", layers, mean, low, high, dash="dot", colour=colour))
     title = f"Share of the persona vector's projection that the circuit writes ({bridge.options.position})"
     return line_chart(curves, title=title, x="after block", y="share of the projection")
@@ -334,11 +327,6 @@ def _node_figure(bridge: Bridge, most: int = 25) -> Chart:
 
 def _map_figure(bridge: Bridge) -> Chart:
     """Heads, the MLP and the attention bias of every layer, along the vector after the chosen one."""
-    graph, means = bridge.graph, bridge.parts[:, bridge.layer].mean(0)
-    rows = [
-        [*means[graph.heads_of(at)], means[graph.mlp_of(at)], means[graph.n_src + at]] for at in range(bridge.layer + 1)
-    ]
-    columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
-    names = [f"layer {at}" for at in range(bridge.layer + 1)]
+    means = bridge.parts[:, bridge.layer].mean(0)
     title = f"Along the persona vector after block {bridge.layer} (input {means[0]:+.2f}, sum {means.sum():+.2f})"
-    return heat_map(rows, names, columns, title=title, unit="projection", numbers="+.2f", upward=True)
+    return component_map(bridge.graph, means, bridge.layer + 1, title=title, unit="projection")

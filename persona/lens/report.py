@@ -10,6 +10,7 @@ lens.html, *.png     the figures
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from persona_circuits.circuit.figures import (
     write_csv,
     write_figures,
 )
+from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.table import Column, Table, comma
 from persona_circuits.persona.data import drawn_over
@@ -38,7 +40,7 @@ from persona_circuits.persona.data.words import said
 from persona_circuits.persona.lens.readout import component_names
 from persona_circuits.persona.lens.study import ANSWER, LensStudy
 
-__all__ = ["lens_figures", "lens_record", "lens_tables", "write_lens"]
+__all__ = ["component_map", "lens_figures", "lens_record", "lens_tables", "write_lens"]
 
 FORMAT = "persona-circuits/lens"
 MOST = 10  # attributions in the table
@@ -97,7 +99,7 @@ def lens_record(study: LensStudy) -> dict[str, Any]:
             "model": {"name": study.model, "fingerprint": study.fingerprint},
             "source": {"source": study.source, "sha256": study.sha256},
             "tokens": study.tokens,
-            "options": asdict(study.options),
+            "options": study.options,
             "n_pairs": len(study.items),
             "points": study.points,
             "positions": study.positions,
@@ -126,15 +128,15 @@ def lens_tables(study: LensStudy) -> list[Table]:
     ]
     words = [{"after": after, "words": words} for after, words in zip(study.points, study.words, strict=True)]
     title = f"logit lens of {study.model} at {where}, {len(study.items)} pairs"
-    found = [
+    tables = [
         Table(title, CURVES, curves),
         Table(f"the most likely words at {where}", WORDS, words, 3, [drawn, *decision_lines(study)]),
     ]
     if study.attribution.conserved:
         conserved = f"conserved   the parts sum to D within {study.attribution.error:.1e} logits on every pair"
         title, rows = "direct logit attribution of D, the largest", _component_records(study)[:MOST]
-        found.append(Table(title, COMPONENTS, rows, notes=[drawn, conserved]))
-    return found
+        tables.append(Table(title, COMPONENTS, rows, notes=[drawn, conserved]))
+    return tables
 
 
 def decision_lines(study: LensStudy) -> list[str]:
@@ -152,17 +154,18 @@ def decision_lines(study: LensStudy) -> list[str]:
 
 def lens_figures(study: LensStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
-    found = {
+    figures = {
         "lens-divergence": _divergence_chart(study),
         "lens-divergence-map": _divergence_map(study),
         "lens-options": _options_chart(study),
         "lens-kl": _kl_chart(study),
-        "lens-decision": _decision_figure(study),
     }
+    if study.decisions:
+        figures["lens-decision"] = _decision_figure(study)
     if study.attribution.conserved:
-        found["attribution"] = _attribution_map(study)
-        found["attribution-sum"] = _attribution_sum(study)
-    return {name: figure for name, figure in found.items() if figure is not None}
+        figures["attribution"] = _attribution_map(study)
+        figures["attribution-sum"] = _attribution_sum(study)
+    return figures
 
 
 def _title(study: LensStudy) -> str:
@@ -173,7 +176,7 @@ def _title(study: LensStudy) -> str:
 def _curve_records(study: LensStudy) -> list[dict[str, Any]]:
     return [
         {"point": point, "after": after, "position": position}
-        | {name: asdict(rows[point][place]) for name, rows in study.curves.items()}
+        | {name: rows[point][place] for name, rows in study.curves.items()}
         for point, after in enumerate(study.points)
         for place, position in enumerate(study.positions)
     ]
@@ -182,9 +185,7 @@ def _curve_records(study: LensStudy) -> list[dict[str, Any]]:
 def _pair_records(study: LensStudy) -> list[dict[str, Any]]:
     rows = []
     for place, item in enumerate(study.items):
-        pair = item.pair
-        row: dict[str, Any] = {"id": pair.id, "line": pair.line, "question": pair.question}
-        row |= {"persona_a": pair.persona_a, "persona_b": pair.persona_b, "split": pair.split}
+        row = picked(item.pair, "id", "line", "question", "persona_a", "persona_b", "split")
         if study.decisions:
             row |= {"divergence": study.divergence[place, -1, study.positions.index(ANSWER)]}
             row |= asdict(study.decisions[place])
@@ -206,12 +207,12 @@ def _component_records(study: LensStudy) -> list[dict[str, Any]]:
 
 
 def _decision_summary(study: LensStudy) -> dict[str, dict[str, Any]]:
-    found = {}
+    summary = {}
     for key in DECIDED if study.decisions else ():
-        values = [getattr(one, key) for one in study.decisions if getattr(one, key) is not None]
+        values = [getattr(decision, key) for decision in study.decisions if getattr(decision, key) is not None]
         quartiles = np.percentile(values, (25, 50, 75), method="nearest").tolist() if values else [None] * 3
-        found[key] = dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {"n": len(values)}
-    return found
+        summary[key] = dict(zip(("q1", "median", "q3"), quartiles, strict=True)) | {"n": len(values)}
+    return summary
 
 
 def _arrays(study: LensStudy) -> dict[str, np.ndarray]:
@@ -236,15 +237,14 @@ def _axes(study: LensStudy) -> dict[str, Any]:
 
 def _divergence_chart(study: LensStudy) -> Chart:
     curves = [_curve(study, "divergence", place, position) for place, position in enumerate(study.positions)]
-    return line_chart(
-        curves, title="Persona divergence through the lens", x="residual stream after", y="persona effect (D), logits"
-    )
+    title, unit = "Persona divergence through the lens", "persona effect (D), logits"
+    return line_chart(curves, title=title, x="residual stream after", y=unit)
 
 
 def _curve(study: LensStudy, name: str, place: int, label: str, dash: str = "solid") -> Curve:
     column = [row[place] for row in study.curves[name]]
     values = [estimate.value for estimate in column]
-    return Curve(label, study.points, values, [one.low for one in column], [one.high for one in column], dash)
+    return Curve(label, study.points, values, [entry.low for entry in column], [entry.high for entry in column], dash)
 
 
 def _options_chart(study: LensStudy) -> Chart:
@@ -265,38 +265,27 @@ def _kl_chart(study: LensStudy) -> Chart:
         values = [row[place].value for row in study.curves["kl"]]
         curves.append(Curve(position, study.points, [value if value > 0 else None for value in values]))
     title = "Distance from the model's own distribution, mean over prompts (after the last block it is 0)"
-    return line_chart(
-        curves,
-        title=title,
-        x="residual stream after",
-        y=Axis("divergence from the final distribution (KL), nats", log=True),
-    )
+    axis = Axis("divergence from the final distribution (KL), nats", log=True)
+    return line_chart(curves, title=title, x="residual stream after", y=axis)
 
 
 def _divergence_map(study: LensStudy) -> Chart:
     values = [[row[place].value for row in study.curves["divergence"]] for place in range(len(study.positions))]
-    named: dict[str, Any] = {
-        "x": "residual stream after",
-        "y": "",
-        "unit": "persona effect (D), logits",
-        "numbers": "+.2f",
-    }
-    return heat_map(values, study.positions, study.points, title="Mean persona effect by layer and position", **named)
+    title, x, unit = "Mean persona effect by layer and position", "residual stream after", "persona effect (D), logits"
+    return heat_map(values, study.positions, study.points, title=title, x=x, y="", unit=unit, numbers="+.2f")
 
 
-def _decision_figure(study: LensStudy) -> Chart | None:
+def _decision_figure(study: LensStudy) -> Chart:
     """How many pairs are decided at each point."""
-    if not study.decisions:
-        return None
     names = {
         "pivot": "half of the effect reached",
         "stable_from": "sign of the effect stable",
         "choice_a": "choice of A stable",
+        "choice_b": "choice of B stable",
     }
-    names["choice_b"] = "choice of B stable"
     panels = {}
     for key, label in names.items():
-        values = [getattr(one, key) for one in study.decisions]
+        values = [getattr(decision, key) for decision in study.decisions]
         counts = [sum(value == point for value in values) for point in range(len(study.points))]
         panels[label] = [Bars("pairs", study.points, counts)]
     title = f"Where {len(study.items)} pairs are decided"
@@ -304,16 +293,18 @@ def _decision_figure(study: LensStudy) -> Chart | None:
 
 
 def _attribution_map(study: LensStudy) -> Chart:
-    """Heads, the MLP and the attention bias of every layer."""
-    graph, means = study.graph, [one.value for one in study.attribution.estimates]
-    rows = [
-        [*means[graph.heads_of(layer)], means[graph.mlp_of(layer)], means[graph.n_src + layer]]
-        for layer in range(graph.n_layers)
-    ]
-    columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
-    names = [f"layer {layer}" for layer in range(graph.n_layers)]
+    means = [estimate.value for estimate in study.attribution.estimates]
     title = f"Direct logit attribution of the persona effect (D): sum {sum(means):+.2f} logits, input {means[0]:+.2f}"
-    return heat_map(rows, names, columns, title=title, unit="logits", numbers="+.2f", upward=True)
+    return component_map(study.graph, means, study.graph.n_layers, title=title, unit="logits")
+
+
+def component_map(graph: Graph, values: Sequence[float], n_layers: int, *, title: str, unit: str) -> Chart:
+    """Heads, the MLP and the attention bias of the first layers; ``values`` as ``component_names`` are."""
+    layers = range(n_layers)
+    rows = [[*values[graph.heads_of(at)], values[graph.mlp_of(at)], values[graph.n_src + at]] for at in layers]
+    columns = [*(f"h{head}" for head in range(graph.n_heads)), "MLP", "bias"]
+    names = [f"layer {at}" for at in layers]
+    return heat_map(rows, names, columns, title=title, unit=unit, numbers="+.2f", upward=True)
 
 
 def _attribution_sum(study: LensStudy) -> Chart:

@@ -87,7 +87,7 @@ class LensStudy:
     ``answer`` and ``other`` are the probabilities of the answers of a prompt's own persona
     and of the other one. ``curves`` are means over pairs with their intervals, by name,
     ``[point][position]``. ``words`` are the most likely words of every point at the last position, under A and under
-    B, probabilities averaged over prompts; a word beyond a prompt's first ``N_WORDS`` counts nothing there.
+    B, probabilities averaged over prompts; a word beyond a prompt's first ``N_WORDS`` counts as zero there.
     """
 
     model: str
@@ -154,17 +154,17 @@ def study_lens(
     """
     options = (options or LensOptions()).checked()
     positions = _positions(found, options)
-    seen = _Seen(model, found, positions)
+    readings = _Readings(model, found, positions)
     total, done = len(found.examples), 0
-    for group in grouped([len(_with_forms(one)) for one in found.examples], options.batch_size):
-        seen.add(group)
+    for group in grouped([len(_with_forms(example)) for example in found.examples], options.batch_size):
+        readings.add(group)
         done += len(group)
         if progress is not None:
             progress(done, total)
-    margin = seen.by_side(seen.margin)
-    decisions = _decisions(seen, margin) if ANSWER in positions else ()
+    margin = readings.by_side(readings.margin)
+    decisions = _decisions(readings, margin) if ANSWER in positions else ()
     names: list[Sequence[Any]] = [[item.personas for item in found.items], [item.question for item in found.items]]
-    attribution = _attribution(seen, names, options)
+    attribution = _attribution(readings, names, options)
     return LensStudy(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -176,49 +176,49 @@ def study_lens(
         positions=positions,
         items=found.items,
         margin=margin,
-        log_probs=seen.by_side(seen.log_probs),
-        answer=seen.by_side(seen.answer),
-        other=seen.by_side(seen.other),
-        mass=seen.by_side(seen.mass),
-        kl=seen.by_side(seen.kl),
-        top=seen.by_side(seen.top),
-        top_texts=seen.final_texts(),
-        words=seen.mean_words(),
+        log_probs=readings.by_side(readings.log_probs),
+        answer=readings.by_side(readings.answer),
+        other=readings.by_side(readings.other),
+        mass=readings.by_side(readings.mass),
+        kl=readings.by_side(readings.kl),
+        top=readings.by_side(readings.top),
+        top_texts=readings.final_texts(),
+        words=readings.mean_words(),
         decisions=decisions,
-        curves=_curves(seen, margin, names, options),
+        curves=_curves(readings, margin, names, options),
         attribution=attribution,
         notes=_notes(found, positions, options, attribution),
     )
 
 
-def _positions(found: ExampleFile, options: LensOptions) -> tuple[str, ...]:
-    """Where the lens reads; what an option of several tokens is worth, it can say where the prompt ends alone.
+def _positions(file: ExampleFile, options: LensOptions) -> tuple[str, ...]:
+    """The positions to read; options of several tokens can be valued only where the prompt ends.
 
     Raises:
         OptionError: another position is asked for there, or only some of the pairs have such options.
     """
-    if all(one.forms is None for one in found.examples):
-        return shared_positions(found, options.positions)
+    if all(example.forms is None for example in file.examples):
+        return shared_positions(file, options.positions)
     if set(options.positions) - {ANSWER}:
         raise OptionError(f"--positions: options with 'forms' are read at {ANSWER} alone; leave the others out")
-    if any(one.forms is None for one in found.examples):
+    if any(example.forms is None for example in file.examples):
         raise OptionError("some pairs give their options 'forms' and others do not; read them in two runs")
     return (ANSWER,)
 
 
-def _with_forms(one: Example) -> tuple[int, ...]:
-    return (*one.placed.ids, *(() if one.forms is None else one.forms.forced))
+def _with_forms(example: Example) -> tuple[int, ...]:
+    return (*example.placed.ids, *(() if example.forms is None else example.forms.forced))
 
 
-class _Seen:
+class _Readings:
     """The arrays of a study while they are filled, a row per prompt."""
 
-    def __init__(self, model: Model, found: ExampleFile, positions: tuple[str, ...]) -> None:
-        self.model, self.examples, self.positions = model, found.examples, positions
-        n, points = len(found.examples), len(model.blocks) + 1
-        self.forms = any(one.forms is not None for one in found.examples)
+    def __init__(self, model: Model, file: ExampleFile, positions: tuple[str, ...]) -> None:
+        self.model, self.examples, self.positions = model, file.examples, positions
+        n, points = len(file.examples), len(model.blocks) + 1
+        self.forms = any(example.forms is not None for example in file.examples)
         shape = (n, points, len(positions))
-        self.most = max(len(one.candidates) for one in found.examples)
+        self.most = max(len(example.candidates) for example in file.examples)
         self.margin, self.answer, self.other, self.mass, self.kl = (np.full(shape, np.nan) for _ in range(5))
         self.log_probs = np.full((*shape, self.most), np.nan)
         self.top = np.zeros(shape, dtype=np.int64)
@@ -228,25 +228,25 @@ class _Seen:
 
     def add(self, group: list[int]) -> None:
         """Run prompts of one length and read them."""
-        model, own = self.model, [self.examples[i] for i in group]
-        tokens = torch.tensor([_with_forms(one) for one in own], device=model.device)
-        sides = [id_table([one.sides[turn] for one in own]).to(model.device) for turn in (0, 1)]
+        model, examples = self.model, [self.examples[i] for i in group]
+        tokens = torch.tensor([_with_forms(x) for x in examples], device=model.device)
+        sides = [id_table([x.sides[turn] for x in examples]).to(model.device) for turn in (0, 1)]
         if self.forms:
-            table = form_table([one.forms for one in own if one.forms is not None], model.device)
+            table = form_table([x.forms for x in examples if x.forms is not None], model.device)
             ends = torch.arange(tokens.shape[1] - table.n_read, tokens.shape[1], device=model.device)
-            streams = trace(model, tokens, ends.expand(len(own), -1), forms=table).streams
-            self._read(group, own, streams, 0, sides, table)
+            streams = trace(model, tokens, ends.expand(len(examples), -1), forms=table).streams
+            self._read(group, examples, streams, 0, sides, table)
             return
-        at = torch.tensor([[one.placed.places[name] for name in self.positions] for one in own], device=model.device)
-        last = torch.full((len(own), 1), tokens.shape[1] - 1, device=model.device)
-        seen = trace(model, tokens, torch.cat([at, last], dim=1), with_parts=True)
+        at = torch.tensor([[x.placed.places[name] for name in self.positions] for x in examples], device=model.device)
+        last = torch.full((len(examples), 1), tokens.shape[1] - 1, device=model.device)
+        traced = trace(model, tokens, torch.cat([at, last], dim=1), with_parts=True)
         for place in range(len(self.positions)):
-            self._read(group, own, seen.streams[:, :, place : place + 1], place, sides)
-        resid = seen.streams[-1, :, -1].contiguous()
+            self._read(group, examples, traced.streams[:, :, place : place + 1], place, sides)
+        resid = traced.streams[-1, :, -1].contiguous()
         direction = read_out(model, resid, *sides)
-        assert seen.parts is not None
-        assert seen.biases is not None
-        parts = torch.cat([seen.parts, seen.biases])
+        assert traced.parts is not None
+        assert traced.biases is not None
+        parts = torch.cat([traced.parts, traced.biases])
         self.attributed[group] = torch.einsum("cbd,bd->bc", parts.double(), direction.double()).cpu().numpy()
         with torch.no_grad():
             self.final_margin[group] = metrics.logit_diff(model.unembed(resid).double(), *sides).cpu().numpy()
@@ -254,14 +254,14 @@ class _Seen:
     def _read(
         self,
         group: list[int],
-        own: Sequence[Example],
+        examples: Sequence[Example],
         streams: Float[Tensor, "point batch read d_model"],
         place: int,
         sides: Sequence[Int[Tensor, "batch n"]],
         forms: FormTable | None = None,
     ) -> None:
-        """One position at every point, the last point first: its distribution is what the others are held against."""
-        candidates = id_table([one.candidates for one in own], width=self.most).to(self.model.device)
+        """One position at every point, the last point first: the others are compared with its distribution."""
+        candidates = id_table([example.candidates for example in examples], width=self.most).to(self.model.device)
         final: Tensor | None = None
         for point in reversed(range(len(streams))):
             with torch.no_grad():
@@ -279,11 +279,11 @@ class _Seen:
             self.mass[here] = shown.exp().sum(-1).cpu().numpy()
             self.log_probs[here] = shown.masked_fill(candidates < 0, torch.nan).cpu().numpy()
             both = [metrics.candidate_logits(log_probs, ids).exp().sum(-1).cpu().numpy() for ids in sides]
-            is_clean = np.array([one.is_clean for one in own])
+            is_clean = np.array([example.is_clean for example in examples])
             self.answer[here], self.other[here] = np.where(is_clean, *both), np.where(is_clean, *reversed(both))
 
     def _names(self, prompt: int) -> dict[int, str]:
-        """What columns after the vocabulary stand for, of a prompt whose options are sets of forms."""
+        """Names of the columns after the vocabulary, for a prompt whose options are sets of forms."""
         forms = self.examples[prompt].forms
         return {} if forms is None else dict(enumerate(forms.names, self.model.n_vocab))
 
@@ -305,17 +305,17 @@ class _Seen:
         return tuple(zip(texts[0::2], texts[1::2], strict=True))
 
 
-def _decisions(seen: _Seen, margin: NDArray[np.float64]) -> tuple[Decision, ...]:
-    place = seen.positions.index(ANSWER)
+def _decisions(readings: _Readings, margin: NDArray[np.float64]) -> tuple[Decision, ...]:
+    place = readings.positions.index(ANSWER)
     divergence = (margin[0] - margin[1])[..., place]
-    best = seen.by_side(np.nanargmax(seen.log_probs[:, :, place], axis=-1))
+    best = readings.by_side(np.nanargmax(readings.log_probs[:, :, place], axis=-1))
     return tuple(
         decision(divergence[pair], best[0, pair].tolist(), best[1, pair].tolist()) for pair in range(len(divergence))
     )
 
 
 def _curves(
-    lens: _Seen, margin: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions
+    lens: _Readings, margin: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions
 ) -> dict[str, tuple[tuple[Estimate, ...], ...]]:
     answer, other, kl, mass = (lens.by_side(x) for x in (lens.answer, lens.other, lens.kl, lens.mass))
     values = {
@@ -328,43 +328,47 @@ def _curves(
     }
     means: dict[str, list[tuple[Estimate, ...]]] = {name: [] for name in values}
     first = [
-        firsts([(seen(one.placed, position), one.sides, one.candidates) for one in lens.examples])
+        firsts([(seen(example.placed, position), example.sides, example.candidates) for example in lens.examples])
         for position in lens.positions
     ]
     for name, array in values.items():
         for point in range(array.shape[1]):
-            means[name].append(tuple(_mean(array[own, point, place], [[x[i] for i in own] for x in names], options)
-                                     for place, own in enumerate(first)))  # fmt: skip
-    return {name: tuple(rows) for name, rows in means.items()}
+            means[name].append(
+                tuple(
+                    _mean(array[rows, point, place], [[x[i] for i in rows] for x in names], options)
+                    for place, rows in enumerate(first)
+                )
+            )
+    return {name: tuple(points) for name, points in means.items()}
 
 
 def _mean(values: NDArray[np.float64], names: Sequence[Sequence[Any]], options: LensOptions) -> Estimate:
-    found = two_way_mean(values.tolist(), *names, n_resamples=options.n_resamples, seed=options.seed)
-    assert found is not None, "a file of pairs has a pair"
-    return found
+    estimate = two_way_mean(values.tolist(), *names, n_resamples=options.n_resamples, seed=options.seed)
+    assert estimate is not None, "a file of pairs has a pair"
+    return estimate
 
 
-def _attribution(seen: _Seen, names: Sequence[Sequence[Any]], options: LensOptions) -> Attribution:
+def _attribution(readings: _Readings, names: Sequence[Sequence[Any]], options: LensOptions) -> Attribution:
     """a(A) - a(B) of every component, held against D."""
-    values = seen.attributed[0::2] - seen.attributed[1::2]
-    divergence = seen.final_margin[0::2] - seen.final_margin[1::2]
+    values = readings.attributed[0::2] - readings.attributed[1::2]
+    divergence = readings.final_margin[0::2] - readings.final_margin[1::2]
     missed = np.abs(values.sum(1) - divergence)
     within = missed <= TOLERANCE * np.maximum(1.0, np.abs(values).max(1))  # False for nan too
     estimates = tuple(_mean(column, names, options) for column in values.T)
-    return Attribution(values, estimates, float(missed.max()), bool(within.all()) and not seen.forms)
+    return Attribution(values, estimates, float(missed.max()), bool(within.all()) and not readings.forms)
 
 
 def _notes(
-    found: ExampleFile, positions: Sequence[str], options: LensOptions, attribution: Attribution
+    file: ExampleFile, positions: Sequence[str], options: LensOptions, attribution: Attribution
 ) -> tuple[str, ...]:
     notes = []
-    formed = any(one.forms is not None for one in found.examples)
+    formed = any(example.forms is not None for example in file.examples)
     if not formed and not options.positions and len(positions) < len(POSITIONS):
         missing = ", ".join(name for name in POSITIONS if name not in positions)
         notes.append(f"not every prompt has such a place: {missing}")
-    if found.uneven:
-        notes.append(f"{found.uneven} of {len(found.items)} pairs have prompts of different length")
-    notes += forms_left_out([one.forms.left_out for one in found.examples[::2] if one.forms is not None])
+    if file.uneven:
+        notes.append(f"{file.uneven} of {len(file.items)} pairs have prompts of different length")
+    notes += forms_left_out([example.forms.left_out for example in file.examples[::2] if example.forms is not None])
     if formed:
         notes.append("options are sets of forms, so D is no sum over what nodes write: no attributions are written")
     elif not attribution.conserved:

@@ -1,4 +1,4 @@
-"""What goes when chosen neurons go, beside random ones."""
+"""What is lost when chosen neurons are ablated, beside random ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["ablations_of"]
 
 def ablations_of(
     model: Model,
-    some: ExampleFile,
+    file: ExampleFile,
     neurons: Neurons,
     ranking: Ranking,
     fitted: Readings,
@@ -36,10 +36,10 @@ def ablations_of(
     change = Change(options.kinds, options.position, fitted.values.mean(0))
     if options.everywhere:
         change = Change(options.kinds, None, fitted.everywhere)
-    before, after = ablated(model, some, neurons, sets, change, batch_size=options.batch_size, progress=progress)
-    clusters = Clusters.of([item.pair for item in some.items])
+    before, after = ablated(model, file, neurons, sets, change, batch_size=options.batch_size, progress=progress)
+    clusters = Clusters.of([item.pair for item in file.items])
     return tuple(
-        _ablation(kind, before, found, clusters, options.seed) for kind, found in zip(options.kinds, after, strict=True)
+        _ablation(kind, before, d, clusters, options.seed) for kind, d in zip(options.kinds, after, strict=True)
     )
 
 
@@ -64,9 +64,9 @@ def _ablation(
 
 
 def _mask(places: Sequence[int], n: int) -> Bool[np.ndarray, " neuron"]:
-    found = np.zeros(n, dtype=bool)
-    found[list(places)] = True
-    return found
+    mask = np.zeros(n, dtype=bool)
+    mask[list(places)] = True
+    return mask
 
 
 def _random_sets(
@@ -78,8 +78,8 @@ def _random_sets(
     chosen = _mask(selected, len(neurons))
     free = ~ranking.rounding & ~chosen
     for layer in np.unique(neurons.layers[chosen]):
-        own = neurons.layers == layer
-        count, pool = int((own & chosen).sum()), np.flatnonzero(own & free)
+        in_layer = neurons.layers == layer
+        count, pool = int((in_layer & chosen).sum()), np.flatnonzero(in_layer & free)
         if len(pool) <= count:
             raise OptionError(
                 f"layer {layer} has {count} of the selected neurons and {len(pool)} others above rounding to draw "

@@ -10,7 +10,7 @@ from persona_circuits.circuit.figures import GREY, PALETTE, Bars, Chart, Points,
 from persona_circuits.circuit.statistics import Interval
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy
 
-__all__ = ["ablation_records", "axes", "jaccards", "label", "layer_records", "neuron_figures", "of_kind"]
+__all__ = ["ablation_records", "axes", "ends_of", "jaccards", "label", "layer_records", "neuron_figures", "of_kind"]
 
 MOST_POINTS = 4000
 MOST_GROUPS = 40
@@ -18,14 +18,14 @@ MOST_GROUPS = 40
 
 def neuron_figures(study: NeuronStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
-    found = {
+    figures = {
         "neurons-layers": _layer_figure(study),
         "neurons-transfer": _transfer_figure(study),
         "neurons-ranks": _rank_figure(study),
         "neurons-jaccard": _jaccard_figure(study),
         "neurons-ablation": _ablation_figure(study),
     }
-    return {name: figure for name, figure in found.items() if figure is not None}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def layer_records(study: NeuronStudy) -> list[dict[str, int]]:
@@ -33,15 +33,18 @@ def layer_records(study: NeuronStudy) -> list[dict[str, int]]:
     chosen[list(study.selected)] = True
     rows = []
     for layer in np.unique(study.neurons.layers):
-        own = study.neurons.own(int(layer))
-        counts = (ranking.rounding[own], study.silent[own], ranking.q[own] <= study.options.level, chosen[own])
-        row = {"layer": int(layer), "neurons": own.stop - own.start}
-        rows.append(row | dict(zip(("rounding", "silent", "q_at_level", "selected"), map(_count, counts), strict=True)))
+        span = study.neurons.own(int(layer))
+        rows.append(
+            {
+                "layer": int(layer),
+                "neurons": span.stop - span.start,
+                "rounding": int(ranking.rounding[span].sum()),
+                "silent": int(study.silent[span].sum()),
+                "q_at_level": int((ranking.q[span] <= study.options.level).sum()),
+                "selected": int(chosen[span].sum()),
+            }
+        )
     return rows
-
-
-def _count(marks: np.ndarray) -> int:
-    return int(marks.sum())
 
 
 def label(group: Group) -> str:
@@ -50,31 +53,30 @@ def label(group: Group) -> str:
 
 def ablation_records(study: NeuronStudy) -> list[dict[str, Any]]:
     rows = []
-    for one in study.ablations:
-        low, high = np.percentile(one.random, (2.5, 97.5))
-        ends = {"low": one.change_interval, "kept_low": one.kept_interval}
+    for ablation in study.ablations:
+        low, high = np.percentile(ablation.random, (2.5, 97.5))
         rows.append(
             {
-                "kind": one.kind,
-                "pairs": len(one.before),
-                "before": one.before.mean(),
-                "after": one.after.mean(),
-                "change": one.change,
-                **_ends(ends["low"], ""),
-                "kept": one.kept,
-                **_ends(ends["kept_low"], "kept_"),
-                "random_mean": one.random.mean(),
+                "kind": ablation.kind,
+                "pairs": len(ablation.before),
+                "before": ablation.before.mean(),
+                "after": ablation.after.mean(),
+                "change": ablation.change,
+                **ends_of(ablation.change_interval),
+                "kept": ablation.kept,
+                **ends_of(ablation.kept_interval, "kept_"),
+                "random_mean": ablation.random.mean(),
                 "random_low": low,
                 "random_high": high,
-                "n_random": len(one.random),
-                "p": one.p,
+                "n_random": len(ablation.random),
+                "p": ablation.p,
             }
         )
     return rows
 
 
-def _ends(found: Interval | None, prefix: str) -> dict[str, float | None]:
-    return {f"{prefix}low": found.low if found else None, f"{prefix}high": found.high if found else None}
+def ends_of(interval: Interval | None, prefix: str = "") -> dict[str, float | None]:
+    return {f"{prefix}low": interval.low if interval else None, f"{prefix}high": interval.high if interval else None}
 
 
 def of_kind(study: NeuronStudy, kind: str) -> list[Group]:
@@ -139,7 +141,7 @@ def _transfer_figure(study: NeuronStudy) -> Chart | None:
 
 
 def _rank_figure(study: NeuronStudy) -> Chart | None:
-    """Of every selected neuron the share of neurons that rank after it, in each couple of personas or other group."""
+    """For every selected neuron, the share of neurons that rank below it, in each couple of personas or other group."""
     kind = next((kind for kind in GROUP_KINDS if of_kind(study, kind)), None)
     if kind is None or not study.selected:
         return None
@@ -151,7 +153,7 @@ def _rank_figure(study: NeuronStudy) -> Chart | None:
     names = [study.neurons.name(place) for place in study.selected]
     columns = [group.name + (" *" if group.held_out else "") for group in groups]
     title = f"{_chosen_as(study).capitalize()} neurons in each group by {kind}: "
-    title += "share of neurons that rank behind (* held out)"
+    title += "share of neurons that rank below (* held out)"
     return heat_map(values, names, columns, title=title, unit="share", diverging=False)
 
 
@@ -171,7 +173,9 @@ def _ablation_figure(study: NeuronStudy) -> Chart | None:
     """Changes of D by random sets as single values, by the selected neurons as points with intervals."""
     if not study.ablations:
         return None
-    marks: list[Spread | Points] = [Spread(one.kind, one.random.tolist(), colour=GREY) for one in study.ablations]
+    marks: list[Spread | Points] = [
+        Spread(ablation.kind, ablation.random.tolist(), colour=GREY) for ablation in study.ablations
+    ]
     rows = ablation_records(study)
     x, y, low, high = ([row[key] for row in rows] for key in ("kind", "change", "low", "high"))
     name = f"{len(study.selected)} {_chosen_as(study)} neurons, 95 %"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import scipy  # whose parts are loaded when they are used: scipy.stats takes a second
@@ -15,13 +14,9 @@ from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import Ranking, overlap, ranks, score_of
 from persona_circuits.persona.neurons.results import GROUP_KINDS, Group
 from persona_circuits.persona.neurons.runs import Readings
+from persona_circuits.persona.steering.passes import chosen_pairs
 
-__all__ = ["chosen_neurons", "couples_of", "groups_of", "too_small", "turned_differences"]
-
-
-def chosen_neurons(found: ExampleFile, places: Sequence[int]) -> ExampleFile:
-    examples = tuple(found.examples[2 * i + side] for i in places for side in (0, 1))
-    return replace(found, items=tuple(found.items[i] for i in places), examples=examples)
+__all__ = ["couples_of", "groups_of", "too_small", "turned_differences"]
 
 
 def turned_differences(file: ExampleFile, differences: Float[np.ndarray, "pair neuron"], pool: str) -> np.ndarray:
@@ -45,20 +40,20 @@ def groups_of(
     selected: Sequence[int],
     options: NeuronOptions,
 ) -> tuple[Group, ...]:
-    found = []
+    groups = []
     files = {"fit": fit} | ({"held": held} if held is not None else {})
     for kind in GROUP_KINDS:
         labels = {name: np.array(_labels(file, kind)) for name, file in files.items()}
-        if len({label for some in labels.values() for label in some} - {""}) < 2:
+        if len({label for names_of in labels.values() for label in names_of} - {""}) < 2:
             continue
         for name, file in files.items():
             for label in dict.fromkeys(label for label in labels[name].tolist() if label):
-                own = labels[name] == label
-                others = ~own if name == "fit" else np.ones(len(fit.items), dtype=bool)
-                if min(own.sum(), others.sum()) >= options.least:
-                    two = _part(file, read[name], own), _part(fit, read["fit"], others)
-                    found.append(_group(kind, label, name == "held", *two, ranking, selected, options))
-    return tuple(found)
+                inside = labels[name] == label
+                others = ~inside if name == "fit" else np.ones(len(fit.items), dtype=bool)
+                if min(inside.sum(), others.sum()) >= options.least:
+                    two = _part(file, read[name], inside), _part(fit, read["fit"], others)
+                    groups.append(_group(kind, label, name == "held", *two, ranking, selected, options))
+    return tuple(groups)
 
 
 def too_small(fit: ExampleFile, held: ExampleFile | None, options: NeuronOptions) -> int:
@@ -77,7 +72,7 @@ def too_small(fit: ExampleFile, held: ExampleFile | None, options: NeuronOptions
 
 
 def _part(file: ExampleFile, read: Readings, chosen: Bool[np.ndarray, " pair"]) -> tuple[ExampleFile, np.ndarray]:
-    return chosen_neurons(file, np.flatnonzero(chosen).tolist()), read.differences[chosen]
+    return chosen_pairs(file, np.flatnonzero(chosen).tolist()), read.differences[chosen]
 
 
 def _labels(file: ExampleFile, kind: str) -> list[str]:
@@ -93,14 +88,14 @@ def _labels(file: ExampleFile, kind: str) -> list[str]:
     if kind == "domain":
         return [item.axes.get("domain", "") for item in file.items]
     if kind == "template":
-        return [one.template for one in firsts]
+        return [example.template for example in firsts]
     texts: dict[str, list[str]] = {}
     labels = []
-    for one in firsts:
-        known = texts.setdefault(one.persona, [])
-        if one.wording not in known:
-            known.append(one.wording)
-        labels.append(f"wording {known.index(one.wording)}")
+    for example in firsts:
+        known = texts.setdefault(example.persona, [])
+        if example.wording not in known:
+            known.append(example.wording)
+        labels.append(f"wording {known.index(example.wording)}")
     return labels
 
 
@@ -108,16 +103,16 @@ def _group(
     kind: str,
     label: str,
     held_out: bool,
-    mine: tuple[ExampleFile, np.ndarray],
+    group: tuple[ExampleFile, np.ndarray],
     rest: tuple[ExampleFile, np.ndarray],
     ranking: Ranking,
     selected: Sequence[int],
     options: NeuronOptions,
 ) -> Group:
-    turned = [turned_differences(file, differences, options.pool) for file, differences in (mine, rest)]
+    turned = [turned_differences(file, differences, options.pool) for file, differences in (group, rest)]
     z = [
         score_of(values, couples_of(file), ranking, options.pool)
-        for (file, _), values in zip((mine, rest), turned, strict=True)
+        for (file, _), values in zip((group, rest), turned, strict=True)
     ]
     places = [ranks(values) for values in z]
     lists = [_first(values, options.top_k) for values in places]
@@ -130,7 +125,7 @@ def _group(
         kind=kind,
         name=label,
         held_out=held_out,
-        n_pairs=len(mine[0].items),
+        n_pairs=len(group[0].items),
         overlap=overlap(lists[1], lists[0], int(live.sum())),
         median_rank=float(np.median(places[0][lists[1]])) if lists[1] else np.nan,
         same_sign=float(np.mean(same)) if same else np.nan,
@@ -141,6 +136,6 @@ def _group(
 
 
 def _first(places: Int[np.ndarray, " neuron"], n: int) -> list[int]:
-    """The neurons with the first ``n`` ranks, the first one first."""
+    """The ``n`` top-ranked neurons, in order of rank."""
     chosen = np.flatnonzero((places > 0) & (places <= n))
     return chosen[np.argsort(places[chosen])].tolist()

@@ -11,12 +11,12 @@ from the top (Tusher, Tibshirani and Chu 2001). p is a permutation p over draws 
 neurons together, since each is in units of its own spread: p = (1 + b) / (1 + B). Two nulls:
 
     sign-flip    for ``mean``: the G means with random signs, s their root mean square. Couples that have a persona in
-                 common must not be flipped apart: the draws are as much wider as the cluster-robust spread of all
-                 neurons together is than that of couples that share nothing (``circuit.statistics``). Neurons are
-                 correlated, and all signs agree by chance in 2^(1-G) of draws, for all of them at once: with few
-                 couples a low q is no proof
+                 common must not be flipped independently: the draws are widened by the ratio of the cluster-robust
+                 spread of all neurons together to that of couples that share nothing (``circuit.statistics``).
+                 Neurons are correlated, and all signs agree by chance in 2^(1-G) of draws, for all of them at
+                 once: with few couples a low q is no proof
     paraphrase   G times a paraphrase pair's persona is drawn, with a random sign, s being the root mean square
-                 over these personas; of the draws it is found on the other half of them, so that it is
+                 over these personas; for the draws it is computed on the other half of them, so that it is
                  as independent as T's
 
 ``rms`` has the paraphrase null alone. ``mean`` has to pass both where there are paraphrases: p is the larger
@@ -138,21 +138,21 @@ def rank_neurons(
     size = pooled(means, pool)
     live = ~rounding
     rng = np.random.default_rng(options.seed)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    nulls: list[tuple[np.ndarray, np.ndarray]] = []
     scale, null_scale = _spread_of(differences, means, live), None
     if pool == "mean":
         wider = 1.0 if clusters is None else _design_effect(means[:, live] / scale[live], clusters)
-        found.append((size / scale, wider * _flipped(means, n_draws, rng) / scale))
+        nulls.append((size / scale, wider * _flipped(means, n_draws, rng) / scale))
     if null is not None:
         among = grouped_means(null.differences, null.personas)
-        own = _steadied(np.sqrt(np.square(among).mean(0)), live)
-        found.append((size / own, _paraphrased(among, len(means), live, pool, n_draws, rng)))
-        scale, null_scale = (scale, own) if pool == "mean" else (own, None)
+        noise = _steadied(np.sqrt(np.square(among).mean(0)), live)
+        nulls.append((size / noise, _paraphrased(among, len(means), live, pool, n_draws, rng)))
+        scale, null_scale = (scale, noise) if pool == "mean" else (noise, None)
     p, q = np.full(len(size), np.nan), np.full(len(size), np.nan)
     if live.any():
-        p[live] = np.max([_pooled_p(values[live], draws[:, live]) for values, draws in found], axis=0)
+        p[live] = np.max([_pooled_p(values[live], draws[:, live]) for values, draws in nulls], axis=0)
         q[live] = scipy.stats.false_discovery_control(p[live])
-    z = np.where(live, np.min([values for values, _ in found], axis=0), np.nan)
+    z = np.where(live, np.min([values for values, _ in nulls], axis=0), np.nan)
     names = ("sign-flip",) if null is None else ("paraphrase",) if pool == "rms" else ("paraphrase", "sign-flip")
     ranked = np.flatnonzero(live)
     order = ranked[np.argsort(-(z if options.rank_by == "z" else size)[ranked], kind="stable")]
@@ -212,8 +212,8 @@ def at_rounding(
     """
     bound = largest.copy()
     for layer in np.unique(layers):
-        own = layers == layer
-        bound[own] = np.maximum(largest[own], np.sqrt(np.square(largest[own]).mean()))
+        inside = layers == layer
+        bound[inside] = np.maximum(largest[inside], np.sqrt(np.square(largest[inside]).mean()))
     units = ROUNDING if epsilon <= FINE else COARSE
     return size <= units * epsilon * bound
 
@@ -228,10 +228,10 @@ def effect_size(differences: Differences) -> Float[np.ndarray, " neuron"]:
 
 def ranks(z: Float[np.ndarray, " neuron"]) -> Int[np.ndarray, " neuron"]:
     """Places from 1, the largest first; 0 where there is no number."""
-    found = np.zeros(len(z), dtype=np.int64)
+    places = np.zeros(len(z), dtype=np.int64)
     known = np.flatnonzero(np.isfinite(z))
-    found[known[np.argsort(-z[known], kind="stable")]] = np.arange(1, len(known) + 1)
-    return found
+    places[known[np.argsort(-z[known], kind="stable")]] = np.arange(1, len(known) + 1)
+    return places
 
 
 def overlap(first: Sequence[int], second: Sequence[int], universe: int) -> Overlap:
@@ -272,14 +272,14 @@ def _paraphrased(
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "draw neuron"]:
     """Z of draws of the null: T from one half of the personas, the spread from the other."""
-    found = []
+    draws = []
     for _ in range(n_draws):
         halves = np.array_split(rng.permutation(len(among)), 2)
         from_, other = halves if rng.random() < 0.5 else halves[::-1]
         drawn = among[rng.choice(from_, size=n_groups)] * rng.choice((-1.0, 1.0), size=(n_groups, 1))
         scale = _steadied(np.sqrt(np.square(among[other]).mean(0)), live)
-        found.append(pooled(drawn, pool) / scale)
-    return np.stack(found)
+        draws.append(pooled(drawn, pool) / scale)
+    return np.stack(draws)
 
 
 def _pooled_p(z: Float[np.ndarray, " neuron"], draws: Float[np.ndarray, "draw neuron"]) -> Float[np.ndarray, " neuron"]:

@@ -26,6 +26,7 @@ from persona_circuits.circuit.table import Column, Table
 from persona_circuits.persona.neurons.figures import (
     ablation_records,
     axes,
+    ends_of,
     jaccards,
     label,
     layer_records,
@@ -33,7 +34,7 @@ from persona_circuits.persona.neurons.figures import (
     of_kind,
 )
 from persona_circuits.persona.neurons.ranking import ranks
-from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy, Side
+from persona_circuits.persona.neurons.results import GROUP_KINDS, Group, NeuronStudy
 
 __all__ = ["has_intervals", "headline", "neuron_record", "pair_line", "tables", "write_neurons"]
 
@@ -109,7 +110,7 @@ def neuron_record(study: NeuronStudy) -> dict[str, Any]:
                 "n_heads": study.graph.n_heads,
             },
             "sources": {name: {"source": a, "sha256": b} for name, (a, b) in study.sources.items()},
-            "options": asdict(study.options),
+            "options": study.options,
             "n_pairs": {"fit": study.fit.n_pairs, "held_out": study.held.n_pairs if study.held else 0},
             "null": {"kind": ranking.null, "pairs": study.n_null, "couples": ranking.n_groups},
             "counts": {
@@ -168,17 +169,17 @@ def group_rows(study: NeuronStudy) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for kind in GROUP_KINDS:
         for held_out in (False, True):
-            own = [group for group in study.groups if (group.kind, group.held_out) == (kind, held_out)]
-            if own:
-                shared = f"{np.mean([one.overlap.shared for one in own]):.1f} of {own[0].overlap.first}"
+            groups = [group for group in study.groups if (group.kind, group.held_out) == (kind, held_out)]
+            if groups:
+                shared = f"{np.mean([item.overlap.shared for item in groups]):.1f} of {groups[0].overlap.first}"
                 numbers = (
-                    f"{np.mean([one.overlap.expected for one in own]):.2f}",
-                    f"{np.mean([one.overlap.jaccard or 0.0 for one in own]):.3f}",
-                    f"{np.median([one.median_rank for one in own]):,.0f} of {own[0].overlap.universe:,}",
-                    "" if study.options.pool == "rms" else f"{np.nanmean([one.same_sign for one in own]):.0%}",
-                    _known("+.2f")(float(np.mean([one.rho for one in own]))),
+                    f"{np.mean([item.overlap.expected for item in groups]):.2f}",
+                    f"{np.mean([item.overlap.jaccard or 0.0 for item in groups]):.3f}",
+                    f"{np.median([item.median_rank for item in groups]):,.0f} of {groups[0].overlap.universe:,}",
+                    "" if study.options.pool == "rms" else f"{np.nanmean([item.same_sign for item in groups]):.0%}",
+                    _known("+.2f")(float(np.mean([item.rho for item in groups]))),
                 )
-                rows.append((kind, "held out" if held_out else "fitted", str(len(own)), shared, *numbers))
+                rows.append((kind, "held out" if held_out else "fitted", str(len(groups)), shared, *numbers))
     return rows
 
 
@@ -189,10 +190,9 @@ def _title(study: NeuronStudy) -> str:
 def _selected(study: NeuronStudy) -> list[dict[str, Any]]:
     ranking, neurons, fit, held = study.ranking, study.neurons, study.fit, study.held
     measured = held or fit
-    places = _places(held)
+    places = None if held is None else ranks(held.z)
     rows = []
     for turn, place in enumerate(study.selected):
-        around = measured.intervals[turn]
         rows.append(
             {
                 "rank": turn + 1,
@@ -208,25 +208,20 @@ def _selected(study: NeuronStudy) -> list[dict[str, Any]]:
                 "log10_p": float(np.log10(ranking.p[place])),
                 "log10_q": float(np.log10(ranking.q[place])),
                 "held_difference": None if held is None else float(held.difference[place]),
-                "low": around.low if around else None,
-                "high": around.high if around else None,
+                **ends_of(measured.intervals[turn]),
                 "held_size": None if held is None else float(held.size[place]),
                 "held_effect": None if held is None else float(held.effect[place]),
-                "held_rank": None if held is None else int(places[place]),
+                "held_rank": None if places is None else int(places[place]),
             }
         )
     return rows
 
 
-def _places(side: Side | None) -> np.ndarray:
-    return ranks(side.z) if side is not None else np.zeros(0, dtype=np.int64)
-
-
 def _group_record(group: Group) -> dict[str, Any]:
     names = ("kind", "name", "held_out", "n_pairs", "median_rank", "same_sign", "rho")
-    found = asdict(group.overlap)
-    found["log10_p"] = float(np.log10(found.pop("p")))
-    return {name: getattr(group, name) for name in names} | {"overlap": found}
+    overlap = asdict(group.overlap)
+    overlap["log10_p"] = float(np.log10(overlap.pop("p")))
+    return {name: getattr(group, name) for name in names} | {"overlap": overlap}
 
 
 def _rank_records(study: NeuronStudy) -> list[dict[str, Any]]:
@@ -248,8 +243,12 @@ def _arrays(study: NeuronStudy) -> dict[str, np.ndarray]:
     }
     if study.held is not None:
         arrays |= {"held_difference": study.held.difference, "held_effect": study.held.effect, "held_z": study.held.z}
-    for one in study.ablations:
-        arrays |= {f"{one.kind}_after": one.after, f"{one.kind}_random": one.random, "before": one.before}
+    for ablation in study.ablations:
+        arrays |= {
+            f"{ablation.kind}_after": ablation.after,
+            f"{ablation.kind}_random": ablation.random,
+            "before": ablation.before,
+        }
     return arrays
 
 

@@ -56,7 +56,7 @@ class Neurons:
         return f"m{self.layers[place]}.n{self.numbers[place]}"
 
     def own(self, layer: int) -> slice:
-        """Where the neurons of one layer stand among all."""
+        """The slice of one layer's neurons among all."""
         first, last = np.searchsorted(self.layers, [layer, layer + 1])
         return slice(int(first), int(last))
 
@@ -107,8 +107,8 @@ def read_neurons(
     Raises:
         OptionError: a prompt has no such position.
     """
-    places = [tokens_at(one.placed, position) for one in examples]
-    if empty := [one for one, at in zip(examples, places, strict=True) if not at]:
+    places = [tokens_at(example.placed, position) for example in examples]
+    if empty := [example for example, at in zip(examples, places, strict=True) if not at]:
         raise OptionError(
             f"--position {position}: {len(empty)} of {len(examples)} prompts have no such place, such as "
             f"{empty[0].placed.text[:60]!r}; choose another, or build the file with the pairs command"
@@ -116,16 +116,16 @@ def read_neurons(
     values = np.empty((len(examples), len(neurons)))
     everywhere = np.zeros(len(neurons))
     done = 0
-    for group in grouped([len(one.placed.ids) for one in examples], batch_size):
+    for group in grouped([len(example.placed.ids) for example in examples], batch_size):
         tokens = torch.tensor([examples[i].placed.ids for i in group], device=model.device)
         share = torch.zeros(tokens.shape, dtype=torch.float64)
         for row, i in enumerate(group):
             share[row, places[i]] = 1 / len(places[i])
         with torch.no_grad():
-            for layer, found in _passing(model, tokens, neurons):
-                own = neurons.own(layer)
-                values[group, own] = torch.einsum("bp,bpn->bn", share, found).numpy()
-                everywhere[own] += found.mean(1).sum(0).numpy()
+            for layer, activations in _passing(model, tokens, neurons):
+                span = neurons.own(layer)
+                values[group, span] = torch.einsum("bp,bpn->bn", share, activations).numpy()
+                everywhere[span] += activations.mean(1).sum(0).numpy()
         done += len(group)
         if progress is not None:
             progress(done, len(examples))
@@ -171,7 +171,7 @@ def ablated(
         before[group] = (both[0].margin - both[1].margin).numpy()
         for k, kind in enumerate(kinds):
             for rows in np.array_split(np.arange(len(sets)), -(-len(sets) * len(group) // ROWS)):
-                a, b = (mine.changed(sets[rows], kind, change.means, other) for mine, other in (both, reversed(both)))
+                a, b = (x.changed(sets[rows], kind, change.means, y) for x, y in (both, reversed(both)))
                 after[k][rows[:, None], group] = (a - b).numpy()
         done += len(group)
         if progress is not None:
@@ -186,12 +186,11 @@ class _Side:
         self, model: Model, examples: Sequence[Example], neurons: Neurons, layers: Sequence[int], position: str | None
     ) -> None:
         self.model, self.neurons, self.layers = model, neurons, layers
-        self.tokens = torch.tensor([one.placed.ids for one in examples], device=model.device)
+        self.tokens = torch.tensor([x.placed.ids for x in examples], device=model.device)
         self.places = [
-            list(range(len(one.placed.ids))) if position is None else tokens_at(one.placed, position)
-            for one in examples
+            list(range(len(x.placed.ids))) if position is None else tokens_at(x.placed, position) for x in examples
         ]
-        self.answers = [id_table([one.sides[turn] for one in examples]) for turn in (0, 1)]
+        self.answers = [id_table([x.sides[turn] for x in examples]) for turn in (0, 1)]
         self.values: dict[int, Tensor] = {}
         with torch.no_grad(), ExitStack() as hooks:
             for layer in layers:
@@ -208,11 +207,11 @@ class _Side:
         partner, here = self._partners(other) if kind == "swap" else (None, self._inside())
         with torch.no_grad(), ExitStack() as hooks:
             for layer in self.layers:
-                own = self.neurons.own(layer)
-                chosen = torch.as_tensor(sets[:, own])
+                span = self.neurons.own(layer)
+                chosen = torch.as_tensor(sets[:, span])
                 if not chosen.any():
                     continue
-                target = torch.as_tensor(means[own]) * (kind == "mean")
+                target = torch.as_tensor(means[span]) * (kind == "mean")
                 if partner is not None:
                     values = other.values[layer]
                     target = values[torch.arange(len(values), device=values.device)[:, None], partner.to(values.device)]
@@ -224,9 +223,9 @@ class _Side:
 
     def _margin(self, logits: Float[Tensor, "row vocab"]) -> Float[Tensor, " row"]:
         copies = len(logits) // len(self.tokens)
-        found = metrics.logit_diff(logits.double().cpu(), *(ids.repeat(copies, 1) for ids in self.answers))
-        check_finite(found.view(copies, -1).T, of_prompts(self.model, self.tokens), "margins")
-        return found
+        values = metrics.logit_diff(logits.double().cpu(), *(ids.repeat(copies, 1) for ids in self.answers))
+        check_finite(values.view(copies, -1).T, of_prompts(self.model, self.tokens), "margins")
+        return values
 
     def _inside(self) -> Bool[Tensor, "row pos"]:
         inside = torch.zeros(self.tokens.shape, dtype=torch.bool)
@@ -235,33 +234,33 @@ class _Side:
         return inside
 
     def _partners(self, other: _Side) -> tuple[Int[Tensor, "row pos"], Bool[Tensor, "row pos"]]:
-        """Of every token its partner in the other prompt, counted from the end of the place, and whether it has one."""
+        """Every token's partner in the other prompt, counted from the end of the place, and whether it has one."""
         partner = torch.zeros(self.tokens.shape, dtype=torch.int64)
         inside = torch.zeros(self.tokens.shape, dtype=torch.bool)
-        for row, (mine, theirs) in enumerate(zip(self.places, other.places, strict=True)):
-            n = min(len(mine), len(theirs))
-            partner[row, mine[len(mine) - n :]] = torch.tensor(theirs[len(theirs) - n :], dtype=torch.int64)
-            inside[row, mine[len(mine) - n :]] = True
+        for row, (tokens, partners) in enumerate(zip(self.places, other.places, strict=True)):
+            n = min(len(tokens), len(partners))
+            partner[row, tokens[len(tokens) - n :]] = torch.tensor(partners[len(partners) - n :], dtype=torch.int64)
+            inside[row, tokens[len(tokens) - n :]] = True
         return partner, inside
 
 
 def _passing(model: Model, tokens: Int[Tensor, "batch pos"], neurons: Neurons) -> Iterator[tuple[int, Tensor]]:
     """Each layer's neurons in one pass, ``[batch, pos, neuron]`` in float64 on the CPU."""
-    found: dict[int, Tensor] = {}
+    by_layer: dict[int, Tensor] = {}
     layers = sorted({int(layer) for layer in neurons.layers})
     with ExitStack() as hooks:
         for layer in layers:
-            hooks.enter_context(model.blocks[layer].on_neurons(neurons.hook, _keeping(found, layer)))
+            hooks.enter_context(model.blocks[layer].on_neurons(neurons.hook, _keeping(by_layer, layer)))
         replay(model, *model.start(tokens))
     for layer in layers:
-        values = found.pop(layer).double().cpu()
+        values = by_layer.pop(layer).double().cpu()
         check_finite(values, of_prompts(model, tokens), "neurons")
         yield layer, values
 
 
-def _keeping(found: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
+def _keeping(by_layer: dict[int, Tensor], layer: int) -> Callable[[Tensor], None]:
     def keep(values: Tensor) -> None:
-        found[layer] = values
+        by_layer[layer] = values
 
     return keep
 

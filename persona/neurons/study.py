@@ -26,7 +26,7 @@ from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.statistics import Clusters, cluster_codes, interval, weighted_mean
 from persona_circuits.persona.data import ExampleFile, clusters_of, leak, told_once
 from persona_circuits.persona.neurons.ablation import ablations_of
-from persona_circuits.persona.neurons.groups import chosen_neurons, couples_of, groups_of, too_small, turned_differences
+from persona_circuits.persona.neurons.groups import couples_of, groups_of, too_small, turned_differences
 from persona_circuits.persona.neurons.options import NeuronOptions
 from persona_circuits.persona.neurons.ranking import (
     LEAST_NULL,
@@ -41,7 +41,7 @@ from persona_circuits.persona.neurons.ranking import (
 )
 from persona_circuits.persona.neurons.results import SOURCES, NeuronStudy, Side
 from persona_circuits.persona.neurons.runs import Neurons, Readings, neurons_of, read_neurons
-from persona_circuits.persona.steering import some_pairs
+from persona_circuits.persona.steering.passes import chosen_pairs, some_pairs
 
 __all__ = ["held_out_files", "study_neurons"]
 
@@ -57,25 +57,25 @@ def held_out_files(
     Raises:
         TaskError: a file has no pair of the kind that is asked of it.
     """
-    own = [i for i, item in enumerate(pairs.items) if item.control == "none"]
-    if not own:
+    studied = [i for i, item in enumerate(pairs.items) if item.control == "none"]
+    if not studied:
         raise TaskError(f"{pairs.source} has no pair but controls; give pairs of the study itself")
     if held_out is None:
-        fit = [i for i in own if pairs.items[i].pair.split == "train"] or own
-        held, rest = pairs, [i for i in own if i not in set(fit)]
+        fit = [i for i in studied if pairs.items[i].pair.split == "train"] or studied
+        held, rest = pairs, [i for i in studied if i not in set(fit)]
     else:
-        fit, held = own, held_out
+        fit, held = studied, held_out
         rest = [i for i, item in enumerate(held.items) if item.control == "none"]
         if not rest:
             raise TaskError(f"{held.source} has no pair but controls; give --test-pairs pairs of the study itself")
-    given = null or pairs
-    alike = [i for i, item in enumerate(given.items) if item.control == "paraphrase"]
+    source = null or pairs
+    alike = [i for i, item in enumerate(source.items) if item.control == "paraphrase"]
     if null is not None and not alike:
         raise TaskError(f"{null.source} has no pair whose 'control' is 'paraphrase': two wordings of one persona")
     return (
-        chosen_neurons(pairs, fit),
-        chosen_neurons(held, rest) if rest else None,
-        chosen_neurons(given, alike) if alike else None,
+        chosen_pairs(pairs, fit),
+        chosen_pairs(held, rest) if rest else None,
+        chosen_pairs(source, alike) if alike else None,
     )
 
 
@@ -89,7 +89,7 @@ def study_neurons(
     dropped: Mapping[str, int] | None = None,
     stage: Stage | None = None,
 ) -> NeuronStudy:
-    """Find the neurons that tell the personas apart on ``fit``, and say on ``held`` what they are worth.
+    """Find the neurons that tell the personas apart on ``fit``, and measure them on ``held``.
 
     Parameters
     ----------
@@ -127,9 +127,9 @@ def study_neurons(
     ranking = _ranking(model, fit, null, read, neurons, options)
     selected = tuple(int(place) for place in ranking.order[: options.top_k])
     measured = "fit" if held is None else "held"
-    some = some_pairs(whole[measured], options.max_pairs)
-    ablations = ablations_of(model, some, neurons, ranking, read["fit"], selected, options, stage("ablation"))
-    values, left = read["fit"].values, len(whole[measured].items) - len(some.items) if ablations else 0
+    sample = some_pairs(whole[measured], options.max_pairs)
+    ablations = ablations_of(model, sample, neurons, ranking, read["fit"], selected, options, stage("ablation"))
+    values, left = read["fit"].values, len(whole[measured].items) - len(sample.items) if ablations else 0
     study = NeuronStudy(
         model=model.name,
         fingerprint=model.fingerprint,
@@ -145,13 +145,13 @@ def study_neurons(
         selected=selected,
         groups=groups_of(fit, held, read, ranking, selected, options),
         ablations=ablations,
-        ablated_pairs=tuple(item.pair.id for item in some.items) if ablations else (),
-        clusters=Clusters.of([item.pair for item in some.items]).describe(),
+        ablated_pairs=tuple(item.pair.id for item in sample.items) if ablations else (),
+        clusters=Clusters.of([item.pair for item in sample.items]).describe(),
         n_null=len(null.items) if null is not None else 0,
         dropped=_dropped(dropped or {}, fit, held, left, options),
     )
-    told = [says for file in whole.values() for says in told_once(file, options.position)]
-    return replace(study, notes=(*([leaks] if leaks else []), *told, *_notes(study)))
+    repeats = [says for file in whole.values() for says in told_once(file, options.position)]
+    return replace(study, notes=(*([leaks] if leaks else []), *repeats, *_notes(study)))
 
 
 def _dropped(
@@ -169,9 +169,9 @@ def _read(
     model: Model, files: dict[str, ExampleFile], neurons: Neurons, options: NeuronOptions, stage: Stage
 ) -> dict[str, Readings]:
     names = {"fit": "neurons", "held": "held-out pairs", "null": "paraphrases"}
-    how = {"batch_size": options.batch_size}
+    settings = {"batch_size": options.batch_size}
     return {
-        name: read_neurons(model, file.examples, neurons, options.position, **how, progress=stage(names[name]))
+        name: read_neurons(model, file.examples, neurons, options.position, **settings, progress=stage(names[name]))
         for name, file in files.items()
     }
 
@@ -184,7 +184,7 @@ def _check_null(null: ExampleFile | None, options: NeuronOptions) -> None:
                 "pairs whose 'control' is 'paraphrase', or use --pool mean"
             )
         return
-    personas = {one.persona for one in null.examples}
+    personas = {example.persona for example in null.examples}
     if len(personas) < LEAST_NULL:
         raise TaskError(
             f"the paraphrase pairs of {null.source} are of {len(personas)} persona(s); the null needs {LEAST_NULL}: "
@@ -207,7 +207,7 @@ def _ranking(
     rounding = at_rounding(size, np.abs(read["fit"].values).max(0), neurons.layers, epsilon)
     quiet = None
     if null is not None:
-        quiet = Paraphrases(read["null"].differences, cluster_codes([one.persona for one in null.examples[::2]])[0])
+        quiet = Paraphrases(read["null"].differences, cluster_codes([x.persona for x in null.examples[::2]])[0])
     couples = [fit.items[place].personas for place in np.unique(codes, return_index=True)[1]]
     clusters = clusters_of(couples, [""] * len(couples))
     return rank_neurons(differences, codes, rounding, options, null=quiet, clusters=clusters)

@@ -45,15 +45,13 @@ from persona_circuits.circuit.forward import (
 )
 from persona_circuits.circuit.graph import Graph
 from persona_circuits.circuit.model import Model
-from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress, Stage, about, untold_stage
 from persona_circuits.circuit.statistics import Clusters, detectable_ratio, is_zero, ratio_p_values
 from persona_circuits.circuit.storage import Kept, search_of
-from persona_circuits.circuit.task import Batch, Row, Task, batches, encode, with_swap_rows
+from persona_circuits.circuit.task import Row, Task, batches, encode, with_swap_rows
 from persona_circuits.persona.data import Estimate, ExampleFile, leak, ratio_of_means
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.explanation import margins
-from persona_circuits.persona.patching.heads import HeadAblation, ablate_heads, parse_heads
+from persona_circuits.persona.patching.heads import HeadAblation, ablate_heads, finite_margins, parse_heads
 from persona_circuits.persona.patching.options import PatchOptions
 from persona_circuits.persona.patching.paths import Paths, parse_paths, patch_paths
 from persona_circuits.persona.patching.sites import ANSWER, EVERYWHERE, Site, parts_of, sites_of
@@ -179,57 +177,57 @@ def study_patching(
     options, stage = (options or PatchOptions()).checked(), stage or untold_stage
     plan = parse_paths(model.graph, options.senders, options.receivers)
     named = parse_heads(model.graph, options.ablate, options.ablate_top)
-    rows, apart = _rows(found, model, options.align), held_out is not found
-    others = _rows(held_out, model, options.align) if apart else rows
-    seen = _Sweep(model, found, rows, options)
+    rows, separate = _rows(found, model, options.align), held_out is not found
+    others = _rows(held_out, model, options.align) if separate else rows
+    sweep = _Sweep(model, found, rows, options)
     without = partial(ablate_heads, model, held_out, others, rows, options=options)
     search = search_of(model.fingerprint, model.format, options, rows, others, found.sha256, held_out.sha256)
     with Kept(state, search) as kept:
         ablated = without(named, kept=kept, progress=stage("ablating heads")) if named else None
-        seen.run(stage(f"patching {len(seen.sites)} sites{seen.about()}"), kept)
+        sweep.run(stage(f"patching {len(sweep.sites)} sites{sweep.about()}"), kept)
         clusters = Clusters.of([item.pair for item in found.items])
-        divergence = seen.by_pair(seen.whole)[0]
-        effects = _effects(seen, divergence, clusters, options.seed)
-        movers = _movers(effects, divergence, clusters, seen.attention(), options)
+        divergence = sweep.by_pair(sweep.whole)[0]
+        effects = _effects(sweep, divergence, clusters, options.seed)
+        movers = _movers(effects, divergence, clusters, sweep.attention(), options)
         if options.ablate_top is not None:
-            heads = tuple(model.graph.src_index(one.head) for one in movers[: options.ablate_top])
+            heads = tuple(model.graph.src_index(mover.head) for mover in movers[: options.ablate_top])
             ablated = without(heads, kept=kept, progress=stage("ablating heads"))
-        walk = partial(patch_paths, model, seen.groups, divergence=divergence, clusters=clusters, seed=options.seed)
+        walk = partial(patch_paths, model, sweep.groups, divergence=divergence, clusters=clusters, seed=options.seed)
         walked = walk(plan, kept=kept, progress=stage("patching paths")) if plan is not None else None
         quiet = None if null is None else null_run(model, null, align=options.align, batch_size=options.batch_size)
     more = [part for part in (walked, ablated) if part is not None]
-    detectable, leaks = _detectable(effects, divergence, clusters, options), leak(found, held_out) if apart else None
+    detectable, leaks = _detectable(effects, divergence, clusters, options), leak(found, held_out) if separate else None
     return PatchStudy(
         **_about(model, found, options),
-        parts=seen.parts.names,
+        parts=sweep.parts.names,
         divergence=divergence,
         mean_divergence=ratio_of_means(divergence[None], np.ones_like(divergence), clusters, seed=options.seed)[0],
         effects=effects,
         movers=movers,
         detectable=detectable,
-        attention=seen.attention(),
+        attention=sweep.attention(),
         paths=walked,
         ablation=ablated,
         null=quiet,
-        passes=seen.passes + sum(part.passes for part in more),
-        runs=seen.runs + sum(part.runs for part in more),
+        passes=sweep.passes + sum(part.passes for part in more),
+        runs=sweep.runs + sum(part.runs for part in more),
         resampled=clusters.describe(),
         notes=(*_notes(divergence, effects, ablated, leaks, options), *_power(movers, detectable)),
     )
 
 
-def _about(model: Model, found: ExampleFile, options: PatchOptions) -> dict[str, Any]:
-    own = {"model": model.name, "fingerprint": model.fingerprint, "graph": model.graph, "options": options}
-    return {**own, "source": found.source, "sha256": found.sha256, "items": found.items}
+def _about(model: Model, file: ExampleFile, options: PatchOptions) -> dict[str, Any]:
+    record = {"model": model.name, "fingerprint": model.fingerprint, "graph": model.graph, "options": options}
+    return {**record, "source": file.source, "sha256": file.sha256, "items": file.items}
 
 
 class _Sweep:
     """The arrays of a study while they are filled, a value per row."""
 
-    def __init__(self, model: Model, found: ExampleFile, rows: Sequence[Row], options: PatchOptions) -> None:
+    def __init__(self, model: Model, file: ExampleFile, rows: Sequence[Row], options: PatchOptions) -> None:
         self.model, self.rows = model, rows
         self.groups = batches(rows, options.batch_size, model.device)
-        self.parts = parts_of(found, rows, options.parts, model.tokenizer)
+        self.parts = parts_of(file, rows, options.parts, model.tokenizer)
         self.sites = sites_of(model.graph, options.at, self.parts.names)
         self.steps = list(_steps(self.sites))
         self.whole, self.all = np.zeros(len(rows)), np.zeros(len(rows))
@@ -244,14 +242,14 @@ class _Sweep:
             for item in prepare_each(self.model, [group]):
                 self._plain(item)
                 for place, chosen in enumerate(self.steps):
-                    found = kept.of(f"sites {place} {item.batch.place}", partial(self._patch, item, chosen))
-                    self.moved[np.ix_(item.batch.indices, chosen)] = found["moved"]
-                    self.passes, self.runs = self.passes + int(found["cost"][0]), self.runs + int(found["cost"][1])
+                    result = kept.of(f"sites {place} {item.batch.place}", partial(self._patch, item, chosen))
+                    self.moved[np.ix_(item.batch.indices, chosen)] = result["moved"]
+                    self.passes, self.runs = self.passes + int(result["cost"][0]), self.runs + int(result["cost"][1])
                     done += 1
                     progress(min(done, total), total)
 
     def about(self) -> str:
-        """How long it may take, by two plain passes of the first batch; nothing where that is under a second."""
+        """How long it may take, estimated from two plain passes of the first batch; empty if under a second."""
         length, depth = self.groups[0].clean.shape[1], max(1, self.model.graph.n_layers)
         passes = sum((1 - site.layer / depth) / (length if site.part == ANSWER else 1) for site in self.sites)
         return about(seconds_a_pass(self.model, self.groups) * len(self.rows) * passes)
@@ -265,9 +263,9 @@ class _Sweep:
         return self.by_pair(self.mass) if self.wants_attention else None
 
     def _plain(self, item: Prepared) -> None:
-        at, base = list(item.batch.indices), _margins(item.clean.logits, item.batch)
-        self.whole[at] = base - _margins(item.corrupt.logits, item.batch)
-        self.all[at] = base - _margins(item.ablated.logits, item.batch)
+        at, base = list(item.batch.indices), finite_margins(item.clean.logits, item.batch)
+        self.whole[at] = base - finite_margins(item.corrupt.logits, item.batch)
+        self.all[at] = base - finite_margins(item.ablated.logits, item.batch)
         self.passes, self.runs = self.passes + 2, self.runs + 2 * len(at)
         if self.wants_attention:
             inside = self.parts.masks(item.batch)[self.parts.contrast or ""]
@@ -278,13 +276,13 @@ class _Sweep:
 
         Gives ``moved``, ``[row, site]``, and ``cost``: passes, and prompts in them.
         """
-        masks, base = self.parts.masks(item.batch), _margins(item.clean.logits, item.batch)
+        masks, base = self.parts.masks(item.batch), finite_margins(item.clean.logits, item.batch)
         sites, moved, passes = [self.sites[i] for i in chosen], [], 0
         streams, at_end = self.model.graph.n_heads + 8, sites[0].part == ANSWER
-        for some in portions(len(sites), per_pass(self.model, item, streams, at_end=at_end)):
-            where = torch.stack([masks[site.part] for site in sites[some]])
-            logits = self._logits(item, sites[some], where)
-            moved += [base - _margins(part, item.batch) for part in logits]
+        for span in portions(len(sites), per_pass(self.model, item, streams, at_end=at_end)):
+            where = torch.stack([masks[site.part] for site in sites[span]])
+            logits = self._logits(item, sites[span], where)
+            moved += [base - finite_margins(part, item.batch) for part in logits]
             passes += 1
         return {"moved": np.stack(moved, axis=1), "cost": np.array([passes, len(sites) * len(item.batch)])}
 
@@ -305,36 +303,30 @@ def _steps(sites: Sequence[Site]) -> Iterator[list[int]]:
     yield from by_start.values()
 
 
-def _rows(found: ExampleFile, model: Model, align: str) -> tuple[Row, ...]:
-    task = Task(tuple(item.pair for item in found.items), found.source, found.sha256)
+def _rows(file: ExampleFile, model: Model, align: str) -> tuple[Row, ...]:
+    task = Task(tuple(item.pair for item in file.items), file.source, file.sha256)
     return with_swap_rows(encode(task, model, align=align))
-
-
-def _margins(logits: Float[Tensor, "batch vocab"], batch: Batch) -> NDArray[np.float64]:
-    found = margins(logits.double(), batch).cpu().numpy()
-    check_finite(found, batch.name, "margins")
-    return found
 
 
 def _attention_mass(
     model: Model, item: Prepared, inside: Bool[Tensor, "batch pos"]
 ) -> Float[np.ndarray, "batch layer head"]:
     """Attention from the last position to the marked ones: what arrives there of values that are 1 at those, else 0."""
-    found = []
+    masses = []
     with torch.no_grad():
         for block in model.blocks:
             q, k, v = item.clean.qkv[block.layer]
             z = block.attention(q, k, inside[..., None, None].to(v.dtype).expand_as(v).contiguous(), item.clean.context)
-            found.append(z[:, -1].double().mean(-1))
-    return torch.stack(found, dim=1).cpu().numpy()
+            masses.append(z[:, -1].double().mean(-1))
+    return torch.stack(masses, dim=1).cpu().numpy()
 
 
-def _effects(seen: _Sweep, divergence: Float[np.ndarray, " pair"], clusters: Clusters, seed: int) -> Effects:
-    values = seen.by_pair(seen.moved).transpose(0, 2, 1)
+def _effects(sweep: _Sweep, divergence: Float[np.ndarray, " pair"], clusters: Clusters, seed: int) -> Effects:
+    values = sweep.by_pair(sweep.moved).transpose(0, 2, 1)
     numerators = {"noising": values[0], "denoising": values[1], "both": values.mean(0)}
-    shares = {name: ratio_of_means(one, divergence, clusters, seed=seed) for name, one in numerators.items()}
-    whole = ratio_of_means(seen.by_pair(seen.all).mean(0)[None], divergence, clusters, seed=seed)[0]
-    return Effects(seen.sites, values, shares, whole.value)
+    shares = {name: ratio_of_means(x, divergence, clusters, seed=seed) for name, x in numerators.items()}
+    whole = ratio_of_means(sweep.by_pair(sweep.all).mean(0)[None], divergence, clusters, seed=seed)[0]
+    return Effects(sweep.sites, values, shares, whole.value)
 
 
 def _movers(
@@ -351,12 +343,12 @@ def _movers(
     p = ratio_p_values(effects.values[1, at], divergence, clusters, negligible=options.negligible)
     adjusted = scipy.stats.false_discovery_control(p)
     mass = None if attention is None else np.nanmean(attention, axis=1)
-    found = []
-    for i, one, corrected in zip(at, p, adjusted, strict=True):
+    movers = []
+    for i, raw, corrected in zip(at, p, adjusted, strict=True):
         site = effects.sites[i]
         share = effects.shares["denoising"][i]
         shown = (None, None) if mass is None else [float(side[site.layer, site.head]) for side in mass]
-        found.append(
+        movers.append(
             Mover(
                 head=site.name,
                 layer=site.layer,
@@ -364,14 +356,14 @@ def _movers(
                 denoising=share,
                 noising=effects.shares["noising"][i],
                 everywhere=effects.share("both", Site("head", site.layer, EVERYWHERE, site.head)),
-                p=float(one),
+                p=float(raw),
                 p_adjusted=float(corrected),
                 is_mover=bool(corrected <= options.alpha and share.value > 0),
                 attention_a=shown[0],
                 attention_b=shown[1],
             )
         )
-    order = sorted(found, key=lambda mover: (-np.nan_to_num(mover.denoising.value), mover.layer, mover.index))
+    order = sorted(movers, key=lambda mover: (-np.nan_to_num(mover.denoising.value), mover.layer, mover.index))
     return tuple(order)
 
 
@@ -386,13 +378,13 @@ def _detectable(
     at = _heads_at_the_answer(effects)
     if not at:
         return None
-    how = {"level": options.alpha / len(at), "negligible": options.negligible}
-    return detectable_ratio(effects.values[1, at], divergence, clusters, **how)
+    settings = {"level": options.alpha / len(at), "negligible": options.negligible}
+    return detectable_ratio(effects.values[1, at], divergence, clusters, **settings)
 
 
 def _power(movers: Sequence[Mover], detectable: float | None) -> list[str]:
-    """Where nothing survives the correction: what would have."""
-    if detectable is None or any(one.is_mover for one in movers):
+    """Where nothing survives the correction, the share that would have."""
+    if detectable is None or any(mover.is_mover for mover in movers):
         return []
     needed = f"a share of D of about {detectable:.2f}" if np.isfinite(detectable) else "more pairs than these"
     return [

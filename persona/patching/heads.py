@@ -41,12 +41,13 @@ from persona_circuits.circuit.model.finite import check_finite
 from persona_circuits.circuit.progress import Progress
 from persona_circuits.circuit.statistics import Clusters, is_zero
 from persona_circuits.circuit.storage import Kept
-from persona_circuits.circuit.task import Row, batches
+from persona_circuits.circuit.task import Batch, Row, batches
 from persona_circuits.persona.data import Estimate, Example, ExampleFile, ratio_of_means
 from persona_circuits.persona.explanation import margins
 from persona_circuits.persona.patching.options import PatchOptions
+from persona_circuits.persona.streams import id_table
 
-__all__ = ["HeadAblation", "ablate_heads", "parse_heads"]
+__all__ = ["HeadAblation", "ablate_heads", "finite_margins", "parse_heads"]
 
 Heads = tuple[int, ...]
 """Places among the graph's sources."""
@@ -90,18 +91,18 @@ def parse_heads(graph: Graph, names: Sequence[str], top: int | None = None) -> H
     if top is not None and top >= n_heads:
         raise OptionError(f"--ablate-top {top}: the model has {n_heads} heads; take fewer, so that others are left")
     try:
-        found = tuple(dict.fromkeys(graph.src_index(name) for name in names))
+        heads = tuple(dict.fromkeys(graph.src_index(name) for name in names))
     except GraphError as error:
         raise OptionError(f"--ablate: {error}") from error
-    for name, src in zip(dict.fromkeys(names), found, strict=True):
+    for name, src in zip(dict.fromkeys(names), heads, strict=True):
         if graph.src_nodes[src].kind != "head":
             raise OptionError(f"--ablate {name}: only heads can be ablated here, such as a0.h1")
-    return found
+    return heads
 
 
 def ablate_heads(
     model: Model,
-    found: ExampleFile,
+    file: ExampleFile,
     rows: Sequence[Row],
     training: Sequence[Row],
     heads: Heads,
@@ -110,7 +111,7 @@ def ablate_heads(
     kept: Kept,
     progress: Progress,
 ) -> HeadAblation:
-    """Ablate the heads, and random sets, on the pairs of ``found``.
+    """Ablate the heads, and random sets, on the pairs of ``file``.
 
     Parameters
     ----------
@@ -135,14 +136,14 @@ def ablate_heads(
             "with; leave one out"
         )
     source = batches(training, options.batch_size, model.device) if options.ablation in CONSTANT else []
-    how = make_ablation(options.ablation, model, source)
+    method = make_ablation(options.ablation, model, source)
     groups = batches(rows, options.batch_size, model.device)
-    seen = _Ablated(model, found.examples, sets, len(rows))
+    ablated = _Ablated(model, file.examples, sets, len(rows))
     for done, group in enumerate(groups, 1):
-        for item in prepare_each(model, [group], how):
-            seen.add(item, kept)
+        for item in prepare_each(model, [group], method):
+            ablated.add(item, kept)
         progress(done, len(groups))
-    return _outcome(model.graph, found, heads, options, seen)
+    return _outcome(model.graph, file, heads, options, ablated)
 
 
 class _Ablated:
@@ -158,47 +159,44 @@ class _Ablated:
     def add(self, item: Prepared, kept: Kept) -> None:
         at, n_rows = list(item.batch.indices), len(item.batch)
         self._put(slice(0, 1), at, self._read(item.clean.logits[None], item))
-        for some in portions(len(self.sets), per_pass(self.model, item, 3 * self.model.graph.n_heads + 8)):
-            name = f"ablated {some.start} {some.stop} {item.batch.place}"
-            self._put(slice(some.start + 1, some.stop + 1), at, kept.of(name, partial(self._without, item, some)))
-            self.passes, self.runs = self.passes + 1, self.runs + (some.stop - some.start) * n_rows
+        for span in portions(len(self.sets), per_pass(self.model, item, 3 * self.model.graph.n_heads + 8)):
+            name = f"ablated {span.start} {span.stop} {item.batch.place}"
+            self._put(slice(span.start + 1, span.stop + 1), at, kept.of(name, partial(self._without, item, span)))
+            self.passes, self.runs = self.passes + 1, self.runs + (span.stop - span.start) * n_rows
         self.passes, self.runs = self.passes + 2, self.runs + 2 * n_rows
 
-    def _without(self, item: Prepared, some: slice) -> dict[str, NDArray[Any]]:
-        """Some sets ablated in one pass."""
-        chosen = torch.zeros(some.stop - some.start, self.model.graph.n_src, dtype=torch.bool, device=self.model.device)
-        for i, heads in enumerate(self.sets[some]):
+    def _without(self, item: Prepared, span: slice) -> dict[str, NDArray[Any]]:
+        """Ablate several sets in one pass."""
+        chosen = torch.zeros(span.stop - span.start, self.model.graph.n_src, dtype=torch.bool, device=self.model.device)
+        for i, heads in enumerate(self.sets[span]):
             chosen[i, list(heads)] = True
         everywhere = torch.ones(len(chosen), *item.batch.clean.shape, dtype=torch.bool, device=chosen.device)
         return self._read(patched_nodes(self.model, item, chosen, everywhere), item)
 
-    def _put(self, sets: slice, at: list[int], found: Mapping[str, NDArray[Any]]) -> None:
+    def _put(self, sets: slice, at: list[int], measured: Mapping[str, NDArray[Any]]) -> None:
         for name, values in (("margin", self.margin), ("choice", self.choice), ("own", self.own)):
-            values[sets, at] = found[name]
+            values[sets, at] = measured[name]
 
     def _read(self, many: Iterable[Float[Tensor, "batch vocab"]], item: Prepared) -> dict[str, NDArray[Any]]:
         """Margins, choices and whether these are the persona's own, ``[set, row]``."""
         examples = [self.examples[index] for index in item.batch.indices]
-        width = max(len(one.candidates) for one in examples)
-        ids = torch.tensor([[*one.candidates, *[-1] * (width - len(one.candidates))] for one in examples])
-        margin, choice, own = [], [], []
+        ids = id_table([example.candidates for example in examples])
+        margin, choice, is_own = [], [], []
         for logits in many:
-            found = margins(logits.double(), item.batch).cpu().numpy()
-            check_finite(found, item.batch.name, "margins")
             best = metrics.candidate_logits(logits, ids.to(logits.device)).argmax(-1).tolist()
-            margin.append(found)
+            margin.append(finite_margins(logits, item.batch))
             choice.append(best)
-            own.append([one.candidates[i] in one.answers for one, i in zip(examples, best, strict=True)])
-        return {"margin": np.stack(margin), "choice": np.array(choice), "own": np.array(own)}
+            is_own.append([example.candidates[i] in example.answers for example, i in zip(examples, best, strict=True)])
+        return {"margin": np.stack(margin), "choice": np.array(choice), "own": np.array(is_own)}
 
 
-def _outcome(graph: Graph, found: ExampleFile, heads: Heads, options: PatchOptions, seen: _Ablated) -> HeadAblation:
-    clusters = Clusters.of([item.pair for item in found.items])
-    pairs = seen.margin[:, 0::2] + seen.margin[:, 1::2]
+def _outcome(graph: Graph, file: ExampleFile, heads: Heads, options: PatchOptions, ablated: _Ablated) -> HeadAblation:
+    clusters = Clusters.of([item.pair for item in file.items])
+    pairs = ablated.margin[:, 0::2] + ablated.margin[:, 1::2]
     divergence, means = pairs[0], pairs.mean(1)
     defined = not is_zero(divergence)
-    changed = (seen.choice[1:] != seen.choice[0]).mean(1)
-    splits = sorted({item.pair.split for item in found.items})
+    changed = (ablated.choice[1:] != ablated.choice[0]).mean(1)
+    splits = sorted({item.pair.split for item in file.items})
     return HeadAblation(
         heads=tuple(str(graph.src_nodes[src]) for src in heads),
         ablation=options.ablation,
@@ -207,16 +205,27 @@ def _outcome(graph: Graph, found: ExampleFile, heads: Heads, options: PatchOptio
         divergence=float(means[0]),
         left=ratio_of_means(pairs[1:2], divergence, clusters, seed=options.seed)[0],
         changed=float(changed[0]),
-        own=float(seen.own[1].mean()),
-        own_before=float(seen.own[0].mean()),
+        own=float(ablated.own[1].mean()),
+        own_before=float(ablated.own[0].mean()),
         random_left=tuple((means[2:] / means[0]).tolist()) if defined else (),
         random_changed=tuple(map(float, changed[1:])),
         p=_rank(-np.sign(means[0]) * means[1:]),
         p_changed=_rank(changed),
         left_by_pair=pairs[1],
-        passes=seen.passes,
-        runs=seen.runs,
+        passes=ablated.passes,
+        runs=ablated.runs,
     )
+
+
+def finite_margins(logits: Float[Tensor, "batch vocab"], batch: Batch) -> NDArray[np.float64]:
+    """The margin of every row, in float64 on the CPU.
+
+    Raises:
+        ModelError: one is not finite.
+    """
+    values = margins(logits.double(), batch).cpu().numpy()
+    check_finite(values, batch.name, "margins")
+    return values
 
 
 def _rank(values: NDArray[np.float64]) -> float:

@@ -122,13 +122,13 @@ def patch_paths(
             passes, runs = passes + 2, runs + 2 * len(item.batch)
             for place, (receiver, slots) in enumerate(plan.receivers):
                 make = partial(_of_receiver, model, item, plan.senders, slots)
-                found = kept.of(f"paths {receiver} {item.batch.place}", make)
-                values[np.array(item.batch.indices)[:, None], found["senders"], place] = found["moved"]
-                passes, runs = passes + int(found["passes"][0]), runs + found["moved"].size
+                result = kept.of(f"paths {receiver} {item.batch.place}", make)
+                values[np.array(item.batch.indices)[:, None], result["senders"], place] = result["moved"]
+                passes, runs = passes + int(result["passes"][0]), runs + result["moved"].size
                 progress(done * n_receivers + place + 1, len(groups) * n_receivers)
     by_direction = np.stack([values[0::2], values[1::2]]).transpose(0, 2, 3, 1)
     numerators = {"noising": by_direction[0], "denoising": by_direction[1], "both": by_direction.mean(0)}
-    shares = {name: _shares(one, divergence, clusters, seed) for name, one in numerators.items()}
+    shares = {name: _shares(numerator, divergence, clusters, seed) for name, numerator in numerators.items()}
     names = (*(str(model.graph.src_nodes[src]) for src in plan.senders), TOGETHER)
     return Paths(names, tuple(name for name, _ in plan.receivers), by_direction, shares, passes, runs)
 
@@ -149,17 +149,17 @@ def _of_receiver(model: Model, item: Prepared, senders: Sequence[int], slots: Se
     reach = [place for place, src in enumerate(senders) if graph.valid[src, list(slots)].any()]
     sets = [*([senders[place]] for place in reach), list(senders)]
     base = margins(item.clean.logits.double(), item.batch)
-    found, passes = [], 0
-    for some in portions(len(sets), per_pass(model, item, graph.n_src + 6 * graph.n_heads)):
-        kept = np.repeat(graph.valid[None], some.stop - some.start, axis=0)
-        for mask, sources in zip(kept, sets[some], strict=True):
+    all_moved, passes = [], 0
+    for span in portions(len(sets), per_pass(model, item, graph.n_src + 6 * graph.n_heads)):
+        masks = np.repeat(graph.valid[None], span.stop - span.start, axis=0)
+        for mask, sources in zip(masks, sets[span], strict=True):
             mask[np.ix_(sources, slots)] = False
-        logits = patched_logits(model, item, torch.from_numpy(kept).to(model.device))
-        moved = [(base - margins(one.double(), item.batch)).cpu().numpy() for one in logits]
+        logits = patched_logits(model, item, torch.from_numpy(masks).to(model.device))
+        moved = [(base - margins(part.double(), item.batch)).cpu().numpy() for part in logits]
         check_finite(np.stack(moved, axis=1), item.batch.name, "margins")
-        found += moved
+        all_moved += moved
         passes += 1
-    return {"senders": np.array([*reach, len(senders)]), "moved": np.stack(found, 1), "passes": np.array([passes])}
+    return {"senders": np.array([*reach, len(senders)]), "moved": np.stack(all_moved, 1), "passes": np.array([passes])}
 
 
 def _shares(
@@ -169,5 +169,5 @@ def _shares(
     seed: int,
 ) -> tuple[tuple[Estimate | None, ...], ...]:
     known = np.isfinite(numerators).all(-1)
-    found = iter(ratio_of_means(numerators[known], divergence, clusters, seed=seed))
-    return tuple(tuple(next(found) if there else None for there in row) for row in known.tolist())
+    estimates = iter(ratio_of_means(numerators[known], divergence, clusters, seed=seed))
+    return tuple(tuple(next(estimates) if is_known else None for is_known in row) for row in known.tolist())

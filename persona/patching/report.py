@@ -45,7 +45,7 @@ FORMAT = "persona-circuits/patch"
 
 
 def _rounded(value: float, places: int) -> float:
-    """Without the sign of a zero."""
+    """Rounded, and never minus zero."""
     return round(value, places) + 0.0
 
 
@@ -53,12 +53,12 @@ def _share(value: float) -> str:
     return f"{_rounded(value, 2):.2f}"
 
 
-def _number(one: Estimate, places: int = 2) -> str:
-    return f"{_rounded(one.value, places):+.{places}f}" if one.value == one.value else ""
+def _number(estimate: Estimate, places: int = 2) -> str:
+    return f"{_rounded(estimate.value, places):+.{places}f}" if estimate.value == estimate.value else ""
 
 
-def _finely(one: Estimate) -> str:
-    return _number(one, 3)
+def _finely(estimate: Estimate) -> str:
+    return _number(estimate, 3)
 
 
 MOST = 10  # heads, and paths to a receiver, in tables
@@ -93,7 +93,11 @@ def write_patch(study: PatchStudy, folder: str | Path) -> None:
     """
     folder = Path(folder)
     write_json(patch_record(study), folder / "patch.json")
-    tables = {"sites": _site_records(study), "movers": _mover_records(study), "pairs": _pair_records(study)}
+    tables = {
+        "sites": _site_records(study),
+        "movers": [asdict(mover) for mover in study.movers],
+        "pairs": _pair_records(study),
+    }
     tables |= {"paths": _path_records(study), "ablation": _ablation_records(study.ablation)}
     for name, rows in tables.items():
         if rows:
@@ -114,15 +118,15 @@ def patch_record(study: PatchStudy) -> dict[str, Any]:
             "version": 1,
             "model": {"name": study.model, "fingerprint": study.fingerprint},
             "source": {"source": study.source, "sha256": study.sha256},
-            "options": asdict(study.options),
+            "options": study.options,
             "n_pairs": len(study.items),
-            "divergence": asdict(study.mean_divergence),
+            "divergence": study.mean_divergence,
             "resampled": study.resampled,
             "null": None if study.null is None else {**study.null.as_dict(), "n_below": _count(study.below_null)},
             "everything": study.effects.everything,
             "parts": study.parts,
             "sites": _site_records(study),
-            "movers": _mover_records(study),
+            "movers": study.movers,
             "detectable": study.detectable,
             "paths": _path_records(study),
             "ablation": ablation,
@@ -132,20 +136,20 @@ def patch_record(study: PatchStudy) -> dict[str, Any]:
 
 
 def patch_tables(study: PatchStudy) -> list[Table]:
-    """Shares of D that come with the stream, the first heads, and the largest paths: those that were asked for."""
-    found = []
+    """Shares of D by stream, the first heads, and the largest paths, as far as each was asked for."""
+    tables = []
     if "stream" in study.options.at:
         title, shown = "share of D that comes with the residual stream", _shown_parts(study)
         columns = [Column("into", 0), *(Column(study.parts[i], i + 1, _share) for i in shown)]
         values = enumerate(_by_part(study, "stream", study.parts))
-        found.append(Table(title, columns, [(_into(study, layer), *row) for layer, row in values]))
+        tables.append(Table(title, columns, [(_into(study, layer), *row) for layer, row in values]))
     if study.movers:
-        count = sum(one.is_mover for one in study.movers)
+        count = sum(mover.is_mover for mover in study.movers)
         title = f"persona movers: {count} of {len(study.movers)} heads, at the answer"
-        found.append(Table(title, MOVERS, study.movers[:MOST], 2))
+        tables.append(Table(title, MOVERS, study.movers[:MOST], 2))
     if study.paths is not None and (rows := _largest_paths(study.paths)):
-        found.append(Table("direct paths, the largest to each receiver, and together", PATHS, rows, 2))
-    return found
+        tables.append(Table("direct paths, the largest to each receiver, and together", PATHS, rows, 2))
+    return tables
 
 
 def _largest_paths(paths: Paths) -> list[dict[str, Any]]:
@@ -153,7 +157,7 @@ def _largest_paths(paths: Paths) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for place, receiver in enumerate(paths.receivers):
         both = [row[place] for row in paths.shares["both"]]
-        known = [i for i, one in enumerate(both[:-1]) if one is not None]
+        known = [i for i, estimate in enumerate(both[:-1]) if estimate is not None]
         order = sorted(known, key=lambda i: -abs(np.nan_to_num(both[i].value)))[:MOST]  # type: ignore[union-attr]
         for i in (*order, len(both) - 1):
             shares = {name: paths.shares[name][i][place] for name in DIRECTIONS}
@@ -163,45 +167,46 @@ def _largest_paths(paths: Paths) -> list[dict[str, Any]]:
 
 def ablation_lines(study: PatchStudy) -> list[str]:
     """The ablation in words."""
-    one = study.ablation
-    if one is None:
+    ablation = study.ablation
+    if ablation is None:
         return []
-    heads = f"{', '.join(one.heads)} ({one.ablation}) on {one.n_pairs} pairs ({one.split}), D {one.divergence:+.3f}"
-    lines = [f"ablated     {heads}"]
-    if one.random_left:
-        ends = f" ({comma()(one.left)})" if one.left.low is not None else ""
-        spread = f"{min(one.random_left):.2f} to {max(one.random_left):.2f}"
-        random = f"{len(one.random_left)} random sets of the same layers {spread}"
-        lines.append(f"D left      {one.left.value:.2f}{ends}; {random}; p = {one.p:.2g}")
-    choices = f"{one.changed:.0%} of prompts choose otherwise; random sets {np.mean(one.random_changed):.0%}"
-    own = f"own persona's answer {one.own:.0%}, before {one.own_before:.0%}"
-    return [*lines, f"choices     {choices}; p = {one.p_changed:.2g}; {own}"]
+    heads, pairs = ", ".join(ablation.heads), f"{ablation.n_pairs} pairs ({ablation.split})"
+    lines = [f"ablated     {heads} ({ablation.ablation}) on {pairs}, D {ablation.divergence:+.3f}"]
+    if ablation.random_left:
+        ends = f" ({comma()(ablation.left)})" if ablation.left.low is not None else ""
+        spread = f"{min(ablation.random_left):.2f} to {max(ablation.random_left):.2f}"
+        random = f"{len(ablation.random_left)} random sets of the same layers {spread}"
+        lines.append(f"D left      {ablation.left.value:.2f}{ends}; {random}; p = {ablation.p:.2g}")
+    choices = f"{ablation.changed:.0%} of prompts choose otherwise; random sets {np.mean(ablation.random_changed):.0%}"
+    answers = f"own persona's answer {ablation.own:.0%}, before {ablation.own_before:.0%}"
+    return [*lines, f"choices     {choices}; p = {ablation.p_changed:.2g}; {answers}"]
 
 
 def patch_figures(study: PatchStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
-    at, found = study.options.at, {}
-    if "stream" in at:
-        found["patch-stream"] = _layers_map(study, "stream", "Residual stream, by layer and part of the prompt")
-    if "attn" in at:
-        found["patch-attention"] = _layers_map(study, "attn", "Attention outputs, by layer and part of the prompt")
-    if "mlps" in at:
-        found["patch-mlps"] = _layers_map(study, "mlp", "MLP outputs, by layer and part of the prompt")
+    at, figures = study.options.at, {}
+    for option, kind, name, what in (
+        ("stream", "stream", "patch-stream", "Residual stream"),
+        ("attn", "attn", "patch-attention", "Attention outputs"),
+        ("mlps", "mlp", "patch-mlps", "MLP outputs"),
+    ):
+        if option in at:
+            figures[name] = _layers_map(study, kind, f"{what}, by layer and part of the prompt")
     if "heads" in at:
-        found["patch-heads"] = _heads_map(study, "both", EVERYWHERE, "Heads at all positions, both directions")
+        figures["patch-heads"] = _heads_map(study, "both", EVERYWHERE, "Heads at all positions, both directions")
         title = "Heads at the answer alone, denoising: what each brings over"
-        found["patch-movers"] = _heads_map(study, "denoising", ANSWER, title)
+        figures["patch-movers"] = _heads_map(study, "denoising", ANSWER, title)
     if "head-parts" in at:
-        found["patch-head-parts"] = _head_parts_map(study)
+        figures["patch-head-parts"] = _head_parts_map(study)
     if study.paths is not None:
-        found["patch-paths"] = _paths_map(study)
+        figures["patch-paths"] = _paths_map(study)
     if study.ablation is not None and study.ablation.random_left:
-        found["patch-ablation"] = _ablation_figure(study.ablation)
-    return found
+        figures["patch-ablation"] = _ablation_figure(study.ablation)
+    return figures
 
 
 def _shown_parts(study: PatchStudy) -> list[int]:
-    """Places of the parts that a terminal has room for, in the order of the prompt."""
+    """Places of the parts that fit a terminal, in the order of the prompt."""
     values = _by_part(study, "stream", study.parts)
     sizes = [max(abs(np.nan_to_num(row[i] or 0.0)) for row in values) for i in range(len(study.parts))]
     return sorted(sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MOST_PARTS])
@@ -214,8 +219,8 @@ def _into(study: PatchStudy, layer: int) -> str:
 def _by_part(study: PatchStudy, kind: str, parts: Sequence[str]) -> list[list[float | None]]:
     """Shares of both directions, ``[layer][part]``."""
     values = {
-        (site.layer, site.part): one.value
-        for site, one in zip(study.effects.sites, study.effects.shares["both"], strict=True)
+        (site.layer, site.part): estimate.value
+        for site, estimate in zip(study.effects.sites, study.effects.shares["both"], strict=True)
         if site.kind == kind
     }
     layers = study.graph.n_layers + (kind == "stream")
@@ -231,9 +236,9 @@ def _layers_map(study: PatchStudy, kind: str, title: str) -> Chart:
 
 def _heads_map(study: PatchStudy, direction: str, part: str, title: str) -> Chart:
     values: list[list[float | None]] = [[None] * study.graph.n_heads for _ in range(study.graph.n_layers)]
-    for site, one in zip(study.effects.sites, study.effects.shares[direction], strict=True):
+    for site, estimate in zip(study.effects.sites, study.effects.shares[direction], strict=True):
         if site.kind == "head" and site.part == part:
-            values[site.layer][site.head] = one.value
+            values[site.layer][site.head] = estimate.value
     columns = [f"h{head}" for head in range(study.graph.n_heads)]
     return _map(study, values, [f"layer {layer}" for layer in range(study.graph.n_layers)], columns, title, x="")
 
@@ -241,22 +246,22 @@ def _heads_map(study: PatchStudy, direction: str, part: str, title: str) -> Char
 def _head_parts_map(study: PatchStudy) -> Chart:
     """The heads with the largest shares at any part."""
     values: dict[str, dict[str, float]] = {}
-    for site, one in zip(study.effects.sites, study.effects.shares["both"], strict=True):
+    for site, estimate in zip(study.effects.sites, study.effects.shares["both"], strict=True):
         if site.kind == "head" and site.part != EVERYWHERE:
-            values.setdefault(site.name, {})[site.part] = one.value
+            values.setdefault(site.name, {})[site.part] = estimate.value
     order = sorted(values, key=lambda name: -max(np.nan_to_num(np.abs(list(values[name].values())))))[:MOST_HEADS]
-    kept = [name for name in values if name in order]
-    cells = [[values[name].get(part) for part in study.parts] for name in kept]
-    return _map(study, cells, kept, study.parts, "Heads by part of the prompt, both directions", x="part of the prompt")
+    rows = [name for name in values if name in order]
+    cells = [[values[name].get(part) for part in study.parts] for name in rows]
+    return _map(study, cells, rows, study.parts, "Heads by part of the prompt, both directions", x="part of the prompt")
 
 
 def _paths_map(study: PatchStudy) -> Chart:
     """The strongest senders, in the model's order; all together are in the table."""
     assert study.paths is not None
     shares = study.paths.shares["both"][:-1]
-    sizes = [max((abs(np.nan_to_num(one.value)) for one in row if one is not None), default=0.0) for row in shares]
+    sizes = [max((abs(np.nan_to_num(x.value)) for x in row if x is not None), default=0.0) for row in shares]
     order = sorted(sorted(range(len(shares)), key=lambda i: -sizes[i])[:MOST_HEADS])
-    cells = [[None if one is None else one.value for one in shares[i]] for i in order]
+    cells = [[None if x is None else x.value for x in shares[i]] for i in order]
     names = [study.paths.senders[i] for i in order]
     return _map(study, cells, names, study.paths.receivers, "Direct paths, both directions", x="to", y="from")
 
@@ -278,13 +283,15 @@ def _map(
     )
 
 
-def _ablation_figure(one: HeadAblation) -> Chart:
+def _ablation_figure(ablation: HeadAblation) -> Chart:
     """Random sets by how much of D they leave, the chosen one as a line: what is to its left is as strong."""
-    left = sorted(one.random_left)
+    left = sorted(ablation.random_left)
     random = Points("random sets", left, list(range(1, len(left) + 1)), size=6)
-    chosen = Curve("chosen heads", [one.left.value] * 2, [0, len(left)], markers=False)
-    shown = ", ".join(one.heads) if len(one.heads) <= 3 else f"{len(one.heads)} heads"
-    title = f"Persona effect (D) left without {shown} ({one.ablation}), and without random sets; p = {one.p:.2g}"
+    chosen = Curve("chosen heads", [ablation.left.value] * 2, [0, len(left)], markers=False)
+    shown = ", ".join(ablation.heads) if len(ablation.heads) <= 3 else f"{len(ablation.heads)} heads"
+    title = (
+        f"Persona effect (D) left without {shown} ({ablation.ablation}), and without random sets; p = {ablation.p:.2g}"
+    )
     x, y = "share of the persona effect that is left", "random sets that leave at most as much"
     return chart([random, chosen], title=title, x=x, y=y)
 
@@ -292,13 +299,9 @@ def _ablation_figure(one: HeadAblation) -> Chart:
 def _site_records(study: PatchStudy) -> list[dict[str, Any]]:
     return [
         {"site": site.name, **asdict(site), "head": site.head if site.kind == "head" else None}
-        | {name: asdict(shares[i]) for name, shares in study.effects.shares.items()}
+        | {name: shares[i] for name, shares in study.effects.shares.items()}
         for i, site in enumerate(study.effects.sites)
     ]
-
-
-def _mover_records(study: PatchStudy) -> list[dict[str, Any]]:
-    return [asdict(one) for one in study.movers]
 
 
 def _path_records(study: PatchStudy) -> list[dict[str, Any]]:
@@ -306,32 +309,29 @@ def _path_records(study: PatchStudy) -> list[dict[str, Any]]:
     if paths is None:
         return []
     return [
-        {"from": sender, "to": receiver}
-        | {name: asdict(found) for name, rows in paths.shares.items() if (found := rows[i][j]) is not None}
+        {"from": sender, "to": receiver} | {name: rows[i][j] for name, rows in paths.shares.items()}
         for j, receiver in enumerate(paths.receivers)
         for i, sender in enumerate(paths.senders)
         if paths.shares["both"][i][j] is not None
     ]
 
 
-def _ablation_records(one: HeadAblation | None) -> list[dict[str, Any]]:
-    if one is None:
+def _ablation_records(ablation: HeadAblation | None) -> list[dict[str, Any]]:
+    if ablation is None:
         return []
-    chosen = {"set": " ".join(one.heads), "left": one.left.value, "changed": one.changed}
-    left = one.random_left or [None] * len(one.random_changed)
-    random = zip(left, one.random_changed, strict=True)
+    chosen = {"set": " ".join(ablation.heads), "left": ablation.left.value, "changed": ablation.changed}
+    left = ablation.random_left or [None] * len(ablation.random_changed)
+    random = zip(left, ablation.random_changed, strict=True)
     return [chosen, *({"set": f"random {i}", "left": left, "changed": new} for i, (left, new) in enumerate(random))]
 
 
 def _pair_records(study: PatchStudy) -> list[dict[str, Any]]:
     below = [None] * len(study.items) if study.below_null is None else study.below_null.tolist()
-    rows = []
-    for item, value, is_below in zip(study.items, study.divergence.tolist(), below, strict=True):
-        pair = item.pair
-        row = {"id": pair.id, "line": pair.line, "question": pair.question, "persona_a": pair.persona_a}
-        row |= {"persona_b": pair.persona_b, "split": pair.split, "divergence": value}
-        rows.append(row | {"below_null": is_below})
-    return rows
+    return [
+        picked(item.pair, "id", "line", "question", "persona_a", "persona_b", "split")
+        | {"divergence": value, "below_null": is_below}
+        for item, value, is_below in zip(study.items, study.divergence.tolist(), below, strict=True)
+    ]
 
 
 def _count(marked: np.ndarray | None) -> int | None:

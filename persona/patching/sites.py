@@ -69,8 +69,8 @@ class Parts:
         width = batch.clean.shape[1]
         table = np.zeros((len(self.names), len(batch), width), dtype=bool)
         for place, index in enumerate(batch.indices):
-            own = self.inside[index]
-            table[:, place, width - own.shape[1] :] = own
+            inside = self.inside[index]
+            table[:, place, width - inside.shape[1] :] = inside
         masks = torch.from_numpy(table).to(batch.clean.device)
         return dict(zip(self.names, masks, strict=True)) | {EVERYWHERE: torch.ones_like(masks[0])}
 
@@ -80,8 +80,8 @@ class Parts:
         return next((name for name in CONTRAST if name in self.names), None)
 
 
-def parts_of(found: ExampleFile, rows: Sequence[Row], mode: str, tokenizer: Any = None) -> Parts:
-    """The parts of every row; rows are the pairs of ``found`` in both directions.
+def parts_of(file: ExampleFile, rows: Sequence[Row], mode: str, tokenizer: Any = None) -> Parts:
+    """The parts of every row; rows are the pairs of ``file`` in both directions.
 
     With a tokenizer positions bear the token that stands there in all prompts, if it is one.
 
@@ -89,15 +89,15 @@ def parts_of(found: ExampleFile, rows: Sequence[Row], mode: str, tokenizer: Any 
         OptionError: ``positions``, and the prompts differ in length.
     """
     if mode == "positions":
-        return _by_position(found, rows, tokenizer)
+        return _by_position(file, rows, tokenizer)
     if mode == "named":
-        names = [name for name in shared_positions(found) if name != "prompt-end"]
-        where = {row.index: _named(row, found.examples[row.index], names) for row in rows}
+        names = [name for name in shared_positions(file) if name != "prompt-end"]
+        where = {row.index: _named(row, file.examples[row.index], names) for row in rows}
     else:
         names = _span_names(rows)
         where = {row.index: _spans(row, names) for row in rows}
-    used = [i for i, _ in enumerate(names) if any(own[i].any() for own in where.values())]
-    inside = {index: np.concatenate([own[used], _last(own.shape[1])]) for index, own in where.items()}
+    used = [i for i, _ in enumerate(names) if any(table[i].any() for table in where.values())]
+    inside = {index: np.concatenate([table[used], _last(table.shape[1])]) for index, table in where.items()}
     labels = [f"{name} (span)" if name in (ANSWER, EVERYWHERE) else name for name in (names[i] for i in used)]
     return Parts((*labels, ANSWER), inside)
 
@@ -105,19 +105,19 @@ def parts_of(found: ExampleFile, rows: Sequence[Row], mode: str, tokenizer: Any 
 def sites_of(graph: Graph, kinds: Sequence[str], parts: Sequence[str]) -> tuple[Site, ...]:
     """All sites of these kinds, in the order of ``KINDS``, by layer, head and part."""
     layers, heads = range(graph.n_layers), range(graph.n_heads)
-    found: list[Site] = []
+    sites: list[Site] = []
     if "stream" in kinds:
-        found += [Site("stream", layer, part) for layer in range(graph.n_layers + 1) for part in parts]
+        sites += [Site("stream", layer, part) for layer in range(graph.n_layers + 1) for part in parts]
     for kind, name in (("attn", "attn"), ("mlps", "mlp")):
         if kind in kinds:
-            found += [Site(name, layer, part) for layer in layers for part in (*parts, EVERYWHERE)]
+            sites += [Site(name, layer, part) for layer in layers for part in (*parts, EVERYWHERE)]
     if "heads" in kinds:
         both = (ANSWER, EVERYWHERE)
-        found += [Site("head", layer, part, head) for layer in layers for head in heads for part in both]
+        sites += [Site("head", layer, part, head) for layer in layers for head in heads for part in both]
     if "head-parts" in kinds:
         rest = [part for part in parts if part != ANSWER or "heads" not in kinds]
-        found += [Site("head", layer, part, head) for layer in layers for head in heads for part in rest]
-    return tuple(found)
+        sites += [Site("head", layer, part, head) for layer in layers for head in heads for part in rest]
+    return tuple(sites)
 
 
 def _last(length: int) -> NDArray[np.bool_]:
@@ -139,19 +139,19 @@ def _spans(row: Row, names: Sequence[str]) -> NDArray[np.bool_]:
     return table
 
 
-def _named(row: Row, one: Example, names: Sequence[str]) -> NDArray[np.bool_]:
+def _named(row: Row, example: Example, names: Sequence[str]) -> NDArray[np.bool_]:
     table = np.zeros((len(names), len(row.clean)), dtype=bool)
     for i, name in enumerate(names):
-        table[i, one.placed.places[name]] = True
+        table[i, example.placed.places[name]] = True
     table[:, -1] = False
     return table
 
 
-def _by_position(found: ExampleFile, rows: Sequence[Row], tokenizer: Any) -> Parts:
+def _by_position(file: ExampleFile, rows: Sequence[Row], tokenizer: Any) -> Parts:
     lengths = sorted({len(row.clean) for row in rows})
     if len(lengths) > 1:
         raise OptionError(
-            f"--parts positions needs prompts of one length, and those of {found.source} have {lengths[0]} to "
+            f"--parts positions needs prompts of one length, and those of {file.source} have {lengths[0]} to "
             f"{lengths[-1]} tokens; use --parts spans or named, or choose pairs of one length"
         )
     tokens = [{row.clean[place] for row in rows} for place in range(lengths[0] - 1)]

@@ -1,15 +1,15 @@
-"""Logistic probes that are tested on what they have not seen, and what is chosen is chosen on the training folds.
+"""Logistic probes, tested on held-out examples only; every choice is made on the training folds.
 
 For one target, one way of holding out, and one position:
 
 1. The examples are divided into folds so that no group (question, wording, …) is in two of them.
    The two prompts of a pair are nearly the same and have opposite labels, so a fold is not
    fitted on the partner of a prompt that it tests: it would learn to be wrong.
-2. Within the training part of a fold the same is done again. These inner folds give each
-   layer's balanced accuracy and, for two classes, the threshold with the largest one.
+2. The training part of a fold is divided again in the same way. These inner folds give each
+   layer's balanced accuracy and, for two classes, the threshold that maximises it.
 3. A probe fitted on the whole training part, with that threshold, predicts the test part.
 4. The fold's layer is the one that is best on the inner folds; the headline number joins the
-   predictions of all folds, each at its own layer. No test example has had a say in it.
+   predictions of all folds, each at its own layer. No test example has influenced it.
 
 Features are standardised on the training part. With more features than examples they are
 first turned into the span of the training examples, which leaves the fit as it is (the
@@ -21,7 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -49,12 +49,12 @@ Statistic = Callable[[Float[np.ndarray, "draw example"]], Float[np.ndarray, " dr
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """What probes say of the examples that they were not fitted on.
+    """What probes predict for the examples that they were not fitted on.
 
     ``fold`` is -1 for examples that no fold tests. ``scores`` are log odds for two classes
     (one column), log probabilities otherwise; they are comparable within a fold only. ``tied`` examples have
-    scores that say nothing: those of a probe that gives every example the same, or at the threshold itself. They
-    count as right by chance, one in the number of classes.
+    uninformative scores: the probe gives every example the same one, or theirs is the threshold itself. They
+    count as correct at the chance level, one in the number of classes.
     """
 
     labels: Labels
@@ -65,7 +65,7 @@ class Predicted:
 
     @property
     def correct(self) -> Float[np.ndarray, " example"]:
-        """How far each is right: 1, 0, or what chance is of a tie."""
+        """Whether each prediction is correct: 1, 0, or the chance level for a tie."""
         return _correct(self.predicted, self.labels, self.tied, max(2, self.scores.shape[1]))
 
 
@@ -84,6 +84,28 @@ class Scored:
     measures: tuple[Statistic, ...]
 
 
+class _Settings(NamedTuple):
+    """How the probes of one target are fitted."""
+
+    n_classes: int
+    penalty: float
+    symmetric: bool
+
+    @property
+    def has_threshold(self) -> bool:
+        return self.n_classes == 2 and not self.symmetric
+
+    @property
+    def n_columns(self) -> int:
+        return 1 if self.n_classes == 2 else self.n_classes
+
+    def nothing_yet(self, labels: Labels) -> Predicted:
+        """Predictions to be filled in, fold by fold."""
+        n = len(labels)
+        scores, fold, tied = np.zeros((n, self.n_columns)), np.full(n, -1, np.int64), np.zeros(n, dtype=bool)
+        return Predicted(labels, np.zeros(n, np.int64), scores, fold, tied)
+
+
 def cross_validate(
     layers: Sequence[Features], labels: Labels, folds: Sequence[Fold], *, penalty: float, symmetric: bool = False
 ) -> tuple[list[Predicted], list[int]]:
@@ -99,17 +121,17 @@ def cross_validate(
         Turning the sign of an example's features swaps its label: no intercept, no
         centring, and the threshold is zero.
     """
-    n_classes = int(labels.max()) + 1
-    found = [_empty(labels, n_classes) for _ in layers]
+    settings = _Settings(int(labels.max()) + 1, penalty, symmetric)
+    predictions = [settings.nothing_yet(labels) for _ in layers]
     chosen = []
     for turn, fold in enumerate(folds):
         quality = []
-        for one, features in zip(found, layers, strict=True):
-            held, threshold = _within(features, labels, fold, n_classes, penalty, symmetric)
-            quality.append(held)
-            _predict(one, features, labels, fold, turn, threshold, penalty, symmetric)
+        for predicted, features in zip(predictions, layers, strict=True):
+            accuracy, threshold = _inner_accuracy(features, labels, fold, settings)
+            quality.append(accuracy)
+            _predict(predicted, features, fold, turn, threshold, settings)
         chosen.append(int(np.argmax(quality)))
-    return found, chosen
+    return predictions, chosen
 
 
 def predict_chosen(
@@ -122,13 +144,12 @@ def predict_chosen(
     symmetric: bool = False,
 ) -> Predicted:
     """Predictions with every fold's layer given: for controls, which are asked at the layers that the probe chose."""
-    n_classes = int(labels.max()) + 1
-    found = _empty(labels, n_classes)
+    settings = _Settings(int(labels.max()) + 1, penalty, symmetric)
+    predicted = settings.nothing_yet(labels)
     for turn, (fold, layer) in enumerate(zip(folds, chosen, strict=True)):
-        needs_threshold = n_classes == 2 and not symmetric
-        threshold = _within(layers[layer], labels, fold, n_classes, penalty, symmetric)[1] if needs_threshold else 0.0
-        _predict(found, layers[layer], labels, fold, turn, threshold, penalty, symmetric)
-    return found
+        threshold = _inner_accuracy(layers[layer], labels, fold, settings)[1] if settings.has_threshold else 0.0
+        _predict(predicted, layers[layer], fold, turn, threshold, settings)
+    return predicted
 
 
 def probe_directions(features: Features, labels: Labels, *, penalty: float) -> Float[np.ndarray, "direction feature"]:
@@ -141,21 +162,21 @@ def probe_directions(features: Features, labels: Labels, *, penalty: float) -> F
     x = centred / scale
     basis = np.linalg.svd(x, full_matrices=False)[2].T if x.shape[1] > x.shape[0] else np.eye(x.shape[1])
     probe = _fitted(x @ basis, labels, penalty)
-    found = probe.coef_ @ basis.T / scale
-    length = np.linalg.norm(found, axis=1, keepdims=True)
-    return np.divide(found, length, out=np.zeros_like(found), where=length > 0)
+    directions = probe.coef_ @ basis.T / scale
+    length = np.linalg.norm(directions, axis=1, keepdims=True)
+    return np.divide(directions, length, out=np.zeros_like(directions), where=length > 0)
 
 
 def joined(by_layer: Sequence[Predicted], chosen: Sequence[int]) -> Predicted:
     """The predictions of every fold at its own layer."""
     first = by_layer[0]
     copies = first.predicted.copy(), first.scores.copy(), first.fold, first.tied.copy()
-    found = Predicted(first.labels, *copies)
+    predicted = Predicted(first.labels, *copies)
     for turn, layer in enumerate(chosen):
         here = first.fold == turn
         for name in ("predicted", "scores", "tied"):
-            getattr(found, name)[here] = getattr(by_layer[layer], name)[here]
-    return found
+            getattr(predicted, name)[here] = getattr(by_layer[layer], name)[here]
+    return predicted
 
 
 def score(found: Predicted, sample: Sample, here: Places | None = None) -> Scored:
@@ -164,29 +185,29 @@ def score(found: Predicted, sample: Sample, here: Places | None = None) -> Score
     return _scored(_measures(found), tested if here is None else here[tested], sample)
 
 
-def balanced_accuracy(found: Predicted) -> float:
-    """Of all tested examples, without an interval."""
-    return float(_measures(found)[1](np.ones((1, int((found.fold >= 0).sum()))))[0])
+def balanced_accuracy(predicted: Predicted) -> float:
+    """The balanced accuracy over all tested examples, without an interval."""
+    return float(_measures(predicted)[1](np.ones((1, int((predicted.fold >= 0).sum()))))[0])
 
 
 def mean_scores(several: Sequence[Scored], sample: Sample) -> Scored:
     """The mean over several targets, under the same draws of all examples that any of them tests."""
-    places = np.unique(np.concatenate([one.places for one in several]))
-    inside = [np.searchsorted(places, one.places) for one in several]
+    places = np.unique(np.concatenate([x.places for x in several]))
+    inside = [np.searchsorted(places, x.places) for x in several]
 
     def mean_of(turn: int) -> Statistic:
         return lambda weights: np.mean(
-            [one.measures[turn](weights[:, own]) for one, own in zip(several, inside, strict=True)], axis=0
+            [x.measures[turn](weights[:, columns]) for x, columns in zip(several, inside, strict=True)], axis=0
         )
 
     return _scored(tuple(mean_of(turn) for turn in range(3)), places, sample)
 
 
-def _measures(found: Predicted) -> tuple[Statistic, ...]:
+def _measures(predicted: Predicted) -> tuple[Statistic, ...]:
     """Accuracy, balanced accuracy and area under weights of the tested examples."""
-    here = found.fold >= 0
-    labels, fold, scores = found.labels[here], found.fold[here], found.scores[here]
-    correct = found.correct[here]
+    here = predicted.fold >= 0
+    labels, fold, scores = predicted.labels[here], predicted.fold[here], predicted.scores[here]
+    correct = predicted.correct[here]
     return (
         lambda w: ratio(w @ correct, w.sum(1)),
         lambda w: _balanced(w, labels, correct),
@@ -194,27 +215,25 @@ def _measures(found: Predicted) -> tuple[Statistic, ...]:
     )
 
 
-def _within(
-    features: Features, labels: Labels, fold: Fold, n_classes: int, penalty: float, symmetric: bool
-) -> tuple[float, float]:
+def _inner_accuracy(features: Features, labels: Labels, fold: Fold, settings: _Settings) -> tuple[float, float]:
     """Balanced accuracy within the training part, and the threshold that gives it."""
     places, scores, same = [], [], []
     for fit, held in fold.inner:
         places.append(held)
-        told, constant = _told(features, labels, fit, held, n_classes, penalty, symmetric)
-        scores.append(told)
+        held_scores, constant = _held_scores(features, labels, fit, held, settings)
+        scores.append(held_scores)
         same.append(np.full(len(held), constant))
     if not places:
         return 0.0, 0.0
-    own, found, constants = labels[np.concatenate(places)], np.concatenate(scores), np.concatenate(same)
-    threshold = _threshold(found[:, 0], own) if n_classes == 2 and not symmetric else 0.0
-    predicted, tied = _decide(found, threshold)
-    correct = _correct(predicted, own, tied | constants, n_classes)
-    return float(_balanced(np.ones((1, len(own))), own, correct)[0]), threshold
+    held_labels, values, constants = labels[np.concatenate(places)], np.concatenate(scores), np.concatenate(same)
+    threshold = _threshold(values[:, 0], held_labels) if settings.has_threshold else 0.0
+    predicted, tied = _decide(values, threshold)
+    correct = _correct(predicted, held_labels, tied | constants, settings.n_classes)
+    return float(_balanced(np.ones((1, len(held_labels))), held_labels, correct)[0]), threshold
 
 
 def _threshold(scores: Float[np.ndarray, " held"], labels: Int[np.ndarray, " held"]) -> float:
-    """Between two neighbouring scores, where balanced accuracy is largest; of equals the one nearest to zero."""
+    """The cut between two neighbouring scores with the largest balanced accuracy; of equals, the one nearest zero."""
     ordered = np.unique(scores)
     cuts = np.concatenate([[ordered[0] - 1.0], (ordered[1:] + ordered[:-1]) / 2, [ordered[-1] + 1.0]])
     above = scores[None] > cuts[:, None]
@@ -224,29 +243,19 @@ def _threshold(scores: Float[np.ndarray, " held"], labels: Int[np.ndarray, " hel
     return float(cuts[best[np.argmin(np.abs(cuts[best]))]])
 
 
-def _predict(
-    found: Predicted,
-    features: Features,
-    labels: Labels,
-    fold: Fold,
-    turn: int,
-    threshold: float,
-    penalty: float,
-    symmetric: bool,
-) -> None:
-    n_classes = max(2, found.scores.shape[1])
-    scores, same = _told(features, labels, fold.train, fold.test, n_classes, penalty, symmetric)
+def _predict(into: Predicted, features: Features, fold: Fold, turn: int, threshold: float, settings: _Settings) -> None:
+    scores, same = _held_scores(features, into.labels, fold.train, fold.test, settings)
     predicted, tied = _decide(scores, threshold)
-    found.scores[fold.test], found.predicted[fold.test], found.tied[fold.test] = scores, predicted, tied | same
-    found.fold[fold.test] = turn
+    into.scores[fold.test], into.predicted[fold.test], into.tied[fold.test] = (scores, predicted, tied | same)
+    into.fold[fold.test] = turn
 
 
-def _told(
-    features: Features, labels: Labels, fit: Places, held: Places, n_classes: int, penalty: float, symmetric: bool
+def _held_scores(
+    features: Features, labels: Labels, fit: Places, held: Places, settings: _Settings
 ) -> tuple[Float[np.ndarray, "held column"], bool]:
-    """Scores of the held examples, and whether the probe gives these and those it was fitted on all the same."""
+    """Scores of the held-out examples, and whether the probe scores all examples, fitted ones included, the same."""
     both = np.concatenate([held, fit])
-    scores = _scores(features[fit], labels[fit], features[both], n_classes, penalty, symmetric)
+    scores = _scores(features[fit], labels[fit], features[both], settings)
     known = scores[:, np.isfinite(scores).all(0)]
     return scores[: len(held)], bool((np.ptp(known, axis=0) < ROUNDING).all())
 
@@ -267,28 +276,23 @@ def _correct(
 
 
 def _scores(
-    fit: Features,
-    labels: Labels,
-    held: Float[np.ndarray, "held feature"],
-    n_classes: int,
-    penalty: float,
-    symmetric: bool,
+    fit: Features, labels: Labels, held: Float[np.ndarray, "held feature"], settings: _Settings
 ) -> Float[np.ndarray, "held column"]:
-    """Log odds for two classes, else log probabilities, -inf for classes that are not there to be learned."""
-    classes = np.unique(labels)
-    columns = 1 if n_classes == 2 else n_classes
+    """Log odds for two classes, else log probabilities, with -inf for classes absent from the training part."""
+    classes, n_columns = np.unique(labels), settings.n_columns
     if len(classes) < 2:
-        return np.tile(np.where(np.arange(n_classes) == classes[0], 0.0, -np.inf), (len(held), 1))[:, -columns:]
-    centre = np.zeros(fit.shape[1]) if symmetric else fit.mean(0)
+        only = np.where(np.arange(settings.n_classes) == classes[0], 0.0, -np.inf)
+        return np.tile(only, (len(held), 1))[:, -n_columns:]
+    centre = np.zeros(fit.shape[1]) if settings.symmetric else fit.mean(0)
     scale = _scale(fit - centre)
     x, y = (fit - centre) / scale, (held - centre) / scale
     if x.shape[1] > x.shape[0]:
         basis = np.linalg.svd(x, full_matrices=False)[2].T
         x, y = x @ basis, y @ basis
-    probe = _fitted(x, labels, penalty, fit_intercept=not symmetric)
-    if n_classes == 2:
+    probe = _fitted(x, labels, settings.penalty, fit_intercept=not settings.symmetric)
+    if settings.n_classes == 2:
         return probe.decision_function(y)[:, None]
-    scores = np.full((len(held), columns), -np.inf)
+    scores = np.full((len(held), n_columns), -np.inf)
     scores[:, classes] = probe.predict_log_proba(y)
     return scores
 
@@ -307,19 +311,12 @@ def _fitted(x: Features, labels: Labels, penalty: float, **settings: Any) -> Any
         return LogisticRegression(C=penalty, max_iter=1000, tol=1e-3, **settings).fit(x, labels)
 
 
-def _empty(labels: Labels, n_classes: int) -> Predicted:
-    n = len(labels)
-    columns = 1 if n_classes == 2 else n_classes
-    unknown = np.zeros((n, columns)), np.full(n, -1, np.int64), np.zeros(n, dtype=bool)
-    return Predicted(labels, np.zeros(n, np.int64), *unknown)
-
-
 def _balanced(
     weights: Float[np.ndarray, "draw example"],
     labels: Int[np.ndarray, " example"],
     correct: Float[np.ndarray, " example"],
 ) -> Float[np.ndarray, " draw"]:
-    """Mean over classes of the share that is right; classes that a draw does not hold are left out of its mean."""
+    """Mean over classes of the share correct; classes absent from a draw are left out of its mean."""
     member = np.eye(int(labels.max()) + 1)[labels]
     recall = ratio(weights @ (member * correct[:, None]), weights @ member)
     known = np.isfinite(recall)
@@ -332,7 +329,7 @@ def _auc(
     scores: Float[np.ndarray, "example column"],
     fold: Int[np.ndarray, " example"],
 ) -> Float[np.ndarray, " draw"]:
-    """Share of pairs of a class and not of it, within a fold, that the scores order rightly; ties count half."""
+    """Share of (positive, negative) pairs within a fold that the scores order correctly; ties count half."""
     areas = []
     for label, column in [(1, 0)] if scores.shape[1] == 1 else [(i, i) for i in range(scores.shape[1])]:
         right, total = np.zeros(len(weights)), np.zeros(len(weights))
@@ -355,7 +352,7 @@ def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _scored(measures: tuple[Statistic, ...], places: Places, sample: Sample) -> Scored:
-    accuracy, balanced, auc = (_estimate(one, sample.among(places), sample) for one in measures)
+    accuracy, balanced, auc = (_estimate(measure, sample.among(places), sample) for measure in measures)
     return Scored(accuracy, balanced, auc, places, measures)
 
 
@@ -366,10 +363,10 @@ def _estimate(statistic: Statistic, clusters: Clusters, sample: Sample) -> Estim
     Pearson 1934) of as many successes as there are independent clusters.
     """
     value = float(statistic(np.full((1, clusters.n), 1 / clusters.n))[0])
-    found = interval(statistic, clusters, n_draws=sample.n_draws, seed=sample.seed) if np.isfinite(value) else None
-    if found is None:
+    bounds = interval(statistic, clusters, n_draws=sample.n_draws, seed=sample.seed) if np.isfinite(value) else None
+    if bounds is None:
         return Estimate(value, None, None)
-    if found.high - found.low < ROUNDING and min(value, 1 - value) < ROUNDING:
+    if bounds.high - bounds.low < ROUNDING and min(value, 1 - value) < ROUNDING:
         least = 0.025 ** (1 / clusters.independent)
         return Estimate(value, *((least, 1.0) if value > 0.5 else (0.0, 1 - least)))
-    return Estimate(value, max(0.0, found.low), min(1.0, found.high))
+    return Estimate(value, max(0.0, bounds.low), min(1.0, bounds.high))

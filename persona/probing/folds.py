@@ -29,7 +29,7 @@ class Fold:
 def folds_by_group(
     groups: Sequence[str], pairs: Sequence[int], fallback: Sequence[str], *, n_outer: int = 5, n_inner: int = 3
 ) -> tuple[Fold, ...]:
-    """Folds that no group is in two of; none where all examples are of one group.
+    """Folds with no group in two of them; none where all examples are of one group.
 
     ``pairs`` names the pair of each example. The inner folds are by the same groups, or by
     ``fallback`` where a training part has one group only. Folds without anything to be
@@ -45,7 +45,7 @@ def folds_by_group(
 def explicit_fold(
     train: Sequence[int], test: Sequence[int], groups: Sequence[str], pairs: Sequence[int], *, n_inner: int = 3
 ) -> tuple[Fold, ...]:
-    """One fold that somebody has chosen, its inner folds by group."""
+    """One fold of given parts, its inner folds by group."""
     fit, names = np.asarray(train, dtype=np.int64), np.asarray(groups, dtype=object)
     known = _Names(names, np.asarray(pairs), np.asarray(pairs).astype(object))
     return (Fold(fit, np.asarray(test, dtype=np.int64), _inner(fit, known, n_inner)),)
@@ -60,7 +60,7 @@ class Sample:
         self._known: dict[bytes, Clusters] = {}
 
     def among(self, places: Places) -> Clusters:
-        """The clusters of some examples; every set is made once."""
+        """The clusters of some examples, cached per set."""
         key = np.asarray(places, dtype=np.int64).tobytes()
         if key not in self._known:
             self._known[key] = self.clusters.among(places)
@@ -82,8 +82,8 @@ def _group_split(
     codes = np.unique(names[places].astype(str), return_inverse=True)[1]
     splitter = GroupKFold(min(most, int(codes.max()) + 1))
     splits = ((places[fit], places[held]) for fit, held in splitter.split(places, groups=codes))
-    apart = ((fit[~np.isin(pairs[fit], pairs[held])], held) for fit, held in splits)
-    return [(fit, held) for fit, held in apart if len(fit)]
+    separated = ((fit[~np.isin(pairs[fit], pairs[held])], held) for fit, held in splits)
+    return [(fit, held) for fit, held in separated if len(fit)]
 
 
 def _inner(train: Int[np.ndarray, " train"], names: _Names, n_inner: int) -> tuple[tuple[Places, Places], ...]:

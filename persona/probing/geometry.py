@@ -43,7 +43,7 @@ class _Personas:
     def with_others(self, other: _Personas, n_permutations: int, seed: int) -> Correlation | None:
         """Rank correlation over the personas that both have."""
         both = [name for name in self.names if name in other.names]
-        first, second = ([one.names.index(name) for name in both] for one in (self, other))
+        first, second = ([side.names.index(name) for name in both] for side in (self, other))
         return representation.rank_correlation(
             self.distances[np.ix_(first, first)],
             other.distances[np.ix_(second, second)],
@@ -68,25 +68,25 @@ def geometry_by_place(
     ``answer`` is the index of the answer's position, None if it is not among them.
     """
     where = [(point, position) for position in range(streams.shape[2]) for point in range(streams.shape[1])]
-    each = [representation.centred_by_group(streams[:, point, position], questions) for point, position in where]
-    cka = _cka(each, questions)
-    shares = representation.signal_to_noise(each, personas, questions)
-    who = representation.indicators(personas)
+    centred = [representation.centred_by_group(streams[:, point, position], questions) for point, position in where]
+    cka = _cka(centred, questions)
+    shares = representation.signal_to_noise(centred, personas, questions)
+    identity = representation.indicators(personas)
     of_traits = _trait_distances(personas, traits)
     last = None if answer is None else where.index((streams.shape[1] - 1, answer))
-    final = None if last is None else _Personas(*representation.persona_distances(each[last], personas, questions))
+    final = None if last is None else _Personas(*representation.persona_distances(centred[last], personas, questions))
     places = []
-    for i, ((point, position), x) in enumerate(zip(where, each, strict=True)):
-        own = _Personas(*representation.persona_distances(x, personas, questions))
+    for i, ((point, position), x) in enumerate(zip(where, centred, strict=True)):
+        distances = _Personas(*representation.persona_distances(x, personas, questions))
         places.append(
             Place(
                 point=point,
                 position=position,
                 geometry=shares[i],
-                cka_persona=representation.linear_cka(x, who, questions),
+                cka_persona=representation.linear_cka(x, identity, questions),
                 cka_answer=float("nan") if last is None else float(cka[i, last]),
-                rsa_traits=own.with_others(of_traits, n_permutations, seed),
-                rsa_answer=None if final is None else own.with_others(final, n_permutations, seed),
+                rsa_traits=distances.with_others(of_traits, n_permutations, seed),
+                rsa_answer=None if final is None else distances.with_others(final, n_permutations, seed),
             )
         )
         progress(i + 1, len(where))
@@ -94,15 +94,15 @@ def geometry_by_place(
 
 
 def _cka(
-    each: Sequence[Float[np.ndarray, "example d_model"]], questions: Sequence[str]
+    streams: Sequence[Float[np.ndarray, "example d_model"]], questions: Sequence[str]
 ) -> Float[np.ndarray, "place place"]:
-    """``linear_cka`` of all with all, every Gram made once."""
+    """``linear_cka`` of every two, each Gram matrix computed once."""
     names = np.asarray(questions, dtype=object)
-    apart = names[:, None] != names[None]
-    grams = np.stack([(x @ x.T)[apart] for x in each])
+    differ = names[:, None] != names[None]
+    grams = np.stack([(x @ x.T)[differ] for x in streams])
     across = grams @ grams.T
-    own = np.diag(across)
-    scale = np.sqrt(np.where(own > 0, own, np.nan))
+    norms = np.diag(across)
+    scale = np.sqrt(np.where(norms > 0, norms, np.nan))
     return across / scale[:, None] / scale[None]
 
 

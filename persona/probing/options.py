@@ -47,8 +47,8 @@ class ProbeOptions(PlainNumbers):
         Raises:
             OptionError: one of them makes no sense.
         """
-        for option, given, known in (("targets", self.targets, KINDS), ("hold-out", self.hold_outs, HOLD_OUTS)):
-            if unknown := [name for name in given if name not in known]:
+        for option, names, known in (("targets", self.targets, KINDS), ("hold-out", self.hold_outs, HOLD_OUTS)):
+            if unknown := [name for name in names if name not in known]:
                 raise OptionError(f"--{option}: {unknown[0]!r} is not one of {', '.join(known)}")
         check_least(self, every=1, folds=2, repeats=1, n_resamples=100, batch_size=1)
         if not self.penalty > 0:

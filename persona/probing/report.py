@@ -10,7 +10,6 @@ probe.html, *.png    the figures
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,6 @@ from persona_circuits.circuit.figures import (
 )
 from persona_circuits.circuit.storage import write_json
 from persona_circuits.circuit.table import Column, Table, comma
-from persona_circuits.persona.data import Estimate
-from persona_circuits.persona.probing.fit import Scored
 from persona_circuits.persona.probing.geometry import Place
 from persona_circuits.persona.probing.options import KINDS
 from persona_circuits.persona.probing.results import Cell, ProbeStudy
@@ -69,6 +66,7 @@ GEOMETRY = (
     Column("RSA traits", "rsa_traits", lambda one: f"{one.value:.2f} (p {one.p:.3f})"),
     Column("RSA answer", "rsa_answer", lambda one: f"{one.value:.2f} (p {one.p:.3f})"),
 )
+SCORES = ("accuracy", "balanced", "auc")
 CONTROLS = ("shuffled", "task", "dropped", "length")
 ENDS = ("value", "low", "high")
 ACCURACY = Axis("balanced accuracy", ends=(0.0, 1.02))
@@ -99,7 +97,7 @@ def probe_record(study: ProbeStudy) -> dict[str, Any]:
             "version": 1,
             "model": {"name": study.model, "fingerprint": study.fingerprint},
             "sources": [{"source": source, "sha256": sha256} for source, sha256 in study.sources],
-            "options": asdict(study.options),
+            "options": study.options,
             "n_prompts": study.n_examples,
             **picked(study, "n_personas", "n_questions", "resampled", "points", "positions"),
             "probes": [{**_cell_record(study, cell), "curve": _curve_records(study, cell)} for cell in _all(study)],
@@ -127,9 +125,9 @@ def probe_tables(study: ProbeStudy) -> list[Table]:
 
 def probe_figures(study: ProbeStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
-    found = {f"probe-{kind}": _curves(study, kind) for kind in KINDS}
-    found |= {"probe-controls": _controls(study), "probe-geometry": _geometry(study), "probe-cka": _cka(study)}
-    return {name: figure for name, figure in found.items() if figure is not None}
+    figures = {f"probe-{kind}": _curves(study, kind) for kind in KINDS}
+    figures |= {"probe-controls": _controls(study), "probe-geometry": _geometry(study), "probe-cka": _cka(study)}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def _all(study: ProbeStudy) -> tuple[Cell, ...]:
@@ -147,26 +145,18 @@ def _cell_record(study: ProbeStudy, cell: Cell) -> dict[str, Any]:
         "point": study.at[cell.layer],
         "points_by_fold": [study.at[layer] for layer in cell.layers],
         **picked(cell, "n", "n_classes", "n_groups", "chance"),
-        **_scores(cell.best),
+        **picked(cell.best, *SCORES),
         "selectivity": cell.controls.selectivity(cell.best.balanced.value),
-        "controls": {key: None if one is None else asdict(one) for key, one in _controls_of(cell).items()},
+        "controls": picked(cell.controls, *CONTROLS),
     }
 
 
-def _controls_of(cell: Cell) -> dict[str, Estimate | None]:
-    return {key: getattr(cell.controls, key) for key in CONTROLS}
-
-
 def _curve_records(study: ProbeStudy, cell: Cell) -> list[dict[str, Any]]:
-    where = {"target": cell.target, "hold_out": cell.hold_out, "position": cell.position}
+    where = picked(cell, "target", "hold_out", "position")
     return [
-        {**where, "point": point, "after": after, **_scores(scored)}
+        {**where, "point": point, "after": after, **picked(scored, *SCORES)}
         for point, after, scored in zip(study.at, study.points, cell.curve, strict=True)
     ]
-
-
-def _scores(scored: Scored) -> dict[str, Any]:
-    return {"accuracy": asdict(scored.accuracy), "balanced": asdict(scored.balanced), "auc": asdict(scored.auc)}
 
 
 def _place_record(study: ProbeStudy, place: Place) -> dict[str, Any]:
@@ -174,14 +164,9 @@ def _place_record(study: ProbeStudy, place: Place) -> dict[str, Any]:
         "position": study.positions[place.position],
         "point": study.at[place.point],
         "after": study.points[place.point],
-        "signal": place.geometry.signal,
-        "noise": place.geometry.noise,
-        "share": asdict(place.geometry.share),
+        **picked(place.geometry, "signal", "noise", "share"),
         "signal_to_noise": place.geometry.ratio,
-        "cka_persona": place.cka_persona,
-        "cka_answer": place.cka_answer,
-        "rsa_traits": None if place.rsa_traits is None else asdict(place.rsa_traits),
-        "rsa_answer": None if place.rsa_answer is None else asdict(place.rsa_answer),
+        **picked(place, "cka_persona", "cka_answer", "rsa_traits", "rsa_answer"),
     }
 
 
@@ -207,10 +192,9 @@ def _curves(study: ProbeStudy, kind: str) -> Chart | None:
         return None
     panels: dict[str, list[Curve]] = {}
     for cell in cells:
-        values = [scored.balanced for scored in cell.curve]
-        ends = ([one.low for one in values], [one.high for one in values])
-        own = Curve(cell.position, study.points, [one.value for one in values], *ends, colour=_colour(study, cell))
-        panels.setdefault(f"held out by {cell.hold_out}", []).append(own)
+        y, low, high = ([getattr(scored.balanced, end) for scored in cell.curve] for end in ENDS)
+        curve = Curve(cell.position, study.points, y, low, high, colour=_colour(study, cell))
+        panels.setdefault(f"held out by {cell.hold_out}", []).append(curve)
     for name, curves in panels.items():
         chance = next(cell.chance for cell in cells if name.endswith(cell.hold_out))
         flat = [chance] * len(study.points)
@@ -233,7 +217,9 @@ def _controls(study: ProbeStudy) -> Chart:
         x = [f"{cell.kind}, {cell.hold_out}" for cell in cells]
         for key, label in names.items():
             values = [cell.best.balanced if key == "probe" else getattr(cell.controls, key) for cell in cells]
-            y, low, high = ([None if one is None else getattr(one, name) for one in values] for name in ENDS)
+            y, low, high = (
+                [None if estimate is None else getattr(estimate, name) for estimate in values] for name in ENDS
+            )
             ends = (low, high) if key == "probe" else ()
             panels.setdefault(position, []).append(Bars(label, x, y, *ends))
     title = "Probes and their controls, each at the layer chosen on the training folds"
@@ -244,12 +230,12 @@ def _geometry(study: ProbeStudy) -> Chart:
     """Signal to noise, CKA and RSA by layer, a line per position."""
 
     def curves(value: Any) -> list[Curve]:
-        found = []
+        lines = []
         for place, position in enumerate(study.positions):
-            values = [value(one) for one in study.places if one.position == place]
-            y = [None if one is None or one != one else one for one in values]
-            found.append(Curve(position, study.points, y))
-        return found
+            values = [value(item) for item in study.places if item.position == place]
+            y = [None if item is None or item != item else item for item in values]
+            lines.append(Curve(position, study.points, y))
+        return lines
 
     panels = {
         "persona's share of the variance": curves(lambda one: one.geometry.share.value),

@@ -90,8 +90,8 @@ def centred_by_group(values: Float[np.ndarray, "example d"], groups: Sequence[st
 
 def indicators(names: Sequence[str] | np.ndarray) -> Float[np.ndarray, "example name"]:
     """One column per name, 1 where the example has it; names in sorted order."""
-    found, codes = np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)
-    return np.eye(len(found))[codes]
+    distinct, codes = np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)
+    return np.eye(len(distinct))[codes]
 
 
 def linear_cka(
@@ -110,8 +110,8 @@ def linear_cka(
         a, b = centred_by_group(x, groups), centred_by_group(y, groups)
         estimate = partial(grouped_hsic, apart=_apart(groups))
     first, second = a @ a.T, b @ b.T
-    own, other = estimate(first, first), estimate(second, second)
-    return float(estimate(first, second) / np.sqrt(own * other)) if own > 0 and other > 0 else float("nan")
+    norms = estimate(first, first), estimate(second, second)
+    return float(estimate(first, second) / np.sqrt(np.prod(norms))) if min(norms) > 0 else float("nan")
 
 
 def unbiased_hsic(first: Matrix, second: Matrix) -> float:
@@ -188,7 +188,7 @@ def _share(signal: Float[np.ndarray, " stream"], noise: Float[np.ndarray, " stre
 
 
 def _jackknife_variance(left_out: Float[np.ndarray, "part stream"]) -> Float[np.ndarray, " stream"]:
-    """Zero for a single part: nothing could be left out."""
+    """The jackknife's variance; zero for a single part, since none can be left out."""
     n = len(left_out)
     return (n - 1) / n * ((left_out - left_out.mean(0)) ** 2).sum(0) if n > 1 else np.zeros(left_out.shape[1])
 
@@ -200,9 +200,9 @@ def persona_distances(
 
     Personas that do not meet two questions, or of which two never meet different ones, are left out.
     """
-    centred, apart = centred_by_group(x, questions), _apart(questions).astype(np.float64)
+    centred, separate = centred_by_group(x, questions), _apart(questions).astype(np.float64)
     member, names = indicators(personas), np.unique(np.asarray(personas, dtype=object).astype(str))
-    gram = ratio(member.T @ ((centred @ centred.T) * apart) @ member, member.T @ apart @ member)
+    gram = ratio(member.T @ ((centred @ centred.T) * separate) @ member, member.T @ separate @ member)
     keep = np.isfinite(np.diag(gram))
     while keep.any() and not np.isfinite(gram[np.ix_(keep, keep)]).all():
         missing = (~np.isfinite(gram[:, keep])).sum(1) * keep
@@ -235,9 +235,9 @@ def rank_correlation(
     table += table.T
     rng = np.random.default_rng(seed)
     orders = (rng.permutation(n) for _ in range(n_permutations))
-    found = float(a @ b / scale)
-    extreme = sum(float(a @ table[np.ix_(order, order)][upper] / scale) >= found - 1e-12 for order in orders)
-    return Correlation(found, (1 + extreme) / (1 + n_permutations), n)
+    rho = float(a @ b / scale)
+    extreme = sum(float(a @ table[np.ix_(order, order)][upper] / scale) >= rho - 1e-12 for order in orders)
+    return Correlation(rho, (1 + extreme) / (1 + n_permutations), n)
 
 
 def _apart(groups: Sequence[str]) -> Bool[np.ndarray, "example example"]:

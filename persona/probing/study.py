@@ -20,7 +20,7 @@ Controls, asked with the same folds at the layers that the probe chose:
     dropped       the same prompts without the persona's text, under the same labels
     length        token counts and places alone; anything above chance is a fault of the file
 
-A probe at chance does not say that the model has lost the persona; see arXiv:2102.12452.
+A probe at chance does not show that the model has lost the persona; see arXiv:2102.12452.
 """
 
 from __future__ import annotations
@@ -102,19 +102,19 @@ def study_probes(
         seed=options.seed,
         progress=stage("geometry"),
     )
-    own = tuple(cell for cell in cells if cell.kind != "trait")
+    rest = tuple(cell for cell in cells if cell.kind != "trait")
     traits = tuple(cell for cell in cells if cell.kind == "trait")
-    shown = tuple(sorted((*own, *_mean_traits(traits, data)), key=lambda cell: _order(cell, positions)))
+    shown = tuple(sorted((*rest, *_mean_traits(traits, data)), key=lambda cell: _order(cell, positions)))
     return ProbeStudy(
         model=model.name,
         fingerprint=model.fingerprint,
-        sources=tuple((one.source, one.sha256) for one in (found, test) if one is not None),
+        sources=tuple((item.source, item.sha256) for item in (found, test) if item is not None),
         options=options,
         n_layers=model.graph.n_layers,
         at=data.at,
         positions=positions,
         n_examples=len(data.examples),
-        n_personas=len({one.persona for one in data.examples if one.persona}),
+        n_personas=len({item.persona for item in data.examples if item.persona}),
         n_questions=len(set(data.questions)),
         resampled=data.resampled,
         cells=shown,
@@ -128,29 +128,29 @@ def study_probes(
 def _cells(data: Data, plan: Sequence[Planned], progress: Callable[[int, int], None]) -> list[Cell]:
     """Every planned probe."""
     cells: list[Cell] = []
-    for one in plan:
-        cells.append(_cell(data, one))
+    for planned in plan:
+        cells.append(_cell(data, planned))
         progress(len(cells), len(plan))
     return cells
 
 
-def _together(found: ExampleFile, test: ExampleFile | None) -> ExampleFile:
+def _together(file: ExampleFile, test: ExampleFile | None) -> ExampleFile:
     if test is None:
-        return found
-    moved = tuple(replace(one, pair=one.pair + len(found.items)) for one in test.examples)
-    items: tuple[Item, ...] = (*found.items, *test.items)
-    return ExampleFile(items, (*found.examples, *moved), f"{found.source} and {test.source}", found.sha256)
+        return file
+    moved = tuple(replace(example, pair=example.pair + len(file.items)) for example in test.examples)
+    items: tuple[Item, ...] = (*file.items, *test.items)
+    return ExampleFile(items, (*file.examples, *moved), f"{file.source} and {test.source}", file.sha256)
 
 
 def _cell(data: Data, planned: Planned) -> Cell:
     target, folds, here = planned.target, planned.folds, planned.here
     settings: dict[str, Any] = {"penalty": data.options.penalty, "symmetric": target.symmetric}
-    kept, labels = np.unique(target.labels[here], return_inverse=True)
+    present, labels = np.unique(target.labels[here], return_inverse=True)
     labels = labels.astype(np.int64)
     layers = _layers(target, data.streams[:, :, data.positions.index(planned.position)], here)
     by_layer, chosen = cross_validate(layers, labels, folds, **settings)
     sample = data.sample_of(target.kind, planned.position)
-    curve = tuple(score(one, sample, here) for one in by_layer)
+    curve = tuple(score(predicted, sample, here) for predicted in by_layer)
     groups = data.groups(planned.hold_out, target.kind, planned.position)
     cell = Cell(
         target=target.name,
@@ -164,7 +164,7 @@ def _cell(data: Data, planned: Planned) -> Cell:
         best=score(joined(by_layer, chosen), sample, here),
         layers=tuple(chosen),
         controls=_controls(data, planned, layers, labels, chosen),
-        classes=tuple(target.classes[label] for label in kept),
+        classes=tuple(target.classes[label] for label in present),
     )
     if target.symmetric:
         return cell
@@ -183,14 +183,12 @@ def _controls(
     target, folds, here, name = planned.target, planned.folds, planned.here, planned.position
     settings: dict[str, Any] = {"penalty": data.options.penalty, "symmetric": target.symmetric}
     rng, sample = np.random.default_rng(data.options.seed), data.sample_of(target.kind, name)
-    shuffled: list[float] = []
-    task: list[float] = []
+    types = [target.types[i] for i in here]
+    repeats = []
     for _ in range(data.options.repeats):
-        for found, wrong in (
-            (shuffled, rng.permutation(labels)),
-            (task, _random_by_type([target.types[i] for i in here], labels, rng)),
-        ):
-            found.append(balanced_accuracy(predict_chosen(layers, wrong, folds, chosen, **settings)))
+        wrong = rng.permutation(labels), _random_by_type(types, labels, rng)
+        repeats.append([balanced_accuracy(predict_chosen(layers, x, folds, chosen, **settings)) for x in wrong])
+    shuffled, task = zip(*repeats, strict=True)
     dropped = None
     if data.bare is not None and name in data.without:
         bare = _layers(target, data.bare[:, :, data.without.index(name)], here)
@@ -224,7 +222,7 @@ def _mean_traits(cells: Sequence[Cell], data: Data) -> list[Cell]:
 
 def _mean_cell(cells: Sequence[Cell], sample: Sample) -> Cell:
     controls = [cell.controls for cell in cells]
-    dropped = [one.dropped for one in controls if one.dropped is not None]
+    dropped = [control.dropped for control in controls if control.dropped is not None]
     return replace(
         cells[0],
         target="trait",
@@ -235,19 +233,19 @@ def _mean_cell(cells: Sequence[Cell], sample: Sample) -> Cell:
         layers=tuple(layer for cell in cells for layer in cell.layers),
         directions=None,
         controls=Controls(
-            _mean_estimate([one.shuffled for one in controls]),
-            _mean_estimate([one.task for one in controls]),
+            _mean_estimate([control.shuffled for control in controls]),
+            _mean_estimate([control.task for control in controls]),
             _mean_estimate(dropped) if dropped else None,
-            _mean_estimate([one.length for one in controls]),
+            _mean_estimate([control.length for control in controls]),
         ),
     )
 
 
 def _mean_estimate(several: Sequence[Estimate]) -> Estimate:
-    """Means of values and of ends: wider than the interval of the mean."""
-    ends = [[getattr(one, end) for one in several if getattr(one, end) is not None] for end in ("low", "high")]
+    """Means of values and of interval ends: wider than the interval of the mean."""
+    ends = [[getattr(x, end) for x in several if getattr(x, end) is not None] for end in ("low", "high")]
     low, high = (float(np.mean(values)) if values else None for values in ends)
-    return Estimate(float(np.mean([one.value for one in several])), low, high)
+    return Estimate(float(np.mean([x.value for x in several])), low, high)
 
 
 def _order(cell: Cell, positions: Sequence[str]) -> tuple[int, int, int]:
@@ -264,11 +262,11 @@ def _notes(data: Data, cells: Sequence[Cell]) -> list[str]:
     if not data.options.positions and len(data.positions) < len(POSITIONS):
         missing = ", ".join(name for name in POSITIONS if name not in data.positions)
         notes.append(f"not every prompt has such a place: {missing}")
-    if data.found.uneven:
-        notes.append(f"{data.found.uneven} of {len(data.found.items)} pairs have prompts of different length")
+    if data.file.uneven:
+        notes.append(f"{data.file.uneven} of {len(data.file.items)} pairs have prompts of different length")
     if data.bare is None:
         notes.append("no control without the persona: its text was not found in every prompt")
-    texts = {(one.persona, one.placed.persona) for one in data.examples}
+    texts = {(example.persona, example.placed.persona) for example in data.examples}
     if len(texts) == len(set(data.personas)) and any(cell.kind == "identity" for cell in cells):
         notes.append("each persona has one wording: identity's control task is the probe itself, so selectivity is 0")
     notes += _leaks(cells, "length", "prompt length alone tells it")
@@ -278,13 +276,13 @@ def _notes(data: Data, cells: Sequence[Cell]) -> list[str]:
 
 def _leaks(cells: Sequence[Cell], control: str, says: str) -> list[str]:
     """Controls whose whole interval is above chance."""
-    found: dict[tuple[str, str], float] = {}
+    largest: dict[tuple[str, str], float] = {}
     for cell in cells:
         estimate = getattr(cell.controls, control)
         if estimate is not None and estimate.low is not None and estimate.low > cell.chance:
             key = (cell.target, cell.hold_out)
-            found[key] = max(found.get(key, 0.0), estimate.value)
+            largest[key] = max(largest.get(key, 0.0), estimate.value)
     return [
         f"{target}, held out by {hold_out}: {says} (balanced accuracy {value:.2f})"
-        for (target, hold_out), value in found.items()
+        for (target, hold_out), value in largest.items()
     ]

@@ -16,14 +16,14 @@ from persona_circuits.persona.data import ExampleFile, Persona, Placed, seen, wi
 from persona_circuits.persona.lens import read_out_direction
 from persona_circuits.persona.probing.folds import Fold, Sample, explicit_fold, folds_by_group
 from persona_circuits.persona.probing.options import HOLD_OUTS, KINDS, ProbeOptions
-from persona_circuits.persona.streams import collect
+from persona_circuits.persona.streams import collect, id_table
 
 __all__ = ["Data", "Planned", "Target", "planned_probes"]
 
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """Labels of all examples, -1 where the question does not arise."""
+    """Labels of all examples, -1 where the target does not apply."""
 
     name: str
     kind: str
@@ -47,25 +47,25 @@ class Data:
     def __init__(
         self,
         model: Model,
-        found: ExampleFile,
+        file: ExampleFile,
         positions: tuple[str, ...],
         personas: Sequence[Persona],
         options: ProbeOptions,
         stage: Stage,
     ) -> None:
-        self.model, self.found, self.positions, self.options = model, found, positions, options
-        self.examples = found.examples
-        self.personas = [one.persona or f"pair {one.pair} {'AB'[not one.is_clean]}" for one in self.examples]
-        self.questions = [one.question for one in self.examples]
+        self.model, self.file, self.positions, self.options = model, file, positions, options
+        self.examples = file.examples
+        self.personas = [item.persona or f"pair {item.pair} {'AB'[not item.is_clean]}" for item in self.examples]
+        self.questions = [item.question for item in self.examples]
         self.traits = {persona.name: persona.traits for persona in personas}
         self._samples: dict[tuple[str, str], Sample] = {}
         n = model.graph.n_layers
         self.at = tuple(sorted({*range(0, n, options.every), n}))
-        placed = [one.placed for one in self.examples]
+        placed = [item.placed for item in self.examples]
         self.streams = _streams(model, placed, positions, self.at, options, stage("reading"))
         self.without = tuple(name for name in positions if name != "persona-end")
-        every = (without_persona(one.placed, model) for one in self.examples)
-        bare = [one for one in every if one is not None and set(self.without) <= set(one.places)]
+        every = (without_persona(item.placed, model) for item in self.examples)
+        bare = [item for item in every if item is not None and set(self.without) <= set(item.places)]
         known = len(bare) == len(self.examples)
         self.bare = (
             _streams(model, bare, self.without, self.at, options, stage("reading without the persona"))
@@ -74,16 +74,16 @@ class Data:
         )
 
     def sample_of(self, kind: str, position: str) -> Sample:
-        """What is drawn; not the personas where they are the classes."""
+        """The clusters to resample; not the personas where they are the classes."""
         if (key := (kind, position)) not in self._samples:
-            who = [""] * len(self.examples) if kind == "identity" else self.personas
+            clusters = [""] * len(self.examples) if kind == "identity" else self.personas
             draws = {"n_draws": self.options.n_resamples, "seed": self.options.seed}
-            self._samples[key] = Sample(who, self.groups("question", kind, position), **draws)
+            self._samples[key] = Sample(clusters, self.groups("question", kind, position), **draws)
         return self._samples[key]
 
     @property
     def resampled(self) -> str:
-        """What intervals are drawn over, for people."""
+        """What intervals are resampled over, in words."""
         both, questions = (self.sample_of(kind, self.positions[-1]).clusters for kind in ("trait", "identity"))
         return (
             f"{both.describe('prompts')}; of identity over {questions.by.replace('pairs', 'prompts')} alone, since the "
@@ -91,26 +91,26 @@ class Data:
         )
 
     def rows(self, kind: str, position: str) -> list[int]:
-        """The first example whose features are the same: its prompt is the same up to the position."""
-        keys = [(seen(one.placed, position), one.sides if kind == "preference" else ()) for one in self.examples]
+        """For every example, the first with the same features: its prompt is the same up to the position."""
+        keys = [(seen(x.placed, position), x.sides if kind == "preference" else ()) for x in self.examples]
         first: dict[object, int] = {}
         return [first.setdefault(key, i) for i, key in enumerate(keys)]
 
     def groups(self, hold_out: str, kind: str, position: str) -> list[str]:
-        """What no two folds share; features that are those of several groups are a group of their own."""
-        own = self.personas if hold_out == "persona" else [str(getattr(one, hold_out)) for one in self.examples]
+        """The group of every example; features that occur in several groups form a group of their own."""
+        labels = self.personas if hold_out == "persona" else [str(getattr(x, hold_out)) for x in self.examples]
         names: dict[int, set[str]] = {}
         rows = self.rows(kind, position)
-        for row, name in zip(rows, own, strict=True):
+        for row, name in zip(rows, labels, strict=True):
             names.setdefault(row, set()).add(name)
-        return [name if len(names[row]) == 1 else f"prompts like {row}" for row, name in zip(rows, own, strict=True)]
+        return [name if len(names[row]) == 1 else f"prompts like {row}" for row, name in zip(rows, labels, strict=True)]
 
     def lengths(self) -> Float[np.ndarray, "example feature"]:
-        """Token counts, and the places of the named positions: all that length could give away."""
+        """Token counts and the indices of the named positions: everything that length could give away."""
         rows = [
-            [len(one.placed.ids), one.placed.persona_tokens[1] - one.placed.persona_tokens[0]]
-            + [one.placed.places[name] for name in self.positions]
-            for one in self.examples
+            [len(example.placed.ids), example.placed.persona_tokens[1] - example.placed.persona_tokens[0]]
+            + [example.placed.places[name] for name in self.positions]
+            for example in self.examples
         ]
         return np.array(rows, dtype=np.float64)
 
@@ -123,8 +123,8 @@ def _streams(
     options: ProbeOptions,
     progress: Progress,
 ) -> Float[np.ndarray, "example point position d_model"]:
-    """Every distinct prompt is run once."""
-    keys = [(one.ids, tuple(one.places[name] for name in positions)) for one in placed]
+    """The streams of all prompts; every distinct one is run once."""
+    keys = [(prompt.ids, tuple(prompt.places[name] for name in positions)) for prompt in placed]
     distinct = list(dict.fromkeys(keys))
     prompts, places = [ids for ids, _ in distinct], [where for _, where in distinct]
     values = collect(model, prompts, places, batch_size=options.batch_size, progress=progress).numpy()
@@ -144,7 +144,7 @@ class Planned:
 
 
 def planned_probes(data: Data, n_first: int, has_test: bool, notes: list[str]) -> list[Planned]:
-    """What is to be fitted."""
+    """All probes to fit; why others cannot be fitted is added to ``notes``."""
     targets = [target for kind in data.options.targets or KINDS for target in _targets(data, kind, notes)]
     plan: list[Planned] = []
     missing: dict[tuple[str, str], dict[str, list[str]]] = {}
@@ -159,10 +159,10 @@ def planned_probes(data: Data, n_first: int, has_test: bool, notes: list[str]) -
                 elif why and (hold_out in data.options.hold_outs or hold_out != "split"):
                     missing.setdefault((hold_out, why), {}).setdefault(target.name, []).append(position)
     for (hold_out, why), names in missing.items():
-        who = "" if len(names) == len(targets) else f" ({', '.join(names)})"
+        which = "" if len(names) == len(targets) else f" ({', '.join(names)})"
         where = [name for name in data.positions if any(name in at for at in names.values())]
         at = "" if len(where) == len(data.positions) else f" at {', '.join(where)}"
-        notes.append(f"not held out by {hold_out}{at}: {why}{who}")
+        notes.append(f"not held out by {hold_out}{at}: {why}{which}")
     if not plan:
         raise OptionError("no probe can be fitted: " + "; ".join(notes or ["the file has too few prompts"]))
     return plan
@@ -183,8 +183,8 @@ def _held_out(
     here = np.flatnonzero((target.labels >= 0) & (groups != ""))
     here = here[np.sort(np.unique(rows[here], return_index=True)[1])]
     # A class of one group would be tested without having been seen.
-    apart = {label: set(groups[here[target.labels[here] == label]]) for label in np.unique(target.labels[here])}
-    here = here[[len(apart[label]) > 1 for label in target.labels[here]]] if len(here) else here
+    groups_of = {label: set(groups[here[target.labels[here] == label]]) for label in np.unique(target.labels[here])}
+    here = here[[len(groups_of[label]) > 1 for label in target.labels[here]]] if len(here) else here
     if len(set(target.labels[here].tolist())) < 2:
         kinds = len(set(groups[target.labels >= 0].tolist()))
         return (
@@ -202,9 +202,9 @@ def _held_out(
 def _sides(data: Data, n_first: int | None, position: str) -> tuple[np.ndarray, np.ndarray] | None:
     """Which examples are for fitting and which for testing; a prompt of both, so far, is for fitting only."""
     place = np.arange(len(data.examples))
-    splits = np.array([one.split for one in data.examples])
+    splits = np.array([example.split for example in data.examples])
     train, test = (splits == "train", splits == "test") if n_first is None else (place < n_first, place >= n_first)
-    prompts = [seen(one.placed, position) for one in data.examples]
+    prompts = [seen(example.placed, position) for example in data.examples]
     known = {prompts[i] for i in np.flatnonzero(train)}
     test = test & ~np.array([prompt in known for prompt in prompts])
     return (train, test) if train.any() and test.any() else None
@@ -212,41 +212,35 @@ def _sides(data: Data, n_first: int | None, position: str) -> tuple[np.ndarray, 
 
 def _targets(data: Data, kind: str, notes: list[str]) -> list[Target]:
     if kind == "identity":
-        if not all(one.persona for one in data.examples):
+        if not all(example.persona for example in data.examples):
             notes.append("no identity probes: the file does not name its personas (persona_a, persona_b)")
             return []
         names, labels = np.unique(data.personas, return_inverse=True)
-        texts = tuple(one.placed.persona for one in data.examples)
+        texts = tuple(example.placed.persona for example in data.examples)
         return [Target("identity", kind, labels.astype(np.int64), texts, tuple(names.tolist()))]
     return _trait_targets(data, notes) if kind == "trait" else [_preference(data)]
 
 
 def _trait_targets(data: Data, notes: list[str]) -> list[Target]:
     names = sorted({trait for traits in data.traits.values() for trait in traits})
-    found = []
+    targets = []
     for name in names:
         values = np.array([data.traits.get(persona, {}).get(name, 0.0) for persona in data.personas])
         labels = np.where(values == 0, -1, (values > 0).astype(np.int64))
         people = [len({data.personas[i] for i in np.flatnonzero(labels == side)}) for side in (0, 1)]
         if min(people) >= 2:
-            found.append(Target(name, "trait", labels, tuple(data.personas), (f"not {name}", name)))
-    if not found:
+            targets.append(Target(name, "trait", labels, tuple(data.personas), (f"not {name}", name)))
+    if not targets:
         notes.append("no trait probes: no trait has two personas on either side; give --personas with traits")
-    return found
+    return targets
 
 
 def _preference(data: Data) -> Target:
-    first, second = (
-        [one.answers if one.is_clean == side else one.others for one in data.examples] for side in (True, False)
-    )
-    width = max(map(len, (*first, *second)))
-    tables = [
-        torch.tensor([[*ids, *[-1] * (width - len(ids))] for ids in side], device=data.model.device)
-        for side in (first, second)
-    ]
-    size = data.options.batch_size
-    parts = [read_out_direction(data.model, *(t[i : i + size] for t in tables)) for i in range(0, len(first), size)]
+    sides = list(zip(*(example.sides for example in data.examples), strict=True))
+    width = max(len(ids) for side in sides for ids in side)
+    tables = [id_table(side, width=width).to(data.model.device).split(data.options.batch_size) for side in sides]
+    parts = [read_out_direction(data.model, *batch) for batch in zip(*tables, strict=True)]
     directions = torch.cat(parts).double().cpu().numpy()
-    labels = np.array([int(one.is_clean) for one in data.examples])
-    types = tuple(f"{who} {question}" for who, question in zip(data.personas, data.questions, strict=True))
+    labels = np.array([int(example.is_clean) for example in data.examples])
+    types = tuple(f"{persona} {question}" for persona, question in zip(data.personas, data.questions, strict=True))
     return Target("preference", "preference", labels, types, ("the other's answer", "its own answer"), directions)

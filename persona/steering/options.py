@@ -25,8 +25,7 @@ class SteerOptions(PlainNumbers):
     """
 
     layers: Annotated[
-        tuple[int, ...],
-        Option("Block, from 0, to add behind; may be repeated. (default: four, evenly)", name="--layer"),
+        tuple[int, ...], Option("Block, from 0, to add after; may be repeated. (default: four, evenly)", name="--layer")
     ] = ()
     strengths: Annotated[
         tuple[float, ...],
@@ -35,7 +34,8 @@ class SteerOptions(PlainNumbers):
     positions: Annotated[
         str,
         Option(
-            "Where to fit and add: prompt-end (and all behind it), a named token, or all tokens.", choices=POSITIONS
+            "Where to fit and add: prompt-end (and every token after it), a named token, or all tokens.",
+            choices=POSITIONS,
         ),
     ] = "prompt-end"
     together: Annotated[bool, Option("All layers at once, not one at a time.")] = False
@@ -57,13 +57,13 @@ class SteerOptions(PlainNumbers):
         return self.positions if self.named else "prompt-end"
 
     def over(self, n_layers: int) -> SteerOptions:
-        """These, with four layers, evenly over the depth, where none is named."""
+        """These options, with four layers evenly over the depth where none is named."""
         from persona_circuits.persona.streams import chosen_layer
 
         return self if self.layers else replace(self, layers=tuple(chosen_layer(n_layers, None, at) for at in DEPTHS))
 
     def checked(self) -> SteerOptions:
-        """Itself, layers and strengths in order.
+        """These options, with layers and strengths sorted.
 
         Raises:
             OptionError: a number is out of range, or nothing would be steered.

@@ -1,4 +1,4 @@
-"""What named sets of nodes give of steering: their part of the direction, added alone and left out.
+"""How much of steering named sets of nodes account for: their part of the direction, added alone or left out.
 
 The stream after a block is the sum of all that nodes up to there wrote, and a direction that is measured on streams is
 linear in them. So it is the sum of its nodes' parts, each measured in the same way on what the node wrote there.
@@ -57,25 +57,26 @@ def set_parts(
     for nodes in groups.values():
         chosen = tuple(graph.src_index(name) for name in nodes if name != "logits")
         drawn.append([chosen, *other_sets(graph, chosen, options.n_controls, options.seed)])
-    members, at = _members(graph, [one for each in drawn for one in each], options.layers), options.fitted_at
-    there = here = _written(model, fitting.examples, members, at, options.batch_size)
+    members = _members(graph, [item for node_sets in drawn for item in node_sets], options.layers)
+    at = options.fitted_at
+    on_fitting = on_steered = _written(model, fitting.examples, members, at, options.batch_size)
     if kind == "pair" and fitting is not steered:
-        here = _written(model, steered.examples, members, at, options.batch_size)
+        on_steered = _written(model, steered.examples, members, at, options.batch_size)
     parts = np.stack([
-        measured_directions(kind, fitting.examples, one, steered.examples, other)
-        for one, other in zip(there, here, strict=True)
+        measured_directions(kind, fitting.examples, item, steered.examples, other)
+        for item, other in zip(on_fitting, on_steered, strict=True)
     ])  # fmt: skip
     reference = unsteered(model, study.prompts, options.batch_size)[1]
     run = Run(model, study.prompts, options, study.plain, reference, progress)
     run.total = 12 * len(study.prompts) * len(members) * len(study.bounds)
-    found = []
+    results = []
     for bound in study.bounds:
         values = iter(_values(run, study, bound, parts))
-        for (name, nodes), each in zip(groups.items(), drawn, strict=True):
-            measures = zip(*(next(values) for _ in each), strict=True)
-            besides = (Beside(float(own), tuple(map(float, others))) for own, *others in measures)
-            found.append(SetPart(name, tuple(nodes), bound.layers, bound.strength, bound.outcome.gain, *besides))
-    return tuple(found)
+        for (name, nodes), node_sets in zip(groups.items(), drawn, strict=True):
+            measures = zip(*(next(values) for _ in node_sets), strict=True)
+            besides = (Beside(float(value), tuple(map(float, others))) for value, *others in measures)
+            results.append(SetPart(name, tuple(nodes), bound.layers, bound.strength, bound.outcome.gain, *besides))
+    return tuple(results)
 
 
 def check_has_parts(kind: str) -> None:
@@ -86,13 +87,13 @@ def check_has_parts(kind: str) -> None:
     """
     if kind not in MEASURED:
         raise OptionError(
-            f"--groups parts a direction that is measured on the model's streams: {', '.join(MEASURED)}; "
+            f"--groups splits a direction that is measured on the model's streams: {', '.join(MEASURED)}; "
             f"--direction {kind} is not one of them"
         )
 
 
 def _members(graph: Graph, sets: Sequence[Sequence[int]], layers: Sequence[int]) -> Bool[np.ndarray, "set layer src"]:
-    """Which sources write a set's part of the stream behind each layer."""
+    """Which sources write a set's part of the stream after each layer."""
     inside = np.array([[src in chosen for src in range(graph.n_src)] for chosen in sets])
     before = np.array([[node.layer <= layer for node in graph.src_nodes] for layer in layers])
     return inside[:, None] & before
@@ -106,29 +107,29 @@ def _written(
     batch_size: int,
 ) -> Float[np.ndarray, "set example layer d_model"]:
     """What each set wrote at the named token of every prompt."""
-    found = np.empty((len(members), len(examples), members.shape[1], model.d_model))
-    for group in grouped([len(one.placed.ids) for one in examples], batch_size):
+    written = np.empty((len(members), len(examples), members.shape[1], model.d_model))
+    for group in grouped([len(example.placed.ids) for example in examples], batch_size):
         tokens = torch.tensor([examples[i].placed.ids for i in group], device=model.device)
         at = torch.tensor([place_of(examples[i], position) for i in group], device=model.device)
         parts = trace(model, tokens, at[:, None], with_parts=True, parts_at=at).parts
         assert parts is not None, "they were asked for"
-        found[:, group] = np.einsum("gls,sbd->gbld", members.astype(float), parts.double().cpu().numpy())
-    return found
+        written[:, group] = np.einsum("gls,sbd->gbld", members.astype(float), parts.double().cpu().numpy())
+    return written
 
 
 def _values(
     run: Run, study: SteeringStudy, bound: Bound, parts: Float[np.ndarray, "set pair layer d_model"]
 ) -> list[tuple[float, float, float]]:
-    """Of every set its share of the direction, and the gains with its part alone and with all but its part."""
+    """Every set's share of the direction, and the gains with its part alone and with all but its part."""
     places = {layer: study.options.layers.index(layer) for layer in bound.layers}
     whole = {layer: study.directions.vectors[:, layer] for layer in places}
     size = sum(float((vector**2).sum()) for vector in whole.values())
     steps, shares = [], []
     for part in parts:
-        own = {layer: part[:, place] for layer, place in places.items()}
-        steps += [(own, bound.strength), ({layer: whole[layer] - own[layer] for layer in own}, bound.strength)]
-        shares.append(sum(float((own[layer] * whole[layer]).sum()) for layer in own) / size)
-    gains = [run.gain(one.margins(1)) for one in run.measure(steps)]
+        added = {layer: part[:, place] for layer, place in places.items()}
+        steps += [(added, bound.strength), ({layer: whole[layer] - added[layer] for layer in added}, bound.strength)]
+        shares.append(sum(float((added[layer] * whole[layer]).sum()) for layer in added) / size)
+    gains = [run.gain(measured.margins(1)) for measured in run.measure(steps)]
     return list(zip(shares, gains[::2], gains[1::2], strict=True))
 
 
@@ -146,8 +147,8 @@ def part_table(study: SteeringStudy) -> Table:
 
 
 def _random(name: str) -> Column:
-    def span(one: SetPart) -> str:
-        values = getattr(one, name).random
+    def span(part: SetPart) -> str:
+        values = getattr(part, name).random
         return f"{min(values):+.2f}…{max(values):+.2f}" if values else "no other set"
 
     return Column("random", span)

@@ -21,7 +21,7 @@ from persona_circuits.persona.steering.results import SINGLE_TOKENS, Cell, Chang
 from persona_circuits.persona.streams import Change, grouped, on_streams
 from persona_circuits.persona.vectors import place_of
 
-__all__ = ["added", "some_pairs", "steered_logits", "steered_prompts", "without_direction"]
+__all__ = ["added", "chosen_pairs", "some_pairs", "steered_logits", "steered_prompts", "without_direction"]
 
 
 def steered_prompts(
@@ -47,24 +47,24 @@ def steered_prompts(
         if faults:
             raise TaskError(listed(f"neutral prompts cannot be put to {model.name}:", faults))
     else:
-        taken_out = [without_persona(one.placed, model) for one in firsts]
-        there = [one for one in taken_out if one is not None]
-        if not there:
+        taken_out = [without_persona(item.placed, model) for item in firsts]
+        available = [item for item in taken_out if item is not None]
+        if not available:
             raise TaskError(
                 f"in no pair of {file.source} a persona was found that could be left out; give prompts with --neutral"
             )
-        filled = [one or there[i % len(there)] for i, one in enumerate(taken_out)]
-        texts, plainly = tuple(one.text for one in filled), tuple(one.ids for one in filled)
-        at = [one.places.get(position, len(one.ids) - 1) for one in filled]
+        filled = [item or available[i % len(available)] for i, item in enumerate(taken_out)]
+        texts, plainly = tuple(item.text for item in filled), tuple(item.ids for item in filled)
+        at = [item.places.get(position, len(item.ids) - 1) for item in filled]
     return SteeredPrompts(
-        (tuple(one.placed.ids for one in firsts), tuple(one.placed.ids for one in seconds)),
+        (tuple(item.placed.ids for item in firsts), tuple(item.placed.ids for item in seconds)),
         plainly,
-        (tuple(one.answers for one in firsts), tuple(one.others for one in firsts)),
-        (texts, tuple(one.placed.text for one in seconds)),
+        (tuple(item.answers for item in firsts), tuple(item.others for item in firsts)),
+        (texts, tuple(item.placed.text for item in seconds)),
         tuple((a.persona, b.persona) for a, b in zip(firsts, seconds, strict=True)),
-        tuple(one.question for one in firsts),
-        (*at, *(place_of(one, position) for one in (*firsts, *seconds))),
-        tuple((one.placed.persona, one.placed.question) for one in firsts),
+        tuple(item.question for item in firsts),
+        (*at, *(place_of(item, position) for item in (*firsts, *seconds))),
+        tuple((item.placed.persona, item.placed.question) for item in firsts),
     )
 
 
@@ -79,15 +79,24 @@ def some_pairs(file: ExampleFile, n: int) -> ExampleFile:
     every = len(file.items)
     if n >= every:
         return file
-    chosen = np.unique(np.linspace(0, every - 1, n).round().astype(int)).tolist()
-    examples = tuple(file.examples[2 * i + side] for i in chosen for side in (0, 1))
-    return replace(file, items=tuple(file.items[i] for i in chosen), examples=examples)
+    return chosen_pairs(file, evenly(every, n))
+
+
+def chosen_pairs(file: ExampleFile, places: Sequence[int]) -> ExampleFile:
+    """The file with these of its pairs alone."""
+    examples = tuple(file.examples[2 * i + side] for i in places for side in (0, 1))
+    return replace(file, items=tuple(file.items[i] for i in places), examples=examples)
+
+
+def evenly(count: int, n: int) -> list[int]:
+    """At most ``n`` indices below ``count``, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(n, count)).round().astype(int)).tolist()
 
 
 def added(
     vectors: Mapping[int, Float[Tensor, "batch d_model"]], positions: str, places: Sequence[int] = ()
 ) -> dict[int, Change]:
-    """Changes that add each row's vector behind the named blocks: at all positions, the last, or one of each row."""
+    """Changes that add each row's vector after the named blocks: at all positions, at the last, or at one per row."""
 
     def change(vector: Tensor) -> Change:
         def add(stream: Tensor) -> Tensor:
@@ -130,7 +139,7 @@ def steered_logits(
     only_last: bool,
     batch_size: int,
 ) -> Iterator[tuple[list[Cell], Float[Tensor, "batch vocab"]]]:
-    """Logits behind each prompt, at the output, under every variant.
+    """Logits after each prompt, at the output, under every variant.
 
     Parameters
     ----------
@@ -156,7 +165,7 @@ def steered_logits(
             with on_streams(model, changes(cells)):
                 logits = _last(model, rows, before, len(variants))
             check_finite(logits, partial(_called, of_prompts(model, prompts), cells))
-            yield cells, logits  # the changes end here: whoever asks may run the model in between
+            yield cells, logits  # the changes end here: the caller may run the model in between
 
 
 def _called(name: Name, cells: Sequence[tuple[int, int]], row: int) -> str:
@@ -169,11 +178,11 @@ def _cache_of(model: Model, tokens: Tensor) -> Any:
 
 
 def _last(model: Model, tokens: Tensor, cache: Any, repeats: int) -> Float[Tensor, "batch vocab"]:
-    """Logits of the last token behind a copy of the cache; the host appends to what it is given."""
+    """Logits of the last token, run on a copy of the cache: the host model appends to the one that it is given."""
     if cache is None:
         return model.logits(tokens)[:, -1].float().cpu().double()
-    own = copy.deepcopy(cache)
-    own.batch_repeat_interleave(repeats)
+    repeated = copy.deepcopy(cache)
+    repeated.batch_repeat_interleave(repeats)
     with torch.no_grad():
-        out = model.bridge.original_model(tokens, past_key_values=own, use_cache=True)
+        out = model.bridge.original_model(tokens, past_key_values=repeated, use_cache=True)
     return out.logits[:, -1].float().cpu().double()

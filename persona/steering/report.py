@@ -70,9 +70,9 @@ def write_steering(
     write_json(steering_record(study, generations, about), folder / "steer.json")
     write_csv([_flat(outcome) for outcome in study.outcomes], folder / "outcomes.csv")
     write_csv(_pair_records(study), folder / "pairs.csv")
-    lines = [json.dumps(plain(asdict(one)), ensure_ascii=False) + "\n" for one in generations]
+    lines = [json.dumps(plain(asdict(item)), ensure_ascii=False) + "\n" for item in generations]
     write_text("".join(lines), folder / "generations.jsonl")
-    write_csv([asdict(one) for one in readability(generations)], folder / "readability.csv")
+    write_csv([asdict(item) for item in readability(generations)], folder / "readability.csv")
     axes = {"directions": "pair layer d_model", "pair": study.ids, "kind": study.directions.kind}
     arrays = {"directions": study.directions.vectors.astype(np.float32)}
     write_arrays(
@@ -94,7 +94,7 @@ def steering_record(
         "direction": study.directions.kind,
         "shared": study.directions.shared,
         "held_out": study.held_out,
-        "options": asdict(study.options),
+        "options": study.options,
         "n_pairs": len(study.prompts),
         "notes": study.notes,
         "resampled": drawn_over(study.prompts.personas, study.prompts.questions),
@@ -110,19 +110,19 @@ def outcome_rows(study: SteeringStudy) -> list[tuple[str, ...]]:
     """The table for a terminal, columns as in ``TABLE``: the direction, with the controls' gains (least to most)."""
     return [
         (
-            _layers(one),
-            "ablated" if one.strength is None else f"{one.strength:+g}",
-            f"{one.divergence.value:+.2f}",
-            f"{one.gain:+.2f}",
-            *(_span([other.gain for other in _beside(study, one, control)]) for control in CONTROLS),
-            f"{one.prior_shift:.2f}",
-            f"{one.parted:.2f}",
-            _share(one.above),
-            _share(one.agree),
-            f"{one.kl.value:.3f}",
+            _layers(outcome),
+            "ablated" if outcome.strength is None else f"{outcome.strength:+g}",
+            f"{outcome.divergence.value:+.2f}",
+            f"{outcome.gain:+.2f}",
+            *(_span([other.gain for other in _controls_of(study, outcome, control)]) for control in CONTROLS),
+            f"{outcome.prior_shift:.2f}",
+            f"{outcome.parted:.2f}",
+            _share(outcome.above),
+            _share(outcome.agree),
+            f"{outcome.kl.value:.3f}",
         )
-        for one in study.outcomes
-        if one.control == "direction"
+        for outcome in study.outcomes
+        if outcome.control == "direction"
     ]
 
 
@@ -146,40 +146,40 @@ def text_rows(generations: Sequence[Generation]) -> list[tuple[str, ...]]:
     """How readable the texts are, columns as in ``TEXTS``."""
     return [
         (
-            one.control,
-            f"{one.strength:.3g}",
-            str(one.n),
-            f"{one.tokens:.1f}",
-            f"{one.ended:.2f}",
-            "" if one.perplexity is None else f"{one.perplexity:.2f}",
-            "" if one.repetition is None else f"{one.repetition:.3f}",
-            f"{one.changed:.2f}",
+            row.control,
+            f"{row.strength:.3g}",
+            str(row.n),
+            f"{row.tokens:.1f}",
+            f"{row.ended:.2f}",
+            "" if row.perplexity is None else f"{row.perplexity:.2f}",
+            "" if row.repetition is None else f"{row.repetition:.3f}",
+            f"{row.changed:.2f}",
         )
-        for one in readability(generations)
+        for row in readability(generations)
     ]
 
 
 def steering_figures(study: SteeringStudy, generations: Sequence[Generation]) -> dict[str, Chart]:
     """The figures by name."""
     figures = {
-        "gain": _sweep(study, lambda one: one.gain, "Gain of the persona's effect, D(s) / D(0)", "gain"),
+        "gain": _sweep(study, lambda item: item.gain, "Gain of the persona's effect, D(s) / D(0)", "gain"),
         "kl": _kl_figure(study),
         "gain-by-kl": _trade_figure(study),
         "flips": _flip_figure(study),
     }
     summaries = readability(generations)
-    if any(one.perplexity is not None for one in summaries):
+    if any(item.perplexity is not None for item in summaries):
         figures["readability"] = _text_figure(summaries)
     return figures
 
 
-def _beside(study: SteeringStudy, one: Outcome, control: str) -> list[Outcome]:
-    key = (one.layers, one.strength)
+def _controls_of(study: SteeringStudy, outcome: Outcome, control: str) -> list[Outcome]:
+    key = (outcome.layers, outcome.strength)
     return [other for other in study.outcomes if other.control == control and (other.layers, other.strength) == key]
 
 
-def _layers(one: Outcome) -> str:
-    return "+".join(map(str, one.layers))
+def _layers(outcome: Outcome) -> str:
+    return "+".join(map(str, outcome.layers))
 
 
 def _span(values: Sequence[float]) -> str:
@@ -216,27 +216,30 @@ def _pair_records(study: SteeringStudy) -> list[dict[str, Any]]:
 
 def _swept(study: SteeringStudy, control: str, layers: tuple[int, ...]) -> list[Outcome]:
     return [
-        one
-        for one in study.outcomes
-        if one.control == control and one.layers == layers and one.strength is not None and one.draw <= 0
+        row
+        for row in study.outcomes
+        if row.control == control and row.layers == layers and row.strength is not None and row.draw <= 0
     ]
 
 
 def _groups(study: SteeringStudy) -> list[tuple[int, ...]]:
-    return list(dict.fromkeys(one.layers for one in study.outcomes))
+    return list(dict.fromkeys(outcome.layers for outcome in study.outcomes))
 
 
 def _sweep(study: SteeringStudy, value: Any, title: str, unit: str) -> Chart:
     """A curve per layer, its controls dotted in the same colour; all draws' mean."""
     curves = []
     for place, layers in enumerate(_groups(study)):
-        own, colour = _swept(study, "direction", layers), PALETTE[place % len(PALETTE)]
-        points = sorted([(float(one.strength or 0.0), value(one)) for one in own] + [(0.0, 1.0)])
+        outcomes, colour = _swept(study, "direction", layers), PALETTE[place % len(PALETTE)]
+        points = sorted([(float(row.strength or 0.0), value(row)) for row in outcomes] + [(0.0, 1.0)])
         curves.append(Curve(_name(layers), [x for x, _ in points], [y for _, y in points], colour=colour))
         for control, dash in (("random", "dot"), ("covariance", "dash")):
             beside = [
-                (float(one.strength or 0.0), float(np.mean([value(other) for other in _beside(study, one, control)])))
-                for one in own
+                (
+                    float(row.strength or 0.0),
+                    float(np.mean([value(other) for other in _controls_of(study, row, control)])),
+                )
+                for row in outcomes
             ]
             points = sorted([*beside, (0.0, 1.0)])
             x, y = [a for a, _ in points], [b for _, b in points]
@@ -251,50 +254,46 @@ def _name(layers: tuple[int, ...]) -> str:
 def _kl_figure(study: SteeringStudy) -> Chart:
     curves = []
     for layers in _groups(study):
-        own = [one for one in _swept(study, "direction", layers) if (one.strength or 0) > 0]
-        low, high = [one.kl.low for one in own], [one.kl.high for one in own]
-        x, y = [float(one.strength or 0.0) for one in own], [one.kl.value for one in own]
+        outcomes = [row for row in _swept(study, "direction", layers) if (row.strength or 0) > 0]
+        low, high = [row.kl.low for row in outcomes], [row.kl.high for row in outcomes]
+        x, y = [float(row.strength or 0.0) for row in outcomes], [row.kl.value for row in outcomes]
         curves.append(Curve(_name(layers), x, y, low, high))
     most = study.options.strengths[-1]
     bound = study.options.kl_bound
     curves.append(Curve(f"bound {bound:g}", [0.0, most], [bound, bound], dash="dash", colour=GREY, markers=False))
-    return line_chart(
-        curves,
-        title="Divergence (KL) from the unsteered model on neutral prompts",
-        x="strength",
-        y="divergence (KL), nats",
-    )
+    title = "Divergence (KL) from the unsteered model on neutral prompts"
+    return line_chart(curves, title=title, x="strength", y="divergence (KL), nats")
 
 
 def _trade_figure(study: SteeringStudy) -> Chart:
     """What a gain costs: every layer and strength, the controls beside."""
     marks: list[Curve | Points] = []
     for layers in _groups(study):
-        own = [one for one in _swept(study, "direction", layers) if (one.strength or 0) > 0]
-        marks.append(Curve(_name(layers), [one.kl.value for one in own], [one.gain for one in own]))
+        outcomes = [row for row in _swept(study, "direction", layers) if (row.strength or 0) > 0]
+        marks.append(Curve(_name(layers), [row.kl.value for row in outcomes], [row.gain for row in outcomes]))
     for control, symbol in zip(CONTROLS, ("x", "diamond"), strict=True):
-        points = [one for one in study.outcomes if one.control == control and (one.strength or 0) > 0]
-        x, y = [one.kl.value for one in points], [one.gain for one in points]
+        points = [row for row in study.outcomes if row.control == control and (row.strength or 0) > 0]
+        x, y = [row.kl.value for row in points], [row.gain for row in points]
         marks.append(Points(control, x, y, colour="#8a8a8a", symbol=symbol))
     return chart(marks, title="Gain against its cost", x="divergence on neutral prompts (KL), nats", y="gain")
 
 
 def _flip_figure(study: SteeringStudy) -> Chart:
-    """Every pair at every layer and signed strength: D(s)/2 against its |b|, and whether its tokens part.
+    """Every pair at every layer and signed strength: D(s)/2 against its |b|, and whether its two answers differ.
 
     Above the line the gain is above g* = 2 |b| / |D|.
     """
     divergence, prior = study.plain[0] - study.plain[1], np.abs(study.plain.mean(0))
-    asked = divergence > 0
+    positive = divergence > 0
     points: dict[bool, tuple[list[float], list[float]]] = {True: ([], []), False: ([], [])}
     for margins in study.margins.values():
         for a, b in margins:
-            for x, y, parted in zip(prior[asked], (a - b)[asked] / 2, ((a > 0) & (b < 0))[asked], strict=True):
-                points[bool(parted)][0].append(float(x))
-                points[bool(parted)][1].append(float(y))
+            for x, y, differ in zip(prior[positive], (a - b)[positive] / 2, ((a > 0) & (b < 0))[positive], strict=True):
+                points[bool(differ)][0].append(float(x))
+                points[bool(differ)][1].append(float(y))
     marks: list[Curve | Points] = [
-        Points(f"{name} ({len(points[parted][0])})", *points[parted], size=6)
-        for parted, name in ((True, "tokens part"), (False, "tokens do not part"))
+        Points(f"{name} ({len(points[differ][0])})", *points[differ], size=6)
+        for differ, name in ((True, "tokens part"), (False, "tokens do not part"))
     ]
     most = float(prior.max()) * 1.05
     marks.append(Curve("required gain (g*)", [0.0, most], [0.0, most], dash="dash", colour="#000000", markers=False))
@@ -308,11 +307,11 @@ def _flip_figure(study: SteeringStudy) -> Chart:
 
 
 def _text_figure(summaries: Sequence[Readability]) -> Chart:
-    first = next(one for one in summaries if one.control == "unsteered")
+    first = next(summary for summary in summaries if summary.control == "unsteered")
     curves = []
     for control, dash in (("direction", "solid"), ("random", "dot")):
-        own = [first, *(one for one in summaries if one.control == control)]
-        x, y = [one.strength for one in own], [one.perplexity for one in own]
+        rows = [first, *(summary for summary in summaries if summary.control == control)]
+        x, y = [summary.strength for summary in rows], [summary.perplexity for summary in rows]
         curves.append(Curve(f"perplexity, {control}", x, y, dash=dash))
     title = "Readability: the unsteered model's perplexity"
     return line_chart(curves, title=title, x="strength", y="median perplexity")

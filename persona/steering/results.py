@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 REFINEMENTS = 4
-SINGLE_TOKENS = 4  # rows of one token behind a cache that share a pass, for each row of a whole prompt
+SINGLE_TOKENS = 4  # rows of one cached token that share a pass, for each row of a whole prompt
 Cell = tuple[int, int]  # a variant and a prompt, by their places
 Changes = Callable[[Sequence[Cell]], Mapping[int, Change]]
 Vectors = Mapping[int, np.ndarray]  # by layer, a row per pair
@@ -39,7 +39,7 @@ Margins = Float[np.ndarray, "2 pair"]  # A's prompts, B's prompts
 
 @dataclass(frozen=True, eq=False)
 class SteeredPrompts:
-    """The prompts of all pairs: A's, B's, and the neutral one beside each pair, with the two tokens' ids.
+    """The prompts of all pairs: A's, B's, and the neutral one of each pair, with the two tokens' ids.
 
     ``sides[k]`` are the ids of A's (0) and B's (1) prompts; ``answers[k]`` those of the
     tokens that A's and B's persona is to prefer, several of a side averaged. ``places`` are the tokens of ``all`` at
@@ -70,7 +70,7 @@ class SteeredPrompts:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The raw numbers of one direction: margins of both sides under +s v and under -s v, KL under both."""
+    """One direction's raw measurements: margins of both sides under +s v and -s v, and the KL under both."""
 
     plus: Margins
     minus: Margins
@@ -88,8 +88,8 @@ class Outcome:
     ``draw`` numbers the controls; the direction itself has -1. ``strength`` is None for ablation.
     ``switched``: share of prompts whose margin has another sign than unsteered. Of the
     ``n_asked`` pairs with D > 0 unsteered ``above`` is the share whose gain is above their g*,
-    ``agree`` the share that part exactly if it is. Of the ``n_collapsed`` among them that do
-    not part unsteered ``flipped`` is the share that part now. None where there is no such pair.
+    ``agree`` the share whose answers differ exactly when it is. Of the ``n_collapsed`` among them
+    whose answers agree unsteered ``flipped`` is the share whose answers differ now. None where there is no such pair.
     """
 
     layers: tuple[int, ...]
@@ -113,7 +113,7 @@ class Outcome:
 class Bound:
     """The largest strength whose mean KL on neutral prompts is within the bound, and what it does.
 
-    ``is_largest``: even the largest strength of the sweep is within, so there may be more room.
+    ``is_largest``: even the largest strength of the sweep is within, so a larger one may be, too.
     ``gains`` are those of the controls at the same strength.
     """
 
@@ -134,7 +134,7 @@ class Beside:
 
 @dataclass(frozen=True)
 class SetPart:
-    """What a set of nodes gives of the direction behind some layers, at the strength where the whole has its ``gain``.
+    """What a set of nodes gives of the direction after some layers, at the strength where the whole has its ``gain``.
 
     ``share`` is the length of its part along the direction, over the direction's: the shares of all nodes add up to 1.
     ``alone`` is the gain with its part added and no more, ``without`` that with all but its part.

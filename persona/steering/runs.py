@@ -41,7 +41,7 @@ class Named:
 
 
 class Run:
-    """One study's measurements: the same prompts, under other changes."""
+    """One study's measurements: the same prompts under different changes."""
 
     def __init__(
         self,
@@ -61,29 +61,29 @@ class Run:
         self.total = len(prompts) * (3 * of_all + 2 * n_groups * REFINEMENTS)
 
     def measure(self, steps: Sequence[tuple[Vectors, float]]) -> list[Measured]:
-        """All prompts under plus and minus the vectors, for every vectors and strength."""
+        """All prompts under plus and minus the vectors, for every step: vectors and a strength."""
         signed = [(vectors, sign * strength) for vectors, strength in steps for sign in (1, -1)]
-        found = self._under(signed, self._adding)
+        measured = self._under(signed, self._adding)
         return [
             Measured(plus[0], minus[0], np.stack([plus[1], minus[1]]))
-            for plus, minus in zip(found[::2], found[1::2], strict=True)
+            for plus, minus in zip(measured[::2], measured[1::2], strict=True)
         ]
 
-    def outcomes(self, layers: tuple[int, ...], item: Named, found: Sequence[Measured]) -> list[Outcome]:
+    def outcomes(self, layers: tuple[int, ...], item: Named, measured: Sequence[Measured]) -> list[Outcome]:
         """Both signs of every strength, from the most negative."""
-        signed = [(sign, s, m) for s, m in zip(self.options.strengths, found, strict=True) for sign in (-1, 1)]
-        signed.sort(key=lambda each: each[0] * each[1])
+        signed = [(sign, s, m) for s, m in zip(self.options.strengths, measured, strict=True) for sign in (-1, 1)]
+        signed.sort(key=lambda step: step[0] * step[1])
         return [self._outcome(layers, item, sign * s, m.margins(sign), m.kl.mean(0)) for sign, s, m in signed]
 
     def ablations(self, named: Sequence[tuple[tuple[int, ...], Named]]) -> list[Outcome]:
-        """The direction, and every control, taken out behind every block from the first of its layers on."""
+        """The direction, and every control, taken out after every block from the first of its layers on."""
         n = self.model.graph.n_layers
-        each = [
+        variants = [
             ({layer: item.vectors.get(layer, item.vectors[layers[0]]) for layer in range(layers[0], n)}, 1.0)
             for layers, item in named
         ]
-        found = self._under(each, lambda rows, _: without_direction(rows), only_last=False)
-        return [self._outcome(layers, item, None, *one) for (layers, item), one in zip(named, found, strict=True)]
+        results = self._under(variants, lambda rows, _: without_direction(rows), only_last=False)
+        return [self._outcome(layers, item, None, *x) for (layers, item), x in zip(named, results, strict=True)]
 
     def bounds(
         self, named: Sequence[tuple[tuple[int, ...], Named]], swept: Mapping[tuple[int, ...], Sequence[Measured]]
@@ -91,34 +91,34 @@ class Run:
         """The largest strength within the KL bound, found in the sweep's first step out of it by regula falsi."""
         strengths, limit = self.options.strengths, self.options.kl_bound
         first_over = {
-            layers: next((i for i, m in enumerate(found) if m.kl.mean() > limit), None)
-            for layers, found in swept.items()
+            layers: next((i for i, m in enumerate(results) if m.kl.mean() > limit), None)
+            for layers, results in swept.items()
         }
-        ends = {layers: _ends(first_over[layers], strengths, found) for layers, found in swept.items()}
+        ends = {layers: _ends(first_over[layers], strengths, results) for layers, results in swept.items()}
         vectors = {layers: item.vectors for layers, item in named if item.draw < 0}
         for _ in range(REFINEMENTS):
             guesses = {layers: _between(*at, limit) for layers, at in ends.items()}
             signed = [(vectors[layers], sign * guess) for layers, guess in guesses.items() for sign in (1, -1)]
-            found = self._under(signed, self._adding, only_neutral=True)
+            results = self._under(signed, self._adding, only_neutral=True)
             for place, (layers, guess) in enumerate(guesses.items()):
-                here = guess, float(np.mean([kl for _, kl in found[2 * place : 2 * place + 2]]))
+                here = guess, float(np.mean([kl for _, kl in results[2 * place : 2 * place + 2]]))
                 ends[layers] = (here, ends[layers][1]) if here[1] <= limit else (ends[layers][0], here)
         measured = self.measure([(item.vectors, ends[layers][0][0]) for layers, item in named])
         return [
             self._bound(layers, ends[layers][0][0], over is None, [
-                (item, m) for (its, item), m in zip(named, measured, strict=True) if its == layers
+                (item, m) for (group, item), m in zip(named, measured, strict=True) if group == layers
             ])
             for layers, over in first_over.items()
         ]  # fmt: skip
 
     def _bound(
-        self, layers: tuple[int, ...], strength: float, is_largest: bool, found: Sequence[tuple[Named, Measured]]
+        self, layers: tuple[int, ...], strength: float, is_largest: bool, results: Sequence[tuple[Named, Measured]]
     ) -> Bound:
-        (own, measured), *others = found
+        (direction, measured), *others = results
         gains: dict[str, tuple[float, ...]] = {}
         for item, other in others:
             gains[item.control] = (*gains.get(item.control, ()), self.gain(other.margins(1)))
-        outcome = self._outcome(layers, own, strength, measured.margins(1), measured.kl.mean(0))
+        outcome = self._outcome(layers, direction, strength, measured.margins(1), measured.kl.mean(0))
         return Bound(layers, strength, is_largest, outcome, gains)
 
     def _adding(self, rows: Mapping[int, Tensor], places: Sequence[int]) -> Mapping[int, Change]:
@@ -146,8 +146,8 @@ class Run:
                 )
                 for layer in layers
             }
-            given = {layer: torch.from_numpy(each) for layer, each in rows.items() if each.any()}
-            return changing(given, [self.prompts.places[i] for _, i in cells] if self.options.named else ())
+            tensors = {layer: torch.from_numpy(array) for layer, array in rows.items() if array.any()}
+            return changing(tensors, [self.prompts.places[i] for _, i in cells] if self.options.named else ())
 
         margins, kl = np.full((len(variants), 2, n), np.nan), np.empty((len(variants), n))
         for cells, logits in steered_logits(
@@ -164,7 +164,7 @@ class Run:
         return list(zip(margins, kl, strict=True))
 
     def gain(self, margins: Margins) -> float:
-        """D of these margins by D unsteered."""
+        """D of these margins over D unsteered."""
         whole = float((self.plain[0] - self.plain[1]).mean())
         return float((margins[0] - margins[1]).mean()) / whole if whole else float("nan")
 
@@ -177,11 +177,11 @@ class Run:
         kl: Float[np.ndarray, " pair"],
     ) -> Outcome:
         before, now = _Sides(self.plain), _Sides(margins)
-        asked = before.divergence > 0
-        gains = now.divergence[asked] / before.divergence[asked]
-        needed = 2 * np.abs(before.prior[asked]) / before.divergence[asked]
-        parted, above = now.parted[asked], gains > needed
-        collapsed = asked & ~before.parted
+        positive = before.divergence > 0
+        gains = now.divergence[positive] / before.divergence[positive]
+        needed = 2 * np.abs(before.prior[positive]) / before.divergence[positive]
+        differ, above = now.parted[positive], gains > needed
+        collapsed = positive & ~before.parted
         return Outcome(
             layers,
             item.control,
@@ -193,24 +193,24 @@ class Run:
             float(now.parted.mean()),
             float(((margins > 0) != (self.plain > 0)).mean()),
             self._estimate(kl),
-            int(asked.sum()),
-            float(above.mean()) if asked.any() else None,
-            float((parted == above).mean()) if asked.any() else None,
+            int(positive.sum()),
+            float(above.mean()) if positive.any() else None,
+            float((differ == above).mean()) if positive.any() else None,
             int(collapsed.sum()),
             float(now.parted[collapsed].mean()) if collapsed.any() else None,
         )
 
     def _estimate(self, values: Float[np.ndarray, " pair"]) -> Estimate:
         options, prompts = self.options, self.prompts
-        found = two_way_mean(
+        estimate = two_way_mean(
             values.tolist(), prompts.personas, prompts.questions, n_resamples=options.n_resamples, seed=options.seed
         )
-        assert found is not None, "there is a pair"
-        return found
+        assert estimate is not None, "there is a pair"
+        return estimate
 
 
 class _Sides:
-    """Both sides' margins as D, b, and whether the tokens part."""
+    """Both sides' margins as D, b, and whether the two personas answer differently."""
 
     def __init__(self, margins: Margins) -> None:
         self.divergence: Float[np.ndarray, " pair"] = margins[0] - margins[1]
@@ -219,10 +219,10 @@ class _Sides:
 
 
 def _ends(
-    over: int | None, strengths: Sequence[float], found: Sequence[Measured]
+    over: int | None, strengths: Sequence[float], measured: Sequence[Measured]
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """The last strength within the bound and the first out of it, each with its KL; the same twice if none is out."""
-    known = [(0.0, 0.0), *((s, float(m.kl.mean())) for s, m in zip(strengths, found, strict=True))]
+    known = [(0.0, 0.0), *((s, float(m.kl.mean())) for s, m in zip(strengths, measured, strict=True))]
     return (known[-1], known[-1]) if over is None else (known[over], known[over + 1])
 
 
@@ -241,7 +241,7 @@ def enter(
     margins: Float[np.ndarray, "variant 2 pair"],
     kl: Float[np.ndarray, "variant pair"],
 ) -> None:
-    """Write a batch's numbers to their places: the KL of neutral prompts, the margins of the sides'."""
+    """Write a batch's results into the arrays: the KL of neutral prompts, the margins of A's and B's."""
     n = len(prompts)
     for kind in range(3):
         here = [place for place, (_, i) in enumerate(cells) if i // n == kind]

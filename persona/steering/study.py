@@ -5,22 +5,23 @@ With strength s and a pair's direction v, persona A's prompt gets s v and person
     D(s)    margin of A's prompt minus margin of B's; D(0) is the model as it is
     gain    D(s) / D(0)
     b(s)    the mean of both margins: what s moves besides the persona's effect
-    parted  A's margin above zero and B's below it: the two tokens part
+    parted  A's margin above zero and B's below it: the two personas answer differently
     KL      KL(model || steered model) of the next token of neutral prompts, at the output, s and -s
 
-For its tokens to part a pair needs the gain g* = 2 |b| / |D|: below 1 it parts by itself. Steering
-that acts on the persona's effect alone leaves b where it is, and then a pair must part exactly
-where its own gain D(s)/D(0) is above its g*. The share of pairs of which that is true is
+For its two answers to differ a pair needs the gain g* = 2 |b| / |D|: below 1 they differ by themselves. Steering
+that acts on the persona's effect alone leaves b where it is, and then a pair's answers differ exactly
+where its own gain D(s)/D(0) is above its g*. The share of pairs for which that is true is
 reported; it can fail.
 
 Beside every direction stand controls of the same length, drawn at random and drawn with the
-covariance of the model's own activity. Ablation takes the direction out of the stream behind
+covariance of the model's own activity. Ablation takes the direction out of the stream after
 every block from the layer on (arXiv:2406.11717).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,52 +79,53 @@ def study_steering(
     if beyond := [layer for layer in options.layers if not 0 <= layer < model.graph.n_layers]:
         raise OptionError(f"layer {beyond[0]} is not one of 0 to {model.graph.n_layers - 1}")
     prompts, at = steered_prompts(steered, model, neutral, position=options.fitted_at), options.fitted_at
-    size, told = options.batch_size, told_once(fitting, options.fitted_at)
+    size, repeats = options.batch_size, told_once(fitting, options.fitted_at)
     held_out = kind != "pair" and not _shared_prompts(steered, fitting)
     fitting = fitting.once(at)
-    there = prompt_end_streams(model, fitting.examples, position=at, batch_size=size)
-    here = there if fitting is steered else prompt_end_streams(model, steered.examples, position=at, batch_size=size)
+    read = partial(prompt_end_streams, model, position=at, batch_size=size)
+    streams = read(fitting.examples)
+    steered_streams = streams if fitting is steered else read(steered.examples)
     readouts = (_readouts(model, fitting), _readouts(model, steered)) if kind == "readout" else None
-    how: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
-    found = find_directions(kind, fitting.examples, there, steered.examples, here, **how)
+    settings: dict[str, Any] = {"toward": toward, "readouts": readouts, "fingerprint": model.fingerprint}
+    directions = find_directions(kind, fitting.examples, streams, steered.examples, steered_streams, **settings)
     plain, reference = unsteered(model, prompts, size)
-    groups, named = _named_by_layers(found, there, options)
+    groups, named = _named_by_layers(directions, streams, options)
     run = Run(model, prompts, options, plain, reference, progress or untold, len(groups), len(named))
-    own, outcomes = _swept(run, named)
-    bounds = run.bounds(named, own)
+    measured, outcomes = _swept(run, named)
+    bounds = run.bounds(named, measured)
     if options.ablate:
         outcomes += run.ablations(named)
     return SteeringStudy(
         model=model.name,
         fingerprint=model.fingerprint,
         options=options,
-        directions=found,
+        directions=directions,
         prompts=prompts,
         ids=tuple(item.pair.id for item in steered.items),
-        first_personas=tuple(one.persona for one in steered.examples[::2]),
-        streams=there,
+        first_personas=tuple(example.persona for example in steered.examples[::2]),
+        streams=streams,
         plain=plain,
         outcomes=tuple(outcomes),
         bounds=tuple(bounds),
         margins={
             _name(layers): np.stack([m.margins(sign) for sign in (-1, 1) for m in each[::sign]])
-            for layers, each in own.items()
+            for layers, each in measured.items()
         },
-        kl={_name(layers): np.stack([m.kl for m in each]) for layers, each in own.items()},
+        kl={_name(layers): np.stack([m.kl for m in each]) for layers, each in measured.items()},
         held_out=held_out,
-        notes=(*told, *_notes(found, held_out)),
+        notes=(*repeats, *_notes(directions, held_out)),
     )
 
 
 def _named_by_layers(
-    found: Directions, streams: Float[np.ndarray, "example layer d_model"], options: SteerOptions
+    directions: Directions, streams: Float[np.ndarray, "example layer d_model"], options: SteerOptions
 ) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], Named]]]:
     """Which layers are steered at once, and the direction and its controls for each of these."""
     groups: list[tuple[int, ...]] = [options.layers] if options.together else [(layer,) for layer in options.layers]
     return groups, [
         (layers, item)
         for layers in groups
-        for item in _named({layer: found.vectors[:, layer] for layer in layers}, streams, options)
+        for item in _named({layer: directions.vectors[:, layer] for layer in layers}, streams, options)
     ]
 
 
@@ -135,13 +137,13 @@ def _swept(
     swept = run.measure([(item.vectors, s) for _, item in named for s in strengths])
     steps = len(strengths)
     of_each = [swept[i * steps : (i + 1) * steps] for i in range(len(named))]
-    own = {layers: each for (layers, item), each in zip(named, of_each, strict=True) if item.draw < 0}
+    by_layers = {layers: measures for (layers, item), measures in zip(named, of_each, strict=True) if item.draw < 0}
     outcomes = [
         outcome
-        for (layers, item), each in zip(named, of_each, strict=True)
-        for outcome in run.outcomes(layers, item, each)
+        for (layers, item), measures in zip(named, of_each, strict=True)
+        for outcome in run.outcomes(layers, item, measures)
     ]
-    return own, outcomes
+    return by_layers, outcomes
 
 
 def _name(layers: tuple[int, ...]) -> str:
@@ -149,10 +151,10 @@ def _name(layers: tuple[int, ...]) -> str:
 
 
 def _named(vectors: Vectors, streams: Float[np.ndarray, "example layer d_model"], options: SteerOptions) -> list[Named]:
-    """The direction, and every control with a vector of its own behind each layer."""
+    """The direction, and every control with a vector of its own after each layer."""
     by_layer = {
-        layer: controls(each, streams[:, layer], n=options.n_controls, seed=options.seed * 1000 + layer)
-        for layer, each in vectors.items()
+        layer: controls(direction, streams[:, layer], n=options.n_controls, seed=options.seed * 1000 + layer)
+        for layer, direction in vectors.items()
     }
     return [Named("direction", -1, vectors)] + [
         Named(kind, draw, {layer: drawn[kind][draw] for layer, drawn in by_layer.items()})
@@ -177,19 +179,16 @@ def unsteered(model: Model, prompts: SteeredPrompts, batch_size: int) -> tuple[M
 
 def _readouts(model: Model, file: ExampleFile) -> Float[np.ndarray, "pair d_model"]:
     """The direction, of length one, in which each pair's two answers are read out, A's minus B's."""
-    firsts = file.examples[::2]
-    sides = [
-        id_table(rows).to(model.device) for rows in ([one.answers for one in firsts], [one.others for one in firsts])
-    ]
+    sides = [id_table([x.sides[turn] for x in file.examples[::2]]).to(model.device) for turn in (0, 1)]
     return read_out_direction(model, *sides).double().cpu().numpy()
 
 
 def _shared_prompts(first: ExampleFile, second: ExampleFile) -> bool:
-    return bool({one.placed.text for one in first.examples} & {one.placed.text for one in second.examples})
+    return bool({x.placed.text for x in first.examples} & {x.placed.text for x in second.examples})
 
 
-def _notes(found: Directions, held_out: bool) -> tuple[str, ...]:
-    notes = list(found.notes)
-    if not held_out and found.kind != "pair":
+def _notes(directions: Directions, held_out: bool) -> tuple[str, ...]:
+    notes = list(directions.notes)
+    if not held_out and directions.kind != "pair":
         notes.append("not held out: directions were fitted on prompts that are steered")
     return tuple(notes)

@@ -26,7 +26,7 @@ from persona_circuits.persona.responses import (
     perplexity,
     repetition,
 )
-from persona_circuits.persona.steering.passes import added
+from persona_circuits.persona.steering.passes import added, evenly
 from persona_circuits.persona.steering.results import SteeringStudy
 from persona_circuits.persona.streams import Change, grouped, on_streams
 from persona_circuits.persona.vectors import controls
@@ -103,18 +103,18 @@ def generate_steered(
     layers = steered_layers(study)
     bound = next(item for item in study.bounds if item.layers == layers)
     used = tuple(sorted(set(strengths or (bound.strength, study.options.strengths[-1]))))
-    own = {layer: study.directions.vectors[:, layer] for layer in layers}
+    directions = {layer: study.directions.vectors[:, layer] for layer in layers}
     random = {
         layer: controls(each, streams[:, layer], n=1, seed=study.options.seed * 1000 + layer)["random"][0]
-        for layer, each in own.items()
+        for layer, each in directions.items()
     }
     plan = [
-        (PLAIN, 0.0, own),
-        *((name, s, each) for s in used for name, each in (("direction", own), ("random", random))),
+        (PLAIN, 0.0, directions),
+        *((name, s, each) for s in used for name, each in (("direction", directions), ("random", random))),
     ]
-    chosen = np.unique(np.linspace(0, len(study.prompts) - 1, min(n_pairs, len(study.prompts))).round().astype(int))
-    prompts = [(int(i), "B", study.prompts.sides[1][i]) for i in chosen]
-    prompts += [(int(i), "neutral", study.prompts.neutral[i]) for i in chosen]
+    chosen = evenly(len(study.prompts), n_pairs)
+    prompts = [(i, "B", study.prompts.sides[1][i]) for i in chosen]
+    prompts += [(i, "neutral", study.prompts.neutral[i]) for i in chosen]
     said: dict[tuple[int, int], Said] = {}
     for turn, (_, strength, vectors) in enumerate(plan):
         for group in grouped([len(ids) for _, _, ids in prompts], study.options.batch_size):
@@ -129,9 +129,9 @@ def generate_steered(
                 [prompts[k][2] for k in group],
                 sampling,
                 keys=[f"{sampling.seed} {prompts[k][0]} {prompts[k][1]}" for k in group],
-                changed=partial(_within, model, changes, study.options.named),
+                changed=partial(_changed, model, changes, study.options.named),
             )
-            said |= {(turn, k): one for k, one in zip(group, texts, strict=True)}
+            said |= {(turn, k): continuation for k, continuation in zip(group, texts, strict=True)}
         if progress is not None:
             progress(turn + 1, len(plan))
     return _generations(model, study, layers, plan, prompts, said)
@@ -140,25 +140,25 @@ def generate_steered(
 def readability(generations: Sequence[Generation]) -> tuple[Readability, ...]:
     """A summary per control and strength, in order of appearance."""
     groups: dict[tuple[str, float], list[Generation]] = {}
-    for one in generations:
-        groups.setdefault((one.control, one.strength), []).append(one)
+    for generation in generations:
+        groups.setdefault((generation.control, generation.strength), []).append(generation)
     return tuple(
         Readability(
             control,
             strength,
-            len(own),
-            float(np.mean([one.n_tokens for one in own])),
-            float(np.mean([one.finish == "stop" for one in own])),
-            _over([one.perplexity for one in own], np.median),
-            _over([one.repetition for one in own], np.mean),
-            float(np.mean([one.changed for one in own])),
+            len(rows),
+            float(np.mean([generation.n_tokens for generation in rows])),
+            float(np.mean([generation.finish == "stop" for generation in rows])),
+            _finite([generation.perplexity for generation in rows], np.median),
+            _finite([generation.repetition for generation in rows], np.mean),
+            float(np.mean([generation.changed for generation in rows])),
         )
-        for (control, strength), own in groups.items()
+        for (control, strength), rows in groups.items()
     )
 
 
-def _within(model: Model, changes: Mapping[int, Change], named: bool, first: int) -> AbstractContextManager[None]:
-    """A named token is one of the prompt's, which is the first pass."""
+def _changed(model: Model, changes: Mapping[int, Change], named: bool, first: int) -> AbstractContextManager[None]:
+    """The changes of one pass; a named token is in the prompt, so it is changed in the first pass only."""
     return on_streams(model, {} if named and first else changes)
 
 
@@ -173,10 +173,10 @@ def _generations(
     order = [(turn, k) for k in range(len(prompts)) for turn in range(len(plan))]
     rows = [SpokenTokens((*prompts[k][2], *said[turn, k].ids), len(prompts[k][2])) for turn, k in order]
     values = log_likelihoods(model, rows, batch_size=study.options.batch_size)
-    found = []
+    results = []
     for (turn, k), row, likely in zip(order, rows, values, strict=True):
-        (i, kind, _), one, (control, strength, _) = prompts[k], said[turn, k], plan[turn]
-        found.append(
+        (i, kind, _), text, (control, strength, _) = prompts[k], said[turn, k], plan[turn]
+        results.append(
             Generation(
                 pair=study.ids[i],
                 kind=kind,
@@ -185,19 +185,19 @@ def _generations(
                 strength=strength,
                 layers=layers,
                 prompt=study.prompts.texts[kind == "B"][i],
-                text=one.text,
-                n_tokens=len(one.ids),
-                finish=one.finish,
+                text=text.text,
+                n_tokens=len(text.ids),
+                finish=text.finish,
                 perplexity=perplexity(likely),
                 repetition=repetition(row.ids[row.start :]),
-                changed=one.ids != said[0, k].ids,
+                changed=text.ids != said[0, k].ids,
                 question=study.prompts.said[i][1],
                 persona_text=study.prompts.said[i][0],
             )
         )
-    return tuple(found)
+    return tuple(results)
 
 
-def _over(values: Sequence[float], how: Callable[[Sequence[float]], np.floating]) -> float | None:
+def _finite(values: Sequence[float], average: Callable[[Sequence[float]], np.floating]) -> float | None:
     known = [value for value in values if np.isfinite(value)]
-    return float(how(known)) if known else None
+    return float(average(known)) if known else None

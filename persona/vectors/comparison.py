@@ -1,4 +1,4 @@
-"""The same personas in two and more models: do the models arrange them alike?
+"""The same personas in two or more models: do the models arrange them alike?
 
 Models have other dimensions, so vectors cannot be compared as they are. What can be:
 
@@ -69,14 +69,14 @@ def compare_models(
     if len(shared) < FEWEST:
         raise TaskError(f"the models have {len(shared)} personas in common; a comparison needs {FEWEST} or more")
     tables = [model.vectors[[model.personas.index(name) for name in shared]] for model in models]
-    apart = [1 - cosines(table) for table in tables]
+    distances = [1 - cosines(table) for table in tables]
     n = len(models)
     similarity, p = np.eye(n), np.zeros((n, n))
     for i in range(n):
         for j in range(i):
-            found = _alike(apart[i], apart[j], n_permutations, seed)
-            similarity[i, j] = similarity[j, i] = np.nan if found is None else found.value
-            p[i, j] = p[j, i] = np.nan if found is None else found.p
+            correlation = _alike(distances[i], distances[j], n_permutations, seed)
+            similarity[i, j] = similarity[j, i] = np.nan if correlation is None else correlation.value
+            p[i, j] = p[j, i] = np.nan if correlation is None else correlation.p
     return Comparison(
         tuple(model.name for model in models),
         tuple(model.layer for model in models),
@@ -111,8 +111,8 @@ def _joint(
     The mean of the models' scores is the joint score.
     """
     _, sizes, axes = np.linalg.svd(np.concatenate(tables, axis=1), full_matrices=False)
-    kept = len(tables[0]) - 1
-    sizes, axes = sizes[:kept], axes[:kept]
+    n_components = len(tables[0]) - 1
+    sizes, axes = sizes[:n_components], axes[:n_components]
     axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(1)])[:, None]
     parts = np.split(axes, np.cumsum([table.shape[1] for table in tables])[:-1], axis=1)
     scores = np.stack([table @ part.T for table, part in zip(tables, parts, strict=True)])

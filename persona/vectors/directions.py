@@ -76,14 +76,14 @@ def prompt_end_streams(
     Raises:
         OptionError: a prompt has no such position.
     """
-    places = [place_of(one, position) for one in examples]
-    found = np.empty((len(examples), model.graph.n_layers, model.d_model))
-    for group in grouped([len(one.placed.ids) for one in examples], batch_size):
+    places = [place_of(example, position) for example in examples]
+    streams = np.empty((len(examples), model.graph.n_layers, model.d_model))
+    for group in grouped([len(example.placed.ids) for example in examples], batch_size):
         tokens = torch.tensor([examples[i].placed.ids for i in group], device=model.device)
         here = torch.zeros_like(tokens, dtype=torch.bool)
         here[torch.arange(len(group)), [places[i] for i in group]] = True
-        found[group] = mean_streams(model, tokens, here).double().numpy()
-    return found
+        streams[group] = mean_streams(model, tokens, here).double().numpy()
+    return streams
 
 
 def place_of(one: Example, position: str) -> int:
@@ -103,12 +103,11 @@ def default_kind(fitting: Sequence[Example], steered: Sequence[Example]) -> str:
 
     ``personas`` needs every steered persona to have a name and to be fitted on.
     """
-    couples = {frozenset((a.persona, b.persona)) for a, b in _twos(fitting)}
-    steers = [(a.persona, b.persona) for a, b in _twos(steered)]
-    if all(all(both) and frozenset(both) in couples for both in steers):
+    couples = set(map(frozenset, _couples(fitting)))
+    if all(all(both) and frozenset(both) in couples for both in _couples(steered)):
         return "contrast"
-    known = {one.persona for one in fitting if one.persona}
-    return "personas" if {one.persona for one in steered} <= known else "pooled"
+    known = {example.persona for example in fitting if example.persona}
+    return "personas" if {example.persona for example in steered} <= known else "pooled"
 
 
 def find_directions(
@@ -147,24 +146,23 @@ def find_directions(
     FileError
         The file cannot be used.
     """
-    apart = fitting_streams[::2] - fitting_streams[1::2]
-    names = [(a.persona, b.persona) for a, b in _twos(steered)]
+    deltas = fitting_streams[::2] - fitting_streams[1::2]
     if toward is not None and kind in KINDS:
         raise OptionError(f"--toward and --away name personas of a file of vectors; --direction is {kind}")
     if kind in MEASURED:
         notes: tuple[str, ...] = ("each pair's own: not held out",) if kind == "pair" else ()
         if kind == "pooled":
-            notes = _pooling_notes(apart, [(a.persona, b.persona) for a, b in _twos(fitting)])
+            notes = _pooling_notes(deltas, _couples(fitting))
         vectors = measured_directions(kind, fitting, fitting_streams, steered, steered_streams)
-        found = Directions(kind, vectors, kind == "pooled", notes)
+        directions = Directions(kind, vectors, kind == "pooled", notes)
     elif kind == "readout":
         assert readouts is not None, "whoever asks for readouts gives them"
-        found = Directions(kind, _readouts(apart, *readouts), False)
+        directions = Directions(kind, _readouts(deltas, *readouts), False)
     else:
-        found = _from_file(kind, apart, names, toward, fingerprint)
-    if not (np.linalg.norm(found.vectors, axis=-1) > 0).all():
+        directions = _from_file(kind, deltas, _couples(steered), toward, fingerprint)
+    if not (np.linalg.norm(directions.vectors, axis=-1) > 0).all():
         raise TaskError(f"a direction of --direction {kind} is zero: two personas have the same stream there")
-    return found
+    return directions
 
 
 def measured_directions(
@@ -179,13 +177,13 @@ def measured_directions(
     Raises:
         TaskError: a steered persona does not occur in what is fitted on.
     """
-    apart, names = fitting_streams[::2] - fitting_streams[1::2], [(a.persona, b.persona) for a, b in _twos(steered)]
+    deltas, names = fitting_streams[::2] - fitting_streams[1::2], _couples(steered)
     if kind == "pair":
         return steered_streams[::2] - steered_streams[1::2]
     if kind == "pooled":
-        return np.repeat(apart.mean(0)[None], len(names), 0)
+        return np.repeat(deltas.mean(0)[None], len(names), 0)
     if kind == "contrast":
-        return _contrasts(apart, [(a.persona, b.persona) for a, b in _twos(fitting)], names)
+        return _contrasts(deltas, _couples(fitting), names)
     return _persona_differences(fitting, fitting_streams, names)
 
 
@@ -209,17 +207,20 @@ def controls(
     }
 
 
-def _twos(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
-    return list(zip(examples[::2], examples[1::2], strict=True))
+def _couples(examples: Sequence[Example]) -> list[tuple[str, str]]:
+    """The two personas of every pair."""
+    return [(a.persona, b.persona) for a, b in zip(examples[::2], examples[1::2], strict=True)]
 
 
-def _pooling_notes(apart: Float[np.ndarray, "pair layer d_model"], names: Sequence[tuple[str, str]]) -> tuple[str, ...]:
-    """Whether couples of personas differ in one direction at all: that of each with the mean of the others.
+def _pooling_notes(
+    deltas: Float[np.ndarray, "pair layer d_model"], names: Sequence[tuple[str, str]]
+) -> tuple[str, ...]:
+    """Whether couples of personas share one direction at all: each one's is compared with the mean of the others.
 
     A note where no more of them point there than signs drawn at random would (binomial, one-sided .05).
     """
     couples = list(dict.fromkeys(names))
-    means = np.stack([apart[[name == couple for name in names]].mean(0) for couple in couples])
+    means = np.stack([deltas[[name == couple for name in names]].mean(0) for couple in couples])
     if len(couples) < FEWEST_COUPLES:
         return (
             f"pooled over {len(couples)} couple(s) of personas: nothing says that they have one direction in common",
@@ -237,12 +238,13 @@ def _pooling_notes(apart: Float[np.ndarray, "pair layer d_model"], names: Sequen
 
 
 def _contrasts(
-    apart: Float[np.ndarray, "pair layer d_model"], fitted: Sequence[tuple[str, str]], names: Sequence[tuple[str, str]]
+    deltas: Float[np.ndarray, "pair layer d_model"], fitted: Sequence[tuple[str, str]], names: Sequence[tuple[str, str]]
 ) -> Float[np.ndarray, "steered layer d_model"]:
     """The mean difference of the fitting pairs that have the same two personas, turned as the steered pair is."""
     means = {}
     for both in dict.fromkeys(names):
-        rows = [sign * one for one, two in zip(apart, fitted, strict=True) for sign in _turns(two, both)]
+        couples = zip(deltas, fitted, strict=True)
+        rows = [delta if two == both else -delta for delta, two in couples if two in (both, both[::-1])]
         if not rows:
             shown = " and ".join(name or "(no name)" for name in both)
             raise TaskError(
@@ -252,52 +254,48 @@ def _contrasts(
     return np.stack([means[both] for both in names])
 
 
-def _turns(two: tuple[str, str], both: tuple[str, str]) -> tuple[int, ...]:
-    return (1,) if two == both else (-1,) if two == both[::-1] else ()
-
-
 def _persona_differences(
     examples: Sequence[Example], streams: Streams, names: Sequence[tuple[str, str]]
 ) -> Float[np.ndarray, "pair layer d_model"]:
-    known = list(dict.fromkeys(one.persona for one in examples))
+    known = list(dict.fromkeys(example.persona for example in examples))
     if missing := sorted({name for pair in names for name in pair if name not in known or not name}):
         shown = ", ".join(name or "(no name)" for name in missing[:12])
         raise TaskError(
             f"{len(missing)} personas are steered but not fitted on: {shown}; "
             "use --direction pooled, or fit on pairs that have them"
         )
-    asked = list(dict.fromkeys(one.question for one in examples))
-    design = np.zeros((len(examples), len(known) + len(asked)))
-    for row, one in enumerate(examples):
-        design[row, known.index(one.persona)] = design[row, len(known) + asked.index(one.question)] = 1.0
+    questions = list(dict.fromkeys(example.question for example in examples))
+    design = np.zeros((len(examples), len(known) + len(questions)))
+    for row, example in enumerate(examples):
+        design[row, known.index(example.persona)] = design[row, len(known) + questions.index(example.question)] = 1.0
     flat = streams.reshape(len(examples), -1)
     fitted = np.linalg.lstsq(design, flat, rcond=None)[0][: len(known)].reshape(len(known), *streams.shape[1:])
     return np.stack([fitted[known.index(a)] - fitted[known.index(b)] for a, b in names])
 
 
 def _readouts(
-    apart: Float[np.ndarray, "pair layer d_model"], fitting: Readouts, steered: Readouts
+    deltas: Float[np.ndarray, "pair layer d_model"], fitting: Readouts, steered: Readouts
 ) -> Float[np.ndarray, "pair layer d_model"]:
     """Every steered pair's readout, at each layer as long as the fitting pairs differ along theirs."""
-    lengths = np.abs(np.einsum("pld,pd->pl", apart, fitting)).mean(0)
+    lengths = np.abs(np.einsum("pld,pd->pl", deltas, fitting)).mean(0)
     return steered[:, None] * lengths[:, None]
 
 
 def _from_file(
     spec: str,
-    apart: Float[np.ndarray, "pair layer d_model"],
+    deltas: Float[np.ndarray, "pair layer d_model"],
     names: Sequence[tuple[str, str]],
     toward: tuple[str, str] | None,
     fingerprint: str,
 ) -> Directions:
     path, name, row = _parsed(spec)
     if name is None:
-        return _from_vectors(path, apart.shape[1:], names, toward, fingerprint)
+        return _from_vectors(path, deltas.shape[1:], names, toward, fingerprint)
     if toward is not None:
         raise OptionError("--toward and --away name personas of a file of vectors, not rows of an array")
-    array = _array(path, name, row, apart.shape[1:])
+    array = _array(path, name, row, deltas.shape[1:])
     unit = array / np.linalg.norm(array, axis=-1, keepdims=True)
-    along = np.einsum("pld,ld->pl", apart, unit)
+    along = np.einsum("pld,ld->pl", deltas, unit)
     signs = np.where(along.mean(0) < 0, -1.0, 1.0)
     scaled = unit * (signs * np.abs(along).mean(0))[:, None]
     notes = (f"the sign of {name} was turned at layer(s) {', '.join(map(str, np.flatnonzero(signs < 0)))}",)
@@ -305,16 +303,16 @@ def _from_file(
 
 
 def _parsed(spec: str) -> tuple[Path, str | None, int | None]:
-    found = re.fullmatch(r"(.+\.safetensors)(?::([^:]+))?(?::([0-9]{1,9}))?", spec, re.IGNORECASE)
-    if found is None and Path(spec).is_dir():
+    match = re.fullmatch(r"(.+\.safetensors)(?::([^:]+))?(?::([0-9]{1,9}))?", spec, re.IGNORECASE)
+    if match is None and Path(spec).is_dir():
         return Path(spec) / "vectors.safetensors", None, None
-    if found is None:
+    if match is None:
         if Path(spec.split(":")[0]).is_file():
             check_format(spec.split(":")[0], DIRECTION)
         raise OptionError(
             f"--direction {spec!r} is not one of {', '.join(KINDS)}, no folder of vectors and no FILE.safetensors:NAME"
         )
-    path, name, row = found.groups()
+    path, name, row = match.groups()
     return Path(path), name, None if row is None else int(row)
 
 
@@ -337,14 +335,14 @@ def _from_vectors(
             "--toward and --away name two for all pairs"
         )
     at = vectors.personas.index
-    found = np.stack([vectors.means[at(a)] - vectors.means[at(b)] for a, b in wanted])
+    differences = np.stack([vectors.means[at(a)] - vectors.means[at(b)] for a, b in wanted])
     other = bool(fingerprint) and vectors.fingerprint != fingerprint
     notes = (f"the vectors of {path} were read off other weights than the model has",) if other else ()
-    return Directions(str(path), found, toward is not None, notes)
+    return Directions(str(path), differences, toward is not None, notes)
 
 
 def _array(path: Path, name: str, row: int | None, shape: tuple[int, ...]) -> Float[np.ndarray, "layer d_model"]:
-    """One vector per layer: the array's own, or its one vector for all."""
+    """One vector per layer: the array's rows, or its single vector for every layer."""
     stored = read_tensors(path, DIRECTION, only=(name,))
     if name not in stored.names:
         raise FileError(f"{path} has no array {name!r}; it has {', '.join(stored.names)}")

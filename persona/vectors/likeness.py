@@ -1,4 +1,4 @@
-"""The same personas' vectors twice, in spaces of one width: cosines as they are, and with the mean over personas off.
+"""The same personas' vectors twice, in spaces of one width: raw cosines, and with the mean over personas subtracted.
 
 For a reference that should be the same up to rounding, a quantised model, or the same model again: vectors of
 models that were trained apart have no coordinates in common, whatever their width. Raw vectors share most of what

@@ -131,38 +131,38 @@ def vector_figures(found: Geometry, comparison: Comparison | None = None) -> dic
     return figures
 
 
-def _cosine_figure(found: Geometry) -> Chart:
+def _cosine_figure(geometry: Geometry) -> Chart:
     """The tree on the left, the heat map in its order on the right."""
     from scipy.cluster.hierarchy import dendrogram
 
-    order, n = list(found.order), len(found.order)
-    names = tuple(found.vectors.personas[i] for i in order)
-    drawn = dendrogram(found.tree, no_plot=True)
+    order, n = list(geometry.order), len(geometry.order)
+    names = tuple(geometry.vectors.personas[i] for i in order)
+    drawn = dendrogram(geometry.tree, no_plot=True)
     tree = [
         Curve("", distances, [(place - 5) / 10 for place in places], colour="#555555", markers=False)
         for distances, places in zip(drawn["dcoord"], drawn["icoord"], strict=True)
     ]
     beside = Panel(tree, x=Axis("1 - cosine", falls=True), y=Axis(ends=(-0.5, n - 0.5), bare=True))
-    cells = Cells(found.cosines[np.ix_(order, order)].tolist(), names, names, "cosine", ends=(-1.0, 1.0))
-    title = f"Cosines of centred persona vectors after block {found.layer}"
+    cells = Cells(geometry.cosines[np.ix_(order, order)].tolist(), names, names, "cosine", ends=(-1.0, 1.0))
+    title = f"Cosines of centred persona vectors after block {geometry.layer}"
     return Chart(title, (beside, Panel((cells,))), 2, (0.16, 0.84))
 
 
-def _component_figure(found: Geometry) -> Chart:
+def _component_figure(geometry: Geometry) -> Chart:
     """The first two components; a baseline that would squeeze all others into a corner is left out."""
-    scores, explained = found.components.scores, found.components.explained
-    names = found.vectors.personas
-    shown = [i for i in range(len(names)) if not (names[i] == found.baseline and _far_off(scores, i))]
+    scores, explained = geometry.components.scores, geometry.components.explained
+    names = geometry.vectors.personas
+    shown = [i for i in range(len(names)) if not (names[i] == geometry.baseline and _far_off(scores, i))]
     second = scores[:, 1] if scores.shape[1] > 1 else np.zeros(len(scores))
-    values = () if found.positions is None else found.positions[shown].tolist()
+    values = () if geometry.positions is None else geometry.positions[shown].tolist()
     texts: dict[str, Any] = {"labels": [names[i] for i in shown], "values": values}
     texts |= {"unit": "place on the axis", "colour": PALETTE[0]}
     points = Points("personas", scores[shown, 0].tolist(), second[shown].tolist(), **texts)
-    without = "" if found.baseline is None else f" (fitted without {found.baseline})"
+    without = "" if geometry.baseline is None else f" (fitted without {geometry.baseline})"
     if len(shown) < len(names):
-        without = f" ({found.baseline} is far off and not shown)"
+        without = f" ({geometry.baseline} is far off and not shown)"
     labels = [f"PC {k + 1} ({explained[k]:.0%} of variance)" if k < len(explained) else "" for k in (0, 1)]
-    title = f"Principal components of persona vectors after block {found.layer}{without}"
+    title = f"Principal components of persona vectors after block {geometry.layer}{without}"
     return chart([points], title=title, x=labels[0], y=labels[1])
 
 
@@ -171,30 +171,31 @@ def _far_off(scores: Float[np.ndarray, "persona component"], place: int) -> bool
     return bool(np.abs(scores[place, :2]).max() > 2 * np.abs(others).max())
 
 
-def _explained_figure(found: Geometry) -> Chart:
-    explained = found.components.explained[:20]
+def _explained_figure(geometry: Geometry) -> Chart:
+    explained = geometry.components.explained[:20]
     bars = Bars("share", [str(k + 1) for k in range(len(explained))], explained.tolist())
     return bar_chart([bars], title="Variance explained by each component", x="component", y="share of variance")
 
 
-def _axis_figure(found: Geometry) -> Chart:
-    assert found.positions is not None
-    order = np.argsort(-found.positions, kind="stable")
-    names = [found.vectors.personas[i] for i in order]
-    values = found.positions[order].tolist()
+def _axis_figure(geometry: Geometry) -> Chart:
+    assert geometry.positions is not None
+    order = np.argsort(-geometry.positions, kind="stable")
+    names = [geometry.vectors.personas[i] for i in order]
+    values = geometry.positions[order].tolist()
+    marks = [name == geometry.baseline for name in names]
     bars = [
-        Bars(name, names, [x if (one == found.baseline) == own else None for one, x in zip(names, values, strict=True)])
-        for name, own in (("personas", False), ("baseline", True))
+        Bars(label, names, [x if mark == wanted else None for mark, x in zip(marks, values, strict=True)])
+        for label, wanted in (("personas", False), ("baseline", True))
     ]
-    title = f"Personas on the axis from the others' mean (0) to {found.baseline} (1), block {found.layer}"
+    title = f"Personas on the axis from the others' mean (0) to {geometry.baseline} (1), block {geometry.layer}"
     return bar_chart(bars, title=title, x="place on the axis", y="persona", across=True, stacked=True)
 
 
-def _layer_figure(found: Geometry) -> Chart:
-    at = [float(layer) for layer in range(len(found.layers))]
+def _layer_figure(geometry: Geometry) -> Chart:
+    at = [float(layer) for layer in range(len(geometry.layers))]
     curves = [("halves agree", "own"), ("halves of different personas", "others"), ("identified", "identified")]
     curves += [("variance on PC 1", "pc1"), ("|cos(axis, PC 1)|", "axis_pc1")]
-    drawn = [Curve(name, at, [row[key] for row in found.layers]) for name, key in curves]
+    drawn = [Curve(name, at, [row[key] for row in geometry.layers]) for name, key in curves]
     drawn = [curve for curve in drawn if any(value is not None for value in curve.y)]
     return line_chart(drawn, title="Persona vectors by layer", x="after block", y="cosine or share")
 

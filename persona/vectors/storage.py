@@ -124,10 +124,10 @@ def read_vectors(path: str | Path) -> StoredVectors:
     if fault := _fault_of(about, stored.arrays):
         raise VECTORS.faulty(path, f"cannot be used ({fault})")
     lists = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths")
-    kept: dict[str, Any] = {name: tuple(about[name]) for name in lists}
-    kept |= {name: about[name] for name in ("model", "fingerprint", "left_out")}
+    fields: dict[str, Any] = {name: tuple(about[name]) for name in lists}
+    fields |= {name: about[name] for name in ("model", "fingerprint", "left_out")}
     means, halves = (stored.arrays[name].astype(np.float64) for name in ("means", "halves"))
-    return StoredVectors(PersonaVectors(means=means, halves=halves, **kept), about["layer"], about.get("baseline"))
+    return StoredVectors(PersonaVectors(means=means, halves=halves, **fields), about["layer"], about.get("baseline"))
 
 
 def _fault_of(about: Any, arrays: Mapping[str, np.ndarray]) -> str:
@@ -157,26 +157,26 @@ def _fault_of(about: Any, arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def vector_record(
-    found: Geometry,
+    geometry: Geometry,
     about: Mapping[str, Any],
     comparison: Comparison | None = None,
     beside: Sequence[tuple[Likeness, ...] | None] = (),
 ) -> dict[str, Any]:
     """Everything that was found, as plain values for JSON; ``beside`` are personas' cosines with other vectors."""
-    vectors = found.vectors
-    names = [vectors.personas[i] for i in found.order]
+    vectors = geometry.vectors
+    names = [vectors.personas[i] for i in geometry.order]
     record = {
         "format": FORMAT,
         "version": 1,
-        **about_vectors(found),
+        **about_vectors(geometry),
         "made_from": about,
-        "notes": found.notes,
-        "personas": persona_records(found),
-        "layers": found.layers,
-        "explained": found.components.explained,
+        "notes": geometry.notes,
+        "personas": persona_records(geometry),
+        "layers": geometry.layers,
+        "explained": geometry.components.explained,
         "order": names,
-        "tree": [{"merged": [int(a), int(b)], "distance": c, "size": int(d)} for a, b, c, d in found.tree],
-        "cosines": {name: found.cosines[i] for i, name in enumerate(vectors.personas)},
+        "tree": [{"merged": [int(a), int(b)], "distance": c, "size": int(d)} for a, b, c, d in geometry.tree],
+        "cosines": {name: geometry.cosines[i] for i, name in enumerate(vectors.personas)},
     }
     if comparison is not None:
         record["comparison"] = asdict(comparison)
@@ -185,10 +185,10 @@ def vector_record(
     return plain(record)
 
 
-def about_vectors(found: Geometry) -> dict[str, Any]:
-    vectors = found.vectors
-    kept = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths", "model", "fingerprint", "left_out")
-    return {name: getattr(vectors, name) for name in kept} | {"layer": found.layer, "baseline": found.baseline}
+def about_vectors(geometry: Geometry) -> dict[str, Any]:
+    vectors = geometry.vectors
+    names = ("personas", "questions", "n_responses", "n_tokens", "prompt_lengths", "model", "fingerprint", "left_out")
+    return {name: getattr(vectors, name) for name in names} | {"layer": geometry.layer, "baseline": geometry.baseline}
 
 
 def _layer(vectors: PersonaVectors, layer: int, baseline: str | None) -> dict[str, float | int | None]:
@@ -215,36 +215,36 @@ def _notes(vectors: PersonaVectors, baseline: int | None) -> tuple[str, ...]:
         notes.append("a single question: nothing can be said of how reliable the vectors are")
     if baseline is not None:
         others = float(np.mean(np.delete(vectors.prompt_lengths, baseline)))
-        own = vectors.prompt_lengths[baseline]
-        if abs(own - others) > FAR * others:
+        length = vectors.prompt_lengths[baseline]
+        if abs(length - others) > FAR * others:
             notes.append(
-                f"the baseline's prompts have {own:.1f} tokens, the others' {others:.1f} on average: part of the axis "
-                "is position and length; a neutral persona of like length would be the better baseline"
+                f"the baseline's prompts have {length:.1f} tokens, the others' {others:.1f} on average: part of the "
+                "axis is position and length; a neutral persona of like length would be the better baseline"
             )
     return tuple(notes)
 
 
-def persona_records(found: Geometry) -> list[dict[str, Any]]:
-    vectors, scores = found.vectors, found.components.scores
-    apart = found.cosines.copy()
-    np.fill_diagonal(apart, np.nan)
-    lengths = np.linalg.norm(centred(vectors.at(found.layer)), axis=1)
+def persona_records(geometry: Geometry) -> list[dict[str, Any]]:
+    vectors, scores = geometry.vectors, geometry.components.scores
+    between = geometry.cosines.copy()
+    np.fill_diagonal(between, np.nan)
+    lengths = np.linalg.norm(centred(vectors.at(geometry.layer)), axis=1)
     rows = []
     for i, name in enumerate(vectors.personas):
-        near, far = int(np.nanargmax(apart[i])), int(np.nanargmin(apart[i]))
+        near, far = int(np.nanargmax(between[i])), int(np.nanargmin(between[i]))
         rows.append(
             {
                 "persona": name,
                 "responses": vectors.n_responses[i],
                 "tokens": vectors.n_tokens[i],
                 "length": lengths[i],
-                "halves": found.own[i],
-                "axis": None if found.positions is None else found.positions[i],
+                "halves": geometry.own[i],
+                "axis": None if geometry.positions is None else geometry.positions[i],
                 **{f"pc{k + 1}": scores[i, k] for k in range(min(3, scores.shape[1]))},
                 "nearest": vectors.personas[near],
-                "nearest_cosine": apart[i, near],
+                "nearest_cosine": between[i, near],
                 "farthest": vectors.personas[far],
-                "farthest_cosine": apart[i, far],
+                "farthest_cosine": between[i, far],
             }
         )
     return rows

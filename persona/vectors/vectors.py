@@ -4,7 +4,7 @@
     question        mean over a persona's responses to it
     persona vector  mean over questions, the same ones for every persona
 
-All geometry is of centred vectors: the mean of all personas is taken off first. What all
+All geometry is of centred vectors: the mean of all personas is subtracted first. What all
 responses share (the model's mean stream, mostly) is far larger than what tells personas
 apart, and uncentred cosines are near 1 whatever the personas are.
 
@@ -121,7 +121,7 @@ def persona_vectors(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> PersonaVectors:
-    """Read the vectors of every persona off the model while it says, or hears itself say, the responses.
+    """Read every persona's vectors off the model while it processes the responses.
 
     Parameters
     ----------
@@ -154,23 +154,23 @@ def persona_vectors(
     by_persona: dict[str, list[int]] = {}
     for i in usable:
         by_persona.setdefault(responses[i].exchange.persona, []).append(i)
-    total, done, found = len(usable), 0, []
-    for own in by_persona.values():
-        rows = [spoken[i] for i in own]
-        asked = [shared.index(responses[i].exchange.question) for i in own]
-        found.append(_read(model, rows, asked, cache, batch_size))
-        done += len(own)
+    total, done, means = len(usable), 0, []
+    for indices in by_persona.values():
+        rows = [spoken[i] for i in indices]
+        places = [shared.index(responses[i].exchange.question) for i in indices]
+        means.append(_read(model, rows, places, cache, batch_size))
+        done += len(indices)
         if progress is not None:
             progress(done, total)
-    halves = np.stack([half for half, _ in found], axis=1)
+    halves = np.stack([half for half, _ in means], axis=1)
     return PersonaVectors(
         personas=tuple(by_persona),
         questions=tuple(shared),
-        means=np.stack([mean for _, mean in found]),
+        means=np.stack([mean for _, mean in means]),
         halves=halves,
-        n_responses=tuple(len(own) for own in by_persona.values()),
-        n_tokens=tuple(sum(len(spoken[i].ids) - spoken[i].start for i in own) for own in by_persona.values()),
-        prompt_lengths=tuple(float(np.mean([spoken[i].start for i in own])) for own in by_persona.values()),
+        n_responses=tuple(len(indices) for indices in by_persona.values()),
+        n_tokens=tuple(sum(len(spoken[i].ids) - spoken[i].start for i in indices) for indices in by_persona.values()),
+        prompt_lengths=tuple(float(np.mean([spoken[i].start for i in indices])) for indices in by_persona.values()),
         model=model.name,
         fingerprint=model.fingerprint,
         left_out=left_out,
@@ -178,7 +178,7 @@ def persona_vectors(
 
 
 def centred(vectors: Vectors) -> Vectors:
-    """The vectors less their mean over personas."""
+    """The vectors minus their mean over personas."""
     return vectors - vectors.mean(0)
 
 
@@ -208,28 +208,28 @@ def axis_positions(vectors: PersonaVectors, baseline: str, layer: int) -> Float[
 def principal_components(vectors: Vectors, *, without: int | None = None) -> Components:
     """All principal components of the personas' vectors, the largest share of variance first.
 
-    The persona ``without`` has no say in the components and is projected onto them: a
+    The persona ``without`` does not enter the components and is projected onto them: a
     baseline that stands far off would be the first component all by itself.
     """
     fitted = vectors if without is None else np.delete(vectors, without, axis=0)
     _, sizes, axes = np.linalg.svd(centred(fitted), full_matrices=False)
-    kept = min(len(fitted) - 1, fitted.shape[1])
-    axes, variance = axes[:kept], sizes[:kept] ** 2
-    axes = axes * np.sign(axes[np.arange(kept), np.abs(axes).argmax(1)])[:, None]
+    n_components = min(len(fitted) - 1, fitted.shape[1])
+    axes, variance = axes[:n_components], sizes[:n_components] ** 2
+    axes = axes * np.sign(axes[np.arange(n_components), np.abs(axes).argmax(1)])[:, None]
     whole = variance.sum()
     return Components(axes, (vectors - fitted.mean(0)) @ axes.T, variance / whole if whole else variance)
 
 
 def most_reliable_layer(vectors: PersonaVectors) -> int | None:
-    """The layer at which most personas are identified by their other half; None where nothing can be said of it.
+    """The layer at which most personas are identified by their other half; None where that is undefined.
 
     Of several, the one where a persona's halves are most alike against those of two. One question says nothing.
     """
-    found = [reliability(vectors, layer) for layer in range(vectors.n_layers)]
-    known = [layer for layer, one in enumerate(found) if np.isfinite([one.own, one.others, one.identified]).all()]
+    scores = [reliability(vectors, layer) for layer in range(vectors.n_layers)]
+    known = [layer for layer, x in enumerate(scores) if np.isfinite([x.own, x.others, x.identified]).all()]
     if not known:
         return None
-    return max(known, key=lambda layer: (round(found[layer].identified, 9), found[layer].own - found[layer].others))
+    return max(known, key=lambda at: (round(scores[at].identified, 9), scores[at].own - scores[at].others))
 
 
 def reliability(vectors: PersonaVectors, layer: int) -> Reliability:
@@ -252,11 +252,11 @@ def tree(vectors: Vectors) -> Float[np.ndarray, "merge 4"]:
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
-    apart = 1 - cosines(vectors)
-    if len(apart) < 2 or not np.isfinite(apart).all():
+    gaps = 1 - cosines(vectors)
+    if len(gaps) < 2 or not np.isfinite(gaps).all():
         raise TaskError("a tree needs two personas or more, none of which is exactly their mean")
-    np.fill_diagonal(apart, 0.0)
-    return linkage(squareform((apart + apart.T) / 2, checks=False).clip(min=0.0), "average", optimal_ordering=True)
+    np.fill_diagonal(gaps, 0.0)
+    return linkage(squareform((gaps + gaps.T) / 2, checks=False).clip(min=0.0), "average", optimal_ordering=True)
 
 
 def _usable(
@@ -281,31 +281,31 @@ def _usable(
 
 def _shared_questions(responses: Sequence[Response], left_out: Mapping[str, int]) -> list[str]:
     """The questions that every persona has a response to, in order of appearance."""
-    asked: dict[str, dict[str, None]] = {}
-    for one in responses:
-        asked.setdefault(one.exchange.persona, {})[one.exchange.question] = None
-    if len(asked) < 2:
+    by_persona: dict[str, dict[str, None]] = {}
+    for response in responses:
+        by_persona.setdefault(response.exchange.persona, {})[response.exchange.question] = None
+    if len(by_persona) < 2:
         without = "".join(f"; {count:,} responses are left out: {why}" for why, count in left_out.items())
         raise TaskError(
-            f"vectors need two personas or more with a response that can be read, got {len(asked)}{without}"
+            f"vectors need two personas or more with a response that can be read, got {len(by_persona)}{without}"
         )
-    shared = [name for name in next(iter(asked.values())) if all(name in own for own in asked.values())]
+    shared = [name for name in next(iter(by_persona.values())) if all(name in names for names in by_persona.values())]
     if not shared:
         raise TaskError("there is no question that every persona has a response to, so their means cannot be compared")
     return shared
 
 
 def _read(
-    model: Model, rows: Sequence[SpokenTokens], asked: Sequence[int], cache: str | Path | None, batch_size: int
+    model: Model, rows: Sequence[SpokenTokens], questions: Sequence[int], cache: str | Path | None, batch_size: int
 ) -> tuple[Float[np.ndarray, "2 layer d_model"], Float[np.ndarray, "layer d_model"]]:
     """One persona's two half means and whole mean, from the cache where it has them."""
-    key = _key(model, rows, asked)
+    key = _key(model, rows, questions)
     path = None if cache is None else Path(cache) / f"{key[:32]}.safetensors"
     if path is not None and path.is_file() and (stored := _cached(path, (model.graph.n_layers, model.d_model))):
         return stored["halves"], stored["mean"]
-    found = _means(model, rows, asked, batch_size)
-    halves = np.stack([_mean_of(found[half::2]) for half in (0, 1)])
-    mean = _mean_of(found)
+    means = _means(model, rows, questions, batch_size)
+    halves = np.stack([_mean_of(means[half::2]) for half in (0, 1)])
+    mean = _mean_of(means)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         about = {"key": key, "model": model.name, "fingerprint": model.fingerprint, "layers": "all"}
@@ -314,7 +314,7 @@ def _read(
 
 
 def _cached(path: Path, shape: tuple[int, int]) -> Mapping[str, np.ndarray]:
-    """A persona's means as they were kept; none where the file is damaged, so that they are read anew."""
+    """A persona's cached means; empty if the file is damaged, so that they are computed again."""
     try:
         stored = read_tensors(path, Kind("file of kept means")).arrays
     except FileError as error:
@@ -327,18 +327,18 @@ def _cached(path: Path, shape: tuple[int, int]) -> Mapping[str, np.ndarray]:
 
 
 def _means(
-    model: Model, rows: Sequence[SpokenTokens], asked: Sequence[int], batch_size: int
+    model: Model, rows: Sequence[SpokenTokens], questions: Sequence[int], batch_size: int
 ) -> Float[np.ndarray, "question layer d_model"]:
     """Mean over the responses to each question, in float64."""
-    sums = np.zeros((max(asked) + 1, model.graph.n_layers, model.d_model))
+    sums = np.zeros((max(questions) + 1, model.graph.n_layers, model.d_model))
     counts = np.zeros(len(sums))
     for group in grouped([len(row.ids) for row in rows], batch_size):
         tokens = torch.tensor([rows[i].ids for i in group], device=model.device)
         starts = torch.tensor([rows[i].start for i in group], device=model.device)
         inside = torch.arange(tokens.shape[1], device=model.device) >= starts[:, None]
         for i, mean in zip(group, mean_streams(model, tokens, inside).double().numpy(), strict=True):
-            sums[asked[i]] += mean
-            counts[asked[i]] += 1
+            sums[questions[i]] += mean
+            counts[questions[i]] += 1
     return sums / counts[:, None, None]
 
 
@@ -346,9 +346,9 @@ def _mean_of(questions: Float[np.ndarray, "question layer d_model"]) -> Float[np
     return questions.mean(0) if len(questions) else np.full(questions.shape[1:], np.nan)
 
 
-def _key(model: Model, rows: Sequence[SpokenTokens], asked: Sequence[int]) -> str:
-    """Model, weights' format, layers and every token that is read, by question."""
-    whole = [model.fingerprint, str(model.dtype), "all layers", [[row.ids, row.start] for row in rows], list(asked)]
+def _key(model: Model, rows: Sequence[SpokenTokens], questions: Sequence[int]) -> str:
+    """A hash of the model, the weights' format, the layers and every token that is read, by question."""
+    whole = [model.fingerprint, str(model.dtype), "all layers", [[row.ids, row.start] for row in rows], list(questions)]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 
 

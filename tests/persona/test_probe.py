@@ -126,7 +126,8 @@ def test_layer_and_threshold_come_from_the_training_part_alone(what):
             np.testing.assert_array_equal(before.predicted, after.predicted)
             np.testing.assert_array_equal(before.scores, after.scores)
     thresholds = [
-        probe_fit._within(x, y, fold, 2, 0.1, symmetric=False) for x, y in ((layers[1], labels), (other[1], turned))
+        probe_fit._inner_accuracy(x, y, fold, probe_fit._Settings(2, 0.1, False))
+        for x, y in ((layers[1], labels), (other[1], turned))
     ]
     assert thresholds[0] == thresholds[1]
 
@@ -188,12 +189,14 @@ def test_the_fit_is_scikit_learns_on_standardised_features(d):
     scaler = StandardScaler().fit(x)
     plain = LogisticRegression(C=0.1, max_iter=10000, tol=1e-8).fit(scaler.transform(x), y)
     expected = plain.decision_function(scaler.transform(held))
-    found = probe_fit._scores(x, y, held, 2, 0.1, symmetric=False)
+    found = probe_fit._scores(x, y, held, probe_fit._Settings(2, 0.1, False))
     np.testing.assert_allclose(found[:, 0], expected, atol=0.02)
     many = draw.integers(0, 3, 40).astype(np.int64)
     plain = LogisticRegression(C=0.1, max_iter=10000, tol=1e-8).fit(scaler.transform(x), many)
     expected = plain.predict_log_proba(scaler.transform(held))
-    np.testing.assert_allclose(probe_fit._scores(x, many, held, 3, 0.1, symmetric=False), expected, atol=0.02)
+    np.testing.assert_allclose(
+        probe_fit._scores(x, many, held, probe_fit._Settings(3, 0.1, False)), expected, atol=0.02
+    )
 
 
 def test_a_symmetric_probe_turns_with_its_features():
@@ -204,16 +207,18 @@ def test_a_symmetric_probe_turns_with_its_features():
     other = y.copy()
     other[flip] = 1 - other[flip]
     held = rng(4).normal(size=(6, 5))
-    first, second = (probe_fit._scores(a, b, held, 2, 0.1, symmetric=True) for a, b in ((x, y), (turned, other)))
+    first, second = (
+        probe_fit._scores(a, b, held, probe_fit._Settings(2, 0.1, True)) for a, b in ((x, y), (turned, other))
+    )
     np.testing.assert_allclose(first, second, atol=1e-6)
-    np.testing.assert_allclose(probe_fit._scores(x, y, -held, 2, 0.1, symmetric=True), -first, atol=1e-12)
+    np.testing.assert_allclose(probe_fit._scores(x, y, -held, probe_fit._Settings(2, 0.1, True)), -first, atol=1e-12)
 
 
 def test_a_class_that_is_not_there_to_be_learned_is_not_predicted():
     x, y = rng().normal(size=(20, 3)), np.arange(20) % 2 * 2
-    found = probe_fit._scores(x, y, x, 3, 0.1, symmetric=False)
+    found = probe_fit._scores(x, y, x, probe_fit._Settings(3, 0.1, False))
     assert np.isneginf(found[:, 1]).all()
-    only = probe_fit._scores(x, np.ones(20, np.int64), x, 2, 0.1, symmetric=False)
+    only = probe_fit._scores(x, np.ones(20, np.int64), x, probe_fit._Settings(2, 0.1, False))
     assert (only > 0.0).all() or (only == 0).all()
 
 

@@ -343,7 +343,7 @@ def test_what_nodes_write_of_a_direction_is_added_alone_and_left_out(tiny64, pai
             moved.append(sign * (logits[list(one.answers)].mean() - logits[list(one.others)].mean()).item())
     assert own.alone.value == pytest.approx(sum(moved) / (study.plain[0] - study.plain[1]).sum(), abs=1e-5)
     assert abs(own.alone.value - 1) > 1e-3
-    with pytest.raises(OptionError, match=r"--groups parts a direction .* --direction readout is not one"):
+    with pytest.raises(OptionError, match=r"--groups splits a direction .* --direction readout is not one"):
         check_has_parts("readout")
 
 
