@@ -89,5 +89,5 @@ def study_collapse(
     draws = {"n_resamples": options.n_resamples, "seed": options.seed}
     prediction = predicted(measures, **draws) if options.predict else None
     measures = pooled(measures) if options.average else measures
-    found = summarise(measures, options, model=model.name, fingerprint=model.fingerprint, sources=sources)
-    return replace(found, prediction=prediction)
+    study = summarise(measures, options, model=model.name, fingerprint=model.fingerprint, sources=sources)
+    return replace(study, prediction=prediction)

@@ -33,12 +33,12 @@ def write_collapse_figures(study: CollapseStudy, folder: Path) -> None:
 
 def collapse_figures(study: CollapseStudy) -> dict[str, Chart]:
     """The figures that this study has data for, by name."""
-    found = {
+    figures = {
         "divergence-by-prior": divergence_by_prior(study),
         "divergence-by-persona": divergence_by_persona(study),
         "divergence-by-placement": divergence_by_placement(study),
     }
-    return {name: figure for name, figure in found.items() if figure is not None}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def divergence_by_prior(study: CollapseStudy) -> Chart:

@@ -185,16 +185,16 @@ def _candidate_ids(
     pairs: Sequence[PromptPair], rows: Sequence[Row], items: Sequence[Item], source: str
 ) -> list[list[int]]:
     """Token ids of every row's candidates, in the item's order."""
-    found, faults = [], []
+    table, faults = [], []
     for pair, row, item in zip(pairs, rows, items, strict=True):
         texts, ids = (*pair.answers, *pair.wrong_answers), (*row.answers, *row.wrong_answers)
         id_of = dict(zip(texts, ids, strict=True))
-        found.append([id_of[text] for text in item.candidates])
+        table.append([id_of[text] for text in item.candidates])
         if len(set(ids)) < len(ids):
             faults.append(f"{pair.place}: two candidates are the same token")
     if faults:
         raise TaskError(listed(f"{source} has {len(faults)} fault(s):", faults))
-    return found
+    return table
 
 
 def _answers(
@@ -205,17 +205,17 @@ def _answers(
         same = torch.equal(batch.clean, batch.corrupt)
         clean = _last_logits(model, batch.clean, batch.clean_padding, batch.forms)
         other = clean if same else _last_logits(model, batch.corrupt, batch.corrupt_padding, batch.forms)
-        both = torch.stack([clean, other])
-        check_finite(both.transpose(0, 1), batch.name)
-        apart = metrics.jensen_shannon(*both)
+        logits = torch.stack([clean, other])
+        check_finite(logits.transpose(0, 1), batch.name)
+        distances = metrics.jensen_shannon(*logits)
         for place, index in enumerate(batch.indices):
             candidates = torch.tensor(ids[index]).expand(2, -1)
-            log_probs = metrics.candidate_logits(both[:, place].log_softmax(-1), candidates)
+            log_probs = metrics.candidate_logits(logits[:, place].log_softmax(-1), candidates)
             forms = rows[index].forms
             names = None if forms is None else dict(enumerate(forms.names, model.n_vocab))
-            words = mean_words([top_words(row, model.tokenizer, names=names) for row in both[:, place]])
+            words = mean_words([top_words(row, model.tokenizer, names=names) for row in logits[:, place]])
             left_out = () if forms is None else forms.left_out
-            answers[index] = Answer(log_probs, apart[place].item(), words, left_out)
+            answers[index] = Answer(log_probs, distances[place].item(), words, left_out)
         progress(len(answers), len(rows))
     answers = parallel.gathered(answers)
     return [answers[index] for index in range(len(rows))]
@@ -228,8 +228,8 @@ def _last_logits(
     if forms is None:
         return model.logits(tokens, padding)[:, -1].cpu().double()
     with torch.no_grad():
-        found = run(model, *model.start(tokens, padding, forms), contributions=False, answer_only=True)
-    return found.logits.cpu().double()
+        result = run(model, *model.start(tokens, padding, forms), contributions=False, answer_only=True)
+    return result.logits.cpu().double()
 
 
 def measured(item: Item, answer: Answer, neutral: Sequence[Answer]) -> PairMeasure:

@@ -48,7 +48,7 @@ GROUPS = (
     Column("95 %", "summary.collapse", comma()),
     Column("agree", "summary.agree", ".2f"),
     Column("mass", "summary.mass", ".2f"),
-    Column("paraphrases", "paraphrase", lambda one: f"{one.divergence.value:+.2f}, {one.collapse.value:.2f}"),
+    Column("paraphrases", "paraphrase", lambda group: f"{group.divergence.value:+.2f}, {group.collapse.value:.2f}"),
 )
 """The median PDR; collapse over all candidates, agreement within the two declared tokens; D and collapse of the
 paraphrase controls beside the group."""

@@ -81,7 +81,7 @@ def _sigma(paraphrases: Sequence[PairMeasure], n_rows: int) -> float | None:
 
 def _short_null(main: Sequence[PairRow], paraphrases: Sequence[PairMeasure]) -> list[str]:
     rows = [len(row.measure.row_divergences) for row in main]
-    short = sum(len(one.row_divergences) < min(rows) for one in paraphrases)
+    short = sum(len(m.row_divergences) < min(rows) for m in paraphrases)
     if not short:
         return []
     return [
@@ -93,7 +93,7 @@ def _short_null(main: Sequence[PairRow], paraphrases: Sequence[PairMeasure]) -> 
 def _sigma_interval(paraphrases: Sequence[PairRow], null: Sequence[float], options: StudyOptions) -> Estimate | None:
     """The roots of the ends of the mean square's interval."""
     measures = [row.measure for row in paraphrases]
-    found = two_way_mean(
+    estimate = two_way_mean(
         [value**2 for value in null],
         [measure.item.personas for measure in measures],
         [measure.item.question for measure in measures],
@@ -101,10 +101,10 @@ def _sigma_interval(paraphrases: Sequence[PairRow], null: Sequence[float], optio
         n_resamples=options.n_resamples,
         seed=options.seed,
     )
-    if found is None:
+    if estimate is None:
         return None
-    ends = (None if end is None else end**0.5 for end in (found.low, found.high))
-    return Estimate(found.value**0.5, *ends)
+    ends = (None if end is None else end**0.5 for end in (estimate.low, estimate.high))
+    return Estimate(estimate.value**0.5, *ends)
 
 
 def _row(measure: PairMeasure, sigma: float | None, cut: float) -> PairRow:
@@ -127,13 +127,13 @@ def _groups(
     main: Sequence[PairRow], paraphrases: Sequence[PairRow], options: StudyOptions, sigma: float | None
 ) -> list[Group]:
     """One group per value of every axis on which the pairs differ, values in alphabetic order."""
-    found = []
+    groups = []
     for axis in AXES:
         values = sorted({row.axis(axis) for row in main})
         for value in values if len(values) > 1 else ():
             inside = [row for row in main if row.axis(axis) == value]
-            found.append(_group(axis, value or "not given", inside, paraphrases, options, sigma))
-    return found
+            groups.append(_group(axis, value or "not given", inside, paraphrases, options, sigma))
+    return groups
 
 
 def _control_groups(others: Sequence[PairRow], options: StudyOptions, sigma: float | None) -> list[Group]:
@@ -239,15 +239,16 @@ def _persona_logits(measures: Sequence[PairMeasure]) -> torch.Tensor | None:
     order = sorted(measures[0].item.candidates)
     if any(sorted(measure.item.candidates) != order for measure in measures):
         return None
-    found: dict[str, list[list[float]]] = {}
+    by_persona: dict[str, list[list[float]]] = {}
     for measure in measures:
         pair = measure.item.pair
         for persona, values in ((pair.persona_a, measure.log_probs_a), (pair.persona_b, measure.log_probs_b)):
             place = dict(zip(measure.item.candidates, values, strict=True))
-            found.setdefault(persona, []).append([place[text] for text in order])
-    if len(found) < 2 or "" in found:
+            by_persona.setdefault(persona, []).append([place[text] for text in order])
+    if len(by_persona) < 2 or "" in by_persona:
         return None
-    return torch.tensor([np.mean(found[persona], axis=0).tolist() for persona in sorted(found)], dtype=torch.float64)
+    means = [np.mean(by_persona[persona], axis=0).tolist() for persona in sorted(by_persona)]
+    return torch.tensor(means, dtype=torch.float64)
 
 
 def _many_personas(logits: torch.Tensor | None) -> dict[str, float | None]:

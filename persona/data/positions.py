@@ -85,8 +85,8 @@ def locate(
         The tokenizer does not say which characters a token stands for.
     """
     texts = {"clean": pair.clean, "corrupt": pair.corrupt}
-    found = _given(spans, texts) or _compared(pair.clean, pair.corrupt)
-    placed = tuple(place(texts[side], found[side], reader, faults) for side in texts)
+    spans_of = _given(spans, texts) or _compared(pair.clean, pair.corrupt)
+    placed = tuple(place(texts[side], spans_of[side], reader, faults) for side in texts)
     return placed[0], placed[1]
 
 
@@ -140,7 +140,7 @@ def _given(spans: Mapping[str, Any] | None, texts: Mapping[str, str]) -> dict[st
     """The characters that the file gives for both prompts; None unless they are there and lie in the text."""
     if not isinstance(spans, Mapping):
         return None
-    found: dict[str, dict[str, Span]] = {}
+    spans_of: dict[str, dict[str, Span]] = {}
     for side, text in texts.items():
         parts = spans.get(side)
         if not isinstance(parts, Mapping):
@@ -149,8 +149,8 @@ def _given(spans: Mapping[str, Any] | None, texts: Mapping[str, str]) -> dict[st
         known = {name: span for name, span in given.items() if span is not None}
         if len(known) < len(given):
             return None
-        found[side] = {name: span for name, span in known.items() if span[0] < span[1]}
-    return found
+        spans_of[side] = {name: span for name, span in known.items() if span[0] < span[1]}
+    return spans_of
 
 
 def apart(clean: str, corrupt: str) -> tuple[Span, Span] | None:
@@ -159,11 +159,11 @@ def apart(clean: str, corrupt: str) -> tuple[Span, Span] | None:
     A speaker's name before it (``Guest:``) is none of it. None where there is no difference, or where markup, the end
     of a line or a question stands within it.
     """
-    found = _compared(clean, corrupt)
-    if not all("persona" in parts for parts in found.values()):
+    spans_of = _compared(clean, corrupt)
+    if not all("persona" in parts for parts in spans_of.values()):
         return None
     spans = []
-    for text, (start, end) in ((clean, found["clean"]["persona"]), (corrupt, found["corrupt"]["persona"])):
+    for text, (start, end) in ((clean, spans_of["clean"]["persona"]), (corrupt, spans_of["corrupt"]["persona"])):
         if "?" in text[start:end] or re.search(MARK, text[start:end]):
             return None
         speaker = SPEAKER.match(text, start, end)
@@ -183,13 +183,13 @@ def _compared(clean: str, corrupt: str) -> dict[str, dict[str, Span]]:
     shortest = min(len(clean), len(corrupt))
     start = next((i for i in range(shortest) if clean[i] != corrupt[i]), shortest)
     tail = next((i for i in range(shortest - start) if clean[-1 - i] != corrupt[-1 - i]), shortest - start)
-    found = {}
+    spans_of = {}
     for side, text in (("clean", clean), ("corrupt", corrupt)):
         persona = _sentences_over(text, start, len(text) - tail) if clean != corrupt else None
         question = _question(text, persona)
         parts = {"persona": persona, "question": question}
-        found[side] = {name: span for name, span in parts.items() if span is not None}
-    return found
+        spans_of[side] = {name: span for name, span in parts.items() if span is not None}
+    return spans_of
 
 
 def _sentences_over(text: str, start: int, end: int) -> Span:

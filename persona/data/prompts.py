@@ -114,11 +114,11 @@ def candidates(prompts: Sequence[tuple[Prompt, Encoded]], options: Sequence[str]
     faults: dict[str, tuple[str, str]] = {}
     for option in options:
         answer = f"{lead}{option}"
-        found: list[str] = []
-        tokens = {answer_id(prompt.text, list(encoded.ids), answer, reader, found) for prompt, encoded in prompts}
+        wrong: list[str] = []
+        tokens = {answer_id(prompt.text, list(encoded.ids), answer, reader, wrong) for prompt, encoded in prompts}
         token = tokens.pop() if len(tokens) == 1 else None
-        if found:
-            faults[answer] = ("candidate merges" if "merges" in found[0] else "candidate of several tokens", found[0])
+        if wrong:
+            faults[answer] = ("candidate merges" if "merges" in wrong[0] else "candidate of several tokens", wrong[0])
         elif token is None or token == reader.tokenizer.unk_token_id:
             faults[answer] = ("unknown word", f"the tokenizer cannot write the candidate {answer!r}")
         elif token in ids.values():

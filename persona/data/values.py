@@ -111,12 +111,12 @@ class Faults(list[str]):
         self.append(f"{where}: {what}")
 
 
-def checked(found: Sequence[Any], faults: Faults, path: Path, kind: str) -> tuple[Any, ...]:
+def checked(entries: Sequence[Any], faults: Faults, path: Path, kind: str) -> tuple[Any, ...]:
     if faults:
         raise TaskError(listed(f"{path} has {len(faults)} fault(s):", faults))
-    if not found:
+    if not entries:
         raise TaskError(f"{path} holds no {kind}; see docs/pairs.md for the formats that are read")
-    return tuple(found)
+    return tuple(entries)
 
 
 def repeated(kind: str, names: Iterable[str]) -> list[str]:

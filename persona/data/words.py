@@ -20,8 +20,8 @@ def top_words(
     logits: Float[Tensor, " vocab"], tokenizer: Any, n: int = N_WORDS, *, names: Mapping[int, str] | None = None
 ) -> Words:
     """The ``n`` most likely tokens after one prompt, of its logits; ``names`` are of columns that are no tokens."""
-    found = torch.softmax(logits, -1).topk(min(n, logits.shape[-1]))
-    pairs = zip(found.indices.tolist(), found.values.tolist(), strict=True)
+    top = torch.softmax(logits, -1).topk(min(n, logits.shape[-1]))
+    pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
     names = names or {}
     return tuple((names.get(token) or tokenizer.decode([token]), probability) for token, probability in pairs)
 

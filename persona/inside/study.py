@@ -92,7 +92,7 @@ def look_inside(
     sides = _side(model, row, 0), _side(model, row, 1)
     pair = part.pairs[row.index]
     nodes = [node for node in circuit.nodes() if node.kind in ("head", "mlp")]
-    found = {
+    record = {
         "fingerprint": model.fingerprint,
         "split": split,
         "n_pairs": len(rows),
@@ -111,7 +111,7 @@ def look_inside(
     }
     if progress is not None:
         progress(len(rows) + 1, len(rows) + 1)
-    return found
+    return record
 
 
 def _side(model: Model, row: Row, turn: int) -> _Side:
@@ -137,35 +137,35 @@ def _nodes(
 ) -> dict[str, Any]:
     places = {node: model.graph.src_index(node) for node in nodes}
     strongest = sorted((node for node in nodes if node.kind == "head"), key=lambda node: -abs(mean[places[node]]))
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for node in nodes:
         effect = float(mean[places[node]])
-        found[str(node)] = {"direct": {"mean": _short(effect), "share": _short(effect / whole) if whole else None}}
+        entries[str(node)] = {"direct": {"mean": _short(effect), "share": _short(effect / whole) if whole else None}}
         for key, side in zip("ab", sides, strict=True):
             up, down = _promoted(model, side, places[node])
-            found[str(node)] |= {f"up_{key}": up, f"down_{key}": down}
+            entries[str(node)] |= {f"up_{key}": up, f"down_{key}": down}
         if node.kind == "mlp" and (neurons := _neurons(model, sides, node.layer)):
-            found[str(node)]["neurons"] = neurons
-    _add_attention(model, row, sides, strongest[:MOST_HEADS], found)
-    return found
+            entries[str(node)]["neurons"] = neurons
+    _add_attention(model, row, sides, strongest[:MOST_HEADS], entries)
+    return entries
 
 
 def _add_attention(
-    model: Model, row: Row, sides: tuple[_Side, _Side], heads: Sequence[Node], found: dict[str, Any]
+    model: Model, row: Row, sides: tuple[_Side, _Side], heads: Sequence[Node], entries: dict[str, Any]
 ) -> None:
     for layer in sorted({node.layer for node in heads}):
         for key, side in zip("ab", sides, strict=True):
             tokens = torch.tensor([side.ids], device=model.device)
             with torch.no_grad():
                 seen = attention_of(model.blocks[layer], side.streams[layer][None], model.start(tokens)[1], side.reader)
-            for node in (one for one in heads if one.layer == layer):
-                found[str(node)] |= {
+            for node in (n for n in heads if n.layer == layer):
+                entries[str(node)] |= {
                     f"pattern_{key}": _bytes(seen.pattern[node.head]),
                     f"values_{key}": [_short(value) for value in seen.sizes[node.head].tolist()],
                     f"moved_{key}": [_short(value) for value in seen.moved[node.head].tolist()],
                 }
     for node in heads:
-        found[str(node)]["spans"] = _by_span(row, found[str(node)])
+        entries[str(node)]["spans"] = _by_span(row, entries[str(node)])
 
 
 def _by_span(row: Row, node: dict[str, Any]) -> list[list[Any]]:
@@ -181,8 +181,8 @@ def _promoted(model: Model, side: _Side, src: int) -> tuple[list[list[Any]], lis
     """Tokens whose logits rise and fall the most with what a source writes at the answer's place."""
     final = side.streams[-1, -1]
     with torch.no_grad():
-        both = model.unembed(torch.stack([final, final - side.parts[src]]))
-    change = (both[0] - both[1]).float()
+        logits = model.unembed(torch.stack([final, final - side.parts[src]]))
+    change = (logits[0] - logits[1]).float()
     change = change - change.mean()
     n = min(N_TOKENS, len(change))
     return _named(model, change.topk(n)), _named(model, (-change).topk(n), sign=-1.0)

@@ -103,16 +103,16 @@ def collect(
     """
     n_positions = len(places[0])
     shape = (len(prompts), len(model.blocks) + 1, n_positions, model.d_model)
-    found = torch.empty(shape, dtype=torch.float32)
+    streams = torch.empty(shape, dtype=torch.float32)
     done = 0
     for group in grouped([len(ids) for ids in prompts], batch_size):
         tokens = torch.tensor([list(prompts[i]) for i in group], device=model.device)
         at = torch.tensor([list(places[i]) for i in group], device=model.device)
-        found[group] = trace(model, tokens, at).streams.transpose(0, 1).float().cpu()
+        streams[group] = trace(model, tokens, at).streams.transpose(0, 1).float().cpu()
         done += len(group)
         if progress is not None:
             progress(done, len(prompts))
-    return found
+    return streams
 
 
 def grouped(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
