@@ -63,7 +63,7 @@ def _written(text: str) -> list[str]:
     if text.lower().split(" ")[0] not in ARTICLES:
         said += [f"{article} {text}", f"the {text}"]
         said += [f"{before}{plural}" for plural in _plural(text) for before in ("", "the ")]
-    return [form for one in said for form in (one, one[:1].upper() + one[1:])]
+    return [form for base in said for form in (base, base[:1].upper() + base[1:])]
 
 
 def _plural(text: str) -> list[str]:
@@ -84,13 +84,13 @@ def _counted(
     faults: list[str] = []
     given = tuple((name, tuple(some)) for name, some in texts.items())
     prompts = [(list(side.ids), prompt.text, lambda text: token_ids(text, reader)) for prompt, side in sides]
-    found = read_forms(PromptPair("", "", tuple(texts), (), forms=given), prompts, reader, faults)
+    forms = read_forms(PromptPair("", "", tuple(texts), (), forms=given), prompts, reader, faults)
     if long := [fault for fault in faults if "context" in fault]:
         raise Drop("too long", long[0])
     prompt, side = sides[0]
     counted = {}
-    for (name, some), own in zip(given, found.forms, strict=True):
+    for (name, some), own in zip(given, forms.forms, strict=True):
         by_ids = {tuple(token_ids(prompt.text + text, reader)[len(side.ids) :]): text for text in reversed(some)}
         counted[name] = tuple(by_ids[ids] for ids in own)
-    notes = tuple(note for note in found.left_out if " stands for " in note or " begins " in note)
+    notes = tuple(note for note in forms.left_out if " stands for " in note or " begins " in note)
     return counted, notes

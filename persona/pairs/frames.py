@@ -113,19 +113,19 @@ def _again(
         own = row[side][start:end]
         texts = [first_person(text) if voice == "first" else text for text in others.get(row.get(key, ""), ())]
         said.append([row[side][:start] + text + row[side][end:] for text in texts if text != own])
-    found = [both for both in product(*said) if len({len(token_ids(text, reader)) for text in both}) == 1]
-    if not found:
+    ways = [sides for sides in product(*said) if len({len(token_ids(text, reader)) for text in sides}) == 1]
+    if not ways:
         raise Unfit("again: its personas have no other paraphrases of one length")
-    return found
+    return ways
 
 
 def _personas(row: Mapping[str, Any]) -> tuple[Span, Span]:
     """The characters of the persona in either prompt: as the row says, else where its prompts differ."""
     if "spans" not in row:
-        found = apart(row["clean"], row["corrupt"])
-        if found is None:
+        spans = apart(row["clean"], row["corrupt"])
+        if spans is None:
             raise Unfit("the row has no 'spans', and its prompts do not differ in one stretch; build it with pairs")
-        return found
+        return spans
     try:
         clean, corrupt = (row["spans"][side]["persona"]["chars"] for side in SIDES)
         return (clean[0], clean[1]), (corrupt[0], corrupt[1])
@@ -151,8 +151,8 @@ def _matched(ways: Sequence[Sequence[tuple[str, ...]]], reader: Reader) -> tuple
     lengths = {way: len(token_ids(way[0], reader)) for some in ways for way in some}
 
     def apart(chosen: tuple[tuple[str, ...], ...]) -> int:
-        found = [lengths[way] for way in chosen]
-        return max(found) - min(found)
+        chosen_lengths = [lengths[way] for way in chosen]
+        return max(chosen_lengths) - min(chosen_lengths)
 
     best = min(product(*ways), key=apart)
     return best, apart(best) == 0

@@ -218,8 +218,8 @@ def leak_finder(options: tuple[str, ...]) -> Callable[[str], list[str]]:
         )
         for option in options
     }
-    found = lru_cache(maxsize=None)(lambda text: [option for option in options if patterns[option].search(text)])
-    return lambda text: found(text)
+    leaks = lru_cache(maxsize=None)(lambda text: [option for option in options if patterns[option].search(text)])
+    return lambda text: leaks(text)
 
 
 def pair_row(

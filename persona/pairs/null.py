@@ -56,28 +56,28 @@ class NullPairs:
 def null_pairs(made: Sequence[Made], setting: Setting) -> NullPairs:
     """The null pairs of these pairs; none at all where no persona has two paraphrases that fit."""
     kinds = KINDS if setting.align == "right" else KINDS[:1]
-    others = cycle([known for one in made if (known := _gap(one.row))] or [None])
+    others = cycle([known for pair in made if (known := _gap(pair.row))] or [None])
     log = _Log()
     turns = {name: turn for turn, name in enumerate(dict.fromkeys(map(_asked, made)))}
-    for one in made:
-        turn = turns[_asked(one)]
+    for pair in made:
+        turn = turns[_asked(pair)]
         for kind in kinds:
-            gap: int | None = 0 if kind == "equal" else _gap(one.row) or next(others)
-            drawn = _drawn(one, turn, gap, kind, setting)
+            gap: int | None = 0 if kind == "equal" else _gap(pair.row) or next(others)
+            drawn = _drawn(pair, turn, gap, kind, setting)
             if not any(log.take(persona, kind, rows) for persona, rows in drawn):
                 log.missing[kind] = log.missing.get(kind, 0) + 1
     return NullPairs(tuple(log.rows), log.missing, _without(made, kinds, log))
 
 
-def _asked(one: Made) -> tuple[str, ...]:
+def _asked(pair: Made) -> tuple[str, ...]:
     """What all variants of a pair have in common: their null pairs are of one and the same persona."""
-    names = (str(one.row.get(name, "")) for name in ("persona_a", "persona_b", "question", "template", "split"))
+    names = (str(pair.row.get(name, "")) for name in ("persona_a", "persona_b", "question", "template", "split"))
     return tuple(names)
 
 
-def _base(one: Made) -> str:
+def _base(pair: Made) -> str:
     """The pair's id, whatever the order of its options: all orders of a pair have the same null pairs."""
-    return str(one.row.get("orders_of", one.row["id"]))
+    return str(pair.row.get("orders_of", pair.row["id"]))
 
 
 def length_differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
@@ -115,7 +115,7 @@ class _Log:
 
 def _without(made: Sequence[Made], kinds: Sequence[str], log: _Log) -> dict[str, tuple[str, ...]]:
     """The personas that were asked for null pairs and have no paraphrases for them, by what they lack."""
-    met = {persona.name: len(persona.wordings) for one in made for persona in (one.case.a, one.case.b)}
+    met = {persona.name: len(persona.wordings) for pair in made for persona in (pair.case.a, pair.case.b)}
     lacking = {"a second paraphrase": tuple(name for name, n in met.items() if n < 2)}
     for kind in kinds:
         never = (name for name, n in met.items() if n > 1 and log.found.get((name, kind)) is False)
@@ -124,14 +124,14 @@ def _without(made: Sequence[Made], kinds: Sequence[str], log: _Log) -> dict[str,
 
 
 def _drawn(
-    one: Made, turn: int, gap: int | None, kind: str, setting: Setting
+    pair: Made, turn: int, gap: int | None, kind: str, setting: Setting
 ) -> Iterator[tuple[Persona, Iterator[dict[str, Any]]]]:
     """For either persona of an actual pair, whose turn it is first, the null pairs that it allows, the best first."""
-    used = ((one.case.a, one.row["wording_a"]), (one.case.b, one.row["wording_b"]))
+    used = ((pair.case.a, pair.row["wording_a"]), (pair.case.b, pair.row["wording_b"]))
     for persona, wording in used[:: -1 if turn % 2 else 1]:
-        case = replace(one.case, a=persona, b=persona)
-        rng = random.Random(f"{setting.seed}/null/{_base(one)}/{kind}/{persona.name}")
-        yield persona, _rows(one, case, _paraphrases(case, wording, gap, kind, setting, rng), kind, setting)
+        case = replace(pair.case, a=persona, b=persona)
+        rng = random.Random(f"{setting.seed}/null/{_base(pair)}/{kind}/{persona.name}")
+        yield persona, _rows(pair, case, _paraphrases(case, wording, gap, kind, setting, rng), kind, setting)
 
 
 def _paraphrases(
@@ -152,30 +152,30 @@ def _paraphrases(
 
 
 def _rows(
-    one: Made, case: Case, places: Sequence[tuple[int, int]], kind: str, setting: Setting
+    pair: Made, case: Case, choices: Sequence[tuple[int, int]], kind: str, setting: Setting
 ) -> Iterator[dict[str, Any]]:
-    for two in places:
-        row = _row(one, case, two, kind, setting)
+    for places in choices:
+        row = _row(pair, case, places, kind, setting)
         if row is not None:
             yield row
 
 
-def _row(one: Made, case: Case, places: tuple[int, int], kind: str, setting: Setting) -> dict[str, Any] | None:
+def _row(pair: Made, case: Case, places: tuple[int, int], kind: str, setting: Setting) -> dict[str, Any] | None:
     """The null pair, None where a prompt has a fault or an answer of the actual pair is none here."""
     first, second = (setting.side(case, text) for text in case.texts(places))
     try:
         check_sides((first, second), setting)
     except Drop:
         return None
-    answers = one.row["answers"][0], one.row["wrong_answers"][0]
-    found = usable((first, second), [text.strip() for text in one.row["candidates"]], case, setting)
-    if not all(answer in found.ids for answer in answers):
+    answers = pair.row["answers"][0], pair.row["wrong_answers"][0]
+    candidates = usable((first, second), [text.strip() for text in pair.row["candidates"]], case, setting)
+    if not all(answer in candidates.ids for answer in answers):
         return None
     leaked = dict.fromkeys(option for text in case.texts(places) for option in case.leaks(text))
-    row = pair_row(case, places, (first, second), answers, list(found.ids), list(leaked), align=setting.align)
-    split = {"split": one.row["split"]} if "split" in one.row else {}
-    name = f"{_base(one)}/{case.a.name}/{kind}"
+    row = pair_row(case, places, (first, second), answers, list(candidates.ids), list(leaked), align=setting.align)
+    split = {"split": pair.row["split"]} if "split" in pair.row else {}
+    name = f"{_base(pair)}/{case.a.name}/{kind}"
     own = {"id": name, "control": "paraphrase", "unequal": kind == "unequal"} | case.about_order(
         name, row.get("options", ())
     )
-    return row | own | split | found.key()
+    return row | own | split | candidates.key()

@@ -241,7 +241,7 @@ def _others(first: Asked, second: Asked) -> tuple[str, tuple[str, str]]:
     others = first.other(), second.other()
     words = [{side.default, other} for side, other in zip((first, second), others, strict=True)]
     if words[0] & words[1] or any(
-        len(theirs & set(mine.options)) == 1 for mine, theirs in ((first, words[1]), (second, words[0]))
+        len(pair & set(side.options)) == 1 for side, pair in ((first, words[1]), (second, words[0]))
     ):
         raise Drop("options in part the same", f"{sorted(words[0])} and {sorted(words[1])}")
     return "balanced", others
@@ -287,20 +287,20 @@ def _spans(first: Asked, second: Asked, persona: str) -> dict[str, dict[str, dic
 
 def _defaults(sides: Sequence[Asked]) -> dict[str, dict[str, Any]]:
     """Per question: which candidates were a row's default, and the mean log probabilities."""
-    found: dict[str, dict[str, Any]] = {}
+    defaults: dict[str, dict[str, Any]] = {}
     for question in sorted({side.question for side in sides}):
-        mine = [side for side in sides if side.question == question]
-        texts = [text for text in mine[0].options if all(text in side.options for side in mine)]
-        found[question] = {
-            "default": _counted(side.default for side in mine),
-            "log_probs": {text: round(float(np.mean([side.leaning[text] for side in mine])), 4) for text in texts},
+        asked = [side for side in sides if side.question == question]
+        texts = [text for text in asked[0].options if all(text in side.options for side in asked)]
+        defaults[question] = {
+            "default": _counted(side.default for side in asked),
+            "log_probs": {text: round(float(np.mean([side.leaning[text] for side in asked])), 4) for text in texts},
         }
-    return found
+    return defaults
 
 
 def _counted(values: Iterator[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for value in values:
         if value:
-            found[value] = found.get(value, 0) + 1
-    return found
+            counts[value] = counts.get(value, 0) + 1
+    return counts

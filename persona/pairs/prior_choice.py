@@ -53,8 +53,8 @@ class Tally:
         return {reason: (self.counts[reason], tuple(self.examples[reason])) for reason in order}
 
     def lines(self) -> list[str]:
-        found = self.dropped().items()
-        return [f"{n} × {reason}: {REASONS[reason]} (such as {shown[0]})" for reason, (n, shown) in found]
+        dropped = self.dropped().items()
+        return [f"{n} × {reason}: {REASONS[reason]} (such as {shown[0]})" for reason, (n, shown) in dropped]
 
 
 class Drop(Exception):
@@ -103,17 +103,17 @@ def study_items(items: ItemFile) -> list[Item]:
     Raises:
         TaskError: there are none.
     """
-    found = [
+    rows = [
         item
         for item in items.items
         if item.control == "none" and item.pair.question and item.pair.persona_a != item.pair.persona_b
     ]
-    if not found:
+    if not rows:
         raise TaskError(
             f"{items.source} has no pair that names its question and two personas "
             "('question', 'persona_a', 'persona_b'); build one with persona-circuits pairs"
         )
-    return found
+    return rows
 
 
 def leanings_of(
@@ -124,17 +124,17 @@ def leanings_of(
     An option that is not one token after one of the prompts is left out.
     """
     wordings = tuple(neutral)
-    prompts = {place: found for place, item in enumerate(items) if (found := neutral_prompts(item, wordings))}
-    unique = list(dict.fromkeys(prompt for found in prompts.values() for prompt in found))
+    prompts = {place: own for place, item in enumerate(items) if (own := neutral_prompts(item, wordings))}
+    unique = list(dict.fromkeys(prompt for own in prompts.values() for prompt in own))
     options = list(dict.fromkeys(text for item in items for text in item.candidates))
     known = _log_probs(model, unique, options, batch_size, progress)
     return {
         place: {
-            text: float(np.mean([known[prompt][text] for prompt in found]))
+            text: float(np.mean([known[prompt][text] for prompt in own]))
             for text in options
-            if all(text in known[prompt] for prompt in found)
+            if all(text in known[prompt] for prompt in own)
         }
-        for place, found in prompts.items()
+        for place, own in prompts.items()
     }
 
 
@@ -146,7 +146,7 @@ def _log_probs(
     for prompt in prompts:
         ids = token_ids(prompt, model)
         by_length.setdefault(len(ids), []).append((prompt, ids))
-    found: dict[str, dict[str, float]] = {}
+    known: dict[str, dict[str, float]] = {}
     for group in by_length.values():
         for start in range(0, len(group), batch_size):
             part = group[start : start + batch_size]
@@ -154,9 +154,9 @@ def _log_probs(
             answers = model.logits(tokens)[:, -1].cpu().double().log_softmax(-1)
             check_finite(answers, of_prompts(model, tokens))
             for (prompt, ids), row in zip(part, answers, strict=True):
-                found[prompt] = {text: float(row[i]) for text, i in _answer_ids(prompt, ids, options, model).items()}
-            progress(len(found), len(prompts))
-    return found
+                known[prompt] = {text: float(row[i]) for text, i in _answer_ids(prompt, ids, options, model).items()}
+            progress(len(known), len(prompts))
+    return known
 
 
 def _answer_ids(prompt: str, ids: list[int], options: Sequence[str], model: Model) -> dict[str, int]:

@@ -105,14 +105,14 @@ def in_turn(
 
 def _opposed(personas: Sequence[Persona]) -> tuple[Meeting, ...]:
     later = {persona.name: (i, persona) for i, persona in enumerate(personas)}
-    found = [
+    pairs = [
         (persona, later[persona.opposite][1])
         for i, persona in enumerate(personas)
         if persona.opposite in later and later[persona.opposite][0] > i
     ]
-    if not found:
+    if not pairs:
         raise TaskError("no persona names another of the source as its opposite; use --contrast all, or a file")
-    return tuple(found)
+    return tuple(pairs)
 
 
 def _live(met: Sequence[Meeting], questions: Sequence[Question]) -> tuple[list[bool], dict[str, bool]]:

@@ -45,11 +45,11 @@ def read_rules(path: str | Path) -> Rules:
     Raises:
         OptionError: the file is not that, or a pattern is no regular expression; all faults are listed.
     """
-    found = read_json(path, RULES)
-    if not isinstance(found, dict) or not found:
+    record = read_json(path, RULES)
+    if not isinstance(record, dict) or not record:
         raise OptionError(f'rules {path}: expected an object {{"variant": [["pattern", "replacement"], …]}}')
     faults: list[str] = []
-    rules = {name: _compiled(name, steps, faults) for name, steps in found.items()}
+    rules = {name: _compiled(name, steps, faults) for name, steps in record.items()}
     if faults:
         raise OptionError(listed(f"rules {path} have {len(faults)} fault(s):", faults))
     return rules
