@@ -73,8 +73,8 @@ def respond(
     total, done = len(set(keys)), len(set(keys)) - len(todo)
     for batch in _by_length(list(todo.values()), batch_size):
         said = continuations(model, [row for row, _ in batch], how, keys=[key for _, key in batch])
-        for (_, key), one in zip(batch, said, strict=True):
-            journal.add(key, {"text": one.text, "finish": one.finish, "ids": list(one.ids)})
+        for (_, key), answer in zip(batch, said, strict=True):
+            journal.add(key, {"text": answer.text, "finish": answer.finish, "ids": list(answer.ids)})
         done += len(batch)
         (progress or untold)(done, total)
     responses = []
@@ -88,8 +88,8 @@ def respond(
 
 def _kept(journal: Journal, key: str) -> dict[str, Any] | None:
     """A response as the journal has it; None where a line of it is damaged, so that it is made again."""
-    found = journal.get(key, text=str, finish=str, ids=list)
-    return found if found is not None and all(map(is_whole, found["ids"])) else None
+    entry = journal.get(key, text=str, finish=str, ids=list)
+    return entry if entry is not None and all(map(is_whole, entry["ids"])) else None
 
 
 def respond_remotely(
@@ -122,16 +122,16 @@ def respond_remotely(
         )
         for item in wanted
     ]
-    found = ask(place, requests, journal, progress=progress)
-    if wanted and not any(found.answers):
-        why = next(iter(found.failures))
+    result = ask(place, requests, journal, progress=progress)
+    if wanted and not any(result.answers):
+        why = next(iter(result.failures))
         raise EndpointError(f"{place.address}, model {place.model}: all {len(wanted)} requests failed: {why}")
     responses = tuple(
         Response(item, answer.text, answer.finish, answer.model or place.model)
-        for item, answer in zip(wanted, found.answers, strict=True)
+        for item, answer in zip(wanted, result.answers, strict=True)
         if answer is not None
     )
-    return Responses(responses, found.asked, found.remembered, found.failures)
+    return Responses(responses, result.asked, result.remembered, result.failures)
 
 
 def continuations(
@@ -178,7 +178,7 @@ def continuations(
         if all(said):
             break
         tokens = torch.tensor(chosen, device=model.device)[:, None]
-    return [one or Said(tuple(row), model.tokenizer.decode(row), "length") for one, row in zip(said, rows, strict=True)]
+    return [s or Said(tuple(row), model.tokenizer.decode(row), "length") for s, row in zip(said, rows, strict=True)]
 
 
 def _messages(item: Exchange, system_turn: bool) -> tuple[tuple[str, str], ...]:
@@ -190,7 +190,7 @@ def _messages(item: Exchange, system_turn: bool) -> tuple[tuple[str, str], ...]:
 
 
 def _prompt_ids(prompts: Sequence[str], model: Model) -> list[tuple[int, ...]]:
-    found, faults = [], []
+    rows, faults = [], []
     for prompt in prompts:
         ids = token_ids(prompt, model)
         wrong = prompt_faults(ids, model)
@@ -199,11 +199,11 @@ def _prompt_ids(prompts: Sequence[str], model: Model) -> list[tuple[int, ...]]:
         elif model.n_context and len(ids) == model.n_context:
             wrong = [f"the prompt fills the context of {model.n_context} tokens; nothing can be said"]
         faults += [f"{fault}: {prompt[:80]!r}" for fault in wrong]
-        found.append(tuple(ids))
+        rows.append(tuple(ids))
     if faults:
         faults = list(dict.fromkeys(faults))
         raise TaskError(listed(f"{len(faults)} prompt(s) cannot be put to {model.name}:", faults))
-    return found
+    return rows
 
 
 def _check_words(

@@ -27,7 +27,7 @@ def log_likelihoods(
 
     A response must not begin at the very first token: nothing predicts that one.
     """
-    found: list[Float[np.ndarray, " token"]] = [np.empty(0)] * len(rows)
+    by_row: list[Float[np.ndarray, " token"]] = [np.empty(0)] * len(rows)
     done = 0
     for group in grouped([len(row.ids) for row in rows], batch_size):
         tokens = torch.tensor([rows[i].ids for i in group], device=model.device)
@@ -35,11 +35,11 @@ def log_likelihoods(
         check_finite(every, of_prompts(model, tokens), "log probabilities")
         for i, values in zip(group, every, strict=True):
             assert rows[i].start >= 1, "something stands before the response"
-            found[i] = values[rows[i].start - 1 :]
+            by_row[i] = values[rows[i].start - 1 :]
         done += len(group)
         if progress is not None:
             progress(done, len(rows))
-    return found
+    return by_row
 
 
 def perplexity(values: Float[np.ndarray, " token"]) -> float:

@@ -80,7 +80,7 @@ class Endpoint:
         Halves of surrogate pairs, which no file may hold, are U+FFFD.
         """
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return scrubbed(text, [one for one in self.secrets if len(one) >= SECRET], parts=False)
+        return scrubbed(text, [secret for secret in self.secrets if len(secret) >= SECRET], parts=False)
 
 
 def endpoint(
