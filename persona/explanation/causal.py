@@ -42,11 +42,11 @@ from persona_circuits.persona.explanation.inside import Inside
 from persona_circuits.persona.explanation.runs import (
     Both,
     Removed,
-    behind,
     both_of,
     can_come_nearer,
     margins,
     nearer,
+    prefix_of,
     replay,
     scaled,
 )
@@ -102,19 +102,19 @@ def run_test(
     """One of the five tests on every pair, in the order of ``asked``; ``kept`` has what a stopped study did."""
     runner = _RUNNERS[test]
     by_index = {item.row.index: item for item in asked}
-    found: dict[int, Outcome] = {}
+    results: dict[int, Outcome] = {}
     kept = kept or Kept(None, "")
 
     def outcomes(batch: Batch) -> dict[str, NDArray[np.uint8]]:
         both, items = both_of(model, batch, gradients=test == "steering"), [by_index[index] for index in batch.indices]
-        return {"outcomes": packed([asdict(one) for one in runner(model, both, items, thresholds)])}
+        return {"outcomes": packed([asdict(outcome) for outcome in runner(model, both, items, thresholds)])}
 
     for batch in batches([item.row for item in asked], batch_size, model.device):
         done = unpacked(kept.of(f"{test} {batch.place}", partial(outcomes, batch))["outcomes"])
-        found |= {index: Outcome(**one) for index, one in zip(batch.indices, done, strict=True)}
+        results |= {index: Outcome(**outcome) for index, outcome in zip(batch.indices, done, strict=True)}
         if progress is not None:
-            progress(len(found), len(asked))
-    return tuple(found[item.row.index] for item in asked)
+            progress(len(results), len(asked))
+    return tuple(results[item.row.index] for item in asked)
 
 
 def flip_gain(log_probs_a: Sequence[float], log_probs_b: Sequence[float]) -> float:
@@ -128,8 +128,8 @@ def flip_gain(log_probs_a: Sequence[float], log_probs_b: Sequence[float]) -> flo
     a, b = (torch.tensor(values, dtype=torch.float64) for values in (log_probs_a, log_probs_b))
     level, slope = (a + b) / 2, (a - b) / 2
     top = int(level.argmax())
-    rise, behind = slope - slope[top], level[top] - level
-    crossing = torch.where(rise != 0, behind / rise.abs().clamp(min=1e-300), torch.inf)
+    rise, deficit = slope - slope[top], level[top] - level
+    crossing = torch.where(rise != 0, deficit / rise.abs().clamp(min=1e-300), torch.inf)
     return float(crossing.min())
 
 
@@ -205,7 +205,7 @@ def _ablation(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
     chosen = torch.stack([_opposing(item.inside.contributions, thresholds.ablated_share) for item in items])
     mean = torch.stack([run.contributions[:, :, -1] for run in both.runs]).mean(0)
     d = _divergence(both, [run.logits for run in both.runs]).tolist()
-    before = [behind(model, run) for run in both.runs]
+    before = [prefix_of(model, run) for run in both.runs]
     after = _without(model, both, before, chosen, mean).tolist()
     layers = torch.tensor([node.layer for node in model.graph.src_nodes])
     keys = [item.row.index for item in items]
@@ -241,21 +241,21 @@ def _alike(
     chosen: Bool[Tensor, "batch src"], layers: Int[Tensor, " src"], keys: Sequence[int], draw: int
 ) -> Bool[Tensor, "batch src"]:
     """For every row as many nodes of each layer, drawn at random; by the row's own number, whatever its batch."""
-    found = torch.zeros_like(chosen)
+    drawn = torch.zeros_like(chosen)
     for i, key in enumerate(keys):
         rng = np.random.default_rng((key, draw))
         for layer in layers[chosen[i]].unique().tolist():
             own = torch.nonzero(layers == layer)[:, 0]
             count = int(chosen[i, own].sum())
-            found[i, own[torch.from_numpy(rng.permutation(len(own))[:count])]] = True
-    return found
+            drawn[i, own[torch.from_numpy(rng.permutation(len(own))[:count])]] = True
+    return drawn
 
 
 def _nearness(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
     if not can_come_nearer(both.clean.context):
         return [Outcome("nearness", None, {}, "this model's attention takes no mask of numbers")] * len(items)
     now = _divergence(both, [run.logits for run in both.runs]).tolist()
-    found = {
+    nearer_d = {
         boost: _divergence(
             both, [replay(model, run.streams[0], nearer(run.context, both, boost)) for run in both.runs]
         ).tolist()
@@ -263,17 +263,17 @@ def _nearness(model: Model, both: Both, items: Sequence[Asked], thresholds: Thre
     }
     outcomes = []
     for i, item in enumerate(items):
-        best = max(found, key=lambda boost: found[boost][i])
-        says = {"D": now[i]} | {f"D at {boost:g}": values[i] for boost, values in found.items()}
-        why = f"D {now[i]:+.2f} to {found[best][i]:+.2f} at attention logits {best:g} higher"
-        outcomes.append(Outcome("nearness", now[i] < item.restored <= found[best][i], says, why))
+        best = max(nearer_d, key=lambda boost: nearer_d[boost][i])
+        says = {"D": now[i]} | {f"D at {boost:g}": values[i] for boost, values in nearer_d.items()}
+        why = f"D {now[i]:+.2f} to {nearer_d[best][i]:+.2f} at attention logits {best:g} higher"
+        outcomes.append(Outcome("nearness", now[i] < item.restored <= nearer_d[best][i], says, why))
     return outcomes
 
 
 def _steering(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
     assert both.gradients is not None, "run_test asks for gradients"
     layers = [_arrival(item.inside.signal["answer"]) for item in items]
-    before = [behind(model, run) for run in both.runs]
+    before = [prefix_of(model, run) for run in both.runs]
     steered, amplified = (torch.zeros(len(items), dtype=torch.float64) for _ in range(2))
     for layer in sorted(set(layers)):
         here = torch.tensor([at == layer for at in layers])
@@ -321,9 +321,9 @@ def _pushed(stream: Float[Tensor, "batch pos d_model"], push: Float[Tensor, "bat
 
 def _divergence(both: Both, logits: Sequence[Tensor]) -> Float[Tensor, " batch"]:
     a, b = (margins(each, both.batch) for each in logits)
-    found = metrics.persona_divergence(a, b).double().cpu()
-    check_finite(found, both.batch.name, "margins")
-    return found
+    d = metrics.persona_divergence(a, b).double().cpu()
+    check_finite(d, both.batch.name, "margins")
+    return d
 
 
 def _choices(logits: Float[Tensor, "batch vocab"], items: Sequence[Asked]) -> list[int]:

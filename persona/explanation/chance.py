@@ -52,5 +52,5 @@ def _through_norm(
     """Gradients of what reads the normed stream along these directions, with respect to the stream."""
     with torch.enable_grad():
         stream = final[:, None].expand(-1, len(directions), -1).detach().clone().requires_grad_(True)
-        (found,) = torch.autograd.grad((model.normed(stream) * directions).sum(), stream)
-    return found.double()
+        (gradients,) = torch.autograd.grad((model.normed(stream) * directions).sum(), stream)
+    return gradients.double()

@@ -99,21 +99,21 @@ def look_inside(
     """
     kept = kept or Kept(None, "")
     spread = _Spread(model.graph.n_layers + 1, model.d_model, kept.part("spread"))
-    found: dict[int, Inside] = {}
+    by_row: dict[int, Inside] = {}
     gaps: dict[int, Tensor] = {}
     for batch in batches(rows, batch_size, model.device):
         done = kept.part(f"inside {batch.place}")
         if not done:
             both = both_of(model, batch, gradients=True)
-            done = {"pairs": packed([asdict(one) for one in _of_batch(model, both)]), "gaps": _gaps(both).numpy()}
+            done = {"pairs": packed([asdict(inside) for inside in _of_batch(model, both)]), "gaps": _gaps(both).numpy()}
             spread.add(both)
             kept.add({f"inside {batch.place}": done, "spread": spread.arrays()})
         gaps |= dict(zip(batch.indices, torch.from_numpy(done["gaps"]), strict=True))
-        found |= {i: _restored(one) for i, one in zip(batch.indices, unpacked(done["pairs"]), strict=True)}
+        by_row |= {i: _restored(inside) for i, inside in zip(batch.indices, unpacked(done["pairs"]), strict=True)}
         if progress is not None:
-            progress(len(found), len(rows))
+            progress(len(by_row), len(rows))
     scale = spread.of_two()
-    return tuple(_with_signal(found[row.index], gaps[row.index], scale) for row in rows)
+    return tuple(_with_signal(by_row[row.index], gaps[row.index], scale) for row in rows)
 
 
 class _Spread:

@@ -80,7 +80,7 @@ def explain_record(found: Explanation) -> dict[str, Any]:
             "notes": found.notes,
             "resampled": drawn_over([i.personas for i in items], [i.question for i in items]),
             "agreement": found.agreement,
-            "groups": [_group(one) for one in (found.overall, *found.groups, *found.controls)],
+            "groups": [_group(group) for group in (found.overall, *found.groups, *found.controls)],
             "pairs": [_pair(row, found.nodes) for row in (*found.pairs, *found.control_pairs)],
         }
     )

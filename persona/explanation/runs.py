@@ -25,12 +25,12 @@ from persona_circuits.circuit.task import Batch, Row, batches
 __all__ = [
     "Both",
     "Removed",
-    "behind",
     "both_of",
     "both_runs",
     "can_come_nearer",
     "margins",
     "nearer",
+    "prefix_of",
     "replay",
     "scaled",
 ]
@@ -77,14 +77,14 @@ def both_runs(model: Model, rows: Sequence[Row], batch_size: int, *, gradients: 
 
 def both_of(model: Model, batch: Batch, *, gradients: bool) -> Both:
     """One batch, run under both personas."""
-    runs, found = [], []
+    runs, gradients_of = [], []
     for tokens in (batch.clean, batch.corrupt):
         result, gradient = _run(model, batch, tokens, gradients)
         runs.append(result)
-        found.append(gradient)
+        gradients_of.append(gradient)
     inside = _persona(batch)
     places = torch.arange(inside.shape[1], device=inside.device)
-    mean = torch.stack([torch.stack(pair).mean(0) for pair in zip(*found, strict=True)]) if gradients else None
+    mean = torch.stack([torch.stack(pair).mean(0) for pair in zip(*gradients_of, strict=True)]) if gradients else None
     return Both(batch, runs[0], runs[1], inside, (inside * places).amax(1), mean)
 
 
@@ -136,7 +136,7 @@ def replay(
         return model.unembed(stream[:, -1])
 
 
-def behind(model: Model, run: Run) -> Prefix:
+def prefix_of(model: Model, run: Run) -> Prefix:
     """Keys and values of a run at all places but the answer's: what a pass of that place alone reads of them."""
     layers = []
     with torch.no_grad():
@@ -179,8 +179,8 @@ def nearer(context: Context, both: Both, boost: float) -> Context:
     touching a word: attention odds on the persona's tokens are times e^boost, in all heads.
     """
     places = torch.arange(both.inside.shape[1], device=both.inside.device)
-    behind = places[None, :] > both.end[:, None]
-    more = boost * (behind[:, :, None] & both.inside[:, None, :]).to(both.clean.streams[0].dtype)
+    after = places[None, :] > both.end[:, None]
+    more = boost * (after[:, :, None] & both.inside[:, None, :]).to(both.clean.streams[0].dtype)
     layers = tuple(
         {**arguments, "attention_mask": arguments["attention_mask"] + more[:, None]} for arguments in context.per_layer
     )
@@ -196,9 +196,9 @@ def _run(
         check_finite(result.logits, batch.name)
         if not gradients:
             return result, ()
-        found = torch.autograd.grad(margins(result.logits, batch).sum(), result.streams)
+        gradients_of = torch.autograd.grad(margins(result.logits, batch).sum(), result.streams)
     streams = tuple(stream.detach() for stream in result.streams)
-    return replace(result, streams=streams, logits=result.logits.detach(), mids=(), qkv=()), found
+    return replace(result, streams=streams, logits=result.logits.detach(), mids=(), qkv=()), gradients_of
 
 
 def _persona(batch: Batch) -> Bool[Tensor, "batch pos"]:

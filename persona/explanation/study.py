@@ -146,9 +146,9 @@ def explain(
         seen = look_inside(model, rows, batch_size=options.batch_size, progress=progress, kept=kept)
         groups = grouped_rows(items) if options.average else [(place,) for place in range(len(items))]
         several = [[Asking(rows[i], measures[i], seen[i]) for i in group] for group in groups]
-        found, null = _all_judged(
+        judged, null = _all_judged(
             pooled(measures) if options.average else measures,
-            [mean_inside([one.inside for one in group]) for group in several],
+            [mean_inside([row.inside for row in group]) for group in several],
             calibration,
             half,
             thresholds,
@@ -157,7 +157,7 @@ def explain(
         how: dict[str, Any] = {"thresholds": thresholds, "batch_size": options.batch_size, "kept": kept}
         restored = thresholds.restored(null.sigma_0)
         run = partial(run_test, model, **how)
-        done, tests = tested(run, model, found, several, restored, stage, causal=options.causal)
+        done, tests = tested(run, model, judged, several, restored, stage, causal=options.causal)
     sources = tuple((file.source, file.sha256) for file in (pairs, controls) if file is not None)
     done, rates, made = _with_calibration(calibration, half, done, null, model, thresholds, options)
     summed = _summed(model, done, null, tests, thresholds, options, sources)
@@ -208,13 +208,13 @@ def _all_judged(
     if isinstance(calibration, Calibration):
         null = calibration.null
     else:
-        own = [i for i, one in enumerate(measures) if calibration is None or cluster_of(one.item) in half]
+        own = [i for i, measure in enumerate(measures) if calibration is None or cluster_of(measure.item) in half]
         null = null_of([measures[i] for i in own], [seen[i] for i in own], thresholds, n_rows=usual_rows(measures))
-    found = [
+    judged = [
         _judged(measure, inside, measure.item.pair.row, null, thresholds, model)
         for measure, inside in zip(measures, seen, strict=True)
     ]
-    return found, null
+    return judged, null
 
 
 def _with_calibration(
@@ -227,18 +227,18 @@ def _with_calibration(
     options: ExplainOptions,
 ) -> tuple[list[Explained], tuple[Rate, ...], Calibration | None]:
     """Verdicts as far as they are given; the rates of controls, of those that nothing was set on; the calibration."""
-    controls = [one for one in done if one.item.control != "none"]
+    controls = [row for row in done if row.item.control != "none"]
     if given is None:
         return list(done), rates_of(controls), None
-    training, held_out = ([one for one in controls if (cluster_of(one.item) in half) is here] for here in (True, False))
+    training, held_out = ([row for row in controls if (cluster_of(row.item) in half) is here] for here in (True, False))
     calibration = given
     if calibration == "new":
         about = (model.fingerprint, thresholds.sha256, options.average, options.causal)
         calibration = Calibration(*about, null, cuts_of(training), tuple(sorted(half)))
-    rates = rates_of([calibrated(one, calibration) for one in held_out])
+    rates = rates_of([calibrated(row, calibration) for row in held_out])
     withheld = tuple(dict.fromkeys((*calibration.withheld, *withheld_of(rates))))
     calibration = replace(calibration, withheld=withheld, held_out=rates or calibration.held_out)
-    return [calibrated(one, calibration) for one in done], rates or calibration.held_out, calibration
+    return [calibrated(row, calibration) for row in done], rates or calibration.held_out, calibration
 
 
 def _check(pairs: ItemFile, options: ExplainOptions) -> None:
@@ -255,8 +255,8 @@ def _check(pairs: ItemFile, options: ExplainOptions) -> None:
 
 def _labels(pairs: ItemFile) -> tuple[str, ...]:
     """Keys of rows that can tell pairs apart: those with text or a number."""
-    found = dict.fromkeys(key for item in pairs.items for key, value in item.pair.row.items() if is_label(value))
-    return tuple(key for key in found if key not in ("clean", "corrupt", "neutral"))
+    keys = dict.fromkeys(key for item in pairs.items for key, value in item.pair.row.items() if is_label(value))
+    return tuple(key for key in keys if key not in ("clean", "corrupt", "neutral"))
 
 
 def _judged(
@@ -306,9 +306,9 @@ def _summed(
     options: ExplainOptions,
     sources: tuple[tuple[str, str], ...],
 ) -> Explanation:
-    main = tuple(one for one in done if one.item.control == "none")
-    others = tuple(one for one in done if one.item.control != "none")
-    judged = [one for one in done if one.expected is not None]
+    main = tuple(row for row in done if row.item.control == "none")
+    others = tuple(row for row in done if row.item.control != "none")
+    judged = [row for row in done if row.expected is not None]
     settings: dict[str, Any] = {
         "tests": tests,
         "majority": thresholds.majority,
@@ -327,9 +327,9 @@ def _summed(
         groups=tuple(group for key in options.by for group in groups_by(key, main, **settings)),
         controls=groups_by("control", others, **settings),
         agreement=agreement(
-            [str(one.expected) for one in judged],
-            [one.verdict.name for one in judged],
-            clusters=clusters_of([one.item.personas for one in judged], [one.item.question for one in judged])
+            [str(row.expected) for row in judged],
+            [row.verdict.name for row in judged],
+            clusters=clusters_of([row.item.personas for row in judged], [row.item.question for row in judged])
             if judged
             else None,
             n_permutations=options.n_resamples,
