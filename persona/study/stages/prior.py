@@ -27,7 +27,7 @@ from persona_circuits.circuit.task import Task, encode
 from persona_circuits.persona.behaviour import PARAPHRASE, PairMeasure, grouped_rows, measure_pairs
 from persona_circuits.persona.data import examples_of
 from persona_circuits.persona.data.items import Item
-from persona_circuits.persona.explanation.runs import Both, behind, both_runs, margins, replay
+from persona_circuits.persona.explanation.runs import Both, both_runs, margins, prefix_of, replay
 from persona_circuits.persona.study.context import NO_WORDINGS, PASSES, Context
 from persona_circuits.persona.study.numbers import Estimates, Found
 from persona_circuits.persona.study.stages.figures import write_levels
@@ -270,7 +270,7 @@ class _Cases:
             much = ((last - middle) * own).sum(-1, keepdims=True)
             moved = torch.from_numpy(last - much * along).to(stream)
             ends = replay(self.model, moved.flatten(0, 1)[:, None], run.context, layer=self.layer,
-                          before=behind(self.model, run))  # fmt: skip
+                          before=prefix_of(self.model, run))  # fmt: skip
             found = ends.double().unflatten(0, moved.shape[:2])
             logits.append(found.cpu().numpy())
             of_margin.append(torch.stack([margins(each, both.batch) for each in found]).cpu().numpy())
