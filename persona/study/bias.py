@@ -58,11 +58,11 @@ def derived_bias(
     wordings = dict.fromkeys(Neutral(item.question, _wording(item.pair), item.pair.neutral) for item in items)
     how: dict[str, Any] = {"source": file.source, "batch_size": batch_size}
     unasked = [replace(item, pair=replace(item.pair, neutral="")) for item in items]  # not by its own wording
-    found = measure_pairs(model, unasked, neutral=tuple(wordings), progress=progress, **how)
-    alone = [item for item, one in zip(items, found, strict=True) if one.neutral is None]
+    measures = measure_pairs(model, unasked, neutral=tuple(wordings), progress=progress, **how)
+    alone = [item for item, m in zip(items, measures, strict=True) if m.neutral is None]
     own = measure_pairs(model, [_under_nobody(item) for item in alone], alike=True, **how) if alone else ()
-    b0 = {one.item.pair.line: one.neutral.margin for one in found if one.neutral is not None}
-    b0 |= {one.item.pair.line: one.prior for one in own}
+    b0 = {m.item.pair.line: m.neutral.margin for m in measures if m.neutral is not None}
+    b0 |= {m.item.pair.line: m.prior for m in own}
     cut = float(np.median(np.abs(list(b0.values()))))
     levels = {line: "high" if abs(margin) > cut else "low" for line, margin in b0.items()}
     return DerivedBias(levels, cut, len(alone))

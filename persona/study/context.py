@@ -117,9 +117,9 @@ class Context:
 
     def digest(self, stage: str) -> str:
         """What a finished stage depends on, as one SHA-256: model, files and options."""
-        values = {name: one for name, one in asdict(self.options).items() if stage in OWNERS.get(name, (stage,))}
+        values = {name: value for name, value in asdict(self.options).items() if stage in OWNERS.get(name, (stage,))}
         files = {
-            role: one if stage in OWNERS.get(role, (stage,)) else None for role, one in self.files.as_dict().items()
+            role: value if stage in OWNERS.get(role, (stage,)) else None for role, value in self.files.as_dict().items()
         }
         if files["wordings"] is None:  # what was run before there was such a file is still finished
             del files["wordings"]
@@ -180,7 +180,7 @@ class Context:
     @cached_property
     def sigma_0(self) -> float | None:
         """The spread of D over paraphrases; None without any."""
-        null = [one.divergence for one in self.measures if one.item.control == PARAPHRASE]
+        null = [m.divergence for m in self.measures if m.item.control == PARAPHRASE]
         return metrics.paraphrase_null(torch.tensor(null, dtype=torch.float64)).item() if null else None
 
     @cached_property
@@ -188,16 +188,16 @@ class Context:
         """The pairs of all splits without controls, for circuits; with a derived bias among their keys."""
         items = with_bias(self.pairs, self.bias).items
         biases = {item.pair.line: item.axes.get("bias", "") for item in items if item.control == "none"}
-        pairs = tuple(one for one in self.task.pairs if one.line in biases)
+        pairs = tuple(pair for pair in self.task.pairs if pair.line in biases)
         if self.bias is not None:
-            pairs = tuple(replace(one, axes=(*one.axes, ("bias", biases[one.line]))) for one in pairs)
+            pairs = tuple(replace(pair, axes=(*pair.axes, ("bias", biases[pair.line]))) for pair in pairs)
         return replace(self.task, pairs=pairs)
 
     @cached_property
     def plain_task(self) -> Task:
         """The pairs of ``main``, their parts told from the prompts themselves: before, contrast, after, last."""
         kept = {item.pair.line for item in self.main}
-        pairs = tuple(one.bare() for one in self.task.pairs if one.line in kept)
+        pairs = tuple(pair.bare() for pair in self.task.pairs if pair.line in kept)
         return replace(self.task, pairs=pairs)
 
     def examples(self, split: str = "all") -> ExampleFile:
@@ -206,8 +206,8 @@ class Context:
         Raises:
             TaskError: they do not fit it.
         """
-        found = examples_of(self.whole, self.model, split=split, personas=self.personas)
-        return some_pairs(found, 2 * QUICK_PAIRS) if self.options.quick else found
+        examples = examples_of(self.whole, self.model, split=split, personas=self.personas)
+        return some_pairs(examples, 2 * QUICK_PAIRS) if self.options.quick else examples
 
     def _take_few(self) -> None:
         """A few pairs of every split, controls of every kind, and bases with all their variants."""
@@ -259,9 +259,9 @@ def _few(file: ItemFile, kind: Callable[[Item], object], n: int) -> ItemFile:
 
 def axes_of(items: Sequence[Item]) -> dict[str, list[str]]:
     """The axes on which these pairs differ, each with its values: as ``AXES`` says, values in alphabetic order."""
-    found: dict[str, list[str]] = {}
+    axes: dict[str, list[str]] = {}
     for axis in AXES:
         values = sorted({item.axes.get(axis, "") for item in items} - {""})
         if len(values) > 1:
-            found[axis] = values
-    return found
+            axes[axis] = values
+    return axes

@@ -24,7 +24,7 @@ from persona_circuits.circuit.statistics import Clusters, interval, weighted_mea
 from persona_circuits.persona.data import sign_flip
 from persona_circuits.persona.data.items import Item
 
-__all__ = ["Estimates", "Found", "Number", "Numbers", "number_rows", "slug", "with_holm"]
+__all__ = ["Estimates", "Number", "Numbers", "StageNumbers", "number_rows", "slug", "with_holm"]
 
 Values = Sequence[float] | NDArray[Any]
 
@@ -49,15 +49,15 @@ class Number:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, absent ones left out."""
-        found = plain(asdict(self))
+        values = plain(asdict(self))
         order = ("value", "low", "high", "n", "p", "p_holm", "unit", "what", "source")
-        return {key: found[key] for key in order if found[key] not in (None, "")}
+        return {key: values[key] for key in order if values[key] not in (None, "")}
 
 
 Numbers = dict[str, Number]
 
 
-class Found:
+class StageNumbers:
     """What a stage gives: its numbers, notes on what could not be done, and plain extras for the report.
 
     A number that is not defined (None, nan, infinite) is not entered.
@@ -75,7 +75,7 @@ class Found:
             about |= {"low": bounds.low, "high": bounds.high}
         if value is None or not np.isfinite(value):
             return
-        known = {key: one for key, one in about.items() if one is not None and one == one}
+        known = {key: entry for key, entry in about.items() if entry is not None and entry == entry}
         known |= {key: float(known[key]) for key in ("low", "high", "p") if key in known}
         assert name not in self.numbers, f"two numbers are called {name}"
         self.numbers[name] = Number(float(value), what, **known)
@@ -110,9 +110,9 @@ class Estimates:
 
         Values that are nan are left out.
         """
-        found = self.ratio(values, np.ones(len(self.items)))
-        ends = {end: float(np.clip(found[end], *within)) for end in ("low", "high") if end in found}
-        return found | ends
+        estimate = self.ratio(values, np.ones(len(self.items)))
+        ends = {end: float(np.clip(estimate[end], *within)) for end in ("low", "high") if end in estimate}
+        return estimate | ends
 
     def share(self, hits: Values) -> dict[str, Any]:
         """The mean of numbers from 0 to 1."""
@@ -159,7 +159,7 @@ class Estimates:
         """The p of a mean of zero, by random signs of all pairs of two personas together."""
         x = np.asarray(values, dtype=np.float64)
         known = np.isfinite(x)
-        items = [item for item, one in zip(self.items, known, strict=True) if one]
+        items = [item for item, is_known in zip(self.items, known, strict=True) if is_known]
         names = [item.personas for item in items], [item.question for item in items]
         return sign_flip(x[known].tolist(), *names, n_resamples=self.n_resamples, seed=self.seed)
 
@@ -172,9 +172,9 @@ class Estimates:
             return {"value": None, "n": 0}
 
         def statistic(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-            found = [_weighted_medians(weights[:, side], x[side]) for side in sides]
+            medians = [_weighted_medians(weights[:, side], x[side]) for side in sides]
             with np.errstate(invalid="ignore"):
-                return found[0] if len(found) == 1 else found[0] - found[1]
+                return medians[0] if len(medians) == 1 else medians[0] - medians[1]
 
         return self._of(statistic, int(sum(side.sum() for side in sides)), influence=np.zeros(len(x)))
 
@@ -189,8 +189,8 @@ class Estimates:
         value = float(statistic(np.full((1, size), 1 / size))[0])
         how: dict[str, Any] = {"influence": influence, "n_draws": self.n_resamples, "seed": self.seed}
         bounds = interval(statistic, clusters or self.clusters, **how) if size > 1 else None
-        found: dict[str, Any] = {"value": value if np.isfinite(value) else None, "n": n}
-        return found | ({} if bounds is None else {"low": bounds.low, "high": bounds.high})
+        estimate: dict[str, Any] = {"value": value if np.isfinite(value) else None, "n": n}
+        return estimate | ({} if bounds is None else {"low": bounds.low, "high": bounds.high})
 
 
 def with_holm(numbers: Mapping[str, Number]) -> Numbers:

@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from persona_circuits.circuit.errors import FileError, OptionError
-from persona_circuits.circuit.figures import plain, write_csv
+from persona_circuits.circuit.figures import picked, plain, write_csv
 from persona_circuits.circuit.model import Model
 from persona_circuits.circuit.progress import Stage, untold_stage
 from persona_circuits.circuit.storage import Kind, read_json, replace_folder, tell_damaged, write_json, write_text
 from persona_circuits.persona.study.context import Context, StudyFiles
 from persona_circuits.persona.study.cost import told
-from persona_circuits.persona.study.numbers import Found, Number, number_rows
+from persona_circuits.persona.study.numbers import Number, StageNumbers, number_rows
 from persona_circuits.persona.study.options import StudyOptions
 from persona_circuits.persona.study.predictions import Plan, outcome_records, outcomes
 from persona_circuits.persona.study.report import report
@@ -51,7 +51,7 @@ from persona_circuits.persona.study.values import StageResult, Study
 
 __all__ = ["STAGES", "run_study"]
 
-STAGES: Mapping[str, Callable[[Context, Path], Found]] = {
+STAGES: Mapping[str, Callable[[Context, Path], StageNumbers]] = {
     "behaviour": run_behaviour,
     "contrasts": run_contrasts,
     "frames": run_frames,
@@ -117,7 +117,7 @@ def run_study(
     for name in STAGES:
         _finished(out / name, name, "")  # a folder that is no stage is refused before the first one runs
     known = {name: _finished(out / name, name, context.digest(name)) for name in STAGES}
-    results = {name: one for name, one in known.items() if one is not None}
+    results = {name: result for name, result in known.items() if result is not None}
     study = _written(results, context, plans, out) if results else None
     for name in [name for name in STAGES if name not in results and (not only or name in only)]:
         if low := _too_little(results, options):
@@ -131,12 +131,12 @@ def run_study(
 
 def _written(results: Mapping[str, StageResult], context: Context, plans: Sequence[Plan], out: Path) -> Study:
     """The study as far as it is, with its numbers, plans and report in files."""
-    found = tuple(results[name] for name in STAGES if name in results)
-    numbers = {name: number for one in found for name, number in one.numbers.items()}
+    stages = tuple(results[name] for name in STAGES if name in results)
+    numbers = {name: number for stage in stages for name, number in stage.numbers.items()}
     judged = tuple((plan, outcomes(plan, numbers)) for plan in plans)
     missing = tuple(name for name in STAGES if name not in results)
     model = context.model
-    study = Study(model.name, model.fingerprint, context.files, context.options, found, missing, judged)
+    study = Study(model.name, model.fingerprint, context.files, context.options, stages, missing, judged)
     context.stage("numbers and report")
     _write(study, context, out)
     return study
@@ -163,16 +163,16 @@ def _run(name: str, context: Context, folder: Path) -> StageResult:
         place.mkdir()
         context.stage = lambda part: outer(f"{name}{said.pop() if said else ''}: {part}")
         try:
-            found = Found()
-            with found.attempt(name):
-                found = STAGES[name](context, place)
+            numbers = StageNumbers()
+            with numbers.attempt(name):
+                numbers = STAGES[name](context, place)
         finally:
             context.stage = outer
         if context.options.compact:
             _compact(place)
-        numbers = {key: number.as_dict() for key, number in found.numbers.items()}
-        record = {"stage": name, "inputs": context.digest(name), "notes": found.notes}
-        whole = plain({**record, "extras": found.extras, "numbers": numbers})
+        entries = {key: number.as_dict() for key, number in numbers.numbers.items()}
+        record = {"stage": name, "inputs": context.digest(name), "notes": numbers.notes}
+        whole = plain({**record, "extras": numbers.extras, "numbers": entries})
         write_json({**whole, "content": _digest_of(whole)}, place / "stage.json")
     shutil.rmtree(context.work, ignore_errors=True)
     with contextlib.suppress(OSError):  # another stage may have been stopped too
@@ -230,8 +230,8 @@ def _finished(folder: Path, name: str, digest: str) -> StageResult | None:
 
 def _digest_of(record: Mapping[str, Any]) -> str:
     """SHA-256 of what a stage found, so that a damaged file is not taken for it."""
-    found = {key: record[key] for key in ("extras", "notes", "numbers")}
-    as_read = json.loads(json.dumps(found))  # keys that are numbers become text
+    content = {key: record[key] for key in ("extras", "notes", "numbers")}
+    as_read = json.loads(json.dumps(content))  # keys that are numbers become text
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
@@ -244,12 +244,12 @@ def _write_into(out: Path, study: Study, text: str) -> None:
     write_json(study.record(), out / "numbers.json")
     write_csv(number_rows(study.numbers), out / "numbers.csv")
     if study.plans:
-        records = [outcome_records(plan, found) for plan, found in study.plans]
+        records = [outcome_records(plan, judged) for plan, judged in study.plans]
         write_json({"format": "persona-circuits/predictions", "version": 1, "plans": records}, out / "predictions.json")
         rows = [
-            {"plan": plan.source, "id": one.id, "outcome": one.outcome, "says": one.says, "why": "; ".join(one.why)}
-            for plan, found in study.plans
-            for one in found
+            {"plan": plan.source, **picked(outcome, "id", "outcome", "says"), "why": "; ".join(outcome.why)}
+            for plan, judged in study.plans
+            for outcome in judged
         ]
         write_csv(rows, out / "predictions.csv")
     write_text(text, out / "report.md")
