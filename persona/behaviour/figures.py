@@ -1,7 +1,7 @@
 """Figures of the behavioural study.
 
 divergence against prior   every pair's |b| and D, and the lines |D| = 2 |b|: between them the
-                           two declared tokens do not part, whatever the persona
+                           more likely of the two tokens is the same under both personas
 personas by questions      mean D of the pairs in which a persona meets a question
 early against late         D by placement; where the same two personas meet the same question
                            in both placements, one against the other
@@ -42,7 +42,7 @@ def collapse_figures(study: CollapseStudy) -> dict[str, Chart]:
 
 
 def divergence_by_prior(study: CollapseStudy) -> Chart:
-    """D against |b|, a point per pair, known by its outcome; paraphrase controls in grey."""
+    """D against |b|, a point per pair, marked by its outcome; paraphrase controls in grey."""
     paraphrases = [row for row in study.control_pairs if row.measure.item.control == "paraphrase"]
     marks: list[Curve | Points] = [_points(paraphrases, "paraphrase control", GREY, "x")] if paraphrases else []
     for outcome, (colour, symbol) in LOOKS.items():

@@ -174,7 +174,7 @@ class Answer:
 
 
 def _asking(item: Item, clean: str, corrupt: str, name: str) -> PromptPair:
-    """The item's candidates, all of them, after two prompts; in this order: declared wrong answers last."""
+    """Two prompts with all candidates of the item, the declared wrong answers last."""
     pair = item.pair
     rest = tuple(text for text in item.candidates if text not in pair.wrong_answers)
     answers = (rest, pair.wrong_answers)

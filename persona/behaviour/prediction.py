@@ -6,8 +6,8 @@
 Nothing of a row's own logits is used for it. Rivals are the effect alone, the lead alone, the places of the two
 answers among the candidates and of the persona, the format, and the majority (no predictor at all). Each is a
 logistic regression; its loss on a row is of a fit to rows that share neither the row's persona pair nor its question:
-both are dealt into folds, and a fold of one meets a fold of the other. A persona may meet another one in the rows
-fitted on. Losses are -log of the probability of what happened, in nats.
+both are divided into folds, and every fold of one is held out with every fold of the other. A persona may
+occur with another one in the rows fitted on. Losses are -log of the probability of what happened, in nats.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rows of a collapse study added up, by group and by question."""
+"""Summaries of a collapse study, by group and by question."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Several paraphrases and wordings of one persona pair and question, averaged into one measure.
 
-What a single prompt says of a persona pair is as much about its words. Rows that ask the same question of the same
+A single prompt measures its own words as much as the persona pair. Rows that ask the same question of the same
 two personas, with the same options, in the same format, split and place, are averaged option by option, so that D is
 the mean of their D. The spread of such a mean is smaller than that of one row: sigma_0 is then the spread of the mean
 D of paraphrase groups, each over as many of its rows as the pair has.

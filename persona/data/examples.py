@@ -81,9 +81,9 @@ class ExampleFile:
         return sum(len(a.placed.ids) != len(b.placed.ids) for a, b in zip(first, second, strict=True))
 
     def once(self, position: str) -> ExampleFile:
-        """The first of all pairs whose two streams at a position are the same two rows, since their prompts are so far.
+        """The first of all pairs with the same two streams at a position, which is so where their prompts agree so far.
 
-        What they ask comes later, so that where pairs are left out those that stay have no question.
+        The question comes later; where pairs are left out, the remaining ones name none.
         """
         kept = firsts([seen(example.placed, position) for example in self.examples])
         if len(kept) == len(self.items):
@@ -167,7 +167,7 @@ def examples_of(
 
 
 def firsts(keys: Sequence[Hashable]) -> list[int]:
-    """Of examples in twos, the pairs by place whose two keys are those of no pair before."""
+    """The indices of pairs whose two keys no earlier pair has; ``keys`` are those of both sides in turn."""
     first_at: dict[tuple[Hashable, Hashable], int] = {}
     for i, pair in enumerate(zip(keys[::2], keys[1::2], strict=True)):
         first_at.setdefault(pair, i)
@@ -175,14 +175,14 @@ def firsts(keys: Sequence[Hashable]) -> list[int]:
 
 
 def told_once(found: ExampleFile, position: str) -> tuple[str, ...]:
-    """What is to be said where ``once`` leaves pairs out."""
+    """A note where ``once`` leaves pairs out."""
     kept, n = len(found.once(position).items), len(found.items)
     says = f"{position}: {n} pairs have {kept} pairs of different streams there, each of which is counted once"
     return (says,) if kept < n else ()
 
 
 def leak(fitted: ExampleFile, measured: ExampleFile) -> str:
-    """What is to be said of pairs measured on whose prompts, as tokens, were fitted on; empty where there are none."""
+    """A note where pairs measured on have prompts, as tokens, that were fitted on; empty where none have."""
     sides = [
         [(first.placed.ids, second.placed.ids) for first, second in zip(f.examples[::2], f.examples[1::2], strict=True)]
         for f in (fitted, measured)

@@ -102,7 +102,7 @@ def load_format(name: str, tokenizer: Any, *, cue: str | None = None) -> Templat
 
 
 def first_person(text: str) -> str:
-    """What is said of "you", said of oneself: word by word, so meant for short descriptions.
+    """A description of "you" in the first person, word by word; meant for short descriptions.
 
     >>> first_person("You are a cook, and your food speaks for you.")
     'I am a cook, and my food speaks for me.'

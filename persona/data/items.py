@@ -62,7 +62,7 @@ class Item:
 
     @property
     def names_no_more(self) -> bool:
-        """Whether the row leaves open if its question has other options than the two sides' answers."""
+        """Whether the row does not say if its question has options besides the two sides' answers."""
         declared = (*self.pair.answers, *self.pair.wrong_answers)
         return self.candidates == declared and "candidates" not in self.pair.row
 
@@ -150,7 +150,7 @@ def load_items(path: str | Path, *, label: str | None = None) -> ItemFile:
 
 
 def load_unanswered(path: str | Path, *, label: str | None = None) -> ItemFile:
-    """The prompts of a pair file, JSON Lines, whose rows need no answers: those that there are, are left out.
+    """The prompts of a pair file, JSON Lines, whose rows need no answers; answers that it has are ignored.
 
     Raises:
         TaskError: any pair is malformed otherwise; all faults are listed.

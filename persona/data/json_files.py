@@ -45,7 +45,7 @@ __all__ = ["axis_personas", "axis_questions", "json_question", "json_rows", "jso
 
 
 def json_rows(path: Path, header: tuple[str, ...], faults: Faults) -> Iterator[Item]:
-    """The objects of a JSON Lines file; ``header`` is what such a file has as CSV, and told where this is a table."""
+    """The objects of a JSON Lines file; ``header``, its columns as CSV, is named where this is a table."""
     text = read_text(path, SOURCE)
     if kind := table_kind(text):
         raise TaskError(
@@ -191,7 +191,7 @@ def json_question(item: Item, path: Path, poles: Mapping[str, str], faults: Faul
 
 
 def _eval_question(item: Item, trait: str, faults: Faults) -> Question | None:
-    """A statement of the Anthropic evals: who has the trait gives one answer, who has it not the other."""
+    """A statement of the Anthropic evals: whoever has the trait gives one answer, whoever lacks it the other."""
     where, row = item
     if wrong := [key for key in EVAL_KEYS if not has_text(row.get(key))]:
         faults.add(where, f"{', '.join(wrong)} must be a non-empty string")

@@ -6,7 +6,7 @@
     prompt-end      the last token of the prompt: what follows is the answer
 
 Pair files written by the ``pairs`` command say where the parts lie (``spans``, with their
-characters). Of other files the two prompts of a pair are compared: the persona is every
+characters). In other files the two prompts of a pair are compared: the persona is every
 sentence that has a difference in it; the question is the line after ``Q:`` or
 ``Question:``, else the last sentence with a question mark, else the last whole sentence,
 the persona's own left aside. Sentences end at ``.``, ``!``, ``?``, line feeds and chat
@@ -104,7 +104,7 @@ def place(text: str, spans: Mapping[str, Span], reader: Reader, faults: list[str
     """A prompt with the named positions of the parts whose characters are given."""
     whole = {name: spans.get(name, (0, 0)) for name in PARTS}
     if not spans:
-        whole["question"] = (0, len(text))  # stands for nothing; the ids are what is wanted
+        whole["question"] = (0, len(text))  # a placeholder: only the ids are used
     encoded = encode_prompt(Prompt(text, whole), reader)
     if faults is not None:
         faults += prompt_faults(encoded, reader)
@@ -156,8 +156,8 @@ def _given(spans: Mapping[str, Any] | None, texts: Mapping[str, str]) -> dict[st
 def apart(clean: str, corrupt: str) -> tuple[Span, Span] | None:
     """The persona's characters in both prompts of a pair, where all they differ in is one stretch of a line.
 
-    A speaker's name before it (``Guest:``) is none of it. None where there is no difference, or where markup, the end
-    of a line or a question stands within it.
+    A speaker's name before it (``Guest:``) is not part of it. None where there is no difference, or where markup, the
+    end of a line or a question stands within it.
     """
     spans_of = _compared(clean, corrupt)
     if not all("persona" in parts for parts in spans_of.values()):

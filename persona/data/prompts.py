@@ -48,7 +48,7 @@ class Encoded:
 class Candidates:
     """Options as text that continues a prompt, with their one token, and what is wrong with the others.
 
-    Where options are sets of ``forms`` they have no token of their own (-1); ``notes`` say which forms are nobody's.
+    Where options are sets of ``forms`` they have no token of their own (-1); ``notes`` say which forms are left out.
     """
 
     ids: Mapping[str, int]
@@ -100,7 +100,7 @@ def encode_prompt(prompt: Prompt, reader: Reader) -> Encoded:
 
 
 def prompt_faults(encoded: Encoded, reader: Reader) -> list[str]:
-    """What ``circuit.task`` has against these ids, such as a second BOS, or more than the context holds."""
+    """What ``circuit.task`` finds wrong with these ids, such as a second BOS, or more than the context holds."""
     return task.prompt_faults(list(encoded.ids), reader)
 
 

@@ -1,4 +1,4 @@
-"""Personas and questions read from the files that people have: one reader each, the format found by looking.
+"""Personas and questions read from common files: a reader for each format, which is told from the content.
 
     personas   this project's JSON Lines; CSV; assistant-axis role and trait JSON, a file or a
                folder of them; a persona file of the Anthropic evals (the trait and its opposite)

@@ -156,7 +156,7 @@ def _estimate(
 
 
 def drawn_over(personas: Sequence[Name], questions: Sequence[str]) -> str:
-    """What intervals over these pairs are drawn over, for people."""
+    """What intervals over these pairs are drawn over, in words."""
     return clusters_of(personas, questions).describe()
 
 

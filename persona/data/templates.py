@@ -1,4 +1,4 @@
-"""Templates: how persona, filler, question, options and answer cue become one prompt, and where each then stands.
+"""Templates: how persona, filler, question, options and answer cue become one prompt, and where in it each stands.
 
 A raw template is text with the fields ``{persona}``, ``{filler}``, ``{question}``, ``{options}``
 and ``{cue}``. A line that holds nothing but an empty field is left out. The chat template is the
@@ -322,7 +322,7 @@ def _rendered(tokenizer: Any, chat: str, system: str, content: str) -> str:
 
 @contextlib.contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Ends the rendering of a template that does not end, by looking at the clock at each line of it.
+    """Stops the rendering of a template that does not end, by checking the clock at each of its lines.
 
     Jinja's sandbox bounds a single range, not loops inside loops.
     """

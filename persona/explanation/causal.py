@@ -4,17 +4,17 @@
                                    between it and the answer, these two, or the answer) is put into B's run, and
                                    B's into A's: for one and the same part and layer each run must then choose what
                                    the other one chose
-    prior dominance    gain        in every layer, what attention brings to the answer and in which the personas
-                                   differ is drawn apart to g times, all that reads it is run anew: above the
-                                   predicted gain the choices must part, below it they must not. Said besides: the
-                                   same of the final stream alone, which is near to arithmetic
+    prior dominance    gain        in every layer, the difference between the personas in what attention brings to
+                                   the answer is multiplied by g, and all that reads it is recomputed: above the
+                                   predicted gain the choices must differ, below it they must not. Also reported:
+                                   the same for the final stream alone, which is close to arithmetic
     cancellation       ablation    the strongest nodes that contribute against the persona write the mean of both
-                                   runs at the answer, all behind them is run anew: D must be restored; beside it
-                                   the same with random nodes, as many of each layer
-    weak or transient  nearness    attention on the persona is raised everywhere behind it: D must be restored
-    bottleneck         steering    at the answer, where the persona's signal first has half of its most, a push
-                                   along the readout (the gradient of m) must restore D, and the persona's own
-                                   difference, drawn apart by a push as long, must not
+                                   runs at the answer, all that reads them is recomputed: D must be restored;
+                                   beside it the same with random nodes, as many of each layer
+    weak or transient  nearness    attention on the persona is raised everywhere after it: D must be restored
+    bottleneck         steering    at the answer, where the persona's signal first reaches half of its maximum, a
+                                   push along the readout (the gradient of m) must restore D, and a push as long
+                                   along the personas' own difference must not
 
 Each can fail. ``says`` holds the numbers of a test, in logits unless they are gains.
 """
@@ -118,12 +118,12 @@ def run_test(
 
 
 def flip_gain(log_probs_a: Sequence[float], log_probs_b: Sequence[float]) -> float:
-    """How much the persona effect must grow until the two personas choose apart, over all candidates.
+    """How much the persona effect must grow until the two personas choose differently, over all candidates.
 
     With the candidates' mean logits l and half differences d, gain g gives A the logits
     l + g d and B l - g d. Which candidate is largest along l + g d only moves to larger d as g
-    grows, so the choices are one up to a gain and two beyond it. For two candidates it is
-    g* = 2|b| / |D|. 1 is the model as it is; infinite where the personas differ in nothing.
+    grows, so the choices are the same up to a gain and differ beyond it. For two candidates it is
+    g* = 2|b| / |D|. 1 is the model as it is; infinite where the personas do not differ.
     """
     a, b = (torch.tensor(values, dtype=torch.float64) for values in (log_probs_a, log_probs_b))
     level, slope = (a + b) / 2, (a - b) / 2
@@ -189,7 +189,7 @@ def _gain(model: Model, both: Both, items: Sequence[Asked], thresholds: Threshol
     outcomes = []
     for i, item in enumerate(items):
         if item.flip_gain == float("inf"):
-            outcomes.append(Outcome("gain", None, {}, "the personas differ in nothing; no gain parts them"))
+            outcomes.append(Outcome("gain", None, {}, "the personas do not differ; no gain separates their choices"))
             continue
         agrees, at_the_end = (above[i] and not below[i] for above, below in (inside, final))
         says = {"gain": item.flip_gain, "agrees in the final stream": float(at_the_end)}
@@ -198,7 +198,7 @@ def _gain(model: Model, both: Both, items: Sequence[Asked], thresholds: Threshol
 
 
 def _gain_says(gain: float, above: bool, below: bool) -> str:
-    return f"gain {gain:.2f}: {'parts' if above else 'does not part'} above, {'parts' if below else 'does not'} below"
+    return f"gain {gain:.2f}: choices {'differ' if above else 'agree'} above, {'differ' if below else 'agree'} below"
 
 
 def _ablation(model: Model, both: Both, items: Sequence[Asked], thresholds: Thresholds) -> list[Outcome]:
@@ -350,5 +350,5 @@ def _opposing(contributions: Sequence[float], share: float) -> Bool[Tensor, " sr
 
 
 def _arrival(signal: Sequence[float]) -> int:
-    """The first layer at which the signal has half of its most."""
+    """The first layer at which the signal has half of its maximum."""
     return next(layer for layer, value in enumerate(signal) if value >= max(signal) / 2)

@@ -1,7 +1,7 @@
 """Figures of explanations.
 
 verdicts           per group, how many pairs have each verdict
-numbers            every pair's D and the gain that parts its choices, known by verdict, controls in grey, with the
+numbers            every pair's D and the gain that separates its choices, marked by verdict, controls in grey, with the
                    gain 1 from which on it collapses and the band of no signal
 signal             the persona's signal by layer, at the persona and at the answer, mean per verdict
 alignment          eta at the answer by layer, mean per verdict

@@ -23,8 +23,8 @@ __all__ = ["Explained", "Group", "group_of", "groups_by", "is_label"]
 class Explained:
     """One pair: what it does, what is inside, the verdict and its test.
 
-    ``flip_gain`` is how much the persona effect must grow until the choices part, over all
-    candidates; ``expected`` is the class that the file expects, None where it does not say.
+    ``flip_gain`` is how much the persona effect must grow until the choices differ, over all candidates; ``expected``
+    is the class that the file expects, None where it does not say.
     """
 
     keys: Mapping[str, Any]
@@ -108,7 +108,7 @@ def groups_by(
 def group_of(
     key: str, value: str, rows: Sequence[Explained], *, majority: float, tests: Tests, n_resamples: int, seed: int
 ) -> Group:
-    """At least one pair, summed up. A verdict needs more than ``majority`` of the pairs."""
+    """A summary of one pair or more. A verdict needs more than ``majority`` of the pairs."""
     names = [row.verdict.name for row in rows]
     counts = {name: names.count(name) for name in VERDICTS if name in names}
     most = max(counts, key=lambda name: counts[name])

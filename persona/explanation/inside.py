@@ -12,7 +12,7 @@
 
 Contributions are exact: the final norm is linear but for one scale per run, and each run keeps
 its own (``persona.lens.study.read_out``). They and what is no node's (biases) add up to D, unless the
-logits are bent behind the norm (a soft cap); ``conservation`` is what they miss it by.
+logits are bent after the norm (a soft cap); ``conservation`` is the error.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _slope(model: Model, both: Both) -> Float[Tensor, " batch"] | None:
 
 
 def _restored(record: Mapping[str, Any]) -> Inside:
-    """Of its JSON, in which tuples are lists."""
+    """From its JSON, in which tuples are lists."""
     fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in record.items()
     }

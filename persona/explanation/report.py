@@ -1,7 +1,7 @@
 """Explanations as files and as rows of tables.
 
 explain.json           everything, with what it was made from: every threshold, and its file's SHA-256
-pairs.csv              a line per pair, controls behind the study's own
+pairs.csv              a line per pair, controls after the study's own
 groups.csv             a line per group
 rates.csv              how often controls have each verdict, a line per verdict and kind of controls
 confusion.csv          expected classes by verdicts, where the rows say how they were generated
@@ -94,7 +94,7 @@ def table_columns(by: str) -> tuple[str, ...]:
 def group_rows(groups: Sequence[Group]) -> list[tuple[str, ...]]:
     """A row per group: means, but the median gain. ``signal`` is at the persona and at the answer.
 
-    The verdict is ``unconfirmed`` where its own causal test does not bear it out, and stands behind. ``eta`` is beside
+    The verdict is ``unconfirmed`` where its own causal test does not bear it out. ``eta`` is beside
     what is high there. ``test`` counts the causal tests that agree, of those that were run, and the share of
     paraphrases on which the same tests do.
     """

@@ -1,9 +1,9 @@
 """A batch of pairs under both personas, and the passes that change one thing in it.
 
 Layer l of a stream is what enters block l, from 0; the last one is what the final norm
-reads. A pass is taken up at any layer with another stream (``replay``), with some
+reads. A pass starts at any layer with another stream (``replay``), with some
 nodes' differences between the personas taken out (``Removed``), or with more attention on
-the persona (``nearer``); all that lies behind is computed anew.
+the persona (``nearer``); all that follows is recomputed.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Both:
 
     @property
     def between(self) -> Bool[Tensor, "batch pos"]:
-        """The places behind the persona, but for the last one."""
+        """The places after the persona, but for the last one."""
         places = torch.arange(self.inside.shape[1], device=self.inside.device)
         return (places > self.end[:, None]) & (places < self.inside.shape[1] - 1)
 
@@ -118,7 +118,7 @@ def replay(
     removed: Removed | None = None,
     before: Prefix | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    """Logits at the last place of a pass that is taken up at ``layer`` with this stream, that behind ``before``."""
+    """Logits at the last place of a pass from ``layer`` on with this stream, which follows the prefix ``before``."""
     with torch.no_grad():
         for block in model.blocks[layer:]:
             normed = block.attn_norm(stream)
@@ -149,7 +149,7 @@ def prefix_of(model: Model, run: Run) -> Prefix:
 def scaled(model: Model, both: Both, gain: Float[Tensor, " batch"]) -> list[Float[Tensor, "batch vocab"]]:
     """Logits of A and of B with ``gain`` on what attention brings to the answer's place and in which the two differ.
 
-    In every layer the two runs' attention outputs there are drawn apart about their mean;
+    In every layer the two runs' attention outputs there are moved apart about their mean;
     MLPs, and attention in later layers, read the streams that this makes.
     """
     a, b = both.runs
@@ -173,10 +173,10 @@ def can_come_nearer(context: Context) -> bool:
 
 
 def nearer(context: Context, both: Both, boost: float) -> Context:
-    """The context in which every place behind the persona attends to it with ``boost`` added to the logit.
+    """The context in which every place after the persona attends to it with ``boost`` added to the logit.
 
     What a late placement does to a persona whose hold fades with distance, without
-    touching a word: attention odds on the persona's tokens are times e^boost, in all heads.
+    touching a word: attention odds on the persona's tokens are multiplied by e^boost, in all heads.
     """
     places = torch.arange(both.inside.shape[1], device=both.inside.device)
     after = places[None, :] > both.end[:, None]

@@ -165,7 +165,7 @@ def explain(
 
 
 def beyond_asking(items: Sequence[Item], *, causal: bool = True) -> float:
-    """How many times as long as asking them all else takes, about."""
+    """About how many times as long as asking them everything else takes."""
     alike = sum(item.control == PARAPHRASE for item in items) / max(1, len(items))
     return INSIDE + TESTED * causal * (1 + (OF_PARAPHRASES - 1) * alike)
 

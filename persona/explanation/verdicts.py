@@ -1,6 +1,6 @@
 """Why a pair collapses: the verdict, from its numbers and from thresholds that are fixed beforehand.
 
-The rows of the table are asked in this order, the first that fits is the verdict.
+The rows of the table are tried in this order; the first that fits is the verdict.
 "Below" is |D| < 2 sigma_0 (the floor stands for it where there are no paraphrases),
 "one choice" is of all candidates. Without it nothing has collapsed, and there is no cause to find:
 
@@ -16,7 +16,7 @@ The rows of the table are asked in this order, the first that fits is the verdic
     undecided           all else
 
 Where D is a signal but smaller than the floor, cancellation is asked before prior dominance, and bottleneck
-behind it: what cancels or blocks the persona shrinks the paraphrases with it.
+after it: what cancels or blocks the persona shrinks the paraphrases with it.
 """
 
 from __future__ import annotations

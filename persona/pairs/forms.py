@@ -1,6 +1,6 @@
-"""What an option may look like behind a prompt, and which of that a tokenizer can tell apart.
+"""What an option may look like after a prompt, and which of that a tokenizer can tell apart.
 
-Of every word, the option's and the synonyms that the question's file gives: as it stands and with a capital, behind an
+Of every word, the option's and the synonyms that the question's file gives: as it stands and with a capital, after an
 article ("a cake", "The cake"), in the plural, with a space before it and without. Of letters: with a space and without.
 """
 
@@ -45,7 +45,7 @@ def usable(sides: Sequence[Side], options: Sequence[str], case: Case, setting: S
 def surface_forms(
     word: str, synonyms: Sequence[str] = (), *, lead: str = " ", letters: bool = False
 ) -> tuple[str, ...]:
-    """Every way in which an option may be written behind a prompt.
+    """Every way in which an option may be written after a prompt.
 
     >>> surface_forms("cake")[:6]
     (' cake', ' Cake', ' a cake', ' A cake', ' the cake', ' The cake')
@@ -79,7 +79,7 @@ def _plural(text: str) -> list[str]:
 def _counted(
     sides: Sequence[Side], texts: Mapping[str, Sequence[str]], setting: Setting
 ) -> tuple[dict[str, tuple[str, ...]], tuple[str, ...]]:
-    """Of every option the forms that count for it, and not what begins with one of them; and which are nobody's."""
+    """Of every option the forms that count for it, and not what begins with one of them; and those of no option."""
     reader = setting.reader
     faults: list[str] = []
     given = tuple((name, tuple(some)) for name, some in texts.items())

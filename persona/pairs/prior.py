@@ -223,7 +223,7 @@ def _margin(side: Asked, words: tuple[tuple[str, ...], tuple[str, ...]]) -> floa
     """The pair's margin at one question, without a persona."""
     answers, wrong = words
     if not all(text in side.leaning for text in (*answers, *wrong)):
-        raise Drop("does not fit the model", f"{answers} and {wrong} behind {side.question}")
+        raise Drop("does not fit the model", f"{answers} and {wrong} after {side.question}")
     return float(np.mean([side.leaning[text] for text in answers]) - np.mean([side.leaning[text] for text in wrong]))
 
 

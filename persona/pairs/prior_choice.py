@@ -28,7 +28,7 @@ REASONS = {
     "no other option": "every option but the default is preferred by one of the personas and not the other",
     "options in part the same": "one question has one of the other's two options, so its lift would not cancel",
     "weak default": "without a persona the default leads the other option by less than --min-lead",
-    "prior of the words": "without a persona the contrast is below --min-lead: the default leads as much behind "
+    "prior of the words": "without a persona the contrast is below --min-lead: the default leads as much after "
     "the other question, so its prior is not the question's",
     "does not fit the model": "a word is not one token after the other question's prompt",
     "asked already": "the same persona and questions are in another pair",

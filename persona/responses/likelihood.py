@@ -1,4 +1,4 @@
-"""How likely a model finds a text behind a prompt, and how much the text repeats itself."""
+"""How likely a model finds a text after a prompt, and how much the text repeats itself."""
 
 from __future__ import annotations
 

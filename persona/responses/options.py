@@ -21,7 +21,7 @@ def _texts(given: list[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Sampling(PlainNumbers):
-    """How responses are drawn. Temperature 0 takes the most likely token; ``stop`` ends a response and is no part."""
+    """How responses are drawn. Temperature 0 takes the most likely token; ``stop`` ends a response and is left out."""
 
     max_new_tokens: Annotated[int, Option("Tokens of a response at most.")] = 48
     temperature: Annotated[float, Option("Sampling temperature; 0: the most likely token.")] = 0.7

@@ -61,7 +61,7 @@ def write_ratings(
 
 
 def rated_over(ratings: Ratings) -> str:
-    """What the intervals over all responses are drawn over, for people."""
+    """What the intervals over all responses are drawn over, in words."""
     asked = [x.response.exchange for x in ratings.rated]
     if not asked:
         return "nothing: no response is rated"

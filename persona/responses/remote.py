@@ -309,7 +309,7 @@ def _client(place: Endpoint) -> Any:
     except ImportError as error:
         raise OptionError("asking an endpoint needs the openai package: pip install 'persona-circuits[api]'") from error
     parts = urlsplit(place.base_url)
-    url, query = urlunsplit((*parts[:3], "", "")), dict(parse_qsl(parts.query))  # the client would write behind a query
+    url, query = urlunsplit((*parts[:3], "", "")), dict(parse_qsl(parts.query))  # the client would append to a query
     return openai.OpenAI(
         api_key=place.key or NO_KEY,
         base_url=url,

@@ -1,8 +1,8 @@
 """The axis ``bias`` of pairs whose file does not have it, derived from what the model prefers under no persona.
 
 Where rows have a ``neutral`` prompt and no row a ``bias``: b0 of a row is the mean margin of its two
-declared answers behind the neutral prompts of the same question in other wordings, so that no row's own prompt has a
-say in its bias; behind its own where there is no other. The bias is ``high`` where |b0| is
+declared answers after the neutral prompts of the same question in other wordings, so that no row's own prompt has a
+say in its bias; after its own where there is no other. The bias is ``high`` where |b0| is
 above the median over all rows, else ``low``.
 """
 

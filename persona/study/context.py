@@ -163,7 +163,7 @@ class Context:
 
     @cached_property
     def measures(self) -> tuple[PairMeasure, ...]:
-        """What the model answers to every pair, the controls behind them."""
+        """What the model answers to every pair, followed by the controls."""
         everything = [*self.studied.items, *self._control_items()]
         source = self.pairs.source
         size, progress = self.options.batch_size, self.stage("asking")
@@ -195,7 +195,7 @@ class Context:
 
     @cached_property
     def plain_task(self) -> Task:
-        """The pairs of ``main``, their parts told from the prompts themselves: before, contrast, after, last."""
+        """The pairs of ``main``, their parts found by comparing the prompts: before, contrast, after, last."""
         kept = {item.pair.line for item in self.main}
         pairs = tuple(pair.bare() for pair in self.task.pairs if pair.line in kept)
         return replace(self.task, pairs=pairs)

@@ -24,7 +24,7 @@ SEARCH, STEP = 4, 6
 
 
 def told(stage: str, context: Context) -> list[str]:
-    """What is put behind the stage's name once: about how long it takes here, and memory."""
+    """What is appended to the stage's name once: about how long it takes here, and memory."""
     try:
         seconds = prompts_of(stage, context) * _seconds(context)
     except PersonaCircuitsError:  # the stage itself says why these pairs cannot be asked

@@ -110,7 +110,7 @@ def _data(study: Study, context: Context, behaviour: Mapping[str, Any], causes: 
 
 
 def _example(place: int, example: Mapping[str, Any], verdict: Sequence[str] | None) -> Iterator[str]:
-    kind = "the personas part" if example["kind"] == "apart" else "the personas collapse"
+    kind = "the personas differ" if example["kind"] == "apart" else "the personas collapse"
     yield (
         f"### Example {place}: {kind} ({markdown_code(example['id'])})\n\n"
         f"Declared: {_quoted(example['answers'])} under A, {_quoted(example['wrong_answers'])} under B. "
@@ -253,7 +253,7 @@ def _analysis(study: Study, numbers: Numbers) -> Iterator[str]:
 
 
 def _parts(numbers: Numbers, prefix: str, depth: int, end: str) -> list[str]:
-    """The subjects of ``depth`` parts behind a prefix that have a number with this end."""
+    """The subjects of ``depth`` parts after a prefix that have a number with this end."""
     subjects = [name.removeprefix(f"{prefix}.").removesuffix(end) for name in numbers
              if name.startswith(f"{prefix}.") and name.endswith(end)]  # fmt: skip
     return [name for name in subjects if name.count(".") == depth - 1 and "_minus_" not in name]

@@ -118,7 +118,7 @@ def same_side(items: Sequence[Item]) -> list[Item]:
 
 
 def _rates(numbers: StageNumbers, study: Explanation, **draws: int) -> None:
-    """How often controls on which nothing was set have each verdict, and what is left to be given."""
+    """How often controls that set no threshold have each verdict, and which verdicts may be given."""
     if (made := study.calibration) is None:
         return
     for rate in study.rates:

@@ -1,10 +1,10 @@
-"""Stage ``circuit`` of a study: which edges carry the persona, which the prior, and what that circuit has to stand.
+"""Stage ``circuit`` of a study: which edges carry the persona, which the prior, and how the circuit fares in tests.
 
 .               EAP-IG, threshold, found on train and measured on test; the tests of ``evaluate`` in its file
 smallest/       the smallest circuit by |score| that reaches the target on train
 acdc/           ACDC on what the threshold leaves
 prior/          the circuit of the generic prior, and how it compares with that of the persona
-specificity/    circuits of two domains, of persona and prior, each ablated on every one's pairs
+specificity/    circuits of two domains, of persona and prior, each ablated on the pairs of all
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ frames.csv      D of the same pairs in every frame, beside their D in the frame 
 pairs.csv       D of every pair in every frame
 FRAME/          the circuit of the frame, found on train and measured on test, for the frames of ``SEARCHED``
 
-The frame ``again`` (the persona in other words of equal meaning) says what a change of words alone does: no frame
-can be told from ``you`` by less than that.
+The frame ``again`` (the persona in other words of equal meaning) says what a change of words alone does: a
+frame differs from ``you`` only where it does so by more.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def run_steering(context: Context, folder: Path) -> StageNumbers:
 
 
 def steering_numbers(numbers: StageNumbers, name: str, study: SteeringStudy, layer: int) -> None:
-    """The largest strength within the KL bound behind ``layer``, beside the controls there, and ablation."""
+    """The largest strength within the KL bound after ``layer``, beside the controls there, and ablation."""
     source, n = f"steering/{name}/steer.json", len(study.prompts)
     best = next(bound for bound in study.bounds if bound.layers == (layer,))
     _bound(numbers, f"steering.{name}", best, study, source)
@@ -82,7 +82,7 @@ def steering_numbers(numbers: StageNumbers, name: str, study: SteeringStudy, lay
 def gain_test_numbers(
     numbers: StageNumbers, study: SteeringStudy, items: Sequence[Item], *, n_resamples: int = 2000, seed: int = 0
 ) -> None:
-    """Whether pairs part where their gain is above g* and only there: pairs with D > 0, all layers and strengths."""
+    """Whether choices differ where the gain is above g* and only there: pairs with D > 0, all layers and strengths."""
     divergence, prior = study.plain[0] - study.plain[1], study.plain.mean(0)
     asked = divergence > 0
     if not asked.any():
@@ -113,7 +113,7 @@ def _chosen_layer(context: Context, own: ExampleFile, there: ExampleFile, kind: 
 def _bound(numbers: StageNumbers, name: str, best: Bound, study: SteeringStudy, source: str) -> None:
     outcome, n = best.outcome, len(study.prompts)
     layer = best.layers[0]
-    numbers.add(f"{name}.layer", layer, "block behind which it is added", unit="layer", source=source)
+    numbers.add(f"{name}.layer", layer, "block after which it is added", unit="layer", source=source)
     what = "largest strength within the KL bound" + (", the largest tried" if best.is_largest else "")
     numbers.add(f"{name}.strength", best.strength, what, source=source)
     what = "KL from the unsteered model on neutral prompts"
